@@ -1,0 +1,1 @@
+"""The bundled world: drawn scenes and textures, and the small networks trained on them."""

@@ -1,0 +1,142 @@
+"""What data-set-wide methods read, in batches and with ids: folders, tensors, the bundled scenes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .images import find_images, resize
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some pictures of a data set: their places in it and (n, C, H, W) pixels in [0, 1]."""
+
+    indices: tuple[int, ...]
+    images: Tensor
+
+
+class Dataset(ABC):
+    """Pictures with ids that stay with them, read a batch at a time; never held all at once."""
+
+    #: How it is written on a command line, so that a run can be repeated; None for tensors.
+    uri: str | None = None
+    #: Class indices (len,), where known.
+    labels: Tensor | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """The pictures at these places, (n, C, H, W) in [0, 1]."""
+
+    def id(self, index: int) -> str:
+        """What the picture at a place is called."""
+        return str(index)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All pictures in order, at most ``size`` at a time."""
+        for start in range(0, len(self), size):
+            indices = tuple(range(start, min(start + size, len(self))))
+            yield Batch(indices, self.read(indices))
+
+
+class TensorDataset(Dataset):
+    """Pictures that are in memory: (N, C, H, W) in [0, 1]."""
+
+    def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
+        self._images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        return self._images[list(indices)]
+
+
+class FolderDataset(Dataset):
+    """Every picture under a folder, by path; ``transform`` makes (C, H, W) of a path."""
+
+    def __init__(self, folder: str | Path, transform: Callable[[Path], Tensor]) -> None:
+        self._folder = Path(folder)
+        self._paths = find_images(folder)
+        self._transform = transform
+        self.uri = str(self._folder.resolve())
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def id(self, index: int) -> str:
+        return self._paths[index].relative_to(self._folder).as_posix()
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        # Decoding releases the interpreter lock, so threads do help.
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            return torch.stack(list(pool.map(self._transform, [self._paths[i] for i in indices])))
+
+
+class SceneDataset(Dataset):
+    """Bundled scenes, drawn as they are read: endless by seed, with the truth about each."""
+
+    def __init__(
+        self,
+        count: int = 512,
+        *,
+        seed: int = 0,
+        split: Literal["train", "test"] = "test",
+        size: tuple[int, int] = (64, 64),
+    ) -> None:
+        from .builtin.scenes import draw_scenes
+
+        self._draw = draw_scenes
+        self._count, self._seed, self._split, self._size = count, seed, split, size
+        self.uri = f"builtin:scenes/{count}" if (seed, split) == (0, "test") else None
+        self._labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def labels(self) -> Tensor:  # type: ignore[override]
+        if self._labels is None:
+            self._labels = self.scenes(range(len(self))).labels
+        return self._labels
+
+    def scenes(self, indices: Sequence[int]):  # type: ignore[no-untyped-def]
+        """The scenes themselves, with labels, object masks and backgrounds."""
+        start, stop = min(indices), max(indices) + 1
+        drawn = self._draw(stop - start, seed=self._seed, split=self._split, start=start)
+        rows = [i - start for i in indices]
+        return type(drawn)(drawn.images[rows], drawn.labels[rows], drawn.masks[rows], drawn.backgrounds[rows])
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        images = self.scenes(indices).images
+        return images if images.shape[2:] == self._size else resize(images, self._size)
+
+
+def open_dataset(value: object, transform: Callable[[Path], Tensor], size: tuple[int, int]) -> Dataset:
+    """A data set from a folder, ``builtin:scenes``, ``builtin:scenes/1000`` or a tensor."""
+    if isinstance(value, Dataset):
+        return value
+    if isinstance(value, Tensor):
+        return TensorDataset(value)
+    if isinstance(value, str) and value.startswith("builtin:"):
+        name, _, count = value.removeprefix("builtin:").partition("/")
+        if name != "scenes" or (count and not count.isdecimal()):
+            raise InputError(
+                f"no bundled data set {value!r}; there is builtin:scenes, and builtin:scenes/1000"
+            )
+        return SceneDataset(int(count or 512), size=size)
+    if isinstance(value, (str, Path)):
+        return FolderDataset(value, transform)
+    raise InputError(f"a data set is a folder, builtin:scenes or a tensor, not a {type(value).__name__}")

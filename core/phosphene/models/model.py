@@ -1,0 +1,346 @@
+"""``Model``: any vision network behind one convention - RGB in [0, 1] in, logits out, layers by name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..errors import InputError, ModelError, PhospheneError, UnknownName
+from ..images import read_image, to_pil
+from ..taps import StopForward, Tap, counting_calls, guard
+from . import anatomy
+from .anatomy import Anatomy, Head
+
+Layer = str | nn.Module
+
+
+def read_logits(output: Any) -> Tensor:
+    """The logits (N, K) in whatever a network returns: a tensor, a tuple, a mapping, ``.logits``."""
+    logits: Tensor | None
+    if isinstance(output, Tensor):
+        logits = output
+    elif isinstance(output, Mapping):
+        keys = [k for k in ("logits", "out") if k in output] or list(output)[:1]
+        logits = read_logits(output[keys[0]])
+    elif hasattr(output, "logits"):
+        logits = output.logits
+    elif isinstance(output, (tuple, list)):
+        logits = next((o for o in output if isinstance(o, Tensor) and o.ndim == 2), None)
+    else:
+        logits = None
+    if not isinstance(logits, Tensor):
+        raise ModelError(
+            f"this model returns a {type(output).__name__} without recognisable logits; "
+            "say where they are: load_model(..., output=lambda result: ...)"
+        )
+    return logits
+
+
+class Model:
+    """A vision network and all a method needs to know about it. Wrapping changes nothing in it.
+
+    ``model(images)`` takes (N, C, H, W) RGB pixels in [0, 1] and gives logits (N, K); the
+    normalisation that the network was trained with happens inside.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        name: str | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        input_size: tuple[int, int, int] | None = None,
+        classes: Sequence[str] | None = None,
+        output: Callable[[Any], Tensor] = read_logits,
+        crop_pct: float = 1.0,
+        interpolation: str = "bilinear",
+        source: Mapping[str, Any] | None = None,
+    ) -> None:
+        # A compiled model runs its original: hooks do not reach into compiled code.
+        self.module: nn.Module = getattr(module, "_orig_mod", module)
+        _refuse_compiled(self.module)
+        self.name = name or f"module:{type(self.module).__name__}"
+        channels = _first_channels(self.module) or (len(mean) if mean is not None else 3)
+        self._size_given = input_size is not None
+        self.input_size = input_size or (channels, 224, 224)
+        self.mean = _statistics("mean", mean, self.input_size[0], 0.0)
+        self.std = _statistics("std", std, self.input_size[0], 1.0)
+        self.classes = tuple(classes) if classes is not None else None
+        self.crop_pct = crop_pct
+        self.interpolation = interpolation
+        #: How ``load_model`` can make it again; None for a module that was given as an object.
+        self.source = source
+        self._output = output
+        self._calls: dict[str, int] = {}
+        self._digest: tuple[Any, str] | None = None
+
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, input_size={self.input_size})"
+
+    # --- running ---------------------------------------------------------------------------
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, C, H, W) in [0, 1]."""
+        return self._output(self._run(images))
+
+    def _run(self, images: Tensor) -> Any:
+        """What the network returns; a size that it cannot take is refused in a sentence."""
+        try:
+            return self.module(self.normalize(images))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            size = tuple(images.shape[1:])
+            if size == self.input_size or isinstance(error, (PhospheneError, torch.OutOfMemoryError)):
+                raise
+            raise InputError(
+                f"{self.name} does not take pictures of {size}, its own are {self.input_size}. "
+                f"It said: {error}"
+            ) from error
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(images - mean) / std, on the model's device and in its precision."""
+        images = images.to(self.device, self.dtype)
+        mean, std = (t.to(images)[:, None, None] for t in (self.mean, self.std))
+        return (images - mean) / std
+
+    def tap(self, *layers: Layer, leaf: bool = False) -> Tap:
+        """Read layers during forward passes inside a ``with`` block; see ``Tap``.
+
+        ``leaf=True`` cuts the graph there, so that a backward pass costs only what lies above.
+        """
+        names = [self.layer_name(layer) for layer in layers]
+        return Tap({n: self.layers[n] for n in names}, leaf=leaf)
+
+    def features(self, images: Tensor, layer: Layer) -> Tensor:
+        """The output of a layer, as it is; nothing above the layer runs."""
+        return self.features_of(images, [layer])[0]
+
+    def features_of(self, images: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
+        """The outputs of several layers in one pass, which stops at the highest."""
+        names = [self.layer_name(layer) for layer in layers]
+        calls = {name: self._count_calls(name, images) for name in names}
+        with Tap({n: self.layers[n] for n in names}, stop_after=calls) as tap:
+            with suppress(StopForward):
+                self._run(images)
+            return [tap[name] for name in names]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Penultimate features (N, D): what the classifier is given."""
+        name = self.anatomy.classifier
+        if name is None:
+            raise ModelError(
+                f"{self.name} has no linear classifier to read features before; name a layer instead"
+            )
+        return self.input_of(images, name).flatten(1)
+
+    def input_of(self, images: Tensor, layer: Layer) -> Tensor:
+        """What a layer is given (its first argument, at its last call); nothing above it runs."""
+        name = self.layer_name(layer)
+        stop_after = {name: self._count_calls(name, images)}
+        with Tap({name: self.layers[name]}, inputs=True, stop_after=stop_after) as tap:
+            with suppress(StopForward):
+                self._run(images)
+            return tap[name]
+
+    def guard(self) -> AbstractContextManager[None]:
+        """Eval mode and frozen parameters inside the block; everything as it was after it."""
+        return guard(self.module)
+
+    # --- anatomy ---------------------------------------------------------------------------
+
+    @cached_property
+    def layers(self) -> dict[str, nn.Module]:
+        """Every submodule by its dotted name."""
+        return {name: module for name, module in self.module.named_modules() if name}
+
+    def layer_name(self, layer: Layer) -> str:
+        """The name of a layer given by name or as the module itself; UnknownName with the nearest."""
+        if isinstance(layer, nn.Module):
+            for name, module in self.layers.items():
+                if module is layer:
+                    return name
+            raise InputError(f"that {type(layer).__name__} is not a layer of {self.name}")
+        if layer not in self.layers:
+            raise UnknownName("layer", layer, self.layers, "this model")
+        return layer
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """What runs, in which order and shape: one forward pass, recorded once."""
+        noise = torch.rand(1, *self.input_size, generator=torch.Generator().manual_seed(0))
+        try:
+            return anatomy.record(self.module, self.normalize(noise), self._output)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ModelError(
+                f"{self.name} does not take pictures of {self.input_size}; "
+                f"say which: load_model(..., input_size=(C, H, W)). It said: {error}"
+            ) from error
+
+    def see(self, images: Tensor) -> None:
+        """Take the size of these images for the network's own, where nobody said what it is."""
+        size = tuple(images.shape[1:])
+        if not self._size_given and size != self.input_size:
+            self.input_size = size  # type: ignore[assignment]
+            self.__dict__.pop("anatomy", None)
+
+    @property
+    def class_count(self) -> int:
+        """How many logits there are."""
+        return len(self.classes) if self.classes is not None else self.anatomy.classes
+
+    @property
+    def last_map(self) -> str:
+        """The last layer with a spatial map that the logits depend on: Grad-CAM's usual choice."""
+        if self.anatomy.last_map is None:
+            raise ModelError(f"{self.name} has no layer with a spatial map; name a layer yourself")
+        return self.anatomy.last_map
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """One layer for each resolution, finest first: the usual layers of textures and styles."""
+        if not self.anatomy.stages:
+            raise ModelError(f"{self.name} has no layer with a spatial map; name layers yourself")
+        return self.anatomy.stages
+
+    @property
+    def head(self) -> Head:
+        """The GAP + linear head that CAM needs."""
+        if self.anatomy.head is None:
+            raise ModelError(
+                f"{self.name} has no GAP + linear head, which CAM needs; "
+                "use grad_cam, which works on any layer"
+            )
+        return self.anatomy.head
+
+    def maps(self, features: Tensor, images: Tensor) -> Tensor:
+        """A layer's output as (N, C, h, w): tokens and channels-last turned, class tokens dropped."""
+        if len(features) != len(images):
+            raise ModelError(
+                f"an output of shape {tuple(features.shape)} is not a map per image: "
+                f"it has {len(features)} rows for {len(images)} images (attention windows, perhaps)"
+            )
+        size = (images.shape[-2], images.shape[-1])
+        return anatomy.as_maps(features, size, anatomy.prefix_tokens(self.module))
+
+    def map_shape(self, layer: Layer) -> tuple[int, int, int]:
+        """(C, h, w) of a layer's maps for one picture of the model's size; ModelError where it has none."""
+        name = self.layer_name(layer)
+        info = self.anatomy.layers.get(name)
+        if info is None or info.shape is None:
+            raise ModelError(f"layer {name!r} gives no tensor in a forward pass of {self.name}")
+        output, picture = (torch.empty(1, *shape, device="meta") for shape in (info.shape, self.input_size))
+        _, *shape = self.maps(output, picture).shape
+        return (shape[0], shape[1], shape[2])
+
+    def _count_calls(self, layer: str, images: Tensor) -> int:
+        """How often a layer runs in one pass (a shared ReLU: many times); its last output counts."""
+        if layer not in self._calls:
+            with self.guard(), torch.no_grad(), counting_calls(self.layers) as calls:
+                self._run(images[:1])
+            self._calls = dict(calls)
+            if layer not in calls:
+                raise ModelError(f"layer {layer!r} does not run in a forward pass of {self.name}")
+        return self._calls[layer]
+
+    # --- pictures and classes ----------------------------------------------------------------
+
+    def transform(self, picture: str | Path | Image.Image) -> Tensor:
+        """A picture file -> (C, H, W) in [0, 1]: resized and cropped as the network was trained."""
+        channels, height, width = self.input_size
+        if channels not in (1, 3):
+            raise InputError(
+                f"{self.name} takes {channels} channels: give tensors, picture files have 1 or 3"
+            )
+        image = picture if isinstance(picture, Image.Image) else to_pil(read_image(picture))
+        image = image.convert("L" if channels == 1 else "RGB")
+        # Whole pixels as torchvision and timm count them: rounded down, the crop's corner to the nearest.
+        frame = [int(side / self.crop_pct + 1e-6) for side in (width, height)]
+        scale = max(frame[0] / image.width, frame[1] / image.height)
+        resized = (max(width, int(image.width * scale + 1e-6)), max(height, int(image.height * scale + 1e-6)))
+        if resized != image.size:
+            image = image.resize(resized, Image.Resampling[self.interpolation.upper()])
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        image = image.crop((left, top, left + width, top + height))
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+        return pixels.view(height, width, channels).permute(2, 0, 1).contiguous() / 255
+
+    def class_index(self, name: str | int) -> int:
+        """The index of a class given by index or name (any of its comma-separated synonyms)."""
+        if isinstance(name, str) and name.isdecimal():
+            name = int(name)
+        if isinstance(name, int):
+            if not 0 <= name < self.class_count:
+                raise InputError(f"class {name} does not exist: {self.name} has {self.class_count} classes")
+            return name
+        index = self._class_indices.get(name.strip().lower())
+        if index is None:
+            if self.classes is None:
+                raise InputError(f"{self.name} has no class names; give the index instead of {name!r}")
+            raise UnknownName("class", name, self.classes, self.name)
+        return index
+
+    def class_name(self, index: int) -> str:
+        """The name of a class, or its number where the model has no names."""
+        return self.classes[index] if self.classes is not None else f"class {index}"
+
+    @cached_property
+    def _class_indices(self) -> dict[str, int]:
+        names: dict[str, int] = {}
+        for index, full in enumerate(self.classes or ()):
+            for name in (full, *full.split(",")):
+                names.setdefault(name.strip().lower(), index)
+        return names
+
+    # --- identity ----------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's weights are."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the network's weights."""
+        return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names and values of all weights and buffers."""
+        state = self.module.state_dict()
+        key = tuple((k, v.data_ptr(), v._version) for k, v in state.items())
+        if self._digest is None or self._digest[0] != key:
+            sha = hashlib.sha256()
+            for name, value in state.items():
+                sha.update(name.encode())
+                sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            self._digest = (key, sha.hexdigest())
+        return self._digest[1]
+
+
+def _refuse_compiled(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if part._compiled_call_impl is not None or hasattr(part, "_orig_mod"):
+            raise ModelError(
+                f"{name or 'the module'} is compiled, and hooks do not reach into compiled code; "
+                "give the model as it was before torch.compile"
+            )
+
+
+def _first_channels(module: nn.Module) -> int | None:
+    conv = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+    return conv.in_channels if conv is not None else None
+
+
+def _statistics(what: str, values: Sequence[float] | None, channels: int, default: float) -> Tensor:
+    tensor = torch.tensor([default] * channels if values is None else list(values))
+    if len(tensor) != channels:
+        raise InputError(f"{what} has {len(tensor)} numbers, but the model takes {channels} channels")
+    return tensor

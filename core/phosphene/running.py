@@ -1,0 +1,168 @@
+"""``run``: a method by name, its inputs made from paths, names and URIs, observed, saved - and run again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .batching import max_batch
+from .errors import InputError, UnknownName
+from .inputs import ROLES
+from .models import Model, load_model
+from .progress import ProgressEvent, reporting
+from .registry import extensions, methods
+from .results import Result, check_place, load_result
+
+
+@dataclass(frozen=True)
+class Run:
+    """One request: a method, its finished inputs and its parameters, as observers and executors see it."""
+
+    method: str
+    inputs: Mapping[str, Any]
+    params: Mapping[str, Any]
+    batch_size: int | None = None
+    progress: bool | None | Callable[[ProgressEvent], None] = field(default=None, repr=False)
+
+
+def _run_here(run: Run) -> Result:
+    with max_batch(run.batch_size), reporting(run.progress):
+        result: Result = methods[run.method](**run.inputs, **run.params)
+        return result
+
+
+def executors() -> dict[str, Callable[[Run], Result]]:
+    """Where a run can be carried out, by name."""
+    return {"local": _run_here, **extensions.gather("phosphene_executors")}
+
+
+def run(
+    name: str,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    progress: bool | None | Callable[[ProgressEvent], None] = None,
+    executor: str = "local",
+    **arguments: Any,
+) -> Result:
+    """Run a method by name, its inputs as a person writes them; what is left out comes from the bundled world.
+
+    ``arguments`` are the method's inputs and parameters: a model as a ``Model`` or a URI, images as
+    a tensor, a path, several, a folder or ``builtin:scenes/8``, a target as ``"tabby"`` or
+    ``"layer4[17]"``, a data set as a folder. ``out``: a folder to save the result in. ``batch_size``:
+    at most so many images at once. ``progress``: False for silence, a callable for events.
+    """
+    method = methods[name]
+    names = {i.name for i in method.spec.inputs}
+    params = {n: v for n, v in arguments.items() if n not in names}
+    method.validate(params)
+    if out is not None:
+        check_place(Path(out))
+    places = executors()
+    if executor not in places:
+        raise UnknownName("executor", executor, places)
+    made: dict[str, Any] = {}
+    model: Model | None = None
+    for declared in method.spec.inputs:
+        made[declared.name] = ROLES[declared.role].make(arguments.get(declared.name), model, made)
+        if declared.role == "model":
+            model = made[declared.name]
+            if device is not None:
+                model.module.to(device)
+    request = Run(name, made, params, batch_size, progress)
+    result = observed(request, places[executor])
+    if out is not None:
+        result.save(Path(out))
+    return result
+
+
+def observed(request: Run, execute: Callable[[Run], Result]) -> Result:
+    """Carry out a run and tell every observer of its start and its end."""
+    extensions.notify("phosphene_before_run", run=request)
+    try:
+        result = execute(request)
+    except BaseException as error:
+        extensions.notify("phosphene_after_run", run=request, result=None, error=error)
+        raise
+    extensions.notify("phosphene_after_run", run=request, result=result, error=None)
+    return result
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A result made again beside the saved one: the same bits, or how far apart, field by field."""
+
+    saved: Result
+    result: Result
+    differences: dict[str, float]
+    changed: tuple[str, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether every tensor came out bit for bit."""
+        return not any(self.differences.values())
+
+    def __str__(self) -> str:
+        if self.same:
+            return "the same, bit for bit"
+        worst = ", ".join(f"{n} by up to {d:.3g}" for n, d in self.differences.items() if d)
+        since = f"; since then {', '.join(self.changed)} changed" if self.changed else ""
+        return f"different: {worst}{since}"
+
+
+def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Replay:
+    """Run a saved result again and compare. ``model`` is needed where it was given as an object."""
+    saved = load_result(Path(folder))
+    was = saved.provenance
+    if was is None:
+        raise InputError(f"{folder} does not say how it was made")
+    if model is None and was.model is not None:
+        if was.model["source"] is None:
+            raise InputError(
+                f"the model ({was.model['name']}) was given as an object; say replay(folder, model=...)"
+            )
+        source = dict(was.model["source"])
+        model = load_model(source.pop("uri"), **source)
+        model.module.to(torch.device(was.device), getattr(torch, was.dtype))
+    arguments: dict[str, Any] = {"model": model} if model is not None else {}
+    for name, value in saved.inputs.items():
+        if isinstance(value, str) and value.endswith("given as an object"):
+            raise InputError(f"the input {name!r} was {value}, which a folder does not hold")
+        arguments[name] = value
+    again = run(was.method, batch_size=was.batch_size, progress=False, **arguments, **was.params)
+    now = again.provenance
+    assert now is not None
+    changed = [
+        f"{k} {was.versions.get(k)} -> {v}" for k, v in now.versions.items() if was.versions.get(k) != v
+    ]
+    if was.model and now.model and was.model["digest"] != now.model["digest"]:
+        changed.append("the model's weights")
+    return Replay(saved, again, _differences(saved, again), tuple(changed))
+
+
+def _tensors(result: Result) -> Iterator[tuple[str, Tensor]]:
+    """A result's tensors, the weights of trained networks among them."""
+    for name, value in result.fields():
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, nn.Module):
+            yield from ((f"{name}.{key}", tensor) for key, tensor in value.state_dict().items())
+
+
+def _differences(saved: Result, again: Result) -> dict[str, float]:
+    found: dict[str, float] = {}
+    new = dict(_tensors(again))
+    for name, old in _tensors(saved):
+        other = new[name].cpu()
+        if old.shape != other.shape:
+            found[name] = float("inf")
+        elif old.numel():
+            found[name] = float((old.double() - other.double()).abs().max())
+    return found

@@ -1,0 +1,292 @@
+"""What a method says of itself: inputs, parameters, references, cost and promises, as data."""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    computed_field,
+    field_validator,
+    model_validator,
+)
+
+from .errors import InputError, UnknownName
+
+#: What a method may need of a model or of the world.
+Need = Literal["gradients", "gap_head", "dataset", "training", "generator", "relu"]
+
+
+@dataclass(frozen=True)
+class Role:
+    """Marks what an input is, so that runners know how to make it: ``Annotated[Tensor, Role("images")]``."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class LayerMark:
+    """Marks a parameter that names a layer of the model; it is checked before work starts."""
+
+
+@dataclass(frozen=True)
+class SeedMark:
+    """Marks the parameter that seeds all randomness of a call."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class Reference(_Frozen):
+    """A source: paper, book or report."""
+
+    key: str
+    title: str
+    authors: str
+    year: int
+    url: str
+
+
+class Input(_Frozen):
+    """One positional input of a method: its name and its role."""
+
+    name: str
+    role: str
+    required: bool = True
+
+
+class Cost(_Frozen):
+    """How many images go forward and backward through the model, as expressions.
+
+    The names in an expression are the method's parameters and ``images`` (how many are given, or
+    made), ``height``, ``width`` (pixels) and ``dataset`` (its size); ``ceil``, ``min`` and ``max`` are
+    known, and ``a or b`` is b where the parameter a is None.
+    """
+
+    forward: str
+    backward: str = "0"
+
+    def of(self, params: Mapping[str, Any], **sizes: int) -> tuple[int, int]:
+        """The two numbers for given parameters and sizes; a size hides a parameter of its name."""
+        names = {**params, **sizes}
+        return (_evaluate(self.forward, names), _evaluate(self.backward, names))
+
+    def names(self) -> set[str]:
+        trees = (ast.parse(e, mode="eval") for e in (self.forward, self.backward))
+        found = {n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name)}
+        return found - set(_FUNCTIONS) - {"images", "height", "width", "dataset"}
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {"ceil": math.ceil, "min": min, "max": max}
+_OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+}
+
+
+def _evaluate(expression: str, names: Mapping[str, Any]) -> int:
+    def value(node: ast.AST) -> Any:
+        match node:
+            case ast.Expression(body=body):
+                return value(body)
+            case ast.Constant(value=int() | float() as number):
+                return number
+            case ast.Name(id=name) if name in names:
+                return names[name]
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+                return _OPERATORS[type(op)](value(left), value(right))
+            case ast.BoolOp(op=ast.Or(), values=[first, *others]):
+                return next((v for v in map(value, (first, *others)) if v is not None), None)
+            case ast.Call(func=ast.Name(id=name), args=args) if name in _FUNCTIONS:
+                return _FUNCTIONS[name](*map(value, args))
+        raise InputError(f"cost expression {expression!r}: cannot work out {ast.unparse(node)!r}")
+
+    return math.ceil(value(ast.parse(expression, mode="eval")))
+
+
+class Invariant(_Frozen):
+    """A promise about a result. Subclass it, give it a ``kind`` and a ``check``, and it exists.
+
+    ``when`` names a boolean parameter under which the promise holds (``"not x"`` for its absence).
+    """
+
+    kinds: ClassVar[dict[str, type[Invariant]]] = {}
+    kind: str
+    when: str | None = None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        kind = cls.model_fields["kind"].default
+        if not isinstance(kind, str):
+            raise TypeError(f"{cls.__name__} needs a kind: Literal['...'] = '...'")
+        Invariant.kinds[kind] = cls
+
+    def parameters(self) -> set[str]:
+        """Names of the method's parameters that this promise speaks of."""
+        return {self.when.removeprefix("not ")} if self.when else set()
+
+    def applies(self, params: Mapping[str, Any]) -> bool:
+        """Whether the promise is made under these parameters."""
+        if self.when is None:
+            return True
+        wanted = not self.when.startswith("not ")
+        return bool(params[self.when.removeprefix("not ")]) is wanted
+
+    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
+        """Raise AssertionError where the promise is broken."""
+        raise NotImplementedError(f"{type(self).__name__} must define check()")
+
+
+class WithinBall(Invariant):
+    """Every adversarial image stays within ``radius`` of its original, in ``norm``."""
+
+    kind: Literal["within_ball"] = "within_ball"
+    radius: str
+    norm: str
+
+    def parameters(self) -> set[str]:
+        return super().parameters() | {self.radius, self.norm}
+
+    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
+        delta = (result.adversarial.double() - result.images.double()).flatten(1)
+        order = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}[params[self.norm]]
+        worst = float(delta.norm(order, dim=1).max())
+        # A rounding of x + delta at pixel scale; norms sum it over the pixels.
+        slack = 1e-6 if order == float("inf") else 1e-6 * delta.shape[1] ** (1 / order)
+        assert worst <= params[self.radius] + slack, (
+            f"{worst} is outside the ball of radius {params[self.radius]} ({params[self.norm]})"
+        )
+
+
+class PixelRange(Invariant):
+    """Every picture in ``field`` has all its pixels in [0, 1]."""
+
+    kind: Literal["pixel_range"] = "pixel_range"
+    field: str = "images"
+
+    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
+        pixels = getattr(result, self.field)
+        low, high = float(pixels.min()), float(pixels.max())
+        assert 0 <= low <= high <= 1, f"pixels in {self.field} lie in [{low}, {high}]"
+
+
+class SameShape(Invariant):
+    """``field`` has the shape of the input images."""
+
+    kind: Literal["same_shape"] = "same_shape"
+    field: str = "images"
+
+    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
+        got, want = tuple(getattr(result, self.field).shape), tuple(inputs["images"].shape)
+        assert got == want, f"{self.field} has shape {got}, the images {want}"
+
+
+class Nonnegative(Invariant):
+    """No value in ``field`` is below zero."""
+
+    kind: Literal["nonnegative"] = "nonnegative"
+    field: str = "maps"
+
+    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
+        low = float(getattr(result, self.field).min())
+        assert low >= 0, f"{self.field} goes down to {low}"
+
+
+class MapPerPixel(Invariant):
+    """``field`` has one value for every pixel of every input image: (N, H, W)."""
+
+    kind: Literal["map_per_pixel"] = "map_per_pixel"
+    field: str = "maps"
+
+    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
+        got, (count, _, *size) = tuple(getattr(result, self.field).shape), inputs["images"].shape
+        assert got == (count, *size), f"{self.field} has shape {got}, the images {count} of {tuple(size)}"
+
+
+class UnitRange(Invariant):
+    """Every value in ``field`` is in [0, 1]."""
+
+    kind: Literal["unit_range"] = "unit_range"
+    field: str = "maps"
+
+    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
+        values = getattr(result, self.field)
+        low, high = float(values.min()), float(values.max())
+        assert 0 <= low <= high <= 1, f"{self.field} lies in [{low}, {high}]"
+
+
+class MethodSpec(_Frozen):
+    """Everything a method declares. ``model_dump(mode="json")`` is what ``phosphene show --json`` prints."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*$")
+    family: str
+    title: str
+    summary: str
+    description: str
+    inputs: tuple[Input, ...]
+    params: type[BaseModel] = Field(exclude=True)
+    returns: str
+    references: tuple[Reference, ...] = ()
+    invariants: tuple[SerializeAsAny[Invariant], ...] = ()
+    needs: tuple[Need, ...] = ()
+    cost: Cost | None = None
+    tags: tuple[str, ...] = ()
+    batch_independent: bool = True
+    oracle: Callable[[], None] | None = Field(default=None, exclude=True)
+    quick: dict[str, Any] = {}
+    demo: dict[str, Any] = {}
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def params_schema(self) -> dict[str, Any]:
+        """JSON schema of the parameters."""
+        return self.params.model_json_schema()
+
+    @property
+    def short_name(self) -> str:
+        """The name without its family."""
+        return self.name.split(".")[1]
+
+    def input(self, role: str) -> Input | None:
+        """The input with this role, if the method takes one."""
+        return next((i for i in self.inputs if i.role == role), None)
+
+    @field_validator("invariants", mode="before")
+    @classmethod
+    def _parse_invariants(cls, values: Any) -> Any:
+        def parse(value: Any) -> Any:
+            if not isinstance(value, dict):
+                return value
+            kind = value.get("kind")
+            if kind not in Invariant.kinds:
+                raise UnknownName("invariant kind", kind, Invariant.kinds)
+            return Invariant.kinds[kind].model_validate(value)
+
+        return tuple(parse(v) for v in values)
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> MethodSpec:
+        known = set(self.params.model_fields)
+        owner = f"method '{self.name}'"
+        for invariant in self.invariants:
+            for name in invariant.parameters() - known:
+                raise UnknownName(f"parameter ({invariant.kind} speaks of it)", name, known, owner)
+        spoken = {"quick": set(self.quick), "demo": set(self.demo)}
+        if self.cost:
+            spoken["cost"] = self.cost.names()
+        for where, names in spoken.items():
+            for name in names - known:
+                raise UnknownName(f"parameter ({where} speaks of it)", name, known, owner)
+        return self

@@ -1,0 +1,55 @@
+"""The input roles of methods, as annotated types: annotate a positional argument with one of these."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+from pydantic import Field
+from torch import Tensor
+
+from .spec import LayerMark, Role, SeedMark
+
+if TYPE_CHECKING:
+    from .datasets import Dataset as _Dataset
+    from .models import Model as _Model
+    from .results import TrainedNetwork
+
+#: A wrapped model; ``load_model`` makes one.
+Model: TypeAlias = Annotated["_Model", Role("model")]
+#: Pictures: float (N, C, H, W), RGB, in [0, 1].
+Images: TypeAlias = Annotated[Tensor, Role("images")]
+#: Class indices: int64 (N,). ``run`` takes what the model predicts where none are given.
+Labels: TypeAlias = Annotated[Tensor, Role("labels")]
+#: One scalar per image. Callers give a class, a unit ("layer4[17]"), a callable or None (the predicted
+#: class); the method receives an ``Objective``.
+Target: TypeAlias = Annotated[Any, Role("target")]
+#: Many pictures, read in batches: a folder, a tensor, the bundled scenes.
+Dataset: TypeAlias = Annotated["_Dataset", Role("dataset")]
+#: A texture sample: float (N, 3, H, W) in [0, 1].
+Texture: TypeAlias = Annotated[Tensor, Role("texture")]
+#: Pictures whose style is wanted: float (S, 3, H, W) in [0, 1].
+Styles: TypeAlias = Annotated[Tensor, Role("styles")]
+#: A network that a training method made, for its partner that applies it.
+Stylizer: TypeAlias = Annotated["TrainedNetwork", Role("stylizer")]
+
+#: A parameter that names a layer, checked against the model before work starts.
+LayerName: TypeAlias = Annotated[str, LayerMark()]
+#: The seed of all randomness in a call; None draws one and records it.
+Seed: TypeAlias = Annotated[
+    int | None,
+    SeedMark(),
+    Field(ge=0, lt=2**63, description="seed of all randomness; drawn and recorded when absent"),
+]
+
+__all__ = [
+    "Dataset",
+    "Images",
+    "Labels",
+    "LayerName",
+    "Model",
+    "Seed",
+    "Styles",
+    "Stylizer",
+    "Target",
+    "Texture",
+]

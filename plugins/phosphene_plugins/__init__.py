@@ -1,0 +1,1 @@
+"""First-party techniques: one file and one entry point each."""

@@ -1,0 +1,1 @@
+"""What fires, where, and on which pictures."""

@@ -1,0 +1,133 @@
+"""Maximally activating patches: the pieces of a data set that a channel answers most."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from phosphene import (
+    Reference,
+    TensorDataset,
+    batch_size,
+    hookimpl,
+    load_model,
+    method,
+    receptive_fields,
+)
+from phosphene.errors import InputError
+from phosphene.progress import progress
+from phosphene.results import Patches
+from phosphene.spec import Cost
+from phosphene.types import Dataset, LayerName, Model
+
+
+def _oracle() -> None:
+    """A blur answers most where the lit pixel is, and its field is the three by three around it."""
+    convolution = nn.Conv2d(1, 1, 3, padding=1, bias=False)
+    with torch.no_grad():
+        convolution.weight.copy_(torch.tensor([[0.0, 0.1, 0.0], [0.1, 1.0, 0.1], [0.0, 0.1, 0.0]]))
+    model = load_model(nn.Sequential(convolution, nn.Flatten(), nn.Linear(64, 2)), input_size=(1, 8, 8))
+    images = torch.zeros(3, 1, 8, 8)
+    images[0, 0, 7, 2], images[2, 0, 3, 4] = 0.5, 1.0
+    found = top_patches(model, TensorDataset(images), layer="0", k=2)
+    assert found.ids == ("2", "0") and found.scores.tolist() == [1.0, 0.5]
+    assert found.boxes.tolist() == [[2, 3, 5, 6], [6, 1, 8, 4]]
+
+
+@method(
+    family="activations",
+    references=[
+        Reference(
+            key="springenberg2015",
+            title="Striving for Simplicity: The All Convolutional Net",
+            authors="Springenberg, Dosovitskiy, Brox, Riedmiller",
+            year=2015,
+            url="https://arxiv.org/abs/1412.6806",
+        ),
+        Reference(
+            key="araujo2019",
+            title="Computing Receptive Fields of Convolutional Neural Networks",
+            authors="Araujo, Norris, Sim",
+            year=2019,
+            url="https://distill.pub/2019/computing-receptive-fields",
+        ),
+    ],
+    needs=["dataset"],
+    cost=Cost(forward="dataset"),
+    oracle=_oracle,
+    quick={"k": 2},
+    demo={"layer": "features.11", "k": 9},
+)
+def top_patches(
+    model: Model,
+    dataset: Dataset,
+    *,
+    layer: Annotated[LayerName | None, Field(description="whose answers; the last map unless told")] = None,
+    channels: Annotated[
+        Annotated[list[int], Field(min_length=1)] | None,
+        Field(description="which channels; six, evenly spread, unless told"),
+    ] = None,
+    k: Annotated[int, Field(ge=1, le=1000, description="patches per channel")] = 9,
+    per_image: Annotated[int, Field(ge=1, description="most patches from one picture")] = 1,
+) -> Patches:
+    """Show the pieces of a data set's pictures that a layer's channels answer most.
+
+    Over all images x and places (h, w): the k largest A_c[h, w](x), at most ``per_image`` of a
+    picture; each one's patch is what its unit can see, its receptive field, exact and clipped at
+    the picture's border. Ties go to the earlier picture, then to the upper, then the left place.
+    ``layer``: the last map unless told. ``channels``: six, evenly spread, unless told. Only the
+    best so far are kept, so a data set of any size will do. Where an answer is limited, as a
+    ReLU6's is, the strongest are all equal: name the layer below it. InputError for a channel that
+    is not there, ModelError for a layer without places.
+    """
+    layer = layer if layer is not None else model.last_map
+    count = model.map_shape(layer)[0]
+    chosen = channels if channels is not None else sorted({i * count // 6 for i in range(6)})
+    for channel in chosen:
+        if not 0 <= channel < count:
+            raise InputError(f"layer {layer!r} has {count} channels, so there is no number {channel}")
+    size = batch_size(model)
+    scores = torch.empty(len(chosen), 0)
+    where = torch.empty(len(chosen), 0, 3, dtype=torch.int64)
+    for batch in progress(dataset.batches(size), "top patches", -(-len(dataset) // size)):
+        images = batch.images.to(model.device, model.dtype)
+        maps = model.maps(model.features(images, layer), images)[:, chosen]
+        new_scores, new_where = _peaks(maps, torch.tensor(batch.indices), per_image)
+        scores, order = _sorted(torch.cat([scores.to(new_scores), new_scores], 1), k)
+        where = torch.cat([where, new_where], 1).gather(1, order[..., None].expand(-1, -1, 3))
+    rows = where.flatten(0, 1).tolist()
+    _, *grid = maps.shape[1:]
+    pictures = {i: dataset.read([i])[0] for i in dict.fromkeys(i for i, _, _ in rows)}
+    height, width = next(iter(pictures.values())).shape[1:]
+    boxes = receptive_fields(model, layer, (height, width), [(y, x) for _, y, x in rows])
+    return Patches(
+        layer=layer,
+        channels=tuple(c for c in chosen for _ in range(where.shape[1])),
+        scores=scores.flatten().to(model.device),
+        images=torch.stack([pictures[i] for i, _, _ in rows]).to(model.device, model.dtype),
+        places=where.flatten(0, 1)[:, 1:].to(model.device),
+        grid=(grid[0], grid[1]),
+        boxes=boxes.to(model.device),
+        ids=tuple(dataset.id(i) for i, _, _ in rows),
+    )
+
+
+def _sorted(values: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The largest along the last axis and their places; equal ones in the order they came in."""
+    values, order = values.sort(dim=-1, descending=True, stable=True)
+    return values[..., :most], order[..., :most]
+
+
+def _peaks(maps: Tensor, indices: Tensor, per_image: int) -> tuple[Tensor, Tensor]:
+    """The strongest places of (n, K, h, w) maps: (K, n * per_image) values and (image, y, x) of each."""
+    values, places = _sorted(maps.flatten(2), per_image)
+    values, places = (t.transpose(0, 1).cpu() for t in (values, places))
+    rows = indices[None, :, None].expand_as(places)
+    where = torch.stack([rows, places // maps.shape[3], places % maps.shape[3]], 3)
+    return values.flatten(1), where.flatten(1, 2)
+
+
+@hookimpl
+def phosphene_methods():
+    return [top_patches]

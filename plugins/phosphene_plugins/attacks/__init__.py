@@ -1,0 +1,1 @@
+"""Small changes that change the answer."""

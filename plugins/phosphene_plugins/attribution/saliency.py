@@ -1,0 +1,66 @@
+"""Saliency: how much each pixel moves the score."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from phosphene import Method, Reference, hookimpl, load_model, method, scores
+from phosphene.results import Attribution
+from phosphene.spec import Cost, MapPerPixel, Nonnegative
+from phosphene.types import Images, Model, Target
+
+
+def linear_model_gives_its_weights() -> None:
+    """On a linear model the map is the largest weight over the channels, per unit of the pixel itself."""
+    weight = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(60, 2))
+    network[1].weight.data = weight.flatten(1)
+    model = load_model(network, mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.5])
+    for index in (0, 1):
+        maps = saliency(model, torch.rand(2, 3, 4, 5), index).maps
+        expected = (weight[index] / torch.tensor([0.2, 0.25, 0.5])[:, None, None]).abs().amax(0)
+        torch.testing.assert_close(maps, expected.expand(2, 4, 5))
+
+
+@method(
+    family="attribution",
+    references=[
+        Reference(
+            key="simonyan2014",
+            title="Deep Inside Convolutional Networks: Visualising Image Classification Models "
+            "and Saliency Maps",
+            authors="Simonyan, Vedaldi, Zisserman",
+            year=2014,
+            url="https://arxiv.org/abs/1312.6034",
+        )
+    ],
+    invariants=[Nonnegative(), MapPerPixel()],
+    needs=["gradients"],
+    cost=Cost(forward="images", backward="images"),
+    oracle=linear_model_gives_its_weights,
+)
+def saliency(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Show how strongly the score depends on each pixel: the gradient's largest channel.
+
+    M_ij = max_c | dS / dI_cij |
+
+    ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, H, W), raw, in score per unit of pixel value.
+    S is the target's scalar: a class's logit (not its probability), a unit of a layer, or any
+    callable of the logits. Raises InputError or UnknownName for a target the model does not have.
+
+    Source: Simonyan et al. 2014, section 3.
+    """
+    images = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(scores(model, images, target).sum(), images)
+    return Attribution(
+        images=images.detach(),
+        maps=gradient.abs().amax(1),
+        targets=target.names(model, len(images)),
+        layout="map",
+    )
+
+
+@hookimpl
+def phosphene_methods() -> list[Method[Any, Any]]:
+    return [saliency]

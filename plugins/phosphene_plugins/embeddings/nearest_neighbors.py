@@ -1,0 +1,158 @@
+"""Nearest neighbours: pictures that a model takes for alike, beside those whose pixels are alike."""
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method
+from phosphene.errors import InputError
+from phosphene.progress import progress
+from phosphene.results import Neighbors
+from phosphene.spec import Cost, Nonnegative
+from phosphene.types import Dataset, Images, LayerName, Model
+
+
+def _oracle() -> None:
+    """Where the features are the pictures' two mean halves, grey levels order the neighbours."""
+    head = nn.Sequential(nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(2, 2))
+    model = load_model(head, mean=[0.0], std=[1.0], input_size=(1, 4, 4))
+    images = torch.tensor([0.9, 0.2, 0.6, 0.35]).view(4, 1, 1, 1).expand(4, 1, 4, 4)
+    found = nearest_neighbors(model, images[3:], TensorDataset(images), k=3)
+    assert found.indices.tolist() == [[3, 1, 2]]
+    assert torch.allclose(found.distances, torch.tensor([[0.0, 0.15, 0.25]]) * 2**0.5, atol=1e-6)
+    assert torch.allclose(found.pixel_distances, torch.tensor([[0.0, 0.15, 0.25]]) * 4, atol=1e-6)
+
+
+@method(
+    family="embeddings",
+    references=[
+        Reference(
+            key="krizhevsky2012",
+            title="ImageNet Classification with Deep Convolutional Neural Networks",
+            authors="Krizhevsky, Sutskever, Hinton",
+            year=2012,
+            url="https://papers.nips.cc/paper/4824-imagenet-classification-with-deep-convolutional-neural-networks",
+        )
+    ],
+    invariants=[Nonnegative(field="distances"), Nonnegative(field="pixel_distances")],
+    needs=["dataset"],
+    cost=Cost(forward="images + dataset"),
+    oracle=_oracle,
+    quick={"k": 2},
+    demo={"k": 7, "exclude_self": True},
+)
+def nearest_neighbors(
+    model: Model,
+    images: Images,
+    dataset: Dataset,
+    *,
+    k: Annotated[int, Field(ge=1, le=1000, description="neighbours per image")] = 5,
+    layer: Annotated[
+        LayerName | None, Field(description="whose features; what the classifier is given unless told")
+    ] = None,
+    metric: Annotated[Literal["l2", "cosine"], Field(description="how far features are apart")] = "l2",
+    exclude_self: Annotated[bool, Field(description="leave out pictures equal to the image itself")] = False,
+) -> Neighbors:
+    """Show the pictures of a data set that are nearest to each image in feature space.
+
+    d(q, x) = ||phi(q) - phi(x)||_2, or 1 - cos(phi(q), phi(x)), with phi what the classifier is
+    given, or a named ``layer`` averaged over its places. Beside them the nearest by raw pixels,
+    ||q - x||_2, for comparison. Exact; all of the data set's pictures are met once, a batch at a
+    time, and only the k nearest so far are kept (all of them where there are fewer than k). An
+    image that is itself in the data set is its own neighbour at distance 0; ``exclude_self``
+    leaves out pictures that are the image, pixel for pixel. ModelError where the model has no
+    linear classifier and no layer is named; InputError where the data set holds nothing else.
+    """
+
+    def embed(pictures: Tensor) -> Tensor:
+        if layer is None:
+            features = model.embed(pictures)
+        else:
+            features = model.features(pictures, layer)
+            features = model.maps(features, pictures).mean((2, 3)) if features.ndim > 2 else features
+        return F.normalize(features) if metric == "cosine" else features
+
+    size = batch_size(model)
+    by_features = _Nearest(torch.cat([embed(part) for part in images.split(size)]), k)
+    by_pixels = _Nearest(images.flatten(1), k)
+    for batch in progress(dataset.batches(size), "nearest neighbours", -(-len(dataset) // size)):
+        pictures = batch.images.to(images)
+        never = torch.zeros(len(images), len(pictures), dtype=torch.bool, device=images.device)
+        if exclude_self:
+            never = torch.stack([(pictures == image).flatten(1).all(1) for image in images])
+        by_features.meet(embed(pictures), batch.indices, never)
+        by_pixels.meet(pictures.flatten(1), batch.indices, never)
+    indices, distances = by_features.found()
+    pixel_indices, pixel_distances = by_pixels.found()
+    kept = sorted({*indices.flatten().tolist(), *pixel_indices.flatten().tolist()})
+    pictures = torch.cat([dataset.read([i]) for i in kept]).to(images)
+    places = torch.tensor(kept, device=images.device)
+    return Neighbors(
+        images=images,
+        neighbors=pictures[torch.searchsorted(places, indices)],
+        indices=indices,
+        distances=distances.square() / 2 if metric == "cosine" else distances,
+        ids=tuple(tuple(dataset.id(i) for i in row) for row in indices.tolist()),
+        pixel_neighbors=pictures[torch.searchsorted(places, pixel_indices)],
+        pixel_indices=pixel_indices,
+        pixel_distances=pixel_distances,
+    )
+
+
+class _Nearest:
+    """The k nearest of a stream of vectors to each query, exactly, by one matrix product a block."""
+
+    #: Numbers to wait for before a block is ranked: 16 MB of them.
+    BLOCK = 4_000_000
+
+    def __init__(self, queries: Tensor, k: int) -> None:
+        self._queries, self._k = queries, k
+        self._ranks = queries.new_empty(len(queries), 0)
+        self._indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+        self._vectors = queries.new_empty(len(queries), 0, queries.shape[1])
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def meet(self, vectors: Tensor, indices: tuple[int, ...], never: Tensor) -> None:
+        """Rank these vectors too; ``never`` (queries, vectors) is where one is no neighbour."""
+        self._waiting.append((vectors, torch.tensor(indices, device=vectors.device), never.T))
+        if sum(v.numel() for v, _, _ in self._waiting) >= self.BLOCK:
+            self._rank()
+
+    def _rank(self) -> None:
+        vectors, indices, never = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        # ||x||^2 - 2 q.x ranks as the distance does, but loses digits between near vectors;
+        # so the vectors of the nearest are kept, to measure these again.
+        ranks = torch.addmm(vectors.square().sum(1), self._queries, vectors.T, alpha=-2)
+        if never.any():
+            ranks.masked_fill_(never.T, torch.inf)
+        ranks, new = _smallest(ranks, self._k)
+        self._ranks, chosen = _smallest(torch.cat([self._ranks, ranks], 1), self._k)
+        self._indices = torch.cat([self._indices, indices[new]], 1).gather(1, chosen)
+        rows = torch.arange(len(chosen), device=chosen.device)[:, None]
+        self._vectors = torch.cat([self._vectors, vectors[new]], 1)[rows, chosen]
+
+    def found(self) -> tuple[Tensor, Tensor]:
+        """(N, k) indices and L2 distances, nearest first, of equal ones the earlier."""
+        if self._waiting:
+            self._rank()
+        found = int(self._ranks.isfinite().sum(1).min())
+        if not found:
+            raise InputError("the data set holds no picture but the image itself")
+        distances = (self._queries[:, None] - self._vectors[:, :found]).norm(dim=2)
+        indices, order = self._indices[:, :found].sort(dim=1)
+        distances, nearest = distances.gather(1, order).sort(dim=1, stable=True)
+        return indices.gather(1, nearest), distances
+
+
+def _smallest(values: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    values, order = values.topk(min(most, values.shape[1]), dim=1, largest=False)
+    return values, order
+
+
+@hookimpl
+def phosphene_methods():
+    return [nearest_neighbors]

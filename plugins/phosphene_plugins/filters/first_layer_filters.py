@@ -1,0 +1,82 @@
+"""First-layer filters: weights that lie on pixels, so they can be looked at as pictures."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from phosphene import Reference, hookimpl, load_model, method
+from phosphene.errors import ModelError
+from phosphene.images import min_max
+from phosphene.results import FilterBank
+from phosphene.spec import Cost, UnitRange
+from phosphene.types import Model
+
+
+def _oracle() -> None:
+    """A filter whose weights are evenly spaced shows the same steps between 0 and 1, whatever its size."""
+    convolution = nn.Conv2d(3, 2, 2, bias=False)
+    with torch.no_grad():
+        convolution.weight[0] = torch.arange(12.0).view(3, 2, 2)
+        convolution.weight[1] = 5 - 2 * torch.arange(12.0).view(3, 2, 2)
+    layers = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.Linear(98, 2))
+    model = load_model(layers, input_size=(3, 8, 8))
+    rising = torch.arange(12.0).view(3, 2, 2) / 11
+    assert torch.allclose(first_layer_filters(model).tiles, torch.stack([rising, 1 - rising]))
+
+
+@method(
+    family="filters",
+    references=[
+        Reference(
+            key="krizhevsky2012",
+            title="ImageNet Classification with Deep Convolutional Neural Networks",
+            authors="Krizhevsky, Sutskever, Hinton",
+            year=2012,
+            url="https://papers.nips.cc/paper/4824-imagenet-classification-with-deep-convolutional-neural-networks",
+        )
+    ],
+    invariants=[UnitRange(field="tiles")],
+    cost=Cost(forward="0"),
+    oracle=_oracle,
+)
+def first_layer_filters(
+    model: Model,
+    *,
+    scale: Annotated[
+        Literal["each", "shared"], Field(description="each filter from black to white, or all by one scale")
+    ] = "each",
+) -> FilterBank:
+    """Show the filters of the first convolution as small colour pictures.
+
+    tile_f = (W_f - min W_f) / (max W_f - min W_f), over the three colours together, so that hues
+    are kept; a constant filter shows black. ``scale="shared"`` takes one minimum and maximum for
+    all filters, so that weak ones look weak. A first layer of three channels gives F colour
+    pictures, of one channel F grey ones, of C others F x C grey slices. A patch embedding is such
+    a layer too. ModelError where the model has no convolution.
+    """
+    convolutions = [n for n in model.anatomy.layers if isinstance(model.layers[n], nn.Conv2d)]
+    if not convolutions:
+        raise ModelError(f"{model.name} has no convolution, so it has no filters that lie on pixels")
+    layer = convolutions[0]
+    weights = model.layers[layer].get_parameter("weight").detach().clone()
+    filters, channels = weights.shape[:2]
+    tiles = min_max(weights, (1, 2, 3), shared=scale == "shared")
+    captions = [str(f) for f in range(filters)]
+    if channels != 3:
+        tiles = tiles.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)
+    if channels not in (1, 3):
+        captions = [f"{f}[{c}]" for f in range(filters) for c in range(channels)]
+    return FilterBank(
+        layer=layer,
+        weights=weights,
+        tiles=tiles,
+        captions=tuple(captions),
+        columns=channels if channels not in (1, 3) else 8,
+    )
+
+
+@hookimpl
+def phosphene_methods():
+    return [first_layer_filters]

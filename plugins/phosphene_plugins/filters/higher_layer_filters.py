@@ -1,0 +1,103 @@
+"""Filters of higher layers: a stack of grey slices each, one for every channel below."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from phosphene import Reference, hookimpl, load_model, method
+from phosphene.errors import ModelError
+from phosphene.images import min_max
+from phosphene.results import FilterBank
+from phosphene.spec import Cost, UnitRange
+from phosphene.types import LayerName, Model
+
+
+def _oracle() -> None:
+    """The slices of a filter share one scale: of weights 0 to 7, slice c shows 4c/7 to (4c + 3)/7."""
+    convolution = nn.Conv2d(2, 1, 2)
+    with torch.no_grad():
+        convolution.weight.copy_(torch.arange(8.0).view(1, 2, 2, 2))
+    layers = nn.Sequential(nn.Conv2d(3, 2, 3), convolution, nn.Flatten(), nn.Linear(25, 2))
+    bank = higher_layer_filters(load_model(layers, input_size=(3, 8, 8)))
+    assert bank.layer == "1"
+    assert torch.allclose(bank.tiles[:, 0], torch.arange(8.0).view(2, 2, 2) / 7)
+
+
+@method(
+    family="filters",
+    references=[
+        Reference(
+            key="karpathy2014",
+            title="ConvNetJS: Deep Learning in your browser",
+            authors="Karpathy",
+            year=2014,
+            url="https://cs.stanford.edu/people/karpathy/convnetjs/demo/cifar10.html",
+        )
+    ],
+    invariants=[UnitRange(field="tiles")],
+    cost=Cost(forward="0"),
+    oracle=_oracle,
+    demo={"filters": 8, "slices": 24},
+)
+def higher_layer_filters(
+    model: Model,
+    *,
+    layer: Annotated[
+        LayerName | None, Field(description="a layer with filters; the second convolution unless told")
+    ] = None,
+    filters: Annotated[int, Field(ge=1, description="how many filters, from the first")] = 8,
+    slices: Annotated[int, Field(ge=1, description="how many slices of each, from the first")] = 16,
+) -> FilterBank:
+    """Show filters above the first layer as rows of grey slices, one slice per channel below.
+
+    slice_fc = (W_fc - min W_f) / (max W_f - min W_f): a filter's slices share one scale, so that
+    the channels it listens to stand out. In a grouped convolution the slices are the channels of
+    the filter's own group. ``layer``: any layer with weights (F, C, K, K); the second convolution
+    larger than 1 x 1 unless told. ModelError, naming the nearest convolutions, where the layer has
+    no such weights.
+    """
+    layer = layer if layer is not None else _second_convolution(model)
+    weight = getattr(model.layers[layer], "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.ndim != 4:
+        kind = type(model.layers[layer]).__name__
+        near = ", ".join(repr(n) for n in _nearest_convolutions(model, layer)) or "this model has none"
+        raise ModelError(f"layer {layer!r} ({kind}) has no filters over places; convolutions near it: {near}")
+    weights = weight.detach()[:filters, :slices].clone()
+    rows, columns = weights.shape[:2]
+    tiles = min_max(weights, (1, 2, 3)).flatten(0, 1)
+    return FilterBank(
+        layer=layer,
+        weights=weights,
+        tiles=tiles[:, None].expand(-1, 3, -1, -1),
+        captions=tuple(f"{f}[{c}]" for f in range(rows) for c in range(columns)),
+        columns=columns,
+    )
+
+
+def _convolutions(model: Model) -> list[str]:
+    """All convolutions in the order they run."""
+    return [n for n in model.anatomy.layers if isinstance(model.layers[n], nn.Conv2d)]
+
+
+def _second_convolution(model: Model) -> str:
+    higher = _convolutions(model)[1:]
+    large = [n for n in higher if model.layers[n].get_parameter("weight").shape[2:].numel() > 1]
+    if not higher:
+        raise ModelError(f"{model.name} has no second convolution; first_layer_filters shows the first")
+    return (large or higher)[0]
+
+
+def _nearest_convolutions(model: Model, layer: str) -> list[str]:
+    """Up to three: those inside the layer, else those that run next to it."""
+    names = _convolutions(model)
+    inside = [n for n in names if n.startswith(f"{layer}.")]
+    order = {n: position for position, n in enumerate(model.anatomy.layers)}
+    here = order.get(layer, len(order))
+    return inside[:3] or sorted(sorted(names, key=lambda n: abs(order[n] - here))[:3], key=order.__getitem__)
+
+
+@hookimpl
+def phosphene_methods():
+    return [higher_layer_filters]

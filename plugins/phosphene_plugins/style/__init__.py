@@ -1,0 +1,1 @@
+"""The content of one picture in the manner of another."""

@@ -1,0 +1,337 @@
+"""Fast neural style: a network trained to repaint any picture in one pass, in several styles."""
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from phosphene import (
+    DivergenceError,
+    InputError,
+    Reference,
+    UnknownName,
+    batch_size,
+    hookimpl,
+    method,
+    pixels,
+)
+from phosphene.progress import progress
+from phosphene.results import Stylization, TrainedNetwork
+from phosphene.spec import Cost, PixelRange, SameShape
+from phosphene.types import Dataset, Images, LayerName, Model, Seed, Styles, Stylizer
+
+JOHNSON = Reference(
+    key="johnson2016",
+    title="Perceptual Losses for Real-Time Style Transfer and Super-Resolution",
+    authors="Johnson, Alahi, Fei-Fei",
+    year=2016,
+    url="https://arxiv.org/abs/1603.08155",
+)
+DUMOULIN = Reference(
+    key="dumoulin2017",
+    title="A Learned Representation for Artistic Style",
+    authors="Dumoulin, Shlens, Kudlur",
+    year=2017,
+    url="https://arxiv.org/abs/1610.07629",
+)
+
+# --- the network -----------------------------------------------------------------------------
+
+
+class ConditionalInstanceNorm(nn.Module):
+    """IN(x; s) = gamma^(s) (x - mu) / sigma + beta^(s), with mu and sigma of each image and channel.
+
+    ``mix`` (N, S) says how much of each style an image gets: gamma and beta are mixed linearly.
+    """
+
+    def __init__(self, styles: int, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(styles, channels))
+        self.beta = nn.Parameter(torch.zeros(styles, channels))
+
+    def forward(self, x: Tensor, mix: Tensor) -> Tensor:
+        gamma, beta = (mix @ self.gamma)[:, :, None, None], (mix @ self.beta)[:, :, None, None]
+        return gamma * F.instance_norm(x) + beta
+
+
+class StyledConv(nn.Module):
+    """Nearest upsampling, reflection padding, convolution, conditional instance norm."""
+
+    def __init__(
+        self, styles: int, channels: int, out: int, kernel: int, stride: int = 1, upsample: int = 1
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, kernel, stride, bias=False)
+        self.norm = ConditionalInstanceNorm(styles, out)
+        self.upsample, self.padding = upsample, kernel // 2
+
+    def forward(self, x: Tensor, mix: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=self.upsample) if self.upsample > 1 else x
+        return self.norm(self.conv(F.pad(x, (self.padding,) * 4, mode="reflect")), mix)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions, added to what they were given."""
+
+    def __init__(self, styles: int, channels: int) -> None:
+        super().__init__()
+        self.first = StyledConv(styles, channels, channels, 3)
+        self.second = StyledConv(styles, channels, channels, 3)
+
+    def forward(self, x: Tensor, mix: Tensor) -> Tensor:
+        added: Tensor = self.second(self.first(x, mix).relu(), mix)
+        return x + added
+
+
+class StyleNetwork(nn.Module):
+    """Down by four, residual blocks, up by four: pictures (N, 3, H, W) in [0, 1] and mix (N, S) -> pictures.
+
+    On the way up each resolution gets back what it was on the way down, without which a short
+    training loses the content's edges.
+    """
+
+    def __init__(self, styles: int, width: int, blocks: int) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(
+            [
+                StyledConv(styles, 3, width, 9),
+                StyledConv(styles, width, 2 * width, 3, stride=2),
+                StyledConv(styles, 2 * width, 4 * width, 3, stride=2),
+            ]
+        )
+        self.residual = nn.ModuleList(ResidualBlock(styles, 4 * width) for _ in range(blocks))
+        self.up = nn.ModuleList(
+            [
+                StyledConv(styles, 4 * width, 2 * width, 3, upsample=2),
+                StyledConv(styles, 2 * width, width, 3, upsample=2),
+            ]
+        )
+        self.paint = StyledConv(styles, width, 3, 9)
+
+    def forward(self, images: Tensor, mix: Tensor) -> Tensor:
+        x, finer = images, []
+        for layer in self.down:
+            x = layer(x, mix).relu()
+            finer.append(x)
+        for block in self.residual:
+            x = block(x, mix)
+        for layer, skipped in zip(self.up, finer[-2::-1], strict=True):
+            x = layer(x, mix)[:, :, : skipped.shape[2], : skipped.shape[3]]  # odd sides
+            x = (x + skipped).relu()
+        return self.paint(x, mix).sigmoid()
+
+
+def conditional_norm_is_instance_norm() -> None:
+    """With one style it is F.instance_norm's affine; between two styles it is linear."""
+    random = torch.Generator().manual_seed(0)
+    norm = ConditionalInstanceNorm(2, 5).double()
+    nn.init.normal_(norm.gamma, generator=random)
+    nn.init.normal_(norm.beta, generator=random)
+    x = torch.randn(3, 5, 6, 7, dtype=torch.float64, generator=random)
+    mixes = torch.tensor([[1, 0], [0, 1], [0.3, 0.7]], dtype=torch.float64)
+    one, other, both = (norm(x, mix.expand(3, -1)) for mix in mixes)
+    affine = F.instance_norm(x, weight=norm.gamma[0], bias=norm.beta[0])
+    assert (one - affine).abs().max() < 1e-12, "one style is not instance norm"
+    assert (both - (0.3 * one + 0.7 * other)).abs().max() < 1e-12, "a blend is not linear"
+
+
+# --- training --------------------------------------------------------------------------------
+
+
+@method(
+    family="style",
+    references=[JOHNSON, DUMOULIN],
+    invariants=[PixelRange(field="previews")],
+    needs=["gradients", "dataset", "training"],
+    cost=Cost(forward="2 * batch * steps + images", backward="batch * steps"),
+    network=StyleNetwork,
+    oracle=conditional_norm_is_instance_norm,
+    quick={"steps": 2, "batch": 2, "width": 4, "blocks": 1},
+    demo={"steps": 80, "width": 8, "blocks": 2, "seed": 0},
+)
+def fast_style_fit(
+    model: Model,
+    dataset: Dataset,
+    styles: Styles,
+    *,
+    names: Annotated[list[str] | None, Field(description="what the styles are called")] = None,
+    content_layer: Annotated[
+        LayerName | None, Field(description="layer of the content; the middle stage")
+    ] = None,
+    style_layers: Annotated[
+        list[LayerName] | None, Field(description="layers of the Gram matrices; every stage")
+    ] = None,
+    content_weight: Annotated[float, Field(ge=0, description="weight of the content")] = 1.0,
+    style_weight: Annotated[float, Field(ge=0, description="weight of the style")] = 10.0,
+    total_variation: Annotated[float, Field(ge=0, description="its weight, per pixel")] = 0.01,
+    width: Annotated[int, Field(ge=1, le=512, description="channels at full resolution")] = 16,
+    blocks: Annotated[int, Field(ge=0, le=32, description="residual blocks")] = 3,
+    steps: Annotated[int, Field(ge=1, le=1_000_000, description="steps of Adam")] = 1000,
+    batch: Annotated[int, Field(ge=1, le=1024, description="pictures a step")] = 4,
+    lr: Annotated[float, Field(gt=0, le=1, description="learning rate")] = 5e-3,
+    seed: Seed = None,
+) -> TrainedNetwork:
+    """Train one network to repaint pictures in any of several styles: Adam on a perceptual loss.
+
+    min_theta E_x,s  content_weight |phi(T(x, s)) - phi(x)|^2 / |phi(x)|^2
+                   + style_weight sum_j 3^-j |G_j(T(x, s)) - G_j(s)|_F^2 / |G_j(s)|_F^2
+                   + total_variation TV(T(x, s)) / (H W)
+
+    with phi the model's features at ``content_layer`` (None: the middle one of ``model.stages``),
+    G_j the Gram matrices at ``style_layers`` (None: ``model.stages``, j = 0 the finest) and a style s
+    drawn for each picture. Both terms are relative, so that the weights mean the same for every
+    model. T tells the styles apart by conditional instance norm alone.
+
+    Pictures (N, 3, H, W) and styles (S, 3, H', W') in [0, 1]; ``losses`` (steps,), ``previews``
+    (S, 3, H, W) the first picture in every style.
+
+    Raises DivergenceError if the loss is no longer finite, InputError for names that do not fit the
+    styles or pictures that are not colour. Source: Johnson et al. 2016, Dumoulin et al. 2017.
+    """
+    labels = tuple(names) if names is not None else tuple(f"style {n}" for n in range(len(styles)))
+    if len(labels) != len(styles) or len(set(labels)) != len(labels):
+        raise InputError(f"{len(styles)} styles need as many different names, not {', '.join(labels)}")
+    style_layers = style_layers or list(model.stages)
+    content_layer = content_layer or model.stages[len(model.stages) // 2]
+
+    def grams(images: Tensor) -> list[Tensor]:
+        features = model.features_of(images, style_layers)
+        return [pixels.gram(model.maps(f, images)) for f in features]
+
+    with torch.no_grad():
+        wanted = [torch.cat(layer) for layer in zip(*map(grams, styles.split(1)), strict=True)]
+    config = {"styles": len(styles), "width": width, "blocks": blocks}
+    network = StyleNetwork(**config).to(model.device, model.dtype)
+    optimizer = torch.optim.Adam(network.parameters(), lr)
+    one_hot = torch.eye(len(styles), device=model.device, dtype=model.dtype)
+
+    def perceptual_loss(images: Tensor, which: Tensor) -> Tensor:
+        """(N,) one loss per picture."""
+        with torch.no_grad():
+            content = model.features(images, content_layer)
+        painted = network(images, one_hot[which])
+        *seen, repainted = model.features_of(painted, [*style_layers, content_layer])
+        loss = content_weight * relative(repainted, content)
+        loss = loss + total_variation * pixels.total_variation(painted) / painted[0, 0].numel()
+        for depth, (features, target) in enumerate(zip(seen, wanted, strict=True)):
+            found = pixels.gram(model.maps(features, painted))
+            loss = loss + style_weight * 3.0**-depth * relative(found, target[which])
+        return loss
+
+    losses: list[float] = []
+    memory = batch_size(model)
+    for step in progress(range(steps), "Training", steps, note=lambda: f"loss {losses[-1]:.3f}"):
+        chosen = [(step * batch + n) % len(dataset) for n in range(batch)]
+        images = paintable(dataset.read(chosen)).to(model.device, model.dtype)
+        which = torch.randint(len(styles), (batch,)).to(model.device)
+        optimizer.zero_grad()
+        total = 0.0
+        for part, rows in zip(images.split(memory), which.split(memory), strict=True):
+            loss = perceptual_loss(part, rows).sum() / batch
+            loss.backward()
+            total += loss.item()
+        if total != total or total == float("inf"):
+            raise DivergenceError(f"Step {step}: the loss is no longer finite; lower lr (now {lr:g}).")
+        optimizer.step()
+        losses.append(total)
+    network.eval().requires_grad_(False)
+    first = paintable(dataset.read([0])).to(model.device, model.dtype)
+    return TrainedNetwork(
+        network=network,
+        method="style.fast_style_fit",
+        config=config,
+        losses=torch.tensor(losses),
+        labels=labels,
+        previews=torch.cat([network(first, row[None]) for row in one_hot]),
+    )
+
+
+def relative(found: Tensor, wanted: Tensor) -> Tensor:
+    """|found - wanted|^2 / |wanted|^2 of each row: (N,)."""
+    difference = (found - wanted).flatten(1).square().sum(1)
+    return difference / wanted.flatten(1).square().sum(1).clamp(min=1e-30)
+
+
+def paintable(images: Tensor) -> Tensor:
+    """The images, or an InputError where the network cannot take them."""
+    if images.shape[1] != 3 or min(images.shape[2:]) < 8:
+        shape = tuple(images.shape)
+        raise InputError(f"a style network takes (N, 3, H, W) of 8 pixels a side or more, not {shape}")
+    return images
+
+
+# --- painting --------------------------------------------------------------------------------
+
+
+@method(
+    family="style",
+    references=[DUMOULIN, JOHNSON],
+    invariants=[PixelRange(field="stylized"), SameShape(field="stylized")],
+    cost=Cost(forward="images"),
+    oracle=conditional_norm_is_instance_norm,
+)
+def fast_style(
+    images: Images,
+    stylizer: Stylizer,
+    *,
+    style: Annotated[int | str | None, Field(description="a style by number or name; the first one")] = None,
+    blend: Annotated[
+        list[float] | dict[str, float] | None, Field(description="shares of the styles, in order or by name")
+    ] = None,
+) -> Stylization:
+    """Repaint pictures in a style, or between styles, in one pass through a trained network.
+
+    T(x; gamma, beta) with (gamma, beta) = sum_s b_s (gamma^(s), beta^(s)): a style alone is b_s = 1,
+    a blend mixes the styles' scales and shifts by its shares, which are divided by their sum.
+    Pictures (N, 3, H, W) in [0, 1], 8 pixels a side or more; ``stylizer`` what ``fast_style_fit``
+    gave, or its folder. Raises InputError or UnknownName for a style it was not trained on.
+    Source: Dumoulin et al. 2017.
+    """
+    paintable(images)
+    network, labels = stylizer.network, stylizer.labels
+    if not isinstance(network, StyleNetwork):
+        raise InputError(f"fast_style applies a network of fast_style_fit, not one of {stylizer.method}")
+    if style is not None and blend is not None:
+        raise InputError("give a style or a blend of styles, not both")
+    shares = shares_of(labels, blend) if blend is not None else one_style(labels, style)
+    mix = torch.tensor([shares])
+    parameter = next(network.parameters())
+    mix = (mix / mix.sum()).to(parameter)
+    painted = [network(i.to(parameter), mix) for i in progress(images.split(1), "Painting", len(images))]
+    parts = [f"{s:.0%} {n}" for n, s in zip(labels, mix[0].tolist(), strict=True) if s]
+    name = " + ".join(parts) if len(parts) > 1 else parts[0].partition(" ")[2]
+    return Stylization(images=images, stylized=torch.cat(painted).to(images), style=name)
+
+
+def one_style(labels: tuple[str, ...], style: int | str | None) -> list[float]:
+    """1 for the style asked for, else 0."""
+    if isinstance(style, str) and style not in labels and style.isdecimal():
+        style = int(style)
+    if isinstance(style, str) and style not in labels:
+        raise UnknownName("style", style, labels, "this stylizer")
+    index = labels.index(style) if isinstance(style, str) else style or 0
+    if not 0 <= index < len(labels):
+        raise InputError(f"style {index} does not exist: there are {len(labels)} ({', '.join(labels)})")
+    return [float(n == index) for n in range(len(labels))]
+
+
+def shares_of(labels: tuple[str, ...], blend: list[float] | dict[str, float]) -> list[float]:
+    """One share per style, none negative, not all zero."""
+    if isinstance(blend, dict):
+        for name in blend:
+            if name not in labels:
+                raise UnknownName("style", name, labels, "this stylizer")
+        blend = [blend.get(name, 0.0) for name in labels]
+    if len(blend) != len(labels):
+        known = ", ".join(labels)
+        raise InputError(f"a blend of {len(labels)} styles ({known}) needs as many shares, not {len(blend)}")
+    if not all(0 <= share < float("inf") for share in blend) or not sum(blend) > 0:
+        raise InputError(f"shares must be finite, none negative and not all zero, not {blend}")
+    return blend
+
+
+@hookimpl
+def phosphene_methods():
+    return [fast_style, fast_style_fit]

@@ -1,0 +1,1 @@
+"""Pictures a model asks for."""

@@ -1,0 +1,120 @@
+"""Gram texture: a new picture with the feature statistics of a sample."""
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor
+
+from phosphene import InputError, Reference, batch_size, hookimpl, load_model, method
+from phosphene.pixels import PixelImage, ascend, gram, noise
+from phosphene.results import Synthesis
+from phosphene.spec import Cost, PixelRange
+from phosphene.types import LayerName, Model, Seed, Texture
+
+
+def gram_energy(found: Tensor, wanted: Tensor) -> Tensor:
+    """E_l = 1/(4 N_l^2) sum_cc' (G_cc' - Ĝ_cc')^2 of Gram matrices over their own M_l: (N,)."""
+    return (found - wanted).square().sum((1, 2)) / (4 * wanted.shape[-1] ** 2)
+
+
+def one_pixel_has_its_closed_form() -> None:
+    """Features = pixels, one channel, one place a pixel: the Gram is the mean square, whatever the order."""
+    pixels = torch.nn.Conv2d(1, 1, 1, bias=False).double()
+    torch.nn.init.ones_(pixels.weight)
+    model = load_model(torch.nn.Sequential(pixels, torch.nn.ReLU()), input_size=(1, 8, 8))
+    sample = torch.linspace(0.2, 0.8, 64, dtype=torch.float64).view(1, 1, 8, 8)
+    made = gram_texture(model, sample, layers=["1"], weights=[1.0], steps=50, seed=0)
+    squares = sample.square().mean(), made.images.square().mean()
+    assert abs(squares[0] - squares[1]) < 1e-6, f"mean squares differ: {squares}"
+    start = noise((1, 1, 8, 8), seed=0, mean=sample.mean(), sd=sample.std(), dtype=torch.float64)
+    first = (squares[0] - start.square().mean()) ** 2 / 4
+    assert abs(made.scores[0, 0] - first) < 1e-12, "the first loss is not E_l of the noise"
+
+
+@method(
+    family="textures",
+    references=[
+        Reference(
+            key="gatys2015texture",
+            title="Texture Synthesis Using Convolutional Neural Networks",
+            authors="Gatys, Ecker, Bethge",
+            year=2015,
+            url="https://arxiv.org/abs/1505.07376",
+        )
+    ],
+    invariants=[PixelRange()],
+    needs=["gradients"],
+    # L-BFGS mostly looks once a step, sometimes again.
+    cost=Cost(forward="images * (2 * steps + 3)", backward="images * (2 * steps + 1)"),
+    oracle=one_pixel_has_its_closed_form,
+    quick={"steps": 4, "size": 32},
+    demo={"seed": 0},
+)
+def gram_texture(
+    model: Model,
+    sample: Texture,
+    *,
+    layers: Annotated[list[LayerName] | None, Field(description="layers l; every stage")] = None,
+    weights: Annotated[list[NonNegativeFloat] | None, Field(description="w_l, one a layer")] = None,
+    steps: Annotated[int, Field(ge=1, le=100_000, description="steps of descent")] = 100,
+    size: Annotated[int | None, Field(ge=8, le=4096, description="side in pixels; the sample's own")] = None,
+    optimizer: Annotated[Literal["lbfgs", "adam"], Field(description="lbfgs gets further")] = "lbfgs",
+    lr: Annotated[float | None, Field(gt=0, description="step length: 1 for L-BFGS, 0.02 for Adam")] = None,
+    seed: Seed = None,
+) -> Synthesis:
+    """Grow a picture out of noise until its features correlate as the sample's do.
+
+    L(I) = sum_l w_l E_l with E_l = 1/(4 N_l^2 M_l^2) sum_cc' (G_cc' - Ĝ_cc')^2 and
+    G = F F^T, F the layer's N_l feature maps at their M_l places; where the picture is not of the
+    sample's size, each Gram matrix is divided by its own M. ``weights`` None: w_l is 3^-l over the
+    E_l of an empty picture, so that no scale of features matters and deeper layers, whose losses
+    fall slowly, do not hold up the finer ones.
+
+    ``layers`` None: the first activation at each resolution (relu1_1 ... relu5_1 of a VGG). The
+    noise has the sample's mean and standard deviation, channel by channel. Gives images of
+    (N, C, size, size) for N samples, and the loss L at every step as scores.
+    Raises InputError if weights do not fit layers. Source: Gatys et al. 2015.
+    """
+    chosen = list(layers) if layers is not None else list(model.stages)
+    if not chosen or (weights is not None and len(weights) != len(chosen)):
+        given = "none" if weights is None else len(weights)
+        raise InputError(f"gram_texture needs one weight per layer: {len(chosen)} layers, weights: {given}")
+    made = []
+    for samples in sample.split(batch_size(model)):
+        with torch.no_grad():
+            features = model.features_of(samples, chosen)
+            wanted = [gram(model.maps(f, samples)) for f in features]
+        empty = [gram_energy(torch.zeros_like(g), g).clamp(min=1e-30) for g in wanted]
+        shares = [3.0**-depth / e for depth, e in enumerate(empty)] if weights is None else weights
+
+        def loss(images: Tensor, wanted: list[Tensor] = wanted, shares: Any = shares) -> Tensor:
+            terms = zip(shares, model.features_of(images, chosen), wanted, strict=True)
+            return torch.stack([w * gram_energy(gram(model.maps(f, images)), g) for w, f, g in terms]).sum(0)
+
+        shape = (1, samples.shape[1], size or samples.shape[2], size or samples.shape[3])
+        starts = [
+            noise(shape, seed=seed, mean=s.mean((1, 2)), sd=s.std((1, 2)), device=s.device, dtype=s.dtype)
+            for s in samples
+        ]
+        made.append(
+            ascend(
+                loss,
+                PixelImage(torch.cat(starts)),
+                steps=steps,
+                lr=lr or (1.0 if optimizer == "lbfgs" else 0.02),
+                optimizer=optimizer,
+                maximize=False,
+            )
+        )
+    return Synthesis(
+        images=torch.cat([m.images for m in made]),
+        scores=torch.cat([m.scores for m in made], 1),
+        targets=("texture",) * len(sample),
+        sources=sample,
+    )
+
+
+@hookimpl
+def phosphene_methods():
+    return [gram_texture]

@@ -1,0 +1,178 @@
+"""The bundled networks: as good as their cards say, small, and made by the script beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from phosphene.builtin import train
+from phosphene.builtin.networks import NETWORKS, WEIGHTS, load_network, normalise
+from phosphene.builtin.scenes import CLASSES, Scenes, draw_scenes
+
+
+@pytest.fixture(scope="module")
+def unseen() -> Scenes:
+    return draw_scenes(1000, seed=0, split="test", start=50_000)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_accuracy_on_unseen_scenes(name: str, unseen: Scenes) -> None:
+    assert train.accuracy(load_network(name), unseen) >= 0.97
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_activation_maps_point_at_the_object(name: str, unseen: Scenes) -> None:
+    some = Scenes(unseen.images[:500], unseen.labels[:500], unseen.masks[:500], unseen.backgrounds[:500])
+    score = train.pointing(load_network(name), some)
+    assert score["inside_chance"] < 0.2
+    assert score["within_4px_chance"] < 0.35
+    assert score["inside"] > 0.63
+    assert score["within_4px"] > 0.92
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_channel_is_dead(name: str, unseen: Scenes) -> None:
+    network = load_network(name)
+    peaks: dict[str, torch.Tensor] = {}
+
+    def record(key: str):  # type: ignore[no-untyped-def]
+        def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+            peaks[key] = output.amax((0, 2, 3))
+
+        return hook
+
+    for key, module in network.named_modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_hook(record(key))
+    with torch.no_grad():
+        network(normalise(unseen.images[:200]))
+    dead = sum(int((peak <= 1e-6).sum()) for peak in peaks.values())
+    assert dead <= 0.02 * sum(len(peak) for peak in peaks.values())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_last_map_and_head(name: str) -> None:
+    network = load_network(name)
+    assert not network.training
+    *body, pool, head = [m for m in network.children() if not isinstance(m, nn.Flatten)]
+    assert isinstance(pool, nn.AdaptiveAvgPool2d)
+    assert isinstance(head, nn.Linear)
+    maps = nn.Sequential(*body)(torch.zeros(2, 3, 64, 64))
+    assert maps.shape == (2, head.in_features, 8, 8)
+    assert network(torch.zeros(2, 3, 64, 64)).shape == (2, len(CLASSES))
+
+
+def test_vgg_is_plain() -> None:
+    kinds = {type(module) for module in load_network("shapes-vgg").features}  # type: ignore[union-attr]
+    assert kinds == {nn.Conv2d, nn.ReLU, nn.MaxPool2d}
+
+
+def test_weights_are_small_and_are_those_of_the_cards() -> None:
+    assert sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors")) < 4_000_000
+    for name in NETWORKS:
+        card = json.loads((WEIGHTS / f"{name}.json").read_text())
+        content = (WEIGHTS / f"{name}.safetensors").read_bytes()
+        assert card["sha256"] == hashlib.sha256(content).hexdigest()
+        assert card["parameters"] == sum(p.numel() for p in load_network(name).parameters())
+        assert card["test_accuracy"] >= 0.97
+        assert card["test_scenes"] == 2000
+        assert card["colour_only_accuracy"] < 0.15
+
+
+def test_unknown_network_names_those_there_are() -> None:
+    with pytest.raises(ValueError, match="shapes-vgg"):
+        load_network("shapes-vit")
+
+
+def test_folding_batch_norm_changes_nothing() -> None:
+    torch.manual_seed(0)
+    network = NETWORKS["shapes-vgg"]()
+    train.set_batch_norm(network)
+    images = torch.randn(4, 3, 64, 64)
+    network(images)  # in training mode: the running statistics move away from 0 and 1
+    network.eval()
+    with torch.no_grad():
+        before = network(images)
+        train.fold_batch_norm(network)
+        assert torch.allclose(network(images), before, atol=1e-4)
+    assert network.state_dict().keys() == NETWORKS["shapes-vgg"]().state_dict().keys()
+
+
+def test_spread_of_a_point_and_of_a_plain() -> None:
+    point, plain = torch.zeros(1, 2, 8, 8), torch.ones(1, 2, 8, 8)
+    point[0, :, 3, 4] = 5.0
+    assert train.spread(point).item() == pytest.approx(1 / 8, rel=1e-4)
+    assert train.spread(plain).item() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_pointing_knows_a_map_that_peaks_in_the_mask() -> None:
+    class Oracle(nn.Module):
+        """Its one map is the mask, shrunk to 8x8: handed in as the image."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = nn.AdaptiveAvgPool2d(1)
+            self.head = nn.Linear(3, len(CLASSES))
+            nn.init.ones_(self.head.weight)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            maps = nn.functional.avg_pool2d(images, 8)
+            return self.head(self.pool(maps).flatten(1))
+
+    drawn = draw_scenes(60, seed=9, classes=[5] * 60)  # squares: solid, so a peak lies inside
+    seen = Scenes(drawn.masks[:, None].float().repeat(1, 3, 1, 1), *(
+        drawn.labels, drawn.masks, drawn.backgrounds
+    ))  # fmt: skip
+    blind = Scenes(1 - seen.images, drawn.labels, drawn.masks, drawn.backgrounds)
+    assert train.pointing(Oracle(), seen)["inside"] == 1.0
+    assert train.pointing(Oracle(), blind)["within_4px"] < 0.1
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_is_deterministic_and_leaves_nothing_partial(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "TEST_SCENES", 20)
+    state = torch.get_rng_state()
+    for folder in ("first", "second"):
+        out = ["--out", str(tmp_path / folder)]
+        train.main([name, "--scenes", "70", "--epochs", "1", "--seed", "5", *out])
+    assert torch.equal(state, torch.get_rng_state())
+    for suffix in ("safetensors", "json", "md"):
+        first = (tmp_path / "first" / f"{name}.{suffix}").read_bytes()
+        assert first == (tmp_path / "second" / f"{name}.{suffix}").read_bytes()
+    assert len(list((tmp_path / "first").iterdir())) == 3
+
+
+def test_training_learns() -> None:
+    """A handful of scenes is learnt by heart: the loop does descend."""
+    few = draw_scenes(32, seed=8)
+    network = train.fit("shapes-resnet", few, epochs=25, seed=0)
+    assert train.accuracy(network, few) > 0.6
+
+
+def test_writing_fails_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "weights.bin"
+    target.write_bytes(b"old")
+
+    def torn(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[:1])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_bytes", torn)
+    with pytest.raises(OSError, match="disk full"):
+        train.write(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.bin"]
+
+
+def test_unknown_network_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["shapes-vit", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

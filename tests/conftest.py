@@ -1,0 +1,26 @@
+"""What the whole suite shares: where real weights and photographs are, if they are there."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ASSETS = Path(os.environ.get("PHOSPHENE_ASSETS", Path(__file__).parents[2] / "shared"))
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The folder of real weights and photographs; tests that need it skip by name where it is absent."""
+    if not (ASSETS / "weights").is_dir():
+        pytest.skip(
+            f"real weights and photographs are absent: no {ASSETS / 'weights'} (set PHOSPHENE_ASSETS)"
+        )
+    return ASSETS
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")

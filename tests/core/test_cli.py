@@ -1,0 +1,348 @@
+"""The command line: quick where it can be, one sentence where something is wrong, open to plugins."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from phosphene import load_result, method, methods, running
+from phosphene.cli import main
+from phosphene.errors import UnknownName
+from phosphene.images import write_png
+from phosphene.results import Attribution
+from phosphene.types import Images, Model
+
+THIRD_PARTY = '''
+"""A method with a parameter of every kind, and a command."""
+import sys
+from typing import Annotated, Literal
+from pydantic import Field
+from phosphene import hookimpl, method
+from phosphene.results import Attribution
+from phosphene.types import Images, Model, Seed, Target
+
+@method(family="tests")
+def kinds(
+    model: Model,
+    images: Images,
+    target: Target = None,
+    *,
+    scale: Annotated[float, Field(gt=0, le=10, description="a factor [of sorts]")] = 1.0,
+    names: list[str] = ["a"],
+    sizes: list[int] | None = None,
+    mode: Literal["plain", "fancy"] = "plain",
+    fast: bool = True,
+    weights: dict[str, float] = {},
+    limit: int | None = 3,
+    quiet: str = "",
+    seed: Seed = None,
+) -> Attribution:
+    """Show the red of a picture."""
+    return Attribution(images=images, maps=scale * images[:, 0], targets=target.names(model, len(images)))
+
+@hookimpl
+def phosphene_methods():
+    return [kinds]
+'''
+COMMANDS = '''
+from phosphene.hookspecs import hookimpl
+
+@hookimpl
+def phosphene_commands(app):
+    @app.command()
+    def shout(word: str) -> None:
+        """Say it loudly."""
+        print(word.upper())
+'''
+ENTRY_POINTS = """
+[phosphene.methods.v1]
+tests.kinds = stranger_kinds
+tests.gone = stranger_gone
+[phosphene.methods.v2]
+tests.later = stranger_later
+[phosphene.extensions.v1]
+commands = stranger_commands
+"""
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which another distribution is installed."""
+    folder = tmp_path_factory.mktemp("stranger")
+    info = folder / "stranger-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+    (folder / "stranger_kinds.py").write_text(THIRD_PARTY)
+    (folder / "stranger_commands.py").write_text(COMMANDS)
+    return {**os.environ, "PYTHONPATH": str(folder), "TERM": "dumb", "COLUMNS": "160"}
+
+
+def shell(
+    *words: str, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a fresh interpreter; its last line of output says what it came to import.
+
+    (Typer itself imports pydantic to read options; what counts is what takes seconds.)
+    """
+    code = (
+        "import sys\nfrom phosphene.cli import main\ntry:\n    main(sys.argv[1:])\nfinally:\n"
+        "    print([m for m in ('torch', 'numpy', 'phosphene.spec') if m in sys.modules])"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], env=env, cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+def phosphene(*words: str) -> int:
+    """Run the command line here; its exit code."""
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    return int(end.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["list"], ["list", "--json"], ["run", "--help"]]
+)
+def test_looking_around_imports_no_torch_and_builds_no_spec(words: list[str]) -> None:
+    done = shell(*words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    if "--version" not in words:
+        assert "pgd" in done.stdout or "list" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("phosphene sho", ["show"]),
+        ("phosphene show sal", ["saliency"]),
+        ("phosphene run sal", ["saliency"]),
+        ("phosphene run pgd --st", ["--step-size", "--steps"]),
+        ("phosphene run pgd --im", ["--image"]),
+    ],
+)
+def test_completion_knows_names_and_options_without_torch(line: str, offered: list[str]) -> None:
+    words = line.split()
+    completing = {
+        "_PHOSPHENE_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    done = shell(env={**os.environ, **completing})
+    *found, imported = done.stdout.split("\n")[: len(done.stdout.splitlines())]
+    assert imported == "[]"
+    assert sorted(found) == sorted(offered)
+
+
+def test_completion_can_be_shown_without_torch() -> None:
+    quiet = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = shell("--show-completion", "bash", env={**os.environ, **quiet})
+    assert done.returncode == 0
+    assert "_PHOSPHENE_COMPLETE" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_list_names_every_method_with_its_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    assert phosphene("list", "--json") == 0
+    rows = {row["id"]: row for row in json.loads(capsys.readouterr().out)}
+    assert set(rows) == set(methods)
+    assert rows["attribution.saliency"]["summary"] == methods["saliency"].spec.summary
+    assert phosphene("list", "--family", "attribution") == 0
+    told = capsys.readouterr().out
+    assert "saliency" in told
+    assert "pgd" not in told
+    assert phosphene("list", "--family", "sculpture") == 2
+    assert "no family 'sculpture'" in capsys.readouterr().err
+
+
+def test_show_tells_the_whole_spec(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = methods["pgd"].spec
+    assert phosphene("show", "pgd", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(spec.model_dump(mode="json")))
+    assert phosphene("show", "pgd") == 0
+    told = capsys.readouterr().out
+    for word in ("step_size", "0.03137", "> 0", "linf|l2", "within ball", spec.references[0].url, "--labels"):
+        assert word in told
+
+
+def test_help_of_a_method_is_made_from_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert phosphene("run", "pgd", "--help") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    for word in ("--eps", "--no-random-start", "linf|l2", "default 0.03137", "--weights", "--image", "FLOAT"):
+        assert word in told
+
+
+def test_a_run_is_saved_told_and_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "result"
+    words = ["run", "pgd", "--eps", "8/255", "--steps", "2", "--seed", "3", "--no-random-start"]
+    assert phosphene(*words, "--image", "builtin:scenes/2", "--labels", "star,square", "--out", str(out)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:3] for line in lines[:-1]] == ["000", "001"]
+    assert "->" in lines[0]
+    assert str(out) in lines[-1]
+    made = load_result(out)
+    assert made.provenance is not None
+    told = {"eps": 8 / 255, "steps": 2, "seed": 3, "random_start": False, "norm": "linf"}
+    assert told.items() <= made.provenance.params.items()
+    assert made.labels.tolist() == [6, 5]  # type: ignore[attr-defined]
+    assert phosphene("replay", str(out)) == 0
+    assert "bit for bit" in capsys.readouterr().out
+
+
+def test_pictures_targets_and_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        write_png(torch.rand(3, 80, 90), tmp_path / f"{name}.png")
+    words = ["--image", "a.png", "--image", "b.png", "--target", "heart", "--batch-size", "1", "--quiet"]
+    assert phosphene("run", "saliency", *words) == 0
+    assert capsys.readouterr() == ("", "")
+    made = load_result(tmp_path / "phosphene-out" / "saliency")
+    assert made.targets == ("heart", "heart")  # type: ignore[attr-defined]
+    assert made.provenance is not None
+    assert made.provenance.batch_size == 1
+    assert phosphene("run", "saliency", "--image", ".", "--out", "folder", "--quiet") == 0
+    # The folder's two pictures, and the picture files of the result that lies in it.
+    assert len(load_result("folder").images) > 2  # type: ignore[attr-defined]
+
+
+def test_model_options_reach_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--input-size", "32", "--mean", "0.1,0.2,0.3", "--std", "1,1,1"]
+    words = ["run", "saliency", "--model", "builtin:shapes-vgg", *options]
+    assert phosphene(*words, "--image", "builtin:scenes/1", "--out", str(tmp_path / "s")) == 0
+    made = load_result(tmp_path / "s")
+    assert made.provenance is not None
+    assert made.provenance.model is not None
+    assert made.provenance.model["source"]["mean"] == [0.1, 0.2, 0.3]
+    assert made.images.shape == (1, 3, 32, 32)  # type: ignore[attr-defined]
+    capsys.readouterr()
+    assert phosphene("run", "saliency", "--input-size", "large", "--model", "builtin:shapes-vgg") == 2
+    assert "numbers" in capsys.readouterr().err
+    assert phosphene("run", "saliency", "--mean", "1,1,1") == 2
+    assert "--model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "pdg"], "did you mean 'pgd'"),
+        (["show", "pdg"], "did you mean 'pgd'"),
+        (["run", "pgd", "--eps", "5000"], "eps"),
+        (["run", "pgd", "--steps", "many"], "steps='many'"),
+        (["run", "pgd", "--labels", "cat"], "no class 'cat'"),
+        (["run", "saliency", "--target", "layer9[3]"], "layer9"),
+        (["run", "saliency", "--image", "nowhere.png"], "nowhere.png"),
+        (["run", "saliency", "--model", "builtin:nothing"], "nothing"),
+        (["models", "no-such-model"], "no-such-model"),
+        (["layers", "shapes"], "scheme:name"),
+        (["replay", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert phosphene(*words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("phosphene: ")
+    assert told.count("\n") == 1
+    assert said in told
+
+
+def test_debug_shows_where_an_error_came_from() -> None:
+    with pytest.raises(UnknownName, match="pdg"):
+        main(["run", "pdg", "--debug"])
+
+
+def test_a_folder_with_other_things_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "diary.txt").write_text("dear diary")
+    monkeypatch.setattr(running, "observed", lambda *_: pytest.fail("the work was begun"))
+    assert phosphene("run", "saliency", "--out", str(tmp_path)) == 2
+    assert "other things" in capsys.readouterr().err
+
+
+def test_an_interruption_ends_with_130(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "run", interrupted)
+    assert phosphene("run", "saliency") == 130
+    assert capsys.readouterr().err == "phosphene: interrupted\n"
+
+
+def test_models_and_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert phosphene("models", "builtin:*") == 0
+    assert "builtin:shapes-vgg" in capsys.readouterr().out.split()
+    assert phosphene("models", "mobilenet_v2") == 0
+    assert "torchvision:mobilenet_v2" in capsys.readouterr().out.split()
+    assert phosphene("layers", "builtin:shapes-vgg") == 0
+    told = capsys.readouterr().out
+    for word in ("features.10", "Conv2d", "96x16x16", "the last map", "CAM's weights"):
+        assert word in told
+
+
+def test_every_kind_of_parameter_comes_through(stranger: dict[str, str], tmp_path: Path) -> None:
+    words = [
+        "--scale",
+        "1e-1",
+        "--names",
+        "x,y",
+        "--names",
+        "z",
+        "--sizes",
+        "1,2",
+        "--mode",
+        "fancy",
+        "--no-fast",
+    ]
+    words += ["--weights", "a=1,b=2.5", "--limit", "none", "--kinds-quiet", "text", "--seed", "5"]
+    done = shell("run", "kinds", *words, "--out", "here", env=stranger, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "here" / "result.json").read_text())["provenance"]["params"] == {
+        "scale": 0.1, "names": ["x", "y", "z"], "sizes": [1, 2], "mode": "fancy", "fast": False,
+        "weights": {"a": 1.0, "b": 2.5}, "limit": None, "quiet": "text", "seed": 5,
+    }  # fmt: skip
+
+
+def test_a_strangers_method_and_command_join_in(stranger: dict[str, str]) -> None:
+    listed = shell("list", env=stranger)
+    assert "kinds" in listed.stdout
+    assert "Show the red of a picture." in listed.stdout
+    assert listed.stdout.splitlines()[-1] == "[]"
+    helped = shell("run", "kinds", "--help", env=stranger)
+    for word in ("--kinds-quiet", "--model-weights", "a factor [of sorts]", "plain|fancy"):
+        assert word in helped.stdout
+    shouted = shell("shout", "hello", env=stranger)
+    assert shouted.stdout.splitlines() == ["HELLO", "[]"]
+    assert "shout" in shell("--help", env=stranger).stdout
+
+
+def test_plugins_tells_what_is_broken_and_what_is_left_alone(stranger: dict[str, str]) -> None:
+    done = shell("plugins", "--traceback", env=stranger)
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    assert lines["attribution.saliency"].rstrip().endswith("ok")
+    assert lines["tests.kinds"].rstrip().endswith("ok")
+    assert "broken: ModuleNotFoundError" in lines["tests.gone"]
+    assert "written for phosphene.methods.v2" in lines["tests.later"]
+    assert "Traceback (most recent call last)" in done.stdout
+
+
+def test_a_parameter_cannot_take_a_word_of_run() -> None:
+    with pytest.raises(TypeError, match="'out' means something to run"):
+
+        @method(family="tests")
+        def greedy(model: Model, images: Images, *, out: str = "") -> Attribution:
+            """Take a name that is taken."""

@@ -1,0 +1,269 @@
+"""Pictures in and out: what comes back, what it looks like, what is refused."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from phosphene import images as im
+from phosphene.errors import InputError, UnknownName
+
+few = settings(max_examples=30, deadline=None)
+numbers = st.floats(-1e6, 1e6, width=32)
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ------------------------------------------------------------------ files
+
+
+def test_png_round_trip_to_half_a_level(tmp_path: Path) -> None:
+    image = rand(3, 5, 7)
+    im.write_png(image, tmp_path / "a.png")
+    back = im.read_image(tmp_path / "a.png")
+    assert back.dtype == torch.float32 and back.shape == (3, 5, 7)
+    assert (back - image).abs().max() <= 0.5 / 255 + 1e-6
+    im.write_png(back, tmp_path / "b.png")
+    assert torch.equal(im.read_image(str(tmp_path / "b.png")), back)
+    assert im.read_image(tmp_path / "a.png", mode="L").shape == (1, 5, 7)
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
+
+
+def test_exif_orientation_alpha_palette_and_16_bits(tmp_path: Path) -> None:
+    array = np.zeros((4, 6, 3), np.uint8)
+    array[0, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned a quarter clockwise
+    Image.fromarray(array).save(tmp_path / "turned.png", exif=exif)
+    turned = im.read_image(tmp_path / "turned.png")
+    assert turned.shape == (3, 6, 4) and (turned[:, 0, 3] == 1).all() and turned.sum() == 3
+    Image.fromarray(np.dstack([array, array[..., :1]])).save(tmp_path / "alpha.png")
+    assert im.read_image(tmp_path / "alpha.png").shape == (3, 4, 6)
+    Image.fromarray(array).convert("P").save(tmp_path / "palette.gif")
+    assert im.read_image(tmp_path / "palette.gif").shape == (3, 4, 6)
+    deep = (np.arange(24).reshape(4, 6) * 2849).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    got = im.read_image(tmp_path / "deep.png", mode="L")[0].numpy()
+    np.testing.assert_allclose(got, deep / 65535, atol=1 / 255)
+
+
+def test_unreadable_files_are_input_errors(tmp_path: Path) -> None:
+    im.write_png(rand(3, 40, 40), tmp_path / "good.png")
+    whole = (tmp_path / "good.png").read_bytes()
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    for name in ("missing.png", "text.png", "empty.png", "half.png", "."):
+        with pytest.raises(InputError) as caught:
+            im.read_image(tmp_path / name)
+        assert repr(os.fspath(tmp_path / name)) in str(caught.value)
+
+
+def test_find_images_is_recursive_sorted_and_says_what_it_wants(tmp_path: Path) -> None:
+    for name in ("b/x.PNG", "a.jpg", "b/a.webp", "notes.txt", ".hidden.png", "b/.cache/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    expected = [tmp_path / "a.jpg", tmp_path / "b/a.webp", tmp_path / "b/x.PNG"]
+    assert im.find_images(tmp_path) == expected
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match=r"\.jpeg.*\.png"):
+        im.find_images(tmp_path / "none")
+    with pytest.raises(InputError, match="no folder"):
+        im.find_images(tmp_path / "nowhere")
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
+    im.write_png(rand(3, 4, 4), tmp_path / "a.png")
+    old = (tmp_path / "a.png").read_bytes()
+
+    def refuse(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        with pytest.raises(InputError, match="disk full"):
+            im.write_png(rand(3, 4, 4, seed=1), tmp_path / "a.png")
+    assert os.listdir(tmp_path) == ["a.png"] and (tmp_path / "a.png").read_bytes() == old
+    with pytest.raises(InputError):
+        im.write_png(rand(3, 4, 4), tmp_path / "nowhere" / "a.png")
+    assert oct((tmp_path / "a.png").stat().st_mode & 0o777) == oct(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_bytes_and_data_uri() -> None:
+    image = rand(3, 4, 5)
+    uri = im.data_uri(image)
+    head, body = uri.split(",")
+    assert head == "data:image/png;base64" and base64.b64decode(body) == im.png_bytes(image)
+    opened = Image.open(io.BytesIO(im.png_bytes(image)))
+    assert opened.size == (5, 4) and opened.mode == "RGB"
+    grey = np.asarray(im.to_pil(torch.full((1, 2, 2), 0.5)))
+    assert np.array_equal(grey, np.full((2, 2, 3), 128))
+
+
+# ------------------------------------------------------------------ scaling and colours
+
+
+@given(st.lists(numbers, min_size=4, max_size=4), st.booleans())
+@few
+def test_min_max_is_in_range_and_exact_at_the_ends(values: list[float], shared: bool) -> None:
+    maps = torch.tensor([values, [v + 7 for v in values]]).view(2, 2, 2)
+    scaled = im.min_max(maps, shared=shared)
+    assert scaled.isfinite().all() and scaled.min() >= 0 and scaled.max() <= 1
+    if max(values) > min(values) or shared:
+        assert scaled.min() == 0 and scaled.max() == 1
+
+
+def test_min_max_of_constant_maps_dims_and_shared() -> None:
+    constant = torch.full((2, 3, 3), 4.2)
+    assert torch.equal(im.min_max(constant), torch.zeros_like(constant))
+    maps = torch.tensor([[[0.0, 1.0]], [[0.0, 4.0]]])
+    assert torch.equal(im.min_max(maps), torch.tensor([[[0.0, 1.0]], [[0.0, 1.0]]]))
+    assert torch.equal(im.min_max(maps, shared=True), maps / 4)
+    filters = rand(2, 3, 4, 4) - 0.5
+    together = im.min_max(filters, (1, 2, 3))
+    assert (together.amax((1, 2, 3)) == 1).all() and (together.amax((2, 3)) == 1).sum() == 2
+    assert im.min_max(torch.tensor([[0, 5]])).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("cmap", ["viridis", "turbo", "RdBu_r", "gray"])
+def test_colorize_is_matplotlib(cmap: str) -> None:
+    maps = rand(2, 5, 6) * 9 - 4
+    got = im.colorize(maps, cmap=cmap)
+    for colour, values in zip(got, maps, strict=True):
+        expected = matplotlib.colormaps[cmap](im.min_max(values).numpy())[..., :3]
+        np.testing.assert_allclose(colour.permute(1, 2, 0), expected, atol=1e-6)
+    assert torch.equal(im.colorize(maps[0], cmap=cmap), got[0])
+    fixed = im.colorize(maps, cmap=cmap, limits=(-2.0, 2.0))
+    expected = matplotlib.colormaps[cmap](((maps + 2) / 4).clamp(0, 1).numpy())[..., :3]
+    np.testing.assert_allclose(fixed.permute(0, 2, 3, 1), expected, atol=1e-6)
+
+
+def test_symmetric_colours_put_zero_in_the_middle() -> None:
+    map_ = torch.tensor([[-1.0, 0.0], [0.5, 0.25]])
+    got = im.colorize(map_, symmetric=True)
+    expected = matplotlib.colormaps["RdBu_r"](np.array([[0.0, 0.5], [0.75, 0.625]]))[..., :3]
+    np.testing.assert_allclose(got.permute(1, 2, 0), expected, atol=1e-6)
+    flat = im.colorize(torch.zeros(2, 2), symmetric=True)[:, 0, 0]
+    np.testing.assert_allclose(flat, matplotlib.colormaps["RdBu_r"](0.5)[:3], atol=1e-6)
+
+
+def test_colorize_refuses() -> None:
+    with pytest.raises(UnknownName, match="viridis"):
+        im.colorize(rand(2, 2), cmap="viridi")
+    for bad in (rand(1, 1, 2, 2), rand(0, 2, 2), torch.tensor([[float("nan")]])):
+        with pytest.raises(InputError):
+            im.colorize(bad)
+    for limits, symmetric in [((1.0, 1.0), False), ((0.0, 1.0), True)]:
+        with pytest.raises(InputError):
+            im.colorize(rand(2, 2), limits=limits, symmetric=symmetric)
+
+
+def test_overlay_blends_and_enlarges() -> None:
+    image, heat = rand(3, 8, 6), rand(8, 6, seed=1)
+    assert torch.equal(im.overlay(image, heat, alpha=0), image)
+    colour = im.colorize(heat, cmap="turbo")
+    torch.testing.assert_close(im.overlay(image, heat, alpha=1), colour)
+    torch.testing.assert_close(im.overlay(image, heat, alpha=0.3), 0.7 * image + 0.3 * colour)
+    small = rand(2, 3, 3, seed=2)
+    many = im.overlay(image.expand(2, -1, -1, -1), small)
+    assert many.shape == (2, 3, 8, 6)
+    torch.testing.assert_close(many[1], im.overlay(image, small[1]))
+    large = torch.nn.functional.interpolate(small[:1, None], (8, 6), mode="bilinear")[0, 0]
+    torch.testing.assert_close(many[0], im.overlay(image, large))
+    for bad_image, bad_heat in [(image, small), (rand(1, 8, 6), heat), (image[None], small)]:
+        with pytest.raises(InputError):
+            im.overlay(bad_image, bad_heat)
+    with pytest.raises(InputError):
+        im.overlay(image, heat, alpha=1.5)
+
+
+# ------------------------------------------------------------------ shapes
+
+
+def test_to_display_takes_any_number_of_channels() -> None:
+    for channels in (1, 2, 3, 5):
+        image = rand(channels, 3, 4) * 3 - 1
+        shown = im.to_display(image.requires_grad_())
+        assert shown.shape == (3, 3, 4) and not shown.requires_grad
+        for c in range(3):
+            source = image[0] if channels == 1 else image[c] if c < channels else torch.zeros(3, 4)
+            assert torch.equal(shown[c], source.detach().clamp(0, 1))
+    assert im.to_display(rand(1, 3, 4, 4)).shape == (3, 4, 4)
+    for bad in (rand(2, 3, 4, 4), rand(4, 4), rand(3, 0, 4), torch.full((3, 2, 2), torch.nan)):
+        with pytest.raises(InputError):
+            im.to_display(bad)
+
+
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=7),
+    columns=st.none() | st.integers(1, 9),
+    padding=st.integers(0, 3),
+)
+@few
+def test_grid_sizes_and_contents(shapes, columns, padding) -> None:
+    pictures = [torch.full((3, h, w), 0.25) for h, w in shapes]
+    got = im.grid(pictures, columns=columns, padding=padding, background=1.0)
+    across = min(columns or int(np.ceil(np.sqrt(len(shapes)))), len(shapes))
+    down = -(-len(shapes) // across)
+    h, w = max(s[0] for s in shapes), max(s[1] for s in shapes)
+    assert got.shape == (3, down * (h + padding) + padding, across * (w + padding) + padding)
+    assert (got[0] == 0.25).sum() == sum(a * b for a, b in shapes)
+    assert ((got == 0.25) | (got == 1)).all()
+
+
+def test_grid_order_and_refusals() -> None:
+    batch = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2) / 4
+    got = im.grid(batch, padding=0)
+    assert torch.equal(got[0, ::2, ::2], torch.tensor([[0, 0.25], [0.5, 0.75]]))
+    for bad in ({"images": []}, {"images": batch, "columns": 0}, {"images": batch, "padding": -1}):
+        with pytest.raises(InputError):
+            im.grid(**bad)
+
+
+def test_enlarge_repeats_pixels() -> None:
+    image = rand(2, 3, 4, 5)
+    big = im.enlarge(image, 3)
+    assert torch.equal(big, image.repeat_interleave(3, -1).repeat_interleave(3, -2))
+    assert torch.equal(im.enlarge(image, size=(12, 15)), big)
+    assert im.enlarge(image[0], size=(7, 5)).shape == (3, 7, 5)
+    for arguments in ({}, {"factor": 0}, {"factor": 2, "size": (8, 8)}, {"size": (0, 4)}):
+        with pytest.raises(InputError):
+            im.enlarge(image, **arguments)
+
+
+def test_resize_is_torchvisions_and_differentiable() -> None:
+    from torchvision.transforms.v2 import functional as theirs
+
+    images = rand(2, 3, 20, 31)
+    for size in ([10, 12], [40, 50]):
+        got = im.resize(images, (size[0], size[1]))
+        torch.testing.assert_close(got, theirs.resize(images, size, antialias=True))
+    assert im.resize(images[0], 10).shape == theirs.resize(images[0], [10]).shape
+    assert torch.equal(im.resize(images, (20, 31)), images)
+    leaf = images.clone().requires_grad_()
+    im.resize(leaf, 8).sum().backward()
+    assert leaf.grad is not None and leaf.grad.abs().sum() > 0
+    extremes = (rand(1, 3, 33, 33) > 0.5).float()
+    assert im.resize(extremes, 50).max() <= 1
+    for bad in (0, (4, 0)):
+        with pytest.raises(InputError):
+            im.resize(images, bad)

@@ -1,0 +1,359 @@
+"""Loading: names, weights from caches and files, presets, refusals; never a pickle, never a long wait."""
+
+import hashlib
+import pickle
+import re
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torchvision import models
+from torchvision.models._api import WeightsEnum
+
+from phosphene import InputError, ModelError, UnknownName, load_model
+from phosphene.models.loading import loaders
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_, **__):
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of torch's, in a TORCH_HOME of the test's own."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def place(folder: Path, entry: WeightsEnum, state: object, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put a state into torch's cache as the file of ``entry``, with its true digest in its name and URL."""
+    draft = folder / "draft"
+    torch.save(state, draft)
+    digest = hashlib.sha256(draft.read_bytes()).hexdigest()[:8]
+    path = draft.rename(folder / f"weights-{digest}.pth")
+    monkeypatch.setattr(entry.value, "url", f"https://example.org/{path.name}")
+    return path
+
+
+class Payload:
+    """What a pickle can do to those who load it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+# --- torchvision -------------------------------------------------------------------------------
+
+
+def test_torchvision_names_are_its_classifiers():
+    names = loaders()["torchvision"].names()
+    assert {"resnet18", "vit_b_16", "swin_t"} <= set(names)
+    assert "fcn_resnet50" not in names
+
+
+def test_without_weights_the_default_preset_says_how_to_feed():
+    model = load_model("torchvision:efficientnet_b1")
+    assert model.input_size == (3, 240, 240)
+    assert model.crop_pct == 240 / 255
+    assert model.interpolation == "bilinear"
+    assert model.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert model.class_name(0) == "tench"
+    assert model.class_index("goldfish") == 1
+
+
+def test_options_of_the_model_and_of_the_factory_find_their_ways():
+    model = load_model(
+        "torchvision:resnet18", num_classes=2, mean=[0, 0, 0], std=[1, 1, 1],
+        input_size=(3, 32, 32), classes=["no", "yes"],
+    )  # fmt: skip
+    assert model.module.fc.out_features == 2
+    assert model.classes == ("no", "yes")
+    assert model.input_size == (3, 32, 32)
+    assert not model.mean.any()
+    assert load_model("torchvision:resnet18", num_classes=2).classes is None
+
+
+@pytest.mark.parametrize(
+    ("uri", "options", "error", "words"),
+    [
+        ("torchvision:resnet19", {}, UnknownName, "did you mean 'resnet18'"),
+        ("torchvision:fcn_resnet50", {}, ModelError, "is no image classifier: build it yourself"),
+        ("torchvision:resnet18", {"weights": "IMAGENET1K_V9"}, UnknownName, "did you mean 'IMAGENET1K_V1'"),
+        ("torchvision:resnet18", {"flavour": 3}, InputError, "cannot be built .* 'flavour'"),
+        ("torchvision:resnet18", {"weights": "absent.safetensors"}, InputError, "there is no weights file"),
+        ("timm:resnet19", {}, UnknownName, "did you mean"),
+        ("timm:resnet18.a9_in1k", {}, UnknownName, "did you mean .*a1_in1k"),
+        ("timm:resnet18", {"weights": "a9_in1k"}, UnknownName, "did you mean .*a1_in1k"),
+        ("timm:resnet18", {"flavour": 3}, InputError, "cannot be built .* 'flavour'"),
+        ("timn:resnet18", {}, UnknownName, "did you mean 'timm'"),
+        ("resnet18", {}, InputError, "write scheme:name"),
+        ("builtin:shapes-vgg", {"weights": "DEFAULT"}, InputError, "brings its own weights"),
+    ],
+)
+def test_what_does_not_exist_is_refused_in_a_sentence(uri, options, error, words):
+    with pytest.raises(error, match=words):
+        load_model(uri, **options)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize(
+    "asked", [{"weights": "DEFAULT"}, {"weights": "IMAGENET1K_V1"}, {"pretrained": True}]
+)
+def test_weights_in_torchs_cache_are_loaded_without_a_network(asked, checkpoints, monkeypatch):
+    torch.manual_seed(1)
+    state = models.squeezenet1_1().state_dict()
+    place(checkpoints, models.SqueezeNet1_1_Weights.DEFAULT, state, monkeypatch)
+    model = load_model("torchvision:squeezenet1_1", **asked)
+    for name, value in model.module.state_dict().items():
+        assert torch.equal(value, state[name])
+
+
+@pytest.mark.usefixtures("no_network", "checkpoints")
+def test_absent_weights_without_a_network_name_the_way_out():
+    begin = time.perf_counter()
+    with pytest.raises(ModelError, match=r"resnet18-f37072fd\.pth .*a local file.*weights=None.*builtin:"):
+        load_model("torchvision:resnet18", weights="DEFAULT")
+    assert time.perf_counter() - begin < 10
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_cached_file_that_is_not_what_its_name_says_is_refused(checkpoints):
+    torch.save(models.squeezenet1_1().state_dict(), checkpoints / "squeezenet1_1-b8a52dc0.pth")
+    with pytest.raises(ModelError, match="is damaged: its SHA-256 does not begin with b8a52dc0"):
+        load_model("torchvision:squeezenet1_1", weights="DEFAULT")
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_pickle_in_the_cache_is_never_run(checkpoints, tmp_path, monkeypatch):
+    touched = tmp_path / "touched"
+    place(checkpoints, models.SqueezeNet1_1_Weights.DEFAULT, {"weight": Payload(touched)}, monkeypatch)
+    with pytest.raises(InputError, match="pickled code is never loaded"):
+        load_model("torchvision:squeezenet1_1", weights="DEFAULT")
+    assert not touched.exists()
+
+
+def test_a_pickle_given_as_a_file_is_never_run(tmp_path):
+    touched = tmp_path / "touched"
+    (tmp_path / "weights.pth").write_bytes(pickle.dumps(Payload(touched), protocol=2))
+    with pytest.raises(InputError, match="pickled code is never loaded"):
+        load_model("torchvision:squeezenet1_1", weights=tmp_path / "weights.pth")
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("googlenet", models.GoogLeNet_Weights.IMAGENET1K_V1),
+        ("inception_v3", models.Inception_V3_Weights.IMAGENET1K_V1),
+        ("densenet121", models.DenseNet121_Weights.IMAGENET1K_V1),
+        ("squeezenet1_1", models.SqueezeNet1_1_Weights.IMAGENET1K_V1),
+    ],
+)
+def test_pretrained_networks_are_those_of_torchvisions_own_builders(name, entry, checkpoints, monkeypatch):
+    shape = {"googlenet": {"aux_logits": True, "init_weights": False},
+             "inception_v3": {"aux_logits": True, "init_weights": False}}.get(name, {})  # fmt: skip
+    torch.manual_seed(0)
+    state = models.get_model(name, weights=None, **shape).state_dict()
+    if name == "densenet121":  # as its published file names them, which is older than the batch counts
+        dotted = {re.sub(r"(denselayer\d+\.(norm|conv))([12])\.", r"\1.\3.", k): v for k, v in state.items()}
+        state = {k: v for k, v in dotted.items() if not k.endswith("num_batches_tracked")}
+    place(checkpoints, entry, state, monkeypatch)
+    model = load_model(f"torchvision:{name}", weights=entry.name)
+    theirs = models.get_model(name, weights=entry).eval()
+    assert list(model.input_size[1:]) == entry.transforms().crop_size * 2
+    assert getattr(model.module, "transform_input", None) == getattr(theirs, "transform_input", None)
+    ours = model.module.state_dict()
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(ours[key], value)
+    images = torch.rand(1, 3, 128, 128)
+    with model.guard(), torch.no_grad():
+        torch.testing.assert_close(model(images), theirs(model.normalize(images)))
+
+
+def test_a_vision_transformer_gets_the_size_of_its_weights(checkpoints, monkeypatch):
+    entry = models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1
+    state = {"class_token": torch.zeros(1, 1, 768), "encoder.pos_embedding": torch.zeros(1, 577, 768)}
+    place(checkpoints, entry, state, monkeypatch)
+    with pytest.raises(
+        ModelError, match="do not fit torchvision:vit_b_16 with .*'image_size': 384"
+    ) as refusal:
+        load_model("torchvision:vit_b_16", weights=entry.name)
+    assert "size mismatch" not in str(refusal.value)  # much is missing, but what is there fits
+
+
+def test_pictures_are_prepared_as_torchvision_and_timm_prepare_them():
+    from PIL import Image
+    from timm.data import create_transform, resolve_model_data_config
+
+    noise = torch.randint(0, 256, (37, 53, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for uri in (
+        "torchvision:mobilenet_v2",
+        "torchvision:swin_t",
+        "timm:resnet18.a1_in1k",
+        "timm:mobilenetv2_050",
+    ):
+        model = load_model(uri)
+        if uri.startswith("timm"):
+            prepare = create_transform(**resolve_model_data_config(model.module))
+        else:
+            prepare = models.get_model_weights(uri.partition(":")[2]).DEFAULT.transforms()
+        for size in ((331, 500), (500, 333), (224, 224), (640, 229)):
+            picture = Image.fromarray(noise.numpy()).resize(size, Image.Resampling.BICUBIC)
+            ours = model.normalize(model.transform(picture)[None])[0]
+            torch.testing.assert_close(ours, prepare(picture), rtol=1e-5, atol=1e-5)
+
+
+# --- timm ----------------------------------------------------------------------------------------
+
+
+def test_timm_names_have_architectures_and_tags():
+    assert {"resnet18", "resnet18.a1_in1k"} <= set(loaders()["timm"].names())
+
+
+def test_a_tag_says_how_to_feed():
+    model = load_model("timm:resnet18.a1_in1k")
+    assert model.input_size == (3, 224, 224)
+    assert model.crop_pct == 0.95
+    assert model.interpolation == "bicubic"
+    assert model.class_index("goldfish") == 1
+    assert model.class_name(0) == "tench, Tinca tinca"
+
+
+def test_class_names_of_the_larger_imagenets_are_known():
+    model = load_model("timm:test_resnet", num_classes=21843)
+    assert len(model.classes) == 21843
+    assert load_model("timm:test_resnet", num_classes=7).classes is None
+
+
+def test_other_channels_and_sizes_are_the_models():
+    model = load_model("timm:vit_tiny_patch16_224", in_chans=1, img_size=32, num_classes=5, depth=2)
+    assert model.input_size == (1, 32, 32)
+    assert model.mean.tolist() == [0.5]
+    assert model(torch.rand(2, 1, 32, 32)).shape == (2, 5)
+
+
+def hub_layout(cache: Path, repository: str, file: str, state: dict[str, torch.Tensor]) -> None:
+    """A repository as the hub's client keeps it: refs name a commit, snapshots hold its files."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    snapshot = folder / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0" * 40)
+    if file.endswith(".safetensors"):
+        save_file(state, snapshot / file)
+    else:
+        torch.save(state, snapshot / file)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    ("uri", "asked"),
+    [
+        ("timm:test_resnet.r160_in1k", {"pretrained": True}),
+        ("timm:test_resnet", {"weights": "DEFAULT"}),
+        ("timm:test_resnet", {"weights": "r160_in1k"}),
+    ],
+)
+def test_weights_in_the_hubs_cache_are_loaded_without_a_network(uri, asked, file, tmp_path):
+    torch.manual_seed(1)
+    state = load_model("timm:test_resnet").module.state_dict()
+    hub_layout(tmp_path, "timm/test_resnet.r160_in1k", file, state)
+    begin = time.perf_counter()
+    model = load_model(uri, cache_dir=str(tmp_path), **asked)
+    assert time.perf_counter() - begin < 5
+    for name, value in model.module.state_dict().items():
+        assert torch.equal(value, state[name])
+
+
+@pytest.mark.usefixtures("no_network")
+def test_absent_hub_weights_without_a_network_name_the_way_out(tmp_path):
+    begin = time.perf_counter()
+    with pytest.raises(ModelError, match="timm/test_resnet.*a local file.*weights=None.*builtin:"):
+        load_model("timm:test_resnet", pretrained=True, cache_dir=str(tmp_path))
+    assert time.perf_counter() - begin < 10  # the client's own retries take most of a minute
+
+
+def test_a_file_named_in_the_configuration_is_loaded(tmp_path):
+    torch.manual_seed(1)
+    state = load_model("timm:test_resnet").module.state_dict()
+    save_file(state, tmp_path / "mine.safetensors")
+    overlay = {"file": str(tmp_path / "mine.safetensors")}
+    model = load_model("timm:test_resnet", pretrained=True, pretrained_cfg_overlay=overlay)
+    assert torch.equal(model.module.state_dict()["fc.weight"], state["fc.weight"])
+
+
+def test_a_network_without_published_weights_says_so():
+    with pytest.raises(ModelError, match="no pretrained weights for timm:vit_base_patch32_plus_256"):
+        load_model("timm:vit_base_patch32_plus_256", pretrained=True)
+
+
+# --- files, state dicts, modules -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_local_files_fill_a_network_and_it_can_be_asked_for_again(suffix, tmp_path):
+    state = load_model("timm:test_resnet").module.state_dict()
+    path = tmp_path / f"mine{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save({"state_dict": state}, path)
+    model = load_model("timm:test_resnet", weights=path)
+    again = load_model(model.source["uri"], weights=model.source["weights"])
+    assert again.digest == model.digest
+
+
+def test_weights_that_do_not_fit_say_which():
+    with pytest.raises(ModelError, match="do not fit timm:test_resnet"):
+        load_model("timm:test_resnet", weights={"fc.bias": torch.zeros(3)})
+
+
+def test_a_module_is_taken_as_it_is():
+    module = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    module(torch.rand(1, 2, 8, 8))
+    model = load_model(module, input_size=(2, 8, 8))
+    assert model.module is module
+    assert model.source is None
+    assert model.mean.tolist() == [0, 0]
+    with pytest.raises(InputError, match="factory options need a URI"):
+        load_model(module, pretrained=True)
+
+
+def test_device_and_precision_are_as_asked():
+    model = load_model("timm:test_resnet", dtype=torch.float64)
+    assert model.dtype is torch.float64
+    assert model(torch.rand(1, 3, 64, 64)).dtype is torch.float64
+
+
+# --- real weights ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("uri", "file", "side", "least"),
+    [
+        ("torchvision:mobilenet_v2", "mobilenet_v2.coral-ptq.torchvision.safetensors", 225, 8),
+        ("torchvision:squeezenet1_0", "squeezenet1_0.deepcompression.torchvision.safetensors", 227, 6),
+    ],
+)
+def test_real_networks_name_real_photographs(assets, uri, file, side, least):
+    model = load_model(uri, weights=assets / "weights" / file, input_size=(3, side, side))
+    photographs = sorted((assets / "images" / "imagenet").glob("*.JPEG"))[::17][:12]
+    right = 0
+    with model.guard(), torch.inference_mode():
+        for path in photographs:
+            said = model.class_name(int(model(model.transform(path)[None]).argmax()))
+            right += said.replace(" ", "_") in path.stem
+    assert right >= least

@@ -1,0 +1,307 @@
+"""``Model``: one convention over any network, whatever its outputs, layouts, precision and mode."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from phosphene import InputError, Model, ModelError, UnknownName, load_model, methods
+from phosphene.models.anatomy import as_maps
+
+
+def small(channels: int = 3, classes: int = 3, **parts: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, classes),
+    )
+
+
+class Returning(nn.Module):
+    """A network whose logits come in a package."""
+
+    def __init__(self, package) -> None:
+        super().__init__()
+        self.net = small()
+        self.package = package
+
+    def forward(self, x: torch.Tensor):
+        return self.package(self.net(x))
+
+
+class Answer:
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.logits = logits
+
+
+# --- outputs and inputs --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "package",
+    [
+        lambda z: (z, z * 0),
+        lambda z: [z[:, :, None], z],
+        lambda z: {"loss": z.sum(), "logits": z},
+        lambda z: {"out": z, "aux": z * 0},
+        lambda z: {"scores": z},
+        Answer,
+    ],
+    ids=["tuple", "list", "logits", "out", "first", "attribute"],
+)
+def test_logits_are_found_in_any_package(package):
+    model = load_model(Returning(package), input_size=(3, 8, 8))
+    images = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(model(images), model.module.net(images))
+    assert model.class_count == 3
+    assert methods["saliency"](model, images, 1).maps.any()
+
+
+def test_logits_that_are_not_recognised_can_be_pointed_at():
+    odd = Returning(lambda z: "nothing")
+    with pytest.raises(ModelError, match="returns a str without recognisable logits; .*output=lambda"):
+        load_model(odd, input_size=(3, 8, 8))(torch.rand(1, 3, 8, 8))
+    pointed = load_model(
+        Returning(lambda z: {"a": z, "b": -z}), input_size=(3, 8, 8), output=lambda r: r["b"]
+    )
+    images = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(pointed(images), -pointed.module.net(images))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_any_number_of_channels_is_taken(channels):
+    model = load_model(small(channels), mean=[0.5] * channels, std=[0.2] * channels)
+    images = torch.rand(2, channels, 32, 32)
+    assert methods["saliency"](model, images, 0).maps.shape == (2, 32, 32)
+    torch.testing.assert_close(model(images), model.module((images - 0.5) / 0.2))
+    with pytest.raises(InputError, match=f"takes {channels} channels, the images have 3"):
+        methods["saliency"](model, torch.rand(1, 3, 32, 32), 0)
+    with pytest.raises(InputError, match="mean has 4 numbers"):
+        load_model(small(channels), mean=[0.5] * 4, input_size=(channels, 8, 8))
+
+
+@pytest.mark.parametrize("side", [32, 384])
+def test_the_images_say_the_size_where_nobody_else_does(side):
+    model = load_model(small())
+    maps = methods["saliency"](model, torch.rand(1, 3, side, side), 0).maps
+    assert maps.shape == (1, side, side)
+    assert model.input_size == (3, side, side)
+    assert model.anatomy.layers["1"].shape == (6, side, side)
+
+
+def test_a_size_the_network_cannot_take_is_refused_in_a_sentence():
+    model = load_model("torchvision:vit_b_32", image_size=64, num_classes=3)
+    assert model.input_size == (3, 64, 64)
+    with pytest.raises(
+        InputError, match=r"does not take pictures of \(3, 96, 96\), its own are \(3, 64, 64\)"
+    ):
+        methods["saliency"](model, torch.rand(1, 3, 96, 96), 0)
+    wrong = load_model(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), input_size=(3, 8, 8))
+    with pytest.raises(ModelError, match=r"say which: load_model\(..., input_size"):
+        _ = wrong.anatomy
+
+
+def test_precision_is_the_networks():
+    model = load_model(small().double(), input_size=(3, 8, 8))
+    assert model(torch.rand(1, 3, 8, 8)).dtype is torch.float64
+    assert methods["saliency"](model, torch.rand(1, 3, 8, 8), 0).maps.dtype is torch.float64
+
+
+# --- mode, freezing, compilation -------------------------------------------------------------------
+
+
+def test_a_model_in_training_with_frozen_parts_is_read_in_eval_mode_and_left_as_it_was():
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.9), nn.Flatten(), nn.LazyLinear(3)
+    )
+    net(torch.rand(2, 3, 8, 8))
+    net.train()
+    net[0].requires_grad_(False)
+    model = load_model(net, input_size=(3, 8, 8))
+    digest = model.digest
+    images = torch.rand(2, 3, 8, 8)
+    first, second = (methods["saliency"](model, images, 0).maps for _ in range(2))
+    assert torch.equal(first, second)
+    assert net.training
+    assert net[3].training
+    assert [p.requires_grad for p in net.parameters()] == [False, False, True, True, True, True]
+    assert model.digest == digest
+
+
+def test_wrapping_changes_nothing_in_a_module():
+    net = small()
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    load_model(net, mean=[0.5] * 3)
+    assert net.training
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+
+
+def test_a_compiled_model_runs_its_original():
+    net = small()
+
+    def never(*_):
+        raise AssertionError("compiled")
+
+    model = load_model(torch.compile(net, backend=never), input_size=(3, 8, 8))
+    assert model.module is net
+    assert methods["saliency"](model, torch.rand(1, 3, 8, 8), 0).maps.any()
+    assert list(model.layers) == ["0", "1", "2", "3", "4"]
+
+
+def test_models_with_compiled_parts_are_refused_with_the_way_out():
+    net = small()
+    net[0] = torch.compile(net[0])
+    with pytest.raises(ModelError, match=r"^0 is compiled, .*as it was before torch.compile"):
+        load_model(net)
+    whole = small()
+    whole.compile()
+    with pytest.raises(ModelError, match="the module is compiled"):
+        load_model(whole)
+
+
+# --- anatomy ---------------------------------------------------------------------------------------
+
+
+class Overwriting(nn.Module):
+    """As DenseNet: the features are overwritten by a ReLU that is no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 6, 3)
+        self.classifier = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(F.relu(self.features(x), inplace=True).mean((2, 3)))
+
+
+def test_an_in_place_relu_outside_every_layer_is_part_of_the_head():
+    torch.manual_seed(0)
+    model = load_model(Overwriting(), input_size=(3, 8, 8))
+    assert model.head.relu
+    images = torch.rand(2, 3, 8, 8)
+    maps = model.features(images, model.head.layer)
+    assert (maps < 0).any()
+    logits = maps.relu().mean((2, 3)) @ model.head.weight.T + model.head.bias
+    torch.testing.assert_close(logits, model(images))
+
+
+def test_as_many_channels_as_classes_are_still_a_head():
+    model = load_model(small(classes=6), input_size=(3, 8, 8))
+    assert model.last_map == "1"
+    assert model.head.layer == "1"
+
+
+def test_maps_of_class_scores_are_not_the_last_map():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    assert load_model(net, input_size=(3, 8, 8)).last_map == "1"
+
+
+def test_a_head_of_zeros_does_not_hide_the_last_map():
+    net = small()
+    nn.init.zeros_(net[4].weight)
+    nn.init.zeros_(net[4].bias)
+    model = load_model(net, input_size=(3, 8, 8))
+    assert model.last_map == "1"
+    assert model.head.layer == "1"
+
+
+def test_pooling_that_is_not_the_mean_is_no_head():
+    net = small()
+    net[2] = nn.AdaptiveMaxPool2d(1)
+    model = load_model(net, input_size=(3, 8, 8))
+    assert model.last_map == "1"
+    with pytest.raises(ModelError, match=r"no GAP \+ linear head"):
+        _ = model.head
+
+
+def test_a_network_without_places_has_no_last_map():
+    model = load_model(
+        nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.ReLU(), nn.Linear(5, 2)), input_size=(3, 8, 8)
+    )
+    with pytest.raises(ModelError, match="no layer with a spatial map"):
+        _ = model.last_map
+    assert model.embed(torch.rand(2, 3, 8, 8)).shape == (2, 5)
+
+
+def test_embeddings_are_what_the_classifier_is_given():
+    model = load_model(small(), input_size=(3, 8, 8))
+    images = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(model.module[4](model.embed(images)), model(images))
+
+
+# --- layouts -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "prefix", "expected"),
+    [
+        ((2, 5, 7, 7), (224, 224), None, (2, 5, 7, 7)),
+        ((2, 7, 7, 96), (224, 224), None, (2, 96, 7, 7)),
+        ((2, 7, 14, 96), (224, 448), None, (2, 96, 7, 14)),
+        ((2, 197, 8), (224, 224), None, (2, 8, 14, 14)),
+        ((2, 198, 8), (224, 224), 2, (2, 8, 14, 14)),
+        ((2, 201, 8), (224, 224), 5, (2, 8, 14, 14)),
+        ((2, 196, 8), (224, 224), 1, (2, 8, 14, 14)),
+        ((2, 1 + 7 * 14, 8), (224, 448), 1, (2, 8, 7, 14)),
+    ],
+)
+def test_every_layout_becomes_maps(shape, size, prefix, expected):
+    features = torch.arange(torch.Size(shape).numel(), dtype=torch.float32).view(shape)
+    maps = as_maps(features, size, prefix)
+    assert maps.shape == expected
+    if len(shape) == 3:  # the last token is the lower right patch
+        assert torch.equal(maps[:, :, -1, -1], features[:, -1])
+
+
+@pytest.mark.parametrize("shape", [(2, 10), (2, 199, 8), (2, 3, 4, 5), (2,)])
+def test_what_is_no_map_is_refused_in_a_sentence(shape):
+    with pytest.raises(ModelError, match="is not a map over a 224x224 picture"):
+        as_maps(torch.zeros(shape), (224, 224), 1)
+
+
+def test_windows_are_not_taken_for_images():
+    model = load_model("timm:swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1), num_classes=3)
+    images = torch.rand(1, 3, 224, 224)
+    with pytest.raises(ModelError, match="64 rows for 1 images"):
+        model.maps(model.features(images, "layers.0.blocks.0.attn"), images)
+    assert model.maps(model.features(images, "layers.0"), images).shape == (1, 96, 56, 56)
+
+
+# --- layers, classes, identity -------------------------------------------------------------------
+
+
+def test_layers_and_classes_are_looked_up_with_the_nearest_at_hand():
+    model = load_model(small(), classes=["tabby, tabby cat", "tench", "crane"], input_size=(3, 8, 8))
+    assert model.class_index("TABBY CAT") == 0
+    assert model.class_index("2") == 2
+    assert model.class_name(1) == "tench"
+    with pytest.raises(UnknownName, match="did you mean 'crane'"):
+        model.class_index("cranes")
+    with pytest.raises(UnknownName, match="no layer 'fc'"):
+        model.layer_name("fc")
+    with pytest.raises(InputError, match="is not a layer of"):
+        model.layer_name(nn.ReLU())
+    with pytest.raises(InputError, match="has no class names; give the index"):
+        load_model(small(), input_size=(3, 8, 8)).class_index("tench")
+
+
+def test_the_digest_is_of_the_weights():
+    net = small()
+    model = load_model(net)
+    before = model.digest
+    assert load_model(small()).digest == before
+    with torch.no_grad():
+        net[0].weight[0, 0, 0, 0] += 1
+    assert model.digest != before
+
+
+def test_normalisation_happens_inside():
+    model = Model(small(), mean=[0.1, 0.2, 0.3], std=[1, 2, 4])
+    grey = torch.full((1, 3, 1, 1), 0.5)
+    torch.testing.assert_close(model.normalize(grey)[0, :, 0, 0], torch.tensor([0.4, 0.15, 0.05]))

@@ -1,0 +1,433 @@
+"""The registry, on real distributions in a folder of their own, seen by a fresh interpreter."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+METHODS, EXTENSIONS = "phosphene.methods.v1", "phosphene.extensions.v1"
+
+METHOD = '''
+"""A module about {name}."""
+from phosphene import hookimpl, method
+from phosphene.results import Attribution
+from phosphene.types import Images, Model, Target
+
+@method(family="{family}", tags=["third-party"], needs={needs})
+def {name}(model: Model, images: Images, target: Target = None) -> Attribution:
+    """{summary}"""
+    return Attribution(images=images, maps=images.mean(1), targets=("{summary}",) * len(images))
+
+@hookimpl
+def phosphene_methods():
+    return [{name}]
+'''
+
+EXTENSION = '''
+from typing import Literal
+
+import torch
+from phosphene import Model, hookimpl
+from phosphene.running import _run_here
+from phosphene.spec import Invariant
+
+class ToyLoader:
+    def load(self, name, *, weights, pretrained, **options):
+        module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+        return Model(module, name=f"toy:{name}", input_size=(3, 2, 2), **options)
+    def names(self):
+        return ["net"]
+
+class Dark(Invariant):
+    """Maps stay below a half."""
+    kind: Literal["dark"] = "dark"
+    def check(self, inputs, params, result):
+        assert result.maps.max() < 0.5
+
+seen = []
+
+@hookimpl
+def phosphene_model_loaders():
+    return {"toy": ToyLoader(), "timm": ToyLoader()}
+
+@hookimpl
+def phosphene_invariants():
+    return [Dark]
+
+@hookimpl
+def phosphene_before_run(run):
+    seen.append(["before", run.method])
+
+@hookimpl
+def phosphene_after_run(run, result, error):
+    seen.append(["after", type(result).__name__, type(error).__name__])
+
+@hookimpl
+def phosphene_executors():
+    def elsewhere(run):
+        seen.append(["executed", run.method, sorted(run.inputs)])
+        return _run_here(run)
+    return {"elsewhere": elsewhere}
+'''
+
+CLUMSY_OBSERVER = """
+from phosphene import hookimpl
+
+@hookimpl
+def phosphene_before_run(run):
+    raise RuntimeError("the tracker is down")
+
+@hookimpl
+def phosphene_after_run(error):
+    raise OSError("the disk is full")
+"""
+
+
+def method_source(family: str, name: str, summary: str = "Show something.", needs: str = "()") -> str:
+    return METHOD.format(family=family, name=name, summary=summary, needs=needs)
+
+
+def install(
+    site: Path, name: str, entries: dict[str, dict[str, str]], modules: dict[str, str], version: str = "1.0"
+) -> None:
+    """What an installer leaves behind: the modules, and beside them the metadata."""
+    for module, source in modules.items():
+        (site / f"{module}.py").write_text(source)
+    info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in e.items()) for group, e in entries.items()]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of distributions, good and bad, as one finds them on a machine."""
+    site = tmp_path_factory.mktemp("site")
+    install(
+        site,
+        "good-lab",
+        {METHODS: {"attacks.nudge": "good_lab"}},
+        {"good_lab": method_source("attacks", "nudge", "Nudge the picture.", '["gradients"]')},
+    )
+    install(
+        site,
+        "shadow-lab",
+        {METHODS: {"attribution.saliency": "shadow_lab"}},
+        {"shadow_lab": method_source("attribution", "saliency", "Another saliency.")},
+    )
+    install(
+        site,
+        "namesake-lab",
+        {METHODS: {"filters.pgd": "namesake_lab"}},
+        {"namesake_lab": method_source("filters", "pgd", "Not the attack.")},
+    )
+    for twin in ("one", "two"):
+        install(
+            site,
+            f"twin-{twin}",
+            {METHODS: {"style.twin": f"twin_{twin}"}},
+            {f"twin_{twin}": method_source("style", "twin", f"Twin {twin}.")},
+        )
+    install(
+        site,
+        "broken-lab",
+        {METHODS: {"filters.broken": "broken_lab"}},
+        {"broken_lab": '"""Broken."""\nimport a_library_nobody_has\n'},
+    )
+    install(
+        site,
+        "quitter-lab",
+        {METHODS: {"filters.quitter": "quitter_lab"}},
+        {"quitter_lab": '"""Quits."""\nimport sys\nsys.exit("no licence")\n'},
+    )
+    install(site, "absent-lab", {METHODS: {"filters.absent": "absent_lab"}}, {})
+    install(
+        site,
+        "typo-lab",
+        {METHODS: {"filters.typo": "typo_lab"}},
+        {"typo_lab": method_source("filters", "typo").replace("phosphene_methods", "phosphene_metods")},
+    )
+    install(
+        site,
+        "hookless-lab",
+        {METHODS: {"filters.hookless": "hookless_lab"}},
+        {"hookless_lab": method_source("filters", "hookless").replace("@hookimpl\n", "")},
+    )
+    install(
+        site,
+        "misnamed-lab",
+        {METHODS: {"filters.right": "misnamed_lab"}},
+        {"misnamed_lab": method_source("filters", "wrong")},
+    )
+    install(
+        site,
+        "future-lab",
+        {"phosphene.methods.v2": {"filters.future": "future_lab"}},
+        {"future_lab": 'raise SystemExit("a plugin of another major version was imported")\n'},
+    )
+    return site  # fmt: skip
+
+
+def ask(code: str, *path: Path, **environment: str) -> Any:
+    """What ``code`` assigns to ``answer`` in a fresh interpreter that sees these folders."""
+    program = f"import json\n{code}\nprint('ANSWER' + json.dumps(answer))"
+    env = {k: v for k, v in os.environ.items() if k != "PHOSPHENE_PLUGINS"}
+    env |= {"PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONWARNINGS": "ignore"} | environment
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.rpartition("ANSWER")[2])
+
+
+LOOKING_UP = """
+import sys
+from phosphene import methods
+from phosphene.registry import other_versions
+
+def says(name):
+    try:
+        method = methods[name]
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+    return [method.distribution, method.spec.summary]
+
+answer = {"alone": says("nudge"), "modules": [m for m in sys.modules if m.endswith("_lab")]}
+answer |= {
+    "names": list(methods), "count": len(methods),
+    "says": {n: says(n) for n in QUESTIONS},
+    "in": {n: n in methods for n in ("nudge", "style.twin", "twin-two:style.twin", "nothing", 3)},
+    "working": list(methods.load_all()),
+    "broken": {b.plugin.qualified: [b.reason, b.traceback] for b in methods.broken()},
+    "shadowed": {p.qualified: [o.qualified for o in others] for p, others in methods.shadowed()},
+    "other": [p.qualified for p in other_versions()],
+    "found": {
+        "tags": [m.spec.name for m in methods.find(tags="third-party")],
+        "both": [m.spec.name for m in methods.find(family="attacks", needs="gradients")],
+        "accepts": [m.spec.name for m in methods.find(accepts="labels")],
+        "returns": [m.spec.name for m in methods.find(returns="AdversarialExamples")],
+        "nothing": methods.find(family="no such family"),
+    },
+    "future": "future_lab" in sys.modules,
+}
+"""
+QUESTIONS = [
+    "nudge", "attacks.nudge", "good-lab:attacks.nudge", "saliency", "attribution.saliency",
+    "phosphene:attribution.saliency", "shadow-lab:attribution.saliency", "pgd", "filters.pgd",
+    "twin", "style.twin", "twin-one:style.twin", "twin-two:style.twin", "nudg", "good-lab:attacks.nudg",
+    "broken", "filters.right", "wrong", "future",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def seen(site: Path) -> dict[str, Any]:
+    answer: dict[str, Any] = ask(f"QUESTIONS = {QUESTIONS!r}\n{LOOKING_UP}", site)
+    return answer
+
+
+def test_one_method_is_loaded_without_any_other(seen: dict[str, Any]) -> None:
+    assert seen["alone"] == ["good-lab 1.0", "Nudge the picture."]
+    assert seen["modules"] == ["good_lab"]
+
+
+def test_listing_names_every_plugin_once_and_twins_by_their_distribution(seen: dict[str, Any]) -> None:
+    names = seen["names"]
+    assert len(names) == len(set(names)) == seen["count"]
+    assert {"attacks.nudge", "attacks.pgd", "filters.pgd", "filters.broken"} <= set(names)
+    assert names.count("attribution.saliency") == 1
+    assert "style.twin" not in names
+    assert {"twin-one:style.twin", "twin-two:style.twin"} <= set(names)
+    assert not any("future" in n for n in names)
+
+
+def test_short_name_id_and_qualified_name_mean_the_same_method(seen: dict[str, Any]) -> None:
+    for name in ("nudge", "attacks.nudge", "good-lab:attacks.nudge"):
+        assert seen["says"][name] == ["good-lab 1.0", "Nudge the picture."]
+
+
+def test_installing_a_plugin_never_changes_what_a_first_party_name_means(seen: dict[str, Any]) -> None:
+    for name in ("saliency", "attribution.saliency", "phosphene:attribution.saliency", "pgd"):
+        distribution, summary = seen["says"][name]
+        assert distribution.startswith("phosphene "), name
+        assert summary not in ("Another saliency.", "Not the attack.")
+    assert seen["says"]["shadow-lab:attribution.saliency"] == ["shadow-lab 1.0", "Another saliency."]
+    assert seen["says"]["filters.pgd"] == ["namesake-lab 1.0", "Not the attack."]
+    assert seen["shadowed"]["phosphene:attribution.saliency"] == ["shadow-lab:attribution.saliency"]
+    assert seen["shadowed"]["shadow-lab:attribution.saliency"] == ["phosphene:attribution.saliency"]
+
+
+def test_of_two_third_parties_with_one_id_neither_wins(seen: dict[str, Any]) -> None:
+    for name in ("twin", "style.twin"):
+        kind, message = seen["says"][name]
+        assert kind == "PluginError"
+        assert "twin-one:style.twin" in message
+        assert "twin-two:style.twin" in message
+    assert seen["says"]["twin-one:style.twin"] == ["twin-one 1.0", "Twin one."]
+    assert seen["says"]["twin-two:style.twin"] == ["twin-two 1.0", "Twin two."]
+    assert seen["shadowed"]["twin-one:style.twin"] == ["twin-two:style.twin"]
+    known = {name for name, there in seen["in"].items() if there}
+    assert known == {"nudge", "twin-two:style.twin"}
+
+
+def test_near_misses_are_told(seen: dict[str, Any]) -> None:
+    kind, message = seen["says"]["nudg"]
+    assert kind == "UnknownName"
+    assert "did you mean 'nudge'" in message
+    assert "nudge" in seen["says"]["good-lab:attacks.nudg"][1]
+
+
+def test_broken_plugins_are_told_with_their_reason_and_hurt_nobody(seen: dict[str, Any]) -> None:
+    reasons = {
+        "broken-lab:filters.broken": "a_library_nobody_has",
+        "quitter-lab:filters.quitter": "no licence",
+        "absent-lab:filters.absent": "absent_lab",
+        "typo-lab:filters.typo": "phosphene_metods",
+        "hookless-lab:filters.hookless": "hookimpl",
+        "misnamed-lab:filters.right": "filters.wrong",
+    }
+    broken = {name: told for name, told in seen["broken"].items() if not name.startswith("phosphene:")}
+    assert broken.keys() == reasons.keys()
+    for name, words in reasons.items():
+        reason, traceback = broken[name]
+        assert words in reason
+        assert "Traceback" in traceback
+        assert name.partition(":")[2] not in seen["working"]
+    assert {"attacks.nudge", "attacks.pgd", "twin-one:style.twin"} <= set(seen["working"])
+    kind, message = seen["says"]["broken"]
+    assert kind == "PluginError"
+    assert "broken-lab:filters.broken" in message
+    assert "a_library_nobody_has" in message
+    assert seen["says"]["filters.right"][0] == "PluginError"
+    assert seen["says"]["wrong"][0] == "UnknownName"
+
+
+def test_plugins_of_another_major_version_are_left_alone_and_told(seen: dict[str, Any]) -> None:
+    assert seen["other"] == ["future-lab:filters.future"]
+    assert seen["says"]["future"][0] == "UnknownName"
+    assert not seen["future"]
+
+
+def test_methods_are_found_by_what_they_are_need_accept_and_return(seen: dict[str, Any]) -> None:
+    found = seen["found"]
+    assert sorted(found["tags"]) == ["attacks.nudge", "filters.pgd", "style.twin", "style.twin"]
+    assert {"attacks.nudge", "attacks.pgd"} <= set(found["both"])
+    assert "attacks.pgd" in found["accepts"]
+    assert "attacks.nudge" not in found["accepts"]
+    assert "attacks.pgd" in found["returns"]
+    assert "attacks.nudge" not in found["returns"]
+    assert found["nothing"] == []
+
+
+def test_environment_variable_limits_what_is_loaded(site: Path) -> None:
+    code = "from phosphene import methods\nanswer = [p.distribution for p in methods.plugins.values()]"
+    two = ask(code, site, PHOSPHENE_PLUGINS="good-lab, twin-one")
+    assert set(two) == {"phosphene", "good-lab", "twin-one"}
+    assert set(ask(code, site, PHOSPHENE_PLUGINS="")) == {"phosphene"}
+    assert {"shadow-lab", "broken-lab"} <= set(ask(code, site))
+
+
+def test_listing_and_summaries_import_neither_torch_nor_pydantic(site: Path) -> None:
+    code = """
+import sys
+import phosphene
+from phosphene import methods
+names = list(methods)
+summaries = {p.qualified: p.summary() for p in methods.plugins.values()}
+heavy = [m for m in ("torch", "pydantic", "numpy", "timm", "matplotlib", "good_lab") if m in sys.modules]
+answer = [names, summaries, heavy]
+"""
+    names, summaries, heavy = ask(code, site)
+    assert heavy == []
+    assert "attacks.nudge" in names
+    assert summaries["good-lab:attacks.nudge"] == "Nudge the picture."
+    assert summaries["broken-lab:filters.broken"] == "Broken."
+    assert summaries["absent-lab:filters.absent"] == ""
+    assert summaries["phosphene:attribution.saliency"].startswith("Show how strongly")
+
+
+def test_distribution_built_as_a_wheel_is_found(tmp_path: Path) -> None:
+    build = pytest.importorskip("hatchling.build", reason="hatchling builds the wheel, and is not installed")
+    project, site = tmp_path / "project", tmp_path / "site"
+    project.mkdir()
+    (project / "wheel_lab.py").write_text(method_source("textures", "wheeled", "Came in a wheel."))
+    (project / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
+        '[project]\nname = "wheel-lab"\nversion = "2.5"\n'
+        f'[project.entry-points."{METHODS}"]\n"textures.wheeled" = "wheel_lab"\n'
+        '[tool.hatch.build.targets.wheel]\nonly-include = ["wheel_lab.py"]\n'
+    )
+    here = Path.cwd()
+    os.chdir(project)  # a build backend works in the project's folder
+    try:
+        wheel = build.build_wheel(str(tmp_path))
+    finally:
+        os.chdir(here)
+    zipfile.ZipFile(tmp_path / wheel).extractall(site)
+    code = "from phosphene import methods\nm = methods['wheeled']\nanswer = [m.distribution, m.spec.name]"
+    assert ask(code, site) == ["wheel-lab 2.5", "textures.wheeled"]
+
+
+def test_extensions_bring_schemes_observers_executors_and_promises(tmp_path: Path) -> None:
+    install(tmp_path, "toy-lab", {EXTENSIONS: {"toys": "toy_lab"}}, {"toy_lab": EXTENSION})
+    install(tmp_path, "clumsy-lab", {EXTENSIONS: {"tracker": "clumsy_lab"}}, {"clumsy_lab": CLUMSY_OBSERVER})
+    install(tmp_path, "ruined-lab", {EXTENSIONS: {"ruin": "ruined_lab"}}, {"ruined_lab": "1 / 0\n"})
+    install(tmp_path, "typo-lab", {EXTENSIONS: {"typo": "typo_lab"}},
+            {"typo_lab": CLUMSY_OBSERVER.replace("before_run", "befor_run")})  # fmt: skip
+    code = """
+import warnings
+import torch
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    from phosphene import PhospheneError, load_model, methods, run
+    from phosphene.models.loading import loaders
+    from phosphene.spec import Invariant
+    model = load_model("toy:net")
+    import toy_lab
+    images = torch.rand(2, 3, 2, 2)
+    result = run("saliency", model=model, images=images, executor="elsewhere")
+    first = list(toy_lab.seen)
+    toy_lab.seen.clear()
+    try:
+        run("saliency", model=model, images=images, target="no such class")
+    except PhospheneError as error:
+        failed = type(error).__name__
+    try:
+        run("saliency", model=model, images=images, executor="nowhere")
+    except PhospheneError as error:
+        unknown = str(error)
+answer = {
+    "model": model.name, "maps": list(result.maps.shape), "first": first, "failed": failed,
+    "second": toy_lab.seen, "unknown": unknown, "kinds": sorted(Invariant.kinds),
+    "timm": type(loaders()["timm"]).__module__,
+    "told": [str(w.message) for w in told],
+    "broken": {b.plugin.qualified: b.reason for b in methods.broken() if "lab" in b.plugin.distribution},
+}
+"""
+    seen = ask(code, tmp_path)
+    assert seen["model"] == "toy:net"
+    assert seen["maps"] == [2, 2, 2]
+    assert seen["first"] == [
+        ["before", "saliency"],
+        ["executed", "saliency", ["images", "model", "target"]],
+        ["after", "Attribution", "NoneType"],
+    ]
+    assert seen["failed"] == "InputError"
+    assert seen["second"] == [["before", "saliency"], ["after", "NoneType", "InputError"]]
+    assert "elsewhere" in seen["unknown"]
+    assert "dark" in seen["kinds"]
+    # An observer that fails is told, and stops nothing.
+    assert any("the tracker is down" in t for t in seen["told"])
+    assert any("the disk is full" in t for t in seen["told"])
+    # The first-party scheme is kept, and the clash told.
+    assert seen["timm"].startswith("phosphene.")
+    assert any("'timm'" in t for t in seen["told"])
+    assert seen["broken"].keys() == {"ruined-lab:ruin", "typo-lab:typo"}
+    assert "ZeroDivisionError" in seen["broken"]["ruined-lab:ruin"]
+    assert "phosphene_befor_run" in seen["broken"]["typo-lab:typo"]

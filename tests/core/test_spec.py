@@ -1,0 +1,257 @@
+"""What a method says of itself: refused where it is wrong, the same after a trip through JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import Field, ValidationError, create_model
+
+from phosphene import InputError, UnknownName, method
+from phosphene.results import AdversarialExamples, Attribution
+from phosphene.spec import (
+    Cost,
+    Invariant,
+    MethodSpec,
+    Nonnegative,
+    PixelRange,
+    Reference,
+    SameShape,
+    UnitRange,
+    WithinBall,
+)
+from phosphene.types import Images, LayerName, Model, Seed, Target
+
+PARAMS = create_model("params", eps=(float, 0.1), norm=(str, "linf"), relu=(bool, True))
+
+
+def spec(**more: Any) -> MethodSpec:
+    known = {
+        "name": "attacks.example", "family": "attacks", "title": "Example", "summary": "An example.",
+        "description": "", "inputs": (), "params": PARAMS, "returns": "Attribution",
+    }  # fmt: skip
+    return MethodSpec(**(known | more))
+
+
+@pytest.mark.parametrize(
+    ("where", "wrong"),
+    [
+        ("invariants", {"invariants": [WithinBall(radius="epz", norm="norm")]}),
+        ("invariants", {"invariants": [WithinBall(radius="eps", norm="nrom")]}),
+        ("when", {"invariants": [Nonnegative(when="rely")]}),
+        ("when", {"invariants": [Nonnegative(when="not rely")]}),
+        ("cost", {"cost": Cost(forward="images * epz")}),
+        ("cost", {"cost": Cost(forward="images", backward="rely")}),
+        ("quick", {"quick": {"epz": 1}}),
+        ("demo", {"demo": {"epz": 1}}),
+    ],
+)
+def test_spec_that_names_a_parameter_it_does_not_have_is_refused_with_the_nearest(
+    where: str, wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(UnknownName, match="did you mean '(eps|norm|relu)'") as refusal:
+        spec(**wrong)
+    assert "attacks.example" in str(refusal.value)
+
+
+def test_unknown_kind_of_invariant_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UnknownName, match="did you mean 'nonnegative'"):
+        spec(invariants=[{"kind": "nonnegativ"}])
+    with pytest.raises(UnknownName):
+        spec(invariants=[{"field": "maps"}])
+
+
+def test_invariant_with_a_field_it_does_not_know_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        spec(invariants=[{"kind": "nonnegative", "feild": "maps"}])
+
+
+@pytest.mark.parametrize(
+    "name", ["example", "Attacks.example", "attacks.ex-ample", "attacks.a.b", ".example"]
+)
+def test_ill_formed_method_name_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError):
+        spec(name=name)
+
+
+def test_spec_is_frozen() -> None:
+    with pytest.raises(ValidationError):
+        spec().family = "style"
+
+
+def test_invariants_come_back_from_json_as_what_they_were() -> None:
+    promises = (
+        WithinBall(radius="eps", norm="norm"),
+        PixelRange(field="adversarial", when="relu"),
+        SameShape(),
+        Nonnegative(when="not relu"),
+        UnitRange(field="maps"),
+    )
+    document = json.loads(json.dumps(spec(invariants=promises).model_dump(mode="json")))
+    again = spec(invariants=document["invariants"])
+    assert again.invariants == promises
+    assert [type(i) for i in again.invariants] == [type(i) for i in promises]
+
+
+def test_new_kind_of_invariant_exists_once_it_is_defined() -> None:
+    class Bright(Invariant):
+        """Maps reach a level."""
+
+        kind: Literal["bright_in_a_test"] = "bright_in_a_test"
+        level: float
+
+        def check(self, inputs: Any, params: Any, result: Any) -> None:
+            assert result.maps.max() >= self.level
+
+    try:
+        (found,) = spec(invariants=[{"kind": "bright_in_a_test", "level": 0.5}]).invariants
+        assert found == Bright(level=0.5)
+    finally:
+        del Invariant.kinds["bright_in_a_test"]
+
+
+def test_invariant_without_a_kind_is_refused_where_it_is_defined() -> None:
+    with pytest.raises(TypeError, match="kind"):
+
+        class Nameless(Invariant):
+            pass
+
+
+def attribution(*values: float) -> Attribution:
+    maps = torch.tensor(values, dtype=torch.float64).reshape(1, 1, -1)
+    return Attribution(images=maps[None], maps=maps, targets=("x",))
+
+
+@pytest.mark.parametrize(
+    ("promise", "kept", "broken"),
+    [
+        (Nonnegative(), (0.0, 7.0), (-1e-9, 7.0)),
+        (UnitRange(), (0.0, 1.0), (0.0, 1.0 + 1e-9)),
+        (UnitRange(), (0.5, 0.5), (float("nan"), 0.5)),
+        (Nonnegative(), (0.5, 0.5), (float("nan"), 0.5)),
+        (PixelRange(), (0.0, 1.0), (-0.1, 1.0)),
+    ],
+)
+def test_promise_is_told_apart_from_its_breach(
+    promise: Invariant, kept: tuple[float, ...], broken: tuple[float, ...]
+) -> None:
+    promise.check({}, {}, attribution(*kept))
+    with pytest.raises(AssertionError):
+        promise.check({}, {}, attribution(*broken))
+
+
+def test_same_shape_compares_with_the_images_given() -> None:
+    result = attribution(0.0, 1.0)
+    SameShape().check({"images": torch.zeros(1, 1, 1, 2)}, {}, result)
+    with pytest.raises(AssertionError, match="shape"):
+        SameShape().check({"images": torch.zeros(1, 1, 2, 1)}, {}, result)
+
+
+def test_ball_is_measured_in_its_norm() -> None:
+    zeros, moved = torch.zeros(1, 1, 1, 4), torch.full((1, 1, 1, 4), 0.1)
+    fields = dict.fromkeys(
+        ("labels", "before", "after", "confidence_before", "confidence_after", "success"), torch.zeros(1)
+    )
+    names = {"names_before": ("a",), "names_after": ("b",)}
+    result = AdversarialExamples(images=zeros, adversarial=moved, **fields, **names)
+    promise = WithinBall(radius="eps", norm="norm")
+    for norm, length in (("linf", 0.1), ("l2", 0.2), ("l1", 0.4)):
+        promise.check({}, {"eps": length + 1e-5, "norm": norm}, result)
+        with pytest.raises(AssertionError, match="outside the ball"):
+            promise.check({}, {"eps": length - 1e-4, "norm": norm}, result)
+
+
+def test_promise_holds_only_when_its_parameter_says_so() -> None:
+    assert Nonnegative().applies({})
+    assert Nonnegative(when="relu").applies({"relu": True})
+    assert not Nonnegative(when="relu").applies({"relu": False})
+    assert Nonnegative(when="not relu").applies({"relu": False})
+    assert not Nonnegative(when="not relu").applies({"relu": True})
+
+
+# --- cost ------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(images=st.integers(1, 9), steps=st.integers(1, 9), height=st.integers(1, 99), stride=st.integers(1, 9))
+def test_cost_is_the_arithmetic_it_looks_like(images: int, steps: int, height: int, stride: int) -> None:
+    cost = Cost(
+        forward="images * (steps + 2) - 1",
+        backward="ceil(height / stride) + min(images, steps) * max(1, height // stride)",
+    )
+    forward, backward = cost.of(
+        {"steps": steps, "stride": stride, "height": -1}, images=images, height=height
+    )
+    assert forward == images * (steps + 2) - 1
+    assert backward == -(-height // stride) + min(images, steps) * max(1, height // stride)
+
+
+def test_cost_knows_which_parameters_it_speaks_of() -> None:
+    cost = Cost(forward="images * steps + ceil(dataset / 2)", backward="min(height, width) * scales")
+    assert cost.names() == {"steps", "scales"}
+
+
+@pytest.mark.parametrize(
+    "expression", ["__import__('os').getpid()", "images.real", "images[0]", "lambda: 1", "open(1)", "'a' * 3"]
+)
+def test_cost_is_arithmetic_and_nothing_else(expression: str) -> None:
+    with pytest.raises(InputError):
+        Cost(forward=expression).of({}, images=1)
+
+
+# --- the decorator ---------------------------------------------------------------------------
+
+
+def test_signature_becomes_the_spec() -> None:
+    @method(family="attribution", references=[Reference(key="k", title="t", authors="a", year=1, url="u")])
+    def example(
+        model: Model,
+        images: Images,
+        target: Target = None,
+        *,
+        layer: LayerName | None = None,
+        steps: Annotated[int, Field(ge=1, le=9, description="how many")] = 3,
+        norm: Literal["l1", "l2"] = "l2",
+        seed: Seed = None,
+    ) -> Attribution:
+        """Do something.
+
+        More of it.
+        """
+        raise AssertionError
+
+    made = example.spec
+    assert (made.name, made.family, made.short_name) == ("attribution.example", "attribution", "example")
+    assert (made.title, made.summary, made.description) == ("Example", "Do something.", "More of it.")
+    assert [(i.name, i.role, i.required) for i in made.inputs] == [
+        ("model", "model", True), ("images", "images", True), ("target", "target", False),
+    ]  # fmt: skip
+    assert made.returns == "Attribution"
+    steps = made.params_schema["properties"]["steps"]
+    assert {k: steps[k] for k in ("minimum", "maximum", "default", "description")} == {
+        "minimum": 1, "maximum": 9, "default": 3, "description": "how many",
+    }  # fmt: skip
+    assert made.params_schema["properties"]["norm"]["enum"] == ["l1", "l2"]
+    assert made.input("labels") is None
+    assert example.validate({"steps": "4"}) == {"layer": None, "steps": 4, "norm": "l2", "seed": None}
+
+
+def test_function_that_says_too_little_is_refused_at_import() -> None:
+    def no_role(model: Model, images: int) -> Attribution:
+        """Do."""
+        raise AssertionError
+
+    def no_result(model: Model) -> int:
+        """Do."""
+        raise AssertionError
+
+    def no_docstring(model: Model) -> Attribution:
+        raise AssertionError
+
+    for function, words in ((no_role, "role"), (no_result, "result type"), (no_docstring, "docstring")):
+        with pytest.raises(TypeError, match=words):
+            method(family="attribution")(function)

@@ -1,0 +1,162 @@
+"""Targets: what a score is of, as objects and as people write them."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from phosphene import (
+    Channel,
+    Class,
+    Custom,
+    Direction,
+    InputError,
+    Layer,
+    Model,
+    ModelError,
+    Neuron,
+    UnknownName,
+    load_model,
+    scores,
+)
+from phosphene.targets import Predicted, parse_target
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    torch.manual_seed(0)
+    net = nn.Sequential()
+    for name, part in [
+        ("stem", nn.Conv2d(3, 4, 3, padding=1)), ("relu", nn.ReLU()), ("pool", nn.AdaptiveAvgPool2d(1)),
+        ("flat", nn.Flatten()), ("head", nn.Linear(4, 3)),
+    ]:  # fmt: skip
+        net.add_module(name, part)
+    return load_model(net.double(), input_size=(3, 6, 6), classes=["tabby, tabby cat", "tench", "crane"])
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.rand(3, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (2, Class(2)), ("2", Class(2)), ("tench", Class(1)), ("class:tench", Class(1)),
+        ("Tabby cat", Class(0)), ("class:2", Class(2)),
+        ([0, "crane", 1], Class((0, 2, 1))), (torch.tensor([2, 1]), Class((2, 1))),
+        ("relu", Layer("relu")), ("relu[2]", Channel("relu", 2)), ("relu[2,3,5]", Neuron("relu", 2, 3, 5)),
+        (" stem[1, 2 ,3] ", Neuron("stem", 1, 2, 3)), ("relu[-1]", Channel("relu", -1)),
+        (Layer("relu"), Layer("relu")), (Class(1), Class(1)),
+    ],
+)  # fmt: skip
+def test_targets_are_read_as_people_write_them(model, written, meant):
+    assert parse_target(written, model) == meant
+
+
+def test_where_layers_have_numbers_for_names_a_written_number_is_the_layer():
+    model = load_model(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3)), input_size=(3, 8, 8)
+    )
+    assert parse_target("1", model) == Layer("1")
+    assert parse_target("class:1", model) == Class(1)
+    assert parse_target(1, model) == Class(1)
+
+
+@pytest.mark.parametrize(
+    ("written", "error", "words"),
+    [
+        ("tensch", UnknownName, "did you mean 'tench'"),
+        ("class:tensch", UnknownName, "did you mean 'tench'"),
+        ("relo[1]", UnknownName, "no layer 'relo'.*did you mean 'relu'"),
+        (Channel("relo", 1), UnknownName, "no layer 'relo'.*did you mean 'relu'"),
+        ("relu[2,3]", InputError, r"layer\[channel\] or layer\[channel,y,x\]"),
+        (3, InputError, "class 3 does not exist: .* has 3 classes"),
+        (-1, InputError, "class -1 does not exist"),
+        ([0, 7], InputError, "class 7 does not exist"),
+        (True, InputError, "not a bool"),
+        (1.5, InputError, "not a float"),
+    ],
+)
+def test_what_is_no_target_is_refused_in_a_sentence(model, written, error, words):
+    with pytest.raises(error, match=words):
+        parse_target(written, model)
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "words"),
+    [
+        (Channel("relu", 4), InputError, "layer 'relu' has 4 channels, so there is no number 4"),
+        (Neuron("relu", 0, 6, 0), InputError, "has 6 rows, so there is no number 6"),
+        (Neuron("relu", 0, 0, 6), InputError, "has 6 columns, so there is no number 6"),
+        (Neuron("head", 0, 0, 0), ModelError, "layer 'head' has no places, only channels"),
+        (Direction("relu", torch.ones(3)), InputError, "has 4 channels, the direction 3"),
+        (Custom(lambda logits: logits.sum()), InputError, "one number per image"),
+    ],
+)
+def test_units_that_are_not_there_are_refused(model, images, target, error, words):
+    with pytest.raises(error, match=words):
+        scores(model, images, target)
+
+
+def test_scores_are_what_they_say(model, images):
+    logits = model(images)
+    maps = model.features(images, "relu")
+    direction = torch.tensor([1.0, -2.0, 0.0, 3.0])
+    for target, expected in [
+        (1, logits[:, 1]),
+        ([2, 0, 1], logits[[0, 1, 2], [2, 0, 1]]),
+        (None, logits.amax(1)),
+        (Layer("relu"), maps.square().mean((1, 2, 3))),
+        ("relu[2]", maps[:, 2].mean((1, 2))),
+        ("relu[2,3,5]", maps[:, 2, 3, 5]),
+        ("relu[-1,-1,-1]", maps[:, -1, -1, -1]),
+        ("head[1]", logits[:, 1]),
+        (Direction("relu", direction), torch.einsum("nchw,c->nhw", maps, direction.double()).mean((1, 2))),
+        (Direction("head", direction[:3]), logits @ direction[:3].double()),
+        (lambda z: z.logsumexp(1), logits.logsumexp(1)),
+    ]:
+        torch.testing.assert_close(scores(model, images, target), expected)
+
+
+def test_the_predicted_class_is_decided_once(model, images):
+    target = Predicted()
+    first = scores(model, images, target)
+    winners = model(images).argmax(1)
+    torch.testing.assert_close(first, model(images).amax(1))
+    darker = model(images * 0)
+    torch.testing.assert_close(scores(model, images * 0, target), darker[range(3), winners])
+    assert target.names(model, 3) == tuple(model.class_name(i) for i in winners.tolist())
+    assert target.written() is None
+    assert str(Predicted()) == "the predicted class"
+
+
+def test_rows_can_be_selected_and_repeated(model, images):
+    assert Class((2, 0, 1)).select([0, 0, 2]) == Class((2, 2, 1))
+    assert Class(1).select([0, 0]) == Class(1)
+    target = Predicted()
+    winners = model(images).argmax(1)
+    scores(model, images, target)
+    assert target.select([2, 2]) == Class((int(winners[2]),) * 2)
+
+
+def test_names_are_for_people(model):
+    assert Class(0).names(model, 2) == ("tabby, tabby cat",) * 2
+    assert Class((1, 2)).names(model, 2) == ("tench", "crane")
+    assert Neuron("relu", 2, 3, 5).names(model, 1) == ("relu[2,3,5]",)
+    assert str(Direction("relu", torch.ones(4))) == "a direction in relu"
+    assert Custom(len).names(model, 1) == ("len",)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    target=st.one_of(
+        st.builds(Class, st.integers(0, 2)),
+        st.builds(Class, st.lists(st.integers(0, 2), min_size=1, max_size=4).map(tuple)),
+        st.builds(Channel, st.just("relu"), st.integers(-4, 3)),
+        st.builds(Neuron, st.just("relu"), *[st.integers(-4, 3)] * 3),
+    )
+)
+def test_what_is_written_is_read_back(model, target):
+    assert parse_target(target.written(), model) == target

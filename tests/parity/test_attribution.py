@@ -1,0 +1,153 @@
+"""Attribution against captum and pytorch-grad-cam, in float64 on small networks of every ReLU spelling."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from captum.attr import Deconvolution, GuidedBackprop, LayerGradCam, Occlusion, Saliency
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import Tensor, nn
+
+from phosphene import Model, deconvnet, guided, load_model, methods, rewrite_backward, scores
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients"),
+    pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU"),
+]
+
+CLASSES = [2, 3]
+
+
+class ModuleNet(nn.Module):
+    """ReLU modules, one of them used twice, and a GAP head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.conv3 = nn.Conv2d(8, 6, 3, padding=1)
+        self.relu = nn.ReLU()
+        self.last = nn.ReLU()
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.relu(self.conv2(self.relu(self.conv1(images))))
+        return self.head(self.last(self.conv3(x)).mean((2, 3)))
+
+
+class FunctionalNet(ModuleNet):
+    """The same network, its ReLUs written as functions."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.conv2(torch.relu(self.conv1(images))))
+        return self.head(F.relu_(self.conv3(x)).mean((2, 3)))
+
+
+def in_place_net() -> nn.Module:
+    """In-place ReLUs, max-pooling, and a head of two layers instead of GAP."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+        nn.Conv2d(8, 6, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(72, 10), nn.ReLU(inplace=True), nn.Linear(10, 4),
+    )  # fmt: skip
+
+
+NETWORKS = {"module": ModuleNet, "functional": FunctionalNet, "in place": in_place_net}
+#: A layer of each network, with places.
+LAYERS = {"module": "last", "functional": "conv2", "in place": "4"}
+
+
+@pytest.fixture(params=NETWORKS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(2, 3, 13, 17, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def network(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    return NETWORKS[kind]().double().eval()
+
+
+def attribute(name: str, model: Model, *inputs: object, **params: object) -> Tensor:
+    return methods[f"attribution.{name}"](model, *inputs, **params).maps
+
+
+def test_saliency_is_captums(kind: str, images: Tensor) -> None:
+    net = network(kind)
+    theirs = Saliency(net).attribute(images.clone(), target=CLASSES, abs=True).amax(1)
+    ours = attribute("saliency", load_model(net), images, CLASSES)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(4, 4), (5, 3), (3, 2), (4, 1), (13, 5), (6, 6)])
+def test_occlusion_is_captums_also_where_the_stride_does_not_divide(
+    kind: str, images: Tensor, window: int, stride: int
+) -> None:
+    net = network(kind)
+    theirs = Occlusion(net).attribute(
+        images,
+        sliding_window_shapes=(3, window, window),
+        strides=(3, stride, stride),
+        baselines=0.5,
+        target=CLASSES,
+    )
+    ours = attribute("occlusion", load_model(net), images, CLASSES, window=window, stride=stride)
+    # captum rounds to float32 twice: the sum over the windows, and its quotient by their number.
+    torch.testing.assert_close(ours, theirs[:, 0].double(), rtol=1.2e-7, atol=1e-15)
+
+
+def test_grad_cam_is_captums_after_its_relu(kind: str, images: Tensor) -> None:
+    net = network(kind)
+    layer = LAYERS[kind]
+    theirs = LayerGradCam(net, net.get_submodule(layer)).attribute(images.clone(), target=CLASSES)
+    ours = attribute("grad_cam", load_model(net), images, CLASSES, layer=layer)
+    torch.testing.assert_close(ours, theirs[:, 0].relu(), rtol=1e-11, atol=1e-14)
+
+
+def test_grad_cam_is_pytorch_grad_cams_by_its_convention(kind: str, images: Tensor) -> None:
+    net = network(kind)
+    layer = LAYERS[kind]
+    ours = attribute("grad_cam", load_model(net), images, CLASSES, layer=layer, normalize="pgc")
+    with GradCAM(model=net, target_layers=[net.get_submodule(layer)]) as cam:
+        theirs = cam(input_tensor=images.clone(), targets=[ClassifierOutputTarget(c) for c in CLASSES])
+    torch.testing.assert_close(ours, torch.from_numpy(theirs).double(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rule", "peer"), [(guided, GuidedBackprop), (deconvnet, Deconvolution)])
+@pytest.mark.parametrize("modules", ["module", "in place"])
+def test_rewritten_backward_is_captums_where_relus_are_modules(
+    rule: object, peer: type, modules: str, images: Tensor
+) -> None:
+    net = network(modules)
+    torch.testing.assert_close(
+        rewritten(net, images, rule), peers_gradient(peer, net, images), rtol=1e-12, atol=1e-14
+    )
+
+
+@pytest.mark.parametrize(("rule", "peer"), [(guided, GuidedBackprop), (deconvnet, Deconvolution)])
+def test_rewritten_backward_is_the_same_where_relus_are_functions(
+    rule: object, peer: type, images: Tensor
+) -> None:
+    functional = network("functional")
+    ours = rewritten(functional, images, rule)
+    torch.testing.assert_close(ours, peers_gradient(peer, network("module"), images), rtol=1e-12, atol=1e-14)
+    plain = Saliency(functional).attribute(images.clone(), target=CLASSES, abs=False)
+    assert (ours - plain).abs().max() > 0.1 * plain.abs().max()
+
+
+def peers_gradient(peer: type, net: nn.Module, images: Tensor) -> Tensor:
+    gradient: Tensor = peer(net).attribute(images.clone(), target=CLASSES)
+    return gradient
+
+
+def rewritten(net: nn.Module, images: Tensor, rule: object) -> Tensor:
+    model = load_model(net, input_size=(3, 13, 17))
+    pixels = images.clone().requires_grad_()
+    with model.guard(), rewrite_backward(rule):  # type: ignore[arg-type]
+        return torch.autograd.grad(scores(model, pixels, CLASSES).sum(), pixels)[0]

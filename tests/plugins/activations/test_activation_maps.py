@@ -1,0 +1,114 @@
+"""Activation maps: the scaling of lecture 21.3, choices of layer and channel, before and after a ReLU."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from phosphene import InputError, Model, ModelError, load_model, load_result, max_batch, methods
+
+activation_maps = methods["activations.activation_maps"]
+
+
+class Shared(nn.Module):
+    """One in-place ReLU that runs twice, and a functional one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 12, 3, 2)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(12, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.relu(self.second(self.relu(self.first(images))))
+        return self.fc(F.relu(self.third(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(0)
+    return load_model(Shared().double(), input_size=(3, 12, 12))
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(3, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+def test_its_oracle_holds():
+    activation_maps.spec.oracle()
+
+
+def test_each_map_is_scaled_by_itself_and_a_constant_one_is_zero(model, images):
+    with torch.no_grad():
+        model.module.third.weight[5] = 0
+    found = activation_maps(model, images, layer="third")
+    assert found.channels == tuple(range(12))
+    assert torch.equal(found.maps, model.features(images, "third").detach())
+    low, high = found.maps.amin((2, 3), keepdim=True), found.maps.amax((2, 3), keepdim=True)
+    others = [c for c in range(12) if c != 5]
+    assert torch.allclose(found.scaled[:, others], ((found.maps - low) / (high - low))[:, others], atol=1e-6)
+    assert found.scaled[:, 5].eq(0).all()
+
+
+def test_a_shared_scale_spans_the_channels_of_one_image_only(model, images):
+    found = activation_maps(model, images, layer="third", scale="shared")
+    assert found.scaled.amin((1, 2, 3)).eq(0).all() and found.scaled.amax((1, 2, 3)).eq(1).all()
+    alone = activation_maps(model, images[1:2], layer="third", scale="shared")
+    assert torch.allclose(alone.scaled, found.scaled[1:2], atol=1e-6)
+
+
+def test_before_a_relu_the_negative_answers_are_still_there(model, images):
+    before = activation_maps(model, images, layer="relu", pre_activation=True)
+    after = activation_maps(model, images, layer="relu")
+    assert before.maps.min() < 0
+    assert torch.equal(before.maps.relu(), after.maps)
+    assert before.maps.shape[2] == 8  # of the shared ReLU's calls, the last
+
+
+def test_where_nothing_stands_before_an_activation_it_says_so(model, images):
+    with pytest.raises(ModelError, match="'third' is a Conv2d, not an activation.*'relu'"):
+        activation_maps(model, images, layer="third", pre_activation=True)
+
+
+def test_the_default_is_an_activation_at_the_middle_resolution(model, images):
+    assert activation_maps(model, images).layer == "relu"
+    assert activation_maps(load_model("builtin:shapes-vgg"), torch.rand(1, 3, 64, 64)).layer == "features.8"
+
+
+def test_channels_are_chosen_in_order_and_checked_before_work(model, images):
+    found = activation_maps(model, images, layer="third", channels=[7, 2])
+    assert found.channels == (7, 2)
+    assert torch.equal(found.maps, model.features(images, "third").detach()[:, [7, 2]])
+    for wrong in ([12], [-1], []):
+        with pytest.raises(InputError):
+            activation_maps(model, images, layer="third", channels=wrong)
+    with pytest.raises(ModelError, match="not a map"):
+        activation_maps(model, images, layer="fc")
+
+
+def test_a_batch_gives_what_its_images_give_alone(model, images):
+    whole = activation_maps(model, images, layer="third")
+    with max_batch(1):
+        parts = activation_maps(model, images, layer="third")
+    assert torch.allclose(whole.scaled, parts.scaled, atol=1e-6) and whole.channels == parts.channels
+
+
+def test_token_layers_are_maps_too():
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=3)
+    found = activation_maps(load_model(vit, input_size=(3, 64, 64)), torch.rand(1, 3, 64, 64))
+    assert found.layer == "blocks.1.mlp.act" and found.maps.shape == (1, 768, 4, 4)
+
+
+@pytest.mark.parametrize("overlay", [False, True])
+def test_a_figure_shows_the_strongest_channels_of_each_image(model, images, overlay, tmp_path):
+    found = activation_maps(model, images, layer="third", overlay=overlay)
+    rows = found.panels()
+    assert len(rows) == 3 and all(len(row) == 10 for row in rows)
+    for row, maps in zip(rows, found.maps, strict=True):
+        assert row[1].title == f"channel {maps.flatten(1).amax(1).argmax()}"
+    found.save(tmp_path / "maps")
+    assert torch.equal(load_result(tmp_path / "maps").scaled, found.scaled)

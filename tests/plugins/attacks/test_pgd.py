@@ -1,0 +1,218 @@
+"""PGD stays in its ball, climbs the loss, tells the truth about it, and treats every image alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from phosphene import Model, PhospheneError, load_model, methods
+
+pgd = methods["attacks.pgd"]
+few = settings(max_examples=60, deadline=None)
+norms = st.sampled_from(["linf", "l2"])
+dtypes = st.sampled_from([torch.float32, torch.float64])
+
+
+def network(seed: int = 0, dtype: torch.dtype = torch.float64, gain: float = 1.0, size: int = 6) -> Model:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        module = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * size * size, 4)
+        )
+    module[3].weight.data *= gain
+    return load_model(module, input_size=(3, size, size), dtype=dtype)
+
+
+def pictures(count: int, seed: int = 0, dtype: torch.dtype = torch.float64, size: int = 6) -> Tensor:
+    """Random pixels, a fifth of them black and a fifth white, so that clipping matters."""
+    drawn = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return (drawn * 1.7 - 0.35).clamp(0, 1)
+
+
+def predicted(model: Model, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(images).argmax(1)
+
+
+def length(delta: Tensor, norm: str) -> float:
+    flat = delta.double().flatten(1)
+    return float(flat.abs().max() if norm == "linf" else flat.norm(dim=1).max())
+
+
+@few
+@given(
+    seed=st.integers(0, 99),
+    dtype=dtypes,
+    norm=norms,
+    eps=st.floats(1e-7, 30, exclude_min=True),
+    step_size=st.floats(1e-7, 1000),
+    steps=st.integers(1, 4),
+    targeted=st.booleans(),
+    random_start=st.booleans(),
+    gain=st.sampled_from([0.0, 1.0, 1e4, 1e30]),
+)
+def test_result_is_in_the_ball_and_in_the_pixel_range(
+    seed: int, dtype: torch.dtype, norm: str, eps: float, gain: float, **params: object
+) -> None:
+    model, images = network(seed, dtype, gain), pictures(3, seed, dtype)
+    labels = torch.tensor([0, 1, 2])
+    found = pgd(model, images, labels, eps=eps, norm=norm, seed=seed, **params)
+    assert found.adversarial.dtype == dtype
+    assert found.adversarial.min() >= 0
+    assert found.adversarial.max() <= 1
+    # Not a tolerance of ours: how exactly double precision can add the squares.
+    assert length(found.adversarial - found.images, norm) <= eps * (1 + 1e-14 * (norm == "l2"))
+    assert all(torch.isfinite(v).all() for _, v in found.fields() if isinstance(v, Tensor))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_large_float32_pictures_stay_inside_the_ball(norm: str) -> None:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Conv2d(3, 4, 16, 16), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 32 * 32, 3))
+    model, images = load_model(module), pictures(2, dtype=torch.float32, size=512)
+    found = pgd(model, images, predicted(model, images), norm=norm, eps=0.3, step_size=0.1, steps=5, seed=3)
+    moved = found.adversarial.double() - found.images.double()
+    assert 0.25 < length(moved, norm) <= 0.3
+
+
+@few
+@given(seed=st.integers(0, 99), norm=norms, targeted=st.booleans(), random_start=st.booleans())
+def test_batch_gives_what_its_images_give_alone(
+    seed: int, norm: str, targeted: bool, random_start: bool
+) -> None:
+    model, images, labels = network(seed), pictures(3, seed), torch.tensor([0, 1, 2])
+    params = {"norm": norm, "targeted": targeted, "random_start": random_start, "seed": seed, "eps": 0.2}
+    together = pgd(model, images, labels, **params).adversarial
+    for n in range(3):
+        alone = pgd(model, images[n : n + 1], labels[n : n + 1], **params).adversarial
+        torch.testing.assert_close(together[n : n + 1], alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_same_seed_gives_the_same_bits_and_another_seed_another_start(norm: str) -> None:
+    model, images = network(), pictures(2)
+    labels = predicted(model, images)
+    first, second, third = (
+        pgd(model, images, labels, norm=norm, steps=1, seed=s).adversarial for s in (5, 5, 6)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+
+
+@few
+@given(seed=st.integers(0, 99), norm=norms, targeted=st.booleans(), eps=st.floats(0.001, 0.5))
+def test_success_is_what_the_model_says_of_the_returned_image(
+    seed: int, norm: str, targeted: bool, eps: float
+) -> None:
+    model, images, labels = network(seed), pictures(4, seed), torch.tensor([0, 1, 2, 3])
+    found = pgd(model, images, labels, norm=norm, eps=eps, targeted=targeted, seed=0)
+    probabilities = model(found.adversarial).softmax(1).detach()
+    after = probabilities.argmax(1)
+    assert torch.equal(found.after, after)
+    assert torch.equal(found.success, after == labels if targeted else after != labels)
+    torch.testing.assert_close(found.confidence_after, probabilities.amax(1))
+    assert torch.equal(found.before, predicted(model, images))
+    assert found.names_after == tuple(f"class {i}" for i in after.tolist())
+
+
+@few
+@given(seed=st.integers(0, 99), norm=norms, targeted=st.booleans())
+def test_image_that_is_already_where_the_attack_wants_it_comes_back_unchanged(
+    seed: int, norm: str, targeted: bool
+) -> None:
+    model, images = network(seed), pictures(4, seed)
+    before = predicted(model, images)
+    labels = before if targeted else (before + 1) % 4
+    found = pgd(model, images, labels, norm=norm, targeted=targeted, eps=0.3, seed=0)
+    assert torch.equal(found.adversarial, images)
+    assert found.success.all()
+
+
+@few
+@given(seed=st.integers(0, 99), norm=norms, shift=st.sampled_from([-100.0, 0.5, 1000.0]))
+def test_constant_added_to_the_logits_changes_nothing(seed: int, norm: str, shift: float) -> None:
+    model, images = network(seed), pictures(2, seed)
+    labels = predicted(model, images)
+    plain = pgd(model, images, labels, norm=norm, eps=0.2, seed=1).adversarial
+    model.module[3].bias.data += shift
+    # The constant costs the logits digits, and so the gradient's direction.
+    torch.testing.assert_close(
+        pgd(model, images, labels, norm=norm, eps=0.2, seed=1).adversarial, plain, rtol=0, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_attack_moves_the_loss_its_way(norm: str, targeted: bool) -> None:
+    model, images = network(3), pictures(6, 3)
+    before = predicted(model, images)
+    labels = (before + 1) % 4 if targeted else before
+    found = pgd(model, images, labels, norm=norm, eps=0.1, step_size=0.02, targeted=targeted, seed=0)
+    loss_before = F.cross_entropy(model(images), labels, reduction="none")
+    loss_after = F.cross_entropy(model(found.adversarial), labels, reduction="none")
+    assert ((loss_after < loss_before) if targeted else (loss_after > loss_before)).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_without_a_gradient_the_image_stays(norm: str) -> None:
+    model = network(gain=0.0)
+    model.module[3].bias.data = torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)
+    images = pictures(2)
+    found = pgd(model, images, torch.tensor([0, 0]), norm=norm, random_start=False)
+    assert torch.equal(found.adversarial, images)
+    assert not found.success.any()
+    assert found.png()
+
+
+def test_gradient_too_small_to_square_still_gives_a_step_of_the_right_length() -> None:
+    model = network(dtype=torch.float32, gain=1e-26)
+    images = torch.full((1, 3, 6, 6), 0.5)
+    labels = predicted(model, images)
+    found = pgd(model, images, labels, norm="l2", steps=1, step_size=0.1, eps=10, random_start=False)
+    assert found.distance("l2").item() == pytest.approx(0.1, rel=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_random_starts_fill_the_ball_uniformly(norm: str) -> None:
+    """One step of no length from grey images: what is left is the start."""
+    model, images = network(gain=0.0, size=2), torch.full((1, 3, 2, 2), 0.5, dtype=torch.float64)
+    model.module[3].bias.data = torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)
+    offsets = torch.cat(
+        [
+            pgd(model, images, torch.tensor([0]), norm=norm, eps=0.4, steps=1, seed=s).adversarial - 0.5
+            for s in range(400)
+        ]
+    ).flatten(1)
+    d = offsets.shape[1]
+    assert offsets.mean().abs() < 0.02
+    # The share of a ball within radius r is (r / eps)^d.
+    fractions = (offsets / 0.8 + 0.5).flatten() if norm == "linf" else (offsets.norm(dim=1) / 0.4) ** d
+    ordered = fractions.sort().values
+    uniform = torch.linspace(0, 1, len(ordered), dtype=torch.float64)
+    # Kolmogorov-Smirnov at one in a million, for the number of draws at hand.
+    assert float((ordered - uniform).abs().max()) < 2.7 / len(ordered) ** 0.5
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"eps": 0}, {"eps": float("nan")}, {"step_size": -1}, {"steps": 0}, {"norm": "l1"}, {"epsilon": 1}],
+)
+def test_impossible_parameters_are_refused(params: dict[str, object]) -> None:
+    with pytest.raises(PhospheneError):
+        pgd(network(), pictures(1), torch.tensor([0]), **params)
+
+
+def test_picture_shows_original_adversarial_and_difference() -> None:
+    model, images = network(), pictures(2)
+    found = pgd(model, images, predicted(model, images), eps=0.1, step_size=0.05, seed=0)
+    original, adversarial, difference = found.panels()[0][:3]
+    torch.testing.assert_close(original.image, images[0], check_dtype=False)
+    torch.testing.assert_close(adversarial.image, found.adversarial[0], check_dtype=False)
+    assert difference.title == "difference ×5"
+    # Grey where nothing moved, black or white where the pixel moved most.
+    assert float((difference.image - 0.5).abs().max()) == pytest.approx(0.5, abs=1e-6)

@@ -1,0 +1,165 @@
+"""Occlusion: against brute force, and what each of its parameters promises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from phosphene import InputError, Model, Neuron, load_model, max_batch, methods
+from phosphene.builtin.scenes import draw_scenes
+
+occlusion = methods["attribution.occlusion"]
+
+
+def small_model() -> Model:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+    )  # fmt: skip
+    return load_model(network.double())
+
+
+def pictures(height: int = 9, width: int = 7) -> Tensor:
+    return torch.rand(2, 3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def test_oracle() -> None:
+    occlusion.spec.oracle()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(4, 9), st.integers(4, 9), st.integers(1, 12), st.data(), st.sampled_from(["mean", "sum"]))
+def test_every_pixel_gets_the_falls_of_the_windows_that_hide_it(
+    height: int, width: int, window: int, data: st.DataObject, aggregate: str
+) -> None:
+    stride = data.draw(st.integers(1, window))
+    model, images = small_model(), pictures(height, width)
+    maps = occlusion(model, images, 1, window=window, stride=stride, aggregate=aggregate).maps
+    total, times = torch.zeros(2, height, width, dtype=torch.float64), torch.zeros(height, width)
+    top = 0
+    while True:
+        left = 0
+        while True:
+            mask = torch.zeros(height, width, dtype=torch.bool)
+            mask[top : top + window, left : left + window] = True
+            with torch.no_grad():
+                fall = model(images)[:, 1] - model(torch.where(mask, 0.5, images))[:, 1]
+            total[:, mask] += fall[:, None]
+            times += mask
+            if left + window >= width:
+                break
+            left += stride
+        if top + window >= height:
+            break
+        top += stride
+    assert times.min() >= 1
+    torch.testing.assert_close(maps, total / times if aggregate == "mean" else total)
+
+
+def test_the_memory_knob_changes_nothing_but_the_batches() -> None:
+    model, images = small_model(), pictures()
+    seen: list[int] = []
+    whole = occlusion(model, images, window=3).maps
+    handle = model.module.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    with max_batch(4):
+        parts = occlusion(model, images, window=3).maps
+    handle.remove()
+    assert max(seen) == 4
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "params"), [(9, 7, {}), (16, 20, {"window": 5}), (6, 6, {"window": 9})]
+)
+def test_the_cost_foretold_is_the_cost_paid(height: int, width: int, params: dict[str, int]) -> None:
+    model, images = small_model(), pictures(height, width)
+    model.see(images)
+    assert model.anatomy
+    seen: list[int] = []
+    model.module.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    occlusion(model, images, 0, **params)
+    full = occlusion.validate(params)
+    assert occlusion.spec.cost is not None
+    assert occlusion.spec.cost.of(full, images=2, height=height, width=width) == (sum(seen), 0)
+
+
+def test_the_class_is_that_of_the_whole_picture() -> None:
+    """A prediction that flips when something is hidden must not change whose score falls."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 2, bias=False))
+    network[1].weight.data = torch.stack([torch.ones(12), torch.full((12,), 0.9)])
+    network[1].weight.data[1, 0] = -5.0
+    result = occlusion(load_model(network), torch.ones(1, 3, 2, 2), window=1, stride=1, baseline="zero")
+    assert result.targets == ("class 0",)
+    torch.testing.assert_close(result.maps, torch.full((1, 2, 2), 3.0))
+
+
+def test_noise_is_one_for_all_images_and_its_seed_decides() -> None:
+    model = small_model()
+    twice = pictures()[:1].expand(3, -1, -1, -1).clone()
+    with max_batch(2):
+        maps = occlusion(model, twice, 0, baseline="noise", seed=3).maps
+    assert torch.equal(maps[0], maps[1])
+    assert torch.allclose(maps[0], maps[2], rtol=1e-12)
+    assert torch.allclose(maps[:1], occlusion(model, twice[:1], 0, baseline="noise", seed=3).maps, rtol=1e-12)
+    assert not torch.allclose(maps[:1], occlusion(model, twice[:1], 0, baseline="noise", seed=4).maps)
+
+
+@pytest.mark.parametrize("baseline", ["grey", "zero", "mean", "blur", "noise"])
+def test_hiding_everything_takes_all_that_the_baseline_does_not_give_back(baseline: str) -> None:
+    model, images = small_model(), pictures()
+    maps = occlusion(model, images, 2, window=9, baseline=baseline, seed=0).maps
+    assert (maps == maps[:, :1, :1]).all()
+    blank = {"grey": torch.full_like(images, 0.5), "zero": torch.zeros_like(images)}
+    blank["mean"] = images.mean((2, 3), keepdim=True).expand_as(images)
+    if baseline in blank:
+        with torch.no_grad():
+            fall = (model(images) - model(blank[baseline]))[:, 2]
+        torch.testing.assert_close(maps[:, 0, 0], fall)
+
+
+def test_a_flat_picture_loses_nothing_to_its_own_mean_or_blur() -> None:
+    flat = torch.full((1, 3, 8, 8), 0.3, dtype=torch.float64)
+    for baseline in ("mean", "blur"):
+        assert occlusion(small_model(), flat, baseline=baseline).maps.abs().max() < 1e-12
+
+
+def test_probabilities_fall_by_what_the_softmax_says() -> None:
+    model, images = small_model(), pictures()
+    maps = occlusion(model, images, window=9, baseline="zero", score="probability").maps
+    with torch.no_grad():
+        before, after = model(images).softmax(1), model(torch.zeros_like(images)).softmax(1)
+    top = before.argmax(1)
+    torch.testing.assert_close(maps[:, 0, 0], (before - after)[[0, 1], top])
+
+
+def test_only_the_receptive_field_of_a_neuron_matters_to_it() -> None:
+    maps = occlusion(small_model(), pictures(), Neuron("0", 1, 4, 3), window=1).maps
+    outside = torch.ones(9, 7, dtype=torch.bool)
+    outside[3:6, 2:5] = False
+    assert maps[:, outside].abs().max() < 1e-12
+    assert (maps[:, 3:6, 2:5] != 0).all()
+
+
+def test_smoothing_keeps_the_sum() -> None:
+    rough, smooth = (occlusion(small_model(), pictures(), 0, window=2, smooth=s).maps for s in (0, 1.5))
+    torch.testing.assert_close(rough.sum((1, 2)), smooth.sum((1, 2)))
+    assert smooth.std() < rough.std()
+
+
+def test_a_stride_that_skips_pixels_and_a_neurons_probability_are_refused() -> None:
+    model, images = small_model(), pictures()
+    with pytest.raises(InputError, match="stride=4"):
+        occlusion(model, images, window=3, stride=4)
+    with pytest.raises(InputError, match="probability"):
+        occlusion(model, images, "0[1]", score="probability")
+
+
+def test_the_objects_of_the_bundled_scenes_are_what_matters() -> None:
+    scenes = draw_scenes(12, seed=11, split="test")
+    heat = occlusion(load_model("builtin:shapes-vgg"), scenes.images, scenes.labels.tolist(), stride=8).heat()
+    peaks = heat.flatten(1).argmax(1)
+    assert scenes.masks.flatten(1)[torch.arange(12), peaks].float().mean() > 0.8

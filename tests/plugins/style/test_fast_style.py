@@ -1,0 +1,228 @@
+"""Fast style: the norm, training, choosing and blending styles, saving, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from phosphene import (
+    DivergenceError,
+    InputError,
+    Model,
+    TensorDataset,
+    UnknownName,
+    load_model,
+    load_result,
+    max_batch,
+    methods,
+    replay,
+    run,
+)
+from phosphene.progress import ProgressEvent, reporting
+from phosphene.results import TrainedNetwork
+from phosphene_plugins.style.fast_style import ConditionalInstanceNorm, StyleNetwork
+
+fit = methods["style.fast_style_fit"]
+fast_style = methods["style.fast_style"]
+
+SMALL: dict[str, Any] = {"width": 4, "blocks": 1, "batch": 2, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    torch.manual_seed(0)
+    fine, coarse = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3)
+    return load_model(nn.Sequential(fine, nn.ReLU(), nn.MaxPool2d(2), coarse, nn.ReLU()))
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.rand(5, 3, 18, 21, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def styles() -> Tensor:
+    return torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(2)) ** 2
+
+
+@pytest.fixture(scope="module")
+def stylizer(model: Model, images: Tensor, styles: Tensor) -> TrainedNetwork:
+    return fit(model, images, styles, names=["oil", "ink", "chalk"], steps=3, **SMALL)
+
+
+def shares(network: nn.Module, images: Tensor, mix: list[float]) -> Tensor:
+    with torch.no_grad():
+        painted: Tensor = network(images, torch.tensor([mix]))
+    return painted
+
+
+def test_oracles() -> None:
+    fit.spec.oracle()
+    fast_style.spec.oracle()
+
+
+def test_the_norm_gives_each_image_its_own_style() -> None:
+    norm = ConditionalInstanceNorm(2, 1)
+    with torch.no_grad():
+        norm.gamma.copy_(torch.tensor([[2.0], [3.0]]))
+        norm.beta.copy_(torch.tensor([[5.0], [-1.0]]))
+    x = torch.randn(2, 1, 8, 8)
+    out = norm(x, torch.eye(2))
+    torch.testing.assert_close(out.mean((1, 2, 3)), torch.tensor([5.0, -1.0]))
+    spread = out.flatten(1).std(1, correction=0)
+    torch.testing.assert_close(spread, torch.tensor([2.0, 3.0]), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 14), (31, 33), (64, 40)])
+def test_pictures_keep_their_size(size: tuple[int, int]) -> None:
+    painted = StyleNetwork(styles=2, width=3, blocks=1)(torch.rand(1, 3, *size), torch.tensor([[0.0, 1.0]]))
+    assert painted.shape == (1, 3, *size)
+
+
+def test_training_lowers_the_loss(model: Model, images: Tensor, styles: Tensor) -> None:
+    made = fit(model, images, styles, steps=60, **SMALL)
+    assert made.losses.shape == (60,)
+    assert made.losses[-5:].mean() < 0.8 * made.losses[:5].mean()
+    assert made.previews.shape == (3, 3, 18, 21)
+    assert made.labels == ("style 0", "style 1", "style 2")
+
+
+def test_progress_tells_the_loss(model: Model, images: Tensor, styles: Tensor) -> None:
+    events: list[ProgressEvent] = []
+    with reporting(events.append):
+        made = fit(model, images, styles, steps=3, **SMALL)
+    assert [e.done for e in events] == [1, 2, 3]
+    assert [e.note for e in events] == [f"loss {loss:.3f}" for loss in made.losses.tolist()]
+
+
+def test_the_weights_say_what_is_kept(model: Model, images: Tensor, styles: Tensor) -> None:
+    """With content alone the picture comes nearer to its content than with style alone."""
+
+    def distance(made: TrainedNetwork) -> float:
+        painted = fast_style(images, made).stylized
+        with torch.no_grad():
+            far = model.features(painted, "4") - model.features(images, "4")
+        return float(far.square().mean())
+
+    content = fit(model, images, styles, steps=40, style_weight=0.0, **SMALL)
+    style = fit(model, images, styles, steps=40, content_weight=0.0, **SMALL)
+    assert distance(content) < distance(style)
+
+
+def test_the_same_seed_gives_the_same_bits(model: Model, images: Tensor, styles: Tensor) -> None:
+    first, second, other = (fit(model, images, styles, steps=2, **SMALL | {"seed": s}) for s in (1, 1, 2))
+    assert torch.equal(first.previews, second.previews)
+    assert torch.equal(first.losses, second.losses)
+    assert not torch.equal(first.previews, other.previews)
+
+
+def test_the_memory_limit_changes_only_rounding(model: Model, images: Tensor, styles: Tensor) -> None:
+    free = fit(model, images, styles, steps=2, **SMALL)
+    with max_batch(1):
+        limited = fit(model, images, styles, steps=2, **SMALL)
+    torch.testing.assert_close(free.losses, limited.losses, atol=1e-4, rtol=1e-4)
+
+
+def test_the_loss_model_is_left_alone(model: Model, images: Tensor, styles: Tensor) -> None:
+    before = model.digest
+    fit(model, images, styles, steps=2, **SMALL)
+    assert model.digest == before
+    assert all(p.grad is None and p.requires_grad for p in model.module.parameters())
+
+
+def test_a_stylizer_comes_back_from_its_folder(
+    stylizer: TrainedNetwork, images: Tensor, tmp_path: Path
+) -> None:
+    stylizer.save(tmp_path / "styles")
+    again = load_result(tmp_path / "styles")
+    assert isinstance(again, TrainedNetwork)
+    assert again.labels == stylizer.labels
+    painted = fast_style(images, stylizer, style="ink").stylized
+    assert torch.equal(fast_style(images, again, style="ink").stylized, painted)
+    folder = tmp_path / "styles"
+    by_path = run("fast_style", images=images, stylizer=folder, style="ink", out=tmp_path / "out")
+    assert torch.equal(by_path.stylized, painted)
+    assert replay(tmp_path / "out").same
+
+
+def test_names_and_numbers_choose_a_style(stylizer: TrainedNetwork, images: Tensor) -> None:
+    for number, name in enumerate(stylizer.labels):
+        made = fast_style(images, stylizer, style=name)
+        assert made.style == name
+        assert torch.equal(made.stylized, fast_style(images, stylizer, style=number).stylized)
+        assert torch.equal(made.stylized, fast_style(images, stylizer, style=str(number)).stylized)
+        alone = [shares(stylizer.network, i[None], [float(n == number) for n in range(3)]) for i in images]
+        assert torch.equal(made.stylized, torch.cat(alone))
+    assert fast_style(images, stylizer).style == "oil"
+
+
+def test_a_blend_ends_in_its_styles(stylizer: TrainedNetwork, images: Tensor) -> None:
+    ink = fast_style(images, stylizer, style="ink")
+    assert torch.equal(fast_style(images, stylizer, blend=[0, 3, 0]).stylized, ink.stylized)
+    assert torch.equal(fast_style(images, stylizer, blend={"ink": 1.0}).stylized, ink.stylized)
+    half = fast_style(images, stylizer, blend={"ink": 1.0, "chalk": 1.0})
+    assert half.style == "50% ink + 50% chalk"
+    assert torch.equal(half.stylized, fast_style(images, stylizer, blend=[0, 0.5, 0.5]).stylized)
+    assert not torch.equal(half.stylized, ink.stylized)
+
+
+def test_a_blend_mixes_scales_and_shifts_linearly(stylizer: TrainedNetwork, images: Tensor) -> None:
+    """A network whose first style was set to the mixture paints the same."""
+    mixed = StyleNetwork(**stylizer.config)
+    mixed.load_state_dict(stylizer.network.state_dict())
+    with torch.no_grad():
+        for module in mixed.modules():
+            if isinstance(module, ConditionalInstanceNorm):
+                for parameter in (module.gamma, module.beta):
+                    parameter[0] = 0.25 * parameter[1] + 0.75 * parameter[2]
+    blended = fast_style(images, stylizer, blend=[0, 0.25, 0.75]).stylized
+    torch.testing.assert_close(blended, shares(mixed, images, [1.0, 0.0, 0.0]), atol=1e-5, rtol=0)
+
+
+def test_images_keep_their_precision(stylizer: TrainedNetwork, images: Tensor) -> None:
+    made = fast_style(images.double(), stylizer)
+    assert made.stylized.dtype == torch.float64
+    assert next(stylizer.network.parameters()).dtype == torch.float32
+
+
+def test_a_diverging_loss_is_told(model: Model, images: Tensor, styles: Tensor) -> None:
+    with pytest.raises(DivergenceError, match="no longer finite"):
+        fit(model, images, styles, steps=5, style_weight=1e38, content_weight=1e38, **SMALL)
+
+
+def test_an_interruption_leaves_the_model_as_it_was(model: Model, styles: Tensor) -> None:
+    class Interrupted(TensorDataset):
+        def read(self, indices: Any) -> Tensor:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, Interrupted(styles), styles, **SMALL)
+    assert all(p.requires_grad for p in model.module.parameters())
+    assert not any(module._forward_hooks for module in model.module.modules())
+
+
+def test_bad_input_is_refused(model: Model, stylizer: TrainedNetwork, images: Tensor, styles: Tensor) -> None:
+    with pytest.raises(UnknownName, match="ink"):
+        fast_style(images, stylizer, style="inc")
+    with pytest.raises(InputError, match="style 7"):
+        fast_style(images, stylizer, style=7)
+    with pytest.raises(InputError, match="not both"):
+        fast_style(images, stylizer, style=0, blend=[1, 0, 0])
+    with pytest.raises(InputError, match="as many shares"):
+        fast_style(images, stylizer, blend=[1, 0])
+    with pytest.raises(InputError, match="not all zero"):
+        fast_style(images, stylizer, blend=[0, 0, 0])
+    with pytest.raises(UnknownName):
+        fast_style(images, stylizer, blend={"pastel": 1.0})
+    with pytest.raises(InputError, match="8 pixels"):
+        fast_style(images[..., :6, :6], stylizer)
+    with pytest.raises(InputError, match="trained network"):
+        fast_style(images, "somewhere")
+    with pytest.raises(InputError, match="different names"):
+        fit(model, images, styles, names=["one"], **SMALL)
+    with pytest.raises(UnknownName):
+        fit(model, images, styles, content_layer="conv9", **SMALL)

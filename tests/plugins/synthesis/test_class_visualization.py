@@ -1,0 +1,162 @@
+"""Class visualisation: closed form, every regulariser, every kind of target, and batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from phosphene import (
+    Class,
+    Direction,
+    DivergenceError,
+    InputError,
+    Model,
+    UnknownName,
+    load_model,
+    max_batch,
+    methods,
+    replay,
+)
+from phosphene.pixels import l2_penalty, total_variation
+
+visualize = methods["synthesis.class_visualization"]
+
+PLAIN: dict[str, Any] = {
+    "l2": 0.0, "blur_every": 0, "jitter": 0, "parametrization": "pixels", "start_noise": 0.05,
+    "seed": 3, "steps": 20,
+}  # fmt: skip
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, stride=2), nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    return load_model(network.double(), mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.2], input_size=(3, 12, 12))
+
+
+def at_mean(model: Model, images: Tensor) -> Tensor:
+    """(N,) per cent of pixels that are the mean colour."""
+    same = (images - model.mean.to(images)[:, None, None]).abs().amax(1) < 1e-9
+    return 100 * same.flatten(1).double().mean(1)
+
+
+def test_oracle() -> None:
+    visualize.spec.oracle()
+
+
+@pytest.mark.parametrize("parametrization", ["pixels", "fourier"])
+def test_the_score_rises_and_pixels_stay_in_the_box(model: Model, parametrization: str) -> None:
+    made = visualize(model, Class((0, 1, 2, 3)), steps=25, seed=0, parametrization=parametrization)
+    assert made.images.shape == (4, 3, 12, 12)
+    assert made.scores.shape == (25, 4)
+    assert (made.scores[-1] > made.scores[0]).all()
+    assert made.images.min() >= 0
+    assert made.images.max() <= 1
+    assert made.targets == ("class 0", "class 1", "class 2", "class 3")
+
+
+def test_a_batch_gives_what_its_classes_give_alone(model: Model) -> None:
+    options = {"seed": 5, "steps": 8, "start_noise": 0.02, "clip_contribution": 10}
+    together = visualize(model, Class((2, 0, 1)), **options)
+    for n, index in enumerate((2, 0, 1)):
+        alone = visualize(model, Class(index), **options)
+        torch.testing.assert_close(together.images[n : n + 1], alone.images, atol=1e-9, rtol=0)
+        torch.testing.assert_close(together.scores[:, n : n + 1], alone.scores, atol=1e-9, rtol=0)
+
+
+def test_the_memory_limit_changes_nothing(model: Model) -> None:
+    free = visualize(model, Class((0, 1, 2)), seed=1, steps=5)
+    with max_batch(2):
+        limited = visualize(model, Class((0, 1, 2)), seed=1, steps=5)
+    torch.testing.assert_close(free.images, limited.images, atol=1e-9, rtol=0)
+    assert limited.scores.shape == free.scores.shape
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(model: Model) -> None:
+    first, second, other = (visualize(model, Class(1), seed=s, steps=5, start_noise=0.1) for s in (1, 1, 2))
+    assert torch.equal(first.images, second.images)
+    assert not torch.equal(first.images, other.images)
+
+
+def test_l2_keeps_the_image_nearer_to_the_mean_colour(model: Model) -> None:
+    far = [l2_penalty(visualize(model, Class(1), **PLAIN | {"l2": w}).images, model.mean) for w in (0.0, 0.1)]
+    assert far[1] < 0.9 * far[0]
+
+
+def test_total_variation_and_blur_each_make_the_image_smoother(model: Model) -> None:
+    rough = total_variation(visualize(model, Class(1), **PLAIN).images)
+    for smoother in ({"total_variation": 0.1}, {"blur_every": 2, "blur_sigma": 1.0}):
+        assert total_variation(visualize(model, Class(1), **PLAIN | smoother).images) < 0.9 * rough
+
+
+@pytest.mark.parametrize("clipping", ["clip_norm", "clip_contribution"])
+def test_clipping_greys_at_least_its_share_of_pixels(model: Model, clipping: str) -> None:
+    assert at_mean(model, visualize(model, Class((0, 1)), **PLAIN).images).max() < 5
+    clipped = visualize(model, Class((0, 1)), **PLAIN | {clipping: 30.0}).images
+    assert at_mean(model, clipped).min() >= 29
+
+
+def test_all_regularisers_work_together(model: Model) -> None:
+    everything = PLAIN | {
+        "l2": 0.01, "total_variation": 0.02, "blur_every": 3, "blur_sigma": 0.5, "clip_norm": 10.0,
+        "clip_contribution": 20.0, "jitter": 2,
+    }  # fmt: skip
+    plain, regular = (visualize(model, Class(1), **options) for options in (PLAIN, everything))
+    assert l2_penalty(regular.images, model.mean) < l2_penalty(plain.images, model.mean)
+    assert total_variation(regular.images) < total_variation(plain.images)
+    assert at_mean(model, regular.images) >= 19
+    assert regular.scores[-1] > regular.scores[0]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "2[3]",
+        "2[3,1,1]",
+        "2",
+        Direction("2", torch.linspace(-1, 1, 8)),
+        lambda logits: logits[:, 1] - logits[:, 2],
+    ],
+    ids=["channel", "neuron", "layer", "direction", "callable"],
+)
+def test_every_kind_of_target_can_be_climbed(model: Model, target: Any) -> None:
+    made = visualize(model, target, steps=10, seed=0, start_noise=0.05)
+    assert made.images.shape == (1, 3, 12, 12)
+    assert made.scores[-1] > made.scores[0]
+
+
+def test_any_size_can_be_drawn(model: Model) -> None:
+    for parametrization in ("pixels", "fourier"):
+        made = visualize(model, Class(0), size=17, steps=2, seed=0, parametrization=parametrization)
+        assert made.images.shape == (1, 3, 17, 17)
+
+
+def test_a_unit_that_cannot_be_reached_is_told(model: Model) -> None:
+    with torch.no_grad():
+        model.module[0].bias.fill_(-100.0)
+    with pytest.raises(DivergenceError, match="cannot start"):
+        visualize(model, "1[0]", seed=0)
+
+
+def test_bad_input_is_refused(model: Model) -> None:
+    with pytest.raises(InputError, match="class 9"):
+        visualize(model, 9)
+    with pytest.raises(UnknownName):
+        visualize(model, "nowhere[3]")
+    with pytest.raises(InputError, match="clip_norm"):
+        visualize(model, 0, clip_norm=101.0)
+
+
+def test_bundled_classes_are_recognised_in_their_pictures(tmp_path: Path) -> None:
+    bundled = load_model("builtin:shapes-vgg")
+    made = visualize(bundled, Class((0, 4, 6, 9)), steps=24, seed=0)
+    assert bundled(made.images).argmax(1).tolist() == [0, 4, 6, 9]
+    made.save(tmp_path / "made")
+    assert replay(tmp_path / "made").same

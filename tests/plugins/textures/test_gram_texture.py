@@ -1,0 +1,148 @@
+"""Gram textures: closed forms, layers and weights, sizes, batches and headless networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from phosphene import InputError, Model, UnknownName, batch_size, load_model, max_batch, methods
+from phosphene.builtin.textures import draw_texture
+from phosphene.images import read_image, resize
+from phosphene.pixels import gram
+from phosphene_plugins.textures.gram_texture import gram_energy
+
+gram_texture = methods["textures.gram_texture"]
+
+
+@pytest.fixture
+def model() -> Model:
+    """A network without a head: what comes out is a map."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+        nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(),
+    )  # fmt: skip
+    return load_model(network.double())
+
+
+@pytest.fixture
+def samples() -> Tensor:
+    return torch.rand(2, 3, 16, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def identity(channels: int) -> Model:
+    network = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.ReLU()).double()
+    nn.init.dirac_(network[0].weight)
+    return load_model(network, input_size=(channels, 8, 8))
+
+
+def test_oracle() -> None:
+    gram_texture.spec.oracle()
+
+
+def test_a_two_by_two_gram_matrix_worked_out_by_hand() -> None:
+    """Constant pictures: features (a, b) at each of the M places, so G = M [[aa, ab], [ab, bb]]."""
+    sample = torch.tensor([0.8, 0.4], dtype=torch.float64).view(1, 2, 1, 1).expand(1, 2, 8, 8).clone()
+    made = gram_texture(identity(2), sample, layers=["1"], weights=[3.0], steps=1, seed=0)
+    # The noise of a constant sample is that constant, so there is nothing to do.
+    assert made.scores.item() == pytest.approx(0, abs=1e-20)
+    torch.testing.assert_close(made.images, sample)
+    sample[:, :, :4] = 0
+    made = gram_texture(identity(2), sample, layers=["1"], weights=[3.0], steps=1, seed=0)
+    start = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    start = (start * sample.std((2, 3), keepdim=True) + sample.mean((2, 3), keepdim=True)).clamp(0, 1)
+    wanted = torch.tensor([[0.64, 0.32], [0.32, 0.16]], dtype=torch.float64) * 32
+    rows = start.flatten(2)[0]
+    by_hand = 3.0 / (4 * 2**2 * 64**2) * (wanted - rows @ rows.T).square().sum()
+    assert made.scores[0, 0] == pytest.approx(float(by_hand), rel=1e-9)
+
+
+def test_the_loss_of_the_sample_itself_is_zero(model: Model, samples: Tensor) -> None:
+    grams = gram(model.features(samples, "1"))
+    assert gram_energy(grams, grams).abs().max() == 0
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_the_loss_falls_and_the_sample_stands_beside(model: Model, samples: Tensor, optimizer: str) -> None:
+    made = gram_texture(model, samples, steps=20, seed=0, optimizer=optimizer)
+    assert made.images.shape == samples.shape
+    assert (made.scores[-1] < 0.5 * made.scores[0]).all()
+    assert torch.equal(made.sources, samples)
+
+
+def test_lbfgs_is_well_ahead_of_adam() -> None:
+    vgg, sample = load_model("builtin:shapes-vgg"), draw_texture("pebbles", 32)[None]
+    losses = [gram_texture(vgg, sample, steps=40, seed=0, optimizer=o).scores[-1] for o in ("lbfgs", "adam")]
+    assert losses[0] < losses[1] / 2
+
+
+def test_any_size_can_be_made_of_a_sample(model: Model, samples: Tensor) -> None:
+    made = gram_texture(model, samples, size=27, steps=15, seed=0)
+    assert made.images.shape == (2, 3, 27, 27)
+    assert (made.scores[-1] < made.scores[0]).all()
+    assert len(made.panels()) == 1
+
+
+def test_a_batch_of_textures_gives_what_its_samples_give_alone(model: Model, samples: Tensor) -> None:
+    together = gram_texture(model, samples, steps=6, seed=0)
+    with max_batch(1):
+        limited = gram_texture(model, samples, steps=6, seed=0)
+    for n in range(2):
+        alone = gram_texture(model, samples[n : n + 1], steps=6, seed=0)
+        torch.testing.assert_close(together.images[n : n + 1], alone.images, atol=1e-8, rtol=0)
+        torch.testing.assert_close(limited.images[n : n + 1], alone.images, atol=1e-8, rtol=0)
+
+
+def test_the_same_seed_gives_the_same_bits(model: Model, samples: Tensor) -> None:
+    first, second, other = (gram_texture(model, samples, steps=3, seed=s) for s in (4, 4, 5))
+    assert torch.equal(first.images, second.images)
+    assert not torch.equal(first.images, other.images)
+
+
+def test_a_weight_of_zero_takes_a_layer_out(model: Model, samples: Tensor) -> None:
+    one = gram_texture(model, samples, layers=["1"], weights=[2.0], steps=4, seed=0)
+    two = gram_texture(model, samples, layers=["1", "4"], weights=[2.0, 0.0], steps=4, seed=0)
+    torch.testing.assert_close(one.images, two.images)
+
+
+def test_nothing_above_the_highest_layer_runs(model: Model, samples: Tensor) -> None:
+    gram_texture(model, samples, layers=["1"], steps=1, seed=0)
+    seen: list[int] = []
+    handle = model.module[3].register_forward_hook(lambda *_: seen.append(1))
+    gram_texture(model, samples, layers=["1"], steps=3, seed=0)
+    handle.remove()
+    assert not seen
+
+
+def test_a_network_without_a_head_has_stages_but_no_classes(model: Model, samples: Tensor) -> None:
+    model.see(samples)
+    assert model.stages == ("1", "4")
+    assert model.class_count == 0
+    assert batch_size(model) >= 1
+
+
+def test_bad_input_is_refused(model: Model, samples: Tensor) -> None:
+    with pytest.raises(InputError, match="one weight per layer"):
+        gram_texture(model, samples, layers=["1", "4"], weights=[1.0])
+    with pytest.raises(InputError, match="one weight per layer"):
+        gram_texture(model, samples, layers=[])
+    with pytest.raises(UnknownName):
+        gram_texture(model, samples, layers=["relu9"])
+    with pytest.raises(InputError, match="channels"):
+        gram_texture(model, samples[:, :1])
+
+
+def test_real_vgg19_matches_pebbles(assets: Path) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    from safetensors.torch import load_file
+
+    saved = load_file(assets / "weights" / "vgg19_relu3_1.normalised.torchvision.safetensors")
+    state = {name.removeprefix("features."): value for name, value in saved.items()}
+    vgg = load_model(torchvision.models.vgg19().features[:12], weights=state)
+    sample = resize(read_image(assets / "images" / "texture" / "pebbles.jpg"), (64, 64))[None]
+    made = gram_texture(vgg, sample, steps=15, seed=0)
+    assert vgg.stages == ("1", "6", "11")
+    assert made.scores[-1] < 0.05 * made.scores[0]
