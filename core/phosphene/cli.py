@@ -25,6 +25,7 @@ from .run_command import (
     MethodCommands,
     flowing,
     input_option,
+    method_names,
     model_options,
     model_settings,
     option,
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         extensions.add_commands(app)
     try:
         app(given, prog_name="phosphene")
-    except PhospheneError as error:
+    except (PhospheneError, OSError) as error:  # a full disk or a missing permission is nobody's bug either
         if debug:
             raise
         print(f"phosphene: {error}", file=sys.stderr)
@@ -101,10 +102,6 @@ def _table(*headings: str) -> Table:
 # --- methods and plugins ---------------------------------------------------------------------
 
 
-def _names() -> list[str]:
-    return [name for plugins in methods.by_family().values() for name in plugins]
-
-
 @app.command("list")
 def list_methods(
     family: Annotated[str | None, typer.Option(help="Only this family.", metavar="NAME")] = None,
@@ -118,10 +115,11 @@ def list_methods(
         shelves = {family: shelves[family]}
     if as_json:
         rows = [
-            {"name": name, "id": p.id, "family": p.family, "summary": p.summary(),
-             "distribution": p.distribution, "version": p.version}
-            for plugins in shelves.values() for name, p in plugins.items()
-        ]  # fmt: skip
+            {"name": name, "summary": p.summary()}
+            | {key: getattr(p, key) for key in ("id", "family", "distribution", "version")}
+            for plugins in shelves.values()
+            for name, p in plugins.items()
+        ]
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return
     table = Table.grid(padding=(0, 2))
@@ -141,7 +139,7 @@ def list_methods(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A method.", autocompletion=_names)],
+    name: Annotated[str, typer.Argument(help="A method.", autocompletion=method_names)],
     as_json: Annotated[bool, typer.Option("--json", help="The spec as JSON.")] = False,
 ) -> None:
     """Show all there is to know of a method: parameters, equation, sources, promises, cost."""

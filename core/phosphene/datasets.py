@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .builtin.scenes import draw_scenes
 from .errors import InputError
 from .images import find_images, resize
 
@@ -29,8 +30,6 @@ class Dataset(ABC):
 
     #: How it is written on a command line, so that a run can be repeated; None for tensors.
     uri: str | None = None
-    #: Class indices (len,), where known.
-    labels: Tensor | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -53,15 +52,14 @@ class Dataset(ABC):
 class TensorDataset(Dataset):
     """Pictures that are in memory: (N, C, H, W) in [0, 1]."""
 
-    def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
-        self._images = images
-        self.labels = labels
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.images)
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        return self._images[list(indices)]
+        return self.images[list(indices)]
 
 
 class FolderDataset(Dataset):
@@ -82,11 +80,11 @@ class FolderDataset(Dataset):
     def read(self, indices: Sequence[int]) -> Tensor:
         # Decoding releases the interpreter lock, so threads do help.
         with ThreadPoolExecutor(max_workers=4) as pool:
-            return torch.stack(list(pool.map(self._transform, [self._paths[i] for i in indices])))
+            return stack(list(pool.map(self._transform, [self._paths[i] for i in indices])))
 
 
 class SceneDataset(Dataset):
-    """Bundled scenes, drawn as they are read: endless by seed, with the truth about each."""
+    """Bundled scenes, drawn as they are read: endless by seed."""
 
     def __init__(
         self,
@@ -96,32 +94,27 @@ class SceneDataset(Dataset):
         split: Literal["train", "test"] = "test",
         size: tuple[int, int] = (64, 64),
     ) -> None:
-        from .builtin.scenes import draw_scenes
-
-        self._draw = draw_scenes
         self._count, self._seed, self._split, self._size = count, seed, split, size
         self.uri = f"builtin:scenes/{count}" if (seed, split) == (0, "test") else None
-        self._labels: Tensor | None = None
 
     def __len__(self) -> int:
         return self._count
 
-    @property
-    def labels(self) -> Tensor:  # type: ignore[override]
-        if self._labels is None:
-            self._labels = self.scenes(range(len(self))).labels
-        return self._labels
-
-    def scenes(self, indices: Sequence[int]):  # type: ignore[no-untyped-def]
-        """The scenes themselves, with labels, object masks and backgrounds."""
-        start, stop = min(indices), max(indices) + 1
-        drawn = self._draw(stop - start, seed=self._seed, split=self._split, start=start)
-        rows = [i - start for i in indices]
-        return type(drawn)(drawn.images[rows], drawn.labels[rows], drawn.masks[rows], drawn.backgrounds[rows])
-
     def read(self, indices: Sequence[int]) -> Tensor:
-        images = self.scenes(indices).images
+        # A batch in order is drawn at once, scattered ones singly: none that was not asked for.
+        first, count = indices[0], len(indices)
+        runs = [(first, count)] if [*indices] == [*range(first, first + count)] else [(i, 1) for i in indices]
+        drawn = [draw_scenes(n, seed=self._seed, split=self._split, start=i) for i, n in runs]
+        images = torch.cat([scenes.images for scenes in drawn])
         return images if images.shape[2:] == self._size else resize(images, self._size)
+
+
+def stack(pictures: Sequence[Tensor]) -> Tensor:
+    """Pictures (C, H, W) as one batch; InputError where their sizes differ."""
+    shapes = sorted({tuple(p.shape) for p in pictures})
+    if len(shapes) > 1:
+        raise InputError(f"pictures of different sizes cannot be one batch: {shapes}")
+    return torch.stack(list(pictures))
 
 
 def open_dataset(value: object, transform: Callable[[Path], Tensor], size: tuple[int, int]) -> Dataset:
@@ -132,7 +125,7 @@ def open_dataset(value: object, transform: Callable[[Path], Tensor], size: tuple
         return TensorDataset(value)
     if isinstance(value, str) and value.startswith("builtin:"):
         name, _, count = value.removeprefix("builtin:").partition("/")
-        if name != "scenes" or (count and not count.isdecimal()):
+        if name != "scenes" or (count and not (count.isdecimal() and int(count))):
             raise InputError(
                 f"no bundled data set {value!r}; there is builtin:scenes, and builtin:scenes/1000"
             )

@@ -13,14 +13,17 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Annotated, Any, Generic, ParamSpec, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, get_args
 
 import torch
 from pydantic import ConfigDict, ValidationError, create_model
+from pydantic.fields import FieldInfo
 from torch import Tensor
 
 from .batching import batch_size
-from .errors import InputError, UnknownName
+from .errors import InputError, PluginError, UnknownName
+from .inputs import ROLES
+from .results import Provenance, Result
 from .spec import Cost, Input, Invariant, LayerMark, MethodSpec, Need, Reference, Role, SeedMark
 from .targets import Objective
 
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .models import Model
-    from .results import Result
 
 #: Torch's own generator is one for all threads, so seeded calls take turns.
 _seeding = threading.RLock()
@@ -66,23 +68,20 @@ def method(
     """
 
     def decorate(function: Callable[P, R]) -> Method[P, R]:
+        name = function.__name__
         inputs, fields, result = _read_signature(function)
-        words = function.__name__.replace("_", " ")
-        doc = inspect.getdoc(function) or ""
-        if not doc:
-            raise TypeError(f"{function.__name__} needs a docstring: its first line is the summary")
+        summary, _, description = (inspect.getdoc(function) or "").partition("\n")
+        if not summary:
+            raise TypeError(f"{name} needs a docstring: its first line is the summary")
+        config = ConfigDict(extra="forbid", frozen=True)
         spec = MethodSpec(
-            name=f"{family}.{function.__name__}",
+            name=f"{family}.{name}",
             family=family,
-            title=title or words[0].upper() + words[1:],
-            summary=doc.partition("\n")[0],
-            description=doc.partition("\n")[2].strip(),
+            title=title or name.replace("_", " ").capitalize(),
+            summary=summary,
+            description=description.strip(),
             inputs=inputs,
-            params=create_model(
-                f"{function.__name__}_params",
-                __config__=ConfigDict(extra="forbid", frozen=True),
-                **fields,
-            ),
+            params=create_model(f"{name}_params", __config__=config, **fields),
             returns=result.__name__,
             references=tuple(references),
             invariants=tuple(invariants),
@@ -94,7 +93,7 @@ def method(
             quick=dict(quick or {}),
             demo=dict(demo or {}),
         )
-        return Method(function, spec, network)
+        return Method(function, spec, result, network)
 
     return decorate
 
@@ -105,10 +104,7 @@ _RUN_WORDS = {"name", "out", "device", "batch_size", "progress", "executor"}
 
 def _read_signature(
     function: Callable[..., Any],
-) -> tuple[tuple[Input, ...], dict[str, Any], type[Result]]:
-    from .inputs import ROLES
-    from .results import Result
-
+) -> tuple[tuple[Input, ...], dict[str, Any], type[Any]]:
     # Not get_type_hints: it would resolve the forward references inside the roles as well.
     signature = inspect.signature(function, eval_str=True)
     inputs: list[Input] = []
@@ -135,11 +131,13 @@ def _read_signature(
     return tuple(inputs), fields, result
 
 
-def _marked(annotation: Any, mark: type) -> bool:
-    """Whether a mark stands anywhere in an annotation, also inside ``X | None`` and ``list[X]``."""
-    if get_origin(annotation) is Annotated and any(isinstance(a, mark) for a in get_args(annotation)[1:]):
-        return True
-    return any(_marked(a, mark) for a in get_args(annotation))
+def _marked(field: FieldInfo, mark: type) -> bool:
+    """Whether a mark stands in a parameter's annotation, also inside ``X | None`` and ``list[X]``."""
+
+    def within(annotation: Any) -> bool:
+        return isinstance(annotation, mark) or any(map(within, get_args(annotation)))
+
+    return any(isinstance(m, mark) for m in field.metadata) or within(field.annotation)
 
 
 class Method(Generic[P, R]):
@@ -149,29 +147,24 @@ class Method(Generic[P, R]):
         self,
         function: Callable[P, R],
         spec: MethodSpec,
+        result: type[R],
         network: Callable[..., nn.Module] | None,
     ) -> None:
         self.spec = spec
-        self.result: type[R] = inspect.signature(function, eval_str=True).return_annotation
+        self.result = result
+        #: Builds the untrained network of a training method from the configuration saved with its weights.
+        self.network = network
         #: Who brings it: distribution and version, set by the registry.
         self.distribution = "unregistered"
         self._function = function
-        self._network = network
-        annotations = inspect.signature(function, eval_str=True).parameters
-        self._layers = [n for n in spec.params.model_fields if _marked(annotations[n].annotation, LayerMark)]
-        self._seed = next(
-            (n for n in spec.params.model_fields if _marked(annotations[n].annotation, SeedMark)), None
-        )
+        fields = spec.params.model_fields
+        self._layers = [name for name, field in fields.items() if _marked(field, LayerMark)]
+        #: The parameter that seeds it, where it draws anything.
+        self.seed = next((name for name, field in fields.items() if _marked(field, SeedMark)), None)
         functools.update_wrapper(self, function)
 
     def __repr__(self) -> str:
         return f"<method {self.spec.name}>"
-
-    def build_network(self, config: Mapping[str, Any]) -> nn.Module:
-        """The untrained network of a training method, from the configuration saved with its weights."""
-        if self._network is None:
-            raise InputError(f"{self.spec.name} trains no network")
-        return self._network(**config)
 
     def validate(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters checked and completed; InputError in one sentence each."""
@@ -186,8 +179,6 @@ class Method(Generic[P, R]):
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs checked and brought to the model's device and precision."""
-        from .inputs import ROLES
-
         checked: dict[str, Any] = {}
         model: Model | None = None
         for declared in self.spec.inputs:
@@ -207,22 +198,42 @@ class Method(Generic[P, R]):
                 "parameters are given by name"
             )
         inputs: dict[str, Any] = dict(zip(names, args, strict=False))
+        if twice := inputs.keys() & kwargs.keys():
+            raise InputError(f"{self.spec.short_name} is given {' and '.join(sorted(twice))} twice")
         inputs.update({n: v for n, v in kwargs.items() if n in names})
         params = self.validate({n: v for n, v in kwargs.items() if n not in names})
-        checked = self.check_inputs(inputs)
-        model = next((checked[i.name] for i in self.spec.inputs if i.role == "model"), None)
-        self._resolve_layers(params, model)
-        if self._seed is not None and params[self._seed] is None:
-            params[self._seed] = secrets.randbits(31)
-        started = datetime.datetime.now(datetime.UTC)
-        clock = time.perf_counter()
-        with self._room(model, params):
-            result, size = self._run(model, checked, params)
-        seconds = time.perf_counter() - clock
-        changes: dict[str, Any] = _out_of_inference(result)
-        changes["inputs"] = _recorded(checked, self.spec)
-        changes["provenance"] = self._provenance(model, checked, params, size, started, seconds)
-        return dataclasses.replace(result, **changes)
+        # What is made in inference mode can never be differentiated again, and users may want to.
+        with torch.inference_mode(False):
+            checked = self.check_inputs(inputs)
+            model = next((checked[i.name] for i in self.spec.inputs if i.role == "model"), None)
+            self._resolve_layers(params, model)
+            if self.seed is not None and params[self.seed] is None:
+                params[self.seed] = secrets.randbits(31)
+            started = datetime.datetime.now(datetime.UTC)
+            clock = time.perf_counter()
+            with self._room(model, params):
+                result, size = self._run(model, checked, params)
+        # The tensors as they are, and of everything else how it is written.
+        kept = {
+            i.name: checked[i.name] if isinstance(checked[i.name], Tensor) else _written(checked[i.name])
+            for i in self.spec.inputs
+            if i.role != "model"
+        }
+        provenance = Provenance(
+            method=self.spec.name,
+            distribution=self.distribution,
+            params=self.spec.params(**params).model_dump(mode="json"),
+            inputs={n: f"tensor {tuple(v.shape)}" if isinstance(v, Tensor) else v for n, v in kept.items()},
+            model=model and {"name": model.name, "digest": model.digest, "source": model.source},
+            seed=params[self.seed] if self.seed is not None else None,
+            versions=_versions(),
+            device=str(model.device) if model is not None else "cpu",
+            dtype=str(model.dtype).removeprefix("torch.") if model is not None else "float32",
+            batch_size=size,
+            started=started.isoformat(timespec="seconds"),
+            seconds=round(time.perf_counter() - clock, 4),
+        )
+        return dataclasses.replace(result, inputs=kept, provenance=provenance)
 
     def _resolve_layers(self, params: dict[str, Any], model: Model | None) -> None:
         for name in self._layers:
@@ -241,15 +252,14 @@ class Method(Generic[P, R]):
         """Model guarded, gradients on or off, randomness seeded and the caller's left alone."""
         with ExitStack() as stack:
             gradients = bool({"gradients", "training"} & set(self.spec.needs))
-            stack.enter_context(torch.inference_mode(not gradients))
             stack.enter_context(torch.set_grad_enabled(gradients))
             if model is not None:
                 stack.enter_context(model.guard())
-            if self._seed is not None:
+            if self.seed is not None:
                 stack.enter_context(_seeding)
                 devices = [model.device] if model is not None and model.device.type == "cuda" else []
                 stack.enter_context(torch.random.fork_rng(devices))
-                torch.manual_seed(params[self._seed])
+                torch.manual_seed(params[self.seed])
             yield
 
     def _run(
@@ -257,54 +267,22 @@ class Method(Generic[P, R]):
     ) -> tuple[R, int | None]:
         """The function's result, batch by batch where every row of it belongs to one image."""
         function: Callable[..., R] = self._function
+
+        def call(inputs: dict[str, Any]) -> R:
+            result = function(**inputs, **params)
+            if not isinstance(result, self.result):
+                raise PluginError(f"{self.spec.name} gave a {type(result).__name__}, not {self.spec.returns}")
+            return result
+
         size = batch_size(model) if model is not None else None
-        images = inputs.get("images")
-        if not (
-            size is not None
-            and isinstance(images, Tensor)
-            and len(images) > size
-            and self.spec.batch_independent
-            and self.result.per_image
-        ):
-            return function(**inputs, **params), size
+        count = len(images) if isinstance(images := inputs.get("images"), Tensor) else 0
+        if size is None or count <= size or not (self.spec.batch_independent and self.result.per_image):
+            return call(inputs), size
         results = []
-        for start in range(0, len(images), size):
-            rows = range(start, min(start + size, len(images)))
-            batch = {
-                i.name: _select(inputs[i.name], i.role, rows) if i.name in inputs else None
-                for i in self.spec.inputs
-            }
-            results.append(function(**batch, **params))
+        for start in range(0, count, size):
+            rows = range(start, min(start + size, count))
+            results.append(call({i.name: _select(inputs[i.name], i.role, rows) for i in self.spec.inputs}))
         return self.result.concatenate(results), size
-
-    def _provenance(
-        self,
-        model: Model | None,
-        inputs: Mapping[str, Any],
-        params: Mapping[str, Any],
-        size: int | None,
-        started: datetime.datetime,
-        seconds: float,
-    ) -> Any:
-        from .results import Provenance
-
-        describe = {i.name: _described(inputs[i.name]) for i in self.spec.inputs if i.role != "model"}
-        return Provenance(
-            method=self.spec.name,
-            distribution=self.distribution,
-            params=self.spec.params(**params).model_dump(mode="json"),
-            inputs=describe,
-            model=None
-            if model is None
-            else {"name": model.name, "digest": model.digest, "source": model.source},
-            seed=params[self._seed] if self._seed is not None else None,
-            versions=_versions(),
-            device=str(model.device) if model is not None else "cpu",
-            dtype=str(model.dtype).removeprefix("torch.") if model is not None else "float32",
-            batch_size=size,
-            started=started.isoformat(timespec="seconds"),
-            seconds=round(seconds, 4),
-        )
 
 
 def _sentences(name: str, error: ValidationError) -> str:
@@ -325,30 +303,8 @@ def _select(value: Any, role: str, rows: range) -> Any:
     return value.select(rows) if role == "target" else value
 
 
-def _out_of_inference(result: Result) -> dict[str, Tensor]:
-    """Tensors made in inference mode, as ordinary ones: users may want gradients through them later."""
-    return {
-        name: value.clone()
-        for name, value in result.fields()
-        if isinstance(value, Tensor) and value.is_inference()
-    }
-
-
-def _recorded(inputs: Mapping[str, Any], spec: MethodSpec) -> dict[str, Any]:
-    """What is saved beside a result so that it can be run again."""
-    kept: dict[str, Any] = {}
-    for declared in spec.inputs:
-        value = inputs[declared.name]
-        if isinstance(value, Tensor):
-            kept[declared.name] = value.clone() if value.is_inference() else value
-        elif declared.role != "model":
-            kept[declared.name] = _described(value)
-    return kept
-
-
-def _described(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return f"tensor {tuple(value.shape)}"
+def _written(value: Any) -> Any:
+    """An input as a person would write it."""
     if isinstance(value, Objective):
         return value.written()
     uri = getattr(value, "uri", None)

@@ -30,7 +30,11 @@ class MissingExtra(PhospheneError, ImportError):
     """A method whose optional library is absent; the message says which extra to install."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs an optional library: pip install 'phosphene[{extra}]'.")
+        super().__init__(what, extra)  # as given, so that it can be pickled
+
+    def __str__(self) -> str:
+        what, extra = self.args
+        return f"{what} needs an optional library: pip install 'phosphene[{extra}]'."
 
 
 class UnknownName(PhospheneError, KeyError):
@@ -41,17 +45,13 @@ class UnknownName(PhospheneError, KeyError):
     """
 
     def __init__(self, kind: str, name: object, known: Iterable[str], owner: str = "") -> None:
-        names = [str(k) for k in known]
-        close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
-        if not close:
-            close = [n for n in names if str(name).lower() in n.lower()][:3]
-        shown = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
-        message = f"no {kind} {str(name)!r}"
-        message += f"; {owner or 'there'} {'has' if owner else 'is'} {shown}" if names else ""
-        if close:
-            message += " - did you mean " + " or ".join(repr(c) for c in close) + "?"
-        self.message = message
-        super().__init__(message)
+        super().__init__(kind, str(name), tuple(known), owner)
 
-    def __str__(self) -> str:  # KeyError would show the repr
-        return self.message
+    def __str__(self) -> str:
+        kind, name, names, owner = self.args
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        close = close or [n for n in names if name and name.lower() in n.lower()][:3]
+        shown = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
+        message = f"no {kind} {name!r}"
+        message += f"; {owner or 'there'} {'has' if owner else 'is'} {shown}" if names else ""
+        return message + (f" - did you mean {' or '.join(map(repr, close))}?" if close else "")

@@ -30,7 +30,7 @@ from .registry import BrokenPlugin, methods
 from .results import Attribution, Result
 from .run_command import input_option
 from .running import run
-from .spec import MethodSpec, SeedMark
+from .spec import MethodSpec
 
 #: How many unseen scenes maps are scored on, and how many passes through the model that may cost.
 _SCENES = 200
@@ -105,10 +105,8 @@ def make_gallery(
             if plugin in working and (not wanted or plugin in wanted):
                 exhibits.append(_exhibit(call, working[plugin], seen, model, settings or {}, shown))
                 tell(exhibits[-1])
-    scores = {}
-    if seen.classes == CLASSES:
-        attributing = [e for e in exhibits if isinstance(e.result, Attribution)]
-        scores = _scores({e.call: methods[e.call] for e in attributing}, seen)
+    attributing = {e.call: methods[e.call] for e in exhibits if isinstance(e.result, Attribution)}
+    scores = _scores(attributing, seen) if attributing and seen.classes == CLASSES else {}
     broken = [b for b in methods.broken() if not wanted or b.plugin in wanted]
     gallery = Gallery(page, exhibits, scores, broken, model is None and not images)
     _write(page, gallery, seen)
@@ -131,7 +129,7 @@ def _exhibit(
         inputs[takes_model.name] = uri
     if takes_images and images:
         inputs[takes_images.name] = images
-    params = _seed(spec) | spec.demo
+    params = _seed(method) | spec.demo
     result, rows, failure = None, [], ""
     clock = time.perf_counter()
     try:
@@ -140,9 +138,8 @@ def _exhibit(
     except Exception as error:  # a stranger's method may raise anything; the page tells it
         failure = str(error) if isinstance(error, PhospheneError) else f"{type(error).__name__}: {error}"
     seconds = time.perf_counter() - clock
-    told = settings if takes_model else {}
-    command, python = _command(call, spec, inputs, told, params), _python(call, spec, inputs, told, params)
-    return Exhibit(call, spec, command, python, seconds, result, rows, failure)
+    told = (call, spec, inputs, settings if takes_model else {}, params)
+    return Exhibit(call, spec, _command(*told), _python(*told), seconds, result, rows, failure)
 
 
 def _rows(result: Result) -> list[list[Picture]]:
@@ -150,16 +147,17 @@ def _rows(result: Result) -> list[list[Picture]]:
     if type(result).figure is not Result.figure:
         width, height = Image.open(io.BytesIO(png := result.png())).size
         return [[Picture("data:image/png;base64," + base64.b64encode(png).decode(), "", width, height)]]
+    rows = [row for row in result.panels() if row]
+    if not rows:
+        raise InputError(f"this {type(result).__name__} holds no pictures to show")
     return [
-        [Picture(data_uri(p.image), p.title, p.image.shape[2], p.image.shape[1]) for p in row]
-        for row in result.panels()
+        [Picture(data_uri(p.image), p.title, p.image.shape[2], p.image.shape[1]) for p in row] for row in rows
     ]
 
 
-def _seed(spec: MethodSpec) -> dict[str, Any]:
+def _seed(method: Method[..., Any]) -> dict[str, Any]:
     """A seed, where the method takes one, so that the page's pictures come out again."""
-    fields = spec.params.model_fields.items()
-    return {name: 0 for name, field in fields if any(isinstance(m, SeedMark) for m in field.metadata)}
+    return {method.seed: 0} if method.seed is not None else {}
 
 
 Values = Mapping[str, Any]
@@ -172,8 +170,9 @@ def _command(call: str, spec: MethodSpec, inputs: Values, settings: Values, para
         value = inputs.get(declared.name, [])
         for item in [value] if isinstance(value, str) else value:
             words += [input_option(declared), item]
+    taken = spec.params.model_fields
     for name, value in settings.items():
-        words += [f"--{option_name(name)}"]
+        words += [f"--model-{option_name(name)}" if name in taken else f"--{option_name(name)}"]
         if value is not True:
             words += [value if isinstance(value, str) else ",".join(map(str, value))]
     schemas = parameter_schemas(spec.params_schema)
@@ -200,26 +199,23 @@ def _python(call: str, spec: MethodSpec, inputs: Values, settings: Values, param
 def _scores(attributing: Mapping[str, Method[..., Any]], model: Model) -> dict[str, Localization]:
     """The pointing game for every method that gives maps, about each scene's true class."""
     found: dict[str, Localization] = {}
-    if not attributing:
-        return found
     scenes = draw_scenes(_SCENES, split="test")
     height, width = model.input_size[1:]
     for call, method in attributing.items():
         spec = method.spec
         if not {declared.role for declared in spec.inputs} <= {"model", "images", "target"}:
             continue
-        params = method.validate(_seed(spec))
-        count = _SCENES
-        if spec.cost:
-            forward, backward = spec.cost.of(params, images=1, height=height, width=width)
-            count = max(1, min(_SCENES, _PASSES // max(1, forward + 2 * backward)))
-        values = {"model": model, "images": scenes.images[:count], "target": scenes.labels[:count]}
         try:
+            params = method.validate(_seed(method))
+            count = _SCENES
+            if spec.cost:
+                forward, backward = spec.cost.of(params, images=1, height=height, width=width)
+                count = max(1, min(_SCENES, _PASSES // max(1, forward + 2 * backward)))
+            values = {"model": model, "images": scenes.images[:count], "target": scenes.labels[:count]}
             result = method(**{i.name: values[i.role] for i in spec.inputs}, **params)
+            found[call] = localization(result.heat(), scenes.masks[:count])
         except Exception as error:  # likewise a stranger's
             warnings.warn(f"{call} could not be scored: {type(error).__name__}: {error}", stacklevel=2)
-            continue
-        found[call] = localization(result.heat(), scenes.masks[:count])
     return found
 
 

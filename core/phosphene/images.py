@@ -9,11 +9,9 @@ import base64
 import io
 import math
 import os
-import secrets
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -27,13 +25,14 @@ from .errors import InputError, UnknownName
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def read_image(path: str | os.PathLike[str], *, mode: Literal["RGB", "L"] = "RGB") -> Tensor:
-    """Read a picture file, turned the way its EXIF orientation says.
+def read_image(path: str | os.PathLike[str]) -> Tensor:
+    """Read a picture file, turned the way its EXIF orientation says: (3, H, W), float32 in [0, 1].
 
-    Returns (3, H, W) for ``mode="RGB"``, (1, H, W) for ``"L"``: float32 in [0, 1].
     An alpha channel is dropped; 16-bit grey is scaled, not cut off.
     Raises InputError if the file is missing or is not a picture Pillow can read.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"a picture is read from a file's path, not from a {type(path).__name__}")
     if not Path(path).is_file():
         raise InputError(f"There is no picture file at {os.fspath(path)!r}.")
     try:
@@ -41,10 +40,10 @@ def read_image(path: str | os.PathLike[str], *, mode: Literal["RGB", "L"] = "RGB
             picture = ImageOps.exif_transpose(file)
             if picture.mode.startswith("I;16"):  # Pillow's convert would clip it at 255
                 picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-            array = np.array(picture.convert(mode))
+            array = np.array(picture.convert("RGB"))
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         raise InputError(f"Cannot read {os.fspath(path)!r} as a picture: {error}.") from error
-    return torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1).contiguous() / 255
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous() / 255
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
@@ -68,17 +67,16 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def to_display(image: Tensor) -> Tensor:
-    """Any (C, H, W) or (1, C, H, W) as an RGB picture (3, H, W) in [0, 1], detached.
+    """Any (C, H, W) as an RGB picture (3, H, W) in [0, 1], detached.
 
     One channel shows as grey, two as red and green, more than three by their first three; values
     are clamped. Raises InputError for another shape, an empty image or NaN.
     """
-    image = image.detach()
     if image.ndim == 4 and image.shape[0] == 1:
         image = image[0]
     if image.ndim != 3 or image.numel() == 0:
         raise InputError(f"One picture is (C, H, W), got {tuple(image.shape)}; `grid` shows many.")
-    image = image if image.is_floating_point() else image.float()
+    image = image.detach() if image.is_floating_point() else image.float()
     if image.isnan().any():
         raise InputError("The picture holds NaN, which has no colour.")
     if image.shape[0] == 1:
@@ -107,36 +105,20 @@ def data_uri(image: Tensor) -> str:
 
 
 def write_png(image: Tensor, path: str | os.PathLike[str]) -> None:
-    """Write the picture (C, H, W) as a PNG file, whole or not at all.
-
-    The bytes go to a temporary name in the same folder, which is then renamed.
-    Raises InputError if the folder is missing or cannot be written.
-    """
-    content = png_bytes(image)
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, target)
-    except OSError as error:
-        raise InputError(f"Cannot write the picture {os.fspath(path)!r}: {error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write the picture (C, H, W) as a PNG file."""
+    Path(path).write_bytes(png_bytes(image))
 
 
-def min_max(tensor: Tensor, dims: Sequence[int] = (-2, -1), *, shared: bool = False) -> Tensor:
+def min_max(tensor: Tensor, dims: Sequence[int] = (-2, -1)) -> Tensor:
     """Scale every map to [0, 1]: (A - min A) / (max A - min A), and a constant map to zeros.
 
-    dims: the dimensions that make up one map, (H, W) unless told; ``shared=True`` takes one
-    minimum and maximum over the whole tensor, so that maps stay comparable with each other.
-    Returns the shape that came in. Source: the min-max scaling of activation maps, lecture 21.3.
+    dims: the dimensions that make up one map, (H, W) unless told. Returns the shape that came in.
+    Source: the min-max scaling of activation maps, lecture 21.3.
     """
     values = tensor if tensor.is_floating_point() else tensor.float()
-    dims = tuple(range(values.ndim)) if shared else tuple(dims)
-    low, high = values.amin(dims, keepdim=True), values.amax(dims, keepdim=True)
+    low, high = values.amin(tuple(dims), keepdim=True), values.amax(tuple(dims), keepdim=True)
     span = high - low
-    scaled = (values - low) / torch.where(span > 0, span, torch.ones_like(span))
-    return scaled.clamp(0, 1)
+    return ((values - low) / torch.where(span > 0, span, 1)).clamp(0, 1)
 
 
 @lru_cache(maxsize=32)
@@ -174,7 +156,7 @@ def colorize(
     values = maps.detach() if maps.is_floating_point() else maps.detach().float()
     if symmetric:
         largest = values.abs().amax((-2, -1), keepdim=True)
-        scaled = values / torch.where(largest > 0, largest, torch.ones_like(largest)) / 2 + 0.5
+        scaled = values / torch.where(largest > 0, largest, 1) / 2 + 0.5
     elif limits is not None:
         scaled = (values - limits[0]) / (limits[1] - limits[0])
     else:
@@ -184,46 +166,27 @@ def colorize(
 
 
 def overlay(
-    image: Tensor,
-    heat: Tensor,
-    *,
-    alpha: float = 0.5,
-    cmap: str = "turbo",
-    limits: tuple[float, float] | None = None,
+    image: Tensor, heat: Tensor, *, alpha: float = 0.5, limits: tuple[float, float] | None = None
 ) -> Tensor:
-    """Lay a heat map over a picture: (1 - alpha) image + alpha colorize(heat).
+    """Lay a heat map over a picture: (1 - alpha) image + alpha colorize(heat), (3, H, W) in [0, 1].
 
-    image: (3, H, W), or (N, 3, H, W) with as many heat maps; heat: (h, w) or (N, h, w), of any
-    real values, enlarged bilinearly to (H, W) and scaled to [0, 1] for showing, each by itself or
-    between ``limits``.
-    Returns the image's shape, in [0, 1]. Raises InputError if shapes or alpha do not fit.
+    heat: (h, w), of any real values, enlarged bilinearly to the picture's size and scaled to [0, 1]
+    for showing, by itself or between ``limits``. Raises InputError if shapes or alpha do not fit.
     """
-    if image.ndim not in (3, 4) or image.shape[-3] != 3 or heat.ndim != image.ndim - 1:
-        raise InputError(
-            f"An overlay takes (3, H, W) and (h, w), or as many of both; got image "
-            f"{tuple(image.shape)} and heat {tuple(heat.shape)}."
-        )
-    if heat.shape[:-2] != image.shape[:-3]:
-        raise InputError(f"{image.shape[0]} images need as many heat maps, got {heat.shape[0]}.")
+    if image.ndim != 3 or image.shape[0] != 3 or heat.ndim != 2:
+        shapes = f"{tuple(image.shape)} and {tuple(heat.shape)}"
+        raise InputError(f"An overlay takes a picture (3, H, W) and a map (h, w), got {shapes}.")
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha={alpha} must lie in [0, 1].")
     heat = heat.detach().to(image.device, torch.promote_types(heat.dtype, torch.float32))
-    if heat.shape[-2:] != image.shape[-2:]:
-        maps = heat.reshape(-1, 1, *heat.shape[-2:])
-        larger = F.interpolate(maps, image.shape[-2:], mode="bilinear", align_corners=False)
-        heat = larger.view(*heat.shape[:-2], *image.shape[-2:])
-    colour = colorize(heat, cmap=cmap, limits=limits).to(image.dtype)
+    if heat.shape != image.shape[1:]:
+        heat = F.interpolate(heat[None, None], image.shape[1:], mode="bilinear")[0, 0]
+    colour = colorize(heat, cmap="turbo", limits=limits).to(image.dtype)
     return ((1 - alpha) * image.detach() + alpha * colour).clamp(0, 1)
 
 
-def grid(
-    images: Tensor | Sequence[Tensor],
-    *,
-    columns: int | None = None,
-    padding: int = 2,
-    background: float = 1.0,
-) -> Tensor:
-    """Many pictures, (N, C, H, W) or a sequence of (C, H, W), as one picture (3, H', W').
+def grid(images: Tensor | Sequence[Tensor], *, columns: int | None = None, padding: int = 2) -> Tensor:
+    """Many pictures, (N, C, H, W) or a sequence of (C, H, W), as one picture (3, H', W') on white.
 
     Row by row in equal cells as large as the largest picture, smaller ones centred; nearly square
     unless told how many columns. padding: pixels between and around the cells.
@@ -237,10 +200,8 @@ def grid(
         raise InputError(f"A grid needs columns >= 1 and padding >= 0, got {columns}, {padding}.")
     columns = min(columns, len(pictures))
     rows = math.ceil(len(pictures) / columns)
-    height = max(picture.shape[1] for picture in pictures)
-    width = max(picture.shape[2] for picture in pictures)
-    size = (rows * (height + padding) + padding, columns * (width + padding) + padding)
-    canvas = torch.full((3, *size), float(background))
+    height, width = (max(picture.shape[side] for picture in pictures) for side in (1, 2))
+    canvas = torch.ones(3, rows * (height + padding) + padding, columns * (width + padding) + padding)
     for number, picture in enumerate(pictures):
         row, column = divmod(number, columns)
         h, w = picture.shape[1:]
@@ -250,34 +211,18 @@ def grid(
     return canvas
 
 
-def enlarge(images: Tensor, factor: int | None = None, *, size: tuple[int, int] | None = None) -> Tensor:
-    """Nearest-neighbour enlargement of (..., H, W), so that single pixels can be seen.
-
-    By a whole factor, or to a size (H', W'). Raises InputError unless exactly one is given.
-    """
-    if (factor is None) == (size is None) or min(size or (factor or 0,)) < 1:
-        raise InputError(f"enlarge takes a factor >= 1 or a size (H, W), got {factor}, {size}.")
-    height, width = images.shape[-2:]
-    if size is None:
-        assert factor is not None
-        size = (height * factor, width * factor)
-    down = torch.arange(size[0], device=images.device) * height // size[0]
-    across = torch.arange(size[1], device=images.device) * width // size[1]
-    return images[..., down[:, None], across]
+def enlarge(images: Tensor, factor: int) -> Tensor:
+    """Every pixel of (..., H, W) so many times in a row and a column, so that it can be seen."""
+    return images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
 
-def resize(images: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """Resize (C, H, W) or (N, C, H, W) bilinearly with antialiasing; differentiable.
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (C, H, W) or (N, C, H, W) to (H', W') bilinearly with antialiasing; differentiable.
 
-    size: (H', W'), or one number for the shorter side, keeping the proportions, as torchvision
-    has it. Pixels stay in [0, 1]. Raises InputError for another shape or a size below one.
+    Pixels stay in [0, 1]. Raises InputError for another shape or a size below one.
     """
     if images.ndim not in (3, 4) or images.numel() == 0:
         raise InputError(f"Images are (C, H, W) or (N, C, H, W), got {tuple(images.shape)}.")
-    if isinstance(size, int):
-        height, width = images.shape[-2:]
-        shorter = min(height, width)
-        size = (size * height // shorter, size * width // shorter)
     if min(size) < 1:
         raise InputError(f"size={size} must be at least one pixel each way.")
     if tuple(images.shape[-2:]) == tuple(size):

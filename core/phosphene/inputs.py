@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .batching import batch_size
 from .builtin.textures import TEXTURES, draw_texture
-from .datasets import Dataset, TensorDataset, open_dataset
+from .datasets import Dataset, TensorDataset, open_dataset, stack
 from .errors import InputError, UnknownName
 from .images import find_images, read_image, resize
 from .models import Model, load_model
@@ -20,6 +22,7 @@ from .targets import parse_target
 
 #: Bundled pictures that the gallery shows: one scene of each of four classes.
 DEFAULT_IMAGES = "builtin:scenes/4"
+BUNDLED_STYLIZER = "builtin:shapes-styles"
 
 
 @dataclass(frozen=True)
@@ -61,21 +64,26 @@ def check_pixels(value: Any, channels: int | None = None) -> Tensor:
     if not (low >= -1e-6 and high <= 1 + 1e-6):
         what = "are not all finite" if low != low or high != high else f"lie in [{low:.4g}, {high:.4g}]"
         raise InputError(f"pixels must lie in [0, 1], these {what}; normalisation happens inside the model")
-    value = value.detach().clamp(0, 1) if low < 0 or high > 1 else value.detach()
-    return value.clone() if value.is_inference() else value
+    return value.detach().clamp(0, 1) if low < 0 or high > 1 else value.detach()
 
 
 def check_images(value: Any, model: Model | None, given: Mapping[str, Any]) -> Tensor:
+    """The images as a copy, since the result keeps them whatever their owner does with his."""
     if model is None:
-        return check_pixels(value)
-    images = check_pixels(value, model.input_size[0]).to(model.device, model.dtype)
+        return check_pixels(value).clone()
+    images = check_pixels(value, model.input_size[0]).to(model.device, model.dtype, copy=True)
     model.see(images)
     return images
 
 
 def check_labels(value: Any, model: Model | None, given: Mapping[str, Any]) -> Tensor:
     images = given.get("images")
-    labels = value if isinstance(value, Tensor) else _as_labels(value, model)
+    labels = value
+    if not isinstance(value, Tensor):
+        items = [value] if isinstance(value, (int, str)) else value
+        if not isinstance(items, Sequence) or not items or model is None:
+            raise InputError(f"labels must be class indices, one per image, not a {type(value).__name__}")
+        labels = torch.tensor([model.class_index(item) for item in items])
     if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise InputError(
             f"labels must be class indices of shape (N,), not {tuple(labels.shape)} {labels.dtype}"
@@ -86,14 +94,7 @@ def check_labels(value: Any, model: Model | None, given: Mapping[str, Any]) -> T
         labels = labels.to(model.device, torch.int64)
         for index in labels.tolist():
             model.class_index(index)
-    return labels.clone() if labels.is_inference() else labels
-
-
-def _as_labels(value: Any, model: Model | None) -> Tensor:
-    items = [value] if isinstance(value, (int, str)) else value
-    if not isinstance(items, Sequence) or model is None:
-        raise InputError(f"labels must be class indices, one per image, not a {type(value).__name__}")
-    return torch.tensor([model.class_index(i) for i in items])
+    return labels.clone()
 
 
 def check_target(value: Any, model: Model | None, given: Mapping[str, Any]) -> Any:
@@ -108,7 +109,8 @@ def check_target(value: Any, model: Model | None, given: Mapping[str, Any]) -> A
 
 
 def check_dataset(value: Any, model: Model | None, given: Mapping[str, Any]) -> Dataset:
-    dataset = TensorDataset(check_images(value, model, given)) if isinstance(value, Tensor) else value
+    images = value.images if isinstance(value, TensorDataset) else value
+    dataset = TensorDataset(check_images(images, model, given)) if isinstance(images, Tensor) else value
     if not isinstance(dataset, Dataset):
         raise InputError(f"a data set must be a phosphene Dataset or a tensor, not a {type(value).__name__}")
     if len(dataset) == 0:
@@ -128,49 +130,51 @@ def check_stylizer(value: Any, model: Model | None, given: Mapping[str, Any]) ->
 
 
 def make_model(value: Any, model: Model | None, given: Mapping[str, Any]) -> Model:
-    return value if isinstance(value, Model) else load_model(value or "builtin:shapes-vgg")
+    if isinstance(value, Model):
+        return value
+    return load_model("builtin:shapes-vgg" if value is None else value)
 
 
 def make_images(value: Any, model: Model | None, given: Mapping[str, Any]) -> Any:
     if isinstance(value, Tensor):
         return value
-    size = (64, 64) if model is None else (model.input_size[1], model.input_size[2])
-    value = value if value is not None else DEFAULT_IMAGES
+    value = DEFAULT_IMAGES if value is None else value
     if isinstance(value, str) and value.startswith("builtin:"):
-        dataset = open_dataset(value, read_image, size)
+        dataset = make_dataset(value, model, given)
         return dataset.read(range(len(dataset)))
-    transform = read_image if model is None else model.transform
-    pictures = [transform(path) for path in _paths(value)]
-    shapes = {tuple(p.shape) for p in pictures}
-    if len(shapes) > 1:
-        raise InputError(f"pictures of different sizes cannot be one batch: {sorted(shapes)}")
-    return torch.stack(pictures)
+    pictures = []
+    for item in _several(value):
+        paths = find_images(item) if isinstance(item, (str, Path)) and Path(item).is_dir() else [item]
+        pictures += [read_image(path) if model is None else model.transform(path) for path in paths]
+    return stack(pictures)
 
 
-def _paths(value: Any) -> list[Path]:
-    items = [value] if isinstance(value, (str, Path)) else list(value)
-    paths: list[Path] = []
-    for item in items:
-        paths += find_images(item) if Path(item).is_dir() else [Path(item)]
-    return paths
+def _several(value: Any) -> list[Any]:
+    """One thing or a list of them, as a list that is not empty."""
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not items:
+        raise InputError("an empty list holds no pictures")
+    return items
 
 
 def make_labels(value: Any, model: Model | None, given: Mapping[str, Any]) -> Any:
     """Names, indices, or where there are none what the model itself says of the images."""
     if value is not None or model is None:
         return value
-    with model.guard(), torch.inference_mode():
-        return model(check_images(given["images"], model, given)).argmax(1)
+    images = check_images(given["images"], model, given)
+    with model.guard(), torch.no_grad():
+        return torch.cat([model(some).argmax(1) for some in images.split(batch_size(model))])
 
 
 def make_target(value: Any, model: Model | None, given: Mapping[str, Any]) -> Any:
-    if value is None and "images" not in given:
-        return tuple(range(min(5, model.class_count))) if model else None
+    """As it is; where there is none and no image either to predict one of, the first five classes."""
+    if value is None and model is not None and "images" not in given:
+        return tuple(range(min(5, model.class_count)))
     return value
 
 
 def make_dataset(value: Any, model: Model | None, given: Mapping[str, Any]) -> Dataset:
-    size = (64, 64) if model is None else (model.input_size[1], model.input_size[2])
+    size = (64, 64) if model is None else model.input_size[1:]
     transform = read_image if model is None else model.transform
     return open_dataset(value if value is not None else "builtin:scenes", transform, size)
 
@@ -179,47 +183,43 @@ def make_texture(value: Any, model: Model | None, given: Mapping[str, Any]) -> A
     """Sample pictures at their own size, the longer side at most 256 pixels."""
     if isinstance(value, Tensor):
         return value
-    pictures = [
-        _drawn_or_read(v)
-        for v in ([value or f"builtin:{TEXTURES[0]}"] if not isinstance(value, list) else value)
-    ]
-    return torch.stack(pictures)
+    value = f"builtin:{TEXTURES[0]}" if value is None else value
+    return stack([_drawn_or_read(item) for item in _several(value)])
 
 
 def make_styles(value: Any, model: Model | None, given: Mapping[str, Any]) -> Any:
     """Style pictures, each cropped to its central square and resized to 128 x 128."""
     if isinstance(value, Tensor):
         return value
-    names = [f"builtin:{t}" for t in TEXTURES[:4]] if value is None else value
-    names = [names] if isinstance(names, (str, Path)) else names
     squares = []
-    for name in names:
-        picture = _drawn_or_read(name)
+    for item in _several([f"builtin:{name}" for name in TEXTURES[:4]] if value is None else value):
+        picture = _drawn_or_read(item)
         side = min(picture.shape[1:])
         top, left = (picture.shape[1] - side) // 2, (picture.shape[2] - side) // 2
         squares.append(resize(picture[:, top : top + side, left : left + side], (128, 128)))
     return torch.stack(squares)
 
 
-def _drawn_or_read(value: str | Path) -> Tensor:
+def _drawn_or_read(value: Any) -> Tensor:
     if isinstance(value, str) and value.startswith("builtin:"):
         name = value.removeprefix("builtin:")
         if name not in TEXTURES:
             raise UnknownName("bundled texture", name, TEXTURES)
         return draw_texture(name)
     picture = read_image(value)
-    longer = max(picture.shape[1:])
-    if longer <= 256:
-        return picture
-    height, width = (round(s * 256 / longer) for s in picture.shape[1:])
-    return resize(picture, (max(1, height), max(1, width)))
+    shrink = min(1.0, 256 / max(picture.shape[1:]))
+    height, width = (max(1, round(side * shrink)) for side in picture.shape[1:])
+    return resize(picture, (height, width))
 
 
 def make_stylizer(value: Any, model: Model | None, given: Mapping[str, Any]) -> Any:
     if isinstance(value, TrainedNetwork):
         return value
-    if value is None or value == "builtin:shapes-styles":
-        value = Path(__file__).parent / "builtin" / "weights" / "shapes-styles"
+    if value is None or value == BUNDLED_STYLIZER:
+        bundled = load_result(Path(__file__).parent / "builtin" / "weights" / "shapes-styles")
+        return dataclasses.replace(bundled, uri=BUNDLED_STYLIZER)  # not where this machine has it
+    if not isinstance(value, (str, Path)):
+        raise InputError(f"a stylizer is a training's result or its folder, not a {type(value).__name__}")
     return load_result(value)
 
 

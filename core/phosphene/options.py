@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 Schema = Mapping[str, Any]
 
 _JSON_KINDS = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 _SHOWN_KINDS = {
-    "boolean": "true|false",
-    "integer": "INT",
-    "number": "FLOAT",
-    "string": "TEXT",
-    "null": "none",
-}
+    "boolean": "true|false", "integer": "INT", "number": "FLOAT", "string": "TEXT", "null": "none",
+}  # fmt: skip
 
 
 def parameter_schemas(schema: Schema) -> dict[str, Schema]:
@@ -44,11 +41,6 @@ def is_flag(schema: Schema) -> bool:
     return _kinds(schema) == {"boolean"}
 
 
-def is_repeatable(schema: Schema) -> bool:
-    """Whether a parameter can be given several times, each adding to it."""
-    return bool(_kinds(schema) & {"array", "object"})
-
-
 def read_option(texts: Sequence[str], schema: Schema) -> Any:
     """A parameter's value from what was written for it, once or repeatedly.
 
@@ -56,7 +48,7 @@ def read_option(texts: Sequence[str], schema: Schema) -> Any:
     be a fraction (``8/255``). What fits nothing stays text, for the validation to speak about.
     """
     values = [_read(text, schema) for text in texts]
-    if len(values) == 1 or not is_repeatable(schema):
+    if len(values) == 1 or not _kinds(schema) & {"array", "object"}:
         return values[-1]
     if all(isinstance(v, dict) for v in values):
         return {key: item for value in values for key, item in value.items()}
@@ -76,9 +68,8 @@ def _read(text: str, schema: Schema) -> Any:
     kind = _JSON_KINDS.get(type(value))
     if kind in kinds or (kind in ("integer", "number") and kinds & {"integer", "number"}):
         return value
-    fraction = re.fullmatch(r"(-?[\d.]+)/([\d.]+)", text)
-    if fraction and "number" in kinds:
-        return float(fraction[1]) / float(fraction[2])
+    if "number" in kinds and re.fullmatch(r"-?\d+/[1-9]\d*", text):
+        return float(Fraction(text))
     if "object" in kinds and "=" in text:
         pairs = (pair.partition("=") for pair in text.split(","))
         return {k.strip(): _read(v.strip(), _part(schema, "additionalProperties")) for k, _, v in pairs}

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -125,15 +125,9 @@ class FourierImage(Parametrization):
     def of(cls, images: Tensor, *, decay: float = 1.0, decorrelate: bool = True) -> FourierImage:
         """The spectrum of given images (N, C, H, W), exact where pixels lie in [1e-4, 1 - 1e-4]."""
         count, channels, height, width = PixelImage(images).pixels.shape  # the same demands
-        made = cls(
-            (count, channels, height, width),
-            seed=0,
-            sd=0,
-            decay=decay,
-            decorrelate=decorrelate,
-            device=images.device,
-            dtype=images.dtype,
-        )
+        like: dict[str, Any] = {"device": images.device, "dtype": images.dtype}
+        shape = (count, channels, height, width)
+        made = cls(shape, seed=0, sd=0, decay=decay, decorrelate=decorrelate, **like)
         made.assign(images)
         return made
 
@@ -158,10 +152,7 @@ class FourierImage(Parametrization):
 def _generator(seed: int | None) -> Generator:
     """A generator on the CPU, so that a seed means the same on every device."""
     generator = Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
+    generator.manual_seed(generator.seed() if seed is None else seed)
     return generator
 
 
@@ -212,8 +203,8 @@ def total_variation(images: Tensor, beta: float = 2.0) -> Tensor:
     square = (images[..., :-1, 1:] - corner).square() + (images[..., 1:, :-1] - corner).square()
     steep = square > 0
     # the root's slope at 0 is infinite: keep flat corners out of it, on the way back as well
-    power = torch.where(steep, square, torch.ones_like(square)) ** (beta / 2)
-    return torch.where(steep, power, torch.zeros_like(square)).sum((1, 2, 3))
+    power = torch.where(steep, square, 1) ** (beta / 2)
+    return torch.where(steep, power, 0).sum((1, 2, 3))
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
@@ -239,36 +230,32 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     return planes.reshape(images.shape)
 
 
-def _clip_smallest(images: Tensor, size: Tensor, percentile: float, center: Tensor) -> Tensor:
-    if not 0 <= percentile <= 100:
-        raise InputError(f"percentile={percentile} must lie in [0, 100].")
-    least = torch.quantile(size.flatten(1), percentile / 100, dim=1).view(-1, 1, 1, 1)
-    return torch.where(size < least, center, images)
-
-
 def clip_small_norm(images: Tensor, percentile: float, center: float | Tensor = 0.5) -> Tensor:
     """Set the pixels that differ least from center to center: (N, C, H, W) -> the same.
 
     A pixel's size is its norm ||x - center|| over the channels; those below that percentile (0 to
     100) of their own image go. Source: Yosinski et al. 2015. Raises InputError for the percentile.
     """
-    middle = _colour(center, images)
-    size = torch.linalg.vector_norm(images - middle, dim=1, keepdim=True)
-    return _clip_smallest(images, size, percentile, middle)
+    size = torch.linalg.vector_norm(images - _colour(center, images), dim=1, keepdim=True)
+    return _clip_smallest(images, size, percentile, center)
 
 
 def clip_small_contribution(
     images: Tensor, gradient: Tensor, percentile: float, center: float | Tensor = 0.5
 ) -> Tensor:
-    """Set the pixels that matter least to center: (N, C, H, W) -> the same.
+    """The same by what a pixel matters: |sum_c (x - center) g|, the objective's first-order loss.
 
-    A pixel's contribution is |sum_c (x - center) g|, what the objective with gradient g would lose
-    to first order; those below that percentile (0 to 100) of their own image go.
-    Source: Yosinski et al. 2015. Raises InputError for the percentile.
+    ``gradient`` (N, C, H, W) is the objective's. Source and errors as for ``clip_small_norm``.
     """
-    middle = _colour(center, images)
-    size = ((images - middle) * gradient).sum(1, keepdim=True).abs()
-    return _clip_smallest(images, size, percentile, middle)
+    size = ((images - _colour(center, images)) * gradient).sum(1, keepdim=True).abs()
+    return _clip_smallest(images, size, percentile, center)
+
+
+def _clip_smallest(images: Tensor, size: Tensor, percentile: float, center: float | Tensor) -> Tensor:
+    if not 0 <= percentile <= 100:
+        raise InputError(f"percentile={percentile} must lie in [0, 100].")
+    least = torch.quantile(size.flatten(1), percentile / 100, dim=1).view(-1, 1, 1, 1)
+    return torch.where(size < least, _colour(center, images), images)
 
 
 # ------------------------------------------------------------------ transforms
@@ -297,21 +284,9 @@ def _turn(images: Tensor, factor: float, angle: float) -> Tensor:
     cos, sin = factor * math.cos(angle), factor * math.sin(angle)
     # grid coordinates run from -1 to 1 either way, so an oblong image needs its proportions
     rows = [[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]]
-    matrix = torch.tensor([rows], dtype=images.dtype, device=images.device)
-    matrix = matrix.expand(images.shape[0], -1, -1)
+    matrix = images.new_tensor([rows]).expand(len(images), -1, -1)
     where = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, where, padding_mode="reflection", align_corners=False)
-
-
-def compose(*transforms: Transform) -> Transform:
-    """One transform after another: ``compose(partial(jitter, pixels=8), ...)``."""
-
-    def composed(images: Tensor, generator: Generator) -> Tensor:
-        for transform in transforms:
-            images = transform(images, generator)
-        return images
-
-    return composed
 
 
 def gram(features: Tensor, normalize: Literal["positions", "none", "elements"] = "positions") -> Tensor:
@@ -338,12 +313,11 @@ class Ascent:
     """What an optimisation came to.
 
     images: (N, C, H, W) in [0, 1]; scores: (steps, N), the objective alone as each step found it,
-    before moving; frames: (F, N, C, H, W) on the CPU, every so many steps, or None.
+    before moving.
     """
 
     images: Tensor
     scores: Tensor
-    frames: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -368,7 +342,6 @@ def ascend(
     transform: Transform | None = None,
     after_step: AfterStep | None = None,
     seed: int | None = None,
-    every: int | None = None,
 ) -> Ascent:
     """Change an image, step by step, until an objective is large (or small): I <- I + lr grad.
 
@@ -380,7 +353,6 @@ def ascend(
     at first, is halved until the loss falls (natural lr: 1; it takes no transform).
     transform: (images, generator) -> images, drawn anew every step: robustness.
     after_step: (images, pixel gradient of the objective, step) -> images, edits between steps.
-    every: keep a frame after every so many steps.
 
     Gradients are taken by the image's parameters only; a model's are never touched. A batch gives
     what its images give alone, and the same seed the same image.
@@ -388,8 +360,8 @@ def ascend(
     gradient is no longer finite, or if an image cannot start because its gradient is zero at every
     pixel; InputError if steps, lr or what the objective returns make no sense.
     """
-    if steps < 1 or not (lr > 0 and math.isfinite(lr)) or (every is not None and every < 1):
-        raise InputError(f"Needs steps >= 1, lr > 0, every >= 1; got {steps}, {lr}, {every}.")
+    if steps < 1 or not (lr > 0 and math.isfinite(lr)):
+        raise InputError(f"Needs steps >= 1 and lr > 0, got {steps} and {lr}.")
     if optimizer not in _OPTIMIZERS:
         raise UnknownName("optimizer", optimizer, _OPTIMIZERS)
     if optimizer == "lbfgs" and transform is not None:
@@ -400,18 +372,16 @@ def ascend(
         with torch.enable_grad():
             images = image.image()
             seen = images if transform is None else transform(images, generator)
-            scores = _per_image(objective(seen), images, "objective")
-            pixel_gradient = _gradient(scores, images, "objective")
+            scores, pixel_gradient = _per_image(objective, seen, images, "objective")
             loss, total = (-scores, -pixel_gradient) if maximize else (scores, pixel_gradient)
             if regularizer is not None:
-                penalty = _per_image(regularizer(images), images, "regularizer")
-                loss, total = loss + penalty, total + _gradient(penalty, images, "regularizer")
+                penalty, its_gradient = _per_image(regularizer, images, images, "regularizer")
+                loss, total = loss + penalty, total + its_gradient
             gradients = list(torch.autograd.grad(images, image.parameters(), total))
-        return _Point(scores.detach(), loss.detach(), pixel_gradient, gradients)
+        return _Point(scores, loss, pixel_gradient, gradients)
 
     update = _OPTIMIZERS[optimizer](image, lr, evaluate)
     scores: list[Tensor] = []
-    frames: list[Tensor] = []
     point: _Point | None = None
     for step in progress(range(steps), "Ascending" if maximize else "Descending", steps):
         if point is None:
@@ -423,25 +393,20 @@ def ascend(
         if after_step is not None:
             image.assign(after_step(image.image().detach(), gradient, step))
             point = None
-        if every is not None and (step + 1) % every == 0:
-            frames.append(image.image().detach().cpu().clone())
-    final = image.image().detach().clone()
-    return Ascent(final, torch.stack(scores), torch.stack(frames) if frames else None)
+    return Ascent(image.image().detach().clone(), torch.stack(scores))
 
 
-def _per_image(values: Tensor, images: Tensor, name: str) -> Tensor:
+def _per_image(function: PerImage, seen: Tensor, images: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """What a function of what is seen gives, (N,), and its gradient by the images."""
+    values = function(seen)
     if values.shape != images.shape[:1]:
         raise InputError(
             f"The {name} must give one number per image, ({images.shape[0]},); got {tuple(values.shape)}."
         )
-    return values
-
-
-def _gradient(values: Tensor, images: Tensor, name: str) -> Tensor:
     if values.requires_grad:
         (gradient,) = torch.autograd.grad(values.sum(), images, allow_unused=True)
         if gradient is not None:
-            return gradient
+            return values.detach(), gradient
     raise InputError(f"The {name} does not depend on the images through anything differentiable.")
 
 
@@ -470,23 +435,23 @@ Evaluate = Callable[[], _Point]
 
 
 class _Sgd:
+    normalized = False
+
     def __init__(self, image: Parametrization, lr: float, evaluate: Evaluate) -> None:
         self.image, self.lr = image, lr
-
-    def heading(self, gradient: Tensor) -> Tensor:
-        return gradient
 
     @torch.no_grad()
     def __call__(self, point: _Point) -> None:
         for parameter, gradient in zip(self.image.parameters(), point.gradients, strict=True):
-            parameter.sub_(self.heading(gradient), alpha=self.lr)
+            if self.normalized:
+                size = gradient.flatten(1).square().mean(1).sqrt()
+                gradient = gradient / size.clamp_min(1e-30).view(-1, *[1] * (gradient.ndim - 1))
+            parameter.sub_(gradient, alpha=self.lr)
         self.image.project()
 
 
 class _NormalizedSgd(_Sgd):
-    def heading(self, gradient: Tensor) -> Tensor:
-        size = gradient.flatten(1).square().mean(1).sqrt()
-        return gradient / size.clamp_min(1e-30).view(-1, *[1] * (gradient.ndim - 1))
+    normalized = True
 
 
 class _Adam:

@@ -29,8 +29,8 @@ _reporter: ContextVar[bool | None | Callable[[ProgressEvent], None]] = ContextVa
 
 @contextmanager
 def reporting(to: bool | None | Callable[[ProgressEvent], None]) -> Iterator[None]:
-    """Choose where progress goes inside this block: True/None a bar, False nowhere, or a callable."""
-    token = _reporter.set(to)
+    """Choose where progress goes inside this block: True a bar, False nowhere, a callable; None as before."""
+    token = _reporter.set(_reporter.get() if to is None else to)
     try:
         yield
     finally:
@@ -63,7 +63,7 @@ def progress(
         iterable,
         desc=description,
         total=total,
-        disable=True if reporter is False else (False if reporter is True else None),
+        disable=None if reporter is None else not reporter,
         leave=False,
         delay=1,
     ) as bar:

@@ -80,6 +80,12 @@ class BrokenPlugin:
     reason: str
     traceback: str = ""
 
+    @classmethod
+    def by(cls, plugin: Plugin, error: BaseException) -> BrokenPlugin:
+        """Broken by an error that is being handled."""
+        reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+        return cls(plugin, reason, traceback.format_exc())
+
 
 def _find_source(module: str) -> str | None:
     """The file of a module, found without running any code, its parents' included."""
@@ -158,14 +164,11 @@ class Methods(Mapping[str, "Method[..., Any]"]):
         return shelves
 
     def __getitem__(self, name: str) -> Method[..., Any]:
-        plugin = self.resolve(name)
-        self._load(plugin)
-        if plugin.qualified in self._broken:
-            broken = self._broken[plugin.qualified]
-            raise PluginError(
-                f"{plugin.qualified} cannot be used: {broken.reason} ('phosphene plugins' tells more)"
-            )
-        return self._loaded[plugin.qualified]
+        qualified = self._load(self.resolve(name))
+        if qualified in self._broken:
+            reason = self._broken[qualified].reason
+            raise PluginError(f"{qualified} cannot be used: {reason} ('phosphene plugins' tells more)")
+        return self._loaded[qualified]
 
     def __iter__(self) -> Iterator[str]:
         """Each method's id; where two third parties share one, ``distribution:id``."""
@@ -173,10 +176,8 @@ class Methods(Mapping[str, "Method[..., Any]"]):
         for plugin in self.plugins.values():
             seen.setdefault(plugin.id, []).append(plugin)
         for name, owners in seen.items():
-            if len(owners) == 1 or owners[0].distribution == FIRST_PARTY:
-                yield name
-            else:
-                yield from (p.qualified for p in owners)
+            alone = len(owners) == 1 or owners[0].distribution == FIRST_PARTY
+            yield from [name] if alone else (p.qualified for p in owners)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -187,24 +188,19 @@ class Methods(Mapping[str, "Method[..., Any]"]):
         except (UnknownName, PluginError):
             return False
 
-    def _load(self, plugin: Plugin) -> None:
+    def _load(self, plugin: Plugin) -> str:
         if plugin.qualified in self._loaded or plugin.qualified in self._broken:
-            return
+            return plugin.qualified
         try:
             self._loaded[plugin.qualified] = _method_in(plugin)
         except (Exception, SystemExit) as error:  # whatever a stranger's module raises: it is told, not lost
-            reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-            self._broken[plugin.qualified] = BrokenPlugin(plugin, reason, traceback.format_exc())
+            self._broken[plugin.qualified] = BrokenPlugin.by(plugin, error)
+        return plugin.qualified
 
     def load_all(self) -> dict[str, Method[..., Any]]:
         """Every method that works, by the names ``iter`` gives; the others stand in ``broken()``."""
-        working = {}
-        for name in self:
-            plugin = self.resolve(name)
-            self._load(plugin)
-            if plugin.qualified in self._loaded:
-                working[name] = self._loaded[plugin.qualified]
-        return working
+        qualified = {name: self._load(self.resolve(name)) for name in self}
+        return {name: self._loaded[q] for name, q in qualified.items() if q in self._loaded}
 
     def broken(self) -> list[BrokenPlugin]:
         """Every plugin that cannot be used, after trying them all."""
@@ -241,18 +237,20 @@ class Methods(Mapping[str, "Method[..., Any]"]):
         ]
 
 
-def _manager() -> pluggy.PluginManager:
+def _manager(*modules: Any) -> pluggy.PluginManager:
+    """The hooks of these modules; a misspelt one raises."""
     manager = pluggy.PluginManager("phosphene")
     manager.add_hookspecs(hookspecs)
+    for module in modules:
+        manager.register(module)
+    manager.check_pending()
     return manager
 
 
 def _method_in(plugin: Plugin) -> Method[..., Any]:
     # pluggy's own entry-point loader stops at the first broken plugin and drops clashing names in
     # silence, so every module gets a manager of its own.
-    manager = _manager()
-    manager.register(plugin.entry_point.load())
-    manager.check_pending()
+    manager = _manager(plugin.entry_point.load())
     found = [m for methods in manager.hook.phosphene_methods() for m in methods]
     if not found:
         raise PluginError(f"{plugin.entry_point.value} has no hook phosphene_methods (is @hookimpl there?)")
@@ -284,17 +282,14 @@ class Extensions:
         for plugin in plugins:
             try:
                 module = plugin.entry_point.load()
-                trial = _manager()
-                trial.register(module)
-                trial.check_pending()
+                _manager(module)  # tried alone first: an error of its own must not hurt the others
                 if not manager.is_registered(module):
                     manager.register(module, name=plugin.qualified)
             except (Exception, SystemExit) as error:  # told by `phosphene plugins`
-                if any(b.plugin == plugin for b in self.broken):
-                    continue
-                reason = f"{type(error).__name__}: {error}"
-                self.broken.append(BrokenPlugin(plugin, reason, traceback.format_exc()))
-                warnings.warn(f"extension {plugin.qualified} left out: {reason}", stacklevel=2)
+                broken = BrokenPlugin.by(plugin, error)
+                if not any(b.plugin == plugin for b in self.broken):
+                    self.broken.append(broken)
+                    warnings.warn(f"extension {plugin.qualified} left out: {broken.reason}", stacklevel=2)
         return manager
 
     def add_commands(self, app: Any) -> None:

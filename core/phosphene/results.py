@@ -1,12 +1,14 @@
-"""What methods give back: frozen tensors that show themselves, save themselves and say how they came about."""
+"""What methods give back: tensors that show themselves, save themselves and say how they came about."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import io
+import itertools
 import json
-import shutil
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from .errors import InputError, PhospheneError, UnknownName
 from .images import colorize, enlarge, grid, min_max, overlay, to_display, write_png
+from .registry import methods
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,10 +55,13 @@ class Provenance(BaseModel):
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a figure, (3, H, W), with a title."""
+    """One picture of a figure, any (C, H, W) that becomes (3, H, W) in [0, 1], with a title."""
 
     image: Tensor
     title: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image", to_display(self.image))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -82,9 +88,9 @@ class Result:
         """The result as rows of pictures."""
         raise NotImplementedError(f"{type(self).__name__} must say how it looks: panels()")
 
-    def pictures(self) -> dict[str, Tensor]:
-        """Pictures worth a file of their own at their own size, by name: (3, H, W)."""
-        return {}
+    def pictures(self) -> Sequence[Tensor]:
+        """Pictures worth a file of their own at their own size, (3, H, W) each."""
+        return ()
 
     def lines(self) -> list[str]:
         """The result in a line of words per image, or per picture made; none where words say nothing."""
@@ -104,17 +110,13 @@ class Result:
     @classmethod
     def concatenate(cls, results: Sequence[Self]) -> Self:
         """Put the results of consecutive batches together."""
-        if len(results) == 1:
-            return results[0]
         merged: dict[str, Any] = {}
         for name, first in results[0].fields():
-            values = [getattr(r, name) for r in results]
-            if name in cls.shared or not isinstance(first, (Tensor, tuple)):
-                merged[name] = first
-            elif isinstance(first, Tensor):
+            values = [getattr(result, name) for result in results]
+            if isinstance(first, Tensor):
                 merged[name] = torch.cat(values)
-            else:
-                merged[name] = tuple(item for value in values for item in value)
+            elif isinstance(first, tuple) and name not in cls.shared:
+                merged[name] = tuple(itertools.chain(*values))
         return dataclasses.replace(results[0], **merged)
 
     def figure(self) -> Figure:
@@ -122,7 +124,9 @@ class Result:
         from matplotlib.figure import Figure
 
         rows = self.panels()
-        columns = max(len(row) for row in rows)
+        if not any(rows):
+            raise InputError(f"this {type(self).__name__} holds no pictures to show")
+        columns = max(map(len, rows))
         ratio = rows[0][0].image.shape[1] / rows[0][0].image.shape[2]
         # Large pictures at their own size, and never more than the width of a page.
         side = min(max(2.2, max(p.image.shape[2] for row in rows for p in row) / 110), 14 / columns)
@@ -132,7 +136,7 @@ class Result:
             for axis in row_axes:
                 axis.set_axis_off()
             for panel, axis in zip(row, row_axes, strict=False):
-                pixels = to_display(panel.image).permute(1, 2, 0).float().cpu().numpy()
+                pixels = panel.image.permute(1, 2, 0).float().cpu().numpy()
                 axis.imshow(pixels, interpolation="nearest" if max(pixels.shape) < 128 else "antialiased")
                 axis.set_title(panel.title, fontsize=8)
         figure.tight_layout(pad=0.4)
@@ -148,13 +152,12 @@ class Result:
         source = base64.b64encode(self.png()).decode()
         return f'<img alt="{type(self).__name__}" src="data:image/png;base64,{source}">'
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write PNGs for people (``picture.png``, ``pictures/``) and safetensors + JSON for programs.
 
         The folder appears whole or not at all; one that holds an earlier result is replaced.
         """
-        folder = Path(folder)
-        with _appearing(folder) as place:
+        with _appearing(Path(folder).resolve()) as place:
             tensors: dict[str, Tensor] = {}
             document = {
                 "format": FORMAT,
@@ -166,17 +169,20 @@ class Result:
             save_file(tensors, place / "arrays.safetensors")
             (place / "result.json").write_text(json.dumps(document, indent=2))
             (place / "picture.png").write_bytes(self.png())
-            for name, picture in self.pictures().items():
+            for number, picture in enumerate(self.pictures()):
                 (place / "pictures").mkdir(exist_ok=True)
-                write_png(picture, place / "pictures" / f"{name}.png")
-        return folder
+                write_png(picture, place / "pictures" / f"{number:03d}.png")
+        return Path(folder)
 
 
-def check_place(folder: str | Path) -> None:
-    """Refuse a folder that a result must not be saved in: a file, or one that holds other things."""
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; results are saved in a folder")
+def check_place(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder that a result cannot be saved in: a file, one with other things, one in use."""
+    folder = Path(folder).resolve()
+    file = next((place for place in (folder, *folder.parents) if place.is_file()), None)
+    if file is not None:
+        raise InputError(f"{file} is a file; results are saved in a folder")
+    if folder == Path.cwd():
+        raise InputError(f"{folder} is the folder you work in; results are saved in one of their own")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "result.json").is_file():
         raise InputError(f"{folder} holds other things than a result; choose an empty or a new folder")
 
@@ -186,19 +192,19 @@ def _appearing(folder: Path) -> Iterator[Path]:
     """A temporary sibling of ``folder`` to write into, which takes its place at the end."""
     check_place(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield place
-        place.chmod(0o755)
+    # Everything is written inside one hidden folder, and an earlier result moves in there to be deleted.
+    with tempfile.TemporaryDirectory(prefix=".phosphene-", dir=folder.parent) as hidden:
+        new, old = Path(hidden, "new"), Path(hidden, "old")
+        new.mkdir()
+        yield new
         if folder.exists():
-            retired = place.with_name(place.name + "-old")
-            folder.rename(retired)
-            place.rename(folder)
-            shutil.rmtree(retired)
-        else:
-            place.rename(folder)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except BaseException:  # an interruption, too, must not cost the earlier result
+            if old.exists():
+                old.rename(folder)
+            raise
 
 
 def _encode(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
@@ -236,7 +242,7 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return value
 
 
-def load_result(folder: str | Path) -> Result:
+def load_result(folder: str | os.PathLike[str]) -> Result:
     """A saved result, with its provenance and inputs. Nothing in the folder is executed."""
     folder = Path(folder)
     if not (folder / "result.json").is_file():
@@ -248,14 +254,16 @@ def load_result(folder: str | Path) -> Result:
             raise InputError(
                 f"{folder} was saved in format {document['format']}; this version reads {FORMAT}"
             )
-        name = document["type"]
+        name, provenance = document["type"], document["provenance"]
         fields = {n: _decode(v, tensors) for n, v in document["fields"].items()}
         inputs = {n: _decode(v, tensors) for n, v in document["inputs"].items()}
-        provenance = document["provenance"]
     except PhospheneError:
         raise
     except Exception as error:  # whatever a damaged file makes the parsers say
         raise InputError(f"{folder} is not a whole result: {error}") from error
+    if name not in Result.types and provenance:  # its plugin may bring it
+        with contextlib.suppress(PhospheneError):
+            _ = methods[provenance["method"]]
     if name not in Result.types:
         raise UnknownName("result type", name, Result.types)
     return Result.types[name].restore(
@@ -290,9 +298,7 @@ class Attribution(Result):
         """The maps at the images' size (bilinear), each scaled to [0, 1]: (N, H, W)."""
         maps = self.maps.float()
         if maps.shape[1:] != self.images.shape[2:]:
-            maps = F.interpolate(maps[:, None], self.images.shape[2:], mode="bilinear", align_corners=False)[
-                :, 0
-            ]
+            maps = F.interpolate(maps[:, None], self.images.shape[2:], mode="bilinear")[:, 0]
         # What speaks against the target is not heat, unless nothing speaks for it.
         return min_max(torch.where(maps.amax((1, 2), keepdim=True) > 0, maps.clamp(min=0), maps))
 
@@ -300,8 +306,7 @@ class Attribution(Result):
         """Each map as a picture, (3, H, W)."""
         if self.layout == "overlay":
             return [overlay(to_display(i), h) for i, h in zip(self.images, self.heat(), strict=True)]
-        signed = bool((self.maps < 0).any())
-        if signed:
+        if (self.maps < 0).any():
             return list(colorize(self.maps, symmetric=True))
         # A few pixels far above the rest would leave the picture black.
         tops = self.maps.flatten(1).float().quantile(0.99, dim=1).clamp(min=1e-30)
@@ -314,10 +319,10 @@ class Attribution(Result):
 
     def panels(self) -> list[list[Panel]]:
         drawn = zip(self.images, self.drawn(), self.targets, strict=True)
-        return _wrapped([[Panel(to_display(i)), Panel(d, t)] for i, d, t in drawn], 4)
+        return _wrapped([[Panel(i), Panel(d, t)] for i, d, t in drawn], 4)
 
-    def pictures(self) -> dict[str, Tensor]:
-        return {f"{n:03d}": picture for n, picture in enumerate(self.drawn())}
+    def pictures(self) -> Sequence[Tensor]:
+        return self.drawn()
 
 
 def _wrapped(groups: list[list[Panel]], most: int) -> list[list[Panel]]:
@@ -352,8 +357,8 @@ class FilterBank(Result):
         size = "x".join(str(s) for s in self.weights.shape)
         return [[Panel(self.drawn(), f"{self.layer}: {size}")]]
 
-    def pictures(self) -> dict[str, Tensor]:
-        return {"filters": self.drawn()}
+    def pictures(self) -> Sequence[Tensor]:
+        return [self.drawn()]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -378,15 +383,13 @@ class ActivationMaps(Result):
     def panels(self) -> list[list[Panel]]:
         rows = []
         for image, maps, scaled in zip(self.images, self.maps, self.scaled, strict=True):
-            shown = to_display(image)
-            row = [Panel(shown, _shortened(self.layer))]
+            row = [Panel(image, _shortened(self.layer))]
             strongest = maps.flatten(1).amax(1).sort(descending=True, stable=True).indices
             for k in strongest[:9].tolist() if len(maps) > 9 else range(len(maps)):
-                title = f"channel {self.channels[k]}"
+                shown = colorize(scaled[k], limits=(0, 1))
                 if self.layout == "overlay":
-                    row.append(Panel(overlay(shown, scaled[k], limits=(0, 1)), title))
-                else:
-                    row.append(Panel(colorize(scaled[k], limits=(0, 1)), title))
+                    shown = overlay(to_display(image), scaled[k], limits=(0, 1))
+                row.append(Panel(shown, f"channel {self.channels[k]}"))
             rows.append(row)
         return rows
 
@@ -424,6 +427,7 @@ class Patches(Result):
     def panels(self) -> list[list[Panel]]:
         sides = (self.boxes[:, 2:] - self.boxes[:, :2]).amax(0).tolist()
         factor = max(1, 64 // max(sides))
+        whole = sides == list(self.images.shape[2:])  # the patches are the pictures
         rows: list[list[Panel]] = []
         for channel in dict.fromkeys(self.channels):
             patches: list[Panel] = []
@@ -435,12 +439,10 @@ class Patches(Result):
                 y, x = (0 if top else sides[0] - bottom), (0 if left else sides[1] - right)
                 patch[:, y : y + bottom - top, x : x + right - left] = image[:, top:bottom, left:right]
                 unit = "" if patches else f"{_shortened(self.layer)}[{channel}] "
-                patches.append(Panel(enlarge(patch, factor), f"{unit}{self.scores[i]:.2f}"))
-                places.append(Panel(self._located(i, image), f"in {_shortened(self.ids[i])}"))
-            if sides == list(self.images.shape[2:]):  # the patches are the pictures
-                rows.append([Panel(p.image, s.title) for s, p in zip(patches, places, strict=True)])
-            else:
-                rows += [patches, places]
+                title, place = f"{unit}{self.scores[i]:.2f}", self._located(i, image)
+                patches.append(Panel(place if whole else enlarge(patch, factor), title))
+                places.append(Panel(place, f"in {_shortened(self.ids[i])}"))
+            rows += [patches] if whole else [patches, places]
         return rows
 
     def _located(self, i: int, image: Tensor) -> Tensor:
@@ -488,13 +490,11 @@ class Neighbors(Result):
 
     def panels(self) -> list[list[Panel]]:
         rows = []
+        features, pixels = (self.neighbors, self.distances), (self.pixel_neighbors, self.pixel_distances)
         for n, image in enumerate(self.images):
-            for what, found, far in (
-                ("features", self.neighbors[n], self.distances[n]),
-                ("pixels", self.pixel_neighbors[n], self.pixel_distances[n]),
-            ):
-                near = [Panel(to_display(f), f"{d:.2f}") for f, d in zip(found, far.tolist(), strict=True)]
-                rows.append([Panel(to_display(image), f"by {what}"), *near])
+            for what, (found, far) in (("features", features), ("pixels", pixels)):
+                near = [Panel(f, f"{d:.2f}") for f, d in zip(found[n], far[n].tolist(), strict=True)]
+                rows.append([Panel(image, f"by {what}"), *near])
         return rows
 
 
@@ -570,24 +570,17 @@ class AdversarialExamples(Result):
 
     def panels(self) -> list[list[Panel]]:
         groups = []
-        for n, (image, adversarial) in enumerate(zip(self.images, self.adversarial, strict=True)):
-            delta = adversarial - image
-            largest = float(delta.abs().max())
+        for n, largest in enumerate(self.distance("linf").tolist()):
             factor = 0.5 / largest if largest else 1.0
-            groups.append(
-                [
-                    Panel(to_display(image), f"{self.names_before[n]} {self.confidence_before[n]:.0%}"),
-                    Panel(to_display(adversarial), f"{self.names_after[n]} {self.confidence_after[n]:.0%}"),
-                    Panel(
-                        to_display(0.5 + delta * factor),
-                        f"difference ×{factor:.0f}" if largest else "unchanged",
-                    ),
-                ]
-            )
+            difference = 0.5 + (self.adversarial[n] - self.images[n]) * factor
+            before = f"{self.names_before[n]} {self.confidence_before[n]:.0%}"
+            after = f"{self.names_after[n]} {self.confidence_after[n]:.0%}"
+            change = Panel(difference, f"difference ×{factor:.0f}" if largest else "unchanged")
+            groups.append([Panel(self.images[n], before), Panel(self.adversarial[n], after), change])
         return _wrapped(groups, 3)
 
-    def pictures(self) -> dict[str, Tensor]:
-        return {f"{n:03d}": to_display(image) for n, image in enumerate(self.adversarial)}
+    def pictures(self) -> Sequence[Tensor]:
+        return tuple(self.adversarial)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -607,16 +600,13 @@ class Synthesis(Result):
         return [f"{n:03d}  {t}: score {first:.4g} -> {last:.4g}" for n, (t, first, last) in enumerate(ends)]
 
     def panels(self) -> list[list[Panel]]:
-        groups = []
-        for n, (image, target) in enumerate(zip(self.images, self.targets, strict=True)):
-            group = [Panel(to_display(image), target)]
-            if self.sources is not None:
-                group.insert(0, Panel(to_display(self.sources[n]), "sample"))
-            groups.append(group)
-        return _wrapped(groups, 5 if self.sources is None else 3)
+        made = [[Panel(i, t)] for i, t in zip(self.images, self.targets, strict=True)]
+        if self.sources is None:
+            return _wrapped(made, 5)
+        return _wrapped([[Panel(i, "sample"), *m] for i, m in zip(self.sources, made, strict=True)], 3)
 
-    def pictures(self) -> dict[str, Tensor]:
-        return {f"{n:03d}": to_display(image) for n, image in enumerate(self.images)}
+    def pictures(self) -> Sequence[Tensor]:
+        return tuple(self.images)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -632,10 +622,10 @@ class Stylization(Result):
 
     def panels(self) -> list[list[Panel]]:
         pairs = zip(self.images, self.stylized, strict=True)
-        return _wrapped([[Panel(to_display(i)), Panel(to_display(s), self.style)] for i, s in pairs], 3)
+        return _wrapped([[Panel(i), Panel(s, self.style)] for i, s in pairs], 3)
 
-    def pictures(self) -> dict[str, Tensor]:
-        return {f"{n:03d}": to_display(image) for n, image in enumerate(self.stylized)}
+    def pictures(self) -> Sequence[Tensor]:
+        return tuple(self.stylized)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -656,13 +646,12 @@ class TrainedNetwork(Result):
     @classmethod
     def restore(cls, fields: dict[str, Any], **rest: Any) -> TrainedNetwork:
         """Rebuild the network through the method that made it, and fill in its weights."""
-        from .registry import methods
-
-        network = methods[fields["method"]].build_network(fields["config"])
+        method = methods[fields["method"]]
+        if method.network is None:
+            raise InputError(f"{method.spec.name} trains no network")
+        network = method.network(**fields["config"])
         network.load_state_dict(fields.pop("network"), assign=True)  # in the precision it was saved in
         return cls(network=network.eval(), **fields, **rest)
 
     def panels(self) -> list[list[Panel]]:
-        return _wrapped(
-            [[Panel(to_display(p), n)] for p, n in zip(self.previews, self.labels, strict=False)], 6
-        )
+        return _wrapped([[Panel(p, n)] for p, n in zip(self.previews, self.labels, strict=False)], 6)

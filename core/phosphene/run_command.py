@@ -34,7 +34,7 @@ INPUT_HELP = {
     "model": "scheme:name, such as timm:resnet18 (default: builtin:shapes-vgg)",
     "images": "picture file or folder, repeatable; or builtin:scenes/8",
     "labels": "class of each image, by name or number: a,b,... (default: what the model predicts)",
-    "target": "class, or unit such as 'layer4[17]'; repeatable (default: the predicted class)",
+    "target": "class, or one for each image, or a unit such as 'layer4[17]' (default: the predicted class)",
     "dataset": "folder of pictures, or builtin:scenes/1000",
     "texture": "picture file, or builtin:bricks; repeatable",
     "styles": "picture file, or builtin:bricks; repeatable",
@@ -74,12 +74,12 @@ def flowing(text: str) -> str:
 
 # --- what every model can be told ------------------------------------------------------------
 
-_MODEL_OPTIONS: dict[str, tuple[Any, str | None, str]] = {
-    "weights": (str | None, "FILE", "a safetensors or .pth file, or a name the scheme knows"),
-    "pretrained": (bool, None, "with the scheme's usual weights"),
-    "input_size": (str | None, "SIZE", "size of its pictures: 224, or channels,height,width"),
-    "mean": (str | None, "R,G,B", "mean it was trained with, of pixels in [0, 1]"),
-    "std": (str | None, "R,G,B", "standard deviation likewise"),
+_MODEL_OPTIONS: dict[str, tuple[str | None, str]] = {
+    "weights": ("FILE", "a safetensors or .pth file, or a name the scheme knows"),
+    "pretrained": (None, "with the scheme's usual weights"),
+    "input_size": ("SIZE", "size of its pictures: 224, or channels,height,width"),
+    "mean": ("R,G,B", "mean it was trained with, of pixels in [0, 1]"),
+    "std": ("R,G,B", "standard deviation likewise"),
 }
 
 
@@ -87,10 +87,10 @@ def model_options(taken: Set[str] = frozenset()) -> list[inspect.Parameter]:
     """``--weights``, ``--pretrained`` and the like; a name that is taken becomes ``--model-...``."""
     return [
         option(
-            f"model_{name}", kind, _free(name, taken, "model"), told, "Model",
-            default=False if kind is bool else None, metavar=metavar,
+            f"model_{name}", str | None if metavar else bool, _free(name, taken, "model"), told, "Model",
+            default=None if metavar else False, metavar=metavar,
         )
-        for name, (kind, metavar, told) in _MODEL_OPTIONS.items()
+        for name, (metavar, told) in _MODEL_OPTIONS.items()
     ]  # fmt: skip
 
 
@@ -98,16 +98,15 @@ def model_settings(values: dict[str, Any]) -> dict[str, Any]:
     """What ``load_model`` is to be told, out of a command's values."""
     settings = {name: values[f"model_{name}"] for name in _MODEL_OPTIONS if values.get(f"model_{name}")}
     for name in {"mean", "std", "input_size"} & set(settings):
+        kind = int if name == "input_size" else float
         try:
-            numbers = [float(number) for number in settings[name].split(",")]
+            settings[name] = tuple(map(kind, settings[name].split(",")))
         except ValueError:
             written = f"--{option_name(name)}"
             raise InputError(f"{written} takes numbers separated by commas, not {settings[name]!r}") from None
-        settings[name] = numbers
-    if "input_size" in settings:
-        sizes = tuple(map(int, settings["input_size"]))
-        settings["input_size"] = (3, *sizes * 2) if len(sizes) == 1 else sizes
-        if len(settings["input_size"]) != 3 or min(sizes) < 1:
+    if size := settings.get("input_size"):
+        settings["input_size"] = size = (3, *size * 2) if len(size) == 1 else size
+        if len(size) != 3 or min(size) < 1:
             raise InputError("--input-size is one number, or channels,height,width")
     return settings
 
@@ -128,31 +127,22 @@ def _options(spec: MethodSpec) -> list[inspect.Parameter]:
     """All options of ``run NAME``: the method's inputs and parameters, and where and how it runs."""
     found = []
     for declared in spec.inputs:
-        many = declared.role in _REPEATABLE
-        found.append(
-            option(
-                f"input_{declared.name}", list[str] if many else str | None, input_option(declared),
-                INPUT_HELP[declared.role], "Inputs",
-                default=[] if many else None, metavar=_METAVARS.get(declared.role, "TEXT"),
-            )
-        )  # fmt: skip
+        kind: Any = list[str] if declared.role in _REPEATABLE else str | None
+        written, told = input_option(declared), INPUT_HELP[declared.role]
+        more: dict[str, Any] = {"metavar": _METAVARS.get(declared.role, "TEXT")}
+        if declared.role in _REPEATABLE:
+            more["default"] = []
+        found.append(option(f"input_{declared.name}", kind, written, told, "Inputs", **more))
     taken = _RUN_OPTIONS | {declared.name for declared in spec.inputs} | {"image"}
     for name, schema in parameter_schemas(spec.params_schema).items():
         written = _free(name, taken, spec.short_name)
         default = f"default {default_text(schema)}" if default_text(schema) else ""
         limits = [bounds_text(schema), default if "default" in schema else "required"]
         told = f"{schema.get('description', '')} [{'; '.join(filter(None, limits))}]".removesuffix(" []")
+        kind, more = list[str], {"default": [], "metavar": kind_text(schema)}
         if is_flag(schema):
-            found.append(
-                option(f"param_{name}", bool | None, f"{written}/--no-{written[2:]}", told, "Parameters")
-            )
-        else:
-            found.append(
-                option(
-                    f"param_{name}", list[str], written, told, "Parameters",
-                    default=[], metavar=kind_text(schema),
-                )
-            )  # fmt: skip
+            kind, more, written = bool | None, {}, f"{written}/--no-{written[2:]}"
+        found.append(option(f"param_{name}", kind, written, told, "Parameters", **more))
     if spec.input("model"):
         found += model_options(taken | set(spec.params.model_fields))
     where = f"folder to save in [default phosphene-out/{spec.short_name}]"
@@ -165,11 +155,16 @@ def _options(spec: MethodSpec) -> list[inspect.Parameter]:
     ]
 
 
+def method_names() -> list[str]:
+    """Every method's shortest name, family by family."""
+    return [name for plugins in methods.by_family().values() for name in plugins]
+
+
 class MethodCommands(TyperGroup):
     """The commands of ``run``; only the one that is called loads its method, and so torch."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [name for plugins in methods.by_family().values() for name in plugins]
+        return method_names()
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A stand-in for help and completion, with what the method's source tells."""

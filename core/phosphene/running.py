@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,7 +51,7 @@ def run(
     executor: str = "local",
     **arguments: Any,
 ) -> Result:
-    """Run a method by name, its inputs as a person writes them; what is left out comes from the bundled world.
+    """Run a method by name, its inputs as a person writes them; the bundled world gives what is left out.
 
     ``arguments`` are the method's inputs and parameters: a model as a ``Model`` or a URI, images as
     a tensor, a path, several, a folder or ``builtin:scenes/8``, a target as ``"tabby"`` or
@@ -64,23 +63,30 @@ def run(
     params = {n: v for n, v in arguments.items() if n not in names}
     method.validate(params)
     if out is not None:
-        check_place(Path(out))
+        check_place(out)
     places = executors()
     if executor not in places:
         raise UnknownName("executor", executor, places)
     made: dict[str, Any] = {}
     model: Model | None = None
-    for declared in method.spec.inputs:
-        made[declared.name] = ROLES[declared.role].make(arguments.get(declared.name), model, made)
-        if declared.role == "model":
-            model = made[declared.name]
-            if device is not None:
-                model.module.to(device)
-    request = Run(name, made, params, batch_size, progress)
-    result = observed(request, places[executor])
+    # The model itself may be asked what a picture shows; and what is made in inference mode stays so.
+    with max_batch(batch_size), torch.inference_mode(False):
+        for declared in method.spec.inputs:
+            made[declared.name] = ROLES[declared.role].make(arguments.get(declared.name), model, made)
+            if declared.role == "model":
+                model = made[declared.name]
+                _move(model, device)
+    result = observed(Run(name, made, params, batch_size, progress), places[executor])
     if out is not None:
-        result.save(Path(out))
+        result.save(out)
     return result
+
+
+def _move(model: Model, device: str | torch.device | None, dtype: torch.dtype | None = None) -> None:
+    try:
+        model.module.to(device, dtype)
+    except (RuntimeError, AssertionError) as error:  # as torch says that it has no such device
+        raise InputError(f"the model cannot be brought to {str(device)!r}: {error}") from error
 
 
 def observed(request: Run, execute: Callable[[Run], Result]) -> Result:
@@ -119,7 +125,7 @@ class Replay:
 
 def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Replay:
     """Run a saved result again and compare. ``model`` is needed where it was given as an object."""
-    saved = load_result(Path(folder))
+    saved = load_result(folder)
     was = saved.provenance
     if was is None:
         raise InputError(f"{folder} does not say how it was made")
@@ -130,13 +136,16 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
             )
         source = dict(was.model["source"])
         model = load_model(source.pop("uri"), **source)
-        model.module.to(torch.device(was.device), getattr(torch, was.dtype))
+        _move(model, was.device, getattr(torch, was.dtype))
     arguments: dict[str, Any] = {"model": model} if model is not None else {}
     for name, value in saved.inputs.items():
         if isinstance(value, str) and value.endswith("given as an object"):
             raise InputError(f"the input {name!r} was {value}, which a folder does not hold")
         arguments[name] = value
-    again = run(was.method, batch_size=was.batch_size, progress=False, **arguments, **was.params)
+    # Of several methods of one name, the one of the distribution that made it.
+    name = f"{was.distribution.partition(' ')[0]}:{was.method}"
+    name = name if name in methods else was.method
+    again = run(name, batch_size=was.batch_size, progress=False, **arguments, **was.params)
     now = again.provenance
     assert now is not None
     changed = [
@@ -147,22 +156,23 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
     return Replay(saved, again, _differences(saved, again), tuple(changed))
 
 
-def _tensors(result: Result) -> Iterator[tuple[str, Tensor]]:
+def _tensors(result: Result) -> dict[str, Tensor]:
     """A result's tensors, the weights of trained networks among them."""
+    found: dict[str, Tensor] = {}
     for name, value in result.fields():
         if isinstance(value, Tensor):
-            yield name, value
+            found[name] = value.cpu()
         elif isinstance(value, nn.Module):
-            yield from ((f"{name}.{key}", tensor) for key, tensor in value.state_dict().items())
+            found.update({f"{name}.{key}": tensor.cpu() for key, tensor in value.state_dict().items()})
+    return found
 
 
 def _differences(saved: Result, again: Result) -> dict[str, float]:
-    found: dict[str, float] = {}
-    new = dict(_tensors(again))
-    for name, old in _tensors(saved):
-        other = new[name].cpu()
-        if old.shape != other.shape:
-            found[name] = float("inf")
-        elif old.numel():
-            found[name] = float((old.double() - other.double()).abs().max())
+    """How far apart each tensor is at most; infinity where one is missing or of another shape."""
+    old, new = _tensors(saved), _tensors(again)
+    found = dict.fromkeys(old.keys() | new.keys(), float("inf"))
+    for name in old.keys() & new.keys():
+        if old[name].shape == new[name].shape:
+            apart = (old[name].double() - new[name].double()).abs()
+            found[name] = float(apart.max()) if apart.numel() else 0.0
     return found

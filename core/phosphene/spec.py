@@ -170,16 +170,23 @@ class WithinBall(Invariant):
         )
 
 
-class PixelRange(Invariant):
+class UnitRange(Invariant):
+    """Every value in ``field`` is in [0, 1]."""
+
+    kind: Literal["unit_range", "pixel_range"] = "unit_range"
+    field: str = "maps"
+
+    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
+        values = getattr(result, self.field)
+        low, high = float(values.min()), float(values.max())
+        assert 0 <= low <= high <= 1, f"{self.field} lies in [{low}, {high}]"
+
+
+class PixelRange(UnitRange):
     """Every picture in ``field`` has all its pixels in [0, 1]."""
 
     kind: Literal["pixel_range"] = "pixel_range"
     field: str = "images"
-
-    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
-        pixels = getattr(result, self.field)
-        low, high = float(pixels.min()), float(pixels.max())
-        assert 0 <= low <= high <= 1, f"pixels in {self.field} lie in [{low}, {high}]"
 
 
 class SameShape(Invariant):
@@ -213,18 +220,6 @@ class MapPerPixel(Invariant):
     def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
         got, (count, _, *size) = tuple(getattr(result, self.field).shape), inputs["images"].shape
         assert got == (count, *size), f"{self.field} has shape {got}, the images {count} of {tuple(size)}"
-
-
-class UnitRange(Invariant):
-    """Every value in ``field`` is in [0, 1]."""
-
-    kind: Literal["unit_range"] = "unit_range"
-    field: str = "maps"
-
-    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
-        values = getattr(result, self.field)
-        low, high = float(values.min()), float(values.max())
-        assert 0 <= low <= high <= 1, f"{self.field} lies in [{low}, {high}]"
 
 
 class MethodSpec(_Frozen):

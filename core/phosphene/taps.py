@@ -7,11 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -78,9 +76,7 @@ class Tap:
             self._cleanup = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
     def __getitem__(self, layer: str) -> Tensor:
@@ -89,9 +85,6 @@ class Tap:
         if layer not in self._outputs:
             raise ModelError(f"layer {layer!r} has not run: the forward pass did not reach it")
         return self._outputs[layer]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._modules)
 
     def _hook(self, name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
@@ -117,23 +110,6 @@ def passed_on(output: Any, tensor: Tensor) -> Any:
         return tensor
     rest = [tensor, *output[1:]]
     return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
-
-
-@contextmanager
-def counting_calls(modules: Mapping[str, nn.Module]) -> Iterator[Counter[str]]:
-    """Count how often each module is called inside the block, by this thread."""
-    calls: Counter[str] = Counter()
-    thread = threading.get_ident()
-
-    def count(name: str) -> None:
-        if threading.get_ident() == thread:
-            calls[name] += 1
-
-    with ExitStack() as stack:
-        for name, module in modules.items():
-            hook = lambda *_, name=name: count(name)
-            stack.callback(module.register_forward_hook(hook).remove)
-        yield calls
 
 
 # --- rewriting the backward pass -------------------------------------------------------------
@@ -177,25 +153,22 @@ def _as_relu(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tup
     def argument(position: int, name: str, default: Any) -> Any:
         return args[position] if len(args) > position else kwargs.get(name, default)
 
-    x = argument(0, "input", None)
-    if func in (F.relu, F.relu6):
-        return x, (6.0 if func is F.relu6 else None), argument(1, "inplace", False)
-    if func in (torch.relu, Tensor.relu):
-        return x, None, False
-    if func in (F.relu_, torch.relu_, Tensor.relu_):
-        return x, None, True
-    if func in (F.hardtanh, F.hardtanh_) and argument(1, "min_val", -1.0) == 0:
-        in_place = func is F.hardtanh_ or argument(3, "inplace", False)
-        return x, float(argument(2, "max_val", 1.0)), in_place
-    if func in (torch.clamp, Tensor.clamp, Tensor.clamp_):
+    spelling = getattr(func, "__name__", "")
+    name, x = spelling.removesuffix("_"), argument(0, "input", None)
+    low, high, in_place = 0, None, spelling.endswith("_")
+    if name in ("relu", "relu6"):
+        high = 6.0 if name == "relu6" else None
+        in_place = in_place or argument(1, "inplace", False)
+    elif name == "hardtanh":
+        low, high = argument(1, "min_val", -1.0), argument(2, "max_val", 1.0)
+        in_place = in_place or argument(3, "inplace", False)
+    elif name in ("clamp", "clip", "clamp_min"):
         low, high = argument(1, "min", None), argument(2, "max", None)
-        if isinstance(low, (int, float)) and low == 0 and high is None:
-            return x, None, func is Tensor.clamp_
-    if func in (torch.clamp_min, Tensor.clamp_min, Tensor.clamp_min_):
-        low = argument(1, "min", None)
-        if isinstance(low, (int, float)) and low == 0:
-            return x, None, func is Tensor.clamp_min_
-    return None
+        if high not in (None, 6):  # pixels kept in [0, 1] are no ReLU
+            return None
+    else:
+        return None
+    return (x, high, in_place) if isinstance(low, (int, float)) and low == 0 else None
 
 
 class Rewrite(TorchFunctionMode):
@@ -211,7 +184,7 @@ class Rewrite(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         relu = _as_relu(func, args, kwargs)
-        # One that no gradient reaches is not on the way from the pixels (Swin V2's position bias).
+        # A ReLU that no gradient reaches is not on the way from the pixels (Swin V2's position bias).
         if relu is None or not relu[0].requires_grad:
             return func(*args, **kwargs)
         self.caught += 1
@@ -223,9 +196,9 @@ class Rewrite(TorchFunctionMode):
 def rewrite_backward(rule: BackwardRule) -> Iterator[Rewrite]:
     """Inside, gradients pass through ReLU and ReLU6 by ``rule``; no module is touched.
 
-    In-place, reused, functional and method-call ReLUs all obey, since the calls themselves are
-    caught. Leaving without having caught one raises ModelError: the result would be the plain
-    gradient under a wrong name.
+    In-place, reused, functional and method-call ReLUs all obey, also those written as a clamp, since
+    the calls themselves are caught. Leaving without having caught one raises ModelError: the result
+    would be the plain gradient under a wrong name.
     """
     with Rewrite(rule) as rewrite:
         yield rewrite
@@ -244,18 +217,14 @@ _lock = threading.Lock()
 _held: dict[int, tuple[nn.Module | nn.Parameter, bool, set[object]]] = {}
 
 
-def _set_flag(thing: nn.Module | nn.Parameter, flag: bool) -> None:
-    if isinstance(thing, nn.Module):
-        thing.training = flag
-    else:
-        thing.requires_grad_(flag)
+def _flag(thing: nn.Module | nn.Parameter) -> str:
+    return "training" if isinstance(thing, nn.Module) else "requires_grad"
 
 
 def _hold(thing: nn.Module | nn.Parameter, holder: object) -> None:
     with _lock:
-        before = thing.training if isinstance(thing, nn.Module) else thing.requires_grad
-        _held.setdefault(id(thing), (thing, before, set()))[2].add(holder)
-        _set_flag(thing, False)
+        _held.setdefault(id(thing), (thing, getattr(thing, _flag(thing)), set()))[2].add(holder)
+        setattr(thing, _flag(thing), False)
 
 
 def _release(thing: nn.Module | nn.Parameter, holder: object) -> None:
@@ -266,7 +235,7 @@ def _release(thing: nn.Module | nn.Parameter, holder: object) -> None:
         holders.discard(holder)
         if not holders:
             del _held[id(thing)]
-            _set_flag(thing, before)
+            setattr(thing, _flag(thing), before)
 
 
 @contextmanager

@@ -50,8 +50,12 @@ class Class(Objective):
     index: int | tuple[int, ...]
 
     def read(self, values: Tensor) -> Tensor:
-        index = torch.as_tensor(self.index, device=values.device).expand(len(_logits(values)))
-        return values.gather(1, index[:, None])[:, 0]
+        if isinstance(self.index, int):
+            return _logits(values)[:, self.index]
+        if len(self.index) != len(values):
+            raise InputError(f"{len(values)} images need one class or one each, not {len(self.index)}")
+        index = torch.tensor(self.index, device=values.device)
+        return _logits(values).gather(1, index[:, None])[:, 0]
 
     def written(self) -> Any:
         return self.index if isinstance(self.index, int) else list(self.index)
@@ -150,6 +154,9 @@ class Direction(Layer):
 
     vector: Tensor
 
+    # Tensors do not compare to one truth, and Layer's own would see the name alone.
+    __eq__, __hash__ = object.__eq__, object.__hash__
+
     def read(self, values: Tensor) -> Tensor:
         if self.vector.shape != values.shape[1:2]:
             raise InputError(
@@ -207,25 +214,30 @@ def parse_target(target: Any, model: Model) -> Objective:
     """
     if target is None:
         return Predicted()
-    if isinstance(target, Objective):
-        return replace(target, name=model.layer_name(target.name)) if isinstance(target, Layer) else target
+    if isinstance(target, Layer):
+        return replace(target, name=model.layer_name(target.name))
     if isinstance(target, str):
         return _parse_text(target.strip(), model)
-    if isinstance(target, Tensor):
+    if isinstance(target, Class):
+        target = target.index
+    elif isinstance(target, Objective):
+        return target
+    elif hasattr(target, "tolist"):  # a tensor, an array or a number of NumPy's
         target = target.tolist()
-    if isinstance(target, int) and not isinstance(target, bool):
+    if isinstance(target, (int, str)):
         return Class(model.class_index(target))
-    if isinstance(target, Sequence):
+    if isinstance(target, Sequence) and target:
         return Class(tuple(model.class_index(t) for t in target))
     if callable(target):
         return Custom(target)
-    raise InputError(f"a target is a class, a layer's unit or a callable, not a {type(target).__name__}")
+    what = type(target).__name__ if target != [] else "list without a class"
+    raise InputError(f"a target is a class, one each, a layer's unit or a callable, not a {what}")
 
 
 def _parse_text(text: str, model: Model) -> Objective:
     if text.startswith("class:"):
-        return Class(model.class_index(text.removeprefix("class:")))
-    unit = re.fullmatch(r"(?P<layer>.+)\[(?P<place>-?\d+(?:\s*,\s*-?\d+){0,2})\]", text)
+        return Class(model.class_index(text.removeprefix("class:").strip()))
+    unit = re.fullmatch(r"(?P<layer>.+?)\s*\[(?P<place>-?\d+(?:\s*,\s*-?\d+){0,2})\]", text)
     if unit:
         layer = model.layer_name(unit["layer"])
         place = [int(part) for part in unit["place"].split(",")]

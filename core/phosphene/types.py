@@ -40,16 +40,3 @@ Seed: TypeAlias = Annotated[
     SeedMark(),
     Field(ge=0, lt=2**63, description="seed of all randomness; drawn and recorded when absent"),
 ]
-
-__all__ = [
-    "Dataset",
-    "Images",
-    "Labels",
-    "LayerName",
-    "Model",
-    "Seed",
-    "Styles",
-    "Stylizer",
-    "Target",
-    "Texture",
-]

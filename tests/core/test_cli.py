@@ -271,6 +271,17 @@ def test_a_folder_with_other_things_is_refused_before_the_work(
     assert "other things" in capsys.readouterr().err
 
 
+def test_a_full_disk_is_said_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(running, "run", full)
+    assert phosphene("run", "saliency") == 2
+    assert capsys.readouterr().err == "phosphene: [Errno 28] No space left on device\n"
+
+
 def test_an_interruption_ends_with_130(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,7 +38,6 @@ def test_png_round_trip_to_half_a_level(tmp_path: Path) -> None:
     assert (back - image).abs().max() <= 0.5 / 255 + 1e-6
     im.write_png(back, tmp_path / "b.png")
     assert torch.equal(im.read_image(str(tmp_path / "b.png")), back)
-    assert im.read_image(tmp_path / "a.png", mode="L").shape == (1, 5, 7)
     assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
 
 
@@ -56,7 +55,7 @@ def test_exif_orientation_alpha_palette_and_16_bits(tmp_path: Path) -> None:
     assert im.read_image(tmp_path / "palette.gif").shape == (3, 4, 6)
     deep = (np.arange(24).reshape(4, 6) * 2849).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    got = im.read_image(tmp_path / "deep.png", mode="L")[0].numpy()
+    got = im.read_image(tmp_path / "deep.png")[0].numpy()
     np.testing.assert_allclose(got, deep / 65535, atol=1 / 255)
 
 
@@ -85,29 +84,6 @@ def test_find_images_is_recursive_sorted_and_says_what_it_wants(tmp_path: Path) 
         im.find_images(tmp_path / "nowhere")
 
 
-def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
-    im.write_png(rand(3, 4, 4), tmp_path / "a.png")
-    old = (tmp_path / "a.png").read_bytes()
-
-    def refuse(*_: object) -> None:
-        raise OSError("disk full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", refuse)
-        with pytest.raises(InputError, match="disk full"):
-            im.write_png(rand(3, 4, 4, seed=1), tmp_path / "a.png")
-    assert os.listdir(tmp_path) == ["a.png"] and (tmp_path / "a.png").read_bytes() == old
-    with pytest.raises(InputError):
-        im.write_png(rand(3, 4, 4), tmp_path / "nowhere" / "a.png")
-    assert oct((tmp_path / "a.png").stat().st_mode & 0o777) == oct(0o666 & ~_umask())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def test_bytes_and_data_uri() -> None:
     image = rand(3, 4, 5)
     uri = im.data_uri(image)
@@ -122,22 +98,21 @@ def test_bytes_and_data_uri() -> None:
 # ------------------------------------------------------------------ scaling and colours
 
 
-@given(st.lists(numbers, min_size=4, max_size=4), st.booleans())
+@given(st.lists(numbers, min_size=4, max_size=4))
 @few
-def test_min_max_is_in_range_and_exact_at_the_ends(values: list[float], shared: bool) -> None:
+def test_min_max_is_in_range_and_exact_at_the_ends(values: list[float]) -> None:
     maps = torch.tensor([values, [v + 7 for v in values]]).view(2, 2, 2)
-    scaled = im.min_max(maps, shared=shared)
+    scaled = im.min_max(maps)
     assert scaled.isfinite().all() and scaled.min() >= 0 and scaled.max() <= 1
-    if max(values) > min(values) or shared:
+    if max(values) > min(values):
         assert scaled.min() == 0 and scaled.max() == 1
 
 
-def test_min_max_of_constant_maps_dims_and_shared() -> None:
+def test_min_max_of_constant_maps_and_dims() -> None:
     constant = torch.full((2, 3, 3), 4.2)
     assert torch.equal(im.min_max(constant), torch.zeros_like(constant))
     maps = torch.tensor([[[0.0, 1.0]], [[0.0, 4.0]]])
     assert torch.equal(im.min_max(maps), torch.tensor([[[0.0, 1.0]], [[0.0, 1.0]]]))
-    assert torch.equal(im.min_max(maps, shared=True), maps / 4)
     filters = rand(2, 3, 4, 4) - 0.5
     together = im.min_max(filters, (1, 2, 3))
     assert (together.amax((1, 2, 3)) == 1).all() and (together.amax((2, 3)) == 1).sum() == 2
@@ -183,13 +158,10 @@ def test_overlay_blends_and_enlarges() -> None:
     colour = im.colorize(heat, cmap="turbo")
     torch.testing.assert_close(im.overlay(image, heat, alpha=1), colour)
     torch.testing.assert_close(im.overlay(image, heat, alpha=0.3), 0.7 * image + 0.3 * colour)
-    small = rand(2, 3, 3, seed=2)
-    many = im.overlay(image.expand(2, -1, -1, -1), small)
-    assert many.shape == (2, 3, 8, 6)
-    torch.testing.assert_close(many[1], im.overlay(image, small[1]))
-    large = torch.nn.functional.interpolate(small[:1, None], (8, 6), mode="bilinear")[0, 0]
-    torch.testing.assert_close(many[0], im.overlay(image, large))
-    for bad_image, bad_heat in [(image, small), (rand(1, 8, 6), heat), (image[None], small)]:
+    small = rand(3, 3, seed=2)
+    large = torch.nn.functional.interpolate(small[None, None], (8, 6), mode="bilinear")[0, 0]
+    torch.testing.assert_close(im.overlay(image, small), im.overlay(image, large))
+    for bad_image, bad_heat in [(image, small[None]), (rand(1, 8, 6), heat), (image[None], small)]:
         with pytest.raises(InputError):
             im.overlay(bad_image, bad_heat)
     with pytest.raises(InputError):
@@ -207,7 +179,6 @@ def test_to_display_takes_any_number_of_channels() -> None:
         for c in range(3):
             source = image[0] if channels == 1 else image[c] if c < channels else torch.zeros(3, 4)
             assert torch.equal(shown[c], source.detach().clamp(0, 1))
-    assert im.to_display(rand(1, 3, 4, 4)).shape == (3, 4, 4)
     for bad in (rand(2, 3, 4, 4), rand(4, 4), rand(3, 0, 4), torch.full((3, 2, 2), torch.nan)):
         with pytest.raises(InputError):
             im.to_display(bad)
@@ -221,7 +192,7 @@ def test_to_display_takes_any_number_of_channels() -> None:
 @few
 def test_grid_sizes_and_contents(shapes, columns, padding) -> None:
     pictures = [torch.full((3, h, w), 0.25) for h, w in shapes]
-    got = im.grid(pictures, columns=columns, padding=padding, background=1.0)
+    got = im.grid(pictures, columns=columns, padding=padding)
     across = min(columns or int(np.ceil(np.sqrt(len(shapes)))), len(shapes))
     down = -(-len(shapes) // across)
     h, w = max(s[0] for s in shapes), max(s[1] for s in shapes)
@@ -243,11 +214,6 @@ def test_enlarge_repeats_pixels() -> None:
     image = rand(2, 3, 4, 5)
     big = im.enlarge(image, 3)
     assert torch.equal(big, image.repeat_interleave(3, -1).repeat_interleave(3, -2))
-    assert torch.equal(im.enlarge(image, size=(12, 15)), big)
-    assert im.enlarge(image[0], size=(7, 5)).shape == (3, 7, 5)
-    for arguments in ({}, {"factor": 0}, {"factor": 2, "size": (8, 8)}, {"size": (0, 4)}):
-        with pytest.raises(InputError):
-            im.enlarge(image, **arguments)
 
 
 def test_resize_is_torchvisions_and_differentiable() -> None:
@@ -257,13 +223,13 @@ def test_resize_is_torchvisions_and_differentiable() -> None:
     for size in ([10, 12], [40, 50]):
         got = im.resize(images, (size[0], size[1]))
         torch.testing.assert_close(got, theirs.resize(images, size, antialias=True))
-    assert im.resize(images[0], 10).shape == theirs.resize(images[0], [10]).shape
+    assert torch.equal(im.resize(images[0], (10, 12)), im.resize(images, (10, 12))[0])
     assert torch.equal(im.resize(images, (20, 31)), images)
     leaf = images.clone().requires_grad_()
-    im.resize(leaf, 8).sum().backward()
+    im.resize(leaf, (8, 8)).sum().backward()
     assert leaf.grad is not None and leaf.grad.abs().sum() > 0
     extremes = (rand(1, 3, 33, 33) > 0.5).float()
-    assert im.resize(extremes, 50).max() <= 1
-    for bad in (0, (4, 0)):
+    assert im.resize(extremes, (50, 50)).max() <= 1
+    for bad in ((0, 0), (4, 0)):
         with pytest.raises(InputError):
             im.resize(images, bad)

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models._api import WeightsEnum
 
-from phosphene import InputError, ModelError, UnknownName, load_model
+from phosphene import InputError, ModelError, UnknownName, load_model, methods
 from phosphene.models.loading import loaders
 
 
@@ -330,6 +330,37 @@ def test_a_module_is_taken_as_it_is():
     assert model.mean.tolist() == [0, 0]
     with pytest.raises(InputError, match="factory options need a URI"):
         load_model(module, pretrained=True)
+
+
+@pytest.mark.parametrize("weights", ["DEFAULT", "absent.ckpt", Path("absent")])
+def test_weights_by_name_are_refused_for_a_module_and_looked_up_for_a_scheme(weights):
+    with pytest.raises(InputError, match="named or pretrained weights .* need a URI"):
+        load_model(nn.Linear(2, 2), weights=weights)
+    if weights != "DEFAULT":
+        with pytest.raises(UnknownName, match="no weights 'absent"):
+            load_model("torchvision:squeezenet1_1", weights=weights)
+
+
+def test_what_is_neither_a_uri_nor_a_module_is_refused():
+    with pytest.raises(InputError, match="not a Model"):
+        load_model(load_model(nn.Linear(2, 2)))
+
+
+def test_a_model_that_json_cannot_describe_cannot_be_asked_for_again():
+    asked = {"num_classes": 2, "input_size": (3, 64, 64)}
+    assert load_model("torchvision:resnet18", **asked).source == {
+        "uri": "torchvision:resnet18", "weights": None, "pretrained": False, **asked
+    }  # fmt: skip
+    assert load_model("torchvision:resnet18", norm_layer=nn.InstanceNorm2d).source is None
+    assert load_model("torchvision:squeezenet1_1", output=lambda z: z).source is None
+    state = load_model("timm:test_resnet").module.state_dict()
+    assert load_model("timm:test_resnet", weights=state).source is None
+
+
+def test_a_model_loaded_in_inference_mode_can_be_differentiated():
+    with torch.inference_mode():
+        model = load_model("builtin:shapes-vgg")
+    assert methods["saliency"](model, torch.rand(1, 3, 64, 64), 0).maps.any()
 
 
 def test_device_and_precision_are_as_asked():

@@ -48,9 +48,10 @@ class Answer:
         lambda z: {"loss": z.sum(), "logits": z},
         lambda z: {"out": z, "aux": z * 0},
         lambda z: {"scores": z},
+        lambda z: {"loss": z.sum(), "scores": z},
         Answer,
     ],
-    ids=["tuple", "list", "logits", "out", "first", "attribute"],
+    ids=["tuple", "list", "logits", "out", "only", "first", "attribute"],
 )
 def test_logits_are_found_in_any_package(package):
     model = load_model(Returning(package), input_size=(3, 8, 8))
@@ -62,8 +63,11 @@ def test_logits_are_found_in_any_package(package):
 
 def test_logits_that_are_not_recognised_can_be_pointed_at():
     odd = Returning(lambda z: "nothing")
-    with pytest.raises(ModelError, match="returns a str without recognisable logits; .*output=lambda"):
-        load_model(odd, input_size=(3, 8, 8))(torch.rand(1, 3, 8, 8))
+    empty = Returning(lambda z: {})
+    for net, kind in ((odd, "str"), (empty, "dict")):
+        words = f"returns a {kind} without recognisable logits; .*output=lambda"
+        with pytest.raises(ModelError, match=words):
+            load_model(net, input_size=(3, 8, 8))(torch.rand(1, 3, 8, 8))
     pointed = load_model(
         Returning(lambda z: {"a": z, "b": -z}), input_size=(3, 8, 8), output=lambda r: r["b"]
     )
@@ -160,6 +164,8 @@ def test_models_with_compiled_parts_are_refused_with_the_way_out():
     whole.compile()
     with pytest.raises(ModelError, match="the module is compiled"):
         load_model(whole)
+    with pytest.raises(ModelError, match="the module is compiled"):
+        load_model(torch.jit.trace(small(), torch.rand(1, 3, 8, 8)))
 
 
 # --- anatomy ---------------------------------------------------------------------------------------
@@ -229,6 +235,15 @@ def test_a_network_without_places_has_no_last_map():
     assert model.embed(torch.rand(2, 3, 8, 8)).shape == (2, 5)
 
 
+def test_a_network_of_one_number_per_picture_has_no_classes_but_units():
+    model = load_model(nn.Sequential(*small(classes=1), nn.Flatten(0)), input_size=(3, 8, 8))
+    images = torch.rand(2, 3, 8, 8)
+    with pytest.raises(ModelError, match="has no classes"):
+        methods["saliency"](model, images)
+    assert methods["saliency"](model, images, "4[0]").maps.any()
+    assert methods["saliency"](model, images, lambda logits: logits).maps.any()
+
+
 def test_embeddings_are_what_the_classifier_is_given():
     model = load_model(small(), input_size=(3, 8, 8))
     images = torch.rand(2, 3, 8, 8)
@@ -289,6 +304,46 @@ def test_layers_and_classes_are_looked_up_with_the_nearest_at_hand():
         model.layer_name(nn.ReLU())
     with pytest.raises(InputError, match="has no class names; give the index"):
         load_model(small(), input_size=(3, 8, 8)).class_index("tench")
+
+
+def test_a_name_means_the_class_that_bears_it():
+    net = small(classes=2)
+    assert load_model(net, classes=["crane, bird", "crane"]).class_index("crane") == 1
+    assert load_model(net, classes=["crane, bird", "crane"]).class_index("bird") == 0
+    assert load_model(net, classes=["crane", "crane"]).class_index("crane") == 0
+    assert load_model(net, classes=["1", "0"]).class_index("1") == 0  # a digit's name, not its place
+    assert load_model(net, classes=["1", "0"]).class_index(1) == 1
+
+
+@pytest.mark.parametrize("names", [["a"], list("abcde")])
+def test_class_names_that_do_not_fit_the_logits_are_refused(names):
+    model = load_model(small(), input_size=(3, 8, 8), classes=names)
+    with pytest.raises(ModelError, match=f"gives 3 logits, but has {len(names)} class names"):
+        methods["saliency"](model, torch.rand(1, 3, 8, 8))
+
+
+def test_a_size_is_three_numbers():
+    assert load_model(small(), input_size=[3, 8, 8]).input_size == (3, 8, 8)
+    with pytest.raises(InputError, match=r"input_size must be \(C, H, W\), not \(8, 8\)"):
+        load_model(small(), input_size=(8, 8))
+
+
+def test_features_do_not_ask_whether_what_lies_above_can_take_the_size():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+    images = torch.rand(1, 3, 16, 16)
+    for model in (load_model(net, input_size=(3, 8, 8)), load_model(net)):
+        if model.input_size != (3, 8, 8):  # nobody said: the first pictures do
+            model.features(torch.rand(1, 3, 8, 8), "1")
+        assert model.features(images, "1").shape == (1, 4, 14, 14)
+    with pytest.raises(InputError, match=r"does not take pictures of \(3, 16, 16\)"):
+        model(images)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_head_is_found_in_low_precision(dtype):
+    model = load_model("builtin:shapes-vgg", dtype=dtype)
+    assert model.head.layer == load_model("builtin:shapes-vgg").head.layer
+    assert methods["cam"](model, torch.rand(1, 3, 64, 64), 0).maps.dtype is dtype
 
 
 def test_the_digest_is_of_the_weights():

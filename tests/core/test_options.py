@@ -98,6 +98,8 @@ def test_people_write_values_in_their_own_ways(annotation: Any, texts: list[str]
 def test_what_cannot_be_read_is_left_for_the_validation_to_name() -> None:
     assert read_option(["many"], schema_of(int)[1]) == "many"
     assert read_option(["1.5"], schema_of(int)[1]) == 1.5
+    assert read_option(["8/0"], schema_of(float)[1]) == "8/0"
+    assert read_option(["1.2.3/4"], schema_of(float)[1]) == "1.2.3/4"
 
 
 def test_help_tells_kind_bounds_and_default() -> None:

@@ -431,3 +431,74 @@ answer = {
     assert seen["broken"].keys() == {"ruined-lab:ruin", "typo-lab:typo"}
     assert "ZeroDivisionError" in seen["broken"]["ruined-lab:ruin"]
     assert "phosphene_befor_run" in seen["broken"]["typo-lab:typo"]
+
+
+OWN_RESULT = """
+from dataclasses import dataclass
+from torch import Tensor
+from phosphene import hookimpl, method
+from phosphene.results import Attribution, Result
+from phosphene.types import Images, Model
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Blank(Result):
+    images: Tensor
+    blank: bool
+
+    def panels(self):
+        from phosphene.results import Panel
+        return [] if self.blank else [[Panel(i) for i in self.images]]
+
+@method(family="blanks")
+def blank(model: Model, images: Images, *, blank: bool = True) -> Blank:
+    \"\"\"Show nothing.\"\"\"
+    return Blank(images=images, blank=blank)
+
+@method(family="attribution")
+def flat(model: Model, images: Images) -> Attribution:
+    \"\"\"Give maps without places.\"\"\"
+    return Attribution(images=images, maps=images.mean((1, 2, 3)), targets=("x",) * len(images))
+
+@hookimpl
+def phosphene_methods():
+    return [blank, flat]
+"""
+
+
+def test_strangers_results_are_loaded_and_replayed_by_who_made_them(tmp_path: Path) -> None:
+    install(
+        tmp_path, "blank-lab", {METHODS: {"blanks.blank": "blank_lab"}}, {"blank_lab": OWN_RESULT}
+    )  # fmt: skip
+    install(
+        tmp_path,
+        "shadow-lab",
+        {METHODS: {"attribution.saliency": "shadow_lab"}},
+        {"shadow_lab": method_source("attribution", "saliency")},
+    )
+    made, shadowed = str(tmp_path / "made"), str(tmp_path / "shadowed")
+    making = f"""
+from phosphene import run
+run("blank", blank=False, images="builtin:scenes/1", out={made!r})
+run("shadow-lab:attribution.saliency", images="builtin:scenes/1", out={shadowed!r})
+answer = None
+"""
+    ask(making, tmp_path)
+    replaying = f"from phosphene import replay\nanswer = [replay(f).same for f in ({made!r}, {shadowed!r})]"
+    assert ask(replaying, tmp_path) == [True, True]
+
+
+def test_gallery_survives_strangers_that_show_nothing(tmp_path: Path) -> None:
+    entries = {METHODS: {"blanks.blank": "blank_lab", "attribution.flat": "blank_lab"}}
+    install(tmp_path, "blank-lab", entries, {"blank_lab": OWN_RESULT})
+    code = f"""
+from phosphene import gallery
+gallery._SCENES = 2
+made = gallery.make_gallery({str(tmp_path / "page")!r}, only=["blank", "flat", "saliency"])
+answer = [{{e.call: e.failure for e in made.exhibits}}, list(made.scores), made.page.is_file()]
+"""
+    failures, scores, written = ask(code, tmp_path)
+    assert "no pictures" in failures["blank"]
+    assert failures["flat"]
+    assert not failures["saliency"]
+    assert scores == ["saliency"]
+    assert written

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import phosphene.results
@@ -16,10 +17,13 @@ from phosphene import (
     InputError,
     Model,
     PhospheneError,
+    PluginError,
     UnknownName,
     batch_size,
     hookimpl,
     load_model,
+    max_batch,
+    method,
     methods,
     replay,
     run,
@@ -28,7 +32,9 @@ from phosphene.builtin.scenes import CLASSES, draw_scenes
 from phosphene.images import read_image, write_png
 from phosphene.progress import progress, reporting
 from phosphene.registry import extensions
-from phosphene.results import load_result
+from phosphene.results import Attribution, load_result
+from phosphene.types import Images
+from phosphene.types import Model as ModelInput
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +112,63 @@ def test_labels_left_out_are_what_the_model_says(scenes: Any) -> None:
 @pytest.mark.parametrize("target", ["star", "class:star", CLASSES.index("star"), str(CLASSES.index("star"))])
 def test_target_is_a_class_by_name_or_number(scenes: Any, target: Any) -> None:
     assert run("saliency", images=scenes.images, target=target).targets == ("star",) * 3
+
+
+@pytest.mark.parametrize("value", [3, [], {}, b"picture", [torch.zeros(3, 2, 2)]], ids=repr)
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [("saliency", "images"), ("saliency", "model"), ("gram_texture", "sample"), ("top_patches", "dataset"),
+     ("fast_style_fit", "styles"), ("fast_style", "stylizer"), ("pgd", "labels")],
+)  # fmt: skip
+def test_things_that_are_no_input_are_refused_in_a_sentence(name: str, role: str, value: Any) -> None:
+    with pytest.raises(PhospheneError):
+        run(name, **{role: value})
+
+
+def test_device_that_is_not_there_is_refused_in_a_sentence(toy: Model, images: Tensor) -> None:
+    with pytest.raises(InputError, match="nowhere"):
+        run("saliency", model=toy, images=images, device="nowhere")
+
+
+def test_input_given_twice_is_refused(toy: Model, images: Tensor) -> None:
+    with pytest.raises(InputError, match="images twice"):
+        methods["saliency"](toy, images, images=images)
+
+
+def test_method_that_gives_something_else_than_it_says_is_told(toy: Model, images: Tensor) -> None:
+    @method(family="tests")
+    def forgetful(model: ModelInput, images: Images) -> Attribution:
+        """Return nothing."""
+
+    for most in (1, 100):
+        with max_batch(most), pytest.raises(PluginError, match="gave a NoneType, not Attribution"):
+            forgetful(toy, images)
+
+
+def test_result_keeps_its_pictures_whatever_becomes_of_the_callers(toy: Model, images: Tensor) -> None:
+    labels = torch.zeros(3, dtype=torch.int64)
+    result = methods["pgd"](toy, images, labels, steps=1, seed=0)
+    before = images.clone()
+    images.zero_()
+    labels.fill_(1)
+    assert torch.equal(result.images, before)
+    assert torch.equal(result.inputs["images"], before)
+    assert not result.labels.any()
+
+
+@pytest.mark.parametrize("name", ["saliency", "pgd", "cam", "class_visualization", "nearest_neighbors"])
+def test_inference_mode_around_a_call_changes_nothing(name: str) -> None:
+    quick = methods[name].spec.quick | ({"seed": 0} if methods[name].seed else {})
+    usual = run(name, **quick)
+    with torch.inference_mode():
+        # Pictures, labels and a network made in inference mode, too.
+        given = {n: v.clone() for n, v in usual.inputs.items() if isinstance(v, Tensor)}
+        assert all(v.is_inference() for v in given.values())
+        inside = run(name, model=load_model("builtin:shapes-vgg"), **given, **quick)
+    for field, value in usual.fields():
+        if isinstance(value, Tensor):
+            assert torch.equal(getattr(inside, field), value)
+            assert not getattr(inside, field).is_inference()
 
 
 def test_misspelt_names_are_told_before_any_work(toy: Model, images: Tensor) -> None:
@@ -219,6 +282,10 @@ def test_progress_is_told_to_a_callable_and_else_silent(capsys: pytest.CaptureFi
     assert events
     assert events[-1].done == events[-1].total
     assert capsys.readouterr() == ("", "")
+    outer: list[Any] = []
+    with reporting(outer.append):
+        run("occlusion", images="builtin:scenes/1", window=32, stride=32, batch_size=1)
+    assert outer == events
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 100])
@@ -226,7 +293,8 @@ def test_no_batch_is_larger_than_asked_and_the_result_the_same(toy: Model, image
     whole = run("pgd", model=toy, images=images, steps=2, seed=0)
     rows: list[int] = []
     handle = toy.module.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
-    cut = run("pgd", model=toy, images=images, labels=whole.labels, steps=2, seed=0, batch_size=most)
+    # Without labels the model is asked for them, likewise in batches.
+    cut = run("pgd", model=toy, images=images, steps=2, seed=0, batch_size=most)
     handle.remove()
     assert max(rows) == min(most, 3)
     torch.testing.assert_close(cut.adversarial, whole.adversarial, rtol=0, atol=1e-6)
@@ -281,6 +349,32 @@ def test_replay_of_an_own_model_asks_for_it_and_tells_when_it_changed(
     assert "the model's weights" in str(again)
 
 
+def test_replay_finds_files_from_another_folder(
+    tmp_path: Path, scenes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hier").mkdir()
+    (tmp_path / "dort").mkdir()
+    monkeypatch.chdir(tmp_path / "hier")
+    (Path.cwd() / "bilder ü").mkdir()
+    write_png(scenes.images[0], "bilder ü/a.png")
+    state = load_model("builtin:shapes-vgg").module.state_dict()
+    save_file({name: value * 1.01 for name, value in state.items()}, "gewichte ü.safetensors")
+    model = load_model("builtin:shapes-vgg", weights="gewichte ü.safetensors")
+    run("top_patches", model=model, dataset="bilder ü", k=1, out="patches")
+    quick = methods["fast_style_fit"].spec.quick
+    run("fast_style_fit", model=model, dataset="bilder ü", out="network", **quick)
+    run("fast_style", images="bilder ü/a.png", stylizer="network", out="painted")
+    monkeypatch.chdir(tmp_path / "dort")
+    for name in ("patches", "network", "painted"):
+        assert replay(Path("../hier", name)).same, name
+
+
+def test_bundled_stylizer_is_recorded_by_its_name_not_by_its_place(tmp_path: Path) -> None:
+    result = run("fast_style", images="builtin:scenes/1", out=tmp_path / "a")
+    assert result.inputs["stylizer"] == "builtin:shapes-styles"
+    assert replay(tmp_path / "a").same
+
+
 def test_replay_refuses_what_a_folder_cannot_hold(toy: Model, images: Tensor, tmp_path: Path) -> None:
     run("saliency", model=toy, images=images, target=lambda logits: logits[:, 0], out=tmp_path / "a")
     with pytest.raises(InputError):
@@ -306,6 +400,48 @@ def test_folder_with_other_things_is_refused_and_left(toy: Model, images: Tensor
     assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
     with pytest.raises(InputError, match="is a file"):
         run("saliency", model=toy, images=images, out=tmp_path / "home" / "letter.txt")
+
+
+def test_places_that_cannot_hold_a_result_are_refused_before_the_work(
+    toy: Model, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: list[int] = []
+    toy.module.register_forward_hook(lambda *_: seen.append(1))
+    with pytest.raises(InputError, match="folder you work in"):
+        run("saliency", model=toy, images=images, out=".")
+    Path("letter").write_text("dear")
+    with pytest.raises(InputError, match="letter is a file"):
+        run("saliency", model=toy, images=images, out="letter/below/it")
+    assert not seen
+
+
+def test_link_to_a_folder_stays_a_link(toy: Model, images: Tensor, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for _ in range(2):
+        run("saliency", model=toy, images=images, out=tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
+    assert load_result(tmp_path / "real").provenance is not None
+
+
+def test_interruption_between_two_renamings_keeps_the_earlier_result(
+    toy: Model, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("saliency", model=toy, images=images, out=tmp_path / "a")
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("pgd", model=toy, images=images, steps=1, out=tmp_path / "a")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert type(load_result(tmp_path / "a")).__name__ == "Attribution"
 
 
 @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()], ids=["error", "interrupt"])

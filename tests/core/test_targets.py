@@ -1,5 +1,6 @@
 """Targets: what a score is of, as objects and as people write them."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -130,6 +131,36 @@ def test_the_predicted_class_is_decided_once(model, images):
     assert target.names(model, 3) == tuple(model.class_name(i) for i in winners.tolist())
     assert target.written() is None
     assert str(Predicted()) == "the predicted class"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [Class(3), Class(-1), Class((0, 9)), [None], [True], torch.tensor([1.5]), torch.eye(2), [], Class(())],
+)
+def test_classes_that_do_not_exist_are_refused_however_they_are_given(model, wrong):
+    with pytest.raises(InputError):
+        parse_target(wrong, model)
+
+
+def test_numbers_of_numpy_and_lists_of_anything_are_classes(model):
+    assert parse_target(np.int64(2), model) == parse_target(np.array(2), model) == Class(2)
+    assert (
+        parse_target([np.int64(2), "tench"], model) == parse_target(np.array([2, 1]), model) == Class((2, 1))
+    )
+    assert parse_target(Class([2, 1]), model) == Class((2, 1))
+    assert parse_target("relu [2]", model) == Channel("relu", 2)
+
+
+def test_as_many_classes_as_images_are_needed(model, images):
+    for wrong in ((0,), (0, 1)):
+        with pytest.raises(InputError, match=f"3 images need one class or one each, not {len(wrong)}"):
+            scores(model, images, wrong)
+
+
+def test_directions_are_not_equal_by_their_layer_alone():
+    one = Direction("relu", torch.ones(4))
+    assert one == one
+    assert one != Direction("relu", torch.zeros(4))
 
 
 def test_rows_can_be_selected_and_repeated(model, images):

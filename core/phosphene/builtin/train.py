@@ -44,7 +44,7 @@ RECIPE = (
 STYLIZER = "shapes-styles"
 STYLES = ("bricks", "swirls", "mosaic", "waves")
 STYLE_SCENES = 600
-STYLE_RECIPE: dict[str, Any] = {"steps": 2000, "width": 12, "blocks": 2}
+STYLE_RECIPE: dict[str, Any] = {"steps": 2500, "width": 12, "blocks": 2}
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -62,22 +62,23 @@ _SUMMARIES = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 def record(module: nn.Module, normalized: Tensor, read_logits: Any) -> Anatomy:
     """Run one (1, C, H, W) picture through ``module`` and write down what happened."""
-    shapes: dict[str, tuple[int, ...] | None] = {}
-    calls: dict[str, int] = {}
+    layers: dict[str, LayerInfo] = {}
     outputs: dict[str, Tensor] = {}
     inputs: dict[str, Tensor] = {}
     modules = {name: m for name, m in module.named_modules() if name}
     thread = threading.get_ident()
 
     def watch(name: str) -> Any:
-        def hook(_: nn.Module, args: Any, output: Any) -> Any:
+        def hook(part: nn.Module, args: Any, output: Any) -> Any:
             if threading.get_ident() != thread:
                 return None  # another run on this model, at the same time
             value = output[0] if isinstance(output, (tuple, list)) and output else output
-            calls[name] = calls.get(name, 0) + 1
-            shapes.pop(name, None)  # so that the order is that of the last calls
-            shapes[name] = tuple(value.shape[1:]) if isinstance(value, Tensor) else None
+            # Taken out and put in again, so that the order is that of the last calls.
             outputs.pop(name, None)
+            calls = layers.pop(name).calls + 1 if name in layers else 1
+            shape = tuple(value.shape[1:]) if isinstance(value, Tensor) else None
+            parameters = sum(p.numel() for p in part.parameters())
+            layers[name] = LayerInfo(name, type(part).__name__, shape, calls, parameters)
             given = args[0] if args and isinstance(args[0], Tensor) else None
             if given is not None:
                 inputs[name] = given
@@ -90,10 +91,7 @@ def record(module: nn.Module, normalized: Tensor, read_logits: Any) -> Anatomy:
 
         return hook
 
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(guard(module))
+    with torch.inference_mode(False), torch.enable_grad(), guard(module), ExitStack() as stack:
         for name, m in modules.items():
             stack.callback(m.register_forward_hook(watch(name)).remove)
         picture = normalized.clone().requires_grad_()
@@ -103,7 +101,7 @@ def record(module: nn.Module, normalized: Tensor, read_logits: Any) -> Anatomy:
         stages = _stages(modules, outputs, size, prefix)
         classifier = _classifier(modules, inputs, logits) if logits.ndim == 2 else None
         # Asked of what the classifier is given: a fresh head can be all zeros (MLP-Mixer).
-        asked = (logits if classifier is None else inputs[classifier]).flatten(1)
+        asked = torch.atleast_2d(logits if classifier is None else inputs[classifier]).flatten(1)
         head = None
         dependent = _dependent_maps(modules, outputs, asked, size, prefix)
         last_map = dependent[0] if dependent else None
@@ -115,16 +113,6 @@ def record(module: nn.Module, normalized: Tensor, read_logits: Any) -> Anatomy:
             if head is not None or logits.ndim != 2 or maps.shape[1] != logits.shape[1]:
                 last_map = name
                 break
-    layers = {
-        name: LayerInfo(
-            name,
-            type(modules[name]).__name__,
-            shape,
-            calls[name],
-            sum(p.numel() for p in modules[name].parameters()),
-        )
-        for name, shape in shapes.items()
-    }
     classes = logits.shape[1] if logits.ndim == 2 else 0
     return Anatomy(layers, last_map, stages, classifier, head, classes)
 
@@ -152,11 +140,8 @@ def _dependent_maps(
     for name, value in reversed(outputs.items()):
         if isinstance(modules[name], _SUMMARIES):
             continue
-        try:
-            maps = as_maps(value, size, prefix)
-        except ModelError:
-            continue
-        if maps.shape[2] * maps.shape[3] < 2:
+        maps = _maps(value, size, prefix)
+        if maps is None:
             continue
         if value.ndim == 3:
             # Tokens live in blocks and norms; queries, keys, values and MLPs are projections of them.
@@ -166,17 +151,14 @@ def _dependent_maps(
             if maps.shape[1] != width:
                 continue
         candidates[name] = value
-    names = list(candidates)
-    if not names:
+    if not candidates:
         return []
     # A fixed, uneven mixture: plain sums can cancel.
     weights = torch.linspace(1, 2, asked.shape[1], device=asked.device, dtype=asked.dtype)
-    gradients = torch.autograd.grad(
-        (asked * weights).sum(), [candidates[n] for n in names], allow_unused=True
-    )
+    gradients = torch.autograd.grad((asked * weights).sum(), list(candidates.values()), allow_unused=True)
     return [
         name
-        for name, gradient in zip(names, gradients, strict=True)
+        for name, gradient in zip(candidates, gradients, strict=True)
         if gradient is not None and bool(as_maps(gradient, size, prefix).any())
     ]
 
@@ -196,12 +178,9 @@ def _stages(
     every: dict[int, list[str]] = {}
     acting: dict[int, list[str]] = {}
     for name, value in outputs.items():
-        try:
-            grid = as_maps(value, size, prefix).shape[2:]
-        except ModelError:
-            continue
-        if grid[0] * grid[1] > 1:
-            octave = round(math.log2(size[0] / grid[0]))
+        maps = _maps(value, size, prefix)
+        if maps is not None:
+            octave = round(math.log2(size[0] / maps.shape[2]))
             every.setdefault(octave, []).append(name)
             if type(modules[name]).__name__ in _ACTIVATIONS:
                 acting.setdefault(octave, []).append(name)
@@ -216,13 +195,10 @@ def _stages(
 def _classifier(modules: dict[str, nn.Module], inputs: dict[str, Tensor], logits: Tensor) -> str | None:
     """The last linear (or pointwise convolution) layer with as many outputs as there are logits."""
     for name, given in reversed(inputs.items()):
-        weight = getattr(modules[name], "weight", None)
-        if (
-            isinstance(modules[name], (nn.Linear, nn.Conv2d))
-            and isinstance(weight, Tensor)
-            and len(weight) == logits.shape[1]
-            and given.flatten(1).shape[1] == weight[0].numel()
-        ):
+        layer = modules[name]
+        if not isinstance(layer, (nn.Linear, nn.Conv2d)) or len(layer.weight) != logits.shape[1]:
+            continue
+        if given.flatten(1).shape[1] == layer.weight[0].numel():
             return name
     return None
 
@@ -243,7 +219,17 @@ def _head(classifier: nn.Module, layer: str, maps: Tensor, embedding: Tensor, lo
 
 
 def _same(values: Tensor, expected: Tensor) -> bool:
-    return bool((values - expected).abs().max() <= 1e-3 * expected.abs().max())
+    tolerance = max(1e-3, 4 * torch.finfo(values.dtype).eps)  # bfloat16 has two digits
+    return bool((values - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+def _maps(features: Tensor, size: tuple[int, int], prefix: int | None) -> Tensor | None:
+    """An output as maps of more than one place, or None if it is no such thing."""
+    try:
+        maps = as_maps(features, size, prefix)
+    except ModelError:
+        return None
+    return maps if maps.shape[2] * maps.shape[3] > 1 else None
 
 
 def prefix_tokens(module: nn.Module) -> int | None:

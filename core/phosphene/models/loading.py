@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 from urllib.parse import urlparse
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import InputError, ModelError, UnknownName
@@ -43,6 +45,7 @@ def loaders() -> dict[str, Loader]:
     return extensions.gather("phosphene_model_loaders")
 
 
+@torch.inference_mode(False)  # parameters made in inference mode could never be differentiated
 def load_model(
     model: str | nn.Module,
     *,
@@ -64,35 +67,41 @@ def load_model(
     ``torchvision:`` or ``timm:`` network is randomly initialised. ``mean`` and ``std`` (of pixels
     in [0, 1]), ``input_size`` (C, H, W), ``classes`` and ``output`` (what the module returns ->
     logits) go over what the scheme knows; for a module of yours nothing is assumed, and pixels go
-    in as they are. Other options go to the scheme's own factory.
+    in as they are. Other options go to the scheme's own factory. Raises InputError for weights or
+    options that cannot be, ModelError for weights that do not fit or cannot be had, UnknownName.
     """
-    known: dict[str, Any] = {
-        name: value
-        for name, value in {
-            "mean": mean, "std": std, "input_size": input_size, "classes": classes, "output": output,
-        }.items()
-        if value is not None
-    }  # fmt: skip
+    if not isinstance(model, (str, nn.Module)):
+        raise InputError(f"load_model takes a URI or a torch module, not a {type(model).__name__}")
+    known = {"mean": mean, "std": std, "input_size": input_size, "classes": classes, "output": output}
+    options |= {name: value for name, value in known.items() if value is not None}
     state = _read_state(weights)
+    named = str(weights) if weights is not None and state is None else None
     if isinstance(model, nn.Module):
-        if pretrained or options:
-            raise InputError("a module is taken as it is: 'pretrained' and factory options need a URI")
-        wrapped = Model(model, **known)
+        if named or pretrained or options.keys() - known:
+            raise InputError(
+                "a module is taken as it is: named or pretrained weights and factory options need a URI"
+            )
+        wrapped = Model(model, **options)
     else:
-        wrapped = _from_uri(model, weights if state is None else None, pretrained, known | options)
-        # What was not JSON to begin with (a state dict, a callable) cannot be asked for again.
-        again = {k: v for k, v in (known | options).items() if not callable(v)}
-        named = weights is None or isinstance(weights, (str, Path))
-        given = None if weights is None else str(weights)
-        wrapped.source = (
-            {"uri": model, "weights": given, "pretrained": pretrained, **again}
-            if named and output is None
-            else None
-        )
+        wrapped = _from_uri(model, named, pretrained, options)
+        if isinstance(weights, (str, Path)):
+            # Absolute, so that it is the same file from another folder, too.
+            named = named or str(Path(weights).resolve())
+        asked = {"uri": model, "weights": named, "pretrained": pretrained, **options}
+        repeatable = not isinstance(weights, Mapping) and _is_json(asked)
+        wrapped.source = asked if repeatable else None
     if state is not None:
-        _fill(wrapped, state, weights)
+        fill(wrapped.module, state, weights, wrapped.name)
     wrapped.module.to(device=device, dtype=dtype)
     return wrapped
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _from_uri(uri: str, weights: Any, pretrained: bool, options: dict[str, Any]) -> Model:
@@ -110,6 +119,8 @@ def _from_uri(uri: str, weights: Any, pretrained: bool, options: dict[str, Any])
 
 #: How weights files are called; their content is never unpickled.
 WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin")
+#: Options that go to ``Model``; the rest goes to the scheme's own factory.
+OF_MODEL = ("mean", "std", "input_size", "classes", "output", "crop_pct", "interpolation")
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:
@@ -118,10 +129,9 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
         raise InputError(f"there is no weights file {path}")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # weights_only refuses by raising, a damaged file likewise
         raise InputError(
             f"{path} cannot be read as weights alone (pickled code is never loaded): {error}"
@@ -141,15 +151,14 @@ def fetch_weights(url: str) -> Path:
     """
     name = Path(urlparse(url).path).name
     path = Path(torch.hub.get_dir(), "checkpoints", name)
-    named = re.search(r"-([0-9a-f]{8,})\.", name)
-    digest = named[1] if named else ""
+    digest = "".join(re.findall(r"-([0-9a-f]{8,})\.", name))
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(url, str(path), digest)
         except (OSError, HTTPException, RuntimeError) as error:
             raise unavailable(f"{name} (looked for in {path.parent})", error) from error
-    elif not _sha256(path).startswith(digest):
+    elif not hashlib.sha256(path.read_bytes()).hexdigest().startswith(digest):
         raise ModelError(
             f"{path} is damaged: its SHA-256 does not begin with {digest}; delete it to fetch it again"
         )
@@ -165,11 +174,6 @@ def unavailable(weights: str, error: Exception) -> ModelError:
     )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _read_state(weights: Any) -> Mapping[str, Tensor] | None:
     """A state dict from a file or as given; None where ``weights`` is a name for the scheme."""
     if weights is None or isinstance(weights, Mapping):
@@ -182,9 +186,10 @@ def _read_state(weights: Any) -> Mapping[str, Tensor] | None:
     return None
 
 
-def _fill(model: Model, state: Mapping[str, Tensor], weights: Any) -> None:
-    where = weights if isinstance(weights, (str, Path)) else "the given state"
+def fill(module: nn.Module, state: Mapping[str, Tensor], weights: Any, name: str) -> None:
+    """Load a state into a network; ModelError where it does not fit."""
+    where = "in the given state" if isinstance(weights, Mapping) else weights
     try:
-        model.module.load_state_dict(dict(state))
+        module.load_state_dict(dict(state))
     except RuntimeError as error:
-        raise ModelError(f"the weights in {where} do not fit {model.name}: {error}") from error
+        raise ModelError(f"the weights {where} do not fit {name}: {error}") from error

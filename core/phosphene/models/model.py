@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +16,24 @@ from torch import Tensor, nn
 
 from ..errors import InputError, ModelError, PhospheneError, UnknownName
 from ..images import read_image, to_pil
-from ..taps import StopForward, Tap, counting_calls, guard
+from ..taps import StopForward, Tap, guard
 from . import anatomy
 from .anatomy import Anatomy, Head
 
 Layer = str | nn.Module
+#: Errors that need no translation, though they are of kinds that do.
+_SAID_ALREADY = (PhospheneError, torch.OutOfMemoryError)
 
 
 def read_logits(output: Any) -> Tensor:
     """The logits (N, K) in whatever a network returns: a tensor, a tuple, a mapping, ``.logits``."""
-    logits: Tensor | None
-    if isinstance(output, Tensor):
-        logits = output
-    elif isinstance(output, Mapping):
-        keys = [k for k in ("logits", "out") if k in output] or list(output)[:1]
-        logits = read_logits(output[keys[0]])
+    logits = output
+    if isinstance(output, Mapping):
+        logits = output.get("logits", output.get("out", tuple(output.values())))
     elif hasattr(output, "logits"):
         logits = output.logits
-    elif isinstance(output, (tuple, list)):
-        logits = next((o for o in output if isinstance(o, Tensor) and o.ndim == 2), None)
-    else:
-        logits = None
+    if isinstance(logits, (tuple, list)):
+        logits = next((o for o in logits if isinstance(o, Tensor) and o.ndim == 2), None)
     if not isinstance(logits, Tensor):
         raise ModelError(
             f"this model returns a {type(output).__name__} without recognisable logits; "
@@ -63,24 +61,25 @@ class Model:
         output: Callable[[Any], Tensor] = read_logits,
         crop_pct: float = 1.0,
         interpolation: str = "bilinear",
-        source: Mapping[str, Any] | None = None,
     ) -> None:
+        if input_size is not None and len(input_size) != 3:
+            raise InputError(f"input_size must be (C, H, W), not {tuple(input_size)}")
         # A compiled model runs its original: hooks do not reach into compiled code.
         self.module: nn.Module = getattr(module, "_orig_mod", module)
         _refuse_compiled(self.module)
         self.name = name or f"module:{type(self.module).__name__}"
         channels = _first_channels(self.module) or (len(mean) if mean is not None else 3)
         self._size_given = input_size is not None
-        self.input_size = input_size or (channels, 224, 224)
-        self.mean = _statistics("mean", mean, self.input_size[0], 0.0)
-        self.std = _statistics("std", std, self.input_size[0], 1.0)
+        channels, height, width = input_size or (channels, 224, 224)
+        self.input_size = (channels, height, width)
+        self.mean = _statistics("mean", mean, channels, 0.0)
+        self.std = _statistics("std", std, channels, 1.0)
         self.classes = tuple(classes) if classes is not None else None
         self.crop_pct = crop_pct
         self.interpolation = interpolation
         #: How ``load_model`` can make it again; None for a module that was given as an object.
-        self.source = source
+        self.source: Mapping[str, Any] | None = None
         self._output = output
-        self._calls: dict[str, int] = {}
         self._digest: tuple[Any, str] | None = None
 
     def __repr__(self) -> str:
@@ -98,7 +97,7 @@ class Model:
             return self.module(self.normalize(images))
         except (RuntimeError, AssertionError, ValueError) as error:
             size = tuple(images.shape[1:])
-            if size == self.input_size or isinstance(error, (PhospheneError, torch.OutOfMemoryError)):
+            if size == self.input_size or isinstance(error, _SAID_ALREADY):
                 raise
             raise InputError(
                 f"{self.name} does not take pictures of {size}, its own are {self.input_size}. "
@@ -125,12 +124,7 @@ class Model:
 
     def features_of(self, images: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
         """The outputs of several layers in one pass, which stops at the highest."""
-        names = [self.layer_name(layer) for layer in layers]
-        calls = {name: self._count_calls(name, images) for name in names}
-        with Tap({n: self.layers[n] for n in names}, stop_after=calls) as tap:
-            with suppress(StopForward):
-                self._run(images)
-            return [tap[name] for name in names]
+        return self._read(images, layers)
 
     def embed(self, images: Tensor) -> Tensor:
         """Penultimate features (N, D): what the classifier is given."""
@@ -143,12 +137,22 @@ class Model:
 
     def input_of(self, images: Tensor, layer: Layer) -> Tensor:
         """What a layer is given (its first argument, at its last call); nothing above it runs."""
-        name = self.layer_name(layer)
-        stop_after = {name: self._count_calls(name, images)}
-        with Tap({name: self.layers[name]}, inputs=True, stop_after=stop_after) as tap:
+        return self._read(images, [layer], inputs=True)[0]
+
+    def _read(self, images: Tensor, layers: Sequence[Layer], inputs: bool = False) -> list[Tensor]:
+        names = [self.layer_name(layer) for layer in layers]
+        if "anatomy" not in self.__dict__:
+            self.see(images)
+        ran = self.anatomy.layers
+        for name in names:
+            if name not in ran:
+                raise ModelError(f"layer {name!r} does not run in a forward pass of {self.name}")
+        # A layer may run many times (a shared ReLU): its last output counts.
+        stop_after = {name: ran[name].calls for name in names}
+        with Tap({n: self.layers[n] for n in names}, inputs=inputs, stop_after=stop_after) as tap:
             with suppress(StopForward):
                 self._run(images)
-            return tap[name]
+            return [tap[name] for name in names]
 
     def guard(self) -> AbstractContextManager[None]:
         """Eval mode and frozen parameters inside the block; everything as it was after it."""
@@ -177,12 +181,19 @@ class Model:
         """What runs, in which order and shape: one forward pass, recorded once."""
         noise = torch.rand(1, *self.input_size, generator=torch.Generator().manual_seed(0))
         try:
-            return anatomy.record(self.module, self.normalize(noise), self._output)
+            found = anatomy.record(self.module, self.normalize(noise), self._output)
         except (RuntimeError, AssertionError, ValueError) as error:
+            if isinstance(error, _SAID_ALREADY):
+                raise
             raise ModelError(
                 f"{self.name} does not take pictures of {self.input_size}; "
                 f"say which: load_model(..., input_size=(C, H, W)). It said: {error}"
             ) from error
+        if self.classes is not None and found.classes not in (0, len(self.classes)):
+            raise ModelError(
+                f"{self.name} gives {found.classes} logits, but has {len(self.classes)} class names"
+            )
+        return found
 
     def see(self, images: Tensor) -> None:
         """Take the size of these images for the network's own, where nobody said what it is."""
@@ -237,18 +248,8 @@ class Model:
         if info is None or info.shape is None:
             raise ModelError(f"layer {name!r} gives no tensor in a forward pass of {self.name}")
         output, picture = (torch.empty(1, *shape, device="meta") for shape in (info.shape, self.input_size))
-        _, *shape = self.maps(output, picture).shape
-        return (shape[0], shape[1], shape[2])
-
-    def _count_calls(self, layer: str, images: Tensor) -> int:
-        """How often a layer runs in one pass (a shared ReLU: many times); its last output counts."""
-        if layer not in self._calls:
-            with self.guard(), torch.no_grad(), counting_calls(self.layers) as calls:
-                self._run(images[:1])
-            self._calls = dict(calls)
-            if layer not in calls:
-                raise ModelError(f"layer {layer!r} does not run in a forward pass of {self.name}")
-        return self._calls[layer]
+        _, channels, height, width = self.maps(output, picture).shape
+        return channels, height, width
 
     # --- pictures and classes ----------------------------------------------------------------
 
@@ -273,19 +274,20 @@ class Model:
         return pixels.view(height, width, channels).permute(2, 0, 1).contiguous() / 255
 
     def class_index(self, name: str | int) -> int:
-        """The index of a class given by index or name (any of its comma-separated synonyms)."""
-        if isinstance(name, str) and name.isdecimal():
-            name = int(name)
-        if isinstance(name, int):
-            if not 0 <= name < self.class_count:
-                raise InputError(f"class {name} does not exist: {self.name} has {self.class_count} classes")
-            return name
-        index = self._class_indices.get(name.strip().lower())
-        if index is None:
-            if self.classes is None:
+        """The index of a class given by name (any of its comma-separated synonyms) or index."""
+        if isinstance(name, str):
+            if name.strip().lower() in self._class_indices:
+                return self._class_indices[name.strip().lower()]
+            if not name.isdecimal() and self.classes is None:
                 raise InputError(f"{self.name} has no class names; give the index instead of {name!r}")
-            raise UnknownName("class", name, self.classes, self.name)
-        return index
+            if not name.isdecimal():
+                raise UnknownName("class", name, self.classes or (), self.name)
+            name = int(name)
+        if isinstance(name, bool) or not isinstance(name, Integral):
+            raise InputError(f"a class is an index or a name, not a {type(name).__name__}")
+        if not 0 <= name < self.class_count:
+            raise InputError(f"class {name} does not exist: {self.name} has {self.class_count} classes")
+        return int(name)
 
     def class_name(self, index: int) -> str:
         """The name of a class, or its number where the model has no names."""
@@ -294,9 +296,10 @@ class Model:
     @cached_property
     def _class_indices(self) -> dict[str, int]:
         names: dict[str, int] = {}
-        for index, full in enumerate(self.classes or ()):
-            for name in (full, *full.split(",")):
-                names.setdefault(name.strip().lower(), index)
+        full = list(enumerate(self.classes or ()))
+        synonyms = [(index, name) for index, several in full for name in several.split(",")]
+        for index, name in full + synonyms:  # a class's own name goes before another's synonym
+            names.setdefault(name.strip().lower(), index)
         return names
 
     # --- identity ----------------------------------------------------------------------------
@@ -327,10 +330,11 @@ class Model:
 
 def _refuse_compiled(module: nn.Module) -> None:
     for name, part in module.named_modules():
-        if part._compiled_call_impl is not None or hasattr(part, "_orig_mod"):
+        compiled = part._compiled_call_impl is not None or hasattr(part, "_orig_mod")
+        if compiled or isinstance(part, torch.jit.ScriptModule):
             raise ModelError(
                 f"{name or 'the module'} is compiled, and hooks do not reach into compiled code; "
-                "give the model as it was before torch.compile"
+                "give the model as it was before torch.compile or torch.jit"
             )
 
 

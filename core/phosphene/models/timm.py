@@ -13,11 +13,8 @@ from timm.models import get_pretrained_cfg, is_model, list_models, list_pretrain
 from torch import nn
 
 from ..errors import InputError, ModelError, UnknownName
-from .loading import fetch_weights, unavailable
+from .loading import OF_MODEL, fetch_weights, unavailable
 from .model import Model
-
-#: Options that go to ``Model``; the rest goes to ``timm.create_model``.
-_OF_MODEL = ("mean", "std", "input_size", "classes", "output", "crop_pct", "interpolation")
 
 
 class TimmLoader:
@@ -35,7 +32,7 @@ class TimmLoader:
         if tag and tag not in tags:
             raise UnknownName("pretrained weights", tag, tags, f"timm:{architecture}")
         full = f"{architecture}.{tag}" if tag else architecture
-        of_model = {k: options.pop(k) for k in _OF_MODEL if k in options}
+        of_model = {k: options.pop(k) for k in OF_MODEL if k in options}
         overlay = dict(options.pop("pretrained_cfg_overlay", None) or {})
         pretrained = pretrained or weights is not None
         if pretrained and not overlay.keys() & {"file", "state_dict"}:
@@ -90,8 +87,7 @@ def _feeding(module: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
         height, width = (size, size) if isinstance(size, int) else size
     subset = infer_imagenet_subset(module)
     return {
-        "mean": _spread(data["mean"], channels),
-        "std": _spread(data["std"], channels),
+        **{name: _spread(data[name], channels) for name in ("mean", "std")},
         "input_size": (channels, height, width),
         "crop_pct": data["crop_pct"],
         "interpolation": data["interpolation"],

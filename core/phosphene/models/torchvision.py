@@ -8,11 +8,8 @@ from typing import Any
 from torchvision import models
 
 from ..errors import InputError, ModelError, UnknownName
-from .loading import fetch_weights, read_weights
+from .loading import OF_MODEL, fetch_weights, fill, read_weights
 from .model import Model
-
-#: Options that go to ``Model``; the rest goes to torchvision's builder.
-_OF_MODEL = ("mean", "std", "input_size", "classes", "output", "crop_pct", "interpolation")
 
 
 class TorchvisionLoader:
@@ -35,7 +32,7 @@ class TorchvisionLoader:
         if chosen not in members:
             raise UnknownName("weights", weights, members, f"torchvision:{name}")
         entry = members[chosen] if weights or pretrained else None
-        of_model = {k: options.pop(k) for k in _OF_MODEL if k in options}
+        of_model = {k: options.pop(k) for k in OF_MODEL if k in options}
 
         # The builders would load the weights themselves, but by unpickling: so they build a network
         # of the weights' shape, and it is filled here.
@@ -48,12 +45,7 @@ class TorchvisionLoader:
             state = read_weights(fetch_weights(entry.url))
             if options.get("aux_logits") is False:
                 state = {k: v for k, v in state.items() if not k.lower().startswith("aux")}
-            try:
-                module.load_state_dict(state)
-            except RuntimeError as error:
-                raise ModelError(
-                    f"the weights {entry} do not fit torchvision:{name} with {options}: {error}"
-                ) from error
+            fill(module, state, entry, f"torchvision:{name} with {options}")
         return Model(module, name=f"torchvision:{name}", **(_feeding(members[chosen], options) | of_model))
 
     def names(self) -> Sequence[str]:

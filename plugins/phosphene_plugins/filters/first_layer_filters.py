@@ -62,7 +62,7 @@ def first_layer_filters(
     layer = convolutions[0]
     weights = model.layers[layer].get_parameter("weight").detach().clone()
     filters, channels = weights.shape[:2]
-    tiles = min_max(weights, (1, 2, 3), shared=scale == "shared")
+    tiles = min_max(weights, (0, 1, 2, 3) if scale == "shared" else (1, 2, 3))
     captions = [str(f) for f in range(filters)]
     if channels != 3:
         tiles = tiles.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)

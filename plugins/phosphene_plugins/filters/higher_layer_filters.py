@@ -70,7 +70,7 @@ def higher_layer_filters(
     return FilterBank(
         layer=layer,
         weights=weights,
-        tiles=tiles[:, None].expand(-1, 3, -1, -1),
+        tiles=tiles[:, None].repeat(1, 3, 1, 1),
         captions=tuple(f"{f}[{c}]" for f in range(rows) for c in range(columns)),
         columns=columns,
     )

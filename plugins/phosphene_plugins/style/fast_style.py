@@ -1,5 +1,7 @@
 """Fast neural style: a network trained to repaint any picture in one pass, in several styles."""
 
+import math
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -22,22 +24,22 @@ from phosphene.results import Stylization, TrainedNetwork
 from phosphene.spec import Cost, PixelRange, SameShape
 from phosphene.types import Dataset, Images, LayerName, Model, Seed, Styles, Stylizer
 
-JOHNSON = Reference(
-    key="johnson2016",
-    title="Perceptual Losses for Real-Time Style Transfer and Super-Resolution",
-    authors="Johnson, Alahi, Fei-Fei",
-    year=2016,
-    url="https://arxiv.org/abs/1603.08155",
-)
-DUMOULIN = Reference(
-    key="dumoulin2017",
-    title="A Learned Representation for Artistic Style",
-    authors="Dumoulin, Shlens, Kudlur",
-    year=2017,
-    url="https://arxiv.org/abs/1610.07629",
-)
-
-# --- the network -----------------------------------------------------------------------------
+REFERENCES = [
+    Reference(
+        key="dumoulin2017",
+        title="A Learned Representation for Artistic Style",
+        authors="Dumoulin, Shlens, Kudlur",
+        year=2017,
+        url="https://arxiv.org/abs/1610.07629",
+    ),
+    Reference(
+        key="johnson2016",
+        title="Perceptual Losses for Real-Time Style Transfer and Super-Resolution",
+        authors="Johnson, Alahi, Fei-Fei",
+        year=2016,
+        url="https://arxiv.org/abs/1603.08155",
+    ),
+]
 
 
 class ConditionalInstanceNorm(nn.Module):
@@ -60,29 +62,16 @@ class StyledConv(nn.Module):
     """Nearest upsampling, reflection padding, convolution, conditional instance norm."""
 
     def __init__(
-        self, styles: int, channels: int, out: int, kernel: int, stride: int = 1, upsample: int = 1
+        self, styles: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, upsample: int = 1
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, out, kernel, stride, bias=False)
-        self.norm = ConditionalInstanceNorm(styles, out)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, bias=False)
+        self.norm = ConditionalInstanceNorm(styles, outputs)
         self.upsample, self.padding = upsample, kernel // 2
 
     def forward(self, x: Tensor, mix: Tensor) -> Tensor:
         x = F.interpolate(x, scale_factor=self.upsample) if self.upsample > 1 else x
         return self.norm(self.conv(F.pad(x, (self.padding,) * 4, mode="reflect")), mix)
-
-
-class ResidualBlock(nn.Module):
-    """Two convolutions, added to what they were given."""
-
-    def __init__(self, styles: int, channels: int) -> None:
-        super().__init__()
-        self.first = StyledConv(styles, channels, channels, 3)
-        self.second = StyledConv(styles, channels, channels, 3)
-
-    def forward(self, x: Tensor, mix: Tensor) -> Tensor:
-        added: Tensor = self.second(self.first(x, mix).relu(), mix)
-        return x + added
 
 
 class StyleNetwork(nn.Module):
@@ -94,21 +83,13 @@ class StyleNetwork(nn.Module):
 
     def __init__(self, styles: int, width: int, blocks: int) -> None:
         super().__init__()
-        self.down = nn.ModuleList(
-            [
-                StyledConv(styles, 3, width, 9),
-                StyledConv(styles, width, 2 * width, 3, stride=2),
-                StyledConv(styles, 2 * width, 4 * width, 3, stride=2),
-            ]
+        conv, one, two, four = partial(StyledConv, styles), width, 2 * width, 4 * width
+        self.down = nn.ModuleList([conv(3, one, 9), conv(one, two, stride=2), conv(two, four, stride=2)])
+        self.residual = nn.ModuleList(
+            nn.ModuleDict({"first": conv(four, four), "second": conv(four, four)}) for _ in range(blocks)
         )
-        self.residual = nn.ModuleList(ResidualBlock(styles, 4 * width) for _ in range(blocks))
-        self.up = nn.ModuleList(
-            [
-                StyledConv(styles, 4 * width, 2 * width, 3, upsample=2),
-                StyledConv(styles, 2 * width, width, 3, upsample=2),
-            ]
-        )
-        self.paint = StyledConv(styles, width, 3, 9)
+        self.up = nn.ModuleList([conv(four, two, upsample=2), conv(two, one, upsample=2)])
+        self.paint = conv(one, 3, 9)
 
     def forward(self, images: Tensor, mix: Tensor) -> Tensor:
         x, finer = images, []
@@ -116,7 +97,7 @@ class StyleNetwork(nn.Module):
             x = layer(x, mix).relu()
             finer.append(x)
         for block in self.residual:
-            x = block(x, mix)
+            x = x + block["second"](block["first"](x, mix).relu(), mix)
         for layer, skipped in zip(self.up, finer[-2::-1], strict=True):
             x = layer(x, mix)[:, :, : skipped.shape[2], : skipped.shape[3]]  # odd sides
             x = (x + skipped).relu()
@@ -137,12 +118,9 @@ def conditional_norm_is_instance_norm() -> None:
     assert (both - (0.3 * one + 0.7 * other)).abs().max() < 1e-12, "a blend is not linear"
 
 
-# --- training --------------------------------------------------------------------------------
-
-
 @method(
     family="style",
-    references=[JOHNSON, DUMOULIN],
+    references=REFERENCES,
     invariants=[PixelRange(field="previews")],
     needs=["gradients", "dataset", "training"],
     cost=Cost(forward="2 * batch * steps + images", backward="batch * steps"),
@@ -157,15 +135,13 @@ def fast_style_fit(
     styles: Styles,
     *,
     names: Annotated[list[str] | None, Field(description="what the styles are called")] = None,
-    content_layer: Annotated[
-        LayerName | None, Field(description="layer of the content; the middle stage")
-    ] = None,
-    style_layers: Annotated[
-        list[LayerName] | None, Field(description="layers of the Gram matrices; every stage")
-    ] = None,
-    content_weight: Annotated[float, Field(ge=0, description="weight of the content")] = 1.0,
+    content_layer: Annotated[LayerName | None, Field(description="phi; the middle stage")] = None,
+    style_layers: Annotated[list[LayerName] | None, Field(description="the G_j; every stage")] = None,
+    content_weight: Annotated[float, Field(ge=0, description="weight of the content")] = 3.0,
     style_weight: Annotated[float, Field(ge=0, description="weight of the style")] = 10.0,
-    total_variation: Annotated[float, Field(ge=0, description="its weight, per pixel")] = 0.01,
+    total_variation: Annotated[
+        float, Field(ge=0, description="weight of the total variation per pixel")
+    ] = 0.01,
     width: Annotated[int, Field(ge=1, le=512, description="channels at full resolution")] = 16,
     blocks: Annotated[int, Field(ge=0, le=32, description="residual blocks")] = 3,
     steps: Annotated[int, Field(ge=1, le=1_000_000, description="steps of Adam")] = 1000,
@@ -193,15 +169,16 @@ def fast_style_fit(
     labels = tuple(names) if names is not None else tuple(f"style {n}" for n in range(len(styles)))
     if len(labels) != len(styles) or len(set(labels)) != len(labels):
         raise InputError(f"{len(styles)} styles need as many different names, not {', '.join(labels)}")
+    first = paintable(dataset.read([0])).to(model.device, model.dtype)
     style_layers = style_layers or list(model.stages)
-    content_layer = content_layer or model.stages[len(model.stages) // 2]
+    content_layer = content_layer or model.stages[(len(model.stages) - 1) // 2]
+    memory = batch_size(model)
 
     def grams(images: Tensor) -> list[Tensor]:
-        features = model.features_of(images, style_layers)
-        return [pixels.gram(model.maps(f, images)) for f in features]
+        return [pixels.gram(model.maps(f, images)) for f in model.features_of(images, style_layers)]
 
     with torch.no_grad():
-        wanted = [torch.cat(layer) for layer in zip(*map(grams, styles.split(1)), strict=True)]
+        wanted = [torch.cat(layer) for layer in zip(*map(grams, styles.split(memory)), strict=True)]
     config = {"styles": len(styles), "width": width, "blocks": blocks}
     network = StyleNetwork(**config).to(model.device, model.dtype)
     optimizer = torch.optim.Adam(network.parameters(), lr)
@@ -214,17 +191,15 @@ def fast_style_fit(
         painted = network(images, one_hot[which])
         *seen, repainted = model.features_of(painted, [*style_layers, content_layer])
         loss = content_weight * relative(repainted, content)
-        loss = loss + total_variation * pixels.total_variation(painted) / painted[0, 0].numel()
         for depth, (features, target) in enumerate(zip(seen, wanted, strict=True)):
             found = pixels.gram(model.maps(features, painted))
             loss = loss + style_weight * 3.0**-depth * relative(found, target[which])
-        return loss
+        return loss + total_variation * pixels.total_variation(painted) / painted[0, 0].numel()
 
     losses: list[float] = []
-    memory = batch_size(model)
     for step in progress(range(steps), "Training", steps, note=lambda: f"loss {losses[-1]:.3f}"):
         chosen = [(step * batch + n) % len(dataset) for n in range(batch)]
-        images = paintable(dataset.read(chosen)).to(model.device, model.dtype)
+        images = dataset.read(chosen).to(model.device, model.dtype)
         which = torch.randint(len(styles), (batch,)).to(model.device)
         optimizer.zero_grad()
         total = 0.0
@@ -232,12 +207,11 @@ def fast_style_fit(
             loss = perceptual_loss(part, rows).sum() / batch
             loss.backward()
             total += loss.item()
-        if total != total or total == float("inf"):
+        if not math.isfinite(total):
             raise DivergenceError(f"Step {step}: the loss is no longer finite; lower lr (now {lr:g}).")
         optimizer.step()
         losses.append(total)
     network.eval().requires_grad_(False)
-    first = paintable(dataset.read([0])).to(model.device, model.dtype)
     return TrainedNetwork(
         network=network,
         method="style.fast_style_fit",
@@ -250,24 +224,24 @@ def fast_style_fit(
 
 def relative(found: Tensor, wanted: Tensor) -> Tensor:
     """|found - wanted|^2 / |wanted|^2 of each row: (N,)."""
-    difference = (found - wanted).flatten(1).square().sum(1)
-    return difference / wanted.flatten(1).square().sum(1).clamp(min=1e-30)
+    return (found - wanted).square().flatten(1).sum(1) / wanted.square().flatten(1).sum(1).clamp(min=1e-30)
 
 
 def paintable(images: Tensor) -> Tensor:
     """The images, or an InputError where the network cannot take them."""
-    if images.shape[1] != 3 or min(images.shape[2:]) < 8:
-        shape = tuple(images.shape)
-        raise InputError(f"a style network takes (N, 3, H, W) of 8 pixels a side or more, not {shape}")
-    return images
+    if images.shape[1] == 3 and min(images.shape[2:]) >= 8:
+        return images
+    raise InputError(
+        f"a style network takes (N, 3, H, W), 8 pixels a side or more, not {tuple(images.shape)}"
+    )
 
 
-# --- painting --------------------------------------------------------------------------------
+Share = Annotated[float, Field(ge=0, le=1e6)]
 
 
 @method(
     family="style",
-    references=[DUMOULIN, JOHNSON],
+    references=REFERENCES,
     invariants=[PixelRange(field="stylized"), SameShape(field="stylized")],
     cost=Cost(forward="images"),
     oracle=conditional_norm_is_instance_norm,
@@ -276,60 +250,39 @@ def fast_style(
     images: Images,
     stylizer: Stylizer,
     *,
-    style: Annotated[int | str | None, Field(description="a style by number or name; the first one")] = None,
-    blend: Annotated[
-        list[float] | dict[str, float] | None, Field(description="shares of the styles, in order or by name")
+    style: Annotated[
+        int | str | dict[str, Share] | None,
+        Field(description="a style by number or name, or shares of several; the first one"),
     ] = None,
 ) -> Stylization:
     """Repaint pictures in a style, or between styles, in one pass through a trained network.
 
-    T(x; gamma, beta) with (gamma, beta) = sum_s b_s (gamma^(s), beta^(s)): a style alone is b_s = 1,
-    a blend mixes the styles' scales and shifts by its shares, which are divided by their sum.
-    Pictures (N, 3, H, W) in [0, 1], 8 pixels a side or more; ``stylizer`` what ``fast_style_fit``
-    gave, or its folder. Raises InputError or UnknownName for a style it was not trained on.
-    Source: Dumoulin et al. 2017.
+    T(x; gamma, beta) with (gamma, beta) = sum_s b_s (gamma^(s), beta^(s)): a style alone is b_s = 1;
+    a blend, ``{"swirls": 1, "waves": 3}``, mixes the styles' scales and shifts by its shares, which
+    are divided by their sum. Pictures (N, 3, H, W) in [0, 1], 8 pixels a side or more; ``stylizer``
+    what ``fast_style_fit`` gave, or its folder. Raises InputError or UnknownName for a style it was
+    not trained on. Source: Dumoulin et al. 2017.
     """
     paintable(images)
     network, labels = stylizer.network, stylizer.labels
     if not isinstance(network, StyleNetwork):
         raise InputError(f"fast_style applies a network of fast_style_fit, not one of {stylizer.method}")
-    if style is not None and blend is not None:
-        raise InputError("give a style or a blend of styles, not both")
-    shares = shares_of(labels, blend) if blend is not None else one_style(labels, style)
-    mix = torch.tensor([shares])
+    if isinstance(style, int) and not 0 <= style < len(labels):
+        raise InputError(f"style {style} does not exist: there are {len(labels)} ({', '.join(labels)})")
+    shares = (
+        style if isinstance(style, dict) else {style if isinstance(style, str) else labels[style or 0]: 1.0}
+    )
+    for name in shares:
+        if name not in labels:
+            raise UnknownName("style", name, labels, "this stylizer")
+    if not any(shares.values()):
+        raise InputError(f"a blend needs a share above zero, not {shares}")
+    blend = {name: shares[name] / sum(shares.values()) for name in labels if shares.get(name)}
     parameter = next(network.parameters())
-    mix = (mix / mix.sum()).to(parameter)
+    mix = torch.tensor([[blend.get(name, 0.0) for name in labels]]).to(parameter)
     painted = [network(i.to(parameter), mix) for i in progress(images.split(1), "Painting", len(images))]
-    parts = [f"{s:.0%} {n}" for n, s in zip(labels, mix[0].tolist(), strict=True) if s]
-    name = " + ".join(parts) if len(parts) > 1 else parts[0].partition(" ")[2]
-    return Stylization(images=images, stylized=torch.cat(painted).to(images), style=name)
-
-
-def one_style(labels: tuple[str, ...], style: int | str | None) -> list[float]:
-    """1 for the style asked for, else 0."""
-    if isinstance(style, str) and style not in labels and style.isdecimal():
-        style = int(style)
-    if isinstance(style, str) and style not in labels:
-        raise UnknownName("style", style, labels, "this stylizer")
-    index = labels.index(style) if isinstance(style, str) else style or 0
-    if not 0 <= index < len(labels):
-        raise InputError(f"style {index} does not exist: there are {len(labels)} ({', '.join(labels)})")
-    return [float(n == index) for n in range(len(labels))]
-
-
-def shares_of(labels: tuple[str, ...], blend: list[float] | dict[str, float]) -> list[float]:
-    """One share per style, none negative, not all zero."""
-    if isinstance(blend, dict):
-        for name in blend:
-            if name not in labels:
-                raise UnknownName("style", name, labels, "this stylizer")
-        blend = [blend.get(name, 0.0) for name in labels]
-    if len(blend) != len(labels):
-        known = ", ".join(labels)
-        raise InputError(f"a blend of {len(labels)} styles ({known}) needs as many shares, not {len(blend)}")
-    if not all(0 <= share < float("inf") for share in blend) or not sum(blend) > 0:
-        raise InputError(f"shares must be finite, none negative and not all zero, not {blend}")
-    return blend
+    words = list(blend) if len(blend) == 1 else [f"{share:.0%} {name}" for name, share in blend.items()]
+    return Stylization(images=images, stylized=torch.cat(painted).to(images), style=" + ".join(words))
 
 
 @hookimpl

@@ -61,6 +61,7 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
     cost=Cost(forward="images * steps", backward="images * steps"),
     oracle=linear_unit_with_l2_has_its_closed_form,
     quick={"steps": 4},
+    demo={"seed": 0},
 )
 def class_visualization(
     model: Model,

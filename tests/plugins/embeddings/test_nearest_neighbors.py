@@ -20,6 +20,7 @@ from phosphene import (
     methods,
     run,
 )
+from phosphene.builtin.scenes import draw_scenes
 
 nearest_neighbors = methods["embeddings.nearest_neighbors"]
 
@@ -105,9 +106,7 @@ def test_a_model_without_a_classifier_needs_a_layer():
 
 def test_features_find_the_class_where_pixels_find_the_background():
     found = run("nearest_neighbors", dataset="builtin:scenes/96", k=3, exclude_self=True)
-    from phosphene import SceneDataset
-
-    labels = SceneDataset(96).labels
+    labels = draw_scenes(96, split="test").labels
     wanted = labels[:4, None]
     by_features = (labels[found.indices] == wanted).float().mean()
     by_pixels = (labels[found.pixel_indices] == wanted).float().mean()

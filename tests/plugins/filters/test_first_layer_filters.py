@@ -64,4 +64,4 @@ def test_it_draws_and_round_trips(tmp_path):
     bank = run("first_layer_filters", out=tmp_path / "filters")
     again = load_result(tmp_path / "filters")
     assert torch.equal(again.tiles, bank.tiles) and again.captions == bank.captions
-    assert (tmp_path / "filters" / "pictures" / "filters.png").is_file()
+    assert (tmp_path / "filters" / "pictures" / "000.png").is_file()

@@ -22,6 +22,10 @@ from phosphene import (
     replay,
     run,
 )
+from phosphene.builtin.scenes import draw_scenes
+from phosphene.builtin.textures import draw_texture
+from phosphene.inputs import make_stylizer
+from phosphene.pixels import gram
 from phosphene.progress import ProgressEvent, reporting
 from phosphene.results import TrainedNetwork
 from phosphene_plugins.style.fast_style import ConditionalInstanceNorm, StyleNetwork
@@ -220,9 +224,26 @@ def test_bad_input_is_refused(model: Model, stylizer: TrainedNetwork, images: Te
         fast_style(images, stylizer, blend={"pastel": 1.0})
     with pytest.raises(InputError, match="8 pixels"):
         fast_style(images[..., :6, :6], stylizer)
-    with pytest.raises(InputError, match="trained network"):
+    with pytest.raises(InputError, match="training method"):
         fast_style(images, "somewhere")
     with pytest.raises(InputError, match="different names"):
         fit(model, images, styles, names=["one"], **SMALL)
     with pytest.raises(UnknownName):
         fit(model, images, styles, content_layer="conv9", **SMALL)
+
+
+def test_the_bundled_stylizer_paints_each_style_more_like_itself_than_like_the_others() -> None:
+    vgg = load_model("builtin:shapes-vgg")
+    scenes = draw_scenes(4, seed=0, split="test").images
+    bundled = make_stylizer(None, None, {})
+
+    def statistics(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return gram(vgg.features(images, vgg.stages[0])).mean(0)
+
+    wanted = [statistics(draw_texture(name)[None]) for name in bundled.labels]
+    for number, name in enumerate(bundled.labels):
+        painted = fast_style(scenes, bundled, style=name).stylized
+        found = statistics(painted)
+        distances = [float((found - w).norm() / w.norm()) for w in wanted]
+        assert distances.index(min(distances)) == number, (name, distances)

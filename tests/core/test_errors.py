@@ -1,0 +1,30 @@
+"""Errors speak in sentences, also after a trip to another process."""
+
+import pickle
+
+import pytest
+
+from phosphene import InputError, MissingExtra, UnknownName
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnknownName("layer", "layer5", ["conv1", "layer4"], "this model"),
+        UnknownName("method", "nothing", []),
+        MissingExtra("captum parity", "parity"),
+        InputError("no"),
+    ],
+)
+def test_an_error_survives_pickling(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+
+
+def test_an_unknown_name_lists_what_there_is_and_the_nearest():
+    error = UnknownName("layer", "layer5", ["conv1", "layer4"], "this model")
+    assert str(error) == "no layer 'layer5'; this model has conv1, layer4 - did you mean 'layer4'?"
+    many = UnknownName("method", "q", [f"m{i}" for i in range(20)])
+    assert str(many).endswith("m11, ... (20 in all)")
+    assert "did you mean" not in str(UnknownName("class", "", ["tabby"]))
