@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -84,18 +83,11 @@ class FolderDataset(Dataset):
 
 
 class SceneDataset(Dataset):
-    """Bundled scenes, drawn as they are read: endless by seed."""
+    """The first ``count`` bundled scenes of the test split, drawn as they are read, in (H, W) of ``size``."""
 
-    def __init__(
-        self,
-        count: int = 512,
-        *,
-        seed: int = 0,
-        split: Literal["train", "test"] = "test",
-        size: tuple[int, int] = (64, 64),
-    ) -> None:
-        self._count, self._seed, self._split, self._size = count, seed, split, size
-        self.uri = f"builtin:scenes/{count}" if (seed, split) == (0, "test") else None
+    def __init__(self, count: int = 512, *, size: tuple[int, int] = (64, 64)) -> None:
+        self._count, self._size = count, size
+        self.uri = f"builtin:scenes/{count}"
 
     def __len__(self) -> int:
         return self._count
@@ -104,8 +96,7 @@ class SceneDataset(Dataset):
         # A batch in order is drawn at once, scattered ones singly: none that was not asked for.
         first, count = indices[0], len(indices)
         runs = [(first, count)] if [*indices] == [*range(first, first + count)] else [(i, 1) for i in indices]
-        drawn = [draw_scenes(n, seed=self._seed, split=self._split, start=i) for i, n in runs]
-        images = torch.cat([scenes.images for scenes in drawn])
+        images = torch.cat([draw_scenes(n, split="test", start=i).images for i, n in runs])
         return images if images.shape[2:] == self._size else resize(images, self._size)
 
 

@@ -68,10 +68,15 @@ def check_pixels(value: Any, channels: int | None = None) -> Tensor:
 
 
 def check_images(value: Any, model: Model | None, given: Mapping[str, Any]) -> Tensor:
-    """The images as a copy, since the result keeps them whatever their owner does with his."""
+    # A copy: the result keeps its pictures, whatever their owner does with his.
+    return _seen(value, model).clone()
+
+
+def _seen(value: Any, model: Model | None) -> Tensor:
+    """Pictures that the model can take, where it is and in its precision."""
     if model is None:
-        return check_pixels(value).clone()
-    images = check_pixels(value, model.input_size[0]).to(model.device, model.dtype, copy=True)
+        return check_pixels(value)
+    images = check_pixels(value, model.input_size[0]).to(model.device, model.dtype)
     model.see(images)
     return images
 
@@ -110,7 +115,7 @@ def check_target(value: Any, model: Model | None, given: Mapping[str, Any]) -> A
 
 def check_dataset(value: Any, model: Model | None, given: Mapping[str, Any]) -> Dataset:
     images = value.images if isinstance(value, TensorDataset) else value
-    dataset = TensorDataset(check_images(images, model, given)) if isinstance(images, Tensor) else value
+    dataset = TensorDataset(_seen(images, model)) if isinstance(images, Tensor) else value
     if not isinstance(dataset, Dataset):
         raise InputError(f"a data set must be a phosphene Dataset or a tensor, not a {type(value).__name__}")
     if len(dataset) == 0:

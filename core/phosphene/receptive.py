@@ -50,7 +50,7 @@ def _trace(model: Model, layer: str, size: tuple[int, int], places: list[Place])
             twin = Model(_generic(model.module, generator), input_size=shape)
             picture = 0.5 + torch.rand(1, *shape, generator=generator, dtype=torch.float64)
             picture = picture.to(model.device).requires_grad_()
-            twin.anatomy = model.anatomy
+            twin.anatomy = model.anatomy  # how often each layer runs
             with twin.guard(), _Ungated():
                 maps = twin.maps(twin.features(picture, layer), picture)[0]
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:

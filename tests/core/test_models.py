@@ -155,6 +155,7 @@ def test_a_compiled_model_runs_its_original():
     assert list(model.layers) == ["0", "1", "2", "3", "4"]
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_models_with_compiled_parts_are_refused_with_the_way_out():
     net = small()
     net[0] = torch.compile(net[0])

@@ -98,19 +98,20 @@ def record(module: nn.Module, normalized: Tensor, read_logits: Any) -> Anatomy:
         logits = read_logits(module(picture))
         size = (picture.shape[2], picture.shape[3])
         prefix = prefix_tokens(module)
-        stages = _stages(modules, outputs, size, prefix)
+        maps = {name: m for name, o in outputs.items() if (m := _maps(o, size, prefix)) is not None}
+        stages = _stages(modules, maps, size[0])
         classifier = _classifier(modules, inputs, logits) if logits.ndim == 2 else None
         # Asked of what the classifier is given: a fresh head can be all zeros (MLP-Mixer).
         asked = torch.atleast_2d(logits if classifier is None else inputs[classifier]).flatten(1)
         head = None
-        dependent = _dependent_maps(modules, outputs, asked, size, prefix)
+        gradients = _gradients(asked, _candidates(modules, {name: outputs[name] for name in maps}))
+        dependent = [name for name, g in gradients.items() if bool(as_maps(g, size, prefix).any())]
         last_map = dependent[0] if dependent else None
         for name in dependent:
-            maps = as_maps(outputs[name], size, prefix).detach()
             if classifier is not None:
-                head = _head(modules[classifier], name, maps, asked.detach(), logits.detach())
+                head = _head(modules[classifier], name, maps[name].detach(), asked.detach(), logits.detach())
             # One channel per class and no such head: already the scores (SqueezeNet), so go below.
-            if head is not None or logits.ndim != 2 or maps.shape[1] != logits.shape[1]:
+            if head is not None or logits.ndim != 2 or maps[name].shape[1] != logits.shape[1]:
                 last_map = name
                 break
     classes = logits.shape[1] if logits.ndim == 2 else 0
@@ -123,52 +124,42 @@ def _handed_on(given: Tensor, value: Tensor) -> bool:
     return shared and value._version == 0  # an in-place ReLU shares it too, but has written to it
 
 
-def _dependent_maps(
-    modules: dict[str, nn.Module],
-    outputs: dict[str, Tensor],
-    asked: Tensor,
-    size: tuple[int, int],
-    prefix: int | None,
-) -> list[str]:
-    """The layers with a map of more than one place that ``asked`` (1, D) depends on, the last first.
-
-    The dependence is asked of autograd: after a ViT's last attention only the class token counts,
-    so its last block's patch tokens have no gradient, and a map there would be empty.
-    """
-    candidates: dict[str, Tensor] = {}
+def _candidates(modules: dict[str, nn.Module], outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of the outputs that are maps those that may be the last map, the last first."""
+    found: dict[str, Tensor] = {}
     width = None
     for name, value in reversed(outputs.items()):
         if isinstance(modules[name], _SUMMARIES):
-            continue
-        maps = _maps(value, size, prefix)
-        if maps is None:
             continue
         if value.ndim == 3:
             # Tokens live in blocks and norms; queries, keys, values and MLPs are projections of them.
             if isinstance(modules[name], nn.Linear):
                 continue
-            width = width or maps.shape[1]
-            if maps.shape[1] != width:
+            width = width or value.shape[2]
+            if value.shape[2] != width:
                 continue
-        candidates[name] = value
-    if not candidates:
-        return []
+        found[name] = value
+    return found
+
+
+def _gradients(asked: Tensor, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients of ``asked`` (1, D) to the outputs that it depends on.
+
+    After a ViT's last attention only the class token counts: its last block's patch tokens have
+    no gradient, and a map there would be empty.
+    """
+    if not outputs:
+        return {}
     # A fixed, uneven mixture: plain sums can cancel.
-    weights = torch.linspace(1, 2, asked.shape[1], device=asked.device, dtype=asked.dtype)
-    gradients = torch.autograd.grad((asked * weights).sum(), list(candidates.values()), allow_unused=True)
-    return [
-        name
-        for name, gradient in zip(candidates, gradients, strict=True)
-        if gradient is not None and bool(as_maps(gradient, size, prefix).any())
-    ]
+    mixture = torch.linspace(1, 2, asked.shape[1], device=asked.device, dtype=asked.dtype)
+    found = torch.autograd.grad((asked * mixture).sum(), list(outputs.values()), allow_unused=True)
+    return {name: g for name, g in zip(outputs, found, strict=True) if g is not None}
 
 
 _ACTIVATIONS = ("ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "GELU", "SiLU", "Hardswish", "Tanh")
 
 
-def _stages(
-    modules: dict[str, nn.Module], outputs: dict[str, Tensor], size: tuple[int, int], prefix: int | None
-) -> tuple[str, ...]:
+def _stages(modules: dict[str, nn.Module], maps: dict[str, Tensor], height: int) -> tuple[str, ...]:
     """One layer for each resolution: its first activation (relu1_1 ... relu5_1 of a VGG).
 
     Functional activations are no layers: where there are none, it is the first layer of all. A
@@ -177,13 +168,11 @@ def _stages(
     """
     every: dict[int, list[str]] = {}
     acting: dict[int, list[str]] = {}
-    for name, value in outputs.items():
-        maps = _maps(value, size, prefix)
-        if maps is not None:
-            octave = round(math.log2(size[0] / maps.shape[2]))
-            every.setdefault(octave, []).append(name)
-            if type(modules[name]).__name__ in _ACTIVATIONS:
-                acting.setdefault(octave, []).append(name)
+    for name, value in maps.items():
+        octave = round(math.log2(height / value.shape[2]))
+        every.setdefault(octave, []).append(name)
+        if type(modules[name]).__name__ in _ACTIVATIONS:
+            acting.setdefault(octave, []).append(name)
     octaves = acting or every
     if len(octaves) != 1:
         return tuple(layers[0] for layers in octaves.values())

@@ -122,9 +122,23 @@ class Model:
         """The output of a layer, as it is; nothing above the layer runs."""
         return self.features_of(images, [layer])[0]
 
-    def features_of(self, images: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
-        """The outputs of several layers in one pass, which stops at the highest."""
-        return self._read(images, layers)
+    def features_of(self, images: Tensor, layers: Sequence[Layer], *, inputs: bool = False) -> list[Tensor]:
+        """The outputs (or first inputs) of several layers in one pass, which stops at the highest.
+
+        A layer that runs many times (a shared ReLU) gives its last output.
+        """
+        names = [self.layer_name(layer) for layer in layers]
+        if "anatomy" not in self.__dict__:
+            self.see(images)
+        calls = {name: layer.calls for name, layer in self.anatomy.layers.items()}
+        for name in names:
+            if name not in calls:
+                raise ModelError(f"layer {name!r} does not run in a forward pass of {self.name}")
+        stop_after = {name: calls[name] for name in names}
+        with Tap({n: self.layers[n] for n in names}, inputs=inputs, stop_after=stop_after) as tap:
+            with suppress(StopForward):
+                self._run(images)
+            return [tap[name] for name in names]
 
     def embed(self, images: Tensor) -> Tensor:
         """Penultimate features (N, D): what the classifier is given."""
@@ -137,22 +151,7 @@ class Model:
 
     def input_of(self, images: Tensor, layer: Layer) -> Tensor:
         """What a layer is given (its first argument, at its last call); nothing above it runs."""
-        return self._read(images, [layer], inputs=True)[0]
-
-    def _read(self, images: Tensor, layers: Sequence[Layer], inputs: bool = False) -> list[Tensor]:
-        names = [self.layer_name(layer) for layer in layers]
-        if "anatomy" not in self.__dict__:
-            self.see(images)
-        ran = self.anatomy.layers
-        for name in names:
-            if name not in ran:
-                raise ModelError(f"layer {name!r} does not run in a forward pass of {self.name}")
-        # A layer may run many times (a shared ReLU): its last output counts.
-        stop_after = {name: ran[name].calls for name in names}
-        with Tap({n: self.layers[n] for n in names}, inputs=inputs, stop_after=stop_after) as tap:
-            with suppress(StopForward):
-                self._run(images)
-            return [tap[name] for name in names]
+        return self.features_of(images, [layer], inputs=True)[0]
 
     def guard(self) -> AbstractContextManager[None]:
         """Eval mode and frozen parameters inside the block; everything as it was after it."""

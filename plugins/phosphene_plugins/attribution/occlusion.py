@@ -56,24 +56,12 @@ def occlusion(
     images: Images,
     target: Target = None,
     *,
-    window: Annotated[
-        int | None, Field(ge=1, description="side of the hidden square in pixels; None: 1/8 of the picture")
-    ] = None,
-    stride: Annotated[
-        int | None, Field(ge=1, description="pixels from one window to the next; None: half a window")
-    ] = None,
-    baseline: Annotated[
-        Baseline, Field(description="what hides: grey, black, the picture's mean colour, its blur, noise")
-    ] = "grey",
-    score: Annotated[
-        Literal["logit", "probability"], Field(description="what falls: the target's value or its softmax")
-    ] = "logit",
-    aggregate: Annotated[
-        Literal["mean", "sum"], Field(description="how the windows that hide a pixel make its value")
-    ] = "mean",
-    smooth: Annotated[
-        float, Field(ge=0, le=100, description="sigma in pixels of a final Gaussian blur; 0: none")
-    ] = 0,
+    window: Annotated[int | None, Field(ge=1, description="side in pixels; 1/8 of the picture")] = None,
+    stride: Annotated[int | None, Field(ge=1, description="pixels between windows; half a window")] = None,
+    baseline: Annotated[Baseline, Field(description="what hides")] = "grey",
+    score: Annotated[Literal["logit", "probability"], Field(description="what falls")] = "logit",
+    aggregate: Annotated[Literal["mean", "sum"], Field(description="of a pixel's windows")] = "mean",
+    smooth: Annotated[float, Field(ge=0, le=100, description="sigma of a final blur, in pixels")] = 0,
     seed: Seed = None,
 ) -> Attribution:
     """Hide one window at a time and show how far the score falls: what the model cannot do without.
@@ -82,8 +70,9 @@ def occlusion(
 
     ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, H, W), raw and signed: positive where hiding
     hurts. Windows start every ``stride`` pixels and the last are cut at the border, so that every
-    pixel is hidden at least once. The target is decided on the whole picture. No gradients are
-    needed. Raises InputError where the stride is longer than the window, or where a probability is
+    pixel is hidden at least once. ``baseline``: mid-grey, black, the picture's mean colour, its blur
+    by half a window, or noise. ``score`` is the target's value or its softmax. The target is decided
+    on the whole picture. No gradients are needed. Raises InputError where the stride is longer than the window, or where a probability is
     wanted of a target that is not a class.
 
     Source: Zeiler & Fergus 2014, section 4.2.

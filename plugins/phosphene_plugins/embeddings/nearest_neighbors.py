@@ -87,29 +87,34 @@ def nearest_neighbors(
         by_pixels.meet(pictures.flatten(1), batch.indices, never)
     indices, distances = by_features.found()
     pixel_indices, pixel_distances = by_pixels.found()
-    kept = sorted({*indices.flatten().tolist(), *pixel_indices.flatten().tolist()})
-    pictures = torch.cat([dataset.read([i]) for i in kept]).to(images)
-    places = torch.tensor(kept, device=images.device)
+
+    def read(chosen: Tensor) -> Tensor:
+        return torch.stack([dataset.read(row) for row in chosen.tolist()]).to(images)
+
     return Neighbors(
         images=images,
-        neighbors=pictures[torch.searchsorted(places, indices)],
+        neighbors=read(indices),
         indices=indices,
         distances=distances.square() / 2 if metric == "cosine" else distances,
         ids=tuple(tuple(dataset.id(i) for i in row) for row in indices.tolist()),
-        pixel_neighbors=pictures[torch.searchsorted(places, pixel_indices)],
+        pixel_neighbors=read(pixel_indices),
         pixel_indices=pixel_indices,
         pixel_distances=pixel_distances,
     )
 
 
 class _Nearest:
-    """The k nearest of a stream of vectors to each query, exactly, by one matrix product a block."""
+    """The k nearest of a stream of vectors to each query, by one matrix product a block."""
 
     #: Numbers to wait for before a block is ranked: 16 MB of them.
     BLOCK = 4_000_000
+    #: ||x||^2 - 2 q.x ranks as the distance does, but loses digits between near vectors. So all are
+    #: taken from the queries' mean, and a few more than k are kept, to be measured again.
+    SPARE = 8
 
     def __init__(self, queries: Tensor, k: int) -> None:
-        self._queries, self._k = queries, k
+        self._mean, self._k = queries.mean(0), k
+        self._queries = queries - self._mean
         self._ranks = queries.new_empty(len(queries), 0)
         self._indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
         self._vectors = queries.new_empty(len(queries), 0, queries.shape[1])
@@ -117,23 +122,23 @@ class _Nearest:
 
     def meet(self, vectors: Tensor, indices: tuple[int, ...], never: Tensor) -> None:
         """Rank these vectors too; ``never`` (queries, vectors) is where one is no neighbour."""
-        self._waiting.append((vectors, torch.tensor(indices, device=vectors.device), never.T))
+        self._waiting.append((vectors - self._mean, torch.tensor(indices, device=vectors.device), never.T))
         if sum(v.numel() for v, _, _ in self._waiting) >= self.BLOCK:
             self._rank()
 
     def _rank(self) -> None:
         vectors, indices, never = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
         self._waiting.clear()
-        # ||x||^2 - 2 q.x ranks as the distance does, but loses digits between near vectors;
-        # so the vectors of the nearest are kept, to measure these again.
         ranks = torch.addmm(vectors.square().sum(1), self._queries, vectors.T, alpha=-2)
-        if never.any():
-            ranks.masked_fill_(never.T, torch.inf)
-        ranks, new = _smallest(ranks, self._k)
-        self._ranks, chosen = _smallest(torch.cat([self._ranks, ranks], 1), self._k)
+        ranks, new = self._smallest(ranks.masked_fill_(never.T, torch.inf))
+        self._ranks, chosen = self._smallest(torch.cat([self._ranks, ranks], 1))
         self._indices = torch.cat([self._indices, indices[new]], 1).gather(1, chosen)
         rows = torch.arange(len(chosen), device=chosen.device)[:, None]
         self._vectors = torch.cat([self._vectors, vectors[new]], 1)[rows, chosen]
+
+    def _smallest(self, ranks: Tensor) -> tuple[Tensor, Tensor]:
+        values, order = ranks.topk(min(self._k + self.SPARE, ranks.shape[1]), dim=1, largest=False)
+        return values, order
 
     def found(self) -> tuple[Tensor, Tensor]:
         """(N, k) indices and L2 distances, nearest first, of equal ones the earlier."""
@@ -145,12 +150,7 @@ class _Nearest:
         distances = (self._queries[:, None] - self._vectors[:, :found]).norm(dim=2)
         indices, order = self._indices[:, :found].sort(dim=1)
         distances, nearest = distances.gather(1, order).sort(dim=1, stable=True)
-        return indices.gather(1, nearest), distances
-
-
-def _smallest(values: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    values, order = values.topk(min(most, values.shape[1]), dim=1, largest=False)
-    return values, order
+        return indices.gather(1, nearest)[:, : self._k], distances[:, : self._k]
 
 
 @hookimpl

@@ -1,13 +1,11 @@
 """Fast neural style: a network trained to repaint any picture in one pass, in several styles."""
 
 import math
-from functools import partial
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from phosphene import (
     DivergenceError,
@@ -23,6 +21,8 @@ from phosphene.progress import progress
 from phosphene.results import Stylization, TrainedNetwork
 from phosphene.spec import Cost, PixelRange, SameShape
 from phosphene.types import Dataset, Images, LayerName, Model, Seed, Styles, Stylizer
+
+from .style_network import StyleNetwork, conditional_norm_is_instance_norm
 
 REFERENCES = [
     Reference(
@@ -40,82 +40,6 @@ REFERENCES = [
         url="https://arxiv.org/abs/1603.08155",
     ),
 ]
-
-
-class ConditionalInstanceNorm(nn.Module):
-    """IN(x; s) = gamma^(s) (x - mu) / sigma + beta^(s), with mu and sigma of each image and channel.
-
-    ``mix`` (N, S) says how much of each style an image gets: gamma and beta are mixed linearly.
-    """
-
-    def __init__(self, styles: int, channels: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(styles, channels))
-        self.beta = nn.Parameter(torch.zeros(styles, channels))
-
-    def forward(self, x: Tensor, mix: Tensor) -> Tensor:
-        gamma, beta = (mix @ self.gamma)[:, :, None, None], (mix @ self.beta)[:, :, None, None]
-        return gamma * F.instance_norm(x) + beta
-
-
-class StyledConv(nn.Module):
-    """Nearest upsampling, reflection padding, convolution, conditional instance norm."""
-
-    def __init__(
-        self, styles: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, upsample: int = 1
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, bias=False)
-        self.norm = ConditionalInstanceNorm(styles, outputs)
-        self.upsample, self.padding = upsample, kernel // 2
-
-    def forward(self, x: Tensor, mix: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=self.upsample) if self.upsample > 1 else x
-        return self.norm(self.conv(F.pad(x, (self.padding,) * 4, mode="reflect")), mix)
-
-
-class StyleNetwork(nn.Module):
-    """Down by four, residual blocks, up by four: pictures (N, 3, H, W) in [0, 1] and mix (N, S) -> pictures.
-
-    On the way up each resolution gets back what it was on the way down, without which a short
-    training loses the content's edges.
-    """
-
-    def __init__(self, styles: int, width: int, blocks: int) -> None:
-        super().__init__()
-        conv, one, two, four = partial(StyledConv, styles), width, 2 * width, 4 * width
-        self.down = nn.ModuleList([conv(3, one, 9), conv(one, two, stride=2), conv(two, four, stride=2)])
-        self.residual = nn.ModuleList(
-            nn.ModuleDict({"first": conv(four, four), "second": conv(four, four)}) for _ in range(blocks)
-        )
-        self.up = nn.ModuleList([conv(four, two, upsample=2), conv(two, one, upsample=2)])
-        self.paint = conv(one, 3, 9)
-
-    def forward(self, images: Tensor, mix: Tensor) -> Tensor:
-        x, finer = images, []
-        for layer in self.down:
-            x = layer(x, mix).relu()
-            finer.append(x)
-        for block in self.residual:
-            x = x + block["second"](block["first"](x, mix).relu(), mix)
-        for layer, skipped in zip(self.up, finer[-2::-1], strict=True):
-            x = layer(x, mix)[:, :, : skipped.shape[2], : skipped.shape[3]]  # odd sides
-            x = (x + skipped).relu()
-        return self.paint(x, mix).sigmoid()
-
-
-def conditional_norm_is_instance_norm() -> None:
-    """With one style it is F.instance_norm's affine; between two styles it is linear."""
-    random = torch.Generator().manual_seed(0)
-    norm = ConditionalInstanceNorm(2, 5).double()
-    nn.init.normal_(norm.gamma, generator=random)
-    nn.init.normal_(norm.beta, generator=random)
-    x = torch.randn(3, 5, 6, 7, dtype=torch.float64, generator=random)
-    mixes = torch.tensor([[1, 0], [0, 1], [0.3, 0.7]], dtype=torch.float64)
-    one, other, both = (norm(x, mix.expand(3, -1)) for mix in mixes)
-    affine = F.instance_norm(x, weight=norm.gamma[0], bias=norm.beta[0])
-    assert (one - affine).abs().max() < 1e-12, "one style is not instance norm"
-    assert (both - (0.3 * one + 0.7 * other)).abs().max() < 1e-12, "a blend is not linear"
 
 
 @method(
@@ -139,9 +63,7 @@ def fast_style_fit(
     style_layers: Annotated[list[LayerName] | None, Field(description="the G_j; every stage")] = None,
     content_weight: Annotated[float, Field(ge=0, description="weight of the content")] = 3.0,
     style_weight: Annotated[float, Field(ge=0, description="weight of the style")] = 10.0,
-    total_variation: Annotated[
-        float, Field(ge=0, description="weight of the total variation per pixel")
-    ] = 0.01,
+    total_variation: Annotated[float, Field(ge=0, description="its weight, per pixel")] = 0.01,
     width: Annotated[int, Field(ge=1, le=512, description="channels at full resolution")] = 16,
     blocks: Annotated[int, Field(ge=0, le=32, description="residual blocks")] = 3,
     steps: Annotated[int, Field(ge=1, le=1_000_000, description="steps of Adam")] = 1000,
@@ -229,14 +151,10 @@ def relative(found: Tensor, wanted: Tensor) -> Tensor:
 
 def paintable(images: Tensor) -> Tensor:
     """The images, or an InputError where the network cannot take them."""
-    if images.shape[1] == 3 and min(images.shape[2:]) >= 8:
-        return images
-    raise InputError(
-        f"a style network takes (N, 3, H, W), 8 pixels a side or more, not {tuple(images.shape)}"
-    )
-
-
-Share = Annotated[float, Field(ge=0, le=1e6)]
+    shape = tuple(images.shape)
+    if shape[1] != 3 or min(shape[2:]) < 8:
+        raise InputError(f"a style network takes (N, 3, H, W) of 8 pixels a side or more, not {shape}")
+    return images
 
 
 @method(
@@ -251,7 +169,7 @@ def fast_style(
     stylizer: Stylizer,
     *,
     style: Annotated[
-        int | str | dict[str, Share] | None,
+        int | str | dict[str, Annotated[float, Field(ge=0, le=1e6)]] | None,
         Field(description="a style by number or name, or shares of several; the first one"),
     ] = None,
 ) -> Stylization:
@@ -269,15 +187,14 @@ def fast_style(
         raise InputError(f"fast_style applies a network of fast_style_fit, not one of {stylizer.method}")
     if isinstance(style, int) and not 0 <= style < len(labels):
         raise InputError(f"style {style} does not exist: there are {len(labels)} ({', '.join(labels)})")
-    shares = (
-        style if isinstance(style, dict) else {style if isinstance(style, str) else labels[style or 0]: 1.0}
-    )
-    for name in shares:
+    if not isinstance(style, dict):
+        style = {style if isinstance(style, str) else labels[style or 0]: 1.0}
+    for name in style:
         if name not in labels:
             raise UnknownName("style", name, labels, "this stylizer")
-    if not any(shares.values()):
-        raise InputError(f"a blend needs a share above zero, not {shares}")
-    blend = {name: shares[name] / sum(shares.values()) for name in labels if shares.get(name)}
+    if not any(style.values()):
+        raise InputError(f"a blend needs a share above zero, not {style}")
+    blend = {name: style[name] / sum(style.values()) for name in labels if style.get(name)}
     parameter = next(network.parameters())
     mix = torch.tensor([[blend.get(name, 0.0) for name in labels]]).to(parameter)
     painted = [network(i.to(parameter), mix) for i in progress(images.split(1), "Painting", len(images))]

@@ -1,7 +1,7 @@
 """Class visualisation: the picture a model would like best to see."""
 
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -21,18 +21,8 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
         linear.weight.copy_(weight)
     network = torch.nn.Sequential(torch.nn.Flatten(), linear)
     model = load_model(network, mean=[0.4, 0.5, 0.6], std=[1.0, 1.0, 1.0], input_size=(3, 4, 4))
-    made = class_visualization(
-        model,
-        Class((0, 1)),
-        l2=0.8,
-        blur_every=0,
-        jitter=0,
-        parametrization="pixels",
-        optimizer="sgd",
-        steps=200,
-        lr=0.2,
-        seed=0,
-    )
+    plain: Any = {"blur_every": 0, "jitter": 0, "parametrization": "pixels", "optimizer": "sgd", "lr": 0.2}
+    made = class_visualization(model, Class((0, 1)), l2=0.8, **plain)
     wanted = (model.mean.double().view(3, 1, 1) + weight.view(2, 3, 4, 4) / (2 * 0.8)).clamp(0, 1)
     assert (made.images - wanted).abs().max() < 1e-6, "not at m + w / (2 lambda)"
 
@@ -61,7 +51,7 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
     cost=Cost(forward="images * steps", backward="images * steps"),
     oracle=linear_unit_with_l2_has_its_closed_form,
     quick={"steps": 4},
-    demo={"seed": 0},
+    demo={"l2": 3e-3, "lr": 0.04},
 )
 def class_visualization(
     model: Model,
@@ -70,21 +60,13 @@ def class_visualization(
     l2: Annotated[float, Field(ge=0, description="lambda: weight of ||I - mean colour||^2")] = 1e-3,
     total_variation: Annotated[float, Field(ge=0, description="weight of the total variation")] = 0.0,
     blur_every: Annotated[int, Field(ge=0, description="blur after every so many steps; 0: never")] = 4,
-    blur_sigma: Annotated[float, Field(ge=0, le=50, description="width of that blur, in pixels")] = 0.6,
-    clip_norm: Annotated[
-        float, Field(ge=0, le=100, description="per cent of pixels, palest first, greyed")
-    ] = 0.0,
-    clip_contribution: Annotated[
-        float, Field(ge=0, le=100, description="per cent of pixels, least useful first, greyed")
-    ] = 0.0,
+    blur_sigma: Annotated[float, Field(ge=0, le=50, description="width of that blur, in pixels")] = 0.8,
+    clip_norm: Annotated[float, Field(ge=0, le=100, description="% of pixels greyed, palest first")] = 0,
+    clip_contribution: Annotated[float, Field(ge=0, le=100, description="%, least useful first")] = 0,
     jitter: Annotated[int, Field(ge=0, le=1024, description="roll by up to so many pixels each step")] = 8,
-    parametrization: Annotated[
-        Literal["pixels", "fourier"], Field(description="what is moved: the pixels or their spectrum")
-    ] = "fourier",
-    optimizer: Annotated[
-        Literal["adam", "sgd", "normalized-sgd"], Field(description="sgd is the plain gradient step")
-    ] = "adam",
-    steps: Annotated[int, Field(ge=1, le=100_000, description="steps of ascent")] = 128,
+    parametrization: Annotated[Literal["pixels", "fourier"], Field(description="what is moved")] = "fourier",
+    optimizer: Annotated[Literal["adam", "sgd", "normalized-sgd"], Field(description="how")] = "adam",
+    steps: Annotated[int, Field(ge=1, le=100_000, description="steps of ascent")] = 200,
     lr: Annotated[float, Field(gt=0, le=1000, description="length of a step")] = 0.05,
     start_noise: Annotated[float, Field(ge=0, le=1, description="standard deviation of the start")] = 0.0,
     size: Annotated[int | None, Field(ge=8, le=4096, description="side in pixels; the model's own")] = None,
@@ -99,7 +81,8 @@ def class_visualization(
     blur of ``blur_sigma`` after every ``blur_every`` steps; after every step, back to m with the
     ``clip_norm`` per cent of pixels nearest to it, and with the ``clip_contribution`` per cent whose
     loss costs the score least; ``jitter`` shows the model the image rolled. ``parametrization``
-    "fourier" climbs in a spectrum weighed like a natural image's, "pixels" in the pixels themselves.
+    "fourier" climbs in a spectrum weighed like a natural image's, "pixels" in the pixels themselves;
+    the ``optimizer`` "sgd" takes the plain gradient step.
 
     One image (C, size, size) in [0, 1] per class of the target, else one; ``scores`` (steps, N) are
     S at every step. Raises DivergenceError where nothing can be climbed: a unit with zero gradient
@@ -108,7 +91,6 @@ def class_visualization(
     """
     grey = model.mean if model.mean.any() else 0.5
     channels, height, width = model.input_size
-    shape = (channels, size or height, size or width)
     count = len(target.index) if isinstance(target, Class) and isinstance(target.index, tuple) else 1
 
     def penalty(images: Tensor) -> Tensor:
@@ -125,14 +107,8 @@ def class_visualization(
     made = []
     for rows in torch.arange(count).split(batch_size(model)):
         unit = target.select(rows.tolist())
-        start = pixels.noise(
-            (len(rows), *shape),
-            seed=seed,
-            mean=grey,
-            sd=start_noise,
-            device=model.device,
-            dtype=model.dtype,
-        )
+        shape = (len(rows), channels, size or height, size or width)
+        start = pixels.noise(shape, seed=seed, mean=grey, sd=start_noise).to(model.device, model.dtype)
         made.append(
             pixels.ascend(
                 partial(scores, model, target=unit),

@@ -71,6 +71,17 @@ def test_an_image_of_the_data_set_is_its_own_neighbour_at_no_distance():
     assert without.indices[:, 0].tolist() == found.indices[:, 1].tolist()
 
 
+def test_a_picture_is_nearer_to_itself_than_its_near_duplicates_are():
+    query = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    dataset = query[:1].repeat(6, 1, 1, 1)
+    for n in range(5):
+        dataset[n, 0, 10, n] = (dataset[n, 0, 10, n] - 0.5) * 0.98 + 0.5
+    model = load_model(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 2)), input_size=(3, 64, 64))
+    found = nearest_neighbors(model, query, TensorDataset(dataset), k=1)
+    assert found.indices[0].tolist() == found.pixel_indices[0].tolist() == [5]
+    assert found.distances[0].tolist() == found.pixel_distances[0].tolist() == [0]
+
+
 def test_equal_pictures_are_equally_far_and_come_in_their_order_whatever_the_batch():
     dataset = pictures(2)[[0, 1, 0, 1, 0]]
     for size in (1, 2, 5):

@@ -127,7 +127,7 @@ def test_all_regularisers_work_together(model: Model) -> None:
     ids=["channel", "neuron", "layer", "direction", "callable"],
 )
 def test_every_kind_of_target_can_be_climbed(model: Model, target: Any) -> None:
-    made = visualize(model, target, steps=10, seed=0, start_noise=0.05)
+    made = visualize(model, target, **PLAIN)
     assert made.images.shape == (1, 3, 12, 12)
     assert made.scores[-1] > made.scores[0]
 
