@@ -14,9 +14,9 @@ $(VENV)/.package: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
+# torchattacks pins a requests from 2021, which it never calls: hence no-deps.
 $(VENV)/.develop: $(VENV)/.package
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,parity,lint]'
-	# It pins a requests from 2021, which it never calls.
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps torchattacks
 	touch $@
 

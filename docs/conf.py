@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from phosphene import methods
+from phosphene.options import bounds_text, default_text, kind_text, parameter_schemas
+from phosphene.spec import Invariant
 
 project = "Phosphene"
 copyright = "the Phosphene authors"
@@ -23,16 +25,28 @@ def method_page(name: str) -> str:
         lines += ["```text", spec.description, "```", ""]
     lines += ["## Inputs", "", "| name | role | |", "| --- | --- | --- |"]
     lines += [f"| `{i.name}` | {i.role} | {'' if i.required else 'may be left out'} |" for i in spec.inputs]
-    properties = spec.params_schema["properties"]
-    if properties:
-        lines += ["", "## Parameters", "", "| name | default | allowed | |", "| --- | --- | --- | --- |"]
-        for parameter, schema in properties.items():
-            default = f"`{schema['default']!r}`" if "default" in schema else "required"
-            text = schema.get("description", "")
-            lines.append(f"| `{parameter}` | {default} | {allowed(schema)} | {text} |")
+    parameters = parameter_schemas(spec.params_schema)
+    if parameters:
+        lines += [
+            "",
+            "## Parameters",
+            "",
+            "| name | kind | bounds | default | |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for parameter, schema in parameters.items():
+            default = default_text(schema) if "default" in schema else "required"
+            cells = (
+                f"`{parameter}`",
+                kind_text(schema),
+                bounds_text(schema),
+                default,
+                schema.get("description", ""),
+            )
+            lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     if spec.invariants:
         lines += ["", "## Promises", ""]
-        lines += [f"- {(type(i).__doc__ or '').strip().partition(chr(10))[0]}" for i in spec.invariants]
+        lines += [f"- {promise(i)}" for i in spec.invariants]
     if spec.cost:
         lines += [
             "",
@@ -47,26 +61,12 @@ def method_page(name: str) -> str:
     return "\n".join(lines)
 
 
-def allowed(schema: dict) -> str:
-    """A parameter's choices or bounds, in a few characters."""
-    options = schema.get("anyOf", [schema])
-    words = []
-    for option in options:
-        if "enum" in option:
-            words.append(" ".join(f"`{v}`" for v in option["enum"]))
-            continue
-        bounds = [
-            f"{sign} {option[key]}"
-            for key, sign in (
-                ("minimum", "≥"),
-                ("exclusiveMinimum", ">"),
-                ("maximum", "≤"),
-                ("exclusiveMaximum", "<"),
-            )
-            if key in option
-        ]
-        words.append(" ".join([str(option.get("type", option.get("const", ""))), *bounds]))
-    return " or ".join(words)
+def promise(invariant: Invariant) -> str:
+    """What an invariant says, of the field and the parameters that it says it of."""
+    text = (type(invariant).__doc__ or "").strip().partition("\n")[0]
+    for name, value in invariant.model_dump().items():
+        text = text.replace(f"``{name}``", f"`{value}`")
+    return f"{text} (When `{invariant.when}`.)" if invariant.when else text
 
 
 pages = Path(__file__).parent / "methods"

@@ -71,9 +71,9 @@ def occlusion(
     ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, H, W), raw and signed: positive where hiding
     hurts. Windows start every ``stride`` pixels and the last are cut at the border, so that every
     pixel is hidden at least once. ``baseline``: mid-grey, black, the picture's mean colour, its blur
-    by half a window, or noise. ``score`` is the target's value or its softmax. The target is decided
-    on the whole picture. No gradients are needed. Raises InputError where the stride is longer than the window, or where a probability is
-    wanted of a target that is not a class.
+    by half a window, or noise. ``score`` is the target's value or its softmax; the target is decided
+    on the whole picture. No gradients are needed. Raises InputError where the stride is longer than
+    the window, or where a probability is wanted of a target that is not a class.
 
     Source: Zeiler & Fergus 2014, section 4.2.
     """

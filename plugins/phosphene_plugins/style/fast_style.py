@@ -51,7 +51,15 @@ REFERENCES = [
     network=StyleNetwork,
     oracle=conditional_norm_is_instance_norm,
     quick={"steps": 2, "batch": 2, "width": 4, "blocks": 1},
-    demo={"steps": 80, "width": 8, "blocks": 2, "seed": 0},
+    demo={
+        "names": ["bricks", "pebbles", "waves", "swirls"],
+        "style_weight": 30,
+        "width": 8,
+        "blocks": 1,
+        "steps": 450,
+        "batch": 2,
+        "lr": 3e-3,
+    },  # fmt: skip
 )
 def fast_style_fit(
     model: Model,

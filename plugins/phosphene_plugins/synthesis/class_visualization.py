@@ -62,10 +62,12 @@ def class_visualization(
     blur_every: Annotated[int, Field(ge=0, description="blur after every so many steps; 0: never")] = 4,
     blur_sigma: Annotated[float, Field(ge=0, le=50, description="width of that blur, in pixels")] = 0.8,
     clip_norm: Annotated[float, Field(ge=0, le=100, description="% of pixels greyed, palest first")] = 0,
-    clip_contribution: Annotated[float, Field(ge=0, le=100, description="%, least useful first")] = 0,
+    clip_contribution: Annotated[float, Field(ge=0, le=100, description="likewise, least useful first")] = 0,
     jitter: Annotated[int, Field(ge=0, le=1024, description="roll by up to so many pixels each step")] = 8,
     parametrization: Annotated[Literal["pixels", "fourier"], Field(description="what is moved")] = "fourier",
-    optimizer: Annotated[Literal["adam", "sgd", "normalized-sgd"], Field(description="how")] = "adam",
+    optimizer: Annotated[
+        Literal["adam", "sgd", "normalized-sgd"], Field(description="kind of step")
+    ] = "adam",
     steps: Annotated[int, Field(ge=1, le=100_000, description="steps of ascent")] = 200,
     lr: Annotated[float, Field(gt=0, le=1000, description="length of a step")] = 0.05,
     start_noise: Annotated[float, Field(ge=0, le=1, description="standard deviation of the start")] = 0.0,

@@ -49,7 +49,7 @@ def one_pixel_has_its_closed_form() -> None:
     cost=Cost(forward="images * (2 * steps + 3)", backward="images * (2 * steps + 1)"),
     oracle=one_pixel_has_its_closed_form,
     quick={"steps": 4, "size": 32},
-    demo={"steps": 200, "size": 96},
+    demo={"steps": 200},
 )
 def gram_texture(
     model: Model,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from phosphene import InputError, Model, Neuron, load_model, max_batch, methods
 from phosphene.builtin.scenes import draw_scenes
+from phosphene.pixels import gaussian_blur, noise
 
 occlusion = methods["attribution.occlusion"]
 
@@ -115,10 +116,11 @@ def test_hiding_everything_takes_all_that_the_baseline_does_not_give_back(baseli
     assert (maps == maps[:, :1, :1]).all()
     blank = {"grey": torch.full_like(images, 0.5), "zero": torch.zeros_like(images)}
     blank["mean"] = images.mean((2, 3), keepdim=True).expand_as(images)
-    if baseline in blank:
-        with torch.no_grad():
-            fall = (model(images) - model(blank[baseline]))[:, 2]
-        torch.testing.assert_close(maps[:, 0, 0], fall)
+    blank["blur"] = gaussian_blur(images, 4.5)
+    blank["noise"] = noise((2, 3, 9, 7), seed=0, sd=0.3).double()
+    with torch.no_grad():
+        fall = (model(images) - model(blank[baseline]))[:, 2]
+    torch.testing.assert_close(maps[:, 0, 0], fall)
 
 
 def test_a_flat_picture_loses_nothing_to_its_own_mean_or_blur() -> None:

@@ -35,7 +35,7 @@ def test_the_default_is_the_second_convolution_with_something_to_see(model):
 
 
 def test_slices_of_a_filter_share_one_scale(model):
-    tiles = higher_layer_filters(model).tiles.view(8, -1)
+    tiles = higher_layer_filters(model).tiles.reshape(8, -1)
     assert tiles.amin(1).eq(0).all() and tiles.amax(1).eq(1).all()
 
 
