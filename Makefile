@@ -25,7 +25,8 @@ $(VENV)/.docs: $(VENV)/.package
 	touch $@
 
 demo: $(VENV)/.package
-	$(BIN)/phosphene demo --out gallery
+	# Idle threads that spin slow each other down where cores are few.
+	GOMP_SPINCOUNT=0 $(BIN)/phosphene demo --out gallery
 
 test: $(VENV)/.develop
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 tests

@@ -56,7 +56,7 @@ REFERENCES = [
         "style_weight": 30,
         "width": 8,
         "blocks": 1,
-        "steps": 450,
+        "steps": 250,
         "batch": 2,
         "lr": 3e-3,
     },  # fmt: skip

@@ -25,7 +25,7 @@ from phosphene import (
 from phosphene.builtin.scenes import draw_scenes
 from phosphene.builtin.textures import draw_texture
 from phosphene.inputs import make_stylizer
-from phosphene.pixels import gram
+from phosphene.pixels import gram, total_variation
 from phosphene.progress import ProgressEvent, reporting
 from phosphene.results import TrainedNetwork
 from phosphene_plugins.style.style_network import ConditionalInstanceNorm, StyleNetwork
@@ -85,6 +85,28 @@ def test_the_norm_gives_each_image_its_own_style() -> None:
 def test_pictures_keep_their_size(size: tuple[int, int]) -> None:
     painted = StyleNetwork(styles=2, width=3, blocks=1)(torch.rand(1, 3, *size), torch.tensor([[0.0, 1.0]]))
     assert painted.shape == (1, 3, *size)
+
+
+def test_the_loss_is_the_equations(model: Model, images: Tensor, styles: Tensor) -> None:
+    """Steps too short to move anything, worked out again: phi of layer 1, Gram matrices of 1 and 4."""
+    weights = {"content_weight": 2.0, "style_weight": 5.0, "total_variation": 7.0}
+    made = fit(model, images, styles, steps=2, lr=1e-12, **SMALL, **weights)
+    with torch.random.fork_rng([]), torch.no_grad():
+        torch.manual_seed(0)
+        network = StyleNetwork(styles=3, width=4, blocks=1)
+        for step, rows in enumerate(([0, 1], [2, 3])):
+            seen, which = images[rows], torch.randint(3, (2,))
+            painted = network(seen, torch.eye(3)[which])
+            total = 0.0
+            for n, style in enumerate(which.tolist()):
+                one, other, sample = painted[n : n + 1], seen[n : n + 1], styles[style : style + 1]
+                phi, aim = model.features(one, "1"), model.features(other, "1")
+                total += 2.0 * float((phi - aim).square().sum() / aim.square().sum())
+                for layer, share in (("1", 1.0), ("4", 1 / 3)):
+                    found, wanted = (gram(model.features(i, layer)) for i in (one, sample))
+                    total += 5.0 * share * float((found - wanted).square().sum() / wanted.square().sum())
+                total += 7.0 * float(total_variation(one)) / (18 * 21)
+            assert made.losses[step].item() == pytest.approx(total / 2, rel=1e-4)
 
 
 def test_training_lowers_the_loss(model: Model, images: Tensor, styles: Tensor) -> None:

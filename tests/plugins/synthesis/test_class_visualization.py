@@ -21,7 +21,7 @@ from phosphene import (
     methods,
     replay,
 )
-from phosphene.pixels import l2_penalty, total_variation
+from phosphene.pixels import clip_small_contribution, gaussian_blur, l2_penalty, noise, total_variation
 
 visualize = methods["synthesis.class_visualization"]
 
@@ -85,6 +85,34 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(model: Model) ->
     assert not torch.equal(first.images, other.images)
 
 
+def test_it_starts_at_the_mean_colour_and_from_noise_around_it(model: Model) -> None:
+    for noise_sd in (0.0, 0.05):
+        made = visualize(model, Class((0, 1)), **PLAIN | {"steps": 1, "start_noise": noise_sd})
+        start = noise((1, 3, 12, 12), seed=3, mean=model.mean, sd=noise_sd).double()
+        torch.testing.assert_close(made.scores[0], model(start)[0, :2].detach())
+
+
+def test_jitter_shows_the_model_the_image_rolled(model: Model) -> None:
+    made = visualize(model, "2[3,1,1]", **PLAIN | {"steps": 1, "jitter": 2})
+    start = noise((1, 3, 12, 12), seed=3, mean=model.mean, sd=0.05).double()
+    shifts = [(y, x) for y in range(-2, 3) for x in range(-2, 3)]
+    rolled = torch.cat([start.roll(shift, (2, 3)) for shift in shifts])
+    seen = model.features(rolled, "2")[:, 3, 1, 1].tolist()
+    score = made.scores[0].item()
+    assert score in [pytest.approx(s, abs=1e-7) for s in seen]
+    assert score != pytest.approx(seen[12], abs=1e-7)
+
+
+def test_contributions_are_the_gradients(model: Model) -> None:
+    start = noise((1, 3, 12, 12), seed=3, mean=model.mean, sd=0.05).double().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(start)[0, 1], start)
+    plain, clipped = (
+        visualize(model, 1, **PLAIN | {"steps": 1, "clip_contribution": c}).images for c in (0, 30)
+    )
+    expected = clip_small_contribution(plain, gradient, 30, model.mean)
+    torch.testing.assert_close(clipped, expected, rtol=0, atol=1e-6)
+
+
 def test_l2_keeps_the_image_nearer_to_the_mean_colour(model: Model) -> None:
     far = [l2_penalty(visualize(model, Class(1), **PLAIN | {"l2": w}).images, model.mean) for w in (0.0, 0.1)]
     assert far[1] < 0.9 * far[0]
@@ -94,6 +122,11 @@ def test_total_variation_and_blur_each_make_the_image_smoother(model: Model) -> 
     rough = total_variation(visualize(model, Class(1), **PLAIN).images)
     for smoother in ({"total_variation": 0.1}, {"blur_every": 2, "blur_sigma": 1.0}):
         assert total_variation(visualize(model, Class(1), **PLAIN | smoother).images) < 0.9 * rough
+
+
+def test_the_blur_comes_after_every_so_many_steps(model: Model) -> None:
+    plain, blurred = (visualize(model, 1, **PLAIN | {"steps": 3, "blur_every": n}).images for n in (0, 3))
+    torch.testing.assert_close(blurred, gaussian_blur(plain, 0.8), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("clipping", ["clip_norm", "clip_contribution"])

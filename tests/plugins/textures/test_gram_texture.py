@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from phosphene import InputError, Model, UnknownName, batch_size, load_model, max_batch, methods
 from phosphene.builtin.textures import draw_texture
 from phosphene.images import read_image, resize
-from phosphene.pixels import gram
+from phosphene.pixels import gram, noise
 from phosphene_plugins.textures.gram_texture import gram_energy
 
 gram_texture = methods["textures.gram_texture"]
@@ -71,6 +71,29 @@ def test_the_loss_falls_and_the_sample_stands_beside(model: Model, samples: Tens
     assert made.images.shape == samples.shape
     assert (made.scores[-1] < 0.5 * made.scores[0]).all()
     assert torch.equal(made.sources, samples)
+
+
+def test_every_layer_counts_a_third_of_the_finer_one_whatever_its_scale(
+    model: Model, samples: Tensor
+) -> None:
+    sample = samples[:1]
+    made = gram_texture(model, sample, steps=1, seed=0)
+    spread = {"mean": sample.mean((0, 2, 3)), "sd": sample[0].std((1, 2))}
+    start = noise((1, 3, 16, 20), seed=0, dtype=torch.float64, **spread)
+    wanted = 0.0
+    for depth, layer in enumerate(("1", "4")):
+        found, aim = (gram(model.features(images, layer).detach()) for images in (start, sample))
+        wanted += 3.0**-depth * float((found - aim).square().sum() / aim.square().sum())
+    assert made.scores[0].item() == pytest.approx(wanted, rel=1e-9)
+
+
+def test_the_step_length_is_heeded(model: Model, samples: Tensor) -> None:
+    usual, same, shorter = (
+        gram_texture(model, samples, steps=3, seed=0, optimizer="adam", lr=lr).images
+        for lr in (None, 0.02, 0.01)
+    )
+    assert torch.equal(usual, same)
+    assert not torch.equal(usual, shorter)
 
 
 def test_lbfgs_is_well_ahead_of_adam() -> None:
