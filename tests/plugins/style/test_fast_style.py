@@ -28,7 +28,7 @@ from phosphene.inputs import make_stylizer
 from phosphene.pixels import gram, total_variation
 from phosphene.progress import ProgressEvent, reporting
 from phosphene.results import TrainedNetwork
-from phosphene_plugins.style.style_network import ConditionalInstanceNorm, StyleNetwork
+from phosphene_plugins.style.style_network import ConditionalInstanceNorm, StyledConv, StyleNetwork
 
 fit = methods["style.fast_style_fit"]
 fast_style = methods["style.fast_style"]
@@ -79,6 +79,30 @@ def test_the_norm_gives_each_image_its_own_style() -> None:
     torch.testing.assert_close(out.mean((1, 2, 3)), torch.tensor([5.0, -1.0]))
     spread = out.flatten(1).std(1, correction=0)
     torch.testing.assert_close(spread, torch.tensor([2.0, 3.0]), atol=1e-3, rtol=0)
+
+
+def test_a_styled_convolution_is_a_reflecting_one_and_its_norm() -> None:
+    layer, x, mix = StyledConv(2, 3, 4, 5, stride=2), torch.rand(1, 3, 9, 11), torch.tensor([[0.0, 1.0]])
+    plain = nn.Conv2d(3, 4, 5, stride=2, padding=2, padding_mode="reflect", bias=False)
+    plain.weight = layer.conv.weight
+    torch.testing.assert_close(layer(x, mix), layer.norm(plain(x), mix))
+
+
+def test_training_begins_with_edges() -> None:
+    """Residual blocks add nothing, wide filters look at their centre, and fine maps are carried across."""
+    deep, flat = StyleNetwork(styles=1, width=8, blocks=2), StyleNetwork(styles=1, width=8, blocks=0)
+    flat.load_state_dict({n: w for n, w in deep.state_dict().items() if not n.startswith("residual")})
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(deep(images, torch.ones(2, 1)), flat(images, torch.ones(2, 1)))
+    for wide in (deep.down[0].conv.weight, deep.paint.conv.weight):
+        energy = wide.detach().square()
+        assert energy[:, :, 2:-2, 2:-2].sum() > 0.95 * energy.sum()
+        usual = 1 / (3 * wide[0].numel())  # the variance of PyTorch's own start
+        assert energy.mean().item() == pytest.approx(usual, rel=0.3)
+    for layer in flat.up:
+        nn.init.zeros_(layer.norm.gamma)
+    painted = flat(images, torch.ones(2, 1))
+    assert (painted[0] - painted[1]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 14), (31, 33), (64, 40)])
