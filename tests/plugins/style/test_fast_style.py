@@ -90,6 +90,7 @@ def test_a_styled_convolution_is_a_reflecting_one_and_its_norm() -> None:
 
 def test_training_begins_with_edges() -> None:
     """Residual blocks add nothing, wide filters look at their centre, and fine maps are carried across."""
+    torch.manual_seed(0)
     deep, flat = StyleNetwork(styles=1, width=8, blocks=2), StyleNetwork(styles=1, width=8, blocks=0)
     flat.load_state_dict({n: w for n, w in deep.state_dict().items() if not n.startswith("residual")})
     images = torch.rand(2, 3, 16, 16)
