@@ -29,12 +29,14 @@ demo: $(VENV)/.package
 	GOMP_SPINCOUNT=0 $(BIN)/phosphene demo --out gallery
 
 test: $(VENV)/.develop
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 
 lint: $(VENV)/.develop
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	# As a program of somebody else's sees the package: installed, from another folder.
+	cd / && $(CURDIR)/$(BIN)/mypy --strict --config-file= --cache-dir $(CURDIR)/.mypy_cache/outside $(CURDIR)/tests/typing/program.py
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.docs

@@ -5,4 +5,8 @@ Importing it imports neither torch nor pydantic: the names in ``__init__.pyi`` a
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+from .deprecation import moved
+
+_fetch, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+#: Names that went away, by what to use instead; see CONTRIBUTING.md.
+__getattr__ = moved(__name__, {}, _fetch)

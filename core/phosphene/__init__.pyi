@@ -1,5 +1,8 @@
 """The public names of Phosphene, each with its home; ``__init__`` fetches them when they are first used."""
 
+from .bars import ProgressEvent as ProgressEvent
+from .bars import progress as progress
+from .bars import reporting as reporting
 from .batching import batch_size as batch_size
 from .batching import max_batch as max_batch
 from .datasets import Dataset as Dataset
@@ -12,16 +15,22 @@ from .errors import DivergenceError as DivergenceError
 from .errors import InputError as InputError
 from .errors import MissingExtra as MissingExtra
 from .errors import ModelError as ModelError
+from .errors import PhospheneDeprecationWarning as PhospheneDeprecationWarning
 from .errors import PhospheneError as PhospheneError
 from .errors import PluginError as PluginError
 from .errors import UnknownName as UnknownName
 from .hookspecs import hookimpl as hookimpl
+from .inputs import read_images as read_images
 from .models import Model as Model
 from .models import load_model as load_model
 from .receptive import receptive_fields as receptive_fields
+from .registry import BrokenPlugin as BrokenPlugin
+from .registry import Plugin as Plugin
 from .registry import methods as methods
 from .results import Result as Result
 from .results import load_result as load_result
+from .running import Run as Run
+from .running import prepare as prepare
 from .running import replay as replay
 from .running import run as run
 from .spec import Cost as Cost

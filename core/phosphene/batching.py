@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 
 from .errors import InputError
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from .models import Model
 
 _max_batch: ContextVar[int | None] = ContextVar("phosphene_max_batch", default=None)
-
 #: Larger batches no longer make a CPU faster, and results should not depend on the machine's memory.
 _USUAL = 32
 #: The share of free memory that activations may take.
@@ -36,25 +37,12 @@ def max_batch(size: int | None) -> Iterator[None]:
 
 def batch_size(model: Model) -> int:
     """How many images to give the model at once: what was asked for, else what fits."""
-    asked = _max_batch.get()
-    if asked is not None:
+    if (asked := _max_batch.get()) is not None:
         return asked
-    values = sum(
-        torch.Size(info.shape).numel() * info.calls
-        for info in model.anatomy.layers.values()
-        if info.shape is not None
-    )
+    values = sum(math.prod(i.shape) * i.calls for i in model.anatomy.layers.values() if i.shape is not None)
     # Twice: with gradients, every activation is met again on the way back.
     per_image = max(1, 2 * values * model.dtype.itemsize)
-    size = _USUAL
-    while size > 1 and size * per_image > _SHARE * _free_memory(model.device):
-        size //= 2
-    return size
-
-
-def _free_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    return float(psutil.virtual_memory().available)
+    cuda = model.device.type == "cuda"
+    free = torch.cuda.mem_get_info(model.device)[0] if cuda else psutil.virtual_memory().available
+    fitting = max(1, int(_SHARE * free / per_image))
+    return min(_USUAL, 1 << (fitting.bit_length() - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,11 +49,11 @@ class Dataset(ABC):
             yield Batch(indices, self.read(indices))
 
 
+@dataclass(eq=False)
 class TensorDataset(Dataset):
     """Pictures that are in memory: (N, C, H, W) in [0, 1]."""
 
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
+    images: Tensor
 
     def __len__(self) -> int:
         return len(self.images)
@@ -65,10 +66,8 @@ class FolderDataset(Dataset):
     """Every picture under a folder, by path; ``transform`` makes (C, H, W) of a path."""
 
     def __init__(self, folder: str | Path, transform: Callable[[Path], Tensor]) -> None:
-        self._folder = Path(folder)
-        self._paths = find_images(folder)
-        self._transform = transform
-        self.uri = str(self._folder.resolve())
+        self.uri = str(Path(folder).resolve())
+        self._folder, self._paths, self._transform = Path(folder), find_images(folder), transform
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -86,8 +85,8 @@ class SceneDataset(Dataset):
     """The first ``count`` bundled scenes of the test split, drawn as they are read, in (H, W) of ``size``."""
 
     def __init__(self, count: int = 512, *, size: tuple[int, int] = (64, 64)) -> None:
-        self._count, self._size = count, size
         self.uri = f"builtin:scenes/{count}"
+        self._count, self._size = count, size
 
     def __len__(self) -> int:
         return self._count
@@ -102,8 +101,7 @@ class SceneDataset(Dataset):
 
 def stack(pictures: Sequence[Tensor]) -> Tensor:
     """Pictures (C, H, W) as one batch; InputError where their sizes differ."""
-    shapes = sorted({tuple(p.shape) for p in pictures})
-    if len(shapes) > 1:
+    if len(shapes := sorted({tuple(p.shape) for p in pictures})) > 1:
         raise InputError(f"pictures of different sizes cannot be one batch: {shapes}")
     return torch.stack(list(pictures))
 
@@ -114,13 +112,11 @@ def open_dataset(value: object, transform: Callable[[Path], Tensor], size: tuple
         return value
     if isinstance(value, Tensor):
         return TensorDataset(value)
-    if isinstance(value, str) and value.startswith("builtin:"):
-        name, _, count = value.removeprefix("builtin:").partition("/")
-        if name != "scenes" or (count and not (count.isdecimal() and int(count))):
-            raise InputError(
-                f"no bundled data set {value!r}; there is builtin:scenes, and builtin:scenes/1000"
-            )
-        return SceneDataset(int(count or 512), size=size)
-    if isinstance(value, (str, Path)):
+    if not isinstance(value, (str, Path)):
+        raise InputError(f"a data set is a folder, builtin:scenes or a tensor, not a {type(value).__name__}")
+    if not str(value).startswith("builtin:"):
         return FolderDataset(value, transform)
-    raise InputError(f"a data set is a folder, builtin:scenes or a tensor, not a {type(value).__name__}")
+    count = re.fullmatch(r"builtin:scenes(?:/0*([1-9]\d*))?", str(value))
+    if count is None:
+        raise InputError(f"no bundled data set {value!r}; there is builtin:scenes, and builtin:scenes/1000")
+    return SceneDataset(int(count[1] or 512), size=size)

@@ -11,20 +11,23 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, get_args
 
 import torch
 from pydantic import ConfigDict, ValidationError, create_model
-from pydantic.fields import FieldInfo
 from torch import Tensor
 
 from .batching import batch_size
+from .datasets import Dataset
 from .errors import InputError, PluginError, UnknownName
 from .inputs import ROLES
+from .models.twin import tuned
+from .options import fault_text
 from .results import Provenance, Result
-from .spec import Cost, Input, Invariant, LayerMark, MethodSpec, Need, Reference, Role, SeedMark
+from .spec import Cost, Input, Invariant, MethodSpec, Need, Reference, Role
 from .targets import Objective
 
 if TYPE_CHECKING:
@@ -36,6 +39,10 @@ if TYPE_CHECKING:
 
 #: Torch's own generator is one for all threads, so seeded calls take turns.
 _seeding = threading.RLock()
+#: What ``run`` itself takes beside a method's inputs and parameters.
+_RUN_WORDS = {"name", "out", "device", "batch_size", "progress", "executor"}
+#: How the record of an input ends that no words can make again.
+AS_OBJECT = "given as an object"
 
 P = ParamSpec("P")
 R = TypeVar("R", bound="Result")
@@ -53,8 +60,8 @@ def method(
     batch_independent: bool = True,
     oracle: Callable[[], None] | None = None,
     network: Callable[..., nn.Module] | None = None,
-    quick: Mapping[str, Any] | None = None,
-    demo: Mapping[str, Any] | None = None,
+    quick: Mapping[str, Any] = {},
+    demo: Mapping[str, Any] = {},
 ) -> Callable[[Callable[P, R]], Method[P, R]]:
     """Make a ``Method`` of a typed function: its signature is its schema, its docstring its documentation.
 
@@ -90,21 +97,16 @@ def method(
             tags=tuple(tags),
             batch_independent=batch_independent,
             oracle=oracle,
-            quick=dict(quick or {}),
-            demo=dict(demo or {}),
+            quick=dict(quick),
+            demo=dict(demo),
         )
         return Method(function, spec, result, network)
 
     return decorate
 
 
-#: What ``run`` itself takes beside a method's inputs and parameters.
-_RUN_WORDS = {"name", "out", "device", "batch_size", "progress", "executor"}
-
-
-def _read_signature(
-    function: Callable[..., Any],
-) -> tuple[tuple[Input, ...], dict[str, Any], type[Any]]:
+def _read_signature(function: Callable[..., Any]) -> tuple[tuple[Input, ...], dict[str, Any], type[Any]]:
+    """A function's inputs, its parameters as pydantic fields, and its result type."""
     # Not get_type_hints: it would resolve the forward references inside the roles as well.
     signature = inspect.signature(function, eval_str=True)
     inputs: list[Input] = []
@@ -112,83 +114,88 @@ def _read_signature(
     for name, parameter in signature.parameters.items():
         if name in _RUN_WORDS:
             raise TypeError(f"{function.__name__}: {name!r} means something to run(); choose another name")
-        annotation = parameter.annotation
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-            fields[name] = (annotation, default)
+        required = parameter.default is parameter.empty
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            fields[name] = (parameter.annotation, ... if required else parameter.default)
             continue
-        roles = [a for a in get_args(annotation) if isinstance(a, Role)]
-        if not roles:
+        role = next((a.name for a in get_args(parameter.annotation) if isinstance(a, Role)), None)
+        if role is None:
             raise TypeError(f"{function.__name__}: input {name!r} needs a role (phosphene.types.Images, ...)")
-        if roles[0].name not in ROLES:
-            raise UnknownName("input role", roles[0].name, ROLES)
-        inputs.append(
-            Input(name=name, role=roles[0].name, required=parameter.default is inspect.Parameter.empty)
-        )
+        if role not in ROLES:
+            raise UnknownName("input role", role, ROLES)
+        inputs.append(Input(name=name, role=role, required=required))
     result = signature.return_annotation
     if not (isinstance(result, type) and issubclass(result, Result)):
         raise TypeError(f"{function.__name__} must say which result type it returns, not {result!r}")
     return tuple(inputs), fields, result
 
 
-def _marked(field: FieldInfo, mark: type) -> bool:
-    """Whether a mark stands in a parameter's annotation, also inside ``X | None`` and ``list[X]``."""
-
-    def within(annotation: Any) -> bool:
-        return isinstance(annotation, mark) or any(map(within, get_args(annotation)))
-
-    return any(isinstance(m, mark) for m in field.metadata) or within(field.annotation)
-
-
+@dataclass(eq=False, repr=False)
 class Method(Generic[P, R]):
-    """A technique: call it like the function it was made of; ``.spec`` says everything about it."""
+    """A technique: call it like the function it was made of; ``.spec`` says everything about it.
 
-    def __init__(
-        self,
-        function: Callable[P, R],
-        spec: MethodSpec,
-        result: type[R],
-        network: Callable[..., nn.Module] | None,
-    ) -> None:
-        self.spec = spec
-        self.result = result
-        #: Builds the untrained network of a training method from the configuration saved with its weights.
-        self.network = network
-        #: Who brings it: distribution and version, set by the registry.
-        self.distribution = "unregistered"
-        self._function = function
-        fields = spec.params.model_fields
-        self._layers = [name for name, field in fields.items() if _marked(field, LayerMark)]
-        #: The parameter that seeds it, where it draws anything.
-        self.seed = next((name for name, field in fields.items() if _marked(field, SeedMark)), None)
-        functools.update_wrapper(self, function)
+    ``network`` builds the untrained network of a training method from the configuration saved with
+    its weights; ``distribution`` is who brings the method, set by the registry.
+    """
+
+    function: Callable[P, R]
+    spec: MethodSpec
+    result: type[R]
+    network: Callable[..., nn.Module] | None = None
+    distribution: str = "unregistered"
+
+    def __post_init__(self) -> None:
+        functools.update_wrapper(self, self.function)
+        #: The parameters that name layers, and the one that seeds it, where it draws anything.
+        self.layers = self._parameters(Role("layer"))
+        self.seed = next(iter(self._parameters(Role("seed"))), None)
+
+    def _parameters(self, role: Role) -> list[str]:
+        """The parameters of a role, wherever it stands in their annotation (``list[X] | None``)."""
+
+        def within(annotation: Any) -> bool:
+            return annotation == role or any(map(within, get_args(annotation)))
+
+        fields = self.spec.params.model_fields.items()
+        return [name for name, field in fields if role in field.metadata or within(field.annotation)]
 
     def __repr__(self) -> str:
         return f"<method {self.spec.name}>"
 
     def validate(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters checked and completed; InputError in one sentence each."""
+        known = self.spec.params.model_fields
         for name in params:
-            if name not in self.spec.params.model_fields:
-                raise UnknownName("parameter", name, self.spec.params.model_fields, self.spec.short_name)
+            if name not in known:
+                raise UnknownName("parameter", name, known, self.spec.short_name)
         try:
-            checked = self.spec.params.model_validate(dict(params))
+            return dict(self.spec.params.model_validate(dict(params)))
         except ValidationError as error:
-            raise InputError(_sentences(self.spec.short_name, error)) from None
-        return {name: getattr(checked, name) for name in self.spec.params.model_fields}
+            faults = (f"{self.spec.short_name}: {fault_text(fault)}" for fault in error.errors())
+            raise InputError("; ".join(faults)) from None
+
+    def check(
+        self, inputs: Mapping[str, Any], params: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Inputs and parameters as the function gets them; what it cannot work with is refused."""
+        whole, checked = self.validate(params), self.check_inputs(inputs)
+        if (model := self._model(checked)) is not None:
+            whole |= {name: _layer_names(whole[name], model) for name in self.layers}
+        return checked, whole
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs checked and brought to the model's device and precision."""
         checked: dict[str, Any] = {}
-        model: Model | None = None
         for declared in self.spec.inputs:
             if declared.name not in inputs and declared.required:
                 raise InputError(f"{self.spec.short_name} needs {declared.name} ({declared.role})")
-            value = inputs.get(declared.name)
-            checked[declared.name] = ROLES[declared.role].check(value, model, checked)
-            if declared.role == "model":
-                model = checked[declared.name]
+            check = ROLES[declared.role].check
+            checked[declared.name] = check(inputs.get(declared.name), self._model(checked), checked)
         return checked
+
+    def _model(self, inputs: Mapping[str, Any]) -> Model | None:
+        declared = self.spec.input("model")
+        return inputs.get(declared.name) if declared else None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         names = [i.name for i in self.spec.inputs]
@@ -200,58 +207,52 @@ class Method(Generic[P, R]):
         inputs: dict[str, Any] = dict(zip(names, args, strict=False))
         if twice := inputs.keys() & kwargs.keys():
             raise InputError(f"{self.spec.short_name} is given {' and '.join(sorted(twice))} twice")
-        inputs.update({n: v for n, v in kwargs.items() if n in names})
-        params = self.validate({n: v for n, v in kwargs.items() if n not in names})
+        inputs |= {n: v for n, v in kwargs.items() if n in names}
         # What is made in inference mode can never be differentiated again, and users may want to.
         with torch.inference_mode(False):
-            checked = self.check_inputs(inputs)
-            model = next((checked[i.name] for i in self.spec.inputs if i.role == "model"), None)
-            self._resolve_layers(params, model)
+            inputs, params = self.check(inputs, {n: v for n, v in kwargs.items() if n not in names})
+            model = self._model(inputs)
             if self.seed is not None and params[self.seed] is None:
                 params[self.seed] = secrets.randbits(31)
-            started = datetime.datetime.now(datetime.UTC)
-            clock = time.perf_counter()
-            with self._room(model, params):
-                result, size = self._run(model, checked, params)
-        # The tensors as they are, and of everything else how it is written.
-        kept = {
-            i.name: checked[i.name] if isinstance(checked[i.name], Tensor) else _written(checked[i.name])
-            for i in self.spec.inputs
-            if i.role != "model"
-        }
+            started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+            with self._room(model, params), tuned(model, sum(self.passes(inputs, params) or ())) as tuning:
+                result, size = self._run(model, inputs, params)
+        kept = self.kept(inputs)
         provenance = Provenance(
             method=self.spec.name,
             distribution=self.distribution,
             params=self.spec.params(**params).model_dump(mode="json"),
             inputs={n: f"tensor {tuple(v.shape)}" if isinstance(v, Tensor) else v for n, v in kept.items()},
-            model=model and {"name": model.name, "digest": model.digest, "source": model.source},
-            seed=params[self.seed] if self.seed is not None else None,
+            model={"name": model.name, "digest": model.digest, "source": model.source, "tuned": tuning.used}
+            if model
+            else None,
+            seed=params[self.seed] if self.seed else None,
             versions=_versions(),
-            device=str(model.device) if model is not None else "cpu",
-            dtype=str(model.dtype).removeprefix("torch.") if model is not None else "float32",
+            device=str(model.device) if model else "cpu",
+            dtype=str(model.dtype).removeprefix("torch.") if model else "float32",
             batch_size=size,
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.perf_counter() - clock, 4),
         )
         return dataclasses.replace(result, inputs=kept, provenance=provenance)
 
-    def _resolve_layers(self, params: dict[str, Any], model: Model | None) -> None:
-        for name in self._layers:
-            value = params[name]
-            if model is None or value is None:
-                continue
-            if isinstance(value, str):
-                params[name] = model.layer_name(value)
-            elif isinstance(value, Mapping):
-                params[name] = {model.layer_name(k): v for k, v in value.items()}
-            else:
-                params[name] = type(value)(model.layer_name(v) for v in value)
+    def passes(self, inputs: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[int, int] | None:
+        """How many images will go forward and backward, by the declared cost; None where there is none."""
+        pictures = next((v for v in inputs.values() if isinstance(v, Tensor) and v.ndim == 4), None)
+        count, _, height, width = (1, 0, 0, 0) if pictures is None else pictures.shape
+        dataset = next((len(v) for v in inputs.values() if isinstance(v, Dataset)), 0)
+        sizes = {"images": count, "height": height, "width": width, "dataset": dataset}
+        return self.spec.cost.of(params, **sizes) if self.spec.cost else None
+
+    def kept(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs as a result keeps them: a tensor as it is, of all else how a person would write it."""
+        return {i.name: _kept(inputs[i.name]) for i in self.spec.inputs if i.role != "model"}
 
     @contextmanager
     def _room(self, model: Model | None, params: Mapping[str, Any]) -> Iterator[None]:
         """Model guarded, gradients on or off, randomness seeded and the caller's left alone."""
         with ExitStack() as stack:
-            gradients = bool({"gradients", "training"} & set(self.spec.needs))
+            gradients = not {"gradients", "training"}.isdisjoint(self.spec.needs)
             stack.enter_context(torch.set_grad_enabled(gradients))
             if model is not None:
                 stack.enter_context(model.guard())
@@ -266,7 +267,7 @@ class Method(Generic[P, R]):
         self, model: Model | None, inputs: dict[str, Any], params: dict[str, Any]
     ) -> tuple[R, int | None]:
         """The function's result, batch by batch where every row of it belongs to one image."""
-        function: Callable[..., R] = self._function
+        function: Callable[..., R] = self.function
 
         def call(inputs: dict[str, Any]) -> R:
             result = function(**inputs, **params)
@@ -285,38 +286,36 @@ class Method(Generic[P, R]):
         return self.result.concatenate(results), size
 
 
-def _sentences(name: str, error: ValidationError) -> str:
-    lines = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "missing":
-            lines.append(f"{name} needs the parameter {where!r}")
-        else:
-            message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
-            lines.append(f"{name}: {where}={item['input']!r} {message[0].lower()}{message[1:]}")
-    return "; ".join(lines)
-
-
 def _select(value: Any, role: str, rows: range) -> Any:
     if role in ("images", "labels") and isinstance(value, Tensor):
         return value[rows.start : rows.stop]
     return value.select(rows) if role == "target" else value
 
 
-def _written(value: Any) -> Any:
-    """An input as a person would write it."""
+def _layer_names(value: Any, model: Model) -> Any:
+    """A parameter with every layer that it names checked."""
+    match value:
+        case None:
+            return None
+        case str():
+            return model.layer_name(value)
+        case Mapping():
+            return {model.layer_name(layer): item for layer, item in value.items()}
+    return type(value)(map(model.layer_name, value))
+
+
+def _kept(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value
     if isinstance(value, Objective):
         return value.written()
-    uri = getattr(value, "uri", None)
-    return uri if uri is not None else f"a {type(value).__name__} given as an object"
+    return getattr(value, "uri", None) or f"a {type(value).__name__} {AS_OBJECT}"
 
 
 @functools.cache
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in ("phosphene", "torch", "torchvision", "timm"):
-        try:
+        with suppress(PackageNotFoundError):  # timm and torchvision are optional to a bare module
             found[name] = version(name)
-        except PackageNotFoundError:  # timm and torchvision are optional to a bare module
-            continue
     return found

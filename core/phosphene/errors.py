@@ -27,14 +27,18 @@ class PluginError(PhospheneError):
 
 
 class MissingExtra(PhospheneError, ImportError):
-    """A method whose optional library is absent; the message says which extra to install."""
+    """What needs a library that is not installed; the message says which extra brings it."""
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(what, extra)  # as given, so that it can be pickled
 
     def __str__(self) -> str:
         what, extra = self.args
-        return f"{what} needs an optional library: pip install 'phosphene[{extra}]'."
+        return f"{what} needs an optional library: pip install 'phosphene[{extra}]'"
+
+
+class PhospheneDeprecationWarning(DeprecationWarning):
+    """A public name or parameter that a later version drops; the message says what to use instead."""
 
 
 class UnknownName(PhospheneError, KeyError):

@@ -1,4 +1,4 @@
-"""Pictures in and out: reading, writing, colour maps, overlays, grids.
+"""Pictures in and out: reading, writing, colour maps, overlays.
 
 Images are float tensors, RGB, in [0, 1]: (3, H, W), (1, H, W) for grey, (N, 3, H, W) for many.
 """
@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .errors import InputError, UnknownName
+from .errors import InputError
 
 #: The file names (in lower case) that `find_images` takes for pictures.
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -31,10 +29,8 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     An alpha channel is dropped; 16-bit grey is scaled, not cut off.
     Raises InputError if the file is missing or is not a picture Pillow can read.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise InputError(f"a picture is read from a file's path, not from a {type(path).__name__}")
-    if not Path(path).is_file():
-        raise InputError(f"There is no picture file at {os.fspath(path)!r}.")
+    if not isinstance(path, (str, os.PathLike)) or not Path(path).is_file():
+        raise InputError(f"There is no picture file at {str(path)!r}.")
     try:
         with Image.open(path) as file:
             picture = ImageOps.exif_transpose(file)
@@ -42,7 +38,7 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
                 picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
             array = np.array(picture.convert("RGB"))
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-        raise InputError(f"Cannot read {os.fspath(path)!r} as a picture: {error}.") from error
+        raise InputError(f"Cannot read {str(path)!r} as a picture: {error}.") from error
     return torch.from_numpy(array).permute(2, 0, 1).contiguous() / 255
 
 
@@ -53,17 +49,12 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise InputError(f"There is no folder at {os.fspath(folder)!r}.")
-    found = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and path.is_file()
-    )
-    if not found:
-        raise InputError(f"The folder {os.fspath(folder)!r} holds no pictures ({', '.join(IMAGE_SUFFIXES)}).")
-    return found
+        raise InputError(f"There is no folder at {str(folder)!r}.")
+    found = [path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    shown = [path for path in found if not any(p.startswith(".") for p in path.relative_to(root).parts)]
+    if not shown:
+        raise InputError(f"The folder {str(folder)!r} holds no pictures ({', '.join(IMAGE_SUFFIXES)}).")
+    return sorted(shown)
 
 
 def to_display(image: Tensor) -> Tensor:
@@ -72,18 +63,14 @@ def to_display(image: Tensor) -> Tensor:
     One channel shows as grey, two as red and green, more than three by their first three; values
     are clamped. Raises InputError for another shape, an empty image or NaN.
     """
-    if image.ndim == 4 and image.shape[0] == 1:
-        image = image[0]
     if image.ndim != 3 or image.numel() == 0:
-        raise InputError(f"One picture is (C, H, W), got {tuple(image.shape)}; `grid` shows many.")
-    image = image.detach() if image.is_floating_point() else image.float()
+        raise InputError(f"One picture is (C, H, W), got {tuple(image.shape)}.")
     if image.isnan().any():
         raise InputError("The picture holds NaN, which has no colour.")
-    if image.shape[0] == 1:
-        image = image.expand(3, -1, -1)
-    elif image.shape[0] == 2:
-        image = torch.cat([image, torch.zeros_like(image[:1])])
-    return image[:3].clamp(0, 1)
+    image = image.detach() if image.is_floating_point() else image.detach().float()
+    if len(image) == 1:
+        return image.expand(3, -1, -1).clamp(0, 1)
+    return F.pad(image, (0, 0, 0, 0, 0, 3 - len(image))).clamp(0, 1)  # a negative padding cuts off
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -92,21 +79,16 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
-def png_bytes(image: Tensor) -> bytes:
-    """The picture (C, H, W) as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    to_pil(image).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 def data_uri(image: Tensor) -> str:
     """The picture (C, H, W) as a ``data:image/png;base64,`` address, for HTML."""
-    return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode("ascii")
+    buffer = io.BytesIO()
+    to_pil(image).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def write_png(image: Tensor, path: str | os.PathLike[str]) -> None:
     """Write the picture (C, H, W) as a PNG file."""
-    Path(path).write_bytes(png_bytes(image))
+    to_pil(image).save(path, "PNG")
 
 
 def min_max(tensor: Tensor, dims: Sequence[int] = (-2, -1)) -> Tensor:
@@ -121,94 +103,27 @@ def min_max(tensor: Tensor, dims: Sequence[int] = (-2, -1)) -> Tensor:
     return ((values - low) / torch.where(span > 0, span, 1)).clamp(0, 1)
 
 
-@lru_cache(maxsize=32)
-def _lookup_table(cmap: str) -> Tensor:
-    import matplotlib  # imported late: reading and writing pictures does not need it
-
-    if cmap not in matplotlib.colormaps:
-        raise UnknownName("colour map", cmap, list(matplotlib.colormaps), "matplotlib")
-    table = matplotlib.colormaps[cmap]
-    return torch.from_numpy(table(np.arange(table.N))[:, :3]).float()
+def symmetric(maps: Tensor) -> Tensor:
+    """Scale every signed map (..., H, W) to [0, 1] with zero in the middle: A / (2 max|A|) + 1/2."""
+    largest = maps.abs().amax((-2, -1), keepdim=True)
+    return maps / torch.where(largest > 0, largest, 1) / 2 + 0.5
 
 
-def colorize(
-    maps: Tensor,
-    *,
-    cmap: str | None = None,
-    symmetric: bool = False,
-    limits: tuple[float, float] | None = None,
-) -> Tensor:
-    """Show maps of any real values in colour: (H, W) -> (3, H, W), (N, H, W) -> (N, 3, H, W).
+def colorize(maps: Tensor, cmap: str = "viridis") -> Tensor:
+    """Show maps in [0, 1] by one of matplotlib's colour maps: (..., H, W) -> (..., 3, H, W).
 
-    Each map runs over the whole colour map from its own minimum to its maximum; ``limits`` sets
-    the two ends for all maps instead, clipping what lies outside. ``symmetric=True``, for signed
-    maps, runs from -max|A| to max|A| of each map, so that zero is the middle colour.
-    cmap: a matplotlib name; "viridis" unless told, "RdBu_r" if symmetric.
-    Raises InputError for another shape, NaN or empty limits, UnknownName for no such colour map.
+    What lies outside is clipped; `min_max` and `symmetric` bring any real values there.
     """
-    if maps.ndim not in (2, 3) or maps.numel() == 0:
-        raise InputError(f"Maps are (H, W) or (N, H, W), got {tuple(maps.shape)}.")
-    if maps.isnan().any():
-        raise InputError("The map holds NaN, which has no colour.")
-    if limits is not None and (symmetric or not limits[0] < limits[1]):
-        raise InputError(f"limits={limits} must be (low, high), low < high, without symmetric.")
-    table = _lookup_table(cmap or ("RdBu_r" if symmetric else "viridis")).to(maps.device)
-    values = maps.detach() if maps.is_floating_point() else maps.detach().float()
-    if symmetric:
-        largest = values.abs().amax((-2, -1), keepdim=True)
-        scaled = values / torch.where(largest > 0, largest, 1) / 2 + 0.5
-    elif limits is not None:
-        scaled = (values - limits[0]) / (limits[1] - limits[0])
-    else:
-        scaled = min_max(values)
-    index = (scaled.clamp(0, 1) * len(table)).long().clamp_max(len(table) - 1)  # as matplotlib does
-    return table[index].movedim(-1, -3)
+    from matplotlib import colormaps  # imported late: reading and writing pictures does not need it
+
+    colours = colormaps[cmap](maps.detach().float().cpu().numpy())[..., :3]
+    return torch.from_numpy(colours).to(maps.device, torch.float32).movedim(-1, -3)
 
 
-def overlay(
-    image: Tensor, heat: Tensor, *, alpha: float = 0.5, limits: tuple[float, float] | None = None
-) -> Tensor:
-    """Lay a heat map over a picture: (1 - alpha) image + alpha colorize(heat), (3, H, W) in [0, 1].
-
-    heat: (h, w), of any real values, enlarged bilinearly to the picture's size and scaled to [0, 1]
-    for showing, by itself or between ``limits``. Raises InputError if shapes or alpha do not fit.
-    """
-    if image.ndim != 3 or image.shape[0] != 3 or heat.ndim != 2:
-        shapes = f"{tuple(image.shape)} and {tuple(heat.shape)}"
-        raise InputError(f"An overlay takes a picture (3, H, W) and a map (h, w), got {shapes}.")
-    if not 0 <= alpha <= 1:
-        raise InputError(f"alpha={alpha} must lie in [0, 1].")
-    heat = heat.detach().to(image.device, torch.promote_types(heat.dtype, torch.float32))
-    if heat.shape != image.shape[1:]:
-        heat = F.interpolate(heat[None, None], image.shape[1:], mode="bilinear")[0, 0]
-    colour = colorize(heat, cmap="turbo", limits=limits).to(image.dtype)
-    return ((1 - alpha) * image.detach() + alpha * colour).clamp(0, 1)
-
-
-def grid(images: Tensor | Sequence[Tensor], *, columns: int | None = None, padding: int = 2) -> Tensor:
-    """Many pictures, (N, C, H, W) or a sequence of (C, H, W), as one picture (3, H', W') on white.
-
-    Row by row in equal cells as large as the largest picture, smaller ones centred; nearly square
-    unless told how many columns. padding: pixels between and around the cells.
-    Raises InputError if there are no pictures or the numbers make no sense.
-    """
-    pictures = [to_display(image).float().cpu() for image in images]
-    if not pictures:
-        raise InputError("A grid needs at least one picture.")
-    columns = columns if columns is not None else math.ceil(math.sqrt(len(pictures)))
-    if columns < 1 or padding < 0:
-        raise InputError(f"A grid needs columns >= 1 and padding >= 0, got {columns}, {padding}.")
-    columns = min(columns, len(pictures))
-    rows = math.ceil(len(pictures) / columns)
-    height, width = (max(picture.shape[side] for picture in pictures) for side in (1, 2))
-    canvas = torch.ones(3, rows * (height + padding) + padding, columns * (width + padding) + padding)
-    for number, picture in enumerate(pictures):
-        row, column = divmod(number, columns)
-        h, w = picture.shape[1:]
-        top = padding + row * (height + padding) + (height - h) // 2
-        left = padding + column * (width + padding) + (width - w) // 2
-        canvas[:, top : top + h, left : left + w] = picture
-    return canvas
+def overlay(image: Tensor, heat: Tensor) -> Tensor:
+    """Lay a map (h, w) in [0, 1], enlarged bilinearly, over a picture: (image + colorize(heat)) / 2."""
+    enlarged = F.interpolate(heat[None, None].float(), image.shape[1:], mode="bilinear")[0, 0]
+    return (image.detach() + colorize(enlarged, "turbo").to(image)) / 2
 
 
 def enlarge(images: Tensor, factor: int) -> Tensor:
@@ -217,16 +132,7 @@ def enlarge(images: Tensor, factor: int) -> Tensor:
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (C, H, W) or (N, C, H, W) to (H', W') bilinearly with antialiasing; differentiable.
-
-    Pixels stay in [0, 1]. Raises InputError for another shape or a size below one.
-    """
-    if images.ndim not in (3, 4) or images.numel() == 0:
-        raise InputError(f"Images are (C, H, W) or (N, C, H, W), got {tuple(images.shape)}.")
-    if min(size) < 1:
-        raise InputError(f"size={size} must be at least one pixel each way.")
-    if tuple(images.shape[-2:]) == tuple(size):
-        return images
-    batch = images if images.ndim == 4 else images[None]
-    resized = F.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)
-    return (resized if images.ndim == 4 else resized[0]).clamp(0, 1)
+    """Resize (..., C, H, W) to (H', W') bilinearly with antialiasing; differentiable, within [0, 1]."""
+    batch = images.reshape(-1, *images.shape[-3:])
+    resized = F.interpolate(batch, size, mode="bilinear", antialias=True).clamp(0, 1)
+    return resized.reshape(*images.shape[:-2], *size)

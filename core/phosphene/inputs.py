@@ -1,4 +1,4 @@
-"""The input roles: how each is checked before work starts, and how it is made from what a person gives."""
+"""The input roles: how each is made from what a person gives, and how it is checked before work starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .batching import batch_size
-from .builtin.textures import TEXTURES, draw_texture
+from .builtin.textures import TEXTURES, load_texture
 from .datasets import Dataset, TensorDataset, open_dataset, stack
 from .errors import InputError, UnknownName
 from .images import find_images, read_image, resize
@@ -20,31 +20,29 @@ from .models import Model, load_model
 from .results import TrainedNetwork, load_result
 from .targets import parse_target
 
-#: Bundled pictures that the gallery shows: one scene of each of four classes.
-DEFAULT_IMAGES = "builtin:scenes/4"
 BUNDLED_STYLIZER = "builtin:shapes-styles"
+#: The inputs that stand before one, by name; what reads or checks a value knows them and the model.
+Given = Mapping[str, Any]
+Step = Callable[[Any, Model | None, Given], Any]
 
 
 @dataclass(frozen=True)
 class RoleKind:
-    """What a role needs: a check of finished values, and a way to make one from a person's.
+    """What a role needs: its finished type, what stands for one left out, reading what a person gives.
 
-    ``check(value, model, given)`` and ``make(value, model, given)`` see the inputs before theirs;
-    ``make`` is called with None for an input that was left out.
+    ``check(value, model, given)`` refuses a finished value that no method can work with.
     """
 
-    check: Callable[[Any, Model | None, Mapping[str, Any]], Any]
-    make: Callable[[Any, Model | None, Mapping[str, Any]], Any]
+    finished: type
+    default: Any
+    read: Step
+    check: Step
 
-
-# --- checks ----------------------------------------------------------------------------------
-
-
-def check_model(value: Any, model: Model | None, given: Mapping[str, Any]) -> Model:
-    if not isinstance(value, Model):
-        hint = "load_model(module, mean=..., std=...) makes one of your module"
-        raise InputError(f"a model must be a phosphene Model, not a {type(value).__name__}: {hint}")
-    return value
+    def make(self, value: Any, model: Model | None, given: Given) -> Any:
+        """A finished value of what a person gives; None for an input that was left out."""
+        if isinstance(value, self.finished):
+            return value
+        return self.read(self.default if value is None else value, model, given)
 
 
 def check_pixels(value: Any, channels: int | None = None) -> Tensor:
@@ -64,15 +62,10 @@ def check_pixels(value: Any, channels: int | None = None) -> Tensor:
     if not (low >= -1e-6 and high <= 1 + 1e-6):
         what = "are not all finite" if low != low or high != high else f"lie in [{low:.4g}, {high:.4g}]"
         raise InputError(f"pixels must lie in [0, 1], these {what}; normalisation happens inside the model")
-    return value.detach().clamp(0, 1) if low < 0 or high > 1 else value.detach()
+    return value.detach().clamp(0, 1)
 
 
-def check_images(value: Any, model: Model | None, given: Mapping[str, Any]) -> Tensor:
-    # A copy: the result keeps its pictures, whatever their owner does with his.
-    return _seen(value, model).clone()
-
-
-def _seen(value: Any, model: Model | None) -> Tensor:
+def _check_images(value: Any, model: Model | None, given: Given) -> Tensor:
     """Pictures that the model can take, where it is and in its precision."""
     if model is None:
         return check_pixels(value)
@@ -81,41 +74,33 @@ def _seen(value: Any, model: Model | None) -> Tensor:
     return images
 
 
-def check_labels(value: Any, model: Model | None, given: Mapping[str, Any]) -> Tensor:
-    images = given.get("images")
-    labels = value
-    if not isinstance(value, Tensor):
-        items = [value] if isinstance(value, (int, str)) else value
-        if not isinstance(items, Sequence) or not items or model is None:
-            raise InputError(f"labels must be class indices, one per image, not a {type(value).__name__}")
-        labels = torch.tensor([model.class_index(item) for item in items])
-    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise InputError(
-            f"labels must be class indices of shape (N,), not {tuple(labels.shape)} {labels.dtype}"
-        )
-    if isinstance(images, Tensor) and len(labels) != len(images):
-        raise InputError(f"{len(images)} images need as many labels, not {len(labels)}")
-    if model is not None:
-        labels = labels.to(model.device, torch.int64)
-        for index in labels.tolist():
-            model.class_index(index)
-    return labels.clone()
+def _check_labels(value: Any, model: Model | None, given: Given) -> Tensor:
+    items = value.tolist() if isinstance(value, Tensor) else value
+    items = [items] if isinstance(items, (int, str)) else items
+    if model is None or not isinstance(items, Sequence) or not items:
+        raise InputError(f"labels must be classes of a model, one per image, not a {type(value).__name__}")
+    indices = [model.class_index(item) for item in items]
+    _check_count(indices, given, "label")
+    return torch.tensor(indices, device=model.device)
 
 
-def check_target(value: Any, model: Model | None, given: Mapping[str, Any]) -> Any:
+def _check_target(value: Any, model: Model | None, given: Given) -> Any:
     if model is None:
         raise InputError("a target needs a model, given before it")
     target = parse_target(value, model)
-    images = given.get("images")
-    index = getattr(target, "index", None)
-    if isinstance(index, tuple) and isinstance(images, Tensor) and len(index) != len(images):
-        raise InputError(f"{len(images)} images need one class or one each, not {len(index)}")
+    if isinstance(index := getattr(target, "index", None), tuple):
+        _check_count(index, given, "class")
     return target
 
 
-def check_dataset(value: Any, model: Model | None, given: Mapping[str, Any]) -> Dataset:
+def _check_count(values: Sequence[Any], given: Given, what: str) -> None:
+    if "images" in given and len(values) != len(given["images"]):
+        raise InputError(f"{len(given['images'])} images need one {what} each, not {len(values)}")
+
+
+def _check_dataset(value: Any, model: Model | None, given: Given) -> Dataset:
     images = value.images if isinstance(value, TensorDataset) else value
-    dataset = TensorDataset(_seen(images, model)) if isinstance(images, Tensor) else value
+    dataset = TensorDataset(_check_images(images, model, given)) if isinstance(images, Tensor) else value
     if not isinstance(dataset, Dataset):
         raise InputError(f"a data set must be a phosphene Dataset or a tensor, not a {type(value).__name__}")
     if len(dataset) == 0:
@@ -123,35 +108,43 @@ def check_dataset(value: Any, model: Model | None, given: Mapping[str, Any]) -> 
     return dataset
 
 
-def check_stylizer(value: Any, model: Model | None, given: Mapping[str, Any]) -> TrainedNetwork:
-    if not isinstance(value, TrainedNetwork):
-        raise InputError(
-            f"needs what a training method gives, or its saved folder, not a {type(value).__name__}"
-        )
-    return value
-
-
-# --- making them from what a person gives ----------------------------------------------------
-
-
-def make_model(value: Any, model: Model | None, given: Mapping[str, Any]) -> Model:
-    if isinstance(value, Model):
+def _check_made(kind: type, how: str) -> Step:
+    def check(value: Any, model: Model | None, given: Given) -> Any:
+        if not isinstance(value, kind):
+            raise InputError(f"needs a {kind.__name__}, {how}, not a {type(value).__name__}")
         return value
-    return load_model("builtin:shapes-vgg" if value is None else value)
+
+    return check
 
 
-def make_images(value: Any, model: Model | None, given: Mapping[str, Any]) -> Any:
-    if isinstance(value, Tensor):
-        return value
-    value = DEFAULT_IMAGES if value is None else value
+def _read_model(value: Any, model: Model | None, given: Given) -> Model:
+    """A model by its URI, alone or with what else ``load_model`` is told, as results record it."""
+    if not isinstance(value, Mapping):
+        return load_model(value)
+    settings = {str(name): setting for name, setting in value.items()}
+    uri = settings.pop("uri", None)
+    if not isinstance(uri, str):
+        raise InputError('a model with settings is {"uri": "scheme:name", "weights": ..., ...}')
+    try:
+        return load_model(uri, **settings)
+    except TypeError as error:
+        raise InputError(f"{uri} cannot be loaded with {settings}: {error}") from error
+
+
+def read_images(value: Any, model: Model | None = None) -> Tensor:
+    """Pictures (N, C, H, W) in [0, 1] as ``run`` reads them: a path, several, a folder, ``builtin:scenes/8``.
+
+    They come as ``model`` was trained on them; without one at their own size, which must be the same.
+    Raises InputError for what is no picture.
+    """
     if isinstance(value, str) and value.startswith("builtin:"):
-        dataset = make_dataset(value, model, given)
+        dataset = _read_dataset(value, model, {})
         return dataset.read(range(len(dataset)))
-    pictures = []
+    paths: list[Any] = []
     for item in _several(value):
-        paths = find_images(item) if isinstance(item, (str, Path)) and Path(item).is_dir() else [item]
-        pictures += [read_image(path) if model is None else model.transform(path) for path in paths]
-    return stack(pictures)
+        paths += find_images(item) if isinstance(item, (str, Path)) and Path(item).is_dir() else [item]
+    read = read_image if model is None else model.transform
+    return stack([read(path) for path in paths])
 
 
 def _several(value: Any) -> list[Any]:
@@ -162,47 +155,41 @@ def _several(value: Any) -> list[Any]:
     return items
 
 
-def make_labels(value: Any, model: Model | None, given: Mapping[str, Any]) -> Any:
-    """Names, indices, or where there are none what the model itself says of the images."""
+def _read_labels(value: Any, model: Model | None, given: Given) -> Any:
+    """Names or numbers as they are; where there are none what the model itself says of the images."""
     if value is not None or model is None:
         return value
-    images = check_images(given["images"], model, given)
+    images = _check_images(given["images"], model, given)
     with model.guard(), torch.no_grad():
         return torch.cat([model(some).argmax(1) for some in images.split(batch_size(model))])
 
 
-def make_target(value: Any, model: Model | None, given: Mapping[str, Any]) -> Any:
+def _read_target(value: Any, model: Model | None, given: Given) -> Any:
     """As it is; where there is none and no image either to predict one of, the first five classes."""
     if value is None and model is not None and "images" not in given:
         return tuple(range(min(5, model.class_count)))
     return value
 
 
-def make_dataset(value: Any, model: Model | None, given: Mapping[str, Any]) -> Dataset:
-    size = (64, 64) if model is None else model.input_size[1:]
-    transform = read_image if model is None else model.transform
-    return open_dataset(value if value is not None else "builtin:scenes", transform, size)
+def _read_dataset(value: Any, model: Model | None, given: Given) -> Dataset:
+    if model is None:
+        return open_dataset(value, read_image, (64, 64))
+    return open_dataset(value, model.transform, model.input_size[1:])
 
 
-def make_texture(value: Any, model: Model | None, given: Mapping[str, Any]) -> Any:
+def _read_texture(value: Any, model: Model | None, given: Given) -> Tensor:
     """Sample pictures at their own size, the longer side at most 256 pixels."""
-    if isinstance(value, Tensor):
-        return value
-    value = f"builtin:{TEXTURES[0]}" if value is None else value
     return stack([_drawn_or_read(item) for item in _several(value)])
 
 
-def make_styles(value: Any, model: Model | None, given: Mapping[str, Any]) -> Any:
+def _read_styles(value: Any, model: Model | None, given: Given) -> Tensor:
     """Style pictures, each cropped to its central square and resized to 128 x 128."""
-    if isinstance(value, Tensor):
-        return value
     squares = []
-    for item in _several([f"builtin:{name}" for name in TEXTURES[:4]] if value is None else value):
-        picture = _drawn_or_read(item)
+    for picture in map(_drawn_or_read, _several(value)):
         side = min(picture.shape[1:])
         top, left = (picture.shape[1] - side) // 2, (picture.shape[2] - side) // 2
         squares.append(resize(picture[:, top : top + side, left : left + side], (128, 128)))
-    return torch.stack(squares)
+    return stack(squares)
 
 
 def _drawn_or_read(value: Any) -> Tensor:
@@ -210,17 +197,15 @@ def _drawn_or_read(value: Any) -> Tensor:
         name = value.removeprefix("builtin:")
         if name not in TEXTURES:
             raise UnknownName("bundled texture", name, TEXTURES)
-        return draw_texture(name)
+        return load_texture(name)
     picture = read_image(value)
     shrink = min(1.0, 256 / max(picture.shape[1:]))
     height, width = (max(1, round(side * shrink)) for side in picture.shape[1:])
     return resize(picture, (height, width))
 
 
-def make_stylizer(value: Any, model: Model | None, given: Mapping[str, Any]) -> Any:
-    if isinstance(value, TrainedNetwork):
-        return value
-    if value is None or value == BUNDLED_STYLIZER:
+def _read_stylizer(value: Any, model: Model | None, given: Given) -> Any:
+    if value == BUNDLED_STYLIZER:
         bundled = load_result(Path(__file__).parent / "builtin" / "weights" / "shapes-styles")
         return dataclasses.replace(bundled, uri=BUNDLED_STYLIZER)  # not where this machine has it
     if not isinstance(value, (str, Path)):
@@ -228,13 +213,27 @@ def make_stylizer(value: Any, model: Model | None, given: Mapping[str, Any]) -> 
     return load_result(value)
 
 
+_STYLES = [f"builtin:{name}" for name in TEXTURES[:4]]
+#: Every role by name. The bundled pictures are one scene of each of four classes.
 ROLES: dict[str, RoleKind] = {
-    "model": RoleKind(check_model, make_model),
-    "images": RoleKind(check_images, make_images),
-    "labels": RoleKind(check_labels, make_labels),
-    "target": RoleKind(check_target, make_target),
-    "dataset": RoleKind(check_dataset, make_dataset),
-    "texture": RoleKind(check_images, make_texture),
-    "styles": RoleKind(check_images, make_styles),
-    "stylizer": RoleKind(check_stylizer, make_stylizer),
+    "model": RoleKind(
+        Model,
+        "builtin:shapes-vgg",
+        _read_model,
+        _check_made(Model, "which load_model(module, mean=..., std=...) makes of a module of yours"),
+    ),
+    "images": RoleKind(
+        Tensor, "builtin:scenes/4", lambda value, model, given: read_images(value, model), _check_images
+    ),
+    "labels": RoleKind(Tensor, None, _read_labels, _check_labels),
+    "target": RoleKind(Tensor, None, _read_target, _check_target),
+    "dataset": RoleKind(Dataset, "builtin:scenes", _read_dataset, _check_dataset),
+    "texture": RoleKind(Tensor, _STYLES[0], _read_texture, _check_images),
+    "styles": RoleKind(Tensor, _STYLES, _read_styles, _check_images),
+    "stylizer": RoleKind(
+        TrainedNetwork,
+        BUNDLED_STYLIZER,
+        _read_stylizer,
+        _check_made(TrainedNetwork, "which a training method gives"),
+    ),
 }

@@ -17,24 +17,19 @@ class Localization:
     """
 
     count: int
+    radius: int
     inside: float
     near: float
     chance_inside: float
     chance_near: float
-    radius: int
 
 
 def localization(heat: Tensor, masks: Tensor, *, radius: int = 4) -> Localization:
     """The pointing game: ``heat`` (N, H, W), higher is hotter; ``masks`` (N, H, W) bool, the objects."""
     grown = dilated(masks, radius)
     peaks = heat.flatten(1).argmax(1, keepdim=True)
-
-    def hit(places: Tensor) -> float:
-        return float(places.flatten(1).gather(1, peaks).double().mean())
-
-    return Localization(
-        len(heat), hit(masks), hit(grown), float(masks.double().mean()), float(grown.double().mean()), radius
-    )
+    hits = [places.flatten(1).gather(1, peaks) for places in (masks, grown)]
+    return Localization(len(heat), radius, *(float(t.double().mean()) for t in (*hits, masks, grown)))
 
 
 def dilated(masks: Tensor, radius: int) -> Tensor:

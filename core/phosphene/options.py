@@ -1,158 +1,162 @@
-"""Parameters as a command line writes them, and back again, by their JSON schema."""
+"""Parameters as a command line writes them: read by their pydantic fields, told of by their JSON schemas."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from fractions import Fraction
-from typing import Any
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-Schema = Mapping[str, Any]
+from pydantic import ValidationError
 
-_JSON_KINDS = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
-_SHOWN_KINDS = {
-    "boolean": "true|false", "integer": "INT", "number": "FLOAT", "string": "TEXT", "null": "none",
-}  # fmt: skip
+from .errors import InputError, UnknownName
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
 
-def parameter_schemas(schema: Schema) -> dict[str, Schema]:
-    """Each parameter's own schema out of a method's, references resolved."""
-    definitions = schema.get("$defs", {})
+    D = TypeVar("D", bound=BaseModel)
 
-    def resolved(part: Any) -> Any:
-        if isinstance(part, Mapping):
-            if "$ref" in part:
-                rest = {k: v for k, v in part.items() if k != "$ref"}
-                return resolved({**definitions[part["$ref"].rpartition("/")[2]], **rest})
-            return {k: resolved(v) for k, v in part.items()}
-        return [resolved(p) for p in part] if isinstance(part, list) else part
-
-    return {name: resolved(part) for name, part in schema.get("properties", {}).items()}
+#: What options mean in every run; an input or parameter of such a name gets its method's before it.
+TAKEN = {"batch_size", "debug", "device", "events", "help", "image", "json", "out", "pretrained", "quiet"}
+TAKEN |= {"weights"}
+_KINDS = {"boolean": "true|false", "integer": "INT", "number": "FLOAT", "string": "TEXT", "null": "none"}
+#: What pydantic says of its own insides.
+_SAID = dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "should be a mapping of keys")
+_BOUNDS = {"exclusiveMinimum": "> {}", "minimum": ">= {}", "exclusiveMaximum": "< {}", "maximum": "<= {}"}
+_BOUNDS |= {"minItems": "at least {} items", "maxItems": "at most {} items"}
 
 
-def option_name(name: str) -> str:
-    """``step_size`` -> ``step-size``."""
-    return name.strip("_").replace("_", "-")
+def option_name(name: str, method: str) -> str:
+    """The option of a method's input or parameter: ``step_size`` -> ``--step-size``."""
+    if name == "images":
+        return "--image"
+    return "--" + (f"{method}_{name}" if name in TAKEN else name).strip("_").replace("_", "-")
 
 
-def is_flag(schema: Schema) -> bool:
-    """Whether a parameter is written ``--x`` or ``--no-x``."""
-    return _kinds(schema) == {"boolean"}
-
-
-def read_option(texts: Sequence[str], schema: Schema) -> Any:
-    """A parameter's value from what was written for it, once or repeatedly.
+def read_option(text: str, field: FieldInfo) -> Any:
+    """A parameter's value from what was written for it.
 
     Lists are ``a,b`` or JSON, mappings ``a=1,b=2`` or JSON, nothing is ``none``, and a number may
-    be a fraction (``8/255``). What fits nothing stays text, for the validation to speak about.
+    be a fraction (``8/255``). What fits nothing is left for the method's validation to speak about.
     """
-    values = [_read(text, schema) for text in texts]
-    if len(values) == 1 or not _kinds(schema) & {"array", "object"}:
-        return values[-1]
-    if all(isinstance(v, dict) for v in values):
-        return {key: item for value in values for key, item in value.items()}
-    return [item for value in values for item in (value if isinstance(value, list) else [value])]
+    from pydantic import TypeAdapter  # late, so that the command line's help need not wait for it
+
+    readings: list[Any] = [None] if text.lower() == "none" else []
+    with suppress(ValueError):
+        readings.append(json.loads(text))
+    items = [item.strip() for item in text.split(",")] if text else []
+    if len(items) != 1:
+        readings += [items, list(map(_fraction, items))]
+    if "=" in text:
+        pairs = [item.partition("=") for item in items]
+        readings.append({name.strip(): _fraction(value.strip()) for name, _, value in pairs})
+    readings += [_fraction(text), text, [text]]
+    adapter, failed = TypeAdapter(field.rebuild_annotation()), []
+    for value in readings:
+        try:
+            return adapter.validate_python(value)
+        except ValidationError as error:
+            failed.append((max(len(fault["loc"]) for fault in error.errors()), value))
+    return max(failed, key=itemgetter(0))[1]  # what came furthest in
 
 
-def _read(text: str, schema: Schema) -> Any:
-    kinds = _kinds(schema)
-    if kinds == {"string"}:
-        return text
-    if "null" in kinds and text.lower() == "none":
-        return None
+def _fraction(text: str) -> Any:
+    return float(Fraction(text)) if re.fullmatch(r"-?\d+/[1-9]\d*", text) else text
+
+
+#: Where something stands in a document: keys and numbers of entries, outermost first.
+Place = tuple[int | str, ...]
+
+
+def read_document(kind: type[D], document: Any, where: Callable[[Place], str]) -> D:
+    """What a program or a person wrote, as the pydantic model that says what may be written.
+
+    ``where`` says of a place in it how to find it ("plan.yaml, line 7"). Raises InputError with a
+    sentence for each fault; of a key that does not exist it tells the nearest that does.
+    """
     try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    kind = _JSON_KINDS.get(type(value))
-    if kind in kinds or (kind in ("integer", "number") and kinds & {"integer", "number"}):
-        return value
-    if "number" in kinds and re.fullmatch(r"-?\d+/[1-9]\d*", text):
-        return float(Fraction(text))
-    if "object" in kinds and "=" in text:
-        pairs = (pair.partition("=") for pair in text.split(","))
-        return {k.strip(): _read(v.strip(), _part(schema, "additionalProperties")) for k, _, v in pairs}
-    if "array" in kinds and ("string" not in kinds or "," in text):
-        items = _part(schema, "items")
-        return [_read(item.strip(), items) for item in text.split(",")] if text else []
-    return text
+        return kind.model_validate(document)
+    except ValidationError as error:
+        told: dict[Place, str] = {}
+        for fault in error.errors():
+            loc = fault["loc"]
+            place = loc if fault["type"] == "missing" else _known_part(document, loc)
+            if place in told:  # of several kinds of value none is right
+                told[place] += f" or {_said(fault).removeprefix('should be ')}"
+            elif fault["type"] == "extra_forbidden":
+                told[place] = f"{where(place)}: {UnknownName('key', loc[-1], _keys(kind, loc[:-1]))}"
+            else:
+                told[place] = f"{where(place)}: {fault_text({**fault, 'loc': place})}"
+        raise InputError("\n".join(told.values())) from None
 
 
-def write_option(name: str, value: Any, schema: Schema) -> list[str]:
-    """The words that ``read_option`` reads back as ``value``."""
-    value = json.loads(json.dumps(value))  # tuples as lists
-    if is_flag(schema):
-        return [f"--{option_name(name)}" if value else f"--no-{option_name(name)}"]
-    for text in (_plain(value), json.dumps(value)):
-        if _read(text, schema) == value:
-            break
-    # Written with "=", so that a value that begins with a dash is not taken for an option.
-    return [f"--{option_name(name)}={text}"] if text.startswith("-") else [f"--{option_name(name)}", text]
+def _known_part(document: Any, place: Place) -> Place:
+    """As much of a place as the document has: pydantic also names the kind of value that it tried."""
+    for count, step in enumerate(place):
+        try:
+            document = document[step]
+        except (KeyError, IndexError, TypeError):
+            return place[:count]
+    return place
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(map(_plain, value))
+def _keys(kind: Any, place: Place) -> Iterable[str]:
+    """The keys that may stand at a place: a list's item has its kind's, a field its annotation's."""
+    for step in place:
+        kind = get_args(kind)[0] if isinstance(step, int) else kind.model_fields[step].annotation
+    return kind.model_fields  # type: ignore[no-any-return]
+
+
+def fault_text(fault: Mapping[str, Any]) -> str:
+    """One of pydantic's errors in words: ``eps=5000 should be less than or equal to 1``."""
+    name = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "missing":
+        return f"{name!r} is missing"
+    return f"{name}={fault['input']!r:.80} {_said(fault)}".removeprefix("=")
+
+
+def _said(fault: Mapping[str, Any]) -> str:
+    said = re.sub("^(Value error,|Input|Value|List|Tuple) | after validation", "", fault["msg"])
+    return _SAID.get(fault["type"], said[0].lower() + said[1:])
+
+
+def plain(value: Any) -> str:
+    """A value as a person would write it; ``read_option`` reads most of these back."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(plain, value))
     if isinstance(value, dict):
-        return ",".join(f"{k}={_plain(v)}" for k, v in value.items())
+        return ",".join(f"{k}={plain(v)}" for k, v in value.items())
     return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
-def _kinds(schema: Schema) -> set[str]:
-    if "anyOf" in schema:
-        return set().union(*map(_kinds, schema["anyOf"]))
-    if "enum" in schema or "const" in schema:
-        values = schema.get("enum", [schema.get("const")])
-        return {"null" if v is None else _JSON_KINDS[type(v)] for v in values}
-    kind = schema.get("type", ["null", "boolean", "integer", "number", "string", "array", "object"])
-    return {kind} if isinstance(kind, str) else set(kind)
-
-
-def _part(schema: Schema, key: str) -> Schema:
-    """The schema of a list's items or a mapping's values; an empty one allows anything."""
-    for option in (schema, *schema.get("anyOf", ())):
-        if isinstance(option.get(key), Mapping):
-            found: Schema = option[key]
-            return found
-        if key == "items" and option.get("prefixItems"):
-            return {"anyOf": option["prefixItems"]}
-    return {}
-
-
-def kind_text(schema: Schema) -> str:
+def kind_text(schema: Mapping[str, Any]) -> str:
     """What kind of value a parameter takes, in a word: ``FLOAT``, ``linf|l2``, ``TEXT,...``."""
     if "anyOf" in schema:
-        return "|".join(dict.fromkeys(kind_text(s) for s in schema["anyOf"]))
+        return "|".join(dict.fromkeys(map(kind_text, schema["anyOf"])))
     if "enum" in schema or "const" in schema:
-        return "|".join(map(_plain, schema.get("enum", [schema.get("const")])))
-    kind = schema.get("type", "")
-    if kind == "array":
-        return f"{kind_text(_part(schema, 'items'))},..."
-    if kind == "object":
-        return f"NAME={kind_text(_part(schema, 'additionalProperties'))},..."
-    return _SHOWN_KINDS.get(kind, "JSON")
+        return "|".join(map(plain, schema.get("enum", [schema.get("const")])))
+    if schema.get("type") == "array":
+        return kind_text(schema.get("items") or {"anyOf": schema.get("prefixItems", [{}])}) + ",..."
+    if schema.get("type") == "object":
+        values = schema.get("additionalProperties")
+        return f"NAME={kind_text(values if isinstance(values, dict) else {})},..."
+    return _KINDS.get(schema.get("type", ""), "JSON")
 
 
-def bounds_text(schema: Schema) -> str:
+def bounds_text(schema: Mapping[str, Any]) -> str:
     """A parameter's bounds, ``> 0, <= 1``; empty where there are none worth a word."""
-    words = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
-    words |= {"minItems": "at least", "maxItems": "at most"}
-    found = []
-    for part in (schema, *schema.get("anyOf", ())):
-        for key, word in words.items():
-            if key in part and abs(part[key]) < 2**53:  # a seed's upper bound tells nobody anything
-                found.append(f"{word} {part[key]}" + (" items" if "Items" in key else ""))
-        if isinstance(part.get("items"), Mapping) and (inner := bounds_text(part["items"])):
-            found.append(f"each {inner}")
-    return ", ".join(found)
+    parts = (schema, *schema.get("anyOf", ()))
+    # A seed's upper bound tells nobody anything.
+    found = [t.format(p[key]) for p in parts for key, t in _BOUNDS.items() if key in p and p[key] < 2**53]
+    inner = [bounds_text(p["items"]) for p in parts if p.get("items")]
+    return ", ".join(found + [f"each {bounds}" for bounds in inner if bounds])
 
 
-def default_text(schema: Schema) -> str:
-    """A parameter's default as a person would write it; empty where it is none or must be given."""
-    value = schema.get("default")
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "" if value is None else _plain(value)
+def default_text(schema: Mapping[str, Any]) -> str:
+    """A parameter's default as a person would write it."""
+    value = schema.get("default", "required")
+    return f"{value:.4g}" if isinstance(value, float) else plain(value)

@@ -10,41 +10,37 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from .bars import progress
 from .errors import DivergenceError, InputError, UnknownName
-from .progress import progress
 
 PerImage = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> numbers (N,)
 Transform = Callable[[Tensor, Generator], Tensor]
 AfterStep = Callable[[Tensor, Tensor, int], Tensor]
 Optimizer = Literal["adam", "sgd", "normalized-sgd", "lbfgs"]
 
-# ------------------------------------------------------------------ parametrisations
-
 
 class Parametrization(ABC):
-    """What is optimised in an image's stead; dimension 0 of every parameter is the image."""
+    """What is optimised in an image's stead."""
 
-    @abstractmethod
-    def parameters(self) -> list[Tensor]:
-        """The leaf tensors to optimise, each (N, ...), requiring gradients."""
+    #: The leaf to optimise, (N, ...), requiring gradients; row i makes image i.
+    parameter: Tensor
 
     @abstractmethod
     def image(self) -> Tensor:
-        """The images (N, C, H, W) they stand for, in [0, 1], on the graph."""
+        """The images (N, C, H, W) that the parameter stands for, in [0, 1], on the graph."""
 
     def project(self) -> None:  # noqa: B027  (most parametrisations have nothing to project)
-        """Bring the parameters back to where they are allowed; called after every step."""
+        """Bring the parameter back to where it is allowed; called after every step."""
 
     def assign(self, images: Tensor) -> None:
-        """Set the parameters so that `image` gives these images (N, C, H, W)."""
+        """Set the parameter so that `image` gives these images (N, C, H, W)."""
         raise InputError(f"{type(self).__name__} cannot take pixels, so nothing may edit them.")
 
 
@@ -55,25 +51,18 @@ class PixelImage(Parametrization):
     """
 
     def __init__(self, init: Tensor) -> None:
-        if init.ndim != 4 or init.numel() == 0 or not init.is_floating_point():
-            raise InputError(f"Needs floats (N, C, H, W), got {tuple(init.shape)} {init.dtype}.")
-        if not bool(((init >= -1e-6) & (init <= 1 + 1e-6)).all()):  # NaN fails this, too
-            raise InputError("Pixels must lie in [0, 1].")
-        self.pixels = init.detach().clone().clamp_(0, 1).requires_grad_()
-
-    def parameters(self) -> list[Tensor]:
-        return [self.pixels]
+        self.parameter = _checked(init).requires_grad_()
 
     def image(self) -> Tensor:
-        return self.pixels
+        return self.parameter
 
     @torch.no_grad()
     def project(self) -> None:
-        self.pixels.clamp_(0, 1)
+        self.parameter.clamp_(0, 1)
 
     @torch.no_grad()
     def assign(self, images: Tensor) -> None:
-        self.pixels.copy_(images).clamp_(0, 1)
+        self.parameter.copy_(images).clamp_(0, 1)
 
 
 #: Square root of the covariance of ImageNet's colours, published with lucid (Olah et al. 2017).
@@ -83,70 +72,49 @@ _COLOUR_SQRT = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 class FourierImage(Parametrization):
     """A spectrum whose frequencies are weighed like a natural image's, squashed by a sigmoid.
 
-    image = sigmoid(M irfft2(s / max(f, 1/max(H, W))^decay) / 4), with f in cycles per pixel, the
-    orthonormal transform, and M the colour covariance's square root over its largest column norm
-    (three channels, ``decorrelate=True``; else the identity). The spectrum s (N, C, H, W//2 + 1)
-    starts as Gaussian noise of standard deviation sd per real and imaginary part, the same for
-    every image of the batch. Every size and any number of channels will do.
+    image = sigmoid(M irfft2(s / max(f, 1/max(H, W))^decay) / 4), with s the spectrum
+    (N, C, H, W//2 + 1), f in cycles per pixel, the orthonormal transform, and M the colour
+    covariance's square root over its largest column norm (the identity unless C is 3).
+    init: (N, C, H, W) of any size, met exactly where pixels lie in [1e-4, 1 - 1e-4]; errors as above.
     Source: Olah, Mordvintsev, Schubert, "Feature Visualization", Distill 2017.
-    Raises InputError for a shape that is not (N, C, H, W).
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, int, int, int],
-        *,
-        seed: int | None,
-        sd: float = 0.01,
-        decay: float = 1.0,
-        decorrelate: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        if len(shape) != 4 or min(shape) < 1:
-            raise InputError(f"The shape must be (N, C, H, W), got {tuple(shape)}.")
-        count, channels, height, width = shape
-        self.size = (height, width)
+    def __init__(self, init: Tensor, *, decay: float = 1.0) -> None:
+        count, channels, height, self.width = _checked(init).shape
         # rfftfreq has the W//2 + 1 columns irfft reads, also where W is odd
         down = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
-        across = torch.fft.rfftfreq(width, dtype=torch.float64)
-        frequency = torch.hypot(down, across).clamp_min(1 / max(self.size))
-        self.scale = (frequency**-decay).to(device, dtype)
+        across = torch.fft.rfftfreq(self.width, dtype=torch.float64)
+        frequency = torch.hypot(down, across).clamp_min(1 / max(height, self.width))
+        self.scale = (frequency**-decay).to(init)
         mix = torch.eye(channels, dtype=torch.float64)
-        if decorrelate and channels == 3:
+        if channels == 3:
             mix = torch.tensor(_COLOUR_SQRT, dtype=torch.float64)
             mix /= mix.norm(dim=0).max()
-        self.mix, self.unmix = mix.to(device, dtype), torch.linalg.inv(mix).to(device, dtype)
-        draw = torch.randn((1, channels, *self.scale.shape, 2), generator=_generator(seed)) * sd
-        spectrum = draw.to(device, dtype).expand(count, -1, -1, -1, -1)
-        self.spectrum = spectrum.clone().requires_grad_()
-
-    @classmethod
-    def of(cls, images: Tensor, *, decay: float = 1.0, decorrelate: bool = True) -> FourierImage:
-        """The spectrum of given images (N, C, H, W), exact where pixels lie in [1e-4, 1 - 1e-4]."""
-        count, channels, height, width = PixelImage(images).pixels.shape  # the same demands
-        like: dict[str, Any] = {"device": images.device, "dtype": images.dtype}
-        shape = (count, channels, height, width)
-        made = cls(shape, seed=0, sd=0, decay=decay, decorrelate=decorrelate, **like)
-        made.assign(images)
-        return made
-
-    def parameters(self) -> list[Tensor]:
-        return [self.spectrum]
+        self.mix, self.unmix = mix.to(init), torch.linalg.inv(mix).to(init)
+        self.parameter = init.new_zeros(count, channels, *self.scale.shape, 2).requires_grad_()
+        self.assign(init)
 
     def image(self) -> Tensor:
-        spectrum = self.scale * torch.view_as_complex(self.spectrum)
+        spectrum = self.scale * torch.view_as_complex(self.parameter)
         # one dimension at a time: what irfft2 makes of a spectrum that no real image has differs
         # between FFT libraries
         columns = torch.fft.ifft(spectrum, dim=-2, norm="ortho")
-        signal = torch.fft.irfft(columns, n=self.size[1], dim=-1, norm="ortho") / 4
+        signal = torch.fft.irfft(columns, n=self.width, dim=-1, norm="ortho") / 4
         return torch.einsum("ij,njhw->nihw", self.mix, signal).sigmoid()
 
     @torch.no_grad()
     def assign(self, images: Tensor) -> None:
-        logits = torch.logit(images, eps=1e-4)
-        signal = torch.einsum("ij,njhw->nihw", self.unmix, logits) * 4
-        self.spectrum.copy_(torch.view_as_real(torch.fft.rfft2(signal, norm="ortho") / self.scale))
+        signal = torch.einsum("ij,njhw->nihw", self.unmix, torch.logit(images, eps=1e-4)) * 4
+        self.parameter.copy_(torch.view_as_real(torch.fft.rfft2(signal, norm="ortho") / self.scale))
+
+
+def _checked(images: Tensor) -> Tensor:
+    """A copy of the images, which must be such."""
+    if images.ndim != 4 or images.numel() == 0 or not images.is_floating_point():
+        raise InputError(f"Needs floats (N, C, H, W), got {tuple(images.shape)} {images.dtype}.")
+    if not bool(((images >= -1e-6) & (images <= 1 + 1e-6)).all()):  # NaN fails this, too
+        raise InputError("Pixels must lie in [0, 1].")
+    return images.detach().clone(memory_format=torch.contiguous_format).clamp_(0, 1)
 
 
 def _generator(seed: int | None) -> Generator:
@@ -156,49 +124,35 @@ def _generator(seed: int | None) -> Generator:
     return generator
 
 
+def _colour(center: float | Tensor, images: Tensor) -> Tensor:
+    """A number or a colour (C,) as something that broadcasts against (N, C, H, W)."""
+    return torch.as_tensor(center, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)
+
+
 def noise(
-    shape: tuple[int, int, int, int],
-    *,
-    seed: int | None,
-    mean: float | Tensor = 0.5,
-    sd: float | Tensor = 0.1,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
+    shape: Iterable[int], *, seed: int | None, mean: float | Tensor = 0.5, sd: float | Tensor = 0.1
 ) -> Tensor:
     """Gaussian noise images (N, C, H, W), clipped into [0, 1]: the usual start.
 
     All images of the batch get the same noise, so that a batch gives what its images give alone.
-    mean, sd: a number or a colour (C,) each.
+    mean, sd: a number or a colour (C,) each; of the mean's precision, on its device.
     """
-    draw = torch.randn((1, *shape[1:]), generator=_generator(seed)).to(device, dtype)
-    return (_colour(mean, draw) + _colour(sd, draw) * draw).clamp(0, 1).expand(shape).clone()
-
-
-# ------------------------------------------------------------------ regularisers
-
-
-def _colour(center: float | Tensor, images: Tensor) -> Tensor:
-    """A number or a colour (C,) as something that broadcasts against (N, C, H, W)."""
-    center = torch.as_tensor(center, dtype=images.dtype, device=images.device)
-    return center.view(1, -1, 1, 1) if center.ndim == 1 else center
+    count, *size = shape
+    draw = torch.randn(1, *size, generator=_generator(seed)).to(torch.as_tensor(mean))
+    return (_colour(mean, draw) + _colour(sd, draw) * draw).clamp(0, 1).repeat(count, 1, 1, 1)
 
 
 def l2_penalty(images: Tensor, center: float | Tensor = 0.5) -> Tensor:
-    """||I - center||^2 of each image (N,), with center a number or a colour (C,).
-
-    The seed's regulariser is R(I) = -lambda times this (lecture 21.6.1).
-    """
+    """||I - center||^2 of each image (N,), center a number or a colour (C,): the seed's (lecture 21.6.1)."""
     return (images - _colour(center, images)).square().sum((1, 2, 3))
 
 
 def total_variation(images: Tensor, beta: float = 2.0) -> Tensor:
-    """Sum of (dx^2 + dy^2)^(beta/2) over channels and the (H-1) x (W-1) corners: (N,).
+    """Sum of (dx^2 + dy^2)^(beta/2) over channels and the (H-1) x (W-1) corners: (N,), beta > 0.
 
     Differentiable everywhere; where an image is flat the gradient is 0, also for beta < 2.
-    Source: Mahendran and Vedaldi 2015 (lecture 21.9). Raises InputError unless beta > 0.
+    Source: Mahendran and Vedaldi 2015 (lecture 21.9).
     """
-    if not beta > 0:
-        raise InputError(f"beta={beta} must be positive.")
     corner = images[..., :-1, :-1]
     square = (images[..., :-1, 1:] - corner).square() + (images[..., 1:, :-1] - corner).square()
     steep = square > 0
@@ -208,13 +162,7 @@ def total_variation(images: Tensor, beta: float = 2.0) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
-    """Blur (N, C, H, W) by a Gaussian of sigma pixels, cut at 4 sigma, edges mirrored.
-
-    Equals ``scipy.ndimage.gaussian_filter(truncate=4, mode="reflect")`` of each channel.
-    Raises InputError if sigma is negative.
-    """
-    if not sigma >= 0:
-        raise InputError(f"sigma={sigma} must not be negative.")
+    """Blur (N, C, H, W) by a Gaussian of sigma >= 0 pixels: SciPy's ``gaussian_filter(mode="reflect")``."""
     radius = int(4 * sigma + 0.5)
     if radius == 0:
         return images
@@ -230,35 +178,26 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     return planes.reshape(images.shape)
 
 
-def clip_small_norm(images: Tensor, percentile: float, center: float | Tensor = 0.5) -> Tensor:
-    """Set the pixels that differ least from center to center: (N, C, H, W) -> the same.
-
-    A pixel's size is its norm ||x - center|| over the channels; those below that percentile (0 to
-    100) of their own image go. Source: Yosinski et al. 2015. Raises InputError for the percentile.
-    """
-    size = torch.linalg.vector_norm(images - _colour(center, images), dim=1, keepdim=True)
-    return _clip_smallest(images, size, percentile, center)
-
-
-def clip_small_contribution(
-    images: Tensor, gradient: Tensor, percentile: float, center: float | Tensor = 0.5
+def clip_smallest(
+    images: Tensor, percentile: float, center: float | Tensor = 0.5, *, gradient: Tensor | None = None
 ) -> Tensor:
-    """The same by what a pixel matters: |sum_c (x - center) g|, the objective's first-order loss.
+    """Set the pixels that matter least to center: (N, C, H, W) -> the same.
 
-    ``gradient`` (N, C, H, W) is the objective's. Source and errors as for ``clip_small_norm``.
+    A pixel matters by its norm ||x - center|| over the channels or, given the objective's gradient g
+    (N, C, H, W), by its contribution |sum_c (x - center) g|; those below that percentile (0 to 100)
+    of their own image go. Source: Yosinski et al. 2015.
     """
-    size = ((images - _colour(center, images)) * gradient).sum(1, keepdim=True).abs()
-    return _clip_smallest(images, size, percentile, center)
-
-
-def _clip_smallest(images: Tensor, size: Tensor, percentile: float, center: float | Tensor) -> Tensor:
-    if not 0 <= percentile <= 100:
-        raise InputError(f"percentile={percentile} must lie in [0, 100].")
+    away = images - _colour(center, images)
+    size = away.norm(dim=1, keepdim=True)
+    if gradient is not None:
+        size = (away * gradient).sum(1, keepdim=True).abs()
     least = torch.quantile(size.flatten(1), percentile / 100, dim=1).view(-1, 1, 1, 1)
     return torch.where(size < least, _colour(center, images), images)
 
 
-# ------------------------------------------------------------------ transforms
+def gram(features: Tensor) -> Tensor:
+    """Gram matrices G = F F^T / (H W) of features (N, C, H, W): (N, C, C), scaled as in Gatys's code."""
+    return torch.einsum("nchw,ndhw->ncd", features, features) / features[0, 0].numel()
 
 
 def jitter(images: Tensor, generator: Generator, *, pixels: int) -> Tensor:
@@ -267,67 +206,20 @@ def jitter(images: Tensor, generator: Generator, *, pixels: int) -> Tensor:
     return torch.roll(images, (down, across), (-2, -1))
 
 
-def random_scale(images: Tensor, generator: Generator, *, low: float, high: float) -> Tensor:
-    """Magnify all images about their centre by one random factor in [low, high]; same size."""
-    factor = low + (high - low) * float(torch.rand((), generator=generator))
-    return _turn(images, 1 / factor, 0.0)
-
-
-def random_rotate(images: Tensor, generator: Generator, *, degrees: float) -> Tensor:
-    """Turn all images about their centre by one random angle of up to so many degrees."""
-    angle = math.radians(degrees) * (2 * float(torch.rand((), generator=generator)) - 1)
-    return _turn(images, 1.0, angle)
-
-
-def _turn(images: Tensor, factor: float, angle: float) -> Tensor:
-    height, width = images.shape[-2:]
-    cos, sin = factor * math.cos(angle), factor * math.sin(angle)
-    # grid coordinates run from -1 to 1 either way, so an oblong image needs its proportions
-    rows = [[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]]
-    matrix = images.new_tensor([rows]).expand(len(images), -1, -1)
-    where = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    return F.grid_sample(images, where, padding_mode="reflection", align_corners=False)
-
-
-def gram(features: Tensor, normalize: Literal["positions", "none", "elements"] = "positions") -> Tensor:
-    """Gram matrices G = F F^T of features (N, C, H, W): (N, C, C).
-
-    normalize: "positions" divides by H W (Gatys's texture code), "elements" by C H W (Johnson),
-    "none" by nothing (lecture 21.11.2). Raises InputError for another name or shape.
-    """
-    if features.ndim != 4:
-        raise InputError(f"Features are (N, C, H, W), got {tuple(features.shape)}.")
-    positions = features.shape[2] * features.shape[3]
-    divisors = {"none": 1, "positions": positions, "elements": features.shape[1] * positions}
-    if normalize not in divisors:
-        raise InputError(f"normalize={normalize!r} must be one of {', '.join(divisors)}.")
-    rows = features.flatten(2)
-    return rows @ rows.transpose(1, 2) / divisors[normalize]
-
-
-# ------------------------------------------------------------------ the loop
-
-
-@dataclass(frozen=True)
-class Ascent:
-    """What an optimisation came to.
-
-    images: (N, C, H, W) in [0, 1]; scores: (steps, N), the objective alone as each step found it,
-    before moving.
-    """
+class Ascent(NamedTuple):
+    """What came of it: images (N, C, H, W), and the objective (steps, N) as each step found it."""
 
     images: Tensor
     scores: Tensor
 
 
-@dataclass(frozen=True)
-class _Point:
+class _Point(NamedTuple):
     """The problem at one setting of the parameters; the loss is what goes down."""
 
     scores: Tensor
     loss: Tensor
     pixel_gradient: Tensor  # of the objective alone
-    gradients: list[Tensor]  # of the loss, by the parameters
+    gradient: Tensor  # of the loss, by the parameter
 
 
 def ascend(
@@ -345,25 +237,23 @@ def ascend(
 ) -> Ascent:
     """Change an image, step by step, until an objective is large (or small): I <- I + lr grad.
 
-    objective: images (N, C, H, W) -> scores (N,), each of its own image only.
-    maximize: maximise objective - regularizer; if False, minimise objective + regularizer.
-    regularizer: images -> penalties (N,), of the images before the transform.
-    optimizer: "sgd" is the plain step above, "normalized-sgd" divides each image's gradient by
-    its root mean square first, "adam" is Adam, and "lbfgs" a quasi-Newton step whose length, lr
-    at first, is halved until the loss falls (natural lr: 1; it takes no transform).
-    transform: (images, generator) -> images, drawn anew every step: robustness.
+    objective: images (N, C, H, W) -> scores (N,), each of its own image only; it is maximised, less the
+    regularizer's penalties (N,), or, if not ``maximize``, minimised together with them.
+    optimizer: "sgd" is the plain step above, "normalized-sgd" divides each image's gradient by its root
+    mean square, "adam" is Adam, and "lbfgs" a quasi-Newton step whose length, lr at first (natural: 1),
+    is quartered until the loss falls; it takes no transform.
+    transform: (images, generator) -> what the objective sees of them, drawn anew every step.
     after_step: (images, pixel gradient of the objective, step) -> images, edits between steps.
 
-    Gradients are taken by the image's parameters only; a model's are never touched. A batch gives
-    what its images give alone, and the same seed the same image.
-    Source: Simonyan et al. 2014, lecture 21.6. Raises DivergenceError if the objective or its
-    gradient is no longer finite, or if an image cannot start because its gradient is zero at every
-    pixel; InputError if steps, lr or what the objective returns make no sense.
+    A batch gives what its images give alone, and the same seed the same image. Raises DivergenceError if
+    the objective or its gradient is no longer finite, or if an image cannot start because its gradient
+    is zero at every pixel; InputError if steps, lr or what the objective returns make no sense.
+    Source: Simonyan et al. 2014, lecture 21.6.
     """
     if steps < 1 or not (lr > 0 and math.isfinite(lr)):
         raise InputError(f"Needs steps >= 1 and lr > 0, got {steps} and {lr}.")
-    if optimizer not in _OPTIMIZERS:
-        raise UnknownName("optimizer", optimizer, _OPTIMIZERS)
+    if optimizer not in get_args(Optimizer):
+        raise UnknownName("optimizer", optimizer, get_args(Optimizer))
     if optimizer == "lbfgs" and transform is not None:
         raise InputError("L-BFGS needs the same objective at every step: no transform, or adam.")
     generator = _generator(seed)
@@ -377,15 +267,14 @@ def ascend(
             if regularizer is not None:
                 penalty, its_gradient = _per_image(regularizer, images, images, "regularizer")
                 loss, total = loss + penalty, total + its_gradient
-            gradients = list(torch.autograd.grad(images, image.parameters(), total))
-        return _Point(scores, loss, pixel_gradient, gradients)
+            (gradient,) = torch.autograd.grad(images, image.parameter, total)
+        return _Point(scores, loss, pixel_gradient, gradient)
 
-    update = _OPTIMIZERS[optimizer](image, lr, evaluate)
+    update = _Lbfgs(image, lr, evaluate) if optimizer == "lbfgs" else _first_order(image, lr, optimizer)
     scores: list[Tensor] = []
     point: _Point | None = None
-    for step in progress(range(steps), "Ascending" if maximize else "Descending", steps):
-        if point is None:
-            point = evaluate()
+    for step in progress(range(steps), "Ascending" if maximize else "Descending"):
+        point = point or evaluate()
         _check(point, step, lr, maximize)
         scores.append(point.scores)
         gradient = point.pixel_gradient
@@ -400,9 +289,7 @@ def _per_image(function: PerImage, seen: Tensor, images: Tensor, name: str) -> t
     """What a function of what is seen gives, (N,), and its gradient by the images."""
     values = function(seen)
     if values.shape != images.shape[:1]:
-        raise InputError(
-            f"The {name} must give one number per image, ({images.shape[0]},); got {tuple(values.shape)}."
-        )
+        raise InputError(f"The {name} must give one number per image, not {tuple(values.shape)}.")
     if values.requires_grad:
         (gradient,) = torch.autograd.grad(values.sum(), images, allow_unused=True)
         if gradient is not None:
@@ -411,14 +298,11 @@ def _per_image(function: PerImage, seen: Tensor, images: Tensor, name: str) -> t
 
 
 def _check(point: _Point, step: int, lr: float, maximize: bool) -> None:
-    finite = point.loss.isfinite() & point.scores.isfinite()
-    for gradient in point.gradients:
-        finite = finite & gradient.isfinite().flatten(1).all(1)
+    finite = (point.loss + point.scores).isfinite() & point.gradient.flatten(1).isfinite().all(1)
     if not finite.all():
-        broken = (~finite).nonzero().flatten().tolist()
         raise DivergenceError(
-            f"Step {step}: the objective or its gradient is no longer finite for images {broken}; "
-            f"lower lr (now {lr:g}) or the regularizer's weight."
+            f"Step {step}: the objective or its gradient is no longer finite for images "
+            f"{(~finite).nonzero().flatten().tolist()}; lower lr (now {lr:g}) or the regularizer's weight."
         )
     dead = (point.pixel_gradient == 0).flatten(1).all(1)
     if not maximize:
@@ -431,47 +315,20 @@ def _check(point: _Point, step: int, lr: float, maximize: bool) -> None:
         )
 
 
-Evaluate = Callable[[], _Point]
+def _first_order(image: Parametrization, lr: float, kind: str) -> Callable[[_Point], None]:
+    """One of torch's own optimisers, which treat every number, and so every image, by itself."""
+    optimizer = (torch.optim.Adam if kind == "adam" else torch.optim.SGD)([image.parameter], lr)
 
+    def update(point: _Point) -> None:
+        gradient = point.gradient
+        if kind == "normalized-sgd":
+            mean_square = gradient.square().mean(tuple(range(1, gradient.ndim)), keepdim=True)
+            gradient = gradient / mean_square.sqrt().clamp_min(1e-30)
+        image.parameter.grad = gradient
+        optimizer.step()
+        image.project()
 
-class _Sgd:
-    normalized = False
-
-    def __init__(self, image: Parametrization, lr: float, evaluate: Evaluate) -> None:
-        self.image, self.lr = image, lr
-
-    @torch.no_grad()
-    def __call__(self, point: _Point) -> None:
-        for parameter, gradient in zip(self.image.parameters(), point.gradients, strict=True):
-            if self.normalized:
-                size = gradient.flatten(1).square().mean(1).sqrt()
-                gradient = gradient / size.clamp_min(1e-30).view(-1, *[1] * (gradient.ndim - 1))
-            parameter.sub_(gradient, alpha=self.lr)
-        self.image.project()
-
-
-class _NormalizedSgd(_Sgd):
-    normalized = True
-
-
-class _Adam:
-    """Kingma and Ba 2015; as torch.optim.Adam, whose first use imports a second's worth of code."""
-
-    def __init__(self, image: Parametrization, lr: float, evaluate: Evaluate) -> None:
-        self.image, self.lr, self.step = image, lr, 0
-        self.first = [torch.zeros_like(parameter) for parameter in image.parameters()]
-        self.second = [torch.zeros_like(parameter) for parameter in image.parameters()]
-
-    @torch.no_grad()
-    def __call__(self, point: _Point) -> None:
-        self.step += 1
-        state = zip(self.image.parameters(), point.gradients, self.first, self.second, strict=True)
-        for parameter, gradient, first, second in state:
-            first.lerp_(gradient, 0.1)
-            second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-            spread = (second / (1 - 0.999**self.step)).sqrt_().add_(1e-8)
-            parameter.addcdiv_(first, spread, value=-self.lr / (1 - 0.9**self.step))
-        self.image.project()
+    return update
 
 
 class _Lbfgs:
@@ -481,32 +338,53 @@ class _Lbfgs:
     batch, so that targets which belong to single images stay with them.
     """
 
-    def __init__(self, image: Parametrization, lr: float, evaluate: Evaluate) -> None:
+    def __init__(self, image: Parametrization, lr: float, evaluate: Callable[[], _Point]) -> None:
         self.image, self.lr, self.evaluate = image, lr, evaluate
-        self.pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=10)
+        self.place = image.parameter.detach().view(len(image.parameter), -1)  # (N, D), the parameter itself
         self.last: tuple[Tensor, Tensor] | None = None
-        one = image.parameters()[0].detach().flatten(1)[:, :1]
-        self.curvature = torch.zeros_like(one)  # (N, 1), 0 where an image has no history
-        self.stuck = torch.zeros_like(one, dtype=torch.bool)
+        self.pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=10)
+        self.curvature = torch.zeros_like(self.place[:, :1])  # 0 where an image has no history
+        self.resting = self.curvature != 0
+        self.stayed = self.resting
+        self.length = torch.full_like(self.curvature, lr)
 
-    def flat(self, tensors: list[Tensor]) -> Tensor:
-        return torch.cat([tensor.detach().flatten(1) for tensor in tensors], 1)
-
-    def move(self, to: Tensor) -> None:
-        parameters = self.image.parameters()
-        parts = torch.split(to, [parameter[0].numel() for parameter in parameters], 1)
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.detach().copy_(part.view_as(parameter))
-        self.image.project()
+    def __call__(self, point: _Point) -> _Point:
+        here, slope = self.place.clone(), point.gradient.flatten(1)
+        heading = self.heading(here, slope)
+        waiting = ~self.resting
+        length = torch.where(waiting, self.length, 0)
+        for _ in range(2):  # the objective is dear: two looks a step, and shorter ones at the next
+            self.place.copy_(here + length * heading)
+            self.image.project()
+            found = self.evaluate()
+            gain = (slope * (self.place - here)).sum(1)
+            waiting &= ~((gain < 0) & (found.loss <= point.loss + 1e-4 * gain))[:, None]
+            length = torch.where(waiting, length / 4, length)
+            if not waiting.any():
+                break
+        waiting &= found.loss.isfinite()[:, None]  # a second number that is none is for the user to hear
+        # what did not fall stays where it was
+        self.place.copy_(torch.where(waiting, here, self.place))
+        rows = [waiting.view(-1, *[1] * (old.ndim - 1)) for old in point]
+        found = _Point(*map(torch.where, rows, point, found))
+        self.stayed = waiting
+        # no length helps these images: they try the bare gradient next, and then rest
+        hopeless = waiting & (length < self.lr * 2.0**-12)
+        self.length = torch.where(waiting & ~hopeless, length, self.lr)
+        self.resting |= hopeless & (self.curvature == 0)
+        for history in (self.curvature, *(inverse for *_, inverse in self.pairs)):
+            history.masked_fill_(hopeless, 0)
+        return found
 
     def heading(self, here: Tensor, slope: Tensor) -> Tensor:
         if self.last is not None:
             moved, bent = here - self.last[0], slope - self.last[1]
             product, norm = (moved * bent).sum(1, True), bent.square().sum(1, True)
-            convex = product > 1e-10 * norm  # else the pair is left out, for that image alone
+            # else the pair is left out, for that image alone; one that stayed moved by rounding at most
+            convex = (product > 1e-10 * norm) & ~self.stayed
             self.curvature = torch.where(convex, product / norm, self.curvature)
             self.pairs.append((moved, bent, torch.where(convex, 1 / product, 0)))
-            self.stuck &= (moved == 0).all(1, True)
+            self.resting &= (moved == 0).all(1, True)
         self.last = (here, slope)
         result, shares = slope, []
         for moved, bent, inverse in reversed(self.pairs):
@@ -518,31 +396,3 @@ class _Lbfgs:
         for (moved, bent, inverse), share in zip(self.pairs, reversed(shares), strict=True):
             result = result + moved * (share - inverse * (bent * result).sum(1, True))
         return -result
-
-    def __call__(self, point: _Point) -> _Point:
-        here, slope = self.flat(self.image.parameters()), self.flat(point.gradients)
-        heading = self.heading(here, slope)
-        waiting = ~self.stuck
-        length = self.lr * waiting.to(here)
-        for _ in range(12):
-            self.move(here + length * heading)
-            found = self.evaluate()
-            gain = (slope * (self.flat(self.image.parameters()) - here)).sum(1)
-            falls = (gain < 0) & (found.loss <= point.loss + 1e-4 * gain)
-            waiting = waiting & ~falls[:, None]
-            if not waiting.any():
-                return found
-            length = torch.where(waiting, length / 2, length)
-        # no length helps these images: they stay, try the bare gradient next, and then rest
-        self.stuck |= waiting & (self.curvature == 0)
-        self.curvature = self.curvature.masked_fill(waiting, 0)
-        for _, _, inverse in self.pairs:
-            inverse.masked_fill_(waiting, 0)
-        self.move(torch.where(waiting, here, here + length * heading))
-        return self.evaluate()
-
-
-_OPTIMIZERS: dict[
-    str,
-    Callable[[Parametrization, float, Evaluate], Callable[[_Point], _Point | None]],
-] = {"sgd": _Sgd, "normalized-sgd": _NormalizedSgd, "adam": _Adam, "lbfgs": _Lbfgs}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +13,11 @@ from torch.overrides import TorchFunctionMode
 
 from .errors import InputError, ModelError
 from .models import Model
-from .models.model import Layer
 
-Box = tuple[int, int, int, int]
 Place = tuple[int, int]
 
-#: Fields already found, by layer, picture size and place: they do not depend on the weights.
-_found: WeakKeyDictionary[Model, dict[tuple[str, tuple[int, int], Place], Box]] = WeakKeyDictionary()
 
-
-def receptive_fields(model: Model, layer: Layer, size: tuple[int, int], places: Sequence[Place]) -> Tensor:
+def receptive_fields(model: Model, layer: str, size: tuple[int, int], places: Sequence[Place]) -> Tensor:
     """The smallest boxes of pixels around all that units at some places of a layer's map depend on.
 
     A unit at (y, x) depends on a pixel where its derivative is not zero in a network with the same
@@ -33,24 +27,14 @@ def receptive_fields(model: Model, layer: Layer, size: tuple[int, int], places: 
     a global average, squeeze-and-excitation or attention. Raises InputError for a place outside
     the map; ModelError where the network does not take pictures of that size or cannot be copied.
     """
-    name, size = model.layer_name(layer), (int(size[0]), int(size[1]))
-    known = _found.setdefault(model, {})
-    missing = [place for place in dict.fromkeys(places) if (name, size, place) not in known]
-    if missing:
-        boxes = _trace(model, name, size, missing)
-        known.update({(name, size, place): box for place, box in zip(missing, boxes, strict=True)})
-    return torch.tensor([known[name, size, place] for place in places], dtype=torch.int64).reshape(-1, 4)
-
-
-def _trace(model: Model, layer: str, size: tuple[int, int], places: list[Place]) -> list[Box]:
     generator = torch.Generator().manual_seed(0)
-    shape = (model.input_size[0], *size)
+    shape = (model.input_size[0], int(size[0]), int(size[1]))
     with torch.inference_mode(False), torch.enable_grad():  # a method may run without gradients
         try:
             twin = Model(_generic(model.module, generator), input_size=shape)
+            twin.anatomy = model.anatomy  # how often each layer runs
             picture = 0.5 + torch.rand(1, *shape, generator=generator, dtype=torch.float64)
             picture = picture.to(model.device).requires_grad_()
-            twin.anatomy = model.anatomy  # how often each layer runs
             with twin.guard(), _Ungated():
                 maps = twin.maps(twin.features(picture, layer), picture)[0]
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
@@ -61,10 +45,11 @@ def _trace(model: Model, layer: str, size: tuple[int, int], places: list[Place])
         # Uneven, because a layer norm's plain sum over channels is constant.
         mixture = 0.5 + torch.rand(len(maps), generator=generator, dtype=torch.float64)
         mixed = torch.einsum("c,chw->hw", mixture.to(maps), maps)
-        return [_box(mixed, picture, place, layer) for place in places]
+        boxes = {place: _box(mixed, picture, place, layer) for place in dict.fromkeys(places)}
+    return torch.tensor([boxes[place] for place in places], dtype=torch.int64).reshape(-1, 4)
 
 
-def _box(mixed: Tensor, picture: Tensor, place: Place, layer: str) -> Box:
+def _box(mixed: Tensor, picture: Tensor, place: Place, layer: str) -> tuple[int, int, int, int]:
     (height, width), (y, x) = mixed.shape, place
     if not (0 <= y < height and 0 <= x < width):
         raise InputError(f"layer {layer!r} has a map of {height}x{width}, so there is no place {place}")
@@ -93,7 +78,14 @@ def _generic(module: nn.Module, generator: torch.Generator) -> nn.Module:
         rest = {"running_mean": torch.zeros_like, "running_var": torch.ones_like}
         value = rest.get(name.rpartition(".")[2], torch.clone)(buffer.detach())
         memo[id(buffer)] = value.double() if value.is_floating_point() else value
-    return copy.deepcopy(module, memo).eval()
+    twin = copy.deepcopy(module, memo).eval()
+    for (
+        part
+    ) in twin.modules():  # nobody who looks on meets the copy; torch's own hooks make weights (pruning)
+        for hooks in (part._forward_hooks, part._forward_pre_hooks):
+            for key in [k for k, hook in hooks.items() if not str(hook.__module__).startswith("torch.")]:
+                del hooks[key]
+    return twin
 
 
 # --- the same connections, with nothing that could shut one ----------------------------------
@@ -105,7 +97,6 @@ def _open(func: Any, input: Tensor, *_: Any, **__: Any) -> Tensor:
 
 def _ajar(func: Any, input: Tensor, *_: Any, **__: Any) -> Tensor:
     """In place of gates that saturate; bounded as they are, for products of gates grow without end."""
-    input = input.clone()
     return 0.5 + 0.5 * input / (1 + input.abs())
 
 
@@ -117,27 +108,22 @@ def _mean(func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     return mean if isinstance(extreme, Tensor) else type(extreme)((mean, extreme[1]))
 
 
-def _mean_pool(func: Any, input: Tensor, kernel_size: Any, *args: Any, **kwargs: Any) -> Any:
+def _mean_pool(
+    func: Any, input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+    *args: Any, **kwargs: Any,
+) -> Any:  # fmt: skip
     """The mean over ``max_pool2d``'s windows: a depthwise convolution, since avg_pool2d cannot dilate."""
-    result = func(input, kernel_size, *args, **kwargs)
-    given = {"stride": None, "padding": 0, "dilation": 1} | kwargs
-    given |= dict(zip(("stride", "padding", "dilation"), args, strict=False))
-    kernel, stride, padding, dilation = (
-        (v, v) if isinstance(v, int) else v
-        for v in (kernel_size, given["stride"] or kernel_size, given["padding"], given["dilation"])
-    )
+    result = func(input, kernel_size, stride, padding, dilation, *args, **kwargs)
     shape = (result if isinstance(result, Tensor) else result[0]).shape
-    edges = []
-    for axis in (1, 0):  # the last axis first, as F.pad has it; what no window reaches is cropped
-        reach = (shape[axis - 2] - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
-        edges += [padding[axis], reach - input.shape[axis - 2] - padding[axis]]
-    weight = input.new_full((input.shape[1], 1, *kernel), 1 / (kernel[0] * kernel[1]))
-    means = F.conv2d(F.pad(input, edges), weight, stride=stride, dilation=dilation, groups=len(weight))
+    (height, width), (down, right) = (
+        (v, v) if isinstance(v, int) else v for v in (kernel_size, stride or kernel_size)
+    )
+    # A stride more of zeros, since in ceil mode the last windows reach over the border.
+    padded = F.pad(input, (0, right, 0, down))
+    weight = input.new_full((input.shape[1], 1, height, width), 1 / (height * width))
+    means = F.conv2d(padded, weight, None, (down, right), padding, dilation, len(weight))
+    means = means[..., : shape[-2], : shape[-1]]
     return means if isinstance(result, Tensor) else (means, result[1])
-
-
-def _adaptive_mean_pool(func: Any, input: Tensor, output_size: Any, *_: Any, **__: Any) -> Tensor:
-    return F.adaptive_avg_pool2d(input, output_size)
 
 
 def _masked_softmax(func: Any, input: Tensor, dim: int, *_: Any, **__: Any) -> Tensor:
@@ -154,16 +140,16 @@ def _masked_attention(func: Any, *args: Any, attn_mask: Tensor | None = None, **
 _INSTEAD: dict[str, Callable[..., Any]] = {
     name: instead
     for instead, names in (
-        (_open, ("relu", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish")),
-        (_open, ("hardswish", "softplus", "threshold", "softshrink", "hardshrink", "clamp_min", "dropout")),
-        (_ajar, ("sigmoid", "hardsigmoid", "tanh", "hardtanh", "relu6", "clamp", "clip", "clamp_max")),
-        (_mean, ("max", "min", "amax", "amin", "maximum", "minimum")),
-        (_mean_pool, ("max_pool2d", "max_pool2d_with_indices")),
-        (_adaptive_mean_pool, ("adaptive_max_pool2d",)),
-        (_masked_softmax, ("softmax",)),
-        (_masked_attention, ("scaled_dot_product_attention",)),
+        (_open, "relu leaky_relu prelu rrelu elu selu celu gelu silu mish hardswish softplus threshold"),
+        (_open, "softshrink hardshrink clamp_min dropout"),
+        (_ajar, "sigmoid hardsigmoid tanh hardtanh relu6 clamp clip clamp_max"),
+        (_mean, "max min amax amin maximum minimum"),
+        (_mean_pool, "max_pool2d max_pool2d_with_indices"),
+        (lambda func, *args, **_: F.adaptive_avg_pool2d(*args[:2]), "adaptive_max_pool2d"),
+        (_masked_softmax, "softmax"),
+        (_masked_attention, "scaled_dot_product_attention"),
     )
-    for name in names
+    for name in names.split()
 }
 
 

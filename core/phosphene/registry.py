@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.abc import InspectLoader
 from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
@@ -43,10 +46,12 @@ class Plugin:
 
     @property
     def short_name(self) -> str:
+        """The id without its family."""
         return self.id.rpartition(".")[2]
 
     @property
     def family(self) -> str:
+        """The id's first part."""
         return self.id.partition(".")[0]
 
     def summary(self) -> str:
@@ -63,54 +68,79 @@ class Plugin:
     @cached_property
     def _source(self) -> tuple[ast.Module, ast.FunctionDef | None]:
         """The module's syntax tree (empty where there is no source) and the method's function in it."""
-        path = _find_source(self.entry_point.module)
+        path: list[str] | None = None
+        spec, name = None, ""
+        for part in self.entry_point.module.split("."):  # not importlib's, which would run the parents
+            name = f"{name}.{part}" if name else part
+            spec = PathFinder.find_spec(name, path)
+            path = (spec.submodule_search_locations if spec else None) or []
+        source = spec.loader.get_source(name) if spec and isinstance(spec.loader, InspectLoader) else None
         tree = ast.Module([], [])
-        if path is not None:
-            with open(path, encoding="utf-8") as file:
-                tree = ast.parse(file.read())
+        with suppress(SyntaxError):  # `phosphene plugins` tells of it
+            tree = ast.parse(source or "")
         functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
         return tree, functions.get(self.short_name)
 
 
 @dataclass(frozen=True)
 class BrokenPlugin:
-    """A plugin that could not be used: why, in a sentence, and the traceback if there is one."""
+    """A plugin that could not be used: why, in a sentence, and the traceback."""
 
     plugin: Plugin
     reason: str
-    traceback: str = ""
-
-    @classmethod
-    def by(cls, plugin: Plugin, error: BaseException) -> BrokenPlugin:
-        """Broken by an error that is being handled."""
-        reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-        return cls(plugin, reason, traceback.format_exc())
-
-
-def _find_source(module: str) -> str | None:
-    """The file of a module, found without running any code, its parents' included."""
-    path = None
-    spec = None
-    parts = module.split(".")
-    for depth in range(1, len(parts) + 1):
-        spec = PathFinder.find_spec(".".join(parts[:depth]), path)
-        if spec is None:
-            return None
-        path = spec.submodule_search_locations
-    return spec.origin if spec and spec.origin and spec.origin.endswith(".py") else None
+    traceback: str
 
 
 def _plugins(group: str) -> list[Plugin]:
+    """Every plugin of an entry-point group, first-party ones first; none is loaded."""
     allowed = os.environ.get("PHOSPHENE_PLUGINS")
-    names = None if allowed is None else {n.strip() for n in allowed.split(",")} | {FIRST_PARTY}
-    found: dict[tuple[str, str], Plugin] = {}
-    for point in entry_points(group=group):
-        owner = point.dist.name if point.dist else "unknown"
-        version = point.dist.version if point.dist else ""
-        if names is None or owner in names:
-            # A distribution can be seen twice on the path (editable and built): the first one counts.
-            found.setdefault((owner, point.name), Plugin(point.name, owner, version, point))
-    return list(found.values())
+    names = {FIRST_PARTY, *map(str.strip, (allowed or "").split(","))}
+    found = [Plugin(p.name, p.dist.name, p.dist.version, p) for p in entry_points(group=group) if p.dist]
+    found.sort(key=lambda p: (p.distribution != FIRST_PARTY, p.id, p.distribution))
+    return [p for p in found if allowed is None or p.distribution in names]
+
+
+def other_versions() -> list[Plugin]:
+    """Plugins written for another major version of the interface, which are left alone."""
+    pattern = rf"phosphene\.(methods|extensions)\.v(?!{API_VERSION}$)\d+"
+    groups = [group for group in sorted(entry_points().groups) if re.fullmatch(pattern, group)]
+    return [plugin for group in groups for plugin in _plugins(group)]
+
+
+@functools.cache
+def _load(plugin: Plugin) -> Any:
+    """What a plugin brings: a ``Method``, an extension's module, or a ``BrokenPlugin`` with the reason.
+
+    Each in a manager of its own: pluggy's loader of entry points stops at the first broken one and
+    drops clashing names in silence.
+    """
+    try:
+        module = plugin.entry_point.load()
+        manager = _manager(module)
+        return _method_in(manager, plugin) if plugin.entry_point.group == METHODS_GROUP else module
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises: it is told, not lost
+        reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+        return BrokenPlugin(plugin, reason, traceback.format_exc())
+
+
+def _manager(*modules: Any) -> pluggy.PluginManager:
+    """The hooks of these modules; a misspelt one raises."""
+    manager = pluggy.PluginManager("phosphene")
+    manager.add_hookspecs(hookspecs)
+    for module in modules:
+        manager.register(module)
+    manager.check_pending()
+    return manager
+
+
+def _method_in(manager: pluggy.PluginManager, plugin: Plugin) -> Method[..., Any]:
+    found = {m.spec.name: m for methods in manager.hook.phosphene_methods() for m in methods}
+    if not found:
+        raise PluginError(f"{plugin.entry_point.value} has no hook phosphene_methods (is @hookimpl there?)")
+    if plugin.id not in found:
+        raise PluginError(f"the entry point is called {plugin.id!r}, but its module holds {', '.join(found)}")
+    found[plugin.id].distribution = f"{plugin.distribution} {plugin.version}"
+    return found[plugin.id]
 
 
 class Methods(Mapping[str, "Method[..., Any]"]):
@@ -121,22 +151,14 @@ class Methods(Mapping[str, "Method[..., Any]"]):
     by its bare id. So installing a plugin never changes what a name means.
     """
 
-    def __init__(self) -> None:
-        self._loaded: dict[str, Method[..., Any]] = {}
-        self._broken: dict[str, BrokenPlugin] = {}
-
     @cached_property
     def plugins(self) -> dict[str, Plugin]:
         """Every plugin of this API version by ``distribution:id``, first-party ones first."""
-        found = _plugins(METHODS_GROUP)
-        found.sort(key=lambda p: (p.distribution != FIRST_PARTY, p.id, p.distribution))
-        return {p.qualified: p for p in found}
+        return {p.qualified: p for p in _plugins(METHODS_GROUP)}
 
     def resolve(self, name: str) -> Plugin:
         """The plugin a name means; UnknownName or PluginError (ambiguous) in a sentence."""
-        if name in self.plugins:
-            return self.plugins[name]
-        matches = [p for p in self.plugins.values() if name in (p.id, p.short_name)]
+        matches = [p for p in self.plugins.values() if name in (p.qualified, p.id, p.short_name)]
         first = [p for p in matches if p.distribution == FIRST_PARTY]
         if len(first or matches) == 1:
             return (first or matches)[0]
@@ -148,13 +170,8 @@ class Methods(Mapping[str, "Method[..., Any]"]):
 
     def shortest_name(self, plugin: Plugin) -> str:
         """The shortest name that means this plugin."""
-        for name in (plugin.short_name, plugin.id):
-            try:
-                if self.resolve(name) == plugin:
-                    return name
-            except PluginError:  # the name means several
-                continue
-        return plugin.qualified
+        names = (plugin.short_name, plugin.id, plugin.qualified)
+        return next(name for name in names if name in self and self.resolve(name) == plugin)
 
     def by_family(self) -> dict[str, dict[str, Plugin]]:
         """Every method's plugin by family and shortest name, families in their usual order."""
@@ -164,20 +181,21 @@ class Methods(Mapping[str, "Method[..., Any]"]):
         return shelves
 
     def __getitem__(self, name: str) -> Method[..., Any]:
-        qualified = self._load(self.resolve(name))
-        if qualified in self._broken:
-            reason = self._broken[qualified].reason
-            raise PluginError(f"{qualified} cannot be used: {reason} ('phosphene plugins' tells more)")
-        return self._loaded[qualified]
+        plugin = self.resolve(name)
+        loaded: Method[..., Any] | BrokenPlugin = _load(plugin)
+        if isinstance(loaded, BrokenPlugin):
+            told = f"{loaded.reason} ('phosphene plugins' tells more)"
+            raise PluginError(f"{plugin.qualified} cannot be used: {told}")
+        return loaded
 
     def __iter__(self) -> Iterator[str]:
         """Each method's id; where two third parties share one, ``distribution:id``."""
-        seen: dict[str, list[Plugin]] = {}
+        shared = self.shadowed()
         for plugin in self.plugins.values():
-            seen.setdefault(plugin.id, []).append(plugin)
-        for name, owners in seen.items():
-            alone = len(owners) == 1 or owners[0].distribution == FIRST_PARTY
-            yield from [name] if alone else (p.qualified for p in owners)
+            if plugin not in shared or plugin.distribution == FIRST_PARTY:
+                yield plugin.id
+            elif all(other.distribution != FIRST_PARTY for other in shared[plugin]):
+                yield plugin.qualified
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -188,33 +206,21 @@ class Methods(Mapping[str, "Method[..., Any]"]):
         except (UnknownName, PluginError):
             return False
 
-    def _load(self, plugin: Plugin) -> str:
-        if plugin.qualified in self._loaded or plugin.qualified in self._broken:
-            return plugin.qualified
-        try:
-            self._loaded[plugin.qualified] = _method_in(plugin)
-        except (Exception, SystemExit) as error:  # whatever a stranger's module raises: it is told, not lost
-            self._broken[plugin.qualified] = BrokenPlugin.by(plugin, error)
-        return plugin.qualified
-
     def load_all(self) -> dict[str, Method[..., Any]]:
         """Every method that works, by the names ``iter`` gives; the others stand in ``broken()``."""
-        qualified = {name: self._load(self.resolve(name)) for name in self}
-        return {name: self._loaded[q] for name, q in qualified.items() if q in self._loaded}
+        loaded = {name: _load(self.resolve(name)) for name in self}
+        return {name: method for name, method in loaded.items() if not isinstance(method, BrokenPlugin)}
 
     def broken(self) -> list[BrokenPlugin]:
-        """Every plugin that cannot be used, after trying them all."""
-        for plugin in self.plugins.values():
-            self._load(plugin)
-        return [*self._broken.values(), *extensions.broken]
+        """Every plugin, extensions among them, that cannot be used, after trying them all."""
+        loaded = map(_load, (*self.plugins.values(), *extensions.plugins()))
+        return [found for found in loaded if isinstance(found, BrokenPlugin)]
 
-    def shadowed(self) -> list[tuple[Plugin, list[Plugin]]]:
-        """Ids that several distributions bring: a plugin and those it shares its id with."""
-        return [
-            (plugin, others)
-            for plugin in self.plugins.values()
-            if (others := [o for o in self.plugins.values() if o.id == plugin.id and o != plugin])
-        ]
+    def shadowed(self) -> dict[Plugin, list[Plugin]]:
+        """Ids that several distributions bring: each such plugin with those it shares its id with."""
+        every = self.plugins.values()
+        sharing = {p: [other for other in every if other.id == p.id and other != p] for p in every}
+        return {plugin: others for plugin, others in sharing.items() if others}
 
     def find(
         self,
@@ -237,69 +243,27 @@ class Methods(Mapping[str, "Method[..., Any]"]):
         ]
 
 
-def _manager(*modules: Any) -> pluggy.PluginManager:
-    """The hooks of these modules; a misspelt one raises."""
-    manager = pluggy.PluginManager("phosphene")
-    manager.add_hookspecs(hookspecs)
-    for module in modules:
-        manager.register(module)
-    manager.check_pending()
-    return manager
-
-
-def _method_in(plugin: Plugin) -> Method[..., Any]:
-    # pluggy's own entry-point loader stops at the first broken plugin and drops clashing names in
-    # silence, so every module gets a manager of its own.
-    manager = _manager(plugin.entry_point.load())
-    found = [m for methods in manager.hook.phosphene_methods() for m in methods]
-    if not found:
-        raise PluginError(f"{plugin.entry_point.value} has no hook phosphene_methods (is @hookimpl there?)")
-    for method in found:
-        if method.spec.name == plugin.id:
-            method.distribution = f"{plugin.distribution} {plugin.version}".strip()
-            return method
-    names = ", ".join(m.spec.name for m in found)
-    raise PluginError(f"the entry point is called {plugin.id!r}, but its module holds {names}")
-
-
 class Extensions:
-    """What is not a method - loaders, observers, executors, commands, invariants - each loaded alone."""
+    """What is not a method: loaders, observers, executors, commands, invariants."""
 
-    def __init__(self) -> None:
-        self.broken: list[BrokenPlugin] = []
+    def plugins(self) -> list[Plugin]:
+        """Every extension of this API version, first-party ones first; none is loaded."""
+        return _plugins(EXTENSIONS_GROUP)
 
     @cached_property
     def manager(self) -> pluggy.PluginManager:
         """The hooks of every extension that works."""
-        return self._load(self.plugins())
-
-    def plugins(self) -> list[Plugin]:
-        """Every extension of this API version, first-party ones first; none is loaded."""
-        return sorted(_plugins(EXTENSIONS_GROUP), key=lambda p: p.distribution != FIRST_PARTY)
-
-    def _load(self, plugins: list[Plugin]) -> pluggy.PluginManager:
         manager = _manager()
-        for plugin in plugins:
-            try:
-                module = plugin.entry_point.load()
-                _manager(module)  # tried alone first: an error of its own must not hurt the others
-                if not manager.is_registered(module):
-                    manager.register(module, name=plugin.qualified)
-            except (Exception, SystemExit) as error:  # told by `phosphene plugins`
-                broken = BrokenPlugin.by(plugin, error)
-                if not any(b.plugin == plugin for b in self.broken):
-                    self.broken.append(broken)
-                    warnings.warn(f"extension {plugin.qualified} left out: {broken.reason}", stacklevel=2)
+        for plugin in self.plugins():
+            module = _load(plugin)
+            if isinstance(module, BrokenPlugin):
+                warnings.warn(f"extension {plugin.qualified} left out: {module.reason}", stacklevel=2)
+            elif not manager.is_registered(module):
+                manager.register(module, name=plugin.qualified)
         return manager
 
-    def add_commands(self, app: Any) -> None:
-        """Let third-party extensions add to the command line; first-party ones add none and cost torch."""
-        strangers = [p for p in self.plugins() if p.distribution != FIRST_PARTY]
-        if strangers:
-            _notify(self._load(strangers), "phosphene_commands", app=app)
-
     def gather(self, hook: str) -> dict[str, Any]:
-        """One mapping out of a hook's mappings; a name given twice is refused, first-party names kept."""
+        """One mapping out of a hook's mappings; a name given twice is told, first-party names kept."""
         merged: dict[str, Any] = {}
         # pluggy calls the last registered first; first-party extensions were registered first.
         for mapping in reversed(getattr(self.manager.hook, hook)()):
@@ -309,31 +273,13 @@ class Extensions:
         return merged
 
     def notify(self, hook: str, **arguments: Any) -> None:
-        """Call every observer; one that fails is reported, and the run goes on."""
-        _notify(self.manager, hook, **arguments)
-
-
-def _notify(manager: pluggy.PluginManager, hook: str, **arguments: Any) -> None:
-    for implementation in getattr(manager.hook, hook).get_hookimpls():
-        wanted = {name: arguments[name] for name in implementation.argnames}
-        try:
-            implementation.function(**wanted)
-        except Exception as error:
-            warnings.warn(
-                f"extension {implementation.plugin_name} failed in {hook}: {type(error).__name__}: {error}",
-                stacklevel=3,
-            )
-
-
-def other_versions() -> list[Plugin]:
-    """Plugins written for another major version of the interface, which are left alone."""
-    pattern = re.compile(r"phosphene\.(methods|extensions)\.v(\d+)")
-    return [
-        plugin
-        for group in sorted(entry_points().groups)
-        if (match := pattern.fullmatch(group)) and int(match[2]) != API_VERSION
-        for plugin in _plugins(group)
-    ]
+        """Call every implementation of a hook; one that fails is reported, and the work goes on."""
+        for implementation in getattr(self.manager.hook, hook).get_hookimpls():
+            try:
+                implementation.function(*(arguments[name] for name in implementation.argnames))
+            except Exception as error:
+                told = f"failed in {hook}: {type(error).__name__}: {error}"
+                warnings.warn(f"extension {implementation.plugin_name} {told}", stacklevel=3)
 
 
 methods = Methods()

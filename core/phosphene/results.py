@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .errors import InputError, PhospheneError, UnknownName
-from .images import colorize, enlarge, grid, min_max, overlay, to_display, write_png
+from .images import colorize, enlarge, min_max, overlay, symmetric, to_display, write_png
 from .registry import methods
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Panel:
 
     image: Tensor
     title: str = ""
+    #: Whether it is worth a file of its own at its own size: what the method made.
+    made: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image", to_display(self.image))
@@ -66,14 +68,16 @@ class Panel:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Result:
-    """The base of all results; a subclass adds tensors and ``panels``.
+    """The base of all results; a subclass adds fields and ``panels``, and the rest comes by itself.
 
-    ``per_image`` says whether row i belongs to image i, so that batches can be put together.
+    A field is a tensor, a network, or what JSON holds of words, numbers, tuples and mappings.
     """
 
     types: ClassVar[dict[str, type[Result]]] = {}
-    per_image: ClassVar[bool] = False
-    shared: ClassVar[frozenset[str]] = frozenset()
+    #: The fields whose row i belongs to image i, so that batches can be put together; () where none does.
+    per_image: ClassVar[tuple[str, ...]] = ()
+    #: How many groups of panels stand side by side.
+    abreast: ClassVar[int] = 1
 
     provenance: Provenance | None = field(default=None, repr=False)
     #: The tensors and names that the method was given, so that it can be run again.
@@ -85,16 +89,19 @@ class Result:
         Result.types[cls.__name__] = cls
 
     def panels(self) -> list[list[Panel]]:
-        """The result as rows of pictures."""
+        """The result as groups of pictures: one for each image, unit or whatever it is about."""
         raise NotImplementedError(f"{type(self).__name__} must say how it looks: panels()")
 
-    def pictures(self) -> Sequence[Tensor]:
-        """Pictures worth a file of their own at their own size, (3, H, W) each."""
-        return ()
+    def rows(self) -> list[list[Panel]]:
+        """The panels as they are laid out: ``abreast`` groups a row."""
+        groups = self.panels()
+        starts = range(0, len(groups), self.abreast)
+        return [list(itertools.chain(*groups[start : start + self.abreast])) for start in starts]
 
     def lines(self) -> list[str]:
-        """The result in a line of words per image, or per picture made; none where words say nothing."""
-        return []
+        """The result in words: what stands over the panels, a line for each group."""
+        titles = [", ".join(panel.title for panel in group if panel.title) for group in self.panels()]
+        return [f"{number:03d}  {line}" for number, line in enumerate(titles)]
 
     def fields(self) -> Iterator[tuple[str, Any]]:
         """The result's own fields: everything but where it comes from."""
@@ -104,41 +111,39 @@ class Result:
 
     @classmethod
     def restore(cls, fields: dict[str, Any], **rest: Any) -> Result:
-        """The result again from its saved fields."""
+        """The result again from its saved fields; a network comes as its tensors by name."""
         return cls(**fields, **rest)
 
     @classmethod
     def concatenate(cls, results: Sequence[Self]) -> Self:
         """Put the results of consecutive batches together."""
         merged: dict[str, Any] = {}
-        for name, first in results[0].fields():
+        for name in cls.per_image:
             values = [getattr(result, name) for result in results]
-            if isinstance(first, Tensor):
-                merged[name] = torch.cat(values)
-            elif isinstance(first, tuple) and name not in cls.shared:
-                merged[name] = tuple(itertools.chain(*values))
+            tensors = isinstance(values[0], Tensor)
+            merged[name] = torch.cat(values) if tensors else tuple(itertools.chain(*values))
         return dataclasses.replace(results[0], **merged)
 
     def figure(self) -> Figure:
-        """All panels as a matplotlib figure."""
+        """All panels as a matplotlib figure. Raises InputError where there are none."""
         from matplotlib.figure import Figure
 
-        rows = self.panels()
+        rows = self.rows()
         if not any(rows):
             raise InputError(f"this {type(self).__name__} holds no pictures to show")
         columns = max(map(len, rows))
-        ratio = rows[0][0].image.shape[1] / rows[0][0].image.shape[2]
+        _, height, width = rows[0][0].image.shape
         # Large pictures at their own size, and never more than the width of a page.
         side = min(max(2.2, max(p.image.shape[2] for row in rows for p in row) / 110), 14 / columns)
-        figure = Figure(figsize=(side * columns, (side * ratio + 0.3) * len(rows)), dpi=110)
+        figure = Figure(figsize=(side * columns, (side * height / width + 0.3) * len(rows)), dpi=110)
         axes = figure.subplots(len(rows), columns, squeeze=False)
         for row, row_axes in zip(rows, axes, strict=True):
-            for axis in row_axes:
+            for panel, axis in itertools.zip_longest(row, row_axes):
                 axis.set_axis_off()
-            for panel, axis in zip(row, row_axes, strict=False):
-                pixels = panel.image.permute(1, 2, 0).float().cpu().numpy()
-                axis.imshow(pixels, interpolation="nearest" if max(pixels.shape) < 128 else "antialiased")
-                axis.set_title(panel.title, fontsize=8)
+                if panel is not None:
+                    pixels = panel.image.permute(1, 2, 0).float().cpu().numpy()
+                    axis.imshow(pixels, interpolation="nearest" if max(pixels.shape) < 128 else "antialiased")
+                    axis.set_title(panel.title, fontsize=8)
         figure.tight_layout(pad=0.4)
         return figure
 
@@ -149,8 +154,8 @@ class Result:
         return stream.getvalue()
 
     def _repr_html_(self) -> str:
-        source = base64.b64encode(self.png()).decode()
-        return f'<img alt="{type(self).__name__}" src="data:image/png;base64,{source}">'
+        picture = base64.b64encode(self.png()).decode()
+        return f'<img alt="{type(self).__name__}" src="data:image/png;base64,{picture}">'
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write PNGs for people (``picture.png``, ``pictures/``) and safetensors + JSON for programs.
@@ -169,7 +174,8 @@ class Result:
             save_file(tensors, place / "arrays.safetensors")
             (place / "result.json").write_text(json.dumps(document, indent=2))
             (place / "picture.png").write_bytes(self.png())
-            for number, picture in enumerate(self.pictures()):
+            made = [panel.image for group in self.panels() for panel in group if panel.made]
+            for number, picture in enumerate(made):
                 (place / "pictures").mkdir(exist_ok=True)
                 write_png(picture, place / "pictures" / f"{number:03d}.png")
         return Path(folder)
@@ -178,11 +184,11 @@ class Result:
 def check_place(folder: str | os.PathLike[str]) -> None:
     """Refuse a folder that a result cannot be saved in: a file, one with other things, one in use."""
     folder = Path(folder).resolve()
-    file = next((place for place in (folder, *folder.parents) if place.is_file()), None)
-    if file is not None:
-        raise InputError(f"{file} is a file; results are saved in a folder")
+    for place in (folder, *folder.parents):
+        if place.is_file():
+            raise InputError(f"{place} is a file; results are saved in a folder")
     if folder == Path.cwd():
-        raise InputError(f"{folder} is the folder you work in; results are saved in one of their own")
+        raise InputError(f"{folder} is the folder you work in; choose another")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "result.json").is_file():
         raise InputError(f"{folder} holds other things than a result; choose an empty or a new folder")
 
@@ -208,73 +214,58 @@ def _appearing(folder: Path) -> Iterator[Path]:
 
 
 def _encode(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
+    """A value as JSON holds it; tensors go aside, each a copy, for safetensors refuses shared memory."""
     match value:
         case Tensor():
-            tensors[key] = _own_copy(value)
+            tensors[key] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
             return {"$tensor": key}
         case nn.Module():
-            tensors.update({f"{key}.{n}": _own_copy(t) for n, t in value.state_dict().items()})
+            _encode(value.state_dict(), key, tensors)
             return {"$network": key}
         case tuple() | list():
             return [_encode(v, f"{key}.{i}", tensors) for i, v in enumerate(value)]
         case Mapping():
             return {str(k): _encode(v, f"{key}.{k}", tensors) for k, v in value.items()}
-        case None | bool() | int() | float() | str():
-            return value
-    raise TypeError(f"{key}: a result cannot save a {type(value).__name__}")
-
-
-def _own_copy(tensor: Tensor) -> Tensor:
-    # safetensors refuses tensors that share memory, as a result's images and the input's often do.
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return value
 
 
 def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, dict):
-        if "$tensor" in value:
-            return tensors[value["$tensor"]]
-        if "$network" in value:
-            prefix = value["$network"] + "."
-            return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-        return {k: _decode(v, tensors) for k, v in value.items()}
-    if isinstance(value, list):
-        return tuple(_decode(v, tensors) for v in value)
+    match value:
+        case {"$tensor": key}:
+            return tensors[key]
+        case {"$network": key}:
+            return {n.removeprefix(f"{key}."): t for n, t in tensors.items() if n.startswith(f"{key}.")}
+        case dict():
+            return {k: _decode(v, tensors) for k, v in value.items()}
+        case list():
+            return tuple(_decode(v, tensors) for v in value)
     return value
 
 
 def load_result(folder: str | os.PathLike[str]) -> Result:
-    """A saved result, with its provenance and inputs. Nothing in the folder is executed."""
+    """A saved result, with its provenance and inputs. Nothing in the folder is executed.
+
+    Raises InputError where there is no whole result, UnknownName where nobody knows its type.
+    """
     folder = Path(folder)
     if not (folder / "result.json").is_file():
         raise InputError(f"{folder} holds no saved result (no result.json)")
     try:
         document = json.loads((folder / "result.json").read_text())
-        tensors = load_file(folder / "arrays.safetensors")
         if document["format"] != FORMAT:
-            raise InputError(
-                f"{folder} was saved in format {document['format']}; this version reads {FORMAT}"
-            )
-        name, provenance = document["type"], document["provenance"]
-        fields = {n: _decode(v, tensors) for n, v in document["fields"].items()}
-        inputs = {n: _decode(v, tensors) for n, v in document["inputs"].items()}
-    except PhospheneError:
-        raise
+            raise ValueError(f"saved in format {document['format']}; this version reads {FORMAT}")
+        tensors = load_file(folder / "arrays.safetensors")
+        fields, inputs = (_decode(document[part], tensors) for part in ("fields", "inputs"))
+        provenance = Provenance(**document["provenance"]) if document["provenance"] else None
+        name = document["type"]
     except Exception as error:  # whatever a damaged file makes the parsers say
         raise InputError(f"{folder} is not a whole result: {error}") from error
     if name not in Result.types and provenance:  # its plugin may bring it
         with contextlib.suppress(PhospheneError):
-            _ = methods[provenance["method"]]
+            _ = methods[provenance.method]
     if name not in Result.types:
         raise UnknownName("result type", name, Result.types)
-    return Result.types[name].restore(
-        fields,
-        provenance=Provenance(**provenance) if provenance else None,
-        inputs=inputs,
-        uri=str(folder.resolve()),
-    )
-
-
-# --- the types -------------------------------------------------------------------------------
+    return Result.types[name].restore(fields, provenance=provenance, inputs=inputs, uri=str(folder.resolve()))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -285,8 +276,8 @@ class Attribution(Result):
     unless the method's parameters say so; ``targets`` what each map is about.
     """
 
-    per_image: ClassVar[bool] = True
-    shared: ClassVar[frozenset[str]] = frozenset({"layout"})
+    per_image: ClassVar[tuple[str, ...]] = ("images", "maps", "targets")
+    abreast: ClassVar[int] = 4
 
     images: Tensor
     maps: Tensor
@@ -302,35 +293,18 @@ class Attribution(Result):
         # What speaks against the target is not heat, unless nothing speaks for it.
         return min_max(torch.where(maps.amax((1, 2), keepdim=True) > 0, maps.clamp(min=0), maps))
 
-    def drawn(self) -> list[Tensor]:
-        """Each map as a picture, (3, H, W)."""
+    def panels(self) -> list[list[Panel]]:
+        drawn = zip(self.images, self._drawn(), self.targets, strict=True)
+        return [[Panel(image), Panel(picture, target, made=True)] for image, picture, target in drawn]
+
+    def _drawn(self) -> list[Tensor]:
         if self.layout == "overlay":
             return [overlay(to_display(i), h) for i, h in zip(self.images, self.heat(), strict=True)]
         if (self.maps < 0).any():
-            return list(colorize(self.maps, symmetric=True))
+            return list(colorize(symmetric(self.maps), "RdBu_r"))
         # A few pixels far above the rest would leave the picture black.
         tops = self.maps.flatten(1).float().quantile(0.99, dim=1).clamp(min=1e-30)
-        return list(colorize((self.maps / tops[:, None, None]).clamp(max=1), cmap="inferno", limits=(0, 1)))
-
-    def lines(self) -> list[str]:
-        width = self.images.shape[3]
-        peaks = zip(self.targets, self.heat().flatten(1).argmax(1).tolist(), strict=True)
-        return [f"{n:03d}  {t}: strongest at x {p % width}, y {p // width}" for n, (t, p) in enumerate(peaks)]
-
-    def panels(self) -> list[list[Panel]]:
-        drawn = zip(self.images, self.drawn(), self.targets, strict=True)
-        return _wrapped([[Panel(i), Panel(d, t)] for i, d, t in drawn], 4)
-
-    def pictures(self) -> Sequence[Tensor]:
-        return self.drawn()
-
-
-def _wrapped(groups: list[list[Panel]], most: int) -> list[list[Panel]]:
-    """Groups of panels laid side by side, at most ``most`` groups a row."""
-    return [
-        [panel for group in groups[start : start + most] for panel in group]
-        for start in range(0, len(groups), most)
-    ]
+        return list(colorize(self.maps / tops[:, None, None], "inferno"))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -347,18 +321,15 @@ class FilterBank(Result):
     captions: tuple[str, ...]
     columns: int = 8
 
-    def drawn(self) -> Tensor:
-        """All tiles in one picture, single weights large enough to be seen: (3, H, W)."""
-        side = max(12, min(66, 1320 // self.columns))
-        factor = max(1, side // max(self.tiles.shape[2:]))
-        return grid(enlarge(self.tiles, factor), columns=self.columns, padding=3)
-
     def panels(self) -> list[list[Panel]]:
-        size = "x".join(str(s) for s in self.weights.shape)
-        return [[Panel(self.drawn(), f"{self.layer}: {size}")]]
+        from torchvision.utils import make_grid
 
-    def pictures(self) -> Sequence[Tensor]:
-        return [self.drawn()]
+        # Single weights are to be seen.
+        side = max(12, min(66, 1320 // self.columns))
+        tiles = enlarge(self.tiles, max(1, side // max(self.tiles.shape[2:])))
+        size = "x".join(str(s) for s in self.weights.shape)
+        picture = make_grid(tiles, self.columns, padding=3, pad_value=1)
+        return [[Panel(picture, f"{self.layer}: {size}", made=True)]]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -370,8 +341,7 @@ class ActivationMaps(Result):
     strongest.
     """
 
-    per_image: ClassVar[bool] = True
-    shared: ClassVar[frozenset[str]] = frozenset({"channels", "layer", "layout"})
+    per_image: ClassVar[tuple[str, ...]] = ("images", "maps", "scaled")
 
     images: Tensor
     maps: Tensor
@@ -381,17 +351,16 @@ class ActivationMaps(Result):
     layout: Literal["overlay", "map"] = "map"
 
     def panels(self) -> list[list[Panel]]:
-        rows = []
+        groups = []
         for image, maps, scaled in zip(self.images, self.maps, self.scaled, strict=True):
-            row = [Panel(image, _shortened(self.layer))]
-            strongest = maps.flatten(1).amax(1).sort(descending=True, stable=True).indices
-            for k in strongest[:9].tolist() if len(maps) > 9 else range(len(maps)):
-                shown = colorize(scaled[k], limits=(0, 1))
-                if self.layout == "overlay":
-                    shown = overlay(to_display(image), scaled[k], limits=(0, 1))
-                row.append(Panel(shown, f"channel {self.channels[k]}"))
-            rows.append(row)
-        return rows
+            strongest = maps.flatten(1).amax(1).sort(descending=True, stable=True).indices[:9].tolist()
+            group = [Panel(image, _shortened(self.layer))]
+            for k in strongest if len(maps) > 9 else range(len(maps)):
+                alone = self.layout == "map"
+                shown = colorize(scaled[k]) if alone else overlay(to_display(image), scaled[k])
+                group.append(Panel(shown, f"channel {self.channels[k]}"))
+            groups.append(group)
+        return groups
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -413,52 +382,32 @@ class Patches(Result):
     boxes: Tensor
     ids: tuple[str, ...]
 
-    def crops(self) -> list[Tensor]:
-        """The patches themselves, (C, h, w) each."""
-        boxes = self.boxes.tolist()
-        return [i[:, t:b, s:e] for i, (t, s, b, e) in zip(self.images, boxes, strict=True)]
-
-    def lines(self) -> list[str]:
-        best: dict[int, str] = {}
-        for channel, score, name in zip(self.channels, self.scores.tolist(), self.ids, strict=True):
-            best.setdefault(channel, f"{self.layer}[{channel}]: {score:.3g} in picture {name}")
-        return list(best.values())
-
     def panels(self) -> list[list[Panel]]:
-        sides = (self.boxes[:, 2:] - self.boxes[:, :2]).amax(0).tolist()
-        factor = max(1, 64 // max(sides))
-        whole = sides == list(self.images.shape[2:])  # the patches are the pictures
-        rows: list[list[Panel]] = []
+        groups: list[list[Panel]] = []
         for channel in dict.fromkeys(self.channels):
-            patches: list[Panel] = []
-            places: list[Panel] = []
-            for i in (i for i, c in enumerate(self.channels) if c == channel):
-                image, (top, left, bottom, right) = to_display(self.images[i]), self.boxes[i].tolist()
-                # A clipped patch keeps its place: what lies beyond the picture's border stays white.
-                patch = image.new_ones(3, *sides)
-                y, x = (0 if top else sides[0] - bottom), (0 if left else sides[1] - right)
-                patch[:, y : y + bottom - top, x : x + right - left] = image[:, top:bottom, left:right]
-                unit = "" if patches else f"{_shortened(self.layer)}[{channel}] "
-                title, place = f"{unit}{self.scores[i]:.2f}", self._located(i, image)
-                patches.append(Panel(place if whole else enlarge(patch, factor), title))
-                places.append(Panel(place, f"in {_shortened(self.ids[i])}"))
-            rows += [patches] if whole else [patches, places]
-        return rows
+            entries = [self._drawn(i) for i, c in enumerate(self.channels) if c == channel]
+            groups += [[patch for patch, _ in entries], [place for _, place in entries]]
+        return groups
 
-    def _located(self, i: int, image: Tensor) -> Tensor:
-        """The picture of entry i: dimmed what the unit does not see, or, if it sees all, its cell framed."""
-        (top, left, bottom, right), size = self.boxes[i].tolist(), image.shape[1:]
-        if (top, left, bottom, right) != (0, 0, *size):
-            dimmed = 0.35 * image + 0.3
-            dimmed[:, top:bottom, left:right] = image[:, top:bottom, left:right]
-            return dimmed
-        (y, x), (rows, columns) = self.places[i].tolist(), self.grid
-        top, bottom = y * size[0] // rows, -(-(y + 1) * size[0] // rows)
-        left, right = x * size[1] // columns, -(-(x + 1) * size[1] // columns)
-        frame = torch.zeros(size, dtype=torch.bool, device=image.device)
-        frame[top:bottom, left:right] = True
-        frame[top + 2 : bottom - 2, left + 2 : right - 2] = False
-        return torch.where(frame, image.new_tensor([1.0, 0.0, 0.6])[:, None, None], image)
+    def _drawn(self, i: int) -> tuple[Panel, Panel]:
+        """Entry i: its patch, and the picture dimmed around it, or around its cell if the unit sees all."""
+        image, (top, left, bottom, right) = to_display(self.images[i]), self.boxes[i].tolist()
+        sides = (self.boxes[:, 2:] - self.boxes[:, :2]).amax(0).tolist()
+        # A clipped patch keeps its place: what lies beyond the picture's border stays white.
+        patch = image.new_ones(3, *sides)
+        y, x = (0 if top else sides[0] - bottom), (0 if left else sides[1] - right)
+        patch[:, y : y + bottom - top, x : x + right - left] = image[:, top:bottom, left:right]
+        height, width = image.shape[1:]
+        if (top, left, bottom, right) == (0, 0, height, width):
+            (y, x), (rows, columns) = self.places[i].tolist(), self.grid
+            top, bottom = y * height // rows, -(-(y + 1) * height // rows)
+            left, right = x * width // columns, -(-(x + 1) * width // columns)
+        place = 0.35 * image + 0.3
+        place[:, top:bottom, left:right] = image[:, top:bottom, left:right]
+        channel, score = self.channels[i], f"{self.scores[i]:.2f}"
+        unit = f"{_shortened(self.layer)}[{channel}] " if i == self.channels.index(channel) else ""
+        patch = enlarge(patch, max(1, 64 // max(sides)))
+        return Panel(patch, unit + score), Panel(place, f"in {_shortened(self.ids[i])}")
 
 
 def _shortened(name: str, most: int = 18) -> str:
@@ -483,19 +432,14 @@ class Neighbors(Result):
     pixel_indices: Tensor
     pixel_distances: Tensor
 
-    def lines(self) -> list[str]:
-        rows = zip(self.ids, self.distances.tolist(), strict=True)
-        found = [", ".join(f"{name} ({far:.3g})" for name, far in zip(*row, strict=True)) for row in rows]
-        return [f"{n:03d}  nearest: {names}" for n, names in enumerate(found)]
-
     def panels(self) -> list[list[Panel]]:
-        rows = []
+        groups = []
         features, pixels = (self.neighbors, self.distances), (self.pixel_neighbors, self.pixel_distances)
         for n, image in enumerate(self.images):
             for what, (found, far) in (("features", features), ("pixels", pixels)):
                 near = [Panel(f, f"{d:.2f}") for f, d in zip(found[n], far[n].tolist(), strict=True)]
-                rows.append([Panel(image, f"by {what}"), *near])
-        return rows
+                groups.append([Panel(image, f"by {what}"), *near])
+        return groups
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -507,7 +451,11 @@ class AdversarialExamples(Result):
     predictions; ``success`` (N,) whether the attack reached its aim.
     """
 
-    per_image: ClassVar[bool] = True
+    per_image: ClassVar[tuple[str, ...]] = (
+        *("images", "adversarial", "labels", "before", "after", "confidence_before", "confidence_after"),
+        *("success", "names_before", "names_after"),
+    )
+    abreast: ClassVar[int] = 3
 
     images: Tensor
     adversarial: Tensor
@@ -522,51 +470,21 @@ class AdversarialExamples(Result):
 
     @classmethod
     def judged(
-        cls,
-        model: Model,
-        images: Tensor,
-        adversarial: Tensor,
-        labels: Tensor,
-        logits_before: Tensor,
-        logits_after: Tensor,
-        *,
-        targeted: bool,
+        cls, model: Model, images: Tensor, adversarial: Tensor, labels: Tensor, *both: Tensor, targeted: bool
     ) -> Self:
-        """An attack's result, judged by the model's logits (N, K) for ``images`` and ``adversarial``."""
-        confidence_before, before = logits_before.softmax(1).max(1)
-        confidence_after, after = logits_after.softmax(1).max(1)
-        return cls(
-            images=images,
-            adversarial=adversarial,
-            labels=labels,
-            before=before,
-            after=after,
-            confidence_before=confidence_before,
-            confidence_after=confidence_after,
-            success=after.eq(labels) if targeted else after.ne(labels),
-            names_before=tuple(model.class_name(i) for i in before.tolist()),
-            names_after=tuple(model.class_name(i) for i in after.tolist()),
-        )
+        """An attack's result, judged by the model's logits (N, K) before and after it."""
+        said: dict[str, Any] = {}
+        for when, logits in zip(("before", "after"), both, strict=True):
+            said[f"confidence_{when}"], said[when] = logits.softmax(1).max(1)
+            said[f"names_{when}"] = tuple(model.class_name(i) for i in said[when].tolist())
+        success = said["after"].eq(labels) if targeted else said["after"].ne(labels)
+        return cls(images=images, adversarial=adversarial, labels=labels, success=success, **said)
 
     def distance(self, norm: Literal["l1", "l2", "linf"]) -> Tensor:
         """(N,) how far each image was moved, in pixel units."""
-        delta = (self.adversarial - self.images).flatten(1).abs()
-        match norm:
-            case "l1":
-                return delta.sum(1)
-            case "l2":  # not torch.norm, which in float32 is wrong by 2e-3 on three million pixels
-                return delta.square().sum(1).sqrt()
-            case "linf":
-                return delta.amax(1)
-
-    def lines(self) -> list[str]:
-        moved = self.distance("linf").tolist()
-        return [
-            f"{n:03d}  {self.names_before[n]} {self.confidence_before[n]:.0%} -> "
-            f"{self.names_after[n]} {self.confidence_after[n]:.0%}: "
-            f"{'success' if self.success[n] else 'no success'}, largest change of a pixel {moved[n]:.4f}"
-            for n in range(len(self.images))
-        ]
+        # In double precision: torch's float32 norm is wrong by 2e-3 on three million pixels.
+        delta = (self.adversarial - self.images).flatten(1).double()
+        return delta.norm(float(norm.removeprefix("l")), dim=1).to(self.images)
 
     def panels(self) -> list[list[Panel]]:
         groups = []
@@ -574,13 +492,11 @@ class AdversarialExamples(Result):
             factor = 0.5 / largest if largest else 1.0
             difference = 0.5 + (self.adversarial[n] - self.images[n]) * factor
             before = f"{self.names_before[n]} {self.confidence_before[n]:.0%}"
-            after = f"{self.names_after[n]} {self.confidence_after[n]:.0%}"
+            after = f"-> {self.names_after[n]} {self.confidence_after[n]:.0%}"
             change = Panel(difference, f"difference ×{factor:.0f}" if largest else "unchanged")
-            groups.append([Panel(self.images[n], before), Panel(self.adversarial[n], after), change])
-        return _wrapped(groups, 3)
-
-    def pictures(self) -> Sequence[Tensor]:
-        return tuple(self.adversarial)
+            attacked = Panel(self.adversarial[n], after, made=True)
+            groups.append([Panel(self.images[n], before), attacked, change])
+        return groups
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -590,31 +506,26 @@ class Synthesis(Result):
     ``sources`` (N, C, H, W) are the pictures they were made after, where there are such.
     """
 
+    abreast: ClassVar[int] = 5
+
     images: Tensor
     scores: Tensor
     targets: tuple[str, ...]
     sources: Tensor | None = None
 
-    def lines(self) -> list[str]:
-        ends = zip(self.targets, self.scores[0].tolist(), self.scores[-1].tolist(), strict=True)
-        return [f"{n:03d}  {t}: score {first:.4g} -> {last:.4g}" for n, (t, first, last) in enumerate(ends)]
-
     def panels(self) -> list[list[Panel]]:
-        made = [[Panel(i, t)] for i, t in zip(self.images, self.targets, strict=True)]
+        groups = [[Panel(i, t, made=True)] for i, t in zip(self.images, self.targets, strict=True)]
         if self.sources is None:
-            return _wrapped(made, 5)
-        return _wrapped([[Panel(i, "sample"), *m] for i, m in zip(self.sources, made, strict=True)], 3)
-
-    def pictures(self) -> Sequence[Tensor]:
-        return tuple(self.images)
+            return groups
+        return [[Panel(s, "sample"), *group] for s, group in zip(self.sources, groups, strict=True)]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Stylization(Result):
     """Images in other manners: ``images`` and ``stylized`` (N, 3, H, W) in [0, 1], ``style`` its name."""
 
-    per_image: ClassVar[bool] = True
-    shared: ClassVar[frozenset[str]] = frozenset({"style"})
+    per_image: ClassVar[tuple[str, ...]] = ("images", "stylized")
+    abreast: ClassVar[int] = 3
 
     images: Tensor
     stylized: Tensor
@@ -622,10 +533,7 @@ class Stylization(Result):
 
     def panels(self) -> list[list[Panel]]:
         pairs = zip(self.images, self.stylized, strict=True)
-        return _wrapped([[Panel(i), Panel(s, self.style)] for i, s in pairs], 3)
-
-    def pictures(self) -> Sequence[Tensor]:
-        return tuple(self.stylized)
+        return [[Panel(image), Panel(stylized, self.style, made=True)] for image, stylized in pairs]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -635,6 +543,8 @@ class TrainedNetwork(Result):
     ``network`` is built by ``method`` (an id) from ``config``; ``losses`` (steps,) its training;
     ``labels`` name what it learned; ``previews`` (P, 3, H, W) show what it does.
     """
+
+    abreast: ClassVar[int] = 6
 
     network: nn.Module
     method: str
@@ -649,9 +559,10 @@ class TrainedNetwork(Result):
         method = methods[fields["method"]]
         if method.network is None:
             raise InputError(f"{method.spec.name} trains no network")
-        network = method.network(**fields["config"])
+        with torch.device("meta"):  # its own beginning would cost time and random numbers
+            network = method.network(**fields["config"])
         network.load_state_dict(fields.pop("network"), assign=True)  # in the precision it was saved in
         return cls(network=network.eval(), **fields, **rest)
 
     def panels(self) -> list[list[Panel]]:
-        return _wrapped([[Panel(p, n)] for p, n in zip(self.previews, self.labels, strict=False)], 6)
+        return [[Panel(preview, name)] for preview, name in zip(self.previews, self.labels, strict=False)]

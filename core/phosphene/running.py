@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .bars import ProgressEvent, reporting
 from .batching import max_batch
+from .declaration import AS_OBJECT
 from .errors import InputError, UnknownName
 from .inputs import ROLES
 from .models import Model, load_model
-from .progress import ProgressEvent, reporting
 from .registry import extensions, methods
 from .results import Result, check_place, load_result
+from .targets import Custom, Direction
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,76 @@ class Run:
     batch_size: int | None = None
     progress: bool | None | Callable[[ProgressEvent], None] = field(default=None, repr=False)
 
+    def here(self) -> Result:
+        """Carry it out in this process."""
+        with max_batch(self.batch_size), reporting(self.progress):
+            result: Result = methods[self.method](**self.inputs, **self.params)
+            return result
 
-def _run_here(run: Run) -> Result:
-    with max_batch(run.batch_size), reporting(run.progress):
-        result: Result = methods[run.method](**run.inputs, **run.params)
-        return result
+    def passes(self) -> tuple[int, int] | None:
+        """How many images will go forward and backward, as the method declares; None where it does not."""
+        method = methods[self.method]
+        return method.passes(*method.check(self.inputs, self.params))
+
+    def gave(self, saved: Result) -> bool:
+        """Whether a saved result is this run's: of the same method, parameters, inputs and model.
+
+        Any seed will do where this run names none; of a data set only the name is known.
+        """
+        method, was = methods[self.method], saved.provenance
+        if was is None or (was.method, was.distribution) != (method.spec.name, method.distribution):
+            return False
+        inputs, params = method.check(self.inputs, self.params)
+        if method.seed and params[method.seed] is None:
+            params[method.seed] = was.seed
+        owner, kept = method.spec.input("model"), method.kept(inputs)
+        return (
+            was.params == method.spec.params(**params).model_dump(mode="json")
+            and (was.model and was.model["digest"]) == (inputs[owner.name].digest if owner else None)
+            and saved.inputs.keys() == kept.keys()
+            and not any(isinstance(value, (Custom, Direction)) for value in inputs.values())
+            and all(_same(value, saved.inputs[name]) for name, value in kept.items())
+        )
 
 
-def executors() -> dict[str, Callable[[Run], Result]]:
-    """Where a run can be carried out, by name."""
-    return {"local": _run_here, **extensions.gather("phosphene_executors")}
+def _same(value: Any, saved: Any) -> bool:
+    """Whether an input is the recorded one; of one that was given as an object nobody can say."""
+    if isinstance(value, Tensor) and isinstance(saved, Tensor):
+        return torch.equal(value.cpu(), saved.cpu())
+    told = [json.dumps(item, default=repr) for item in (value, saved)]
+    return told[0] == told[1] and not str(value).endswith(AS_OBJECT)
+
+
+def prepare(
+    name: str,
+    *,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    progress: bool | None | Callable[[ProgressEvent], None] = None,
+    executor: str = "local",
+    **arguments: Any,
+) -> Run:
+    """What ``run`` does before the work: the method found, inputs made, everything checked, nothing run.
+
+    The ``Run`` foretells its cost (``passes()``) and knows its result when it sees it (``gave(saved)``).
+    """
+    method = methods[name]
+    if executor not in (known := _executors()):
+        raise UnknownName("executor", executor, known)
+    names = {i.name for i in method.spec.inputs}
+    params = {n: v for n, v in arguments.items() if n not in names}
+    method.validate(params)  # before a model is fetched for nothing
+    made: dict[str, Any] = {}
+    model: Model | None = None
+    # The model itself may be asked what a picture shows; and what is made in inference mode stays so.
+    with max_batch(batch_size), torch.inference_mode(False):
+        for declared in method.spec.inputs:
+            made[declared.name] = ROLES[declared.role].make(arguments.get(declared.name), model, made)
+            if declared.role == "model":
+                model = made[declared.name]
+                _move(model, device)
+        made, _ = method.check(made, params)
+    return Run(name, made, params, batch_size, progress)
 
 
 def run(
@@ -57,29 +120,21 @@ def run(
     a tensor, a path, several, a folder or ``builtin:scenes/8``, a target as ``"tabby"`` or
     ``"layer4[17]"``, a data set as a folder. ``out``: a folder to save the result in. ``batch_size``:
     at most so many images at once. ``progress``: False for silence, a callable for events.
+    ``executor``: where it is carried out, "local" or a plugin's.
     """
-    method = methods[name]
-    names = {i.name for i in method.spec.inputs}
-    params = {n: v for n, v in arguments.items() if n not in names}
-    method.validate(params)
     if out is not None:
         check_place(out)
-    places = executors()
-    if executor not in places:
-        raise UnknownName("executor", executor, places)
-    made: dict[str, Any] = {}
-    model: Model | None = None
-    # The model itself may be asked what a picture shows; and what is made in inference mode stays so.
-    with max_batch(batch_size), torch.inference_mode(False):
-        for declared in method.spec.inputs:
-            made[declared.name] = ROLES[declared.role].make(arguments.get(declared.name), model, made)
-            if declared.role == "model":
-                model = made[declared.name]
-                _move(model, device)
-    result = observed(Run(name, made, params, batch_size, progress), places[executor])
+    how: dict[str, Any] = {"device": device, "batch_size": batch_size, "progress": progress}
+    request = prepare(name, executor=executor, **how, **arguments)
+    result = observed(request, _executors()[executor])
     if out is not None:
         result.save(out)
     return result
+
+
+def _executors() -> dict[str, Callable[[Run], Result]]:
+    """Where runs can be carried out, by name."""
+    return {"local": Run.here, **extensions.gather("phosphene_executors")}
 
 
 def _move(model: Model, device: str | torch.device | None, dtype: torch.dtype | None = None) -> None:
@@ -119,8 +174,9 @@ class Replay:
         if self.same:
             return "the same, bit for bit"
         worst = ", ".join(f"{n} by up to {d:.3g}" for n, d in self.differences.items() if d)
-        since = f"; since then {', '.join(self.changed)} changed" if self.changed else ""
-        return f"different: {worst}{since}"
+        return f"different: {worst}" + (
+            f"; since then {', '.join(self.changed)} changed" if self.changed else ""
+        )
 
 
 def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Replay:
@@ -137,11 +193,10 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
         source = dict(was.model["source"])
         model = load_model(source.pop("uri"), **source)
         _move(model, was.device, getattr(torch, was.dtype))
-    arguments: dict[str, Any] = {"model": model} if model is not None else {}
     for name, value in saved.inputs.items():
-        if isinstance(value, str) and value.endswith("given as an object"):
+        if isinstance(value, str) and value.endswith(AS_OBJECT):
             raise InputError(f"the input {name!r} was {value}, which a folder does not hold")
-        arguments[name] = value
+    arguments = dict(saved.inputs) | ({"model": model} if model is not None else {})
     # Of several methods of one name, the one of the distribution that made it.
     name = f"{was.distribution.partition(' ')[0]}:{was.method}"
     name = name if name in methods else was.method
@@ -156,17 +211,6 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
     return Replay(saved, again, _differences(saved, again), tuple(changed))
 
 
-def _tensors(result: Result) -> dict[str, Tensor]:
-    """A result's tensors, the weights of trained networks among them."""
-    found: dict[str, Tensor] = {}
-    for name, value in result.fields():
-        if isinstance(value, Tensor):
-            found[name] = value.cpu()
-        elif isinstance(value, nn.Module):
-            found.update({f"{name}.{key}": tensor.cpu() for key, tensor in value.state_dict().items()})
-    return found
-
-
 def _differences(saved: Result, again: Result) -> dict[str, float]:
     """How far apart each tensor is at most; infinity where one is missing or of another shape."""
     old, new = _tensors(saved), _tensors(again)
@@ -175,4 +219,13 @@ def _differences(saved: Result, again: Result) -> dict[str, float]:
         if old[name].shape == new[name].shape:
             apart = (old[name].double() - new[name].double()).abs()
             found[name] = float(apart.max()) if apart.numel() else 0.0
+    return found
+
+
+def _tensors(result: Result) -> dict[str, Tensor]:
+    """A result's tensors, the weights of trained networks among them."""
+    found: dict[str, Tensor] = {}
+    for name, value in result.fields():
+        state = value.state_dict() if isinstance(value, nn.Module) else {"": value}
+        found |= {f"{name}.{k}".rstrip("."): t.cpu() for k, t in state.items() if isinstance(t, Tensor)}
     return found

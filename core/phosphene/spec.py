@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import ast
 import math
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializeAsAny,
     computed_field,
-    field_validator,
     model_validator,
 )
 
 from .errors import InputError, UnknownName
+from .registry import extensions
 
 #: What a method may need of a model or of the world.
 Need = Literal["gradients", "gap_head", "dataset", "training", "generator", "relu"]
@@ -27,19 +27,12 @@ Need = Literal["gradients", "gap_head", "dataset", "training", "generator", "rel
 
 @dataclass(frozen=True)
 class Role:
-    """Marks what an input is, so that runners know how to make it: ``Annotated[Tensor, Role("images")]``."""
+    """Marks what an input is, or a parameter that is more than a value (``layer``, ``seed``).
+
+    Runners then know how to make and check it: ``Annotated[Tensor, Role("images")]``.
+    """
 
     name: str
-
-
-@dataclass(frozen=True)
-class LayerMark:
-    """Marks a parameter that names a layer of the model; it is checked before work starts."""
-
-
-@dataclass(frozen=True)
-class SeedMark:
-    """Marks the parameter that seeds all randomness of a call."""
 
 
 class _Frozen(BaseModel):
@@ -77,43 +70,32 @@ class Cost(_Frozen):
 
     def of(self, params: Mapping[str, Any], **sizes: int) -> tuple[int, int]:
         """The two numbers for given parameters and sizes; a size hides a parameter of its name."""
-        names = {**params, **sizes}
+        names = {**_FUNCTIONS, **params, **sizes}
         return (_evaluate(self.forward, names), _evaluate(self.backward, names))
 
     def names(self) -> set[str]:
-        trees = (ast.parse(e, mode="eval") for e in (self.forward, self.backward))
-        found = {n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name)}
-        return found - set(_FUNCTIONS) - {"images", "height", "width", "dataset"}
+        """The parameters it speaks of."""
+        nodes = ast.walk(ast.parse(f"({self.forward}), ({self.backward})"))
+        found = {node.id for node in nodes if isinstance(node, ast.Name)}
+        return found - {*_FUNCTIONS, "images", "height", "width", "dataset"}
 
 
-_FUNCTIONS: dict[str, Callable[..., Any]] = {"ceil": math.ceil, "min": min, "max": max}
-_OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-}
+_FUNCTIONS: dict[str, Any] = {"ceil": math.ceil, "min": min, "max": max}
+_ARITHMETIC = (
+    *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Call, ast.BoolOp, ast.Or),
+    *(ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv),
+)
 
 
-def _evaluate(expression: str, names: Mapping[str, Any]) -> int:
-    def value(node: ast.AST) -> Any:
-        match node:
-            case ast.Expression(body=body):
-                return value(body)
-            case ast.Constant(value=int() | float() as number):
-                return number
-            case ast.Name(id=name) if name in names:
-                return names[name]
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                return _OPERATORS[type(op)](value(left), value(right))
-            case ast.BoolOp(op=ast.Or(), values=[first, *others]):
-                return next((v for v in map(value, (first, *others)) if v is not None), None)
-            case ast.Call(func=ast.Name(id=name), args=args) if name in _FUNCTIONS:
-                return _FUNCTIONS[name](*map(value, args))
-        raise InputError(f"cost expression {expression!r}: cannot work out {ast.unparse(node)!r}")
-
-    return math.ceil(value(ast.parse(expression, mode="eval")))
+def _evaluate(expression: str, names: dict[str, Any]) -> int:
+    tree = ast.parse(expression, mode="eval")
+    for node in ast.walk(tree):
+        if not isinstance(node, _ARITHMETIC):
+            raise InputError(f"cost expression {expression!r}: {ast.unparse(node)!r} is no arithmetic")
+    try:
+        return math.ceil(eval(compile(tree, "cost", "eval"), {"__builtins__": {}}, names))
+    except (NameError, TypeError, ArithmeticError) as error:
+        raise InputError(f"cost expression {expression!r}: {error}") from error
 
 
 class Invariant(_Frozen):
@@ -131,6 +113,9 @@ class Invariant(_Frozen):
         kind = cls.model_fields["kind"].default
         if not isinstance(kind, str):
             raise TypeError(f"{cls.__name__} needs a kind: Literal['...'] = '...'")
+        owner = Invariant.kinds.get(kind, cls).__module__
+        if owner != cls.__module__:
+            raise TypeError(f"{cls.__name__} needs another kind: {kind!r} is one of {owner}")
         Invariant.kinds[kind] = cls
 
     def parameters(self) -> set[str]:
@@ -141,8 +126,7 @@ class Invariant(_Frozen):
         """Whether the promise is made under these parameters."""
         if self.when is None:
             return True
-        wanted = not self.when.startswith("not ")
-        return bool(params[self.when.removeprefix("not ")]) is wanted
+        return bool(params[self.when.removeprefix("not ")]) is not self.when.startswith("not ")
 
     def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
         """Raise AssertionError where the promise is broken."""
@@ -160,14 +144,13 @@ class WithinBall(Invariant):
         return super().parameters() | {self.radius, self.norm}
 
     def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
+        radius, norm = params[self.radius], params[self.norm]
         delta = (result.adversarial.double() - result.images.double()).flatten(1)
-        order = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}[params[self.norm]]
+        order = {"linf": math.inf, "l2": 2.0, "l1": 1.0}[norm]
         worst = float(delta.norm(order, dim=1).max())
         # A rounding of x + delta at pixel scale; norms sum it over the pixels.
-        slack = 1e-6 if order == float("inf") else 1e-6 * delta.shape[1] ** (1 / order)
-        assert worst <= params[self.radius] + slack, (
-            f"{worst} is outside the ball of radius {params[self.radius]} ({params[self.norm]})"
-        )
+        slack = 1e-6 * delta.shape[1] ** (1 / order)
+        assert worst <= radius + slack, f"{worst} is outside the ball of radius {radius} ({norm})"
 
 
 class UnitRange(Invariant):
@@ -189,17 +172,6 @@ class PixelRange(UnitRange):
     field: str = "images"
 
 
-class SameShape(Invariant):
-    """``field`` has the shape of the input images."""
-
-    kind: Literal["same_shape"] = "same_shape"
-    field: str = "images"
-
-    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
-        got, want = tuple(getattr(result, self.field).shape), tuple(inputs["images"].shape)
-        assert got == want, f"{self.field} has shape {got}, the images {want}"
-
-
 class Nonnegative(Invariant):
     """No value in ``field`` is below zero."""
 
@@ -211,6 +183,17 @@ class Nonnegative(Invariant):
         assert low >= 0, f"{self.field} goes down to {low}"
 
 
+class SameShape(Invariant):
+    """``field`` has the shape of the input images."""
+
+    kind: Literal["same_shape"] = "same_shape"
+    field: str = "images"
+
+    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
+        got, want = tuple(getattr(result, self.field).shape), tuple(inputs["images"].shape)
+        assert got == want, f"{self.field} has shape {got}, the images {want}"
+
+
 class MapPerPixel(Invariant):
     """``field`` has one value for every pixel of every input image: (N, H, W)."""
 
@@ -218,8 +201,20 @@ class MapPerPixel(Invariant):
     field: str = "maps"
 
     def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
-        got, (count, _, *size) = tuple(getattr(result, self.field).shape), inputs["images"].shape
-        assert got == (count, *size), f"{self.field} has shape {got}, the images {count} of {tuple(size)}"
+        got, want = tuple(getattr(result, self.field).shape), tuple(inputs["images"][:, 0].shape)
+        assert got == want, f"{self.field} has shape {got}, the images' pixels {want}"
+
+
+def _promise(value: Any) -> Any:
+    """A promise out of its JSON; a plugin's kinds exist once its extension is loaded."""
+    if not isinstance(value, Mapping):
+        return value
+    kind = value.get("kind")
+    if kind not in Invariant.kinds:
+        extensions.manager.hook.phosphene_invariants()
+    if kind not in Invariant.kinds:
+        raise UnknownName("invariant kind", kind, Invariant.kinds)
+    return Invariant.kinds[kind].model_validate(value)
 
 
 class MethodSpec(_Frozen):
@@ -234,7 +229,7 @@ class MethodSpec(_Frozen):
     params: type[BaseModel] = Field(exclude=True)
     returns: str
     references: tuple[Reference, ...] = ()
-    invariants: tuple[SerializeAsAny[Invariant], ...] = ()
+    invariants: tuple[Annotated[SerializeAsAny[Invariant], BeforeValidator(_promise)], ...] = ()
     needs: tuple[Need, ...] = ()
     cost: Cost | None = None
     tags: tuple[str, ...] = ()
@@ -258,30 +253,13 @@ class MethodSpec(_Frozen):
         """The input with this role, if the method takes one."""
         return next((i for i in self.inputs if i.role == role), None)
 
-    @field_validator("invariants", mode="before")
-    @classmethod
-    def _parse_invariants(cls, values: Any) -> Any:
-        def parse(value: Any) -> Any:
-            if not isinstance(value, dict):
-                return value
-            kind = value.get("kind")
-            if kind not in Invariant.kinds:
-                raise UnknownName("invariant kind", kind, Invariant.kinds)
-            return Invariant.kinds[kind].model_validate(value)
-
-        return tuple(parse(v) for v in values)
-
     @model_validator(mode="after")
     def _names_exist(self) -> MethodSpec:
-        known = set(self.params.model_fields)
-        owner = f"method '{self.name}'"
-        for invariant in self.invariants:
-            for name in invariant.parameters() - known:
-                raise UnknownName(f"parameter ({invariant.kind} speaks of it)", name, known, owner)
-        spoken = {"quick": set(self.quick), "demo": set(self.demo)}
-        if self.cost:
-            spoken["cost"] = self.cost.names()
-        for where, names in spoken.items():
-            for name in names - known:
-                raise UnknownName(f"parameter ({where} speaks of it)", name, known, owner)
+        known = self.params.model_fields
+        spoken = [(invariant.kind, invariant.parameters()) for invariant in self.invariants]
+        spoken += [("quick", {*self.quick}), ("demo", {*self.demo})]
+        spoken += [("cost", self.cost.names())] if self.cost else []
+        for where, names in spoken:
+            for name in names - known.keys():
+                raise UnknownName(f"parameter ({where} speaks of it)", name, known, f"method '{self.name}'")
         return self

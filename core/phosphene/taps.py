@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .errors import ModelError, UnknownName
 
 #: The taps that may see what runs now. A thread starts with none and a run starts with none,
 #: so two runs on one model never see each other.
-_open_taps: ContextVar[tuple[Tap, ...]] = ContextVar("phosphene_open_taps", default=())
+open_taps: ContextVar[tuple[Tap, ...]] = ContextVar("phosphene_open_taps", default=())
 
 
 class StopForward(BaseException):
@@ -27,52 +28,37 @@ class StopForward(BaseException):
     """
 
 
-def first_tensor(output: Any, layer: str) -> Tensor:
-    """The tensor a layer gives; for a tuple (attention, recurrent layers) its first."""
-    if isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
-        raise ModelError(f"layer {layer!r} gives a {type(output).__name__}, not a tensor")
-    return output
-
-
+@dataclass(eq=False)
 class Tap:
     """Reads, cuts or stops a forward pass at some layers; made by ``model.tap(...)``.
 
-    ``tap[layer]`` is the layer's own output, on the graph. What runs on is a clone, because a
-    later in-place operation would overwrite the reading. A layer called several times gives its
-    last output. With ``inputs`` what is read is the layer's first input.
+    ``tap[layer]`` is the layer's own output, on the graph (for a tuple its first tensor). What runs
+    on is a clone, because a later in-place operation would overwrite the reading. A layer called
+    several times gives its last output. With ``inputs`` what is read is the layer's first input;
+    ``stop_after`` says after how many calls of which layers the pass has been seen.
     """
 
-    def __init__(
-        self,
-        layers: Mapping[str, nn.Module],
-        *,
-        leaf: bool = False,
-        inputs: bool = False,
-        stop_after: Mapping[str, int] | None = None,
-    ) -> None:
-        self._modules = layers
-        self._leaf = leaf
-        self._inputs = inputs
-        self._stop_after = stop_after
-        self._outputs: dict[str, Tensor] = {}
-        self._calls: Counter[str] = Counter()
-        self._cleanup = ExitStack()
+    layers: Mapping[str, nn.Module]
+    leaf: bool = False
+    inputs: bool = False
+    stop_after: Mapping[str, int] | None = None
+    _outputs: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _calls: Counter[str] = field(default_factory=Counter, init=False)
+    _cleanup: ExitStack = field(default_factory=ExitStack, init=False)
 
     def __enter__(self) -> Tap:
         # One by one onto the stack, so that an interruption half-way leaves no hook behind.
         with ExitStack() as stack:
-            for name, module in self._modules.items():
+            for name, module in self.layers.items():
                 hook = self._hook(name)
-                handle = (
-                    module.register_forward_pre_hook(lambda m, args, hook=hook: hook(m, args, args))
-                    if self._inputs
-                    else module.register_forward_hook(hook)
-                )
+                if self.inputs:
+                    handle = module.register_forward_pre_hook(
+                        lambda m, given, hook=hook: hook(m, given, given)
+                    )
+                else:
+                    handle = module.register_forward_hook(hook)
                 stack.callback(handle.remove)
-            outside = _open_taps.set((*_open_taps.get(), self))
-            stack.callback(_open_taps.reset, outside)
+            stack.callback(open_taps.reset, open_taps.set((*open_taps.get(), self)))
             self._cleanup = stack.pop_all()
         return self
 
@@ -80,24 +66,24 @@ class Tap:
         self._cleanup.close()
 
     def __getitem__(self, layer: str) -> Tensor:
-        if layer not in self._modules:
-            raise UnknownName("tapped layer", layer, self._modules, "this tap")
+        if layer not in self.layers:
+            raise UnknownName("tapped layer", layer, self.layers, "this tap")
         if layer not in self._outputs:
             raise ModelError(f"layer {layer!r} has not run: the forward pass did not reach it")
         return self._outputs[layer]
 
     def _hook(self, name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            if self not in _open_taps.get():
+            if self not in open_taps.get():
                 return None
-            value = first_tensor(output, name)
-            if self._leaf:
+            value = output[0] if isinstance(output, (tuple, list)) and output else output
+            if not isinstance(value, Tensor):
+                raise ModelError(f"layer {name!r} gives a {type(value).__name__}, not a tensor")
+            if self.leaf:
                 value = value.detach().requires_grad_()
             self._outputs[name] = value
             self._calls[name] += 1
-            if self._stop_after is not None and all(
-                self._calls[layer] >= calls for layer, calls in self._stop_after.items()
-            ):
+            if self.stop_after and all(self._calls[n] >= calls for n, calls in self.stop_after.items()):
                 raise StopForward
             return passed_on(output, value.clone())
 
@@ -111,8 +97,6 @@ def passed_on(output: Any, tensor: Tensor) -> Any:
     rest = [tensor, *output[1:]]
     return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
 
-
-# --- rewriting the backward pass -------------------------------------------------------------
 
 #: ``rule(gradient, gate) -> gradient``: what goes back through a ReLU; ``gate`` is where it was open.
 BackwardRule = Callable[[Tensor, Tensor], Tensor]
@@ -147,28 +131,14 @@ class _RewrittenRelu(torch.autograd.Function):
         return ctx.rule(gradient, gate), None, None, None
 
 
-def _as_relu(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """(input, upper bound, in place) where ``func`` is a ReLU in any of its spellings, else None."""
-
-    def argument(position: int, name: str, default: Any) -> Any:
-        return args[position] if len(args) > position else kwargs.get(name, default)
-
-    spelling = getattr(func, "__name__", "")
-    name, x = spelling.removesuffix("_"), argument(0, "input", None)
-    low, high, in_place = 0, None, spelling.endswith("_")
-    if name in ("relu", "relu6"):
-        high = 6.0 if name == "relu6" else None
-        in_place = in_place or argument(1, "inplace", False)
-    elif name == "hardtanh":
-        low, high = argument(1, "min_val", -1.0), argument(2, "max_val", 1.0)
-        in_place = in_place or argument(3, "inplace", False)
-    elif name in ("clamp", "clip", "clamp_min"):
-        low, high = argument(1, "min", None), argument(2, "max", None)
-        if high not in (None, 6):  # pixels kept in [0, 1] are no ReLU
-            return None
-    else:
-        return None
-    return (x, high, in_place) if isinstance(low, (int, float)) and low == 0 else None
+#: Calls that are or may be a ReLU: their arguments in order, with what they mean when left out.
+_CLAMP = {"input": None, "min": None, "max": None}
+_RELUS: dict[str, dict[str, Any]] = {
+    "relu": {"input": None, "inplace": False, "min": 0, "max": None},
+    "relu6": {"input": None, "inplace": False, "min": 0, "max": 6},
+    "hardtanh": {"input": None, "min": -1, "max": 1, "inplace": False},
+    **dict.fromkeys(("clamp", "clip", "clamp_min"), _CLAMP),
+}
 
 
 class Rewrite(TorchFunctionMode):
@@ -179,17 +149,21 @@ class Rewrite(TorchFunctionMode):
         self.rule = rule
         self.caught = 0
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        relu = _as_relu(func, args, kwargs)
-        # A ReLU that no gradient reaches is not on the way from the pixels (Swin V2's position bias).
-        if relu is None or not relu[0].requires_grad:
+        spelling = getattr(func, "__name__", "")
+        if (usual := _RELUS.get(spelling.removesuffix("_"))) is None:
+            return func(*args, **kwargs)
+        named = {name.removesuffix("_val"): value for name, value in kwargs.items()}
+        given = usual | dict(zip(usual, args, strict=False)) | named
+        x, low, high = given["input"], given["min"], given["max"]
+        plain = not isinstance(low, Tensor) and not isinstance(high, Tensor)
+        # Pixels kept in [0, 1] are no ReLU, and one that no gradient reaches is not on the way from
+        # the pixels (Swin V2's position bias).
+        if not (plain and low == 0 and high in (None, 6) and x.requires_grad):
             return func(*args, **kwargs)
         self.caught += 1
-        x, upper, in_place = relu
-        return _RewrittenRelu.apply(x, upper, in_place, self.rule)
+        return _RewrittenRelu.apply(x, high, spelling.endswith("_") or given.get("inplace", False), self.rule)
 
 
 @contextmanager
@@ -210,32 +184,25 @@ def rewrite_backward(rule: BackwardRule) -> Iterator[Rewrite]:
         )
 
 
-# --- guarding a model ------------------------------------------------------------------------
-
 _lock = threading.Lock()
-#: What is held still now: id -> [the thing, its flag before, who holds it].
-_held: dict[int, tuple[nn.Module | nn.Parameter, bool, set[object]]] = {}
+#: What is held still now: id -> (the thing, its flag's name, the flag before, who holds it).
+_held: dict[int, tuple[Any, str, bool, set[object]]] = {}
 
 
-def _flag(thing: nn.Module | nn.Parameter) -> str:
-    return "training" if isinstance(thing, nn.Module) else "requires_grad"
-
-
-def _hold(thing: nn.Module | nn.Parameter, holder: object) -> None:
+def _hold(thing: Any, flag: str, holder: object) -> None:
     with _lock:
-        _held.setdefault(id(thing), (thing, getattr(thing, _flag(thing)), set()))[2].add(holder)
-        setattr(thing, _flag(thing), False)
+        _held.setdefault(id(thing), (thing, flag, getattr(thing, flag), set()))[3].add(holder)
+        setattr(thing, flag, False)
 
 
-def _release(thing: nn.Module | nn.Parameter, holder: object) -> None:
+def _release(thing: Any, holder: object) -> None:
     with _lock:
-        if id(thing) not in _held:
-            return
-        _, before, holders = _held[id(thing)]
-        holders.discard(holder)
-        if not holders:
-            del _held[id(thing)]
-            setattr(thing, _flag(thing), before)
+        if id(thing) in _held:
+            _, flag, before, holders = _held[id(thing)]
+            holders.discard(holder)
+            if not holders:
+                del _held[id(thing)]
+                setattr(thing, flag, before)
 
 
 @contextmanager
@@ -248,11 +215,10 @@ def guard(*modules: nn.Module) -> Iterator[None]:
     holder = object()
     with ExitStack() as stack:
         for module in modules:
-            things: list[nn.Module | nn.Parameter] = [*module.modules(), *module.parameters()]
-            for thing in things:
+            things: list[tuple[Any, str]] = [(part, "training") for part in module.modules()]
+            for thing, flag in things + [(p, "requires_grad") for p in module.parameters()]:
                 # The way back is laid first: an interruption between the lines must not strand it.
                 stack.callback(_release, thing, holder)
-                _hold(thing, holder)
-        outside = _open_taps.set(())
-        stack.callback(_open_taps.reset, outside)
+                _hold(thing, flag, holder)
+        stack.callback(open_taps.reset, open_taps.set(()))
         yield

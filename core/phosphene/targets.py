@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -17,18 +18,12 @@ if TYPE_CHECKING:
     from .models import Model
 
 
-@dataclass(frozen=True)
 class Objective(ABC):
-    """Anything with one scalar per image to explain, raise or lower."""
-
-    @property
-    def layer(self) -> str | None:
-        """The layer it is read from, or None for the logits."""
-        return None
+    """Anything with one scalar per image to explain, raise or lower, read from the logits."""
 
     @abstractmethod
     def read(self, values: Tensor) -> Tensor:
-        """(N,) from the logits (N, K), or from the layer's maps (N, C, h, w) or features (N, C)."""
+        """(N,) from the logits (N, K); of a ``Layer`` from its maps (N, C, h, w) or features (N, C)."""
 
     def written(self) -> Any:
         """What ``parse_target`` reads back, as JSON; for a callable or a direction only its name."""
@@ -50,12 +45,10 @@ class Class(Objective):
     index: int | tuple[int, ...]
 
     def read(self, values: Tensor) -> Tensor:
-        if isinstance(self.index, int):
-            return _logits(values)[:, self.index]
-        if len(self.index) != len(values):
-            raise InputError(f"{len(values)} images need one class or one each, not {len(self.index)}")
-        index = torch.tensor(self.index, device=values.device)
-        return _logits(values).gather(1, index[:, None])[:, 0]
+        index = (self.index,) * len(values) if isinstance(self.index, int) else self.index
+        if len(index) != len(values):
+            raise InputError(f"{len(values)} images need one class or one each, not {len(index)}")
+        return _logits(values).gather(1, torch.tensor(index, device=values.device)[:, None])[:, 0]
 
     def written(self) -> Any:
         return self.index if isinstance(self.index, int) else list(self.index)
@@ -65,7 +58,7 @@ class Class(Objective):
 
     def names(self, model: Model, count: int) -> tuple[str, ...]:
         indices = (self.index,) * count if isinstance(self.index, int) else self.index
-        return tuple(model.class_name(i) for i in indices)
+        return tuple(map(model.class_name, indices))
 
     def __str__(self) -> str:
         return f"class:{self.index}"
@@ -78,25 +71,56 @@ class Predicted(Objective):
     of perturbed ones: a score must not change its subject half-way.
     """
 
-    def __init__(self) -> None:
-        self._decided: Class | None = None
+    _decided: Class | None = None
 
     def read(self, values: Tensor) -> Tensor:
-        if self._decided is None:
-            self._decided = Class(tuple(_logits(values).argmax(dim=1).tolist()))
+        self._decided = self._decided or Class(tuple(_logits(values).argmax(dim=1).tolist()))
         return self._decided.read(values)
 
     def written(self) -> Any:
         return None
 
     def select(self, rows: Sequence[int]) -> Objective:
-        return Predicted() if self._decided is None else self._decided.select(rows)
+        return self._decided.select(rows) if self._decided else Predicted()
 
     def names(self, model: Model, count: int) -> tuple[str, ...]:
-        return super().names(model, count) if self._decided is None else self._decided.names(model, count)
+        return self._decided.names(model, count) if self._decided else super().names(model, count)
 
     def __str__(self) -> str:
         return "the predicted class"
+
+
+@dataclass(frozen=True)
+class Custom(Objective):
+    """Any callable ``(logits) -> (N,)`` or ``(logits, tap) -> (N,)``: captioning, similarity, detection, ...
+
+    ``tap["layer4"]`` is what a layer gave in the same pass.
+    """
+
+    function: Callable[..., Tensor]
+
+    def read(self, values: Tensor, *tap: Any) -> Tensor:
+        score = self.function(values, *tap)
+        got = tuple(score.shape) if isinstance(score, Tensor) else f"a {type(score).__name__}"
+        if got != (len(values),):
+            raise InputError(f"a target must give one number per image, shape ({len(values)},), not {got}")
+        if values.requires_grad and not score.requires_grad:
+            raise InputError(
+                f"the target {self} cuts the graph (detach, argmax, a constant): no gradient can flow"
+            )
+        return score
+
+    def wants_tap(self) -> bool:
+        """Whether the callable takes a second argument that must be given."""
+        try:
+            parameters = inspect.signature(self.function).parameters.values()
+        except ValueError:  # some builtins do not say what they take
+            return False
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return len([p for p in parameters if p.kind in kinds and p.default is p.empty]) == 2
+
+    def __str__(self) -> str:
+        return getattr(self.function, "__name__", "a callable")
 
 
 @dataclass(frozen=True)
@@ -104,10 +128,6 @@ class Layer(Objective):
     """All of a layer: the mean square of its values (DeepDream's objective up to a factor)."""
 
     name: str
-
-    @property
-    def layer(self) -> str:
-        return self.name
 
     def read(self, values: Tensor) -> Tensor:
         return values.flatten(1).square().mean(1)
@@ -123,7 +143,7 @@ class Channel(Layer):
     channel: int
 
     def read(self, values: Tensor) -> Tensor:
-        return _unit(values, 1, self.channel, self.name).reshape(len(values), -1).mean(1)
+        return _unit(values, self.name, self.channel).reshape(len(values), -1).mean(1)
 
     def __str__(self) -> str:
         return f"{self.name}[{self.channel}]"
@@ -138,11 +158,9 @@ class Neuron(Channel):
 
     def read(self, values: Tensor) -> Tensor:
         if values.ndim != 4:
-            raise ModelError(
-                f"layer {self.name!r} has no places, only channels: '{self.name}[{self.channel}]'"
-            )
-        column = _unit(_unit(values, 3, self.x, self.name), 2, self.y, self.name)
-        return _unit(column, 1, self.channel, self.name)
+            channel = f"{self.name}[{self.channel}]"
+            raise ModelError(f"layer {self.name!r} has no places, only channels: {channel!r}")
+        return _unit(values, self.name, self.channel, self.y, self.x)
 
     def __str__(self) -> str:
         return f"{self.name}[{self.channel},{self.y},{self.x}]"
@@ -162,47 +180,26 @@ class Direction(Layer):
             raise InputError(
                 f"layer {self.name!r} has {values.shape[1]} channels, the direction {len(self.vector)}"
             )
-        projected = torch.einsum("nc...,c->n...", values, self.vector.to(values))
-        return projected.flatten(1).mean(1) if projected.ndim > 1 else projected
+        return torch.einsum("nc...,c->n...", values, self.vector.to(values)).reshape(len(values), -1).mean(1)
 
     def __str__(self) -> str:
         return f"a direction in {self.name}"
 
 
-@dataclass(frozen=True)
-class Custom(Objective):
-    """Any callable ``(logits) -> (N,)``, for captioning, similarity, detection, ..."""
-
-    function: Callable[[Tensor], Tensor]
-
-    def read(self, values: Tensor) -> Tensor:
-        score = self.function(values)
-        got = tuple(score.shape) if isinstance(score, Tensor) else f"a {type(score).__name__}"
-        if got != (len(values),):
-            raise InputError(f"a target must give one number per image, shape ({len(values)},), not {got}")
-        if values.requires_grad and not score.requires_grad:
-            raise InputError(
-                f"the target {self} cuts the graph (detach, argmax, a constant): no gradient can flow"
-            )
-        return score
-
-    def __str__(self) -> str:
-        return getattr(self.function, "__name__", "a callable")
-
-
 def _logits(values: Tensor) -> Tensor:
     if values.ndim != 2:
-        raise ModelError(
-            f"this model has no classes: it gives {tuple(values.shape)}; name a layer's unit instead"
-        )
+        given = tuple(values.shape)
+        raise ModelError(f"this model has no classes: it gives {given}; name a layer's unit instead")
     return values
 
 
-def _unit(values: Tensor, dim: int, index: int, layer: str) -> Tensor:
-    if not -values.shape[dim] <= index < values.shape[dim]:
-        what = {1: "channels", 2: "rows", 3: "columns"}[dim]
-        raise InputError(f"layer {layer!r} has {values.shape[dim]} {what}, so there is no number {index}")
-    return values.select(dim, index)
+def _unit(values: Tensor, layer: str, *place: int) -> Tensor:
+    """The values at a channel, or at a channel, row and column; InputError where there is no such."""
+    for what, index, size in zip(("channels", "rows", "columns"), place, values.shape[1:], strict=False):
+        if not -size <= index < size:
+            raise InputError(f"layer {layer!r} has {size} {what}, so there is no number {index}")
+    at: tuple[Any, ...] = (slice(None), *place)
+    return values[at]
 
 
 def parse_target(target: Any, model: Model) -> Objective:
@@ -216,18 +213,19 @@ def parse_target(target: Any, model: Model) -> Objective:
         return Predicted()
     if isinstance(target, Layer):
         return replace(target, name=model.layer_name(target.name))
-    if isinstance(target, str):
-        return _parse_text(target.strip(), model)
     if isinstance(target, Class):
         target = target.index
-    elif isinstance(target, Objective):
+    if isinstance(target, Objective):
         return target
-    elif hasattr(target, "tolist"):  # a tensor, an array or a number of NumPy's
+    if hasattr(target, "tolist"):  # a tensor, an array or a number of NumPy's
         target = target.tolist()
-    if isinstance(target, (int, str)):
-        return Class(model.class_index(target))
-    if isinstance(target, Sequence) and target:
-        return Class(tuple(model.class_index(t) for t in target))
+    match target:
+        case str():
+            return _parse_text(target.strip(), model)
+        case int():
+            return Class(model.class_index(target))
+        case [_, *_]:
+            return Class(tuple(map(model.class_index, target)))
     if callable(target):
         return Custom(target)
     what = type(target).__name__ if target != [] else "list without a class"
@@ -237,10 +235,8 @@ def parse_target(target: Any, model: Model) -> Objective:
 def _parse_text(text: str, model: Model) -> Objective:
     if text.startswith("class:"):
         return Class(model.class_index(text.removeprefix("class:").strip()))
-    unit = re.fullmatch(r"(?P<layer>.+?)\s*\[(?P<place>-?\d+(?:\s*,\s*-?\d+){0,2})\]", text)
-    if unit:
-        layer = model.layer_name(unit["layer"])
-        place = [int(part) for part in unit["place"].split(",")]
+    if unit := re.fullmatch(r"(.+?)\s*\[(-?\d+(?:\s*,\s*-?\d+){0,2})\]", text):
+        layer, place = model.layer_name(unit[1]), [int(part) for part in unit[2].split(",")]
         if len(place) == 2:
             raise InputError(f"{text!r}: a unit is layer[channel] or layer[channel,y,x]")
         return Neuron(layer, *place) if len(place) == 3 else Channel(layer, place[0])
@@ -259,7 +255,11 @@ def scores(model: Model, images: Tensor, target: Any) -> Tensor:
     With a ``Tap`` open, its layers are read in the same pass, unless they lie above the target's.
     """
     objective = parse_target(target, model)
-    if objective.layer is None:
-        return objective.read(model(images))
-    features = model.features(images, objective.layer)
-    return objective.read(model.maps(features, images) if features.ndim > 2 else features)
+    if isinstance(objective, Layer):
+        features = model.features(images, objective.name)
+        return objective.read(model.maps(features, images) if features.ndim > 2 else features)
+    if isinstance(objective, Custom) and objective.wants_tap():
+        layers = [name for name, layer in model.anatomy.layers.items() if layer.shape is not None]
+        with model.tap(*layers) as tap:
+            return objective.read(model(images), tap)
+    return objective.read(model(images))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from pydantic import Field
 from torch import Tensor
 
-from .spec import LayerMark, Role, SeedMark
+from .spec import Role
 
 if TYPE_CHECKING:
     from .datasets import Dataset as _Dataset
@@ -33,10 +33,7 @@ Styles: TypeAlias = Annotated[Tensor, Role("styles")]
 Stylizer: TypeAlias = Annotated["TrainedNetwork", Role("stylizer")]
 
 #: A parameter that names a layer, checked against the model before work starts.
-LayerName: TypeAlias = Annotated[str, LayerMark()]
+LayerName: TypeAlias = Annotated[str, Role("layer")]
 #: The seed of all randomness in a call; None draws one and records it.
-Seed: TypeAlias = Annotated[
-    int | None,
-    SeedMark(),
-    Field(ge=0, lt=2**63, description="seed of all randomness; drawn and recorded when absent"),
-]
+_told = "seed of all randomness; drawn and recorded when absent"
+Seed: TypeAlias = Annotated[int | None, Role("seed"), Field(ge=0, lt=2**63, description=_told)]

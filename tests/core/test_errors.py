@@ -12,8 +12,8 @@ from phosphene import InputError, MissingExtra, UnknownName
     [
         UnknownName("layer", "layer5", ["conv1", "layer4"], "this model"),
         UnknownName("method", "nothing", []),
-        MissingExtra("captum parity", "parity"),
         InputError("no"),
+        MissingExtra("phosphene check", "testing"),
     ],
 )
 def test_an_error_survives_pickling(error):
@@ -28,3 +28,8 @@ def test_an_unknown_name_lists_what_there_is_and_the_nearest():
     many = UnknownName("method", "q", [f"m{i}" for i in range(20)])
     assert str(many).endswith("m11, ... (20 in all)")
     assert "did you mean" not in str(UnknownName("class", "", ["tabby"]))
+
+
+def test_a_missing_extra_says_what_to_install():
+    told = str(MissingExtra("phosphene check", "testing"))
+    assert told == "phosphene check needs an optional library: pip install 'phosphene[testing]'"

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from phosphene import images as im
-from phosphene.errors import InputError, UnknownName
+from phosphene.errors import InputError
 
 few = settings(max_examples=30, deadline=None)
 numbers = st.floats(-1e6, 1e6, width=32)
@@ -84,13 +84,12 @@ def test_find_images_is_recursive_sorted_and_says_what_it_wants(tmp_path: Path) 
         im.find_images(tmp_path / "nowhere")
 
 
-def test_bytes_and_data_uri() -> None:
+def test_data_uri_and_grey() -> None:
     image = rand(3, 4, 5)
-    uri = im.data_uri(image)
-    head, body = uri.split(",")
-    assert head == "data:image/png;base64" and base64.b64decode(body) == im.png_bytes(image)
-    opened = Image.open(io.BytesIO(im.png_bytes(image)))
-    assert opened.size == (5, 4) and opened.mode == "RGB"
+    head, body = im.data_uri(image).split(",")
+    opened = Image.open(io.BytesIO(base64.b64decode(body)))
+    assert head == "data:image/png;base64" and opened.format == "PNG"
+    assert np.array_equal(np.asarray(opened), np.asarray(im.to_pil(image)))
     grey = np.asarray(im.to_pil(torch.full((1, 2, 2), 0.5)))
     assert np.array_equal(grey, np.full((2, 2, 3), 128))
 
@@ -121,51 +120,29 @@ def test_min_max_of_constant_maps_and_dims() -> None:
 
 @pytest.mark.parametrize("cmap", ["viridis", "turbo", "RdBu_r", "gray"])
 def test_colorize_is_matplotlib(cmap: str) -> None:
-    maps = rand(2, 5, 6) * 9 - 4
-    got = im.colorize(maps, cmap=cmap)
+    maps = rand(2, 5, 6) * 1.5 - 0.25
+    got = im.colorize(maps, cmap)
     for colour, values in zip(got, maps, strict=True):
-        expected = matplotlib.colormaps[cmap](im.min_max(values).numpy())[..., :3]
+        expected = matplotlib.colormaps[cmap](values.clamp(0, 1).numpy())[..., :3]
         np.testing.assert_allclose(colour.permute(1, 2, 0), expected, atol=1e-6)
-    assert torch.equal(im.colorize(maps[0], cmap=cmap), got[0])
-    fixed = im.colorize(maps, cmap=cmap, limits=(-2.0, 2.0))
-    expected = matplotlib.colormaps[cmap](((maps + 2) / 4).clamp(0, 1).numpy())[..., :3]
-    np.testing.assert_allclose(fixed.permute(0, 2, 3, 1), expected, atol=1e-6)
+    assert torch.equal(im.colorize(maps[0], cmap), got[0])
+    assert got.min() >= 0 and got.max() <= 1
 
 
 def test_symmetric_colours_put_zero_in_the_middle() -> None:
     map_ = torch.tensor([[-1.0, 0.0], [0.5, 0.25]])
-    got = im.colorize(map_, symmetric=True)
-    expected = matplotlib.colormaps["RdBu_r"](np.array([[0.0, 0.5], [0.75, 0.625]]))[..., :3]
-    np.testing.assert_allclose(got.permute(1, 2, 0), expected, atol=1e-6)
-    flat = im.colorize(torch.zeros(2, 2), symmetric=True)[:, 0, 0]
-    np.testing.assert_allclose(flat, matplotlib.colormaps["RdBu_r"](0.5)[:3], atol=1e-6)
-
-
-def test_colorize_refuses() -> None:
-    with pytest.raises(UnknownName, match="viridis"):
-        im.colorize(rand(2, 2), cmap="viridi")
-    for bad in (rand(1, 1, 2, 2), rand(0, 2, 2), torch.tensor([[float("nan")]])):
-        with pytest.raises(InputError):
-            im.colorize(bad)
-    for limits, symmetric in [((1.0, 1.0), False), ((0.0, 1.0), True)]:
-        with pytest.raises(InputError):
-            im.colorize(rand(2, 2), limits=limits, symmetric=symmetric)
+    assert im.symmetric(map_).tolist() == [[0, 0.5], [0.75, 0.625]]
+    assert torch.equal(im.symmetric(torch.stack([map_, 3 * map_]))[1], im.symmetric(map_))
+    assert torch.equal(im.symmetric(torch.zeros(2, 2)), torch.full((2, 2), 0.5))
 
 
 def test_overlay_blends_and_enlarges() -> None:
     image, heat = rand(3, 8, 6), rand(8, 6, seed=1)
-    assert torch.equal(im.overlay(image, heat, alpha=0), image)
-    colour = im.colorize(heat, cmap="turbo")
-    torch.testing.assert_close(im.overlay(image, heat, alpha=1), colour)
-    torch.testing.assert_close(im.overlay(image, heat, alpha=0.3), 0.7 * image + 0.3 * colour)
+    colour = im.colorize(heat, "turbo")
+    torch.testing.assert_close(im.overlay(image, heat), 0.5 * image + 0.5 * colour)
     small = rand(3, 3, seed=2)
     large = torch.nn.functional.interpolate(small[None, None], (8, 6), mode="bilinear")[0, 0]
     torch.testing.assert_close(im.overlay(image, small), im.overlay(image, large))
-    for bad_image, bad_heat in [(image, small[None]), (rand(1, 8, 6), heat), (image[None], small)]:
-        with pytest.raises(InputError):
-            im.overlay(bad_image, bad_heat)
-    with pytest.raises(InputError):
-        im.overlay(image, heat, alpha=1.5)
 
 
 # ------------------------------------------------------------------ shapes
@@ -182,32 +159,6 @@ def test_to_display_takes_any_number_of_channels() -> None:
     for bad in (rand(2, 3, 4, 4), rand(4, 4), rand(3, 0, 4), torch.full((3, 2, 2), torch.nan)):
         with pytest.raises(InputError):
             im.to_display(bad)
-
-
-@given(
-    shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=7),
-    columns=st.none() | st.integers(1, 9),
-    padding=st.integers(0, 3),
-)
-@few
-def test_grid_sizes_and_contents(shapes, columns, padding) -> None:
-    pictures = [torch.full((3, h, w), 0.25) for h, w in shapes]
-    got = im.grid(pictures, columns=columns, padding=padding)
-    across = min(columns or int(np.ceil(np.sqrt(len(shapes)))), len(shapes))
-    down = -(-len(shapes) // across)
-    h, w = max(s[0] for s in shapes), max(s[1] for s in shapes)
-    assert got.shape == (3, down * (h + padding) + padding, across * (w + padding) + padding)
-    assert (got[0] == 0.25).sum() == sum(a * b for a, b in shapes)
-    assert ((got == 0.25) | (got == 1)).all()
-
-
-def test_grid_order_and_refusals() -> None:
-    batch = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2) / 4
-    got = im.grid(batch, padding=0)
-    assert torch.equal(got[0, ::2, ::2], torch.tensor([[0, 0.25], [0.5, 0.75]]))
-    for bad in ({"images": []}, {"images": batch, "columns": 0}, {"images": batch, "padding": -1}):
-        with pytest.raises(InputError):
-            im.grid(**bad)
 
 
 def test_enlarge_repeats_pixels() -> None:
@@ -230,6 +181,3 @@ def test_resize_is_torchvisions_and_differentiable() -> None:
     assert leaf.grad is not None and leaf.grad.abs().sum() > 0
     extremes = (rand(1, 3, 33, 33) > 0.5).float()
     assert im.resize(extremes, (50, 50)).max() <= 1
-    for bad in ((0, 0), (4, 0)):
-        with pytest.raises(InputError):
-            im.resize(images, bad)

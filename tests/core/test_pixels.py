@@ -18,15 +18,12 @@ from phosphene.pixels import (
     Parametrization,
     PixelImage,
     ascend,
-    clip_small_contribution,
-    clip_small_norm,
+    clip_smallest,
     gaussian_blur,
     gram,
     jitter,
     l2_penalty,
     noise,
-    random_rotate,
-    random_scale,
     total_variation,
 )
 
@@ -56,8 +53,10 @@ def small_net() -> nn.Module:
 @given(n=st.integers(1, 2), c=st.integers(1, 4), h=sizes, w=sizes, seed=st.integers(0, 99))
 @few
 def test_fourier_spectrum_is_numpys_irfft2(n: int, c: int, h: int, w: int, seed: int) -> None:
-    image = FourierImage((n, c, h, w), seed=seed, sd=1.0, decorrelate=False, dtype=torch.float64)
-    spectrum = torch.view_as_complex(image.spectrum.detach()).numpy()
+    image = FourierImage(rand(n, c, h, w))
+    image.mix = torch.eye(c).double()
+    image.parameter = randn(n, c, h, w // 2 + 1, 2, seed=seed)
+    spectrum = torch.view_as_complex(image.parameter).numpy()
     f = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w))
     scale = 1 / np.maximum(f, 1 / max(h, w))
     signal = np.fft.irfft2(scale * spectrum, s=(h, w), norm="ortho") / 4
@@ -69,28 +68,28 @@ def test_fourier_spectrum_is_numpys_irfft2(n: int, c: int, h: int, w: int, seed:
 @few
 def test_fourier_gives_back_what_it_is_given(c: int, h: int, w: int, decay: float) -> None:
     images = rand(2, c, h, w) * 0.9997 + 0.00015
-    made = FourierImage.of(images, decay=decay)
+    made = FourierImage(images, decay=decay)
     torch.testing.assert_close(made.image().detach(), images, atol=1e-12, rtol=0)
 
 
 def test_fourier_has_no_dead_column_at_odd_widths() -> None:
     for width in (4, 5, 7):
-        image = FourierImage((1, 1, 6, width), seed=0, dtype=torch.float64)
+        image = FourierImage(rand(1, 1, 6, width))
         score = (image.image() * randn(1, 1, 6, width)).sum()
-        (gradient,) = torch.autograd.grad(score, image.spectrum)
+        (gradient,) = torch.autograd.grad(score, image.parameter)
         assert (gradient.abs().sum((0, 1, 2, 4)) > 0).all()
 
 
 def test_fourier_gradient_and_colours() -> None:
-    image = FourierImage((1, 3, 4, 5), seed=0, sd=0.3, dtype=torch.float64)
+    image = FourierImage(rand(1, 3, 4, 5))
     mix = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]]).double()
     torch.testing.assert_close(image.mix, mix / mix.norm(dim=0).max())
 
     def draw(spectrum: Tensor) -> Tensor:
-        image.spectrum = spectrum
+        image.parameter = spectrum
         return image.image()
 
-    assert torch.autograd.gradcheck(draw, image.spectrum)
+    assert torch.autograd.gradcheck(draw, image.parameter)
 
 
 def test_noise_is_the_same_for_every_image_of_a_batch() -> None:
@@ -100,8 +99,7 @@ def test_noise_is_the_same_for_every_image_of_a_batch() -> None:
     colour = torch.tensor([0.2, 0.5, 0.7])
     flat = noise((1, 3, 5, 6), seed=4, mean=colour, sd=0)
     assert torch.equal(flat[0, :, 2, 3], colour)
-    spectrum = FourierImage((3, 3, 5, 6), seed=4).spectrum
-    assert torch.equal(spectrum[2:], FourierImage((1, 3, 5, 6), seed=4).spectrum)
+    assert noise((1, 3, 5, 6), seed=4, mean=colour.double()).dtype == torch.float64
 
 
 def test_pixel_image_copies_clips_and_refuses() -> None:
@@ -113,10 +111,9 @@ def test_pixel_image_copies_clips_and_refuses() -> None:
     bad = [rand(3, 4, 4), rand(1, 3, 4, 4) + 0.5, rand(0, 3, 4, 4)]
     bad += [torch.full((1, 3, 2, 2), torch.nan), torch.zeros(1, 3, 2, 2, dtype=torch.uint8)]
     for images in bad:
-        with pytest.raises(InputError):
-            PixelImage(images)
-    with pytest.raises(InputError):
-        FourierImage((3, 4, 4), seed=0)  # type: ignore[arg-type]
+        for kind in (PixelImage, FourierImage):
+            with pytest.raises(InputError):
+                kind(images)
 
 
 # ------------------------------------------------------------------ regularisers
@@ -140,8 +137,6 @@ def test_total_variation_can_be_differentiated_everywhere(beta: float) -> None:
     assert (gradient == 0).all()
     leaf = rand(2, 2, 4, 5).requires_grad_()
     assert torch.autograd.gradcheck(partial(total_variation, beta=beta), leaf)
-    with pytest.raises(InputError):
-        total_variation(flat, 0)
 
 
 def test_l2_is_measured_from_the_centre() -> None:
@@ -165,66 +160,34 @@ def test_clipping_pixels_by_percentile() -> None:
     center = torch.tensor([0.4, 0.5, 0.6], dtype=torch.float64)
     x, g, c = images.numpy(), gradient.numpy(), center.numpy()[:, None, None]
     for got, size in [
-        (clip_small_norm(images, 30, center), np.sqrt(((x - c) ** 2).sum(1))),
-        (clip_small_contribution(images, gradient, 30, center), np.abs(((x - c) * g).sum(1))),
+        (clip_smallest(images, 30, center), np.sqrt(((x - c) ** 2).sum(1))),
+        (clip_smallest(images, 30, center, gradient=gradient), np.abs(((x - c) * g).sum(1))),
     ]:
         for i in range(2):
             gone = size[i] < np.percentile(size[i], 30)
             assert gone.sum() == 9
             np.testing.assert_array_equal(got[i], np.where(gone, c, x[i]))
-    assert torch.equal(clip_small_norm(images, 0), images)
-    with pytest.raises(InputError):
-        clip_small_norm(images, 101)
-    with pytest.raises(InputError):
-        gaussian_blur(images, -1)
+    assert torch.equal(clip_smallest(images, 0), images)
 
 
 # ------------------------------------------------------------------ transforms, Gram matrices
 
 
-def test_transforms_keep_size_and_treat_all_images_alike() -> None:
+def test_jitter_rolls_all_images_alike() -> None:
     image = rand(1, 3, 9, 14)
-    both = image.expand(2, -1, -1, -1)
-
-    def transform(images: Tensor, generator: torch.Generator) -> Tensor:
-        images = random_scale(jitter(images, generator, pixels=3), generator, low=0.9, high=1.1)
-        return random_rotate(images, generator, degrees=10)
-
     generator = torch.Generator().manual_seed(0)
-    out = transform(both, generator)
-    assert out.shape == both.shape and torch.equal(out[0], out[1])
-    assert not torch.equal(transform(both, generator), out)
-    assert torch.equal(transform(image, torch.Generator().manual_seed(0))[0], out[0])
-    plain = torch.full_like(image, 0.3)  # no dark corners come in from outside
-    smaller = random_scale(plain, generator, low=0.5, high=0.5)
-    torch.testing.assert_close(transform(smaller, generator), plain)
-    shifted = jitter(image, generator, pixels=2)
-    assert torch.equal(shifted.sum((2, 3)).round(decimals=9), image.sum((2, 3)).round(decimals=9))
-    still = random_rotate(random_scale(image, generator, low=1, high=1), generator, degrees=0)
-    torch.testing.assert_close(still, image)
+    out = jitter(image.expand(2, -1, -1, -1), generator, pixels=3)
+    assert torch.equal(out[0], out[1])
+    assert not torch.equal(jitter(image, generator, pixels=3)[0], out[0])
+    assert torch.equal(jitter(image, torch.Generator().manual_seed(0), pixels=3)[0], out[0])
+    shifts = [image.roll((y, x), (2, 3))[0] for y in range(-3, 4) for x in range(-3, 4)]
+    assert any(torch.equal(out[0], shift) for shift in shifts)
 
 
-def test_rotation_turns_oblong_images_without_shearing() -> None:
-    # a disc stays where it is and round, however it is turned, also where H != W
-    y, x = torch.meshgrid(torch.arange(30.0) - 14.5, torch.arange(50.0) - 24.5, indexing="ij")
-    disc = (-((x**2 + y**2) / 50)).exp()[None, None]
-    turned = random_rotate(disc, torch.Generator().manual_seed(1), degrees=90)
-    inside = x**2 + y**2 < 14**2
-    assert ((turned - disc)[0, 0][inside].abs() < 0.02).all()
-    magnified = random_scale(disc, torch.Generator(), low=2, high=2)
-    assert (magnified - (-((x**2 + y**2) / 200)).exp()).abs().max() < 0.02
-
-
-def test_gram_scales() -> None:
+def test_gram_is_divided_by_its_places() -> None:
     features = randn(2, 3, 4, 5)
     raw = np.einsum("nchw,ndhw->ncd", features.numpy(), features.numpy())
-    np.testing.assert_allclose(gram(features, "none"), raw)
     np.testing.assert_allclose(gram(features), raw / 20)
-    np.testing.assert_allclose(gram(features, "elements"), raw / 60)
-    with pytest.raises(InputError):
-        gram(features[0])
-    with pytest.raises(InputError):
-        gram(features, "mean")  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------ the loop
@@ -331,11 +294,11 @@ def test_lbfgs_rests_when_done_and_sees_edits_between_steps() -> None:
 
 
 def make_fourier(shape: tuple[int, int, int, int]) -> Parametrization:
-    return FourierImage(shape, seed=1, sd=0.1, dtype=torch.float64)
+    return FourierImage(noise(shape, seed=1).double())
 
 
 def make_pixels(shape: tuple[int, int, int, int]) -> Parametrization:
-    return PixelImage(noise(shape, seed=1, dtype=torch.float64))
+    return PixelImage(noise(shape, seed=1).double())
 
 
 @pytest.mark.parametrize("make", [make_pixels, make_fourier])
@@ -345,7 +308,7 @@ def test_batch_is_its_images_alone_in_range_and_repeatable(make, optimizer: str)
 
     def run(rows: Tensor):
         def after(images: Tensor, gradient: Tensor, step: int) -> Tensor:
-            return gaussian_blur(clip_small_norm(images, 5), 0.3) if step % 3 == 2 else images
+            return gaussian_blur(clip_smallest(images, 5), 0.3) if step % 3 == 2 else images
 
         return ascend(
             lambda x: net(x)[torch.arange(len(rows)), rows],
@@ -385,7 +348,7 @@ def test_pixels_stay_in_range(seed: int, lr: float, optimizer: str) -> None:
 
 def test_scores_rise_under_no_grad_and_images_stay_apart() -> None:
     net = small_net()
-    start = noise((2, 3, 11, 11), seed=0, dtype=torch.float64)
+    start = noise((2, 3, 11, 11), seed=0).double()
     with torch.no_grad():
         found = ascend(lambda x: net(x)[:, 0], PixelImage(start), steps=15, lr=0.01)
     assert (found.scores[-1] > found.scores[0]).all()
@@ -467,13 +430,10 @@ def test_own_parametrisation_and_interrupt() -> None:
         """One colour for the whole image: a generator in small, with no project and no assign."""
 
         def __init__(self) -> None:
-            self.colour = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
-
-        def parameters(self) -> list[Tensor]:
-            return [self.colour]
+            self.parameter = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
 
         def image(self) -> Tensor:
-            return self.colour.sigmoid()[:, :, None, None].expand(-1, -1, 4, 4)
+            return self.parameter.sigmoid()[:, :, None, None].expand(-1, -1, 4, 4)
 
     want = torch.tensor([[0.2, 0.5, 0.8], [0.6, 0.1, 0.3]], dtype=torch.float64)
 

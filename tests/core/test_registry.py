@@ -34,14 +34,13 @@ EXTENSION = '''
 from typing import Literal
 
 import torch
-from phosphene import Model, hookimpl
-from phosphene.running import _run_here
+from phosphene import hookimpl
 from phosphene.spec import Invariant
 
 class ToyLoader:
     def load(self, name, *, weights, pretrained, **options):
         module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
-        return Model(module, name=f"toy:{name}", input_size=(3, 2, 2), **options)
+        return module, {"input_size": (3, 2, 2)}
     def names(self):
         return ["net"]
 
@@ -73,7 +72,7 @@ def phosphene_after_run(run, result, error):
 def phosphene_executors():
     def elsewhere(run):
         seen.append(["executed", run.method, sorted(run.inputs)])
-        return _run_here(run)
+        return run.here()
     return {"elsewhere": elsewhere}
 '''
 
@@ -206,7 +205,7 @@ answer |= {
     "in": {n: n in methods for n in ("nudge", "style.twin", "twin-two:style.twin", "nothing", 3)},
     "working": list(methods.load_all()),
     "broken": {b.plugin.qualified: [b.reason, b.traceback] for b in methods.broken()},
-    "shadowed": {p.qualified: [o.qualified for o in others] for p, others in methods.shadowed()},
+    "shadowed": {p.qualified: [o.qualified for o in others] for p, others in methods.shadowed().items()},
     "other": [p.qualified for p in other_versions()],
     "found": {
         "tags": [m.spec.name for m in methods.find(tags="third-party")],
@@ -395,7 +394,11 @@ with warnings.catch_warnings(record=True) as told:
     first = list(toy_lab.seen)
     toy_lab.seen.clear()
     try:
-        run("saliency", model=model, images=images, target="no such class")
+        run("saliency", model=model, images=images, target="no such class")  # never begins
+    except PhospheneError as error:
+        refused = [type(error).__name__, *toy_lab.seen]
+    try:
+        run("cam", model=model, images=images)
     except PhospheneError as error:
         failed = type(error).__name__
     try:
@@ -403,7 +406,8 @@ with warnings.catch_warnings(record=True) as told:
     except PhospheneError as error:
         unknown = str(error)
 answer = {
-    "model": model.name, "maps": list(result.maps.shape), "first": first, "failed": failed,
+    "model": model.name, "maps": list(result.maps.shape), "first": first, "refused": refused,
+    "failed": failed,
     "second": toy_lab.seen, "unknown": unknown, "kinds": sorted(Invariant.kinds),
     "timm": type(loaders()["timm"]).__module__,
     "told": [str(w.message) for w in told],
@@ -418,19 +422,41 @@ answer = {
         ["executed", "saliency", ["images", "model", "target"]],
         ["after", "Attribution", "NoneType"],
     ]
-    assert seen["failed"] == "InputError"
-    assert seen["second"] == [["before", "saliency"], ["after", "NoneType", "InputError"]]
+    assert seen["refused"] == ["InputError"]
+    assert seen["failed"] == "ModelError"
+    assert seen["second"] == [["before", "cam"], ["after", "NoneType", "ModelError"]]
     assert "elsewhere" in seen["unknown"]
     assert "dark" in seen["kinds"]
     # An observer that fails is told, and stops nothing.
     assert any("the tracker is down" in t for t in seen["told"])
     assert any("the disk is full" in t for t in seen["told"])
     # The first-party scheme is kept, and the clash told.
-    assert seen["timm"].startswith("phosphene.")
+    assert seen["timm"].startswith("phosphene_plugins.")
     assert any("'timm'" in t for t in seen["told"])
     assert seen["broken"].keys() == {"ruined-lab:ruin", "typo-lab:typo"}
     assert "ZeroDivisionError" in seen["broken"]["ruined-lab:ruin"]
     assert "phosphene_befor_run" in seen["broken"]["typo-lab:typo"]
+
+
+def test_spec_out_of_json_knows_promises_that_extensions_bring(tmp_path: Path) -> None:
+    install(tmp_path, "toy-lab", {EXTENSIONS: {"toys": "toy_lab"}}, {"toy_lab": EXTENSION})
+    code = """
+import pydantic
+from phosphene import MethodSpec, UnknownName
+spec = {
+    "name": "tests.a", "family": "tests", "title": "A", "summary": "A.", "description": "", "inputs": [],
+    "params": pydantic.create_model("params"), "returns": "Attribution",
+}
+(promise,) = MethodSpec(**spec, invariants=[{"kind": "dark"}]).invariants
+try:
+    MethodSpec(**spec, invariants=[{"kind": "drak"}])
+except UnknownName as error:
+    answer = [type(promise).__module__, str(error)]
+"""
+    module, told = ask(code, tmp_path)
+    assert module == "toy_lab"
+    assert "no invariant kind 'drak'" in told
+    assert "did you mean 'dark'" in told
 
 
 OWN_RESULT = """
@@ -491,7 +517,7 @@ def test_gallery_survives_strangers_that_show_nothing(tmp_path: Path) -> None:
     entries = {METHODS: {"blanks.blank": "blank_lab", "attribution.flat": "blank_lab"}}
     install(tmp_path, "blank-lab", entries, {"blank_lab": OWN_RESULT})
     code = f"""
-from phosphene import gallery
+from phosphene_plugins.gallery import page as gallery
 gallery._SCENES = 2
 made = gallery.make_gallery({str(tmp_path / "page")!r}, only=["blank", "flat", "saliency"])
 answer = [{{e.call: e.failure for e in made.exhibits}}, list(made.scores), made.page.is_file()]

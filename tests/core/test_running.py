@@ -25,12 +25,13 @@ from phosphene import (
     max_batch,
     method,
     methods,
+    progress,
     replay,
+    reporting,
     run,
 )
 from phosphene.builtin.scenes import CLASSES, draw_scenes
 from phosphene.images import read_image, write_png
-from phosphene.progress import progress, reporting
 from phosphene.registry import extensions
 from phosphene.results import Attribution, load_result
 from phosphene.types import Images

@@ -121,6 +121,13 @@ def test_invariant_without_a_kind_is_refused_where_it_is_defined() -> None:
             pass
 
 
+def test_invariant_of_a_kind_that_another_module_has_is_refused() -> None:
+    with pytest.raises(TypeError, match="'nonnegative' is one of phosphene.spec"):
+
+        class Nonnegative(Invariant):
+            kind: Literal["nonnegative"] = "nonnegative"
+
+
 def attribution(*values: float) -> Attribution:
     maps = torch.tensor(values, dtype=torch.float64).reshape(1, 1, -1)
     return Attribution(images=maps[None], maps=maps, targets=("x",))

@@ -117,10 +117,6 @@ def test_several_features_come_from_one_pass(model, images):
     torch.testing.assert_close(pair, model.features(images, "pair"))
 
 
-def test_a_layer_may_be_given_as_the_module(model, images):
-    torch.testing.assert_close(model.features(images, model.module.pair), model.features(images, "pair"))
-
-
 def test_what_cannot_be_read_is_refused(model, images):
     with pytest.raises(UnknownName, match="did you mean 'second'"):
         model.tap("secnd")

@@ -117,6 +117,8 @@ def test_scores_are_what_they_say(model, images):
         (Direction("relu", direction), torch.einsum("nchw,c->nhw", maps, direction.double()).mean((1, 2))),
         (Direction("head", direction[:3]), logits @ direction[:3].double()),
         (lambda z: z.logsumexp(1), logits.logsumexp(1)),
+        (lambda z, k=1: z[:, k], logits[:, 1]),
+        (lambda z, tap: z[:, 0] + tap["relu"].sum((1, 2, 3)), logits[:, 0] + maps.sum((1, 2, 3))),
     ]:
         torch.testing.assert_close(scores(model, images, target), expected)
 

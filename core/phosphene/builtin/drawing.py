@@ -1,7 +1,7 @@
 """Random numbers, noise and colours for drawn pictures, each a function of a picture's key alone.
 
-The generators are counter-based: a draw is an integer hash of (key, name of the draw, position),
-never the next number of a shared sequence. So a batch gives what its pictures give one by one.
+A draw is an integer hash of (key, name of the draw, position), never the next number of a shared
+sequence. So a batch gives what its pictures give one by one.
 """
 
 from __future__ import annotations
@@ -9,62 +9,55 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
+from typing import TypeAlias
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-
-def _signed(value: int) -> int:
-    return (value + 2**63) % 2**64 - 2**63
-
-
-_STEP = _signed(0x9E3779B97F4A7C15)
-_ROUNDS = ((30, _signed(0xBF58476D1CE4E5B9)), (27, _signed(0x94D049BB133111EB)))
+Keys: TypeAlias = NDArray[np.uint64]
 
 
 def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
-def keys_of(names: Iterable[str]) -> Tensor:
-    """Hash each name to the int64 key of one picture, shape (N,)."""
-    return torch.tensor([_digest(name) for name in names], dtype=torch.int64)
+def keys_of(names: Iterable[str]) -> Keys:
+    """Hash each name to the key of one picture, shape (N,)."""
+    return np.array([_digest(name) for name in names], dtype=np.uint64)
 
 
-def _bits(keys: Tensor, draw: str, shape: tuple[int, ...]) -> Tensor:
+def _bits(keys: Keys, draw: str, shape: tuple[int, ...]) -> Keys:
     """Independent 64-bit integers (N, *shape): splitmix64 of key, draw and position."""
-    counter = torch.arange(1, math.prod(shape) + 1, dtype=torch.int64)
-    state = (keys ^ _digest(draw)).unsqueeze(1) + counter * _STEP
-    for shift, factor in _ROUNDS:
-        state.bitwise_xor_((state >> shift).bitwise_and_((1 << (64 - shift)) - 1)).mul_(factor)
-    state.bitwise_xor_((state >> 31).bitwise_and_((1 << 33) - 1))
-    return state.view(len(keys), *shape)
+    counter = np.arange(1, math.prod(shape) + 1, dtype=np.uint64)
+    state = (keys ^ np.uint64(_digest(draw)))[:, None] + counter * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        state ^= state >> shift
+        state *= factor
+    return state.reshape(len(keys), *shape)
 
 
-def uniform(keys: Tensor, draw: str, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+def uniform(keys: Keys, draw: str, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Uniform float32 numbers (N, *shape) in [low, high)."""
-    unit = (_bits(keys, draw, shape) & 0xFFFFFF).to(torch.float32) / 2**24
+    unit = torch.from_numpy((_bits(keys, draw, shape) & 0xFFFFFF).astype(np.float32)) / 2**24
     return unit * (high - low) + low
 
 
-def integers(keys: Tensor, draw: str, *shape: int, below: int) -> Tensor:
+def integers(keys: Keys, draw: str, *shape: int, below: int) -> Tensor:
     """Uniform int64 numbers (N, *shape) in 0 … below-1."""
-    return (_bits(keys, draw, shape) & 0x7FFFFFFF) % below
+    return torch.from_numpy((_bits(keys, draw, shape) & 0x7FFFFFFF).astype(np.int64)) % below
 
 
-def normal(keys: Tensor, draw: str, *shape: int) -> Tensor:
+def normal(keys: Keys, draw: str, *shape: int) -> Tensor:
     """Nearly normal numbers (N, *shape), zero mean, unit variance: the sum of four uniforms."""
-    lanes = 0x0000FFFF0000FFFF
     bits = _bits(keys, draw, shape)
-    pairs = (bits & lanes) + (bits.bitwise_right_shift_(16).bitwise_and_(lanes))
-    total = (pairs & 0xFFFFFFFF).add_(pairs.bitwise_right_shift_(32)).to(torch.float32)
-    return total.div_(65535).sub_(2.0).mul_(math.sqrt(3.0))
+    total = np.sum([(bits >> shift) & 0xFFFF for shift in (0, 16, 32, 48)], axis=0)
+    return (torch.from_numpy(total.astype(np.float32)) / 65535 - 2.0) * math.sqrt(3.0)
 
 
-def fractal(
-    keys: Tensor, draw: str, size: int, *, channels: int = 1, cells: int = 2, octaves: int = 5
-) -> Tensor:
+def fractal(keys: Keys, draw: str, size: int, *, cells: int, octaves: int, channels: int = 1) -> Tensor:
     """Noise with a 1/f amplitude spectrum, (N, channels, size, size), about unit variance.
 
     ``cells`` is the number of lattice cells across the coarsest octave.
@@ -78,32 +71,32 @@ def fractal(
     return total
 
 
-def pixel_grid(size: int) -> tuple[Tensor, Tensor]:
-    """Pixel-centre coordinates y (size, 1) and x (1, size), in pixels."""
-    line = torch.arange(size, dtype=torch.float32) + 0.5
-    return line[:, None], line[None, :]
+def rotate(angle: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinates along and across the direction ``angle`` (radians)."""
+    # In float64, so that the last bit of cos is gone once rounded to float32.
+    cos, sin = angle.double().cos().float(), angle.double().sin().float()
+    return x * cos + y * sin, y * cos - x * sin
 
 
-def oklch(lightness: Tensor, chroma: Tensor, hue: Tensor) -> Tensor:
-    """sRGB colours (..., 3) of OKLCh coordinates; the hue in degrees, clamped to the gamut."""
-    # In float64, so that the last bit of cos and pow is gone once rounded to float32.
-    angle = torch.deg2rad(hue.double())
-    light = lightness.double()
-    a, b = chroma.double() * angle.cos(), chroma.double() * angle.sin()
+def oklch(lightness: Tensor, chroma: Tensor | float, hue: Tensor) -> Tensor:
+    """sRGB colours (..., 3, h, w) of OKLCh maps (..., 1, h, w); the hue in degrees, clamped to the gamut."""
+    # In float64 for the reason above.
+    light, strength, angle = lightness.double(), torch.as_tensor(chroma).double(), torch.deg2rad(hue.double())
+    a, b = strength * angle.cos(), strength * angle.sin()
     long = (light + 0.3963377774 * a + 0.2158037573 * b) ** 3
     medium = (light - 0.1055613458 * a - 0.0638541728 * b) ** 3
     short = (light - 0.0894841775 * a - 1.2914855480 * b) ** 3
     red = 4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short
     green = -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short
     blue = -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short
-    linear = torch.stack([red, green, blue], dim=-1).clamp(0, 1)
+    linear = torch.cat([red, green, blue], dim=-3).clamp(0, 1)
     curved = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
     return torch.where(linear <= 0.0031308, 12.92 * linear, curved).float()
 
 
 def paint(canvas: Tensor, colour: Tensor, coverage: Tensor) -> Tensor:
-    """Lay a colour, broadcastable to (N, 3, H, W), over the canvas by coverage (N, H, W)."""
-    return canvas + (colour - canvas) * coverage.unsqueeze(1)
+    """Lay a colour over the canvas where ``coverage`` is 1, mixed where it is between 0 and 1."""
+    return canvas + (colour - canvas) * coverage
 
 
 def smoothstep(value: Tensor, low: float, high: float) -> Tensor:

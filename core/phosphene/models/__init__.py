@@ -1,6 +1,6 @@
-"""Any vision network behind one convention: ``Model`` and its loaders."""
+"""Any vision network behind one convention: ``Model``, and ``load_model`` with the schemes it knows."""
 
-from .loading import Loader, load_model
+from .loading import Loader, fill_weights, load_model, read_weights
 from .model import Model
 
-__all__ = ["Loader", "Model", "load_model"]
+__all__ = ["Loader", "Model", "fill_weights", "load_model", "read_weights"]

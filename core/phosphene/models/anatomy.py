@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +16,15 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..taps import guard, passed_on
 
+#: Layers that summarise what they are given: never the "last map" of a model.
+_SUMMARIES = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_ACTIVATIONS = ("ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "GELU", "SiLU", "Hardswish", "Tanh")
+
 
 @dataclass(frozen=True)
 class LayerInfo:
     """One layer as it ran: shape of its (last) output without the batch, and how often it ran."""
 
-    name: str
     type: str
     shape: tuple[int, ...] | None
     calls: int
@@ -45,7 +50,8 @@ class Anatomy:
 
     ``layers`` in the order they finished; ``last_map`` the last one with places; ``stages`` one
     layer for each resolution, finest first; ``classifier`` the linear layer that gives the logits;
-    ``head`` set where CAM's equation holds; ``classes`` 0 where what comes out is no vector.
+    ``head`` set where CAM's equation holds; ``classes`` 0 where what comes out is no vector; ``folds``
+    each convolution whose output goes to one batch norm and nowhere else, and that norm.
     """
 
     layers: dict[str, LayerInfo]
@@ -54,68 +60,67 @@ class Anatomy:
     classifier: str | None
     head: Head | None
     classes: int
+    folds: tuple[tuple[str, str], ...]
 
 
-# Layers that summarise what they are given: never the "last map" of a model.
-_SUMMARIES = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-
-
-def record(module: nn.Module, normalized: Tensor, read_logits: Any) -> Anatomy:
+def record(module: nn.Module, normalized: Tensor, read_logits: Callable[[Any], Tensor]) -> Anatomy:
     """Run one (1, C, H, W) picture through ``module`` and write down what happened."""
     layers: dict[str, LayerInfo] = {}
-    outputs: dict[str, Tensor] = {}
     inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     modules = {name: m for name, m in module.named_modules() if name}
     thread = threading.get_ident()
 
-    def watch(name: str) -> Any:
-        def hook(part: nn.Module, args: Any, output: Any) -> Any:
-            if threading.get_ident() != thread:
-                return None  # another run on this model, at the same time
-            value = output[0] if isinstance(output, (tuple, list)) and output else output
-            # Taken out and put in again, so that the order is that of the last calls.
-            outputs.pop(name, None)
-            calls = layers.pop(name).calls + 1 if name in layers else 1
-            shape = tuple(value.shape[1:]) if isinstance(value, Tensor) else None
-            parameters = sum(p.numel() for p in part.parameters())
-            layers[name] = LayerInfo(name, type(part).__name__, shape, calls, parameters)
-            given = args[0] if args and isinstance(args[0], Tensor) else None
-            if given is not None:
-                inputs[name] = given
-            if not (isinstance(value, Tensor) and value.requires_grad):
-                return None
-            if given is None or not _handed_on(given, value):
-                outputs[name] = value
-            # DenseNet's features are overwritten by an in-place ReLU outside every layer.
-            return passed_on(output, value.clone())
-
-        return hook
+    def watch(name: str, part: nn.Module, args: Any, output: Any) -> Any:
+        if threading.get_ident() != thread:
+            return None  # another run on this model, at the same time
+        value = output[0] if isinstance(output, (tuple, list)) and output else output
+        # Taken out and put in again, so that the order is that of the last calls.
+        outputs.pop(name, None)
+        calls = layers.pop(name).calls + 1 if name in layers else 1
+        shape = tuple(value.shape[1:]) if isinstance(value, Tensor) else None
+        layers[name] = LayerInfo(type(part).__name__, shape, calls, sum(p.numel() for p in part.parameters()))
+        given = args[0] if args and isinstance(args[0], Tensor) else None
+        if given is not None:
+            inputs[name] = given
+        if not (isinstance(value, Tensor) and value.requires_grad):
+            return None
+        if given is None or not _handed_on(given, value):
+            outputs[name] = value
+        # DenseNet's features are overwritten by an in-place ReLU outside every layer.
+        return passed_on(output, value.clone())
 
     with torch.inference_mode(False), torch.enable_grad(), guard(module), ExitStack() as stack:
-        for name, m in modules.items():
-            stack.callback(m.register_forward_hook(watch(name)).remove)
+        for name, part in modules.items():
+            hook = part.register_forward_hook(lambda *given, name=name: watch(name, *given))
+            stack.callback(hook.remove)
         picture = normalized.clone().requires_grad_()
         logits = read_logits(module(picture))
-        size = (picture.shape[2], picture.shape[3])
-        prefix = prefix_tokens(module)
+        size, prefix = (picture.shape[2], picture.shape[3]), prefix_tokens(module)
         maps = {name: m for name, o in outputs.items() if (m := _maps(o, size, prefix)) is not None}
-        stages = _stages(modules, maps, size[0])
         classifier = _classifier(modules, inputs, logits) if logits.ndim == 2 else None
         # Asked of what the classifier is given: a fresh head can be all zeros (MLP-Mixer).
         asked = torch.atleast_2d(logits if classifier is None else inputs[classifier]).flatten(1)
-        head = None
-        gradients = _gradients(asked, _candidates(modules, {name: outputs[name] for name in maps}))
-        dependent = [name for name, g in gradients.items() if bool(as_maps(g, size, prefix).any())]
-        last_map = dependent[0] if dependent else None
-        for name in dependent:
+        # A fixed, uneven mixture: plain sums can cancel.
+        mixed = (asked * torch.linspace(1, 2, asked.shape[1]).to(asked)).sum()
+        # After a ViT's last attention only the class token counts: its last block's patch tokens
+        # have no gradient, and a map there would be empty.
+        head, last_map = None, None
+        for name, value in _candidates(modules, {name: outputs[name] for name in maps}).items():
+            (gradient,) = torch.autograd.grad(mixed, value, retain_graph=True, allow_unused=True)
+            if gradient is None or not as_maps(gradient, size, prefix).any():
+                continue
             if classifier is not None:
                 head = _head(modules[classifier], name, maps[name].detach(), asked.detach(), logits.detach())
             # One channel per class and no such head: already the scores (SqueezeNet), so go below.
             if head is not None or logits.ndim != 2 or maps[name].shape[1] != logits.shape[1]:
                 last_map = name
                 break
+            last_map = last_map or name
     classes = logits.shape[1] if logits.ndim == 2 else 0
-    return Anatomy(layers, last_map, stages, classifier, head, classes)
+    once = {name: part for name, part in modules.items() if name in layers and layers[name].calls == 1}
+    folds = _folds(once, inputs, outputs, logits)
+    return Anatomy(layers, last_map, _stages(modules, maps, size[0]), classifier, head, classes, folds)
 
 
 def _handed_on(given: Tensor, value: Tensor) -> bool:
@@ -126,37 +131,39 @@ def _handed_on(given: Tensor, value: Tensor) -> bool:
 
 def _candidates(modules: dict[str, nn.Module], outputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Of the outputs that are maps those that may be the last map, the last first."""
-    found: dict[str, Tensor] = {}
-    width = None
-    for name, value in reversed(outputs.items()):
-        if isinstance(modules[name], _SUMMARIES):
-            continue
-        if value.ndim == 3:
-            # Tokens live in blocks and norms; queries, keys, values and MLPs are projections of them.
-            if isinstance(modules[name], nn.Linear):
-                continue
-            width = width or value.shape[2]
-            if value.shape[2] != width:
-                continue
-        found[name] = value
-    return found
+    found = {n: v for n, v in reversed(outputs.items()) if not isinstance(modules[n], _SUMMARIES)}
+    # Tokens live in blocks and norms; queries, keys, values and MLPs are projections of them.
+    tokens = {
+        n: v.shape[2] for n, v in found.items() if v.ndim == 3 and not isinstance(modules[n], nn.Linear)
+    }
+    width = next(iter(tokens.values()), None)
+    return {n: v for n, v in found.items() if v.ndim != 3 or tokens.get(n, 0) == width}
 
 
-def _gradients(asked: Tensor, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The gradients of ``asked`` (1, D) to the outputs that it depends on.
-
-    After a ViT's last attention only the class token counts: its last block's patch tokens have
-    no gradient, and a map there would be empty.
-    """
-    if not outputs:
-        return {}
-    # A fixed, uneven mixture: plain sums can cancel.
-    mixture = torch.linspace(1, 2, asked.shape[1], device=asked.device, dtype=asked.dtype)
-    found = torch.autograd.grad((asked * mixture).sum(), list(outputs.values()), allow_unused=True)
-    return {name: g for name, g in zip(outputs, found, strict=True) if g is not None}
+def _classifier(modules: dict[str, nn.Module], inputs: dict[str, Tensor], logits: Tensor) -> str | None:
+    """The last linear (or pointwise convolution) layer with as many outputs as there are logits."""
+    for name, given in reversed(inputs.items()):
+        layer, shape = modules[name], (logits.shape[1], given.flatten(1).shape[1])
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.weight.flatten(1).shape == shape:
+            return name
+    return None
 
 
-_ACTIVATIONS = ("ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "GELU", "SiLU", "Hardswish", "Tanh")
+def _head(classifier: nn.Module, layer: str, maps: Tensor, embedding: Tensor, logits: Tensor) -> Head | None:
+    """CAM's head, if these maps pooled are what the classifier is given, and its answer the logits."""
+    assert isinstance(classifier, (nn.Linear, nn.Conv2d))
+    weight = classifier.weight.detach().flatten(1)
+    bias = weight.new_zeros(len(weight)) if classifier.bias is None else classifier.bias.detach()
+    if weight.shape[1] == maps.shape[1] and _same(embedding @ weight.T + bias, logits):
+        for relu in (False, True):
+            if _same((maps.relu() if relu else maps).mean((2, 3)), embedding):
+                return Head(layer, weight, bias, relu)
+    return None
+
+
+def _same(values: Tensor, expected: Tensor) -> bool:
+    tolerance = max(1e-3, 4 * torch.finfo(values.dtype).eps)  # bfloat16 has two digits
+    return bool((values - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 def _stages(modules: dict[str, nn.Module], maps: dict[str, Tensor], height: int) -> tuple[str, ...]:
@@ -166,14 +173,10 @@ def _stages(modules: dict[str, nn.Module], maps: dict[str, Tensor], height: int)
     resolution is an octave, since unpadded convolutions lose a few places each. A network that
     keeps one (a ViT) gives up to five layers evenly spread over its depth.
     """
-    every: dict[int, list[str]] = {}
-    acting: dict[int, list[str]] = {}
-    for name, value in maps.items():
-        octave = round(math.log2(height / value.shape[2]))
-        every.setdefault(octave, []).append(name)
-        if type(modules[name]).__name__ in _ACTIVATIONS:
-            acting.setdefault(octave, []).append(name)
-    octaves = acting or every
+    acting = [name for name in maps if type(modules[name]).__name__ in _ACTIVATIONS]
+    octaves: dict[int, list[str]] = {}
+    for name in acting or maps:
+        octaves.setdefault(round(math.log2(height / maps[name].shape[2])), []).append(name)
     if len(octaves) != 1:
         return tuple(layers[0] for layers in octaves.values())
     (layers,) = octaves.values()
@@ -181,35 +184,32 @@ def _stages(modules: dict[str, nn.Module], maps: dict[str, Tensor], height: int)
     return tuple(layers[i * len(layers) // count] for i in range(count))
 
 
-def _classifier(modules: dict[str, nn.Module], inputs: dict[str, Tensor], logits: Tensor) -> str | None:
-    """The last linear (or pointwise convolution) layer with as many outputs as there are logits."""
-    for name, given in reversed(inputs.items()):
-        layer = modules[name]
-        if not isinstance(layer, (nn.Linear, nn.Conv2d)) or len(layer.weight) != logits.shape[1]:
-            continue
-        if given.flatten(1).shape[1] == layer.weight[0].numel():
-            return name
-    return None
+def _folds(
+    once: dict[str, nn.Module], inputs: dict[str, Tensor], outputs: dict[str, Tensor], logits: Tensor
+) -> tuple[tuple[str, str], ...]:
+    """Pairs of a convolution and the batch norm that alone takes its output, of layers that run once."""
+    users: Counter[Any] = Counter()
+    nodes: list[Any] = [logits.grad_fn] if logits.requires_grad else []
+    while nodes:
+        below = [node for node, _ in nodes.pop().next_functions if node is not None]
+        nodes += {node for node in below if node not in users}
+        users.update(below)
+    made = {outputs[n].grad_fn: n for n, m in once.items() if type(m) is nn.Conv2d and n in outputs}
+    pairs = []
+    for name, part in once.items():
+        if type(part) is nn.BatchNorm2d and part.running_mean is not None and name in inputs:
+            node: Any = inputs[name].grad_fn
+            while users[node] == 1 and node.name() == "CloneBackward0":  # what was passed on
+                node = node.next_functions[0][0]
+            if users[node] == 1 and node in made:
+                pairs.append((made[node], name))
+    return tuple(pairs)
 
 
-def _head(classifier: nn.Module, layer: str, maps: Tensor, embedding: Tensor, logits: Tensor) -> Head | None:
-    """CAM's head, if these maps pooled are what the classifier is given, and its answer the logits."""
-    assert isinstance(classifier, (nn.Linear, nn.Conv2d))
-    weight = classifier.weight.detach().flatten(1)
-    if weight.shape[1] != maps.shape[1]:
-        return None
-    bias = weight.new_zeros(len(weight)) if classifier.bias is None else classifier.bias.detach()
-    if not _same(embedding @ weight.T + bias, logits):
-        return None
-    for relu in (False, True):
-        if _same((maps.relu() if relu else maps).mean((2, 3)), embedding):
-            return Head(layer, weight, bias, relu)
-    return None
-
-
-def _same(values: Tensor, expected: Tensor) -> bool:
-    tolerance = max(1e-3, 4 * torch.finfo(values.dtype).eps)  # bfloat16 has two digits
-    return bool((values - expected).abs().max() <= tolerance * expected.abs().max())
+def prefix_tokens(module: nn.Module) -> int | None:
+    """How many class and register tokens stand before the patch tokens, where the model says so."""
+    count = getattr(module, "num_prefix_tokens", None)
+    return count if isinstance(count, int) else None
 
 
 def _maps(features: Tensor, size: tuple[int, int], prefix: int | None) -> Tensor | None:
@@ -221,12 +221,6 @@ def _maps(features: Tensor, size: tuple[int, int], prefix: int | None) -> Tensor
     return maps if maps.shape[2] * maps.shape[3] > 1 else None
 
 
-def prefix_tokens(module: nn.Module) -> int | None:
-    """How many class and register tokens stand before the patch tokens, where the model says so."""
-    count = getattr(module, "num_prefix_tokens", None)
-    return count if isinstance(count, int) else None
-
-
 def as_maps(features: Tensor, size: tuple[int, int], prefix: int | None = None) -> Tensor:
     """(N, C, h, w) from a layer's output: convolutional, channels-last (Swin) or tokens (ViT).
 
@@ -235,16 +229,13 @@ def as_maps(features: Tensor, size: tuple[int, int], prefix: int | None = None) 
     """
     shape = tuple(features.shape)
     if features.ndim == 4:
-        first, last = (_grid_error(h, w, size) for h, w in (shape[2:], shape[1:3]))
-        if first is not None and (last is None or first <= last):
-            return features
-        if last is not None:
-            return features.permute(0, 3, 1, 2)
+        first, last = _grid_error(shape[2:], size), _grid_error(shape[1:3], size)
+        if min(first, last) < math.inf:
+            # Rounding explains an error below one place, and most layers put channels first.
+            return features if first < max(last, 1) or first == last else features.permute(0, 3, 1, 2)
     if features.ndim == 3:
-        tokens = shape[1]
         for skipped in range(17) if prefix is None else (prefix, 0):
-            grid = _grid(tokens - skipped, size)
-            if grid is not None:
+            if (grid := _grid(shape[1] - skipped, *size)) is not None:
                 return features[:, skipped:].transpose(1, 2).unflatten(2, grid)
     raise ModelError(
         f"an output of shape {shape} is not a map over a {size[0]}x{size[1]} picture: neither "
@@ -252,24 +243,20 @@ def as_maps(features: Tensor, size: tuple[int, int], prefix: int | None = None) 
     )
 
 
-def _grid_error(h: int, w: int, size: tuple[int, int]) -> float | None:
-    """How many places h x w is off a picture of this size seen at one stride; None if it cannot be one.
+def _grid_error(grid: tuple[int, ...], size: tuple[int, int]) -> float:
+    """How many places a grid is off a picture of this size seen at one stride; infinite if it cannot be one.
 
     Unpadded borders cost a few places, the same number each way.
     """
-    if h > 2 * size[0] or w > 2 * size[1]:
-        return None
-    error = abs(size[1] * h / size[0] - w)
-    allowed = 0.0 if size[0] == size[1] else max(2.0, 0.1 * w)
-    return error if error <= allowed else None
+    (h, w), (height, width) = grid, size
+    error = abs(width * h / height - w)
+    allowed = 0.0 if height == width else max(2.0, 0.1 * w)
+    return error if error <= allowed and h <= 2 * height and w <= 2 * width else math.inf
 
 
-def _grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
+def _grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:
     """The h x w grid of this many square patches that tiles the picture, if there is one."""
-    if tokens < 1:
-        return None
-    h = round((tokens * size[0] / size[1]) ** 0.5)
+    h = round((max(tokens, 0) * height / width) ** 0.5)
     if h < 1 or tokens % h:
         return None
-    w = tokens // h
-    return (h, w) if abs(size[0] / h - size[1] / w) < 0.5 else None
+    return (h, tokens // h) if abs(height / h - width * h / tokens) < 0.5 else None

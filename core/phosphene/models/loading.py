@@ -2,47 +2,59 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from http.client import HTTPException
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlparse
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import InputError, ModelError, UnknownName
-from ..hookspecs import hookimpl
+from ..builtin.networks import MEAN, NETWORKS, STD, load_network
+from ..builtin.scenes import CLASSES
+from ..errors import InputError, ModelError, PhospheneError, UnknownName
 from ..registry import extensions
 from .model import Model
 
+#: How weights files are called; their content is never unpickled.
+_WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin")
+
 
 class Loader(Protocol):
-    """What a URI scheme needs: making models by name, and listing the names."""
+    """What a URI scheme needs: making networks by name, and listing the names."""
 
-    def load(self, name: str, *, weights: str | None, pretrained: bool, **options: Any) -> Model:
-        """The model; ``options`` are handed to ``Model`` over what the scheme knows itself."""
+    def load(
+        self, name: str, *, weights: str | None, pretrained: bool, **options: Any
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """The network, and what ``Model`` is to know of it (``mean``, ``classes``, ...) where it is known."""
 
-    def names(self) -> Sequence[str]:
+    def names(self) -> Iterable[str]:
         """Every name that ``load`` takes."""
 
 
-@hookimpl
-def phosphene_model_loaders() -> dict[str, Loader]:
-    from .builtin import BuiltinLoader
-    from .timm import TimmLoader
-    from .torchvision import TorchvisionLoader
+class _Builtin:
+    """Trained networks of the bundled world; they need no download."""
 
-    return {"builtin": BuiltinLoader(), "timm": TimmLoader(), "torchvision": TorchvisionLoader()}
+    def load(
+        self, name: str, *, weights: str | None, pretrained: bool, **options: Any
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        if name not in NETWORKS:
+            raise UnknownName("bundled model", name, NETWORKS)
+        if weights is not None:
+            raise InputError(f"builtin:{name} brings its own weights; there are none called {weights!r}")
+        known = {"mean": MEAN, "std": STD, "input_size": (3, 64, 64), "classes": CLASSES}
+        return load_network(name, **options), known
+
+    def names(self) -> Iterable[str]:
+        return NETWORKS
 
 
 def loaders() -> dict[str, Loader]:
     """Every URI scheme there is."""
-    return extensions.gather("phosphene_model_loaders")
+    return {"builtin": _Builtin()} | extensions.gather("phosphene_model_loaders")
 
 
 @torch.inference_mode(False)  # parameters made in inference mode could never be differentiated
@@ -70,41 +82,41 @@ def load_model(
     in as they are. Other options go to the scheme's own factory. Raises InputError for weights or
     options that cannot be, ModelError for weights that do not fit or cannot be had, UnknownName.
     """
-    if not isinstance(model, (str, nn.Module)):
+    of_model = {"mean": mean, "std": std, "input_size": input_size, "classes": classes, "output": output}
+    asked: dict[str, Any] = {name: value for name, value in of_model.items() if value is not None}
+    state, named = None, None
+    if isinstance(weights, Mapping):
+        state = weights
+    elif weights is not None and (Path(weights).suffix in _WEIGHTS_FILES or Path(weights).is_file()):
+        weights = str(Path(weights).resolve())  # the same file from another folder, too
+        state = read_weights(weights)
+    elif weights is not None:
+        weights = named = str(weights)
+
+    if isinstance(model, str):
+        module, known = _by_uri(model, named, pretrained, options)
+        wrapped = Model(module, **{"name": model, **known, **asked})
+        again = {"uri": model, "weights": weights, "pretrained": pretrained, **asked, **options}
+        with suppress(TypeError):  # what JSON cannot describe cannot be asked for again
+            json.dumps(again)
+            wrapped.source = again
+    elif not isinstance(model, nn.Module):
         raise InputError(f"load_model takes a URI or a torch module, not a {type(model).__name__}")
-    known = {"mean": mean, "std": std, "input_size": input_size, "classes": classes, "output": output}
-    options |= {name: value for name, value in known.items() if value is not None}
-    state = _read_state(weights)
-    named = str(weights) if weights is not None and state is None else None
-    if isinstance(model, nn.Module):
-        if named or pretrained or options.keys() - known:
-            raise InputError(
-                "a module is taken as it is: named or pretrained weights and factory options need a URI"
-            )
-        wrapped = Model(model, **options)
+    elif named or pretrained or options:
+        raise InputError(
+            "a module is taken as it is: named or pretrained weights and factory options need a URI"
+        )
     else:
-        wrapped = _from_uri(model, named, pretrained, options)
-        if isinstance(weights, (str, Path)):
-            # Absolute, so that it is the same file from another folder, too.
-            named = named or str(Path(weights).resolve())
-        asked = {"uri": model, "weights": named, "pretrained": pretrained, **options}
-        repeatable = not isinstance(weights, Mapping) and _is_json(asked)
-        wrapped.source = asked if repeatable else None
+        wrapped = Model(model, **asked)
     if state is not None:
-        fill(wrapped.module, state, weights, wrapped.name)
+        fill_weights(wrapped.module, state, weights if isinstance(weights, str) else "given", wrapped.name)
     wrapped.module.to(device=device, dtype=dtype)
     return wrapped
 
 
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except TypeError:
-        return False
-    return True
-
-
-def _from_uri(uri: str, weights: Any, pretrained: bool, options: dict[str, Any]) -> Model:
+def _by_uri(
+    uri: str, weights: str | None, pretrained: bool, options: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
     scheme, colon, name = uri.partition(":")
     schemes = loaders()
     if not colon:
@@ -112,23 +124,23 @@ def _from_uri(uri: str, weights: Any, pretrained: bool, options: dict[str, Any])
         raise InputError(f"{uri!r} is not a model: write scheme:name, with a scheme of {known}")
     if scheme not in schemes:
         raise UnknownName("model scheme", scheme, sorted(schemes))
-    loaded = schemes[scheme].load(name, weights=weights, pretrained=pretrained, **options)
-    loaded.module.eval()
-    return loaded
+    try:
+        module, feeding = schemes[scheme].load(name, weights=weights, pretrained=pretrained, **options)
+    except PhospheneError:
+        raise
+    except (TypeError, ValueError, AssertionError) as error:
+        raise InputError(f"{uri} cannot be built with {options}: {error}") from error
+    except (RuntimeError, OSError) as error:
+        raise ModelError(f"{uri} cannot be made: {str(error) or type(error).__name__}") from error
+    return module.eval(), feeding
 
 
-#: How weights files are called; their content is never unpickled.
-WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin")
-#: Options that go to ``Model``; the rest goes to the scheme's own factory.
-OF_MODEL = ("mean", "std", "input_size", "classes", "output", "crop_pct", "interpolation")
-
-
-def read_weights(path: Path) -> Mapping[str, Tensor]:
-    """The state dict in a safetensors file or in a .pth file that holds weights alone."""
-    if not path.is_file():
+def read_weights(path: str | Path) -> Mapping[str, Tensor]:
+    """The state dict in a safetensors file or in a .pth file that holds weights alone; else InputError."""
+    if not Path(path).is_file():
         raise InputError(f"there is no weights file {path}")
     try:
-        if path.suffix == ".safetensors":
+        if Path(path).suffix == ".safetensors":
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -143,53 +155,9 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", k): v for k, v in state.items()}
 
 
-def fetch_weights(url: str) -> Path:
-    """The file behind ``url`` in torch's cache, downloaded if it is not there.
-
-    Its SHA-256 is checked against the part of it that the file's name carries, cached or not:
-    torch itself checks only what it has just downloaded.
-    """
-    name = Path(urlparse(url).path).name
-    path = Path(torch.hub.get_dir(), "checkpoints", name)
-    digest = "".join(re.findall(r"-([0-9a-f]{8,})\.", name))
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path), digest)
-        except (OSError, HTTPException, RuntimeError) as error:
-            raise unavailable(f"{name} (looked for in {path.parent})", error) from error
-    elif not hashlib.sha256(path.read_bytes()).hexdigest().startswith(digest):
-        raise ModelError(
-            f"{path} is damaged: its SHA-256 does not begin with {digest}; delete it to fetch it again"
-        )
-    return path
-
-
-def unavailable(weights: str, error: Exception) -> ModelError:
-    """What to say where weights are neither cached nor to be had from the network."""
-    return ModelError(
-        f"the weights {weights} are not in the cache and cannot be downloaded ({error}): "
-        "give weights='a local file', weights=None for a random network, "
-        "or take a bundled one, builtin:shapes-vgg"
-    )
-
-
-def _read_state(weights: Any) -> Mapping[str, Tensor] | None:
-    """A state dict from a file or as given; None where ``weights`` is a name for the scheme."""
-    if weights is None or isinstance(weights, Mapping):
-        return weights
-    path = Path(weights)
-    if path.suffix in WEIGHTS_FILES:
-        return read_weights(path)
-    if path.exists():
-        raise InputError(f"weights files are {', '.join(WEIGHTS_FILES)}, not {path.name!r}")
-    return None
-
-
-def fill(module: nn.Module, state: Mapping[str, Tensor], weights: Any, name: str) -> None:
-    """Load a state into a network; ModelError where it does not fit."""
-    where = "in the given state" if isinstance(weights, Mapping) else weights
+def fill_weights(module: nn.Module, state: Mapping[str, Tensor], what: object, name: str) -> None:
+    """Load a state into a network; ModelError where ``what`` does not fit ``name``."""
     try:
         module.load_state_dict(dict(state))
     except RuntimeError as error:
-        raise ModelError(f"the weights {where} do not fit {name}: {error}") from error
+        raise ModelError(f"the weights {what} do not fit {name}: {error}") from error

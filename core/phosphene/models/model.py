@@ -8,8 +8,9 @@ from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -19,19 +20,20 @@ from ..images import read_image, to_pil
 from ..taps import StopForward, Tap, guard
 from . import anatomy
 from .anatomy import Anatomy, Head
+from .twin import answering
 
-Layer = str | nn.Module
-#: Errors that need no translation, though they are of kinds that do.
+T = TypeVar("T")
+#: How a network says that it cannot take what it is given ...
+_REFUSALS = (RuntimeError, AssertionError, ValueError)
+#: ... and errors of these kinds that need no translation.
 _SAID_ALREADY = (PhospheneError, torch.OutOfMemoryError)
 
 
 def read_logits(output: Any) -> Tensor:
     """The logits (N, K) in whatever a network returns: a tensor, a tuple, a mapping, ``.logits``."""
-    logits = output
+    logits = getattr(output, "logits", output)
     if isinstance(output, Mapping):
         logits = output.get("logits", output.get("out", tuple(output.values())))
-    elif hasattr(output, "logits"):
-        logits = output.logits
     if isinstance(logits, (tuple, list)):
         logits = next((o for o in logits if isinstance(o, Tensor) and o.ndim == 2), None)
     if not isinstance(logits, Tensor):
@@ -68,34 +70,40 @@ class Model:
         self.module: nn.Module = getattr(module, "_orig_mod", module)
         _refuse_compiled(self.module)
         self.name = name or f"module:{type(self.module).__name__}"
-        channels = _first_channels(self.module) or (len(mean) if mean is not None else 3)
+        conv = next((m for m in self.module.modules() if isinstance(m, nn.Conv2d)), None)
+        channels = conv.in_channels if conv is not None else 3 if mean is None else len(mean)
         self._size_given = input_size is not None
         channels, height, width = input_size or (channels, 224, 224)
         self.input_size = (channels, height, width)
-        self.mean = _statistics("mean", mean, channels, 0.0)
-        self.std = _statistics("std", std, channels, 1.0)
+        self.mean = torch.tensor([0.0] * channels if mean is None else list(mean))
+        self.std = torch.tensor([1.0] * channels if std is None else list(std))
+        for what, numbers in (("mean", self.mean), ("std", self.std)):
+            if len(numbers) != channels:
+                raise InputError(
+                    f"{what} has {len(numbers)} numbers, but the model takes {channels} channels"
+                )
         self.classes = tuple(classes) if classes is not None else None
         self.crop_pct = crop_pct
         self.interpolation = interpolation
         #: How ``load_model`` can make it again; None for a module that was given as an object.
         self.source: Mapping[str, Any] | None = None
         self._output = output
+        #: A tuned copy of the network as it is in some state; see ``twin``.
+        self.twin: tuple[Any, nn.Module | None] = (None, None)
         self._digest: tuple[Any, str] | None = None
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, input_size={self.input_size})"
 
-    # --- running ---------------------------------------------------------------------------
-
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W) in [0, 1]."""
-        return self._output(self._run(images))
+        return self._output(self._run(images, answering(self)))
 
-    def _run(self, images: Tensor) -> Any:
+    def _run(self, images: Tensor, network: nn.Module | None = None) -> Any:
         """What the network returns; a size that it cannot take is refused in a sentence."""
         try:
-            return self.module(self.normalize(images))
-        except (RuntimeError, AssertionError, ValueError) as error:
+            return (self.module if network is None else network)(self.normalize(images))
+        except _REFUSALS as error:
             size = tuple(images.shape[1:])
             if size == self.input_size or isinstance(error, _SAID_ALREADY):
                 raise
@@ -110,67 +118,54 @@ class Model:
         mean, std = (t.to(images)[:, None, None] for t in (self.mean, self.std))
         return (images - mean) / std
 
-    def tap(self, *layers: Layer, leaf: bool = False) -> Tap:
+    def tap(self, *layers: str, leaf: bool = False) -> Tap:
         """Read layers during forward passes inside a ``with`` block; see ``Tap``.
 
         ``leaf=True`` cuts the graph there, so that a backward pass costs only what lies above.
         """
-        names = [self.layer_name(layer) for layer in layers]
-        return Tap({n: self.layers[n] for n in names}, leaf=leaf)
+        return Tap({name: self.layers[self.layer_name(name)] for name in layers}, leaf=leaf)
 
-    def features(self, images: Tensor, layer: Layer) -> Tensor:
+    def features(self, images: Tensor, layer: str) -> Tensor:
         """The output of a layer, as it is; nothing above the layer runs."""
         return self.features_of(images, [layer])[0]
 
-    def features_of(self, images: Tensor, layers: Sequence[Layer], *, inputs: bool = False) -> list[Tensor]:
+    def features_of(self, images: Tensor, layers: Sequence[str], *, inputs: bool = False) -> list[Tensor]:
         """The outputs (or first inputs) of several layers in one pass, which stops at the highest.
 
         A layer that runs many times (a shared ReLU) gives its last output.
         """
-        names = [self.layer_name(layer) for layer in layers]
+        tapped = {name: self.layers[self.layer_name(name)] for name in layers}
         if "anatomy" not in self.__dict__:
             self.see(images)
-        calls = {name: layer.calls for name, layer in self.anatomy.layers.items()}
-        for name in names:
-            if name not in calls:
+        for name in layers:
+            if name not in self.anatomy.layers:
                 raise ModelError(f"layer {name!r} does not run in a forward pass of {self.name}")
-        stop_after = {name: calls[name] for name in names}
-        with Tap({n: self.layers[n] for n in names}, inputs=inputs, stop_after=stop_after) as tap:
+        stop_after = {name: self.anatomy.layers[name].calls for name in layers}
+        with Tap(tapped, inputs=inputs, stop_after=stop_after) as tap:
             with suppress(StopForward):
                 self._run(images)
-            return [tap[name] for name in names]
+            return [tap[name] for name in layers]
+
+    def input_of(self, images: Tensor, layer: str) -> Tensor:
+        """What a layer is given (its first argument, at its last call); nothing above it runs."""
+        return self.features_of(images, [layer], inputs=True)[0]
 
     def embed(self, images: Tensor) -> Tensor:
         """Penultimate features (N, D): what the classifier is given."""
-        name = self.anatomy.classifier
-        if name is None:
-            raise ModelError(
-                f"{self.name} has no linear classifier to read features before; name a layer instead"
-            )
-        return self.input_of(images, name).flatten(1)
-
-    def input_of(self, images: Tensor, layer: Layer) -> Tensor:
-        """What a layer is given (its first argument, at its last call); nothing above it runs."""
-        return self.features_of(images, [layer], inputs=True)[0]
+        what = "linear classifier to read features before; name a layer instead"
+        return self.input_of(images, self._had(self.anatomy.classifier, what)).flatten(1)
 
     def guard(self) -> AbstractContextManager[None]:
         """Eval mode and frozen parameters inside the block; everything as it was after it."""
         return guard(self.module)
-
-    # --- anatomy ---------------------------------------------------------------------------
 
     @cached_property
     def layers(self) -> dict[str, nn.Module]:
         """Every submodule by its dotted name."""
         return {name: module for name, module in self.module.named_modules() if name}
 
-    def layer_name(self, layer: Layer) -> str:
-        """The name of a layer given by name or as the module itself; UnknownName with the nearest."""
-        if isinstance(layer, nn.Module):
-            for name, module in self.layers.items():
-                if module is layer:
-                    return name
-            raise InputError(f"that {type(layer).__name__} is not a layer of {self.name}")
+    def layer_name(self, layer: str) -> str:
+        """The layer's name itself, or UnknownName with the nearest."""
         if layer not in self.layers:
             raise UnknownName("layer", layer, self.layers, "this model")
         return layer
@@ -181,7 +176,7 @@ class Model:
         noise = torch.rand(1, *self.input_size, generator=torch.Generator().manual_seed(0))
         try:
             found = anatomy.record(self.module, self.normalize(noise), self._output)
-        except (RuntimeError, AssertionError, ValueError) as error:
+        except _REFUSALS as error:
             if isinstance(error, _SAID_ALREADY):
                 raise
             raise ModelError(
@@ -201,6 +196,11 @@ class Model:
             self.input_size = size  # type: ignore[assignment]
             self.__dict__.pop("anatomy", None)
 
+    def _had(self, part: T | None, what: str) -> T:
+        if not part:
+            raise ModelError(f"{self.name} has no {what}")
+        return part
+
     @property
     def class_count(self) -> int:
         """How many logits there are."""
@@ -209,26 +209,18 @@ class Model:
     @property
     def last_map(self) -> str:
         """The last layer with a spatial map that the logits depend on: Grad-CAM's usual choice."""
-        if self.anatomy.last_map is None:
-            raise ModelError(f"{self.name} has no layer with a spatial map; name a layer yourself")
-        return self.anatomy.last_map
+        return self._had(self.anatomy.last_map, "layer with a spatial map; name a layer yourself")
 
     @property
     def stages(self) -> tuple[str, ...]:
         """One layer for each resolution, finest first: the usual layers of textures and styles."""
-        if not self.anatomy.stages:
-            raise ModelError(f"{self.name} has no layer with a spatial map; name layers yourself")
-        return self.anatomy.stages
+        return self._had(self.anatomy.stages, "layer with a spatial map; name layers yourself")
 
     @property
     def head(self) -> Head:
         """The GAP + linear head that CAM needs."""
-        if self.anatomy.head is None:
-            raise ModelError(
-                f"{self.name} has no GAP + linear head, which CAM needs; "
-                "use grad_cam, which works on any layer"
-            )
-        return self.anatomy.head
+        what = "GAP + linear head, which CAM needs; use grad_cam, which works on any layer"
+        return self._had(self.anatomy.head, what)
 
     def maps(self, features: Tensor, images: Tensor) -> Tensor:
         """A layer's output as (N, C, h, w): tokens and channels-last turned, class tokens dropped."""
@@ -240,7 +232,7 @@ class Model:
         size = (images.shape[-2], images.shape[-1])
         return anatomy.as_maps(features, size, anatomy.prefix_tokens(self.module))
 
-    def map_shape(self, layer: Layer) -> tuple[int, int, int]:
+    def map_shape(self, layer: str) -> tuple[int, int, int]:
         """(C, h, w) of a layer's maps for one picture of the model's size; ModelError where it has none."""
         name = self.layer_name(layer)
         info = self.anatomy.layers.get(name)
@@ -249,8 +241,6 @@ class Model:
         output, picture = (torch.empty(1, *shape, device="meta") for shape in (info.shape, self.input_size))
         _, channels, height, width = self.maps(output, picture).shape
         return channels, height, width
-
-    # --- pictures and classes ----------------------------------------------------------------
 
     def transform(self, picture: str | Path | Image.Image) -> Tensor:
         """A picture file -> (C, H, W) in [0, 1]: resized and cropped as the network was trained."""
@@ -268,15 +258,14 @@ class Model:
         if resized != image.size:
             image = image.resize(resized, Image.Resampling[self.interpolation.upper()])
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-        image = image.crop((left, top, left + width, top + height))
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        return pixels.view(height, width, channels).permute(2, 0, 1).contiguous() / 255
+        pixels = np.array(image.crop((left, top, left + width, top + height)))
+        return torch.from_numpy(pixels).view(height, width, channels).permute(2, 0, 1).contiguous() / 255
 
     def class_index(self, name: str | int) -> int:
         """The index of a class given by name (any of its comma-separated synonyms) or index."""
         if isinstance(name, str):
-            if name.strip().lower() in self._class_indices:
-                return self._class_indices[name.strip().lower()]
+            if (index := self._class_indices.get(name.strip().lower())) is not None:
+                return index
             if not name.isdecimal() and self.classes is None:
                 raise InputError(f"{self.name} has no class names; give the index instead of {name!r}")
             if not name.isdecimal():
@@ -294,14 +283,10 @@ class Model:
 
     @cached_property
     def _class_indices(self) -> dict[str, int]:
-        names: dict[str, int] = {}
         full = list(enumerate(self.classes or ()))
         synonyms = [(index, name) for index, several in full for name in several.split(",")]
-        for index, name in full + synonyms:  # a class's own name goes before another's synonym
-            names.setdefault(name.strip().lower(), index)
-        return names
-
-    # --- identity ----------------------------------------------------------------------------
+        # Read backwards, the first one counts; and a class's own name goes before another's synonym.
+        return {name.strip().lower(): index for index, name in reversed(full + synonyms)}
 
     @property
     def device(self) -> torch.device:
@@ -335,15 +320,3 @@ def _refuse_compiled(module: nn.Module) -> None:
                 f"{name or 'the module'} is compiled, and hooks do not reach into compiled code; "
                 "give the model as it was before torch.compile or torch.jit"
             )
-
-
-def _first_channels(module: nn.Module) -> int | None:
-    conv = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
-    return conv.in_channels if conv is not None else None
-
-
-def _statistics(what: str, values: Sequence[float] | None, channels: int, default: float) -> Tensor:
-    tensor = torch.tensor([default] * channels if values is None else list(values))
-    if len(tensor) != channels:
-        raise InputError(f"{what} has {len(tensor)} numbers, but the model takes {channels} channels")
-    return tensor

@@ -69,14 +69,15 @@ def activation_maps(
 ) -> ActivationMaps:
     """Show what a layer's channels answer to each place of an image.
 
-    A'_c = (A_c - min A_c) / (max A_c - min A_c), a constant map becoming zeros. ``scale="shared"``
-    takes one minimum and maximum over all the channels shown of an image, so that weak answers
-    look weak. ``pre_activation`` shows what the activation module ``layer`` is given: a ReLU's
-    input still has its negative answers. ``layer``: the last activation at the middle one of the
-    model's resolutions unless told. ``channels``: their numbers; all unless told, of which the
-    picture shows the strongest of each image. ``overlay`` lays the maps over the image. InputError
-    for a channel that is not there; ModelError for a layer without places, or where nothing stands
-    before the activation.
+    A'_c = (A_c - min A_c) / (max A_c - min A_c)
+
+    A constant map becomes zeros. ``scale="shared"`` takes one minimum and maximum over all the
+    channels shown of an image, so that weak answers look weak. ``pre_activation`` shows what the
+    activation module ``layer`` is given: a ReLU's input still has its negative answers. ``layer``:
+    the last activation at the middle one of the model's resolutions unless told. ``channels``:
+    their numbers; all unless told, of which the picture shows the strongest of each image.
+    ``overlay`` lays the maps over the image. InputError for a channel that is not there; ModelError
+    for a layer without places, or where nothing stands before the activation.
     """
     layer = layer if layer is not None else _middle_activation(model)
     count = model.map_shape(layer)[0]

@@ -13,10 +13,10 @@ from phosphene import (
     hookimpl,
     load_model,
     method,
+    progress,
     receptive_fields,
 )
 from phosphene.errors import InputError
-from phosphene.progress import progress
 from phosphene.results import Patches
 from phosphene.spec import Cost
 from phosphene.types import Dataset, LayerName, Model

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Reference, hookimpl, load_model, method
-from phosphene.progress import progress
+from phosphene import Reference, hookimpl, load_model, method, progress
 from phosphene.results import AdversarialExamples
 from phosphene.spec import Cost, PixelRange, SameShape, WithinBall
 from phosphene.types import Images, Labels, Model, Seed
@@ -83,8 +82,9 @@ def pgd(
 ) -> AdversarialExamples:
     """Climb the loss from a random point of an eps-ball around each image, projecting back after every step.
 
-    x <- clip(P(x + step_size * d)), where d is sign(dL/dx) for "linf" and dL/dx at unit length for
-    "l2", L the cross-entropy of ``labels`` and P the projection onto the ball. A targeted attack
+    x <- clip(P(x + step_size * d)),  d = sign(dL/dx) for "linf", dL/dx / ||dL/dx||_2 for "l2"
+
+    with L the cross-entropy of ``labels`` and P the projection onto the ball. A targeted attack
     descends instead, towards ``labels``. ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,).
 
     ``adversarial`` is the last point and stays inside the ball after rounding, too; ``success`` is

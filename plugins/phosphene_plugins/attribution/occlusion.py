@@ -7,9 +7,19 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Class, InputError, Method, Reference, batch_size, hookimpl, load_model, method, scores
+from phosphene import (
+    Class,
+    InputError,
+    Method,
+    Reference,
+    batch_size,
+    hookimpl,
+    load_model,
+    method,
+    progress,
+    scores,
+)
 from phosphene.pixels import gaussian_blur, noise
-from phosphene.progress import progress
 from phosphene.results import Attribution
 from phosphene.spec import Cost, MapPerPixel
 from phosphene.targets import Objective, Predicted
@@ -130,8 +140,7 @@ def _baseline(images: Tensor, kind: Baseline, window: int, seed: int | None) -> 
         case "blur":  # wide enough that nothing of a window's size is left
             return gaussian_blur(images, window / 2)
         case "noise":
-            count, *rest = images.shape
-            return noise((count, rest[0], rest[1], rest[2]), seed=seed, sd=0.3).to(images)
+            return noise(images.shape, seed=seed, sd=0.3).to(images)
 
 
 @hookimpl

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method
+from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method, progress
 from phosphene.errors import InputError
-from phosphene.progress import progress
 from phosphene.results import Neighbors
 from phosphene.spec import Cost, Nonnegative
 from phosphene.types import Dataset, Images, LayerName, Model
@@ -58,13 +57,15 @@ def nearest_neighbors(
 ) -> Neighbors:
     """Show the pictures of a data set that are nearest to each image in feature space.
 
-    d(q, x) = ||phi(q) - phi(x)||_2, or 1 - cos(phi(q), phi(x)), with phi what the classifier is
-    given, or a named ``layer`` averaged over its places. Beside them the nearest by raw pixels,
-    ||q - x||_2, for comparison. Exact; all of the data set's pictures are met once, a batch at a
-    time, and only the k nearest so far are kept (all of them where there are fewer than k). An
-    image that is itself in the data set is its own neighbour at distance 0; ``exclude_self``
-    leaves out pictures that are the image, pixel for pixel. ModelError where the model has no
-    linear classifier and no layer is named; InputError where the data set holds nothing else.
+    d(q, x) = ||phi(q) - phi(x)||_2, or 1 - cos(phi(q), phi(x))
+
+    with phi what the classifier is given, or a named ``layer`` averaged over its places. Beside
+    them the nearest by raw pixels, ||q - x||_2, for comparison. Exact; all of the data set's
+    pictures are met once, a batch at a time, and only the k nearest so far are kept (all of them
+    where there are fewer than k). An image that is itself in the data set is its own neighbour at
+    distance 0; ``exclude_self`` leaves out pictures that are the image, pixel for pixel. ModelError
+    where the model has no linear classifier and no layer is named; InputError where the data set
+    holds nothing else.
     """
 
     def embed(pictures: Tensor) -> Tensor:

@@ -50,11 +50,13 @@ def first_layer_filters(
 ) -> FilterBank:
     """Show the filters of the first convolution as small colour pictures.
 
-    tile_f = (W_f - min W_f) / (max W_f - min W_f), over the three colours together, so that hues
-    are kept; a constant filter shows black. ``scale="shared"`` takes one minimum and maximum for
-    all filters, so that weak ones look weak. A first layer of three channels gives F colour
-    pictures, of one channel F grey ones, of C others F x C grey slices. A patch embedding is such
-    a layer too. ModelError where the model has no convolution.
+    tile_f = (W_f - min W_f) / (max W_f - min W_f)
+
+    over the three colours together, so that hues are kept; a constant filter shows black.
+    ``scale="shared"`` takes one minimum and maximum for all filters, so that weak ones look weak. A
+    first layer of three channels gives F colour pictures, of one channel F grey ones, of C others F
+    x C grey slices. A patch embedding is such a layer too. ModelError where the model has no
+    convolution.
     """
     convolutions = [n for n in model.anatomy.layers if isinstance(model.layers[n], nn.Conv2d)]
     if not convolutions:

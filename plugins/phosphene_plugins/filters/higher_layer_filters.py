@@ -52,11 +52,12 @@ def higher_layer_filters(
 ) -> FilterBank:
     """Show filters above the first layer as rows of grey slices, one slice per channel below.
 
-    slice_fc = (W_fc - min W_f) / (max W_f - min W_f): a filter's slices share one scale, so that
-    the channels it listens to stand out. In a grouped convolution the slices are the channels of
-    the filter's own group. ``layer``: any layer with weights (F, C, K, K); the second convolution
-    larger than 1 x 1 unless told. ModelError, naming the nearest convolutions, where the layer has
-    no such weights.
+    slice_fc = (W_fc - min W_f) / (max W_f - min W_f)
+
+    A filter's slices share one scale, so that the channels it listens to stand out. In a grouped
+    convolution the slices are the channels of the filter's own group. ``layer``: any layer with
+    weights (F, C, K, K); the second convolution larger than 1 x 1 unless told. ModelError, naming
+    the nearest convolutions, where the layer has no such weights.
     """
     layer = layer if layer is not None else _second_convolution(model)
     weight = getattr(model.layers[layer], "weight", None)

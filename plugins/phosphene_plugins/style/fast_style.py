@@ -16,8 +16,8 @@ from phosphene import (
     hookimpl,
     method,
     pixels,
+    progress,
 )
-from phosphene.progress import progress
 from phosphene.results import Stylization, TrainedNetwork
 from phosphene.spec import Cost, PixelRange, SameShape
 from phosphene.types import Dataset, Images, LayerName, Model, Seed, Styles, Stylizer
@@ -183,11 +183,12 @@ def fast_style(
 ) -> Stylization:
     """Repaint pictures in a style, or between styles, in one pass through a trained network.
 
-    T(x; gamma, beta) with (gamma, beta) = sum_s b_s (gamma^(s), beta^(s)): a style alone is b_s = 1;
-    a blend, ``{"swirls": 1, "waves": 3}``, mixes the styles' scales and shifts by its shares, which
-    are divided by their sum. Pictures (N, 3, H, W) in [0, 1], 8 pixels a side or more; ``stylizer``
-    what ``fast_style_fit`` gave, or its folder. Raises InputError or UnknownName for a style it was
-    not trained on. Source: Dumoulin et al. 2017.
+    T(x; gamma, beta),  (gamma, beta) = sum_s b_s (gamma^(s), beta^(s))
+
+    A style alone is b_s = 1; a blend, ``{"swirls": 1, "waves": 3}``, mixes the styles' scales and
+    shifts by its shares, which are divided by their sum. Pictures (N, 3, H, W) in [0, 1], 8 pixels
+    a side or more; ``stylizer`` what ``fast_style_fit`` gave, or its folder. Raises InputError or
+    UnknownName for a style it was not trained on. Source: Dumoulin et al. 2017.
     """
     paintable(images)
     network, labels = stylizer.network, stylizer.labels

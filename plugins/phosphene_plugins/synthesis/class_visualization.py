@@ -50,7 +50,7 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
     needs=["gradients"],
     cost=Cost(forward="images * steps", backward="images * steps"),
     oracle=linear_unit_with_l2_has_its_closed_form,
-    quick={"steps": 4},
+    quick={"steps": 4, "size": None},
     demo={"l2": 3e-3, "lr": 0.04},
 )
 def class_visualization(
@@ -76,8 +76,10 @@ def class_visualization(
 ) -> Synthesis:
     """Draw the image that a class, or any unit, answers to most: gradient ascent on the pixels.
 
-    I* = argmax S(I) - l2 ||I - m||^2 - total_variation TV(I), found by I <- I + lr grad from I = m,
-    the model's mean colour, which is zero to the network (mid-grey where it has none).
+    I* = argmax_I S(I) - l2 ||I - m||^2 - total_variation TV(I)
+
+    found by I <- I + lr grad from I = m, the model's mean colour, which is zero to the network
+    (mid-grey where it has none).
 
     Regularisers, each alone or with others (0 leaves it out): the two penalties above; a Gaussian
     blur of ``blur_sigma`` after every ``blur_every`` steps; after every step, back to m with the
@@ -101,9 +103,9 @@ def class_visualization(
     def edit(images: Tensor, gradient: Tensor, step: int) -> Tensor:
         if blur_every and (step + 1) % blur_every == 0:
             images = pixels.gaussian_blur(images, blur_sigma)
-        images = pixels.clip_small_norm(images, clip_norm, grey) if clip_norm else images
+        images = pixels.clip_smallest(images, clip_norm, grey) if clip_norm else images
         if clip_contribution:
-            images = pixels.clip_small_contribution(images, gradient, clip_contribution, grey)
+            images = pixels.clip_smallest(images, clip_contribution, grey, gradient=gradient)
         return images
 
     made = []
@@ -114,7 +116,7 @@ def class_visualization(
         made.append(
             pixels.ascend(
                 partial(scores, model, target=unit),
-                pixels.PixelImage(start) if parametrization == "pixels" else pixels.FourierImage.of(start),
+                pixels.PixelImage(start) if parametrization == "pixels" else pixels.FourierImage(start),
                 steps=steps,
                 lr=lr,
                 optimizer=optimizer,

@@ -128,4 +128,4 @@ def test_it_draws_patches_where_they_were_and_round_trips(tmp_path):
     assert len(found.panels()) == 12  # for six channels: the patches, and where they were
     assert torch.equal(load_result(tmp_path / "patches").boxes, found.boxes)
     whole = run("top_patches", dataset="builtin:scenes/8", layer="pool", k=2, channels=[3])
-    assert whole.boxes.tolist() == [[0, 0, 64, 64]] * 2 and len(whole.panels()) == 1
+    assert whole.boxes.tolist() == [[0, 0, 64, 64]] * 2 and len(whole.panels()) == 2

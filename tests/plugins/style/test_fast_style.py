@@ -14,19 +14,20 @@ from phosphene import (
     DivergenceError,
     InputError,
     Model,
+    ProgressEvent,
     UnknownName,
     load_model,
     load_result,
     max_batch,
     methods,
     replay,
+    reporting,
     run,
 )
 from phosphene.builtin.scenes import draw_scenes
-from phosphene.builtin.textures import draw_texture
-from phosphene.inputs import make_stylizer
+from phosphene.builtin.textures import load_texture
+from phosphene.inputs import ROLES
 from phosphene.pixels import gram, total_variation
-from phosphene.progress import ProgressEvent, reporting
 from phosphene.results import TrainedNetwork
 from phosphene_plugins.style.style_network import ConditionalInstanceNorm, StyledConv, StyleNetwork
 
@@ -287,13 +288,13 @@ def test_bad_input_is_refused(model: Model, stylizer: TrainedNetwork, images: Te
 def test_the_bundled_stylizer_paints_each_style_more_like_itself_than_like_the_others() -> None:
     vgg = load_model("builtin:shapes-vgg")
     scenes = draw_scenes(4, seed=0, split="test").images
-    bundled = make_stylizer(None, None, {})
+    bundled = ROLES["stylizer"].make(None, None, {})
 
     def statistics(images: Tensor) -> Tensor:
         with torch.no_grad():
             return gram(vgg.features(images, vgg.stages[0])).mean(0)
 
-    wanted = [statistics(draw_texture(name)[None]) for name in bundled.labels]
+    wanted = [statistics(load_texture(name)[None]) for name in bundled.labels]
     for number, name in enumerate(bundled.labels):
         painted = fast_style(scenes, bundled, style=name).stylized
         found = statistics(painted)

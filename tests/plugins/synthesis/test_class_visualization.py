@@ -21,7 +21,7 @@ from phosphene import (
     methods,
     replay,
 )
-from phosphene.pixels import clip_small_contribution, gaussian_blur, l2_penalty, noise, total_variation
+from phosphene.pixels import clip_smallest, gaussian_blur, l2_penalty, noise, total_variation
 
 visualize = methods["synthesis.class_visualization"]
 
@@ -109,7 +109,7 @@ def test_contributions_are_the_gradients(model: Model) -> None:
     plain, clipped = (
         visualize(model, 1, **PLAIN | {"steps": 1, "clip_contribution": c}).images for c in (0, 30)
     )
-    expected = clip_small_contribution(plain, gradient, 30, model.mean)
+    expected = clip_smallest(plain, 30, model.mean, gradient=gradient)
     torch.testing.assert_close(clipped, expected, rtol=0, atol=1e-6)
 
 

@@ -1,0 +1,10 @@
+from .cases import Case as Case
+from .kit import BoundCheck as BoundCheck
+from .kit import Examination as Examination
+from .kit import Outcome as Outcome
+from .kit import Report as Report
+from .kit import bound_checks as bound_checks
+from .kit import check as check
+from .kit import check_method as check_method
+from .kit import parametrize_with_checks as parametrize_with_checks
+from .networks import make_network as make_network

@@ -1,0 +1,319 @@
+"""Cases: small calls of a method, drawn from its schema alone, each with a repr that can be run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ..builtin.scenes import draw_scenes
+from ..datasets import TensorDataset
+from ..errors import InputError, PhospheneError
+from ..images import resize
+from ..inputs import ROLES
+from ..models import Model
+from .networks import CLASSES, make_network, network_names
+
+if TYPE_CHECKING:
+    from ..declaration import Method
+    from ..results import Result
+
+PICTURES = ("scenes", "noise", "flat", "binary", "black")
+#: More images through a network than this, and a case is too slow to be one of many.
+BUDGET = 600
+#: What a method may see beside its queries.
+DATASET_SIZE = 6
+
+
+def make_pictures(kind: str, count: int, channels: int, size: tuple[int, int]) -> Tensor:
+    """``count`` different pictures (N, C, H, W) in [0, 1], always the same ones."""
+    return _pictures(kind, count, channels, size).clone()
+
+
+@functools.lru_cache(64)
+def _pictures(kind: str, count: int, channels: int, size: tuple[int, int]) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    shape = (count, channels, *size)
+    match kind:
+        case "scenes":
+            scenes = torch.stack([resize(s, size) for s in draw_scenes(count, seed=5).images]).clamp(0, 1)
+            return scenes[:, :channels] if channels <= 3 else scenes[:, :1].expand(shape).contiguous()
+        case "noise":
+            return torch.rand(shape, generator=generator)
+        case "flat":
+            return torch.linspace(0.5, 1, count)[:, None, None, None].expand(shape).contiguous()
+        case "binary":
+            return torch.rand(shape, generator=generator).round()
+        case "black":
+            return torch.zeros(shape)
+    raise InputError(f"no pictures are called {kind!r}; there are {', '.join(PICTURES)}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One small call: a network, pictures, a target and parameters on top of the method's ``quick`` ones.
+
+    ``size``: height and width, the network's own unless told. ``double``: in double precision, where
+    rounding cannot be mistaken for a difference.
+    """
+
+    network: str = "gap"
+    pictures: str = "scenes"
+    count: int = 2
+    size: tuple[int, int] | None = None
+    target: Any = None
+    double: bool = False
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        told = (f for f in fields(self) if getattr(self, f.name) != getattr(Case(), f.name))
+        return f"Case({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in told)})"
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def model(self) -> Model:
+        """A fresh network, as every run of a case gets one."""
+        model = make_network(self.network)
+        if self.double:
+            model.module.double()
+        return model
+
+    def inputs(self, method: Method[..., Any], model: Model) -> dict[str, Any]:
+        """Every input of the method."""
+        size = self.size or model.input_size[1:]
+        made: dict[str, Any] = {}
+        for declared in method.spec.inputs:
+            match declared.role:
+                case "model":
+                    value: Any = model
+                case "images" | "texture" | "styles":
+                    channels = model.input_size[0] if declared.role == "images" else 3
+                    value = make_pictures(self.pictures, self.count, channels, size).to(model.dtype)
+                case "dataset":
+                    pictures = make_pictures(self.pictures, DATASET_SIZE, model.input_size[0], size)
+                    value = TensorDataset(pictures.to(model.dtype))
+                case "labels":
+                    value = torch.arange(self.count) % min(CLASSES, model.class_count)
+                case "target":
+                    value = ROLES["target"].make(self.target, model, made)
+                case role:
+                    value = ROLES[role].make(None, model, made)
+            made[declared.name] = value
+        return made
+
+    def arguments(self, method: Method[..., Any]) -> dict[str, Any]:
+        """The parameters given: the method's quick ones, a seed where it has one, and the case's."""
+        seeded = {} if method.seed is None else {method.seed: 7}
+        return seeded | dict(method.spec.quick) | dict(self.params)
+
+    def run(self, method: Method[..., Any], model: Model | None = None, **changed: Any) -> Result:
+        """Call the method on this case."""
+        model = model or self.model()
+        return method(**(self.inputs(method, model) | self.arguments(method) | changed))
+
+    def simpler(self) -> Iterator[Case]:
+        """The same case with one thing made plainer, the most telling first."""
+        plain = Case()
+        for name in ("network", "pictures", "size", "target", "double"):
+            if getattr(self, name) != getattr(plain, name):
+                yield replace(self, **{name: getattr(plain, name)})
+        for count in range(1, self.count):
+            yield replace(self, count=count)
+        for name in self.params:
+            yield replace(self, params={n: v for n, v in self.params.items() if n != name})
+
+
+# --- which cases -----------------------------------------------------------------------------
+
+
+@functools.cache
+def _look(network: str) -> tuple[tuple[int, int], list[str]]:
+    """A network's picture size and layers."""
+    model = make_network(network)
+    return model.input_size[1:], list(model.layers)
+
+
+def foretold(method: Method[..., Any], case: Case) -> tuple[int, int] | None:
+    """How many images will go forward and backward, as the method's declared cost has it."""
+    if method.spec.cost is None:
+        return None
+    try:
+        params = method.validate(case.arguments(method))
+        return method.spec.cost.of(params, **sizes(case))
+    except PhospheneError:
+        return None
+
+
+def sizes(case: Case) -> dict[str, int]:
+    """What the names in a cost expression stand for."""
+    height, width = case.size or _look(case.network)[0]
+    return {"images": case.count, "height": height, "width": width, "dataset": DATASET_SIZE}
+
+
+def plain_cases(method: Method[..., Any], *, all_pairs: bool) -> list[Case]:
+    """Every network, every kind of picture, odd sizes, one image, each choice of each parameter once."""
+    networks = list(network_names())
+    cases = [
+        Case(network, kind)
+        for place, network in enumerate(networks)
+        for kind in (PICTURES if all_pairs else (PICTURES[place % 2],))
+    ]
+    cases += [Case(pictures=kind) for kind in PICTURES]
+    cases += [Case(count=1), Case(count=3, size=(21, 27)), Case("functional", "noise", size=(33, 17))]
+    if method.spec.input("target"):
+        cases += [
+            Case(target=1),
+            Case("functional", target="conv1[2]"),
+            Case("double", target="conv1[2,3,5]"),
+        ]
+    properties = properties_of(method.spec.params_schema)
+    cases += [Case(params={n: choice}) for n, schema in properties.items() for choice in _choices(schema)]
+    return list(dict.fromkeys(cases))
+
+
+def drawn_cases(method: Method[..., Any]) -> st.SearchStrategy[Case]:
+    """Cases with everything drawn, the parameters from the schema's own bounds, their edges included.
+
+    Parameters that ``quick`` or the declared cost speak of stay near what makes a call fast.
+    """
+    schemas = properties_of(method.spec.params_schema)
+    dear = set(method.spec.quick) | (method.spec.cost.names() if method.spec.cost else set())
+
+    @st.composite
+    def draw_case(draw: st.DrawFn) -> Case:
+        network = draw(st.sampled_from(list(network_names())))
+        own_size, layers = _look(network)
+        sizes = st.one_of(st.none(), st.tuples(st.integers(16, 32), st.integers(16, 32)))
+        target = None
+        if method.spec.input("target"):
+            target = draw(st.one_of(st.none(), st.integers(0, CLASSES - 1)))
+        params = {}
+        for name, schema in schemas.items():
+            if draw(st.booleans()):
+                if name == method.seed:
+                    strategy: st.SearchStrategy[Any] = st.integers(0, 2**63 - 1)
+                elif name in method.layers:
+                    strategy = _layer_values(schema, layers)
+                elif name in dear:
+                    strategy = st.sampled_from(
+                        _near(method.spec.quick.get(name, schema.get("default")), schema)
+                    )
+                else:
+                    strategy = values(schema)
+                params[name] = draw(strategy)
+        case = Case(
+            network=network,
+            pictures=draw(st.sampled_from(PICTURES)),
+            count=draw(st.integers(1, 3)),
+            size=draw(sizes) if own_size[0] <= 32 else None,
+            target=target,
+            params=params,
+        )
+        cost = foretold(method, case)
+        if cost is not None and sum(cost) > BUDGET:
+            case = replace(case, params={n: v for n, v in params.items() if n not in dear})
+        return case
+
+    return draw_case()
+
+
+def properties_of(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schemas of the parameters, what they refer to in place."""
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            if "$ref" in value:
+                return resolve(schema["$defs"][value["$ref"].rpartition("/")[2]])
+            return {name: resolve(item) for name, item in value.items()}
+        return [resolve(item) for item in value] if isinstance(value, list) else value
+
+    return resolve(schema["properties"]) if "properties" in schema else {}
+
+
+def _choices(schema: Mapping[str, Any]) -> list[Any]:
+    if "anyOf" in schema:
+        return [choice for branch in schema["anyOf"] for choice in _choices(branch)]
+    if schema.get("type") == "boolean":
+        return [False, True]
+    return [schema["const"]] if "const" in schema else list(schema.get("enum", []))
+
+
+def _near(usual: Any, schema: Mapping[str, Any]) -> list[Any]:
+    """The usual value, the smallest ones allowed, and every choice."""
+    found = [usual, *_choices(schema)]
+    for branch in schema.get("anyOf", [schema]):
+        if branch.get("type") == "integer" and "minimum" in branch:
+            found += [branch["minimum"], branch["minimum"] + 1]
+        elif branch.get("type") == "number":
+            found += [branch[edge] for edge in ("minimum", "maximum") if edge in branch]
+    return [v for n, v in enumerate(found) if v not in found[:n]]
+
+
+def _layer_values(schema: Mapping[str, Any], layers: list[str]) -> st.SearchStrategy[Any]:
+    name = st.sampled_from(layers)
+    branches: list[st.SearchStrategy[Any]] = []
+    for branch in schema.get("anyOf", [schema]):
+        match branch.get("type"):
+            case "null":
+                branches.append(st.none())
+            case "array":
+                branches.append(st.lists(name, min_size=1, max_size=2, unique=True))
+            case "object":
+                inside = branch["additionalProperties"]
+                branches.append(st.dictionaries(name, values(inside), min_size=1, max_size=2))
+            case _:
+                branches.append(name)
+    return st.one_of(branches)
+
+
+def values(schema: Mapping[str, Any]) -> st.SearchStrategy[Any]:
+    """Values that a parameter's JSON schema allows, its edges often."""
+    if "anyOf" in schema:
+        return st.one_of([values(branch) for branch in schema["anyOf"]])
+    if "enum" in schema or "const" in schema:
+        return st.sampled_from(schema.get("enum", [schema.get("const")]))
+    match schema.get("type"):
+        case "integer":
+            low, high = schema.get("minimum"), schema.get("maximum")
+            if "exclusiveMinimum" in schema:
+                low = schema["exclusiveMinimum"] + 1
+            if "exclusiveMaximum" in schema:
+                high = schema["exclusiveMaximum"] - 1
+            edges = [edge for edge in (low, high) if edge is not None]
+            whole = st.integers(low, high)
+            return st.one_of(whole, st.sampled_from(edges)) if edges else whole
+        case "number":
+            low = schema.get("minimum", schema.get("exclusiveMinimum"))
+            high = schema.get("maximum", schema.get("exclusiveMaximum"))
+            inside = st.floats(
+                low,
+                high,
+                exclude_min="exclusiveMinimum" in schema,
+                exclude_max="exclusiveMaximum" in schema,
+                allow_nan=False,
+                allow_infinity=False,
+            )
+            edges = [schema[edge] for edge in ("minimum", "maximum") if edge in schema]
+            return st.one_of(inside, st.sampled_from(edges)) if edges else inside
+        case "boolean":
+            return st.booleans()
+        case "null":
+            return st.none()
+        case "string":
+            return st.from_regex(schema["pattern"]) if "pattern" in schema else st.text("abc.0", min_size=1)
+        case "array" if "prefixItems" in schema:
+            return st.tuples(*(values(item) for item in schema["prefixItems"])).map(list)
+        case "array":
+            least = schema.get("minItems", 0)
+            most = max(least, min(schema.get("maxItems", 4), 4))
+            return st.lists(values(schema["items"]), min_size=least, max_size=most)
+        case "object" if isinstance(schema.get("additionalProperties"), dict):
+            inside = values(schema["additionalProperties"])
+            return st.dictionaries(st.text("abc", min_size=1), inside, max_size=3)
+    raise InputError(f"no values are known for a parameter with the schema {dict(schema)}")

@@ -1,0 +1,229 @@
+"""The small networks that every method is tried on: one for each thing that breaks careless code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UnknownName
+from ..models import Model, load_model
+
+CLASSES = 5
+SIZE = 24
+
+
+def _gap(channels: int = 3) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 12, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, CLASSES),
+    )
+
+
+class _Functional(nn.Module):
+    """Functional, in-place functional and reused ReLUs, and no GAP head but pooling by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.conv3 = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.relu = nn.ReLU()
+        self.classifier = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.conv1(x))
+        x = F.relu_(self.conv2(x)) + x
+        x = self.relu(F.relu(self.conv3(x)))
+        return self.classifier(x.mean((2, 3)))
+
+
+def _flat() -> nn.Module:
+    side = SIZE // 4
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(8 * side * side, 16),
+        nn.ReLU(),
+        nn.Linear(16, CLASSES),
+    )
+
+
+def _relu6() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.ReLU6(inplace=True),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.ReLU6(inplace=True),
+        nn.Conv2d(8, 16, 1, groups=2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, CLASSES),
+    )
+
+
+def _gelu() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 4, stride=4),
+        nn.GroupNorm(2, 8),
+        nn.GELU(),
+        nn.Conv2d(8, 12, 3, padding=2, dilation=2),
+        nn.GELU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, CLASSES),
+    )
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query, key, value = self.mix(self.norm(tokens)).chunk(3, dim=-1)
+        return tokens + self.project(F.scaled_dot_product_attention(query, key, value))
+
+
+class _Tokens(nn.Module):
+    """A vision transformer in small: patches, a class token, attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 12, 6, stride=6)
+        self.class_token = nn.Parameter(0.1 * torch.randn(1, 1, 12))
+        self.blocks = nn.Sequential(_Attention(12), _Attention(12))
+        self.norm = nn.LayerNorm(12)
+        self.head = nn.Linear(12, CLASSES)
+        self.num_prefix_tokens = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), tokens], 1)
+        return self.head(self.norm(self.blocks(tokens))[:, 0])
+
+
+class _ChannelsLast(nn.Module):
+    """Features as (N, H, W, C), as Swin keeps them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.norm = nn.LayerNorm(8)
+        self.grow = nn.Linear(8, 16)
+        self.act = nn.GELU()
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.patches(x).permute(0, 2, 3, 1))
+        return self.head(self.act(self.grow(x)).mean((1, 2)))
+
+
+class _Tuple(nn.Module):
+    """Logits beside something else, as networks with auxiliary heads give them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = _gap()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self.body(x), [x.mean((2, 3))]
+
+
+class _Awkward(nn.Module):
+    """In train mode, with uneven flags, dropout, a frozen weight, an old gradient, its owner's hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(8, 12, 3, stride=2, padding=1, groups=2)
+        self.dropout = nn.Dropout(0.5)
+        self.conv3 = nn.Conv2d(12, 16, 3, padding=2, dilation=2)
+        self.bn3 = nn.BatchNorm2d(16)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(16, CLASSES)
+        self.conv2.weight.requires_grad = False
+        self.bn1.eval()
+        self.classifier.weight.grad = torch.ones_like(self.classifier.weight)
+        self.conv3.register_forward_hook(lambda module, args, output: None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.dropout(F.relu(self.conv2(x)))
+        x = self.relu(self.bn3(self.conv3(x)))
+        return self.classifier(torch.flatten(self.pool(x), 1))
+
+
+def _constant() -> nn.Module:
+    network = _gap()
+    nn.init.zeros_(network.get_submodule("8").weight)  # type: ignore[arg-type]
+    return network
+
+
+def _saturated() -> nn.Module:
+    network = _gap()
+    nn.init.uniform_(network.get_submodule("8").weight, -3e3, 3e3)  # type: ignore[arg-type]
+    return network
+
+
+def _lively(module: nn.Module) -> nn.Module:
+    """Batch norms that do something, so that forgetting eval mode or folding them wrongly shows."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d) and part.running_mean is not None:
+            part.running_mean.uniform_(-0.2, 0.2)
+            part.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            nn.init.uniform_(part.bias, 0.0, 0.3)
+    return module
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "gap": (_gap, "batch norm, in-place ReLU, GAP + linear head"),
+    "functional": (_Functional, "functional, in-place and reused ReLUs"),
+    "flat": (_flat, "a flattened map before two linear layers: one picture size only"),
+    "relu6": (_relu6, "ReLU6, depthwise and grouped convolutions"),
+    "gelu": (_gelu, "no ReLU at all; a dilated convolution"),
+    "tokens": (_Tokens, "patches and a class token: (N, T, C)"),
+    "nhwc": (_ChannelsLast, "channels last: (N, H, W, C)"),
+    "tuple": (_Tuple, "gives a tuple"),
+    "double": (lambda: _Awkward().double(), "double precision, train mode, frozen weight, a hook of its own"),
+    "gray": (lambda: _gap(1), "takes one channel"),
+    "constant": (_constant, "says the same of every picture"),
+    "saturated": (_saturated, "so sure of itself that softmax has no gradient left"),
+}
+
+
+def make_network(name: str) -> Model:
+    """A fresh copy of one of the small networks, or of the bundled ``shapes-vgg``; always the same."""
+    if name == "shapes-vgg":
+        return load_model("builtin:shapes-vgg")
+    if name not in NETWORKS:
+        raise UnknownName("network", name, network_names())
+    with torch.random.fork_rng([]):
+        torch.manual_seed(2)
+        module = _lively(NETWORKS[name][0]())
+    channels = 1 if name == "gray" else 3
+    module.train(name == "double")
+    if name == "double":
+        module.get_submodule("bn1").eval()
+    return load_model(module, input_size=(channels, SIZE, SIZE), mean=[0.5] * channels, std=[0.25] * channels)
+
+
+def network_names() -> Iterable[str]:
+    """The names that ``make_network`` knows."""
+    return (*NETWORKS, "shapes-vgg")

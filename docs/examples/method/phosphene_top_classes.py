@@ -1,0 +1,77 @@
+"""Top classes: what a model takes a picture for, in a result type of its own."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from phosphene_descending import Descending
+from pydantic import Field
+from torch import Tensor, nn
+
+from phosphene import Cost, hookimpl, load_model, method
+from phosphene.results import Panel, Result
+from phosphene.spec import UnitRange
+from phosphene.types import Images, Model
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Predictions(Result):
+    """The likeliest classes of each image: ``probabilities`` and ``classes`` (N, k), and their ``names``."""
+
+    per_image: ClassVar[tuple[str, ...]] = ("images", "probabilities", "classes", "names")
+    abreast: ClassVar[int] = 4
+
+    images: Tensor
+    probabilities: Tensor
+    classes: Tensor
+    names: tuple[tuple[str, ...], ...]
+
+    def lines(self) -> list[str]:
+        """What is said in words after a run: all k of each image."""
+        rows = [zip(*both, strict=True) for both in zip(self.names, self.probabilities.tolist(), strict=True)]
+        return [", ".join(f"{name} {share:.0%}" for name, share in row) for row in rows]
+
+    def panels(self) -> list[list[Panel]]:
+        """The pictures: each image under its likeliest class."""
+        likeliest = [line.partition(",")[0] for line in self.lines()]
+        return [[Panel(image, title)] for image, title in zip(self.images, likeliest, strict=True)]
+
+
+def logarithms_come_back_as_their_numbers() -> None:
+    """A network that gives the logarithms of known probabilities whatever it sees."""
+    linear = nn.Linear(12, 3)
+    linear.weight.data.zero_()
+    linear.bias.data = torch.tensor([0.2, 0.7, 0.1]).log()
+    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 2, 2), classes=["a", "b", "c"])
+    result = top_classes(model, torch.rand(2, 3, 2, 2), k=2)
+    assert result.names == (("b", "a"), ("b", "a"))
+    torch.testing.assert_close(result.probabilities, torch.tensor([[0.7, 0.2]] * 2))
+
+
+@method(
+    family="predictions",
+    invariants=[Descending(field="probabilities"), UnitRange(field="probabilities")],
+    cost=Cost(forward="images"),
+    oracle=logarithms_come_back_as_their_numbers,
+)
+def top_classes(
+    model: Model,
+    images: Images,
+    *,
+    k: Annotated[int, Field(ge=1, le=100, description="how many classes; of fewer, all")] = 3,
+) -> Predictions:
+    """Name the classes that a model finds likeliest in a picture.
+
+    p = softmax(logits), sorted
+
+    ``images`` (N, C, H, W) in [0, 1] -> ``probabilities``, ``classes`` (N, k), likeliest first.
+    """
+    ranked = model(images).softmax(1).sort(dim=1, descending=True, stable=True)
+    probabilities, classes = ranked.values[:, :k], ranked.indices[:, :k]
+    names = tuple(tuple(map(model.class_name, row)) for row in classes.tolist())
+    return Predictions(images=images, probabilities=probabilities, classes=classes, names=names)
+
+
+@hookimpl
+def phosphene_methods():
+    return [top_classes]

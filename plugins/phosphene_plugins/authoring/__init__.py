@@ -1,0 +1,1 @@
+"""The extension author's commands: a plugin begun from a template, and its promises put to the test."""

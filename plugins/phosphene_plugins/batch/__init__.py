@@ -1,0 +1,1 @@
+"""Plans: many models, methods and pictures in one resumable run, and a report of what came out."""

@@ -1,0 +1,1 @@
+"""A page of what every method shows, and the command that makes it."""

@@ -1,0 +1,1 @@
+"""Where models come from: URI schemes for ``load_model``."""

@@ -1,0 +1,112 @@
+"""``timm:`` - every network of timm, fed as its pretrained configuration says.
+
+timm is imported when a network is asked for, since this module is loaded before any model is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from phosphene import ModelError, UnknownName, hookimpl
+
+from .downloads import fetch_weights, unavailable
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class TimmLoader:
+    """Every name of ``timm.list_models`` and ``timm.list_pretrained``: ``resnet18``, ``resnet18.a1_in1k``.
+
+    ``weights`` is a pretrained tag of the architecture (``"a1_in1k"``), or ``"DEFAULT"``.
+    """
+
+    def load(
+        self, name: str, *, weights: str | None, pretrained: bool, **options: Any
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        import timm
+
+        architecture, tag = timm.models.split_model_name_tag(name)
+        if not timm.models.is_model(architecture):
+            raise UnknownName("timm model", name, self.names())
+        tags = [n.partition(".")[2] for n in timm.models.list_pretrained(f"{architecture}.*")]
+        tag = tag if weights in (None, "DEFAULT") else weights
+        if tag and tag not in tags:
+            raise UnknownName("pretrained weights", tag, tags, f"timm:{architecture}")
+        full = f"{architecture}.{tag}" if tag else architecture
+        overlay = dict(options.pop("pretrained_cfg_overlay", None) or {})
+        pretrained = pretrained or weights is not None
+        if pretrained and not overlay.keys() & {"file", "state_dict"}:
+            overlay |= _source(full, overlay, options.get("cache_dir"))
+        module = timm.create_model(full, pretrained=pretrained, pretrained_cfg_overlay=overlay, **options)
+        return module, {"name": f"timm:{full}", **_feeding(module, options)}
+
+    def names(self) -> Sequence[str]:
+        import timm
+
+        return sorted({*timm.list_models(), *timm.list_pretrained()})
+
+
+def _source(name: str, overlay: Mapping[str, Any], cache: str | None) -> dict[str, Any]:
+    """Where the weights are, asked in a way that neither waits for a dead network nor unpickles.
+
+    Cached ones are named as a file, since timm would first ask the network about them.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+    from timm.models import get_pretrained_cfg
+
+    cfg = get_pretrained_cfg(name)
+    if cfg is None or not (cfg.hf_hub_id or cfg.url):
+        raise ModelError(
+            f"there are no pretrained weights for timm:{name}; leave pretrained=False for a random network"
+        )
+    repository, _, revision = (overlay.get("hf_hub_id") or cfg.hf_hub_id or "").partition("@")
+    if not repository:
+        return {"file": str(fetch_weights(overlay.get("url") or cfg.url))}
+    binary = cfg.hf_hub_filename or "pytorch_model.bin"
+    file = cfg.hf_hub_filename.replace(".bin", ".safetensors") if cfg.hf_hub_filename else "model.safetensors"
+    for wanted in (file, binary):
+        cached = try_to_load_from_cache(repository, wanted, cache_dir=cache, revision=revision or None)
+        if isinstance(cached, str):
+            return {"file": cached}
+    try:
+        # Asked once: the download itself would try for most of a minute before it gave up.
+        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision or None))
+    except EntryNotFoundError:
+        pass  # an older repository, without safetensors: timm reads its .bin as weights alone
+    except Exception as error:  # of whichever HTTP library the hub's client is built on
+        raise unavailable(f"{repository}/{file}", error) from error
+    return {}
+
+
+def _feeding(module: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
+    """How pictures are given to this network, and what its classes are called."""
+    from timm import data
+
+    config = data.resolve_model_data_config(module)
+    channels = options.get("in_chans", config["input_size"][0])
+    height, width = config["input_size"][1:]
+    if size := options.get("img_size"):
+        height, width = (size, size) if isinstance(size, int) else size
+    subset = data.infer_imagenet_subset(module)
+    return {
+        **{name: _spread(config[name], channels) for name in ("mean", "std")},
+        "input_size": (channels, height, width),
+        "crop_pct": config["crop_pct"],
+        "interpolation": config["interpolation"],
+        "classes": data.ImageNetInfo(subset).label_descriptions() if subset else None,
+    }
+
+
+def _spread(statistics: Sequence[float], channels: int) -> list[float]:
+    """The statistics as they are, or where the channels are not those, their average for each."""
+    if len(statistics) == channels:
+        return list(statistics)
+    return [sum(statistics) / len(statistics)] * channels
+
+
+@hookimpl
+def phosphene_model_loaders():
+    return {"timm": TimmLoader()}

@@ -1,0 +1,95 @@
+"""``torchvision:`` - the image classifiers of torchvision, fed as their weights' presets say.
+
+torchvision is imported when a network is asked for, since this module is loaded before any model is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from phosphene import ModelError, UnknownName, hookimpl
+
+from .downloads import fetch_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class TorchvisionLoader:
+    """Every classifier of ``torchvision.models``.
+
+    Mean, std, crop and class names come from the named weights' metadata, and without weights, or
+    with a file of one's own, from the DEFAULT ones: they say how such a network is fed.
+    """
+
+    def load(
+        self, name: str, *, weights: str | None, pretrained: bool, **options: Any
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        from torchvision import models
+
+        from phosphene.models import fill_weights, read_weights
+
+        if name not in self.names():
+            if name in models.list_models():
+                raise ModelError(
+                    f"torchvision's {name} is no image classifier: build it yourself and give the module, "
+                    "load_model(module, output=lambda result: ...)"
+                )
+            raise UnknownName("torchvision model", name, self.names())
+        members: Mapping[str, Any] = models.get_model_weights(name).__members__
+        chosen = weights.rpartition(".")[2] if weights else "DEFAULT"
+        if chosen not in members:
+            raise UnknownName("weights", weights, members, f"torchvision:{name}")
+        entry = members[chosen] if weights or pretrained else None
+        # The builders would load the weights themselves, but by unpickling: so they build a network
+        # of the weights' shape, and it is filled here.
+        options = _shape(name, members[chosen].meta, pretrained=entry is not None) | options
+        module = models.get_model(name, weights=None, **options)
+        if entry is not None:
+            state = read_weights(fetch_weights(entry.url))
+            if options.get("aux_logits") is False:
+                state = {k: v for k, v in state.items() if not k.lower().startswith("aux")}
+            fill_weights(module, state, entry, f"torchvision:{name} with {options}")
+        return module, _feeding(members[chosen], options)
+
+    def names(self) -> Sequence[str]:
+        from torchvision import models
+
+        return models.list_models(module=models)
+
+
+def _shape(name: str, meta: Mapping[str, Any], pretrained: bool) -> dict[str, Any]:
+    """What torchvision's builders set when they are given weights."""
+    if name in ("googlenet", "inception_v3"):
+        # These weights were TensorFlow's, and were trained with heads that run in training only.
+        return {"transform_input": True, "aux_logits": True, "init_weights": False}
+    if not pretrained:
+        return {}
+    shape: dict[str, Any] = {"num_classes": len(meta["categories"])} if meta.get("categories") else {}
+    if name.startswith("vit_"):
+        shape["image_size"] = meta["min_size"][0]
+    if name.startswith("vgg"):
+        shape["init_weights"] = False
+    return shape
+
+
+def _feeding(entry: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """How pictures are given to a network of these weights, and what its classes are called."""
+    preset = entry.transforms()
+    side = options.get("image_size", preset.crop_size[0])
+    categories = entry.meta.get("categories")
+    named = categories and options.get("num_classes", 1000) == len(categories)
+    return {
+        "mean": preset.mean,
+        "std": preset.std,
+        "input_size": (3, side, side),
+        "crop_pct": preset.crop_size[0] / preset.resize_size[0],
+        "interpolation": preset.interpolation.value,
+        "classes": categories if named else None,
+    }
+
+
+@hookimpl
+def phosphene_model_loaders():
+    return {"torchvision": TorchvisionLoader()}

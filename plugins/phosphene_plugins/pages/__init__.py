@@ -1,0 +1,1 @@
+"""What our pages share: their look, a result's pictures in them, and writing them whole."""

@@ -1,0 +1,249 @@
+"""phosphene check: what it takes, what it says, and what its exit code means."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from phosphene.cli import main
+
+METHOD = '''"""A method of somebody's."""
+
+import torch
+from phosphene import Cost, Reference, hookimpl, method, scores
+from phosphene.results import Attribution
+from phosphene.spec import Nonnegative
+from phosphene.types import Images, Model, Target
+{more}
+SOURCE = Reference(key="k", title="T", authors="A", year=2020, url="https://example.org")
+
+
+def shows_red() -> None:
+    assert True
+
+
+@method(
+    family="{family}", references=[SOURCE], invariants=[Nonnegative()], needs=["gradients"],
+    cost=Cost(forward="images", backward="images"), oracle=shows_red,
+)
+def {name}(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Show the size of the gradient."""
+    images = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(scores(model, images, target).sum(), images)
+    maps = {maps}
+    return Attribution(images=images.detach(), maps=maps, targets=target.names(model, len(images)))
+
+
+@hookimpl
+def phosphene_methods():
+    return [{name}]
+'''
+MISSPELT = METHOD.format(name="typo", maps="0", more="", family="a").replace("_methods", "_metods")
+RIGHT, WRONG = "gradient.abs().amax(1)", "gradient.amax(1)"
+QUICK = ("--profile", "quick")
+
+
+def written(file: Path, maps: str = RIGHT, *, more: str = "", family: str = "attribution") -> str:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    name = file.parent.name if file.stem == "__init__" else file.stem
+    file.write_text(METHOD.format(name=name, maps=maps, more=more, family=family))
+    return str(file)
+
+
+def check(*arguments: str) -> int:
+    """The exit code of ``phosphene check``."""
+    try:
+        main(["check", *arguments])
+    except SystemExit as left:
+        return int(left.code or 0)
+    return 0
+
+
+def test_a_method_that_keeps_its_promises_gets_a_table_and_exit_code_0(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    only = [
+        word for name in ("finite", "seed_matters", "nonnegative(field='maps')") for word in ("--only", name)
+    ]
+    assert check("saliency", *QUICK, *only) == 0
+    head, columns, *rows, _, last = capsys.readouterr().out.splitlines()
+    assert head.split()[0] == "attribution.saliency"
+    assert head.endswith("profile quick")
+    assert columns.split() == ["verdict", "check", "promise", "cases", "refused", "s"]
+    found = {row.split()[1]: row for row in rows}
+    assert list(found) == ["finite", "seed_matters", "nonnegative(field='maps')"]
+    assert found["finite"].startswith("passed")
+    assert "Every number in a result is finite." in found["finite"]
+    assert found["seed_matters"].startswith("skipped")
+    assert "it draws nothing" in found["seed_matters"]
+    assert last.startswith("attribution.saliency: 2 passed, 1 skipped in ")
+
+
+@pytest.mark.parametrize("name", ["attribution.saliency", "phosphene:attribution.saliency"])
+def test_a_method_goes_by_its_id_and_its_full_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(name, *QUICK, "--only", "documented") == 0
+    assert "attribution.saliency: 1 passed" in capsys.readouterr().out
+
+
+def test_a_broken_promise_is_told_in_full_with_code_that_shows_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path / "signed_gradient.py", WRONG)
+    assert check(file, *QUICK) == 1
+    said = capsys.readouterr().out
+    table, _, failures = said.partition("FAILED")
+    assert "\nfailed   nonnegative(field='maps')" in table
+    assert "No value in ``field`` is below zero." in failures
+    assert "maps goes down to -" in failures
+    assert "signed_gradient.py, line" in failures
+    assert "1 failed" in said.splitlines()[-1]
+    # The example is code, and shows what it says.
+    lines = failures.split("shows it:\n")[1].split("  where to look")[0].splitlines()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(AssertionError, match="maps goes down to -"):
+        exec("\n".join(line.removeprefix("    ") for line in lines), {})
+
+
+def test_reports_come_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path / "signed_map.py", WRONG)
+    assert check(file, *QUICK, "--json", "--only", "nonnegative(field='maps')", "--only", "documented") == 1
+    (report,) = json.loads(capsys.readouterr().out)
+    assert report["method"] == "attribution.signed_map"
+    assert report["profile"] == "quick"
+    assert {o["check"]: o["verdict"] for o in report["outcomes"]} == {
+        "documented": "passed",
+        "nonnegative(field='maps')": "failed",
+    }
+    assert "Case(" in report["outcomes"][1]["example"]
+
+
+def test_a_distribution_means_all_its_methods_that_have_the_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check("Phosphene", "--json", "--only", "map_per_pixel(field='maps')", *QUICK) == 0
+    reports = json.loads(capsys.readouterr().out)
+    names = [report["method"] for report in reports]
+    assert {"attribution.saliency", "attribution.occlusion"} <= set(names)
+    assert "attacks.pgd" not in names
+    assert {report["distribution"].split()[0] for report in reports} == {"phosphene"}
+    assert check("phosphene", "--only", "valid_defaults", *QUICK) == 0
+    said = capsys.readouterr().out
+    assert said.count("\npassed") > 10
+    assert "methods: " in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["saliancy"], "did you mean 'saliency'"),
+        (["phosfene"], "did you mean 'phosphene'"),
+        (["saliency", "--profile", "quik"], "did you mean 'quick'"),
+        (["saliency", "--only", "finit"], "did you mean 'finite'"),
+        (["nowhere/method.py"], "there is no file"),
+        (["."], "is a folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(*arguments) == 2
+    said = capsys.readouterr()
+    assert words in said.err
+    assert said.err.count("\n") == 1
+    assert not said.out
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("import a_library_nobody_has\n", "a_library_nobody_has"),
+        ("this is no Python\n", "SyntaxError"),
+        ("raise SystemExit('no licence')\n", "no licence"),
+        ("x = 1\n", "has no hook phosphene_methods"),
+        (MISSPELT, "phosphene_metods"),
+    ],
+)
+def test_a_file_without_a_method_to_check_is_told(
+    source: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "somebodys.py").write_text(source)
+    assert check(str(tmp_path / "somebodys.py")) == 2
+    assert words in capsys.readouterr().err
+    assert "somebodys" not in sys.modules
+
+
+def test_a_file_is_imported_without_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "neighbour.py").write_text("HERE = 'one'\n")
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "neighbour.py").write_text("HERE = 'two'\n")
+    before = list(sys.path)
+    for place in ("one", "two"):
+        more = f"from neighbour import HERE\nassert HERE == {place!r}\n"
+        assert check(written(tmp_path / place / "leaning.py", more=more), "--only", "documented") == 0
+    assert sys.path == before
+    assert not {"leaning", "neighbour"} & sys.modules.keys()
+    assert capsys.readouterr().out.count("1 passed") == 2
+
+
+def test_a_file_in_a_package_has_the_name_it_would_have_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(tmp_path / "somepackage" / "__init__.py", family="first")
+    (tmp_path / "somepackage" / "beside.py").write_text("HERE = 1\n")
+    more = "from .beside import HERE\nassert __name__ == 'somepackage.inner'\n"
+    inner = written(tmp_path / "somepackage" / "inner.py", WRONG, more=more)
+    assert check(inner, *QUICK, "--only", "nonnegative(field='maps')") == 1
+    assert "from somepackage.inner import inner as method" in capsys.readouterr().out
+    assert check(str(tmp_path / "somepackage" / "__init__.py"), "--only", "documented") == 0
+    assert "first.somepackage: 1 passed" in capsys.readouterr().out
+    assert not any(name.startswith("somepackage") for name in sys.modules)
+
+
+def test_an_installed_methods_file_is_the_module_that_is_installed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import phosphene_plugins.attribution.saliency as installed
+
+    assert check(installed.__file__, "--only", "documented") == 0
+    assert sys.modules["phosphene_plugins.attribution.saliency"] is installed
+    assert "attribution.saliency: 1 passed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["random", "sys", "__main__", "torch", "my-method"])
+def test_a_file_whose_name_cannot_be_a_modules_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('it was imported')\n")
+    assert check(str(tmp_path / f"{name}.py")) == 2
+    told = capsys.readouterr().err
+    assert "name" in told
+    assert "it was imported" not in told
+
+
+def in_a_fresh_interpreter(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+def test_without_the_optional_libraries_it_says_which_extra_to_install() -> None:
+    for library in ("hypothesis", "pytest"):
+        done = in_a_fresh_interpreter(
+            f"import sys\nsys.modules[{library!r}] = None\n"
+            "from phosphene.cli import main\nmain(['check', 'saliency', '--only', 'documented'])"
+        )
+        if library == "hypothesis":
+            assert done.returncode == 2
+            told = "phosphene: phosphene check needs an optional library: pip install 'phosphene[testing]'\n"
+            assert done.stderr == told
+        else:  # only a repository's own tests need it
+            assert done.returncode == 0
+
+
+def test_the_commands_stay_light_until_they_run() -> None:
+    done = in_a_fresh_interpreter(
+        "import sys\nfrom phosphene_plugins.authoring import command\n"
+        "print([m for m in ('torch', 'pydantic', 'jinja2', 'hypothesis', 'pytest') if m in sys.modules])"
+    )
+    assert done.stdout == "[]\n", done.stderr

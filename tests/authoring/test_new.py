@@ -1,0 +1,186 @@
+"""phosphene new: a plugin that runs as it stands, and nothing at all where the name cannot be."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from phosphene import InputError, UnknownName
+from phosphene.cli import main
+from phosphene_plugins.authoring import project
+from phosphene_plugins.authoring.project import LONGEST, write_project
+
+
+def phosphene(*arguments: str) -> int:
+    """The exit code of a command."""
+    try:
+        main(arguments)
+    except SystemExit as left:
+        return int(left.code or 0)
+    return 0
+
+
+def test_a_project_has_all_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    into, author = str(tmp_path / "plugins"), 'Ada "A." Lovelace'
+    assert phosphene("new", "gradient_entropy", "--into", into, "--author", author) == 0
+    folder = tmp_path / "plugins" / "phosphene-gradient-entropy"
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
+        ".github/workflows/ci.yml",
+        ".gitignore",
+        "CHANGELOG.md",
+        "LICENSE",
+        "README.md",
+        "pyproject.toml",
+        "src/phosphene_gradient_entropy/__init__.py",
+        "tests/test_gradient_entropy.py",
+    }
+    assert list(folder.parent.iterdir()) == [folder]
+    said = capsys.readouterr().out
+    for step in (f"cd {folder}", "pip install -e '.[test]'", "pytest", "phosphene run gradient_entropy"):
+        assert f"\n  {step}" in said
+    about = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    assert about["name"] == "phosphene-gradient-entropy"
+    assert about["authors"] == [{"name": 'Ada "A." Lovelace'}]
+    assert about["optional-dependencies"]["test"] == ["phosphene[testing]"]
+    entries = about["entry-points"]["phosphene.methods.v1"]
+    assert entries == {"attribution.gradient_entropy": "phosphene_gradient_entropy"}
+    text = "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
+    assert not any(mark in text.replace("${{ matrix.python }}", "") for mark in ("{{", "}}", "{%", "{#"))
+
+
+def test_folders_have_the_permissions_that_a_person_would_have_given_them(tmp_path: Path) -> None:
+    (tmp_path / "usual").mkdir()
+    usual = stat.S_IMODE((tmp_path / "usual").stat().st_mode)
+    assert stat.S_IMODE(write_project("gradient_entropy", into=tmp_path).stat().st_mode) == usual
+
+
+@pytest.mark.parametrize(
+    ("licence", "first_line", "spdx"),
+    [
+        ("apache-2.0", "Apache License", "Apache-2.0"),
+        ("MIT", "MIT License", "MIT"),
+        ("bsd-3-clause", "BSD 3-Clause License", "BSD-3-Clause"),
+    ],
+)
+def test_a_licence_is_chosen(tmp_path: Path, licence: str, first_line: str, spdx: str) -> None:
+    folder = write_project("gradient_entropy", licence=licence, author="Ada Lovelace", into=tmp_path)
+    text = (folder / "LICENSE").read_text()
+    assert text.strip().startswith(first_line)
+    assert tomllib.loads((folder / "pyproject.toml").read_text())["project"]["license"] == spdx
+    if spdx != "Apache-2.0":
+        assert "Ada Lovelace" in text
+        unsigned = write_project("gradient_entropy", licence=licence, into=tmp_path / "unsigned")
+        assert "the phosphene-gradient-entropy authors" in (unsigned / "LICENSE").read_text()
+
+
+@pytest.mark.parametrize("name", ["tv", "gradient_entropy", "a_name_of_just_so_many_letters_as_allowed"])
+@pytest.mark.parametrize("family", ["attribution", "attacks", "embeddings"])
+def test_what_is_written_passes_ruff(tmp_path: Path, name: str, family: str) -> None:
+    folder = write_project(name[:LONGEST], family=family, into=tmp_path)
+    for command in (["check", "--select", "B,E,F,I,PT,SIM,UP,W"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "."], cwd=folder, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("family", ["attribution", "attacks", "an_own_family"])
+def test_every_start_keeps_its_promises_as_it_stands(
+    tmp_path: Path, family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_project("gradient_entropy", family=family, into=tmp_path)
+    file = folder / "src" / "phosphene_gradient_entropy" / "__init__.py"
+    assert phosphene("check", str(file), "--profile", "quick") == 0
+    assert capsys.readouterr().out.startswith(f"{family}.gradient_entropy")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("GradientEntropy", "'gradient_entropy'"),
+        ("gradient-entropy", "'gradient_entropy'"),
+        ("2nd_gradient", "'nd_gradient'"),
+        ("HTMLMap2", "'html_map_2'"),
+        ("lambda", "'lambda_method'"),
+        ("_hidden", "'hidden'"),
+        ("two__words", "'two_words'"),
+        ("../elsewhere", "'elsewhere'"),
+        ("", "'gradient_entropy'"),
+        ("é", "'gradient_entropy'"),
+        ("x" * 41, "at most 40"),
+        ("saliency", "attribution.saliency already, from phosphene "),
+        ("pgd", "attacks.pgd already, from phosphene "),
+        ("plugins", "module phosphene_plugins already"),
+        ("torch", "means something else"),
+        ("images", "means something else"),
+        ("maps", "means something else"),
+    ],
+)
+def test_a_name_that_cannot_be_is_refused_before_anything_is_written(
+    tmp_path: Path, name: str, words: str
+) -> None:
+    with pytest.raises(InputError) as refused:
+        write_project(name, into=tmp_path / "new")
+    assert words in str(refused.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_else_cannot_be_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    with pytest.raises(InputError, match="name of a family"):
+        write_project("gradient_entropy", family="My Family", into=new)
+    with pytest.raises(UnknownName, match="did you mean 'apache-2.0'"):
+        write_project("gradient_entropy", licence="apache2", into=new)
+    with pytest.raises(InputError, match="one line"):
+        write_project("gradient_entropy", author="Ada\nLovelace", into=new)
+    assert not new.exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is no folder"):
+        write_project("gradient_entropy", into=tmp_path / "file")
+
+
+def test_a_folder_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "phosphene-gradient-entropy"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("mine")
+    assert phosphene("new", "gradient_entropy", "--into", str(tmp_path)) == 2
+    told = capsys.readouterr().err
+    assert "is there already" in told
+    assert told.count("\n") == 1
+    assert [path.name for path in tmp_path.rglob("*")] == [folder.name, "mine.txt"]
+
+
+@pytest.mark.parametrize("trouble", [OSError("the disk is full"), KeyboardInterrupt()])
+def test_the_folder_appears_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: BaseException
+) -> None:
+    write, written = Path.write_text, []
+
+    def break_off(path: Path, *args: object, **more: object) -> None:
+        if len(written) == 4:
+            raise trouble
+        written.append(path)
+        write(path, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "write_text", break_off)
+    with pytest.raises(type(trouble)):
+        write_project("gradient_entropy", into=tmp_path)
+    assert len(written) == 4
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_template_travels_in_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = pytest.importorskip("hatchling.build", reason="hatchling builds the wheel, and is not installed")
+    monkeypatch.chdir(Path(__file__).parents[2])
+    names = zipfile.ZipFile(tmp_path / build.build_wheel(str(tmp_path))).namelist()
+    home = "phosphene_plugins/authoring/template/"
+    packed = {name.removeprefix(home) for name in names if name.startswith(home)}
+    here = {p.relative_to(project.TEMPLATE).as_posix() for p in project.TEMPLATE.rglob("*") if p.is_file()}
+    assert packed == here
+    assert len(here) > 10

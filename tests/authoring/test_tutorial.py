@@ -1,0 +1,143 @@
+"""docs/first-plugin.md, performed: its commands run and its code written, in a fresh environment."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sysconfig
+import venv
+from pathlib import Path
+from typing import NamedTuple
+
+from phosphene import load_result
+
+PAGE = (Path(__file__).parents[2] / "docs" / "first-plugin.md").read_text()
+
+
+class Block(NamedTuple):
+    """A piece of the page: ``sh``, ``python`` or ``text``, and what it says."""
+
+    language: str
+    text: str
+
+
+BLOCKS = [
+    Block(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+]
+PYTHON = [block.text for block in BLOCKS if block.language == "python"]
+METHOD = Path("src", "phosphene_gradient_entropy", "__init__.py")
+
+
+class Author:
+    """Someone in an empty folder, in an environment that has Phosphene and no network."""
+
+    def __init__(self, home: Path) -> None:
+        self.folder = home / "work"
+        self.folder.mkdir()
+        venv.create(home / "venv", symlinks=True)
+        (bin_,) = {path.parent for path in (home / "venv").glob("*/python*") if path.name == "python"}
+        (site,) = (home / "venv").glob("lib/*/site-packages")
+        # The libraries are those the tests run with; what is installed goes into the fresh environment.
+        borrowed = sysconfig.get_path("purelib")
+        (site / "borrowed.pth").write_text(f"import site; site.addsitedir({borrowed!r})\n")
+        for command in ("pip", "pytest", "phosphene"):
+            script = bin_ / command
+            script.write_text(
+                f"#!{bin_ / 'python'}\nfrom importlib.metadata import entry_points\n"
+                f"(entry,) = entry_points(group='console_scripts', name={command!r})\n"
+                "raise SystemExit(entry.load()())\n"
+            )
+            script.chmod(0o755)
+        mine = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "PYTHON", "PHOSPHENE_"))}
+        self.environment = mine | {
+            "PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}",
+            "PIP_NO_INDEX": "1",
+            "PIP_NO_BUILD_ISOLATION": "0",  # no isolation: pip reads build_isolation=0
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def do(self, line: str, *, fails: bool = False) -> str:
+        """Type one line and read what it says."""
+        if line.startswith("cd "):
+            self.folder /= line.removeprefix("cd ")
+            assert self.folder.is_dir()
+            return ""
+        done = subprocess.run(
+            line,
+            shell=True,
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode == (1 if fails else 0), f"{line}\n{said}"
+        return said
+
+
+def write_between_the_marks(file: Path, lines: str) -> None:
+    start, mark, rest = re.split(r"(    # --- your method: [^\n]*\n)", file.read_text())
+    _, end = rest.split("    # --- end of your method ---\n")
+    file.write_text(f"{start}{mark}{lines}    # --- end of your method ---\n{end}")
+
+
+def test_the_tutorial_does_what_it_says_line_by_line(tmp_path: Path) -> None:
+    author, said = Author(tmp_path), {}
+    five_lines, whole_file, _ = PYTHON
+    assert len(five_lines.splitlines()) == 5
+    for block in BLOCKS:
+        if block.text == whole_file:
+            break
+        if block.text == five_lines:
+            write_between_the_marks(author.folder / METHOD, five_lines)
+        if block.language == "sh":
+            said |= {line: author.do(line) for line in block.text.splitlines()}
+    assert "Successfully installed phosphene-gradient-entropy-0.1.0" in said["pip install -e ."]
+    assert re.search(r"\d\d passed", said["pytest"])
+    assert "failed" not in said["pytest"]
+    checked = said["phosphene check gradient_entropy"]
+    assert "attribution.gradient_entropy   phosphene-gradient-entropy 0.1.0   profile ci" in checked
+    assert re.search(r"^passed +map_per_pixel", checked, flags=re.MULTILINE)
+    assert re.search(r"gradient_entropy: \d\d passed, \d skipped in", checked)
+    assert re.search(r"^gradient_entropy +Show how strongly", said["phosphene list"], flags=re.MULTILINE)
+    run = "phosphene run gradient_entropy --image builtin:scenes/4 --out first-look"
+    assert "picture.png" in said[run]
+    maps = load_result(author.folder / "first-look").maps
+    assert maps.shape == (4, 64, 64)
+    assert ((maps.sum((1, 2)) > 8) & (maps.sum((1, 2)) < 12)).all()
+    demo = said["phosphene demo --only saliency --only gradient_entropy"]
+    assert re.search(r"^ *gradient_entropy +\d+%", demo, flags=re.MULTILINE)
+    assert "Gradient entropy" in (author.folder / "gallery" / "index.html").read_text()
+
+
+def test_one_step_further_keeps_its_own_promise_and_shows_what_breaks(tmp_path: Path) -> None:
+    author = Author(tmp_path)
+    for line in ("phosphene new gradient_entropy", "cd phosphene-gradient-entropy", "pip install -e ."):
+        author.do(line)
+    five_lines, whole_file, _ = PYTHON
+    file = author.folder / METHOD
+    # What the page says of a division by zero, with the file as the first half leaves it.
+    careless = five_lines.replace(".clamp(min=tiny)\n", "\n", 1)
+    assert careless != five_lines
+    write_between_the_marks(file, careless)
+    broken = author.do("phosphene check gradient_entropy --only finite", fails=True)
+    (told,) = [block.text for block in BLOCKS if block.language == "text"]
+    for line in told.splitlines():
+        assert line.strip() in broken
+    # The whole file, and the command under it.
+    file.write_text(whole_file)
+    after = BLOCKS[BLOCKS.index(Block("python", whole_file)) + 1]
+    assert after.language == "sh"
+    checked = author.do(after.text.strip())
+    for check in ("entropy_bound", "oracle", "seed_matters", "batch_as_single", "within_cost"):
+        assert re.search(rf"^passed +{check}", checked, flags=re.MULTILINE), check
+    assert "gradient_entropy   phosphene-gradient-entropy 0.1.0" in author.do(
+        "phosphene show gradient_entropy"
+    )
+
+
+def test_the_promises_that_the_page_declares_exist() -> None:
+    exec(compile(PYTHON[2], "docs/first-plugin.md", "exec"), {})

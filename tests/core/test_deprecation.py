@@ -1,0 +1,67 @@
+"""What goes away still answers for a while, warns where it is used, and says what to use instead."""
+
+from __future__ import annotations
+
+import warnings
+from types import ModuleType
+
+import pytest
+
+import phosphene
+from phosphene import PhospheneDeprecationWarning
+from phosphene.deprecation import moved, renamed
+from phosphene.errors import InputError
+
+
+def unknown(name: str) -> None:
+    raise AttributeError(name)
+
+
+def module_of_old_names() -> ModuleType:
+    module = ModuleType("somewhere")
+    vars(module)["__getattr__"] = moved("somewhere", {"BadInput": "phosphene.errors.InputError"}, unknown)
+    return module
+
+
+@renamed(lr="learning_rate")
+def climb(steps: int, *, learning_rate: float = 1.0) -> float:
+    """Climb."""
+    return steps * learning_rate
+
+
+def test_a_moved_name_answers_and_says_where_it_went() -> None:
+    module = module_of_old_names()
+    with pytest.warns(PhospheneDeprecationWarning) as told:
+        assert module.BadInput is InputError
+    (warning,) = told
+    assert str(warning.message) == ("somewhere.BadInput goes away: use phosphene.errors.InputError")
+    assert warning.filename == __file__
+    with pytest.raises(AttributeError, match="BadOutput"):
+        _ = module.BadOutput
+
+
+def test_a_renamed_parameter_is_passed_on_and_says_its_new_name() -> None:
+    with pytest.warns(PhospheneDeprecationWarning) as told:
+        assert climb(3, lr=2.0) == 6
+    (warning,) = told
+    assert str(warning.message) == "climb(lr=...) goes away: use learning_rate="
+    assert warning.filename == __file__
+    both = {"lr": 2.0, "learning_rate": 1.0}
+    with pytest.warns(PhospheneDeprecationWarning), pytest.raises(TypeError, match="multiple values"):
+        climb(3, **both)
+
+
+def test_new_names_do_not_warn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert climb(3, learning_rate=2.0) == 6
+        assert climb.__doc__ == "Climb."
+        assert phosphene.InputError is InputError
+        assert not hasattr(phosphene, "BadInput")
+
+
+def test_our_own_code_may_not_use_what_goes_away() -> None:
+    with pytest.raises(PhospheneDeprecationWarning):  # as pyproject.toml has it
+        climb(3, lr=2.0)
+    with pytest.raises(PhospheneDeprecationWarning):
+        _ = module_of_old_names().BadInput

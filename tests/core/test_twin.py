@@ -1,0 +1,213 @@
+"""The tuned twin: the same answers sooner, never those of other weights, and never in anybody's way."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from phosphene import Model, load_model, methods
+from phosphene.models import twin
+from phosphene.models.twin import tuned
+
+
+def used_to_life(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Batch norms as after training: nothing in them is zero or one."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (part.running_mean, -0.2, 0.2), (part.running_var, 0.5, 1.5),
+                (part.weight.data, 0.5, 1.5), (part.bias.data, -0.2, 0.2),
+            ):  # fmt: skip
+                tensor.uniform_(low, high, generator=generator)
+    return network
+
+
+def small(between: nn.Module | None = None) -> nn.Sequential:
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), between or nn.LeakyReLU(0.1)]
+    return used_to_life(nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)))
+
+
+def wrapped(network: nn.Module, side: int = 16) -> Model:
+    return load_model(network.double(), input_size=(3, side, side), mean=[0.4] * 3, std=[0.2] * 3)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(6, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def both(monkeypatch: pytest.MonkeyPatch, name: str, *inputs: object, **params: object) -> tuple:
+    """What a method gives with the twin and without."""
+    with_twin = methods[name](*inputs, **params)
+    with monkeypatch.context() as patch:
+        patch.setattr(twin, "WORTH", 10**9)
+        without = methods[name](*inputs, **params)
+    assert not without.provenance.model["tuned"]
+    return with_twin, without
+
+
+@pytest.mark.parametrize(
+    ("name", "folded"), [("resnet18", 20), ("mobilenet_v2", 52), ("densenet121", 59), ("googlenet", 57)]
+)
+def test_methods_give_the_same_with_and_without_a_twin(name, folded, monkeypatch):
+    torch.manual_seed(0)
+    options = {"init_weights": False} if name == "googlenet" else {}
+    network = used_to_life(models.get_model(name, weights=None, **options))
+    pictures = torch.rand(5, 3, 96, 96)
+    single = load_model(network, input_size=(3, 96, 96))
+    assert len(single.anatomy.folds) == folded  # DenseNet's other batch norms stand before convolutions
+    with single.guard(), torch.no_grad(), tuned(single, 100) as tuning:
+        torch.testing.assert_close(single(pictures), network(pictures), rtol=1e-4, atol=1e-4)
+        assert tuning.used
+    # In double precision, so that no ReLU at its kink falls on the other side by rounding.
+    model, pictures = wrapped(network, 96), pictures.double()
+    tuned_maps, maps = both(monkeypatch, "saliency", model, pictures, 3)
+    assert tuned_maps.provenance.model["tuned"]
+    torch.testing.assert_close(tuned_maps.maps, maps.maps, rtol=1e-8, atol=1e-10)
+    for norm in ("linf", "l2"):
+        attack = {"steps": 2, "norm": norm, "eps": 0.5, "seed": 1}
+        tuned_result, result = both(monkeypatch, "pgd", model, pictures[:2], torch.tensor([1, 2]), **attack)
+        assert tuned_result.provenance.model["tuned"]
+        torch.testing.assert_close(tuned_result.adversarial, result.adversarial, rtol=0, atol=1e-8)
+
+
+def trained(network: nn.Sequential) -> None:
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
+    network(torch.rand(4, 3, 16, 16, dtype=torch.float64)).square().sum().backward()
+    optimizer.step()
+
+
+def changed_in_place(network: nn.Sequential) -> None:
+    with torch.no_grad():
+        network[0].weight[2] = 0
+
+
+def changed_behind_autograds_back(network: nn.Sequential) -> None:
+    network[0].weight.data[2] = 0
+
+
+def replaced(network: nn.Sequential) -> None:
+    network[2] = nn.ReLU()
+
+
+def set_otherwise(network: nn.Sequential) -> None:
+    network[2].negative_slope = 0.5
+
+
+def loaded(network: nn.Sequential) -> None:
+    network.load_state_dict(used_to_life(small().double(), seed=5).state_dict())
+
+
+@pytest.mark.parametrize(
+    "change", [trained, changed_in_place, changed_behind_autograds_back, replaced, set_otherwise, loaded]
+)
+def test_a_twin_is_never_stale(change, images, monkeypatch):
+    network = small()
+    model = wrapped(network)
+    before, _ = both(monkeypatch, "saliency", model, images, 1)
+    change(network)
+    after, right = both(monkeypatch, "saliency", model, images, 1)
+    assert before.provenance.model["tuned"] and after.provenance.model["tuned"]
+    torch.testing.assert_close(after.maps, right.maps, rtol=1e-8, atol=1e-10)
+    assert not torch.allclose(after.maps, before.maps, rtol=1e-3)
+
+
+def test_a_twin_is_not_stale_where_weights_change_half_way(images):
+    network = small()
+    model = wrapped(network)
+    with model.guard(), torch.no_grad(), tuned(model, 100) as tuning:
+        for _ in range(3):
+            torch.testing.assert_close(model(images), model._output(network(model.normalize(images))))
+            network[0].weight[1] *= 2
+    assert tuning.used
+
+
+def test_layers_and_weights_are_the_originals(images):
+    network = small()
+    model = wrapped(network)
+    weight = network[0].weight.detach().clone()
+    with model.guard(), torch.no_grad(), tuned(model, 100) as tuning:
+        logits = model(images)
+        assert tuning.used
+        maps = network[0](model.normalize(images))
+        assert torch.equal(model.features(images, "0"), maps)
+        with model.tap("0", "1") as tap:
+            torch.testing.assert_close(model(images), logits)
+        assert torch.equal(tap["0"], maps)
+        assert torch.equal(tap["1"], network[1](maps))
+    assert torch.equal(model.layers["0"].weight, weight)
+    assert type(model.module[1]) is nn.BatchNorm2d
+    assert all(part.training for part in network.modules())
+    assert all(p.requires_grad for p in network.parameters())
+
+
+class Shared(nn.Module):
+    """A convolution whose output is needed twice, one that runs twice, and a batch norm that does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.again, self.other = (nn.Conv2d(n, 6, 3, padding=1) for n in (3, 6, 6))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(6) for _ in range(3))
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.twice(x)
+        x = x + self.norms[0](x)
+        x = self.norms[1](self.again(self.again(x)))
+        x = self.norms[2](self.norms[2](self.other(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def test_nothing_is_folded_that_something_else_needs():
+    assert wrapped(used_to_life(Shared())).anatomy.folds == ()
+
+
+class Peeking(nn.Module):
+    """It asks its batch norm for its weight, which a folded one has not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = small()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.parts(x) * self.parts[1].weight.sum()
+
+
+def hooked(network: nn.Module) -> nn.Module:
+    network[2].register_forward_hook(lambda module, args, output: output * 2)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("network", "count"),
+    [(small, 4), (lambda: small()[2:4], 6), (lambda: hooked(small()), 6), (Peeking, 6)],
+    ids=["too few images", "nothing to fold", "its owner's hook", "not to be copied"],
+)
+def test_no_twin_where_it_does_not_pay_or_cannot_be(network, count, images, monkeypatch):
+    model = wrapped(network())
+    result = methods["saliency"](model, images[:count], lambda out: out.flatten(1).square().sum(1))
+    assert not result.provenance.model["tuned"]
+    assert model.twin[1] is None
+
+
+def test_threads_share_a_twin(images):
+    model = wrapped(small())
+    found: list[torch.Tensor] = []
+
+    def work() -> None:
+        for _ in range(5):
+            found.append(methods["saliency"](model, images, 1).maps)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 20
+    assert all(torch.equal(maps, found[0]) for maps in found)
+    assert model.module.training

@@ -1,0 +1,240 @@
+"""docs/examples: five plugins, built, installed together in a fresh environment, and each of them used."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import venv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+#: They share one environment and what was done in it.
+pytestmark = pytest.mark.xdist_group("examples")
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+FOLDERS = ("observer", "loader", "executor", "command", "method")
+PHOSPHENE = "import sys; from phosphene.cli import main; main(sys.argv[1:])"
+#: One process does all that needs torch: importing it is what takes the time here.
+USE = """
+import io, json, os, sys
+from contextlib import redirect_stdout
+from dataclasses import replace
+
+import torch
+from phosphene import PhospheneError, load_model, load_result, methods, replay, run
+from phosphene.cli import main
+
+def said(*words):
+    out, code = io.StringIO(), 0
+    with redirect_stdout(out):
+        try:
+            main(words)
+        except SystemExit as left:
+            code = left.code or 0
+    return [code, out.getvalue()]
+
+class Enough(Exception):
+    pass
+
+def stop(event):
+    raise Enough("after one step")
+
+answer = {}
+
+def refusal(call, *arguments, **more):
+    try:
+        call(*arguments, **more)
+    except PhospheneError as error:
+        return [type(error).__name__, str(error)]
+
+# The observer.
+torch.set_num_threads(1)
+here = run("saliency", images="builtin:scenes/2", out="results/here/saliency")
+try:
+    run("pgd", images="builtin:scenes/1", steps=3, seed=0, progress=stop)
+except Enough:
+    answer["log"] = [json.loads(line) for line in open(os.environ["PHOSPHENE_RUN_LOG"])]
+
+# The loader.
+model = load_model("toy:stripes")
+across = torch.zeros(1, 3, 32, 32)
+across[:, :, ::8] = across[:, :, 1::8] = 1
+both = torch.cat([across, across.transpose(2, 3)])
+answer["stripes"] = [model.class_name(i) for i in model(both).argmax(1).tolist()]
+answer["cam"] = list(run("cam", model="toy:stripes", images=both).maps.shape)
+answer["unknown"] = refusal(load_model, "toy:stripe")
+answer["weights"] = refusal(load_model, "toy:stripes", weights="DEFAULT")
+
+# The executor, with as many threads as here, in a process that says which it is.
+torch.set_num_threads(2)
+here_by_two = run("pgd", images="builtin:scenes/2", steps=2, seed=3)
+there = run("pgd", images="builtin:scenes/2", steps=2, seed=3, executor="own-process", progress=print)
+pairs = [(value, dict(there.fields())[name]) for name, value in here_by_two.fields()]
+answer["equal"] = [torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs]
+times = {"started": "", "seconds": 0}
+answer["provenance"] = (
+    here_by_two.provenance.model_copy(update=times) == there.provenance.model_copy(update=times)
+)
+elsewhere = {"images": "builtin:scenes/1", "executor": "own-process"}
+answer["lambda"] = refusal(run, "saliency", target=lambda logits: logits[:, 0], **elsewhere)
+answer["there"] = refusal(run, "occlusion", window=4, stride=8, **elsewhere)
+
+# The result and its promise.
+run("top_classes", model="toy:stripes", images=both, k=2, out="results/top_classes")
+answer["replayed"] = replay("results/top_classes").same
+loaded = load_result("results/top_classes")
+answer["type"], answer["names"] = type(loaded).__module__, loaded.names
+answer["lines"] = loaded.lines()
+(descending, *_) = methods["top_classes"].spec.invariants
+try:
+    descending.check({}, {}, replace(loaded, probabilities=loaded.probabilities.flip(1)))
+except AssertionError as error:
+    answer["broken"] = str(error)
+
+answer["plugins"] = said("plugins")
+answer["models"] = said("models", "toy:")
+answer["show"] = said("show", "top_classes")
+answer["check"] = said("check", "phosphene-top-classes", "--profile", "quick")
+run("saliency", images="builtin:scenes/2", out="results/again/saliency")
+print("ANSWER" + json.dumps(answer))
+"""
+
+
+class Somebody:
+    """Someone with a fresh environment that has Phosphene, and no network."""
+
+    def __init__(self, home: Path) -> None:
+        venv.create(home / "venv", symlinks=True)
+        (site,) = (home / "venv").glob("lib/*/site-packages")
+        # The libraries are those the tests run with; what is installed goes into the fresh environment.
+        borrowed = sysconfig.get_path("purelib")
+        (site / "borrowed.pth").write_text(f"import site; site.addsitedir({borrowed!r})\n")
+        self.python = home / "venv" / "bin" / "python"
+        self.folder = home / "work"
+        self.folder.mkdir()
+        mine = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "PYTHON", "PHOSPHENE_"))}
+        self.environment = mine | {
+            "PIP_NO_INDEX": "1",
+            "PIP_NO_BUILD_ISOLATION": "0",  # no isolation: pip reads build_isolation=0
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "OMP_NUM_THREADS": "1",
+            "PHOSPHENE_RUN_LOG": "runs.jsonl",
+        }
+
+    def does(self, *arguments: str, fails: int = 0) -> str:
+        done = subprocess.run(
+            [self.python, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == fails, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def somebody(tmp_path_factory: pytest.TempPathFactory) -> Somebody:
+    home = tmp_path_factory.mktemp("home")
+    somebody = Somebody(home)
+    for folder in FOLDERS:  # a copy: building leaves something behind
+        shutil.copytree(EXAMPLES / folder, somebody.folder / folder)
+    told = somebody.does("-m", "pip", "install", *(f"./{folder}" for folder in FOLDERS))
+    assert "Successfully installed" in told
+    return somebody
+
+
+@pytest.fixture(scope="module")
+def seen(somebody: Somebody) -> Any:
+    return json.loads(somebody.does("-c", USE).rpartition("ANSWER")[2])
+
+
+def test_every_folder_is_one_that_is_tried_here() -> None:
+    assert {path.name for path in EXAMPLES.iterdir()} == set(FOLDERS)
+    for folder in FOLDERS:
+        assert (EXAMPLES / folder / "README.md").is_file()
+
+
+def test_all_are_listed_as_ok(seen: Any) -> None:
+    code, told = seen["plugins"]
+    rows = dict(line.split(maxsplit=1) for line in told.splitlines() if line.strip())
+    ids = ("run-log", "toy-models", "own-process", "digest", "descending", "predictions.top_classes")
+    assert code == 0
+    for name in ids:
+        distribution, version, state = rows[name].split(maxsplit=2)
+        assert (distribution.partition("-")[0], version, state.strip()) == ("phosphene", "1.0", "ok")
+
+
+def test_observer_writes_a_line_for_a_success_and_for_a_failure(seen: Any) -> None:
+    success, failure = seen["log"]
+    assert (success["method"], success["outcome"], success["type"]) == ("saliency", "ok", "Attribution")
+    assert success["model"] == failure["model"] == "builtin:shapes-vgg"
+    assert failure["method"] == "pgd"
+    assert failure["outcome"] == "Enough: after one step"
+    assert failure["type"] is None
+    assert failure["params"] == {"steps": 3, "seed": 0}
+    assert success["seconds"] > 0
+    assert failure["seconds"] > 0
+
+
+def test_loaders_models_are_listed_run_and_know_their_classes(seen: Any) -> None:
+    assert seen["models"] == [0, "toy:stripes\n"]
+    assert seen["stripes"] == ["across", "upright"]
+    assert seen["cam"] == [2, 30, 30]
+    told = "no toy model 'stripe'; there is stripes - did you mean 'stripes'?"
+    assert seen["unknown"] == ["UnknownName", told]
+    assert seen["weights"][0] == "InputError"
+
+
+def test_executor_gives_the_same_bits_from_another_process(seen: Any) -> None:
+    assert len(seen["equal"]) > 8
+    assert all(seen["equal"])
+    assert seen["provenance"]
+
+
+def test_executor_brings_errors_home(seen: Any) -> None:
+    assert seen["there"][0] == "InputError"
+    assert "stride=8 would skip pixels" in seen["there"][1]
+    assert "cannot be sent to another process" in seen["lambda"][1]
+
+
+def test_command_works_from_the_command_line(somebody: Somebody, seen: Any) -> None:
+    told = somebody.does("-c", PHOSPHENE, "digest", "results").splitlines()
+    (again, here, top) = (line.split("  ") for line in told)
+    assert again[0] == here[0] != top[0]
+    assert [place for _, _, place in (again, here, top)] == ["again/saliency", "here/saliency", "top_classes"]
+    assert top[1] == "predictions.top_classes"
+    assert "digest" in somebody.does("-c", PHOSPHENE, "--help")
+    refused = somebody.does("-c", PHOSPHENE, "digest", "observer", fails=2)
+    assert refused == "phosphene: there is no saved result in observer\n"
+
+
+def test_new_result_type_is_saved_loaded_and_replayed(seen: Any) -> None:
+    assert seen["replayed"]
+    assert seen["type"] == "phosphene_top_classes"
+    assert seen["names"] == [["across", "upright"], ["upright", "across"]]
+    assert [re.sub(r"\d+%", "", line) for line in seen["lines"]] == ["across , upright ", "upright , across "]
+
+
+def test_new_promise_is_shown_and_tested(seen: Any) -> None:
+    assert "promise   descending, field probabilities" in seen["show"][1]
+    assert "probabilities rises by" in seen["broken"]
+    code, told = seen["check"]
+    assert code == 0
+    assert "descending(field='probabilities')" in told
+
+
+def test_methods_own_test_passes(somebody: Somebody) -> None:
+    told = somebody.does("-m", "pytest", "-q", "-p", "no:cacheprovider", "method")
+    assert " passed" in told
+
+
+def test_extensions_load_without_torch(somebody: Somebody) -> None:
+    modules = "phosphene_run_log, phosphene_toy_models, phosphene_own_process, phosphene_digest"
+    somebody.does("-c", f"import sys, phosphene_descending, {modules}; assert 'torch' not in sys.modules")

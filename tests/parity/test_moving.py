@@ -1,0 +1,138 @@
+"""docs/moving.md, performed: the other libraries' lines and ours give the same numbers."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from phosphene import load_model, methods
+
+PAGE = (Path(__file__).parents[2] / "docs" / "moving.md").read_text()
+BLOCK = re.compile(
+    r"^```(?:\{code-block\} )?python\n(?::caption: (?P<peer>[^\n]*)\n)?(?P<code>.*?)^```",
+    flags=re.DOTALL | re.MULTILINE,
+)
+BLOCKS = [(found["peer"], found["code"]) for found in BLOCK.finditer(PAGE)]
+#: What comes before the first library, and each library's lines with ours that follow.
+SETUP = [code for peer, code in BLOCKS[: next(n for n, (peer, _) in enumerate(BLOCKS) if peer)]]
+PAIRS = [(peer, before, after) for (peer, before), (_, after) in pairwise(BLOCKS) if peer]
+MODULES = {"captum": "captum", "pytorch-grad-cam": "pytorch_grad_cam", "torchattacks": "torchattacks"}
+
+
+@pytest.fixture(scope="module")
+def page() -> dict[str, Any]:
+    namespace: dict[str, Any] = {}
+    perform(namespace, *SETUP)
+    return namespace
+
+
+def perform(namespace: dict[str, Any], *lines: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # captum tells that it sets requires_grad
+        for code in lines:
+            exec(compile(code, "docs/moving.md", "exec"), namespace)
+
+
+def test_every_library_on_the_page_is_compared() -> None:
+    assert {peer for peer, _, _ in PAIRS} == {*MODULES, "foolbox (not run by the tests)"}
+
+
+@pytest.mark.parametrize("peer", MODULES)
+def test_the_same_numbers_as(peer: str, page: dict[str, Any]) -> None:
+    pytest.importorskip(MODULES[peer], reason=f"{peer} is not installed")
+    namespace = dict(page)
+    for _, before, after in (pair for pair in PAIRS if pair[0] == peer):
+        namespace |= {"ours": None, "theirs": None}
+        perform(namespace, before, after)
+        ours, theirs = namespace["ours"], torch.as_tensor(namespace["theirs"])
+        assert theirs.abs().max() > 0
+        # pytorch-grad-cam computes in float32, and captum rounds an occlusion to it.
+        atol = 1e-5 if theirs.dtype == torch.float32 else 1e-9
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=atol, check_dtype=False)
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    return nn.Sequential(*layers)
+
+
+@pytest.fixture
+def pictures() -> Tensor:
+    return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_pytorch_grad_cam_leaves_behind_what_the_page_says(
+    pictures: Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer = pytest.importorskip("pytorch_grad_cam", reason="pytorch-grad-cam is not installed")
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    network = small_network().train()
+    with peer.GradCAM(model=network, target_layers=[network[1]]) as cam:
+        cam(input_tensor=pictures, targets=None)
+    assert not network.training and all(p.grad is not None for p in network.parameters())
+    with peer.GradCAM(model=network, target_layers=[network[1]]) as cam:
+        cam(input_tensor=pictures, targets=[ClassifierOutputTarget(99)] * 2)
+    assert "IndexError" in capsys.readouterr().out
+    frozen = small_network().requires_grad_(False)
+    with (
+        pytest.raises(RuntimeError, match="does not require grad"),
+        peer.GradCAM(model=frozen, target_layers=[frozen[1]]) as cam,
+    ):
+        cam(input_tensor=pictures, targets=None)
+    assert methods["grad_cam"](load_model(frozen), pictures, layer="1").maps.shape == (2, 6, 6)
+
+
+def test_torchattacks_puts_all_of_a_training_model_to_training(pictures: Tensor) -> None:
+    peer = pytest.importorskip("torchattacks", reason="torchattacks is not installed")
+    network = small_network().train()
+    network[0].eval()
+    methods["pgd"](load_model(network), pictures, torch.zeros(2, dtype=torch.long))
+    assert network.training and not network[0].training
+    peer.PGD(network, steps=1)(pictures, torch.zeros(2, dtype=torch.long))
+    assert network[0].training
+
+
+def test_captums_guided_gradient_of_a_functional_relu_is_the_plain_one(pictures: Tensor) -> None:
+    peer = pytest.importorskip("captum.attr", reason="captum is not installed")
+
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = small_network()
+
+        def forward(self, images: Tensor) -> Tensor:
+            maps = torch.relu(self.layers[0](images))
+            return self.layers[2:](maps)
+
+    network = Functional()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        guided = peer.GuidedBackprop(network).attribute(pictures.clone(), target=0)
+        plain = peer.Saliency(network).attribute(pictures.clone(), target=0, abs=False)
+    assert torch.equal(guided, plain)
+    tokens = nn.Sequential(nn.Conv2d(3, 5, 2, 2), nn.Flatten(2), Tokens(), nn.LayerNorm(5), Mean())
+    cam = peer.LayerGradCam(tokens, tokens[3]).attribute(pictures, target=0)
+    assert cam.shape == (2, 1, 5)  # sixteen tokens of five channels: the tokens were summed
+
+
+class Tokens(nn.Module):
+    """(N, C, places) to (N, places, C)."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.transpose(1, 2)
+
+
+class Mean(nn.Module):
+    """The tokens' mean as logits."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens.mean(1)

@@ -1,0 +1,177 @@
+"""The gallery: one page, self-contained, that shows what every method shows and how to do it again."""
+
+from __future__ import annotations
+
+import html
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from safetensors.torch import save_file
+
+from phosphene import InputError, ModelError, UnknownName, load_result, methods, run
+from phosphene.builtin.networks import load_network
+from phosphene.cli import main
+from phosphene.images import data_uri
+from phosphene.results import Attribution, Result
+from phosphene_plugins.gallery import page as gallery
+from phosphene_plugins.gallery.page import Gallery, make_gallery
+from phosphene_plugins.pages.page import rows_of
+
+SHOWN = ["saliency", "grad_cam", "pgd"]
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gallery]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gallery, "_SCENES", 6)
+        yield make_gallery(tmp_path_factory.mktemp("gallery") / "new", only=SHOWN)
+
+
+def test_every_method_has_its_card(shown: Gallery) -> None:
+    assert {e.call for e in shown.exhibits} == set(SHOWN)
+    assert not any(e.failure for e in shown.exhibits)
+    page = html.unescape(shown.page.read_text())
+    for exhibit in shown.exhibits:
+        assert exhibit.spec.summary in page
+        assert all(source.url in page for source in exhibit.spec.references)
+
+
+def test_the_page_is_one_file_that_asks_for_nothing(shown: Gallery) -> None:
+    page = shown.page.read_text()
+    sources = re.findall(r'src="([^"]*)"', page)
+    assert sources
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(r"<script|<link|@import|url\(", page)
+    assert [path.name for path in shown.page.parent.iterdir()] == ["index.html"]
+
+
+def test_no_picture_is_blank(shown: Gallery) -> None:
+    page = shown.page.read_text()
+    for exhibit in shown.exhibits:
+        for panel in (p for row in exhibit.rows for p in row):
+            assert data_uri(panel.image) in page
+            assert panel.image.std() > 0.01, f"{exhibit.call}: {panel.title!r} is blank"
+
+
+@pytest.mark.parametrize("call", SHOWN)
+def test_command_and_python_make_the_picture_again(
+    call: str, shown: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exhibit = next(e for e in shown.exhibits if e.call == call)
+    program, *words = shlex.split(exhibit.command)
+    assert program == "phosphene"
+    assert exhibit.command in re.sub("</?span>", "", html.unescape(shown.page.read_text()))
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert not end.value.code
+    by_command = load_result(Path("phosphene-out", call))
+    exec(exhibit.python, names := {})  # what a person would paste
+    assert exhibit.result is not None
+    for again in (by_command, load_result(Path("phosphene-out", call)), names["result"]):
+        fields = dict(again.fields())
+        for name, value in exhibit.result.fields():
+            assert (
+                torch.equal(fields[name], value) if isinstance(value, torch.Tensor) else fields[name] == value
+            )
+
+
+def test_maps_are_scored_where_the_truth_is_known(shown: Gallery) -> None:
+    assert set(shown.scores) == {"saliency", "grad_cam"}
+    for score in shown.scores.values():
+        assert score.count == 6
+        assert 0 < score.chance_inside < score.chance_near < 1
+        assert score.inside <= score.near
+    assert shown.scores["grad_cam"].near > shown.scores["grad_cam"].chance_near
+    assert "Do the maps point at the object?" in shown.page.read_text()
+
+
+def test_slow_methods_are_scored_on_fewer_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gallery, "_SCENES", 6)
+    monkeypatch.setattr(gallery, "_PASSES", 6)
+    assert make_gallery(tmp_path, only=["saliency"]).scores["saliency"].count == 2
+
+
+def test_a_refusal_is_shown_and_ends_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str, **arguments: Any) -> Result:
+        if name == "cam":
+            raise ModelError("no <head> at all")
+        return run(name, **arguments)
+
+    monkeypatch.setattr(gallery, "run", refuse)
+    monkeypatch.setattr(gallery, "_SCENES", 2)
+    with pytest.raises(SystemExit) as end:
+        main(["demo", "--out", str(tmp_path), "--only", "cam", "--only", "saliency"])
+    assert end.value.code == 1
+    told = capsys.readouterr().out
+    assert "1 of 2 methods gave no picture: cam" in told
+    assert told.splitlines()[-1] == (tmp_path / "index.html").as_uri()
+    assert "no &lt;head&gt; at all" in (tmp_path / "index.html").read_text()
+
+
+def test_another_model_and_other_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file(load_network("shapes-vgg").state_dict(), tmp_path / "other.safetensors")
+    settings = {"weights": "other.safetensors", "pretrained": True}
+    monkeypatch.setattr(gallery, "_SCENES", 2)
+    made = make_gallery(
+        "page", model="builtin:shapes-vgg", settings=settings, images=["builtin:scenes/2"], only=["saliency"]
+    )
+    assert not made.bundled
+    (exhibit,) = made.exhibits
+    assert exhibit.command == (
+        "phosphene run saliency --model builtin:shapes-vgg --image builtin:scenes/2"
+        " --weights other.safetensors --pretrained"
+    )
+    with pytest.raises(SystemExit) as end:
+        main(shlex.split(exhibit.command)[1:])
+    assert not end.value.code
+    exec(exhibit.python, names := {})
+    assert isinstance(exhibit.result, Attribution)
+    again = load_result("phosphene-out/saliency")
+    assert isinstance(again, Attribution)
+    assert torch.equal(again.maps, exhibit.result.maps)
+    assert torch.equal(names["result"].maps, exhibit.result.maps)
+
+
+def test_what_cannot_work_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "run", lambda *_, **__: pytest.fail("a method was run"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        make_gallery(tmp_path / "file")
+    with pytest.raises(InputError, match="no-such"):
+        make_gallery(tmp_path / "page", images=["no-such.png"])
+    with pytest.raises(UnknownName, match="saliency"):
+        make_gallery(tmp_path / "page", only=["salience"])
+    with pytest.raises(InputError, match="about a model"):
+        make_gallery(tmp_path / "page", settings={"pretrained": True})
+    assert not (tmp_path / "page").exists()
+
+
+def test_a_result_that_draws_its_own_figure_is_shown_by_it() -> None:
+    class Chart(Attribution):
+        def figure(self) -> Figure:
+            figure = Figure(figsize=(3, 2), dpi=50)
+            figure.subplots().plot([1, 3, 2])
+            return figure
+
+    chart = Chart(images=torch.zeros(1, 3, 4, 4), maps=torch.zeros(1, 4, 4), targets=("x",))
+    ((panel,),) = rows_of(chart)
+    assert panel.image.shape == (3, 100, 150)
+    assert panel.image.std() > 0.01
+
+
+@pytest.mark.parametrize("name", sorted(methods.load_all()))
+def test_every_method_shows_something_on_the_bundled_world(name: str) -> None:
+    result = run(name, progress=False, **methods[name].spec.quick)
+    assert max(panel.image.std() for row in rows_of(result) for panel in row) > 0.01

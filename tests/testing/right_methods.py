@@ -1,0 +1,182 @@
+"""Methods that keep their word, each in a way that a careless kit would take for a breach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+from wrong_methods import SOURCE, gradient, judged, pictured, stepped
+
+from phosphene import InputError, Method, batch_size, guided, method, progress, rewrite_backward
+from phosphene.results import AdversarialExamples, Attribution, FilterBank, Panel, Result, Synthesis
+from phosphene.spec import Cost, Invariant, MapPerPixel, Nonnegative, PixelRange, UnitRange, WithinBall
+from phosphene.types import Dataset, Images, Labels, LayerName, Model, Seed, Target, Texture
+
+RIGHT: list[Method[Any, Any]] = []
+
+
+def right(**spec: Any) -> Any:
+    def register(function: Any) -> Method[Any, Any]:
+        declared = {
+            "family": "right",
+            "references": [SOURCE],
+            "cost": Cost(forward="images", backward="images"),
+        }
+        made = method(**(declared | spec))(function)
+        RIGHT.append(made)
+        return made
+
+    return register
+
+
+@right(needs=["gradients"], invariants=[MapPerPixel(), Nonnegative()])
+def plain_gradient(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Take the gradient's magnitude, which is zero where nothing matters."""
+    return pictured(model, images, gradient(model, images, target).abs().amax(1), target)
+
+
+@right(
+    needs=["gradients"],
+    cost=Cost(forward="images * samples", backward="images * samples"),
+    quick={"samples": 3},
+)
+def seeded_noise(
+    model: Model, images: Images, target: Target = None, *,
+    samples: Annotated[int, Field(ge=1, le=1000, description="how many noisy copies")] = 20,
+    sigma: Annotated[float, Field(ge=0, le=1, description="spread of the noise")] = 0.1,
+    seed: Seed = None,
+) -> Attribution:  # fmt: skip
+    """Average gradients over noisy copies, the same noise for every image."""
+    generator, total = torch.Generator().manual_seed(seed or 0), torch.zeros_like(images)
+    for _ in progress(range(samples), "noisy copies"):
+        noise = torch.randn(1, *images.shape[1:], generator=generator, dtype=torch.float64).to(images)
+        total = total + gradient(model, images + sigma * noise, target)
+    return pictured(model, images, (total / samples).abs().amax(1), target)
+
+
+@right(needs=["gradients"],
+       invariants=[WithinBall(radius="eps", norm="norm"), PixelRange(field="adversarial")],
+       cost=Cost(forward="3 * images", backward="images"))  # fmt: skip
+def one_step(
+    model: Model, images: Images, labels: Labels, *,
+    eps: Annotated[float, Field(ge=0, le=1, description="radius")] = 0.03,
+    norm: Annotated[Literal["linf"], Field(description="what the ball is measured in")] = "linf",
+) -> AdversarialExamples:  # fmt: skip
+    """Step to the face of the ball, no farther than rounding allows."""
+    moved = stepped(model, images, labels, eps * (1 - 1e-6))
+    return judged(model, images, moved, labels)
+
+
+@right(needs=["gradients", "relu"])
+def guided_gradient(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Rewrite ReLU's backward pass, and refuse networks without one."""
+    with rewrite_backward(guided):
+        maps = gradient(model, images, target).abs().amax(1)
+    return pictured(model, images, maps, target)
+
+
+@right(cost=Cost(forward="images"))
+def mean_activation(
+    model: Model, images: Images, target: Target = None, *,
+    layer: Annotated[LayerName | None, Field(description="which layer; the last map unless told")] = None,
+) -> Attribution:  # fmt: skip
+    """Average a layer's channels, whatever its layout."""
+    maps = model.maps(model.features(images, layer or model.last_map), images).mean(1)
+    return pictured(model, images, maps, target)
+
+
+@right(cost=None, invariants=[UnitRange(when="normalize")])
+def brightness(
+    images: Images, *, normalize: Annotated[bool, Field(description="scale to [0, 1]")] = True
+) -> Attribution:
+    """Need no model at all."""
+    maps = images.mean(1)
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    if normalize:
+        maps = torch.where(high > low, (maps - low) / (high - low).clamp(min=1e-12), torch.zeros_like(maps))
+    return Attribution(images=images, maps=maps, targets=("brightness",) * len(images))
+
+
+@right(cost=Cost(forward="0"))
+def weights(model: Model) -> FilterBank:
+    """Look at weights alone, and refuse what has no convolution."""
+    for name, layer in model.layers.items():
+        if isinstance(layer, torch.nn.Conv2d) and layer.weight.shape[1] in (1, 3):
+            kernels = layer.weight.detach().clone()
+            low, high = kernels.amin((1, 2, 3), keepdim=True), kernels.amax((1, 2, 3), keepdim=True)
+            tiles = ((kernels - low) / (high - low)).expand(-1, 3, -1, -1).contiguous()
+            captions = tuple(str(n) for n in range(len(tiles)))
+            return FilterBank(layer=name, weights=kernels, tiles=tiles, captions=captions)
+    raise InputError(f"{model.name} has no convolution over colours; nothing to show")
+
+
+@right(needs=["dataset"], cost=Cost(forward="dataset"))
+def data_set_mean(model: Model, dataset: Dataset) -> Synthesis:
+    """Stream a data set of any size, and average it."""
+    total, confidence = None, []
+    for batch in progress(dataset.batches(batch_size(model)), "reading"):
+        images = batch.images.to(model.device, model.dtype)
+        confidence += [model(images).softmax(1).amax(1)]
+        for image in images:  # one by one, so that the sum does not depend on the batches
+            total = image.double() if total is None else total + image.double()
+    assert total is not None
+    mean = (total / len(dataset)).to(model.dtype)
+    return Synthesis(images=mean[None], scores=torch.cat(confidence).mean()[None, None], targets=("mean",))
+
+
+@right(cost=None, batch_independent=False, needs=["gradients"])
+def batch_centred(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Depend on the batch, and say so."""
+    slope = gradient(model, images, target)
+    return pictured(model, images, (slope - slope.mean(0, keepdim=True)).abs().amax(1), target)
+
+
+@right(cost=None, quick={"steps": 2})
+def smoothed_texture(
+    sample: Texture, *, steps: Annotated[int, Field(ge=1, le=500, description="how often to blur")] = 50
+) -> Synthesis:
+    """Blur a sample, in many small steps."""
+    images = sample
+    for _ in progress(range(steps), "blurring"):
+        images = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), 3, 1)
+    scores = images.flatten(1).std(1)[None]
+    return Synthesis(images=images, scores=scores, targets=("blurred",) * len(images), sources=sample)
+
+
+class SumsToScore(Invariant):
+    """The values of each map add up to the change of the score."""
+
+    kind: Literal["sums_to_score"] = "sums_to_score"
+
+    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
+        total = result.maps.sum((1, 2))
+        torch.testing.assert_close(total, result.change, rtol=1e-3, atol=1e-4)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CompleteAttribution(Result):
+    """A result type of an author's own."""
+
+    per_image: ClassVar[tuple[str, ...]] = ("maps", "change")
+
+    maps: Tensor
+    change: Tensor
+
+    def panels(self) -> list[list[Panel]]:
+        return [[Panel(m / m.abs().max().clamp(min=1e-12) / 2 + 0.5, "map")] for m in self.maps[:, None]]
+
+
+@right(invariants=[SumsToScore()], cost=Cost(forward="2 * images"))
+def own_promise(model: Model, images: Images, target: Target = None) -> CompleteAttribution:
+    """Bring a result type and a kind of promise of its own."""
+    from phosphene import scores
+
+    change = scores(model, images, target) - scores(model, images * 0, target)
+    area = images.shape[2] * images.shape[3]
+    tilt = torch.linspace(0, 2, area).to(images).view(1, *images.shape[2:]) / area
+    return CompleteAttribution(maps=change[:, None, None] * tilt, change=change)

@@ -1,0 +1,140 @@
+"""A program that uses the public interface; ``make lint`` checks its types strictly, from outside."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, assert_type
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from phosphene import (
+    Class,
+    Cost,
+    InputError,
+    Method,
+    MethodSpec,
+    Model,
+    PhospheneError,
+    ProgressEvent,
+    Reference,
+    Result,
+    Run,
+    UnknownName,
+    hookimpl,
+    load_model,
+    load_result,
+    max_batch,
+    method,
+    methods,
+    prepare,
+    progress,
+    read_images,
+    replay,
+    reporting,
+    run,
+)
+from phosphene.results import AdversarialExamples, Attribution
+from phosphene.types import Images, Labels, Seed, Target
+from phosphene.types import Model as ModelInput
+
+
+@method(
+    family="attribution",
+    references=[Reference(key="me2026", title="Mine", authors="Me", year=2026, url="https://example.org")],
+    cost=Cost(forward="images"),
+)
+def brightness(
+    model: ModelInput,
+    images: Images,
+    target: Target = None,
+    *,
+    power: Annotated[float, Field(gt=0, le=4)] = 1.0,
+    seed: Seed = None,
+) -> Attribution:
+    """Claim that bright pixels matter."""
+    return Attribution(images=images, maps=images.mean(1) ** power, targets=target.names(model, len(images)))
+
+
+@method(family="attacks")
+def nothing(model: ModelInput, images: Images, labels: Labels) -> AdversarialExamples:
+    """Leave every image as it is."""
+    logits = model(images)
+    return AdversarialExamples.judged(model, images, images, labels, logits, logits, targeted=False)
+
+
+@hookimpl
+def phosphene_methods() -> Sequence[object]:
+    """What this module brings."""
+    return [brightness, nothing]
+
+
+class Watch:
+    """An observer, and where progress goes."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    @hookimpl
+    def phosphene_after_run(self, run: Run, result: Result | None, error: BaseException | None) -> None:
+        """Tell how a run ended."""
+        print(run.method, error or (result and result.lines()))
+
+    def tell(self, event: ProgressEvent) -> None:
+        """Take in a step."""
+        self.steps.append(event.done)
+        print(event.as_json(), event.total, event.note)
+
+
+def look(name: str, folder: Path) -> float:
+    """Look methods up, foretell, run, save, read back, replay."""
+    found = methods.find(family="attribution", needs="gradients")
+    titles: list[str] = [each.spec.title for each in found]
+    spec: MethodSpec = methods[name].spec
+    bounds = spec.params_schema["properties"]
+    if spec.cost is not None:
+        forward, backward = spec.cost.of(methods[name].validate({}), images=2, height=64, width=64)
+        assert_type(forward, int)
+    model: Model = load_model("builtin:shapes-vgg", device="cpu")
+    images: Tensor = read_images("builtin:scenes/2", model)
+    request = prepare(name, model=model, images=images)
+    assert_type(request, Run)
+    assert_type(request.passes(), tuple[int, int] | None)
+    watch = Watch()
+    with max_batch(8), reporting(watch.tell):
+        result = run(name, model=model, images=images, out=folder, seed=0)
+    assert_type(result, Result)
+    print(titles, bounds, request.gave(load_result(folder)), replay(folder).same, result.provenance)
+    return sum(1.0 for _ in progress(range(3), "counting"))
+
+
+def call(model: Model, images: Tensor) -> Tensor:
+    """A method is a function of the types that it was written with."""
+    assert_type(brightness(model, images, power=2.0), Attribution)
+    assert_type(brightness.spec, MethodSpec)
+    attacked = nothing(model, images, torch.zeros(len(images), dtype=torch.int64))
+    with model.tap(model.last_map) as tap:
+        logits = model(images)
+        features = tap[model.last_map]
+    saliency = methods["saliency"]
+    maps = saliency(model, images, Class(3))
+    if not isinstance(maps, Attribution):
+        raise TypeError(type(maps))
+    return maps.maps.sum() + attacked.distance("l2").sum() + logits.sum() + features.sum()
+
+
+def named(each: Method[..., Attribution]) -> str:
+    """What a method that gives maps is called."""
+    return each.spec.short_name
+
+
+if __name__ == "__main__":
+    try:
+        print(look("pgd", Path("out")), named(brightness))
+    except UnknownName as error:
+        sys.exit(f"no such name: {error}")
+    except (InputError, PhospheneError) as error:
+        sys.exit(str(error))
