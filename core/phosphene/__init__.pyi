@@ -45,4 +45,5 @@ from .targets import Custom as Custom
 from .targets import Direction as Direction
 from .targets import Layer as Layer
 from .targets import Neuron as Neuron
+from .targets import input_gradient as input_gradient
 from .targets import scores as scores

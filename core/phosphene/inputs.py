@@ -62,7 +62,7 @@ def check_pixels(value: Any, channels: int | None = None) -> Tensor:
     if not (low >= -1e-6 and high <= 1 + 1e-6):
         what = "are not all finite" if low != low or high != high else f"lie in [{low:.4g}, {high:.4g}]"
         raise InputError(f"pixels must lie in [0, 1], these {what}; normalisation happens inside the model")
-    return value.detach().clamp(0, 1)
+    return value.detach().clamp(0, 1).contiguous()  # so that any view of it works
 
 
 def _check_images(value: Any, model: Model | None, given: Given) -> Tensor:

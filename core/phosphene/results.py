@@ -300,11 +300,12 @@ class Attribution(Result):
     def _drawn(self) -> list[Tensor]:
         if self.layout == "overlay":
             return [overlay(to_display(i), h) for i, h in zip(self.images, self.heat(), strict=True)]
+        # A few pixels far above the rest would leave the picture black, or white.
+        tops = self.maps.abs().flatten(1).float().quantile(0.99, dim=1).clamp(min=1e-30)
+        tops = tops[:, None, None]
         if (self.maps < 0).any():
-            return list(colorize(symmetric(self.maps), "RdBu_r"))
-        # A few pixels far above the rest would leave the picture black.
-        tops = self.maps.flatten(1).float().quantile(0.99, dim=1).clamp(min=1e-30)
-        return list(colorize(self.maps / tops[:, None, None], "inferno"))
+            return list(colorize(symmetric(self.maps.clamp(-tops, tops)), "RdBu_r"))
+        return list(colorize(self.maps / tops, "inferno"))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

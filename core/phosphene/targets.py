@@ -249,6 +249,13 @@ def _parse_text(text: str, model: Model) -> Objective:
         raise UnknownName("class or layer", text, known, "this model") from error
 
 
+def input_gradient(model: Model, images: Tensor, target: Any) -> Tensor:
+    """dS/dI, the gradient of the target's scalar by every pixel: (N, C, H, W), off the graph."""
+    images = images.detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(scores(model, images, target).sum(), images)
+    return gradient
+
+
 def scores(model: Model, images: Tensor, target: Any) -> Tensor:
     """The target's scalar for each image, (N,), on the graph; nothing above its layer runs.
 

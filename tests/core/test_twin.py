@@ -99,22 +99,64 @@ def set_otherwise(network: nn.Sequential) -> None:
     network[2].negative_slope = 0.5
 
 
+def moved_behind_autograds_back(network: nn.Sequential) -> None:
+    network[0].weight.data.copy_(network[0].weight.data.flip(1))  # the same values in other places
+
+
+def strided(network: nn.Sequential) -> None:
+    network[0].stride = (3, 3)
+
+
+def scaled(network: nn.Sequential) -> None:
+    network[2].scale[0] = 2.0  # in a list, which is no setting that torch knows of
+
+
+def scaled_by_a_tensor(network: nn.Sequential) -> None:
+    network[2].factor.mul_(2)
+
+
+def acting_otherwise(network: nn.Sequential) -> None:
+    network[2].function = torch.tanh
+
+
+def running_otherwise(network: nn.Sequential) -> None:
+    network.forward = lambda x: nn.Sequential.forward(network, x) ** 2
+
+
 def loaded(network: nn.Sequential) -> None:
-    network.load_state_dict(used_to_life(small().double(), seed=5).state_dict())
+    network.load_state_dict(used_to_life(small(Settings()).double(), seed=5).state_dict())
+
+
+class Settings(nn.LeakyReLU):
+    """An activation with settings of every kind."""
+
+    def __init__(self) -> None:
+        super().__init__(0.1)
+        self.scale, self.factor, self.function = [1.0], torch.tensor(1.0), torch.sigmoid
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(super().forward(x)) * self.scale[0] * self.factor
 
 
 @pytest.mark.parametrize(
-    "change", [trained, changed_in_place, changed_behind_autograds_back, replaced, set_otherwise, loaded]
-)
+    "change",
+    [
+        trained, changed_in_place, changed_behind_autograds_back, moved_behind_autograds_back, replaced,
+        set_otherwise, strided, scaled, scaled_by_a_tensor, acting_otherwise, running_otherwise, loaded,
+    ],
+)  # fmt: skip
 def test_a_twin_is_never_stale(change, images, monkeypatch):
-    network = small()
+    network = small(Settings())
     model = wrapped(network)
     before, _ = both(monkeypatch, "saliency", model, images, 1)
+    kept = [tensor.clone() for tensor in network.state_dict().values()]
     change(network)
     after, right = both(monkeypatch, "saliency", model, images, 1)
     assert before.provenance.model["tuned"] and after.provenance.model["tuned"]
     torch.testing.assert_close(after.maps, right.maps, rtol=1e-8, atol=1e-10)
     assert not torch.allclose(after.maps, before.maps, rtol=1e-3)
+    same_weights = all(map(torch.equal, kept, network.state_dict().values()))
+    assert (before.provenance.model["digest"] == after.provenance.model["digest"]) == same_weights
 
 
 def test_a_twin_is_not_stale_where_weights_change_half_way(images):
@@ -193,6 +235,50 @@ def test_no_twin_where_it_does_not_pay_or_cannot_be(network, count, images, monk
     result = methods["saliency"](model, images[:count], lambda out: out.flatten(1).square().sum(1))
     assert not result.provenance.model["tuned"]
     assert model.twin[1] is None
+
+
+class Remembering(nn.Module):
+    """It keeps what it saw, for its owner to look at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts, self.seen = small(), torch.zeros(())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.parts(x)
+        self.seen = logits.detach()
+        return logits
+
+
+def test_a_network_that_remembers_answers_itself(images):
+    network = Remembering()
+    model = wrapped(network)
+    with torch.no_grad():
+        model(images)
+    with model.guard(), torch.no_grad(), tuned(model, 100) as tuning:
+        for pictures in (images, 1 - images):
+            logits = model(pictures)
+            assert torch.equal(network.seen, logits)
+    assert not tuning.used
+
+
+class Noisy(nn.Module):
+    """It draws anew at every call, also when it does not train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = small()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.parts(x + 0.1 * torch.randn_like(x))
+
+
+def test_a_noisy_network_draws_the_same_whether_or_not_a_twin_was_tried(images):
+    model = wrapped(Noisy())
+    first, second = (methods["pgd"](model, images, torch.zeros(6, dtype=torch.long), seed=0) for _ in "ab")
+    assert torch.equal(first.adversarial, second.adversarial)
+    assert torch.equal(first.confidence_before, second.confidence_before)
+    assert torch.equal(first.confidence_after, second.confidence_after)
 
 
 def test_threads_share_a_twin(images):

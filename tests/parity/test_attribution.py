@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from captum.attr import Deconvolution, GuidedBackprop, LayerGradCam, Occlusion, Saliency
+from captum.attr import (
+    Deconvolution,
+    GuidedBackprop,
+    InputXGradient,
+    IntegratedGradients,
+    LayerGradCam,
+    Occlusion,
+    Saliency,
+)
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
@@ -83,6 +91,41 @@ def test_saliency_is_captums(kind: str, images: Tensor) -> None:
     theirs = Saliency(net).attribute(images.clone(), target=CLASSES, abs=True).amax(1)
     ours = attribute("saliency", load_model(net), images, CLASSES)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_gradient_x_input_is_captums(kind: str, images: Tensor) -> None:
+    net = network(kind)
+    theirs = InputXGradient(net).attribute(images.clone(), target=CLASSES).sum(1)
+    ours = attribute("gradient_x_input", load_model(net), images, CLASSES)
+    torch.testing.assert_close(ours, theirs.detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("baseline", "value"), [("black", 0.0), ("grey", 0.5)])
+def test_integrated_gradients_are_captums_and_add_up(
+    kind: str, images: Tensor, baseline: str, value: float
+) -> None:
+    net = network(kind)
+    theirs = IntegratedGradients(net).attribute(images, baselines=value, target=CLASSES, n_steps=20).sum(1)
+    model = load_model(net)
+    ours = attribute("integrated_gradients", model, images, CLASSES, baseline=baseline, steps=20)
+    # captum keeps the weights of its points in float32.
+    torch.testing.assert_close(ours, theirs, rtol=2e-6, atol=1e-9)
+    fine = attribute("integrated_gradients", model, images, CLASSES, baseline=baseline, steps=1000)
+    change = scores(model, images, CLASSES) - scores(model, torch.full_like(images, value), CLASSES)
+    torch.testing.assert_close(fine.sum((1, 2)), change.detach(), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "peer"), [("guided_backprop", GuidedBackprop), ("deconvnet", Deconvolution)]
+)
+@pytest.mark.parametrize("modules", ["module", "in place"])
+def test_guided_backprop_and_deconvnet_are_captums_where_relus_are_modules(
+    name: str, peer: type, modules: str, images: Tensor
+) -> None:
+    net = network(modules)
+    theirs = peers_gradient(peer, net, images).abs().amax(1)
+    ours = attribute(name, load_model(net), images, CLASSES)
+    torch.testing.assert_close(ours, theirs.detach(), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(("window", "stride"), [(4, 4), (5, 3), (3, 2), (4, 1), (13, 5), (6, 6)])

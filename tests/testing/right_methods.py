@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from wrong_methods import SOURCE, gradient, judged, pictured, stepped
 
-from phosphene import InputError, Method, batch_size, guided, method, progress, rewrite_backward
+from phosphene import InputError, Method, ModelError, batch_size, guided, method, progress, rewrite_backward
 from phosphene.results import AdversarialExamples, Attribution, FilterBank, Panel, Result, Synthesis
 from phosphene.spec import Cost, Invariant, MapPerPixel, Nonnegative, PixelRange, UnitRange, WithinBall
 from phosphene.types import Dataset, Images, Labels, LayerName, Model, Seed, Target, Texture
@@ -82,12 +82,27 @@ def guided_gradient(model: Model, images: Images, target: Target = None) -> Attr
 
 @right(cost=Cost(forward="images"))
 def mean_activation(
-    model: Model, images: Images, target: Target = None, *,
+    model: Model, images: Images, *,
     layer: Annotated[LayerName | None, Field(description="which layer; the last map unless told")] = None,
 ) -> Attribution:  # fmt: skip
     """Average a layer's channels, whatever its layout."""
     maps = model.maps(model.features(images, layer or model.last_map), images).mean(1)
-    return pictured(model, images, maps, target)
+    return Attribution(images=images, maps=maps, targets=("mean",) * len(images))
+
+
+@right(needs=["gradients"])
+def transformers_only(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Be made for one kind of network, and refuse all others."""
+    if not hasattr(model.module, "class_token"):
+        raise ModelError(f"{model.name} has no class token, which this method needs; use a transformer")
+    return pictured(model, images, gradient(model, images, target).abs().amax(1), target)
+
+
+@right(needs=["gradients"])
+def reads_flat_pictures(model: Model, images: Images, target: Target = None) -> Attribution:
+    """View pictures flat, which needs them contiguous in memory."""
+    brightest = images.view(len(images), -1).amax(1)[:, None, None]
+    return pictured(model, images, brightest * gradient(model, images, target).abs().amax(1), target)
 
 
 @right(cost=None, invariants=[UnitRange(when="normalize")])

@@ -12,8 +12,10 @@ import torch
 from right_methods import RIGHT
 from wrong_methods import WRONG
 
-from phosphene import Method, UnknownName
+from phosphene import Method, UnknownName, method
+from phosphene.results import Attribution
 from phosphene.testing import Case, check, check_method, parametrize_with_checks
+from phosphene.types import Images
 
 HERE = Path(__file__).parent
 
@@ -72,6 +74,34 @@ def test_a_check_can_be_tried_on_one_case() -> None:
         check(by_name("plain_gradient"), "finit", case)
 
 
+def test_what_a_library_does_when_it_is_imported_is_not_held_against_a_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rude_library.py").write_text("import os; os.environ['RUDE_LIBRARY'] = '1'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "rude_library", raising=False)
+    report = check_method(imports_late, profile="quick", only=["leaves_no_trace"])
+    assert "rude_library" in sys.modules
+    assert report.ok, str(report)
+
+
+def test_a_method_for_some_networks_only_is_tested_on_them() -> None:
+    for profile in ("quick", "ci"):
+        report = check_method(by_name("transformers_only"), profile=profile)
+        assert report.ok, str(report)
+        for outcome in report.outcomes:
+            if outcome.check in ("finite", "batch_as_single", "saves_and_replays"):
+                assert outcome.refused < outcome.cases
+
+
+def test_pictures_may_lie_in_memory_as_they_like() -> None:
+    case, reads = Case(count=2), by_name("reads_flat_pictures")
+    model = case.model()
+    images = case.inputs(reads, model)["images"]
+    strided = images.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(reads(model, strided, 0).maps, reads(model, images, 0).maps)
+
+
 def test_unknown_profiles_and_checks_are_refused_with_the_nearest() -> None:
     with pytest.raises(UnknownName, match="thorough"):
         check_method("saliency", profile="through")
@@ -83,6 +113,14 @@ def test_a_case_says_how_it_is_made() -> None:
     case = Case("tokens", "flat", target=3, params={"eps": 0.5})
     assert eval(repr(case), {"Case": Case}) == case
     assert torch.equal(*(case.inputs(by_name("plain_gradient"), case.model())["images"] for _ in range(2)))
+
+
+@method(family="right")
+def imports_late(images: Images) -> Attribution:
+    """Import what it needs when it is called."""
+    import rude_library  # noqa: F401
+
+    return Attribution(images=images, maps=images.mean(1), targets=("mean",) * len(images))
 
 
 @parametrize_with_checks([by_name("plain_gradient")], profile="quick")

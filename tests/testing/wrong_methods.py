@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from phosphene import Method, Reference, method, progress, scores
+from phosphene import Method, ModelError, Reference, method, progress, scores
 from phosphene.results import AdversarialExamples, Attribution, Synthesis
 from phosphene.spec import Cost, MapPerPixel, Nonnegative, PixelRange, SameShape, UnitRange, WithinBall
 from phosphene.types import Images, Labels, LayerName, Model, Seed, Target
@@ -107,6 +107,40 @@ def changes_its_input(model: Model, images: Images, target: Target = None) -> At
     maps = gradient(model, images, target).abs().amax(1)
     images.mul_(0.5).add_(0.25)
     return pictured(model, images, maps, target)
+
+
+@caught_by("model_unchanged")
+def renames_the_classes(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Give the classes names, for everybody."""
+    model.classes = tuple(f"class {n}" for n in range(model.class_count))
+    return pictured(model, images, gradient(model, images, target).abs().amax(1), target)
+
+
+_buffers: dict[Any, Tensor] = {}
+
+
+@caught_by("results_stay")
+def gives_its_buffer_away(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Return a buffer that the next call writes over."""
+    maps = gradient(model, images, target).abs().amax(1)
+    buffer = _buffers.setdefault((maps.shape, maps.dtype), torch.empty_like(maps))
+    return pictured(model, images, buffer.copy_(maps), target)
+
+
+@caught_by("results_stay")
+def gives_a_weight_away(model: Model, images: Images, target: Target = None) -> Synthesis:
+    """Return a view of the weights, which later training changes."""
+    tiles = images.detach() * gradient(model, images, target).sign().abs()
+    scale = next(model.module.parameters()).detach().flatten()[:1]
+    return Synthesis(images=tiles, scores=scale[None].expand(1, len(tiles)), targets=("tile",) * len(tiles))
+
+
+@caught_by("target_matters")
+def explains_what_it_likes(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Explain the likeliest class, whichever was asked for."""
+    pixels = images.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(model(pixels).amax(1).sum(), pixels)
+    return pictured(model, images, slope.abs().amax(1), target)
 
 
 # --- attacks ------------------------------------------------------------------------------------
@@ -365,6 +399,29 @@ def leaves_anomaly_detection_on(model: Model, images: Images, target: Target = N
     """Switch anomaly detection on for good."""
     torch.autograd.set_detect_anomaly(True, check_nan=False)
     return pictured(model, images, gradient(model, images, target).abs().amax(1), target)
+
+
+@caught_by("leaves_no_trace")
+def leaves_benchmarking_on(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Let cuDNN choose its algorithms by the clock from now on."""
+    torch.backends.cudnn.benchmark = True
+    return pictured(model, images, gradient(model, images, target).abs().amax(1), target)
+
+
+@caught_by("no_leak")
+def starts_a_daemon_every_time(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Start a thread in the background with each call."""
+    threading.Thread(target=threading.Event().wait, args=(5,), daemon=True).start()
+    return pictured(model, images, gradient(model, images, target).abs().amax(1), target)
+
+
+@caught_by("batch_as_single")
+def scales_transformers_over_the_batch(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Refuse most networks, and be wrong on the rest."""
+    if not hasattr(model.module, "class_token"):
+        raise ModelError(f"{model.name} has no class token, which this method needs; use a transformer")
+    maps = gradient(model, images, target).abs().amax(1)
+    return pictured(model, images, maps / maps.max().clamp(min=1e-12), target)
 
 
 @caught_by("leaves_no_trace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -160,4 +161,5 @@ def fill_weights(module: nn.Module, state: Mapping[str, Tensor], what: object, n
     try:
         module.load_state_dict(dict(state))
     except RuntimeError as error:
-        raise ModelError(f"the weights {what} do not fit {name}: {error}") from error
+        told = textwrap.shorten(str(error), 300, placeholder=" ...")  # it names every tensor, on pages
+        raise ModelError(f"the weights {what} do not fit {name}: {told}") from error

@@ -20,7 +20,7 @@ from ..images import read_image, to_pil
 from ..taps import StopForward, Tap, guard
 from . import anatomy
 from .anatomy import Anatomy, Head
-from .twin import answering
+from .twin import answering, checksum
 
 T = TypeVar("T")
 #: How a network says that it cannot take what it is given ...
@@ -302,7 +302,7 @@ class Model:
     def digest(self) -> str:
         """SHA-256 over names and values of all weights and buffers."""
         state = self.module.state_dict()
-        key = tuple((k, v.data_ptr(), v._version) for k, v in state.items())
+        key = tuple((k, checksum(v)) for k, v in state.items())  # ``.data`` changes leave no other trace
         if self._digest is None or self._digest[0] != key:
             sha = hashlib.sha256()
             for name, value in state.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..taps import open_taps
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 #: From so many images, forward and backward, a twin pays: making one costs four forward.
 WORTH = 10
+#: What every module has that is no setting: its hooks, which come and go with taps.
+_HOOKS = vars(nn.Module()).keys() - {"training", "_parameters", "_buffers", "_modules"}
 
 
 @dataclass
@@ -56,21 +59,29 @@ def answering(model: Model) -> nn.Module:
         return model.module
     if tuning.state != state:  # the first call, or something was changed half-way
         # Changes through ``.data`` leave no trace but the values themselves.
-        tensors = (*model.module.parameters(), *model.module.buffers())
-        whole = (state, [tensor.detach().sum().item() for tensor in tensors])
+        sums = [checksum(t) for t in (*model.module.parameters(), *model.module.buffers())]
+        whole = (state, _traces(model.module), sums)
         if model.twin[0] != whole:
             model.twin = (whole, _build(model))
         tuning.state, tuning.twin = state, model.twin[1]
+        if tuning.twin is None:
+            tuning.model = None  # a network that is another after every call is not asked again and again
     tuning.used |= tuning.twin is not None
     return model.module if tuning.twin is None else tuning.twin
+
+
+def checksum(tensor: Tensor) -> int:
+    """A check sum of a tensor's bits."""
+    return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _state(module: nn.Module) -> list[object] | None:
     """What is another once the network was changed; None while it trains or its owner's hooks look on."""
     state: list[object] = []
     for part in module.modules():
-        hooks = (part._forward_hooks | part._forward_pre_hooks | part._backward_hooks).values()
-        if part.training or any(hook.__module__ != "phosphene.taps" for hook in hooks):
+        kinds = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+        hooks = [hook for kind in kinds if kind for hook in kind.values()]
+        if part.training or any(getattr(hook, "__module__", "") != "phosphene.taps" for hook in hooks):
             return None
         settings = [value for value in vars(part).values() if isinstance(value, (int, float, str))]
         tensors = [t for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
@@ -79,11 +90,29 @@ def _state(module: nn.Module) -> list[object] | None:
     return state
 
 
+def _traces(module: nn.Module) -> list[object]:
+    """All that a network's owner may have set, and what it remembers: too slow for every call."""
+    parts = map(vars, module.modules())
+    return [_trace(value) for part in parts for name, value in part.items() if name not in _HOOKS]
+
+
+def _trace(value: object) -> object:
+    """A setting's value, a tensor's version, or which object it is; of a list what its items are."""
+    if isinstance(value, (int, float, str)):
+        return value
+    if isinstance(value, Tensor):
+        return (id(value), value.data_ptr(), value.is_inference() or value._version)
+    if isinstance(value, dict):
+        return [(key, _trace(item)) for key, item in value.items()]
+    return [_trace(item) for item in value] if isinstance(value, (list, tuple)) else id(value)
+
+
 def _build(model: Model) -> nn.Module | None:
-    """A copy with its batch norms folded away, or None where its logits are others."""
+    """A copy with its batch norms folded away, or None where its logits are others or calls leave traces."""
     noise = torch.rand(2, *model.input_size, generator=torch.Generator().manual_seed(0))
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        # A network that draws numbers must not draw others in the run that makes the twin.
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]):
             twin = copy.deepcopy(model.module)
             assert twin is not model.module
             for names in model.anatomy.folds:
@@ -94,7 +123,10 @@ def _build(model: Model) -> nn.Module | None:
                 setattr(twin.get_submodule(parent), leaf, nn.Identity())
             if min(model.input_size[1:]) >= 96:  # smaller pictures gain nothing
                 twin.to(memory_format=torch.channels_last)
+            before = _traces(model.module)
             ours, theirs = (model._output(m(model.normalize(noise))) for m in (twin, model.module))
+        if _traces(model.module) != before:  # it remembers what it saw, and a target may ask for that
+            return None
     except Exception:  # whatever the network has against being copied or folded: it does without
         return None
     return twin if (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max() else None

@@ -7,7 +7,7 @@ import json
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +25,7 @@ from ..options import plain, read_option
 from ..results import AdversarialExamples, Result, TrainedNetwork, load_result
 from ..spec import Invariant, MethodSpec
 from .cases import Case, plain_cases, properties_of, sizes
-from .networks import make_network
+from .networks import make_network, network_names
 from .observation import (
     Observation,
     assert_alike,
@@ -318,6 +318,12 @@ def _first(method: AnyMethod, case: Case, **changed: Any) -> tuple[Any, dict[str
         return None
 
 
+def _others(case: Case) -> Iterator[Case]:
+    """The case, and the same on the other networks, for methods that are made for some of them."""
+    yield case
+    yield from (replace(case, network=name) for name in network_names() if name != case.network)
+
+
 def _batched(method: AnyMethod) -> str | None:
     if not method.spec.batch_independent:
         return "it declares that its images depend on each other (batch_independent=False)"
@@ -358,6 +364,55 @@ def seed_matters(method: AnyMethod) -> None:
                 except AssertionError:
                     return
     assert not tried, f"seeds 0, 1 and 2 gave the same result {tried} times"
+
+
+@_check(
+    "method",
+    "Another target gives another result.",
+    "scores(model, images, target), which reads what was asked for; or leave the target out",
+    lambda method: None if method.spec.input("target") else "it takes no target",
+)
+def target_matters(method: AnyMethod) -> None:
+    tried = 0
+    # Where nothing depends on the picture, it may be the same nothing for every class.
+    for case in (Case(), Case("functional", "noise"), *_others(Case(pictures="noise"))):
+        results = (_first(method, replace(case, target=n)) for n in (0, 1, 2))
+        made = [[t.clone() for _, t in tensors_in(r[0])] for r in results if r is not None]
+        for other in made[1:]:
+            tried += 1
+            if not all(torch.equal(*pair) for pair in zip(made[0], other, strict=True)):
+                return
+    assert not tried, f"targets 0, 1 and 2 gave the same result {tried} times"
+
+
+@_check(
+    "case",
+    "A result stays as it is, whatever happens afterwards.",
+    "results that are views of a weight, or of a buffer that the next call fills: clone them",
+)
+def results_stay(method: AnyMethod, case: Case) -> None:
+    model = case.model()
+    inputs = case.inputs(method, model)
+    try:
+        result = method(**inputs, **case.arguments(method))
+    except PhospheneError:
+        return
+    given = [(path, tensor, tensor.clone()) for path, tensor in tensors_in(result)]
+
+    def stays(what: str) -> None:
+        for path, tensor, kept in given:
+            assert torch.equal(tensor, kept), f"{path} of an earlier result changed with {what}"
+
+    with suppress(PhospheneError):
+        replace(case, pictures="scenes" if case.pictures == "noise" else "noise").run(method, model)
+    stays("the next call")
+    with torch.no_grad():
+        for weight in model.module.state_dict().values():
+            weight.add_(1)
+        stays("the model's weights")
+        for tensor in input_tensors(inputs).values():
+            tensor.zero_()
+        stays("the caller's inputs")
 
 
 @_check(
@@ -414,7 +469,7 @@ def clean_after_errors(method: AnyMethod, case: Case) -> None:
     told: list[ProgressEvent] = []
     with reporting(told.append):
         case.run(method, model)
-    before, randomness = state_of(model.module), torch.get_rng_state()
+    before, randomness = state_of(model), torch.get_rng_state()
 
     def comes_out(error: BaseException, where: str, trouble: AbstractContextManager[None]) -> None:
         try:
@@ -424,8 +479,10 @@ def clean_after_errors(method: AnyMethod, case: Case) -> None:
             if caught is not error and not _passed_on(caught, error):
                 raise
         else:
-            raise AssertionError(f"{type(error).__name__} {where} was swallowed")
-        changed = changes(before, state_of(model.module))
+            # A pass may end below the layer that was to break.
+            if error.__traceback__ is not None:
+                raise AssertionError(f"{type(error).__name__} {where} was swallowed")
+        changed = changes(before, state_of(model))
         assert not changed, f"after {type(error).__name__} {where} it left changed {'; '.join(changed)}"
         assert torch.equal(torch.get_rng_state(), randomness), "the random state changed"
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled(), "gradients were left off"
@@ -499,7 +556,10 @@ def pictures_in_range(method: AnyMethod, seen: Observation) -> None:
     "what panels() draws; how maps are scaled",
 )
 def shows_something(method: AnyMethod) -> None:
-    result = Case("shapes-vgg").run(method)
+    found = (_first(method, case) for case in _others(Case("shapes-vgg")))
+    result = next((first[0] for first in found if first is not None), None)
+    if result is None:
+        return  # of what it never gives there is nothing to see
     shown = [panel.image for group in result.panels() for panel in group]
     assert any(image.amax() - image.amin() > 0.05 for image in shown), "every panel is blank"
     drawn = Image.open(io.BytesIO(result.png())).convert("RGB")
@@ -544,15 +604,18 @@ def threads_apart(method: AnyMethod, case: Case) -> None:
     "lists and caches that keep results; closures that keep graphs",
 )
 def no_leak(method: AnyMethod) -> None:
-    case, model = Case(count=1), make_network("gap")
-    if _first(method, case) is None:
+    case = next((c for c in _others(Case(count=1)) if _first(method, c) is not None), None)
+    if case is None:
         return
+    model = case.model()
     with new_tensors() as count:
-        counts = []
+        tensors, threads = [], []
         for _ in range(3):
             case.run(method, model)
-            counts.append(count())
-    assert not counts[0] < counts[1] < counts[2], f"tensors alive after each run: {counts}"
+            tensors.append(count())
+            threads.append(threading.active_count())
+    for what, counts in (("tensors", tensors), ("threads", threads)):
+        assert not counts[0] < counts[1] < counts[2], f"{what} alive after each run: {counts}"
 
 
 @_check(

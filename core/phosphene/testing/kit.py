@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import textwrap
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from unittest import SkipTest
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis.errors import Flaky
 from pydantic import BaseModel
 
 from ..errors import UnknownName
@@ -141,7 +143,7 @@ def _try(check: Check, method: AnyMethod, case: Case, seen: dict[Case, Observati
             return True
         if check.on == "case":
             check.function(method, case)
-            return True
+            return case not in seen or seen[case].refusal is None
         if case not in seen:
             seen[case] = observe(method, case)
         # What a refused or broken run leaves behind counts, too; its result there is none.
@@ -200,16 +202,28 @@ class Examination:
             outcome.cases = 1
             error = self._error(check, Case(), outcome)
             return None if error is None else (None, error)
-        cases = plain_cases(self.method, all_pairs=profile.all_pairs)
-        if profile.plain is not None:
-            cases = cases[:: max(1, len(cases) // profile.plain)]
+        every = plain_cases(self.method, all_pairs=profile.all_pairs)
+        cases = every if profile.plain is None else every[:: max(1, len(every) // profile.plain)]
+        # A method may be made for some networks only: of those that it refuses there is little to see.
+        if not any(map(self._answered, cases)):
+            cases = [*cases, *itertools.islice(filter(self._answered, every), 1)]
         if check.on == "case":
+            cases = list(filter(self._answered, cases)) or cases
             cases = cases[:: max(1, -(-len(cases) // profile.several))]
         for case in cases:
             error = self._error(check, case, outcome)
             if error is not None:
                 return case, error
         return self._drawn(check, outcome, profile.drawn if check.on == "observation" else profile.several)
+
+    def _answered(self, case: Case) -> bool:
+        """Whether a case is not refused."""
+        if case not in self.seen:
+            try:
+                self.seen[case] = observe(self.method, case)
+            except Exception:  # which the check tells, when it meets it as well
+                return True
+        return self.seen[case].refusal is None
 
     def _error(self, check: Check, case: Case, outcome: Outcome | None = None) -> AssertionError | None:
         try:
@@ -249,7 +263,9 @@ class Examination:
 
         try:
             hold()
-        except AssertionError:
+        except (AssertionError, Flaky):  # what fails now and then has failed
+            if not failing:
+                raise
             return failing[-1]
         return None
 

@@ -6,7 +6,9 @@ import contextlib
 import gc
 import io
 import os
+import pickle
 import random
+import sys
 import tempfile
 import threading
 import time
@@ -57,12 +59,21 @@ class Observation:
 
 def observe(method: Method[..., Any], case: Case) -> Observation:
     """Run a case once and note everything about it."""
+    imported = set(sys.modules)
+    seen = _observe(method, case)
+    # What a library does to the process when it is first imported is not the method's doing.
+    if seen.traces and sys.modules.keys() - imported:
+        seen = _observe(method, case)
+    return seen
+
+
+def _observe(method: Method[..., Any], case: Case) -> Observation:
     model = case.model()
     inputs = case.inputs(method, model)
     given = {name: tensor.clone() for name, tensor in input_tensors(inputs).items()}
     seen = Observation(case, model, inputs, given)
     model.anatomy  # noqa: B018  - what the wrapper looks at once is not the method's work
-    before, clock = state_of(model.module), time.perf_counter()
+    before, clock = state_of(model), time.perf_counter()
     with watched(seen.traces), traffic(model.module) as seen.traffic, reporting(seen.events.append):
         try:
             seen.result = method(**inputs, **case.arguments(method))
@@ -71,7 +82,7 @@ def observe(method: Method[..., Any], case: Case) -> Observation:
         except Exception as crash:
             seen.crash = crash
     seen.seconds = time.perf_counter() - clock
-    seen.model_changes = changes(before, state_of(model.module))
+    seen.model_changes = changes(before, state_of(model))
     return seen
 
 
@@ -84,9 +95,16 @@ def input_tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
 # --- networks --------------------------------------------------------------------------------
 
 
-def state_of(module: nn.Module) -> dict[str, dict[Any, Any]]:
-    """Everything about a network that a method must leave as it was."""
+def state_of(model: Model) -> dict[str, dict[Any, Any]]:
+    """Everything about a model that a method must leave as it was."""
+    module = model.module
+    words = ("name", "input_size", "classes", "crop_pct", "interpolation", "source")
     return {
+        "the Model's record": {
+            "module": id(module),
+            **{name: getattr(model, name) for name in words},
+            **{name: getattr(model, name).clone() for name in ("mean", "std")},
+        },
         "the weights": {n: t.detach().clone() for n, t in module.state_dict().items()},
         "the parameters": {
             n: (p.data_ptr(), p.requires_grad, p.dtype, p.device) for n, p in module.named_parameters()
@@ -240,6 +258,12 @@ def _open_files() -> set[tuple[int, str]]:
 _TORCH = "TORCHINDUCTOR"
 
 
+def _set_environment(wanted: Mapping[str, str]) -> None:
+    for name in [n for n in os.environ if n not in wanted and not n.startswith(_TORCH)]:
+        del os.environ[name]
+    os.environ.update(wanted)
+
+
 #: Switches that hold for everybody, which are put back for the next run's sake.
 _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "whether gradients are on": (torch.is_grad_enabled, torch.set_grad_enabled),
@@ -250,6 +274,15 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         torch.use_deterministic_algorithms,
     ),
     "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    "cuDNN's benchmark switch": (
+        lambda: torch.backends.cudnn.benchmark,
+        lambda value: setattr(torch.backends.cudnn, "benchmark", value),
+    ),
+    "numpy's handling of errors": (np.geterr, lambda value: np.seterr(**value)),
+    "the environment": (
+        lambda: {n: v for n, v in os.environ.items() if not n.startswith(_TORCH)},
+        _set_environment,
+    ),
 }
 
 
@@ -257,18 +290,17 @@ def _surroundings() -> dict[str, Any]:
     return {
         "torch's random state": torch.get_rng_state(),
         "Python's random state": random.getstate(),
-        "numpy's random state": np.random.get_state(legacy=False)["state"]["key"],
+        "numpy's random state": pickle.dumps(np.random.get_state()),
         **{name: read() for name, (read, _) in _SETTINGS.items()},
         "torch's default device": torch.get_default_device(),
         "inference mode": torch.is_inference_mode_enabled(),
-        "the environment": {n: v for n, v in os.environ.items() if not n.startswith(_TORCH)},
     }
 
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         return torch.equal(one, other)
-    return np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other
+    return bool(one == other)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from phosphene import Method, Reference, hookimpl, load_model, method, scores
+from phosphene import Method, Reference, hookimpl, input_gradient, load_model, method
 from phosphene.results import Attribution
 from phosphene.spec import Cost, MapPerPixel, Nonnegative
 from phosphene.types import Images, Model, Target
@@ -51,11 +51,9 @@ def saliency(model: Model, images: Images, target: Target = None) -> Attribution
 
     Source: Simonyan et al. 2014, section 3.
     """
-    images = images.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(scores(model, images, target).sum(), images)
     return Attribution(
-        images=images.detach(),
-        maps=gradient.abs().amax(1),
+        images=images,
+        maps=input_gradient(model, images, target).abs().amax(1),
         targets=target.names(model, len(images)),
         layout="map",
     )

@@ -1,0 +1,90 @@
+"""Integrated gradients: the change of the score from a baseline, shared out among the pixels."""
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from phosphene import Method, Reference, hookimpl, input_gradient, load_model, method, progress, scores
+from phosphene.pixels import gaussian_blur
+from phosphene.results import Attribution
+from phosphene.spec import Cost, MapPerPixel
+from phosphene.types import Images, Model, Target
+
+
+def without_biases_it_is_gradient_times_input() -> None:
+    """A ReLU network without biases is linear along the ray from black: IG = x dS/dx, summing to S(x)."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 2, bias=False)
+    model = load_model(nn.Sequential(*layers).double(), input_size=(3, 8, 8))
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    for index in (0, 1):
+        maps = integrated_gradients(model, images, index, steps=3, baseline="black").maps
+        torch.testing.assert_close(maps, (images * input_gradient(model, images, index)).sum(1))
+        torch.testing.assert_close(maps.sum((1, 2)), model(images)[:, index].detach())
+
+
+@method(
+    family="attribution",
+    references=[
+        Reference(
+            key="sundararajan2017",
+            title="Axiomatic Attribution for Deep Networks",
+            authors="Sundararajan, Taly, Yan",
+            year=2017,
+            url="https://arxiv.org/abs/1703.01365",
+        )
+    ],
+    invariants=[MapPerPixel()],
+    needs=["gradients"],
+    cost=Cost(forward="images * (steps + 1)", backward="images * steps"),
+    oracle=without_biases_it_is_gradient_times_input,
+    quick={"steps": 4},
+)
+def integrated_gradients(
+    model: Model,
+    images: Images,
+    target: Target = None,
+    *,
+    steps: Annotated[int, Field(ge=1, le=1000, description="points on the way from the baseline")] = 32,
+    baseline: Annotated[
+        Literal["black", "grey", "mean", "blur"], Field(description="where the way begins")
+    ] = "black",
+) -> Attribution:
+    """Share out the change of the score between a baseline and the picture among the pixels.
+
+    M_ij = sum_c (I - B)_cij integral_0^1 dS/dI_cij (B + a (I - B)) da
+
+    ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, H, W), raw and signed; they sum to S(I) - S(B), the
+    more exactly the more ``steps``. The integral is taken by Gauss and Legendre's rule. ``baseline`` B:
+    black, mid-grey, the picture's mean colour, or its blur by an eighth of its shorter side. The target
+    is decided on the whole picture.
+
+    Source: Sundararajan, Taly & Yan 2017, equation 1.
+    """
+    with torch.no_grad():
+        scores(model, images, target)  # decides which class is meant
+    start = {
+        "black": torch.zeros_like(images),
+        "grey": torch.full_like(images, 0.5),
+        "mean": images.mean((2, 3), keepdim=True).expand_as(images),
+        "blur": gaussian_blur(images, min(images.shape[2:]) / 8),
+    }[baseline]
+    total = torch.zeros_like(images)
+    points, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
+    for point, weight in progress(list(zip(points, weights, strict=True)), "integrating"):
+        place = start + (float(point) + 1) / 2 * (images - start)
+        total = total + float(weight) / 2 * input_gradient(model, place, target)
+    return Attribution(
+        images=images,
+        maps=((images - start) * total).sum(1),
+        targets=target.names(model, len(images)),
+        layout="map",
+    )
+
+
+@hookimpl
+def phosphene_methods() -> list[Method[Any, Any]]:
+    return [integrated_gradients]
