@@ -147,16 +147,13 @@ def _try(check: Check, method: AnyMethod, case: Case, seen: dict[Case, Observati
         if case not in seen:
             seen[case] = observe(method, case)
         # What a refused or broken run leaves behind counts, too; its result there is none.
-        if seen[case].result is not None or check.name in _OF_ANY_RUN:
+        if seen[case].result is not None or check.on == "run":
             check.function(method, seen[case])
         return seen[case].result is not None
     except AssertionError:
         raise
     except Exception as crash:
         raise AssertionError(f"it broke with {type(crash).__name__}: {crash}") from crash
-
-
-_OF_ANY_RUN = ("answers", "quick_is_quick", "inputs_unchanged", "model_unchanged", "leaves_no_trace")
 
 
 @dataclass
@@ -214,7 +211,7 @@ class Examination:
             error = self._error(check, case, outcome)
             if error is not None:
                 return case, error
-        return self._drawn(check, outcome, profile.drawn if check.on == "observation" else profile.several)
+        return self._drawn(check, outcome, profile.several if check.on == "case" else profile.drawn)
 
     def _answered(self, case: Case) -> bool:
         """Whether a case is not refused."""
