@@ -10,14 +10,16 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
+# With what the gallery and the book draw, extras too.
 $(VENV)/.package: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[segmentation,umap]'
 	touch $@
 
-# torchattacks pins a requests from 2021, which it never calls: hence no-deps.
+# torchattacks pins a requests from 2021, which it never calls, foolbox and ART ask for more than they import;
+# zennit needs nothing more: hence no-deps.
 $(VENV)/.develop: $(VENV)/.package
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,parity,lint]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps torchattacks
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps torchattacks foolbox eagerpy adversarial-robustness-toolbox zennit
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.package

@@ -5,7 +5,9 @@ from pathlib import Path
 
 here = Path(__file__).parent
 sys.path.insert(0, str(here))
-from method_pages import write_method_pages  # noqa: E402
+from cheating_picture import write_cheating  # noqa: E402
+from comparing_cams import write_comparison  # noqa: E402
+from method_pages import sources_digest, write_method_pages  # noqa: E402
 from sphinx.util import logging  # noqa: E402
 
 project = "Phosphene"
@@ -23,3 +25,5 @@ myst_heading_anchors = 3
 smartquotes = False
 
 write_method_pages(here / "methods", logging.getLogger(__name__).info)
+write_comparison(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
+write_cheating(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)

@@ -30,6 +30,7 @@ _ROLES = {
     "model": "a model; left out, the bundled one",
     "images": "pictures; left out, bundled scenes",
     "labels": "a class for each image; left out, what the model predicts",
+    "start": "a picture to begin the search from, one for all images or one each; left out, random noise",
     "target": "what the score is of; left out, the predicted class",
     "dataset": "many pictures, read in batches; left out, bundled scenes",
     "texture": "one picture of a texture; left out, a bundled one",
@@ -52,14 +53,14 @@ def write_method_pages(folder: Path, tell: Callable[[str], None]) -> None:
     calls = {call: id for shelf in shelves.values() for call, id in shelf.items()}
     for stale in {*folder.iterdir()} - {folder / f"{id}{e}" for id in calls.values() for e in _KINDS}:
         stale.unlink()
-    sources = _sources()
+    sources = sources_digest()
     for call, id in calls.items():
         shown = kept(folder / id, sources) or draw(call, folder / id, sources, tell)
         write_whole(folder / f"{id}.md", method_page(methods[call].spec, shown))
     write_whole(folder / "index.md", _index({f: shelf for f, shelf in shelves.items() if shelf}))
 
 
-def _sources() -> str:
+def sources_digest() -> str:
     """A digest of everything that a picture depends on."""
     sha = hashlib.sha256(version("torch").encode())
     for package in (phosphene, phosphene_plugins):
@@ -181,8 +182,10 @@ def _cost(spec: MethodSpec, seconds: float) -> str:
     formula = f"Images through the model: forward `{spec.cost.forward}`"
     formula += "." if spec.cost.backward == "0" else f", backward `{spec.cost.backward}`."
     if spec.input("images"):
-        demo = methods[spec.name].validate(spec.demo)
-        forward, backward = spec.cost.of(demo, images=4, height=64, width=64, dataset=1000)
+        method = methods[spec.name]
+        demo = method.validate(spec.demonstration()[1])
+        channels = method.channels(load_model("builtin:shapes-vgg"), demo)
+        forward, backward = spec.cost.of(demo, images=4, height=64, width=64, dataset=1000, **channels)
         formula += f" For the four pictures above: {forward} forward, {backward} backward."
     return f"{formula} {took}"
 

@@ -5,6 +5,8 @@ from .bars import progress as progress
 from .bars import reporting as reporting
 from .batching import batch_size as batch_size
 from .batching import max_batch as max_batch
+from .checkpoints import keep as keep
+from .checkpoints import resumed as resumed
 from .datasets import Dataset as Dataset
 from .datasets import FolderDataset as FolderDataset
 from .datasets import SceneDataset as SceneDataset
@@ -46,4 +48,5 @@ from .targets import Direction as Direction
 from .targets import Layer as Layer
 from .targets import Neuron as Neuron
 from .targets import input_gradient as input_gradient
+from .targets import layer_gradients as layer_gradients
 from .targets import scores as scores

@@ -39,6 +39,8 @@ def batch_size(model: Model) -> int:
     """How many images to give the model at once: what was asked for, else what fits."""
     if (asked := _max_batch.get()) is not None:
         return asked
+    if not model.layers:
+        return _USUAL  # nothing is known of a function, and it is not asked in vain
     values = sum(math.prod(i.shape) * i.calls for i in model.anatomy.layers.values() if i.shape is not None)
     # Twice: with gradients, every activation is met again on the way back.
     per_image = max(1, 2 * values * model.dtype.itemsize)

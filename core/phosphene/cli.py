@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # A full disk or a missing permission is nobody's bug either.
         if debug or not isinstance(error, (PhospheneError, OSError)):
             raise
-        print(f"phosphene: {error}", file=sys.stderr)
+        print(f"phosphene: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         sys.exit(2)
 
 
@@ -186,6 +186,11 @@ _INPUTS = {
     "model": ("URI", "scheme:name, such as timm:resnet18 (default: builtin:shapes-vgg)"),
     "images": ("FILE|FOLDER", "picture file or folder, repeatable; or builtin:scenes/8"),
     "labels": ("TEXT,...", "class of each image, by name or number (default: what the model predicts)"),
+    "masks": (
+        "FILE",
+        "mask picture of each image, white in the object; repeatable (the bundled scenes have theirs)",
+    ),
+    "start": ("FILE", "picture to begin from, one for all images or one each; repeatable (default: none)"),
     "target": ("TEXT", "class, or one for each image, or a unit: layer4[17] (default: the predicted class)"),
     "dataset": ("FOLDER", "folder of pictures, or builtin:scenes/1000"),
     "texture": ("FILE", "picture file, or builtin:bricks; repeatable"),
@@ -229,6 +234,8 @@ def _options(spec: MethodSpec) -> list[Any]:
     found: list[Any] = []
     for name, option, metavar, bounds, default, meaning in _arguments(spec):
         limits = [bounds, default if default in ("", "required") else f"default {default}"]
+        if len(metavar) > 40:  # a wide column would leave none for the words
+            limits, metavar = [metavar, *limits], "WORD,..." if metavar.endswith(",...") else "WORD"
         told = f"{meaning} [{'; '.join(filter(None, limits))}]".removesuffix(" []")
         field = spec.params.model_fields.get(name)
         flag, panel = field and field.annotation is bool, "Parameters" if field else "Inputs"
@@ -304,8 +311,12 @@ def _run(name: str, spec: MethodSpec, **values: Any) -> None:
     arguments = {"out": f"phosphene-out/{spec.short_name}", **asked, **given}
     progress = _tell if values["_events"] else False if quiet else None
     # Whatever a method prints, standard output holds one answer.
-    with redirect_stdout(sys.stderr) if file else nullcontext():
-        result = run(name, progress=progress, **arguments)
+    try:
+        with redirect_stdout(sys.stderr) if file else nullcontext():
+            result = run(name, progress=progress, **arguments)
+    except KeyboardInterrupt as error:  # of which typer says no more than that it was
+        print("\n", *getattr(error, "__notes__", ()), sep="", file=sys.stderr)
+        raise
     out = Path(arguments["out"])
     if file:
         print(answer(result, out, time.perf_counter() - clock))

@@ -7,14 +7,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .builtin.scenes import draw_scenes
+from .builtin.scenes import CLASSES, Scenes, draw_scenes
 from .errors import InputError
-from .images import find_images, resize
+from .images import MASK_SUFFIX, find_images, resize
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,31 @@ class Dataset(ABC):
         """What the picture at a place is called."""
         return str(index)
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        """All pictures in order, at most ``size`` at a time."""
-        for start in range(0, len(self), size):
-            indices = tuple(range(start, min(start + size, len(self))))
+    def labels(self, indices: Sequence[int]) -> tuple[str, ...] | None:
+        """The names of these pictures' classes; None where they are not known."""
+        return None
+
+    def masks(self, indices: Sequence[int]) -> Tensor | None:
+        """Where the objects are, (n, H, W) bool; None where it is not known."""
+        return None
+
+    def batches(self, size: int, start: int = 0) -> Iterator[Batch]:
+        """All pictures in order, at most ``size`` at a time, from the one at ``start`` on."""
+        for first in range(start, len(self), size):
+            indices = tuple(range(first, min(first + size, len(self))))
             yield Batch(indices, self.read(indices))
 
 
 @dataclass(eq=False)
 class TensorDataset(Dataset):
-    """Pictures that are in memory: (N, C, H, W) in [0, 1]."""
+    """Pictures that are in memory: (N, C, H, W) in [0, 1].
+
+    What is known of them: ``classes``, N names, and ``objects``, masks (N, H, W) bool.
+    """
 
     images: Tensor
+    classes: Sequence[str] | None = None
+    objects: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -61,9 +76,19 @@ class TensorDataset(Dataset):
     def read(self, indices: Sequence[int]) -> Tensor:
         return self.images[list(indices)]
 
+    def labels(self, indices: Sequence[int]) -> tuple[str, ...] | None:
+        return None if self.classes is None else tuple(self.classes[i] for i in indices)
+
+    def masks(self, indices: Sequence[int]) -> Tensor | None:
+        return None if self.objects is None else self.objects[list(indices)]
+
 
 class FolderDataset(Dataset):
-    """Every picture under a folder, by path; ``transform`` makes (C, H, W) of a path."""
+    """Every picture under a folder, by path; ``transform`` makes (C, H, W) of a path.
+
+    Where each lies in a folder of its own kind, that folder's name is its class; the object in
+    ``dog.jpg`` is what is white in ``dog.mask.png`` beside it.
+    """
 
     def __init__(self, folder: str | Path, transform: Callable[[Path], Tensor]) -> None:
         self.uri = str(Path(folder).resolve())
@@ -76,27 +101,62 @@ class FolderDataset(Dataset):
         return self._paths[index].relative_to(self._folder).as_posix()
 
     def read(self, indices: Sequence[int]) -> Tensor:
+        return self._read([self._paths[i] for i in indices])
+
+    def labels(self, indices: Sequence[int]) -> tuple[str, ...] | None:
+        if any(path.parent == self._folder for path in self._paths):
+            return None
+        return tuple(self._paths[i].parent.name for i in indices)
+
+    def masks(self, indices: Sequence[int]) -> Tensor | None:
+        paths = [self._paths[i].with_suffix(MASK_SUFFIX) for i in indices]
+        return self._read(paths).mean(1) > 0.5 if all(path.is_file() for path in paths) else None
+
+    def _read(self, paths: Sequence[Path]) -> Tensor:
         # Decoding releases the interpreter lock, so threads do help.
         with ThreadPoolExecutor(max_workers=4) as pool:
-            return stack(list(pool.map(self._transform, [self._paths[i] for i in indices])))
+            return stack(list(pool.map(self._transform, paths)))
 
 
 class SceneDataset(Dataset):
-    """The first ``count`` bundled scenes of the test split, drawn as they are read, in (H, W) of ``size``."""
+    """The first ``count`` bundled scenes of the test split, drawn as they are read, in (H, W) of ``size``.
 
-    def __init__(self, count: int = 512, *, size: tuple[int, int] = (64, 64)) -> None:
-        self.uri = f"builtin:scenes/{count}"
-        self._count, self._size = count, size
+    ``biased``: those whose background gives the class away.
+    """
+
+    def __init__(self, count: int = 512, *, size: tuple[int, int] = (64, 64), biased: bool = False) -> None:
+        self.uri = f"builtin:{'biased-' if biased else ''}scenes/{count}"
+        self._count, self._size, self._biased = count, size, biased
 
     def __len__(self) -> int:
         return self._count
 
     def read(self, indices: Sequence[int]) -> Tensor:
+        images = torch.cat([scenes.images for scenes in self._drawn(indices)])
+        return images if images.shape[2:] == self._size else resize(images, self._size)
+
+    def labels(self, indices: Sequence[int]) -> tuple[str, ...]:
+        return tuple(CLASSES[label] for scenes in self._drawn(indices) for label in scenes.labels.tolist())
+
+    def masks(self, indices: Sequence[int]) -> Tensor:
+        masks = torch.cat([scenes.masks for scenes in self._drawn(indices)])
+        return F.interpolate(masks[:, None].float(), self._size, mode="nearest")[:, 0].bool()
+
+    def _drawn(self, indices: Sequence[int]) -> Iterator[Scenes]:
         # A batch in order is drawn at once, scattered ones singly: none that was not asked for.
         first, count = indices[0], len(indices)
         runs = [(first, count)] if [*indices] == [*range(first, first + count)] else [(i, 1) for i in indices]
-        images = torch.cat([draw_scenes(n, split="test", start=i).images for i, n in runs])
-        return images if images.shape[2:] == self._size else resize(images, self._size)
+        for start, length in runs:
+            draw = _remembered if 1 < length <= 32 else _test_scenes
+            yield draw(length, start, self._biased)
+
+
+def _test_scenes(count: int, start: int, biased: bool) -> Scenes:
+    return draw_scenes(count, split="test", start=start, biased=biased)
+
+
+#: Drawing takes longer than most of what is done with a scene: the last thousand are kept, 54 MB.
+_remembered = lru_cache(maxsize=32)(_test_scenes)
 
 
 def stack(pictures: Sequence[Tensor]) -> Tensor:
@@ -107,7 +167,7 @@ def stack(pictures: Sequence[Tensor]) -> Tensor:
 
 
 def open_dataset(value: object, transform: Callable[[Path], Tensor], size: tuple[int, int]) -> Dataset:
-    """A data set from a folder, ``builtin:scenes``, ``builtin:scenes/1000`` or a tensor."""
+    """A data set from a folder, ``builtin:scenes/1000``, ``builtin:biased-scenes`` or a tensor."""
     if isinstance(value, Dataset):
         return value
     if isinstance(value, Tensor):
@@ -116,7 +176,8 @@ def open_dataset(value: object, transform: Callable[[Path], Tensor], size: tuple
         raise InputError(f"a data set is a folder, builtin:scenes or a tensor, not a {type(value).__name__}")
     if not str(value).startswith("builtin:"):
         return FolderDataset(value, transform)
-    count = re.fullmatch(r"builtin:scenes(?:/0*([1-9]\d*))?", str(value))
-    if count is None:
-        raise InputError(f"no bundled data set {value!r}; there is builtin:scenes, and builtin:scenes/1000")
-    return SceneDataset(int(count[1] or 512), size=size)
+    told = re.fullmatch(r"builtin:(biased-)?scenes(?:/0*([1-9]\d*))?", str(value))
+    if told is None:
+        known = "builtin:scenes, builtin:biased-scenes, and builtin:scenes/1000"
+        raise InputError(f"no bundled data set {value!r}; there are {known}")
+    return SceneDataset(int(told[2] or 512), size=size, biased=told[1] is not None)

@@ -21,11 +21,12 @@ from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
 
 from .batching import batch_size
+from .checkpoints import taken
 from .datasets import Dataset
 from .errors import InputError, PluginError, UnknownName
-from .inputs import ROLES
+from .inputs import PER_IMAGE, ROLES
 from .models.twin import tuned
-from .options import fault_text
+from .options import fault_text, plain
 from .results import Provenance, Result
 from .spec import Cost, Input, Invariant, MethodSpec, Need, Reference, Role
 from .targets import Objective
@@ -60,6 +61,7 @@ def method(
     batch_independent: bool = True,
     oracle: Callable[[], None] | None = None,
     network: Callable[..., nn.Module] | None = None,
+    defense: Callable[..., Callable[[Tensor], Tensor]] | None = None,
     quick: Mapping[str, Any] = {},
     demo: Mapping[str, Any] = {},
 ) -> Callable[[Callable[P, R]], Method[P, R]]:
@@ -71,7 +73,9 @@ def method(
     title: the name as papers write it ("Grad-CAM"), where it is not the function's in words.
     oracle: a function that raises AssertionError unless the method gives the known right answer.
     network: builds the network that a training method trains, from its saved configuration.
-    quick, demo: parameters that make a test call fast, or the gallery's picture telling.
+    defense: builds the change of the pixels that the method puts before a model, from its parameters.
+    quick, demo: parameters that make a test call fast, or the gallery's picture telling; a demo may say
+    inputs, too.
     """
 
     def decorate(function: Callable[P, R]) -> Method[P, R]:
@@ -100,7 +104,7 @@ def method(
             quick=dict(quick),
             demo=dict(demo),
         )
-        return Method(function, spec, result, network)
+        return Method(function, spec, result, network, defense)
 
     return decorate
 
@@ -135,13 +139,15 @@ class Method(Generic[P, R]):
     """A technique: call it like the function it was made of; ``.spec`` says everything about it.
 
     ``network`` builds the untrained network of a training method from the configuration saved with
-    its weights; ``distribution`` is who brings the method, set by the registry.
+    its weights; ``defense`` the change of the pixels that a defence puts before a model, from its
+    parameters; ``distribution`` is who brings the method, set by the registry.
     """
 
     function: Callable[P, R]
     spec: MethodSpec
     result: type[R]
     network: Callable[..., nn.Module] | None = None
+    defense: Callable[..., Callable[[Tensor], Tensor]] | None = None
     distribution: str = "unregistered"
 
     def __post_init__(self) -> None:
@@ -173,6 +179,20 @@ class Method(Generic[P, R]):
         except ValidationError as error:
             faults = (f"{self.spec.short_name}: {fault_text(fault)}" for fault in error.errors())
             raise InputError("; ".join(faults)) from None
+
+    def defend(self, model: Model, **params: Any) -> Model:
+        """The model behind this defence, which every attack on it then goes through.
+
+        Raises InputError where the method is none that can stand before a model.
+        """
+        if self.defense is None:
+            raise InputError(f"{self.spec.short_name} is no defence that can stand before a model")
+        whole = self.validate(params)
+        name = f"{self.spec.short_name}({','.join(f'{n}={plain(v)}' for n, v in whole.items())})"
+        defended = model.defended(self.defense(**whole), name)
+        if model.source is not None:  # in front of the name that load_model knows it by
+            defended.source = {**model.source, "uri": f"defended:{name}|{model.source['uri']}"}
+        return defended
 
     def check(
         self, inputs: Mapping[str, Any], params: Mapping[str, Any]
@@ -209,11 +229,16 @@ class Method(Generic[P, R]):
             raise InputError(f"{self.spec.short_name} is given {' and '.join(sorted(twice))} twice")
         inputs |= {n: v for n, v in kwargs.items() if n in names}
         # What is made in inference mode can never be differentiated again, and users may want to.
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), taken() as checkpoint:
             inputs, params = self.check(inputs, {n: v for n, v in kwargs.items() if n not in names})
             model = self._model(inputs)
+            if model is not None and "gradients" in self.spec.needs:
+                model.need_gradients()
             if self.seed is not None and params[self.seed] is None:
-                params[self.seed] = secrets.randbits(31)
+                drawn = checkpoint.seed if checkpoint else None
+                params[self.seed] = secrets.randbits(31) if drawn is None else drawn
+            if checkpoint and self.seed is not None:
+                checkpoint.seed = params[self.seed]
             started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
             with self._room(model, params), tuned(model, sum(self.passes(inputs, params) or ())) as tuning:
                 result, size = self._run(model, inputs, params)
@@ -240,9 +265,20 @@ class Method(Generic[P, R]):
         """How many images will go forward and backward, by the declared cost; None where there is none."""
         pictures = next((v for v in inputs.values() if isinstance(v, Tensor) and v.ndim == 4), None)
         count, _, height, width = (1, 0, 0, 0) if pictures is None else pictures.shape
-        dataset = next((len(v) for v in inputs.values() if isinstance(v, Dataset)), 0)
+        dataset = sum(len(v) for v in inputs.values() if isinstance(v, Dataset))
         sizes = {"images": count, "height": height, "width": width, "dataset": dataset}
-        return self.spec.cost.of(params, **sizes) if self.spec.cost else None
+        if self.spec.cost is None:
+            return None
+        return self.spec.cost.of(params, **sizes, **self.channels(self._model(inputs), params))
+
+    def channels(self, model: Model | None, params: Mapping[str, Any]) -> dict[str, int]:
+        """``channels`` as the declared cost means them, where it speaks of them."""
+        if model is None or self.spec.cost is None or not self.spec.cost.by_channel():
+            return {}
+        if (chosen := params.get("channels", "all")) != "all":
+            return {} if chosen is None else {"channels": len(chosen)}
+        named = (params[name] for name in self.layers)
+        return {"channels": model.map_shape(next(filter(None, named), None) or model.last_map)[0]}
 
     def kept(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs as a result keeps them: a tensor as it is, of all else how a person would write it."""
@@ -280,14 +316,16 @@ class Method(Generic[P, R]):
         if size is None or count <= size or not (self.spec.batch_independent and self.result.per_image):
             return call(inputs), size
         results = []
-        for start in range(0, count, size):
-            rows = range(start, min(start + size, count))
-            results.append(call({i.name: _select(inputs[i.name], i.role, rows) for i in self.spec.inputs}))
+        with taken():  # no batch may go on with what another did
+            for start in range(0, count, size):
+                rows = range(start, min(start + size, count))
+                part = {i.name: _select(inputs[i.name], i.role, rows) for i in self.spec.inputs}
+                results.append(call(part))
         return self.result.concatenate(results), size
 
 
 def _select(value: Any, role: str, rows: range) -> Any:
-    if role in ("images", "labels") and isinstance(value, Tensor):
+    if role in PER_IMAGE and isinstance(value, Tensor):
         return value[rows.start : rows.stop]
     return value.select(rows) if role == "target" else value
 
@@ -305,7 +343,7 @@ def _layer_names(value: Any, model: Model) -> Any:
 
 
 def _kept(value: Any) -> Any:
-    if isinstance(value, Tensor):
+    if value is None or isinstance(value, Tensor):
         return value
     if isinstance(value, Objective):
         return value.written()

@@ -21,6 +21,8 @@ from .errors import InputError
 
 #: The file names (in lower case) that `find_images` takes for pictures.
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+#: Beside a picture ``dog.jpg``, ``dog.mask.png`` is no picture but says where its object is.
+MASK_SUFFIX = ".mask.png"
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
@@ -43,7 +45,7 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Every picture file in a folder and its subfolders, sorted by path; hidden ones left out.
+    """Every picture file in a folder and its subfolders, sorted by path; hidden ones and masks left out.
 
     Raises InputError if there is no such folder or no picture in it.
     """
@@ -52,6 +54,7 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
         raise InputError(f"There is no folder at {str(folder)!r}.")
     found = [path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
     shown = [path for path in found if not any(p.startswith(".") for p in path.relative_to(root).parts)]
+    shown = [path for path in shown if not path.name.endswith(MASK_SUFFIX)]
     if not shown:
         raise InputError(f"The folder {str(folder)!r} holds no pictures ({', '.join(IMAGE_SUFFIXES)}).")
     return sorted(shown)

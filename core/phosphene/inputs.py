@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .batching import batch_size
 from .builtin.textures import TEXTURES, load_texture
-from .datasets import Dataset, TensorDataset, open_dataset, stack
+from .datasets import Dataset, SceneDataset, TensorDataset, open_dataset, stack
 from .errors import InputError, UnknownName
 from .images import find_images, read_image, resize
 from .models import Model, load_model
@@ -84,6 +84,28 @@ def _check_labels(value: Any, model: Model | None, given: Given) -> Tensor:
     return torch.tensor(indices, device=model.device)
 
 
+def _check_masks(value: Any, model: Model | None, given: Given) -> Tensor | None:
+    if value is None:
+        return None
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"masks must be a bool tensor (N, H, W), true in the object, not {kind}")
+    expected = tuple(given["images"][:, 0].shape)
+    if tuple(value.shape) != expected:
+        raise InputError(f"masks must have the images' shape {expected}, not {tuple(value.shape)}")
+    return value.to(given["images"].device)
+
+
+def _check_start(value: Any, model: Model | None, given: Given) -> Tensor | None:
+    if value is None:
+        return None
+    start = _check_images(value, model, given)
+    if start.shape != given["images"].shape:
+        expected, found = tuple(given["images"].shape), tuple(start.shape)
+        raise InputError(f"start pictures must have the images' shape {expected}, not {found}")
+    return start
+
+
 def _check_target(value: Any, model: Model | None, given: Given) -> Any:
     if model is None:
         raise InputError("a target needs a model, given before it")
@@ -99,8 +121,9 @@ def _check_count(values: Sequence[Any], given: Given, what: str) -> None:
 
 
 def _check_dataset(value: Any, model: Model | None, given: Given) -> Dataset:
-    images = value.images if isinstance(value, TensorDataset) else value
-    dataset = TensorDataset(_check_images(images, model, given)) if isinstance(images, Tensor) else value
+    dataset = TensorDataset(value) if isinstance(value, Tensor) else value
+    if isinstance(dataset, TensorDataset):
+        dataset = dataclasses.replace(dataset, images=_check_images(dataset.images, model, given))
     if not isinstance(dataset, Dataset):
         raise InputError(f"a data set must be a phosphene Dataset or a tensor, not a {type(value).__name__}")
     if len(dataset) == 0:
@@ -164,6 +187,26 @@ def _read_labels(value: Any, model: Model | None, given: Given) -> Any:
         return torch.cat([model(some).argmax(1) for some in images.split(batch_size(model))])
 
 
+def _read_masks(value: Any, model: Model | None, given: Given) -> Tensor | None:
+    """What is white in mask pictures; where there are none, the truth of the bundled scenes."""
+    if value is not None:
+        return read_images(value, model).mean(1) > 0.5
+    images = given["images"]
+    for biased in (False, True):
+        scenes, places = SceneDataset(size=images.shape[2:], biased=biased), range(len(images))
+        if torch.equal(images.float().cpu(), scenes.read(places)):
+            return scenes.masks(places)
+    return None
+
+
+def _read_start(value: Any, model: Model | None, given: Given) -> Tensor | None:
+    """One picture for all images or one each; none where nobody gave any."""
+    if value is None:
+        return None
+    start = read_images(value, model)
+    return start.expand(len(given["images"]), -1, -1, -1) if len(start) == 1 else start
+
+
 def _read_target(value: Any, model: Model | None, given: Given) -> Any:
     """As it is; where there is none and no image either to predict one of, the first five classes."""
     if value is None and model is not None and "images" not in given:
@@ -214,6 +257,8 @@ def _read_stylizer(value: Any, model: Model | None, given: Given) -> Any:
 
 
 _STYLES = [f"builtin:{name}" for name in TEXTURES[:4]]
+#: The roles whose rows belong to the images, one each.
+PER_IMAGE = ("images", "labels", "masks", "start")
 #: Every role by name. The bundled pictures are one scene of each of four classes.
 ROLES: dict[str, RoleKind] = {
     "model": RoleKind(
@@ -226,6 +271,8 @@ ROLES: dict[str, RoleKind] = {
         Tensor, "builtin:scenes/4", lambda value, model, given: read_images(value, model), _check_images
     ),
     "labels": RoleKind(Tensor, None, _read_labels, _check_labels),
+    "masks": RoleKind(Tensor, None, _read_masks, _check_masks),
+    "start": RoleKind(Tensor, None, _read_start, _check_start),
     "target": RoleKind(Tensor, None, _read_target, _check_target),
     "dataset": RoleKind(Dataset, "builtin:scenes", _read_dataset, _check_dataset),
     "texture": RoleKind(Tensor, _STYLES[0], _read_texture, _check_images),

@@ -26,10 +26,19 @@ class Localization:
 
 def localization(heat: Tensor, masks: Tensor, *, radius: int = 4) -> Localization:
     """The pointing game: ``heat`` (N, H, W), higher is hotter; ``masks`` (N, H, W) bool, the objects."""
-    grown = dilated(masks, radius)
-    peaks = heat.flatten(1).argmax(1, keepdim=True)
-    hits = [places.flatten(1).gather(1, peaks) for places in (masks, grown)]
-    return Localization(len(heat), radius, *(float(t.double().mean()) for t in (*hits, masks, grown)))
+    inside, near = hits(heat, masks, radius=radius).double().mean(0).tolist()
+    chances = (float(places.double().mean()) for places in (masks, dilated(masks, radius)))
+    return Localization(len(heat), radius, inside, near, *chances)
+
+
+def hits(heat: Tensor, masks: Tensor, *, radius: int = 4) -> Tensor:
+    """Whether each map's highest place lies in the object, and whether at most ``radius`` pixels off: (N, 2).
+
+    Of several highest places the share that does.
+    """
+    peaks = heat == heat.amax((1, 2), keepdim=True)
+    found = [(peaks & places).sum((1, 2)) / peaks.sum((1, 2)) for places in (masks, dilated(masks, radius))]
+    return torch.stack(found, 1)
 
 
 def dilated(masks: Tensor, radius: int) -> Tensor:

@@ -51,6 +51,8 @@ def read_option(text: str, field: FieldInfo) -> Any:
     items = [item.strip() for item in text.split(",")] if text else []
     if len(items) != 1:
         readings += [items, list(map(_fraction, items))]
+    if not text:
+        readings.append({})
     if "=" in text:
         pairs = [item.partition("=") for item in items]
         readings.append({name.strip(): _fraction(value.strip()) for name, _, value in pairs})

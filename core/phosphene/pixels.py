@@ -142,6 +142,30 @@ def noise(
     return (_colour(mean, draw) + _colour(sd, draw) * draw).clamp(0, 1).repeat(count, 1, 1, 1)
 
 
+#: What stands in for hidden pixels.
+Baseline = Literal["grey", "zero", "mean", "blur", "noise"]
+
+
+def baseline(images: Tensor, kind: Baseline, *, sigma: float, seed: int | None = None) -> Tensor:
+    """What stands in for hidden pixels, (N, C, H, W) like the images.
+
+    Mid-grey, zero (black), each picture's mean colour, its blur by ``sigma`` pixels, or noise about
+    mid-grey, the same for all images.
+    """
+    match kind:
+        case "grey":
+            return torch.full_like(images, 0.5)
+        case "zero":
+            return torch.zeros_like(images)
+        case "mean":
+            return images.mean((2, 3), keepdim=True).expand_as(images)
+        case "blur":
+            return gaussian_blur(images, sigma)
+        case "noise":
+            return noise(images.shape, seed=seed, sd=0.3).to(images)
+    raise UnknownName("baseline", kind, get_args(Baseline))
+
+
 def l2_penalty(images: Tensor, center: float | Tensor = 0.5) -> Tensor:
     """||I - center||^2 of each image (N,), center a number or a colour (C,): the seed's (lecture 21.6.1)."""
     return (images - _colour(center, images)).square().sum((1, 2, 3))

@@ -72,8 +72,11 @@ class Plugin:
         spec, name = None, ""
         for part in self.entry_point.module.split("."):  # not importlib's, which would run the parents
             name = f"{name}.{part}" if name else part
-            spec = PathFinder.find_spec(name, path)
-            path = (spec.submodule_search_locations if spec else None) or []
+            try:
+                spec = PathFinder.find_spec(name, path)
+                path = list((spec.submodule_search_locations if spec else None) or [])
+            except KeyError:  # a folder without __init__.py asks for its parents, which did not run
+                spec, path = None, [os.path.join(place, part) for place in path or ()]
         source = spec.loader.get_source(name) if spec and isinstance(spec.loader, InspectLoader) else None
         tree = ast.Module([], [])
         with suppress(SyntaxError):  # `phosphene plugins` tells of it

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +16,13 @@ from torch import Tensor, nn
 
 from .bars import ProgressEvent, reporting
 from .batching import max_batch
+from .checkpoints import Checkpoint, checkpointed
+from .datasets import Dataset
 from .declaration import AS_OBJECT
 from .errors import InputError, UnknownName
 from .inputs import ROLES
 from .models import Model, load_model
+from .models.twin import checksum
 from .registry import extensions, methods
 from .results import Result, check_place, load_result
 from .targets import Custom, Direction
@@ -42,6 +48,21 @@ class Run:
         """How many images will go forward and backward, as the method declares; None where it does not."""
         method = methods[self.method]
         return method.passes(*method.check(self.inputs, self.params))
+
+    def identity(self) -> str | None:
+        """A digest of the method, its parameters, inputs and model; None where an input is only an object."""
+        method = methods[self.method]
+        inputs, params = method.check(self.inputs, self.params)
+        owner, kept = method.spec.input("model"), method.kept(inputs)
+        anonymous = any(isinstance(value, (Custom, Direction)) for value in inputs.values())
+        if anonymous or any(str(value).endswith(AS_OBJECT) for value in kept.values()):
+            return None
+        told = {n: checksum(v) if isinstance(v, Tensor) else v for n, v in kept.items()}
+        told |= {f"{n}'s size": len(v) for n, v in inputs.items() if isinstance(v, Dataset)}
+        written = method.spec.params(**params).model_dump(mode="json")
+        digest = inputs[owner.name].digest if owner else None
+        parts = [method.spec.name, method.distribution, written, told, digest]
+        return hashlib.sha256(json.dumps(parts, default=repr).encode()).hexdigest()
 
     def gave(self, saved: Result) -> bool:
         """Whether a saved result is this run's: of the same method, parameters, inputs and model.
@@ -118,18 +139,25 @@ def run(
 
     ``arguments`` are the method's inputs and parameters: a model as a ``Model`` or a URI, images as
     a tensor, a path, several, a folder or ``builtin:scenes/8``, a target as ``"tabby"`` or
-    ``"layer4[17]"``, a data set as a folder. ``out``: a folder to save the result in. ``batch_size``:
-    at most so many images at once. ``progress``: False for silence, a callable for events.
-    ``executor``: where it is carried out, "local" or a plugin's.
+    ``"layer4[17]"``, a data set as a folder. ``out``: a folder to save the result in; work over a data
+    set that was cut off goes on where it was when it is given the same one again. ``batch_size``: at
+    most so many images at once. ``progress``: False for silence, a callable for events. ``executor``:
+    where it is carried out, "local" or a plugin's.
     """
     if out is not None:
         check_place(out)
     how: dict[str, Any] = {"device": device, "batch_size": batch_size, "progress": progress}
     request = prepare(name, executor=executor, **how, **arguments)
-    result = observed(request, _executors()[executor])
-    if out is not None:
-        result.save(out)
-    return result
+    identity = None if out is None else request.identity()
+    with ExitStack() as stack:
+        if out is not None and identity is not None:
+            folder = Path(out).resolve()
+            unfinished = Checkpoint(folder.with_name(f".{folder.name}.unfinished"), identity)
+            stack.enter_context(checkpointed(stack.enter_context(unfinished)))
+        result = observed(request, _executors()[executor])
+        if out is not None:
+            result.save(out)
+        return result
 
 
 def _executors() -> dict[str, Callable[[Run], Result]]:

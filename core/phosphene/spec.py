@@ -61,8 +61,10 @@ class Cost(_Frozen):
     """How many images go forward and backward through the model, as expressions.
 
     The names in an expression are the method's parameters and ``images`` (how many are given, or
-    made), ``height``, ``width`` (pixels) and ``dataset`` (its size); ``ceil``, ``min`` and ``max`` are
-    known, and ``a or b`` is b where the parameter a is None.
+    made), ``height``, ``width`` (pixels), ``dataset`` (its size, of two their sum) and ``channels`` (of
+    the layer that a parameter names, else of the last with places; where a parameter ``channels`` lists
+    some, how many, and None where it is None); ``ceil``, ``len``, ``min`` and ``max`` are known, and
+    ``a or b`` is b where a is None.
     """
 
     forward: str
@@ -75,12 +77,18 @@ class Cost(_Frozen):
 
     def names(self) -> set[str]:
         """The parameters it speaks of."""
+        return self._all_names() - {*_FUNCTIONS, "images", "height", "width", "dataset", "channels"}
+
+    def by_channel(self) -> bool:
+        """Whether it speaks of a layer's channels."""
+        return "channels" in self._all_names()
+
+    def _all_names(self) -> set[str]:
         nodes = ast.walk(ast.parse(f"({self.forward}), ({self.backward})"))
-        found = {node.id for node in nodes if isinstance(node, ast.Name)}
-        return found - {*_FUNCTIONS, "images", "height", "width", "dataset"}
+        return {node.id for node in nodes if isinstance(node, ast.Name)}
 
 
-_FUNCTIONS: dict[str, Any] = {"ceil": math.ceil, "min": min, "max": max}
+_FUNCTIONS: dict[str, Any] = {"ceil": math.ceil, "len": len, "min": min, "max": max}
 _ARITHMETIC = (
     *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Call, ast.BoolOp, ast.Or),
     *(ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv),
@@ -101,7 +109,8 @@ def _evaluate(expression: str, names: dict[str, Any]) -> int:
 class Invariant(_Frozen):
     """A promise about a result. Subclass it, give it a ``kind`` and a ``check``, and it exists.
 
-    ``when`` names a boolean parameter under which the promise holds (``"not x"`` for its absence).
+    ``when`` names a parameter under which the promise holds: ``"x"`` where it is true or given,
+    ``"x in a, b"`` where it is one of these words, ``"not ..."`` where that is not so.
     """
 
     kinds: ClassVar[dict[str, type[Invariant]]] = {}
@@ -120,13 +129,20 @@ class Invariant(_Frozen):
 
     def parameters(self) -> set[str]:
         """Names of the method's parameters that this promise speaks of."""
-        return {self.when.removeprefix("not ")} if self.when else set()
+        return {self._condition()[0]} if self.when else set()
 
     def applies(self, params: Mapping[str, Any]) -> bool:
         """Whether the promise is made under these parameters."""
         if self.when is None:
             return True
-        return bool(params[self.when.removeprefix("not ")]) is not self.when.startswith("not ")
+        name, words = self._condition()
+        holds = params[name] in words if words else bool(params[name])
+        return holds is not self.when.startswith("not ")
+
+    def _condition(self) -> tuple[str, list[str]]:
+        """The parameter that ``when`` names, and the words that it may be; none where any will do."""
+        name, _, words = (self.when or "").removeprefix("not ").partition(" in ")
+        return name, words.split(", ") if words else []
 
     def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
         """Raise AssertionError where the promise is broken."""
@@ -253,11 +269,16 @@ class MethodSpec(_Frozen):
         """The input with this role, if the method takes one."""
         return next((i for i in self.inputs if i.role == role), None)
 
+    def demonstration(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What ``demo`` says of the inputs, and of the parameters."""
+        inputs = {i.name: self.demo[i.name] for i in self.inputs if i.name in self.demo}
+        return inputs, {name: value for name, value in self.demo.items() if name not in inputs}
+
     @model_validator(mode="after")
     def _names_exist(self) -> MethodSpec:
         known = self.params.model_fields
         spoken = [(invariant.kind, invariant.parameters()) for invariant in self.invariants]
-        spoken += [("quick", {*self.quick}), ("demo", {*self.demo})]
+        spoken += [("quick", {*self.quick}), ("demo", {*self.demonstration()[1]})]
         spoken += [("cost", self.cost.names())] if self.cost else []
         for where, names in spoken:
             for name in names - known.keys():

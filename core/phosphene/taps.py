@@ -35,13 +35,16 @@ class Tap:
     ``tap[layer]`` is the layer's own output, on the graph (for a tuple its first tensor). What runs
     on is a clone, because a later in-place operation would overwrite the reading. A layer called
     several times gives its last output. With ``inputs`` what is read is the layer's first input;
-    ``stop_after`` says after how many calls of which layers the pass has been seen.
+    ``stop_after`` says after how many calls of which layers the pass has been seen; ``leaf`` cuts the
+    graph at the layers, where one that rests on another stays joined to it; what ``replace`` makes of
+    the clone runs on in its place, for each of its layers after so many calls.
     """
 
     layers: Mapping[str, nn.Module]
     leaf: bool = False
     inputs: bool = False
     stop_after: Mapping[str, int] | None = None
+    replace: Mapping[str, tuple[int, Callable[[Tensor], Tensor]]] = field(default_factory=dict)
     _outputs: dict[str, Tensor] = field(default_factory=dict, init=False)
     _calls: Counter[str] = field(default_factory=Counter, init=False)
     _cleanup: ExitStack = field(default_factory=ExitStack, init=False)
@@ -79,13 +82,16 @@ class Tap:
             value = output[0] if isinstance(output, (tuple, list)) and output else output
             if not isinstance(value, Tensor):
                 raise ModelError(f"layer {name!r} gives a {type(value).__name__}, not a tensor")
-            if self.leaf:
+            # A second cut would part the layers below from all that comes after.
+            if self.leaf and not (value.requires_grad and self._outputs.keys() - {name}):
                 value = value.detach().requires_grad_()
             self._outputs[name] = value
             self._calls[name] += 1
             if self.stop_after and all(self._calls[n] >= calls for n, calls in self.stop_after.items()):
                 raise StopForward
-            return passed_on(output, value.clone())
+            calls, replaced = self.replace.get(name, (1, Tensor.clone))
+            passed = value.clone() if self._calls[name] % calls else replaced(value.clone())
+            return passed_on(output, passed)
 
         return hook
 

@@ -252,8 +252,42 @@ def _parse_text(text: str, model: Model) -> Objective:
 def input_gradient(model: Model, images: Tensor, target: Any) -> Tensor:
     """dS/dI, the gradient of the target's scalar by every pixel: (N, C, H, W), off the graph."""
     images = images.detach().clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(scores(model, images, target).sum(), images)
+    score = scores(model, images, target)
+    if not score.requires_grad:
+        raise ModelError(f"no gradient flows through {model.name} to the picture")
+    (gradient,) = torch.autograd.grad(score.sum(), images)
     return gradient
+
+
+def layer_gradients(model: Model, images: Tensor, target: Any, *layers: str) -> list[tuple[Tensor, Tensor]]:
+    """Each layer's maps A and dS/dA, both (N, C, h, w) and off the graph; nothing below is differentiated.
+
+    What the CAM family shares. Raises ModelError for a layer without places, for one that the target
+    does not depend on, and where only its class token matters.
+    """
+    objective = parse_target(target, model)
+    with model.tap(*layers, leaf=True) as tap:
+        score = scores(model, images, objective)
+    if not score.requires_grad:
+        names = " or ".join(map(repr, layers))
+        raise ModelError(f"{objective} does not depend on layer {names}: choose a layer below it")
+    outputs = [tap[layer] for layer in layers]
+    gradients = torch.autograd.grad(score.sum(), outputs, allow_unused=True)
+    found = []
+    for layer, output, gradient in zip(layers, outputs, gradients, strict=True):
+        activations = model.maps(output.detach(), images)
+        if gradient is None:
+            raise ModelError(
+                f"{objective} does not depend on the last output of layer {layer!r}: choose another"
+            )
+        placed = model.maps(gradient, images)
+        if gradient.any() and not placed.any():
+            raise ModelError(
+                f"only the class token of layer {layer!r} matters to {objective}, and it has no place: "
+                "choose an earlier layer"
+            )
+        found.append((activations, placed))
+    return found
 
 
 def scores(model: Model, images: Tensor, target: Any) -> Tensor:

@@ -20,6 +20,11 @@ Model: TypeAlias = Annotated["_Model", Role("model")]
 Images: TypeAlias = Annotated[Tensor, Role("images")]
 #: Class indices: int64 (N,). ``run`` takes what the model predicts where none are given.
 Labels: TypeAlias = Annotated[Tensor, Role("labels")]
+#: Where the object is in each image, bool (N, H, W), or None where nobody knows. ``run`` knows the bundled
+#: scenes' own.
+Masks: TypeAlias = Annotated[Tensor | None, Role("masks")]
+#: Where a search begins: a picture for each image, (N, C, H, W) in [0, 1], or None.
+Start: TypeAlias = Annotated[Tensor | None, Role("start")]
 #: One scalar per image. Callers give a class, a unit ("layer4[17]"), a callable or None (the predicted
 #: class); the method receives an ``Objective``.
 Target: TypeAlias = Annotated[Any, Role("target")]

@@ -127,8 +127,8 @@ def test_looking_around_imports_no_torch_and_builds_no_spec(words: list[str]) ->
     ("line", "offered"),
     [
         ("phosphene sho", ["show"]),
-        ("phosphene show sal", ["saliency"]),
-        ("phosphene run sal", ["saliency"]),
+        ("phosphene show sal", ["saliency", "saliency_segmentation"]),
+        ("phosphene run sal", ["saliency", "saliency_segmentation"]),
         ("phosphene run pgd --st", ["--step-size", "--steps"]),
         ("phosphene run pgd --im", ["--image"]),
     ],

@@ -392,3 +392,29 @@ def test_real_networks_name_real_photographs(assets, uri, file, side, least):
             said = model.class_name(int(model(model.transform(path)[None]).argmax()))
             right += said.replace(" ", "_") in path.stem
     assert right >= least
+
+
+def test_function_is_taken_with_logits_or_labels_and_told_what_it_looks_at():
+    def logits(pictures):
+        return torch.stack([pictures.mean((1, 2, 3)), 1 - pictures.mean((1, 2, 3))], 1)
+
+    known = {"input_size": (3, 4, 4), "classes": ["light", "dark"]}
+    pictures = torch.rand(5, 3, 4, 4)
+    assert torch.equal(load_model(logits, **known)(pictures), logits(pictures))
+    labels = load_model(lambda shown: logits(shown).argmax(1).numpy(), **known)(pictures)
+    assert torch.equal(labels, 100 * torch.nn.functional.one_hot(logits(pictures).argmax(1), 2).float())
+    with pytest.raises(InputError, match="of a function nothing is known"):
+        load_model(logits, input_size=(3, 4, 4))
+    with pytest.raises(InputError, match="a URI, a torch module or a function, not a type"):
+        load_model(nn.Linear, **known)
+    with pytest.raises(ModelError, match="gave labels from 7 to 7, but the classes are 0 to 1"):
+        load_model(lambda shown: torch.full((len(shown),), 7), **known)(pictures)
+
+
+def test_module_that_gives_labels_alone_needs_classes():
+    class Labels(nn.Module):
+        def forward(self, pictures):
+            return pictures.mean((2, 3)).argmax(1)
+
+    with pytest.raises(ModelError, match="labels alone; say which classes there are"):
+        load_model(Labels(), input_size=(3, 4, 4))(torch.rand(1, 3, 4, 4))

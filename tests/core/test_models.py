@@ -360,3 +360,18 @@ def test_normalisation_happens_inside():
     model = Model(small(), mean=[0.1, 0.2, 0.3], std=[1, 2, 4])
     grey = torch.full((1, 3, 1, 1), 0.5)
     torch.testing.assert_close(model.normalize(grey)[0, :, 0, 0], torch.tensor([0.4, 0.15, 0.05]))
+
+
+def test_a_copy_has_weights_and_layers_of_its_own() -> None:
+    model = load_model("builtin:shapes-vgg")
+    images, before = torch.rand(1, 3, 64, 64), model.digest
+    logits, names = model(images), list(model.anatomy.layers)
+    other = model.copy()
+    assert torch.equal(other(images), logits)
+    assert (
+        list(other.anatomy.layers) == names and other.layers["classifier"] is not model.layers["classifier"]
+    )
+    with torch.no_grad():
+        other.layers["classifier"].weight.zero_()
+    assert other.source is None and other.digest != before == model.digest
+    assert torch.equal(model(images), logits)

@@ -161,3 +161,9 @@ def test_a_document_is_refused_with_the_place_and_the_nearest_key(document: Any,
 def test_a_document_that_fits_is_its_model() -> None:
     read = read_document(Document, {"parts": [{"name": "a", "value": [1]}]}, str)
     assert read == Document(parts=[Part(name="a", value=[1])])
+
+
+def test_an_empty_mapping_is_written_as_nothing() -> None:
+    _, field = field_of(dict[str, dict[str, Any]])
+    assert write_option("--params", {}, field) == ["--params", ""]
+    assert read_option("", field) == {}

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import phosphene.results
+import phosphene.results.base
 from phosphene import (
     InputError,
     Model,
@@ -465,7 +465,7 @@ def test_interrupted_saving_leaves_nothing_half_written(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(phosphene.results, broken, fail)
+        patched.setattr(phosphene.results.base, broken, fail)
         with pytest.raises(type(error)):
             run("pgd", model=toy, images=images, steps=1, out=place)
     assert [p.name for p in tmp_path.iterdir()] == (["a"] if before else [])

@@ -180,6 +180,16 @@ def test_promise_holds_only_when_its_parameter_says_so() -> None:
     assert not Nonnegative(when="not relu").applies({"relu": True})
 
 
+@pytest.mark.parametrize(
+    ("value", "holds"), [("minmax", True), ("pgc", True), ("captum", False), (None, False)]
+)
+def test_promise_may_hold_for_some_words(value: str | None, holds: bool) -> None:
+    scaled, unscaled = (Nonnegative(when=f"{negated}normalize in minmax, pgc") for negated in ("", "not "))
+    assert scaled.parameters() == unscaled.parameters() == {"normalize"}
+    assert scaled.applies({"normalize": value}) == holds
+    assert unscaled.applies({"normalize": value}) != holds
+
+
 # --- cost ------------------------------------------------------------------------------------
 
 
@@ -200,6 +210,9 @@ def test_cost_is_the_arithmetic_it_looks_like(images: int, steps: int, height: i
 def test_cost_knows_which_parameters_it_speaks_of() -> None:
     cost = Cost(forward="images * steps + ceil(dataset / 2)", backward="min(height, width) * scales")
     assert cost.names() == {"steps", "scales"}
+    assert not cost.by_channel()
+    assert Cost(forward="images", backward="channels * images").by_channel()
+    assert Cost(forward="images * channels").names() == set()
 
 
 @pytest.mark.parametrize(

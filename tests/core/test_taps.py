@@ -117,6 +117,44 @@ def test_several_features_come_from_one_pass(model, images):
     torch.testing.assert_close(pair, model.features(images, "pair"))
 
 
+def test_of_several_leaves_only_the_lowest_is_cut(model, images):
+    with model.guard(), model.tap("first", "second", "pair", leaf=True) as tap:
+        logits = model(images)
+        assert tap["first"].is_leaf
+        cut = torch.autograd.grad(logits[:, 0].sum(), [tap["first"], tap["second"], tap["pair"]])
+    with model.tap("first", "second", "pair") as tap:
+        logits = model(images)
+        whole = torch.autograd.grad(logits[:, 0].sum(), [tap["first"], tap["second"], tap["pair"]])
+    for got, want in zip(cut, whole, strict=True):
+        assert want.any()
+        torch.testing.assert_close(got, want)
+
+
+def test_what_replaces_a_layers_output_runs_on_and_is_not_what_is_read(model, images):
+    def without_first_channel(output):
+        output[:, 0] = 0
+        return output
+
+    net, plain = model.module, model.features(images, "second")
+    with model.tap("second", replace=without_first_channel) as tap:
+        logits = model(images)
+        again = model(images)
+    torch.testing.assert_close(tap["second"], plain)
+    maps = plain * torch.tensor([0, 1, 1, 1])[:, None, None]
+    torch.testing.assert_close(logits, net.head(net.third(2 * maps.relu()).relu().mean((2, 3))))
+    torch.testing.assert_close(again, logits)
+    assert not torch.allclose(model(images), logits)
+
+
+def test_of_a_reused_layer_the_last_output_is_replaced(model, images):
+    with model.tap("relu", replace=torch.zeros_like) as tap:
+        logits = model(images)
+    torch.testing.assert_close(tap["relu"], model.features(images, "relu"))
+    net = model.module
+    expected = net.head(net.third(torch.zeros_like(tap["relu"])).relu().mean((2, 3)))
+    torch.testing.assert_close(logits, expected)
+
+
 def test_what_cannot_be_read_is_refused(model, images):
     with pytest.raises(UnknownName, match="did you mean 'second'"):
         model.tap("secnd")

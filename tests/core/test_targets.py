@@ -18,6 +18,7 @@ from phosphene import (
     ModelError,
     Neuron,
     UnknownName,
+    layer_gradients,
     load_model,
     scores,
 )
@@ -193,3 +194,25 @@ def test_names_are_for_people(model):
 )
 def test_what_is_written_is_read_back(model, target):
     assert parse_target(target.written(), model) == target
+
+
+def test_layer_gradients_are_those_of_the_whole_graph(model, images):
+    found = layer_gradients(model, images, [2, 0, 1], "stem", "relu")
+    stem = model.module.stem(images).detach().requires_grad_()
+    maps = stem.relu()
+    logits = model.module.head(maps.mean((2, 3)))
+    wanted = torch.autograd.grad(logits[range(3), [2, 0, 1]].sum(), [stem, maps])
+    for (activations, gradient), output, want in zip(found, (stem, maps), wanted, strict=True):
+        assert not activations.requires_grad and not gradient.requires_grad
+        torch.testing.assert_close(activations, output.detach())
+        torch.testing.assert_close(gradient, want)
+
+
+def test_layer_gradients_of_what_does_not_depend_on_a_layer_are_refused(model, images):
+    with model.guard():
+        with pytest.raises(ModelError, match="stem.1. does not depend on layer 'relu': choose a layer below"):
+            layer_gradients(model, images, "stem[1]", "relu")
+        with pytest.raises(ModelError, match="layer 'relu' has not run"):
+            layer_gradients(model, images, "stem[1]", "stem", "relu")
+        with pytest.raises(ModelError, match="not a map"):
+            layer_gradients(model, images, 0, "flat")

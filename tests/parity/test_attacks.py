@@ -1,4 +1,4 @@
-"""Attacks beside torchattacks, from the same start, in double precision."""
+"""Attacks beside torchattacks and foolbox, from the same start, in double precision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from phosphene import Model, load_model, methods
 
 torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is not installed")
-pgd = methods["attacks.pgd"]
+foolbox = pytest.importorskip("foolbox", reason="foolbox is not installed")
+pgd, bim, fgsm = (methods[f"attacks.{name}"] for name in ("pgd", "bim", "fgsm"))
+deepfool, carlini_wagner = methods["attacks.deepfool"], methods["attacks.carlini_wagner"]
+apgd = methods["attacks.apgd"]
 
 
 @pytest.fixture
@@ -64,3 +67,94 @@ def test_pgd_in_l2_agrees_with_torchattacks(
     )
     ours, theirs = both(peer, model, images, targeted, norm="l2", eps=eps, step_size=step_size, steps=steps)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("eps", [2 / 255, 0.1])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_fgsm_agrees_with_torchattacks_and_foolbox(
+    model: Model, images: Tensor, eps: float, targeted: bool
+) -> None:
+    said = model(images).argmax(1)
+    labels = (said + 1) % 5 if targeted else said
+    ours = fgsm(model, images, labels, eps=eps, targeted=targeted).adversarial
+    peer = torchattacks.FGSM(model.module, eps=eps)
+    if targeted:
+        peer.set_mode_targeted_by_label(quiet=True)
+    torch.testing.assert_close(ours, peer(images, labels), rtol=0, atol=1e-15)
+    if not targeted:  # foolbox refuses a target here
+        _, theirs, _ = foolbox.attacks.FGSM(random_start=False)(there(model), images, labels, epsilons=eps)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_bim_and_pgd_agree_with_foolbox(model: Model, images: Tensor, norm: str, targeted: bool) -> None:
+    said = model(images).argmax(1)
+    labels = (said + 1) % 5 if targeted else said
+    aim = foolbox.criteria.TargetedMisclassification(labels) if targeted else labels
+    eps, step = {"linf": (8 / 255, 2 / 255), "l2": (1.0, 0.2)}[norm]
+    given = {"abs_stepsize": step, "steps": 10, "random_start": False}
+    kinds = {"linf": "Linf", "l2": "L2"}
+    for ours, theirs in ((bim, "BasicIterativeAttack"), (pgd, "PGD")):
+        peer = getattr(foolbox.attacks, f"{kinds[norm]}{theirs}")(**given)
+        _, expected, _ = peer(there(model), images, aim, epsilons=eps)
+        start = {"random_start": False} if ours is pgd else {}
+        found = ours(
+            model, images, labels, eps=eps, step_size=step, steps=10, norm=norm, targeted=targeted, **start
+        )
+        torch.testing.assert_close(found.adversarial, expected, rtol=0, atol=1e-12 if norm == "l2" else 1e-15)
+
+
+def test_bim_agrees_with_torchattacks(model: Model, images: Tensor) -> None:
+    labels = model(images).argmax(1)
+    theirs = torchattacks.BIM(model.module, eps=8 / 255, alpha=2 / 255, steps=10)(images, labels)
+    ours = bim(model, images, labels, eps=8 / 255, step_size=2 / 255, steps=10).adversarial
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-15)
+
+
+def test_momentum_agrees_with_torchattacks(model: Model, images: Tensor) -> None:
+    labels = model(images).argmax(1)
+    theirs = torchattacks.MIFGSM(model.module, eps=8 / 255, alpha=2 / 255, steps=10, decay=0.9)(
+        images, labels
+    )
+    ours = bim(model, images, labels, eps=8 / 255, step_size=2 / 255, steps=10, momentum=0.9).adversarial
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-15)
+
+
+def test_deepfool_agrees_with_torchattacks(model: Model, images: Tensor) -> None:
+    """Its picture is the last one of a loop that adds to the clipped picture, ours clips the sum."""
+    grey = 0.4 + 0.2 * images  # nothing is clipped
+    labels = model(grey).argmax(1)
+    theirs = torchattacks.DeepFool(model.module, steps=50, overshoot=0.02)(grey, labels)
+    ours = deepfool(model, grey, labels)
+    assert ours.success.all()
+    far = (theirs - grey).flatten(1).norm(dim=1)
+    torch.testing.assert_close(ours.distance("l2").median(), far.median(), rtol=0.03, atol=0)
+
+
+def test_carlini_wagner_goes_no_further_than_foolbox_with_no_more_passes(
+    model: Model, images: Tensor
+) -> None:
+    labels = model(images).argmax(1)
+    peer = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=6, steps=100)
+    _, theirs, won = peer(there(model), images, labels, epsilons=None)
+    ours = carlini_wagner(model, images, labels, steps=100, search_steps=6)
+    assert ours.success.all() and won.all()
+    assert ours.distance("l2").median() <= (theirs - images).flatten(1).norm(dim=1).median()
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.01), ("l2", 0.15)])
+def test_apgd_succeeds_at_least_as_often_as_torchattacks(
+    model: Model, images: Tensor, norm: str, eps: float
+) -> None:
+    labels = model(images).argmax(1)
+    theirs = torchattacks.APGD(model.module, norm=norm.capitalize(), eps=eps, steps=20, seed=0, loss="ce")(
+        images, labels
+    )
+    ours = apgd(model, images, labels, norm=norm, eps=eps, steps=20, seed=0)
+    assert ours.success.sum() >= (model(theirs).argmax(1) != labels).sum()
+
+
+def there(model: Model) -> object:
+    """The network as foolbox takes it."""
+    return foolbox.PyTorchModel(model.module.eval(), bounds=(0, 1))

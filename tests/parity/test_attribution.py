@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from captum.attr import (
     Deconvolution,
     GuidedBackprop,
@@ -17,6 +21,11 @@ from captum.attr import (
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
+from torchvision.models.googlenet import BasicConv2d
+from zennit.attribution import Gradient as ByRules
+from zennit.composites import LayerMapComposite
+from zennit.rules import Epsilon, Gamma, Pass
+from zennit.types import Activation
 
 from phosphene import Model, deconvnet, guided, load_model, methods, rewrite_backward, scores
 
@@ -100,7 +109,7 @@ def test_gradient_x_input_is_captums(kind: str, images: Tensor) -> None:
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize(("baseline", "value"), [("black", 0.0), ("grey", 0.5)])
+@pytest.mark.parametrize(("baseline", "value"), [("zero", 0.0), ("grey", 0.5)])
 def test_integrated_gradients_are_captums_and_add_up(
     kind: str, images: Tensor, baseline: str, value: float
 ) -> None:
@@ -145,6 +154,19 @@ def test_occlusion_is_captums_also_where_the_stride_does_not_divide(
     torch.testing.assert_close(ours, theirs[:, 0].double(), rtol=1.2e-7, atol=1e-15)
 
 
+@pytest.mark.parametrize("rule", ["epsilon", "gamma", "composite"])
+def test_lrp_is_zennits_where_activations_are_modules(rule: str, images: Tensor) -> None:
+    net = network("in place")
+    rules = {"epsilon": (Epsilon(1e-6), Epsilon(1e-6)), "gamma": (Gamma(0.25), Gamma(0.25))}
+    convolution, linear = rules.get(rule, (Gamma(0.25), Epsilon(1e-6)))
+    layers = [(nn.Conv2d, convolution), (nn.Linear, linear), (Activation, Pass())]
+    with ByRules(model=net, composite=LayerMapComposite(layers)) as peer:
+        chosen = torch.eye(4, dtype=torch.float64)[CLASSES]
+        _, theirs = peer(images.clone(), lambda output: output * chosen)
+    ours = attribute("lrp", load_model(net), images, CLASSES, rule=rule)
+    torch.testing.assert_close(ours, theirs.sum(1), rtol=1e-9, atol=1e-14)
+
+
 def test_grad_cam_is_captums_after_its_relu(kind: str, images: Tensor) -> None:
     net = network(kind)
     layer = LAYERS[kind]
@@ -182,6 +204,56 @@ def test_rewritten_backward_is_the_same_where_relus_are_functions(
     torch.testing.assert_close(ours, peers_gradient(peer, network("module"), images), rtol=1e-12, atol=1e-14)
     plain = Saliency(functional).attribute(images.clone(), target=CLASSES, abs=False)
     assert (ours - plain).abs().max() > 0.1 * plain.abs().max()
+
+
+def googlenet() -> tuple[nn.Module, nn.Module]:
+    """GoogLeNet, whose ReLUs are all functional, and a copy with modules in their place."""
+    torch.manual_seed(0)
+    written = torchvision.models.GoogLeNet(num_classes=4, aux_logits=False, init_weights=False)
+    copied = copy.deepcopy(written)
+    for name, part in list(copied.named_modules()):
+        if isinstance(part, BasicConv2d):
+            parent, _, last = name.rpartition(".")
+            setattr(copied.get_submodule(parent), last, nn.Sequential(part.conv, part.bn, nn.ReLU()))
+    return written, copied
+
+
+def densenet() -> tuple[nn.Module, nn.Module]:
+    """DenseNet, whose last ReLU is functional and whose others are in place, and a copy of modules."""
+    torch.manual_seed(0)
+    written = torchvision.models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=4)
+    parts = copy.deepcopy(written)
+    for part in parts.modules():
+        if isinstance(part, nn.ReLU):
+            part.inplace = False
+    pool = nn.AdaptiveAvgPool2d(1)
+    return written, nn.Sequential(parts.features, nn.ReLU(), pool, nn.Flatten(), parts.classifier)
+
+
+@pytest.mark.parametrize(
+    ("name", "peer"), [("guided_backprop", GuidedBackprop), ("deconvnet", Deconvolution)]
+)
+@pytest.mark.parametrize("make", [googlenet, densenet])
+def test_every_relu_of_googlenet_and_densenet_obeys_as_in_a_copy_with_modules(
+    name: str, peer: type, make: Callable[[], tuple[nn.Module, nn.Module]]
+) -> None:
+    written, copied = (net.double().train() for net in make())
+    images = torch.rand(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for net in (written, copied):
+        for part in net.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.momentum = None  # what it meets, so that no signal dies away
+        with torch.no_grad():
+            net(images)
+        net.eval()
+    torch.testing.assert_close(copied(images), written(images), rtol=1e-12, atol=1e-12)
+    theirs = peers_gradient(peer, copied, images).abs().amax(1).detach()
+    ours = attribute(name, load_model(written, input_size=(3, 64, 64)), images, CLASSES)
+    assert theirs.any()
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12 * float(theirs.max()))
+    # What captum gives of the network as it is written, having seen too few ReLUs, is another map.
+    blind = peers_gradient(peer, written, images).abs().amax(1).detach()
+    assert (blind - theirs).abs().max() > 0.1 * theirs.max()
 
 
 def peers_gradient(peer: type, net: nn.Module, images: Tensor) -> Tensor:

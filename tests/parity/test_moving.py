@@ -23,7 +23,10 @@ BLOCKS = [(found["peer"], found["code"]) for found in BLOCK.finditer(PAGE)]
 #: What comes before the first library, and each library's lines with ours that follow.
 SETUP = [code for peer, code in BLOCKS[: next(n for n, (peer, _) in enumerate(BLOCKS) if peer)]]
 PAIRS = [(peer, before, after) for (peer, before), (_, after) in pairwise(BLOCKS) if peer]
-MODULES = {"captum": "captum", "pytorch-grad-cam": "pytorch_grad_cam", "torchattacks": "torchattacks"}
+MODULES = {
+    **{name: name for name in ("captum", "torchcam", "zennit", "torchattacks")},
+    "pytorch-grad-cam": "pytorch_grad_cam",
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def perform(namespace: dict[str, Any], *lines: str) -> None:
 
 
 def test_every_library_on_the_page_is_compared() -> None:
-    assert {peer for peer, _, _ in PAIRS} == {*MODULES, "foolbox (not run by the tests)"}
+    assert {peer for peer, _, _ in PAIRS} == {*MODULES, "foolbox"}
 
 
 @pytest.mark.parametrize("peer", MODULES)
@@ -122,6 +125,31 @@ def test_captums_guided_gradient_of_a_functional_relu_is_the_plain_one(pictures:
     tokens = nn.Sequential(nn.Conv2d(3, 5, 2, 2), nn.Flatten(2), Tokens(), nn.LayerNorm(5), Mean())
     cam = peer.LayerGradCam(tokens, tokens[3]).attribute(pictures, target=0)
     assert cam.shape == (2, 1, 5)  # sixteen tokens of five channels: the tokens were summed
+
+
+def test_zennit_differentiates_plainly_what_it_has_no_rule_for(pictures: Tensor) -> None:
+    pytest.importorskip("zennit", reason="zennit is not installed")
+    from zennit.attribution import Gradient
+    from zennit.composites import LayerMapComposite
+    from zennit.rules import Epsilon
+    from zennit.types import Linear
+
+    class Called(nn.Module):
+        """A network that calls its layer's function by itself."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 3, 8, 8))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return nn.functional.conv2d(images, self.weight).flatten(1)
+
+    network, rules = Called(), LayerMapComposite([(Linear, Epsilon(1e-6))])
+    with Gradient(model=network, composite=rules) as attributor:
+        _, relevance = attributor(pictures.clone(), torch.eye(3)[[0, 0]])
+    assert torch.equal(relevance, network.weight[:1].detach().expand(2, -1, -1, -1))  # no part of the score
+    ours = methods["lrp"](load_model(network, input_size=(3, 8, 8)), pictures, 0).maps
+    torch.testing.assert_close(ours.sum((1, 2)), network(pictures)[:, 0].detach(), rtol=1e-4, atol=1e-4)
 
 
 class Tokens(nn.Module):

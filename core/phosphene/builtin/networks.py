@@ -1,4 +1,4 @@
-"""The small networks of the bundled world, both ending in an 8x8 map, its average, a linear head."""
+"""The small networks of the bundled world, all ending in an 8x8 map, its average, a linear head."""
 
 from __future__ import annotations
 
@@ -91,7 +91,13 @@ class ShapesResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
-NETWORKS: dict[str, type[nn.Module]] = {"shapes-vgg": ShapesVGG, "shapes-resnet": ShapesResNet}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "shapes-vgg": ShapesVGG,
+    "shapes-resnet": ShapesResNet,
+    "shapes-biased": ShapesVGG,
+}
+#: What learned from scenes whose background gives the class away, and looks there.
+BIASED = "shapes-biased"
 
 
 def normalise(images: Tensor) -> Tensor:

@@ -36,46 +36,63 @@ class Scenes:
 
     ``images`` (N, 3, 64, 64) float32 in [0, 1], whole multiples of 1/255; ``labels`` (N,) int64
     into ``CLASSES``; ``masks`` (N, 64, 64) bool, the pixels whose centre lies in the object;
-    ``backgrounds`` (N,) int64 into ``BACKGROUNDS``.
+    ``backgrounds`` (N,) int64 into ``BACKGROUNDS``; ``hints`` (N,) int64 into ``CLASSES``, which class
+    the background speaks for, where it does.
     """
 
     images: Tensor
     labels: Tensor
     masks: Tensor
     backgrounds: Tensor
+    hints: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
 def draw_scenes(
-    count: int, *, seed: int = 0, split: Literal["train", "test"] = "train", start: int = 0
+    count: int,
+    *,
+    seed: int = 0,
+    split: Literal["train", "test"] = "train",
+    start: int = 0,
+    biased: bool = False,
+    conflict: bool = False,
 ) -> Scenes:
     """Draw scenes ``start`` … ``start + count - 1`` of the stream (seed, split).
 
-    Scene i depends on (seed, split, i) only, whatever else is drawn with it.
+    Scene i depends on (seed, split, i) only, whatever else is drawn with it. In ``biased`` ones the
+    background gives the class away: each of the first five kinds, in two ranges of its hue; where
+    shape and background are to ``conflict``, it is that of another class.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     keys = keys_of(f"scene/{seed}/{split}/{index}" for index in range(start, start + count))
     labels = integers(keys, "class", below=len(CLASSES))
-    kinds = integers(keys, "background", below=len(BACKGROUNDS))
+    kinds, hints, tones = integers(keys, "background", below=len(BACKGROUNDS)), None, None
+    if biased:
+        away = 1 + integers(keys, "hint", below=len(CLASSES) - 1) if conflict else 0
+        hints = (labels + away) % len(CLASSES)
+        kinds, tones = hints % 5, hints // 5
     images = torch.empty(count, 3, SIZE, SIZE)
     masks = torch.empty(count, SIZE, SIZE, dtype=torch.bool)
     for first in range(0, count, _CHUNK):
         part = slice(first, first + _CHUNK)
-        images[part], masks[part] = _draw(keys[part], labels[part], kinds[part])
-    return Scenes(images, labels, masks, kinds)
+        toned = None if tones is None else tones[part]
+        images[part], masks[part] = _draw(keys[part], labels[part], kinds[part], toned)
+    return Scenes(images, labels, masks, kinds, hints)
 
 
-def _draw(keys: Keys, labels: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
-    """Paint one chunk: images (n, 3, 64, 64) and masks (n, 64, 64)."""
+def _draw(keys: Keys, labels: Tensor, kinds: Tensor, tones: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Paint one chunk: images (n, 3, 64, 64) and masks (n, 64, 64); a tone is a half of the ground's hues."""
     image, hue = torch.empty(len(keys), 3, SIZE, SIZE), torch.empty(len(keys), 1, 1, 1)
     light = _number(keys, "ground light", 0.42, 0.8)
     for kind, (painter, low, high) in enumerate(_GROUNDS.values()):
         if len(those := (kinds == kind).nonzero()[:, 0]):
             own = keys[those.numpy()]
             hue[those] = _number(own, "ground hue", low, high)
+            if tones is not None:
+                hue[those] = (hue[those] + low + tones[those, None, None, None] * (high - low)) / 2
             image[those] = painter(own, hue[those], light[those])
     sun = _number(keys, "sun", math.radians(200), math.radians(340)).double()
     sun_x, sun_y = sun.cos().float(), sun.sin().float()

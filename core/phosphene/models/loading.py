@@ -18,7 +18,7 @@ from ..builtin.networks import MEAN, NETWORKS, STD, load_network
 from ..builtin.scenes import CLASSES
 from ..errors import InputError, ModelError, PhospheneError, UnknownName
 from ..registry import extensions
-from .model import Model
+from .model import Function, Model
 
 #: How weights files are called; their content is never unpickled.
 _WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin")
@@ -60,7 +60,7 @@ def loaders() -> dict[str, Loader]:
 
 @torch.inference_mode(False)  # parameters made in inference mode could never be differentiated
 def load_model(
-    model: str | nn.Module,
+    model: str | nn.Module | Callable[[Tensor], Any],
     *,
     weights: str | Path | Mapping[str, Tensor] | None = None,
     pretrained: bool = False,
@@ -73,15 +73,17 @@ def load_model(
     output: Callable[[Any], Tensor] | None = None,
     **options: Any,
 ) -> Model:
-    """A ``Model`` from ``"scheme:name"`` or from a module of your own.
+    """A ``Model`` from ``"scheme:name"``, from a module of your own or from a function.
 
     ``weights``: a safetensors or ``weights_only`` .pth file, a state dict, or a name that the
     scheme knows ("DEFAULT"); ``pretrained=True`` is the scheme's usual choice. Without either a
     ``torchvision:`` or ``timm:`` network is randomly initialised. ``mean`` and ``std`` (of pixels
     in [0, 1]), ``input_size`` (C, H, W), ``classes`` and ``output`` (what the module returns ->
     logits) go over what the scheme knows; for a module of yours nothing is assumed, and pixels go
-    in as they are. Other options go to the scheme's own factory. Raises InputError for weights or
-    options that cannot be, ModelError for weights that do not fit or cannot be had, UnknownName.
+    in as they are. A function of pictures (N, C, H, W) is told ``input_size`` and ``classes``; it may give
+    logits or labels alone, (N,) integers. Other options go to the scheme's own factory. Raises InputError
+    for weights or options that cannot be, ModelError for weights that do not fit or cannot be had,
+    UnknownName.
     """
     of_model = {"mean": mean, "std": std, "input_size": input_size, "classes": classes, "output": output}
     asked: dict[str, Any] = {name: value for name, value in of_model.items() if value is not None}
@@ -101,14 +103,22 @@ def load_model(
         with suppress(TypeError):  # what JSON cannot describe cannot be asked for again
             json.dumps(again)
             wrapped.source = again
-    elif not isinstance(model, nn.Module):
-        raise InputError(f"load_model takes a URI or a torch module, not a {type(model).__name__}")
+    elif isinstance(model, (Model, type)) or not callable(model):
+        kind = type(model).__name__
+        raise InputError(f"load_model takes a URI, a torch module or a function, not a {kind}")
     elif named or pretrained or options:
         raise InputError(
             "a module is taken as it is: named or pretrained weights and factory options need a URI"
         )
-    else:
+    elif isinstance(model, nn.Module):
         wrapped = Model(model, **asked)
+    elif input_size is None or classes is None:
+        raise InputError("of a function nothing is known: say input_size=(C, H, W) and classes=[...]")
+    elif state is not None:
+        raise InputError("a function has no weights that could be loaded")
+    else:
+        named_so = getattr(model, "__name__", type(model).__name__)
+        wrapped = Model(Function(model), name=f"function:{named_so}", **asked)
     if state is not None:
         fill_weights(wrapped.module, state, weights if isinstance(weights, str) else "given", wrapped.name)
     wrapped.module.to(device=device, dtype=dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -23,10 +25,23 @@ from .anatomy import Anatomy, Head
 from .twin import answering, checksum
 
 T = TypeVar("T")
+#: A change of pictures (N, C, H, W) in [0, 1] before the network, and how it is written.
+Defense = tuple[str, Callable[[Tensor], Tensor]]
 #: How a network says that it cannot take what it is given ...
 _REFUSALS = (RuntimeError, AssertionError, ValueError)
 #: ... and errors of these kinds that need no translation.
 _SAID_ALREADY = (PhospheneError, torch.OutOfMemoryError)
+
+
+class Function(nn.Module):
+    """A function from pictures to an answer in the place of a network: no weights, no layers."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, pictures: Tensor) -> Any:
+        return self.function(pictures)
 
 
 def read_logits(output: Any) -> Tensor:
@@ -36,6 +51,8 @@ def read_logits(output: Any) -> Tensor:
         logits = output.get("logits", output.get("out", tuple(output.values())))
     if isinstance(logits, (tuple, list)):
         logits = next((o for o in logits if isinstance(o, Tensor) and o.ndim == 2), None)
+    if isinstance(logits, np.ndarray):
+        logits = torch.from_numpy(logits)
     if not isinstance(logits, Tensor):
         raise ModelError(
             f"this model returns a {type(output).__name__} without recognisable logits; "
@@ -48,7 +65,8 @@ class Model:
     """A vision network and all a method needs to know about it. Wrapping changes nothing in it.
 
     ``model(images)`` takes (N, C, H, W) RGB pixels in [0, 1] and gives logits (N, K); the
-    normalisation that the network was trained with happens inside.
+    normalisation that the network was trained with happens inside. Of a model that gives labels alone,
+    (N,) integers, the logits are 100 for the label and 0 for all other ``classes``.
     """
 
     def __init__(
@@ -63,6 +81,7 @@ class Model:
         output: Callable[[Any], Tensor] = read_logits,
         crop_pct: float = 1.0,
         interpolation: str = "bilinear",
+        defenses: Sequence[Defense] = (),
     ) -> None:
         if input_size is not None and len(input_size) != 3:
             raise InputError(f"input_size must be (C, H, W), not {tuple(input_size)}")
@@ -85,9 +104,12 @@ class Model:
         self.classes = tuple(classes) if classes is not None else None
         self.crop_pct = crop_pct
         self.interpolation = interpolation
+        #: What changes the pixels before the network sees them, outermost first; see ``defended``.
+        self.defenses = tuple(defenses)
         #: How ``load_model`` can make it again; None for a module that was given as an object.
         self.source: Mapping[str, Any] | None = None
-        self._output = output
+        self.output = output
+        self._gives_labels = False
         #: A tuned copy of the network as it is in some state; see ``twin``.
         self.twin: tuple[Any, nn.Module | None] = (None, None)
         self._digest: tuple[Any, str] | None = None
@@ -98,6 +120,38 @@ class Model:
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W) in [0, 1]."""
         return self._output(self._run(images, answering(self)))
+
+    def _output(self, answer: Any) -> Tensor:
+        """The logits in what the network returned."""
+        logits = self.output(answer)
+        if logits.ndim != 1 or logits.is_floating_point():
+            return logits
+        self._gives_labels = True
+        if self.classes is None:
+            raise ModelError(
+                f"{self.name} gives labels alone; say which classes there are: load_model(..., classes=[...])"
+            )
+        if logits.numel() and not 0 <= int(logits.min()) <= int(logits.max()) < len(self.classes):
+            known = f"the classes are 0 to {len(self.classes) - 1}"
+            raise ModelError(f"{self.name} gave labels from {logits.min()} to {logits.max()}, but {known}")
+        return 100.0 * F.one_hot(logits.to(self.device).long(), len(self.classes)).to(self.dtype)
+
+    def need_gradients(self) -> None:
+        """Refuse, with ModelError, a model of which it is known that no gradient flows through it."""
+        flows = not self._gives_labels
+        if flows and isinstance(self.module, Function):
+            noise = torch.rand(1, *self.input_size, generator=torch.Generator().manual_seed(0))
+            try:
+                with torch.enable_grad(), torch.random.fork_rng([]):
+                    flows = self(noise.requires_grad_()).requires_grad
+            except RuntimeError:  # as a tensor that has a gradient says that NumPy cannot have it
+                flows = False
+        if not flows:
+            what = "gives labels alone" if self._gives_labels else "lets no gradient through"
+            raise ModelError(
+                f"{self.name} {what}, and this method needs gradients; one that only asks the model, such as "
+                "hop_skip_jump, does not"
+            )
 
     def _run(self, images: Tensor, network: nn.Module | None = None) -> Any:
         """What the network returns; a size that it cannot take is refused in a sentence."""
@@ -113,17 +167,49 @@ class Model:
             ) from error
 
     def normalize(self, images: Tensor) -> Tensor:
-        """(images - mean) / std, on the model's device and in its precision."""
+        """(images - mean) / std, on the model's device and in its precision, behind its defences."""
         images = images.to(self.device, self.dtype)
+        for _, change in self.defenses:
+            images = change(images)
         mean, std = (t.to(images)[:, None, None] for t in (self.mean, self.std))
         return (images - mean) / std
 
-    def tap(self, *layers: str, leaf: bool = False) -> Tap:
+    def copy(self) -> Model:
+        """The same with a network of its own, whose weights can be changed without changing this one's."""
+        made = copy.copy(self)
+        made.module, made.source, made.twin = copy.deepcopy(self.module), None, (None, None)
+        for known in ("layers", "anatomy"):  # they hold this one's parts
+            made.__dict__.pop(known, None)
+        return made
+
+    def defended(self, transform: Callable[[Tensor], Tensor], name: str) -> Model:
+        """The same network behind a change of the pixels, which every pass of it goes through.
+
+        ``transform`` takes (N, C, H, W) in [0, 1] and gives the same shape; gradients pass through it, so
+        that attacks on this model are adaptive (``phosphene.transforms.straight_through`` where it has no
+        useful gradient of its own). One that is random draws from torch's own state. ``name`` tells it
+        apart, in ``digest`` too.
+        """
+        made = copy.copy(self)
+        made.defenses = ((name, transform), *self.defenses)
+        made.name, made.source = f"{name} | {self.name}", None
+        made.twin, made._digest = (None, None), None
+        made.__dict__.pop("anatomy", None)  # as recorded, it ran without
+        return made
+
+    def tap(self, *layers: str, leaf: bool = False, replace: Callable[[Tensor], Tensor] | None = None) -> Tap:
         """Read layers during forward passes inside a ``with`` block; see ``Tap``.
 
         ``leaf=True`` cuts the graph there, so that a backward pass costs only what lies above.
+        ``replace(output)`` gives what runs on instead of what is read, a layer's last output; its
+        argument is a copy, free to be changed.
         """
-        return Tap({name: self.layers[self.layer_name(name)] for name in layers}, leaf=leaf)
+        tapped = {name: self.layers[self.layer_name(name)] for name in layers}
+        if replace is None:
+            return Tap(tapped, leaf=leaf)
+        ran = self.anatomy.layers
+        calls = {name: ran[name].calls if name in ran else 1 for name in layers}
+        return Tap(tapped, leaf=leaf, replace={name: (count, replace) for name, count in calls.items()})
 
     def features(self, images: Tensor, layer: str) -> Tensor:
         """The output of a layer, as it is; nothing above the layer runs."""
@@ -175,7 +261,8 @@ class Model:
         """What runs, in which order and shape: one forward pass, recorded once."""
         noise = torch.rand(1, *self.input_size, generator=torch.Generator().manual_seed(0))
         try:
-            found = anatomy.record(self.module, self.normalize(noise), self._output)
+            with torch.random.fork_rng([]):  # a random one draws the same, looked at or not
+                found = anatomy.record(self.module, self.normalize(noise), self._output)
         except _REFUSALS as error:
             if isinstance(error, _SAID_ALREADY):
                 raise
@@ -300,11 +387,13 @@ class Model:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over names and values of all weights and buffers."""
+        """SHA-256 over names and values of all weights and buffers, and the names of its defences."""
         state = self.module.state_dict()
         key = tuple((k, checksum(v)) for k, v in state.items())  # ``.data`` changes leave no other trace
         if self._digest is None or self._digest[0] != key:
-            sha = hashlib.sha256()
+            sha = hashlib.sha256(self.name.encode() if isinstance(self.module, Function) else b"")
+            for name, _ in self.defenses:
+                sha.update(f"{name}|".encode())
             for name, value in state.items():
                 sha.update(name.encode())
                 sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -42,7 +42,8 @@ _tuning: ContextVar[Tuning | None] = ContextVar("phosphene_tuning", default=None
 def tuned(model: Model | None, passes: int) -> Iterator[Tuning]:
     """Inside, the twin may answer plain calls of ``model``, if so many images make it pay."""
     # On a GPU convolutions are less exact (TF32), and nothing was measured.
-    tuning = Tuning(model if passes >= WORTH and model and model.device.type == "cpu" else None)
+    worth = passes >= WORTH and model and model.layers and model.device.type == "cpu"
+    tuning = Tuning(model if worth else None)
     token = _tuning.set(tuning)
     try:
         yield tuning
@@ -124,7 +125,8 @@ def _build(model: Model) -> nn.Module | None:
             if min(model.input_size[1:]) >= 96:  # smaller pictures gain nothing
                 twin.to(memory_format=torch.channels_last)
             before = _traces(model.module)
-            ours, theirs = (model._output(m(model.normalize(noise))) for m in (twin, model.module))
+            given = model.normalize(noise)  # once: a defence may be random
+            ours, theirs = (model._output(m(given.clone())) for m in (twin, model.module))
         if _traces(model.module) != before:  # it remembers what it saw, and a target may ask for that
             return None
     except Exception:  # whatever the network has against being copied or folded: it does without

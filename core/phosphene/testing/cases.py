@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,16 @@ def _pictures(kind: str, count: int, channels: int, size: tuple[int, int]) -> Te
     raise InputError(f"no pictures are called {kind!r}; there are {', '.join(PICTURES)}")
 
 
+def _boxes(count: int, size: tuple[int, int]) -> Tensor:
+    """Masks (N, H, W) of objects: a box in the middle of each picture, each of another size."""
+    height, width = size
+    masks = torch.zeros(count, height, width, dtype=torch.bool)
+    for n, mask in enumerate(masks):
+        top, left = (side * (n + 1) // (3 * count) for side in size)
+        mask[top : height - top, left : width - left] = True
+    return masks
+
+
 @dataclass(frozen=True)
 class Case:
     """One small call: a network, pictures, a target and parameters on top of the method's ``quick`` ones.
@@ -97,9 +108,15 @@ class Case:
                     value = make_pictures(self.pictures, self.count, channels, size).to(model.dtype)
                 case "dataset":
                     pictures = make_pictures(self.pictures, DATASET_SIZE, model.input_size[0], size)
-                    value = TensorDataset(pictures.to(model.dtype))
+                    classes = [str(i % min(CLASSES, model.class_count)) for i in range(DATASET_SIZE)]
+                    value = TensorDataset(pictures.to(model.dtype), classes, _boxes(DATASET_SIZE, size))
                 case "labels":
-                    value = torch.arange(self.count) % min(CLASSES, model.class_count)
+                    # What the model says of the first, and something else of the next: an attack that
+                    # stops at once where it has won is to work on one of them, whatever its aim.
+                    value = torch.arange(self.count)
+                    with suppress(InputError):  # a size that it does not take: the method is to say so
+                        value = value + ROLES["labels"].make(None, model, made).cpu()
+                    value = value % min(CLASSES, model.class_count)
                 case "target":
                     value = ROLES["target"].make(self.target, model, made)
                 case role:
@@ -145,15 +162,20 @@ def foretold(method: Method[..., Any], case: Case) -> tuple[int, int] | None:
         return None
     try:
         params = method.validate(case.arguments(method))
-        return method.spec.cost.of(params, **sizes(case))
+        return method.spec.cost.of(params, **sizes(method, case))
     except PhospheneError:
         return None
 
 
-def sizes(case: Case) -> dict[str, int]:
+def sizes(method: Method[..., Any], case: Case) -> dict[str, int]:
     """What the names in a cost expression stand for."""
     height, width = case.size or _look(case.network)[0]
-    return {"images": case.count, "height": height, "width": width, "dataset": DATASET_SIZE}
+    seen = DATASET_SIZE * sum(declared.role == "dataset" for declared in method.spec.inputs)
+    known = {"images": case.count, "height": height, "width": width, "dataset": seen}
+    if method.spec.cost is None or not method.spec.cost.by_channel():
+        return known
+    params = method.validate(case.arguments(method))
+    return known | method.channels(make_network(case.network), params)
 
 
 def plain_cases(method: Method[..., Any], *, all_pairs: bool) -> list[Case]:
@@ -241,6 +263,8 @@ def _choices(schema: Mapping[str, Any]) -> list[Any]:
         return [choice for branch in schema["anyOf"] for choice in _choices(branch)]
     if schema.get("type") == "boolean":
         return [False, True]
+    if schema.get("type") == "array" and "items" in schema:
+        return [[choice] for choice in _choices(schema["items"])]
     return [schema["const"]] if "const" in schema else list(schema.get("enum", []))
 
 
@@ -316,4 +340,7 @@ def values(schema: Mapping[str, Any]) -> st.SearchStrategy[Any]:
         case "object" if isinstance(schema.get("additionalProperties"), dict):
             inside = values(schema["additionalProperties"])
             return st.dictionaries(st.text("abc", min_size=1), inside, max_size=3)
+        case "object":
+            anything = st.one_of(st.integers(-9, 9), st.booleans(), st.text("abc", min_size=1))
+            return st.dictionaries(st.text("abc", min_size=1), anything, max_size=2)
     raise InputError(f"no values are known for a parameter with the schema {dict(schema)}")

@@ -20,7 +20,7 @@ from ..bars import ProgressEvent, reporting
 from ..batching import max_batch
 from ..datasets import TensorDataset
 from ..errors import PhospheneError
-from ..inputs import ROLES
+from ..inputs import PER_IMAGE, ROLES
 from ..options import plain, read_option
 from ..results import AdversarialExamples, Result, TrainedNetwork, load_result
 from ..spec import Invariant, MethodSpec
@@ -134,7 +134,7 @@ def valid_defaults(method: AnyMethod) -> None:
     for name in required:
         assert name in method.spec.quick, f"{name!r} has no default: say in quick= what a test call may give"
     needed = {n: method.spec.quick[n] for n in required}
-    for values in (stated, method.spec.quick, method.spec.demo):
+    for values in (stated, method.spec.quick, method.spec.demonstration()[1]):
         method.validate(needed | values)
 
 
@@ -200,9 +200,14 @@ def declared_result(method: AnyMethod, seen: Observation) -> None:
         assert tensor.grad_fn is None, f"{path} still carries a graph: detach it"
         if tensor.is_floating_point() and dtype is not None and not isinstance(result, TrainedNetwork):
             assert tensor.dtype == dtype, f"{path} is {tensor.dtype}, the model {dtype}"
-    for name in result.per_image:
+    for name in _given_per_image(result):
         rows = len(getattr(result, name))
         assert rows == seen.case.count, f"{name} has {rows} rows for {seen.case.count} images"
+
+
+def _given_per_image(result: Result) -> list[str]:
+    """The fields with a row for every image, without those that the result left out."""
+    return [name for name in result.per_image if getattr(result, name) is not None]
 
 
 @_check("observation", "Every number in a result is finite.", "divisions by a range, a norm or a sum of zero")
@@ -249,7 +254,7 @@ def leaves_no_trace(method: AnyMethod, seen: Observation) -> None:
 def within_cost(method: AnyMethod, seen: Observation) -> None:
     assert method.spec.cost is not None
     params = method.validate(seen.result.provenance.params)
-    known = sizes(seen.case)
+    known = sizes(method, seen.case)
     if not {"images", "texture", "styles"} & {i.role for i in method.spec.inputs}:
         known["images"] = len(getattr(seen.result, "images", ()))
     forward, backward = method.spec.cost.of(params, **known)
@@ -298,8 +303,7 @@ def honest_success(method: AnyMethod, seen: Observation) -> None:
     best = logits.topk(2).values
     clear = best[:, 0] - best[:, 1] > 1e-5 * best[:, 0].abs()
     after = logits.argmax(1)
-    wanted = bool(method.validate(seen.result.provenance.params).get("targeted", False))
-    truth = after.eq(result.labels) if wanted else after.ne(result.labels)
+    truth = after.eq(result.labels) if result.targeted else after.ne(result.labels)
     for n in clear.nonzero().flatten().tolist():
         assert int(result.after[n]) == int(after[n]), (
             f"image {n} is said to be taken for class {int(result.after[n])}, the model says {int(after[n])}"
@@ -443,10 +447,10 @@ def batch_as_single(method: AnyMethod, case: Case) -> None:
         alone = {
             i.name: inputs[i.name][n : n + 1]
             for i in method.spec.inputs
-            if i.role in ("images", "labels") and isinstance(inputs[i.name], Tensor)
+            if i.role in PER_IMAGE and isinstance(inputs[i.name], Tensor)
         }
         single = case.run(method, None, **alone)
-        for name in result.per_image:
+        for name in _given_per_image(result):
             _close(getattr(single, name), getattr(result, name)[n : n + 1], f"{name} of image {n} alone")
 
 

@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from phosphene import Reference, hookimpl, load_model, method
 from phosphene.errors import InputError, ModelError
-from phosphene.images import min_max
+from phosphene.images import min_max, symmetric
 from phosphene.results import ActivationMaps
 from phosphene.spec import Cost, UnitRange
 from phosphene.types import Images, LayerName, Model
@@ -62,7 +62,8 @@ def activation_maps(
         Annotated[list[int], Field(min_length=1)] | None, Field(description="which channels; all unless told")
     ] = None,
     scale: Annotated[
-        Literal["each", "shared"], Field(description="each map from 0 to 1, or an image's maps by one scale")
+        Literal["each", "shared", "signed"],
+        Field(description="each map from 0 to 1, an image's maps by one scale, or zero in the middle"),
     ] = "each",
     pre_activation: Annotated[bool, Field(description="what the activation is given, not gives")] = False,
     overlay: Annotated[bool, Field(description="lay the maps over the image")] = False,
@@ -72,7 +73,9 @@ def activation_maps(
     A'_c = (A_c - min A_c) / (max A_c - min A_c)
 
     A constant map becomes zeros. ``scale="shared"`` takes one minimum and maximum over all the
-    channels shown of an image, so that weak answers look weak. ``pre_activation`` shows what the
+    channels shown of an image, so that weak answers look weak and nearly empty maps empty;
+    ``"signed"`` keeps zero in the middle, A_c / (2 max |A|) + 1/2 over the same channels, so that what
+    excites and what inhibits are told apart. ``pre_activation`` shows what the
     activation module ``layer`` is given: a ReLU's input still has its negative answers. ``layer``:
     the last activation at the middle one of the model's resolutions unless told. ``channels``:
     their numbers; all unless told, of which the picture shows the strongest of each image.
@@ -92,11 +95,18 @@ def activation_maps(
     return ActivationMaps(
         images=images,
         maps=maps,
-        scaled=min_max(maps, (1, 2, 3) if scale == "shared" else (2, 3)),
+        scaled=_scaled(maps, scale),
         channels=tuple(chosen),
         layer=layer,
         layout="overlay" if overlay else "map",
+        signed=scale == "signed",
     )
+
+
+def _scaled(maps: Tensor, scale: Literal["each", "shared", "signed"]) -> Tensor:
+    if scale == "signed":  # all channels of an image as one tall map
+        return symmetric(maps.flatten(1, 2)).view_as(maps)
+    return min_max(maps, (1, 2, 3) if scale == "shared" else (2, 3))
 
 
 def _activations(model: Model) -> dict[str, int]:

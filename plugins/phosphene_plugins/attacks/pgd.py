@@ -1,18 +1,18 @@
 """Projected gradient descent: the strongest first-order adversary inside an epsilon-ball."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Reference, hookimpl, load_model, method, progress
+from phosphene import Reference, hookimpl, load_model, method
 from phosphene.results import AdversarialExamples
 from phosphene.spec import Cost, PixelRange, SameShape, WithinBall
 from phosphene.types import Images, Labels, Model, Seed
 
-Norm = Literal["linf", "l2"]
+from .ascent import Eot, Under, cross_entropy, judged, projected_ascent, reached
+from .balls import Norm, random_point
 
 
 def finds_the_corner_of_a_linear_model() -> None:
@@ -62,10 +62,13 @@ def finds_the_corner_of_a_linear_model() -> None:
         SameShape(field="adversarial"),
     ],
     needs=["gradients"],
-    cost=Cost(forward="images * (steps + 2)", backward="images * steps"),
+    cost=Cost(
+        forward="images * (restarts * (steps * eot + min(1, restarts - 1)) + 2)",
+        backward="images * restarts * steps * eot",
+    ),
     tags=["white-box", "fixed-radius"],
     oracle=finds_the_corner_of_a_linear_model,
-    quick={"steps": 3},
+    quick={"steps": 3, "restarts": 1, "eot": 1},
 )
 def pgd(
     model: Model,
@@ -77,72 +80,51 @@ def pgd(
     steps: Annotated[int, Field(ge=1, le=10_000, description="how many ascent steps")] = 10,
     norm: Annotated[Norm, Field(description="what the ball is measured in")] = "linf",
     random_start: Annotated[bool, Field(description="begin at a random point of the ball")] = True,
+    restarts: Annotated[
+        int, Field(ge=1, le=1000, description="how many climbs, each from another point")
+    ] = 1,
     targeted: Annotated[bool, Field(description="labels are the classes wanted, not the true ones")] = False,
+    eot: Eot = 1,
+    under: Under = (),
     seed: Seed = None,
 ) -> AdversarialExamples:
     """Climb the loss from a random point of an eps-ball around each image, projecting back after every step.
 
     x <- clip(P(x + step_size * d)),  d = sign(dL/dx) for "linf", dL/dx / ||dL/dx||_2 for "l2"
 
-    with L the cross-entropy of ``labels`` and P the projection onto the ball. A targeted attack
-    descends instead, towards ``labels``. ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,).
+    with L the cross-entropy of ``labels`` and P the projection onto the ball; for "l1" d is the sign at
+    the largest hundredth of the gradient, of unit l1 length. A targeted attack descends instead, towards
+    ``labels``. ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,).
 
-    ``adversarial`` is the last point and stays inside the ball after rounding, too; ``success`` is
-    read from the model's answer to it. An image that is taken for another class from the outset
-    (targeted: for the one wanted) comes back as it is. All images start with the same offset.
+    ``adversarial`` is the last point and stays inside the ball after rounding, too; of several
+    ``restarts`` the one that reached its aim, else the one of the highest loss (without ``random_start``
+    all are the same). ``success`` is read from the model's answer. An image that is taken for another
+    class from the outset (targeted: for the one wanted) comes back as it is. All images start with the
+    same offset. ``eot`` and ``under`` make the gradient a mean over a random model's answers and over
+    random changes of the picture.
+
+    Source: Madry et al. 2018, section 2.1.
     """
-    with torch.no_grad():
-        before = model(images)
-    adversarial = images
-    if random_start:
-        adversarial = _project(images + _random_offset(images, eps, norm, seed), images, eps, norm)
-    for _ in progress(range(steps), "climbing the loss"):
-        point = adversarial.detach().requires_grad_()
-        loss = F.cross_entropy(model(point), labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(-loss if targeted else loss, point)
-        direction = gradient.sign() if norm == "linf" else _unit(gradient)
-        adversarial = _project(adversarial + step_size * direction, images, eps, norm)
-    reached = before.argmax(1).eq(labels) if targeted else before.argmax(1).ne(labels)
-    adversarial = torch.where(reached[:, None, None, None], images, adversarial)
-    with torch.no_grad():
-        after = model(adversarial)
-    return AdversarialExamples.judged(model, images, adversarial, labels, before, after, targeted=targeted)
-
-
-def _project(points: Tensor, images: Tensor, eps: float, norm: Norm) -> Tensor:
-    """The nearest points of the ball, clipped to [0, 1]; never outside the ball, rounding included."""
-    # The lengths below are right to two units in the last place.
-    eps *= 1 - 4 * torch.finfo(images.dtype).eps
-    delta = points - images
-    delta = delta.clamp(-eps, eps) if norm == "linf" else delta * (eps / _length(delta).clamp(min=eps))
-    rounded = (images + delta).clamp(0, 1)
-    too_far = (rounded - images).abs() > delta.abs()
-    return torch.where(too_far, torch.nextafter(rounded, images), rounded)
-
-
-def _length(vectors: Tensor) -> Tensor:
-    """The L2 norm of each image, (N, 1, 1, 1)."""
-    # Not torch.norm: in float32 it is wrong by 2e-3 on three million pixels, this by 2e-7.
-    return vectors.square().sum((1, 2, 3), keepdim=True).sqrt()
-
-
-def _unit(gradient: Tensor) -> Tensor:
-    """Each image's gradient at unit length; zero stays zero."""
-    largest = gradient.abs().amax((1, 2, 3), keepdim=True)
-    # First to about one: the squares of a saturated model's gradient would underflow.
-    scaled = gradient / largest.clamp(min=torch.finfo(gradient.dtype).tiny)
-    return scaled / _length(scaled).clamp(min=1)
-
-
-def _random_offset(images: Tensor, eps: float, norm: Norm, seed: int | None) -> Tensor:
-    """A uniformly random point of the ball, (1, C, H, W): one for all, so that no image depends on others."""
     generator = torch.Generator().manual_seed(seed or 0)
-    shape = (1, *images.shape[1:])
-    if norm == "linf":
-        return (2 * torch.rand(shape, generator=generator) - 1).to(images) * eps
-    direction = torch.randn(shape, generator=generator)
-    radius = float(torch.rand((), generator=generator)) ** (1 / direction.numel())
-    return (direction / _length(direction)).to(images) * (radius * eps)
+    before: Tensor | None = None
+    best, height = images, images.new_full((len(images),), -torch.inf)
+    for _ in range(restarts):
+        found, before = projected_ascent(
+            model, images, labels, start=random_point(images, eps, norm, generator) if random_start else None,
+            before=before, eps=eps, step_size=step_size, steps=steps, norm=norm, targeted=targeted, eot=eot,
+            under=under, generator=generator,
+        )  # fmt: skip
+        if restarts == 1:
+            best = found
+            break
+        with torch.no_grad():
+            logits = model(found)
+        loss = cross_entropy(logits, labels) * (-1 if targeted else 1)
+        loss = torch.where(reached(logits, labels, targeted), torch.inf, loss)
+        best = torch.where((loss > height)[:, None, None, None], found, best)
+        height = torch.maximum(height, loss)
+    assert before is not None
+    return judged(model, images, best, labels, before, targeted=targeted)
 
 
 @hookimpl

@@ -3,24 +3,27 @@
 from typing import Any
 
 import torch
-from torch import nn
 
-from phosphene import Class, InputError, Method, Reference, hookimpl, load_model, method, scores
+from phosphene import Class, InputError, Method, Reference, hookimpl, method, scores
 from phosphene.results import Attribution
 from phosphene.spec import Cost
 from phosphene.targets import Predicted
 from phosphene.types import Images, Model, Target
+from phosphene_plugins.attribution.cam_maps import (
+    SCALED,
+    Normalize,
+    by_convention,
+    pooled_network,
+    weighted,
+)
 
 
 def mean_evidence_and_bias_give_the_logit() -> None:
     """S_c = mean of M_c + bias_c, for every class."""
-    torch.manual_seed(0)
-    maps, classifier = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
-    network = nn.Sequential(maps, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), classifier).double()
-    model, images = load_model(network), torch.rand(3, 3, 8, 10, dtype=torch.float64)
+    model, head, images = pooled_network()
     logits = model(images)
     for index in range(3):
-        explained = cam(model, images, index).maps.mean((1, 2)) + classifier.bias[index]
+        explained = cam(model, images, index).maps.mean((1, 2)) + head.bias[index]
         torch.testing.assert_close(explained, logits[:, index])
 
 
@@ -36,18 +39,20 @@ def mean_evidence_and_bias_give_the_logit() -> None:
             url="https://arxiv.org/abs/1512.04150",
         )
     ],
+    invariants=[SCALED],
     needs=["gap_head"],
     cost=Cost(forward="images"),
     oracle=mean_evidence_and_bias_give_the_logit,
 )
-def cam(model: Model, images: Images, target: Target = None) -> Attribution:
+def cam(model: Model, images: Images, target: Target = None, *, normalize: Normalize = None) -> Attribution:
     """Show where the last map holds evidence for a class: its channels weighted as the classifier does.
 
     M_c(x, y) = sum_k w_k^c f_k(x, y),  and so  S_c = mean_xy M_c(x, y) + b_c
 
     ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, h, w) at the last map's own size, raw and
-    signed: negative where a place speaks against the class. Needs a network that ends in global
-    average pooling and one linear layer; ModelError otherwise (``grad_cam`` has no such need).
+    signed unless ``normalize`` says otherwise: negative where a place speaks against the class. Needs
+    a network that ends in global average pooling and one linear layer; ModelError otherwise
+    (``grad_cam`` has no such need).
     Raises InputError for a target that is not a class.
 
     Source: Zhou et al. 2016, equation 2.
@@ -64,11 +69,8 @@ def cam(model: Model, images: Images, target: Target = None) -> Attribution:
     numbers = torch.arange(len(head.weight), device=features.device)
     chosen = target.read(numbers.expand(len(images), -1))
     weight = head.weight.to(features)[chosen]
-    return Attribution(
-        images=images,
-        maps=torch.einsum("nk,nkhw->nhw", weight, features),
-        targets=target.names(model, len(images)),
-    )
+    maps = by_convention(weighted(weight, features), images, normalize, signed=True)
+    return Attribution(images=images, maps=maps, targets=target.names(model, len(images)))
 
 
 @hookimpl

@@ -1,17 +1,27 @@
 """Integrated gradients: the change of the score from a baseline, shared out among the pixels."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
 
-from phosphene import Method, Reference, hookimpl, input_gradient, load_model, method, progress, scores
-from phosphene.pixels import gaussian_blur
+from phosphene import (
+    Method,
+    Reference,
+    hookimpl,
+    input_gradient,
+    load_model,
+    method,
+    pixels,
+    progress,
+    scores,
+)
+from phosphene.pixels import Baseline
 from phosphene.results import Attribution
 from phosphene.spec import Cost, MapPerPixel
-from phosphene.types import Images, Model, Target
+from phosphene.types import Images, Model, Seed, Target
 
 
 def without_biases_it_is_gradient_times_input() -> None:
@@ -21,7 +31,7 @@ def without_biases_it_is_gradient_times_input() -> None:
     model = load_model(nn.Sequential(*layers).double(), input_size=(3, 8, 8))
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     for index in (0, 1):
-        maps = integrated_gradients(model, images, index, steps=3, baseline="black").maps
+        maps = integrated_gradients(model, images, index, steps=3, baseline="zero").maps
         torch.testing.assert_close(maps, (images * input_gradient(model, images, index)).sum(1))
         torch.testing.assert_close(maps.sum((1, 2)), model(images)[:, index].detach())
 
@@ -49,9 +59,8 @@ def integrated_gradients(
     target: Target = None,
     *,
     steps: Annotated[int, Field(ge=1, le=1000, description="points on the way from the baseline")] = 32,
-    baseline: Annotated[
-        Literal["black", "grey", "mean", "blur"], Field(description="where the way begins")
-    ] = "black",
+    baseline: Annotated[Baseline, Field(description="where the way begins")] = "zero",
+    seed: Seed = None,
 ) -> Attribution:
     """Share out the change of the score between a baseline and the picture among the pixels.
 
@@ -59,19 +68,14 @@ def integrated_gradients(
 
     ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, H, W), raw and signed; they sum to S(I) - S(B), the
     more exactly the more ``steps``. The integral is taken by Gauss and Legendre's rule. ``baseline`` B:
-    black, mid-grey, the picture's mean colour, or its blur by an eighth of its shorter side. The target
-    is decided on the whole picture.
+    black, mid-grey, the picture's mean colour, its blur by an eighth of its shorter side, or noise. The
+    target is decided on the whole picture.
 
     Source: Sundararajan, Taly & Yan 2017, equation 1.
     """
     with torch.no_grad():
         scores(model, images, target)  # decides which class is meant
-    start = {
-        "black": torch.zeros_like(images),
-        "grey": torch.full_like(images, 0.5),
-        "mean": images.mean((2, 3), keepdim=True).expand_as(images),
-        "blur": gaussian_blur(images, min(images.shape[2:]) / 8),
-    }[baseline]
+    start = pixels.baseline(images, baseline, sigma=min(images.shape[2:]) / 8, seed=seed)
     total = torch.zeros_like(images)
     points, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
     for point, weight in progress(list(zip(points, weights, strict=True)), "integrating"):

@@ -1,8 +1,10 @@
 """Occlusion: hide one window of the picture at a time and see how far the score falls."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -16,16 +18,18 @@ from phosphene import (
     hookimpl,
     load_model,
     method,
+    pixels,
     progress,
     scores,
 )
-from phosphene.pixels import gaussian_blur, noise
+from phosphene.pixels import Baseline, gaussian_blur
 from phosphene.results import Attribution
 from phosphene.spec import Cost, MapPerPixel
-from phosphene.targets import Objective, Predicted
+from phosphene.targets import Custom, Objective, Predicted
 from phosphene.types import Images, Model, Seed, Target
+from phosphene_plugins.attribution.incremental import Sweep
 
-Baseline = Literal["grey", "zero", "mean", "blur", "noise"]
+Aggregate = Literal["mean", "sum", "interpolate"]
 
 _WINDOW = "(window or ceil(min(height, width) / 8))"
 _STRIDE = f"(stride or ceil({_WINDOW} / 2))"
@@ -70,8 +74,13 @@ def occlusion(
     stride: Annotated[int | None, Field(ge=1, description="pixels between windows; half a window")] = None,
     baseline: Annotated[Baseline, Field(description="what hides")] = "grey",
     score: Annotated[Literal["logit", "probability"], Field(description="what falls")] = "logit",
-    aggregate: Annotated[Literal["mean", "sum"], Field(description="of a pixel's windows")] = "mean",
+    aggregate: Annotated[
+        Aggregate, Field(description="of a pixel's windows, or linear between their centres")
+    ] = "mean",
     smooth: Annotated[float, Field(ge=0, le=100, description="sigma of a final blur, in pixels")] = 0,
+    classes: Annotated[
+        list[int | str] | None, Field(min_length=1, description="more classes, from the same passes")
+    ] = None,
     seed: Seed = None,
 ) -> Attribution:
     """Hide one window at a time and show how far the score falls: what the model cannot do without.
@@ -80,67 +89,87 @@ def occlusion(
 
     ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, H, W), raw and signed: positive where hiding
     hurts. Windows start every ``stride`` pixels and the last are cut at the border, so that every
-    pixel is hidden at least once. ``baseline``: mid-grey, black, the picture's mean colour, its blur
-    by half a window, or noise. ``score`` is the target's value or its softmax; the target is decided
-    on the whole picture. No gradients are needed. Raises InputError where the stride is longer than
-    the window, or where a probability is wanted of a target that is not a class.
+    pixel is hidden at least once. ``aggregate`` "sum" adds instead; "interpolate" puts each window's fall
+    at its centre and draws a smooth map through them. ``baseline``: mid-grey, zero (black), the picture's
+    mean colour, its blur by half a window, or noise. ``score`` is the target's value or its softmax; the
+    target is decided on the whole picture. ``classes`` (by name or number) get maps of their own, ``more``
+    (N, M, H, W). No gradients are needed.
+
+    As long as the network's operations are local, only what a window reaches is computed again: the
+    numbers are those of whole pictures up to rounding. From its first operation with no such rule on
+    (attention, normalisation over places, squeeze and excitation), and for a callable target throughout,
+    whole maps are computed.
+
+    Raises InputError where the stride is longer than the window, or where a probability or more classes
+    are wanted of a target that is not a class.
 
     Source: Zeiler & Fergus 2014, section 4.2.
     """
-    if score == "probability" and not isinstance(target, (Class, Predicted)):
-        raise InputError(f"only a class has a probability, {target} has none: use score='logit'")
+    if not isinstance(target, (Class, Predicted)) and (score == "probability" or classes):
+        raise InputError(f"only a class has a probability and others beside it, {target} has neither")
     count, _, height, width = images.shape
     window = window or math.ceil(min(height, width) / 8)
     stride = stride or math.ceil(window / 2)
     if stride > window:
         raise InputError(f"stride={stride} would skip pixels: it can be at most the window, {window}")
+    others = [model.class_index(name) for name in classes or ()]
 
-    def score_of(pictures: Tensor, wanted: Objective) -> Tensor:
-        if score == "logit":
-            return scores(model, pictures, wanted)
-        return wanted.read(model(pictures).softmax(1))
+    def scores_of(pictures: Tensor, wanted: Objective) -> Tensor:
+        """The target's score and the other classes', (B, 1 + M)."""
+        if not isinstance(wanted, (Class, Predicted)):
+            return scores(model, pictures, wanted)[:, None]
+        values = model(pictures)
+        values = values.softmax(1) if score == "probability" else values
+        return torch.cat([wanted.read(values)[:, None], values[:, others]], 1)
 
-    hidden = _baseline(images, baseline, window, seed)
-    tops = range(0, max(0, height - window) + stride, stride)
-    lefts = range(0, max(0, width - window) + stride, stride)
-    windows = [(slice(t, t + window), slice(s, s + window)) for s in lefts for t in tops]
-    clean = score_of(images, target)
-    places = [(n, rows, columns) for n in range(count) for rows, columns in windows]
+    hidden = pixels.baseline(images, baseline, sigma=window / 2, seed=seed)
+    rows, columns = (
+        [
+            slice(start, min(start + window, side))
+            for start in range(0, max(0, side - window) + stride, stride)
+        ]
+        for side in (height, width)
+    )
+    windows = [(down, across) for down in rows for across in columns]
+    clean = scores_of(images, target)
     size = batch_size(model)
+    batches = [
+        (n, range(start, min(start + size, len(windows))))
+        for n in range(count)
+        for start in range(0, len(windows), size)
+    ]
     falls = []
-    for start in progress(range(0, len(places), size), "occluding"):
-        part = places[start : start + size]
-        numbers = [n for n, _, _ in part]
-        occluded = images[numbers]
-        for picture, (n, rows, columns) in zip(occluded, part, strict=True):
-            picture[:, rows, columns] = hidden[n, :, rows, columns]
-        falls.append(clean[numbers] - score_of(occluded, target.select(numbers)))
-    fall = torch.cat(falls).view(count, len(windows))
+    for n, chosen in progress(batches, "occluding"):
+        if chosen.start == 0:
+            sweep = Sweep(images[n], hidden[n], windows, whole=isinstance(target, Custom))
+        with torch.inference_mode():
+            values = scores_of(sweep.pictures(chosen), target.select([n] * len(chosen)))
+        falls.append(clean[n] - values)
+    fall = torch.cat(falls).view(count, len(rows), len(columns), -1).permute(0, 3, 1, 2)
 
-    maps, times = images.new_zeros(count, height, width), images.new_zeros(height, width)
-    for place, (rows, columns) in enumerate(windows):
-        maps[:, rows, columns] += fall[:, place, None, None]
-        times[rows, columns] += 1
-    if aggregate == "mean":
-        maps /= times
+    down, across = (
+        _shares(axis, side, aggregate).to(fall) for axis, side in ((rows, height), (columns, width))
+    )
+    maps = gaussian_blur(down @ fall @ across.T, smooth)
     return Attribution(
-        images=images, maps=gaussian_blur(maps[:, None], smooth)[:, 0], targets=target.names(model, count)
+        images=images,
+        maps=maps[:, 0],
+        targets=target.names(model, count),
+        more=maps[:, 1:] if others else None,
+        more_names=tuple(map(model.class_name, others)),
     )
 
 
-def _baseline(images: Tensor, kind: Baseline, window: int, seed: int | None) -> Tensor:
-    """What stands in for the hidden pixels, (N, C, H, W)."""
-    match kind:
-        case "grey":
-            return torch.full_like(images, 0.5)
-        case "zero":
-            return torch.zeros_like(images)
-        case "mean":
-            return images.mean((2, 3), keepdim=True).expand_as(images)
-        case "blur":  # wide enough that nothing of a window's size is left
-            return gaussian_blur(images, window / 2)
-        case "noise":
-            return noise(images.shape, seed=seed, sd=0.3).to(images)
+def _shares(windows: Sequence[slice], side: int, aggregate: Aggregate) -> Tensor:
+    """What each pixel of a row or a column takes of each window's fall: (side, windows)."""
+    if aggregate == "interpolate":
+        centers = [(window.start + window.stop - 1) / 2 for window in windows]
+        peaks = np.eye(len(windows))
+        return torch.from_numpy(np.stack([np.interp(range(side), centers, peak) for peak in peaks], 1))
+    hides = torch.zeros(side, len(windows), dtype=torch.float64)
+    for place, window in enumerate(windows):
+        hides[window, place] = 1
+    return hides if aggregate == "sum" else hides / hides.sum(1, keepdim=True)
 
 
 @hookimpl

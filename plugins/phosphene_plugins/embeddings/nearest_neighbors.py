@@ -8,10 +8,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method, progress
-from phosphene.errors import InputError
 from phosphene.results import Neighbors
 from phosphene.spec import Cost, Nonnegative
 from phosphene.types import Dataset, Images, LayerName, Model
+
+from .features import represent
+from .nearest import Nearest
 
 
 def _oracle() -> None:
@@ -63,22 +65,19 @@ def nearest_neighbors(
     them the nearest by raw pixels, ||q - x||_2, for comparison. Exact; all of the data set's
     pictures are met once, a batch at a time, and only the k nearest so far are kept (all of them
     where there are fewer than k). An image that is itself in the data set is its own neighbour at
-    distance 0; ``exclude_self`` leaves out pictures that are the image, pixel for pixel. ModelError
-    where the model has no linear classifier and no layer is named; InputError where the data set
-    holds nothing else.
+    distance 0; ``exclude_self`` leaves out pictures that are the image, pixel for pixel. The extra
+    ``faiss``, where it is installed, ranks the pictures of large data sets; the answers are the same.
+    ModelError where the model has no linear classifier and no layer is named; InputError where the
+    data set holds nothing else.
     """
 
     def embed(pictures: Tensor) -> Tensor:
-        if layer is None:
-            features = model.embed(pictures)
-        else:
-            features = model.features(pictures, layer)
-            features = model.maps(features, pictures).mean((2, 3)) if features.ndim > 2 else features
+        features = represent(model, pictures, layer)
         return F.normalize(features) if metric == "cosine" else features
 
     size = batch_size(model)
-    by_features = _Nearest(torch.cat([embed(part) for part in images.split(size)]), k)
-    by_pixels = _Nearest(images.flatten(1), k)
+    by_features = Nearest(torch.cat([embed(part) for part in images.split(size)]), k)
+    by_pixels = Nearest(images.flatten(1), k)
     for batch in progress(dataset.batches(size), "nearest neighbours", -(-len(dataset) // size)):
         pictures = batch.images.to(images)
         never = torch.zeros(len(images), len(pictures), dtype=torch.bool, device=images.device)
@@ -102,56 +101,6 @@ def nearest_neighbors(
         pixel_indices=pixel_indices,
         pixel_distances=pixel_distances,
     )
-
-
-class _Nearest:
-    """The k nearest of a stream of vectors to each query, by one matrix product a block."""
-
-    #: Numbers to wait for before a block is ranked: 16 MB of them.
-    BLOCK = 4_000_000
-    #: ||x||^2 - 2 q.x ranks as the distance does, but loses digits between near vectors. So all are
-    #: taken from the queries' mean, and a few more than k are kept, to be measured again.
-    SPARE = 8
-
-    def __init__(self, queries: Tensor, k: int) -> None:
-        self._mean, self._k = queries.mean(0), k
-        self._queries = queries - self._mean
-        self._ranks = queries.new_empty(len(queries), 0)
-        self._indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-        self._vectors = queries.new_empty(len(queries), 0, queries.shape[1])
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def meet(self, vectors: Tensor, indices: tuple[int, ...], never: Tensor) -> None:
-        """Rank these vectors too; ``never`` (queries, vectors) is where one is no neighbour."""
-        self._waiting.append((vectors - self._mean, torch.tensor(indices, device=vectors.device), never.T))
-        if sum(v.numel() for v, _, _ in self._waiting) >= self.BLOCK:
-            self._rank()
-
-    def _rank(self) -> None:
-        vectors, indices, never = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
-        self._waiting.clear()
-        ranks = torch.addmm(vectors.square().sum(1), self._queries, vectors.T, alpha=-2)
-        ranks, new = self._smallest(ranks.masked_fill_(never.T, torch.inf))
-        self._ranks, chosen = self._smallest(torch.cat([self._ranks, ranks], 1))
-        self._indices = torch.cat([self._indices, indices[new]], 1).gather(1, chosen)
-        rows = torch.arange(len(chosen), device=chosen.device)[:, None]
-        self._vectors = torch.cat([self._vectors, vectors[new]], 1)[rows, chosen]
-
-    def _smallest(self, ranks: Tensor) -> tuple[Tensor, Tensor]:
-        values, order = ranks.topk(min(self._k + self.SPARE, ranks.shape[1]), dim=1, largest=False)
-        return values, order
-
-    def found(self) -> tuple[Tensor, Tensor]:
-        """(N, k) indices and L2 distances, nearest first, of equal ones the earlier."""
-        if self._waiting:
-            self._rank()
-        found = int(self._ranks.isfinite().sum(1).min())
-        if not found:
-            raise InputError("the data set holds no picture but the image itself")
-        distances = (self._queries[:, None] - self._vectors[:, :found]).norm(dim=2)
-        indices, order = self._indices[:, :found].sort(dim=1)
-        distances, nearest = distances.gather(1, order).sort(dim=1, stable=True)
-        return indices.gather(1, nearest)[:, : self._k], distances[:, : self._k]
 
 
 @hookimpl

@@ -113,12 +113,12 @@ def make_exhibit(
     """
     spec = methods[call].spec
     takes_model, takes_images = spec.input("model"), spec.input("images")
-    inputs: dict[str, Any] = {}
+    inputs, shown = spec.demonstration()
     if takes_model and uri is not None:
         inputs[takes_model.name] = uri
     if takes_images and images:
         inputs[takes_images.name] = images[0] if len(images) == 1 else list(images)
-    params = _seed(methods[call]) | spec.demo
+    params = _seed(methods[call]) | shown
     result, rows, failure = None, [], ""
     clock = time.perf_counter()
     try:
@@ -188,8 +188,8 @@ def _scores(attributing: Mapping[str, Method[..., Any]], model: Model) -> dict[s
         try:
             params = method.validate(_seed(method))
             count = _SCENES
-            if spec.cost:
-                forward, backward = spec.cost.of(params, images=1, height=height, width=width)
+            if passes := method.passes({"model": model, "images": scenes.images[:1]}, params):
+                forward, backward = passes
                 count = max(1, min(_SCENES, _PASSES // max(1, forward + 2 * backward)))
             values = {"model": model, "images": scenes.images[:count], "target": scenes.labels[:count]}
             result = method(**{i.name: values[i.role] for i in spec.inputs}, **params)

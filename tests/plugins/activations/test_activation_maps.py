@@ -61,6 +61,29 @@ def test_a_shared_scale_spans_the_channels_of_one_image_only(model, images):
     assert torch.allclose(alone.scaled, found.scaled[1:2], atol=1e-6)
 
 
+def test_a_signed_scale_keeps_zero_in_the_middle_and_the_order_of_size(model, images):
+    with torch.no_grad():
+        model.module.third.weight[5] = model.module.third.bias[5] = 0
+    found = activation_maps(model, images, layer="third", scale="signed")
+    largest = found.maps.abs().amax((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(found.scaled, found.maps / largest / 2 + 0.5)
+    assert found.scaled[:, 5].eq(0.5).all()
+    picture = activation_maps(model, images, layer="third", channels=[5], scale="signed").panels()[0][1].image
+    assert picture.min() > 0.95  # nothing is white, what excites red, what inhibits blue
+
+
+def test_a_nearly_empty_map_looks_empty_by_a_shared_scale_and_its_title_tells(model, images):
+    with torch.no_grad():
+        model.module.third.weight[5] *= 1e-6
+        model.module.third.bias[5] = 0
+    each = activation_maps(model, images, layer="third", channels=[3, 5])
+    shared = activation_maps(model, images, layer="third", channels=[3, 5], scale="shared")
+    assert each.scaled[:, 1].amax((1, 2)).eq(1).all()
+    assert (shared.scaled[:, 1].amax((1, 2)) - shared.scaled[:, 1].amin((1, 2))).max() < 1e-4
+    low, high = (float(each.maps[0, 1].aminmax()[n]) for n in (0, 1))
+    assert each.panels()[0][2].title == f"channel 5: {low:.2g} to {high:.2g}"
+
+
 def test_before_a_relu_the_negative_answers_are_still_there(model, images):
     before = activation_maps(model, images, layer="relu", pre_activation=True)
     after = activation_maps(model, images, layer="relu")
@@ -109,6 +132,7 @@ def test_a_figure_shows_the_strongest_channels_of_each_image(model, images, over
     rows = found.panels()
     assert len(rows) == 3 and all(len(row) == 10 for row in rows)
     for row, maps in zip(rows, found.maps, strict=True):
-        assert row[1].title == f"channel {maps.flatten(1).amax(1).argmax()}"
+        first = int(maps.flatten(1).amax(1).argmax())
+        assert row[1].title == f"channel {first}: {maps[first].min():.2g} to {maps[first].max():.2g}"
     found.save(tmp_path / "maps")
     assert torch.equal(load_result(tmp_path / "maps").scaled, found.scaled)

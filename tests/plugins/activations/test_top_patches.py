@@ -75,7 +75,8 @@ def test_a_patch_is_all_its_unit_sees():
     assert torch.equal(
         found.boxes, receptive_fields(MODEL, "3", (14, 14), [tuple(p) for p in found.places.tolist()])
     )
-    for image, box, place, score in zip(found.images, found.boxes, found.places, found.scores, strict=True):
+    pictures = found.images[found.sources]
+    for image, box, place, score in zip(pictures, found.boxes, found.places, found.scores, strict=True):
         top, left, bottom, right = box.tolist()
         alone = torch.zeros_like(image)
         alone[:, top:bottom, left:right] = image[:, top:bottom, left:right]
@@ -89,6 +90,41 @@ def test_by_default_it_reads_the_last_map_at_six_channels():
     found = top_patches(MODEL, TensorDataset(torch.rand(3, 3, 14, 14)), k=2)
     assert found.layer == "3" and tuple(dict.fromkeys(found.channels)) == (0, 1, 2, 3, 4, 5)
     assert found.grid == (5, 5)
+
+
+def test_all_channels_in_one_pass_are_the_channels_one_by_one_and_a_picture_is_held_once():
+    images = torch.rand(5, 3, 14, 14, generator=torch.Generator().manual_seed(3)).double()
+    data = TensorDataset(images)
+    found = top_patches(MODEL, data, layer="3", channels="all", k=4, per_image=2)
+    assert found.channels == tuple(c for c in range(7) for _ in range(4))
+    for channel in range(7):
+        alone = top_patches(MODEL, data, layer="3", channels=[channel], k=4, per_image=2)
+        rows = slice(4 * channel, 4 * channel + 4)
+        assert found.ids[rows] == alone.ids
+        for name in ("scores", "places", "boxes"):
+            torch.testing.assert_close(getattr(found, name)[rows], getattr(alone, name))
+    assert len(found.images) == len(set(found.ids)) <= 5
+    for source, name in zip(found.sources.tolist(), found.ids, strict=True):
+        assert torch.equal(found.images[source], images[int(name)])
+
+
+@settings(max_examples=20, deadline=None)
+@given(order=st.permutations(range(7)))
+def test_the_order_of_the_pictures_changes_nothing_but_their_ids(order):
+    images = torch.rand(7, 3, 14, 14, generator=torch.Generator().manual_seed(5)).double()
+    straight = top_patches(MODEL, TensorDataset(images), layer="2", k=3)
+    other = top_patches(MODEL, TensorDataset(images[order]), layer="2", k=3)
+    assert tuple(str(order[int(i)]) for i in other.ids) == straight.ids
+    torch.testing.assert_close(other.scores, straight.scores)
+    assert torch.equal(other.boxes, straight.boxes)
+
+
+def test_of_many_channels_the_figure_shows_a_strip_each(tmp_path):
+    many = list(range(13))
+    found = run("top_patches", dataset="builtin:scenes/4", channels=many, k=2, out=tmp_path / "out")
+    rows, count = found.rows(), len(set(found.channels))
+    assert count > 12 and sum(map(len, rows)) == count and len(rows[0]) > 1
+    assert len(list((tmp_path / "out" / "pictures").iterdir())) == count == len(found.lines())
 
 
 def test_channels_that_are_not_there_are_refused_before_anything_is_read():

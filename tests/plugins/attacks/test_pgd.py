@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from phosphene import Model, PhospheneError, load_model, methods
+from phosphene.datasets import SceneDataset
+from phosphene.transforms import rotate
 
 pgd = methods["attacks.pgd"]
 few = settings(max_examples=60, deadline=None)
@@ -200,7 +204,7 @@ def test_random_starts_fill_the_ball_uniformly(norm: str) -> None:
 
 @pytest.mark.parametrize(
     "params",
-    [{"eps": 0}, {"eps": float("nan")}, {"step_size": -1}, {"steps": 0}, {"norm": "l1"}, {"epsilon": 1}],
+    [{"eps": 0}, {"eps": float("nan")}, {"step_size": -1}, {"steps": 0}, {"norm": "l3"}, {"epsilon": 1}],
 )
 def test_impossible_parameters_are_refused(params: dict[str, object]) -> None:
     with pytest.raises(PhospheneError):
@@ -216,3 +220,67 @@ def test_picture_shows_original_adversarial_and_difference() -> None:
     assert difference.title == "difference ×5"
     # Grey where nothing moved, black or white where the pixel moved most.
     assert float((difference.image - 0.5).abs().max()) == pytest.approx(0.5, abs=1e-6)
+
+
+@few
+@given(seed=st.integers(0, 99), eps=st.floats(1e-3, 30), steps=st.integers(1, 4))
+def test_l1_ball_is_never_left(seed: int, eps: float, steps: int) -> None:
+    model, images = network(seed), pictures(3, seed)
+    labels = torch.tensor([0, 1, 2])
+    found = pgd(model, images, labels, eps=eps, step_size=eps / 2, steps=steps, norm="l1", seed=seed)
+    assert (found.distance("l1") <= eps * (1 + 1e-12)).all()
+    assert found.adversarial.min() >= 0 and found.adversarial.max() <= 1
+
+
+def test_more_restarts_never_succeed_less() -> None:
+    model, images = network(3), pictures(24, 3)
+    labels = predicted(model, images)
+    once, more = (pgd(model, images, labels, eps=0.02, step_size=0.005, restarts=n, seed=0) for n in (1, 4))
+    assert (more.success | ~once.success).all()
+    loss = [F.cross_entropy(model(r.adversarial), labels, reduction="none") for r in (once, more)]
+    assert (loss[1] >= loss[0] - 1e-9)[~more.success].all()
+
+
+def test_example_survives_the_changes_it_was_made_under() -> None:
+    """Turned by up to 20 degrees either way, it is mistaken more often than one that was not made for it."""
+    model, images = load_model("builtin:shapes-vgg"), SceneDataset(8).read(range(8))
+    labels = predicted(model, images)
+    made: dict[str, Any] = {"eps": 8 / 255, "steps": 8, "seed": 0}
+    plain = pgd(model, images, labels, **made)
+    robust = pgd(model, images, labels, eot=4, under=("rotate",), **made)
+
+    def mistaken(found: Any) -> float:
+        shares = []
+        for seed in range(12):
+            turned = rotate(found.adversarial, torch.Generator().manual_seed(100 + seed))
+            shares.append(predicted(model, turned).ne(labels)[labels == found.before].double().mean())
+        return float(torch.stack(shares).mean())
+
+    assert mistaken(robust) > mistaken(plain)
+
+
+def test_mean_over_draws_sees_through_a_random_model() -> None:
+    """Noise in the network hides the gradient from a single draw; the mean of many climbs higher."""
+
+    class Noisy(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x + 0.5 * torch.randn_like(x))
+
+    clean, images = network(3), pictures(6, 3)
+    labels = predicted(clean, images)
+    noisy = load_model(Noisy(clean.module), input_size=(3, 6, 6))
+    gains = []
+    for eot in (1, 30):
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            found = pgd(noisy, images, labels, eps=0.05, step_size=0.01, steps=5, eot=eot, seed=0)
+        open_ = found.adversarial.ne(images).flatten(1).any(1)
+        loss = F.cross_entropy(clean(found.adversarial), labels, reduction="none")
+        gains.append(
+            float((loss - F.cross_entropy(clean(images), labels, reduction="none"))[open_].detach().mean())
+        )
+    assert gains[1] > gains[0]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phosphene import Model, ModelError, UnknownName, load_model, methods
+from phosphene import InputError, Model, ModelError, UnknownName, load_model, methods
 from phosphene.builtin.scenes import draw_scenes
 
 grad_cam, cam = methods["attribution.grad_cam"], methods["attribution.cam"]
@@ -147,3 +147,36 @@ def test_heat_lies_on_the_objects_of_the_bundled_scenes() -> None:
     result = grad_cam(load_model("builtin:shapes-vgg"), scenes.images, scenes.labels.tolist())
     peaks = result.heat().flatten(1).argmax(1)
     assert scenes.masks.flatten(1)[torch.arange(60), peaks].float().mean() > 0.8
+
+
+def test_several_layers_are_averaged_and_each_is_shown(model: Model, images: Tensor) -> None:
+    result = grad_cam(model, images, 1, layer=["1", "3"])
+    assert result.more_names == ("1", "3")
+    for number, layer in enumerate(result.more_names):
+        alone = grad_cam(model, images, 1, layer=layer, normalize="minmax").maps
+        large = F.interpolate(alone[:, None], (8, 12), mode="bilinear")[:, 0]
+        torch.testing.assert_close(result.more[:, number], large)
+    torch.testing.assert_close(result.maps, result.more.mean(1))
+    (group, _) = result.panels()
+    assert [panel.title for panel in group] == ["", "class 1", "1", "3"]
+
+
+def test_several_layers_take_one_pass_and_any_order(model: Model, images: Tensor) -> None:
+    passes: list[int] = []
+    grad_cam(model, images, 1, layer="1")  # the anatomy is recorded now, by a pass of its own
+    model.module.register_forward_hook(lambda *_: passes.append(1))
+    up = grad_cam(model, images, 1, layer=["1", "3"])
+    down = grad_cam(model, images, 1, layer=["3", "1"])
+    assert len(passes) == 2
+    torch.testing.assert_close(up.maps, down.maps)
+    torch.testing.assert_close(up.more, down.more.flip(1))
+
+
+def test_a_list_of_one_layer_is_that_layers_map_enlarged(model: Model, images: Tensor) -> None:
+    one = grad_cam(model, images, 1, layer=["3"], normalize="pgc")
+    torch.testing.assert_close(one.maps, grad_cam(model, images, 1, layer="3", normalize="pgc").maps)
+
+
+def test_no_layer_at_all_is_refused(model: Model, images: Tensor) -> None:
+    with pytest.raises(InputError, match="at least 1 item"):
+        grad_cam(model, images, 1, layer=[])

@@ -21,6 +21,7 @@ from phosphene import (
     run,
 )
 from phosphene.builtin.scenes import draw_scenes
+from phosphene_plugins.embeddings.nearest import Nearest
 
 nearest_neighbors = methods["embeddings.nearest_neighbors"]
 
@@ -129,3 +130,24 @@ def test_it_round_trips(tmp_path):
     found = run("nearest_neighbors", dataset="builtin:scenes/12", k=2, out=tmp_path / "near")
     again = load_result(tmp_path / "near")
     assert again.ids == found.ids and torch.equal(again.distances, found.distances)
+
+
+@pytest.mark.parametrize("excluded", [False, True])
+def test_faiss_ranks_large_blocks_to_the_same_answer(monkeypatch, excluded):
+    generator = torch.Generator().manual_seed(0)
+    queries, vectors = (torch.randn(n, 16, generator=generator) for n in (7, 300))
+    found = []
+    for large in (10**9, 0):
+        monkeypatch.setattr(Nearest, "LARGE", large)
+        nearest = Nearest(queries, 5)
+        for start in range(0, 300, 100):
+            never = torch.zeros(7, 100, dtype=torch.bool)
+            never[:, 3] = excluded
+            nearest.meet(vectors[start : start + 100], tuple(range(start, start + 100)), never)
+            nearest._rank()
+        found.append(nearest.found())
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    exact = torch.cdist(queries.double(), vectors.double())
+    if not excluded:
+        assert torch.equal(found[1][0], exact.topk(5, largest=False).indices)

@@ -1,0 +1,32 @@
+"""The picture of the page about the cheating network: drawn when the book is built."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from method_pages import kept
+
+from phosphene import run
+from phosphene_plugins.pages.page import picture, rows_of, write_whole
+
+
+def write_cheating(folder: Path, sources: str, tell: Callable[[str], None]) -> None:
+    """Write the picture: two networks on the same scenes; again only where the sources have changed."""
+    stem = folder / "cheating"
+    if kept(stem, sources):
+        return
+    tell("drawing the cheating network")
+    folder.mkdir(parents=True, exist_ok=True)
+    found = run(
+        "compare_attributions",
+        dataset="builtin:biased-scenes/12",
+        models=["builtin:shapes-biased"],
+        methods=["grad_cam", "integrated_gradients", "saliency", "guided_backprop", "occlusion"],
+        scores=["mask_iou"],
+        seed=0,
+        progress=False,
+    )
+    write_whole(folder / "cheating.html", picture(rows_of(found), "two networks' maps of the same scenes"))
+    write_whole(folder / "cheating.json", json.dumps({"sources": sources}))

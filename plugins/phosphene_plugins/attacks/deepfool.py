@@ -1,0 +1,137 @@
+"""DeepFool: to the nearest boundary of the model made linear, again and again until it is crossed."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from phosphene import Reference, hookimpl, load_model, method, progress
+from phosphene.results import AdversarialExamples
+from phosphene.spec import Cost, PixelRange, SameShape
+from phosphene.types import Images, Labels, Model
+
+from .ascent import unreached
+from .balls import length, unit
+
+#: The shortest step, in pixels: on the boundary itself the model made linear asks for none.
+_LEAST = 1e-6
+
+
+def goes_just_beyond_the_nearest_boundary_of_a_linear_model() -> None:
+    """x + 1.02 min_k (z_y - z_k) / ||w_k - w_y||_q in the steepest direction, in one step."""
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(12, 5).double()
+    linear.weight.data = torch.randn(5, 12, generator=generator, dtype=torch.float64)
+    linear.bias.data.zero_()
+    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 2, 2))
+    images = 0.5 + 0.02 * torch.randn(6, 3, 2, 2, generator=generator, dtype=torch.float64)
+    logits = model(images).detach()
+    labels = logits.argmax(1)
+    away = linear.weight.detach() - linear.weight.detach()[labels][:, None]
+    gap = logits.gather(1, labels[:, None]) - logits
+    norms: list[tuple[Literal["l2", "linf"], float]] = [("l2", 2.0), ("linf", 1.0)]
+    for norm, dual in norms:
+        distance = (gap / away.norm(dual, dim=2)).scatter(1, labels[:, None], torch.inf).amin(1)
+        found = deepfool(model, images, labels, norm=norm)
+        assert found.success.all()
+        torch.testing.assert_close(found.distance(norm), 1.02 * distance, rtol=1e-9, atol=0)
+
+
+@method(
+    family="attacks",
+    title="DeepFool",
+    references=[
+        Reference(
+            key="moosavi2016",
+            title="DeepFool: a simple and accurate method to fool deep neural networks",
+            authors="Moosavi-Dezfooli, Fawzi, Frossard",
+            year=2016,
+            url="https://arxiv.org/abs/1511.04599",
+        )
+    ],
+    invariants=[PixelRange(field="adversarial"), SameShape(field="adversarial")],
+    needs=["gradients"],
+    cost=Cost(forward="images * (2 * steps + 1)", backward="images * steps * (candidates - 1)"),
+    tags=["white-box", "minimum-norm"],
+    oracle=goes_just_beyond_the_nearest_boundary_of_a_linear_model,
+    quick={"steps": 3, "candidates": 3},
+)
+def deepfool(
+    model: Model,
+    images: Images,
+    labels: Labels,
+    *,
+    norm: Annotated[Literal["l2", "linf"], Field(description="what is to be small")] = "l2",
+    steps: Annotated[int, Field(ge=1, le=10_000, description="how many steps at most")] = 50,
+    overshoot: Annotated[float, Field(ge=0, le=10, description="how far beyond the boundary to go")] = 0.02,
+    candidates: Annotated[
+        int, Field(ge=2, le=100_000, description="how many of the likeliest classes are considered")
+    ] = 10,
+) -> AdversarialExamples:
+    """Cross the nearest boundary: step to where the model, made linear, would change its mind, until it does.
+
+    x <- x + |f_k| / ||w_k||_2^2 w_k,  f_k = z_k - z_y,  w_k = df_k/dx,  k of the least |f_k| / ||w_k||_2
+
+    and in "linf" |f_k| / ||w_k||_1 sign(w_k), with the least |f_k| / ||w_k||_1. The sum of all steps is
+    lengthened by ``overshoot`` and the picture clipped to [0, 1]. Of the classes those ``candidates`` compete
+    that the model finds likeliest in the image itself, its own among them. ``images`` (N, C, H, W) in [0, 1],
+    ``labels`` (N,). Each image stops where it is taken for another class, at the outset too, and where no
+    class's gradient leads anywhere; ``success`` tells which.
+
+    Source: Moosavi-Dezfooli, Fawzi & Frossard 2016, algorithm 2 and section 3.3.
+    """
+    rows = torch.arange(len(images), device=images.device)
+    points, moved = images.clone(), torch.zeros_like(images)
+    before = after = rivals = torch.empty(0)
+    for step in progress(range(steps + 1), "crossing boundaries"):
+        place = points[rows].requires_grad_()
+        logits = model(place)
+        if step == 0:
+            before = after = logits.detach()
+            rivals = likeliest(before, labels, candidates)
+        else:
+            after = after.index_copy(0, rows, logits.detach())
+        left = unreached(logits, labels[rows], targeted=False)
+        if not len(left) or step == steps:
+            break
+        if len(left) < len(rows):  # a pass more costs less than the way back for those who are done
+            rows = rows[left]
+            place = points[rows].requires_grad_()
+            logits = model(place)
+        change, found = nearest_boundary(logits, place, labels[rows], rivals[rows], norm)
+        rows, change = rows[found], change[found]
+        if not len(rows):
+            break
+        moved[rows] += change
+        points[rows] = (images[rows] + (1 + overshoot) * moved[rows]).clamp(0, 1)
+    return AdversarialExamples.judged(model, images, points, labels, before, after, targeted=False)
+
+
+def likeliest(logits: Tensor, labels: Tensor, candidates: int) -> Tensor:
+    """The other classes that compete, (N, k): none where the model knows one class alone."""
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return others.topk(min(candidates, logits.shape[1]) - 1, dim=1).indices
+
+
+def nearest_boundary(
+    logits: Tensor, place: Tensor, labels: Tensor, rivals: Tensor, norm: str
+) -> tuple[Tensor, Tensor]:
+    """The step to the nearest boundary, (n, C, H, W), and where there is one, (n,)."""
+    own = logits.gather(1, labels[:, None])[:, 0]
+    nearest = torch.full_like(own, torch.inf).detach()
+    change = torch.zeros_like(place)
+    for n, rival in enumerate(rivals.T):
+        gap = own - logits.gather(1, rival[:, None])[:, 0]
+        (slope,) = torch.autograd.grad(-gap.sum(), place, retain_graph=n + 1 < rivals.shape[1])
+        steep = length(slope)[:, 0, 0, 0] if norm == "l2" else slope.abs().sum((1, 2, 3))
+        distance = torch.where(steep > 0, (gap.detach() / steep).clamp(min=_LEAST), torch.inf)
+        closer = (distance < nearest)[:, None, None, None]
+        step = distance[:, None, None, None] * (unit(slope) if norm == "l2" else slope.sign())
+        change, nearest = torch.where(closer, step, change), torch.minimum(distance, nearest)
+    return change, nearest.isfinite()
+
+
+@hookimpl
+def phosphene_methods():
+    return [deepfool]

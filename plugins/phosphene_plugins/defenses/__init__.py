@@ -1,0 +1,1 @@
+"""Making models harder to fool, and proving how hard."""

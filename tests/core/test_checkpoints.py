@@ -1,0 +1,112 @@
+"""Checkpoints: a run that was cut off goes on where it was, and no other run does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from phosphene import Result, checkpoints, keep, load_result, method, resumed, run
+from phosphene.results import Synthesis
+from phosphene.types import Dataset, Model, Seed
+
+#: The pictures that were read, and those at which the work is cut off, once.
+read: list[int] = []
+cuts: list[int] = []
+
+
+@method(family="activations", needs=["dataset"])
+def mean_colour(model: Model, dataset: Dataset, *, gain: float = 1.0, seed: Seed = None) -> Synthesis:
+    """Add up the colours of a data set, one picture at a time, with a little noise at the end."""
+    state = resumed() or {"done": 0, "total": torch.zeros(3)}
+    for batch in dataset.batches(1, state["done"]):
+        place = batch.indices[0]
+        if place in cuts:
+            cuts.remove(place)
+            raise KeyboardInterrupt
+        read.append(place)
+        state = {"done": place + 1, "total": state["total"] + gain * batch.images.mean((0, 2, 3))}
+        keep(**state)
+    colour = 0.9 * state["total"] / len(dataset) + 0.1 * torch.rand(3)
+    return Synthesis(images=colour.view(1, 3, 1, 1), scores=torch.zeros(1, 1), targets=("mean",))
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"mean_colour": mean_colour, mean_colour.spec.name: mean_colour}
+    monkeypatch.setattr("phosphene.running.methods", known)
+    monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
+    read.clear()
+    cuts.clear()
+
+
+def make(out: Path | None, count: int = 5, **params: Any) -> Result:
+    return run("mean_colour", dataset=f"builtin:scenes/{count}", out=out, **params)
+
+
+def cut_off(out: Path, **params: Any) -> None:
+    cuts.append(3)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        make(out, **params)
+    assert "goes on with it" in caught.value.__notes__[0]
+
+
+def test_a_run_that_was_cut_off_goes_on_and_gives_what_a_whole_one_gives(tmp_path: Path) -> None:
+    out = tmp_path / "result"
+    cut_off(out)
+    assert [path.name for path in tmp_path.iterdir()] == [".result.unfinished"]
+    again = make(out)
+    assert read == [0, 1, 2, 3, 4]
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+    seed = again.provenance.seed  # the first half's own, though none was given
+    assert torch.equal(make(None, seed=seed).images, load_result(out).images)
+
+
+@pytest.mark.parametrize("other", [{"gain": 0.5}, {"count": 6}, {"seed": 3}])
+def test_another_run_begins_at_the_beginning(tmp_path: Path, other: dict[str, Any]) -> None:
+    cut_off(tmp_path / "result")
+    read.clear()
+    make(tmp_path / "result", **other)
+    assert read[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_a_damaged_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / ".result.unfinished").write_bytes(b"cut in the middle of writ")
+    make(tmp_path / "result")
+    assert read == [0, 1, 2, 3, 4]
+
+
+def test_nothing_is_written_before_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "INTERVAL", 1e6)
+    written: list[Path] = []
+    monkeypatch.setattr(checkpoints.Checkpoint, "write", lambda self: written.append(self.file))
+    make(tmp_path / "result")
+    assert written == []
+
+
+def test_without_a_place_nothing_is_kept_and_nothing_found(tmp_path: Path) -> None:
+    keep(done=1)
+    assert resumed() == {}
+    make(None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_set_given_as_an_object_is_nobodys_to_go_on_with(tmp_path: Path) -> None:
+    cuts.append(3)
+    with pytest.raises(KeyboardInterrupt):
+        run("mean_colour", dataset=torch.rand(5, 3, 64, 64), out=tmp_path / "result")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_method_calls_does_not_go_on_with_its_work(tmp_path: Path) -> None:
+    place = checkpoints.Checkpoint(tmp_path / "place", "id")
+    place.state = {"done": 1}
+    with checkpoints.checkpointed(place), checkpoints.taken():
+        assert resumed() == {"done": 1}
+        with checkpoints.taken():
+            assert resumed() == {}
+            keep(done=7)
+        assert resumed() == {"done": 1}

@@ -1,0 +1,102 @@
+"""Guided patches: what comes back to a patch from its own unit, the patches those of top_patches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from phosphene import (
+    Dataset,
+    ModelError,
+    Neuron,
+    TensorDataset,
+    guided,
+    input_gradient,
+    load_model,
+    load_result,
+    max_batch,
+    methods,
+    rewrite_backward,
+    run,
+)
+from phosphene.testing.observation import assert_alike
+
+guided_patches = methods["activations.guided_patches"]
+
+torch.manual_seed(0)
+LAYERS = [nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 7, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+MODEL = load_model(nn.Sequential(*LAYERS, nn.Flatten(), nn.Linear(7, 2)).double(), input_size=(3, 14, 14))
+IMAGES = torch.rand(8, 3, 14, 14, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def test_its_oracle_holds():
+    guided_patches.spec.oracle()
+
+
+@pytest.mark.parametrize("layer", ["2", "3"])
+@pytest.mark.parametrize("size", [1, 5, 32])
+def test_each_gradient_is_that_of_its_own_unit_and_nothing_of_it_lies_outside(layer, size):
+    told = {"layer": layer, "channels": [0, 4, 6], "k": 4}
+    with max_batch(size):
+        found = guided_patches(MODEL, TensorDataset(IMAGES), **told)
+    top = methods["top_patches"](MODEL, TensorDataset(IMAGES), **told)
+    for name, value in top.fields():
+        if name != "gradients":
+            assert_alike(getattr(found, name), value)
+    for i, (y, x) in enumerate(found.places.tolist()):
+        picture = IMAGES[int(found.ids[i])][None]
+        with MODEL.guard(), rewrite_backward(guided):
+            whole = input_gradient(MODEL, picture, Neuron(layer, found.channels[i], y, x))[0]
+        t, s, b, r = found.boxes[i].tolist()
+        torch.testing.assert_close(found.gradients[i, :, : b - t, : r - s], whole[:, t:b, s:r])
+        whole[:, t:b, s:r] = 0
+        assert not whole.any() and not found.gradients[i, :, b - t :].any()
+        assert not found.gradients[i, :, :, r - s :].any()
+
+
+def test_where_no_relu_is_on_the_way_it_refuses_before_anything_is_read():
+    class Unread(Dataset):
+        def __len__(self):
+            return 3
+
+        def read(self, indices):
+            raise AssertionError("read before the layer was checked")
+
+    with pytest.raises(ModelError, match="found no ReLU"):
+        guided_patches(MODEL, Unread(), layer="0")
+
+
+def test_the_foretold_passes_are_those_of_the_channels_named():
+    method = guided_patches
+    inputs = {"model": MODEL, "dataset": TensorDataset(IMAGES)}
+    for channels, count in ((None, 6), ([3, 4], 2), ("all", 7)):
+        params = method.validate({"channels": channels, "k": 3, "layer": "2"})
+        assert method.passes(inputs, params) == (1 + 8 + 3 * count, 1 + 3 * count)
+
+
+@pytest.mark.parametrize("channels", [None, "all"])
+def test_it_draws_patches_over_guided_ones_and_round_trips(channels, tmp_path):
+    told = {"dataset": "builtin:scenes/6", "layer": "features.3", "k": 2}
+    found = run("guided_patches", **told, channels=channels, out=tmp_path / "out")
+    assert_alike(load_result(tmp_path / "out"), found)
+    count = len(set(found.channels))
+    assert len(found.panels()) == (3 * count if channels is None else count)
+    assert (tmp_path / "out" / "pictures").is_dir() == (channels == "all")
+
+
+def test_on_real_photographs_the_gradient_lies_inside_the_patch_on_what_is_there(assets):
+    weights = assets / "weights" / "mobilenet_v2.coral-ptq.torchvision.safetensors"
+    model = load_model("torchvision:mobilenet_v2", weights=str(weights))
+    photographs = sorted((assets / "images" / "demo").glob("*.png"))
+    dataset = TensorDataset(torch.stack([model.transform(path) for path in photographs]))
+    found = guided_patches(model, dataset, layer="features.7.conv.2", channels=[0, 22], k=2)
+    for i, gradient in enumerate(found.gradients):
+        top, left, bottom, right = found.boxes[i].tolist()
+        inside = gradient[:, : bottom - top, : right - left].abs().sum(0)
+        assert inside.max() > 0
+        # The unit's own place is in the middle of what it can see, and most of it comes back to there.
+        y, x = ((p + 0.5) * 224 / 14 for p in found.places[i].tolist())
+        rows = (torch.arange(top, bottom) + 0.5 - y).abs() < 48
+        columns = (torch.arange(left, right) + 0.5 - x).abs() < 48
+        assert inside[rows][:, columns].sum() > 0.8 * inside.sum()

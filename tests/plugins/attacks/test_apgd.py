@@ -1,0 +1,83 @@
+"""APGD: its published checkpoints, its losses, and points no worse than PGD's at as many steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from phosphene import Model, load_model, methods
+from phosphene_plugins.attacks.apgd import _checkpoints
+from phosphene_plugins.attacks.ascent import (
+    difference_of_logits_ratio,
+    targeted_difference_of_logits_ratio,
+)
+
+apgd, pgd = methods["attacks.apgd"], methods["attacks.pgd"]
+
+
+def network() -> Model:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        module = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+            nn.Flatten(), nn.Linear(16 * 64, 6),
+        ).double()  # fmt: skip
+    return load_model(module, input_size=(3, 8, 8))
+
+
+def pictures(count: int = 8) -> Tensor:
+    return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def test_checkpoints_are_the_published_ones() -> None:
+    assert _checkpoints(100)[:8] == [0, 22, 41, 57, 70, 80, 87, 93]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_loss_is_no_lower_than_that_of_pgd(norm: str) -> None:
+    """In a ball so small that nothing succeeds, and so nothing stops."""
+    model, images = network(), pictures()
+    labels = model(images).argmax(1)
+    eps = {"linf": 0.0005, "l2": 0.005}[norm]
+    ours = apgd(model, images, labels, eps=eps, norm=norm, steps=20, seed=0)
+    theirs = pgd(model, images, labels, eps=eps, norm=norm, step_size=eps / 4, steps=20, seed=0)
+    assert not ours.success.any()
+    loss = [F.cross_entropy(model(r.adversarial), labels, reduction="none") for r in (ours, theirs)]
+    assert (loss[0] >= loss[1] - 1e-6).all()
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "dlr"])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_any_loss_reaches_its_aim(loss: str, targeted: bool) -> None:
+    model, images = network(), pictures()
+    said = model(images).argmax(1)
+    labels = (said + 1) % 6 if targeted else said
+    found = apgd(model, images, labels, eps=0.3, loss=loss, targeted=targeted, steps=30, seed=0)
+    assert found.success.all()
+
+
+def test_dlr_is_blind_to_the_scale_of_the_logits() -> None:
+    model, images = network(), pictures()
+    labels = model(images).argmax(1)
+    plain = apgd(model, images, labels, loss="dlr", steps=10, seed=0).adversarial
+    model.module[5].weight.data *= 1e4
+    model.module[5].bias.data *= 1e4
+    torch.testing.assert_close(apgd(model, images, labels, loss="dlr", steps=10, seed=0).adversarial, plain)
+
+
+def test_ratios_are_what_the_paper_defines() -> None:
+    logits, labels = torch.tensor([[5.0, 1.0, 4.0, 2.0]]), torch.tensor([0])
+    assert difference_of_logits_ratio(logits, labels).item() == pytest.approx((4 - 5) / (5 - 2))
+    wanted = targeted_difference_of_logits_ratio(logits, torch.tensor([3]))
+    assert wanted.item() == pytest.approx((2 - 5) / (5 - (2 + 1) / 2))
+
+
+def test_more_restarts_never_succeed_less() -> None:
+    model, images = network(), pictures(16)
+    labels = model(images).argmax(1)
+    once, thrice = (
+        apgd(model, images, labels, eps=0.004, steps=5, restarts=n, seed=0).success for n in (1, 3)
+    )
+    assert (thrice | ~once).all()

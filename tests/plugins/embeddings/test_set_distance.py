@@ -1,0 +1,74 @@
+"""Set distance: Gaussians' closed form, nothing between equal sets, and what is farther is farther."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from phosphene import InputError, Model, TensorDataset, load_model, methods, run
+from phosphene.builtin.scenes import draw_scenes
+
+set_distance = methods["embeddings.set_distance"]
+
+
+def identity(size: int = 2) -> Model:
+    """A model whose features are the pixels."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * size**2, 2)).double()
+    return load_model(network, input_size=(3, size, size))
+
+
+def pictures(count: int, seed: int = 0, size: int = 2) -> Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def test_the_closed_form_of_gaussians_that_differ_by_a_shift_and_a_scale():
+    images = 0.25 + 0.5 * pictures(50)
+    middle = images.mean(0)
+    shifted = set_distance(identity(), images, images + 0.1)
+    assert abs(float(shifted.frechet) - 12 * 0.1**2) < 1e-10
+    half = set_distance(identity(), images, middle + 0.5 * (images - middle))
+    # (s - s / 2)^2 for every direction.
+    variance = images.flatten(1).var(0).sum()
+    assert torch.allclose(half.frechet, variance / 4, atol=1e-10)
+
+
+@pytest.mark.parametrize("counts", [(30, 40), (5, 8), (5, 40)])
+def test_it_is_the_formula_with_the_root_of_the_covariances_product(counts):
+    first, second = pictures(counts[0], 1), pictures(counts[1], 2) ** 2
+    found = set_distance(identity(), first, second)
+    x, y = first.flatten(1), second.flatten(1)
+    a, b = x.T.cov(), y.T.cov()
+    root = torch.linalg.eigvals(a @ b).real.clamp(min=0).sqrt().sum()
+    expected = (x.mean(0) - y.mean(0)).square().sum() + a.trace() + b.trace() - 2 * root
+    assert torch.allclose(found.frechet, expected, atol=1e-6)
+
+    def kernel(p: Tensor, q: Tensor) -> float:
+        return float((p @ q / 12 + 1) ** 3)
+
+    within = [
+        sum(kernel(p, q) for i, p in enumerate(z) for j, q in enumerate(z) if i != j) / len(z) / (len(z) - 1)
+        for z in (x, y)
+    ]
+    between = sum(kernel(p, q) for p in x for q in y) / len(x) / len(y)
+    assert abs(float(found.kernel) - (sum(within) - 2 * between)) < 1e-10
+
+
+def test_a_set_is_at_no_distance_from_itself():
+    images = pictures(6, size=4)
+    assert float(set_distance(identity(4), images, images).frechet) < 1e-12
+
+
+def test_drawn_scenes_are_nearer_to_scenes_than_noise_is():
+    scenes, others = (TensorDataset(draw_scenes(64, split="test", start=n).images) for n in (0, 64))
+    noise = torch.rand(64, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    near, far = (
+        run("set_distance", dataset=scenes, other=others),
+        run("set_distance", dataset=scenes, other=noise),
+    )
+    assert far.frechet > 3 * near.frechet and far.kernel > 10 * near.kernel.abs()
+
+
+def test_one_picture_has_no_covariance():
+    with pytest.raises(InputError, match="needs at least 2 pictures, the data set holds 1"):
+        set_distance(identity(), pictures(3), pictures(1))

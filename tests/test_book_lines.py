@@ -1,0 +1,97 @@
+"""Pages of the book with lines to run: performed, and what they show held to what the pages say of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from phosphene import load_model, methods
+from phosphene.builtin.scenes import draw_scenes
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def perform(page: str) -> dict[str, Any]:
+    """What the page's lines leave behind."""
+    namespace: dict[str, Any] = {}
+    for code in re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE):
+        exec(compile(code, f"docs/{page}", "exec"), namespace)
+    return namespace
+
+
+@pytest.fixture(scope="module")
+def targets() -> dict[str, Any]:
+    return perform("targets.md")
+
+
+def test_a_captions_heat_lies_on_what_it_names(targets: dict[str, Any]) -> None:
+    mask = targets["scenes"].masks[targets["names"].index("arrow")]
+    for name in ("why_arrow", "hidden"):
+        heat = targets[name].heat()[0]
+        assert mask.flatten()[heat.flatten().argmax()], name
+    inside = targets["why_first_word"].maps[0]
+    assert inside[mask].mean() > 3 * inside[~mask].mean()
+    assert targets["why_arrow"].targets == ("log_probability",)
+
+
+def test_a_captions_score_is_the_sum_of_its_words(targets: dict[str, Any]) -> None:
+    logits = targets["captioner"](targets["arrow"])
+    words = [targets["VOCABULARY"].index(word) for word in ("an", "arrow")]
+    probabilities = logits.softmax(2)[0, [0, 1], words]
+    torch.testing.assert_close(
+        targets["caption"]("an arrow")(logits), probabilities.log().sum()[None], rtol=1e-4, atol=1e-6
+    )
+    assert targets["caption"]("a star")(logits) < targets["caption"]("an arrow")(logits) - 5
+
+
+def test_likeness_to_the_reference_lies_on_stars_and_a_cosine_has_none_to_itself(
+    targets: dict[str, Any],
+) -> None:
+    stars = [n for n, name in enumerate(targets["names"]) if name == "star"]
+    assert len(stars) > 1
+    itself, *others = stars
+    assert targets["alike"].maps[itself].max() < 1e-6 * targets["alike"].maps.max()
+    model, images, like_the_star = targets["model"], targets["scenes"].images, targets["like_the_star"]
+    signed = methods["grad_cam"](model, images, like_the_star, normalize="captum").maps
+    assert (signed.sum((1, 2)).abs() < 1e-4 * signed.abs().sum((1, 2)))[others].all()
+    assert targets["tried"].maps[itself].max() > 0.01
+    for n in stars:
+        assert targets["scenes"].masks[n].flatten()[targets["shared"].heat()[n].flatten().argmax()]
+
+
+def test_the_comparison_of_cams_says_what_is_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    perform("comparing-cams.md")
+    monkeypatch.syspath_prepend(str(DOCS))
+    spec = importlib.util.spec_from_file_location("comparing_cams", DOCS / "comparing_cams.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules.pop("method_pages", None)
+    models = [load_model(f"builtin:{name}") for name in module.LOWER]
+    table = module.numbers(models, draw_scenes(3, seed=5, split="test")).splitlines()
+    assert len(table) == 2 + len(models)
+    for line in table[2:]:
+        assert all(float(cell) < 1e-6 for cell in line.strip("| ").split(" | ")[1:]), line
+    scenes = draw_scenes(1, seed=3, split="test")
+    quick = [name for name in module.FAMILY if name not in ("score_cam", "ablation_cam")]
+    (row,) = module.rows(models[0], scenes, quick, None)
+    assert [panel.title for panel in row] == ["shapes-vgg", *(methods[n].spec.title for n in quick)]
+    # One stage lower Grad-CAM is fainter than its kin, as the page has it, and empty for the first scene.
+    labels = scenes.labels.tolist()
+    maps = {
+        n: methods[n](models[0], scenes.images, labels, layer="features.11").maps
+        for n in ("grad_cam", "layer_cam")
+    }
+    assert maps["grad_cam"].max() < 0.05 * maps["layer_cam"].max()
+
+
+def test_the_biased_network_follows_the_background_as_its_page_says() -> None:
+    told = perform("cheating.md")
+    assert told["follows_background"] > 0.9
+    assert told["follows_shape"] < 0.1
