@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: How many unseen scenes maps are scored on, and how many passes through the model that may cost.
 _SCENES = 200
-_PASSES = 6_000
+_PASSES = 3_000
 
 
 @dataclass(frozen=True)
