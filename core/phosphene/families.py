@@ -8,6 +8,7 @@ FAMILIES: dict[str, str] = {
     "scores": "Scores: how far maps can be trusted",
     "attacks": "Attacks: small changes that change the answer",
     "defenses": "Defences: what an attack has to get past, and what no attack can",
+    "robustness": "Robustness: what an attack proves, and what it does not",
     "synthesis": "Synthesis: pictures a model asks for",
     "textures": "Textures: statistics without arrangement",
     "style": "Style: one picture's content in another's manner",
