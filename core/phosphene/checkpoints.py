@@ -105,6 +105,11 @@ def resumed() -> dict[str, Any]:
     return {} if checkpoint is None else dict(checkpoint.state)
 
 
+def keeping() -> bool:
+    """Whether what is kept has a place, so that nothing dear is put together in vain."""
+    return _active.get() is not None
+
+
 def keep(**state: Any) -> None:
     """Keep what a method has done so far, tensors and what JSON holds; it may be asked after every step.
 

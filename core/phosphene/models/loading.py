@@ -30,7 +30,10 @@ class Loader(Protocol):
     def load(
         self, name: str, *, weights: str | None, pretrained: bool, **options: Any
     ) -> tuple[nn.Module, dict[str, Any]]:
-        """The network, and what ``Model`` is to know of it (``mean``, ``classes``, ...) where it is known."""
+        """The network, and what ``Model`` is to know of it (``mean``, ``classes``, ...) where it is known.
+
+        ``uri`` among it is how the model is written where ``name`` is not enough, as of a relative path.
+        """
 
     def names(self) -> Iterable[str]:
         """Every name that ``load`` takes."""
@@ -75,10 +78,10 @@ def load_model(
 ) -> Model:
     """A ``Model`` from ``"scheme:name"``, from a module of your own or from a function.
 
-    ``weights``: a safetensors or ``weights_only`` .pth file, a state dict, or a name that the
-    scheme knows ("DEFAULT"); ``pretrained=True`` is the scheme's usual choice. Without either a
-    ``torchvision:`` or ``timm:`` network is randomly initialised. ``mean`` and ``std`` (of pixels
-    in [0, 1]), ``input_size`` (C, H, W), ``classes`` and ``output`` (what the module returns ->
+    ``weights``: a safetensors or ``weights_only`` .pth file, the folder of a training's result, a state
+    dict, or a name that the scheme knows ("DEFAULT"); ``pretrained=True`` is the scheme's usual choice.
+    Without either a ``torchvision:`` or ``timm:`` network is randomly initialised. ``mean`` and ``std``
+    (of pixels in [0, 1]), ``input_size`` (C, H, W), ``classes`` and ``output`` (what the module returns ->
     logits) go over what the scheme knows; for a module of yours nothing is assumed, and pixels go
     in as they are. A function of pictures (N, C, H, W) is told ``input_size`` and ``classes``; it may give
     logits or labels alone, (N,) integers. Other options go to the scheme's own factory. Raises InputError
@@ -90,7 +93,7 @@ def load_model(
     state, named = None, None
     if isinstance(weights, Mapping):
         state = weights
-    elif weights is not None and (Path(weights).suffix in _WEIGHTS_FILES or Path(weights).is_file()):
+    elif weights is not None and _is_stored(Path(weights)):
         weights = str(Path(weights).resolve())  # the same file from another folder, too
         state = read_weights(weights)
     elif weights is not None:
@@ -98,8 +101,9 @@ def load_model(
 
     if isinstance(model, str):
         module, known = _by_uri(model, named, pretrained, options)
+        uri = known.pop("uri", model)
         wrapped = Model(module, **{"name": model, **known, **asked})
-        again = {"uri": model, "weights": weights, "pretrained": pretrained, **asked, **options}
+        again = {"uri": uri, "weights": weights, "pretrained": pretrained, **asked, **options}
         with suppress(TypeError):  # what JSON cannot describe cannot be asked for again
             json.dumps(again)
             wrapped.source = again
@@ -146,8 +150,21 @@ def _by_uri(
     return module.eval(), feeding
 
 
+def _is_stored(path: Path) -> bool:
+    return path.suffix in _WEIGHTS_FILES or path.is_file() or (path / "result.json").is_file()
+
+
 def read_weights(path: str | Path) -> Mapping[str, Tensor]:
-    """The state dict in a safetensors file or in a .pth file that holds weights alone; else InputError."""
+    """The state dict in a safetensors file or in a .pth file that holds weights alone; else InputError.
+
+    Of a saved result's folder it is the state of the network in it.
+    """
+    if (Path(path) / "result.json").is_file():
+        whole = read_weights(Path(path) / "arrays.safetensors")
+        found = {n.removeprefix("network."): t for n, t in whole.items() if n.startswith("network.")}
+        if not found:
+            raise InputError(f"the result in {path} holds no network")
+        return found
     if not Path(path).is_file():
         raise InputError(f"there is no weights file {path}")
     try:

@@ -182,6 +182,13 @@ class Model:
             made.__dict__.pop(known, None)
         return made
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What ``Model(network, **settings)`` is told to feed and read another network as this one."""
+        words = ("name", "input_size", "classes", "crop_pct", "interpolation", "defenses", "output")
+        told: dict[str, Any] = {word: getattr(self, word) for word in words}
+        return told | {"mean": tuple(self.mean.tolist()), "std": tuple(self.std.tolist())}
+
     def defended(self, transform: Callable[[Tensor], Tensor], name: str) -> Model:
         """The same network behind a change of the pixels, which every pass of it goes through.
 

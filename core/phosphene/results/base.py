@@ -67,7 +67,8 @@ class Panel:
 class Result:
     """The base of all results; a subclass adds fields and ``panels``, and the rest comes by itself.
 
-    A field is a tensor, a network, or what JSON holds of words, numbers, tuples and mappings.
+    A field is a tensor, a network, or what JSON holds of words, numbers, tuples and mappings; one that is
+    no part of what is saved has ``metadata={"saved": False}``.
     """
 
     types: ClassVar[dict[str, type[Result]]] = {}
@@ -76,11 +77,11 @@ class Result:
     #: How many groups of panels stand side by side.
     abreast: ClassVar[int] = 1
 
-    provenance: Provenance | None = field(default=None, repr=False)
+    provenance: Provenance | None = field(default=None, repr=False, metadata={"saved": False})
     #: The tensors and names that the method was given, so that it can be run again.
-    inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    inputs: Mapping[str, Any] = field(default_factory=dict, repr=False, metadata={"saved": False})
     #: The folder it was loaded from.
-    uri: str | None = field(default=None, repr=False)
+    uri: str | None = field(default=None, repr=False, metadata={"saved": False})
 
     def __init_subclass__(cls) -> None:
         Result.types[cls.__name__] = cls
@@ -103,7 +104,7 @@ class Result:
     def fields(self) -> Iterator[tuple[str, Any]]:
         """The result's own fields: everything but where it comes from."""
         for f in dataclasses.fields(self):
-            if f.name not in ("provenance", "inputs", "uri"):
+            if f.metadata.get("saved", True):
                 yield f.name, getattr(self, f.name)
 
     @classmethod

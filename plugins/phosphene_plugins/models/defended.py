@@ -49,9 +49,7 @@ class DefendedLoader:
         params = method.validate(params)
         model = load_model(behind.strip(), weights=weights, pretrained=pretrained, **options)
         defended = method.defend(model, **params)
-        known = ("name", "input_size", "classes", "crop_pct", "interpolation", "defenses", "output")
-        feeding = {name: getattr(defended, name) for name in known}
-        return defended.module, feeding | {"mean": model.mean.tolist(), "std": model.std.tolist()}
+        return defended.module, defended.settings | {"uri": (defended.source or {}).get("uri", defended.name)}
 
     def names(self) -> Sequence[str]:
         """Each defence before a bundled model; every other model's name may stand there, too."""

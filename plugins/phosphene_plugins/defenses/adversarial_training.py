@@ -1,0 +1,188 @@
+"""Adversarial training: learn from the worst pictures in a ball around each, not from the pictures."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method
+from phosphene.spec import Cost, PixelRange
+from phosphene.training import TrainedModel, classes_of, split, train, trainable
+from phosphene.types import Dataset, Model, Seed
+
+from ..attacks.ascent import cross_entropy
+from ..attacks.balls import project, random_point
+from .under_attack import UNDER_PGD, Trial, worst
+
+
+def divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """KL(p || softmax(z)) of each picture, (N,)."""
+    return F.kl_div(logits.log_softmax(1), probabilities, reduction="none").sum(1)
+
+
+def is_training_on_the_smaller_margin() -> None:
+    """A step on a linear model is one on the margin m - eps |w|_1 of w = w_own - w_other, in closed form."""
+    linear = nn.Linear(4, 2).double()
+    linear.weight.data = torch.tensor([[0.4, -0.3, 0.2, -0.1], [-0.2, 0.1, 0.3, 0.2]], dtype=torch.float64)
+    linear.bias.data = torch.tensor([0.1, -0.1], dtype=torch.float64)
+    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 2, 2))
+    random = torch.Generator().manual_seed(0)
+    images = 0.3 + 0.4 * torch.rand(5, 1, 2, 2, generator=random, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 1, 0, 0])
+    dataset = TensorDataset(images, [str(label) for label in labels.tolist()])
+    weight, bias = (p.detach().clone().requires_grad_() for p in (linear.weight, linear.bias))
+    x, y = images[:4].flatten(1), labels[:4]
+    apart = weight[y] - weight[1 - y]
+    margin = (apart * x).sum(1) + bias[y] - bias[1 - y] - 0.1 * apart.abs().sum(1)
+    want = torch.autograd.grad(F.softplus(-margin).mean(), (weight, bias))
+    found = adversarial_training(
+        model, dataset, eps=0.1, step_size=0.1, attack_steps=2, steps=1, batch=4, lr=0.5, weight_decay=0.0,
+        held_out=0.2, seed=0,
+    )  # fmt: skip
+    moved = [p.detach() for p in found.network.parameters()]
+    torch.testing.assert_close(moved[0], (weight - 0.5 * want[0]).detach())
+    torch.testing.assert_close(moved[1], (bias - 0.5 * want[1]).detach())
+
+
+@method(
+    family="defenses",
+    references=[
+        Reference(
+            key="madry2018",
+            title="Towards Deep Learning Models Resistant to Adversarial Attacks",
+            authors="Madry, Makelov, Schmidt, Tsipras, Vladu",
+            year=2018,
+            url="https://arxiv.org/abs/1706.06083",
+        ),
+        Reference(
+            key="zhang2019",
+            title="Theoretically Principled Trade-off between Robustness and Accuracy",
+            authors="Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan",
+            year=2019,
+            url="https://arxiv.org/abs/1901.08573",
+        ),
+        Reference(
+            key="wong2020",
+            title="Fast is better than free: Revisiting adversarial training",
+            authors="Wong, Rice, Kolter",
+            year=2020,
+            url="https://arxiv.org/abs/2001.03994",
+        ),
+    ],
+    invariants=[PixelRange(field="previews")],
+    needs=["gradients", "dataset", "training"],
+    cost=Cost(
+        forward="steps * batch * (attack_steps + 4) + 108 * min(64, ceil(held_out * dataset)) + 80",
+        backward="steps * batch * (attack_steps + 2) + 90 * min(64, ceil(held_out * dataset)) + 60",
+    ),
+    batch_independent=False,
+    tags=["training"],
+    oracle=is_training_on_the_smaller_margin,
+    quick={"steps": 2, "batch": 2, "attack_steps": 1, "held_out": 0.2},
+    demo={"dataset": "builtin:scenes/160", "eps": 4 / 255, "attack_steps": 3, "steps": 40, "batch": 16},
+)
+def adversarial_training(
+    model: Model,
+    dataset: Dataset,
+    *,
+    algorithm: Annotated[
+        Literal["pgd", "trades", "fast"], Field(description="PGD-AT, TRADES, or one step from a random point")
+    ] = "pgd",
+    eps: Annotated[float, Field(gt=0, le=1000, description="radius of the ball, pixels in [0, 1]")] = 8 / 255,
+    norm: Annotated[Literal["linf", "l2"], Field(description="what the ball is measured in")] = "linf",
+    step_size: Annotated[
+        float | None,
+        Field(gt=0, le=1000, description="of the attack; eps / 4, or fast 1.25 eps"),
+    ] = None,
+    attack_steps: Annotated[
+        int, Field(ge=1, le=1000, description="steps of the attack; a fast one takes one")
+    ] = 7,
+    beta: Annotated[float, Field(ge=0, le=1000, description="weight of the divergence in TRADES")] = 6.0,
+    steps: Annotated[int, Field(ge=1, le=1_000_000, description="steps of SGD")] = 1000,
+    batch: Annotated[int, Field(ge=1, le=4096, description="pictures a step")] = 64,
+    lr: Annotated[float, Field(gt=0, le=1, description="learning rate, which falls to zero")] = 0.01,
+    weight_decay: Annotated[float, Field(ge=0, le=1, description="how strongly weights shrink")] = 5e-4,
+    labels: Annotated[
+        Literal["truth", "predicted"], Field(description="the data set's classes, or what the model says")
+    ] = "truth",
+    held_out: Annotated[
+        float, Field(gt=0, lt=1, description="share of the pictures to watch it by, at most 64")
+    ] = 0.1,
+    seed: Seed = None,
+) -> TrainedModel:
+    """Train a copy of the model on the worst pictures within eps, made anew by an attack in every step.
+
+    "pgd", "fast":  min_theta E max_{|d| <= eps} CE(f(x + d), y)
+    "trades":       min_theta E CE(f(x), y) + beta max_{|d| <= eps} KL(f(x) || f(x + d))
+
+    with the inner maximum by ``attack_steps`` of projected ascent from a random point of the ball; for "fast"
+    by a single one, 1.25 eps long; for TRADES from 0.001 N(0, 1) beside the picture. SGD with momentum 0.9
+    goes on from the weights that the model has, all of them, at a rate that falls linearly to zero. The
+    attack sees the network in eval mode, the loss in training mode; pictures (N, C, H, W) in [0, 1].
+
+    The last pictures of the data set, a share ``held_out``, take no part: ``curves`` has their accuracy as
+    they are and under PGD-10. Single-step training may all of a sudden learn to mislead its own attack
+    (catastrophic overfitting): where the accuracy under PGD falls below half of what it was, ``note`` says
+    so. ``previews`` are held-out pictures, and what PGD-10 makes of them before and after. A run that was
+    cut off goes on; ``result.model()`` is the model, ``load_model("trained:folder")`` the same later.
+
+    Raises DivergenceError if the loss is no longer finite, InputError where no classes are known.
+    Source: Madry et al. 2018, section 2; Zhang et al. 2019, algorithm 1; Wong et al. 2020, algorithm 3.
+    """
+    wanted = classes_of(model, dataset, labels)
+    trained = trainable(model)
+    count, held = split(dataset, held_out)
+    trial = Trial(model, trained, dataset, held, wanted, eps=eps, norm=norm)
+    ball: dict[str, Any] = {"eps": eps, "norm": norm}
+    if algorithm == "fast":
+        attack = ball | {"steps": 1, "step_size": step_size or 1.25 * eps}
+    else:
+        attack = ball | {"steps": attack_steps, "step_size": step_size or eps / 4}
+
+    def madry(images: Tensor, y: Tensor) -> Tensor:
+        draws = torch.default_generator
+        start = torch.cat([random_point(image[None], eps, norm, draws) for image in images])
+        found = worst(trained, images, y, start=start, **attack)
+        trained.module.train()
+        return cross_entropy(trained(found), y)
+
+    def trades(images: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            p = trained(images).softmax(1)
+        start = project(images + 0.001 * torch.randn_like(images), images, eps, norm)
+        found = worst(trained, images, p, divergence, start=start, **attack)
+        trained.module.train()
+        clean = trained(images)
+        return cross_entropy(clean, y) + beta * divergence(trained(found), clean.softmax(1))
+
+    def loss(images: Tensor, places: Sequence[int]) -> Tensor:
+        value = (trades if algorithm == "trades" else madry)(images, wanted(places))
+        trained.module.eval()
+        return value
+
+    optimizer = torch.optim.SGD(trained.module.parameters(), lr, momentum=0.9, weight_decay=weight_decay)
+    course = train(
+        trained.module, dataset, loss, optimizer, steps=steps, batch=batch, seed=seed or 0, count=count,
+        at_once=batch_size(model), schedule=lambda share: 1 - share, watch=trial,
+    )  # fmt: skip
+    note = collapse(course.curves[UNDER_PGD].tolist(), course.measured.tolist())
+    name = "defenses.adversarial_training"
+    return TrainedModel.of(name, trained, model, course, note=note, **trial.shown())
+
+
+def collapse(robust: Sequence[float], measured: Sequence[int]) -> str:
+    """When the accuracy under PGD fell below half of the best before; nothing where it did not."""
+    best = 0.0
+    for accuracy, step in zip(robust, measured, strict=True):
+        if accuracy < best / 2:
+            return f"catastrophic overfitting: under PGD {best:.0%}, then {accuracy:.0%} after {step} steps"
+        best = max(best, accuracy)
+    return ""
+
+
+@hookimpl
+def phosphene_methods():
+    return [adversarial_training]

@@ -1,0 +1,235 @@
+"""The training loop: order, seeds, going on where it was cut off; and the models that come out of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from phosphene import (
+    DivergenceError,
+    InputError,
+    ModelError,
+    ProgressEvent,
+    TensorDataset,
+    UnknownName,
+    load_model,
+    load_result,
+    methods,
+    run,
+)
+from phosphene.datasets import SceneDataset
+from phosphene.training import TrainedModel, Unbuilt, classes_of, split, train, trainable
+
+fit = methods["adversarial_training"]
+QUICK: dict[str, Any] = {"steps": 3, "batch": 2, "attack_steps": 1, "seed": 3}
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+
+
+@pytest.fixture(scope="module")
+def dataset() -> TensorDataset:
+    images = torch.rand(7, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return TensorDataset(images, [str(n % 3) for n in range(7)])
+
+
+def trained(net: nn.Module, dataset: TensorDataset, **changed: Any) -> tuple[Any, list[list[int]]]:
+    seen: list[list[int]] = []
+
+    def loss(images: Tensor, places: Sequence[int]) -> Tensor:
+        assert torch.equal(images, dataset.images[list(places)])
+        seen.append(list(places))
+        return net(images).square().mean(1)
+
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    return train(net, dataset, loss, optimizer, **{"steps": 7, "batch": 4, "seed": 0} | changed), seen
+
+
+def test_every_picture_comes_once_before_any_comes_again(dataset: TensorDataset) -> None:
+    course, seen = trained(network(), dataset)
+    places = sum(seen, [])
+    for round_ in range(4):
+        assert sorted(places[7 * round_ : 7 * round_ + 7]) == list(range(7))
+    assert places[:7] != places[7:14]
+    assert course.losses.shape == (7,) and course.losses[-1] < course.losses[0]
+    few = Counter(sum(trained(network(), dataset, count=5, steps=5)[1], []))
+    assert few == Counter({n: 4 for n in range(5)})
+
+
+def test_the_order_depends_on_the_seed_alone(dataset: TensorDataset) -> None:
+    same, other = trained(network(), dataset)[1], trained(network(), dataset, seed=1)[1]
+    assert same == trained(network(), dataset)[1] != other
+
+
+def test_parts_of_a_batch_add_up_to_it(dataset: TensorDataset) -> None:
+    whole, parts = network().double(), network().double()
+    pictures = TensorDataset(dataset.images.double())
+    one, _ = trained(whole, pictures)
+    other, seen = trained(parts, pictures, at_once=3)
+    assert {len(part) for part in seen} == {2}
+    torch.testing.assert_close(one.losses, other.losses)
+    for first, second in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(first, second)
+
+
+def test_the_schedule_scales_the_rate_and_the_watch_is_asked(dataset: TensorDataset) -> None:
+    net, asked = network(), []
+    still, _ = trained(net, dataset, schedule=lambda share: 0.0, watch=lambda: asked.append(0) or {"w": 0.5})
+    for parameter, before in zip(net.parameters(), network().parameters(), strict=True):
+        assert torch.equal(parameter, before) and not parameter.requires_grad
+    assert still.measured.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert still.curves["w"].tolist() == [0.5] * 8 and len(asked) == 8
+
+
+def test_pictures_are_read_once_while_there_is_memory() -> None:
+    class Counted(SceneDataset):
+        def read(self, indices: Sequence[int]) -> Tensor:
+            read.extend(indices)
+            return super().read(indices)
+
+    read: list[int] = []
+    net = network()
+    loss = lambda images, places: net(images).mean(1)
+    train(net, Counted(4), loss, torch.optim.SGD(net.parameters(), 0.1), steps=6, batch=3, seed=0)
+    assert sorted(read) == [0, 1, 2, 3]
+
+
+def test_a_training_that_was_cut_off_goes_on_bit_by_bit(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"dataset": "builtin:scenes/8", **QUICK, "steps": 6}
+    whole = run("adversarial_training", **given, out=tmp_path / "whole")
+
+    def stop(event: ProgressEvent) -> None:
+        if event.done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("adversarial_training", **given, out=tmp_path / "cut", progress=stop)
+    events: list[ProgressEvent] = []
+    again = run("adversarial_training", **given, out=tmp_path / "cut", progress=events.append)
+    assert [event.total for event in events] == [2, 2]
+    assert torch.equal(whole.losses, again.losses) and torch.equal(whole.measured, again.measured)
+    for one, other in zip(whole.network.parameters(), again.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_given_model_is_untouched(dataset: TensorDataset) -> None:
+    model = load_model(network().train(), input_size=(3, 8, 8))
+    before = model.digest
+    made = fit(model, dataset, **QUICK)
+    assert model.digest == before and model.module.training
+    assert all(p.grad is None and p.requires_grad for p in model.module.parameters())
+    assert made.model().digest != before
+    assert not made.network.training and not any(p.requires_grad for p in made.network.parameters())
+
+
+def test_a_loss_that_is_not_finite_ends_it(dataset: TensorDataset) -> None:
+    net = network()
+    with torch.no_grad():
+        net[0].weight.fill_(1e30)
+    with pytest.raises(DivergenceError, match="lower lr"):
+        fit(load_model(net, input_size=(3, 8, 8)), dataset, **QUICK)
+
+
+def test_what_cannot_be_trained_is_refused(dataset: TensorDataset) -> None:
+    with pytest.raises(ModelError, match="no weights"):
+        trainable(load_model(nn.Flatten(), input_size=(3, 8, 8)))
+    model = load_model(network(), input_size=(3, 8, 8))
+    with pytest.raises(InputError, match='labels="predicted"'):
+        classes_of(model, TensorDataset(dataset.images))
+    with pytest.raises(InputError, match="class 7"):
+        classes_of(model, TensorDataset(dataset.images[:1], ["7"]))
+    named = load_model(network(), input_size=(3, 8, 8), classes=["cat", "dog", "cow"])
+    with pytest.raises(UnknownName, match="dog"):
+        classes_of(named, TensorDataset(dataset.images[:1], ["dig"]))
+
+
+def test_classes_are_the_truth_or_what_the_model_says(dataset: TensorDataset) -> None:
+    model = load_model(network(), input_size=(3, 8, 8))
+    assert classes_of(model, dataset)([4, 0, 4]).tolist() == [1, 0, 1]
+    said = classes_of(model, TensorDataset(dataset.images), "predicted")([5, 2])
+    assert torch.equal(said, model(dataset.images[[5, 2]]).argmax(1))
+
+
+def test_the_last_pictures_are_held_out(dataset: TensorDataset) -> None:
+    assert split(dataset, 0.3) == (5, range(5, 7))
+    assert split(dataset, 0.01) == (7, range(7))
+    assert split(TensorDataset(dataset.images[:1]), 0.9) == (1, range(1))
+    assert split(SceneDataset(1000), 0.5) == (500, range(500, 564))
+
+
+# --- the model that comes out --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("training") / "robust"
+    run("adversarial_training", dataset="builtin:scenes/8", **QUICK, out=place)
+    return place
+
+
+def test_a_trained_model_is_loaded_by_its_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = load_result(folder)
+    assert isinstance(result, TrainedModel)
+    monkeypatch.chdir(folder.parent)
+    model, origin = load_model("trained:robust"), load_model("builtin:shapes-vgg")
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(model(images), result.model()(images))
+    assert not torch.equal(model(images), origin(images))
+    assert model.classes == origin.classes and model.input_size == origin.input_size
+    assert torch.equal(model.mean, origin.mean) and torch.equal(model.std, origin.std)
+    assert model.source is not None and model.source["uri"] == f"trained:{folder}"
+    behind = load_model("defended:jpeg()|trained:robust")
+    assert behind.source is not None and behind.source["uri"] == f"defended:jpeg(quality=75)|trained:{folder}"
+    assert behind.digest != model.digest
+
+
+def test_it_can_be_trained_again(folder: Path, tmp_path: Path) -> None:
+    model = f"trained:{folder}"
+    again = run("adversarial_training", model=model, dataset="builtin:scenes/8", **QUICK, out=tmp_path / "b")
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(load_model(f"trained:{tmp_path / 'b'}")(images), again.model()(images))
+
+
+def test_one_given_as_an_object_is_built_by_its_owner(dataset: TensorDataset, tmp_path: Path) -> None:
+    double = load_model(network().double(), input_size=(3, 8, 8), mean=[0.5] * 3)
+    made = fit(double, TensorDataset(dataset.images.double(), dataset.classes), **QUICK)
+    made.save(tmp_path / "own")
+    back = load_result(tmp_path / "own")
+    assert isinstance(back, TrainedModel) and isinstance(back.network, Unbuilt)
+    with pytest.raises(ModelError, match=r"given as an object.*load_model\(module, weights=folder\)"):
+        back.model()
+    with pytest.raises(ModelError, match="given as an object"):
+        load_model(f"trained:{tmp_path / 'own'}")
+    own = load_model(network().double(), weights=tmp_path / "own", mean=[0.5] * 3, input_size=(3, 8, 8))
+    images = dataset.images.double()
+    assert torch.equal(own(images), made.model()(images))
+
+
+def test_folders_that_hold_no_trained_model_are_refused(folder: Path, tmp_path: Path) -> None:
+    run("saliency", images="builtin:scenes/1", out=tmp_path / "map")
+    with pytest.raises(InputError, match="holds a Attribution"):
+        load_model(f"trained:{tmp_path / 'map'}")
+    with pytest.raises(InputError, match="no network"):
+        load_model(network(), weights=tmp_path / "map")
+    with pytest.raises(InputError, match="no saved result"):
+        load_model("trained:nowhere")
+    with pytest.raises(InputError, match="its own weights"):
+        load_model(f"trained:{folder}", weights="DEFAULT")
+
+
+def test_a_defended_model_is_trained_through_its_defence(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"model": "defended:bit_depth(bits=3)|builtin:shapes-vgg", **QUICK}
+    made = run("adversarial_training", dataset="builtin:scenes/8", **given, out=tmp_path / "d")
+    model = load_model(f"trained:{tmp_path / 'd'}")
+    assert [name for name, _ in model.defenses] == ["bit_depth(bits=3)"]
+    assert model.digest == made.model().digest
