@@ -19,13 +19,15 @@ from .datasets import Dataset, TensorDataset
 from .errors import DivergenceError, InputError, ModelError, PhospheneError
 from .images import resize
 from .models import Model, fill_weights, load_model
+from .registry import methods
 from .results import TrainedNetwork
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: ``loss(images (n, C, H, W), places) -> (n,)``: what is minimised, of pictures and where they stand.
-Loss = Callable[[Tensor, Sequence[int]], Tensor]
+#: ``loss(images (n, C, H, W), places, share) -> (n,)``: what is minimised, of pictures, the places where
+#: they stand in the data set, and the share of all steps that is done.
+Loss = Callable[[Tensor, Sequence[int], float], Tensor]
 #: What a training is watched by: shares in [0, 1] by name.
 Watch = Callable[[], Mapping[str, float]]
 #: How often it is looked at, the beginning aside.
@@ -56,6 +58,7 @@ def train(
     at_once: int | None = None,
     schedule: Callable[[float], float] = lambda share: 1.0,
     watch: Watch | None = None,
+    stage: int = 0,
 ) -> Course:
     """Minimise the mean of ``loss`` over the first ``count`` pictures of a data set, ``batch`` a step.
 
@@ -63,8 +66,10 @@ def train(
     on ``seed`` and its number alone, so a method that was cut off goes on bit by bit when ``run`` is given
     the same ``out``. At most ``at_once`` pictures go through the network together; their gradients are
     summed. ``schedule``, told the share of the steps that is done, gives what the learning rates are
-    multiplied by. ``watch`` is asked before, at the end, and between. Leaves the network in eval mode.
-    Raises DivergenceError if the loss or a weight is no longer finite.
+    multiplied by. ``watch`` is asked before, at the end and between. Leaves the network frozen in eval mode.
+    A method that trains several networks one after another gives all of them as one ``network`` each time,
+    and numbers the ``stage``: what is done is then not done again. Raises DivergenceError if the loss or a
+    weight is no longer finite.
     """
     count = len(dataset) if count is None else count
     parameter = next(network.parameters())
@@ -72,9 +77,11 @@ def train(
     marks = {round(n * steps / LOOKS) for n in range(LOOKS + 1)} if watch else set()
     losses: list[float] = []
     seen: list[tuple[int, Mapping[str, float]]] = []
-    if state := resumed():
-        losses, seen = state["losses"].tolist(), state["seen"]
-        _fill(network, optimizer, state)
+    state = resumed()
+    if state and state["stage"] >= stage:
+        later = state["stage"] > stage
+        losses, seen = [0.0] * steps if later else state["losses"].tolist(), [] if later else state["seen"]
+        _fill(network, None if later else optimizer, state)
     elif watch:
         seen.append((0, watch()))
 
@@ -95,7 +102,7 @@ def train(
         total = 0.0
         parts = math.ceil(batch / (at_once or batch))
         for part in torch.arange(batch).tensor_split(parts):
-            value = loss(images[part], [places[n] for n in part]).sum() / batch
+            value = loss(images[part], [places[n] for n in part], step / steps).sum() / batch
             value.backward()
             total += value.item()
         if not math.isfinite(total):
@@ -105,7 +112,8 @@ def train(
         if step + 1 in marks and watch:
             seen.append((step + 1, watch()))
         if keeping():
-            keep(losses=torch.tensor(losses, dtype=torch.float64), seen=seen, **_state(network, optimizer))
+            kept = torch.tensor(losses, dtype=torch.float64)
+            keep(stage=stage, losses=kept, seen=seen, **_state(network, optimizer))
     optimizer.zero_grad()
     network.eval().requires_grad_(False)
     if not all(t.isfinite().all() for t in network.state_dict().values() if t.is_floating_point()):
@@ -144,9 +152,11 @@ def _state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
     return {name: tensor.detach().clone() for name, tensor in found.items()}
 
 
-def _fill(network: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+def _fill(network: nn.Module, optimizer: torch.optim.Optimizer | None, state: Mapping[str, Any]) -> None:
     """Bring both to where ``_state`` found them."""
     network.load_state_dict({n.removeprefix("network."): t for n, t in state.items() if n[:8] == "network."})
+    if optimizer is None:
+        return
     known: dict[int, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         if name.startswith("optimizer."):
@@ -245,10 +255,21 @@ class TrainedModel(TrainedNetwork):
     base: Model | None = field(default=None, repr=False, metadata={"saved": False})
 
     @classmethod
-    def of(cls, method: str, trained: Model, base: Model, course: Course, **fields: Any) -> TrainedModel:
-        """The result of training ``trained``, a copy of ``base``."""
+    def of(
+        cls,
+        method: str,
+        trained: Model,
+        base: Model,
+        course: Course,
+        changes: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> TrainedModel:
+        """The result of training ``trained``, a copy of ``base``.
+
+        ``changes``, where its network is another, is what the method's ``network`` makes it of the old by.
+        """
         words = ("input_size", "classes", "crop_pct", "interpolation", "mean", "std")
-        config = {name: base.settings[name] for name in words}
+        config = {name: base.settings[name] for name in words} | {"changes": changes}
         return cls(
             network=trained.module,
             method=method,
@@ -263,9 +284,12 @@ class TrainedModel(TrainedNetwork):
     @classmethod
     def restore(cls, fields: dict[str, Any], **rest: Any) -> TrainedModel:
         """Rebuild the network from where it came from, and fill in its weights."""
-        state, config = fields.pop("network"), fields["config"]
+        state, config = fields.pop("network"), dict(fields["config"])
+        changes = config.pop("changes")
         try:
             base = _rebuilt(**config)
+            if (change := methods[fields["method"]].network) is not None:
+                base.module = change(base.module, **changes)
             base.module.to(dtype=next(t.dtype for t in state.values() if t.is_floating_point()))
             fill_weights(base.module, state, "saved", config["name"])
         except PhospheneError as error:  # its weights are whole: who asks for the model is told

@@ -13,14 +13,17 @@ from torch import nn
 
 from phosphene import load_model
 from phosphene.builtin import train
-from phosphene.builtin.networks import BIASED, NETWORKS, WEIGHTS, load_network, normalise
+from phosphene.builtin.networks import BIASED, NETWORKS, ROBUST, WEIGHTS, load_network, normalise
 from phosphene.builtin.scenes import CLASSES, Scenes, draw_scenes
 from phosphene.localization import localization
 from phosphene.results import load_result
+from phosphene_plugins.attacks.pgd import pgd
 from phosphene_plugins.attribution.cam import cam
 
-#: Those that look at the shape.
-HONEST = [name for name in NETWORKS if name != BIASED]
+ROBUST_ACCURACY = 0.8
+
+#: Those that look at the shape, and pay nothing for being robust.
+HONEST = [name for name in NETWORKS if name not in (BIASED, ROBUST)]
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +96,17 @@ def test_last_map_and_head(name: str) -> None:
     assert network(torch.zeros(2, 3, 64, 64)).shape == (2, len(CLASSES))
 
 
+def test_the_robust_network_withstands_what_the_plain_one_does_not(unseen: Scenes) -> None:
+    images, labels = unseen.images[:40], unseen.labels[:40].tolist()
+    attack = {"eps": train.ROBUST_EPS, "step_size": train.ROBUST_EPS / 4, "steps": 10, "seed": 0}
+    plain, robust = (
+        pgd(load_model(f"builtin:{n}"), images, labels, **attack) for n in ("shapes-vgg", ROBUST)
+    )
+    assert plain.success.double().mean() >= 0.95
+    assert robust.success.double().mean() <= 0.5
+    assert train.accuracy(load_network(ROBUST), unseen) >= ROBUST_ACCURACY
+
+
 def test_vgg_is_plain() -> None:
     kinds = {type(module) for module in load_network("shapes-vgg").features}  # type: ignore[union-attr]
     assert kinds == {nn.Conv2d, nn.ReLU, nn.MaxPool2d}
@@ -105,7 +119,7 @@ def test_weights_are_small_and_are_those_of_the_cards() -> None:
         content = (WEIGHTS / f"{name}.safetensors").read_bytes()
         assert card["sha256"] == hashlib.sha256(content).hexdigest()
         assert int(card["parameters"]) == sum(p.numel() for p in load_network(name).parameters())
-        assert float(card["test accuracy"]) >= 0.97
+        assert float(card["test accuracy"]) >= (ROBUST_ACCURACY if name == ROBUST else 0.97)
         assert int(card["test scenes"]) == 2000
 
 
@@ -135,6 +149,9 @@ def test_training_is_deterministic_and_leaves_nothing_partial(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "TEST_SCENES", 20)
+    monkeypatch.setattr(train, "ROBUST_TESTS", 2)
+    monkeypatch.setattr(train, "ROBUST_ATTACKS", {"PGD-2": ("pgd", {"steps": 2})})
+    monkeypatch.setattr(train, "ROBUST_RECIPE", {"steps": 1, "batch": 2, "attack_steps": 1})
     state = torch.get_rng_state()
     for folder in ("first", "second"):
         train.main([name], tmp_path / folder, scenes=70, epochs=1, seed=5)

@@ -95,9 +95,12 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "shapes-vgg": ShapesVGG,
     "shapes-resnet": ShapesResNet,
     "shapes-biased": ShapesVGG,
+    "shapes-robust": ShapesVGG,
 }
 #: What learned from scenes whose background gives the class away, and looks there.
 BIASED = "shapes-biased"
+#: What learned from attacked scenes.
+ROBUST = "shapes-robust"
 
 
 def normalise(images: Tensor) -> Tensor:

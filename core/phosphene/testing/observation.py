@@ -358,7 +358,8 @@ def plain_in(value: Any) -> Any:
 def assert_alike(first: Any, second: Any, *, rtol: float = 0, atol: float = 0) -> None:
     """Two results alike, words and numbers included; to the last bit unless tolerances are given."""
     assert plain_in(first) == plain_in(second), f"{plain_in(first)} against {plain_in(second)}"
-    ones, others = list(tensors_in(first)), list(tensors_in(second))
+    # By name: of a network that was loaded without its code the weights come in another order.
+    ones, others = (sorted(tensors_in(value), key=lambda found: found[0]) for value in (first, second))
     assert [path for path, _ in ones] == [path for path, _ in others], "they hold different tensors"
     for (path, one), (_, other) in zip(ones, others, strict=True):
         assert one.shape == other.shape, f"{path} is {tuple(one.shape)} once and {tuple(other.shape)} then"

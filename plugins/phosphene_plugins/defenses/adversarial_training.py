@@ -100,6 +100,9 @@ def adversarial_training(
     attack_steps: Annotated[
         int, Field(ge=1, le=1000, description="steps of the attack; a fast one takes one")
     ] = 7,
+    warm_up: Annotated[
+        float, Field(ge=0, le=1, description="share of the steps in which the ball grows to its size")
+    ] = 0.0,
     beta: Annotated[float, Field(ge=0, le=1000, description="weight of the divergence in TRADES")] = 6.0,
     steps: Annotated[int, Field(ge=1, le=1_000_000, description="steps of SGD")] = 1000,
     batch: Annotated[int, Field(ge=1, le=4096, description="pictures a step")] = 64,
@@ -120,8 +123,9 @@ def adversarial_training(
 
     with the inner maximum by ``attack_steps`` of projected ascent from a random point of the ball; for "fast"
     by a single one, 1.25 eps long; for TRADES from 0.001 N(0, 1) beside the picture. SGD with momentum 0.9
-    goes on from the weights that the model has, all of them, at a rate that falls linearly to zero. The
-    attack sees the network in eval mode, the loss in training mode; pictures (N, C, H, W) in [0, 1].
+    goes on from the weights that the model has, all of them, at a rate that falls linearly to zero; a network
+    that a large ball would drive into answering always the same needs a ``warm_up``. The attack sees the
+    network in eval mode, the loss in training mode; pictures (N, C, H, W) in [0, 1].
 
     The last pictures of the data set, a share ``held_out``, take no part: ``curves`` has their accuracy as
     they are and under PGD-10. Single-step training may all of a sudden learn to mislead its own attack
@@ -136,30 +140,31 @@ def adversarial_training(
     trained = trainable(model)
     count, held = split(dataset, held_out)
     trial = Trial(model, trained, dataset, held, wanted, eps=eps, norm=norm)
-    ball: dict[str, Any] = {"eps": eps, "norm": norm}
-    if algorithm == "fast":
-        attack = ball | {"steps": 1, "step_size": step_size or 1.25 * eps}
-    else:
-        attack = ball | {"steps": attack_steps, "step_size": step_size or eps / 4}
+    inner = 1 if algorithm == "fast" else attack_steps
+    step_size = step_size or (1.25 * eps if algorithm == "fast" else eps / 4)
 
-    def madry(images: Tensor, y: Tensor) -> Tensor:
-        draws = torch.default_generator
-        start = torch.cat([random_point(image[None], eps, norm, draws) for image in images])
-        found = worst(trained, images, y, start=start, **attack)
+    def madry(images: Tensor, y: Tensor, grown: float) -> Tensor:
+        ball: dict[str, Any] = {"eps": grown * eps, "norm": norm}
+        start = [random_point(image[None], **ball, generator=torch.default_generator) for image in images]
+        attack = ball | {"start": torch.cat(start), "step_size": grown * step_size, "steps": inner}
+        found = worst(trained, images, y, **attack)
         trained.module.train()
         return cross_entropy(trained(found), y)
 
-    def trades(images: Tensor, y: Tensor) -> Tensor:
+    def trades(images: Tensor, y: Tensor, grown: float) -> Tensor:
         with torch.no_grad():
             p = trained(images).softmax(1)
-        start = project(images + 0.001 * torch.randn_like(images), images, eps, norm)
-        found = worst(trained, images, p, divergence, start=start, **attack)
+        ball: dict[str, Any] = {"eps": grown * eps, "norm": norm}
+        start = project(images + 0.001 * torch.randn_like(images), images, **ball)
+        attack = ball | {"start": start, "step_size": grown * step_size, "steps": inner}
+        found = worst(trained, images, p, divergence, **attack)
         trained.module.train()
         clean = trained(images)
         return cross_entropy(clean, y) + beta * divergence(trained(found), clean.softmax(1))
 
-    def loss(images: Tensor, places: Sequence[int]) -> Tensor:
-        value = (trades if algorithm == "trades" else madry)(images, wanted(places))
+    def loss(images: Tensor, places: Sequence[int], share: float) -> Tensor:
+        grown = min(1.0, share / warm_up) if warm_up else 1.0
+        value = (trades if algorithm == "trades" else madry)(images, wanted(places), grown)
         trained.module.eval()
         return value
 

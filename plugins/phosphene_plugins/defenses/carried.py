@@ -90,6 +90,10 @@ class Carried:
     device = property(lambda self: self.representative().device)
     requires_grad = property(lambda self: self.representative().requires_grad)
 
+    def register_hook(self, hook: Callable[[Tensor], Any]) -> Any:
+        """As of a tensor: called with its gradient."""
+        return self.representative().register_hook(hook)
+
     def size(self, axis: int | None = None) -> Any:
         """As of a tensor."""
         return self.shape if axis is None else self.shape[axis]

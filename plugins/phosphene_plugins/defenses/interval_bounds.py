@@ -129,18 +129,24 @@ Interval.rules = {
 
 
 def box(images: Tensor, eps: Tensor | float) -> tuple[Tensor, Tensor]:
-    """The lowest and the highest pictures within ``eps`` of the images, in [0, 1] and double precision."""
-    images = images.double()  # in single precision a small box would be rounded away, and all proven
+    """The lowest and the highest pictures within ``eps`` of the images, in [0, 1]."""
     return (images - eps).clamp(min=0), (images + eps).clamp(max=1)
 
 
-def margins(model: ModelInput, images: Tensor, labels: Tensor, eps: Tensor | float) -> Tensor:
+def margins(
+    model: ModelInput,
+    images: Tensor,
+    labels: Tensor,
+    eps: Tensor | float,
+    precision: torch.dtype = torch.float64,
+) -> Tensor:
     """(N, K) how far below ``labels``' logit each other one stays in the whole box; inf for the label.
 
     With a linear layer last, the difference of its rows is taken before the bounds, which is exact for it.
+    In single precision, good enough to learn from, a small box would be rounded away, and all proven.
     """
-    mean, std = (t.to(images.device, torch.float64)[:, None, None] for t in (model.mean, model.std))
-    lower, upper = ((end - mean) / std for end in box(images, eps))
+    mean, std = (t.to(images.device, precision)[:, None, None] for t in (model.mean, model.std))
+    lower, upper = ((end - mean) / std for end in box(images.to(precision), eps))
     logits: Interval = carry(model, Interval(lower, upper))
     if logits.affine is None:
         own = logits.lower.gather(1, labels[:, None])

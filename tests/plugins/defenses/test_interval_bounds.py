@@ -126,7 +126,7 @@ def test_radius_is_the_asked_one_where_that_is_proven() -> None:
 
 
 def test_box_stays_among_pictures() -> None:
-    low, high = box(torch.tensor([0.0, 0.05, 1.0]), 0.1)
+    low, high = box(torch.tensor([0.0, 0.05, 1.0]).double(), 0.1)
     torch.testing.assert_close(low, torch.tensor([0.0, 0.0, 0.9]).double())
     torch.testing.assert_close(high, torch.tensor([0.1, 0.15, 1.0]).double())
 

@@ -1,0 +1,144 @@
+"""Distillation stops no attack on logits; smooth curves stand for ReLUs; bounds that were learned hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from phosphene import ModelError, ProgressEvent, TensorDataset, load_model, load_result, methods, run
+from phosphene_plugins.defenses.smooth_activations import SmoothActivation, kinks
+
+distil = methods["defensive_distillation"]
+smooth = methods["smooth_activations"]
+certify = methods["interval_bounds"]
+bounds_fit = methods["interval_bounds_fit"]
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    body = nn.Conv2d(1, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(54, 16), nn.ReLU()
+    return nn.Sequential(*body, nn.Linear(16, 2))
+
+
+@pytest.fixture(scope="module")
+def dataset() -> TensorDataset:
+    """Two classes: brighter above, or below."""
+    labels = torch.arange(120) % 2
+    images = 0.5 + 0.2 * torch.randn(120, 1, 8, 8, generator=torch.Generator().manual_seed(3)) * 0.5
+    images[labels == 0, :, :4] += 0.25
+    images[labels == 1, :, 4:] += 0.25
+    return TensorDataset(images.clamp(0, 1), [str(label) for label in labels.tolist()])
+
+
+def model_of(network: nn.Module) -> Any:
+    return load_model(network, input_size=(1, 8, 8), mean=[0.6], std=[0.2])
+
+
+@pytest.mark.parametrize(
+    "name", ["defensive_distillation", "smooth_activations", "interval_bounds_fit", "adversarial_training"]
+)
+def test_the_oracles(name: str) -> None:
+    methods[name].spec.oracle()
+
+
+def test_distillation_hides_the_gradient_from_attacks_on_probabilities_only(dataset: TensorDataset) -> None:
+    plain = bounds_free(dataset)
+    student = distil(plain, dataset, temperature=40, steps=150, batch=30, lr=0.02, eps=0.1, seed=0).model()
+    images, labels = dataset.images[108:], [int(name) for name in dataset.classes[108:]]  # type: ignore[index]
+    weak = {"eps": 0.4, "step_size": 0.1, "steps": 10, "random_start": False}
+    before, after = (
+        methods["pgd"](m, images, labels, **weak).success.double().mean() for m in (plain, student)
+    )
+    broken = methods["carlini_wagner"](student, images, labels, steps=60, search_steps=4)
+    assert before == 1 and after <= 0.25
+    assert broken.success.all()
+    assert student(images).abs().max() > 10 * plain(images).abs().max()
+
+
+def bounds_free(dataset: TensorDataset) -> Any:
+    """The small network, taught in the plain way."""
+    made = bounds_fit(model_of(small()), dataset, eps=1e-6, kappa=1.0, steps=60, batch=30, lr=0.01, seed=0)
+    return made.model()
+
+
+def test_a_teacher_that_is_done_is_not_taught_again(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"dataset": "builtin:scenes/8", "steps": 3, "batch": 2, "seed": 1}
+    whole = run("defensive_distillation", **given, out=tmp_path / "whole")
+    count = 0
+
+    def stop(event: ProgressEvent) -> None:
+        nonlocal count
+        count += 1
+        if count == 4:  # the first step of the student
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("defensive_distillation", **given, out=tmp_path / "cut", progress=stop)
+    events: list[ProgressEvent] = []
+    again = run("defensive_distillation", **given, out=tmp_path / "cut", progress=events.append)
+    assert [event.total for event in events] == [2, 2]
+    assert torch.equal(whole.losses, again.losses)
+    for one, other in zip(whole.network.parameters(), again.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_smooth_activations_stand_where_relus_stood(dataset: TensorDataset) -> None:
+    network = small()
+    made = smooth(model_of(network), dataset, activation="softplus", sharpness=4.0, steps=2, batch=4, seed=0)
+    kinds = [type(part) for part in made.network]
+    assert kinds[1] is kinds[4] is SmoothActivation and made.note == "2 ReLUs are softplus now"
+    assert kinks(made.model(), dataset.images[:1]) == 0 and kinks(model_of(network), dataset.images[:1]) == 2
+    assert type(network[1]) is nn.ReLU
+    sharp = smooth(model_of(network), dataset, activation="gelu", sharpness=1000, steps=1, batch=4, lr=1e-9)
+    torch.testing.assert_close(
+        sharp.model()(dataset.images), model_of(network)(dataset.images), atol=1e-2, rtol=0
+    )
+
+
+def test_a_smooth_network_comes_back_and_is_trained_adversarially(tmp_path: Path) -> None:
+    quick: dict[str, Any] = {"dataset": "builtin:scenes/8", "steps": 1, "batch": 2, "seed": 0}
+    made = run("smooth_activations", **quick, out=tmp_path / "smooth")
+    back = load_model(f"trained:{tmp_path / 'smooth'}")
+    assert back.digest == made.model().digest
+    assert sum(isinstance(part, SmoothActivation) for part in back.module.modules()) == 8
+    run("adversarial_training", model=back, **quick, attack_steps=1, out=tmp_path / "robust")
+    robust = load_model(f"trained:{tmp_path / 'robust'}")
+    assert sum(isinstance(part, SmoothActivation) for part in robust.module.modules()) == 8
+    assert load_result(tmp_path / "robust").model().digest == robust.digest
+
+
+def test_relus_that_are_no_modules_are_refused(dataset: TensorDataset) -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = small()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x).relu()
+
+    with pytest.raises(ModelError, match="1 ReLUs that are no nn.ReLU modules"):
+        smooth(model_of(Written()), dataset, steps=1, batch=2)
+    with pytest.raises(ModelError, match="no nn.ReLU"):
+        smooth(model_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 2))), dataset, steps=1, batch=2)
+
+
+def test_bounds_are_learned_and_no_attack_finds_its_way_in(dataset: TensorDataset) -> None:
+    eps = 0.06
+    plain = bounds_free(dataset)
+    made = bounds_fit(plain, dataset, eps=eps, steps=120, batch=30, lr=0.01, seed=0)
+    proven, right, withstood = (made.curves[name] for name in ("proven", "clean", "under PGD-10"))
+    assert proven[0] <= 0.5 and proven[-1] > 0.8
+    assert bool((proven <= withstood).all()) and bool((withstood <= right).all())
+    images, labels = dataset.images[:60], [int(name) for name in dataset.classes[:60]]  # type: ignore[index]
+    trained = made.model()
+    sure = certify(trained, images, eps=eps, halvings=0).radius >= eps * (1 - 1e-6)
+    assert sure.double().mean() > 0.8
+    for attack in ("pgd", "apgd", "square"):
+        given = {"max_queries": 200} if attack == "square" else {"steps": 30}
+        found = methods[attack](trained, images, labels, eps=eps, seed=0, **given)
+        said = trained(images).argmax(1) == torch.tensor(labels)
+        assert not (found.success & sure & said).any(), attack
