@@ -82,7 +82,7 @@ def is_training_on_the_smaller_margin() -> None:
     tags=["training"],
     oracle=is_training_on_the_smaller_margin,
     quick={"steps": 2, "batch": 2, "attack_steps": 1, "held_out": 0.2},
-    demo={"dataset": "builtin:scenes/160", "eps": 4 / 255, "attack_steps": 3, "steps": 40, "batch": 16},
+    demo={"dataset": "builtin:scenes/64", "eps": 3 / 255, "attack_steps": 2, "steps": 24, "batch": 16},
 )
 def adversarial_training(
     model: Model,

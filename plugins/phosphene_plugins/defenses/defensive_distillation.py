@@ -59,7 +59,7 @@ def learns_logits_that_are_a_temperature_larger() -> None:
     tags=["training"],
     oracle=learns_logits_that_are_a_temperature_larger,
     quick={"steps": 2, "batch": 2, "held_out": 0.2},
-    demo={"dataset": "builtin:scenes/160", "steps": 60, "batch": 16, "eps": 2 / 255},
+    demo={"dataset": "builtin:scenes/64", "steps": 30, "batch": 16, "eps": 2 / 255},
 )
 def defensive_distillation(
     model: Model,

@@ -98,7 +98,7 @@ def near_the_relu_when_sharp_and_smooth_when_not() -> None:
     oracle=near_the_relu_when_sharp_and_smooth_when_not,
     network=smoothed,
     quick={"steps": 2, "batch": 2, "held_out": 0.2},
-    demo={"dataset": "builtin:scenes/160", "steps": 40, "batch": 16, "eps": 2 / 255},
+    demo={"dataset": "builtin:scenes/64", "steps": 24, "batch": 16, "eps": 2 / 255},
 )
 def smooth_activations(
     model: Model,
