@@ -5,13 +5,13 @@ import torch
 from phosphene import TensorDataset, load_model, methods, run
 from phosphene.builtin.scenes import CLASSES, draw_scenes
 
-EPS, PICTURES, SCENES = 4 / 255, 24, 1000
-RECIPE = {"temperature": 20, "steps": 120, "batch": 32, "lr": 1e-3}
+EPS, PICTURES, SCENES = 4 / 255, 16, 300
+RECIPE = {"temperature": 20, "steps": 100, "batch": 16, "lr": 1e-3}
 ATTACKS = {
     "fgsm": {"eps": EPS},
     "pgd": {"eps": EPS, "step_size": EPS / 6, "steps": 20, "seed": 0},
-    "apgd": {"eps": EPS, "loss": "dlr", "steps": 30, "seed": 0},
-    "carlini_wagner": {"steps": 60, "search_steps": 3},
+    "apgd": {"eps": EPS, "loss": "dlr", "steps": 20, "seed": 0},
+    "carlini_wagner": {"steps": 40, "search_steps": 3},
 }
 
 

@@ -20,7 +20,7 @@ from phosphene.results import load_result
 from phosphene_plugins.attacks.pgd import pgd
 from phosphene_plugins.attribution.cam import cam
 
-ROBUST_ACCURACY = 0.8
+ROBUST_ACCURACY = 0.9
 
 #: Those that look at the shape, and pay nothing for being robust.
 HONEST = [name for name in NETWORKS if name not in (BIASED, ROBUST)]
@@ -98,12 +98,13 @@ def test_last_map_and_head(name: str) -> None:
 
 def test_the_robust_network_withstands_what_the_plain_one_does_not(unseen: Scenes) -> None:
     images, labels = unseen.images[:40], unseen.labels[:40].tolist()
-    attack = {"eps": train.ROBUST_EPS, "step_size": train.ROBUST_EPS / 4, "steps": 10, "seed": 0}
+    eps = train.ROBUST_EPS / 2
+    attack = {"eps": eps, "step_size": eps / 4, "steps": 10, "seed": 0}
     plain, robust = (
         pgd(load_model(f"builtin:{n}"), images, labels, **attack) for n in ("shapes-vgg", ROBUST)
     )
     assert plain.success.double().mean() >= 0.95
-    assert robust.success.double().mean() <= 0.5
+    assert robust.success.double().mean() <= 0.4
     assert train.accuracy(load_network(ROBUST), unseen) >= ROBUST_ACCURACY
 
 

@@ -82,7 +82,15 @@ def is_training_on_the_smaller_margin() -> None:
     tags=["training"],
     oracle=is_training_on_the_smaller_margin,
     quick={"steps": 2, "batch": 2, "attack_steps": 1, "held_out": 0.2},
-    demo={"dataset": "builtin:scenes/64", "eps": 3 / 255, "attack_steps": 2, "steps": 24, "batch": 16},
+    demo={
+        "dataset": "builtin:scenes/64",
+        "eps": 2 / 255,
+        "attack_steps": 2,
+        "warm_up": 0.5,
+        "steps": 24,
+        "batch": 16,
+        "held_out": 0.2,
+    },
 )
 def adversarial_training(
     model: Model,
@@ -106,7 +114,7 @@ def adversarial_training(
     beta: Annotated[float, Field(ge=0, le=1000, description="weight of the divergence in TRADES")] = 6.0,
     steps: Annotated[int, Field(ge=1, le=1_000_000, description="steps of SGD")] = 1000,
     batch: Annotated[int, Field(ge=1, le=4096, description="pictures a step")] = 64,
-    lr: Annotated[float, Field(gt=0, le=1, description="learning rate, which falls to zero")] = 0.01,
+    lr: Annotated[float, Field(gt=0, le=1, description="learning rate, which falls to zero")] = 3e-3,
     weight_decay: Annotated[float, Field(ge=0, le=1, description="how strongly weights shrink")] = 5e-4,
     labels: Annotated[
         Literal["truth", "predicted"], Field(description="the data set's classes, or what the model says")
@@ -129,9 +137,9 @@ def adversarial_training(
 
     The last pictures of the data set, a share ``held_out``, take no part: ``curves`` has their accuracy as
     they are and under PGD-10. Single-step training may all of a sudden learn to mislead its own attack
-    (catastrophic overfitting): where the accuracy under PGD falls below half of what it was, ``note`` says
-    so. ``previews`` are held-out pictures, and what PGD-10 makes of them before and after. A run that was
-    cut off goes on; ``result.model()`` is the model, ``load_model("trained:folder")`` the same later.
+    (catastrophic overfitting): where the accuracy under PGD alone falls below half of what it was, ``note``
+    says so. ``previews`` are held-out pictures, and what PGD-10 makes of them before and after. A run that
+    was cut off goes on; ``result.model()`` is the model, ``load_model("trained:folder")`` the same later.
 
     Raises DivergenceError if the loss is no longer finite, InputError where no classes are known.
     Source: Madry et al. 2018, section 2; Zhang et al. 2019, algorithm 1; Wong et al. 2020, algorithm 3.
@@ -173,18 +181,20 @@ def adversarial_training(
         trained.module, dataset, loss, optimizer, steps=steps, batch=batch, seed=seed or 0, count=count,
         at_once=batch_size(model), schedule=lambda share: 1 - share, watch=trial,
     )  # fmt: skip
-    note = collapse(course.curves[UNDER_PGD].tolist(), course.measured.tolist())
+    clean, robust = (course.curves[name].tolist() for name in ("clean", UNDER_PGD))
+    note = collapse(clean, robust, course.measured.tolist())
     name = "defenses.adversarial_training"
     return TrainedModel.of(name, trained, model, course, note=note, **trial.shown())
 
 
-def collapse(robust: Sequence[float], measured: Sequence[int]) -> str:
-    """When the accuracy under PGD fell below half of the best before; nothing where it did not."""
-    best = 0.0
-    for accuracy, step in zip(robust, measured, strict=True):
-        if accuracy < best / 2:
-            return f"catastrophic overfitting: under PGD {best:.0%}, then {accuracy:.0%} after {step} steps"
-        best = max(best, accuracy)
+def collapse(clean: Sequence[float], robust: Sequence[float], measured: Sequence[int]) -> str:
+    """When the accuracy under PGD fell below half of its best, and the plain one did not fall with it."""
+    best, then = 0.0, 0.0
+    for plain, attacked, step in zip(clean, robust, measured, strict=True):
+        if attacked < best / 2 and plain > 0.8 * then:
+            return f"catastrophic overfitting: under PGD {best:.0%}, then {attacked:.0%} after {step} steps"
+        if attacked > best:
+            best, then = attacked, plain
     return ""
 
 
