@@ -337,7 +337,7 @@ class TrainedModel(TrainedNetwork):
         right.set(xlabel="step", ylabel="share of pictures held out", ylim=(-0.03, 1.03))
         right.legend(fontsize=8, frameon=False)
         if self.note:
-            right.set_title(self.note, fontsize=8, loc="left", color="tab:red")
+            right.set_title(self.note, fontsize=8, loc="left")
         for axes in (left, right):
             axes.spines[["top", "right"]].set_visible(False)
         if rows:

@@ -103,7 +103,7 @@ def test_the_robust_network_withstands_what_the_plain_one_does_not(unseen: Scene
     plain, robust = (
         pgd(load_model(f"builtin:{n}"), images, labels, **attack) for n in ("shapes-vgg", ROBUST)
     )
-    assert plain.success.double().mean() >= 0.95
+    assert plain.success.double().mean() >= 0.9
     assert robust.success.double().mean() <= 0.4
     assert train.accuracy(load_network(ROBUST), unseen) >= ROBUST_ACCURACY
 

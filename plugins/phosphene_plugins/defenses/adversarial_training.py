@@ -84,7 +84,7 @@ def is_training_on_the_smaller_margin() -> None:
     quick={"steps": 2, "batch": 2, "attack_steps": 1, "held_out": 0.2},
     demo={
         "dataset": "builtin:scenes/64",
-        "eps": 2 / 255,
+        "eps": 4 / 255,
         "attack_steps": 2,
         "warm_up": 0.5,
         "steps": 24,

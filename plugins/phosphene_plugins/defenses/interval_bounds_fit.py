@@ -57,7 +57,7 @@ def is_training_on_the_exact_margin_of_a_linear_model() -> None:
     tags=["training", "certificate"],
     oracle=is_training_on_the_exact_margin_of_a_linear_model,
     quick={"steps": 2, "batch": 2, "held_out": 0.2},
-    demo={"dataset": "builtin:scenes/64", "eps": 1e-4, "steps": 24, "batch": 16},
+    demo={"dataset": "builtin:scenes/64", "eps": 3e-8, "lr": 1e-4, "steps": 24, "batch": 16, "held_out": 0.2},
 )
 def interval_bounds_fit(
     model: Model,
