@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import foolbox
 import pytest
 import torch
+import torchattacks
 from torch import Tensor, nn
 
 from phosphene import Model, load_model, methods
 
-torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is not installed")
-foolbox = pytest.importorskip("foolbox", reason="foolbox is not installed")
 pgd, bim, fgsm = (methods[f"attacks.{name}"] for name in ("pgd", "bim", "fgsm"))
 deepfool, carlini_wagner = methods["attacks.deepfool"], methods["attacks.carlini_wagner"]
 apgd = methods["attacks.apgd"]

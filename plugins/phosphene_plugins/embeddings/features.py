@@ -1,12 +1,20 @@
 """What all of this family begins with: the features of pictures, and of a whole data set with its ids."""
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from phosphene import Dataset, InputError, Model, ModelError, batch_size, keep, progress, resumed
 from phosphene.images import resize, to_display
 from phosphene.results import Embedding
+from phosphene.types import LayerName
 
+#: The parameter that all of them have.
+FeatureLayer = Annotated[
+    LayerName | None, Field(description="whose features; what the classifier is given unless told")
+]
 #: A thumbnail's side in pixels.
 SIDE = 48
 
