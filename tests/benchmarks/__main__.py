@@ -285,13 +285,12 @@ def universal() -> Iterator[tuple[str, Work, dict[str, Work]]]:
 def nearest_neighbors() -> Iterator[tuple[str, Work, dict[str, Work]]]:
     """The search alone: the features are given on both sides."""
     data, queries = torch.rand(20_000, 512), torch.rand(1000, 512)
-    nobody = torch.zeros(1000, 32, dtype=torch.bool)
     peer = NearestNeighbors(n_neighbors=5, algorithm="brute")
 
     def ours() -> None:
         search = Nearest(queries, 5)
         for start in range(0, len(data), 32):
-            search.meet(data[start : start + 32], tuple(range(start, start + 32)), nobody)
+            search.meet(data[start : start + 32], tuple(range(start, start + 32)))
         search.found()
 
     def at_once() -> None:

@@ -78,7 +78,7 @@ def nearest_neighbors(
     by_pixels = Nearest(images.flatten(1), k)
     for batch in progress(dataset.batches(size), "nearest neighbours", -(-len(dataset) // size)):
         pictures = batch.images.to(images)
-        never = torch.zeros(len(images), len(pictures), dtype=torch.bool, device=images.device)
+        never = None
         if exclude_self:
             never = torch.stack([(pictures == image).flatten(1).all(1) for image in images])
         by_features.meet(embed(pictures), batch.indices, never)

@@ -1,6 +1,5 @@
 """Set distance: how far the pictures of one folder are from those of another, to a model."""
 
-
 import torch
 from torch import Tensor, nn
 
