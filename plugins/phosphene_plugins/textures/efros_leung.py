@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from phosphene import InputError, Reference, hookimpl, method, progress
 from phosphene.results import Synthesis
-from phosphene.spec import PixelRange
+from phosphene.spec import Cost, PixelRange
 from phosphene.types import Seed, Texture
 from phosphene_plugins.textures.samples import Size, Window, check_window, copied, output_size
 
@@ -147,6 +147,7 @@ def stripes_go_on() -> None:
         )
     ],
     invariants=[PixelRange()],
+    cost=Cost(forward="0"),  # no model
     oracle=stripes_go_on,
     quick={"size": 20, "window": 5, "order": "ring"},
     demo={"sample": ["builtin:pebbles"], "window": 13, "size": 80},

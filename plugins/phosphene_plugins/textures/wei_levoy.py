@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from phosphene import Reference, hookimpl, method, progress
 from phosphene.pixels import gaussian_blur
 from phosphene.results import Synthesis
-from phosphene.spec import PixelRange
+from phosphene.spec import Cost, PixelRange
 from phosphene.types import Seed, Texture
 from phosphene_plugins.textures.samples import Size, Window, check_window, copied, output_size
 
@@ -167,6 +167,7 @@ def one_leaf_searches_all() -> None:
         )
     ],
     invariants=[PixelRange()],
+    cost=Cost(forward="0"),  # no model
     oracle=one_leaf_searches_all,
     quick={"size": 16, "window": 3},
     demo={"sample": ["builtin:bricks", "builtin:pebbles"]},
