@@ -170,7 +170,7 @@ def one_leaf_searches_all() -> None:
     cost=Cost(forward="0"),  # no model
     oracle=one_leaf_searches_all,
     quick={"size": 16, "window": 3},
-    demo={"sample": ["builtin:bricks", "builtin:pebbles"]},
+    demo={"sample": ["builtin:bricks"]},
 )
 def wei_levoy(
     sample: Texture,
