@@ -11,7 +11,7 @@ from torch import Tensor
 from phosphene import InputError, methods, reporting, run
 from phosphene.bars import ProgressEvent
 from phosphene.builtin.textures import load_texture
-from phosphene_plugins.textures.wei_levoy import Fork, Leaf, codebook, nearest
+from phosphene_plugins.textures.codebook import Fork, Leaf, codebook, nearest
 
 wei_levoy = methods["textures.wei_levoy"]
 
