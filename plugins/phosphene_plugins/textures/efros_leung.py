@@ -25,7 +25,8 @@ AT_ONCE = 1 << 24
 class Windows:
     """All whole windows of a sample (C, H, W): N of them, each known by the pixel in its middle."""
 
-    def __init__(self, sample: Tensor, window: int) -> None:
+    def __init__(self, sample: Tensor, window: int, threshold: float) -> None:
+        self.threshold = threshold
         channels, radius = len(sample), window // 2
         offsets = torch.arange(-radius, radius + 1, device=sample.device).double()
         bell = torch.exp(-0.5 * (offsets / (window / 6.4)) ** 2)
@@ -35,9 +36,7 @@ class Windows:
         self.table = torch.cat([squares, -2 * patches]) / channels
         self.middles = F.unfold(sample[None, :, radius:-radius, radius:-radius], 1)[0]
 
-    def find(
-        self, templates: Tensor, valid: Tensor, threshold: float, draws: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def find(self, templates: Tensor, valid: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """For templates (B, C, w^2), known where ``valid`` (B, w^2), a window each and its error, (B,).
 
         d(p, s) = sum G m (p - s)^2 / (C sum G m), for all windows by one matrix product; of those within
@@ -48,7 +47,7 @@ class Windows:
         weighted = weights[:, None] * templates
         errors = torch.cat([weights, weighted.flatten(1)], 1) @ self.table
         errors += (weighted * templates).sum((1, 2))[:, None] / templates.shape[1]
-        most = errors.amin(1, keepdim=True).clamp(min=0) * (1 + threshold) + ALIKE
+        most = errors.amin(1, keepdim=True).clamp(min=0) * (1 + self.threshold) + ALIKE
         row, window = (errors <= most).nonzero(as_tuple=True)
         matches = row.bincount(minlength=len(templates))
         picked = window[matches.cumsum(0) - matches + (draws * matches).long()]
@@ -88,14 +87,7 @@ def waves(pixels: Tensor, known: Tensor, window: int) -> tuple[Tensor, ...]:
 
 
 def grow(
-    windows: Windows,
-    image: Tensor,
-    known: Tensor,
-    *,
-    order: str,
-    threshold: float,
-    max_error: float,
-    generator: Generator,
+    windows: Windows, image: Tensor, known: Tensor, order: str, max_error: float, generator: Generator
 ) -> Iterator[Tensor]:
     """Fill what is not known (H, W) of an image (C, H, W); gives the image so far after every pixel."""
     window = round(len(windows.gauss) ** 0.5)
@@ -111,7 +103,7 @@ def grow(
             y, x = pixels[batch].T
             rows, columns = (y[:, None] + span)[:, :, None], (x[:, None] + span)[:, None]
             templates = canvas[:, rows, columns].movedim(0, 1).flatten(2).double()
-            found, errors = windows.find(templates, seen[rows, columns].flatten(1), threshold, draws[batch])
+            found, errors = windows.find(templates, seen[rows, columns].flatten(1), draws[batch])
             good = errors < max_error
             y, x = y[good], x[good]
             image[:, y, x] = windows.middles[:, found[good]]
@@ -192,13 +184,8 @@ def efros_leung(
     for one in sample:
         generator = Generator().manual_seed(seed or 0)
         image, known = plant(one, height, width, whole=start == "sample", generator=generator)
-        growth = grow(
-            *(Windows(one, window), image, known),
-            order=order,
-            threshold=error_threshold,
-            max_error=max_error,
-            generator=generator,
-        )
+        windows = Windows(one, window, error_threshold)
+        growth = grow(windows, image, known, order, max_error, generator)
         made += deque(progress(growth, "Growing", int((~known).sum())), maxlen=1)
     return copied(sample, made)
 
