@@ -243,6 +243,7 @@ class Method(Generic[P, R]):
             with self._room(model, params), tuned(model, sum(self.passes(inputs, params) or ())) as tuning:
                 result, size = self._run(model, inputs, params)
         kept = self.kept(inputs)
+        where = model or next((v for v in inputs.values() if isinstance(v, Tensor)), torch.empty(0))
         provenance = Provenance(
             method=self.spec.name,
             distribution=self.distribution,
@@ -253,8 +254,8 @@ class Method(Generic[P, R]):
             else None,
             seed=params[self.seed] if self.seed else None,
             versions=_versions(),
-            device=str(model.device) if model else "cpu",
-            dtype=str(model.dtype).removeprefix("torch.") if model else "float32",
+            device=str(where.device),
+            dtype=str(where.dtype).removeprefix("torch."),
             batch_size=size,
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.perf_counter() - clock, 4),

@@ -221,7 +221,7 @@ def _read_dataset(value: Any, model: Model | None, given: Given) -> Dataset:
 
 
 def _read_texture(value: Any, model: Model | None, given: Given) -> Tensor:
-    """Sample pictures at their own size, the longer side at most 256 pixels."""
+    """Sample pictures at their own size, which must be the same."""
     return stack([_drawn_or_read(item) for item in _several(value)])
 
 
@@ -241,10 +241,7 @@ def _drawn_or_read(value: Any) -> Tensor:
         if name not in TEXTURES:
             raise UnknownName("bundled texture", name, TEXTURES)
         return load_texture(name)
-    picture = read_image(value)
-    shrink = min(1.0, 256 / max(picture.shape[1:]))
-    height, width = (max(1, round(side * shrink)) for side in picture.shape[1:])
-    return resize(picture, (height, width))
+    return read_image(value)
 
 
 def _read_stylizer(value: Any, model: Model | None, given: Given) -> Any:

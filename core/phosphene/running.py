@@ -24,7 +24,7 @@ from .inputs import ROLES
 from .models import Model, load_model
 from .models.twin import checksum
 from .registry import extensions, methods
-from .results import Result, check_place, load_result
+from .results import Result, TrainedNetwork, check_place, load_result
 from .targets import Custom, Direction
 
 
@@ -121,6 +121,8 @@ def prepare(
             if declared.role == "model":
                 model = made[declared.name]
                 _move(model, device)
+        if model is None:
+            made = {name: _moved(value, device) for name, value in made.items()}
         made, _ = method.check(made, params)
     return Run(name, made, params, batch_size, progress)
 
@@ -170,6 +172,16 @@ def _move(model: Model, device: str | torch.device | None, dtype: torch.dtype | 
         model.module.to(device, dtype)
     except (RuntimeError, AssertionError) as error:  # as torch says that it has no such device
         raise InputError(f"the model cannot be brought to {str(device)!r}: {error}") from error
+
+
+def _moved(value: Any, device: str | torch.device | None) -> Any:
+    """An input of a method without a model, where the method is to run."""
+    try:
+        if isinstance(value, TrainedNetwork):
+            value.network.to(device)
+        return value.to(device) if isinstance(value, Tensor) else value
+    except (RuntimeError, AssertionError) as error:  # likewise
+        raise InputError(f"the inputs cannot be brought to {str(device)!r}: {error}") from error
 
 
 def observed(request: Run, execute: Callable[[Run], Result]) -> Result:
@@ -228,7 +240,8 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
     # Of several methods of one name, the one of the distribution that made it.
     name = f"{was.distribution.partition(' ')[0]}:{was.method}"
     name = name if name in methods else was.method
-    again = run(name, batch_size=was.batch_size, progress=False, **arguments, **was.params)
+    device = None if was.model else was.device
+    again = run(name, batch_size=was.batch_size, device=device, progress=False, **arguments, **was.params)
     now = again.provenance
     assert now is not None
     changed = [

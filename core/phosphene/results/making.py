@@ -92,7 +92,8 @@ class AdversarialExamples(Result):
 class Synthesis(Result):
     """Images made by optimisation: ``images`` (N, C, H, W) in [0, 1], ``scores`` (steps, N), one name each.
 
-    ``sources`` (N, C, H, W) are the pictures they were made after, where there are such.
+    What is made without optimisation has no steps: ``scores`` (0, N). ``sources`` (N, C, H, W) are the
+    pictures they were made after, where there are such.
     """
 
     abreast: ClassVar[int] = 5

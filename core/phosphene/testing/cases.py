@@ -105,7 +105,8 @@ class Case:
                     value: Any = model
                 case "images" | "texture" | "styles":
                     channels = model.input_size[0] if declared.role == "images" else 3
-                    value = make_pictures(self.pictures, self.count, channels, size).to(model.dtype)
+                    value = make_pictures(self.pictures, self.count, channels, size)
+                    value = value.to(model.device, model.dtype)  # where no model is an input, no role does
                 case "dataset":
                     pictures = make_pictures(self.pictures, DATASET_SIZE, model.input_size[0], size)
                     classes = [str(i % min(CLASSES, model.class_count)) for i in range(DATASET_SIZE)]
