@@ -19,12 +19,13 @@ from .batching import max_batch
 from .checkpoints import Checkpoint, checkpointed
 from .datasets import Dataset
 from .declaration import AS_OBJECT
+from .diffusion import Denoiser
 from .errors import InputError, UnknownName
 from .inputs import ROLES
 from .models import Model, load_model
 from .models.twin import checksum
 from .registry import extensions, methods
-from .results import Result, check_place, load_result
+from .results import Result, TrainedNetwork, check_place, load_result
 from .targets import Custom, Direction
 
 
@@ -120,7 +121,7 @@ def prepare(
             made[declared.name] = ROLES[declared.role].make(arguments.get(declared.name), model, made)
             if declared.role == "model":
                 model = made[declared.name]
-                _move(model, device)
+            _move(made[declared.name], device)
         made, _ = method.check(made, params)
     return Run(name, made, params, batch_size, progress)
 
@@ -165,9 +166,15 @@ def _executors() -> dict[str, Callable[[Run], Result]]:
     return {"local": Run.here, **extensions.gather("phosphene_executors")}
 
 
-def _move(model: Model, device: str | torch.device | None, dtype: torch.dtype | None = None) -> None:
+def _move(value: Any, device: str | torch.device | None, dtype: torch.dtype | None = None) -> None:
+    """Bring an input's network, where it is one or has one, to a device."""
+    match value:
+        case Model(module=network) | TrainedNetwork(network=network) | (Denoiser() as network):
+            pass
+        case _:
+            return
     try:
-        model.module.to(device, dtype)
+        network.to(device, dtype)
     except (RuntimeError, AssertionError) as error:  # as torch says that it has no such device
         raise InputError(f"the model cannot be brought to {str(device)!r}: {error}") from error
 
