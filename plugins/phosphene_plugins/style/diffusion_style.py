@@ -101,7 +101,7 @@ def grid(count: int, steps: int) -> list[int]:
     cost=Cost(forward="steps * (2 * images + styles)"),
     oracle=gaussian_pictures_have_a_closed_form,
     quick={"steps": 2},
-    demo={"styles": "builtin:mosaic", "gamma": 0.25, "steps": 25},
+    demo={"styles": "builtin:swirls", "gamma": 0.25, "steps": 25},
 )
 def diffusion_style(
     images: Images,
@@ -137,7 +137,9 @@ def diffusion_style(
     Pictures (N, C, H, W) and styles (S, C, H', W') in [0, 1], best of the size that the model knows;
     ``denoiser``: the bundled one, a folder of a diffusers pipeline (Stable Diffusion's kind, told the
     empty text, or unconditional), or a Denoiser of yours. A style that the model cannot draw, it cannot
-    lend. Raises InputError for pictures of other channels, ModelError for a model without such layers,
+    lend; the bundled one, small and of pixels, lends colours and their places more than brushwork.
+
+    Raises InputError for pictures of other channels, ModelError for a model without such layers,
     UnknownName for layers it does not have. Source: Chung et al. 2024 (StyleID).
     """
     for pictures, what in ((images, "images"), (styles, "styles")):
