@@ -196,6 +196,7 @@ _INPUTS = {
     "texture": ("FILE", "picture file, or builtin:bricks; repeatable"),
     "styles": ("FILE", "picture file, or builtin:bricks; repeatable"),
     "stylizer": ("FOLDER", "folder that a training method saved its network in"),
+    "denoiser": ("FOLDER", "folder of a diffusers pipeline (default: the bundled builtin:shapes-diffusion)"),
 }
 #: What can be said of a model that is taken, and of every run.
 _MODEL: dict[str, tuple[Any, str]] = {

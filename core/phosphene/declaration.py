@@ -267,7 +267,8 @@ class Method(Generic[P, R]):
         pictures = next((v for v in inputs.values() if isinstance(v, Tensor) and v.ndim == 4), None)
         count, _, height, width = (1, 0, 0, 0) if pictures is None else pictures.shape
         dataset = sum(len(v) for v in inputs.values() if isinstance(v, Dataset))
-        sizes = {"images": count, "height": height, "width": width, "dataset": dataset}
+        styles = len(inputs[declared.name]) if (declared := self.spec.input("styles")) else 0
+        sizes = {"images": count, "styles": styles, "height": height, "width": width, "dataset": dataset}
         if self.spec.cost is None:
             return None
         return self.spec.cost.of(params, **sizes, **self.channels(self._model(inputs), params))

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from .batching import batch_size
+from .builtin.denoiser import DENOISER, load_denoiser
 from .builtin.textures import TEXTURES, load_texture
 from .datasets import Dataset, SceneDataset, TensorDataset, open_dataset, stack
+from .diffusion import Denoiser, load_pipeline
 from .errors import InputError, UnknownName
 from .images import find_images, read_image, resize
 from .models import Model, load_model
@@ -21,6 +23,7 @@ from .results import TrainedNetwork, load_result
 from .targets import parse_target
 
 BUNDLED_STYLIZER = "builtin:shapes-styles"
+BUNDLED_DENOISER = f"builtin:{DENOISER}"
 #: The inputs that stand before one, by name; what reads or checks a value knows them and the model.
 Given = Mapping[str, Any]
 Step = Callable[[Any, Model | None, Given], Any]
@@ -226,12 +229,13 @@ def _read_texture(value: Any, model: Model | None, given: Given) -> Tensor:
 
 
 def _read_styles(value: Any, model: Model | None, given: Given) -> Tensor:
-    """Style pictures, each cropped to its central square and resized to 128 x 128."""
+    """Style pictures' central squares, as high as the shorter side of the images they are for, or 128."""
+    wanted = min(given["images"].shape[2:]) if "images" in given else 128
     squares = []
     for picture in map(_drawn_or_read, _several(value)):
         side = min(picture.shape[1:])
         top, left = (picture.shape[1] - side) // 2, (picture.shape[2] - side) // 2
-        squares.append(resize(picture[:, top : top + side, left : left + side], (128, 128)))
+        squares.append(resize(picture[:, top : top + side, left : left + side], (wanted, wanted)))
     return stack(squares)
 
 
@@ -251,6 +255,17 @@ def _read_stylizer(value: Any, model: Model | None, given: Given) -> Any:
     if not isinstance(value, (str, Path)):
         raise InputError(f"a stylizer is a training's result or its folder, not a {type(value).__name__}")
     return load_result(value)
+
+
+def _read_denoiser(value: Any, model: Model | None, given: Given) -> Denoiser:
+    """The bundled diffusion model by its name, another by its folder."""
+    if value == BUNDLED_DENOISER:
+        return load_denoiser()
+    if not isinstance(value, (str, Path)):
+        raise InputError(
+            f"a diffusion model is a Denoiser or a pipeline's folder, not a {type(value).__name__}"
+        )
+    return load_pipeline(value)
 
 
 _STYLES = [f"builtin:{name}" for name in TEXTURES[:4]]
@@ -279,5 +294,11 @@ ROLES: dict[str, RoleKind] = {
         BUNDLED_STYLIZER,
         _read_stylizer,
         _check_made(TrainedNetwork, "which a training method gives"),
+    ),
+    "denoiser": RoleKind(
+        Denoiser,
+        BUNDLED_DENOISER,
+        _read_denoiser,
+        _check_made(Denoiser, "as phosphene.diffusion has it: a subclass, or load_pipeline(folder)"),
     ),
 }

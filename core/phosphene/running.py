@@ -19,6 +19,7 @@ from .batching import max_batch
 from .checkpoints import Checkpoint, checkpointed
 from .datasets import Dataset
 from .declaration import AS_OBJECT
+from .diffusion import Denoiser
 from .errors import InputError, UnknownName
 from .inputs import ROLES
 from .models import Model, load_model
@@ -120,9 +121,7 @@ def prepare(
             made[declared.name] = ROLES[declared.role].make(arguments.get(declared.name), model, made)
             if declared.role == "model":
                 model = made[declared.name]
-                _move(model, device)
-        if model is None:
-            made = {name: _moved(value, device) for name, value in made.items()}
+            made[declared.name] = _moved(made[declared.name], device)
         made, _ = method.check(made, params)
     return Run(name, made, params, batch_size, progress)
 
@@ -167,21 +166,18 @@ def _executors() -> dict[str, Callable[[Run], Result]]:
     return {"local": Run.here, **extensions.gather("phosphene_executors")}
 
 
-def _move(model: Model, device: str | torch.device | None, dtype: torch.dtype | None = None) -> None:
+def _moved(value: Any, device: str | torch.device | None, dtype: torch.dtype | None = None) -> Any:
+    """An input where the method is to run: a tensor, or the network that it is or has; all else as it is."""
     try:
-        model.module.to(device, dtype)
+        match value:
+            case Model(module=network) | TrainedNetwork(network=network) | (Denoiser() as network):
+                network.to(device, dtype)
+            case Tensor():
+                return value.to(device)
     except (RuntimeError, AssertionError) as error:  # as torch says that it has no such device
-        raise InputError(f"the model cannot be brought to {str(device)!r}: {error}") from error
-
-
-def _moved(value: Any, device: str | torch.device | None) -> Any:
-    """An input of a method without a model, where the method is to run."""
-    try:
-        if isinstance(value, TrainedNetwork):
-            value.network.to(device)
-        return value.to(device) if isinstance(value, Tensor) else value
-    except (RuntimeError, AssertionError) as error:  # likewise
-        raise InputError(f"the inputs cannot be brought to {str(device)!r}: {error}") from error
+        what = "inputs" if isinstance(value, Tensor) else "model"
+        raise InputError(f"the {what} cannot be brought to {str(device)!r}: {error}") from error
+    return value
 
 
 def observed(request: Run, execute: Callable[[Run], Result]) -> Result:
@@ -232,7 +228,7 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
             )
         source = dict(was.model["source"])
         model = load_model(source.pop("uri"), **source)
-        _move(model, was.device, getattr(torch, was.dtype))
+        model = _moved(model, was.device, getattr(torch, was.dtype))
     for name, value in saved.inputs.items():
         if isinstance(value, str) and value.endswith(AS_OBJECT):
             raise InputError(f"the input {name!r} was {value}, which a folder does not hold")

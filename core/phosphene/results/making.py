@@ -112,7 +112,10 @@ class Synthesis(Result):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Stylization(Result):
-    """Images in other manners: ``images`` and ``stylized`` (N, 3, H, W) in [0, 1], ``style`` its name."""
+    """Images in other manners: ``images`` and ``stylized`` (N, 3, H, W) in [0, 1], ``style`` its name.
+
+    ``sources`` (S, 3, H', W') are the pictures whose style it is, where there are such.
+    """
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "stylized")
     abreast: ClassVar[int] = 3
@@ -120,10 +123,14 @@ class Stylization(Result):
     images: Tensor
     stylized: Tensor
     style: str
+    sources: Tensor | None = None
 
     def panels(self) -> list[list[Panel]]:
-        pairs = zip(self.images, self.stylized, strict=True)
-        return [[Panel(image), Panel(stylized, self.style, made=True)] for image, stylized in pairs]
+        sources = [] if self.sources is None else [Panel(source, "style") for source in self.sources]
+        return [
+            [Panel(image), *sources, Panel(stylized, self.style, made=True)]
+            for image, stylized in zip(self.images, self.stylized, strict=True)
+        ]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
