@@ -242,6 +242,7 @@ class Method(Generic[P, R]):
             started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
             with self._room(model, params), tuned(model, sum(self.passes(inputs, params) or ())) as tuning:
                 result, size = self._run(model, inputs, params)
+                digest = model.digest if model else None
         kept = self.kept(inputs)
         where = model or next((v for v in inputs.values() if isinstance(v, Tensor)), torch.empty(0))
         provenance = Provenance(
@@ -249,7 +250,7 @@ class Method(Generic[P, R]):
             distribution=self.distribution,
             params=self.spec.params(**params).model_dump(mode="json"),
             inputs={n: f"tensor {tuple(v.shape)}" if isinstance(v, Tensor) else v for n, v in kept.items()},
-            model={"name": model.name, "digest": model.digest, "source": model.source, "tuned": tuning.used}
+            model={"name": model.name, "digest": digest, "source": model.source, "tuned": tuning.used}
             if model
             else None,
             seed=params[self.seed] if self.seed else None,
