@@ -18,6 +18,7 @@ from phosphene.types import Images, Labels, Model, Seed
 from .ascent import (
     Eot,
     Loss,
+    TargetClasses,
     Under,
     climb,
     cross_entropy,
@@ -28,6 +29,7 @@ from .ascent import (
     unreached,
 )
 from .balls import Norm, project, random_point, steepest
+from .deepfool import likeliest
 
 #: The share of the last step that is taken over, and of steps that must have raised the loss.
 _ALPHA, _RHO = 0.75, 0.75
@@ -76,12 +78,12 @@ _OBJECTIVES: dict[tuple[str, bool], Loss] = {
     ],
     needs=["gradients"],
     cost=Cost(
-        forward="images * (restarts * (steps + 1) * eot + 2)",
-        backward="images * restarts * (steps + 1) * eot",
+        forward="images * (restarts * max(1, target_classes) * (steps + 1) * eot + 2)",
+        backward="images * restarts * max(1, target_classes) * (steps + 1) * eot",
     ),
     tags=["white-box", "fixed-radius"],
     oracle=climbs_as_far_as_a_linear_model_allows,
-    quick={"steps": 4, "restarts": 1, "eot": 1},
+    quick={"steps": 4, "restarts": 1, "eot": 1, "target_classes": 0},
 )
 def apgd(
     model: Model,
@@ -99,6 +101,7 @@ def apgd(
         int, Field(ge=1, le=1000, description="how many climbs, each from another point")
     ] = 1,
     targeted: Annotated[bool, Field(description="labels are the classes wanted, not the true ones")] = False,
+    target_classes: TargetClasses = 0,
     eot: Eot = 1,
     under: Under = (),
     seed: Seed = None,
@@ -112,8 +115,10 @@ def apgd(
     ``steps``, eta is halved and the image begins again at its best point if fewer than 3/4 of the steps since
     the last checkpoint raised its loss, or if neither eta nor its best loss has changed since then. "dlr" is
     the difference of logits ratio (max_{k != y} z_k - z_y) / (z_1st - z_3rd), and towards a wanted class t
-    (z_t - max_{k != t} z_k) / (z_1st - (z_3rd + z_4th) / 2). ``images`` (N, C, H, W) in [0, 1], ``labels``
-    (N,).
+    (z_t - max_{k != t} z_k) / (z_1st - (z_3rd + z_4th) / 2); of fewer classes the last stands for those there
+    are not, and of two alone the ratio is the difference. With ``target_classes`` (APGD-T) it climbs
+    towards each of so many other classes in turn, those first that the model finds likeliest in the image,
+    and any class but ``labels`` is a success. ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,).
 
     Each image stops where it succeeds, and otherwise brings its point of highest loss; what is taken for
     another class from the outset (targeted: for the one wanted) comes back as it is. All images start with
@@ -122,19 +127,22 @@ def apgd(
 
     Source: Croce & Hein 2020, algorithm 1 and section 4.
     """
-    objective = _OBJECTIVES[loss, targeted]
     generator = torch.Generator().manual_seed(seed or 0)
     with torch.no_grad():
         before = model(images)
     adversarial = images.clone()
     best = torch.full_like(before[:, 0], -torch.inf)
     rows = unreached(before, labels, targeted)
-    for _ in range(restarts):
+    aims = [labels]
+    if target_classes and not targeted:
+        aims = list(likeliest(before, labels, target_classes + 1).T)
+    objective = _OBJECTIVES[loss, targeted or target_classes > 0]
+    for aim in aims * restarts:
         start = random_point(images, eps, norm, generator)[rows]
         if not len(rows):
             break
         points, heights, done = _ascended(
-            model, start, images[rows], labels[rows], objective, eps=eps, steps=steps, norm=norm,
+            model, start, images[rows], labels[rows], aim[rows], objective, eps=eps, steps=steps, norm=norm,
             targeted=targeted, eot=eot, under=under, generator=generator,
         )  # fmt: skip
         higher = done | (heights > best[rows])
@@ -150,6 +158,8 @@ class _Climb:
     rows: Tensor
     images: Tensor
     labels: Tensor
+    #: The classes that the loss is of.
+    aims: Tensor
     x: Tensor
     x_before: Tensor
     value: Tensor
@@ -173,6 +183,7 @@ def _ascended(
     start: Tensor,
     images: Tensor,
     labels: Tensor,
+    aims: Tensor,
     objective: Loss,
     *,
     eps: float,
@@ -189,16 +200,15 @@ def _ascended(
     marks = _checkpoints(steps)
     at: _Climb | None = None
     for step in progress(range(steps + 1), "climbing the loss"):
-        x, wanted = (start, labels) if at is None else (at.x, at.labels)
-        value, gradient, logits = climb(
-            model, x, wanted, objective, eot=eot, under=under, generator=generator
-        )
+        x, aim = (start, aims) if at is None else (at.x, at.aims)
+        value, gradient, logits = climb(model, x, aim, objective, eot=eot, under=under, generator=generator)
         if at is None:
             eta, none = start.new_full((len(start), 1, 1, 1), 2 * eps), torch.full_like(value, -torch.inf)
             rows = torch.arange(len(x), device=x.device)
             at = _Climb(
-                rows, images, labels, x, x, value, gradient, x, value, gradient, eta, 0 * value, eta, none
-            )
+                rows, images, labels, aims, x, x, value, gradient, x, value, gradient, eta, 0 * value, eta,
+                none,
+            )  # fmt: skip
         else:
             at.rises = at.rises + (value > at.value)
             at.value, at.gradient = value, gradient
@@ -207,7 +217,7 @@ def _ascended(
             at.best = torch.where(_pictures(higher), x, at.best)
             at.best_gradient = torch.where(_pictures(higher), gradient, at.best_gradient)
         if eot == 1 and not under:  # a success by chance is none
-            won = reached(logits, wanted, targeted)
+            won = reached(logits, at.labels, targeted)
             points[at.rows[won]], heights[at.rows[won]], done[at.rows[won]] = x[won], value[won], True
             if won.any():
                 at = at.only(~won)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -55,6 +56,42 @@ def length(vectors: Tensor) -> Tensor:
     return vectors.square().sum((1, 2, 3), keepdim=True).sqrt()
 
 
+def distance(points: Tensor, images: Tensor, norm: Norm) -> Tensor:
+    """How far each point is from its image, (N,)."""
+    delta = (points - images).flatten(1)
+    match norm:
+        case "linf":
+            return delta.abs().amax(1)
+        case "l2":
+            return delta.square().sum(1).sqrt()
+    return delta.abs().sum(1)
+
+
+def steepness(gradient: Tensor, norm: Norm) -> Tensor:
+    """By how much a step of unit ``norm`` raises what has this gradient, (N,): the dual norm."""
+    match norm:
+        case "linf":
+            return gradient.abs().sum((1, 2, 3))
+        case "l2":  # not the root of a sum of squares, which would overflow
+            return (gradient * unit(gradient)).sum((1, 2, 3))
+    return gradient.abs().amax((1, 2, 3))
+
+
+def drawn_back(
+    points: Tensor, images: Tensor, norm: Norm, holds: Callable[[Tensor], Tensor], halvings: int
+) -> Tensor:
+    """Each point inside the smallest ball that bisection finds in which ``holds(points) -> (N,)`` still."""
+    low, high = torch.zeros_like(points[:, 0, 0, 0]), distance(points, images, norm)
+    nearest = points
+    for _ in range(halvings if len(points) else 0):
+        middle = (low + high) / 2
+        shorter = project(points, images, middle[:, None, None, None], norm)
+        held = holds(shorter)
+        nearest = torch.where(held[:, None, None, None], shorter, nearest)
+        low, high = torch.where(held, low, middle), torch.where(held, middle, high)
+    return nearest
+
+
 def unit(gradient: Tensor) -> Tensor:
     """Each image's gradient at unit L2 length; zero stays zero."""
     largest = gradient.abs().amax((1, 2, 3), keepdim=True)
@@ -78,10 +115,10 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     return gradient.sign() * (chosen / moving).view_as(gradient)
 
 
-def random_point(images: Tensor, eps: float, norm: Norm, generator: Generator) -> Tensor:
+def random_point(images: Tensor, eps: float | Tensor, norm: Norm, generator: Generator) -> Tensor:
     """A uniformly random point of each ball, clipped to [0, 1].
 
-    The offset is one for all, (1, C, H, W), so that no image depends on others.
+    The offset is one for all, (1, C, H, W), so that no image depends on others. ``eps`` as in ``project``.
     """
     shape = (1, *images.shape[1:])
     if norm == "linf":
