@@ -1,8 +1,5 @@
 """Robust accuracy: what attacks of growing radius leave of it, and the worst case over them."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -11,24 +8,21 @@ from torch import Tensor, nn
 
 from phosphene import (
     InputError,
-    Method,
     Reference,
     TensorDataset,
     hookimpl,
     keep,
     load_model,
     method,
-    methods,
     progress,
     reporting,
     resumed,
-)  # fmt: skip
-from phosphene import Model as AnyModel
-from phosphene.results import AdversarialExamples
+)
 from phosphene.types import Dataset, Model, Seed
 from phosphene_plugins.attacks.balls import Norm
 from phosphene_plugins.scores.scoring import Pictures, Pool, Target
 
+from .attacking import attack_of
 from .report import RobustnessReport
 
 
@@ -52,56 +46,6 @@ def is_the_share_of_margins_beyond_eps_on_a_linear_model() -> None:
         for attack in ("pgd", "fab", None):
             assert [found.accuracy(eps, attack) for eps in (0, 0.02, 0.06)] == [0.8, 0.6, 0.2], (norm, attack)
         torch.testing.assert_close(found.radius("fab")[:4], margins[:4].flatten(), rtol=2e-3, atol=0)
-
-
-@dataclass(frozen=True)
-class _Attack:
-    """A registered attack: ``run(model, images, labels, eps)``, once for every radius or for all of them.
-
-    ``passes(model, image)`` is what one picture costs, forward and twice backward, where that is known.
-    """
-
-    name: str
-    run: Callable[[AnyModel, Tensor, Tensor, float], AdversarialExamples]
-    radii: tuple[float, ...]
-    passes: Callable[[AnyModel, Tensor], int | None]
-
-
-def _attack(
-    name: str, params: Mapping[str, Any], eps: Sequence[float], norm: Norm, seed: int, model: AnyModel
-) -> _Attack:
-    """An attack as it is run here; InputError for one that is none, ModelError where it cannot be run."""
-    chosen: Method[..., Any] = methods[name]
-    known, takes = chosen.spec.params.model_fields, [i.role for i in chosen.spec.inputs if i.required]
-    if (
-        takes != ["model", "images", "labels"]
-        or not issubclass(chosen.result, AdversarialExamples)
-        or not {"fixed-radius", "minimum-norm"} & {*chosen.spec.tags}
-    ):
-        raise InputError(
-            f"{chosen.spec.name} is no attack away from labels with a fixed radius or the least norm; pgd, "
-            "apgd, fab, deepfool, square and auto_attack are some"
-        )
-    fixed = "eps" in known
-    told = {"norm": norm, "seed": seed, "eps": eps[-1], "targeted": False}
-    told = {n: v for n, v in told.items() if n in known}
-    if decided := told.keys() & params.keys():
-        raise InputError(f"params gives {name} {sorted(decided)[0]!r}, which is decided for all attacks")
-    whole = chosen.validate(dict(params) | told)
-    if "gradients" in chosen.spec.needs:
-        model.need_gradients()
-    rounds = tuple(eps) if fixed else (math.inf,)
-
-    def attack(model: AnyModel, images: Tensor, labels: Tensor, radius: float) -> AdversarialExamples:
-        given = dict(params) | told | ({"eps": radius} if fixed else {})
-        result: AdversarialExamples = chosen(model, images, labels, **given)
-        return result
-
-    def passes(model: AnyModel, image: Tensor) -> int | None:
-        found = chosen.passes({"model": model, "images": image}, whole)
-        return None if found is None else len(rounds) * (found[0] + 2 * found[1])
-
-    return _Attack(chosen.spec.short_name, attack, rounds, passes)
 
 
 @method(
@@ -181,7 +125,7 @@ def robust_accuracy(
     if strangers := params.keys() - {*names}:
         raise InputError(f"params speaks of {sorted(strangers)[0]!r}, which is not among attacks={attacks}")
     pool = Pool(model, dataset, pictures, target, needs_masks=False)
-    chosen = [_attack(name, params.get(name, {}), radii, norm, seed, model) for name in names]
+    chosen = [attack_of(name, params.get(name, {}), radii, norm, seed, model) for name in names]
     first, _ = pool.read(range(1))
     costs = [attack.passes(model, first) or 0 for attack in chosen]
     counts = tuple(max(1, min(pool.count, budget // max(1, cost))) for cost in costs)
@@ -194,12 +138,12 @@ def robust_accuracy(
         "adversarial": some.clone(),
         "by": torch.full((len(some),), -1),
     }
-    done = state.pop("done")
-    right, found, far, adversarial, by = (kept.to(first.device) for kept in state.values())
+    parts = ("right", "found", "radii", "adversarial", "by")
+    right, found, far, adversarial, by = (state[name].to(first.device) for name in parts)
     work = [(p, a, r) for p in pool.batches() for a, attack in enumerate(chosen) for r in attack.radii]
     read: tuple[range, Tensor, Tensor] | None = None
     for step, (places, a, radius) in enumerate(progress(work, "attacking"), start=1):
-        if step <= done:
+        if step <= state["done"]:
             continue
         if read is None or read[0] != places:
             images, _ = pool.read(places)
