@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -30,6 +31,7 @@ from .ascent import (
 )
 from .balls import Norm, project, random_point, steepest
 from .deepfool import likeliest
+from .sparse_ascent import sparse_ascent
 
 #: The share of the last step that is taken over, and of steps that must have raised the loss.
 _ALPHA, _RHO = 0.75, 0.75
@@ -69,7 +71,14 @@ _OBJECTIVES: dict[tuple[str, bool], Loss] = {
             authors="Croce, Hein",
             year=2020,
             url="https://arxiv.org/abs/2003.01690",
-        )
+        ),
+        Reference(
+            key="croce2021",
+            title="Mind the box: l1-APGD for sparse adversarial attacks on image classifiers",
+            authors="Croce, Hein",
+            year=2021,
+            url="https://arxiv.org/abs/2103.01208",
+        ),
     ],
     invariants=[
         WithinBall(radius="eps", norm="norm"),
@@ -92,7 +101,7 @@ def apgd(
     *,
     eps: Annotated[float, Field(gt=0, le=1000, description="radius of the ball, pixels in [0, 1]")] = 8 / 255,
     steps: Annotated[int, Field(ge=1, le=10_000, description="how many ascent steps")] = 100,
-    norm: Annotated[Literal["linf", "l2"], Field(description="what the ball is measured in")] = "linf",
+    norm: Annotated[Norm, Field(description="what the ball is measured in")] = "linf",
     loss: Annotated[
         Literal["cross-entropy", "dlr"],
         Field(description="what is climbed; dlr is blind to the logits' scale"),
@@ -116,7 +125,8 @@ def apgd(
     the last checkpoint raised its loss, or if neither eta nor its best loss has changed since then. "dlr" is
     the difference of logits ratio (max_{k != y} z_k - z_y) / (z_1st - z_3rd), and towards a wanted class t
     (z_t - max_{k != t} z_k) / (z_1st - (z_3rd + z_4th) / 2); of fewer classes the last stands for those there
-    are not, and of two alone the ratio is the difference. With ``target_classes`` (APGD-T) it climbs
+    are not, and of two alone the ratio is the difference. In "l1" few numbers move at a time, and first in
+    balls of 3 and 2 ``eps``, as ``sparse_ascent`` describes. With ``target_classes`` (APGD-T) it climbs
     towards each of so many other classes in turn, those first that the model finds likeliest in the image,
     and any class but ``labels`` is a success. ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,).
 
@@ -125,7 +135,7 @@ def apgd(
     the same random offset. ``eot`` and ``under`` make the gradient a mean over a random model's answers and
     over random changes of the picture.
 
-    Source: Croce & Hein 2020, algorithm 1 and section 4.
+    Source: Croce & Hein 2020, algorithm 1 and section 4; in l1 Croce & Hein 2021, algorithm 1.
     """
     generator = torch.Generator().manual_seed(seed or 0)
     with torch.no_grad():
@@ -141,8 +151,9 @@ def apgd(
         start = random_point(images, eps, norm, generator)[rows]
         if not len(rows):
             break
-        points, heights, done = _ascended(
-            model, start, images[rows], labels[rows], aim[rows], objective, eps=eps, steps=steps, norm=norm,
+        climbed = sparse_ascent if norm == "l1" else partial(_ascended, norm=norm)
+        points, heights, done = climbed(
+            model, start, images[rows], labels[rows], aim[rows], objective, eps=eps, steps=steps,
             targeted=targeted, eot=eot, under=under, generator=generator,
         )  # fmt: skip
         higher = done | (heights > best[rows])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 Norm = Literal["linf", "l2", "l1"]
@@ -16,7 +17,8 @@ _MOVING = 0.01
 def project(points: Tensor, images: Tensor, eps: float | Tensor, norm: Norm) -> Tensor:
     """The nearest points of the balls around ``images``, clipped to [0, 1]; never outside, rounding included.
 
-    ``points``, ``images`` (N, C, H, W); ``eps`` one radius or one each, (N, 1, 1, 1).
+    In "l1" they are the nearest that are in both, which clipping alone would miss. ``points``, ``images``
+    (N, C, H, W); ``eps`` one radius or one each, (N, 1, 1, 1).
     """
     radius = torch.as_tensor(eps, dtype=images.dtype, device=images.device)
     # The lengths below are right to some units in the last place.
@@ -28,22 +30,30 @@ def project(points: Tensor, images: Tensor, eps: float | Tensor, norm: Norm) -> 
         case "l2":
             delta = delta * (radius / torch.maximum(length(delta), radius))
         case "l1":
-            delta = _onto_l1(delta, radius)
+            delta = _onto_l1(delta, images, radius)
     rounded = (images + delta).clamp(0, 1)
     too_far = (rounded - images).abs() > delta.abs()
     return torch.where(too_far, torch.nextafter(rounded, images), rounded)
 
 
-def _onto_l1(delta: Tensor, radius: Tensor) -> Tensor:
-    """The nearest vectors of absolute sum at most ``radius``: soft-thresholded (Duchi et al. 2008)."""
-    sizes = delta.abs().flatten(1)
-    outside = sizes.sum(1, keepdim=True) > radius.view(-1, 1)
-    ordered = sizes.sort(dim=1, descending=True).values
-    count = torch.arange(1, sizes.shape[1] + 1, device=sizes.device, dtype=sizes.dtype)
-    over = (ordered.cumsum(1) - radius.view(-1, 1)) / count
-    last = (ordered > over).sum(1, keepdim=True).clamp(min=1) - 1
-    threshold = torch.where(outside, over.gather(1, last), 0).clamp(min=0)
-    shrunk = (sizes - threshold).clamp(min=0).view_as(delta)
+def _onto_l1(delta: Tensor, images: Tensor, radius: Tensor) -> Tensor:
+    """The nearest changes of absolute sum at most ``radius`` that leave pixels in [0, 1] (Croce & Hein 2021).
+
+    Each is soft-thresholded and ends at the pixel's bound. Their sum grows as the threshold falls: by one
+    for each number that is above it, and no more by those that are at the bound.
+    """
+    sizes, room = delta.abs().flatten(1), torch.where(delta > 0, 1 - images, images).flatten(1)
+    marks, order = torch.cat([sizes, (sizes - room).clamp(min=0)], 1).sort(dim=1, descending=True)
+    growing = torch.where(order < sizes.shape[1], 1, -1).cumsum(1)[:, :-1]
+    sums = (growing * (marks[:, :-1] - marks[:, 1:])).cumsum(1)
+    before = F.pad(sums, (1, 0))[:, :-1]
+    place = (sums < radius.view(-1, 1)).sum(1, keepdim=True)
+    outside = place < sums.shape[1]
+    place = place.clamp(max=sums.shape[1] - 1)
+    missing = radius.view(-1, 1) - before.gather(1, place)
+    threshold = marks.gather(1, place) - missing / growing.gather(1, place).clamp(min=1)
+    threshold = torch.where(outside, threshold, 0).clamp(min=0)
+    shrunk = torch.minimum((sizes - threshold).clamp(min=0), room).view_as(delta)
     # What rounding left too long is shortened, so that no ball is left by it.
     total = shrunk.flatten(1).sum(1).clamp(min=torch.finfo(delta.dtype).tiny)
     shrunk = shrunk * (radius.view(-1) / total).clamp(max=1).view(-1, 1, 1, 1)

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from phosphene.results import AdversarialExamples, Panel
 from phosphene.spec import Cost, PixelRange, SameShape, WithinBall
 from phosphene.types import Images, Labels, Model, Seed
 from phosphene_plugins.attacks.ascent import climb, cross_entropy, judged, unreached
+from phosphene_plugins.attacks.balls import Norm
 
 #: The standard's steps, queries and target classes.
 _STEPS, _QUERIES, _CLASSES = 100, 5000, 9
@@ -80,14 +81,14 @@ class EnsembleExamples(AdversarialExamples):
 
 
 def breaks_a_linear_model_exactly_inside_its_margin() -> None:
-    """Robust is (z_y - z_k) / ||w_k - w_y||_q > eps, in linf q = 1, in l2 q = 2: no more, and no less."""
+    """Robust is (z_y - z_k) / ||w_k - w_y||_q > eps, q of the dual norm: no more, and no less."""
     away = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     linear = nn.Linear(12, 2, bias=False).double()
     linear.weight.data = torch.stack([away / 2, -away / 2])
     model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 2, 2))
     grey = torch.full((12,), 0.5, dtype=torch.float64)
     grey = grey - away * (grey @ away) / away.square().sum()  # on the boundary
-    norms: list[tuple[Literal["linf", "l2"], float]] = [("linf", 1.0), ("l2", 2.0)]
+    norms: list[tuple[Norm, float]] = [("linf", 1.0), ("l2", 2.0), ("l1", torch.inf)]
     for norm, dual in norms:
         # Margins of so many eps, on either side of the boundary.
         shares = torch.tensor([0.5, 0.98, 1.02, -0.98, -1.02], dtype=torch.float64)
@@ -131,7 +132,7 @@ def auto_attack(
     labels: Labels,
     *,
     eps: Annotated[float, Field(gt=0, le=1000, description="radius of the ball, pixels in [0, 1]")] = 8 / 255,
-    norm: Annotated[Literal["linf", "l2"], Field(description="what the ball is measured in")] = "linf",
+    norm: Annotated[Norm, Field(description="what the ball is measured in")] = "linf",
     effort: Annotated[
         float, Field(gt=0, le=1, description="share of the standard's steps and queries; 1 is AutoAttack")
     ] = 1.0,

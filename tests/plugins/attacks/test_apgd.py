@@ -35,12 +35,12 @@ def test_checkpoints_are_the_published_ones() -> None:
     assert _checkpoints(100)[:8] == [0, 22, 41, 57, 70, 80, 87, 93]
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_loss_is_no_lower_than_that_of_pgd(norm: str) -> None:
     """In a ball so small that nothing succeeds, and so nothing stops."""
     model, images = network(), pictures()
     labels = model(images).argmax(1)
-    eps = {"linf": 0.0005, "l2": 0.005}[norm]
+    eps = {"linf": 0.0005, "l2": 0.005, "l1": 0.02}[norm]
     ours = apgd(model, images, labels, eps=eps, norm=norm, steps=20, seed=0)
     theirs = pgd(model, images, labels, eps=eps, norm=norm, step_size=eps / 4, steps=20, seed=0)
     assert not ours.success.any()

@@ -58,7 +58,7 @@ def test_honest_model_under_the_whole_standard_raises_no_flag() -> None:
     assert found.lines()[0] == "robust accuracy 0.0% (0 of 6), 100.0% before any attack; apgd-ce broke 6"
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.03), ("l2", 0.3)])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.03), ("l2", 0.3), ("l1", 1.5)])
 def test_no_weaker_than_its_parts(norm: str, eps: float) -> None:
     model, images = built(), pictures(12)
     labels = said(model, images)
