@@ -82,7 +82,7 @@ def steepness(gradient: Tensor, norm: Norm) -> Tensor:
     match norm:
         case "linf":
             return gradient.abs().sum((1, 2, 3))
-        case "l2":  # not the root of a sum of squares, which would overflow
+        case "l2":  # not the root of a sum of squares, which may overflow or come to nothing
             return (gradient * unit(gradient)).sum((1, 2, 3))
     return gradient.abs().amax((1, 2, 3))
 

@@ -118,9 +118,10 @@ def nearest_boundary(
     logits: Tensor, place: Tensor, labels: Tensor, rivals: Tensor, norm: Norm
 ) -> tuple[Tensor, Tensor]:
     """The step to the nearest boundary, (n, C, H, W), and where there is one, (n,)."""
-    gap, slope, found = nearest_plane(logits, place, labels, rivals, norm)
-    far = (gap / torch.where(found, steepness(slope, norm), 1)).clamp(min=_LEAST)
-    return far[:, None, None, None] * (unit(slope) if norm == "l2" else slope.sign()), found
+    _, slope, far = nearest_plane(logits, place, labels, rivals, norm)
+    found = far.isfinite()
+    size = torch.where(found, far.clamp(min=_LEAST), 0)[:, None, None, None]
+    return size * (unit(slope) if norm == "l2" else slope.sign()), found
 
 
 def nearest_plane(
@@ -128,8 +129,8 @@ def nearest_plane(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of the model made linear the nearest boundary between ``labels`` (n,) and one of ``rivals`` (n, k).
 
-    By how much the rival trails, (n,), the slope on which it catches up, (n, C, H, W), and where there is
-    such a boundary, (n,): elsewhere the slope is zero.
+    By how much the rival trails, (n,), the slope on which it catches up, (n, C, H, W), and how far away the
+    boundary is, (n,): infinitely where there is none, and the slope is zero.
     """
     own = logits.gather(1, labels[:, None])[:, 0]
     gap, nearest = torch.zeros_like(own).detach(), torch.full_like(own, torch.inf).detach()
@@ -142,7 +143,7 @@ def nearest_plane(
         closer = far < nearest
         gap, nearest = torch.where(closer, trails.detach(), gap), torch.minimum(far, nearest)
         slope = torch.where(closer[:, None, None, None], rising, slope)
-    return gap, slope, nearest.isfinite()
+    return gap, slope, nearest
 
 
 @hookimpl

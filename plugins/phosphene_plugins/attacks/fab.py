@@ -157,8 +157,8 @@ def _along_the_boundary(
         own, other = labels[rows], rivals[rows]
         if targeted:  # the boundary to the class wanted, of whichever class stands before it
             own, other = logits.detach().scatter(1, own[:, None], -torch.inf).argmax(1), own[:, None]
-        gap, slope, there = nearest_plane(logits, place, own, other, norm)
-        if not there.all():  # nothing leads anywhere
+        gap, slope, way = nearest_plane(logits, place, own, other, norm)
+        if not (there := way.isfinite()).all():  # nothing leads anywhere
             rows, x, gap, slope = rows[there], x[there], gap[there], slope[there]
             if not len(rows):
                 break

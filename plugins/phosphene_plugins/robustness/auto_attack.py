@@ -1,9 +1,7 @@
 """AutoAttack: four attacks with nothing to tune, one after another, each on what the others left standing."""
 
 import math
-from collections import Counter
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -11,73 +9,16 @@ from torch import Tensor, nn
 
 from phosphene import Model as AnyModel
 from phosphene import Reference, hookimpl, load_model, method, methods, progress
-from phosphene.results import AdversarialExamples, Panel
+from phosphene.results import AdversarialExamples
 from phosphene.spec import Cost, PixelRange, SameShape, WithinBall
 from phosphene.types import Images, Labels, Model, Seed
 from phosphene_plugins.attacks.ascent import climb, cross_entropy, judged, unreached
 from phosphene_plugins.attacks.balls import Norm
 
+from .flagged import AutoAttackExamples
+
 #: The standard's steps, queries and target classes.
 _STEPS, _QUERIES, _CLASSES = 100, 5000, 9
-#: What may be wrong with the model or with what was asked, by name, and what that means.
-_DOUBTS = {
-    "labels": "not one image is taken for what its label says before any attack: are these its labels?",
-    "random": "the model answers the same picture differently: attack it with apgd and eot=20 instead",
-    "probabilities": "the model seems to end in a softmax, which flattens gradients: take it off",
-    "no gradient": "the gradient is zero or not finite: what white-box attacks say of it is worth little",
-    "square": "Square broke what no gradient led to: the gradients are masked, expect worse of other attacks",
-    "few classes": "the ratio of logits needs four classes; of fewer the last stands for those there are not",
-    "effort": "this was not the whole standard: take it for a first look, and quote no number of it",
-}
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class EnsembleExamples(AdversarialExamples):
-    """Adversarial examples of an ensemble of attacks, and which of them broke each image.
-
-    ``broken_by`` (N,) the attack's name, "" where the image withstood them all, and "clean" where it was
-    taken for another class before any. ``doubts`` (N,) names of what looked wrong about an image; what
-    they mean ``flags`` tells.
-    """
-
-    per_image: ClassVar[tuple[str, ...]] = (*AdversarialExamples.per_image, "broken_by", "doubts")
-
-    broken_by: tuple[str, ...]
-    doubts: tuple[tuple[str, ...], ...]
-
-    @property
-    def clean_accuracy(self) -> float:
-        """The share of images that are taken for what their labels say."""
-        return 1 - self.broken_by.count("clean") / len(self.broken_by)
-
-    @property
-    def robust_accuracy(self) -> float:
-        """The share of images that withstood every attack."""
-        return self.broken_by.count("") / len(self.broken_by)
-
-    def flags(self) -> dict[str, str]:
-        """What looks wrong, by name: in how many images, and what it means."""
-        found = Counter(name for doubts in self.doubts for name in doubts)
-        if self.clean_accuracy == 0:
-            found["labels"] = len(self.broken_by)
-        return {n: f"{found[n]} of {len(self.doubts)}: {told}" for n, told in _DOUBTS.items() if n in found}
-
-    def lines(self) -> list[str]:
-        fallen = Counter(name for name in self.broken_by if name not in ("", "clean"))
-        told = ", ".join(f"{name} broke {count}" for name, count in fallen.items()) or "nothing was broken"
-        standing = self.broken_by.count("")
-        summary = (
-            f"robust accuracy {self.robust_accuracy:.1%} ({standing} of {len(self.broken_by)}), "
-            f"{self.clean_accuracy:.1%} before any attack; {told}"
-        )
-        return [summary, *(f"{name}: {why}" for name, why in self.flags().items()), *super().lines()]
-
-    def panels(self) -> list[list[Panel]]:
-        how = {"": "withstood", "clean": "wrong already"}
-        return [
-            [*group[:-1], replace(group[-1], title=f"{how.get(name, name)}, {group[-1].title}")]
-            for name, group in zip(self.broken_by, super().panels(), strict=True)
-        ]
 
 
 def breaks_a_linear_model_exactly_inside_its_margin() -> None:
@@ -137,7 +78,7 @@ def auto_attack(
         float, Field(gt=0, le=1, description="share of the standard's steps and queries; 1 is AutoAttack")
     ] = 1.0,
     seed: Seed = None,
-) -> EnsembleExamples:
+) -> AutoAttackExamples:
     """Break what can be broken: APGD, APGD-T, FAB-T and Square in turn, each on what still stands.
 
     robust accuracy = share of images with f(x') = y for every x' that the four attacks find
@@ -176,18 +117,23 @@ def auto_attack(
         found: AdversarialExamples = methods[f"attacks.{name}"](
             model, images[rows], labels[rows], **told, **params
         )
-        won = found.success & (found.distance(norm) <= eps)
+        # The others never leave the ball.
+        won = found.success & (found.distance(norm) <= eps) if name == "fab" else found.success
         adversarial[rows[won]] = found.adversarial[won]
         for n in rows[won].tolist():
             broken_by[n] = stage
         rows = rows[~won]
-    extra = [("square",) if stage == "square" else () for stage in broken_by]
-    always = ("few classes",) * (before.shape[1] < 4) + ("effort",) * (effort < 1)
     seen = judged(model, images, adversarial, labels, before, targeted=False)
-    return EnsembleExamples(
+    # By the model's last word, which may be another if it is random.
+    broken_by = [name if won else "" for name, won in zip(broken_by, seen.success.tolist(), strict=True)]
+    always = ("few classes",) * (before.shape[1] < 4) + ("effort",) * (effort < 1)
+    return AutoAttackExamples(
         **dict(seen.fields()),
         broken_by=tuple(broken_by),
-        doubts=tuple((*a, *b, *always) for a, b in zip(doubts, extra, strict=True)),
+        doubts=tuple(
+            (*found, *(("square",) if name == "square" else ()), *always)
+            for found, name in zip(doubts, broken_by, strict=True)
+        ),
     )
 
 

@@ -150,9 +150,7 @@ def robust_accuracy(
             labels = torch.tensor(pool.classes(model, images, places).index, device=first.device)
             read = (places, images, labels)
             right[places.start : places.stop] = model(images).argmax(1).eq(labels)
-        rows = torch.tensor(
-            places[: max(0, counts[a] - places.start)], device=first.device, dtype=torch.int64
-        )
+        rows = torch.arange(pool.count, device=first.device)[places.start : min(places.stop, counts[a])]
         rows = rows[right[rows] & ~found[a, rows]]
         if len(rows):
             inside = rows - places.start
