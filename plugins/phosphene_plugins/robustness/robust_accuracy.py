@@ -72,8 +72,8 @@ def is_the_share_of_margins_beyond_eps_on_a_linear_model() -> None:
     demo={
         "attacks": ["fgsm", "pgd", "fab"],
         "eps": [0.5 / 255, 1 / 255, 2 / 255, 4 / 255],
-        "params": {"fab": {"steps": 10, "candidates": 3}},
-        "pictures": 24,
+        "params": {"fab": {"steps": 6, "candidates": 3}},
+        "pictures": 16,
     },
 )
 def robust_accuracy(

@@ -60,16 +60,16 @@ def test_honest_model_under_the_whole_standard_raises_no_flag() -> None:
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.03), ("l2", 0.3), ("l1", 1.5)])
 def test_no_weaker_than_its_parts(norm: str, eps: float) -> None:
-    model, images = built(), pictures(12)
+    model, images = built(), pictures(8)
     labels = said(model, images)
-    whole = auto_attack(model, images, labels, eps=eps, norm=norm, effort=0.1, seed=0)
-    assert 0 < whole.success.sum() < 12
+    whole = auto_attack(model, images, labels, eps=eps, norm=norm, effort=0.05, seed=0)
+    assert 0 < whole.success.sum() < 8
     ball = {"eps": eps, "norm": norm, "seed": 0}
-    for name, params in (("apgd", {"steps": 10}), ("square", {"max_queries": 500})):
+    for name, params in (("apgd", {"steps": 5}), ("square", {"max_queries": 250})):
         part = methods[f"attacks.{name}"](model, images, labels, **ball, **params)
         assert whole.success[part.success].all()
-    near = methods["attacks.fab"](model, images, labels, norm=norm, steps=10, target_classes=9, seed=0)
-    assert torch.equal(near.distance(norm) <= eps, whole.success)
+    near = methods["attacks.fab"](model, images, labels, norm=norm, steps=5, target_classes=9, seed=0)
+    assert whole.success[near.success & (near.distance(norm) <= eps)].all()
     assert [by == "" for by in whole.broken_by] == (~whole.success).tolist()
     assert torch.equal(whole.adversarial[~whole.success], images[~whole.success])
     assert whole.robust_accuracy == pytest.approx(1 - float(whole.success.double().mean()))
@@ -136,9 +136,9 @@ def test_masked_gradients_are_named_and_square_gets_past_them() -> None:
 def test_logits_so_large_that_the_cross_entropy_is_flat_are_named_and_no_hindrance() -> None:
     model, images = built(made=lambda z: 1e6 * z), pictures()
     labels = said(model, images)
-    found = auto_attack(model, images, labels, eps=0.1, effort=0.1, seed=0)
+    found = auto_attack(model, images, labels, eps=0.1, effort=0.05, seed=0)
     assert "no gradient" in found.flags()
-    plain = auto_attack(built(), images, labels, eps=0.1, effort=0.1, seed=0)
+    plain = auto_attack(built(), images, labels, eps=0.1, effort=0.05, seed=0)
     assert torch.equal(found.success, plain.success)
     assert "apgd-t" in found.broken_by
 
