@@ -12,7 +12,7 @@ from phosphene import Model, load_model, methods
 
 pgd, bim, fgsm = (methods[f"attacks.{name}"] for name in ("pgd", "bim", "fgsm"))
 deepfool, carlini_wagner = methods["attacks.deepfool"], methods["attacks.carlini_wagner"]
-apgd = methods["attacks.apgd"]
+apgd, fab = methods["attacks.apgd"], methods["attacks.fab"]
 
 
 @pytest.fixture
@@ -153,6 +153,42 @@ def test_apgd_succeeds_at_least_as_often_as_torchattacks(
     )
     ours = apgd(model, images, labels, norm=norm, eps=eps, steps=20, seed=0)
     assert ours.success.sum() >= (model(theirs).argmax(1) != labels).sum()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("target_classes", [0, 4])
+def test_fab_goes_no_further_than_torchattacks(
+    model: Model, images: Tensor, norm: str, target_classes: int
+) -> None:
+    """It works in single precision, and towards each class the last that succeeds overwrites the others."""
+    model.module.float()
+    images = images.float()
+    labels = model(images).argmax(1)
+    peer = torchattacks.FAB(
+        model.module,
+        norm=norm.capitalize(),
+        eps=100.0,
+        steps=20,
+        multi_targeted=target_classes > 0,
+        n_classes=5,
+    )
+    far = (peer(images, labels) - images).flatten(1).norm(float(norm.removeprefix("l")), dim=1)
+    ours = fab(model, images, labels, norm=norm, steps=20, target_classes=target_classes)
+    assert ours.success.all()
+    assert (ours.distance(norm) <= far * 1.002).all()
+    assert ours.distance(norm).median() <= far.median() * 1.0001
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.008), ("l2", 0.12)])
+def test_apgd_towards_each_class_succeeds_at_least_as_often_as_torchattacks(
+    model: Model, images: Tensor, norm: str, eps: float
+) -> None:
+    labels = model(images).argmax(1)
+    peer = torchattacks.APGDT(model.module, norm=norm.capitalize(), eps=eps, steps=20, seed=0, n_classes=5)
+    theirs = model(peer(images, labels)).argmax(1) != labels
+    ours = apgd(model, images, labels, norm=norm, eps=eps, steps=20, seed=0, loss="dlr", target_classes=4)
+    assert 0 < theirs.sum() < len(images)
+    assert ours.success[theirs].all()
 
 
 def there(model: Model) -> object:

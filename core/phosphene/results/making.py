@@ -75,7 +75,7 @@ class AdversarialExamples(Result):
     def panels(self) -> list[list[Panel]]:
         groups = []
         for n, largest in enumerate(self.distance("linf").tolist()):
-            factor = 0.5 / largest if largest else 1.0
+            factor = 0.5 / max(largest, 1e-9)  # a change of one denormal number would have none
             difference = 0.5 + (self.adversarial[n] - self.images[n]) * factor
             before = f"{self.names_before[n]} {self.confidence_before[n]:.0%}"
             after = f"-> {self.names_after[n]} {self.confidence_after[n]:.0%}"

@@ -27,6 +27,10 @@ Under: TypeAlias = Annotated[
     tuple[TransformName, ...], Field(max_length=8, description="random changes the example must survive")
 ]
 
+TargetClasses: TypeAlias = Annotated[
+    int, Field(ge=0, le=1000, description="towards each of so many likeliest other classes, one by one")
+]
+
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """-log p of the labels."""

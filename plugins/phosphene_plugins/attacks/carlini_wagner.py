@@ -13,7 +13,7 @@ from phosphene.spec import Cost, PixelRange, SameShape
 from phosphene.types import Images, Labels, Model
 
 from .ascent import Loss, climb, judged, margin, reached, unreached
-from .balls import Norm, project, unit
+from .balls import Norm, distance, drawn_back, steepness
 from .deepfool import likeliest, nearest_boundary
 
 #: How often the last picture's way back is halved, and by how much tau shrinks.
@@ -125,14 +125,10 @@ class _Search:
         self.targeted, self.norm = targeted, norm
         value, gradient, _ = climb(model, images, labels, loss)
         tiny = torch.finfo(images.dtype).tiny ** 0.5
-        if norm == "l2":  # not the root of a sum of squares, which would overflow
-            steep, wide = (gradient * unit(gradient)).sum((1, 2, 3)).clamp(min=tiny), images[0].numel()
-            needed = value / steep
-            self.c = (3 * needed / steep).clamp(tiny, 1 / tiny)
-        else:
-            steep, wide = gradient.abs().sum((1, 2, 3)).clamp(min=tiny), 64
-            needed = value / steep
-            self.c = (images[0].numel() / steep).clamp(tiny, 1 / tiny)
+        steep = steepness(gradient, norm).clamp(min=tiny)
+        needed, size = value / steep, images[0].numel()
+        wide = size if norm == "l2" else 64
+        self.c = ((3 * needed if norm == "l2" else size) / steep).clamp(tiny, 1 / tiny)
         self.rate = (needed / math.sqrt(wide)).clamp(1e-7, 0.05)
         self.low, self.high = torch.zeros_like(self.c), torch.full_like(self.c, torch.inf)
         self.tau = torch.ones_like(self.c)
@@ -160,11 +156,11 @@ class _Search:
             value, gradient, logits = climb(self.model, x, self.labels[rows], self.loss)
             delta = x - self.images[rows]
             size, slope = self._size(delta, rows)
-            distance = self._distance(delta)
+            far = distance(x, self.images[rows], self.norm)
             won = self._won(logits, rows)
-            hit[rows] |= won & (distance <= self.tau[rows]) if self.norm == "linf" else won
-            closer = won & (distance < self.nearest[rows])
-            self.nearest[rows[closer]], self.best[rows[closer]] = distance[closer], x[closer]
+            hit[rows] |= won & (far <= self.tau[rows]) if self.norm == "linf" else won
+            closer = won & (far < self.nearest[rows])
+            self.nearest[rows[closer]], self.best[rows[closer]] = far[closer], x[closer]
             least = torch.minimum(least, size + self.c[rows] * value)
             going = ~hit[rows] if self.norm == "linf" else torch.ones_like(won)
             if step % max(1, steps // 10) == 0:
@@ -204,11 +200,6 @@ class _Search:
         over = (delta.abs() - _wide(self.tau[rows])).clamp(min=0)
         return over.sum((1, 2, 3)), delta.sign() * (over > 0)
 
-    def _distance(self, delta: Tensor) -> Tensor:
-        if self.norm == "l2":
-            return delta.square().sum((1, 2, 3)).sqrt()
-        return delta.abs().amax((1, 2, 3))
-
     def _won(self, logits: Tensor, rows: Tensor) -> Tensor:
         enough = self.loss(logits, self.labels[rows]) <= 0
         return reached(logits, self.labels[rows], self.targeted) & enough
@@ -216,15 +207,12 @@ class _Search:
     def drawn_back(self) -> Tensor:
         """The nearest examples, inside the smallest ball that bisection finds for each."""
         rows = self.nearest.isfinite().nonzero()[:, 0]
-        low, high = torch.zeros_like(self.nearest[rows]), self.nearest[rows]
-        points = self.best[rows]
-        for _ in range(_HALVINGS if len(rows) else 0):
-            middle = (low + high) / 2
-            shorter = project(self.best[rows], self.images[rows], _wide(middle), self.norm)
+
+        def holds(points: Tensor) -> Tensor:
             with torch.no_grad():
-                won = self._won(self.model(shorter), rows)
-            points = torch.where(_wide(won), shorter, points)
-            low, high = torch.where(won, low, middle), torch.where(won, middle, high)
+                return self._won(self.model(points), rows)
+
+        points = drawn_back(self.best[rows], self.images[rows], self.norm, holds, _HALVINGS)
         return self.images.index_copy(0, rows, points)
 
 

@@ -12,7 +12,7 @@ from phosphene.spec import Cost, PixelRange, SameShape
 from phosphene.types import Images, Labels, Model
 
 from .ascent import unreached
-from .balls import length, unit
+from .balls import Norm, steepness, unit
 
 #: The shortest step, in pixels: on the boundary itself the model made linear asks for none.
 _LEAST = 1e-6
@@ -115,21 +115,35 @@ def likeliest(logits: Tensor, labels: Tensor, candidates: int) -> Tensor:
 
 
 def nearest_boundary(
-    logits: Tensor, place: Tensor, labels: Tensor, rivals: Tensor, norm: str
+    logits: Tensor, place: Tensor, labels: Tensor, rivals: Tensor, norm: Norm
 ) -> tuple[Tensor, Tensor]:
     """The step to the nearest boundary, (n, C, H, W), and where there is one, (n,)."""
+    _, slope, far = nearest_plane(logits, place, labels, rivals, norm)
+    found = far.isfinite()
+    size = torch.where(found, far.clamp(min=_LEAST), 0)[:, None, None, None]
+    return size * (unit(slope) if norm == "l2" else slope.sign()), found
+
+
+def nearest_plane(
+    logits: Tensor, place: Tensor, labels: Tensor, rivals: Tensor, norm: Norm
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the model made linear the nearest boundary between ``labels`` (n,) and one of ``rivals`` (n, k).
+
+    By how much the rival trails, (n,), the slope on which it catches up, (n, C, H, W), and how far away the
+    boundary is, (n,): infinitely where there is none, and the slope is zero.
+    """
     own = logits.gather(1, labels[:, None])[:, 0]
-    nearest = torch.full_like(own, torch.inf).detach()
-    change = torch.zeros_like(place)
+    gap, nearest = torch.zeros_like(own).detach(), torch.full_like(own, torch.inf).detach()
+    slope = torch.zeros_like(place)
     for n, rival in enumerate(rivals.T):
-        gap = own - logits.gather(1, rival[:, None])[:, 0]
-        (slope,) = torch.autograd.grad(-gap.sum(), place, retain_graph=n + 1 < rivals.shape[1])
-        steep = length(slope)[:, 0, 0, 0] if norm == "l2" else slope.abs().sum((1, 2, 3))
-        distance = torch.where(steep > 0, (gap.detach() / steep).clamp(min=_LEAST), torch.inf)
-        closer = (distance < nearest)[:, None, None, None]
-        step = distance[:, None, None, None] * (unit(slope) if norm == "l2" else slope.sign())
-        change, nearest = torch.where(closer, step, change), torch.minimum(distance, nearest)
-    return change, nearest.isfinite()
+        trails = own - logits.gather(1, rival[:, None])[:, 0]
+        (rising,) = torch.autograd.grad(-trails.sum(), place, retain_graph=n + 1 < rivals.shape[1])
+        steep = steepness(rising, norm)
+        far = torch.where((steep > 0) & steep.isfinite(), trails.detach().abs() / steep, torch.inf)
+        closer = far < nearest
+        gap, nearest = torch.where(closer, trails.detach(), gap), torch.minimum(far, nearest)
+        slope = torch.where(closer[:, None, None, None], rising, slope)
+    return gap, slope, nearest
 
 
 @hookimpl

@@ -21,6 +21,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "boundary": {},
     "square linf": {"norm": "linf", "eps": 0.1},
     "square l2": {"norm": "l2", "eps": 0.7},
+    "square l1": {"norm": "l1", "eps": 5.0},
 }
 by_each = pytest.mark.parametrize("way", WAYS)
 by_labels = pytest.mark.parametrize("way", [way for way in WAYS if "square" not in way])
@@ -175,7 +176,7 @@ def test_start_is_read_for_all_images_and_refused_in_another_shape() -> None:
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 99),
-    way=st.sampled_from(["square linf", "square l2"]),
+    way=st.sampled_from(["square linf", "square l2", "square l1"]),
     eps=st.floats(1e-6, 30),
     targeted=st.booleans(),
     share=st.floats(0.001, 1),

@@ -18,6 +18,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "apgd": {"steps": 8, "seed": 0},
     "deepfool": {"steps": 30},
     "carlini_wagner": {"steps": 20, "search_steps": 3},
+    "fab": {"steps": 8, "seed": 0},
     "penalized_target": {"steps": 40, "penalty": 1.0},
 }
 #: Those that can be told which class is wanted, and how.
@@ -134,7 +135,7 @@ def test_any_scale_of_the_logits_gives_pixels(name: str, gain: float) -> None:
     assert found.adversarial.min() >= 0 and found.adversarial.max() <= 1
 
 
-@pytest.mark.parametrize("name", ["carlini_wagner", "deepfool"])
+@pytest.mark.parametrize("name", ["carlini_wagner", "deepfool", "fab"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_smallest_perturbation_does_not_depend_on_the_scale_of_the_logits(name: str, norm: str) -> None:
     model, images = network(), pictures()
