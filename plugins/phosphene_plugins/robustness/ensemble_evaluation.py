@@ -19,7 +19,7 @@ from phosphene.spec import Cost, PixelRange, UnitRange
 from phosphene.types import Images, Labels, Model, Seed
 
 from ..attacks.ascent import Eot, projected_ascent
-from ..attacks.balls import Norm
+from ..attacks.balls import Norm, random_point
 from ..models.several import MeanOf, URIs, averaged, averaged_logits, loaded_beside, without_scheme
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class EnsembleReport(Result):
         """The ensemble's accuracy, attacked as a whole."""
         return float(self.accuracy[-1, -1])
 
-    def _bars(self) -> list[tuple[str, float, float | None]]:
+    def _bars(self) -> list[tuple[str, float, float]]:
         """What is attacked and with what, its accuracy before and after."""
         before = self.accuracy[0].tolist()
         bars = [
@@ -118,8 +118,18 @@ def adds_up_on_linear_members() -> None:
         linear.weight.data = torch.stack([torch.zeros(4), torch.tensor(row)])
         members.append(load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 2, 2)))
     images = torch.tensor([[[[0.56, 0.66], [0.5, 0.5]]], [[[0.56, 0.58], [0.5, 0.5]]]])
-    attack = {"eps": 0.05, "step_size": 0.02, "steps": 5, "norm": "linf", "eot": 1, "seed": 0}
-    found = _evaluated(members, images, torch.tensor([1, 1]), "logits", **attack)
+    found = _evaluated(
+        members,
+        images,
+        torch.tensor([1, 1]),
+        "logits",
+        0,
+        eps=0.05,
+        step_size=0.02,
+        steps=6,
+        norm="linf",
+        eot=1,
+    )
     assert found.accuracy.tolist() == [[1, 1, 1], [0, 1, 1], [1, 0.5, 1], [0, 0.5, 0.5]]
     assert found.borrowed == 1 and found.whole == 0.5 and found.fooled.tolist() == [False, True]
 
@@ -149,12 +159,12 @@ def adds_up_on_linear_members() -> None:
     demo={
         "model": "defended:jpeg(quality=75)|builtin:shapes-resnet",
         "models": (
-            "defended:total_variation(weight=0.1,steps=10)|builtin:shapes-resnet",
+            "defended:bit_depth(bits=2)|builtin:shapes-resnet",
             "defended:median(size=3)|builtin:shapes-resnet",
         ),
-        "images": "builtin:scenes/16",
+        "images": "builtin:scenes/12",
         "eps": 4 / 255,
-        "steps": 10,
+        "steps": 8,
     },
 )
 def ensemble_evaluation(
@@ -176,10 +186,10 @@ def ensemble_evaluation(
     p(x) = 1/M sum_i p_i(x),   x <- clip(P(x + step_size d)),  d the steepest way up -log p_y
 
     with p_i the members' probabilities, ``model`` and ``models``, each behind its own defence
-    (``defended:jpeg()|builtin:shapes-vgg``); "logits" averages those. PGD without a random start attacks
-    each member alone, and the average as a whole, through all of its members and their defences at once. What
-    was made on the members is shown to the average, too: the number that looks well, since what has crossed
-    one member's boundary need not have crossed the others', and nobody had asked for something that does.
+    (``defended:jpeg()|builtin:shapes-vgg``); "logits" averages those. PGD from a random point of the ball
+    attacks each member alone, and the average as a whole, through all members and their defences at once.
+    What was made on the members is shown to the average, too: the number that looks well, since what has
+    crossed one member's boundary need not have crossed the others', and nobody had asked for that.
     ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,), of classes that all models share.
 
     Accuracy is the share of images that are taken for their labels, also where no attack was needed. A failed
@@ -192,21 +202,32 @@ def ensemble_evaluation(
     for other in members[1:]:
         other.need_gradients()
     return _evaluated(
-        members, images, labels, mean_of, eps=eps, step_size=step_size, steps=steps, norm=norm, eot=eot,
-        seed=seed or 0,
+        members, images, labels, mean_of, seed or 0, eps=eps, norm=norm, step_size=step_size, steps=steps,
+        eot=eot,
     )  # fmt: skip
 
 
 def _evaluated(
-    members: Sequence[AnyModel], images: Tensor, labels: Tensor, mean_of: MeanOf, *, seed: int, **attack: Any
+    members: Sequence[AnyModel],
+    images: Tensor,
+    labels: Tensor,
+    mean_of: MeanOf,
+    seed: int,
+    *,
+    eps: float,
+    norm: Norm,
+    **climbing: Any,
 ) -> EnsembleReport:
     size = batch_size(members[0])
 
     def attacked(model: AnyModel) -> Tensor:
         made = []
         for some, theirs in zip(images.split(size), labels.split(size), strict=True):
-            generator = torch.Generator().manual_seed(seed)
-            found, _ = projected_ascent(model, some, theirs, targeted=False, generator=generator, **attack)
+            # Every batch with the same draws, so that how images are put together changes nothing.
+            start = random_point(some, eps, norm, torch.Generator().manual_seed(seed))
+            found, _ = projected_ascent(
+                model, some, theirs, start=start, eps=eps, norm=norm, targeted=False, **climbing
+            )
             made.append(found)
         return torch.cat(made)
 

@@ -82,7 +82,14 @@ def finds_out_what_hides_a_linear_model() -> None:
     batch_independent=False,
     oracle=finds_out_what_hides_a_linear_model,
     quick={"steps": 2, "max_queries": 10, "models": ()},
-    demo={"images": "builtin:scenes/12", "eps": 4 / 255, "steps": 10, "max_queries": 150},
+    demo={
+        "model": "defended:jpeg(quality=20)|builtin:shapes-resnet",
+        "models": ("builtin:shapes-resnet",),
+        "images": "builtin:scenes/12",
+        "eps": 4 / 255,
+        "steps": 10,
+        "max_queries": 100,
+    },
 )
 def gradient_masking_checks(
     model: Model,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Verdict = Literal["pass", "suspicious", "could not tell"]
 _COLOURS: dict[str, str] = {"pass": "#3a9a5b", "suspicious": "#d1342f", "could not tell": "#8a8a8a"}
 #: So many letters of a reason fit into a line of the picture.
-_WIDTH = 92
+_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -89,19 +89,20 @@ class GradientMasking(Result):
         self._draw_verdicts(halves[0].add_axes((0, 0, 1, 1)), told, rows)
         left, right = halves[1].subplots(1, 2)
         left.plot(self.by_steps.float().cpu(), ".-")
-        left.set_xlabel(f"steps (eps = {self.eps:.3g})")
-        left.set_ylabel("images that fool the model")
+        left.set_xlabel(f"steps (eps = {self.eps:.3g})", size=8)
+        left.set_ylabel("images that fool the model", size=8)
         right.semilogx(self.radii, self.by_eps.float().cpu(), ".-")
         right.axvline(self.eps, color="0.8", lw=1, zorder=0)
-        right.set_xlabel("eps (at 1 any picture may be made)")
+        right.set_xlabel("eps (at 1 any picture may be made)", size=8)
         for axes in (left, right):
-            axes.set_ylim(-0.04, 1.04)
+            axes.set_ylim(-0.04, 1.04), axes.tick_params(labelsize=7.5)
             axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
             axes.spines[["top", "right"]].set_visible(False)
         return figure
 
     def _draw_verdicts(self, axes: Axes, told: list[list[str]], rows: list[float]) -> None:
-        axes.set_xlim(0, 1), axes.set_ylim(sum(rows), 0), axes.set_axis_off()
+        axes.set_xlim(0, 1), axes.set_ylim(sum(rows), 0)
+        axes.set_axis_off()
         top = 0.0
         for check, lines, room in zip(self.checks, told, rows, strict=True):
             middle = top + room / 2

@@ -116,6 +116,7 @@ def uphill(along: Tensor, random: Tensor, promised: Tensor) -> Check:
         return _check(name, None, "there is no gradient to follow")
     better = _share((along >= random.amax(0))[moved])
     kept = float((along[moved] / promised[moved]).median())
+    numbers = {"better": better, "kept": kept, "along": float(along.mean()), "random": float(random.mean())}
     reason = (
         f"along it the logits' margin grows as much as along any of {len(random)} random directions on "
         f"{better:.0%} of the images, by {kept:.2g} times what it promises (median)"
@@ -123,7 +124,7 @@ def uphill(along: Tensor, random: Tensor, promised: Tensor) -> Check:
     suspicious = better < 0.5 or kept < _KEPT
     if suspicious:
         reason += ": it is not the model's own slope, and a poor likeness of it"
-    return _check(name, suspicious, reason, better=better, kept=kept)
+    return _check(name, suspicious, reason, **numbers)
 
 
 def beaten(name: str, by: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Check:
