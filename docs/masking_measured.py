@@ -7,7 +7,7 @@ from phosphene import Model, load_model, methods
 from phosphene.builtin.scenes import draw_scenes
 from phosphene.transforms import straight_through
 
-MODEL, PICTURES, EPS, STEPS, QUERIES = "builtin:shapes-resnet", 12, 4 / 255, 10, 60
+MODEL, PICTURES, EPS, STEPS, QUERIES = "builtin:shapes-resnet", 12, 4 / 255, 10, 120
 
 
 def elsewhere(images: Tensor) -> Tensor:
@@ -35,11 +35,10 @@ def main() -> None:
         "the gradient of the mirror image": plain.defended(elsewhere, "elsewhere"),
         "`bit_depth(bits=3)`": load_model(f"defended:bit_depth(bits=3)|{MODEL}"),
         "`jpeg(quality=75)`": load_model(f"defended:jpeg(quality=75)|{MODEL}"),
-        "`jpeg(quality=20)`": load_model(f"defended:jpeg(quality=20)|{MODEL}"),
     }
     check = methods["gradient_masking_checks"]
     for name, model in models.items():
-        found = check(model, scenes.images, scenes.labels, eps=EPS, steps=STEPS, max_queries=QUERIES, seed=0)
+        found = check(model, scenes.images, scenes.labels, eps=EPS, steps=STEPS, max_queries=QUERIES, seed=1)
         signs = ", ".join(c.name for c in found.checks if c.verdict == "suspicious") or "nothing"
         print(f"| {name} | {float(found.by_steps[-1]):.0%} | {signs} |", flush=True)
 

@@ -158,10 +158,7 @@ def adds_up_on_linear_members() -> None:
     quick={"models": (), "steps": 2, "eot": 1},
     demo={
         "model": "defended:jpeg(quality=75)|builtin:shapes-resnet",
-        "models": (
-            "defended:bit_depth(bits=2)|builtin:shapes-resnet",
-            "defended:median(size=3)|builtin:shapes-resnet",
-        ),
+        "models": ("defended:bit_depth(bits=3)|builtin:shapes-vgg",),
         "images": "builtin:scenes/12",
         "eps": 4 / 255,
         "steps": 8,
