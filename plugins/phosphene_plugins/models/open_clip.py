@@ -97,25 +97,27 @@ def _weights(
 
     from phosphene.models import read_weights
 
-    if isinstance(weights, Mapping):
-        return weights, {}
+    state = weights if isinstance(weights, Mapping) else None
+    weights = weights if state is None else None
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if weights not in (None, "DEFAULT"):
         tag = weights
-    elif tag is None and (pretrained or weights):
+    elif tag is None and state is None and (pretrained or weights):
         if not tags:
             raise ModelError(
                 f"there are no pretrained weights for open_clip:{architecture}; give weights='a local file'"
             )
         tag = tags[0]
     if tag is None:
-        return None, {}
+        return state, {}
     if tag not in tags:
         raise UnknownName("pretrained weights", tag, tags, f"open_clip:{architecture}")
-    cfg = open_clip.get_pretrained_cfg(architecture, tag)
-    repository, _, file = cfg["hf_hub"].rpartition("/")
-    files = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-    return read_weights(from_hub(repository, *files, cache=cache)), {**cfg, "tag": tag}
+    cfg = {**open_clip.get_pretrained_cfg(architecture, tag), "tag": tag}
+    if state is None and (pretrained or weights):
+        repository, _, file = cfg["hf_hub"].rpartition("/")
+        files = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+        state = read_weights(from_hub(repository, *files, cache=cache))
+    return state, cfg
 
 
 def _tokens(architecture: str, length: int, prompts: Sequence[str]) -> Tensor:

@@ -23,11 +23,14 @@ MeanOf: TypeAlias = Annotated[
 
 
 def loaded_beside(model: Model, uris: Sequence[str], *, pretrained: bool = False) -> list[Model]:
-    """The others, where the model is. InputError or ModelError for one of other classes, or picture sizes."""
+    """The others, where and as precise as the model is.
+
+    Raises InputError or ModelError for one of other classes, or for pictures of another size.
+    """
     others = []
     for uri in uris:
         other = load_model(uri, pretrained=pretrained)
-        other.module.to(model.device)
+        other.module.to(model.device, model.dtype)
         if other.class_count != model.class_count:
             both = f"{other.class_count} classes, {model.name} {model.class_count}"
             raise ModelError(f"{uri} has {both}: what one says means nothing to the other")

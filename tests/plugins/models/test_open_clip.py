@@ -238,6 +238,10 @@ def test_published_weights_come_from_the_hubs_cache_or_are_told_absent(
         model = load_model(f"open_clip:{uri}", **how, **asked)  # type: ignore[arg-type]
         assert model.name == "open_clip:ViT-B-32.openai"
         torch.testing.assert_close(model(pictures(model)), published(clip, model, pictures(model)))
+    # A file of the same weights is of the same network.
+    filled = load_model("open_clip:ViT-B-32.openai", weights=clip.state_dict(), **asked)
+    assert filled.digest == model.digest
+    assert torch.equal(filled(pictures(model)), model(pictures(model)))
 
 
 def test_logging_of_the_program_is_left_alone() -> None:
