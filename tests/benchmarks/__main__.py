@@ -8,19 +8,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-import art.attacks.evasion
 import captum.attr
-import foolbox
-import numpy as np
 import pytorch_grad_cam
 import torch
-import torchattacks
 import torchcam.methods
 import torchvision
-from art.estimators.classification import PyTorchClassifier
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
+from tests.benchmarks import attacks
 from torch import Tensor, nn
 from zennit.attribution import Gradient as ByRules
 from zennit.composites import LayerMapComposite
@@ -28,8 +24,7 @@ from zennit.rules import Epsilon, Pass
 from zennit.torchvision import ResNetCanonizer
 from zennit.types import Activation, Linear
 
-from phosphene import TensorDataset, load_model, methods
-from phosphene.datasets import SceneDataset
+from phosphene import load_model, methods
 from phosphene_plugins.embeddings.features import principal_components
 from phosphene_plugins.embeddings.nearest import Nearest
 
@@ -172,116 +167,6 @@ def occlusion() -> Iterator[tuple[str, Work, dict[str, Work]]]:
         )
 
 
-def pgd() -> Iterator[tuple[str, Work, dict[str, Work]]]:
-    module, model = network("resnet18")
-    images, labels = torch.rand(4, 3, 112, 112), torch.arange(4)
-    peer = torchattacks.PGD(
-        Normalized(module).eval(), eps=8 / 255, alpha=2 / 255, steps=10, random_start=False
-    )
-    yield (
-        "pgd, 10 steps, resnet18 at 112, 4",
-        lambda: methods["pgd"](model, images, labels, steps=10, random_start=False),
-        {"torchattacks": lambda: peer(images, labels)},
-    )
-
-
-def shapes() -> tuple[nn.Module, object, Tensor, Tensor]:
-    """A trained network, for attacks that end where they succeed, with pictures and its own labels."""
-    model = load_model("builtin:shapes-vgg")
-    model.module.eval().requires_grad_(False)
-    images = SceneDataset(8).read(range(8))
-    return Through(model), model, images, model(images).argmax(1)
-
-
-class Through(nn.Module):
-    """A Phosphene model as a module that takes pixels, for the peers."""
-
-    def __init__(self, model: object) -> None:
-        super().__init__()
-        self.module, self._model = model.module, model  # type: ignore[attr-defined]
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.module(self._model.normalize(images))  # type: ignore[attr-defined]
-
-
-def art_classifier(module: nn.Module, classes: int) -> PyTorchClassifier:
-    return PyTorchClassifier(module, nn.CrossEntropyLoss(), (3, 64, 64), classes, clip_values=(0, 1))
-
-
-def fgsm() -> Iterator[tuple[str, Work, dict[str, Work]]]:
-    module, model, images, labels = shapes()
-    there = foolbox.PyTorchModel(module.eval(), bounds=(0, 1))
-    by_art = art.attacks.evasion.FastGradientMethod(art_classifier(module, 10), eps=8 / 255)
-    ta = torchattacks.FGSM(module, eps=8 / 255)
-    fb = foolbox.attacks.FGSM()
-
-    def judged() -> Tensor:
-        """With what Phosphene's result tells beside the pictures: what the model says of them."""
-        adversarial = ta(images, labels)
-        with torch.no_grad():
-            return module(adversarial).argmax(1) != labels
-
-    yield (
-        "fgsm, shapes-vgg, 8",
-        lambda: methods["fgsm"](model, images, labels),
-        {
-            "torchattacks": lambda: ta(images, labels),
-            "torchattacks, judged": judged,
-            "foolbox": lambda: fb(there, images, labels, epsilons=8 / 255),
-            "ART": lambda: by_art.generate(images.numpy(), labels.numpy()),
-        },
-    )
-
-
-def deepfool() -> Iterator[tuple[str, Work, dict[str, Work]]]:
-    module, model, images, labels = shapes()
-    there = foolbox.PyTorchModel(module.eval(), bounds=(0, 1))
-    by_art = art.attacks.evasion.DeepFool(
-        art_classifier(module, 10), epsilon=0.02, nb_grads=10, verbose=False
-    )
-    ta, fb = torchattacks.DeepFool(module), foolbox.attacks.L2DeepFoolAttack()
-    yield (
-        "deepfool, shapes-vgg, 8",
-        lambda: methods["deepfool"](model, images, labels),
-        {
-            "torchattacks": lambda: ta(images, labels),
-            "foolbox": lambda: fb(there, images, labels, epsilons=None),
-            "ART": lambda: by_art.generate(images.numpy()),
-        },
-    )
-
-
-def carlini_wagner() -> Iterator[tuple[str, Work, dict[str, Work]]]:
-    module, model, images, labels = shapes()
-    there = foolbox.PyTorchModel(module.eval(), bounds=(0, 1))
-    ta, fb = torchattacks.CW(module, steps=180), foolbox.attacks.L2CarliniWagnerAttack(6, 30)
-    by_art = art.attacks.evasion.CarliniL2Method(
-        art_classifier(module, 10), binary_search_steps=6, max_iter=30, batch_size=8, verbose=False
-    )
-    yield (
-        "carlini_wagner, 6 x 30 steps, shapes-vgg, 8",
-        lambda: methods["carlini_wagner"](model, images, labels, steps=30, search_steps=6),
-        {
-            "torchattacks": lambda: ta(images, labels),
-            "foolbox": lambda: fb(there, images, labels, epsilons=None),
-            "ART": lambda: by_art.generate(images.numpy(), labels.numpy()),
-        },
-    )
-
-
-def universal() -> Iterator[tuple[str, Work, dict[str, Work]]]:
-    module, model, images, _ = shapes()
-    peer = art.attacks.evasion.UniversalPerturbation(
-        art_classifier(module, 10), attacker="deepfool", attacker_params={"max_iter": 10, "verbose": False},
-        delta=0.01, max_iter=1, eps=10 / 255, norm=np.inf, verbose=False,
-    )  # fmt: skip
-    yield (
-        "universal by deepfool, once over 8 pictures, shapes-vgg",
-        lambda: methods["universal"](model, TensorDataset(images), epochs=1, aim=0.99, held_out=0),
-        {"ART": lambda: peer.generate(images.numpy())},
-    )
-
-
 def nearest_neighbors() -> Iterator[tuple[str, Work, dict[str, Work]]]:
     """The search alone: the features are given on both sides."""
     data, queries = torch.rand(20_000, 512), torch.rand(1000, 512)
@@ -330,16 +215,20 @@ def main() -> None:
     suites = {
         f.__name__: f
         for f in (
-            *(saliency, gradients, cams, occlusion, pgd, fgsm, deepfool, carlini_wagner, universal),
-            *(nearest_neighbors, pca),
+            *(saliency, gradients, cams, occlusion),
+            *(attacks.fgsm, attacks.pgd, attacks.carlini_wagner, attacks.deepfool),
+            *(attacks.hop_skip_jump, attacks.universal, nearest_neighbors, pca),
         )
     }
     chosen = sys.argv[1:] or list(suites)
     print(f"CPU seconds, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{'work':<58}{'phosphene':>10}  {'peer':<28}{'seconds':>8}{'ratio':>7}")
     for name in chosen:
-        for work, ours, peers in suites[name]():
+        for work, ours, peers, *subject in suites[name]():
             ours()
+            for on in subject:
+                for who, known in ({"phosphene": ours} | peers).items():
+                    print(f"    {who}: {on.account(known)}", flush=True)
             for peer, theirs in peers.items():
                 theirs()
                 pairs: list[tuple[float, float]] = []

@@ -88,7 +88,8 @@ def climb(
                 f"no gradient flows through {model.name} to the picture; square and hop_skip_jump need none"
             )
         (gradient,) = torch.autograd.grad(values.sum(), place)
-        found = [values.detach(), gradient, logits.detach()]
+        # What is no number leads nowhere: one such pixel would take the whole picture's with it.
+        found = [values.detach(), gradient.nan_to_num(0.0), logits.detach()]
         total = [a + b for a, b in zip(total, found, strict=True)] if total else found
     values, gradient, logits = (part / eot if eot > 1 else part for part in total)
     return values, gradient, logits
