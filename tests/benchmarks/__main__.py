@@ -225,12 +225,13 @@ def main() -> None:
     print(f"{'work':<58}{'phosphene':>10}  {'peer':<28}{'seconds':>8}{'ratio':>7}")
     for name in chosen:
         for work, ours, peers, *subject in suites[name]():
+            for who, known in {"phosphene": ours, **peers}.items():
+                if subject:  # what it finds for how many passes
+                    print(f"    {who}: {subject[0].account(known)}", flush=True)
+                else:
+                    known()
             ours()
-            for on in subject:
-                for who, known in ({"phosphene": ours} | peers).items():
-                    print(f"    {who}: {on.account(known)}", flush=True)
             for peer, theirs in peers.items():
-                theirs()
                 pairs: list[tuple[float, float]] = []
                 while len(pairs) < ROUNDS and sum(map(sum, pairs)) < ENOUGH:
                     pairs.append((cpu_seconds(ours), cpu_seconds(theirs)))

@@ -41,6 +41,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.model.module.eval().requires_grad_(False)
+        self.model.anatomy  # noqa: B018  - recorded once, with a pass of its own
         with torch.no_grad():
             self.labels = torch.cat([self.model(some).argmax(1) for some in self.images.split(64)])
 
@@ -64,6 +65,8 @@ class Subject:
         """How many fool the network, how far off the median one is, and how many pictures went through it."""
         seen, found = self.counted(work)
         told = f"{seen.forward} forward + {seen.backward} back"
+        if found is None:
+            return told
         if isinstance(found, float):
             return f"median {self.norm} {found:.4f}, {told}"
         won = self.fooled(found)

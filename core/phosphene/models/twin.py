@@ -42,7 +42,7 @@ _tuning: ContextVar[Tuning | None] = ContextVar("phosphene_tuning", default=None
 def tuned(model: Model | None, passes: int) -> Iterator[Tuning]:
     """Inside, the twin may answer plain calls of ``model``, if so many images make it pay."""
     # On a GPU convolutions are less exact (TF32), and nothing was measured.
-    worth = passes >= WORTH and model and model.layers and model.device.type == "cpu"
+    worth = passes >= WORTH and model and model.device.type == "cpu" and _convolves(model.module)
     tuning = Tuning(model if worth else None)
     token = _tuning.set(tuning)
     try:
@@ -54,7 +54,7 @@ def tuned(model: Model | None, passes: int) -> Iterator[Tuning]:
 def answering(model: Model) -> nn.Module:
     """Which network answers a plain call: the twin where a run may use it and no layer is tapped."""
     tuning = _tuning.get()
-    if tuning is None or tuning.model is not model or open_taps.get() or not model.anatomy.folds:
+    if tuning is None or tuning.model is not model or open_taps.get():
         return model.module
     if (state := _state(model.module)) is None:
         return model.module
@@ -69,6 +69,11 @@ def answering(model: Model) -> nn.Module:
             tuning.model = None  # a network that is another after every call is not asked again and again
     tuning.used |= tuning.twin is not None
     return model.module if tuning.twin is None else tuning.twin
+
+
+def _convolves(module: nn.Module) -> bool:
+    """Whether a convolution in it does more than cut a picture into patches, as a transformer's does."""
+    return any(isinstance(part, nn.Conv2d) and max(part.stride) < 4 for part in module.modules())
 
 
 def checksum(tensor: Tensor) -> int:
@@ -109,7 +114,7 @@ def _trace(value: object) -> object:
 
 
 def _build(model: Model) -> nn.Module | None:
-    """A copy with its batch norms folded away, or None where its logits are others or calls leave traces."""
+    """A copy, channels last, batch norms folded away; None where its logits differ or calls leave traces."""
     noise = torch.rand(2, *model.input_size, generator=torch.Generator().manual_seed(0))
     try:
         # A network that draws numbers must not draw others in the run that makes the twin.
@@ -122,8 +127,7 @@ def _build(model: Model) -> nn.Module | None:
                 conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
                 parent, _, leaf = names[1].rpartition(".")
                 setattr(twin.get_submodule(parent), leaf, nn.Identity())
-            if min(model.input_size[1:]) >= 96:  # smaller pictures gain nothing
-                twin.to(memory_format=torch.channels_last)
+            twin.to(memory_format=torch.channels_last)
             before = _traces(model.module)
             given = model.normalize(noise)  # once: a defence may be random
             ours, theirs = (model._output(m(given.clone())) for m in (twin, model.module))

@@ -11,8 +11,8 @@ from phosphene.results import AdversarialExamples
 from phosphene.spec import Cost, PixelRange, SameShape
 from phosphene.types import Images, Labels, Model
 
-from .ascent import unreached
-from .balls import length, unit
+from .ascent import logits_on_graph, unreached
+from .balls import unit
 
 #: The shortest step, in pixels: on the boundary itself the model made linear asks for none.
 _LEAST = 1e-6
@@ -86,7 +86,7 @@ def deepfool(
     before = after = rivals = torch.empty(0)
     for step in progress(range(steps + 1), "crossing boundaries"):
         place = points[rows].requires_grad_()
-        logits = model(place)
+        logits = logits_on_graph(model, place)
         if step == 0:
             before = after = logits.detach()
             rivals = likeliest(before, labels, candidates)
@@ -98,8 +98,9 @@ def deepfool(
         if len(left) < len(rows):  # a pass more costs less than the way back for those who are done
             rows = rows[left]
             place = points[rows].requires_grad_()
-            logits = model(place)
-        change, found = nearest_boundary(logits, place, labels[rows], rivals[rows], norm)
+            logits = logits_on_graph(model, place)
+        change, _, steep = nearest_boundary(logits, place, labels[rows], rivals[rows], norm)
+        found = (steep > 0).any(1)
         rows, change = rows[found], change[found]
         if not len(rows):
             break
@@ -115,21 +116,25 @@ def likeliest(logits: Tensor, labels: Tensor, candidates: int) -> Tensor:
 
 
 def nearest_boundary(
-    logits: Tensor, place: Tensor, labels: Tensor, rivals: Tensor, norm: str
-) -> tuple[Tensor, Tensor]:
-    """The step to the nearest boundary, (n, C, H, W), and where there is one, (n,)."""
-    own = logits.gather(1, labels[:, None])[:, 0]
-    nearest = torch.full_like(own, torch.inf).detach()
-    change = torch.zeros_like(place)
-    for n, rival in enumerate(rivals.T):
-        gap = own - logits.gather(1, rival[:, None])[:, 0]
-        (slope,) = torch.autograd.grad(-gap.sum(), place, retain_graph=n + 1 < rivals.shape[1])
-        steep = length(slope)[:, 0, 0, 0] if norm == "l2" else slope.abs().sum((1, 2, 3))
-        distance = torch.where(steep > 0, (gap.detach() / steep).clamp(min=_LEAST), torch.inf)
+    logits: Tensor, place: Tensor, own: Tensor, rivals: Tensor, norm: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The step to the nearest boundary (n, C, H, W), no step where there is none, on the graph of ``logits``.
+
+    And of each of the ``rivals`` (n, k), classes, by how much the ``own`` one (n,) leads and how steeply that
+    falls, both (n, k): |f_k| and the dual norm of w_k.
+    """
+    leads = logits.gather(1, own[:, None]) - logits.gather(1, rivals)
+    nearest, change = torch.full_like(own, torch.inf, dtype=logits.dtype), torch.zeros_like(place)
+    slopes = torch.zeros_like(leads)
+    for n in range(rivals.shape[1]):
+        (slope,) = torch.autograd.grad(-leads[:, n].sum(), place, retain_graph=n + 1 < rivals.shape[1])
+        way = unit(slope) if norm == "l2" else slope.sign()
+        slopes[:, n] = steep = (slope * way).sum((1, 2, 3)).detach()
+        distance = torch.where(steep > 0, (leads[:, n].detach() / steep).clamp(min=_LEAST), torch.inf)
         closer = (distance < nearest)[:, None, None, None]
-        step = distance[:, None, None, None] * (unit(slope) if norm == "l2" else slope.sign())
-        change, nearest = torch.where(closer, step, change), torch.minimum(distance, nearest)
-    return change, nearest.isfinite()
+        change = torch.where(closer, distance[:, None, None, None] * way, change)
+        nearest = torch.minimum(distance, nearest)
+    return change, leads.detach(), slopes.detach()
 
 
 @hookimpl
