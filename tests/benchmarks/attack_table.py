@@ -73,16 +73,13 @@ def pgd(on: Subject) -> Rows:
 
 def carlini_wagner(on: Subject, steps: int = 100, search_steps: int = 6) -> Rows:
     """How many fool the network, how far off the median one is, and for how many passes."""
-    yield "iterations", "phosphene", "foolbox", "ART"
+    yield "iterations", "phosphene", "foolbox"
     fb = foolbox.attacks.L2CarliniWagnerAttack(search_steps, steps)
-    by_art = art.attacks.evasion.CarliniL2Method(
-        on.art(), binary_search_steps=search_steps, max_iter=steps, batch_size=len(on.images), verbose=False
-    )
-    told = {"steps": steps, "search_steps": search_steps}
     works: tuple[Work, ...] = (
-        lambda: methods["carlini_wagner"](on.model, on.images, on.labels, **told),
+        lambda: methods["carlini_wagner"](
+            on.model, on.images, on.labels, search_steps=search_steps, steps=steps
+        ),
         lambda: fb(on.foolbox(), on.images, on.labels, epsilons=None)[1],
-        lambda: by_art.generate(on.images.numpy(), on.labels.numpy()),
     )
     yield f"{search_steps} x {steps}", *map(on.account, works)
 
