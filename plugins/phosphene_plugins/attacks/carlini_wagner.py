@@ -12,7 +12,7 @@ from phosphene.results import AdversarialExamples
 from phosphene.spec import Cost, PixelRange, SameShape
 from phosphene.types import Images, Labels, Model
 
-from .ascent import Loss, climb, judged, logits_on_graph, margin, reached, unreached
+from .ascent import climb, judged, logits_on_graph, margin, reached, unreached
 from .balls import Norm, project
 from .deepfool import likeliest, nearest_boundary
 
@@ -60,8 +60,8 @@ def stays_within_three_percent_of_the_nearest_boundary_of_a_linear_model() -> No
     invariants=[PixelRange(field="adversarial"), SameShape(field="adversarial")],
     needs=["gradients"],
     cost=Cost(
-        forward=f"images * (search_steps * steps + {_HALVINGS + 4})",
-        backward=f"images * (search_steps * steps + {_CANDIDATES})",
+        forward=f"images * (search_steps * steps + {_HALVINGS + 3})",
+        backward=f"images * (search_steps * steps + {_CANDIDATES - 1})",
     ),
     tags=["white-box", "minimum-norm"],
     oracle=stays_within_three_percent_of_the_nearest_boundary_of_a_linear_model,
@@ -102,10 +102,6 @@ def carlini_wagner(
     Source: Carlini & Wagner 2017, sections V and VI.
     """
 
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        lead = margin(logits, labels)
-        return (kappa + lead if targeted else kappa - lead).clamp(min=0)
-
     place = images.detach().requires_grad_()
     logits = logits_on_graph(model, place)
     before, adversarial = logits.detach(), images.clone()
@@ -114,7 +110,7 @@ def carlini_wagner(
         if len(rows) < len(images):  # a pass more costs less than the way back for those who are done
             place = images[rows].requires_grad_()
             logits = logits_on_graph(model, place)
-        search = _Search(model, place, labels[rows], loss, kappa, targeted, norm, logits)
+        search = _Search(model, place, logits, labels[rows], kappa, targeted, norm)
         for _ in progress(range(search_steps), "searching c"):
             search.descend(steps)
         adversarial[rows] = search.drawn_back()
@@ -128,14 +124,13 @@ class _Search:
         self,
         model: Model,
         place: Tensor,
+        logits: Tensor,
         labels: Tensor,
-        loss: Loss,
         kappa: float,
         targeted: bool,
         norm: Norm,
-        logits: Tensor,
     ) -> None:
-        self.model, self.images, self.labels, self.loss = model, place.detach(), labels, loss
+        self.model, self.images, self.labels, self.kappa = model, place.detach(), labels, kappa
         self.targeted, self.norm = targeted, norm
         # As if the model were linear around the images, which the graph of their ``logits`` tells.
         own, rivals = labels, likeliest(logits.detach(), labels, _CANDIDATES)
@@ -151,6 +146,10 @@ class _Search:
         self.low, self.high = torch.zeros_like(self.c), torch.full_like(self.c, torch.inf)
         self.tau, self.idle = torch.ones_like(self.c), torch.zeros_like(self.labels)
         self.nearest, self.best = torch.full_like(self.c, torch.inf), self.images.clone()
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        lead = margin(logits, labels)
+        return (self.kappa + lead if self.targeted else self.kappa - lead).clamp(min=0)
 
     def descend(self, steps: int) -> None:
         """One round of Adam for every image, and the c and tau of the next."""

@@ -99,8 +99,8 @@ def deepfool(
             rows = rows[left]
             place = points[rows].requires_grad_()
             logits = logits_on_graph(model, place)
-        change, _, steep = nearest_boundary(logits, place, labels[rows], rivals[rows], norm)
-        found = (steep > 0).any(1)
+        change, _, _ = nearest_boundary(logits, place, labels[rows], rivals[rows], norm)
+        found = change.flatten(1).any(1)
         rows, change = rows[found], change[found]
         if not len(rows):
             break
