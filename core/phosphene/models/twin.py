@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 #: From so many images, forward and backward, a twin pays: making one costs four forward ...
 WORTH = 10
-#: ... of pictures of this side; of larger ones sooner, which gain more, and smaller ones only by the folding.
+#: ... of pictures of this side, of larger ones sooner, which gain more.
 LARGE = 96
 #: Bytes that a check sum looks at together: 16 times 509 words of 8.
 _BLOCK = 8 * 16 * 509
@@ -49,7 +49,7 @@ _tuning: ContextVar[Tuning | None] = ContextVar("phosphene_tuning", default=None
 def tuned(model: Model | None, passes: int) -> Iterator[Tuning]:
     """Inside, the twin may answer for ``model``, if so many images make it pay."""
     # On a GPU convolutions are less exact (TF32), and nothing was measured.
-    known = model is not None and model.layers and model.device.type == "cpu"
+    known = model is not None and model.device.type == "cpu" and _convolves(model.module)
     larger = math.prod(model.input_size[1:]) // LARGE**2 if model is not None else 1
     tuning = Tuning(model if known and passes * max(1, larger) >= WORTH else None)
     token = _tuning.set(tuning)
@@ -62,7 +62,7 @@ def tuned(model: Model | None, passes: int) -> Iterator[Tuning]:
 def answering(model: Model) -> nn.Module:
     """Which network answers: the twin where a run may use it and it has all that is tapped."""
     tuning, taps = _tuning.get(), open_taps.get()
-    if tuning is None or tuning.model is not model or not model.anatomy.folds:
+    if tuning is None or tuning.model is not model:
         return model.module
     for name, part in ((name, part) for tap in taps for name, part in tap.layers.items()):
         if name in model.anatomy.unfolded or model.layers.get(name) is not part:
@@ -91,6 +91,11 @@ def _current(model: Model, tuning: Tuning) -> nn.Module | None:
         if tuning.twin is None:
             tuning.model = None  # a network that is another after every call is not asked again and again
     return tuning.twin
+
+
+def _convolves(module: nn.Module) -> bool:
+    """Whether a convolution in it does more than cut a picture into patches, as a transformer's does."""
+    return any(isinstance(part, nn.Conv2d) and max(part.stride) < 4 for part in module.modules())
 
 
 def checksum(tensor: Tensor) -> int:
@@ -149,7 +154,7 @@ def _trace(value: object) -> object:
 
 
 def _build(model: Model) -> nn.Module | None:
-    """A copy with its batch norms folded away, or None where its logits are others or calls leave traces."""
+    """A copy, channels last, batch norms folded away; None where its logits differ or calls leave traces."""
     noise = torch.rand(2, *model.input_size, generator=torch.Generator().manual_seed(0))
     try:
         # A network that draws numbers must not draw others in the run that makes the twin; no tap sees noise.
@@ -165,8 +170,7 @@ def _build(model: Model) -> nn.Module | None:
                 conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
                 parent, _, leaf = names[1].rpartition(".")
                 setattr(twin.get_submodule(parent), leaf, nn.Identity())
-            if min(model.input_size[1:]) >= LARGE:
-                twin.to(memory_format=torch.channels_last)
+            twin.to(memory_format=torch.channels_last)
             before = _traces(model.module)
             given = model.normalize(noise)  # once: a defence may be random
             ours, theirs = (model._output(m(given.clone())) for m in (twin, model.module))

@@ -14,7 +14,7 @@ from phosphene.types import Images, Labels, Model, Seed
 
 from .ascent import TargetClasses, judged, reached, unreached
 from .balls import Norm, distance, drawn_back, random_point
-from .deepfool import likeliest, nearest_plane
+from .deepfool import likeliest, nearest_boundary
 from .planes import onto_plane
 
 #: How often the last picture's way back to the image is halved.
@@ -157,7 +157,7 @@ def _along_the_boundary(
         own, other = labels[rows], rivals[rows]
         if targeted:  # the boundary to the class wanted, of whichever class stands before it
             own, other = logits.detach().scatter(1, own[:, None], -torch.inf).argmax(1), own[:, None]
-        gap, slope, way = nearest_plane(logits, place, own, other, norm)
+        gap, slope, way, *_ = nearest_boundary(logits, place, own, other, norm)
         if not (there := way.isfinite()).all():  # nothing leads anywhere
             rows, x, gap, slope = rows[there], x[there], gap[there], slope[there]
             if not len(rows):
