@@ -24,7 +24,8 @@ from .batching import batch_size
 from .checkpoints import taken
 from .datasets import Dataset
 from .errors import InputError, PluginError, UnknownName
-from .inputs import PER_IMAGE, ROLES
+from .inputs import PER_IMAGE, ROLES, rows
+from .interrupts import stopped
 from .models.twin import tuned
 from .options import fault_text, plain
 from .results import Provenance, Result
@@ -258,6 +259,7 @@ class Method(Generic[P, R]):
             batch_size=size,
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.perf_counter() - clock, 4),
+            interrupted=stopped(),
         )
         return dataclasses.replace(result, inputs=kept, provenance=provenance)
 
@@ -312,14 +314,14 @@ class Method(Generic[P, R]):
             return result
 
         size = batch_size(model) if model is not None else None
-        count = len(images) if isinstance(images := inputs.get("images"), Tensor) else 0
+        count = rows(inputs)
         if size is None or count <= size or not (self.spec.batch_independent and self.result.per_image):
             return call(inputs), size
         results = []
         with taken():  # no batch may go on with what another did
             for start in range(0, count, size):
-                rows = range(start, min(start + size, count))
-                part = {i.name: _select(inputs[i.name], i.role, rows) for i in self.spec.inputs}
+                some = range(start, min(start + size, count))
+                part = {i.name: _select(inputs[i.name], i.role, some) for i in self.spec.inputs}
                 results.append(call(part))
         return self.result.concatenate(results), size
 

@@ -92,15 +92,19 @@ class AdversarialExamples(Result):
 class Synthesis(Result):
     """Images made by optimisation: ``images`` (N, C, H, W) in [0, 1], ``scores`` (steps, N), one name each.
 
-    ``sources`` (N, C, H, W) are the pictures they were made after, where there are such.
+    ``sources`` (N, C, H, W) are the pictures they were made after, where there are such; ``frames``
+    (F, N, C, H, W), bytes, how they came about, where that was asked for.
     """
 
+    per_image: ClassVar[tuple[str, ...]] = ("images", "targets", "sources")
+    per_step: ClassVar[tuple[str, ...]] = ("scores", "frames")
     abreast: ClassVar[int] = 5
 
     images: Tensor
     scores: Tensor
     targets: tuple[str, ...]
     sources: Tensor | None = None
+    frames: Tensor | None = None
 
     def panels(self) -> list[list[Panel]]:
         groups = [[Panel(i, t, made=True)] for i, t in zip(self.images, self.targets, strict=True)]
@@ -108,21 +112,38 @@ class Synthesis(Result):
             return groups
         return [[Panel(s, "sample"), *group] for s, group in zip(self.sources, groups, strict=True)]
 
+    def film(self) -> list[Tensor]:
+        return _side_by_side(self.frames)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Stylization(Result):
-    """Images in other manners: ``images`` and ``stylized`` (N, 3, H, W) in [0, 1], ``style`` its name."""
+    """Images in other manners: ``images`` and ``stylized`` (N, 3, H, W) in [0, 1], ``style`` its name.
+
+    Of what was painted step by step, ``losses`` (steps, N) and ``frames`` as in ``Synthesis``.
+    """
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "stylized")
+    per_step: ClassVar[tuple[str, ...]] = ("losses", "frames")
     abreast: ClassVar[int] = 3
 
     images: Tensor
     stylized: Tensor
     style: str
+    losses: Tensor | None = None
+    frames: Tensor | None = None
 
     def panels(self) -> list[list[Panel]]:
         pairs = zip(self.images, self.stylized, strict=True)
         return [[Panel(image), Panel(stylized, self.style, made=True)] for image, stylized in pairs]
+
+    def film(self) -> list[Tensor]:
+        return _side_by_side(self.frames)
+
+
+def _side_by_side(frames: Tensor | None) -> list[Tensor]:
+    """Frames (F, N, C, H, W) as pictures with all N images in a row."""
+    return [] if frames is None else [torch.cat(list(frame), -1) / 255 for frame in frames]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

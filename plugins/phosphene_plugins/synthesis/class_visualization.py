@@ -7,10 +7,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from phosphene import Class, Reference, batch_size, hookimpl, load_model, method, pixels, scores
+from phosphene import Class, Reference, hookimpl, load_model, method, pixels, scores
 from phosphene.results import Synthesis
 from phosphene.spec import Cost, PixelRange
-from phosphene.types import Model, Seed, Target
+from phosphene.types import Frames, Model, Seed, Start, Target
 
 
 def linear_unit_with_l2_has_its_closed_form() -> None:
@@ -56,6 +56,7 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
 def class_visualization(
     model: Model,
     target: Target,
+    start: Start = None,
     *,
     l2: Annotated[float, Field(ge=0, description="lambda: weight of ||I - mean colour||^2")] = 1e-3,
     total_variation: Annotated[float, Field(ge=0, description="weight of the total variation")] = 0.0,
@@ -72,6 +73,7 @@ def class_visualization(
     lr: Annotated[float, Field(gt=0, le=1000, description="length of a step")] = 0.05,
     start_noise: Annotated[float, Field(ge=0, le=1, description="standard deviation of the start")] = 0.0,
     size: Annotated[int | None, Field(ge=8, le=4096, description="side in pixels; the model's own")] = None,
+    frames: Frames = 0,
     seed: Seed = None,
 ) -> Synthesis:
     """Draw the image that a class, or any unit, answers to most: gradient ascent on the pixels.
@@ -108,29 +110,22 @@ def class_visualization(
             images = pixels.clip_smallest(images, clip_contribution, grey, gradient=gradient)
         return images
 
-    made = []
-    for rows in torch.arange(count).split(batch_size(model)):
-        unit = target.select(rows.tolist())
-        shape = (len(rows), channels, size or height, size or width)
+    if start is None:
+        shape = (count, channels, size or height, size or width)
         start = pixels.noise(shape, seed=seed, mean=grey, sd=start_noise).to(model.device, model.dtype)
-        made.append(
-            pixels.ascend(
-                partial(scores, model, target=unit),
-                pixels.PixelImage(start) if parametrization == "pixels" else pixels.FourierImage(start),
-                steps=steps,
-                lr=lr,
-                optimizer=optimizer,
-                regularizer=penalty if l2 or total_variation else None,
-                transform=partial(pixels.jitter, pixels=jitter) if jitter else None,
-                after_step=edit if blur_every or clip_norm or clip_contribution else None,
-                seed=seed,
-            )
-        )
-    return Synthesis(
-        images=torch.cat([m.images for m in made]),
-        scores=torch.cat([m.scores for m in made], 1),
-        targets=target.names(model, count),
+    made = pixels.ascend(
+        partial(scores, model, target=target),
+        pixels.PixelImage(start) if parametrization == "pixels" else pixels.FourierImage(start),
+        steps=steps,
+        lr=lr,
+        optimizer=optimizer,
+        regularizer=penalty if l2 or total_variation else None,
+        transform=partial(pixels.jitter, pixels=jitter) if jitter else None,
+        after_step=edit if blur_every or clip_norm or clip_contribution else None,
+        frames=frames,
+        seed=seed,
     )
+    return Synthesis(**made._asdict(), targets=target.names(model, count))
 
 
 @hookimpl
