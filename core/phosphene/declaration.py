@@ -123,12 +123,12 @@ def _read_signature(function: Callable[..., Any]) -> tuple[tuple[Input, ...], di
         if parameter.kind is parameter.KEYWORD_ONLY:
             fields[name] = (parameter.annotation, ... if required else parameter.default)
             continue
-        role = next((a.name for a in get_args(parameter.annotation) if isinstance(a, Role)), None)
+        role = next((a for a in get_args(parameter.annotation) if isinstance(a, Role)), None)
         if role is None:
             raise TypeError(f"{function.__name__}: input {name!r} needs a role (phosphene.types.Images, ...)")
-        if role not in ROLES:
-            raise UnknownName("input role", role, ROLES)
-        inputs.append(Input(name=name, role=role, required=required))
+        if role.name not in ROLES:
+            raise UnknownName("input role", role.name, ROLES)
+        inputs.append(Input(name=name, role=role.name, required=required, own_size=role.own_size))
     result = signature.return_annotation
     if not (isinstance(result, type) and issubclass(result, Result)):
         raise TypeError(f"{function.__name__} must say which result type it returns, not {result!r}")

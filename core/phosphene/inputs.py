@@ -240,23 +240,24 @@ def _read_texture(value: Any, model: Model | None, given: Given) -> Tensor:
 
 
 def _read_styles(value: Any, model: Model | None, given: Given) -> Tensor:
-    """Style pictures, each cropped to its central square and resized to 128 x 128."""
-    squares = []
-    for picture in map(_drawn_or_read, _several(value)):
+    """The central squares of style pictures, as large as the smallest of them."""
+    pictures = [_drawn_or_read(item, 512) for item in _several(value)]
+    least, squares = min(min(picture.shape[1:]) for picture in pictures), []
+    for picture in pictures:
         side = min(picture.shape[1:])
         top, left = (picture.shape[1] - side) // 2, (picture.shape[2] - side) // 2
-        squares.append(resize(picture[:, top : top + side, left : left + side], (128, 128)))
+        squares.append(resize(picture[:, top : top + side, left : left + side], (least, least)))
     return stack(squares)
 
 
-def _drawn_or_read(value: Any) -> Tensor:
+def _drawn_or_read(value: Any, most: int = 256) -> Tensor:
     if isinstance(value, str) and value.startswith("builtin:"):
         name = value.removeprefix("builtin:")
         if name not in TEXTURES:
             raise UnknownName("bundled texture", name, TEXTURES)
         return load_texture(name)
     picture = read_image(value)
-    shrink = min(1.0, 256 / max(picture.shape[1:]))
+    shrink = min(1.0, most / max(picture.shape[1:]))
     height, width = (max(1, round(side * shrink)) for side in picture.shape[1:])
     return resize(picture, (height, width))
 

@@ -119,7 +119,8 @@ def prepare(
     # The model itself may be asked what a picture shows; and what is made in inference mode stays so.
     with max_batch(batch_size), torch.inference_mode(False):
         for declared in method.spec.inputs:
-            made[declared.name] = ROLES[declared.role].make(arguments.get(declared.name), model, made)
+            fitting = None if declared.own_size else model
+            made[declared.name] = ROLES[declared.role].make(arguments.get(declared.name), fitting, made)
             if declared.role == "model":
                 model = made[declared.name]
                 _move(model, device)

@@ -29,10 +29,12 @@ Need = Literal["gradients", "gap_head", "dataset", "training", "generator", "rel
 class Role:
     """Marks what an input is, or a parameter that is more than a value (``layer``, ``seed``).
 
-    Runners then know how to make and check it: ``Annotated[Tensor, Role("images")]``.
+    Runners then know how to make and check it: ``Annotated[Tensor, Role("images")]``. With ``own_size``
+    picture files keep the size they have, whatever size the model was trained on.
     """
 
     name: str
+    own_size: bool = False
 
 
 class _Frozen(BaseModel):
@@ -55,6 +57,7 @@ class Input(_Frozen):
     name: str
     role: str
     required: bool = True
+    own_size: bool = False
 
 
 class Cost(_Frozen):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Model: TypeAlias = Annotated["_Model", Role("model")]
 #: Pictures: float (N, C, H, W), RGB, in [0, 1].
 Images: TypeAlias = Annotated[Tensor, Role("images")]
+#: The same, whose files are read at their own size, for what a model sees at any.
+Content: TypeAlias = Annotated[Tensor, Role("images", own_size=True)]
 #: Class indices: int64 (N,). ``run`` takes what the model predicts where none are given.
 Labels: TypeAlias = Annotated[Tensor, Role("labels")]
 #: Where the object is in each image, bool (N, H, W), or None where nobody knows. ``run`` knows the bundled
