@@ -268,7 +268,9 @@ class Method(Generic[P, R]):
         pictures = next((v for v in inputs.values() if isinstance(v, Tensor) and v.ndim == 4), None)
         count, _, height, width = (1, 0, 0, 0) if pictures is None else pictures.shape
         dataset = sum(len(v) for v in inputs.values() if isinstance(v, Dataset))
-        sizes = {"images": count, "height": height, "width": width, "dataset": dataset}
+        painted = self.spec.input("styles")
+        styles = len(inputs[painted.name]) if painted else 0
+        sizes = {"images": count, "height": height, "width": width, "dataset": dataset, "styles": styles}
         if self.spec.cost is None:
             return None
         return self.spec.cost.of(params, **sizes, **self.channels(self._model(inputs), params))
@@ -314,7 +316,7 @@ class Method(Generic[P, R]):
             return result
 
         size = batch_size(model) if model is not None else None
-        count = rows(inputs)
+        count = rows(inputs) or 1
         if size is None or count <= size or not (self.spec.batch_independent and self.result.per_image):
             return call(inputs), size
         results = []

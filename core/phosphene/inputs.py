@@ -103,19 +103,21 @@ def _check_start(value: Any, model: Model | None, given: Given) -> Tensor | None
     if "images" in given and start.shape[1:] != given["images"].shape[1:]:
         expected, found = tuple(given["images"].shape[1:]), tuple(start.shape[1:])
         raise InputError(f"start pictures must have the images' shape {expected}, not {found}")
+    if count is None:
+        return start
     if len(start) not in (1, count):
         raise InputError(f"needs one picture to start from, or {count}, not {len(start)}")
     return start.expand(count, -1, -1, -1).contiguous()
 
 
-def rows(given: Given) -> int:
-    """How many images a call is about: those given, or one for each class of a target."""
+def rows(given: Given) -> int | None:
+    """How many images a call is about: those given, or one for each class of a target; None if none says."""
     for value in given.values():
         if isinstance(value, Tensor) and value.ndim == 4:
             return len(value)
         if isinstance(index := getattr(value, "index", None), tuple):
             return len(index)
-    return 1
+    return None
 
 
 def _check_target(value: Any, model: Model | None, given: Given) -> Any:

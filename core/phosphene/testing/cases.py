@@ -171,7 +171,7 @@ def sizes(method: Method[..., Any], case: Case) -> dict[str, int]:
     """What the names in a cost expression stand for."""
     height, width = case.size or _look(case.network)[0]
     seen = DATASET_SIZE * sum(declared.role == "dataset" for declared in method.spec.inputs)
-    known = {"images": case.count, "height": height, "width": width, "dataset": seen}
+    known = {"images": case.count, "height": height, "width": width, "dataset": seen, "styles": case.count}
     if method.spec.cost is None or not method.spec.cost.by_channel():
         return known
     params = method.validate(case.arguments(method))
