@@ -131,7 +131,7 @@ def neural_style(
     their losses.
 
     The content (N, 3, H, W) keeps its own size, but for ``size``; the styles' longer side is ``style_scale``
-    times the content's: large styles give fine strokes that follow it closely, small ones many of its motifs.
+    times the content's: in a large style the network sees brushstrokes, in a small one whole motifs.
     It begins at ``start``, or at what ``init`` says. ``colour`` "luminance" paints in grey and puts the
     content's colours back, "histogram" gives the styles its mean and covariance of colours beforehand.
     ``scales`` goes from coarse to fine, which large pictures need for strokes wider than the network sees;
