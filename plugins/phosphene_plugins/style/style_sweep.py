@@ -12,7 +12,7 @@ from phosphene.results import Panel, Result
 from phosphene.spec import Cost, PixelRange
 from phosphene.types import Content, Model, Styles
 
-from .neural_style import GATYS, Blend, ContentLayer, StyleLayers, at_most, paint, resized, shares_of
+from .painting import GATYS, Blend, ContentLayer, StyleLayers, at_most, paint, resized, shares_of
 from .perceptual import Aim, Perception
 
 
