@@ -19,7 +19,7 @@ from .diffusion import Denoiser, load_pipeline
 from .errors import InputError, UnknownName
 from .images import find_images, read_image, resize
 from .models import Model, load_model
-from .results import TrainedNetwork, load_result
+from .results import Result, TrainedNetwork, load_result
 from .targets import parse_target
 
 BUNDLED_STYLIZER = "builtin:shapes-styles"
@@ -102,11 +102,25 @@ def _check_masks(value: Any, model: Model | None, given: Given) -> Tensor | None
 def _check_start(value: Any, model: Model | None, given: Given) -> Tensor | None:
     if value is None:
         return None
-    start = _check_images(value, model, given)
-    if start.shape != given["images"].shape:
-        expected, found = tuple(given["images"].shape), tuple(start.shape)
+    start, count = _check_images(value, model, given), rows(given)
+    if "images" in given and start.shape[1:] != given["images"].shape[1:]:
+        expected, found = tuple(given["images"].shape[1:]), tuple(start.shape[1:])
         raise InputError(f"start pictures must have the images' shape {expected}, not {found}")
-    return start
+    if count is None:
+        return start
+    if len(start) not in (1, count):
+        raise InputError(f"needs one picture to start from, or {count}, not {len(start)}")
+    return start.expand(count, -1, -1, -1).contiguous()
+
+
+def rows(given: Given) -> int | None:
+    """How many images a call is about: those given, or one for each class of a target; None if none says."""
+    for value in given.values():
+        if isinstance(value, Tensor) and value.ndim == 4:
+            return len(value)
+        if isinstance(index := getattr(value, "index", None), tuple):
+            return len(index)
+    return None
 
 
 def _check_target(value: Any, model: Model | None, given: Given) -> Any:
@@ -203,11 +217,13 @@ def _read_masks(value: Any, model: Model | None, given: Given) -> Tensor | None:
 
 
 def _read_start(value: Any, model: Model | None, given: Given) -> Tensor | None:
-    """One picture for all images or one each; none where nobody gave any."""
-    if value is None:
-        return None
-    start = read_images(value, model)
-    return start.expand(len(given["images"]), -1, -1, -1) if len(start) == 1 else start
+    """Pictures, or those that a saved result made; none where nobody gave any."""
+    if isinstance(value, (str, Path)) and Path(value, "result.json").is_file():
+        value = load_result(value)
+    if isinstance(value, Result):
+        value = stack([panel.image for group in value.panels() for panel in group if panel.made])
+        return value if model is None else value[:, : model.input_size[0]]
+    return None if value is None else read_images(value, model)
 
 
 def _read_target(value: Any, model: Model | None, given: Given) -> Any:
@@ -239,7 +255,7 @@ def _read_styles(value: Any, model: Model | None, given: Given) -> Tensor:
     return stack(squares)
 
 
-def _drawn_or_read(value: Any) -> Tensor:
+def _drawn_or_read(value: Any, most: int = 256) -> Tensor:
     if isinstance(value, str) and value.startswith("builtin:"):
         name = value.removeprefix("builtin:")
         if name not in TEXTURES:
@@ -270,7 +286,7 @@ def _read_denoiser(value: Any, model: Model | None, given: Given) -> Denoiser:
 
 _STYLES = [f"builtin:{name}" for name in TEXTURES[:4]]
 #: The roles whose rows belong to the images, one each.
-PER_IMAGE = ("images", "labels", "masks", "start")
+PER_IMAGE = ("images", "labels", "masks", "start", "texture")
 #: Every role by name. The bundled pictures are one scene of each of four classes.
 ROLES: dict[str, RoleKind] = {
     "model": RoleKind(

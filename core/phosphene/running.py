@@ -22,6 +22,7 @@ from .declaration import AS_OBJECT
 from .diffusion import Denoiser
 from .errors import InputError, UnknownName
 from .inputs import ROLES
+from .interrupts import stopping_early
 from .models import Model, load_model
 from .models.twin import checksum
 from .registry import extensions, methods
@@ -78,7 +79,8 @@ class Run:
             params[method.seed] = was.seed
         owner, kept = method.spec.input("model"), method.kept(inputs)
         return (
-            was.params == method.spec.params(**params).model_dump(mode="json")
+            was.interrupted is None
+            and was.params == method.spec.params(**params).model_dump(mode="json")
             and (was.model and was.model["digest"]) == (inputs[owner.name].digest if owner else None)
             and saved.inputs.keys() == kept.keys()
             and not any(isinstance(value, (Custom, Direction)) for value in inputs.values())
@@ -118,7 +120,8 @@ def prepare(
     # The model itself may be asked what a picture shows; and what is made in inference mode stays so.
     with max_batch(batch_size), torch.inference_mode(False):
         for declared in method.spec.inputs:
-            made[declared.name] = ROLES[declared.role].make(arguments.get(declared.name), model, made)
+            fitting = None if declared.own_size else model
+            made[declared.name] = ROLES[declared.role].make(arguments.get(declared.name), fitting, made)
             if declared.role == "model":
                 model = made[declared.name]
             made[declared.name] = _moved(made[declared.name], device)
@@ -140,10 +143,13 @@ def run(
 
     ``arguments`` are the method's inputs and parameters: a model as a ``Model`` or a URI, images as
     a tensor, a path, several, a folder or ``builtin:scenes/8``, a target as ``"tabby"`` or
-    ``"layer4[17]"``, a data set as a folder. ``out``: a folder to save the result in; work over a data
-    set that was cut off goes on where it was when it is given the same one again. ``batch_size``: at
+    ``"layer4[17]"``, a data set as a folder. ``out``: a folder to save the result in; long work
+    that was cut off goes on where it was when it is given the same one again. ``batch_size``: at
     most so many images at once. ``progress``: False for silence, a callable for events. ``executor``:
     where it is carried out, "local" or a plugin's.
+
+    Ctrl-C ends what is drawn step by step early, and the result is as it stood then
+    (``provenance.interrupted`` says where); a second one, and any in other work, is a KeyboardInterrupt.
     """
     if out is not None:
         check_place(out)
@@ -151,11 +157,15 @@ def run(
     request = prepare(name, executor=executor, **how, **arguments)
     identity = None if out is None else request.identity()
     with ExitStack() as stack:
+        checkpoint = None
         if out is not None and identity is not None:
             folder = Path(out).resolve()
-            unfinished = Checkpoint(folder.with_name(f".{folder.name}.unfinished"), identity)
-            stack.enter_context(checkpointed(stack.enter_context(unfinished)))
+            checkpoint = Checkpoint(folder.with_name(f".{folder.name}.unfinished"), identity)
+            stack.enter_context(checkpointed(stack.enter_context(checkpoint)))
+        stop = stack.enter_context(stopping_early())
         result = observed(request, _executors()[executor])
+        if checkpoint is not None:
+            checkpoint.unfinished = stop.told is not None
         if out is not None:
             result.save(out)
         return result
@@ -245,6 +255,8 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
     ]
     if was.model and now.model and was.model["digest"] != now.model["digest"]:
         changed.append("the model's weights")
+    if was.interrupted != now.interrupted:
+        changed.append(f"how far it went ({was.interrupted or 'whole'} -> {now.interrupted or 'whole'})")
     return Replay(saved, again, _differences(saved, again), tuple(changed))
 
 

@@ -250,8 +250,8 @@ def _parse_text(text: str, model: Model) -> Objective:
         if len(place) == 2:
             raise InputError(f"{text!r}: a unit is layer[channel] or layer[channel,y,x]")
         return Neuron(layer, *place) if len(place) == 3 else Channel(layer, place[0])
-    if text in model.layers:
-        return Layer(text)
+    if text in model.layers or text in model.papers_names:
+        return Layer(model.layer_name(text))
     try:
         return Class(model.class_index(text))
     except UnknownName as error:
