@@ -19,6 +19,8 @@ from torch import Tensor
 
 #: Seconds between two writings: what a lost machine costs at most.
 INTERVAL = 10.0
+#: What is said where work was cut off and kept.
+GOES_ON = "what was done so far is kept: the same run, given the same out, goes on with it"
 _METADATA = "phosphene"
 
 
@@ -33,6 +35,9 @@ class Checkpoint:
     identity: str
     seed: int | None = None
     state: dict[str, Any] = field(default_factory=dict)
+    #: How many pieces of work have begun in this call, and whether the result that it gave is not whole yet.
+    pieces: int = 0
+    unfinished: bool = False
     _written: float = field(default_factory=time.monotonic)
 
     def __enter__(self) -> Checkpoint:
@@ -47,11 +52,12 @@ class Checkpoint:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None:
+        if error is None and not self.unfinished:
             self.file.unlink(missing_ok=True)
         elif self.state:
             self.write()
-            error.add_note("what was done so far is kept: the same run, given the same out, goes on with it")
+            if error is not None:
+                error.add_note(GOES_ON)
 
     def write(self) -> None:
         """Put the state into the file, whole or not at all."""
@@ -120,3 +126,25 @@ def keep(**state: Any) -> None:
         checkpoint.state = state
         if time.monotonic() - checkpoint._written >= INTERVAL:
             checkpoint.write()
+
+
+class Piece:
+    """One of several loops of a call, with its own place in what is kept: ``state``, as it was cut off."""
+
+    def __init__(self) -> None:
+        self._checkpoint = _active.get()
+        self.state: dict[str, Any] = {}
+        if self._checkpoint is not None:
+            self._name = f"{self._checkpoint.pieces}."
+            self._checkpoint.pieces += 1
+            kept = self._checkpoint.state.items()
+            self.state = {k.removeprefix(self._name): v for k, v in kept if k.startswith(self._name)}
+
+    def due(self) -> bool:
+        """Whether it is time to keep what is done, which may cost something to gather."""
+        return self._checkpoint is not None and time.monotonic() - self._checkpoint._written >= INTERVAL
+
+    def keep(self, **state: Any) -> None:
+        """Like ``keep``, beside what the other pieces keep; what is given must not change any more."""
+        if self._checkpoint is not None:
+            keep(**self._checkpoint.state | {self._name + name: value for name, value in state.items()})

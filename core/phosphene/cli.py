@@ -190,12 +190,16 @@ _INPUTS = {
         "FILE",
         "mask picture of each image, white in the object; repeatable (the bundled scenes have theirs)",
     ),
-    "start": ("FILE", "picture to begin from, one for all images or one each; repeatable (default: none)"),
+    "start": (
+        "FILE",
+        "picture to begin from, one for all or one each, repeatable; or a saved result",
+    ),
     "target": ("TEXT", "class, or one for each image, or a unit: layer4[17] (default: the predicted class)"),
     "dataset": ("FOLDER", "folder of pictures, or builtin:scenes/1000"),
     "texture": ("FILE", "picture file, or builtin:bricks; repeatable"),
     "styles": ("FILE", "picture file, or builtin:bricks; repeatable"),
     "stylizer": ("FOLDER", "folder that a training method saved its network in"),
+    "denoiser": ("FOLDER", "folder of a diffusers pipeline (default: the bundled builtin:shapes-diffusion)"),
 }
 #: What can be said of a model that is taken, and of every run.
 _MODEL: dict[str, tuple[Any, str]] = {
@@ -205,7 +209,7 @@ _MODEL: dict[str, tuple[Any, str]] = {
 _RUN: dict[str, tuple[Any, str]] = {
     "out": (str | None, "folder to save in [default phosphene-out/NAME]"),
     "batch_size": (int | None, "at most so many images at once"),
-    "device": (str | None, "where the model runs: cpu, cuda"),
+    "device": (str | None, "where the method runs: cpu, cuda"),
     "executor": (str | None, "where it is carried out: local, or where a plugin offers"),
     "json": (str | None, "file with a request as JSON (- for standard input); the answer is JSON, too"),
     "events": (bool, "tell progress as JSON lines on standard error, instead of bars"),
@@ -282,6 +286,7 @@ app.add_typer(typer.Typer(cls=_MethodCommands, no_args_is_help=True), name="run"
 
 
 def _run(name: str, spec: MethodSpec, **values: Any) -> None:
+    from .checkpoints import GOES_ON
     from .programs import answer, read_request
     from .running import run
 
@@ -317,11 +322,14 @@ def _run(name: str, spec: MethodSpec, **values: Any) -> None:
     except KeyboardInterrupt as error:  # of which typer says no more than that it was
         print("\n", *getattr(error, "__notes__", ()), sep="", file=sys.stderr)
         raise
-    out = Path(arguments["out"])
+    out, interrupted = Path(arguments["out"]), result.provenance and result.provenance.interrupted
     if file:
         print(answer(result, out, time.perf_counter() - clock))
     elif not quiet:
         print(*result.lines(), f"{spec.title} is saved in {out}: look at {out / 'picture.png'}", sep="\n")
+    if interrupted:
+        print(f"interrupted {interrupted}; {GOES_ON}", file=sys.stderr)
+        raise typer.Exit(130)
 
 
 def _tell(event: ProgressEvent) -> None:

@@ -24,7 +24,8 @@ from .batching import batch_size
 from .checkpoints import taken
 from .datasets import Dataset
 from .errors import InputError, PluginError, UnknownName
-from .inputs import PER_IMAGE, ROLES
+from .inputs import PER_IMAGE, ROLES, rows
+from .interrupts import stopped
 from .models.twin import tuned
 from .options import fault_text, plain
 from .results import Provenance, Result
@@ -122,12 +123,12 @@ def _read_signature(function: Callable[..., Any]) -> tuple[tuple[Input, ...], di
         if parameter.kind is parameter.KEYWORD_ONLY:
             fields[name] = (parameter.annotation, ... if required else parameter.default)
             continue
-        role = next((a.name for a in get_args(parameter.annotation) if isinstance(a, Role)), None)
+        role = next((a for a in get_args(parameter.annotation) if isinstance(a, Role)), None)
         if role is None:
             raise TypeError(f"{function.__name__}: input {name!r} needs a role (phosphene.types.Images, ...)")
-        if role not in ROLES:
-            raise UnknownName("input role", role, ROLES)
-        inputs.append(Input(name=name, role=role, required=required))
+        if role.name not in ROLES:
+            raise UnknownName("input role", role.name, ROLES)
+        inputs.append(Input(name=name, role=role.name, required=required, own_size=role.own_size))
     result = signature.return_annotation
     if not (isinstance(result, type) and issubclass(result, Result)):
         raise TypeError(f"{function.__name__} must say which result type it returns, not {result!r}")
@@ -242,22 +243,25 @@ class Method(Generic[P, R]):
             started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
             with self._room(model, params), tuned(model, sum(self.passes(inputs, params) or ())) as tuning:
                 result, size = self._run(model, inputs, params)
+                digest = model.digest if model else None
         kept = self.kept(inputs)
+        where = model or next((v for v in inputs.values() if isinstance(v, Tensor)), torch.empty(0))
         provenance = Provenance(
             method=self.spec.name,
             distribution=self.distribution,
             params=self.spec.params(**params).model_dump(mode="json"),
             inputs={n: f"tensor {tuple(v.shape)}" if isinstance(v, Tensor) else v for n, v in kept.items()},
-            model={"name": model.name, "digest": model.digest, "source": model.source, "tuned": tuning.used}
+            model={"name": model.name, "digest": digest, "source": model.source, "tuned": tuning.used}
             if model
             else None,
             seed=params[self.seed] if self.seed else None,
             versions=_versions(),
-            device=str(model.device) if model else "cpu",
-            dtype=str(model.dtype).removeprefix("torch.") if model else "float32",
+            device=str(where.device),
+            dtype=str(where.dtype).removeprefix("torch."),
             batch_size=size,
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.perf_counter() - clock, 4),
+            interrupted=stopped(),
         )
         return dataclasses.replace(result, inputs=kept, provenance=provenance)
 
@@ -266,7 +270,9 @@ class Method(Generic[P, R]):
         pictures = next((v for v in inputs.values() if isinstance(v, Tensor) and v.ndim == 4), None)
         count, _, height, width = (1, 0, 0, 0) if pictures is None else pictures.shape
         dataset = sum(len(v) for v in inputs.values() if isinstance(v, Dataset))
-        sizes = {"images": count, "height": height, "width": width, "dataset": dataset}
+        painted = self.spec.input("styles")
+        styles = len(inputs[painted.name]) if painted else 0
+        sizes = {"images": count, "height": height, "width": width, "dataset": dataset, "styles": styles}
         if self.spec.cost is None:
             return None
         return self.spec.cost.of(params, **sizes, **self.channels(self._model(inputs), params))
@@ -312,14 +318,14 @@ class Method(Generic[P, R]):
             return result
 
         size = batch_size(model) if model is not None else None
-        count = len(images) if isinstance(images := inputs.get("images"), Tensor) else 0
+        count = rows(inputs) or 1
         if size is None or count <= size or not (self.spec.batch_independent and self.result.per_image):
             return call(inputs), size
         results = []
         with taken():  # no batch may go on with what another did
             for start in range(0, count, size):
-                rows = range(start, min(start + size, count))
-                part = {i.name: _select(inputs[i.name], i.role, rows) for i in self.spec.inputs}
+                some = range(start, min(start + size, count))
+                part = {i.name: _select(inputs[i.name], i.role, some) for i in self.spec.inputs}
                 results.append(call(part))
         return self.result.concatenate(results), size
 

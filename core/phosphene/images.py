@@ -94,6 +94,12 @@ def write_png(image: Tensor, path: str | os.PathLike[str]) -> None:
     to_pil(image).save(path, "PNG")
 
 
+def write_gif(pictures: Sequence[Tensor], path: str | os.PathLike[str], *, seconds: float = 0.1) -> None:
+    """Write pictures (C, H, W) of one size as an animation without end, each shown for so many seconds."""
+    first, *rest = map(to_pil, pictures)
+    first.save(path, "GIF", save_all=True, append_images=rest, duration=round(1000 * seconds), loop=0)
+
+
 def min_max(tensor: Tensor, dims: Sequence[int] = (-2, -1)) -> Tensor:
     """Scale every map to [0, 1]: (A - min A) / (max A - min A), and a constant map to zeros.
 

@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 
 from .batching import batch_size
+from .builtin.denoiser import DENOISER, load_denoiser
 from .builtin.textures import TEXTURES, load_texture
 from .datasets import Dataset, SceneDataset, TensorDataset, open_dataset, stack
+from .diffusion import Denoiser, load_pipeline
 from .errors import InputError, UnknownName
 from .images import find_images, read_image, resize
 from .models import Model, load_model
-from .results import TrainedNetwork, load_result
+from .results import Result, TrainedNetwork, load_result
 from .targets import parse_target
 
 BUNDLED_STYLIZER = "builtin:shapes-styles"
+BUNDLED_DENOISER = f"builtin:{DENOISER}"
 #: The inputs that stand before one, by name; what reads or checks a value knows them and the model.
 Given = Mapping[str, Any]
 Step = Callable[[Any, Model | None, Given], Any]
@@ -99,11 +102,25 @@ def _check_masks(value: Any, model: Model | None, given: Given) -> Tensor | None
 def _check_start(value: Any, model: Model | None, given: Given) -> Tensor | None:
     if value is None:
         return None
-    start = _check_images(value, model, given)
-    if start.shape != given["images"].shape:
-        expected, found = tuple(given["images"].shape), tuple(start.shape)
+    start, count = _check_images(value, model, given), rows(given)
+    if "images" in given and start.shape[1:] != given["images"].shape[1:]:
+        expected, found = tuple(given["images"].shape[1:]), tuple(start.shape[1:])
         raise InputError(f"start pictures must have the images' shape {expected}, not {found}")
-    return start
+    if count is None:
+        return start
+    if len(start) not in (1, count):
+        raise InputError(f"needs one picture to start from, or {count}, not {len(start)}")
+    return start.expand(count, -1, -1, -1).contiguous()
+
+
+def rows(given: Given) -> int | None:
+    """How many images a call is about: those given, or one for each class of a target; None if none says."""
+    for value in given.values():
+        if isinstance(value, Tensor) and value.ndim == 4:
+            return len(value)
+        if isinstance(index := getattr(value, "index", None), tuple):
+            return len(index)
+    return None
 
 
 def _check_target(value: Any, model: Model | None, given: Given) -> Any:
@@ -200,11 +217,13 @@ def _read_masks(value: Any, model: Model | None, given: Given) -> Tensor | None:
 
 
 def _read_start(value: Any, model: Model | None, given: Given) -> Tensor | None:
-    """One picture for all images or one each; none where nobody gave any."""
-    if value is None:
-        return None
-    start = read_images(value, model)
-    return start.expand(len(given["images"]), -1, -1, -1) if len(start) == 1 else start
+    """Pictures, or those that a saved result made; none where nobody gave any."""
+    if isinstance(value, (str, Path)) and Path(value, "result.json").is_file():
+        value = load_result(value)
+    if isinstance(value, Result):
+        value = stack([panel.image for group in value.panels() for panel in group if panel.made])
+        return value if model is None else value[:, : model.input_size[0]]
+    return None if value is None else read_images(value, model)
 
 
 def _read_target(value: Any, model: Model | None, given: Given) -> Any:
@@ -221,30 +240,28 @@ def _read_dataset(value: Any, model: Model | None, given: Given) -> Dataset:
 
 
 def _read_texture(value: Any, model: Model | None, given: Given) -> Tensor:
-    """Sample pictures at their own size, the longer side at most 256 pixels."""
+    """Sample pictures at their own size, which must be the same."""
     return stack([_drawn_or_read(item) for item in _several(value)])
 
 
 def _read_styles(value: Any, model: Model | None, given: Given) -> Tensor:
-    """Style pictures, each cropped to its central square and resized to 128 x 128."""
+    """Style pictures' central squares, as high as the shorter side of the images they are for, or 128."""
+    wanted = min(given["images"].shape[2:]) if "images" in given else 128
     squares = []
     for picture in map(_drawn_or_read, _several(value)):
         side = min(picture.shape[1:])
         top, left = (picture.shape[1] - side) // 2, (picture.shape[2] - side) // 2
-        squares.append(resize(picture[:, top : top + side, left : left + side], (128, 128)))
+        squares.append(resize(picture[:, top : top + side, left : left + side], (wanted, wanted)))
     return stack(squares)
 
 
-def _drawn_or_read(value: Any) -> Tensor:
+def _drawn_or_read(value: Any, most: int = 256) -> Tensor:
     if isinstance(value, str) and value.startswith("builtin:"):
         name = value.removeprefix("builtin:")
         if name not in TEXTURES:
             raise UnknownName("bundled texture", name, TEXTURES)
         return load_texture(name)
-    picture = read_image(value)
-    shrink = min(1.0, 256 / max(picture.shape[1:]))
-    height, width = (max(1, round(side * shrink)) for side in picture.shape[1:])
-    return resize(picture, (height, width))
+    return read_image(value)
 
 
 def _read_stylizer(value: Any, model: Model | None, given: Given) -> Any:
@@ -256,9 +273,20 @@ def _read_stylizer(value: Any, model: Model | None, given: Given) -> Any:
     return load_result(value)
 
 
+def _read_denoiser(value: Any, model: Model | None, given: Given) -> Denoiser:
+    """The bundled diffusion model by its name, another by its folder."""
+    if value == BUNDLED_DENOISER:
+        return load_denoiser()
+    if not isinstance(value, (str, Path)):
+        raise InputError(
+            f"a diffusion model is a Denoiser or a pipeline's folder, not a {type(value).__name__}"
+        )
+    return load_pipeline(value)
+
+
 _STYLES = [f"builtin:{name}" for name in TEXTURES[:4]]
 #: The roles whose rows belong to the images, one each.
-PER_IMAGE = ("images", "labels", "masks", "start")
+PER_IMAGE = ("images", "labels", "masks", "start", "texture")
 #: Every role by name. The bundled pictures are one scene of each of four classes.
 ROLES: dict[str, RoleKind] = {
     "model": RoleKind(
@@ -282,5 +310,11 @@ ROLES: dict[str, RoleKind] = {
         BUNDLED_STYLIZER,
         _read_stylizer,
         _check_made(TrainedNetwork, "which a training method gives"),
+    ),
+    "denoiser": RoleKind(
+        Denoiser,
+        BUNDLED_DENOISER,
+        _read_denoiser,
+        _check_made(Denoiser, "as phosphene.diffusion has it: a subclass, or load_pipeline(folder)"),
     ),
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from .bars import progress
+from .checkpoints import Piece
 from .errors import DivergenceError, InputError, UnknownName
+from .interrupts import stoppable
 
 PerImage = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> numbers (N,)
 Transform = Callable[[Tensor, Generator], Tensor]
@@ -230,11 +232,21 @@ def jitter(images: Tensor, generator: Generator, *, pixels: int) -> Tensor:
     return torch.roll(images, (down, across), (-2, -1))
 
 
+#: Pictures of this side are convolved faster with their channels last.
+_LARGE = 96
+#: After so many steps in which nothing at all has changed, nothing will.
+_FLAT = 10
+
+
 class Ascent(NamedTuple):
-    """What came of it: images (N, C, H, W), and the objective (steps, N) as each step found it."""
+    """What came of it: images (N, C, H, W), and the objective (steps, N) as each step found it.
+
+    ``frames`` (F, N, C, H, W), bytes, are the images on the way, where they were asked for.
+    """
 
     images: Tensor
     scores: Tensor
+    frames: Tensor | None = None
 
 
 class _Point(NamedTuple):
@@ -257,6 +269,7 @@ def ascend(
     regularizer: PerImage | None = None,
     transform: Transform | None = None,
     after_step: AfterStep | None = None,
+    frames: int = 0,
     seed: int | None = None,
 ) -> Ascent:
     """Change an image, step by step, until an objective is large (or small): I <- I + lr grad.
@@ -268,10 +281,14 @@ def ascend(
     is quartered until the loss falls; it takes no transform.
     transform: (images, generator) -> what the objective sees of them, drawn anew every step.
     after_step: (images, pixel gradient of the objective, step) -> images, edits between steps.
+    frames: how many images to keep on the way, evenly spread over the steps; the last is the result.
 
-    A batch gives what its images give alone, and the same seed the same image. Raises DivergenceError if
-    the objective or its gradient is no longer finite, or if an image cannot start because its gradient
-    is zero at every pixel; InputError if steps, lr or what the objective returns make no sense.
+    A batch gives what its images give alone, and the same seed the same image. Inside ``run``, Ctrl-C ends
+    it after the step it is at, and with ``out`` what is done is kept, to go on from.
+
+    Raises DivergenceError if the objective or its gradient is no longer finite, if an image cannot start
+    because its gradient is zero at every pixel, or if ten steps have not changed its objective at all;
+    InputError if steps, lr or what the objective returns make no sense.
     Source: Simonyan et al. 2014, lecture 21.6.
     """
     if steps < 1 or not (lr > 0 and math.isfinite(lr)):
@@ -286,6 +303,8 @@ def ascend(
         with torch.enable_grad():
             images = image.image()
             seen = images if transform is None else transform(images, generator)
+            if min(seen.shape[2:]) >= _LARGE:
+                seen = seen.contiguous(memory_format=torch.channels_last)
             scores, pixel_gradient = _per_image(objective, seen, images, "objective")
             loss, total = (-scores, -pixel_gradient) if maximize else (scores, pixel_gradient)
             if regularizer is not None:
@@ -294,19 +313,68 @@ def ascend(
             (gradient,) = torch.autograd.grad(images, image.parameter, total)
         return _Point(scores, loss, pixel_gradient, gradient)
 
-    update = _Lbfgs(image, lr, evaluate) if optimizer == "lbfgs" else _first_order(image, lr, optimizer)
+    update = (_Lbfgs if optimizer == "lbfgs" else _FirstOrder)(image, lr, evaluate, optimizer)
+    piece = Piece()
     scores: list[Tensor] = []
+    film: list[Tensor] = []
+    if state := piece.state:
+        generator.set_state(state.pop("generator"))
+        # Adam counts its steps on the CPU
+        state = {n: t if n == "step" else t.to(image.parameter.device) for n, t in state.items()}
+        scores, film = list(state.pop("scores")), list(state.pop("frames", ()))
+        with torch.no_grad():
+            image.parameter.copy_(state.pop("parameter"))
+        update.recall(state)
+
+    def take() -> None:
+        film.append((image.image().detach() * 255).round().byte())
+
+    def keep() -> None:
+        done = {"parameter": image.parameter.detach(), "scores": torch.stack(scores)} | update.memory()
+        done |= {"frames": torch.stack(film)} if film else {}
+        kept = {name: value.clone() for name, value in done.items()}
+        piece.keep(generator=generator.get_state(), **kept)
+
     point: _Point | None = None
-    for step in progress(range(steps), "Ascending" if maximize else "Descending"):
-        point = point or evaluate()
-        _check(point, step, lr, maximize)
-        scores.append(point.scores)
-        gradient = point.pixel_gradient
-        point = update(point)
-        if after_step is not None:
-            image.assign(after_step(image.image().detach(), gradient, step))
-            point = None
-    return Ascent(image.image().detach().clone(), torch.stack(scores))
+    asleep = torch.tensor(not scores, device=image.parameter.device).repeat(len(image.parameter))
+    doing, named = ("Ascending", "objective") if maximize else ("Descending", "loss")
+    standing = lambda: f"{named} {float(scores[-1].mean()):.4g}"
+    with stoppable() as stop:
+        early = stop.asked  # by then, what it starts from is not what it would be
+        for step in progress(range(len(scores), steps), doing, note=standing):
+            point = point or evaluate()
+            _check(point, step, lr)
+            scores.append(point.scores)
+            if step < _FLAT:
+                asleep = asleep & _dead(point, maximize)
+                # a random change may hide a unit from its start, but not every time
+                if transform is None or step == min(_FLAT, steps) - 1:
+                    _check_start(asleep)
+            gradient = point.pixel_gradient
+            point = update(point)
+            if after_step is not None:
+                image.assign(after_step(image.image().detach(), gradient, step))
+                point = None
+            if step == _FLAT - 1:
+                _check_flat(torch.stack(scores), maximize)
+            if len(film) < len(scores) * min(frames, steps) // steps:
+                take()
+            if not early and (stop.asked or piece.due() or len(scores) == steps):
+                keep()
+            if stop.asked and len(scores) < steps:
+                if frames:
+                    take()
+                stop.told = stop.told or f"after {len(scores)} of {steps} steps"
+                break
+    return Ascent(image.image().detach().clone(), torch.stack(scores), torch.stack(film) if film else None)
+
+
+def in_turn(stages: Sequence[Ascent]) -> Ascent:
+    """Ascents that each began where the one before ended, as one; frames get the last one's size."""
+    last, films = stages[-1].images, [stage.frames for stage in stages if stage.frames is not None]
+    sized = [F.interpolate(f.flatten(0, 1).float(), last.shape[-2:]).byte() for f in films]
+    frames = torch.cat(sized).unflatten(0, (-1, len(last))) if sized else None
+    return Ascent(last, torch.cat([stage.scores for stage in stages]), frames)
 
 
 def _per_image(function: PerImage, seen: Tensor, images: Tensor, name: str) -> tuple[Tensor, Tensor]:
@@ -321,17 +389,23 @@ def _per_image(function: PerImage, seen: Tensor, images: Tensor, name: str) -> t
     raise InputError(f"The {name} does not depend on the images through anything differentiable.")
 
 
-def _check(point: _Point, step: int, lr: float, maximize: bool) -> None:
+def _check(point: _Point, step: int, lr: float) -> None:
     finite = (point.loss + point.scores).isfinite() & point.gradient.flatten(1).isfinite().all(1)
     if not finite.all():
         raise DivergenceError(
             f"Step {step}: the objective or its gradient is no longer finite for images "
             f"{(~finite).nonzero().flatten().tolist()}; lower lr (now {lr:g}) or the regularizer's weight."
         )
+
+
+def _dead(point: _Point, maximize: bool) -> Tensor:
+    """Which images (N,) the objective has no slope for; a loss of zero has arrived, not died."""
     dead = (point.pixel_gradient == 0).flatten(1).all(1)
-    if not maximize:
-        dead &= point.scores != 0  # a loss of zero has arrived, not died
-    if step == 0 and dead.any():
+    return dead if maximize else dead & (point.scores != 0)
+
+
+def _check_start(dead: Tensor) -> None:
+    if dead.any():
         raise DivergenceError(
             f"Images {dead.nonzero().flatten().tolist()} cannot start: the objective's gradient is "
             "zero at every pixel (a dead ReLU, or nothing left to gain); try another seed, a start "
@@ -339,20 +413,39 @@ def _check(point: _Point, step: int, lr: float, maximize: bool) -> None:
         )
 
 
-def _first_order(image: Parametrization, lr: float, kind: str) -> Callable[[_Point], None]:
-    """One of torch's own optimisers, which treat every number, and so every image, by itself."""
-    optimizer = (torch.optim.Adam if kind == "adam" else torch.optim.SGD)([image.parameter], lr)
+def _check_flat(scores: Tensor, maximize: bool) -> None:
+    flat = (scores == scores[0]).all(0)
+    if not maximize:
+        flat &= scores[0] != 0
+    if flat.any():
+        raise DivergenceError(
+            f"The objective of images {flat.nonzero().flatten().tolist()} is flat: {len(scores)} steps have "
+            "not changed it at all (saturated, or nothing left to gain); try a larger lr or another start."
+        )
 
-    def update(point: _Point) -> None:
+
+class _FirstOrder:
+    """One of torch's own optimisers, which treat every number, and so every image, by itself."""
+
+    def __init__(self, image: Parametrization, lr: float, evaluate: Callable[[], _Point], kind: str) -> None:
+        self.image, self.kind = image, kind
+        self.optimizer = (torch.optim.Adam if kind == "adam" else torch.optim.SGD)([image.parameter], lr)
+
+    def __call__(self, point: _Point) -> None:
         gradient = point.gradient
-        if kind == "normalized-sgd":
+        if self.kind == "normalized-sgd":
             mean_square = gradient.square().mean(tuple(range(1, gradient.ndim)), keepdim=True)
             gradient = gradient / mean_square.sqrt().clamp_min(1e-30)
-        image.parameter.grad = gradient
-        optimizer.step()
-        image.project()
+        self.image.parameter.grad = gradient
+        self.optimizer.step()
+        self.image.project()
 
-    return update
+    def memory(self) -> dict[str, Tensor]:
+        """What the next step depends on, beside the parameter."""
+        return {n: v for n, v in self.optimizer.state[self.image.parameter].items() if v is not None}
+
+    def recall(self, memory: dict[str, Tensor]) -> None:
+        self.optimizer.state[self.image.parameter] = memory
 
 
 class _Lbfgs:
@@ -362,7 +455,7 @@ class _Lbfgs:
     batch, so that targets which belong to single images stay with them.
     """
 
-    def __init__(self, image: Parametrization, lr: float, evaluate: Callable[[], _Point]) -> None:
+    def __init__(self, image: Parametrization, lr: float, evaluate: Callable[[], _Point], kind: str) -> None:
         self.image, self.lr, self.evaluate = image, lr, evaluate
         self.place = image.parameter.detach().view(len(image.parameter), -1)  # (N, D), the parameter itself
         self.last: tuple[Tensor, Tensor] | None = None
@@ -399,6 +492,21 @@ class _Lbfgs:
         for history in (self.curvature, *(inverse for *_, inverse in self.pairs)):
             history.masked_fill_(hopeless, 0)
         return found
+
+    def memory(self) -> dict[str, Tensor]:
+        """What the next step depends on, beside the parameter."""
+        names = ("curvature", "resting", "stayed", "length")
+        found = {name: getattr(self, name) for name in names}
+        found |= {} if self.last is None else {"here": self.last[0], "slope": self.last[1]}
+        pairs = zip(("moved", "bent", "inverse"), zip(*self.pairs, strict=True), strict=False)
+        return found | {name: torch.stack(column) for name, column in pairs}
+
+    def recall(self, memory: dict[str, Tensor]) -> None:
+        if "here" in memory:
+            self.last = memory.pop("here"), memory.pop("slope")
+        columns = [memory.pop(name) for name in ("moved", "bent", "inverse") if name in memory]
+        self.pairs.extend(zip(*columns, strict=True))
+        vars(self).update(memory)
 
     def heading(self, here: Tensor, slope: Tensor) -> Tensor:
         if self.last is not None:

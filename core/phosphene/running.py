@@ -19,12 +19,14 @@ from .batching import max_batch
 from .checkpoints import Checkpoint, checkpointed
 from .datasets import Dataset
 from .declaration import AS_OBJECT
+from .diffusion import Denoiser
 from .errors import InputError, UnknownName
 from .inputs import ROLES
+from .interrupts import stopping_early
 from .models import Model, load_model
 from .models.twin import checksum
 from .registry import extensions, methods
-from .results import Result, check_place, load_result
+from .results import Result, TrainedNetwork, check_place, load_result
 from .targets import Custom, Direction
 
 
@@ -77,7 +79,8 @@ class Run:
             params[method.seed] = was.seed
         owner, kept = method.spec.input("model"), method.kept(inputs)
         return (
-            was.params == method.spec.params(**params).model_dump(mode="json")
+            was.interrupted is None
+            and was.params == method.spec.params(**params).model_dump(mode="json")
             and (was.model and was.model["digest"]) == (inputs[owner.name].digest if owner else None)
             and saved.inputs.keys() == kept.keys()
             and not any(isinstance(value, (Custom, Direction)) for value in inputs.values())
@@ -117,10 +120,11 @@ def prepare(
     # The model itself may be asked what a picture shows; and what is made in inference mode stays so.
     with max_batch(batch_size), torch.inference_mode(False):
         for declared in method.spec.inputs:
-            made[declared.name] = ROLES[declared.role].make(arguments.get(declared.name), model, made)
+            fitting = None if declared.own_size else model
+            made[declared.name] = ROLES[declared.role].make(arguments.get(declared.name), fitting, made)
             if declared.role == "model":
                 model = made[declared.name]
-                _move(model, device)
+            made[declared.name] = _moved(made[declared.name], device)
         made, _ = method.check(made, params)
     return Run(name, made, params, batch_size, progress)
 
@@ -139,10 +143,13 @@ def run(
 
     ``arguments`` are the method's inputs and parameters: a model as a ``Model`` or a URI, images as
     a tensor, a path, several, a folder or ``builtin:scenes/8``, a target as ``"tabby"`` or
-    ``"layer4[17]"``, a data set as a folder. ``out``: a folder to save the result in; work over a data
-    set that was cut off goes on where it was when it is given the same one again. ``batch_size``: at
+    ``"layer4[17]"``, a data set as a folder. ``out``: a folder to save the result in; long work
+    that was cut off goes on where it was when it is given the same one again. ``batch_size``: at
     most so many images at once. ``progress``: False for silence, a callable for events. ``executor``:
     where it is carried out, "local" or a plugin's.
+
+    Ctrl-C ends what is drawn step by step early, and the result is as it stood then
+    (``provenance.interrupted`` says where); a second one, and any in other work, is a KeyboardInterrupt.
     """
     if out is not None:
         check_place(out)
@@ -150,11 +157,15 @@ def run(
     request = prepare(name, executor=executor, **how, **arguments)
     identity = None if out is None else request.identity()
     with ExitStack() as stack:
+        checkpoint = None
         if out is not None and identity is not None:
             folder = Path(out).resolve()
-            unfinished = Checkpoint(folder.with_name(f".{folder.name}.unfinished"), identity)
-            stack.enter_context(checkpointed(stack.enter_context(unfinished)))
+            checkpoint = Checkpoint(folder.with_name(f".{folder.name}.unfinished"), identity)
+            stack.enter_context(checkpointed(stack.enter_context(checkpoint)))
+        stop = stack.enter_context(stopping_early())
         result = observed(request, _executors()[executor])
+        if checkpoint is not None:
+            checkpoint.unfinished = stop.told is not None
         if out is not None:
             result.save(out)
         return result
@@ -165,11 +176,18 @@ def _executors() -> dict[str, Callable[[Run], Result]]:
     return {"local": Run.here, **extensions.gather("phosphene_executors")}
 
 
-def _move(model: Model, device: str | torch.device | None, dtype: torch.dtype | None = None) -> None:
+def _moved(value: Any, device: str | torch.device | None, dtype: torch.dtype | None = None) -> Any:
+    """An input where the method is to run: a tensor, or the network that it is or has; all else as it is."""
     try:
-        model.module.to(device, dtype)
+        match value:
+            case Model(module=network) | TrainedNetwork(network=network) | (Denoiser() as network):
+                network.to(device, dtype)
+            case Tensor():
+                return value.to(device)
     except (RuntimeError, AssertionError) as error:  # as torch says that it has no such device
-        raise InputError(f"the model cannot be brought to {str(device)!r}: {error}") from error
+        what = "inputs" if isinstance(value, Tensor) else "model"
+        raise InputError(f"the {what} cannot be brought to {str(device)!r}: {error}") from error
+    return value
 
 
 def observed(request: Run, execute: Callable[[Run], Result]) -> Result:
@@ -220,7 +238,7 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
             )
         source = dict(was.model["source"])
         model = load_model(source.pop("uri"), **source)
-        _move(model, was.device, getattr(torch, was.dtype))
+        model = _moved(model, was.device, getattr(torch, was.dtype))
     for name, value in saved.inputs.items():
         if isinstance(value, str) and value.endswith(AS_OBJECT):
             raise InputError(f"the input {name!r} was {value}, which a folder does not hold")
@@ -228,7 +246,8 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
     # Of several methods of one name, the one of the distribution that made it.
     name = f"{was.distribution.partition(' ')[0]}:{was.method}"
     name = name if name in methods else was.method
-    again = run(name, batch_size=was.batch_size, progress=False, **arguments, **was.params)
+    device = None if was.model else was.device
+    again = run(name, batch_size=was.batch_size, device=device, progress=False, **arguments, **was.params)
     now = again.provenance
     assert now is not None
     changed = [
@@ -236,6 +255,8 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
     ]
     if was.model and now.model and was.model["digest"] != now.model["digest"]:
         changed.append("the model's weights")
+    if was.interrupted != now.interrupted:
+        changed.append(f"how far it went ({was.interrupted or 'whole'} -> {now.interrupted or 'whole'})")
     return Replay(saved, again, _differences(saved, again), tuple(changed))
 
 

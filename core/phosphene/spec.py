@@ -29,10 +29,12 @@ Need = Literal["gradients", "gap_head", "dataset", "training", "generator", "rel
 class Role:
     """Marks what an input is, or a parameter that is more than a value (``layer``, ``seed``).
 
-    Runners then know how to make and check it: ``Annotated[Tensor, Role("images")]``.
+    Runners then know how to make and check it: ``Annotated[Tensor, Role("images")]``. With ``own_size``
+    picture files keep the size they have, whatever size the model was trained on.
     """
 
     name: str
+    own_size: bool = False
 
 
 class _Frozen(BaseModel):
@@ -55,16 +57,17 @@ class Input(_Frozen):
     name: str
     role: str
     required: bool = True
+    own_size: bool = False
 
 
 class Cost(_Frozen):
     """How many images go forward and backward through the model, as expressions.
 
     The names in an expression are the method's parameters and ``images`` (how many are given, or
-    made), ``height``, ``width`` (pixels), ``dataset`` (its size, of two their sum) and ``channels`` (of
-    the layer that a parameter names, else of the last with places; where a parameter ``channels`` lists
-    some, how many, and None where it is None); ``ceil``, ``len``, ``min`` and ``max`` are known, and
-    ``a or b`` is b where a is None.
+    made), ``height``, ``width`` (pixels), ``dataset`` (its size, of two their sum), ``styles`` (how many)
+    and ``channels`` (of the layer that a parameter names, else of the last with places; where a parameter
+    ``channels`` lists some, how many, and None where it is None); ``ceil``, ``len``, ``min`` and ``max`` are
+    known, and ``a or b`` is b where a is None.
     """
 
     forward: str
@@ -77,7 +80,7 @@ class Cost(_Frozen):
 
     def names(self) -> set[str]:
         """The parameters it speaks of."""
-        return self._all_names() - {*_FUNCTIONS, "images", "height", "width", "dataset", "channels"}
+        return self._all_names() - {*_FUNCTIONS, *_SIZES}
 
     def by_channel(self) -> bool:
         """Whether it speaks of a layer's channels."""
@@ -88,6 +91,7 @@ class Cost(_Frozen):
         return {node.id for node in nodes if isinstance(node, ast.Name)}
 
 
+_SIZES = ("images", "height", "width", "dataset", "styles", "channels")
 _FUNCTIONS: dict[str, Any] = {"ceil": math.ceil, "len": len, "min": min, "max": max}
 _ARITHMETIC = (
     *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Call, ast.BoolOp, ast.Or),

@@ -33,6 +33,10 @@ class Objective(ABC):
         """The same target for these rows of the batch, in this order, repeats allowed."""
         return self
 
+    def decide(self, model: Model, images: Tensor) -> Objective:
+        """The target as it is once these images have settled which class is meant, if that is open."""
+        return self
+
     def names(self, model: Model, count: int) -> tuple[str, ...]:
         """What the target is called for each of ``count`` images."""
         return (str(self),) * count
@@ -76,6 +80,12 @@ class Predicted(Objective):
     def read(self, values: Tensor) -> Tensor:
         self._decided = self._decided or Class(tuple(_logits(values).argmax(dim=1).tolist()))
         return self._decided.read(values)
+
+    def decide(self, model: Model, images: Tensor) -> Objective:
+        if self._decided is None:
+            with torch.no_grad():
+                self.read(model(images))
+        return self._decided or self
 
     def written(self) -> Any:
         return None
@@ -240,8 +250,8 @@ def _parse_text(text: str, model: Model) -> Objective:
         if len(place) == 2:
             raise InputError(f"{text!r}: a unit is layer[channel] or layer[channel,y,x]")
         return Neuron(layer, *place) if len(place) == 3 else Channel(layer, place[0])
-    if text in model.layers:
-        return Layer(text)
+    if text in model.layers or text in model.papers_names:
+        return Layer(model.layer_name(text))
     try:
         return Class(model.class_index(text))
     except UnknownName as error:

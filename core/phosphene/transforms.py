@@ -152,15 +152,16 @@ TRANSFORMS: dict[str, Transform] = {
 }
 
 
-def chained(names: Sequence[TransformName]) -> Transform:
-    """These changes one after another, in this order; UnknownName for one that does not exist."""
-    for name in names:
-        if name not in TRANSFORMS:
-            raise UnknownName("transform", name, get_args(TransformName))
+def chained(changes: Sequence[TransformName | Transform]) -> Transform:
+    """These changes, or those of these names, one after another; UnknownName for one that does not exist."""
+    for change in changes:
+        if not callable(change) and change not in TRANSFORMS:
+            raise UnknownName("transform", change, get_args(TransformName))
+    steps = [change if callable(change) else TRANSFORMS[change] for change in changes]
 
-    def change(images: Tensor, generator: Generator) -> Tensor:
-        for name in names:
-            images = TRANSFORMS[name](images, generator)
+    def change_all(images: Tensor, generator: Generator) -> Tensor:
+        for step in steps:
+            images = step(images, generator)
         return images
 
-    return change
+    return change_all

@@ -11,6 +11,7 @@ from .spec import Role
 
 if TYPE_CHECKING:
     from .datasets import Dataset as _Dataset
+    from .diffusion import Denoiser as _Denoiser
     from .models import Model as _Model
     from .results import TrainedNetwork
 
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
 Model: TypeAlias = Annotated["_Model", Role("model")]
 #: Pictures: float (N, C, H, W), RGB, in [0, 1].
 Images: TypeAlias = Annotated[Tensor, Role("images")]
+#: The same, whose files are read at their own size, for what a model sees at any.
+Content: TypeAlias = Annotated[Tensor, Role("images", own_size=True)]
 #: Class indices: int64 (N,). ``run`` takes what the model predicts where none are given.
 Labels: TypeAlias = Annotated[Tensor, Role("labels")]
 #: Where the object is in each image, bool (N, H, W), or None where nobody knows. ``run`` knows the bundled
 #: scenes' own.
 Masks: TypeAlias = Annotated[Tensor | None, Role("masks")]
-#: Where a search begins: a picture for each image, (N, C, H, W) in [0, 1], or None.
+#: Where a search begins: a picture for each image, (N, C, H, W) in [0, 1], or None. ``run`` takes a saved
+#: result, too, whose pictures are then gone on with.
 Start: TypeAlias = Annotated[Tensor | None, Role("start")]
 #: One scalar per image. Callers give a class, a unit ("layer4[17]"), a callable or None (the predicted
 #: class); the method receives an ``Objective``.
@@ -36,9 +40,16 @@ Texture: TypeAlias = Annotated[Tensor, Role("texture")]
 Styles: TypeAlias = Annotated[Tensor, Role("styles")]
 #: A network that a training method made, for its partner that applies it.
 Stylizer: TypeAlias = Annotated["TrainedNetwork", Role("stylizer")]
+#: A diffusion model: the noise in x at a time t, and the way from pixels to x and back.
+Denoiser: TypeAlias = Annotated["_Denoiser", Role("denoiser")]
 
 #: A parameter that names a layer, checked against the model before work starts.
 LayerName: TypeAlias = Annotated[str, Role("layer")]
+#: A parameter of what is drawn step by step.
+Frames: TypeAlias = Annotated[
+    int,
+    Field(ge=0, le=1000, description="pictures to keep of how it came about, evenly over the steps"),
+]
 #: The seed of all randomness in a call; None draws one and records it.
 _told = "seed of all randomness; drawn and recorded when absent"
 Seed: TypeAlias = Annotated[int | None, Role("seed"), Field(ge=0, lt=2**63, description=_told)]

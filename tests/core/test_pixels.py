@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from phosphene.errors import DivergenceError, InputError, UnknownName
 from phosphene.pixels import (
+    Ascent,
     FourierImage,
     Parametrization,
     PixelImage,
@@ -21,6 +23,7 @@ from phosphene.pixels import (
     clip_smallest,
     gaussian_blur,
     gram,
+    in_turn,
     jitter,
     l2_penalty,
     noise,
@@ -384,6 +387,50 @@ def test_dead_start_is_told_with_the_images_that_are_dead(optimizer: str) -> Non
             optimizer=optimizer,
             regularizer=lambda x: l2_penalty(x, 0.0),  # its gradient hides nothing
         )
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_objective_that_ten_steps_do_not_change_is_told(optimizer: str) -> None:
+    calls = []
+
+    def saturated(x: Tensor) -> Tensor:
+        calls.append(1)
+        return torch.stack([1e-12 * x[0].sum() + 5, x[1].sum()])  # the first is 5, whatever x is
+
+    settings: dict[str, Any] = {"lr": 0.01, "optimizer": optimizer}
+    half = torch.full((2, 3, 4, 4), 0.5)
+    with pytest.raises(DivergenceError, match=r"images \[0\] is flat: 10 steps"):
+        ascend(saturated, PixelImage(half), steps=50, **settings)
+    assert len(calls) <= 21
+    assert (ascend(saturated, PixelImage(half), steps=9, **settings).scores[:, 0] == 5).all()
+    # what has arrived is not flat
+    loss = lambda x: (x - 0.5).square().sum((1, 2, 3))
+    assert not ascend(loss, PixelImage(half), steps=12, maximize=False, **settings).scores.any()
+
+
+def test_what_a_random_change_hides_at_first_is_not_dead() -> None:
+    start = torch.full((1, 3, 4, 4), 0.5)
+    start[..., 0, 0] = 0.9
+    corner = lambda x: (x[..., 0, 0] - 0.6).relu().sum(1)
+    settings: dict[str, Any] = {"steps": 12, "lr": 1e-3, "optimizer": "sgd", "seed": 1}
+    found = ascend(corner, PixelImage(start), transform=partial(jitter, pixels=1), **settings)
+    assert found.scores[0] == 0 and found.scores.max() > 0.8
+    away = lambda images, generator: images.roll(1, -1)
+    with pytest.raises(DivergenceError, match="cannot start"):
+        ascend(corner, PixelImage(start), transform=away, **settings)
+
+
+def test_stages_in_turn_are_one_ascent() -> None:
+    def stage(size: int, steps: int) -> Ascent:
+        start = PixelImage(noise((2, 3, size, size), seed=1))
+        return ascend(lambda x: x.sum((1, 2, 3)), start, steps=steps, lr=0.01, frames=2)
+
+    small, large = stage(4, 3), stage(8, 5)
+    both = in_turn([small, large])
+    assert torch.equal(both.images, large.images)
+    assert torch.equal(both.scores, torch.cat([small.scores, large.scores]))
+    assert torch.equal(both.frames[2:], large.frames)
+    assert torch.equal(both.frames[:2, ..., ::2, ::2], small.frames)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -17,6 +18,8 @@ from phosphene.transforms import (
     affine,
     chained,
     compressed,
+    jpeg,
+    rotate,
     straight_through,
 )
 
@@ -140,6 +143,9 @@ def test_changes_are_chained_in_order() -> None:
     images, one, other = pictures(), drawn(), drawn()
     by_hand = TRANSFORMS["blur"](TRANSFORMS["rotate"](images, one), one)
     assert torch.equal(chained(("rotate", "blur"))(images, other), by_hand)
+    gentle = partial(rotate, degrees=3)
+    assert torch.equal(chained((gentle, "blur", jpeg))(images, drawn()),
+                       chained((gentle, "blur", "jpeg"))(images, drawn()))  # fmt: skip
     assert chained(())(images, drawn()) is images
 
 

@@ -178,7 +178,7 @@ class Model:
         """The same with a network of its own, whose weights can be changed without changing this one's."""
         made = copy.copy(self)
         made.module, made.source, made.twin = copy.deepcopy(self.module), None, (None, None)
-        for known in ("layers", "anatomy"):  # they hold this one's parts
+        for known in ("layers", "papers_names", "anatomy"):  # they hold this one's parts
             made.__dict__.pop(known, None)
         return made
 
@@ -215,7 +215,7 @@ class Model:
         if replace is None:
             return Tap(tapped, leaf=leaf)
         ran = self.anatomy.layers
-        calls = {name: ran[name].calls if name in ran else 1 for name in layers}
+        calls = {n: ran[own].calls if (own := self.layer_name(n)) in ran else 1 for n in layers}
         return Tap(tapped, leaf=leaf, replace={name: (count, replace) for name, count in calls.items()})
 
     def features(self, images: Tensor, layer: str) -> Tensor:
@@ -227,7 +227,8 @@ class Model:
 
         A layer that runs many times (a shared ReLU) gives its last output.
         """
-        tapped = {name: self.layers[self.layer_name(name)] for name in layers}
+        layers = [self.layer_name(name) for name in layers]
+        tapped = {name: self.layers[name] for name in layers}
         if "anatomy" not in self.__dict__:
             self.see(images)
         for name in layers:
@@ -236,7 +237,7 @@ class Model:
         stop_after = {name: self.anatomy.layers[name].calls for name in layers}
         with Tap(tapped, inputs=inputs, stop_after=stop_after) as tap:
             with suppress(StopForward):
-                self._run(images)
+                self._run(images, answering(self))
             return [tap[name] for name in layers]
 
     def input_of(self, images: Tensor, layer: str) -> Tensor:
@@ -257,11 +258,17 @@ class Model:
         """Every submodule by its dotted name."""
         return {name: module for name, module in self.module.named_modules() if name}
 
+    @cached_property
+    def papers_names(self) -> dict[str, str]:
+        """What papers call the layers of a VGG, by their names here: ``relu3_1``, ``conv4_2``, ``pool4``."""
+        return anatomy.papers_names(self.module)
+
     def layer_name(self, layer: str) -> str:
-        """The layer's name itself, or UnknownName with the nearest."""
-        if layer not in self.layers:
-            raise UnknownName("layer", layer, self.layers, "this model")
-        return layer
+        """The layer's own name, or UnknownName with the nearest; a VGG's go by the papers' names, too."""
+        known = {name: name for name in self.layers} | self.papers_names
+        if layer not in known:
+            raise UnknownName("layer", layer, known, "this model")
+        return known[layer]
 
     @cached_property
     def anatomy(self) -> Anatomy:

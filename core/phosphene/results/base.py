@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import InputError, PhospheneError, UnknownName
-from ..images import to_display, write_png
+from ..images import to_display, write_gif, write_png
 from ..registry import methods
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Provenance(BaseModel):
     batch_size: int | None
     started: str
     seconds: float
+    #: Where it stood when Ctrl-C ended it early ("after 12 of 200 steps"); None for what is whole.
+    interrupted: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Result:
     types: ClassVar[dict[str, type[Result]]] = {}
     #: The fields whose row i belongs to image i, so that batches can be put together; () where none does.
     per_image: ClassVar[tuple[str, ...]] = ()
+    #: The fields (steps, N, ...) whose column i belongs to image i.
+    per_step: ClassVar[tuple[str, ...]] = ()
     #: How many groups of panels stand side by side.
     abreast: ClassVar[int] = 1
 
@@ -101,6 +105,10 @@ class Result:
         titles = [", ".join(panel.title for panel in group if panel.title) for group in self.panels()]
         return [f"{number:03d}  {line}" for number, line in enumerate(titles)]
 
+    def film(self) -> list[Tensor]:
+        """Pictures (3, H, W) of how it came about, in order, if there are any: ``save`` makes a GIF."""
+        return []
+
     def fields(self) -> Iterator[tuple[str, Any]]:
         """The result's own fields: everything but where it comes from."""
         for f in dataclasses.fields(self):
@@ -121,6 +129,11 @@ class Result:
             if values[0] is not None:
                 tensors = isinstance(values[0], Tensor)
                 merged[name] = torch.cat(values) if tensors else tuple(itertools.chain(*values))
+        for name in cls.per_step:
+            values = [getattr(result, name) for result in results]
+            if values[0] is not None:  # where Ctrl-C ended some early, the last step stands for the rest
+                steps = torch.arange(max(map(len, values)))
+                merged[name] = torch.cat([v[steps.clamp(max=len(v) - 1)] for v in values], 1)
         return dataclasses.replace(results[0], **merged)
 
     def figure(self) -> Figure:
@@ -159,6 +172,8 @@ class Result:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write PNGs for people (``picture.png``, ``pictures/``) and safetensors + JSON for programs.
 
+        What was drawn with ``frames`` also has a ``film.gif``.
+
         The folder appears whole or not at all; one that holds an earlier result is replaced.
         """
         with _appearing(Path(folder).resolve()) as place:
@@ -177,6 +192,8 @@ class Result:
             for number, picture in enumerate(made):
                 (place / "pictures").mkdir(exist_ok=True)
                 write_png(picture, place / "pictures" / f"{number:03d}.png")
+            if film := self.film():
+                write_gif(film, place / "film.gif")
         return Path(folder)
 
 

@@ -200,14 +200,15 @@ def declared_result(method: AnyMethod, seen: Observation) -> None:
         assert tensor.grad_fn is None, f"{path} still carries a graph: detach it"
         if tensor.is_floating_point() and dtype is not None and not isinstance(result, TrainedNetwork):
             assert tensor.dtype == dtype, f"{path} is {tensor.dtype}, the model {dtype}"
-    for name in _given_per_image(result):
+    for name in _given_per_image(method, result):
         rows = len(getattr(result, name))
         assert rows == seen.case.count, f"{name} has {rows} rows for {seen.case.count} images"
 
 
-def _given_per_image(result: Result) -> list[str]:
-    """The fields with a row for every image, without those that the result left out."""
-    return [name for name in result.per_image if getattr(result, name) is not None]
+def _given_per_image(method: AnyMethod, result: Result) -> list[str]:
+    """The fields with a row for every image given, without those that the result left out."""
+    about = {"images", "texture"} & {i.role for i in method.spec.inputs}
+    return [name for name in result.per_image if about and getattr(result, name) is not None]
 
 
 @_check("observation", "Every number in a result is finite.", "divisions by a range, a norm or a sum of zero")
@@ -440,9 +441,9 @@ def batch_as_single(method: AnyMethod, case: Case) -> None:
         split = _first(method, case)
     assert split is not None, "it is refused when at most two images may be run at once"
     _close(split[0], whole[0], "at most two images at once")
-    if not method.result.per_image:
-        return
     result, inputs = whole
+    if not (fields := _given_per_image(method, result)):
+        return
     for n in range(case.count):
         alone = {
             i.name: inputs[i.name][n : n + 1]
@@ -450,7 +451,7 @@ def batch_as_single(method: AnyMethod, case: Case) -> None:
             if i.role in PER_IMAGE and isinstance(inputs[i.name], Tensor)
         }
         single = case.run(method, None, **alone)
-        for name in _given_per_image(result):
+        for name in fields:
             _close(getattr(single, name), getattr(result, name)[n : n + 1], f"{name} of image {n} alone")
 
 

@@ -112,9 +112,10 @@ class Batch:
         if dry:
             return Outcome(combination, "to run")
         given = {**request.inputs, **request.params}
-        return Outcome(
-            combination, "made", run(combination.call, out=combination.folder, **self._how(), **given)
-        )
+        result = run(combination.call, out=combination.folder, **self._how(), **given)
+        if result.provenance and result.provenance.interrupted:
+            raise KeyboardInterrupt  # it is meant for the whole plan
+        return Outcome(combination, "made", result)
 
     def _how(self) -> dict[str, Any]:
         return {"batch_size": self.plan.batch_size, "executor": self.plan.executor}

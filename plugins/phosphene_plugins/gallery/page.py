@@ -123,6 +123,8 @@ def make_exhibit(
     clock = time.perf_counter()
     try:
         result = run(call, **inputs | params | ({takes_model.name: seen} if takes_model else {}))
+        if result.provenance and result.provenance.interrupted:
+            raise KeyboardInterrupt  # it is meant for the whole page
         rows = rows_of(result)
     except Exception as error:  # a stranger's method may raise anything; the page tells it
         failure = str(error) if isinstance(error, PhospheneError) else f"{type(error).__name__}: {error}"
