@@ -65,6 +65,14 @@ def test_likeness_to_the_reference_lies_on_stars_and_a_cosine_has_none_to_itself
         assert targets["scenes"].masks[n].flatten()[targets["shared"].heat()[n].flatten().argmax()]
 
 
+def test_a_sentence_is_a_target_of_the_pages_vision_language_model(targets: dict[str, Any]) -> None:
+    assert targets["a_star"].targets == ("a photo of a star",)
+    assert targets["a_star"].maps.shape == (1, 4, 4) and targets["a_star"].maps.isfinite().all()
+    attack, clip = targets["to_arrow"], targets["clip"]
+    before, after = (clip(images).softmax(1)[0, 1] for images in (attack.images, attack.adversarial))
+    assert attack.success.all() or after > before
+
+
 def test_the_comparison_of_cams_says_what_is_so(monkeypatch: pytest.MonkeyPatch) -> None:
     perform("comparing-cams.md")
     monkeypatch.syspath_prepend(str(DOCS))

@@ -200,6 +200,7 @@ _INPUTS = {
     "texture": ("FILE", "picture file, or builtin:bricks; repeatable"),
     "styles": ("FILE", "picture file, or builtin:bricks; repeatable"),
     "stylizer": ("FOLDER", "folder that a training method saved its network in"),
+    "denoiser": ("FOLDER", "folder of a diffusers pipeline (default: the bundled builtin:shapes-diffusion)"),
 }
 #: What can be said of a model that is taken, and of every run.
 _MODEL: dict[str, tuple[Any, str]] = {
@@ -209,7 +210,7 @@ _MODEL: dict[str, tuple[Any, str]] = {
 _RUN: dict[str, tuple[Any, str]] = {
     "out": (str | None, "folder to save in [default phosphene-out/NAME]"),
     "batch_size": (int | None, "at most so many images at once"),
-    "device": (str | None, "where the model runs: cpu, cuda"),
+    "device": (str | None, "where the method runs: cpu, cuda"),
     "executor": (str | None, "where it is carried out: local, or where a plugin offers"),
     "json": (str | None, "file with a request as JSON (- for standard input); the answer is JSON, too"),
     "events": (bool, "tell progress as JSON lines on standard error, instead of bars"),

@@ -243,19 +243,21 @@ class Method(Generic[P, R]):
             started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
             with self._room(model, params), tuned(model, sum(self.passes(inputs, params) or ())) as tuning:
                 result, size = self._run(model, inputs, params)
+                digest = model.digest if model else None
         kept = self.kept(inputs)
+        where = model or next((v for v in inputs.values() if isinstance(v, Tensor)), torch.empty(0))
         provenance = Provenance(
             method=self.spec.name,
             distribution=self.distribution,
             params=self.spec.params(**params).model_dump(mode="json"),
             inputs={n: f"tensor {tuple(v.shape)}" if isinstance(v, Tensor) else v for n, v in kept.items()},
-            model={"name": model.name, "digest": model.digest, "source": model.source, "tuned": tuning.used}
+            model={"name": model.name, "digest": digest, "source": model.source, "tuned": tuning.used}
             if model
             else None,
             seed=params[self.seed] if self.seed else None,
             versions=_versions(),
-            device=str(model.device) if model else "cpu",
-            dtype=str(model.dtype).removeprefix("torch.") if model else "float32",
+            device=str(where.device),
+            dtype=str(where.dtype).removeprefix("torch."),
             batch_size=size,
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.perf_counter() - clock, 4),
@@ -268,7 +270,9 @@ class Method(Generic[P, R]):
         pictures = next((v for v in inputs.values() if isinstance(v, Tensor) and v.ndim == 4), None)
         count, _, height, width = (1, 0, 0, 0) if pictures is None else pictures.shape
         dataset = sum(len(v) for v in inputs.values() if isinstance(v, Dataset))
-        sizes = {"images": count, "height": height, "width": width, "dataset": dataset}
+        painted = self.spec.input("styles")
+        styles = len(inputs[painted.name]) if painted else 0
+        sizes = {"images": count, "height": height, "width": width, "dataset": dataset, "styles": styles}
         if self.spec.cost is None:
             return None
         return self.spec.cost.of(params, **sizes, **self.sizes(self._model(inputs), params))
@@ -318,7 +322,7 @@ class Method(Generic[P, R]):
             return result
 
         size = batch_size(model) if model is not None else None
-        count = rows(inputs)
+        count = rows(inputs) or 1
         if size is None or count <= size or not (self.spec.batch_independent and self.result.per_image):
             return call(inputs), size
         results = []

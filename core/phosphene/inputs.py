@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from .batching import batch_size
+from .builtin.denoiser import DENOISER, load_denoiser
 from .builtin.textures import TEXTURES, load_texture
 from .datasets import Dataset, SceneDataset, TensorDataset, open_dataset, stack
+from .diffusion import Denoiser, load_pipeline
 from .errors import InputError, UnknownName
 from .images import find_images, read_image, resize
 from .models import Model, load_model
@@ -21,6 +23,7 @@ from .results import Result, TrainedNetwork, load_result
 from .targets import parse_target
 
 BUNDLED_STYLIZER = "builtin:shapes-styles"
+BUNDLED_DENOISER = f"builtin:{DENOISER}"
 #: The inputs that stand before one, by name; what reads or checks a value knows them and the model.
 Given = Mapping[str, Any]
 Step = Callable[[Any, Model | None, Given], Any]
@@ -103,19 +106,21 @@ def _check_start(value: Any, model: Model | None, given: Given) -> Tensor | None
     if "images" in given and start.shape[1:] != given["images"].shape[1:]:
         expected, found = tuple(given["images"].shape[1:]), tuple(start.shape[1:])
         raise InputError(f"start pictures must have the images' shape {expected}, not {found}")
+    if count is None:
+        return start
     if len(start) not in (1, count):
         raise InputError(f"needs one picture to start from, or {count}, not {len(start)}")
     return start.expand(count, -1, -1, -1).contiguous()
 
 
-def rows(given: Given) -> int:
-    """How many images a call is about: those given, or one for each class of a target."""
+def rows(given: Given) -> int | None:
+    """How many images a call is about: those given, or one for each class of a target; None if none says."""
     for value in given.values():
         if isinstance(value, Tensor) and value.ndim == 4:
             return len(value)
         if isinstance(index := getattr(value, "index", None), tuple):
             return len(index)
-    return 1
+    return None
 
 
 def _check_guide(value: Any, model: Model | None, given: Given) -> Tensor | None:
@@ -239,7 +244,7 @@ def _read_dataset(value: Any, model: Model | None, given: Given) -> Dataset:
 
 
 def _read_texture(value: Any, model: Model | None, given: Given) -> Tensor:
-    """Sample pictures at their own size, the longer side at most 256 pixels."""
+    """Sample pictures at their own size, which must be the same."""
     return stack([_drawn_or_read(item) for item in _several(value)])
 
 
@@ -248,13 +253,13 @@ def _read_guide(value: Any, model: Model | None, given: Given) -> Tensor | None:
 
 
 def _read_styles(value: Any, model: Model | None, given: Given) -> Tensor:
-    """The central squares of style pictures, as large as the smallest of them."""
-    pictures = [_drawn_or_read(item, 512) for item in _several(value)]
-    least, squares = min(min(picture.shape[1:]) for picture in pictures), []
-    for picture in pictures:
+    """Style pictures' central squares, as high as the shorter side of the images they are for, or 128."""
+    wanted = min(given["images"].shape[2:]) if "images" in given else 128
+    squares = []
+    for picture in map(_drawn_or_read, _several(value)):
         side = min(picture.shape[1:])
         top, left = (picture.shape[1] - side) // 2, (picture.shape[2] - side) // 2
-        squares.append(resize(picture[:, top : top + side, left : left + side], (least, least)))
+        squares.append(resize(picture[:, top : top + side, left : left + side], (wanted, wanted)))
     return stack(squares)
 
 
@@ -264,10 +269,7 @@ def _drawn_or_read(value: Any, most: int = 256) -> Tensor:
         if name not in TEXTURES:
             raise UnknownName("bundled texture", name, TEXTURES)
         return load_texture(name)
-    picture = read_image(value)
-    shrink = min(1.0, most / max(picture.shape[1:]))
-    height, width = (max(1, round(side * shrink)) for side in picture.shape[1:])
-    return resize(picture, (height, width))
+    return read_image(value)
 
 
 def _read_stylizer(value: Any, model: Model | None, given: Given) -> Any:
@@ -277,6 +279,17 @@ def _read_stylizer(value: Any, model: Model | None, given: Given) -> Any:
     if not isinstance(value, (str, Path)):
         raise InputError(f"a stylizer is a training's result or its folder, not a {type(value).__name__}")
     return load_result(value)
+
+
+def _read_denoiser(value: Any, model: Model | None, given: Given) -> Denoiser:
+    """The bundled diffusion model by its name, another by its folder."""
+    if value == BUNDLED_DENOISER:
+        return load_denoiser()
+    if not isinstance(value, (str, Path)):
+        raise InputError(
+            f"a diffusion model is a Denoiser or a pipeline's folder, not a {type(value).__name__}"
+        )
+    return load_pipeline(value)
 
 
 _STYLES = [f"builtin:{name}" for name in TEXTURES[:4]]
@@ -306,5 +319,11 @@ ROLES: dict[str, RoleKind] = {
         BUNDLED_STYLIZER,
         _read_stylizer,
         _check_made(TrainedNetwork, "which a training method gives"),
+    ),
+    "denoiser": RoleKind(
+        Denoiser,
+        BUNDLED_DENOISER,
+        _read_denoiser,
+        _check_made(Denoiser, "as phosphene.diffusion has it: a subclass, or load_pipeline(folder)"),
     ),
 }

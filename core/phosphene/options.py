@@ -130,6 +130,8 @@ def plain(value: Any) -> str:
     """A value as a person would write it; ``read_option`` reads most of these back."""
     if isinstance(value, (list, tuple)):
         return ",".join(map(plain, value))
+    if isinstance(value, dict) and any(isinstance(v, (dict, list, tuple)) for v in value.values()):
+        return json.dumps(value)
     if isinstance(value, dict):
         return ",".join(f"{k}={plain(v)}" for k, v in value.items())
     return "none" if value is None else value if isinstance(value, str) else json.dumps(value)

@@ -232,6 +232,8 @@ def jitter(images: Tensor, generator: Generator, *, pixels: int) -> Tensor:
     return torch.roll(images, (down, across), (-2, -1))
 
 
+#: Pictures of this side are convolved faster with their channels last.
+_LARGE = 96
 #: After so many steps in which nothing at all has changed, nothing will.
 _FLAT = 10
 
@@ -301,6 +303,8 @@ def ascend(
         with torch.enable_grad():
             images = image.image()
             seen = images if transform is None else transform(images, generator)
+            if min(seen.shape[2:]) >= _LARGE:
+                seen = seen.contiguous(memory_format=torch.channels_last)
             scores, pixel_gradient = _per_image(objective, seen, images, "objective")
             loss, total = (-scores, -pixel_gradient) if maximize else (scores, pixel_gradient)
             if regularizer is not None:
@@ -332,14 +336,20 @@ def ascend(
         piece.keep(generator=generator.get_state(), **kept)
 
     point: _Point | None = None
+    asleep = torch.tensor(not scores, device=image.parameter.device).repeat(len(image.parameter))
     doing, named = ("Ascending", "objective") if maximize else ("Descending", "loss")
     standing = lambda: f"{named} {float(scores[-1].mean()):.4g}"
     with stoppable() as stop:
         early = stop.asked  # by then, what it starts from is not what it would be
         for step in progress(range(len(scores), steps), doing, note=standing):
             point = point or evaluate()
-            _check(point, step, lr, maximize)
+            _check(point, step, lr)
             scores.append(point.scores)
+            if step < _FLAT:
+                asleep = asleep & _dead(point, maximize)
+                # a random change may hide a unit from its start, but not every time
+                if transform is None or step == min(_FLAT, steps) - 1:
+                    _check_start(asleep)
             gradient = point.pixel_gradient
             point = update(point)
             if after_step is not None:
@@ -385,17 +395,23 @@ def _per_image(function: PerImage, seen: Tensor, images: Tensor, name: str) -> t
     raise InputError(f"The {name} does not depend on the images through anything differentiable.")
 
 
-def _check(point: _Point, step: int, lr: float, maximize: bool) -> None:
+def _check(point: _Point, step: int, lr: float) -> None:
     finite = (point.loss + point.scores).isfinite() & point.gradient.flatten(1).isfinite().all(1)
     if not finite.all():
         raise DivergenceError(
             f"Step {step}: the objective or its gradient is no longer finite for images "
             f"{(~finite).nonzero().flatten().tolist()}; lower lr (now {lr:g}) or the regularizer's weight."
         )
+
+
+def _dead(point: _Point, maximize: bool) -> Tensor:
+    """Which images (N,) the objective has no slope for; a loss of zero has arrived, not died."""
     dead = (point.pixel_gradient == 0).flatten(1).all(1)
-    if not maximize:
-        dead &= point.scores != 0  # a loss of zero has arrived, not died
-    if step == 0 and dead.any():
+    return dead if maximize else dead & (point.scores != 0)
+
+
+def _check_start(dead: Tensor) -> None:
+    if dead.any():
         raise DivergenceError(
             f"Images {dead.nonzero().flatten().tolist()} cannot start: the objective's gradient is "
             "zero at every pixel (a dead ReLU, or nothing left to gain); try another seed, a start "

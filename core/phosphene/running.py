@@ -19,13 +19,14 @@ from .batching import max_batch
 from .checkpoints import Checkpoint, checkpointed
 from .datasets import Dataset
 from .declaration import AS_OBJECT
+from .diffusion import Denoiser
 from .errors import InputError, UnknownName
 from .inputs import ROLES
 from .interrupts import stopping_early
 from .models import Model, load_model
 from .models.twin import checksum
 from .registry import extensions, methods
-from .results import Result, check_place, load_result
+from .results import Result, TrainedNetwork, check_place, load_result
 from .targets import Custom, Direction
 
 
@@ -123,7 +124,7 @@ def prepare(
             made[declared.name] = ROLES[declared.role].make(arguments.get(declared.name), fitting, made)
             if declared.role == "model":
                 model = made[declared.name]
-                _move(model, device)
+            made[declared.name] = _moved(made[declared.name], device)
         made, _ = method.check(made, params)
     return Run(name, made, params, batch_size, progress)
 
@@ -175,11 +176,18 @@ def _executors() -> dict[str, Callable[[Run], Result]]:
     return {"local": Run.here, **extensions.gather("phosphene_executors")}
 
 
-def _move(model: Model, device: str | torch.device | None, dtype: torch.dtype | None = None) -> None:
+def _moved(value: Any, device: str | torch.device | None, dtype: torch.dtype | None = None) -> Any:
+    """An input where the method is to run: a tensor, or the network that it is or has; all else as it is."""
     try:
-        model.module.to(device, dtype)
+        match value:
+            case Model(module=network) | TrainedNetwork(network=network) | (Denoiser() as network):
+                network.to(device, dtype)
+            case Tensor():
+                return value.to(device)
     except (RuntimeError, AssertionError) as error:  # as torch says that it has no such device
-        raise InputError(f"the model cannot be brought to {str(device)!r}: {error}") from error
+        what = "inputs" if isinstance(value, Tensor) else "model"
+        raise InputError(f"the {what} cannot be brought to {str(device)!r}: {error}") from error
+    return value
 
 
 def observed(request: Run, execute: Callable[[Run], Result]) -> Result:
@@ -230,7 +238,7 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
             )
         source = dict(was.model["source"])
         model = load_model(source.pop("uri"), **source)
-        _move(model, was.device, getattr(torch, was.dtype))
+        model = _moved(model, was.device, getattr(torch, was.dtype))
     for name, value in saved.inputs.items():
         if isinstance(value, str) and value.endswith(AS_OBJECT):
             raise InputError(f"the input {name!r} was {value}, which a folder does not hold")
@@ -238,7 +246,8 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
     # Of several methods of one name, the one of the distribution that made it.
     name = f"{was.distribution.partition(' ')[0]}:{was.method}"
     name = name if name in methods else was.method
-    again = run(name, batch_size=was.batch_size, progress=False, **arguments, **was.params)
+    device = None if was.model else was.device
+    again = run(name, batch_size=was.batch_size, device=device, progress=False, **arguments, **was.params)
     now = again.provenance
     assert now is not None
     changed = [

@@ -64,10 +64,10 @@ class Cost(_Frozen):
     """How many images go forward and backward through the model, as expressions.
 
     The names in an expression are the method's parameters and ``images`` (how many are given, or
-    made), ``height``, ``width`` (pixels), ``dataset`` (its size, of two their sum), ``stages`` (the model's)
-    and ``channels`` (of the layer that a parameter names, else of the last with places; where a parameter
-    ``channels`` lists some, how many, and None where it is None); ``ceil``, ``len``, ``min`` and ``max`` are
-    known, and ``a or b`` is b where a is None.
+    made), ``height``, ``width`` (pixels), ``dataset`` (its size, of two their sum), ``styles`` (how many),
+    ``stages`` (the model's) and ``channels`` (of the layer that a parameter names, else of the last with
+    places; where a parameter ``channels`` lists some, how many, and None where it is None); ``ceil``, ``len``,
+    ``min`` and ``max`` are known, and ``a or b`` is b where a is None.
     """
 
     forward: str
@@ -80,8 +80,7 @@ class Cost(_Frozen):
 
     def names(self) -> set[str]:
         """The parameters it speaks of."""
-        sizes = {"images", "height", "width", "dataset", "stages", "channels"}
-        return self._all_names() - {*_FUNCTIONS, *sizes}
+        return self._all_names() - {*_FUNCTIONS, *_SIZES}
 
     def speaks_of(self, size: str) -> bool:
         """Whether it depends on this size, which the model must be asked for: "channels" or "stages"."""
@@ -92,6 +91,7 @@ class Cost(_Frozen):
         return {node.id for node in nodes if isinstance(node, ast.Name)}
 
 
+_SIZES = ("images", "height", "width", "dataset", "styles", "stages", "channels")
 _FUNCTIONS: dict[str, Any] = {"ceil": math.ceil, "len": len, "min": min, "max": max}
 _ARITHMETIC = (
     *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Call, ast.BoolOp, ast.Or),

@@ -48,22 +48,31 @@ class Tap:
     _outputs: dict[str, Tensor] = field(default_factory=dict, init=False)
     _calls: Counter[str] = field(default_factory=Counter, init=False)
     _cleanup: ExitStack = field(default_factory=ExitStack, init=False)
+    _followed: list[nn.Module] = field(default_factory=list, init=False)
 
     def __enter__(self) -> Tap:
         # One by one onto the stack, so that an interruption half-way leaves no hook behind.
         with ExitStack() as stack:
-            for name, module in self.layers.items():
-                hook = self._hook(name)
-                if self.inputs:
-                    handle = module.register_forward_pre_hook(
-                        lambda m, given, hook=hook: hook(m, given, given)
-                    )
-                else:
-                    handle = module.register_forward_hook(hook)
-                stack.callback(handle.remove)
+            self._watch(self.layers, stack)
             stack.callback(open_taps.reset, open_taps.set((*open_taps.get(), self)))
             self._cleanup = stack.pop_all()
         return self
+
+    def follow(self, network: nn.Module) -> None:
+        """Read the layers of the same names in another network as well, until the tap is closed."""
+        if network not in self._followed:
+            self._followed.append(network)
+            self._cleanup.callback(self._followed.remove, network)
+            self._watch({name: network.get_submodule(name) for name in self.layers}, self._cleanup)
+
+    def _watch(self, layers: Mapping[str, nn.Module], stack: ExitStack) -> None:
+        for name, module in layers.items():
+            hook = self._hook(name)
+            if self.inputs:
+                handle = module.register_forward_pre_hook(lambda m, given, hook=hook: hook(m, given, given))
+            else:
+                handle = module.register_forward_hook(hook)
+            stack.callback(handle.remove)
 
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
@@ -104,16 +113,17 @@ def passed_on(output: Any, tensor: Tensor) -> Any:
     return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
 
 
-#: ``rule(gradient, gate) -> gradient``: what goes back through a ReLU; ``gate`` is where it was open.
+#: ``rule(gradient, passed) -> gradient``: what goes back through a ReLU; ``passed`` is what it would itself
+#: let through, the gradient where it was open.
 BackwardRule = Callable[[Tensor, Tensor], Tensor]
 
 
-def guided(gradient: Tensor, gate: Tensor) -> Tensor:
+def guided(gradient: Tensor, passed: Tensor) -> Tensor:
     """Guided backpropagation (Springenberg 2015): only positive gradients through open gates."""
-    return gradient.clamp(min=0) * gate
+    return passed.clamp(min=0)
 
 
-def deconvnet(gradient: Tensor, gate: Tensor) -> Tensor:
+def deconvnet(gradient: Tensor, passed: Tensor) -> Tensor:
     """Deconvolutional network (Zeiler & Fergus 2014): only positive gradients, gates ignored."""
     return gradient.clamp(min=0)
 
@@ -121,20 +131,20 @@ def deconvnet(gradient: Tensor, gate: Tensor) -> Tensor:
 class _RewrittenRelu(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, upper: float | None, in_place: bool, rule: BackwardRule
+        ctx: Any, x: Tensor, upper: float | None, in_place: bool, keep_output: bool, rule: BackwardRule
     ) -> Tensor:
-        gate = x > 0 if upper is None else (x > 0) & (x < upper)
-        ctx.save_for_backward(gate)
-        ctx.rule = rule
+        output = x.clamp_(0, upper) if in_place else x.clamp(0, upper)
+        ctx.save_for_backward(output if keep_output else x)
+        ctx.upper, ctx.rule = float("inf") if upper is None else upper, rule
         if in_place:
             ctx.mark_dirty(x)
-            return x.clamp_(0, upper)
-        return x.clamp(0, upper)
+        return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        (gate,) = ctx.saved_tensors
-        return ctx.rule(gradient, gate), None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+        (kept,) = ctx.saved_tensors
+        passed = torch.ops.aten.hardtanh_backward(gradient, kept, 0, ctx.upper)
+        return ctx.rule(gradient, passed), None, None, None, None
 
 
 #: Calls that are or may be a ReLU: their arguments in order, with what they mean when left out.
@@ -169,7 +179,10 @@ class Rewrite(TorchFunctionMode):
         if not (plain and low == 0 and high in (None, 6) and x.requires_grad):
             return func(*args, **kwargs)
         self.caught += 1
-        return _RewrittenRelu.apply(x, high, spelling.endswith("_") or given.get("inplace", False), self.rule)
+        in_place = spelling.endswith("_") or given.get("inplace", False)
+        # What autograd keeps itself of such a call, so that the network writes into the other one alone.
+        keep_output = in_place or spelling == "relu"
+        return _RewrittenRelu.apply(x, high, in_place, keep_output, self.rule)
 
 
 @contextmanager
@@ -195,20 +208,29 @@ _lock = threading.Lock()
 _held: dict[int, tuple[Any, str, bool, set[object]]] = {}
 
 
-def _hold(thing: Any, flag: str, holder: object) -> None:
+def _hold(things: list[tuple[Any, str]], holder: object) -> None:
     with _lock:
-        _held.setdefault(id(thing), (thing, flag, getattr(thing, flag), set()))[3].add(holder)
-        setattr(thing, flag, False)
+        for thing, flag in things:
+            _held.setdefault(id(thing), (thing, flag, getattr(thing, flag), set()))[3].add(holder)
+            setattr(thing, flag, False)
 
 
-def _release(thing: Any, holder: object) -> None:
-    with _lock:
-        if id(thing) in _held:
-            _, flag, before, holders = _held[id(thing)]
-            holders.discard(holder)
-            if not holders:
-                del _held[id(thing)]
-                setattr(thing, flag, before)
+def _release(things: list[tuple[Any, str]], holder: object) -> None:
+    try:
+        while things:
+            with _lock:
+                thing, flag = things[-1]
+                if id(thing) in _held:
+                    _, _, before, holders = _held[id(thing)]
+                    holders.discard(holder)
+                    if not holders:
+                        del _held[id(thing)]
+                        setattr(thing, flag, before)
+            things.pop()
+    finally:
+        if things:  # an interruption must not strand the others
+            things.pop()
+            _release(things, holder)
 
 
 @contextmanager
@@ -222,9 +244,9 @@ def guard(*modules: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for module in modules:
             things: list[tuple[Any, str]] = [(part, "training") for part in module.modules()]
-            for thing, flag in things + [(p, "requires_grad") for p in module.parameters()]:
-                # The way back is laid first: an interruption between the lines must not strand it.
-                stack.callback(_release, thing, holder)
-                _hold(thing, flag, holder)
+            things += [(p, "requires_grad") for p in module.parameters()]
+            # The way back is laid first: an interruption between the lines must not strand them.
+            stack.callback(_release, things, holder)
+            _hold(things, holder)
         stack.callback(open_taps.reset, open_taps.set(()))
         yield

@@ -33,6 +33,10 @@ class Objective(ABC):
         """The same target for these rows of the batch, in this order, repeats allowed."""
         return self
 
+    def decide(self, model: Model, images: Tensor) -> Objective:
+        """The target as it is once these images have settled which class is meant, if that is open."""
+        return self
+
     def names(self, model: Model, count: int) -> tuple[str, ...]:
         """What the target is called for each of ``count`` images."""
         return (str(self),) * count
@@ -76,6 +80,12 @@ class Predicted(Objective):
     def read(self, values: Tensor) -> Tensor:
         self._decided = self._decided or Class(tuple(_logits(values).argmax(dim=1).tolist()))
         return self._decided.read(values)
+
+    def decide(self, model: Model, images: Tensor) -> Objective:
+        if self._decided is None:
+            with torch.no_grad():
+                self.read(model(images))
+        return self._decided or self
 
     def written(self) -> Any:
         return None

@@ -11,6 +11,7 @@ from .spec import Role
 
 if TYPE_CHECKING:
     from .datasets import Dataset as _Dataset
+    from .diffusion import Denoiser as _Denoiser
     from .models import Model as _Model
     from .results import TrainedNetwork
 
@@ -41,6 +42,8 @@ Texture: TypeAlias = Annotated[Tensor, Role("texture")]
 Styles: TypeAlias = Annotated[Tensor, Role("styles")]
 #: A network that a training method made, for its partner that applies it.
 Stylizer: TypeAlias = Annotated["TrainedNetwork", Role("stylizer")]
+#: A diffusion model: the noise in x at a time t, and the way from pixels to x and back.
+Denoiser: TypeAlias = Annotated["_Denoiser", Role("denoiser")]
 
 #: A parameter that names a layer, checked against the model before work starts.
 LayerName: TypeAlias = Annotated[str, Role("layer")]

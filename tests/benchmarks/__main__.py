@@ -1,352 +1,62 @@
-"""What a method costs beside its peers: CPU time in one process, A B A B, smallest of several.
+"""What a method costs beside its peers and its bare passes: in one process, in turns, smallest of several.
 
-``make bench`` prints them all; ``python -m tests.benchmarks saliency pgd`` times some rows only.
-Ratios below 1 mean that Phosphene is cheaper than the peer. Weights are random.
+``make bench`` prints them all; ``python -m tests.benchmarks saliency pgd`` times some rows only. Ratios below
+1 mean that Phosphene is cheaper; *the limit* is the simplest loop of the passes that cannot be avoided.
 """
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 
-import art.attacks.evasion
-import captum.attr
-import foolbox
 import numpy as np
-import pytorch_grad_cam
 import torch
-import torchattacks
-import torchcam.methods
-import torchvision
-from art.estimators.classification import PyTorchClassifier
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
-from torch import Tensor, nn
-from zennit.attribution import Gradient as ByRules
-from zennit.composites import LayerMapComposite
-from zennit.rules import Epsilon, Pass
-from zennit.torchvision import ResNetCanonizer
-from zennit.types import Activation, Linear
-
-from phosphene import TensorDataset, load_model, methods
-from phosphene.datasets import SceneDataset
-from phosphene_plugins.embeddings.features import principal_components
-from phosphene_plugins.embeddings.nearest import Nearest
+from tests.benchmarks import attacks, embeddings, seeing
 
 Work = Callable[[], object]
 ROUNDS = 5
-#: Seconds after which a pair is not timed again.
+#: Seconds after which a row is not timed again.
 ENOUGH = 20
+SUITES = (
+    *(seeing.saliency, seeing.gradients, seeing.cams, seeing.occlusion),
+    *(attacks.fgsm, attacks.pgd, attacks.carlini_wagner, attacks.deepfool),
+    *(attacks.hop_skip_jump, attacks.universal),
+    *(embeddings.nearest_neighbors, embeddings.pca),
+)
 
 
-class Normalized(nn.Module):
-    """The network with the same normalisation that Phosphene's Model holds, for the peers."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.module((images - 0.45) / 0.225)
-
-
-def network(name: str) -> tuple[nn.Module, object]:
-    torch.manual_seed(0)
-    module = torchvision.models.get_model(name, weights=None).eval()
-    return module, load_model(module, mean=[0.45] * 3, std=[0.225] * 3, input_size=(3, 224, 224))
-
-
-def saliency() -> Iterator[tuple[str, Work, dict[str, Work]]]:
-    for name in ("resnet18", "mobilenet_v2"):
-        module, model = network(name)
-        peer = captum.attr.Saliency(Normalized(module))
-        for count in (1, 8):
-            images = torch.rand(count, 3, 224, 224)
-            yield (
-                f"saliency, {name}, {count}",
-                lambda model=model, images=images: methods["saliency"](model, images, 3),
-                {
-                    "captum": lambda peer=peer, images=images: peer.attribute(
-                        images.clone().requires_grad_(), target=3
-                    )
-                },
-            )
-
-
-def gradients() -> Iterator[tuple[str, Work, dict[str, Work]]]:
-    """The methods that take many passes back to the pixels, or change what the passes do."""
-    images = torch.rand(2, 3, 224, 224)
-    model = network("resnet18")[1]
-
-    def of_captum(kind: str, **params: object) -> Work:
-        peer = getattr(captum.attr, kind)(Normalized(network("resnet18")[0]))
-        return lambda: peer.attribute(images.clone(), target=3, **params)
-
-    yield (
-        "integrated_gradients, 16 steps, resnet18, 2",
-        lambda: methods["integrated_gradients"](model, images, 3, steps=16),
-        {
-            "captum": of_captum("IntegratedGradients", n_steps=16),
-            "captum, 2 at once": of_captum("IntegratedGradients", n_steps=16, internal_batch_size=2),
-        },
-    )
-    noisy = captum.attr.NoiseTunnel(captum.attr.Saliency(Normalized(network("resnet18")[0])))
-    yield (
-        "smooth_grad, 10 samples, resnet18, 2",
-        lambda: methods["smooth_grad"](model, images, 3, samples=10),
-        {
-            "captum": lambda: noisy.attribute(images, nt_samples=10, stdevs=0.15, target=3, abs=False),
-            "captum, 2 at once": lambda: noisy.attribute(
-                images, nt_samples=10, nt_samples_batch_size=1, stdevs=0.15, target=3, abs=False
-            ),
-        },
-    )
-    yield (
-        "guided_backprop, resnet18, 2",
-        lambda: methods["guided_backprop"](model, images, 3),
-        {"captum": of_captum("GuidedBackprop")},
-    )
-    rules = [(Activation, Pass()), (Linear, Epsilon(1e-6))]
-    theirs = Normalized(network("resnet18")[0])
-    composite = LayerMapComposite(rules, canonizers=[ResNetCanonizer()])
-    chosen = torch.eye(1000)[[3, 3]]
-
-    def zennit() -> None:
-        with ByRules(model=theirs, composite=composite) as attributor:
-            attributor(images.clone(), lambda output: output * chosen)
-
-    yield "lrp, resnet18, 2", lambda: methods["lrp"](model, images, 3), {"zennit": zennit}
-
-
-def cams() -> Iterator[tuple[str, Work, dict[str, Work]]]:
-    """The CAM family on layer4; Score-CAM at half the size, since it takes 513 passes."""
-    kinds = {
-        "grad_cam": ("GradCAM", "GradCAM"),
-        "grad_cam_plus_plus": ("GradCAMPlusPlus", "GradCAMpp"),
-        "layer_cam": ("LayerCAM", "LayerCAM"),
-        "score_cam": ("ScoreCAM", "ScoreCAM"),
-    }
-    for name, (of_grad_cam, of_torchcam) in kinds.items():
-        count, side = (1, 112) if name == "score_cam" else (8, 224)
-        model, images = network("resnet18")[1], torch.rand(count, 3, side, side)
-        thawed, hooked, plain = (Normalized(network("resnet18")[0]).eval() for _ in range(3))
-        by_grad_cam = getattr(pytorch_grad_cam, of_grad_cam)(thawed, [thawed.module.layer4])
-        by_torchcam = getattr(torchcam.methods, of_torchcam)(
-            hooked, "module.layer4", input_shape=(3, side, side)
-        )
-        by_captum = captum.attr.LayerGradCam(plain, plain.module.layer4)
-
-        def pytorch_grad_cams(cam=by_grad_cam, images=images) -> None:
-            cam(images, [ClassifierOutputTarget(3)] * len(images))
-
-        def torchcams(cam=by_torchcam, hooked=hooked, images=images) -> None:
-            cam(3, hooked(images))
-
-        peers: dict[str, Work] = {"pytorch-grad-cam": pytorch_grad_cams, "torchcam": torchcams}
-        if name == "grad_cam":
-            peers["captum"] = lambda peer=by_captum, images=images: peer.attribute(images, target=3)
-        yield (
-            f"{name}, resnet18 at {side}, {count}",
-            lambda name=name, model=model, images=images: methods[name](model, images, 3, layer="layer4"),
-            peers,
-        )
-
-
-def occlusion() -> Iterator[tuple[str, Work, dict[str, Work]]]:
-    """16 px windows side by side; captum with one window a pass, as it is used unless told, and with 16."""
-    for name, side in (("resnet18", 112), ("resnet18", 224), ("vgg11", 112), ("vgg11", 224)):
-        module, model = network(name)
-        images = torch.rand(1, 3, side, side)
-        peer = captum.attr.Occlusion(Normalized(module))
-
-        def captums(at_once: int, peer=peer, images=images) -> Work:
-            window = (3, 16, 16)
-            return lambda: peer.attribute(
-                images, window, window, 0.5, target=3, perturbations_per_eval=at_once
-            )
-
-        yield (
-            f"occlusion, {name} at {side}, 16 px windows",
-            lambda model=model, images=images: methods["occlusion"](model, images, 3, window=16, stride=16),
-            {"captum": captums(1), "captum, 16 at once": captums(16)},
-        )
-
-
-def pgd() -> Iterator[tuple[str, Work, dict[str, Work]]]:
-    module, model = network("resnet18")
-    images, labels = torch.rand(4, 3, 112, 112), torch.arange(4)
-    peer = torchattacks.PGD(
-        Normalized(module).eval(), eps=8 / 255, alpha=2 / 255, steps=10, random_start=False
-    )
-    yield (
-        "pgd, 10 steps, resnet18 at 112, 4",
-        lambda: methods["pgd"](model, images, labels, steps=10, random_start=False),
-        {"torchattacks": lambda: peer(images, labels)},
-    )
-
-
-def shapes() -> tuple[nn.Module, object, Tensor, Tensor]:
-    """A trained network, for attacks that end where they succeed, with pictures and its own labels."""
-    model = load_model("builtin:shapes-vgg")
-    model.module.eval().requires_grad_(False)
-    images = SceneDataset(8).read(range(8))
-    return Through(model), model, images, model(images).argmax(1)
-
-
-class Through(nn.Module):
-    """A Phosphene model as a module that takes pixels, for the peers."""
-
-    def __init__(self, model: object) -> None:
-        super().__init__()
-        self.module, self._model = model.module, model  # type: ignore[attr-defined]
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.module(self._model.normalize(images))  # type: ignore[attr-defined]
-
-
-def art_classifier(module: nn.Module, classes: int) -> PyTorchClassifier:
-    return PyTorchClassifier(module, nn.CrossEntropyLoss(), (3, 64, 64), classes, clip_values=(0, 1))
-
-
-def fgsm() -> Iterator[tuple[str, Work, dict[str, Work]]]:
-    module, model, images, labels = shapes()
-    there = foolbox.PyTorchModel(module.eval(), bounds=(0, 1))
-    by_art = art.attacks.evasion.FastGradientMethod(art_classifier(module, 10), eps=8 / 255)
-    ta = torchattacks.FGSM(module, eps=8 / 255)
-    fb = foolbox.attacks.FGSM()
-
-    def judged() -> Tensor:
-        """With what Phosphene's result tells beside the pictures: what the model says of them."""
-        adversarial = ta(images, labels)
-        with torch.no_grad():
-            return module(adversarial).argmax(1) != labels
-
-    yield (
-        "fgsm, shapes-vgg, 8",
-        lambda: methods["fgsm"](model, images, labels),
-        {
-            "torchattacks": lambda: ta(images, labels),
-            "torchattacks, judged": judged,
-            "foolbox": lambda: fb(there, images, labels, epsilons=8 / 255),
-            "ART": lambda: by_art.generate(images.numpy(), labels.numpy()),
-        },
-    )
-
-
-def deepfool() -> Iterator[tuple[str, Work, dict[str, Work]]]:
-    module, model, images, labels = shapes()
-    there = foolbox.PyTorchModel(module.eval(), bounds=(0, 1))
-    by_art = art.attacks.evasion.DeepFool(
-        art_classifier(module, 10), epsilon=0.02, nb_grads=10, verbose=False
-    )
-    ta, fb = torchattacks.DeepFool(module), foolbox.attacks.L2DeepFoolAttack()
-    yield (
-        "deepfool, shapes-vgg, 8",
-        lambda: methods["deepfool"](model, images, labels),
-        {
-            "torchattacks": lambda: ta(images, labels),
-            "foolbox": lambda: fb(there, images, labels, epsilons=None),
-            "ART": lambda: by_art.generate(images.numpy()),
-        },
-    )
-
-
-def carlini_wagner() -> Iterator[tuple[str, Work, dict[str, Work]]]:
-    module, model, images, labels = shapes()
-    there = foolbox.PyTorchModel(module.eval(), bounds=(0, 1))
-    ta, fb = torchattacks.CW(module, steps=180), foolbox.attacks.L2CarliniWagnerAttack(6, 30)
-    by_art = art.attacks.evasion.CarliniL2Method(
-        art_classifier(module, 10), binary_search_steps=6, max_iter=30, batch_size=8, verbose=False
-    )
-    yield (
-        "carlini_wagner, 6 x 30 steps, shapes-vgg, 8",
-        lambda: methods["carlini_wagner"](model, images, labels, steps=30, search_steps=6),
-        {
-            "torchattacks": lambda: ta(images, labels),
-            "foolbox": lambda: fb(there, images, labels, epsilons=None),
-            "ART": lambda: by_art.generate(images.numpy(), labels.numpy()),
-        },
-    )
-
-
-def universal() -> Iterator[tuple[str, Work, dict[str, Work]]]:
-    module, model, images, _ = shapes()
-    peer = art.attacks.evasion.UniversalPerturbation(
-        art_classifier(module, 10), attacker="deepfool", attacker_params={"max_iter": 10, "verbose": False},
-        delta=0.01, max_iter=1, eps=10 / 255, norm=np.inf, verbose=False,
-    )  # fmt: skip
-    yield (
-        "universal by deepfool, once over 8 pictures, shapes-vgg",
-        lambda: methods["universal"](model, TensorDataset(images), epochs=1, aim=0.99, held_out=0),
-        {"ART": lambda: peer.generate(images.numpy())},
-    )
-
-
-def nearest_neighbors() -> Iterator[tuple[str, Work, dict[str, Work]]]:
-    """The search alone: the features are given on both sides."""
-    data, queries = torch.rand(20_000, 512), torch.rand(1000, 512)
-    nobody = torch.zeros(1000, 32, dtype=torch.bool)
-    peer = NearestNeighbors(n_neighbors=5, algorithm="brute")
-
-    def ours() -> None:
-        search = Nearest(queries, 5)
-        for start in range(0, len(data), 32):
-            search.meet(data[start : start + 32], tuple(range(start, start + 32)), nobody)
-        search.found()
-
-    def at_once() -> None:
-        torch.addmm(data.square().sum(1), queries, data.T, alpha=-2).topk(5, largest=False)
-
-    theirs: dict[str, Work] = {
-        "the product alone": lambda: queries @ data.T,
-        "addmm + topk": at_once,
-        "scikit-learn": lambda: peer.fit(data.numpy()).kneighbors(queries.numpy()),
-    }
-    yield "nearest of 20000 x 512 to 1000, in batches of 32", ours, theirs
-
-
-def pca() -> Iterator[tuple[str, Work, dict[str, Work]]]:
-    """The components alone; the limit is the covariance and its eigenvectors."""
-    features = torch.rand(5000, 512)
-    by_covariance = PCA(50, svd_solver="covariance_eigh")
-    yield (
-        "principal components, 5000 x 512 -> 50",
-        lambda: principal_components(features, 50),
-        {
-            "covariance + eigh": lambda: torch.linalg.eigh(features.T @ features),
-            "scikit-learn": lambda: PCA(50).fit_transform(features.numpy()),
-            "scikit-learn, by covariance": lambda: by_covariance.fit_transform(features.numpy()),
-        },
-    )
-
-
-def cpu_seconds(work: Work) -> float:
-    start = time.process_time()
+def seconds(work: Work) -> tuple[float, float]:
+    """Of the processor, over all its cores, and by the clock."""
+    cpu, clock = time.process_time(), time.perf_counter()
     work()
-    return time.process_time() - start
+    return time.process_time() - cpu, time.perf_counter() - clock
 
 
 def main() -> None:
-    suites = {
-        f.__name__: f
-        for f in (
-            *(saliency, gradients, cams, occlusion, pgd, fgsm, deepfool, carlini_wagner, universal),
-            *(nearest_neighbors, pca),
-        )
-    }
-    chosen = sys.argv[1:] or list(suites)
-    print(f"CPU seconds, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{'work':<58}{'phosphene':>10}  {'peer':<28}{'seconds':>8}{'ratio':>7}")
-    for name in chosen:
-        for work, ours, peers in suites[name]():
-            ours()
-            for peer, theirs in peers.items():
-                theirs()
-                pairs: list[tuple[float, float]] = []
-                while len(pairs) < ROUNDS and sum(map(sum, pairs)) < ENOUGH:
-                    pairs.append((cpu_seconds(ours), cpu_seconds(theirs)))
-                mine, other = (min(times) for times in zip(*pairs, strict=True))
-                print(f"{work:<58}{mine:>10.3f}  {peer:<28}{other:>8.3f}{mine / other:>7.2f}", flush=True)
+    warnings.filterwarnings("ignore", module="captum")
+    suites = {suite.__name__: suite for suite in SUITES}
+    print(
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}; ratios are phosphene to the other's"
+    )
+    print(f"{'':<58}{'':<28}{'CPU s':>9}{'ratio':>7}{'wall s':>10}{'ratio':>7}")
+    for name in sys.argv[1:] or suites:
+        for title, ours, peers, *subject in suites[name]():
+            works = {"phosphene": ours, **peers}
+            for who, work in works.items():
+                if subject:  # what it finds for how many passes
+                    print(f"    {who}: {subject[0].account(work)}", flush=True)
+                else:
+                    work()
+            rounds: list[list[tuple[float, float]]] = []
+            while len(rounds) < ROUNDS and np.sum(rounds) < ENOUGH:
+                rounds.append([seconds(work) for work in works.values()])
+            best = np.min(rounds, axis=0)
+            for who, (cpu, clock) in zip(works, best, strict=True):
+                shares = ("", "") if who == "phosphene" else [f"{t:.2f}" for t in best[0] / (cpu, clock)]
+                shown = title if who == "phosphene" else ""
+                print(
+                    f"{shown:<58}{who:<28}{cpu:>9.3f}{shares[0]:>7}{clock:>10.3f}{shares[1]:>7}", flush=True
+                )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ from torch import nn
 
 from phosphene import load_model
 from phosphene.builtin import train
+from phosphene.builtin.denoiser import ShapesDenoiser, load_denoiser
 from phosphene.builtin.networks import BIASED, NETWORKS, WEIGHTS, load_network, normalise
 from phosphene.builtin.scenes import CLASSES, Scenes, draw_scenes
+from phosphene.builtin.train_denoiser import squared_error
 from phosphene.localization import localization
 from phosphene.results import load_result
 from phosphene_plugins.attribution.cam import cam
@@ -153,6 +155,30 @@ def test_the_stylizer_is_written_with_its_card(tmp_path: Path, monkeypatch: pyte
     assert made.labels == ("bricks", "swirls", "mosaic", "waves")
     assert made.inputs["styles"] == ("builtin:bricks", "builtin:swirls", "builtin:mosaic", "builtin:waves")
     assert "| steps | 2 |" in (tmp_path / "shapes-styles.md").read_text()
+
+
+def test_the_denoiser_is_good_small_and_that_of_its_card(unseen: Scenes) -> None:
+    weights = WEIGHTS / "shapes-diffusion.safetensors"
+    card = dict(re.findall(r"^\| (.+?) \| (.+) \|$", weights.with_suffix(".md").read_text(), re.MULTILINE))
+    assert card["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    denoiser = load_denoiser()
+    assert int(card["parameters"]) == sum(p.numel() for p in denoiser.parameters())
+    found, untrained = (squared_error(d, unseen.images[:50], seed=1) for d in (denoiser, ShapesDenoiser()))
+    assert found < 1.5 * float(card["test error of v"]) < 0.5 * untrained
+
+
+def test_the_denoiser_is_written_with_its_card_and_the_same_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "TEST_SCENES", 500)
+    monkeypatch.setattr(train, "DENOISER_TRAINING", {"scenes": 4, "steps": 2})
+    state = torch.get_rng_state()
+    for folder in ("first", "second"):
+        train.main(["shapes-diffusion"], tmp_path / folder, seed=1)
+    assert torch.equal(state, torch.get_rng_state())
+    first, second = (tmp_path / folder / "shapes-diffusion.safetensors" for folder in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+    assert "| training steps | 2 |" in first.with_suffix(".md").read_text()
 
 
 def test_training_learns() -> None:

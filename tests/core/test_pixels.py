@@ -408,6 +408,18 @@ def test_an_objective_that_ten_steps_do_not_change_is_told(optimizer: str) -> No
     assert not ascend(loss, PixelImage(half), steps=12, maximize=False, **settings).scores.any()
 
 
+def test_what_a_random_change_hides_at_first_is_not_dead() -> None:
+    start = torch.full((1, 3, 4, 4), 0.5)
+    start[..., 0, 0] = 0.9
+    corner = lambda x: (x[..., 0, 0] - 0.6).relu().sum(1)
+    settings: dict[str, Any] = {"steps": 12, "lr": 1e-3, "optimizer": "sgd", "seed": 1}
+    found = ascend(corner, PixelImage(start), transform=partial(jitter, pixels=1), **settings)
+    assert found.scores[0] == 0 and found.scores.max() > 0.8
+    away = lambda images, generator: images.roll(1, -1)
+    with pytest.raises(DivergenceError, match="cannot start"):
+        ascend(corner, PixelImage(start), transform=away, **settings)
+
+
 def test_stages_in_turn_are_one_ascent() -> None:
     def stage(size: int, steps: int) -> Ascent:
         start = PixelImage(noise((2, 3, size, size), seed=1))

@@ -131,6 +131,25 @@ def test_device_that_is_not_there_is_refused_in_a_sentence(toy: Model, images: T
         run("saliency", model=toy, images=images, device="nowhere")
 
 
+@pytest.mark.parametrize("name", ["efros_leung", "fast_style"])
+def test_so_it_is_where_no_model_is_given(name: str) -> None:
+    with pytest.raises(InputError, match="nowhere"):
+        run(name, device="nowhere")
+
+
+def test_a_texture_is_read_at_its_own_size(tmp_path: Path) -> None:
+    picture = torch.rand(3, 20, 300)
+    write_png(picture, tmp_path / "strip.png")
+    made = run("efros_leung", sample=tmp_path / "strip.png", size=8, window=3, order="ring", seed=0)
+    assert torch.equal(made.sources[0], (picture * 255).round() / 255)
+
+
+def test_a_result_without_a_model_says_where_and_how_precisely_it_was_made() -> None:
+    made = methods["efros_leung"](torch.rand(1, 1, 8, 8, dtype=torch.float64), size=8, window=3, seed=0)
+    assert made.provenance is not None
+    assert (made.provenance.model, made.provenance.device, made.provenance.dtype) == (None, "cpu", "float64")
+
+
 def test_input_given_twice_is_refused(toy: Model, images: Tensor) -> None:
     with pytest.raises(InputError, match="images twice"):
         methods["saliency"](toy, images, images=images)

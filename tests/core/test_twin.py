@@ -8,6 +8,7 @@ from torch import nn
 from torchvision import models
 
 from phosphene import Model, load_model, methods
+from phosphene.datasets import SceneDataset
 from phosphene.models import twin
 from phosphene.models.twin import tuned
 
@@ -203,6 +204,17 @@ class Shared(nn.Module):
         x = self.norms[1](self.again(self.again(x)))
         x = self.norms[2](self.norms[2](self.other(x)))
         return self.head(x.mean((2, 3)))
+
+
+def test_network_with_nothing_to_fold_is_tuned_to_channels_last(monkeypatch):
+    model = load_model("builtin:shapes-vgg", dtype=torch.float64)
+    pictures = SceneDataset(5, size=(24, 24)).read(range(5))
+    assert model.anatomy.folds == ()
+    with_twin, without = both(monkeypatch, "saliency", model, pictures, 3)
+    assert with_twin.provenance.model["tuned"]
+    assert model.twin[1].features[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert model.module.features[0].weight.is_contiguous()
+    torch.testing.assert_close(with_twin.maps, without.maps, rtol=1e-8, atol=1e-10)
 
 
 def test_nothing_is_folded_that_something_else_needs():

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import foolbox
 import pytest
 import torch
+import torchattacks
 from torch import Tensor, nn
 
 from phosphene import Model, load_model, methods
+from phosphene.datasets import SceneDataset
+from phosphene.testing.observation import traffic
 
-torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is not installed")
-foolbox = pytest.importorskip("foolbox", reason="foolbox is not installed")
 pgd, bim, fgsm = (methods[f"attacks.{name}"] for name in ("pgd", "bim", "fgsm"))
 deepfool, carlini_wagner = methods["attacks.deepfool"], methods["attacks.carlini_wagner"]
-apgd = methods["attacks.apgd"]
+apgd, fab = methods["attacks.apgd"], methods["attacks.fab"]
 
 
 @pytest.fixture
@@ -67,6 +69,36 @@ def test_pgd_in_l2_agrees_with_torchattacks(
     )
     ours, theirs = both(peer, model, images, targeted, norm="l2", eps=eps, step_size=step_size, steps=steps)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.5 / 255), ("l2", 0.1)])
+def test_pgd_leaves_no_more_scenes_right_than_torchattacks_and_foolbox(norm: str, eps: float) -> None:
+    model = load_model("builtin:shapes-vgg", dtype=torch.float64)
+    model.module.requires_grad_(False)
+    images = SceneDataset(16, size=(24, 24)).read(range(16)).double()
+    labels, peers = model(images).argmax(1), Normalized(model)
+    told = {"steps": 5, "random_start": False}
+    of_torchattacks = {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[norm]
+    of_foolbox = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
+    ours = pgd(model, images, labels, norm=norm, eps=eps, step_size=eps / 4, **told)
+    ta = of_torchattacks(peers, eps=eps, alpha=eps / 4, **told)(images, labels)
+    bounded = foolbox.PyTorchModel(peers, bounds=(0, 1))
+    _, fb, _ = of_foolbox(abs_stepsize=eps / 4, **told)(bounded, images, labels, epsilons=eps)
+    left = int((~ours.success).sum())
+    assert 0 < left < 16  # so that more could be right, and fewer
+    assert all(left <= int(model(theirs).argmax(1).eq(labels).sum()) for theirs in (ta, fb))
+
+
+class Normalized(nn.Module):
+    """A model's network as a module that takes pixels, for the peers."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.network, self.normalize = model.module, model.normalize
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(self.normalize(images))
 
 
 @pytest.mark.parametrize("eps", [2 / 255, 0.1])
@@ -137,8 +169,11 @@ def test_carlini_wagner_goes_no_further_than_foolbox_with_no_more_passes(
 ) -> None:
     labels = model(images).argmax(1)
     peer = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=6, steps=100)
-    _, theirs, won = peer(there(model), images, labels, epsilons=None)
-    ours = carlini_wagner(model, images, labels, steps=100, search_steps=6)
+    with traffic(model.module) as their_passes:
+        _, theirs, won = peer(there(model), images, labels, epsilons=None)
+    with traffic(model.module) as our_passes:
+        ours = carlini_wagner(model, images, labels, steps=100, search_steps=6)
+    assert our_passes.forward + our_passes.backward <= their_passes.forward + their_passes.backward
     assert ours.success.all() and won.all()
     assert ours.distance("l2").median() <= (theirs - images).flatten(1).norm(dim=1).median()
 
@@ -153,6 +188,42 @@ def test_apgd_succeeds_at_least_as_often_as_torchattacks(
     )
     ours = apgd(model, images, labels, norm=norm, eps=eps, steps=20, seed=0)
     assert ours.success.sum() >= (model(theirs).argmax(1) != labels).sum()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("target_classes", [0, 4])
+def test_fab_goes_no_further_than_torchattacks(
+    model: Model, images: Tensor, norm: str, target_classes: int
+) -> None:
+    """It works in single precision, and towards each class the last that succeeds overwrites the others."""
+    model.module.float()
+    images = images.float()
+    labels = model(images).argmax(1)
+    peer = torchattacks.FAB(
+        model.module,
+        norm=norm.capitalize(),
+        eps=100.0,
+        steps=20,
+        multi_targeted=target_classes > 0,
+        n_classes=5,
+    )
+    far = (peer(images, labels) - images).flatten(1).norm(float(norm.removeprefix("l")), dim=1)
+    ours = fab(model, images, labels, norm=norm, steps=20, target_classes=target_classes)
+    assert ours.success.all()
+    assert (ours.distance(norm) <= far * 1.002).all()
+    assert ours.distance(norm).median() <= far.median() * 1.0001
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.008), ("l2", 0.12)])
+def test_apgd_towards_each_class_succeeds_at_least_as_often_as_torchattacks(
+    model: Model, images: Tensor, norm: str, eps: float
+) -> None:
+    labels = model(images).argmax(1)
+    peer = torchattacks.APGDT(model.module, norm=norm.capitalize(), eps=eps, steps=20, seed=0, n_classes=5)
+    theirs = model(peer(images, labels)).argmax(1) != labels
+    ours = apgd(model, images, labels, norm=norm, eps=eps, steps=20, seed=0, loss="dlr", target_classes=4)
+    assert 0 < theirs.sum() < len(images)
+    assert ours.success[theirs].all()
 
 
 def there(model: Model) -> object:

@@ -49,7 +49,6 @@ def test_every_library_on_the_page_is_compared() -> None:
 
 @pytest.mark.parametrize("peer", MODULES)
 def test_the_same_numbers_as(peer: str, page: dict[str, Any]) -> None:
-    pytest.importorskip(MODULES[peer], reason=f"{peer} is not installed")
     namespace = dict(page)
     for _, before, after in (pair for pair in PAIRS if pair[0] == peer):
         namespace |= {"ours": None, "theirs": None}
@@ -75,7 +74,7 @@ def pictures() -> Tensor:
 def test_pytorch_grad_cam_leaves_behind_what_the_page_says(
     pictures: Tensor, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    peer = pytest.importorskip("pytorch_grad_cam", reason="pytorch-grad-cam is not installed")
+    import pytorch_grad_cam as peer
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     network = small_network().train()
@@ -95,7 +94,8 @@ def test_pytorch_grad_cam_leaves_behind_what_the_page_says(
 
 
 def test_torchattacks_puts_all_of_a_training_model_to_training(pictures: Tensor) -> None:
-    peer = pytest.importorskip("torchattacks", reason="torchattacks is not installed")
+    import torchattacks as peer
+
     network = small_network().train()
     network[0].eval()
     methods["pgd"](load_model(network), pictures, torch.zeros(2, dtype=torch.long))
@@ -105,7 +105,7 @@ def test_torchattacks_puts_all_of_a_training_model_to_training(pictures: Tensor)
 
 
 def test_captums_guided_gradient_of_a_functional_relu_is_the_plain_one(pictures: Tensor) -> None:
-    peer = pytest.importorskip("captum.attr", reason="captum is not installed")
+    import captum.attr as peer
 
     class Functional(nn.Module):
         def __init__(self) -> None:
@@ -128,7 +128,6 @@ def test_captums_guided_gradient_of_a_functional_relu_is_the_plain_one(pictures:
 
 
 def test_zennit_differentiates_plainly_what_it_has_no_rule_for(pictures: Tensor) -> None:
-    pytest.importorskip("zennit", reason="zennit is not installed")
     from zennit.attribution import Gradient
     from zennit.composites import LayerMapComposite
     from zennit.rules import Epsilon

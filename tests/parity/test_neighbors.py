@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sklearn import neighbors
 from torch import nn
 
 from phosphene import TensorDataset, load_model, max_batch, methods
-
-neighbors = pytest.importorskip("sklearn.neighbors")
 
 
 @pytest.mark.parametrize(("metric", "theirs"), [("l2", "euclidean"), ("cosine", "cosine")])

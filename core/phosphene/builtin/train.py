@@ -24,8 +24,11 @@ from tqdm import tqdm
 
 from ..results import TrainedNetwork
 from ..running import run
+from .denoiser import DENOISER
 from .networks import BIASED, MEAN, NETWORKS, STD, WEIGHTS, normalise
 from .scenes import CLASSES, SIZE, Scenes, draw_scenes
+from .train_denoiser import RECIPE as DENOISER_RECIPE
+from .train_denoiser import fit_denoiser, squared_error
 
 BATCH = 64
 SHIFT = 8  # pixels: evidence must not depend on where in the frame an object lies
@@ -45,7 +48,9 @@ STYLES = ["bricks", "swirls", "mosaic", "waves"]
 STYLE_SCENES = 600
 STYLE_RECIPE: dict[str, Any] = {"steps": 2500, "width": 12, "blocks": 2}
 
-KNOWN = [*NETWORKS, STYLIZER]
+DENOISER_TRAINING = {"scenes": 2_000, "steps": 2_400}
+
+KNOWN = [*NETWORKS, STYLIZER, DENOISER]
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -220,6 +225,21 @@ def train_styles(out: Path, seed: int) -> None:
     write_card(out / f"{STYLIZER}.md", about, (folder / "arrays.safetensors").read_bytes(), **facts)
 
 
+def train_diffusion(out: Path, seed: int) -> None:
+    """Train the diffusion model, and write its weights in half precision and its card."""
+    denoiser, losses = fit_denoiser(**DENOISER_TRAINING, seed=seed)
+    weights = save({key: value.half().contiguous() for key, value in denoiser.state_dict().items()})
+    test = draw_scenes(TEST_SCENES // 10, seed=seed, split="test").images
+    made = {f"training_{name}": value for name, value in DENOISER_TRAINING.items()} | {"training_seed": seed}
+    facts = {"parameters": sum(p.numel() for p in denoiser.parameters()), "training": DENOISER_RECIPE, **made}
+    first, last = (sum(part) / len(part) for part in (losses[:50], losses[-50:]))
+    facts |= {"first_loss": first, "last_loss": last}
+    facts |= {"test_scenes": len(test), "test_error_of_v": squared_error(denoiser, test, seed)}
+    write(out / f"{DENOISER}.safetensors", weights)
+    about = f"{(type(denoiser).__doc__ or '').splitlines()[0]} Of drawn scenes and the bundled textures."
+    write_card(out / f"{DENOISER}.md", about, weights, **facts)
+
+
 def main(
     names: Annotated[list[str], typer.Argument(help=f"of {', '.join(KNOWN)}")] = KNOWN,
     out: Annotated[Path, typer.Option(help="folder to write to")] = WEIGHTS,
@@ -235,6 +255,8 @@ def main(
         train_classifiers(classifiers, out, scenes, epochs, seed)
     if STYLIZER in names:
         train_styles(out, seed)
+    if DENOISER in names:
+        train_diffusion(out, seed)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ class Anatomy:
     ``layers`` in the order they finished; ``last_map`` the last one with places; ``stages`` one
     layer for each resolution, finest first; ``classifier`` the linear layer that gives the logits;
     ``head`` set where CAM's equation holds; ``classes`` 0 where what comes out is no vector; ``folds``
-    each convolution whose output goes to one batch norm and nowhere else, and that norm.
+    each convolution whose output goes to one batch norm and nowhere else, and that norm; ``unfolded`` the
+    layers that give or are given such an output, which a network with folded norms does not have.
     """
 
     layers: dict[str, LayerInfo]
@@ -61,6 +62,7 @@ class Anatomy:
     head: Head | None
     classes: int
     folds: tuple[tuple[str, str], ...]
+    unfolded: frozenset[str]
 
 
 def record(module: nn.Module, normalized: Tensor, read_logits: Callable[[Any], Tensor]) -> Anatomy:
@@ -68,6 +70,7 @@ def record(module: nn.Module, normalized: Tensor, read_logits: Callable[[Any], T
     layers: dict[str, LayerInfo] = {}
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
+    gave: dict[str, Any] = {}  # how autograd knows what every layer gave
     modules = {name: m for name, m in module.named_modules() if name}
     thread = threading.get_ident()
 
@@ -85,6 +88,7 @@ def record(module: nn.Module, normalized: Tensor, read_logits: Callable[[Any], T
             inputs[name] = given
         if not (isinstance(value, Tensor) and value.requires_grad):
             return None
+        gave[name] = value.grad_fn
         if given is None or not _handed_on(given, value):
             outputs[name] = value
         # DenseNet's features are overwritten by an in-place ReLU outside every layer.
@@ -119,8 +123,9 @@ def record(module: nn.Module, normalized: Tensor, read_logits: Callable[[Any], T
             last_map = last_map or name
     classes = logits.shape[1] if logits.ndim == 2 else 0
     once = {name: part for name, part in modules.items() if name in layers and layers[name].calls == 1}
-    folds = _folds(once, inputs, outputs, logits)
-    return Anatomy(layers, last_map, _stages(modules, maps, size[0]), classifier, head, classes, folds)
+    folds = _folds(once, inputs, gave, logits)
+    stages = _stages(modules, maps, size[0])
+    return Anatomy(layers, last_map, stages, classifier, head, classes, *folds)
 
 
 def _handed_on(given: Tensor, value: Tensor) -> bool:
@@ -185,25 +190,32 @@ def _stages(modules: dict[str, nn.Module], maps: dict[str, Tensor], height: int)
 
 
 def _folds(
-    once: dict[str, nn.Module], inputs: dict[str, Tensor], outputs: dict[str, Tensor], logits: Tensor
-) -> tuple[tuple[str, str], ...]:
-    """Pairs of a convolution and the batch norm that alone takes its output, of layers that run once."""
+    once: dict[str, nn.Module], inputs: dict[str, Tensor], gave: dict[str, Any], logits: Tensor
+) -> tuple[tuple[tuple[str, str], ...], frozenset[str]]:
+    """Pairs of a convolution and the batch norm that alone takes its output, of layers that run once.
+
+    Beside them all layers that give or are given what is between the two of a pair.
+    """
     users: Counter[Any] = Counter()
     nodes: list[Any] = [logits.grad_fn] if logits.requires_grad else []
     while nodes:
         below = [node for node, _ in nodes.pop().next_functions if node is not None]
         nodes += {node for node in below if node not in users}
         users.update(below)
-    made = {outputs[n].grad_fn: n for n, m in once.items() if type(m) is nn.Conv2d and n in outputs}
-    pairs = []
+    made = {gave[n]: n for n, m in once.items() if type(m) is nn.Conv2d and n in gave}
+    pairs: list[tuple[str, str]] = []
+    between: set[Any] = set()
     for name, part in once.items():
         if type(part) is nn.BatchNorm2d and part.running_mean is not None and name in inputs:
-            node: Any = inputs[name].grad_fn
-            while users[node] == 1 and node.name() == "CloneBackward0":  # what was passed on
-                node = node.next_functions[0][0]
-            if users[node] == 1 and node in made:
-                pairs.append((made[node], name))
-    return tuple(pairs)
+            way: list[Any] = [inputs[name].grad_fn]
+            while users[way[-1]] == 1 and way[-1].name() == "CloneBackward0":  # what was passed on
+                way.append(way[-1].next_functions[0][0])
+            if users[way[-1]] == 1 and way[-1] in made:
+                pairs.append((made[way[-1]], name))
+                between.update(way)
+    given = {name: value.grad_fn for name, value in inputs.items()}
+    unfolded = {name for told in (gave, given) for name, node in told.items() if node in between}
+    return tuple(pairs), frozenset(unfolded)
 
 
 def prefix_tokens(module: nn.Module) -> int | None:

@@ -25,10 +25,14 @@ _WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 class Loader(Protocol):
-    """What a URI scheme needs: making networks by name, and listing the names."""
+    """What a URI scheme needs: making networks by name, and listing the names.
+
+    ``weights`` is a name that the scheme knows. With a weights file the network is filled afterwards; a
+    loader that must do so itself has ``fills = True`` and is given the tensors by name, as a mapping.
+    """
 
     def load(
-        self, name: str, *, weights: str | None, pretrained: bool, **options: Any
+        self, name: str, *, weights: Any, pretrained: bool, **options: Any
     ) -> tuple[nn.Module, dict[str, Any]]:
         """The network, and what ``Model`` is to know of it (``mean``, ``classes``, ...) where it is known."""
 
@@ -97,7 +101,8 @@ def load_model(
         weights = named = str(weights)
 
     if isinstance(model, str):
-        module, known = _by_uri(model, named, pretrained, options)
+        module, known, filled = _by_uri(model, named, state, pretrained, options)
+        state = None if filled else state
         wrapped = Model(module, **{"name": model, **known, **asked})
         again = {"uri": model, "weights": weights, "pretrained": pretrained, **asked, **options}
         with suppress(TypeError):  # what JSON cannot describe cannot be asked for again
@@ -126,8 +131,13 @@ def load_model(
 
 
 def _by_uri(
-    uri: str, weights: str | None, pretrained: bool, options: dict[str, Any]
-) -> tuple[nn.Module, dict[str, Any]]:
+    uri: str,
+    weights: str | None,
+    state: Mapping[str, Tensor] | None,
+    pretrained: bool,
+    options: dict[str, Any],
+) -> tuple[nn.Module, dict[str, Any], bool]:
+    """The network, what is known of it, and whether ``state`` is in it already."""
     scheme, colon, name = uri.partition(":")
     schemes = loaders()
     if not colon:
@@ -135,15 +145,18 @@ def _by_uri(
         raise InputError(f"{uri!r} is not a model: write scheme:name, with a scheme of {known}")
     if scheme not in schemes:
         raise UnknownName("model scheme", scheme, sorted(schemes))
+    loader = schemes[scheme]
+    filled = state is not None and getattr(loader, "fills", False)
+    given = state if filled else weights
     try:
-        module, feeding = schemes[scheme].load(name, weights=weights, pretrained=pretrained, **options)
+        module, feeding = loader.load(name, weights=given, pretrained=pretrained, **options)
     except PhospheneError:
         raise
     except (TypeError, ValueError, AssertionError) as error:
         raise InputError(f"{uri} cannot be built with {options}: {error}") from error
     except (RuntimeError, OSError) as error:
         raise ModelError(f"{uri} cannot be made: {str(error) or type(error).__name__}") from error
-    return module.eval(), feeding
+    return module.eval(), feeding, filled
 
 
 def read_weights(path: str | Path) -> Mapping[str, Tensor]:

@@ -230,7 +230,7 @@ class Model:
         stop_after = {name: self.anatomy.layers[name].calls for name in layers}
         with Tap(tapped, inputs=inputs, stop_after=stop_after) as tap:
             with suppress(StopForward):
-                self._run(images)
+                self._run(images, answering(self))
             return [tap[name] for name in layers]
 
     def input_of(self, images: Tensor, layer: str) -> Tensor:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -19,8 +21,12 @@ from ..taps import open_taps
 if TYPE_CHECKING:
     from .model import Model
 
-#: From so many images, forward and backward, a twin pays: making one costs four forward.
+#: From so many images, forward and backward, a twin pays: making one costs four forward ...
 WORTH = 10
+#: ... of pictures of this side, of larger ones sooner, which gain more.
+LARGE = 96
+#: Bytes that a check sum looks at together: 16 times 509 words of 8.
+_BLOCK = 8 * 16 * 509
 #: What every module has that is no setting: its hooks, which come and go with taps.
 _HOOKS = vars(nn.Module()).keys() - {"training", "_parameters", "_buffers", "_modules"}
 
@@ -33,6 +39,7 @@ class Tuning:
     used: bool = False
     state: object = None
     twin: nn.Module | None = None
+    sums: dict[object, tuple[int, Tensor]] = field(default_factory=dict)
 
 
 _tuning: ContextVar[Tuning | None] = ContextVar("phosphene_tuning", default=None)
@@ -40,10 +47,11 @@ _tuning: ContextVar[Tuning | None] = ContextVar("phosphene_tuning", default=None
 
 @contextmanager
 def tuned(model: Model | None, passes: int) -> Iterator[Tuning]:
-    """Inside, the twin may answer plain calls of ``model``, if so many images make it pay."""
+    """Inside, the twin may answer for ``model``, if so many images make it pay."""
     # On a GPU convolutions are less exact (TF32), and nothing was measured.
-    worth = passes >= WORTH and model and model.layers and model.device.type == "cpu"
-    tuning = Tuning(model if worth else None)
+    known = model is not None and model.device.type == "cpu" and _convolves(model.module)
+    larger = math.prod(model.input_size[1:]) // LARGE**2 if model is not None else 1
+    tuning = Tuning(model if known and passes * max(1, larger) >= WORTH else None)
     token = _tuning.set(tuning)
     try:
         yield tuning
@@ -52,12 +60,27 @@ def tuned(model: Model | None, passes: int) -> Iterator[Tuning]:
 
 
 def answering(model: Model) -> nn.Module:
-    """Which network answers a plain call: the twin where a run may use it and no layer is tapped."""
-    tuning = _tuning.get()
-    if tuning is None or tuning.model is not model or open_taps.get() or not model.anatomy.folds:
+    """Which network answers: the twin where a run may use it and it has all that is tapped."""
+    tuning, taps = _tuning.get(), open_taps.get()
+    if tuning is None or tuning.model is not model:
         return model.module
+    for name, part in ((name, part) for tap in taps for name, part in tap.layers.items()):
+        if name in model.anatomy.unfolded or model.layers.get(name) is not part:
+            return model.module
+    with torch._C.DisableTorchFunction():  # a rewrite is of the network's calls, not of these
+        network = _current(model, tuning)
+    if network is None:
+        return model.module
+    tuning.used = True
+    for tap in taps:
+        tap.follow(network)
+    return network
+
+
+def _current(model: Model, tuning: Tuning) -> nn.Module | None:
+    """The twin of the network as it is now; None where it has none."""
     if (state := _state(model.module)) is None:
-        return model.module
+        return None
     if tuning.state != state:  # the first call, or something was changed half-way
         # Changes through ``.data`` leave no trace but the values themselves.
         sums = [checksum(t) for t in (*model.module.parameters(), *model.module.buffers())]
@@ -67,13 +90,34 @@ def answering(model: Model) -> nn.Module:
         tuning.state, tuning.twin = state, model.twin[1]
         if tuning.twin is None:
             tuning.model = None  # a network that is another after every call is not asked again and again
-    tuning.used |= tuning.twin is not None
-    return model.module if tuning.twin is None else tuning.twin
+    return tuning.twin
+
+
+def _convolves(module: nn.Module) -> bool:
+    """Whether a convolution in it does more than cut a picture into patches, as a transformer's does."""
+    return any(isinstance(part, nn.Conv2d) and max(part.stride) < 4 for part in module.modules())
 
 
 def checksum(tensor: Tensor) -> int:
-    """A check sum of a tensor's bits."""
-    return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    """A check sum of a tensor's bits; inside a run taken once, until autograd sees them change."""
+    tuning = _tuning.get()
+    if tuning is None or tensor.is_inference():
+        return _checksum(tensor)
+    key = (tensor.data_ptr(), tensor._version, tensor.dtype, tensor.shape, tensor.stride())
+    # With the tensor itself, so that no other is ever found in its place.
+    tuning.sums[key] = known = tuning.sums.get(key) or (_checksum(tensor), tensor)
+    return known[0]
+
+
+def _checksum(tensor: Tensor) -> int:
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    if len(data) < _BLOCK + 2:
+        return zlib.crc32(data.data)
+    # Sums of 16 words each, 4 KB apart, are had as fast as memory can be read, a crc four times as slowly.
+    # From the third byte on: if signs were the words' highest bits, two that change would cancel out.
+    end = len(data) - (len(data) - 2) % _BLOCK
+    words = torch.from_numpy(data[2:end].view(np.int64)).view(-1, 16, _BLOCK // 128)
+    return zlib.crc32(words.sum(1).numpy().data, zlib.crc32(data[end:].data, zlib.crc32(data[:2].data)))
 
 
 def _state(module: nn.Module) -> list[object] | None:
@@ -84,7 +128,8 @@ def _state(module: nn.Module) -> list[object] | None:
         hooks = [hook for kind in kinds if kind for hook in kind.values()]
         if part.training or any(getattr(hook, "__module__", "") != "phosphene.taps" for hook in hooks):
             return None
-        settings = [value for value in vars(part).values() if isinstance(value, (int, float, str))]
+        told = [value for name, value in vars(part).items() if name not in _HOOKS]
+        settings = [value for value in told if isinstance(value, (int, float, str))]
         tensors = [t for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
         versions = [(t.data_ptr(), t.is_inference() or t._version) for t in tensors]
         state += (type(part), id(part), *settings, *versions)
@@ -109,21 +154,23 @@ def _trace(value: object) -> object:
 
 
 def _build(model: Model) -> nn.Module | None:
-    """A copy with its batch norms folded away, or None where its logits are others or calls leave traces."""
+    """A copy, channels last, batch norms folded away; None where its logits differ or calls leave traces."""
     noise = torch.rand(2, *model.input_size, generator=torch.Generator().manual_seed(0))
     try:
-        # A network that draws numbers must not draw others in the run that makes the twin.
-        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]):
+        # A network that draws numbers must not draw others in the run that makes the twin; no tap sees noise.
+        with model.guard(), torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]):
             twin = copy.deepcopy(model.module)
             assert twin is not model.module
+            for part in twin.modules():  # the taps that are open on the network itself
+                part._forward_hooks.clear()
+                part._forward_pre_hooks.clear()
             for names in model.anatomy.folds:
                 conv, bn = cast(Any, map(twin.get_submodule, names))
                 statistics = (bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
                 conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
                 parent, _, leaf = names[1].rpartition(".")
                 setattr(twin.get_submodule(parent), leaf, nn.Identity())
-            if min(model.input_size[1:]) >= 96:  # smaller pictures gain nothing
-                twin.to(memory_format=torch.channels_last)
+            twin.to(memory_format=torch.channels_last)
             before = _traces(model.module)
             given = model.normalize(noise)  # once: a defence may be random
             ours, theirs = (model._output(m(given.clone())) for m in (twin, model.module))

@@ -75,7 +75,7 @@ class AdversarialExamples(Result):
     def panels(self) -> list[list[Panel]]:
         groups = []
         for n, largest in enumerate(self.distance("linf").tolist()):
-            factor = 0.5 / largest if largest else 1.0
+            factor = 0.5 / max(largest, 1e-9)  # a change of one denormal number would have none
             difference = 0.5 + (self.adversarial[n] - self.images[n]) * factor
             before = f"{self.names_before[n]} {self.confidence_before[n]:.0%}"
             after = f"-> {self.names_after[n]} {self.confidence_after[n]:.0%}"
@@ -92,8 +92,9 @@ class AdversarialExamples(Result):
 class Synthesis(Result):
     """Images made by optimisation: ``images`` (N, C, H, W) in [0, 1], ``scores`` (steps, N), one name each.
 
-    ``sources`` (N, C, H, W) are the pictures they were made after, where there are such; ``frames``
-    (F, N, C, H, W), bytes, how they came about, where that was asked for.
+    What is made without optimisation has no steps: ``scores`` (0, N). ``sources`` (N, C, H, W) are the
+    pictures they were made after, where there are such; ``frames`` (F, N, C, H, W), bytes, how they came
+    about, where that was asked for.
     """
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "targets", "sources")
@@ -120,7 +121,8 @@ class Synthesis(Result):
 class Stylization(Result):
     """Images in other manners: ``images`` and ``stylized`` (N, 3, H, W) in [0, 1], ``style`` its name.
 
-    Of what was painted step by step, ``losses`` (steps, N) and ``frames`` as in ``Synthesis``.
+    ``sources`` (S, 3, H', W') are the pictures whose style it is, where there are such. Of what was painted
+    step by step, ``losses`` (steps, N) and ``frames`` as in ``Synthesis``.
     """
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "stylized")
@@ -130,12 +132,16 @@ class Stylization(Result):
     images: Tensor
     stylized: Tensor
     style: str
+    sources: Tensor | None = None
     losses: Tensor | None = None
     frames: Tensor | None = None
 
     def panels(self) -> list[list[Panel]]:
-        pairs = zip(self.images, self.stylized, strict=True)
-        return [[Panel(image), Panel(stylized, self.style, made=True)] for image, stylized in pairs]
+        sources = [] if self.sources is None else [Panel(source, "style") for source in self.sources]
+        return [
+            [Panel(image), *sources, Panel(stylized, self.style, made=True)]
+            for image, stylized in zip(self.images, self.stylized, strict=True)
+        ]
 
     def film(self) -> list[Tensor]:
         return _side_by_side(self.frames)

@@ -105,7 +105,8 @@ class Case:
                     value: Any = model
                 case "images" | "texture" | "styles":
                     channels = model.input_size[0] if declared.role == "images" else 3
-                    value = make_pictures(self.pictures, self.count, channels, size).to(model.dtype)
+                    value = make_pictures(self.pictures, self.count, channels, size)
+                    value = value.to(model.device, model.dtype)  # where no model is an input, no role does
                 case "dataset":
                     pictures = make_pictures(self.pictures, DATASET_SIZE, model.input_size[0], size)
                     classes = [str(i % min(CLASSES, model.class_count)) for i in range(DATASET_SIZE)]
@@ -171,7 +172,8 @@ def sizes(method: Method[..., Any], case: Case) -> dict[str, int]:
     """What the names in a cost expression stand for."""
     height, width = case.size or _look(case.network)[0]
     seen = DATASET_SIZE * sum(declared.role == "dataset" for declared in method.spec.inputs)
-    known = {"images": case.count, "height": height, "width": width, "dataset": seen}
+    styles = case.count if method.spec.input("styles") else 0
+    known = {"images": case.count, "styles": styles, "height": height, "width": width, "dataset": seen}
     if (cost := method.spec.cost) is None or not (cost.speaks_of("channels") or cost.speaks_of("stages")):
         return known
     params = method.validate(case.arguments(method))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -18,6 +19,7 @@ from phosphene.types import Images, Labels, Model, Seed
 from .ascent import (
     Eot,
     Loss,
+    TargetClasses,
     Under,
     climb,
     cross_entropy,
@@ -28,6 +30,8 @@ from .ascent import (
     unreached,
 )
 from .balls import Norm, project, random_point, steepest
+from .deepfool import likeliest
+from .sparse_ascent import sparse_ascent
 
 #: The share of the last step that is taken over, and of steps that must have raised the loss.
 _ALPHA, _RHO = 0.75, 0.75
@@ -67,7 +71,14 @@ _OBJECTIVES: dict[tuple[str, bool], Loss] = {
             authors="Croce, Hein",
             year=2020,
             url="https://arxiv.org/abs/2003.01690",
-        )
+        ),
+        Reference(
+            key="croce2021",
+            title="Mind the box: l1-APGD for sparse adversarial attacks on image classifiers",
+            authors="Croce, Hein",
+            year=2021,
+            url="https://arxiv.org/abs/2103.01208",
+        ),
     ],
     invariants=[
         WithinBall(radius="eps", norm="norm"),
@@ -76,12 +87,12 @@ _OBJECTIVES: dict[tuple[str, bool], Loss] = {
     ],
     needs=["gradients"],
     cost=Cost(
-        forward="images * (restarts * (steps + 1) * eot + 2)",
-        backward="images * restarts * (steps + 1) * eot",
+        forward="images * (restarts * max(1, target_classes) * (steps + 1) * eot + 2)",
+        backward="images * restarts * max(1, target_classes) * (steps + 1) * eot",
     ),
     tags=["white-box", "fixed-radius"],
     oracle=climbs_as_far_as_a_linear_model_allows,
-    quick={"steps": 4, "restarts": 1, "eot": 1},
+    quick={"steps": 4, "restarts": 1, "eot": 1, "target_classes": 0},
 )
 def apgd(
     model: Model,
@@ -90,7 +101,7 @@ def apgd(
     *,
     eps: Annotated[float, Field(gt=0, le=1000, description="radius of the ball, pixels in [0, 1]")] = 8 / 255,
     steps: Annotated[int, Field(ge=1, le=10_000, description="how many ascent steps")] = 100,
-    norm: Annotated[Literal["linf", "l2"], Field(description="what the ball is measured in")] = "linf",
+    norm: Annotated[Norm, Field(description="what the ball is measured in")] = "linf",
     loss: Annotated[
         Literal["cross-entropy", "dlr"],
         Field(description="what is climbed; dlr is blind to the logits' scale"),
@@ -99,6 +110,7 @@ def apgd(
         int, Field(ge=1, le=1000, description="how many climbs, each from another point")
     ] = 1,
     targeted: Annotated[bool, Field(description="labels are the classes wanted, not the true ones")] = False,
+    target_classes: TargetClasses = 0,
     eot: Eot = 1,
     under: Under = (),
     seed: Seed = None,
@@ -112,29 +124,36 @@ def apgd(
     ``steps``, eta is halved and the image begins again at its best point if fewer than 3/4 of the steps since
     the last checkpoint raised its loss, or if neither eta nor its best loss has changed since then. "dlr" is
     the difference of logits ratio (max_{k != y} z_k - z_y) / (z_1st - z_3rd), and towards a wanted class t
-    (z_t - max_{k != t} z_k) / (z_1st - (z_3rd + z_4th) / 2). ``images`` (N, C, H, W) in [0, 1], ``labels``
-    (N,).
+    (z_t - max_{k != t} z_k) / (z_1st - (z_3rd + z_4th) / 2); of fewer classes the last stands for those there
+    are not, and of two alone the ratio is the difference. In "l1" few numbers move at a time, and first in
+    balls of 3 and 2 ``eps``, as ``sparse_ascent`` describes. With ``target_classes`` (APGD-T) it climbs
+    towards each of so many other classes in turn, those first that the model finds likeliest in the image,
+    and any class but ``labels`` is a success. ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,).
 
     Each image stops where it succeeds, and otherwise brings its point of highest loss; what is taken for
     another class from the outset (targeted: for the one wanted) comes back as it is. All images start with
     the same random offset. ``eot`` and ``under`` make the gradient a mean over a random model's answers and
     over random changes of the picture.
 
-    Source: Croce & Hein 2020, algorithm 1 and section 4.
+    Source: Croce & Hein 2020, algorithm 1 and section 4; in l1 Croce & Hein 2021, algorithm 1.
     """
-    objective = _OBJECTIVES[loss, targeted]
     generator = torch.Generator().manual_seed(seed or 0)
     with torch.no_grad():
         before = model(images)
     adversarial = images.clone()
     best = torch.full_like(before[:, 0], -torch.inf)
     rows = unreached(before, labels, targeted)
-    for _ in range(restarts):
+    aims = [labels]
+    if target_classes and not targeted:
+        aims = list(likeliest(before, labels, target_classes + 1).T)
+    objective = _OBJECTIVES[loss, targeted or target_classes > 0]
+    for aim in aims * restarts:
         start = random_point(images, eps, norm, generator)[rows]
         if not len(rows):
             break
-        points, heights, done = _ascended(
-            model, start, images[rows], labels[rows], objective, eps=eps, steps=steps, norm=norm,
+        climbed = sparse_ascent if norm == "l1" else partial(_ascended, norm=norm)
+        points, heights, done = climbed(
+            model, start, images[rows], labels[rows], aim[rows], objective, eps=eps, steps=steps,
             targeted=targeted, eot=eot, under=under, generator=generator,
         )  # fmt: skip
         higher = done | (heights > best[rows])
@@ -150,6 +169,8 @@ class _Climb:
     rows: Tensor
     images: Tensor
     labels: Tensor
+    #: The classes that the loss is of.
+    aims: Tensor
     x: Tensor
     x_before: Tensor
     value: Tensor
@@ -173,6 +194,7 @@ def _ascended(
     start: Tensor,
     images: Tensor,
     labels: Tensor,
+    aims: Tensor,
     objective: Loss,
     *,
     eps: float,
@@ -189,16 +211,15 @@ def _ascended(
     marks = _checkpoints(steps)
     at: _Climb | None = None
     for step in progress(range(steps + 1), "climbing the loss"):
-        x, wanted = (start, labels) if at is None else (at.x, at.labels)
-        value, gradient, logits = climb(
-            model, x, wanted, objective, eot=eot, under=under, generator=generator
-        )
+        x, aim = (start, aims) if at is None else (at.x, at.aims)
+        value, gradient, logits = climb(model, x, aim, objective, eot=eot, under=under, generator=generator)
         if at is None:
             eta, none = start.new_full((len(start), 1, 1, 1), 2 * eps), torch.full_like(value, -torch.inf)
             rows = torch.arange(len(x), device=x.device)
             at = _Climb(
-                rows, images, labels, x, x, value, gradient, x, value, gradient, eta, 0 * value, eta, none
-            )
+                rows, images, labels, aims, x, x, value, gradient, x, value, gradient, eta, 0 * value, eta,
+                none,
+            )  # fmt: skip
         else:
             at.rises = at.rises + (value > at.value)
             at.value, at.gradient = value, gradient
@@ -207,7 +228,7 @@ def _ascended(
             at.best = torch.where(_pictures(higher), x, at.best)
             at.best_gradient = torch.where(_pictures(higher), gradient, at.best_gradient)
         if eot == 1 and not under:  # a success by chance is none
-            won = reached(logits, wanted, targeted)
+            won = reached(logits, at.labels, targeted)
             points[at.rows[won]], heights[at.rows[won]], done[at.rows[won]] = x[won], value[won], True
             if won.any():
                 at = at.only(~won)

@@ -27,6 +27,10 @@ Under: TypeAlias = Annotated[
     tuple[TransformName, ...], Field(max_length=8, description="random changes the example must survive")
 ]
 
+TargetClasses: TypeAlias = Annotated[
+    int, Field(ge=0, le=1000, description="towards each of so many likeliest other classes, one by one")
+]
+
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """-log p of the labels."""
@@ -81,17 +85,24 @@ def climb(
     total: list[Tensor] = []
     for _ in range(eot):
         place = points.detach().requires_grad_()
-        logits = model(change(place, generator))
+        logits = logits_on_graph(model, change(place, generator))
         values = loss(logits, labels)
-        if not values.requires_grad:
-            raise ModelError(
-                f"no gradient flows through {model.name} to the picture; square and hop_skip_jump need none"
-            )
         (gradient,) = torch.autograd.grad(values.sum(), place)
-        found = [values.detach(), gradient, logits.detach()]
+        # What is no number leads nowhere: one such pixel would take the whole picture's with it.
+        found = [values.detach(), gradient.nan_to_num(0.0), logits.detach()]
         total = [a + b for a, b in zip(total, found, strict=True)] if total else found
     values, gradient, logits = (part / eot if eot > 1 else part for part in total)
     return values, gradient, logits
+
+
+def logits_on_graph(model: Model, points: Tensor) -> Tensor:
+    """The logits (N, K); ModelError where no gradient leads from them to the pictures."""
+    logits = model(points)
+    if not logits.requires_grad:
+        raise ModelError(
+            f"no gradient flows through {model.name} to the picture; square and hop_skip_jump need none"
+        )
+    return logits
 
 
 def projected_ascent(

@@ -12,8 +12,8 @@ from phosphene.results import AdversarialExamples
 from phosphene.spec import Cost, PixelRange, SameShape
 from phosphene.types import Images, Labels, Model
 
-from .ascent import Loss, climb, judged, margin, reached, unreached
-from .balls import Norm, project, unit
+from .ascent import climb, judged, logits_on_graph, margin, reached, unreached
+from .balls import Norm, distance, drawn_back
 from .deepfool import likeliest, nearest_boundary
 
 #: How often the last picture's way back is halved, and by how much tau shrinks.
@@ -21,6 +21,8 @@ _HALVINGS, _TAU = 10, 0.9
 #: The first descent begins so far beyond the nearest boundary, as shares of the way there, and so many
 #: of the likeliest classes compete.
 _BEYOND, _CANDIDATES = 1.02, 10
+#: After so many rounds in a row that brought an image's example no nearer than to this share, it is done.
+_IDLE, _NEARER = 2, 0.999
 
 
 def stays_within_three_percent_of_the_nearest_boundary_of_a_linear_model() -> None:
@@ -58,8 +60,8 @@ def stays_within_three_percent_of_the_nearest_boundary_of_a_linear_model() -> No
     invariants=[PixelRange(field="adversarial"), SameShape(field="adversarial")],
     needs=["gradients"],
     cost=Cost(
-        forward=f"images * (search_steps * steps + {_HALVINGS + 4})",
-        backward=f"images * (search_steps * steps + {_CANDIDATES})",
+        forward=f"images * (search_steps * steps + {_HALVINGS + 3})",
+        backward=f"images * (search_steps * steps + {_CANDIDATES - 1})",
     ),
     tags=["white-box", "minimum-norm"],
     oracle=stays_within_three_percent_of_the_nearest_boundary_of_a_linear_model,
@@ -84,8 +86,9 @@ def carlini_wagner(
     f = max(z_y - max_{k != y} z_k + kappa, 0), and towards a wanted class t max_{k != t} z_k - z_t + kappa.
     In "l2" every image's c is halved on a logarithmic scale between the largest that failed and the
     smallest that led to a success; in "linf" its tau becomes 0.9 of the largest |d_i| at every success, and c
-    doubles where there is none. Adam descends; an image whose loss no longer falls stops early. What was
-    found last is drawn back towards the image for as long as it stays adversarial (by bisection).
+    doubles where there is none. Adam descends; an image whose loss no longer falls stops early, and in
+    "l2" one is done whose last two values of c brought nothing nearer. What was found last is drawn back
+    towards the image for as long as it stays adversarial (by bisection).
     ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). An image that is taken for another class from the
     outset (targeted: for the one wanted) comes back as it is, and one for which nothing was found, too.
 
@@ -99,16 +102,15 @@ def carlini_wagner(
     Source: Carlini & Wagner 2017, sections V and VI.
     """
 
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        lead = margin(logits, labels)
-        return (kappa + lead if targeted else kappa - lead).clamp(min=0)
-
-    with torch.no_grad():
-        before = model(images)
+    place = images.detach().requires_grad_()
+    logits = logits_on_graph(model, place)
+    before, adversarial = logits.detach(), images.clone()
     rows = unreached(before, labels, targeted)
-    adversarial = images.clone()
-    if len(rows):
-        search = _Search(model, images[rows], labels[rows], loss, targeted, norm)
+    if len(rows) and before.shape[1] > 1:
+        if len(rows) < len(images):  # a pass more costs less than the way back for those who are done
+            place = images[rows].requires_grad_()
+            logits = logits_on_graph(model, place)
+        search = _Search(model, place, logits, labels[rows], kappa, targeted, norm)
         for _ in progress(range(search_steps), "searching c"):
             search.descend(steps)
         adversarial[rows] = search.drawn_back()
@@ -119,52 +121,52 @@ class _Search:
     """The images that are attacked, each with a c of its own and the nearest example so far."""
 
     def __init__(
-        self, model: Model, images: Tensor, labels: Tensor, loss: Loss, targeted: bool, norm: Norm
+        self,
+        model: Model,
+        place: Tensor,
+        logits: Tensor,
+        labels: Tensor,
+        kappa: float,
+        targeted: bool,
+        norm: Norm,
     ) -> None:
-        self.model, self.images, self.labels, self.loss = model, images, labels, loss
+        self.model, self.images, self.labels, self.kappa = model, place.detach(), labels, kappa
         self.targeted, self.norm = targeted, norm
-        value, gradient, _ = climb(model, images, labels, loss)
-        tiny = torch.finfo(images.dtype).tiny ** 0.5
-        if norm == "l2":  # not the root of a sum of squares, which would overflow
-            steep, wide = (gradient * unit(gradient)).sum((1, 2, 3)).clamp(min=tiny), images[0].numel()
-            needed = value / steep
-            self.c = (3 * needed / steep).clamp(tiny, 1 / tiny)
-        else:
-            steep, wide = gradient.abs().sum((1, 2, 3)).clamp(min=tiny), 64
-            needed = value / steep
-            self.c = (images[0].numel() / steep).clamp(tiny, 1 / tiny)
-        self.rate = (needed / math.sqrt(wide)).clamp(1e-7, 0.05)
+        # As if the model were linear around the images, which the graph of their ``logits`` tells.
+        own, rivals = labels, likeliest(logits.detach(), labels, _CANDIDATES)
+        if targeted:
+            own, rivals = logits.detach().argmax(1), labels[:, None]
+        boundary = nearest_boundary(logits, place, own, rivals, norm)
+        self.start = (self.images + _BEYOND * boundary.step(norm)).clamp(0, 1)
+        tiny = torch.finfo(place.dtype).tiny ** 0.5
+        steep, size = boundary.steep[:, 0].clamp(min=tiny), place[0].numel()
+        needed = (boundary.leads[:, 0] + kappa) / steep
+        self.c = ((3 * needed if norm == "l2" else size) / steep).clamp(tiny, 1 / tiny)
+        self.rate = (needed / math.sqrt(size if norm == "l2" else 64)).clamp(1e-7, 0.05)
         self.low, self.high = torch.zeros_like(self.c), torch.full_like(self.c, torch.inf)
-        self.tau = torch.ones_like(self.c)
-        self.nearest, self.best = torch.full_like(self.c, torch.inf), images.clone()
-        self.start = self._across()
+        self.tau, self.idle = torch.ones_like(self.c), torch.zeros_like(self.labels)
+        self.nearest, self.best = torch.full_like(self.c, torch.inf), self.images.clone()
 
-    def _across(self) -> Tensor:
-        """The images just beyond the nearest boundary, or the wanted class's, were the model linear."""
-        place = self.images.detach().requires_grad_()
-        logits = self.model(place)
-        own, rivals = self.labels, likeliest(logits.detach(), self.labels, _CANDIDATES)
-        if self.targeted:
-            own, rivals = logits.detach().argmax(1), self.labels[:, None]
-        change, _ = nearest_boundary(logits, place, own, rivals, self.norm)
-        return (self.images + _BEYOND * change).clamp(0, 1)
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        lead = margin(logits, labels)
+        return (self.kappa + lead if self.targeted else self.kappa - lead).clamp(min=0)
 
     def descend(self, steps: int) -> None:
         """One round of Adam for every image, and the c and tau of the next."""
         hit = torch.zeros_like(self.labels, dtype=torch.bool)
-        rows = torch.arange(len(self.images), device=self.images.device)
-        x = self.start.clone()
+        rows, reach = (self.idle < _IDLE).nonzero()[:, 0], self.nearest.clone()
+        x = self.start[rows]
         mean, square = torch.zeros_like(x), torch.zeros_like(x)
-        least = marked = torch.full_like(self.c, torch.inf)
-        for step in range(steps):
+        least = marked = torch.full_like(self.c[rows], torch.inf)
+        for step in range(steps if len(rows) else 0):
             value, gradient, logits = climb(self.model, x, self.labels[rows], self.loss)
             delta = x - self.images[rows]
             size, slope = self._size(delta, rows)
-            distance = self._distance(delta)
+            far = distance(x, self.images[rows], self.norm)
             won = self._won(logits, rows)
-            hit[rows] |= won & (distance <= self.tau[rows]) if self.norm == "linf" else won
-            closer = won & (distance < self.nearest[rows])
-            self.nearest[rows[closer]], self.best[rows[closer]] = distance[closer], x[closer]
+            hit[rows] |= won & (far <= self.tau[rows]) if self.norm == "linf" else won
+            closer = won & (far < self.nearest[rows])
+            self.nearest[rows[closer]], self.best[rows[closer]] = far[closer], x[closer]
             least = torch.minimum(least, size + self.c[rows] * value)
             going = ~hit[rows] if self.norm == "linf" else torch.ones_like(won)
             if step % max(1, steps // 10) == 0:
@@ -184,6 +186,8 @@ class _Search:
             x = (x - _wide(rate) * (mean / (1 - 0.9 ** (step + 1))) / spread).clamp(0, 1)
         self.start = self.images  # what the model is really like there, the image's own surroundings tell
         self._next(hit)
+        idle = (self.nearest > _NEARER * reach) & self.high.isfinite()
+        self.idle = torch.where(idle, self.idle + 1, 0)
 
     def _next(self, hit: Tensor) -> None:
         # Where the model is not linear enough for the first guess, longer steps.
@@ -204,11 +208,6 @@ class _Search:
         over = (delta.abs() - _wide(self.tau[rows])).clamp(min=0)
         return over.sum((1, 2, 3)), delta.sign() * (over > 0)
 
-    def _distance(self, delta: Tensor) -> Tensor:
-        if self.norm == "l2":
-            return delta.square().sum((1, 2, 3)).sqrt()
-        return delta.abs().amax((1, 2, 3))
-
     def _won(self, logits: Tensor, rows: Tensor) -> Tensor:
         enough = self.loss(logits, self.labels[rows]) <= 0
         return reached(logits, self.labels[rows], self.targeted) & enough
@@ -216,15 +215,12 @@ class _Search:
     def drawn_back(self) -> Tensor:
         """The nearest examples, inside the smallest ball that bisection finds for each."""
         rows = self.nearest.isfinite().nonzero()[:, 0]
-        low, high = torch.zeros_like(self.nearest[rows]), self.nearest[rows]
-        points = self.best[rows]
-        for _ in range(_HALVINGS if len(rows) else 0):
-            middle = (low + high) / 2
-            shorter = project(self.best[rows], self.images[rows], _wide(middle), self.norm)
+
+        def holds(points: Tensor) -> Tensor:
             with torch.no_grad():
-                won = self._won(self.model(shorter), rows)
-            points = torch.where(_wide(won), shorter, points)
-            low, high = torch.where(won, low, middle), torch.where(won, middle, high)
+                return self._won(self.model(points), rows)
+
+        points = drawn_back(self.best[rows], self.images[rows], self.norm, holds, _HALVINGS)
         return self.images.index_copy(0, rows, points)
 
 

@@ -10,7 +10,7 @@ from phosphene import Model, batch_size, progress
 from phosphene.results import AdversarialExamples
 
 from .ascent import reached
-from .balls import Norm
+from .balls import Norm, distance
 
 #: How many random pictures are tried to find one that is taken for what the attacker wants ...
 TRIES = 100
@@ -83,8 +83,7 @@ class Decisions:
 
     def distance(self, points: Tensor, owners: Tensor) -> Tensor:
         """(M,) how far these pictures are from their images."""
-        delta = (points - self.images[owners]).flatten(1)
-        return delta.abs().amax(1) if self.norm == "linf" else delta.square().sum(1).sqrt()
+        return distance(points, self.images[owners], self.norm)
 
     def begin(self, start: Tensor | None, seed: int) -> Tensor:
         """A picture for each image, (N, C, H, W), that is taken for what is wanted, where one is found.

@@ -1,6 +1,6 @@
 """DeepFool: to the nearest boundary of the model made linear, again and again until it is crossed."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -11,8 +11,8 @@ from phosphene.results import AdversarialExamples
 from phosphene.spec import Cost, PixelRange, SameShape
 from phosphene.types import Images, Labels, Model
 
-from .ascent import unreached
-from .balls import length, unit
+from .ascent import logits_on_graph, unreached
+from .balls import Norm, steepness, unit
 
 #: The shortest step, in pixels: on the boundary itself the model made linear asks for none.
 _LEAST = 1e-6
@@ -86,7 +86,7 @@ def deepfool(
     before = after = rivals = torch.empty(0)
     for step in progress(range(steps + 1), "crossing boundaries"):
         place = points[rows].requires_grad_()
-        logits = model(place)
+        logits = logits_on_graph(model, place)
         if step == 0:
             before = after = logits.detach()
             rivals = likeliest(before, labels, candidates)
@@ -98,9 +98,10 @@ def deepfool(
         if len(left) < len(rows):  # a pass more costs less than the way back for those who are done
             rows = rows[left]
             place = points[rows].requires_grad_()
-            logits = model(place)
-        change, found = nearest_boundary(logits, place, labels[rows], rivals[rows], norm)
-        rows, change = rows[found], change[found]
+            logits = logits_on_graph(model, place)
+        boundary = nearest_boundary(logits, place, labels[rows], rivals[rows], norm)
+        found = boundary.far.isfinite()
+        rows, change = rows[found], boundary.step(norm)[found]
         if not len(rows):
             break
         moved[rows] += change
@@ -114,22 +115,40 @@ def likeliest(logits: Tensor, labels: Tensor, candidates: int) -> Tensor:
     return others.topk(min(candidates, logits.shape[1]) - 1, dim=1).indices
 
 
-def nearest_boundary(
-    logits: Tensor, place: Tensor, labels: Tensor, rivals: Tensor, norm: str
-) -> tuple[Tensor, Tensor]:
-    """The step to the nearest boundary, (n, C, H, W), and where there is one, (n,)."""
-    own = logits.gather(1, labels[:, None])[:, 0]
-    nearest = torch.full_like(own, torch.inf).detach()
-    change = torch.zeros_like(place)
-    for n, rival in enumerate(rivals.T):
-        gap = own - logits.gather(1, rival[:, None])[:, 0]
-        (slope,) = torch.autograd.grad(-gap.sum(), place, retain_graph=n + 1 < rivals.shape[1])
-        steep = length(slope)[:, 0, 0, 0] if norm == "l2" else slope.abs().sum((1, 2, 3))
-        distance = torch.where(steep > 0, (gap.detach() / steep).clamp(min=_LEAST), torch.inf)
-        closer = (distance < nearest)[:, None, None, None]
-        step = distance[:, None, None, None] * (unit(slope) if norm == "l2" else slope.sign())
-        change, nearest = torch.where(closer, step, change), torch.minimum(distance, nearest)
-    return change, nearest.isfinite()
+class Boundary(NamedTuple):
+    """Of the model made linear the nearest boundary between classes (n,) and one of their rivals (n, k).
+
+    ``gap`` (n,) by how much the rival trails, ``slope`` (n, C, H, W) on which it catches up, ``far`` (n,) how
+    far away the boundary is: infinitely where there is none, and the slope is zero. ``leads``, ``steep``
+    (n, k) of each rival: by how much it trails, and how steeply that falls, the dual norm of its slope.
+    """
+
+    gap: Tensor
+    slope: Tensor
+    far: Tensor
+    leads: Tensor
+    steep: Tensor
+
+    def step(self, norm: Norm) -> Tensor:
+        """The step to it, (n, C, H, W), none where there is none."""
+        size = torch.where(self.far.isfinite(), self.far.clamp(min=_LEAST), 0)[:, None, None, None]
+        return size * (unit(self.slope) if norm == "l2" else self.slope.sign())
+
+
+def nearest_boundary(logits: Tensor, place: Tensor, own: Tensor, rivals: Tensor, norm: Norm) -> Boundary:
+    """The nearest of the boundaries of ``own`` with ``rivals``, on the graph from ``place`` to ``logits``."""
+    leads = logits.gather(1, own[:, None]) - logits.gather(1, rivals)
+    trails, steep = leads.detach(), torch.zeros_like(leads).detach()
+    gap, far = torch.zeros_like(logits[:, 0]).detach(), torch.full_like(logits[:, 0], torch.inf).detach()
+    slope = torch.zeros_like(place)
+    for n in range(rivals.shape[1]):
+        (rising,) = torch.autograd.grad(-leads[:, n].sum(), place, retain_graph=n + 1 < rivals.shape[1])
+        steep[:, n] = falls = steepness(rising, norm)
+        away = torch.where((falls > 0) & falls.isfinite(), trails[:, n].abs() / falls, torch.inf)
+        closer = away < far
+        gap, far = torch.where(closer, trails[:, n], gap), torch.minimum(away, far)
+        slope = torch.where(closer[:, None, None, None], rising, slope)
+    return Boundary(gap, slope, far, trails, steep)
 
 
 @hookimpl

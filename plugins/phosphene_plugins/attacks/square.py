@@ -1,7 +1,7 @@
 """Square attack: random squares of colour, kept where the scores fall."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -13,7 +13,7 @@ from phosphene.spec import Cost, PixelRange, SameShape, WithinBall
 from phosphene.types import Images, Labels, Model, Seed
 
 from .ascent import cross_entropy, margin
-from .balls import length, project
+from .balls import Norm, length, project
 from .decisions import Decisions
 
 #: After so many of 10,000 queries the squares' area is halved.
@@ -63,7 +63,7 @@ def square(
     labels: Labels,
     *,
     eps: Annotated[float, Field(gt=0, le=1000, description="radius of the ball, pixels in [0, 1]")] = 8 / 255,
-    norm: Annotated[Literal["linf", "l2"], Field(description="what the ball is measured in")] = "linf",
+    norm: Annotated[Norm, Field(description="what the ball is measured in")] = "linf",
     max_queries: Annotated[
         int, Field(ge=1, le=1_000_000, description="the most pictures shown to the model for one image")
     ] = 5000,
@@ -80,16 +80,16 @@ def square(
     with L the margin z_y - max_(k != y) z_k of ``labels`` (targeted: their cross-entropy) and P the
     projection onto the ball around the image; it begins with vertical stripes of +-eps. In "l2" the change's
     own length moves from one square into another, heaped up towards the middles of its two halves, one
-    lighter, one darker, and all of it is brought to the length eps. The squares' area begins at ``share`` of
-    the picture and is halved at 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10,000 queries, or
-    as many of ``max_queries``. ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,).
+    lighter, one darker, and all of it is brought to the length eps; so it is in "l1". The squares' area
+    begins at ``share`` of the picture and is halved at 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of
+    10,000 queries, or as many of ``max_queries``. ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,).
 
     All images see the same squares. Each stops at its first success; ``queries`` (N,) counts every
     picture that the model was shown, the image among them. An image that is taken for another class
     from the outset (targeted: for the one wanted) comes back as it is, one without success as the best
     change found.
 
-    Source: Andriushchenko et al. 2020, algorithms 1 to 3.
+    Source: Andriushchenko et al. 2020, algorithms 1 to 3; in l1 Croce & Hein 2021, section 5.
     """
     generator = torch.Generator().manual_seed(seed or 0)
     found = Decisions(model, images, labels, targeted=targeted, norm=norm, most=max_queries, sure=False)
@@ -101,17 +101,16 @@ def square(
     best, answers, lowest = images.clone(), found.before.clone(), loss(found.before, everyone) + torch.inf
     for query in progress(range(max_queries - 1), "placing squares"):
         area = share / 2 ** sum(query * 10_000 > passed * max_queries for passed in _HALVED_AFTER)
-        change = _stripes if query == 0 and norm == "linf" else _tiles if query == 0 else None
         who = found.left().nonzero()[:, 0]
         if not len(who):
             break
         here = best[who]
-        if change is not None:
-            tried = change(here, eps, generator)
+        if query == 0:
+            tried = _stripes(here, eps, generator) if norm == "linf" else _tiles(here, eps, norm, generator)
         elif norm == "linf":
             tried = _colour(here, area, eps, generator)
         else:
-            tried = _heap(here, images[who], area, eps, generator)
+            tried = _heap(here, images[who], area, eps, norm, generator)
         tried = project(tried, images[who], eps, norm)
         logits = found.answers(tried, who)
         values = loss(logits, who)
@@ -152,7 +151,7 @@ def _colour(points: Tensor, area: float, eps: float, generator: Generator) -> Te
     return changed
 
 
-def _tiles(images: Tensor, eps: float, generator: Generator) -> Tensor:
+def _tiles(images: Tensor, eps: float, norm: Norm, generator: Generator) -> Tensor:
     """Five by five heaps over the whole picture, of length ``eps`` together."""
     height, width = images.shape[2:]
     side = max(1, min(height, width) // 5)
@@ -162,10 +161,12 @@ def _tiles(images: Tensor, eps: float, generator: Generator) -> Tensor:
             signs = _signs(generator, 1, images.shape[1], 1, 1)
             delta[:, :, top : top + side, left : left + side] = _heaped(side, generator) * signs
     delta = delta.to(images)
-    return images + eps * delta / length(delta)
+    return images + eps * _at_unit_length(delta, norm)
 
 
-def _heap(points: Tensor, images: Tensor, area: float, eps: float, generator: Generator) -> Tensor:
+def _heap(
+    points: Tensor, images: Tensor, area: float, eps: float, norm: Norm, generator: Generator
+) -> Tensor:
     """A heap on one square, made of its own change, of another square's, and of what is left of ``eps``."""
     side = _side(area, points, 3)
     here, there = _place(points, side, generator), _place(points, side, generator)
@@ -174,16 +175,24 @@ def _heap(points: Tensor, images: Tensor, area: float, eps: float, generator: Ge
     delta = points - images
     inside = torch.zeros_like(delta[:1, :1], dtype=torch.bool)
     inside[:, :, *here] = inside[:, :, *there] = True
+    power = 2 if norm == "l2" else 1
+
+    def mass(numbers: Tensor) -> Tensor:
+        return numbers.abs().pow(power).sum((2, 3), keepdim=True)
+
     # Per channel: what the two squares hold, and an equal share of what the clipping had taken.
-    held = (delta * inside).square().sum((2, 3), keepdim=True)
-    spare = (eps**2 - length(delta).square()).clamp(min=0) / points.shape[1]
-    own = delta[:, :, *here]
-    new = heap + own / length(own).clamp(min=1e-12)
-    new = new / new.square().sum((2, 3), keepdim=True).sqrt().clamp(min=1e-12) * (held + spare).sqrt()
+    spare = (eps**power - mass(delta).sum(1, keepdim=True)).clamp(min=0) / points.shape[1]
+    new = heap / mass(heap) ** (1 / power) + _at_unit_length(delta[:, :, *here], norm)
+    new = new * ((mass(delta * inside) + spare) / mass(new).clamp(min=1e-12)) ** (1 / power)
     delta = delta.clone()
     delta[:, :, *there] = 0
     delta[:, :, *here] = new
-    return images + eps * delta / length(delta).clamp(min=1e-12)
+    return images + eps * _at_unit_length(delta, norm)
+
+
+def _at_unit_length(delta: Tensor, norm: Norm) -> Tensor:
+    size = length(delta) if norm == "l2" else delta.abs().sum((1, 2, 3), keepdim=True)
+    return delta / size.clamp(min=1e-12)
 
 
 def _heaped(side: int, generator: Generator) -> Tensor:

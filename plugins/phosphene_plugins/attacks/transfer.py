@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import InputError, ModelError, Reference, batch_size, hookimpl, load_model, method
 from phosphene import Model as AnyModel
+from phosphene import Reference, batch_size, hookimpl, load_model, method
 from phosphene.results import Panel, Result
 from phosphene.spec import Cost, PixelRange, UnitRange
 from phosphene.types import Images, Labels, Model, Seed
 
+from ..models.several import URIs, loaded_beside, without_scheme
 from .ascent import Eot, Under, projected_ascent, reached
 from .balls import Norm
 
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
 #: So many examples stand beside the table.
 _SHOWN = 4
-URIs: TypeAlias = Annotated[
-    tuple[str, ...], Field(max_length=16, description="the other models, by URI, of the same classes")
-]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,8 +60,10 @@ class TransferTable(Result):
     def lines(self) -> list[str]:
         told = []
         for name, row in zip(self.names, self.rates.tolist(), strict=True):
-            shares = [f"{_short(other)} {rate:.0%}" for other, rate in zip(self.names, row, strict=True)]
-            told.append(f"{_short(name)} -> {', '.join(shares)}")
+            shares = [
+                f"{without_scheme(other)} {rate:.0%}" for other, rate in zip(self.names, row, strict=True)
+            ]
+            told.append(f"{without_scheme(name)} -> {', '.join(shares)}")
         return told
 
     def figure(self) -> Figure:
@@ -80,7 +80,7 @@ class TransferTable(Result):
             colour = "white" if value > 0.6 else "black"
             told = f"{value:.0%}\nof {int(self.counts[row, column])}"
             axes.text(column, row, told, ha="center", va="center", color=colour, fontsize=10)
-        names = [_short(name) for name in self.names]
+        names = [without_scheme(name) for name in self.names]
         axes.set_xticks(range(len(names)), names, fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_xlabel("shown to", fontsize=9), axes.set_ylabel("made on", fontsize=9)
@@ -91,11 +91,6 @@ class TransferTable(Result):
                 cell.imshow(panel.image.permute(1, 2, 0).float().cpu().numpy(), interpolation="antialiased")
                 cell.set_title(panel.title, fontsize=8, loc="left"), cell.set_axis_off()
         return figure
-
-
-def _short(name: str) -> str:
-    """A model's name without its scheme."""
-    return name.rpartition(":")[2]
 
 
 def linear_models_share_their_examples() -> None:
@@ -179,19 +174,9 @@ def transfer(
 
     Source: Dong et al. 2018, algorithm 1; Xie et al. 2019, section 3.2; Papernot et al. 2016 for the idea.
     """
-    everyone = [model]
-    for uri in models:
-        other = load_model(uri)
-        other.module.to(model.device)
-        if other.class_count != model.class_count:
-            both = f"{other.class_count} classes, {model.name} {model.class_count}"
-            raise ModelError(f"{uri} has {both}: what one says means nothing to the other")
-        if other.input_size != model.input_size:
-            raise InputError(
-                f"{uri} takes pictures of {other.input_size}, {model.name} of {model.input_size}"
-            )
+    everyone = [model, *loaded_beside(model, models)]
+    for other in everyone[1:]:
         other.need_gradients()
-        everyone.append(other)
     with ExitStack() as stack:
         for other in everyone:
             stack.enter_context(other.guard())

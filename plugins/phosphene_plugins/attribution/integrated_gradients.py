@@ -10,13 +10,13 @@ from torch import nn
 from phosphene import (
     Method,
     Reference,
+    batch_size,
     hookimpl,
     input_gradient,
     load_model,
     method,
     pixels,
     progress,
-    scores,
 )
 from phosphene.pixels import Baseline
 from phosphene.results import Attribution
@@ -73,14 +73,17 @@ def integrated_gradients(
 
     Source: Sundararajan, Taly & Yan 2017, equation 1.
     """
-    with torch.no_grad():
-        scores(model, images, target)  # decides which class is meant
+    target = target.decide(model, images)
     start = pixels.baseline(images, baseline, sigma=min(images.shape[2:]) / 8, seed=seed)
     total = torch.zeros_like(images)
     points, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
-    for point, weight in progress(list(zip(points, weights, strict=True)), "integrating"):
-        place = start + (float(point) + 1) / 2 * (images - start)
-        total = total + float(weight) / 2 * input_gradient(model, place, target)
+    alphas, shares = torch.tensor(np.stack([(points + 1) / 2, weights / 2])).to(images)
+    count, several = len(images), max(1, batch_size(model) // len(images))
+    for some in progress(torch.arange(steps).split(several), "integrating"):
+        places = start + alphas[some, None, None, None, None] * (images - start)
+        wanted = target.select([*range(count)] * len(some))
+        gradients = input_gradient(model, places.flatten(0, 1), wanted).view_as(places)
+        total += torch.einsum("k,knchw->nchw", shares[some], gradients)
     return Attribution(
         images=images,
         maps=((images - start) * total).sum(1),

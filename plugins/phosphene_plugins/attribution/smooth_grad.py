@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Method, Reference, hookimpl, input_gradient, load_model, method, progress, scores
+from phosphene import Method, Reference, batch_size, hookimpl, input_gradient, load_model, method, progress
 from phosphene.results import Attribution
 from phosphene.spec import Cost, MapPerPixel, Nonnegative
 from phosphene.types import Images, Model, Seed, Target
@@ -67,17 +67,22 @@ def smooth_grad(
 
     Source: Smilkov et al. 2017, section 2; Hooker et al. 2019; Adebayo et al. 2018.
     """
-    with torch.no_grad():
-        scores(model, images, target)  # decides which class is meant
+    target = target.decide(model, images)
     generator = torch.Generator().manual_seed(seed or 0)
     sigma = noise_level * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
     mean, spread = torch.zeros_like(images), torch.zeros_like(images)
-    for count in progress(range(1, samples + 1), "noisy copies"):
-        draw = torch.randn(1, *images.shape[1:], generator=generator).to(images)
-        gradient = input_gradient(model, images + sigma * draw, target)
-        away = gradient - mean
-        mean = mean + away / count
-        spread = spread + away * (gradient - mean)  # Welford's sum of squares about the mean
+    several = max(1, batch_size(model) // len(images))
+    for done in progress(range(0, samples, several), "noisy copies"):
+        draws = [
+            torch.randn(1, *images.shape[1:], generator=generator)
+            for _ in range(done, min(done + several, samples))
+        ]
+        noisy = torch.cat([images + sigma * draw.to(images) for draw in draws])
+        wanted = target.select([*range(len(images))] * len(draws))
+        for count, gradient in enumerate(input_gradient(model, noisy, wanted).split(len(images)), done + 1):
+            away = gradient - mean
+            mean = mean + away / count
+            spread = spread + away * (gradient - mean)  # Welford's sum of squares about the mean
     variance = (spread / samples).clamp(min=0)
     values = {"mean": mean.abs(), "square": mean.square() + variance, "variance": variance}[average]
     return Attribution(

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
 from phosphene.spec import Cost
-from phosphene.types import Dataset, LayerName, Model, Seed
+from phosphene.types import Dataset, Model, Seed
 
-from .features import at_least, embedded, principal_components
+from .features import FeatureLayer, at_least, embedded, principal_components
 
 
 def _oracle() -> None:
@@ -55,9 +55,7 @@ def clusters(
     model: Model,
     dataset: Dataset,
     *,
-    layer: Annotated[
-        LayerName | None, Field(description="whose features; what the classifier is given unless told")
-    ] = None,
+    layer: FeatureLayer = None,
     k: Annotated[
         int | None,
         Field(ge=1, le=1000, description="how many clusters; unless told as many as classes, or eight"),

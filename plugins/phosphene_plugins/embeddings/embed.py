@@ -9,9 +9,9 @@ from torch import nn
 from phosphene import Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
 from phosphene.spec import Cost
-from phosphene.types import Dataset, LayerName, Model
+from phosphene.types import Dataset, Model
 
-from .features import embedded
+from .features import FeatureLayer, embedded
 
 
 def _oracle() -> None:
@@ -47,9 +47,7 @@ def embed(
     model: Model,
     dataset: Dataset,
     *,
-    layer: Annotated[
-        LayerName | None, Field(description="whose features; what the classifier is given unless told")
-    ] = None,
+    layer: FeatureLayer = None,
     pooled: Annotated[bool, Field(description="average a named layer over its places")] = True,
 ) -> Embedding:
     """Collect the features of every picture of a data set, with their ids.

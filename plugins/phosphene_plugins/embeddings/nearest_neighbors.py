@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method, progress
 from phosphene.results import Neighbors
 from phosphene.spec import Cost, Nonnegative
-from phosphene.types import Dataset, Images, LayerName, Model
+from phosphene.types import Dataset, Images, Model
 
-from .features import represent
+from .features import FeatureLayer, represent
 from .nearest import Nearest
 
 
@@ -51,9 +51,7 @@ def nearest_neighbors(
     dataset: Dataset,
     *,
     k: Annotated[int, Field(ge=1, le=1000, description="neighbours per image")] = 5,
-    layer: Annotated[
-        LayerName | None, Field(description="whose features; what the classifier is given unless told")
-    ] = None,
+    layer: FeatureLayer = None,
     metric: Annotated[Literal["l2", "cosine"], Field(description="how far features are apart")] = "l2",
     exclude_self: Annotated[bool, Field(description="leave out pictures equal to the image itself")] = False,
 ) -> Neighbors:
@@ -80,7 +78,7 @@ def nearest_neighbors(
     by_pixels = Nearest(images.flatten(1), k)
     for batch in progress(dataset.batches(size), "nearest neighbours", -(-len(dataset) // size)):
         pictures = batch.images.to(images)
-        never = torch.zeros(len(images), len(pictures), dtype=torch.bool, device=images.device)
+        never = None
         if exclude_self:
             never = torch.stack([(pictures == image).flatten(1).all(1) for image in images])
         by_features.meet(embed(pictures), batch.indices, never)

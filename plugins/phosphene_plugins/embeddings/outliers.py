@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
 from phosphene.spec import Cost, Nonnegative
-from phosphene.types import Dataset, LayerName, Model
+from phosphene.types import Dataset, Model
 
-from .features import at_least, centred, embedded
+from .features import FeatureLayer, at_least, centred, embedded
 from .nearest import Nearest
 
 #: Queries at a time, each of which keeps its nearest vectors.
@@ -61,9 +61,7 @@ def outliers(
     model: Model,
     dataset: Dataset,
     *,
-    layer: Annotated[
-        LayerName | None, Field(description="whose features; what the classifier is given unless told")
-    ] = None,
+    layer: FeatureLayer = None,
     k: Annotated[int, Field(ge=1, le=1000, description="to which nearest neighbour the distance is")] = 5,
 ) -> Embedding:
     """Find the pictures of a data set that stand out: far from their neighbours, or from all.

@@ -10,9 +10,9 @@ from torch import nn
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
 from phosphene.spec import Cost
-from phosphene.types import Dataset, LayerName, Model
+from phosphene.types import Dataset, Model
 
-from .features import at_least, embedded, principal_components
+from .features import FeatureLayer, at_least, embedded, principal_components
 
 
 def _oracle() -> None:
@@ -46,9 +46,7 @@ def pca(
     model: Model,
     dataset: Dataset,
     *,
-    layer: Annotated[
-        LayerName | None, Field(description="whose features; what the classifier is given unless told")
-    ] = None,
+    layer: FeatureLayer = None,
     components: Annotated[int, Field(ge=1, le=1000, description="how many; two are drawn")] = 2,
 ) -> Embedding:
     """Show a data set's pictures on the principal components of their features.

@@ -1,18 +1,15 @@
 """Set distance: how far the pictures of one folder are from those of another, to a model."""
 
-from typing import Annotated
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
 from phosphene.spec import Cost, Nonnegative
-from phosphene.types import Dataset, LayerName, Model
+from phosphene.types import Dataset, Model
 from phosphene_plugins.embeddings.distance import SetDistance
 
-from .features import at_least, embedded, principal_components
+from .features import FeatureLayer, at_least, embedded, principal_components
 
 #: Rows of a kernel matrix that are summed at once.
 _ROWS = 1024
@@ -61,9 +58,7 @@ def set_distance(
     dataset: Dataset,
     other: Dataset,
     *,
-    layer: Annotated[
-        LayerName | None, Field(description="whose features; what the classifier is given unless told")
-    ] = None,
+    layer: FeatureLayer = None,
 ) -> SetDistance:
     """Measure how far two sets of pictures are apart in a model's features: drawn from real, say.
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
 from phosphene.spec import Cost
-from phosphene.types import Dataset, LayerName, Model
+from phosphene.types import Dataset, Model
 
-from .features import at_least, embedded, principal_components, trustworthiness
+from .features import FeatureLayer, at_least, embedded, principal_components, trustworthiness
 
 
 def _oracle() -> None:
@@ -55,9 +55,7 @@ def tsne(
     model: Model,
     dataset: Dataset,
     *,
-    layer: Annotated[
-        LayerName | None, Field(description="whose features; what the classifier is given unless told")
-    ] = None,
+    layer: FeatureLayer = None,
     perplexity: Annotated[
         float | None,
         Field(

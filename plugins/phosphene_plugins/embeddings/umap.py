@@ -19,9 +19,9 @@ from phosphene import (
 )
 from phosphene.results import Embedding
 from phosphene.spec import Cost
-from phosphene.types import Dataset, LayerName, Model, Seed
+from phosphene.types import Dataset, Model, Seed
 
-from .features import at_least, embedded, trustworthiness
+from .features import FeatureLayer, at_least, embedded, trustworthiness
 
 
 def _oracle() -> None:
@@ -57,9 +57,7 @@ def umap(
     model: Model,
     dataset: Dataset,
     *,
-    layer: Annotated[
-        LayerName | None, Field(description="whose features; what the classifier is given unless told")
-    ] = None,
+    layer: FeatureLayer = None,
     neighbors: Annotated[
         int | None,
         Field(ge=2, le=1000, description="neighbours that are kept near; 15 unless told, or all of few"),

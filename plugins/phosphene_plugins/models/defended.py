@@ -24,8 +24,10 @@ class DefendedLoader:
     options go to the model behind them.
     """
 
+    fills = True
+
     def load(
-        self, name: str, *, weights: str | None, pretrained: bool, **options: Any
+        self, name: str, *, weights: Any, pretrained: bool, **options: Any
     ) -> tuple[nn.Module, dict[str, Any]]:
         from phosphene import load_model  # late: help and lists do not need torch
 

@@ -33,6 +33,35 @@ def fetch_weights(url: str) -> Path:
     return path
 
 
+def from_hub(repository: str, *files: str, revision: str | None = None, cache: str | None = None) -> Path:
+    """The first of these files that a repository on the Hugging Face hub has: cached, or else downloaded.
+
+    A network that is not there is noticed at once.
+    """
+    from huggingface_hub import (
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for file in files:
+        cached = try_to_load_from_cache(repository, file, cache_dir=cache, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+    for file in files:
+        try:
+            # Asked once: the download itself would try for most of a minute before it gave up.
+            get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
+            return Path(hf_hub_download(repository, file, revision=revision, cache_dir=cache))
+        except EntryNotFoundError:
+            continue  # an older repository, without safetensors
+        except Exception as error:  # of whichever HTTP library the hub's client is built on
+            raise unavailable(f"{repository}/{file}", error) from error
+    raise ModelError(f"{repository} on the Hugging Face hub has no {' or '.join(files)}")
+
+
 def unavailable(weights: str, error: Exception) -> ModelError:
     """What to say where weights are neither cached nor to be had from the network."""
     return ModelError(

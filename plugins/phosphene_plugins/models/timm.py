@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from phosphene import ModelError, UnknownName, hookimpl
 
-from .downloads import fetch_weights, unavailable
+from .downloads import fetch_weights, from_hub
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +38,7 @@ class TimmLoader:
         overlay = dict(options.pop("pretrained_cfg_overlay", None) or {})
         pretrained = pretrained or weights is not None
         if pretrained and not overlay.keys() & {"file", "state_dict"}:
-            overlay |= _source(full, overlay, options.get("cache_dir"))
+            overlay["file"] = _file(full, overlay, options.get("cache_dir"))
         module = timm.create_model(full, pretrained=pretrained, pretrained_cfg_overlay=overlay, **options)
         return module, {"name": f"timm:{full}", **_feeding(module, options)}
 
@@ -48,13 +48,8 @@ class TimmLoader:
         return sorted({*timm.list_models(), *timm.list_pretrained()})
 
 
-def _source(name: str, overlay: Mapping[str, Any], cache: str | None) -> dict[str, Any]:
-    """Where the weights are, asked in a way that neither waits for a dead network nor unpickles.
-
-    Cached ones are named as a file, since timm would first ask the network about them.
-    """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError
+def _file(name: str, overlay: Mapping[str, Any], cache: str | None) -> str:
+    """The file of the weights: timm itself would ask the network even about cached ones."""
     from timm.models import get_pretrained_cfg
 
     cfg = get_pretrained_cfg(name)
@@ -64,21 +59,10 @@ def _source(name: str, overlay: Mapping[str, Any], cache: str | None) -> dict[st
         )
     repository, _, revision = (overlay.get("hf_hub_id") or cfg.hf_hub_id or "").partition("@")
     if not repository:
-        return {"file": str(fetch_weights(overlay.get("url") or cfg.url))}
+        return str(fetch_weights(overlay.get("url") or cfg.url))
     binary = cfg.hf_hub_filename or "pytorch_model.bin"
     file = cfg.hf_hub_filename.replace(".bin", ".safetensors") if cfg.hf_hub_filename else "model.safetensors"
-    for wanted in (file, binary):
-        cached = try_to_load_from_cache(repository, wanted, cache_dir=cache, revision=revision or None)
-        if isinstance(cached, str):
-            return {"file": cached}
-    try:
-        # Asked once: the download itself would try for most of a minute before it gave up.
-        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision or None))
-    except EntryNotFoundError:
-        pass  # an older repository, without safetensors: timm reads its .bin as weights alone
-    except Exception as error:  # of whichever HTTP library the hub's client is built on
-        raise unavailable(f"{repository}/{file}", error) from error
-    return {}
+    return str(from_hub(repository, file, binary, revision=revision or None, cache=cache))
 
 
 def _feeding(module: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:

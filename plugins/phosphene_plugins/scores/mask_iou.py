@@ -16,14 +16,10 @@ from phosphene_plugins.scores.scoring import (
     MethodName,
     MethodParams,
     Pictures,
-    Pool,
-    baselines,
     evidence,
-    from_method,
     ranks,
-    score,
 )
-from phosphene_plugins.scores.table import Scores
+from phosphene_plugins.scores.table import Scores, scored
 
 Threshold = Annotated[
     float | None,
@@ -110,12 +106,10 @@ def mask_iou(
 
     Source: Zhou et al. 2016, section 3.2 (by boxes); the energy is that of Wang et al. 2020, section 4.3.
     """
-    assert seed is not None
-    pool = Pool(model, dataset, pictures, target, needs_masks=True)
-    sources = [from_method(method, params, seed), *baselines(pool.count, seed)]
-    measures = [overlap(threshold)]
-    table = score([model], pool, sources, measures, budget=budget, examples=3)
-    return Scores.of(table, [model.name], sources, measures)
+    return scored(
+        model, dataset, overlap(threshold), method=method, params=params, target=target, pictures=pictures,
+        budget=budget, seed=seed,
+    )  # fmt: skip
 
 
 @hookimpl

@@ -17,13 +17,9 @@ from phosphene_plugins.scores.scoring import (
     MethodName,
     MethodParams,
     Pictures,
-    Pool,
-    baselines,
     evidence,
-    from_method,
-    score,
 )
-from phosphene_plugins.scores.table import Scores
+from phosphene_plugins.scores.table import Scores, scored
 
 Radius = Annotated[int, Field(ge=0, le=100, description="pixels beside the object that still count as near")]
 
@@ -93,12 +89,10 @@ def pointing_game(
 
     Source: Zhang et al. 2018, section 4.1, with their tolerance as a second column.
     """
-    assert seed is not None
-    pool = Pool(model, dataset, pictures, target, needs_masks=True)
-    sources = [from_method(method, params, seed), *baselines(pool.count, seed)]
-    measures = [pointing(radius)]
-    table = score([model], pool, sources, measures, budget=budget, examples=3)
-    return Scores.of(table, [model.name], sources, measures)
+    return scored(
+        model, dataset, pointing(radius), method=method, params=params, target=target, pictures=pictures,
+        budget=budget, seed=seed,
+    )  # fmt: skip
 
 
 @hookimpl

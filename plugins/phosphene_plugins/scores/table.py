@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
-from phosphene import Result
+from phosphene import Dataset, Model, Result
 from phosphene.images import colorize
 from phosphene.results import Panel
 
-from .scoring import Measure, Source, Table
+from .scoring import Measure, Pool, Source, Table, Target, baselines, from_method, score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,6 +189,18 @@ class Scores(Result):
                 axis.contour(self.masks[e].float().cpu().numpy(), [0.5], colors="white", linewidths=0.6)
             if titles or name == model:
                 axis.set_title(name.replace("_", " "), fontsize=6.5, pad=2)
+
+
+def scored(
+    model: Model, dataset: Dataset, measure: Measure, *, method: str, params: Mapping[str, Any],
+    target: Target, pictures: int, budget: int, seed: int | None,
+) -> Scores:  # fmt: skip
+    """One method's maps on one model, beside the baselines, by one measure."""
+    assert seed is not None
+    pool = Pool(model, dataset, pictures, target, needs_masks=measure.needs_masks)
+    sources = [from_method(method, params, seed), *baselines(pool.count, seed)]
+    table = score([model], pool, sources, [measure], budget=budget, examples=3)
+    return Scores.of(table, [model.name], sources, [measure])
 
 
 def means(each: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

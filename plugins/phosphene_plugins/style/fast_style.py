@@ -22,6 +22,7 @@ from phosphene.results import Stylization, TrainedNetwork
 from phosphene.spec import Cost, PixelRange, SameShape
 from phosphene.types import Dataset, Images, LayerName, Model, Seed, Styles, Stylizer
 
+from .perceptual import relative
 from .style_network import StyleNetwork, conditional_norm_is_instance_norm
 
 REFERENCES = [
@@ -150,11 +151,6 @@ def fast_style_fit(
         labels=labels,
         previews=torch.cat([network(first, row[None]) for row in one_hot]),
     )
-
-
-def relative(found: Tensor, wanted: Tensor) -> Tensor:
-    """|found - wanted|^2 / |wanted|^2 of each row: (N,)."""
-    return (found - wanted).square().flatten(1).sum(1) / wanted.square().flatten(1).sum(1).clamp(min=1e-30)
 
 
 def paintable(images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from phosphene.pixels import PixelImage, ascend, gram, noise
 from phosphene.results import Synthesis
 from phosphene.spec import Cost, PixelRange
 from phosphene.types import Frames, LayerName, Model, Seed, Start, Texture
+from phosphene_plugins.textures.samples import Size, output_size
 
 
 def gram_energy(found: Tensor, wanted: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ def one_pixel_has_its_closed_form() -> None:
     torch.nn.init.ones_(pixels.weight)
     model = load_model(torch.nn.Sequential(pixels, torch.nn.ReLU()), input_size=(1, 8, 8))
     sample = torch.linspace(0.2, 0.8, 64, dtype=torch.float64).view(1, 1, 8, 8)
-    made = gram_texture(model, sample, layers=["1"], weights=[1.0], steps=50, seed=0)
+    made = gram_texture(model, sample, layers=["1"], normalization="gatys", steps=50, seed=0)
     squares = sample.square().mean(), made.images.square().mean()
     assert abs(squares[0] - squares[1]) < 1e-6, f"mean squares differ: {squares}"
     start = noise((1, 1, 8, 8), seed=0, mean=sample.mean(), sd=sample.std())
@@ -59,8 +60,11 @@ def gram_texture(
     *,
     layers: Annotated[list[LayerName] | None, Field(description="layers l; every stage")] = None,
     weights: Annotated[list[NonNegativeFloat] | None, Field(description="w_l, one a layer")] = None,
+    normalization: Annotated[
+        Literal["relative", "gatys"], Field(description="E_l over that of an empty picture, or the paper's")
+    ] = "relative",
     steps: Annotated[int, Field(ge=1, le=100_000, description="steps of descent")] = 100,
-    size: Annotated[int | None, Field(ge=8, le=4096, description="side in pixels; the sample's own")] = None,
+    size: Size = None,
     optimizer: Annotated[Literal["lbfgs", "adam"], Field(description="lbfgs gets further")] = "lbfgs",
     lr: Annotated[float | None, Field(gt=0, le=1000, description="step length: 1, or 0.02 for Adam")] = None,
     frames: Frames = 0,
@@ -71,14 +75,16 @@ def gram_texture(
     L(I) = sum_l w_l E_l,  E_l = 1/(4 N_l^2 M_l^2) sum_cc' (G_cc' - Ĝ_cc')^2,  G = F F^T
 
     with F the layer's N_l feature maps at their M_l places; where the picture is not of the sample's
-    size, each Gram matrix is divided by its own M. ``weights`` None: w_l is 3^-l over the E_l of an
-    empty picture, so that no scale of features matters and deeper layers, whose losses fall slowly,
-    do not hold up the finer ones.
+    size, each Gram matrix is divided by its own M. ``normalization`` "gatys" is that E_l, with w_l = 1
+    where ``weights`` is None; "relative" divides it by the E_l of an empty picture, so that no scale of
+    features matters, and w_l is 3^-l, so that deeper layers, whose losses fall slowly, do not hold up
+    the finer ones. In other conventions: Gram matrices divided by N_l, too (Johnson et al. 2016), give
+    4 E_l as the sum of their squared differences, and 4 E_l / N_l^2 as their mean.
 
     ``layers`` None: the first activation at each resolution (relu1_1 ... relu5_1 of a VGG). The
     noise has the sample's mean and standard deviation, channel by channel; ``start`` (N, C, H, W) is gone
-    on with in its place. Gives images of (N, C, size, size) for N samples, and the loss L at every step
-    as scores. Raises InputError if weights do not fit layers. Source: Gatys et al. 2015.
+    on with in its place. Gives images (N, C, H, W) of that ``size`` for N samples, and the loss L at every
+    step as scores. Raises InputError if weights do not fit layers. Source: Gatys et al. 2015.
     """
     chosen = list(layers) if layers is not None else list(model.stages)
     if not chosen or (weights is not None and len(weights) != len(chosen)):
@@ -86,15 +92,19 @@ def gram_texture(
         raise InputError(f"gram_texture needs one weight per layer: {len(chosen)} layers, weights: {given}")
     with torch.no_grad():
         wanted = [gram(model.maps(f, sample)) for f in model.features_of(sample, chosen)]
-    empty = [gram_energy(torch.zeros_like(g), g).clamp(min=1e-30) for g in wanted]
-    shares: Sequence[Tensor | float] = weights or [3.0**-depth / e for depth, e in enumerate(empty)]
+    relative = normalization == "relative"
+    shares: Sequence[Tensor | float]
+    shares = weights or [3.0**-depth if relative else 1.0 for depth in range(len(chosen))]
+    if relative:
+        empty = [gram_energy(torch.zeros_like(g), g).clamp(min=1e-30) for g in wanted]
+        shares = [w / e for w, e in zip(shares, empty, strict=True)]
 
     def loss(images: Tensor) -> Tensor:
         terms = zip(shares, model.features_of(images, chosen), wanted, strict=True)
         return torch.stack([w * gram_energy(gram(model.maps(f, images)), g) for w, f, g in terms]).sum(0)
 
     if start is None:
-        shape = (1, sample.shape[1], size or sample.shape[2], size or sample.shape[3])
+        shape = (1, sample.shape[1], *output_size(sample, size))
         spread = [{"mean": s.mean((1, 2)), "sd": s.std((1, 2))} for s in sample]
         start = torch.cat([noise(shape, seed=seed, **colours) for colours in spread])
     made = ascend(

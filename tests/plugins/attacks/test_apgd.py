@@ -35,12 +35,12 @@ def test_checkpoints_are_the_published_ones() -> None:
     assert _checkpoints(100)[:8] == [0, 22, 41, 57, 70, 80, 87, 93]
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_loss_is_no_lower_than_that_of_pgd(norm: str) -> None:
     """In a ball so small that nothing succeeds, and so nothing stops."""
     model, images = network(), pictures()
     labels = model(images).argmax(1)
-    eps = {"linf": 0.0005, "l2": 0.005}[norm]
+    eps = {"linf": 0.0005, "l2": 0.005, "l1": 0.02}[norm]
     ours = apgd(model, images, labels, eps=eps, norm=norm, steps=20, seed=0)
     theirs = pgd(model, images, labels, eps=eps, norm=norm, step_size=eps / 4, steps=20, seed=0)
     assert not ours.success.any()
@@ -81,3 +81,26 @@ def test_more_restarts_never_succeed_less() -> None:
         apgd(model, images, labels, eps=0.004, steps=5, restarts=n, seed=0).success for n in (1, 3)
     )
     assert (thrice | ~once).all()
+
+
+def test_towards_each_class_in_turn_any_wrong_one_is_a_success() -> None:
+    model, images = network(), pictures()
+    labels = model(images).argmax(1)
+    wide, narrow = (
+        apgd(model, images, labels, eps=0.004, loss="dlr", steps=20, target_classes=n, seed=0) for n in (5, 1)
+    )
+    assert not wide.targeted
+    assert torch.equal(wide.success, wide.after != labels)
+    assert wide.success.any() and (wide.success | ~narrow.success).all()
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_ratio_of_few_classes_falls_back_to_what_there_is(classes: int) -> None:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, classes)).double()
+    model, images = load_model(module, input_size=(3, 8, 8)), pictures()
+    labels = model(images).argmax(1)
+    found = apgd(model, images, labels, eps=0.5, loss="dlr", steps=10, target_classes=9, seed=0)
+    assert found.adversarial.isfinite().all()
+    assert found.success.all() == (classes > 1)

@@ -21,6 +21,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "boundary": {},
     "square linf": {"norm": "linf", "eps": 0.1},
     "square l2": {"norm": "l2", "eps": 0.7},
+    "square l1": {"norm": "l1", "eps": 5.0},
 }
 by_each = pytest.mark.parametrize("way", WAYS)
 by_labels = pytest.mark.parametrize("way", [way for way in WAYS if "square" not in way])
@@ -151,14 +152,16 @@ def test_targeted_search_begins_at_the_start_and_keeps_the_class(way: str) -> No
     assert (found.distance("l2") < 0.8 * (start - images).flatten(1).norm(dim=1)).all()
 
 
-@by_labels
+@by_each
 def test_targeted_equals_untargeted_where_there_are_two_classes(way: str) -> None:
     def two(shown: Tensor) -> Tensor:
-        return ((shown.double() - 0.5).flatten(1) @ WEIGHT[0] > 0).long()
+        return (shown.double() - 0.5).flatten(1) @ WEIGHT[:2].T
 
     model, images = load_model(two, input_size=SIZE, classes=["no", "yes"]), pictures(2)
-    away = attack(way, model, images, two(images), max_queries=200)
-    towards = attack(way, model, images, 1 - two(images), targeted=True, max_queries=200)
+    said = two(images).argmax(1)
+    away = attack(way, model, images, said, max_queries=200)
+    towards = attack(way, model, images, 1 - said, targeted=True, max_queries=200)
+    assert not torch.equal(away.adversarial, images)
     assert torch.equal(away.adversarial, towards.adversarial)
 
 
@@ -175,7 +178,7 @@ def test_start_is_read_for_all_images_and_refused_in_another_shape() -> None:
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 99),
-    way=st.sampled_from(["square linf", "square l2"]),
+    way=st.sampled_from(["square linf", "square l2", "square l1"]),
     eps=st.floats(1e-6, 30),
     targeted=st.booleans(),
     share=st.floats(0.001, 1),
@@ -230,6 +233,7 @@ def test_network_whose_picture_is_cut_off_is_refused_in_a_sentence() -> None:
             return self.inner(shown.detach())
 
     model, images = load_model(Cut(), input_size=SIZE), pictures(2, dtype=torch.float64)
-    with pytest.raises(ModelError, match="no gradient flows through"):
-        methods["pgd"](model, images, label(images))
+    for name in ("pgd", "deepfool", "carlini_wagner"):
+        with pytest.raises(ModelError, match="no gradient flows through"):
+            methods[name](model, images, label(images))
     assert attack("hop_skip_jump l2", model, images, label(images), max_queries=300).success.all()

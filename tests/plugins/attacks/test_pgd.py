@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.optimize
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from phosphene import Model, PhospheneError, load_model, methods
 from phosphene.datasets import SceneDataset
 from phosphene.transforms import rotate
+from phosphene_plugins.attacks.balls import project
 
 pgd = methods["attacks.pgd"]
 few = settings(max_examples=60, deadline=None)
@@ -230,6 +233,26 @@ def test_l1_ball_is_never_left(seed: int, eps: float, steps: int) -> None:
     found = pgd(model, images, labels, eps=eps, step_size=eps / 2, steps=steps, norm="l1", seed=seed)
     assert (found.distance("l1") <= eps * (1 + 1e-12)).all()
     assert found.adversarial.min() >= 0 and found.adversarial.max() <= 1
+
+
+@pytest.mark.parametrize("eps", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("binary", [True, False])
+def test_l1_projection_is_the_nearest_point_of_the_ball_and_of_the_range(eps: float, binary: bool) -> None:
+    generator = torch.Generator().manual_seed(int(10 * eps))
+    images = torch.rand(3, 1, 3, 4, generator=generator, dtype=torch.float64)
+    images = images.round() if binary else images
+    points = images + torch.randn(3, 1, 3, 4, generator=generator, dtype=torch.float64)
+    found = project(points, images, eps, "l1")
+    up, down = slice(12), slice(12, 24)  # what is added, and what is taken away
+    for image, point, nearest in zip(images, points, found, strict=True):
+        x, way = image.flatten().numpy(), (point - image).flatten().numpy()
+        best = scipy.optimize.minimize(
+            lambda d, way=way: np.square(d[up] - d[down] - way).sum(), np.zeros(24), method="SLSQP",
+            jac=lambda d, way=way: 2 * np.concatenate([d[up] - d[down] - way, way - d[up] + d[down]]),
+            bounds=[(0, 1 - v) for v in x] + [(0, v) for v in x], options={"maxiter": 500, "ftol": 1e-14},
+            constraints={"type": "ineq", "fun": lambda d: eps - d.sum(), "jac": lambda d: -np.ones(24)},
+        )  # fmt: skip
+        assert float((nearest - point).square().sum()) <= best.fun * (1 + 1e-6)
 
 
 def test_more_restarts_never_succeed_less() -> None:

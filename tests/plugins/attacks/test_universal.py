@@ -50,6 +50,22 @@ def test_it_carries_over_better_than_noise_of_the_same_size() -> None:
     assert found.held_out_rate > 2 * float(fooled.double().mean())
 
 
+@pytest.mark.parametrize("attack", ["deepfool", "pgd", "carlini_wagner"])
+def test_model_that_always_says_the_same_ends_the_search_with_nothing_fooled(attack: str) -> None:
+    model = network()
+    model.module[3].weight.data.zero_()
+    found = universal(model, TensorDataset(pictures(4)), attack=attack, epochs=2, steps=3)
+    assert found.fooling_rate == found.held_out_rate == 0
+    assert found.perturbation.isfinite().all()
+
+
+def test_constant_on_all_logits_changes_nothing() -> None:
+    model, data = network(), TensorDataset(pictures())
+    plain = universal(model, data, eps=0.1).perturbation
+    model.module[3].bias.data += 100
+    torch.testing.assert_close(universal(model, data, eps=0.1).perturbation, plain, rtol=0, atol=1e-8)
+
+
 def test_how_many_go_through_at_once_does_not_matter() -> None:
     model, data = network(), TensorDataset(pictures())
     whole = universal(model, data, eps=0.1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -18,12 +18,23 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "apgd": {"steps": 8, "seed": 0},
     "deepfool": {"steps": 30},
     "carlini_wagner": {"steps": 20, "search_steps": 3},
+    "fab": {"steps": 8, "seed": 0},
     "penalized_target": {"steps": 40, "penalty": 1.0},
 }
 #: Those that can be told which class is wanted, and how.
 TARGETED = [name for name in ATTACKS if "targeted" in methods[f"attacks.{name}"].spec.params.model_fields]
 NORMED = [name for name in ATTACKS if "norm" in methods[f"attacks.{name}"].spec.params.model_fields]
 every = pytest.mark.parametrize("name", ATTACKS)
+#: Every attack with every norm that it knows, None where it knows but one.
+WAYS = [
+    (name, norm)
+    for name in ATTACKS
+    for norm in (
+        get_args(methods[f"attacks.{name}"].spec.params.model_fields["norm"].annotation)
+        if name in NORMED
+        else [None]
+    )
+]
 
 
 def attack(name: str, model: Model, images: Tensor, labels: Tensor, **params: Any) -> Any:
@@ -134,7 +145,36 @@ def test_any_scale_of_the_logits_gives_pixels(name: str, gain: float) -> None:
     assert found.adversarial.min() >= 0 and found.adversarial.max() <= 1
 
 
-@pytest.mark.parametrize("name", ["carlini_wagner", "deepfool"])
+class Undefined(nn.Module):
+    """Logits or gradients that are no numbers: a root at zero, an overflow, 0 / 0."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.network = kind, network().module
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.network(images)
+        match self.kind:
+            case "root":
+                return logits + 1e-9 * torch.sqrt(torch.relu(images - 0.5)).sum((1, 2, 3))[:, None]
+            case "overflow":
+                return logits * 1e308 * 10
+        return logits * torch.nan
+
+
+@pytest.mark.parametrize(("name", "norm"), WAYS)
+@pytest.mark.parametrize("kind", ["root", "overflow", "undefined"])
+def test_logits_and_gradients_that_are_no_numbers_leave_pixels(
+    name: str, norm: str | None, kind: str
+) -> None:
+    model, images = load_model(Undefined(kind), input_size=(3, 6, 6)), pictures()
+    found = attack(name, model, images, towards(name, model, images), **({"norm": norm} if norm else {}))
+    assert found.adversarial.isfinite().all()
+    assert found.adversarial.min() >= 0 and found.adversarial.max() <= 1
+    assert found.success.sum() == 0 or kind != "undefined" or name == "penalized_target"
+
+
+@pytest.mark.parametrize("name", ["carlini_wagner", "deepfool", "fab"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_smallest_perturbation_does_not_depend_on_the_scale_of_the_logits(name: str, norm: str) -> None:
     model, images = network(), pictures()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from phosphene import InputError, Model, UnknownName, batch_size, load_model, max_batch, methods
@@ -46,18 +48,72 @@ def test_oracle() -> None:
 def test_a_two_by_two_gram_matrix_worked_out_by_hand() -> None:
     """Constant pictures: features (a, b) at each of the M places, so G = M [[aa, ab], [ab, bb]]."""
     sample = torch.tensor([0.8, 0.4], dtype=torch.float64).view(1, 2, 1, 1).expand(1, 2, 8, 8).clone()
-    made = gram_texture(identity(2), sample, layers=["1"], weights=[3.0], steps=1, seed=0)
+    made = gram_texture(
+        identity(2), sample, layers=["1"], weights=[3.0], normalization="gatys", steps=1, seed=0
+    )
     # The noise of a constant sample is that constant, so there is nothing to do.
     assert made.scores.item() == pytest.approx(0, abs=1e-20)
     torch.testing.assert_close(made.images, sample)
     sample[:, :, :4] = 0
-    made = gram_texture(identity(2), sample, layers=["1"], weights=[3.0], steps=1, seed=0)
+    made = gram_texture(
+        identity(2), sample, layers=["1"], weights=[3.0], normalization="gatys", steps=1, seed=0
+    )
     start = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0)).double()
     start = (start * sample.std((2, 3), keepdim=True) + sample.mean((2, 3), keepdim=True)).clamp(0, 1)
     wanted = torch.tensor([[0.64, 0.32], [0.32, 0.16]], dtype=torch.float64) * 32
     rows = start.flatten(2)[0]
     by_hand = 3.0 / (4 * 2**2 * 64**2) * (wanted - rows @ rows.T).square().sum()
     assert made.scores[0, 0] == pytest.approx(float(by_hand), rel=1e-9)
+
+
+@pytest.mark.parametrize("weights", [None, [2.0, 5.0]])
+def test_relative_losses_are_the_papers_over_those_of_an_empty_picture(
+    model: Model, samples: Tensor, weights: list[float] | None
+) -> None:
+    sample, how = samples[:1], {"layers": ["1", "4"], "steps": 2, "seed": 0}
+    grams = [gram(model.features(sample, layer).detach()) for layer in ("1", "4")]
+    empty = [float(gram_energy(torch.zeros_like(g), g)) for g in grams]
+    by_hand = [w / e for w, e in zip(weights or [1, 1 / 3], empty, strict=True)]
+    relative = gram_texture(model, sample, weights=weights, **how)
+    papers = gram_texture(model, sample, weights=by_hand, normalization="gatys", **how)
+    torch.testing.assert_close(relative.scores, papers.scores)
+    one_each = gram_texture(model, sample, weights=[1.0, 1.0], normalization="gatys", **how)
+    assert torch.equal(gram_texture(model, sample, normalization="gatys", **how).scores, one_each.scores)
+
+
+def test_the_published_scales_of_gram_matrices_and_losses() -> None:
+    """Gatys: F F^T / HW, a quarter of the squares' sum over C^2. Johnson: F F^T / CHW, their sum or mean."""
+    found, wanted = torch.rand(2, 1, 5, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows, others = (features[0].flatten(1).numpy() for features in (found, wanted))
+    raw = rows @ rows.T - others @ others.T
+    energy = float(gram_energy(gram(found), gram(wanted)))
+    assert energy == pytest.approx(((raw / 24) ** 2).sum() / 4 / 5**2, rel=1e-9)
+    assert 4 * energy == pytest.approx(((raw / (5 * 24)) ** 2).sum(), rel=1e-9)
+    assert 4 * energy / 5**2 == pytest.approx(((raw / (5 * 24)) ** 2).mean(), rel=1e-9)
+
+
+def test_as_many_statistics_as_the_paper_counts() -> None:
+    """VGG-19's Gram matrices are symmetric, so that half of each, with the diagonal, says all."""
+    vgg = pytest.importorskip("torchvision").models.vgg
+    model = load_model(vgg.make_layers(vgg.cfgs["E"])[:28], input_size=(3, 16, 16))
+    images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    relus, pools = [1, 3, 6, 8, 11, 13, 15, 17, 20, 22, 24, 26], [4, 9, 18, 27]
+    for layers, known in (([1, *pools], 176_640), ([*relus, *pools], 852_128)):
+        with torch.no_grad():
+            grams = [gram(f) for f in model.features_of(images, [str(layer) for layer in layers])]
+        assert all(torch.allclose(g, g.mT) for g in grams)
+        assert sum(torch.triu_indices(*g.shape[1:]).shape[1] for g in grams) == known
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6))
+@settings(max_examples=50, deadline=None)
+def test_a_gram_matrix_does_not_know_the_order_of_the_pixels(
+    seed: int, channels: int, height: int, width: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    features = torch.randn(2, channels, height, width, dtype=torch.float64, generator=draw)
+    shuffled = features.flatten(2)[:, :, torch.randperm(height * width, generator=draw)].view_as(features)
+    torch.testing.assert_close(gram(shuffled), gram(features), rtol=0, atol=1e-12)
 
 
 def test_the_loss_of_the_sample_itself_is_zero(model: Model, samples: Tensor) -> None:
@@ -103,8 +159,9 @@ def test_lbfgs_is_well_ahead_of_adam() -> None:
 
 
 def test_any_size_can_be_made_of_a_sample(model: Model, samples: Tensor) -> None:
-    made = gram_texture(model, samples, size=27, steps=15, seed=0)
-    assert made.images.shape == (2, 3, 27, 27)
+    assert gram_texture(model, samples, size=27, steps=1, seed=0).images.shape == (2, 3, 27, 27)
+    made = gram_texture(model, samples, size=(27, 22), steps=15, seed=0)
+    assert made.images.shape == (2, 3, 27, 22)
     assert (made.scores[-1] < made.scores[0]).all()
     assert len(made.rows()) == 1
 

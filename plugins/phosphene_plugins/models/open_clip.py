@@ -1,0 +1,162 @@
+"""``open_clip:`` - vision-language models whose classes are sentences: ``open_clip:ViT-B-32(a dog; a cat)``.
+
+open_clip is imported when a network is asked for, since this module is loaded before any model is.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from phosphene import InputError, MissingExtra, ModelError, UnknownName, hookimpl
+
+from .downloads import from_hub
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+#: An architecture, a pretrained tag of it, prompts.
+_WRITTEN = re.compile(r"(?P<architecture>[^.()]*)(?:\.(?P<tag>[^()]+))?(?:\((?P<prompts>.*)\))?", re.DOTALL)
+
+
+class OpenClipLoader:
+    """Every CLIP of ``open_clip.list_models`` and ``list_pretrained``: ``ViT-B-32``, ``ViT-B-32.openai``.
+
+    Its classes are the prompts behind the name, between semicolons, or the option ``prompts=[...]``; the text
+    tower reads them once. ``weights`` is a pretrained tag of the architecture, or "DEFAULT", its first; a
+    file holds both towers. Other options go to ``open_clip.create_model``. Pictures are cropped to their
+    middle, also for those networks (SigLIP) that were trained on squeezed ones.
+    """
+
+    fills = True
+
+    def load(
+        self, name: str, *, weights: Any, pretrained: bool, **options: Any
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        try:
+            import open_clip
+        except ImportError as error:
+            raise MissingExtra(f"open_clip:{name}", "open_clip") from error
+        from .zero_shot import ZeroShot
+
+        written = _WRITTEN.fullmatch(name)
+        architecture = written["architecture"] if written else name
+        if written is None or architecture not in open_clip.list_models():
+            raise UnknownName("open_clip model", architecture, open_clip.list_models())
+        prompts = _prompts(architecture, written["prompts"], options.pop("prompts", None))
+        state, cfg = _weights(architecture, written["tag"], weights, pretrained, options.get("cache_dir"))
+        # Some published weights are of a network whose activations are not its architecture's.
+        options = {"force_quick_gelu": cfg.get("quick_gelu", False), **options}
+        with _quietly():
+            clip = open_clip.create_model(architecture, load_weights=False, pretrained_text=False, **options)
+            tokens = _tokens(architecture, clip.eval().context_length, prompts)
+        if state is not None:
+            _fill(clip, state, f"open_clip:{architecture}")
+        feeding = open_clip.get_model_preprocess_cfg(clip) | cfg
+        size = feeding["size"]
+        return ZeroShot(clip, tokens), {
+            "name": f"open_clip:{architecture}" + (f".{cfg['tag']}" if cfg else ""),
+            "classes": prompts,
+            "input_size": (3, size, size) if isinstance(size, int) else (3, *size),
+            **{key: feeding[key] for key in ("mean", "std", "interpolation")},
+        }
+
+    def names(self) -> Sequence[str]:
+        """Every architecture and every pretrained tag; prompts stand behind them."""
+        if find_spec("open_clip") is None:
+            return ()
+        import open_clip
+
+        return [*open_clip.list_models(), *(f"{name}.{tag}" for name, tag in open_clip.list_pretrained())]
+
+
+def _prompts(architecture: str, written: str | None, given: Any) -> list[str]:
+    """The prompts that stand behind the name, or are given; InputError where there are none, or both."""
+    if written is not None and given is not None:
+        raise InputError(f"open_clip:{architecture} has prompts twice: behind its name and as prompts=[...]")
+    found = [prompt.strip() for prompt in written.split(";")] if written is not None else given
+    if not found:
+        raise InputError(
+            f"open_clip:{architecture} compares pictures with sentences; say which: "
+            f"'open_clip:{architecture}(a photo of a dog; a photo of a cat)', or prompts=[...]"
+        )
+    if isinstance(found, str) or not all(isinstance(prompt, str) and prompt for prompt in found):
+        raise InputError(f"prompts are several sentences, none of them empty, not {found!r}")
+    return list(found)
+
+
+def _weights(
+    architecture: str, tag: str | None, weights: Any, pretrained: bool, cache: str | None
+) -> tuple[Mapping[str, Tensor] | None, dict[str, Any]]:
+    """Both towers' tensors, where any are asked for, and what is known of a pretrained tag."""
+    import open_clip
+
+    from phosphene.models import read_weights
+
+    state = weights if isinstance(weights, Mapping) else None
+    weights = weights if state is None else None
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if weights not in (None, "DEFAULT"):
+        tag = weights
+    elif tag is None and state is None and (pretrained or weights):
+        if not tags:
+            raise ModelError(
+                f"there are no pretrained weights for open_clip:{architecture}; give weights='a local file'"
+            )
+        tag = tags[0]
+    if tag is None:
+        return state, {}
+    if tag not in tags:
+        raise UnknownName("pretrained weights", tag, tags, f"open_clip:{architecture}")
+    cfg = {**open_clip.get_pretrained_cfg(architecture, tag), "tag": tag}
+    if state is None and (pretrained or weights):
+        repository, _, file = cfg["hf_hub"].rpartition("/")
+        files = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+        state = read_weights(from_hub(repository, *files, cache=cache))
+    return state, cfg
+
+
+def _tokens(architecture: str, length: int, prompts: Sequence[str]) -> Tensor:
+    import open_clip
+
+    try:
+        return open_clip.get_tokenizer(architecture, context_length=length)(prompts)
+    except ImportError as error:
+        raise ModelError(
+            f"the prompts of open_clip:{architecture} are read by a tokenizer that is not installed: "
+            f"pip install transformers ({error})"
+        ) from error
+
+
+def _fill(clip: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load both towers, from whichever layout, for whichever picture size they were saved."""
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
+
+    from phosphene.models import fill_weights
+
+    state = convert_state_dict(clip, {key.removeprefix("module."): value for key, value in state.items()})
+    if "positional_embedding" in state and not hasattr(clip, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    resize_pos_embed(state, clip), resize_text_pos_embed(state, clip)
+    fill_weights(clip, state, "given", name)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """open_clip logs through the root logger, which would set up the whole program's logging."""
+    handler = logging.NullHandler()
+    logging.root.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.root.removeHandler(handler)
+
+
+@hookimpl
+def phosphene_model_loaders():
+    return {"open_clip": OpenClipLoader()}

@@ -1,0 +1,141 @@
+"""A step of neural style and of feature visualisation beside plain loops: ``-m tests.benchmarks.drawing``.
+
+The plain loops are those of tutorials as good as they can be written: the network cut above the highest
+layer, its parameters frozen, targets computed once, torch's Adam. They end at the same loss, which is shown.
+CPU time in one process, in turns, smallest of several, of STEPS further steps; weights are random.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from phosphene import load_model, methods
+
+ROUNDS, STEPS, SIDE = 4, 4, 224
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+STYLE_LAYERS = ["relu1_1", "relu2_1", "relu3_1", "relu4_1"]
+CONTENT_LAYER = "relu3_1"
+#: Where these layers are in torchvision's ``features``.
+PLACES = [1, 6, 11, 20]
+
+
+#: Takes so many steps, and gives the last one's loss or score.
+Work = Callable[[int], float]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return torchvision.models.vgg19(weights=None).eval()
+
+
+def normalized(images: Tensor) -> Tensor:
+    mean, std = torch.tensor([MEAN, STD])[:, :, None, None]
+    return (images - mean) / std
+
+
+def plain_style(module: nn.Module, content: Tensor, style: Tensor) -> Work:
+    """Gatys et al. as a tutorial has it, with the relative losses of ``neural_style``."""
+    layers = list(module.features[: PLACES[-1] + 1])
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+
+    def seen(images: Tensor) -> list[Tensor]:
+        x, found = normalized(images), []
+        for place, layer in enumerate(layers):
+            x = torch.relu(x) if isinstance(layer, nn.ReLU) else layer(x)
+            if place in PLACES:
+                found.append(x)
+        return found
+
+    def gram(features: Tensor) -> Tensor:
+        flat = features.flatten(2)
+        return flat @ flat.mT / flat.shape[2]
+
+    def run(steps: int) -> float:
+        with torch.no_grad():
+            wanted, content_wanted = [gram(f) for f in seen(style)], seen(content)[2]
+        images = content.clone().requires_grad_()
+        adam = torch.optim.Adam([images], lr=0.02)
+        for _ in range(steps):
+            adam.zero_grad()
+            found = seen(images)
+            loss = (found[2] - content_wanted).square().sum() / content_wanted.square().sum()
+            for depth, (f, g) in enumerate(zip(found, wanted, strict=True)):
+                loss = loss + 30 * 3.0**-depth * (gram(f) - g).square().sum() / g.square().sum()
+            loss.backward()
+            adam.step()
+            with torch.no_grad():
+                images.clamp_(0, 1)
+        return loss.item()
+
+    return run
+
+
+def plain_channel(module: nn.Module, start: Tensor) -> Work:
+    """The mean of channel 7 of conv4_1, climbed in the pixels with L2 decay and jitter."""
+    cut = module.features[: PLACES[-1]]
+    for parameter in cut.parameters():
+        parameter.requires_grad_(False)
+
+    def run(steps: int) -> float:
+        grey = torch.tensor(MEAN).view(1, 3, 1, 1)
+        images = start.clone().requires_grad_()
+        adam = torch.optim.Adam([images], lr=0.05)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(steps):
+            adam.zero_grad()
+            shift = torch.randint(-8, 9, (2,), generator=generator).tolist()
+            score = cut(normalized(torch.roll(images, shift, (-2, -1))))[:, 7].mean()
+            (1e-3 * (images - grey).square().sum() - score).backward()
+            adam.step()
+            with torch.no_grad():
+                images.clamp_(0, 1)
+        return score.item()
+
+    return run
+
+
+def rows() -> dict[str, tuple[Work, Work]]:
+    """Each row's work, ours and the plain loop's."""
+    content, style = torch.rand(2, 1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    model = load_model(network(), mean=MEAN, std=STD, input_size=(3, SIDE, SIDE))
+    look: dict[str, Any] = {"content_layer": CONTENT_LAYER, "style_layers": STYLE_LAYERS, "optimizer": "adam"}
+    climb: dict[str, Any] = {"layer": "conv4_1", "channels": (7,), "parametrization": "pixels"}
+    climb |= {"blur_every": 0, "seed": 0}
+    paint, draw = methods["neural_style"], methods["neuron_visualization"]
+    return {
+        "neural style": (
+            lambda steps: float(paint(model, content, style, steps=steps, **look).losses[-1]),
+            plain_style(network(), content, style),
+        ),
+        "feature visualisation": (
+            lambda steps: float(draw(model, content, steps=steps, **climb).scores[-1]),
+            plain_channel(network(), content),
+        ),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print(f"{'':24}{'ms a step':>10}{'plain':>10}{'ratio':>8}   loss or score, ours and the plain loop's")
+    for name, pair in rows().items():
+        best, found = [[float("inf")] * 2 for _ in pair], [0.0] * 2
+        for _ in range(ROUNDS):
+            for side, work in enumerate(pair):
+                for number, steps in enumerate((1, 1 + STEPS)):
+                    clock = time.process_time()
+                    found[side] = work(steps)
+                    best[side][number] = min(best[side][number], time.process_time() - clock)
+        ours, plain = (1000 * (long - short) / STEPS for short, long in best)
+        told = ", ".join(f"{value:.5g}" for value in found)
+        print(f"{name:24}{ours:10.0f}{plain:10.0f}{ours / plain:8.2f}   {told}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What copying textures costs beside the textbook's loops: CPU time in one process, smallest of several.
+
+``python -m tests.benchmarks.textures``. The textbook is timed on some of its pixels, spread over the growth,
+and counted for all of them; ``--whole`` lets it grow the whole picture (minutes) and compares every pixel.
+The limit of Efros-Leung is one product of all windows with all pixels in float32, and its least values.
+"""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+
+import torch
+from tests import textbook_textures
+
+from phosphene import methods, reporting
+from phosphene.builtin.textures import load_texture
+
+ROUNDS = 3
+SAMPLE, SIDE, WINDOW = 64, 128, 11
+
+
+def cpu_seconds(work: Callable[[], object], rounds: int = ROUNDS) -> float:
+    times = []
+    for _ in range(rounds):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def limit() -> float:
+    windows, channels = (SAMPLE - WINDOW + 1) ** 2, 3 + 1
+    table = torch.rand(channels * WINDOW**2, windows)
+    templates = torch.rand(SIDE**2, channels * WINDOW**2)
+    return cpu_seconds(lambda: [(some @ table).amin(1) for some in templates.split(1024)])
+
+
+def textbook(sample: torch.Tensor, whole: bool) -> tuple[float, torch.Tensor | None]:
+    """Seconds of the textbook's loop; they hardly depend on the pixel, since every window is compared."""
+    growth = textbook_textures.efros_leung(sample[0], SIDE, SIDE, window=WINDOW, seed=0)
+    if whole:
+        images: deque[torch.Tensor] = deque(maxlen=1)
+        return cpu_seconds(lambda: images.extend(growth), 1), images[0]
+    pixels = 150
+    return cpu_seconds(lambda: [next(growth) for _ in range(pixels)], 1) / pixels * (SIDE**2 - 9), None
+
+
+def main() -> None:
+    sample = load_texture("pebbles")[None, :, :SAMPLE, :SAMPLE]
+    print(f"CPU seconds, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"Efros-Leung, {SAMPLE} -> {SIDE}, window {WINDOW}")
+    with reporting(False):
+        bound, (loop, image) = limit(), textbook(sample, "--whole" in sys.argv)
+        print(f"  {'limit':<24}{bound:>9.2f}\n  {'textbook':<24}{loop:>9.2f}")
+        for order in ("exact", "ring"):
+            how = {"size": SIDE, "window": WINDOW, "order": order, "seed": 0}
+            took = cpu_seconds(lambda how=how: methods["efros_leung"](sample, **how))
+            print(f"  {order:<24}{took:>9.2f}   textbook / {loop / took:.0f}, limit x {took / bound:.1f}")
+            if image is not None and order == "exact":
+                made = methods["efros_leung"](sample, **how).images[0]
+                print(f"  {'the same pixels':<24}{torch.equal(made.double(), image)!s:>9}")
+        print(f"Wei-Levoy, {SAMPLE} -> {SIDE}, window 9")
+        exhaustive, tree = (
+            cpu_seconds(
+                lambda size=size: methods["wei_levoy"](sample, size=SIDE, leaf_size=size, seed=0), rounds
+            )
+            for size, rounds in ((None, 1), (512, ROUNDS))
+        )
+        print(f"  {'one leaf':<24}{exhaustive:>9.2f}\n  {'leaves of 512':<24}{tree:>9.2f}", end="")
+        print(f"   one leaf / {exhaustive / tree:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""FAB: the nearest point of a plane within the range of pixels, and no further than the peers go."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from phosphene import Model, load_model, methods
+from phosphene_plugins.attacks.balls import distance
+from phosphene_plugins.attacks.planes import onto_plane
+
+fab, deepfool = methods["attacks.fab"], methods["attacks.deepfool"]
+NORMS = ("linf", "l2", "l1")
+by_norm = pytest.mark.parametrize("norm", NORMS)
+
+
+def least(x: Tensor, slope: Tensor, rise: float, norm: str) -> float:
+    """The least norm of a change within the range that reaches the plane, by a solver."""
+    n = len(x)
+    box = [(-float(v), 1 - float(v)) for v in x]
+    w = slope.numpy()
+    if norm == "l2":
+        found = scipy.optimize.minimize(
+            lambda d: d @ d, np.zeros(n), jac=lambda d: 2 * d, bounds=box, method="SLSQP",
+            constraints={"type": "eq", "fun": lambda d: w @ d - rise, "jac": lambda d: w},
+            options={"maxiter": 500, "ftol": 1e-14},
+        )  # fmt: skip
+        return float(np.sqrt(found.fun))
+    eye = np.eye(n)
+    if norm == "linf":  # of (d, t), -t <= d <= t
+        one = np.ones((n, 1))
+        sides = np.block([[eye, -one], [-eye, -one]])
+        found = scipy.optimize.linprog(
+            [0] * n + [1], sides, np.zeros(2 * n), [[*w, 0]], [rise], [*box, (0, None)]
+        )
+    else:  # of what is added and what is taken away
+        halves = [(0, high) for _, high in box] + [(0, -low) for low, _ in box]
+        found = scipy.optimize.linprog([1] * 2 * n, A_eq=[[*w, *-w]], b_eq=[rise], bounds=halves)
+    assert found.success
+    return float(found.fun)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    norm=st.sampled_from(NORMS),
+    share=st.floats(-0.99, 0.99),
+    binary=st.booleans(),
+    scale=st.sampled_from([1e-25, 1.0, 1e20]),
+)
+def test_change_onto_a_plane_is_the_least_that_the_range_allows(
+    seed: int, norm: str, share: float, binary: bool, scale: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(12, generator=generator, dtype=torch.float64)
+    x = x.round() if binary else x
+    slope = torch.randn(12, generator=generator, dtype=torch.float64)
+    slope[seed % 12] = 0
+    # As far as that share of what the range allows.
+    most = torch.where(slope * share > 0, 1 - x, x).mul(slope.abs()).sum()
+    rise = share * most
+    change = onto_plane(
+        x.view(1, 3, 2, 2), scale * slope.view(1, 3, 2, 2), (scale * rise).view(1), norm
+    ).flatten()
+    torch.testing.assert_close((slope * change).sum(), rise, rtol=1e-9, atol=1e-9)
+    assert (x + change).min() >= -1e-12 and (x + change).max() <= 1 + 1e-12
+    size = distance(change.view(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), norm)
+    assert float(size) == pytest.approx(least(x, slope, float(rise), norm), rel=1e-5, abs=1e-7)
+
+
+@by_norm
+def test_plane_beyond_the_range_is_approached_as_far_as_it_goes(norm: str) -> None:
+    x = torch.tensor([0.2, 0.5, 1.0, 0.0]).view(1, 1, 2, 2)
+    slope = torch.tensor([1.0, -2.0, 3.0, 0.0]).view(1, 1, 2, 2)
+    change = onto_plane(x, slope, torch.tensor([100.0]), norm)
+    torch.testing.assert_close(x + change, torch.tensor([1.0, 0, 1, 0]).view(1, 1, 2, 2))
+    assert not onto_plane(x, 0 * slope, torch.tensor([1.0]), norm).any()
+
+
+def network(rough: float = 6.0) -> Model:
+    """The rougher, the less like a linear one."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        module = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(8 * 36, 5)
+        ).double()
+    module[0].weight.data *= rough
+    return load_model(module, input_size=(3, 6, 6))
+
+
+def pictures(count: int = 6) -> Tensor:
+    drawn = torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return (drawn * 1.4 - 0.2).clamp(0, 1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_goes_no_further_than_deepfool_and_sometimes_less(norm: str) -> None:
+    model, images = network(), pictures()
+    labels = model(images).argmax(1)
+    ours, theirs = fab(model, images, labels, norm=norm, steps=20), deepfool(model, images, labels, norm=norm)
+    assert ours.success.all()
+    ratio = ours.distance(norm) / theirs.distance(norm)
+    assert ratio.max() < 1.003 and ratio.min() < 0.998
+
+
+@by_norm
+def test_one_class_after_another_finds_what_all_at_once_find_or_better(norm: str) -> None:
+    """On four rivals the nearest boundary is that of one of them."""
+    model, images = network(), pictures()
+    labels = model(images).argmax(1)
+    at_once, in_turn = (fab(model, images, labels, norm=norm, steps=20, target_classes=k) for k in (0, 4))
+    assert at_once.success.all() and in_turn.success.all()
+    assert (in_turn.distance(norm) <= at_once.distance(norm) * 1.01).all()
+    one = fab(model, images, labels, norm=norm, steps=20, target_classes=1)
+    assert (in_turn.distance(norm) <= one.distance(norm)).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+def test_restarts_find_what_the_first_walk_does_not_and_lose_nothing(norm: str) -> None:
+    model, images = network(rough=30), pictures()
+    labels = model(images).argmax(1)
+    once, often = (fab(model, images, labels, norm=norm, steps=2, restarts=n, seed=0) for n in (1, 4))
+    assert often.success.sum() > once.success.sum()
+    found = once.success
+    assert (often.success[found] & (often.distance(norm) <= once.distance(norm) * 1.001)[found]).all()
+
+
+def test_target_is_reached_at_no_shorter_way_than_any_class() -> None:
+    model, images = network(), pictures()
+    labels = model(images).argmax(1)
+    near = fab(model, images, labels, steps=20)
+    wanted = (labels + 2) % 5
+    there = fab(model, images, wanted, steps=20, targeted=True)
+    assert there.success.all() and torch.equal(there.after, wanted)
+    assert (there.distance("linf") >= near.distance("linf") * 0.999).all()

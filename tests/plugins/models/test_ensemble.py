@@ -1,0 +1,67 @@
+"""The average of several models is a model: its logits, its gradients, its names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from phosphene import InputError, ModelError, UnknownName, load_model, methods
+from phosphene.builtin.scenes import draw_scenes
+
+BOTH = "builtin:shapes-vgg + builtin:shapes-resnet"
+IMAGES = draw_scenes(2, seed=1).images
+
+
+@pytest.mark.parametrize("mean_of", ["probabilities", "logits"])
+def test_logits_are_the_mean_of_the_members(mean_of: str) -> None:
+    members = [load_model(uri) for uri in BOTH.split(" + ")]
+    model = load_model(f"ensemble:{BOTH}", mean_of=mean_of)
+    if mean_of == "logits":
+        torch.testing.assert_close(model(IMAGES), sum(m(IMAGES) for m in members) / 2)
+    else:
+        want = sum(m(IMAGES).softmax(1) for m in members) / 2
+        torch.testing.assert_close(model(IMAGES).softmax(1), want)
+    assert model.classes == members[0].classes and model.input_size == members[0].input_size
+
+
+def test_it_is_attacked_looked_into_and_loaded_again_like_any_other() -> None:
+    uri = f"ensemble:defended:bit_depth(bits=3)|{BOTH}"
+    model = load_model(uri)
+    assert model.digest != load_model(f"ensemble:{BOTH}").digest
+    found = methods["pgd"](model, IMAGES, model(IMAGES).argmax(1), eps=16 / 255, steps=6, seed=0)
+    assert found.success.any()
+    assert methods["grad_cam"](model, IMAGES).maps.any()
+    assert model.source is not None
+    source = dict(model.source)
+    again = load_model(source.pop("uri"), **source)
+    assert again.digest == model.digest and torch.equal(again(IMAGES), model(IMAGES))
+    assert torch.equal(model.copy()(IMAGES), model(IMAGES))
+    behind = load_model(f"defended:median(size=3)|ensemble:{BOTH}")
+    assert behind(IMAGES).shape == (2, 10)
+
+
+def test_members_defences_are_in_every_pass_and_in_the_gradient() -> None:
+    model = load_model(
+        "ensemble:defended:bit_depth(bits=1)|builtin:shapes-vgg + builtin:shapes-resnet", mean_of="logits"
+    )
+    members = [load_model("builtin:shapes-vgg"), load_model("builtin:shapes-resnet")]
+    torch.testing.assert_close(model(IMAGES), (members[0](IMAGES.round()) + members[1](IMAGES)) / 2)
+    ours = methods["saliency"](model, IMAGES, 3)
+    assert ours.maps.isfinite().all() and ours.maps.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "told"),
+    [
+        ("builtin:shapes-vgg", {}, InputError, "must name several models"),
+        (BOTH, {"weights": "DEFAULT"}, InputError, "weights of its own"),
+        (BOTH, {"mean_of": "votes"}, InputError, "probabilities or of logits, not of 'votes'"),
+        (f"{BOTH} + builtin:shapes-vg", {}, UnknownName, "shapes-vgg"),
+        ("builtin:shapes-vgg + torchvision:squeezenet1_1", {}, ModelError, "means nothing to the other"),
+    ],
+)
+def test_what_cannot_be_averaged_is_refused(name: str, options: Any, error: Any, told: str) -> None:
+    with pytest.raises(error, match=told):
+        load_model(f"ensemble:{name}", **options)

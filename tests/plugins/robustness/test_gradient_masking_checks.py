@@ -1,0 +1,161 @@
+"""Masked gradients are found out, each by its own sign, and honest ones are not suspected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from phosphene import InputError, Model, ModelError, load_model, load_result, max_batch, methods
+from phosphene.builtin.scenes import draw_scenes
+from phosphene.transforms import straight_through
+
+checks = methods["robustness.gradient_masking_checks"]
+SCENES = draw_scenes(4, seed=3, split="test")
+FAST = {"eps": 4 / 255, "steps": 4, "max_queries": 20, "seed": 0}
+
+
+def small() -> Model:
+    """A network that takes a moment."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 4))
+    return load_model(module, input_size=(3, 8, 8), dtype=torch.float64)
+
+
+def resnet() -> Model:
+    return load_model("builtin:shapes-resnet")
+
+
+def rounded() -> Model:
+    return resnet().defended(lambda x: (7 * x).round() / 7, "rounded")
+
+
+def huge() -> Model:
+    model = resnet().copy()
+    with torch.no_grad():
+        model.module.fc.weight.mul_(1000), model.module.fc.bias.mul_(1000)
+    return model
+
+
+def noisy() -> Model:
+    return resnet().defended(lambda x: x + 0.05 * torch.randn_like(x), "noise")
+
+
+def misled() -> Model:
+    def elsewhere(pictures: Tensor) -> Tensor:
+        return straight_through(pictures, lambda x: x, lambda x: x.flip(3))
+
+    return resnet().defended(elsewhere, "misled")
+
+
+def found(model: Model, **more: Any) -> dict[str, str]:
+    result = checks(model, SCENES.images, SCENES.labels, **{**FAST, **more})
+    assert result.masked == ("suspicious" in result.verdicts)
+    return {check.name: check.verdict for check in result.checks}
+
+
+@pytest.mark.parametrize("uri", ["builtin:shapes-resnet", "defended:bit_depth(bits=3)|builtin:shapes-resnet"])
+def test_honest_models_and_a_defence_that_brings_its_gradient_pass(uri: str) -> None:
+    verdicts = found(load_model(uri))
+    assert verdicts.pop("white box beats transfer") == "could not tell"  # nobody gave another model
+    assert set(verdicts.values()) == {"pass"}, verdicts
+
+
+@pytest.mark.parametrize(
+    ("planted", "guilty"),
+    [
+        (rounded, {"a gradient", "more steps find more", "unbounded eps fools all"}),
+        (huge, {"a gradient", "loss not saturated", "more steps find more", "unbounded eps fools all"}),
+        (noisy, {"the same answer twice"}),
+        (misled, {"gradient leads uphill"}),
+    ],
+)
+def test_planted_masking_is_found_out_by_its_own_signs(planted: Any, guilty: set[str]) -> None:
+    verdicts = found(planted())
+    assert {name for name, verdict in verdicts.items() if verdict == "suspicious"} == guilty, verdicts
+
+
+def test_what_needs_no_gradient_gets_further_than_a_masked_one() -> None:
+    # Two pixels: with one of them turned the classes change, and rounding hides which way.
+    linear = nn.Linear(2, 2, bias=False)
+    linear.weight.data = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    plain = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 1, 2))
+    images = torch.rand(12, 1, 1, 2, generator=torch.Generator().manual_seed(0)).sort(descending=True).values
+    labels = torch.zeros(12, dtype=torch.int64)
+    params = {**FAST, "eps": 0.5, "max_queries": 60}
+    masked = checks(plain.defended(lambda x: (20 * x).round() / 20, "rounded"), images, labels, **params)
+    by_name = {check.name: check for check in masked.checks}
+    assert by_name["white box beats black box"].verdict == "suspicious"
+    assert by_name["white box beats black box"].numbers["the gradient"] == 0
+    honest = checks(plain, images, labels, **params)
+    assert not honest.masked
+
+
+def test_examples_of_another_model_are_held_against_a_masked_one() -> None:
+    verdicts = found(rounded(), models=["builtin:shapes-resnet"], eps=12 / 255, max_queries=2)
+    assert verdicts["white box beats transfer"] == "suspicious"
+
+
+def test_curves_are_what_bim_gives_that_ends_once_it_has_won() -> None:
+    model, steps = resnet(), FAST["steps"]
+    result = checks(model, SCENES.images, SCENES.labels, **FAST)
+    right = model(SCENES.images).argmax(1) == SCENES.labels
+    x, y = SCENES.images[right], SCENES.labels[right]
+    fooled = torch.zeros_like(y, dtype=torch.bool)
+    for count in range(1, steps + 1):
+        attack = {"eps": result.eps, "step_size": 2.5 * result.eps / steps}
+        fooled |= methods["bim"](model, x, y, steps=count, **attack).success
+        assert result.by_steps[count] == pytest.approx(float(fooled.double().mean()))
+    assert result.by_steps[0] == 0
+    assert result.by_eps[result.radii.index(result.eps)] == result.by_steps[-1]
+    assert result.radii == (*(part * result.eps for part in (0.25, 0.5, 1, 2, 4)), 1)
+
+
+def test_rates_are_of_the_images_that_the_model_has_right_in_any_batches() -> None:
+    model = small()
+    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    said = model(images).argmax(1)
+    labels = torch.cat([said[:4], (said[4:] + 1) % 4])
+    whole = checks(model, images, labels, **FAST)
+    part = checks(model, images[:4], said[:4], **FAST)
+    assert whole.reasons == part.reasons and torch.equal(whole.by_eps, part.by_eps)
+    with max_batch(2):
+        assert checks(model, images, labels, **FAST).verdicts == whole.verdicts
+    with pytest.raises(InputError, match="takes none of the images for their labels"):
+        checks(model, images, (said + 1) % 4, **FAST)
+
+
+def test_gradients_that_are_no_numbers_are_told() -> None:
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x.mean((1, 2, 3)), 1 - x.amin((1, 2, 3)).sqrt()], 1)
+
+    model = load_model(Root(), input_size=(1, 2, 2))
+    result = checks(model, torch.zeros(3, 1, 2, 2), [1, 1, 1], **FAST)
+    (told,) = (check for check in result.checks if check.name == "a gradient")
+    assert told.verdict == "suspicious" and "NaN or infinite on 100%" in told.reason
+
+
+def test_models_without_gradients_get_a_sentence() -> None:
+    def labels(pictures: Tensor) -> Tensor:
+        return (pictures.mean((1, 2, 3)) > 0.5).long()
+
+    with pytest.raises(ModelError, match="gives labels alone|lets no gradient"):
+        checks(load_model(labels, input_size=(3, 4, 4), classes=["a", "b"]), torch.rand(2, 3, 4, 4), [0, 0])
+    cut = resnet().defended(lambda x: x.detach(), "detached")
+    with pytest.raises(ModelError, match="no gradient flows .* square and hop_skip_jump need none"):
+        found(cut)
+
+
+def test_result_comes_back_whole_and_draws_itself(tmp_path: Path) -> None:
+    model = small()
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    result = checks(model, images, model(images).argmax(1), **FAST)
+    back = load_result(result.save(tmp_path / "checks"))
+    assert back.checks == result.checks and back.masked == result.masked  # type: ignore[attr-defined]
+    assert back.lines() == result.lines() and len(result.lines()) == 9
+    assert torch.equal(back.by_eps, result.by_eps) and back.png()  # type: ignore[attr-defined]
