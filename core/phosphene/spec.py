@@ -66,8 +66,8 @@ class Cost(_Frozen):
     The names in an expression are the method's parameters and ``images`` (how many are given, or
     made), ``height``, ``width`` (pixels), ``dataset`` (its size, of two their sum), ``styles`` (how many),
     ``stages`` (the model's) and ``channels`` (of the layer that a parameter names, else of the last with
-    places; where a parameter ``channels`` lists some, how many, and None where it is None); ``ceil``, ``len``,
-    ``min`` and ``max`` are known, and ``a or b`` is b where a is None.
+    places; where a parameter ``channels`` lists some, how many, and None where it is None); ``ceil``,
+    ``len``, ``min`` and ``max`` are known, and ``a or b`` is b where a is None.
     """
 
     forward: str

@@ -49,7 +49,7 @@ def identity_grows_by_its_own_direction() -> None:
     ),
     oracle=identity_grows_by_its_own_direction,
     quick={"steps": 2, "octaves": 2, "zoom": 0},
-    demo={"octaves": 3, "steps": 12},
+    demo={"layers": ["features.16"], "octaves": 2, "steps": 12},
 )
 def deep_dream(
     model: Model,
@@ -58,12 +58,12 @@ def deep_dream(
     *,
     layers: Annotated[
         Annotated[list[LayerName], Field(min_length=1)] | None,
-        Field(description="what dreams; the middle stage"),
+        Field(description="what dreams; the last stage but one"),
     ] = None,
     octaves: Annotated[int, Field(ge=1, le=32, description="sizes, the smallest first")] = 4,
     octave_scale: Annotated[float, Field(gt=1, le=4, description="how much larger each is")] = 1.4,
     steps: Annotated[int, Field(ge=1, le=10_000, description="steps of ascent at each size")] = 10,
-    lr: Annotated[float, Field(gt=0, le=1, description="root mean square of a step, in pixel units")] = 0.02,
+    lr: Annotated[float, Field(gt=0, le=1, description="root mean square of a step, in pixel units")] = 0.01,
     jitter: Annotated[int, Field(ge=0, le=1024, description="roll by up to so many pixels each step")] = 8,
     total_variation: Annotated[float, Field(ge=0, le=1e6, description="weight of it, per pixel")] = 0.0,
     zoom: Annotated[
@@ -92,7 +92,7 @@ def deep_dream(
     """
     if zoom and frames:
         raise InputError("the frames of a zoom are its dreams: ask for zoom or for frames, not both")
-    chosen = list(layers or [model.stages[(len(model.stages) - 1) // 2]])
+    chosen = list(layers or model.stages[-2:][:1])
     height, width = images.shape[2:]
     scales = [octave_scale**-back for back in reversed(range(octaves))]
     sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in scales]

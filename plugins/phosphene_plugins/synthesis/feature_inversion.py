@@ -79,12 +79,12 @@ _NOISE = 0.02
     needs=["gradients"],
     # L-BFGS looks once a step, or twice.
     cost=Cost(
-        forward="images * (1 + 2 * steps) * len(layers or stages)",
+        forward="images * (2 + 2 * steps) * len(layers or stages)",
         backward="images * (1 + 2 * steps) * len(layers or stages)",
     ),
     oracle=linear_features_give_the_nearest_picture_with_them,
     quick={"steps": 3},
-    demo={"steps": 150},
+    demo={"images": "builtin:scenes/2", "steps": 50},
 )
 def feature_inversion(
     model: Model,
@@ -94,14 +94,12 @@ def feature_inversion(
         Annotated[list[LayerName], Field(min_length=1)] | None,
         Field(description="whose features, one picture each; every stage, shallow to deep"),
     ] = None,
-    total_variation: Annotated[float, Field(ge=0, le=1e6, description="weight of TV^beta, per pixel")] = 0.1,
+    total_variation: Annotated[float, Field(ge=0, le=1e6, description="weight of it, per pixel")] = 1.0,
     beta: Annotated[float, Field(ge=1, le=4, description="its exponent: 1 keeps edges, 2 smooths")] = 2.0,
-    alpha_norm: Annotated[
-        float, Field(ge=0, le=1e6, description="weight of the alpha-norm, per pixel")
-    ] = 0.1,
+    alpha_norm: Annotated[float, Field(ge=0, le=1e6, description="weight of it, per pixel")] = 0.1,
     alpha: Annotated[float, Field(ge=2, le=12, description="its exponent: high ones bound the range")] = 6.0,
     optimizer: Annotated[Literal["lbfgs", "adam"], Field(description="lbfgs gets further")] = "lbfgs",
-    steps: Annotated[int, Field(ge=1, le=100_000, description="steps of descent for each layer")] = 200,
+    steps: Annotated[int, Field(ge=1, le=100_000, description="steps of descent for each layer")] = 100,
     lr: Annotated[float | None, Field(gt=0, le=1000, description="step length: 1, or 0.02 for Adam")] = None,
     frames: Frames = 0,
     seed: Seed = None,
