@@ -31,6 +31,7 @@ _ROLES = {
     "images": "pictures; left out, bundled scenes",
     "labels": "a class for each image; left out, what the model predicts",
     "start": "a picture to begin the search from, one for all images or one each; left out, random noise",
+    "guide": "pictures whose forms are wanted, of any size; left out, none",
     "target": "what the score is of; left out, the predicted class",
     "dataset": "many pictures, read in batches; left out, bundled scenes",
     "texture": "one picture of a texture; left out, a bundled one",
@@ -185,8 +186,8 @@ def _cost(spec: MethodSpec, seconds: float) -> str:
     if spec.input("images"):
         method = methods[spec.name]
         demo = method.validate(spec.demonstration()[1])
-        channels = method.channels(load_model("builtin:shapes-vgg"), demo)
-        forward, backward = spec.cost.of(demo, images=4, height=64, width=64, dataset=1000, **channels)
+        sizes = method.sizes(load_model("builtin:shapes-vgg"), demo)
+        forward, backward = spec.cost.of(demo, images=4, height=64, width=64, dataset=1000, **sizes)
         formula += f" For the four pictures above: {forward} forward, {backward} backward."
     return f"{formula} {took}"
 

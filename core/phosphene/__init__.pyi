@@ -24,6 +24,7 @@ from .errors import UnknownName as UnknownName
 from .hookspecs import hookimpl as hookimpl
 from .inputs import read_images as read_images
 from .interrupts import stoppable as stoppable
+from .interrupts import stopped as stopped
 from .models import Model as Model
 from .models import load_model as load_model
 from .receptive import receptive_fields as receptive_fields

@@ -194,6 +194,7 @@ _INPUTS = {
         "FILE",
         "picture to begin from, one for all or one each, repeatable; or a saved result",
     ),
+    "guide": ("FILE", "picture whose forms are wanted, or builtin:bricks; repeatable"),
     "target": ("TEXT", "class, or one for each image, or a unit: layer4[17] (default: the predicted class)"),
     "dataset": ("FOLDER", "folder of pictures, or builtin:scenes/1000"),
     "texture": ("FILE", "picture file, or builtin:bricks; repeatable"),

@@ -275,16 +275,20 @@ class Method(Generic[P, R]):
         sizes = {"images": count, "height": height, "width": width, "dataset": dataset, "styles": styles}
         if self.spec.cost is None:
             return None
-        return self.spec.cost.of(params, **sizes, **self.channels(self._model(inputs), params))
+        return self.spec.cost.of(params, **sizes, **self.sizes(self._model(inputs), params))
 
-    def channels(self, model: Model | None, params: Mapping[str, Any]) -> dict[str, int]:
-        """``channels`` as the declared cost means them, where it speaks of them."""
-        if model is None or self.spec.cost is None or not self.spec.cost.by_channel():
+    def sizes(self, model: Model | None, params: Mapping[str, Any]) -> dict[str, Any]:
+        """``channels`` and ``stages`` as the declared cost means them, where it speaks of them."""
+        if model is None or (cost := self.spec.cost) is None:
             return {}
+        found: dict[str, Any] = {"stages": model.anatomy.stages} if cost.speaks_of("stages") else {}
+        if not cost.speaks_of("channels"):
+            return found
         if (chosen := params.get("channels", "all")) != "all":
-            return {} if chosen is None else {"channels": len(chosen)}
+            return found if chosen is None else found | {"channels": len(chosen)}
         named = (params[name] for name in self.layers)
-        return {"channels": model.map_shape(next(filter(None, named), None) or model.last_map)[0]}
+        layer = next(filter(None, named), None) or model.last_map
+        return found | {"channels": model.map_shape(layer)[0]}
 
     def kept(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs as a result keeps them: a tensor as it is, of all else how a person would write it."""

@@ -123,6 +123,10 @@ def rows(given: Given) -> int | None:
     return None
 
 
+def _check_guide(value: Any, model: Model | None, given: Given) -> Tensor | None:
+    return None if value is None else _check_images(value, model, given)
+
+
 def _check_target(value: Any, model: Model | None, given: Given) -> Any:
     if model is None:
         raise InputError("a target needs a model, given before it")
@@ -244,6 +248,10 @@ def _read_texture(value: Any, model: Model | None, given: Given) -> Tensor:
     return stack([_drawn_or_read(item) for item in _several(value)])
 
 
+def _read_guide(value: Any, model: Model | None, given: Given) -> Tensor | None:
+    return None if value is None else _read_texture(value, model, given)
+
+
 def _read_styles(value: Any, model: Model | None, given: Given) -> Tensor:
     """Style pictures' central squares, as high as the shorter side of the images they are for, or 128."""
     wanted = min(given["images"].shape[2:]) if "images" in given else 128
@@ -301,6 +309,7 @@ ROLES: dict[str, RoleKind] = {
     "labels": RoleKind(Tensor, None, _read_labels, _check_labels),
     "masks": RoleKind(Tensor, None, _read_masks, _check_masks),
     "start": RoleKind(Tensor, None, _read_start, _check_start),
+    "guide": RoleKind(Tensor, None, _read_guide, _check_guide),
     "target": RoleKind(Tensor, None, _read_target, _check_target),
     "dataset": RoleKind(Dataset, "builtin:scenes", _read_dataset, _check_dataset),
     "texture": RoleKind(Tensor, _STYLES[0], _read_texture, _check_images),

@@ -369,6 +369,12 @@ def ascend(
     return Ascent(image.image().detach().clone(), torch.stack(scores), torch.stack(film) if film else None)
 
 
+def as_long(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Rows (steps, ...) as many as the longest has: where Ctrl-C ended some, the last stands for the rest."""
+    steps = torch.arange(max(map(len, parts)))
+    return [part[steps.clamp(max=len(part) - 1)] for part in parts]
+
+
 def in_turn(stages: Sequence[Ascent]) -> Ascent:
     """Ascents that each began where the one before ended, as one; frames get the last one's size."""
     last, films = stages[-1].images, [stage.frames for stage in stages if stage.frames is not None]

@@ -29,6 +29,8 @@ Masks: TypeAlias = Annotated[Tensor | None, Role("masks")]
 #: Where a search begins: a picture for each image, (N, C, H, W) in [0, 1], or None. ``run`` takes a saved
 #: result, too, whose pictures are then gone on with.
 Start: TypeAlias = Annotated[Tensor | None, Role("start")]
+#: Pictures whose forms are wanted, of any size, (G, C, H, W) in [0, 1], or None.
+Guide: TypeAlias = Annotated[Tensor | None, Role("guide")]
 #: One scalar per image. Callers give a class, a unit ("layer4[17]"), a callable or None (the predicted
 #: class); the method receives an ``Objective``.
 Target: TypeAlias = Annotated[Any, Role("target")]

@@ -210,8 +210,8 @@ def test_cost_is_the_arithmetic_it_looks_like(images: int, steps: int, height: i
 def test_cost_knows_which_parameters_it_speaks_of() -> None:
     cost = Cost(forward="images * steps + ceil(dataset / 2)", backward="min(height, width) * scales")
     assert cost.names() == {"steps", "scales"}
-    assert not cost.by_channel()
-    assert Cost(forward="images", backward="channels * images").by_channel()
+    assert not cost.speaks_of("channels")
+    assert Cost(forward="images", backward="channels * images").speaks_of("channels")
     assert Cost(forward="images * channels").names() == set()
 
 

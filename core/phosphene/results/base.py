@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, PhospheneError, UnknownName
 from ..images import to_display, write_gif, write_png
+from ..pixels import as_long
 from ..registry import methods
 
 if TYPE_CHECKING:
@@ -131,9 +132,8 @@ class Result:
                 merged[name] = torch.cat(values) if tensors else tuple(itertools.chain(*values))
         for name in cls.per_step:
             values = [getattr(result, name) for result in results]
-            if values[0] is not None:  # where Ctrl-C ended some early, the last step stands for the rest
-                steps = torch.arange(max(map(len, values)))
-                merged[name] = torch.cat([v[steps.clamp(max=len(v) - 1)] for v in values], 1)
+            if values[0] is not None:
+                merged[name] = torch.cat(as_long(values), 1)
         return dataclasses.replace(results[0], **merged)
 
     def figure(self) -> Figure:

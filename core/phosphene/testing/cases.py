@@ -174,10 +174,10 @@ def sizes(method: Method[..., Any], case: Case) -> dict[str, int]:
     seen = DATASET_SIZE * sum(declared.role == "dataset" for declared in method.spec.inputs)
     styles = case.count if method.spec.input("styles") else 0
     known = {"images": case.count, "styles": styles, "height": height, "width": width, "dataset": seen}
-    if method.spec.cost is None or not method.spec.cost.by_channel():
+    if (cost := method.spec.cost) is None or not (cost.speaks_of("channels") or cost.speaks_of("stages")):
         return known
     params = method.validate(case.arguments(method))
-    return known | method.channels(make_network(case.network), params)
+    return known | method.sizes(make_network(case.network), params)
 
 
 def plain_cases(method: Method[..., Any], *, all_pairs: bool) -> list[Case]:
