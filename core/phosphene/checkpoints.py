@@ -78,6 +78,12 @@ class Checkpoint:
         self._written = time.monotonic()
 
 
+def unfinished(out: str | os.PathLike[str]) -> Path:
+    """Where the work for a result's folder is kept until that is whole."""
+    folder = Path(out).resolve()
+    return folder.with_name(f".{folder.name}.unfinished")
+
+
 #: Of the run that is about to call its method, and of the call that is at work.
 _pending: ContextVar[Checkpoint | None] = ContextVar("phosphene_checkpoint_pending", default=None)
 _active: ContextVar[Checkpoint | None] = ContextVar("phosphene_checkpoint", default=None)

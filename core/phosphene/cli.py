@@ -287,7 +287,7 @@ app.add_typer(typer.Typer(cls=_MethodCommands, no_args_is_help=True), name="run"
 
 
 def _run(name: str, spec: MethodSpec, **values: Any) -> None:
-    from .checkpoints import GOES_ON
+    from .checkpoints import GOES_ON, unfinished
     from .programs import answer, read_request
     from .running import run
 
@@ -329,7 +329,8 @@ def _run(name: str, spec: MethodSpec, **values: Any) -> None:
     elif not quiet:
         print(*result.lines(), f"{spec.title} is saved in {out}: look at {out / 'picture.png'}", sep="\n")
     if interrupted:
-        print(f"interrupted {interrupted}; {GOES_ON}", file=sys.stderr)
+        kept = f"; {GOES_ON}" if unfinished(out).is_file() else ""
+        print(f"interrupted {interrupted}{kept}", file=sys.stderr)
         raise typer.Exit(130)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .bars import ProgressEvent, reporting
 from .batching import max_batch
-from .checkpoints import Checkpoint, checkpointed
+from .checkpoints import Checkpoint, checkpointed, unfinished
 from .datasets import Dataset
 from .declaration import AS_OBJECT
 from .diffusion import Denoiser
@@ -159,8 +159,7 @@ def run(
     with ExitStack() as stack:
         checkpoint = None
         if out is not None and identity is not None:
-            folder = Path(out).resolve()
-            checkpoint = Checkpoint(folder.with_name(f".{folder.name}.unfinished"), identity)
+            checkpoint = Checkpoint(unfinished(out), identity)
             stack.enter_context(checkpointed(stack.enter_context(checkpoint)))
         stop = stack.enter_context(stopping_early())
         result = observed(request, _executors()[executor])
