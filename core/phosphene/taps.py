@@ -13,12 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from .errors import ModelError, UnknownName
 
 #: The taps that may see what runs now. A thread starts with none and a run starts with none,
 #: so two runs on one model never see each other.
 open_taps: ContextVar[tuple[Tap, ...]] = ContextVar("phosphene_open_taps", default=())
+
+
+#: Held where a network's hooks are changed, and where all of them are gone through, as a copy does.
+hooking = threading.RLock()
 
 
 class StopForward(BaseException):
@@ -66,13 +71,20 @@ class Tap:
             self._watch({name: network.get_submodule(name) for name in self.layers}, self._cleanup)
 
     def _watch(self, layers: Mapping[str, nn.Module], stack: ExitStack) -> None:
+        def let_go(handle: RemovableHandle) -> None:
+            with hooking:
+                handle.remove()
+
         for name, module in layers.items():
             hook = self._hook(name)
-            if self.inputs:
-                handle = module.register_forward_pre_hook(lambda m, given, hook=hook: hook(m, given, given))
-            else:
-                handle = module.register_forward_hook(hook)
-            stack.callback(handle.remove)
+            with hooking:
+                if self.inputs:
+                    handle = module.register_forward_pre_hook(
+                        lambda m, given, hook=hook: hook(m, given, given)
+                    )
+                else:
+                    handle = module.register_forward_hook(hook)
+                stack.callback(let_go, handle)
 
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()

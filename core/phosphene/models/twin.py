@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..taps import open_taps
+from ..taps import hooking, open_taps
 
 if TYPE_CHECKING:
     from .model import Model
@@ -125,7 +125,8 @@ def _state(module: nn.Module) -> list[object] | None:
     state: list[object] = []
     for part in module.modules():
         kinds = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
-        hooks = [hook for kind in kinds if kind for hook in kind.values()]
+        with hooking:
+            hooks = [hook for kind in kinds if kind for hook in kind.values()]
         if part.training or any(getattr(hook, "__module__", "") != "phosphene.taps" for hook in hooks):
             return None
         told = [value for name, value in vars(part).items() if name not in _HOOKS]
@@ -159,7 +160,8 @@ def _build(model: Model) -> nn.Module | None:
     try:
         # A network that draws numbers must not draw others in the run that makes the twin; no tap sees noise.
         with model.guard(), torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]):
-            twin = copy.deepcopy(model.module)
+            with hooking:
+                twin = copy.deepcopy(model.module)
             assert twin is not model.module
             for part in twin.modules():  # the taps that are open on the network itself
                 part._forward_hooks.clear()

@@ -139,8 +139,13 @@ class _Windowed(Tensor):
 
     @staticmethod
     def __new__(cls, sweep: Sweep, clean: Tensor, boxes: _Boxes, crops: Tensor) -> _Windowed:
-        size = (len(crops), *clean.shape[1:])
-        made: _Windowed = Tensor._make_wrapper_subclass(cls, size, dtype=clean.dtype, device=clean.device)
+        # Laid out as all of it would be, so that it is reshaped where that cannot be viewed otherwise.
+        like = torch.empty((len(crops), *clean.shape[1:]), device="meta")
+        if clean.is_contiguous(memory_format=torch.channels_last):
+            like = like.to(memory_format=torch.channels_last)
+        made: _Windowed = Tensor._make_wrapper_subclass(
+            cls, like.shape, strides=like.stride(), dtype=clean.dtype, device=clean.device
+        )
         made.sweep, made.clean, made.boxes, made.crops, made.whole = sweep, clean, boxes, crops, None
         return made
 
