@@ -133,7 +133,7 @@ def _batch_norm(
 ) -> Bounded:  # fmt: skip
     if training or var is None:
         raise NoRule("Lipschitz bounds have no rule for a batch norm that has no statistics of its own")
-    norm = float(batch_norm_scale(var, weight, eps).abs().max())
+    norm = float(batch_norm_scale(var, weight, eps).detach().abs().max())
     return Bounded(func(x.example, mean, var, weight, bias, False, momentum, eps), x.bound * norm)
 
 
