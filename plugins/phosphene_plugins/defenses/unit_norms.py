@@ -118,24 +118,24 @@ class UnitNorms:
 
     ``before`` is the bound (``lipschitz``) of the network as it was, ``bound`` that with all norms 1: what
     the pixels' normalisation, pooling and branches leave. Biases are scaled with the weights, so that a
-    plain chain of layers and ReLUs still says what it said. ModelError for what has no bound, and for a
-    layer that is all zero.
+    plain chain of layers and ReLUs still says what it said, and learned in their old units. ModelError for
+    what has no bound, and for a layer that is all zero or has no single norm.
     """
 
     def __init__(self, model: Model, images: Tensor, layers: Layers) -> None:
-        self.model = model
+        names = {part: name for name, part in model.module.named_modules()}
         sizes: dict[Any, tuple[int, int]] = {}
 
         def ran(part: nn.Module, args: tuple[Any, ...]) -> None:
-            shape = args[0].shape if isinstance(part, nn.Conv2d) else (1, 1)
-            sizes.setdefault(part, (shape[-2], shape[-1]))
+            height, width = args[0].shape[-2:] if isinstance(part, nn.Conv2d) else (1, 1)
+            if sizes.setdefault(part, (height, width)) != (height, width):
+                raise ModelError(f"{names[part]} in {model.name} runs on maps of two sizes: it has two norms")
 
         with ExitStack() as hooks:
             for part in model.module.modules():
                 if isinstance(part, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)) and part.weight is not None:
                     hooks.callback(part.register_forward_pre_hook(ran).remove)
             self.before = bound_of(model, images)
-        names = {part: name for name, part in model.module.named_modules()}
         self.parts, scale = list(sizes), 1.0
         for part, size in sizes.items():
             is_norm = isinstance(part, nn.BatchNorm2d)

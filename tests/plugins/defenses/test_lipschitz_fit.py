@@ -162,3 +162,14 @@ def test_what_cannot_be_bounded_is_refused_by_name(dataset: TensorDataset) -> No
     nn.init.zeros_(network[6].weight)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="weights of 6 in .* are all zero"):
         fit(model_of(network), dataset, steps=1)
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Conv2d(1, 1, 3), nn.Linear(1, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(self.body(x)).mean((2, 3)))
+
+    with pytest.raises(ModelError, match="body in .* runs on maps of two sizes"):
+        fit(model_of(Twice()), dataset, steps=1)
