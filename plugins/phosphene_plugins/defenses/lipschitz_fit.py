@@ -97,8 +97,9 @@ def lipschitz_fit(
     by making everything larger. In units of L e, its scale, the logits have a gradient at any depth.
     ``layers`` "orthogonal" makes each weight, as a matrix (O, I h w), orthogonal before: all directions keep
     their length, not the longest alone. Adam goes on from the weights that the model has, in eval mode, so
-    that batch norm keeps its statistics; pictures (N, C, H, W) in [0, 1]. What comes out is the same kind of
-    network with other weights.
+    that batch norm keeps its statistics; "spectral" plain chains begin by saying what they said, networks
+    with branches begin anew. Pictures (N, C, H, W) in [0, 1]. What comes out is the same kind of network with
+    other weights.
 
     ``curves`` are the shares of pictures held out that are right, that are under PGD-10 (l2), and that are
     *proven*: right whatever happens in the ball. ``note`` says L before and after. Networks that the bound
