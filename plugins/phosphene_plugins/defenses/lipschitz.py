@@ -67,14 +67,14 @@ def _circular_norm(weight: Tensor, size: tuple[int, int], dilation: tuple[int, i
     square = 0.0
     for matrices in at_frequencies.chunk(groups, dim=1):
         matrices = matrices if matrices.shape[1] < matrices.shape[2] else matrices.mH
-        # No norm exceeds Frobenius's: the frequencies where that is large come first, and most never.
+        # No norm exceeds Frobenius's, here of A A': where that is large comes first, and most never do.
+        products = matrices @ matrices.mH
         at_once = max(16, _AT_ONCE // matrices.shape[1] ** 3)
-        limits, order = matrices.abs().square().sum((1, 2)).sort(descending=True)
+        limits, order = torch.linalg.matrix_norm(products).sort(descending=True)
         for limit, chosen in zip(limits.split(at_once), order.split(at_once), strict=True):
             if float(limit[0]) <= square:
                 break
-            matrix = matrices[chosen]
-            square = max(square, float(torch.linalg.eigvalsh(matrix @ matrix.mH)[:, -1].max()))
+            square = max(square, float(torch.linalg.eigvalsh(products[chosen])[:, -1].max()))
     return math.sqrt(square)
 
 
@@ -133,7 +133,7 @@ def _batch_norm(
 ) -> Bounded:  # fmt: skip
     if training or var is None:
         raise NoRule("Lipschitz bounds have no rule for a batch norm that has no statistics of its own")
-    norm = float(batch_norm_scale(var, weight, eps).abs().max())
+    norm = float(batch_norm_scale(var, weight, eps).detach().abs().max())
     return Bounded(func(x.example, mean, var, weight, bias, False, momentum, eps), x.bound * norm)
 
 
