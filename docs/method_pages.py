@@ -187,7 +187,8 @@ def _cost(spec: MethodSpec, seconds: float) -> str:
         method = methods[spec.name]
         demo = method.validate(spec.demonstration()[1])
         sizes = method.sizes(load_model("builtin:shapes-vgg"), demo)
-        forward, backward = spec.cost.of(demo, images=4, height=64, width=64, dataset=1000, **sizes)
+        pictures = {"images": 4, "height": 64, "width": 64, "dataset": 1000, "styles": 4}
+        forward, backward = spec.cost.of(demo, **pictures, **sizes)
         formula += f" For the four pictures above: {forward} forward, {backward} backward."
     return f"{formula} {took}"
 
