@@ -95,6 +95,14 @@ def climb(
     return values, gradient, logits
 
 
+def bare_gradient(model: Model, images: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+    """The loss's gradient at the images (N, C, H, W) as it is, numbers or not, and the logits (N, K)."""
+    place = images.detach().requires_grad_()
+    logits = logits_on_graph(model, place)
+    (gradient,) = torch.autograd.grad(loss(logits, labels).sum(), place)
+    return gradient, logits.detach()
+
+
 def logits_on_graph(model: Model, points: Tensor) -> Tensor:
     """The logits (N, K); ModelError where no gradient leads from them to the pictures."""
     logits = model(points)

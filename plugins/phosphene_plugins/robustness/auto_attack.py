@@ -12,7 +12,7 @@ from phosphene import Reference, hookimpl, load_model, method, methods, progress
 from phosphene.results import AdversarialExamples
 from phosphene.spec import Cost, PixelRange, SameShape, WithinBall
 from phosphene.types import Images, Labels, Model, Seed
-from phosphene_plugins.attacks.ascent import climb, cross_entropy, judged, unreached
+from phosphene_plugins.attacks.ascent import bare_gradient, cross_entropy, judged, unreached
 from phosphene_plugins.attacks.balls import Norm
 
 from .flagged import AutoAttackExamples
@@ -139,7 +139,7 @@ def auto_attack(
 
 def _looked_at(model: AnyModel, images: Tensor, labels: Tensor) -> tuple[Tensor, list[tuple[str, ...]]]:
     """The model's logits (N, K), and what looks wrong about them and about their gradients."""
-    _, gradient, logits = climb(model, images, labels, cross_entropy)
+    gradient, logits = bare_gradient(model, images, labels, cross_entropy)
     with torch.no_grad():
         again = model(images)
     steep = gradient.flatten(1).abs().amax(1)

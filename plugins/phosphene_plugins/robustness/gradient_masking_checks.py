@@ -13,7 +13,15 @@ from phosphene import Model as AnyModel
 from phosphene.spec import Cost, PixelRange, UnitRange
 from phosphene.types import Images, Labels, Model, Seed
 
-from ..attacks.ascent import Loss, climb, cross_entropy, difference_of_logits_ratio, margin, projected_ascent
+from ..attacks.ascent import (
+    Loss,
+    bare_gradient,
+    climb,
+    cross_entropy,
+    difference_of_logits_ratio,
+    margin,
+    projected_ascent,
+)
 from ..attacks.balls import project
 from ..attacks.square import square
 from ..models.several import URIs, loaded_beside
@@ -212,7 +220,7 @@ def _logits(model: AnyModel, images: Tensor) -> Tensor:
 def _gradients(model: AnyModel, images: Tensor, labels: Tensor, loss: Loss) -> Tensor:
     size = batch_size(model)
     parts = zip(images.split(size), labels.split(size), strict=True)
-    return torch.cat([climb(model, *part, loss)[1] for part in parts])
+    return torch.cat([bare_gradient(model, *part, loss)[0] for part in parts])
 
 
 def _slopes(

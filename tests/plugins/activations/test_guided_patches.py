@@ -43,7 +43,8 @@ def test_each_gradient_is_that_of_its_own_unit_and_nothing_of_it_lies_outside(la
     top = methods["top_patches"](MODEL, TensorDataset(IMAGES), **told)
     for name, value in top.fields():
         if name != "gradients":
-            assert_alike(getattr(found, name), value)
+            # To rounding: the tuned twin answers where there are passes enough to make it pay.
+            assert_alike(getattr(found, name), value, rtol=1e-12, atol=1e-15)
     for i, (y, x) in enumerate(found.places.tolist()):
         picture = IMAGES[int(found.ids[i])][None]
         with MODEL.guard(), rewrite_backward(guided):

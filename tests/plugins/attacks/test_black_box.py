@@ -172,7 +172,9 @@ def test_start_is_read_for_all_images_and_refused_in_another_shape() -> None:
     )  # fmt: skip
     assert found.inputs["start"].shape == found.images.shape
     with pytest.raises(InputError, match="start pictures must have the images' shape"):
-        attack("boundary", asked(label), pictures(2), torch.tensor([0, 0]), start=pictures(1))
+        attack("boundary", asked(label), pictures(2), torch.tensor([0, 0]), start=pictures(2)[..., 1:])
+    with pytest.raises(InputError, match="needs one picture to start from, or 2, not 3"):
+        attack("boundary", asked(label), pictures(2), torch.tensor([0, 0]), start=pictures(3))
 
 
 @settings(max_examples=40, deadline=None)
