@@ -94,10 +94,14 @@ def umap(
     mapping = UMAP(
         n_neighbors=neighbors or min(15, most), min_dist=min_dist, init=begin, random_state=chosen, n_jobs=1
     )
-    with warnings.catch_warnings():
-        # It warns of the sizes and types that it converts itself.
-        warnings.simplefilter("ignore", category=UserWarning)
-        points = mapping.fit_transform(found.features.float().cpu().numpy())
+    threads = torch.get_num_threads()  # which numba, at its first call, sets for everybody
+    try:
+        with warnings.catch_warnings():
+            # It warns of the sizes and types that it converts itself.
+            warnings.simplefilter("ignore", category=UserWarning)
+            points = mapping.fit_transform(found.features.float().cpu().numpy())
+    finally:
+        torch.set_num_threads(threads)
     points = torch.from_numpy(points).to(found.features)
     return dataclasses.replace(
         found, points=points, numbers={"trustworthiness": trustworthiness(found.features, points)}

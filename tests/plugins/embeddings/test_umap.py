@@ -27,9 +27,10 @@ def test_more_neighbours_than_pictures_are_refused():
 
 
 def test_a_map_of_the_scenes_has_the_classes_as_neighbours_and_a_seed_means_one_map():
-    pytest.importorskip("umap")
+    threads = torch.get_num_threads()
     found, again = (run("umap", dataset="builtin:scenes/120", seed=3) for _ in range(2))
     assert torch.equal(found.points, again.points)
+    assert torch.get_num_threads() == threads  # numba sets them at its first call
     apart = torch.cdist(found.points, found.points).fill_diagonal_(torch.inf)
     same = [found.labels[i] == found.labels[j] for i, j in enumerate(apart.argmin(1).tolist())]
     assert sum(same) / len(same) > 0.85
