@@ -122,7 +122,10 @@ def make_exhibit(
     result, rows, failure = None, [], ""
     clock = time.perf_counter()
     try:
-        result = run(call, **inputs | params | ({takes_model.name: seen} if takes_model else {}))
+        # The model as it was loaded, unless the demo is about another and nobody asked for one.
+        own = takes_model is not None and uri is None and takes_model.name in inputs
+        loaded = {takes_model.name: seen} if takes_model and not own else {}
+        result = run(call, **inputs | params | loaded)
         if result.provenance and result.provenance.interrupted:
             raise KeyboardInterrupt  # it is meant for the whole page
         rows = rows_of(result)

@@ -157,7 +157,6 @@ def adds_up_on_linear_members() -> None:
     oracle=adds_up_on_linear_members,
     quick={"models": (), "steps": 2, "eot": 1},
     demo={
-        "model": "defended:jpeg(quality=75)|builtin:shapes-resnet",
         "models": ("defended:bit_depth(bits=3)|builtin:shapes-vgg",),
         "images": "builtin:scenes/12",
         "eps": 4 / 255,

@@ -91,11 +91,10 @@ def finds_out_what_hides_a_linear_model() -> None:
     oracle=finds_out_what_hides_a_linear_model,
     quick={"steps": 2, "max_queries": 10, "models": ()},
     demo={
-        "model": "defended:jpeg(quality=20)|builtin:shapes-resnet",
         "models": ("builtin:shapes-resnet",),
         "images": "builtin:scenes/12",
         "eps": 4 / 255,
-        "steps": 10,
+        "steps": 6,
         "max_queries": 100,
     },
 )
