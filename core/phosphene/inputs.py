@@ -263,7 +263,7 @@ def _read_styles(value: Any, model: Model | None, given: Given) -> Tensor:
     return stack(squares)
 
 
-def _drawn_or_read(value: Any, most: int = 256) -> Tensor:
+def _drawn_or_read(value: Any) -> Tensor:
     if isinstance(value, str) and value.startswith("builtin:"):
         name = value.removeprefix("builtin:")
         if name not in TEXTURES:

@@ -15,7 +15,7 @@ from phosphene.types import Dataset, Model, Seed
 
 from ..attacks.ascent import cross_entropy
 from ..attacks.balls import project, random_point
-from .under_attack import UNDER_PGD, Trial, worst
+from .under_attack import UNDER_PGD, Batch, FallingRate, HeldOut, LabelsFrom, Trial, worst
 
 
 def divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
@@ -113,15 +113,11 @@ def adversarial_training(
     ] = 0.0,
     beta: Annotated[float, Field(ge=0, le=1000, description="weight of the divergence in TRADES")] = 6.0,
     steps: Annotated[int, Field(ge=1, le=1_000_000, description="steps of SGD")] = 1000,
-    batch: Annotated[int, Field(ge=1, le=4096, description="pictures a step")] = 64,
-    lr: Annotated[float, Field(gt=0, le=1, description="learning rate, which falls to zero")] = 3e-3,
+    batch: Batch = 64,
+    lr: FallingRate = 3e-3,
     weight_decay: Annotated[float, Field(ge=0, le=1, description="how strongly weights shrink")] = 5e-4,
-    labels: Annotated[
-        Literal["truth", "predicted"], Field(description="the data set's classes, or what the model says")
-    ] = "truth",
-    held_out: Annotated[
-        float, Field(gt=0, lt=1, description="share of the pictures to watch it by, at most 64")
-    ] = 0.1,
+    labels: LabelsFrom = "truth",
+    held_out: HeldOut = 0.1,
     seed: Seed = None,
 ) -> TrainedModel:
     """Train a copy of the model on the worst pictures within eps, made anew by an attack in every step.

@@ -1,7 +1,7 @@
 """Defensive distillation: a student of soft answers, whose gradients vanish, and which is no safer for it."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from phosphene.spec import Cost, PixelRange
 from phosphene.training import Course, Loss, TrainedModel, classes_of, split, train, trainable
 from phosphene.types import Dataset, Model, Seed
 
-from .under_attack import Trial
+from .under_attack import Batch, FallingRate, HeldOut, LabelsFrom, Trial
 
 
 def learns_logits_that_are_a_temperature_larger() -> None:
@@ -67,16 +67,12 @@ def defensive_distillation(
     *,
     temperature: Annotated[float, Field(ge=1, le=1000, description="T, of the teacher and in training")] = 20,
     steps: Annotated[int, Field(ge=1, le=1_000_000, description="steps of Adam, of each of the two")] = 500,
-    batch: Annotated[int, Field(ge=1, le=4096, description="pictures a step")] = 64,
-    lr: Annotated[float, Field(gt=0, le=1, description="learning rate, which falls to zero")] = 1e-3,
-    labels: Annotated[
-        Literal["truth", "predicted"], Field(description="the data set's classes, or what the model says")
-    ] = "truth",
+    batch: Batch = 64,
+    lr: FallingRate = 1e-3,
+    labels: LabelsFrom = "truth",
     eps: Annotated[float, Field(gt=0, le=1, description="radius of the PGD (linf) that it is watched by")] = 8
     / 255,
-    held_out: Annotated[
-        float, Field(gt=0, lt=1, description="share of the pictures to watch it by, at most 64")
-    ] = 0.1,
+    held_out: HeldOut = 0.1,
     seed: Seed = None,
 ) -> TrainedModel:
     """Teach a copy of the model the soft answers of another, both at a high temperature; use it at 1.

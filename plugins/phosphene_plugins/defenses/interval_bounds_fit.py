@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from phosphene.training import TrainedModel, classes_of, split, train, trainable
 from phosphene.types import Dataset, Model, Seed
 
 from .interval_bounds import margins
-from .under_attack import Trial
+from .under_attack import Batch, FallingRate, HeldOut, LabelsFrom, Trial
 
 
 def is_training_on_the_exact_margin_of_a_linear_model() -> None:
@@ -69,14 +69,10 @@ def interval_bounds_fit(
         float, Field(ge=0, le=1, description="share of the steps in which the box grows and kappa falls")
     ] = 0.5,
     steps: Annotated[int, Field(ge=1, le=1_000_000, description="steps of Adam")] = 2000,
-    batch: Annotated[int, Field(ge=1, le=4096, description="pictures a step")] = 64,
-    lr: Annotated[float, Field(gt=0, le=1, description="learning rate, which falls to zero")] = 5e-4,
-    labels: Annotated[
-        Literal["truth", "predicted"], Field(description="the data set's classes, or what the model says")
-    ] = "truth",
-    held_out: Annotated[
-        float, Field(gt=0, lt=1, description="share of the pictures to watch it by, at most 64")
-    ] = 0.1,
+    batch: Batch = 64,
+    lr: FallingRate = 5e-4,
+    labels: LabelsFrom = "truth",
+    held_out: HeldOut = 0.1,
     seed: Seed = None,
 ) -> TrainedModel:
     """Train a copy of the model so that interval bounds prove its answers in a box around each picture.

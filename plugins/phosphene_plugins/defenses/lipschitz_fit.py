@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from phosphene.training import TrainedModel, classes_of, split, train, trainable
 from phosphene.types import Dataset, Model, Seed
 
 from .lipschitz import bound_of
-from .under_attack import Trial
+from .under_attack import Batch, FallingRate, HeldOut, LabelsFrom, Trial
 from .unit_norms import Layers, UnitNorms
 
 #: The bound is taken so much larger where it proves something: norms are 1 up to rounding.
@@ -77,14 +77,10 @@ def lipschitz_fit(
     layers: Annotated[Layers, Field(description="weights over their norm, or orthogonal ones")] = "spectral",
     eps: Annotated[float, Field(gt=0, le=100, description="radius of the ball to be proven (l2)")] = 36 / 255,
     steps: Annotated[int, Field(ge=1, le=1_000_000, description="steps of Adam")] = 2000,
-    batch: Annotated[int, Field(ge=1, le=4096, description="pictures a step")] = 64,
-    lr: Annotated[float, Field(gt=0, le=1, description="learning rate, which falls to zero")] = 1e-3,
-    labels: Annotated[
-        Literal["truth", "predicted"], Field(description="the data set's classes, or what the model says")
-    ] = "truth",
-    held_out: Annotated[
-        float, Field(gt=0, lt=1, description="share of the pictures to watch it by, at most 64")
-    ] = 0.1,
+    batch: Batch = 64,
+    lr: FallingRate = 1e-3,
+    labels: LabelsFrom = "truth",
+    held_out: HeldOut = 0.1,
     seed: Seed = None,
 ) -> TrainedModel:
     """Train a copy of the model so that the product of its layers' norms proves its answers in an l2 ball.

@@ -15,7 +15,7 @@ from phosphene.spec import Cost, PixelRange
 from phosphene.training import TrainedModel, classes_of, split, train, trainable
 from phosphene.types import Dataset, Model, Seed
 
-from .under_attack import Trial
+from .under_attack import Batch, FallingRate, HeldOut, LabelsFrom, Trial
 
 Activation = Literal["softplus", "silu", "gelu", "elu"]
 #: The curves at sharpness 1; sharper, every one of them nears max(x, 0).
@@ -107,16 +107,12 @@ def smooth_activations(
     activation: Annotated[Activation, Field(description="what stands in the place of every ReLU")] = "silu",
     sharpness: Annotated[float, Field(gt=0, le=1000, description="b: the larger, the nearer to ReLU")] = 1.0,
     steps: Annotated[int, Field(ge=1, le=1_000_000, description="steps of Adam")] = 200,
-    batch: Annotated[int, Field(ge=1, le=4096, description="pictures a step")] = 32,
-    lr: Annotated[float, Field(gt=0, le=1, description="learning rate, which falls to zero")] = 3e-4,
-    labels: Annotated[
-        Literal["truth", "predicted"], Field(description="the data set's classes, or what the model says")
-    ] = "truth",
+    batch: Batch = 32,
+    lr: FallingRate = 3e-4,
+    labels: LabelsFrom = "truth",
     eps: Annotated[float, Field(gt=0, le=1, description="radius of the PGD (linf) that it is watched by")] = 8
     / 255,
-    held_out: Annotated[
-        float, Field(gt=0, lt=1, description="share of the pictures to watch it by, at most 64")
-    ] = 0.1,
+    held_out: HeldOut = 0.1,
     seed: Seed = None,
 ) -> TrainedModel:
     """Replace every ReLU of a copy by a smooth curve, and train until the network has got used to it.

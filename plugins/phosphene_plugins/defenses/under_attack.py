@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 
 from phosphene import Dataset, Model, batch_size
 
 from ..attacks.ascent import Loss, climb, cross_entropy
 from ..attacks.balls import project, random_point, steepest
+
+#: Parameters of a training.
+Batch: TypeAlias = Annotated[int, Field(ge=1, le=4096, description="pictures a step")]
+FallingRate: TypeAlias = Annotated[float, Field(gt=0, le=1, description="learning rate, which falls to zero")]
+LabelsFrom: TypeAlias = Annotated[
+    Literal["truth", "predicted"], Field(description="the data set's classes, or what the model says")
+]
+HeldOut: TypeAlias = Annotated[
+    float, Field(gt=0, lt=1, description="share of the pictures to watch it by, at most 64")
+]
 
 #: So many steps of PGD, each a quarter of the radius, show how a network does.
 STEPS = 10
