@@ -21,8 +21,8 @@ _HALVINGS, _TAU = 10, 0.9
 #: The first descent begins so far beyond the nearest boundary, as shares of the way there, and so many
 #: of the likeliest classes compete.
 _BEYOND, _CANDIDATES = 1.02, 10
-#: After so many rounds in a row that brought an image's example no nearer than to this share, it is done.
-_IDLE, _NEARER = 2, 0.999
+#: After a round that brought an image's example no nearer than to this share, it is done.
+_NEARER = 0.999
 
 
 def stays_within_three_percent_of_the_nearest_boundary_of_a_linear_model() -> None:
@@ -87,8 +87,8 @@ def carlini_wagner(
     In "l2" every image's c is halved on a logarithmic scale between the largest that failed and the
     smallest that led to a success; in "linf" its tau becomes 0.9 of the largest |d_i| at every success, and c
     doubles where there is none. Adam descends; an image whose loss no longer falls stops early, and in
-    "l2" one is done whose last two values of c brought nothing nearer. What was found last is drawn back
-    towards the image for as long as it stays adversarial (by bisection).
+    "l2" one is done whose last c brought nothing nearer. What was found last is drawn back towards the image
+    for as long as it stays adversarial (by bisection).
     ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). An image that is taken for another class from the
     outset (targeted: for the one wanted) comes back as it is, and one for which nothing was found, too.
 
@@ -144,7 +144,7 @@ class _Search:
         self.c = ((3 * needed if norm == "l2" else size) / steep).clamp(tiny, 1 / tiny)
         self.rate = (needed / math.sqrt(size if norm == "l2" else 64)).clamp(1e-7, 0.05)
         self.low, self.high = torch.zeros_like(self.c), torch.full_like(self.c, torch.inf)
-        self.tau, self.idle = torch.ones_like(self.c), torch.zeros_like(self.labels)
+        self.tau, self.done = torch.ones_like(self.c), torch.zeros_like(self.labels, dtype=torch.bool)
         self.nearest, self.best = torch.full_like(self.c, torch.inf), self.images.clone()
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class _Search:
     def descend(self, steps: int) -> None:
         """One round of Adam for every image, and the c and tau of the next."""
         hit = torch.zeros_like(self.labels, dtype=torch.bool)
-        rows, reach = (self.idle < _IDLE).nonzero()[:, 0], self.nearest.clone()
+        rows, reach = (~self.done).nonzero()[:, 0], self.nearest.clone()
         x = self.start[rows]
         mean, square = torch.zeros_like(x), torch.zeros_like(x)
         least = marked = torch.full_like(self.c[rows], torch.inf)
@@ -186,8 +186,7 @@ class _Search:
             x = (x - _wide(rate) * (mean / (1 - 0.9 ** (step + 1))) / spread).clamp(0, 1)
         self.start = self.images  # what the model is really like there, the image's own surroundings tell
         self._next(hit)
-        idle = (self.nearest > _NEARER * reach) & self.high.isfinite()
-        self.idle = torch.where(idle, self.idle + 1, 0)
+        self.done = (self.nearest > _NEARER * reach) & self.high.isfinite()
 
     def _next(self, hit: Tensor) -> None:
         # Where the model is not linear enough for the first guess, longer steps.
