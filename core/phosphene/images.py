@@ -9,6 +9,7 @@ import base64
 import io
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, MissingExtra
 
 #: The file names (in lower case) that `find_images` takes for pictures.
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -98,6 +99,22 @@ def write_gif(pictures: Sequence[Tensor], path: str | os.PathLike[str], *, secon
     """Write pictures (C, H, W) of one size as an animation without end, each shown for so many seconds."""
     first, *rest = map(to_pil, pictures)
     first.save(path, "GIF", save_all=True, append_images=rest, duration=round(1000 * seconds), loop=0)
+
+
+def write_mp4(pictures: Sequence[Tensor], path: str | os.PathLike[str], *, seconds: float = 0.1) -> None:
+    """Write pictures (C, H, W) of one size as an H.264 film, each shown for so many seconds.
+
+    The codec wants even sides: of an odd one the last row or column is shown twice.
+    Raises MissingExtra without imageio and its ffmpeg.
+    """
+    if not find_spec("imageio_ffmpeg"):
+        raise MissingExtra("writing MP4", "video")
+    from imageio.v3 import imwrite
+
+    shown = torch.stack([to_display(picture).float() for picture in pictures])
+    shown = F.pad(shown, (0, shown.shape[3] % 2, 0, shown.shape[2] % 2), mode="replicate")
+    frames = (shown * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    imwrite(path, frames, extension=".mp4", fps=1 / seconds, codec="libx264", macro_block_size=1)
 
 
 def min_max(tensor: Tensor, dims: Sequence[int] = (-2, -1)) -> Tensor:

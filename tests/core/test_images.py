@@ -59,6 +59,17 @@ def test_exif_orientation_alpha_palette_and_16_bits(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, deep / 65535, atol=1 / 255)
 
 
+def test_a_film_is_read_back_in_its_order_size_and_time(tmp_path: Path) -> None:
+    from imageio.v3 import immeta, imread
+
+    pictures = [torch.full((3, 33, 48), 0.2 * (n + 1)) for n in range(4)]
+    im.write_mp4(pictures, tmp_path / "film.mp4", seconds=0.25)
+    frames = imread(tmp_path / "film.mp4")
+    assert frames.shape == (4, 34, 48, 3)  # the codec wants even sides
+    np.testing.assert_allclose(frames.mean((1, 2, 3)) / 255, [0.2, 0.4, 0.6, 0.8], atol=0.02)
+    assert immeta(tmp_path / "film.mp4")["fps"] == 4
+
+
 def test_unreadable_files_are_input_errors(tmp_path: Path) -> None:
     im.write_png(rand(3, 40, 40), tmp_path / "good.png")
     whole = (tmp_path / "good.png").read_bytes()

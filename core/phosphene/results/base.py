@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import InputError, PhospheneError, UnknownName
-from ..images import to_display, write_gif, write_png
+from ..images import to_display, write_gif, write_mp4, write_png
 from ..pixels import as_long
 from ..registry import methods
 
@@ -172,7 +173,7 @@ class Result:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write PNGs for people (``picture.png``, ``pictures/``) and safetensors + JSON for programs.
 
-        What was drawn with ``frames`` also has a ``film.gif``.
+        What was drawn with ``frames`` also has a ``film.gif`` and, with the extra ``video``, a ``film.mp4``.
 
         The folder appears whole or not at all; one that holds an earlier result is replaced.
         """
@@ -194,6 +195,8 @@ class Result:
                 write_png(picture, place / "pictures" / f"{number:03d}.png")
             if film := self.film():
                 write_gif(film, place / "film.gif")
+                if find_spec("imageio_ffmpeg"):
+                    write_mp4(film, place / "film.mp4")
         return Path(folder)
 
 

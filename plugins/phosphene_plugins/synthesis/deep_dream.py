@@ -85,8 +85,9 @@ def deep_dream(
 
     ``images`` (N, C, H, W) in [0, 1], at their own size -> ``images`` of the same shape, ``scores``
     (octaves * steps, N). After ``zoom`` more dreams, each of the last one's middle enlarged by
-    ``zoom_scale``, ``frames`` are the sequence, one each, and ``film.gif`` shows it. Raises InputError
-    where both frames and zoom are asked for, and where the smallest size is too small for the network.
+    ``zoom_scale``, ``frames`` are the sequence, one each, and ``film.gif`` shows it; with the extra
+    ``video``, ``film.mp4``, too. Raises InputError where both frames and zoom are asked for, and where the
+    smallest size is too small for the network.
 
     Source: Mordvintsev et al. 2015 (lecture 21.10).
     """
