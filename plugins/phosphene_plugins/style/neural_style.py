@@ -120,8 +120,8 @@ def neural_style(
     ``scales`` goes from coarse to fine, which large pictures need for strokes wider than the network sees;
     ``tile`` looks at no more than such parts at once, for a second pass in exchange, with the same gradient.
 
-    ``stylized`` (N, 3, H, W) in [0, 1], ``losses`` (steps, N). Raises InputError for shares or weights
-    that do not fit, ModelError for tiles where a layer sees further than they reach.
+    ``stylized`` (N, 3, H, W) in [0, 1], ``losses`` (steps, N), ``sources`` (S, 3, H', W') the styles. Raises
+    InputError for shares or weights that do not fit, ModelError for tiles where a layer sees further than they reach.
     Source: Gatys et al. 2016; lecture 21.12.1.
     """
     look = Perception(model, content_layer, style_layers, weights)
@@ -171,6 +171,7 @@ def neural_style(
         images=content,
         stylized=stylized,
         style=" + ".join(f"{share:.0%} of style {n}" for n, share in enumerate(shares.tolist()) if share),
+        sources=at_most(styles, size),
         losses=whole.scores,
         frames=whole.frames,
     )
