@@ -1,5 +1,8 @@
 """Attacks beside torchattacks, foolbox and ART: on the same pictures, what each finds in how many passes.
 
+The network is as torchvision gives it, its parameters not frozen: foolbox and ART differentiate to all of them,
+torchattacks and Phosphene to the pictures alone.
+
 *Its passes alone* are as many passes as Phosphene's attack takes, in whole batches of contiguous float32
 through the frozen network, and nothing else: what an attack that wastes nothing costs without a tuned twin.
 """
@@ -40,7 +43,7 @@ class Subject:
     norm: str = "l2"
 
     def __post_init__(self) -> None:
-        self.model.module.eval().requires_grad_(False)
+        self.model.module.eval().requires_grad_(True)
         self.model.anatomy  # noqa: B018  - recorded once, with a pass of its own
         with torch.no_grad():
             self.labels = torch.cat([self.model(some).argmax(1) for some in self.images.split(64)])
