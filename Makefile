@@ -15,11 +15,11 @@ $(VENV)/.package: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[segmentation,umap]'
 	touch $@
 
-# torchattacks pins a requests from 2021, which it never calls, foolbox and ART ask for more than they import;
-# zennit needs nothing more: hence no-deps.
+# torchattacks pins a requests from 2021, which it never calls, lucent a kornia from 2020, foolbox and ART ask for
+# more than they import; zennit needs nothing more: hence no-deps.
 $(VENV)/.develop: $(VENV)/.package
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,parity,lint]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps torchattacks foolbox eagerpy adversarial-robustness-toolbox zennit
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps torchattacks foolbox eagerpy adversarial-robustness-toolbox zennit torch-lucent
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.package
