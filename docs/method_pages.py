@@ -37,6 +37,7 @@ _ROLES = {
     "texture": "one picture of a texture; left out, a bundled one",
     "styles": "pictures of styles; left out, bundled textures",
     "stylizer": "a network that `fast_style_fit` trained; left out, the bundled one",
+    "adaptive_stylizer": "a network that `adaptive_style_fit` trained; left out, the bundled one",
     "denoiser": "a diffusion model: a diffusers pipeline's folder, a `Denoiser`; left out, the bundled one",
 }
 

@@ -104,3 +104,10 @@ def test_the_biased_network_follows_the_background_as_its_page_says() -> None:
     told = perform("cheating.md")
     assert told["follows_background"] > 0.9
     assert told["follows_shape"] < 0.1
+
+
+def test_any_styles_page_paints_and_draws_views() -> None:
+    told = perform("any-style.md")
+    assert told["first"].shape == told["second"].shape == (8, 3, 64, 64)
+    assert not torch.equal(told["first"], told["second"])
+    assert told["stylizer"].layer == "features.1"

@@ -196,10 +196,11 @@ _INPUTS = {
     ),
     "guide": ("FILE", "picture whose forms are wanted, or builtin:bricks; repeatable"),
     "target": ("TEXT", "class, or one for each image, or a unit: layer4[17] (default: the predicted class)"),
-    "dataset": ("FOLDER", "folder of pictures, or builtin:scenes/1000"),
+    "dataset": ("FOLDER", "folder of pictures, builtin:scenes/1000 or builtin:textures/64"),
     "texture": ("FILE", "picture file, or builtin:bricks; repeatable"),
     "styles": ("FILE", "picture file, or builtin:bricks; repeatable"),
     "stylizer": ("FOLDER", "folder that a training method saved its network in"),
+    "adaptive_stylizer": ("FOLDER", "folder that adaptive_style_fit saved its network in"),
     "denoiser": ("FOLDER", "folder of a diffusers pipeline (default: the bundled builtin:shapes-diffusion)"),
 }
 #: What can be said of a model that is taken, and of every run.

@@ -1,7 +1,8 @@
-"""What data-set-wide methods read, in batches and with ids: folders, tensors, the bundled scenes."""
+"""What data-set-wide methods read, in batches and with ids: folders, tensors, the bundled world."""
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .builtin.drawing import integers, keys_of, normal, uniform
 from .builtin.scenes import CLASSES, Scenes, draw_scenes
+from .builtin.textures import TEXTURES, load_texture
 from .errors import InputError
 from .images import MASK_SUFFIX, find_images, resize
 
@@ -159,6 +162,46 @@ def _test_scenes(count: int, start: int, biased: bool) -> Scenes:
 _remembered = lru_cache(maxsize=32)(_test_scenes)
 
 
+class TextureDataset(Dataset):
+    """``count`` styles drawn as they are read, in (H, W) of ``size``: pieces of the bundled textures.
+
+    Each is a square of at least 48 pixels of one of the first four, turned or mirrored, and three in four
+    have other colours. The fifth, pebbles, stays out, so that it can be looked at as an unseen one.
+    """
+
+    def __init__(self, count: int = 256, *, size: tuple[int, int] = (64, 64)) -> None:
+        self.uri = f"builtin:textures/{count}"
+        self._count, self._size = count, size
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        return stack([_piece(i, self._size) for i in indices])
+
+
+def _piece(index: int, size: tuple[int, int]) -> Tensor:
+    """A piece (3, H, W) of a texture, in its colours or others."""
+    key = keys_of([f"piece/{index}"])
+    texture = _texture(TEXTURES[int(integers(key, "texture", below=4))])
+    side = 48 + int(integers(key, "side", below=81))
+    top, left = (int(integers(key, draw, below=129 - side)) for draw in ("top", "left"))
+    piece = texture[:, top : top + side, left : left + side]
+    piece = piece.rot90(int(integers(key, "turn", below=4)), (1, 2))
+    piece = piece.flip(2) if int(integers(key, "mirror", below=2)) else piece
+    if int(integers(key, "own colours", below=4)):
+        mixing = normal(key, "mixing", 3, 3)[0] / math.sqrt(3) * 1.3
+        mean, other = (
+            piece.mean((1, 2), keepdim=True),
+            uniform(key, "colour", 3, 1, 1, low=0.25, high=0.75)[0],
+        )
+        piece = torch.einsum("ij,jhw->ihw", mixing, piece - mean) + other
+    return resize(piece.clamp(0, 1), size)
+
+
+_texture = lru_cache(maxsize=len(TEXTURES))(load_texture)
+
+
 def stack(pictures: Sequence[Tensor]) -> Tensor:
     """Pictures (C, H, W) as one batch; InputError where their sizes differ."""
     if len(shapes := sorted({tuple(p.shape) for p in pictures})) > 1:
@@ -167,7 +210,7 @@ def stack(pictures: Sequence[Tensor]) -> Tensor:
 
 
 def open_dataset(value: object, transform: Callable[[Path], Tensor], size: tuple[int, int]) -> Dataset:
-    """A data set from a folder, ``builtin:scenes/1000``, ``builtin:biased-scenes`` or a tensor."""
+    """A data set from a folder, ``builtin:scenes/1000``, ``builtin:textures/64`` or a tensor."""
     if isinstance(value, Dataset):
         return value
     if isinstance(value, Tensor):
@@ -176,8 +219,10 @@ def open_dataset(value: object, transform: Callable[[Path], Tensor], size: tuple
         raise InputError(f"a data set is a folder, builtin:scenes or a tensor, not a {type(value).__name__}")
     if not str(value).startswith("builtin:"):
         return FolderDataset(value, transform)
-    told = re.fullmatch(r"builtin:(biased-)?scenes(?:/0*([1-9]\d*))?", str(value))
-    if told is None:
-        known = "builtin:scenes, builtin:biased-scenes, and builtin:scenes/1000"
+    told = re.fullmatch(r"builtin:(biased-)?(scenes|textures)(?:/0*([1-9]\d*))?", str(value))
+    if told is None or told[1] and told[2] == "textures":
+        known = "builtin:scenes, builtin:biased-scenes, builtin:textures, and builtin:scenes/1000"
         raise InputError(f"no bundled data set {value!r}; there are {known}")
-    return SceneDataset(int(told[2] or 512), size=size, biased=told[1] is not None)
+    if told[2] == "textures":
+        return TextureDataset(int(told[3] or 256), size=size)
+    return SceneDataset(int(told[3] or 512), size=size, biased=told[1] is not None)

@@ -23,6 +23,7 @@ from .results import Result, TrainedNetwork, load_result
 from .targets import parse_target
 
 BUNDLED_STYLIZER = "builtin:shapes-styles"
+BUNDLED_ADAPTIVE_STYLIZER = "builtin:shapes-adaptive"
 BUNDLED_DENOISER = f"builtin:{DENOISER}"
 #: The inputs that stand before one, by name; what reads or checks a value knows them and the model.
 Given = Mapping[str, Any]
@@ -273,9 +274,6 @@ def _drawn_or_read(value: Any) -> Tensor:
 
 
 def _read_stylizer(value: Any, model: Model | None, given: Given) -> Any:
-    if value == BUNDLED_STYLIZER:
-        bundled = load_result(Path(__file__).parent / "builtin" / "weights" / "shapes-styles")
-        return dataclasses.replace(bundled, uri=BUNDLED_STYLIZER)  # not where this machine has it
     if not isinstance(value, (str, Path)):
         raise InputError(f"a stylizer is a training's result or its folder, not a {type(value).__name__}")
     return load_result(value)
@@ -317,6 +315,12 @@ ROLES: dict[str, RoleKind] = {
     "stylizer": RoleKind(
         TrainedNetwork,
         BUNDLED_STYLIZER,
+        _read_stylizer,
+        _check_made(TrainedNetwork, "which a training method gives"),
+    ),
+    "adaptive_stylizer": RoleKind(
+        TrainedNetwork,
+        BUNDLED_ADAPTIVE_STYLIZER,
         _read_stylizer,
         _check_made(TrainedNetwork, "which a training method gives"),
     ),

@@ -42,6 +42,8 @@ Texture: TypeAlias = Annotated[Tensor, Role("texture")]
 Styles: TypeAlias = Annotated[Tensor, Role("styles")]
 #: A network that a training method made, for its partner that applies it.
 Stylizer: TypeAlias = Annotated["TrainedNetwork", Role("stylizer")]
+#: One that is shown its styles, and knows none by name.
+AdaptiveStylizer: TypeAlias = Annotated["TrainedNetwork", Role("adaptive_stylizer")]
 #: A diffusion model: the noise in x at a time t, and the way from pixels to x and back.
 Denoiser: TypeAlias = Annotated["_Denoiser", Role("denoiser")]
 

@@ -175,6 +175,33 @@ def test_the_stylizer_is_written_with_its_card(tmp_path: Path, monkeypatch: pyte
     assert "| steps | 2 |" in (tmp_path / "shapes-styles.md").read_text()
 
 
+def test_the_adaptive_style_is_written_with_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("STYLE_SCENES", 4), ("ADAPTIVE_STYLES", {"textures": 3, "scenes": 2})):
+        monkeypatch.setattr(train, name, value)
+    monkeypatch.setattr(train, "ADAPTIVE_RECIPE", {"steps": 2, "batch": 2})
+    monkeypatch.setattr(train, "ADAPTIVE_TESTS", 1)
+    state = torch.get_rng_state()
+    for folder in ("first", "second"):
+        train.main(["shapes-adaptive"], tmp_path / folder, seed=1)
+    assert torch.equal(state, torch.get_rng_state())
+    first, second = (tmp_path / folder / "shapes-adaptive" for folder in ("first", "second"))
+    arrays = first / "arrays.safetensors"
+    assert arrays.read_bytes() == (second / "arrays.safetensors").read_bytes()
+    assert load_result(first).inputs["styles"] == "builtin:textures/3, 2 scenes of seed 2, given as an object"
+    assert "| styles that are textures | 3 |" in first.with_suffix(".md").read_text()
+
+
+def test_the_stored_adaptive_style_is_that_of_its_card_and_came_nearer_to_a_style_it_never_saw() -> None:
+    told = dict(
+        re.findall(r"^\| (.+?) \| (.+) \|$", (WEIGHTS / "shapes-adaptive.md").read_text(), re.MULTILINE)
+    )
+    arrays = (WEIGHTS / "shapes-adaptive" / "arrays.safetensors").read_bytes()
+    assert told["sha256"] == hashlib.sha256(arrays).hexdigest() and len(arrays) < 700_000
+    before, after = map(float, told["distance to pebbles, before and after"].split(", "))
+    assert after < 0.5 * before
+    assert float(told["pixels off with alpha 0"]) < 0.1
+
+
 def test_the_denoiser_is_good_small_and_that_of_its_card(unseen: Scenes) -> None:
     weights = WEIGHTS / "shapes-diffusion.safetensors"
     card = dict(re.findall(r"^\| (.+?) \| (.+) \|$", weights.with_suffix(".md").read_text(), re.MULTILINE))

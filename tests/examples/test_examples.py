@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import runpy
 import shutil
 import subprocess
+import sys
 import sysconfig
 import venv
 from pathlib import Path
@@ -18,6 +21,8 @@ import pytest
 pytestmark = pytest.mark.xdist_group("examples")
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 FOLDERS = ("observer", "loader", "executor", "command", "method")
+#: What is no plugin, but run as it lies there.
+SCRIPTS = {"self_supervised": "style_views.py"}
 PHOSPHENE = "import sys; from phosphene.cli import main; main(sys.argv[1:])"
 #: One process does all that needs torch: importing it is what takes the time here.
 USE = """
@@ -156,8 +161,8 @@ def seen(somebody: Somebody) -> Any:
 
 
 def test_every_folder_is_one_that_is_tried_here() -> None:
-    assert {path.name for path in EXAMPLES.iterdir()} == set(FOLDERS)
-    for folder in FOLDERS:
+    assert {path.name for path in EXAMPLES.iterdir()} == {*FOLDERS, *SCRIPTS}
+    for folder in (*FOLDERS, *SCRIPTS):
         assert (EXAMPLES / folder / "README.md").is_file()
 
 
@@ -238,3 +243,26 @@ def test_methods_own_test_passes(somebody: Somebody) -> None:
 def test_extensions_load_without_torch(somebody: Somebody) -> None:
     modules = "phosphene_run_log, phosphene_toy_models, phosphene_own_process, phosphene_digest"
     somebody.does("-c", f"import sys, phosphene_descending, {modules}; assert 'torch' not in sys.modules")
+
+
+def test_style_views_make_a_table() -> None:
+    tiny = ["--scenes", "16", "--labelled", "16", "--steps", "2", "--batch", "4", "--seeds", "2"]
+    script = EXAMPLES / "self_supervised" / SCRIPTS["self_supervised"]
+    told = subprocess.run([sys.executable, script, *tiny], capture_output=True, text=True, timeout=240)
+    assert told.returncode == 0, told.stderr
+    cells = r" ([\d.]+)% ± [\d.]+% \|" * 4
+    rows = re.findall(rf"^\| (.+?) \|{cells}$", told.stdout, re.MULTILINE)
+    assert [row[0] for row in rows] == ["no learning", "crop, flip, colours", "and style"]
+    assert all(0 <= float(cell) <= 100 for row in rows for cell in row[1:])
+
+
+def test_two_views_of_a_picture_attract_and_all_others_repel() -> None:
+    """InfoNCE in closed form: n pairs of equal views, all pairs orthogonal, T the temperature."""
+    namespace = runpy.run_path(str(EXAMPLES / "self_supervised" / SCRIPTS["self_supervised"]))
+    torch = sys.modules["torch"]
+    views, n, temperature = 3 * torch.eye(4), 4, namespace["TEMPERATURE"]
+    found = float(namespace["info_nce"](views, views))
+    assert found == pytest.approx(math.log(1 + (2 * n - 2) * math.exp(-1 / temperature)), rel=1e-5)
+    labels = torch.arange(4)
+    assert namespace["linear_probe"](views.repeat(3, 1), labels.repeat(3), views, labels) == 1.0
+    assert namespace["nearest"](views.repeat(10, 1), labels.repeat(10), views, labels) == 1.0

@@ -22,13 +22,15 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
-from ..datasets import TensorDataset
-from ..models import load_model
-from ..results import AdversarialExamples, TrainedNetwork
+from ..datasets import TensorDataset, TextureDataset
+from ..images import resize
+from ..models import Model, load_model
+from ..results import AdversarialExamples, Stylization, TrainedNetwork, load_result
 from ..running import run
 from .denoiser import DENOISER
 from .networks import BIASED, MEAN, NETWORKS, ROBUST, STD, WEIGHTS, normalise
 from .scenes import CLASSES, SIZE, Scenes, draw_scenes
+from .textures import load_texture
 from .train_denoiser import RECIPE as DENOISER_RECIPE
 from .train_denoiser import fit_denoiser, squared_error
 
@@ -70,9 +72,16 @@ STYLES = ["bricks", "swirls", "mosaic", "waves"]
 STYLE_SCENES = 600
 STYLE_RECIPE: dict[str, Any] = {"steps": 2500, "width": 12, "blocks": 2}
 
+ADAPTIVE = "shapes-adaptive"
+ADAPTIVE_STYLES = {"textures": 400, "scenes": 200}
+ADAPTIVE_RECIPE: dict[str, Any] = {"steps": 1600, "batch": 4, "lr": 3e-3}
+#: A texture that no style was cut from.
+UNSEEN = "pebbles"
+ADAPTIVE_TESTS = 50
+
 DENOISER_TRAINING = {"scenes": 2_000, "steps": 2_400}
 
-KNOWN = [*NETWORKS, STYLIZER, DENOISER]
+KNOWN = [*NETWORKS, STYLIZER, ADAPTIVE, DENOISER]
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -300,6 +309,68 @@ def train_styles(out: Path, seed: int) -> None:
     write_card(out / f"{STYLIZER}.md", about, (folder / "arrays.safetensors").read_bytes(), **facts)
 
 
+def train_adaptive(out: Path, seed: int) -> None:
+    """Train the decoder of adaptive style on many styles, by the registered method; write result and card."""
+    scenes = draw_scenes(STYLE_SCENES, seed=seed).images
+    pieces, others = (ADAPTIVE_STYLES[name] for name in ("textures", "scenes"))
+    pictures = draw_scenes(others, seed=seed + 1).images
+    styles = torch.cat([TextureDataset(pieces).read(range(pieces)), pictures])
+    with torch.random.fork_rng(devices=[]):
+        model = load_model("builtin:shapes-vgg")
+    model.module.to(memory_format=torch.channels_last)  # half as long again without
+    given: dict[str, Any] = {"model": model, "dataset": scenes, "styles": styles}
+    result = run("adaptive_style_fit", **given | ADAPTIVE_RECIPE, seed=seed)
+    assert isinstance(result, TrainedNetwork)
+    result.network.to(memory_format=torch.contiguous_format)
+    drawn = {
+        "dataset": f"{STYLE_SCENES} bundled scenes (split train, seed {seed}), given as an object",
+        "styles": f"builtin:textures/{pieces}, {others} scenes of seed {seed + 1}, given as an object",
+    }
+    replace(result, inputs=drawn).save(out / ADAPTIVE)
+    write_adaptive_card(out, seed)
+
+
+def write_adaptive_card(out: Path, seed: int) -> None:
+    """Measure the adaptive style in ``out`` on unseen scenes and an unseen style, and write its card."""
+    with torch.random.fork_rng(devices=[]):
+        result, model = load_result(out / ADAPTIVE), load_model("builtin:shapes-vgg")
+    assert isinstance(result, TrainedNetwork)
+    test = draw_scenes(ADAPTIVE_TESTS, seed=seed, split="test").images
+    told: dict[str, Any] = {}
+    for name in (*STYLES, UNSEEN):
+        style = resize(load_texture(name), (SIZE, SIZE))[None]
+        painted = run("adaptive_style", images=test, styles=style, stylizer=result, progress=False)
+        assert isinstance(painted, Stylization)
+        far, near = (style_distance(model, images, style) for images in (test, painted.stylized))
+        told[f"distance to {name}, before and after"] = f"{far:.3f}, {near:.3f}"
+    plain = run("adaptive_style", images=test, styles=test[:1], stylizer=result, alpha=0.0, progress=False)
+    assert isinstance(plain, Stylization)
+    size = {"method": result.method, "parameters": sum(p.numel() for p in result.network.parameters())}
+    made = {"training_scenes": STYLE_SCENES, "training_seed": seed, "encoder": "shapes-vgg"}
+    first, last = (part.mean().item() for part in (result.losses[:50], result.losses[-50:]))
+    facts = size | {"layer": result.config["layer"]} | ADAPTIVE_RECIPE | made
+    facts |= {f"styles that are {name}": count for name, count in ADAPTIVE_STYLES.items()}
+    facts |= {"first_loss": first, "last_loss": last, "test_scenes": len(test), **told}
+    facts["pixels off with alpha 0"] = (plain.stylized - test).square().mean().sqrt().item()
+    about = (
+        f"A decoder of shapes-vgg for any style; {UNSEEN} is one that it never saw. Distances, relative, are "
+        "those of the means and deviations at the stages up to its layer."
+    )
+    write_card(out / f"{ADAPTIVE}.md", about, (out / ADAPTIVE / "arrays.safetensors").read_bytes(), **facts)
+
+
+@torch.no_grad()
+def style_distance(model: Model, images: Tensor, style: Tensor) -> float:
+    """Mean over two stages of |m(x) - m(s)|^2 / |m(s)|^2, m the means and deviations of the channels."""
+    stages = model.stages[:2]
+    found = zip(model.features_of(images, stages), model.features_of(style, stages), strict=True)
+    terms = []
+    for maps, of_style in found:
+        own, other = (torch.cat([f.mean((2, 3)), f.std((2, 3))], 1) for f in (maps, of_style))
+        terms.append(((own - other).square().sum(1) / other.square().sum(1)).mean())
+    return torch.stack(terms).mean().item()
+
+
 def train_diffusion(out: Path, seed: int) -> None:
     """Train the diffusion model, and write its weights in half precision and its card."""
     denoiser, losses = fit_denoiser(**DENOISER_TRAINING, seed=seed)
@@ -332,6 +403,8 @@ def main(
         train_robust(out, scenes, seed)
     if STYLIZER in names:
         train_styles(out, seed)
+    if ADAPTIVE in names:
+        train_adaptive(out, seed)
     if DENOISER in names:
         train_diffusion(out, seed)
 

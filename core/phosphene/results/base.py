@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMAT = 1
+BUNDLED = Path(__file__).parents[1] / "builtin" / "weights"
 
 
 class Provenance(BaseModel):
@@ -262,10 +263,19 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def load_result(folder: str | os.PathLike[str]) -> Result:
-    """A saved result, with its provenance and inputs. Nothing in the folder is executed.
+    """A saved result, with its provenance and inputs, or a bundled one ("builtin:shapes-styles").
 
-    Raises InputError where there is no whole result, UnknownName where nobody knows its type.
+    Nothing in the folder is executed. Raises InputError where there is no whole result, UnknownName where
+    nobody knows its type or its bundled name.
     """
+    if str(folder).startswith("builtin:"):
+        name, known = (
+            str(folder).removeprefix("builtin:"),
+            [p.parent.name for p in BUNDLED.glob("*/result.json")],
+        )
+        if name not in known:
+            raise UnknownName("bundled result", name, sorted(known))
+        return dataclasses.replace(load_result(BUNDLED / name), uri=str(folder))  # not this machine's place
     folder = Path(folder)
     if not (folder / "result.json").is_file():
         raise InputError(f"{folder} holds no saved result (no result.json)")

@@ -5,8 +5,15 @@ Source: Gatys, Bethge, Hertzmann, Shechtman 2016, "Preserving Color in Neural Ar
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import torch
 from torch import Tensor
+
+from phosphene import InputError
+
+#: Whose colours a painted picture has: the style's, or the content's, kept in one of two ways.
+Colour: TypeAlias = Literal["style", "luminance", "histogram"]
 
 #: Luminance of R, G and B, as in YIQ.
 _LUMA = (0.299, 0.587, 0.114)
@@ -33,6 +40,21 @@ def matched(images: Tensor, like: Tensor) -> Tensor:
     mean, _, inverse = _spread(images)
     wanted, root, _ = _spread(like)
     return (torch.einsum("mij,njk,nkhw->nihw", root, inverse, images - mean) + wanted).clamp(0, 1)
+
+
+def prepared(content: Tensor, styles: Tensor, colour: Colour) -> tuple[Tensor, list[Tensor]]:
+    """What of the content is painted, and the styles for it: the same for all, or a set for each.
+
+    Of "luminance" alone what is painted is grey, and ``recoloured`` afterwards.
+    """
+    if colour == "style":
+        return content, [styles]
+    if colour == "histogram":
+        return content, [matched(styles, like) for like in content.split(1)]
+    if content.shape[1] != 3:
+        raise InputError(f"luminance is of red, green and blue, not of {content.shape[1]} channels")
+    grey, shown = luminance(styles), luminance(content).expand_as(content)
+    return shown, [matched(grey, like[:, :1]).expand_as(styles) for like in shown.split(1)]
 
 
 def _spread(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

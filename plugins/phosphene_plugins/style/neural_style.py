@@ -5,14 +5,14 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, NonNegativeFloat
 
-from phosphene import InputError, Reference, hookimpl, load_model, method
+from phosphene import Reference, hookimpl, load_model, method
 from phosphene.images import resize
 from phosphene.pixels import Ascent, in_turn, noise
 from phosphene.results import Stylization
 from phosphene.spec import Cost, PixelRange
 from phosphene.types import Content, Frames, Model, Seed, Start, Styles
 
-from .colour import luminance, matched, recoloured
+from .colour import Colour, prepared, recoloured
 from .painting import GATYS, Blend, ContentLayer, StyleLayers, at_most, paint, resized, shares_of
 from .perceptual import Aim, Perception
 
@@ -88,8 +88,7 @@ def neural_style(
         Literal["content", "noise", "style"], Field(description="what it begins with")
     ] = "content",
     colour: Annotated[
-        Literal["style", "luminance", "histogram"],
-        Field(description="whose colours: the style's, or the content's, kept in one of two ways"),
+        Colour, Field(description="whose colours: the style's, or the content's, kept in one of two ways")
     ] = "style",
     size: Annotated[int, Field(ge=8, le=16384, description="longer side of larger pictures")] = 512,
     scales: Annotated[int, Field(ge=1, le=8, description="first at 1/2, 1/4, ... of the size")] = 1,
@@ -126,19 +125,10 @@ def neural_style(
     """
     look = Perception(model, content_layer, style_layers, weights)
     shares, content = shares_of(blend, styles), at_most(images, size)
-    if colour == "luminance" and images.shape[1] != 3:
-        raise InputError(f"luminance is of red, green and blue, not of {images.shape[1]} channels")
     made: list[Ascent] = []
     for part in (resized(content, 2.0**-scale) for scale in reversed(range(scales))):
         painted = resized(styles, style_scale * max(part.shape[2:]) / max(styles.shape[2:]))
-        match colour:
-            case "style":
-                shown, palettes = part, [painted]
-            case "histogram":
-                shown, palettes = part, [matched(painted, like) for like in part.split(1)]
-            case "luminance":
-                grey, shown = luminance(painted), luminance(part).expand_as(part)
-                palettes = [matched(grey, like[:, :1]).expand_as(painted) for like in shown.split(1)]
+        shown, palettes = prepared(part, painted, colour)
         grams = zip(*(look.style(palette, shares) for palette in palettes), strict=True)
         aim = Aim(look.content(shown), list(map(torch.cat, grams)))
         sides = (part.shape[2], part.shape[3])
