@@ -1,7 +1,7 @@
 """Attacks beside torchattacks, foolbox and ART: on the same pictures, what each finds in how many passes.
 
-The network is as torchvision gives it, its parameters not frozen: foolbox and ART differentiate to all of them,
-torchattacks and Phosphene to the pictures alone.
+The network is as torchvision gives it, its parameters not frozen: foolbox and ART differentiate to all of
+them, torchattacks and Phosphene to the pictures alone.
 
 *Its passes alone* are as many passes as Phosphene's attack takes, in whole batches of contiguous float32
 through the frozen network, and nothing else: what an attack that wastes nothing costs without a tuned twin.

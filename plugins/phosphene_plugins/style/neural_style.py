@@ -120,8 +120,8 @@ def neural_style(
     ``tile`` looks at no more than such parts at once, for a second pass in exchange, with the same gradient.
 
     ``stylized`` (N, 3, H, W) in [0, 1], ``losses`` (steps, N), ``sources`` (S, 3, H', W') the styles. Raises
-    InputError for shares or weights that do not fit, ModelError for tiles where a layer sees further than they reach.
-    Source: Gatys et al. 2016; lecture 21.12.1.
+    InputError for shares or weights that do not fit, ModelError for tiles where a layer sees further than
+    they reach. Source: Gatys et al. 2016; lecture 21.12.1.
     """
     look = Perception(model, content_layer, style_layers, weights)
     shares, content = shares_of(blend, styles), at_most(images, size)
