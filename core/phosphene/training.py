@@ -332,10 +332,14 @@ class TrainedModel(TrainedNetwork):
         marker = "o" if len(losses) == 1 else None
         left.plot(range(window, len(losses) + 1), smooth, marker=marker, linewidth=2)
         left.set(xlabel="step", ylabel="loss")
+        width = 4.0  # the first's, so that those which run along it show, too
         for name, curve in self.curves.items():
-            right.plot(self.measured.cpu(), curve.double().cpu(), marker="o", markersize=3, label=name)
-        right.set(xlabel="step", ylabel="share of pictures held out", ylim=(-0.03, 1.03))
-        right.legend(fontsize=8, frameon=False)
+            steps, shares = self.measured.cpu(), curve.double().cpu()
+            right.plot(steps, shares, label=name, marker="o", markersize=3, linewidth=width)
+            width = 1.5
+        right.set(xlabel="step", ylabel="share of pictures held out", ylim=(-0.03, 1.22))
+        right.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+        right.legend(fontsize=8, frameon=False, loc="upper center", ncols=3)
         if self.note:
             right.set_title(self.note, fontsize=8, loc="left")
         for axes in (left, right):

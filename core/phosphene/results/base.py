@@ -67,6 +67,14 @@ class Panel:
     def __post_init__(self) -> None:
         object.__setattr__(self, "image", to_display(self.image))
 
+    @classmethod
+    def difference(cls, image: Tensor, changed: Tensor) -> Panel:
+        """What was changed, amplified until a pixel is black or white: grey where nothing was."""
+        delta = changed - image
+        largest = float(delta.abs().max())
+        factor = 0.5 / max(largest, 1e-9)  # a change of one denormal number would have none
+        return cls(0.5 + delta * factor, f"difference ×{factor:.0f}" if largest else "unchanged")
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Result:

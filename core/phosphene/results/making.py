@@ -31,7 +31,7 @@ class AdversarialExamples(Result):
         *("images", "adversarial", "labels", "before", "after", "confidence_before", "confidence_after"),
         *("success", "names_before", "names_after", "queries"),
     )
-    abreast: ClassVar[int] = 3
+    abreast: ClassVar[int] = 2
 
     images: Tensor
     adversarial: Tensor
@@ -74,17 +74,16 @@ class AdversarialExamples(Result):
 
     def panels(self) -> list[list[Panel]]:
         groups = []
-        for n, largest in enumerate(self.distance("linf").tolist()):
-            factor = 0.5 / max(largest, 1e-9)  # a change of one denormal number would have none
-            difference = 0.5 + (self.adversarial[n] - self.images[n]) * factor
+        for n, far in enumerate(self.distance("l2").tolist()):
             before = f"{self.names_before[n]} {self.confidence_before[n]:.0%}"
-            after = f"-> {self.names_after[n]} {self.confidence_after[n]:.0%}"
-            told = f"difference ×{factor:.0f}" if largest else "unchanged"
+            becomes = "still" if self.before[n] == self.after[n] else "->"
+            after = f"{becomes} {self.names_after[n]} {self.confidence_after[n]:.0%}"
+            change = Panel.difference(self.images[n], self.adversarial[n])
+            told = [change.title, *([f"l2 {far:.3g}"] if far else [])]
             if self.queries is not None:
-                told += f", {int(self.queries[n])} queries"
-            change = Panel(difference, told)
+                told.append(f"{int(self.queries[n])} queries")
             attacked = Panel(self.adversarial[n], after, made=True)
-            groups.append([Panel(self.images[n], before), attacked, change])
+            groups.append([Panel(self.images[n], before), attacked, Panel(change.image, ", ".join(told))])
         return groups
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Model as AnyModel
-from phosphene import Reference, batch_size, hookimpl, load_model, method
+from phosphene import Reference, batch_size, charts, hookimpl, load_model, method
 from phosphene.results import Panel, Result
 from phosphene.spec import Cost, PixelRange, UnitRange
 from phosphene.types import Images, Labels, Model, Seed
@@ -54,7 +54,9 @@ class TransferTable(Result):
         order = self.fooled[0].sum(0).argsort(descending=True, stable=True)[:_SHOWN].tolist()
         for n in order:
             told = f"fools {int(self.fooled[0, :, n].sum())} of {len(self.names)}"
-            groups.append([Panel(self.images[n]), Panel(self.adversarial[0, n], told, made=True)])
+            image, attacked = self.images[n], self.adversarial[0, n]
+            change = Panel.difference(image, attacked)
+            groups.append([Panel(image, "original"), Panel(attacked, told, made=True), change])
         return groups
 
     def lines(self) -> list[str]:
@@ -86,10 +88,9 @@ class TransferTable(Result):
         axes.set_xlabel("shown to", fontsize=9), axes.set_ylabel("made on", fontsize=9)
         axes.spines[:].set_visible(False), axes.tick_params(length=0)
         groups = self.panels()
-        for cells, group in zip(right.subplots(len(groups), 2, squeeze=False), groups, strict=True):
+        for cells, group in zip(right.subplots(len(groups), 3, squeeze=False), groups, strict=True):
             for cell, panel in zip(cells, group, strict=True):
-                cell.imshow(panel.image.permute(1, 2, 0).float().cpu().numpy(), interpolation="antialiased")
-                cell.set_title(panel.title, fontsize=8, loc="left"), cell.set_axis_off()
+                charts.show(cell, panel.image, panel.title)
         return figure
 
 

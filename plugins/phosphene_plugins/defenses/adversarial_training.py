@@ -178,16 +178,20 @@ def adversarial_training(
         at_once=batch_size(model), schedule=lambda share: 1 - share, watch=trial,
     )  # fmt: skip
     clean, robust = (course.curves[name].tolist() for name in ("clean", UNDER_PGD))
-    note = collapse(clean, robust, course.measured.tolist())
+    note = collapse(clean, robust, course.measured.tolist(), len(trial.images))
     name = "defenses.adversarial_training"
     return TrainedModel.of(name, trained, model, course, note=note, **trial.shown())
 
 
-def collapse(clean: Sequence[float], robust: Sequence[float], measured: Sequence[int]) -> str:
-    """When the accuracy under PGD fell below half of its best, and the plain one did not fall with it."""
+def collapse(clean: Sequence[float], robust: Sequence[float], measured: Sequence[int], pictures: int) -> str:
+    """When the accuracy under PGD fell below half of its best, and the plain one did not fall with it.
+
+    By more than so few pictures do by chance: twice the standard error of the difference.
+    """
     best, then = 0.0, 0.0
     for plain, attacked, step in zip(clean, robust, measured, strict=True):
-        if attacked < best / 2 and plain > 0.8 * then:
+        chance = 2 * ((best * (1 - best) + attacked * (1 - attacked)) / pictures) ** 0.5
+        if attacked < best / 2 and best - attacked > chance and plain > 0.8 * then:
             return f"catastrophic overfitting: under PGD {best:.0%}, then {attacked:.0%} after {step} steps"
         if attacked > best:
             best, then = attacked, plain

@@ -29,7 +29,7 @@ class DefendedImages(Result):
         *("images", "transformed", "before", "after", "confidence_before", "confidence_after"),
         *("names_before", "names_after"),
     )
-    abreast: ClassVar[int] = 3
+    abreast: ClassVar[int] = 2
 
     images: Tensor
     transformed: Tensor
@@ -42,17 +42,11 @@ class DefendedImages(Result):
 
     def panels(self) -> list[list[Panel]]:
         groups = []
-        differences = self.transformed - self.images
-        for n, largest in enumerate(differences.flatten(1).abs().amax(1).tolist()):
-            factor = 0.5 / largest if largest else 1.0
+        for n, (image, transformed) in enumerate(zip(self.images, self.transformed, strict=True)):
             before = f"{self.names_before[n]} {self.confidence_before[n]:.0%}"
             after = f"seen: {self.names_after[n]} {self.confidence_after[n]:.0%}"
-            told = f"difference ×{factor:.0f}" if largest else "unchanged"
-            seen, change = (
-                Panel(self.transformed[n], after, made=True),
-                Panel(0.5 + differences[n] * factor, told),
-            )
-            groups.append([Panel(self.images[n], before), seen, change])
+            seen = Panel(transformed, after, made=True)
+            groups.append([Panel(image, before), seen, Panel.difference(image, transformed)])
         return groups
 
 

@@ -8,7 +8,7 @@ import shlex
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,10 @@ _PASSES = 3_000
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One method's place in the gallery: what it showed, or why it could not, and how to do it again."""
+    """One method's place in the gallery: what it showed, or why it could not, and how to do it again.
+
+    ``curve``: of a defence that stands before a model, what attacks leave of the two.
+    """
 
     call: str
     spec: MethodSpec
@@ -45,6 +48,7 @@ class Exhibit:
     result: Result | None
     rows: list[list[Panel]]
     failure: str = ""
+    curve: Exhibit | None = None
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,11 @@ def make_gallery(
     exhibits = []
     for call, plugin in (item for plugins in methods.by_family().values() for item in plugins.items()):
         if plugin not in {b.plugin for b in broken} and (not wanted or plugin in wanted):
-            exhibits.append(make_exhibit(call, seen, model, settings or {}, images))
-            tell(exhibits[-1])
+            exhibit = make_exhibit(call, seen, model, settings or {}, images)
+            if methods[call].defense is not None:
+                exhibit = replace(exhibit, curve=_curve(call, seen, settings or {}, images))
+            exhibits.append(exhibit)
+            tell(exhibit)
     attributing = {e.call: methods[e.call] for e in exhibits if isinstance(e.result, Attribution)}
     scores = _scores(attributing, seen) if attributing and seen.classes == CLASSES else {}
     gallery = Gallery(page, exhibits, scores, broken, model is None and not images)
@@ -134,6 +141,15 @@ def make_exhibit(
     seconds = time.perf_counter() - clock
     told = (call, spec, inputs, settings if takes_model else {}, params)
     return Exhibit(call, spec, _command(*told), _python(*told), seconds, result, rows, failure)
+
+
+def _curve(call: str, seen: Model, settings: Mapping[str, Any], images: Sequence[str]) -> Exhibit | None:
+    """What attacks leave of the model behind a defence, as its spec's ``demo`` has it."""
+    if "robust_accuracy" not in methods or seen.source is None:
+        return None
+    defended = methods[call].defend(seen, **methods[call].spec.demonstration()[1])
+    assert defended.source is not None
+    return make_exhibit("robust_accuracy", defended, defended.source["uri"], settings, images)
 
 
 def _seed(method: Method[..., Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class EnsembleReport(Result):
     ``fooled`` (N,) whether it is.
     """
 
-    abreast: ClassVar[int] = 3
+    abreast: ClassVar[int] = 2
 
     names: tuple[str, ...]
     accuracy: Tensor
@@ -80,13 +80,16 @@ class EnsembleReport(Result):
     def panels(self) -> list[list[Panel]]:
         told = ("the average is not fooled", "the average is fooled")
         shown = zip(self.images, self.adversarial, self.fooled.tolist(), strict=True)
-        return [[Panel(image), Panel(attacked, told[won], made=True)] for image, attacked, won in shown]
+        return [
+            [Panel(x, "original"), Panel(attacked, told[won], made=True), Panel.difference(x, attacked)]
+            for x, attacked, won in shown
+        ]
 
     def figure(self) -> Figure:
         """Bars of what each withstands, beside some of the images that the whole was attacked with."""
         bars = self._bars()
         figure = page(1.2 + 0.42 * max(5, len(bars)))
-        halves: Any = figure.subfigures(1, 2, width_ratios=(2.4, 1))
+        halves: Any = figure.subfigures(1, 2, width_ratios=(1.7, 1))
         axes = halves[0].subplots()
         places = range(len(bars))
         axes.barh(places, [clean for _, clean, _ in bars], color="0.9", label="the images as they are")
@@ -101,7 +104,7 @@ class EnsembleReport(Result):
         axes.set_xlabel("images taken for what they are; grey: not attacked")
         axes.spines[["top", "right"]].set_visible(False)
         groups = self.panels()[:_SHOWN]
-        for cells, group in zip(halves[1].subplots(len(groups), 2, squeeze=False), groups, strict=True):
+        for cells, group in zip(halves[1].subplots(len(groups), 3, squeeze=False), groups, strict=True):
             for cell, panel in zip(cells, group, strict=True):
                 show(cell, panel.image, panel.title.replace("the average is ", ""))
         return figure

@@ -71,17 +71,14 @@ class RobustnessReport(Result):
 
     def panels(self) -> list[list[Panel]]:
         groups = []
-        far = (self.adversarial - self.images).abs().amax((1, 2, 3))
         radii = self.radius()
         for n, (image, attacked, by) in enumerate(
             zip(self.images, self.adversarial, self.broken_by, strict=True)
         ):
             told = f"{by} at {self._told(float(radii[n]))}" if by else "withstood"
-            factor = 0.5 / max(float(far[n]), 1e-9)
             told = "wrong already" if not self.right[n] else told
-            difference = 0.5 + (attacked - image) * factor
-            change = Panel(difference, f"difference ×{factor:.0f}" if by else "unchanged")
-            groups.append([Panel(image), Panel(attacked, told, made=True), change])
+            change = Panel.difference(image, attacked)
+            groups.append([Panel(image, "original"), Panel(attacked, told, made=True), change])
         return groups
 
     def figure(self) -> Figure:

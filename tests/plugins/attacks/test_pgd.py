@@ -220,7 +220,9 @@ def test_picture_shows_original_adversarial_and_difference() -> None:
     original, adversarial, difference = found.panels()[0][:3]
     torch.testing.assert_close(original.image, images[0], check_dtype=False)
     torch.testing.assert_close(adversarial.image, found.adversarial[0], check_dtype=False)
-    assert difference.title == "difference ×5"
+    assert difference.title == f"difference ×5, l2 {float(found.distance('l2')[0]):.3g}"
+    told = "->" if found.success[0] else "still"
+    assert adversarial.title.startswith(f"{told} {found.names_after[0]} ")
     # Grey where nothing moved, black or white where the pixel moved most.
     assert float((difference.image - 0.5).abs().max()) == pytest.approx(0.5, abs=1e-6)
 

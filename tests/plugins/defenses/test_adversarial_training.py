@@ -101,10 +101,11 @@ def test_batch_norm_learns_its_statistics(one: TensorDataset) -> None:
 
 
 def test_a_collapse_is_told() -> None:
-    assert collapse([1.0] * 4, [0.0, 0.4, 0.5, 0.3], [0, 1, 2, 3]) == ""
-    told = collapse([1.0, 0.8, 0.8, 0.9, 0.9], [0.1, 0.6, 0.5, 0.2, 0.0], [0, 10, 20, 30, 40])
+    assert collapse([1.0] * 4, [0.0, 0.4, 0.5, 0.3], [0, 1, 2, 3], 64) == ""
+    told = collapse([1.0, 0.8, 0.8, 0.9, 0.9], [0.1, 0.6, 0.5, 0.2, 0.0], [0, 10, 20, 30, 40], 64)
     assert told == "catastrophic overfitting: under PGD 60%, then 20% after 30 steps"
-    assert collapse([1.0, 0.8, 0.1], [0.1, 0.6, 0.1], [0, 10, 20]) == ""  # it has forgotten everything
+    assert collapse([1.0, 0.8, 0.1], [0.1, 0.6, 0.1], [0, 10, 20], 64) == ""  # it has forgotten everything
+    assert collapse([1.0, 1.0], [3 / 13, 1 / 13], [0, 10], 13) == ""  # two pictures, as it happens
 
 
 def test_labels_may_be_the_models_own(one: TensorDataset) -> None:

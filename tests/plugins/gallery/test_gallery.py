@@ -98,6 +98,15 @@ def test_slow_methods_are_scored_on_fewer_scenes(monkeypatch: pytest.MonkeyPatch
     assert make_gallery(tmp_path, only=["saliency"]).scores["saliency"].count == 2
 
 
+def test_a_defence_before_a_model_shows_what_attacks_leave_of_the_two(tmp_path: Path) -> None:
+    made = make_gallery(tmp_path, model="builtin:shapes-resnet", only=["bit_depth"])
+    (card,) = made.exhibits
+    assert card.curve is not None and not card.curve.failure
+    assert "--model 'defended:bit_depth(bits=2)|builtin:shapes-resnet'" in card.curve.command
+    words = "defended:bit_depth(bits=2)|builtin:shapes-resnet"
+    assert words in made.page.read_text() and made.page.read_text().count("<article") == 1
+
+
 def test_a_refusal_is_shown_and_ends_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
