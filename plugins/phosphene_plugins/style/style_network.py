@@ -27,7 +27,7 @@ class ConditionalInstanceNorm(nn.Module):
 
     def forward(self, x: Tensor, mix: Tensor) -> Tensor:
         gamma, beta = (mix @ self.gamma)[:, :, None, None], (mix @ self.beta)[:, :, None, None]
-        return gamma * F.instance_norm(x) + beta
+        return (gamma * F.instance_norm(x)).add_(beta)
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -97,15 +97,15 @@ class StyleNetwork(nn.Module):
     def forward(self, images: Tensor, mix: Tensor) -> Tensor:
         x, finer = images, []
         for layer in self.down:
-            x = layer(x, mix).relu()
+            x = layer(x, mix).relu_()
             finer.append(x)
         for block in self.residual:
             assert isinstance(block, nn.ModuleDict)
-            x = x + block["second"](block["first"](x, mix).relu(), mix)
+            x = x + block["second"](block["first"](x, mix).relu_(), mix)
         for layer, skipped in zip(self.up, finer[-2::-1], strict=True):
             x = layer(x, mix)[:, :, : skipped.shape[2], : skipped.shape[3]]  # odd sides
-            x = (x + skipped).relu()
-        return self.paint(x, mix).sigmoid()
+            x = (x + skipped).relu_()
+        return self.paint(x, mix).sigmoid_()
 
 
 def new_to(network: StyleNetwork, styles: int) -> StyleNetwork:
