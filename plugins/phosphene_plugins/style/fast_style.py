@@ -58,12 +58,11 @@ REFERENCES = [
     quick={"steps": 2, "batch": 2, "width": 4, "blocks": 1},
     demo={
         "names": ["bricks", "pebbles", "waves", "swirls"],
-        "style_weight": 30,
         "width": 8,
         "blocks": 1,
-        "steps": 250,
-        "batch": 2,
-        "lr": 3e-3,
+        "steps": 430,
+        "batch": 1,
+        "lr": 1e-2,
     },  # fmt: skip
 )
 def fast_style_fit(

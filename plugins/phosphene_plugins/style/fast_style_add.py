@@ -67,11 +67,10 @@ def one_colour_is_learned_and_the_old_style_kept() -> None:
     demo={
         "styles": ["builtin:pebbles"],
         "names": ["pebbles"],
-        "style_weight": 30,
-        "steps": 60,
-        "batch": 2,
-        "lr": 0.02,
-    },  # fmt: skip
+        "steps": 120,
+        "batch": 1,
+        "lr": 0.05,
+    },
 )
 def fast_style_add(
     model: Model,
@@ -87,7 +86,7 @@ def fast_style_add(
     total_variation: TotalVariation = 0.01,
     steps: Steps = 200,
     batch: Batch = 4,
-    lr: Rate = 0.02,
+    lr: Rate = 0.05,
     mixed_precision: MixedPrecision = False,
     frames: Frames = 0,
     seed: Seed = None,

@@ -27,7 +27,9 @@ class ConditionalInstanceNorm(nn.Module):
 
     def forward(self, x: Tensor, mix: Tensor) -> Tensor:
         gamma, beta = (mix @ self.gamma)[:, :, None, None], (mix @ self.beta)[:, :, None, None]
-        return (gamma * F.instance_norm(x)).add_(beta)
+        x = F.instance_norm(x)
+        # Its time is memory's: in place, but where a gradient wants what was there.
+        return (gamma * x if torch.is_grad_enabled() else x.mul_(gamma)).add_(beta)
 
 
 class BatchNorm(nn.BatchNorm2d):
