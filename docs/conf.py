@@ -8,6 +8,7 @@ sys.path.insert(0, str(here))
 from cheating_picture import write_cheating  # noqa: E402
 from comparing_cams import write_comparison  # noqa: E402
 from method_pages import sources_digest, write_method_pages  # noqa: E402
+from normalisation import write_normalisation  # noqa: E402
 from sphinx.util import logging  # noqa: E402
 
 project = "Phosphene"
@@ -27,3 +28,4 @@ smartquotes = False
 write_method_pages(here / "methods", logging.getLogger(__name__).info)
 write_comparison(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
 write_cheating(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
+write_normalisation(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)

@@ -6,6 +6,7 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -74,14 +75,20 @@ def test_a_sentence_is_a_target_of_the_pages_vision_language_model(targets: dict
     assert attack.success.all() or after > before
 
 
-def test_the_comparison_of_cams_says_what_is_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    perform("comparing-cams.md")
+def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """What draws a page's pictures."""
     monkeypatch.syspath_prepend(str(DOCS))
-    spec = importlib.util.spec_from_file_location("comparing_cams", DOCS / "comparing_cams.py")
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules.pop("method_pages", None)
+    return module
+
+
+def test_the_comparison_of_cams_says_what_is_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    perform("comparing-cams.md")
+    module = script("comparing_cams", monkeypatch)
     models = [load_model(f"builtin:{name}") for name in module.LOWER]
     table = module.numbers(models, draw_scenes(3, seed=5, split="test")).splitlines()
     assert len(table) == 2 + len(models)
@@ -111,3 +118,23 @@ def test_any_styles_page_paints_and_draws_views() -> None:
     assert told["first"].shape == told["second"].shape == (8, 3, 64, 64)
     assert not torch.equal(told["first"], told["second"])
     assert told["stylizer"].layer == "features.1"
+
+
+def test_instance_norm_wins_and_sees_no_contrast_as_its_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    more = perform("normalisation.md")["more"]
+    page = (DOCS / "normalisation.md").read_text()
+    assert f"# {more.note}\n" in page and str(more.labels).replace("'", '"') in page
+    module = script("normalisation", monkeypatch)
+    model, scenes = load_model("builtin:shapes-vgg"), draw_scenes(6, split="test").images
+    networks = module.trained(model, draw_scenes(16).images, steps=12)
+    assert networks["instance"].losses.mean() < 0.9 * networks["batch"].losses.mean()
+    table = module.numbers(networks, model, scenes).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+    style = {norm: [float(value) for value in values[::2]] for norm, *values in cells}
+    for norm in ("instance", "conditional"):
+        assert max(style[norm]) - min(style[norm]) < 0.02 * max(style[norm])
+    assert style["batch"][2] > style["batch"][1] > style["batch"][0]
+    (whole, pale) = module.rows(networks, scenes[:1])
+    assert [panel.title for panel in whole[1:]] == ["batch", "instance", "conditional"]
+    assert (whole[2].image - pale[2].image).abs().max() < 0.05 < (whole[1].image - pale[1].image).abs().max()
+    assert module.losses(networks).image.shape[0] == 3

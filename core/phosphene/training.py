@@ -38,11 +38,15 @@ _MEMORY = 2**28
 
 @dataclass(frozen=True)
 class Course:
-    """How a training went: ``losses`` (steps,); after ``measured`` (M,) steps the ``curves``, each (M,)."""
+    """How a training went: ``losses`` (steps,); after ``measured`` (M,) steps the ``curves``, each (M,).
+
+    ``frames`` (F, P, C, H, W), bytes, are what was drawn on the way, where that was asked for.
+    """
 
     losses: Tensor
     measured: Tensor
     curves: dict[str, Tensor]
+    frames: Tensor | None = None
 
 
 def train(
@@ -58,6 +62,8 @@ def train(
     at_once: int | None = None,
     schedule: Callable[[float], float] = lambda share: 1.0,
     watch: Watch | None = None,
+    frames: int = 0,
+    draw: Callable[[], Tensor] | None = None,
     stage: int = 0,
 ) -> Course:
     """Minimise the mean of ``loss`` over the first ``count`` pictures of a data set, ``batch`` a step.
@@ -66,10 +72,11 @@ def train(
     on ``seed`` and its number alone, so a method that was cut off goes on bit by bit when ``run`` is given
     the same ``out``. At most ``at_once`` pictures go through the network together; their gradients are
     summed. ``schedule``, told the share of the steps that is done, gives what the learning rates are
-    multiplied by. ``watch`` is asked before, at the end and between. Leaves the network frozen in eval mode.
-    A method that trains several networks one after another gives all of them as one ``network`` each time,
-    and numbers the ``stage``: what is done is then not done again. Raises DivergenceError if the loss or a
-    weight is no longer finite.
+    multiplied by. ``watch`` is asked before, at the end and between; ``draw`` for pictures (P, C, H, W) in
+    [0, 1], ``frames`` times, evenly over the steps, the last at the end. Leaves the network frozen in eval
+    mode. A method that trains several networks one after another gives all of them as one ``network`` each
+    time, and numbers the ``stage``: what is done is then not done again. Raises DivergenceError if the loss
+    or a weight is no longer finite.
     """
     count = len(dataset) if count is None else count
     parameter = next(network.parameters())
@@ -77,10 +84,12 @@ def train(
     marks = {round(n * steps / LOOKS) for n in range(LOOKS + 1)} if watch else set()
     losses: list[float] = []
     seen: list[tuple[int, Mapping[str, float]]] = []
+    film: list[Tensor] = []
     state = resumed()
     if state and state["stage"] >= stage:
         later = state["stage"] > stage
         losses, seen = [0.0] * steps if later else state["losses"].tolist(), [] if later else state["seen"]
+        film = [] if later else list(state.get("frames", ()))
         _fill(network, None if later else optimizer, state)
     elif watch:
         seen.append((0, watch()))
@@ -111,9 +120,11 @@ def train(
         losses.append(total)
         if step + 1 in marks and watch:
             seen.append((step + 1, watch()))
+        if draw and len(film) < (step + 1) * min(frames, steps) // steps:
+            film.append((draw() * 255).round().byte().cpu())
         if keeping():
-            kept = torch.tensor(losses, dtype=torch.float64)
-            keep(stage=stage, losses=kept, seen=seen, **_state(network, optimizer))
+            done = {"losses": torch.tensor(losses, dtype=torch.float64)} | _state(network, optimizer)
+            keep(stage=stage, seen=seen, **done, **({"frames": torch.stack(film)} if film else {}))
     optimizer.zero_grad()
     network.eval().requires_grad_(False)
     if not all(t.isfinite().all() for t in network.state_dict().values() if t.is_floating_point()):
@@ -123,6 +134,7 @@ def train(
         losses=torch.tensor(losses).to(parameter),
         measured=torch.tensor([step for step, _ in seen], device=parameter.device),
         curves={name: torch.tensor([float(told[name]) for _, told in seen]).to(parameter) for name in names},
+        frames=torch.stack(film).to(parameter.device) if film else None,
     )
 
 
@@ -250,7 +262,6 @@ class TrainedModel(TrainedNetwork):
 
     measured: Tensor
     curves: dict[str, Tensor]
-    note: str = ""
     #: What it was trained from, while that is at hand.
     base: Model | None = field(default=None, repr=False, metadata={"saved": False})
 
@@ -314,8 +325,8 @@ class TrainedModel(TrainedNetwork):
     def lines(self) -> list[str]:
         """The course in words, the note, and the pictures."""
         ends = [f"{n}: {curve[0]:.0%} -> {curve[-1]:.0%}" for n, curve in self.curves.items() if len(curve)]
-        loss = f"loss: {self.losses[0]:.3g} -> {self.losses[-1]:.3g} in {len(self.losses)} steps"
-        return [loss, *ends, *filter(None, [self.note]), *super().lines()]
+        loss, *rest = super().lines()
+        return [loss, *ends, *rest]
 
     def figure(self) -> Figure:
         """The loss and the shares over the steps, and below the pictures."""

@@ -1,8 +1,9 @@
-"""A step of neural style and of feature visualisation beside plain loops: ``-m tests.benchmarks.drawing``.
+"""Neural style, feature visualisation and fast style beside plain loops: ``-m tests.benchmarks.drawing``.
 
 The plain loops are those of tutorials as good as they can be written: the network cut above the highest
 layer, its parameters frozen, targets computed once, torch's Adam. They end at the same loss, which is shown.
-CPU time in one process, in turns, smallest of several, of STEPS further steps; weights are random.
+CPU time in one process, in turns, smallest of several, of STEPS further steps; weights are random. Fast style
+takes a picture a step, through the bundled network.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torchvision
 from torch import Tensor, nn
 
 from phosphene import load_model, methods
+from phosphene.inputs import ROLES
+from phosphene.results import TrainedNetwork
 
 ROUNDS, STEPS, SIDE = 4, 4, 224
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -101,6 +104,41 @@ def plain_channel(module: nn.Module, start: Tensor) -> Work:
     return run
 
 
+def plain_repainting(stylizer: TrainedNetwork, images: Tensor) -> Work:
+    """The stylizer's network for its first style alone, of PyTorch's own layers."""
+
+    def layer(styled: Any) -> nn.Sequential:
+        old, channels = styled.conv, styled.conv.out_channels
+        around: dict[str, Any] = {"padding": styled.padding, "padding_mode": "reflect", "bias": False}
+        conv = nn.Conv2d(old.in_channels, channels, old.kernel_size, old.stride, **around)
+        norm = nn.InstanceNorm2d(channels, affine=True)
+        conv.weight = old.weight
+        norm.weight, norm.bias = (nn.Parameter(rows[0]) for rows in (styled.norm.gamma, styled.norm.beta))
+        grow = [nn.Upsample(scale_factor=styled.upsample)] if styled.upsample > 1 else []
+        return nn.Sequential(*grow, conv, norm)
+
+    known: Any = stylizer.network
+    down, up = ([layer(part) for part in parts] for parts in (known.down, known.up))
+    blocks = [(layer(block["first"]), layer(block["second"])) for block in known.residual]
+    paint = layer(known.paint)
+
+    @torch.no_grad()
+    def run(steps: int) -> float:
+        made = []
+        for image in images[:steps].split(1):
+            fine = down[0](image).relu()
+            half = down[1](fine).relu()
+            x = down[2](half).relu()
+            for first, second in blocks:
+                x = x + second(first(x).relu())
+            x = (up[0](x) + half).relu()
+            x = (up[1](x) + fine).relu()
+            made.append(paint(x).sigmoid())
+        return float(torch.cat(made)[-1].mean())
+
+    return run
+
+
 def rows() -> dict[str, tuple[Work, Work]]:
     """Each row's work, ours and the plain loop's."""
     content, style = torch.rand(2, 1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
@@ -108,7 +146,9 @@ def rows() -> dict[str, tuple[Work, Work]]:
     look: dict[str, Any] = {"content_layer": CONTENT_LAYER, "style_layers": STYLE_LAYERS, "optimizer": "adam"}
     climb: dict[str, Any] = {"layer": "conv4_1", "channels": (7,), "parametrization": "pixels"}
     climb |= {"blur_every": 0, "seed": 0}
-    paint, draw = methods["neural_style"], methods["neuron_visualization"]
+    paint, draw, repaint = (methods[n] for n in ("neural_style", "neuron_visualization", "fast_style"))
+    stylizer = ROLES["stylizer"].make(None, None, {})
+    pictures = torch.rand(1 + STEPS, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
     return {
         "neural style": (
             lambda steps: float(paint(model, content, style, steps=steps, **look).losses[-1]),
@@ -117,6 +157,10 @@ def rows() -> dict[str, tuple[Work, Work]]:
         "feature visualisation": (
             lambda steps: float(draw(model, content, steps=steps, **climb).scores[-1]),
             plain_channel(network(), content),
+        ),
+        "fast style": (
+            lambda steps: float(repaint(pictures[:steps], stylizer).stylized[-1].mean()),
+            plain_repainting(stylizer, pictures),
         ),
     }
 

@@ -93,6 +93,15 @@ def test_the_schedule_scales_the_rate_and_the_watch_is_asked(dataset: TensorData
     assert still.curves["w"].tolist() == [0.5] * 8 and len(asked) == 8
 
 
+def test_pictures_are_drawn_evenly_on_the_way(dataset: TensorDataset) -> None:
+    shown = iter(torch.arange(4) / 255)
+    course, _ = trained(network(), dataset, frames=3, draw=lambda: next(shown).expand(2, 3, 4, 4))
+    assert course.frames is not None and course.frames.dtype == torch.uint8
+    assert torch.equal(course.frames, torch.arange(3).byte().view(3, 1, 1, 1, 1).expand(3, 2, 3, 4, 4))
+    assert len(trained(network(), dataset, steps=2, frames=9, draw=lambda: torch.ones(1))[0].frames) == 2
+    assert trained(network(), dataset, draw=lambda: torch.ones(1))[0].frames is None
+
+
 def test_pictures_are_read_once_while_there_is_memory() -> None:
     class Counted(SceneDataset):
         def read(self, indices: Sequence[int]) -> Tensor:

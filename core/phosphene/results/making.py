@@ -156,7 +156,8 @@ class TrainedNetwork(Result):
     """A network that a method trained, ready for its partner that applies it.
 
     ``network`` is built by ``method`` (an id) from ``config``; ``losses`` (steps,) its training;
-    ``labels`` name what it learned; ``previews`` (P, 3, H, W) show what it does.
+    ``labels`` name what it learned; ``previews`` (P, 3, H, W) show what it does; ``note`` is what should be
+    known of it. ``frames`` (F, P, 3, h, w), bytes, are previews from its training, where that was asked for.
     """
 
     abreast: ClassVar[int] = 6
@@ -167,6 +168,8 @@ class TrainedNetwork(Result):
     losses: Tensor
     labels: tuple[str, ...]
     previews: Tensor
+    note: str = ""
+    frames: Tensor | None = None
 
     @classmethod
     def restore(cls, fields: dict[str, Any], **rest: Any) -> TrainedNetwork:
@@ -181,3 +184,12 @@ class TrainedNetwork(Result):
 
     def panels(self) -> list[list[Panel]]:
         return [[Panel(preview, name)] for preview, name in zip(self.previews, self.labels, strict=False)]
+
+    def lines(self) -> list[str]:
+        """How the loss fell, the note, and the previews."""
+        losses = self.losses.tolist()
+        fell = [f"loss: {losses[0]:.3g} -> {losses[-1]:.3g} in {len(losses)} steps"] if losses else []
+        return [*fell, *filter(None, [self.note]), *super().lines()]
+
+    def film(self) -> list[Tensor]:
+        return _side_by_side(self.frames)

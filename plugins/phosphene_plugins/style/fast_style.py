@@ -1,44 +1,48 @@
 """Fast neural style: a network trained to repaint any picture in one pass, in several styles."""
 
-import math
 from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from phosphene import (
-    DivergenceError,
-    InputError,
-    Reference,
-    UnknownName,
-    batch_size,
-    hookimpl,
-    method,
-    pixels,
-    progress,
-)
+from phosphene import InputError, Reference, UnknownName, hookimpl, method, progress
 from phosphene.results import Stylization, TrainedNetwork
 from phosphene.spec import Cost, PixelRange, SameShape
-from phosphene.types import Dataset, Images, LayerName, Model, Seed, Styles, Stylizer
+from phosphene.types import Dataset, Frames, Images, Model, Seed, Styles, Stylizer
 
-from .perceptual import relative
-from .style_network import StyleNetwork, conditional_norm_is_instance_norm
+from .painting import ContentLayer, StyleLayers
+from .perceptual import Perception
+from .repainting import (
+    DUMOULIN,
+    Batch,
+    ContentWeight,
+    MixedPrecision,
+    Names,
+    Rate,
+    Steps,
+    StyleWeight,
+    TotalVariation,
+    labels_of,
+    previews,
+    teach,
+)
+from .style_network import Norm, StyleNetwork, conditional_norm_is_instance_norm, network_of, paintable
 
 REFERENCES = [
-    Reference(
-        key="dumoulin2017",
-        title="A Learned Representation for Artistic Style",
-        authors="Dumoulin, Shlens, Kudlur",
-        year=2017,
-        url="https://arxiv.org/abs/1610.07629",
-    ),
+    DUMOULIN,
     Reference(
         key="johnson2016",
         title="Perceptual Losses for Real-Time Style Transfer and Super-Resolution",
         authors="Johnson, Alahi, Fei-Fei",
         year=2016,
         url="https://arxiv.org/abs/1603.08155",
+    ),
+    Reference(
+        key="ulyanov2016",
+        title="Instance Normalization: The Missing Ingredient for Fast Stylization",
+        authors="Ulyanov, Vedaldi, Lempitsky",
+        year=2016,
+        url="https://arxiv.org/abs/1607.08022",
     ),
 ]
 
@@ -48,18 +52,17 @@ REFERENCES = [
     references=REFERENCES,
     invariants=[PixelRange(field="previews")],
     needs=["gradients", "dataset", "training"],
-    cost=Cost(forward="2 * batch * steps + images", backward="batch * steps"),
+    cost=Cost(forward="2 * batch * steps + styles", backward="batch * steps"),
     network=StyleNetwork,
     oracle=conditional_norm_is_instance_norm,
     quick={"steps": 2, "batch": 2, "width": 4, "blocks": 1},
     demo={
         "names": ["bricks", "pebbles", "waves", "swirls"],
-        "style_weight": 30,
         "width": 8,
         "blocks": 1,
-        "steps": 250,
-        "batch": 2,
-        "lr": 3e-3,
+        "steps": 430,
+        "batch": 1,
+        "lr": 1e-2,
     },  # fmt: skip
 )
 def fast_style_fit(
@@ -67,17 +70,20 @@ def fast_style_fit(
     dataset: Dataset,
     styles: Styles,
     *,
-    names: Annotated[list[str] | None, Field(description="what the styles are called")] = None,
-    content_layer: Annotated[LayerName | None, Field(description="phi; the middle stage")] = None,
-    style_layers: Annotated[list[LayerName] | None, Field(description="the G_j; every stage")] = None,
-    content_weight: Annotated[float, Field(ge=0, description="weight of the content")] = 3.0,
-    style_weight: Annotated[float, Field(ge=0, description="weight of the style")] = 10.0,
-    total_variation: Annotated[float, Field(ge=0, description="its weight, per pixel")] = 0.01,
+    names: Names = None,
+    norm: Annotated[Norm, Field(description="instance and batch norm hold one style")] = "conditional",
+    content_layer: ContentLayer = None,
+    style_layers: StyleLayers = None,
+    content_weight: ContentWeight = 3.0,
+    style_weight: StyleWeight = 10.0,
+    total_variation: TotalVariation = 0.01,
     width: Annotated[int, Field(ge=1, le=512, description="channels at full resolution")] = 16,
     blocks: Annotated[int, Field(ge=0, le=32, description="residual blocks")] = 3,
-    steps: Annotated[int, Field(ge=1, le=1_000_000, description="steps of Adam")] = 1000,
-    batch: Annotated[int, Field(ge=1, le=1024, description="pictures a step")] = 4,
-    lr: Annotated[float, Field(gt=0, le=1, description="learning rate")] = 5e-3,
+    steps: Steps = 1000,
+    batch: Batch = 4,
+    lr: Rate = 5e-3,
+    mixed_precision: MixedPrecision = False,
+    frames: Frames = 0,
     seed: Seed = None,
 ) -> TrainedNetwork:
     """Train one network to repaint pictures in any of several styles: Adam on a perceptual loss.
@@ -89,76 +95,40 @@ def fast_style_fit(
     with phi the model's features at ``content_layer`` (None: the middle one of ``model.stages``),
     G_j the Gram matrices at ``style_layers`` (None: ``model.stages``, j = 0 the finest) and a style s
     drawn for each picture. Both terms are relative, so that the weights mean the same for every
-    model. T tells the styles apart by conditional instance norm alone.
+    model. T tells the styles apart by conditional instance norm alone; of a single style ``norm`` "batch"
+    makes what Johnson et al. had, and "instance" what replaced it: the page on normalisation compares them.
+
+    ``mixed_precision`` runs both networks' convolutions in bfloat16, which saves time and memory on GPUs made
+    for it; weights, Gram matrices and the loss keep float32. Cut off, a training goes on bit by bit when
+    ``run`` is given the same ``out``.
 
     Pictures (N, 3, H, W) and styles (S, 3, H', W') in [0, 1]; ``losses`` (steps,), ``previews``
-    (S, 3, H, W) the first picture in every style.
+    (S, 3, H, W) the first picture in every style, ``frames`` (F, S, 3, h, w) the same on the way, 128
+    pixels a side or less.
 
-    Raises DivergenceError if the loss is no longer finite, InputError for names that do not fit the
-    styles or pictures that are not colour. Source: Johnson et al. 2016, Dumoulin et al. 2017.
+    Raises DivergenceError if the loss is no longer finite, InputError for names or a norm that do not fit
+    the styles, for pictures that are not colour and for a mixed precision of what is no float32.
+    Source: Johnson et al. 2016, Ulyanov et al. 2016, Dumoulin et al. 2017.
     """
-    labels = tuple(names) if names is not None else tuple(f"style {n}" for n in range(len(styles)))
-    if len(labels) != len(styles) or len(set(labels)) != len(labels):
-        raise InputError(f"{len(styles)} styles need as many different names, not {', '.join(labels)}")
-    first = paintable(dataset.read([0])).to(model.device, model.dtype)
-    style_layers = style_layers or list(model.stages)
-    content_layer = content_layer or model.stages[(len(model.stages) - 1) // 2]
-    memory = batch_size(model)
-
-    def grams(images: Tensor) -> list[Tensor]:
-        return [pixels.gram(model.maps(f, images)) for f in model.features_of(images, style_layers)]
-
-    with torch.no_grad():
-        wanted = [torch.cat(layer) for layer in zip(*map(grams, styles.split(memory)), strict=True)]
-    config = {"styles": len(styles), "width": width, "blocks": blocks}
-    network = StyleNetwork(**config).to(model.device, model.dtype)
-    optimizer = torch.optim.Adam(network.parameters(), lr)
-    one_hot = torch.eye(len(styles), device=model.device, dtype=model.dtype)
-
-    def perceptual_loss(images: Tensor, which: Tensor) -> Tensor:
-        """(N,) one loss per picture."""
-        with torch.no_grad():
-            content = model.features(images, content_layer)
-        painted = network(images, one_hot[which])
-        *seen, repainted = model.features_of(painted, [*style_layers, content_layer])
-        loss = content_weight * relative(repainted, content)
-        for depth, (features, target) in enumerate(zip(seen, wanted, strict=True)):
-            found = pixels.gram(model.maps(features, painted))
-            loss = loss + style_weight * 3.0**-depth * relative(found, target[which])
-        return loss + total_variation * pixels.total_variation(painted) / painted[0, 0].numel()
-
-    losses: list[float] = []
-    for step in progress(range(steps), "Training", steps, note=lambda: f"loss {losses[-1]:.3f}"):
-        chosen = [(step * batch + n) % len(dataset) for n in range(batch)]
-        images = dataset.read(chosen).to(model.device, model.dtype)
-        which = torch.randint(len(styles), (batch,)).to(model.device)
-        optimizer.zero_grad()
-        total = 0.0
-        for part, rows in zip(images.split(memory), which.split(memory), strict=True):
-            loss = perceptual_loss(part, rows).sum() / batch
-            loss.backward()
-            total += loss.item()
-        if not math.isfinite(total):
-            raise DivergenceError(f"Step {step}: the loss is no longer finite; lower lr (now {lr:g}).")
-        optimizer.step()
-        losses.append(total)
-    network.eval().requires_grad_(False)
+    labels = labels_of(names, styles)
+    if len(styles) > 1 and norm != "conditional":
+        raise InputError(f'{norm} norm knows one style; {len(styles)} need norm="conditional"')
+    look = Perception(model, content_layer, style_layers)
+    network = StyleNetwork(len(styles), width, blocks, norm).to(model.device, model.dtype)
+    course, first = teach(
+        network, look, dataset, styles,
+        content_weight=content_weight, style_weight=style_weight, total_variation=total_variation,
+        steps=steps, batch=batch, lr=lr, mixed_precision=mixed_precision, frames=frames, seed=seed,
+    )  # fmt: skip
     return TrainedNetwork(
         network=network,
         method="style.fast_style_fit",
-        config=config,
-        losses=torch.tensor(losses),
+        config=network.config,
+        losses=course.losses,
         labels=labels,
-        previews=torch.cat([network(first, row[None]) for row in one_hot]),
+        previews=previews(network, first),
+        frames=course.frames,
     )
-
-
-def paintable(images: Tensor) -> Tensor:
-    """The images, or an InputError where the network cannot take them."""
-    shape = tuple(images.shape)
-    if shape[1] != 3 or min(shape[2:]) < 8:
-        raise InputError(f"a style network takes (N, 3, H, W) of 8 pixels a side or more, not {shape}")
-    return images
 
 
 @method(
@@ -187,9 +157,7 @@ def fast_style(
     UnknownName for a style it was not trained on. Source: Dumoulin et al. 2017.
     """
     paintable(images)
-    network, labels = stylizer.network, stylizer.labels
-    if not isinstance(network, StyleNetwork):
-        raise InputError(f"fast_style applies a network of fast_style_fit, not one of {stylizer.method}")
+    network, labels = network_of(stylizer), stylizer.labels
     if isinstance(style, int) and not 0 <= style < len(labels):
         raise InputError(f"style {style} does not exist: there are {len(labels)} ({', '.join(labels)})")
     if not isinstance(style, dict):

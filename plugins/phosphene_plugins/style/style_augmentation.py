@@ -18,8 +18,7 @@ from phosphene.spec import Cost, PixelRange
 from phosphene.types import Images, Seed, Stylizer
 
 from .adaptive_network import AdaptiveNetwork
-from .fast_style import paintable
-from .style_network import StyleNetwork
+from .style_network import StyleNetwork, paintable
 
 #: How many pictures are painted together.
 AT_ONCE = 32

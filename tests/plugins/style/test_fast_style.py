@@ -26,12 +26,21 @@ from phosphene import (
 )
 from phosphene.builtin.scenes import draw_scenes
 from phosphene.builtin.textures import load_texture
+from phosphene.images import write_png
 from phosphene.inputs import ROLES
 from phosphene.pixels import gram, total_variation
 from phosphene.results import TrainedNetwork
-from phosphene_plugins.style.style_network import ConditionalInstanceNorm, StyledConv, StyleNetwork
+from phosphene_plugins.style.style_network import (
+    BatchNorm,
+    ConditionalInstanceNorm,
+    Norm,
+    StyledConv,
+    StyleNetwork,
+    new_to,
+)
 
 fit = methods["style.fast_style_fit"]
+add = methods["style.fast_style_add"]
 fast_style = methods["style.fast_style"]
 
 SMALL: dict[str, Any] = {"width": 4, "blocks": 1, "batch": 2, "seed": 0}
@@ -66,8 +75,8 @@ def shares(network: nn.Module, images: Tensor, mix: list[float]) -> Tensor:
 
 
 def test_oracles() -> None:
-    fit.spec.oracle()
-    fast_style.spec.oracle()
+    for method in (fit, fast_style, add):
+        method.spec.oracle()
 
 
 def test_the_norm_gives_each_image_its_own_style() -> None:
@@ -82,8 +91,57 @@ def test_the_norm_gives_each_image_its_own_style() -> None:
     torch.testing.assert_close(spread, torch.tensor([2.0, 3.0]), atol=1e-3, rtol=0)
 
 
+def test_batch_norm_is_of_the_batch_and_then_of_what_it_saw() -> None:
+    norm, mix = BatchNorm(2), torch.ones(3, 1)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([2.0, 3.0]))
+        norm.bias.copy_(torch.tensor([5.0, -1.0]))
+    x = 4 + torch.randn(3, 2, 8, 8)
+    out = norm(x, mix)
+    torch.testing.assert_close(out.mean((0, 2, 3)), norm.bias)
+    mean, variance = 0.1 * x.mean((0, 2, 3)), 0.9 + 0.1 * x.var((0, 2, 3))
+    scale, shift = (t[:, None, None] for t in (norm.weight / (variance + 1e-5).sqrt(), norm.bias))
+    torch.testing.assert_close(norm.eval()(x, mix), scale * (x - mean[:, None, None]) + shift)
+
+
+def test_one_style_of_conditional_norm_is_instance_norm(model: Model, images: Tensor, styles: Tensor) -> None:
+    one, other = (
+        fit(model, images, styles[:1], norm=n, steps=3, **SMALL) for n in ("instance", "conditional")
+    )
+    assert torch.equal(one.losses, other.losses) and torch.equal(one.previews, other.previews)
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_instance_norm_does_not_see_contrast(norm: Norm) -> None:
+    """T(a x + b) = T(x): a convolution makes a and b a scale and a shift, which instance norm takes away."""
+    torch.manual_seed(0)
+    network = StyleNetwork(styles=1, width=4, blocks=1, norm=norm).double()
+    images, mix = torch.rand(2, 3, 16, 16).double(), torch.ones(2, 1).double()
+    for _ in range(20):  # so that batch norm knows these pictures
+        network(images, mix)
+    pale = network.eval()(0.5 * images + 0.4, mix)
+    far = (pale - network(images, mix)).abs().max()
+    assert far < 1e-3 if norm == "instance" else far > 0.1
+
+
+def test_a_network_with_batch_norm_paints_each_picture_alike_in_any_company(
+    model: Model, images: Tensor, styles: Tensor, tmp_path: Path
+) -> None:
+    made = fit(model, images, styles[:1], norm="batch", steps=3, **SMALL)
+    assert not made.network.training and made.network.down[0].norm.running_mean.abs().min() > 0
+    together = shares(made.network, images, [1.0])
+    torch.testing.assert_close(fast_style(images, made).stylized, together, atol=1e-5, rtol=0)
+    made.save(tmp_path / "batch")
+    again = fast_style(images, load_result(tmp_path / "batch"))
+    assert torch.equal(again.stylized, fast_style(images, made).stylized)
+
+
 def test_a_styled_convolution_is_a_reflecting_one_and_its_norm() -> None:
-    layer, x, mix = StyledConv(2, 3, 4, 5, stride=2), torch.rand(1, 3, 9, 11), torch.tensor([[0.0, 1.0]])
+    layer, x, mix = (
+        StyledConv(2, "conditional", 3, 4, 5, stride=2),
+        torch.rand(1, 3, 9, 11),
+        torch.tensor([[0.0, 1.0]]),
+    )
     plain = nn.Conv2d(3, 4, 5, stride=2, padding=2, padding_mode="reflect", bias=False)
     plain.weight = layer.conv.weight
     torch.testing.assert_close(layer(x, mix), layer.norm(plain(x), mix))
@@ -117,10 +175,12 @@ def test_the_loss_is_the_equations(model: Model, images: Tensor, styles: Tensor)
     """Steps too short to move anything, worked out again: phi of layer 1, Gram matrices of 1 and 4."""
     weights = {"content_weight": 2.0, "style_weight": 5.0, "total_variation": 7.0}
     made = fit(model, images, styles, steps=2, lr=1e-12, **SMALL, **weights)
+    order = torch.randperm(5, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng([]), torch.no_grad():
         torch.manual_seed(0)
         network = StyleNetwork(styles=3, width=4, blocks=1)
-        for step, rows in enumerate(([0, 1], [2, 3])):
+        for step, rows in enumerate((order[:2], order[2:4])):
+            torch.manual_seed(step)
             seen, which = images[rows], torch.randint(3, (2,))
             painted = network(seen, torch.eye(3)[which])
             total = 0.0
@@ -283,6 +343,137 @@ def test_bad_input_is_refused(model: Model, stylizer: TrainedNetwork, images: Te
         fit(model, images, styles, names=["one"], **SMALL)
     with pytest.raises(UnknownName):
         fit(model, images, styles, content_layer="conv9", **SMALL)
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_n_styles_need_conditional_norm(model: Model, images: Tensor, styles: Tensor, norm: Norm) -> None:
+    with pytest.raises(InputError, match='3 need norm="conditional"'):
+        fit(model, images, styles, norm=norm, **SMALL)
+
+
+@pytest.mark.parametrize("name", ["fast_style_fit", "fast_style_add"])
+def test_a_training_that_was_cut_off_goes_on_bit_by_bit(name: str, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"dataset": "builtin:scenes/5", "styles": ["builtin:waves"], "names": ["sea"]}
+    given |= {"steps": 6, "batch": 2, "frames": 4, "seed": 1}
+    if name == "fast_style_fit":  # whose running means are kept, too
+        given |= {"norm": "batch", "width": 4, "blocks": 1}
+    whole = run(name, **given, out=tmp_path / "whole")
+
+    def stop(event: ProgressEvent) -> None:
+        if event.done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(name, **given, out=tmp_path / "cut", progress=stop)
+    events: list[ProgressEvent] = []
+    again = run(name, **given, out=tmp_path / "cut", progress=events.append)
+    assert [event.total for event in events] == [2, 2]
+    for field in ("losses", "previews", "frames"):
+        assert torch.equal(getattr(whole, field), getattr(again, field)), field
+    other = again.network.state_dict()
+    assert all(torch.equal(tensor, other[key]) for key, tensor in whole.network.state_dict().items())
+
+
+def test_a_folder_of_pictures_of_any_size_is_learned_from(tmp_path: Path) -> None:
+    (tmp_path / "photographs").mkdir()
+    for number, shape in enumerate(((40, 90), (120, 70), (64, 64))):
+        write_png(torch.rand(3, *shape), tmp_path / "photographs" / f"{number}.png")
+    given: dict[str, Any] = {"dataset": tmp_path / "photographs", "styles": ["builtin:waves"], **SMALL}
+    made = run("fast_style_fit", steps=2, **given, out=tmp_path / "out")
+    assert made.previews.shape == (1, 3, 64, 64) and made.losses.isfinite().all()
+
+
+def test_previews_on_the_way_are_kept_small(
+    model: Model, images: Tensor, styles: Tensor, tmp_path: Path
+) -> None:
+    made = fit(model, images, styles, steps=6, frames=3, **SMALL)
+    assert made.frames is not None and made.frames.shape == (3, 3, 3, 18, 21)
+    assert torch.equal(made.frames[-1], (made.previews * 255).round().byte())
+    assert not torch.equal(made.frames[0], made.frames[-1])
+    plain = fit(model, images, styles, steps=6, **SMALL)
+    assert torch.equal(plain.losses, made.losses) and plain.frames is None
+    made.save(tmp_path / "film")
+    assert (tmp_path / "film" / "film.gif").is_file()
+    assert made.lines()[0] == f"loss: {made.losses[0]:.3g} -> {made.losses[-1]:.3g} in 6 steps"
+    wide = torch.rand(2, 3, 48, 192)
+    assert fit(model, wide, styles[:1], steps=1, frames=1, **SMALL).frames.shape == (1, 1, 3, 32, 128)
+
+
+def test_mixed_precision_is_rounding_of_the_convolutions(
+    model: Model, images: Tensor, styles: Tensor
+) -> None:
+    full = fit(model, images, styles, steps=4, **SMALL)
+    mixed = fit(model, images, styles, steps=4, mixed_precision=True, **SMALL)
+    assert not torch.equal(full.losses, mixed.losses)
+    torch.testing.assert_close(full.losses, mixed.losses, rtol=0.05, atol=0)
+    assert {p.dtype for p in mixed.network.parameters()} == {torch.float32} == {mixed.previews.dtype}
+    double = load_model(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).double())
+    with pytest.raises(InputError, match="mixed precision is for float32"):
+        fit(double, images.double(), styles.double(), mixed_precision=True, **SMALL)
+
+
+# --- adding styles -------------------------------------------------------------------------------------
+
+
+def test_a_style_has_a_five_hundredth_of_the_parameters() -> None:
+    """Johnson's layout: 1,679,235 with 3,200 scales and shifts, there without a norm on top, with biases."""
+    network = StyleNetwork(styles=1, width=32, blocks=5)
+    whole = sum(p.numel() for p in network.parameters())
+    biases, on_top = 32 + 64 + 128 + 10 * 128 + 64 + 32 + 3, 2 * 3
+    assert whole == 1_679_235 - biases + on_top
+    free = sum(p.numel() for p in new_to(network, 1).parameters() if p.requires_grad)
+    assert free == 3_200 + on_top
+    assert f"{free / whole:.2%}" == f"{3_200 / 1_679_235:.2%}" == "0.19%"
+
+
+def test_an_added_style_leaves_the_old_ones_their_bits(
+    model: Model, stylizer: TrainedNetwork, images: Tensor, styles: Tensor, tmp_path: Path
+) -> None:
+    before = {name: tensor.clone() for name, tensor in stylizer.network.state_dict().items()}
+    made = add(model, images, styles[:2].flip(3), stylizer, names=["tar", "milk"], steps=8, batch=2, seed=0)
+    assert made.labels == ("oil", "ink", "chalk", "tar", "milk") and made.previews.shape == (5, 3, 18, 21)
+    for style in stylizer.labels:
+        old, new = (fast_style(images, by, style=style).stylized for by in (stylizer, made))
+        assert torch.equal(old, new), style
+    blend = {"oil": 1.0, "ink": 2.0, "chalk": 3.0}
+    mixed = [fast_style(images, by, style=blend).stylized for by in (stylizer, made)]
+    torch.testing.assert_close(*mixed, atol=1e-6, rtol=0)
+    painted = fast_style(images, made, style="tar").stylized
+    assert not any(torch.equal(painted, fast_style(images, made, style=s).stylized) for s in stylizer.labels)
+    after = made.network.state_dict()
+    for name, tensor in before.items():
+        assert torch.equal(stylizer.network.state_dict()[name], tensor)
+        assert torch.equal(after[name][: len(tensor)], tensor)
+        assert len(after[name]) == (5 if name.endswith(("gamma", "beta")) else len(tensor))
+    more = sum(2 * t.shape[1] for n, t in before.items() if n.endswith("gamma")) * 2
+    whole = sum(t.numel() for t in after.values())
+    assert made.note == f"learned {more:,} of {whole:,} numbers ({more / whole:.2%})"
+    made.save(tmp_path / "more")
+    again = load_result(tmp_path / "more")
+    assert torch.equal(fast_style(images, again, style="tar").stylized, painted)
+
+
+def test_adding_lowers_the_loss_and_can_go_on(
+    model: Model, stylizer: TrainedNetwork, images: Tensor, styles: Tensor
+) -> None:
+    one = add(model, images, styles[:1].roll(1, 1), stylizer, steps=40, batch=2, seed=0)
+    assert one.losses[-5:].mean() < 0.9 * one.losses[:5].mean()
+    assert one.labels[3] == "style 3"
+    two = add(model, images, styles[:1], one, steps=1, batch=2, seed=0)
+    assert two.labels[3:] == ("style 3", "style 4") and torch.equal(two.previews[:4], one.previews)
+
+
+def test_an_instance_network_gets_conditional_norm_and_a_batch_network_no_style(
+    model: Model, images: Tensor, styles: Tensor
+) -> None:
+    one = fit(model, images, styles[:1], norm="instance", steps=1, **SMALL)
+    two = add(model, images, styles[1:2], one, steps=1, batch=2)
+    assert two.config["norm"] == "conditional" and torch.equal(two.previews[:1], one.previews)
+    batch = fit(model, images, styles[:1], norm="batch", steps=1, **SMALL)
+    with pytest.raises(InputError, match="batch norm holds one style"):
+        add(model, images, styles[:1], batch)
+    with pytest.raises(InputError, match="2 styles need as many different names"):
+        add(model, images, styles[1:2], one, names=["style 0"])
 
 
 def test_the_bundled_stylizer_paints_each_style_more_like_itself_than_like_the_others() -> None:
