@@ -38,6 +38,7 @@ _ROLES = {
     "styles": "pictures of styles; left out, bundled textures",
     "stylizer": "a network that `fast_style_fit` trained; left out, the bundled one",
     "denoiser": "a diffusion model: a diffusers pipeline's folder, a `Denoiser`; left out, the bundled one",
+    "generator": "a decoder from codes to pictures, a `Generator`; left out, the bundled autoencoder's",
 }
 
 

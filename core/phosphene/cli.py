@@ -201,6 +201,7 @@ _INPUTS = {
     "styles": ("FILE", "picture file, or builtin:bricks; repeatable"),
     "stylizer": ("FOLDER", "folder that a training method saved its network in"),
     "denoiser": ("FOLDER", "folder of a diffusers pipeline (default: the bundled builtin:shapes-diffusion)"),
+    "generator": ("FOLDER", "folder that a generator was saved in (default: builtin:shapes-autoencoder)"),
 }
 #: What can be said of a model that is taken, and of every run.
 _MODEL: dict[str, tuple[Any, str]] = {

@@ -78,7 +78,8 @@ def clusters(
         raise InputError(f"{len(dataset)} pictures make at most {len(dataset)} clusters, not {k}")
     found = embedded(model, dataset, layer)
     known = 8 if found.labels is None else len(set(found.labels))
-    groups, middles, within = k_means(found.features, k or min(known, len(dataset)))
+    drawn = int(torch.randint(2**31, ()))
+    groups, middles, within = k_means(found.features, k or min(known, len(dataset)), drawn)
     points, _ = principal_components(found.features, 2)
     agreement = {} if found.labels is None else _agreement(groups, found.labels)
     numbers = {"within": within, **agreement}

@@ -81,9 +81,8 @@ def two_templates_make_two_facets() -> None:
     linear = nn.Linear(48, 2, bias=False).double()
     with torch.no_grad():
         linear.weight.copy_(weight.flatten(1))
-    network = nn.Sequential(nn.Flatten(), linear, _Larger(), nn.Linear(1, 2).double())
-    with torch.no_grad():
-        network[3].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        (head := nn.Linear(1, 2).double()).weight.copy_(torch.tensor([[1.0], [-1.0]]))
+    network = nn.Sequential(nn.Flatten(), linear, _Larger(), head)
     model = load_model(network, mean=[0.5] * 3, std=[1.0] * 3, input_size=(3, 4, 4))
     random = torch.Generator().manual_seed(0)
     base = 0.1 * torch.rand(24, 3, 4, 4, dtype=torch.float64, generator=random)
@@ -166,7 +165,7 @@ def facets(
         pictures = dataset.read(places).to(model.device, model.dtype)
         with torch.no_grad():
             features = torch.cat([represent(model, p, layer) for p in pictures.split(batch_size(model))])
-        groups, _, _ = k_means(features, k)
+        groups, _, _ = k_means(features, k, (seed or 0) % 2**32)
         heaps = sorted(((groups == n).nonzero()[:, 0] for n in groups.unique()), key=len, reverse=True)
         ordered = [heap[(features[heap] - features[heap].mean(0)).norm(dim=1).argsort()] for heap in heaps]
         starts = torch.stack([pictures[heap[:nearest]].mean(0) for heap in ordered])
