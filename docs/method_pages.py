@@ -39,6 +39,7 @@ _ROLES = {
     "stylizer": "a network that `fast_style_fit` trained; left out, the bundled one",
     "adaptive_stylizer": "a network that `adaptive_style_fit` trained; left out, the bundled one",
     "denoiser": "a diffusion model: a diffusers pipeline's folder, a `Denoiser`; left out, the bundled one",
+    "generator": "a decoder from codes to pictures, a `Generator`; left out, the bundled autoencoder's",
 }
 
 

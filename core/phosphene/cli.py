@@ -202,6 +202,7 @@ _INPUTS = {
     "stylizer": ("FOLDER", "folder that a training method saved its network in"),
     "adaptive_stylizer": ("FOLDER", "folder that adaptive_style_fit saved its network in"),
     "denoiser": ("FOLDER", "folder of a diffusers pipeline (default: the bundled builtin:shapes-diffusion)"),
+    "generator": ("FOLDER", "folder that a generator was saved in (default: builtin:shapes-autoencoder)"),
 }
 #: What can be said of a model that is taken, and of every run.
 _MODEL: dict[str, tuple[Any, str]] = {

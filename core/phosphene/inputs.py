@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from .batching import batch_size
+from .builtin.autoencoder import AUTOENCODER, load_autoencoder
 from .builtin.denoiser import DENOISER, load_denoiser
 from .builtin.textures import TEXTURES, load_texture
 from .datasets import Dataset, SceneDataset, TensorDataset, open_dataset, stack
 from .diffusion import Denoiser, load_pipeline
 from .errors import InputError, UnknownName
+from .generation import Generator
 from .images import find_images, read_image, resize
 from .models import Model, load_model
 from .results import Result, TrainedNetwork, load_result
@@ -25,6 +27,7 @@ from .targets import parse_target
 BUNDLED_STYLIZER = "builtin:shapes-styles"
 BUNDLED_ADAPTIVE_STYLIZER = "builtin:shapes-adaptive"
 BUNDLED_DENOISER = f"builtin:{DENOISER}"
+BUNDLED_GENERATOR = f"builtin:{AUTOENCODER}"
 #: The inputs that stand before one, by name; what reads or checks a value knows them and the model.
 Given = Mapping[str, Any]
 Step = Callable[[Any, Model | None, Given], Any]
@@ -290,6 +293,18 @@ def _read_denoiser(value: Any, model: Model | None, given: Given) -> Denoiser:
     return load_pipeline(value)
 
 
+def _read_generator(value: Any, model: Model | None, given: Given) -> Any:
+    """The bundled autoencoder by its name, or what a training made, itself or its folder."""
+    if value == BUNDLED_GENERATOR:
+        return load_autoencoder()
+    made = load_result(value) if isinstance(value, (str, Path)) else value
+    if not isinstance(made, TrainedNetwork):
+        return made  # for the check to refuse
+    if isinstance(made.network, Generator):
+        made.network.uri = made.uri
+    return made.network
+
+
 _STYLES = [f"builtin:{name}" for name in TEXTURES[:4]]
 #: The roles whose rows belong to the images, one each.
 PER_IMAGE = ("images", "labels", "masks", "start", "texture")
@@ -329,5 +344,14 @@ ROLES: dict[str, RoleKind] = {
         BUNDLED_DENOISER,
         _read_denoiser,
         _check_made(Denoiser, "as phosphene.diffusion has it: a subclass, or load_pipeline(folder)"),
+    ),
+    "generator": RoleKind(
+        Generator,
+        BUNDLED_GENERATOR,
+        _read_generator,
+        _check_made(
+            Generator,
+            "which phosphene.generation.Generator(latent_size, decoder) makes of a decoder of yours",
+        ),
     ),
 }

@@ -38,6 +38,10 @@ class Parametrization(ABC):
     def image(self) -> Tensor:
         """The images (N, C, H, W) that the parameter stands for, in [0, 1], on the graph."""
 
+    def penalty(self) -> Tensor | None:
+        """What the parameter itself costs, (N,), on the graph, beside what the images do; None: nothing."""
+        return None
+
     def project(self) -> None:  # noqa: B027  (most parametrisations have nothing to project)
         """Bring the parameter back to where it is allowed; called after every step."""
 
@@ -108,6 +112,34 @@ class FourierImage(Parametrization):
     def assign(self, images: Tensor) -> None:
         signal = torch.einsum("ij,njhw->nihw", self.unmix, torch.logit(images, eps=1e-4)) * 4
         self.parameter.copy_(torch.view_as_real(torch.fft.rfft2(signal, norm="ortho") / self.scale))
+
+
+class LatentImage(Parametrization):
+    """The code of a decoder: image = decode(z), where z is no farther than ``bound`` from 0 in any number.
+
+    z: (N, ...), copied; decode: codes -> images (N, C, H, W), clipped into [0, 1]. Costs l2 ||z||^2, minus
+    the logarithm of the prior N(0, I) up to its weight. Raises InputError for codes that are no floats.
+    Source: Nguyen et al., "Synthesizing the preferred inputs for neurons in neural networks via deep
+    generator networks", 2016.
+    """
+
+    def __init__(
+        self, z: Tensor, decode: Callable[[Tensor], Tensor], *, l2: float = 0.0, bound: float = math.inf
+    ) -> None:
+        if z.ndim < 2 or z.numel() == 0 or not z.is_floating_point():
+            raise InputError(f"Needs float codes (N, ...), got {tuple(z.shape)} {z.dtype}.")
+        self.decode, self.l2, self.bound = decode, l2, bound
+        self.parameter = z.detach().clone().clamp_(-bound, bound).requires_grad_()
+
+    def image(self) -> Tensor:
+        return self.decode(self.parameter).clamp(0, 1)
+
+    def penalty(self) -> Tensor | None:
+        return self.l2 * self.parameter.square().flatten(1).sum(1) if self.l2 else None
+
+    @torch.no_grad()
+    def project(self) -> None:
+        self.parameter.clamp_(-self.bound, self.bound)
 
 
 def _checked(images: Tensor) -> Tensor:
@@ -275,7 +307,8 @@ def ascend(
     """Change an image, step by step, until an objective is large (or small): I <- I + lr grad.
 
     objective: images (N, C, H, W) -> scores (N,), each of its own image only; it is maximised, less the
-    regularizer's penalties (N,), or, if not ``maximize``, minimised together with them.
+    regularizer's penalties (N,) and the parametrisation's own, or, if not ``maximize``, minimised together
+    with them.
     optimizer: "sgd" is the plain step above, "normalized-sgd" divides each image's gradient by its root
     mean square, "adam" is Adam, and "lbfgs" a quasi-Newton step whose length, lr at first (natural: 1),
     is quartered until the loss falls; it takes no transform.
@@ -311,6 +344,9 @@ def ascend(
                 penalty, its_gradient = _per_image(regularizer, images, images, "regularizer")
                 loss, total = loss + penalty, total + its_gradient
             (gradient,) = torch.autograd.grad(images, image.parameter, total)
+            if (cost := image.penalty()) is not None:
+                loss = loss + cost.detach()
+                gradient = gradient + torch.autograd.grad(cost.sum(), image.parameter)[0]
         return _Point(scores, loss, pixel_gradient, gradient)
 
     update = (_Lbfgs if optimizer == "lbfgs" else _FirstOrder)(image, lr, evaluate, optimizer)

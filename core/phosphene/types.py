@@ -12,6 +12,7 @@ from .spec import Role
 if TYPE_CHECKING:
     from .datasets import Dataset as _Dataset
     from .diffusion import Denoiser as _Denoiser
+    from .generation import Generator as _Generator
     from .models import Model as _Model
     from .results import TrainedNetwork
 
@@ -46,6 +47,8 @@ Stylizer: TypeAlias = Annotated["TrainedNetwork", Role("stylizer")]
 AdaptiveStylizer: TypeAlias = Annotated["TrainedNetwork", Role("adaptive_stylizer")]
 #: A diffusion model: the noise in x at a time t, and the way from pixels to x and back.
 Denoiser: TypeAlias = Annotated["_Denoiser", Role("denoiser")]
+#: A decoder from codes, like draws of N(0, I), to pictures.
+Generator: TypeAlias = Annotated["_Generator", Role("generator")]
 
 #: A parameter that names a layer, checked against the model before work starts.
 LayerName: TypeAlias = Annotated[str, Role("layer")]

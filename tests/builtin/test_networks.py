@@ -13,6 +13,7 @@ from torch import nn
 
 from phosphene import load_model
 from phosphene.builtin import train
+from phosphene.builtin.autoencoder import load_autoencoder
 from phosphene.builtin.denoiser import ShapesDenoiser, load_denoiser
 from phosphene.builtin.networks import BIASED, NETWORKS, ROBUST, WEIGHTS, load_network, normalise
 from phosphene.builtin.scenes import CLASSES, Scenes, draw_scenes
@@ -116,7 +117,7 @@ def test_vgg_is_plain() -> None:
 
 
 def test_weights_are_small_and_are_those_of_the_cards() -> None:
-    assert sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors")) < 6_000_000
+    assert sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors")) < 7_200_000
     for name in NETWORKS:
         card = dict(re.findall(r"^\| (.+?) \| (.+) \|$", (WEIGHTS / f"{name}.md").read_text(), re.MULTILINE))
         content = (WEIGHTS / f"{name}.safetensors").read_bytes()
@@ -222,6 +223,36 @@ def test_the_denoiser_is_written_with_its_card_and_the_same_again(
         train.main(["shapes-diffusion"], tmp_path / folder, seed=1)
     assert torch.equal(state, torch.get_rng_state())
     first, second = (tmp_path / folder / "shapes-diffusion.safetensors" for folder in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+    assert "| training steps | 2 |" in first.with_suffix(".md").read_text()
+
+
+def test_the_autoencoder_is_good_small_and_that_of_its_card(unseen: Scenes) -> None:
+    weights = WEIGHTS / "shapes-autoencoder.safetensors"
+    card = dict(re.findall(r"^\| (.+?) \| (.+) \|$", weights.with_suffix(".md").read_text(), re.MULTILINE))
+    assert card["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    autoencoder = load_autoencoder()
+    assert int(card["parameters"]) == sum(p.numel() for p in autoencoder.parameters())
+    images = unseen.images[:100]
+    with torch.no_grad():
+        codes = autoencoder.encode(images)
+        drawn = autoencoder.decode(codes)
+    found = (drawn - images).square().mean().item()
+    assert found < 1.2 * float(card["test error of pixels"]) < 0.6 * images.var(0).mean().item()
+    # Codes are where the prior has them.
+    assert codes.abs().max() < 5 and 0.5 < codes.square().mean().sqrt() < 1.1
+
+
+def test_the_autoencoder_is_written_with_its_card_and_the_same_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "TEST_SCENES", 100)
+    monkeypatch.setattr(train, "AUTOENCODER_TRAINING", {"scenes": 4, "steps": 2})
+    state = torch.get_rng_state()
+    for folder in ("first", "second"):
+        train.main(["shapes-autoencoder"], tmp_path / folder, seed=1)
+    assert torch.equal(state, torch.get_rng_state())
+    first, second = (tmp_path / folder / "shapes-autoencoder.safetensors" for folder in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()
     assert "| training steps | 2 |" in first.with_suffix(".md").read_text()
 

@@ -22,8 +22,8 @@ RECORD = Path("tests", "core", "public_api.json")
 CHANGELOG = Path("CHANGELOG.md")
 #: As CONTRIBUTING.md tells them. A package is what its stub or its ``__all__`` says.
 _BESIDE = (
-    "builtin.scenes charts datasets diffusion errors families hookspecs images localization models options "
-    "pixels results spec taps targets testing training transforms types"
+    "builtin.scenes charts datasets diffusion errors families generation hookspecs images localization "
+    "models options pixels results spec taps targets testing training transforms types"
 )
 MODULES = ("phosphene", *(f"phosphene.{name}" for name in _BESIDE.split()))
 

@@ -17,6 +17,7 @@ from phosphene.errors import DivergenceError, InputError, UnknownName
 from phosphene.pixels import (
     Ascent,
     FourierImage,
+    LatentImage,
     Parametrization,
     PixelImage,
     ascend,
@@ -73,6 +74,36 @@ def test_fourier_gives_back_what_it_is_given(c: int, h: int, w: int, decay: floa
     images = rand(2, c, h, w) * 0.9997 + 0.00015
     made = FourierImage(images, decay=decay)
     torch.testing.assert_close(made.image().detach(), images, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("bound", [10.0, 0.3])
+def test_a_linear_decoder_is_searched_to_its_closed_form(optimizer: Any, bound: float) -> None:
+    """max w.(D z + 1/2) - l2 ||z||^2 lies at z = D^T w / (2 l2), cut off at the bound."""
+    decoder, weight = 0.1 * randn(12, 5, seed=1), randn(3, 12, seed=2)
+    decode = lambda z: (0.5 + z @ decoder.T).view(-1, 3, 2, 2)
+    image = LatentImage(0.5 * randn(3, 5, seed=3), decode, l2=0.5, bound=bound)
+    assert image.parameter.abs().max() <= bound
+    made = ascend(
+        lambda images: (images.flatten(1) * weight).sum(1),
+        image,
+        steps=40 if optimizer in ("sgd", "lbfgs") else 800,
+        lr={"sgd": 0.3, "lbfgs": 1.0, "adam": 1e-2}.get(optimizer, 2e-3),
+        optimizer=optimizer,
+    )
+    wanted = (weight @ decoder).clamp(-bound, bound)
+    torch.testing.assert_close(image.parameter.detach(), wanted, atol=5e-3, rtol=0)
+    torch.testing.assert_close(made.images, decode(image.parameter.detach()), atol=1e-12, rtol=0)
+
+
+def test_a_code_is_clipped_into_a_picture_and_must_be_one() -> None:
+    image = LatentImage(randn(2, 12), lambda z: (9 * z).view(-1, 3, 2, 2)).image()
+    assert image.min() == 0 and image.max() == 1
+    for bad in (torch.zeros(3), torch.zeros(2, 0), torch.zeros(2, 3, dtype=torch.int64)):
+        with pytest.raises(InputError, match="float codes"):
+            LatentImage(bad, lambda z: z)
+    with pytest.raises(InputError, match="LatentImage cannot take pixels"):
+        LatentImage(randn(2, 3), lambda z: z).assign(rand(2, 1, 1, 3))
 
 
 def test_fourier_has_no_dead_column_at_odd_widths() -> None:

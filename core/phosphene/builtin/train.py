@@ -27,10 +27,14 @@ from ..images import resize
 from ..models import Model, load_model
 from ..results import AdversarialExamples, Stylization, TrainedNetwork, load_result
 from ..running import run
+from .autoencoder import AUTOENCODER
 from .denoiser import DENOISER
-from .networks import BIASED, MEAN, NETWORKS, ROBUST, STD, WEIGHTS, normalise
+from .networks import BIASED, MEAN, NETWORKS, ROBUST, STD, WEIGHTS, load_network, normalise
 from .scenes import CLASSES, SIZE, Scenes, draw_scenes
 from .textures import load_texture
+from .train_autoencoder import RECIPE as AUTOENCODER_RECIPE
+from .train_autoencoder import fit_autoencoder
+from .train_autoencoder import squared_error as error_of_pixels
 from .train_denoiser import RECIPE as DENOISER_RECIPE
 from .train_denoiser import fit_denoiser, squared_error
 
@@ -81,7 +85,9 @@ ADAPTIVE_TESTS = 50
 
 DENOISER_TRAINING = {"scenes": 2_000, "steps": 2_400}
 
-KNOWN = [*NETWORKS, STYLIZER, ADAPTIVE, DENOISER]
+AUTOENCODER_TRAINING = {"scenes": 5_000, "steps": 1_200}
+
+KNOWN = [*NETWORKS, STYLIZER, ADAPTIVE, DENOISER, AUTOENCODER]
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -386,6 +392,27 @@ def train_diffusion(out: Path, seed: int) -> None:
     write_card(out / f"{DENOISER}.md", about, weights, **facts)
 
 
+def train_autoencoder(out: Path, seed: int) -> None:
+    """Train the autoencoder, and write its weights in half precision and its card."""
+    autoencoder, losses = fit_autoencoder(**AUTOENCODER_TRAINING, seed=seed)
+    weights = save({key: value.half().contiguous() for key, value in autoencoder.state_dict().items()})
+    test = draw_scenes(TEST_SCENES // 10, seed=seed, split="test")
+    with torch.no_grad():
+        drawn = autoencoder.decode(autoencoder.encode(test.images))
+    with torch.random.fork_rng(devices=[]):
+        judge = load_network("shapes-vgg")  # which had no say in the training
+    facts: dict[str, Any] = {"parameters": sum(p.numel() for p in autoencoder.parameters())}
+    facts |= {"training": AUTOENCODER_RECIPE}
+    facts |= {f"training_{name}": value for name, value in AUTOENCODER_TRAINING.items()}
+    first, last = (sum(part) / len(part) for part in (losses[:50], losses[-50:]))
+    facts |= {"training_seed": seed, "first_loss": first, "last_loss": last, "test_scenes": len(test)}
+    facts |= {"test_error_of_pixels": error_of_pixels(autoencoder, test.images)}
+    facts |= {"taken_for_its_class_by_shapes-vgg": accuracy(judge, replace(test, images=drawn))}
+    write(out / f"{AUTOENCODER}.safetensors", weights)
+    about = f"{(type(autoencoder).__doc__ or '').splitlines()[0]} Of drawn scenes."
+    write_card(out / f"{AUTOENCODER}.md", about, weights, **facts)
+
+
 def main(
     names: Annotated[list[str], typer.Argument(help=f"of {', '.join(KNOWN)}")] = KNOWN,
     out: Annotated[Path, typer.Option(help="folder to write to")] = WEIGHTS,
@@ -407,6 +434,8 @@ def main(
         train_adaptive(out, seed)
     if DENOISER in names:
         train_diffusion(out, seed)
+    if AUTOENCODER in names:
+        train_autoencoder(out, seed)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from phosphene.results import Embedding
 from phosphene.spec import Cost
 from phosphene.types import Dataset, Model, Seed
 
-from .features import FeatureLayer, at_least, embedded, principal_components
+from .features import FeatureLayer, at_least, embedded, k_means, principal_components
 
 
 def _oracle() -> None:
@@ -76,17 +76,13 @@ def clusters(
     at_least(dataset, 2, "clustering")
     if k is not None and k > len(dataset):
         raise InputError(f"{len(dataset)} pictures make at most {len(dataset)} clusters, not {k}")
-    from sklearn.cluster import KMeans  # imported late, for it takes a second
-
     found = embedded(model, dataset, layer)
     known = 8 if found.labels is None else len(set(found.labels))
-    chosen = int(torch.randint(2**31, ()))
-    means = KMeans(k or min(known, len(dataset)), n_init=10, random_state=chosen)
-    groups = torch.from_numpy(means.fit_predict(found.features.cpu().numpy())).to(model.device, torch.int64)
-    middles = torch.from_numpy(means.cluster_centers_).to(found.features)
+    drawn = int(torch.randint(2**31, ()))
+    groups, middles, within = k_means(found.features, k or min(known, len(dataset)), drawn)
     points, _ = principal_components(found.features, 2)
     agreement = {} if found.labels is None else _agreement(groups, found.labels)
-    numbers = {"within": means.inertia_, **agreement}
+    numbers = {"within": within, **agreement}
     return dataclasses.replace(
         found,
         points=points,

@@ -107,6 +107,18 @@ def principal_components(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return points, values[:count] / torch.where(total > 0, total, 1)
 
 
+def k_means(features: Tensor, k: int, seed: int) -> tuple[Tensor, Tensor, float]:
+    """The heap of each row (N,), their middles (k, D) and the sum of squared distances to them.
+
+    scikit-learn's, the best of ten beginnings, which ``seed`` < 2^32 chooses.
+    """
+    from sklearn.cluster import KMeans  # imported late, for it takes a second
+
+    means = KMeans(k, n_init=10, random_state=seed)
+    groups = torch.from_numpy(means.fit_predict(features.cpu().numpy())).to(features.device, torch.int64)
+    return groups, torch.from_numpy(means.cluster_centers_).to(features), float(means.inertia_)
+
+
 def trustworthiness(features: Tensor, points: Tensor) -> Tensor:
     """How far a map's neighbours are neighbours in truth, in [0, 1]: of the 5 nearest, by their ranks there.
 

@@ -55,18 +55,18 @@ def preferred(
     count: int,
     start: Tensor | None,
     *,
-    l2: float,
-    total_variation: float,
-    blur_every: int,
-    blur_sigma: float,
-    clip_norm: float,
-    clip_contribution: float,
-    jitter: int,
-    rotate: float,
-    rescale: float,
-    parametrization: str,
-    start_noise: float,
-    size: int | None,
+    l2: float = 1e-3,
+    total_variation: float = 0.0,
+    blur_every: int = 4,
+    blur_sigma: float = 0.8,
+    clip_norm: float = 0,
+    clip_contribution: float = 0,
+    jitter: int = 8,
+    rotate: float = 0.0,
+    rescale: float = 1.0,
+    parametrization: str = "fourier",
+    start_noise: float = 0.0,
+    size: int | None = None,
     seed: int | None,
     **climb: Any,
 ) -> pixels.Ascent:
@@ -74,7 +74,8 @@ def preferred(
 
     m is zero to the network; where it has none, it is mid-grey. Where a noisy start has no gradient at all
     (shut ReLUs), that image begins again in coarser noise, which differs more from draw to draw, up to
-    ``RESTARTS`` times. ``climb`` goes on to ``pixels.ascend``.
+    ``RESTARTS`` times. What is left out is as in ``class_visualization``; ``climb`` goes on to
+    ``pixels.ascend``.
     """
     grey = model.mean if model.mean.any() else 0.5
     if start is None:

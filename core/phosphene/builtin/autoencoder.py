@@ -1,0 +1,76 @@
+"""The bundled generator: a small convolutional autoencoder of the scenes, its codes like N(0, I)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..generation import Generator
+from .networks import WEIGHTS
+
+AUTOENCODER = "shapes-autoencoder"
+#: Numbers of a code.
+LATENT = 64
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions beside what they are given."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(8, channels), nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(8, channels), nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
+
+
+def _wider(inputs: int, outputs: int) -> list[nn.Module]:
+    """Twice the sides, then a convolution and a block."""
+    return [nn.Upsample(scale_factor=2), nn.Conv2d(inputs, outputs, 3, padding=1), Residual(outputs)]
+
+
+def _narrower(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, 2, padding=1), nn.SiLU()]
+
+
+class ShapesAutoencoder(Generator):
+    """A variational autoencoder: from 64 places a side to 4, to one code, and back.
+
+    Codes z (N, 64), pictures (N, 3, 64, 64) in [0, 1].
+    """
+
+    def __init__(self) -> None:
+        encoder = nn.Sequential(
+            *(nn.PixelUnshuffle(4), nn.Conv2d(48, 48, 3, padding=1), nn.SiLU()),
+            *(*_narrower(48, 64), *_narrower(64, 96)),
+            *(nn.Conv2d(96, 48, 1), nn.SiLU(), nn.Flatten(), nn.Linear(48 * 16, 2 * LATENT)),
+        )
+        decoder = nn.Sequential(
+            *(nn.Linear(LATENT, 64 * 16), nn.Unflatten(1, (64, 4, 4)), Residual(64)),
+            *(*_wider(64, 64), *_wider(64, 48), *_wider(48, 32)),
+            *(nn.GroupNorm(8, 32), nn.SiLU(), nn.Conv2d(32, 16, 3, padding=1), nn.SiLU()),
+            *(nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(16, 3, 3, padding=1), nn.Sigmoid()),
+        )
+        super().__init__((LATENT,), decoder, encoder)
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the codes of pictures, each (N, 64)."""
+        mean, log_variance = super().encode(2 * images - 1).chunk(2, 1)
+        return mean, log_variance.clamp(-10, 10)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.posterior(images)[0]
+
+
+def load_autoencoder() -> ShapesAutoencoder:
+    """The bundled autoencoder, trained, in eval mode, on the CPU."""
+    stored = load_file(WEIGHTS / f"{AUTOENCODER}.safetensors")
+    with torch.device("meta"):  # its own beginning would cost time and random numbers
+        autoencoder = ShapesAutoencoder()
+    autoencoder.load_state_dict({name: value.float() for name, value in stored.items()}, assign=True)
+    autoencoder.uri = f"builtin:{AUTOENCODER}"
+    return autoencoder.eval()
