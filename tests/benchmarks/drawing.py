@@ -1,9 +1,10 @@
-"""Neural style, feature visualisation and fast style beside plain loops: ``-m tests.benchmarks.drawing``.
+"""Neural style, feature visualisation and fast style beside others' loops: ``-m tests.benchmarks.drawing``.
 
 The plain loops are those of tutorials as good as they can be written: the network cut above the highest
 layer, its parameters frozen, targets computed once, torch's Adam. They end at the same loss, which is shown.
-CPU time in one process, in turns, smallest of several, of STEPS further steps; weights are random. Fast style
-takes a picture a step, through the bundled network.
+With the whole network they run what lies above that layer, too, as loops with hooks do; lucent does, and
+differentiates to all parameters. CPU time in one process, in turns, smallest of several, of STEPS further
+steps; weights are random. Fast style takes a picture a step, through the bundled network.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 import torchvision
+from lucent.optvis import objectives, render
+from lucent.optvis import transform as lucent_transform
 from torch import Tensor, nn
 
 from phosphene import load_model, methods
@@ -42,9 +45,9 @@ def normalized(images: Tensor) -> Tensor:
     return (images - mean) / std
 
 
-def plain_style(module: nn.Module, content: Tensor, style: Tensor) -> Work:
+def plain_style(module: nn.Module, content: Tensor, style: Tensor, *, whole: bool = False) -> Work:
     """Gatys et al. as a tutorial has it, with the relative losses of ``neural_style``."""
-    layers = list(module.features[: PLACES[-1] + 1])
+    layers = list(module.features[: None if whole else PLACES[-1] + 1])
     for parameter in module.parameters():
         parameter.requires_grad_(False)
 
@@ -54,6 +57,8 @@ def plain_style(module: nn.Module, content: Tensor, style: Tensor) -> Work:
             x = torch.relu(x) if isinstance(layer, nn.ReLU) else layer(x)
             if place in PLACES:
                 found.append(x)
+        if whole:
+            module.classifier(module.avgpool(x).flatten(1))
         return found
 
     def gram(features: Tensor) -> Tensor:
@@ -80,11 +85,13 @@ def plain_style(module: nn.Module, content: Tensor, style: Tensor) -> Work:
     return run
 
 
-def plain_channel(module: nn.Module, start: Tensor) -> Work:
+def plain_channel(module: nn.Module, start: Tensor, *, whole: bool = False) -> Work:
     """The mean of channel 7 of conv4_1, climbed in the pixels with L2 decay and jitter."""
+    module.requires_grad_(False)
     cut = module.features[: PLACES[-1]]
-    for parameter in cut.parameters():
-        parameter.requires_grad_(False)
+    seen: list[Tensor] = []
+    cut[-1].register_forward_hook(lambda layer, given, maps: seen.append(maps))
+    forward = module if whole else cut
 
     def run(steps: int) -> float:
         grey = torch.tensor(MEAN).view(1, 3, 1, 1)
@@ -94,12 +101,28 @@ def plain_channel(module: nn.Module, start: Tensor) -> Work:
         for _ in range(steps):
             adam.zero_grad()
             shift = torch.randint(-8, 9, (2,), generator=generator).tolist()
-            score = cut(normalized(torch.roll(images, shift, (-2, -1))))[:, 7].mean()
+            forward(normalized(torch.roll(images, shift, (-2, -1))))
+            score = seen.pop()[:, 7].mean()
             (1e-3 * (images - grey).square().sum() - score).backward()
             adam.step()
             with torch.no_grad():
                 images.clamp_(0, 1)
         return score.item()
+
+    return run
+
+
+def by_lucent(module: nn.Module, start: Tensor) -> Work:
+    """The same channel, from the same pixels, which lucent does not hold to [0, 1], with its jitter."""
+
+    def run(steps: int) -> float:
+        images = start.clone().requires_grad_()
+        render.render_vis(
+            module, objectives.channel(f"features_{PLACES[-1] - 1}", 7), lambda: ([images], lambda: images),
+            transforms=[lucent_transform.jitter(8)], thresholds=(steps,), progress=False, show_image=False,
+        )  # fmt: skip
+        with torch.no_grad():
+            return float(module.features[: PLACES[-1]](normalized(images))[:, 7].mean())
 
     return run
 
@@ -139,8 +162,8 @@ def plain_repainting(stylizer: TrainedNetwork, images: Tensor) -> Work:
     return run
 
 
-def rows() -> dict[str, tuple[Work, Work]]:
-    """Each row's work, ours and the plain loop's."""
+def rows() -> dict[str, tuple[Work, dict[str, Work]]]:
+    """Each row's work, ours and the others'."""
     content, style = torch.rand(2, 1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     model = load_model(network(), mean=MEAN, std=STD, input_size=(3, SIDE, SIDE))
     look: dict[str, Any] = {"content_layer": CONTENT_LAYER, "style_layers": STYLE_LAYERS, "optimizer": "adam"}
@@ -152,33 +175,43 @@ def rows() -> dict[str, tuple[Work, Work]]:
     return {
         "neural style": (
             lambda steps: float(paint(model, content, style, steps=steps, **look).losses[-1]),
-            plain_style(network(), content, style),
+            {
+                "plain": plain_style(network(), content, style),
+                "the whole network": plain_style(network(), content, style, whole=True),
+            },
         ),
         "feature visualisation": (
             lambda steps: float(draw(model, content, steps=steps, **climb).scores[-1]),
-            plain_channel(network(), content),
+            {
+                "plain": plain_channel(network(), content),
+                "the whole network": plain_channel(network(), content, whole=True),
+                "lucent": by_lucent(network(), content),
+            },
         ),
         "fast style": (
             lambda steps: float(repaint(pictures[:steps], stylizer).stylized[-1].mean()),
-            plain_repainting(stylizer, pictures),
+            {"plain": plain_repainting(stylizer, pictures)},
         ),
     }
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(f"{'':24}{'ms a step':>10}{'plain':>10}{'ratio':>8}   loss or score, ours and the plain loop's")
-    for name, pair in rows().items():
-        best, found = [[float("inf")] * 2 for _ in pair], [0.0] * 2
+    print(f"{'':24}{'':20}{'ms a step':>10}{'ratio':>8}   loss or score")
+    for name, (ours, others) in rows().items():
+        works = {"phosphene": ours, **others}
+        best, found = {who: [float("inf")] * 2 for who in works}, dict.fromkeys(works, 0.0)
         for _ in range(ROUNDS):
-            for side, work in enumerate(pair):
+            for who, work in works.items():
                 for number, steps in enumerate((1, 1 + STEPS)):
                     clock = time.process_time()
-                    found[side] = work(steps)
-                    best[side][number] = min(best[side][number], time.process_time() - clock)
-        ours, plain = (1000 * (long - short) / STEPS for short, long in best)
-        told = ", ".join(f"{value:.5g}" for value in found)
-        print(f"{name:24}{ours:10.0f}{plain:10.0f}{ours / plain:8.2f}   {told}")
+                    found[who] = work(steps)
+                    best[who][number] = min(best[who][number], time.process_time() - clock)
+        cost = {who: 1000 * (long - short) / STEPS for who, (short, long) in best.items()}
+        for who, one in cost.items():
+            ratio = "" if who == "phosphene" else f"{cost['phosphene'] / one:.2f}"
+            print(f"{name:24}{who:20}{one:10.0f}{ratio:>8}   {found[who]:.5g}", flush=True)
+            name = ""
 
 
 if __name__ == "__main__":
