@@ -126,7 +126,7 @@ class Stylization(Result):
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "stylized")
     per_step: ClassVar[tuple[str, ...]] = ("losses", "frames")
-    abreast: ClassVar[int] = 3
+    abreast: ClassVar[int] = 2
 
     images: Tensor
     stylized: Tensor
@@ -136,7 +136,9 @@ class Stylization(Result):
     frames: Tensor | None = None
 
     def panels(self) -> list[list[Panel]]:
-        sources = [] if self.sources is None else [Panel(source, "style") for source in self.sources]
+        styles = [] if self.sources is None else list(self.sources)
+        names = ["style"] if len(styles) == 1 else [f"style {n}" for n in range(len(styles))]
+        sources = [Panel(*style) for style in zip(styles, names, strict=True)]
         return [
             [Panel(image), *sources, Panel(stylized, self.style, made=True)]
             for image, stylized in zip(self.images, self.stylized, strict=True)

@@ -17,6 +17,8 @@ from phosphene.results import TrainedNetwork
 
 from .adain import renormalized, statistics
 
+#: How many of a layer's places lie around a picture that is encoded.
+MARGIN = 4
 #: A style as AdaIN knows it: means and standard deviations (S, C, 1, 1).
 Manner = tuple[Tensor, Tensor]
 
@@ -120,20 +122,29 @@ class AdaptiveNetwork(TrainedNetwork):
             raise ModelError(f"{told['name']} has other weights than the encoder of this decoder: {again}")
         return encoder
 
-    def whole(self, images: Tensor) -> Tensor:
-        """Pictures of any size with their edges repeated, to a whole number of the layer's places."""
+    def whole(self, images: Tensor, margin: int = 0) -> Tensor:
+        """Pictures of any size, their edges repeated: to whole places of the layer, and so many around."""
         places = 2 ** self.config["halvings"]
-        padding = [-side % places for side in images.shape[:1:-1]]
-        return F.pad(images, (0, padding[0], 0, padding[1]), mode="replicate") if any(padding) else images
+        right, down = (-side % places + margin * places for side in images.shape[:1:-1])
+        before = margin * places
+        return F.pad(images, (before, right, before, down), mode="replicate") if right or down else images
 
     def encode(self, images: Tensor) -> Tensor:
-        """f(x): maps (N, C, h, w) of pictures of any size."""
+        """f(x): maps (N, C, h, w) of pictures of any size.
+
+        The encoder sees a margin around them and its maps lose it again: what it sees of the zeros that
+        convolutions pad with would be painted as a frame.
+        """
         if images.shape[1] != (channels := self.encoder.input_size[0]):
             raise InputError(f"the encoder takes {channels} channels, the pictures have {images.shape[1]}")
-        images, parameter = self.whole(images), next(self.network.parameters())
+        parameter = next(self.network.parameters())
         self.encoder.module.to(parameter.device)
+        wide = self.whole(images, MARGIN)
         with self.encoder.guard():
-            return self.encoder.maps(self.encoder.features(images, self.layer), images).to(parameter)
+            maps = self.encoder.maps(self.encoder.features(wide, self.layer), wide).to(parameter)
+        places = [side // 2 ** self.config["halvings"] for side in self.whole(images).shape[2:]]
+        top, left = ((had - kept) // 2 for had, kept in zip(maps.shape[2:], places, strict=True))
+        return maps[..., top : top + places[0], left : left + places[1]]
 
     def decode(self, maps: Tensor, like: Tensor) -> Tensor:
         """g(t): the pictures that maps stand for, as large as these, nearly in [0, 1]."""

@@ -17,7 +17,7 @@ from phosphene.types import AdaptiveStylizer, Dataset, Images, LayerName, Model,
 from .adain import renormalized, statistics
 from .adaptive_network import AdaptiveNetwork, Decoder, mirrored, stages_up_to
 from .colour import Colour, prepared, recoloured
-from .painting import Blend, shares_of
+from .painting import Blend, called, shares_of
 from .perceptual import relative
 
 HUANG = Reference(
@@ -139,7 +139,7 @@ def adaptive_style_fit(
     with torch.no_grad():
         manner = stylizer.manner(styles.read(shown).to(first))
         previews = stylizer.paint(first, manner, torch.eye(len(first)))
-    labels = tuple(styles.id(n) for n in shown)
+    labels = tuple(f"in style {styles.id(n)}" for n in shown)
     return dataclasses.replace(stylizer, losses=course.losses, previews=previews, labels=labels)
 
 
@@ -187,7 +187,7 @@ def adaptive_style(
     return Stylization(
         images=images,
         stylized=recoloured(stylized, images) if colour == "luminance" else stylized,
-        style=" + ".join(f"{share:.0%} of style {n}" for n, share in enumerate(shares.tolist()) if share),
+        style=called(shares),
         sources=styles,
     )
 

@@ -13,7 +13,7 @@ from phosphene.spec import Cost, PixelRange
 from phosphene.types import Content, Frames, Model, Seed, Start, Styles
 
 from .colour import Colour, prepared, recoloured
-from .painting import GATYS, Blend, ContentLayer, StyleLayers, at_most, paint, resized, shares_of
+from .painting import GATYS, Blend, ContentLayer, StyleLayers, at_most, called, paint, resized, shares_of
 from .perceptual import Aim, Perception
 
 
@@ -160,7 +160,7 @@ def neural_style(
     return Stylization(
         images=content,
         stylized=stylized,
-        style=" + ".join(f"{share:.0%} of style {n}" for n, share in enumerate(shares.tolist()) if share),
+        style=called(shares),
         sources=at_most(styles, size),
         losses=whole.scores,
         frames=whole.frames,

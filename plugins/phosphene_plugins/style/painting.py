@@ -77,6 +77,13 @@ def shares_of(blend: list[float] | None, styles: Tensor) -> Tensor:
     return shares / shares.sum()
 
 
+def called(shares: Tensor) -> str:
+    """What a picture painted in these shares (S,) of some styles is called."""
+    if len(shares) == 1:
+        return "in the style"
+    return " + ".join(f"{share:.0%} of style {n}" for n, share in enumerate(shares.tolist()) if share)
+
+
 def at_most(images: Tensor, longest: int) -> Tensor:
     """The images, where they are larger shrunk to that longer side."""
     return resized(images, min(1.0, longest / max(images.shape[2:])))

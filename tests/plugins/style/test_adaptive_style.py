@@ -327,11 +327,20 @@ def test_an_encoder_given_as_an_object_is_given_again(
     assert torch.equal(adaptive_style(images, styles, whole).stylized, painted)
 
 
+def test_maps_know_of_no_edge_and_inside_are_the_encoders(model: Model, images: Tensor) -> None:
+    own = AdaptiveNetwork.of(model, nn.Conv2d(8, 3, 1), "4")
+    flat = own.encode(torch.full((1, 3, 18, 20), 0.7))
+    assert (flat - flat[..., :1, :1]).abs().max() < 1e-6 < flat.abs().max()
+    torch.testing.assert_close(
+        own.encode(images)[..., 3:-3, 3:-3], model.features(images, "4")[..., 3:-3, 3:-3]
+    )
+
+
 def test_a_decoder_of_ones_own_needs_no_training(model: Model, images: Tensor, styles: Tensor) -> None:
     decoder = nn.Sequential(nn.Conv2d(8, 3, 1), nn.Upsample(scale_factor=2))
     own = AdaptiveNetwork.of(model, decoder, "4")
     made = adaptive_style(images, styles[:1], own).stylized
-    target = adain(model.features(images, "4"), model.features(styles[:1], "4"))
+    target = adain(own.encode(images), own.encode(styles[:1]))
     with torch.no_grad():
         torch.testing.assert_close(made, decoder(target).clamp(0, 1), atol=1e-6, rtol=0)
 
