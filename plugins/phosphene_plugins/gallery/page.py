@@ -165,7 +165,7 @@ def _command(call: str, spec: MethodSpec, inputs: Values, settings: Values, para
     words = ["phosphene", "run", call]
     for name, value in inputs.items():
         for item in [value] if isinstance(value, str) else value:
-            words += [option_name(name, spec.short_name), item]
+            words += [option_name(name, spec.short_name), str(item)]
     for name, value in settings.items():
         words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     for name, value in params.items():
