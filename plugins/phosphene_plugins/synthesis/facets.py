@@ -112,7 +112,16 @@ def two_templates_make_two_facets() -> None:
     cost=Cost(forward="dataset + images * (min(top, dataset) + steps)", backward="images * steps"),
     oracle=two_templates_make_two_facets,
     quick={"k": 2, "top": 4, "steps": 4},
-    demo={"dataset": "builtin:scenes/300", "target": "relu4_2[60]", "k": 3, "top": 40},
+    demo={
+        "dataset": "builtin:scenes/300",
+        "target": "relu4_2[60]",
+        "k": 3,
+        "top": 40,
+        "blur_every": 8,
+        "jitter": 2,
+        "steps": 60,
+        "lr": 0.03,
+    },
 )
 def facets(
     model: Model,
