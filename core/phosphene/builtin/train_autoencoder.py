@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from .autoencoder import ShapesAutoencoder
+from .averaging import fit_averaged
 from .networks import ShapesResNet, load_network, normalise
 from .scenes import draw_scenes
 
@@ -33,29 +32,19 @@ def fit_autoencoder(*, steps: int, scenes: int, seed: int) -> tuple[ShapesAutoen
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         autoencoder, judge = ShapesAutoencoder(), load_network(JUDGE)
-    for network in (autoencoder, judge.requires_grad_(False)):
-        network.to(memory_format=torch.channels_last)
+    judge.requires_grad_(False).to(memory_format=torch.channels_last)
     assert isinstance(judge, ShapesResNet)
-    average = AveragedModel(autoencoder, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     images = draw_scenes(scenes, seed=seed).images
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(autoencoder.parameters(), RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, max(steps, 2), pct_start=0.1)
-    losses = []
-    for _ in tqdm(range(steps), "shapes-autoencoder", unit="batch", mininterval=1.0):
+
+    def loss() -> Tensor:
         some = images[torch.randint(len(images), (BATCH,), generator=generator)]
         flips = torch.rand(BATCH, 1, 1, 1, generator=generator) < 0.5
         some = torch.where(flips, some.flip(3), some).contiguous(memory_format=torch.channels_last)
-        loss = error_of_pictures(autoencoder, judge, some, generator)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        average.update_parameters(autoencoder)
-        losses.append(loss.item())
-    autoencoder.load_state_dict(average.module.state_dict())
-    return autoencoder.to(memory_format=torch.contiguous_format).eval(), losses
+        return error_of_pictures(autoencoder, judge, some, generator)
+
+    losses = fit_averaged(autoencoder, loss, steps=steps, rate=RATE, ema=EMA, name="shapes-autoencoder")
+    return autoencoder, losses
 
 
 def error_of_pictures(

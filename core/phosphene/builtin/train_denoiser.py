@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
+from .averaging import fit_averaged
 from .denoiser import ShapesDenoiser
 from .scenes import SIZE, draw_scenes
 from .textures import TEXTURES, load_texture
@@ -27,27 +26,16 @@ def fit_denoiser(*, steps: int, scenes: int, seed: int) -> tuple[ShapesDenoiser,
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         denoiser = ShapesDenoiser()
-    denoiser.to(memory_format=torch.channels_last)
-    average = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     images = draw_scenes(scenes, seed=seed).images
     textures = torch.stack([load_texture(name) for name in TEXTURES])
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(denoiser.parameters(), RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, max(steps, 2), pct_start=0.1)
-    losses = []
-    for _ in tqdm(range(steps), "shapes-diffusion", unit="batch", mininterval=1.0):
+
+    def loss() -> Tensor:
         some = images[torch.randint(len(images), (BATCH // 2,), generator=generator)]
         drawn = torch.cat([some, pieces(textures, BATCH - len(some), generator)])
-        loss = error_of_v(denoiser, drawn, generator)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        average.update_parameters(denoiser)
-        losses.append(loss.item())
-    denoiser.load_state_dict(average.module.state_dict())
-    return denoiser.to(memory_format=torch.contiguous_format).eval(), losses
+        return error_of_v(denoiser, drawn, generator)
+
+    return denoiser, fit_averaged(denoiser, loss, steps=steps, rate=RATE, ema=EMA, name="shapes-diffusion")
 
 
 def error_of_v(denoiser: ShapesDenoiser, images: Tensor, generator: torch.Generator) -> Tensor:
