@@ -61,7 +61,7 @@ def pixels_are_given_the_styles_colours() -> None:
     network=lambda widths, channels, **_: Decoder(widths, channels),
     oracle=pixels_are_given_the_styles_colours,
     quick={"steps": 2, "batch": 2},
-    demo={"styles": "builtin:textures/64", "steps": 200, "batch": 4, "lr": 5e-3},
+    demo={"styles": "builtin:textures/64", "steps": 120, "batch": 4, "lr": 5e-3},
 )
 def adaptive_style_fit(
     model: Model,
