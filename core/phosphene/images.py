@@ -111,9 +111,9 @@ def write_mp4(pictures: Sequence[Tensor], path: str | os.PathLike[str], *, secon
         raise MissingExtra("writing MP4", "video")
     from imageio.v3 import imwrite
 
-    shown = torch.stack([to_display(picture).float() for picture in pictures])
-    shown = F.pad(shown, (0, shown.shape[3] % 2, 0, shown.shape[2] % 2), mode="replicate")
-    frames = (shown * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    frames = np.stack([np.asarray(to_pil(picture)) for picture in pictures])
+    _, height, width, _ = frames.shape
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     imwrite(path, frames, extension=".mp4", fps=1 / seconds, codec="libx264", macro_block_size=1)
 
 

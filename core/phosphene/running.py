@@ -18,9 +18,7 @@ from .batching import max_batch
 from .checkpoints import Checkpoint, checkpointed, unfinished
 from .datasets import Dataset
 from .declaration import AS_OBJECT
-from .diffusion import Denoiser
 from .errors import InputError, UnknownName
-from .generation import Generator
 from .inputs import ROLES
 from .interrupts import stopping_early
 from .models import Model, load_model
@@ -179,11 +177,7 @@ def _moved(value: Any, device: str | torch.device | None, dtype: torch.dtype | N
     """An input where the method is to run: a tensor, or the network that it is or has; all else as it is."""
     try:
         match value:
-            case (
-                Model(module=network)
-                | TrainedNetwork(network=network)
-                | (Denoiser() | Generator() as network)
-            ):
+            case Model(module=network) | TrainedNetwork(network=network) | (nn.Module() as network):
                 network.to(device, dtype)
             case Tensor():
                 return value.to(device)

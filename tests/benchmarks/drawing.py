@@ -19,8 +19,7 @@ from lucent.optvis import objectives, render
 from lucent.optvis import transform as lucent_transform
 from torch import Tensor, nn
 
-from phosphene import load_model, methods
-from phosphene.inputs import ROLES
+from phosphene import load_model, load_result, methods
 from phosphene.results import TrainedNetwork
 
 ROUNDS, STEPS, SIDE = 4, 4, 224
@@ -170,7 +169,8 @@ def rows() -> dict[str, tuple[Work, dict[str, Work]]]:
     climb: dict[str, Any] = {"layer": "conv4_1", "channels": (7,), "parametrization": "pixels"}
     climb |= {"blur_every": 0, "seed": 0}
     paint, draw, repaint = (methods[n] for n in ("neural_style", "neuron_visualization", "fast_style"))
-    stylizer = ROLES["stylizer"].make(None, None, {})
+    stylizer = load_result("builtin:shapes-styles")
+    assert isinstance(stylizer, TrainedNetwork)
     pictures = torch.rand(1 + STEPS, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
     return {
         "neural style": (

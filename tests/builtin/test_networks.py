@@ -213,20 +213,6 @@ def test_the_denoiser_is_good_small_and_that_of_its_card(unseen: Scenes) -> None
     assert found < 1.5 * float(card["test error of v"]) < 0.5 * untrained
 
 
-def test_the_denoiser_is_written_with_its_card_and_the_same_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(train, "TEST_SCENES", 500)
-    monkeypatch.setattr(train, "DENOISER_TRAINING", {"scenes": 4, "steps": 2})
-    state = torch.get_rng_state()
-    for folder in ("first", "second"):
-        train.main(["shapes-diffusion"], tmp_path / folder, seed=1)
-    assert torch.equal(state, torch.get_rng_state())
-    first, second = (tmp_path / folder / "shapes-diffusion.safetensors" for folder in ("first", "second"))
-    assert first.read_bytes() == second.read_bytes()
-    assert "| training steps | 2 |" in first.with_suffix(".md").read_text()
-
-
 def test_the_autoencoder_is_good_small_and_that_of_its_card(unseen: Scenes) -> None:
     weights = WEIGHTS / "shapes-autoencoder.safetensors"
     card = dict(re.findall(r"^\| (.+?) \| (.+) \|$", weights.with_suffix(".md").read_text(), re.MULTILINE))
@@ -243,16 +229,20 @@ def test_the_autoencoder_is_good_small_and_that_of_its_card(unseen: Scenes) -> N
     assert codes.abs().max() < 5 and 0.5 < codes.square().mean().sqrt() < 1.1
 
 
-def test_the_autoencoder_is_written_with_its_card_and_the_same_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "training", "tests"),
+    [("shapes-diffusion", "DENOISER_TRAINING", 500), ("shapes-autoencoder", "AUTOENCODER_TRAINING", 100)],
+)
+def test_generators_are_written_with_their_cards_and_the_same_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, training: str, tests: int
 ) -> None:
-    monkeypatch.setattr(train, "TEST_SCENES", 100)
-    monkeypatch.setattr(train, "AUTOENCODER_TRAINING", {"scenes": 4, "steps": 2})
+    monkeypatch.setattr(train, "TEST_SCENES", tests)
+    monkeypatch.setattr(train, training, {"scenes": 4, "steps": 2})
     state = torch.get_rng_state()
     for folder in ("first", "second"):
-        train.main(["shapes-autoencoder"], tmp_path / folder, seed=1)
+        train.main([name], tmp_path / folder, seed=1)
     assert torch.equal(state, torch.get_rng_state())
-    first, second = (tmp_path / folder / "shapes-autoencoder.safetensors" for folder in ("first", "second"))
+    first, second = (tmp_path / folder / f"{name}.safetensors" for folder in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()
     assert "| training steps | 2 |" in first.with_suffix(".md").read_text()
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..generation import Generator
-from .networks import WEIGHTS
+from .networks import load_generator
 
 AUTOENCODER = "shapes-autoencoder"
 #: Numbers of a code.
@@ -68,9 +66,6 @@ class ShapesAutoencoder(Generator):
 
 def load_autoencoder() -> ShapesAutoencoder:
     """The bundled autoencoder, trained, in eval mode, on the CPU."""
-    stored = load_file(WEIGHTS / f"{AUTOENCODER}.safetensors")
-    with torch.device("meta"):  # its own beginning would cost time and random numbers
-        autoencoder = ShapesAutoencoder()
-    autoencoder.load_state_dict({name: value.float() for name, value in stored.items()}, assign=True)
+    autoencoder = load_generator(ShapesAutoencoder, AUTOENCODER)
     autoencoder.uri = f"builtin:{AUTOENCODER}"
-    return autoencoder.eval()
+    return autoencoder

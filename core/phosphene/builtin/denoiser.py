@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..diffusion import Denoiser
-from .networks import WEIGHTS
+from .networks import load_generator
 
 DENOISER = "shapes-diffusion"
 #: Channels at 32, 16 and 8 places a side of a scene, and of what the time becomes.
@@ -123,9 +122,6 @@ class ShapesDenoiser(Denoiser):
 
 def load_denoiser() -> ShapesDenoiser:
     """The bundled diffusion model, trained, in eval mode, on the CPU."""
-    stored = load_file(WEIGHTS / f"{DENOISER}.safetensors")
-    with torch.device("meta"):  # its own beginning would cost time and random numbers
-        denoiser = ShapesDenoiser()
-    denoiser.load_state_dict({name: value.float() for name, value in stored.items()}, assign=True)
+    denoiser = load_generator(ShapesDenoiser, DENOISER)
     denoiser.uri = f"builtin:{DENOISER}"
-    return denoiser.eval()
+    return denoiser

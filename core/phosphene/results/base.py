@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..builtin.networks import WEIGHTS
 from ..errors import InputError, PhospheneError, UnknownName
 from ..images import to_display, write_gif, write_mp4, write_png
 from ..pixels import as_long
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMAT = 1
-BUNDLED = Path(__file__).parents[1] / "builtin" / "weights"
 
 
 class Provenance(BaseModel):
@@ -277,13 +277,11 @@ def load_result(folder: str | os.PathLike[str]) -> Result:
     nobody knows its type or its bundled name.
     """
     if str(folder).startswith("builtin:"):
-        name, known = (
-            str(folder).removeprefix("builtin:"),
-            [p.parent.name for p in BUNDLED.glob("*/result.json")],
-        )
+        name = str(folder).removeprefix("builtin:")
+        known = [path.parent.name for path in WEIGHTS.glob("*/result.json")]
         if name not in known:
             raise UnknownName("bundled result", name, sorted(known))
-        return dataclasses.replace(load_result(BUNDLED / name), uri=str(folder))  # not this machine's place
+        return dataclasses.replace(load_result(WEIGHTS / name), uri=str(folder))  # not this machine's place
     folder = Path(folder)
     if not (folder / "result.json").is_file():
         raise InputError(f"{folder} holds no saved result (no result.json)")

@@ -129,6 +129,11 @@ class AdaptiveNetwork(TrainedNetwork):
         before = margin * places
         return F.pad(images, (before, right, before, down), mode="replicate") if right or down else images
 
+    def places(self, images: Tensor) -> tuple[int, int]:
+        """How many of the layer's places (h, w) pictures cover."""
+        height, width = (-(-side // 2 ** self.config["halvings"]) for side in images.shape[2:])
+        return height, width
+
     def encode(self, images: Tensor) -> Tensor:
         """f(x): maps (N, C, h, w) of pictures of any size.
 
@@ -142,13 +147,14 @@ class AdaptiveNetwork(TrainedNetwork):
         wide = self.whole(images, MARGIN)
         with self.encoder.guard():
             maps = self.encoder.maps(self.encoder.features(wide, self.layer), wide).to(parameter)
-        places = [side // 2 ** self.config["halvings"] for side in self.whole(images).shape[2:]]
-        top, left = ((had - kept) // 2 for had, kept in zip(maps.shape[2:], places, strict=True))
-        return maps[..., top : top + places[0], left : left + places[1]]
+        height, width = self.places(images)
+        top, left = (maps.shape[2] - height) // 2, (maps.shape[3] - width) // 2
+        return maps[..., top : top + height, left : left + width]
 
     def decode(self, maps: Tensor, like: Tensor) -> Tensor:
         """g(t): the pictures that maps stand for, as large as these, nearly in [0, 1]."""
-        painted, size = self.network(maps), self.whole(like).shape[2:]
+        painted = self.network(maps)
+        size = tuple(2 ** self.config["halvings"] * count for count in self.places(like))
         if painted.shape[2:] != size:  # convolutions without padding have eaten the edges
             painted = F.interpolate(painted, size, mode="bilinear")
         return painted[..., : like.shape[2], : like.shape[3]]

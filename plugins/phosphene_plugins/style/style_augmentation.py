@@ -18,7 +18,7 @@ from phosphene.spec import Cost, PixelRange
 from phosphene.types import Images, Seed, Stylizer
 
 from .adaptive_network import AdaptiveNetwork
-from .style_network import StyleNetwork, paintable
+from .style_network import StyleNetwork, network_of, paintable
 
 #: How many pictures are painted together.
 AT_ONCE = 32
@@ -59,10 +59,11 @@ class StyleAugmentation(v2.Transform):  # type: ignore[misc]
             raise InputError(f"p is in [0, 1] and strength a part of it, not p={p} and strength={strength}")
         if isinstance(stylizer, AdaptiveNetwork):
             self.manner = None if styles is None else stylizer.manner(styles)
-        elif not isinstance(stylizer.network, StyleNetwork):
-            raise InputError(f"{stylizer.method} trained no style network; fast_style_fit does")
-        elif styles is not None:
-            raise InputError(f"a network of fast_style_fit knows its styles: {', '.join(stylizer.labels)}")
+        else:
+            network_of(stylizer)  # which refuses any other
+            if styles is not None:
+                names = ", ".join(stylizer.labels)
+                raise InputError(f"a network of fast_style_fit knows its styles: {names}")
         self.stylizer, self.p, self.strength, self.blend = stylizer, p, (low, high), blend
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from phosphene import Class, InputError, Reference, hookimpl, load_model, method, pixels, progress, scores
 from phosphene.generation import Generator as Decoder
 from phosphene.images import resize
-from phosphene.results import Panel, Result
+from phosphene.results import Panel, Synthesis
 from phosphene.spec import Cost, PixelRange
 from phosphene.taps import guard
 from phosphene.types import Frames, Generator, Model, Seed, Target
@@ -27,7 +27,7 @@ FREE_RATE = 0.05
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class LatentSynthesis(Result):
+class LatentSynthesis(Synthesis):
     """What units like best, twice: among a generator's pictures, and among all.
 
     ``images`` and ``free`` (N, C, H, W) in [0, 1], found in the ``codes`` (N, ...) and in the pixels, by
@@ -38,17 +38,12 @@ class LatentSynthesis(Result):
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "free", "codes", "targets", "strange", "free_strange")
     per_step: ClassVar[tuple[str, ...]] = ("scores", "free_scores", "frames")
-    abreast: ClassVar[int] = 5
 
-    images: Tensor
     free: Tensor
     codes: Tensor
-    scores: Tensor
     free_scores: Tensor
-    targets: tuple[str, ...]
     strange: Tensor | None = None
     free_strange: Tensor | None = None
-    frames: Tensor | None = None
 
     def panels(self) -> list[list[Panel]]:
         def told(scores: Tensor, strange: Tensor | None, n: int) -> str:
@@ -71,9 +66,6 @@ class LatentSynthesis(Result):
         for start in range(0, len(groups), self.abreast):
             found += [list(row) for row in zip(*groups[start : start + self.abreast], strict=True)]
         return found
-
-    def film(self) -> list[Tensor]:
-        return [] if self.frames is None else [torch.cat(list(frame), -1) / 255 for frame in self.frames]
 
 
 def a_linear_decoder_and_unit_have_their_closed_form() -> None:
