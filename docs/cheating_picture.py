@@ -9,7 +9,7 @@ from pathlib import Path
 from method_pages import kept
 
 from phosphene import run
-from phosphene_plugins.pages.page import picture, rows_of, write_whole
+from phosphene_plugins.pages._single_file_page import picture, rows_of, write_whole
 
 
 def write_cheating(folder: Path, sources: str, tell: Callable[[str], None]) -> None:

@@ -12,7 +12,7 @@ from method_pages import kept
 from phosphene import Model, load_model, methods
 from phosphene.builtin.scenes import Scenes, draw_scenes
 from phosphene.results import Panel
-from phosphene_plugins.pages.page import picture, write_whole
+from phosphene_plugins.pages._single_file_page import picture, write_whole
 
 #: In the order of the page.
 FAMILY = ["cam", "grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam", "xgrad_cam", "score_cam"]

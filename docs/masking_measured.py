@@ -5,7 +5,7 @@ from torch import Tensor
 
 from phosphene import Model, load_model, methods
 from phosphene.builtin.scenes import draw_scenes
-from phosphene.transforms import straight_through
+from phosphene.optimize import straight_through
 
 MODEL, PICTURES, EPS, STEPS, QUERIES = "builtin:shapes-resnet", 12, 4 / 255, 10, 120
 

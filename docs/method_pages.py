@@ -14,12 +14,12 @@ from typing import Any
 import phosphene
 import phosphene_plugins
 from phosphene import MethodSpec, load_model, methods
-from phosphene.families import title
-from phosphene.options import bounds_text, default_text, kind_text, option_name
+from phosphene.parameter_text import bounds_text, default_text, kind_text, option_name
+from phosphene.registry import family_title
 from phosphene.results import Result
 from phosphene.spec import Invariant
-from phosphene_plugins.gallery.page import make_exhibit
-from phosphene_plugins.pages.page import picture, write_whole
+from phosphene_plugins.gallery._gallery_page import make_exhibit
+from phosphene_plugins.pages._single_file_page import picture, write_whole
 
 #: A picture's command and Python lines, how long it took, and a digest of what it was drawn with.
 Again = dict[str, Any]
@@ -190,7 +190,7 @@ def _cost(spec: MethodSpec, seconds: float) -> str:
         demo = method.validate(spec.demonstration()[1])
         sizes = method.sizes(load_model("builtin:shapes-vgg"), demo)
         pictures = {"images": 4, "height": 64, "width": 64, "dataset": 1000, "styles": 4}
-        forward, backward = spec.cost.of(demo, **pictures, **sizes)
+        forward, backward = spec.cost.evaluate(demo, **pictures, **sizes)
         formula += f" For the four pictures above: {forward} forward, {backward} backward."
     return f"{formula} {took}"
 
@@ -199,7 +199,7 @@ def _index(shelves: dict[str, dict[str, str]]) -> str:
     """All methods, by family."""
     parts = ["# Methods", "Each page is made from the method itself, its picture by running it."]
     for family, shelf in shelves.items():
-        name, _, about = title(family).partition(": ")
+        name, _, about = family_title(family).partition(": ")
         parts += [f"## {name}", f"{about[:1].upper()}{about[1:]}." if about else ""]
         entries = [
             f"- [{methods[c].spec.title}]({id}.md): {methods[c].spec.summary}" for c, id in shelf.items()

@@ -13,13 +13,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
-from phosphene import Model, charts, load_model, methods, run
+from phosphene import Model, load_model, methods, run
 from phosphene.builtin.scenes import draw_scenes
 from phosphene.builtin.textures import load_texture
-from phosphene.pixels import gram
+from phosphene.images import charts
+from phosphene.optimize import gram_matrix
 from phosphene.results import Panel, TrainedNetwork
-from phosphene_plugins.pages.page import picture, write_whole
-from phosphene_plugins.style.perceptual import Aim, Perception, relative
+from phosphene_plugins.pages._single_file_page import picture, write_whole
+from phosphene_plugins.style._style_loss import Aim, Perception, relative
 
 STYLE = "swirls"
 #: Each norm with the styles that its network learns.
@@ -71,7 +72,10 @@ def measured(made: TrainedNetwork, look: Perception, images: Tensor) -> tuple[fl
     """The weighted losses of style and content of what a network paints of the images."""
     aim = Aim(look.content(images), look.style(load_texture(STYLE)[None], torch.ones(1)))
     *seen, content = look.maps(painted(made, images))
-    style, content = look.style_loss([gram(maps) for maps in seen], aim), relative(content, aim.content)
+    style, content = (
+        look.style_loss([gram_matrix(maps) for maps in seen], aim),
+        relative(content, aim.content),
+    )
     return WEIGHTS["style_weight"] * float(style.mean()), WEIGHTS["content_weight"] * float(content.mean())
 
 
@@ -88,7 +92,7 @@ def numbers(networks: Mapping[str, TrainedNetwork], model: Model, scenes: Tensor
 
 def losses(networks: Mapping[str, TrainedNetwork]) -> Panel:
     """The course of each training, means of ten steps."""
-    figure = charts.page(2.8)
+    figure = charts.new_figure(2.8)
     axes = figure.subplots()
     for norm, made in networks.items():
         smooth = made.losses.unfold(0, 10, 1).mean(1)

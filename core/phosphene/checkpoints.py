@@ -1,4 +1,4 @@
-"""Checkpoints: what long work has done so far, so that a run that was cut off goes on where it was."""
+"""Checkpoints: the state of long work, so that an interrupted run can resume."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ from torch import Tensor
 
 #: Seconds between two writings: what a lost machine costs at most.
 INTERVAL = 10.0
+
+
 #: What is said where work was cut off and kept.
-GOES_ON = "what was done so far is kept: the same run, given the same out, goes on with it"
+RESUME_HINT = "what was done so far is kept: the same run, given the same out, goes on with it"
+
+
 _METADATA = "phosphene"
 
 
@@ -35,8 +39,8 @@ class Checkpoint:
     identity: str
     seed: int | None = None
     state: dict[str, Any] = field(default_factory=dict)
-    #: How many pieces of work have begun in this call, and whether the result that it gave is not whole yet.
-    pieces: int = 0
+    #: How many slots of work have begun in this call, and whether the result that it gave is not whole yet.
+    slots: int = 0
     unfinished: bool = False
     _written: float = field(default_factory=time.monotonic)
 
@@ -57,7 +61,7 @@ class Checkpoint:
         elif self.state:
             self.write()
             if error is not None:
-                error.add_note(GOES_ON)
+                error.add_note(RESUME_HINT)
 
     def write(self) -> None:
         """Put the state into the file, whole or not at all."""
@@ -78,7 +82,7 @@ class Checkpoint:
         self._written = time.monotonic()
 
 
-def unfinished(out: str | os.PathLike[str]) -> Path:
+def checkpoint_path(out: str | os.PathLike[str]) -> Path:
     """Where the work for a result's folder is kept until that is whole."""
     folder = Path(out).resolve()
     return folder.with_name(f".{folder.name}.unfinished")
@@ -86,11 +90,13 @@ def unfinished(out: str | os.PathLike[str]) -> Path:
 
 #: Of the run that is about to call its method, and of the call that is at work.
 _pending: ContextVar[Checkpoint | None] = ContextVar("phosphene_checkpoint_pending", default=None)
+
+
 _active: ContextVar[Checkpoint | None] = ContextVar("phosphene_checkpoint", default=None)
 
 
 @contextmanager
-def checkpointed(checkpoint: Checkpoint | None) -> Iterator[None]:
+def use_checkpoint(checkpoint: Checkpoint | None) -> Iterator[None]:
     """Inside, the first method that is called keeps its work here; what it calls itself does not."""
     token = _pending.set(checkpoint)
     try:
@@ -100,7 +106,7 @@ def checkpointed(checkpoint: Checkpoint | None) -> Iterator[None]:
 
 
 @contextmanager
-def taken() -> Iterator[Checkpoint | None]:
+def claim_checkpoint() -> Iterator[Checkpoint | None]:
     """One method's call: it takes what is pending, and what is called inside finds nothing."""
     checkpoint = _pending.get()
     tokens = _pending.set(None), _active.set(checkpoint)
@@ -111,18 +117,18 @@ def taken() -> Iterator[Checkpoint | None]:
         _active.reset(tokens[1])
 
 
-def resumed() -> dict[str, Any]:
+def saved_progress() -> dict[str, Any]:
     """What ``keep`` was given last, when this very run was cut off; empty where it begins."""
     checkpoint = _active.get()
     return {} if checkpoint is None else dict(checkpoint.state)
 
 
-def keeping() -> bool:
+def is_checkpointing() -> bool:
     """Whether what is kept has a place, so that nothing dear is put together in vain."""
     return _active.get() is not None
 
 
-def keep(**state: Any) -> None:
+def save_progress(**state: Any) -> None:
     """Keep what a method has done so far, tensors and what JSON holds; it may be asked after every step.
 
     Only ``run(..., out=folder)`` has a place for it: beside the folder, until the result is whole.
@@ -134,15 +140,15 @@ def keep(**state: Any) -> None:
             checkpoint.write()
 
 
-class Piece:
+class CheckpointSlot:
     """One of several loops of a call, with its own place in what is kept: ``state``, as it was cut off."""
 
     def __init__(self) -> None:
         self._checkpoint = _active.get()
         self.state: dict[str, Any] = {}
         if self._checkpoint is not None:
-            self._name = f"{self._checkpoint.pieces}."
-            self._checkpoint.pieces += 1
+            self._name = f"{self._checkpoint.slots}."
+            self._checkpoint.slots += 1
             kept = self._checkpoint.state.items()
             self.state = {k.removeprefix(self._name): v for k, v in kept if k.startswith(self._name)}
 
@@ -150,7 +156,9 @@ class Piece:
         """Whether it is time to keep what is done, which may cost something to gather."""
         return self._checkpoint is not None and time.monotonic() - self._checkpoint._written >= INTERVAL
 
-    def keep(self, **state: Any) -> None:
-        """Like ``keep``, beside what the other pieces keep; what is given must not change any more."""
+    def save(self, **state: Any) -> None:
+        """Like ``keep``, beside what the other slots keep; what is given must not change any more."""
         if self._checkpoint is not None:
-            keep(**self._checkpoint.state | {self._name + name: value for name, value in state.items()})
+            save_progress(
+                **self._checkpoint.state | {self._name + name: value for name, value in state.items()}
+            )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from phosphene.cli import main
+from phosphene.cli.main import main
 
 METHOD = '''"""A method of somebody's."""
 
@@ -17,7 +17,7 @@ import torch
 from phosphene import Cost, Reference, hookimpl, method, scores
 from phosphene.results import Attribution
 from phosphene.spec import Nonnegative
-from phosphene.types import Images, Model, Target
+from phosphene.roles import Images, Model, Target
 {more}
 SOURCE = Reference(key="k", title="T", authors="A", year=2020, url="https://example.org")
 

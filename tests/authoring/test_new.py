@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from phosphene import InputError, UnknownName
-from phosphene.cli import main
-from phosphene_plugins.authoring import project
-from phosphene_plugins.authoring.project import LONGEST, write_project
+from phosphene.cli.main import main
+from phosphene_plugins.authoring import _project_template as project
+from phosphene_plugins.authoring._project_template import LONGEST, write_project
 
 
 def phosphene(*arguments: str) -> int:

@@ -25,7 +25,7 @@ from tests.cifar_networks import cifar_images, load_cifar
 from tests.conftest import ASSETS
 
 from phosphene import TensorDataset, load_model, methods
-from phosphene.datasets import SceneDataset
+from phosphene.data import SceneDataset
 
 BUDGETS = (1000, 5000)
 #: How many draws of random starts a mean is of.

@@ -24,7 +24,7 @@ from tests.benchmarks import black_box
 from torch import Tensor, nn
 
 from phosphene import Model, TensorDataset, load_model, methods
-from phosphene.datasets import SceneDataset
+from phosphene.data import SceneDataset
 from phosphene.testing.observation import Traffic, traffic
 
 Work = Callable[[], Any]
@@ -44,7 +44,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.model.module.eval().requires_grad_(True)
-        self.model.anatomy  # noqa: B018  - recorded once, with a pass of its own
+        self.model.structure  # noqa: B018  - recorded once, with a pass of its own
         with torch.no_grad():
             self.labels = torch.cat([self.model(some).argmax(1) for some in self.images.split(64)])
 

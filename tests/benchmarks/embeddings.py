@@ -7,8 +7,8 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from tests.benchmarks.seeing import Work
 
-from phosphene_plugins.embeddings.features import principal_components
-from phosphene_plugins.embeddings.nearest import Nearest
+from phosphene_plugins.embeddings._features import principal_components
+from phosphene_plugins.embeddings._nearest_vectors import Nearest
 
 
 def nearest_neighbors() -> Iterator[tuple[str, Work, dict[str, Work]]]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from tests import textbook_textures
 
-from phosphene import methods, reporting
+from phosphene import methods, report_progress
 from phosphene.builtin.textures import load_texture
 
 ROUNDS = 3
@@ -50,7 +50,7 @@ def main() -> None:
     sample = load_texture("pebbles")[None, :, :SAMPLE, :SAMPLE]
     print(f"CPU seconds, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"Efros-Leung, {SAMPLE} -> {SIDE}, window {WINDOW}")
-    with reporting(False):
+    with report_progress(False):
         bound, (loop, image) = limit(), textbook(sample, "--whole" in sys.argv)
         print(f"  {'limit':<24}{bound:>9.2f}\n  {'textbook':<24}{loop:>9.2f}")
         for order in ("exact", "ring"):

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import train_networks as train
 import typer
 from torch import nn
+from train_denoiser import squared_error
 
 from phosphene import load_model
-from phosphene.builtin import train
 from phosphene.builtin.autoencoder import load_autoencoder
 from phosphene.builtin.denoiser import ShapesDenoiser, load_denoiser
 from phosphene.builtin.networks import BIASED, NETWORKS, ROBUST, WEIGHTS, load_network, normalise
 from phosphene.builtin.scenes import CLASSES, Scenes, draw_scenes
-from phosphene.builtin.train_denoiser import squared_error
-from phosphene.localization import localization
+from phosphene.data import localization
 from phosphene.results import load_result
 from phosphene_plugins.attacks.pgd import pgd
 from phosphene_plugins.attribution.cam import cam

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
 from phosphene import methods
-from phosphene.options import read_option
+from phosphene.parameter_text import read_option
 from phosphene.testing.cases import properties_of, values
-from phosphene_plugins.gallery.page import write_option
+from phosphene_plugins.gallery._gallery_page import write_option
 
 
 def from_a_command_line(value: Any, field: FieldInfo) -> Any:

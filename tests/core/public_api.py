@@ -22,8 +22,8 @@ RECORD = Path("tests", "core", "public_api.json")
 CHANGELOG = Path("CHANGELOG.md")
 #: As CONTRIBUTING.md tells them. A package is what its stub or its ``__all__`` says.
 _BESIDE = (
-    "builtin.scenes charts datasets diffusion errors families generation hookspecs images localization "
-    "models options pixels results spec taps targets testing training transforms types"
+    "builtin.scenes data errors generative hooks images images.charts models optimize parameter_text registry "
+    "registry.hookspecs results roles spec targets testing training"
 )
 MODULES = ("phosphene", *(f"phosphene.{name}" for name in _BESIDE.split()))
 
@@ -53,9 +53,15 @@ class Sources:
         for node in tree.body:
             if isinstance(node, ast.ImportFrom) and node.level == 1:
                 imported |= {alias.asname or alias.name: f"{module}.{node.module}" for alias in node.names}
-        if self.core.joinpath(*module.split(".")).is_dir():
-            return imported
+        if self._is_package(module):
+            # What a package exports may itself come from another package's exports.
+            return {
+                n: self.names(home)[n] if self._is_package(home) else home for n, home in imported.items()
+            }
         return {name: module for name, _ in _definitions(tree) if not name.startswith("_")}
+
+    def _is_package(self, module: str) -> bool:
+        return self.core.joinpath(*module.split(".")).is_dir()
 
     def definition(self, module: str, name: str) -> ast.stmt:
         return dict(_definitions(self.tree(module)))[name]
@@ -79,10 +85,13 @@ def _definitions(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
 def lines_of(root: Path = ROOT) -> list[str]:
     """Every public name of a checkout with its signature, its fields, its members: one line each."""
     sources, lines = Sources(root), []
+    #: The package that exports a definition, so that ``phosphene`` refers to it instead of repeating it.
+    packages = {(home, name): m for m in MODULES[1:] for name, home in sources.names(m).items()}
     for module in MODULES:
         for name, home in sources.names(module).items():
-            if home != module and home in MODULES:
-                lines.append(f"{module}.{name} is {home}.{name}")
+            package = packages.get((home, name), module)
+            if module == "phosphene" and package != module:
+                lines.append(f"{module}.{name} is {package}.{name}")
                 continue
             node = sources.definition(home, name)
             lines += _described(f"{module}.{name}", node)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from phosphene import Result, checkpoints, keep, load_result, method, resumed, run
+from phosphene import Result, checkpoints, load_result, method, run, save_progress, saved_progress
 from phosphene.results import Synthesis
-from phosphene.types import Dataset, Model, Seed
+from phosphene.roles import Dataset, Model, Seed
 
 #: The pictures that were read, and those at which the work is cut off, once.
 read: list[int] = []
@@ -20,7 +20,7 @@ cuts: list[int] = []
 @method(family="activations", needs=["dataset"])
 def mean_colour(model: Model, dataset: Dataset, *, gain: float = 1.0, seed: Seed = None) -> Synthesis:
     """Add up the colours of a data set, one picture at a time, with a little noise at the end."""
-    state = resumed() or {"done": 0, "total": torch.zeros(3)}
+    state = saved_progress() or {"done": 0, "total": torch.zeros(3)}
     for batch in dataset.batches(1, state["done"]):
         place = batch.indices[0]
         if place in cuts:
@@ -28,7 +28,7 @@ def mean_colour(model: Model, dataset: Dataset, *, gain: float = 1.0, seed: Seed
             raise KeyboardInterrupt
         read.append(place)
         state = {"done": place + 1, "total": state["total"] + gain * batch.images.mean((0, 2, 3))}
-        keep(**state)
+        save_progress(**state)
     colour = 0.9 * state["total"] / len(dataset) + 0.1 * torch.rand(3)
     return Synthesis(images=colour.view(1, 3, 1, 1), scores=torch.zeros(1, 1), targets=("mean",))
 
@@ -36,7 +36,8 @@ def mean_colour(model: Model, dataset: Dataset, *, gain: float = 1.0, seed: Seed
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"mean_colour": mean_colour, mean_colour.spec.name: mean_colour}
-    monkeypatch.setattr("phosphene.running.methods", known)
+    monkeypatch.setattr("phosphene.runs.prepare.methods", known)
+    monkeypatch.setattr("phosphene.runs.prepared_run.methods", known)
     monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
     read.clear()
     cuts.clear()
@@ -88,8 +89,8 @@ def test_nothing_is_written_before_its_time(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_without_a_place_nothing_is_kept_and_nothing_found(tmp_path: Path) -> None:
-    keep(done=1)
-    assert resumed() == {}
+    save_progress(done=1)
+    assert saved_progress() == {}
     make(None)
     assert list(tmp_path.iterdir()) == []
 
@@ -104,9 +105,9 @@ def test_a_data_set_given_as_an_object_is_nobodys_to_go_on_with(tmp_path: Path) 
 def test_what_a_method_calls_does_not_go_on_with_its_work(tmp_path: Path) -> None:
     place = checkpoints.Checkpoint(tmp_path / "place", "id")
     place.state = {"done": 1}
-    with checkpoints.checkpointed(place), checkpoints.taken():
-        assert resumed() == {"done": 1}
-        with checkpoints.taken():
-            assert resumed() == {}
-            keep(done=7)
-        assert resumed() == {"done": 1}
+    with checkpoints.use_checkpoint(place), checkpoints.claim_checkpoint():
+        assert saved_progress() == {"done": 1}
+        with checkpoints.claim_checkpoint():
+            assert saved_progress() == {}
+            save_progress(done=7)
+        assert saved_progress() == {"done": 1}

@@ -13,13 +13,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from phosphene import load_result, method, methods, running
+from phosphene import load_result, method, methods
 from phosphene.builtin.networks import load_network
-from phosphene.cli import main
+from phosphene.cli.main import main
 from phosphene.errors import UnknownName
 from phosphene.images import write_png
 from phosphene.results import Attribution
-from phosphene.types import Images, Model
+from phosphene.roles import Images, Model
+from phosphene.runs import run as running
 
 THIRD_PARTY = '''
 """A method with a parameter of every kind, and a command."""
@@ -28,7 +29,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from phosphene import hookimpl, method
 from phosphene.results import Attribution
-from phosphene.types import Images, Model, Seed, Target
+from phosphene.roles import Images, Model, Seed, Target
 
 @method(family="tests")
 def kinds(
@@ -54,7 +55,7 @@ def phosphene_methods():
     return [kinds]
 '''
 COMMANDS = '''
-from phosphene.hookspecs import hookimpl
+from phosphene.registry import hookimpl
 
 @hookimpl
 def phosphene_commands(app):
@@ -269,7 +270,7 @@ def test_a_folder_with_other_things_is_refused_before_the_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "diary.txt").write_text("dear diary")
-    monkeypatch.setattr(running, "observed", lambda *_: pytest.fail("the work was begun"))
+    monkeypatch.setattr(running, "run_with_observers", lambda *_: pytest.fail("the work was begun"))
     assert phosphene("run", "saliency", "--out", str(tmp_path)) == 2
     assert "other things" in capsys.readouterr().err
 
@@ -303,7 +304,7 @@ def test_models_and_layers(capsys: pytest.CaptureFixture[str]) -> None:
     assert "torchvision:mobilenet_v2" in capsys.readouterr().out.split()
     assert phosphene("layers", "builtin:shapes-vgg") == 0
     told = capsys.readouterr().out
-    for word in ("features.10", "Conv2d", "96x16x16", "the last map", "CAM's weights"):
+    for word in ("features.10", "Conv2d", "96x16x16", "last map", "CAM's weights"):
         assert word in told
 
 

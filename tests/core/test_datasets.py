@@ -6,7 +6,7 @@ from torchvision.utils import save_image
 
 from phosphene import FolderDataset, InputError, SceneDataset, TensorDataset, load_model, methods
 from phosphene.builtin.scenes import draw_scenes
-from phosphene.datasets import open_dataset
+from phosphene.data import open_dataset
 from phosphene.images import read_image
 
 
@@ -18,7 +18,7 @@ def test_scattered_scenes_are_those_of_the_stream(monkeypatch):
         counts.append(count)
         return draw_scenes(count, **where)
 
-    monkeypatch.setattr("phosphene.datasets.draw_scenes", counted)
+    monkeypatch.setattr("phosphene.data.bundled.draw_scenes", counted)
     dataset = SceneDataset(10**6)
     assert torch.equal(dataset.read([11, 0, 3]), stream[[11, 0, 3]])
     dataset.read([0, 10**6 - 1])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import distance_transform_edt
 
-from phosphene.localization import dilated, localization
+from phosphene.data import dilate_masks, localization
 
 
 def test_a_peak_counts_by_where_it_lies() -> None:
@@ -16,13 +16,13 @@ def test_a_peak_counts_by_where_it_lies() -> None:
     score = localization(heat, masks, radius=4)
     assert (score.inside, score.near) == (0.25, 0.5)
     assert score.chance_inside == pytest.approx(16 / 400)
-    assert score.chance_near == pytest.approx(float(dilated(masks, 4)[0].double().mean()))
+    assert score.chance_near == pytest.approx(float(dilate_masks(masks, 4)[0].double().mean()))
     assert score.count == 4
 
 
 def test_growing_a_mask_is_euclidean() -> None:
     masks = torch.rand(3, 24, 30, generator=torch.Generator().manual_seed(0)) < 0.02
-    for mask, grown in zip(masks, dilated(masks, 4), strict=True):
+    for mask, grown in zip(masks, dilate_masks(masks, 4), strict=True):
         assert np.array_equal(grown.numpy(), distance_transform_edt(~mask.numpy()) <= 4)
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from phosphene import InputError, Model, ModelError, UnknownName, load_model, methods
-from phosphene.models.anatomy import as_maps
+from phosphene.models.token_maps import as_maps
 
 
 def small(channels: int = 3, classes: int = 3, **parts: nn.Module) -> nn.Sequential:
@@ -93,7 +93,7 @@ def test_the_images_say_the_size_where_nobody_else_does(side):
     maps = methods["saliency"](model, torch.rand(1, 3, side, side), 0).maps
     assert maps.shape == (1, side, side)
     assert model.input_size == (3, side, side)
-    assert model.anatomy.layers["1"].shape == (6, side, side)
+    assert model.structure.layers["1"].shape == (6, side, side)
 
 
 def test_a_size_the_network_cannot_take_is_refused_in_a_sentence():
@@ -105,7 +105,7 @@ def test_a_size_the_network_cannot_take_is_refused_in_a_sentence():
         methods["saliency"](model, torch.rand(1, 3, 96, 96), 0)
     wrong = load_model(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), input_size=(3, 8, 8))
     with pytest.raises(ModelError, match=r"say which: load_model\(..., input_size"):
-        _ = wrong.anatomy
+        _ = wrong.structure
 
 
 def test_precision_is_the_networks():
@@ -365,11 +365,11 @@ def test_normalisation_happens_inside():
 def test_a_copy_has_weights_and_layers_of_its_own() -> None:
     model = load_model("builtin:shapes-vgg")
     images, before = torch.rand(1, 3, 64, 64), model.digest
-    logits, names = model(images), list(model.anatomy.layers)
+    logits, names = model(images), list(model.structure.layers)
     other = model.copy()
     assert torch.equal(other(images), logits)
     assert (
-        list(other.anatomy.layers) == names and other.layers["classifier"] is not model.layers["classifier"]
+        list(other.structure.layers) == names and other.layers["classifier"] is not model.layers["classifier"]
     )
     with torch.no_grad():
         other.layers["classifier"].weight.zero_()

@@ -27,7 +27,7 @@ def test_public_api_is_as_recorded() -> None:
 def test_contributing_names_the_public_modules() -> None:
     section = (ROOT / "CONTRIBUTING.md").read_text().partition("## The interface and its versions")[2]
     (named,) = re.findall(r"modules `phosphene(\.[^;]*);", section)
-    short = re.findall(r"\.[a-z.]+", named)
+    short = re.findall(r"\.[a-z._]+", named)
     assert {f"phosphene{name}" for name in short} == set(MODULES) - {"phosphene"}
 
 
@@ -77,7 +77,7 @@ def test_what_others_do_inside_a_module_is_no_change() -> None:
     assert "phosphene.spec.Cost.backward: str = '0'" in lines
     assert any(line.startswith("phosphene.methods.find(self, *, family: ") for line in lines)
     assert "phosphene.models.Model.classes" in lines
-    assert "phosphene.hookspecs.phosphene_before_run(run: Run) -> None  @hookspec" in lines
+    assert "phosphene.registry.hookspecs.phosphene_before_run(run: PreparedRun) -> None  @hookspec" in lines
     assert not any("._" in line.partition("(")[0].replace(".__", "") for line in lines)
     assert not any(line.startswith("phosphene.images.Tensor") for line in lines)  # imported, not defined
 
@@ -116,7 +116,7 @@ def refused(checkout: Path) -> str:
 
 
 def test_a_change_is_recorded_once_the_changelog_names_it(checkout: Path) -> None:
-    edit(checkout / "core/phosphene/spec.py", 'backward: str = "0"', 'backward: str = "1"')
+    edit(checkout / "core/phosphene/spec/cost.py", 'backward: str = "0"', 'backward: str = "1"')
     gone, new = changes(checkout)
     assert gone == "- phosphene.spec.Cost.backward: str = '0'"
     assert new == "+ phosphene.spec.Cost.backward: str = '1'"
@@ -136,7 +136,7 @@ def test_a_change_is_recorded_once_the_changelog_names_it(checkout: Path) -> Non
 
 
 def test_a_second_change_needs_a_second_word(checkout: Path) -> None:
-    running, changelog = checkout / "core/phosphene/running.py", checkout / "CHANGELOG.md"
+    running, changelog = checkout / "core/phosphene/runs/run.py", checkout / "CHANGELOG.md"
     for number in (1, 2):
         edit(running, "def run(\n    name: str,\n", f"def run(\n    name: str,\n    more{number}: int,\n")
         assert "`run`" in refused(checkout)
@@ -148,7 +148,7 @@ def test_a_release_needs_no_renewal_and_begins_the_telling_anew(checkout: Path) 
     changelog = checkout / "CHANGELOG.md"
     edit(changelog, "## Unreleased\n", "## Unreleased\n\n## 0.1.0\n")
     assert changes(checkout) == []
-    edit(checkout / "core/phosphene/__init__.pyi", "from .running import replay as replay\n", "")
+    edit(checkout / "core/phosphene/__init__.pyi", "from .runs.replay import replay as replay\n", "")
     assert changes(checkout)[0].startswith("- phosphene.replay(")
     assert "`replay`" in refused(checkout)
     edit(changelog, "## 0.1.0\n", "### Removed\n- `replay`.\n\n## 0.1.0\n")
@@ -157,12 +157,12 @@ def test_a_release_needs_no_renewal_and_begins_the_telling_anew(checkout: Path) 
 
 def test_names_members_attributes_and_hooks_count_and_private_ones_do_not(checkout: Path) -> None:
     core = checkout / "core/phosphene"
-    (core / "families.py").write_text("NEW = 1\n_own = 2\n" + (core / "families.py").read_text())
+    (core / "parameter_text.py").write_text("NEW = 1\n_own = 2\n" + (core / "parameter_text.py").read_text())
     edit(core / "models/model.py", "        self.crop_pct = crop_pct\n", "        self.crop = crop_pct\n")
     edit(
-        core / "hookspecs.py",
-        "def phosphene_before_run(run: Run)",
-        "def phosphene_before_run(run: Run, on: str)",
+        core / "registry/hookspecs.py",
+        "def phosphene_before_run(run: PreparedRun)",
+        "def phosphene_before_run(run: PreparedRun, on: str)",
     )
     edit(
         core / "errors.py",
@@ -171,9 +171,9 @@ def test_names_members_attributes_and_hooks_count_and_private_ones_do_not(checko
     )
     found = [line.partition("(")[0] for line in changes(checkout)]
     assert found == [
-        "+ phosphene.families.NEW = 1",
-        "- phosphene.hookspecs.phosphene_before_run",
-        "+ phosphene.hookspecs.phosphene_before_run",
+        "+ phosphene.parameter_text.NEW = 1",
+        "- phosphene.registry.hookspecs.phosphene_before_run",
+        "+ phosphene.registry.hookspecs.phosphene_before_run",
         "- phosphene.models.Model.crop_pct",
         "+ phosphene.models.Model.crop",
     ]

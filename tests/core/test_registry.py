@@ -18,7 +18,7 @@ METHOD = '''
 """A module about {name}."""
 from phosphene import hookimpl, method
 from phosphene.results import Attribution
-from phosphene.types import Images, Model, Target
+from phosphene.roles import Images, Model, Target
 
 @method(family="{family}", tags=["third-party"], needs={needs})
 def {name}(model: Model, images: Images, target: Target = None) -> Attribution:
@@ -72,7 +72,7 @@ def phosphene_after_run(run, result, error):
 def phosphene_executors():
     def elsewhere(run):
         seen.append(["executed", run.method, sorted(run.inputs)])
-        return run.here()
+        return run.execute_locally()
     return {"elsewhere": elsewhere}
 '''
 
@@ -189,7 +189,7 @@ def ask(code: str, *path: Path, **environment: str) -> Any:
 LOOKING_UP = """
 import sys
 from phosphene import methods
-from phosphene.registry import other_versions
+from phosphene.registry.plugins import incompatible_plugins
 
 def says(name):
     try:
@@ -206,7 +206,7 @@ answer |= {
     "working": list(methods.load_all()),
     "broken": {b.plugin.qualified: [b.reason, b.traceback] for b in methods.broken()},
     "shadowed": {p.qualified: [o.qualified for o in others] for p, others in methods.shadowed().items()},
-    "other": [p.qualified for p in other_versions()],
+    "other": [p.qualified for p in incompatible_plugins()],
     "found": {
         "tags": [m.spec.name for m in methods.find(tags="third-party")],
         "both": [m.spec.name for m in methods.find(family="attacks", needs="gradients")],
@@ -464,7 +464,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from phosphene import hookimpl, method
 from phosphene.results import Attribution, Result
-from phosphene.types import Images, Model
+from phosphene.roles import Images, Model
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Blank(Result):
@@ -517,7 +517,7 @@ def test_gallery_survives_strangers_that_show_nothing(tmp_path: Path) -> None:
     entries = {METHODS: {"blanks.blank": "blank_lab", "attribution.flat": "blank_lab"}}
     install(tmp_path, "blank-lab", entries, {"blank_lab": OWN_RESULT})
     code = f"""
-from phosphene_plugins.gallery import page as gallery
+from phosphene_plugins.gallery import _gallery_page as gallery
 gallery._SCENES = 2
 made = gallery.make_gallery({str(tmp_path / "page")!r}, only=["blank", "flat", "saliency"])
 answer = [{{e.call: e.failure for e in made.exhibits}}, list(made.scores), made.page.is_file()]

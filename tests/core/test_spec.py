@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, create_model
 
 from phosphene import InputError, UnknownName, method
 from phosphene.results import AdversarialExamples, Attribution
+from phosphene.roles import Images, LayerName, Model, Seed, Target
 from phosphene.spec import (
     Cost,
     Invariant,
@@ -24,7 +25,6 @@ from phosphene.spec import (
     UnitRange,
     WithinBall,
 )
-from phosphene.types import Images, LayerName, Model, Seed, Target
 
 PARAMS = create_model("params", eps=(float, 0.1), norm=(str, "linf"), relu=(bool, True))
 
@@ -200,7 +200,7 @@ def test_cost_is_the_arithmetic_it_looks_like(images: int, steps: int, height: i
         forward="images * (steps + 2) - 1",
         backward="ceil(height / stride) + min(images, steps) * max(1, height // stride)",
     )
-    forward, backward = cost.of(
+    forward, backward = cost.evaluate(
         {"steps": steps, "stride": stride, "height": -1}, images=images, height=height
     )
     assert forward == images * (steps + 2) - 1
@@ -210,8 +210,8 @@ def test_cost_is_the_arithmetic_it_looks_like(images: int, steps: int, height: i
 def test_cost_knows_which_parameters_it_speaks_of() -> None:
     cost = Cost(forward="images * steps + ceil(dataset / 2)", backward="min(height, width) * scales")
     assert cost.names() == {"steps", "scales"}
-    assert not cost.speaks_of("channels")
-    assert Cost(forward="images", backward="channels * images").speaks_of("channels")
+    assert not cost.depends_on("channels")
+    assert Cost(forward="images", backward="channels * images").depends_on("channels")
     assert Cost(forward="images * channels").names() == set()
 
 
@@ -220,7 +220,7 @@ def test_cost_knows_which_parameters_it_speaks_of() -> None:
 )
 def test_cost_is_arithmetic_and_nothing_else(expression: str) -> None:
     with pytest.raises(InputError):
-        Cost(forward=expression).of({}, images=1)
+        Cost(forward=expression).evaluate({}, images=1)
 
 
 # --- the decorator ---------------------------------------------------------------------------

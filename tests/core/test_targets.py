@@ -132,7 +132,7 @@ def test_the_predicted_class_is_decided_once(model, images):
     darker = model(images * 0)
     torch.testing.assert_close(scores(model, images * 0, target), darker[range(3), winners])
     assert target.names(model, 3) == tuple(model.class_name(i) for i in winners.tolist())
-    assert target.written() is None
+    assert target.to_json() is None
     assert str(Predicted()) == "the predicted class"
 
 
@@ -193,7 +193,7 @@ def test_names_are_for_people(model):
     )
 )
 def test_what_is_written_is_read_back(model, target):
-    assert parse_target(target.written(), model) == target
+    assert parse_target(target.to_json(), model) == target
 
 
 def test_layer_gradients_are_those_of_the_whole_graph(model, images):

@@ -23,8 +23,8 @@ from phosphene import (
     methods,
     run,
 )
-from phosphene.datasets import SceneDataset
-from phosphene.training import TrainedModel, Unbuilt, classes_of, split, train, trainable
+from phosphene.data import SceneDataset
+from phosphene.training import TrainedModel, WeightsOnly, classes_of, split, train, trainable
 
 fit = methods["adversarial_training"]
 QUICK: dict[str, Any] = {"steps": 3, "batch": 2, "attack_steps": 1, "seed": 3}
@@ -216,7 +216,7 @@ def test_one_given_as_an_object_is_built_by_its_owner(dataset: TensorDataset, tm
     made = fit(double, TensorDataset(dataset.images.double(), dataset.classes), **QUICK)
     made.save(tmp_path / "own")
     back = load_result(tmp_path / "own")
-    assert isinstance(back, TrainedModel) and isinstance(back.network, Unbuilt)
+    assert isinstance(back, TrainedModel) and isinstance(back.network, WeightsOnly)
     with pytest.raises(ModelError, match=r"given as an object.*load_model\(module, weights=folder\)"):
         back.model()
     with pytest.raises(ModelError, match="given as an object"):

@@ -9,7 +9,7 @@ import torchattacks
 from torch import Tensor, nn
 
 from phosphene import Model, load_model, methods
-from phosphene.datasets import SceneDataset
+from phosphene.data import SceneDataset
 from phosphene.testing.observation import traffic
 
 pgd, bim, fgsm = (methods[f"attacks.{name}"] for name in ("pgd", "bim", "fgsm"))

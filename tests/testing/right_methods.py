@@ -12,10 +12,19 @@ from pydantic import Field
 from torch import Tensor
 from wrong_methods import SOURCE, gradient, judged, pictured, stepped
 
-from phosphene import InputError, Method, ModelError, batch_size, guided, method, progress, rewrite_backward
+from phosphene import (
+    InputError,
+    Method,
+    ModelError,
+    batch_size,
+    guided,
+    method,
+    progress_bar,
+    rewrite_backward,
+)
 from phosphene.results import AdversarialExamples, Attribution, FilterBank, Panel, Result, Synthesis
+from phosphene.roles import Dataset, Images, Labels, LayerName, Model, Seed, Target, Texture
 from phosphene.spec import Cost, Invariant, MapPerPixel, Nonnegative, PixelRange, UnitRange, WithinBall
-from phosphene.types import Dataset, Images, Labels, LayerName, Model, Seed, Target, Texture
 
 RIGHT: list[Method[Any, Any]] = []
 
@@ -53,7 +62,7 @@ def seeded_noise(
 ) -> Attribution:  # fmt: skip
     """Average gradients over noisy copies, the same noise for every image."""
     generator, total = torch.Generator().manual_seed(seed or 0), torch.zeros_like(images)
-    for _ in progress(range(samples), "noisy copies"):
+    for _ in progress_bar(range(samples), "noisy copies"):
         noise = torch.randn(1, *images.shape[1:], generator=generator, dtype=torch.float64).to(images)
         total = total + gradient(model, images + sigma * noise, target)
     return pictured(model, images, (total / samples).abs().amax(1), target)
@@ -134,7 +143,7 @@ def weights(model: Model) -> FilterBank:
 def data_set_mean(model: Model, dataset: Dataset) -> Synthesis:
     """Stream a data set of any size, and average it."""
     total, confidence = None, []
-    for batch in progress(dataset.batches(batch_size(model)), "reading"):
+    for batch in progress_bar(dataset.batches(batch_size(model)), "reading"):
         images = batch.images.to(model.device, model.dtype)
         confidence += [model(images).softmax(1).amax(1)]
         for image in images:  # one by one, so that the sum does not depend on the batches
@@ -157,7 +166,7 @@ def smoothed_texture(
 ) -> Synthesis:
     """Blur a sample, in many small steps."""
     images = sample
-    for _ in progress(range(steps), "blurring"):
+    for _ in progress_bar(range(steps), "blurring"):
         images = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), 3, 1)
     scores = images.flatten(1).std(1)[None]
     return Synthesis(images=images, scores=scores, targets=("blurred",) * len(images), sources=sample)

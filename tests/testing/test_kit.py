@@ -14,8 +14,8 @@ from wrong_methods import WRONG
 
 from phosphene import Method, UnknownName, method
 from phosphene.results import Attribution
+from phosphene.roles import Images
 from phosphene.testing import Case, check, check_method, parametrize_with_checks
-from phosphene.types import Images
 
 HERE = Path(__file__).parent
 

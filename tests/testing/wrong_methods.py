@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from phosphene import Method, ModelError, Reference, method, progress, scores
+from phosphene import Method, ModelError, Reference, method, progress_bar, scores
 from phosphene.results import AdversarialExamples, Attribution, Synthesis
+from phosphene.roles import Images, Labels, LayerName, Model, Seed, Target
 from phosphene.spec import Cost, MapPerPixel, Nonnegative, PixelRange, SameShape, UnitRange, WithinBall
-from phosphene.types import Images, Labels, LayerName, Model, Seed, Target
 
 #: name of the check -> the methods that it should catch
 WRONG: list[tuple[str, Method[Any, Any]]] = []
@@ -167,7 +167,7 @@ def stepped(model: Any, images: Tensor, labels: Tensor, eps: float, clip: bool =
 def judged(model: Any, images: Tensor, adversarial: Tensor, labels: Tensor) -> AdversarialExamples:
     with torch.no_grad():
         before, after = model(images), model(adversarial)
-    return AdversarialExamples.judged(model, images, adversarial, labels, before, after, targeted=False)
+    return AdversarialExamples.from_logits(model, images, adversarial, labels, before, after, targeted=False)
 
 
 @caught_by("within_ball(radius='eps', norm='norm')", **ATTACK)
@@ -342,7 +342,7 @@ def swallows_ctrl_c(model: Model, images: Images, target: Target = None) -> Attr
     """Stop early and pretend to be done."""
     maps = images.new_zeros(len(images), *images.shape[2:])
     try:
-        for _ in progress(range(3), "looking"):
+        for _ in progress_bar(range(3), "looking"):
             maps = maps + gradient(model, images, target).abs().amax(1)
     except KeyboardInterrupt:
         pass

@@ -19,10 +19,10 @@ from phosphene import (
     MethodSpec,
     Model,
     PhospheneError,
+    PreparedRun,
     ProgressEvent,
     Reference,
     Result,
-    Run,
     UnknownName,
     hookimpl,
     load_model,
@@ -31,15 +31,15 @@ from phosphene import (
     method,
     methods,
     prepare,
-    progress,
+    progress_bar,
     read_images,
     replay,
-    reporting,
+    report_progress,
     run,
 )
 from phosphene.results import AdversarialExamples, Attribution
-from phosphene.types import Images, Labels, Seed, Target
-from phosphene.types import Model as ModelInput
+from phosphene.roles import Images, Labels, Seed, Target
+from phosphene.roles import Model as ModelInput
 
 
 @method(
@@ -63,7 +63,7 @@ def brightness(
 def nothing(model: ModelInput, images: Images, labels: Labels) -> AdversarialExamples:
     """Leave every image as it is."""
     logits = model(images)
-    return AdversarialExamples.judged(model, images, images, labels, logits, logits, targeted=False)
+    return AdversarialExamples.from_logits(model, images, images, labels, logits, logits, targeted=False)
 
 
 @hookimpl
@@ -79,7 +79,9 @@ class Watch:
         self.steps: list[int] = []
 
     @hookimpl
-    def phosphene_after_run(self, run: Run, result: Result | None, error: BaseException | None) -> None:
+    def phosphene_after_run(
+        self, run: PreparedRun, result: Result | None, error: BaseException | None
+    ) -> None:
         """Tell how a run ended."""
         print(run.method, error or (result and result.lines()))
 
@@ -96,19 +98,19 @@ def look(name: str, folder: Path) -> float:
     spec: MethodSpec = methods[name].spec
     bounds = spec.params_schema["properties"]
     if spec.cost is not None:
-        forward, backward = spec.cost.of(methods[name].validate({}), images=2, height=64, width=64)
+        forward, backward = spec.cost.evaluate(methods[name].validate({}), images=2, height=64, width=64)
         assert_type(forward, int)
     model: Model = load_model("builtin:shapes-vgg", device="cpu")
     images: Tensor = read_images("builtin:scenes/2", model)
     request = prepare(name, model=model, images=images)
-    assert_type(request, Run)
+    assert_type(request, PreparedRun)
     assert_type(request.passes(), tuple[int, int] | None)
     watch = Watch()
-    with max_batch(8), reporting(watch.tell):
+    with max_batch(8), report_progress(watch.tell):
         result = run(name, model=model, images=images, out=folder, seed=0)
     assert_type(result, Result)
-    print(titles, bounds, request.gave(load_result(folder)), replay(folder).same, result.provenance)
-    return sum(1.0 for _ in progress(range(3), "counting"))
+    print(titles, bounds, request.produced(load_result(folder)), replay(folder).same, result.provenance)
+    return sum(1.0 for _ in progress_bar(range(3), "counting"))
 
 
 def call(model: Model, images: Tensor) -> Tensor:

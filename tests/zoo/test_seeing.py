@@ -18,7 +18,7 @@ import torchvision
 from torch import Tensor, nn
 
 from phosphene import Model, ModelError, load_model, max_batch, methods
-from phosphene.datasets import TensorDataset
+from phosphene.data import TensorDataset
 from phosphene.results import (
     ActivationMaps,
     Attribution,
@@ -28,8 +28,8 @@ from phosphene.results import (
     Result,
     Segmentation,
 )
-from phosphene_plugins.activations.channels import ChannelRedundancy, ChannelStatistics
-from phosphene_plugins.embeddings.distance import SetDistance
+from phosphene_plugins.activations._channel_results import ChannelRedundancy, ChannelStatistics
+from phosphene_plugins.embeddings._set_distance_result import SetDistance
 
 SIDE, CLASSES = 64, 6
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..generation import Generator
+from ..generative.generators import Generator
 from .networks import load_generator
 
 AUTOENCODER = "shapes-autoencoder"

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..diffusion import Denoiser
+from ..generative.denoisers import Denoiser
 from .networks import load_generator
 
 DENOISER = "shapes-diffusion"

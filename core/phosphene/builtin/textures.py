@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..images import read_image
+from ..images.io import read_image
 
 PICTURES = Path(__file__).parent / "pictures"
 TEXTURES = ("bricks", "pebbles", "waves", "swirls", "mosaic")

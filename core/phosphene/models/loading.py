@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from ..builtin.networks import MEAN, NETWORKS, STD, load_network
 from ..builtin.scenes import CLASSES
 from ..errors import InputError, ModelError, PhospheneError, UnknownName
-from ..registry import extensions
-from .model import Function, Model
+from ..registry.lookup import extensions
+from .logits import Function
+from .model import Model
 
 #: How weights files are called; their content is never unpickled.
 _WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin")

@@ -18,47 +18,28 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import InputError, ModelError, PhospheneError, UnknownName
-from ..images import read_image, to_pil
-from ..taps import StopForward, Tap, guard
-from . import anatomy
-from .anatomy import Anatomy, Head
-from .twin import answering, checksum
+from ..hooks.guard import guard
+from ..hooks.tap import StopForward, Tap
+from ..images.io import read_image, to_pil
+from .introspection import Head, Structure, record_structure
+from .layer_aliases import vgg_layer_aliases
+from .logits import Function, read_logits
+from .optimized_copy import checksum, network_for_call
+from .token_maps import as_maps, prefix_tokens
 
 T = TypeVar("T")
+
+
 #: A change of pictures (N, C, H, W) in [0, 1] before the network, and how it is written.
 Defense = tuple[str, Callable[[Tensor], Tensor]]
+
+
 #: How a network says that it cannot take what it is given ...
 _REFUSALS = (RuntimeError, AssertionError, ValueError)
+
+
 #: ... and errors of these kinds that need no translation.
 _SAID_ALREADY = (PhospheneError, torch.OutOfMemoryError)
-
-
-class Function(nn.Module):
-    """A function from pictures to an answer in the place of a network: no weights, no layers."""
-
-    def __init__(self, function: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, pictures: Tensor) -> Any:
-        return self.function(pictures)
-
-
-def read_logits(output: Any) -> Tensor:
-    """The logits (N, K) in whatever a network returns: a tensor, a tuple, a mapping, ``.logits``."""
-    logits = getattr(output, "logits", output)
-    if isinstance(output, Mapping):
-        logits = output.get("logits", output.get("out", tuple(output.values())))
-    if isinstance(logits, (tuple, list)):
-        logits = next((o for o in logits if isinstance(o, Tensor) and o.ndim == 2), None)
-    if isinstance(logits, np.ndarray):
-        logits = torch.from_numpy(logits)
-    if not isinstance(logits, Tensor):
-        raise ModelError(
-            f"this model returns a {type(output).__name__} without recognisable logits; "
-            "say where they are: load_model(..., output=lambda result: ...)"
-        )
-    return logits
 
 
 class Model:
@@ -111,7 +92,7 @@ class Model:
         self.output = output
         self._gives_labels = False
         #: A tuned copy of the network as it is in some state; see ``twin``.
-        self.twin: tuple[Any, nn.Module | None] = (None, None)
+        self._optimized_copy: tuple[Any, nn.Module | None] = (None, None)
         self._digest: tuple[Any, str] | None = None
 
     def __repr__(self) -> str:
@@ -119,7 +100,7 @@ class Model:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W) in [0, 1]."""
-        return self._output(self._run(images, answering(self)))
+        return self._output(self._run(images, network_for_call(self)))
 
     def _output(self, answer: Any) -> Tensor:
         """The logits in what the network returned."""
@@ -136,7 +117,7 @@ class Model:
             raise ModelError(f"{self.name} gave labels from {logits.min()} to {logits.max()}, but {known}")
         return 100.0 * F.one_hot(logits.to(self.device).long(), len(self.classes)).to(self.dtype)
 
-    def need_gradients(self) -> None:
+    def require_gradients(self) -> None:
         """Refuse, with ModelError, a model of which it is known that no gradient flows through it."""
         flows = not self._gives_labels
         if flows and isinstance(self.module, Function):
@@ -177,8 +158,8 @@ class Model:
     def copy(self) -> Model:
         """The same with a network of its own, whose weights can be changed without changing this one's."""
         made = copy.copy(self)
-        made.module, made.source, made.twin = copy.deepcopy(self.module), None, (None, None)
-        for known in ("layers", "papers_names", "anatomy"):  # they hold this one's parts
+        made.module, made.source, made._optimized_copy = copy.deepcopy(self.module), None, (None, None)
+        for known in ("layers", "vgg_layer_aliases", "structure"):  # they hold this one's parts
             made.__dict__.pop(known, None)
         return made
 
@@ -193,15 +174,15 @@ class Model:
         """The same network behind a change of the pixels, which every pass of it goes through.
 
         ``transform`` takes (N, C, H, W) in [0, 1] and gives the same shape; gradients pass through it, so
-        that attacks on this model are adaptive (``phosphene.transforms.straight_through`` where it has no
+        that attacks on this model are adaptive (``phosphene.optimize.straight_through`` where it has no
         useful gradient of its own). One that is random draws from torch's own state. ``name`` tells it
         apart, in ``digest`` too.
         """
         made = copy.copy(self)
         made.defenses = ((name, transform), *self.defenses)
         made.name, made.source = f"{name} | {self.name}", None
-        made.twin, made._digest = (None, None), None
-        made.__dict__.pop("anatomy", None)  # as recorded, it ran without
+        made._optimized_copy, made._digest = (None, None), None
+        made.__dict__.pop("structure", None)  # as recorded, it ran without
         return made
 
     def tap(self, *layers: str, leaf: bool = False, replace: Callable[[Tensor], Tensor] | None = None) -> Tap:
@@ -214,7 +195,7 @@ class Model:
         tapped = {name: self.layers[self.layer_name(name)] for name in layers}
         if replace is None:
             return Tap(tapped, leaf=leaf)
-        ran = self.anatomy.layers
+        ran = self.structure.layers
         calls = {n: ran[own].calls if (own := self.layer_name(n)) in ran else 1 for n in layers}
         return Tap(tapped, leaf=leaf, replace={name: (count, replace) for name, count in calls.items()})
 
@@ -229,15 +210,15 @@ class Model:
         """
         layers = [self.layer_name(name) for name in layers]
         tapped = {name: self.layers[name] for name in layers}
-        if "anatomy" not in self.__dict__:
+        if "structure" not in self.__dict__:
             self.see(images)
         for name in layers:
-            if name not in self.anatomy.layers:
+            if name not in self.structure.layers:
                 raise ModelError(f"layer {name!r} does not run in a forward pass of {self.name}")
-        stop_after = {name: self.anatomy.layers[name].calls for name in layers}
+        stop_after = {name: self.structure.layers[name].calls for name in layers}
         with Tap(tapped, inputs=inputs, stop_after=stop_after) as tap:
             with suppress(StopForward):
-                self._run(images, answering(self))
+                self._run(images, network_for_call(self))
             return [tap[name] for name in layers]
 
     def input_of(self, images: Tensor, layer: str) -> Tensor:
@@ -247,7 +228,7 @@ class Model:
     def embed(self, images: Tensor) -> Tensor:
         """Penultimate features (N, D): what the classifier is given."""
         what = "linear classifier to read features before; name a layer instead"
-        return self.input_of(images, self._had(self.anatomy.classifier, what)).flatten(1)
+        return self.input_of(images, self._require(self.structure.classifier, what)).flatten(1)
 
     def guard(self) -> AbstractContextManager[None]:
         """Eval mode and frozen parameters inside the block; everything as it was after it."""
@@ -259,24 +240,24 @@ class Model:
         return {name: module for name, module in self.module.named_modules() if name}
 
     @cached_property
-    def papers_names(self) -> dict[str, str]:
+    def vgg_layer_aliases(self) -> dict[str, str]:
         """What papers call the layers of a VGG, by their names here: ``relu3_1``, ``conv4_2``, ``pool4``."""
-        return anatomy.papers_names(self.module)
+        return vgg_layer_aliases(self.module)
 
     def layer_name(self, layer: str) -> str:
         """The layer's own name, or UnknownName with the nearest; a VGG's go by the papers' names, too."""
-        known = {name: name for name in self.layers} | self.papers_names
+        known = {name: name for name in self.layers} | self.vgg_layer_aliases
         if layer not in known:
             raise UnknownName("layer", layer, known, "this model")
         return known[layer]
 
     @cached_property
-    def anatomy(self) -> Anatomy:
+    def structure(self) -> Structure:
         """What runs, in which order and shape: one forward pass, recorded once."""
         noise = torch.rand(1, *self.input_size, generator=torch.Generator().manual_seed(0))
         try:
             with torch.random.fork_rng([]):  # a random one draws the same, looked at or not
-                found = anatomy.record(self.module, self.normalize(noise), self._output)
+                found = record_structure(self.module, self.normalize(noise), self._output)
         except _REFUSALS as error:
             if isinstance(error, _SAID_ALREADY):
                 raise
@@ -295,9 +276,9 @@ class Model:
         size = tuple(images.shape[1:])
         if not self._size_given and size != self.input_size:
             self.input_size = size  # type: ignore[assignment]
-            self.__dict__.pop("anatomy", None)
+            self.__dict__.pop("structure", None)
 
-    def _had(self, part: T | None, what: str) -> T:
+    def _require(self, part: T | None, what: str) -> T:
         if not part:
             raise ModelError(f"{self.name} has no {what}")
         return part
@@ -305,23 +286,23 @@ class Model:
     @property
     def class_count(self) -> int:
         """How many logits there are."""
-        return len(self.classes) if self.classes is not None else self.anatomy.classes
+        return len(self.classes) if self.classes is not None else self.structure.classes
 
     @property
     def last_map(self) -> str:
         """The last layer with a spatial map that the logits depend on: Grad-CAM's usual choice."""
-        return self._had(self.anatomy.last_map, "layer with a spatial map; name a layer yourself")
+        return self._require(self.structure.last_map, "layer with a spatial map; name a layer yourself")
 
     @property
     def stages(self) -> tuple[str, ...]:
         """One layer for each resolution, finest first: the usual layers of textures and styles."""
-        return self._had(self.anatomy.stages, "layer with a spatial map; name layers yourself")
+        return self._require(self.structure.stages, "layer with a spatial map; name layers yourself")
 
     @property
     def head(self) -> Head:
         """The GAP + linear head that CAM needs."""
         what = "GAP + linear head, which CAM needs; use grad_cam, which works on any layer"
-        return self._had(self.anatomy.head, what)
+        return self._require(self.structure.head, what)
 
     def maps(self, features: Tensor, images: Tensor) -> Tensor:
         """A layer's output as (N, C, h, w): tokens and channels-last turned, class tokens dropped."""
@@ -331,12 +312,12 @@ class Model:
                 f"it has {len(features)} rows for {len(images)} images (attention windows, perhaps)"
             )
         size = (images.shape[-2], images.shape[-1])
-        return anatomy.as_maps(features, size, anatomy.prefix_tokens(self.module))
+        return as_maps(features, size, prefix_tokens(self.module))
 
     def map_shape(self, layer: str) -> tuple[int, int, int]:
         """(C, h, w) of a layer's maps for one picture of the model's size; ModelError where it has none."""
         name = self.layer_name(layer)
-        info = self.anatomy.layers.get(name)
+        info = self.structure.layers.get(name)
         if info is None or info.shape is None:
             raise ModelError(f"layer {name!r} gives no tensor in a forward pass of {self.name}")
         output, picture = (torch.empty(1, *shape, device="meta") for shape in (info.shape, self.input_size))

@@ -1,16 +1,20 @@
 """What methods give back: tensors that show themselves, save themselves and say how they came about."""
 
-from .base import Panel, Provenance, Result, check_place, load_result, shortened
-from .making import AdversarialExamples, Stylization, Synthesis, TrainedNetwork
-from .seeing import (
-    ActivationMaps,
-    Attribution,
-    Embedding,
-    FilterBank,
-    Neighbors,
-    Patches,
-    Segmentation,
-)
+from .activation_maps import ActivationMaps
+from .adversarial_examples import AdversarialExamples
+from .attribution import Attribution
+from .base import Panel, Result, shorten_title
+from .embedding import Embedding
+from .filter_bank import FilterBank
+from .loading import load_result
+from .neighbors import Neighbors
+from .patches import Patches
+from .provenance import Provenance
+from .saving import check_output_folder
+from .segmentation import Segmentation
+from .stylization import Stylization
+from .synthesis import Synthesis
+from .trained_network import TrainedNetwork
 
 __all__ = [
     "ActivationMaps",
@@ -27,7 +31,7 @@ __all__ = [
     "Stylization",
     "Synthesis",
     "TrainedNetwork",
-    "check_place",
+    "check_output_folder",
     "load_result",
-    "shortened",
+    "shorten_title",
 ]

@@ -1,58 +1,32 @@
-"""What every result can do: show itself, save itself, and say how it came about."""
+"""``Result``: the base class of results, with fields, panels and figures."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import dataclasses
 import io
 import itertools
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
-from ..builtin.networks import WEIGHTS
-from ..errors import InputError, PhospheneError, UnknownName
-from ..images import to_display, write_gif, write_mp4, write_png
-from ..pixels import as_long
-from ..registry import methods
+from ..errors import InputError
+from ..images.color import to_display
+from ..images.io import write_gif, write_mp4, write_png
+from ..optimize.image_optimizer import pad_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-FORMAT = 1
-
-
-class Provenance(BaseModel):
-    """How a result came about: enough to make it again and to see whether it came out the same."""
-
-    model_config = ConfigDict(frozen=True)
-
-    method: str
-    distribution: str
-    params: dict[str, Any]
-    inputs: dict[str, Any]
-    model: dict[str, Any] | None
-    seed: int | None
-    versions: dict[str, str]
-    device: str
-    dtype: str
-    batch_size: int | None
-    started: str
-    seconds: float
-    #: Where it stood when Ctrl-C ended it early ("after 12 of 200 steps"); None for what is whole.
-    interrupted: str | None = None
+from .provenance import Provenance
+from .saving import FORMAT, atomic_folder, encode
 
 
 @dataclass(frozen=True)
@@ -62,7 +36,7 @@ class Panel:
     image: Tensor
     title: str = ""
     #: Whether it is worth a file of its own at its own size: what the method made.
-    made: bool = False
+    is_output: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image", to_display(self.image))
@@ -90,7 +64,7 @@ class Result:
     #: The fields (steps, N, ...) whose column i belongs to image i.
     per_step: ClassVar[tuple[str, ...]] = ()
     #: How many groups of panels stand side by side.
-    abreast: ClassVar[int] = 1
+    groups_per_row: ClassVar[int] = 1
 
     provenance: Provenance | None = field(default=None, repr=False, metadata={"saved": False})
     #: The tensors and names that the method was given, so that it can be run again.
@@ -106,17 +80,17 @@ class Result:
         raise NotImplementedError(f"{type(self).__name__} must say how it looks: panels()")
 
     def rows(self) -> list[list[Panel]]:
-        """The panels as they are laid out: ``abreast`` groups a row."""
+        """The panels as they are laid out: ``groups_per_row`` groups a row."""
         groups = self.panels()
-        starts = range(0, len(groups), self.abreast)
-        return [list(itertools.chain(*groups[start : start + self.abreast])) for start in starts]
+        starts = range(0, len(groups), self.groups_per_row)
+        return [list(itertools.chain(*groups[start : start + self.groups_per_row])) for start in starts]
 
     def lines(self) -> list[str]:
         """The result in words: what stands over the panels, a line for each group."""
         titles = [", ".join(panel.title for panel in group if panel.title) for group in self.panels()]
         return [f"{number:03d}  {line}" for number, line in enumerate(titles)]
 
-    def film(self) -> list[Tensor]:
+    def animation_frames(self) -> list[Tensor]:
         """Pictures (3, H, W) of how it came about, in order, if there are any: ``save`` makes a GIF."""
         return []
 
@@ -143,7 +117,7 @@ class Result:
         for name in cls.per_step:
             values = [getattr(result, name) for result in results]
             if values[0] is not None:
-                merged[name] = torch.cat(as_long(values), 1)
+                merged[name] = torch.cat(pad_rows(values), 1)
         return dataclasses.replace(results[0], **merged)
 
     def figure(self) -> Figure:
@@ -186,123 +160,34 @@ class Result:
 
         The folder appears whole or not at all; one that holds an earlier result is replaced.
         """
-        with _appearing(Path(folder).resolve()) as place:
+        with atomic_folder(Path(folder).resolve()) as place:
             tensors: dict[str, Tensor] = {}
             document = {
                 "format": FORMAT,
                 "type": type(self).__name__,
-                "fields": {n: _encode(v, n, tensors) for n, v in self.fields()},
-                "inputs": {n: _encode(v, f"inputs.{n}", tensors) for n, v in self.inputs.items()},
+                "fields": {n: encode(v, n, tensors) for n, v in self.fields()},
+                "inputs": {n: encode(v, f"inputs.{n}", tensors) for n, v in self.inputs.items()},
                 "provenance": self.provenance.model_dump(mode="json") if self.provenance else None,
             }
             save_file(tensors, place / "arrays.safetensors")
             (place / "result.json").write_text(json.dumps(document, indent=2))
             (place / "picture.png").write_bytes(self.png())
-            made = [panel.image for group in self.panels() for panel in group if panel.made]
+            made = [panel.image for group in self.panels() for panel in group if panel.is_output]
             for number, picture in enumerate(made):
                 (place / "pictures").mkdir(exist_ok=True)
                 write_png(picture, place / "pictures" / f"{number:03d}.png")
-            if film := self.film():
+            if film := self.animation_frames():
                 write_gif(film, place / "film.gif")
                 if find_spec("imageio_ffmpeg"):
                     write_mp4(film, place / "film.mp4")
         return Path(folder)
 
 
-def check_place(folder: str | os.PathLike[str]) -> None:
-    """Refuse a folder that a result cannot be saved in: a file, one with other things, one in use."""
-    folder = Path(folder).resolve()
-    for place in (folder, *folder.parents):
-        if place.is_file():
-            raise InputError(f"{place} is a file; results are saved in a folder")
-    if folder == Path.cwd():
-        raise InputError(f"{folder} is the folder you work in; choose another")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "result.json").is_file():
-        raise InputError(f"{folder} holds other things than a result; choose an empty or a new folder")
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """A temporary sibling of ``folder`` to write into, which takes its place at the end."""
-    check_place(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Everything is written inside one hidden folder, and an earlier result moves in there to be deleted.
-    with tempfile.TemporaryDirectory(prefix=".phosphene-", dir=folder.parent) as hidden:
-        new, old = Path(hidden, "new"), Path(hidden, "old")
-        new.mkdir()
-        yield new
-        if folder.exists():
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except BaseException:  # an interruption, too, must not cost the earlier result
-            if old.exists():
-                old.rename(folder)
-            raise
-
-
-def _encode(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
-    """A value as JSON holds it; tensors go aside, each a copy, for safetensors refuses shared memory."""
-    match value:
-        case Tensor():
-            tensors[key] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            return {"$tensor": key}
-        case nn.Module():
-            _encode(value.state_dict(), key, tensors)
-            return {"$network": key}
-        case tuple() | list():
-            return [_encode(v, f"{key}.{i}", tensors) for i, v in enumerate(value)]
-        case Mapping():
-            return {str(k): _encode(v, f"{key}.{k}", tensors) for k, v in value.items()}
-    return value
-
-
-def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    match value:
-        case {"$tensor": key}:
-            return tensors[key]
-        case {"$network": key}:
-            return {n.removeprefix(f"{key}."): t for n, t in tensors.items() if n.startswith(f"{key}.")}
-        case dict():
-            return {k: _decode(v, tensors) for k, v in value.items()}
-        case list():
-            return tuple(_decode(v, tensors) for v in value)
-    return value
-
-
-def load_result(folder: str | os.PathLike[str]) -> Result:
-    """A saved result, with its provenance and inputs, or a bundled one ("builtin:shapes-styles").
-
-    Nothing in the folder is executed. Raises InputError where there is no whole result, UnknownName where
-    nobody knows its type or its bundled name.
-    """
-    if str(folder).startswith("builtin:"):
-        name = str(folder).removeprefix("builtin:")
-        known = [path.parent.name for path in WEIGHTS.glob("*/result.json")]
-        if name not in known:
-            raise UnknownName("bundled result", name, sorted(known))
-        return dataclasses.replace(load_result(WEIGHTS / name), uri=str(folder))  # not this machine's place
-    folder = Path(folder)
-    if not (folder / "result.json").is_file():
-        raise InputError(f"{folder} holds no saved result (no result.json)")
-    try:
-        document = json.loads((folder / "result.json").read_text())
-        if document["format"] != FORMAT:
-            raise ValueError(f"saved in format {document['format']}; this version reads {FORMAT}")
-        tensors = load_file(folder / "arrays.safetensors")
-        fields, inputs = (_decode(document[part], tensors) for part in ("fields", "inputs"))
-        provenance = Provenance(**document["provenance"]) if document["provenance"] else None
-        name = document["type"]
-    except Exception as error:  # whatever a damaged file makes the parsers say
-        raise InputError(f"{folder} is not a whole result: {error}") from error
-    if name not in Result.types and provenance:  # its plugin may bring it
-        with contextlib.suppress(PhospheneError):
-            _ = methods[provenance.method]
-    if name not in Result.types:
-        raise UnknownName("result type", name, Result.types)
-    return Result.types[name].restore(fields, provenance=provenance, inputs=inputs, uri=str(folder.resolve()))
-
-
-def shortened(name: str, most: int = 18) -> str:
+def shorten_title(name: str, most: int = 18) -> str:
     """The end of a long name, short enough for a title."""
     return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
+def side_by_side_frames(frames: Tensor | None) -> list[Tensor]:
+    """Frames (F, N, C, H, W) as pictures with all N images in a row."""
+    return [] if frames is None else [torch.cat(list(frame), -1) / 255 for frame in frames]

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ..builtin.scenes import draw_scenes
-from ..datasets import TensorDataset
+from ..data.datasets import TensorDataset
 from ..errors import InputError, PhospheneError
-from ..images import resize
-from ..inputs import ROLES
+from ..images.color import resize
 from ..models import Model
+from ..roles.kinds import ROLES
 from .networks import CLASSES, make_network, network_names
 
 if TYPE_CHECKING:
-    from ..declaration import Method
+    from ..registry.method import Method
     from ..results import Result
 
 PICTURES = ("scenes", "noise", "flat", "binary", "black")
@@ -163,7 +163,7 @@ def foretold(method: Method[..., Any], case: Case) -> tuple[int, int] | None:
         return None
     try:
         params = method.validate(case.arguments(method))
-        return method.spec.cost.of(params, **sizes(method, case))
+        return method.spec.cost.evaluate(params, **sizes(method, case))
     except PhospheneError:
         return None
 
@@ -174,7 +174,7 @@ def sizes(method: Method[..., Any], case: Case) -> dict[str, int]:
     seen = DATASET_SIZE * sum(declared.role == "dataset" for declared in method.spec.inputs)
     styles = case.count if method.spec.input("styles") else 0
     known = {"images": case.count, "styles": styles, "height": height, "width": width, "dataset": seen}
-    if (cost := method.spec.cost) is None or not (cost.speaks_of("channels") or cost.speaks_of("stages")):
+    if (cost := method.spec.cost) is None or not (cost.depends_on("channels") or cost.depends_on("stages")):
         return known
     params = method.validate(case.arguments(method))
     return known | method.sizes(make_network(case.network), params)

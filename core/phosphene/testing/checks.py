@@ -16,14 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..bars import ProgressEvent, reporting
-from ..batching import max_batch
-from ..datasets import TensorDataset
+from ..data.datasets import TensorDataset
 from ..errors import PhospheneError
-from ..inputs import PER_IMAGE, ROLES
-from ..options import plain, read_option
+from ..models.batch_size import max_batch
+from ..parameter_text import read_option, value_text
+from ..progress import ProgressEvent, report_progress
 from ..results import AdversarialExamples, Result, TrainedNetwork, load_result
-from ..spec import Invariant, MethodSpec
+from ..roles.kinds import PER_IMAGE, ROLES
+from ..spec.invariants import Invariant
+from ..spec.spec import MethodSpec
 from .cases import Case, plain_cases, properties_of, sizes
 from .networks import make_network, network_names
 from .observation import (
@@ -39,7 +40,7 @@ from .observation import (
 )
 
 if TYPE_CHECKING:
-    from ..declaration import Method
+    from ..registry.method import Method
 
     AnyMethod = Method[..., Any]
 
@@ -149,7 +150,7 @@ def same_values_everywhere(method: AnyMethod) -> None:
     as_json = method.spec.params(**in_python).model_dump(mode="json")
     assert method.validate(json.loads(json.dumps(as_json))) == in_python, "the schema changes what JSON says"
     for name, field in method.spec.params.model_fields.items():
-        text = plain(as_json[name])
+        text = value_text(as_json[name])
         read = read_option(text, field)
         assert method.validate(given | {name: read}) == in_python, f"{name}: {text!r} is read as {read!r}"
 
@@ -258,7 +259,7 @@ def within_cost(method: AnyMethod, seen: Observation) -> None:
     known = sizes(method, seen.case)
     if not {"images", "texture", "styles"} & {i.role for i in method.spec.inputs}:
         known["images"] = len(getattr(seen.result, "images", ()))
-    forward, backward = method.spec.cost.of(params, **known)
+    forward, backward = method.spec.cost.evaluate(params, **known)
     went = seen.traffic
     assert went.forward <= forward, f"{went.forward} images went forward, {forward} were foretold"
     assert went.backward <= backward, f"{went.backward} images went backward, {backward} were foretold"
@@ -432,9 +433,9 @@ def results_stay(method: AnyMethod, case: Case) -> None:
 )
 def batch_as_single(method: AnyMethod, case: Case) -> None:
     # Where a gradient is nothing but rounding, its sign is nobody's promise.
-    plain = case.pictures in ("scenes", "noise") and case.network not in ("constant", "saturated")
-    case = replace(case, double=True, count=3, pictures=case.pictures if plain else "noise",
-                   network=case.network if plain else "gap")  # fmt: skip
+    value_text = case.pictures in ("scenes", "noise") and case.network not in ("constant", "saturated")
+    case = replace(case, double=True, count=3, pictures=case.pictures if value_text else "noise",
+                   network=case.network if value_text else "gap")  # fmt: skip
     if (whole := _first(method, case)) is None:
         return
     with max_batch(2):
@@ -469,10 +470,10 @@ def _close(got: Any, want: Any, what: str) -> None:
 )
 def clean_after_errors(method: AnyMethod, case: Case) -> None:
     model = case.model()
-    model.anatomy  # noqa: B018  - recorded once, and not the method's work
+    model.structure  # noqa: B018  - recorded once, and not the method's work
     told: list[ProgressEvent] = []
     try:
-        with traffic(model.module) as seen, reporting(told.append):
+        with traffic(model.module) as seen, report_progress(told.append):
             case.run(method, model)
     except PhospheneError:
         return
@@ -504,7 +505,7 @@ def clean_after_errors(method: AnyMethod, case: Case) -> None:
         def cancel(event: ProgressEvent) -> None:
             raise stop
 
-        comes_out(stop, "at the first progress event", reporting(cancel))
+        comes_out(stop, "at the first progress event", report_progress(cancel))
 
 
 def _passed_on(caught: BaseException, error: BaseException) -> bool:
@@ -644,7 +645,7 @@ def runs_on_cuda(method: AnyMethod) -> None:
 
 def _assert_refused(method: AnyMethod, inputs: dict[str, Any], params: dict[str, Any], what: str) -> None:
     model = next((v for v in inputs.values() if hasattr(v, "module")), make_network("double"))
-    model.anatomy  # noqa: B018
+    model.structure  # noqa: B018
     with traffic(model.module) as seen:
         try:
             method(**inputs, **params)

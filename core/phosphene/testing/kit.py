@@ -16,13 +16,13 @@ from hypothesis.errors import Flaky
 from pydantic import BaseModel
 
 from ..errors import UnknownName
-from ..registry import methods
+from ..registry.lookup import methods
 from .cases import Case, drawn_cases, plain_cases
 from .checks import Check, checks_of
 from .observation import Observation, observe
 
 if TYPE_CHECKING:
-    from ..declaration import Method
+    from ..registry.method import Method
 
     AnyMethod = Method[..., Any]
 

@@ -25,14 +25,14 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from ..bars import ProgressEvent, reporting
-from ..datasets import TensorDataset
+from ..data.datasets import TensorDataset
 from ..errors import PhospheneError
+from ..progress import ProgressEvent, report_progress
 from ..results import Result
 
 if TYPE_CHECKING:
-    from ..declaration import Method
     from ..models import Model
+    from ..registry.method import Method
     from .cases import Case
 
 
@@ -72,9 +72,9 @@ def _observe(method: Method[..., Any], case: Case) -> Observation:
     inputs = case.inputs(method, model)
     given = {name: tensor.clone() for name, tensor in input_tensors(inputs).items()}
     seen = Observation(case, model, inputs, given)
-    model.anatomy  # noqa: B018  - what the wrapper looks at once is not the method's work
+    model.structure  # noqa: B018  - what the wrapper looks at once is not the method's work
     before, clock = state_of(model), time.perf_counter()
-    with watched(seen.traces), traffic(model.module) as seen.traffic, reporting(seen.events.append):
+    with watched(seen.traces), traffic(model.module) as seen.traffic, report_progress(seen.events.append):
         try:
             seen.result = method(**inputs, **case.arguments(method))
         except PhospheneError as refusal:

@@ -44,7 +44,7 @@ def carry_out(folder):
     run, threads = pickle.loads(Path(folder, "errand").read_bytes())
     torch.set_num_threads(threads)
     try:
-        outcome = run.here()
+        outcome = run.execute_locally()
     except Exception as error:
         outcome = error
     Path(folder, "outcome").write_bytes(pickle.dumps(outcome))

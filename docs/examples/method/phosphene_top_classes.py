@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from phosphene import Cost, hookimpl, load_model, method
 from phosphene.results import Panel, Result
+from phosphene.roles import Images, Model
 from phosphene.spec import UnitRange
-from phosphene.types import Images, Model
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -19,7 +19,7 @@ class Predictions(Result):
     """The likeliest classes of each image: ``probabilities`` and ``classes`` (N, k), and their ``names``."""
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "probabilities", "classes", "names")
-    abreast: ClassVar[int] = 4
+    groups_per_row: ClassVar[int] = 4
 
     images: Tensor
     probabilities: Tensor

@@ -10,8 +10,8 @@ from phosphene import Reference, hookimpl, load_model, method
 from phosphene.errors import InputError, ModelError
 from phosphene.images import min_max, symmetric
 from phosphene.results import ActivationMaps
+from phosphene.roles import Images, LayerName, Model
 from phosphene.spec import Cost, UnitRange
-from phosphene.types import Images, LayerName, Model
 
 #: Modules that act on every value by itself, so that what they are given has the places they give.
 ACTIVATIONS = (
@@ -112,7 +112,7 @@ def _scaled(maps: Tensor, scale: Literal["each", "shared", "signed"]) -> Tensor:
 def _activations(model: Model) -> dict[str, int]:
     """The activation modules with maps, in the order they run, and how many places each has."""
     found = {}
-    for name in model.anatomy.layers:
+    for name in model.structure.layers:
         if isinstance(model.layers[name], ACTIVATIONS):
             try:
                 _, height, width = model.map_shape(name)

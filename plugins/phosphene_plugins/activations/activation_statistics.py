@@ -13,17 +13,17 @@ from phosphene import (
     TensorDataset,
     batch_size,
     hookimpl,
-    keep,
     load_model,
     method,
-    progress,
-    resumed,
+    progress_bar,
+    save_progress,
+    saved_progress,
 )
+from phosphene.roles import Dataset, LayerName, Model
 from phosphene.spec import Cost, UnitRange
-from phosphene.types import Dataset, LayerName, Model
-from phosphene_plugins.activations.channels import ChannelStatistics
 
-from .responses import responses
+from ._channel_responses import responses
+from ._channel_results import ChannelStatistics
 
 
 def colours_have_their_statistics() -> None:
@@ -100,14 +100,14 @@ def activation_statistics(
     Source: selectivity by Morcos et al. 2018, section 2.4; dead channels by Hu et al. 2016, section 3.
     """
     layer = layer if layer is not None else model.last_map
-    state = resumed()
+    state = saved_progress()
     done, classes, pictures = (
         state.pop(n, v) for n, v in (("done", 0), ("classes", []), ("image_active", None))
     )
     sums: dict[str, Tensor] = state
     size = batch_size(model)
     left = -(-(len(dataset) - done) // size)
-    for batch in progress(dataset.batches(size, done), "activation statistics", left):
+    for batch in progress_bar(dataset.batches(size, done), "activation statistics", left):
         images = batch.images.to(model.device, model.dtype)
         maps = responses(model, images, layer)
         positive, fires = maps.clamp(min=0), maps > 0
@@ -132,7 +132,7 @@ def activation_statistics(
         shares = fires.flatten(1).double().mean(1).cpu()
         pictures = shares if pictures is None else torch.cat([pictures, shares])
         done += len(images)
-        keep(done=done, classes=classes, image_active=pictures, **sums)
+        save_progress(done=done, classes=classes, image_active=pictures, **sums)
     return _statistics(model, layer, dataset, sums, classes, pictures)
 
 

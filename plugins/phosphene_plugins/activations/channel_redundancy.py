@@ -14,17 +14,17 @@ from phosphene import (
     TensorDataset,
     batch_size,
     hookimpl,
-    keep,
     load_model,
     method,
-    progress,
-    resumed,
+    progress_bar,
+    save_progress,
+    saved_progress,
 )
+from phosphene.roles import Dataset, LayerName, Model
 from phosphene.spec import Cost
-from phosphene.types import Dataset, LayerName, Model
-from phosphene_plugins.activations.channels import ChannelRedundancy
 
-from .responses import responses
+from ._channel_responses import responses
+from ._channel_results import ChannelRedundancy
 
 #: How many groups are shown with a picture, and how many channels of each.
 GROUPS, MEMBERS = 6, 4
@@ -87,12 +87,12 @@ def channel_redundancy(
     Source: within-network correlation by Li et al. 2015, section 2.
     """
     layer = layer if layer is not None else model.last_map
-    state = resumed()
+    state = saved_progress()
     done, count = state.pop("done", 0), state.pop("count", 0)
     sums: dict[str, Tensor] = state
     size = batch_size(model)
     left = -(-(len(dataset) - done) // size)
-    for batch in progress(dataset.batches(size, done), "channel redundancy", left):
+    for batch in progress_bar(dataset.batches(size, done), "channel redundancy", left):
         images = batch.images.to(model.device, model.dtype)
         maps = responses(model, images, layer)
         if not sums:
@@ -108,7 +108,7 @@ def channel_redundancy(
         sums["best"] = torch.where(better, peaks, sums["best"])
         sums["sources"] = torch.where(better, torch.tensor(batch.indices)[rows], sums["sources"])
         done, count = done + len(images), count + maps[:, 0].numel()
-        keep(done=done, count=count, **sums)
+        save_progress(done=done, count=count, **sums)
     similarity = _similarity(sums["sum"], sums["products"], count, measure)
     groups, order = _clustered(similarity, threshold)
     alike = similarity.triu(1) >= threshold

@@ -18,12 +18,12 @@ from phosphene import (
     input_gradient,
     load_model,
     method,
-    progress,
+    progress_bar,
     rewrite_backward,
 )
 from phosphene.results import Patches
+from phosphene.roles import Dataset, LayerName, Model
 from phosphene.spec import Cost
-from phosphene.types import Dataset, LayerName, Model
 
 from .top_patches import Channels, Count, PerImage, strongest
 
@@ -94,7 +94,7 @@ def guided_patches(
     tops, lefts, bottoms, rights = found.boxes.T
     shape = (len(units), model.input_size[0], int((bottoms - tops).max()), int((rights - lefts).max()))
     gradients = torch.zeros(shape, dtype=model.dtype, device=model.device)
-    for rows in progress(torch.arange(len(units)).split(batch_size(model)), "guided patches"):
+    for rows in progress_bar(torch.arange(len(units)).split(batch_size(model)), "guided patches"):
         pictures = found.images[found.sources[rows]]
         for i, gradient in zip(
             rows.tolist(), _guided(model, pictures, _Units(layer, units[rows])), strict=True
@@ -110,7 +110,7 @@ class _Units(Layer):
 
     units: Tensor
 
-    def read(self, values: Tensor) -> Tensor:
+    def score(self, values: Tensor) -> Tensor:
         channel, y, x = self.units.T
         return values[torch.arange(len(values), device=values.device), channel, y, x]
 

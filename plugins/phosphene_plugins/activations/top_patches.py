@@ -11,17 +11,17 @@ from phosphene import (
     TensorDataset,
     batch_size,
     hookimpl,
-    keep,
     load_model,
     method,
-    progress,
+    progress_bar,
     receptive_fields,
-    resumed,
+    save_progress,
+    saved_progress,
 )
 from phosphene.errors import InputError
 from phosphene.results import Patches
+from phosphene.roles import Dataset, LayerName, Model
 from phosphene.spec import Cost
-from phosphene.types import Dataset, LayerName, Model
 
 Channels = Annotated[
     Annotated[list[int], Field(min_length=1)] | Literal["all"] | None,
@@ -111,10 +111,10 @@ def strongest(
             raise InputError(f"layer {layer!r} has {count} channels, so there is no number {channel}")
     size = batch_size(model)
     done, grid, scores, where = 0, (0, 0), torch.empty(len(chosen), 0), torch.empty(len(chosen), 0, 3).long()
-    if state := resumed():
+    if state := saved_progress():
         done, grid, scores, where = (state[name] for name in ("done", "grid", "scores", "where"))
     left = -(-(len(dataset) - done) // size)
-    for batch in progress(dataset.batches(size, done), "top patches", left):
+    for batch in progress_bar(dataset.batches(size, done), "top patches", left):
         images = batch.images.to(model.device, model.dtype)
         maps = model.maps(model.features(images, layer), images)
         new_scores, new_where = _peaks(
@@ -123,7 +123,7 @@ def strongest(
         scores, order = _sorted(torch.cat([scores.to(new_scores), new_scores], 1), k)
         where = torch.cat([where, new_where], 1).gather(1, order[..., None].expand(-1, -1, 3))
         grid = (maps.shape[2], maps.shape[3])
-        keep(done=batch.indices[-1] + 1, grid=list(grid), scores=scores, where=where)
+        save_progress(done=batch.indices[-1] + 1, grid=list(grid), scores=scores, where=where)
     rows = where.flatten(0, 1).tolist()
     found = sorted({i for i, _, _ in rows})
     parts = [dataset.read(found[start : start + size]) for start in range(0, len(found), size)]

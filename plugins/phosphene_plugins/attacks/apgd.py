@@ -10,13 +10,14 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from phosphene import Reference, hookimpl, load_model, method, progress
+from phosphene import Reference, hookimpl, load_model, method, progress_bar
+from phosphene.optimize import TransformName
 from phosphene.results import AdversarialExamples
+from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, SameShape, WithinBall
-from phosphene.transforms import TransformName
-from phosphene.types import Images, Labels, Model, Seed
 
-from .ascent import (
+from ._apgd_l1 import sparse_ascent
+from ._gradients import (
     Eot,
     Loss,
     TargetClasses,
@@ -29,9 +30,8 @@ from .ascent import (
     targeted_difference_of_logits_ratio,
     unreached,
 )
-from .balls import Norm, project, random_point, steepest
+from ._lp_balls import Norm, project, random_point, steepest
 from .deepfool import likeliest
-from .sparse_ascent import sparse_ascent
 
 #: The share of the last step that is taken over, and of steps that must have raised the loss.
 _ALPHA, _RHO = 0.75, 0.75
@@ -210,7 +210,7 @@ def _ascended(
     done = torch.zeros_like(labels, dtype=torch.bool)
     marks = _checkpoints(steps)
     at: _Climb | None = None
-    for step in progress(range(steps + 1), "climbing the loss"):
+    for step in progress_bar(range(steps + 1), "climbing the loss"):
         x, aim = (start, aims) if at is None else (at.x, at.aims)
         value, gradient, logits = climb(model, x, aim, objective, eot=eot, under=under, generator=generator)
         if at is None:

@@ -8,11 +8,11 @@ from torch import nn
 
 from phosphene import Reference, hookimpl, load_model, method
 from phosphene.results import AdversarialExamples
+from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, SameShape, WithinBall
-from phosphene.types import Images, Labels, Model, Seed
 
-from .ascent import Eot, Under, judged, projected_ascent
-from .balls import Norm
+from ._gradients import Eot, Under, judged, projected_ascent
+from ._lp_balls import Norm
 
 
 def goes_as_far_as_its_steps_carry_it() -> None:

@@ -6,13 +6,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from phosphene import Reference, hookimpl, load_model, method, progress
+from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
+from phosphene.roles import Images, Labels, Model, Seed, Start
 from phosphene.spec import Cost, PixelRange, SameShape
-from phosphene.types import Images, Labels, Model, Seed, Start
 
-from .balls import length
-from .decisions import Decisions
+from ._lp_balls import length
+from ._query_oracle import Decisions
 
 #: Every so many steps the place on the sphere is asked about, too: half of those are to succeed.
 _SPHERE = 5
@@ -102,7 +102,7 @@ def boundary(
 
     along = _Length(images, sideways, 0.5, 0.5)
     down = _Length(images, towards, 0.25, 0.5)
-    for step in progress(range(max_queries), "walking"):
+    for step in progress_bar(range(max_queries), "walking"):
         who = (found.reach.isfinite() & (found.left() > 0)).nonzero()[:, 0]
         if not len(who):
             break

@@ -7,13 +7,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Reference, hookimpl, load_model, method, progress
+from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
+from phosphene.roles import Images, Labels, Model
 from phosphene.spec import Cost, PixelRange, SameShape
-from phosphene.types import Images, Labels, Model
 
-from .ascent import climb, judged, logits_on_graph, margin, reached, unreached
-from .balls import Norm, distance, drawn_back
+from ._gradients import climb, judged, logits_on_graph, margin, reached, unreached
+from ._lp_balls import Norm, distance, drawn_back
 from .deepfool import likeliest, nearest_boundary
 
 #: How often the last picture's way back is halved, and by how much tau shrinks.
@@ -111,7 +111,7 @@ def carlini_wagner(
             place = images[rows].requires_grad_()
             logits = logits_on_graph(model, place)
         search = _Search(model, place, logits, labels[rows], kappa, targeted, norm)
-        for _ in progress(range(search_steps), "searching c"):
+        for _ in progress_bar(range(search_steps), "searching c"):
             search.descend(steps)
         adversarial[rows] = search.drawn_back()
     return judged(model, images, adversarial, labels, before, targeted=targeted)

@@ -6,13 +6,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Reference, hookimpl, load_model, method, progress
+from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
+from phosphene.roles import Images, Labels, Model
 from phosphene.spec import Cost, PixelRange, SameShape
-from phosphene.types import Images, Labels, Model
 
-from .ascent import logits_on_graph, unreached
-from .balls import Norm, steepness, unit
+from ._gradients import logits_on_graph, unreached
+from ._lp_balls import Norm, steepness, unit
 
 #: The shortest step, in pixels: on the boundary itself the model made linear asks for none.
 _LEAST = 1e-6
@@ -84,7 +84,7 @@ def deepfool(
     rows = torch.arange(len(images), device=images.device)
     points, moved = images.clone(), torch.zeros_like(images)
     before = after = rivals = torch.empty(0)
-    for step in progress(range(steps + 1), "crossing boundaries"):
+    for step in progress_bar(range(steps + 1), "crossing boundaries"):
         place = points[rows].requires_grad_()
         logits = logits_on_graph(model, place)
         if step == 0:
@@ -106,7 +106,7 @@ def deepfool(
             break
         moved[rows] += change
         points[rows] = (images[rows] + (1 + overshoot) * moved[rows]).clamp(0, 1)
-    return AdversarialExamples.judged(model, images, points, labels, before, after, targeted=False)
+    return AdversarialExamples.from_logits(model, images, points, labels, before, after, targeted=False)
 
 
 def likeliest(logits: Tensor, labels: Tensor, candidates: int) -> Tensor:

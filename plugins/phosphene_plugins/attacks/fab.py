@@ -7,15 +7,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Model as AnyModel
-from phosphene import Reference, hookimpl, load_model, method, progress
+from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
+from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, SameShape
-from phosphene.types import Images, Labels, Model, Seed
 
-from .ascent import TargetClasses, judged, reached, unreached
-from .balls import Norm, distance, drawn_back, random_point
+from ._gradients import TargetClasses, judged, reached, unreached
+from ._hyperplane_projection import onto_plane
+from ._lp_balls import Norm, distance, drawn_back, random_point
 from .deepfool import likeliest, nearest_boundary
-from .planes import onto_plane
 
 #: How often the last picture's way back to the image is halved.
 _HALVINGS = 10
@@ -149,7 +149,7 @@ def _along_the_boundary(
     """One walk from ``x``: the nearest examples (n, C, H, W) and how far they are, or infinity."""
     best, nearest = images.clone(), images.new_full((len(images),), torch.inf)
     rows = torch.arange(len(images), device=images.device)
-    for _ in progress(range(steps), "along the boundary"):
+    for _ in progress_bar(range(steps), "along the boundary"):
         if not len(rows):
             break
         place = x.detach().requires_grad_()

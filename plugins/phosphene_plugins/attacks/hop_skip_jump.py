@@ -7,13 +7,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from phosphene import Reference, hookimpl, load_model, method, progress
+from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
+from phosphene.roles import Images, Labels, Model, Seed, Start
 from phosphene.spec import Cost, PixelRange, SameShape
-from phosphene.types import Images, Labels, Model, Seed, Start
 
-from .balls import length, unit
-from .decisions import Decisions
+from ._lp_balls import length, unit
+from ._query_oracle import Decisions
 
 #: So many directions are drawn at once, whatever fits into a batch, so that the draws are always the same.
 _DRAWN = 32
@@ -111,7 +111,7 @@ def hop_skip_jump(
     points = found.begin(start, seed or 0)
     who = found.reach.isfinite().nonzero()[:, 0]
     points[who] = found.bisect(points[who], who, precision)
-    for step in progress(range(1, steps + 1), "jumping"):
+    for step in progress_bar(range(1, steps + 1), "jumping"):
         # Each step draws from its own generator: how many directions others ask for changes nothing.
         draws = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
         who = (found.reach.isfinite() & (found.left() > reserve + 1)).nonzero()[:, 0]

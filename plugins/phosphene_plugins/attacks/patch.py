@@ -15,18 +15,18 @@ from phosphene import (
     TensorDataset,
     batch_size,
     hookimpl,
-    keep,
     load_model,
     method,
-    progress,
-    resumed,
+    progress_bar,
+    save_progress,
+    saved_progress,
 )
+from phosphene.optimize import compose, rescale, rotate
 from phosphene.results import Panel
+from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import Cost, PixelRange
-from phosphene.transforms import chained, rescale, rotate
-from phosphene.types import Dataset, Model, Seed
 
-from .ascent import Under, cross_entropy
+from ._gradients import Under, cross_entropy
 from .universal import UniversalPerturbation, said_of, shown, training_count
 
 
@@ -40,7 +40,7 @@ class AdversarialPatch(UniversalPerturbation):
     mask: Tensor
 
     def _portrait(self) -> Panel:
-        return Panel(self.perturbation * self.mask + (1 - self.mask), self._rates(), made=True)
+        return Panel(self.perturbation * self.mask + (1 - self.mask), self._rates(), is_output=True)
 
 
 def becomes_what_a_linear_model_looks_for() -> None:
@@ -120,8 +120,8 @@ def patch(
     channels, height, width = dataset.read([0]).shape[1:]
     side = max(1, round(size * min(height, width)))
     mask = _cut(side, shape).to(model.device, model.dtype)
-    change, seed = chained(under), seed or 0
-    state: dict[str, Any] = resumed() or {
+    change, seed = compose(under), seed or 0
+    state: dict[str, Any] = saved_progress() or {
         "step": 0,
         "said": said_of(model, dataset),
         "patch": torch.full((channels, side, side), 0.5, dtype=model.dtype),
@@ -134,7 +134,7 @@ def patch(
     def pasted(p: Tensor, images: Tensor, generator: Generator) -> Tensor:
         return _pasted(p, mask, images, generator, degrees, scale)
 
-    for step in progress(range(first, steps), "learning the patch", steps - first):
+    for step in progress_bar(range(first, steps), "learning the patch", steps - first):
         numbers = [(step * pictures + i) % count for i in range(min(pictures, count))]
         gradient = torch.zeros_like(p)
         for some in torch.tensor(numbers).split(batch_size(model)):
@@ -149,7 +149,7 @@ def patch(
         tiny = torch.finfo(p.dtype).tiny ** 0.5
         spread = (square / (1 - 0.999 ** (step + 1))).sqrt() + tiny
         p = (p + lr * (mean / (1 - 0.9 ** (step + 1))) / spread).clamp(0, 1)
-        keep(step=step + 1, said=said, patch=p, mean=mean, square=square)
+        save_progress(step=step + 1, said=said, patch=p, mean=mean, square=square)
 
     def stuck(images: Tensor, places: Sequence[int]) -> Tensor:
         draws = (Generator().manual_seed((seed + steps + place) % 2**63) for place in places)

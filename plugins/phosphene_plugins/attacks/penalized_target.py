@@ -6,12 +6,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Reference, hookimpl, load_model, method, progress
+from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
+from phosphene.roles import Images, Labels, Model
 from phosphene.spec import Cost, PixelRange, SameShape
-from phosphene.types import Images, Labels, Model
 
-from .ascent import climb, judged, unreached
+from ._gradients import climb, judged, unreached
 
 #: Halvings that find the ball's radius: to 2^-30 of a pixel.
 _HALVINGS = 30
@@ -92,7 +92,7 @@ def penalized_target(
     original, wanted = images[rows], labels[rows]
     x, best = original, original
     height = torch.full_like(images[rows, 0, 0, 0], -torch.inf)
-    for _ in progress(range(steps), "raising the score"):
+    for _ in progress_bar(range(steps), "raising the score"):
         if not len(rows):
             break
         score, gradient, _ = climb(model, x, wanted, _score)

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from phosphene import Reference, hookimpl, load_model, method
 from phosphene.results import AdversarialExamples
+from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, SameShape, WithinBall
-from phosphene.types import Images, Labels, Model, Seed
 
-from .ascent import Eot, Under, cross_entropy, judged, projected_ascent, reached
-from .balls import Norm, random_point
+from ._gradients import Eot, Under, cross_entropy, judged, projected_ascent, reached
+from ._lp_balls import Norm, random_point
 
 
 def finds_the_corner_of_a_linear_model() -> None:

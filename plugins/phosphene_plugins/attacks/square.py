@@ -7,14 +7,14 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from phosphene import Reference, hookimpl, load_model, method, progress
+from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
+from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, SameShape, WithinBall
-from phosphene.types import Images, Labels, Model, Seed
 
-from .ascent import cross_entropy, margin
-from .balls import Norm, length, project
-from .decisions import Decisions
+from ._gradients import cross_entropy, margin
+from ._lp_balls import Norm, length, project
+from ._query_oracle import Decisions
 
 #: After so many of 10,000 queries the squares' area is halved.
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -99,7 +99,7 @@ def square(
 
     everyone = torch.arange(len(images), device=images.device)
     best, answers, lowest = images.clone(), found.before.clone(), loss(found.before, everyone) + torch.inf
-    for query in progress(range(max_queries - 1), "placing squares"):
+    for query in progress_bar(range(max_queries - 1), "placing squares"):
         area = share / 2 ** sum(query * 10_000 > passed * max_queries for passed in _HALVED_AFTER)
         who = found.left().nonzero()[:, 0]
         if not len(who):

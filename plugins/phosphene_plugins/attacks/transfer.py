@@ -12,14 +12,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Model as AnyModel
-from phosphene import Reference, batch_size, charts, hookimpl, load_model, method
+from phosphene import Reference, batch_size, hookimpl, load_model, method
+from phosphene.images import charts
 from phosphene.results import Panel, Result
+from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, UnitRange
-from phosphene.types import Images, Labels, Model, Seed
 
-from ..models.several import URIs, loaded_beside, without_scheme
-from .ascent import Eot, Under, projected_ascent, reached
-from .balls import Norm
+from ..models._ensembles import URIs, loaded_beside, without_scheme
+from ._gradients import Eot, Under, projected_ascent, reached
+from ._lp_balls import Norm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +40,7 @@ class TransferTable(Result):
     (M, M, N) bool.
     """
 
-    abreast: ClassVar[int] = 1
+    groups_per_row: ClassVar[int] = 1
 
     names: tuple[str, ...]
     rates: Tensor
@@ -56,7 +57,7 @@ class TransferTable(Result):
             told = f"fools {int(self.fooled[0, :, n].sum())} of {len(self.names)}"
             image, attacked = self.images[n], self.adversarial[0, n]
             change = Panel.difference(image, attacked)
-            groups.append([Panel(image, "original"), Panel(attacked, told, made=True), change])
+            groups.append([Panel(image, "original"), Panel(attacked, told, is_output=True), change])
         return groups
 
     def lines(self) -> list[str]:
@@ -90,7 +91,7 @@ class TransferTable(Result):
         groups = self.panels()
         for cells, group in zip(right.subplots(len(groups), 3, squeeze=False), groups, strict=True):
             for cell, panel in zip(cells, group, strict=True):
-                charts.show(cell, panel.image, panel.title)
+                charts.show_image(cell, panel.image, panel.title)
         return figure
 
 
@@ -177,7 +178,7 @@ def transfer(
     """
     everyone = [model, *loaded_beside(model, models)]
     for other in everyone[1:]:
-        other.need_gradients()
+        other.require_gradients()
     with ExitStack() as stack:
         for other in everyone:
             stack.enter_context(other.guard())

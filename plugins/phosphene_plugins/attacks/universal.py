@@ -14,19 +14,19 @@ from phosphene import (
     TensorDataset,
     batch_size,
     hookimpl,
-    keep,
     load_model,
     method,
     methods,
-    progress,
-    reporting,
-    resumed,
+    progress_bar,
+    report_progress,
+    save_progress,
+    saved_progress,
 )  # fmt: skip
 from phosphene.results import AdversarialExamples, Panel, Result
+from phosphene.roles import Dataset, Model
 from phosphene.spec import Cost, PixelRange
-from phosphene.types import Dataset, Model
 
-from .balls import length
+from ._lp_balls import length
 
 #: Pictures (N, C, H, W) of a data set, by their places in it, with something done to them.
 Change = Callable[[Tensor, Sequence[int]], Tensor]
@@ -43,7 +43,7 @@ class UniversalPerturbation(Result):
     saw, None where none were left out. ``images``, ``adversarial`` (P, C, H, W) in [0, 1].
     """
 
-    abreast: ClassVar[int] = 3
+    groups_per_row: ClassVar[int] = 3
 
     perturbation: Tensor
     fooling_rate: float
@@ -64,7 +64,7 @@ class UniversalPerturbation(Result):
     def _portrait(self) -> Panel:
         largest = float(self.perturbation.abs().max())
         factor = 0.5 / largest if largest else 1.0
-        return Panel(0.5 + self.perturbation * factor, f"×{factor:.0f}: {self._rates()}", made=True)
+        return Panel(0.5 + self.perturbation * factor, f"×{factor:.0f}: {self._rates()}", is_output=True)
 
     def _rates(self) -> str:
         held_out = "" if self.held_out_rate is None else f", {self.held_out_rate:.0%} held out"
@@ -147,7 +147,7 @@ def universal(
     """
     inner = _inner(attack, {"norm": norm, "eps": eps, "steps": steps})
     count = training_count(dataset, held_out)
-    state: dict[str, Any] = resumed() or {
+    state: dict[str, Any] = saved_progress() or {
         "said": said_of(model, dataset),
         "perturbation": torch.zeros_like(dataset.read([0])[0]),
         "done": 0,
@@ -160,14 +160,14 @@ def universal(
 
     rounds = [range(start, min(start + pictures, count)) for start in range(0, count, pictures)] * epochs
     work = list(enumerate(rounds, start=1))[state["done"] :]
-    for done, places in progress(work, "one perturbation for all"):
+    for done, places in progress_bar(work, "one perturbation for all"):
         if done > 1 and places.start == 0:
             others = said_of(model, dataset, perturbed, count)
             if float(others.ne(said[:count]).double().mean()) >= aim:
                 break
         images = dataset.read(places).to(model.device, model.dtype)
         labels, points = said[places.start : places.stop], perturbed(images, places)
-        with reporting(False):  # one count for all, not one for each inner attack
+        with report_progress(False):  # one count for all, not one for each inner attack
             size = batch_size(model)
             parts = zip(points.split(size), labels.split(size), strict=True)
             further = torch.cat([inner(model, *part) for part in parts]) - points
@@ -175,7 +175,7 @@ def universal(
         for image, label, r in zip(images, labels, further, strict=True):
             if r.any() and (v is before or _says(model, (image + v).clamp(0, 1), label)):
                 v = _within(v + r, eps, norm)
-        keep(said=said, perturbation=v, done=done)
+        save_progress(said=said, perturbation=v, done=done)
     return UniversalPerturbation(perturbation=v, **shown(model, dataset, count, said, perturbed, None))
 
 
@@ -190,7 +190,7 @@ def _inner(name: str, told: dict[str, Any]) -> Callable[[Model, Tensor, Tensor],
         )
     params = attack.validate({n: v for n, v in told.items() if n in attack.spec.params.model_fields})
     if attack.spec.cost is not None:
-        passes = attack.spec.cost.of(params, images=1, height=1, width=1, dataset=0)
+        passes = attack.spec.cost.evaluate(params, images=1, height=1, width=1, dataset=0)
     if attack.spec.cost is None or max(passes) > _PASSES * told["steps"] + _PASSES:
         raise InputError(
             f"{attack.spec.name} with steps={told['steps']} takes too many passes for one picture; "

@@ -5,18 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phosphene import Method, Reference, batch_size, hookimpl, method, progress, scores
+from phosphene import Method, Reference, batch_size, hookimpl, method, progress_bar, scores
 from phosphene.results import Attribution
+from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost
-from phosphene.types import Images, Model, Target
-from phosphene_plugins.attribution.cam_maps import (
-    PROMISES,
-    CamLayer,
-    Normalize,
-    by_convention,
-    pooled_network,
-    weighted,
-)
+
+from ._cam import PROMISES, CamLayer, Normalize, by_convention, pooled_network, weighted
 
 
 def pooling_takes_a_channels_own_part_away() -> None:
@@ -73,7 +67,7 @@ def ablation_cam(
     count, channels = maps.shape[:2]
     places = [(n, k) for n in range(count) for k in range(channels)]
     size, found = batch_size(model), []
-    for start in progress(range(0, len(places), size), "ablating"):
+    for start in progress_bar(range(0, len(places), size), "ablating"):
         numbers, kinds = map(list, zip(*places[start : start + size], strict=True))
         pictures = images[numbers]
 

@@ -6,16 +6,11 @@ import torch
 
 from phosphene import Class, InputError, Method, Reference, hookimpl, method, scores
 from phosphene.results import Attribution
+from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost
 from phosphene.targets import Predicted
-from phosphene.types import Images, Model, Target
-from phosphene_plugins.attribution.cam_maps import (
-    SCALED,
-    Normalize,
-    by_convention,
-    pooled_network,
-    weighted,
-)
+
+from ._cam import SCALED, Normalize, by_convention, pooled_network, weighted
 
 
 def mean_evidence_and_bias_give_the_logit() -> None:
@@ -67,7 +62,7 @@ def cam(model: Model, images: Images, target: Target = None, *, normalize: Norma
         features = features.relu()
     # The target's own choice among the classes' numbers is each image's class.
     numbers = torch.arange(len(head.weight), device=features.device)
-    chosen = target.read(numbers.expand(len(images), -1))
+    chosen = target.score(numbers.expand(len(images), -1))
     weight = head.weight.to(features)[chosen]
     maps = by_convention(weighted(weight, features), images, normalize, signed=True)
     return Attribution(images=images, maps=maps, targets=target.names(model, len(images)))

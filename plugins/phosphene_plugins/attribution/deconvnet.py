@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from phosphene import Method, Reference, hookimpl, input_gradient, load_model, method, rewrite_backward
+from phosphene.hooks import deconvnet as rectified
 from phosphene.results import Attribution
+from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, MapPerPixel, Nonnegative
-from phosphene.taps import deconvnet as rectified
-from phosphene.types import Images, Model, Target
 
 
 def two_layers_have_their_closed_form() -> None:

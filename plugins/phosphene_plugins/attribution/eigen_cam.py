@@ -7,9 +7,10 @@ from torch import nn
 
 from phosphene import Method, Reference, hookimpl, load_model, method
 from phosphene.results import Attribution
+from phosphene.roles import Images, Model
 from phosphene.spec import Cost
-from phosphene.types import Images, Model
-from phosphene_plugins.attribution.cam_maps import SCALED, CamLayer, Normalize, by_convention
+
+from ._cam import SCALED, CamLayer, Normalize, by_convention
 
 
 def one_pattern_is_found_again() -> None:

@@ -7,18 +7,10 @@ from pydantic import Field
 
 from phosphene import Method, Reference, hookimpl, layer_gradients, method
 from phosphene.results import Attribution
+from phosphene.roles import Images, LayerName, Model, Target
 from phosphene.spec import Cost
-from phosphene.types import Images, LayerName, Model, Target
-from phosphene_plugins.attribution.cam_maps import (
-    PROMISES,
-    Normalize,
-    by_convention,
-    enlarged,
-    pooled_network,
-    scaled,
-    stretched,
-    weighted,
-)
+
+from ._cam import PROMISES, Normalize, by_convention, enlarged, pooled_network, scaled, stretched, weighted
 
 
 def average_pooling_gives_cam() -> None:

@@ -16,8 +16,8 @@ from phosphene import (
     rewrite_backward,
 )
 from phosphene.results import Attribution
+from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, MapPerPixel, Nonnegative
-from phosphene.types import Images, Model, Target
 
 
 def two_layers_have_their_closed_form() -> None:

@@ -17,9 +17,10 @@ from phosphene import (
     rewrite_backward,
 )
 from phosphene.results import Attribution
+from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, MapPerPixel, Nonnegative
-from phosphene.types import Images, Model, Target
-from phosphene_plugins.attribution.cam_maps import CamLayer, enlarged, weighted
+
+from ._cam import CamLayer, enlarged, weighted
 
 
 def pixels_of_one_layer_have_their_closed_form() -> None:

@@ -6,15 +6,10 @@ import torch
 
 from phosphene import Method, Reference, hookimpl, layer_gradients, method
 from phosphene.results import Attribution
+from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost
-from phosphene.types import Images, Model, Target
-from phosphene_plugins.attribution.cam_maps import (
-    SCALED,
-    CamLayer,
-    Normalize,
-    by_convention,
-    pooled_network,
-)
+
+from ._cam import SCALED, CamLayer, Normalize, by_convention, pooled_network
 
 
 def map_and_bias_sum_to_the_logit() -> None:

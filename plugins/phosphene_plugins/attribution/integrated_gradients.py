@@ -15,13 +15,12 @@ from phosphene import (
     input_gradient,
     load_model,
     method,
-    pixels,
-    progress,
+    progress_bar,
 )
-from phosphene.pixels import Baseline
+from phosphene.images import Baseline, baseline_images
 from phosphene.results import Attribution
+from phosphene.roles import Images, Model, Seed, Target
 from phosphene.spec import Cost, MapPerPixel
-from phosphene.types import Images, Model, Seed, Target
 
 
 def without_biases_it_is_gradient_times_input() -> None:
@@ -73,13 +72,13 @@ def integrated_gradients(
 
     Source: Sundararajan, Taly & Yan 2017, equation 1.
     """
-    target = target.decide(model, images)
-    start = pixels.baseline(images, baseline, sigma=min(images.shape[2:]) / 8, seed=seed)
+    target = target.resolve(model, images)
+    start = baseline_images(images, baseline, sigma=min(images.shape[2:]) / 8, seed=seed)
     total = torch.zeros_like(images)
     points, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
     alphas, shares = torch.tensor(np.stack([(points + 1) / 2, weights / 2])).to(images)
     count, several = len(images), max(1, batch_size(model) // len(images))
-    for some in progress(torch.arange(steps).split(several), "integrating"):
+    for some in progress_bar(torch.arange(steps).split(several), "integrating"):
         places = start + alphas[some, None, None, None, None] * (images - start)
         wanted = target.select([*range(count)] * len(some))
         gradients = input_gradient(model, places.flatten(0, 1), wanted).view_as(places)

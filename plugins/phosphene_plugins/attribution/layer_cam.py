@@ -6,16 +6,10 @@ import torch
 
 from phosphene import Method, Reference, hookimpl, layer_gradients, method
 from phosphene.results import Attribution
+from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost
-from phosphene.types import Images, Model, Target
-from phosphene_plugins.attribution.cam_maps import (
-    PROMISES,
-    CamLayer,
-    Normalize,
-    by_convention,
-    pooled_network,
-    weighted,
-)
+
+from ._cam import PROMISES, CamLayer, Normalize, by_convention, pooled_network, weighted
 
 
 def pooling_leaves_the_positive_weights() -> None:

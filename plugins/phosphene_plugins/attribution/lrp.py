@@ -9,8 +9,8 @@ from torch.overrides import TorchFunctionMode
 
 from phosphene import Method, ModelError, Reference, hookimpl, input_gradient, load_model, method
 from phosphene.results import Attribution
+from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, MapPerPixel
-from phosphene.types import Images, Model, Target
 
 #: ReLU and what shares relevance out in proportion to what came in, as the gradient does.
 _PASSING = {

@@ -18,16 +18,16 @@ from phosphene import (
     hookimpl,
     load_model,
     method,
-    pixels,
-    progress,
+    progress_bar,
     scores,
 )
-from phosphene.pixels import Baseline, gaussian_blur
+from phosphene.images import Baseline, baseline_images, gaussian_blur
 from phosphene.results import Attribution
+from phosphene.roles import Images, Model, Seed, Target
 from phosphene.spec import Cost, MapPerPixel
 from phosphene.targets import Custom, Objective, Predicted
-from phosphene.types import Images, Model, Seed, Target
-from phosphene_plugins.attribution.incremental import Sweep
+
+from ._windowed_forward import Sweep
 
 Aggregate = Literal["mean", "sum", "interpolate"]
 
@@ -120,9 +120,9 @@ def occlusion(
             return scores(model, pictures, wanted)[:, None]
         values = model(pictures)
         values = values.softmax(1) if score == "probability" else values
-        return torch.cat([wanted.read(values)[:, None], values[:, others]], 1)
+        return torch.cat([wanted.score(values)[:, None], values[:, others]], 1)
 
-    hidden = pixels.baseline(images, baseline, sigma=window / 2, seed=seed)
+    hidden = baseline_images(images, baseline, sigma=window / 2, seed=seed)
     rows, columns = (
         [
             slice(start, min(start + window, side))
@@ -139,7 +139,7 @@ def occlusion(
         for start in range(0, len(windows), size)
     ]
     falls = []
-    for n, chosen in progress(batches, "occluding"):
+    for n, chosen in progress_bar(batches, "occluding"):
         if chosen.start == 0:
             sweep = Sweep(images[n], hidden[n], windows, whole=isinstance(target, Custom))
         with torch.inference_mode():

@@ -17,15 +17,14 @@ from phosphene import (
     hookimpl,
     load_model,
     method,
-    pixels,
-    progress,
+    progress_bar,
     scores,
 )
-from phosphene.pixels import Baseline
+from phosphene.images import Baseline, baseline_images
 from phosphene.results import Attribution
+from phosphene.roles import Images, Model, Seed, Target
 from phosphene.spec import Cost, MapPerPixel
 from phosphene.targets import Objective, Predicted
-from phosphene.types import Images, Model, Seed, Target
 
 
 def linear_model_shows_how_its_masks_go_together() -> None:
@@ -94,15 +93,15 @@ def rise(
     def score_of(pictures: Tensor, wanted: Objective) -> Tensor:
         if score == "logit" or not is_class:
             return scores(model, pictures, wanted)
-        return wanted.read(model(pictures).softmax(1))
+        return wanted.score(model(pictures).softmax(1))
 
     count, _, height, width = images.shape
     score_of(images, target)  # decides which class is meant
-    hidden = pixels.baseline(images, baseline, sigma=min(height, width) / 8, seed=seed)
+    hidden = baseline_images(images, baseline, sigma=min(height, width) / 8, seed=seed)
     drawn = random_masks(masks, (height, width), grid=grid, keep=keep, seed=seed)
     size = batch_size(model)
     maps = torch.zeros_like(images[:, 0])
-    for start in progress(range(0, masks, size), "masking"):
+    for start in progress_bar(range(0, masks, size), "masking"):
         seen = drawn(range(start, min(start + size, masks))).to(images)
         for n in range(count):
             pictures = hidden[n] + (images[n] - hidden[n]) * seen[:, None]

@@ -7,8 +7,8 @@ from torch import nn
 
 from phosphene import Method, Reference, hookimpl, input_gradient, load_model, method
 from phosphene.results import Attribution
+from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, MapPerPixel, Nonnegative
-from phosphene.types import Images, Model, Target
 
 
 def linear_model_gives_its_weights() -> None:

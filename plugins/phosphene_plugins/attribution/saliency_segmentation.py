@@ -16,13 +16,12 @@ from phosphene import (
     input_gradient,
     load_model,
     method,
-    progress,
+    progress_bar,
 )
-from phosphene.images import to_display
-from phosphene.pixels import gaussian_blur
+from phosphene.images import gaussian_blur, to_display
 from phosphene.results import Segmentation
+from phosphene.roles import Images, Masks, Model, Seed, Target
 from phosphene.spec import Cost, MapPerPixel
-from phosphene.types import Images, Masks, Model, Seed, Target
 
 #: GrabCut models the colours of either side by five Gaussians, each of at least one pixel.
 _FEWEST = 5
@@ -112,7 +111,7 @@ def saliency_segmentation(
     sigma = min(images.shape[2:]) / 32 if smooth is None else smooth
     maps = gaussian_blur(saliency[:, None], sigma)[:, 0].contiguous()
     found = []
-    for image, heat in progress(list(zip(images, maps, strict=True)), "cutting out"):
+    for image, heat in progress_bar(list(zip(images, maps, strict=True)), "cutting out"):
         surely, never = _seeds(heat, foreground, background)
         if min(int(surely.sum()), int(never.sum())) < _FEWEST:
             found.append(surely)

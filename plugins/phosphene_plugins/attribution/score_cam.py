@@ -5,19 +5,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from phosphene import Method, Reference, batch_size, hookimpl, load_model, method, progress, scores
+from phosphene import Method, Reference, batch_size, hookimpl, load_model, method, progress_bar, scores
 from phosphene.images import min_max
 from phosphene.results import Attribution
+from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost
-from phosphene.types import Images, Model, Target
-from phosphene_plugins.attribution.cam_maps import (
-    PROMISES,
-    CamLayer,
-    Normalize,
-    by_convention,
-    enlarged,
-    weighted,
-)
+
+from ._cam import PROMISES, CamLayer, Normalize, by_convention, enlarged, weighted
 
 
 def linear_network_scores_masks_by_hand() -> None:
@@ -80,7 +74,7 @@ def score_cam(
     empty = model.mean.to(images)[:, None, None]
     places = [(n, k) for n in range(count) for k in range(channels)]
     size, found = batch_size(model), []
-    for start in progress(range(0, len(places), size), "masking"):
+    for start in progress_bar(range(0, len(places), size), "masking"):
         numbers, kinds = map(list, zip(*places[start : start + size], strict=True))
         masks = min_max(enlarged(maps[numbers, kinds], images))[:, None]
         # Of pixels what (H * normalised X) would be: (x - m) / s * H is that of m + H (x - m).

@@ -6,10 +6,19 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Method, Reference, batch_size, hookimpl, input_gradient, load_model, method, progress
+from phosphene import (
+    Method,
+    Reference,
+    batch_size,
+    hookimpl,
+    input_gradient,
+    load_model,
+    method,
+    progress_bar,
+)
 from phosphene.results import Attribution
+from phosphene.roles import Images, Model, Seed, Target
 from phosphene.spec import Cost, MapPerPixel, Nonnegative
-from phosphene.types import Images, Model, Seed, Target
 
 Average = Literal["mean", "square", "variance"]
 
@@ -67,12 +76,12 @@ def smooth_grad(
 
     Source: Smilkov et al. 2017, section 2; Hooker et al. 2019; Adebayo et al. 2018.
     """
-    target = target.decide(model, images)
+    target = target.resolve(model, images)
     generator = torch.Generator().manual_seed(seed or 0)
     sigma = noise_level * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
     mean, spread = torch.zeros_like(images), torch.zeros_like(images)
     several = max(1, batch_size(model) // len(images))
-    for done in progress(range(0, samples, several), "noisy copies"):
+    for done in progress_bar(range(0, samples, several), "noisy copies"):
         draws = [
             torch.randn(1, *images.shape[1:], generator=generator)
             for _ in range(done, min(done + several, samples))

@@ -50,7 +50,7 @@ def check(
             raise
         raise MissingExtra("phosphene check", "testing") from error
 
-    from .finding import methods_of
+    from ._find_methods import methods_of
 
     console = Console() if sys.stdout.isatty() else Console(width=200)
     with methods_of(what) as found:
@@ -142,7 +142,7 @@ def new(
     into: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the plugin's folder goes.")] = Path("."),
 ) -> None:
     """Begin a plugin: a folder with one method that runs, its tests, and all it takes to publish it."""
-    from .project import write_project
+    from ._project_template import write_project
 
     folder = write_project(method, family=family, licence=licence, author=author, into=into)
     source = Path("src", folder.name.replace("-", "_"), "__init__.py")

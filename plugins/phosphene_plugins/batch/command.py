@@ -18,7 +18,7 @@ from phosphene import hookimpl
 if TYPE_CHECKING:
     from phosphene import ProgressEvent
 
-    from .work import Outcome
+    from ._execute_plan import Outcome
 
 _COLOURS = {"made": "green", "kept": "dim", "failed": "red"}
 
@@ -41,20 +41,23 @@ def batch(
     """
     from tqdm.auto import tqdm
 
-    from phosphene import progress, reporting
+    from phosphene import progress_bar, report_progress
 
-    from .plan import read_plan
-    from .report import Report
-    from .work import open_batch
+    from ._execute_plan import open_batch
+    from ._plan import read_plan
+    from ._report import Report
 
     console = Console(stderr=as_json, soft_wrap=True)
     asked = read_plan(plan)
     work = open_batch(asked, Path(out or asked.out or f"phosphene-out/{plan.stem}"))
     report, runs = Report(work), len(work.combinations)
     # Whatever a method prints, standard output holds one answer.
-    with reporting(_tell if events else None), redirect_stdout(sys.stderr) if as_json else nullcontext():
+    with (
+        report_progress(_tell if events else None),
+        redirect_stdout(sys.stderr) if as_json else nullcontext(),
+    ):
         try:
-            for outcome in progress(work.outcomes(dry=dry_run), plan.name, runs, note=report.standing):
+            for outcome in progress_bar(work.outcomes(dry=dry_run), plan.name, runs, note=report.standing):
                 report.add(outcome)
                 if not dry_run:
                     with tqdm.external_write_mode():  # a bar that is being drawn makes room

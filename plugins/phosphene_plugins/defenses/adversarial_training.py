@@ -9,13 +9,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method
+from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import Cost, PixelRange
 from phosphene.training import TrainedModel, classes_of, split, train, trainable
-from phosphene.types import Dataset, Model, Seed
 
-from ..attacks.ascent import cross_entropy
-from ..attacks.balls import project, random_point
-from .under_attack import UNDER_PGD, Batch, FallingRate, HeldOut, LabelsFrom, Trial, worst
+from ..attacks._gradients import cross_entropy
+from ..attacks._lp_balls import project, random_point
+from ._training_evaluation import UNDER_PGD, Batch, FallingRate, HeldOut, LabelsFrom, Trial, worst
 
 
 def divergence(logits: Tensor, probabilities: Tensor) -> Tensor:

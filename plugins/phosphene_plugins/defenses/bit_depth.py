@@ -7,11 +7,11 @@ from pydantic import Field
 from torch import Tensor
 
 from phosphene import Reference, hookimpl, method
+from phosphene.optimize import straight_through
+from phosphene.roles import Images, Model
 from phosphene.spec import Cost, PixelRange, SameShape
-from phosphene.transforms import straight_through
-from phosphene.types import Images, Model
 
-from .pixels_changed import Change, DefendedImages, compared
+from ._input_transform_result import Change, DefendedImages, compared
 
 #: The paper that brought both this and median smoothing.
 FEATURE_SQUEEZING = Reference(

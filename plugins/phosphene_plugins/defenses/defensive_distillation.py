@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method
+from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import Cost, PixelRange
-from phosphene.training import Course, Loss, TrainedModel, classes_of, split, train, trainable
-from phosphene.types import Dataset, Model, Seed
+from phosphene.training import Loss, TrainedModel, TrainingHistory, classes_of, split, train, trainable
 
-from .under_attack import Batch, FallingRate, HeldOut, LabelsFrom, Trial
+from ._training_evaluation import Batch, FallingRate, HeldOut, LabelsFrom, Trial
 
 
 def learns_logits_that_are_a_temperature_larger() -> None:
@@ -95,7 +95,7 @@ def defensive_distillation(
     teacher, student = trainable(model), trainable(model)
     both = nn.ModuleList([teacher.module, student.module])
 
-    def train_one(stage: int, loss: Loss, watch: Trial | None) -> Course:
+    def train_one(stage: int, loss: Loss, watch: Trial | None) -> TrainingHistory:
         both[stage].requires_grad_(True)
         optimizer = torch.optim.Adam(both[stage].parameters(), lr)
         return train(

@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Reference, hookimpl, load_model, method, progress
+from phosphene import Reference, hookimpl, load_model, method, progress_bar
+from phosphene.roles import Images
+from phosphene.roles import Model as ModelInput
 from phosphene.spec import Cost, Nonnegative
-from phosphene.types import Images
-from phosphene.types import Model as ModelInput
 
-from .carried import Carried, NoRule, Rule, batch_norm_scale, carry, undropped
-from .certificates import Certificates, rounded_down
+from ._bound_propagation import Carried, NoRule, Rule, batch_norm_scale, carry, undropped
+from ._certificates import Certificates, rounded_down
 
 
 class Interval(Carried):
@@ -227,7 +227,7 @@ def interval_bounds(
     labels = model(images).argmax(1)
     low = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     high = torch.full_like(low, eps)
-    for halving in progress(range(halvings + 1), "halving the radius"):
+    for halving in progress_bar(range(halvings + 1), "halving the radius"):
         asked = high if halving == 0 else (low + high) / 2
         proven = (margins(model, images, labels, asked[:, None, None, None]) > 0).all(1)
         low, high = torch.where(proven, asked, low), torch.where(proven, high, asked)

@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method
+from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import Cost, PixelRange
 from phosphene.training import TrainedModel, classes_of, split, train, trainable
-from phosphene.types import Dataset, Model, Seed
 
+from ._training_evaluation import Batch, FallingRate, HeldOut, LabelsFrom, Trial
 from .interval_bounds import margins
-from .under_attack import Batch, FallingRate, HeldOut, LabelsFrom, Trial
 
 
 def is_training_on_the_exact_margin_of_a_linear_model() -> None:

@@ -9,16 +9,16 @@ from PIL import Image
 from pydantic import Field
 
 from phosphene import Reference, hookimpl, method
+from phosphene.optimize import jpeg_round_trip, straight_through
+from phosphene.roles import Images, Model
 from phosphene.spec import Cost, PixelRange, SameShape
-from phosphene.transforms import compressed, straight_through
-from phosphene.types import Images, Model
 
-from .pixels_changed import Change, DefendedImages, compared
+from ._input_transform_result import Change, DefendedImages, compared
 
 
 def through_a_file(quality: int) -> Change:
     """A JPEG file's round trip, through which the gradient passes as if there were none."""
-    return lambda images: straight_through(images, lambda pictures: compressed(pictures, quality))
+    return lambda images: straight_through(images, lambda pictures: jpeg_round_trip(pictures, quality))
 
 
 def is_a_files_round_trip() -> None:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from phosphene import Reference, hookimpl, load_model, method
+from phosphene.roles import Images, Model
 from phosphene.spec import Cost, Nonnegative
-from phosphene.types import Images, Model
 
-from .carried import Carried, NoRule, Rule, batch_norm_scale, carry, undropped
-from .certificates import Certificates, rounded_down
+from ._bound_propagation import Carried, NoRule, Rule, batch_norm_scale, carry, undropped
+from ._certificates import Certificates, rounded_down
 
 #: So many multiplications are worth doing at once; of large matrices fewer are looked at together.
 _AT_ONCE = 2**20

@@ -10,13 +10,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method
+from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import Cost, PixelRange
 from phosphene.training import TrainedModel, classes_of, split, train, trainable
-from phosphene.types import Dataset, Model, Seed
 
+from ._spectral_layers import Layers, UnitNorms
+from ._training_evaluation import Batch, FallingRate, HeldOut, LabelsFrom, Trial
 from .lipschitz import bound_of
-from .under_attack import Batch, FallingRate, HeldOut, LabelsFrom, Trial
-from .unit_norms import Layers, UnitNorms
 
 #: The bound is taken so much larger where it proves something: norms are 1 up to rounding.
 _ROUNDING = 1 + 1e-4

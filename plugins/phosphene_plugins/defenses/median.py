@@ -7,11 +7,11 @@ from pydantic import Field
 from torch import Tensor
 
 from phosphene import hookimpl, method
+from phosphene.roles import Images, Model
 from phosphene.spec import Cost, PixelRange, SameShape
-from phosphene.types import Images, Model
 
+from ._input_transform_result import Change, DefendedImages, compared
 from .bit_depth import FEATURE_SQUEEZING
-from .pixels_changed import Change, DefendedImages, compared
 
 
 def filtered(size: int) -> Change:

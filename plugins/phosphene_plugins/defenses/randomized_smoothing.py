@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from phosphene import Reference, batch_size, hookimpl, load_model, method, progress
+from phosphene import Reference, batch_size, hookimpl, load_model, method, progress_bar
+from phosphene.roles import Images, Model, Seed
 from phosphene.spec import Cost, Nonnegative
-from phosphene.types import Images, Model, Seed
 
-from .certificates import Certificates, rounded_down
+from ._certificates import Certificates, rounded_down
 
 
 def lower_bound(count: NDArray[np.int64], samples: int, alpha: float) -> NDArray[np.float64]:
@@ -113,7 +113,7 @@ def votes(model: Model, images: Tensor, sigma: float, samples: int, generator: G
     """(N, K) how often each class is the answer to so many noisy copies, the same noise for every image."""
     at_once = max(1, batch_size(model) // len(images))
     counts: Tensor | None = None
-    for start in progress(range(0, samples, at_once), "voting"):
+    for start in progress_bar(range(0, samples, at_once), "voting"):
         # One by one, for a draw of several at once is another draw.
         several = range(min(at_once, samples - start))
         noise = torch.stack([torch.randn(images.shape[1:], generator=generator) for _ in several]).to(images)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from phosphene import Model as AnyModel
 from phosphene import ModelError, Reference, batch_size, hookimpl, method, rewrite_backward
+from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import Cost, PixelRange
 from phosphene.training import TrainedModel, classes_of, split, train, trainable
-from phosphene.types import Dataset, Model, Seed
 
-from .under_attack import Batch, FallingRate, HeldOut, LabelsFrom, Trial
+from ._training_evaluation import Batch, FallingRate, HeldOut, LabelsFrom, Trial
 
 Activation = Literal["softplus", "silu", "gelu", "elu"]
 #: The curves at sharpness 1; sharper, every one of them nears max(x, 0).

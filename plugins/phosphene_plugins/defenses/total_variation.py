@@ -8,10 +8,10 @@ from pydantic import Field
 from torch import Tensor
 
 from phosphene import Reference, hookimpl, method
+from phosphene.roles import Images, Model
 from phosphene.spec import Cost, PixelRange, SameShape
-from phosphene.types import Images, Model
 
-from .pixels_changed import Change, DefendedImages, compared
+from ._input_transform_result import Change, DefendedImages, compared
 
 #: The step of the dual ascent, at which it converges in the plane.
 _STEP = 0.25

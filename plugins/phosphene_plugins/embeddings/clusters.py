@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
+from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import Cost
-from phosphene.types import Dataset, Model, Seed
 
-from .features import FeatureLayer, at_least, embedded, k_means, principal_components
+from ._features import FeatureLayer, at_least, embedded, k_means, principal_components
 
 
 def _oracle() -> None:

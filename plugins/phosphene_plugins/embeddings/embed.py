@@ -8,10 +8,10 @@ from torch import nn
 
 from phosphene import Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
+from phosphene.roles import Dataset, Model
 from phosphene.spec import Cost
-from phosphene.types import Dataset, Model
 
-from .features import FeatureLayer, embedded
+from ._features import FeatureLayer, embedded
 
 
 def _oracle() -> None:

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method, progress
+from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method, progress_bar
 from phosphene.results import Neighbors
+from phosphene.roles import Dataset, Images, Model
 from phosphene.spec import Cost, Nonnegative
-from phosphene.types import Dataset, Images, Model
 
-from .features import FeatureLayer, represent
-from .nearest import Nearest
+from ._features import FeatureLayer, represent
+from ._nearest_vectors import Nearest
 
 
 def _oracle() -> None:
@@ -76,7 +76,7 @@ def nearest_neighbors(
     size = batch_size(model)
     by_features = Nearest(torch.cat([embed(part) for part in images.split(size)]), k)
     by_pixels = Nearest(images.flatten(1), k)
-    for batch in progress(dataset.batches(size), "nearest neighbours", -(-len(dataset) // size)):
+    for batch in progress_bar(dataset.batches(size), "nearest neighbours", -(-len(dataset) // size)):
         pictures = batch.images.to(images)
         never = None
         if exclude_self:

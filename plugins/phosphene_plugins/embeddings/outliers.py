@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
+from phosphene.roles import Dataset, Model
 from phosphene.spec import Cost, Nonnegative
-from phosphene.types import Dataset, Model
 
-from .features import FeatureLayer, at_least, centred, embedded
-from .nearest import Nearest
+from ._features import FeatureLayer, at_least, centred, embedded
+from ._nearest_vectors import Nearest
 
 #: Queries at a time, each of which keeps its nearest vectors.
 _QUERIES = 1024

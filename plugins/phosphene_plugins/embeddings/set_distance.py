@@ -5,11 +5,11 @@ from torch import Tensor, nn
 
 from phosphene import Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
+from phosphene.roles import Dataset, Model
 from phosphene.spec import Cost, Nonnegative
-from phosphene.types import Dataset, Model
-from phosphene_plugins.embeddings.distance import SetDistance
 
-from .features import FeatureLayer, at_least, embedded, principal_components
+from ._features import FeatureLayer, at_least, embedded, principal_components
+from ._set_distance_result import SetDistance
 
 #: Rows of a kernel matrix that are summed at once.
 _ROWS = 1024

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
+from phosphene.roles import Dataset, Model
 from phosphene.spec import Cost
-from phosphene.types import Dataset, Model
 
-from .features import FeatureLayer, at_least, embedded, principal_components, trustworthiness
+from ._features import FeatureLayer, at_least, embedded, principal_components, trustworthiness
 
 
 def _oracle() -> None:

@@ -8,20 +8,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from phosphene import (
-    InputError,
-    MissingExtra,
-    Reference,
-    TensorDataset,
-    hookimpl,
-    load_model,
-    method,
-)
+from phosphene import InputError, MissingExtra, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
+from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import Cost
-from phosphene.types import Dataset, Model, Seed
 
-from .features import FeatureLayer, at_least, embedded, trustworthiness
+from ._features import FeatureLayer, at_least, embedded, trustworthiness
 
 
 def _oracle() -> None:

@@ -10,8 +10,8 @@ from phosphene import Reference, hookimpl, load_model, method
 from phosphene.errors import ModelError
 from phosphene.images import min_max
 from phosphene.results import FilterBank
+from phosphene.roles import Model
 from phosphene.spec import Cost, UnitRange
-from phosphene.types import Model
 
 
 def _oracle() -> None:
@@ -58,7 +58,7 @@ def first_layer_filters(
     x C grey slices. A patch embedding is such a layer too. ModelError where the model has no
     convolution.
     """
-    convolutions = [n for n in model.anatomy.layers if isinstance(model.layers[n], nn.Conv2d)]
+    convolutions = [n for n in model.structure.layers if isinstance(model.layers[n], nn.Conv2d)]
     if not convolutions:
         raise ModelError(f"{model.name} has no convolution, so it has no filters that lie on pixels")
     layer = convolutions[0]

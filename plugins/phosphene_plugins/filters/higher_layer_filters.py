@@ -10,8 +10,8 @@ from phosphene import Reference, hookimpl, load_model, method
 from phosphene.errors import ModelError
 from phosphene.images import min_max
 from phosphene.results import FilterBank
+from phosphene.roles import LayerName, Model
 from phosphene.spec import Cost, UnitRange
-from phosphene.types import LayerName, Model
 
 
 def _oracle() -> None:
@@ -79,7 +79,7 @@ def higher_layer_filters(
 
 def _convolutions(model: Model) -> list[str]:
     """All convolutions in the order they run."""
-    return [n for n in model.anatomy.layers if isinstance(model.layers[n], nn.Conv2d)]
+    return [n for n in model.structure.layers if isinstance(model.layers[n], nn.Conv2d)]
 
 
 def _second_convolution(model: Model) -> str:
@@ -94,7 +94,7 @@ def _nearest_convolutions(model: Model, layer: str) -> list[str]:
     """Up to three: those inside the layer, else those that run next to it."""
     names = _convolutions(model)
     inside = [n for n in names if n.startswith(f"{layer}.")]
-    order = {n: position for position, n in enumerate(model.anatomy.layers)}
+    order = {n: position for position, n in enumerate(model.structure.layers)}
     here = order.get(layer, len(order))
     return inside[:3] or sorted(sorted(names, key=lambda n: abs(order[n] - here))[:3], key=order.__getitem__)
 

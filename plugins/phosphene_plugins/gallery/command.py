@@ -13,7 +13,7 @@ from rich.text import Text
 from phosphene import hookimpl
 
 if TYPE_CHECKING:
-    from .page import Exhibit
+    from ._gallery_page import Exhibit
 
 
 def demo(
@@ -29,7 +29,7 @@ def demo(
     out: Annotated[str, typer.Option(help="Folder for the page.", metavar="FOLDER")] = "gallery",
 ) -> None:
     """Run every method on the small world that comes along, and make a page of what they show."""
-    from .page import make_gallery
+    from ._gallery_page import make_gallery
 
     console = Console(width=None if sys.stdout.isatty() else 200)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from phosphene import InputError, UnknownName, hookimpl, methods
-from phosphene.options import read_option
+from phosphene.parameter_text import read_option
 
 if TYPE_CHECKING:
     from torch import nn

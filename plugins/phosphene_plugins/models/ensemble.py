@@ -22,7 +22,7 @@ class EnsembleLoader:
     ) -> tuple[nn.Module, dict[str, Any]]:
         from phosphene import load_model  # late: help and lists do not need torch
 
-        from .several import Average, fed_like, loaded_beside
+        from ._ensembles import Average, fed_like, loaded_beside
 
         first, *others = (uri.strip() for uri in name.split(" + "))
         if not others or weights is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from phosphene import InputError, MissingExtra, ModelError, UnknownName, hookimpl
 
-from .downloads import from_hub
+from ._downloads import from_hub
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,7 +41,7 @@ class OpenClipLoader:
             import open_clip
         except ImportError as error:
             raise MissingExtra(f"open_clip:{name}", "open_clip") from error
-        from .zero_shot import ZeroShot
+        from ._zero_shot_classifier import ZeroShot
 
         written = _WRITTEN.fullmatch(name)
         architecture = written["architecture"] if written else name

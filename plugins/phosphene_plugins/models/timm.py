@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from phosphene import ModelError, UnknownName, hookimpl
 
-from .downloads import fetch_weights, from_hub
+from ._downloads import fetch_weights, from_hub
 
 if TYPE_CHECKING:
     from torch import nn

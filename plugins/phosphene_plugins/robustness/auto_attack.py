@@ -8,14 +8,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Model as AnyModel
-from phosphene import Reference, hookimpl, load_model, method, methods, progress
+from phosphene import Reference, hookimpl, load_model, method, methods, progress_bar
 from phosphene.results import AdversarialExamples
+from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, SameShape, WithinBall
-from phosphene.types import Images, Labels, Model, Seed
-from phosphene_plugins.attacks.ascent import bare_gradient, cross_entropy, judged, unreached
-from phosphene_plugins.attacks.balls import Norm
 
-from .flagged import AutoAttackExamples
+from ..attacks._gradients import bare_gradient, cross_entropy, judged, unreached
+from ..attacks._lp_balls import Norm
+from ._autoattack_result import AutoAttackExamples
 
 #: The standard's steps, queries and target classes.
 _STEPS, _QUERIES, _CLASSES = 100, 5000, 9
@@ -111,7 +111,7 @@ def auto_attack(
     broken_by = ["clean"] * len(images)
     for n in rows.tolist():
         broken_by[n] = ""
-    for stage, (name, params) in progress(stages.items(), "attack after attack"):
+    for stage, (name, params) in progress_bar(stages.items(), "attack after attack"):
         if not len(rows):
             break
         found: AdversarialExamples = methods[f"attacks.{name}"](

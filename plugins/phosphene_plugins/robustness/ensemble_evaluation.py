@@ -12,15 +12,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Model as AnyModel
-from phosphene import Reference, batch_size, hookimpl, load_model, method, progress
-from phosphene.charts import page, show
+from phosphene import Reference, batch_size, hookimpl, load_model, method, progress_bar
+from phosphene.images import new_figure, show_image
 from phosphene.results import Panel, Result
+from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, UnitRange
-from phosphene.types import Images, Labels, Model, Seed
 
-from ..attacks.ascent import Eot, projected_ascent
-from ..attacks.balls import Norm, random_point
-from ..models.several import MeanOf, URIs, averaged, averaged_logits, loaded_beside, without_scheme
+from ..attacks._gradients import Eot, projected_ascent
+from ..attacks._lp_balls import Norm, random_point
+from ..models._ensembles import MeanOf, URIs, averaged, averaged_logits, loaded_beside, without_scheme
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ class EnsembleReport(Result):
     ``fooled`` (N,) whether it is.
     """
 
-    abreast: ClassVar[int] = 2
+    groups_per_row: ClassVar[int] = 2
 
     names: tuple[str, ...]
     accuracy: Tensor
@@ -81,14 +81,14 @@ class EnsembleReport(Result):
         told = ("the average is not fooled", "the average is fooled")
         shown = zip(self.images, self.adversarial, self.fooled.tolist(), strict=True)
         return [
-            [Panel(x, "original"), Panel(attacked, told[won], made=True), Panel.difference(x, attacked)]
+            [Panel(x, "original"), Panel(attacked, told[won], is_output=True), Panel.difference(x, attacked)]
             for x, attacked, won in shown
         ]
 
     def figure(self) -> Figure:
         """Bars of what each withstands, beside some of the images that the whole was attacked with."""
         bars = self._bars()
-        figure = page(1.2 + 0.42 * max(5, len(bars)))
+        figure = new_figure(1.2 + 0.42 * max(5, len(bars)))
         halves: Any = figure.subfigures(1, 2, width_ratios=(1.7, 1))
         axes = halves[0].subplots()
         places = range(len(bars))
@@ -106,7 +106,7 @@ class EnsembleReport(Result):
         groups = self.panels()[:_SHOWN]
         for cells, group in zip(halves[1].subplots(len(groups), 3, squeeze=False), groups, strict=True):
             for cell, panel in zip(cells, group, strict=True):
-                show(cell, panel.image, panel.title.replace("the average is ", ""))
+                show_image(cell, panel.image, panel.title.replace("the average is ", ""))
         return figure
 
 
@@ -199,7 +199,7 @@ def ensemble_evaluation(
     """
     members = [model, *loaded_beside(model, models)]
     for other in members[1:]:
-        other.need_gradients()
+        other.require_gradients()
     return _evaluated(
         members, images, labels, mean_of, seed or 0, eps=eps, norm=norm, step_size=step_size, steps=steps,
         eot=eot,
@@ -240,7 +240,7 @@ def _evaluated(
     with ExitStack() as stack:
         for member in members:
             stack.enter_context(member.guard())
-        examples = [attacked(m) for m in progress([*members, averaged(members, mean_of)], "attacking")]
+        examples = [attacked(m) for m in progress_bar([*members, averaged(members, mean_of)], "attacking")]
         seen = torch.stack([right(pictures) for pictures in (images, *examples)])
     return EnsembleReport(
         names=tuple(member.name for member in members),

@@ -8,12 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import InputError, Reference, batch_size, hookimpl, load_model, method, progress
+from phosphene import InputError, Reference, batch_size, hookimpl, load_model, method, progress_bar
 from phosphene import Model as AnyModel
+from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, UnitRange
-from phosphene.types import Images, Labels, Model, Seed
 
-from ..attacks.ascent import (
+from ..attacks._gradients import (
     Loss,
     bare_gradient,
     climb,
@@ -22,12 +22,12 @@ from ..attacks.ascent import (
     margin,
     projected_ascent,
 )
-from ..attacks.balls import project
+from ..attacks._lp_balls import project
 from ..attacks.square import square
-from ..models.several import URIs, loaded_beside
-from . import signs
-from .masking import GradientMasking
-from .signs import Climb
+from ..models._ensembles import URIs, loaded_beside
+from . import _gradient_masking_checks as signs
+from ._gradient_masking_checks import Climb
+from ._gradient_masking_result import GradientMasking
 
 #: The radii that are tried beside 1, at which any picture may be made, in units of eps.
 _RADII = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -143,7 +143,7 @@ def gradient_masking_checks(
     radii = sorted({min(1.0, part * eps) for part in _RADII} | {1.0})
     balls = {
         radius: climbed(model, x, y, cross_entropy, radius, steps)
-        for radius in progress(radii, "attacking in ever larger balls")
+        for radius in progress_bar(radii, "attacking in ever larger balls")
     }
     white = balls[eps]
     once = climbed(model, x, y, cross_entropy, eps, 1, step_size=eps)
@@ -247,7 +247,7 @@ def _transferred(
     surrogate: AnyModel, model: AnyModel, images: Tensor, labels: Tensor, eps: float, steps: int
 ) -> Tensor:
     """(N,) whether an example made on the surrogate, by momentum (MI-FGSM), fools the model."""
-    surrogate.need_gradients()
+    surrogate.require_gradients()
     size, made = batch_size(surrogate), []
     with surrogate.guard():
         for some, theirs in zip(images.split(size), labels.split(size), strict=True):

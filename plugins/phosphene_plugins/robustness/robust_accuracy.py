@@ -11,19 +11,19 @@ from phosphene import (
     Reference,
     TensorDataset,
     hookimpl,
-    keep,
     load_model,
     method,
-    progress,
-    reporting,
-    resumed,
+    progress_bar,
+    report_progress,
+    save_progress,
+    saved_progress,
 )
-from phosphene.types import Dataset, Model, Seed
-from phosphene_plugins.attacks.balls import Norm
-from phosphene_plugins.scores.scoring import Pictures, Pool, Target
+from phosphene.roles import Dataset, Model, Seed
 
-from .attacking import attack_of
-from .report import RobustnessReport
+from ..attacks._lp_balls import Norm
+from ..scores._evaluate_maps import Pictures, Pool, Target
+from ._attack_runner import attack_of
+from ._robustness_report import RobustnessReport
 
 
 def is_the_share_of_margins_beyond_eps_on_a_linear_model() -> None:
@@ -130,7 +130,7 @@ def robust_accuracy(
     costs = [attack.passes(model, first) or 0 for attack in chosen]
     counts = tuple(max(1, min(pool.count, budget // max(1, cost))) for cost in costs)
     some, _ = pool.read(range(min(examples, pool.count)))
-    state = resumed() or {
+    state = saved_progress() or {
         "done": 0,
         "right": torch.zeros(pool.count, dtype=torch.bool),
         "found": torch.zeros(len(chosen), pool.count, dtype=torch.bool),
@@ -142,7 +142,7 @@ def robust_accuracy(
     right, found, far, adversarial, by = (state[name].to(first.device) for name in parts)
     work = [(p, a, r) for p in pool.batches() for a, attack in enumerate(chosen) for r in attack.radii]
     read: tuple[range, Tensor, Tensor] | None = None
-    for step, (places, a, radius) in enumerate(progress(work, "attacking"), start=1):
+    for step, (places, a, radius) in enumerate(progress_bar(work, "attacking"), start=1):
         if step <= state["done"]:
             continue
         if read is None or read[0] != places:
@@ -154,7 +154,7 @@ def robust_accuracy(
         rows = rows[right[rows] & ~found[a, rows]]
         if len(rows):
             inside = rows - places.start
-            with reporting(False):  # one count for all, not one for each attack
+            with report_progress(False):  # one count for all, not one for each attack
                 result = chosen[a].run(model, read[1][inside], read[2][inside], radius)
             reach = result.distance(norm)
             # An example may lie outside by a rounding.
@@ -163,7 +163,7 @@ def robust_accuracy(
             for n, example in zip(rows[won].tolist(), result.adversarial[won], strict=True):
                 if n < len(by) and (by[n] < 0 or far[a, n] < far[by[n], n]):
                     by[n], adversarial[n] = a, example
-        keep(done=step, right=right, found=found, radii=far, adversarial=adversarial, by=by)
+        save_progress(done=step, right=right, found=found, radii=far, adversarial=adversarial, by=by)
     return RobustnessReport(
         model=model.name,
         attacks=tuple(attack.name for attack in chosen),

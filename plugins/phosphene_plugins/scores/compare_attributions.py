@@ -7,13 +7,14 @@ from pydantic import Field
 
 from phosphene import Method, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.errors import InputError
-from phosphene.types import Dataset, Model, Seed
-from phosphene_plugins.scores.deletion_insertion import Steps, faithfulness
-from phosphene_plugins.scores.mask_iou import overlap
-from phosphene_plugins.scores.pointing_game import pointing
-from phosphene_plugins.scores.sanity_check import forgetting
-from phosphene_plugins.scores.scoring import About, Budget, Pictures, Pool, baselines, from_method, score
-from phosphene_plugins.scores.table import Scores
+from phosphene.roles import Dataset, Model, Seed
+
+from ._evaluate_maps import About, Budget, Pictures, Pool, baselines, from_method, score
+from ._score_table import Scores
+from .deletion_insertion import Steps, faithfulness
+from .mask_iou import overlap
+from .pointing_game import pointing
+from .sanity_check import forgetting
 
 Score = Literal["pointing_game", "mask_iou", "deletion_insertion", "sanity_check"]
 METHODS = (
@@ -25,9 +26,9 @@ SCORES: tuple[Score, ...] = ("pointing_game", "mask_iou", "deletion_insertion", 
 
 def rows_are_what_the_scores_say_alone() -> None:
     """Every column is what the score gives by itself."""
-    from phosphene_plugins.scores.deletion_insertion import deletion_insertion
-    from phosphene_plugins.scores.mask_iou import mask_iou
-    from phosphene_plugins.scores.pointing_game import pointing_game
+    from .deletion_insertion import deletion_insertion
+    from .mask_iou import mask_iou
+    from .pointing_game import pointing_game
 
     generator = torch.Generator().manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))

@@ -8,9 +8,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Method, Reference, TensorDataset, hookimpl, load_model, method
-from phosphene.pixels import Baseline, baseline
-from phosphene.types import Dataset, Model, Seed
-from phosphene_plugins.scores.scoring import (
+from phosphene.images import Baseline, baseline_images
+from phosphene.roles import Dataset, Model, Seed
+
+from ._evaluate_maps import (
     About,
     Budget,
     Explained,
@@ -25,7 +26,7 @@ from phosphene_plugins.scores.scoring import (
     ranks,
     score,
 )
-from phosphene_plugins.scores.table import Scores, means
+from ._score_table import Scores, means
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,12 +67,12 @@ class Curves(Scores):
 def curves(seen: Explained, steps: int, hidden: Baseline, read: Read, seed: int) -> Tensor:
     """The score after each step of deletion, then of insertion: (n, 2, steps + 1)."""
     images = seen.images
-    absent = baseline(images, hidden, sigma=min(images.shape[2:]) / 8, seed=seed)
+    absent = baseline_images(images, hidden, sigma=min(images.shape[2:]) / 8, seed=seed)
     rank = ranks(seen.maps)[:, None]
 
     def value(pictures: Tensor) -> Tensor:
         logits = seen.model(pictures)
-        return seen.target.read(logits.softmax(1) if read == "probability" else logits)
+        return seen.target.score(logits.softmax(1) if read == "probability" else logits)
 
     bounds = places_of(steps, rank[0].numel())
     whole, nothing = value(images), value(absent)

@@ -7,8 +7,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Method, Reference, TensorDataset, hookimpl, load_model, method
-from phosphene.types import Dataset, Model, Seed
-from phosphene_plugins.scores.scoring import (
+from phosphene.roles import Dataset, Model, Seed
+
+from ._evaluate_maps import (
     About,
     Budget,
     Explained,
@@ -19,7 +20,7 @@ from phosphene_plugins.scores.scoring import (
     evidence,
     ranks,
 )
-from phosphene_plugins.scores.table import Scores, scored
+from ._score_table import Scores, scored
 
 Threshold = Annotated[
     float | None,

@@ -7,19 +7,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Method, Reference, TensorDataset, hookimpl, load_model, method
-from phosphene.localization import hits
-from phosphene.types import Dataset, Model, Seed
-from phosphene_plugins.scores.scoring import (
-    About,
-    Budget,
-    Explained,
-    Measure,
-    MethodName,
-    MethodParams,
-    Pictures,
-    evidence,
-)
-from phosphene_plugins.scores.table import Scores, scored
+from phosphene.data import peak_hits
+from phosphene.roles import Dataset, Model, Seed
+
+from ._evaluate_maps import About, Budget, Explained, Measure, MethodName, MethodParams, Pictures, evidence
+from ._score_table import Scores, scored
 
 Radius = Annotated[int, Field(ge=0, le=100, description="pixels beside the object that still count as near")]
 
@@ -28,7 +20,7 @@ def pointing(radius: int) -> Measure:
     """Hits in the object, and at most ``radius`` pixels off."""
 
     def measure(seen: Explained) -> Tensor:
-        return hits(evidence(seen.maps), seen.objects(), radius=radius)
+        return peak_hits(evidence(seen.maps), seen.objects(), radius=radius)
 
     columns = ("pointing", f"within {radius} px")
     return Measure(columns, (True, True), measure, needs_masks=True)

@@ -14,19 +14,19 @@ from phosphene import (
     Result,
     TensorDataset,
     hookimpl,
-    keep,
     load_model,
     method,
-    progress,
-    reporting,
-    resumed,
+    progress_bar,
+    report_progress,
+    save_progress,
+    saved_progress,
 )
 from phosphene.errors import ModelError
-from phosphene.images import colorize, min_max
-from phosphene.pixels import gaussian_blur
+from phosphene.images import colorize, gaussian_blur, min_max
 from phosphene.results import Panel
-from phosphene.types import Dataset, Model, Seed
-from phosphene_plugins.scores.scoring import (
+from phosphene.roles import Dataset, Model, Seed
+
+from ._evaluate_maps import (
     About,
     Explained,
     Measure,
@@ -106,7 +106,7 @@ class Cascade(Result):
 def learned(model: Model) -> list[str]:
     """The layers that hold weights of their own and run, from the top down."""
     own = [name for name, part in model.module.named_modules() if name and any(True for _ in _weights(part))]
-    order = {name: place for place, name in enumerate(model.anatomy.layers)}
+    order = {name: place for place, name in enumerate(model.structure.layers)}
     return sorted((name for name in own if name in order), key=lambda name: order[name], reverse=True)
 
 
@@ -233,7 +233,7 @@ def sanity_check(
     parts = _parts(layers, stages)
     first, _ = pool.read(range(1))
     few = min(2, pool.count)
-    state = resumed() or {
+    state = saved_progress() or {
         "done": 0,
         "intact": first.new_zeros(pool.count, *first.shape[2:]),
         "found": first.new_zeros(2, len(parts), pool.count),
@@ -242,7 +242,7 @@ def sanity_check(
     intact, found, shown = (state[name].to(first.device) for name in ("intact", "found", "shown"))
     other, randomized = model.copy(), 0
     work = [(stage, places) for stage in range(1 + len(parts)) for places in pool.batches()]
-    for done, (stage, places) in enumerate(progress(work, "randomising"), start=1):
+    for done, (stage, places) in enumerate(progress_bar(work, "randomising"), start=1):
         while randomized < stage:  # with a seed of its own, so that work cut off goes on with the same
             generator = torch.Generator().manual_seed(seed + randomized)
             randomize(other, parts[randomized], generator)
@@ -250,7 +250,7 @@ def sanity_check(
         if done <= state["done"]:
             continue
         images, _ = pool.read(places)
-        with reporting(False):
+        with report_progress(False):
             maps = source.explain(other, images, pool.classes(model, images, places), places)
         rows = slice(places.start, places.stop)
         if stage == 0:
@@ -259,7 +259,7 @@ def sanity_check(
             found[0, stage - 1, rows], found[1, stage - 1, rows] = alike(maps, intact[rows])
         count = max(0, min(few, places.stop) - places.start)
         shown[stage, places.start : places.start + count] = evidence(maps[:count])
-        keep(done=done, intact=intact, found=found, shown=shown)
+        save_progress(done=done, intact=intact, found=found, shown=shown)
     return Cascade(
         name=source.name,
         stages=tuple(part[-1] for part in parts),

@@ -8,17 +8,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import InputError, Reference, batch_size, hookimpl, load_model, method, progress
+from phosphene import InputError, Reference, batch_size, hookimpl, load_model, method, progress_bar
 from phosphene.results import Stylization
+from phosphene.roles import AdaptiveStylizer, Dataset, Images, LayerName, Model, Seed, Styles
 from phosphene.spec import Cost, PixelRange, SameShape
 from phosphene.training import train
-from phosphene.types import AdaptiveStylizer, Dataset, Images, LayerName, Model, Seed, Styles
 
-from .adain import renormalized, statistics
-from .adaptive_network import AdaptiveNetwork, Decoder, mirrored, stages_up_to
-from .colour import Colour, prepared, recoloured
-from .painting import Blend, called, shares_of
-from .perceptual import relative
+from ._adain import renormalized, statistics
+from ._adaptive_network import AdaptiveNetwork, Decoder, mirrored, stages_up_to
+from ._color_transfer import Colour, prepared, recoloured
+from ._optimize_style import Blend, called, shares_of
+from ._style_loss import relative
 
 HUANG = Reference(
     key="huang2017",
@@ -181,7 +181,7 @@ def adaptive_style(
     shown, palettes = prepared(images, styles, colour)
     manners = [network.manner(palette) for palette in palettes]
     painted = []
-    for n, image in enumerate(progress(shown.split(1), "Painting", len(images))):
+    for n, image in enumerate(progress_bar(shown.split(1), "Painting", len(images))):
         painted.append(network.paint(image, manners[n % len(manners)], shares[None], alpha))
     stylized = torch.cat(painted)
     return Stylization(

@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from phosphene import InputError, Reference, hookimpl, method, progress
-from phosphene.diffusion import Denoiser as NoisePredictor
+from phosphene import InputError, Reference, hookimpl, method, progress_bar
+from phosphene.generative import Denoiser as NoisePredictor
+from phosphene.hooks import guard
 from phosphene.results import Stylization
+from phosphene.roles import Denoiser, Images, Styles
 from phosphene.spec import Cost, PixelRange, SameShape
-from phosphene.taps import guard
-from phosphene.types import Denoiser, Images, Styles
 
-from .adain import adain
-from .injection import Eps, Memory, attention_layers, chosen, injected, residual_blocks, watched
+from ._adain import adain
+from ._diffusion_hooks import Eps, Memory, attention_layers, chosen, injected, residual_blocks, watched
 
 
 def ddim(denoiser: NoisePredictor, eps: Eps, x: Tensor, times: Sequence[int], words: str) -> Tensor:
@@ -28,7 +28,7 @@ def ddim(denoiser: NoisePredictor, eps: Eps, x: Tensor, times: Sequence[int], wo
 
     with eps at x_t and at the noisier of t and t', so that both ways ask the network at the same times.
     """
-    for now, then in progress(list(pairwise(times)), words):
+    for now, then in progress_bar(list(pairwise(times)), words):
         noise = eps(x, max(now, then))
         (signal, level), (next_signal, next_level) = denoiser.levels(now), denoiser.levels(then)
         x = next_signal * (x - level * noise) / signal + next_level * noise
@@ -177,7 +177,7 @@ def diffusion_style(
         y = ddim(
             denoiser, watched(denoiser, of_style, style), encoded(denoiser, styles), up, "Inverting styles"
         )
-        for image in progress(images.split(1), "Drawing anew", len(images)):
+        for image in progress_bar(images.split(1), "Drawing anew", len(images)):
             x = encoded(denoiser, image)
             x = ddim(denoiser, watched(denoiser, of_content, content), x, up, "Inverting")
             x = ddim(denoiser, injected(denoiser, changes), adain(x, y), up[::-1], "Drawing")

@@ -5,14 +5,15 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from phosphene import InputError, Reference, UnknownName, hookimpl, method, progress
+from phosphene import InputError, Reference, UnknownName, hookimpl, method, progress_bar
 from phosphene.results import Stylization, TrainedNetwork
+from phosphene.roles import Dataset, Frames, Images, Model, Seed, Styles, Stylizer
 from phosphene.spec import Cost, PixelRange, SameShape
-from phosphene.types import Dataset, Frames, Images, Model, Seed, Styles, Stylizer
 
-from .painting import ContentLayer, StyleLayers
-from .perceptual import Perception
-from .repainting import (
+from ._optimize_style import ContentLayer, StyleLayers
+from ._style_loss import Perception
+from ._style_network import Norm, StyleNetwork, conditional_norm_is_instance_norm, network_of, paintable
+from ._train_style_network import (
     DUMOULIN,
     Batch,
     ContentWeight,
@@ -26,7 +27,6 @@ from .repainting import (
     previews,
     teach,
 )
-from .style_network import Norm, StyleNetwork, conditional_norm_is_instance_norm, network_of, paintable
 
 REFERENCES = [
     DUMOULIN,
@@ -170,7 +170,7 @@ def fast_style(
     blend = {name: style[name] / sum(style.values()) for name in labels if style.get(name)}
     parameter = next(network.parameters())
     mix = torch.tensor([[blend.get(name, 0.0) for name in labels]]).to(parameter)
-    painted = [network(i.to(parameter), mix) for i in progress(images.split(1), "Painting", len(images))]
+    painted = [network(i.to(parameter), mix) for i in progress_bar(images.split(1), "Painting", len(images))]
     words = list(blend) if len(blend) == 1 else [f"{share:.0%} {name}" for name, share in blend.items()]
     return Stylization(images=images, stylized=torch.cat(painted).to(images), style=" + ".join(words))
 

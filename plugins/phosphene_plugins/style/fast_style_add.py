@@ -5,12 +5,13 @@ from torch import nn
 
 from phosphene import InputError, TensorDataset, hookimpl, load_model, method
 from phosphene.results import TrainedNetwork
+from phosphene.roles import Dataset, Frames, Model, Seed, Styles, Stylizer
 from phosphene.spec import Cost, PixelRange
-from phosphene.types import Dataset, Frames, Model, Seed, Styles, Stylizer
 
-from .painting import ContentLayer, StyleLayers
-from .perceptual import Perception
-from .repainting import (
+from ._optimize_style import ContentLayer, StyleLayers
+from ._style_loss import Perception
+from ._style_network import StyleNetwork, joined, network_of, new_to
+from ._train_style_network import (
     DUMOULIN,
     Batch,
     ContentWeight,
@@ -24,7 +25,6 @@ from .repainting import (
     previews,
     teach,
 )
-from .style_network import StyleNetwork, joined, network_of, new_to
 
 
 def one_colour_is_learned_and_the_old_style_kept() -> None:

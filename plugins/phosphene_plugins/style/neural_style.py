@@ -6,15 +6,25 @@ import torch
 from pydantic import Field, NonNegativeFloat
 
 from phosphene import Reference, hookimpl, load_model, method
-from phosphene.images import resize
-from phosphene.pixels import Ascent, in_turn, noise
+from phosphene.images import noise_images, resize
+from phosphene.optimize import Optimization, concatenate_stages
 from phosphene.results import Stylization
+from phosphene.roles import Content, Frames, Model, Seed, Start, Styles
 from phosphene.spec import Cost, PixelRange
-from phosphene.types import Content, Frames, Model, Seed, Start, Styles
 
-from .colour import Colour, prepared, recoloured
-from .painting import GATYS, Blend, ContentLayer, StyleLayers, at_most, called, paint, resized, shares_of
-from .perceptual import Aim, Perception
+from ._color_transfer import Colour, prepared, recoloured
+from ._optimize_style import (
+    GATYS,
+    Blend,
+    ContentLayer,
+    StyleLayers,
+    at_most,
+    called,
+    paint,
+    resized,
+    shares_of,
+)
+from ._style_loss import Aim, Perception
 
 
 def one_pixel_layer_has_its_closed_form() -> None:
@@ -125,7 +135,7 @@ def neural_style(
     """
     look = Perception(model, content_layer, style_layers, weights)
     shares, content = shares_of(blend, styles), at_most(images, size)
-    made: list[Ascent] = []
+    made: list[Optimization] = []
     for part in (resized(content, 2.0**-scale) for scale in reversed(range(scales))):
         painted = resized(styles, style_scale * max(part.shape[2:]) / max(styles.shape[2:]))
         shown, palettes = prepared(part, painted, colour)
@@ -137,7 +147,7 @@ def neural_style(
         elif start is not None:
             begin = resize(start, sides)
         elif init == "noise":
-            begin = noise(part.shape, seed=seed, sd=0.25).to(part)
+            begin = noise_images(part.shape, seed=seed, sd=0.25).to(part)
         else:
             begin = shown if init == "content" else resize(painted[shares.argmax()], sides)
         made.append(
@@ -155,7 +165,7 @@ def neural_style(
                 frames=frames,
             )
         )
-    whole = in_turn(made)
+    whole = concatenate_stages(made)
     stylized = recoloured(whole.images, content) if colour == "luminance" else whole.images
     return Stylization(
         images=content,

@@ -12,13 +12,13 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from phosphene import InputError, Reference, hookimpl, method, progress
+from phosphene import InputError, Reference, hookimpl, method, progress_bar
 from phosphene.results import Panel, Result, TrainedNetwork
+from phosphene.roles import Images, Seed, Stylizer
 from phosphene.spec import Cost, PixelRange
-from phosphene.types import Images, Seed, Stylizer
 
-from .adaptive_network import AdaptiveNetwork
-from .style_network import StyleNetwork, network_of, paintable
+from ._adaptive_network import AdaptiveNetwork
+from ._style_network import StyleNetwork, network_of, paintable
 
 #: How many pictures are painted together.
 AT_ONCE = 32
@@ -138,7 +138,7 @@ class AugmentedViews(Result):
                 f"{b:.0%} {self._style(parts)}" if b else "as it is"
                 for b, parts in zip(strengths, shares, strict=True)
             ]
-            views = [Panel(view, title, made=True) for view, title in zip(views, titles, strict=True)]
+            views = [Panel(view, title, is_output=True) for view, title in zip(views, titles, strict=True)]
             groups.append([Panel(image, "the picture"), *views])
         return groups
 
@@ -210,7 +210,7 @@ def style_augmentation(
     """
     augmentation = StyleAugmentation(stylizer, p, strength, blend=blend)
     made, drawn = [], []
-    for _ in progress(range(views), "Views", views):
+    for _ in progress_bar(range(views), "Views", views):
         drawn.append(augmentation.make_params([images]))
         made.append(augmentation.transform(images, drawn[-1]))
     adaptive = isinstance(stylizer, AdaptiveNetwork)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from phosphene import hookimpl, load_model, method
 from phosphene.results import Panel, Result
+from phosphene.roles import Content, Model, Styles
 from phosphene.spec import Cost, PixelRange
-from phosphene.types import Content, Model, Styles
 
-from .painting import GATYS, Blend, ContentLayer, StyleLayers, at_most, paint, resized, shares_of
-from .perceptual import Aim, Perception
+from ._optimize_style import GATYS, Blend, ContentLayer, StyleLayers, at_most, paint, resized, shares_of
+from ._style_loss import Aim, Perception
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,7 +34,7 @@ class StyleSweep(Result):
     def panels(self) -> list[list[Panel]]:
         groups = []
         for image, ways in zip(self.images, self.stylized, strict=True):
-            made = [Panel(way, label, made=True) for way, label in zip(ways, self.labels, strict=True)]
+            made = [Panel(way, label, is_output=True) for way, label in zip(ways, self.labels, strict=True)]
             groups.append([Panel(image), *made])
         return groups
 

@@ -7,10 +7,10 @@ import torch
 
 from phosphene import Class, hookimpl, load_model, method, scores
 from phosphene.results import Synthesis
+from phosphene.roles import Frames, Model, Seed, Start, Target
 from phosphene.spec import Cost, PixelRange
-from phosphene.types import Frames, Model, Seed, Start, Target
 
-from .preferred import (
+from ._activation_maximization import (
     L2,
     SIMONYAN,
     YOSINSKI,

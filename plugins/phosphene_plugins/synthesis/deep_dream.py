@@ -8,11 +8,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import InputError, Reference, hookimpl, load_model, method, pixels, stopped
+from phosphene import InputError, Reference, hookimpl, load_model, method, optimize, stopped_early_at
 from phosphene.images import resize
+from phosphene.optimize import (
+    Optimization,
+    PixelImage,
+    concatenate_stages,
+    optimize_image,
+)
 from phosphene.results import Synthesis
+from phosphene.roles import Content, Frames, Guide, LayerName, Model, Seed
 from phosphene.spec import Cost, PixelRange, SameShape
-from phosphene.types import Content, Frames, Guide, LayerName, Model, Seed
 
 
 def identity_grows_by_its_own_direction() -> None:
@@ -110,36 +116,36 @@ def deep_dream(
         return torch.stack(best).sum(0)
 
     def penalty(found: Tensor) -> Tensor:
-        return total_variation * pixels.total_variation(found) / found[0, 0].numel()
+        return total_variation * optimize.total_variation(found) / found[0, 0].numel()
 
-    def dream(picture: Tensor) -> pixels.Ascent:
-        stages: list[pixels.Ascent] = []
+    def dream(picture: Tensor) -> Optimization:
+        stages: list[Optimization] = []
         dreamt = torch.zeros_like(picture)
         for octave, size in enumerate(sizes):
             base = resize(picture, size)
             dreamt = F.interpolate(dreamt, size, mode="bilinear", antialias=True)
             stages.append(
-                pixels.ascend(
+                optimize_image(
                     liveliness,
-                    pixels.PixelImage((base + dreamt).clamp(0, 1)),
+                    PixelImage((base + dreamt).clamp(0, 1)),
                     steps=steps,
                     lr=lr,
                     optimizer="normalized-sgd",
                     regularizer=penalty if total_variation else None,
-                    transform=partial(pixels.jitter, pixels=jitter) if jitter else None,
+                    transform=partial(optimize.jitter, pixels=jitter) if jitter else None,
                     frames=frames * (octave + 1) // octaves - frames * octave // octaves,
                     seed=seed,
                 )
             )
             dreamt = stages[-1].images - base
-        return pixels.in_turn(stages)
+        return concatenate_stages(stages)
 
     made = [dream(images)]
     for _ in range(zoom):
-        if stopped():
+        if stopped_early_at():
             break
         made.append(dream(closer(made[-1].images, zoom_scale)))
-    whole = pixels.in_turn(made)
+    whole = concatenate_stages(made)
     if zoom:
         whole = whole._replace(frames=torch.stack([(d.images * 255).round().byte() for d in made]))
     names = (" + ".join(chosen) + (" as in the guide" if guide is not None else ""),) * len(images)

@@ -18,20 +18,30 @@ from phosphene import (
     TensorDataset,
     batch_size,
     hookimpl,
-    keep,
     load_model,
     method,
-    progress,
-    resumed,
+    progress_bar,
+    save_progress,
+    saved_progress,
     scores,
 )
 from phosphene.results import Panel, Synthesis
+from phosphene.roles import Dataset, Frames, Model, Seed, Target
 from phosphene.spec import Cost, PixelRange
 from phosphene.targets import Objective, Predicted
-from phosphene.types import Dataset, Frames, Model, Seed, Target
 
-from ..embeddings.features import FeatureLayer, k_means, represent
-from .preferred import L2, BlurEvery, BlurSigma, Jitter, LearningRate, Moved, Steps, Variation, preferred
+from ..embeddings._features import FeatureLayer, k_means, represent
+from ._activation_maximization import (
+    L2,
+    BlurEvery,
+    BlurSigma,
+    Jitter,
+    LearningRate,
+    Moved,
+    Steps,
+    Variation,
+    preferred,
+)
 
 #: How many of a facet's pictures are shown.
 SHOWN = 4
@@ -48,7 +58,7 @@ class Facets(Synthesis):
     per_image: ClassVar[tuple[str, ...]] = (
         *("images", "targets", "sources", "sizes", "answers", "examples", "shown", "ids"),
     )
-    abreast: ClassVar[int] = 1
+    groups_per_row: ClassVar[int] = 1
 
     sizes: Tensor
     answers: Tensor
@@ -62,7 +72,7 @@ class Facets(Synthesis):
         for n, (group, examples) in enumerate(zip(super().panels(), parts, strict=True)):
             told = f"{float(self.answers[n]):.3g} -> {float(self.scores[-1, n]):.3g}"
             begun = Panel(group[0].image, f"mean of its pictures ({int(self.sizes[n])})")
-            made = Panel(group[1].image, f"{self.targets[n]}: {told}", made=True)
+            made = Panel(group[1].image, f"{self.targets[n]}: {told}", is_output=True)
             groups.append([made, begun, *map(Panel, examples)])
         return groups
 
@@ -214,18 +224,20 @@ def facets(
 @torch.no_grad()
 def answers(model: Model, dataset: Dataset, units: Sequence[Objective]) -> Tensor:
     """What every picture of a data set scores with each unit, (U, N); a run that was cut off goes on."""
-    done = resumed()
+    done = saved_progress()
     found, start = done.get("answers", torch.empty(len(units), 0)), done.get("read", 0)
     size = batch_size(model)
-    for batch in progress(dataset.batches(size, start), "top pictures", -(-(len(dataset) - start) // size)):
+    for batch in progress_bar(
+        dataset.batches(size, start), "top pictures", -(-(len(dataset) - start) // size)
+    ):
         images = batch.images.to(model.device, model.dtype)
         if isinstance(units[0], Class):
             logits = model(images)
-            new = torch.stack([unit.read(logits) for unit in units])
+            new = torch.stack([unit.score(logits) for unit in units])
         else:
             new = torch.stack([scores(model, images, unit) for unit in units])
         found = torch.cat([found.to(new), new], 1)
-        keep(**done | {"answers": found, "read": batch.indices[-1] + 1})
+        save_progress(**done | {"answers": found, "read": batch.indices[-1] + 1})
     return found.cpu()
 
 

@@ -10,10 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Reference, hookimpl, load_model, method, pixels
+from phosphene import Reference, hookimpl, load_model, method, optimize
+from phosphene.images import noise_images
+from phosphene.optimize import PixelImage, optimize_image, pad_rows
 from phosphene.results import Panel, Result
+from phosphene.roles import Frames, Images, LayerName, Model, Seed
 from phosphene.spec import Cost, PixelRange
-from phosphene.types import Frames, Images, LayerName, Model, Seed
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,11 +41,14 @@ class Inversions(Result):
             for row in self.losses[-1].tolist()
         ]
         return [
-            [Panel(image, "picture"), *(Panel(p, t, made=True) for p, t in zip(found, told, strict=True))]
+            [
+                Panel(image, "picture"),
+                *(Panel(p, t, is_output=True) for p, t in zip(found, told, strict=True)),
+            ]
             for image, found, told in zip(self.images, self.inversions, titles, strict=True)
         ]
 
-    def film(self) -> list[Tensor]:
+    def animation_frames(self) -> list[Tensor]:
         return [] if self.frames is None else [torch.cat(list(frame), -2) / 255 for frame in self.frames]
 
 
@@ -54,7 +59,7 @@ def linear_features_give_the_nearest_picture_with_them() -> None:
     model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 3, 3))
     images = 0.4 + 0.2 * torch.rand(2, 3, 3, 3, dtype=torch.float64)
     found = feature_inversion(model, images, layers=["1"], total_variation=0, alpha_norm=0, steps=60, seed=0)
-    start = pixels.noise(images.shape, seed=0, sd=_NOISE).to(images).flatten(1)
+    start = noise_images(images.shape, seed=0, sd=_NOISE).to(images).flatten(1)
     matrix = linear.weight.detach()
     wanted = start + (images.flatten(1) - start) @ matrix.T @ torch.linalg.pinv(matrix).T
     torch.testing.assert_close(found.inversions[:, 0].flatten(1), wanted, atol=1e-6, rtol=0)
@@ -128,10 +133,10 @@ def feature_inversion(
 
     def penalty(found: Tensor) -> Tensor:
         away = (found - grey.to(found)[:, None, None]).abs().pow(alpha).sum((1, 2, 3))
-        steep = pixels.total_variation(found, beta) if total_variation else torch.zeros_like(away)
+        steep = optimize.total_variation(found, beta) if total_variation else torch.zeros_like(away)
         return (total_variation * steep + alpha_norm * away) / places
 
-    start = pixels.noise(images.shape, seed=seed, mean=grey, sd=_NOISE).to(images)
+    start = noise_images(images.shape, seed=seed, mean=grey, sd=_NOISE).to(images)
     made = []
     for layer in chosen:
         with torch.no_grad():
@@ -140,9 +145,9 @@ def feature_inversion(
         size = torch.where(size > 0, size, 1)
 
         made.append(
-            pixels.ascend(
+            optimize_image(
                 partial(distance, layer=layer, wanted=wanted, size=size),
-                pixels.PixelImage(start),
+                PixelImage(start),
                 steps=steps,
                 lr=lr or (1.0 if optimizer == "lbfgs" else 0.02),
                 optimizer=optimizer,
@@ -156,8 +161,8 @@ def feature_inversion(
         images=images,
         inversions=torch.stack([found.images for found in made], 1),
         layers=chosen,
-        losses=torch.stack(pixels.as_long([found.scores for found in made]), 2),
-        frames=torch.cat(pixels.as_long(film), -1) if film else None,
+        losses=torch.stack(pad_rows([found.scores for found in made]), 2),
+        frames=torch.cat(pad_rows(film), -1) if film else None,
     )
 
 

@@ -12,15 +12,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Class, InputError, Reference, hookimpl, load_model, method, pixels, progress, scores
-from phosphene.generation import Generator as Decoder
+from phosphene import Class, InputError, Reference, hookimpl, load_model, method, progress_bar, scores
+from phosphene.generative import Generator as Decoder
+from phosphene.hooks import guard
 from phosphene.images import resize
+from phosphene.optimize import LatentImage, optimize_image
 from phosphene.results import Panel, Synthesis
+from phosphene.roles import Frames, Generator, Model, Seed, Target
 from phosphene.spec import Cost, PixelRange
-from phosphene.taps import guard
-from phosphene.types import Frames, Generator, Model, Seed, Target
 
-from .preferred import SIMONYAN, Step, Steps, preferred
+from ._activation_maximization import SIMONYAN, Step, Steps, preferred
 
 #: The length of a step where the pixels are free: that of ``class_visualization``.
 FREE_RATE = 0.05
@@ -52,9 +53,13 @@ class LatentSynthesis(Synthesis):
 
         return [
             [
-                Panel(self.images[n], f"{target}, a code: {told(self.scores, self.strange, n)}", made=True),
                 Panel(
-                    self.free[n], f"free pixels: {told(self.free_scores, self.free_strange, n)}", made=True
+                    self.images[n], f"{target}, a code: {told(self.scores, self.strange, n)}", is_output=True
+                ),
+                Panel(
+                    self.free[n],
+                    f"free pixels: {told(self.free_scores, self.free_strange, n)}",
+                    is_output=True,
                 ),
             ]
             for n, target in enumerate(self.targets)
@@ -63,8 +68,8 @@ class LatentSynthesis(Synthesis):
     def rows(self) -> list[list[Panel]]:
         """Each row of codes above its row of free pixels."""
         groups, found = self.panels(), []
-        for start in range(0, len(groups), self.abreast):
-            found += [list(row) for row in zip(*groups[start : start + self.abreast], strict=True)]
+        for start in range(0, len(groups), self.groups_per_row):
+            found += [list(row) for row in zip(*groups[start : start + self.groups_per_row], strict=True)]
         return found
 
 
@@ -165,9 +170,9 @@ def latent_visualization(
             random = torch.Generator().manual_seed(seed or 0)
             codes = torch.randn(draws, *generator.latent_size, generator=random).to(z)
             z = best_of(codes, count, lambda z: score(decode(z)))
-        latent = pixels.LatentImage(z, decode, l2=l2, bound=bound)
+        latent = LatentImage(z, decode, l2=l2, bound=bound)
         climb: dict[str, Any] = {"optimizer": optimizer, "steps": steps, "seed": seed}
-        made = pixels.ascend(score, latent, lr=lr, frames=frames, **climb)
+        made = optimize_image(score, latent, lr=lr, frames=frames, **climb)
         free = preferred(model, score, count, None, lr=FREE_RATE, **climb | {"optimizer": "adam"})
         far: list[Tensor | None] = [None, None]
         if generator.encoder is not None:
@@ -189,7 +194,7 @@ def latent_visualization(
 @torch.no_grad()
 def best_of(draws: Tensor, count: int, score: Callable[[Tensor], Tensor]) -> Tensor:
     """Of codes (D, ...) the one with the highest score for each of ``count`` targets: (count, ...)."""
-    codes = progress(draws, "drawing codes", len(draws))
+    codes = progress_bar(draws, "drawing codes", len(draws))
     found = torch.stack([score(z.expand(count, *z.shape)) for z in codes])
     return draws[found.argmax(0)]
 

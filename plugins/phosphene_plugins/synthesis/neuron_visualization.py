@@ -9,10 +9,10 @@ from torch import Tensor
 
 from phosphene import InputError, Reference, batch_size, hookimpl, load_model, method
 from phosphene.results import Synthesis
+from phosphene.roles import Frames, LayerName, Model, Seed, Start
 from phosphene.spec import Cost, PixelRange
-from phosphene.types import Frames, LayerName, Model, Seed, Start
 
-from .preferred import (
+from ._activation_maximization import (
     L2,
     SIMONYAN,
     YOSINSKI,
@@ -118,7 +118,7 @@ def neuron_visualization(
     ``start_noise`` may wake it. Source: Yosinski et al. 2015; Olah et al. 2017.
     """
     layer = layer or model.last_map
-    shape = model.anatomy.layers[layer].shape if layer in model.anatomy.layers else None
+    shape = model.structure.layers[layer].shape if layer in model.structure.layers else None
     depth, height, width = (*shape, 1, 1) if shape and len(shape) == 1 else model.map_shape(layer)
     y, x = place or (height // 2, width // 2)
     if max(channels) >= depth or y >= height or x >= width:

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor
 
-from phosphene import InputError, Reference, hookimpl, method, progress
+from phosphene import InputError, Reference, hookimpl, method, progress_bar
 from phosphene.results import Synthesis
+from phosphene.roles import Seed, Texture
 from phosphene.spec import Cost, PixelRange
-from phosphene.types import Seed, Texture
-from phosphene_plugins.textures.samples import Size, Window, check_window, copied, output_size
+
+from ._texture_samples import Size, Window, check_window, copied, output_size
 
 #: Errors below this are rounding: the windows are alike.
 ALIKE = 1e-12
@@ -186,7 +187,7 @@ def efros_leung(
         image, known = plant(one, height, width, whole=start == "sample", generator=generator)
         windows = Windows(one, window, error_threshold)
         growth = grow(windows, image, known, order, max_error, generator)
-        made += deque(progress(growth, "Growing", int((~known).sum())), maxlen=1)
+        made += deque(progress_bar(growth, "Growing", int((~known).sum())), maxlen=1)
     return copied(sample, made)
 
 

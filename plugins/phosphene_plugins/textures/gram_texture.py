@@ -8,11 +8,13 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from phosphene import InputError, Reference, hookimpl, load_model, method
-from phosphene.pixels import PixelImage, ascend, gram, noise
+from phosphene.images import noise_images
+from phosphene.optimize import PixelImage, gram_matrix, optimize_image
 from phosphene.results import Synthesis
+from phosphene.roles import Frames, LayerName, Model, Seed, Start, Texture
 from phosphene.spec import Cost, PixelRange
-from phosphene.types import Frames, LayerName, Model, Seed, Start, Texture
-from phosphene_plugins.textures.samples import Size, output_size
+
+from ._texture_samples import Size, output_size
 
 
 def gram_energy(found: Tensor, wanted: Tensor) -> Tensor:
@@ -29,7 +31,7 @@ def one_pixel_has_its_closed_form() -> None:
     made = gram_texture(model, sample, layers=["1"], normalization="gatys", steps=50, seed=0)
     squares = sample.square().mean(), made.images.square().mean()
     assert abs(squares[0] - squares[1]) < 1e-6, f"mean squares differ: {squares}"
-    start = noise((1, 1, 8, 8), seed=0, mean=sample.mean(), sd=sample.std())
+    start = noise_images((1, 1, 8, 8), seed=0, mean=sample.mean(), sd=sample.std())
     first = (squares[0] - start.square().mean()) ** 2 / 4
     assert abs(made.scores[0, 0] - first) < 1e-12, "the first loss is not E_l of the noise"
 
@@ -91,7 +93,7 @@ def gram_texture(
         given = "none" if weights is None else len(weights)
         raise InputError(f"gram_texture needs one weight per layer: {len(chosen)} layers, weights: {given}")
     with torch.no_grad():
-        wanted = [gram(model.maps(f, sample)) for f in model.features_of(sample, chosen)]
+        wanted = [gram_matrix(model.maps(f, sample)) for f in model.features_of(sample, chosen)]
     relative = normalization == "relative"
     shares: Sequence[Tensor | float]
     shares = weights or [3.0**-depth if relative else 1.0 for depth in range(len(chosen))]
@@ -101,13 +103,15 @@ def gram_texture(
 
     def loss(images: Tensor) -> Tensor:
         terms = zip(shares, model.features_of(images, chosen), wanted, strict=True)
-        return torch.stack([w * gram_energy(gram(model.maps(f, images)), g) for w, f, g in terms]).sum(0)
+        return torch.stack([w * gram_energy(gram_matrix(model.maps(f, images)), g) for w, f, g in terms]).sum(
+            0
+        )
 
     if start is None:
         shape = (1, sample.shape[1], *output_size(sample, size))
         spread = [{"mean": s.mean((1, 2)), "sd": s.std((1, 2))} for s in sample]
-        start = torch.cat([noise(shape, seed=seed, **colours) for colours in spread])
-    made = ascend(
+        start = torch.cat([noise_images(shape, seed=seed, **colours) for colours in spread])
+    made = optimize_image(
         loss,
         PixelImage(start),
         steps=steps,

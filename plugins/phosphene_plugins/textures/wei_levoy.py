@@ -9,13 +9,14 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from phosphene import Reference, hookimpl, method, progress
-from phosphene.pixels import gaussian_blur
+from phosphene import Reference, hookimpl, method, progress_bar
+from phosphene.images import gaussian_blur
 from phosphene.results import Synthesis
+from phosphene.roles import Seed, Texture
 from phosphene.spec import Cost, PixelRange
-from phosphene.types import Seed, Texture
-from phosphene_plugins.textures.codebook import Array, codebook, nearest
-from phosphene_plugins.textures.samples import Size, Window, check_window, copied, output_size
+
+from ._texture_samples import Size, Window, check_window, copied, output_size
+from ._vector_quantization import Array, codebook, nearest
 
 
 def parents(window: int) -> int:
@@ -162,7 +163,7 @@ def wei_levoy(
     for one in sample:
         pyramid = gaussian_pyramid(one, levels)
         painting = paint(pyramid, height, width, window=window, leaf_size=leaf_size, seed=seed or 0)
-        (image,) = deque(progress(painting, "Painting", total), maxlen=1)
+        (image,) = deque(progress_bar(painting, "Painting", total), maxlen=1)
         made.append(torch.from_numpy(image).permute(2, 0, 1).to(sample))
     return copied(sample, made)
 

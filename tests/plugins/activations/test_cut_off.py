@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from phosphene import SceneDataset, checkpoints, run
-from phosphene.datasets import Batch
+from phosphene.data import Batch
 from phosphene.testing.observation import assert_alike
 
 CALLS = {

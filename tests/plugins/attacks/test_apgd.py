@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phosphene import Model, load_model, methods
-from phosphene_plugins.attacks.apgd import _checkpoints
-from phosphene_plugins.attacks.ascent import (
+from phosphene_plugins.attacks._gradients import (
     difference_of_logits_ratio,
     targeted_difference_of_logits_ratio,
 )
+from phosphene_plugins.attacks.apgd import _checkpoints
 
 apgd, pgd = methods["attacks.apgd"], methods["attacks.pgd"]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from phosphene import InputError, Model, ModelError, load_model, methods, run
-from phosphene.batching import max_batch
+from phosphene.models.batch_size import max_batch
 
 WAYS: dict[str, dict[str, Any]] = {
     "hop_skip_jump l2": {"norm": "l2"},

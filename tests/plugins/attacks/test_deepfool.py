@@ -55,7 +55,7 @@ def test_finished_images_cost_nothing_more() -> None:
     model, images = linear()
     labels = model(images).argmax(1)
     labels[:3] = (labels[:3] + 1) % 6
-    model.anatomy  # noqa: B018  - recorded once, with a pass of its own
+    model.structure  # noqa: B018  - recorded once, with a pass of its own
     with traffic(model.module) as seen:
         deepfool(model, images, labels)
     # Eight are looked at, five of them again with a gradient, and after the step.

@@ -46,7 +46,7 @@ def test_it_is_one_step_of_pgd() -> None:
 def test_it_takes_two_passes_forward_and_one_back() -> None:
     model, images = network(), pictures()
     labels = model(images).argmax(1)
-    model.anatomy  # noqa: B018  - recorded once, with a pass of its own
+    model.structure  # noqa: B018  - recorded once, with a pass of its own
     with traffic(model.module) as seen:
         fgsm(model, images, labels)
     assert (seen.forward, seen.backward) == (8, 4)

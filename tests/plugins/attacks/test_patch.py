@@ -9,8 +9,8 @@ import torch
 from torch import Generator
 
 from phosphene import TensorDataset, UnknownName, load_model, max_batch, methods, run
-from phosphene.bars import reporting
-from phosphene.datasets import SceneDataset
+from phosphene.data import SceneDataset
+from phosphene.progress import report_progress
 from phosphene_plugins.attacks.patch import _cut, _pasted
 
 patch = methods["attacks.patch"]
@@ -71,10 +71,10 @@ def test_cut_off_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
         if len(seen) == 5:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), reporting(stop):
+    with pytest.raises(KeyboardInterrupt), report_progress(stop):
         run("patch", **told, out=tmp_path / "patch")
     again: list[object] = []
-    with reporting(again.append):
+    with report_progress(again.append):
         resumed = run("patch", **told, out=tmp_path / "patch")
     assert torch.equal(resumed.perturbation, whole.perturbation)
     assert len(again) <= 4

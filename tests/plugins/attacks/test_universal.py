@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from phosphene import InputError, Model, TensorDataset, UnknownName, load_model, max_batch, methods, run
-from phosphene.bars import ProgressEvent, reporting
+from phosphene.progress import ProgressEvent, report_progress
 
 universal = methods["attacks.universal"]
 
@@ -92,9 +92,9 @@ def test_cut_off_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
 
     first: list[int] = []
     again: list[int] = []
-    with pytest.raises(KeyboardInterrupt), reporting(of_pictures(first, 4)):
+    with pytest.raises(KeyboardInterrupt), report_progress(of_pictures(first, 4)):
         run("universal", **told, out=tmp_path / "v")
-    with reporting(of_pictures(again, 100)):
+    with report_progress(of_pictures(again, 100)):
         resumed = run("universal", **told, out=tmp_path / "v")
     assert torch.equal(resumed.perturbation, whole.perturbation)
     assert len(first) + len(again) <= 2 * 3 + 1
@@ -103,7 +103,7 @@ def test_cut_off_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
 def test_enough_is_enough() -> None:
     model, data = network(), TensorDataset(pictures())
     events: list[ProgressEvent] = []
-    with reporting(events.append):
+    with report_progress(events.append):
         found = universal(model, data, eps=0.5, aim=0.3, epochs=100, pictures=2)
     assert found.fooling_rate >= 0.3
     assert 0 < len(events) < 100 * 5 / 2
@@ -111,7 +111,7 @@ def test_enough_is_enough() -> None:
 
 def test_one_count_is_told_and_none_of_the_inner_attack() -> None:
     events: list[ProgressEvent] = []
-    with reporting(events.append):
+    with report_progress(events.append):
         universal(network(), TensorDataset(pictures()), epochs=1, pictures=4)
     assert [(e.description, e.done, e.total) for e in events] == [
         ("one perturbation for all", done, 3) for done in (1, 2, 3)

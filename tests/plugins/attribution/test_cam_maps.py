@@ -13,7 +13,7 @@ from phosphene import Model, ModelError, UnknownName, load_model, max_batch, met
 from phosphene.builtin.scenes import draw_scenes
 from phosphene.images import min_max
 from phosphene.results import Attribution
-from phosphene_plugins.attribution.cam_maps import by_convention
+from phosphene_plugins.attribution._cam import by_convention
 
 GRADIENTS = ["grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam", "xgrad_cam"]
 SIGNED = ["hires_cam", "eigen_cam"]

@@ -45,7 +45,7 @@ def test_the_largest_value_is_positive_whatever_the_sign_of_the_maps(model: Mode
 
 def test_it_takes_no_target_and_runs_nothing_above_the_layer(model: Model, images: Tensor) -> None:
     assert [given.name for given in eigen_cam.spec.inputs] == ["model", "images"]
-    assert "3" in model.anatomy.layers  # recorded now, by a whole pass
+    assert "3" in model.structure.layers  # recorded now, by a whole pass
     passed: list[str] = []
     model.module[3].register_forward_hook(lambda *_: passed.append("head"))
     result = eigen_cam(model, images, layer="1")

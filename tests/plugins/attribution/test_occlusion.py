@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from phosphene import InputError, Model, Neuron, load_model, max_batch, methods
 from phosphene.builtin.scenes import draw_scenes
-from phosphene.pixels import gaussian_blur, noise
+from phosphene.images import gaussian_blur, noise_images
 
 occlusion = methods["attribution.occlusion"]
 
@@ -79,13 +79,13 @@ def test_the_memory_knob_changes_nothing_but_the_batches() -> None:
 def test_the_cost_foretold_is_the_cost_paid(height: int, width: int, params: dict[str, int]) -> None:
     model, images = small_model(), pictures(height, width)
     model.see(images)
-    assert model.anatomy
+    assert model.structure
     seen: list[int] = []
     model.module.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     occlusion(model, images, 0, **params)
     full = occlusion.validate(params)
     assert occlusion.spec.cost is not None
-    assert occlusion.spec.cost.of(full, images=2, height=height, width=width) == (sum(seen), 0)
+    assert occlusion.spec.cost.evaluate(full, images=2, height=height, width=width) == (sum(seen), 0)
 
 
 def test_the_class_is_that_of_the_whole_picture() -> None:
@@ -117,7 +117,7 @@ def test_hiding_everything_takes_all_that_the_baseline_does_not_give_back(baseli
     blank = {"grey": torch.full_like(images, 0.5), "zero": torch.zeros_like(images)}
     blank["mean"] = images.mean((2, 3), keepdim=True).expand_as(images)
     blank["blur"] = gaussian_blur(images, 4.5)
-    blank["noise"] = noise((2, 3, 9, 7), seed=0, sd=0.3).double()
+    blank["noise"] = noise_images((2, 3, 9, 7), seed=0, sd=0.3).double()
     with torch.no_grad():
         fall = (model(images) - model(blank[baseline]))[:, 2]
     torch.testing.assert_close(maps[:, 0, 0], fall)

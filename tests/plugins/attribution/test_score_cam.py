@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from phosphene import Model, load_model, max_batch, methods, reporting
+from phosphene import Model, load_model, max_batch, methods, report_progress
 
 score_cam = methods["attribution.score_cam"]
 
@@ -61,7 +61,7 @@ def test_a_map_that_is_flat_lets_nothing_through(images: Tensor) -> None:
 
 def test_progress_counts_every_masked_picture(model: Model, images: Tensor) -> None:
     told = []
-    with max_batch(2), reporting(told.append):
+    with max_batch(2), report_progress(told.append):
         score_cam(model, images, 0, layer="1")
     assert {event.total for event in told} == {4}
     assert told[-1].done == told[-1].total

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from phosphene import InputError, load_result, run
-from phosphene.cli import main
+from phosphene.cli.main import main
 from phosphene.images import write_png
 from phosphene.results import AdversarialExamples, Result
-from phosphene_plugins.batch import work
-from phosphene_plugins.batch.plan import Plan, read_plan
-from phosphene_plugins.batch.report import Report
-from phosphene_plugins.batch.work import Batch, open_batch
+from phosphene_plugins.batch import _execute_plan as work
+from phosphene_plugins.batch._execute_plan import Batch, open_batch
+from phosphene_plugins.batch._plan import Plan, read_plan
+from phosphene_plugins.batch._report import Report
 
 ROOT = Path(__file__).parents[3]
 PLAN = """

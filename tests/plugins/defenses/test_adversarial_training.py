@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phosphene import Model, TensorDataset, load_model, methods
+from phosphene_plugins.defenses._training_evaluation import UNDER_PGD
 from phosphene_plugins.defenses.adversarial_training import collapse, divergence
-from phosphene_plugins.defenses.under_attack import UNDER_PGD
 
 fit = methods["adversarial_training"]
 pgd = methods["pgd"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from phosphene import InputError, Model, UnknownName, load_model, load_result, methods
 from phosphene.builtin.scenes import draw_scenes
-from phosphene.transforms import straight_through
+from phosphene.optimize import straight_through
 
 few = settings(max_examples=25, deadline=None)
 TRANSFORMS: dict[str, dict[str, Any]] = {

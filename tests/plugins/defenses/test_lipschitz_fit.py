@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from phosphene import Model, ModelError, ProgressEvent, TensorDataset, load_model, methods, run
 from phosphene.builtin.scenes import CLASSES
+from phosphene_plugins.defenses._spectral_layers import Layers, Orthogonal, UnitNorms
 from phosphene_plugins.defenses.lipschitz import bound_of, spectral_norm
-from phosphene_plugins.defenses.unit_norms import Layers, Orthogonal, UnitNorms
 
 fit = methods["lipschitz_fit"]
 certify = methods["defenses.lipschitz"]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from phosphene import InputError, Model, ModelError, datasets, load_model, load_result, methods, run
+from phosphene import InputError, Model, ModelError, load_model, load_result, methods, run
 from phosphene.builtin.scenes import draw_scenes
+from phosphene.data import bundled as datasets
 from phosphene.images import write_png
 
 embed, pca, tsne = (methods[f"embeddings.{name}"] for name in ("embed", "pca", "tsne"))
@@ -66,8 +67,8 @@ def test_a_run_that_was_cut_off_meets_only_what_is_left(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return drawn(count, **how)
 
-    monkeypatch.setattr("phosphene.datasets.draw_scenes", drawing)
-    datasets._remembered.cache_clear()
+    monkeypatch.setattr("phosphene.data.bundled.draw_scenes", drawing)
+    datasets._cached_scenes.cache_clear()
     stop = True
     with pytest.raises(KeyboardInterrupt):
         run("embed", dataset="builtin:scenes/40", batch_size=8, out=tmp_path / "out")
@@ -90,8 +91,8 @@ def test_both_sets_of_a_distance_are_gone_on_with(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return drawn(count, **how)
 
-    monkeypatch.setattr("phosphene.datasets.draw_scenes", drawing)
-    datasets._remembered.cache_clear()
+    monkeypatch.setattr("phosphene.data.bundled.draw_scenes", drawing)
+    datasets._cached_scenes.cache_clear()
     read, stop = [], True
     with pytest.raises(KeyboardInterrupt):
         run("set_distance", **both, out=tmp_path / "out")

@@ -21,7 +21,7 @@ from phosphene import (
     run,
 )
 from phosphene.builtin.scenes import draw_scenes
-from phosphene_plugins.embeddings.nearest import Nearest
+from phosphene_plugins.embeddings._nearest_vectors import Nearest
 
 nearest_neighbors = methods["embeddings.nearest_neighbors"]
 

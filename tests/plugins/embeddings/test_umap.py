@@ -15,7 +15,7 @@ from phosphene.testing.observation import traffic
 def test_without_the_library_it_says_which_extra_brings_it_before_any_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     model = make_network("gap")
-    assert model.anatomy.classes  # what the wrapper looks at once is no work
+    assert model.structure.classes  # what the wrapper looks at once is no work
     with traffic(model.module) as seen, pytest.raises(MissingExtra, match=r"phosphene\[umap\]"):
         run("umap", model=model, dataset=torch.rand(8, 3, 24, 24))
     assert seen.passes == 0

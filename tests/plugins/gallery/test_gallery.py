@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 
 from phosphene import InputError, ModelError, UnknownName, load_result, methods, run
 from phosphene.builtin.networks import load_network
-from phosphene.cli import main
+from phosphene.cli.main import main
 from phosphene.images import data_uri
 from phosphene.results import Attribution, Result
-from phosphene_plugins.gallery import page as gallery
-from phosphene_plugins.gallery.page import Gallery, make_gallery
-from phosphene_plugins.pages.page import rows_of
+from phosphene_plugins.gallery import _gallery_page as gallery
+from phosphene_plugins.gallery._gallery_page import Gallery, make_gallery
+from phosphene_plugins.pages._single_file_page import rows_of
 
 SHOWN = ["saliency", "grad_cam", "pgd"]
 

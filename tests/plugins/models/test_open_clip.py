@@ -27,7 +27,7 @@ from phosphene import (
     load_result,
     methods,
 )
-from phosphene.cli import main
+from phosphene.cli.main import main
 from phosphene.models.loading import loaders
 
 DOG, CAT = "a photo of a dog", "a photo of a cat"

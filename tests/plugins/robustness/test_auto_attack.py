@@ -78,7 +78,7 @@ def test_no_weaker_than_its_parts(norm: str, eps: float) -> None:
 def test_later_attacks_see_only_what_the_earlier_left_standing() -> None:
     model, images = built(), pictures()
     labels = said(model, images)
-    model.anatomy  # noqa: B018  - recorded once, with a pass of its own
+    model.structure  # noqa: B018  - recorded once, with a pass of its own
     with traffic(model.module) as seen:
         auto_attack(model, images, labels, eps=0.9, seed=0)
     # Twice looked at, once attacked with a look before and one after, and judged.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from phosphene import InputError, Model, ModelError, load_model, load_result, max_batch, methods
 from phosphene.builtin.scenes import draw_scenes
-from phosphene.transforms import straight_through
+from phosphene.optimize import straight_through
 
 checks = methods["robustness.gradient_masking_checks"]
 SCENES = draw_scenes(4, seed=3, split="test")

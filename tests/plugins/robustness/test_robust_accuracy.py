@@ -22,7 +22,7 @@ from phosphene import (
     run,
 )
 from phosphene.testing.observation import assert_alike, traffic
-from phosphene_plugins.robustness.report import RobustnessReport
+from phosphene_plugins.robustness._robustness_report import RobustnessReport
 
 robust_accuracy = methods["robustness.robust_accuracy"]
 EPS = [0.01, 0.03, 0.08]
@@ -94,7 +94,7 @@ def test_radius_of_the_ball_itself_counts_in_any_precision() -> None:
 def test_what_fell_in_a_smaller_ball_is_not_attacked_again() -> None:
     model, images = network(), pictures()
     dataset = known(model, images)
-    model.anatomy  # noqa: B018  - recorded once, with a pass of its own
+    model.structure  # noqa: B018  - recorded once, with a pass of its own
 
     def passes(*eps: float) -> int:
         with traffic(model.module) as seen:
@@ -199,7 +199,7 @@ def test_ensemble_is_an_attack_like_any_other_and_the_models_own_answer_a_truth(
 )
 def test_what_cannot_be_measured_is_refused_before_any_work(given: dict[str, Any], told: str) -> None:
     model = network()
-    model.anatomy  # noqa: B018  - recorded once, with a pass of its own
+    model.structure  # noqa: B018  - recorded once, with a pass of its own
     with traffic(model.module) as seen, pytest.raises((InputError, KeyError), match=told):
         robust_accuracy(model, TensorDataset(pictures(2), ["0", "1"]), seed=0, **given)
     assert seen.passes == 0

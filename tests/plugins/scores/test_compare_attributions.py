@@ -17,11 +17,11 @@ from phosphene import (
     load_model,
     load_result,
     methods,
-    reporting,
+    report_progress,
     run,
 )
-from phosphene_plugins.scores.scoring import Pool
-from phosphene_plugins.scores.table import Scores, means
+from phosphene_plugins.scores._evaluate_maps import Pool
+from phosphene_plugins.scores._score_table import Scores, means
 
 compare_attributions = methods["scores.compare_attributions"]
 CHEAP = {"methods": ["grad_cam", "saliency"], "scores": ["mask_iou"], "seed": 0}
@@ -98,7 +98,7 @@ def test_an_expensive_method_is_scored_on_what_the_budget_pays_for_and_the_table
 
 def test_one_progress_for_everything(model) -> None:  # type: ignore[no-untyped-def]
     told: list[ProgressEvent] = []
-    with reporting(told.append):
+    with report_progress(told.append):
         compare_attributions(model, SceneDataset(4), methods=["smooth_grad"], scores=["mask_iou"], seed=0)
     assert [event.description for event in told] == ["scoring maps"] * 3
     assert [event.done for event in told] == [1, 2, 3]
@@ -133,7 +133,7 @@ def test_means_are_of_what_is_known() -> None:
 )
 def test_what_cannot_be_compared_is_refused_before_any_work(model, given, words: str) -> None:  # type: ignore[no-untyped-def]
     told: list[ProgressEvent] = []
-    with reporting(told.append), pytest.raises((InputError, UnknownName), match=words):
+    with report_progress(told.append), pytest.raises((InputError, UnknownName), match=words):
         compare_attributions(model, SceneDataset(2), **{"methods": ["grad_cam"], "seed": 0, **given})
     assert not told
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from phosphene import Class, InputError, Model, SceneDataset, TensorDataset, load_model, methods
-from phosphene.pixels import baseline
+from phosphene.images import baseline_images
+from phosphene_plugins.scores._evaluate_maps import Explained
 from phosphene_plugins.scores.deletion_insertion import areas, curves, places_of
-from phosphene_plugins.scores.scoring import Explained
 
 deletion_insertion = methods["scores.deletion_insertion"]
 
@@ -36,7 +36,7 @@ def test_an_additive_models_curves_are_cumulative_sums(seed: int, steps: int, hi
     images = torch.rand(1, 1, 6, 7, dtype=torch.float64, generator=draw)
     seen = Explained(additive(weight), images, maps[None], Class((0,)), None, None)
     found = curves(seen, steps, hidden, "logit", seed=3)[0]  # type: ignore[arg-type]
-    absent = baseline(images, hidden, sigma=6 / 8, seed=3)  # type: ignore[arg-type]
+    absent = baseline_images(images, hidden, sigma=6 / 8, seed=3)  # type: ignore[arg-type]
     gains = (weight * (images - absent)[0, 0]).flatten()[maps.flatten().argsort(descending=True)]
     sums = torch.cat([gains.new_zeros(1), gains.cumsum(0)])[places_of(steps, 42)]
     torch.testing.assert_close(found[0], (weight * images[0, 0]).sum() - sums)

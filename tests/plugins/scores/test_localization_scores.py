@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phosphene import Class, SceneDataset, load_model, methods
-from phosphene.localization import hits, localization
+from phosphene.data import localization, peak_hits
+from phosphene_plugins.scores._evaluate_maps import Explained, baselines, evidence, ranks
 from phosphene_plugins.scores.mask_iou import overlap
-from phosphene_plugins.scores.scoring import Explained, baselines, evidence, ranks
 
 MODEL = load_model("builtin:shapes-vgg")
 
@@ -27,7 +27,7 @@ def test_of_several_highest_places_the_share_inside_counts() -> None:
     maps, masks = torch.zeros(2, 4, 4), torch.zeros(2, 4, 4, dtype=torch.bool)
     maps[0, 0, 0] = maps[0, 3, 3] = 1.0
     masks[:, 3, 2:] = True
-    assert hits(maps, masks, radius=0)[:, 0].tolist() == [0.5, 2 / 16]
+    assert peak_hits(maps, masks, radius=0)[:, 0].tolist() == [0.5, 2 / 16]
     assert localization(maps, masks, radius=0).inside == (0.5 + 2 / 16) / 2
 
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from phosphene import ModelError, SceneDataset, TensorDataset, checkpoints, load_model, method, methods, run
 from phosphene.results import Attribution
-from phosphene.types import Images, Model, Target
-from phosphene_plugins.scores import scoring
+from phosphene.roles import Images, Model, Target
+from phosphene_plugins.scores import _evaluate_maps as scoring
 from phosphene_plugins.scores.sanity_check import learned, randomize, rank_correlation, similarity
 
 sanity_check = methods["scores.sanity_check"]

@@ -28,11 +28,11 @@ from phosphene import (
 )
 from phosphene.builtin.scenes import draw_scenes
 from phosphene.builtin.textures import TEXTURES, load_texture
-from phosphene.datasets import TensorDataset, TextureDataset
+from phosphene.data import TensorDataset, TextureDataset
 from phosphene.images import read_image, resize
-from phosphene_plugins.style.adain import adain, statistics
-from phosphene_plugins.style.adaptive_network import AdaptiveNetwork, Decoder, halvings, mirrored
-from phosphene_plugins.style.colour import luminance
+from phosphene_plugins.style._adain import adain, statistics
+from phosphene_plugins.style._adaptive_network import AdaptiveNetwork, Decoder, halvings, mirrored
+from phosphene_plugins.style._color_transfer import luminance
 
 fit = methods["style.adaptive_style_fit"]
 adaptive_style = methods["style.adaptive_style"]

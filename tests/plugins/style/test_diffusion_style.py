@@ -6,9 +6,8 @@ from torch import Tensor
 
 from phosphene import InputError, ModelError, UnknownName, prepare
 from phosphene.builtin.denoiser import ShapesDenoiser
-from phosphene_plugins.style.adain import adain, statistics
-from phosphene_plugins.style.diffusion_style import GaussianDenoiser, ddim, diffusion_style, grid
-from phosphene_plugins.style.injection import (
+from phosphene_plugins.style._adain import adain, statistics
+from phosphene_plugins.style._diffusion_hooks import (
     Memory,
     attention_layers,
     finer,
@@ -16,6 +15,7 @@ from phosphene_plugins.style.injection import (
     residual_blocks,
     watched,
 )
+from phosphene_plugins.style.diffusion_style import GaussianDenoiser, ddim, diffusion_style, grid
 
 ALPHAS = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
 

@@ -21,16 +21,16 @@ from phosphene import (
     max_batch,
     methods,
     replay,
-    reporting,
+    report_progress,
     run,
 )
 from phosphene.builtin.scenes import draw_scenes
 from phosphene.builtin.textures import load_texture
 from phosphene.images import write_png
-from phosphene.inputs import ROLES
-from phosphene.pixels import gram, total_variation
+from phosphene.optimize import gram_matrix, total_variation
 from phosphene.results import TrainedNetwork
-from phosphene_plugins.style.style_network import (
+from phosphene.roles import ROLES
+from phosphene_plugins.style._style_network import (
     BatchNorm,
     ConditionalInstanceNorm,
     Norm,
@@ -189,7 +189,7 @@ def test_the_loss_is_the_equations(model: Model, images: Tensor, styles: Tensor)
                 phi, aim = model.features(one, "1"), model.features(other, "1")
                 total += 2.0 * float((phi - aim).square().sum() / aim.square().sum())
                 for layer, share in (("1", 1.0), ("4", 1 / 3)):
-                    found, wanted = (gram(model.features(i, layer)) for i in (one, sample))
+                    found, wanted = (gram_matrix(model.features(i, layer)) for i in (one, sample))
                     total += 5.0 * share * float((found - wanted).square().sum() / wanted.square().sum())
                 total += 7.0 * float(total_variation(one)) / (18 * 21)
             assert made.losses[step].item() == pytest.approx(total / 2, rel=1e-4)
@@ -205,7 +205,7 @@ def test_training_lowers_the_loss(model: Model, images: Tensor, styles: Tensor) 
 
 def test_progress_tells_the_loss(model: Model, images: Tensor, styles: Tensor) -> None:
     events: list[ProgressEvent] = []
-    with reporting(events.append):
+    with report_progress(events.append):
         made = fit(model, images, styles, steps=3, **SMALL)
     assert [e.done for e in events] == [1, 2, 3]
     assert [e.note for e in events] == [f"loss {loss:.3f}" for loss in made.losses.tolist()]
@@ -483,7 +483,7 @@ def test_the_bundled_stylizer_paints_each_style_more_like_itself_than_like_the_o
 
     def statistics(images: Tensor) -> Tensor:
         with torch.no_grad():
-            return gram(vgg.features(images, vgg.stages[0])).mean(0)
+            return gram_matrix(vgg.features(images, vgg.stages[0])).mean(0)
 
     wanted = [statistics(load_texture(name)[None]) for name in bundled.labels]
     for number, name in enumerate(bundled.labels):

@@ -11,10 +11,10 @@ from tests.perceptual_networks import load_vgg19
 from torch import Tensor
 
 from phosphene import InputError, Model, ModelError, load_model, methods, run
-from phosphene.pixels import gram
-from phosphene_plugins.style.colour import luminance, matched, recoloured
-from phosphene_plugins.style.perceptual import Aim, Perception, relative
-from phosphene_plugins.style.tiles import by_tiles, tiles
+from phosphene.optimize import gram_matrix
+from phosphene_plugins.style._color_transfer import luminance, matched, recoloured
+from phosphene_plugins.style._style_loss import Aim, Perception, relative
+from phosphene_plugins.style._tiled_gradient import by_tiles, tiles
 
 paint = methods["style.neural_style"]
 
@@ -50,7 +50,7 @@ def test_a_blend_of_targets_has_the_gradient_of_a_blend_of_losses(model: Model) 
     look, images = Perception(model), pictures(2, 3, 32, 32).requires_grad_()
     styles, shares = pictures(2, 3, 40, 40, seed=1), torch.tensor([0.3, 0.7], dtype=torch.float64)
     mixed = look.style(styles, shares)
-    found = [gram(f) for f in look.maps(images)[:-1]]
+    found = [gram_matrix(f) for f in look.maps(images)[:-1]]
     one = torch.autograd.grad(look.style_loss(found, Aim(images, mixed)).sum(), images, retain_graph=True)[0]
     apart = [look.style(style, torch.ones(1, dtype=torch.float64)) for style in styles.split(1)]
     both = torch.zeros_like(images)
@@ -130,7 +130,7 @@ def test_tiles_give_the_same_loss_and_gradient(model: Model, height: int, width:
     aim = Aim(look.content(content), look.style(pictures(1, 3, 40, 40, seed=1), content.new_ones(1)))
     images.requires_grad_()
     *styles, found = look.maps(images)
-    whole = 2 * relative(found, aim.content) + 3 * look.style_loss([gram(f) for f in styles], aim)
+    whole = 2 * relative(found, aim.content) + 3 * look.style_loss([gram_matrix(f) for f in styles], aim)
     parts = tiles(look, images, side)
     assert parts is not None and len(parts) > 1
     widest = max(p.place[0].stop - p.place[0].start for p in parts)

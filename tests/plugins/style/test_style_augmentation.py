@@ -19,9 +19,9 @@ from torchvision.transforms import v2
 
 from phosphene import InputError, load_model, load_result, methods, run
 from phosphene.results import TrainedNetwork
-from phosphene_plugins.style.adaptive_network import AdaptiveNetwork
+from phosphene_plugins.style._adaptive_network import AdaptiveNetwork
+from phosphene_plugins.style._style_network import StyleNetwork
 from phosphene_plugins.style.style_augmentation import StyleAugmentation
-from phosphene_plugins.style.style_network import StyleNetwork
 
 style_augmentation = methods["style.style_augmentation"]
 

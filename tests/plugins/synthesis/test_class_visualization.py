@@ -21,7 +21,8 @@ from phosphene import (
     methods,
     replay,
 )
-from phosphene.pixels import clip_smallest, gaussian_blur, l2_penalty, noise, total_variation
+from phosphene.images import gaussian_blur, noise_images
+from phosphene.optimize import clip_smallest, l2_penalty, total_variation
 
 visualize = methods["synthesis.class_visualization"]
 
@@ -88,13 +89,13 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(model: Model) ->
 def test_it_starts_at_the_mean_colour_and_from_noise_around_it(model: Model) -> None:
     for noise_sd in (0.0, 0.05):
         made = visualize(model, Class((0, 1)), **PLAIN | {"steps": 1, "start_noise": noise_sd})
-        start = noise((1, 3, 12, 12), seed=3, mean=model.mean, sd=noise_sd).double()
+        start = noise_images((1, 3, 12, 12), seed=3, mean=model.mean, sd=noise_sd).double()
         torch.testing.assert_close(made.scores[0], model(start)[0, :2].detach())
 
 
 def test_jitter_shows_the_model_the_image_rolled(model: Model) -> None:
     made = visualize(model, "2[3,1,1]", **PLAIN | {"steps": 1, "jitter": 2})
-    start = noise((1, 3, 12, 12), seed=3, mean=model.mean, sd=0.05).double()
+    start = noise_images((1, 3, 12, 12), seed=3, mean=model.mean, sd=0.05).double()
     shifts = [(y, x) for y in range(-2, 3) for x in range(-2, 3)]
     rolled = torch.cat([start.roll(shift, (2, 3)) for shift in shifts])
     seen = model.features(rolled, "2")[:, 3, 1, 1].tolist()
@@ -104,7 +105,7 @@ def test_jitter_shows_the_model_the_image_rolled(model: Model) -> None:
 
 
 def test_contributions_are_the_gradients(model: Model) -> None:
-    start = noise((1, 3, 12, 12), seed=3, mean=model.mean, sd=0.05).double().requires_grad_()
+    start = noise_images((1, 3, 12, 12), seed=3, mean=model.mean, sd=0.05).double().requires_grad_()
     (gradient,) = torch.autograd.grad(model(start)[0, 1], start)
     plain, clipped = (
         visualize(model, 1, **PLAIN | {"steps": 1, "clip_contribution": c}).images for c in (0, 30)

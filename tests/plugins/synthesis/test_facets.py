@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from phosphene import Class, InputError, Model, TensorDataset, load_model, methods, run
 from phosphene.results import load_result
-from phosphene_plugins.synthesis.preferred import preferred
+from phosphene_plugins.synthesis._activation_maximization import preferred
 
 facets = methods["synthesis.facets"]
 PLAIN: dict[str, Any] = {"jitter": 0, "blur_every": 0, "parametrization": "pixels", "lr": 0.02, "seed": 0}
@@ -78,7 +78,7 @@ def test_classes_come_one_after_the_other_as_they_would_alone(model: Model, data
     torch.testing.assert_close(both.images[:2], alone.images)
     assert both.ids[: len(alone.ids)] == alone.ids
     assert len(both.panels()) == 4 and int(both.shown.sum()) == len(both.examples) == len(both.ids)
-    assert both.panels()[2][0].made
+    assert both.panels()[2][0].is_output
 
 
 @pytest.mark.parametrize("target", ["linear", "linear[1]", Class(1)])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from phosphene import Class, InputError, load_model, methods, run
 from phosphene.builtin.networks import load_network, normalise
 from phosphene.builtin.scenes import CLASSES
-from phosphene.generation import Generator
+from phosphene.generative import Generator
 from phosphene.testing.networks import make_network
 
 search = methods["synthesis.latent_visualization"]
@@ -57,7 +57,7 @@ def test_pictures_are_brought_to_what_the_model_sees(name: str) -> None:
     model = make_network(name)
     made = search(model, Class(1), Generator([3], colours), steps=2, frames=2, seed=0)
     assert made.images.shape == (1, *model.input_size) and made.images.dtype == model.dtype
-    assert len(made.film()) == 2
+    assert len(made.animation_frames()) == 2
 
 
 def test_a_decoder_that_draws_no_pictures_is_refused_before_any_work() -> None:

@@ -65,7 +65,7 @@ def test_every_regulariser_alone_and_all_together(model: Model) -> None:
 def test_nothing_above_the_layer_runs_and_batches_are_alike(model: Model) -> None:
     ran = []
     handle = model.module[3].register_forward_hook(lambda *_: ran.append(1))
-    model.anatomy  # noqa: B018  - looks at all of it, once
+    model.structure  # noqa: B018  - looks at all of it, once
     ran.clear()
     whole = visualize(model, layer="2", channels=(0, 1, 2), steps=3, seed=0)
     handle.remove()

@@ -10,10 +10,10 @@ import torch
 from tests import textbook_textures
 from torch import Tensor
 
-from phosphene import InputError, methods, replay, reporting, run
-from phosphene.bars import ProgressEvent
+from phosphene import InputError, methods, replay, report_progress, run
 from phosphene.builtin.textures import load_texture
 from phosphene.images import write_png
+from phosphene.progress import ProgressEvent
 from phosphene_plugins.textures.efros_leung import frontier, waves
 
 efros_leung = methods["textures.efros_leung"]
@@ -123,7 +123,7 @@ def test_a_batch_gives_what_its_samples_give_alone(bricks: Tensor) -> None:
 
 def test_it_tells_every_pixel(bricks: Tensor) -> None:
     told: list[ProgressEvent] = []
-    with reporting(told.append):
+    with report_progress(told.append):
         efros_leung(bricks, size=9, window=5, seed=0)
     assert [event.done for event in told] == list(range(1, 81 - 9 + 1))
     assert {event.total for event in told} == {72}

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from phosphene import InputError, Model, UnknownName, batch_size, load_model, max_batch, methods
 from phosphene.builtin.textures import load_texture
-from phosphene.images import read_image, resize
-from phosphene.pixels import gram, noise
+from phosphene.images import noise_images, read_image, resize
+from phosphene.optimize import gram_matrix
 from phosphene_plugins.textures.gram_texture import gram_energy
 
 gram_texture = methods["textures.gram_texture"]
@@ -71,7 +71,7 @@ def test_relative_losses_are_the_papers_over_those_of_an_empty_picture(
     model: Model, samples: Tensor, weights: list[float] | None
 ) -> None:
     sample, how = samples[:1], {"layers": ["1", "4"], "steps": 2, "seed": 0}
-    grams = [gram(model.features(sample, layer).detach()) for layer in ("1", "4")]
+    grams = [gram_matrix(model.features(sample, layer).detach()) for layer in ("1", "4")]
     empty = [float(gram_energy(torch.zeros_like(g), g)) for g in grams]
     by_hand = [w / e for w, e in zip(weights or [1, 1 / 3], empty, strict=True)]
     relative = gram_texture(model, sample, weights=weights, **how)
@@ -86,7 +86,7 @@ def test_the_published_scales_of_gram_matrices_and_losses() -> None:
     found, wanted = torch.rand(2, 1, 5, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rows, others = (features[0].flatten(1).numpy() for features in (found, wanted))
     raw = rows @ rows.T - others @ others.T
-    energy = float(gram_energy(gram(found), gram(wanted)))
+    energy = float(gram_energy(gram_matrix(found), gram_matrix(wanted)))
     assert energy == pytest.approx(((raw / 24) ** 2).sum() / 4 / 5**2, rel=1e-9)
     assert 4 * energy == pytest.approx(((raw / (5 * 24)) ** 2).sum(), rel=1e-9)
     assert 4 * energy / 5**2 == pytest.approx(((raw / (5 * 24)) ** 2).mean(), rel=1e-9)
@@ -100,7 +100,7 @@ def test_as_many_statistics_as_the_paper_counts() -> None:
     relus, pools = [1, 3, 6, 8, 11, 13, 15, 17, 20, 22, 24, 26], [4, 9, 18, 27]
     for layers, known in (([1, *pools], 176_640), ([*relus, *pools], 852_128)):
         with torch.no_grad():
-            grams = [gram(f) for f in model.features_of(images, [str(layer) for layer in layers])]
+            grams = [gram_matrix(f) for f in model.features_of(images, [str(layer) for layer in layers])]
         assert all(torch.allclose(g, g.mT) for g in grams)
         assert sum(torch.triu_indices(*g.shape[1:]).shape[1] for g in grams) == known
 
@@ -113,11 +113,11 @@ def test_a_gram_matrix_does_not_know_the_order_of_the_pixels(
     draw = torch.Generator().manual_seed(seed)
     features = torch.randn(2, channels, height, width, dtype=torch.float64, generator=draw)
     shuffled = features.flatten(2)[:, :, torch.randperm(height * width, generator=draw)].view_as(features)
-    torch.testing.assert_close(gram(shuffled), gram(features), rtol=0, atol=1e-12)
+    torch.testing.assert_close(gram_matrix(shuffled), gram_matrix(features), rtol=0, atol=1e-12)
 
 
 def test_the_loss_of_the_sample_itself_is_zero(model: Model, samples: Tensor) -> None:
-    grams = gram(model.features(samples, "1"))
+    grams = gram_matrix(model.features(samples, "1"))
     assert gram_energy(grams, grams).abs().max() == 0
 
 
@@ -135,10 +135,10 @@ def test_every_layer_counts_a_third_of_the_finer_one_whatever_its_scale(
     sample = samples[:1]
     made = gram_texture(model, sample, steps=1, seed=0)
     spread = {"mean": sample.mean((0, 2, 3)), "sd": sample[0].std((1, 2))}
-    start = noise((1, 3, 16, 20), seed=0, **spread)
+    start = noise_images((1, 3, 16, 20), seed=0, **spread)
     wanted = 0.0
     for depth, layer in enumerate(("1", "4")):
-        found, aim = (gram(model.features(images, layer).detach()) for images in (start, sample))
+        found, aim = (gram_matrix(model.features(images, layer).detach()) for images in (start, sample))
         wanted += 3.0**-depth * float((found - aim).square().sum() / aim.square().sum())
     assert made.scores[0].item() == pytest.approx(wanted, rel=1e-9)
 

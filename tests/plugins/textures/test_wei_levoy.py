@@ -8,10 +8,10 @@ import torch
 from tests import textbook_textures
 from torch import Tensor
 
-from phosphene import InputError, methods, reporting, run
-from phosphene.bars import ProgressEvent
+from phosphene import InputError, methods, report_progress, run
 from phosphene.builtin.textures import load_texture
-from phosphene_plugins.textures.codebook import Fork, Leaf, codebook, nearest
+from phosphene.progress import ProgressEvent
+from phosphene_plugins.textures._vector_quantization import Fork, Leaf, codebook, nearest
 
 wei_levoy = methods["textures.wei_levoy"]
 
@@ -119,7 +119,7 @@ def test_levels_that_would_be_too_small_are_left_out(pebbles: Tensor) -> None:
 
 def test_it_tells_every_pixel_of_every_level(pebbles: Tensor) -> None:
     told: list[ProgressEvent] = []
-    with reporting(told.append):
+    with report_progress(told.append):
         wei_levoy(pebbles, size=(13, 20), window=3, levels=2, seed=0)
     assert [event.done for event in told] == list(range(1, 13 * 20 + 7 * 10 + 1))
     assert {event.total for event in told} == {330}

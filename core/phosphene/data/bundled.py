@@ -1,0 +1,98 @@
+"""The bundled scenes and textures as data sets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..builtin.drawing import integers, keys_of, normal, uniform
+from ..builtin.scenes import CLASSES, Scenes, draw_scenes
+from ..builtin.textures import TEXTURES, load_texture
+from ..images.color import resize
+from .datasets import Dataset, stack
+
+
+class SceneDataset(Dataset):
+    """The first ``count`` bundled scenes of the test split, drawn as they are read, in (H, W) of ``size``.
+
+    ``biased``: those whose background gives the class away.
+    """
+
+    def __init__(self, count: int = 512, *, size: tuple[int, int] = (64, 64), biased: bool = False) -> None:
+        self.uri = f"builtin:{'biased-' if biased else ''}scenes/{count}"
+        self._count, self._size, self._biased = count, size, biased
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        images = torch.cat([scenes.images for scenes in self._drawn(indices)])
+        return images if images.shape[2:] == self._size else resize(images, self._size)
+
+    def labels(self, indices: Sequence[int]) -> tuple[str, ...]:
+        return tuple(CLASSES[label] for scenes in self._drawn(indices) for label in scenes.labels.tolist())
+
+    def masks(self, indices: Sequence[int]) -> Tensor:
+        masks = torch.cat([scenes.masks for scenes in self._drawn(indices)])
+        return F.interpolate(masks[:, None].float(), self._size, mode="nearest")[:, 0].bool()
+
+    def _drawn(self, indices: Sequence[int]) -> Iterator[Scenes]:
+        # A batch in order is drawn at once, scattered ones singly: none that was not asked for.
+        first, count = indices[0], len(indices)
+        runs = [(first, count)] if [*indices] == [*range(first, first + count)] else [(i, 1) for i in indices]
+        for start, length in runs:
+            draw = _cached_scenes if 1 < length <= 32 else _test_scenes
+            yield draw(length, start, self._biased)
+
+
+def _test_scenes(count: int, start: int, biased: bool) -> Scenes:
+    return draw_scenes(count, split="test", start=start, biased=biased)
+
+
+#: Drawing takes longer than most of what is done with a scene: the last thousand are kept, 54 MB.
+_cached_scenes = lru_cache(maxsize=32)(_test_scenes)
+
+
+class TextureDataset(Dataset):
+    """``count`` styles drawn as they are read, in (H, W) of ``size``: pieces of the bundled textures.
+
+    Each is a square of at least 48 pixels of one of the first four, turned or mirrored, and three in four
+    have other colours. The fifth, pebbles, stays out, so that it can be looked at as an unseen one.
+    """
+
+    def __init__(self, count: int = 256, *, size: tuple[int, int] = (64, 64)) -> None:
+        self.uri = f"builtin:textures/{count}"
+        self._count, self._size = count, size
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        return stack([_texture_crop(i, self._size) for i in indices])
+
+
+def _texture_crop(index: int, size: tuple[int, int]) -> Tensor:
+    """A piece (3, H, W) of a texture, in its colours or others."""
+    key = keys_of([f"piece/{index}"])
+    texture = _texture(TEXTURES[int(integers(key, "texture", below=4))])
+    side = 48 + int(integers(key, "side", below=81))
+    top, left = (int(integers(key, draw, below=129 - side)) for draw in ("top", "left"))
+    piece = texture[:, top : top + side, left : left + side]
+    piece = piece.rot90(int(integers(key, "turn", below=4)), (1, 2))
+    piece = piece.flip(2) if int(integers(key, "mirror", below=2)) else piece
+    if int(integers(key, "own colours", below=4)):
+        mixing = normal(key, "mixing", 3, 3)[0] / math.sqrt(3) * 1.3
+        mean, other = (
+            piece.mean((1, 2), keepdim=True),
+            uniform(key, "colour", 3, 1, 1, low=0.25, high=0.75)[0],
+        )
+        piece = torch.einsum("ij,jhw->ihw", mixing, piece - mean) + other
+    return resize(piece.clamp(0, 1), size)
+
+
+_texture = lru_cache(maxsize=len(TEXTURES))(load_texture)

@@ -1,0 +1,19 @@
+"""The hook manager: read, cut, stop and replace layers (``Tap``), backward rules, frozen networks."""
+
+from .backward_rules import BackwardRewrite, BackwardRule, deconvnet, guided, rewrite_backward
+from .guard import guard
+from .tap import StopForward, Tap, active_taps, hook_lock, replace_output_tensor
+
+__all__ = [
+    "BackwardRewrite",
+    "BackwardRule",
+    "StopForward",
+    "Tap",
+    "active_taps",
+    "deconvnet",
+    "guard",
+    "guided",
+    "hook_lock",
+    "replace_output_tensor",
+    "rewrite_backward",
+]

@@ -1,0 +1,40 @@
+"""Reading, writing and displaying images: files, colour maps, overlays, noise, blur and charts."""
+
+from .baselines import Baseline, baseline_images
+from .blur import gaussian_blur
+from .color import colorize, enlarge, min_max, overlay, resize, symmetric, to_display
+from .io import (
+    IMAGE_SUFFIXES,
+    MASK_SUFFIX,
+    data_uri,
+    find_images,
+    read_image,
+    to_pil,
+    write_gif,
+    write_mp4,
+    write_png,
+)
+from .noise import noise_images
+
+__all__ = [
+    "Baseline",
+    "IMAGE_SUFFIXES",
+    "MASK_SUFFIX",
+    "baseline_images",
+    "colorize",
+    "data_uri",
+    "enlarge",
+    "find_images",
+    "gaussian_blur",
+    "min_max",
+    "noise_images",
+    "overlay",
+    "read_image",
+    "resize",
+    "symmetric",
+    "to_display",
+    "to_pil",
+    "write_gif",
+    "write_mp4",
+    "write_png",
+]

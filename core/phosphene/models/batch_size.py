@@ -1,0 +1,55 @@
+"""The batch size: how many images pass through a model at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from . import Model
+
+
+_max_batch: ContextVar[int | None] = ContextVar("phosphene_max_batch", default=None)
+
+
+#: Larger batches no longer make a CPU faster, and results should not depend on the machine's memory.
+_USUAL = 32
+
+
+#: The share of free memory that activations may take.
+_SHARE = 0.25
+
+
+@contextmanager
+def max_batch(size: int | None) -> Iterator[None]:
+    """At most ``size`` images at once inside this block; None: as many as fit, up to 32."""
+    if size is not None and size < 1:
+        raise InputError(f"the batch size must be at least 1, not {size}")
+    token = _max_batch.set(size if size is not None else _max_batch.get())
+    try:
+        yield
+    finally:
+        _max_batch.reset(token)
+
+
+def batch_size(model: Model) -> int:
+    """How many images to give the model at once: what was asked for, else what fits."""
+    if (asked := _max_batch.get()) is not None:
+        return asked
+    if not model.layers:
+        return _USUAL  # nothing is known of a function, and it is not asked in vain
+    values = sum(math.prod(i.shape) * i.calls for i in model.structure.layers.values() if i.shape is not None)
+    # Twice: with gradients, every activation is met again on the way back.
+    per_image = max(1, 2 * values * model.dtype.itemsize)
+    cuda = model.device.type == "cuda"
+    free = torch.cuda.mem_get_info(model.device)[0] if cuda else psutil.virtual_memory().available
+    fitting = max(1, int(_SHARE * free / per_image))
+    return min(_USUAL, 1 << (fitting.bit_length() - 1))

@@ -1,0 +1,40 @@
+"""Logits from what a network returns, and functions as networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+
+
+class Function(nn.Module):
+    """A function from pictures to an answer in the place of a network: no weights, no layers."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, pictures: Tensor) -> Any:
+        return self.function(pictures)
+
+
+def read_logits(output: Any) -> Tensor:
+    """The logits (N, K) in whatever a network returns: a tensor, a tuple, a mapping, ``.logits``."""
+    logits = getattr(output, "logits", output)
+    if isinstance(output, Mapping):
+        logits = output.get("logits", output.get("out", tuple(output.values())))
+    if isinstance(logits, (tuple, list)):
+        logits = next((o for o in logits if isinstance(o, Tensor) and o.ndim == 2), None)
+    if isinstance(logits, np.ndarray):
+        logits = torch.from_numpy(logits)
+    if not isinstance(logits, Tensor):
+        raise ModelError(
+            f"this model returns a {type(output).__name__} without recognisable logits; "
+            "say where they are: load_model(..., output=lambda result: ...)"
+        )
+    return logits

@@ -1,0 +1,64 @@
+"""Image optimisation: parametrizations, regularizers, augmentations and the optimisation loop."""
+
+from .augmentations import (
+    TRANSFORMS,
+    Transform,
+    TransformName,
+    affine,
+    blur,
+    brightness,
+    compose,
+    jitter,
+    jpeg,
+    jpeg_round_trip,
+    printed,
+    rescale,
+    resize_and_pad,
+    rotate,
+    straight_through,
+)
+from .gram import gram_matrix
+from .image_optimizer import (
+    AfterStep,
+    Optimization,
+    Optimizer,
+    PerImage,
+    concatenate_stages,
+    optimize_image,
+    pad_rows,
+)
+from .parametrizations import FourierImage, LatentImage, Parametrization, PixelImage
+from .regularizers import clip_smallest, l2_penalty, total_variation
+
+__all__ = [
+    "AfterStep",
+    "FourierImage",
+    "LatentImage",
+    "Optimization",
+    "Optimizer",
+    "Parametrization",
+    "PerImage",
+    "PixelImage",
+    "TRANSFORMS",
+    "Transform",
+    "TransformName",
+    "affine",
+    "blur",
+    "brightness",
+    "clip_smallest",
+    "compose",
+    "concatenate_stages",
+    "gram_matrix",
+    "jitter",
+    "jpeg",
+    "jpeg_round_trip",
+    "l2_penalty",
+    "optimize_image",
+    "pad_rows",
+    "printed",
+    "rescale",
+    "resize_and_pad",
+    "rotate",
+    "straight_through",
+    "total_variation",
+]

@@ -1,0 +1,35 @@
+"""``FilterBank``: convolution filters as images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..images.color import enlarge
+from .base import Panel, Result
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FilterBank(Result):
+    """Filters of a layer as they are learned.
+
+    ``weights`` (F, C, K, K) as they are, ``tiles`` (T, 3, K, K) in [0, 1] to look at, ``captions``
+    what each tile is, ``columns`` how many stand in a row.
+    """
+
+    layer: str
+    weights: Tensor
+    tiles: Tensor
+    captions: tuple[str, ...]
+    columns: int = 8
+
+    def panels(self) -> list[list[Panel]]:
+        from torchvision.utils import make_grid
+
+        # Single weights are to be seen.
+        side = max(12, min(66, 1320 // self.columns))
+        tiles = enlarge(self.tiles, max(1, side // max(self.tiles.shape[2:])))
+        size = "x".join(str(s) for s in self.weights.shape)
+        picture = make_grid(tiles, self.columns, padding=3, pad_value=1)
+        return [[Panel(picture, f"{self.layer}: {size}", is_output=True)]]

@@ -1,0 +1,138 @@
+"""Invariants: conditions that every result of a method meets, checked by the conformance kit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from ..errors import UnknownName
+from ..registry.lookup import extensions
+from .base import FrozenModel
+
+
+class Invariant(FrozenModel):
+    """A promise about a result. Subclass it, give it a ``kind`` and a ``check``, and it exists.
+
+    ``when`` names a parameter under which the promise holds: ``"x"`` where it is true or given,
+    ``"x in a, b"`` where it is one of these words, ``"not ..."`` where that is not so.
+    """
+
+    kinds: ClassVar[dict[str, type[Invariant]]] = {}
+    kind: str
+    when: str | None = None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        kind = cls.model_fields["kind"].default
+        if not isinstance(kind, str):
+            raise TypeError(f"{cls.__name__} needs a kind: Literal['...'] = '...'")
+        owner = Invariant.kinds.get(kind, cls).__module__
+        if owner != cls.__module__:
+            raise TypeError(f"{cls.__name__} needs another kind: {kind!r} is one of {owner}")
+        Invariant.kinds[kind] = cls
+
+    def parameters(self) -> set[str]:
+        """Names of the method's parameters that this promise speaks of."""
+        return {self._condition()[0]} if self.when else set()
+
+    def applies(self, params: Mapping[str, Any]) -> bool:
+        """Whether the promise is made under these parameters."""
+        if self.when is None:
+            return True
+        name, words = self._condition()
+        holds = params[name] in words if words else bool(params[name])
+        return holds is not self.when.startswith("not ")
+
+    def _condition(self) -> tuple[str, list[str]]:
+        """The parameter that ``when`` names, and the words that it may be; none where any will do."""
+        name, _, words = (self.when or "").removeprefix("not ").partition(" in ")
+        return name, words.split(", ") if words else []
+
+    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
+        """Raise AssertionError where the promise is broken."""
+        raise NotImplementedError(f"{type(self).__name__} must define check()")
+
+
+class WithinBall(Invariant):
+    """Every adversarial image stays within ``radius`` of its original, in ``norm``."""
+
+    kind: Literal["within_ball"] = "within_ball"
+    radius: str
+    norm: str
+
+    def parameters(self) -> set[str]:
+        return super().parameters() | {self.radius, self.norm}
+
+    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
+        radius, norm = params[self.radius], params[self.norm]
+        delta = (result.adversarial.double() - result.images.double()).flatten(1)
+        order = {"linf": math.inf, "l2": 2.0, "l1": 1.0}[norm]
+        worst = float(delta.norm(order, dim=1).max())
+        # A rounding of x + delta at pixel scale; norms sum it over the pixels.
+        slack = 1e-6 * delta.shape[1] ** (1 / order)
+        assert worst <= radius + slack, f"{worst} is outside the ball of radius {radius} ({norm})"
+
+
+class UnitRange(Invariant):
+    """Every value in ``field`` is in [0, 1]."""
+
+    kind: Literal["unit_range", "pixel_range"] = "unit_range"
+    field: str = "maps"
+
+    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
+        values = getattr(result, self.field)
+        low, high = float(values.min()), float(values.max())
+        assert 0 <= low <= high <= 1, f"{self.field} lies in [{low}, {high}]"
+
+
+class PixelRange(UnitRange):
+    """Every picture in ``field`` has all its pixels in [0, 1]."""
+
+    kind: Literal["pixel_range"] = "pixel_range"
+    field: str = "images"
+
+
+class Nonnegative(Invariant):
+    """No value in ``field`` is below zero."""
+
+    kind: Literal["nonnegative"] = "nonnegative"
+    field: str = "maps"
+
+    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
+        low = float(getattr(result, self.field).min())
+        assert low >= 0, f"{self.field} goes down to {low}"
+
+
+class SameShape(Invariant):
+    """``field`` has the shape of the input images."""
+
+    kind: Literal["same_shape"] = "same_shape"
+    field: str = "images"
+
+    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
+        got, want = tuple(getattr(result, self.field).shape), tuple(inputs["images"].shape)
+        assert got == want, f"{self.field} has shape {got}, the images {want}"
+
+
+class MapPerPixel(Invariant):
+    """``field`` has one value for every pixel of every input image: (N, H, W)."""
+
+    kind: Literal["map_per_pixel"] = "map_per_pixel"
+    field: str = "maps"
+
+    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
+        got, want = tuple(getattr(result, self.field).shape), tuple(inputs["images"][:, 0].shape)
+        assert got == want, f"{self.field} has shape {got}, the images' pixels {want}"
+
+
+def invariant_from_json(value: Any) -> Any:
+    """A promise out of its JSON; a plugin's kinds exist once its extension is loaded."""
+    if not isinstance(value, Mapping):
+        return value
+    kind = value.get("kind")
+    if kind not in Invariant.kinds:
+        extensions.manager.hook.phosphene_invariants()
+    if kind not in Invariant.kinds:
+        raise UnknownName("invariant kind", kind, Invariant.kinds)
+    return Invariant.kinds[kind].model_validate(value)

@@ -1,0 +1,108 @@
+"""``MethodSpec``: a method's inputs, parameters, references, cost and invariants as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    computed_field,
+    model_validator,
+)
+
+from ..errors import UnknownName
+from .base import FrozenModel
+from .cost import Cost
+from .invariants import Invariant, invariant_from_json
+
+#: What a method may need of a model or of the world.
+Need = Literal["gradients", "gap_head", "dataset", "training", "generator", "relu"]
+
+
+@dataclass(frozen=True)
+class Role:
+    """Marks what an input is, or a parameter that is more than a value (``layer``, ``seed``).
+
+    Runners then know how to make and check it: ``Annotated[Tensor, Role("images")]``. With ``own_size``
+    picture files keep the size they have, whatever size the model was trained on.
+    """
+
+    name: str
+    own_size: bool = False
+
+
+class Reference(FrozenModel):
+    """A source: paper, book or report."""
+
+    key: str
+    title: str
+    authors: str
+    year: int
+    url: str
+
+
+class Input(FrozenModel):
+    """One positional input of a method: its name and its role."""
+
+    name: str
+    role: str
+    required: bool = True
+    own_size: bool = False
+
+
+class MethodSpec(FrozenModel):
+    """Everything a method declares. ``model_dump(mode="json")`` is what ``phosphene show --json`` prints."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*$")
+    family: str
+    title: str
+    summary: str
+    description: str
+    inputs: tuple[Input, ...]
+    params: type[BaseModel] = Field(exclude=True)
+    returns: str
+    references: tuple[Reference, ...] = ()
+    invariants: tuple[Annotated[SerializeAsAny[Invariant], BeforeValidator(invariant_from_json)], ...] = ()
+    needs: tuple[Need, ...] = ()
+    cost: Cost | None = None
+    tags: tuple[str, ...] = ()
+    batch_independent: bool = True
+    oracle: Callable[[], None] | None = Field(default=None, exclude=True)
+    quick: dict[str, Any] = {}
+    demo: dict[str, Any] = {}
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def params_schema(self) -> dict[str, Any]:
+        """JSON schema of the parameters."""
+        return self.params.model_json_schema()
+
+    @property
+    def short_name(self) -> str:
+        """The name without its family."""
+        return self.name.split(".")[1]
+
+    def input(self, role: str) -> Input | None:
+        """The input with this role, if the method takes one."""
+        return next((i for i in self.inputs if i.role == role), None)
+
+    def demonstration(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What ``demo`` says of the inputs, and of the parameters."""
+        inputs = {i.name: self.demo[i.name] for i in self.inputs if i.name in self.demo}
+        return inputs, {name: value for name, value in self.demo.items() if name not in inputs}
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> MethodSpec:
+        known = self.params.model_fields
+        spoken = [(invariant.kind, invariant.parameters()) for invariant in self.invariants]
+        spoken += [("quick", {*self.quick}), ("demo", {*self.demonstration()[1]})]
+        spoken += [("cost", self.cost.names())] if self.cost else []
+        for where, names in spoken:
+            for name in names - known.keys():
+                raise UnknownName(f"parameter ({where} speaks of it)", name, known, f"method '{self.name}'")
+        return self

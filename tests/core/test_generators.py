@@ -1,0 +1,82 @@
+"""Generators: what may be given as one, by name, by folder and as an object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from phosphene import InputError, methods, run
+from phosphene.generative import Generator
+from phosphene.results import TrainedNetwork
+from phosphene.roles import ROLES
+
+FEW: dict[str, Any] = {"steps": 2, "target": [1, 4], "seed": 0, "progress": False}
+
+
+def stripes(z: Tensor) -> Tensor:
+    """A function of three numbers: the picture's colour."""
+    return z.sigmoid()[:, :, None, None].expand(-1, -1, 16, 16)
+
+
+def test_the_bundled_one_is_taken_by_its_name_and_recorded_by_it() -> None:
+    left_out, named = (
+        run("latent_visualization", **FEW | given)
+        for given in ({}, {"generator": "builtin:shapes-autoencoder"})
+    )
+    assert left_out.inputs["generator"] == "builtin:shapes-autoencoder"
+    assert torch.equal(left_out.images, named.images)
+
+
+def test_a_function_needs_no_more_than_its_latent_size() -> None:
+    generator = Generator([3], stripes)
+    assert generator.latent_size == (3,) and torch.equal(
+        generator(torch.zeros(1, 3)), stripes(torch.zeros(1, 3))
+    )
+    made = run("latent_visualization", **FEW, generator=generator)
+    assert made.codes.shape == (2, 3) and made.strange is None
+    assert (made.images.amax((2, 3)) - made.images.amin((2, 3))).max() < 1e-6
+    with pytest.raises(InputError, match="no encoder"):
+        generator.encode(torch.zeros(1, 3, 16, 16))
+
+
+def test_decoded_pictures_are_clipped() -> None:
+    decoded = Generator([3], lambda z: 5 * z.view(-1, 3, 1, 1)).decode(torch.tensor([[-1.0, 0.1, 1.0]]))
+    assert decoded.flatten().tolist() == [0.0, 0.5, 1.0]
+
+
+def test_what_a_training_made_is_taken_itself_and_from_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def colours(size: int) -> Generator:
+        return Generator([size], nn.Sequential(nn.Linear(size, 3), nn.Sigmoid(), nn.Unflatten(1, (3, 1, 1))))
+
+    monkeypatch.setattr(methods["style.fast_style_fit"], "network", colours)
+    torch.manual_seed(0)
+    trained = TrainedNetwork(
+        network=colours(4),
+        method="style.fast_style_fit",
+        config={"size": 4},
+        losses=torch.zeros(1),
+        labels=("colours",),
+        previews=torch.zeros(1, 3, 4, 4),
+    )
+    folder = trained.save(tmp_path / "colours")
+    by_object, by_folder = (run("latent_visualization", **FEW, generator=g) for g in (trained, folder))
+    assert torch.equal(by_object.images, by_folder.images)
+    assert by_folder.inputs["generator"] == str(folder)
+
+
+@pytest.mark.parametrize("given", [5, nn.Linear(3, 3), stripes])
+def test_what_is_no_generator_is_refused_with_the_way_to_make_one(given: Any) -> None:
+    with pytest.raises(InputError, match=r"Generator\(latent_size, decoder\)"):
+        ROLES["generator"].check(ROLES["generator"].make(given, None, {}), None, {})
+
+
+def test_a_folder_of_another_training_is_refused() -> None:
+    stylizer = ROLES["stylizer"].make(None, None, {})
+    with pytest.raises(InputError, match="not a StyleNetwork"):
+        ROLES["generator"].check(ROLES["generator"].make(stylizer, None, {}), None, {})

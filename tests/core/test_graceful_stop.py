@@ -1,0 +1,220 @@
+"""Ctrl-C in what is drawn step by step: the best so far comes back, and the same run goes on with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from phosphene import (
+    Class,
+    Model,
+    checkpoints,
+    load_model,
+    load_result,
+    methods,
+    prepare,
+    replay,
+    report_progress,
+    run,
+)
+from phosphene.cli.main import main
+from phosphene.graceful_stop import allow_early_stop, stoppable
+from phosphene.progress import ProgressEvent
+from phosphene.results import Synthesis
+
+draw, STEPS = "class_visualization", 12
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
+    )
+    return load_model(network, mean=[0.5] * 3, std=[0.2] * 3, input_size=(3, 12, 12))
+
+
+@contextmanager
+def ctrl_c(*at: int) -> Iterator[list[ProgressEvent]]:
+    """Somebody presses Ctrl-C when so many steps are done in all."""
+    told: list[ProgressEvent] = []
+
+    def listen(event: ProgressEvent) -> None:
+        told.append(event)
+        if len(told) in at:
+            signal.raise_signal(signal.SIGINT)
+
+    with report_progress(listen):
+        yield told
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def make(model: Model, **more: Any) -> Any:
+    return run(draw, model=model, **{"target": [0, 3], "steps": STEPS, "seed": 1, "jitter": 2} | more)
+
+
+def test_ctrl_c_gives_what_so_many_steps_would_have_given(model: Model) -> None:
+    with ctrl_c(4) as told:
+        made = make(model)
+    assert made.provenance.interrupted == f"after 5 of {STEPS} steps"
+    short = make(model, steps=5)
+    assert torch.equal(made.images, short.images) and torch.equal(made.scores, short.scores)
+    assert short.provenance.interrupted is None
+    assert told[3].note == f"objective {float(made.scores[3].mean()):.4g}"
+
+
+def test_ctrl_c_at_the_last_step_interrupts_nothing(model: Model) -> None:
+    with ctrl_c(STEPS):
+        assert make(model).provenance.interrupted is None
+    with ctrl_c(STEPS - 1):
+        assert make(model).provenance.interrupted is None
+
+
+def test_a_second_ctrl_c_breaks_it_off_and_leaves_the_model(model: Model, tmp_path: Path) -> None:
+    def twice(event: ProgressEvent) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), report_progress(twice):
+        make(model, out=tmp_path / "a")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not (tmp_path / "a").exists()
+    assert all(p.requires_grad for p in model.module.parameters())
+
+
+def test_a_method_called_directly_and_other_work_are_interrupted_as_ever(model: Model) -> None:
+    with pytest.raises(KeyboardInterrupt), ctrl_c(2):
+        methods[draw](model, Class(0), steps=4)
+    with pytest.raises(KeyboardInterrupt), ctrl_c(1):
+        run("pgd", model=model, images=torch.rand(1, 3, 12, 12), steps=3)
+
+
+def test_every_batch_comes_back_when_one_is_interrupted(model: Model) -> None:
+    whole = make(model)
+    with ctrl_c(4):
+        made = make(model, batch_size=1, frames=3)
+    assert made.images.shape == whole.images.shape and made.scores.shape == (5, 2)
+    torch.testing.assert_close(made.scores[:5, 0], whole.scores[:5, 0])
+    assert torch.equal(made.scores[:, 1], made.scores[:1, 1].expand(5))  # one step is taken
+    assert len(made.frames) == 2
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"optimizer": "sgd", "parametrization": "pixels"}, {"optimizer": "normalized-sgd"}, {"frames": 4}],
+    ids=str,
+)
+def test_the_same_run_goes_on_where_ctrl_c_ended_it(
+    model: Model, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    out, whole = tmp_path / "a", make(model, **more)
+    with ctrl_c(7):
+        make(model, out=out, **more)
+    saved = load_result(out)
+    assert saved.provenance.interrupted and (tmp_path / ".a.unfinished").is_file()
+    request = prepare(draw, model=model, target=[0, 3], steps=STEPS, seed=1, jitter=2, **more)
+    assert not request.produced(saved) and request.produced(whole)
+    assert "how far it went" in " ".join(replay(out, model=model).changed)
+    with ctrl_c() as told:
+        again = make(model, out=out, **more)
+    assert len(told) == STEPS - 8
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    for name, value in whole.fields():
+        found = getattr(again, name)
+        assert torch.equal(value, found) if isinstance(value, torch.Tensor) else value == found
+
+
+@pytest.mark.parametrize("cut", [1, 4, 9])
+def test_a_quasi_newton_run_goes_on_to_the_same_bits(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
+    given: dict[str, Any] = {"model": model, "sample": torch.rand(2, 3, 12, 12), "steps": 16, "seed": 0}
+    whole = run("gram_texture", **given)
+
+    def crash(event: ProgressEvent) -> None:
+        if event.done == cut:
+            raise OSError("the machine is gone")
+
+    with pytest.raises(OSError, match="gone"), report_progress(crash):
+        run("gram_texture", out=tmp_path / "a", **given)
+    with ctrl_c() as told:
+        again = run("gram_texture", out=tmp_path / "a", **given)
+    assert len(told) == 16 - cut
+    assert torch.equal(whole.images, again.images) and torch.equal(whole.scores, again.scores)
+
+
+def test_a_saved_result_is_a_start(model: Model, tmp_path: Path) -> None:
+    made = make(model, out=tmp_path / "a", parametrization="pixels")
+    for start in (tmp_path / "a", str(tmp_path / "a"), made, made.images):
+        more = make(model, start=start, steps=1, lr=1e-6, parametrization="pixels", blur_every=0)
+        assert (more.images - made.images).abs().max() < 1e-5
+    one = make(model, start=made.images[:1], steps=1, lr=1e-6, blur_every=0)
+    assert (one.images[1] - made.images[0]).abs().max() < 1e-3
+    assert replay(make(model, start=made, steps=3).save(tmp_path / "b"), model=model).same
+
+
+def test_frames_are_the_images_on_the_way(model: Model, tmp_path: Path) -> None:
+    made = make(model, frames=4)
+    assert made.frames.shape == (4, 2, 3, 12, 12) and made.frames.dtype == torch.uint8
+    for frame, steps in zip(made.frames, (3, 6, 9, 12), strict=True):
+        assert torch.equal(frame, (make(model, steps=steps).images * 255).round().byte())
+    assert len(make(model, frames=50).frames) == STEPS
+    place = made.save(tmp_path / "a")
+    with Image.open(place / "film.gif") as film:
+        assert (film.n_frames, film.size) == (4, (24, 12))
+    assert torch.equal(load_result(place).frames, made.frames)
+    assert not (make(model).save(tmp_path / "b") / "film.gif").exists()
+
+
+def test_the_command_saves_says_so_and_ends_with_130(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["run", draw, "--target", "star", "--steps", "6", "--seed", "0", "--size", "16", "--out", "a"]
+    with ctrl_c(2), pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 130
+    told = capsys.readouterr()
+    assert "saved in a" in told.out and "interrupted after 3 of 6 steps" in told.err
+    assert "goes on" in told.err
+    assert isinstance(load_result("a"), Synthesis)
+    Path("request.json").write_text(json.dumps({"params": {"steps": 6, "seed": 0, "size": 16}, "out": "b"}))
+    with ctrl_c(2), pytest.raises(SystemExit):
+        main(["run", draw, "--json", "request.json"])
+    assert json.loads(capsys.readouterr().out)["provenance"]["interrupted"] == "after 3 of 6 steps"
+    with contextlib.suppress(SystemExit):
+        main(words)
+    assert load_result("a").provenance.interrupted is None
+
+
+def test_who_listens_already_and_other_threads_are_left_alone() -> None:
+    ours = lambda number, frame: None
+    signal.signal(signal.SIGINT, ours)
+    try:
+        with allow_early_stop(), stoppable() as stop:
+            assert signal.getsignal(signal.SIGINT) is ours
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    found = []
+
+    def elsewhere() -> None:
+        with allow_early_stop(), stoppable():
+            found.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert found == [signal.default_int_handler]

@@ -1,0 +1,286 @@
+"""Runs as programs ask for them: requests and answers as JSON, events, what is foretold and known again."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from phosphene import InputError, UnknownName, load_model, load_result, methods, prepare, read_images, run
+from phosphene.cli.main import main
+from phosphene.images import write_png
+from phosphene.results import AdversarialExamples, Result
+from phosphene.runs import run as running
+
+ROOT = Path(__file__).parents[2]
+REQUEST = {
+    "inputs": {
+        "images": "builtin:scenes/2",
+        "labels": ["star", "square"],
+        "model": {"uri": "builtin:shapes-vgg"},
+    },
+    "params": {"steps": 2, "eps": 0.02, "seed": 3},
+    "batch_size": 1,
+}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, Any, str]:
+    """Run the command line here: its exit code, the JSON it prints, and what is on standard error."""
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    said = capsys.readouterr()
+    return int(end.value.code or 0), json.loads(said.out), said.err
+
+
+def written(request: Any, file: str = "request.json") -> str:
+    Path(file).write_text(request if isinstance(request, str) else json.dumps(request))
+    return file
+
+
+# --- requests and answers ---------------------------------------------------------------------
+
+
+def test_a_request_is_run_and_answered_in_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    code, answer, _ = ask(capsys, "run", "pgd", "--json", written(REQUEST | {"out": "here"}))
+    assert code == 0
+    made = load_result("here")
+    assert isinstance(made, AdversarialExamples)
+    assert made.provenance is not None
+    assert answer["provenance"] == made.provenance.model_dump(mode="json")
+    assert answer["type"] == "AdversarialExamples"
+    assert answer["folder"] == str(Path("here").resolve())
+    assert set(answer["files"]) == {
+        "arrays.safetensors", "picture.png", "pictures/000.png", "pictures/001.png", "result.json"
+    }  # fmt: skip
+    assert answer["lines"] == made.lines()
+    assert answer["seconds"] >= made.provenance.seconds
+    same = run("pgd", images="builtin:scenes/2", labels=["star", "square"], steps=2, eps=0.02, seed=3)
+    assert isinstance(same, AdversarialExamples)
+    assert torch.equal(made.adversarial, same.adversarial)
+    assert made.provenance.batch_size == 1
+
+
+def test_an_answers_provenance_makes_the_next_request(capsys: pytest.CaptureFixture[str]) -> None:
+    _, first, _ = ask(capsys, "run", "pgd", "--json", written(REQUEST | {"out": "first"}))
+    how = first["provenance"]
+    again = {"params": how["params"], "inputs": REQUEST["inputs"] | {"model": how["model"]["source"]}}
+    _, second, _ = ask(capsys, "run", "pgd", "--json", written(again | {"out": "second"}))
+    assert second["provenance"]["model"] == how["model"]
+    one, other = load_result("first"), load_result("second")
+    assert isinstance(one, AdversarialExamples) and isinstance(other, AdversarialExamples)
+    assert torch.equal(one.adversarial, other.adversarial)
+
+
+def test_standard_input_empty_request_and_usual_folder(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("{}"))
+    code, answer, _ = ask(capsys, "run", "saliency", "--json", "-")
+    assert code == 0
+    assert answer["folder"] == str(Path("phosphene-out", "saliency").resolve())
+
+
+def test_options_add_to_a_request_and_never_contradict_it(capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(REQUEST)
+    code, answer, _ = ask(capsys, "run", "pgd", "--json", file, "--norm", "l2", "--out", "here")
+    assert code == 0
+    assert answer["provenance"]["params"]["norm"] == "l2"
+    assert answer["folder"].endswith("here")
+    for option in ("--steps", "--image", "--batch-size"):
+        code, answer, told = ask(capsys, "run", "pgd", "--json", file, option, "3")
+        assert code == 2
+        assert f"{option} is said by --json request.json, too" in answer["error"]["message"]
+        assert answer["error"]["message"] in told
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({"parms": {}}, r"request\.json: no key 'parms'; .* did you mean 'params'\?"),
+        ({"params": {"epz": 1}}, r"no parameter 'epz'; .* did you mean 'eps'"),
+        ({"params": {"model": "x"}}, "no parameter 'model'"),
+        ({"params": {"eps": 5000}}, r"eps=5000 should be less than"),
+        ({"params": {"steps": 2.5}}, r"steps=2\.5"),
+        ({"params": [1]}, r"request\.json: params=\[1\] should be a mapping"),
+        ({"inputs": {"image": "x"}}, r"no input 'image'; .* did you mean 'images'\?"),
+        ({"inputs": {"images": 5}}, "5"),
+        ({"inputs": {"images": {"a": 1}}}, "."),
+        ({"inputs": {"labels": {"a": 1}}}, "labels must be classes"),
+        ({"inputs": {"labels": ["starr"]}}, "did you mean 'star'"),
+        ({"inputs": {"model": 5}}, "int"),
+        ({"inputs": {"model": {"weights": "x"}}}, '"uri"'),
+        ({"inputs": {"model": {"uri": "builtin:shapes-vgg", "weights": 5}}}, "weights"),
+        ({"inputs": {"model": {"uri": "builtin:shapes-vgg", "wieghts": "x"}}}, "wieghts"),
+        ({"batch_size": 0}, r"batch_size=0 should be greater"),
+        ({"executor": "far-away"}, "no executor 'far-away'"),
+        ({"device": "nowhere"}, "nowhere"),
+        ({"out": "request.json"}, "is a file"),
+        ([1], "should be a mapping"),
+        ("[1", r"request\.json is no JSON"),
+        ("", r"request\.json is no JSON"),
+    ],
+    ids=str,
+)
+def test_a_bad_request_is_refused_before_any_work(
+    request_: Any, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "run_with_observers", lambda *_: pytest.fail("it was run"))
+    code, answer, told = ask(capsys, "run", "pgd", "--json", written(request_))
+    assert code == 2
+    assert list(answer) == ["error"]
+    assert re.search(said, answer["error"]["message"])
+    assert told == f"phosphene: {answer['error']['message']}\n"
+
+
+def test_errors_of_other_commands_are_json_where_json_is_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for words in (["run", "pdg", "--json", "request.json"], ["show", "pdg", "--json"]):
+        code, answer, _ = ask(capsys, *words)
+        assert (code, answer["error"]["type"]) == (2, "UnknownName")
+        assert "did you mean 'pgd'" in answer["error"]["message"]
+    code, answer, _ = ask(capsys, "run", "pgd", "--json=nowhere.json")
+    assert code == 2
+    assert "nowhere.json cannot be read" in answer["error"]["message"]
+
+
+def test_a_crash_is_answered_and_goes_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: Any) -> Result:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(running, "run_with_observers", crash)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        main(["run", "pgd", "--json", written(REQUEST)])
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error == {"type": "RuntimeError", "message": "out of memory"}
+
+
+def test_what_a_method_prints_does_not_spoil_the_answer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chatty(request: Any, execute: Any) -> Result:
+        print("here I am")
+        result: Result = execute(request)
+        return result
+
+    monkeypatch.setattr(running, "run_with_observers", chatty)
+    code, answer, told = ask(capsys, "run", "pgd", "--json", written(REQUEST))
+    assert code == 0
+    assert answer["type"] == "AdversarialExamples"
+    assert "here I am" in told
+
+
+def test_events_are_lines_of_json_on_standard_error() -> None:
+    code = "import sys; from phosphene.cli import main; main(sys.argv[1:])"
+    words = ["run", "pgd", "--json", "-", "--events"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        input=json.dumps(REQUEST), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["type"] == "AdversarialExamples"
+    events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    steps = {"event": "progress", "description": events[0]["description"], "total": 2, "note": ""}
+    # One picture at a time, two steps each.
+    assert events == [steps | {"done": done} for done in (1, 2, 1, 2)]
+
+
+def test_the_requests_of_the_documentation_run(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "programs.md").read_text()
+    request = json.loads(next(iter(re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL))))
+    code, answer, _ = ask(capsys, "run", "pgd", "--json", written(request))
+    assert code == 0
+    assert answer["folder"].endswith(request["out"])
+    assert all(f"`{key}`" in page for key in answer)
+
+
+def test_the_typed_program_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(ROOT / "tests" / "typing" / "program.py"), run_name="__main__")
+    assert "3.0 brightness" in capsys.readouterr().out
+
+
+# --- what is foretold, and what is known again --------------------------------------------------
+
+
+def test_a_prepared_run_foretells_its_passes() -> None:
+    request = prepare("pgd", images="builtin:scenes/3", steps=4, random_start=False)
+    spec = methods["pgd"].spec
+    assert spec.cost is not None
+    assert request.passes() == spec.cost.evaluate({"steps": 4, "restarts": 1, "eot": 1}, images=3)
+    sample = prepare("nearest_neighbors", images="builtin:scenes/2", dataset="builtin:scenes/7", k=2)
+    assert sample.passes() == (9, 0)
+
+
+def test_a_run_knows_its_own_result_and_no_other() -> None:
+    model = load_model("builtin:shapes-vgg")
+    how: dict[str, Any] = {"model": model, "images": "builtin:scenes/2", "steps": 1}
+    saved = run("pgd", **how, seed=5, out="saved") and load_result("saved")
+    assert prepare("pgd", **how, seed=5).produced(saved)
+    assert prepare("pgd", **how).produced(saved), "any seed will do where none is asked for"
+    assert prepare("attacks.pgd", **how | {"model": "builtin:shapes-vgg"}, seed=5).produced(saved)
+    for name, other in (
+        ("pgd", {"seed": 6}),
+        ("pgd", {"eps": 0.02}),
+        ("pgd", {"images": "builtin:scenes/3"}),
+        ("pgd", {"images": read_images("builtin:scenes/2").flip(0)}),
+        ("pgd", {"labels": ["heart", "heart"]}),
+        ("pgd", {"model": "builtin:shapes-resnet", "labels": ["star", "square"]}),
+        ("saliency", {}),
+    ):
+        given = how | other if name == "pgd" else {"images": "builtin:scenes/2"}
+        assert not prepare(name, **given).produced(saved), (name, other)
+    with torch.no_grad():
+        next(model.module.parameters()).add_(0.1)
+    assert not prepare("pgd", **how, seed=5, labels=["star", "square"]).produced(saved)
+
+
+def test_a_result_of_something_that_has_no_words_is_known_to_nobody() -> None:
+    def first(logits: torch.Tensor) -> torch.Tensor:
+        return logits[:, 0]
+
+    images = "builtin:scenes/1"
+    run("saliency", images=images, target=first, out="called")
+    assert not prepare("saliency", images=images, target=first).produced(load_result("called"))
+    assert not prepare("saliency", images=images).produced(load_result("called"))
+    seen = torch.rand(3, 3, 64, 64)
+    run("nearest_neighbors", images=images, dataset=seen, k=1, out="near")
+    assert not prepare("nearest_neighbors", images=images, dataset=seen, k=1).produced(load_result("near"))
+
+
+def test_preparing_runs_nothing_and_checks_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods["saliency"], "function", lambda **_: pytest.fail("it was run"))
+    assert prepare("saliency").passes() == (4, 4)
+    with pytest.raises(UnknownName, match="no executor 'cluster'"):
+        prepare("saliency", executor="cluster")
+    with pytest.raises(UnknownName, match="no parameter"):
+        prepare("saliency", steps=3)
+    with pytest.raises(InputError, match="one class each"):
+        prepare("saliency", images="builtin:scenes/3", target=["star", "heart"])
+    with pytest.raises(UnknownName, match="layer9"):
+        prepare("grad_cam", layer="layer9")
+
+
+def test_pictures_are_read_as_run_reads_them() -> None:
+    for name in ("a", "b"):
+        write_png(torch.rand(3, 80, 90), Path(f"{name}.png"))
+    model = load_model("builtin:shapes-vgg")
+    assert read_images(["a.png", "b.png"]).shape == (2, 3, 80, 90)
+    assert torch.equal(read_images(".", model), run("saliency", images=["a.png", "b.png"]).inputs["images"])
+    assert torch.equal(read_images("builtin:scenes/2", model), read_images("builtin:scenes/2"))
+    with pytest.raises(InputError, match="nowhere"):
+        read_images("nowhere.png")

@@ -1,0 +1,69 @@
+"""The names that papers give a VGG's layers, wherever a layer is named; and the real networks behind them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.perceptual_networks import load_decoder, load_small_vgg19, load_vgg19
+from torch import nn
+
+from phosphene import Channel, Class, UnknownName, load_model, methods, scores
+from phosphene.images import read_image, resize
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        (
+            "vgg16",
+            {"conv1_1": "0", "relu2_2": "8", "pool2": "9", "relu5_3": "29", "pool5": "30"},
+        ),
+        ("vgg19", {"relu1_1": "1", "conv3_4": "16", "conv4_2": "21", "pool4": "27", "relu5_1": "29"}),
+        ("vgg19_bn", {"conv1_1": "0", "relu1_1": "2", "conv4_2": "30", "pool4": "39"}),
+    ],
+)
+def test_torchvisions_vggs_answer_to_the_papers_names(name: str, known: dict[str, str]) -> None:
+    with torch.device("meta"):
+        model = load_model(f"torchvision:{name}")
+    for said, own in known.items():
+        assert model.layer_name(said) == f"features.{own}"
+        kind = {"conv": nn.Conv2d, "relu": nn.ReLU, "pool": nn.MaxPool2d}[said[:4]]
+        assert isinstance(model.layers[model.layer_name(said)], kind)
+    with pytest.raises(UnknownName, match="relu5_1"):
+        model.layer_name("relu51")
+
+
+def test_the_names_are_accepted_wherever_a_layer_is() -> None:
+    model, images = load_model("builtin:shapes-vgg"), torch.rand(2, 3, 64, 64)
+    own = model.features(images, "features.11")
+    assert torch.equal(model.features(images, "relu3_1"), own)
+    assert torch.equal(model.features_of(images, ["conv1_1", "relu3_1"])[1], own)
+    with model.tap("relu3_1") as tap:
+        model(images)
+    assert torch.equal(tap["relu3_1"], own)
+    with model.tap("relu3_1", replace=torch.zeros_like) as tap:
+        assert not torch.equal(model(images), tap["relu3_1"])
+    assert torch.equal(scores(model, images, "relu3_1[4]"), scores(model, images, Channel("features.11", 4)))
+    assert model.map_shape("pool1") == (24, 32, 32)
+    made = methods["grad_cam"](model, images, Class(1), layer="relu4_2")
+    assert torch.equal(made.maps, methods["grad_cam"](model, images, Class(1), layer="features.18").maps)
+
+
+def test_other_networks_have_no_such_names() -> None:
+    assert not load_model("builtin:shapes-resnet").vgg_layer_aliases
+    for uri in ("torchvision:squeezenet1_0", "torchvision:mobilenet_v2"):
+        with torch.device("meta"):
+            assert not load_model(uri).vgg_layer_aliases
+
+
+def test_the_real_network_sees_what_its_decoder_shows(assets: Path) -> None:
+    model, decoder = load_vgg19(assets), load_decoder(assets)
+    picture = resize(read_image(assets / "images" / "demo" / "tubingen.jpg"), (96, 128))[None]
+    with torch.no_grad():
+        error = (decoder(model.features(picture, "relu3_1")) - picture).square().mean()
+    assert -10 * error.log10() > 24
+    small = load_small_vgg19(assets)
+    assert small.layer_name("relu5_1") == small.stages[-1]
+    assert small.map_shape("conv4_2") == (128, 8, 8)

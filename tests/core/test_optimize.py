@@ -1,0 +1,529 @@
+"""The synthesis engine against closed forms, SciPy, NumPy and torch's own optimisers."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage, optimize
+from torch import Tensor, nn
+
+from phosphene.errors import DivergenceError, InputError, UnknownName
+from phosphene.images import gaussian_blur, noise_images
+from phosphene.optimize import (
+    FourierImage,
+    LatentImage,
+    Optimization,
+    Parametrization,
+    PixelImage,
+    clip_smallest,
+    concatenate_stages,
+    gram_matrix,
+    jitter,
+    l2_penalty,
+    optimize_image,
+    total_variation,
+)
+
+OPTIMIZERS = ["adam", "sgd", "normalized-sgd", "lbfgs"]
+few = settings(max_examples=25, deadline=None)
+sizes = st.integers(1, 13)
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3, stride=2), nn.Tanh(), nn.Flatten(1)
+    ).double()
+
+
+# ------------------------------------------------------------------ parametrisations
+
+
+@given(n=st.integers(1, 2), c=st.integers(1, 4), h=sizes, w=sizes, seed=st.integers(0, 99))
+@few
+def test_fourier_spectrum_is_numpys_irfft2(n: int, c: int, h: int, w: int, seed: int) -> None:
+    image = FourierImage(rand(n, c, h, w))
+    image.mix = torch.eye(c).double()
+    image.parameter = randn(n, c, h, w // 2 + 1, 2, seed=seed)
+    spectrum = torch.view_as_complex(image.parameter).numpy()
+    f = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w))
+    scale = 1 / np.maximum(f, 1 / max(h, w))
+    signal = np.fft.irfft2(scale * spectrum, s=(h, w), norm="ortho") / 4
+    assert image.image().shape == (n, c, h, w)
+    np.testing.assert_allclose(image.image().detach(), 1 / (1 + np.exp(-signal)), atol=1e-12)
+
+
+@given(c=st.integers(1, 4), h=sizes, w=sizes, decay=st.sampled_from([0.0, 1.0, 1.5]))
+@few
+def test_fourier_gives_back_what_it_is_given(c: int, h: int, w: int, decay: float) -> None:
+    images = rand(2, c, h, w) * 0.9997 + 0.00015
+    made = FourierImage(images, decay=decay)
+    torch.testing.assert_close(made.image().detach(), images, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("bound", [10.0, 0.3])
+def test_a_linear_decoder_is_searched_to_its_closed_form(optimizer: Any, bound: float) -> None:
+    """max w.(D z + 1/2) - l2 ||z||^2 lies at z = D^T w / (2 l2), cut off at the bound."""
+    decoder, weight = 0.1 * randn(12, 5, seed=1), randn(3, 12, seed=2)
+    decode = lambda z: (0.5 + z @ decoder.T).view(-1, 3, 2, 2)
+    image = LatentImage(0.5 * randn(3, 5, seed=3), decode, l2=0.5, bound=bound)
+    assert image.parameter.abs().max() <= bound
+    made = optimize_image(
+        lambda images: (images.flatten(1) * weight).sum(1),
+        image,
+        steps=40 if optimizer in ("sgd", "lbfgs") else 800,
+        lr={"sgd": 0.3, "lbfgs": 1.0, "adam": 1e-2}.get(optimizer, 2e-3),
+        optimizer=optimizer,
+    )
+    wanted = (weight @ decoder).clamp(-bound, bound)
+    torch.testing.assert_close(image.parameter.detach(), wanted, atol=5e-3, rtol=0)
+    torch.testing.assert_close(made.images, decode(image.parameter.detach()), atol=1e-12, rtol=0)
+
+
+def test_a_code_is_clipped_into_a_picture_and_must_be_one() -> None:
+    image = LatentImage(randn(2, 12), lambda z: (9 * z).view(-1, 3, 2, 2)).image()
+    assert image.min() == 0 and image.max() == 1
+    for bad in (torch.zeros(3), torch.zeros(2, 0), torch.zeros(2, 3, dtype=torch.int64)):
+        with pytest.raises(InputError, match="float codes"):
+            LatentImage(bad, lambda z: z)
+    with pytest.raises(InputError, match="LatentImage cannot take pixels"):
+        LatentImage(randn(2, 3), lambda z: z).assign(rand(2, 1, 1, 3))
+
+
+def test_fourier_has_no_dead_column_at_odd_widths() -> None:
+    for width in (4, 5, 7):
+        image = FourierImage(rand(1, 1, 6, width))
+        score = (image.image() * randn(1, 1, 6, width)).sum()
+        (gradient,) = torch.autograd.grad(score, image.parameter)
+        assert (gradient.abs().sum((0, 1, 2, 4)) > 0).all()
+
+
+def test_fourier_gradient_and_colours() -> None:
+    image = FourierImage(rand(1, 3, 4, 5))
+    mix = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]]).double()
+    torch.testing.assert_close(image.mix, mix / mix.norm(dim=0).max())
+
+    def draw(spectrum: Tensor) -> Tensor:
+        image.parameter = spectrum
+        return image.image()
+
+    assert torch.autograd.gradcheck(draw, image.parameter)
+
+
+def test_noise_is_the_same_for_every_image_of_a_batch() -> None:
+    many, one = noise_images((3, 3, 5, 6), seed=4), noise_images((1, 3, 5, 6), seed=4)
+    assert torch.equal(many, one.expand(3, -1, -1, -1))
+    assert not torch.equal(one, noise_images((1, 3, 5, 6), seed=5))
+    colour = torch.tensor([0.2, 0.5, 0.7])
+    flat = noise_images((1, 3, 5, 6), seed=4, mean=colour, sd=0)
+    assert torch.equal(flat[0, :, 2, 3], colour)
+    assert noise_images((1, 3, 5, 6), seed=4, mean=colour.double()).dtype == torch.float64
+
+
+def test_pixel_image_copies_clips_and_refuses() -> None:
+    init = rand(2, 3, 4, 4)
+    image = PixelImage(init)
+    image.assign(init * 4 - 2)
+    assert image.image().min() == 0 and image.image().max() == 1
+    assert torch.equal(init, rand(2, 3, 4, 4))
+    bad = [rand(3, 4, 4), rand(1, 3, 4, 4) + 0.5, rand(0, 3, 4, 4)]
+    bad += [torch.full((1, 3, 2, 2), torch.nan), torch.zeros(1, 3, 2, 2, dtype=torch.uint8)]
+    for images in bad:
+        for kind in (PixelImage, FourierImage):
+            with pytest.raises(InputError):
+                kind(images)
+
+
+# ------------------------------------------------------------------ regularisers
+
+
+@pytest.mark.parametrize("beta", [1, 2, 3])
+@given(a=st.floats(-2, 2), b=st.floats(-2, 2), h=st.integers(1, 7), w=st.integers(1, 7))
+@few
+def test_total_variation_of_a_ramp(beta: int, a: float, b: float, h: int, w: int) -> None:
+    ramp = a * torch.arange(w).double() + b * torch.arange(h).double()[:, None]
+    images = torch.stack([ramp, torch.zeros_like(ramp)])[:, None]
+    expected = (h - 1) * (w - 1) * (a**2 + b**2) ** (beta / 2)
+    got = total_variation(images, beta)
+    assert got[0].item() == pytest.approx(expected, abs=1e-9) and got[1] == 0
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 1.5, 2.0, 3.0])
+def test_total_variation_can_be_differentiated_everywhere(beta: float) -> None:
+    flat = torch.full((1, 3, 5, 5), 0.5, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(total_variation(flat, beta).sum(), flat)
+    assert (gradient == 0).all()
+    leaf = rand(2, 2, 4, 5).requires_grad_()
+    assert torch.autograd.gradcheck(partial(total_variation, beta=beta), leaf)
+
+
+def test_l2_is_measured_from_the_centre() -> None:
+    images, colour = rand(2, 3, 4, 5), torch.tensor([0.1, 0.5, 0.9])
+    expected = ((images.numpy() - colour.double().numpy()[:, None, None]) ** 2).sum((1, 2, 3))
+    np.testing.assert_allclose(l2_penalty(images, colour.double()), expected)
+    np.testing.assert_allclose(l2_penalty(images, 0.0), (images.numpy() ** 2).sum((1, 2, 3)))
+
+
+@given(h=st.integers(1, 9), w=st.integers(1, 12), sigma=st.floats(0, 4))
+@few
+def test_blur_is_scipys(h: int, w: int, sigma: float) -> None:
+    images = rand(2, 3, h, w)
+    widths = (0, 0, sigma, sigma)
+    expected = ndimage.gaussian_filter(images.numpy(), widths, truncate=4, mode="reflect")
+    np.testing.assert_allclose(gaussian_blur(images, sigma), expected, atol=1e-12)
+
+
+def test_clipping_pixels_by_percentile() -> None:
+    images, gradient = rand(2, 3, 6, 5), randn(2, 3, 6, 5, seed=1)
+    center = torch.tensor([0.4, 0.5, 0.6], dtype=torch.float64)
+    x, g, c = images.numpy(), gradient.numpy(), center.numpy()[:, None, None]
+    for got, size in [
+        (clip_smallest(images, 30, center), np.sqrt(((x - c) ** 2).sum(1))),
+        (clip_smallest(images, 30, center, gradient=gradient), np.abs(((x - c) * g).sum(1))),
+    ]:
+        for i in range(2):
+            gone = size[i] < np.percentile(size[i], 30)
+            assert gone.sum() == 9
+            np.testing.assert_array_equal(got[i], np.where(gone, c, x[i]))
+    assert torch.equal(clip_smallest(images, 0), images)
+
+
+# ------------------------------------------------------------------ transforms, Gram matrices
+
+
+def test_jitter_rolls_all_images_alike() -> None:
+    image = rand(1, 3, 9, 14)
+    generator = torch.Generator().manual_seed(0)
+    out = jitter(image.expand(2, -1, -1, -1), generator, pixels=3)
+    assert torch.equal(out[0], out[1])
+    assert not torch.equal(jitter(image, generator, pixels=3)[0], out[0])
+    assert torch.equal(jitter(image, torch.Generator().manual_seed(0), pixels=3)[0], out[0])
+    shifts = [image.roll((y, x), (2, 3))[0] for y in range(-3, 4) for x in range(-3, 4)]
+    assert any(torch.equal(out[0], shift) for shift in shifts)
+
+
+def test_gram_is_divided_by_its_places() -> None:
+    features = randn(2, 3, 4, 5)
+    raw = np.einsum("nchw,ndhw->ncd", features.numpy(), features.numpy())
+    np.testing.assert_allclose(gram_matrix(features), raw / 20)
+
+
+# ------------------------------------------------------------------ the loop
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.2), ("adam", 0.02), ("lbfgs", 1.0)])
+@pytest.mark.parametrize("maximize", [True, False])
+def test_linear_unit_with_decay_ends_at_w_over_lambda(optimizer, lr, maximize) -> None:
+    # two images with different units: maximum of w.x - (lambda/2)|x|^2 in the box: clip(w/lambda)
+    w, decay = rand(2, 3, 4, 4) * 3 - 0.5, 2.0
+    sign = 1 if maximize else -1
+    found = optimize_image(
+        lambda x: sign * (w * x).sum((1, 2, 3)),
+        PixelImage(torch.full_like(w, 0.5)),
+        steps=400,
+        lr=lr,
+        optimizer=optimizer,
+        maximize=maximize,
+        regularizer=lambda x: decay / 2 * l2_penalty(x, 0.0),
+    )
+    torch.testing.assert_close(found.images, (w / decay).clamp(0, 1), atol=1e-6, rtol=0)
+    assert found.scores.shape == (400, 2)
+    torch.testing.assert_close(found.scores[0], sign * (w * 0.5).sum((1, 2, 3)))
+
+
+def test_sgd_is_the_plain_update_and_adam_is_torchs() -> None:
+    w, start = randn(1, 3, 3, 3) * 0.1, torch.full((1, 3, 3, 3), 0.5, dtype=torch.float64)
+
+    def objective(x: Tensor) -> Tensor:
+        return (w * x.exp()).sum((1, 2, 3))
+
+    one = optimize_image(objective, PixelImage(start), steps=1, lr=0.3, optimizer="sgd")
+    gradient = w * start.exp()
+    torch.testing.assert_close(one.images, start + 0.3 * gradient, atol=1e-15, rtol=0)
+    one = optimize_image(objective, PixelImage(start), steps=1, lr=0.1, optimizer="normalized-sgd")
+    torch.testing.assert_close(one.images, start + 0.1 * gradient / gradient.square().mean().sqrt())
+
+    theirs = start.clone().requires_grad_()
+    adam = torch.optim.Adam([theirs], lr=0.01, maximize=True)
+    for _ in range(20):
+        adam.zero_grad()
+        objective(theirs).sum().backward()
+        adam.step()
+    ours = optimize_image(objective, PixelImage(start), steps=20, lr=0.01, optimizer="adam")
+    torch.testing.assert_close(ours.images, theirs.detach(), atol=1e-12, rtol=0)
+
+
+def test_lbfgs_solves_what_scipys_does_in_the_box() -> None:
+    # a badly conditioned quadratic whose optimum lies partly on the walls
+    a = randn(27, 27)
+    matrix = a @ a.T + 0.1 * torch.eye(27)
+    target = rand(2, 27) * 1.6 - 0.3
+
+    def loss(x: Tensor) -> Tensor:
+        off = x.flatten(1) - target
+        return 0.5 * ((off @ matrix) * off).sum(1)
+
+    start = torch.full((2, 3, 3, 3), 0.5, dtype=torch.float64)
+    found = optimize_image(loss, PixelImage(start), steps=400, lr=1, optimizer="lbfgs", maximize=False)
+    for i in range(2):
+        q, t = matrix.numpy(), target[i].numpy()
+        best = optimize.minimize(
+            lambda x, q=q, t=t: (0.5 * (x - t) @ q @ (x - t), q @ (x - t)),
+            np.full(27, 0.5),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(0, 1)] * 27,
+            options={"ftol": 1e-15, "gtol": 1e-10},
+        )
+        assert loss(found.images)[i].item() <= best.fun * 1.001 + 1e-9
+    assert (found.scores.diff(dim=0) <= 1e-12).all()
+
+
+def test_lbfgs_is_quick_on_smooth_problems() -> None:
+    x0 = 0.3 + 0.4 * rand(1, 2, 3, 3)
+    a = randn(18, 18, seed=5) / 4 + torch.eye(18)
+
+    def loss(x: Tensor) -> Tensor:
+        return ((x - x0).flatten(1) @ a).square().sum(1) + (x - x0).pow(4).sum((1, 2, 3))
+
+    start = PixelImage(torch.full_like(x0, 0.5))
+    found = optimize_image(loss, start, steps=60, lr=1, optimizer="lbfgs", maximize=False)
+    assert found.scores[-1] < 1e-12
+
+
+def test_lbfgs_rests_when_done_and_sees_edits_between_steps() -> None:
+    target, seen = rand(2, 3, 3, 3), []
+
+    def loss(x: Tensor) -> Tensor:
+        seen.append(x.detach().clone())
+        return (x - target).square().sum((1, 2, 3))
+
+    def run(steps: int, after=None) -> Tensor:
+        start = PixelImage(torch.full_like(target, 0.5))
+        settings = {"lr": 1, "optimizer": "lbfgs", "maximize": False, "after_step": after}
+        return optimize_image(loss, start, steps=steps, **settings).scores
+
+    run(200)
+    assert len(seen) < 300
+    edited = run(4, lambda images, gradient, step: torch.full_like(images, 0.1 * (step + 1)))
+    for step in range(3):
+        expected = (0.1 * (step + 1) - target).square().sum((1, 2, 3))
+        torch.testing.assert_close(edited[step + 1], expected)
+
+
+def make_fourier(shape: tuple[int, int, int, int]) -> Parametrization:
+    return FourierImage(noise_images(shape, seed=1).double())
+
+
+def make_pixels(shape: tuple[int, int, int, int]) -> Parametrization:
+    return PixelImage(noise_images(shape, seed=1).double())
+
+
+@pytest.mark.parametrize("make", [make_pixels, make_fourier])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_batch_is_its_images_alone_in_range_and_repeatable(make, optimizer: str) -> None:
+    net, units = small_net(), torch.tensor([0, 7, 11])
+
+    def run(rows: Tensor):
+        def after(images: Tensor, gradient: Tensor, step: int) -> Tensor:
+            return gaussian_blur(clip_smallest(images, 5), 0.3) if step % 3 == 2 else images
+
+        return optimize_image(
+            lambda x: net(x)[torch.arange(len(rows)), rows],
+            make((len(rows), 3, 11, 11)),
+            steps=8,
+            lr=0.05 if optimizer != "lbfgs" else 1.0,
+            optimizer=optimizer,
+            regularizer=lambda x: 1e-3 * total_variation(x, 1.5),
+            transform=None if optimizer == "lbfgs" else partial(jitter, pixels=2),
+            after_step=after,
+            seed=2,
+        )
+
+    batch = run(units)
+    assert torch.equal(batch.images, run(units).images)
+    for i in range(3):
+        alone = run(units[i : i + 1])
+        torch.testing.assert_close(batch.images[i], alone.images[0], atol=1e-9, rtol=0)
+        torch.testing.assert_close(batch.scores[:, i], alone.scores[:, 0])
+    assert batch.images.min() >= 0 and batch.images.max() <= 1
+    assert not batch.images.requires_grad and batch.scores.shape == (8, 3)
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+@given(seed=st.integers(0, 1000), lr=st.floats(1e-3, 1e3), optimizer=st.sampled_from(OPTIMIZERS))
+@few
+def test_pixels_stay_in_range(seed: int, lr: float, optimizer: str) -> None:
+    w = randn(2, 3, 4, 4, seed=seed)
+    image = PixelImage(rand(2, 3, 4, 4, seed=seed))
+
+    def objective(x: Tensor) -> Tensor:
+        return (w * x.sin()).sum((1, 2, 3))
+
+    found = optimize_image(objective, image, steps=5, lr=lr, optimizer=optimizer)
+    assert found.images.min() >= 0 and found.images.max() <= 1
+
+
+def test_scores_rise_under_no_grad_and_images_stay_apart() -> None:
+    net = small_net()
+    start = noise_images((2, 3, 11, 11), seed=0).double()
+    with torch.no_grad():
+        found = optimize_image(lambda x: net(x)[:, 0], PixelImage(start), steps=15, lr=0.01)
+    assert (found.scores[-1] > found.scores[0]).all()
+    assert torch.equal(found.images[0], found.images[1])
+
+
+def test_transform_draws_depend_on_the_seed() -> None:
+    w = randn(1, 3, 6, 6)
+
+    def run(seed: int | None) -> Tensor:
+        shift = partial(jitter, pixels=3)
+        start = PixelImage(torch.full((1, 3, 6, 6), 0.5, dtype=torch.float64))
+        return optimize_image(
+            lambda x: (w * x).sum((1, 2, 3)), start, steps=3, lr=0.01, transform=shift, seed=seed
+        ).images
+
+    assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
+    assert run(None).shape == (1, 3, 6, 6)
+
+
+# ------------------------------------------------------------------ what goes wrong
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_dead_start_is_told_with_the_images_that_are_dead(optimizer: str) -> None:
+    starts = torch.stack([torch.full((3, 4, 4), 0.5), torch.full((3, 4, 4), 0.9)])
+    with pytest.raises(DivergenceError, match=r"\[0\] cannot start.*seed"):
+        optimize_image(
+            lambda x: (x - 0.6).relu().sum((1, 2, 3)),
+            PixelImage(starts),
+            steps=3,
+            lr=0.1,
+            optimizer=optimizer,
+            regularizer=lambda x: l2_penalty(x, 0.0),  # its gradient hides nothing
+        )
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_objective_that_ten_steps_do_not_change_is_told(optimizer: str) -> None:
+    calls = []
+
+    def saturated(x: Tensor) -> Tensor:
+        calls.append(1)
+        return torch.stack([1e-12 * x[0].sum() + 5, x[1].sum()])  # the first is 5, whatever x is
+
+    settings: dict[str, Any] = {"lr": 0.01, "optimizer": optimizer}
+    half = torch.full((2, 3, 4, 4), 0.5)
+    with pytest.raises(DivergenceError, match=r"images \[0\] is flat: 10 steps"):
+        optimize_image(saturated, PixelImage(half), steps=50, **settings)
+    assert len(calls) <= 21
+    assert (optimize_image(saturated, PixelImage(half), steps=9, **settings).scores[:, 0] == 5).all()
+    # what has arrived is not flat
+    loss = lambda x: (x - 0.5).square().sum((1, 2, 3))
+    assert not optimize_image(loss, PixelImage(half), steps=12, maximize=False, **settings).scores.any()
+
+
+def test_what_a_random_change_hides_at_first_is_not_dead() -> None:
+    start = torch.full((1, 3, 4, 4), 0.5)
+    start[..., 0, 0] = 0.9
+    corner = lambda x: (x[..., 0, 0] - 0.6).relu().sum(1)
+    settings: dict[str, Any] = {"steps": 12, "lr": 1e-3, "optimizer": "sgd", "seed": 1}
+    found = optimize_image(corner, PixelImage(start), transform=partial(jitter, pixels=1), **settings)
+    assert found.scores[0] == 0 and found.scores.max() > 0.8
+    away = lambda images, generator: images.roll(1, -1)
+    with pytest.raises(DivergenceError, match="cannot start"):
+        optimize_image(corner, PixelImage(start), transform=away, **settings)
+
+
+def test_stages_in_turn_are_one_ascent() -> None:
+    def stage(size: int, steps: int) -> Optimization:
+        start = PixelImage(noise_images((2, 3, size, size), seed=1))
+        return optimize_image(lambda x: x.sum((1, 2, 3)), start, steps=steps, lr=0.01, frames=2)
+
+    small, large = stage(4, 3), stage(8, 5)
+    both = concatenate_stages([small, large])
+    assert torch.equal(both.images, large.images)
+    assert torch.equal(both.scores, torch.cat([small.scores, large.scores]))
+    assert torch.equal(both.frames[2:], large.frames)
+    assert torch.equal(both.frames[:2, ..., ::2, ::2], small.frames)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_divergence_names_the_step_and_the_remedy(optimizer: str) -> None:
+    calls = []
+
+    def objective(x: Tensor) -> Tensor:
+        calls.append(1)
+        bad = torch.tensor([1.0, torch.nan if len(calls) > 2 else 1.0])
+        return x.sum((1, 2, 3)) * bad
+
+    image = PixelImage(torch.full((2, 3, 4, 4), 0.5))
+    with pytest.raises(DivergenceError, match=r"Step 2.*\[1\].*lower lr \(now 0\.001"):
+        optimize_image(objective, image, steps=9, lr=0.001, optimizer=optimizer)
+
+
+def test_infinite_gradient_is_divergence() -> None:
+    black = PixelImage(torch.zeros(1, 3, 2, 2))
+    with pytest.raises(DivergenceError, match="Step 0"):
+        optimize_image(lambda x: x.sqrt().sum((1, 2, 3)), black, steps=1, lr=1)
+
+
+def test_bad_arguments_are_refused() -> None:
+    image = PixelImage(rand(2, 3, 4, 4))
+
+    def total(x: Tensor) -> Tensor:
+        return x.sum((1, 2, 3))
+
+    apart = torch.ones(2, requires_grad=True)
+    for objective in (lambda x: x.sum(), lambda x: torch.ones(2), lambda x: apart * 1):
+        with pytest.raises(InputError):
+            optimize_image(objective, image, steps=1, lr=0.1)
+    for steps, lr in [(0, 0.1), (1, 0), (1, float("nan"))]:
+        with pytest.raises(InputError):
+            optimize_image(total, image, steps=steps, lr=lr)
+    with pytest.raises(InputError, match="transform"):
+        optimize_image(total, image, steps=1, lr=1, optimizer="lbfgs", transform=partial(jitter, pixels=1))
+    with pytest.raises(UnknownName):
+        optimize_image(total, image, steps=1, lr=1, optimizer="rmsprop")  # type: ignore[arg-type]
+
+
+def test_own_parametrisation_and_interrupt() -> None:
+    class Tint(Parametrization):
+        """One colour for the whole image: a generator in small, with no project and no assign."""
+
+        def __init__(self) -> None:
+            self.parameter = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+
+        def image(self) -> Tensor:
+            return self.parameter.sigmoid()[:, :, None, None].expand(-1, -1, 4, 4)
+
+    want = torch.tensor([[0.2, 0.5, 0.8], [0.6, 0.1, 0.3]], dtype=torch.float64)
+
+    def loss(x: Tensor) -> Tensor:
+        return (x - want[:, :, None, None]).square().mean((1, 2, 3))
+
+    found = optimize_image(loss, Tint(), steps=80, lr=1, optimizer="lbfgs", maximize=False)
+    torch.testing.assert_close(found.images[:, :, 0, 0], want, atol=1e-4, rtol=0)
+    with pytest.raises(InputError, match="Tint"):
+        optimize_image(loss, Tint(), steps=1, lr=1, after_step=lambda images, gradient, step: images)
+
+    def interrupted(x: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        optimize_image(interrupted, Tint(), steps=1, lr=1)

@@ -1,0 +1,311 @@
+"""The tuned twin: the same answers sooner, never those of other weights, and never in anybody's way."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from phosphene import Model, load_model, methods
+from phosphene.data import SceneDataset
+from phosphene.models import optimized_copy as twin
+from phosphene.models.optimized_copy import allow_optimized
+
+
+def used_to_life(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Batch norms as after training: nothing in them is zero or one."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (part.running_mean, -0.2, 0.2), (part.running_var, 0.5, 1.5),
+                (part.weight.data, 0.5, 1.5), (part.bias.data, -0.2, 0.2),
+            ):  # fmt: skip
+                tensor.uniform_(low, high, generator=generator)
+    return network
+
+
+def small(between: nn.Module | None = None) -> nn.Sequential:
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), between or nn.LeakyReLU(0.1)]
+    return used_to_life(nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)))
+
+
+def wrapped(network: nn.Module, side: int = 16) -> Model:
+    return load_model(network.double(), input_size=(3, side, side), mean=[0.4] * 3, std=[0.2] * 3)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(6, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def both(monkeypatch: pytest.MonkeyPatch, name: str, *inputs: object, **params: object) -> tuple:
+    """What a method gives with the twin and without."""
+    with_twin = methods[name](*inputs, **params)
+    with monkeypatch.context() as patch:
+        patch.setattr(twin, "MIN_PASSES", 10**9)
+        without = methods[name](*inputs, **params)
+    assert not without.provenance.model["tuned"]
+    return with_twin, without
+
+
+@pytest.mark.parametrize(
+    ("name", "folded"), [("resnet18", 20), ("mobilenet_v2", 52), ("densenet121", 59), ("googlenet", 57)]
+)
+def test_methods_give_the_same_with_and_without_a_twin(name, folded, monkeypatch):
+    torch.manual_seed(0)
+    options = {"init_weights": False} if name == "googlenet" else {}
+    network = used_to_life(models.get_model(name, weights=None, **options))
+    pictures = torch.rand(5, 3, 96, 96)
+    single = load_model(network, input_size=(3, 96, 96))
+    assert len(single.structure.folds) == folded  # DenseNet's other batch norms stand before convolutions
+    with single.guard(), torch.no_grad(), allow_optimized(single, 100) as optimized:
+        torch.testing.assert_close(single(pictures), network(pictures), rtol=1e-4, atol=1e-4)
+        assert optimized.used
+    # In double precision, so that no ReLU at its kink falls on the other side by rounding.
+    model, pictures = wrapped(network, 96), pictures.double()
+    tuned_maps, maps = both(monkeypatch, "saliency", model, pictures, 3)
+    assert tuned_maps.provenance.model["tuned"]
+    torch.testing.assert_close(tuned_maps.maps, maps.maps, rtol=1e-8, atol=1e-10)
+    for norm in ("linf", "l2"):
+        attack = {"steps": 2, "norm": norm, "eps": 0.5, "seed": 1}
+        tuned_result, result = both(monkeypatch, "pgd", model, pictures[:2], torch.tensor([1, 2]), **attack)
+        assert tuned_result.provenance.model["tuned"]
+        torch.testing.assert_close(tuned_result.adversarial, result.adversarial, rtol=0, atol=1e-8)
+
+
+def trained(network: nn.Sequential) -> None:
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
+    network(torch.rand(4, 3, 16, 16, dtype=torch.float64)).square().sum().backward()
+    optimizer.step()
+
+
+def changed_in_place(network: nn.Sequential) -> None:
+    with torch.no_grad():
+        network[0].weight[2] = 0
+
+
+def changed_behind_autograds_back(network: nn.Sequential) -> None:
+    network[0].weight.data[2] = 0
+
+
+def replaced(network: nn.Sequential) -> None:
+    network[2] = nn.ReLU()
+
+
+def set_otherwise(network: nn.Sequential) -> None:
+    network[2].negative_slope = 0.5
+
+
+def moved_behind_autograds_back(network: nn.Sequential) -> None:
+    network[0].weight.data.copy_(network[0].weight.data.flip(1))  # the same values in other places
+
+
+def strided(network: nn.Sequential) -> None:
+    network[0].stride = (3, 3)
+
+
+def scaled(network: nn.Sequential) -> None:
+    network[2].scale[0] = 2.0  # in a list, which is no setting that torch knows of
+
+
+def scaled_by_a_tensor(network: nn.Sequential) -> None:
+    network[2].factor.mul_(2)
+
+
+def acting_otherwise(network: nn.Sequential) -> None:
+    network[2].function = torch.tanh
+
+
+def running_otherwise(network: nn.Sequential) -> None:
+    network.forward = lambda x: nn.Sequential.forward(network, x) ** 2
+
+
+def loaded(network: nn.Sequential) -> None:
+    network.load_state_dict(used_to_life(small(Settings()).double(), seed=5).state_dict())
+
+
+class Settings(nn.LeakyReLU):
+    """An activation with settings of every kind."""
+
+    def __init__(self) -> None:
+        super().__init__(0.1)
+        self.scale, self.factor, self.function = [1.0], torch.tensor(1.0), torch.sigmoid
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(super().forward(x)) * self.scale[0] * self.factor
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        trained, changed_in_place, changed_behind_autograds_back, moved_behind_autograds_back, replaced,
+        set_otherwise, strided, scaled, scaled_by_a_tensor, acting_otherwise, running_otherwise, loaded,
+    ],
+)  # fmt: skip
+def test_a_twin_is_never_stale(change, images, monkeypatch):
+    network = small(Settings())
+    model = wrapped(network)
+    before, _ = both(monkeypatch, "saliency", model, images, 1)
+    kept = [tensor.clone() for tensor in network.state_dict().values()]
+    change(network)
+    after, right = both(monkeypatch, "saliency", model, images, 1)
+    assert before.provenance.model["tuned"] and after.provenance.model["tuned"]
+    torch.testing.assert_close(after.maps, right.maps, rtol=1e-8, atol=1e-10)
+    assert not torch.allclose(after.maps, before.maps, rtol=1e-3)
+    same_weights = all(map(torch.equal, kept, network.state_dict().values()))
+    assert (before.provenance.model["digest"] == after.provenance.model["digest"]) == same_weights
+
+
+def test_a_twin_is_not_stale_where_weights_change_half_way(images):
+    network = small()
+    model = wrapped(network)
+    with model.guard(), torch.no_grad(), allow_optimized(model, 100) as optimized:
+        for _ in range(3):
+            torch.testing.assert_close(model(images), model._output(network(model.normalize(images))))
+            network[0].weight[1] *= 2
+    assert optimized.used
+
+
+def test_layers_and_weights_are_the_originals(images):
+    network = small()
+    model = wrapped(network)
+    weight = network[0].weight.detach().clone()
+    with model.guard(), torch.no_grad(), allow_optimized(model, 100) as optimized:
+        logits = model(images)
+        assert optimized.used
+        maps = network[0](model.normalize(images))
+        assert torch.equal(model.features(images, "0"), maps)
+        with model.tap("0", "1") as tap:
+            torch.testing.assert_close(model(images), logits)
+        assert torch.equal(tap["0"], maps)
+        assert torch.equal(tap["1"], network[1](maps))
+    assert torch.equal(model.layers["0"].weight, weight)
+    assert type(model.module[1]) is nn.BatchNorm2d
+    assert all(part.training for part in network.modules())
+    assert all(p.requires_grad for p in network.parameters())
+
+
+class Shared(nn.Module):
+    """A convolution whose output is needed twice, one that runs twice, and a batch norm that does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.again, self.other = (nn.Conv2d(n, 6, 3, padding=1) for n in (3, 6, 6))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(6) for _ in range(3))
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.twice(x)
+        x = x + self.norms[0](x)
+        x = self.norms[1](self.again(self.again(x)))
+        x = self.norms[2](self.norms[2](self.other(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def test_network_with_nothing_to_fold_is_tuned_to_channels_last(monkeypatch):
+    model = load_model("builtin:shapes-vgg", dtype=torch.float64)
+    pictures = SceneDataset(5, size=(24, 24)).read(range(5))
+    assert model.structure.folds == ()
+    with_twin, without = both(monkeypatch, "saliency", model, pictures, 3)
+    assert with_twin.provenance.model["tuned"]
+    assert model._optimized_copy[1].features[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert model.module.features[0].weight.is_contiguous()
+    torch.testing.assert_close(with_twin.maps, without.maps, rtol=1e-8, atol=1e-10)
+
+
+def test_nothing_is_folded_that_something_else_needs():
+    assert wrapped(used_to_life(Shared())).structure.folds == ()
+
+
+class Peeking(nn.Module):
+    """It asks its batch norm for its weight, which a folded one has not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = small()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.parts(x) * self.parts[1].weight.sum()
+
+
+def hooked(network: nn.Module) -> nn.Module:
+    network[2].register_forward_hook(lambda module, args, output: output * 2)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("network", "count"),
+    [(small, 4), (lambda: small()[2:4], 6), (lambda: hooked(small()), 6), (Peeking, 6)],
+    ids=["too few images", "nothing to fold", "its owner's hook", "not to be copied"],
+)
+def test_no_twin_where_it_does_not_pay_or_cannot_be(network, count, images, monkeypatch):
+    model = wrapped(network())
+    result = methods["saliency"](model, images[:count], lambda out: out.flatten(1).square().sum(1))
+    assert not result.provenance.model["tuned"]
+    assert model._optimized_copy[1] is None
+
+
+class Remembering(nn.Module):
+    """It keeps what it saw, for its owner to look at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts, self.seen = small(), torch.zeros(())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.parts(x)
+        self.seen = logits.detach()
+        return logits
+
+
+def test_a_network_that_remembers_answers_itself(images):
+    network = Remembering()
+    model = wrapped(network)
+    with torch.no_grad():
+        model(images)
+    with model.guard(), torch.no_grad(), allow_optimized(model, 100) as optimized:
+        for pictures in (images, 1 - images):
+            logits = model(pictures)
+            assert torch.equal(network.seen, logits)
+    assert not optimized.used
+
+
+class Noisy(nn.Module):
+    """It draws anew at every call, also when it does not train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = small()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.parts(x + 0.1 * torch.randn_like(x))
+
+
+def test_a_noisy_network_draws_the_same_whether_or_not_a_twin_was_tried(images):
+    model = wrapped(Noisy())
+    first, second = (methods["pgd"](model, images, torch.zeros(6, dtype=torch.long), seed=0) for _ in "ab")
+    assert torch.equal(first.adversarial, second.adversarial)
+    assert torch.equal(first.confidence_before, second.confidence_before)
+    assert torch.equal(first.confidence_after, second.confidence_after)
+
+
+def test_threads_share_a_twin(images):
+    model = wrapped(small())
+    found: list[torch.Tensor] = []
+
+    def work() -> None:
+        for _ in range(5):
+            found.append(methods["saliency"](model, images, 1).maps)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 20
+    assert all(torch.equal(maps, found[0]) for maps in found)
+    assert model.module.training

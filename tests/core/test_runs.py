@@ -1,0 +1,523 @@
+"""``run`` and ``replay``: inputs as people write them, observers, executors, batches, whole folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import phosphene.results.base
+from phosphene import (
+    InputError,
+    Model,
+    PhospheneError,
+    PluginError,
+    UnknownName,
+    batch_size,
+    hookimpl,
+    load_model,
+    max_batch,
+    method,
+    methods,
+    progress_bar,
+    replay,
+    report_progress,
+    run,
+)
+from phosphene.builtin.scenes import CLASSES, draw_scenes
+from phosphene.images import read_image, write_png
+from phosphene.registry.lookup import extensions
+from phosphene.results import Attribution, load_result
+from phosphene.roles import Images
+from phosphene.roles import Model as ModelInput
+
+
+@pytest.fixture(scope="module")
+def scenes() -> Any:
+    return draw_scenes(3, seed=5, split="test")
+
+
+@pytest.fixture
+def folder(scenes: Any, tmp_path: Path) -> Path:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number, image in enumerate(scenes.images):
+        write_png(image, pictures / f"{number}.png")
+    return pictures
+
+
+@pytest.fixture
+def toy() -> Model:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+    return load_model(module, input_size=(3, 8, 8))
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+# --- inputs as people write them --------------------------------------------------------------
+
+
+def test_everything_left_out_comes_from_the_bundled_world() -> None:
+    result = run("saliency", progress=False)
+    assert result.images.shape == (4, 3, 64, 64)
+    assert result.provenance.model["name"] == "builtin:shapes-vgg"
+    assert set(result.targets) <= set(CLASSES)
+
+
+def test_path_list_of_paths_and_folder_give_the_same_pictures(folder: Path) -> None:
+    whole = run("saliency", images=folder)
+    listed = run("saliency", images=[folder / f"{n}.png" for n in range(3)])
+    one = run("saliency", images=str(folder / "1.png"))
+    assert torch.equal(whole.images, listed.images)
+    assert torch.equal(whole.images[1], read_image(folder / "1.png"))
+    assert torch.equal(one.images, whole.images[1:2])
+    torch.testing.assert_close(one.maps, whole.maps[1:2])
+
+
+def test_pictures_of_other_sizes_are_brought_to_the_models(tmp_path: Path) -> None:
+    write_png(torch.rand(3, 100, 80), tmp_path / "a.png")
+    write_png(torch.rand(3, 30, 50), tmp_path / "b.png")
+    assert run("saliency", images=tmp_path).images.shape == (2, 3, 64, 64)
+
+
+def test_missing_picture_is_an_error_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(PhospheneError, match=r"nothing\.png"):
+        run("saliency", images=tmp_path / "nothing.png")
+    with pytest.raises(PhospheneError):
+        run("saliency", images=tmp_path)
+
+
+@pytest.mark.parametrize("labels", [["circle", "star", "circle"], [0, "star", "0"], torch.tensor([0, 2, 0])])
+def test_labels_are_names_or_indices(scenes: Any, labels: Any) -> None:
+    named = {"circle": CLASSES.index("circle"), "star": CLASSES.index("star")}
+    wanted = [named.get(v, v) if isinstance(v, str) and not v.isdecimal() else int(v) for v in labels]
+    result = run("pgd", images=scenes.images, labels=labels, steps=1, seed=0)
+    assert result.labels.tolist() == wanted
+
+
+def test_labels_left_out_are_what_the_model_says(scenes: Any) -> None:
+    result = run("pgd", images=scenes.images, steps=1, seed=0)
+    assert torch.equal(result.labels, result.before)
+
+
+@pytest.mark.parametrize("target", ["star", "class:star", CLASSES.index("star"), str(CLASSES.index("star"))])
+def test_target_is_a_class_by_name_or_number(scenes: Any, target: Any) -> None:
+    assert run("saliency", images=scenes.images, target=target).targets == ("star",) * 3
+
+
+@pytest.mark.parametrize("value", [3, [], {}, b"picture", [torch.zeros(3, 2, 2)]], ids=repr)
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [("saliency", "images"), ("saliency", "model"), ("gram_texture", "sample"), ("top_patches", "dataset"),
+     ("fast_style_fit", "styles"), ("fast_style", "stylizer"), ("pgd", "labels")],
+)  # fmt: skip
+def test_things_that_are_no_input_are_refused_in_a_sentence(name: str, role: str, value: Any) -> None:
+    with pytest.raises(PhospheneError):
+        run(name, **{role: value})
+
+
+def test_device_that_is_not_there_is_refused_in_a_sentence(toy: Model, images: Tensor) -> None:
+    with pytest.raises(InputError, match="nowhere"):
+        run("saliency", model=toy, images=images, device="nowhere")
+
+
+@pytest.mark.parametrize("name", ["efros_leung", "fast_style"])
+def test_so_it_is_where_no_model_is_given(name: str) -> None:
+    with pytest.raises(InputError, match="nowhere"):
+        run(name, device="nowhere")
+
+
+def test_a_texture_is_read_at_its_own_size(tmp_path: Path) -> None:
+    picture = torch.rand(3, 20, 300)
+    write_png(picture, tmp_path / "strip.png")
+    made = run("efros_leung", sample=tmp_path / "strip.png", size=8, window=3, order="ring", seed=0)
+    assert torch.equal(made.sources[0], (picture * 255).round() / 255)
+
+
+def test_a_result_without_a_model_says_where_and_how_precisely_it_was_made() -> None:
+    made = methods["efros_leung"](torch.rand(1, 1, 8, 8, dtype=torch.float64), size=8, window=3, seed=0)
+    assert made.provenance is not None
+    assert (made.provenance.model, made.provenance.device, made.provenance.dtype) == (None, "cpu", "float64")
+
+
+def test_input_given_twice_is_refused(toy: Model, images: Tensor) -> None:
+    with pytest.raises(InputError, match="images twice"):
+        methods["saliency"](toy, images, images=images)
+
+
+def test_method_that_gives_something_else_than_it_says_is_told(toy: Model, images: Tensor) -> None:
+    @method(family="tests")
+    def forgetful(model: ModelInput, images: Images) -> Attribution:
+        """Return nothing."""
+
+    for most in (1, 100):
+        with max_batch(most), pytest.raises(PluginError, match="gave a NoneType, not Attribution"):
+            forgetful(toy, images)
+
+
+def test_result_keeps_its_pictures_whatever_becomes_of_the_callers(toy: Model, images: Tensor) -> None:
+    labels = torch.zeros(3, dtype=torch.int64)
+    result = methods["pgd"](toy, images, labels, steps=1, seed=0)
+    before = images.clone()
+    images.zero_()
+    labels.fill_(1)
+    assert torch.equal(result.images, before)
+    assert torch.equal(result.inputs["images"], before)
+    assert not result.labels.any()
+
+
+@pytest.mark.parametrize("name", ["saliency", "pgd", "cam", "class_visualization", "nearest_neighbors"])
+def test_inference_mode_around_a_call_changes_nothing(name: str) -> None:
+    quick = methods[name].spec.quick | ({"seed": 0} if methods[name].seed else {})
+    usual = run(name, **quick)
+    with torch.inference_mode():
+        # Pictures, labels and a network made in inference mode, too.
+        given = {n: v.clone() for n, v in usual.inputs.items() if isinstance(v, Tensor)}
+        assert all(v.is_inference() for v in given.values())
+        inside = run(name, model=load_model("builtin:shapes-vgg"), **given, **quick)
+    for field, value in usual.fields():
+        if isinstance(value, Tensor):
+            assert torch.equal(getattr(inside, field), value)
+            assert not getattr(inside, field).is_inference()
+
+
+def test_misspelt_names_are_told_before_any_work(toy: Model, images: Tensor) -> None:
+    seen: list[int] = []
+    toy.module.register_forward_hook(lambda *_: seen.append(1))
+    with pytest.raises(UnknownName, match="did you mean 'saliency'"):
+        run("salency", model=toy, images=images)
+    with pytest.raises(UnknownName, match="did you mean 'steps'"):
+        run("pgd", model=toy, images=images, step=3)
+    with pytest.raises(InputError, match="steps"):
+        run("pgd", model=toy, images=images, steps=0)
+    with pytest.raises(UnknownName, match="executor"):
+        run("saliency", model=toy, images=images, executor="nowhere")
+    assert not seen
+
+
+# --- observers, executors, progress, batches --------------------------------------------------
+
+
+class Observer:
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, Any]] = []
+
+    @hookimpl
+    def phosphene_before_run(self, run: Any) -> None:
+        self.seen.append(("before", run.method))
+
+    @hookimpl
+    def phosphene_after_run(self, run: Any, result: Any, error: BaseException | None) -> None:
+        self.seen.append(("after", error if error is not None else type(result).__name__))
+
+
+class Clumsy:
+    @hookimpl
+    def phosphene_before_run(self) -> None:
+        raise RuntimeError("the tracker is down")
+
+
+class Cluster:
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+
+    @hookimpl
+    def phosphene_executors(self) -> dict[str, Any]:
+        def far_away(request: Any) -> Any:
+            self.requests.append(request)
+            return methods[request.method](**request.inputs, **request.params)
+
+        return {"cluster": far_away}
+
+
+@pytest.fixture
+def registered() -> Iterator[Any]:
+    added: list[Any] = []
+
+    def add(plugin: Any) -> Any:
+        extensions.manager.register(plugin, name=type(plugin).__name__)
+        added.append(plugin)
+        return plugin
+
+    yield add
+    for plugin in added:
+        extensions.manager.unregister(plugin)
+
+
+def test_observers_see_the_start_and_the_end(registered: Any, toy: Model, images: Tensor) -> None:
+    observer = registered(Observer())
+    run("saliency", model=toy, images=images)
+    assert observer.seen == [("before", "saliency"), ("after", "Attribution")]
+
+
+def test_observers_see_the_error_which_goes_on(registered: Any, toy: Model, images: Tensor) -> None:
+    observer = registered(Observer())
+    broken = RuntimeError("a layer broke")
+
+    def burn(*_: Any) -> None:
+        raise broken
+
+    toy.structure  # noqa: B018
+    toy.module[1].register_forward_hook(burn)
+    with pytest.raises(RuntimeError, match="a layer broke"):
+        run("saliency", model=toy, images=images)
+    assert observer.seen == [("before", "saliency"), ("after", broken)]
+
+
+def test_failing_observer_is_reported_and_stops_nothing(registered: Any, toy: Model, images: Tensor) -> None:
+    registered(Clumsy())
+    observer = registered(Observer())
+    with pytest.warns(UserWarning, match=r"Clumsy failed in phosphene_before_run.*the tracker is down"):
+        run("saliency", model=toy, images=images)
+    assert len(observer.seen) == 2
+
+
+def test_executor_gets_the_finished_request(registered: Any, toy: Model, images: Tensor) -> None:
+    cluster = registered(Cluster())
+    result = run("pgd", model=toy, images=images, steps=2, seed=1, executor="cluster", batch_size=2)
+    (request,) = cluster.requests
+    assert request.method == "pgd"
+    assert request.params == {"steps": 2, "seed": 1}
+    assert request.batch_size == 2
+    assert torch.equal(request.inputs["images"], images)
+    assert torch.equal(result.adversarial, run("pgd", model=toy, images=images, steps=2, seed=1).adversarial)
+
+
+def test_progress_is_told_to_a_callable_and_else_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    with report_progress(False):
+        assert list(progress_bar(range(3), "counting")) == [0, 1, 2]
+    events: list[Any] = []
+    run("occlusion", images="builtin:scenes/1", window=32, stride=32, batch_size=1, progress=events.append)
+    assert [e.done for e in events] == list(range(1, len(events) + 1))
+    assert events
+    assert events[-1].done == events[-1].total
+    assert capsys.readouterr() == ("", "")
+    outer: list[Any] = []
+    with report_progress(outer.append):
+        run("occlusion", images="builtin:scenes/1", window=32, stride=32, batch_size=1)
+    assert outer == events
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 100])
+def test_no_batch_is_larger_than_asked_and_the_result_the_same(toy: Model, images: Tensor, most: int) -> None:
+    whole = run("pgd", model=toy, images=images, steps=2, seed=0)
+    rows: list[int] = []
+    handle = toy.module.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    # Without labels the model is asked for them, likewise in batches.
+    cut = run("pgd", model=toy, images=images, steps=2, seed=0, batch_size=most)
+    handle.remove()
+    assert max(rows) == min(most, 3)
+    torch.testing.assert_close(cut.adversarial, whole.adversarial, rtol=0, atol=1e-6)
+    assert cut.provenance.batch_size == most
+
+
+def test_batch_size_is_at_least_one_and_given_back_afterwards(toy: Model, images: Tensor) -> None:
+    usual = batch_size(toy)
+    with pytest.raises(InputError, match="at least 1"):
+        run("saliency", model=toy, images=images, batch_size=0)
+    run("saliency", model=toy, images=images, batch_size=1)
+    assert batch_size(toy) == usual
+
+
+# --- saving and running again -----------------------------------------------------------------
+
+
+def test_out_folder_holds_picture_arrays_and_words(scenes: Any, tmp_path: Path) -> None:
+    result = run("pgd", images=scenes.images, steps=1, seed=3, out=tmp_path / "new" / "attack")
+    saved = tmp_path / "new" / "attack"
+    written = sorted(p.name for p in saved.iterdir())
+    assert written == ["arrays.safetensors", "picture.png", "pictures", "result.json"]
+    assert sorted(p.name for p in (saved / "pictures").iterdir()) == ["000.png", "001.png", "002.png"]
+    document = json.loads((saved / "result.json").read_text())
+    assert document["provenance"]["method"] == "attacks.pgd"
+    assert document["provenance"]["params"]["steps"] == 1
+    assert document["provenance"]["seed"] == 3
+    assert torch.equal(load_result(saved).adversarial, result.adversarial)
+
+
+def test_replay_of_a_bundled_model_gives_the_same_bits(scenes: Any, tmp_path: Path) -> None:
+    run("pgd", images=scenes.images, steps=2, out=tmp_path / "a")
+    again = replay(tmp_path / "a")
+    assert again.same
+    assert str(again) == "the same, bit for bit"
+    assert again.result.provenance.seed == again.saved.provenance.seed
+
+
+def test_replay_of_an_own_model_asks_for_it_and_tells_when_it_changed(
+    toy: Model, images: Tensor, tmp_path: Path
+) -> None:
+    run("saliency", model=toy, images=images, out=tmp_path / "a")
+    with pytest.raises(InputError, match="model="):
+        replay(tmp_path / "a")
+    assert replay(tmp_path / "a", model=toy).same
+    with torch.no_grad():
+        toy.module[0].weight += 0.1
+    again = replay(tmp_path / "a", model=toy)
+    assert not again.same
+    assert again.differences["maps"] > 0
+    assert "maps" in str(again)
+    assert "the model's weights" in str(again)
+
+
+def test_replay_finds_files_from_another_folder(
+    tmp_path: Path, scenes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hier").mkdir()
+    (tmp_path / "dort").mkdir()
+    monkeypatch.chdir(tmp_path / "hier")
+    (Path.cwd() / "bilder ü").mkdir()
+    write_png(scenes.images[0], "bilder ü/a.png")
+    state = load_model("builtin:shapes-vgg").module.state_dict()
+    save_file({name: value * 1.01 for name, value in state.items()}, "gewichte ü.safetensors")
+    model = load_model("builtin:shapes-vgg", weights="gewichte ü.safetensors")
+    run("top_patches", model=model, dataset="bilder ü", k=1, out="patches")
+    quick = methods["fast_style_fit"].spec.quick
+    run("fast_style_fit", model=model, dataset="bilder ü", out="network", **quick)
+    run("fast_style", images="bilder ü/a.png", stylizer="network", out="painted")
+    monkeypatch.chdir(tmp_path / "dort")
+    for name in ("patches", "network", "painted"):
+        assert replay(Path("../hier", name)).same, name
+
+
+def test_bundled_stylizer_is_recorded_by_its_name_not_by_its_place(tmp_path: Path) -> None:
+    result = run("fast_style", images="builtin:scenes/1", out=tmp_path / "a")
+    assert result.inputs["stylizer"] == "builtin:shapes-styles"
+    assert replay(tmp_path / "a").same
+
+
+def test_replay_refuses_what_a_folder_cannot_hold(toy: Model, images: Tensor, tmp_path: Path) -> None:
+    run("saliency", model=toy, images=images, target=lambda logits: logits[:, 0], out=tmp_path / "a")
+    with pytest.raises(InputError):
+        replay(tmp_path / "a", model=toy)
+
+
+def test_existing_result_is_replaced_whole(toy: Model, images: Tensor, tmp_path: Path) -> None:
+    run("pgd", model=toy, images=images, steps=1, out=tmp_path / "a")
+    run("saliency", model=toy, images=images[:1], out=tmp_path / "a")
+    assert type(load_result(tmp_path / "a")).__name__ == "Attribution"
+    assert [p.name for p in (tmp_path / "a" / "pictures").iterdir()] == ["000.png"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_folder_with_other_things_is_refused_and_left(toy: Model, images: Tensor, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    run("saliency", model=toy, images=images, out=tmp_path / "empty")
+    assert load_result(tmp_path / "empty").provenance is not None
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    with pytest.raises(InputError, match="other things"):
+        run("saliency", model=toy, images=images, out=tmp_path / "home")
+    assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
+    with pytest.raises(InputError, match="is a file"):
+        run("saliency", model=toy, images=images, out=tmp_path / "home" / "letter.txt")
+
+
+def test_places_that_cannot_hold_a_result_are_refused_before_the_work(
+    toy: Model, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: list[int] = []
+    toy.module.register_forward_hook(lambda *_: seen.append(1))
+    with pytest.raises(InputError, match="folder you work in"):
+        run("saliency", model=toy, images=images, out=".")
+    Path("letter").write_text("dear")
+    with pytest.raises(InputError, match="letter is a file"):
+        run("saliency", model=toy, images=images, out="letter/below/it")
+    assert not seen
+
+
+def test_link_to_a_folder_stays_a_link(toy: Model, images: Tensor, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for _ in range(2):
+        run("saliency", model=toy, images=images, out=tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
+    assert load_result(tmp_path / "real").provenance is not None
+
+
+def test_interruption_between_two_renamings_keeps_the_earlier_result(
+    toy: Model, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("saliency", model=toy, images=images, out=tmp_path / "a")
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("pgd", model=toy, images=images, steps=1, out=tmp_path / "a")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert type(load_result(tmp_path / "a")).__name__ == "Attribution"
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()], ids=["error", "interrupt"])
+@pytest.mark.parametrize("before", [False, True], ids=["new", "existing"])
+@pytest.mark.parametrize("broken", ["save_file", "write_png"])
+def test_interrupted_saving_leaves_nothing_half_written(
+    toy: Model,
+    images: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    before: bool,
+    broken: str,
+) -> None:
+    place = tmp_path / "a"
+    if before:
+        run("saliency", model=toy, images=images, out=place)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(phosphene.results.base, broken, fail)
+        with pytest.raises(type(error)):
+            run("pgd", model=toy, images=images, steps=1, out=place)
+    assert [p.name for p in tmp_path.iterdir()] == (["a"] if before else [])
+    if before:
+        assert replay(place, model=toy).same
+    run("pgd", model=toy, images=images, steps=1, out=place)
+    assert type(load_result(place)).__name__ == "AdversarialExamples"
+
+
+@pytest.mark.parametrize("damage", ["truncate", "json", "tensor", "type", "format"])
+def test_damaged_folder_is_refused(toy: Model, images: Tensor, tmp_path: Path, damage: str) -> None:
+    run("saliency", model=toy, images=images, out=tmp_path / "a")
+    arrays, words = tmp_path / "a" / "arrays.safetensors", tmp_path / "a" / "result.json"
+    document = json.loads(words.read_text())
+    match damage:
+        case "truncate":
+            arrays.write_bytes(arrays.read_bytes()[:100])
+        case "json":
+            words.write_text(words.read_text()[:50])
+        case "tensor":
+            document["fields"]["maps"] = {"$tensor": "elsewhere"}
+            words.write_text(json.dumps(document))
+        case "type":
+            document["type"] = "Attributions"
+            words.write_text(json.dumps(document))
+        case "format":
+            document["format"] = 99
+            words.write_text(json.dumps(document))
+    with pytest.raises(PhospheneError) as refusal:
+        load_result(tmp_path / "a")
+    assert len(str(refusal.value)) > 20
+
+
+def test_folder_without_a_result_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no saved result"):
+        replay(tmp_path)
