@@ -1,6 +1,6 @@
 """Digests of what every method returns, to compare two states of the code bit for bit.
 
-``python -m tests.snapshot write FILE`` runs every method with seed 0 on the bundled images, with its ``quick``
+``python -m tests.snapshot write FILE`` runs every method with seed 0 on the bundled images, with its quick
 and its default parameters, on two bundled networks, on the CPU with one thread, and stores a digest of every
 tensor. ``python -m tests.snapshot compare OLD NEW`` lists what differs. Digests depend on the processor and
 the versions of the libraries, so both files have to come from one machine.

@@ -24,7 +24,17 @@ from phosphene import (
 )
 from phosphene.results import AdversarialExamples, Attribution, FilterBank, Panel, Result, Synthesis
 from phosphene.roles import Dataset, Images, Labels, LayerName, Model, Seed, Target, Texture
-from phosphene.spec import Cost, Invariant, MapPerPixel, Nonnegative, PixelRange, UnitRange, WithinBall
+from phosphene.spec import (
+    Cost,
+    Invariant,
+    MapPerPixel,
+    Nonnegative,
+    PixelRange,
+    UnitRange,
+    WithinBall,
+    param,
+    size,
+)
 
 RIGHT: list[Method[Any, Any]] = []
 
@@ -34,7 +44,7 @@ def right(**spec: Any) -> Any:
         declared = {
             "family": "right",
             "references": [SOURCE],
-            "cost": Cost(forward="images", backward="images"),
+            "cost": Cost(forward=size.images, backward=size.images),
         }
         made = method(**(declared | spec))(function)
         RIGHT.append(made)
@@ -51,7 +61,7 @@ def plain_gradient(model: Model, images: Images, target: Target = None) -> Attri
 
 @right(
     needs=["gradients"],
-    cost=Cost(forward="images * samples", backward="images * samples"),
+    cost=Cost(forward=size.images * param.samples, backward=size.images * param.samples),
     quick={"samples": 3},
 )
 def seeded_noise(
@@ -70,7 +80,7 @@ def seeded_noise(
 
 @right(needs=["gradients"],
        invariants=[WithinBall(radius="eps", norm="norm"), PixelRange(field="adversarial")],
-       cost=Cost(forward="3 * images", backward="images"))  # fmt: skip
+       cost=Cost(forward=3 * size.images, backward=size.images))  # fmt: skip
 def one_step(
     model: Model, images: Images, labels: Labels, *,
     eps: Annotated[float, Field(ge=0, le=1, description="radius")] = 0.03,
@@ -89,7 +99,7 @@ def guided_gradient(model: Model, images: Images, target: Target = None) -> Attr
     return pictured(model, images, maps, target)
 
 
-@right(cost=Cost(forward="images"))
+@right(cost=Cost(forward=size.images))
 def mean_activation(
     model: Model, images: Images, *,
     layer: Annotated[LayerName | None, Field(description="which layer; the last map unless told")] = None,
@@ -114,7 +124,7 @@ def reads_flat_pictures(model: Model, images: Images, target: Target = None) -> 
     return pictured(model, images, brightest * gradient(model, images, target).abs().amax(1), target)
 
 
-@right(cost=None, invariants=[UnitRange(when="normalize")])
+@right(cost=None, invariants=[UnitRange(when=param.normalize.is_true())])
 def brightness(
     images: Images, *, normalize: Annotated[bool, Field(description="scale to [0, 1]")] = True
 ) -> Attribution:
@@ -126,7 +136,7 @@ def brightness(
     return Attribution(images=images, maps=maps, targets=("brightness",) * len(images))
 
 
-@right(cost=Cost(forward="0"))
+@right(cost=Cost(forward=0))
 def weights(model: Model) -> FilterBank:
     """Look at weights alone, and refuse what has no convolution."""
     for name, layer in model.layers.items():
@@ -139,7 +149,7 @@ def weights(model: Model) -> FilterBank:
     raise InputError(f"{model.name} has no convolution over colours; nothing to show")
 
 
-@right(needs=["dataset"], cost=Cost(forward="dataset"))
+@right(needs=["dataset"], cost=Cost(forward=size.dataset))
 def data_set_mean(model: Model, dataset: Dataset) -> Synthesis:
     """Stream a data set of any size, and average it."""
     total, confidence = None, []
@@ -195,7 +205,7 @@ class CompleteAttribution(Result):
         return [[Panel(m / m.abs().max().clamp(min=1e-12) / 2 + 0.5, "map")] for m in self.maps[:, None]]
 
 
-@right(invariants=[SumsToScore()], cost=Cost(forward="2 * images"))
+@right(invariants=[SumsToScore()], cost=Cost(forward=2 * size.images))
 def own_promise(model: Model, images: Images, target: Target = None) -> CompleteAttribution:
     """Bring a result type and a kind of promise of its own."""
     from phosphene import scores

@@ -18,13 +18,13 @@ from torch import Tensor
 from phosphene import Method, ModelError, Reference, method, progress_bar, scores
 from phosphene.results import AdversarialExamples, Attribution, Synthesis
 from phosphene.roles import Images, Labels, LayerName, Model, Seed, Target
-from phosphene.spec import Cost, MapPerPixel, Nonnegative, PixelRange, SameShape, UnitRange, WithinBall
+from phosphene.spec import Cost, MapPerPixel, Nonnegative, PixelRange, SameShape, UnitRange, WithinBall, size
 
 #: name of the check -> the methods that it should catch
 WRONG: list[tuple[str, Method[Any, Any]]] = []
 
 SOURCE = Reference(key="nobody1900", title="Nothing", authors="Nobody", year=1900, url="https://example.org")
-ONE_PASS = Cost(forward="images", backward="images")
+ONE_PASS = Cost(forward=size.images, backward=size.images)
 
 
 def caught_by(check: str, **spec: Any) -> Callable[[Callable[..., Any]], Method[Any, Any]]:
@@ -67,7 +67,7 @@ def trains_the_model(model: Model, images: Images, target: Target = None) -> Att
     return pictured(model, images, gradient(model, images, target).abs().amax(1), target)
 
 
-@caught_by("model_unchanged", cost=Cost(forward="2 * images", backward="images"))
+@caught_by("model_unchanged", cost=Cost(forward=2 * size.images, backward=size.images))
 def moves_batch_statistics(model: Model, images: Images, target: Target = None) -> Attribution:
     """Put batch norm into train mode, run, and put it back."""
     for part in model.module.modules():
@@ -151,7 +151,7 @@ ATTACK = {
         PixelRange(field="adversarial"),
         SameShape(field="adversarial"),
     ],
-    "cost": Cost(forward="3 * images", backward="images"),
+    "cost": Cost(forward=3 * size.images, backward=size.images),
 }  # fmt: skip
 Eps = Annotated[float, Field(gt=0, le=1, description="radius")]
 Norm = Annotated[str, Field(pattern="^linf$", description="what the ball is measured in")]
@@ -221,7 +221,7 @@ def breaks_where_nothing_matters(model: Model, images: Images, target: Target = 
     return pictured(model, images, maps / maps.amax((1, 2), keepdim=True), target)
 
 
-@caught_by("declared_result", cost=Cost(forward="images", backward="images"))
+@caught_by("declared_result", cost=Cost(forward=size.images, backward=size.images))
 def drops_the_last_image(model: Model, images: Images, target: Target = None) -> Attribution:
     """Answer for all images but the last of several."""
     maps = gradient(model, images, target).abs().amax(1)
@@ -269,7 +269,7 @@ def crashes_on_channels_last(
 
 # --- seeds and batches ----------------------------------------------------------------------------
 
-NoiseCost = Cost(forward="images", backward="images")
+NoiseCost = Cost(forward=size.images, backward=size.images)
 
 
 @caught_by("same_seed_same_bits")
@@ -324,20 +324,20 @@ def blows_the_declared_cost(model: Model, images: Images, target: Target = None)
     return pictured(model, images, gradient(model, images, target).abs().amax(1), target)
 
 
-@caught_by("within_cost", cost=Cost(forward="images"))
+@caught_by("within_cost", cost=Cost(forward=size.images))
 def hides_the_backward_pass(model: Model, images: Images, target: Target = None) -> Attribution:
     """Promise no backward pass."""
     return pictured(model, images, gradient(model, images, target).abs().amax(1), target)
 
 
-@caught_by("shows_progress", cost=Cost(forward="60 * images", backward="60 * images"))
+@caught_by("shows_progress", cost=Cost(forward=60 * size.images, backward=60 * size.images))
 def works_in_silence(model: Model, images: Images, target: Target = None) -> Attribution:
     """Take sixty passes and say nothing."""
     maps = sum(gradient(model, images, target).abs().amax(1) for _ in range(60))
     return pictured(model, images, maps, target)
 
 
-@caught_by("clean_after_errors", cost=Cost(forward="3 * images", backward="3 * images"))
+@caught_by("clean_after_errors", cost=Cost(forward=3 * size.images, backward=3 * size.images))
 def swallows_ctrl_c(model: Model, images: Images, target: Target = None) -> Attribution:
     """Stop early and pretend to be done."""
     maps = images.new_zeros(len(images), *images.shape[2:])
@@ -444,7 +444,7 @@ def keeps_every_result(model: Model, images: Images, target: Target = None) -> A
 _current: dict[str, Tensor] = {}
 
 
-@caught_by("threads_apart", cost=Cost(forward="2 * images", backward="2 * images"))
+@caught_by("threads_apart", cost=Cost(forward=2 * size.images, backward=2 * size.images))
 def shares_a_global(model: Model, images: Images, target: Target = None) -> Attribution:
     """Add up maps in a global, which another run may be using."""
     _current["maps"] = images.new_zeros(len(images), *images.shape[2:])

@@ -40,12 +40,13 @@ from phosphene import (
 from phosphene.results import AdversarialExamples, Attribution
 from phosphene.roles import Images, Labels, Seed, Target
 from phosphene.roles import Model as ModelInput
+from phosphene.spec import size
 
 
 @method(
     family="attribution",
     references=[Reference(key="me2026", title="Mine", authors="Me", year=2026, url="https://example.org")],
-    cost=Cost(forward="images"),
+    cost=Cost(forward=size.images),
 )
 def brightness(
     model: ModelInput,

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, get_args
 
@@ -31,6 +31,7 @@ from ..results import Provenance, Result
 from ..roles.kinds import PER_IMAGE, ROLES, image_count
 from ..spec.cost import Cost
 from ..spec.invariants import Invariant
+from ..spec.parameter_group import ParameterGroup, gather
 from ..spec.spec import MethodSpec, Need, Reference, Role
 from ..targets.objectives import Objective
 
@@ -87,7 +88,7 @@ def method(
 
     def decorate(function: Callable[P, R]) -> Method[P, R]:
         name = function.__name__
-        inputs, fields, result = read_signature(function)
+        declared = read_signature(function)
         summary, _, description = (inspect.getdoc(function) or "").partition("\n")
         if not summary:
             raise TypeError(f"{name} needs a docstring: its first line is the summary")
@@ -98,9 +99,9 @@ def method(
             title=title or name.replace("_", " ").capitalize(),
             summary=summary,
             description=description.strip(),
-            inputs=inputs,
-            params=create_model(f"{name}_params", __config__=config, **fields),
-            returns=result.__name__,
+            inputs=declared.inputs,
+            params=create_model(f"{name}_params", __config__=config, **declared.fields),
+            returns=declared.result.__name__,
             references=tuple(references),
             invariants=tuple(invariants),
             needs=tuple(needs),
@@ -111,7 +112,7 @@ def method(
             quick=dict(quick),
             demo=dict(demo),
         )
-        return Method(function, spec, result, network, defense)
+        return Method(function, spec, declared.result, network, defense, declared.groups)
 
     return decorate
 
@@ -122,7 +123,8 @@ class Method(Generic[P, R]):
 
     ``network`` builds the untrained network of a training method from the configuration saved with
     its weights; ``defense`` the change of the pixels that a defence puts before a model, from its
-    parameters; ``distribution`` is who brings the method, set by the registry.
+    parameters; ``groups`` are the parameter groups by the argument that holds them; ``distribution`` is who
+    brings the method, set by the registry.
     """
 
     function: Callable[P, R]
@@ -130,6 +132,7 @@ class Method(Generic[P, R]):
     result: type[R]
     network: Callable[..., nn.Module] | None = None
     defense: Callable[..., Callable[[Tensor], Tensor]] | None = None
+    groups: Mapping[str, type[ParameterGroup]] = field(default_factory=dict)
     distribution: str = "unregistered"
 
     def __post_init__(self) -> None:
@@ -300,7 +303,7 @@ class Method(Generic[P, R]):
         function: Callable[..., R] = self.function
 
         def call(inputs: dict[str, Any]) -> R:
-            result = function(**inputs, **params)
+            result = function(**inputs, **gather(params, self.groups))
             if not isinstance(result, self.result):
                 raise PluginError(f"{self.spec.name} gave a {type(result).__name__}, not {self.spec.returns}")
             return result

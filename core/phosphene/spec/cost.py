@@ -2,64 +2,55 @@
 
 from __future__ import annotations
 
-import ast
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer
 
 from ..errors import InputError
 from .base import FrozenModel
+from .expressions import Constant, Expression, Printed, expression
+
+
+def _read(value: Any) -> Expression:
+    return Printed(value) if isinstance(value, str) else expression(value)
+
+
+_Count = Annotated[Expression, BeforeValidator(_read), PlainSerializer(str, return_type=str)]
 
 
 class Cost(FrozenModel):
-    """How many images go forward and backward through the model, as expressions.
+    """How many images pass forward and backward through the model, as expressions.
 
-    The names in an expression are the method's parameters and ``images`` (how many are given, or
-    made), ``height``, ``width`` (pixels), ``dataset`` (its size, of two their sum), ``styles`` (how many),
-    ``stages`` (the model's) and ``channels`` (of the layer that a parameter names, else of the last with
-    places; where a parameter ``channels`` lists some, how many, and None where it is None); ``ceil``,
-    ``len``, ``min`` and ``max`` are known, and ``a or b`` is b where a is None.
+    An expression is built from numbers, the method's parameters (``param.steps``) and the sizes of a call:
+    ``size.images`` (how many are passed in, or made), ``size.height`` and ``size.width`` (pixels),
+    ``size.dataset`` (its length, of two their sum), ``size.styles`` (how many style images), ``size.stages``
+    (the model's stages, to be counted with ``length``) and ``size.channels`` (of the layer that a parameter
+    names, else of the last feature map; where a parameter ``channels`` lists some, how many, and None where
+    it is None). Beside ``+ - * / //`` there are ``ceil``, ``length``, ``minimum``, ``maximum`` and
+    ``either(a, b)``, which is b where a is None::
+
+        Cost(forward=size.images * (param.steps + 2), backward=size.images * param.steps)
     """
 
-    forward: str
-    backward: str = "0"
+    forward: _Count = Constant(0)
+    backward: _Count = Constant(0)
 
     def evaluate(self, params: Mapping[str, Any], **sizes: Any) -> tuple[int, int]:
-        """The two numbers for given parameters and sizes; a size hides a parameter of its name."""
-        names = {**_FUNCTIONS, **params, **sizes}
-        return (_evaluate(self.forward, names), _evaluate(self.backward, names))
+        """Forward and backward passes for these parameters and sizes. Raises InputError if one is missing."""
+        try:
+            forward, backward = (e.evaluate(params, sizes) for e in (self.forward, self.backward))
+        except (TypeError, ArithmeticError) as error:
+            raise InputError(
+                f"the cost {self.forward}, {self.backward} cannot be evaluated: {error}"
+            ) from error
+        return math.ceil(forward), math.ceil(backward)
 
     def names(self) -> set[str]:
-        """The parameters it speaks of."""
-        return self._all_names() - {*_FUNCTIONS, *_SIZES}
+        """Names of the parameters that it depends on."""
+        return self.forward.names() | self.backward.names()
 
     def depends_on(self, size: str) -> bool:
         """Whether it depends on this size, which the model must be asked for: "channels" or "stages"."""
-        return size in self._all_names()
-
-    def _all_names(self) -> set[str]:
-        nodes = ast.walk(ast.parse(f"({self.forward}), ({self.backward})"))
-        return {node.id for node in nodes if isinstance(node, ast.Name)}
-
-
-_SIZES = ("images", "height", "width", "dataset", "styles", "stages", "channels")
-
-
-_FUNCTIONS: dict[str, Any] = {"ceil": math.ceil, "len": len, "min": min, "max": max}
-
-
-_ARITHMETIC = (
-    *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Call, ast.BoolOp, ast.Or),
-    *(ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv),
-)
-
-
-def _evaluate(expression: str, names: dict[str, Any]) -> int:
-    tree = ast.parse(expression, mode="eval")
-    for node in ast.walk(tree):
-        if not isinstance(node, _ARITHMETIC):
-            raise InputError(f"cost expression {expression!r}: {ast.unparse(node)!r} is no arithmetic")
-    try:
-        return math.ceil(eval(compile(tree, "cost", "eval"), {"__builtins__": {}}, names))
-    except (NameError, TypeError, ArithmeticError) as error:
-        raise InputError(f"cost expression {expression!r}: {error}") from error
+        return size in self.forward.sizes() | self.backward.sizes()

@@ -9,18 +9,19 @@ from typing import Any, ClassVar, Literal
 from ..errors import UnknownName
 from ..registry.lookup import extensions
 from .base import FrozenModel
+from .expressions import Condition
 
 
 class Invariant(FrozenModel):
-    """A promise about a result. Subclass it, give it a ``kind`` and a ``check``, and it exists.
+    """A condition that results meet. Subclass it with a ``kind`` and a ``check``, and it is registered.
 
-    ``when`` names a parameter under which the promise holds: ``"x"`` where it is true or given,
-    ``"x in a, b"`` where it is one of these words, ``"not ..."`` where that is not so.
+    ``when`` limits it to some values of a parameter: ``when=param.targeted.is_true()``,
+    ``when=~param.norm.one_of("l1", "l2")``.
     """
 
     kinds: ClassVar[dict[str, type[Invariant]]] = {}
     kind: str
-    when: str | None = None
+    when: Condition | None = None
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
@@ -33,24 +34,15 @@ class Invariant(FrozenModel):
         Invariant.kinds[kind] = cls
 
     def parameters(self) -> set[str]:
-        """Names of the method's parameters that this promise speaks of."""
-        return {self._condition()[0]} if self.when else set()
+        """Names of the method's parameters that it depends on."""
+        return {self.when.parameter} if self.when else set()
 
     def applies(self, params: Mapping[str, Any]) -> bool:
-        """Whether the promise is made under these parameters."""
-        if self.when is None:
-            return True
-        name, words = self._condition()
-        holds = params[name] in words if words else bool(params[name])
-        return holds is not self.when.startswith("not ")
-
-    def _condition(self) -> tuple[str, list[str]]:
-        """The parameter that ``when`` names, and the words that it may be; none where any will do."""
-        name, _, words = (self.when or "").removeprefix("not ").partition(" in ")
-        return name, words.split(", ") if words else []
+        """Whether it has to be met under these parameters."""
+        return self.when is None or self.when.holds(params)
 
     def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
-        """Raise AssertionError where the promise is broken."""
+        """Raise AssertionError where it is not met."""
         raise NotImplementedError(f"{type(self).__name__} must define check()")
 
 

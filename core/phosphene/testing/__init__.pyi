@@ -7,4 +7,5 @@ from .kit import bound_checks as bound_checks
 from .kit import check as check
 from .kit import check_method as check_method
 from .kit import parametrize_with_checks as parametrize_with_checks
+from .linear_model import linear_model as linear_model
 from .networks import make_network as make_network

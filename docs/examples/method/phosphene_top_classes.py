@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from phosphene import Cost, hookimpl, load_model, method
 from phosphene.results import Panel, Result
 from phosphene.roles import Images, Model
-from phosphene.spec import UnitRange
+from phosphene.spec import UnitRange, size
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -51,7 +51,7 @@ def logarithms_come_back_as_their_numbers() -> None:
 @method(
     family="predictions",
     invariants=[Descending(field="probabilities"), UnitRange(field="probabilities")],
-    cost=Cost(forward="images"),
+    cost=Cost(forward=size.images),
     oracle=logarithms_come_back_as_their_numbers,
 )
 def top_classes(

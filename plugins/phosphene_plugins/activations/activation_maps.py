@@ -11,7 +11,7 @@ from phosphene.errors import InputError, ModelError
 from phosphene.images import min_max, symmetric
 from phosphene.results import ActivationMaps
 from phosphene.roles import Images, LayerName, Model
-from phosphene.spec import Cost, UnitRange
+from phosphene.spec import Cost, UnitRange, size
 
 #: Modules that act on every value by itself, so that what they are given has the places they give.
 ACTIVATIONS = (
@@ -47,7 +47,7 @@ def _oracle() -> None:
         )
     ],
     invariants=[UnitRange(field="scaled")],
-    cost=Cost(forward="images"),
+    cost=Cost(forward=size.images),
     oracle=_oracle,
     quick={"channels": [0, 1]},
 )

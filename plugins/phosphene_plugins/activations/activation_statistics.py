@@ -20,7 +20,7 @@ from phosphene import (
     saved_progress,
 )
 from phosphene.roles import Dataset, LayerName, Model
-from phosphene.spec import Cost, UnitRange
+from phosphene.spec import Cost, UnitRange, size
 
 from ._channel_responses import responses
 from ._channel_results import ChannelStatistics
@@ -70,7 +70,7 @@ def colours_have_their_statistics() -> None:
     ],
     invariants=[UnitRange(field="active"), UnitRange(field="images_active"), UnitRange(field="image_active")],
     needs=["dataset"],
-    cost=Cost(forward="dataset"),
+    cost=Cost(forward=size.dataset),
     oracle=colours_have_their_statistics,
     demo={"layer": "features.18"},
 )

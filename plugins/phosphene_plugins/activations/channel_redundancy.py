@@ -21,7 +21,7 @@ from phosphene import (
     saved_progress,
 )
 from phosphene.roles import Dataset, LayerName, Model
-from phosphene.spec import Cost
+from phosphene.spec import Cost, size
 
 from ._channel_responses import responses
 from ._channel_results import ChannelRedundancy
@@ -58,7 +58,7 @@ def scaled_copies_are_one_group() -> None:
         )
     ],
     needs=["dataset"],
-    cost=Cost(forward=f"dataset + {GROUPS}"),
+    cost=Cost(forward=size.dataset + GROUPS),
     oracle=scaled_copies_are_one_group,
     demo={"layer": "features.11", "threshold": 0.8},
 )

@@ -23,7 +23,7 @@ from phosphene import (
 )
 from phosphene.results import Patches
 from phosphene.roles import Dataset, LayerName, Model
-from phosphene.spec import Cost
+from phosphene.spec import Cost, either, minimum, param, size
 
 from .top_patches import Channels, Count, PerImage, strongest
 
@@ -55,8 +55,10 @@ def only_positive_weights_of_active_units_pass() -> None:
     ],
     needs=["dataset", "gradients", "relu"],
     cost=Cost(
-        forward="1 + dataset + min(k, dataset * per_image) * (channels or 6)",
-        backward="1 + min(k, dataset * per_image) * (channels or 6)",
+        forward=1
+        + size.dataset
+        + minimum(param.k, size.dataset * param.per_image) * either(size.channels, 6),
+        backward=1 + minimum(param.k, size.dataset * param.per_image) * either(size.channels, 6),
     ),
     oracle=only_positive_weights_of_active_units_pass,
     quick={"k": 2, "channels": [0]},

@@ -21,7 +21,7 @@ from phosphene import (
 from phosphene.errors import InputError
 from phosphene.results import Patches
 from phosphene.roles import Dataset, LayerName, Model
-from phosphene.spec import Cost
+from phosphene.spec import Cost, size
 
 Channels = Annotated[
     Annotated[list[int], Field(min_length=1)] | Literal["all"] | None,
@@ -63,7 +63,7 @@ def _oracle() -> None:
         ),
     ],
     needs=["dataset"],
-    cost=Cost(forward="dataset"),
+    cost=Cost(forward=size.dataset),
     oracle=_oracle,
     quick={"k": 2},
     demo={"layer": "features.11", "k": 9},

@@ -14,7 +14,7 @@ from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.optimize import TransformName
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, PixelRange, SameShape, WithinBall
+from phosphene.spec import Cost, PixelRange, SameShape, WithinBall, maximum, param, size
 
 from ._apgd_l1 import sparse_ascent
 from ._gradients import (
@@ -87,8 +87,13 @@ _OBJECTIVES: dict[tuple[str, bool], Loss] = {
     ],
     needs=["gradients"],
     cost=Cost(
-        forward="images * (restarts * max(1, target_classes) * (steps + 1) * eot + 2)",
-        backward="images * restarts * max(1, target_classes) * (steps + 1) * eot",
+        forward=size.images
+        * (param.restarts * maximum(1, param.target_classes) * (param.steps + 1) * param.eot + 2),
+        backward=size.images
+        * param.restarts
+        * maximum(1, param.target_classes)
+        * (param.steps + 1)
+        * param.eot,
     ),
     tags=["white-box", "fixed-radius"],
     oracle=climbs_as_far_as_a_linear_model_allows,

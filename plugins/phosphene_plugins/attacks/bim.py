@@ -9,7 +9,7 @@ from torch import nn
 from phosphene import Reference, hookimpl, load_model, method
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, PixelRange, SameShape, WithinBall
+from phosphene.spec import Cost, PixelRange, SameShape, WithinBall, param, size
 
 from ._gradients import Eot, Under, judged, projected_ascent
 from ._lp_balls import Norm
@@ -53,7 +53,9 @@ def goes_as_far_as_its_steps_carry_it() -> None:
         SameShape(field="adversarial"),
     ],
     needs=["gradients"],
-    cost=Cost(forward="images * (steps * eot + 2)", backward="images * steps * eot"),
+    cost=Cost(
+        forward=size.images * (param.steps * param.eot + 2), backward=size.images * param.steps * param.eot
+    ),
     tags=["white-box", "fixed-radius"],
     oracle=goes_as_far_as_its_steps_carry_it,
     quick={"steps": 3, "eot": 1},

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model
-from phosphene.spec import Cost, PixelRange, SameShape
+from phosphene.spec import Cost, PixelRange, SameShape, param, size
 
 from ._gradients import climb, judged, logits_on_graph, margin, reached, unreached
 from ._lp_balls import Norm, distance, drawn_back
@@ -60,8 +60,8 @@ def stays_within_three_percent_of_the_nearest_boundary_of_a_linear_model() -> No
     invariants=[PixelRange(field="adversarial"), SameShape(field="adversarial")],
     needs=["gradients"],
     cost=Cost(
-        forward=f"images * (search_steps * steps + {_HALVINGS + 3})",
-        backward=f"images * (search_steps * steps + {_CANDIDATES - 1})",
+        forward=size.images * (param.search_steps * param.steps + (_HALVINGS + 3)),
+        backward=size.images * (param.search_steps * param.steps + (_CANDIDATES - 1)),
     ),
     tags=["white-box", "minimum-norm"],
     oracle=stays_within_three_percent_of_the_nearest_boundary_of_a_linear_model,

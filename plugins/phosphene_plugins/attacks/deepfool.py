@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model
-from phosphene.spec import Cost, PixelRange, SameShape
+from phosphene.spec import Cost, PixelRange, SameShape, param, size
 
 from ._gradients import logits_on_graph, unreached
 from ._lp_balls import Norm, steepness, unit
@@ -52,7 +52,10 @@ def goes_just_beyond_the_nearest_boundary_of_a_linear_model() -> None:
     ],
     invariants=[PixelRange(field="adversarial"), SameShape(field="adversarial")],
     needs=["gradients"],
-    cost=Cost(forward="images * (2 * steps + 1)", backward="images * steps * (candidates - 1)"),
+    cost=Cost(
+        forward=size.images * (2 * param.steps + 1),
+        backward=size.images * param.steps * (param.candidates - 1),
+    ),
     tags=["white-box", "minimum-norm"],
     oracle=goes_just_beyond_the_nearest_boundary_of_a_linear_model,
     quick={"steps": 3, "candidates": 3},

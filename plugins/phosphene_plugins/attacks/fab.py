@@ -10,7 +10,7 @@ from phosphene import Model as AnyModel
 from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, PixelRange, SameShape
+from phosphene.spec import Cost, PixelRange, SameShape, either, maximum, param, size
 
 from ._gradients import TargetClasses, judged, reached, unreached
 from ._hyperplane_projection import onto_plane
@@ -56,8 +56,12 @@ def finds_the_nearest_boundary_that_the_pixel_range_allows() -> None:
     invariants=[PixelRange(field="adversarial"), SameShape(field="adversarial")],
     needs=["gradients"],
     cost=Cost(
-        forward=f"images * (2 * restarts * max(1, target_classes) * steps + {_HALVINGS + 2})",
-        backward="images * restarts * (target_classes or candidates - 1) * steps",
+        forward=size.images
+        * (2 * param.restarts * maximum(1, param.target_classes) * param.steps + (_HALVINGS + 2)),
+        backward=size.images
+        * param.restarts
+        * either(param.target_classes, param.candidates - 1)
+        * param.steps,
     ),
     tags=["white-box", "minimum-norm"],
     oracle=finds_the_nearest_boundary_that_the_pixel_range_allows,

@@ -9,7 +9,7 @@ from torch import nn
 from phosphene import Reference, hookimpl, load_model, method
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, PixelRange, SameShape, WithinBall
+from phosphene.spec import Cost, PixelRange, SameShape, WithinBall, param, size
 
 from ._gradients import Eot, Under, judged, projected_ascent
 from ._lp_balls import Norm
@@ -46,7 +46,7 @@ def reaches_the_corner_of_a_linear_model_at_once() -> None:
         SameShape(field="adversarial"),
     ],
     needs=["gradients"],
-    cost=Cost(forward="images * (eot + 2)", backward="images * eot"),
+    cost=Cost(forward=size.images * (param.eot + 2), backward=size.images * param.eot),
     tags=["white-box", "fixed-radius"],
     oracle=reaches_the_corner_of_a_linear_model_at_once,
     quick={"eot": 1},

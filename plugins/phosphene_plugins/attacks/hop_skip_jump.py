@@ -10,7 +10,7 @@ from torch import Tensor
 from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed, Start
-from phosphene.spec import Cost, PixelRange, SameShape
+from phosphene.spec import Cost, PixelRange, SameShape, param, size
 
 from ._lp_balls import length, unit
 from ._query_oracle import Decisions
@@ -55,7 +55,7 @@ def comes_near_the_boundary_of_a_linear_model() -> None:
         )
     ],
     invariants=[PixelRange(field="adversarial"), SameShape(field="adversarial")],
-    cost=Cost(forward="images * max_queries"),
+    cost=Cost(forward=size.images * param.max_queries),
     tags=["black-box", "labels-only", "minimum-norm"],
     oracle=comes_near_the_boundary_of_a_linear_model,
     quick={"max_queries": 45, "steps": 1},

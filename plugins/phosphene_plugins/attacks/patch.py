@@ -24,7 +24,7 @@ from phosphene import (
 from phosphene.optimize import compose, rescale, rotate
 from phosphene.results import Panel
 from phosphene.roles import Dataset, Model, Seed
-from phosphene.spec import Cost, PixelRange
+from phosphene.spec import Cost, PixelRange, param, size
 
 from ._gradients import Under, cross_entropy
 from .universal import UniversalPerturbation, said_of, shown, training_count
@@ -76,7 +76,7 @@ def becomes_what_a_linear_model_looks_for() -> None:
     ],
     invariants=[PixelRange(field="perturbation"), PixelRange(field="adversarial")],
     needs=["gradients", "dataset"],
-    cost=Cost(forward="steps * pictures + 2 * dataset", backward="steps * pictures"),
+    cost=Cost(forward=param.steps * param.pictures + 2 * size.dataset, backward=param.steps * param.pictures),
     tags=["white-box", "physical"],
     oracle=becomes_what_a_linear_model_looks_for,
     quick={"steps": 3, "pictures": 2},

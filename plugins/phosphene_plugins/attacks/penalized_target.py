@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model
-from phosphene.spec import Cost, PixelRange, SameShape
+from phosphene.spec import Cost, PixelRange, SameShape, param, size
 
 from ._gradients import climb, judged, unreached
 
@@ -53,7 +53,7 @@ def weighs_the_slope_against_the_penalty() -> None:
     ],
     invariants=[PixelRange(field="adversarial"), SameShape(field="adversarial")],
     needs=["gradients"],
-    cost=Cost(forward="images * (steps + 2)", backward="images * steps"),
+    cost=Cost(forward=size.images * (param.steps + 2), backward=size.images * param.steps),
     tags=["white-box", "targeted"],
     oracle=weighs_the_slope_against_the_penalty,
     quick={"steps": 4},

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from phosphene import Reference, hookimpl, load_model, method
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, PixelRange, SameShape, WithinBall
+from phosphene.spec import Cost, PixelRange, SameShape, WithinBall, minimum, param, size
 
 from ._gradients import Eot, Under, cross_entropy, judged, projected_ascent, reached
 from ._lp_balls import Norm, random_point
@@ -63,8 +63,9 @@ def finds_the_corner_of_a_linear_model() -> None:
     ],
     needs=["gradients"],
     cost=Cost(
-        forward="images * (restarts * (steps * eot + min(1, restarts - 1)) + 2)",
-        backward="images * restarts * steps * eot",
+        forward=size.images
+        * (param.restarts * (param.steps * param.eot + minimum(1, param.restarts - 1)) + 2),
+        backward=size.images * param.restarts * param.steps * param.eot,
     ),
     tags=["white-box", "fixed-radius"],
     oracle=finds_the_corner_of_a_linear_model,

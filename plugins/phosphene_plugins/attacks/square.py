@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, PixelRange, SameShape, WithinBall
+from phosphene.spec import Cost, PixelRange, SameShape, WithinBall, param, size
 
 from ._gradients import cross_entropy, margin
 from ._lp_balls import Norm, length, project
@@ -51,7 +51,7 @@ def reaches_the_corner_of_a_linear_model() -> None:
         PixelRange(field="adversarial"),
         SameShape(field="adversarial"),
     ],
-    cost=Cost(forward="images * max_queries"),
+    cost=Cost(forward=size.images * param.max_queries),
     tags=["black-box", "fixed-radius"],
     oracle=reaches_the_corner_of_a_linear_model,
     quick={"max_queries": 15},

@@ -16,7 +16,7 @@ from phosphene import Reference, batch_size, hookimpl, load_model, method
 from phosphene.images import charts
 from phosphene.results import Panel, Result
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, PixelRange, UnitRange
+from phosphene.spec import Cost, PixelRange, UnitRange, length, param, size
 
 from ..models._ensembles import URIs, loaded_beside, without_scheme
 from ._gradients import Eot, Under, projected_ascent, reached
@@ -135,8 +135,10 @@ def linear_models_share_their_examples() -> None:
     invariants=[PixelRange(field="adversarial"), UnitRange(field="rates")],
     needs=["gradients"],
     cost=Cost(
-        forward="images * (1 + len(models)) * (steps * eot + 3 + len(models))",
-        backward="images * (1 + len(models)) * steps * eot",
+        forward=size.images
+        * (1 + length(param.models))
+        * (param.steps * param.eot + 3 + length(param.models)),
+        backward=size.images * (1 + length(param.models)) * param.steps * param.eot,
     ),
     tags=["black-box", "fixed-radius"],
     batch_independent=False,

@@ -24,7 +24,7 @@ from phosphene import (
 )  # fmt: skip
 from phosphene.results import AdversarialExamples, Panel, Result
 from phosphene.roles import Dataset, Model
-from phosphene.spec import Cost, PixelRange
+from phosphene.spec import Cost, PixelRange, param, size
 
 from ._lp_balls import length
 
@@ -104,8 +104,8 @@ def is_the_corner_of_the_ball_on_a_linear_model() -> None:
     # For each picture what an inner attack may take at most, a look again where the perturbation has grown
     # meanwhile, and a look at all of them after every round.
     cost=Cost(
-        forward=f"dataset * (epochs * ({_PASSES} * steps + {_PASSES + 2}) + 2)",
-        backward=f"dataset * epochs * ({_PASSES} * steps + {_PASSES})",
+        forward=size.dataset * (param.epochs * (_PASSES * param.steps + (_PASSES + 2)) + 2),
+        backward=size.dataset * param.epochs * (_PASSES * param.steps + _PASSES),
     ),
     tags=["white-box", "fixed-radius"],
     oracle=is_the_corner_of_the_ball_on_a_linear_model,

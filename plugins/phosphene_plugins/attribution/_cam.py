@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from phosphene import Model, load_model
 from phosphene.images import min_max
 from phosphene.roles import LayerName
-from phosphene.spec import Nonnegative, UnitRange
+from phosphene.spec import Nonnegative, UnitRange, param
 
 CamLayer = Annotated[
     LayerName | None, Field(description="whose maps are weighted; the last with places when absent")
@@ -28,11 +28,11 @@ Normalize = Annotated[
 ]
 
 
-SCALED = UnitRange(when="normalize in minmax, torchcam, pgc, pair")
+SCALED = UnitRange(when=param.normalize.one_of("minmax", "torchcam", "pgc", "pair"))
 
 
 #: The promises of a method whose equation ends in a ReLU.
-PROMISES = [Nonnegative(when="not normalize in captum"), SCALED]
+PROMISES = [Nonnegative(when=~param.normalize.one_of("captum")), SCALED]
 
 
 def weighted(weights: Tensor, maps: Tensor) -> Tensor:

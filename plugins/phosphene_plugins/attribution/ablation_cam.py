@@ -8,7 +8,7 @@ from torch import Tensor
 from phosphene import Method, Reference, batch_size, hookimpl, method, progress_bar, scores
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost
+from phosphene.spec import Cost, size
 
 from ._cam import PROMISES, CamLayer, Normalize, by_convention, pooled_network, weighted
 
@@ -37,7 +37,7 @@ def pooling_takes_a_channels_own_part_away() -> None:
         )
     ],
     invariants=PROMISES,
-    cost=Cost(forward="images * (1 + channels)"),
+    cost=Cost(forward=size.images * (1 + size.channels)),
     oracle=pooling_takes_a_channels_own_part_away,
 )
 def ablation_cam(

@@ -7,7 +7,7 @@ import torch
 from phosphene import Class, InputError, Method, Reference, hookimpl, method, scores
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost
+from phosphene.spec import Cost, size
 from phosphene.targets import Predicted
 
 from ._cam import SCALED, Normalize, by_convention, pooled_network, weighted
@@ -36,7 +36,7 @@ def mean_evidence_and_bias_give_the_logit() -> None:
     ],
     invariants=[SCALED],
     needs=["gap_head"],
-    cost=Cost(forward="images"),
+    cost=Cost(forward=size.images),
     oracle=mean_evidence_and_bias_give_the_logit,
 )
 def cam(model: Model, images: Images, target: Target = None, *, normalize: Normalize = None) -> Attribution:

@@ -8,7 +8,7 @@ from torch import nn
 from phosphene import Method, Reference, hookimpl, load_model, method
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model
-from phosphene.spec import Cost
+from phosphene.spec import Cost, size
 
 from ._cam import SCALED, CamLayer, Normalize, by_convention
 
@@ -40,7 +40,7 @@ def one_pattern_is_found_again() -> None:
         )
     ],
     invariants=[SCALED],
-    cost=Cost(forward="images"),
+    cost=Cost(forward=size.images),
     oracle=one_pattern_is_found_again,
 )
 def eigen_cam(

@@ -8,7 +8,7 @@ from pydantic import Field
 from phosphene import Method, Reference, hookimpl, layer_gradients, method
 from phosphene.results import Attribution
 from phosphene.roles import Images, LayerName, Model, Target
-from phosphene.spec import Cost
+from phosphene.spec import Cost, size
 
 from ._cam import PROMISES, Normalize, by_convention, enlarged, pooled_network, scaled, stretched, weighted
 
@@ -36,7 +36,7 @@ def average_pooling_gives_cam() -> None:
     ],
     invariants=PROMISES,
     needs=["gradients"],
-    cost=Cost(forward="images", backward="images"),
+    cost=Cost(forward=size.images, backward=size.images),
     oracle=average_pooling_gives_cam,
 )
 def grad_cam(

@@ -8,7 +8,7 @@ from torch import nn
 from phosphene import Method, Reference, hookimpl, input_gradient, load_model, method
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost, MapPerPixel
+from phosphene.spec import Cost, MapPerPixel, size
 
 
 def linear_model_shares_out_its_score() -> None:
@@ -36,7 +36,7 @@ def linear_model_shares_out_its_score() -> None:
     ],
     invariants=[MapPerPixel()],
     needs=["gradients"],
-    cost=Cost(forward="images", backward="images"),
+    cost=Cost(forward=size.images, backward=size.images),
     oracle=linear_model_shares_out_its_score,
 )
 def gradient_x_input(model: Model, images: Images, target: Target = None) -> Attribution:

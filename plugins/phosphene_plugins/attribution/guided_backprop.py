@@ -17,7 +17,7 @@ from phosphene import (
 )
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost, MapPerPixel, Nonnegative
+from phosphene.spec import Cost, MapPerPixel, Nonnegative, size
 
 
 def two_layers_have_their_closed_form() -> None:
@@ -46,7 +46,7 @@ def two_layers_have_their_closed_form() -> None:
     ],
     invariants=[Nonnegative(), MapPerPixel()],
     needs=["gradients", "relu"],
-    cost=Cost(forward="images", backward="images"),
+    cost=Cost(forward=size.images, backward=size.images),
     oracle=two_layers_have_their_closed_form,
 )
 def guided_backprop(model: Model, images: Images, target: Target = None) -> Attribution:

@@ -18,7 +18,7 @@ from phosphene import (
 )
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost, MapPerPixel, Nonnegative
+from phosphene.spec import Cost, MapPerPixel, Nonnegative, size
 
 from ._cam import CamLayer, enlarged, weighted
 
@@ -52,7 +52,7 @@ def pixels_of_one_layer_have_their_closed_form() -> None:
     ],
     invariants=[Nonnegative(), MapPerPixel()],
     needs=["gradients", "relu"],
-    cost=Cost(forward="2 * images", backward="2 * images"),
+    cost=Cost(forward=2 * size.images, backward=2 * size.images),
     oracle=pixels_of_one_layer_have_their_closed_form,
 )
 def guided_grad_cam(

@@ -7,7 +7,7 @@ import torch
 from phosphene import Method, Reference, hookimpl, layer_gradients, method
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost
+from phosphene.spec import Cost, size
 
 from ._cam import SCALED, CamLayer, Normalize, by_convention, pooled_network
 
@@ -35,7 +35,7 @@ def map_and_bias_sum_to_the_logit() -> None:
     ],
     invariants=[SCALED],
     needs=["gradients"],
-    cost=Cost(forward="images", backward="images"),
+    cost=Cost(forward=size.images, backward=size.images),
     oracle=map_and_bias_sum_to_the_logit,
 )
 def hires_cam(

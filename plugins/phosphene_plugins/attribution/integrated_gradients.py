@@ -20,7 +20,7 @@ from phosphene import (
 from phosphene.images import Baseline, baseline_images
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Seed, Target
-from phosphene.spec import Cost, MapPerPixel
+from phosphene.spec import Cost, MapPerPixel, param, size
 
 
 def without_biases_it_is_gradient_times_input() -> None:
@@ -48,7 +48,7 @@ def without_biases_it_is_gradient_times_input() -> None:
     ],
     invariants=[MapPerPixel()],
     needs=["gradients"],
-    cost=Cost(forward="images * (steps + 1)", backward="images * steps"),
+    cost=Cost(forward=size.images * (param.steps + 1), backward=size.images * param.steps),
     oracle=without_biases_it_is_gradient_times_input,
     quick={"steps": 4},
 )

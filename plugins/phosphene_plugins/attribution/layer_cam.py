@@ -7,7 +7,7 @@ import torch
 from phosphene import Method, Reference, hookimpl, layer_gradients, method
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost
+from phosphene.spec import Cost, size
 
 from ._cam import PROMISES, CamLayer, Normalize, by_convention, pooled_network, weighted
 
@@ -35,7 +35,7 @@ def pooling_leaves_the_positive_weights() -> None:
     ],
     invariants=PROMISES,
     needs=["gradients"],
-    cost=Cost(forward="images", backward="images"),
+    cost=Cost(forward=size.images, backward=size.images),
     oracle=pooling_leaves_the_positive_weights,
 )
 def layer_cam(

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from phosphene import Method, ModelError, Reference, hookimpl, input_gradient, load_model, method
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost, MapPerPixel
+from phosphene.spec import Cost, MapPerPixel, size
 
 #: ReLU and what shares relevance out in proportion to what came in, as the gradient does.
 _PASSING = {
@@ -71,7 +71,7 @@ def without_biases_it_is_gradient_times_input() -> None:
     ],
     invariants=[MapPerPixel()],
     needs=["gradients"],
-    cost=Cost(forward="images", backward="images"),
+    cost=Cost(forward=size.images, backward=size.images),
     oracle=without_biases_it_is_gradient_times_input,
     demo={"rule": "composite"},
 )

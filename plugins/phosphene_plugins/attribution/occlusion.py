@@ -24,16 +24,17 @@ from phosphene import (
 from phosphene.images import Baseline, baseline_images, gaussian_blur
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Seed, Target
-from phosphene.spec import Cost, MapPerPixel
+from phosphene.spec import Cost, MapPerPixel, ceil, either, maximum, minimum, param, size
 from phosphene.targets import Custom, Objective, Predicted
 
 from ._windowed_forward import Sweep
 
 Aggregate = Literal["mean", "sum", "interpolate"]
 
-_WINDOW = "(window or ceil(min(height, width) / 8))"
-_STRIDE = f"(stride or ceil({_WINDOW} / 2))"
-_PLACES = [f"(1 + ceil(max(0, {side} - {_WINDOW}) / {_STRIDE}))" for side in ("height", "width")]
+_WINDOW = either(param.window, ceil(minimum(size.height, size.width) / 8))
+_STRIDE = either(param.stride, ceil(_WINDOW / 2))
+#: How many positions the window takes along each side.
+_ROWS, _COLUMNS = (1 + ceil(maximum(0, side - _WINDOW) / _STRIDE) for side in (size.height, size.width))
 
 
 def linear_model_loses_what_is_hidden() -> None:
@@ -60,7 +61,7 @@ def linear_model_loses_what_is_hidden() -> None:
         )
     ],
     invariants=[MapPerPixel()],
-    cost=Cost(forward=f"images * (1 + {_PLACES[0]} * {_PLACES[1]})"),
+    cost=Cost(forward=size.images * (1 + _ROWS * _COLUMNS)),
     oracle=linear_model_loses_what_is_hidden,
     quick={"window": 16, "stride": 16},
     demo={"window": 12, "stride": 4, "smooth": 2.0},

@@ -23,7 +23,7 @@ from phosphene import (
 from phosphene.images import Baseline, baseline_images
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Seed, Target
-from phosphene.spec import Cost, MapPerPixel
+from phosphene.spec import Cost, MapPerPixel, param, size
 from phosphene.targets import Objective, Predicted
 
 
@@ -53,7 +53,7 @@ def linear_model_shows_how_its_masks_go_together() -> None:
         )
     ],
     invariants=[MapPerPixel()],
-    cost=Cost(forward="images * (1 + masks)"),
+    cost=Cost(forward=size.images * (1 + param.masks)),
     oracle=linear_model_shows_how_its_masks_go_together,
     quick={"masks": 20},
     demo={"masks": 400},

@@ -8,7 +8,7 @@ from torch import nn
 from phosphene import Method, Reference, hookimpl, input_gradient, load_model, method
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost, MapPerPixel, Nonnegative
+from phosphene.spec import Cost, MapPerPixel, Nonnegative, size
 
 
 def linear_model_gives_its_weights() -> None:
@@ -37,7 +37,7 @@ def linear_model_gives_its_weights() -> None:
     ],
     invariants=[Nonnegative(), MapPerPixel()],
     needs=["gradients"],
-    cost=Cost(forward="images", backward="images"),
+    cost=Cost(forward=size.images, backward=size.images),
     oracle=linear_model_gives_its_weights,
 )
 def saliency(model: Model, images: Images, target: Target = None) -> Attribution:

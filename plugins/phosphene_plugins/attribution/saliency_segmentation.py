@@ -21,7 +21,7 @@ from phosphene import (
 from phosphene.images import gaussian_blur, to_display
 from phosphene.results import Segmentation
 from phosphene.roles import Images, Masks, Model, Seed, Target
-from phosphene.spec import Cost, MapPerPixel
+from phosphene.spec import Cost, MapPerPixel, size
 
 #: GrabCut models the colours of either side by five Gaussians, each of at least one pixel.
 _FEWEST = 5
@@ -64,7 +64,7 @@ def a_disc_is_found_by_the_pixels_that_matter() -> None:
     ],
     invariants=[MapPerPixel(), MapPerPixel(field="masks")],
     needs=["gradients"],
-    cost=Cost(forward="images", backward="images"),
+    cost=Cost(forward=size.images, backward=size.images),
     oracle=a_disc_is_found_by_the_pixels_that_matter,
     quick={"iterations": 1},
 )

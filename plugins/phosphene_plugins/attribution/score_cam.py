@@ -9,7 +9,7 @@ from phosphene import Method, Reference, batch_size, hookimpl, load_model, metho
 from phosphene.images import min_max
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost
+from phosphene.spec import Cost, size
 
 from ._cam import PROMISES, CamLayer, Normalize, by_convention, enlarged, weighted
 
@@ -41,7 +41,7 @@ def linear_network_scores_masks_by_hand() -> None:
         )
     ],
     invariants=PROMISES,
-    cost=Cost(forward="images * (1 + channels)"),
+    cost=Cost(forward=size.images * (1 + size.channels)),
     oracle=linear_network_scores_masks_by_hand,
 )
 def score_cam(

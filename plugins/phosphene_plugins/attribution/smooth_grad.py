@@ -18,7 +18,7 @@ from phosphene import (
 )
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Seed, Target
-from phosphene.spec import Cost, MapPerPixel, Nonnegative
+from phosphene.spec import Cost, MapPerPixel, Nonnegative, param, size
 
 Average = Literal["mean", "square", "variance"]
 
@@ -51,7 +51,7 @@ def linear_model_gives_its_weights() -> None:
     ],
     invariants=[Nonnegative(), MapPerPixel()],
     needs=["gradients"],
-    cost=Cost(forward="images * (samples + 1)", backward="images * samples"),
+    cost=Cost(forward=size.images * (param.samples + 1), backward=size.images * param.samples),
     oracle=linear_model_gives_its_weights,
     quick={"samples": 3},
 )

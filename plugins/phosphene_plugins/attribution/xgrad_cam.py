@@ -7,7 +7,7 @@ import torch
 from phosphene import Method, Reference, hookimpl, layer_gradients, method
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost
+from phosphene.spec import Cost, size
 
 from ._cam import PROMISES, CamLayer, Normalize, by_convention, pooled_network, weighted
 
@@ -35,7 +35,7 @@ def equal_gradients_give_grad_cam() -> None:
     ],
     invariants=PROMISES,
     needs=["gradients"],
-    cost=Cost(forward="images", backward="images"),
+    cost=Cost(forward=size.images, backward=size.images),
     oracle=equal_gradients_give_grad_cam,
 )
 def xgrad_cam(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method
 from phosphene.roles import Dataset, Model, Seed
-from phosphene.spec import Cost, PixelRange
+from phosphene.spec import Cost, PixelRange, ceil, minimum, param, size
 from phosphene.training import TrainedModel, classes_of, split, train, trainable
 
 from ..attacks._gradients import cross_entropy
@@ -75,8 +75,12 @@ def is_training_on_the_smaller_margin() -> None:
     invariants=[PixelRange(field="previews")],
     needs=["gradients", "dataset", "training"],
     cost=Cost(
-        forward="steps * batch * (attack_steps + 4) + 108 * min(64, ceil(held_out * dataset)) + 80",
-        backward="steps * batch * (attack_steps + 2) + 90 * min(64, ceil(held_out * dataset)) + 60",
+        forward=param.steps * param.batch * (param.attack_steps + 4)
+        + 108 * minimum(64, ceil(param.held_out * size.dataset))
+        + 80,
+        backward=param.steps * param.batch * (param.attack_steps + 2)
+        + 90 * minimum(64, ceil(param.held_out * size.dataset))
+        + 60,
     ),
     batch_independent=False,
     tags=["training"],

@@ -9,7 +9,7 @@ from torch import Tensor
 from phosphene import Reference, hookimpl, method
 from phosphene.optimize import straight_through
 from phosphene.roles import Images, Model
-from phosphene.spec import Cost, PixelRange, SameShape
+from phosphene.spec import Cost, PixelRange, SameShape, size
 
 from ._input_transform_result import Change, DefendedImages, compared
 
@@ -45,7 +45,7 @@ def one_bit_is_black_and_white() -> None:
     title="Bit depth",
     references=[FEATURE_SQUEEZING],
     invariants=[PixelRange(field="transformed"), SameShape(field="transformed")],
-    cost=Cost(forward="2 * images"),
+    cost=Cost(forward=2 * size.images),
     tags=["input-transform"],
     oracle=one_bit_is_black_and_white,
     defense=rounded,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method
 from phosphene.roles import Dataset, Model, Seed
-from phosphene.spec import Cost, PixelRange
+from phosphene.spec import Cost, PixelRange, ceil, minimum, param, size
 from phosphene.training import Loss, TrainedModel, TrainingHistory, classes_of, split, train, trainable
 
 from ._training_evaluation import Batch, FallingRate, HeldOut, LabelsFrom, Trial
@@ -52,8 +52,8 @@ def learns_logits_that_are_a_temperature_larger() -> None:
     invariants=[PixelRange(field="previews")],
     needs=["gradients", "dataset", "training"],
     cost=Cost(
-        forward="4 * steps * batch + 108 * min(64, ceil(held_out * dataset)) + 80",
-        backward="2 * steps * batch + 90 * min(64, ceil(held_out * dataset)) + 60",
+        forward=4 * param.steps * param.batch + 108 * minimum(64, ceil(param.held_out * size.dataset)) + 80,
+        backward=2 * param.steps * param.batch + 90 * minimum(64, ceil(param.held_out * size.dataset)) + 60,
     ),
     batch_independent=False,
     tags=["training"],

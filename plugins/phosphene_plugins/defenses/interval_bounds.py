@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.roles import Images
 from phosphene.roles import Model as ModelInput
-from phosphene.spec import Cost, Nonnegative
+from phosphene.spec import Cost, Nonnegative, param, size
 
 from ._bound_propagation import Carried, NoRule, Rule, batch_norm_scale, carry, undropped
 from ._certificates import Certificates, rounded_down
@@ -192,7 +192,7 @@ def is_exact_on_a_linear_model() -> None:
         )
     ],
     invariants=[Nonnegative(field="radius")],
-    cost=Cost(forward="images * (halvings + 2)"),
+    cost=Cost(forward=size.images * (param.halvings + 2)),
     tags=["certificate"],
     oracle=is_exact_on_a_linear_model,
     quick={"halvings": 4},

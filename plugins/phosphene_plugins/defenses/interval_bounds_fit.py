@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method
 from phosphene.roles import Dataset, Model, Seed
-from phosphene.spec import Cost, PixelRange
+from phosphene.spec import Cost, PixelRange, ceil, minimum, param, size
 from phosphene.training import TrainedModel, classes_of, split, train, trainable
 
 from ._training_evaluation import Batch, FallingRate, HeldOut, LabelsFrom, Trial
@@ -50,8 +50,8 @@ def is_training_on_the_exact_margin_of_a_linear_model() -> None:
     invariants=[PixelRange(field="previews")],
     needs=["gradients", "dataset", "training"],
     cost=Cost(
-        forward="3 * steps * batch + 117 * min(64, ceil(held_out * dataset)) + 80",
-        backward="2 * steps * batch + 90 * min(64, ceil(held_out * dataset)) + 60",
+        forward=3 * param.steps * param.batch + 117 * minimum(64, ceil(param.held_out * size.dataset)) + 80,
+        backward=2 * param.steps * param.batch + 90 * minimum(64, ceil(param.held_out * size.dataset)) + 60,
     ),
     batch_independent=False,
     tags=["training", "certificate"],

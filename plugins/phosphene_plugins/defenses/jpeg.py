@@ -11,7 +11,7 @@ from pydantic import Field
 from phosphene import Reference, hookimpl, method
 from phosphene.optimize import jpeg_round_trip, straight_through
 from phosphene.roles import Images, Model
-from phosphene.spec import Cost, PixelRange, SameShape
+from phosphene.spec import Cost, PixelRange, SameShape, size
 
 from ._input_transform_result import Change, DefendedImages, compared
 
@@ -51,7 +51,7 @@ def is_a_files_round_trip() -> None:
         ),
     ],
     invariants=[PixelRange(field="transformed"), SameShape(field="transformed")],
-    cost=Cost(forward="2 * images"),
+    cost=Cost(forward=2 * size.images),
     tags=["input-transform"],
     oracle=is_a_files_round_trip,
     defense=through_a_file,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from phosphene import Reference, hookimpl, load_model, method
 from phosphene.roles import Images, Model
-from phosphene.spec import Cost, Nonnegative
+from phosphene.spec import Cost, Nonnegative, size
 
 from ._bound_propagation import Carried, NoRule, Rule, batch_norm_scale, carry, undropped
 from ._certificates import Certificates, rounded_down
@@ -193,7 +193,7 @@ def is_the_distance_to_a_plane() -> None:
         ),
     ],
     invariants=[Nonnegative(field="radius")],
-    cost=Cost(forward="images + 1"),
+    cost=Cost(forward=size.images + 1),
     tags=["certificate"],
     oracle=is_the_distance_to_a_plane,
 )

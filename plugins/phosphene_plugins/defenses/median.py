@@ -8,7 +8,7 @@ from torch import Tensor
 
 from phosphene import hookimpl, method
 from phosphene.roles import Images, Model
-from phosphene.spec import Cost, PixelRange, SameShape
+from phosphene.spec import Cost, PixelRange, SameShape, size
 
 from ._input_transform_result import Change, DefendedImages, compared
 from .bit_depth import FEATURE_SQUEEZING
@@ -48,7 +48,7 @@ def removes_a_speck_and_keeps_an_edge() -> None:
     title="Median smoothing",
     references=[FEATURE_SQUEEZING],
     invariants=[PixelRange(field="transformed"), SameShape(field="transformed")],
-    cost=Cost(forward="2 * images"),
+    cost=Cost(forward=2 * size.images),
     tags=["input-transform"],
     oracle=removes_a_speck_and_keeps_an_edge,
     defense=filtered,

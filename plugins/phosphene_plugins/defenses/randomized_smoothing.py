@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from phosphene import Reference, batch_size, hookimpl, load_model, method, progress_bar
 from phosphene.roles import Images, Model, Seed
-from phosphene.spec import Cost, Nonnegative
+from phosphene.spec import Cost, Nonnegative, param, size
 
 from ._certificates import Certificates, rounded_down
 
@@ -46,7 +46,7 @@ def approaches_the_distance_to_a_plane() -> None:
         )
     ],
     invariants=[Nonnegative(field="radius")],
-    cost=Cost(forward="images * (selection + samples)"),
+    cost=Cost(forward=size.images * (param.selection + param.samples)),
     tags=["certificate"],
     oracle=approaches_the_distance_to_a_plane,
     quick={"samples": 30, "selection": 4},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from phosphene import Model as AnyModel
 from phosphene import ModelError, Reference, batch_size, hookimpl, method, rewrite_backward
 from phosphene.roles import Dataset, Model, Seed
-from phosphene.spec import Cost, PixelRange
+from phosphene.spec import Cost, PixelRange, ceil, minimum, param, size
 from phosphene.training import TrainedModel, classes_of, split, train, trainable
 
 from ._training_evaluation import Batch, FallingRate, HeldOut, LabelsFrom, Trial
@@ -90,8 +90,8 @@ def near_the_relu_when_sharp_and_smooth_when_not() -> None:
     invariants=[PixelRange(field="previews")],
     needs=["gradients", "dataset", "training", "relu"],
     cost=Cost(
-        forward="2 * steps * batch + 108 * min(64, ceil(held_out * dataset)) + 82",
-        backward="steps * batch + 90 * min(64, ceil(held_out * dataset)) + 62",
+        forward=2 * param.steps * param.batch + 108 * minimum(64, ceil(param.held_out * size.dataset)) + 82,
+        backward=param.steps * param.batch + 90 * minimum(64, ceil(param.held_out * size.dataset)) + 62,
     ),
     batch_independent=False,
     tags=["training"],

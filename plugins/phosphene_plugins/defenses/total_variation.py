@@ -9,7 +9,7 @@ from torch import Tensor
 
 from phosphene import Reference, hookimpl, method
 from phosphene.roles import Images, Model
-from phosphene.spec import Cost, PixelRange, SameShape
+from phosphene.spec import Cost, PixelRange, SameShape, size
 
 from ._input_transform_result import Change, DefendedImages, compared
 
@@ -81,7 +81,7 @@ def shrinks_a_step_by_the_closed_form() -> None:
         ),
     ],
     invariants=[PixelRange(field="transformed"), SameShape(field="transformed")],
-    cost=Cost(forward="2 * images"),
+    cost=Cost(forward=2 * size.images),
     tags=["input-transform"],
     oracle=shrinks_a_step_by_the_closed_form,
     defense=denoised,

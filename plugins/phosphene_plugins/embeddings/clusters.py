@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model, Seed
-from phosphene.spec import Cost
+from phosphene.spec import Cost, size
 
 from ._features import FeatureLayer, at_least, embedded, k_means, principal_components
 
@@ -47,7 +47,7 @@ def _oracle() -> None:
         ),
     ],
     needs=["dataset"],
-    cost=Cost(forward="dataset"),
+    cost=Cost(forward=size.dataset),
     oracle=_oracle,
     quick={"k": 3},
 )

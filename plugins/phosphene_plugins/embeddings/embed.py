@@ -9,7 +9,7 @@ from torch import nn
 from phosphene import Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model
-from phosphene.spec import Cost
+from phosphene.spec import Cost, size
 
 from ._features import FeatureLayer, embedded
 
@@ -40,7 +40,7 @@ def _oracle() -> None:
         )
     ],
     needs=["dataset"],
-    cost=Cost(forward="dataset"),
+    cost=Cost(forward=size.dataset),
     oracle=_oracle,
 )
 def embed(

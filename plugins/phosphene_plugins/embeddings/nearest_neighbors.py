@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method, progress_bar
 from phosphene.results import Neighbors
 from phosphene.roles import Dataset, Images, Model
-from phosphene.spec import Cost, Nonnegative
+from phosphene.spec import Cost, Nonnegative, size
 
 from ._features import FeatureLayer, represent
 from ._nearest_vectors import Nearest
@@ -40,7 +40,7 @@ def _oracle() -> None:
     ],
     invariants=[Nonnegative(field="distances"), Nonnegative(field="pixel_distances")],
     needs=["dataset"],
-    cost=Cost(forward="images + dataset"),
+    cost=Cost(forward=size.images + size.dataset),
     oracle=_oracle,
     quick={"k": 2},
     demo={"k": 7, "exclude_self": True},

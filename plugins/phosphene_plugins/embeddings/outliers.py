@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model
-from phosphene.spec import Cost, Nonnegative
+from phosphene.spec import Cost, Nonnegative, size
 
 from ._features import FeatureLayer, at_least, centred, embedded
 from ._nearest_vectors import Nearest
@@ -53,7 +53,7 @@ def _oracle() -> None:
     ],
     invariants=[Nonnegative(field="points")],
     needs=["dataset"],
-    cost=Cost(forward="dataset"),
+    cost=Cost(forward=size.dataset),
     oracle=_oracle,
     quick={"k": 2},
 )

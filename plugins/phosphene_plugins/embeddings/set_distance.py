@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from phosphene import Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model
-from phosphene.spec import Cost, Nonnegative
+from phosphene.spec import Cost, Nonnegative, size
 
 from ._features import FeatureLayer, at_least, embedded, principal_components
 from ._set_distance_result import SetDistance
@@ -49,7 +49,7 @@ def _oracle() -> None:
     ],
     invariants=[Nonnegative(field="frechet")],
     needs=["dataset"],
-    cost=Cost(forward="dataset"),
+    cost=Cost(forward=size.dataset),
     oracle=_oracle,
     demo={"other": "builtin:biased-scenes", "layer": "features.2"},
 )

@@ -11,7 +11,7 @@ from torch import nn
 from phosphene import InputError, MissingExtra, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model, Seed
-from phosphene.spec import Cost
+from phosphene.spec import Cost, size
 
 from ._features import FeatureLayer, at_least, embedded, trustworthiness
 
@@ -41,7 +41,7 @@ def _oracle() -> None:
         )
     ],
     needs=["dataset"],
-    cost=Cost(forward="dataset"),
+    cost=Cost(forward=size.dataset),
     oracle=_oracle,
     quick={"neighbors": 3},
 )

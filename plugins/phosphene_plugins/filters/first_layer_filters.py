@@ -38,7 +38,7 @@ def _oracle() -> None:
         )
     ],
     invariants=[UnitRange(field="tiles")],
-    cost=Cost(forward="0"),
+    cost=Cost(),
     oracle=_oracle,
 )
 def first_layer_filters(

@@ -37,7 +37,7 @@ def _oracle() -> None:
         )
     ],
     invariants=[UnitRange(field="tiles")],
-    cost=Cost(forward="0"),
+    cost=Cost(),
     oracle=_oracle,
     demo={"filters": 8, "slices": 24},
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
-from phosphene.images import new_figure
+from phosphene.images.charts import new_figure
 from phosphene.results import Panel, Result
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from phosphene import Model as AnyModel
 from phosphene import Reference, hookimpl, load_model, method, methods, progress_bar
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, PixelRange, SameShape, WithinBall
+from phosphene.spec import Cost, PixelRange, SameShape, WithinBall, ceil, param, size
 
 from ..attacks._gradients import bare_gradient, cross_entropy, judged, unreached
 from ..attacks._lp_balls import Norm
@@ -59,8 +59,8 @@ def breaks_a_linear_model_exactly_inside_its_margin() -> None:
     ],
     needs=["gradients"],
     cost=Cost(
-        forward="images * (28 * ceil(100 * effort) + ceil(5000 * effort) + 29)",
-        backward="images * (19 * ceil(100 * effort) + 11)",
+        forward=size.images * (28 * ceil(100 * param.effort) + ceil(5000 * param.effort) + 29),
+        backward=size.images * (19 * ceil(100 * param.effort) + 11),
     ),
     tags=["white-box", "black-box", "fixed-radius"],
     oracle=breaks_a_linear_model_exactly_inside_its_margin,

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from phosphene import Model as AnyModel
 from phosphene import Reference, batch_size, hookimpl, load_model, method, progress_bar
-from phosphene.images import new_figure, show_image
+from phosphene.images.charts import new_figure, show_image
 from phosphene.results import Panel, Result
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, PixelRange, UnitRange
+from phosphene.spec import Cost, PixelRange, UnitRange, length, param, size
 
 from ..attacks._gradients import Eot, projected_ascent
 from ..attacks._lp_balls import Norm, random_point
@@ -152,8 +152,10 @@ def adds_up_on_linear_members() -> None:
     needs=["gradients"],
     # Every member is attacked alone and with all others, and shown each attack's examples and the images.
     cost=Cost(
-        forward="images * (1 + len(models)) * (2 * (steps * eot + 1) + 3 + len(models))",
-        backward="images * (1 + len(models)) * 2 * steps * eot",
+        forward=size.images
+        * (1 + length(param.models))
+        * (2 * (param.steps * param.eot + 1) + 3 + length(param.models)),
+        backward=size.images * (1 + length(param.models)) * 2 * param.steps * param.eot,
     ),
     tags=["evaluation"],
     batch_independent=False,

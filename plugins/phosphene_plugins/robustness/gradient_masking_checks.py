@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from phosphene import InputError, Reference, batch_size, hookimpl, load_model, method, progress_bar
 from phosphene import Model as AnyModel
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, PixelRange, UnitRange
+from phosphene.spec import Cost, PixelRange, UnitRange, length, param, size
 
 from ..attacks._gradients import (
     Loss,
@@ -82,9 +82,15 @@ def finds_out_what_hides_a_linear_model() -> None:
     invariants=[PixelRange(field="adversarial"), UnitRange(field="by_steps"), UnitRange(field="by_eps")],
     needs=["gradients"],
     cost=Cost(
-        forward=f"images * ({9 + _DIRECTIONS} + {len(_RADII) + 2} * (steps + 1) + max_queries"
-        " + len(models) * (steps + 2))",
-        backward=f"images * (4 + {len(_RADII) + 2} * (steps + 1) + len(models) * steps)",
+        forward=size.images
+        * (
+            (9 + _DIRECTIONS)
+            + (len(_RADII) + 2) * (param.steps + 1)
+            + param.max_queries
+            + length(param.models) * (param.steps + 2)
+        ),
+        backward=size.images
+        * (4 + (len(_RADII) + 2) * (param.steps + 1) + length(param.models) * param.steps),
     ),
     tags=["evaluation"],
     batch_independent=False,

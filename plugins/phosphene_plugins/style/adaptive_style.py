@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from phosphene import InputError, Reference, batch_size, hookimpl, load_model, method, progress_bar
 from phosphene.results import Stylization
 from phosphene.roles import AdaptiveStylizer, Dataset, Images, LayerName, Model, Seed, Styles
-from phosphene.spec import Cost, PixelRange, SameShape
+from phosphene.spec import Cost, PixelRange, SameShape, param, size
 from phosphene.training import train
 
 from ._adain import renormalized, statistics
@@ -57,7 +57,7 @@ def pixels_are_given_the_styles_colours() -> None:
     references=[HUANG],
     invariants=[PixelRange(field="previews")],
     needs=["gradients", "dataset", "training"],
-    cost=Cost(forward="3 * steps * batch + 8", backward="steps * batch"),
+    cost=Cost(forward=3 * param.steps * param.batch + 8, backward=param.steps * param.batch),
     network=lambda widths, channels, **_: Decoder(widths, channels),
     oracle=pixels_are_given_the_styles_colours,
     quick={"steps": 2, "batch": 2},
@@ -147,7 +147,7 @@ def adaptive_style_fit(
     family="style",
     references=[HUANG],
     invariants=[PixelRange(field="stylized"), SameShape(field="stylized")],
-    cost=Cost(forward="images + images * styles"),
+    cost=Cost(forward=size.images + size.images * size.styles),
     oracle=pixels_are_given_the_styles_colours,
     demo={"styles": ["builtin:swirls"]},
 )

@@ -15,7 +15,7 @@ from phosphene.generative import Denoiser as NoisePredictor
 from phosphene.hooks import guard
 from phosphene.results import Stylization
 from phosphene.roles import Denoiser, Images, Styles
-from phosphene.spec import Cost, PixelRange, SameShape
+from phosphene.spec import Cost, PixelRange, SameShape, param, size
 
 from ._adain import adain
 from ._diffusion_hooks import Eps, Memory, attention_layers, chosen, injected, residual_blocks, watched
@@ -98,7 +98,7 @@ def grid(count: int, steps: int) -> list[int]:
         ),
     ],
     invariants=[PixelRange(field="stylized"), SameShape(field="stylized")],
-    cost=Cost(forward="steps * (2 * images + styles)"),
+    cost=Cost(forward=param.steps * (2 * size.images + size.styles)),
     oracle=gaussian_pictures_have_a_closed_form,
     quick={"steps": 2},
     demo={"styles": "builtin:swirls", "gamma": 0.25, "steps": 25},

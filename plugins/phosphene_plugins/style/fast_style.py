@@ -8,7 +8,7 @@ from pydantic import Field
 from phosphene import InputError, Reference, UnknownName, hookimpl, method, progress_bar
 from phosphene.results import Stylization, TrainedNetwork
 from phosphene.roles import Dataset, Frames, Images, Model, Seed, Styles, Stylizer
-from phosphene.spec import Cost, PixelRange, SameShape
+from phosphene.spec import Cost, PixelRange, SameShape, param, size
 
 from ._optimize_style import ContentLayer, StyleLayers
 from ._style_loss import Perception
@@ -52,7 +52,7 @@ REFERENCES = [
     references=REFERENCES,
     invariants=[PixelRange(field="previews")],
     needs=["gradients", "dataset", "training"],
-    cost=Cost(forward="2 * batch * steps + styles", backward="batch * steps"),
+    cost=Cost(forward=2 * param.batch * param.steps + size.styles, backward=param.batch * param.steps),
     network=StyleNetwork,
     oracle=conditional_norm_is_instance_norm,
     quick={"steps": 2, "batch": 2, "width": 4, "blocks": 1},
@@ -135,7 +135,7 @@ def fast_style_fit(
     family="style",
     references=REFERENCES,
     invariants=[PixelRange(field="stylized"), SameShape(field="stylized")],
-    cost=Cost(forward="images"),
+    cost=Cost(forward=size.images),
     oracle=conditional_norm_is_instance_norm,
 )
 def fast_style(

@@ -6,7 +6,7 @@ from torch import nn
 from phosphene import InputError, TensorDataset, hookimpl, load_model, method
 from phosphene.results import TrainedNetwork
 from phosphene.roles import Dataset, Frames, Model, Seed, Styles, Stylizer
-from phosphene.spec import Cost, PixelRange
+from phosphene.spec import Cost, PixelRange, param, size
 
 from ._optimize_style import ContentLayer, StyleLayers
 from ._style_loss import Perception
@@ -60,7 +60,7 @@ def one_colour_is_learned_and_the_old_style_kept() -> None:
     references=[DUMOULIN],
     invariants=[PixelRange(field="previews")],
     needs=["gradients", "dataset", "training"],
-    cost=Cost(forward="2 * batch * steps + styles", backward="batch * steps"),
+    cost=Cost(forward=2 * param.batch * param.steps + size.styles, backward=param.batch * param.steps),
     network=StyleNetwork,
     oracle=one_colour_is_learned_and_the_old_style_kept,
     quick={"steps": 2, "batch": 2},

@@ -10,7 +10,7 @@ from phosphene.images import noise_images, resize
 from phosphene.optimize import Optimization, concatenate_stages
 from phosphene.results import Stylization
 from phosphene.roles import Content, Frames, Model, Seed, Start, Styles
-from phosphene.spec import Cost, PixelRange
+from phosphene.spec import Cost, PixelRange, ceil, either, minimum, param, size
 
 from ._color_transfer import Colour, prepared, recoloured
 from ._optimize_style import (
@@ -66,10 +66,21 @@ def one_pixel_layer_has_its_closed_form() -> None:
     needs=["gradients"],
     # L-BFGS looks once a step, or twice; tiles are looked at twice, and are up to half as large as asked for.
     cost=Cost(
-        forward="scales * images * ((2 * steps + 1) * min(2, tile or 1)"
-        " * ceil(2 * height / (tile or 2 * height)) * ceil(2 * width / (tile or 2 * width)) + 1 + styles)",
-        backward="scales * images * (2 * steps + 1) * ceil(2 * height / (tile or 2 * height))"
-        " * ceil(2 * width / (tile or 2 * width))",
+        forward=param.scales
+        * size.images
+        * (
+            (2 * param.steps + 1)
+            * minimum(2, either(param.tile, 1))
+            * ceil(2 * size.height / either(param.tile, 2 * size.height))
+            * ceil(2 * size.width / either(param.tile, 2 * size.width))
+            + 1
+            + size.styles
+        ),
+        backward=param.scales
+        * size.images
+        * (2 * param.steps + 1)
+        * ceil(2 * size.height / either(param.tile, 2 * size.height))
+        * ceil(2 * size.width / either(param.tile, 2 * size.width)),
     ),
     oracle=one_pixel_layer_has_its_closed_form,
     quick={"steps": 3, "scales": 1, "tile": None},

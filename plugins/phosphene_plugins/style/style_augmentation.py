@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from phosphene import InputError, Reference, hookimpl, method, progress_bar
 from phosphene.results import Panel, Result, TrainedNetwork
 from phosphene.roles import Images, Seed, Stylizer
-from phosphene.spec import Cost, PixelRange
+from phosphene.spec import Cost, PixelRange, param, size
 
 from ._adaptive_network import AdaptiveNetwork
 from ._style_network import StyleNetwork, network_of, paintable
@@ -183,7 +183,7 @@ def a_view_lies_between_the_picture_and_the_painted_one() -> None:
         )
     ],
     invariants=[PixelRange(field="views")],
-    cost=Cost(forward="images * views"),
+    cost=Cost(forward=size.images * param.views),
     batch_independent=False,
     oracle=a_view_lies_between_the_picture_and_the_painted_one,
     demo={"p": 0.8, "strength": [0.1, 0.6], "seed": 3},

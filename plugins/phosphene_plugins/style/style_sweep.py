@@ -10,7 +10,7 @@ from torch import Tensor
 from phosphene import hookimpl, load_model, method
 from phosphene.results import Panel, Result
 from phosphene.roles import Content, Model, Styles
-from phosphene.spec import Cost, PixelRange
+from phosphene.spec import Cost, PixelRange, length, param, size
 
 from ._optimize_style import GATYS, Blend, ContentLayer, StyleLayers, at_most, paint, resized, shares_of
 from ._style_loss import Aim, Perception
@@ -58,8 +58,8 @@ def more_style_is_nearer_to_the_style() -> None:
     invariants=[PixelRange(field="stylized")],
     needs=["gradients"],
     cost=Cost(
-        forward="images * (len(values or 'four') * (2 * steps + 1 + styles) + 1)",
-        backward="images * len(values or 'four') * (2 * steps + 1)",
+        forward=size.images * (length(param.values, 4) * (2 * param.steps + 1 + size.styles) + 1),
+        backward=size.images * length(param.values, 4) * (2 * param.steps + 1),
     ),
     oracle=more_style_is_nearer_to_the_style,
     quick={"steps": 3, "values": (1.0, 2.0)},

@@ -8,7 +8,7 @@ import torch
 from phosphene import Class, hookimpl, load_model, method, scores
 from phosphene.results import Synthesis
 from phosphene.roles import Frames, Model, Seed, Start, Target
-from phosphene.spec import Cost, PixelRange
+from phosphene.spec import Cost, PixelRange, param, size
 
 from ._activation_maximization import (
     L2,
@@ -51,7 +51,7 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
     references=[SIMONYAN, YOSINSKI],
     invariants=[PixelRange()],
     needs=["gradients"],
-    cost=Cost(forward="images * (steps + 8)", backward="images * (steps + 8)"),
+    cost=Cost(forward=size.images * (param.steps + 8), backward=size.images * (param.steps + 8)),
     oracle=linear_unit_with_l2_has_its_closed_form,
     quick={"steps": 4, "size": None},
     demo={"l2": 3e-3, "lr": 0.04},

@@ -18,7 +18,7 @@ from phosphene.optimize import (
 )
 from phosphene.results import Synthesis
 from phosphene.roles import Content, Frames, Guide, LayerName, Model, Seed
-from phosphene.spec import Cost, PixelRange, SameShape
+from phosphene.spec import Cost, PixelRange, SameShape, param, size
 
 
 def identity_grows_by_its_own_direction() -> None:
@@ -51,7 +51,8 @@ def identity_grows_by_its_own_direction() -> None:
     needs=["gradients"],
     # Of a guide one pass for each layer's batch.
     cost=Cost(
-        forward="images * octaves * steps * (zoom + 1) + 1", backward="images * octaves * steps * (zoom + 1)"
+        forward=size.images * param.octaves * param.steps * (param.zoom + 1) + 1,
+        backward=size.images * param.octaves * param.steps * (param.zoom + 1),
     ),
     oracle=identity_grows_by_its_own_direction,
     quick={"steps": 2, "octaves": 2, "zoom": 0},
@@ -121,9 +122,9 @@ def deep_dream(
     def dream(picture: Tensor) -> Optimization:
         stages: list[Optimization] = []
         dreamt = torch.zeros_like(picture)
-        for octave, size in enumerate(sizes):
-            base = resize(picture, size)
-            dreamt = F.interpolate(dreamt, size, mode="bilinear", antialias=True)
+        for octave, shape in enumerate(sizes):
+            base = resize(picture, shape)
+            dreamt = F.interpolate(dreamt, shape, mode="bilinear", antialias=True)
             stages.append(
                 optimize_image(
                     liveliness,

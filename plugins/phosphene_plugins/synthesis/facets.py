@@ -27,7 +27,7 @@ from phosphene import (
 )
 from phosphene.results import Panel, Synthesis
 from phosphene.roles import Dataset, Frames, Model, Seed, Target
-from phosphene.spec import Cost, PixelRange
+from phosphene.spec import Cost, PixelRange, minimum, param, size
 from phosphene.targets import Objective, Predicted
 
 from ..embeddings._features import FeatureLayer, k_means, represent
@@ -119,7 +119,10 @@ def two_templates_make_two_facets() -> None:
     ],
     invariants=[PixelRange(), PixelRange(field="sources")],
     needs=["gradients", "dataset"],
-    cost=Cost(forward="dataset + images * (min(top, dataset) + steps)", backward="images * steps"),
+    cost=Cost(
+        forward=size.dataset + size.images * (minimum(param.top, size.dataset) + param.steps),
+        backward=size.images * param.steps,
+    ),
     oracle=two_templates_make_two_facets,
     quick={"k": 2, "top": 4, "steps": 4},
     demo={

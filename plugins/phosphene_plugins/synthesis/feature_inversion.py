@@ -15,7 +15,7 @@ from phosphene.images import noise_images
 from phosphene.optimize import PixelImage, optimize_image, pad_rows
 from phosphene.results import Panel, Result
 from phosphene.roles import Frames, Images, LayerName, Model, Seed
-from phosphene.spec import Cost, PixelRange
+from phosphene.spec import Cost, PixelRange, either, length, param, size
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -84,8 +84,8 @@ _NOISE = 0.02
     needs=["gradients"],
     # L-BFGS looks once a step, or twice.
     cost=Cost(
-        forward="images * (2 + 2 * steps) * len(layers or stages)",
-        backward="images * (1 + 2 * steps) * len(layers or stages)",
+        forward=size.images * (2 + 2 * param.steps) * length(either(param.layers, size.stages)),
+        backward=size.images * (1 + 2 * param.steps) * length(either(param.layers, size.stages)),
     ),
     oracle=linear_features_give_the_nearest_picture_with_them,
     quick={"steps": 3},

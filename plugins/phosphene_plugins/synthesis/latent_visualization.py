@@ -19,7 +19,7 @@ from phosphene.images import resize
 from phosphene.optimize import LatentImage, optimize_image
 from phosphene.results import Panel, Synthesis
 from phosphene.roles import Frames, Generator, Model, Seed, Target
-from phosphene.spec import Cost, PixelRange
+from phosphene.spec import Cost, PixelRange, param, size
 
 from ._activation_maximization import SIMONYAN, Step, Steps, preferred
 
@@ -105,7 +105,10 @@ def a_linear_decoder_and_unit_have_their_closed_form() -> None:
     ],
     invariants=[PixelRange(), PixelRange(field="free")],
     needs=["gradients", "generator"],
-    cost=Cost(forward="images * (draws + 2 * steps + 1)", backward="images * (2 * steps + 1)"),
+    cost=Cost(
+        forward=size.images * (param.draws + 2 * param.steps + 1),
+        backward=size.images * (2 * param.steps + 1),
+    ),
     oracle=a_linear_decoder_and_unit_have_their_closed_form,
     quick={"steps": 4, "draws": 2},
     demo={"steps": 100},

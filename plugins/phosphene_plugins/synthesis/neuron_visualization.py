@@ -10,7 +10,7 @@ from torch import Tensor
 from phosphene import InputError, Reference, batch_size, hookimpl, load_model, method
 from phosphene.results import Synthesis
 from phosphene.roles import Frames, LayerName, Model, Seed, Start
-from phosphene.spec import Cost, PixelRange
+from phosphene.spec import Cost, PixelRange, param, size
 
 from ._activation_maximization import (
     L2,
@@ -64,7 +64,7 @@ def a_linear_neuron_has_its_closed_form() -> None:
     ],
     invariants=[PixelRange()],
     needs=["gradients"],
-    cost=Cost(forward="channels * (steps + 8)", backward="channels * (steps + 8)"),
+    cost=Cost(forward=size.channels * (param.steps + 8), backward=size.channels * (param.steps + 8)),
     oracle=a_linear_neuron_has_its_closed_form,
     quick={"steps": 4, "size": None, "channels": (0, 1)},
     demo={"layer": "relu4_1", "steps": 150},

@@ -140,7 +140,7 @@ def stripes_go_on() -> None:
         )
     ],
     invariants=[PixelRange()],
-    cost=Cost(forward="0"),  # no model
+    cost=Cost(),  # no model
     oracle=stripes_go_on,
     quick={"size": 20, "window": 5, "order": "ring"},
     demo={"sample": ["builtin:pebbles"], "window": 13, "size": 80},

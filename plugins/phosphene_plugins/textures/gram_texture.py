@@ -12,7 +12,7 @@ from phosphene.images import noise_images
 from phosphene.optimize import PixelImage, gram_matrix, optimize_image
 from phosphene.results import Synthesis
 from phosphene.roles import Frames, LayerName, Model, Seed, Start, Texture
-from phosphene.spec import Cost, PixelRange
+from phosphene.spec import Cost, PixelRange, param, size
 
 from ._texture_samples import Size, output_size
 
@@ -50,7 +50,7 @@ def one_pixel_has_its_closed_form() -> None:
     invariants=[PixelRange()],
     needs=["gradients"],
     # L-BFGS looks once a step, or twice.
-    cost=Cost(forward="images * (2 * steps + 2)", backward="images * (2 * steps + 1)"),
+    cost=Cost(forward=size.images * (2 * param.steps + 2), backward=size.images * (2 * param.steps + 1)),
     oracle=one_pixel_has_its_closed_form,
     quick={"steps": 4, "size": 32},
     demo={"steps": 200},

@@ -122,7 +122,7 @@ def one_leaf_searches_all() -> None:
         )
     ],
     invariants=[PixelRange()],
-    cost=Cost(forward="0"),  # no model
+    cost=Cost(),  # no model
     oracle=one_leaf_searches_all,
     quick={"size": 16, "window": 3},
     demo={"sample": ["builtin:bricks"]},
