@@ -1,6 +1,6 @@
 """Every registered method passes the conformance kit.
 
-The profile is "quick", or what the environment variable ``PHOSPHENE_PROFILE`` names: ``make test-nightly`` runs
+The profile is "quick", or that of the environment variable ``PHOSPHENE_PROFILE``: ``make test-nightly`` runs
 "ci".
 """
 
