@@ -101,7 +101,7 @@ def test_a_code_is_clipped_into_a_picture_and_must_be_one() -> None:
     for bad in (torch.zeros(3), torch.zeros(2, 0), torch.zeros(2, 3, dtype=torch.int64)):
         with pytest.raises(InputError, match="float codes"):
             LatentImage(bad, lambda z: z)
-    with pytest.raises(InputError, match="LatentImage cannot take pixels"):
+    with pytest.raises(InputError, match="LatentImage cannot be set from pixels"):
         LatentImage(randn(2, 3), lambda z: z).assign(rand(2, 1, 1, 3))
 
 
