@@ -70,7 +70,8 @@ def blur(images: Tensor, generator: Generator, *, sigma: float = 1.0) -> Tensor:
 def resize_and_pad(images: Tensor, generator: Generator, *, min_scale: float = 0.85) -> Tensor:
     """Input diversity: with probability 1/2, shrink to a random scale and pad with zeros at random.
 
-    Source: Xie et al. 2019, "Improving Transferability of Adversarial Examples with Input Diversity".
+    Source:
+        Xie et al. 2019, "Improving Transferability of Adversarial Examples with Input Diversity".
     """
     scale, probability = _uniform(generator, min_scale, 1), _uniform(generator, 0, 1)
     vertical, horizontal = (_uniform(generator, 0, 1) for _ in range(2))
@@ -115,7 +116,8 @@ def straight_through(
 
     With a ``surrogate``, a differentiable approximation of ``function``, the gradient is the surrogate's.
 
-    Source: Athalye, Carlini & Wagner 2018, section 4.1.
+    Source:
+        Athalye, Carlini & Wagner 2018, section 4.1.
     """
     return _StraightThrough.apply(images, function, surrogate)
 

@@ -88,7 +88,8 @@ def optimize_image(
         InputError: invalid steps, lr or optimizer, or an objective that is not one differentiable number
             per image.
 
-    Source: Simonyan et al. 2014 (lecture 21.6); L-BFGS: Nocedal and Wright, chapter 7.
+    Source:
+        Simonyan et al. 2014 (lecture 21.6); L-BFGS: Nocedal and Wright, chapter 7.
     """
     _check_arguments(steps, lr, optimizer, transform)
     generator = seeded_generator(seed)

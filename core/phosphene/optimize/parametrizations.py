@@ -82,7 +82,8 @@ class FourierImage(Parametrization):
     Raises:
         InputError: another shape, type or range.
 
-    Source: Olah, Mordvintsev, Schubert, "Feature Visualization", Distill 2017.
+    Source:
+        Olah, Mordvintsev, Schubert, "Feature Visualization", Distill 2017.
     """
 
     def __init__(self, init: Tensor, *, decay: float = 1.0) -> None:
@@ -128,8 +129,9 @@ class LatentImage(Parametrization):
     Raises:
         InputError: codes that are not floats of at least two dimensions.
 
-    Source: Nguyen et al., "Synthesizing the preferred inputs for neurons in neural networks via deep
-    generator networks", 2016.
+    Source:
+        Nguyen et al., "Synthesizing the preferred inputs for neurons in neural networks via deep
+        generator networks", 2016.
     """
 
     def __init__(

@@ -18,7 +18,8 @@ def total_variation(images: Tensor, beta: float = 2.0) -> Tensor:
 
     Differentiable everywhere for beta > 0: where an image is flat the gradient is 0, also for beta < 2.
 
-    Source: Mahendran and Vedaldi 2015, equation 3 (lecture 21.9).
+    Source:
+        Mahendran and Vedaldi 2015 (lecture 21.9).
     """
     corner = images[..., :-1, :-1]
     square = (images[..., :-1, 1:] - corner).square() + (images[..., 1:, :-1] - corner).square()
@@ -36,7 +37,8 @@ def clip_smallest(
     Clips the pixels below the percentile (0 to 100) of their image, by the norm ||x - center|| over the
     channels or, with the objective's gradient g (N, C, H, W), by the contribution |sum_c (x - center) g|.
 
-    Source: Yosinski et al. 2015, section 3.
+    Source:
+        Yosinski et al. 2015, section 3.
     """
     offset = images - broadcast_color(center, images)
     importance = offset.norm(dim=1, keepdim=True)

@@ -38,7 +38,7 @@ class LatentSynthesis(Synthesis):
 
     def panels(self) -> list[list[Panel]]:
         """Per target: the image of the latent code and the one of free pixels."""
-        latent = _panels(self.images, "latent code", self.scores, self.reconstruction_error)
+        latent = _panels(self.images, "code", self.scores, self.reconstruction_error)
         pixels = _panels(self.pixel_images, "pixels", self.pixel_scores, self.pixel_reconstruction_error)
         return [
             [Panel(left.image, f"{target}, {left.title}", is_output=True), right]
@@ -53,8 +53,8 @@ class LatentSynthesis(Synthesis):
 
 
 def _panels(images: Tensor, name: str, scores: Tensor, errors: Tensor | None) -> list[Panel]:
-    """Images titled by their final score and reconstruction error."""
+    """Images titled by their final score and the root mean square error of their reconstruction."""
     titles = [f"{name}: {score:.3g}" for score in scores[-1].tolist()]
     if errors is not None:
-        titles = [f"{t}, reconstruction error {e:.3f}" for t, e in zip(titles, errors.tolist(), strict=True)]
+        titles = [f"{t}, RMSE {e:.3f}" for t, e in zip(titles, errors.tolist(), strict=True)]
     return [Panel(image, title, is_output=True) for image, title in zip(images, titles, strict=True)]
