@@ -21,7 +21,7 @@ PerImage = Callable[[Tensor], Tensor]
 CHANNELS_LAST_SIDE = 96
 
 
-#: An objective that has not changed at all in so many steps counts as flat.
+#: Number of steps without any change after which an objective counts as flat.
 FLAT_STEPS = 10
 
 

@@ -1,4 +1,4 @@
-"""``LatentSynthesis``: images found in a generator's latent space, beside images found in pixel space."""
+"""``LatentSynthesis``: images optimised in a generator's latent space and in pixel space."""
 
 from __future__ import annotations
 

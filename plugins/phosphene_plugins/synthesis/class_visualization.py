@@ -85,8 +85,8 @@ def class_visualization(
     """
     count = class_count(target)
     score = partial(scores, model, target=target)
-    found = maximize_activation(model, score, count, start, params, frames=frames, seed=seed)
-    return Synthesis(**found._asdict(), targets=target.names(model, count))
+    optimization = maximize_activation(model, score, count, start, params, frames=frames, seed=seed)
+    return Synthesis(**optimization._asdict(), targets=target.names(model, count))
 
 
 @hookimpl

@@ -168,12 +168,14 @@ def facets(
         clusters = cluster_images(model, images, layer, k, seed)
         sources = torch.stack([images[cluster[:nearest]].mean(0) for cluster in clusters])
         score = partial(scores, model, target=unit)
-        found = maximize_activation(model, score, len(sources), sources, params, frames=frames, seed=seed)
+        optimization = maximize_activation(
+            model, score, len(sources), sources, params, frames=frames, seed=seed
+        )
         (name,) = unit.names(model, 1)
         examples = torch.cat([cluster[:EXAMPLES] for cluster in clusters])
         results.append(
             Facets(
-                **found._asdict(),
+                **optimization._asdict(),
                 targets=tuple(f"{name}, facet {n + 1}" for n in range(len(clusters))),
                 sources=sources,
                 sizes=examples.new_tensor([len(cluster) for cluster in clusters]),

@@ -129,13 +129,13 @@ def feature_inversion(
         return (total_variation * variation + alpha_norm * alpha_term) / pixel_count
 
     start = noise_images(images.shape, seed=seed, mean=center, sd=START_NOISE).to(images)
-    found = []
+    optimizations = []
     for layer in layers_to_invert:
         with torch.no_grad():
             features = model.features(images, layer).flatten(1)
         norm = features.square().sum(1)
         norm = torch.where(norm > 0, norm, 1)
-        found.append(
+        optimizations.append(
             optimize_image(
                 partial(feature_distance, layer=layer, features=features, norm=norm),
                 PixelImage(start),
@@ -147,12 +147,12 @@ def feature_inversion(
                 frames=frames,
             )
         )
-    recorded = [result.frames for result in found if result.frames is not None]
+    recorded = [result.frames for result in optimizations if result.frames is not None]
     return Inversions(
         images=images,
-        inversions=torch.stack([result.images for result in found], 1),
+        inversions=torch.stack([result.images for result in optimizations], 1),
         layers=layers_to_invert,
-        losses=torch.stack(pad_rows([result.scores for result in found]), 2),
+        losses=torch.stack(pad_rows([result.scores for result in optimizations]), 2),
         frames=torch.cat(pad_rows(recorded), -1) if recorded else None,
     )
 

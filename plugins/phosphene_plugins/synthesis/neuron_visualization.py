@@ -129,11 +129,11 @@ def neuron_visualization(
     suffix = f",{y},{x}" if unit == "neuron" else ""
     results = []
     for batch in torch.tensor(channels[:1] if one_image else channels).split(batch_size(model)):
-        found = maximize_activation(
+        optimization = maximize_activation(
             model, partial(score, channel=batch), len(batch), start, params, frames=frames, seed=seed
         )
         names = [f"{layer}: the {unit}" if one_image else f"{layer}[{c}{suffix}]" for c in batch.tolist()]
-        results.append(Synthesis(**found._asdict(), targets=tuple(names)))
+        results.append(Synthesis(**optimization._asdict(), targets=tuple(names)))
     return Synthesis.concatenate(results)
 
 

@@ -194,5 +194,5 @@ def test_bundled_model_predicts_the_visualised_classes(tmp_path: Path) -> None:
     bundled = load_model("builtin:shapes-vgg")
     result = visualize(bundled, Class((0, 4, 6, 9)), steps=24, seed=0)
     assert bundled(result.images).argmax(1).tolist() == [0, 4, 6, 9]
-    result.save(tmp_path / "made")
-    assert replay(tmp_path / "made").same
+    result.save(tmp_path / "result")
+    assert replay(tmp_path / "result").same
