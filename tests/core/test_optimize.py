@@ -1,4 +1,4 @@
-"""The synthesis engine against closed forms, SciPy, NumPy and torch's own optimisers."""
+"""Image optimisation against closed forms, SciPy, NumPy and torch.optim."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def small_net() -> nn.Module:
     ).double()
 
 
-# ------------------------------------------------------------------ parametrisations
+# ------------------------------------------------------------------ parametrizations
 
 
 @given(n=st.integers(1, 2), c=st.integers(1, 4), h=sizes, w=sizes, seed=st.integers(0, 99))
 @few
-def test_fourier_spectrum_is_numpys_irfft2(n: int, c: int, h: int, w: int, seed: int) -> None:
+def test_fourier_image_equals_numpy_irfft2(n: int, c: int, h: int, w: int, seed: int) -> None:
     image = FourierImage(rand(n, c, h, w))
     image.mix = torch.eye(c).double()
     image.parameter = randn(n, c, h, w // 2 + 1, 2, seed=seed)
@@ -69,43 +69,43 @@ def test_fourier_spectrum_is_numpys_irfft2(n: int, c: int, h: int, w: int, seed:
 
 @given(c=st.integers(1, 4), h=sizes, w=sizes, decay=st.sampled_from([0.0, 1.0, 1.5]))
 @few
-def test_fourier_gives_back_what_it_is_given(c: int, h: int, w: int, decay: float) -> None:
+def test_fourier_represents_its_initial_images(c: int, h: int, w: int, decay: float) -> None:
     images = rand(2, c, h, w) * 0.9997 + 0.00015
-    made = FourierImage(images, decay=decay)
-    torch.testing.assert_close(made.image().detach(), images, atol=1e-12, rtol=0)
+    result = FourierImage(images, decay=decay)
+    torch.testing.assert_close(result.image().detach(), images, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("bound", [10.0, 0.3])
-def test_a_linear_decoder_is_searched_to_its_closed_form(optimizer: Any, bound: float) -> None:
-    """max w.(D z + 1/2) - l2 ||z||^2 lies at z = D^T w / (2 l2), cut off at the bound."""
+def test_latent_image_of_a_linear_decoder_reaches_the_closed_form(optimizer: Any, bound: float) -> None:
+    """max w.(D z + 1/2) - l2 ||z||^2 is attained at z = D^T w / (2 l2), clipped to the bound."""
     decoder, weight = 0.1 * randn(12, 5, seed=1), randn(3, 12, seed=2)
     decode = lambda z: (0.5 + z @ decoder.T).view(-1, 3, 2, 2)
     image = LatentImage(0.5 * randn(3, 5, seed=3), decode, l2=0.5, bound=bound)
     assert image.parameter.abs().max() <= bound
-    made = optimize_image(
+    result = optimize_image(
         lambda images: (images.flatten(1) * weight).sum(1),
         image,
         steps=40 if optimizer in ("sgd", "lbfgs") else 800,
         lr={"sgd": 0.3, "lbfgs": 1.0, "adam": 1e-2}.get(optimizer, 2e-3),
         optimizer=optimizer,
     )
-    wanted = (weight @ decoder).clamp(-bound, bound)
-    torch.testing.assert_close(image.parameter.detach(), wanted, atol=5e-3, rtol=0)
-    torch.testing.assert_close(made.images, decode(image.parameter.detach()), atol=1e-12, rtol=0)
+    expected = (weight @ decoder).clamp(-bound, bound)
+    torch.testing.assert_close(image.parameter.detach(), expected, atol=5e-3, rtol=0)
+    torch.testing.assert_close(result.images, decode(image.parameter.detach()), atol=1e-12, rtol=0)
 
 
-def test_a_code_is_clipped_into_a_picture_and_must_be_one() -> None:
+def test_latent_image_clips_pixels_and_refuses_invalid_codes() -> None:
     image = LatentImage(randn(2, 12), lambda z: (9 * z).view(-1, 3, 2, 2)).image()
     assert image.min() == 0 and image.max() == 1
     for bad in (torch.zeros(3), torch.zeros(2, 0), torch.zeros(2, 3, dtype=torch.int64)):
         with pytest.raises(InputError, match="float codes"):
             LatentImage(bad, lambda z: z)
-    with pytest.raises(InputError, match="LatentImage cannot take pixels"):
+    with pytest.raises(InputError, match="LatentImage cannot be set from pixels"):
         LatentImage(randn(2, 3), lambda z: z).assign(rand(2, 1, 1, 3))
 
 
-def test_fourier_has_no_dead_column_at_odd_widths() -> None:
+def test_fourier_columns_all_have_gradients_at_odd_widths() -> None:
     for width in (4, 5, 7):
         image = FourierImage(rand(1, 1, 6, width))
         score = (image.image() * randn(1, 1, 6, width)).sum()
@@ -113,19 +113,19 @@ def test_fourier_has_no_dead_column_at_odd_widths() -> None:
         assert (gradient.abs().sum((0, 1, 2, 4)) > 0).all()
 
 
-def test_fourier_gradient_and_colours() -> None:
+def test_fourier_gradient_and_color_matrix() -> None:
     image = FourierImage(rand(1, 3, 4, 5))
     mix = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]]).double()
     torch.testing.assert_close(image.mix, mix / mix.norm(dim=0).max())
 
-    def draw(spectrum: Tensor) -> Tensor:
+    def image_of(spectrum: Tensor) -> Tensor:
         image.parameter = spectrum
         return image.image()
 
-    assert torch.autograd.gradcheck(draw, image.parameter)
+    assert torch.autograd.gradcheck(image_of, image.parameter)
 
 
-def test_noise_is_the_same_for_every_image_of_a_batch() -> None:
+def test_noise_is_equal_for_all_images_of_a_batch() -> None:
     many, one = noise_images((3, 3, 5, 6), seed=4), noise_images((1, 3, 5, 6), seed=4)
     assert torch.equal(many, one.expand(3, -1, -1, -1))
     assert not torch.equal(one, noise_images((1, 3, 5, 6), seed=5))
@@ -135,7 +135,7 @@ def test_noise_is_the_same_for_every_image_of_a_batch() -> None:
     assert noise_images((1, 3, 5, 6), seed=4, mean=colour.double()).dtype == torch.float64
 
 
-def test_pixel_image_copies_clips_and_refuses() -> None:
+def test_pixel_image_copies_clips_and_checks_its_input() -> None:
     init = rand(2, 3, 4, 4)
     image = PixelImage(init)
     image.assign(init * 4 - 2)
@@ -149,7 +149,7 @@ def test_pixel_image_copies_clips_and_refuses() -> None:
                 kind(images)
 
 
-# ------------------------------------------------------------------ regularisers
+# ------------------------------------------------------------------ regularizers
 
 
 @pytest.mark.parametrize("beta", [1, 2, 3])
@@ -159,12 +159,12 @@ def test_total_variation_of_a_ramp(beta: int, a: float, b: float, h: int, w: int
     ramp = a * torch.arange(w).double() + b * torch.arange(h).double()[:, None]
     images = torch.stack([ramp, torch.zeros_like(ramp)])[:, None]
     expected = (h - 1) * (w - 1) * (a**2 + b**2) ** (beta / 2)
-    got = total_variation(images, beta)
-    assert got[0].item() == pytest.approx(expected, abs=1e-9) and got[1] == 0
+    result = total_variation(images, beta)
+    assert result[0].item() == pytest.approx(expected, abs=1e-9) and result[1] == 0
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 1.5, 2.0, 3.0])
-def test_total_variation_can_be_differentiated_everywhere(beta: float) -> None:
+def test_total_variation_is_differentiable_everywhere(beta: float) -> None:
     flat = torch.full((1, 3, 5, 5), 0.5, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(total_variation(flat, beta).sum(), flat)
     assert (gradient == 0).all()
@@ -172,7 +172,7 @@ def test_total_variation_can_be_differentiated_everywhere(beta: float) -> None:
     assert torch.autograd.gradcheck(partial(total_variation, beta=beta), leaf)
 
 
-def test_l2_is_measured_from_the_centre() -> None:
+def test_l2_penalty_is_measured_from_the_center() -> None:
     images, colour = rand(2, 3, 4, 5), torch.tensor([0.1, 0.5, 0.9])
     expected = ((images.numpy() - colour.double().numpy()[:, None, None]) ** 2).sum((1, 2, 3))
     np.testing.assert_allclose(l2_penalty(images, colour.double()), expected)
@@ -181,32 +181,32 @@ def test_l2_is_measured_from_the_centre() -> None:
 
 @given(h=st.integers(1, 9), w=st.integers(1, 12), sigma=st.floats(0, 4))
 @few
-def test_blur_is_scipys(h: int, w: int, sigma: float) -> None:
+def test_blur_equals_scipy(h: int, w: int, sigma: float) -> None:
     images = rand(2, 3, h, w)
     widths = (0, 0, sigma, sigma)
     expected = ndimage.gaussian_filter(images.numpy(), widths, truncate=4, mode="reflect")
     np.testing.assert_allclose(gaussian_blur(images, sigma), expected, atol=1e-12)
 
 
-def test_clipping_pixels_by_percentile() -> None:
+def test_clip_smallest_clips_below_the_percentile() -> None:
     images, gradient = rand(2, 3, 6, 5), randn(2, 3, 6, 5, seed=1)
     center = torch.tensor([0.4, 0.5, 0.6], dtype=torch.float64)
     x, g, c = images.numpy(), gradient.numpy(), center.numpy()[:, None, None]
-    for got, size in [
+    for result, importance in [
         (clip_smallest(images, 30, center), np.sqrt(((x - c) ** 2).sum(1))),
         (clip_smallest(images, 30, center, gradient=gradient), np.abs(((x - c) * g).sum(1))),
     ]:
         for i in range(2):
-            gone = size[i] < np.percentile(size[i], 30)
-            assert gone.sum() == 9
-            np.testing.assert_array_equal(got[i], np.where(gone, c, x[i]))
+            clipped = importance[i] < np.percentile(importance[i], 30)
+            assert clipped.sum() == 9
+            np.testing.assert_array_equal(result[i], np.where(clipped, c, x[i]))
     assert torch.equal(clip_smallest(images, 0), images)
 
 
 # ------------------------------------------------------------------ transforms, Gram matrices
 
 
-def test_jitter_rolls_all_images_alike() -> None:
+def test_jitter_rolls_all_images_by_one_shift() -> None:
     image = rand(1, 3, 9, 14)
     generator = torch.Generator().manual_seed(0)
     out = jitter(image.expand(2, -1, -1, -1), generator, pixels=3)
@@ -217,7 +217,7 @@ def test_jitter_rolls_all_images_alike() -> None:
     assert any(torch.equal(out[0], shift) for shift in shifts)
 
 
-def test_gram_is_divided_by_its_places() -> None:
+def test_gram_matrix_is_divided_by_the_number_of_positions() -> None:
     features = randn(2, 3, 4, 5)
     raw = np.einsum("nchw,ndhw->ncd", features.numpy(), features.numpy())
     np.testing.assert_allclose(gram_matrix(features), raw / 20)
@@ -228,11 +228,11 @@ def test_gram_is_divided_by_its_places() -> None:
 
 @pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.2), ("adam", 0.02), ("lbfgs", 1.0)])
 @pytest.mark.parametrize("maximize", [True, False])
-def test_linear_unit_with_decay_ends_at_w_over_lambda(optimizer, lr, maximize) -> None:
+def test_linear_unit_with_l2_reaches_w_over_lambda(optimizer, lr, maximize) -> None:
     # two images with different units: maximum of w.x - (lambda/2)|x|^2 in the box: clip(w/lambda)
     w, decay = rand(2, 3, 4, 4) * 3 - 0.5, 2.0
     sign = 1 if maximize else -1
-    found = optimize_image(
+    result = optimize_image(
         lambda x: sign * (w * x).sum((1, 2, 3)),
         PixelImage(torch.full_like(w, 0.5)),
         steps=400,
@@ -241,12 +241,12 @@ def test_linear_unit_with_decay_ends_at_w_over_lambda(optimizer, lr, maximize) -
         maximize=maximize,
         regularizer=lambda x: decay / 2 * l2_penalty(x, 0.0),
     )
-    torch.testing.assert_close(found.images, (w / decay).clamp(0, 1), atol=1e-6, rtol=0)
-    assert found.scores.shape == (400, 2)
-    torch.testing.assert_close(found.scores[0], sign * (w * 0.5).sum((1, 2, 3)))
+    torch.testing.assert_close(result.images, (w / decay).clamp(0, 1), atol=1e-6, rtol=0)
+    assert result.scores.shape == (400, 2)
+    torch.testing.assert_close(result.scores[0], sign * (w * 0.5).sum((1, 2, 3)))
 
 
-def test_sgd_is_the_plain_update_and_adam_is_torchs() -> None:
+def test_sgd_is_the_plain_update_and_adam_equals_torch() -> None:
     w, start = randn(1, 3, 3, 3) * 0.1, torch.full((1, 3, 3, 3), 0.5, dtype=torch.float64)
 
     def objective(x: Tensor) -> Tensor:
@@ -258,18 +258,18 @@ def test_sgd_is_the_plain_update_and_adam_is_torchs() -> None:
     one = optimize_image(objective, PixelImage(start), steps=1, lr=0.1, optimizer="normalized-sgd")
     torch.testing.assert_close(one.images, start + 0.1 * gradient / gradient.square().mean().sqrt())
 
-    theirs = start.clone().requires_grad_()
-    adam = torch.optim.Adam([theirs], lr=0.01, maximize=True)
+    expected = start.clone().requires_grad_()
+    adam = torch.optim.Adam([expected], lr=0.01, maximize=True)
     for _ in range(20):
         adam.zero_grad()
-        objective(theirs).sum().backward()
+        objective(expected).sum().backward()
         adam.step()
-    ours = optimize_image(objective, PixelImage(start), steps=20, lr=0.01, optimizer="adam")
-    torch.testing.assert_close(ours.images, theirs.detach(), atol=1e-12, rtol=0)
+    result = optimize_image(objective, PixelImage(start), steps=20, lr=0.01, optimizer="adam")
+    torch.testing.assert_close(result.images, expected.detach(), atol=1e-12, rtol=0)
 
 
-def test_lbfgs_solves_what_scipys_does_in_the_box() -> None:
-    # a badly conditioned quadratic whose optimum lies partly on the walls
+def test_lbfgs_reaches_the_minimum_of_scipys_lbfgsb() -> None:
+    # An ill-conditioned quadratic whose minimum is partly on the bounds.
     a = randn(27, 27)
     matrix = a @ a.T + 0.1 * torch.eye(27)
     target = rand(2, 27) * 1.6 - 0.3
@@ -279,7 +279,7 @@ def test_lbfgs_solves_what_scipys_does_in_the_box() -> None:
         return 0.5 * ((off @ matrix) * off).sum(1)
 
     start = torch.full((2, 3, 3, 3), 0.5, dtype=torch.float64)
-    found = optimize_image(loss, PixelImage(start), steps=400, lr=1, optimizer="lbfgs", maximize=False)
+    result = optimize_image(loss, PixelImage(start), steps=400, lr=1, optimizer="lbfgs", maximize=False)
     for i in range(2):
         q, t = matrix.numpy(), target[i].numpy()
         best = optimize.minimize(
@@ -290,11 +290,11 @@ def test_lbfgs_solves_what_scipys_does_in_the_box() -> None:
             bounds=[(0, 1)] * 27,
             options={"ftol": 1e-15, "gtol": 1e-10},
         )
-        assert loss(found.images)[i].item() <= best.fun * 1.001 + 1e-9
-    assert (found.scores.diff(dim=0) <= 1e-12).all()
+        assert loss(result.images)[i].item() <= best.fun * 1.001 + 1e-9
+    assert (result.scores.diff(dim=0) <= 1e-12).all()
 
 
-def test_lbfgs_is_quick_on_smooth_problems() -> None:
+def test_lbfgs_converges_fast_on_smooth_problems() -> None:
     x0 = 0.3 + 0.4 * rand(1, 2, 3, 3)
     a = randn(18, 18, seed=5) / 4 + torch.eye(18)
 
@@ -302,15 +302,15 @@ def test_lbfgs_is_quick_on_smooth_problems() -> None:
         return ((x - x0).flatten(1) @ a).square().sum(1) + (x - x0).pow(4).sum((1, 2, 3))
 
     start = PixelImage(torch.full_like(x0, 0.5))
-    found = optimize_image(loss, start, steps=60, lr=1, optimizer="lbfgs", maximize=False)
-    assert found.scores[-1] < 1e-12
+    result = optimize_image(loss, start, steps=60, lr=1, optimizer="lbfgs", maximize=False)
+    assert result.scores[-1] < 1e-12
 
 
-def test_lbfgs_rests_when_done_and_sees_edits_between_steps() -> None:
-    target, seen = rand(2, 3, 3, 3), []
+def test_lbfgs_stops_when_converged_and_evaluates_edited_images() -> None:
+    target, evaluated = rand(2, 3, 3, 3), []
 
     def loss(x: Tensor) -> Tensor:
-        seen.append(x.detach().clone())
+        evaluated.append(x.detach().clone())
         return (x - target).square().sum((1, 2, 3))
 
     def run(steps: int, after=None) -> Tensor:
@@ -319,7 +319,7 @@ def test_lbfgs_rests_when_done_and_sees_edits_between_steps() -> None:
         return optimize_image(loss, start, steps=steps, **settings).scores
 
     run(200)
-    assert len(seen) < 300
+    assert len(evaluated) < 300
     edited = run(4, lambda images, gradient, step: torch.full_like(images, 0.1 * (step + 1)))
     for step in range(3):
         expected = (0.1 * (step + 1) - target).square().sum((1, 2, 3))
@@ -336,7 +336,7 @@ def make_pixels(shape: tuple[int, int, int, int]) -> Parametrization:
 
 @pytest.mark.parametrize("make", [make_pixels, make_fourier])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_batch_is_its_images_alone_in_range_and_repeatable(make, optimizer: str) -> None:
+def test_batch_equals_its_images_alone_and_is_repeatable(make, optimizer: str) -> None:
     net, units = small_net(), torch.tensor([0, 7, 11])
 
     def run(rows: Tensor):
@@ -375,17 +375,17 @@ def test_pixels_stay_in_range(seed: int, lr: float, optimizer: str) -> None:
     def objective(x: Tensor) -> Tensor:
         return (w * x.sin()).sum((1, 2, 3))
 
-    found = optimize_image(objective, image, steps=5, lr=lr, optimizer=optimizer)
-    assert found.images.min() >= 0 and found.images.max() <= 1
+    result = optimize_image(objective, image, steps=5, lr=lr, optimizer=optimizer)
+    assert result.images.min() >= 0 and result.images.max() <= 1
 
 
-def test_scores_rise_under_no_grad_and_images_stay_apart() -> None:
+def test_scores_rise_under_no_grad_and_equal_starts_stay_equal() -> None:
     net = small_net()
     start = noise_images((2, 3, 11, 11), seed=0).double()
     with torch.no_grad():
-        found = optimize_image(lambda x: net(x)[:, 0], PixelImage(start), steps=15, lr=0.01)
-    assert (found.scores[-1] > found.scores[0]).all()
-    assert torch.equal(found.images[0], found.images[1])
+        result = optimize_image(lambda x: net(x)[:, 0], PixelImage(start), steps=15, lr=0.01)
+    assert (result.scores[-1] > result.scores[0]).all()
+    assert torch.equal(result.images[0], result.images[1])
 
 
 def test_transform_draws_depend_on_the_seed() -> None:
@@ -402,11 +402,11 @@ def test_transform_draws_depend_on_the_seed() -> None:
     assert run(None).shape == (1, 3, 6, 6)
 
 
-# ------------------------------------------------------------------ what goes wrong
+# ------------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_dead_start_is_told_with_the_images_that_are_dead(optimizer: str) -> None:
+def test_zero_gradient_at_the_start_names_the_images(optimizer: str) -> None:
     starts = torch.stack([torch.full((3, 4, 4), 0.5), torch.full((3, 4, 4), 0.9)])
     with pytest.raises(DivergenceError, match=r"\[0\] cannot start.*seed"):
         optimize_image(
@@ -415,12 +415,12 @@ def test_dead_start_is_told_with_the_images_that_are_dead(optimizer: str) -> Non
             steps=3,
             lr=0.1,
             optimizer=optimizer,
-            regularizer=lambda x: l2_penalty(x, 0.0),  # its gradient hides nothing
+            regularizer=lambda x: l2_penalty(x, 0.0),  # its gradient must not hide the zero
         )
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_an_objective_that_ten_steps_do_not_change_is_told(optimizer: str) -> None:
+def test_flat_objective_is_an_error_after_ten_steps(optimizer: str) -> None:
     calls = []
 
     def saturated(x: Tensor) -> Tensor:
@@ -433,24 +433,24 @@ def test_an_objective_that_ten_steps_do_not_change_is_told(optimizer: str) -> No
         optimize_image(saturated, PixelImage(half), steps=50, **settings)
     assert len(calls) <= 21
     assert (optimize_image(saturated, PixelImage(half), steps=9, **settings).scores[:, 0] == 5).all()
-    # what has arrived is not flat
+    # A loss of 0 is at its minimum, not flat.
     loss = lambda x: (x - 0.5).square().sum((1, 2, 3))
     assert not optimize_image(loss, PixelImage(half), steps=12, maximize=False, **settings).scores.any()
 
 
-def test_what_a_random_change_hides_at_first_is_not_dead() -> None:
+def test_unit_hidden_by_a_random_transform_is_not_dead() -> None:
     start = torch.full((1, 3, 4, 4), 0.5)
     start[..., 0, 0] = 0.9
     corner = lambda x: (x[..., 0, 0] - 0.6).relu().sum(1)
     settings: dict[str, Any] = {"steps": 12, "lr": 1e-3, "optimizer": "sgd", "seed": 1}
-    found = optimize_image(corner, PixelImage(start), transform=partial(jitter, pixels=1), **settings)
-    assert found.scores[0] == 0 and found.scores.max() > 0.8
+    result = optimize_image(corner, PixelImage(start), transform=partial(jitter, pixels=1), **settings)
+    assert result.scores[0] == 0 and result.scores.max() > 0.8
     away = lambda images, generator: images.roll(1, -1)
     with pytest.raises(DivergenceError, match="cannot start"):
         optimize_image(corner, PixelImage(start), transform=away, **settings)
 
 
-def test_stages_in_turn_are_one_ascent() -> None:
+def test_concatenate_stages_joins_scores_and_frames() -> None:
     def stage(size: int, steps: int) -> Optimization:
         start = PixelImage(noise_images((2, 3, size, size), seed=1))
         return optimize_image(lambda x: x.sum((1, 2, 3)), start, steps=steps, lr=0.01, frames=2)
@@ -464,7 +464,7 @@ def test_stages_in_turn_are_one_ascent() -> None:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_divergence_names_the_step_and_the_remedy(optimizer: str) -> None:
+def test_divergence_error_names_step_images_and_lr(optimizer: str) -> None:
     calls = []
 
     def objective(x: Tensor) -> Tensor:
@@ -477,20 +477,20 @@ def test_divergence_names_the_step_and_the_remedy(optimizer: str) -> None:
         optimize_image(objective, image, steps=9, lr=0.001, optimizer=optimizer)
 
 
-def test_infinite_gradient_is_divergence() -> None:
+def test_infinite_gradient_is_a_divergence_error() -> None:
     black = PixelImage(torch.zeros(1, 3, 2, 2))
     with pytest.raises(DivergenceError, match="Step 0"):
         optimize_image(lambda x: x.sqrt().sum((1, 2, 3)), black, steps=1, lr=1)
 
 
-def test_bad_arguments_are_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     image = PixelImage(rand(2, 3, 4, 4))
 
     def total(x: Tensor) -> Tensor:
         return x.sum((1, 2, 3))
 
-    apart = torch.ones(2, requires_grad=True)
-    for objective in (lambda x: x.sum(), lambda x: torch.ones(2), lambda x: apart * 1):
+    unrelated = torch.ones(2, requires_grad=True)
+    for objective in (lambda x: x.sum(), lambda x: torch.ones(2), lambda x: unrelated * 1):
         with pytest.raises(InputError):
             optimize_image(objective, image, steps=1, lr=0.1)
     for steps, lr in [(0, 0.1), (1, 0), (1, float("nan"))]:
@@ -502,9 +502,9 @@ def test_bad_arguments_are_refused() -> None:
         optimize_image(total, image, steps=1, lr=1, optimizer="rmsprop")  # type: ignore[arg-type]
 
 
-def test_own_parametrisation_and_interrupt() -> None:
+def test_custom_parametrization_and_interrupt() -> None:
     class Tint(Parametrization):
-        """One colour for the whole image: a generator in small, with no project and no assign."""
+        """One colour per image: a parametrization without project and assign."""
 
         def __init__(self) -> None:
             self.parameter = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
@@ -512,13 +512,13 @@ def test_own_parametrisation_and_interrupt() -> None:
         def image(self) -> Tensor:
             return self.parameter.sigmoid()[:, :, None, None].expand(-1, -1, 4, 4)
 
-    want = torch.tensor([[0.2, 0.5, 0.8], [0.6, 0.1, 0.3]], dtype=torch.float64)
+    target = torch.tensor([[0.2, 0.5, 0.8], [0.6, 0.1, 0.3]], dtype=torch.float64)
 
     def loss(x: Tensor) -> Tensor:
-        return (x - want[:, :, None, None]).square().mean((1, 2, 3))
+        return (x - target[:, :, None, None]).square().mean((1, 2, 3))
 
-    found = optimize_image(loss, Tint(), steps=80, lr=1, optimizer="lbfgs", maximize=False)
-    torch.testing.assert_close(found.images[:, :, 0, 0], want, atol=1e-4, rtol=0)
+    result = optimize_image(loss, Tint(), steps=80, lr=1, optimizer="lbfgs", maximize=False)
+    torch.testing.assert_close(result.images[:, :, 0, 0], target, atol=1e-4, rtol=0)
     with pytest.raises(InputError, match="Tint"):
         optimize_image(loss, Tint(), steps=1, lr=1, after_step=lambda images, gradient, step: images)
 

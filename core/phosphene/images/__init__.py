@@ -1,4 +1,4 @@
-"""Reading, writing and displaying images: files, colour maps, overlays, noise, blur and charts."""
+"""Images: files, colour maps and overlays, resizing, blur, noise, baselines and charts."""
 
 from .baselines import Baseline, baseline_images
 from .blur import gaussian_blur

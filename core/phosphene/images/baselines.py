@@ -1,4 +1,4 @@
-"""Baseline images: what replaces hidden pixels."""
+"""Baseline images: replacements for hidden pixels."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from ..errors import UnknownName
 from .blur import gaussian_blur
 from .noise import noise_images
 
-#: What stands in for hidden pixels.
+#: Kinds of baseline image.
 Baseline = Literal["grey", "zero", "mean", "blur", "noise"]
 
 
 def baseline_images(images: Tensor, kind: Baseline, *, sigma: float, seed: int | None = None) -> Tensor:
-    """What stands in for hidden pixels, (N, C, H, W) like the images.
+    """Replacement for hidden pixels, of the shape (N, C, H, W) of the images.
 
-    Mid-grey, zero (black), each picture's mean colour, its blur by ``sigma`` pixels, or noise about
-    mid-grey, the same for all images.
+    "grey" is 0.5, "zero" black, "mean" each image's mean colour, "blur" the image blurred by ``sigma``
+    pixels, and "noise" Gaussian noise around 0.5, the same for all images.
+
+    Raises:
+        UnknownName: another kind.
     """
     match kind:
         case "grey":

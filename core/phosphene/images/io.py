@@ -17,84 +17,89 @@ from torch import Tensor
 from ..errors import InputError, MissingExtra
 from .color import to_display
 
-#: The file names (in lower case) that `find_images` takes for pictures.
+#: Suffixes (in lower case) of the files that ``find_images`` returns.
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-#: Beside a picture ``dog.jpg``, ``dog.mask.png`` is no picture but says where its object is.
+#: ``dog.mask.png`` is the object mask of the image ``dog.jpg``, not an image.
 MASK_SUFFIX = ".mask.png"
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
-    """Read a picture file, turned the way its EXIF orientation says: (3, H, W), float32 in [0, 1].
+    """Read an image file as RGB (3, H, W), float32 in [0, 1], with its EXIF orientation applied.
 
-    An alpha channel is dropped; 16-bit grey is scaled, not cut off.
-    Raises InputError if the file is missing or is not a picture Pillow can read.
+    An alpha channel is dropped; 16-bit grey is scaled to 8 bits, not clipped.
+
+    Raises:
+        InputError: a missing file, or one that Pillow cannot read.
     """
     if not isinstance(path, (str, os.PathLike)) or not Path(path).is_file():
-        raise InputError(f"There is no picture file at {str(path)!r}.")
+        raise InputError(f"There is no image file at {str(path)!r}.")
     try:
         with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            if picture.mode.startswith("I;16"):  # Pillow's convert would clip it at 255
-                picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-            array = np.array(picture.convert("RGB"))
-    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-        raise InputError(f"Cannot read {str(path)!r} as a picture: {error}.") from error
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I;16"):  # Image.convert would clip it at 255
+                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+            array = np.array(image.convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise any exception on a damaged file
+        raise InputError(f"Cannot read {str(path)!r} as an image: {error}.") from error
     return torch.from_numpy(array).permute(2, 0, 1).contiguous() / 255
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Every picture file in a folder and its subfolders, sorted by path; hidden ones and masks left out.
+    """Image files in a folder and its subfolders, sorted by path, without hidden files and masks.
 
-    Raises InputError if there is no such folder or no picture in it.
+    Raises:
+        InputError: a missing folder, or one without images.
     """
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"There is no folder at {str(folder)!r}.")
-    found = [path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
-    shown = [path for path in found if not any(p.startswith(".") for p in path.relative_to(root).parts)]
-    shown = [path for path in shown if not path.name.endswith(MASK_SUFFIX)]
-    if not shown:
-        raise InputError(f"The folder {str(folder)!r} holds no pictures ({', '.join(IMAGE_SUFFIXES)}).")
-    return sorted(shown)
+    files = [path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    visible = [path for path in files if not any(p.startswith(".") for p in path.relative_to(root).parts)]
+    images = [path for path in visible if not path.name.endswith(MASK_SUFFIX)]
+    if not images:
+        raise InputError(f"The folder {str(folder)!r} contains no images ({', '.join(IMAGE_SUFFIXES)}).")
+    return sorted(images)
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """The picture (C, H, W) as an 8-bit RGB Pillow image; see `to_display` for other channels."""
+    """Image (C, H, W) as an 8-bit RGB Pillow image; see ``to_display`` for other channel counts."""
     levels = (to_display(image).float() * 255).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
 def data_uri(image: Tensor) -> str:
-    """The picture (C, H, W) as a ``data:image/png;base64,`` address, for HTML."""
+    """Image (C, H, W) as a ``data:image/png;base64,`` URI, for HTML."""
     buffer = io.BytesIO()
     to_pil(image).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def write_png(image: Tensor, path: str | os.PathLike[str]) -> None:
-    """Write the picture (C, H, W) as a PNG file."""
+    """Write an image (C, H, W) as a PNG file."""
     to_pil(image).save(path, "PNG")
 
 
-def write_gif(pictures: Sequence[Tensor], path: str | os.PathLike[str], *, seconds: float = 0.1) -> None:
-    """Write pictures (C, H, W) of one size as an animation without end, each shown for so many seconds."""
-    first, *rest = map(to_pil, pictures)
+def write_gif(images: Sequence[Tensor], path: str | os.PathLike[str], *, seconds: float = 0.1) -> None:
+    """Write images (C, H, W) of one size as a looping GIF with ``seconds`` per image."""
+    first, *rest = map(to_pil, images)
     first.save(path, "GIF", save_all=True, append_images=rest, duration=round(1000 * seconds), loop=0)
 
 
-def write_mp4(pictures: Sequence[Tensor], path: str | os.PathLike[str], *, seconds: float = 0.1) -> None:
-    """Write pictures (C, H, W) of one size as an H.264 film, each shown for so many seconds.
+def write_mp4(images: Sequence[Tensor], path: str | os.PathLike[str], *, seconds: float = 0.1) -> None:
+    """Write images (C, H, W) of one size as an H.264 video with ``seconds`` per image.
 
-    The codec wants even sides: of an odd one the last row or column is shown twice.
-    Raises MissingExtra without imageio and its ffmpeg.
+    H.264 needs even sides: an odd one is padded by repeating the last row or column.
+
+    Raises:
+        MissingExtra: imageio and its ffmpeg are not installed.
     """
     if not find_spec("imageio_ffmpeg"):
         raise MissingExtra("writing MP4", "video")
     from imageio.v3 import imwrite
 
-    frames = np.stack([np.asarray(to_pil(picture)) for picture in pictures])
+    frames = np.stack([np.asarray(to_pil(image)) for image in images])
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     imwrite(path, frames, extension=".mp4", fps=1 / seconds, codec="libx264", macro_block_size=1)

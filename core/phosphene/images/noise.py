@@ -1,4 +1,4 @@
-"""Gaussian noise images."""
+"""Gaussian noise images and seeded generators."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ from torch import Generator, Tensor
 
 
 def seeded_generator(seed: int | None) -> Generator:
-    """A generator on the CPU, so that a seed means the same on every device."""
+    """Generator on the CPU, so that a seed draws the same numbers for every device; None: a random seed."""
     generator = Generator()
     generator.manual_seed(generator.seed() if seed is None else seed)
     return generator
 
 
 def broadcast_color(center: float | Tensor, images: Tensor) -> Tensor:
-    """A number or a colour (C,) as something that broadcasts against (N, C, H, W)."""
+    """A number or a colour (C,) as a tensor that broadcasts against images (N, C, H, W)."""
     return torch.as_tensor(center, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)
 
 
 def noise_images(
     shape: Iterable[int], *, seed: int | None, mean: float | Tensor = 0.5, sd: float | Tensor = 0.1
 ) -> Tensor:
-    """Gaussian noise images (N, C, H, W), clipped into [0, 1]: the usual start.
+    """Gaussian noise images (N, C, H, W), clipped to [0, 1], with the data type and device of the mean.
 
-    All images of the batch get the same noise, so that a batch gives what its images give alone.
-    mean, sd: a number or a colour (C,) each; of the mean's precision, on its device.
+    All images of the batch have the same noise, so that a batch has the same result as its images alone.
+
+    Args:
+        mean: a number or a colour (C,).
+        sd: standard deviation, a number or one per channel (C,).
     """
     count, *size = shape
-    draw = torch.randn(1, *size, generator=seeded_generator(seed)).to(torch.as_tensor(mean))
-    return (broadcast_color(mean, draw) + broadcast_color(sd, draw) * draw).clamp(0, 1).repeat(count, 1, 1, 1)
+    noise = torch.randn(1, *size, generator=seeded_generator(seed)).to(torch.as_tensor(mean))
+    image = broadcast_color(mean, noise) + broadcast_color(sd, noise) * noise
+    return image.clamp(0, 1).repeat(count, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Image optimisation: parametrizations, regularizers, augmentations and the optimisation loop."""
+"""Image optimisation: parametrizations, regularizers, augmentations and the optimization loop."""
 
 from .augmentations import (
     TRANSFORMS,
@@ -17,12 +17,12 @@ from .augmentations import (
     rotate,
     straight_through,
 )
+from .evaluation import PerImage
 from .gram import gram_matrix
 from .image_optimizer import (
     AfterStep,
     Optimization,
     Optimizer,
-    PerImage,
     concatenate_stages,
     optimize_image,
     pad_rows,

@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def gram_matrix(features: Tensor) -> Tensor:
-    """Gram matrices G = F F^T / (H W) of features (N, C, H, W): (N, C, C), scaled as in Gatys's code."""
+    """Gram matrices G = F F^T / (H W) of feature maps (N, C, H, W): (N, C, C), scaled as in Gatys's code."""
     return torch.einsum("nchw,ndhw->ncd", features, features) / features[0, 0].numel()

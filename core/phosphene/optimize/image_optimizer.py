@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -11,38 +12,36 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ..checkpoints import CheckpointSlot
-from ..errors import DivergenceError, InputError, UnknownName
+from ..errors import InputError, UnknownName
 from ..graceful_stop import stoppable
 from ..images.noise import seeded_generator
 from ..progress import progress_bar
-from .first_order import Evaluation, FirstOrder
+from .augmentations import Transform
+from .evaluation import (
+    FLAT_STEPS,
+    Evaluation,
+    Evaluator,
+    PerImage,
+    check_finite,
+    check_flat,
+    check_start,
+    zero_gradient,
+)
+from .first_order import FirstOrder
 from .lbfgs import Lbfgs
 from .parametrizations import Parametrization
 
-PerImage = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> numbers (N,)
-
-
-Transform = Callable[[Tensor, Generator], Tensor]
-
-
+#: Images, pixel gradient of the objective, step -> edited images.
 AfterStep = Callable[[Tensor, Tensor, int], Tensor]
 
 
 Optimizer = Literal["adam", "sgd", "normalized-sgd", "lbfgs"]
 
 
-#: Pictures of this side are convolved faster with their channels last.
-CHANNELS_LAST_SIDE = 96
-
-
-#: After so many steps in which nothing at all has changed, nothing will.
-FLAT_STEPS = 10
-
-
 class Optimization(NamedTuple):
-    """What came of it: images (N, C, H, W), and the objective (steps, N) as each step found it.
+    """Optimised images (N, C, H, W) and the objective at the start of every step, (steps, N).
 
-    ``frames`` (F, N, C, H, W), bytes, are the images on the way, where they were asked for.
+    ``frames`` (F, N, C, H, W), uint8, are the images during the optimisation, if any were asked for.
     """
 
     images: Tensor
@@ -64,165 +63,152 @@ def optimize_image(
     frames: int = 0,
     seed: int | None = None,
 ) -> Optimization:
-    """Change an image, step by step, until an objective is large (or small): I <- I + lr grad.
+    """Optimise images for an objective by gradient steps: I <- I + lr grad.
 
-    objective: images (N, C, H, W) -> scores (N,), each of its own image only; it is maximised, less the
-    regularizer's penalties (N,) and the parametrisation's own, or, if not ``maximize``, minimised together
-    with them.
-    optimizer: "sgd" is the plain step above, "normalized-sgd" divides each image's gradient by its root
-    mean square, "adam" is Adam, and "lbfgs" a quasi-Newton step whose length, lr at first (natural: 1),
-    is quartered until the loss falls; it takes no transform.
-    transform: (images, generator) -> what the objective sees of them, drawn anew every step.
-    after_step: (images, pixel gradient of the objective, step) -> images, edits between steps.
-    frames: how many images to keep on the way, evenly spread over the steps; the last is the result.
+    A batch gives the same images as its images alone, and a seed the same images again. Inside ``run``,
+    Ctrl-C ends the loop after the current step, and with ``out`` the state is saved, to be resumed.
 
-    A batch gives what its images give alone, and the same seed the same image. Inside ``run``, Ctrl-C ends
-    it after the step it is at, and with ``out`` what is done is kept, to go on from.
+    Args:
+        objective: images (N, C, H, W) -> scores (N,), each of its own image only.
+        image: parametrization to optimise, modified in place.
+        optimizer: "sgd" is the step above, "normalized-sgd" divides each image's gradient by its root mean
+            square, "adam" is Adam, and "lbfgs" a quasi-Newton step whose length, at first ``lr`` (usually
+            1), is quartered until the loss falls. L-BFGS takes no transform.
+        maximize: maximise the objective minus the penalties of the regularizer and the parametrization; if
+            false, minimise the objective plus the penalties.
+        regularizer: images -> penalties (N,).
+        transform: (images, generator) -> augmented images for the objective, drawn anew at every step.
+        after_step: (images, pixel gradient of the objective, step) -> images, an edit between steps.
+        frames: number of images to record, evenly spread over the steps; the last one is the result.
+        seed: seed of the transform's generator.
 
-    Raises DivergenceError if the objective or its gradient is no longer finite, if an image cannot start
-    because its gradient is zero at every pixel, or if ten steps have not changed its objective at all;
-    InputError if steps, lr or what the objective returns make no sense.
-    Source: Simonyan et al. 2014, lecture 21.6.
+    Raises:
+        DivergenceError: the objective or its gradient is no longer finite, an image's gradient is zero at
+            every pixel from the start, or its objective has not changed in ten steps.
+        InputError: invalid steps, lr or optimizer, or an objective that is not one differentiable number
+            per image.
+
+    Source:
+        Simonyan et al. 2014 (lecture 21.6); L-BFGS: Nocedal and Wright, chapter 7.
     """
+    _check_arguments(steps, lr, optimizer, transform)
+    generator = seeded_generator(seed)
+    evaluate = Evaluator(image, objective, maximize, regularizer, transform, generator)
+    stepper = Lbfgs(evaluate, lr) if optimizer == "lbfgs" else FirstOrder(evaluate, lr, optimizer)
+    record = _Record(image, steps, frames)
+    checkpoint = CheckpointSlot()
+    if checkpoint.state:
+        _resume(checkpoint, record, stepper, generator)
+    resumed = bool(record.scores)
+    no_gradient_yet = torch.full((len(image.parameter),), not resumed, device=image.parameter.device)
+    evaluation: Evaluation | None = None
+    action, label = ("Ascending", "objective") if maximize else ("Descending", "loss")
+    note = lambda: f"{label} {float(record.scores[-1].mean()):.4g}"
+    with stoppable() as stop:
+        # After an earlier stop this loop starts from an unfinished result: a resumed run must not use it.
+        start_is_final = not stop.requested
+        for step in progress_bar(range(len(record.scores), steps), action, note=note):
+            evaluation = evaluation or evaluate()
+            check_finite(evaluation, step, lr)
+            record.scores.append(evaluation.scores)
+            if step < FLAT_STEPS:
+                no_gradient_yet = no_gradient_yet & zero_gradient(evaluation, maximize)
+                # A random transform may hide a unit from some steps, but not from all of them.
+                if transform is None or step == min(FLAT_STEPS, steps) - 1:
+                    check_start(no_gradient_yet)
+            pixel_gradient = evaluation.pixel_gradient
+            evaluation = stepper.step(evaluation)
+            if after_step is not None:
+                image.assign(after_step(image.image().detach(), pixel_gradient, step))
+                evaluation = None
+            if step == FLAT_STEPS - 1:
+                check_flat(torch.stack(record.scores), maximize)
+            record.add_frame_if_due()
+            done = len(record.scores) == steps
+            if start_is_final and (stop.requested or checkpoint.due() or done):
+                _save(checkpoint, record, stepper, generator)
+            if stop.requested and not done:
+                if frames:
+                    record.add_frame()
+                stop.stopped_at = stop.stopped_at or f"after {len(record.scores)} of {steps} steps"
+                break
+    return record.optimization()
+
+
+def _check_arguments(steps: int, lr: float, optimizer: str, transform: Transform | None) -> None:
     if steps < 1 or not (lr > 0 and math.isfinite(lr)):
         raise InputError(f"Needs steps >= 1 and lr > 0, got {steps} and {lr}.")
     if optimizer not in get_args(Optimizer):
         raise UnknownName("optimizer", optimizer, get_args(Optimizer))
     if optimizer == "lbfgs" and transform is not None:
         raise InputError("L-BFGS needs the same objective at every step: no transform, or adam.")
-    generator = seeded_generator(seed)
 
-    def evaluate() -> Evaluation:
-        with torch.enable_grad():
-            images = image.image()
-            seen = images if transform is None else transform(images, generator)
-            if min(seen.shape[2:]) >= CHANNELS_LAST_SIDE:
-                seen = seen.contiguous(memory_format=torch.channels_last)
-            scores, pixel_gradient = _per_image(objective, seen, images, "objective")
-            loss, total = (-scores, -pixel_gradient) if maximize else (scores, pixel_gradient)
-            if regularizer is not None:
-                penalty, its_gradient = _per_image(regularizer, images, images, "regularizer")
-                loss, total = loss + penalty, total + its_gradient
-            (gradient,) = torch.autograd.grad(images, image.parameter, total)
-            if (cost := image.penalty()) is not None:
-                loss = loss + cost.detach()
-                gradient = gradient + torch.autograd.grad(cost.sum(), image.parameter)[0]
-        return Evaluation(scores, loss, pixel_gradient, gradient)
 
-    update = (Lbfgs if optimizer == "lbfgs" else FirstOrder)(image, lr, evaluate, optimizer)
-    slot = CheckpointSlot()
-    scores: list[Tensor] = []
-    film: list[Tensor] = []
-    if state := slot.state:
-        generator.set_state(state.pop("generator"))
-        # Adam counts its steps on the CPU
-        state = {n: t if n == "step" else t.to(image.parameter.device) for n, t in state.items()}
-        scores, film = list(state.pop("scores")), list(state.pop("frames", ()))
-        with torch.no_grad():
-            image.parameter.copy_(state.pop("parameter"))
-        update.recall(state)
+@dataclass
+class _Record:
+    """Scores (N,) of every step and frames (N, C, H, W), uint8, of an optimisation."""
 
-    def take() -> None:
-        film.append((image.image().detach() * 255).round().byte())
+    image: Parametrization
+    steps: int
+    frame_count: int
+    scores: list[Tensor] = field(default_factory=list)
+    frames: list[Tensor] = field(default_factory=list)
 
-    def keep() -> None:
-        done = {"parameter": image.parameter.detach(), "scores": torch.stack(scores)} | update.memory()
-        done |= {"frames": torch.stack(film)} if film else {}
-        kept = {name: value.clone() for name, value in done.items()}
-        slot.save(generator=generator.get_state(), **kept)
+    def add_frame(self) -> None:
+        self.frames.append((self.image.image().detach() * 255).round().byte())
 
-    point: Evaluation | None = None
-    asleep = torch.tensor(not scores, device=image.parameter.device).repeat(len(image.parameter))
-    doing, named = ("Ascending", "objective") if maximize else ("Descending", "loss")
-    standing = lambda: f"{named} {float(scores[-1].mean()):.4g}"
-    with stoppable() as stop:
-        early = stop.requested  # by then, what it starts from is not what it would be
-        for step in progress_bar(range(len(scores), steps), doing, note=standing):
-            point = point or evaluate()
-            _check(point, step, lr)
-            scores.append(point.scores)
-            if step < FLAT_STEPS:
-                asleep = asleep & _zero_gradient(point, maximize)
-                # a random change may hide a unit from its start, but not every time
-                if transform is None or step == min(FLAT_STEPS, steps) - 1:
-                    _check_start(asleep)
-            gradient = point.pixel_gradient
-            point = update(point)
-            if after_step is not None:
-                image.assign(after_step(image.image().detach(), gradient, step))
-                point = None
-            if step == FLAT_STEPS - 1:
-                _check_flat(torch.stack(scores), maximize)
-            if len(film) < len(scores) * min(frames, steps) // steps:
-                take()
-            if not early and (stop.requested or slot.due() or len(scores) == steps):
-                keep()
-            if stop.requested and len(scores) < steps:
-                if frames:
-                    take()
-                stop.stopped_at = stop.stopped_at or f"after {len(scores)} of {steps} steps"
-                break
-    return Optimization(
-        image.image().detach().clone(), torch.stack(scores), torch.stack(film) if film else None
-    )
+    def add_frame_if_due(self) -> None:
+        """Record the image if fewer frames than an even spacing demands exist."""
+        if len(self.frames) < len(self.scores) * min(self.frame_count, self.steps) // self.steps:
+            self.add_frame()
+
+    def optimization(self) -> Optimization:
+        images = self.image.image().detach().clone()
+        frames = torch.stack(self.frames) if self.frames else None
+        return Optimization(images, torch.stack(self.scores), frames)
+
+
+def _save(
+    checkpoint: CheckpointSlot, record: _Record, stepper: FirstOrder | Lbfgs, generator: Generator
+) -> None:
+    """Save everything that the next step depends on."""
+    state = {"parameter": record.image.parameter.detach(), "scores": torch.stack(record.scores)}
+    state |= stepper.state_dict()
+    if record.frames:
+        state["frames"] = torch.stack(record.frames)
+    # Cloned, because the file may be written after further steps have changed these tensors in place.
+    copies = {name: value.clone() for name, value in state.items()}
+    checkpoint.save(generator=generator.get_state(), **copies)
+
+
+def _resume(
+    checkpoint: CheckpointSlot, record: _Record, stepper: FirstOrder | Lbfgs, generator: Generator
+) -> None:
+    """Restore what ``_save`` has saved."""
+    state = dict(checkpoint.state)
+    generator.set_state(state.pop("generator"))
+    device = record.image.parameter.device
+    # Adam's step count stays on the CPU.
+    state = {name: value if name == "step" else value.to(device) for name, value in state.items()}
+    record.scores, record.frames = list(state.pop("scores")), list(state.pop("frames", ()))
+    with torch.no_grad():
+        record.image.parameter.copy_(state.pop("parameter"))
+    stepper.load_state_dict(state)
 
 
 def pad_rows(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Rows (steps, ...) as many as the longest has: where Ctrl-C ended some, the last stands for the rest."""
+    """Tensors (steps, ...) padded to the longest by their last row, which Ctrl-C may have ended early."""
     steps = torch.arange(max(map(len, parts)))
     return [part[steps.clamp(max=len(part) - 1)] for part in parts]
 
 
 def concatenate_stages(stages: Sequence[Optimization]) -> Optimization:
-    """Ascents that each began where the one before ended, as one; frames get the last one's size."""
-    last, films = stages[-1].images, [stage.frames for stage in stages if stage.frames is not None]
-    sized = [F.interpolate(f.flatten(0, 1).float(), last.shape[-2:]).byte() for f in films]
-    frames = torch.cat(sized).unflatten(0, (-1, len(last))) if sized else None
-    return Optimization(last, torch.cat([stage.scores for stage in stages]), frames)
+    """Successive optimisations, each started at the result of the one before, as a single one.
 
-
-def _per_image(function: PerImage, seen: Tensor, images: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """What a function of what is seen gives, (N,), and its gradient by the images."""
-    values = function(seen)
-    if values.shape != images.shape[:1]:
-        raise InputError(f"The {name} must give one number per image, not {tuple(values.shape)}.")
-    if values.requires_grad:
-        (gradient,) = torch.autograd.grad(values.sum(), images, allow_unused=True)
-        if gradient is not None:
-            return values.detach(), gradient
-    raise InputError(f"The {name} does not depend on the images through anything differentiable.")
-
-
-def _check(point: Evaluation, step: int, lr: float) -> None:
-    finite = (point.loss + point.scores).isfinite() & point.gradient.flatten(1).isfinite().all(1)
-    if not finite.all():
-        raise DivergenceError(
-            f"Step {step}: the objective or its gradient is no longer finite for images "
-            f"{(~finite).nonzero().flatten().tolist()}; lower lr (now {lr:g}) or the regularizer's weight."
-        )
-
-
-def _zero_gradient(point: Evaluation, maximize: bool) -> Tensor:
-    """Which images (N,) the objective has no slope for; a loss of zero has arrived, not died."""
-    dead = (point.pixel_gradient == 0).flatten(1).all(1)
-    return dead if maximize else dead & (point.scores != 0)
-
-
-def _check_start(dead: Tensor) -> None:
-    if dead.any():
-        raise DivergenceError(
-            f"Images {dead.nonzero().flatten().tolist()} cannot start: the objective's gradient is "
-            "zero at every pixel (a dead ReLU, or nothing left to gain); try another seed, a start "
-            "from noise or another initial image."
-        )
-
-
-def _check_flat(scores: Tensor, maximize: bool) -> None:
-    flat = (scores == scores[0]).all(0)
-    if not maximize:
-        flat &= scores[0] != 0
-    if flat.any():
-        raise DivergenceError(
-            f"The objective of images {flat.nonzero().flatten().tolist()} is flat: {len(scores)} steps have "
-            "not changed it at all (saturated, or nothing left to gain); try a larger lr or another start."
-        )
+    Scores and frames are concatenated along the steps; frames are resized to the last stage's size.
+    """
+    images = stages[-1].images
+    frames = [stage.frames for stage in stages if stage.frames is not None]
+    resized = [F.interpolate(f.flatten(0, 1).float(), images.shape[-2:]).byte() for f in frames]
+    all_frames = torch.cat(resized).unflatten(0, (-1, len(images))) if resized else None
+    return Optimization(images, torch.cat([stage.scores for stage in stages]), all_frames)

@@ -3,94 +3,135 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .first_order import Evaluation
-from .parametrizations import Parametrization
+from .evaluation import Evaluation, Evaluator
+
+#: Curvature pairs of the limited memory.
+MEMORY = 10
+
+
+#: Sufficient decrease (Armijo): the loss must fall by this part of the linear prediction.
+SUFFICIENT_DECREASE = 1e-4
+
+
+#: The line search has failed when a step is shorter than this part of lr.
+SHORTEST_STEP = 2.0**-12
+
+
+#: Largest change of a parameter in a step without curvature pairs.
+FIRST_STEP = 0.01
+
+
+class CurvaturePair(NamedTuple):
+    """Change s of the parameter and y of the gradient in one step, (N, D), and rho = 1 / s.y, (N, 1).
+
+    rho is 0 for an image that does not use the pair.
+    """
+
+    parameter_change: Tensor
+    gradient_change: Tensor
+    rho: Tensor
 
 
 class Lbfgs:
     """Limited-memory BFGS with backtracking along the projected path (Nocedal and Wright, ch. 7).
 
-    Every image has its own history and step length, while the objective always sees the whole
-    batch, so that targets which belong to single images stay with them.
+    Every image has its own curvature pairs and step length. The objective is always evaluated on the full
+    batch, because it may belong to single images (a target class each).
     """
 
-    def __init__(
-        self, image: Parametrization, lr: float, evaluate: Callable[[], Evaluation], kind: str
-    ) -> None:
-        self.image, self.lr, self.evaluate = image, lr, evaluate
-        self.place = image.parameter.detach().view(len(image.parameter), -1)  # (N, D), the parameter itself
-        self.last: tuple[Tensor, Tensor] | None = None
-        self.pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=10)
-        self.curvature = torch.zeros_like(self.place[:, :1])  # 0 where an image has no history
-        self.resting = self.curvature != 0
-        self.stayed = self.resting
-        self.length = torch.full_like(self.curvature, lr)
+    def __init__(self, evaluate: Evaluator, lr: float) -> None:
+        self.evaluate, self.image, self.lr = evaluate, evaluate.image, lr
+        # (N, D); shares memory with the parameter, so writing to it moves the images
+        self.point = self.image.parameter.detach().view(len(self.image.parameter), -1)
+        self.previous: tuple[Tensor, Tensor] | None = None  # point and gradient of the last step
+        self.pairs: deque[CurvaturePair] = deque(maxlen=MEMORY)
+        # s.y / y.y of the last pair, the scale of the initial inverse Hessian; 0: no pairs yet
+        self.scale = torch.zeros_like(self.point[:, :1])
+        self.finished = self.scale != 0  # images (N, 1) that no step improves
+        self.rejected = self.finished  # images whose last step was not accepted
+        self.step_length = torch.full_like(self.scale, lr)
 
-    def __call__(self, point: Evaluation) -> Evaluation:
-        here, slope = self.place.clone(), point.gradient.flatten(1)
-        heading = self.heading(here, slope)
-        waiting = ~self.resting
-        length = torch.where(waiting, self.length, 0)
-        for _ in range(2):  # the objective is dear: two looks a step, and shorter ones at the next
-            self.place.copy_(here + length * heading)
+    def step(self, evaluation: Evaluation) -> Evaluation:
+        """One step with a line search of at most two evaluations; returns the evaluation at the new point.
+
+        An image whose loss does not fall stays where it is and tries a quarter of the length next time.
+        """
+        start, gradient = self.point.clone(), evaluation.gradient.flatten(1)
+        direction = self._direction(start, gradient)
+        rejected = ~self.finished
+        step_length = torch.where(rejected, self.step_length, 0)
+        # Two evaluations a step, since they are what costs; backtracking continues in the next step.
+        for _ in range(2):
+            self.point.copy_(start + step_length * direction)
             self.image.project()
-            found = self.evaluate()
-            gain = (slope * (self.place - here)).sum(1)
-            waiting &= ~((gain < 0) & (found.loss <= point.loss + 1e-4 * gain))[:, None]
-            length = torch.where(waiting, length / 4, length)
-            if not waiting.any():
+            candidate = self.evaluate()
+            predicted_change = (gradient * (self.point - start)).sum(1)
+            sufficient = candidate.loss <= evaluation.loss + SUFFICIENT_DECREASE * predicted_change
+            rejected &= ~((predicted_change < 0) & sufficient)[:, None]
+            step_length = torch.where(rejected, step_length / 4, step_length)
+            if not rejected.any():
                 break
-        waiting &= found.loss.isfinite()[:, None]  # a second number that is none is for the user to hear
-        # what did not fall stays where it was
-        self.place.copy_(torch.where(waiting, here, self.place))
-        rows = [waiting.view(-1, *[1] * (old.ndim - 1)) for old in point]
-        found = Evaluation(*map(torch.where, rows, point, found))
-        self.stayed = waiting
-        # no length helps these images: they try the bare gradient next, and then rest
-        hopeless = waiting & (length < self.lr * 2.0**-12)
-        self.length = torch.where(waiting & ~hopeless, length, self.lr)
-        self.resting |= hopeless & (self.curvature == 0)
-        for history in (self.curvature, *(inverse for *_, inverse in self.pairs)):
-            history.masked_fill_(hopeless, 0)
-        return found
+        # A loss that is still not finite is accepted, so that the next check reports it.
+        rejected &= candidate.loss.isfinite()[:, None]
+        self.point.copy_(torch.where(rejected, start, self.point))
+        masks = [rejected.view(-1, *[1] * (value.ndim - 1)) for value in evaluation]
+        candidate = Evaluation(*map(torch.where, masks, evaluation, candidate))
+        self.rejected = rejected
+        self._update_step_length(step_length)
+        return candidate
 
-    def memory(self) -> dict[str, Tensor]:
-        """What the next step depends on, beside the parameter."""
-        names = ("curvature", "resting", "stayed", "length")
-        found = {name: getattr(self, name) for name in names}
-        found |= {} if self.last is None else {"here": self.last[0], "slope": self.last[1]}
-        pairs = zip(("moved", "bent", "inverse"), zip(*self.pairs, strict=True), strict=False)
-        return found | {name: torch.stack(column) for name, column in pairs}
+    def _update_step_length(self, step_length: Tensor) -> None:
+        """Keep a shortened length; after a failed search drop the pairs, or finish where there are none."""
+        failed = self.rejected & (step_length < self.lr * SHORTEST_STEP)
+        self.step_length = torch.where(self.rejected & ~failed, step_length, self.lr)
+        self.finished |= failed & (self.scale == 0)
+        for history in (self.scale, *(pair.rho for pair in self.pairs)):
+            history.masked_fill_(failed, 0)
 
-    def recall(self, memory: dict[str, Tensor]) -> None:
-        if "here" in memory:
-            self.last = memory.pop("here"), memory.pop("slope")
-        columns = [memory.pop(name) for name in ("moved", "bent", "inverse") if name in memory]
-        self.pairs.extend(zip(*columns, strict=True))
-        vars(self).update(memory)
-
-    def heading(self, here: Tensor, slope: Tensor) -> Tensor:
-        if self.last is not None:
-            moved, bent = here - self.last[0], slope - self.last[1]
-            product, norm = (moved * bent).sum(1, True), bent.square().sum(1, True)
-            # else the pair is left out, for that image alone; one that stayed moved by rounding at most
-            convex = (product > 1e-10 * norm) & ~self.stayed
-            self.curvature = torch.where(convex, product / norm, self.curvature)
-            self.pairs.append((moved, bent, torch.where(convex, 1 / product, 0)))
-            self.resting &= (moved == 0).all(1, True)
-        self.last = (here, slope)
-        result, shares = slope, []
-        for moved, bent, inverse in reversed(self.pairs):
-            shares.append(inverse * (moved * result).sum(1, True))
-            result = result - shares[-1] * bent
-        # with no history a step moves no parameter by more than a hundredth
-        first = 0.01 / slope.abs().amax(1, True).clamp_min(1e-30)
-        result = result * torch.where(self.curvature > 0, self.curvature, first)
-        for (moved, bent, inverse), share in zip(self.pairs, reversed(shares), strict=True):
-            result = result + moved * (share - inverse * (bent * result).sum(1, True))
+    def _direction(self, point: Tensor, gradient: Tensor) -> Tensor:
+        """-H g with the inverse Hessian H of the curvature pairs: the two-loop recursion (algorithm 7.4)."""
+        if self.previous is not None:
+            self._add_pair(point - self.previous[0], gradient - self.previous[1])
+        self.previous = (point, gradient)
+        result, alphas = gradient, []
+        for s, y, rho in reversed(self.pairs):
+            alphas.append(rho * (s * result).sum(1, True))
+            result = result - alphas[-1] * y
+        first_scale = FIRST_STEP / gradient.abs().amax(1, True).clamp_min(1e-30)
+        result = result * torch.where(self.scale > 0, self.scale, first_scale)
+        for (s, y, rho), alpha in zip(self.pairs, reversed(alphas), strict=True):
+            result = result + s * (alpha - rho * (y * result).sum(1, True))
         return -result
+
+    def _add_pair(self, s: Tensor, y: Tensor) -> None:
+        """Store a pair for the images with positive curvature; a rejected step differs by rounding alone."""
+        product, norm = (s * y).sum(1, True), y.square().sum(1, True)
+        is_convex = (product > 1e-10 * norm) & ~self.rejected
+        self.scale = torch.where(is_convex, product / norm, self.scale)
+        self.pairs.append(CurvaturePair(s, y, torch.where(is_convex, 1 / product, 0)))
+        self.finished &= (s == 0).all(1, True)  # an edit between steps starts an image again
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next step depends on besides the parameter."""
+        names = ("scale", "finished", "rejected", "step_length")
+        state = {name: getattr(self, name) for name in names}
+        if self.previous is not None:
+            state |= {"previous_point": self.previous[0], "previous_gradient": self.previous[1]}
+        if self.pairs:
+            columns = zip(CurvaturePair._fields, zip(*self.pairs, strict=True), strict=True)
+            state |= {name: torch.stack(column) for name, column in columns}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if "previous_point" in state:
+            self.previous = state["previous_point"], state["previous_gradient"]
+        if "rho" in state:
+            columns = (state[name] for name in CurvaturePair._fields)
+            self.pairs.extend(map(CurvaturePair, *columns))
+        self.scale, self.finished = state["scale"], state["finished"]
+        self.rejected, self.step_length = state["rejected"], state["step_length"]

@@ -1,4 +1,4 @@
-"""Image parametrizations: pixels, a Fourier spectrum, a decoder's code."""
+"""Image parametrizations: pixels, Fourier spectrum, latent code of a decoder."""
 
 from __future__ import annotations
 
@@ -13,35 +13,43 @@ from ..errors import InputError
 
 
 class Parametrization(ABC):
-    """What is optimised in an image's stead."""
+    """A differentiable map from a parameter, which is optimised, to images.
 
-    #: The leaf to optimise, (N, ...), requiring gradients; row i makes image i.
+    Implement ``image``; ``penalty``, ``project`` and ``assign`` where they apply.
+    """
+
+    #: Leaf tensor (N, ...) that requires gradients; row i belongs to image i alone.
     parameter: Tensor
 
     @abstractmethod
     def image(self) -> Tensor:
-        """The images (N, C, H, W) that the parameter stands for, in [0, 1], on the graph."""
+        """Images (N, C, H, W) in [0, 1] of the current parameter, on the autograd graph."""
 
     def penalty(self) -> Tensor | None:
-        """What the parameter itself costs, (N,), on the graph, beside what the images do; None: nothing."""
+        """Penalty on the parameter itself, (N,), on the autograd graph, or None."""
         return None
 
-    def project(self) -> None:  # noqa: B027  (most parametrisations have nothing to project)
-        """Bring the parameter back to where it is allowed; called after every step."""
+    def project(self) -> None:  # noqa: B027  (most parametrizations are unconstrained)
+        """Project the parameter onto its constraints, in place; called after every step."""
 
     def assign(self, images: Tensor) -> None:
-        """Set the parameter so that `image` gives these images (N, C, H, W)."""
-        raise InputError(f"{type(self).__name__} cannot take pixels, so nothing may edit them.")
+        """Set the parameter so that ``image`` returns these images (N, C, H, W)."""
+        name = type(self).__name__
+        raise InputError(f"{name} cannot be set from pixels, so its images cannot be edited between steps.")
 
 
 class PixelImage(Parametrization):
-    """The pixels themselves, clipped into [0, 1] after every step: projected ascent.
+    """Pixels, clipped to [0, 1] after every step: projected gradient ascent.
 
-    init: (N, C, H, W) in [0, 1], copied. Raises InputError for another shape or range.
+    Args:
+        init: images (N, C, H, W) in [0, 1], copied.
+
+    Raises:
+        InputError: another shape, type or range.
     """
 
     def __init__(self, init: Tensor) -> None:
-        self.parameter = _checked(init).requires_grad_()
+        self.parameter = _copy_images(init).requires_grad_()
 
     def image(self) -> Tensor:
         return self.parameter
@@ -55,30 +63,39 @@ class PixelImage(Parametrization):
         self.parameter.copy_(images).clamp_(0, 1)
 
 
-#: Square root of the covariance of ImageNet's colours, published with lucid (Olah et al. 2017).
-_COLOUR_SQRT = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
+#: Square root of the colour covariance of ImageNet, published with lucid (Olah et al. 2017).
+_COLOR_COVARIANCE_SQRT = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 
 
 class FourierImage(Parametrization):
-    """A spectrum whose frequencies are weighed like a natural image's, squashed by a sigmoid.
+    """Fourier spectrum with decorrelated colours, scaled to the 1/f amplitudes of natural images.
 
-    image = sigmoid(M irfft2(s / max(f, 1/max(H, W))^decay) / 4), with s the spectrum
-    (N, C, H, W//2 + 1), f in cycles per pixel, the orthonormal transform, and M the colour
-    covariance's square root over its largest column norm (the identity unless C is 3).
-    init: (N, C, H, W) of any size, met exactly where pixels lie in [1e-4, 1 - 1e-4]; errors as above.
-    Source: Olah, Mordvintsev, Schubert, "Feature Visualization", Distill 2017.
+    image = sigmoid(M irfft2(s / max(f, 1/max(H, W))^decay) / 4)
+
+    with the spectrum s (N, C, H, W//2 + 1), the frequency f in cycles per pixel, the orthonormal transform,
+    and M the square root of the colour covariance over its largest column norm (the identity unless C is 3).
+
+    Args:
+        init: images (N, C, H, W) in [0, 1]; represented exactly where pixels lie in [1e-4, 1 - 1e-4].
+        decay: exponent of the frequency; 1 is the spectrum of natural images.
+
+    Raises:
+        InputError: another shape, type or range.
+
+    Source:
+        Olah, Mordvintsev, Schubert, "Feature Visualization", Distill 2017.
     """
 
     def __init__(self, init: Tensor, *, decay: float = 1.0) -> None:
-        count, channels, height, self.width = _checked(init).shape
-        # rfftfreq has the W//2 + 1 columns irfft reads, also where W is odd
-        down = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
-        across = torch.fft.rfftfreq(self.width, dtype=torch.float64)
-        frequency = torch.hypot(down, across).clamp_min(1 / max(height, self.width))
+        count, channels, height, self.width = _copy_images(init).shape
+        # The W//2 + 1 columns that irfft reads, for odd W, too: a further one would never get a gradient.
+        vertical = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
+        horizontal = torch.fft.rfftfreq(self.width, dtype=torch.float64)
+        frequency = torch.hypot(vertical, horizontal).clamp_min(1 / max(height, self.width))
         self.scale = (frequency**-decay).to(init)
         mix = torch.eye(channels, dtype=torch.float64)
         if channels == 3:
-            mix = torch.tensor(_COLOUR_SQRT, dtype=torch.float64)
+            mix = torch.tensor(_COLOR_COVARIANCE_SQRT, dtype=torch.float64)
             mix /= mix.norm(dim=0).max()
         self.mix, self.unmix = mix.to(init), torch.linalg.inv(mix).to(init)
         self.parameter = init.new_zeros(count, channels, *self.scale.shape, 2).requires_grad_()
@@ -86,8 +103,8 @@ class FourierImage(Parametrization):
 
     def image(self) -> Tensor:
         spectrum = self.scale * torch.view_as_complex(self.parameter)
-        # one dimension at a time: what irfft2 makes of a spectrum that no real image has differs
-        # between FFT libraries
+        # One dimension at a time: for a spectrum that is not Hermitian, as during optimisation, irfft2
+        # differs between FFT libraries.
         columns = torch.fft.ifft(spectrum, dim=-2, norm="ortho")
         signal = torch.fft.irfft(columns, n=self.width, dim=-1, norm="ortho") / 4
         return torch.einsum("ij,njhw->nihw", self.mix, signal).sigmoid()
@@ -99,12 +116,22 @@ class FourierImage(Parametrization):
 
 
 class LatentImage(Parametrization):
-    """The code of a decoder: image = decode(z), where z is no farther than ``bound`` from 0 in any number.
+    """Latent code of a decoder: image = decode(z), clipped to [0, 1], with |z_i| <= bound.
 
-    z: (N, ...), copied; decode: codes -> images (N, C, H, W), clipped into [0, 1]. Costs l2 ||z||^2, minus
-    the logarithm of the prior N(0, I) up to its weight. Raises InputError for codes that are no floats.
-    Source: Nguyen et al., "Synthesizing the preferred inputs for neurons in neural networks via deep
-    generator networks", 2016.
+    Its penalty l2 ||z||^2 is the negative log-density of the prior N(0, I), up to a constant and its weight.
+
+    Args:
+        z: initial codes (N, ...), copied.
+        decode: codes -> images (N, C, H, W).
+        l2: weight of the penalty.
+        bound: largest absolute value of each component of z.
+
+    Raises:
+        InputError: codes that are not floats of at least two dimensions.
+
+    Source:
+        Nguyen et al., "Synthesizing the preferred inputs for neurons in neural networks via deep
+        generator networks", 2016.
     """
 
     def __init__(
@@ -126,10 +153,10 @@ class LatentImage(Parametrization):
         self.parameter.clamp_(-self.bound, self.bound)
 
 
-def _checked(images: Tensor) -> Tensor:
-    """A copy of the images, which must be such."""
+def _copy_images(images: Tensor) -> Tensor:
+    """A copy of images (N, C, H, W) in [0, 1]; InputError for anything else."""
     if images.ndim != 4 or images.numel() == 0 or not images.is_floating_point():
         raise InputError(f"Needs floats (N, C, H, W), got {tuple(images.shape)} {images.dtype}.")
-    if not bool(((images >= -1e-6) & (images <= 1 + 1e-6)).all()):  # NaN fails this, too
+    if not bool(((images >= -1e-6) & (images <= 1 + 1e-6)).all()):  # false for NaN, too
         raise InputError("Pixels must lie in [0, 1].")
     return images.detach().clone(memory_format=torch.contiguous_format).clamp_(0, 1)

@@ -1,4 +1,4 @@
-"""``Synthesis``: images made by optimisation."""
+"""``Synthesis``: images made by optimisation, with the objective at every step."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from .base import Panel, Result, side_by_side_frames
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Synthesis(Result):
-    """Images made by optimisation: ``images`` (N, C, H, W) in [0, 1], ``scores`` (steps, N), one name each.
+    """Synthesised images.
 
-    What is made without optimisation has no steps: ``scores`` (0, N). ``sources`` (N, C, H, W) are the
-    pictures they were made after, where there are such; ``frames`` (F, N, C, H, W), bytes, how they came
-    about, where that was asked for.
+    ``images`` (N, C, H, W) in [0, 1], with a name in ``targets`` each; ``scores`` (steps, N), the objective
+    at every step, (0, N) for images made without optimisation; ``sources`` (N, C, H, W), the samples or
+    inputs that they were made from, if any; ``frames`` (F, N, C, H, W), uint8, the images during the
+    optimisation, if any were asked for.
     """
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "targets", "sources")
@@ -30,7 +31,11 @@ class Synthesis(Result):
     frames: Tensor | None = None
 
     def panels(self) -> list[list[Panel]]:
-        groups = [[Panel(i, t, is_output=True)] for i, t in zip(self.images, self.targets, strict=True)]
+        """Per image: its source, if any, and the image."""
+        groups = [
+            [Panel(image, name, is_output=True)]
+            for image, name in zip(self.images, self.targets, strict=True)
+        ]
         if self.sources is None:
             return groups
         return [[Panel(s, "sample"), *group] for s, group in zip(self.sources, groups, strict=True)]

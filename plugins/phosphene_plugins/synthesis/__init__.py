@@ -1,1 +1,1 @@
-"""Pictures a model asks for."""
+"""Image synthesis: activation maximisation, DeepDream and feature inversion."""

@@ -1,16 +1,16 @@
-"""The picture that some score is highest for: what visualisations of classes and of units share."""
+"""Activation maximisation: gradient ascent on an image for any score, with the usual regularisers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from phosphene import InputError, Model, Reference, optimize
+from phosphene import Class, InputError, Model, Reference, optimize
 from phosphene.images import gaussian_blur, noise_images
 from phosphene.optimize import (
     FourierImage,
@@ -20,6 +20,8 @@ from phosphene.optimize import (
     l2_penalty,
     optimize_image,
 )
+from phosphene.spec import ParameterGroup
+from phosphene.targets import Objective
 
 SIMONYAN = Reference(
     key="simonyan2014",
@@ -39,136 +41,183 @@ YOSINSKI = Reference(
 )
 
 
-#: The regularisers, each alone or with others, and how to climb, as parameters.
-L2: TypeAlias = Annotated[float, Field(ge=0, description="lambda: weight of ||I - mean colour||^2")]
-
-
-Variation: TypeAlias = Annotated[float, Field(ge=0, description="weight of the total variation")]
-
-
-BlurEvery: TypeAlias = Annotated[int, Field(ge=0, description="blur after every so many steps; 0: never")]
-
-
-BlurSigma: TypeAlias = Annotated[float, Field(ge=0, le=50, description="width of that blur, in pixels")]
-
-
-ClipNorm: TypeAlias = Annotated[float, Field(ge=0, le=100, description="% of pixels greyed, palest first")]
-
-
-ClipContribution: TypeAlias = Annotated[
-    float, Field(ge=0, le=100, description="likewise, least useful first")
+UpdateRule: TypeAlias = Annotated[
+    Literal["adam", "sgd", "normalized-sgd"], Field(description="optimizer of the ascent")
 ]
 
 
-Jitter: TypeAlias = Annotated[int, Field(ge=0, le=1024, description="roll by up to so many pixels each step")]
+Steps: TypeAlias = Annotated[int, Field(ge=1, le=100_000, description="number of optimisation steps")]
 
 
-Rotate: TypeAlias = Annotated[float, Field(ge=0, le=180, description="turn by up to so many degrees")]
+LearningRate: TypeAlias = Annotated[float, Field(gt=0, le=1000, description="learning rate")]
 
 
-Rescale: TypeAlias = Annotated[float, Field(ge=1, le=4, description="enlarge or shrink by up to so much")]
-
-
-Moved: TypeAlias = Annotated[Literal["pixels", "fourier"], Field(description="what is moved")]
-
-
-Step: TypeAlias = Annotated[Literal["adam", "sgd", "normalized-sgd"], Field(description="kind of step")]
-
-
-Steps: TypeAlias = Annotated[int, Field(ge=1, le=100_000, description="steps of ascent")]
-
-
-LearningRate: TypeAlias = Annotated[float, Field(gt=0, le=1000, description="length of a step")]
-
-
-StartNoise: TypeAlias = Annotated[float, Field(ge=0, le=1, description="standard deviation of the start")]
-
-
-Size: TypeAlias = Annotated[int | None, Field(ge=8, le=4096, description="side in pixels; the model's own")]
-
-
-#: How often a start that wakes no unit is drawn anew.
+#: How often an initial image without gradient is replaced by other noise.
 RESTARTS = 8
 
 
-def preferred(
+class Regularizers(ParameterGroup):
+    """Regularisers of activation maximisation and the parametrization of the image."""
+
+    l2: Annotated[
+        float, Field(ge=0, description="weight lambda of the penalty ||I - m||^2, m the model's mean colour")
+    ] = 1e-3
+    total_variation: Annotated[float, Field(ge=0, description="weight of the total variation")] = 0.0
+    blur_every: Annotated[
+        int, Field(ge=0, description="number of steps between Gaussian blurs; 0: no blur")
+    ] = 4
+    blur_sigma: Annotated[
+        float, Field(ge=0, le=50, description="standard deviation of the Gaussian blur, in pixels")
+    ] = 0.8
+    jitter: Annotated[int, Field(ge=0, le=1024, description="largest random shift per step, in pixels")] = 8
+    parametrization: Annotated[
+        Literal["pixels", "fourier"],
+        Field(description="optimised variables: pixels, or a Fourier spectrum with decorrelated colours"),
+    ] = "fourier"
+
+
+class ActivationMaximization(Regularizers):
+    """All parameters of ``maximize_activation``."""
+
+    clip_norm: Annotated[
+        float,
+        Field(ge=0, le=100, description="percentage of pixels set to the mean colour, smallest norm first"),
+    ] = 0
+    clip_contribution: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=100,
+            description="percentage of pixels set to the mean colour, smallest contribution first",
+        ),
+    ] = 0
+    rotate: Annotated[
+        float, Field(ge=0, le=180, description="largest random rotation per step, in degrees")
+    ] = 0.0
+    rescale: Annotated[
+        float, Field(ge=1, le=4, description="largest random scale factor per step; 1: no scaling")
+    ] = 1.0
+    optimizer: UpdateRule = "adam"
+    steps: Steps = 200
+    lr: LearningRate = 0.05
+    start_noise: Annotated[
+        float, Field(ge=0, le=1, description="standard deviation of the noise in the initial image")
+    ] = 0.0
+    size: Annotated[
+        int | None,
+        Field(ge=8, le=4096, description="side of the image in pixels; default: the model's input size"),
+    ] = None
+
+
+def maximize_activation(
     model: Model,
     score: Callable[[Tensor], Tensor],
     count: int,
     start: Tensor | None,
+    params: ActivationMaximization,
     *,
-    l2: float = 1e-3,
-    total_variation: float = 0.0,
-    blur_every: int = 4,
-    blur_sigma: float = 0.8,
-    clip_norm: float = 0,
-    clip_contribution: float = 0,
-    jitter: int = 8,
-    rotate: float = 0.0,
-    rescale: float = 1.0,
-    parametrization: str = "fourier",
-    start_noise: float = 0.0,
-    size: int | None = None,
+    frames: int = 0,
     seed: int | None,
-    **climb: Any,
 ) -> Optimization:
-    """argmax_I S(I) - l2 ||I - m||^2 - total_variation TV(I), from m, the model's mean colour, for S (N,).
+    """Activation maximisation: argmax_I S(I) - l2 ||I - m||^2 - total_variation TV(I), ``count`` images.
 
-    m is zero to the network; where it has none, it is mid-grey. Where a noisy start has no gradient at all
-    (shut ReLUs), that image begins again in coarser noise, which differs more from draw to draw, up to
-    ``RESTARTS`` times. What is left out is as in ``class_visualization``; ``climb`` goes on to
-    ``optimize_image``.
+    Args:
+        score: images (N, C, H, W) -> S (N,).
+        start: initial images, one or ``count``; None: the mean colour m of the model plus noise.
     """
-    grey = model.mean if model.mean.any() else 0.5
+    center = mean_color(model)
     if start is None:
-        channels, height, width = model.input_size
-        shape = (count, channels, size or height, size or width)
-        start = noise_images(shape, seed=seed, mean=grey, sd=start_noise).to(model.device, model.dtype)
-        for attempt in range(1, RESTARTS + 1 if start_noise else 1):
-            asleep = (_gradient(score, start) == 0).flatten(1).all(1)
-            if not asleep.any():
-                break
-            start[asleep] = _blobs(start[asleep], (seed or 0) + attempt)
+        start = _initial_images(model, score, count, params, seed)
     if len(start) not in (1, count):
-        raise InputError(f"needs one picture to start from, or {count}, not {len(start)}")
+        raise InputError(f"needs one image to start from, or {count}, not {len(start)}")
     start = start.expand(count, -1, -1, -1)
 
     def penalty(images: Tensor) -> Tensor:
-        return l2 * l2_penalty(images, grey) + total_variation * optimize.total_variation(images)
+        distance = l2_penalty(images, center)
+        return params.l2 * distance + params.total_variation * optimize.total_variation(images)
 
-    def edit(images: Tensor, gradient: Tensor, step: int) -> Tensor:
-        if blur_every and (step + 1) % blur_every == 0:
-            images = gaussian_blur(images, blur_sigma)
-        images = clip_smallest(images, clip_norm, grey) if clip_norm else images
-        if clip_contribution:
-            images = clip_smallest(images, clip_contribution, grey, gradient=gradient)
+    def blur_and_clip(images: Tensor, gradient: Tensor, step: int) -> Tensor:
+        if params.blur_every and (step + 1) % params.blur_every == 0:
+            images = gaussian_blur(images, params.blur_sigma)
+        if params.clip_norm:
+            images = clip_smallest(images, params.clip_norm, center)
+        if params.clip_contribution:
+            images = clip_smallest(images, params.clip_contribution, center, gradient=gradient)
         return images
 
-    changes: list[optimize.Transform] = [partial(optimize.jitter, pixels=jitter)] if jitter else []
-    changes += [partial(optimize.rotate, degrees=rotate)] if rotate else []
-    changes += [partial(optimize.rescale, factor=rescale)] if rescale > 1 else []
     return optimize_image(
         score,
-        (PixelImage if parametrization == "pixels" else FourierImage)(start),
-        regularizer=penalty if l2 or total_variation else None,
-        transform=optimize.compose(changes) if changes else None,
-        after_step=edit if blur_every or clip_norm or clip_contribution else None,
+        (PixelImage if params.parametrization == "pixels" else FourierImage)(start),
+        steps=params.steps,
+        lr=params.lr,
+        optimizer=params.optimizer,
+        regularizer=penalty if params.l2 or params.total_variation else None,
+        transform=_transform(params),
+        after_step=blur_and_clip
+        if params.blur_every or params.clip_norm or params.clip_contribution
+        else None,
+        frames=frames,
         seed=seed,
-        **climb,
     )
 
 
-def _gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def class_count(target: Objective) -> int:
+    """Number of images for a target: one per class of a tuple of classes, else one."""
+    return len(target.index) if isinstance(target, Class) and isinstance(target.index, tuple) else 1
+
+
+def mean_color(model: Model) -> Tensor:
+    """The colour (C,) that normalisation maps to zero; mid-grey for a model without a mean."""
+    return model.mean if model.mean.any() else torch.full_like(model.mean, 0.5)
+
+
+def _transform(params: ActivationMaximization) -> optimize.Transform | None:
+    """Random shift, rotation and scale, composed; None if all are off."""
+    transforms: list[optimize.Transform] = []
+    if params.jitter:
+        transforms.append(partial(optimize.jitter, pixels=params.jitter))
+    if params.rotate:
+        transforms.append(partial(optimize.rotate, degrees=params.rotate))
+    if params.rescale > 1:
+        transforms.append(partial(optimize.rescale, factor=params.rescale))
+    return optimize.compose(transforms) if transforms else None
+
+
+def _initial_images(
+    model: Model,
+    score: Callable[[Tensor], Tensor],
+    count: int,
+    params: ActivationMaximization,
+    seed: int | None,
+) -> Tensor:
+    """Mean colour plus noise, (count, C, H, W).
+
+    An image whose score has no gradient there (closed ReLUs) is replaced by coarse noise, which varies more
+    from draw to draw, up to ``RESTARTS`` times.
+    """
+    channels, height, width = model.input_size
+    shape = (count, channels, params.size or height, params.size or width)
+    images = noise_images(shape, seed=seed, mean=mean_color(model), sd=params.start_noise)
+    images = images.to(model.device, model.dtype)
+    for attempt in range(1, RESTARTS + 1 if params.start_noise else 1):
+        no_gradient = (_score_gradient(score, images) == 0).flatten(1).all(1)
+        if not no_gradient.any():
+            break
+        images[no_gradient] = _coarse_noise(images[no_gradient], (seed or 0) + attempt)
+    return images
+
+
+def _score_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     images = images.detach().requires_grad_()
     with torch.enable_grad():
         values = score(images).sum()
-        if not values.requires_grad:  # for ``optimize_image`` to say
+        if not values.requires_grad:  # optimize_image raises the error for this
             return torch.ones_like(images)
         return torch.autograd.grad(values, images)[0]
 
 
-def _blobs(images: Tensor, seed: int) -> Tensor:
-    """Grey noise as coarse as a tenth of the images' side: (N, C, H, W)."""
+def _coarse_noise(images: Tensor, seed: int) -> Tensor:
+    """Grey noise (N, C, H, W), blurred by a tenth of the images' side."""
     count, channels, *sides = images.shape
-    drawn = gaussian_blur(noise_images((count, 1, *sides), seed=seed) - 0.5, min(sides) / 10)
-    return (0.5 + 0.2 * drawn / drawn.std()).clamp(0, 1).expand(-1, channels, -1, -1).to(images)
+    noise = gaussian_blur(noise_images((count, 1, *sides), seed=seed) - 0.5, min(sides) / 10)
+    return (0.5 + 0.2 * noise / noise.std()).clamp(0, 1).expand(-1, channels, -1, -1).to(images)

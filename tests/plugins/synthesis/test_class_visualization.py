@@ -42,10 +42,10 @@ def model() -> Model:
     return load_model(network.double(), mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.2], input_size=(3, 12, 12))
 
 
-def at_mean(model: Model, images: Tensor) -> Tensor:
-    """(N,) per cent of pixels that are the mean colour."""
-    same = (images - model.mean.to(images)[:, None, None]).abs().amax(1) < 1e-9
-    return 100 * same.flatten(1).double().mean(1)
+def percent_at_mean(model: Model, images: Tensor) -> Tensor:
+    """Percentage of pixels of the mean colour, (N,)."""
+    is_mean = (images - model.mean.to(images)[:, None, None]).abs().amax(1) < 1e-9
+    return 100 * is_mean.flatten(1).double().mean(1)
 
 
 def test_oracle() -> None:
@@ -53,17 +53,17 @@ def test_oracle() -> None:
 
 
 @pytest.mark.parametrize("parametrization", ["pixels", "fourier"])
-def test_the_score_rises_and_pixels_stay_in_the_box(model: Model, parametrization: str) -> None:
-    made = visualize(model, Class((0, 1, 2, 3)), steps=25, seed=0, parametrization=parametrization)
-    assert made.images.shape == (4, 3, 12, 12)
-    assert made.scores.shape == (25, 4)
-    assert (made.scores[-1] > made.scores[0]).all()
-    assert made.images.min() >= 0
-    assert made.images.max() <= 1
-    assert made.targets == ("class 0", "class 1", "class 2", "class 3")
+def test_score_rises_and_pixels_stay_in_range(model: Model, parametrization: str) -> None:
+    result = visualize(model, Class((0, 1, 2, 3)), steps=25, seed=0, parametrization=parametrization)
+    assert result.images.shape == (4, 3, 12, 12)
+    assert result.scores.shape == (25, 4)
+    assert (result.scores[-1] > result.scores[0]).all()
+    assert result.images.min() >= 0
+    assert result.images.max() <= 1
+    assert result.targets == ("class 0", "class 1", "class 2", "class 3")
 
 
-def test_a_batch_gives_what_its_classes_give_alone(model: Model) -> None:
+def test_batch_equals_its_classes_alone(model: Model) -> None:
     options = {"seed": 5, "steps": 8, "start_noise": 0.02, "clip_contribution": 10}
     together = visualize(model, Class((2, 0, 1)), **options)
     for n, index in enumerate((2, 0, 1)):
@@ -72,7 +72,7 @@ def test_a_batch_gives_what_its_classes_give_alone(model: Model) -> None:
         torch.testing.assert_close(together.scores[:, n : n + 1], alone.scores, atol=1e-9, rtol=0)
 
 
-def test_the_memory_limit_changes_nothing(model: Model) -> None:
+def test_batch_size_does_not_change_the_images(model: Model) -> None:
     free = visualize(model, Class((0, 1, 2)), seed=1, steps=5)
     with max_batch(2):
         limited = visualize(model, Class((0, 1, 2)), seed=1, steps=5)
@@ -80,31 +80,31 @@ def test_the_memory_limit_changes_nothing(model: Model) -> None:
     assert limited.scores.shape == free.scores.shape
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_does_not(model: Model) -> None:
+def test_images_depend_on_the_seed_alone(model: Model) -> None:
     first, second, other = (visualize(model, Class(1), seed=s, steps=5, start_noise=0.1) for s in (1, 1, 2))
     assert torch.equal(first.images, second.images)
     assert not torch.equal(first.images, other.images)
 
 
-def test_it_starts_at_the_mean_colour_and_from_noise_around_it(model: Model) -> None:
+def test_start_is_the_mean_color_plus_noise(model: Model) -> None:
     for noise_sd in (0.0, 0.05):
-        made = visualize(model, Class((0, 1)), **PLAIN | {"steps": 1, "start_noise": noise_sd})
+        result = visualize(model, Class((0, 1)), **PLAIN | {"steps": 1, "start_noise": noise_sd})
         start = noise_images((1, 3, 12, 12), seed=3, mean=model.mean, sd=noise_sd).double()
-        torch.testing.assert_close(made.scores[0], model(start)[0, :2].detach())
+        torch.testing.assert_close(result.scores[0], model(start)[0, :2].detach())
 
 
-def test_jitter_shows_the_model_the_image_rolled(model: Model) -> None:
-    made = visualize(model, "2[3,1,1]", **PLAIN | {"steps": 1, "jitter": 2})
+def test_jitter_rolls_the_input(model: Model) -> None:
+    result = visualize(model, "2[3,1,1]", **PLAIN | {"steps": 1, "jitter": 2})
     start = noise_images((1, 3, 12, 12), seed=3, mean=model.mean, sd=0.05).double()
     shifts = [(y, x) for y in range(-2, 3) for x in range(-2, 3)]
     rolled = torch.cat([start.roll(shift, (2, 3)) for shift in shifts])
-    seen = model.features(rolled, "2")[:, 3, 1, 1].tolist()
-    score = made.scores[0].item()
-    assert score in [pytest.approx(s, abs=1e-7) for s in seen]
-    assert score != pytest.approx(seen[12], abs=1e-7)
+    activations = model.features(rolled, "2")[:, 3, 1, 1].tolist()
+    score = result.scores[0].item()
+    assert score in [pytest.approx(s, abs=1e-7) for s in activations]
+    assert score != pytest.approx(activations[12], abs=1e-7)
 
 
-def test_contributions_are_the_gradients(model: Model) -> None:
+def test_contributions_use_the_gradient_of_the_score(model: Model) -> None:
     start = noise_images((1, 3, 12, 12), seed=3, mean=model.mean, sd=0.05).double().requires_grad_()
     (gradient,) = torch.autograd.grad(model(start)[0, 1], start)
     plain, clipped = (
@@ -114,27 +114,29 @@ def test_contributions_are_the_gradients(model: Model) -> None:
     torch.testing.assert_close(clipped, expected, rtol=0, atol=1e-6)
 
 
-def test_l2_keeps_the_image_nearer_to_the_mean_colour(model: Model) -> None:
-    far = [l2_penalty(visualize(model, Class(1), **PLAIN | {"l2": w}).images, model.mean) for w in (0.0, 0.1)]
-    assert far[1] < 0.9 * far[0]
+def test_l2_reduces_the_distance_to_the_mean_color(model: Model) -> None:
+    distances = [
+        l2_penalty(visualize(model, Class(1), **PLAIN | {"l2": w}).images, model.mean) for w in (0.0, 0.1)
+    ]
+    assert distances[1] < 0.9 * distances[0]
 
 
-def test_total_variation_and_blur_each_make_the_image_smoother(model: Model) -> None:
+def test_total_variation_and_blur_reduce_variation(model: Model) -> None:
     rough = total_variation(visualize(model, Class(1), **PLAIN).images)
     for smoother in ({"total_variation": 0.1}, {"blur_every": 2, "blur_sigma": 1.0}):
         assert total_variation(visualize(model, Class(1), **PLAIN | smoother).images) < 0.9 * rough
 
 
-def test_the_blur_comes_after_every_so_many_steps(model: Model) -> None:
+def test_blur_follows_every_nth_step(model: Model) -> None:
     plain, blurred = (visualize(model, 1, **PLAIN | {"steps": 3, "blur_every": n}).images for n in (0, 3))
     torch.testing.assert_close(blurred, gaussian_blur(plain, 0.8), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("clipping", ["clip_norm", "clip_contribution"])
-def test_clipping_greys_at_least_its_share_of_pixels(model: Model, clipping: str) -> None:
-    assert at_mean(model, visualize(model, Class((0, 1)), **PLAIN).images).max() < 5
+def test_clipping_sets_its_percentage_of_pixels_to_the_mean(model: Model, clipping: str) -> None:
+    assert percent_at_mean(model, visualize(model, Class((0, 1)), **PLAIN).images).max() < 5
     clipped = visualize(model, Class((0, 1)), **PLAIN | {clipping: 30.0}).images
-    assert at_mean(model, clipped).min() >= 29
+    assert percent_at_mean(model, clipped).min() >= 29
 
 
 def test_all_regularisers_work_together(model: Model) -> None:
@@ -145,7 +147,7 @@ def test_all_regularisers_work_together(model: Model) -> None:
     plain, regular = (visualize(model, Class(1), **options) for options in (PLAIN, everything))
     assert l2_penalty(regular.images, model.mean) < l2_penalty(plain.images, model.mean)
     assert total_variation(regular.images) < total_variation(plain.images)
-    assert at_mean(model, regular.images) >= 19
+    assert percent_at_mean(model, regular.images) >= 19
     assert regular.scores[-1] > regular.scores[0]
 
 
@@ -160,26 +162,26 @@ def test_all_regularisers_work_together(model: Model) -> None:
     ],
     ids=["channel", "neuron", "layer", "direction", "callable"],
 )
-def test_every_kind_of_target_can_be_climbed(model: Model, target: Any) -> None:
-    made = visualize(model, target, **PLAIN)
-    assert made.images.shape == (1, 3, 12, 12)
-    assert made.scores[-1] > made.scores[0]
+def test_every_kind_of_target_can_be_maximised(model: Model, target: Any) -> None:
+    result = visualize(model, target, **PLAIN)
+    assert result.images.shape == (1, 3, 12, 12)
+    assert result.scores[-1] > result.scores[0]
 
 
-def test_any_size_can_be_drawn(model: Model) -> None:
+def test_any_image_size(model: Model) -> None:
     for parametrization in ("pixels", "fourier"):
-        made = visualize(model, Class(0), size=17, steps=2, seed=0, parametrization=parametrization)
-        assert made.images.shape == (1, 3, 17, 17)
+        result = visualize(model, Class(0), size=17, steps=2, seed=0, parametrization=parametrization)
+        assert result.images.shape == (1, 3, 17, 17)
 
 
-def test_a_unit_that_cannot_be_reached_is_told(model: Model) -> None:
+def test_dead_unit_is_a_divergence_error(model: Model) -> None:
     with torch.no_grad():
         model.module[0].bias.fill_(-100.0)
     with pytest.raises(DivergenceError, match="cannot start"):
         visualize(model, "1[0]", seed=0)
 
 
-def test_bad_input_is_refused(model: Model) -> None:
+def test_invalid_inputs_are_refused(model: Model) -> None:
     with pytest.raises(InputError, match="class 9"):
         visualize(model, 9)
     with pytest.raises(UnknownName):
@@ -188,9 +190,9 @@ def test_bad_input_is_refused(model: Model) -> None:
         visualize(model, 0, clip_norm=101.0)
 
 
-def test_bundled_classes_are_recognised_in_their_pictures(tmp_path: Path) -> None:
+def test_bundled_model_predicts_the_visualised_classes(tmp_path: Path) -> None:
     bundled = load_model("builtin:shapes-vgg")
-    made = visualize(bundled, Class((0, 4, 6, 9)), steps=24, seed=0)
-    assert bundled(made.images).argmax(1).tolist() == [0, 4, 6, 9]
-    made.save(tmp_path / "made")
-    assert replay(tmp_path / "made").same
+    result = visualize(bundled, Class((0, 4, 6, 9)), steps=24, seed=0)
+    assert bundled(result.images).argmax(1).tolist() == [0, 4, 6, 9]
+    result.save(tmp_path / "result")
+    assert replay(tmp_path / "result").same

@@ -1,4 +1,4 @@
-"""DeepDream: a layer's answers grow, octave by octave, by a guide or into the picture."""
+"""DeepDream: oracle, growing activations, guide, zoom and image sizes."""
 
 from __future__ import annotations
 
@@ -7,43 +7,44 @@ import torch
 
 from phosphene import InputError, load_model, methods, run
 from phosphene.builtin.scenes import draw_scenes
-from phosphene_plugins.synthesis.deep_dream import closer, places_of
+from phosphene_plugins.synthesis.deep_dream import enlarge_center, features_by_position
 
 deep_dream = methods["synthesis.deep_dream"]
 MODEL = load_model("builtin:shapes-vgg")
 SCENES = draw_scenes(2, split="test").images
 
 
-def liveliness(pictures: torch.Tensor, layer: str) -> torch.Tensor:
-    return MODEL.features(pictures, layer).square().flatten(1).mean(1)
+def mean_square(images: torch.Tensor, layer: str) -> torch.Tensor:
+    return MODEL.features(images, layer).square().flatten(1).mean(1)
 
 
-def test_its_oracle_holds() -> None:
+def test_oracle() -> None:
     deep_dream.spec.oracle()
 
 
-def test_a_layer_answers_the_dream_far_more_than_the_picture() -> None:
-    made = deep_dream(MODEL, SCENES, layers=["features.6"], octaves=2, steps=6, seed=0)
-    assert made.images.shape == SCENES.shape and made.scores.shape == (12, 2)
-    assert (liveliness(made.images, "features.6") > 2 * liveliness(SCENES, "features.6")).all()
+def test_dream_increases_the_activations_of_its_layer() -> None:
+    result = deep_dream(MODEL, SCENES, layers=["features.6"], octaves=2, steps=6, seed=0)
+    assert result.images.shape == SCENES.shape and result.scores.shape == (12, 2)
+    assert (mean_square(result.images, "features.6") > 2 * mean_square(SCENES, "features.6")).all()
 
 
-def test_a_guide_is_what_it_comes_to_look_like() -> None:
+def test_guide_raises_the_similarity_to_its_features() -> None:
+    layers = ["features.6"]
     guide = draw_scenes(1, split="test", start=7).images
-    told = places_of(MODEL, MODEL.features(guide, "features.6"), guide)[0]
+    guide_features = features_by_position(MODEL, layers, guide)[0][0]
 
-    def likeness(pictures: torch.Tensor) -> torch.Tensor:
-        answers = places_of(MODEL, MODEL.features(pictures, "features.6"), pictures)
-        return (answers @ told.T).amax(2).mean(1)
+    def similarity(images: torch.Tensor) -> torch.Tensor:
+        features = features_by_position(MODEL, layers, images)[0]
+        return (features @ guide_features.T).amax(2).mean(1)
 
-    params = {"layers": ["features.6"], "octaves": 1, "steps": 6, "seed": 0}
+    params = {"layers": layers, "octaves": 1, "steps": 6, "seed": 0}
     guided, plain = deep_dream(MODEL, SCENES, guide, **params), deep_dream(MODEL, SCENES, **params)
-    assert (likeness(guided.images) > likeness(SCENES)).all()
-    assert (likeness(guided.images) > likeness(plain.images)).all()
+    assert (similarity(guided.images) > similarity(SCENES)).all()
+    assert (similarity(guided.images) > similarity(plain.images)).all()
 
 
-def test_a_zoom_is_a_film_of_dreams(tmp_path) -> None:
-    made = run(
+def test_zoom_records_every_dream_as_a_frame(tmp_path) -> None:
+    result = run(
         "deep_dream",
         images=SCENES[:1],
         octaves=1,
@@ -53,22 +54,22 @@ def test_a_zoom_is_a_film_of_dreams(tmp_path) -> None:
         seed=0,
         out=tmp_path / "z",
     )
-    assert made.frames is not None and made.frames.shape == (4, 1, 3, 64, 64)
+    assert result.frames is not None and result.frames.shape == (4, 1, 3, 64, 64)
     assert (tmp_path / "z" / "film.gif").is_file()
-    assert torch.equal((made.images * 255).round().byte(), made.frames[-1])
+    assert torch.equal((result.images * 255).round().byte(), result.frames[-1])
 
 
-def test_going_closer_keeps_the_middle() -> None:
-    picture = torch.zeros(1, 3, 8, 8)
-    picture[:, :, 2:6, 2:6] = 1
-    assert torch.equal(closer(picture, 2), torch.ones(1, 3, 8, 8))
+def test_enlarge_center_crops_the_center() -> None:
+    image = torch.zeros(1, 3, 8, 8)
+    image[:, :, 2:6, 2:6] = 1
+    assert torch.equal(enlarge_center(image, 2), torch.ones(1, 3, 8, 8))
 
 
-def test_odd_sizes_and_other_sizes_than_the_models_will_do() -> None:
-    made = deep_dream(MODEL, torch.rand(1, 3, 41, 90), octaves=2, steps=1, seed=0)
-    assert made.images.shape == (1, 3, 41, 90)
+def test_any_image_size() -> None:
+    result = deep_dream(MODEL, torch.rand(1, 3, 41, 90), octaves=2, steps=1, seed=0)
+    assert result.images.shape == (1, 3, 41, 90)
 
 
-def test_frames_of_a_zoom_are_its_dreams() -> None:
+def test_frames_and_zoom_exclude_each_other() -> None:
     with pytest.raises(InputError, match="not both"):
         deep_dream(MODEL, SCENES, zoom=2, frames=2)

@@ -1,8 +1,7 @@
-"""Facets: planted ones are found, each prototype begins at its own, and bad requests are told."""
+"""Multifaceted visualisation: planted facets, batches, seeds, examples and invalid requests."""
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from phosphene import Class, InputError, Model, TensorDataset, load_model, methods, run
 from phosphene.results import load_result
-from phosphene_plugins.synthesis._activation_maximization import preferred
+from phosphene_plugins.synthesis._activation_maximization import ActivationMaximization
 
 facets = methods["synthesis.facets"]
 PLAIN: dict[str, Any] = {"jitter": 0, "blur_every": 0, "parametrization": "pixels", "lr": 0.02, "seed": 0}
@@ -27,16 +26,16 @@ class Templates(nn.Module):
         self.linear.weight.data.copy_(templates.flatten(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = self.linear(x.flatten(1))
-        return torch.stack([seen[:, :2].amax(1), seen[:, 2]], 1)
+        responses = self.linear(x.flatten(1))
+        return torch.stack([responses[:, :2].amax(1), responses[:, 2]], 1)
 
 
 @pytest.fixture
 def templates() -> Tensor:
-    planted = torch.full((3, 1, 6, 6), -0.2)
-    planted[0, :, :, :3], planted[1, :, :3, :], planted[2, :, 3:, 3:] = 0.5, 0.5, 0.5
-    planted[1, :, :, :3] = -0.4
-    return planted
+    patterns = torch.full((3, 1, 6, 6), -0.2)
+    patterns[0, :, :, :3], patterns[1, :, :3, :], patterns[2, :, 3:, 3:] = 0.5, 0.5, 0.5
+    patterns[1, :, :, :3] = -0.4
+    return patterns
 
 
 @pytest.fixture
@@ -56,33 +55,33 @@ def test_oracle() -> None:
     facets.spec.oracle()
 
 
-def test_a_unit_that_is_the_larger_of_two_has_a_prototype_of_each(
+def test_maximum_of_two_templates_has_a_prototype_of_each(
     model: Model, dataset: TensorDataset, templates: Tensor
 ) -> None:
-    found = facets(model, Class(0), dataset, layer="linear", k=2, top=15, l2=0.5, **PLAIN)
-    assert found.sizes.tolist() == [9, 6]
-    assert [int(i) < 9 for i in found.ids] == [True] * 4 + [False] * 4
-    wanted = (0.5 + templates[:2] / (2 * 0.5)).clamp(0, 1)
-    assert (found.images - wanted).abs().mean() < 0.02
-    assert (found.scores[-1] > found.answers).all()
+    result = facets(model, Class(0), dataset, layer="linear", k=2, top=15, l2=0.5, **PLAIN)
+    assert result.sizes.tolist() == [9, 6]
+    assert [int(i) < 9 for i in result.ids] == [True] * 4 + [False] * 4
+    expected = (0.5 + templates[:2] / (2 * 0.5)).clamp(0, 1)
+    assert (result.images - expected).abs().mean() < 0.02
+    assert (result.scores[-1] > result.mean_scores).all()
     alone = facets(model, Class(0), dataset, layer="linear", k=1, top=15, l2=0.5, **PLAIN)
     assert len(alone.images) == 1 and int(alone.sizes) == 15
     best = model(dataset.images)[:, 0].argsort(descending=True)[:15]
     torch.testing.assert_close(alone.sources[0], dataset.images[best].mean(0))
 
 
-def test_classes_come_one_after_the_other_as_they_would_alone(model: Model, dataset: TensorDataset) -> None:
+def test_classes_equal_their_facets_alone(model: Model, dataset: TensorDataset) -> None:
     both = facets(model, Class((1, 0)), dataset, layer="linear", k=2, top=9, steps=5, **PLAIN)
     assert both.targets == tuple(f"class {c}, facet {n}" for c in (1, 0) for n in (1, 2))
     alone = facets(model, Class(1), dataset, layer="linear", k=2, top=9, steps=5, **PLAIN)
     torch.testing.assert_close(both.images[:2], alone.images)
     assert both.ids[: len(alone.ids)] == alone.ids
-    assert len(both.panels()) == 4 and int(both.shown.sum()) == len(both.examples) == len(both.ids)
+    assert len(both.panels()) == 4 and int(both.example_counts.sum()) == len(both.examples) == len(both.ids)
     assert both.panels()[2][0].is_output
 
 
 @pytest.mark.parametrize("target", ["linear", "linear[1]", Class(1)])
-def test_any_unit_will_do_and_a_seed_says_all(model: Model, dataset: TensorDataset, target: Any) -> None:
+def test_any_unit_with_a_seed_is_repeatable(model: Model, dataset: TensorDataset, target: Any) -> None:
     first, again = (
         facets(model, target, dataset, layer="linear", k=3, top=12, steps=3, seed=4) for _ in "ab"
     )
@@ -90,33 +89,32 @@ def test_any_unit_will_do_and_a_seed_says_all(model: Model, dataset: TensorDatas
     assert first.sizes.sum() == 12 and first.images.min() >= 0 and first.images.max() <= 1
 
 
-def test_equal_pictures_are_one_facet(model: Model) -> None:
-    alike = TensorDataset(torch.full((6, 1, 6, 6), 0.7))
+def test_equal_images_are_one_facet(model: Model) -> None:
+    equal = TensorDataset(torch.full((6, 1, 6, 6), 0.7))
     with pytest.warns(UserWarning, match="distinct clusters"):
-        found = facets(model, Class(1), alike, layer="linear", k=3, steps=2, seed=0)
-    assert found.sizes.tolist() == [6]
+        result = facets(model, Class(1), equal, layer="linear", k=3, steps=2, seed=0)
+    assert result.sizes.tolist() == [6]
 
 
-def test_too_many_facets_and_an_open_target_are_told(model: Model, dataset: TensorDataset) -> None:
-    with pytest.raises(InputError, match="25 pictures make at most 25 facets, not 26"):
+def test_too_many_facets_and_no_target_are_refused(model: Model, dataset: TensorDataset) -> None:
+    with pytest.raises(InputError, match="25 images make at most 25 facets, not 26"):
         facets(model, Class(0), dataset, k=26)
-    with pytest.raises(InputError, match="10 pictures make at most 10 facets, not 12"):
+    with pytest.raises(InputError, match="10 images make at most 10 facets, not 12"):
         facets(model, Class(0), dataset, k=12, top=10)
     with pytest.raises(InputError, match="say target="):
         facets(model, None, dataset)
 
 
-def test_it_is_saved_with_its_examples(tmp_path: Path) -> None:
-    made = run("facets", dataset="builtin:scenes/12", target="star", k=2, top=6, steps=2, frames=1, seed=0,
+def test_saved_result_has_its_examples(tmp_path: Path) -> None:
+    result = run("facets", dataset="builtin:scenes/12", target="star", k=2, top=6, steps=2, frames=1, seed=0,
                out=tmp_path / "facets", progress=False)  # fmt: skip
-    back = load_result(tmp_path / "facets")
-    assert back.ids == made.ids and torch.equal(back.examples, made.examples)
+    loaded = load_result(tmp_path / "facets")
+    assert loaded.ids == result.ids and torch.equal(loaded.examples, result.examples)
     assert (tmp_path / "facets" / "film.gif").is_file()
 
 
-def test_what_is_left_out_is_class_visualizations() -> None:
-    fields = methods["synthesis.class_visualization"].spec.params.model_fields
-    shared = {n: p.default for n, p in inspect.signature(preferred).parameters.items() if n in fields}
-    del shared["seed"]
-    assert len(shared) == 12
-    assert shared == {name: fields[name].default for name in shared}
+def test_defaults_are_those_of_class_visualization() -> None:
+    defaults = methods["synthesis.class_visualization"].spec.params.model_fields
+    params = ActivationMaximization().model_dump()
+    assert len(params) == 15
+    assert params == {name: defaults[name].default for name in params}

@@ -1,4 +1,4 @@
-"""Neuron visualisation: closed form, every kind of unit, nothing above the layer, shut ReLUs."""
+"""Neuron visualisation: oracle, every kind of unit, partial evaluation, closed ReLUs."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def test_oracle() -> None:
     visualize.spec.oracle()
 
 
-def test_each_kind_of_unit_is_what_it_says(model: Model) -> None:
+def test_score_of_each_kind_of_unit(model: Model) -> None:
     few: dict[str, Any] = {"layer": "2", "steps": 1, "seed": 0, "jitter": 0, "parametrization": "pixels"}
     start = visualize(model, lr=1e-12, **few).images[:1]
     maps = model.features(start, "2")[0]
-    made = {unit: visualize(model, unit=unit, channels=(1, 3), direction=[2.0, -1.0], **few)
+    result = {unit: visualize(model, unit=unit, channels=(1, 3), direction=[2.0, -1.0], **few)
             for unit in ("neuron", "channel", "layer", "direction")}  # fmt: skip
-    torch.testing.assert_close(made["neuron"].scores[0], maps[[1, 3], 2, 2], atol=1e-9, rtol=0)
-    torch.testing.assert_close(made["channel"].scores[0], maps[[1, 3]].mean((1, 2)), atol=1e-9, rtol=0)
-    torch.testing.assert_close(made["layer"].scores[0, 0], maps.square().mean(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(result["neuron"].scores[0], maps[[1, 3], 2, 2], atol=1e-9, rtol=0)
+    torch.testing.assert_close(result["channel"].scores[0], maps[[1, 3]].mean((1, 2)), atol=1e-9, rtol=0)
+    torch.testing.assert_close(result["layer"].scores[0, 0], maps.square().mean(), atol=1e-9, rtol=0)
     torch.testing.assert_close(
-        made["direction"].scores[0, 0], (2 * maps[1] - maps[3]).mean(), atol=1e-9, rtol=0
+        result["direction"].scores[0, 0], (2 * maps[1] - maps[3]).mean(), atol=1e-9, rtol=0
     )
-    assert made["neuron"].targets == ("2[1,2,2]", "2[3,2,2]")
-    assert visualize(model, unit="neuron", place=(0, 1), channels=(4,), **few).targets == ("2[4,0,1]",)
+    assert result["neuron"].targets == ("2[1,2,2]", "2[3,2,2]")
+    assert visualize(model, unit="neuron", position=(0, 1), channels=(4,), **few).targets == ("2[4,0,1]",)
 
 
 def test_every_regulariser_alone_and_all_together(model: Model) -> None:
@@ -56,29 +56,29 @@ def test_every_regulariser_alone_and_all_together(model: Model) -> None:
     assert (plain.scores[-1] > plain.scores[0]).all()
     together: dict[str, Any] = {}
     for one in alone:
-        made = visualize(model, **bare | one)
-        assert not torch.equal(made.images, plain.images), one
+        result = visualize(model, **bare | one)
+        assert not torch.equal(result.images, plain.images), one
         together |= one
     assert visualize(model, **bare | together).images.shape == (2, 3, 12, 12)
 
 
-def test_nothing_above_the_layer_runs_and_batches_are_alike(model: Model) -> None:
+def test_layers_above_do_not_run_and_batch_size_changes_nothing(model: Model) -> None:
     ran = []
     handle = model.module[3].register_forward_hook(lambda *_: ran.append(1))
-    model.structure  # noqa: B018  - looks at all of it, once
+    model.structure  # noqa: B018  - introspection runs the network once
     ran.clear()
-    whole = visualize(model, layer="2", channels=(0, 1, 2), steps=3, seed=0)
+    full = visualize(model, layer="2", channels=(0, 1, 2), steps=3, seed=0)
     handle.remove()
     assert not ran
     with max_batch(2):
         parts = visualize(model, layer="2", channels=(0, 1, 2), steps=3, seed=0)
-    torch.testing.assert_close(parts.images, whole.images, atol=1e-9, rtol=0)
+    torch.testing.assert_close(parts.images, full.images, atol=1e-9, rtol=0)
     assert parts.scores.shape == (3, 3)
-    # a linear layer has channels and no places
+    # a linear layer has channels and no positions
     assert visualize(model, layer="6", channels=(0,), unit="neuron", steps=2).images.shape == (1, 3, 12, 12)
 
 
-def test_a_unit_that_sleeps_in_the_noise_is_woken_or_said_to_be_dead(model: Model) -> None:
+def test_inactive_unit_starts_from_coarse_noise_or_is_refused(model: Model) -> None:
     plain: dict[str, Any] = {"layer": "relu4_2", "channels": (0, 3), "steps": 3, "seed": 0}
     with pytest.raises(DivergenceError, match=r"\[0, 1\] cannot start"):
         run("neuron_visualization", start_noise=0.0, **plain)
@@ -89,12 +89,12 @@ def test_a_unit_that_sleeps_in_the_noise_is_woken_or_said_to_be_dead(model: Mode
         visualize(model, layer="1", channels=(0,), steps=12)
 
 
-def test_what_a_layer_does_not_have_is_refused(model: Model) -> None:
+def test_units_outside_the_layer_are_refused(model: Model) -> None:
     with pytest.raises(InputError, match="8 channels of 5x5"):
         visualize(model, layer="2", channels=(8,))
     with pytest.raises(InputError, match="5x5"):
-        visualize(model, layer="2", unit="neuron", place=(5, 0))
+        visualize(model, layer="2", unit="neuron", position=(5, 0))
     with pytest.raises(InputError, match="2 numbers, one a channel"):
         visualize(model, layer="2", unit="direction", channels=(0, 1), direction=[1.0])
-    with pytest.raises(InputError, match="one picture to start from, or 2"):
+    with pytest.raises(InputError, match="one image to start from, or 2"):
         visualize(model, torch.rand(3, 3, 12, 12), layer="2", channels=(0, 1))
