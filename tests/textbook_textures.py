@@ -18,7 +18,7 @@ def efros_leung(
     generator = Generator().manual_seed(seed)
     source = sample.double().numpy()
     channels, sample_height, sample_width = source.shape
-    image, known = np.zeros((channels, height, width)), np.zeros((height, width), bool)
+    image, filled = np.zeros((channels, height, width)), np.zeros((height, width), bool)
     if from_sample:
         seed_patch = source
     else:
@@ -26,7 +26,7 @@ def efros_leung(
         seed_patch = source[:, top : top + 3, left : left + 3]
     top, left = (height - seed_patch.shape[1]) // 2, (width - seed_patch.shape[2]) // 2
     image[:, top : top + seed_patch.shape[1], left : left + seed_patch.shape[2]] = seed_patch
-    known[top : top + seed_patch.shape[1], left : left + seed_patch.shape[2]] = True
+    filled[top : top + seed_patch.shape[1], left : left + seed_patch.shape[2]] = True
     radius, sigma = window // 2, window / 6.4
     centers = [
         (y, x) for y in range(radius, sample_height - radius) for x in range(radius, sample_width - radius)
@@ -35,22 +35,22 @@ def efros_leung(
     gauss = np.array([np.exp(-(y * y + x * x) / (2 * sigma**2)) for y, x in offsets]).reshape(window, window)
 
     def neighbors(y: int, x: int) -> int:
-        return int(known[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].sum())
+        return int(filled[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].sum())
 
-    while not known.all():
-        pixels = [(y, x) for y in range(height) for x in range(width) if not known[y, x] and neighbors(y, x)]
+    while not filled.all():
+        pixels = [(y, x) for y in range(height) for x in range(width) if not filled[y, x] and neighbors(y, x)]
         pixels = [pixels[n] for n in torch.randperm(len(pixels), generator=generator).tolist()]
         pixels.sort(key=lambda pixel: -neighbors(*pixel))
         draws = torch.rand(len(pixels), dtype=torch.float64, generator=generator).tolist()
-        any_filled = False
-        values, is_known = image, known
+        progressed = False
+        values, visible = image, filled
         if ring:
-            values, is_known = image.copy(), known.copy()
+            values, visible = image.copy(), filled.copy()
         for (y, x), draw in zip(pixels, draws, strict=True):
             template = np.zeros((channels, window, window))
             weights = np.zeros((window, window))
             for dy, dx in offsets:
-                if 0 <= y + dy < height and 0 <= x + dx < width and is_known[y + dy, x + dx]:
+                if 0 <= y + dy < height and 0 <= x + dx < width and visible[y + dy, x + dx]:
                     template[:, dy + radius, dx + radius] = values[:, y + dy, x + dx]
                     weights[dy + radius, dx + radius] = gauss[dy + radius, dx + radius]
             weights /= weights.sum() * channels
@@ -62,9 +62,9 @@ def efros_leung(
             match = matches[int(draw * len(matches))]
             if errors[match] < max_error:
                 v, u = centers[match]
-                image[:, y, x], known[y, x], any_filled = source[:, v, u], True, True
+                image[:, y, x], filled[y, x], progressed = source[:, v, u], True, True
                 yield torch.from_numpy(image)
-        if not any_filled:
+        if not progressed:
             max_error *= 1.1
 
 

@@ -16,7 +16,7 @@ from ._diffusion_hooks import Eps
 
 
 def ddim(denoiser: Denoiser, eps: Eps, x: Tensor, times: Sequence[int], description: str) -> Tensor:
-    """x taken along the time steps, upwards (inversion) or downwards (sampling), by the same update.
+    """x moved along the time steps, upwards (inversion) or downwards (sampling), by the same update.
 
     x_t' = sqrt(abar_t') (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t) + sqrt(1 - abar_t') eps
 

@@ -84,9 +84,9 @@ def tiled_loss(
 ) -> Tensor:
     """The loss (N,) of ``neural_style`` and its gradient, tile by tile.
 
-    A Gram matrix is a sum over positions, so a first pass computes all of them. With dL/dG known the gradient
-    is a sum over tiles, too: dL = sum_j <dL/dG_j, d(F_j F_j^T)> / M_j. The value that is returned depends on
-    ``images`` linearly, with that gradient.
+    A Gram matrix is a sum over positions, so a first pass computes all of them. With dL/dG computed the
+    gradient is a sum over tiles, too: dL = sum_j <dL/dG_j, d(F_j F_j^T)> / M_j. The value that is returned
+    depends on ``images`` linearly, with that gradient.
     """
     pixels = images.detach()
     content_norm = targets.content.square().sum((1, 2, 3)).clamp(min=1e-30)

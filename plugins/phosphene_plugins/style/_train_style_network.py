@@ -25,7 +25,7 @@ DUMOULIN = Reference(
 )
 
 
-#: Longer side of the preview frames, which are kept in memory until the training ends.
+#: Longer side of the preview frames, which stay in memory until the training ends.
 _FRAME_SIDE = 128
 
 

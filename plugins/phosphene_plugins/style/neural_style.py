@@ -121,7 +121,7 @@ _TILES = ceil(2 * size.height / either(param.tile, 2 * size.height)) * ceil(
     references=[
         GATYS,
         Reference(
-            key="gatys2016colour",
+            key="gatys2016color",
             title="Preserving Color in Neural Artistic Style Transfer",
             authors="Gatys, Bethge, Hertzmann, Shechtman",
             year=2016,
@@ -195,7 +195,7 @@ def neural_style(
     frames: Frames = 0,
     seed: Seed = None,
 ) -> Stylization:
-    """Neural style transfer (Gatys et al.): optimised images with given content features and style Grams.
+    """Neural style transfer (Gatys et al.): images optimised for content features and style Gram matrices.
 
     L(I) = alpha |phi(I) - phi(I_c)|^2 / |phi(I_c)|^2 + beta sum_j w_j |G_j(I) - G_j|_F^2 / |G_j|_F^2
 

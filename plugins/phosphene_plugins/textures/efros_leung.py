@@ -40,14 +40,14 @@ class SampleWindows:
         self.table = torch.cat([squares, -2 * patches]) / channels
         self.centers = F.unfold(sample[None, :, radius:-radius, radius:-radius], 1)[0]
 
-    def match(self, templates: Tensor, known: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw a window for each template (B, C, w^2), known at ``known`` (B, w^2): index and error, (B,).
+    def match(self, templates: Tensor, filled: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw a window for each template (B, C, w^2), filled at ``filled`` (B, w^2): index and error, (B,).
 
         d(p, s) = sum G m (p - s)^2 / (C sum G m), for all windows by one matrix product; among those within
         (1 + error_threshold) of the smallest d, in the order of the sample, ``draws`` (B,) in [0, 1) picks
         one.
         """
-        weights = self.weights * known
+        weights = self.weights * filled
         weights /= weights.sum(1, keepdim=True)
         weighted = weights[:, None] * templates
         errors = torch.cat([weights, weighted.flatten(1)], 1) @ self.table
@@ -63,7 +63,7 @@ class SampleWindows:
 def seed_canvas(
     sample: Tensor, height: int, width: int, *, start: str, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """An image with the sample (C, H, W), or a random 3 x 3 patch of it, at its center; its known pixels."""
+    """An image with the sample (C, H, W), or a random 3 x 3 patch of it, at its center; its filled pixels."""
     if start == "patch":
         top, left = (int(torch.randint(side - 2, (), generator=generator)) for side in sample.shape[1:])
         sample = sample[:, top : top + 3, left : left + 3]
@@ -72,21 +72,21 @@ def seed_canvas(
     return F.pad(sample, margins), F.pad(torch.ones_like(sample[0], dtype=torch.bool), margins)
 
 
-def boundary_pixels(known: Tensor, generator: Generator) -> Tensor:
-    """Unknown pixels (R, 2) next to known ones (H, W), most known neighbors first, ties shuffled."""
-    neighbors = F.avg_pool2d(known[None].double(), 3, 1, 1)[0] * ~known
+def boundary_pixels(filled: Tensor, generator: Generator) -> Tensor:
+    """Empty pixels (R, 2) next to filled ones (H, W), most filled neighbors first, ties shuffled."""
+    neighbors = F.avg_pool2d(filled[None].double(), 3, 1, 1)[0] * ~filled
     pixels = neighbors.nonzero()
-    pixels = pixels[torch.randperm(len(pixels), generator=generator).to(known.device)]
+    pixels = pixels[torch.randperm(len(pixels), generator=generator).to(filled.device)]
     return pixels[neighbors[pixels[:, 0], pixels[:, 1]].argsort(descending=True, stable=True)]
 
 
-def independent_batches(pixels: Tensor, known: Tensor, window: int) -> tuple[Tensor, ...]:
+def independent_batches(pixels: Tensor, filled: Tensor, window: int) -> tuple[Tensor, ...]:
     """Group pixels (R, 2) into batches, as indices, that can be filled together.
 
     Two pixels are in one batch only if neither lies in the other's window, and a pixel comes in a later batch
     than the earlier pixels in its window, so the result equals filling one pixel after another.
     """
-    batch, radius = np.zeros([side + window - 1 for side in known.shape], int), window // 2
+    batch, radius = np.zeros([side + window - 1 for side in filled.shape], int), window // 2
     for y, x in pixels.tolist():
         batch[y + radius, x + radius] = batch[y : y + window, x : x + window].max() + 1
     batches = torch.from_numpy(batch).to(pixels.device)[pixels[:, 0] + radius, pixels[:, 1] + radius]
@@ -94,34 +94,36 @@ def independent_batches(pixels: Tensor, known: Tensor, window: int) -> tuple[Ten
 
 
 def fill(
-    windows: SampleWindows, image: Tensor, known: Tensor, order: str, max_error: float, generator: Generator
+    windows: SampleWindows, image: Tensor, filled: Tensor, order: str, max_error: float, generator: Generator
 ) -> Iterator[Tensor]:
-    """Fill the unknown pixels (H, W) of an image (C, H, W); yields the image after each pixel."""
+    """Fill the empty pixels (H, W) of an image (C, H, W); yields the image after each pixel."""
     window = round(len(windows.weights) ** 0.5)
     radius, span = window // 2, torch.arange(window, device=image.device)
-    padded_image, padded_known = F.pad(image, [radius] * 4), F.pad(known, [radius] * 4)
-    image, known = (t[..., radius:-radius, radius:-radius] for t in (padded_image, padded_known))
+    padded_image, padded_filled = F.pad(image, [radius] * 4), F.pad(filled, [radius] * 4)
+    image, filled = (t[..., radius:-radius, radius:-radius] for t in (padded_image, padded_filled))
     batch_size = max(1, MAX_ERRORS // windows.table.shape[1])
-    while not known.all():
-        pixels, any_filled = boundary_pixels(known, generator), False
+    while not filled.all():
+        pixels, progressed = boundary_pixels(filled, generator), False
         draws = torch.rand(len(pixels), dtype=torch.float64, generator=generator).to(image.device)
         if order == "exact":
-            batches = independent_batches(pixels, known, window)
+            batches = independent_batches(pixels, filled, window)
         else:
             batches = (torch.arange(len(pixels)),)
         for indices in (part for batch in batches for part in batch.split(batch_size)):
             y, x = pixels[indices].T
             rows, columns = (y[:, None] + span)[:, :, None], (x[:, None] + span)[:, None]
             templates = padded_image[:, rows, columns].movedim(0, 1).flatten(2).double()
-            matches, errors = windows.match(templates, padded_known[rows, columns].flatten(1), draws[indices])
+            matches, errors = windows.match(
+                templates, padded_filled[rows, columns].flatten(1), draws[indices]
+            )
             accepted = errors < max_error
             y, x = y[accepted], x[accepted]
             image[:, y, x] = windows.centers[:, matches[accepted]]
-            known[y, x] = True
+            filled[y, x] = True
             for _ in range(len(y)):
-                any_filled = True
+                progressed = True
                 yield image
-        if not any_filled:
+        if not progressed:
             max_error *= 1.1
 
 
@@ -161,13 +163,11 @@ def efros_leung(
     window: Window = 11,
     order: Annotated[
         Literal["exact", "ring"],
-        Field(
-            description="whether pixels are filled one by one, or all of a ring around the known ones at once"
-        ),
+        Field(description="whether pixels are filled one by one, or all next to filled ones at once"),
     ] = "exact",
     start: Annotated[
         Literal["patch", "sample"],
-        Field(description="initial known pixels: a random 3 x 3 patch of the sample, or the sample"),
+        Field(description="initial pixels: a random 3 x 3 patch of the sample, or the sample"),
     ] = "patch",
     error_threshold: Annotated[
         float, Field(ge=0, le=10, description="relative excess over the smallest error that a match may have")
@@ -182,9 +182,9 @@ def efros_leung(
     p = center(s),  s drawn from { s : d(s) <= (1 + error_threshold) min d },
     d(s) = sum G m (I - s)^2 / (C sum G m)
 
-    with s the windows inside the sample, m the known pixels in the window around p, and G a Gaussian of
-    sigma = window / 6.4. The unknown pixels next to known ones are filled in the order of their number of
-    known neighbors, ties shuffled. A match with an error above ``max_error`` is postponed, and
+    with s the windows inside the sample, m the filled pixels in the window around p, and G a Gaussian of
+    sigma = window / 6.4. The empty pixels next to filled ones are filled in the order of their number of
+    filled neighbors, ties shuffled. A match with an error above ``max_error`` is postponed, and
     ``max_error`` grows by a tenth where all are. ``order`` "ring" matches all pixels of a ring before
     filling any: faster, and less exact.
 
@@ -192,8 +192,8 @@ def efros_leung(
     sample ("sample"). Samples are (N, C, H, W) with any number of channels.
 
     Returns:
-        ``images`` (N, C, H', W') of the given ``size``, each pixel a pixel of its sample; ``sources`` (N,
-        C, H, W) the samples; ``scores`` (0, N), as there are no optimisation steps.
+        ``images`` (N, C, H', W') of that ``size``, each pixel a pixel of its sample; ``sources``
+        (N, C, H, W) the samples; ``scores`` (0, N), as there are no optimisation steps.
 
     Raises:
         InputError: a window that is even or larger than the sample, windows that need more than 4 GiB, or a
@@ -218,10 +218,10 @@ def efros_leung(
     images: list[Tensor] = []
     for single in sample:
         generator = Generator().manual_seed(seed or 0)
-        image, known = seed_canvas(single, height, width, start=start, generator=generator)
+        image, filled = seed_canvas(single, height, width, start=start, generator=generator)
         windows = SampleWindows(single, window, error_threshold)
-        filling = fill(windows, image, known, order, max_error, generator)
-        images += deque(progress_bar(filling, "Filling", int((~known).sum())), maxlen=1)
+        filling = fill(windows, image, filled, order, max_error, generator)
+        images += deque(progress_bar(filling, "Filling", int((~filled).sum())), maxlen=1)
     return sampled_texture(sample, images)
 
 

@@ -96,7 +96,7 @@ def gram_texture(
     noise has the sample's mean and standard deviation in each channel; ``start`` (N, C, H, W) replaces it.
 
     Returns:
-        ``images`` (N, C, H', W') of the given ``size``, ``scores`` (steps, N) the loss L at each step,
+        ``images`` (N, C, H', W') of that ``size``, ``scores`` (steps, N) the loss L at each step,
         ``sources`` (N, C, H, W) the samples, ``frames`` (F, N, C, H', W').
 
     Raises:

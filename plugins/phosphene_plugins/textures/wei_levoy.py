@@ -160,8 +160,8 @@ def wei_levoy(
     (N, C, H, W) with any number of channels.
 
     Returns:
-        ``images`` (N, C, H', W') of the given ``size``, each pixel a pixel of its sample; ``sources`` (N,
-        C, H, W) the samples; ``scores`` (0, N), as there are no optimisation steps.
+        ``images`` (N, C, H', W') of that ``size``, each pixel a pixel of its sample; ``sources``
+        (N, C, H, W) the samples; ``scores`` (0, N), as there are no optimisation steps.
 
     Raises:
         InputError: a window that is even or larger than the sample, or windows that need more than 4 GiB.

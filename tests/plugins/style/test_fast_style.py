@@ -357,7 +357,7 @@ def test_an_interrupted_training_continues_bit_for_bit(name: str, tmp_path: Path
     options |= {"steps": 6, "batch": 2, "frames": 4, "seed": 1}
     if name == "fast_style_fit":  # whose running means are saved, too
         options |= {"norm": "batch", "width": 4, "blocks": 1}
-    uninterrupted = run(name, **options, out=tmp_path / "whole")
+    uninterrupted = run(name, **options, out=tmp_path / "uninterrupted")
 
     def stop(event: ProgressEvent) -> None:
         if event.done == 4:

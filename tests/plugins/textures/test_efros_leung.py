@@ -68,10 +68,10 @@ def test_a_periodic_texture_is_continued_exactly(order: str, period: tuple[int, 
 
 
 def test_pixels_in_a_batch_are_not_in_each_others_windows() -> None:
-    known = torch.zeros(30, 24, dtype=torch.bool)
-    known[10:20, 8:15] = True
-    pixels = boundary_pixels(known, torch.Generator().manual_seed(0))
-    batches = independent_batches(pixels, known, 7)
+    filled = torch.zeros(30, 24, dtype=torch.bool)
+    filled[10:20, 8:15] = True
+    pixels = boundary_pixels(filled, torch.Generator().manual_seed(0))
+    batches = independent_batches(pixels, filled, 7)
     assert sorted(torch.cat(batches).tolist()) == list(range(len(pixels)))
     batch_of = {index: number for number, batch in enumerate(batches) for index in batch.tolist()}
     for later in range(len(pixels)):
@@ -81,11 +81,11 @@ def test_pixels_in_a_batch_are_not_in_each_others_windows() -> None:
     assert len(batches) < len(pixels) / 2
 
 
-def test_boundary_pixels_are_sorted_by_known_neighbors() -> None:
-    known = torch.zeros(6, 6, dtype=torch.bool)
-    known[2:4, 2:4] = True
-    known[1, 1] = True
-    pixels = [tuple(p) for p in boundary_pixels(known, torch.Generator().manual_seed(0)).tolist()]
+def test_boundary_pixels_are_sorted_by_filled_neighbors() -> None:
+    filled = torch.zeros(6, 6, dtype=torch.bool)
+    filled[2:4, 2:4] = True
+    filled[1, 1] = True
+    pixels = [tuple(p) for p in boundary_pixels(filled, torch.Generator().manual_seed(0)).tolist()]
     assert set(pixels[:2]) == {(1, 2), (2, 1)}
     assert set(pixels[-7:]) >= {(0, 0), (0, 1), (1, 0), (4, 4)}
     assert len(pixels) == len(set(pixels)) == 16
