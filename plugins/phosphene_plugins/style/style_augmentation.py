@@ -98,7 +98,9 @@ class StyleAugmentation(v2.Transform):  # type: ignore[misc]
         if images.numel() and not -1e-6 <= float(images.min()) <= float(images.max()) <= 1 + 1e-6:
             raise InputError("pixels must lie in [0, 1]: put StyleAugmentation before v2.Normalize")
         views = tensor.clone().reshape(-1, *tensor.shape[-3:])
-        for rows in params["strength"][: len(images)].nonzero()[:, 0].split(BATCH):
+        selected = params["strength"][: len(images)].nonzero()[:, 0]
+        # Splitting no rows would return one empty batch, which has no statistics for AdaIN.
+        for rows in selected.split(BATCH) if len(selected) else ():
             b = params["strength"][rows, None, None, None].to(images)
             stylized = self._stylize(images, rows, params["blend_weights"][rows])
             views[rows] = v2.functional.to_dtype(images[rows].lerp(stylized, b), tensor.dtype, scale=True)

@@ -187,6 +187,11 @@ def test_an_adaptive_network_uses_styles_or_the_images_of_the_batch() -> None:
             assert min(float((result[n] - e[n]).abs().max()) for e in expected) < 1e-6
 
 
+def test_an_adaptive_network_can_leave_a_batch_unchanged() -> None:
+    images = draw(2, 3, 12, 11)
+    assert torch.equal(StyleAugmentation(adaptive(), 0.0)(images), images)
+
+
 def test_views_equal_the_transform_with_the_drawn_parameters() -> None:
     images = draw(3, 3, 9, 8)
     result = style_augmentation(images, STYLIZER, p=0.5, strength=(0.2, 0.8), views=5, seed=2)
