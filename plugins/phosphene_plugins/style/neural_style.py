@@ -219,7 +219,7 @@ def neural_style(
 
     Raises:
         InputError: blend or layer weights that do not fit the styles or layers.
-        ModelError: tiles smaller than a layer's receptive field.
+        ModelError: tiles for a layer whose receptive field covers the image.
 
     Example::
         from phosphene import run
