@@ -39,7 +39,7 @@ StyleNames: TypeAlias = Annotated[
 
 
 class PerceptualLoss(ParameterGroup):
-    """Layers and weights of the loss that style networks are trained on."""
+    """Layers and weights of the perceptual loss that style networks are trained on."""
 
     content_layer: ContentLayer = None
     style_layers: StyleLayers = None

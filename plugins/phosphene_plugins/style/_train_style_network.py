@@ -35,7 +35,7 @@ def train_style_network(
     dataset: Dataset,
     styles: Tensor,
     *,
-    loss_weights: PerceptualLoss,
+    perceptual_loss: PerceptualLoss,
     training: StyleNetworkTraining,
     frames: int,
     seed: int | None,
@@ -73,9 +73,9 @@ def train_style_network(
         smoothness_loss = total_variation(stylized) / stylized[0, 0].numel()
         content_loss = relative_error(content_features, content_target)
         return (
-            loss_weights.content_weight * content_loss
-            + loss_weights.style_weight * style_loss
-            + loss_weights.total_variation * smoothness_loss
+            perceptual_loss.content_weight * content_loss
+            + perceptual_loss.style_weight * style_loss
+            + perceptual_loss.total_variation * smoothness_loss
         )
 
     def draw_frame() -> Tensor:

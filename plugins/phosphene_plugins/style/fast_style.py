@@ -67,7 +67,7 @@ def fast_style_fit(
     norm: Annotated[
         Norm, Field(description="normalisation layers; instance and batch norm have a single style")
     ] = "conditional",
-    loss_weights: PerceptualLoss = PerceptualLoss(),
+    perceptual_loss: PerceptualLoss = PerceptualLoss(),
     width: Annotated[int, Field(ge=1, le=512, description="number of channels at full resolution")] = 16,
     blocks: Annotated[int, Field(ge=0, le=32, description="number of residual blocks")] = 3,
     training: StyleNetworkTraining = StyleNetworkTraining(steps=1000, batch=4, lr=5e-3),
@@ -113,14 +113,14 @@ def fast_style_fit(
     labels = style_labels(names, styles)
     if len(styles) > 1 and norm != "conditional":
         raise InputError(f'{norm} norm has a single style; {len(styles)} need norm="conditional"')
-    loss_network = StyleLoss(model, loss_weights.content_layer, loss_weights.style_layers)
+    loss_network = StyleLoss(model, perceptual_loss.content_layer, perceptual_loss.style_layers)
     network = StyleNetwork(len(styles), width, blocks, norm).to(model.device, model.dtype)
     history, first = train_style_network(
         network,
         loss_network,
         dataset,
         styles,
-        loss_weights=loss_weights,
+        perceptual_loss=perceptual_loss,
         training=training,
         frames=frames,
         seed=seed,

@@ -67,7 +67,7 @@ def fast_style_add(
     stylizer: Stylizer,
     *,
     names: StyleNames = None,
-    loss_weights: PerceptualLoss = PerceptualLoss(),
+    perceptual_loss: PerceptualLoss = PerceptualLoss(),
     training: StyleNetworkTraining = StyleNetworkTraining(steps=200, batch=4, lr=0.05),
     frames: Frames = 0,
     seed: Seed = None,
@@ -105,7 +105,7 @@ def fast_style_add(
     old, labels = require_style_network(stylizer), style_labels(names, styles, stylizer.labels)
     if old.config["norm"] == "batch":
         raise InputError("a network with batch norm has a single style; train one with conditional norm")
-    loss_network = StyleLoss(model, loss_weights.content_layer, loss_weights.style_layers)
+    loss_network = StyleLoss(model, perceptual_loss.content_layer, perceptual_loss.style_layers)
     new = network_for_new_styles(old, len(styles)).to(model.device, model.dtype)
     trained = sum(p.numel() for p in new.parameters() if p.requires_grad)
     history, first = train_style_network(
@@ -113,7 +113,7 @@ def fast_style_add(
         loss_network,
         dataset,
         styles,
-        loss_weights=loss_weights,
+        perceptual_loss=perceptual_loss,
         training=training,
         frames=frames,
         seed=seed,
