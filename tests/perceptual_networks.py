@@ -1,4 +1,4 @@
-"""The perceptual networks of ``shared/weights``, for tests and trials: VGG-19, cut and distilled."""
+"""VGG-19 up to relu3_1, its distilled version and a decoder, from ``shared/weights``, for tests."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from phosphene import Model, load_model
 
-#: Convolutions between the poolings of VGG-19.
+#: Number of convolutions in each block of VGG-19.
 _BLOCKS = (2, 2, 4, 4, 1)
 
 
 def load_vgg19(assets: Path) -> Model:
-    """The real VGG-19 (rescaled, reflection padding) up to relu3_1: 64, 64 | 128, 128 | 256 channels."""
+    """Pretrained VGG-19 (rescaled, reflection padding) up to relu3_1: 64, 64 | 128, 128 | 256 channels."""
     weights = load_file(assets / "weights" / "vgg19_relu3_1.normalised.torchvision.safetensors")
     names = ["features.0", "features.2", "features.5", "features.7", "features.10"]
     convolutions = [(weights[f"{n}.weight"], weights[f"{n}.bias"]) for n in names]
@@ -24,35 +24,35 @@ def load_vgg19(assets: Path) -> Model:
 
 
 def load_small_vgg19(assets: Path, level: int = 5) -> Model:
-    """VGG-19 distilled to a sixteenth, up to relu{level}_1."""
+    """VGG-19 distilled to a sixteenth of the parameters, up to relu{level}_1."""
     weights = load_file(assets / "weights" / f"vgg19_16x_encoder{level}.collabdistill.safetensors")
-    names = [f"conv{block + 1}{place + 1}" for block in range(5) for place in range(_BLOCKS[block])]
+    names = [f"conv{block + 1}{index + 1}" for block in range(5) for index in range(_BLOCKS[block])]
     convolutions = [(weights[f"{n}.weight"], weights[f"{n}.bias"]) for n in names if f"{n}.weight" in weights]
-    # What brings the pixels into Caffe's range is linear, and goes into the first convolution.
+    # The linear map from pixels to Caffe's range is merged into the first convolution.
     matrix, shift = weights["conv0.weight"][:, :, 0, 0], weights["conv0.bias"]
     first, bias = convolutions[0]
     convolutions[0] = (torch.einsum("ochw,ci->oihw", first, matrix), bias + first.sum((2, 3)) @ shift)
     return _chain(convolutions)
 
 
-def _chain(convolutions: list[tuple[Tensor, Tensor]], **known: Any) -> Model:
-    """A network of such convolutions alone, with the names that the papers give them."""
+def _chain(convolutions: list[tuple[Tensor, Tensor]], **options: Any) -> Model:
+    """A model of these convolutions, ReLUs and max pooling."""
     layers: list[nn.Module] = []
-    left = list(convolutions)
+    remaining = list(convolutions)
     for count in _BLOCKS:
-        for weight, bias in left[:count]:
+        for weight, bias in remaining[:count]:
             layer = nn.Conv2d(weight.shape[1], len(weight), 3, padding=1, padding_mode="reflect")
             layer.load_state_dict({"weight": weight, "bias": bias})
             layers += [layer, nn.ReLU()]
-        left = left[count:]
-        if not left:
+        remaining = remaining[count:]
+        if not remaining:
             break
         layers.append(nn.MaxPool2d(2))
-    return load_model(nn.Sequential(*layers).eval(), input_size=(3, 64, 64), **known)
+    return load_model(nn.Sequential(*layers).eval(), input_size=(3, 64, 64), **options)
 
 
 def load_decoder(assets: Path) -> nn.Sequential:
-    """The network that makes pictures in [0, 1] of what ``load_vgg19`` gives at relu3_1."""
+    """The decoder of ``load_vgg19``'s features at relu3_1 to images in [0, 1]."""
     weights = load_file(assets / "weights" / "vgg19_relu3_1.decoder.safetensors")
     layers: list[nn.Module] = []
     for name in (1, 5, 8, 12, 15):

@@ -1,8 +1,8 @@
-"""What copying textures costs beside the textbook's loops: CPU time in one process, smallest of several.
+"""Texture synthesis against reference implementations: CPU time in one process, smallest of several.
 
-``python -m tests.benchmarks.textures``. The textbook is timed on some of its pixels, spread over the growth,
-and counted for all of them; ``--whole`` lets it grow the whole picture (minutes) and compares every pixel.
-The limit of Efros-Leung is one product of all windows with all pixels in float32, and its least values.
+``python -m tests.benchmarks.textures``. The reference is timed on some pixels and
+extrapolated to all; ``--all`` lets it fill the complete image (minutes) and compares every pixel.
+The limit of Efros-Leung is one product of all windows with all pixels in float32, and its minima.
 """
 
 import sys
@@ -36,14 +36,14 @@ def limit() -> float:
     return cpu_seconds(lambda: [(some @ table).amin(1) for some in templates.split(1024)])
 
 
-def textbook(sample: torch.Tensor, whole: bool) -> tuple[float, torch.Tensor | None]:
-    """Seconds of the textbook's loop; they hardly depend on the pixel, since every window is compared."""
-    growth = textbook_textures.efros_leung(sample[0], SIDE, SIDE, window=WINDOW, seed=0)
-    if whole:
+def reference(sample: torch.Tensor, all_pixels: bool) -> tuple[float, torch.Tensor | None]:
+    """Seconds of the reference, nearly the same for each pixel, since every window is compared."""
+    steps = textbook_textures.efros_leung(sample[0], SIDE, SIDE, window=WINDOW, seed=0)
+    if all_pixels:
         images: deque[torch.Tensor] = deque(maxlen=1)
-        return cpu_seconds(lambda: images.extend(growth), 1), images[0]
+        return cpu_seconds(lambda: images.extend(steps), 1), images[0]
     pixels = 150
-    return cpu_seconds(lambda: [next(growth) for _ in range(pixels)], 1) / pixels * (SIDE**2 - 9), None
+    return cpu_seconds(lambda: [next(steps) for _ in range(pixels)], 1) / pixels * (SIDE**2 - 9), None
 
 
 def main() -> None:
@@ -51,15 +51,16 @@ def main() -> None:
     print(f"CPU seconds, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"Efros-Leung, {SAMPLE} -> {SIDE}, window {WINDOW}")
     with report_progress(False):
-        bound, (loop, image) = limit(), textbook(sample, "--whole" in sys.argv)
-        print(f"  {'limit':<24}{bound:>9.2f}\n  {'textbook':<24}{loop:>9.2f}")
+        bound, (loop, image) = limit(), reference(sample, "--all" in sys.argv)
+        print(f"  {'limit':<24}{bound:>9.2f}\n  {'reference':<24}{loop:>9.2f}")
         for order in ("exact", "ring"):
-            how = {"size": SIDE, "window": WINDOW, "order": order, "seed": 0}
-            took = cpu_seconds(lambda how=how: methods["efros_leung"](sample, **how))
-            print(f"  {order:<24}{took:>9.2f}   textbook / {loop / took:.0f}, limit x {took / bound:.1f}")
+            options = {"size": SIDE, "window": WINDOW, "order": order, "seed": 0}
+            seconds = cpu_seconds(lambda options=options: methods["efros_leung"](sample, **options))
+            ratios = f"reference / {loop / seconds:.0f}, limit x {seconds / bound:.1f}"
+            print(f"  {order:<24}{seconds:>9.2f}   {ratios}")
             if image is not None and order == "exact":
-                made = methods["efros_leung"](sample, **how).images[0]
-                print(f"  {'the same pixels':<24}{torch.equal(made.double(), image)!s:>9}")
+                result = methods["efros_leung"](sample, **options).images[0]
+                print(f"  {'same pixels':<24}{torch.equal(result.double(), image)!s:>9}")
         print(f"Wei-Levoy, {SAMPLE} -> {SIDE}, window 9")
         exhaustive, tree = (
             cpu_seconds(

@@ -1,4 +1,4 @@
-"""Folders of diffusers: read as safetensors alone, unconditional and latent; refused in a sentence."""
+"""Diffusers folders: safetensors only, unconditional and latent models, and error messages."""
 
 import json
 import sys
@@ -9,8 +9,8 @@ import torch
 
 from phosphene import InputError, MissingExtra, ModelError, load_result, replay, run
 from phosphene.generative import load_pipeline
-from phosphene_plugins.style._diffusion_hooks import attention_layers
-from phosphene_plugins.style.diffusion_style import ddim
+from phosphene_plugins.style._ddim import ddim
+from phosphene_plugins.style._diffusion_hooks import self_attention_layers
 
 diffusers = pytest.importorskip("diffusers", reason="the extra 'diffusion' is not installed")
 
@@ -19,7 +19,7 @@ UNET = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block":
 
 @pytest.fixture(scope="module")
 def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unconditional pipeline of pixels, with attention at its lower resolution."""
+    """An unconditional pixel-space pipeline, with attention at its lower resolution."""
     torch.manual_seed(0)
     down, up = ("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D")
     unet = diffusers.UNet2DModel(sample_size=16, down_block_types=down, up_block_types=up, **UNET)
@@ -28,14 +28,14 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_an_unconditional_pipeline_of_pixels(pixels: Path, tmp_path: Path) -> None:
+def test_an_unconditional_pixel_space_pipeline(pixels: Path, tmp_path: Path) -> None:
     images, style = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 18, 18)
     denoiser = load_pipeline(pixels)
     with torch.no_grad():
         x = 2 * images - 1
         assert torch.equal(denoiser.eps(x, 500), denoiser.unet(x, 500).sample)
     scheduler = diffusers.DDIMScheduler()
-    assert torch.allclose(denoiser.alphas.float(), scheduler.alphas_cumprod)
+    assert torch.allclose(denoiser.alphas_cumprod.float(), scheduler.alphas_cumprod)
     assert denoiser.multiple == 2
     results = [
         run("diffusion_style", images=images, styles=style, denoiser=pixels, steps=2, inject=inject)
@@ -48,31 +48,34 @@ def test_an_unconditional_pipeline_of_pixels(pixels: Path, tmp_path: Path) -> No
     assert replay(saved).same
 
 
-def test_a_step_is_the_one_of_diffusers(pixels: Path) -> None:
+def test_a_ddim_step_equals_diffusers(pixels: Path) -> None:
     denoiser = load_pipeline(pixels)
     scheduler = diffusers.DDIMScheduler(clip_sample=False)
     scheduler.set_timesteps(10)
     x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         noise = denoiser.eps(x, 400)
-        theirs = scheduler.step(noise, 400, x).prev_sample
-        ours = ddim(denoiser, denoiser.eps, x, [400, 300], "")
-    assert torch.allclose(ours, theirs, atol=1e-5)
+        expected = scheduler.step(noise, 400, x).prev_sample
+        result = ddim(denoiser, denoiser.eps, x, [400, 300], "")
+    assert torch.allclose(result, expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stable Diffusion's kind: latents, a text, predicting v."""
+    """A latent, text-conditioned pipeline with v-prediction, as Stable Diffusion."""
     transformers = pytest.importorskip("transformers", reason="the extra 'diffusion' is not installed")
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("latent")
-    words = folder / "words"
-    words.mkdir()
-    known = ["<|startoftext|>", "<|endoftext|>", "a</w>"]
-    (words / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(known)}))
-    (words / "merges.txt").write_text("#version: 0.2\n")
+    text_folder = folder / "text"
+    text_folder.mkdir()
+    vocabulary = ["<|startoftext|>", "<|endoftext|>", "a</w>"]
+    (text_folder / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(vocabulary)}))
+    (text_folder / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = transformers.CLIPTokenizer(
-        str(words / "vocab.json"), str(words / "merges.txt"), model_max_length=5, unk_token=known[1]
+        str(text_folder / "vocab.json"),
+        str(text_folder / "merges.txt"),
+        model_max_length=5,
+        unk_token=vocabulary[1],
     )
     text = transformers.CLIPTextConfig(
         vocab_size=3, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
@@ -95,31 +98,31 @@ def latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "pipeline"
 
 
-def test_a_latent_pipeline_that_takes_a_text(latent: Path) -> None:
+def test_a_text_conditioned_latent_pipeline(latent: Path) -> None:
     denoiser = load_pipeline(latent)
     assert denoiser.prompt is not None and denoiser.prompt.shape == (1, 5, 8)
     assert (denoiser.prediction, denoiser.multiple, denoiser.channels) == ("v_prediction", 4, 3)
-    layers = attention_layers(denoiser)
+    layers = self_attention_layers(denoiser)
     assert layers and all(
         name.startswith("unet.") and name.endswith("attn1") for name in layers if "mid" not in name
     )
     assert not any(name.endswith("attn2") for name in layers)
     images = torch.rand(1, 3, 18, 14)
-    made = run("diffusion_style", images=images, styles=torch.rand(1, 3, 16, 16), denoiser=latent, steps=2)
-    assert made.stylized.shape == images.shape
+    result = run("diffusion_style", images=images, styles=torch.rand(1, 3, 16, 16), denoiser=latent, steps=2)
+    assert result.stylized.shape == images.shape
     with torch.no_grad():
-        pictures = torch.rand(1, 3, 16, 16)
-        x = denoiser.encode(pictures)
-        mode = denoiser.autoencoder.encode(2 * pictures - 1).latent_dist.mode()
+        images = torch.rand(1, 3, 16, 16)
+        x = denoiser.encode(images)
+        mode = denoiser.autoencoder.encode(2 * images - 1).latent_dist.mode()
         assert torch.allclose(x, mode * denoiser.autoencoder.config.scaling_factor)
-        said = denoiser.unet(x, 300, encoder_hidden_states=denoiser.prompt).sample
+        output = denoiser.unet(x, 300, encoder_hidden_states=denoiser.prompt).sample
         signal, level = denoiser.levels(300)
-        assert torch.allclose(denoiser.eps(x, 300), level * x + signal * said, atol=1e-6)
-        drawn = denoiser.autoencoder.decode(mode).sample
-        assert torch.allclose(denoiser.decode(x), (drawn + 1) / 2, atol=1e-5)
+        assert torch.allclose(denoiser.eps(x, 300), level * x + signal * output, atol=1e-6)
+        decoded = denoiser.autoencoder.decode(mode).sample
+        assert torch.allclose(denoiser.decode(x), (decoded + 1) / 2, atol=1e-5)
 
 
-def test_pickles_are_never_read(pixels: Path, tmp_path: Path) -> None:
+def test_pickles_are_refused(pixels: Path, tmp_path: Path) -> None:
     unet = diffusers.UNet2DModel.from_pretrained(pixels / "unet")
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(
         tmp_path, safe_serialization=False
@@ -129,8 +132,10 @@ def test_pickles_are_never_read(pixels: Path, tmp_path: Path) -> None:
         load_pipeline(tmp_path)
 
 
-def test_what_is_no_pipeline_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no folder of a diffusers pipeline: it has no model_index\.json"):
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"not the folder of a diffusers pipeline: it has no model_index\.json"
+    ):
         run("diffusion_style", denoiser=str(tmp_path))
     (tmp_path / "model_index.json").write_text('{"_class_name": "Odd", "unet": ["diffusers", "NoSuchUNet"]}')
     with pytest.raises(InputError, match="cannot be read as a pipeline"):
@@ -139,7 +144,7 @@ def test_what_is_no_pipeline_is_refused_in_a_sentence(tmp_path: Path) -> None:
         run("diffusion_style", denoiser=5)
 
 
-def test_a_pipeline_that_wants_classes_is_refused(tmp_path: Path) -> None:
+def test_a_class_conditioned_pipeline_is_refused(tmp_path: Path) -> None:
     unet = diffusers.UNet2DModel(
         sample_size=16,
         num_class_embeds=3,
@@ -148,18 +153,18 @@ def test_a_pipeline_that_wants_classes_is_refused(tmp_path: Path) -> None:
         **UNET,
     )
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="told more than pictures, times and a text"):
+    with pytest.raises(ModelError, match="conditioned on more than time and text"):
         load_pipeline(tmp_path)
 
 
-def test_a_schedule_that_is_no_diffusion_is_refused(pixels: Path, tmp_path: Path) -> None:
+def test_a_flow_matching_schedule_is_refused(pixels: Path, tmp_path: Path) -> None:
     unet = diffusers.UNet2DModel.from_pretrained(pixels / "unet")
     diffusers.DDPMPipeline(unet, diffusers.FlowMatchEulerDiscreteScheduler()).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="no noise schedule"):
         load_pipeline(tmp_path)
 
 
-def test_without_the_extra_it_says_which(pixels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_names_the_extra(pixels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(MissingExtra, match=r"phosphene\[diffusion\]"):
         load_pipeline(pixels)

@@ -1,4 +1,4 @@
-"""Generators: what may be given as one, by name, by folder and as an object."""
+"""Generators: by name, from a folder and as an object."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ FEW: dict[str, Any] = {"steps": 2, "target": [1, 4], "seed": 0, "progress": Fals
 
 
 def stripes(z: Tensor) -> Tensor:
-    """A function of three numbers: the picture's colour."""
+    """A function of three numbers: the color of the image."""
     return z.sigmoid()[:, :, None, None].expand(-1, -1, 16, 16)
 
 
-def test_the_bundled_one_is_taken_by_its_name_and_recorded_by_it() -> None:
-    left_out, named = (
-        run("latent_visualization", **FEW | given)
-        for given in ({}, {"generator": "builtin:shapes-autoencoder"})
+def test_the_bundled_generator_is_recorded_by_name() -> None:
+    default, named = (
+        run("latent_visualization", **FEW | options)
+        for options in ({}, {"generator": "builtin:shapes-autoencoder"})
     )
-    assert left_out.inputs["generator"] == "builtin:shapes-autoencoder"
-    assert torch.equal(left_out.images, named.images)
+    assert default.inputs["generator"] == "builtin:shapes-autoencoder"
+    assert torch.equal(default.images, named.images)
 
 
-def test_a_function_needs_no_more_than_its_latent_size() -> None:
+def test_a_generator_can_be_a_function() -> None:
     generator = Generator([3], stripes)
     assert generator.latent_size == (3,) and torch.equal(
         generator(torch.zeros(1, 3)), stripes(torch.zeros(1, 3))
@@ -43,40 +43,40 @@ def test_a_function_needs_no_more_than_its_latent_size() -> None:
         generator.encode(torch.zeros(1, 3, 16, 16))
 
 
-def test_decoded_pictures_are_clipped() -> None:
+def test_decoded_images_are_clipped() -> None:
     decoded = Generator([3], lambda z: 5 * z.view(-1, 3, 1, 1)).decode(torch.tensor([[-1.0, 0.1, 1.0]]))
     assert decoded.flatten().tolist() == [0.0, 0.5, 1.0]
 
 
-def test_what_a_training_made_is_taken_itself_and_from_its_folder(
+def test_a_trained_generator_is_accepted_as_object_and_from_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def colours(size: int) -> Generator:
+    def color_generator(size: int) -> Generator:
         return Generator([size], nn.Sequential(nn.Linear(size, 3), nn.Sigmoid(), nn.Unflatten(1, (3, 1, 1))))
 
-    monkeypatch.setattr(methods["style.fast_style_fit"], "network", colours)
+    monkeypatch.setattr(methods["style.fast_style_fit"], "network", color_generator)
     torch.manual_seed(0)
     trained = TrainedNetwork(
-        network=colours(4),
+        network=color_generator(4),
         method="style.fast_style_fit",
         config={"size": 4},
         losses=torch.zeros(1),
-        labels=("colours",),
+        labels=("colors",),
         previews=torch.zeros(1, 3, 4, 4),
     )
-    folder = trained.save(tmp_path / "colours")
+    folder = trained.save(tmp_path / "colors")
     by_object, by_folder = (run("latent_visualization", **FEW, generator=g) for g in (trained, folder))
     assert torch.equal(by_object.images, by_folder.images)
     assert by_folder.inputs["generator"] == str(folder)
 
 
-@pytest.mark.parametrize("given", [5, nn.Linear(3, 3), stripes])
-def test_what_is_no_generator_is_refused_with_the_way_to_make_one(given: Any) -> None:
+@pytest.mark.parametrize("value", [5, nn.Linear(3, 3), stripes])
+def test_other_objects_are_refused_with_the_constructor(value: Any) -> None:
     with pytest.raises(InputError, match=r"Generator\(latent_size, decoder\)"):
-        ROLES["generator"].check(ROLES["generator"].make(given, None, {}), None, {})
+        ROLES["generator"].check(ROLES["generator"].make(value, None, {}), None, {})
 
 
-def test_a_folder_of_another_training_is_refused() -> None:
+def test_a_network_of_another_training_is_refused() -> None:
     stylizer = ROLES["stylizer"].make(None, None, {})
     with pytest.raises(InputError, match="not a StyleNetwork"):
         ROLES["generator"].check(ROLES["generator"].make(stylizer, None, {}), None, {})

@@ -1,4 +1,4 @@
-"""Generative networks as methods use them: diffusion models and decoders."""
+"""Generative networks that methods use: denoisers of diffusion models, and generators (decoders)."""
 
 from .denoisers import Denoiser, Pipeline, Prediction, load_pipeline
 from .generators import Generator

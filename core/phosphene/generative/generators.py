@@ -10,13 +10,22 @@ from ..errors import InputError
 
 
 class Generator(nn.Module):
-    """A decoder z -> image of codes that are, one by one, like draws of N(0, 1).
+    """A decoder z -> image, for latent codes whose components are distributed approximately as N(0, 1).
 
-    decoder: codes (N, ``*latent_size``) -> pictures (N, C, H, W) in [0, 1], a network or a function of yours;
-    encoder, where there is one: pictures of that size -> codes.
+    Args:
+        latent_size: Shape of one latent code.
+        decoder: Network or function, codes (N, ``*latent_size``) -> images (N, C, H, W) in [0, 1].
+        encoder: Network or function, images of that size -> codes; default: none.
+
+    Example::
+        import torch
+        from phosphene.generative import Generator
+
+        generator = Generator([3], lambda z: z.sigmoid()[:, :, None, None].expand(-1, -1, 16, 16))
+        generator(torch.zeros(2, 3)).shape  # (2, 3, 16, 16)
     """
 
-    #: What it was loaded from.
+    #: Path or name that it was loaded from.
     uri: str | None = None
 
     def __init__(
@@ -30,13 +39,13 @@ class Generator(nn.Module):
         self.decoder, self.encoder = decoder, encoder
 
     def decode(self, z: Tensor) -> Tensor:
-        """The pictures of codes: (N, C, H, W), clipped into [0, 1]."""
+        """Images (N, C, H, W) of latent codes, clipped to [0, 1]."""
         return self.decoder(z).clamp(0, 1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """The codes of pictures. Raises InputError where there is no encoder."""
+        """Latent codes (N, ``*latent_size``) of images. Raises InputError where there is no encoder."""
         if self.encoder is None:
-            raise InputError("this generator has no encoder, so no picture leads to a code")
+            raise InputError("this generator has no encoder, so images cannot be encoded")
         return self.encoder(images)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""``Stylization``: stylised images."""
+"""``Stylization``: stylized images."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .base import Panel, Result, side_by_side_frames
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Stylization(Result):
-    """Images in other manners: ``images`` and ``stylized`` (N, 3, H, W) in [0, 1], ``style`` its name.
+    """Stylized images: ``images`` and ``stylized`` (N, 3, H, W) in [0, 1], ``style`` the name of the style.
 
-    ``sources`` (S, 3, H', W') are the pictures whose style it is, where there are such. Of what was painted
-    step by step, ``losses`` (steps, N) and ``frames`` as in ``Synthesis``.
+    ``sources`` (S, 3, H', W') are the style images, where there are any. Methods that optimise pixels also
+    return ``losses`` (steps, N), and ``frames`` (F, N, 3, H, W), bytes, where they were requested.
     """
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "stylized")
@@ -31,10 +31,10 @@ class Stylization(Result):
 
     def panels(self) -> list[list[Panel]]:
         styles = [] if self.sources is None else list(self.sources)
-        names = ["style"] if len(styles) == 1 else [f"style {n}" for n in range(len(styles))]
-        sources = [Panel(*style) for style in zip(styles, names, strict=True)]
+        titles = ["style"] if len(styles) == 1 else [f"style {n}" for n in range(len(styles))]
+        style_panels = [Panel(style, title) for style, title in zip(styles, titles, strict=True)]
         return [
-            [Panel(image), *sources, Panel(stylized, self.style, is_output=True)]
+            [Panel(image), *style_panels, Panel(stylized, self.style, is_output=True)]
             for image, stylized in zip(self.images, self.stylized, strict=True)
         ]
 

@@ -1,1 +1,1 @@
-"""The content of one picture in the manner of another."""
+"""Style transfer: the content of one image in the style of another."""

@@ -1,4 +1,4 @@
-"""Keeping a picture's colours when its style changes: by its luminance alone, or by matched histograms.
+"""Color preservation in style transfer: luminance alone is stylized, or the style's colors are matched.
 
 Source: Gatys, Bethge, Hertzmann, Shechtman 2016, "Preserving Color in Neural Artistic Style Transfer".
 """
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from phosphene import InputError
 
-#: Whose colours a painted picture has: the style's, or the content's, kept in one of two ways.
-Colour: TypeAlias = Literal["style", "luminance", "histogram"]
+#: Colors of a stylized image: the style's, or the content's, preserved in one of two ways.
+ColorSource: TypeAlias = Literal["style", "luminance", "histogram"]
 
 
-#: Luminance of R, G and B, as in YIQ.
+#: Weights of R, G and B in the luminance Y of YIQ.
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -25,46 +25,51 @@ def luminance(images: Tensor) -> Tensor:
     return torch.einsum("nchw,c->nhw", images, images.new_tensor(_LUMA))[:, None]
 
 
-def recoloured(images: Tensor, colours: Tensor) -> Tensor:
-    """The images' luminance with another picture's colours: (N, 3, H, W), in [0, 1].
+def replace_luminance(images: Tensor, stylized: Tensor) -> Tensor:
+    """The images with the luminance of the stylized ones and their own chrominance: (N, 3, H, W), in [0, 1].
 
-    In YIQ colours are differences to Y, so that replacing Y adds the same to all three channels.
+    The chrominances I and Q of YIQ are differences to Y, so replacing Y adds the same to all three channels.
     """
-    return (colours + luminance(images) - luminance(colours)).clamp(0, 1)
+    return (images + luminance(stylized) - luminance(images)).clamp(0, 1)
 
 
-def matched(images: Tensor, like: Tensor) -> Tensor:
-    """The images with the mean and the covariance of the colours of ``like`` (1, C, H, W), in [0, 1].
+def match_color_statistics(images: Tensor, reference: Tensor) -> Tensor:
+    """The images with the color mean and covariance of a reference (1, C, H, W), in [0, 1].
 
-    x -> S_l^(1/2) S_x^(-1/2) (x - m_x) + m_l, which of one channel is (x - m_x) s_l / s_x + m_l.
+    x -> S_r^(1/2) S_x^(-1/2) (x - m_x) + m_r, for one channel (x - m_x) s_r / s_x + m_r.
     """
-    mean, _, inverse = _spread(images)
-    wanted, root, _ = _spread(like)
-    return (torch.einsum("mij,njk,nkhw->nihw", root, inverse, images - mean) + wanted).clamp(0, 1)
+    mean, _, inverse_root = _color_statistics(images)
+    reference_mean, root, _ = _color_statistics(reference)
+    matched = torch.einsum("mij,njk,nkhw->nihw", root, inverse_root, images - mean) + reference_mean
+    return matched.clamp(0, 1)
 
 
-def prepared(content: Tensor, styles: Tensor, colour: Colour) -> tuple[Tensor, list[Tensor]]:
-    """What of the content is painted, and the styles for it: the same for all, or a set for each.
+def prepare_colors(content: Tensor, styles: Tensor, color: ColorSource) -> tuple[Tensor, list[Tensor]]:
+    """The content and the style images to use: one batch of styles for all contents, or one for each.
 
-    Of "luminance" alone what is painted is grey, and ``recoloured`` afterwards.
+    For "luminance" both are grey; ``replace_luminance`` afterwards restores the content's colors.
+    Raises InputError for "luminance" of images that do not have three channels.
     """
-    if colour == "style":
+    if color == "style":
         return content, [styles]
-    if colour == "histogram":
-        return content, [matched(styles, like) for like in content.split(1)]
+    if color == "histogram":
+        return content, [match_color_statistics(styles, reference) for reference in content.split(1)]
     if content.shape[1] != 3:
-        raise InputError(f"luminance is of red, green and blue, not of {content.shape[1]} channels")
-    grey, shown = luminance(styles), luminance(content).expand_as(content)
-    return shown, [matched(grey, like[:, :1]).expand_as(styles) for like in shown.split(1)]
+        raise InputError(f"luminance needs red, green and blue, not {content.shape[1]} channels")
+    grey_styles, grey_content = luminance(styles), luminance(content).expand_as(content)
+    return grey_content, [
+        match_color_statistics(grey_styles, reference[:, :1]).expand_as(styles)
+        for reference in grey_content.split(1)
+    ]
 
 
-def _spread(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean colour (N, C, 1, 1), the root of the colours' covariance and its inverse (N, C, C)."""
+def _color_statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean color (N, C, 1, 1), root of the color covariance and inverse of that root (N, C, C)."""
     mean = images.mean((2, 3), keepdim=True)
-    away = (images - mean).flatten(2).double()
-    values, vectors = torch.linalg.eigh(away @ away.mT / away.shape[2])
-    sizes = values.clamp(min=1e-8).sqrt()
-    root, inverse = (
-        torch.einsum("nij,nj,nkj->nik", vectors, s, vectors).to(images) for s in (sizes, 1 / sizes)
+    centered = (images - mean).flatten(2).double()
+    values, vectors = torch.linalg.eigh(centered @ centered.mT / centered.shape[2])
+    std = values.clamp(min=1e-8).sqrt()
+    root, inverse_root = (
+        torch.einsum("nij,nj,nkj->nik", vectors, s, vectors).to(images) for s in (std, 1 / std)
     )
-    return mean, root, inverse
+    return mean, root, inverse_root

@@ -1,10 +1,11 @@
-"""What a diffusion model's layers give for one picture, kept and put into its passes on another."""
+"""Diffusion features: record the outputs of a denoiser's layers, and replace them in other passes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
@@ -12,66 +13,70 @@ from phosphene import ModelError, UnknownName
 from phosphene.generative import Denoiser
 from phosphene.hooks import Tap
 
-#: The noise in x at a time t.
-Eps = Callable[[Tensor, int], Tensor]
+#: eps(x, t): the noise in x at a time step t.
+Eps: TypeAlias = Callable[[Tensor, int], Tensor]
 
 
-#: What layers gave, by time and name.
-Memory = dict[int, dict[str, Tensor]]
+#: Layer outputs, by time step and layer name.
+LayerOutputs: TypeAlias = dict[int, dict[str, Tensor]]
 
 
-def attention_layers(denoiser: Denoiser) -> list[str]:
-    """The layers in which every place looks at every other: with to_q, to_k and to_v, and no text."""
+def self_attention_layers(denoiser: Denoiser) -> list[str]:
+    """Names of the self-attention layers: modules with to_q, to_k and to_v that take no text."""
     return [
         name
         for name, layer in denoiser.named_modules()
-        if all(hasattr(layer, f"to_{part}") for part in "qkv")
+        if all(hasattr(layer, f"to_{projection}") for projection in "qkv")
         and not getattr(layer, "is_cross_attention", False)
     ]
 
 
 def residual_blocks(denoiser: Denoiser) -> list[str]:
-    """The residual blocks, as diffusers names them."""
+    """Names of the residual blocks, which diffusers calls ``resnets.N``."""
     return [name for name, _ in denoiser.named_modules() if re.search(r"resnets\.\d+$", name)]
 
 
-def finer(layers: list[str]) -> list[str]:
-    """Those on the way up, without its coarsest third; all, where nothing is named as a way up."""
-    stages = {name: int(found[1]) for name in layers if (found := re.search(r"up_blocks\.(\d+)", name))}
-    numbers = sorted(set(stages.values()))
-    kept = numbers[len(numbers) // 3 :]
-    return [name for name, number in stages.items() if number in kept] or layers
+def finer_up_blocks(layers: list[str]) -> list[str]:
+    """The layers in the finer two thirds of the UNet's up blocks; all layers where none is in an up block."""
+    matches = {name: re.search(r"up_blocks\.(\d+)", name) for name in layers}
+    blocks = {name: int(match[1]) for name, match in matches.items() if match}
+    numbers = sorted(set(blocks.values()))
+    finer = numbers[len(numbers) // 3 :]
+    return [name for name, block in blocks.items() if block in finer] or layers
 
 
-def chosen(denoiser: Denoiser, known: list[str], asked: list[str] | None, what: str) -> list[str]:
-    """The layers asked for, else the finer ones; ModelError where the denoiser has none of the kind."""
-    if not known:
-        raise ModelError(f"this diffusion model has no {what}")
-    for name in asked or ():
-        if name not in known:
-            raise UnknownName(what, name, known, "this diffusion model")
-    return asked or finer(known)
+def select_layers(available: list[str], requested: list[str] | None, kind: str) -> list[str]:
+    """The requested layers; default: the finer up blocks.
+
+    Raises ModelError where the denoiser has no layer of this kind, UnknownName for a layer it does not have.
+    """
+    if not available:
+        raise ModelError(f"this diffusion model has no {kind}")
+    for name in requested or ():
+        if name not in available:
+            raise UnknownName(kind, name, available, "this diffusion model")
+    return requested or finer_up_blocks(available)
 
 
-def watched(denoiser: Denoiser, layers: Iterable[str], memory: Memory) -> Eps:
-    """eps(x, t) that keeps what the layers give."""
+def record_outputs(denoiser: Denoiser, layers: Iterable[str], outputs: LayerOutputs) -> Eps:
+    """eps(x, t) that also stores the layers' outputs in ``outputs``."""
     modules = {name: denoiser.get_submodule(name) for name in layers}
 
     def eps(x: Tensor, t: int) -> Tensor:
         with Tap(modules) as tap:
             noise = denoiser.eps(x, t)
-            memory[t] = {name: tap[name] for name in modules}
+            outputs[t] = {name: tap[name] for name in modules}
         return noise
 
     return eps
 
 
-def injected(denoiser: Denoiser, changes: Mapping[str, Callable[[int, Tensor], Tensor]]) -> Eps:
-    """eps(x, t) with what each layer gives changed: by a function of the time and of the layer's output."""
-    modules: dict[str, nn.Module] = {name: denoiser.get_submodule(name) for name in changes}
+def replace_outputs(denoiser: Denoiser, replacements: Mapping[str, Callable[[int, Tensor], Tensor]]) -> Eps:
+    """eps(x, t) in which each layer's output is replaced by ``replacements[name](t, output)``."""
+    modules: dict[str, nn.Module] = {name: denoiser.get_submodule(name) for name in replacements}
 
     def eps(x: Tensor, t: int) -> Tensor:
-        with Tap(modules, replace={name: (1, partial(change, t)) for name, change in changes.items()}):
+        with Tap(modules, replace={name: (1, partial(f, t)) for name, f in replacements.items()}):
             return denoiser.eps(x, t)
 
     return eps

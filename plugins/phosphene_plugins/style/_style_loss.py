@@ -1,4 +1,4 @@
-"""Content and style of pictures, as a network sees them: its features, and their correlations."""
+"""Perceptual content and style losses: features of a network, and their Gram matrices."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from phosphene import InputError, Model
 from phosphene.optimize import gram_matrix
 
 
-class Aim(NamedTuple):
-    """What to look like: the content's maps (N, C, h, w), each style layer's Gram matrices (1 or N, C, C)."""
+class StyleTargets(NamedTuple):
+    """What features should match: content maps (N, C, h, w), and each style layer's Grams (1 or N, C, C)."""
 
     content: Tensor
-    grams: list[Tensor]
+    style_grams: list[Tensor]
 
 
-class Perception:
-    """Where a model looks for content, and at which layers and with which weights for style.
+class StyleLoss:
+    """A loss network: the layers of a model whose features are content, and those whose Grams are style.
 
-    Left out, ``content_layer`` is the middle one of ``model.stages``, ``style_layers`` are all of them, and
-    layer j, counted from the finest, weighs 3^-j.
+    Defaults: ``content_layer`` is the middle one of ``model.stages``, ``style_layers`` are all of them, and
+    the weight of layer j, counted from the finest, is 3^-j.
     """
 
     def __init__(
@@ -38,37 +38,41 @@ class Perception:
         self.style_layers = list(model.stages if style_layers is None else style_layers)
         self.weights = list(weights or (3.0**-depth for depth in range(len(self.style_layers))))
         if not self.style_layers or len(self.weights) != len(self.style_layers):
-            told = f"{len(self.style_layers)} layers, {len(self.weights)} weights"
-            raise InputError(f"style needs layers, and one weight for each: {told}")
+            counts = f"{len(self.style_layers)} layers, {len(self.weights)} weights"
+            raise InputError(f"the style loss needs layers, and one weight for each: {counts}")
 
     @property
     def layers(self) -> list[str]:
-        """Every layer that is looked at: those of style, then that of content."""
+        """The style layers, then the content layer."""
         return [*self.style_layers, self.content_layer]
 
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """What these layers give, (N, C, h, w) each; nothing above the highest runs."""
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Feature maps (N, C, h, w) of ``layers``; no layer above the last of them runs."""
         return [self.model.maps(f, images) for f in self.model.features_of(images, self.layers)]
 
     @torch.no_grad()
-    def content(self, images: Tensor) -> Tensor:
-        """The maps (N, C, h, w) of what is in the images."""
+    def content_features(self, images: Tensor) -> Tensor:
+        """phi(I): feature maps (N, C, h, w) of the content layer."""
         return self.model.maps(self.model.features(images, self.content_layer), images)
 
     @torch.no_grad()
-    def style(self, styles: Tensor, shares: Tensor) -> list[Tensor]:
-        """Each layer's Gram matrix (1, C, C), mixed by the shares (S,) of some styles, each seen alone."""
+    def style_grams(self, styles: Tensor, blend_weights: Tensor) -> list[Tensor]:
+        """Each style layer's Gram matrix (1, C, C): sum_s gamma_s G_j(I_s), with the styles' weights (S,).
+
+        The styles go through the network one by one, so that the memory needed is that of one.
+        """
         grams = zip(
-            *([gram_matrix(f) for f in self.maps(style)[:-1]] for style in styles.split(1)), strict=True
+            *([gram_matrix(f) for f in self.features(style)[:-1]] for style in styles.split(1)), strict=True
         )
-        return [torch.einsum("s,scd->cd", shares, torch.cat(each))[None] for each in grams]
+        return [torch.einsum("s,scd->cd", blend_weights, torch.cat(layer))[None] for layer in grams]
 
-    def style_loss(self, grams: Sequence[Tensor], aim: Aim) -> Tensor:
+    def style_loss(self, grams: Sequence[Tensor], target_grams: Sequence[Tensor]) -> Tensor:
         """sum_j w_j |G_j - G_js|_F^2 / |G_js|_F^2: (N,)."""
-        terms = zip(self.weights, grams, aim.grams, strict=True)
-        return torch.stack([w * relative(found, wanted) for w, found, wanted in terms]).sum(0)
+        terms = zip(self.weights, grams, target_grams, strict=True)
+        return torch.stack([weight * relative_error(gram, target) for weight, gram, target in terms]).sum(0)
 
 
-def relative(found: Tensor, wanted: Tensor) -> Tensor:
-    """|found - wanted|^2 / |wanted|^2 of each row: (N,)."""
-    return (found - wanted).square().flatten(1).sum(1) / wanted.square().flatten(1).sum(1).clamp(min=1e-30)
+def relative_error(values: Tensor, target: Tensor) -> Tensor:
+    """|values - target|^2 / |target|^2 of each row: (N,)."""
+    difference = (values - target).square().flatten(1).sum(1)
+    return difference / target.square().flatten(1).sum(1).clamp(min=1e-30)

@@ -1,4 +1,4 @@
-"""The network of fast style: convolutions whose instance norms know the styles, and nothing else does."""
+"""The network of fast style transfer: convolutions and conditional instance normalisation."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from phosphene import InputError
 from phosphene.results import TrainedNetwork
 
-#: What a style network is normalised by; "instance" and "batch" know one style.
+#: Normalisation layers of a style network; "instance" and "batch" have one style.
 Norm: TypeAlias = Literal["conditional", "instance", "batch"]
 
 
 class ConditionalInstanceNorm(nn.Module):
-    """IN(x; s) = gamma^(s) (x - mu) / sigma + beta^(s), with mu and sigma of each image and channel.
+    """Conditional instance normalisation: gamma^(s) (x - mu) / sigma + beta^(s), of each image and channel.
 
-    ``mix`` (N, S) says how much of each style an image gets: gamma and beta are mixed linearly.
+    ``blend_weights`` (N, S) are the weights of the styles for each image: gamma and beta are mixed linearly.
+
+    Source: Dumoulin et al. 2017, equation 5.
     """
 
     def __init__(self, styles: int, channels: int) -> None:
@@ -27,20 +29,17 @@ class ConditionalInstanceNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(styles, channels))
         self.beta = nn.Parameter(torch.zeros(styles, channels))
 
-    def forward(self, x: Tensor, mix: Tensor) -> Tensor:
-        gamma, beta = (mix @ self.gamma)[:, :, None, None], (mix @ self.beta)[:, :, None, None]
+    def forward(self, x: Tensor, blend_weights: Tensor) -> Tensor:
+        gamma, beta = ((blend_weights @ p)[:, :, None, None] for p in (self.gamma, self.beta))
         x = F.instance_norm(x)
-        # Its time is memory's: in place, but where a gradient wants what was there.
+        # Memory bandwidth limits this layer: in place, except where the backward pass needs the old values.
         return (gamma * x if torch.is_grad_enabled() else x.mul_(gamma)).add_(beta)
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """BN(x) = gamma (x - mu) / sigma + beta, with mu and sigma of each channel over a batch of images.
+    """Batch normalisation, which has one style: ``blend_weights`` are ignored."""
 
-    Trained, it takes running means of those it saw. There is one style, whatever ``mix`` says.
-    """
-
-    def forward(self, x: Tensor, mix: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, blend_weights: Tensor | None = None) -> Tensor:
         return super().forward(x)
 
 
@@ -62,21 +61,25 @@ class StyledConv(nn.Module):
         self.norm = BatchNorm(outputs) if norm == "batch" else ConditionalInstanceNorm(styles, outputs)
         self.upsample, self.padding = upsample, kernel // 2
 
-    def forward(self, x: Tensor, mix: Tensor) -> Tensor:
+    def forward(self, x: Tensor, blend_weights: Tensor) -> Tensor:
         x = F.interpolate(x, scale_factor=self.upsample) if self.upsample > 1 else x
-        return self.norm(self.conv(F.pad(x, (self.padding,) * 4, mode="reflect")), mix)
+        return self.norm(self.conv(F.pad(x, (self.padding,) * 4, mode="reflect")), blend_weights)
 
 
 class StyleNetwork(nn.Module):
-    """Down by four, residual blocks, up by four: pictures (N, 3, H, W) in [0, 1] and mix (N, S) -> pictures.
+    """Image transformation network: images (N, 3, H, W) in [0, 1], blend weights (N, S) -> stylized images.
 
-    On the way up each resolution gets back what it was on the way down, without which a short
-    training loses the content's edges. ``norm`` "instance" is "conditional" with one style.
+    Downsampling by four, residual blocks, upsampling by four. The downsampling path's features are added to
+    the upsampling path's at each resolution: without these skip connections a short training loses the
+    content's edges. ``norm`` "instance" is "conditional" with one style.
+
+    Source: Johnson et al. 2016, section 3.1, with the normalisation of Dumoulin et al. 2017.
     """
 
+    # Saved weights depend on the names down, residual, up and paint.
     def __init__(self, styles: int, width: int, blocks: int, norm: Norm = "conditional") -> None:
         super().__init__()
-        #: What it was built from.
+        #: The arguments that built it.
         self.config: dict[str, Any] = {"styles": styles, "width": width, "blocks": blocks, "norm": norm}
         conv, one, two, four = partial(StyledConv, styles, norm), width, 2 * width, 4 * width
         self.down = nn.ModuleList([conv(3, one, 9), conv(one, two, stride=2), conv(two, four, stride=2)])
@@ -85,82 +88,87 @@ class StyleNetwork(nn.Module):
         )
         self.up = nn.ModuleList([conv(four, two, upsample=2), conv(two, one, upsample=2)])
         self.paint = conv(one, 3, 9)
-        self._begin_with_edges()
+        self._initialize()
 
     @torch.no_grad()
-    def _begin_with_edges(self) -> None:
-        """Blocks that add nothing yet and wide filters that look at their centre: both blur otherwise."""
+    def _initialize(self) -> None:
+        """Zero residual blocks and 9 x 9 filters weighted towards their center: both would blur otherwise."""
         window = torch.exp(-torch.arange(-4, 5).square() / 2)
-        window *= 3 / window.norm()  # the filters' size stays
+        window *= 3 / window.norm()  # keeps the variance of the filters
         for name, parameter in self.named_parameters():
             if name.endswith(("second.norm.gamma", "second.norm.weight")):
                 nn.init.zeros_(parameter)
             elif name in ("down.0.conv.weight", "paint.conv.weight"):
                 parameter.mul_(window * window[:, None])
 
-    def forward(self, images: Tensor, mix: Tensor) -> Tensor:
-        x, finer = images, []
+    def forward(self, images: Tensor, blend_weights: Tensor) -> Tensor:
+        x, skips = images, []
         for layer in self.down:
-            x = layer(x, mix).relu_()
-            finer.append(x)
+            x = layer(x, blend_weights).relu_()
+            skips.append(x)
         for block in self.residual:
             assert isinstance(block, nn.ModuleDict)
-            x = x + block["second"](block["first"](x, mix).relu_(), mix)
-        for layer, skipped in zip(self.up, finer[-2::-1], strict=True):
-            x = layer(x, mix)[:, :, : skipped.shape[2], : skipped.shape[3]]  # odd sides
-            x = (x + skipped).relu_()
-        return self.paint(x, mix).sigmoid_()
+            x = x + block["second"](block["first"](x, blend_weights).relu_(), blend_weights)
+        for layer, skip in zip(self.up, skips[-2::-1], strict=True):
+            x = layer(x, blend_weights)[:, :, : skip.shape[2], : skip.shape[3]]  # cropped for odd sides
+            x = (x + skip).relu_()
+        return self.paint(x, blend_weights).sigmoid_()
 
 
-def new_to(network: StyleNetwork, styles: int) -> StyleNetwork:
-    """A network for so many other styles: the same convolutions, frozen, and mean scales and shifts, free."""
-    made = StyleNetwork(**network.config | {"styles": styles, "norm": "conditional"})
-    known = network.state_dict()
-    made.load_state_dict({n: t.mean(0).expand(styles, -1) if _per_style(n) else t for n, t in known.items()})
-    for name, parameter in made.named_parameters():
-        parameter.requires_grad_(_per_style(name))
-    return made
+def network_for_new_styles(network: StyleNetwork, styles: int) -> StyleNetwork:
+    """A network for other styles: the same convolutions, frozen, and trainable gamma and beta.
+
+    These start at the means of the network's own.
+    """
+    new = StyleNetwork(**network.config | {"styles": styles, "norm": "conditional"})
+    old_state = network.state_dict()
+    new.load_state_dict(
+        {n: t.mean(0).expand(styles, -1) if _is_per_style(n) else t for n, t in old_state.items()}
+    )
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(_is_per_style(name))
+    return new
 
 
-def joined(network: StyleNetwork, other: StyleNetwork) -> StyleNetwork:
-    """A frozen network with the styles of one and then those of another that has the same convolutions."""
+def concatenate_styles(network: StyleNetwork, other: StyleNetwork) -> StyleNetwork:
+    """A frozen network with the styles of two networks that have the same convolutions, one's first."""
     styles = network.config["styles"] + other.config["styles"]
-    made = StyleNetwork(**network.config | {"styles": styles, "norm": "conditional"})
-    known, more = network.state_dict(), other.state_dict()
-    rows = {n: torch.cat([t, more[n].to(t)]) if _per_style(n) else t.clone() for n, t in known.items()}
-    made.load_state_dict(rows, assign=True)  # in the first one's precision, and where it is
-    return made.eval().requires_grad_(False)
+    both = StyleNetwork(**network.config | {"styles": styles, "norm": "conditional"})
+    first, second = network.state_dict(), other.state_dict()
+    state = {n: torch.cat([t, second[n].to(t)]) if _is_per_style(n) else t.clone() for n, t in first.items()}
+    both.load_state_dict(state, assign=True)  # assign keeps the first network's precision and device
+    return both.eval().requires_grad_(False)
 
 
-def _per_style(name: str) -> bool:
-    """Whether the parameters (S, C) of that name have a row for each style."""
+def _is_per_style(name: str) -> bool:
+    """Whether a parameter (S, C) of this name has a row for each style."""
     return name.endswith((".norm.gamma", ".norm.beta"))
 
 
-def paintable(images: Tensor) -> Tensor:
-    """The images, or an InputError where the network cannot take them."""
+def check_images(images: Tensor) -> Tensor:
+    """The images. Raises InputError where a style network cannot take them."""
     shape = tuple(images.shape)
     if shape[1] != 3 or min(shape[2:]) < 8:
         raise InputError(f"a style network takes (N, 3, H, W) of 8 pixels a side or more, not {shape}")
     return images
 
 
-def network_of(stylizer: TrainedNetwork) -> StyleNetwork:
-    """Its style network, or an InputError where it has another."""
+def require_style_network(stylizer: TrainedNetwork) -> StyleNetwork:
+    """The stylizer's network. Raises InputError where it is not a ``StyleNetwork``."""
     if not isinstance(stylizer.network, StyleNetwork):
         raise InputError(f"a style network of fast_style_fit is needed, not one of {stylizer.method}")
     return stylizer.network
 
 
 def conditional_norm_is_instance_norm() -> None:
-    """With one style it is F.instance_norm's affine; between two styles it is linear."""
+    """With one style it equals F.instance_norm with affine parameters; between two styles it is linear."""
     random = torch.Generator().manual_seed(0)
     norm = ConditionalInstanceNorm(2, 5).double()
     nn.init.normal_(norm.gamma, generator=random)
     nn.init.normal_(norm.beta, generator=random)
     x = torch.randn(3, 5, 6, 7, dtype=torch.float64, generator=random)
-    mixes = torch.tensor([[1, 0], [0, 1], [0.3, 0.7]], dtype=torch.float64)
-    one, other, both = (norm(x, mix.expand(3, -1)) for mix in mixes)
+    blends = torch.tensor([[1, 0], [0, 1], [0.3, 0.7]], dtype=torch.float64)
+    first, second, both = (norm(x, blend.expand(3, -1)) for blend in blends)
     affine = F.instance_norm(x, weight=norm.gamma[0], bias=norm.beta[0])
-    assert (one - affine).abs().max() < 1e-12, "one style is not instance norm"
-    assert (both - (0.3 * one + 0.7 * other)).abs().max() < 1e-12, "a blend is not linear"
+    assert (first - affine).abs().max() < 1e-12, "one style is not instance norm"
+    assert (both - (0.3 * first + 0.7 * second)).abs().max() < 1e-12, "a blend is not linear"

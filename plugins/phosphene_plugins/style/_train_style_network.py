@@ -1,22 +1,20 @@
-"""Teaching a style network to repaint: the perceptual loss of what it paints, and the descent on it."""
+"""Training of a style network: the perceptual loss of its output, minimised by Adam."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, TypeAlias
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from phosphene import Dataset, InputError, Reference, batch_size
-from phosphene.optimize import gram_matrix
-from phosphene.optimize import total_variation as variation
+from phosphene.optimize import gram_matrix, total_variation
 from phosphene.training import TrainingHistory, train
 
-from ._optimize_style import at_most
-from ._style_loss import Aim, Perception, relative
-from ._style_network import StyleNetwork, paintable
+from ._parameters import PerceptualLoss, StyleNetworkTraining
+from ._resize import shrink_to
+from ._style_loss import StyleLoss, relative_error
+from ._style_network import StyleNetwork, check_images
 
 DUMOULIN = Reference(
     key="dumoulin2017",
@@ -27,104 +25,88 @@ DUMOULIN = Reference(
 )
 
 
-#: Parameters of a training.
-Names: TypeAlias = Annotated[list[str] | None, Field(description="what the styles are called")]
+#: Longer side of the preview frames, which stay in memory until the training ends.
+_FRAME_SIDE = 128
 
 
-ContentWeight: TypeAlias = Annotated[float, Field(ge=0, description="weight of the content")]
-
-
-StyleWeight: TypeAlias = Annotated[float, Field(ge=0, description="weight of the style")]
-
-
-TotalVariation: TypeAlias = Annotated[float, Field(ge=0, description="its weight, per pixel")]
-
-
-Steps: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000, description="steps of Adam")]
-
-
-Batch: TypeAlias = Annotated[int, Field(ge=1, le=1024, description="pictures a step")]
-
-
-Rate: TypeAlias = Annotated[float, Field(gt=0, le=1, description="learning rate")]
-
-
-MixedPrecision: TypeAlias = Annotated[bool, Field(description="convolutions in bfloat16, for GPUs")]
-
-
-#: The longer side of what is kept of the previews on the way.
-_FRAME = 128
-
-
-def teach(
+def train_style_network(
     network: StyleNetwork,
-    look: Perception,
+    loss_network: StyleLoss,
     dataset: Dataset,
     styles: Tensor,
     *,
-    content_weight: float,
-    style_weight: float,
-    total_variation: float,
-    steps: int,
-    batch: int,
-    lr: float,
-    mixed_precision: bool,
+    perceptual_loss: PerceptualLoss,
+    training: StyleNetworkTraining,
     frames: int,
     seed: int | None,
 ) -> tuple[TrainingHistory, Tensor]:
-    """Adam on all of a network that wants a gradient: its course, and the first picture in every style.
+    """Train those parameters of a network that require gradients, on the loss of ``fast_style_fit``.
 
-    The loss is ``fast_style_fit``'s. InputError for pictures that are not colour.
+    Returns the history, and the first content image (1, 3, H, W). Raises InputError for images without three
+    channels, and for mixed precision where the model is not in float32.
     """
-    model = look.model
-    first = paintable(dataset.read([0])).to(model.device, model.dtype)
-    if mixed_precision and model.dtype != torch.float32:
+    model = loss_network.model
+    first = check_images(dataset.read([0])).to(model.device, model.dtype)
+    if training.mixed_precision and model.dtype != torch.float32:
         raise InputError(f"mixed precision is for float32, the model is in {model.dtype}")
-    alone = styles.new_ones(1)
-    wanted = [torch.cat(each) for each in zip(*(look.style(s, alone) for s in styles.split(1)), strict=True)]
+    one = styles.new_ones(1)
+    style_grams = [
+        torch.cat(layer)
+        for layer in zip(*(loss_network.style_grams(s, one) for s in styles.split(1)), strict=True)
+    ]
     one_hot = torch.eye(len(styles), device=model.device, dtype=model.dtype)
 
-    def loss(images: Tensor, places: Sequence[int], share: float) -> Tensor:
-        which = torch.randint(len(styles), (len(images),)).to(model.device)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed_precision):
-            content, painted = look.content(images), network(paintable(images), one_hot[which])
-            maps = look.maps(painted)
-        *seen, repainted = (m.to(model.dtype) for m in maps)  # sums and squares are worth all digits
-        painted, content = painted.to(model.dtype), content.to(model.dtype)
-        style = look.style_loss(
-            [gram_matrix(f) for f in seen], Aim(content, [target[which] for target in wanted])
+    def loss(images: Tensor, indices: Sequence[int], progress: float) -> Tensor:
+        """The loss (n,) of images (n, 3, H, W), each in a style drawn at random."""
+        style = torch.randint(len(styles), (len(images),)).to(model.device)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=training.mixed_precision):
+            content_target = loss_network.content_features(images)
+            stylized = network(check_images(images), one_hot[style])
+            features = loss_network.features(stylized)
+        # Squares and sums in full precision: bfloat16 has only three digits.
+        *style_features, content_features = (f.to(model.dtype) for f in features)
+        stylized, content_target = stylized.to(model.dtype), content_target.to(model.dtype)
+
+        style_loss = loss_network.style_loss(
+            [gram_matrix(f) for f in style_features], [gram[style] for gram in style_grams]
         )
-        roughness = variation(painted) / painted[0, 0].numel()
+        smoothness_loss = total_variation(stylized) / stylized[0, 0].numel()
+        content_loss = relative_error(content_features, content_target)
         return (
-            content_weight * relative(repainted, content) + style_weight * style + total_variation * roughness
+            perceptual_loss.content_weight * content_loss
+            + perceptual_loss.style_weight * style_loss
+            + perceptual_loss.total_variation * smoothness_loss
         )
 
-    def draw() -> Tensor:
+    def draw_frame() -> Tensor:
         network.eval()
-        drawn = at_most(previews(network, first), _FRAME)
+        frame = shrink_to(style_previews(network, first), _FRAME_SIDE)
         network.train()
-        return drawn.clamp(0, 1)
+        return frame.clamp(0, 1)
 
-    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr)
-    course = train(
-        network, dataset, loss, optimizer, steps=steps, batch=batch, seed=seed or 0,
-        at_once=batch_size(model), frames=frames, draw=draw,
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], training.lr)
+    history = train(
+        network, dataset, loss, optimizer, steps=training.steps, batch=training.batch, seed=seed or 0,
+        at_once=batch_size(model), frames=frames, draw=draw_frame,
     )  # fmt: skip
-    return course, first
+    return history, first
 
 
 @torch.no_grad()
-def previews(network: StyleNetwork, image: Tensor) -> Tensor:
-    """One picture (1, 3, H, W) in each of its styles: (S, 3, H, W)."""
+def style_previews(network: StyleNetwork, image: Tensor) -> Tensor:
+    """An image (1, 3, H, W) in each of the network's styles: (S, 3, H, W)."""
     return torch.cat([network(image, row[None]) for row in torch.eye(network.config["styles"]).to(image)])
 
 
-def labels_of(names: list[str] | None, styles: Tensor, known: Sequence[str] = ()) -> tuple[str, ...]:
-    """The known styles' names and then these', or an InputError where they do not fit."""
-    numbers = range(len(known), len(known) + len(styles))
-    labels = (*known, *(f"style {n}" for n in numbers)) if names is None else (*known, *names)
-    if len(labels) != len(known) + len(styles) or len(set(labels)) != len(labels):
+def style_labels(names: list[str] | None, styles: Tensor, existing: Sequence[str] = ()) -> tuple[str, ...]:
+    """The existing styles' names and then the new ones'; default: "style" and a number.
+
+    Raises InputError where names are missing, superfluous or used twice.
+    """
+    numbers = range(len(existing), len(existing) + len(styles))
+    labels = (*existing, *(f"style {n}" for n in numbers)) if names is None else (*existing, *names)
+    if len(labels) != len(existing) + len(styles) or len(set(labels)) != len(labels):
         raise InputError(
-            f"{len(known) + len(styles)} styles need as many different names, not {', '.join(labels)}"
+            f"{len(existing) + len(styles)} styles need as many different names, not {', '.join(labels)}"
         )
     return labels

@@ -1,12 +1,10 @@
-"""Diffusion style: a picture drawn anew by a diffusion model that attends to another; nothing is trained."""
+"""Diffusion style transfer (StyleID): a style's attention keys and values injected into DDIM sampling."""
 
-from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -18,63 +16,54 @@ from phosphene.roles import Denoiser, Images, Styles
 from phosphene.spec import Cost, PixelRange, SameShape, param, size
 
 from ._adain import adain
-from ._diffusion_hooks import Eps, Memory, attention_layers, chosen, injected, residual_blocks, watched
-
-
-def ddim(denoiser: NoisePredictor, eps: Eps, x: Tensor, times: Sequence[int], words: str) -> Tensor:
-    """x carried along the times, up (inversion) or down (drawing): the same step, whichever way it goes.
-
-    x_t' = sqrt(abar_t') (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t) + sqrt(1 - abar_t') eps
-
-    with eps at x_t and at the noisier of t and t', so that both ways ask the network at the same times.
-    """
-    for now, then in progress_bar(list(pairwise(times)), words):
-        noise = eps(x, max(now, then))
-        (signal, level), (next_signal, next_level) = denoiser.levels(now), denoiser.levels(then)
-        x = next_signal * (x - level * noise) / signal + next_level * noise
-    return x
+from ._ddim import ddim, encode_padded, timesteps
+from ._diffusion_hooks import (
+    LayerOutputs,
+    record_outputs,
+    replace_outputs,
+    residual_blocks,
+    select_layers,
+    self_attention_layers,
+)
 
 
 class GaussianDenoiser(NoisePredictor):
-    """The best there is for pictures whose x_0 are independent numbers of N(mean, deviation^2)."""
+    """The optimal denoiser of images whose x_0 are independent draws of N(mean, std^2)."""
 
-    def __init__(self, alphas: Tensor, mean: float, deviation: float) -> None:
-        super().__init__(alphas)
-        self.mean, self.deviation = mean, deviation
+    def __init__(self, alphas_cumprod: Tensor, mean: float, std: float) -> None:
+        super().__init__(alphas_cumprod)
+        self.mean, self.std = mean, std
 
     def forward(self, x: Tensor, t: int) -> Tensor:
         signal, level = self.levels(t)
-        return level * (x - signal * self.mean) / (signal**2 * self.deviation**2 + level**2)
+        return level * (x - signal * self.mean) / (signal**2 * self.std**2 + level**2)
 
-    def flow(self, x: Tensor, t: int) -> Tensor:
-        """Where the exact ODE carries x from time 0 to t."""
+    def solve_ode(self, x: Tensor, t: int) -> Tensor:
+        """The exact solution at time t of the probability-flow ODE that starts from x at time 0."""
         (first, noise), (signal, level) = self.levels(0), self.levels(t)
-        spread = (signal**2 * self.deviation**2 + level**2) / (first**2 * self.deviation**2 + noise**2)
-        return signal * self.mean + spread**0.5 * (x - first * self.mean)
+        variance_ratio = (signal**2 * self.std**2 + level**2) / (first**2 * self.std**2 + noise**2)
+        return signal * self.mean + variance_ratio**0.5 * (x - first * self.mean)
 
 
-def gaussian_pictures_have_a_closed_form() -> None:
-    """The inversion goes where the ODE leads, half as far off with twice the steps; the whole is AdaIN."""
-    alphas = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
-    denoiser = GaussianDenoiser(alphas, 0.3, 0.5)
+def gaussian_images_have_a_closed_form() -> None:
+    """The inversion's error against the ODE halves with twice the steps; the result approaches AdaIN."""
+    alphas_cumprod = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+    denoiser = GaussianDenoiser(alphas_cumprod, 0.3, 0.5)
     random = torch.Generator().manual_seed(0)
     content = 0.3 + 0.2 * torch.rand(1, 3, 8, 8, dtype=torch.float64, generator=random)
     style = 0.5 + 0.1 * torch.rand(1, 3, 12, 10, dtype=torch.float64, generator=random)
-    wrong, off = [], []
+    inversion_errors, result_errors = [], []
     for steps in (50, 100, 200):
         x = denoiser.encode(content)
-        found = ddim(denoiser, denoiser.eps, x, grid(1000, steps), "")
-        wrong.append((found - denoiser.flow(x, 999)).abs().max().item())
-        made = diffusion_style(content, style, denoiser, inject="nothing", steps=steps)
-        off.append((made.stylized - adain(content, style)).abs().max().item())
-    assert all(0.45 < later / earlier < 0.55 for earlier, later in pairwise(wrong)), f"errors {wrong}"
-    assert off[0] > off[1] > off[2] and off[2] < 5e-3, f"away from AdaIN by {off}"
-
-
-def grid(count: int, steps: int) -> list[int]:
-    """The times 0 ... count - 1 in so many equal steps, or in all there are."""
-    return (
-        torch.linspace(0, count - 1, min(steps, count - 1) + 1, dtype=torch.float64).round().long().tolist()
+        inverted = ddim(denoiser, denoiser.eps, x, timesteps(1000, steps), "")
+        inversion_errors.append((inverted - denoiser.solve_ode(x, 999)).abs().max().item())
+        result = diffusion_style(content, style, denoiser, inject="nothing", steps=steps)
+        result_errors.append((result.stylized - adain(content, style)).abs().max().item())
+    assert all(0.45 < later / earlier < 0.55 for earlier, later in pairwise(inversion_errors)), (
+        f"inversion errors {inversion_errors}"
+    )
+    assert result_errors[0] > result_errors[1] > result_errors[2] and result_errors[2] < 5e-3, (
+        f"differences to AdaIN {result_errors}"
     )
 
 
@@ -99,7 +88,7 @@ def grid(count: int, steps: int) -> list[int]:
     ],
     invariants=[PixelRange(field="stylized"), SameShape(field="stylized")],
     cost=Cost(forward=param.steps * (2 * size.images + size.styles)),
-    oracle=gaussian_pictures_have_a_closed_form,
+    oracle=gaussian_images_have_a_closed_form,
     quick={"steps": 2},
     demo={"styles": "builtin:swirls", "gamma": 0.25, "steps": 25},
 )
@@ -110,88 +99,103 @@ def diffusion_style(
     *,
     inject: Annotated[
         Literal["attention", "features", "nothing"],
-        Field(description="what of the style's passes is put into the picture's"),
+        Field(description="layer outputs of the style that replace the content's during sampling"),
     ] = "attention",
     gamma: Annotated[
-        float, Field(ge=0, le=1, description="how much of the content's own queries or features is kept")
+        float,
+        Field(ge=0, le=1, description="share of the content's own queries or features that is preserved"),
     ] = 0.75,
     temperature: Annotated[
-        float, Field(gt=0, le=100, description="what the attention's logits are multiplied by")
+        float, Field(gt=0, le=100, description="factor of the attention logits; higher is sharper")
     ] = 1.5,
-    steps: Annotated[int, Field(ge=1, le=10_000, description="of DDIM, each way")] = 50,
+    steps: Annotated[
+        int, Field(ge=1, le=10_000, description="number of DDIM steps of the inversion, and of the sampling")
+    ] = 50,
     layers: Annotated[
-        list[str] | None, Field(description="where it is put in; the finer ones on the way up")
+        list[str] | None,
+        Field(
+            description="layers whose outputs are replaced; default: the finer two thirds of the up blocks"
+        ),
     ] = None,
 ) -> Stylization:
-    """Draw pictures anew in the manner of others, by a diffusion model that was never trained to.
+    """Diffusion style transfer (StyleID): images resampled with a style's self-attention keys and values.
 
     x_T = DDIM inversion of the content,  y_T of the style
     z_T = sigma(y_T) (x_T - mu(x_T)) / sigma(x_T) + mu(y_T)                        (per channel)
     z_0 = DDIM from z_T, where self-attention is softmax(temperature Q K^T / sqrt(d)) V with
-    Q = gamma Q_content + (1 - gamma) Q_z,  K = K_style,  V = V_style              (at each time)
+    Q = gamma Q_content + (1 - gamma) Q_z,  K = K_style,  V = V_style              (at each time step)
 
-    For networks without self-attention, ``inject="features"`` gives residual blocks' features f the
-    style's statistics: AdaIN(gamma f_content + (1 - gamma) f_z, f_style). Of several ``styles`` every
-    place may look at all, and statistics are theirs together.
+    For networks without self-attention, ``inject="features"`` gives the features f of residual blocks the
+    style's statistics: AdaIN(gamma f_content + (1 - gamma) f_z, f_style). With several ``styles`` attention
+    is over the positions of all, and statistics are those of all together. Nothing is trained.
 
-    Pictures (N, C, H, W) and styles (S, C, H', W') in [0, 1], best of the size that the model knows;
-    ``denoiser``: the bundled one, a folder of a diffusers pipeline (Stable Diffusion's kind, told the
-    empty text, or unconditional), or a Denoiser of yours. A style that the model cannot draw, it cannot
-    lend; the bundled one, small and of pixels, lends colours and their places more than brushwork.
+    Images (N, C, H, W) and styles (S, C, H', W') are in [0, 1], best of the size that the model was trained
+    on. ``denoiser`` is the bundled one, the folder of a diffusers pipeline (unconditional, or a Stable
+    Diffusion with the empty prompt), or a ``Denoiser``. The model can only transfer what it can generate:
+    the bundled pixel model, a small one, transfers color and layout more than brushwork.
 
-    Raises InputError for pictures of other channels, ModelError for a model without such layers,
-    UnknownName for layers it does not have. Source: Chung et al. 2024 (StyleID).
+    Returns:
+        ``images`` (N, C, H, W) the content, ``stylized`` (N, C, H, W) in [0, 1], ``sources`` (S, C, H', W')
+        the styles.
+
+    Raises:
+        InputError: images with other channels than the model's.
+        ModelError: a model without layers to inject into.
+        UnknownName: layers that the model does not have.
+
+    Example::
+        from phosphene import run
+
+        result = run("diffusion_style", images="builtin:scenes/1", styles="builtin:swirls", steps=2)
+        result.stylized.shape  # (1, 3, 64, 64)
+
+    Source: Chung et al. 2024 (StyleID), section 4.
     """
-    for pictures, what in ((images, "images"), (styles, "styles")):
-        if pictures.shape[1] != denoiser.channels:
-            wanted = f"the diffusion model takes {denoiser.channels} channels"
-            raise InputError(f"{wanted}, the {what} have {pictures.shape[1]}")
-    content: Memory = {}
-    style: Memory = {}
+    for batch, name in ((images, "images"), (styles, "styles")):
+        if batch.shape[1] != denoiser.channels:
+            raise InputError(
+                f"the diffusion model takes {denoiser.channels} channels, the {name} have {batch.shape[1]}"
+            )
+    content_outputs: LayerOutputs = {}
+    style_outputs: LayerOutputs = {}
 
-    def joined(name: str, t: int, own: Tensor) -> Tensor:
-        """The keys or values (S, L, D) of all styles, as one picture's."""
-        return style[t][name].flatten(0, 1)[None]
+    def keys_or_values(name: str, t: int, own: Tensor) -> Tensor:
+        """The keys or values (S, L, D) of all styles as those of one image: (1, S L, D)."""
+        return style_outputs[t][name].flatten(0, 1)[None]
 
     def queries(name: str, t: int, own: Tensor) -> Tensor:
-        return temperature * (gamma * content[t][name] + (1 - gamma) * own)
+        return temperature * (gamma * content_outputs[t][name] + (1 - gamma) * own)
 
     def features(name: str, t: int, own: Tensor) -> Tensor:
-        return adain(gamma * content[t][name] + (1 - gamma) * own, style[t][name])
+        return adain(gamma * content_outputs[t][name] + (1 - gamma) * own, style_outputs[t][name])
 
     match inject:
         case "attention":
-            found = chosen(denoiser, attention_layers(denoiser), layers, "self-attention layer")
-            of_content = {f"{name}.to_q": queries for name in found}
-            of_style = {f"{name}.to_{part}": joined for name in found for part in "kv"}
+            attention = select_layers(self_attention_layers(denoiser), layers, "self-attention layer")
+            of_content = {f"{name}.to_q": queries for name in attention}
+            of_style = {
+                f"{name}.to_{projection}": keys_or_values for name in attention for projection in "kv"
+            }
         case "features":
-            of_content = of_style = dict.fromkeys(
-                chosen(denoiser, residual_blocks(denoiser), layers, "residual block"), features
-            )
+            blocks = select_layers(residual_blocks(denoiser), layers, "residual block")
+            of_content = of_style = dict.fromkeys(blocks, features)
         case _:
             of_content = of_style = {}
-    changes = {name: partial(change, name) for name, change in (of_content | of_style).items()}
-    up = grid(len(denoiser.alphas), steps)
-    made = []
+    replacements = {name: partial(function, name) for name, function in (of_content | of_style).items()}
+    record_content = record_outputs(denoiser, of_content, content_outputs)
+    record_style = record_outputs(denoiser, of_style, style_outputs)
+    inject_style = replace_outputs(denoiser, replacements)
+    times = timesteps(len(denoiser.alphas_cumprod), steps)
+    stylized = []
     with guard(denoiser):
-        y = ddim(
-            denoiser, watched(denoiser, of_style, style), encoded(denoiser, styles), up, "Inverting styles"
-        )
-        for image in progress_bar(images.split(1), "Drawing anew", len(images)):
-            x = encoded(denoiser, image)
-            x = ddim(denoiser, watched(denoiser, of_content, content), x, up, "Inverting")
-            x = ddim(denoiser, injected(denoiser, changes), adain(x, y), up[::-1], "Drawing")
-            made.append(denoiser.decode(x)[..., : image.shape[2], : image.shape[3]].clamp(0, 1))
+        y = ddim(denoiser, record_style, encode_padded(denoiser, styles), times, "Inverting styles")
+        for image in progress_bar(images.split(1), "Stylizing", len(images)):
+            x = ddim(denoiser, record_content, encode_padded(denoiser, image), times, "Inverting")
+            z = ddim(denoiser, inject_style, adain(x, y), times[::-1], "Sampling")
+            stylized.append(denoiser.decode(z)[..., : image.shape[2], : image.shape[3]].clamp(0, 1))
     return Stylization(
-        images=images, stylized=torch.cat(made).to(images), style=f"{inject} put in", sources=styles
+        images=images, stylized=torch.cat(stylized).to(images), style=f"{inject} injected", sources=styles
     )
-
-
-def encoded(denoiser: NoisePredictor, images: Tensor) -> Tensor:
-    """x_0 where the model is, of pictures whose edges are repeated to sides that it takes."""
-    padding = [-side % denoiser.multiple for side in images.shape[:1:-1]]
-    images = F.pad(images, (0, padding[0], 0, padding[1]), mode="replicate")
-    return denoiser.encode(images.to(next(denoiser.parameters(), images).device))
 
 
 @hookimpl

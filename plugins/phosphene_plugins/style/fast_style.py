@@ -1,4 +1,4 @@
-"""Fast neural style: a network trained to repaint any picture in one pass, in several styles."""
+"""Fast style transfer: a feed-forward network trained on a perceptual loss, with conditional norm."""
 
 from typing import Annotated
 
@@ -10,23 +10,16 @@ from phosphene.results import Stylization, TrainedNetwork
 from phosphene.roles import Dataset, Frames, Images, Model, Seed, Styles, Stylizer
 from phosphene.spec import Cost, PixelRange, SameShape, param, size
 
-from ._optimize_style import ContentLayer, StyleLayers
-from ._style_loss import Perception
-from ._style_network import Norm, StyleNetwork, conditional_norm_is_instance_norm, network_of, paintable
-from ._train_style_network import (
-    DUMOULIN,
-    Batch,
-    ContentWeight,
-    MixedPrecision,
-    Names,
-    Rate,
-    Steps,
-    StyleWeight,
-    TotalVariation,
-    labels_of,
-    previews,
-    teach,
+from ._parameters import PerceptualLoss, StyleNames, StyleNetworkTraining
+from ._style_loss import StyleLoss
+from ._style_network import (
+    Norm,
+    StyleNetwork,
+    check_images,
+    conditional_norm_is_instance_norm,
+    require_style_network,
 )
+from ._train_style_network import DUMOULIN, style_labels, style_previews, train_style_network
 
 REFERENCES = [
     DUMOULIN,
@@ -70,64 +63,76 @@ def fast_style_fit(
     dataset: Dataset,
     styles: Styles,
     *,
-    names: Names = None,
-    norm: Annotated[Norm, Field(description="instance and batch norm hold one style")] = "conditional",
-    content_layer: ContentLayer = None,
-    style_layers: StyleLayers = None,
-    content_weight: ContentWeight = 3.0,
-    style_weight: StyleWeight = 10.0,
-    total_variation: TotalVariation = 0.01,
-    width: Annotated[int, Field(ge=1, le=512, description="channels at full resolution")] = 16,
-    blocks: Annotated[int, Field(ge=0, le=32, description="residual blocks")] = 3,
-    steps: Steps = 1000,
-    batch: Batch = 4,
-    lr: Rate = 5e-3,
-    mixed_precision: MixedPrecision = False,
+    names: StyleNames = None,
+    norm: Annotated[
+        Norm, Field(description="normalisation layers; instance and batch norm have a single style")
+    ] = "conditional",
+    perceptual_loss: PerceptualLoss = PerceptualLoss(),
+    width: Annotated[int, Field(ge=1, le=512, description="number of channels at full resolution")] = 16,
+    blocks: Annotated[int, Field(ge=0, le=32, description="number of residual blocks")] = 3,
+    training: StyleNetworkTraining = StyleNetworkTraining(steps=1000, batch=4, lr=5e-3),
     frames: Frames = 0,
     seed: Seed = None,
 ) -> TrainedNetwork:
-    """Train one network to repaint pictures in any of several styles: Adam on a perceptual loss.
+    """Fast style transfer: train a feed-forward network for one or several styles on a perceptual loss.
 
     min_theta E_x,s  content_weight |phi(T(x, s)) - phi(x)|^2 / |phi(x)|^2
                    + style_weight sum_j 3^-j |G_j(T(x, s)) - G_j(s)|_F^2 / |G_j(s)|_F^2
                    + total_variation TV(T(x, s)) / (H W)
 
-    with phi the model's features at ``content_layer`` (None: the middle one of ``model.stages``),
-    G_j the Gram matrices at ``style_layers`` (None: ``model.stages``, j = 0 the finest) and a style s
-    drawn for each picture. Both terms are relative, so that the weights mean the same for every
-    model. T tells the styles apart by conditional instance norm alone; of a single style ``norm`` "batch"
-    makes what Johnson et al. had, and "instance" what replaced it: the page on normalisation compares them.
+    with phi the model's features at ``content_layer`` (default: the middle one of ``model.stages``), G_j
+    the Gram matrices at ``style_layers`` (default: ``model.stages``, j = 0 the finest) and a style s drawn
+    at random for each image. Both terms are relative, so the weights mean the same for every model. The
+    styles differ in the scales and shifts of conditional instance normalisation alone. For a single style,
+    ``norm`` "batch" is the network of Johnson et al. and "instance" that of Ulyanov et al.
 
-    ``mixed_precision`` runs both networks' convolutions in bfloat16, which saves time and memory on GPUs made
-    for it; weights, Gram matrices and the loss keep float32. Cut off, a training goes on bit by bit when
-    ``run`` is given the same ``out``.
+    ``mixed_precision`` runs the convolutions of both networks in bfloat16, which saves time and memory on
+    GPUs with tensor cores; weights, Gram matrices and the loss stay in float32. An interrupted training
+    continues bit for bit when ``run`` is called again with the same ``out``. Images (N, 3, H, W) and styles
+    (S, 3, H', W') are in [0, 1].
 
-    Pictures (N, 3, H, W) and styles (S, 3, H', W') in [0, 1]; ``losses`` (steps,), ``previews``
-    (S, 3, H, W) the first picture in every style, ``frames`` (F, S, 3, h, w) the same on the way, 128
-    pixels a side or less.
+    Returns:
+        ``network``, ``losses`` (steps,), ``labels`` (the S names), ``previews`` (S, 3, H, W) of the first
+        image in every style, ``frames`` (F, S, 3, h, w) of these previews during training, at most 128
+        pixels a side.
 
-    Raises DivergenceError if the loss is no longer finite, InputError for names or a norm that do not fit
-    the styles, for pictures that are not colour and for a mixed precision of what is no float32.
-    Source: Johnson et al. 2016, Ulyanov et al. 2016, Dumoulin et al. 2017.
+    Raises:
+        DivergenceError: a loss that is no longer finite.
+        InputError: names or a norm that do not fit the styles, images that do not have three channels, or
+            mixed precision for a model that is not in float32.
+
+    Example::
+        from phosphene import run
+
+        options = {"steps": 2, "batch": 2, "width": 4, "blocks": 1}
+        result = run("fast_style_fit", dataset="builtin:scenes/4", styles=["builtin:waves"], **options)
+        result.previews.shape  # (1, 3, 64, 64)
+
+    Source: Johnson et al. 2016, section 3; Ulyanov et al. 2016, section 2; Dumoulin et al. 2017, section 2.1.
     """
-    labels = labels_of(names, styles)
+    labels = style_labels(names, styles)
     if len(styles) > 1 and norm != "conditional":
-        raise InputError(f'{norm} norm knows one style; {len(styles)} need norm="conditional"')
-    look = Perception(model, content_layer, style_layers)
+        raise InputError(f'{norm} norm has a single style; {len(styles)} need norm="conditional"')
+    loss_network = StyleLoss(model, perceptual_loss.content_layer, perceptual_loss.style_layers)
     network = StyleNetwork(len(styles), width, blocks, norm).to(model.device, model.dtype)
-    course, first = teach(
-        network, look, dataset, styles,
-        content_weight=content_weight, style_weight=style_weight, total_variation=total_variation,
-        steps=steps, batch=batch, lr=lr, mixed_precision=mixed_precision, frames=frames, seed=seed,
-    )  # fmt: skip
+    history, first = train_style_network(
+        network,
+        loss_network,
+        dataset,
+        styles,
+        perceptual_loss=perceptual_loss,
+        training=training,
+        frames=frames,
+        seed=seed,
+    )
     return TrainedNetwork(
         network=network,
         method="style.fast_style_fit",
         config=network.config,
-        losses=course.losses,
+        losses=history.losses,
         labels=labels,
-        previews=previews(network, first),
-        frames=course.frames,
+        previews=style_previews(network, first),
+        frames=history.frames,
     )
 
 
@@ -144,20 +149,37 @@ def fast_style(
     *,
     style: Annotated[
         int | str | dict[str, Annotated[float, Field(ge=0, le=1e6)]] | None,
-        Field(description="a style by number or name, or shares of several; the first one"),
+        Field(
+            description="number or name of a style, or weights of several by name; default: the first style"
+        ),
     ] = None,
 ) -> Stylization:
-    """Repaint pictures in a style, or between styles, in one pass through a trained network.
+    """Fast style transfer: images stylized by one pass through a trained network, in one style or a blend.
 
     T(x; gamma, beta),  (gamma, beta) = sum_s b_s (gamma^(s), beta^(s))
 
-    A style alone is b_s = 1; a blend, ``{"swirls": 1, "waves": 3}``, mixes the styles' scales and
-    shifts by its shares, which are divided by their sum. Pictures (N, 3, H, W) in [0, 1], 8 pixels
-    a side or more; ``stylizer`` what ``fast_style_fit`` gave, or its folder. Raises InputError or
-    UnknownName for a style it was not trained on. Source: Dumoulin et al. 2017.
+    For a single style b_s is 1. A blend, ``{"swirls": 1, "waves": 3}``, mixes the scales and shifts of the
+    styles' conditional instance normalisation; its weights are divided by their sum. Images (N, 3, H, W)
+    are in [0, 1], 8 pixels a side or more. ``stylizer`` is a result of ``fast_style_fit`` or
+    ``fast_style_add``, or its folder.
+
+    Returns:
+        ``images`` (N, 3, H, W) the content, ``stylized`` (N, 3, H, W) in [0, 1], ``style`` its name.
+
+    Raises:
+        InputError: a style number, weights or images that the network does not take.
+        UnknownName: a style that it was not trained on.
+
+    Example::
+        from phosphene import run
+
+        result = run("fast_style", images="builtin:scenes/2", style={"swirls": 1, "waves": 3})
+        result.stylized.shape  # (2, 3, 64, 64)
+
+    Source: Dumoulin et al. 2017, sections 2.1 and 3.5.
     """
-    paintable(images)
-    network, labels = network_of(stylizer), stylizer.labels
+    check_images(images)
+    network, labels = require_style_network(stylizer), stylizer.labels
     if isinstance(style, int) and not 0 <= style < len(labels):
         raise InputError(f"style {style} does not exist: there are {len(labels)} ({', '.join(labels)})")
     if not isinstance(style, dict):
@@ -166,13 +188,16 @@ def fast_style(
         if name not in labels:
             raise UnknownName("style", name, labels, "this stylizer")
     if not any(style.values()):
-        raise InputError(f"a blend needs a share above zero, not {style}")
+        raise InputError(f"a blend needs a weight above zero, not {style}")
     blend = {name: style[name] / sum(style.values()) for name in labels if style.get(name)}
     parameter = next(network.parameters())
-    mix = torch.tensor([[blend.get(name, 0.0) for name in labels]]).to(parameter)
-    painted = [network(i.to(parameter), mix) for i in progress_bar(images.split(1), "Painting", len(images))]
-    words = list(blend) if len(blend) == 1 else [f"{share:.0%} {name}" for name, share in blend.items()]
-    return Stylization(images=images, stylized=torch.cat(painted).to(images), style=" + ".join(words))
+    blend_weights = torch.tensor([[blend.get(name, 0.0) for name in labels]]).to(parameter)
+    stylized = [
+        network(image.to(parameter), blend_weights)
+        for image in progress_bar(images.split(1), "Stylizing", len(images))
+    ]
+    titles = list(blend) if len(blend) == 1 else [f"{weight:.0%} {name}" for name, weight in blend.items()]
+    return Stylization(images=images, stylized=torch.cat(stylized).to(images), style=" + ".join(titles))
 
 
 @hookimpl

@@ -1,53 +1,119 @@
-"""Neural style: what one picture shows, painted in the manner of others."""
+"""Neural style transfer (Gatys et al.): optimise an image's features and their Gram matrices."""
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat
+from torch import Tensor
 
 from phosphene import Reference, hookimpl, load_model, method
 from phosphene.images import noise_images, resize
-from phosphene.optimize import Optimization, concatenate_stages
+from phosphene.optimize import (
+    Optimization,
+    PixelImage,
+    concatenate_stages,
+    gram_matrix,
+    optimize_image,
+    total_variation,
+)
 from phosphene.results import Stylization
 from phosphene.roles import Content, Frames, Model, Seed, Start, Styles
 from phosphene.spec import Cost, PixelRange, ceil, either, minimum, param, size
 
-from ._color_transfer import Colour, prepared, recoloured
-from ._optimize_style import (
-    GATYS,
-    Blend,
-    ContentLayer,
-    StyleLayers,
-    at_most,
-    called,
-    paint,
-    resized,
-    shares_of,
+from ._color_transfer import prepare_colors, replace_luminance
+from ._parameters import Blend, Color, ContentLayer, StyleLayers
+from ._resize import scale_images, shrink_to
+from ._style_blend import normalize_blend, style_title
+from ._style_loss import StyleLoss, StyleTargets, relative_error
+from ._tiled_gradient import split_into_tiles, tiled_loss
+
+GATYS = Reference(
+    key="gatys2016",
+    title="Image Style Transfer Using Convolutional Neural Networks",
+    authors="Gatys, Ecker, Bethge",
+    year=2016,
+    url="https://openaccess.thecvf.com/content_cvpr_2016/html/Gatys_Image_Style_Transfer_CVPR_2016_paper.html",
 )
-from ._style_loss import Aim, Perception
 
 
-def one_pixel_layer_has_its_closed_form() -> None:
-    """Features = pixels. With no style it is the content; with no content, the blend of the mean squares."""
+def style_transfer_loss(
+    loss_network: StyleLoss,
+    targets: StyleTargets,
+    content_weight: float,
+    style_weight: float | Tensor,
+    images: Tensor,
+) -> Tensor:
+    """alpha L_content + beta L_style of images (N, C, H, W): (N,). beta may be a tensor (N,)."""
+    *style_features, content_features = loss_network.features(images)
+    style_loss = loss_network.style_loss([gram_matrix(f) for f in style_features], targets.style_grams)
+    content_loss = relative_error(content_features, targets.content)
+    return content_weight * content_loss + style_weight * style_loss
+
+
+def optimize_style(
+    loss_network: StyleLoss,
+    start: Tensor,
+    targets: StyleTargets,
+    *,
+    content_weight: float,
+    style_weight: float | Tensor,
+    tv_weight: float = 0.0,
+    tile: int | None = None,
+    steps: int,
+    optimizer: Literal["lbfgs", "adam"] = "lbfgs",
+    lr: float | None = None,
+    frames: int = 0,
+) -> Optimization:
+    """Minimise the style-transfer loss over the pixels, from the images ``start`` (N, C, H, W) on."""
+    tiles = None if tile is None else split_into_tiles(loss_network, start, tile)
+    if tiles is None:
+        loss = partial(style_transfer_loss, loss_network, targets, content_weight, style_weight)
+    else:
+        loss = partial(tiled_loss, loss_network, targets, tiles, content_weight, style_weight)
+
+    def smoothness_loss(images: Tensor) -> Tensor:
+        return tv_weight * total_variation(images) / images[0, 0].numel()
+
+    return optimize_image(
+        loss,
+        PixelImage(start),
+        steps=steps,
+        lr=lr or (1.0 if optimizer == "lbfgs" else 0.02),
+        optimizer=optimizer,
+        maximize=False,
+        regularizer=smoothness_loss if tv_weight else None,
+        frames=frames,
+    )
+
+
+def pixels_as_features_have_a_closed_form() -> None:
+    """Features = pixels. Without style it is the content; without content, the blend of the mean squares."""
     pixels = torch.nn.Conv2d(1, 1, 1, bias=False).double()
     torch.nn.init.ones_(pixels.weight)
     model = load_model(torch.nn.Sequential(pixels, torch.nn.ReLU()), input_size=(1, 8, 8))
     content = torch.linspace(0.1, 0.6, 64, dtype=torch.float64).view(1, 1, 8, 8)
     styles = torch.stack([content[0].flip(1) + 0.1, content[0] / 2])
-    layers: Any = {
+    options: Any = {
         "content_layer": "0",
         "style_layers": ["0"],
         "total_variation": 0.0,
         "steps": 60,
         "seed": 0,
     }
-    same = neural_style(model, content, styles, style_weight=0.0, init="noise", **layers)
-    assert (same.stylized - content).abs().max() < 1e-6, "with no style it is not the content"
-    made = neural_style(model, content, styles, content_weight=0.0, blend=[1.0, 3.0], **layers)
-    wanted = (styles.square().mean((1, 2, 3)) * torch.tensor([0.25, 0.75])).sum()
-    assert abs(made.stylized.square().mean() - wanted) < 1e-6, (
-        "its Gram matrix is not the blend of the styles'"
+    content_only = neural_style(model, content, styles, style_weight=0.0, init="noise", **options)
+    assert (content_only.stylized - content).abs().max() < 1e-6, "without style it is not the content"
+    style_only = neural_style(model, content, styles, content_weight=0.0, blend=[1.0, 3.0], **options)
+    expected = (styles.square().mean((1, 2, 3)) * torch.tensor([0.25, 0.75])).sum()
+    assert abs(style_only.stylized.square().mean() - expected) < 1e-6, (
+        "the Gram matrix is not the blend of the styles'"
     )
+
+
+#: How many tiles an image is at most split into; a tile may be half as large as ``tile`` allows.
+_TILES = ceil(2 * size.height / either(param.tile, 2 * size.height)) * ceil(
+    2 * size.width / either(param.tile, 2 * size.width)
+)
 
 
 @method(
@@ -55,7 +121,7 @@ def one_pixel_layer_has_its_closed_form() -> None:
     references=[
         GATYS,
         Reference(
-            key="gatys2016colour",
+            key="gatys2016color",
             title="Preserving Color in Neural Artistic Style Transfer",
             authors="Gatys, Bethge, Hertzmann, Shechtman",
             year=2016,
@@ -64,25 +130,14 @@ def one_pixel_layer_has_its_closed_form() -> None:
     ],
     invariants=[PixelRange(field="stylized")],
     needs=["gradients"],
-    # L-BFGS looks once a step, or twice; tiles are looked at twice, and are up to half as large as asked for.
+    # L-BFGS evaluates the loss once or twice per step, and a tiled loss runs every tile forward twice.
     cost=Cost(
         forward=param.scales
         * size.images
-        * (
-            (2 * param.steps + 1)
-            * minimum(2, either(param.tile, 1))
-            * ceil(2 * size.height / either(param.tile, 2 * size.height))
-            * ceil(2 * size.width / either(param.tile, 2 * size.width))
-            + 1
-            + size.styles
-        ),
-        backward=param.scales
-        * size.images
-        * (2 * param.steps + 1)
-        * ceil(2 * size.height / either(param.tile, 2 * size.height))
-        * ceil(2 * size.width / either(param.tile, 2 * size.width)),
+        * ((2 * param.steps + 1) * minimum(2, either(param.tile, 1)) * _TILES + 1 + size.styles),
+        backward=param.scales * size.images * (2 * param.steps + 1) * _TILES,
     ),
-    oracle=one_pixel_layer_has_its_closed_form,
+    oracle=pixels_as_features_have_a_closed_form,
     quick={"steps": 3, "scales": 1, "tile": None},
     demo={
         "images": "builtin:scenes/2",
@@ -100,75 +155,107 @@ def neural_style(
     blend: Blend = None,
     content_layer: ContentLayer = None,
     style_layers: StyleLayers = None,
-    weights: Annotated[list[NonNegativeFloat] | None, Field(description="w_j, one a layer; 3^-j")] = None,
-    content_weight: Annotated[float, Field(ge=0, le=1e12, description="alpha")] = 1.0,
-    style_weight: Annotated[float, Field(ge=0, le=1e12, description="beta")] = 30.0,
-    total_variation: Annotated[float, Field(ge=0, le=1e6, description="its weight, per pixel")] = 0.0,
-    style_scale: Annotated[float, Field(gt=0, le=8, description="a style's size, in contents")] = 1.0,
-    init: Annotated[
-        Literal["content", "noise", "style"], Field(description="what it begins with")
-    ] = "content",
-    colour: Annotated[
-        Colour, Field(description="whose colours: the style's, or the content's, kept in one of two ways")
-    ] = "style",
-    size: Annotated[int, Field(ge=8, le=16384, description="longer side of larger pictures")] = 512,
-    scales: Annotated[int, Field(ge=1, le=8, description="first at 1/2, 1/4, ... of the size")] = 1,
-    tile: Annotated[
-        int | None, Field(ge=16, le=4096, description="side of the parts to look at by turns")
+    weights: Annotated[
+        list[NonNegativeFloat] | None,
+        Field(description="w_j: weight of each style layer; default: 3^-j, layer 0 the finest"),
     ] = None,
-    steps: Annotated[int, Field(ge=1, le=100_000, description="steps of descent, at each scale")] = 100,
-    optimizer: Annotated[Literal["lbfgs", "adam"], Field(description="lbfgs gets further")] = "lbfgs",
-    lr: Annotated[float | None, Field(gt=0, le=1000, description="step length: 1, or 0.02 for Adam")] = None,
+    content_weight: Annotated[
+        float, Field(ge=0, le=1e12, description="alpha: weight of the content loss")
+    ] = 1.0,
+    style_weight: Annotated[float, Field(ge=0, le=1e12, description="beta: weight of the style loss")] = 30.0,
+    total_variation: Annotated[
+        float, Field(ge=0, le=1e6, description="weight of the total-variation loss, per pixel")
+    ] = 0.0,
+    style_scale: Annotated[
+        float, Field(gt=0, le=8, description="longer side of the styles, relative to the content's")
+    ] = 1.0,
+    init: Annotated[
+        Literal["content", "noise", "style"], Field(description="initial image, unless start is set")
+    ] = "content",
+    color: Color = "style",
+    size: Annotated[
+        int, Field(ge=8, le=16384, description="longer side that larger images are shrunk to")
+    ] = 512,
+    scales: Annotated[
+        int, Field(ge=1, le=8, description="number of image sizes, coarse to fine, each twice the last")
+    ] = 1,
+    tile: Annotated[
+        int | None,
+        Field(
+            ge=16, le=4096, description="longest side of tiles to process one at a time; default: no tiles"
+        ),
+    ] = None,
+    steps: Annotated[int, Field(ge=1, le=100_000, description="optimisation steps at each scale")] = 100,
+    optimizer: Annotated[
+        Literal["lbfgs", "adam"], Field(description="optimiser; lbfgs reaches lower losses")
+    ] = "lbfgs",
+    lr: Annotated[
+        float | None, Field(gt=0, le=1000, description="step length; default: 1 for lbfgs, 0.02 for adam")
+    ] = None,
     frames: Frames = 0,
     seed: Seed = None,
 ) -> Stylization:
-    """Paint a picture in the style of others: descend from it to its own features and their correlations.
+    """Neural style transfer (Gatys et al.): images optimised for content features and style Gram matrices.
 
     L(I) = alpha |phi(I) - phi(I_c)|^2 / |phi(I_c)|^2 + beta sum_j w_j |G_j(I) - G_j|_F^2 / |G_j|_F^2
 
     G_j = sum_s gamma_s G_j(I_s),  sum_s gamma_s = 1
 
-    with phi the features at ``content_layer`` (None: the middle one of ``model.stages``) and G_j the Gram
-    matrices at ``style_layers`` (None: ``model.stages``, j = 0 the finest). Both terms are relative, so that
-    the weights mean the same for every model. Mixing the styles' matrices has the gradient of mixing
-    their losses.
+    with phi the features at ``content_layer`` (default: the middle one of ``model.stages``) and G_j the Gram
+    matrices at ``style_layers`` (default: ``model.stages``, j = 0 the finest). Both terms are relative, so
+    the weights mean the same for every model. Blending the styles' Gram matrices has the gradient of
+    blending their losses. ``total_variation`` adds the total variation per pixel to the loss.
 
-    The content (N, 3, H, W) keeps its own size, but for ``size``; the styles' longer side is ``style_scale``
-    times the content's: in a large style the network sees brushstrokes, in a small one whole motifs.
-    It begins at ``start``, or at what ``init`` says. ``colour`` "luminance" paints in grey and puts the
-    content's colours back, "histogram" gives the styles its mean and covariance of colours beforehand.
-    ``scales`` goes from coarse to fine, which large pictures need for strokes wider than the network sees;
-    ``tile`` looks at no more than such parts at once, for a second pass in exchange, with the same gradient.
+    The content (N, 3, H, W) is processed at its own size, up to ``size``; the styles' longer side is
+    ``style_scale`` times the content's: a large style transfers brushstrokes, a small one its motifs.
+    Optimisation begins at ``start``, or at the image that ``init`` names. ``color`` "luminance" stylizes
+    the luminance and restores the content's colors, "histogram" first gives the styles the content's color
+    mean and covariance. ``scales`` optimises from coarse to fine, which large images need for strokes larger
+    than a receptive field; ``tile`` computes the same gradient in bounded memory, at twice the time.
 
-    ``stylized`` (N, 3, H, W) in [0, 1], ``losses`` (steps, N), ``sources`` (S, 3, H', W') the styles. Raises
-    InputError for shares or weights that do not fit, ModelError for tiles where a layer sees further than
-    they reach. Source: Gatys et al. 2016; lecture 21.12.1.
+    Returns:
+        ``images`` (N, 3, H, W) the content, ``stylized`` (N, 3, H, W) in [0, 1], ``losses`` (steps, N),
+        ``sources`` (S, 3, H', W') the styles, ``frames`` (F, N, 3, H, W).
+
+    Raises:
+        InputError: blend or layer weights that do not fit the styles or layers.
+        ModelError: tiles for a layer whose receptive field covers the image.
+
+    Example::
+        from phosphene import run
+
+        result = run("neural_style", images="builtin:scenes/1", styles=["builtin:swirls"], steps=2)
+        result.stylized.shape  # (1, 3, 64, 64)
+
+    Source: Gatys et al. 2016, sections 2.1 to 2.3; lecture 21.12.1.
     """
-    look = Perception(model, content_layer, style_layers, weights)
-    shares, content = shares_of(blend, styles), at_most(images, size)
-    made: list[Optimization] = []
-    for part in (resized(content, 2.0**-scale) for scale in reversed(range(scales))):
-        painted = resized(styles, style_scale * max(part.shape[2:]) / max(styles.shape[2:]))
-        shown, palettes = prepared(part, painted, colour)
-        grams = zip(*(look.style(palette, shares) for palette in palettes), strict=True)
-        aim = Aim(look.content(shown), list(map(torch.cat, grams)))
-        sides = (part.shape[2], part.shape[3])
-        if made:
-            begin = resize(made[-1].images, sides)
+    loss_network = StyleLoss(model, content_layer, style_layers, weights)
+    blend_weights, content = normalize_blend(blend, styles), shrink_to(images, size)
+    stages: list[Optimization] = []
+    for scaled_content in (scale_images(content, 2.0**-scale) for scale in reversed(range(scales))):
+        height, width = scaled_content.shape[2:]
+        scaled_styles = scale_images(styles, style_scale * max(height, width) / max(styles.shape[2:]))
+        content_image, style_images = prepare_colors(scaled_content, scaled_styles, color)
+        grams = zip(*(loss_network.style_grams(s, blend_weights) for s in style_images), strict=True)
+        targets = StyleTargets(loss_network.content_features(content_image), [*map(torch.cat, grams)])
+        if stages:
+            initial = resize(stages[-1].images, (height, width))
         elif start is not None:
-            begin = resize(start, sides)
+            initial = resize(start, (height, width))
         elif init == "noise":
-            begin = noise_images(part.shape, seed=seed, sd=0.25).to(part)
+            initial = noise_images(scaled_content.shape, seed=seed, sd=0.25).to(scaled_content)
+        elif init == "style":
+            initial = resize(scaled_styles[blend_weights.argmax()], (height, width))
         else:
-            begin = shown if init == "content" else resize(painted[shares.argmax()], sides)
-        made.append(
-            paint(
-                look,
-                begin.expand_as(part),
-                aim,
+            initial = content_image
+        stages.append(
+            optimize_style(
+                loss_network,
+                initial.expand_as(scaled_content),
+                targets,
                 content_weight=content_weight,
                 style_weight=style_weight,
-                total_variation=total_variation,
+                tv_weight=total_variation,
                 tile=tile,
                 steps=steps,
                 optimizer=optimizer,
@@ -176,15 +263,15 @@ def neural_style(
                 frames=frames,
             )
         )
-    whole = concatenate_stages(made)
-    stylized = recoloured(whole.images, content) if colour == "luminance" else whole.images
+    optimization = concatenate_stages(stages)
+    stylized = optimization.images
     return Stylization(
         images=content,
-        stylized=stylized,
-        style=called(shares),
-        sources=at_most(styles, size),
-        losses=whole.scores,
-        frames=whole.frames,
+        stylized=replace_luminance(content, stylized) if color == "luminance" else stylized,
+        style=style_title(blend_weights),
+        sources=shrink_to(styles, size),
+        losses=optimization.scores,
+        frames=optimization.frames,
     )
 
 

@@ -1,9 +1,7 @@
-"""Style augmentation: views of pictures in random styles, for learning what does not depend on style."""
+"""Style augmentation (SASSL): views of images in random styles, for self-supervised learning."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import PIL.Image
 import torch
@@ -13,33 +11,38 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from phosphene import InputError, Reference, hookimpl, method, progress_bar
-from phosphene.results import Panel, Result, TrainedNetwork
+from phosphene.results import TrainedNetwork
 from phosphene.roles import Images, Seed, Stylizer
 from phosphene.spec import Cost, PixelRange, param, size
 
 from ._adaptive_network import AdaptiveNetwork
-from ._style_network import StyleNetwork, network_of, paintable
+from ._augmented_views import AugmentedViews
+from ._style_network import StyleNetwork, check_images, require_style_network
 
-#: How many pictures are painted together.
-AT_ONCE = 32
-Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+#: Number of images that are stylized together, which limits the memory for large batches.
+BATCH = 32
+Strength: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 
 class StyleAugmentation(v2.Transform):  # type: ignore[misc]
-    """Repaint a picture with probability ``p`` in a random style, as strongly as a random number says.
+    """Random style transfer: each image is stylized with probability ``p``, in a random style and strength.
 
     x' = (1 - b) x + b T(x, s),   b ~ U(strength),   s ~ U(styles);   with probability 1 - p, b = 0
 
-    with T a trained stylizer: what ``fast_style_fit`` gave, which knows its styles, or what
-    ``adaptive_style_fit`` gave with ``styles`` (S, 3, H', W') in [0, 1] (None: the pictures of the batch
-    themselves). With ``blend`` a style is a mixture of all, its shares evenly distributed.
+    with T a trained stylizer: a result of ``fast_style_fit``, with the styles it was trained on, or of
+    ``adaptive_style_fit`` with ``styles`` (S, 3, H', W') in [0, 1] (default: the images of the batch). With
+    ``blend`` a style is a blend of all, its weights drawn uniformly from the simplex.
     ``load_result("builtin:shapes-styles")`` and ``load_result("builtin:shapes-adaptive")`` are bundled.
 
-    A transform like any of ``torchvision.transforms.v2``: pictures (..., 3, H, W), tensors or
-    ``tv_tensors.Image``, floats in [0, 1] or bytes, keep shape, kind and dtype; each picture of a batch has a
-    draw of its own, from torch's own state; whatever else is in a sample is left alone. No gradient passes.
-    Raises InputError for PIL pictures (``v2.ToImage()`` makes tensors of them), for pixels elsewhere, and
-    for what T cannot paint. Source: Rojas-Gomez et al. 2024 (SASSL), who draw p = 0.8 and b from [0.1, 0.3].
+    It is a transform of ``torchvision.transforms.v2``: images (..., 3, H, W), tensors or
+    ``tv_tensors.Image``, floats in [0, 1] or bytes, keep their shape, type and dtype. Each image of a batch
+    has a draw of its own, from torch's global generator. Other entries of a sample are left unchanged. No
+    gradient is propagated.
+
+    Raises InputError for PIL images (``v2.ToImage()`` converts them), for pixels outside [0, 1], and for
+    images that T cannot take.
+
+    Source: Rojas-Gomez et al. 2024 (SASSL), who use p = 0.8 and b from [0.1, 0.3].
     """
 
     _transformed_types = (v2.functional.is_pure_tensor, tv_tensors.Image)
@@ -58,117 +61,89 @@ class StyleAugmentation(v2.Transform):  # type: ignore[misc]
         if not (0 <= p <= 1 and 0 <= low <= high <= 1):
             raise InputError(f"p is in [0, 1] and strength a part of it, not p={p} and strength={strength}")
         if isinstance(stylizer, AdaptiveNetwork):
-            self.manner = None if styles is None else stylizer.manner(styles)
+            self.style_statistics = None if styles is None else stylizer.style_statistics(styles)
         else:
-            network_of(stylizer)  # which refuses any other
+            require_style_network(stylizer)
             if styles is not None:
                 names = ", ".join(stylizer.labels)
-                raise InputError(f"a network of fast_style_fit knows its styles: {names}")
+                raise InputError(f"a network of fast_style_fit has styles of its own: {names}")
         self.stylizer, self.p, self.strength, self.blend = stylizer, p, (low, high), blend
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
-        """Refuse what would otherwise pass by unpainted."""
-        if any(isinstance(given, PIL.Image.Image) for given in flat_inputs):
-            raise InputError("StyleAugmentation paints tensors: put v2.ToImage() before it")
+        """Refuse PIL images, which a transform of tensors would silently return unchanged."""
+        if any(isinstance(entry, PIL.Image.Image) for entry in flat_inputs):
+            raise InputError("StyleAugmentation takes tensors: put v2.ToImage() before it")
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Tensor]:
-        """For each picture of a sample its b (N,), 0 where it is to stay, and its style's shares (N, S)."""
-        count = max((math.prod(given.shape[:-3]) for given in flat_inputs), default=0)
+        """For each image of a sample its strength b (N,), 0 for no change, and its blend weights (N, S)."""
+        count = max((math.prod(entry.shape[:-3]) for entry in flat_inputs), default=0)
         if not isinstance(self.stylizer, AdaptiveNetwork):
             styles = len(self.stylizer.labels)
         else:
-            styles = count if self.manner is None else len(self.manner[0])
+            styles = count if self.style_statistics is None else len(self.style_statistics[0])
         strength = torch.empty(count).uniform_(*self.strength) * (torch.rand(count) < self.p)
         if self.blend:
-            shares = torch.empty(count, styles).exponential_()
-            return {"strength": strength, "shares": shares / shares.sum(1, keepdim=True)}
-        return {"strength": strength, "shares": torch.eye(styles)[torch.randint(max(1, styles), (count,))]}
+            weights = torch.empty(count, styles).exponential_()  # normalised, uniform on the simplex
+            return {"strength": strength, "blend_weights": weights / weights.sum(1, keepdim=True)}
+        style = torch.randint(max(1, styles), (count,))
+        return {"strength": strength, "blend_weights": torch.eye(styles)[style]}
 
     @torch.no_grad()
     def transform(self, inpt: Any, params: dict[str, Tensor]) -> Any:
-        """The pictures, painted as the parameters say."""
-        images = inpt.as_subclass(torch.Tensor)
-        pictures = paintable(images.reshape(-1, *images.shape[-3:]))
-        if not pictures.is_floating_point():
-            pictures = v2.functional.to_dtype(pictures, torch.float32, scale=True)
-        if pictures.numel() and not -1e-6 <= float(pictures.min()) <= float(pictures.max()) <= 1 + 1e-6:
+        """The images of one entry, stylized with the drawn parameters."""
+        tensor = inpt.as_subclass(torch.Tensor)
+        images = check_images(tensor.reshape(-1, *tensor.shape[-3:]))
+        if not images.is_floating_point():
+            images = v2.functional.to_dtype(images, torch.float32, scale=True)
+        if images.numel() and not -1e-6 <= float(images.min()) <= float(images.max()) <= 1 + 1e-6:
             raise InputError("pixels must lie in [0, 1]: put StyleAugmentation before v2.Normalize")
-        painted = images.clone().reshape(-1, *images.shape[-3:])
-        for rows in params["strength"][: len(pictures)].nonzero()[:, 0].split(AT_ONCE):
-            b = params["strength"][rows, None, None, None].to(pictures)
-            mixed = pictures[rows].lerp(self._painted(pictures, rows, params["shares"][rows]), b)
-            painted[rows] = v2.functional.to_dtype(mixed, images.dtype, scale=True)
-        painted = painted.reshape(images.shape)
-        return tv_tensors.wrap(painted, like=inpt) if isinstance(inpt, tv_tensors.Image) else painted
+        views = tensor.clone().reshape(-1, *tensor.shape[-3:])
+        selected = params["strength"][: len(images)].nonzero()[:, 0]
+        # Splitting no rows would return one empty batch, which has no statistics for AdaIN.
+        for rows in selected.split(BATCH) if len(selected) else ():
+            b = params["strength"][rows, None, None, None].to(images)
+            stylized = self._stylize(images, rows, params["blend_weights"][rows])
+            views[rows] = v2.functional.to_dtype(images[rows].lerp(stylized, b), tensor.dtype, scale=True)
+        views = views.reshape(tensor.shape)
+        return tv_tensors.wrap(views, like=inpt) if isinstance(inpt, tv_tensors.Image) else views
 
-    def _painted(self, pictures: Tensor, rows: Tensor, shares: Tensor) -> Tensor:
-        """T(x, s) of some of the pictures (N, 3, H, W)."""
+    def _stylize(self, images: Tensor, rows: Tensor, blend_weights: Tensor) -> Tensor:
+        """T(x, s) of some rows of the images (N, 3, H, W)."""
         parameter = next(self.stylizer.network.parameters())
         if isinstance(self.stylizer, AdaptiveNetwork):
-            manner = self.stylizer.manner(pictures) if self.manner is None else self.manner
-            return self.stylizer.paint(pictures[rows], manner, shares)
-        return self.stylizer.network(pictures[rows].to(parameter), shares.to(parameter)).to(pictures)
+            statistics = self.style_statistics
+            if statistics is None:
+                statistics = self.stylizer.style_statistics(images)
+            return self.stylizer.stylize(images[rows], statistics, blend_weights)
+        return self.stylizer.network(images[rows].to(parameter), blend_weights.to(parameter)).to(images)
 
-    # As torchvision called them before 0.21.
+    # The names of these methods before torchvision 0.21.
     _check_inputs, _get_params, _transform = check_inputs, make_params, transform
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class AugmentedViews(Result):
-    """Views of pictures: ``images`` (N, 3, H, W), ``views`` (N, V, 3, H, W) of them, in [0, 1].
-
-    ``strength`` (N, V) is how strongly each was repainted, 0 where it was not; ``shares`` (N, V, S) the parts
-    of the styles ``names`` in its style.
-    """
-
-    per_image: ClassVar[tuple[str, ...]] = ("images", "views", "strength", "shares")
-
-    images: Tensor
-    views: Tensor
-    strength: Tensor
-    shares: Tensor
-    names: tuple[str, ...]
-
-    def panels(self) -> list[list[Panel]]:
-        groups = []
-        for image, views, strengths, shares in zip(
-            self.images, self.views, self.strength.tolist(), self.shares.tolist(), strict=True
-        ):
-            titles = [
-                f"{b:.0%} {self._style(parts)}" if b else "as it is"
-                for b, parts in zip(strengths, shares, strict=True)
-            ]
-            views = [Panel(view, title, is_output=True) for view, title in zip(views, titles, strict=True)]
-            groups.append([Panel(image, "the picture"), *views])
-        return groups
-
-    def _style(self, shares: Sequence[float]) -> str:
-        """The largest share's name, with a mark where there are others."""
-        largest = max(range(len(shares)), key=shares.__getitem__)
-        return self.names[largest] + (" and others" if shares[largest] < 1 else "")
-
-
-def a_view_lies_between_the_picture_and_the_painted_one() -> None:
-    """With b given, a view is (1 - b) x + b T(x, s) of one of the styles; without p, it is the picture."""
+def a_view_is_the_weighted_mean_of_image_and_stylized_image() -> None:
+    """With b fixed, a view is (1 - b) x + b T(x, s) for one of the styles; with p = 0 it is the image."""
     torch.manual_seed(0)
     network = StyleNetwork(styles=2, width=3, blocks=0).double()
-    empty: Any = {
+    untrained: Any = {
         "losses": torch.empty(0),
         "previews": torch.empty(0, 3, 8, 8),
         "method": "style.fast_style_fit",
     }
-    stylizer = TrainedNetwork(network=network, config={}, labels=("one", "other"), **empty)
+    stylizer = TrainedNetwork(network=network, config={}, labels=("first", "second"), **untrained)
     images = torch.rand(3, 3, 8, 9)
     with torch.no_grad():
-        painted = torch.stack([network(images.double(), torch.eye(2)[[s] * 3].double()) for s in range(2)], 1)
-    found = style_augmentation(images, stylizer, p=1.0, strength=(0.25, 0.25), views=4, seed=1)
-    which = found.shares.argmax(2)
+        stylized = torch.stack(
+            [network(images.double(), torch.eye(2)[[s] * 3].double()) for s in range(2)], 1
+        )
+    result = style_augmentation(images, stylizer, p=1.0, strength=(0.25, 0.25), views=4, seed=1)
+    style = result.blend_weights.argmax(2)
     for n in range(3):
-        wanted = 0.75 * images[n] + 0.25 * painted[n, which[n]]
-        assert (found.views[n] - wanted).abs().max() < 1e-6, "a view is not (1 - b) x + b T(x, s)"
-    assert set(which.flatten().tolist()) == {0, 1}, "one style is never drawn"
-    still = style_augmentation(images, stylizer, p=0.0, views=2, seed=1)
-    assert torch.equal(still.views, images[:, None].expand_as(still.views)), "p = 0 changes the picture"
+        expected = 0.75 * images[n] + 0.25 * stylized[n, style[n]]
+        assert (result.views[n] - expected).abs().max() < 1e-6, "a view is not (1 - b) x + b T(x, s)"
+    assert set(style.flatten().tolist()) == {0, 1}, "one style is never drawn"
+    unchanged = style_augmentation(images, stylizer, p=0.0, views=2, seed=1)
+    assert torch.equal(unchanged.views, images[:, None].expand_as(unchanged.views)), "p = 0 changes the image"
 
 
 @method(
@@ -185,41 +160,59 @@ def a_view_lies_between_the_picture_and_the_painted_one() -> None:
     invariants=[PixelRange(field="views")],
     cost=Cost(forward=size.images * param.views),
     batch_independent=False,
-    oracle=a_view_lies_between_the_picture_and_the_painted_one,
+    oracle=a_view_is_the_weighted_mean_of_image_and_stylized_image,
     demo={"p": 0.8, "strength": [0.1, 0.6], "seed": 3},
 )
 def style_augmentation(
     images: Images,
     stylizer: Stylizer,
     *,
-    p: Annotated[float, Field(ge=0, le=1, description="probability that a view is painted")] = 0.5,
-    strength: Annotated[tuple[Share, Share], Field(description="b, at least and at most")] = (0.1, 0.3),
-    blend: Annotated[bool, Field(description="mixtures of styles instead of one")] = False,
-    views: Annotated[int, Field(ge=1, le=1000, description="of each picture")] = 4,
+    p: Annotated[float, Field(ge=0, le=1, description="probability that a view is stylized")] = 0.5,
+    strength: Annotated[
+        tuple[Strength, Strength], Field(description="smallest and largest weight b of the stylized image")
+    ] = (0.1, 0.3),
+    blend: Annotated[
+        bool, Field(description="whether a style is a random blend of all styles instead of one of them")
+    ] = False,
+    views: Annotated[int, Field(ge=1, le=1000, description="number of views of each image")] = 4,
     seed: Seed = None,
 ) -> AugmentedViews:
-    """Views of pictures in random styles, as self-supervised learning is shown them.
+    """Style augmentation (SASSL): views of images in random styles, for self-supervised learning.
 
     x' = (1 - b) x + b T(x, s),   b ~ U(strength),   s ~ U(styles);   with probability 1 - p, b = 0
 
-    with T the stylizer of ``fast_style_fit``, whose styles are drawn evenly (with ``blend`` their mixtures),
-    or that of ``adaptive_style_fit``, whose styles are then the given pictures themselves. In a training,
-    ``phosphene_plugins.style.style_augmentation.StyleAugmentation`` is the same as a transform of
-    torchvision. Pictures (N, 3, H, W) in [0, 1]. Raises InputError for another kind of network and where
-    strength's ends are the wrong way round. Source: Rojas-Gomez et al. 2024.
+    with T the stylizer: a result of ``fast_style_fit``, whose styles are drawn uniformly (with ``blend``
+    their blends), or of ``adaptive_style_fit``, whose styles are then the images themselves. For a training
+    use the torchvision transform ``phosphene_plugins.style.style_augmentation.StyleAugmentation``, which
+    this method shows. Images (N, 3, H, W) are in [0, 1].
+
+    Returns:
+        ``images`` (N, 3, H, W), ``views`` (N, V, 3, H, W) in [0, 1], ``strength`` (N, V), ``blend_weights``
+        (N, V, S), ``style_names`` of the S styles.
+
+    Raises:
+        InputError: a network of another method, or a smallest strength above the largest.
+
+    Example::
+        from phosphene import run
+
+        result = run("style_augmentation", images="builtin:scenes/2", p=1.0, views=3, seed=0)
+        result.views.shape  # (2, 3, 3, 64, 64)
+
+    Source: Rojas-Gomez et al. 2024 (SASSL), section 3.
     """
     augmentation = StyleAugmentation(stylizer, p, strength, blend=blend)
-    made, drawn = [], []
+    augmented, drawn = [], []
     for _ in progress_bar(range(views), "Views", views):
         drawn.append(augmentation.make_params([images]))
-        made.append(augmentation.transform(images, drawn[-1]))
+        augmented.append(augmentation.transform(images, drawn[-1]))
     adaptive = isinstance(stylizer, AdaptiveNetwork)
     return AugmentedViews(
         images=images,
-        views=torch.stack(made, 1),
+        views=torch.stack(augmented, 1),
         strength=torch.stack([params["strength"] for params in drawn], 1).to(images),
-        shares=torch.stack([params["shares"] for params in drawn], 1).to(images),
-        names=tuple(f"picture {n}" for n in range(len(images))) if adaptive else stylizer.labels,
+        blend_weights=torch.stack([params["blend_weights"] for params in drawn], 1).to(images),
+        style_names=tuple(f"image {n}" for n in range(len(images))) if adaptive else stylizer.labels,
     )
 
 

@@ -1,1 +1,1 @@
-"""Statistics without arrangement."""
+"""Texture synthesis: images with the statistics of a sample."""

@@ -1,54 +1,59 @@
-"""Tree-structured vector quantisation: the nearest of many vectors, nearly, by few comparisons."""
+"""Tree-structured vector quantisation (TSVQ): approximate nearest neighbors with few comparisons."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-# One search after another means very many small calls, which cost less in numpy than in torch.
-Array = np.ndarray[Any, np.dtype[Any]]
+# The searches depend on one another, and a single small operation costs less in numpy than in torch.
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 class Leaf(NamedTuple):
-    """A few vectors (n, D) and their places among all."""
+    """A few vectors (n, D) and their indices in the codebook."""
 
     vectors: Array
-    places: Array
+    indices: Array
 
 
 class Fork(NamedTuple):
-    """Two centroids, as the plane between them: what has normal . v > middle is on the near side."""
+    """Two centroids, as the plane between them: vectors with normal . v > offset are closer to the first."""
 
     normal: Array
-    middle: float
+    offset: float
     near: Fork | Leaf
     far: Fork | Leaf
 
 
-def codebook(vectors: Array, places: Array, leaf_size: int | None) -> Fork | Leaf:
-    """TSVQ: vectors (N, D) parted by 2-means, their parts again, until a leaf holds ``leaf_size`` at most."""
-    members = vectors[places]
-    if leaf_size is None or len(places) <= leaf_size:
-        return Leaf(members, places)
+def build_codebook(vectors: Array, indices: Array, leaf_size: int | None) -> Fork | Leaf:
+    """Split vectors (N, D) by 2-means, recursively, until a leaf holds at most ``leaf_size`` of them.
+
+    None is a single leaf, for exhaustive search.
+    """
+    members = vectors[indices]
+    if leaf_size is None or len(indices) <= leaf_size:
+        return Leaf(members, indices)
     axis = members.var(0).argmax()
-    side = members[:, axis] > members[:, axis].mean()
+    is_near = members[:, axis] > members[:, axis].mean()
     for _ in range(20):
-        if side.mean() in (0, 1):
+        if is_near.mean() in (0, 1):
             break
-        near, far = members[side].mean(0), members[~side].mean(0)
-        normal, middle = near - far, (near - far) @ (near + far) / 2
-        before, side = side, members @ normal > middle
-        if (side == before).all():
+        near, far = members[is_near].mean(0), members[~is_near].mean(0)
+        normal, offset = near - far, (near - far) @ (near + far) / 2
+        previous, is_near = is_near, members @ normal > offset
+        if (is_near == previous).all():
             break
-    if side.mean() in (0, 1):
-        return Leaf(members, places)  # all alike
-    return Fork(normal, middle, *(codebook(vectors, places[part], leaf_size) for part in (side, ~side)))
+    if is_near.mean() in (0, 1):
+        return Leaf(members, indices)  # all vectors are equal
+    return Fork(
+        normal, offset, *(build_codebook(vectors, indices[part], leaf_size) for part in (is_near, ~is_near))
+    )
 
 
-def nearest(book: Fork | Leaf, vector: Array) -> int:
-    """The place of the vector nearest to this one (D,), of those in its leaf."""
-    while isinstance(book, Fork):
-        book = book.near if book.normal @ vector > book.middle else book.far
-    away = book.vectors - vector
-    return int(book.places[np.einsum("nd,nd->n", away, away).argmin()])
+def nearest_index(codebook: Fork | Leaf, vector: Array) -> int:
+    """The index of the vector nearest to this one (D,), among those of its leaf."""
+    while isinstance(codebook, Fork):
+        codebook = codebook.near if codebook.normal @ vector > codebook.offset else codebook.far
+    difference = codebook.vectors - vector
+    return int(codebook.indices[np.einsum("nd,nd->n", difference, difference).argmin()])

@@ -1,4 +1,4 @@
-"""Efros-Leung: a texture grown pixel by pixel, each copied from where the sample looks most alike."""
+"""Efros-Leung texture synthesis by non-parametric sampling: pixels copied from matching neighborhoods."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -15,51 +15,56 @@ from phosphene.results import Synthesis
 from phosphene.roles import Seed, Texture
 from phosphene.spec import Cost, PixelRange
 
-from ._texture_samples import Size, Window, check_window, copied, output_size
+from ._texture_samples import Size, Window, check_window, output_size, sampled_texture
 
-#: Errors below this are rounding: the windows are alike.
-ALIKE = 1e-12
-#: The most errors that are held at once: 128 MiB.
-AT_ONCE = 1 << 24
+#: Window side in standard deviations of the Gaussian weights, as in the authors' implementation.
+WINDOW_SIGMAS = 6.4
+#: Errors below this are rounding: equal windows differ by as much.
+ROUNDING_ERROR = 1e-12
+#: Largest number of errors in memory at once: 128 MiB.
+MAX_ERRORS = 1 << 24
 
 
-class Windows:
-    """All whole windows of a sample (C, H, W): N of them, each known by the pixel in its middle."""
+class SampleWindows:
+    """All N windows inside a sample (C, H, W), and the pixel at the center of each."""
 
-    def __init__(self, sample: Tensor, window: int, threshold: float) -> None:
-        self.threshold = threshold
+    def __init__(self, sample: Tensor, window: int, error_threshold: float) -> None:
+        self.error_threshold = error_threshold
         channels, radius = len(sample), window // 2
         offsets = torch.arange(-radius, radius + 1, device=sample.device).double()
-        bell = torch.exp(-0.5 * (offsets / (window / 6.4)) ** 2)
-        self.gauss = torch.outer(bell, bell).flatten()
+        gaussian = torch.exp(-0.5 * (offsets / (window / WINDOW_SIGMAS)) ** 2)
+        self.weights = torch.outer(gaussian, gaussian).flatten()
         patches = F.unfold(sample[None].double(), window)[0]
         squares = patches.unflatten(0, (channels, -1)).square().sum(0)
+        # (p - s)^2 = p^2 - 2 p s + s^2: this table holds what depends on the windows s.
         self.table = torch.cat([squares, -2 * patches]) / channels
-        self.middles = F.unfold(sample[None, :, radius:-radius, radius:-radius], 1)[0]
+        self.centers = F.unfold(sample[None, :, radius:-radius, radius:-radius], 1)[0]
 
-    def find(self, templates: Tensor, valid: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """For templates (B, C, w^2), known where ``valid`` (B, w^2), a window each and its error, (B,).
+    def match(self, templates: Tensor, filled: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw a window for each template (B, C, w^2), filled at ``filled`` (B, w^2): index and error, (B,).
 
-        d(p, s) = sum G m (p - s)^2 / (C sum G m), for all windows by one matrix product; of those within
-        (1 + threshold) of the least d, in the order of the sample, ``draws`` (B,) in [0, 1) picks one.
+        d(p, s) = sum G m (p - s)^2 / (C sum G m), for all windows by one matrix product; among those within
+        (1 + error_threshold) of the smallest d, in the order of the sample, ``draws`` (B,) in [0, 1) picks
+        one.
         """
-        weights = self.gauss * valid
+        weights = self.weights * filled
         weights /= weights.sum(1, keepdim=True)
         weighted = weights[:, None] * templates
         errors = torch.cat([weights, weighted.flatten(1)], 1) @ self.table
         errors += (weighted * templates).sum((1, 2))[:, None] / templates.shape[1]
-        most = errors.amin(1, keepdim=True).clamp(min=0) * (1 + self.threshold) + ALIKE
-        row, window = (errors <= most).nonzero(as_tuple=True)
-        matches = row.bincount(minlength=len(templates))
-        picked = window[matches.cumsum(0) - matches + (draws * matches).long()]
-        return picked, errors.gather(1, picked[:, None])[:, 0]
+        smallest = errors.amin(1, keepdim=True).clamp(min=0)
+        is_candidate = errors <= smallest * (1 + self.error_threshold) + ROUNDING_ERROR
+        row, window = is_candidate.nonzero(as_tuple=True)
+        counts = row.bincount(minlength=len(templates))
+        drawn = window[counts.cumsum(0) - counts + (draws * counts).long()]
+        return drawn, errors.gather(1, drawn[:, None])[:, 0]
 
 
-def plant(
-    sample: Tensor, height: int, width: int, *, whole: bool, generator: Generator
+def seed_canvas(
+    sample: Tensor, height: int, width: int, *, start: str, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """An image with the sample (C, H, W), or 3 x 3 pixels of it, in the middle, and where it is known."""
-    if not whole:
+    """An image with the sample (C, H, W), or a random 3 x 3 patch of it, at its center; its filled pixels."""
+    if start == "patch":
         top, left = (int(torch.randint(side - 2, (), generator=generator)) for side in sample.shape[1:])
         sample = sample[:, top : top + 3, left : left + 3]
     down, across = height - sample.shape[1], width - sample.shape[2]
@@ -67,64 +72,70 @@ def plant(
     return F.pad(sample, margins), F.pad(torch.ones_like(sample[0], dtype=torch.bool), margins)
 
 
-def frontier(known: Tensor, generator: Generator) -> Tensor:
-    """The pixels (R, 2) beside known ones (H, W), those with most known neighbours first, else shuffled."""
-    neighbors = F.avg_pool2d(known[None].double(), 3, 1, 1)[0] * ~known
+def boundary_pixels(filled: Tensor, generator: Generator) -> Tensor:
+    """Empty pixels (R, 2) next to filled ones (H, W), most filled neighbors first, ties shuffled."""
+    neighbors = F.avg_pool2d(filled[None].double(), 3, 1, 1)[0] * ~filled
     pixels = neighbors.nonzero()
-    pixels = pixels[torch.randperm(len(pixels), generator=generator).to(known.device)]
+    pixels = pixels[torch.randperm(len(pixels), generator=generator).to(filled.device)]
     return pixels[neighbors[pixels[:, 0], pixels[:, 1]].argsort(descending=True, stable=True)]
 
 
-def waves(pixels: Tensor, known: Tensor, window: int) -> tuple[Tensor, ...]:
-    """One after the other, but all at once that do not see each other: the same pixels, sooner.
+def independent_batches(pixels: Tensor, filled: Tensor, window: int) -> tuple[Tensor, ...]:
+    """Group pixels (R, 2) into batches, as indices, that can be filled together.
 
-    Places in the list of pixels (R, 2), in waves: a pixel waits for the earlier ones in its window.
+    Two pixels are in one batch only if neither lies in the other's window, and a pixel comes in a later batch
+    than the earlier pixels in its window, so the result equals filling one pixel after another.
     """
-    turn, radius = np.zeros([side + window - 1 for side in known.shape], int), window // 2
+    batch, radius = np.zeros([side + window - 1 for side in filled.shape], int), window // 2
     for y, x in pixels.tolist():
-        turn[y + radius, x + radius] = turn[y : y + window, x : x + window].max() + 1
-    turns = torch.from_numpy(turn).to(pixels.device)[pixels[:, 0] + radius, pixels[:, 1] + radius]
-    return turns.argsort(stable=True).split(turns.bincount()[1:].tolist())
+        batch[y + radius, x + radius] = batch[y : y + window, x : x + window].max() + 1
+    batches = torch.from_numpy(batch).to(pixels.device)[pixels[:, 0] + radius, pixels[:, 1] + radius]
+    return batches.argsort(stable=True).split(batches.bincount()[1:].tolist())
 
 
-def grow(
-    windows: Windows, image: Tensor, known: Tensor, order: str, max_error: float, generator: Generator
+def fill(
+    windows: SampleWindows, image: Tensor, filled: Tensor, order: str, max_error: float, generator: Generator
 ) -> Iterator[Tensor]:
-    """Fill what is not known (H, W) of an image (C, H, W); gives the image so far after every pixel."""
-    window = round(len(windows.gauss) ** 0.5)
+    """Fill the empty pixels (H, W) of an image (C, H, W); yields the image after each pixel."""
+    window = round(len(windows.weights) ** 0.5)
     radius, span = window // 2, torch.arange(window, device=image.device)
-    canvas, seen = F.pad(image, [radius] * 4), F.pad(known, [radius] * 4)
-    image, known = (padded[..., radius:-radius, radius:-radius] for padded in (canvas, seen))
-    at_once = max(1, AT_ONCE // windows.table.shape[1])
-    while not known.all():
-        pixels, grown = frontier(known, generator), False
+    padded_image, padded_filled = F.pad(image, [radius] * 4), F.pad(filled, [radius] * 4)
+    image, filled = (t[..., radius:-radius, radius:-radius] for t in (padded_image, padded_filled))
+    batch_size = max(1, MAX_ERRORS // windows.table.shape[1])
+    while not filled.all():
+        pixels, progressed = boundary_pixels(filled, generator), False
         draws = torch.rand(len(pixels), dtype=torch.float64, generator=generator).to(image.device)
-        turns = waves(pixels, known, window) if order == "exact" else (torch.arange(len(pixels)),)
-        for batch in (part for turn in turns for part in turn.split(at_once)):
-            y, x = pixels[batch].T
+        if order == "exact":
+            batches = independent_batches(pixels, filled, window)
+        else:
+            batches = (torch.arange(len(pixels)),)
+        for indices in (part for batch in batches for part in batch.split(batch_size)):
+            y, x = pixels[indices].T
             rows, columns = (y[:, None] + span)[:, :, None], (x[:, None] + span)[:, None]
-            templates = canvas[:, rows, columns].movedim(0, 1).flatten(2).double()
-            found, errors = windows.find(templates, seen[rows, columns].flatten(1), draws[batch])
-            good = errors < max_error
-            y, x = y[good], x[good]
-            image[:, y, x] = windows.middles[:, found[good]]
-            known[y, x] = True
+            templates = padded_image[:, rows, columns].movedim(0, 1).flatten(2).double()
+            matches, errors = windows.match(
+                templates, padded_filled[rows, columns].flatten(1), draws[indices]
+            )
+            accepted = errors < max_error
+            y, x = y[accepted], x[accepted]
+            image[:, y, x] = windows.centers[:, matches[accepted]]
+            filled[y, x] = True
             for _ in range(len(y)):
-                grown = True
+                progressed = True
                 yield image
-        if not grown:
+        if not progressed:
             max_error *= 1.1
 
 
-def stripes_go_on() -> None:
-    """A periodic texture has one exact match everywhere, so it continues exactly, whatever is drawn."""
+def periodic_texture_is_continued() -> None:
+    """A periodic texture has a single exact match at each pixel, so it is continued whatever is drawn."""
     y, x = torch.arange(24)[:, None], torch.arange(28)
     tile = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    whole = tile[:, :, y % 4, x % 5]
+    texture = tile[:, :, y % 4, x % 5]
     for order in ("exact", "ring"):
-        made = efros_leung(whole[:, :, 5:17, 6:19], size=(24, 28), window=9, start="sample", order=order)
-        shifted = whole[:, :, (y + 5 - 6) % 4, (x + 6 - 7) % 5]
-        assert torch.equal(made.images, shifted), f"{order}: the pattern does not go on"
+        result = efros_leung(texture[:, :, 5:17, 6:19], size=(24, 28), window=9, start="sample", order=order)
+        shifted = texture[:, :, (y + 5 - 6) % 4, (x + 6 - 7) % 5]
+        assert torch.equal(result.images, shifted), f"{order}: the pattern is not continued"
 
 
 @method(
@@ -141,7 +152,7 @@ def stripes_go_on() -> None:
     ],
     invariants=[PixelRange()],
     cost=Cost(),  # no model
-    oracle=stripes_go_on,
+    oracle=periodic_texture_is_continued,
     quick={"size": 20, "window": 5, "order": "ring"},
     demo={"sample": ["builtin:pebbles"], "window": 13, "size": 80},
 )
@@ -151,44 +162,67 @@ def efros_leung(
     size: Size = None,
     window: Window = 11,
     order: Annotated[
-        Literal["exact", "ring"], Field(description="pixel after pixel, or a whole ring of them at once")
+        Literal["exact", "ring"],
+        Field(description="whether pixels are filled one by one, or all next to filled ones at once"),
     ] = "exact",
     start: Annotated[
-        Literal["patch", "sample"], Field(description="grow from 3 x 3 pixels, or go on with the sample")
+        Literal["patch", "sample"],
+        Field(description="initial pixels: a random 3 x 3 patch of the sample, or the sample"),
     ] = "patch",
-    error_threshold: Annotated[float, Field(ge=0, le=10, description="share above the least error")] = 0.1,
-    max_error: Annotated[float, Field(ge=0.01, le=1, description="a match has less; grows if none")] = 0.3,
+    error_threshold: Annotated[
+        float, Field(ge=0, le=10, description="relative excess over the smallest error that a match may have")
+    ] = 0.1,
+    max_error: Annotated[
+        float, Field(ge=0.01, le=1, description="error that a match stays below; increased where none does")
+    ] = 0.3,
     seed: Seed = None,
 ) -> Synthesis:
-    """Grow a texture outwards, each pixel copied from a place in the sample that looks like its surroundings.
+    """Efros-Leung texture synthesis by non-parametric sampling: textures of any size grown from a sample.
 
-    p = middle(s),  s drawn from { s : d(s) <= (1 + error_threshold) min d },
+    p = center(s),  s drawn from { s : d(s) <= (1 + error_threshold) min d },
     d(s) = sum G m (I - s)^2 / (C sum G m)
 
-    with s the whole windows of the sample, m the pixels of the window around p that are known, and G a
-    Gaussian of sigma = window / 6.4. The ring of pixels beside known ones is filled in the order of how many
-    of their eight neighbours are known, ties shuffled; a match of an error above ``max_error`` is left for
-    later, and ``max_error`` grows by a tenth where all are. ``order`` "ring" matches all pixels of a
-    ring before it fills any: sooner, and rougher.
+    with s the windows inside the sample, m the filled pixels in the window around p, and G a Gaussian of
+    sigma = window / 6.4. The empty pixels next to filled ones are filled in the order of their number of
+    filled neighbors, ties shuffled. A match with an error above ``max_error`` is postponed, and
+    ``max_error`` grows by a tenth where all are. ``order`` "ring" matches all pixels of a ring before
+    filling any: faster, and less exact.
 
-    ``start`` "patch": from a random 3 x 3 patch of the sample in the middle; "sample": from the
-    whole sample there. Gives images (N, C, H, W) of any ``size`` for N samples of C channels, each pixel a
-    pixel of its sample; there are no steps, so ``scores`` is (0, N). Raises InputError for a window
-    that is even or larger than the sample. Source: Efros and Leung 1999.
+    Growth starts at the center, from a random 3 x 3 patch of the sample (``start`` "patch") or from the
+    sample ("sample"). Samples are (N, C, H, W) with any number of channels.
+
+    Returns:
+        ``images`` (N, C, H', W') of that ``size``, each pixel a pixel of its sample; ``sources``
+        (N, C, H, W) the samples; ``scores`` (0, N), as there are no optimisation steps.
+
+    Raises:
+        InputError: a window that is even or larger than the sample, windows that need more than 4 GiB, or a
+            size that is not larger than the sample that growth starts from.
+
+    Example::
+        from phosphene import run
+
+        result = run("efros_leung", sample="builtin:bricks", size=16, window=7, order="ring", seed=0)
+        result.images.shape  # (1, 3, 16, 16)
+
+    Source: Efros and Leung 1999, section 2.
     """
     height, width = output_size(sample, size)
-    high, wide = sample.shape[2:]
+    sample_height, sample_width = sample.shape[2:]
     check_window(sample, window)
-    if start == "sample" and (high > height or wide > width or (high, wide) == (height, width)):
-        raise InputError(f"to go on with a sample of {high} x {wide} the size must be larger than it")
-    made: list[Tensor] = []
-    for one in sample:
+    grows = sample_height <= height and sample_width <= width and sample.shape[2:] != (height, width)
+    if start == "sample" and not grows:
+        raise InputError(
+            f"start='sample' needs a size larger than the sample's, {sample_height} x {sample_width}"
+        )
+    images: list[Tensor] = []
+    for single in sample:
         generator = Generator().manual_seed(seed or 0)
-        image, known = plant(one, height, width, whole=start == "sample", generator=generator)
-        windows = Windows(one, window, error_threshold)
-        growth = grow(windows, image, known, order, max_error, generator)
-        made += deque(progress_bar(growth, "Growing", int((~known).sum())), maxlen=1)
-    return copied(sample, made)
+        image, filled = seed_canvas(single, height, width, start=start, generator=generator)
+        windows = SampleWindows(single, window, error_threshold)
+        filling = fill(windows, image, filled, order, max_error, generator)
+        images += deque(progress_bar(filling, "Filling", int((~filled).sum())), maxlen=1)
+    return sampled_texture(sample, images)
 
 
 @hookimpl

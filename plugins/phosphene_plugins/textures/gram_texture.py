@@ -1,6 +1,5 @@
-"""Gram texture: a new picture with the feature statistics of a sample."""
+"""Texture synthesis by Gram matrices (Gatys et al.): noise optimised to a sample's feature correlations."""
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -17,23 +16,23 @@ from phosphene.spec import Cost, PixelRange, param, size
 from ._texture_samples import Size, output_size
 
 
-def gram_energy(found: Tensor, wanted: Tensor) -> Tensor:
-    """E_l = 1/(4 N_l^2) sum_cc' (G_cc' - Ĝ_cc')^2 of Gram matrices over their own M_l: (N,)."""
-    return (found - wanted).square().sum((1, 2)) / (4 * wanted.shape[-1] ** 2)
+def gram_energy(gram: Tensor, target: Tensor) -> Tensor:
+    """E_l = 1/(4 N_l^2) sum_cc' (G_cc' - Ĝ_cc')^2 of Gram matrices divided by their own M_l: (N,)."""
+    return (gram - target).square().sum((1, 2)) / (4 * target.shape[-1] ** 2)
 
 
-def one_pixel_has_its_closed_form() -> None:
-    """Features = pixels, one channel, one place a pixel: the Gram is the mean square, whatever the order."""
+def pixels_as_features_have_a_closed_form() -> None:
+    """Features = pixels, one channel: the Gram matrix is the mean square of the pixels."""
     pixels = torch.nn.Conv2d(1, 1, 1, bias=False).double()
     torch.nn.init.ones_(pixels.weight)
     model = load_model(torch.nn.Sequential(pixels, torch.nn.ReLU()), input_size=(1, 8, 8))
     sample = torch.linspace(0.2, 0.8, 64, dtype=torch.float64).view(1, 1, 8, 8)
-    made = gram_texture(model, sample, layers=["1"], normalization="gatys", steps=50, seed=0)
-    squares = sample.square().mean(), made.images.square().mean()
-    assert abs(squares[0] - squares[1]) < 1e-6, f"mean squares differ: {squares}"
+    result = gram_texture(model, sample, layers=["1"], normalization="gatys", steps=50, seed=0)
+    mean_squares = sample.square().mean(), result.images.square().mean()
+    assert abs(mean_squares[0] - mean_squares[1]) < 1e-6, f"mean squares differ: {mean_squares}"
     start = noise_images((1, 1, 8, 8), seed=0, mean=sample.mean(), sd=sample.std())
-    first = (squares[0] - start.square().mean()) ** 2 / 4
-    assert abs(made.scores[0, 0] - first) < 1e-12, "the first loss is not E_l of the noise"
+    first_loss = (mean_squares[0] - start.square().mean()) ** 2 / 4
+    assert abs(result.scores[0, 0] - first_loss) < 1e-12, "the first loss is not E_l of the noise"
 
 
 @method(
@@ -49,9 +48,9 @@ def one_pixel_has_its_closed_form() -> None:
     ],
     invariants=[PixelRange()],
     needs=["gradients"],
-    # L-BFGS looks once a step, or twice.
+    # L-BFGS evaluates the loss once or twice per step.
     cost=Cost(forward=size.images * (2 * param.steps + 2), backward=size.images * (2 * param.steps + 1)),
-    oracle=one_pixel_has_its_closed_form,
+    oracle=pixels_as_features_have_a_closed_form,
     quick={"steps": 4, "size": 32},
     demo={"steps": 200},
 )
@@ -60,58 +59,82 @@ def gram_texture(
     sample: Texture,
     start: Start = None,
     *,
-    layers: Annotated[list[LayerName] | None, Field(description="layers l; every stage")] = None,
-    weights: Annotated[list[NonNegativeFloat] | None, Field(description="w_l, one a layer")] = None,
+    layers: Annotated[
+        list[LayerName] | None, Field(description="layers l of the Gram matrices; default: every stage")
+    ] = None,
+    weights: Annotated[
+        list[NonNegativeFloat] | None,
+        Field(description="w_l: weight of each layer; default: 3^-l for relative, 1 for gatys"),
+    ] = None,
     normalization: Annotated[
-        Literal["relative", "gatys"], Field(description="E_l over that of an empty picture, or the paper's")
+        Literal["relative", "gatys"],
+        Field(description="scale of E_l: relative to the energy of a zero Gram matrix, or as in the paper"),
     ] = "relative",
-    steps: Annotated[int, Field(ge=1, le=100_000, description="steps of descent")] = 100,
+    steps: Annotated[int, Field(ge=1, le=100_000, description="number of optimisation steps")] = 100,
     size: Size = None,
-    optimizer: Annotated[Literal["lbfgs", "adam"], Field(description="lbfgs gets further")] = "lbfgs",
-    lr: Annotated[float | None, Field(gt=0, le=1000, description="step length: 1, or 0.02 for Adam")] = None,
+    optimizer: Annotated[
+        Literal["lbfgs", "adam"], Field(description="optimiser; lbfgs reaches lower losses")
+    ] = "lbfgs",
+    lr: Annotated[
+        float | None, Field(gt=0, le=1000, description="step length; default: 1 for lbfgs, 0.02 for adam")
+    ] = None,
     frames: Frames = 0,
     seed: Seed = None,
 ) -> Synthesis:
-    """Grow a picture out of noise until its features correlate as the sample's do.
+    """Texture synthesis by Gram matrices (Gatys et al.): noise optimised to a sample's correlations.
 
     L(I) = sum_l w_l E_l,  E_l = 1/(4 N_l^2 M_l^2) sum_cc' (G_cc' - Ĝ_cc')^2,  G = F F^T
 
-    with F the layer's N_l feature maps at their M_l places; where the picture is not of the sample's
-    size, each Gram matrix is divided by its own M. ``normalization`` "gatys" is that E_l, with w_l = 1
-    where ``weights`` is None; "relative" divides it by the E_l of an empty picture, so that no scale of
-    features matters, and w_l is 3^-l, so that deeper layers, whose losses fall slowly, do not hold up
-    the finer ones. In other conventions: Gram matrices divided by N_l, too (Johnson et al. 2016), give
-    4 E_l as the sum of their squared differences, and 4 E_l / N_l^2 as their mean.
+    with F the layer's N_l feature maps at their M_l positions; where the sizes of image and sample differ,
+    each Gram matrix is divided by its own M. ``normalization`` "gatys" is that E_l, with w_l = 1 by
+    default; "relative" divides it by the E_l of a zero Gram matrix, so that the scale of features does not
+    matter, and w_l is 3^-l by default: deeper layers, whose losses fall slowly, would otherwise delay the
+    finer ones. In other conventions: Gram matrices also divided by N_l (Johnson et al. 2016) give 4 E_l as
+    the sum of their squared differences, and 4 E_l / N_l^2 as their mean.
 
-    ``layers`` None: the first activation at each resolution (relu1_1 ... relu5_1 of a VGG). The
-    noise has the sample's mean and standard deviation, channel by channel; ``start`` (N, C, H, W) is gone
-    on with in its place. Gives images (N, C, H, W) of that ``size`` for N samples, and the loss L at every
-    step as scores. Raises InputError if weights do not fit layers. Source: Gatys et al. 2015.
+    ``layers`` default to the first activation at each resolution (relu1_1 ... relu5_1 of a VGG). The initial
+    noise has the sample's mean and standard deviation in each channel; ``start`` (N, C, H, W) replaces it.
+
+    Returns:
+        ``images`` (N, C, H', W') of that ``size``, ``scores`` (steps, N) the loss L at each step,
+        ``sources`` (N, C, H, W) the samples, ``frames`` (F, N, C, H', W').
+
+    Raises:
+        InputError: weights that do not fit the layers.
+
+    Example::
+        from phosphene import run
+
+        result = run("gram_texture", sample="builtin:pebbles", size=32, steps=2, seed=0)
+        result.images.shape  # (1, 3, 32, 32)
+
+    Source: Gatys et al. 2015, sections 3 and 4.
     """
-    chosen = list(layers) if layers is not None else list(model.stages)
-    if not chosen or (weights is not None and len(weights) != len(chosen)):
-        given = "none" if weights is None else len(weights)
-        raise InputError(f"gram_texture needs one weight per layer: {len(chosen)} layers, weights: {given}")
+    layers = list(model.stages) if layers is None else list(layers)
+    if not layers or (weights is not None and len(weights) != len(layers)):
+        count = "none" if weights is None else len(weights)
+        raise InputError(f"gram_texture needs one weight per layer: {len(layers)} layers, weights: {count}")
     with torch.no_grad():
-        wanted = [gram_matrix(model.maps(f, sample)) for f in model.features_of(sample, chosen)]
-    relative = normalization == "relative"
-    shares: Sequence[Tensor | float]
-    shares = weights or [3.0**-depth if relative else 1.0 for depth in range(len(chosen))]
-    if relative:
-        empty = [gram_energy(torch.zeros_like(g), g).clamp(min=1e-30) for g in wanted]
-        shares = [w / e for w, e in zip(shares, empty, strict=True)]
+        target_grams = [gram_matrix(model.maps(f, sample)) for f in model.features_of(sample, layers)]
+    scales: list[float | Tensor]
+    if normalization == "gatys":
+        scales = list(weights or [1.0] * len(layers))
+    else:
+        zero_energies = [gram_energy(torch.zeros_like(g), g).clamp(min=1e-30) for g in target_grams]
+        layer_weights = weights or [3.0**-depth for depth in range(len(layers))]
+        scales = [w / e for w, e in zip(layer_weights, zero_energies, strict=True)]
 
     def loss(images: Tensor) -> Tensor:
-        terms = zip(shares, model.features_of(images, chosen), wanted, strict=True)
-        return torch.stack([w * gram_energy(gram_matrix(model.maps(f, images)), g) for w, f, g in terms]).sum(
-            0
-        )
+        """L(I): (N,)."""
+        grams = [gram_matrix(model.maps(f, images)) for f in model.features_of(images, layers)]
+        terms = zip(scales, grams, target_grams, strict=True)
+        return torch.stack([scale * gram_energy(gram, target) for scale, gram, target in terms]).sum(0)
 
     if start is None:
         shape = (1, sample.shape[1], *output_size(sample, size))
-        spread = [{"mean": s.mean((1, 2)), "sd": s.std((1, 2))} for s in sample]
-        start = torch.cat([noise_images(shape, seed=seed, **colours) for colours in spread])
-    made = optimize_image(
+        statistics = [{"mean": s.mean((1, 2)), "sd": s.std((1, 2))} for s in sample]
+        start = torch.cat([noise_images(shape, seed=seed, **s) for s in statistics])
+    optimization = optimize_image(
         loss,
         PixelImage(start),
         steps=steps,
@@ -120,7 +143,7 @@ def gram_texture(
         maximize=False,
         frames=frames,
     )
-    return Synthesis(**made._asdict(), targets=("texture",) * len(sample), sources=sample)
+    return Synthesis(**optimization._asdict(), targets=("texture",) * len(sample), sources=sample)
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Wei-Levoy: a texture painted line by line, from coarse to fine, by looking up what comes next."""
+"""Wei-Levoy texture synthesis: matching neighborhoods, coarse to fine, found by tree-structured search."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -15,40 +15,41 @@ from phosphene.results import Synthesis
 from phosphene.roles import Seed, Texture
 from phosphene.spec import Cost, PixelRange
 
-from ._texture_samples import Size, Window, check_window, copied, output_size
-from ._vector_quantization import Array, codebook, nearest
+from ._texture_samples import Size, Window, check_window, output_size, sampled_texture
+from ._vector_quantization import Array, build_codebook, nearest_index
 
 
-def parents(window: int) -> int:
+def coarse_window(window: int) -> int:
     """The side of the window in the coarser level: half as large, and odd."""
     return 2 * ((window // 2 + 1) // 2) + 1
 
 
-def neighbors(fine: Array, coarse: Array | None, y: Array, x: Array, window: int) -> Array:
-    """What surrounds pixels (n,) of an image (H, W, C) that goes on beyond its edges: (n, D).
+def neighborhoods(fine: Array, coarse: Array | None, y: Array, x: Array, window: int) -> Array:
+    """The neighborhoods of pixels (n,), (n,) of an image (H, W, C) that is repeated beyond its edges: (n, D).
 
-    All around its parent in the coarser level, if there is one; in its own only what comes before it, line
-    by line, and what is to its left comes last.
+    In the coarser level, if there is one, the square around the parent pixel; in the pixel's own level the
+    preceding pixels in scanline order, those to its left last.
     """
 
-    def around(image: Array, y: Array, x: Array, down: Array, across: Array) -> Array:
+    def gather(image: Array, y: Array, x: Array, down: Array, across: Array) -> Array:
         rows, columns = (y[:, None] + down) % image.shape[0], (x[:, None] + across) % image.shape[1]
-        found: Array = image[rows, columns].reshape(len(y), -1)
-        return found
+        values: Array = image[rows, columns].reshape(len(y), -1)
+        return values
 
-    def square(window: int) -> Array:
+    def square_offsets(window: int) -> Array:
         radius = window // 2
         return np.mgrid[-radius : radius + 1, -radius : radius + 1].reshape(2, -1)
 
-    before = around(fine, y, x, *square(window)[:, : window**2 // 2])
+    preceding = gather(fine, y, x, *square_offsets(window)[:, : window**2 // 2])
     if coarse is None:
-        return before
-    return np.concatenate([around(coarse, y // 2, x // 2, *square(parents(window))), before], 1)
+        return preceding
+    parents = gather(coarse, y // 2, x // 2, *square_offsets(coarse_window(window)))
+    return np.concatenate([parents, preceding], 1)
 
 
-def inside(fine: Array, coarse: Array | None, window: int) -> tuple[Array, Array]:
-    """The pixels (n,), (n,) of a sample whose surroundings lie in it, at both levels."""
-    radius, margin = window // 2, parents(window) // 2
+def interior_pixels(fine: Array, coarse: Array | None, window: int) -> tuple[Array, Array]:
+    """The pixels (n,), (n,) of a sample whose neighborhoods lie inside it, at both levels."""
+    radius, margin = window // 2, coarse_window(window) // 2
     height, width, _ = fine.shape
     y, x = np.arange(radius, height), np.arange(radius, width - radius)
     if coarse is not None:
@@ -60,53 +61,54 @@ def inside(fine: Array, coarse: Array | None, window: int) -> tuple[Array, Array
 
 
 def gaussian_pyramid(image: Tensor, levels: int) -> list[Array]:
-    """An image (C, H, W) as (H, W, C), and blurred and halved again and again."""
+    """An image (C, H, W) as (H, W, C), and blurred and halved again and again, finest first."""
     scales = [image[None]]
     for _ in range(levels - 1):
         scales.append(gaussian_blur(scales[-1], 1.0)[:, :, ::2, ::2])
     return [scale[0].permute(1, 2, 0).double().cpu().numpy() for scale in scales]
 
 
-def paint(
+def synthesize(
     pyramid: Sequence[Array], height: int, width: int, *, window: int, leaf_size: int | None, seed: int
 ) -> Iterator[Array]:
-    """Each level of a new picture, the last of them (height, width, C), as it is after each of its pixels."""
-    draw, left = Generator().manual_seed(seed), np.arange(-(window // 2), 0)
-    parent: Array | None = None
+    """Synthesize level after level, the last one (height, width, C); yields the level after each pixel."""
+    generator, left = Generator().manual_seed(seed), np.arange(-(window // 2), 0)
+    coarse_image: Array | None = None
     for level in reversed(range(len(pyramid))):
         fine, coarse = pyramid[level], pyramid[level + 1] if level + 1 < len(pyramid) else None
-        y, x = inside(fine, coarse, window)
-        book = codebook(neighbors(fine, coarse, y, x, window), np.arange(len(y)), leaf_size)
+        y, x = interior_pixels(fine, coarse, window)
+        codebook = build_codebook(neighborhoods(fine, coarse, y, x, window), np.arange(len(y)), leaf_size)
         rows, columns = (np.arange(-(-side // 2**level)) for side in (height, width))
         pixels = fine.reshape(-1, fine.shape[2])
-        image = pixels[torch.randint(len(pixels), (len(rows), len(columns)), generator=draw).numpy()]
+        image = pixels[torch.randint(len(pixels), (len(rows), len(columns)), generator=generator).numpy()]
         for row in rows:
-            around = neighbors(image, parent, np.full_like(columns, row), columns, window)
-            for column, vector in zip(columns, around, strict=True):
-                beside = image[row, (column + left) % len(columns)]
-                vector[-beside.size :] = beside.ravel()
-                found = nearest(book, vector)
-                image[row, column] = fine[y[found], x[found]]
+            vectors = neighborhoods(image, coarse_image, np.full_like(columns, row), columns, window)
+            for column, vector in zip(columns, vectors, strict=True):
+                # The pixels to the left have changed since the row's neighborhoods were gathered.
+                left_pixels = image[row, (column + left) % len(columns)]
+                vector[-left_pixels.size :] = left_pixels.ravel()
+                match = nearest_index(codebook, vector)
+                image[row, column] = fine[y[match], x[match]]
                 yield image
-        parent = image
+        coarse_image = image
 
 
-def one_leaf_searches_all() -> None:
-    """One leaf, one level: each pixel is the sample's whose four pixels before it are nearest, all tried."""
+def single_leaf_is_exhaustive_search() -> None:
+    """One leaf, one level: each pixel is that of the sample with the nearest four preceding pixels."""
     sample = torch.rand(1, 1, 9, 9, dtype=torch.float64, generator=Generator().manual_seed(1))
-    made = wei_levoy(sample, size=8, window=3, levels=1, leaf_size=None, seed=0).images[0, 0]
-    start = torch.randint(81, (8, 8), generator=Generator().manual_seed(0))
-    source, image = sample[0, 0].tolist(), sample.flatten()[start].tolist()
+    result = wei_levoy(sample, size=8, window=3, levels=1, leaf_size=None, seed=0).images[0, 0]
+    initial = torch.randint(81, (8, 8), generator=Generator().manual_seed(0))
+    source, image = sample[0, 0].tolist(), sample.flatten()[initial].tolist()
 
-    def far(y: int, x: int, v: int, u: int) -> float:
-        before = ((-1, -1), (-1, 0), (-1, 1), (0, -1))
-        return sum((image[(y + b) % 8][(x + a) % 8] - source[v + b][u + a]) ** 2 for b, a in before)
+    def distance(y: int, x: int, v: int, u: int) -> float:
+        preceding = ((-1, -1), (-1, 0), (-1, 1), (0, -1))
+        return sum((image[(y + b) % 8][(x + a) % 8] - source[v + b][u + a]) ** 2 for b, a in preceding)
 
     for y in range(8):
         for x in range(8):
-            _, v, u = min((far(y, x, v, u), v, u) for v in range(1, 9) for u in range(1, 8))
+            _, v, u = min((distance(y, x, v, u), v, u) for v in range(1, 9) for u in range(1, 8))
             image[y][x] = source[v][u]
-    assert made.tolist() == image, "it is not what a search through all of the sample finds"
+    assert result.tolist() == image, "the result is not that of an exhaustive search"
 
 
 @method(
@@ -123,7 +125,7 @@ def one_leaf_searches_all() -> None:
     ],
     invariants=[PixelRange()],
     cost=Cost(),  # no model
-    oracle=one_leaf_searches_all,
+    oracle=single_leaf_is_exhaustive_search,
     quick={"size": 16, "window": 3},
     demo={"sample": ["builtin:bricks"]},
 )
@@ -132,40 +134,58 @@ def wei_levoy(
     *,
     size: Size = None,
     window: Window = 9,
-    levels: Annotated[int, Field(ge=1, le=10, description="of the pyramid, at most")] = 4,
+    levels: Annotated[
+        int, Field(ge=1, le=10, description="largest number of levels of the Gaussian pyramid")
+    ] = 4,
     leaf_size: Annotated[
-        int | None, Field(ge=1, description="vectors that a search ends among; all of them, exhaustively")
+        int | None,
+        Field(
+            ge=1,
+            description="largest number of vectors in a leaf of the search tree; None: exhaustive search",
+        ),
     ] = 512,
     seed: Seed = None,
 ) -> Synthesis:
-    """Paint a texture line by line, at several scales: each pixel is the sample's that fits what is there.
+    """Wei-Levoy texture synthesis with tree-structured vector quantisation: tileable textures from a sample.
 
     I(p) = S(q),  q = argmin_q |N(p) - N(q)|^2
 
-    with N(p) what surrounds a pixel: of its own level, in a ``window``, the pixels before it in the order
-    of the lines; of the next coarser level of a Gaussian pyramid, already painted, all in half that
-    window. Every level starts as pixels of the sample, shuffled, and goes on beyond its edges at the
-    opposite ones: the picture can be laid side by side with itself. Surroundings that lie in the sample
-    are sorted into a tree, parted in two by 2-means again and again; a search goes down to the nearer
-    centroid and compares all that is in the leaf. ``leaf_size`` None is one leaf: exhaustive search.
+    with N(p) the neighborhood of a pixel: in its own level the preceding pixels in scanline order in a
+    ``window``, in the next coarser level of a Gaussian pyramid, already synthesized, all pixels in half
+    that window. Each level starts as randomly drawn pixels of the sample. Neighborhoods wrap around at the
+    edges, so the result can be tiled. Neighborhoods of the sample are sorted into a tree by recursive
+    2-means; a search descends to the closer centroid and compares all vectors in the leaf.
 
-    Of the ``levels`` there are as many as leave sample and picture two windows wide. Gives images
-    (N, C, H, W) of any ``size`` for N samples of C channels, each pixel a pixel of its sample; there
-    are no steps, so ``scores`` is (0, N). Raises InputError for a window that is even or larger than the
-    sample. Source: Wei and Levoy 2000.
+    There are as many of the ``levels`` as leave sample and image at least two windows wide. Samples are
+    (N, C, H, W) with any number of channels.
+
+    Returns:
+        ``images`` (N, C, H', W') of that ``size``, each pixel a pixel of its sample; ``sources``
+        (N, C, H, W) the samples; ``scores`` (0, N), as there are no optimisation steps.
+
+    Raises:
+        InputError: a window that is even or larger than the sample, or windows that need more than 4 GiB.
+
+    Example::
+        from phosphene import run
+
+        result = run("wei_levoy", sample="builtin:bricks", size=16, window=5, seed=0)
+        result.images.shape  # (1, 3, 16, 16)
+
+    Source: Wei and Levoy 2000, section 2 (synthesis) and the section on acceleration.
     """
     height, width = output_size(sample, size)
     check_window(sample, window)
     sides = (height, width, *sample.shape[2:])
     levels = 1 + sum(min(sides) >= 2 * window * 2**level for level in range(1, levels))
     total = sum(-(-height // 2**level) * -(-width // 2**level) for level in range(levels))
-    made = []
-    for one in sample:
-        pyramid = gaussian_pyramid(one, levels)
-        painting = paint(pyramid, height, width, window=window, leaf_size=leaf_size, seed=seed or 0)
-        (image,) = deque(progress_bar(painting, "Painting", total), maxlen=1)
-        made.append(torch.from_numpy(image).permute(2, 0, 1).to(sample))
-    return copied(sample, made)
+    images = []
+    for single in sample:
+        pyramid = gaussian_pyramid(single, levels)
+        synthesis = synthesize(pyramid, height, width, window=window, leaf_size=leaf_size, seed=seed or 0)
+        (image,) = deque(progress_bar(synthesis, "Synthesizing", total), maxlen=1)
+        images.append(torch.from_numpy(image).permute(2, 0, 1).to(sample))
+    return sampled_texture(sample, images)
 
 
 @hookimpl

@@ -1,0 +1,46 @@
+"""``AugmentedViews``: augmented views of images, with the styles that were drawn for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from phosphene.results import Panel, Result
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AugmentedViews(Result):
+    """Augmented views: ``images`` (N, 3, H, W), ``views`` (N, V, 3, H, W) of them, in [0, 1].
+
+    ``strength`` (N, V) is the strength b of each view's style, 0 where the view is the image;
+    ``blend_weights`` (N, V, S) are the weights of the styles, whose names are ``style_names``.
+    """
+
+    per_image: ClassVar[tuple[str, ...]] = ("images", "views", "strength", "blend_weights")
+
+    images: Tensor
+    views: Tensor
+    strength: Tensor
+    blend_weights: Tensor
+    style_names: tuple[str, ...]
+
+    def panels(self) -> list[list[Panel]]:
+        groups = []
+        for image, views, strengths, weights in zip(
+            self.images, self.views, self.strength.tolist(), self.blend_weights.tolist(), strict=True
+        ):
+            titles = [
+                f"{b:.0%} {self._style_name(w)}" if b else "unchanged"
+                for b, w in zip(strengths, weights, strict=True)
+            ]
+            panels = [Panel(view, title, is_output=True) for view, title in zip(views, titles, strict=True)]
+            groups.append([Panel(image, "image"), *panels])
+        return groups
+
+    def _style_name(self, weights: Sequence[float]) -> str:
+        """The name of the style with the largest weight, marked where it is not the only one."""
+        largest = max(range(len(weights)), key=weights.__getitem__)
+        return self.style_names[largest] + (" and others" if weights[largest] < 1 else "")

@@ -1,0 +1,66 @@
+"""Parameters that several style methods share."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from pydantic import Field, NonNegativeFloat
+
+from phosphene.roles import LayerName
+from phosphene.spec import ParameterGroup
+
+from ._color_transfer import ColorSource
+
+Blend: TypeAlias = Annotated[
+    list[NonNegativeFloat] | None,
+    Field(description="gamma_s: weight of each style, divided by their sum; default: equal weights"),
+]
+
+
+Color: TypeAlias = Annotated[
+    ColorSource,
+    Field(description="colors of the result: the style's, or the content's by luminance or by histogram"),
+]
+
+
+ContentLayer: TypeAlias = Annotated[
+    LayerName | None, Field(description="content layer phi; default: the middle stage of the model")
+]
+
+
+StyleLayers: TypeAlias = Annotated[
+    list[LayerName] | None, Field(description="layers of the Gram matrices G_j; default: every stage")
+]
+
+
+StyleNames: TypeAlias = Annotated[
+    list[str] | None, Field(description="names of the styles; default: style 0, style 1, ...")
+]
+
+
+class PerceptualLoss(ParameterGroup):
+    """Layers and weights of the perceptual loss that style networks are trained on."""
+
+    content_layer: ContentLayer = None
+    style_layers: StyleLayers = None
+    content_weight: Annotated[float, Field(ge=0, description="weight of the content loss")] = 3.0
+    style_weight: Annotated[float, Field(ge=0, description="weight of the style loss")] = 10.0
+    total_variation: Annotated[
+        float, Field(ge=0, description="weight of the total-variation loss, per pixel")
+    ] = 0.01
+
+
+class Training(ParameterGroup):
+    """Length, batch size and learning rate of a training with Adam."""
+
+    steps: Annotated[int, Field(ge=1, le=1_000_000, description="number of training steps of Adam")] = 1000
+    batch: Annotated[int, Field(ge=1, le=1024, description="number of content images per step")] = 4
+    lr: Annotated[float, Field(gt=0, le=1, description="learning rate of Adam")] = 5e-3
+
+
+class StyleNetworkTraining(Training):
+    """The training of a style network, which can be done in mixed precision."""
+
+    mixed_precision: Annotated[
+        bool, Field(description="whether convolutions run in bfloat16, which GPUs do faster")
+    ] = False

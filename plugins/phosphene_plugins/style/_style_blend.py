@@ -1,0 +1,25 @@
+"""Blends of several styles: their weights, which sum to one, and the title of the result."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from phosphene import InputError
+
+
+def normalize_blend(blend: list[float] | None, styles: Tensor) -> Tensor:
+    """gamma (S,): the blend divided by its sum, equal weights for None.
+
+    Raises InputError where it does not have one weight for each style, or none above zero.
+    """
+    weights = styles.new_tensor([1.0] * len(styles) if blend is None else blend)
+    if len(weights) != len(styles) or not weights.sum() > 0:
+        raise InputError(f"{len(styles)} styles need one weight each, some above zero, not {blend}")
+    return weights / weights.sum()
+
+
+def style_title(blend_weights: Tensor) -> str:
+    """The title of an image in a blend of styles with these weights (S,)."""
+    if len(blend_weights) == 1:
+        return "in the style"
+    return " + ".join(f"{w:.0%} of style {n}" for n, w in enumerate(blend_weights.tolist()) if w)
