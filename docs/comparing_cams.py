@@ -63,7 +63,7 @@ def numbers(models: list[Model], scenes: Scenes) -> str:
         images, labels = scenes.images.double(), scenes.labels
         cam = methods["cam"](model, images, labels).maps
         grad, hires = (
-            methods[n](model, images, labels, normalize="captum").maps for n in ("grad_cam", "hires_cam")
+            methods[n](model, images, labels).as_convention("captum").maps for n in ("grad_cam", "hires_cam")
         )
         places = cam[0].numel()
         with torch.no_grad():

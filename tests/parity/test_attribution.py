@@ -178,7 +178,8 @@ def test_grad_cam_is_captums_after_its_relu(kind: str, images: Tensor) -> None:
 def test_grad_cam_is_pytorch_grad_cams_by_its_convention(kind: str, images: Tensor) -> None:
     net = network(kind)
     layer = LAYERS[kind]
-    ours = attribute("grad_cam", load_model(net), images, CLASSES, layer=layer, normalize="pgc")
+    raw = methods["grad_cam"](load_model(net), images, CLASSES, layer=layer)
+    ours = raw.as_convention("pytorch-grad-cam").maps
     with GradCAM(model=net, target_layers=[net.get_submodule(layer)]) as cam:
         theirs = cam(input_tensor=images.clone(), targets=[ClassifierOutputTarget(c) for c in CLASSES])
     torch.testing.assert_close(ours, torch.from_numpy(theirs).double(), rtol=0, atol=1e-5)
