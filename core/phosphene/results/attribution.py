@@ -78,10 +78,10 @@ class Attribution(Result):
         size = self.images.shape[2:]
         if self.signed_maps and self.more is not None:
             layers = [maps if convention == "captum" else maps.relu() for maps in self.signed_maps]
-            more = torch.stack([enlarge_maps(scale_maps(maps, convention), size) for maps in layers], 1)
+            scaled = torch.stack([enlarge_maps(scale_maps(maps, convention), size) for maps in layers], 1)
             # The layers' maps have the image's size here, so finishing only scales their average again.
-            maps = finish_maps(more.mean(1), size, convention)
-            return dataclasses.replace(self, maps=maps, more=more, convention=convention)
+            average = finish_maps(scaled.mean(1), size, convention)
+            return dataclasses.replace(self, maps=average, more=scaled, convention=convention)
 
         def convert(maps: Tensor) -> Tensor:
             return finish_maps(scale_maps(maps, convention), size, convention)

@@ -59,8 +59,8 @@ class Epsilon:
 class Gamma:
     """Contributions of z_j's own sign are favored: w' = w + gamma max(w, 0), likewise b', for x_i, z_j > 0.
 
-    Where exactly one of x_i and z_j is negative, w' = w + gamma min(w, 0), so that x_i w'_ij grows where it has
-    z_j's sign. R_i = sum_j x_i w'_ij / (z'_j + epsilon sign z'_j) R_j.
+    Where exactly one of x_i and z_j is negative, w' = w + gamma min(w, 0), so that x_i w'_ij grows where it
+    has z_j's sign. R_i = sum_j x_i w'_ij / (z'_j + epsilon sign z'_j) R_j.
     """
 
     gamma: float
