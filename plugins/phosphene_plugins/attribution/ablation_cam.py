@@ -64,7 +64,8 @@ def ablation_cam(
         result = run("ablation_cam", images="builtin:scenes/1")
         result.maps.shape  # (1, 8, 8)
 
-    Source: Desai & Ramaswamy 2020, equations 3 and 4.
+    Source:
+        Desai & Ramaswamy 2020, equations 3 and 4.
     """
     layer = layer or model.last_map
     with model.tap(layer) as tap:

@@ -60,7 +60,8 @@ def cam(model: Model, images: Images, target: Target = None) -> Attribution:
         result = run("cam", images="builtin:scenes/2")
         result.maps.shape  # (2, 8, 8)
 
-    Source: Zhou et al. 2016, equation 2.
+    Source:
+        Zhou et al. 2016, equation 2.
     """
     if not isinstance(target, (Class, Predicted)):
         raise InputError(f"cam explains a class, not {target}; use grad_cam, which takes any target")

@@ -55,7 +55,8 @@ def deconvnet(model: Model, images: Images, target: Target = None) -> Attributio
         result = run("deconvnet", images="builtin:scenes/2")
         result.maps.shape  # (2, 64, 64)
 
-    Source: Zeiler & Fergus 2014, section 2.1.
+    Source:
+        Zeiler & Fergus 2014, section 2.1.
     """
     with rewrite_backward(deconvnet_rule):
         gradient = input_gradient(model, images, target)

@@ -62,7 +62,8 @@ def eigen_cam(model: Model, images: Images, *, layer: CamLayer = None) -> Attrib
         result = run("eigen_cam", images="builtin:scenes/2")
         result.maps.shape  # (2, 8, 8)
 
-    Source: Muhammad & Yeasin 2020, section III, with the maps centered, as principal components require.
+    Source:
+        Muhammad & Yeasin 2020, section III, with the maps centered, as principal components require.
     """
     layer = layer or model.last_map
     maps = model.maps(model.features(images, layer), images)

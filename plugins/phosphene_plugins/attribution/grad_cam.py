@@ -67,7 +67,8 @@ def grad_cam(
         result = run("grad_cam", images="builtin:scenes/2")
         result.maps.shape  # (2, 8, 8)
 
-    Source: Selvaraju et al. 2017, equations 1 and 2.
+    Source:
+        Selvaraju et al. 2017, equations 1 and 2.
     """
     layers = layer if isinstance(layer, list) else [layer or model.last_map]
     signed = [

@@ -66,7 +66,8 @@ def grad_cam_plus_plus(
         result = run("grad_cam_plus_plus", images="builtin:scenes/2")
         result.maps.shape  # (2, 8, 8)
 
-    Source: Chattopadhay et al. 2018, equations 5, 7 and 19.
+    Source:
+        Chattopadhay et al. 2018, equations 5, 7 and 19.
     """
     [(maps, gradients)] = layer_gradients(model, images, target, layer or model.last_map)
     divisor = 2 + gradients * maps.sum((2, 3), keepdim=True)

@@ -59,7 +59,8 @@ def gradient_x_input(model: Model, images: Images, target: Target = None) -> Att
         result = run("gradient_x_input", images="builtin:scenes/2")
         result.maps.shape  # (2, 64, 64)
 
-    Source: Shrikumar et al. 2016, section 2.1.
+    Source:
+        Shrikumar et al. 2016, section 2.1.
     """
     maps = (images * input_gradient(model, images, target)).sum(1)
     return Attribution(images=images, maps=maps, targets=target.names(model, len(images)), layout="map")

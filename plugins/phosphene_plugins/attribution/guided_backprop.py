@@ -69,7 +69,8 @@ def guided_backprop(model: Model, images: Images, target: Target = None) -> Attr
         result = run("guided_backprop", images="builtin:scenes/2")
         result.maps.shape  # (2, 64, 64)
 
-    Source: Springenberg et al. 2015, section 3.4.
+    Source:
+        Springenberg et al. 2015, section 3.4.
     """
     with rewrite_backward(guided):
         gradient = input_gradient(model, images, target)

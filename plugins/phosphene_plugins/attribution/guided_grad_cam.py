@@ -69,7 +69,8 @@ def guided_grad_cam(
         result = run("guided_grad_cam", images="builtin:scenes/2")
         result.maps.shape  # (2, 64, 64)
 
-    Source: Selvaraju et al. 2017, section 3.1.
+    Source:
+        Selvaraju et al. 2017, section 3.1.
     """
     [(maps, gradients)] = layer_gradients(model, images, target, layer or model.last_map)
     coarse = weighted_sum(gradients.mean((2, 3)), maps).relu()

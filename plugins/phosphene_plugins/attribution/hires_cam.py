@@ -59,7 +59,8 @@ def hires_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
         result = run("hires_cam", images="builtin:scenes/2")
         result.maps.shape  # (2, 8, 8)
 
-    Source: Draelos & Carin 2020, equation 7.
+    Source:
+        Draelos & Carin 2020, equation 7.
     """
     [(maps, gradients)] = layer_gradients(model, images, target, layer or model.last_map)
     return signed_map(model, images, target, (maps * gradients).sum(1))

@@ -83,7 +83,8 @@ def integrated_gradients(
         result = run("integrated_gradients", images="builtin:scenes/2")
         result.maps.shape  # (2, 64, 64)
 
-    Source: Sundararajan, Taly & Yan 2017, equation 1.
+    Source:
+        Sundararajan, Taly & Yan 2017, equation 1.
     """
     target = target.resolve(model, images)
     start = baseline_images(images, baseline, sigma=min(images.shape[2:]) / 8, seed=seed)

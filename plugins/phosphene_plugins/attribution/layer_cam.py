@@ -59,7 +59,8 @@ def layer_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
         result = run("layer_cam", images="builtin:scenes/2", layer="features.11")
         result.maps.shape  # (2, 16, 16)
 
-    Source: Jiang et al. 2021, equations 5 to 7.
+    Source:
+        Jiang et al. 2021, equations 5 to 7.
     """
     [(maps, gradients)] = layer_gradients(model, images, target, layer or model.last_map)
     return rectified_map(model, images, target, (gradients.relu() * maps).sum(1))

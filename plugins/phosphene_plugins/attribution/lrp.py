@@ -120,7 +120,8 @@ def lrp(
         result = run("lrp", images="builtin:scenes/2", rule="composite")
         result.maps.shape  # (2, 64, 64)
 
-    Source: Bach et al. 2015, equation 58; Montavon et al. 2019, section 10.2.
+    Source:
+        Bach et al. 2015, equation 58; Montavon et al. 2019, section 10.2.
     """
     rules: dict[RuleName, Rule] = {"epsilon": Epsilon(epsilon), "gamma": Gamma(gamma, epsilon)}
     rules["composite"] = Composite(convolution=rules["gamma"], dense=rules["epsilon"])

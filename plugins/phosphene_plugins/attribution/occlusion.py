@@ -116,7 +116,8 @@ def occlusion(
         result = run("occlusion", images="builtin:scenes/1", window=16, stride=16)
         result.maps.shape  # (1, 64, 64)
 
-    Source: Zeiler & Fergus 2014, section 4.2.
+    Source:
+        Zeiler & Fergus 2014, section 4.2.
     """
     if not isinstance(target, (Class, Predicted)) and (score == "probability" or classes):
         raise InputError(f"only a class target has a probability or further classes, {target} has neither")

@@ -99,7 +99,8 @@ def rise(
         result = run("rise", images="builtin:scenes/1", masks=50)
         result.maps.shape  # (1, 64, 64)
 
-    Source: Petsiuk, Das & Saenko 2018, equation 6.
+    Source:
+        Petsiuk, Das & Saenko 2018, equation 6.
     """
     is_class = isinstance(target, (Class, Predicted))
     if score == "probability" and not is_class:

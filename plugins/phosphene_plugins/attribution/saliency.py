@@ -53,7 +53,8 @@ def saliency(model: Model, images: Images, target: Target = None) -> Attribution
         result = run("saliency", images="builtin:scenes/2")
         result.maps.shape  # (2, 64, 64)
 
-    Source: Simonyan et al. 2014, section 3.
+    Source:
+        Simonyan et al. 2014, section 3.
     """
     return Attribution(
         images=images,

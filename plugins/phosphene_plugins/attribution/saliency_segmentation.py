@@ -108,7 +108,8 @@ def saliency_segmentation(
         result = run("saliency_segmentation", images="builtin:scenes/2", iterations=1)
         result.masks.shape  # (2, 64, 64)
 
-    Source: Simonyan et al. 2014, section 3.2; Rother et al. 2004.
+    Source:
+        Simonyan et al. 2014, section 3.2; Rother et al. 2004.
     """
     if foreground + background > 1:
         raise InputError(f"foreground={foreground} and background={background} overlap: at most 1 together")

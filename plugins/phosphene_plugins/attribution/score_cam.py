@@ -67,7 +67,8 @@ def score_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
         result = run("score_cam", images="builtin:scenes/1")
         result.maps.shape  # (1, 8, 8)
 
-    Source: Wang et al. 2020, definition 3 and algorithm 1.
+    Source:
+        Wang et al. 2020, definition 3 and algorithm 1.
     """
     layer = layer or model.last_map
     with model.tap(layer) as tap:

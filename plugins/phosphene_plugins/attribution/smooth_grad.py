@@ -90,7 +90,8 @@ def smooth_grad(
         result = run("smooth_grad", images="builtin:scenes/2")
         result.maps.shape  # (2, 64, 64)
 
-    Source: Smilkov et al. 2017, section 2; Hooker et al. 2019; Adebayo et al. 2018.
+    Source:
+        Smilkov et al. 2017, section 2; Hooker et al. 2019; Adebayo et al. 2018.
     """
     target = target.resolve(model, images)
     generator = torch.Generator().manual_seed(seed or 0)

@@ -60,7 +60,8 @@ def xgrad_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
         result = run("xgrad_cam", images="builtin:scenes/2")
         result.maps.shape  # (2, 8, 8)
 
-    Source: Fu et al. 2020, equation 9.
+    Source:
+        Fu et al. 2020, equation 9.
     """
     [(maps, gradients)] = layer_gradients(model, images, target, layer or model.last_map)
     total = maps.sum((2, 3))

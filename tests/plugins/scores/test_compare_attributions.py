@@ -1,4 +1,4 @@
-"""The comparison: every number where it belongs, whole after an interruption, honest about its cost."""
+"""Comparison of attribution methods: values, resumed runs, budgets and refused inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from phosphene import (
     report_progress,
     run,
 )
-from phosphene_plugins.scores._evaluate_maps import Pool
+from phosphene_plugins.scores._evaluate_maps import EvaluationSet
 from phosphene_plugins.scores._score_table import Scores, means
 
 compare_attributions = methods["scores.compare_attributions"]
@@ -36,7 +36,7 @@ def test_oracle() -> None:
     compare_attributions.spec.oracle()
 
 
-def test_a_comparison_that_was_cut_off_gives_what_a_whole_one_gives(
+def test_a_resumed_comparison_equals_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
@@ -51,18 +51,18 @@ def test_a_comparison_that_was_cut_off_gives_what_a_whole_one_gives(
         run("compare_attributions", out=tmp_path / "table", progress=cut, **given)
     assert [path.name for path in tmp_path.iterdir()] == [".table.unfinished"]
     reads: list[range] = []
-    read = Pool.read
-    monkeypatch.setattr(Pool, "read", lambda self, places: reads.append(places) or read(self, places))
+    read = EvaluationSet.read
+    monkeypatch.setattr(EvaluationSet, "read", lambda self, rows: reads.append(rows) or read(self, rows))
     again = run("compare_attributions", out=tmp_path / "table", progress=False, **given)
     assert range(0, 4) not in reads and range(8, 12) in reads
-    for name in ("values", "errors", "counts", "each", "maps"):
+    for name in ("values", "standard_errors", "counts", "image_values", "maps"):
         assert torch.equal(getattr(again, name), getattr(whole, name)), name
     back = load_result(tmp_path / "table")
     assert isinstance(back, Scores)
     assert back.lines() == whole.lines()
 
 
-def test_the_bundled_network_looks_at_the_object_and_the_biased_one_past_it(model) -> None:  # type: ignore[no-untyped-def]
+def test_energy_lies_in_the_object_for_the_bundled_network_and_outside_for_the_biased_one(model) -> None:  # type: ignore[no-untyped-def]
     found = compare_attributions(
         model,
         SceneDataset(12, biased=True),
@@ -81,7 +81,7 @@ def test_the_bundled_network_looks_at_the_object_and_the_biased_one_past_it(mode
     assert all(honest[name] > honest["random maps"] + 0.1 for name in ("grad_cam", "integrated_gradients"))
 
 
-def test_an_expensive_method_is_scored_on_what_the_budget_pays_for_and_the_table_says_so(model) -> None:  # type: ignore[no-untyped-def]
+def test_the_budget_limits_the_images_of_an_expensive_method(model) -> None:  # type: ignore[no-untyped-def]
     found = compare_attributions(
         model,
         SceneDataset(9),
@@ -93,10 +93,10 @@ def test_an_expensive_method_is_scored_on_what_the_budget_pays_for_and_the_table
     )
     assert found.counts[0, :, 0].tolist() == [9, 3, 9, 9]
     assert any("occlusion (n=3)" in line for line in found.lines())
-    assert found.each[0, 1, :, 3:].abs().sum() == 0
+    assert found.image_values[0, 1, :, 3:].abs().sum() == 0
 
 
-def test_one_progress_for_everything(model) -> None:  # type: ignore[no-untyped-def]
+def test_there_is_one_progress_bar(model) -> None:  # type: ignore[no-untyped-def]
     told: list[ProgressEvent] = []
     with report_progress(told.append):
         compare_attributions(model, SceneDataset(4), methods=["smooth_grad"], scores=["mask_iou"], seed=0)
@@ -104,7 +104,7 @@ def test_one_progress_for_everything(model) -> None:  # type: ignore[no-untyped-
     assert [event.done for event in told] == [1, 2, 3]
 
 
-def test_baselines_have_no_likeness_to_maps_of_a_random_network(model) -> None:  # type: ignore[no-untyped-def]
+def test_the_sanity_column_is_undefined_for_baselines(model) -> None:  # type: ignore[no-untyped-def]
     found = compare_attributions(
         model, SceneDataset(2), methods=["saliency"], scores=["sanity_check"], seed=0, examples=1
     )
@@ -113,7 +113,7 @@ def test_baselines_have_no_likeness_to_maps_of_a_random_network(model) -> None: 
     assert found.lines()[-1].split("|")[2].strip() == "–"
 
 
-def test_means_are_of_what_is_known() -> None:
+def test_means_are_over_the_counted_values() -> None:
     each = torch.tensor([[1.0, 3.0, 9.0], [4.0, 9.0, 9.0], [9.0, 9.0, 9.0]])
     values, errors = means(each, torch.tensor([2, 1, 0]))
     assert values.tolist() == [2.0, 4.0, 0.0]
@@ -123,31 +123,31 @@ def test_means_are_of_what_is_known() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"methods": ["pgd"]}, "gives no maps"),
+        ({"methods": ["pgd"]}, "returns no maps"),
         ({"methods": ["grad_cma"]}, "grad_cam"),
-        ({"params": {"occlusion": {}}}, "params speaks of 'occlusion'"),
+        ({"params": {"occlusion": {}}}, "params names 'occlusion'"),
         ({"params": {"grad_cam": {"layr": 1}}}, "layer"),
         ({"models": ["builtin:shapes-vg"]}, "shapes-vgg"),
         ({"scores": []}, "at least 1"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_before_any_work(model, given, words: str) -> None:  # type: ignore[no-untyped-def]
+def test_invalid_parameters_are_refused_before_any_work(model, given, words: str) -> None:  # type: ignore[no-untyped-def]
     told: list[ProgressEvent] = []
     with report_progress(told.append), pytest.raises((InputError, UnknownName), match=words):
         compare_attributions(model, SceneDataset(2), **{"methods": ["grad_cam"], "seed": 0, **given})
     assert not told
 
 
-def test_models_that_take_other_pictures_are_refused() -> None:
+def test_models_with_another_input_size_are_refused() -> None:
     small = load_model("builtin:shapes-vgg")
     small.input_size = (3, 32, 32)
-    with pytest.raises(InputError, match="take the same pictures"):
+    with pytest.raises(InputError, match="take the same images"):
         compare_attributions(
             small, SceneDataset(2, size=(32, 32)), models=["builtin:shapes-vgg"], methods=["grad_cam"], seed=0
         )
 
 
-def test_a_data_set_that_knows_too_little_is_refused_and_told_what_to_do(model) -> None:  # type: ignore[no-untyped-def]
+def test_a_data_set_without_masks_or_labels_is_refused_with_advice(model) -> None:  # type: ignore[no-untyped-def]
     images = SceneDataset(2).read([0, 1])
     with pytest.raises(InputError, match=r"dog\.mask\.png"):
         compare_attributions(model, TensorDataset(images, ["star", "star"]), seed=0)
