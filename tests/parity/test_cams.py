@@ -20,7 +20,7 @@ CLASSES = [2, 3]
 
 
 def small_network(*, scale: float = 1.0) -> nn.Module:
-    """Maps "1" at the picture's size and "3" coarser; a head of two layers, so that gradients vary."""
+    """Feature maps "1" at the image's size and "3" coarser; a head of two layers, so that gradients vary."""
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(),
@@ -147,17 +147,17 @@ def test_score_cam_is_pytorch_grad_cams_and_torchcams_where_nothing_is_enlarged(
     maps = ours("score_cam", network, images, layer="1", convention="pytorch-grad-cam")
     # pytorch-grad-cam keeps the scores in float32.
     torch.testing.assert_close(maps, pytorch_grad_cams("ScoreCAM", network, images, "1"), rtol=0, atol=1e-5)
-    # torchcam masks with what the layer gave, unscaled where that is no map of its own: scale it before.
+    # torchcam masks with the layer's unscaled output in this case: scale it first.
     scaled = network[:2](images)
     low, high = scaled.amin((2, 3), keepdim=True), scaled.amax((2, 3), keepdim=True)
     weights = []
-    for picture, masks, index in zip(images, (scaled - low) / (high - low), CLASSES, strict=True):
-        weights.append(network(picture * masks[:, None])[:, index].softmax(0))
+    for image, masks, index in zip(images, (scaled - low) / (high - low), CLASSES, strict=True):
+        weights.append(network(image * masks[:, None])[:, index].softmax(0))
     expected = torch.einsum("nk,nkhw->nhw", torch.stack(weights), scaled).relu()
     torch.testing.assert_close(ours("score_cam", network, images, layer="1"), expected.detach())
 
 
-def test_score_cam_masks_what_the_network_is_given(images: Tensor) -> None:
+def test_score_cam_masks_normalised_images(images: Tensor) -> None:
     network, mean, std = small_network(), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     normalised = (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     theirs = pytorch_grad_cams("ScoreCAM", network, normalised, "1")
@@ -166,20 +166,20 @@ def test_score_cam_masks_what_the_network_is_given(images: Tensor) -> None:
     torch.testing.assert_close(maps, theirs, rtol=0, atol=1e-5)
 
 
-def test_score_cam_scales_its_masks_after_it_enlarged_them(images: Tensor) -> None:
+def test_score_cam_scales_masks_after_enlarging_them(images: Tensor) -> None:
     network = small_network()
     maps = network[:4](images)
     weights = []
-    for picture, coarse, index in zip(images, maps, CLASSES, strict=True):
+    for image, coarse, index in zip(images, maps, CLASSES, strict=True):
         masks = F.interpolate(coarse[None], (13, 17), mode="bilinear", align_corners=False)[0]
         low, high = masks.amin((1, 2), keepdim=True), masks.amax((1, 2), keepdim=True)
         masks = (masks - low) / (high - low).clamp(min=1e-12)
-        weights.append(network(picture * masks[:, None])[:, index].softmax(0))
+        weights.append(network(image * masks[:, None])[:, index].softmax(0))
     expected = torch.einsum("nk,nkhw->nhw", torch.stack(weights), maps).relu()
     torch.testing.assert_close(ours("score_cam", network, images, layer="3"), expected.detach())
 
 
-def test_ablation_cam_is_a_loop_that_sets_one_channel_to_zero(images: Tensor) -> None:
+def test_ablation_cam_equals_a_loop_over_channels(images: Tensor) -> None:
     network = small_network()
     maps, head = network[:4](images), network[4:]
     clean = head(maps)[range(2), CLASSES]
@@ -200,12 +200,12 @@ def test_eigen_cam_is_numpys_first_component_and_pytorch_grad_cams_up_to_sign(
 ) -> None:
     network = small_network()
     maps = ours("eigen_cam", network, images, layer=layer)
-    for picture, found in zip(images, maps, strict=True):
-        places = network[: int(layer) + 1](picture[None])[0].flatten(1).T.detach().numpy()
-        centred = places - places.mean(0)
-        component = torch.from_numpy(centred @ np.linalg.svd(centred, full_matrices=False)[2][0])
+    for image, component_map in zip(images, maps, strict=True):
+        vectors = network[: int(layer) + 1](image[None])[0].flatten(1).T.detach().numpy()
+        centered = vectors - vectors.mean(0)
+        component = torch.from_numpy(centered @ np.linalg.svd(centered, full_matrices=False)[2][0])
         component = component if component.abs().argmax() == component.argmax() else -component
-        torch.testing.assert_close(found.flatten(), component, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(component_map.flatten(), component, rtol=1e-9, atol=1e-11)
     theirs = pytorch_grad_cams("EigenCAM", network, images, layer)
     either = [
         ours("eigen_cam", network, images, layer=layer, convention="pytorch-grad-cam"),

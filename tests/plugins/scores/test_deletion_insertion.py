@@ -30,17 +30,17 @@ def test_oracle() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 60), st.sampled_from(["grey", "zero", "mean", "blur", "noise"]))
-def test_an_additive_models_curves_are_cumulative_sums(seed: int, steps: int, hidden: str) -> None:
+def test_an_additive_models_curves_are_cumulative_sums(seed: int, steps: int, baseline: str) -> None:
     draw = torch.Generator().manual_seed(seed)
     weight, maps = torch.randn(2, 6, 7, dtype=torch.float64, generator=draw)
     images = torch.rand(1, 1, 6, 7, dtype=torch.float64, generator=draw)
     context = ScoringContext(additive(weight), images, maps[None], Class((0,)), None, None)
-    found = score_curves(context, steps, hidden, "logit", seed=3)[0]  # type: ignore[arg-type]
-    absent = baseline_images(images, hidden, sigma=6 / 8, seed=3)  # type: ignore[arg-type]
-    gains = (weight * (images - absent)[0, 0]).flatten()[maps.flatten().argsort(descending=True)]
-    sums = torch.cat([gains.new_zeros(1), gains.cumsum(0)])[changed_counts(steps, 42)]
-    torch.testing.assert_close(found[0], (weight * images[0, 0]).sum() - sums)
-    torch.testing.assert_close(found[1], (weight * absent[0, 0]).sum() + sums)
+    result = score_curves(context, steps, baseline, "logit", seed=3)[0]  # type: ignore[arg-type]
+    removed = baseline_images(images, baseline, sigma=6 / 8, seed=3)  # type: ignore[arg-type]
+    contributions = (weight * (images - removed)[0, 0]).flatten()[maps.flatten().argsort(descending=True)]
+    sums = torch.cat([contributions.new_zeros(1), contributions.cumsum(0)])[changed_counts(steps, 42)]
+    torch.testing.assert_close(result[0], (weight * images[0, 0]).sum() - sums)
+    torch.testing.assert_close(result[1], (weight * removed[0, 0]).sum() + sums)
 
 
 def test_steps_cover_all_pixels_and_areas_use_the_exact_fractions() -> None:
@@ -54,22 +54,22 @@ def test_pixels_with_negative_values_are_removed_last() -> None:
     """By signed order deletion falls below its end, then comes back; by size it would not."""
     weight = torch.tensor([[2.0, -2.0, 1.0, -1.0]], dtype=torch.float64)
     images = torch.ones(1, 1, 1, 4, dtype=torch.float64)
-    found = deletion_insertion(
+    result = deletion_insertion(
         additive(weight), TensorDataset(images, ["0"]), method="gradient_x_input", steps=4, baseline="zero",
         score="logit", seed=0,
     )  # fmt: skip
-    assert found.deletion[0].tolist() == [0.0, -2.0, -3.0, -2.0, 0.0]
-    assert found.insertion[0].tolist() == [0.0, 2.0, 3.0, 2.0, 0.0]
+    assert result.deletion[0].tolist() == [0.0, -2.0, -3.0, -2.0, 0.0]
+    assert result.insertion[0].tolist() == [0.0, 2.0, 3.0, 2.0, 0.0]
 
 
 def test_grad_cam_beats_random_maps_on_the_bundled_scenes() -> None:
     model = load_model("builtin:shapes-vgg")
-    found = deletion_insertion(model, SceneDataset(8), steps=6, seed=0)
-    assert found.value("grad_cam", "deletion") < found.value("random maps", "deletion") - 0.1
-    assert found.value("grad_cam", "insertion") > found.value("random maps", "insertion") + 0.1
-    ends = found.deletion[:, [0, -1]]
+    result = deletion_insertion(model, SceneDataset(8), steps=6, seed=0)
+    assert result.value("grad_cam", "deletion") < result.value("random maps", "deletion") - 0.1
+    assert result.value("grad_cam", "insertion") > result.value("random maps", "insertion") + 0.1
+    ends = result.deletion[:, [0, -1]]
     torch.testing.assert_close(ends, ends[:1].expand_as(ends))
-    torch.testing.assert_close(found.insertion[:, [-1, 0]], ends)
+    torch.testing.assert_close(result.insertion[:, [-1, 0]], ends)
 
 
 def test_a_data_set_without_labels_is_refused_with_advice() -> None:

@@ -52,13 +52,13 @@ def test_overlap_is_invariant_to_the_maps_scale(seed: int, factor: float, share:
 
 def test_the_objects_mask_overlaps_completely_and_a_constant_map_has_the_objects_energy() -> None:
     masks = SceneDataset(4).masks(range(4))
-    found = overlap_metric(None).function(context(masks.float(), masks))
-    assert found is not None
-    torch.testing.assert_close(found, torch.ones(4, 2))
+    result = overlap_metric(None).function(context(masks.float(), masks))
+    assert result is not None
+    torch.testing.assert_close(result, torch.ones(4, 2))
     for level in (0.0, 3.0, -3.0):
-        found = overlap_metric(None).function(context(torch.full(masks.shape, level), masks))
-        assert found is not None
-        torch.testing.assert_close(found[:, 1], masks.float().mean((1, 2)))
+        result = overlap_metric(None).function(context(torch.full(masks.shape, level), masks))
+        assert result is not None
+        torch.testing.assert_close(result[:, 1], masks.float().mean((1, 2)))
 
 
 def test_negative_values_count_only_where_a_map_has_no_positive_ones() -> None:
@@ -73,18 +73,18 @@ def test_ranks_break_ties_in_row_major_order() -> None:
 
 def test_baselines_are_a_central_peak_and_random_maps() -> None:
     images = torch.zeros(3, 3, 64, 48)
-    centre, chance = (s.compute(MODEL, images, Class(0), range(2, 5)) for s in baseline_sources(6, seed=4))
-    assert centre.shape == chance.shape == (3, 64, 48)
-    torch.testing.assert_close(centre, centre.flip(1, 2))
-    assert (centre[0] == centre.max()).nonzero().tolist() == [[31, 23], [31, 24], [32, 23], [32, 24]]
-    assert chance[0].corrcoef().isfinite().all() and not torch.equal(chance[0], chance[1])
-    # The maps of a picture do not depend on the batch that it is in.
+    center, noise = (s.compute(MODEL, images, Class(0), range(2, 5)) for s in baseline_sources(6, seed=4))
+    assert center.shape == noise.shape == (3, 64, 48)
+    torch.testing.assert_close(center, center.flip(1, 2))
+    assert (center[0] == center.max()).nonzero().tolist() == [[31, 23], [31, 24], [32, 23], [32, 24]]
+    assert noise[0].corrcoef().isfinite().all() and not torch.equal(noise[0], noise[1])
+    # An image's map does not depend on its batch.
     again = baseline_sources(6, seed=4)[1].compute(MODEL, images[:1], Class(0), range(3, 4))
-    assert torch.equal(again[0], chance[1])
+    assert torch.equal(again[0], noise[1])
 
 
 def test_grad_cam_points_at_the_object() -> None:
-    found = methods["pointing_game"](MODEL, SceneDataset(32), seed=0)
-    assert found.value("grad_cam", "pointing") > 0.8
-    assert found.value("random maps", "pointing") < 0.4
-    assert found.value("grad_cam", "within 4 px") >= found.value("grad_cam", "pointing")
+    result = methods["pointing_game"](MODEL, SceneDataset(32), seed=0)
+    assert result.value("grad_cam", "pointing") > 0.8
+    assert result.value("random maps", "pointing") < 0.4
+    assert result.value("grad_cam", "within 4 px") >= result.value("grad_cam", "pointing")

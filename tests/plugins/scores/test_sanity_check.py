@@ -33,18 +33,18 @@ def test_oracle() -> None:
 
 def test_a_map_that_ignores_the_weights_stays_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_evaluate_maps, "methods", {"edges": edges})
-    found = sanity_check(load_model("builtin:shapes-vgg"), SceneDataset(3), method="edges", stages=3, seed=0)
-    torch.testing.assert_close(found.rank, torch.ones(3, 3))
-    torch.testing.assert_close(found.ssim, torch.ones(3, 3))
+    result = sanity_check(load_model("builtin:shapes-vgg"), SceneDataset(3), method="edges", stages=3, seed=0)
+    torch.testing.assert_close(result.rank, torch.ones(3, 3))
+    torch.testing.assert_close(result.ssim, torch.ones(3, 3))
 
 
 @pytest.mark.parametrize("name", ["grad_cam", "saliency", "integrated_gradients"])
 def test_maps_that_read_the_weights_change(name: str) -> None:
     params = {"steps": 8} if name == "integrated_gradients" else {}
     model = load_model("builtin:shapes-vgg")
-    found = sanity_check(model, SceneDataset(8), method=name, params=params, stages=2, seed=0)
-    assert found.rank[-1].mean() < 0.5
-    assert found.ssim[-1].mean() < 0.6
+    result = sanity_check(model, SceneDataset(8), method=name, params=params, stages=2, seed=0)
+    assert result.rank[-1].mean() < 0.5
+    assert result.ssim[-1].mean() < 0.6
 
 
 def test_layers_are_randomized_from_the_logits_down_in_a_copy() -> None:
@@ -52,8 +52,8 @@ def test_layers_are_randomized_from_the_logits_down_in_a_copy() -> None:
     before = model.digest
     names = layers_with_weights(model)
     assert names[0] == "classifier" and names[-1] == "features.0" and len(names) == 9
-    found = sanity_check(model, SceneDataset(2), stages=4, seed=0)
-    assert found.stages[-1] == "features.0" and len(found.stages) == 4
+    result = sanity_check(model, SceneDataset(2), stages=4, seed=0)
+    assert result.stages[-1] == "features.0" and len(result.stages) == 4
     assert model.digest == before
     other = model.copy()
     randomize_weights(other, ["classifier"], torch.Generator().manual_seed(0))
@@ -66,18 +66,18 @@ def test_layers_are_randomized_from_the_logits_down_in_a_copy() -> None:
 
 def test_a_resumed_run_draws_the_same_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
-    given = {"dataset": "builtin:scenes/6", "batch_size": 2, "stages": 3, "seed": 5}
-    whole = run("sanity_check", **given)
+    params = {"dataset": "builtin:scenes/6", "batch_size": 2, "stages": 3, "seed": 5}
+    uninterrupted = run("sanity_check", **params)
 
     def cut(event) -> None:  # type: ignore[no-untyped-def]
         if event.done == 8:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run("sanity_check", out=tmp_path / "found", progress=cut, **given)
-    again = run("sanity_check", out=tmp_path / "found", **given)
+        run("sanity_check", out=tmp_path / "result", progress=cut, **params)
+    resumed = run("sanity_check", out=tmp_path / "result", **params)
     for name in ("rank", "ssim", "maps"):
-        assert torch.equal(getattr(again, name), getattr(whole, name)), name
+        assert torch.equal(getattr(resumed, name), getattr(uninterrupted, name)), name
 
 
 def test_rank_correlation_equals_scipys_with_ties() -> None:
