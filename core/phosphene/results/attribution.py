@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..images.color import colorize, min_max, overlay, symmetric, to_display
 from .base import Panel, Result
-from .conventions import check_convention, enlarge_maps, finish_maps, scale_maps
+from .conventions import Convention, check_convention, enlarge_maps, finish_maps, scale_maps
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -51,7 +51,7 @@ class Attribution(Result):
         """The maps at the images' size (bilinear), each scaled to [0, 1]: (N, H, W)."""
         return self._heat(self.maps)
 
-    def as_convention(self, convention: str) -> Self:
+    def as_convention(self, convention: Convention) -> Self:
         """The result with ``maps`` and ``more`` scaled as another library displays them.
 
         "minmax": each map to [0, 1]. "pytorch-grad-cam": ReLU, each map to [0, 1] with 1e-7 in the divisor,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,17 +11,16 @@ from torch import Tensor
 from ..errors import UnknownName
 from ..images.color import min_max
 
-#: Names that ``Attribution.as_convention`` accepts.
-CONVENTIONS = ("minmax", "pytorch-grad-cam", "torchcam", "captum", "pair-saliency")
+Convention = Literal["minmax", "pytorch-grad-cam", "torchcam", "captum", "pair-saliency"]
 
 
-def check_convention(name: str) -> None:
+def check_convention(name: Convention) -> None:
     """Raise UnknownName, with the nearest valid name, for a convention that does not exist."""
-    if name not in CONVENTIONS:
-        raise UnknownName("convention", name, CONVENTIONS)
+    if name not in get_args(Convention):
+        raise UnknownName("convention", name, get_args(Convention))
 
 
-def scale_maps(maps: Tensor, convention: str) -> Tensor:
+def scale_maps(maps: Tensor, convention: Convention) -> Tensor:
     """Scale each of the maps (N, h, w) as the library does, at the maps' own size."""
     match convention:
         case "minmax":
@@ -35,7 +36,7 @@ def scale_maps(maps: Tensor, convention: str) -> Tensor:
     return maps
 
 
-def finish_maps(maps: Tensor, size: torch.Size, convention: str) -> Tensor:
+def finish_maps(maps: Tensor, size: torch.Size, convention: Convention) -> Tensor:
     """What the library does after scaling: pytorch-grad-cam enlarges to the image and scales again."""
     return _stretch(enlarge_maps(maps, size)) if convention == "pytorch-grad-cam" else maps
 

@@ -119,7 +119,7 @@ class _Windowed(Tensor):
 
     @staticmethod
     def __new__(cls, source: WindowedImages, clean: Tensor, boxes: _Boxes, crops: Tensor) -> _Windowed:
-        # With the strides of the dense batch: networks choose between view and reshape by them.
+        # Strides of the dense batch: a reshape that would copy it must not become a view of it.
         like = torch.empty((len(crops), *clean.shape[1:]), device="meta")
         if clean.is_contiguous(memory_format=torch.channels_last):
             like = like.to(memory_format=torch.channels_last)

@@ -19,7 +19,7 @@ MapTarget = Annotated[
     TargetSource, Field(description="class that maps explain: the data set's label or the predicted class")
 ]
 
-Pictures = Annotated[int, Field(ge=1, description="largest number of the data set's images to score")]
+MaxImages = Annotated[int, Field(ge=1, description="largest number of the data set's images to score")]
 
 Budget = Annotated[
     int,

@@ -10,7 +10,7 @@ from phosphene.errors import InputError
 from phosphene.roles import Dataset, Model, Seed
 
 from ._evaluate_maps import EvaluationSet, baseline_sources, evaluate_maps, method_source
-from ._parameters import Budget, MapTarget, Pictures, Steps
+from ._parameters import Budget, MapTarget, MaxImages, Steps
 from ._score_table import Scores
 from ._weight_randomization import weight_randomization
 from .deletion_insertion import curve_area_metric
@@ -63,13 +63,13 @@ def columns_equal_the_scores_run_alone() -> None:
         "models": [],
         "scores": ["pointing_game"],
         "params": {},
-        "pictures": 2,
+        "max_images": 2,
         "steps": 2,
         "budget": 40,
     },
     demo={
         "methods": ["grad_cam", "integrated_gradients", "saliency", "guided_backprop", "occlusion"],
-        "pictures": 6,
+        "max_images": 6,
         "steps": 8,
     },
 )
@@ -87,7 +87,7 @@ def compare_attributions(
     ] = {},  # noqa: B006
     target: MapTarget = "label",
     steps: Steps = 16,
-    pictures: Pictures = 200,
+    max_images: MaxImages = 200,
     budget: Budget = 20_000,
     examples: Annotated[int, Field(ge=1, le=20, description="images whose maps the figure includes")] = 3,
     seed: Seed = None,
@@ -134,7 +134,7 @@ def compare_attributions(
     }
     metrics = [constructors[name]() for name in dict.fromkeys(scores)]
     needs_masks = any(metric.needs_masks for metric in metrics)
-    data = EvaluationSet(model, dataset, pictures, target, needs_masks=needs_masks)
+    data = EvaluationSet(model, dataset, max_images, target, needs_masks=needs_masks)
     sources = [method_source(name, params.get(name, {}), seed) for name in dict.fromkeys(methods)]
     sources += baseline_sources(data.count, seed)
     all_models = [model, *(_load_beside(model, uri) for uri in models)]

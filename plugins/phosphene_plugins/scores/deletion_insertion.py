@@ -21,7 +21,7 @@ from ._evaluate_maps import (
     method_source,
     pixel_ranks,
 )
-from ._parameters import Budget, MapTarget, MethodName, MethodParams, Pictures, Steps
+from ._parameters import Budget, MapTarget, MaxImages, MethodName, MethodParams, Steps
 from ._score_table import Scores, means
 
 ClassScore = Literal["probability", "logit"]
@@ -110,8 +110,8 @@ def curves_of_an_additive_model_are_cumulative_sums() -> None:
     ],
     needs=["dataset"],
     oracle=curves_of_an_additive_model_are_cumulative_sums,
-    quick={"method": "grad_cam", "params": {}, "pictures": 2, "budget": 40, "steps": 3},
-    demo={"pictures": 8},
+    quick={"method": "grad_cam", "params": {}, "max_images": 2, "budget": 40, "steps": 3},
+    demo={"max_images": 8},
 )
 def deletion_insertion(
     model: Model,
@@ -123,7 +123,7 @@ def deletion_insertion(
     steps: Steps = 16,
     baseline: Annotated[Baseline, Field(description="content of the removed pixels")] = "blur",
     score: Annotated[ClassScore, Field(description="value of the class that is measured")] = "probability",
-    pictures: Pictures = 100,
+    max_images: MaxImages = 100,
     budget: Budget = 20_000,
     seed: Seed = None,
 ) -> Curves:
@@ -156,7 +156,7 @@ def deletion_insertion(
         Petsiuk et al. 2018, section 3.2; in larger steps Samek et al. 2017.
     """
     assert seed is not None
-    data = EvaluationSet(model, dataset, pictures, target, needs_masks=False)
+    data = EvaluationSet(model, dataset, max_images, target, needs_masks=False)
     sources = [method_source(method, params, seed), *baseline_sources(data.count, seed)]
 
     def flat_curves(context: ScoringContext) -> Tensor:

@@ -9,7 +9,7 @@ from phosphene import Method, Reference, TensorDataset, hookimpl, load_model, me
 from phosphene.roles import Dataset, Model, Seed
 
 from ._evaluate_maps import Metric, ScoringContext, pixel_ranks, positive_part
-from ._parameters import Budget, MapTarget, MethodName, MethodParams, Pictures, Threshold
+from ._parameters import Budget, MapTarget, MaxImages, MethodName, MethodParams, Threshold
 from ._score_table import Scores, score_method
 
 
@@ -64,8 +64,8 @@ def box_weights_have_a_known_overlap() -> None:
     ],
     needs=["dataset"],
     oracle=box_weights_have_a_known_overlap,
-    quick={"method": "grad_cam", "params": {}, "pictures": 2, "budget": 40},
-    demo={"pictures": 24},
+    quick={"method": "grad_cam", "params": {}, "max_images": 2, "budget": 40},
+    demo={"max_images": 24},
 )
 def mask_iou(
     model: Model,
@@ -75,7 +75,7 @@ def mask_iou(
     params: MethodParams = {},  # noqa: B006
     target: MapTarget = "label",
     threshold: Threshold = None,
-    pictures: Pictures = 200,
+    max_images: MaxImages = 200,
     budget: Budget = 20_000,
     seed: Seed = None,
 ) -> Scores:
@@ -106,7 +106,7 @@ def mask_iou(
     """
     return score_method(
         model, dataset, overlap_metric(threshold), method=method, params=params, target=target,
-        max_images=pictures, budget=budget, seed=seed,
+        max_images=max_images, budget=budget, seed=seed,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from phosphene.data import peak_hits
 from phosphene.roles import Dataset, Model, Seed
 
 from ._evaluate_maps import Metric, ScoringContext, positive_part
-from ._parameters import Budget, MapTarget, MethodName, MethodParams, Pictures, Radius
+from ._parameters import Budget, MapTarget, MaxImages, MethodName, MethodParams, Radius
 from ._score_table import Scores, score_method
 
 
@@ -49,8 +49,8 @@ def model_of_one_pixel_hits_objects_at_that_pixel() -> None:
     ],
     needs=["dataset"],
     oracle=model_of_one_pixel_hits_objects_at_that_pixel,
-    quick={"method": "grad_cam", "params": {}, "pictures": 2, "budget": 40},
-    demo={"pictures": 24},
+    quick={"method": "grad_cam", "params": {}, "max_images": 2, "budget": 40},
+    demo={"max_images": 24},
 )
 def pointing_game(
     model: Model,
@@ -60,7 +60,7 @@ def pointing_game(
     params: MethodParams = {},  # noqa: B006
     target: MapTarget = "label",
     radius: Radius = 4,
-    pictures: Pictures = 200,
+    max_images: MaxImages = 200,
     budget: Budget = 20_000,
     seed: Seed = None,
 ) -> Scores:
@@ -91,7 +91,7 @@ def pointing_game(
     """
     return score_method(
         model, dataset, pointing_metric(radius), method=method, params=params, target=target,
-        max_images=pictures, budget=budget, seed=seed,
+        max_images=max_images, budget=budget, seed=seed,
     )  # fmt: skip
 
 

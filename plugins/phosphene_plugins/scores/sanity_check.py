@@ -24,7 +24,7 @@ from phosphene.roles import Dataset, Model, Seed
 from ._cascade_result import Cascade
 from ._evaluate_maps import EvaluationSet, method_source, positive_part
 from ._map_similarity import map_similarity
-from ._parameters import MapTarget, MethodName, MethodParams, Pictures
+from ._parameters import MapTarget, MaxImages, MethodName, MethodParams
 from ._weight_randomization import layers_with_weights, randomize_weights, split_stages
 
 
@@ -56,8 +56,8 @@ def maps_stay_where_all_weights_are_equal() -> None:
     ],
     needs=["dataset"],
     oracle=maps_stay_where_all_weights_are_equal,
-    quick={"method": "grad_cam", "params": {}, "pictures": 2, "stages": 2},
-    demo={"pictures": 8},
+    quick={"method": "grad_cam", "params": {}, "max_images": 2, "stages": 2},
+    demo={"max_images": 8},
 )
 def sanity_check(
     model: Model,
@@ -69,7 +69,7 @@ def sanity_check(
     stages: Annotated[
         int, Field(ge=1, le=200, description="largest number of stages, each of about as many layers")
     ] = 6,
-    pictures: Pictures = 32,
+    max_images: MaxImages = 32,
     seed: Seed = None,
 ) -> Cascade:
     """Sanity check: similarity of attribution maps while weights are randomized from the top layer down.
@@ -99,7 +99,7 @@ def sanity_check(
         Adebayo et al. 2018, section 3 (cascading randomization).
     """
     assert seed is not None
-    data = EvaluationSet(model, dataset, pictures, target, needs_masks=False)
+    data = EvaluationSet(model, dataset, max_images, target, needs_masks=False)
     source = method_source(method, params, seed)
     if not (layers := layers_with_weights(model)):
         raise ModelError(f"{model.name} has no layer with weights that could be randomized")
