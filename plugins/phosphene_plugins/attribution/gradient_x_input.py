@@ -45,7 +45,7 @@ def gradient_x_input(model: Model, images: Images, target: Target = None) -> Att
     M_ij = sum_c I_cij dS / dI_cij
 
     The contributions of the pixels to a model that is linear around the image. I are pixel values in
-    [0, 1], before the model's normalisation, so a black pixel contributes zero.
+    [0, 1], before the model's normalization, so a black pixel contributes zero.
 
     Returns:
         ``maps`` (N, H, W), raw and signed.

@@ -99,7 +99,7 @@ def occlusion(
 
     As long as the network's operations are local, only the positions that a window affects are computed
     again, with the numbers of full forward passes up to rounding. From the first operation that is not
-    local (attention, normalisation over positions, squeeze and excitation), and throughout for a callable
+    local (attention, normalization over positions, squeeze and excitation), and throughout for a callable
     target, everything is computed.
 
     Returns:

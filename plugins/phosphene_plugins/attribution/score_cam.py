@@ -49,7 +49,7 @@ def score_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
 
     M = ReLU( sum_k alpha_k A^k ),  alpha = softmax_k S(H^k * X),  H^k = minmax(enlarged A^k)
 
-    X is the normalised image that the network receives: a masked pixel becomes the model's mean color, or
+    X is the normalized image that the network receives: a masked pixel becomes the model's mean color, or
     black where it has none. The paper subtracts the score of an empty image, which is the same for all
     feature maps and does not change the softmax. A predicted target is the class predicted for the unmasked
     image. One forward pass per channel. Masks are enlarged bilinearly between pixel centers, then scaled;
@@ -81,7 +81,7 @@ def score_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
     for start in progress_bar(range(0, len(pairs), size), "masking"):
         rows, masked_by = map(list, zip(*pairs[start : start + size], strict=True))
         masks = min_max(enlarge_maps(maps[rows, masked_by], images))[:, None]
-        # The pixels whose normalisation is H * (x - m) / s are m + H (x - m).
+        # The pixels whose normalization is H * (x - m) / s are m + H (x - m).
         masked = mean + masks * (images[rows] - mean)
         masked_scores.append(scores(model, masked, target.select(rows)))
     alpha = torch.cat(masked_scores).view(count, channels).softmax(1)
