@@ -1,4 +1,4 @@
-"""The picture of the page about the cheating network: drawn when the book is built."""
+"""Figure of the page about the biased network, drawn when the book is built."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from phosphene_plugins.pages._single_file_page import picture, rows_of, write_wh
 
 
 def write_cheating(folder: Path, sources: str, tell: Callable[[str], None]) -> None:
-    """Write the picture: two networks on the same scenes; again only where the sources have changed."""
+    """Write the figure of two networks' maps; recomputed only when the sources have changed."""
     stem = folder / "cheating"
     if kept(stem, sources):
         return
     tell("drawing the cheating network")
     folder.mkdir(parents=True, exist_ok=True)
-    found = run(
+    scores = run(
         "compare_attributions",
         dataset="builtin:biased-scenes/12",
         models=["builtin:shapes-biased"],
@@ -28,5 +28,5 @@ def write_cheating(folder: Path, sources: str, tell: Callable[[str], None]) -> N
         seed=0,
         progress=False,
     )
-    write_whole(folder / "cheating.html", picture(rows_of(found), "two networks' maps of the same scenes"))
+    write_whole(folder / "cheating.html", picture(rows_of(scores), "two networks' maps of the same scenes"))
     write_whole(folder / "cheating.json", json.dumps({"sources": sources}))

@@ -1,4 +1,4 @@
-"""The pictures and numbers of the page that compares the CAM family: drawn when the book is built."""
+"""Figures and numbers of the page that compares the CAM family, computed when the book is built."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOWER = {"shapes-vgg": "features.11", "shapes-resnet": "layer2.0.relu"}
 
 
 def write_comparison(folder: Path, sources: str, tell: Callable[[str], None]) -> None:
-    """Write both pictures and the table of numbers; again only where the sources have changed."""
+    """Write both figures and the table of numbers; recomputed only when the sources have changed."""
     stem = folder / "comparing-cams"
     if kept(stem, sources):
         return
@@ -32,7 +32,7 @@ def write_comparison(folder: Path, sources: str, tell: Callable[[str], None]) ->
     models = [load_model(f"builtin:{name}") for name in LOWER]
     write_whole(folder / "comparing-cams-numbers.md", numbers(models, draw_scenes(8, seed=5, split="test")))
     last = [row for model in models for row in rows(model, scenes, FAMILY, None)]
-    write_whole(folder / "comparing-cams.html", picture(last, "maps at the last layer with places"))
+    write_whole(folder / "comparing-cams.html", picture(last, "maps at the last layer with positions"))
     below = [n for n in FAMILY if n != "cam"]
     lower = [
         row for m, layer in zip(models, LOWER.values(), strict=True) for row in rows(m, scenes, below, layer)
@@ -42,18 +42,18 @@ def write_comparison(folder: Path, sources: str, tell: Callable[[str], None]) ->
 
 
 def rows(model: Model, scenes: Scenes, names: list[str], layer: str | None) -> list[list[Panel]]:
-    """For each scene the picture and what each method makes of it, about the scene's own class."""
+    """A row for each scene: the image and each method's map of the scene's own class."""
     columns: list[list[Panel]] = [[Panel(image, model.name.partition(":")[2]) for image in scenes.images]]
     for name in names:
         target = {} if name == "eigen_cam" else {"target": scenes.labels.tolist()}
         params = {} if layer is None else {"layer": layer}
         result = methods[name](model, scenes.images, **target, **params)
-        columns.append([Panel(made.image, methods[name].spec.title) for _, made in result.panels()])
+        columns.append([Panel(overlay.image, methods[name].spec.title) for _, overlay in result.panels()])
     return [list(row) for row in zip(*columns, strict=True)]
 
 
 def numbers(models: list[Model], scenes: Scenes) -> str:
-    """How far apart the identities are, as a table: each the largest difference over the largest value."""
+    """A table of the relative errors of the identities: largest difference over largest value."""
     lines = [
         "| network | n Grad-CAM - CAM | n HiResCAM - CAM | sum of HiResCAM + bias - logit |",
         "| --- " * 4 + "|",
@@ -63,16 +63,16 @@ def numbers(models: list[Model], scenes: Scenes) -> str:
         images, labels = scenes.images.double(), scenes.labels
         cam = methods["cam"](model, images, labels).maps
         grad, hires = (
-            methods[n](model, images, labels, normalize="captum").maps for n in ("grad_cam", "hires_cam")
+            methods[n](model, images, labels).as_convention("captum").maps for n in ("grad_cam", "hires_cam")
         )
-        places = cam[0].numel()
+        positions = cam[0].numel()
         with torch.no_grad():
             logits = model(images).gather(1, labels[:, None])[:, 0]
-        explained = hires.sum((1, 2)) + model.head.bias[labels]
-        apart = [
+        totals = hires.sum((1, 2)) + model.head.bias[labels]
+        errors = [
             float((a - b).abs().max() / b.abs().max())
-            for a, b in ((places * grad, cam), (places * hires, cam), (explained, logits))
+            for a, b in ((positions * grad, cam), (positions * hires, cam), (totals, logits))
         ]
-        lines.append(f"| {model.name} | " + " | ".join(f"{value:.0e}" for value in apart) + " |")
+        lines.append(f"| {model.name} | " + " | ".join(f"{value:.0e}" for value in errors) + " |")
         model.module.float()
     return "\n".join(lines) + "\n"

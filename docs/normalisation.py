@@ -1,4 +1,4 @@
-"""The pictures and numbers of the page on normalisation: three short trainings when the book is built."""
+"""Figures and numbers of the page on normalisation: three short trainings when the book is built."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from phosphene_plugins.pages._single_file_page import picture, write_whole
 from phosphene_plugins.style._style_loss import Aim, Perception, relative
 
 STYLE = "swirls"
-#: Each norm with the styles that its network learns.
+#: The styles that the network of each norm learns.
 STYLES = {"batch": [STYLE], "instance": [STYLE], "conditional": [STYLE, "bricks", "mosaic", "waves"]}
 CONTRASTS = (1.0, 0.5, 0.2)
 WEIGHTS = {"content_weight": 3.0, "style_weight": 10.0}
@@ -31,7 +31,7 @@ RECIPE = {"width": 8, "blocks": 1, "batch": 4, "lr": 3e-3, "seed": 0}
 
 
 def write_normalisation(folder: Path, sources: str, tell: Callable[[str], None]) -> None:
-    """Write both pictures and the table; again only where the sources have changed."""
+    """Write both figures and the table; recomputed only when the sources have changed."""
     stem = folder / "normalisation"
     if kept(stem, sources):
         return
@@ -48,55 +48,56 @@ def write_normalisation(folder: Path, sources: str, tell: Callable[[str], None])
 
 
 def trained(model: Model, scenes: Tensor, steps: int) -> dict[str, TrainedNetwork]:
-    """The same network with each norm, from the same beginning on the same pictures."""
+    """The same network trained with each norm, from the same initial weights on the same images."""
     networks = {}
     for norm, styles in STYLES.items():
-        given = {"styles": [f"builtin:{name}" for name in styles], "names": styles, "norm": norm}
-        how = {**given, **WEIGHTS, **RECIPE, "steps": steps, "progress": False}
-        networks[norm] = run("fast_style_fit", model=model, dataset=scenes, **how)
+        style = {"styles": [f"builtin:{name}" for name in styles], "names": styles, "norm": norm}
+        parameters = {**style, **WEIGHTS, **RECIPE, "steps": steps, "progress": False}
+        networks[norm] = run("fast_style_fit", model=model, dataset=scenes, **parameters)
     return networks
 
 
 def paler(images: Tensor, contrast: float) -> Tensor:
-    """The images with so much of their contrast, and the same mean."""
+    """The images with this fraction of their contrast, and the same mean."""
     mean = images.mean((1, 2, 3), keepdim=True)
     return mean + contrast * (images - mean)
 
 
-def painted(made: TrainedNetwork, images: Tensor) -> Tensor:
-    return methods["fast_style"](images, made, style=STYLE).stylized
+def painted(network: TrainedNetwork, images: Tensor) -> Tensor:
+    return methods["fast_style"](images, network, style=STYLE).stylized
 
 
 @torch.no_grad()
-def measured(made: TrainedNetwork, look: Perception, images: Tensor) -> tuple[float, float]:
-    """The weighted losses of style and content of what a network paints of the images."""
-    aim = Aim(look.content(images), look.style(load_texture(STYLE)[None], torch.ones(1)))
-    *seen, content = look.maps(painted(made, images))
+def measured(network: TrainedNetwork, loss: Perception, images: Tensor) -> tuple[float, float]:
+    """The weighted style and content losses of a network's outputs for the images."""
+    texture = load_texture(STYLE)[None]
+    targets = Aim(loss.content(images), loss.style(texture, torch.ones(1)))
+    *features, content = loss.maps(painted(network, images))
     style, content = (
-        look.style_loss([gram_matrix(maps) for maps in seen], aim),
-        relative(content, aim.content),
+        loss.style_loss([gram_matrix(maps) for maps in features], targets),
+        relative(content, targets.content),
     )
     return WEIGHTS["style_weight"] * float(style.mean()), WEIGHTS["content_weight"] * float(content.mean())
 
 
 def numbers(networks: Mapping[str, TrainedNetwork], model: Model, scenes: Tensor) -> str:
-    """The losses of unseen scenes at several contrasts, as a table."""
-    look = Perception(model)
-    heads = [f"{what}, {contrast:.0%}" for contrast in CONTRASTS for what in ("style", "content")]
-    lines = [f"| norm | {' | '.join(heads)} |", "| --- " * (1 + len(heads)) + "|"]
-    for norm, made in networks.items():
-        found = [value for c in CONTRASTS for value in measured(made, look, paler(scenes, c))]
-        lines.append(f"| {norm} | " + " | ".join(f"{value:.2f}" for value in found) + " |")
+    """A table of the losses of test scenes at several contrasts."""
+    loss = Perception(model)
+    headers = [f"{what}, {contrast:.0%}" for contrast in CONTRASTS for what in ("style", "content")]
+    lines = [f"| norm | {' | '.join(headers)} |", "| --- " * (1 + len(headers)) + "|"]
+    for norm, network in networks.items():
+        values = [value for c in CONTRASTS for value in measured(network, loss, paler(scenes, c))]
+        lines.append(f"| {norm} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
     return "\n".join(lines) + "\n"
 
 
 def losses(networks: Mapping[str, TrainedNetwork]) -> Panel:
-    """The course of each training, means of ten steps."""
+    """The loss of each training over its steps, means of ten steps."""
     figure = charts.new_figure(2.8)
     axes = figure.subplots()
-    for norm, made in networks.items():
-        smooth = made.losses.unfold(0, 10, 1).mean(1)
-        axes.plot(range(10, 10 + len(smooth)), smooth, label=f"{norm}, styles: {len(made.labels)}")
+    for norm, network in networks.items():
+        smooth = network.losses.unfold(0, 10, 1).mean(1)
+        axes.plot(range(10, 10 + len(smooth)), smooth, label=f"{norm}, styles: {len(network.labels)}")
     axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
     axes.legend(fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -106,11 +107,11 @@ def losses(networks: Mapping[str, TrainedNetwork]) -> Panel:
 
 
 def rows(networks: Mapping[str, TrainedNetwork], scenes: Tensor) -> list[list[Panel]]:
-    """Each scene at two contrasts, and what the networks make of it."""
-    shown = []
+    """A row for each scene at each of two contrasts: the image and the networks' outputs."""
+    panels = []
     for scene in scenes.split(1):
         for contrast in (CONTRASTS[0], CONTRASTS[-1]):
             pale = paler(scene, contrast)
-            made = [Panel(painted(m, pale)[0], norm) for norm, m in networks.items()]
-            shown.append([Panel(pale[0], f"{contrast:.0%} of its contrast"), *made])
-    return shown
+            outputs = [Panel(painted(network, pale)[0], norm) for norm, network in networks.items()]
+            panels.append([Panel(pale[0], f"{contrast:.0%} of its contrast"), *outputs])
+    return panels

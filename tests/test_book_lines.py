@@ -60,7 +60,7 @@ def test_likeness_to_the_reference_lies_on_stars_and_a_cosine_has_none_to_itself
     # Nothing but rounding: the reference is the network's, the maps are its tuned twin's.
     assert targets["alike"].maps[itself].max() < 1e-5 * targets["alike"].maps.max()
     model, images, like_the_star = targets["model"], targets["scenes"].images, targets["like_the_star"]
-    signed = methods["grad_cam"](model, images, like_the_star, normalize="captum").maps
+    signed = methods["grad_cam"](model, images, like_the_star).as_convention("captum").maps
     assert (signed.sum((1, 2)).abs() < 1e-4 * signed.abs().sum((1, 2)))[others].all()
     assert targets["tried"].maps[itself].max() > 0.01
     for n in stars:

@@ -72,7 +72,7 @@ def in_place_net() -> nn.Module:
 
 
 NETWORKS = {"module": ModuleNet, "functional": FunctionalNet, "in place": in_place_net}
-#: A layer of each network, with places.
+#: A layer with positions of each network.
 LAYERS = {"module": "last", "functional": "conv2", "in place": "4"}
 
 
@@ -178,7 +178,8 @@ def test_grad_cam_is_captums_after_its_relu(kind: str, images: Tensor) -> None:
 def test_grad_cam_is_pytorch_grad_cams_by_its_convention(kind: str, images: Tensor) -> None:
     net = network(kind)
     layer = LAYERS[kind]
-    ours = attribute("grad_cam", load_model(net), images, CLASSES, layer=layer, normalize="pgc")
+    raw = methods["grad_cam"](load_model(net), images, CLASSES, layer=layer)
+    ours = raw.as_convention("pytorch-grad-cam").maps
     with GradCAM(model=net, target_layers=[net.get_submodule(layer)]) as cam:
         theirs = cam(input_tensor=images.clone(), targets=[ClassifierOutputTarget(c) for c in CLASSES])
     torch.testing.assert_close(ours, torch.from_numpy(theirs).double(), rtol=0, atol=1e-5)
@@ -207,7 +208,7 @@ def test_rewritten_backward_is_the_same_where_relus_are_functions(
 
 
 def googlenet() -> tuple[nn.Module, nn.Module]:
-    """GoogLeNet, whose ReLUs are all functional, and a copy with modules in their place."""
+    """GoogLeNet, whose ReLUs are all functional, and a copy with ReLU modules."""
     torch.manual_seed(0)
     written = torchvision.models.GoogLeNet(num_classes=4, aux_logits=False, init_weights=False)
     copied = copy.deepcopy(written)
@@ -251,7 +252,7 @@ def test_every_relu_of_googlenet_and_densenet_obeys_as_in_a_copy_with_modules(
     ours = attribute(name, load_model(written, input_size=(3, 64, 64)), images, CLASSES)
     assert theirs.any()
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12 * float(theirs.max()))
-    # What captum gives of the network as it is written, having seen too few ReLUs, is another map.
+    # captum's map of the original network differs: it rewrites too few ReLUs.
     blind = peers_gradient(peer, written, images).abs().amax(1).detach()
     assert (blind - theirs).abs().max() > 0.1 * theirs.max()
 

@@ -20,7 +20,7 @@ CLASSES = [2, 3]
 
 
 def small_network(*, scale: float = 1.0) -> nn.Module:
-    """Maps "1" at the picture's size and "3" coarser; a head of two layers, so that gradients vary."""
+    """Feature maps "1" at the image's size and "3" coarser; a head of two layers, so that gradients vary."""
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(),
@@ -42,10 +42,13 @@ def images() -> Tensor:
     return torch.rand(2, 3, 13, 17, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def ours(name: str, network: nn.Module, images: Tensor, **params: object) -> Tensor:
+def ours(
+    name: str, network: nn.Module, images: Tensor, *, convention: str | None = None, **params: object
+) -> Tensor:
     model = load_model(network, input_size=(3, 13, 17))
     inputs = () if name == "eigen_cam" else (CLASSES,)
-    return methods[f"attribution.{name}"](model, images, *inputs, **params).maps
+    result = methods[f"attribution.{name}"](model, images, *inputs, **params)
+    return (result.as_convention(convention) if convention else result).maps
 
 
 def torchcams(kind: str, network: nn.Module, images: Tensor, layer: str, **params: object) -> Tensor:
@@ -55,8 +58,8 @@ def torchcams(kind: str, network: nn.Module, images: Tensor, layer: str, **param
 
 
 def pytorch_grad_cams(kind: str, network: nn.Module, images: Tensor, *layers: str) -> Tensor:
-    places = [network.get_submodule(layer) for layer in layers]
-    with getattr(pytorch_grad_cam, kind)(model=network, target_layers=places) as cam:
+    modules = [network.get_submodule(layer) for layer in layers]
+    with getattr(pytorch_grad_cam, kind)(model=network, target_layers=modules) as cam:
         theirs = cam(input_tensor=images.clone(), targets=[ClassifierOutputTarget(c) for c in CLASSES])
     return torch.from_numpy(theirs).double()
 
@@ -65,7 +68,7 @@ def pytorch_grad_cams(kind: str, network: nn.Module, images: Tensor, *layers: st
 def test_cam_is_torchcams(convention: str | None, images: Tensor) -> None:
     network = pooled_network()
     theirs = torchcams("CAM", network, images, "1", normalized=convention is not None)
-    maps = ours("cam", network, images, normalize=convention)
+    maps = ours("cam", network, images, convention=convention)
     torch.testing.assert_close(maps, theirs, rtol=1e-11, atol=1e-13)
 
 
@@ -79,17 +82,17 @@ def test_by_gradients_the_maps_are_torchcams(
 ) -> None:
     network = small_network()
     theirs = torchcams(kind, network, images, layer, normalized=convention is not None)
-    maps = ours(name, network, images, layer=layer, normalize=convention)
+    maps = ours(name, network, images, layer=layer, convention=convention)
     assert theirs.any()
     # torchcam adds 1e-8 to XGrad-CAM's divisor.
     rtol = 1e-6 if name == "xgrad_cam" else 1e-11
     torch.testing.assert_close(maps, theirs, rtol=rtol, atol=1e-9 if name == "xgrad_cam" else 1e-13)
 
 
-def test_captums_convention_leaves_the_relu_out(images: Tensor) -> None:
+def test_captums_convention_is_the_map_before_the_relu(images: Tensor) -> None:
     network = small_network()
     theirs = LayerGradCam(network, network[3]).attribute(images.clone(), target=CLASSES)[:, 0]
-    maps = ours("grad_cam", network, images, layer="3", normalize="captum")
+    maps = ours("grad_cam", network, images, layer="3", convention="captum")
     assert (maps < 0).any()
     torch.testing.assert_close(maps, theirs.detach(), rtol=1e-11, atol=1e-14)
 
@@ -109,14 +112,14 @@ def test_by_its_convention_the_maps_are_pytorch_grad_cams(
 ) -> None:
     network = small_network()
     theirs = pytorch_grad_cams(kind, network, images, layer)
-    maps = ours(name, network, images, layer=layer, normalize="pgc")
+    maps = ours(name, network, images, layer=layer, convention="pytorch-grad-cam")
     torch.testing.assert_close(maps, theirs, rtol=0, atol=1e-5)  # they compute in float32
 
 
 def test_several_layers_are_averaged_as_pytorch_grad_cam_does(images: Tensor) -> None:
     network = small_network()
     theirs = pytorch_grad_cams("GradCAM", network, images, "1", "3")
-    maps = ours("grad_cam", network, images, layer=["1", "3"], normalize="pgc")
+    maps = ours("grad_cam", network, images, layer=["1", "3"], convention="pytorch-grad-cam")
     torch.testing.assert_close(maps, theirs, rtol=0, atol=1e-5)
 
 
@@ -125,7 +128,7 @@ def test_grad_cam_plus_plus_is_pytorch_grad_cams_where_its_small_number_does_not
 ) -> None:
     network = small_network(scale=1e4)
     theirs = pytorch_grad_cams("GradCAMPlusPlus", network, images, "3")
-    maps = ours("grad_cam_plus_plus", network, images, layer="3", normalize="pgc")
+    maps = ours("grad_cam_plus_plus", network, images, layer="3", convention="pytorch-grad-cam")
     torch.testing.assert_close(maps, theirs, rtol=0, atol=1e-5)
 
 
@@ -141,42 +144,42 @@ def test_guided_grad_cam_is_captums_with_bilinear_enlargement(images: Tensor) ->
 
 def test_score_cam_is_pytorch_grad_cams_and_torchcams_where_nothing_is_enlarged(images: Tensor) -> None:
     network = small_network()
-    maps = ours("score_cam", network, images, layer="1", normalize="pgc")
+    maps = ours("score_cam", network, images, layer="1", convention="pytorch-grad-cam")
     # pytorch-grad-cam keeps the scores in float32.
     torch.testing.assert_close(maps, pytorch_grad_cams("ScoreCAM", network, images, "1"), rtol=0, atol=1e-5)
-    # torchcam masks with what the layer gave, unscaled where that is no map of its own: scale it before.
+    # torchcam masks with the layer's unscaled output in this case: scale it first.
     scaled = network[:2](images)
     low, high = scaled.amin((2, 3), keepdim=True), scaled.amax((2, 3), keepdim=True)
     weights = []
-    for picture, masks, index in zip(images, (scaled - low) / (high - low), CLASSES, strict=True):
-        weights.append(network(picture * masks[:, None])[:, index].softmax(0))
+    for image, masks, index in zip(images, (scaled - low) / (high - low), CLASSES, strict=True):
+        weights.append(network(image * masks[:, None])[:, index].softmax(0))
     expected = torch.einsum("nk,nkhw->nhw", torch.stack(weights), scaled).relu()
     torch.testing.assert_close(ours("score_cam", network, images, layer="1"), expected.detach())
 
 
-def test_score_cam_masks_what_the_network_is_given(images: Tensor) -> None:
+def test_score_cam_masks_normalised_images(images: Tensor) -> None:
     network, mean, std = small_network(), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     normalised = (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     theirs = pytorch_grad_cams("ScoreCAM", network, normalised, "1")
     model = load_model(network, mean=mean, std=std, input_size=(3, 13, 17))
-    maps = methods["score_cam"](model, images, CLASSES, layer="1", normalize="pgc").maps
+    maps = methods["score_cam"](model, images, CLASSES, layer="1").as_convention("pytorch-grad-cam").maps
     torch.testing.assert_close(maps, theirs, rtol=0, atol=1e-5)
 
 
-def test_score_cam_scales_its_masks_after_it_enlarged_them(images: Tensor) -> None:
+def test_score_cam_scales_masks_after_enlarging_them(images: Tensor) -> None:
     network = small_network()
     maps = network[:4](images)
     weights = []
-    for picture, coarse, index in zip(images, maps, CLASSES, strict=True):
+    for image, coarse, index in zip(images, maps, CLASSES, strict=True):
         masks = F.interpolate(coarse[None], (13, 17), mode="bilinear", align_corners=False)[0]
         low, high = masks.amin((1, 2), keepdim=True), masks.amax((1, 2), keepdim=True)
         masks = (masks - low) / (high - low).clamp(min=1e-12)
-        weights.append(network(picture * masks[:, None])[:, index].softmax(0))
+        weights.append(network(image * masks[:, None])[:, index].softmax(0))
     expected = torch.einsum("nk,nkhw->nhw", torch.stack(weights), maps).relu()
     torch.testing.assert_close(ours("score_cam", network, images, layer="3"), expected.detach())
 
 
-def test_ablation_cam_is_a_loop_that_sets_one_channel_to_zero(images: Tensor) -> None:
+def test_ablation_cam_equals_a_loop_over_channels(images: Tensor) -> None:
     network = small_network()
     maps, head = network[:4](images), network[4:]
     clean = head(maps)[range(2), CLASSES]
@@ -197,24 +200,24 @@ def test_eigen_cam_is_numpys_first_component_and_pytorch_grad_cams_up_to_sign(
 ) -> None:
     network = small_network()
     maps = ours("eigen_cam", network, images, layer=layer)
-    for picture, found in zip(images, maps, strict=True):
-        places = network[: int(layer) + 1](picture[None])[0].flatten(1).T.detach().numpy()
-        centred = places - places.mean(0)
-        component = torch.from_numpy(centred @ np.linalg.svd(centred, full_matrices=False)[2][0])
+    for image, component_map in zip(images, maps, strict=True):
+        vectors = network[: int(layer) + 1](image[None])[0].flatten(1).T.detach().numpy()
+        centered = vectors - vectors.mean(0)
+        component = torch.from_numpy(centered @ np.linalg.svd(centered, full_matrices=False)[2][0])
         component = component if component.abs().argmax() == component.argmax() else -component
-        torch.testing.assert_close(found.flatten(), component, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(component_map.flatten(), component, rtol=1e-9, atol=1e-11)
     theirs = pytorch_grad_cams("EigenCAM", network, images, layer)
     either = [
-        ours("eigen_cam", network, images, layer=layer, normalize="pgc"),
-        pgc_scaled((-maps).relu(), images),
+        ours("eigen_cam", network, images, layer=layer, convention="pytorch-grad-cam"),
+        pytorch_grad_cam_scaled((-maps).relu(), images),
     ]
     for n in range(2):
         assert min(float((way[n] - theirs[n]).abs().max()) for way in either) < 1e-5
 
 
-def pgc_scaled(maps: Tensor, images: Tensor) -> Tensor:
-    def ranged(maps: Tensor) -> Tensor:
+def pytorch_grad_cam_scaled(maps: Tensor, images: Tensor) -> Tensor:
+    def stretch(maps: Tensor) -> Tensor:
         maps = maps - maps.amin((1, 2), keepdim=True)
         return maps / (1e-7 + maps.amax((1, 2), keepdim=True))
 
-    return ranged(F.interpolate(ranged(maps)[:, None], images.shape[2:], mode="bilinear")[:, 0])
+    return stretch(F.interpolate(stretch(maps)[:, None], images.shape[2:], mode="bilinear")[:, 0])

@@ -1,4 +1,4 @@
-"""docs/moving.md, performed: the other libraries' lines and ours give the same numbers."""
+"""docs/moving.md, executed: the other libraries' code and ours return the same numbers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ BLOCK = re.compile(
     r"^```(?:\{code-block\} )?python\n(?::caption: (?P<peer>[^\n]*)\n)?(?P<code>.*?)^```",
     flags=re.DOTALL | re.MULTILINE,
 )
-BLOCKS = [(found["peer"], found["code"]) for found in BLOCK.finditer(PAGE)]
-#: What comes before the first library, and each library's lines with ours that follow.
+BLOCKS = [(match["peer"], match["code"]) for match in BLOCK.finditer(PAGE)]
+#: The code before the first library, and each library's code with ours that follows.
 SETUP = [code for peer, code in BLOCKS[: next(n for n, (peer, _) in enumerate(BLOCKS) if peer)]]
 PAIRS = [(peer, before, after) for (peer, before), (_, after) in pairwise(BLOCKS) if peer]
 MODULES = {
@@ -38,7 +38,7 @@ def page() -> dict[str, Any]:
 
 def perform(namespace: dict[str, Any], *lines: str) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # captum tells that it sets requires_grad
+        warnings.simplefilter("ignore", UserWarning)  # captum warns that it sets requires_grad
         for code in lines:
             exec(compile(code, "docs/moving.md", "exec"), namespace)
 
@@ -67,44 +67,44 @@ def small_network() -> nn.Module:
 
 
 @pytest.fixture
-def pictures() -> Tensor:
+def images() -> Tensor:
     return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def test_pytorch_grad_cam_leaves_behind_what_the_page_says(
-    pictures: Tensor, capsys: pytest.CaptureFixture[str]
+def test_pytorch_grad_cam_changes_the_model_as_documented(
+    images: Tensor, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import pytorch_grad_cam as peer
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     network = small_network().train()
     with peer.GradCAM(model=network, target_layers=[network[1]]) as cam:
-        cam(input_tensor=pictures, targets=None)
+        cam(input_tensor=images, targets=None)
     assert not network.training and all(p.grad is not None for p in network.parameters())
     with peer.GradCAM(model=network, target_layers=[network[1]]) as cam:
-        cam(input_tensor=pictures, targets=[ClassifierOutputTarget(99)] * 2)
+        cam(input_tensor=images, targets=[ClassifierOutputTarget(99)] * 2)
     assert "IndexError" in capsys.readouterr().out
     frozen = small_network().requires_grad_(False)
     with (
         pytest.raises(RuntimeError, match="does not require grad"),
         peer.GradCAM(model=frozen, target_layers=[frozen[1]]) as cam,
     ):
-        cam(input_tensor=pictures, targets=None)
-    assert methods["grad_cam"](load_model(frozen), pictures, layer="1").maps.shape == (2, 6, 6)
+        cam(input_tensor=images, targets=None)
+    assert methods["grad_cam"](load_model(frozen), images, layer="1").maps.shape == (2, 6, 6)
 
 
-def test_torchattacks_puts_all_of_a_training_model_to_training(pictures: Tensor) -> None:
+def test_torchattacks_sets_all_modules_to_training(images: Tensor) -> None:
     import torchattacks as peer
 
     network = small_network().train()
     network[0].eval()
-    methods["pgd"](load_model(network), pictures, torch.zeros(2, dtype=torch.long))
+    methods["pgd"](load_model(network), images, torch.zeros(2, dtype=torch.long))
     assert network.training and not network[0].training
-    peer.PGD(network, steps=1)(pictures, torch.zeros(2, dtype=torch.long))
+    peer.PGD(network, steps=1)(images, torch.zeros(2, dtype=torch.long))
     assert network[0].training
 
 
-def test_captums_guided_gradient_of_a_functional_relu_is_the_plain_one(pictures: Tensor) -> None:
+def test_captums_guided_gradient_of_a_functional_relu_is_the_plain_one(images: Tensor) -> None:
     import captum.attr as peer
 
     class Functional(nn.Module):
@@ -119,15 +119,15 @@ def test_captums_guided_gradient_of_a_functional_relu_is_the_plain_one(pictures:
     network = Functional()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        guided = peer.GuidedBackprop(network).attribute(pictures.clone(), target=0)
-        plain = peer.Saliency(network).attribute(pictures.clone(), target=0, abs=False)
+        guided = peer.GuidedBackprop(network).attribute(images.clone(), target=0)
+        plain = peer.Saliency(network).attribute(images.clone(), target=0, abs=False)
     assert torch.equal(guided, plain)
     tokens = nn.Sequential(nn.Conv2d(3, 5, 2, 2), nn.Flatten(2), Tokens(), nn.LayerNorm(5), Mean())
-    cam = peer.LayerGradCam(tokens, tokens[3]).attribute(pictures, target=0)
+    cam = peer.LayerGradCam(tokens, tokens[3]).attribute(images, target=0)
     assert cam.shape == (2, 1, 5)  # sixteen tokens of five channels: the tokens were summed
 
 
-def test_zennit_differentiates_plainly_what_it_has_no_rule_for(pictures: Tensor) -> None:
+def test_zennit_uses_plain_gradients_without_a_rule(images: Tensor) -> None:
     from zennit.attribution import Gradient
     from zennit.composites import LayerMapComposite
     from zennit.rules import Epsilon
@@ -145,14 +145,14 @@ def test_zennit_differentiates_plainly_what_it_has_no_rule_for(pictures: Tensor)
 
     network, rules = Called(), LayerMapComposite([(Linear, Epsilon(1e-6))])
     with Gradient(model=network, composite=rules) as attributor:
-        _, relevance = attributor(pictures.clone(), torch.eye(3)[[0, 0]])
+        _, relevance = attributor(images.clone(), torch.eye(3)[[0, 0]])
     assert torch.equal(relevance, network.weight[:1].detach().expand(2, -1, -1, -1))  # no part of the score
-    ours = methods["lrp"](load_model(network, input_size=(3, 8, 8)), pictures, 0).maps
-    torch.testing.assert_close(ours.sum((1, 2)), network(pictures)[:, 0].detach(), rtol=1e-4, atol=1e-4)
+    ours = methods["lrp"](load_model(network, input_size=(3, 8, 8)), images, 0).maps
+    torch.testing.assert_close(ours.sum((1, 2)), network(images)[:, 0].detach(), rtol=1e-4, atol=1e-4)
 
 
 class Tokens(nn.Module):
-    """(N, C, places) to (N, places, C)."""
+    """(N, C, positions) to (N, positions, C)."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps.transpose(1, 2)

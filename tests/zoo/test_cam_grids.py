@@ -44,7 +44,7 @@ def test_every_method_finds_the_grid_and_drops_what_has_no_place(name, network):
     model, images, (channels, height, width) = network
     assert model.map_shape(model.last_map) == (channels, height, width)
     target = () if name == "eigen_cam" else (3,)
-    result = methods[name](model, images, *target, normalize="captum")
+    result = methods[name](model, images, *target).as_convention("captum")
     assert result.maps.shape == (2, height, width)
     assert result.maps.isfinite().all()
     assert (result.maps.amax((1, 2)) > result.maps.amin((1, 2))).all()

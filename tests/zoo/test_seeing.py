@@ -158,10 +158,10 @@ def call(name: str, model: Model) -> Result:
     }  # fmt: skip
     roles = given.keys() & {part.name for part in methods[name].spec.inputs}
     params = methods[name].spec.quick | ({"layer": model.stages[0]} if name in EARLY else {})
-    if "normalize" in methods[name].spec.params.model_fields:
-        params["normalize"] = "captum"  # no ReLU, which may leave nothing of a map of four places
     with max_batch(8):
-        return methods[name](model, **{role: given[role] for role in roles}, **params)
+        result = methods[name](model, **{role: given[role] for role in roles}, **params)
+    # Before the ReLU, which may leave nothing of a map of four positions.
+    return result.as_convention("captum") if isinstance(result, Attribution) else result
 
 
 def refusal(name: str, kind: Kind) -> str | None:

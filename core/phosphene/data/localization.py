@@ -11,9 +11,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Localization:
-    """Fractions of ``count`` maps whose highest place lies in the object, or at most ``radius`` pixels off.
+    """Fractions of ``count`` maps whose maximum lies in the object, or at most ``radius`` pixels from it.
 
-    The ``chance`` of each is what a peak thrown anywhere in the picture would score.
+    ``chance_inside`` and ``chance_near`` are the fractions that a uniformly random position would reach.
     """
 
     count: int
@@ -27,20 +27,20 @@ class Localization:
 def localization(heat: Tensor, masks: Tensor, *, radius: int = 4) -> Localization:
     """The pointing game: ``heat`` (N, H, W), higher is hotter; ``masks`` (N, H, W) bool, the objects."""
     inside, near = peak_hits(heat, masks, radius=radius).double().mean(0).tolist()
-    chances = (float(places.double().mean()) for places in (masks, dilate_masks(masks, radius)))
+    chances = (float(hits.double().mean()) for hits in (masks, dilate_masks(masks, radius)))
     return Localization(len(heat), radius, inside, near, *chances)
 
 
 def peak_hits(heat: Tensor, masks: Tensor, *, radius: int = 4) -> Tensor:
-    """Whether each map's highest place lies in the object, and whether at most ``radius`` pixels off: (N, 2).
+    """Whether each map's maximum lies in the object, and at most ``radius`` pixels from it: (N, 2), 0 or 1.
 
-    Of several highest places the share that does.
+    Where several pixels share the maximum, the fraction of them that do.
     """
     peaks = heat == heat.amax((1, 2), keepdim=True)
-    found = [
-        (peaks & places).sum((1, 2)) / peaks.sum((1, 2)) for places in (masks, dilate_masks(masks, radius))
+    fractions = [
+        (peaks & region).sum((1, 2)) / peaks.sum((1, 2)) for region in (masks, dilate_masks(masks, radius))
     ]
-    return torch.stack(found, 1)
+    return torch.stack(fractions, 1)
 
 
 def dilate_masks(masks: Tensor, radius: int) -> Tensor:

@@ -1,25 +1,31 @@
-"""``Attribution``: attribution maps, one per image."""
+"""``Attribution``: attribution maps, one per image, and how other libraries display them."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from ..images.color import colorize, min_max, overlay, symmetric, to_display
 from .base import Panel, Result
+from .conventions import Convention, check_convention, enlarge_maps, finish_maps, scale_maps
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Attribution(Result):
-    """How much each place of an image matters for a target.
+    """How much each pixel or position of an image matters for a target.
 
-    ``images`` (N, C, H, W) in [0, 1]; ``maps`` (N, h, w), raw: neither clipped nor normalised
-    unless the method's parameters say so; ``targets`` what each map is about. ``more`` (N, M, h', w')
-    are further maps of every image, each of the M ``more_names``: of several layers, of other classes.
+    ``images`` (N, C, H, W) in [0, 1]; ``maps`` (N, h, w), raw: neither clipped nor scaled; ``targets`` the
+    target of each map. ``more`` (N, M, h', w') are further maps of every image, one for each of the M
+    ``more_names``: of other classes, or of several layers (then each scaled to [0, 1] and enlarged to the
+    image). ``signed_maps`` are, for methods whose equation ends in a ReLU, the maps before it: (N, h, w) for
+    each layer, at the layer's own size. ``convention`` is the display convention of ``maps``, None for raw
+    maps; see ``as_convention``.
     """
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "maps", "targets", "more")
@@ -30,36 +36,86 @@ class Attribution(Result):
     targets: tuple[str, ...]
     more: Tensor | None = None
     more_names: tuple[str, ...] = ()
-    #: "overlay" for maps coarser than the picture, "map" for ones that show better alone.
+    signed_maps: tuple[Tensor, ...] = ()
+    convention: str | None = None
+    #: "overlay" for maps coarser than the image, "map" for ones that are clearer without it.
     layout: Literal["overlay", "map"] = "overlay"
+
+    @classmethod
+    def concatenate(cls, results: Sequence[Self]) -> Self:
+        layers = zip(*(result.signed_maps for result in results), strict=True)
+        signed_maps = tuple(torch.cat(maps) for maps in layers)
+        return dataclasses.replace(super().concatenate(results), signed_maps=signed_maps)
 
     def heat(self) -> Tensor:
         """The maps at the images' size (bilinear), each scaled to [0, 1]: (N, H, W)."""
         return self._heat(self.maps)
 
+    def as_convention(self, convention: Convention) -> Self:
+        """The result with ``maps`` and ``more`` scaled as another library displays them.
+
+        "minmax": each map to [0, 1]. "pytorch-grad-cam": ReLU, each map to [0, 1] with 1e-7 in the divisor,
+        enlarged to the image (bilinear) and scaled again. "torchcam": as "minmax", with 1e-8 in the divisor.
+        "captum": the map before the method's final ReLU. "pair-saliency": ReLU, divided by the largest value.
+        Several layers' maps are scaled, enlarged and averaged; pytorch-grad-cam scales the average again.
+
+        Returns:
+            A result of the same type, with ``convention`` set. ``maps`` are (N, H, W) for "pytorch-grad-cam"
+            and for several layers, else (N, h, w).
+
+        Raises:
+            UnknownName for a convention that does not exist, InputError for maps that follow one already.
+
+        Example::
+            from phosphene import run
+
+            result = run("grad_cam", images="builtin:scenes/2")
+            result.as_convention("pytorch-grad-cam").maps.shape  # (2, 64, 64)
+        """
+        check_convention(convention)
+        if self.convention:
+            raise InputError(f"maps are scaled by {self.convention!r} already: convert the raw result")
+        size = self.images.shape[2:]
+        if self.signed_maps and self.more is not None:
+            layers = [maps if convention == "captum" else maps.relu() for maps in self.signed_maps]
+            scaled = torch.stack([enlarge_maps(scale_maps(maps, convention), size) for maps in layers], 1)
+            # The layers' maps have the image's size here, so finishing only scales their average again.
+            average = finish_maps(scaled.mean(1), size, convention)
+            return dataclasses.replace(self, maps=average, more=scaled, convention=convention)
+
+        def convert(maps: Tensor) -> Tensor:
+            return finish_maps(scale_maps(maps, convention), size, convention)
+
+        (unscaled,) = self.signed_maps if self.signed_maps and convention == "captum" else (self.maps,)
+        more = None if self.more is None else torch.stack([*map(convert, self.more.unbind(1))], 1)
+        return dataclasses.replace(self, maps=convert(unscaled), more=more, convention=convention)
+
     def _heat(self, maps: Tensor) -> Tensor:
         maps = maps.float()
         if maps.shape[1:] != self.images.shape[2:]:
-            maps = F.interpolate(maps[:, None], self.images.shape[2:], mode="bilinear")[:, 0]
-        # What speaks against the target is not heat, unless nothing speaks for it.
+            maps = enlarge_maps(maps, self.images.shape[2:])
+        # Evidence against the target is not heat, unless there is no evidence for it.
         return min_max(torch.where(maps.amax((1, 2), keepdim=True) > 0, maps.clamp(min=0), maps))
 
     def panels(self) -> list[list[Panel]]:
-        drawn = zip(self.images, self._drawn(self.maps), self.targets, strict=True)
-        groups = [[Panel(image), Panel(picture, target, is_output=True)] for image, picture, target in drawn]
+        pictures = zip(self.images, self._pictures(self.maps), self.targets, strict=True)
+        groups = [
+            [Panel(image), Panel(picture, target, is_output=True)] for image, picture, target in pictures
+        ]
         if self.more is not None:
             for maps, name in zip(self.more.unbind(1), self.more_names, strict=True):
-                for group, picture in zip(groups, self._drawn(maps), strict=True):
+                for group, picture in zip(groups, self._pictures(maps), strict=True):
                     group.append(Panel(picture, name, is_output=True))
         return groups
 
     def rows(self) -> list[list[Panel]]:
         return super().rows() if self.more is None else self.panels()
 
-    def _drawn(self, maps: Tensor) -> list[Tensor]:
+    def _pictures(self, maps: Tensor) -> list[Tensor]:
+        """Each map as an RGB picture (3, H, W)."""
         if self.layout == "overlay":
             return [overlay(to_display(i), h) for i, h in zip(self.images, self._heat(maps), strict=True)]
-        # A few pixels far above the rest would leave the picture black, or white.
+        # The 99th percentile, not the maximum: a few extreme pixels would leave the picture black or white.
         tops = maps.abs().flatten(1).float().quantile(0.99, dim=1).clamp(min=1e-30)
         tops = tops[:, None, None]
         if (maps < 0).any():

@@ -1,4 +1,4 @@
-"""``Segmentation``: masks of objects."""
+"""``Segmentation``: masks of objects, with the maps that they were computed from."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .base import Panel, Result
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Segmentation(Result):
-    """What of each image belongs to the object that a target is about.
+    """A mask of the target's object for each image.
 
-    ``images`` (N, C, H, W) in [0, 1]; ``maps`` (N, H, W) what it was found by; ``masks`` (N, H, W) bool;
-    ``targets`` what each is about; ``iou`` (N,) in [0, 1], intersection over union with the true mask,
-    where that is known.
+    ``images`` (N, C, H, W) in [0, 1]; ``maps`` (N, H, W) the attribution that the masks come from; ``masks``
+    (N, H, W) bool, true on the object; ``targets`` the target of each mask; ``iou`` (N,) in [0, 1], the
+    intersection over union with the true mask, None without true masks.
     """
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "maps", "masks", "targets", "iou")
@@ -35,11 +35,12 @@ class Segmentation(Result):
     def panels(self) -> list[list[Panel]]:
         attribution = Attribution(images=self.images, maps=self.maps, targets=self.targets, layout="map")
         groups = attribution.panels()
-        inside = -F.max_pool2d(-self.masks[:, None].float(), 3, 1, 1)[:, 0] > 0.5
+        # Erosion by one pixel: what a mask has beyond it is the outline.
+        interior = -F.max_pool2d(-self.masks[:, None].float(), 3, 1, 1)[:, 0] > 0.5
         for n, group in enumerate(groups):
             mask, image = self.masks[n], to_display(self.images[n])
             red = image.new_tensor([1.0, 0.0, 0.2])[:, None, None]
-            found = "" if self.iou is None else f"IoU {self.iou[n]:.2f}"
-            group.append(Panel(torch.where(mask & ~inside[n], red, image), found))
+            title = "" if self.iou is None else f"IoU {self.iou[n]:.2f}"
+            group.append(Panel(torch.where(mask & ~interior[n], red, image), title))
             group.append(Panel(torch.where(mask, image, 1), "cut out", is_output=True))
         return groups

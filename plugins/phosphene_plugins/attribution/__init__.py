@@ -1,1 +1,1 @@
-"""Which pixels a score depends on."""
+"""Attribution: maps of the pixels or positions that a target depends on."""

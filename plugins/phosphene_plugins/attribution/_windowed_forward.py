@@ -1,4 +1,4 @@
-"""Many pictures that differ from one in a window each: only what a window can reach is computed again."""
+"""Forward passes of images that differ from one image in a window each, computed only where they differ."""
 
 from __future__ import annotations
 
@@ -11,44 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-#: A box that covers more of a map than this is not worth cutting out of it.
-_WHOLE = 0.95
+#: A box that covers a larger fraction of a feature map than this is not cut out: all of it is computed.
+_MAX_COVERAGE = 0.95
 
-
-#: What works on every place by itself.
+#: Operations that treat every position by itself.
 _ELEMENTWISE = {
-    *(
-        "add",
-        "sub",
-        "rsub",
-        "mul",
-        "div",
-        "neg",
-        "abs",
-        "pow",
-        "exp",
-        "sqrt",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-    ),
-    *(
-        "relu",
-        "leaky_relu",
-        "_prelu_kernel",
-        "elu",
-        "hardtanh",
-        "hardswish",
-        "hardsigmoid",
-        "sigmoid",
-        "silu",
-    ),
-    *("gelu", "mish", "softplus", "tanh", "clone", "batch_norm"),
+    *("add", "sub", "rsub", "mul", "div", "neg", "abs", "pow", "exp", "sqrt", "clamp", "clamp_min"),
+    *("clamp_max", "relu", "leaky_relu", "_prelu_kernel", "elu", "hardtanh", "hardswish", "hardsigmoid"),
+    *("sigmoid", "silu", "gelu", "mish", "softplus", "tanh", "clone", "batch_norm"),
 }
 
 
 class _Boxes(NamedTuple):
-    """One box for each window of a sweep, all of one size."""
+    """A box for each window, all of one size."""
 
     tops: tuple[int, ...]
     lefts: tuple[int, ...]
@@ -56,36 +31,36 @@ class _Boxes(NamedTuple):
     width: int
 
 
-class _Step(NamedTuple):
-    """What an operation gives on the clean picture, and where windows reach: boxes None where everywhere."""
+class _CleanStep(NamedTuple):
+    """An operation's output for the clean image, and the boxes that windows affect; None for everywhere."""
 
     clean: Tensor
     boxes: _Boxes | None
-    #: What it slides over: the clean map with its border.
+    #: The operation's input for the clean image, padded.
     padded: Tensor
 
 
 @dataclass(eq=False)
-class Sweep:
-    """One picture (C, H, W) with each of many windows of it replaced, for a network to look at.
+class WindowedImages:
+    """One image (C, H, W) with each of many windows of it replaced, as batches for a network.
 
-    ``sweep.pictures([0, 1])`` stands for the first two of them, (2, C, H, W), and goes through a network
-    in inference mode as a tensor does. While operations are local (convolution, pooling, what works on
-    every place by itself), only the box that the window reaches is computed, and the clean picture
-    once for all windows; from the first other operation on, or once boxes cover most of a map, all is
-    computed. Either way the numbers are those of the whole pictures up to rounding. ``without_rule``
-    names the operations that were not local.
+    ``batch([0, 1])`` stands for the first two of these images, (2, C, H, W), and passes through a network
+    in inference mode as a tensor does. While operations are local (convolution, pooling, elementwise), only
+    the box that the window affects is computed, and the clean image once for all windows; from the first
+    other operation on, or once boxes cover most of a feature map, everything is computed. Either way the
+    numbers are those of full forward passes up to rounding. ``nonlocal_operations`` are the names of the
+    operations that were not local.
     """
 
     clean: Tensor
-    replaced: Tensor
+    replacement: Tensor
     windows: Sequence[tuple[slice, slice]]
-    #: Compute whole pictures throughout: for what must be given plain tensors.
-    whole: bool = False
-    without_rule: set[str] = field(default_factory=set, init=False)
-    chosen: tuple[int, ...] = field(default=(), init=False)
-    _steps: list[tuple[list[object], _Step]] = field(default_factory=list, init=False)
-    _place: int = field(default=0, init=False)
+    #: Pass plain tensors throughout, for callables that need them.
+    dense: bool = False
+    nonlocal_operations: set[str] = field(default_factory=set, init=False)
+    indices: tuple[int, ...] = field(default=(), init=False)
+    _steps: list[tuple[list[object], _CleanStep]] = field(default_factory=list, init=False)
+    _position: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.clean = self.clean[None]
@@ -98,102 +73,103 @@ class Sweep:
         lefts = tuple(min(columns.start, shape[1] - wide) for _, columns in self.windows)
         self._boxes = _Boxes(tops, lefts, tall, wide)
 
-    def pictures(self, chosen: Sequence[int]) -> Tensor:
-        """The pictures of these windows, (B, C, H, W)."""
-        self.chosen, self._place = tuple(chosen), 0
-        crops = torch.cat([_cut(self.clean, self._boxes, i) for i in chosen])
-        for crop, i in zip(crops, chosen, strict=True):
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """The images of these windows, (B, C, H, W)."""
+        self.indices, self._position = tuple(indices), 0
+        crops = torch.cat([_crop(self.clean, self._boxes, i) for i in indices])
+        for crop, i in zip(crops, indices, strict=True):
             (rows, columns), top, left = self.windows[i], self._boxes.tops[i], self._boxes.lefts[i]
             inside = crop[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-            inside.copy_(self.replaced[:, rows, columns])
+            inside.copy_(self.replacement[:, rows, columns])
         windowed = _Windowed(self, self.clean, self._boxes, crops)
-        return windowed.dense() if self.whole else windowed
+        return windowed.materialize() if self.dense else windowed
 
-    def step(self, call: list[object], make: Callable[[], _Step]) -> _Step:
-        """What the call that comes now gives on the clean picture, kept from the first time."""
-        if self._place == len(self._steps):
-            self._steps.append((call, make()))
-        before, step = self._steps[self._place]
-        self._place += 1
-        # A network that goes another way this time gets nothing from what was kept.
-        return step if before == call else make()
-
-
-def _call(func: Any, own: Sequence[_Windowed], args: Any) -> list[object]:
-    """Which call this is, as it is recognised among those of another pass."""
-    lasting = [id(a) for a in _flat(args) if isinstance(a, nn.Parameter)]
-    return [func, *lasting, *(id(a.clean) for a in own), *(a.boxes for a in own)]
+    def step(self, key: list[object], compute: Callable[[], _CleanStep]) -> _CleanStep:
+        """The next call's output for the clean image, computed in the first batch and cached."""
+        if self._position == len(self._steps):
+            self._steps.append((key, compute()))
+        cached_key, step = self._steps[self._position]
+        self._position += 1
+        # A network with another control flow in this batch must not use the cached output of another call.
+        return step if cached_key == key else compute()
 
 
-def _cut(maps: Tensor, boxes: _Boxes, window: int) -> Tensor:
+def _call_key(func: Any, operands: Sequence[_Windowed], args: Any) -> list[object]:
+    """A key by which the same call is recognized in another batch's pass."""
+    parameters = [id(a) for a in _flat(args) if isinstance(a, nn.Parameter)]
+    return [func, *parameters, *(id(a.clean) for a in operands), *(a.boxes for a in operands)]
+
+
+def _crop(maps: Tensor, boxes: _Boxes, window: int) -> Tensor:
     top, left = boxes.tops[window], boxes.lefts[window]
     return maps[..., top : top + boxes.height, left : left + boxes.width]
 
 
 class _Windowed(Tensor):
-    """A batch (B, C, H, W) as one clean map (1, C, H, W) and a crop for each row, (B, C, h, w)."""
+    """A batch (B, C, H, W) as one clean feature map (1, C, H, W) and a crop for each row, (B, C, h, w).
 
-    sweep: Sweep
+    Once ``dense_values`` is set, they are the batch, and the other fields no longer count.
+    """
+
+    source: WindowedImages
     clean: Tensor
     boxes: _Boxes
     crops: Tensor
-    whole: Tensor | None
+    dense_values: Tensor | None
 
     @staticmethod
-    def __new__(cls, sweep: Sweep, clean: Tensor, boxes: _Boxes, crops: Tensor) -> _Windowed:
-        # Laid out as all of it would be, so that it is reshaped where that cannot be viewed otherwise.
+    def __new__(cls, source: WindowedImages, clean: Tensor, boxes: _Boxes, crops: Tensor) -> _Windowed:
+        # Strides of the dense batch: a reshape that would copy it must not become a view of it.
         like = torch.empty((len(crops), *clean.shape[1:]), device="meta")
         if clean.is_contiguous(memory_format=torch.channels_last):
             like = like.to(memory_format=torch.channels_last)
-        made: _Windowed = Tensor._make_wrapper_subclass(
+        windowed: _Windowed = Tensor._make_wrapper_subclass(
             cls, like.shape, strides=like.stride(), dtype=clean.dtype, device=clean.device
         )
-        made.sweep, made.clean, made.boxes, made.crops, made.whole = sweep, clean, boxes, crops, None
-        return made
+        windowed.source, windowed.clean, windowed.boxes, windowed.crops = source, clean, boxes, crops
+        windowed.dense_values = None
+        return windowed
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"_Windowed({tuple(self.shape)}, boxes {self.boxes.height} x {self.boxes.width})"
 
-    def dense(self) -> Tensor:
-        """All of it. From here on it is this: what views it and writes to it means the same numbers."""
-        if self.whole is None:
-            self.whole = self.clean.repeat(len(self.crops), 1, 1, 1)
+    def materialize(self) -> Tensor:
+        """The batch as a plain tensor, kept from now on: views of it and writes to it share its memory."""
+        if self.dense_values is None:
+            self.dense_values = self.clean.repeat(len(self.crops), 1, 1, 1)
             if self.clean.is_contiguous(memory_format=torch.channels_last):
-                self.whole = self.whole.contiguous(memory_format=torch.channels_last)
-            for picture, crop, i in zip(self.whole, self.crops, self.sweep.chosen, strict=True):
-                _cut(picture, self.boxes, i).copy_(crop)
-        return self.whole
+                self.dense_values = self.dense_values.contiguous(memory_format=torch.channels_last)
+            for image, crop, i in zip(self.dense_values, self.crops, self.source.indices, strict=True):
+                _crop(image, self.boxes, i).copy_(crop)
+        return self.dense_values
 
-    def become(self, other: Tensor) -> None:
-        """Hold another's values: what an operation in place does."""
+    def assign(self, other: Tensor) -> None:
+        """Take another tensor's values, as an operation in place does."""
         if isinstance(other, _Windowed):
-            self.clean, self.boxes, self.crops, self.whole = (
-                other.clean,
-                other.boxes,
-                other.crops,
-                other.whole,
-            )
+            self.clean, self.boxes, self.crops = other.clean, other.boxes, other.crops
+            self.dense_values = other.dense_values
         else:
-            self.whole = other
+            self.dense_values = other
 
     def regions(self, padded: Tensor, pad: tuple[int, int], boxes: _Boxes) -> Tensor:
-        """The values in other boxes, counted in the clean map with its border ``pad``."""
+        """The values in other boxes, whose positions count from the corner of the padded clean map."""
         if pad == (0, 0) and boxes == self.boxes:
             return self.crops
         shape = (len(self.crops), padded.shape[1], boxes.height, boxes.width)
         channels_last = padded.is_contiguous(memory_format=torch.channels_last) and padded.shape[1] > 1
-        found = padded.new_empty(shape)
+        regions = padded.new_empty(shape)
         if channels_last:
-            found = found.to(memory_format=torch.channels_last)
-        for region, crop, i in zip(found, self.crops, self.sweep.chosen, strict=True):
-            region.copy_(_cut(padded[0], boxes, i))
+            regions = regions.to(memory_format=torch.channels_last)
+        for region, crop, i in zip(regions, self.crops, self.source.indices, strict=True):
+            region.copy_(_crop(padded[0], boxes, i))
             top = self.boxes.tops[i] + pad[0] - boxes.tops[i]
             left = self.boxes.lefts[i] + pad[1] - boxes.lefts[i]
-            up, near = max(0, -top), max(0, -left)
+            skip_rows, skip_columns = max(0, -top), max(0, -left)
             inside = region[:, max(0, top) : top + self.boxes.height, max(0, left) : left + self.boxes.width]
             if top + self.boxes.height > 0 and left + self.boxes.width > 0:
-                inside.copy_(crop[:, up : up + inside.shape[1], near : near + inside.shape[2]])
-        return found
+                height, width = inside.shape[1:]
+                inside.copy_(crop[:, skip_rows : skip_rows + height, skip_columns : skip_columns + width])
+        return regions
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -201,22 +177,22 @@ class _Windowed(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        own = [a for a in _flat(args) if isinstance(a, _Windowed)]
-        local = own and all(a.whole is None for a in own)
+        operands = [a for a in _flat(args) if isinstance(a, _Windowed)]
+        local = operands and all(a.dense_values is None for a in operands)
         if local:
-            plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
-            result = _local(func, plain, own, args, kwargs)
+            base_name = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+            result = _apply_locally(func, base_name, operands, args, kwargs)
             if result is not NotImplemented:
-                if plain == name:
+                if base_name == name:
                     return result
-                args[0].become(result)
+                args[0].assign(result)
                 return args[0]
             composite = torch._C._dispatch_has_kernel_for_dispatch_key(
                 func.name(), "CompositeImplicitAutograd"
             )
             if composite and (result := func.decompose(*args, **kwargs)) is not NotImplemented:
                 return result
-            own[0].sweep.without_rule.add(name)
+            operands[0].source.nonlocal_operations.add(name)
         return _dense_call(func, args, kwargs)
 
 
@@ -224,60 +200,60 @@ def _flat(args: Sequence[Any]) -> list[Any]:
     return [item for a in args for item in (a if isinstance(a, (list, tuple)) else [a])]
 
 
-def _local(func: Any, name: str, own: list[_Windowed], args: Any, kwargs: Any) -> Any:
-    """The result of an operation by its rule; NotImplemented where there is none."""
-    if any(a.ndim != 4 for a in own) or not isinstance(args[0], (_Windowed, list)):
+def _apply_locally(func: Any, name: str, operands: list[_Windowed], args: Any, kwargs: Any) -> Any:
+    """The result of a local operation; NotImplemented for one that is not local."""
+    if any(a.ndim != 4 for a in operands) or not isinstance(args[0], (_Windowed, list)):
         return NotImplemented
-    x = own[0]
+    x = operands[0]
     if name in ("alias", "detach"):
         return x
     if name in _ELEMENTWISE:
         others = [a for a in args if isinstance(a, Tensor) and not isinstance(a, _Windowed)]
         if name == "batch_norm":
-            return NotImplemented if args[5] else _together(func, own, args, kwargs)
+            return NotImplemented if args[5] else _elementwise(func, operands, args, kwargs)
         spread = any(a.ndim > 4 or any(side > 1 for side in (*a.shape[-2:], *a.shape[:-3])) for a in others)
-        return NotImplemented if spread else _together(func, own, args, kwargs)
+        return NotImplemented if spread else _elementwise(func, operands, args, kwargs)
     if name == "cat":
-        sound = len(own) == len(args[0]) and (*args[1:], *kwargs.values()) in ((1,), (-3,))
-        return _together(func, own, args, kwargs) if sound else NotImplemented
-    if name == "convolution" and len(own) == 1 and not args[6]:
+        local = len(operands) == len(args[0]) and (*args[1:], *kwargs.values()) in ((1,), (-3,))
+        return _elementwise(func, operands, args, kwargs) if local else NotImplemented
+    if name == "convolution" and len(operands) == 1 and not args[6]:
         weight, stride, padding, dilation = args[1], args[3], args[4], args[5]
         valid = (*args[:4], [0, 0], *args[5:])
-        return _sliding(func, x, args, valid, weight.shape[-2:], stride, padding, dilation, 0.0)
+        return _sliding_window(func, x, args, valid, weight.shape[-2:], stride, padding, dilation, 0.0)
     if name == "max_pool2d":
-        usual: tuple[Any, ...] = ([], 0, 1)
-        given: list[Any] = list(args[1:]) + list(usual[len(args) - 2 :])
-        kernel, stride, padding, dilation = given[:4]
+        defaults: tuple[Any, ...] = ([], 0, 1)
+        arguments: list[Any] = list(args[1:]) + list(defaults[len(args) - 2 :])
+        kernel, stride, padding, dilation = arguments[:4]
         valid = (x, kernel, stride or kernel, 0, dilation)
-        return _sliding(func, x, args, valid, kernel, stride or kernel, padding, dilation, -torch.inf)
+        return _sliding_window(func, x, args, valid, kernel, stride or kernel, padding, dilation, -torch.inf)
     if name == "avg_pool2d":
-        usual = ([], 0, False, True, None)
-        given = list(args[1:]) + list(usual[len(args) - 2 :])
-        kernel, stride, padding, hanging, counted, divisor = given
-        # Where the divisor depends on the place it is no local rule.
-        if hanging or (any(_pair(padding)) and not counted):
+        defaults = ([], 0, False, True, None)
+        arguments = list(args[1:]) + list(defaults[len(args) - 2 :])
+        kernel, stride, padding, ceil_mode, count_padding, divisor = arguments
+        # A divisor that depends on the position makes it nonlocal.
+        if ceil_mode or (any(_pair(padding)) and not count_padding):
             return NotImplemented
         valid = (x, kernel, stride or kernel, 0, False, True, divisor)
-        return _sliding(func, x, args, valid, kernel, stride or kernel, padding, 1, 0.0)
+        return _sliding_window(func, x, args, valid, kernel, stride or kernel, padding, 1, 0.0)
     return NotImplemented
 
 
 def _functional(func: Any) -> Any:
-    """The same operation as one that writes in no argument of its own."""
+    """The out-of-place form of an operation."""
     name = func.overloadpacket.__name__
     if not name.endswith("_") or name.endswith("__"):
         return func
     return getattr(getattr(torch.ops.aten, name[:-1]), func._overloadname)
 
 
-def _replaced(args: Any, own: Sequence[_Windowed], values: Sequence[Tensor]) -> Any:
-    """The arguments with these values in their own one's place."""
-    by = {id(a): value for a, value in zip(own, values, strict=True)}
+def _substitute(args: Any, operands: Sequence[_Windowed], values: Sequence[Tensor]) -> Any:
+    """The arguments with each operand replaced by a plain tensor."""
+    by = {id(a): value for a, value in zip(operands, values, strict=True)}
     return tree_map(lambda a: by.get(id(a), a), args)
 
 
 def _dense_call(func: Any, args: Any, kwargs: Any) -> Any:
-    args, kwargs = tree_map(lambda a: a.dense() if isinstance(a, _Windowed) else a, (args, kwargs))
+    args, kwargs = tree_map(lambda a: a.materialize() if isinstance(a, _Windowed) else a, (args, kwargs))
     return func(*args, **kwargs)
 
 
@@ -286,51 +262,52 @@ def _pair(size: Any) -> tuple[int, int]:
     return sizes[0], sizes[-1]
 
 
-def _hull(several: Sequence[_Boxes], rows: int, columns: int) -> _Boxes | None:
-    """The smallest boxes of one size that hold, window by window, all of these; None where they cover all."""
+def _enclosing_boxes(boxes: Sequence[_Boxes], rows: int, columns: int) -> _Boxes | None:
+    """The smallest boxes of one size that enclose, window by window, all of these; None for the full map."""
     ends = []
     for starts, lengths, side in (
-        ([b.tops for b in several], [b.height for b in several], rows),
-        ([b.lefts for b in several], [b.width for b in several], columns),
+        ([b.tops for b in boxes], [b.height for b in boxes], rows),
+        ([b.lefts for b in boxes], [b.width for b in boxes], columns),
     ):
-        first = [min(places) for places in zip(*starts, strict=True)]
+        first = [min(positions) for positions in zip(*starts, strict=True)]
         last = [
-            max(p + n for p, n in zip(places, lengths, strict=True)) for places in zip(*starts, strict=True)
+            max(p + n for p, n in zip(positions, lengths, strict=True))
+            for positions in zip(*starts, strict=True)
         ]
         length = max(end - start for start, end in zip(first, last, strict=True))
         ends.append((tuple(min(start, side - length) for start in first), length))
     (tops, height), (lefts, width) = ends
-    return None if height * width > _WHOLE * rows * columns else _Boxes(tops, lefts, height, width)
+    return None if height * width > _MAX_COVERAGE * rows * columns else _Boxes(tops, lefts, height, width)
 
 
-def _together(func: Any, own: list[_Windowed], args: Any, kwargs: Any) -> Any:
-    """An operation place by place, in the boxes that hold those of all its arguments."""
-    sweep, shape = own[0].sweep, own[0].shape[-2:]
-    if any(a.shape[-2:] != shape or a.sweep is not sweep for a in own):
+def _elementwise(func: Any, operands: list[_Windowed], args: Any, kwargs: Any) -> Any:
+    """An elementwise operation, in the boxes that enclose those of all its arguments."""
+    source, shape = operands[0].source, operands[0].shape[-2:]
+    if any(a.shape[-2:] != shape or a.source is not source for a in operands):
         return NotImplemented
     func = _functional(func)
 
-    def make() -> _Step:
-        clean = func(*_replaced(args, own, [a.clean for a in own]), **kwargs)
-        return _Step(clean, _hull([a.boxes for a in own], *shape), clean)
+    def compute() -> _CleanStep:
+        clean = func(*_substitute(args, operands, [a.clean for a in operands]), **kwargs)
+        return _CleanStep(clean, _enclosing_boxes([a.boxes for a in operands], *shape), clean)
 
-    step = sweep.step(_call(func, own, args), make)
+    step = source.step(_call_key(func, operands, args), compute)
     if step.boxes is None:
         return _dense_call(func, args, kwargs)
-    regions = [a.regions(a.clean, (0, 0), step.boxes) for a in own]
-    return _Windowed(sweep, step.clean, step.boxes, func(*_replaced(args, own, regions), **kwargs))
+    regions = [a.regions(a.clean, (0, 0), step.boxes) for a in operands]
+    return _Windowed(source, step.clean, step.boxes, func(*_substitute(args, operands, regions), **kwargs))
 
 
-def _sliding(
+def _sliding_window(
     func: Any, x: _Windowed, args: Any, valid: Any, kernel: Any, stride: Any, padding: Any, dilation: Any,
     value: float,
 ) -> Tensor:  # fmt: skip
-    """An operation on a sliding window; ``valid`` are its arguments where the border is there already."""
+    """A convolution or pooling; ``valid`` are its arguments without padding, for an input padded already."""
     kernel, stride, padding, dilation = map(_pair, (kernel, stride, padding, dilation))
     spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
 
-    def make() -> _Step:
-        clean = func(*_replaced(args, [x], [x.clean]))
+    def compute() -> _CleanStep:
+        clean = func(*_substitute(args, [x], [x.clean]))
         sides, reach = clean.shape[-2:], []
         borders: list[int] = []
         for axis, side in enumerate(sides):
@@ -344,19 +321,19 @@ def _sliding(
             beyond = (side - 1) * s + span - p - x.clean.shape[2 + axis]
             borders = [p, max(0, beyond), *borders]
         (tops, height), (lefts, width) = reach
-        if height * width > _WHOLE * sides[0] * sides[1]:
-            return _Step(clean, None, clean)
-        return _Step(clean, _Boxes(tops, lefts, height, width), F.pad(x.clean, borders, value=value))
+        if height * width > _MAX_COVERAGE * sides[0] * sides[1]:
+            return _CleanStep(clean, None, clean)
+        return _CleanStep(clean, _Boxes(tops, lefts, height, width), F.pad(x.clean, borders, value=value))
 
-    step = x.sweep.step(_call(func, [x], args), make)
+    step = x.source.step(_call_key(func, [x], args), compute)
     if step.boxes is None:
         return _dense_call(func, args, {})
     tops, lefts, height, width = step.boxes
-    seen = _Boxes(
+    input_boxes = _Boxes(
         tuple(top * stride[0] for top in tops),
         tuple(left * stride[1] for left in lefts),
         (height - 1) * stride[0] + spans[0],
         (width - 1) * stride[1] + spans[1],
     )
-    region = x.regions(step.padded, (padding[0], padding[1]), seen)
-    return _Windowed(x.sweep, step.clean, step.boxes, func(*_replaced(valid, [x], [region])))
+    region = x.regions(step.padded, (padding[0], padding[1]), input_boxes)
+    return _Windowed(x.source, step.clean, step.boxes, func(*_substitute(valid, [x], [region])))

@@ -1,4 +1,4 @@
-"""Ablation-CAM: maps weighted by how far the score falls without each of them."""
+"""Ablation-CAM: class activation map weighted by each channel's ablation drop, without gradients."""
 
 from typing import Any
 
@@ -8,18 +8,19 @@ from torch import Tensor
 from phosphene import Method, Reference, batch_size, hookimpl, method, progress_bar, scores
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost, size
+from phosphene.spec import Cost, Nonnegative, size
 
-from ._cam import PROMISES, CamLayer, Normalize, by_convention, pooled_network, weighted
+from ._cam import CamLayer, rectified_map, weighted_sum
+from ._oracle_networks import pooled_network
 
 
-def pooling_takes_a_channels_own_part_away() -> None:
-    """Before a GAP + linear head the score falls by w_k mean A^k without channel k."""
+def drop_is_the_channels_contribution_before_a_pooled_head() -> None:
+    """Before global average pooling and a linear layer the score drops by w_k mean A^k without channel k."""
     model, head, images = pooled_network()
     maps, logits = model.features(images, "1"), model(images)
     for index in range(3):
-        falls = head.weight[index] * maps.mean((2, 3)) / logits[:, index, None].abs()
-        expected = weighted(falls, maps).relu()
+        drops = head.weight[index] * maps.mean((2, 3)) / logits[:, index, None].abs()
+        expected = weighted_sum(drops, maps).relu()
         torch.testing.assert_close(ablation_cam(model, images, index, layer="1").maps, expected)
 
 
@@ -36,52 +37,57 @@ def pooling_takes_a_channels_own_part_away() -> None:
             url="https://doi.org/10.1109/WACV45572.2020.9093360",
         )
     ],
-    invariants=PROMISES,
+    invariants=[Nonnegative()],
     cost=Cost(forward=size.images * (1 + size.channels)),
-    oracle=pooling_takes_a_channels_own_part_away,
+    oracle=drop_is_the_channels_contribution_before_a_pooled_head,
 )
 def ablation_cam(
-    model: Model,
-    images: Images,
-    target: Target = None,
-    *,
-    layer: CamLayer = None,
-    normalize: Normalize = None,
+    model: Model, images: Images, target: Target = None, *, layer: CamLayer = None
 ) -> Attribution:
-    """Show where a layer's maps speak for the target: each weighted by the score's fall without it.
+    """Ablation-CAM: class activation map weighted by each channel's ablation drop, without gradients.
 
     M = ReLU( sum_k w_k A^k ),  w_k = (S - S_k) / |S|
 
-    ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, h, w) at the layer's own size, raw unless
-    ``normalize`` says otherwise. S_k is the score with channel k zero at every place of the layer; class
-    tokens stay. The paper divides by S: by its size, what helps a score below zero is still shown as
-    helping; a score of zero divides nothing. The target is decided on the whole picture. No gradients,
-    but a pass for every channel. Raises ModelError for a layer without places.
+    S_k is the score with channel k set to zero at every position of the layer; class tokens stay. The paper
+    divides by S; dividing by |S| keeps the sign of a contribution to a negative score, and a score of zero
+    divides nothing. A predicted target is the class predicted without ablation. One forward pass per channel.
 
-    Source: Desai & Ramaswamy 2020, equations 3 and 4.
+    Returns:
+        ``maps`` (N, h, w), raw, at the layer's own size.
+
+    Raises:
+        ModelError for a layer without positions.
+
+    Example::
+        from phosphene import run
+
+        result = run("ablation_cam", images="builtin:scenes/1")
+        result.maps.shape  # (1, 8, 8)
+
+    Source:
+        Desai & Ramaswamy 2020, equations 3 and 4.
     """
     layer = layer or model.last_map
     with model.tap(layer) as tap:
         clean = scores(model, images, target)
         maps = model.maps(tap[layer], images)
     count, channels = maps.shape[:2]
-    places = [(n, k) for n in range(count) for k in range(channels)]
-    size, found = batch_size(model), []
-    for start in progress_bar(range(0, len(places), size), "ablating"):
-        numbers, kinds = map(list, zip(*places[start : start + size], strict=True))
-        pictures = images[numbers]
+    pairs = [(n, k) for n in range(count) for k in range(channels)]
+    size, ablated = batch_size(model), []
+    for start in progress_bar(range(0, len(pairs), size), "ablating"):
+        rows, removed = map(list, zip(*pairs[start : start + size], strict=True))
+        batch = images[rows]
 
-        def without(output: Tensor, pictures: Tensor = pictures, kinds: list[int] = kinds) -> Tensor:
-            model.maps(output, pictures)[range(len(kinds)), kinds] = 0  # a view of the output
+        def ablate(output: Tensor, batch: Tensor = batch, removed: list[int] = removed) -> Tensor:
+            model.maps(output, batch)[range(len(removed)), removed] = 0  # a view of the output
             return output
 
-        with model.tap(layer, replace=without):
-            found.append(scores(model, pictures, target.select(numbers)))
-    falls = clean[:, None] - torch.cat(found).view(count, channels)
-    sizes = clean.abs()[:, None]
-    weights = falls / torch.where(sizes > 0, sizes, 1)
-    shown = by_convention(weighted(weights, maps), images, normalize)
-    return Attribution(images=images, maps=shown, targets=target.names(model, count))
+        with model.tap(layer, replace=ablate):
+            ablated.append(scores(model, batch, target.select(rows)))
+    drops = clean[:, None] - torch.cat(ablated).view(count, channels)
+    magnitude = clean.abs()[:, None]
+    weights = drops / torch.where(magnitude > 0, magnitude, 1)
+    return rectified_map(model, images, target, weighted_sum(weights, maps))
 
 
 @hookimpl

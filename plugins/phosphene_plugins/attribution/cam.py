@@ -1,4 +1,4 @@
-"""Class activation mapping: the evidence for a class at each place of the last map."""
+"""CAM: class activation map weighted by the linear classifier's own weights."""
 
 from typing import Any
 
@@ -10,16 +10,17 @@ from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, size
 from phosphene.targets import Predicted
 
-from ._cam import SCALED, Normalize, by_convention, pooled_network, weighted
+from ._cam import signed_map, weighted_sum
+from ._oracle_networks import pooled_network
 
 
-def mean_evidence_and_bias_give_the_logit() -> None:
+def mean_of_the_map_and_bias_give_the_logit() -> None:
     """S_c = mean of M_c + bias_c, for every class."""
     model, head, images = pooled_network()
     logits = model(images)
     for index in range(3):
-        explained = cam(model, images, index).maps.mean((1, 2)) + head.bias[index]
-        torch.testing.assert_close(explained, logits[:, index])
+        score = cam(model, images, index).maps.mean((1, 2)) + head.bias[index]
+        torch.testing.assert_close(score, logits[:, index])
 
 
 @method(
@@ -34,38 +35,47 @@ def mean_evidence_and_bias_give_the_logit() -> None:
             url="https://arxiv.org/abs/1512.04150",
         )
     ],
-    invariants=[SCALED],
     needs=["gap_head"],
     cost=Cost(forward=size.images),
-    oracle=mean_evidence_and_bias_give_the_logit,
+    oracle=mean_of_the_map_and_bias_give_the_logit,
 )
-def cam(model: Model, images: Images, target: Target = None, *, normalize: Normalize = None) -> Attribution:
-    """Show where the last map holds evidence for a class: its channels weighted as the classifier does.
+def cam(model: Model, images: Images, target: Target = None) -> Attribution:
+    """CAM: class activation map weighted by the linear classifier's own weights.
 
     M_c(x, y) = sum_k w_k^c f_k(x, y),  and so  S_c = mean_xy M_c(x, y) + b_c
 
-    ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, h, w) at the last map's own size, raw and
-    signed unless ``normalize`` says otherwise: negative where a place speaks against the class. Needs
-    a network that ends in global average pooling and one linear layer; ModelError otherwise
-    (``grad_cam`` has no such need).
-    Raises InputError for a target that is not a class.
+    f_k are the last feature maps, w^c are the weights of class c. The network has to end in global average
+    pooling and one linear layer (``grad_cam`` works on any).
 
-    Source: Zhou et al. 2016, equation 2.
+    Returns:
+        ``maps`` (N, h, w), raw and signed, at the last feature map's size: negative values are evidence
+        against the class.
+
+    Raises:
+        ModelError for a network with another head, InputError for a target that is not a class.
+
+    Example::
+        from phosphene import run
+
+        result = run("cam", images="builtin:scenes/2")
+        result.maps.shape  # (2, 8, 8)
+
+    Source:
+        Zhou et al. 2016, equation 2.
     """
     if not isinstance(target, (Class, Predicted)):
         raise InputError(f"cam explains a class, not {target}; use grad_cam, which takes any target")
     head = model.head
     with model.tap(head.layer) as tap:
         scores(model, images, target)
-        features = model.maps(tap[head.layer], images)
+        maps = model.maps(tap[head.layer], images)
     if head.relu:
-        features = features.relu()
-    # The target's own choice among the classes' numbers is each image's class.
-    numbers = torch.arange(len(head.weight), device=features.device)
-    chosen = target.score(numbers.expand(len(images), -1))
-    weight = head.weight.to(features)[chosen]
-    maps = by_convention(weighted(weight, features), images, normalize, signed=True)
-    return Attribution(images=images, maps=maps, targets=target.names(model, len(images)))
+        maps = maps.relu()
+    # The target selects one of the class indices as it would select one of the logits: each image's class.
+    indices = torch.arange(len(head.weight), device=maps.device)
+    classes = target.score(indices.expand(len(images), -1))
+    weights = head.weight.to(maps)[classes]
+    return signed_map(model, images, target, weighted_sum(weights, maps))
 
 
 @hookimpl

@@ -1,19 +1,21 @@
-"""Deconvnet: what argues for the score, on the way back, whether units were active or not."""
+"""Deconvolutional network: gradients that pass each ReLU where the gradient is positive."""
 
 from typing import Any
 
 import torch
 from torch import nn
 
-from phosphene import Method, Reference, hookimpl, input_gradient, load_model, method, rewrite_backward
-from phosphene.hooks import deconvnet as rectified
+from phosphene import Method, hookimpl, input_gradient, load_model, method, rewrite_backward
+from phosphene.hooks import deconvnet as deconvnet_rule
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, MapPerPixel, Nonnegative, size
 
+from ._references import ZEILER_2014
 
-def two_layers_have_their_closed_form() -> None:
-    """On two layers: W1^T max(w2, 0), whatever the picture."""
+
+def two_layers_have_a_closed_form() -> None:
+    """On two layers: W1^T max(w2, 0), for every image."""
     torch.manual_seed(0)
     first, last = nn.Linear(12, 6), nn.Linear(6, 2)
     model = load_model(nn.Sequential(nn.Flatten(), first, nn.ReLU(), last).double(), input_size=(3, 2, 2))
@@ -27,33 +29,36 @@ def two_layers_have_their_closed_form() -> None:
 @method(
     family="attribution",
     title="Deconvnet",
-    references=[
-        Reference(
-            key="zeiler2014",
-            title="Visualizing and Understanding Convolutional Networks",
-            authors="Zeiler, Fergus",
-            year=2014,
-            url="https://arxiv.org/abs/1311.2901",
-        )
-    ],
+    references=[ZEILER_2014],
     invariants=[Nonnegative(), MapPerPixel()],
     needs=["gradients", "relu"],
     cost=Cost(forward=size.images, backward=size.images),
-    oracle=two_layers_have_their_closed_form,
+    oracle=two_layers_have_a_closed_form,
 )
 def deconvnet(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Show the pixels that argue for the score, going back through rectified signals alone.
+    """Deconvolutional network (deconvnet): gradients that pass each ReLU where the gradient is positive.
 
     R^l_i = 1[R^(l+1)_i > 0] R^(l+1)_i  at every ReLU,  M_ij = max_c | R^0_cij |
 
-    ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, H, W), raw. Max-pooling's switches are the only
-    thing that it takes from the picture: without max-pooling every picture gets the same map. Every
-    ReLU and ReLU6 obeys: module, functional, in place, used twice. Raises ModelError where the network
-    has none, for its result would be the plain gradient.
+    The map depends on the image through the positions of max-pooling's maxima alone: without max-pooling
+    it is the same for every image. Every ReLU and ReLU6 is rewritten: module, functional, in place or reused.
 
-    Source: Zeiler & Fergus 2014, section 2.1.
+    Returns:
+        ``maps`` (N, H, W), raw.
+
+    Raises:
+        ModelError for a network without a ReLU, whose result would be the plain gradient.
+
+    Example::
+        from phosphene import run
+
+        result = run("deconvnet", images="builtin:scenes/2")
+        result.maps.shape  # (2, 64, 64)
+
+    Source:
+        Zeiler & Fergus 2014, section 2.1.
     """
-    with rewrite_backward(rectified):
+    with rewrite_backward(deconvnet_rule):
         gradient = input_gradient(model, images, target)
     return Attribution(
         images=images,

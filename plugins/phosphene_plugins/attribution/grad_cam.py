@@ -1,43 +1,37 @@
-"""Grad-CAM: a layer's maps weighted by how much the score would gain from each."""
+"""Grad-CAM: class activation map weighted by the layer's mean gradients."""
 
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 
-from phosphene import Method, Reference, hookimpl, layer_gradients, method
+from phosphene import Method, hookimpl, layer_gradients, method
+from phosphene.images import min_max
 from phosphene.results import Attribution
 from phosphene.roles import Images, LayerName, Model, Target
-from phosphene.spec import Cost, size
+from phosphene.spec import Cost, Nonnegative, size
 
-from ._cam import PROMISES, Normalize, by_convention, enlarged, pooled_network, scaled, stretched, weighted
+from ._cam import SELVARAJU_2017, enlarge_maps, rectified_map, weighted_sum
+from ._oracle_networks import pooled_network
 
 
-def average_pooling_gives_cam() -> None:
-    """Before a GAP + linear head alpha_k = w_k / (h w), so the map is relu(CAM) / (h w)."""
+def equals_cam_before_a_pooled_head() -> None:
+    """Before global average pooling and a linear layer alpha_k = w_k / (h w): M = ReLU(CAM) / (h w)."""
     model, head, images = pooled_network()
     for index in range(3):
         weights = head.weight[index].expand(len(images), -1)
-        cam = weighted(weights, model.features(images, "1"))
+        cam = weighted_sum(weights, model.features(images, "1"))
         torch.testing.assert_close(grad_cam(model, images, index, layer="1").maps, cam.relu() / 80)
 
 
 @method(
     family="attribution",
     title="Grad-CAM",
-    references=[
-        Reference(
-            key="selvaraju2017",
-            title="Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
-            authors="Selvaraju, Cogswell, Das, Vedantam, Parikh, Batra",
-            year=2017,
-            url="https://arxiv.org/abs/1610.02391",
-        )
-    ],
-    invariants=PROMISES,
+    references=[SELVARAJU_2017],
+    invariants=[Nonnegative()],
     needs=["gradients"],
     cost=Cost(forward=size.images, backward=size.images),
-    oracle=average_pooling_gives_cam,
+    oracle=equals_cam_before_a_pooled_head,
 )
 def grad_cam(
     model: Model,
@@ -46,38 +40,52 @@ def grad_cam(
     *,
     layer: Annotated[
         LayerName | Annotated[list[LayerName], Field(min_length=1)] | None,
-        Field(description="whose maps are weighted, or several; the last with places when absent"),
+        Field(
+            description="layer whose feature maps are weighted, or several layers; default: the last layer "
+            "with positions"
+        ),
     ] = None,
-    normalize: Normalize = None,
 ) -> Attribution:
-    """Show where a layer's maps speak for the target: each weighted by its mean gradient.
+    """Grad-CAM: class activation map weighted by the layer's mean gradients.
 
     M = ReLU( sum_k alpha_k A^k ),  alpha_k = mean_ij dS / dA^k_ij
 
-    ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, h, w) at the layer's own size, raw unless
-    ``normalize`` says otherwise: "minmax" scales each map to [0, 1]; "captum" leaves the ReLU out;
-    "torchcam" scales as minmax, with 1e-8 in the divisor; "pgc" too, with 1e-7, enlarges the map
-    bilinearly to (N, H, W) and scales it again, as pytorch-grad-cam does; "pair" divides each map by
-    its largest value. Of a list of layers each has its map, by the same convention ("minmax" when
-    absent) and enlarged to the picture, in ``more`` (N, layers, H, W); ``maps`` is their mean, which pgc
-    scales once more. Works on any layer with places, convolutional, channels-last or tokens, and
-    differentiates nothing below the lowest. Raises ModelError for a layer without places and for one
-    that the target does not depend on.
+    A^k are the layer's feature maps, S is the target's score. Any layer with positions works:
+    convolutional, channels-last or tokens. Nothing below the lowest layer is differentiated. Of several
+    layers each map is scaled to [0, 1] and enlarged to the image, and the result is their mean.
 
-    Source: Selvaraju et al. 2017, equations 1 and 2.
+    Returns:
+        ``maps`` (N, h, w), raw, at the layer's own size. For several layers ``maps`` (N, H, W) are the mean
+        and ``more`` (N, layers, H, W) each layer's map.
+
+    Raises:
+        ModelError for a layer without positions and for one that the target does not depend on.
+
+    Example::
+        from phosphene import run
+
+        result = run("grad_cam", images="builtin:scenes/2")
+        result.maps.shape  # (2, 8, 8)
+
+    Source:
+        Selvaraju et al. 2017, equations 1 and 2.
     """
     layers = layer if isinstance(layer, list) else [layer or model.last_map]
-    found = [
-        weighted(gradients.mean((2, 3)), activations)
-        for activations, gradients in layer_gradients(model, images, target, *layers)
+    signed = [
+        weighted_sum(gradients.mean((2, 3)), maps)
+        for maps, gradients in layer_gradients(model, images, target, *layers)
     ]
-    targets = target.names(model, len(images))
     if not isinstance(layer, list):
-        maps = by_convention(found[0], images, normalize)
-        return Attribution(images=images, maps=maps, targets=targets)
-    more = torch.stack([enlarged(scaled(maps, normalize or "minmax"), images) for maps in found], 1)
-    maps = stretched(more.mean(1)) if normalize == "pgc" else more.mean(1)
-    return Attribution(images=images, maps=maps, targets=targets, more=more, more_names=tuple(layers))
+        return rectified_map(model, images, target, signed[0])
+    more = torch.stack([enlarge_maps(min_max(maps.relu()), images) for maps in signed], 1)
+    return Attribution(
+        images=images,
+        maps=more.mean(1),
+        targets=target.names(model, len(images)),
+        more=more,
+        more_names=tuple(layers),
+        signed_maps=tuple(signed),
+    )
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Gradient x input: each pixel's share of the score, as if the model were linear."""
+"""Gradient x input: product of pixel value and gradient, summed over channels."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, MapPerPixel, size
 
 
-def linear_model_shares_out_its_score() -> None:
-    """On a linear model the shares of all pixels sum to the score less its bias."""
+def sums_to_the_score_of_a_linear_model() -> None:
+    """On a linear model the map sums to the score less its bias."""
     linear = nn.Linear(60, 2)
     model = load_model(nn.Sequential(nn.Flatten(), linear).double())
     images = torch.rand(2, 3, 4, 5, dtype=torch.float64)
     for index in (0, 1):
-        shares = gradient_x_input(model, images, index).maps.sum((1, 2))
-        torch.testing.assert_close(shares, model(images)[:, index] - linear.bias[index])
+        total = gradient_x_input(model, images, index).maps.sum((1, 2))
+        torch.testing.assert_close(total, model(images)[:, index] - linear.bias[index])
 
 
 @method(
@@ -37,17 +37,30 @@ def linear_model_shares_out_its_score() -> None:
     invariants=[MapPerPixel()],
     needs=["gradients"],
     cost=Cost(forward=size.images, backward=size.images),
-    oracle=linear_model_shares_out_its_score,
+    oracle=sums_to_the_score_of_a_linear_model,
 )
 def gradient_x_input(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Share the score out among the pixels, as if the model were linear around the picture.
+    """Gradient x input: product of pixel value and gradient, summed over channels.
 
     M_ij = sum_c I_cij dS / dI_cij
 
-    ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, H, W), raw and signed. Pixels are those in [0, 1],
-    before any normalisation, so black pixels get nothing whatever the model makes of them.
+    The contributions of the pixels to a model that is linear around the image. I are pixel values in
+    [0, 1], before the model's normalization, so a black pixel contributes zero.
 
-    Source: Shrikumar et al. 2016, section 2.1.
+    Returns:
+        ``maps`` (N, H, W), raw and signed.
+
+    Raises:
+        InputError or UnknownName for a target that the model does not have.
+
+    Example::
+        from phosphene import run
+
+        result = run("gradient_x_input", images="builtin:scenes/2")
+        result.maps.shape  # (2, 64, 64)
+
+    Source:
+        Shrikumar et al. 2016, section 2.1.
     """
     maps = (images * input_gradient(model, images, target)).sum(1)
     return Attribution(images=images, maps=maps, targets=target.names(model, len(images)), layout="map")

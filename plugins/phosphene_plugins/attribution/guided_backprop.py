@@ -1,4 +1,4 @@
-"""Guided backpropagation: only what argues for the score, through units that were active, on the way back."""
+"""Guided backpropagation: gradients that pass each ReLU only where input and gradient are positive."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, MapPerPixel, Nonnegative, size
 
 
-def two_layers_have_their_closed_form() -> None:
-    """On two layers: W1^T (max(w2, 0) where the unit was active)."""
+def two_layers_have_a_closed_form() -> None:
+    """On two layers: W1^T (max(w2, 0) where the hidden unit is active)."""
     torch.manual_seed(0)
     first, last = nn.Linear(12, 6), nn.Linear(6, 2)
     model = load_model(nn.Sequential(nn.Flatten(), first, nn.ReLU(), last).double(), input_size=(3, 2, 2))
@@ -47,19 +47,30 @@ def two_layers_have_their_closed_form() -> None:
     invariants=[Nonnegative(), MapPerPixel()],
     needs=["gradients", "relu"],
     cost=Cost(forward=size.images, backward=size.images),
-    oracle=two_layers_have_their_closed_form,
+    oracle=two_layers_have_a_closed_form,
 )
 def guided_backprop(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Show the pixels that argue for the score through active units alone.
+    """Guided backpropagation: gradients that pass each ReLU only where input and gradient are positive.
 
     R^l_i = 1[f^l_i > 0] 1[R^(l+1)_i > 0] R^(l+1)_i  at every ReLU,  M_ij = max_c | R^0_cij |
 
-    ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, H, W), raw. Sharp, but nearly the same for every
-    class: a picture of what the network detected, more than of why.
-    Every ReLU and ReLU6 obeys: module, functional, in place, used twice. Raises ModelError where
-    the network has none, for its result would be the plain gradient.
+    Sharp, but nearly the same for every class: it shows what was detected more than why a class was
+    predicted. Every ReLU and ReLU6 is rewritten: module, functional, in place or reused.
 
-    Source: Springenberg et al. 2015, section 3.4.
+    Returns:
+        ``maps`` (N, H, W), raw.
+
+    Raises:
+        ModelError for a network without a ReLU, whose result would be the plain gradient.
+
+    Example::
+        from phosphene import run
+
+        result = run("guided_backprop", images="builtin:scenes/2")
+        result.maps.shape  # (2, 64, 64)
+
+    Source:
+        Springenberg et al. 2015, section 3.4.
     """
     with rewrite_backward(guided):
         gradient = input_gradient(model, images, target)

@@ -1,4 +1,4 @@
-"""Guided Grad-CAM: guided backpropagation's detail, where Grad-CAM says that it is about the target."""
+"""Guided Grad-CAM: guided backpropagation multiplied by the enlarged Grad-CAM map."""
 
 from typing import Any
 
@@ -7,7 +7,6 @@ from torch import nn
 
 from phosphene import (
     Method,
-    Reference,
     guided,
     hookimpl,
     input_gradient,
@@ -20,20 +19,20 @@ from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, MapPerPixel, Nonnegative, size
 
-from ._cam import CamLayer, enlarged, weighted
+from ._cam import SELVARAJU_2017, CamLayer, enlarge_maps, weighted_sum
 
 
-def pixels_of_one_layer_have_their_closed_form() -> None:
-    """Where the maps are pixelwise, both factors are: relu(CAM) / (h w), and the positive weights' rays."""
+def pixelwise_network_has_a_closed_form() -> None:
+    """With a 1x1 convolution: ReLU(CAM) / (h w) times the gradient through the positive weights."""
     torch.manual_seed(0)
     conv, head = nn.Conv2d(3, 6, 1), nn.Linear(6, 2)
     network = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).double()
     model, images = load_model(network), torch.rand(2, 3, 5, 4, dtype=torch.float64)
-    maps, rays = conv(images).relu(), conv.weight[:, :, 0, 0]
+    maps, filters = conv(images).relu(), conv.weight[:, :, 0, 0]
     for index in (0, 1):
         weight = head.weight[index]
         coarse = torch.einsum("k,nkhw->nhw", weight, maps).relu() / 20
-        fine = torch.einsum("k,kc,nkhw->nchw", weight.relu() / 20, rays, (maps > 0).double())
+        fine = torch.einsum("k,kc,nkhw->nchw", weight.relu() / 20, filters, (maps > 0).double())
         expected = (coarse * fine.abs().amax(1)).detach()
         torch.testing.assert_close(guided_grad_cam(model, images, index, layer="1").maps, expected)
 
@@ -41,41 +40,45 @@ def pixels_of_one_layer_have_their_closed_form() -> None:
 @method(
     family="attribution",
     title="Guided Grad-CAM",
-    references=[
-        Reference(
-            key="selvaraju2017",
-            title="Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
-            authors="Selvaraju, Cogswell, Das, Vedantam, Parikh, Batra",
-            year=2017,
-            url="https://arxiv.org/abs/1610.02391",
-        )
-    ],
+    references=[SELVARAJU_2017],
     invariants=[Nonnegative(), MapPerPixel()],
     needs=["gradients", "relu"],
     cost=Cost(forward=2 * size.images, backward=2 * size.images),
-    oracle=pixels_of_one_layer_have_their_closed_form,
+    oracle=pixelwise_network_has_a_closed_form,
 )
 def guided_grad_cam(
     model: Model, images: Images, target: Target = None, *, layer: CamLayer = None
 ) -> Attribution:
-    """Show the pixels that argue for the score, where Grad-CAM finds evidence for the target.
+    """Guided Grad-CAM: guided backpropagation multiplied by the enlarged Grad-CAM map.
 
-    M_ij = L_ij max_c | R_cij |,  L = Grad-CAM enlarged to the picture,  R = the guided gradient
+    M_ij = L_ij max_c | R_cij |,  L = Grad-CAM enlarged to the image,  R = the guided gradient
 
-    ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, H, W), raw. Guided backpropagation is sharp and
-    nearly the same for every class; Grad-CAM is coarse and tells classes apart: the product is both.
-    ``layer`` is Grad-CAM's. Raises ModelError for a network without a ReLU, for a layer without places
-    and for one that the target does not depend on.
+    Guided backpropagation is sharp and nearly the same for every class; Grad-CAM is coarse and
+    class-specific; the product is both. ``layer`` is Grad-CAM's.
 
-    Source: Selvaraju et al. 2017, section 3.1.
+    Returns:
+        ``maps`` (N, H, W), raw, one value per pixel.
+
+    Raises:
+        ModelError for a network without a ReLU, for a layer without positions and for a layer that the
+        target does not depend on.
+
+    Example::
+        from phosphene import run
+
+        result = run("guided_grad_cam", images="builtin:scenes/2")
+        result.maps.shape  # (2, 64, 64)
+
+    Source:
+        Selvaraju et al. 2017, section 3.1.
     """
-    [(activations, gradients)] = layer_gradients(model, images, target, layer or model.last_map)
-    coarse = weighted(gradients.mean((2, 3)), activations).relu()
+    [(maps, gradients)] = layer_gradients(model, images, target, layer or model.last_map)
+    coarse = weighted_sum(gradients.mean((2, 3)), maps).relu()
     with rewrite_backward(guided):
         fine = input_gradient(model, images, target)
     return Attribution(
         images=images,
-        maps=enlarged(coarse, images) * fine.abs().amax(1),
+        maps=enlarge_maps(coarse, images) * fine.abs().amax(1),
         targets=target.names(model, len(images)),
         layout="map",
     )

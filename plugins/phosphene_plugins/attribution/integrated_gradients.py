@@ -1,4 +1,4 @@
-"""Integrated gradients: the change of the score from a baseline, shared out among the pixels."""
+"""Integrated gradients: gradients along the line from a baseline to the image, times their difference."""
 
 from typing import Annotated, Any
 
@@ -23,8 +23,8 @@ from phosphene.roles import Images, Model, Seed, Target
 from phosphene.spec import Cost, MapPerPixel, param, size
 
 
-def without_biases_it_is_gradient_times_input() -> None:
-    """A ReLU network without biases is linear along the ray from black: IG = x dS/dx, summing to S(x)."""
+def equals_gradient_times_input_without_biases() -> None:
+    """A ReLU network without biases is linear along the line from black: IG = x dS/dx, summing to S(x)."""
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 2, bias=False)
     model = load_model(nn.Sequential(*layers).double(), input_size=(3, 8, 8))
@@ -49,7 +49,7 @@ def without_biases_it_is_gradient_times_input() -> None:
     invariants=[MapPerPixel()],
     needs=["gradients"],
     cost=Cost(forward=size.images * (param.steps + 1), backward=size.images * param.steps),
-    oracle=without_biases_it_is_gradient_times_input,
+    oracle=equals_gradient_times_input_without_biases,
     quick={"steps": 4},
 )
 def integrated_gradients(
@@ -57,32 +57,46 @@ def integrated_gradients(
     images: Images,
     target: Target = None,
     *,
-    steps: Annotated[int, Field(ge=1, le=1000, description="points on the way from the baseline")] = 32,
-    baseline: Annotated[Baseline, Field(description="where the way begins")] = "zero",
+    steps: Annotated[
+        int, Field(ge=1, le=1000, description="quadrature points between the baseline and the image")
+    ] = 32,
+    baseline: Annotated[Baseline, Field(description="image that the integral starts from")] = "zero",
     seed: Seed = None,
 ) -> Attribution:
-    """Share out the change of the score between a baseline and the picture among the pixels.
+    """Integrated gradients: the score's change from a baseline to the image, attributed to the pixels.
 
     M_ij = sum_c (I - B)_cij integral_0^1 dS/dI_cij (B + a (I - B)) da
 
-    ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, H, W), raw and signed; they sum to S(I) - S(B), the
-    more exactly the more ``steps``. The integral is taken by Gauss and Legendre's rule. ``baseline`` B:
-    black, mid-grey, the picture's mean colour, its blur by an eighth of its shorter side, or noise. The
-    target is decided on the whole picture.
+    The integral is approximated by Gauss-Legendre quadrature with ``steps`` points. ``baseline`` B is
+    "zero" (black), "grey" (0.5), "mean" (the image's mean color), "blur" (sigma: 1/8 of the shorter side) or
+    "noise". A predicted target is the class predicted for the image.
 
-    Source: Sundararajan, Taly & Yan 2017, equation 1.
+    Returns:
+        ``maps`` (N, H, W), raw and signed; they sum to S(I) - S(B), up to the quadrature's error.
+
+    Raises:
+        InputError or UnknownName for a target that the model does not have.
+
+    Example::
+        from phosphene import run
+
+        result = run("integrated_gradients", images="builtin:scenes/2")
+        result.maps.shape  # (2, 64, 64)
+
+    Source:
+        Sundararajan, Taly & Yan 2017, equation 1.
     """
     target = target.resolve(model, images)
     start = baseline_images(images, baseline, sigma=min(images.shape[2:]) / 8, seed=seed)
     total = torch.zeros_like(images)
     points, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
-    alphas, shares = torch.tensor(np.stack([(points + 1) / 2, weights / 2])).to(images)
-    count, several = len(images), max(1, batch_size(model) // len(images))
-    for some in progress_bar(torch.arange(steps).split(several), "integrating"):
-        places = start + alphas[some, None, None, None, None] * (images - start)
-        wanted = target.select([*range(count)] * len(some))
-        gradients = input_gradient(model, places.flatten(0, 1), wanted).view_as(places)
-        total += torch.einsum("k,knchw->nchw", shares[some], gradients)
+    alphas, step_weights = torch.tensor(np.stack([(points + 1) / 2, weights / 2])).to(images)
+    count, chunk_size = len(images), max(1, batch_size(model) // len(images))
+    for chunk in progress_bar(torch.arange(steps).split(chunk_size), "integrating"):
+        batch = start + alphas[chunk, None, None, None, None] * (images - start)
+        batch_target = target.select([*range(count)] * len(chunk))
+        gradients = input_gradient(model, batch.flatten(0, 1), batch_target).view_as(batch)
+        total += torch.einsum("k,knchw->nchw", step_weights[chunk], gradients)
     return Attribution(
         images=images,
         maps=((images - start) * total).sum(1),

@@ -1,4 +1,4 @@
-"""Occlusion: hide one window of the picture at a time and see how far the score falls."""
+"""Occlusion sensitivity: drop of the score when a window of the image is replaced."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,6 @@ from phosphene import (
     Class,
     InputError,
     Method,
-    Reference,
     batch_size,
     hookimpl,
     load_model,
@@ -27,7 +26,8 @@ from phosphene.roles import Images, Model, Seed, Target
 from phosphene.spec import Cost, MapPerPixel, ceil, either, maximum, minimum, param, size
 from phosphene.targets import Custom, Objective, Predicted
 
-from ._windowed_forward import Sweep
+from ._references import ZEILER_2014
+from ._windowed_forward import WindowedImages
 
 Aggregate = Literal["mean", "sum", "interpolate"]
 
@@ -37,7 +37,7 @@ _STRIDE = either(param.stride, ceil(_WINDOW / 2))
 _ROWS, _COLUMNS = (1 + ceil(maximum(0, side - _WINDOW) / _STRIDE) for side in (size.height, size.width))
 
 
-def linear_model_loses_what_is_hidden() -> None:
+def drop_of_a_linear_model_is_a_sum_over_the_window() -> None:
     """On a linear model a window's drop is the sum of w (x - baseline) over it."""
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(1, 3, 6, 6, generator=draw, dtype=torch.float64)
@@ -51,18 +51,10 @@ def linear_model_loses_what_is_hidden() -> None:
 
 @method(
     family="attribution",
-    references=[
-        Reference(
-            key="zeiler2014",
-            title="Visualizing and Understanding Convolutional Networks",
-            authors="Zeiler, Fergus",
-            year=2014,
-            url="https://arxiv.org/abs/1311.2901",
-        )
-    ],
+    references=[ZEILER_2014],
     invariants=[MapPerPixel()],
     cost=Cost(forward=size.images * (1 + _ROWS * _COLUMNS)),
-    oracle=linear_model_loses_what_is_hidden,
+    oracle=drop_of_a_linear_model_is_a_sum_over_the_window,
     quick={"window": 16, "stride": 16},
     demo={"window": 12, "stride": 4, "smooth": 2.0},
 )
@@ -71,59 +63,80 @@ def occlusion(
     images: Images,
     target: Target = None,
     *,
-    window: Annotated[int | None, Field(ge=1, description="side in pixels; 1/8 of the picture")] = None,
-    stride: Annotated[int | None, Field(ge=1, description="pixels between windows; half a window")] = None,
-    baseline: Annotated[Baseline, Field(description="what hides")] = "grey",
-    score: Annotated[Literal["logit", "probability"], Field(description="what falls")] = "logit",
+    window: Annotated[
+        int | None,
+        Field(ge=1, description="side of the window in pixels; default: 1/8 of the image's shorter side"),
+    ] = None,
+    stride: Annotated[
+        int | None, Field(ge=1, description="pixels between windows; default: half a window")
+    ] = None,
+    baseline: Annotated[Baseline, Field(description="content of the occluded window")] = "grey",
+    score: Annotated[
+        Literal["logit", "probability"], Field(description="value of a class whose drop is measured")
+    ] = "logit",
     aggregate: Annotated[
-        Aggregate, Field(description="of a pixel's windows, or linear between their centres")
+        Aggregate,
+        Field(description="combination of a pixel's windows; interpolate: linear between window centers"),
     ] = "mean",
-    smooth: Annotated[float, Field(ge=0, le=100, description="sigma of a final blur, in pixels")] = 0,
+    smooth: Annotated[
+        float, Field(ge=0, le=100, description="standard deviation of a final Gaussian blur, in pixels")
+    ] = 0,
     classes: Annotated[
-        list[int | str] | None, Field(min_length=1, description="more classes, from the same passes")
+        list[int | str] | None,
+        Field(min_length=1, description="further classes that get maps, from the same forward passes"),
     ] = None,
     seed: Seed = None,
 ) -> Attribution:
-    """Hide one window at a time and show how far the score falls: what the model cannot do without.
+    """Occlusion sensitivity: drop of the score when a window of the image is replaced.
 
-    M_ij = mean over the windows p that hide (i, j) of  S(x) - S(x with p replaced by the baseline)
+    M_ij = mean over the windows p that cover (i, j) of  S(x) - S(x with p replaced by the baseline)
 
-    ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, H, W), raw and signed: positive where hiding
-    hurts. Windows start every ``stride`` pixels and the last are cut at the border, so that every
-    pixel is hidden at least once. ``aggregate`` "sum" adds instead; "interpolate" puts each window's fall
-    at its centre and draws a smooth map through them. ``baseline``: mid-grey, zero (black), the picture's
-    mean colour, its blur by half a window, or noise. ``score`` is the target's value or its softmax; the
-    target is decided on the whole picture. ``classes`` (by name or number) get maps of their own, ``more``
-    (N, M, H, W). No gradients are needed.
+    Windows start every ``stride`` pixels and the last ones are cut at the border, so every pixel is
+    occluded at least once. ``aggregate`` "sum" adds instead; "interpolate" puts each window's drop at its
+    center and interpolates linearly between centers. ``baseline`` is "grey" (0.5), "zero" (black), "mean"
+    (the image's mean color), "blur" (sigma: half a window) or "noise". A predicted target is the class
+    predicted for the unoccluded image. No gradients are needed.
 
-    As long as the network's operations are local, only what a window reaches is computed again: the
-    numbers are those of whole pictures up to rounding. From its first operation with no such rule on
-    (attention, normalisation over places, squeeze and excitation), and for a callable target throughout,
-    whole maps are computed.
+    As long as the network's operations are local, only the positions that a window affects are computed
+    again, with the numbers of full forward passes up to rounding. From the first operation that is not
+    local (attention, normalization over positions, squeeze and excitation), and throughout for a callable
+    target, everything is computed.
 
-    Raises InputError where the stride is longer than the window, or where a probability or more classes
-    are wanted of a target that is not a class.
+    Returns:
+        ``maps`` (N, H, W), raw and signed: positive where occlusion lowers the score. With ``classes``,
+        ``more`` (N, M, H, W) are the maps of these classes.
 
-    Source: Zeiler & Fergus 2014, section 4.2.
+    Raises:
+        InputError for a stride longer than the window, and for a probability or further classes of a target
+        that is not a class.
+
+    Example::
+        from phosphene import run
+
+        result = run("occlusion", images="builtin:scenes/1", window=16, stride=16)
+        result.maps.shape  # (1, 64, 64)
+
+    Source:
+        Zeiler & Fergus 2014, section 4.2.
     """
     if not isinstance(target, (Class, Predicted)) and (score == "probability" or classes):
-        raise InputError(f"only a class has a probability and others beside it, {target} has neither")
+        raise InputError(f"only a class target has a probability or further classes, {target} has neither")
     count, _, height, width = images.shape
     window = window or math.ceil(min(height, width) / 8)
     stride = stride or math.ceil(window / 2)
     if stride > window:
         raise InputError(f"stride={stride} would skip pixels: it can be at most the window, {window}")
-    others = [model.class_index(name) for name in classes or ()]
+    further = [model.class_index(name) for name in classes or ()]
 
-    def scores_of(pictures: Tensor, wanted: Objective) -> Tensor:
-        """The target's score and the other classes', (B, 1 + M)."""
-        if not isinstance(wanted, (Class, Predicted)):
-            return scores(model, pictures, wanted)[:, None]
-        values = model(pictures)
+    def all_scores(batch: Tensor, batch_target: Objective) -> Tensor:
+        """Scores of the target and of the further classes, (B, 1 + M)."""
+        if not isinstance(batch_target, (Class, Predicted)):
+            return scores(model, batch, batch_target)[:, None]
+        values = model(batch)
         values = values.softmax(1) if score == "probability" else values
-        return torch.cat([wanted.score(values)[:, None], values[:, others]], 1)
+        return torch.cat([batch_target.score(values)[:, None], values[:, further]], 1)
 
-    hidden = baseline_images(images, baseline, sigma=window / 2, seed=seed)
+    baselines = baseline_images(images, baseline, sigma=window / 2, seed=seed)
     rows, columns = (
         [
             slice(start, min(start + window, side))
@@ -131,46 +144,46 @@ def occlusion(
         ]
         for side in (height, width)
     )
-    windows = [(down, across) for down in rows for across in columns]
-    clean = scores_of(images, target)
+    windows = [(vertical, horizontal) for vertical in rows for horizontal in columns]
+    clean = all_scores(images, target)
     size = batch_size(model)
     batches = [
         (n, range(start, min(start + size, len(windows))))
         for n in range(count)
         for start in range(0, len(windows), size)
     ]
-    falls = []
-    for n, chosen in progress_bar(batches, "occluding"):
-        if chosen.start == 0:
-            sweep = Sweep(images[n], hidden[n], windows, whole=isinstance(target, Custom))
+    drops = []
+    for n, indices in progress_bar(batches, "occluding"):
+        if indices.start == 0:
+            occluded = WindowedImages(images[n], baselines[n], windows, dense=isinstance(target, Custom))
         with torch.inference_mode():
-            values = scores_of(sweep.pictures(chosen), target.select([n] * len(chosen)))
-        falls.append(clean[n] - values)
-    fall = torch.cat(falls).view(count, len(rows), len(columns), -1).permute(0, 3, 1, 2)
+            values = all_scores(occluded.batch(indices), target.select([n] * len(indices)))
+        drops.append(clean[n] - values)
+    drop = torch.cat(drops).view(count, len(rows), len(columns), -1).permute(0, 3, 1, 2)
 
-    down, across = (
-        _shares(axis, side, aggregate).to(fall) for axis, side in ((rows, height), (columns, width))
+    vertical, horizontal = (
+        _window_weights(axis, side, aggregate).to(drop) for axis, side in ((rows, height), (columns, width))
     )
-    maps = gaussian_blur(down @ fall @ across.T, smooth)
+    maps = gaussian_blur(vertical @ drop @ horizontal.T, smooth)
     return Attribution(
         images=images,
         maps=maps[:, 0],
         targets=target.names(model, count),
-        more=maps[:, 1:] if others else None,
-        more_names=tuple(map(model.class_name, others)),
+        more=maps[:, 1:] if further else None,
+        more_names=tuple(map(model.class_name, further)),
     )
 
 
-def _shares(windows: Sequence[slice], side: int, aggregate: Aggregate) -> Tensor:
-    """What each pixel of a row or a column takes of each window's fall: (side, windows)."""
+def _window_weights(windows: Sequence[slice], side: int, aggregate: Aggregate) -> Tensor:
+    """Weight of each window's drop at each pixel of a row or a column: (side, windows)."""
     if aggregate == "interpolate":
         centers = [(window.start + window.stop - 1) / 2 for window in windows]
         peaks = np.eye(len(windows))
         return torch.from_numpy(np.stack([np.interp(range(side), centers, peak) for peak in peaks], 1))
-    hides = torch.zeros(side, len(windows), dtype=torch.float64)
-    for place, window in enumerate(windows):
-        hides[window, place] = 1
-    return hides if aggregate == "sum" else hides / hides.sum(1, keepdim=True)
+    covers = torch.zeros(side, len(windows), dtype=torch.float64)
+    for index, window in enumerate(windows):
+        covers[window, index] = 1
+    return covers if aggregate == "sum" else covers / covers.sum(1, keepdim=True)
 
 
 @hookimpl

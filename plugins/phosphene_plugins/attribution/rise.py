@@ -1,6 +1,7 @@
-"""RISE: random masks, each weighted by how well the model still recognises what it leaves to be seen."""
+"""RISE: mean of random masks weighted by the score of the masked image."""
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
@@ -27,17 +28,17 @@ from phosphene.spec import Cost, MapPerPixel, param, size
 from phosphene.targets import Objective, Predicted
 
 
-def linear_model_shows_how_its_masks_go_together() -> None:
+def second_moments_of_the_masks_on_a_linear_model() -> None:
     """On a linear model the map is the masks' second moments, times w x, over p."""
     torch.manual_seed(0)
     linear = nn.Linear(3 * 6 * 5, 2, bias=False)
     model = load_model(nn.Sequential(nn.Flatten(), linear).double(), input_size=(3, 6, 5))
     images = torch.rand(2, 3, 6, 5, dtype=torch.float64)
-    masks = random_masks(40, (6, 5), grid=2, keep=0.4, seed=3)(range(40)).double().flatten(1)
+    masks = random_masks(40, (6, 5), grid=2, keep_probability=0.4, seed=3)(range(40)).double().flatten(1)
     for index in (0, 1):
-        maps = rise(model, images, index, masks=40, grid=2, keep=0.4, score="logit", seed=3).maps
-        shares = (images * linear.weight[index].view(3, 6, 5)).sum(1).flatten(1)
-        torch.testing.assert_close(maps.flatten(1), shares @ masks.T @ masks / (40 * 0.4))
+        maps = rise(model, images, index, masks=40, grid=2, keep_probability=0.4, score="logit", seed=3).maps
+        contributions = (images * linear.weight[index].view(3, 6, 5)).sum(1).flatten(1)
+        torch.testing.assert_close(maps.flatten(1), contributions @ masks.T @ masks / (40 * 0.4))
 
 
 @method(
@@ -54,7 +55,7 @@ def linear_model_shows_how_its_masks_go_together() -> None:
     ],
     invariants=[MapPerPixel()],
     cost=Cost(forward=size.images * (1 + param.masks)),
-    oracle=linear_model_shows_how_its_masks_go_together,
+    oracle=second_moments_of_the_masks_on_a_linear_model,
     quick={"masks": 20},
     demo={"masks": 400},
 )
@@ -63,69 +64,89 @@ def rise(
     images: Images,
     target: Target = None,
     *,
-    masks: Annotated[int, Field(ge=1, le=100_000, description="how many")] = 2000,
+    masks: Annotated[int, Field(ge=1, le=100_000, description="number of random masks")] = 2000,
     grid: Annotated[int, Field(ge=1, le=64, description="cells of a mask in a row and in a column")] = 7,
-    keep: Annotated[float, Field(gt=0, le=1, description="p, the chance of a cell to be seen")] = 0.5,
-    baseline: Annotated[Baseline, Field(description="what hides")] = "zero",
+    keep_probability: Annotated[
+        float, Field(gt=0, le=1, description="probability p that a cell of a mask is visible")
+    ] = 0.5,
+    baseline: Annotated[Baseline, Field(description="content of the masked pixels")] = "zero",
     score: Annotated[
-        Literal["probability", "logit"] | None, Field(description="of a class; probability unless told")
+        Literal["probability", "logit"] | None,
+        Field(description="value of a class that weights the masks; default: probability"),
     ] = None,
     seed: Seed = None,
 ) -> Attribution:
-    """Show what has to be seen for the score to be high, by hiding random parts of the picture.
+    """RISE: mean of random masks weighted by the score of the masked image.
 
     M_ij = 1 / (N p) sum_k S(I * m^k) m^k_ij,  m^k in [0, 1] random
 
-    ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, H, W), raw. A mask is a grid of zeros and ones, each
-    one with the chance ``keep``, enlarged bilinearly by one cell more than the picture has and cut out at
-    a random place. All images get the same masks, and what they hide is filled with ``baseline`` (zero is
-    the paper's; the blur is by an eighth of the shorter side). S is a class's probability unless
-    ``score`` says logit, and the value of any other target; the target is decided on the whole picture.
-    The map's level means little, its relief does. Raises InputError where a probability is wanted of a
-    target that is not a class.
+    A mask is a grid of independent Bernoulli cells with parameter ``keep_probability``, enlarged
+    bilinearly by one cell more than the image has and cropped at a random offset. All images get the same
+    masks; masked pixels are filled with ``baseline`` ("zero" in the paper; "blur": sigma 1/8 of the shorter
+    side). S is the probability of a class, or its logit, and the value of any other target; a predicted
+    target is the class predicted for the unmasked image. Only differences within a map are meaningful, not
+    its mean.
 
-    Source: Petsiuk, Das & Saenko 2018, equation 6.
+    Returns:
+        ``maps`` (N, H, W), raw.
+
+    Raises:
+        InputError for a probability of a target that is not a class.
+
+    Example::
+        from phosphene import run
+
+        result = run("rise", images="builtin:scenes/1", masks=50)
+        result.maps.shape  # (1, 64, 64)
+
+    Source:
+        Petsiuk, Das & Saenko 2018, equation 6.
     """
     is_class = isinstance(target, (Class, Predicted))
     if score == "probability" and not is_class:
         raise InputError(f"only a class has a probability, {target} has none: use score='logit'")
 
-    def score_of(pictures: Tensor, wanted: Objective) -> Tensor:
+    def weights_of(batch: Tensor, batch_target: Objective) -> Tensor:
         if score == "logit" or not is_class:
-            return scores(model, pictures, wanted)
-        return wanted.score(model(pictures).softmax(1))
+            return scores(model, batch, batch_target)
+        return batch_target.score(model(batch).softmax(1))
 
     count, _, height, width = images.shape
-    score_of(images, target)  # decides which class is meant
-    hidden = baseline_images(images, baseline, sigma=min(height, width) / 8, seed=seed)
-    drawn = random_masks(masks, (height, width), grid=grid, keep=keep, seed=seed)
+    weights_of(images, target)  # fixes the predicted class
+    filling = baseline_images(images, baseline, sigma=min(height, width) / 8, seed=seed)
+    sample_masks = random_masks(
+        masks, (height, width), grid=grid, keep_probability=keep_probability, seed=seed
+    )
     size = batch_size(model)
     maps = torch.zeros_like(images[:, 0])
     for start in progress_bar(range(0, masks, size), "masking"):
-        seen = drawn(range(start, min(start + size, masks))).to(images)
+        batch = sample_masks(range(start, min(start + size, masks))).to(images)
         for n in range(count):
-            pictures = hidden[n] + (images[n] - hidden[n]) * seen[:, None]
-            values = score_of(pictures, target.select([n] * len(seen)))
-            maps[n] += torch.einsum("k,khw->hw", values, seen)
-    return Attribution(images=images, maps=maps / (masks * keep), targets=target.names(model, count))
+            masked = filling[n] + (images[n] - filling[n]) * batch[:, None]
+            weights = weights_of(masked, target.select([n] * len(batch)))
+            maps[n] += torch.einsum("k,khw->hw", weights, batch)
+    maps = maps / (masks * keep_probability)
+    return Attribution(images=images, maps=maps, targets=target.names(model, count))
 
 
-def random_masks(count: int, size: tuple[int, int], *, grid: int, keep: float, seed: int | None) -> Any:
-    """A function that gives the masks of these numbers, (n, H, W) in [0, 1], however many at a time."""
+def random_masks(
+    count: int, size: tuple[int, int], *, grid: int, keep_probability: float, seed: int | None
+) -> Callable[[range], Tensor]:
+    """A function of indices that returns these of the masks, (n, H, W) in [0, 1]."""
     generator = torch.Generator().manual_seed(seed or 0)
-    cells = (torch.rand(count, 1, grid, grid, generator=generator) < keep).float()
+    cells = (torch.rand(count, 1, grid, grid, generator=generator) < keep_probability).float()
     steps = [math.ceil(side / grid) for side in size]
     shifts = torch.stack(
         [torch.randint(0, step, (count,), generator=generator) for step in steps], 1
     ).tolist()
 
-    def masks(numbers: range) -> Tensor:
-        large = F.interpolate(
-            cells[numbers.start : numbers.stop], [(grid + 1) * s for s in steps], mode="bilinear"
-        )
-        cut = zip(large[:, 0], shifts[numbers.start : numbers.stop], strict=True)
-        seen = [mask[top : top + size[0], left : left + size[1]] for mask, (top, left) in cut]
-        return torch.stack(seen).clamp(0, 1)  # rounding
+    def masks(indices: range) -> Tensor:
+        chunk = slice(indices.start, indices.stop)
+        enlarged = F.interpolate(cells[chunk], [(grid + 1) * step for step in steps], mode="bilinear")
+        shifted = zip(enlarged[:, 0], shifts[chunk], strict=True)
+        crops = [mask[top : top + size[0], left : left + size[1]] for mask, (top, left) in shifted]
+        # Rounding may leave interpolated values just outside [0, 1].
+        return torch.stack(crops).clamp(0, 1)
 
     return masks
 

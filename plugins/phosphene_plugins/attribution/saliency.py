@@ -1,18 +1,20 @@
-"""Saliency: how much each pixel moves the score."""
+"""Saliency map: largest absolute gradient of the score over each pixel's channels."""
 
 from typing import Any
 
 import torch
 from torch import nn
 
-from phosphene import Method, Reference, hookimpl, input_gradient, load_model, method
+from phosphene import Method, hookimpl, input_gradient, load_model, method
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, MapPerPixel, Nonnegative, size
 
+from ._references import SIMONYAN_2014
 
-def linear_model_gives_its_weights() -> None:
-    """On a linear model the map is the largest weight over the channels, per unit of the pixel itself."""
+
+def equals_the_weights_of_a_linear_model() -> None:
+    """On a linear model the map is the largest absolute weight over channels, per unit of pixel value."""
     weight = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     network = nn.Sequential(nn.Flatten(), nn.Linear(60, 2))
     network[1].weight.data = weight.flatten(1)
@@ -25,31 +27,34 @@ def linear_model_gives_its_weights() -> None:
 
 @method(
     family="attribution",
-    references=[
-        Reference(
-            key="simonyan2014",
-            title="Deep Inside Convolutional Networks: Visualising Image Classification Models "
-            "and Saliency Maps",
-            authors="Simonyan, Vedaldi, Zisserman",
-            year=2014,
-            url="https://arxiv.org/abs/1312.6034",
-        )
-    ],
+    references=[SIMONYAN_2014],
     invariants=[Nonnegative(), MapPerPixel()],
     needs=["gradients"],
     cost=Cost(forward=size.images, backward=size.images),
-    oracle=linear_model_gives_its_weights,
+    oracle=equals_the_weights_of_a_linear_model,
 )
 def saliency(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Show how strongly the score depends on each pixel: the gradient's largest channel.
+    """Saliency map: largest absolute gradient of the score over each pixel's channels.
 
     M_ij = max_c | dS / dI_cij |
 
-    ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, H, W), raw, in score per unit of pixel value.
-    S is the target's scalar: a class's logit (not its probability), a unit of a layer, or any
-    callable of the logits. Raises InputError or UnknownName for a target the model does not have.
+    S is the target's scalar: a class's logit (not its probability), a unit of a layer, or any callable of
+    the logits.
 
-    Source: Simonyan et al. 2014, section 3.
+    Returns:
+        ``maps`` (N, H, W), raw, in score per unit of pixel value.
+
+    Raises:
+        InputError or UnknownName for a target that the model does not have.
+
+    Example::
+        from phosphene import run
+
+        result = run("saliency", images="builtin:scenes/2")
+        result.maps.shape  # (2, 64, 64)
+
+    Source:
+        Simonyan et al. 2014, section 3.
     """
     return Attribution(
         images=images,

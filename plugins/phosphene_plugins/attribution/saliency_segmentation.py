@@ -1,4 +1,4 @@
-"""Saliency segmentation: GrabCut told by the saliency map where the object is."""
+"""Saliency segmentation: GrabCut initialized with a class saliency map."""
 
 from typing import Annotated, Any
 
@@ -23,12 +23,14 @@ from phosphene.results import Segmentation
 from phosphene.roles import Images, Masks, Model, Seed, Target
 from phosphene.spec import Cost, MapPerPixel, size
 
-#: GrabCut models the colours of either side by five Gaussians, each of at least one pixel.
-_FEWEST = 5
+from ._references import SIMONYAN_2014
+
+#: GrabCut models the colors of foreground and background by five Gaussians, each of at least one pixel.
+_MIN_SEED_PIXELS = 5
 
 
-def a_disc_is_found_by_the_pixels_that_matter() -> None:
-    """A model that looks at a few pixels of a red disc on green: the mask is the disc."""
+def segments_the_disc_that_a_model_weights() -> None:
+    """For a linear model with weights around the center of a red disc on green the mask is the disc."""
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     distance = torch.hypot(y - 15, x - 18)
     disc = distance < 9
@@ -46,14 +48,7 @@ def a_disc_is_found_by_the_pixels_that_matter() -> None:
 @method(
     family="attribution",
     references=[
-        Reference(
-            key="simonyan2014",
-            title="Deep Inside Convolutional Networks: Visualising Image Classification Models "
-            "and Saliency Maps",
-            authors="Simonyan, Vedaldi, Zisserman",
-            year=2014,
-            url="https://arxiv.org/abs/1312.6034",
-        ),
+        SIMONYAN_2014,
         Reference(
             key="rother2004",
             title="GrabCut: Interactive Foreground Extraction using Iterated Graph Cuts",
@@ -65,7 +60,7 @@ def a_disc_is_found_by_the_pixels_that_matter() -> None:
     invariants=[MapPerPixel(), MapPerPixel(field="masks")],
     needs=["gradients"],
     cost=Cost(forward=size.images, backward=size.images),
-    oracle=a_disc_is_found_by_the_pixels_that_matter,
+    oracle=segments_the_disc_that_a_model_weights,
     quick={"iterations": 1},
 )
 def saliency_segmentation(
@@ -75,30 +70,46 @@ def saliency_segmentation(
     masks: Masks = None,
     *,
     foreground: Annotated[
-        float, Field(ge=0, le=1, description="share of the most salient pixels that are surely the object")
+        float, Field(ge=0, le=1, description="fraction of pixels, the most salient, fixed as object")
     ] = 0.05,
     background: Annotated[
-        float, Field(ge=0, le=1, description="share of the least salient ones that are surely not")
+        float, Field(ge=0, le=1, description="fraction of pixels, the least salient, fixed as background")
     ] = 0.3,
     smooth: Annotated[
         float | None,
-        Field(ge=0, le=100, description="sigma of the map's blur in pixels; 1/32 of the picture"),
+        Field(
+            ge=0,
+            le=100,
+            description="standard deviation of the map's blur in pixels; default: 1/32 of the shorter side",
+        ),
     ] = None,
-    iterations: Annotated[int, Field(ge=1, le=100, description="rounds of GrabCut")] = 5,
+    iterations: Annotated[int, Field(ge=1, le=100, description="iterations of GrabCut")] = 5,
     seed: Seed = None,
 ) -> Segmentation:
-    """Cut the object out: GrabCut, told by the saliency map where it is and where it is not.
+    """Saliency segmentation: object masks from GrabCut initialized with a class saliency map.
 
     M_ij = max_c | dS / dI_cij |,  object where M > its (1 - foreground)-quantile,  background where
-    M < its background-quantile,  what lies between is GrabCut's to decide by colour
-    (at first it counts as the object where M is above its median)
+    M < its background-quantile
 
-    ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, H, W), the blurred saliency, and ``masks`` (N, H, W)
-    bool. Given the true ``masks``, ``iou`` (N,) is the intersection over union with them. Where a map has
-    no such pixels, as a constant one, or fewer than GrabCut's colour models need, the mask is the surest
-    pixels alone. Raises InputError where foreground and background overlap, MissingExtra without OpenCV.
+    GrabCut assigns the pixels between the quantiles by their colors, starting from those above the map's
+    median as object. Where fewer pixels are fixed than its color models need, as in a constant map, the mask
+    is the pixels fixed as object alone.
 
-    Source: Simonyan et al. 2014, section 3.2; Rother et al. 2004.
+    Returns:
+        ``maps`` (N, H, W), the blurred saliency; ``masks`` (N, H, W) bool; ``iou`` (N,), the intersection
+        over union with the true ``masks`` where these are passed.
+
+    Raises:
+        InputError where foreground and background overlap, MissingExtra without OpenCV.
+
+    Example::
+        from phosphene import run
+
+        result = run("saliency_segmentation", images="builtin:scenes/2", iterations=1)
+        result.masks.shape  # (2, 64, 64)
+
+    Source:
+        Simonyan et al. 2014, section 3.2; Rother et al. 2004.
     """
     if foreground + background > 1:
         raise InputError(f"foreground={foreground} and background={background} overlap: at most 1 together")
@@ -110,30 +121,36 @@ def saliency_segmentation(
     saliency = input_gradient(model, images, target).abs().amax(1)
     sigma = min(images.shape[2:]) / 32 if smooth is None else smooth
     maps = gaussian_blur(saliency[:, None], sigma)[:, 0].contiguous()
-    found = []
+    segments = []
     for image, heat in progress_bar(list(zip(images, maps, strict=True)), "cutting out"):
-        surely, never = _seeds(heat, foreground, background)
-        if min(int(surely.sum()), int(never.sum())) < _FEWEST:
-            found.append(surely)
+        is_object, is_background = _seeds(heat, foreground, background)
+        if min(int(is_object.sum()), int(is_background.sum())) < _MIN_SEED_PIXELS:
+            segments.append(is_object)
             continue
-        marks = np.where(_numpy(heat > heat.median()), cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-        marks[_numpy(surely)], marks[_numpy(never)] = cv2.GC_FGD, cv2.GC_BGD
-        picture = np.ascontiguousarray(_numpy((to_display(image) * 255).round().byte().permute(1, 2, 0)))
+        labels = np.where(_numpy(heat > heat.median()), cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+        labels[_numpy(is_object)], labels[_numpy(is_background)] = cv2.GC_FGD, cv2.GC_BGD
+        pixels = np.ascontiguousarray(_numpy((to_display(image) * 255).round().byte().permute(1, 2, 0)))
         cv2.setRNGSeed((seed or 0) % 2**31)
-        cv2.grabCut(picture, marks, None, None, None, iterations, cv2.GC_INIT_WITH_MASK)
-        found.append(torch.from_numpy((marks == cv2.GC_FGD) | (marks == cv2.GC_PR_FGD)).to(images.device))
-    cut = torch.stack(found)
+        cv2.grabCut(pixels, labels, None, None, None, iterations, cv2.GC_INIT_WITH_MASK)
+        segment = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+        segments.append(torch.from_numpy(segment).to(images.device))
+    predicted = torch.stack(segments)
     return Segmentation(
         images=images,
         maps=maps,
-        masks=cut,
+        masks=predicted,
         targets=target.names(model, len(images)),
-        iou=None if masks is None else (cut & masks).sum((1, 2)) / (cut | masks).sum((1, 2)).clamp(min=1),
+        iou=None if masks is None else _iou(predicted, masks),
     )
 
 
+def _iou(predicted: Tensor, true: Tensor) -> Tensor:
+    """Intersection over union of masks (N, H, W): (N,), 0 for two empty masks."""
+    return (predicted & true).sum((1, 2)) / (predicted | true).sum((1, 2)).clamp(min=1)
+
+
 def _seeds(saliency: Tensor, foreground: float, background: float) -> tuple[Tensor, Tensor]:
-    """The pixels that are surely the object's and the ones that surely are not."""
+    """The pixels fixed as object and those fixed as background, (H, W) bool each."""
     values = saliency.flatten().double()
     bounds = torch.tensor([background, 1 - foreground], dtype=torch.float64, device=values.device)
     low, high = torch.quantile(values, bounds)

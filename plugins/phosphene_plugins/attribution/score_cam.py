@@ -1,4 +1,4 @@
-"""Score-CAM: maps weighted by the score of the picture seen through each of them."""
+"""Score-CAM: class activation map weighted by the scores of masked images, without gradients."""
 
 from typing import Any
 
@@ -9,22 +9,22 @@ from phosphene import Method, Reference, batch_size, hookimpl, load_model, metho
 from phosphene.images import min_max
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost, size
+from phosphene.spec import Cost, Nonnegative, size
 
-from ._cam import PROMISES, CamLayer, Normalize, by_convention, enlarged, weighted
+from ._cam import CamLayer, enlarge_maps, rectified_map, weighted_sum
 
 
-def linear_network_scores_masks_by_hand() -> None:
-    """On a linear network the score of a masked picture is the picture's, summed through the mask."""
+def linear_network_sums_its_score_through_the_masks() -> None:
+    """On a linear network the score of a masked image is the image's score, summed through the mask."""
     torch.manual_seed(0)
     conv, head = nn.Conv2d(3, 5, 1, bias=False), nn.Linear(5, 2)
     network = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).double()
     model, images = load_model(network), torch.rand(2, 3, 6, 7, dtype=torch.float64)
     maps = conv(images)
     for index in (0, 1):
-        evidence = torch.einsum("k,nkhw->nhw", head.weight[index], maps)
-        seen = torch.einsum("nkhw,nhw->nk", min_max(maps), evidence) / 42
-        expected = weighted(seen.softmax(1), maps).relu()
+        contributions = torch.einsum("k,nkhw->nhw", head.weight[index], maps)
+        masked_scores = torch.einsum("nkhw,nhw->nk", min_max(maps), contributions) / 42
+        expected = weighted_sum(masked_scores.softmax(1), maps).relu()
         torch.testing.assert_close(score_cam(model, images, index, layer="0").maps, expected)
 
 
@@ -40,49 +40,52 @@ def linear_network_scores_masks_by_hand() -> None:
             url="https://arxiv.org/abs/1910.01279",
         )
     ],
-    invariants=PROMISES,
+    invariants=[Nonnegative()],
     cost=Cost(forward=size.images * (1 + size.channels)),
-    oracle=linear_network_scores_masks_by_hand,
+    oracle=linear_network_sums_its_score_through_the_masks,
 )
-def score_cam(
-    model: Model,
-    images: Images,
-    target: Target = None,
-    *,
-    layer: CamLayer = None,
-    normalize: Normalize = None,
-) -> Attribution:
-    """Show where a layer's maps speak for the target: each weighted by the score of what it lets through.
+def score_cam(model: Model, images: Images, target: Target = None, *, layer: CamLayer = None) -> Attribution:
+    """Score-CAM: class activation map weighted by the scores of masked images, without gradients.
 
     M = ReLU( sum_k alpha_k A^k ),  alpha = softmax_k S(H^k * X),  H^k = minmax(enlarged A^k)
 
-    ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, h, w) at the layer's own size, raw unless
-    ``normalize`` says otherwise. X is the picture as the network takes it, normalised: what is masked
-    becomes the mean colour of its training, or black where it has none. The score of an empty picture,
-    which the paper takes off, is the same for all maps, and softmax does not see it. The target is
-    decided on the whole picture. No gradients, but a pass for every channel. Raises ModelError for a
-    layer without places.
+    X is the normalized image that the network receives: a masked pixel becomes the model's mean color, or
+    black where it has none. The paper subtracts the score of an empty image, which is the same for all
+    feature maps and does not change the softmax. A predicted target is the class predicted for the unmasked
+    image. One forward pass per channel. Masks are enlarged bilinearly between pixel centers, then scaled;
+    pytorch-grad-cam aligns corners instead.
 
-    Source: Wang et al. 2020, definition 3 and algorithm 1. Masks are enlarged bilinearly between pixel
-    centres and then scaled; pytorch-grad-cam enlarges from corner to corner.
+    Returns:
+        ``maps`` (N, h, w), raw, at the layer's own size.
+
+    Raises:
+        ModelError for a layer without positions.
+
+    Example::
+        from phosphene import run
+
+        result = run("score_cam", images="builtin:scenes/1")
+        result.maps.shape  # (1, 8, 8)
+
+    Source:
+        Wang et al. 2020, definition 3 and algorithm 1.
     """
     layer = layer or model.last_map
     with model.tap(layer) as tap:
-        scores(model, images, target)  # decides which class is meant
+        scores(model, images, target)  # fixes the predicted class
         maps = model.maps(tap[layer], images)
     count, channels = maps.shape[:2]
-    empty = model.mean.to(images)[:, None, None]
-    places = [(n, k) for n in range(count) for k in range(channels)]
-    size, found = batch_size(model), []
-    for start in progress_bar(range(0, len(places), size), "masking"):
-        numbers, kinds = map(list, zip(*places[start : start + size], strict=True))
-        masks = min_max(enlarged(maps[numbers, kinds], images))[:, None]
-        # Of pixels what (H * normalised X) would be: (x - m) / s * H is that of m + H (x - m).
-        masked = empty + masks * (images[numbers] - empty)
-        found.append(scores(model, masked, target.select(numbers)))
-    alpha = torch.cat(found).view(count, channels).softmax(1)
-    shown = by_convention(weighted(alpha, maps), images, normalize)
-    return Attribution(images=images, maps=shown, targets=target.names(model, count))
+    mean = model.mean.to(images)[:, None, None]
+    pairs = [(n, k) for n in range(count) for k in range(channels)]
+    size, masked_scores = batch_size(model), []
+    for start in progress_bar(range(0, len(pairs), size), "masking"):
+        rows, masked_by = map(list, zip(*pairs[start : start + size], strict=True))
+        masks = min_max(enlarge_maps(maps[rows, masked_by], images))[:, None]
+        # The pixels whose normalization is H * (x - m) / s are m + H (x - m).
+        masked = mean + masks * (images[rows] - mean)
+        masked_scores.append(scores(model, masked, target.select(rows)))
+    alpha = torch.cat(masked_scores).view(count, channels).softmax(1)
+    return rectified_map(model, images, target, weighted_sum(alpha, maps))
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""SmoothGrad: the gradient, averaged over noisy copies of the picture."""
+"""SmoothGrad: mean, mean square or variance of the gradient over noisy copies of the image."""
 
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,7 @@ from phosphene.spec import Cost, MapPerPixel, Nonnegative, param, size
 Average = Literal["mean", "square", "variance"]
 
 
-def linear_model_gives_its_weights() -> None:
+def equals_the_weights_of_a_linear_model() -> None:
     """On a linear model every gradient is w: their mean is w, their mean square w^2, their variance 0."""
     linear = nn.Linear(60, 2)
     model = load_model(nn.Sequential(nn.Flatten(), linear).double())
@@ -52,7 +52,7 @@ def linear_model_gives_its_weights() -> None:
     invariants=[Nonnegative(), MapPerPixel()],
     needs=["gradients"],
     cost=Cost(forward=size.images * (param.samples + 1), backward=size.images * param.samples),
-    oracle=linear_model_gives_its_weights,
+    oracle=equals_the_weights_of_a_linear_model,
     quick={"samples": 3},
 )
 def smooth_grad(
@@ -60,39 +60,58 @@ def smooth_grad(
     images: Images,
     target: Target = None,
     *,
-    samples: Annotated[int, Field(ge=1, le=10_000, description="how many noisy copies")] = 25,
-    noise_level: Annotated[float, Field(ge=0, le=1, description="sigma, as a share of the range")] = 0.15,
-    average: Annotated[Average, Field(description="what is told of the gradients")] = "mean",
+    samples: Annotated[int, Field(ge=1, le=10_000, description="number of noisy copies of each image")] = 25,
+    noise_level: Annotated[
+        float,
+        Field(ge=0, le=1, description="standard deviation of the noise, as a fraction of the image's range"),
+    ] = 0.15,
+    average: Annotated[
+        Average, Field(description="statistic of the gradients; square: their mean square")
+    ] = "mean",
     seed: Seed = None,
 ) -> Attribution:
-    """Show how strongly the score depends on each pixel, on average around the picture.
+    """SmoothGrad: gradient of the score averaged over noisy copies of the image.
 
     M_ij = max_c | mean_k g^k_cij |,  g^k = dS/dI at I + n^k,  n^k ~ Normal(0, sigma^2)
 
-    ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, H, W), raw. sigma is ``noise_level`` times the
-    picture's own range, max - min; noisy pixels are not clipped, as in the paper. ``average``
-    "square" is SmoothGrad-Squared (the mean of g^2), "variance" VarGrad. All images get the same noise,
-    and the target is decided on the clean picture.
+    sigma is ``noise_level`` times the image's range, max - min; noisy pixels are not clipped, as in the
+    paper. ``average`` "square" is SmoothGrad-Squared (the mean of g^2), "variance" is VarGrad. All images
+    get the same noise; a predicted target is the class predicted for the clean image.
 
-    Source: Smilkov et al. 2017, section 2; Hooker et al. 2019; Adebayo et al. 2018.
+    Returns:
+        ``maps`` (N, H, W), raw.
+
+    Raises:
+        InputError or UnknownName for a target that the model does not have.
+
+    Example::
+        from phosphene import run
+
+        result = run("smooth_grad", images="builtin:scenes/2")
+        result.maps.shape  # (2, 64, 64)
+
+    Source:
+        Smilkov et al. 2017, section 2; Hooker et al. 2019; Adebayo et al. 2018.
     """
     target = target.resolve(model, images)
     generator = torch.Generator().manual_seed(seed or 0)
     sigma = noise_level * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
-    mean, spread = torch.zeros_like(images), torch.zeros_like(images)
-    several = max(1, batch_size(model) // len(images))
-    for done in progress_bar(range(0, samples, several), "noisy copies"):
-        draws = [
+    mean, sum_of_squares = torch.zeros_like(images), torch.zeros_like(images)
+    chunk_size = max(1, batch_size(model) // len(images))
+    for done in progress_bar(range(0, samples, chunk_size), "noisy copies"):
+        noise = [
             torch.randn(1, *images.shape[1:], generator=generator)
-            for _ in range(done, min(done + several, samples))
+            for _ in range(done, min(done + chunk_size, samples))
         ]
-        noisy = torch.cat([images + sigma * draw.to(images) for draw in draws])
-        wanted = target.select([*range(len(images))] * len(draws))
-        for count, gradient in enumerate(input_gradient(model, noisy, wanted).split(len(images)), done + 1):
-            away = gradient - mean
-            mean = mean + away / count
-            spread = spread + away * (gradient - mean)  # Welford's sum of squares about the mean
-    variance = (spread / samples).clamp(min=0)
+        noisy = torch.cat([images + sigma * sample.to(images) for sample in noise])
+        batch_target = target.select([*range(len(images))] * len(noise))
+        gradients = input_gradient(model, noisy, batch_target).split(len(images))
+        for count, gradient in enumerate(gradients, done + 1):
+            deviation = gradient - mean
+            mean = mean + deviation / count
+            # Welford's update of the sum of squared deviations from the mean.
+            sum_of_squares = sum_of_squares + deviation * (gradient - mean)
+    variance = (sum_of_squares / samples).clamp(min=0)
     values = {"mean": mean.abs(), "square": mean.square() + variance, "variance": variance}[average]
     return Attribution(
         images=images, maps=values.amax(1), targets=target.names(model, len(images)), layout="map"

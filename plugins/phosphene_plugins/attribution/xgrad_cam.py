@@ -1,4 +1,4 @@
-"""XGrad-CAM: maps weighted by their gradients, averaged where the map is active."""
+"""XGrad-CAM: class activation map weighted by activation-weighted mean gradients."""
 
 from typing import Any
 
@@ -7,17 +7,18 @@ import torch
 from phosphene import Method, Reference, hookimpl, layer_gradients, method
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost, size
+from phosphene.spec import Cost, Nonnegative, size
 
-from ._cam import PROMISES, CamLayer, Normalize, by_convention, pooled_network, weighted
+from ._cam import CamLayer, rectified_map, weighted_sum
+from ._oracle_networks import pooled_network
 
 
-def equal_gradients_give_grad_cam() -> None:
-    """Before a GAP + linear head all gradients of a map are equal, and so any average: relu(CAM) / (h w)."""
+def equals_grad_cam_before_a_pooled_head() -> None:
+    """Before global average pooling all gradients of a map are equal: M = ReLU(CAM) / (h w)."""
     model, head, images = pooled_network()
     for index in range(3):
         weights = head.weight[index].expand(len(images), -1)
-        expected = weighted(weights, model.features(images, "1")).relu() / 80
+        expected = weighted_sum(weights, model.features(images, "1")).relu() / 80
         torch.testing.assert_close(xgrad_cam(model, images, index, layer="1").maps, expected)
 
 
@@ -33,37 +34,40 @@ def equal_gradients_give_grad_cam() -> None:
             url="https://arxiv.org/abs/2008.02312",
         )
     ],
-    invariants=PROMISES,
+    invariants=[Nonnegative()],
     needs=["gradients"],
     cost=Cost(forward=size.images, backward=size.images),
-    oracle=equal_gradients_give_grad_cam,
+    oracle=equals_grad_cam_before_a_pooled_head,
 )
-def xgrad_cam(
-    model: Model,
-    images: Images,
-    target: Target = None,
-    *,
-    layer: CamLayer = None,
-    normalize: Normalize = None,
-) -> Attribution:
-    """Show where a layer's maps speak for the target: each weighted by its gradient where it is active.
+def xgrad_cam(model: Model, images: Images, target: Target = None, *, layer: CamLayer = None) -> Attribution:
+    """XGrad-CAM: class activation map weighted by activation-weighted mean gradients.
 
     M = ReLU( sum_k alpha_k A^k ),  alpha_k = sum_ij (A^k_ij / sum_ab A^k_ab) dS / dA^k_ij
 
-    ``images`` (N, C, H, W) in [0, 1] -> ``maps`` (N, h, w) at the layer's own size, raw unless
-    ``normalize`` says otherwise. So weighted, the maps before the ReLU sum to sum A dS/dA, the share of
-    the score that the layer explains. Meant for a layer behind a ReLU: where a map has both signs its
-    sum may be near zero, and its weight large. A map that sums to zero gets no weight. Raises ModelError
-    for a layer without places and for one that the target does not depend on.
+    With these weights the map before the ReLU sums to sum A dS/dA, the part of the score that the layer
+    explains. Meant for a layer after a ReLU: where a feature map has both signs its sum may be near zero and
+    its weight large. A feature map that sums to zero has weight zero.
 
-    Source: Fu et al. 2020, equation 9.
+    Returns:
+        ``maps`` (N, h, w), raw, at the layer's own size.
+
+    Raises:
+        ModelError for a layer without positions and for one that the target does not depend on.
+
+    Example::
+        from phosphene import run
+
+        result = run("xgrad_cam", images="builtin:scenes/2")
+        result.maps.shape  # (2, 8, 8)
+
+    Source:
+        Fu et al. 2020, equation 9.
     """
-    [(activations, gradients)] = layer_gradients(model, images, target, layer or model.last_map)
-    total = activations.sum((2, 3))
-    share = (activations * gradients).sum((2, 3))
+    [(maps, gradients)] = layer_gradients(model, images, target, layer or model.last_map)
+    total = maps.sum((2, 3))
+    share = (maps * gradients).sum((2, 3))
     alpha = torch.where(total != 0, share / torch.where(total != 0, total, 1), 0)
-    maps = by_convention(weighted(alpha, activations), images, normalize)
-    return Attribution(images=images, maps=maps, targets=target.names(model, len(images)))
+    return rectified_map(model, images, target, weighted_sum(alpha, maps))
 
 
 @hookimpl

@@ -1,1 +1,1 @@
-"""How far maps can be trusted."""
+"""Scores: evaluation of attribution maps on a data set."""

@@ -1,4 +1,4 @@
-"""The comparison: methods by scores by models, in one table and one picture."""
+"""Comparison of attribution methods: a table of scores by method and model."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,12 +9,13 @@ from phosphene import Method, Reference, TensorDataset, hookimpl, load_model, me
 from phosphene.errors import InputError
 from phosphene.roles import Dataset, Model, Seed
 
-from ._evaluate_maps import About, Budget, Pictures, Pool, baselines, from_method, score
+from ._evaluate_maps import EvaluationSet, baseline_sources, evaluate_maps, method_source
+from ._parameters import Budget, MapTarget, MaxImages, Steps
 from ._score_table import Scores
-from .deletion_insertion import Steps, faithfulness
-from .mask_iou import overlap
-from .pointing_game import pointing
-from .sanity_check import forgetting
+from ._weight_randomization import weight_randomization
+from .deletion_insertion import curve_area_metric
+from .mask_iou import overlap_metric
+from .pointing_game import pointing_metric
 
 Score = Literal["pointing_game", "mask_iou", "deletion_insertion", "sanity_check"]
 METHODS = (
@@ -24,8 +25,8 @@ METHODS = (
 SCORES: tuple[Score, ...] = ("pointing_game", "mask_iou", "deletion_insertion", "sanity_check")
 
 
-def rows_are_what_the_scores_say_alone() -> None:
-    """Every column is what the score gives by itself."""
+def columns_equal_the_scores_run_alone() -> None:
+    """Every column equals that of the score run by itself."""
     from .deletion_insertion import deletion_insertion
     from .mask_iou import mask_iou
     from .pointing_game import pointing_game
@@ -35,11 +36,12 @@ def rows_are_what_the_scores_say_alone() -> None:
     model = load_model(network, input_size=(1, 8, 8), mean=[0.0], std=[1.0])
     objects = torch.rand(3, 8, 8, generator=generator) < 0.3
     dataset = TensorDataset(torch.rand(3, 1, 8, 8, generator=generator), ["0", "1", "0"], objects)
-    whole = compare_attributions(model, dataset, methods=["saliency"], scores=list(SCORES[:3]), seed=0)
-    alone = [
-        s(model, dataset, method="saliency", seed=0) for s in (pointing_game, mask_iou, deletion_insertion)
+    table = compare_attributions(model, dataset, methods=["saliency"], scores=list(SCORES[:3]), seed=0)
+    single = [
+        score(model, dataset, method="saliency", seed=0).image_values
+        for score in (pointing_game, mask_iou, deletion_insertion)
     ]
-    torch.testing.assert_close(whole.each, torch.cat([found.each for found in alone], 2))
+    torch.testing.assert_close(table.image_values, torch.cat(single, 2))
 
 
 @method(
@@ -55,19 +57,19 @@ def rows_are_what_the_scores_say_alone() -> None:
         )
     ],
     needs=["dataset"],
-    oracle=rows_are_what_the_scores_say_alone,
+    oracle=columns_equal_the_scores_run_alone,
     quick={
         "methods": ["grad_cam"],
         "models": [],
         "scores": ["pointing_game"],
         "params": {},
-        "pictures": 2,
+        "max_images": 2,
         "steps": 2,
         "budget": 40,
     },
     demo={
         "methods": ["grad_cam", "integrated_gradients", "saliency", "guided_backprop", "occlusion"],
-        "pictures": 6,
+        "max_images": 6,
         "steps": 8,
     },
 )
@@ -76,60 +78,77 @@ def compare_attributions(
     dataset: Dataset,
     *,
     methods: Annotated[
-        list[str], Field(min_length=1, description="whose maps are compared: any that give an Attribution")
+        list[str], Field(min_length=1, description="methods to compare: any that return an Attribution")
     ] = list(METHODS),  # noqa: B006
-    models: Annotated[list[str], Field(description="further models, by URI")] = [],  # noqa: B006
-    scores: Annotated[list[Score], Field(min_length=1, description="what is measured")] = list(SCORES),  # noqa: B006
+    models: Annotated[list[str], Field(description="URIs of further models to compare")] = [],  # noqa: B006
+    scores: Annotated[list[Score], Field(min_length=1, description="scores to compute")] = list(SCORES),  # noqa: B006
     params: Annotated[
-        dict[str, dict[str, Any]], Field(description="parameters of the methods, by a method's name")
+        dict[str, dict[str, Any]], Field(description="parameters of the methods, by method name")
     ] = {},  # noqa: B006
-    target: About = "label",
+    target: MapTarget = "label",
     steps: Steps = 16,
-    pictures: Pictures = 200,
+    max_images: MaxImages = 200,
     budget: Budget = 20_000,
-    examples: Annotated[int, Field(ge=1, le=20, description="pictures whose maps are shown")] = 3,
+    examples: Annotated[int, Field(ge=1, le=20, description="images whose maps the figure includes")] = 3,
     seed: Seed = None,
 ) -> Scores:
-    """Score methods against each other and against baselines, on one or several models.
+    """Comparison of attribution methods by localization, faithfulness and sanity scores, on several models.
 
-    table[model, method, score] = mean over pictures, +- standard error
+    table[model, method, score] = mean over images, +- standard error
 
-    The columns are those of ``pointing_game``, ``mask_iou`` and ``deletion_insertion`` with what they take
-    for granted, and of ``sanity_check`` the rank correlation of the maps with those of a wholly random
-    network. The last rows are what any method must beat: a Gaussian about the centre, and smooth random
-    maps. Further ``models`` must take the same pictures and know the same classes. A method is scored on as
-    many pictures as ``budget`` passes pay for; the table tells where these are fewer. Given an ``out``, a
-    comparison that was cut off goes on where it was.
+    The columns are those of ``pointing_game``, ``mask_iou`` and ``deletion_insertion`` with their default
+    parameters, and, of ``sanity_check``, the rank correlation of the maps with those of a fully randomized
+    network. The last rows are baselines that ignore the model: a Gaussian about the image's center and smooth
+    random maps. Further ``models`` must have the same input size and classes. A method is scored on as many
+    images as ``budget`` forward passes pay for; the table marks rows with fewer. With ``out``, an interrupted
+    comparison resumes.
 
-    Raises InputError, before any work, where the data set lacks masks or classes that a score needs, for a
-    method that gives no maps, and for params of a method that is not compared.
+    Returns:
+        ``values`` and ``standard_errors`` (models, methods + 2, columns); ``image_values`` (..., P), those of
+        every image.
+
+    Raises:
+        InputError, before any computation, for a data set without the masks or labels that a score needs, for
+        a method that returns no maps, and for ``params`` of a method that is not compared.
+
+    Example::
+        from phosphene import run
+
+        result = run(
+            "compare_attributions", dataset="builtin:scenes/4", methods=["grad_cam", "saliency"],
+            scores=["mask_iou"],
+        )
+        result.values.shape  # (1, 4, 2)
+
+    Source:
+        Hedström et al. 2023, where localization, faithfulness and randomization are categories of metrics.
     """
     assert seed is not None
-    if strangers := params.keys() - {*methods}:
-        raise InputError(f"params speaks of {sorted(strangers)[0]!r}, which is not among methods={methods}")
-    making = {
-        "pointing_game": lambda: pointing(radius=4),
-        "mask_iou": lambda: overlap(threshold=None),
-        "deletion_insertion": lambda: faithfulness(steps, "blur", "probability", seed),
-        "sanity_check": lambda: forgetting(seed),
+    if surplus := params.keys() - {*methods}:
+        raise InputError(f"params names {sorted(surplus)[0]!r}, which is not among methods={methods}")
+    constructors = {
+        "pointing_game": lambda: pointing_metric(radius=4),
+        "mask_iou": lambda: overlap_metric(threshold=None),
+        "deletion_insertion": lambda: curve_area_metric(steps, "blur", "probability", seed),
+        "sanity_check": lambda: weight_randomization(seed),
     }
-    measures = [making[name]() for name in dict.fromkeys(scores)]
-    needs_masks = any(measure.needs_masks for measure in measures)
-    pool = Pool(model, dataset, pictures, target, needs_masks=needs_masks)
-    compared = [from_method(name, params.get(name, {}), seed) for name in dict.fromkeys(methods)]
-    sources = [*compared, *baselines(pool.count, seed)]
-    seen = [model, *(_beside(model, uri) for uri in models)]
-    table = score(seen, pool, sources, measures, budget=budget, examples=examples)
-    return Scores.of(table, [m.name for m in seen], sources, measures)
+    metrics = [constructors[name]() for name in dict.fromkeys(scores)]
+    needs_masks = any(metric.needs_masks for metric in metrics)
+    data = EvaluationSet(model, dataset, max_images, target, needs_masks=needs_masks)
+    sources = [method_source(name, params.get(name, {}), seed) for name in dict.fromkeys(methods)]
+    sources += baseline_sources(data.count, seed)
+    all_models = [model, *(_load_beside(model, uri) for uri in models)]
+    evaluation = evaluate_maps(all_models, data, sources, metrics, budget=budget, examples=examples)
+    return Scores.from_evaluation(evaluation, [m.name for m in all_models], sources, metrics)
 
 
-def _beside(model: Model, uri: str) -> Model:
-    """Another model, where the first one is."""
+def _load_beside(model: Model, uri: str) -> Model:
+    """Another model of the same input size, on the first one's device and with its precision."""
     other = load_model(uri)
     if other.input_size != model.input_size:
         raise InputError(
-            f"{uri} takes pictures of {other.input_size}, {model.name} of {model.input_size}: compare models "
-            "that take the same pictures"
+            f"{uri} takes images of {other.input_size}, {model.name} of {model.input_size}: compare models "
+            "that take the same images"
         )
     other.module.to(model.device, model.dtype)
     return other

@@ -1,7 +1,6 @@
-"""Deletion and insertion: how fast the score falls, or comes, by a map's order of pixels."""
+"""Deletion and insertion: areas under the score as pixels are removed or added in a map's order."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -11,115 +10,83 @@ from phosphene import Method, Reference, TensorDataset, hookimpl, load_model, me
 from phosphene.images import Baseline, baseline_images
 from phosphene.roles import Dataset, Model, Seed
 
+from ._curve_result import Curves
 from ._evaluate_maps import (
-    About,
-    Budget,
-    Explained,
-    Measure,
-    MethodName,
-    MethodParams,
-    Pictures,
-    Pool,
-    Table,
-    baselines,
-    from_method,
-    ranks,
-    score,
+    Evaluation,
+    EvaluationSet,
+    Metric,
+    ScoringContext,
+    baseline_sources,
+    evaluate_maps,
+    method_source,
+    pixel_ranks,
 )
+from ._parameters import Budget, MapTarget, MaxImages, MethodName, MethodParams, Steps
 from ._score_table import Scores, means
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Steps = Annotated[int, Field(ge=1, le=1000, description="equal parts of the picture, one after the other")]
-Hidden = Annotated[Baseline, Field(description="what stands for pixels that are not there")]
-Read = Literal["probability", "logit"]
+ClassScore = Literal["probability", "logit"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Curves(Scores):
-    """Scores that are areas under curves, with the curves.
-
-    ``deletion`` and ``insertion`` (rows, steps + 1) are means over the pictures, ``fractions``
-    (steps + 1,) how much of the picture has been changed.
-    """
-
-    fractions: Tensor
-    deletion: Tensor
-    insertion: Tensor
-
-    def figure(self) -> "Figure":
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(9, 3.4), dpi=110, layout="constrained")
-        for axis, c, title in zip(figure.subplots(1, 2), (0, 1), ("deletion", "insertion"), strict=True):
-            for r, name in enumerate(self.names):
-                label = f"{name.replace('_', ' ')}: {self._text(r, c, 0)}"
-                axis.plot(self.fractions.cpu(), getattr(self, title)[r].cpu(), label=label)
-            axis.set_title(f"{title} ({'higher' if self.higher[c] else 'lower'} is better)", fontsize=9)
-            axis.set_xlabel("share of the pixels", fontsize=8)
-            axis.tick_params(labelsize=7)
-            axis.legend(fontsize=7, frameon=False)
-            axis.spines[["top", "right"]].set_visible(False)
-        return figure
-
-
-def curves(seen: Explained, steps: int, hidden: Baseline, read: Read, seed: int) -> Tensor:
+def score_curves(
+    context: ScoringContext, steps: int, baseline: Baseline, score: ClassScore, seed: int
+) -> Tensor:
     """The score after each step of deletion, then of insertion: (n, 2, steps + 1)."""
-    images = seen.images
-    absent = baseline_images(images, hidden, sigma=min(images.shape[2:]) / 8, seed=seed)
-    rank = ranks(seen.maps)[:, None]
+    images = context.images
+    removed = baseline_images(images, baseline, sigma=min(images.shape[2:]) / 8, seed=seed)
+    ranks = pixel_ranks(context.maps)[:, None]
 
-    def value(pictures: Tensor) -> Tensor:
-        logits = seen.model(pictures)
-        return seen.target.score(logits.softmax(1) if read == "probability" else logits)
+    def score_of(batch: Tensor) -> Tensor:
+        logits = context.model(batch)
+        return context.target.score(logits.softmax(1) if score == "probability" else logits)
 
-    bounds = places_of(steps, rank[0].numel())
-    whole, nothing = value(images), value(absent)
-    between = bounds[1:-1]
-    fall = [value(torch.where(rank < bound, absent, images)) for bound in between]
-    rise = [value(torch.where(rank < bound, images, absent)) for bound in between]
-    return torch.stack([torch.stack([whole, *fall, nothing], 1), torch.stack([nothing, *rise, whole], 1)], 1)
+    full, empty = score_of(images), score_of(removed)
+    inner_counts = changed_counts(steps, ranks[0].numel())[1:-1]
+    deletion = [score_of(torch.where(ranks < count, removed, images)) for count in inner_counts]
+    insertion = [score_of(torch.where(ranks < count, images, removed)) for count in inner_counts]
+    return torch.stack(
+        [torch.stack([full, *deletion, empty], 1), torch.stack([empty, *insertion, full], 1)], 1
+    )
 
 
-def places_of(steps: int, pixels: int) -> list[int]:
-    """How many pixels have been changed after each step; never more steps than pixels."""
+def changed_counts(steps: int, pixels: int) -> list[int]:
+    """How many pixels are changed after each step, from 0 to all; never more steps than pixels."""
     steps = min(steps, pixels)
     return [round(pixels * step / steps) for step in range(steps + 1)]
 
 
-def areas(curve: Tensor, bounds: list[int]) -> Tensor:
-    """The area under curves (..., steps + 1) over the true shares of pixels, by trapezoids."""
-    at = torch.tensor(bounds, dtype=curve.dtype, device=curve.device) / bounds[-1]
-    return torch.trapezoid(curve, at)
+def curve_areas(curves: Tensor, counts: list[int]) -> Tensor:
+    """The area under curves (..., steps + 1) over the fraction of changed pixels, by the trapezoidal rule."""
+    fractions = torch.tensor(counts, dtype=curves.dtype, device=curves.device) / counts[-1]
+    return torch.trapezoid(curves, fractions)
 
 
-def faithfulness(steps: int, hidden: Baseline, read: Read, seed: int) -> Measure:
-    """The two areas."""
+def curve_area_metric(steps: int, baseline: Baseline, score: ClassScore, seed: int) -> Metric:
+    """The areas under the deletion and the insertion curve."""
 
-    def measure(seen: Explained) -> Tensor:
-        return areas(curves(seen, steps, hidden, read, seed), places_of(steps, seen.maps[0].numel()))
+    def compute(context: ScoringContext) -> Tensor:
+        counts = changed_counts(steps, context.maps[0].numel())
+        return curve_areas(score_curves(context, steps, baseline, score, seed), counts)
 
-    return Measure(("deletion", "insertion"), (False, True), measure)
+    return Metric(("deletion", "insertion"), (False, True), compute)
 
 
-def additive_model_sums_up() -> None:
-    """Where the score is a sum over pixels, every step takes away what its pixels brought."""
+def curves_of_an_additive_model_are_cumulative_sums() -> None:
+    """Where the score is a sum over pixels, every step removes what its pixels contribute."""
     weight = torch.randn(16, generator=torch.Generator().manual_seed(0))
     linear = nn.Linear(16, 2, bias=False)
     with torch.no_grad():
         linear.weight.copy_(torch.stack([weight, -weight]))
     model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 4, 4), mean=[0.0], std=[1.0])
     images = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-    gains = weight * images.flatten()
-    found = deletion_insertion(
-        model, TensorDataset(images, ["0"]), method="gradient_x_input", steps=16, hidden="zero",
-        read="logit", seed=0,
+    contributions = weight * images.flatten()
+    result = deletion_insertion(
+        model, TensorDataset(images, ["0"]), method="gradient_x_input", steps=16, baseline="zero",
+        score="logit", seed=0,
     )  # fmt: skip
-    sums = torch.cat([torch.zeros(1), gains.sort(descending=True).values.cumsum(0)])
-    torch.testing.assert_close(found.insertion[0], sums)
-    torch.testing.assert_close(found.deletion[0], gains.sum() - sums)
-    torch.testing.assert_close(found.values[0, 0, 1], torch.trapezoid(sums) / 16)
+    sums = torch.cat([torch.zeros(1), contributions.sort(descending=True).values.cumsum(0)])
+    torch.testing.assert_close(result.insertion[0], sums)
+    torch.testing.assert_close(result.deletion[0], contributions.sum() - sums)
+    torch.testing.assert_close(result.values[0, 0, 1], torch.trapezoid(sums) / 16)
 
 
 @method(
@@ -142,9 +109,9 @@ def additive_model_sums_up() -> None:
         ),
     ],
     needs=["dataset"],
-    oracle=additive_model_sums_up,
-    quick={"method": "grad_cam", "params": {}, "pictures": 2, "budget": 40, "steps": 3},
-    demo={"pictures": 8},
+    oracle=curves_of_an_additive_model_are_cumulative_sums,
+    quick={"method": "grad_cam", "params": {}, "max_images": 2, "budget": 40, "steps": 3},
+    demo={"max_images": 8},
 )
 def deletion_insertion(
     model: Model,
@@ -152,48 +119,62 @@ def deletion_insertion(
     *,
     method: MethodName = "grad_cam",
     params: MethodParams = {},  # noqa: B006
-    target: About = "label",
+    target: MapTarget = "label",
     steps: Steps = 16,
-    hidden: Hidden = "blur",
-    read: Annotated[Read, Field(description="of the class")] = "probability",
-    pictures: Pictures = 100,
+    baseline: Annotated[Baseline, Field(description="content of the removed pixels")] = "blur",
+    score: Annotated[ClassScore, Field(description="value of the class that is measured")] = "probability",
+    max_images: MaxImages = 100,
     budget: Budget = 20_000,
     seed: Seed = None,
 ) -> Curves:
-    """Take a picture's pixels away in a map's order, or bring them, and watch the score.
+    """Deletion and insertion: areas under the score as pixels are removed or added in the map's order.
 
     deletion = int_0^1 S(x without its first t pixels) dt,  insertion = int_0^1 S(x of its first t) dt
 
-    Pixels go in the order of the raw, signed map at the picture's size, the highest first, so that those
-    that speak against the class come last; equal ones from the top left. ``hidden`` stands for pixels that
-    are not there: the picture's blur by an eighth of its side, mid-grey, zero (black), its mean colour or
-    noise. The integral is by trapezoids over the true shares after each of ``steps``; a step costs two
-    forward passes of each picture, the baselines' as well. Low deletion and high insertion are good. No
-    mask is needed: it asks the model, not people. But the model is asked about pictures such as it never
-    saw, and its answers there are as much of the score as the map is.
+    Pixels are ordered by the raw, signed map at the image's size, the highest first, so that evidence
+    against the class comes last; ties in row-major order. ``baseline`` replaces the removed pixels: "blur"
+    (sigma: 1/8 of the shorter side), "grey" (0.5), "zero" (black), "mean" (the image's mean color) or
+    "noise". The integral is by the trapezoidal rule over the fractions after each of ``steps``; a step costs
+    two forward passes of each image, for the baselines' maps as well. A faithful map has a low deletion and a
+    high insertion area. No masks are needed, but partly removed images are unlike the training data, and the
+    model's response to them is part of the score.
 
-    Raises InputError where the data set knows no classes, and for a method that gives no maps.
+    Returns:
+        ``values`` (1, 3, 2): a row each for the method, a central Gaussian and random maps; the columns are
+        the two areas. ``deletion`` and ``insertion`` (3, steps + 1) are the mean curves.
 
-    Source: Petsiuk et al. 2018, section 3.2; in larger steps Samek et al. 2017.
+    Raises:
+        InputError for a data set without labels, and for a method that returns no maps.
+
+    Example::
+        from phosphene import run
+
+        result = run("deletion_insertion", dataset="builtin:scenes/4", steps=4)
+        result.insertion.shape  # (3, 5)
+
+    Source:
+        Petsiuk et al. 2018, section 3.2; in larger steps Samek et al. 2017.
     """
     assert seed is not None
-    pool = Pool(model, dataset, pictures, target, needs_masks=False)
-    sources = [from_method(method, params, seed), *baselines(pool.count, seed)]
+    data = EvaluationSet(model, dataset, max_images, target, needs_masks=False)
+    sources = [method_source(method, params, seed), *baseline_sources(data.count, seed)]
 
-    def points(seen: Explained) -> Tensor:
-        return curves(seen, steps, hidden, read, seed).flatten(1)
+    def flat_curves(context: ScoringContext) -> Tensor:
+        return score_curves(context, steps, baseline, score, seed).flatten(1)
 
-    bounds = places_of(steps, pool.read(range(1))[0][0, 0].numel())
-    every = Measure(("",) * 2 * len(bounds), (True,) * 2 * len(bounds), points)
-    table = score([model], pool, sources, [every], budget=budget, examples=3)
-    averages, _ = means(table.each[0], table.counts[0])
-    fall, rise = averages.unflatten(1, (2, len(bounds))).unbind(1)
-    each = areas(table.each.unflatten(2, (2, len(bounds))).movedim(3, -1), bounds)
-    table = Table(each, table.counts[..., :2], table.images, table.masks, table.maps)
-    measures = [faithfulness(steps, hidden, read, seed)]
-    found = Scores.of(table, [model.name], sources, measures)
-    fractions = torch.tensor(bounds, device=model.device, dtype=model.dtype) / bounds[-1]
-    return Curves(**dict(found.fields()), fractions=fractions, deletion=fall, insertion=rise)
+    counts = changed_counts(steps, data.read(range(1))[0][0, 0].numel())
+    points = Metric(("",) * 2 * len(counts), (True,) * 2 * len(counts), flat_curves)
+    evaluation = evaluate_maps([model], data, sources, [points], budget=budget, examples=3)
+    averages, _ = means(evaluation.values[0], evaluation.counts[0])
+    deletion, insertion = averages.unflatten(1, (2, len(counts))).unbind(1)
+    areas = curve_areas(evaluation.values.unflatten(2, (2, len(counts))).movedim(3, -1), counts)
+    evaluation = Evaluation(
+        areas, evaluation.counts[..., :2], evaluation.images, evaluation.masks, evaluation.maps
+    )
+    metrics = [curve_area_metric(steps, baseline, score, seed)]
+    table = Scores.from_evaluation(evaluation, [model.name], sources, metrics)
+    fractions = torch.tensor(counts, device=model.device, dtype=model.dtype) / counts[-1]
+    return Curves(**dict(table.fields()), fractions=fractions, deletion=deletion, insertion=insertion)
 
 
 @hookimpl

@@ -1,33 +1,30 @@
-"""The pointing game: whether a map's highest place lies in the object."""
+"""Pointing game: whether an attribution map's maximum lies in the object."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Method, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.data import peak_hits
 from phosphene.roles import Dataset, Model, Seed
 
-from ._evaluate_maps import About, Budget, Explained, Measure, MethodName, MethodParams, Pictures, evidence
-from ._score_table import Scores, scored
-
-Radius = Annotated[int, Field(ge=0, le=100, description="pixels beside the object that still count as near")]
-
-
-def pointing(radius: int) -> Measure:
-    """Hits in the object, and at most ``radius`` pixels off."""
-
-    def measure(seen: Explained) -> Tensor:
-        return peak_hits(evidence(seen.maps), seen.objects(), radius=radius)
-
-    columns = ("pointing", f"within {radius} px")
-    return Measure(columns, (True, True), measure, needs_masks=True)
+from ._evaluate_maps import Metric, ScoringContext, positive_part
+from ._parameters import Budget, MapTarget, MaxImages, MethodName, MethodParams, Radius
+from ._score_table import Scores, score_method
 
 
-def one_pixel_counts() -> None:
-    """A model that sees one pixel alone hits an object of that pixel, and misses all that are far from it."""
+def pointing_metric(radius: int) -> Metric:
+    """Hits inside the object, and at most ``radius`` pixels from it."""
+
+    def compute(context: ScoringContext) -> Tensor:
+        return peak_hits(positive_part(context.maps), context.object_masks(), radius=radius)
+
+    return Metric(("pointing", f"within {radius} px"), (True, True), compute, needs_masks=True)
+
+
+def model_of_one_pixel_hits_objects_at_that_pixel() -> None:
+    """A model with weight on one pixel alone hits an object at that pixel and misses distant ones."""
     linear = nn.Linear(81, 2)
     with torch.no_grad():
         linear.weight.zero_()[:, 40] = 1.0
@@ -35,8 +32,8 @@ def one_pixel_counts() -> None:
     objects = torch.zeros(3, 9, 9, dtype=torch.bool)
     objects[0, 4, 4] = objects[1, 4, 6] = objects[2, 0, 0] = True
     dataset = TensorDataset(torch.rand(3, 1, 9, 9), ["0", "1", "0"], objects)
-    found = pointing_game(model, dataset, method="saliency", radius=2, seed=0)
-    assert found.each[0, 0].tolist() == [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]
+    result = pointing_game(model, dataset, method="saliency", radius=2, seed=0)
+    assert result.image_values[0, 0].tolist() == [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]
 
 
 @method(
@@ -51,9 +48,9 @@ def one_pixel_counts() -> None:
         )
     ],
     needs=["dataset"],
-    oracle=one_pixel_counts,
-    quick={"method": "grad_cam", "params": {}, "pictures": 2, "budget": 40},
-    demo={"pictures": 24},
+    oracle=model_of_one_pixel_hits_objects_at_that_pixel,
+    quick={"method": "grad_cam", "params": {}, "max_images": 2, "budget": 40},
+    demo={"max_images": 24},
 )
 def pointing_game(
     model: Model,
@@ -61,29 +58,40 @@ def pointing_game(
     *,
     method: MethodName = "grad_cam",
     params: MethodParams = {},  # noqa: B006
-    target: About = "label",
+    target: MapTarget = "label",
     radius: Radius = 4,
-    pictures: Pictures = 200,
+    max_images: MaxImages = 200,
     budget: Budget = 20_000,
     seed: Seed = None,
 ) -> Scores:
-    """Count how often a map's highest place lies in the object, or next to it.
+    """Pointing game: how often an attribution map's maximum lies in the object.
 
-    score = mean over pictures of  1[ argmax_ij M_ij in the object ]
+    score = mean over images of  1[ argmax_ij M_ij in the object ]
 
-    M is what of the map speaks for the class, at the picture's size; of several highest places the share
-    that lies in the object counts. Beside the method stand the centre point and random maps. It needs
-    a data set that knows where the objects are, and is right only as far as the model looks at them: a
-    map that is faithful to a model that looks elsewhere loses. An expensive method is scored on as many
-    pictures as ``budget`` forward passes (a backward counts two) pay for, and the table tells how many.
+    M is the map's positive part, at the image's size; where several pixels share the maximum, the fraction
+    of them in the object counts. Two baselines are scored beside the method: a Gaussian about the image's
+    center and smooth random maps. The score assumes that the model uses the object: a map that is faithful
+    to a model that uses the background scores low.
 
-    Raises InputError where the data set knows no masks or classes, and for a method that gives no maps.
+    Returns:
+        ``values`` (1, 3, 2): a row each for the method and the baselines; the columns are hits inside the
+        object, and at most ``radius`` pixels from it.
 
-    Source: Zhang et al. 2018, section 4.1, with their tolerance as a second column.
+    Raises:
+        InputError for a data set without masks or labels, and for a method that returns no maps.
+
+    Example::
+        from phosphene import run
+
+        result = run("pointing_game", dataset="builtin:scenes/4")
+        result.value("grad_cam", "pointing")
+
+    Source:
+        Zhang et al. 2018, section 4.1; the second column is their tolerance.
     """
-    return scored(
-        model, dataset, pointing(radius), method=method, params=params, target=target, pictures=pictures,
-        budget=budget, seed=seed,
+    return score_method(
+        model, dataset, pointing_metric(radius), method=method, params=params, target=target,
+        max_images=max_images, budget=budget, seed=seed,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Ablation-CAM: weights by what a channel's absence costs, whatever the sign of the score."""
+"""Ablation-CAM: ablation drops as weights, for scores of any sign."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def images() -> Tensor:
     return torch.rand(2, 3, 8, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def test_only_the_last_call_of_a_shared_layer_loses_its_channels(model: Model, images: Tensor) -> None:
+def test_only_the_last_call_of_a_shared_layer_is_ablated(model: Model, images: Tensor) -> None:
     maps, weight = model.features(images, "relu"), model.module.fc.weight[1]
-    falls = weight * maps.mean((2, 3)) / model(images)[:, 1, None].abs()
-    expected = torch.einsum("nk,nkhw->nhw", falls, maps).relu().detach()
+    drops = weight * maps.mean((2, 3)) / model(images)[:, 1, None].abs()
+    expected = torch.einsum("nk,nkhw->nhw", drops, maps).relu().detach()
     torch.testing.assert_close(ablation_cam(model, images, 1, layer="relu").maps, expected)
 
 
-def test_a_score_below_zero_turns_nothing_round(model: Model, images: Tensor) -> None:
+def test_a_negative_score_does_not_invert_the_map(model: Model, images: Tensor) -> None:
     def shifted(by: float) -> Tensor:
         maps: Tensor = ablation_cam(model, images, lambda logits: logits[:, 0] + by, layer="conv2").maps
         return maps / maps.amax((1, 2), keepdim=True)
@@ -50,12 +50,12 @@ def test_a_score_below_zero_turns_nothing_round(model: Model, images: Tensor) ->
     torch.testing.assert_close(shifted(-50), shifted(50))
 
 
-def test_a_score_of_zero_divides_nothing(model: Model, images: Tensor) -> None:
+def test_a_score_of_zero_gives_an_empty_map(model: Model, images: Tensor) -> None:
     result = ablation_cam(model, images, lambda logits: logits[:, 0] * 0, layer="conv2")
     assert not result.maps.any()
 
 
-def test_what_cannot_be_seen_above_the_layer_has_no_weight(images: Tensor) -> None:
+def test_channels_that_the_score_ignores_have_no_weight(images: Tensor) -> None:
     class OneChannel(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -66,5 +66,5 @@ def test_what_cannot_be_seen_above_the_layer_has_no_weight(images: Tensor) -> No
 
     torch.manual_seed(0)
     model = load_model(OneChannel().double(), input_size=(3, 8, 10))
-    found = ablation_cam(model, images, 0, layer="conv").maps
-    torch.testing.assert_close(found, model.features(images, "conv")[:, 2].relu().detach())
+    maps = ablation_cam(model, images, 0, layer="conv").maps
+    torch.testing.assert_close(maps, model.features(images, "conv")[:, 2].relu().detach())

@@ -1,4 +1,4 @@
-"""CAM: the map explains the logit exactly, and is refused where it could not."""
+"""CAM: the map and the bias sum to the logit; other heads and targets are refused."""
 
 from __future__ import annotations
 
@@ -40,14 +40,12 @@ def test_oracle() -> None:
     cam.spec.oracle()
 
 
-def test_the_mean_of_the_map_and_the_bias_are_the_logit_behind_a_functional_relu(
-    model: Model, images: Tensor
-) -> None:
+def test_map_and_bias_give_the_logit_after_a_functional_relu(model: Model, images: Tensor) -> None:
     with torch.no_grad():
         logits = model(images)
     for index in range(4):
-        explained = cam(model, images, index).maps.mean((1, 2)) + model.module.fc.bias[index]
-        torch.testing.assert_close(explained, logits[:, index], rtol=1e-12, atol=1e-12)
+        total = cam(model, images, index).maps.mean((1, 2)) + model.module.fc.bias[index]
+        torch.testing.assert_close(total, logits[:, index], rtol=1e-12, atol=1e-12)
 
 
 def test_each_image_may_have_its_own_class_in_any_batches(model: Model, images: Tensor) -> None:
@@ -61,19 +59,19 @@ def test_each_image_may_have_its_own_class_in_any_batches(model: Model, images: 
     assert predicted.targets == tuple(f"class {i}" for i in model(images).argmax(1).tolist())
 
 
-def test_only_classes_have_a_cam(model: Model, images: Tensor) -> None:
+def test_targets_other_than_classes_are_refused(model: Model, images: Tensor) -> None:
     for target in ("conv[1]", "conv", lambda logits: logits[:, 0]):
         with pytest.raises(InputError, match="grad_cam"):
             cam(model, images, target)
 
 
-def test_a_network_without_the_head_is_sent_to_grad_cam(images: Tensor) -> None:
+def test_a_network_without_a_pooled_head_is_refused(images: Tensor) -> None:
     network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(84, 4)).double()
     with pytest.raises(ModelError, match="grad_cam"):
         cam(load_model(network), images)
 
 
-def test_evidence_lies_on_the_objects_of_the_bundled_scenes() -> None:
+def test_peaks_lie_on_the_objects_of_the_bundled_scenes() -> None:
     scenes = draw_scenes(60, seed=12, split="test")
     model = load_model("builtin:shapes-vgg")
     result = cam(model, scenes.images, scenes.labels.tolist())

@@ -1,4 +1,4 @@
-"""Eigen-CAM: the component that explains most, with a sign, of no class."""
+"""Eigen-CAM: largest variance, the component's sign, and no target."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def images() -> Tensor:
     return torch.rand(4, 3, 8, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def test_no_direction_through_the_channels_varies_more(model: Model, images: Tensor) -> None:
+def test_no_direction_has_a_larger_variance(model: Model, images: Tensor) -> None:
     maps = model.features(images, "1").detach().flatten(2)
     component = eigen_cam(model, images, layer="1").maps.flatten(1)
     torch.testing.assert_close(component.sum(1), torch.zeros(4, dtype=torch.float64), atol=1e-12, rtol=0)
@@ -33,7 +33,7 @@ def test_no_direction_through_the_channels_varies_more(model: Model, images: Ten
     assert (component.norm(dim=1)[:, None] >= others.norm(dim=2)).all()
 
 
-def test_the_largest_value_is_positive_whatever_the_sign_of_the_maps(model: Model, images: Tensor) -> None:
+def test_the_largest_value_is_positive_for_maps_of_either_sign(model: Model, images: Tensor) -> None:
     first = eigen_cam(model, images, layer="1").maps
     model.module[0].weight.data *= -1
     model.module[0].bias.data *= -1
@@ -43,15 +43,15 @@ def test_the_largest_value_is_positive_whatever_the_sign_of_the_maps(model: Mode
     torch.testing.assert_close(first, second)
 
 
-def test_it_takes_no_target_and_runs_nothing_above_the_layer(model: Model, images: Tensor) -> None:
-    assert [given.name for given in eigen_cam.spec.inputs] == ["model", "images"]
-    assert "3" in model.structure.layers  # recorded now, by a whole pass
-    passed: list[str] = []
-    model.module[3].register_forward_hook(lambda *_: passed.append("head"))
+def test_it_has_no_target_and_runs_nothing_above_the_layer(model: Model, images: Tensor) -> None:
+    assert [declared.name for declared in eigen_cam.spec.inputs] == ["model", "images"]
+    assert "3" in model.structure.layers  # recorded here, by a forward pass of its own
+    calls: list[str] = []
+    model.module[3].register_forward_hook(lambda *_: calls.append("head"))
     result = eigen_cam(model, images, layer="1")
-    assert not passed
+    assert not calls
     assert result.targets == ("first component of 1",) * 4
 
 
-def test_flat_maps_have_no_component(model: Model) -> None:
+def test_constant_maps_have_no_component(model: Model) -> None:
     assert not eigen_cam(model, torch.full((1, 3, 8, 10), 0.5, dtype=torch.float64), layer="1").maps.any()

@@ -1,4 +1,4 @@
-"""Grad-CAM: CAM where CAM exists, any layer and layout elsewhere, nothing differentiated below."""
+"""Grad-CAM: equality with CAM, layers and layouts, several layers, no gradients below the layer."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ def test_oracle() -> None:
     grad_cam.spec.oracle()
 
 
-def test_on_a_pooled_head_it_is_cam_without_the_negative(model: Model, images: Tensor) -> None:
-    places = cam(model, images).maps[0].numel()
-    torch.testing.assert_close(grad_cam(model, images).maps, cam(model, images).maps.relu() / places)
+def test_equals_cam_after_a_relu_before_a_pooled_head(model: Model, images: Tensor) -> None:
+    positions = cam(model, images).maps[0].numel()
+    torch.testing.assert_close(grad_cam(model, images).maps, cam(model, images).maps.relu() / positions)
 
 
 @pytest.mark.parametrize("layout", ["channels last", "tokens"])
-def test_layouts_of_the_same_numbers_give_the_same_map(layout: str, images: Tensor) -> None:
+def test_all_layouts_of_a_layer_give_the_same_map(layout: str, images: Tensor) -> None:
     usual = grad_cam(network(ChannelsLast, "maps"), images, 0, layer="block").maps
     turned = grad_cam(network(ChannelsLast, layout), images, 0, layer="block").maps
     assert usual.shape == (2, 2, 3)
@@ -88,13 +88,13 @@ def test_layouts_of_the_same_numbers_give_the_same_map(layout: str, images: Tens
     torch.testing.assert_close(turned, usual, rtol=1e-12, atol=1e-14)
 
 
-def test_every_layer_with_places_can_be_asked(model: Model, images: Tensor) -> None:
+def test_every_layer_with_positions_is_accepted(model: Model, images: Tensor) -> None:
     for layer, size in (("0", (8, 12)), ("1", (8, 12)), ("2", (3, 5)), ("4", (1, 1))):
         assert grad_cam(model, images, 0, layer=layer).maps.shape == (2, *size)
 
 
 def test_nothing_below_the_layer_is_differentiated(model: Model, images: Tensor) -> None:
-    grad_cam(model, images, 0, layer="3")  # the model's anatomy is recorded now, by a whole backward pass
+    grad_cam(model, images, 0, layer="3")  # records the model's structure, by a backward pass of its own
     passed: list[str] = []
     for name, module in model.layers.items():
 
@@ -116,7 +116,7 @@ def test_a_unit_of_a_higher_layer_is_a_target(model: Model, images: Tensor) -> N
     torch.testing.assert_close(grad_cam(model, images, "2[3,1,2]", layer="1").maps, expected)
 
 
-def test_what_does_not_depend_on_the_layer_is_refused(images: Tensor, model: Model) -> None:
+def test_a_layer_that_the_target_does_not_depend_on_is_refused(images: Tensor, model: Model) -> None:
     with pytest.raises(ModelError, match="does not depend on layer '2'"):
         grad_cam(model, images, "0[1]", layer="2")
     with pytest.raises(ModelError, match="class token"):
@@ -129,31 +129,31 @@ def test_what_does_not_depend_on_the_layer_is_refused(images: Tensor, model: Mod
 
 def test_the_conventions_scale_each_map(model: Model, images: Tensor) -> None:
     raw = grad_cam(model, images, 1).maps
-    scaled = grad_cam(model, images, 1, normalize="minmax").maps
+    scaled = grad_cam(model, images, 1).as_convention("minmax").maps
     low, high = raw.amin((1, 2), keepdim=True), raw.amax((1, 2), keepdim=True)
     torch.testing.assert_close(scaled, (raw - low) / (high - low))
-    large = grad_cam(model, images, 1, normalize="pgc").maps
+    large = grad_cam(model, images, 1).as_convention("pytorch-grad-cam").maps
 
-    def ranged(maps: Tensor) -> Tensor:
+    def stretch(maps: Tensor) -> Tensor:
         least = maps.amin((1, 2), keepdim=True)
         return (maps - least) / (1e-7 + (maps - least).amax((1, 2), keepdim=True))
 
-    enlarged = F.interpolate(ranged(raw)[:, None], (8, 12), mode="bilinear", align_corners=False)[:, 0]
-    torch.testing.assert_close(large, ranged(enlarged), rtol=0, atol=1e-12)
+    enlarged = F.interpolate(stretch(raw)[:, None], (8, 12), mode="bilinear", align_corners=False)[:, 0]
+    torch.testing.assert_close(large, stretch(enlarged), rtol=0, atol=1e-12)
 
 
-def test_heat_lies_on_the_objects_of_the_bundled_scenes() -> None:
+def test_peaks_lie_on_the_objects_of_the_bundled_scenes() -> None:
     scenes = draw_scenes(60, seed=12, split="test")
     result = grad_cam(load_model("builtin:shapes-vgg"), scenes.images, scenes.labels.tolist())
     peaks = result.heat().flatten(1).argmax(1)
     assert scenes.masks.flatten(1)[torch.arange(60), peaks].float().mean() > 0.8
 
 
-def test_several_layers_are_averaged_and_each_is_shown(model: Model, images: Tensor) -> None:
+def test_several_layers_are_averaged_and_each_has_a_panel(model: Model, images: Tensor) -> None:
     result = grad_cam(model, images, 1, layer=["1", "3"])
     assert result.more_names == ("1", "3")
     for number, layer in enumerate(result.more_names):
-        alone = grad_cam(model, images, 1, layer=layer, normalize="minmax").maps
+        alone = grad_cam(model, images, 1, layer=layer).as_convention("minmax").maps
         large = F.interpolate(alone[:, None], (8, 12), mode="bilinear")[:, 0]
         torch.testing.assert_close(result.more[:, number], large)
     torch.testing.assert_close(result.maps, result.more.mean(1))
@@ -161,9 +161,9 @@ def test_several_layers_are_averaged_and_each_is_shown(model: Model, images: Ten
     assert [panel.title for panel in group] == ["", "class 1", "1", "3"]
 
 
-def test_several_layers_take_one_pass_and_any_order(model: Model, images: Tensor) -> None:
+def test_several_layers_take_one_pass_in_any_order(model: Model, images: Tensor) -> None:
     passes: list[int] = []
-    grad_cam(model, images, 1, layer="1")  # the anatomy is recorded now, by a pass of its own
+    grad_cam(model, images, 1, layer="1")  # the structure is recorded here, by a pass of its own
     model.module.register_forward_hook(lambda *_: passes.append(1))
     up = grad_cam(model, images, 1, layer=["1", "3"])
     down = grad_cam(model, images, 1, layer=["3", "1"])
@@ -173,10 +173,11 @@ def test_several_layers_take_one_pass_and_any_order(model: Model, images: Tensor
 
 
 def test_a_list_of_one_layer_is_that_layers_map_enlarged(model: Model, images: Tensor) -> None:
-    one = grad_cam(model, images, 1, layer=["3"], normalize="pgc")
-    torch.testing.assert_close(one.maps, grad_cam(model, images, 1, layer="3", normalize="pgc").maps)
+    listed = grad_cam(model, images, 1, layer=["3"]).as_convention("pytorch-grad-cam").maps
+    single = grad_cam(model, images, 1, layer="3").as_convention("pytorch-grad-cam").maps
+    torch.testing.assert_close(listed, single)
 
 
-def test_no_layer_at_all_is_refused(model: Model, images: Tensor) -> None:
+def test_an_empty_list_of_layers_is_refused(model: Model, images: Tensor) -> None:
     with pytest.raises(InputError, match="at least 1 item"):
         grad_cam(model, images, 1, layer=[])

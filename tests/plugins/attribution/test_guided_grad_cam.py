@@ -1,4 +1,4 @@
-"""Guided Grad-CAM: the product of its two parts, and refused where either is."""
+"""Guided Grad-CAM: product of its two factors, also for functional ReLUs."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def images() -> Tensor:
     return torch.rand(2, 3, 9, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def test_it_is_grad_cam_enlarged_times_guided_backprop_also_of_functional_relus(
-    model: Model, images: Tensor
-) -> None:
+def test_it_equals_enlarged_grad_cam_times_guided_backprop(model: Model, images: Tensor) -> None:
     coarse = methods["grad_cam"](model, images, [2, 0], layer="conv2").maps
     fine = methods["guided_backprop"](model, images, [2, 0]).maps
     large = F.interpolate(coarse[:, None], (9, 11), mode="bilinear")[:, 0]
@@ -44,7 +42,7 @@ def test_it_is_grad_cam_enlarged_times_guided_backprop_also_of_functional_relus(
     torch.testing.assert_close(maps, large * fine, rtol=1e-12, atol=1e-16)
 
 
-def test_both_parts_are_about_the_class_predicted_for_the_picture(model: Model, images: Tensor) -> None:
+def test_both_factors_use_the_predicted_class(model: Model, images: Tensor) -> None:
     predicted = model(images).argmax(1)
     result = guided_grad_cam(model, images)
     torch.testing.assert_close(result.maps, guided_grad_cam(model, images, predicted).maps)

@@ -1,4 +1,4 @@
-"""LRP: its sum rule, batch norms folded, and refusals by name."""
+"""LRP: conservation, folded batch norms, refused operations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ lrp = methods["attribution.lrp"]
 
 
 class Residual(nn.Module):
-    """No biases; a sum of two ways, ReLU6 in place, both kinds of pooling."""
+    """No biases; a residual sum, in-place ReLU6, both kinds of pooling."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def test_without_biases_the_map_sums_to_the_logit(rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", ["epsilon", "gamma"])
-def test_a_batch_norm_after_a_convolution_is_as_if_folded(rule: str) -> None:
+def test_a_batch_norm_after_a_convolution_equals_a_folded_one(rule: str) -> None:
     torch.manual_seed(0)
     conv, norm, head = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Linear(5, 2)
     norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2), norm.weight.data.normal_()
@@ -64,7 +64,7 @@ def test_a_batch_norm_after_a_convolution_is_as_if_folded(rule: str) -> None:
         (nn.GroupNorm(2, 4), "group_norm"),
     ],
 )
-def test_what_has_no_rule_is_refused_by_name(layer: nn.Module, name: str) -> None:
+def test_an_operation_without_a_rule_is_refused_by_name(layer: nn.Module, name: str) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     with pytest.raises(ModelError, match=f"no rule for '{name}'"):
         lrp(load_model(network), torch.rand(1, 3, 8, 8), 0)

@@ -1,4 +1,4 @@
-"""RISE: against a plain loop over the same masks, and what its masks are."""
+"""RISE: equality with a loop over the same masks, and the masks' distribution."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def test_oracle() -> None:
 
 
 @pytest.mark.parametrize("batch", [5, 32])
-def test_a_plain_loop_over_the_same_masks_gives_the_same_map(batch: int) -> None:
+def test_it_equals_a_loop_over_the_same_masks(batch: int) -> None:
     model, images = small_model(), torch.rand(2, 3, 11, 14, dtype=torch.float64)
-    masks = random_masks(12, (11, 14), grid=3, keep=0.6, seed=4)(range(12)).double()
+    masks = random_masks(12, (11, 14), grid=3, keep_probability=0.6, seed=4)(range(12)).double()
     expected = torch.zeros(2, 11, 14, dtype=torch.float64)
     with torch.no_grad():
         for n, image in enumerate(images):
             for mask in masks:
                 expected[n] += model((image * mask)[None]).softmax(1)[0, n] * mask / (12 * 0.6)
     with max_batch(batch):
-        maps = rise(model, images, [0, 1], masks=12, grid=3, keep=0.6, seed=4).maps
+        maps = rise(model, images, [0, 1], masks=12, grid=3, keep_probability=0.6, seed=4).maps
     torch.testing.assert_close(maps, expected)
 
 
-def test_masks_are_seen_as_often_as_asked_and_none_has_an_edge_of_its_own() -> None:
-    masks = random_masks(3000, (20, 24), grid=4, keep=0.3, seed=0)(range(3000))
+def test_every_pixel_is_visible_with_the_keep_probability() -> None:
+    masks = random_masks(3000, (20, 24), grid=4, keep_probability=0.3, seed=0)(range(3000))
     assert masks.min() >= 0 and masks.max() <= 1
     torch.testing.assert_close(masks.mean(0), torch.full((20, 24), 0.3), rtol=0, atol=0.04)
 

@@ -1,4 +1,4 @@
-"""Saliency: any target, in the units of the pixels, without touching what it is given."""
+"""Saliency: classes, units, channels and callables as targets."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def test_oracle() -> None:
     saliency.spec.oracle()
 
 
-def test_a_neurons_saliency_is_its_own_filter_where_it_looks(model: Model, images: Tensor) -> None:
+def test_a_neurons_saliency_is_its_filter_in_its_receptive_field(model: Model, images: Tensor) -> None:
     maps = saliency(model, images, Neuron("0", 2, 4, 5)).maps
     expected = torch.zeros(8, 9, dtype=torch.float64)
     expected[3:6, 4:7] = (model.module[0].weight[2] / 0.25).abs().amax(0)
     torch.testing.assert_close(maps, expected.expand(2, 8, 9))
 
 
-def test_a_channel_is_explained_from_text_or_object(model: Model, images: Tensor) -> None:
+def test_a_channel_target_as_text_equals_the_object(model: Model, images: Tensor) -> None:
     assert torch.equal(saliency(model, images, "1[3]").maps, saliency(model, images, Channel("1", 3)).maps)
 
 
-def test_the_predicted_class_is_explained_when_none_is_named(model: Model, images: Tensor) -> None:
+def test_the_default_target_is_the_predicted_class(model: Model, images: Tensor) -> None:
     predicted = model(images).argmax(1)
     result = saliency(model, images)
     assert result.targets == tuple(model.classes[i] for i in predicted.tolist())

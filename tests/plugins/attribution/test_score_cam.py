@@ -1,4 +1,4 @@
-"""Score-CAM: weights that sum to one, masks that dim towards the mean, any target."""
+"""Score-CAM: weights that sum to one, masks toward the mean color, any target."""
 
 from __future__ import annotations
 
@@ -23,45 +23,45 @@ def images() -> Tensor:
     return torch.rand(2, 3, 8, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def test_equal_scores_weigh_all_maps_alike(model: Model, images: Tensor) -> None:
+def test_equal_scores_give_equal_weights(model: Model, images: Tensor) -> None:
     maps = score_cam(model, images, lambda logits: logits.sum(1) * 0, layer="1").maps
     torch.testing.assert_close(maps, model.features(images, "1").mean(1).detach())
 
 
-def test_one_map_far_ahead_is_the_answer(model: Model, images: Tensor) -> None:
+def test_a_much_higher_score_selects_one_channel(model: Model, images: Tensor) -> None:
     maps = model.features(images, "1").detach()
     result = score_cam(model, images, lambda logits: 1e6 * logits[:, 2], layer="1").maps
-    for picture, found in zip(maps, result, strict=True):
-        assert any(torch.allclose(found, channel) for channel in picture)
+    for channels, expected in zip(maps, result, strict=True):
+        assert any(torch.allclose(expected, channel) for channel in channels)
 
 
-def test_what_is_masked_away_is_the_mean_colour(model: Model, images: Tensor) -> None:
-    seen: list[Tensor] = []
-    model.module.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
+def test_masked_pixels_are_the_mean_color(model: Model, images: Tensor) -> None:
+    inputs: list[Tensor] = []
+    model.module.register_forward_pre_hook(lambda _, args: inputs.append(args[0].clone()))
     score_cam(model, images[:1], 0, layer="1")
-    masked, whole = seen[-1], model.normalize(images[:1])
-    shown = masked / whole
+    masked, unmasked = inputs[-1], model.normalize(images[:1])
+    visible = masked / unmasked
     assert masked.shape == (4, 3, 8, 10)
-    torch.testing.assert_close(shown, shown[:, :1].expand_as(shown))
-    assert shown.min() > -1e-9 and shown.max() < 1 + 1e-9
-    assert (shown.amax((1, 2, 3)) > 0.99).all() and (shown.amin((1, 2, 3)) < 0.01).all()
+    torch.testing.assert_close(visible, visible[:, :1].expand_as(visible))
+    assert visible.min() > -1e-9 and visible.max() < 1 + 1e-9
+    assert (visible.amax((1, 2, 3)) > 0.99).all() and (visible.amin((1, 2, 3)) < 0.01).all()
 
 
-def test_the_class_is_decided_on_the_whole_picture(model: Model, images: Tensor) -> None:
+def test_the_default_target_is_predicted_for_the_unmasked_image(model: Model, images: Tensor) -> None:
     predicted = model(images).argmax(1)
     torch.testing.assert_close(score_cam(model, images).maps, score_cam(model, images, predicted).maps)
 
 
-def test_a_map_that_is_flat_lets_nothing_through(images: Tensor) -> None:
+def test_a_constant_channel_gives_finite_maps(images: Tensor) -> None:
     network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(160, 2)).double()
     network[0].weight.data[0], network[0].bias.data[0] = 0, 1
     result = score_cam(load_model(network, input_size=(3, 8, 10)), images, 0, layer="1")
     assert result.maps.isfinite().all()
 
 
-def test_progress_counts_every_masked_picture(model: Model, images: Tensor) -> None:
-    told = []
-    with max_batch(2), report_progress(told.append):
+def test_progress_counts_every_batch_of_masked_images(model: Model, images: Tensor) -> None:
+    events = []
+    with max_batch(2), report_progress(events.append):
         score_cam(model, images, 0, layer="1")
-    assert {event.total for event in told} == {4}
-    assert told[-1].done == told[-1].total
+    assert {event.total for event in events} == {4}
+    assert events[-1].done == events[-1].total

@@ -1,4 +1,4 @@
-"""Incremental recomputation against whole pictures: exact, whatever the network does with them."""
+"""Windowed forward passes equal full forward passes for every kind of network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from phosphene_plugins.attribution._windowed_forward import Sweep
+from phosphene_plugins.attribution._windowed_forward import WindowedImages
 
 
 class Branches(nn.Module):
@@ -33,7 +33,7 @@ class Branches(nn.Module):
 
 
 class Gates(nn.Module):
-    """What has no rule, in the middle: a view that is written to, squeeze and excitation, normalisation."""
+    """Operations that are not local: a view that is written to, squeeze and excitation, group norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,30 +49,34 @@ class Gates(nn.Module):
 
 def windows(height: int, width: int, side: int, stride: int) -> list[tuple[slice, slice]]:
     rows, columns = (
-        [slice(at, min(at + side, whole)) for at in range(0, max(0, whole - side) + stride, stride)]
-        for whole in (height, width)
+        [slice(start, min(start + side, size)) for start in range(0, max(0, size - side) + stride, stride)]
+        for size in (height, width)
     )
-    return [(down, across) for down in rows for across in columns]
+    return [(vertical, horizontal) for vertical in rows for horizontal in columns]
 
 
-def both(network: nn.Module, size: tuple[int, int], side: int, stride: int) -> tuple[Tensor, Tensor, Sweep]:
+def both(
+    network: nn.Module, size: tuple[int, int], side: int, stride: int
+) -> tuple[Tensor, Tensor, WindowedImages]:
+    """The outputs by windows and by full forward passes."""
     network = network.double().eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(1)
-    picture, hidden = torch.rand(2, 3, *size, dtype=torch.float64, generator=generator)
-    places = windows(*size, side, stride)
-    sweep, some = Sweep(picture, hidden, places), range(0, len(places), max(1, len(places) // 12))
-    whole = picture.repeat(len(some), 1, 1, 1)
-    for row, place in zip(whole, some, strict=True):
-        row[:, places[place][0], places[place][1]] = hidden[:, places[place][0], places[place][1]]
+    image, replacement = torch.rand(2, 3, *size, dtype=torch.float64, generator=generator)
+    positions = windows(*size, side, stride)
+    windowed = WindowedImages(image, replacement, positions)
+    indices = range(0, len(positions), max(1, len(positions) // 12))
+    full = image.repeat(len(indices), 1, 1, 1)
+    for row, index in zip(full, indices, strict=True):
+        rows, columns = positions[index]
+        row[:, rows, columns] = replacement[:, rows, columns]
     with torch.inference_mode():
-        halves = some[:5], some[5:]
-        ours = torch.cat([network(sweep.pictures(half)) for half in halves])
-        return ours, network(whole), sweep
+        ours = torch.cat([network(windowed.batch(half)) for half in (indices[:5], indices[5:])])
+        return ours, network(full), windowed
 
 
 @pytest.mark.parametrize(("size", "side", "stride"), [((48, 48), 8, 8), ((37, 53), 5, 4), ((41, 40), 1, 7)])
 @pytest.mark.parametrize("kind", [Branches, Gates])
-def test_windows_anywhere_give_what_whole_pictures_give(
+def test_windows_of_any_size_equal_full_forward_passes(
     kind: type[nn.Module], size: tuple[int, int], side: int, stride: int
 ) -> None:
     torch.manual_seed(0)
@@ -81,36 +85,37 @@ def test_windows_anywhere_give_what_whole_pictures_give(
 
 
 @pytest.mark.parametrize("name", ["vgg11", "resnet18", "mobilenet_v2"])
-def test_known_networks_give_what_they_give_of_whole_pictures(name: str) -> None:
+def test_torchvision_networks_equal_full_forward_passes(name: str) -> None:
     torch.manual_seed(0)
-    ours, theirs, sweep = both(torchvision.models.get_model(name, weights=None), (67, 53), 7, 5)
+    ours, theirs, windowed = both(torchvision.models.get_model(name, weights=None), (67, 53), 7, 5)
     assert type(ours) is Tensor
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
-    assert not sweep.without_rule - {"add", "add_"}  # one branch may cover all a map before the other does
+    # One branch may cover all of a feature map before the other does.
+    assert not windowed.nonlocal_operations - {"add", "add_"}
 
 
-def test_what_has_no_rule_is_named_and_a_window_of_everything_is_whole() -> None:
+def test_nonlocal_operations_are_named_and_a_window_may_cover_the_image() -> None:
     torch.manual_seed(0)
-    *_, sweep = both(Gates(), (20, 20), 3, 3)
-    assert sweep.without_rule == {"slice"}
-    picture = torch.rand(3, 9, 9)
-    everything = Sweep(picture, torch.zeros_like(picture), [(slice(0, 9), slice(0, 9))])
+    *_, windowed = both(Gates(), (20, 20), 3, 3)
+    assert windowed.nonlocal_operations == {"slice"}
+    image = torch.rand(3, 9, 9)
+    everything = WindowedImages(image, torch.zeros_like(image), [(slice(0, 9), slice(0, 9))])
     with torch.inference_mode():
-        assert not nn.Conv2d(3, 2, 3, bias=False)(everything.pictures([0])).any()
+        assert not nn.Conv2d(3, 2, 3, bias=False)(everything.batch([0])).any()
 
 
-def test_local_layers_compute_no_more_than_the_window_reaches() -> None:
-    seen: list[tuple[int, ...]] = []
+def test_local_layers_compute_only_what_the_window_affects() -> None:
+    shapes: list[tuple[int, ...]] = []
 
     class Spy(nn.Conv2d):
         def forward(self, images: Tensor) -> Tensor:
             output = super().forward(images)
-            seen.append(tuple(output.crops.shape))  # type: ignore[attr-defined]
+            shapes.append(tuple(output.crops.shape))  # type: ignore[attr-defined]
             return output
 
     network = nn.Sequential(Spy(3, 2, 3, padding=1), nn.ReLU(), Spy(2, 2, 3, padding=1))
-    picture = torch.rand(3, 40, 40)
-    sweep = Sweep(picture, torch.zeros_like(picture), windows(40, 40, 4, 4))
+    image = torch.rand(3, 40, 40)
+    windowed = WindowedImages(image, torch.zeros_like(image), windows(40, 40, 4, 4))
     with torch.inference_mode():
-        network(sweep.pictures([0, 55]))
-    assert seen == [(2, 2, 6, 6), (2, 2, 8, 8)]
+        network(windowed.batch([0, 55]))
+    assert shapes == [(2, 2, 6, 6), (2, 2, 8, 8)]

@@ -1,4 +1,4 @@
-"""The comparison: every number where it belongs, whole after an interruption, honest about its cost."""
+"""Comparison of attribution methods: values, resumed runs, budgets and refused inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from phosphene import (
     report_progress,
     run,
 )
-from phosphene_plugins.scores._evaluate_maps import Pool
+from phosphene_plugins.scores._evaluate_maps import EvaluationSet
 from phosphene_plugins.scores._score_table import Scores, means
 
 compare_attributions = methods["scores.compare_attributions"]
@@ -36,34 +36,34 @@ def test_oracle() -> None:
     compare_attributions.spec.oracle()
 
 
-def test_a_comparison_that_was_cut_off_gives_what_a_whole_one_gives(
+def test_a_resumed_comparison_equals_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
-    given = {"dataset": "builtin:scenes/12", "batch_size": 4, **CHEAP}
-    whole = run("compare_attributions", **given)
+    params = {"dataset": "builtin:scenes/12", "batch_size": 4, **CHEAP}
+    uninterrupted = run("compare_attributions", **params)
 
     def cut(event: ProgressEvent) -> None:
         if event.done == 7:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run("compare_attributions", out=tmp_path / "table", progress=cut, **given)
+        run("compare_attributions", out=tmp_path / "table", progress=cut, **params)
     assert [path.name for path in tmp_path.iterdir()] == [".table.unfinished"]
-    reads: list[range] = []
-    read = Pool.read
-    monkeypatch.setattr(Pool, "read", lambda self, places: reads.append(places) or read(self, places))
-    again = run("compare_attributions", out=tmp_path / "table", progress=False, **given)
-    assert range(0, 4) not in reads and range(8, 12) in reads
-    for name in ("values", "errors", "counts", "each", "maps"):
-        assert torch.equal(getattr(again, name), getattr(whole, name)), name
-    back = load_result(tmp_path / "table")
-    assert isinstance(back, Scores)
-    assert back.lines() == whole.lines()
+    ranges: list[range] = []
+    read = EvaluationSet.read
+    monkeypatch.setattr(EvaluationSet, "read", lambda self, rows: ranges.append(rows) or read(self, rows))
+    resumed = run("compare_attributions", out=tmp_path / "table", progress=False, **params)
+    assert range(0, 4) not in ranges and range(8, 12) in ranges
+    for name in ("values", "standard_errors", "counts", "image_values", "maps"):
+        assert torch.equal(getattr(resumed, name), getattr(uninterrupted, name)), name
+    loaded = load_result(tmp_path / "table")
+    assert isinstance(loaded, Scores)
+    assert loaded.lines() == uninterrupted.lines()
 
 
-def test_the_bundled_network_looks_at_the_object_and_the_biased_one_past_it(model) -> None:  # type: ignore[no-untyped-def]
-    found = compare_attributions(
+def test_energy_lies_in_the_object_for_the_bundled_network_and_outside_for_the_biased_one(model) -> None:  # type: ignore[no-untyped-def]
+    result = compare_attributions(
         model,
         SceneDataset(12, biased=True),
         models=["builtin:shapes-biased"],
@@ -72,48 +72,52 @@ def test_the_bundled_network_looks_at_the_object_and_the_biased_one_past_it(mode
         params={"integrated_gradients": {"steps": 10}},
         seed=0,
     )
-    honest, cheat = ({n: found.value(n, "energy inside", uri) for n in found.names} for uri in found.models)
+    unbiased, biased = (
+        {n: result.value(n, "energy inside", uri) for n in result.names} for uri in result.models
+    )
     for name in ("grad_cam", "integrated_gradients", "saliency"):
-        assert cheat[name] < 0.75 * honest[name]
-    assert honest["centre point"] == cheat["centre point"]
-    assert honest["grad_cam"] > honest["centre point"] + 0.1
-    assert honest["integrated_gradients"] > honest["centre point"] + 0.1
-    assert all(honest[name] > honest["random maps"] + 0.1 for name in ("grad_cam", "integrated_gradients"))
+        assert biased[name] < 0.75 * unbiased[name]
+    assert unbiased["centre point"] == biased["centre point"]
+    assert unbiased["grad_cam"] > unbiased["centre point"] + 0.1
+    assert unbiased["integrated_gradients"] > unbiased["centre point"] + 0.1
+    assert all(
+        unbiased[name] > unbiased["random maps"] + 0.1 for name in ("grad_cam", "integrated_gradients")
+    )
 
 
-def test_an_expensive_method_is_scored_on_what_the_budget_pays_for_and_the_table_says_so(model) -> None:  # type: ignore[no-untyped-def]
-    found = compare_attributions(
+def test_the_budget_limits_the_images_of_an_expensive_method(model) -> None:  # type: ignore[no-untyped-def]
+    result = compare_attributions(
         model,
         SceneDataset(9),
         methods=["grad_cam", "occlusion"],
         scores=["pointing_game"],
         params={"occlusion": {"window": 16, "stride": 16}},
-        budget=60,  # grad_cam costs 3 a picture, occlusion 17
+        budget=60,  # grad_cam costs 3 passes per image, occlusion 17
         seed=0,
     )
-    assert found.counts[0, :, 0].tolist() == [9, 3, 9, 9]
-    assert any("occlusion (n=3)" in line for line in found.lines())
-    assert found.each[0, 1, :, 3:].abs().sum() == 0
+    assert result.counts[0, :, 0].tolist() == [9, 3, 9, 9]
+    assert any("occlusion (n=3)" in line for line in result.lines())
+    assert result.image_values[0, 1, :, 3:].abs().sum() == 0
 
 
-def test_one_progress_for_everything(model) -> None:  # type: ignore[no-untyped-def]
-    told: list[ProgressEvent] = []
-    with report_progress(told.append):
+def test_there_is_one_progress_bar(model) -> None:  # type: ignore[no-untyped-def]
+    events: list[ProgressEvent] = []
+    with report_progress(events.append):
         compare_attributions(model, SceneDataset(4), methods=["smooth_grad"], scores=["mask_iou"], seed=0)
-    assert [event.description for event in told] == ["scoring maps"] * 3
-    assert [event.done for event in told] == [1, 2, 3]
+    assert [event.description for event in events] == ["scoring maps"] * 3
+    assert [event.done for event in events] == [1, 2, 3]
 
 
-def test_baselines_have_no_likeness_to_maps_of_a_random_network(model) -> None:  # type: ignore[no-untyped-def]
-    found = compare_attributions(
+def test_the_sanity_column_is_undefined_for_baselines(model) -> None:  # type: ignore[no-untyped-def]
+    result = compare_attributions(
         model, SceneDataset(2), methods=["saliency"], scores=["sanity_check"], seed=0, examples=1
     )
-    assert found.value("saliency", "sanity") is not None
-    assert found.value("centre point", "sanity") is None
-    assert found.lines()[-1].split("|")[2].strip() == "–"
+    assert result.value("saliency", "sanity") is not None
+    assert result.value("centre point", "sanity") is None
+    assert result.lines()[-1].split("|")[2].strip() == "–"
 
 
-def test_means_are_of_what_is_known() -> None:
+def test_means_are_over_the_counted_values() -> None:
     each = torch.tensor([[1.0, 3.0, 9.0], [4.0, 9.0, 9.0], [9.0, 9.0, 9.0]])
     values, errors = means(each, torch.tensor([2, 1, 0]))
     assert values.tolist() == [2.0, 4.0, 0.0]
@@ -121,40 +125,40 @@ def test_means_are_of_what_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("changes", "words"),
     [
-        ({"methods": ["pgd"]}, "gives no maps"),
+        ({"methods": ["pgd"]}, "returns no maps"),
         ({"methods": ["grad_cma"]}, "grad_cam"),
-        ({"params": {"occlusion": {}}}, "params speaks of 'occlusion'"),
+        ({"params": {"occlusion": {}}}, "params names 'occlusion'"),
         ({"params": {"grad_cam": {"layr": 1}}}, "layer"),
         ({"models": ["builtin:shapes-vg"]}, "shapes-vgg"),
         ({"scores": []}, "at least 1"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_before_any_work(model, given, words: str) -> None:  # type: ignore[no-untyped-def]
-    told: list[ProgressEvent] = []
-    with report_progress(told.append), pytest.raises((InputError, UnknownName), match=words):
-        compare_attributions(model, SceneDataset(2), **{"methods": ["grad_cam"], "seed": 0, **given})
-    assert not told
+def test_invalid_parameters_are_refused_before_any_work(model, changes, words: str) -> None:  # type: ignore[no-untyped-def]
+    events: list[ProgressEvent] = []
+    with report_progress(events.append), pytest.raises((InputError, UnknownName), match=words):
+        compare_attributions(model, SceneDataset(2), **{"methods": ["grad_cam"], "seed": 0, **changes})
+    assert not events
 
 
-def test_models_that_take_other_pictures_are_refused() -> None:
+def test_models_with_another_input_size_are_refused() -> None:
     small = load_model("builtin:shapes-vgg")
     small.input_size = (3, 32, 32)
-    with pytest.raises(InputError, match="take the same pictures"):
+    with pytest.raises(InputError, match="take the same images"):
         compare_attributions(
             small, SceneDataset(2, size=(32, 32)), models=["builtin:shapes-vgg"], methods=["grad_cam"], seed=0
         )
 
 
-def test_a_data_set_that_knows_too_little_is_refused_and_told_what_to_do(model) -> None:  # type: ignore[no-untyped-def]
+def test_a_data_set_without_masks_or_labels_is_refused_with_advice(model) -> None:  # type: ignore[no-untyped-def]
     images = SceneDataset(2).read([0, 1])
     with pytest.raises(InputError, match=r"dog\.mask\.png"):
         compare_attributions(model, TensorDataset(images, ["star", "star"]), seed=0)
     with pytest.raises(InputError, match='target="predicted"'):
         compare_attributions(model, TensorDataset(images), scores=["deletion_insertion"], seed=0)
-    found = compare_attributions(
+    result = compare_attributions(
         model, TensorDataset(images), methods=["saliency"], scores=["deletion_insertion"], steps=2,
         target="predicted", seed=0,
     )  # fmt: skip
-    assert found.counts.min() == 2
+    assert result.counts.min() == 2

@@ -1,4 +1,4 @@
-"""Deletion and insertion: curves of models whose score is a sum, areas over true shares, signed order."""
+"""Deletion and insertion: curves of additive models, areas over exact fractions, signed order."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 
 from phosphene import Class, InputError, Model, SceneDataset, TensorDataset, load_model, methods
 from phosphene.images import baseline_images
-from phosphene_plugins.scores._evaluate_maps import Explained
-from phosphene_plugins.scores.deletion_insertion import areas, curves, places_of
+from phosphene_plugins.scores._evaluate_maps import ScoringContext
+from phosphene_plugins.scores.deletion_insertion import changed_counts, curve_areas, score_curves
 
 deletion_insertion = methods["scores.deletion_insertion"]
 
@@ -30,48 +30,48 @@ def test_oracle() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 60), st.sampled_from(["grey", "zero", "mean", "blur", "noise"]))
-def test_an_additive_models_curves_are_cumulative_sums(seed: int, steps: int, hidden: str) -> None:
+def test_an_additive_models_curves_are_cumulative_sums(seed: int, steps: int, baseline: str) -> None:
     draw = torch.Generator().manual_seed(seed)
     weight, maps = torch.randn(2, 6, 7, dtype=torch.float64, generator=draw)
     images = torch.rand(1, 1, 6, 7, dtype=torch.float64, generator=draw)
-    seen = Explained(additive(weight), images, maps[None], Class((0,)), None, None)
-    found = curves(seen, steps, hidden, "logit", seed=3)[0]  # type: ignore[arg-type]
-    absent = baseline_images(images, hidden, sigma=6 / 8, seed=3)  # type: ignore[arg-type]
-    gains = (weight * (images - absent)[0, 0]).flatten()[maps.flatten().argsort(descending=True)]
-    sums = torch.cat([gains.new_zeros(1), gains.cumsum(0)])[places_of(steps, 42)]
-    torch.testing.assert_close(found[0], (weight * images[0, 0]).sum() - sums)
-    torch.testing.assert_close(found[1], (weight * absent[0, 0]).sum() + sums)
+    context = ScoringContext(additive(weight), images, maps[None], Class((0,)), None, None)
+    result = score_curves(context, steps, baseline, "logit", seed=3)[0]  # type: ignore[arg-type]
+    removed = baseline_images(images, baseline, sigma=6 / 8, seed=3)  # type: ignore[arg-type]
+    contributions = (weight * (images - removed)[0, 0]).flatten()[maps.flatten().argsort(descending=True)]
+    sums = torch.cat([contributions.new_zeros(1), contributions.cumsum(0)])[changed_counts(steps, 42)]
+    torch.testing.assert_close(result[0], (weight * images[0, 0]).sum() - sums)
+    torch.testing.assert_close(result[1], (weight * removed[0, 0]).sum() + sums)
 
 
-def test_the_steps_cover_all_pixels_once_and_areas_are_over_their_true_shares() -> None:
-    assert places_of(3, 10) == [0, 3, 7, 10]
-    assert places_of(99, 4) == [0, 1, 2, 3, 4]
+def test_steps_cover_all_pixels_and_areas_use_the_exact_fractions() -> None:
+    assert changed_counts(3, 10) == [0, 3, 7, 10]
+    assert changed_counts(99, 4) == [0, 1, 2, 3, 4]
     line = torch.tensor([0.0, 3.0, 7.0, 10.0]) / 10
-    assert float(areas(line, places_of(3, 10))) == pytest.approx(0.5)
+    assert float(curve_areas(line, changed_counts(3, 10))) == pytest.approx(0.5)
 
 
-def test_pixels_against_the_class_go_last() -> None:
+def test_pixels_with_negative_values_are_removed_last() -> None:
     """By signed order deletion falls below its end, then comes back; by size it would not."""
     weight = torch.tensor([[2.0, -2.0, 1.0, -1.0]], dtype=torch.float64)
     images = torch.ones(1, 1, 1, 4, dtype=torch.float64)
-    found = deletion_insertion(
-        additive(weight), TensorDataset(images, ["0"]), method="gradient_x_input", steps=4, hidden="zero",
-        read="logit", seed=0,
+    result = deletion_insertion(
+        additive(weight), TensorDataset(images, ["0"]), method="gradient_x_input", steps=4, baseline="zero",
+        score="logit", seed=0,
     )  # fmt: skip
-    assert found.deletion[0].tolist() == [0.0, -2.0, -3.0, -2.0, 0.0]
-    assert found.insertion[0].tolist() == [0.0, 2.0, 3.0, 2.0, 0.0]
+    assert result.deletion[0].tolist() == [0.0, -2.0, -3.0, -2.0, 0.0]
+    assert result.insertion[0].tolist() == [0.0, 2.0, 3.0, 2.0, 0.0]
 
 
 def test_grad_cam_beats_random_maps_on_the_bundled_scenes() -> None:
     model = load_model("builtin:shapes-vgg")
-    found = deletion_insertion(model, SceneDataset(8), steps=6, seed=0)
-    assert found.value("grad_cam", "deletion") < found.value("random maps", "deletion") - 0.1
-    assert found.value("grad_cam", "insertion") > found.value("random maps", "insertion") + 0.1
-    ends = found.deletion[:, [0, -1]]
+    result = deletion_insertion(model, SceneDataset(8), steps=6, seed=0)
+    assert result.value("grad_cam", "deletion") < result.value("random maps", "deletion") - 0.1
+    assert result.value("grad_cam", "insertion") > result.value("random maps", "insertion") + 0.1
+    ends = result.deletion[:, [0, -1]]
     torch.testing.assert_close(ends, ends[:1].expand_as(ends))
-    torch.testing.assert_close(found.insertion[:, [-1, 0]], ends)
+    torch.testing.assert_close(result.insertion[:, [-1, 0]], ends)
 
 
-def test_without_classes_it_says_what_to_do() -> None:
+def test_a_data_set_without_labels_is_refused_with_advice() -> None:
     with pytest.raises(InputError, match='target="predicted"'):
         deletion_insertion(load_model("builtin:shapes-vgg"), TensorDataset(torch.rand(1, 3, 64, 64)), seed=0)

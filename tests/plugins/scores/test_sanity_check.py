@@ -1,4 +1,4 @@
-"""The sanity check: what ignores the weights stays, what reads them falls, nobody's network is touched."""
+"""Sanity check: maps that ignore the weights stay, others change, and the model is not modified."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch import nn
 from phosphene import ModelError, SceneDataset, TensorDataset, checkpoints, load_model, method, methods, run
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene_plugins.scores import _evaluate_maps as scoring
-from phosphene_plugins.scores.sanity_check import learned, randomize, rank_correlation, similarity
+from phosphene_plugins.scores import _evaluate_maps
+from phosphene_plugins.scores._map_similarity import rank_correlation, structural_similarity
+from phosphene_plugins.scores._weight_randomization import layers_with_weights, randomize_weights
 
 sanity_check = methods["scores.sanity_check"]
 
 
 @method(family="attribution")
 def edges(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Show where a picture is steep, whatever the model."""
+    """Squared image gradient, which ignores the model."""
     grey = images.mean(1)
     steep = torch.stack(torch.gradient(grey, dim=(1, 2))).square().sum(0)
     return Attribution(images=images, maps=steep, targets=target.names(model, len(images)))
@@ -31,31 +32,31 @@ def test_oracle() -> None:
 
 
 def test_a_map_that_ignores_the_weights_stays_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "methods", {"edges": edges})
-    found = sanity_check(load_model("builtin:shapes-vgg"), SceneDataset(3), method="edges", stages=3, seed=0)
-    torch.testing.assert_close(found.rank, torch.ones(3, 3))
-    torch.testing.assert_close(found.ssim, torch.ones(3, 3))
+    monkeypatch.setattr(_evaluate_maps, "methods", {"edges": edges})
+    result = sanity_check(load_model("builtin:shapes-vgg"), SceneDataset(3), method="edges", stages=3, seed=0)
+    torch.testing.assert_close(result.rank, torch.ones(3, 3))
+    torch.testing.assert_close(result.ssim, torch.ones(3, 3))
 
 
 @pytest.mark.parametrize("name", ["grad_cam", "saliency", "integrated_gradients"])
 def test_maps_that_read_the_weights_change(name: str) -> None:
     params = {"steps": 8} if name == "integrated_gradients" else {}
     model = load_model("builtin:shapes-vgg")
-    found = sanity_check(model, SceneDataset(8), method=name, params=params, stages=2, seed=0)
-    assert found.rank[-1].mean() < 0.5
-    assert found.ssim[-1].mean() < 0.6
+    result = sanity_check(model, SceneDataset(8), method=name, params=params, stages=2, seed=0)
+    assert result.rank[-1].mean() < 0.5
+    assert result.ssim[-1].mean() < 0.6
 
 
-def test_layers_are_randomised_from_the_logits_down_and_only_in_a_copy() -> None:
+def test_layers_are_randomized_from_the_logits_down_in_a_copy() -> None:
     model = load_model("builtin:shapes-vgg")
     before = model.digest
-    names = learned(model)
+    names = layers_with_weights(model)
     assert names[0] == "classifier" and names[-1] == "features.0" and len(names) == 9
-    found = sanity_check(model, SceneDataset(2), stages=4, seed=0)
-    assert found.stages[-1] == "features.0" and len(found.stages) == 4
+    result = sanity_check(model, SceneDataset(2), stages=4, seed=0)
+    assert result.stages[-1] == "features.0" and len(result.stages) == 4
     assert model.digest == before
     other = model.copy()
-    randomize(other, ["classifier"], torch.Generator().manual_seed(0))
+    randomize_weights(other, ["classifier"], torch.Generator().manual_seed(0))
     assert model.digest == before != other.digest
     changed = [
         n for n, w in other.module.named_parameters() if not torch.equal(w, model.module.get_parameter(n))
@@ -63,25 +64,23 @@ def test_layers_are_randomised_from_the_logits_down_and_only_in_a_copy() -> None
     assert changed == ["classifier.weight", "classifier.bias"]
 
 
-def test_work_that_was_cut_off_goes_on_with_the_same_random_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_draws_the_same_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
-    given = {"dataset": "builtin:scenes/6", "batch_size": 2, "stages": 3, "seed": 5}
-    whole = run("sanity_check", **given)
+    params = {"dataset": "builtin:scenes/6", "batch_size": 2, "stages": 3, "seed": 5}
+    uninterrupted = run("sanity_check", **params)
 
     def cut(event) -> None:  # type: ignore[no-untyped-def]
         if event.done == 8:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run("sanity_check", out=tmp_path / "found", progress=cut, **given)
-    again = run("sanity_check", out=tmp_path / "found", **given)
+        run("sanity_check", out=tmp_path / "result", progress=cut, **params)
+    resumed = run("sanity_check", out=tmp_path / "result", **params)
     for name in ("rank", "ssim", "maps"):
-        assert torch.equal(getattr(again, name), getattr(whole, name)), name
+        assert torch.equal(getattr(resumed, name), getattr(uninterrupted, name)), name
 
 
-def test_rank_correlation_is_scipys_also_with_ties() -> None:
+def test_rank_correlation_equals_scipys_with_ties() -> None:
     draw = torch.Generator().manual_seed(0)
     one, other = (torch.randint(0, 5, (4, 6, 7), generator=draw).double() for _ in range(2))
     expected = [spearmanr(a.flatten(), b.flatten()).statistic for a, b in zip(one, other, strict=True)]
@@ -91,10 +90,10 @@ def test_rank_correlation_is_scipys_also_with_ties() -> None:
     assert rank_correlation(flat, one[:1].float()).tolist() == [0.0]
 
 
-def test_similarity_of_a_map_with_itself_is_one_and_with_its_opposite_negative() -> None:
+def test_ssim_is_one_for_equal_maps_and_negative_for_opposite_ones() -> None:
     maps = torch.rand(3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(similarity(maps, maps), torch.ones(3, dtype=torch.float64))
-    assert (similarity(maps, 1 - maps) < 0).all()
+    torch.testing.assert_close(structural_similarity(maps, maps), torch.ones(3, dtype=torch.float64))
+    assert (structural_similarity(maps, 1 - maps) < 0).all()
 
 
 def test_a_network_without_weights_is_refused() -> None:

@@ -1,0 +1,20 @@
+"""Small networks on which class activation maps have a closed form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from phosphene import Model, load_model
+
+
+def pooled_network() -> tuple[Model, nn.Linear, Tensor]:
+    """A model with global average pooling and one linear layer, that layer, and images (3, 3, 8, 10).
+
+    Its feature maps, of 80 positions, are layer "1".
+    """
+    torch.manual_seed(0)
+    conv, head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
+    network = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).double()
+    model = load_model(network, input_size=(3, 8, 10))
+    return model, head, torch.rand(3, 3, 8, 10, dtype=torch.float64)
