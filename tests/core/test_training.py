@@ -24,7 +24,14 @@ from phosphene import (
     run,
 )
 from phosphene.data import SceneDataset
-from phosphene.training import TrainedModel, WeightsOnly, classes_of, split, train, trainable
+from phosphene.training import (
+    TrainedModel,
+    WeightsOnly,
+    label_reader,
+    train,
+    train_test_split,
+    trainable_copy,
+)
 
 fit = methods["adversarial_training"]
 QUICK: dict[str, Any] = {"steps": 3, "batch": 2, "attack_steps": 1, "seed": 3}
@@ -45,12 +52,12 @@ def dataset() -> TensorDataset:
 
 def trained(net: nn.Module, dataset: TensorDataset, **changed: Any) -> tuple[Any, list[list[int]]]:
     seen: list[list[int]] = []
-    steps, parts = changed.get("steps", 7), -(-4 // changed.get("at_once", 4))
+    steps, parts = changed.get("steps", 7), -(-4 // changed.get("max_batch", 4))
 
-    def loss(images: Tensor, places: Sequence[int], share: float) -> Tensor:
-        assert torch.equal(images, dataset.images[list(places)])
-        assert share == len(seen) // parts / steps
-        seen.append(list(places))
+    def loss(images: Tensor, indices: Sequence[int], progress: float) -> Tensor:
+        assert torch.equal(images, dataset.images[list(indices)])
+        assert progress == len(seen) // parts / steps
+        seen.append(list(indices))
         return net(images).square().mean(1)
 
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
@@ -58,12 +65,12 @@ def trained(net: nn.Module, dataset: TensorDataset, **changed: Any) -> tuple[Any
 
 
 def test_every_picture_comes_once_before_any_comes_again(dataset: TensorDataset) -> None:
-    course, seen = trained(network(), dataset)
-    places = sum(seen, [])
+    history, seen = trained(network(), dataset)
+    indices = sum(seen, [])
     for round_ in range(4):
-        assert sorted(places[7 * round_ : 7 * round_ + 7]) == list(range(7))
-    assert places[:7] != places[7:14]
-    assert course.losses.shape == (7,) and course.losses[-1] < course.losses[0]
+        assert sorted(indices[7 * round_ : 7 * round_ + 7]) == list(range(7))
+    assert indices[:7] != indices[7:14]
+    assert history.losses.shape == (7,) and history.losses[-1] < history.losses[0]
     few = Counter(sum(trained(network(), dataset, count=5, steps=5)[1], []))
     assert few == Counter({n: 4 for n in range(5)})
 
@@ -77,7 +84,7 @@ def test_parts_of_a_batch_add_up_to_it(dataset: TensorDataset) -> None:
     whole, parts = network().double(), network().double()
     pictures = TensorDataset(dataset.images.double())
     one, _ = trained(whole, pictures)
-    other, seen = trained(parts, pictures, at_once=3)
+    other, seen = trained(parts, pictures, max_batch=3)
     assert {len(part) for part in seen} == {2}
     torch.testing.assert_close(one.losses, other.losses)
     for first, second in zip(whole.parameters(), parts.parameters(), strict=True):
@@ -86,20 +93,22 @@ def test_parts_of_a_batch_add_up_to_it(dataset: TensorDataset) -> None:
 
 def test_the_schedule_scales_the_rate_and_the_watch_is_asked(dataset: TensorDataset) -> None:
     net, asked = network(), []
-    still, _ = trained(net, dataset, schedule=lambda share: 0.0, watch=lambda: asked.append(0) or {"w": 0.5})
+    still, _ = trained(
+        net, dataset, schedule=lambda progress: 0.0, evaluate=lambda: asked.append(0) or {"w": 0.5}
+    )
     for parameter, before in zip(net.parameters(), network().parameters(), strict=True):
         assert torch.equal(parameter, before) and not parameter.requires_grad
-    assert still.measured.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert still.evaluation_steps.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert still.curves["w"].tolist() == [0.5] * 8 and len(asked) == 8
 
 
 def test_pictures_are_drawn_evenly_on_the_way(dataset: TensorDataset) -> None:
     shown = iter(torch.arange(4) / 255)
-    course, _ = trained(network(), dataset, frames=3, draw=lambda: next(shown).expand(2, 3, 4, 4))
-    assert course.frames is not None and course.frames.dtype == torch.uint8
-    assert torch.equal(course.frames, torch.arange(3).byte().view(3, 1, 1, 1, 1).expand(3, 2, 3, 4, 4))
-    assert len(trained(network(), dataset, steps=2, frames=9, draw=lambda: torch.ones(1))[0].frames) == 2
-    assert trained(network(), dataset, draw=lambda: torch.ones(1))[0].frames is None
+    history, _ = trained(network(), dataset, frames=3, preview=lambda: next(shown).expand(2, 3, 4, 4))
+    assert history.frames is not None and history.frames.dtype == torch.uint8
+    assert torch.equal(history.frames, torch.arange(3).byte().view(3, 1, 1, 1, 1).expand(3, 2, 3, 4, 4))
+    assert len(trained(network(), dataset, steps=2, frames=9, preview=lambda: torch.ones(1))[0].frames) == 2
+    assert trained(network(), dataset, preview=lambda: torch.ones(1))[0].frames is None
 
 
 def test_pictures_are_read_once_while_there_is_memory() -> None:
@@ -110,7 +119,7 @@ def test_pictures_are_read_once_while_there_is_memory() -> None:
 
     read: list[int] = []
     net = network()
-    loss = lambda images, places, share: net(images).mean(1)
+    loss = lambda images, indices, progress: net(images).mean(1)
     train(net, Counted(4), loss, torch.optim.SGD(net.parameters(), 0.1), steps=6, batch=3, seed=0)
     assert sorted(read) == [0, 1, 2, 3]
 
@@ -128,7 +137,9 @@ def test_a_training_that_was_cut_off_goes_on_bit_by_bit(tmp_path: Path) -> None:
     events: list[ProgressEvent] = []
     again = run("adversarial_training", **given, out=tmp_path / "cut", progress=events.append)
     assert [event.total for event in events] == [2, 2]
-    assert torch.equal(whole.losses, again.losses) and torch.equal(whole.measured, again.measured)
+    assert torch.equal(whole.losses, again.losses) and torch.equal(
+        whole.evaluation_steps, again.evaluation_steps
+    )
     for one, other in zip(whole.network.parameters(), again.network.parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -153,29 +164,29 @@ def test_a_loss_that_is_not_finite_ends_it(dataset: TensorDataset) -> None:
 
 def test_what_cannot_be_trained_is_refused(dataset: TensorDataset) -> None:
     with pytest.raises(ModelError, match="no weights"):
-        trainable(load_model(nn.Flatten(), input_size=(3, 8, 8)))
+        trainable_copy(load_model(nn.Flatten(), input_size=(3, 8, 8)))
     model = load_model(network(), input_size=(3, 8, 8))
     with pytest.raises(InputError, match='labels="predicted"'):
-        classes_of(model, TensorDataset(dataset.images))
+        label_reader(model, TensorDataset(dataset.images))
     with pytest.raises(InputError, match="class 7"):
-        classes_of(model, TensorDataset(dataset.images[:1], ["7"]))
+        label_reader(model, TensorDataset(dataset.images[:1], ["7"]))
     named = load_model(network(), input_size=(3, 8, 8), classes=["cat", "dog", "cow"])
     with pytest.raises(UnknownName, match="dog"):
-        classes_of(named, TensorDataset(dataset.images[:1], ["dig"]))
+        label_reader(named, TensorDataset(dataset.images[:1], ["dig"]))
 
 
 def test_classes_are_the_truth_or_what_the_model_says(dataset: TensorDataset) -> None:
     model = load_model(network(), input_size=(3, 8, 8))
-    assert classes_of(model, dataset)([4, 0, 4]).tolist() == [1, 0, 1]
-    said = classes_of(model, TensorDataset(dataset.images), "predicted")([5, 2])
+    assert label_reader(model, dataset)([4, 0, 4]).tolist() == [1, 0, 1]
+    said = label_reader(model, TensorDataset(dataset.images), "predicted")([5, 2])
     assert torch.equal(said, model(dataset.images[[5, 2]]).argmax(1))
 
 
 def test_the_last_pictures_are_held_out(dataset: TensorDataset) -> None:
-    assert split(dataset, 0.3) == (5, range(5, 7))
-    assert split(dataset, 0.01) == (7, range(7))
-    assert split(TensorDataset(dataset.images[:1]), 0.9) == (1, range(1))
-    assert split(SceneDataset(1000), 0.5) == (500, range(500, 564))
+    assert train_test_split(dataset, 0.3) == (5, range(5, 7))
+    assert train_test_split(dataset, 0.01) == (7, range(7))
+    assert train_test_split(TensorDataset(dataset.images[:1]), 0.9) == (1, range(1))
+    assert train_test_split(SceneDataset(1000), 0.5) == (500, range(500, 564))
 
 
 # --- the model that comes out --------------------------------------------------------------------------

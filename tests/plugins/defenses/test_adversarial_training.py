@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from phosphene import Model, TensorDataset, load_model, methods
 from phosphene_plugins.defenses._training_evaluation import UNDER_PGD
-from phosphene_plugins.defenses.adversarial_training import collapse, divergence
+from phosphene_plugins.defenses.adversarial_training import kl_divergence, overfitting_note
 
 fit = methods["adversarial_training"]
 pgd = methods["pgd"]
@@ -52,13 +52,13 @@ def first_loss(model: Model, dataset: TensorDataset, **params: Any) -> float:
 
 
 def test_trades_adds_the_divergence_to_the_cross_entropy(one: TensorDataset) -> None:
-    """Of a linear model the divergence is largest at one of the two corners along the weights."""
+    """Of a linear model the kl_divergence is largest at one of the two corners along the weights."""
     model, x = linear(6), one.images[:1]
     away = (model.module[1].weight[0] - model.module[1].weight[1]).sign().view_as(x)  # type: ignore[index]
     p = model(x).softmax(1)
     clean = F.cross_entropy(model(x), torch.tensor([1]))
     for beta in (0.0, 3.0):
-        want = [clean + beta * divergence(model(x + side * EPS * away), p) for side in (-1, 1)]
+        want = [clean + beta * kl_divergence(model(x + side * EPS * away), p) for side in (-1, 1)]
         found = first_loss(model, one, algorithm="trades", beta=beta)
         assert min(abs(found - float(w.detach())) for w in want) < 1e-5
 
@@ -101,11 +101,13 @@ def test_batch_norm_learns_its_statistics(one: TensorDataset) -> None:
 
 
 def test_a_collapse_is_told() -> None:
-    assert collapse([1.0] * 4, [0.0, 0.4, 0.5, 0.3], [0, 1, 2, 3], 64) == ""
-    told = collapse([1.0, 0.8, 0.8, 0.9, 0.9], [0.1, 0.6, 0.5, 0.2, 0.0], [0, 10, 20, 30, 40], 64)
+    assert overfitting_note([1.0] * 4, [0.0, 0.4, 0.5, 0.3], [0, 1, 2, 3], 64) == ""
+    told = overfitting_note([1.0, 0.8, 0.8, 0.9, 0.9], [0.1, 0.6, 0.5, 0.2, 0.0], [0, 10, 20, 30, 40], 64)
     assert told == "catastrophic overfitting: under PGD 60%, then 20% after 30 steps"
-    assert collapse([1.0, 0.8, 0.1], [0.1, 0.6, 0.1], [0, 10, 20], 64) == ""  # it has forgotten everything
-    assert collapse([1.0, 1.0], [3 / 13, 1 / 13], [0, 10], 13) == ""  # two pictures, as it happens
+    assert (
+        overfitting_note([1.0, 0.8, 0.1], [0.1, 0.6, 0.1], [0, 10, 20], 64) == ""
+    )  # it has forgotten everything
+    assert overfitting_note([1.0, 1.0], [3 / 13, 1 / 13], [0, 10], 13) == ""  # two pictures, as it happens
 
 
 def test_labels_may_be_the_models_own(one: TensorDataset) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from phosphene import Model, ModelError, load_model, methods
 from phosphene.builtin.scenes import draw_scenes
-from phosphene_plugins.defenses.interval_bounds import box, margins
+from phosphene_plugins.defenses.interval_bounds import pixel_box, worst_case_margins
 
 bounds = methods["defenses.interval_bounds"]
 
@@ -75,8 +75,8 @@ def test_no_picture_of_the_box_has_a_smaller_margin(
     model, images = made(build, seed), pictures(seed)
     labels = model(images).argmax(1)
     with torch.no_grad(), model.guard():
-        least = margins(model, images, labels, eps)
-        low, high = box(images, eps)
+        least = worst_case_margins(model, images, labels, eps)
+        low, high = pixel_box(images, eps)
         generator = torch.Generator().manual_seed(seed)
         for n in range(20):
             share = torch.rand(images.shape, generator=generator, dtype=torch.float64)
@@ -106,7 +106,7 @@ def test_box_of_no_size_has_the_models_own_margins(build: Callable[[], nn.Module
         logits = model(images)
         labels = logits.argmax(1)
         gaps = (logits.gather(1, labels[:, None]) - logits).scatter(1, labels[:, None], torch.inf)
-        torch.testing.assert_close(margins(model, images, labels, 0.0), gaps)
+        torch.testing.assert_close(worst_case_margins(model, images, labels, 0.0), gaps)
 
 
 def test_single_precision_proves_no_more_than_double_does() -> None:
@@ -126,7 +126,7 @@ def test_radius_is_the_asked_one_where_that_is_proven() -> None:
 
 
 def test_box_stays_among_pictures() -> None:
-    low, high = box(torch.tensor([0.0, 0.05, 1.0]).double(), 0.1)
+    low, high = pixel_box(torch.tensor([0.0, 0.05, 1.0]).double(), 0.1)
     torch.testing.assert_close(low, torch.tensor([0.0, 0.0, 0.9]).double())
     torch.testing.assert_close(high, torch.tensor([0.1, 0.15, 1.0]).double())
 
@@ -155,7 +155,7 @@ def test_products_of_activations_are_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head((x * x).mean((2, 3)))
 
-    with pytest.raises(ModelError, match="mul of two things"):
+    with pytest.raises(ModelError, match="mul of two values"):
         bounds(load_model(Squared(), input_size=(3, 8, 8)), torch.rand(1, 3, 8, 8))
 
 

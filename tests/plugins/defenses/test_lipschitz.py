@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from phosphene import Model, ModelError, load_model, methods
 from phosphene.builtin.scenes import draw_scenes
-from phosphene_plugins.defenses.lipschitz import bound_of, spectral_norm
+from phosphene_plugins.defenses.lipschitz import lipschitz_bound, spectral_norm
 
 lipschitz = methods["defenses.lipschitz"]
 
@@ -102,7 +102,7 @@ def test_norm_of_a_convolution_on_a_large_map_is_nearly_the_unrolled_matrixs() -
 def test_logits_never_move_further_than_the_bound(build: Callable[[], nn.Module], seed: int) -> None:
     model, images = made(build, seed), pictures(seed, 1)
     with model.guard():
-        bound = bound_of(model, images)
+        bound = lipschitz_bound(model, images)
     jacobian = torch.autograd.functional.jacobian(lambda x: model(x)[0], images).flatten(1)
     assert np.linalg.svd(jacobian.numpy(), compute_uv=False)[0] <= bound
     generator = torch.Generator().manual_seed(seed)
@@ -114,7 +114,7 @@ def test_logits_never_move_further_than_the_bound(build: Callable[[], nn.Module]
 def test_bound_of_linear_layers_in_a_row_is_their_norms_product() -> None:
     model = made(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, 3)), 0)
     norms = [np.linalg.svd(model.module[n].weight.detach().numpy(), compute_uv=False)[0] for n in (1, 3)]
-    assert bound_of(model, pictures(0)) == pytest.approx(norms[0] * norms[1] / 0.2)
+    assert lipschitz_bound(model, pictures(0)) == pytest.approx(norms[0] * norms[1] / 0.2)
 
 
 @settings(max_examples=20, deadline=None)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from phosphene import Model, ModelError, ProgressEvent, TensorDataset, load_model, methods, run
 from phosphene.builtin.scenes import CLASSES
-from phosphene_plugins.defenses._spectral_layers import Layers, Orthogonal, UnitNorms
-from phosphene_plugins.defenses.lipschitz import bound_of, spectral_norm
+from phosphene_plugins.defenses._spectral_layers import LayerKind, Orthogonal, UnitNormLayers
+from phosphene_plugins.defenses.lipschitz import lipschitz_bound, spectral_norm
 
 fit = methods["lipschitz_fit"]
 certify = methods["defenses.lipschitz"]
@@ -60,15 +60,17 @@ def test_the_oracle() -> None:
     fit.spec.oracle()
 
 
-@pytest.mark.parametrize("layers", get_args(Layers))
-def test_margins_are_learned_and_no_attack_finds_its_way_in(dataset: TensorDataset, layers: Layers) -> None:
+@pytest.mark.parametrize("layers", get_args(LayerKind))
+def test_margins_are_learned_and_no_attack_finds_its_way_in(
+    dataset: TensorDataset, layers: LayerKind
+) -> None:
     made = fit(model_of(small()), dataset, layers=layers, eps=EPS, steps=40, batch=30, lr=0.01, seed=0)
     proven, right, withstood = (made.curves[name] for name in ("proven", "clean", "under PGD-10"))
     assert proven[0] == 0 and proven[-1] > 0.6
     assert bool((proven <= withstood).all()) and bool((withstood <= right).all())
     trained, images = made.model(), dataset.images[:24]
     assert [type(part) for part in made.network] == [type(part) for part in small()]
-    assert bound_of(trained, images) == pytest.approx(1 / 0.2, rel=1e-5)
+    assert lipschitz_bound(trained, images) == pytest.approx(1 / 0.2, rel=1e-5)
     sure = certify(trained, images).radius
     assert (sure > EPS).double().mean() > 0.6
     labels = trained(images).argmax(1)
@@ -81,23 +83,27 @@ def test_margins_are_learned_and_no_attack_finds_its_way_in(dataset: TensorDatas
 
 
 def test_every_layers_norm_is_one_when_settled_whatever_its_shape() -> None:
-    for layers in get_args(Layers):
+    for layers in get_args(LayerKind):
         model = model_of(Branched(), dtype=torch.float64).copy()
         images = torch.rand(2, 1, 8, 8, dtype=torch.float64)
-        norms = UnitNorms(model, images, layers)
+        norms = UnitNormLayers(model, images, layers)
         network: Any = model.module
-        assert norms.parts == [network.first, network.twice, network.head]
+        assert norms.layers == [network.first, network.twice, network.head]
         assert not any(p is network.own or p is network.unused.weight for p in norms.parameters())
         with torch.no_grad():
             for parameter in norms.parameters():
                 parameter.mul_(3).add_(torch.rand_like(parameter))
-        norms.settle()
+        norms.calibrate()
         assert spectral_norm(network.first.weight, (8, 8)) == pytest.approx(1)
         twice = spectral_norm(network.twice.weight, (8, 6), dilation=(2, 2), groups=2)
         assert twice == pytest.approx(1)
         assert float(torch.linalg.matrix_norm(network.head.weight.detach(), 2)) == pytest.approx(1)
         # a sum, a weight that is left alone, a mean over 48 places
-        assert bound_of(model, images) == pytest.approx(norms.bound) == pytest.approx(2 * 3 / 0.2 / 48**0.5)
+        assert (
+            lipschitz_bound(model, images)
+            == pytest.approx(norms.bound)
+            == pytest.approx(2 * 3 / 0.2 / 48**0.5)
+        )
         logits = model(images)
         norms.release()
         assert type(network.first) is nn.Conv2d and not any("parametriz" in n for n in network.state_dict())
@@ -106,18 +112,18 @@ def test_every_layers_norm_is_one_when_settled_whatever_its_shape() -> None:
 
 def test_power_iteration_finds_the_norm_without_being_told(dataset: TensorDataset) -> None:
     model = model_of(small(), dtype=torch.float64).copy()
-    norms = UnitNorms(model, dataset.images[:1].double(), "spectral")
+    norms = UnitNormLayers(model, dataset.images[:1].double(), "spectral")
     spectral = model.module[0].parametrizations.weight[0]  # type: ignore[union-attr, index]
-    spectral.lacking.fill_(1.0)
-    norms.iterate(100)
+    spectral.correction.fill_(1.0)
+    norms.power_iteration(100)
     assert spectral_norm(model.module[0].weight, (8, 8)) == pytest.approx(1, rel=1e-4)  # type: ignore[arg-type]
 
 
 def test_chain_of_layers_says_what_it_said_before_it_learns(dataset: TensorDataset) -> None:
     model, images = model_of(small(4), dtype=torch.float64), dataset.images[:8].double()
     copied = model.copy()
-    norms = UnitNorms(copied, images, "spectral")
-    torch.testing.assert_close(copied(images) / norms.bound, model(images) / norms.before)
+    norms = UnitNormLayers(copied, images, "spectral")
+    torch.testing.assert_close(copied(images) / norms.bound, model(images) / norms.initial_bound)
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 3, 3), (40, 4, 3, 3), (6, 2, 1, 1), (3, 7)])
@@ -152,7 +158,9 @@ def test_it_goes_on_where_it_was_cut_off_and_leaves_a_plain_network(tmp_path: Pa
     for one, other in zip(whole.network.parameters(), again.network.parameters(), strict=True):
         assert torch.equal(one, other)
     back = load_model(made(), weights=tmp_path / "cut", **like)
-    assert bound_of(back, torch.rand(1, 3, 64, 64)) == pytest.approx(bound_of(whole.model(), whole.previews))
+    assert lipschitz_bound(back, torch.rand(1, 3, 64, 64)) == pytest.approx(
+        lipschitz_bound(whole.model(), whole.previews)
+    )
 
 
 def test_what_cannot_be_bounded_is_refused_by_name(dataset: TensorDataset) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from phosphene import Model, load_model, methods
-from phosphene_plugins.defenses.randomized_smoothing import lower_bound
+from phosphene_plugins.defenses.randomized_smoothing import clopper_pearson_lower_bound
 
 smoothing = methods["defenses.randomized_smoothing"]
 
@@ -36,11 +36,11 @@ def test_bound_is_clopper_and_pearsons() -> None:
         scipy.stats.binomtest(int(k), 1000, alternative="greater").proportion_ci(0.999, "exact").low
         for k in counts
     ]
-    np.testing.assert_allclose(lower_bound(counts, 1000, 0.001), want, atol=1e-12)
+    np.testing.assert_allclose(clopper_pearson_lower_bound(counts, 1000, 0.001), want, atol=1e-12)
 
 
 def test_all_votes_alike_prove_no_more_than_the_papers_cap() -> None:
-    bound = lower_bound(np.array([100_000]), 100_000, 0.001)
+    bound = clopper_pearson_lower_bound(np.array([100_000]), 100_000, 0.001)
     assert bound[0] == pytest.approx(0.99993092, abs=1e-8)
     assert scipy.stats.norm.ppf(bound[0]) == pytest.approx(3.8115, abs=5e-5)
 
@@ -50,7 +50,7 @@ def test_agreeing_votes_give_the_cap_as_radius() -> None:
     nn.init.zeros_(module[1].weight)
     found = smoothing(load_model(module, input_size=(3, 2, 2)), torch.rand(2, 3, 2, 2), samples=50, sigma=0.5)
     assert found.radius.tolist() == pytest.approx([0.5 * scipy.stats.norm.ppf(0.001 ** (1 / 50))] * 2)
-    assert not found.abstained.any() and found.share.eq(1).all()
+    assert not found.abstained.any() and found.vote_share.eq(1).all()
 
 
 @settings(max_examples=12, deadline=None)
@@ -90,7 +90,7 @@ def test_it_abstains_where_votes_are_even() -> None:
 def test_prediction_abstains_by_a_binomial_test_and_proves_no_radius() -> None:
     model, images = plane(5), pictures(5, 8)
     found = smoothing(model, images, samples=60, alpha=0.01, sigma=0.5, task="predict", seed=0)
-    tested = [scipy.stats.binomtest(round(60 * s), 60).pvalue > 0.01 for s in found.share.tolist()]
+    tested = [scipy.stats.binomtest(round(60 * s), 60).pvalue > 0.01 for s in found.vote_share.tolist()]
     assert found.abstained.tolist() == tested
     assert not found.radius.any()
 
@@ -100,7 +100,7 @@ def test_noise_does_not_depend_on_how_many_are_run_at_once() -> None:
     found = smoothing(model, images, samples=33, seed=4)
     for n in range(5):
         alone = smoothing(model, images[n : n + 1], samples=33, seed=4)
-        assert torch.equal(alone.share, found.share[n : n + 1])
+        assert torch.equal(alone.vote_share, found.vote_share[n : n + 1])
 
 
 def test_picture_tells_radii_and_abstentions() -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from phosphene import ModelError, ProgressEvent, TensorDataset, load_model, load_result, methods, run
-from phosphene_plugins.defenses.smooth_activations import SmoothActivation, kinks
+from phosphene.testing.observation import traffic
+from phosphene_plugins.defenses.smooth_activations import SmoothActivation, count_relus
 
 distil = methods["defensive_distillation"]
 smooth = methods["smooth_activations"]
@@ -43,6 +44,30 @@ def model_of(network: nn.Module) -> Any:
 )
 def test_the_oracles(name: str) -> None:
     methods[name].spec.oracle()
+
+
+TRAININGS = {
+    "adversarial_training": {"algorithm": "trades", "attack_steps": 2},
+    "defensive_distillation": {},
+    "smooth_activations": {},
+    "interval_bounds_fit": {},
+    "lipschitz_fit": {},
+}
+
+
+@pytest.mark.parametrize("name", list(TRAININGS))
+def test_cost_is_the_number_of_passes(name: str, dataset: TensorDataset) -> None:
+    """Exactly, for the most expensive options: labels="predicted" passes the held-out images once more."""
+    model = model_of(small())
+    model.structure  # noqa: B018  - recorded once, with a pass of its own
+    params = methods[name].validate(
+        {**TRAININGS[name], "steps": 9, "batch": 2, "labels": "predicted", "held_out": 0.25, "seed": 0}
+    )
+    with traffic(model.module) as passes:
+        methods[name](model, TensorDataset(dataset.images), **params)
+    cost = methods[name].spec.cost
+    assert cost is not None
+    assert (passes.forward, passes.backward) == cost.evaluate(params, dataset=len(dataset))
 
 
 def test_distillation_hides_the_gradient_from_attacks_on_probabilities_only(dataset: TensorDataset) -> None:
@@ -91,7 +116,10 @@ def test_smooth_activations_stand_where_relus_stood(dataset: TensorDataset) -> N
     made = smooth(model_of(network), dataset, activation="softplus", sharpness=4.0, steps=2, batch=4, seed=0)
     kinds = [type(part) for part in made.network]
     assert kinds[1] is kinds[4] is SmoothActivation and made.note == "2 ReLUs are softplus now"
-    assert kinks(made.model(), dataset.images[:1]) == 0 and kinks(model_of(network), dataset.images[:1]) == 2
+    assert (
+        count_relus(made.model(), dataset.images[:1]) == 0
+        and count_relus(model_of(network), dataset.images[:1]) == 2
+    )
     assert type(network[1]) is nn.ReLU
     sharp = smooth(model_of(network), dataset, activation="gelu", sharpness=1000, steps=1, batch=4, lr=1e-9)
     torch.testing.assert_close(
