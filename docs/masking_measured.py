@@ -40,7 +40,7 @@ def main() -> None:
     for name, model in models.items():
         found = check(model, scenes.images, scenes.labels, eps=EPS, steps=STEPS, max_queries=QUERIES, seed=1)
         signs = ", ".join(c.name for c in found.checks if c.verdict == "suspicious") or "nothing"
-        print(f"| {name} | {float(found.by_steps[-1]):.0%} | {signs} |", flush=True)
+        print(f"| {name} | {float(found.success_by_steps[-1]):.0%} | {signs} |", flush=True)
 
 
 if __name__ == "__main__":

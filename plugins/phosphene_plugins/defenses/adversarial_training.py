@@ -44,10 +44,10 @@ def step_on_a_linear_model_maximizes_the_worst_case_margin() -> None:
     difference = weight[y] - weight[1 - y]
     margin = (difference * x).sum(1) + bias[y] - bias[1 - y] - 0.1 * difference.abs().sum(1)
     gradients = torch.autograd.grad(F.softplus(-margin).mean(), (weight, bias))
+    options: dict[str, Any] = {"steps": 1, "batch": 4, "lr": 0.5, "held_out": 0.2, "seed": 0}
     result = adversarial_training(
-        model, dataset, eps=0.1, step_size=0.1, attack_steps=2, steps=1, batch=4, lr=0.5, weight_decay=0.0,
-        held_out=0.2, seed=0,
-    )  # fmt: skip
+        model, dataset, eps=0.1, step_size=0.1, attack_steps=2, weight_decay=0.0, **options
+    )
     trained = [p.detach() for p in result.network.parameters()]
     torch.testing.assert_close(trained[0], (weight - 0.5 * gradients[0]).detach())
     torch.testing.assert_close(trained[1], (bias - 0.5 * gradients[1]).detach())

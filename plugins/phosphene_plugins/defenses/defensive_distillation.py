@@ -1,7 +1,7 @@
 """Defensive distillation: a student trained on a teacher's softened probabilities, whose gradients vanish."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -33,9 +33,8 @@ def student_logits_scale_with_the_temperature() -> None:
     model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 1, 1))
     images = torch.full((11, 1, 1, 1), 0.5, dtype=torch.float64)
     dataset = TensorDataset(images, ["0"] * 9 + ["1"] + ["0"])
-    result = defensive_distillation(
-        model, dataset, temperature=5.0, steps=90, batch=10, lr=0.5, held_out=0.09, seed=0
-    )
+    options: dict[str, Any] = {"steps": 90, "batch": 10, "lr": 0.5, "held_out": 0.09, "seed": 0}
+    result = defensive_distillation(model, dataset, temperature=5.0, **options)
     logits = result.model()(images[:1])[0]
     torch.testing.assert_close(logits[0] - logits[1], 5 * torch.tensor(9.0).double().log(), rtol=0.02, atol=0)
 

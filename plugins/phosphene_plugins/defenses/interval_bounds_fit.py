@@ -34,10 +34,9 @@ def loss_on_a_linear_model_is_that_of_the_exact_margin() -> None:
     images = 0.3 + 0.4 * torch.rand(3, 1, 2, 2, generator=generator, dtype=torch.float64)
     difference = (linear.weight[1] - linear.weight[0]).detach()
     margin = images.flatten(1) @ difference - 0.2 - 0.1 * difference.abs().sum()
-    result = interval_bounds_fit(
-        model, TensorDataset(images, ["1", "1", "0"]), eps=0.1, kappa=0.0, warm_up=0.0, steps=1, batch=2,
-        held_out=0.34, seed=0,
-    )  # fmt: skip
+    options: dict[str, Any] = {"steps": 1, "batch": 2, "held_out": 0.34, "seed": 0}
+    dataset = TensorDataset(images, ["1", "1", "0"])
+    result = interval_bounds_fit(model, dataset, eps=0.1, kappa=0.0, warm_up=0.0, **options)
     torch.testing.assert_close(result.losses[0], F.softplus(-margin[:2]).mean())
 
 

@@ -198,9 +198,9 @@ def test_model_given_as_an_object_has_no_source() -> None:
     [
         ("defended:jpeg(quality=75)", InputError, "defended:jpeg\\(quality=75\\)\\|scheme:name"),
         ("defended:jpg()|builtin:shapes-vgg", UnknownName, "did you mean 'jpeg'"),
-        ("defended:pgd()|builtin:shapes-vgg", InputError, "these can: .*jpeg"),
+        ("defended:pgd()|builtin:shapes-vgg", InputError, "these are: .*jpeg"),
         ("defended:jpeg(size=3)|builtin:shapes-vgg", UnknownName, "jpeg has quality"),
-        ("defended:jpeg(50)|builtin:shapes-vgg", InputError, "given by name, one of quality"),
+        ("defended:jpeg(50)|builtin:shapes-vgg", InputError, "must be named, one of quality"),
         ("defended:jpeg(quality=500)|builtin:shapes-vgg", InputError, "less than or equal to 100"),
         ("defended:jpeg()|builtin:shapes-vg", UnknownName, "shapes-vgg"),
     ],

@@ -59,7 +59,7 @@ def test_members_defences_are_in_every_pass_and_in_the_gradient() -> None:
         (BOTH, {"weights": "DEFAULT"}, InputError, "weights of its own"),
         (BOTH, {"mean_of": "votes"}, InputError, "probabilities or of logits, not of 'votes'"),
         (f"{BOTH} + builtin:shapes-vg", {}, UnknownName, "shapes-vgg"),
-        ("builtin:shapes-vgg + torchvision:squeezenet1_1", {}, ModelError, "means nothing to the other"),
+        ("builtin:shapes-vgg + torchvision:squeezenet1_1", {}, ModelError, "cannot be compared"),
     ],
 )
 def test_what_cannot_be_averaged_is_refused(name: str, options: Any, error: Any, told: str) -> None:

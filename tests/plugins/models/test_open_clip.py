@@ -193,10 +193,10 @@ def test_command_line_takes_a_prompt_as_target_and_as_label(configured: str, tmp
 
 
 @pytest.mark.parametrize(("uri", "options", "error", "told"), [
-    ("ViT-B-32", {}, InputError, "say which: 'open_clip:ViT-B-32\\(a photo of a dog"),
+    ("ViT-B-32", {}, InputError, "needs them as prompts: 'open_clip:ViT-B-32\\(a photo of a dog"),
     (f"ViT-B-32({DOG})", {"prompts": [CAT]}, InputError, "prompts twice"),
     (f"ViT-B-32({DOG}; )", {}, InputError, "none of them empty"),
-    ("ViT-B-32", {"prompts": DOG}, InputError, "several sentences"),
+    ("ViT-B-32", {"prompts": DOG}, InputError, "a list of sentences"),
     (f"ViT-B-33({DOG})", {}, UnknownName, "did you mean 'ViT-B-32'"),
     (f"ViT-B-32.openia({DOG})", {}, UnknownName, "did you mean 'openai'"),
     (f"ViT-B-32({DOG})", {"weights": "laion2b"}, UnknownName, "did you mean 'laion2b_"),

@@ -130,7 +130,7 @@ def test_masked_gradients_are_named_and_square_gets_past_them() -> None:
     found = auto_attack(model, images, said(model, images), eps=0.15, effort=0.1, seed=0)
     assert {"no gradient", "square"} <= found.flags().keys()
     assert "square" in found.broken_by
-    assert ["square" in doubts for doubts in found.doubts] == [by == "square" for by in found.broken_by]
+    assert ["square" in names for names in found.warnings] == [by == "square" for by in found.broken_by]
 
 
 def test_logits_so_large_that_the_cross_entropy_is_flat_are_named_and_no_hindrance() -> None:

@@ -30,8 +30,9 @@ def test_table_is_what_attacks_on_each_and_on_their_average_give(tmp_path: Path)
             right = float((model(pictures).argmax(1) == SCENES.labels).double().mean())
             assert found.accuracy[row, column] == pytest.approx(right), (row, column)
     torch.testing.assert_close(found.adversarial, examples[-1])
-    assert found.whole == found.accuracy[-1, -1] and found.alone.shape == found.transferred.shape == (3,)
-    assert found.borrowed <= float(found.transferred.min())
+    assert found.ensemble_accuracy == found.accuracy[-1, -1]
+    assert found.member_accuracy.shape == found.transfer_accuracy.shape == (3,)
+    assert found.worst_transfer_accuracy <= float(found.transfer_accuracy.min())
     assert (found.adversarial - images).abs().max() <= 4 / 255
     assert found.names[1] == "bit_depth(bits=2) | builtin:shapes-resnet"
     back = load_result(found.save(tmp_path / "table"))
@@ -45,11 +46,15 @@ def test_images_that_are_mistaken_from_the_outset_count_as_lost_and_batches_chan
     assert found.accuracy[0].tolist() == [0.5, 0.5]
     assert torch.equal(found.adversarial[:2], SCENES.images[:2])
     alone = methods["pgd"](model, SCENES.images, labels, **ATTACK)
-    assert found.alone[0] == found.whole == pytest.approx(1 - float(alone.success.double().mean()))
+    assert (
+        found.member_accuracy[0]
+        == found.ensemble_accuracy
+        == pytest.approx(1 - float(alone.success.double().mean()))
+    )
 
 
 def test_members_of_other_classes_are_refused() -> None:
-    with pytest.raises(ModelError, match="means nothing to the other"):
+    with pytest.raises(ModelError, match="cannot be compared"):
         evaluation(
             load_model("builtin:shapes-resnet"), SCENES.images, SCENES.labels,
             models=["torchvision:squeezenet1_1"],

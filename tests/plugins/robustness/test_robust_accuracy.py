@@ -86,9 +86,9 @@ def test_radius_of_the_ball_itself_counts_in_any_precision() -> None:
         images = 0.3 + 0.4 * pictures().to(dtype)
         for eps in (1 / 255, 0.1, 0.3):
             found = measured(model, images, attacks=["fgsm"], eps=[eps])
-            broken = found.found[0]
+            broken = found.success[0]
             assert (found.radii[0][broken] <= eps).all()
-            assert found.accuracy(eps, "fgsm") == float((found.right & ~broken).double().mean())
+            assert found.accuracy(eps, "fgsm") == float((found.correct & ~broken).double().mean())
 
 
 def test_what_fell_in_a_smaller_ball_is_not_attacked_again() -> None:
@@ -110,7 +110,9 @@ def test_what_fell_in_a_smaller_ball_is_not_attacked_again() -> None:
 def test_nearest_example_is_the_one_that_is_shown() -> None:
     model, images = network(), pictures()
     found = measured(model, images, examples=6)
-    assert torch.equal(found.adversarial[0], images[0]) and found.panels()[0][1].title == "wrong already"
+    assert (
+        torch.equal(found.adversarial[0], images[0]) and found.panels()[0][1].title == "misclassified before"
+    )
     said = model(found.adversarial).argmax(1)
     labels = [model.class_index(name) for name in known(model, images).classes or ()]
     for n, by in enumerate(found.broken_by[1:], start=1):
@@ -124,7 +126,7 @@ def test_expensive_attack_sees_as_many_pictures_as_the_budget_pays_for() -> None
     # Three radii of 10 steps: 3 * (13 forward + 2 * 10 backward).
     fgsm, pgd, _ = found.counts
     assert fgsm == 16 and pgd == 400 // (3 * (13 + 20))
-    assert len(found.radius("pgd")) == pgd and not found.found[1, pgd:].any()
+    assert len(found.radius("pgd")) == pgd and not found.success[1, pgd:].any()
     assert f"| {pgd} " in found.lines()[3]
     assert len(found.radius()) == 16
 
@@ -186,14 +188,14 @@ def test_ensemble_is_an_attack_like_any_other_and_the_models_own_answer_a_truth(
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"attacks": ["penalized_target"]}, "no attack away from labels"),
-        ({"attacks": ["transfer"]}, "no attack away from labels"),
-        ({"attacks": ["grad_cam"]}, "no attack away from labels"),
+        ({"attacks": ["penalized_target"]}, "no untargeted attack"),
+        ({"attacks": ["transfer"]}, "no untargeted attack"),
+        ({"attacks": ["grad_cam"]}, "no untargeted attack"),
         ({"attacks": ["fgms"]}, "fgsm"),
         ({"attacks": ["deepfool"], "norm": "l1"}, "deepfool: norm"),
         ({"params": {"bim": {}}}, "not among attacks"),
-        ({"params": {"pgd": {"eps": 0.1}}}, "decided for all attacks"),
-        ({"params": {"pgd": {"targeted": True}}}, "decided for all attacks"),
+        ({"params": {"pgd": {"eps": 0.1}}}, "the same for all attacks"),
+        ({"params": {"pgd": {"targeted": True}}}, "the same for all attacks"),
         ({"params": {"pgd": {"step": 1}}}, "steps"),
     ],
 )
@@ -206,5 +208,5 @@ def test_what_cannot_be_measured_is_refused_before_any_work(given: dict[str, Any
 
 
 def test_data_set_without_classes_is_refused() -> None:
-    with pytest.raises(InputError, match="knows no classes"):
+    with pytest.raises(InputError, match="has no labels"):
         robust_accuracy(network(), TensorDataset(pictures(2)), seed=0)
