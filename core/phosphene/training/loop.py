@@ -24,7 +24,7 @@ Metrics = Callable[[], Mapping[str, float]]
 
 #: How often a training is evaluated after its start.
 EVALUATIONS = 8
-#: Bytes of images that are kept in memory; a larger data set is read again in every epoch.
+#: Bytes of images that are cached in memory; a larger data set is read again in every epoch.
 _CACHE_BYTES = 2**28
 
 

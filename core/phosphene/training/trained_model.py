@@ -174,7 +174,7 @@ class TrainedModel(TrainedNetwork):
 
 
 def _rebuild(*, source: Mapping[str, Any] | None, name: str, **settings: Any) -> Model:
-    """The model that was trained from, with random weights. ModelError where its source is not known."""
+    """The model that was trained from, with random weights. ModelError where its source is unknown."""
     if source is None:
         raise ModelError(
             f"the network ({name}) was given as an object, and its folder does not hold its code"

@@ -67,7 +67,7 @@ def jpeg(
 
     x' = decode(encode(round(255 x))) / 255,   dx'/dx = 1 in the backward pass
 
-    Compression removes fine detail, and with it part of a perturbation that was made for the undefended
+    Compression removes fine detail, and with it part of a perturbation computed for the undefended
     model. It has no useful gradient of its own, so attacks on the defended model (``jpeg.defend(model)`` or
     ``defended:jpeg(quality=75)|...``) use the gradient of the identity (BPDA) and mostly succeed: see the
     page on defenses.

@@ -95,7 +95,7 @@ def lipschitz_fit(
     layers and batch norms are divided by their spectral norms, so L is a constant (1 / min std, times the
     factors of pooling and branches) and a larger margin cannot come from larger weights. Dividing the
     logits by L e keeps gradients at any depth. With ``layers`` "orthogonal" each weight, as a matrix (O, I
-    h w), is made orthogonal before: all directions keep their length, not the longest alone. Adam starts
+    h w), is orthogonalized first: all directions keep their length, not the longest alone. Adam starts
     from the model's weights; the network stays in eval mode, so batch norm keeps its statistics. With
     "spectral" a plain chain of layers starts with unchanged predictions; a network with branches does not.
     The result is a plain network of the same architecture.
@@ -112,9 +112,13 @@ def lipschitz_fit(
         ModelError: an operation without a rule or a layer whose weights are all zero, by name.
 
     Example::
-        from phosphene import run
+        import torch
+        from phosphene import TensorDataset, load_model, run
 
-        result = run("lipschitz_fit", dataset="builtin:scenes/8", steps=2, batch=2)
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+        model = load_model(network, input_size=(3, 2, 2))
+        dataset = TensorDataset(torch.rand(8, 3, 2, 2), ["0", "1"] * 4)
+        result = run("lipschitz_fit", model=model, dataset=dataset, steps=2, batch=2)
         result.curves["proven"].shape  # (3,)
 
     Source: Tsuzuku et al. 2018, sections 3 and 4; gradients of the norms Miyato et al. 2018.

@@ -20,7 +20,7 @@ class AttackRunner:
     """A registered attack: ``run(model, images, labels, radius)``, to be called once for each of ``radii``.
 
     A minimum-norm attack has the one radius inf. ``passes(model, image)`` is the cost of one image, forward
-    passes plus twice the backward passes, or None where it is not known.
+    passes plus twice the backward passes, or None where it is unknown.
     """
 
     name: str

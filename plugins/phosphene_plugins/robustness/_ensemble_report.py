@@ -24,10 +24,10 @@ _FIGURE_IMAGES = 3
 class EnsembleReport(Result):
     """Accuracy of an ensemble of M members and of each member, clean and under attacks.
 
-    ``accuracy`` (M + 2, M + 1): rows are the clean images, the examples made on each member, and those made
+    ``accuracy`` (M + 2, M + 1): rows are the clean images, the examples computed on each member, and those computed
     on the ensemble; columns are the members and, last, the ensemble. ``worst_transfer_accuracy`` is the
     ensemble's accuracy where the worst of all members' examples counts. ``images`` (N, C, H, W) in [0, 1],
-    ``adversarial`` the examples made on the ensemble, ``success`` (N,) bool whether it misclassifies them.
+    ``adversarial`` the examples computed on the ensemble, ``success`` (N,) bool whether it misclassifies them.
     """
 
     groups_per_row: ClassVar[int] = 2
@@ -46,7 +46,7 @@ class EnsembleReport(Result):
 
     @property
     def transfer_accuracy(self) -> Tensor:
-        """(M,) the ensemble's accuracy on the examples made on each member."""
+        """(M,) the ensemble's accuracy on the examples computed on each member."""
         return self.accuracy[1:-1, -1]
 
     @property
@@ -80,7 +80,7 @@ class EnsembleReport(Result):
         ]
 
     def figure(self) -> Figure:
-        """Bars of clean accuracy and accuracy under attack, and some examples made on the ensemble."""
+        """Bars of clean accuracy and accuracy under attack, and some examples computed on the ensemble."""
         bars = self._bars()
         figure = new_figure(1.2 + 0.42 * max(5, len(bars)))
         halves: Any = figure.subfigures(1, 2, width_ratios=(1.7, 1))

@@ -99,7 +99,7 @@ def ensemble_evaluation(
     with p_i the probabilities of the members, ``model`` and ``models``, each behind its own defense
     (``defended:jpeg()|builtin:shapes-vgg``); ``mean_of`` "logits" averages logits. PGD from a random point
     of the ball attacks each member alone, and the ensemble through all members and their defenses at once.
-    Examples made on the members are also evaluated on the ensemble: this transfer accuracy overestimates
+    Examples computed on the members are also evaluated on the ensemble: this transfer accuracy overestimates
     its robustness, because an example that crosses one member's decision boundary need not cross the
     others'.
 
@@ -108,7 +108,7 @@ def ensemble_evaluation(
 
     Returns:
         ``accuracy`` (M + 2, M + 1), by examples (row) and classifier (column); ``member_accuracy`` (M,),
-        ``transfer_accuracy`` (M,), ``ensemble_accuracy``; ``adversarial`` (N, C, H, W) made on the ensemble.
+        ``transfer_accuracy`` (M,), ``ensemble_accuracy``; ``adversarial`` (N, C, H, W) computed on the ensemble.
 
     Raises:
         ModelError: a model has other classes or lets no gradient through.

@@ -149,7 +149,7 @@ def gradient_masking_checks(
     - "unbounded attack succeeds": at r = 1, where the ball holds every image, an image that is not broken, or
       a larger ball with fewer successes;
     - "white box beats black box": ``square``, which uses no gradient, succeeds where the attack does not;
-    - "white box beats transfer": so do examples made on other ``models`` by MI-FGSM.
+    - "white box beats transfer": so do examples computed on other ``models`` by MI-FGSM.
 
     Rates are over the images that the model classifies as their ``labels``; 5 % of them or fewer count as
     chance. A defense with its own backward pass (``defended:``) is checked with it. No list of checks is
@@ -293,7 +293,7 @@ def _margin_growth(
 def _transfer_success(
     surrogate: AnyModel, model: AnyModel, images: Tensor, labels: Tensor, eps: float, steps: int
 ) -> Tensor:
-    """(N,) bool, whether the model misclassifies examples made on the surrogate."""
+    """(N,) bool, whether the model misclassifies examples computed on the surrogate."""
     surrogate.require_gradients()
     max_batch = batch_size(surrogate)
     batches = zip(images.split(max_batch), labels.split(max_batch), strict=True)
