@@ -139,17 +139,17 @@ def gradient_masking_checks(
     is the white-box attack whose failure could be mistaken for robustness. Nine checks look for behavior
     that a model with useful gradients does not show. Suspicious are:
 
-    - "deterministic": different logits for the same image;
-    - "gradient exists": a gradient that is zero or not finite;
-    - "loss not saturated": logits so far apart that softmax rounds to 1, or a ratio of logits (DLR) that
-      succeeds more often than the cross-entropy;
-    - "gradient ascends": a gradient along which the logits' margin grows less than along random directions;
-    - "many steps beat one": one step of length eps that succeeds where ``steps`` do not;
-    - "more steps help": success and margin that do not rise with the steps;
-    - "unbounded attack succeeds": at r = 1, where the ball holds every image, an image that is not broken, or
-      a larger ball with fewer successes;
-    - "white box beats black box": ``square``, which uses no gradient, succeeds where the attack does not;
-    - "white box beats transfer": so do examples computed on other ``models`` by MI-FGSM.
+    "deterministic": different logits for the same image;
+    "gradient exists": a gradient that is zero or not finite;
+    "loss not saturated": logits so far apart that softmax rounds to 1, or a ratio of logits (DLR) that
+    succeeds more often than the cross-entropy;
+    "gradient ascends": a gradient along which the logits' margin grows less than along random directions;
+    "many steps beat one": one step of length eps that succeeds where ``steps`` do not;
+    "more steps help": success and margin that do not rise with the steps;
+    "unbounded attack succeeds": at r = 1, where the ball holds every image, an image that is not broken, or
+    a larger ball with fewer successes;
+    "white box beats black box": ``square``, which uses no gradient, succeeds where the attack does not;
+    "white box beats transfer": so do examples computed on other ``models`` by MI-FGSM.
 
     Rates are over the images that the model classifies as their ``labels``; 5 % of them or fewer count as
     chance. A defense with its own backward pass (``defended:``) is checked with it. No list of checks is
