@@ -69,15 +69,16 @@ def training_cost(
     images = param.steps * param.batch
     held_out = minimum(MAX_HELD_OUT, ceil(param.held_out * size.dataset))
     evaluations = EVALUATIONS + 1  # one before the first step
-    clean_and_attacked = PGD_STEPS + 2
-    # Two models attack the preview images; a last pass predicts the class of each example.
-    previews = 2 * _PREVIEW_IMAGES * (PGD_STEPS + 1) + setup_passes
-    label_pass = 1
+    # Forward passes of a held-out image: the attack, the predictions on it clean and attacked, its label.
+    per_evaluation = PGD_STEPS + 2 + certificate_passes
+    label = 1
+    # The preview images are attacked through two models, and each example is classified.
+    previews = 2 * _PREVIEW_IMAGES
     return Cost(
         forward=forward * images
-        + (evaluations * (clean_and_attacked + certificate_passes) + label_pass) * held_out
-        + previews,
-        backward=backward * images + evaluations * PGD_STEPS * held_out + 2 * _PREVIEW_IMAGES * PGD_STEPS,
+        + (evaluations * per_evaluation + label) * held_out
+        + (previews * (PGD_STEPS + 1) + setup_passes),
+        backward=backward * images + evaluations * PGD_STEPS * held_out + previews * PGD_STEPS,
     )
 
 
