@@ -21,7 +21,6 @@ from phosphene.training import (
     trainable_copy,
 )
 
-from ..attacks._gradients import cross_entropy
 from ..attacks._lp_balls import project, random_point
 from ._training_evaluation import UNDER_PGD, HeldOutEvaluation, TrainingOptions, pgd_points, training_cost
 
@@ -166,7 +165,7 @@ def adversarial_training(
         attack = ball | {"step_size": scale * step_size, "steps": steps_of_attack}
         examples = pgd_points(trained, images, labels, start=torch.cat(start), **attack)
         trained.module.train()
-        return cross_entropy(trained(examples), labels)
+        return F.cross_entropy(trained(examples), labels, reduction="none")
 
     def trades_loss(images: Tensor, labels: Tensor, scale: float) -> Tensor:
         """CE(f(x), y) + beta KL(f(x) || f(x + d)), the ball scaled by ``scale``."""
@@ -178,7 +177,8 @@ def adversarial_training(
         examples = pgd_points(trained, images, probabilities, kl_divergence, **attack)
         trained.module.train()
         clean = trained(images)
-        return cross_entropy(clean, labels) + beta * kl_divergence(trained(examples), clean.softmax(1))
+        clean_loss = F.cross_entropy(clean, labels, reduction="none")
+        return clean_loss + beta * kl_divergence(trained(examples), clean.softmax(1))
 
     def loss(images: Tensor, indices: Sequence[int], progress: float) -> Tensor:
         scale = min(1.0, progress / warm_up) if warm_up else 1.0

@@ -24,10 +24,11 @@ _FIGURE_IMAGES = 3
 class EnsembleReport(Result):
     """Accuracy of an ensemble of M members and of each member, clean and under attacks.
 
-    ``accuracy`` (M + 2, M + 1): rows are the clean images, the examples computed on each member, and those computed
-    on the ensemble; columns are the members and, last, the ensemble. ``worst_transfer_accuracy`` is the
-    ensemble's accuracy where the worst of all members' examples counts. ``images`` (N, C, H, W) in [0, 1],
-    ``adversarial`` the examples computed on the ensemble, ``success`` (N,) bool whether it misclassifies them.
+    ``accuracy`` (M + 2, M + 1): rows are the clean images, the examples computed on each member, and those
+    computed on the ensemble; columns are the members and, last, the ensemble. ``worst_transfer_accuracy``
+    is the ensemble's accuracy where the worst of all members' examples counts. ``images`` (N, C, H, W) in
+    [0, 1], ``adversarial`` the examples computed on the ensemble, ``success`` (N,) bool whether it
+    misclassifies them.
     """
 
     groups_per_row: ClassVar[int] = 2

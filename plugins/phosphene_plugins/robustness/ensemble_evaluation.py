@@ -108,7 +108,8 @@ def ensemble_evaluation(
 
     Returns:
         ``accuracy`` (M + 2, M + 1), by examples (row) and classifier (column); ``member_accuracy`` (M,),
-        ``transfer_accuracy`` (M,), ``ensemble_accuracy``; ``adversarial`` (N, C, H, W) computed on the ensemble.
+        ``transfer_accuracy`` (M,), ``ensemble_accuracy``; ``adversarial`` (N, C, H, W) computed on the
+        ensemble.
 
     Raises:
         ModelError: a model has other classes or lets no gradient through.
