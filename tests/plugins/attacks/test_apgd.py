@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phosphene import Model, load_model, methods
-from phosphene_plugins.attacks._gradients import (
+from phosphene_plugins.attacks._losses import (
     difference_of_logits_ratio,
     targeted_difference_of_logits_ratio,
 )

@@ -47,5 +47,5 @@ def test_mean_over_draws_of_a_model_that_is_not_random_changes_nothing() -> None
     model, images = network(), pictures()
     labels = model(images).argmax(1)
     torch.testing.assert_close(
-        bim(model, images, labels, eot=3).adversarial, bim(model, images, labels).adversarial
+        bim(model, images, labels, eot_samples=3).adversarial, bim(model, images, labels).adversarial
     )

@@ -183,12 +183,15 @@ def test_start_is_read_for_all_images_and_refused_in_another_shape() -> None:
     way=st.sampled_from(["square linf", "square l2", "square l1"]),
     eps=st.floats(1e-6, 30),
     targeted=st.booleans(),
-    share=st.floats(0.001, 1),
+    initial_area=st.floats(0.001, 1),
 )
 def test_square_stays_in_the_ball_and_in_the_pixel_range(
-    seed: int, way: str, eps: float, targeted: bool, share: float
+    seed: int, way: str, eps: float, targeted: bool, initial_area: float
 ) -> None:
-    images, params = pictures(3, seed, torch.float64), {"eps": eps, "targeted": targeted, "share": share}
+    images, params = (
+        pictures(3, seed, torch.float64),
+        {"eps": eps, "targeted": targeted, "initial_area": initial_area},
+    )
     found = attack(way, linear(), images, torch.tensor([0, 1, 2]), seed=seed, max_queries=25, **params)
     assert found.adversarial.min() >= 0 and found.adversarial.max() <= 1
     norm = WAYS[way]["norm"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from phosphene import Model, load_model, methods
-from phosphene_plugins.attacks._hyperplane_projection import onto_plane
+from phosphene_plugins.attacks._hyperplane_projection import project_onto_hyperplane
 from phosphene_plugins.attacks._lp_balls import distance
 
 fab, deepfool = methods["attacks.fab"], methods["attacks.deepfool"]
@@ -64,7 +64,7 @@ def test_change_onto_a_plane_is_the_least_that_the_range_allows(
     # As far as that share of what the range allows.
     most = torch.where(slope * share > 0, 1 - x, x).mul(slope.abs()).sum()
     rise = share * most
-    change = onto_plane(
+    change = project_onto_hyperplane(
         x.view(1, 3, 2, 2), scale * slope.view(1, 3, 2, 2), (scale * rise).view(1), norm
     ).flatten()
     torch.testing.assert_close((slope * change).sum(), rise, rtol=1e-9, atol=1e-9)
@@ -77,9 +77,9 @@ def test_change_onto_a_plane_is_the_least_that_the_range_allows(
 def test_plane_beyond_the_range_is_approached_as_far_as_it_goes(norm: str) -> None:
     x = torch.tensor([0.2, 0.5, 1.0, 0.0]).view(1, 1, 2, 2)
     slope = torch.tensor([1.0, -2.0, 3.0, 0.0]).view(1, 1, 2, 2)
-    change = onto_plane(x, slope, torch.tensor([100.0]), norm)
+    change = project_onto_hyperplane(x, slope, torch.tensor([100.0]), norm)
     torch.testing.assert_close(x + change, torch.tensor([1.0, 0, 1, 0]).view(1, 1, 2, 2))
-    assert not onto_plane(x, 0 * slope, torch.tensor([1.0]), norm).any()
+    assert not project_onto_hyperplane(x, 0 * slope, torch.tensor([1.0]), norm).any()
 
 
 def network(rough: float = 6.0) -> Model:

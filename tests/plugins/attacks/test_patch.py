@@ -11,7 +11,7 @@ from torch import Generator
 from phosphene import TensorDataset, UnknownName, load_model, max_batch, methods, run
 from phosphene.data import SceneDataset
 from phosphene.progress import report_progress
-from phosphene_plugins.attacks.patch import _cut, _pasted
+from phosphene_plugins.attacks.patch import _outline, _paste
 
 patch = methods["attacks.patch"]
 model = load_model("builtin:shapes-vgg")
@@ -20,13 +20,13 @@ scenes = TensorDataset(SceneDataset(24).read(range(24)))
 
 def test_patch_covers_its_place_alone() -> None:
     images = torch.rand(3, 3, 40, 60)
-    mask = _cut(12, "round")
+    mask = _outline(12, "round")
     for seed in range(8):
         draws = Generator().manual_seed(seed)
-        covered = _pasted(torch.ones(3, 12, 12), mask, images * 0, draws, 20.0, 1.25)
+        covered = _paste(torch.ones(3, 12, 12), mask, images * 0, draws, 20.0, 1.25)
         share = float(covered.mean()) * 40 * 60 / float(mask.sum())
         assert 1.25**-2 * 0.9 < share < 1.25**2 * 1.1
-        pasted = _pasted(torch.ones(3, 12, 12), mask, images, Generator().manual_seed(seed), 20.0, 1.25)
+        pasted = _paste(torch.ones(3, 12, 12), mask, images, Generator().manual_seed(seed), 20.0, 1.25)
         bare = covered == 0
         assert torch.equal(pasted[bare], images[bare])
         assert torch.equal(covered[0], covered[1])
@@ -35,7 +35,7 @@ def test_patch_covers_its_place_alone() -> None:
 def test_patch_lands_in_many_places_and_never_beyond_the_border() -> None:
     images = torch.zeros(1, 1, 32, 32)
     drawn = [
-        _pasted(torch.ones(1, 8, 8), _cut(8, "square"), images, Generator().manual_seed(s), 0.0, 1.0)
+        _paste(torch.ones(1, 8, 8), _outline(8, "square"), images, Generator().manual_seed(s), 0.0, 1.0)
         for s in range(60)
     ]
     assert len({tuple(d.nonzero()[0].tolist()) for d in drawn}) > 40
@@ -47,8 +47,8 @@ def test_patch_lands_in_many_places_and_never_beyond_the_border() -> None:
 
 def test_trained_patch_beats_a_grey_one_on_pictures_it_never_saw() -> None:
     data = SceneDataset(96)
-    grey = patch(model, data, wanted="arrow", steps=1, lr=1e-6, seed=0)
-    found = patch(model, data, wanted="arrow", steps=50, seed=0)
+    grey = patch(model, data, target_class="arrow", steps=1, lr=1e-6, seed=0)
+    found = patch(model, data, target_class="arrow", steps=50, seed=0)
     assert found.held_out_rate > grey.held_out_rate + 0.2
     assert found.perturbation.shape == (3, 22, 22)
 
@@ -82,4 +82,4 @@ def test_cut_off_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
 
 def test_unknown_class_is_refused() -> None:
     with pytest.raises(UnknownName, match="arrow"):
-        patch(model, scenes, wanted="arow")
+        patch(model, scenes, target_class="arow")

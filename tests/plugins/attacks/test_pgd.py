@@ -272,7 +272,7 @@ def test_example_survives_the_changes_it_was_made_under() -> None:
     labels = predicted(model, images)
     made: dict[str, Any] = {"eps": 8 / 255, "steps": 8, "seed": 0}
     plain = pgd(model, images, labels, **made)
-    robust = pgd(model, images, labels, eot=4, under=("rotate",), **made)
+    robust = pgd(model, images, labels, eot_samples=4, augmentations=("rotate",), **made)
 
     def mistaken(found: Any) -> float:
         shares = []
@@ -299,10 +299,10 @@ def test_mean_over_draws_sees_through_a_random_model() -> None:
     labels = predicted(clean, images)
     noisy = load_model(Noisy(clean.module), input_size=(3, 6, 6))
     gains = []
-    for eot in (1, 30):
+    for samples in (1, 30):
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
-            found = pgd(noisy, images, labels, eps=0.05, step_size=0.01, steps=5, eot=eot, seed=0)
+            found = pgd(noisy, images, labels, eps=0.05, step_size=0.01, steps=5, eot_samples=samples, seed=0)
         open_ = found.adversarial.ne(images).flatten(1).any(1)
         loss = F.cross_entropy(clean(found.adversarial), labels, reduction="none")
         gains.append(

@@ -34,7 +34,7 @@ def test_without_momentum_and_changes_it_is_bim() -> None:
     images = run("bim", images="builtin:scenes/3", steps=1, progress=False).images
     labels = model(images).argmax(1)
     params = {"eps": 0.03, "step_size": 0.01, "steps": 3}
-    ours = transfer(model, images, labels, momentum=0.0, under=(), **params)
+    ours = transfer(model, images, labels, momentum=0.0, augmentations=(), **params)
     torch.testing.assert_close(
         ours.adversarial[0], methods["bim"](model, images, labels, **params).adversarial
     )

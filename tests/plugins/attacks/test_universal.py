@@ -77,13 +77,13 @@ def test_how_many_go_through_at_once_does_not_matter() -> None:
 
 def test_cut_off_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     # Three rounds for the six pictures that are not held out.
-    rounds = {"aim": 1.0, "epochs": 2, "steps": 2, "pictures": 2}
+    rounds = {"target_rate": 1.0, "epochs": 2, "steps": 2, "batch": 2}
     told = {"model": "builtin:shapes-vgg", "dataset": "builtin:scenes/8", **rounds}
     whole = run("universal", **told)
 
     def of_pictures(events: list[int], most: int) -> Callable[[ProgressEvent], None]:
         def see(event: ProgressEvent) -> None:
-            if event.description == "one perturbation for all":
+            if event.description == "universal perturbation":
                 events.append(event.done)
                 if len(events) == most:
                     raise KeyboardInterrupt
@@ -104,7 +104,7 @@ def test_enough_is_enough() -> None:
     model, data = network(), TensorDataset(pictures())
     events: list[ProgressEvent] = []
     with report_progress(events.append):
-        found = universal(model, data, eps=0.5, aim=0.3, epochs=100, pictures=2)
+        found = universal(model, data, eps=0.5, target_rate=0.3, epochs=100, batch=2)
     assert found.fooling_rate >= 0.3
     assert 0 < len(events) < 100 * 5 / 2
 
@@ -112,9 +112,9 @@ def test_enough_is_enough() -> None:
 def test_one_count_is_told_and_none_of_the_inner_attack() -> None:
     events: list[ProgressEvent] = []
     with report_progress(events.append):
-        universal(network(), TensorDataset(pictures()), epochs=1, pictures=4)
+        universal(network(), TensorDataset(pictures()), epochs=1, batch=4)
     assert [(e.description, e.done, e.total) for e in events] == [
-        ("one perturbation for all", done, 3) for done in (1, 2, 3)
+        ("universal perturbation", done, 3) for done in (1, 2, 3)
     ]
 
 
@@ -126,7 +126,7 @@ def test_one_picture_at_a_time_is_the_algorithm_of_the_paper() -> None:
         v = (v + (deepfool(model, point, label[None], norm="linf", steps=10).adversarial - point)[0]).clamp(
             -0.1, 0.1
         )
-    found = universal(model, TensorDataset(data), eps=0.1, epochs=1, held_out=0, pictures=1)
+    found = universal(model, TensorDataset(data), eps=0.1, epochs=1, held_out=0, batch=1)
     torch.testing.assert_close(found.perturbation, v.detach())
 
 
