@@ -95,7 +95,7 @@ def differentiable_logits(model: Model, points: Tensor) -> Tensor:
     logits = model(points)
     if not logits.requires_grad:
         raise ModelError(
-            f"no gradient flows through {model.name} to the picture; square and hop_skip_jump need none"
+            f"no gradient flows through {model.name} to the image; square and hop_skip_jump need none"
         )
     return logits
 

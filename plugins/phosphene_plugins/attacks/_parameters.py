@@ -54,7 +54,7 @@ MaxQueries: TypeAlias = Annotated[
     int, Field(ge=1, le=1_000_000, description="largest number of model queries for one image")
 ]
 HeldOut: TypeAlias = Annotated[
-    float, Field(ge=0, lt=1, description="fraction of the data set that is kept for evaluation")
+    float, Field(ge=0, lt=1, description="fraction of the data set held out for evaluation")
 ]
 
 #: What every result with ``adversarial`` promises, and what a fixed-radius attack promises.

@@ -110,8 +110,8 @@ class QueryOracle:
             noise = torch.rand(1, channels, *sides, generator=generator)
             noise = F.interpolate(noise, (height, width)).to(self.images)
             started = self.distances.isfinite()
-            wanting = more > 0 if trial >= TRIES else ~started | (more > 0)
-            active = (wanting & (self.remaining() > 0)).nonzero()[:, 0]
+            searching = more > 0 if trial >= TRIES else ~started | (more > 0)
+            active = (searching & (self.remaining() > 0)).nonzero()[:, 0]
             if not len(active):
                 break
             # An image that has a start takes another one only if that is adversarial a little nearer.

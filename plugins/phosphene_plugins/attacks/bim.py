@@ -90,8 +90,7 @@ def bim(
     (MI-FGSM) examples transfer better to other models. A targeted attack subtracts the step. The gradient is
     averaged over ``eot_samples`` passes of a stochastic model, or of images under random ``augmentations``.
 
-    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). An image that is misclassified from the outset
-    (targeted: classified as its target) is returned unchanged.
+    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,).
 
     Returns:
         AdversarialExamples with ``adversarial`` (N, C, H, W), the last point, inside the ball, rounding

@@ -87,8 +87,7 @@ def boundary(
     independently, with the same random draws. It starts at ``start``, an image of each target class (or of
     any other class), else at random noise, moved onto the boundary. ``hop_skip_jump`` needs fewer queries.
 
-    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). An image that is misclassified from the outset
-    (targeted: classified as its target) is returned unchanged, and so is one for which no start is found.
+    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). An image without a start is returned unchanged.
 
     Returns:
         AdversarialExamples with ``adversarial`` (N, C, H, W), the nearest example, a thousandth further out,

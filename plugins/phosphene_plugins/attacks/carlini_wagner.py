@@ -102,7 +102,7 @@ def carlini_wagner(
     In "l2" the c of every image is bisected on a logarithmic scale between the largest that failed and the
     smallest that succeeded; in "linf" its tau becomes 0.9 of the largest |d_i| at every success, and c
     doubles without success. An image whose objective no longer falls stops early, and in "l2" one is
-    finished whose last c found nothing nearer. The last example is moved towards the image by bisection.
+    finished whose last c led to no nearer example. The last example is moved towards the image by bisection.
 
     Three differences from the paper. Pixels are clipped after every step (its "projected gradient descent"),
     not squashed by tanh, under which black and white pixels hardly move. c and the step size start at their
@@ -111,8 +111,7 @@ def carlini_wagner(
     boundary, DeepFool's first step, since the class with the second largest logit, to which a descent from
     the image itself leads, may be further away.
 
-    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). An image that is misclassified from the outset
-    (targeted: classified as its target) is returned unchanged, and so is one without success.
+    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). An image without success is returned unchanged.
 
     Returns:
         AdversarialExamples with ``adversarial`` (N, C, H, W) and ``success`` (N,); ``distance(norm)`` is the

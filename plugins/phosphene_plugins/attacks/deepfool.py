@@ -69,7 +69,7 @@ def deepfool(
     norm: MinimizedNorm = "l2",
     steps: Steps = 50,
     overshoot: Annotated[
-        float, Field(ge=0, le=10, description="distance beyond the boundary, as a fraction of the whole step")
+        float, Field(ge=0, le=10, description="distance beyond the boundary, as a fraction of the total step")
     ] = 0.02,
     candidates: Candidates = 10,
 ) -> AdversarialExamples:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, either, maximum, param, size
+from phosphene.spec import Cost, maximum, minimum, param, size
 
 from . import _lp_balls
 from ._gradients import build_result, is_adversarial, not_adversarial, predict_logits
@@ -61,7 +61,7 @@ def finds_the_nearest_boundary_that_the_pixel_range_allows() -> None:
         * (2 * param.restarts * maximum(1, param.target_classes) * param.steps + (_BISECTIONS + 2)),
         backward=size.images
         * param.restarts
-        * either(param.target_classes, param.candidates - 1)
+        * (param.target_classes + (1 - minimum(1, param.target_classes)) * (param.candidates - 1))
         * param.steps,
     ),
     tags=["white-box", "minimum-norm"],
@@ -99,8 +99,7 @@ def fab(
     All ``restarts`` but the first begin at a random point, half as far away as the best example. The last
     example is moved towards the image by bisection (the paper takes three steps of a search).
 
-    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). An image that is misclassified from the outset
-    (targeted: classified as its target) is returned unchanged, and so is one without success.
+    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). An image without success is returned unchanged.
 
     Returns:
         AdversarialExamples with ``adversarial`` (N, C, H, W) and ``success`` (N,); ``distance(norm)`` is the

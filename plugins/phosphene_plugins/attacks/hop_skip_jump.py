@@ -91,8 +91,7 @@ def hop_skip_jump(
     same random draws. It starts at ``start``, an image of each target class (or of any other class), else at
     random noise.
 
-    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). An image that is misclassified from the outset
-    (targeted: classified as its target) is returned unchanged, and so is one for which no start is found.
+    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). An image without a start is returned unchanged.
 
     Returns:
         AdversarialExamples with ``adversarial`` (N, C, H, W), the nearest example, a thousandth further out,

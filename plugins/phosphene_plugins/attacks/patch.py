@@ -96,7 +96,7 @@ def patch(
 
     over the images x of a data set and over random positions, rotations and scales t; without
     ``target_class`` the cross-entropy of the class predicted for x itself is maximized instead. Every step
-    draws one t for ``batch`` images, pastes the patch, applies ``augmentations`` to the whole image, and
+    draws one t for ``batch`` images, pastes the patch, applies ``augmentations`` to the image, and
     updates the patch by Adam, clipped to [0, 1]. The last images of the data set, a fraction ``held_out``,
     are not trained on. An interrupted run can be resumed.
 

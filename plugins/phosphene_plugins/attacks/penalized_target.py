@@ -84,8 +84,7 @@ def penalized_target(
     The image stays unchanged where lambda exceeds the sum of the gradient's absolute values. eta is
     ``step_size`` divided by the largest gradient component.
 
-    ``images`` (N, C, H, W) in [0, 1]. An image that is classified as its target from the outset is returned
-    unchanged.
+    ``images`` (N, C, H, W) in [0, 1].
 
     Returns:
         AdversarialExamples with ``adversarial`` (N, C, H, W), the point of the highest objective of all

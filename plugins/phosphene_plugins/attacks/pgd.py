@@ -103,8 +103,7 @@ def pgd(
     gradient is averaged over ``eot_samples`` passes of a stochastic model, or of images under random
     ``augmentations``. All images start with the same random offset.
 
-    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). An image that is misclassified from the outset
-    (targeted: classified as its target) is returned unchanged.
+    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,).
 
     Returns:
         AdversarialExamples with ``adversarial`` (N, C, H, W), the last point, inside the ball, rounding

@@ -23,7 +23,7 @@ _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 def reaches_the_corner_of_a_linear_model() -> None:
-    """On a linear model of two classes the best is clip(x + eps sign(w_other - w_true)), and it is found."""
+    """On a linear model of two classes the result is clip(x + eps sign(w_other - w_true))."""
     model = linear_model()
     (weight,) = (p.detach() for p in model.module.parameters())
     images = torch.tensor([[[[0.9, 0.1], [0.5, 0.1]]]], dtype=torch.float64)
@@ -79,8 +79,7 @@ def square(
     ``initial_area`` and is halved at 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10,000 queries, in
     proportion to ``max_queries``. All images share the same squares.
 
-    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). An image that is misclassified from the outset
-    (targeted: classified as its target) is returned unchanged.
+    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,).
 
     Returns:
         AdversarialExamples with ``adversarial`` (N, C, H, W) inside the ball: the first adversarial point,

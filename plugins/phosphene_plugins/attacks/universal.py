@@ -104,7 +104,7 @@ def universal(
     for every training image x whose predicted class v does not change, with P the projection onto the ball
     of radius ``eps``; again over all images until the fooling rate reaches ``target_rate``. The r of
     ``batch`` images are computed at once, for the same v, and added one after another, each only if its image
-    is still not fooled. r is found by ``attack``, any registered attack that takes a model, images and
+    is still not fooled. r comes from ``attack``, any registered attack that takes a model, images and
     labels; it receives ``norm``, ``eps`` and ``steps`` where it has such parameters. The last images of the
     data set, a fraction ``held_out``, are not trained on. An interrupted run can be resumed.
 
