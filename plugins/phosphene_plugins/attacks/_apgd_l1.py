@@ -13,7 +13,7 @@ from phosphene.optimize import TransformName
 
 from ._gradients import is_adversarial, loss_gradient
 from ._losses import Loss
-from ._lp_balls import project
+from ._lp_balls import per_image, project
 
 #: Radii before the last, in units of eps, each with its fraction of the steps.
 _LARGER_BALLS = ((3, 0.3), (2, 0.3))
@@ -70,7 +70,7 @@ def apgd_l1(
         if radius == eps:
             won = is_adversarial(logits, at.labels, targeted) & stops
             better = won | (at.best_loss > losses[at.indices])
-            points[at.indices[better]] = torch.where(_per_image(won), at.x, at.best)[better]
+            points[at.indices[better]] = torch.where(per_image(won), at.x, at.best)[better]
             losses[at.indices[better]] = torch.where(won, value, at.best_loss)[better]
             success[at.indices[won]] = True
             if won.any():
@@ -79,7 +79,7 @@ def apgd_l1(
                     break
         if n > 0 and n % max(1, int(_CHECK_EVERY * count)) == 0:
             at.adapt(radius)
-        step = _per_image(at.eta) * _sparse_sign(at.gradient, at.sparsity)
+        step = per_image(at.eta) * _sparse_sign(at.gradient, at.sparsity)
         at.x = project(at.x + step, at.images, radius, "l1")
     return points, losses, success
 
@@ -127,8 +127,8 @@ class _State:
         """Store the points whose loss is the highest so far."""
         higher = value > self.best_loss
         self.best_loss = torch.where(higher, value, self.best_loss)
-        self.best = torch.where(_per_image(higher), self.x, self.best)
-        self.best_gradient = torch.where(_per_image(higher), self.gradient, self.best_gradient)
+        self.best = torch.where(per_image(higher), self.x, self.best)
+        self.best_gradient = torch.where(per_image(higher), self.gradient, self.best_gradient)
 
     def adapt(self, radius: float) -> None:
         """A checkpoint: set sparsity and step size."""
@@ -136,8 +136,8 @@ class _State:
         sparser = perturbed < _SPARSER * self.perturbed
         shorter = (self.eta / _STEP_DECAY).clamp(min=_MIN_STEP * radius)
         self.eta = torch.where(sparser, radius, shorter)
-        self.x = torch.where(_per_image(sparser), self.best, self.x)
-        self.gradient = torch.where(_per_image(sparser), self.best_gradient, self.gradient)
+        self.x = torch.where(per_image(sparser), self.best, self.x)
+        self.gradient = torch.where(per_image(sparser), self.best_gradient, self.gradient)
         self.sparsity, self.perturbed = perturbed / _SPARSITY_DECAY, perturbed
 
     def select(self, selected: Tensor) -> _State:
@@ -159,8 +159,3 @@ def _sparse_sign(gradient: Tensor, sparsity: Tensor) -> Tensor:
     threshold = sizes.sort(dim=1, descending=True).values.gather(1, rank[:, None])
     sign = gradient.sign() * (sizes >= threshold).view_as(gradient)
     return sign / sign.abs().sum((1, 2, 3), keepdim=True).clamp(min=1)
-
-
-def _per_image(numbers: Tensor) -> Tensor:
-    """One number for each image, as (N, 1, 1, 1)."""
-    return numbers[:, None, None, None]

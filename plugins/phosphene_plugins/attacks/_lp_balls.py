@@ -68,6 +68,11 @@ def l2_norm(vectors: Tensor) -> Tensor:
     return vectors.square().sum((1, 2, 3), keepdim=True).sqrt()
 
 
+def per_image(values: Tensor) -> Tensor:
+    """One value for each image (N,) as (N, 1, 1, 1), to be multiplied with images."""
+    return values[:, None, None, None]
+
+
 def distance(points: Tensor, images: Tensor, norm: Norm) -> Tensor:
     """The norm of each point's difference from its image, (N,)."""
     delta = (points - images).flatten(1)
@@ -97,9 +102,9 @@ def shrink_to_boundary(
     nearest = points
     for _ in range(halvings if len(points) else 0):
         middle = (low + high) / 2
-        shorter = project(points, images, middle[:, None, None, None], norm)
+        shorter = project(points, images, per_image(middle), norm)
         success = succeeds(shorter)
-        nearest = torch.where(success[:, None, None, None], shorter, nearest)
+        nearest = torch.where(per_image(success), shorter, nearest)
         low, high = torch.where(success, low, middle), torch.where(success, middle, high)
     return nearest
 

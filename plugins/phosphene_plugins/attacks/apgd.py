@@ -25,7 +25,7 @@ from ._losses import (
     difference_of_logits_ratio,
     targeted_difference_of_logits_ratio,
 )
-from ._lp_balls import project, random_point, steepest
+from ._lp_balls import per_image, project, random_point, steepest
 from ._parameters import (
     IN_BALL,
     Augmentations,
@@ -268,8 +268,8 @@ class _State:
         self.increases = self.increases + (value > self.value)
         higher = value > self.best_loss
         self.value, self.best_loss = value, torch.where(higher, value, self.best_loss)
-        self.best = torch.where(_per_image(higher), self.x, self.best)
-        self.best_gradient = torch.where(_per_image(higher), self.gradient, self.best_gradient)
+        self.best = torch.where(per_image(higher), self.x, self.best)
+        self.best_gradient = torch.where(per_image(higher), self.gradient, self.best_gradient)
 
     def adapt(self, steps_since: int) -> None:
         """A checkpoint: halve the step size of images that stall, and restart them from their best points."""
@@ -279,10 +279,10 @@ class _State:
         self.increases = torch.zeros_like(self.increases)
         if steps_since == 0:  # the first checkpoint, where nothing can have stalled
             return
-        self.eta = torch.where(_per_image(stalled), self.eta / 2, self.eta)
-        self.x = torch.where(_per_image(stalled), self.best, self.x)
+        self.eta = torch.where(per_image(stalled), self.eta / 2, self.eta)
+        self.x = torch.where(per_image(stalled), self.best, self.x)
         self.value = torch.where(stalled, self.best_loss, self.value)
-        self.gradient = torch.where(_per_image(stalled), self.best_gradient, self.gradient)
+        self.gradient = torch.where(per_image(stalled), self.best_gradient, self.gradient)
 
     def select(self, selected: Tensor) -> "_State":
         """The state of these images alone."""
@@ -296,11 +296,6 @@ def _checkpoints(steps: int) -> list[int]:
         fractions.append(fractions[-1] + max(fractions[-1] - fractions[-2] - 0.03, 0.06))
     # Less 1e-9: rounding in a sum of hundredths would otherwise move a checkpoint by one step.
     return sorted({math.ceil(fraction * steps - 1e-9) for fraction in fractions})
-
-
-def _per_image(values: Tensor) -> Tensor:
-    """One value for each image, as (N, 1, 1, 1)."""
-    return values[:, None, None, None]
 
 
 @hookimpl

@@ -23,7 +23,7 @@ from ._gradients import (
     predict_logits,
 )
 from ._losses import margin
-from ._lp_balls import distance, shrink_to_boundary
+from ._lp_balls import distance, per_image, shrink_to_boundary
 from ._parameters import IN_RANGE, MinimizedNorm, Targeted
 from .deepfool import nearest_boundary, top_other_classes
 
@@ -191,7 +191,7 @@ class _Search:
             size, size_gradient = self._perturbation_size(at)
             hit[at.indices] |= self._keep_nearest(at, logits)
             at.lowest = torch.minimum(at.lowest, size + c * f)
-            gradient = size_gradient + _per_image(c) * f_gradient
+            gradient = size_gradient + per_image(c) * f_gradient
             going = ~hit[at.indices] if self.norm == "linf" else torch.ones_like(hit[at.indices])
             if step % max(1, steps // 10) == 0:
                 going &= at.lowest < _FALLING * at.lowest_before
@@ -202,7 +202,7 @@ class _Search:
                     break
             # The step size falls to zero along a cosine, so that the last steps settle on the boundary.
             step_size = self.step_size[at.indices] * (1 + math.cos(math.pi * step / steps)) / 2
-            update, at.mean, at.square = adam_step(gradient, at.mean, at.square, step, _per_image(step_size))
+            update, at.mean, at.square = adam_step(gradient, at.mean, at.square, step, per_image(step_size))
             at.x = (at.x - update).clamp(0, 1)
         self.start = self.images  # only the first descent starts at the linearized boundary
         self._update_constants(hit)
@@ -213,7 +213,7 @@ class _Search:
         delta = at.x - self.images[at.indices]
         if self.norm == "l2":
             return delta.square().sum((1, 2, 3)), 2 * delta
-        excess = (delta.abs() - _per_image(self.tau[at.indices])).clamp(min=0)
+        excess = (delta.abs() - per_image(self.tau[at.indices])).clamp(min=0)
         return excess.sum((1, 2, 3)), delta.sign() * (excess > 0)
 
     def _keep_nearest(self, at: "_Descent", logits: Tensor) -> Tensor:
@@ -279,11 +279,6 @@ class _Descent:
     def select(self, selected: Tensor) -> "_Descent":
         """The state of these images alone."""
         return _Descent(*(getattr(self, f.name)[selected] for f in fields(self)))
-
-
-def _per_image(values: Tensor) -> Tensor:
-    """One value for each image, as (N, 1, 1, 1)."""
-    return values[:, None, None, None]
 
 
 @hookimpl

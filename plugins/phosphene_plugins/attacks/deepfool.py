@@ -12,7 +12,7 @@ from phosphene.roles import Images, Labels, Model
 from phosphene.spec import Cost, param, size
 
 from ._gradients import differentiable_logits, not_adversarial
-from ._lp_balls import dual_norm, normalize_l2
+from ._lp_balls import dual_norm, normalize_l2, per_image
 from ._parameters import IN_RANGE, Candidates, MinimizedNorm, Norm, Steps
 
 #: The shortest step, for pixels in [0, 1]: on the boundary itself the linearized model asks for a zero step.
@@ -156,7 +156,7 @@ class Boundary(NamedTuple):
         """The step to the boundary, (n, C, H, W); zero where there is none."""
         size = torch.where(self.distance.isfinite(), self.distance.clamp(min=_MIN_STEP), 0)
         direction = normalize_l2(self.gradient) if norm == "l2" else self.gradient.sign()
-        return size[:, None, None, None] * direction
+        return per_image(size) * direction
 
 
 def nearest_boundary(logits: Tensor, x: Tensor, own: Tensor, rivals: Tensor, norm: Norm) -> Boundary:
@@ -175,7 +175,7 @@ def nearest_boundary(logits: Tensor, x: Tensor, own: Tensor, rivals: Tensor, nor
         candidate = torch.where((slope > 0) & slope.isfinite(), gaps[:, n].abs() / slope, torch.inf)
         closer = candidate < distance
         gap, distance = torch.where(closer, gaps[:, n], gap), torch.minimum(candidate, distance)
-        gradient = torch.where(closer[:, None, None, None], ascent, gradient)
+        gradient = torch.where(per_image(closer), ascent, gradient)
     return Boundary(gap, gradient, distance, gaps, slopes)
 
 

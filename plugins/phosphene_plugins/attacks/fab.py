@@ -14,7 +14,7 @@ from phosphene.spec import Cost, maximum, minimum, param, size
 from . import _lp_balls
 from ._gradients import build_result, is_adversarial, not_adversarial, predict_logits
 from ._hyperplane_projection import project_onto_hyperplane
-from ._lp_balls import distance, random_point, shrink_to_boundary
+from ._lp_balls import distance, per_image, random_point, shrink_to_boundary
 from ._parameters import IN_RANGE, Candidates, Restarts, Steps, TargetClasses, Targeted
 from .deepfool import nearest_boundary, top_other_classes
 
@@ -130,7 +130,7 @@ def fab(
             start = x
             if restart:
                 radius = torch.where(nearest.isfinite(), nearest, _START_RADIUS[norm]) / 2
-                start = random_point(x, radius[:, None, None, None], norm, generator)
+                start = random_point(x, per_image(radius), norm, generator)
             points, distances = _run(
                 model, x, y, rivals, start, norm=norm, steps=steps, targeted=targeted, alpha=alpha,
                 beta=beta, eta=eta,
@@ -184,13 +184,13 @@ def _run(
         sizes = distance(changes, torch.zeros_like(changes), norm)
         (d, d_0), (size, size_0) = changes.chunk(2), sizes.chunk(2)
         weight = size / (size + size_0).clamp(min=torch.finfo(x.dtype).tiny)
-        a = weight.clamp(max=alpha)[:, None, None, None]
+        a = per_image(weight.clamp(max=alpha))
         x = ((1 - a) * (x + eta * d) + a * (image + eta * d_0)).clamp(0, 1)
         success = is_adversarial(predict_logits(model, x), labels[active], targeted)
         distances = distance(x, image, norm)
         closer = success & (distances < nearest[active])
         best[active[closer]], nearest[active[closer]] = x[closer], distances[closer]
-        x = torch.where(success[:, None, None, None], image + beta * (x - image), x)
+        x = torch.where(per_image(success), image + beta * (x - image), x)
     return best, nearest
 
 

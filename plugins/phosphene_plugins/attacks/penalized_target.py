@@ -12,6 +12,7 @@ from phosphene.roles import Images, Labels, Model
 from phosphene.spec import Cost, param, size
 
 from ._gradients import build_result, loss_gradient, not_adversarial, predict_logits
+from ._lp_balls import per_image
 from ._parameters import IN_RANGE
 
 #: Bisection steps for the ball's radius: to 2^-30 of the pixel range.
@@ -113,7 +114,7 @@ def penalized_target(
         logit, gradient, _ = loss_gradient(model, x, targets, _target_logit)
         change = (x - original).abs().amax((1, 2, 3))
         value = logit - penalty * change
-        best = torch.where((value > best_value)[:, None, None, None], x, best)
+        best = torch.where(per_image(value > best_value), x, best)
         best_value = torch.maximum(best_value, value)
         largest = gradient.abs().amax((1, 2, 3), keepdim=True)
         eta = step_size / largest.clamp(min=torch.finfo(x.dtype).tiny ** 0.5)

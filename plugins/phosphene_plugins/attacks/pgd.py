@@ -13,7 +13,7 @@ from phosphene.testing import linear_model
 
 from ._gradients import build_result, is_adversarial, loss_gradient, not_adversarial, predict_logits
 from ._losses import cross_entropy
-from ._lp_balls import project, random_point, steepest
+from ._lp_balls import per_image, project, random_point, steepest
 from ._parameters import (
     IN_BALL,
     Augmentations,
@@ -141,7 +141,7 @@ def pgd(
             break
         logits = predict_logits(model, x_adv)
         loss = torch.where(is_adversarial(logits, y, targeted), torch.inf, sign * cross_entropy(logits, y))
-        best = torch.where((loss > best_loss)[:, None, None, None], x_adv, best)
+        best = torch.where(per_image(loss > best_loss), x_adv, best)
         best_loss = torch.maximum(best_loss, loss)
     adversarial = images.index_copy(0, active, best)
     return build_result(model, images, adversarial, labels, before, targeted=targeted)
