@@ -235,7 +235,9 @@ def universal() -> Iterator[Row]:
     )  # fmt: skip
 
     def ours() -> Tensor:
-        found = methods["universal"](on.model, TensorDataset(on.images), epochs=1, aim=0.99, held_out=0)
+        found = methods["universal"](
+            on.model, TensorDataset(on.images), epochs=1, target_rate=0.99, held_out=0
+        )
         return (on.images + found.perturbation).clamp(0, 1)
 
     yield on.row(
