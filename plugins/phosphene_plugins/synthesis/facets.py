@@ -136,9 +136,9 @@ def facets(
     with its examples before reading it as one kind of image.
 
     Returns:
-        Prototypes ``images`` (K, C, H, W) in [0, 1], K = k per class of the target or for its unit, largest
-        facet first, without empty clusters; ``scores`` (steps, K), S at every step; ``sources``, the mean
-        images; ``sizes``, ``mean_scores`` and ``examples`` of the facets.
+        Prototypes ``images`` (K, C, H, W) in [0, 1]: at most k for each class of the target or for its unit,
+        largest facet first (empty clusters are left out); ``scores`` (steps, K), S at every step;
+        ``sources``, the mean images; ``sizes``, ``mean_scores`` and ``examples`` of the facets.
 
     Raises:
         InputError: more facets than images, or no target (the predicted class differs between images).
@@ -154,10 +154,10 @@ def facets(
         Nguyen, Yosinski, Clune 2016, with k-means on the features instead of on their t-SNE embedding.
     """
     if isinstance(target, Predicted):
-        raise InputError('facets are of one unit or of named classes: say target="star", for one')
+        raise InputError('facets need a unit or named classes as the target: for example target="star"')
     count = min(top, len(dataset))
     if k > count:
-        raise InputError(f"{count} images make at most {count} facets, not {k}")
+        raise InputError(f"{count} images form at most {count} facets, not {k}")
     params = ActivationMaximization(**regularizers.model_dump(), steps=steps, lr=lr)
     has_classes = isinstance(target, Class) and isinstance(target.index, tuple)
     units = list(map(Class, target.index)) if has_classes else [target]
