@@ -33,13 +33,14 @@ from .registry.method import Method as Method
 from .registry.method import method as method
 from .registry.plugins import BrokenPlugin as BrokenPlugin
 from .registry.plugins import Plugin as Plugin
+from .registry.spec_json import spec_from_json as spec_from_json
 from .results import Result as Result
-from .results import load_result as load_result
-from .roles.kinds import read_images as read_images
+from .roles.images import read_images as read_images
 from .runs.prepare import prepare as prepare
 from .runs.prepared_run import PreparedRun as PreparedRun
 from .runs.replay import replay as replay
 from .runs.run import run as run
+from .runs.saved_results import load_result as load_result
 from .spec.cost import Cost as Cost
 from .spec.spec import MethodSpec as MethodSpec
 from .spec.spec import Reference as Reference

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from phosphene import InputError, methods, run
+from phosphene import InputError, load_result, methods, run
 from phosphene.generative import Generator
 from phosphene.results import TrainedNetwork
-from phosphene.roles import ROLES
+from phosphene.roles import ROLES, InputContext
 
 FEW: dict[str, Any] = {"steps": 2, "target": [1, 4], "seed": 0, "progress": False}
 
@@ -73,10 +73,10 @@ def test_what_a_training_made_is_taken_itself_and_from_its_folder(
 @pytest.mark.parametrize("given", [5, nn.Linear(3, 3), stripes])
 def test_what_is_no_generator_is_refused_with_the_way_to_make_one(given: Any) -> None:
     with pytest.raises(InputError, match=r"Generator\(latent_size, decoder\)"):
-        ROLES["generator"].check(ROLES["generator"].make(given, None, {}), None, {})
+        ROLES["generator"].check(ROLES["generator"].make(given, InputContext()), InputContext())
 
 
 def test_a_folder_of_another_training_is_refused() -> None:
-    stylizer = ROLES["stylizer"].make(None, None, {})
+    stylizer = load_result("builtin:shapes-styles")
     with pytest.raises(InputError, match="not a StyleNetwork"):
-        ROLES["generator"].check(ROLES["generator"].make(stylizer, None, {}), None, {})
+        ROLES["generator"].check(ROLES["generator"].make(stylizer, InputContext()), InputContext())

@@ -442,14 +442,14 @@ def test_spec_out_of_json_knows_promises_that_extensions_bring(tmp_path: Path) -
     install(tmp_path, "toy-lab", {EXTENSIONS: {"toys": "toy_lab"}}, {"toy_lab": EXTENSION})
     code = """
 import pydantic
-from phosphene import MethodSpec, UnknownName
+from phosphene import UnknownName, spec_from_json
 spec = {
     "name": "tests.a", "family": "tests", "title": "A", "summary": "A.", "description": "", "inputs": [],
     "params": pydantic.create_model("params"), "returns": "Attribution",
 }
-(promise,) = MethodSpec(**spec, invariants=[{"kind": "dark"}]).invariants
+(promise,) = spec_from_json({**spec, "invariants": [{"kind": "dark"}]}).invariants
 try:
-    MethodSpec(**spec, invariants=[{"kind": "drak"}])
+    spec_from_json({**spec, "invariants": [{"kind": "drak"}]})
 except UnknownName as error:
     answer = [type(promise).__module__, str(error)]
 """

@@ -22,6 +22,7 @@ from phosphene import (
     batch_size,
     hookimpl,
     load_model,
+    load_result,
     max_batch,
     method,
     methods,
@@ -32,8 +33,8 @@ from phosphene import (
 )
 from phosphene.builtin.scenes import CLASSES, draw_scenes
 from phosphene.images import read_image, write_png
-from phosphene.registry.lookup import extensions
-from phosphene.results import Attribution, load_result
+from phosphene.registry.extensions import extensions
+from phosphene.results import Attribution
 from phosphene.roles import Images
 from phosphene.roles import Model as ModelInput
 
@@ -161,7 +162,7 @@ def test_method_that_gives_something_else_than_it_says_is_told(toy: Model, image
         """Return nothing."""
 
     for most in (1, 100):
-        with max_batch(most), pytest.raises(PluginError, match="gave a NoneType, not Attribution"):
+        with max_batch(most), pytest.raises(PluginError, match="returned a NoneType, not Attribution"):
             forgetful(toy, images)
 
 

@@ -10,8 +10,9 @@ import typer
 from rich.text import Text
 
 from ..errors import InputError
+from ..registry.extensions import extensions
 from ..registry.families import family_title
-from ..registry.lookup import extensions, methods
+from ..registry.lookup import methods
 from ..registry.plugins import incompatible_plugins
 from .app import app, method_names, show_table
 from .argument_rows import argument_rows

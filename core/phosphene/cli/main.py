@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import PhospheneError
-from ..registry.lookup import extensions
+from ..registry.extensions import extensions
 from . import list as _list_commands  # noqa: F401  (registers its commands)
 from .app import app
 from .run import _MethodCommands

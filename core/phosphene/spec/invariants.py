@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from ..errors import UnknownName
-from ..registry.lookup import extensions
 from .base import FrozenModel
 from .expressions import Condition
 
@@ -119,12 +118,10 @@ class MapPerPixel(Invariant):
 
 
 def invariant_from_json(value: Any) -> Any:
-    """A promise out of its JSON; a plugin's kinds exist once its extension is loaded."""
+    """An invariant from its JSON form. A plugin's kinds exist once its module is imported."""
     if not isinstance(value, Mapping):
         return value
     kind = value.get("kind")
-    if kind not in Invariant.kinds:
-        extensions.manager.hook.phosphene_invariants()
     if kind not in Invariant.kinds:
         raise UnknownName("invariant kind", kind, Invariant.kinds)
     return Invariant.kinds[kind].model_validate(value)

@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.datasets import TensorDataset
 from ..errors import PhospheneError
 from ..models.batch_size import max_batch
 from ..parameter_text import read_option, value_text
 from ..progress import ProgressEvent, report_progress
-from ..results import AdversarialExamples, Result, TrainedNetwork, load_result
-from ..roles.kinds import PER_IMAGE, ROLES
+from ..results import AdversarialExamples, Result, TrainedNetwork
+from ..roles import AS_OBJECT, ROLES, InputContext
+from ..runs.saved_results import load_result
 from ..spec.invariants import Invariant
 from ..spec.spec import MethodSpec
 from .cases import Case, plain_cases, properties_of, sizes
@@ -207,9 +207,15 @@ def declared_result(method: AnyMethod, seen: Observation) -> None:
 
 
 def _given_per_image(method: AnyMethod, result: Result) -> list[str]:
-    """The fields with a row for every image given, without those that the result left out."""
-    about = {"images", "texture"} & {i.role for i in method.spec.inputs}
-    return [name for name in result.per_image if about and getattr(result, name) is not None]
+    """The fields with a row for every image of the call, without those that are None."""
+    per_image = any(i.required and ROLES[i.role].per_image for i in method.spec.inputs)
+    return [name for name in result.per_image if per_image and getattr(result, name) is not None]
+
+
+def _image_inputs(method: AnyMethod, inputs: dict[str, Any]) -> bool:
+    """Whether the number of images follows from the inputs."""
+    required = (i for i in method.spec.inputs if i.required)
+    return any("images" in ROLES[i.role].cost_sizes(inputs[i.name]) for i in required)
 
 
 @_check("observation", "Every number in a result is finite.", "divisions by a range, a norm or a sum of zero")
@@ -257,7 +263,7 @@ def within_cost(method: AnyMethod, seen: Observation) -> None:
     assert method.spec.cost is not None
     params = method.validate(seen.result.provenance.params)
     known = sizes(method, seen.case)
-    if not {"images", "texture", "styles"} & {i.role for i in method.spec.inputs}:
+    if not _image_inputs(method, seen.inputs):
         known["images"] = len(getattr(seen.result, "images", ()))
     forward, backward = method.spec.cost.evaluate(params, **known)
     went = seen.traffic
@@ -447,9 +453,9 @@ def batch_as_single(method: AnyMethod, case: Case) -> None:
         return
     for n in range(case.count):
         alone = {
-            i.name: inputs[i.name][n : n + 1]
+            i.name: ROLES[i.role].select(inputs[i.name], range(n, n + 1))
             for i in method.spec.inputs
-            if i.role in PER_IMAGE and isinstance(inputs[i.name], Tensor)
+            if ROLES[i.role].per_image and inputs[i.name] is not None
         }
         single = case.run(method, None, **alone)
         for name in fields:
@@ -534,9 +540,9 @@ def saves_and_replays(method: AnyMethod, case: Case) -> None:
         made: dict[str, Any] = {}
         for declared in method.spec.inputs:
             value = model if declared.role == "model" else back.inputs[declared.name]
-            if isinstance(value, str) and value.endswith("given as an object"):
+            if isinstance(value, str) and value.endswith(AS_OBJECT):
                 return  # a data set in memory, or a callable: no folder holds it
-            made[declared.name] = ROLES[declared.role].make(value, model, made)
+            made[declared.name] = ROLES[declared.role].make(value, InputContext(model, made, load_result))
         assert back.provenance is not None
         again = method(**made, **back.provenance.params)
     try:
@@ -667,11 +673,10 @@ def _assert_refused(method: AnyMethod, inputs: dict[str, Any], params: dict[str,
 def refuses_bad_input(method: AnyMethod) -> None:
     case = Case("double", count=3)
     inputs = case.inputs(method, case.model())
-    params = case.arguments(method)
+    params, owner = case.arguments(method), method.spec.input("model")
     for declared in method.spec.inputs:
-        for what, value in bad_values(declared.role, inputs[declared.name], inputs.get("images")):
-            if "channels" in what and not method.spec.input("model"):
-                continue  # without a model, any number of channels is a picture
+        context = InputContext(inputs[owner.name] if owner else None, inputs)
+        for what, value in ROLES[declared.role].bad_values(inputs[declared.name], context):
             _assert_refused(method, inputs | {declared.name: value}, params, f"{declared.name}: {what}")
         if declared.required:
             rest = {n: v for n, v in inputs.items() if n != declared.name}
@@ -691,54 +696,6 @@ def refuses_bad_parameters(method: AnyMethod) -> None:
         bad = ["no_such_layer", ["no_such_layer"]] if name in method.layers else out_of_bounds(schema)
         for value in bad:
             _assert_refused(method, inputs, params | {name: value}, f"{name}={value!r}")
-
-
-def bad_values(role: str, good: Any, images: Tensor | None) -> Iterator[tuple[str, Any]]:
-    """What must be refused in an input of this role."""
-    match role:
-        case "model":
-            yield "a bare module", good.module
-            yield "a name", "resnet18"
-        case "images" | "texture" | "styles":
-            yield from _bad_pictures(good)
-            yield "two channels", good[:, :2]
-            yield "four channels", torch.cat([good, good[:, :1]], 1)
-        case "labels":
-            yield "too few labels", good[:-1]
-            yield "labels that are fractions", good.float()
-            yield "labels of two axes", good[:, None]
-            yield "a label that no class has", torch.full_like(good, 99)
-            yield "a negative label", torch.full_like(good, -1)
-            yield "nothing", None
-        case "target":
-            yield "a class that does not exist", 99
-            yield "a negative class", -1
-            yield "the name of no class", "no such class"
-            yield "a layer that does not exist", "no_such_layer[0]"
-            yield "half a place", "conv1[0,1]"
-            yield "a number that is no index", 1.5
-            if images is not None:
-                yield "too few classes", [0] * (len(images) - 1)
-        case "dataset":
-            yield "an empty data set", TensorDataset(torch.zeros(0, 3, 32, 32))
-            yield "a path", "somewhere"
-            yield from _bad_pictures(torch.rand(4, 3, 32, 32))
-        case _:
-            yield "a path", "somewhere"
-
-
-def _bad_pictures(good: Tensor) -> Iterator[tuple[str, Any]]:
-    yield "a picture without a batch axis", good[0]
-    yield "a five-dimensional tensor", good[None]
-    yield "an empty batch", good[:0]
-    yield "pictures of no size", good[:, :, :0]
-    yield "bytes", (good * 255).to(torch.uint8)
-    yield "an array that is not a tensor", good.numpy()
-    yield "a list", good.tolist()
-    for what, value in (("NaN", float("nan")), ("inf", float("inf")), ("1.5", 1.5), ("-0.5", -0.5)):
-        spoiled = good.clone()
-        spoiled[-1, -1, -1, -1] = value
-        yield f"a pixel of {what}", spoiled
 
 
 def out_of_bounds(schema: dict[str, Any]) -> list[Any]:

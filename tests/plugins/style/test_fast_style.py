@@ -29,7 +29,6 @@ from phosphene.builtin.textures import load_texture
 from phosphene.images import write_png
 from phosphene.optimize import gram_matrix, total_variation
 from phosphene.results import TrainedNetwork
-from phosphene.roles import ROLES
 from phosphene_plugins.style._style_network import (
     BatchNorm,
     ConditionalInstanceNorm,
@@ -479,7 +478,7 @@ def test_an_instance_network_gets_conditional_norm_and_a_batch_network_no_style(
 def test_the_bundled_stylizer_paints_each_style_more_like_itself_than_like_the_others() -> None:
     vgg = load_model("builtin:shapes-vgg")
     scenes = draw_scenes(4, seed=0, split="test").images
-    bundled = ROLES["stylizer"].make(None, None, {})
+    bundled = load_result("builtin:shapes-styles")
 
     def statistics(images: Tensor) -> Tensor:
         with torch.no_grad():
