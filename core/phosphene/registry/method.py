@@ -28,7 +28,7 @@ from ..models.batch_size import batch_size
 from ..models.optimized_copy import allow_optimized
 from ..parameter_text import fault_text, value_text
 from ..results import Provenance, Result
-from ..roles.kinds import PER_IMAGE, ROLES, image_count
+from ..roles.kinds import PER_IMAGE, ROLES, image_count, model_for_inputs
 from ..spec.cost import Cost
 from ..spec.invariants import Invariant
 from ..spec.parameter_group import ParameterGroup, gather
@@ -183,20 +183,41 @@ class Method(Generic[P, R]):
         self, inputs: Mapping[str, Any], params: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Inputs and parameters as the function gets them; what it cannot work with is refused."""
-        whole, checked = self.validate(params), self.check_inputs(inputs)
+        whole = self.validate(params)
+        checked = self.check_inputs(self._at_size_parameter(inputs, whole))
         if (model := self._model(checked)) is not None:
             whole |= {name: _layer_names(whole[name], model) for name in self.layers}
         return checked, whole
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs checked and brought to the model's device and precision."""
+        """The inputs checked and brought to the model's device and precision.
+
+        A model whose input size is not known is replaced by its view at the images' size.
+        """
+        model = self.spec.input("model")
         checked: dict[str, Any] = {}
         for declared in self.spec.inputs:
             if declared.name not in inputs and declared.required:
                 raise InputError(f"{self.spec.short_name} needs {declared.name} ({declared.role})")
             check = ROLES[declared.role].check
             checked[declared.name] = check(inputs.get(declared.name), self._model(checked), checked)
+            if model is not None and model.name in checked:
+                checked[model.name] = model_for_inputs(checked[model.name], checked)
         return checked
+
+    def _at_size_parameter(self, inputs: Mapping[str, Any], params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The inputs with a model of unknown input size at the ``size`` of the images that the method makes.
+
+        Of methods that take no images; the default input size would be assumed otherwise.
+        """
+        declared, side = self.spec.input("model"), params.get("size")
+        makes_images = all(i.role in ("model", "target", "start") for i in self.spec.inputs)
+        if declared is None or not makes_images or not isinstance(side, int):
+            return inputs
+        model: Model | None = inputs.get(declared.name)
+        if model is None or getattr(model, "size_known", True):  # the check refuses what is not a model
+            return inputs
+        return {**inputs, declared.name: model.at_size((model.input_size[0], side, side))}
 
     def _model(self, inputs: Mapping[str, Any]) -> Model | None:
         declared = self.spec.input("model")
@@ -238,7 +259,13 @@ class Method(Generic[P, R]):
             distribution=self.distribution,
             params=self.spec.params(**params).model_dump(mode="json"),
             inputs={n: f"tensor {tuple(v.shape)}" if isinstance(v, Tensor) else v for n, v in kept.items()},
-            model={"name": model.name, "digest": digest, "source": model.source, "tuned": optimized.used}
+            model={
+                "name": model.name,
+                "digest": digest,
+                "source": model.source,
+                "input_size": list(model.input_size),
+                "optimized_copy": optimized.used,
+            }
             if model
             else None,
             seed=params[self.seed] if self.seed else None,

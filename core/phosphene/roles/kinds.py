@@ -62,7 +62,7 @@ class RoleKind:
         """A finished value of what a person gives; None for an input that was left out."""
         if isinstance(value, self.finished):
             return value
-        return self.read(self.default if value is None else value, model, given)
+        return self.read(self.default if value is None else value, model_for_inputs(model, given), given)
 
 
 def check_pixels(value: Any, channels: int | None = None) -> Tensor:
@@ -89,9 +89,18 @@ def _check_images(value: Any, model: Model | None, given: EarlierInputs) -> Tens
     """Pictures that the model can take, where it is and in its precision."""
     if model is None:
         return check_pixels(value)
-    images = check_pixels(value, model.input_size[0]).to(model.device, model.dtype)
-    model.see(images)
-    return images
+    return check_pixels(value, model.input_size[0]).to(model.device, model.dtype)
+
+
+def model_for_inputs(model: Model | None, inputs: EarlierInputs) -> Model | None:
+    """The model at the size of the first images among the inputs, where its own input size is not known."""
+    if model is None or model.size_known:
+        return model
+    for value in inputs.values():
+        images = value.read([0]) if isinstance(value, Dataset) and len(value) else value
+        if isinstance(images, Tensor) and images.ndim == 4:
+            return model.for_images(images)
+    return model
 
 
 def _check_labels(value: Any, model: Model | None, given: EarlierInputs) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.datasets import Dataset
 from ..models.batch_size import max_batch
-from ..models.optimized_copy import checksum
+from ..models.digest import checksum
 from ..progress import ProgressEvent, report_progress
 from ..registry.lookup import methods
 from ..registry.method import AS_OBJECT

@@ -70,6 +70,8 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
     ]
     if was.model and now.model and was.model["digest"] != now.model["digest"]:
         changed.append("the model's weights")
+    if was.model and now.model and was.model.get("input_size") not in (None, now.model["input_size"]):
+        changed.append("the model's input size")
     if was.interrupted != now.interrupted:
         changed.append(f"how far it went ({was.interrupted or 'whole'} -> {now.interrupted or 'whole'})")
     return Replay(saved, again, _differences(saved, again), tuple(changed))

@@ -18,7 +18,7 @@ from ..errors import InputError, PhospheneError
 from ..images.color import resize
 from ..models import Model
 from ..roles.kinds import ROLES
-from .networks import CLASSES, make_network, network_names
+from .networks import CLASSES, image_size, make_network, network_names
 
 if TYPE_CHECKING:
     from ..registry.method import Method
@@ -97,7 +97,7 @@ class Case:
 
     def inputs(self, method: Method[..., Any], model: Model) -> dict[str, Any]:
         """Every input of the method."""
-        size = self.size or model.input_size[1:]
+        size = self.size or image_size(model)
         made: dict[str, Any] = {}
         for declared in method.spec.inputs:
             match declared.role:
@@ -115,7 +115,7 @@ class Case:
                     # What the model says of the first, and something else of the next: an attack that
                     # stops at once where it has won is to work on one of them, whatever its aim.
                     value = torch.arange(self.count)
-                    with suppress(InputError):  # a size that it does not take: the method is to say so
+                    with suppress(PhospheneError):  # a size that it does not take: the method is to say so
                         value = value + ROLES["labels"].make(None, model, made).cpu()
                     value = value % min(CLASSES, model.class_count)
                 case "target":
@@ -154,7 +154,7 @@ class Case:
 def _look(network: str) -> tuple[tuple[int, int], list[str]]:
     """A network's picture size and layers."""
     model = make_network(network)
-    return model.input_size[1:], list(model.layers)
+    return image_size(model), list(model.layers)
 
 
 def foretold(method: Method[..., Any], case: Case) -> tuple[int, int] | None:
@@ -177,7 +177,8 @@ def sizes(method: Method[..., Any], case: Case) -> dict[str, int]:
     if (cost := method.spec.cost) is None or not (cost.depends_on("channels") or cost.depends_on("stages")):
         return known
     params = method.validate(case.arguments(method))
-    return known | method.sizes(make_network(case.network), params)
+    model = make_network(case.network)
+    return known | method.sizes(model if model.size_known else model.at_size((3, height, width)), params)
 
 
 def plain_cases(method: Method[..., Any], *, all_pairs: bool) -> list[Case]:

@@ -34,6 +34,7 @@ from .observation import (
     changes,
     input_tensors,
     new_tensors,
+    record_structure,
     state_of,
     tensors_in,
     traffic,
@@ -470,7 +471,7 @@ def _close(got: Any, want: Any, what: str) -> None:
 )
 def clean_after_errors(method: AnyMethod, case: Case) -> None:
     model = case.model()
-    model.structure  # noqa: B018  - recorded once, and not the method's work
+    record_structure(model, case.inputs(method, model))
     told: list[ProgressEvent] = []
     try:
         with traffic(model.module) as seen, report_progress(told.append):
@@ -645,7 +646,7 @@ def runs_on_cuda(method: AnyMethod) -> None:
 
 def _assert_refused(method: AnyMethod, inputs: dict[str, Any], params: dict[str, Any], what: str) -> None:
     model = next((v for v in inputs.values() if hasattr(v, "module")), make_network("double"))
-    model.structure  # noqa: B018
+    record_structure(model, inputs)
     with traffic(model.module) as seen:
         try:
             method(**inputs, **params)
