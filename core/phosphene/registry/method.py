@@ -27,7 +27,7 @@ from ..models.batch_size import batch_size
 from ..models.optimized_copy import allow_optimized
 from ..parameter_text import fault_text, value_text
 from ..results import Provenance, Result
-from ..roles import ROLES, InputContext
+from ..roles import ROLES, InputContext, model_for_inputs
 from ..spec.cost import Cost
 from ..spec.invariants import Invariant
 from ..spec.parameter_group import ParameterGroup, gather
@@ -189,21 +189,42 @@ class Method(Generic[P, R]):
         self, inputs: Mapping[str, Any], params: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Inputs and parameters as ``execute`` takes them: checked, complete, on the model's device."""
-        complete, checked = self.validate(params), self.check_inputs(inputs)
+        complete = self.validate(params)
+        checked = self.check_inputs(inputs, complete)
         return checked, self.resolve_layers(complete, checked)
 
-    def check_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def check_inputs(self, inputs: Mapping[str, Any], params: Mapping[str, Any] = {}) -> dict[str, Any]:
         """The inputs checked, on the model's device and in its precision."""
         checked: dict[str, Any] = {}
         for declared in self.spec.inputs:
             if declared.name not in inputs and declared.required:
                 raise InputError(f"{self.spec.short_name} needs {declared.name} ({declared.role})")
-            checked[declared.name] = self.check_input(declared, inputs.get(declared.name), checked)
+            self.add_checked(checked, declared, inputs.get(declared.name), params)
         return checked
 
-    def check_input(self, declared: Input, value: Any, checked: Mapping[str, Any]) -> Any:
-        """One input, checked against those before it."""
-        return ROLES[declared.role].check(value, InputContext(self._model(checked), checked))
+    def add_checked(
+        self, checked: dict[str, Any], declared: Input, value: Any, params: Mapping[str, Any]
+    ) -> None:
+        """Check an input against those before it and add it to them.
+
+        A model whose input size is not known is replaced by its view at the images' size.
+        """
+        context = InputContext(self._model(checked), checked)
+        checked[declared.name] = ROLES[declared.role].check(value, context)
+        if (owner := self.spec.input("model")) is not None and owner.name in checked:
+            model = self._at_size_parameter(checked[owner.name], params)
+            checked[owner.name] = model_for_inputs(model, checked)
+
+    def _at_size_parameter(self, model: Model, params: Mapping[str, Any]) -> Model:
+        """A model of unknown input size at the ``size`` of the images that the method makes.
+
+        Of methods that take no images; the default input size would be assumed otherwise.
+        """
+        side = params.get("size")
+        makes_images = all(i.role in ("model", "target", "start") for i in self.spec.inputs)
+        if model.size_known or not makes_images or not isinstance(side, int):
+            return model
+        return model.at_size((model.input_size[0], side, side))
 
     def resolve_layers(self, params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters with every layer by the model's own name. Raises UnknownName for one it lacks."""
@@ -261,7 +282,13 @@ class Method(Generic[P, R]):
             distribution=self.distribution,
             params=self.spec.params(**params).model_dump(mode="json"),
             inputs=shapes,
-            model={"name": model.name, "digest": digest, "source": model.source, "tuned": optimized.used}
+            model={
+                "name": model.name,
+                "digest": digest,
+                "source": model.source,
+                "input_size": list(model.input_size),
+                "optimized_copy": optimized.used,
+            }
             if model
             else None,
             seed=params[self.seed] if self.seed else None,

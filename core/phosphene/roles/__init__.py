@@ -1,7 +1,7 @@
 """Input roles: how each kind of input is annotated, read, checked, recorded and tested."""
 
 from .adaptive_stylizer import AdaptiveStylizer
-from .base import AS_OBJECT, InputContext, InputRole, SampleRequest, check_type, image_count
+from .base import AS_OBJECT, InputContext, InputRole, SampleRequest, check_type, image_count, model_for_inputs
 from .dataset import Dataset
 from .denoiser import Denoiser
 from .generator import Generator
@@ -46,5 +46,6 @@ __all__ = [
     "check_pixels",
     "check_type",
     "image_count",
+    "model_for_inputs",
     "read_images",
 ]

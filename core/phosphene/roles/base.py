@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..data.datasets import Dataset
 from ..errors import InputError
 from ..models import Model
-from ..models.optimized_copy import checksum
+from ..models.digest import checksum
 from ..results import Result
 
 #: How the record of an input ends that cannot be read again from what is saved.
@@ -157,6 +158,17 @@ def image_count(inputs: Mapping[str, Any]) -> int | None:
         if isinstance(index := getattr(value, "index", None), tuple):
             return len(index)
     return None
+
+
+def model_for_inputs(model: Model, inputs: Mapping[str, Any]) -> Model:
+    """The model at the size of the first images among the inputs, where its own input size is not known."""
+    if model.size_known:
+        return model
+    for value in inputs.values():
+        images = value.read([0]) if isinstance(value, Dataset) and len(value) else value
+        if isinstance(images, Tensor) and images.ndim == 4:
+            return model.for_images(images)
+    return model
 
 
 def check_type(value: Any, kind: type, hint: str) -> Any:

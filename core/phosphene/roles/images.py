@@ -50,9 +50,7 @@ def check_images(value: Any, context: InputContext) -> Tensor:
     model = context.model
     if model is None:
         return check_pixels(value)
-    images = check_pixels(value, model.input_size[0]).to(model.device, model.dtype)
-    model.see(images)
-    return images
+    return check_pixels(value, model.input_size[0]).to(model.device, model.dtype)
 
 
 def read_images(value: Any, model: Model | None = None) -> Tensor:

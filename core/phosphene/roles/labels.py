@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, PhospheneError
 from ..models.batch_size import batch_size
 from ..spec.spec import Role
 from .base import InputContext, InputRole, SampleRequest
@@ -52,7 +52,7 @@ class LabelsRole(InputRole):
         # The predicted class for the first image and another for the next: an attack that stops where the
         # label is already wrong has work to do on one of them, targeted or not.
         labels = torch.arange(request.count)
-        with suppress(InputError):  # a size that the model does not take: the method has to refuse it
+        with suppress(PhospheneError):  # a size that the model does not take: the method has to refuse it
             labels = labels + self.make(None, request).cpu()
         return labels % min(request.classes, request.model.class_count)
 

@@ -42,16 +42,14 @@ def prepare(
     params = {n: v for n, v in arguments.items() if n not in names}
     complete = method.validate(params)  # before a model is loaded for nothing
     inputs: dict[str, Any] = {}
-    model: Model | None = None
+    owner = method.spec.input("model")
     # The default labels run the model; tensors made in inference mode could never be differentiated.
     with max_batch(batch_size), torch.inference_mode(False):
         for declared in method.spec.inputs:
-            context = InputContext(None if declared.own_size else model, inputs, load_result)
+            model = None if owner is None or declared.own_size else inputs.get(owner.name)
+            context = InputContext(model, inputs, load_result)
             value = ROLES[declared.role].make(arguments.get(declared.name), context)
-            value = move_to_device(value, device)
-            inputs[declared.name] = method.check_input(declared, value, inputs)
-            if declared.role == "model":
-                model = inputs[declared.name]
+            method.add_checked(inputs, declared, move_to_device(value, device), complete)
         complete = method.resolve_layers(complete, inputs)
     return PreparedRun(
         method=name if isinstance(name, str) else method.spec.short_name,

@@ -76,6 +76,9 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
     changed = [f"{k} {versions.get(k)} -> {v}" for k, v in now.versions.items() if versions.get(k) != v]
     if provenance.model and now.model and provenance.model["digest"] != now.model["digest"]:
         changed.append("the model's weights")
+    if provenance.model and now.model:
+        if provenance.model.get("input_size") not in (None, now.model["input_size"]):
+            changed.append("the model's input size")
     if provenance.interrupted != now.interrupted:
         ends = " -> ".join(end or "complete" for end in (provenance.interrupted, now.interrupted))
         changed.append(f"where it ended ({ends})")

@@ -15,9 +15,9 @@ from ..builtin.scenes import draw_scenes
 from ..errors import InputError, PhospheneError
 from ..images.color import resize
 from ..models import Model
-from ..roles import ROLES, SampleRequest
+from ..roles import ROLES, SampleRequest, model_for_inputs
 from ..runs.saved_results import load_result
-from .networks import CLASSES, make_network, network_names
+from .networks import CLASSES, image_size, make_network, network_names
 
 if TYPE_CHECKING:
     from ..registry.method import Method
@@ -93,9 +93,9 @@ class Case:
 
     def request(self, model: Model, inputs: Mapping[str, Any] = {}) -> SampleRequest:
         """What a role needs to make a sample; ``inputs`` are the samples of the inputs before it."""
-        size = self.size or model.input_size[1:]
+        size = self.size or image_size(model)
         return SampleRequest(
-            model=model,
+            model=model_for_inputs(model, inputs),
             inputs=inputs,
             load_result=load_result,
             count=self.count,
@@ -141,7 +141,7 @@ def _network(name: str) -> Model:
 def _look(network: str) -> tuple[tuple[int, int], list[str]]:
     """A network's picture size and layers."""
     model = make_network(network)
-    return model.input_size[1:], list(model.layers)
+    return image_size(model), list(model.layers)
 
 
 def foretold(method: Method[..., Any], case: Case) -> tuple[int, int] | None:
@@ -165,7 +165,8 @@ def sizes(method: Method[..., Any], case: Case) -> dict[str, int]:
     if (cost := method.spec.cost) is None or not (cost.depends_on("channels") or cost.depends_on("stages")):
         return known
     params = method.validate(case.arguments(method))
-    return known | method.sizes(make_network(case.network), params)
+    model = make_network(case.network)
+    return known | method.sizes(model if model.size_known else model.at_size((3, height, width)), params)
 
 
 def plain_cases(method: Method[..., Any], *, all_pairs: bool) -> list[Case]:

@@ -21,7 +21,7 @@ from ..models.batch_size import max_batch
 from ..parameter_text import read_option, value_text
 from ..progress import ProgressEvent, report_progress
 from ..results import AdversarialExamples, Result, TrainedNetwork
-from ..roles import AS_OBJECT, ROLES, InputContext
+from ..roles import AS_OBJECT, ROLES, InputContext, model_for_inputs
 from ..runs.saved_results import load_result
 from ..spec.invariants import Invariant
 from ..spec.spec import MethodSpec
@@ -34,6 +34,7 @@ from .observation import (
     changes,
     input_tensors,
     new_tensors,
+    record_structure,
     state_of,
     tensors_in,
     traffic,
@@ -476,7 +477,7 @@ def _close(got: Any, want: Any, what: str) -> None:
 )
 def clean_after_errors(method: AnyMethod, case: Case) -> None:
     model = case.model()
-    model.structure  # noqa: B018  - recorded once, and not the method's work
+    record_structure(model, case.inputs(method, model))
     told: list[ProgressEvent] = []
     try:
         with traffic(model.module) as seen, report_progress(told.append):
@@ -542,7 +543,7 @@ def saves_and_replays(method: AnyMethod, case: Case) -> None:
             value = model if declared.role == "model" else back.inputs[declared.name]
             if isinstance(value, str) and value.endswith(AS_OBJECT):
                 return  # a data set in memory, or a callable: no folder holds it
-            made[declared.name] = ROLES[declared.role].make(value, InputContext(model, made, load_result))
+            made[declared.name] = ROLES[declared.role].make(value, InputContext(model_for_inputs(model, made), made, load_result))
         assert back.provenance is not None
         again = method(**made, **back.provenance.params)
     try:
@@ -651,7 +652,7 @@ def runs_on_cuda(method: AnyMethod) -> None:
 
 def _assert_refused(method: AnyMethod, inputs: dict[str, Any], params: dict[str, Any], what: str) -> None:
     model = next((v for v in inputs.values() if hasattr(v, "module")), make_network("double"))
-    model.structure  # noqa: B018
+    record_structure(model, inputs)
     with traffic(model.module) as seen:
         try:
             method(**inputs, **params)
