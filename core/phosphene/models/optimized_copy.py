@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,25 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from ..errors import ModelError
 from ..hooks.tap import active_taps, hook_lock
 from .digest import checksum, reuse_checksums
+from .introspection import Structure
 
-if TYPE_CHECKING:
-    from .model import Model
+
+class Optimizable(Protocol):
+    """The part of ``Model`` that is used here; ``models.model`` imports this module, not the reverse."""
+
+    module: nn.Module
+    input_size: tuple[int, int, int]
+    _cache: Any
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def structure(self) -> Structure: ...
+    @property
+    def layers(self) -> Mapping[str, nn.Module]: ...
+    def guard(self) -> AbstractContextManager[None]: ...
+    def normalize(self, images: Tensor) -> Tensor: ...
+    def _logits(self, output: Any) -> Tensor: ...
 
 
 #: The fewest images, forward and backward, for which a copy is made: making one costs four forward passes ...
@@ -38,7 +54,7 @@ _HOOKS = vars(nn.Module()).keys() - {"training", "_parameters", "_buffers", "_mo
 class OptimizedPass:
     """A run's permission to use the optimized copy of a model; ``used`` says whether it was used."""
 
-    model: Model | None
+    model: Optimizable | None
     used: bool = False
     state: object = None
     network: nn.Module | None = None
@@ -48,7 +64,7 @@ _optimized_pass: ContextVar[OptimizedPass | None] = ContextVar("phosphene_optimi
 
 
 @contextmanager
-def allow_optimized(model: Model | None, passes: int) -> Iterator[OptimizedPass]:
+def allow_optimized(model: Optimizable | None, passes: int) -> Iterator[OptimizedPass]:
     """Inside, the optimized copy may run in place of ``model``'s network, if ``passes`` images pay for it."""
     # CPU only: on a GPU convolutions are less exact (TF32), and the gain there was not measured.
     suitable = model is not None and model.device.type == "cpu" and _has_convolutions(model.module)
@@ -62,7 +78,7 @@ def allow_optimized(model: Model | None, passes: int) -> Iterator[OptimizedPass]
         _optimized_pass.reset(token)
 
 
-def network_for_call(model: Model) -> nn.Module:
+def network_for_call(model: Optimizable) -> nn.Module:
     """The network to run: the optimized copy where the run allows it and it has all tapped layers."""
     optimized, taps = _optimized_pass.get(), active_taps.get()
     # Views of a model at other input sizes share its cache, and the copy in it.
@@ -81,7 +97,7 @@ def network_for_call(model: Model) -> nn.Module:
     return network
 
 
-def _current_copy(model: Model, optimized: OptimizedPass) -> nn.Module | None:
+def _current_copy(model: Optimizable, optimized: OptimizedPass) -> nn.Module | None:
     """The copy of the network in its present state; None where there is none."""
     if (state := _state(model.module)) is None:
         return None
@@ -141,7 +157,7 @@ def _comparable(value: object) -> object:
     return [_comparable(item) for item in value] if isinstance(value, (list, tuple)) else id(value)
 
 
-def _optimized_copy(model: Model) -> nn.Module | None:
+def _optimized_copy(model: Optimizable) -> nn.Module | None:
     """A channels-last copy with folded batch norms; None where logits differ or a call leaves state."""
     noise = torch.rand(2, *model.input_size, generator=torch.Generator().manual_seed(0))
     try:
