@@ -270,7 +270,7 @@ def test_a_folder_with_other_things_is_refused_before_the_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "diary.txt").write_text("dear diary")
-    monkeypatch.setattr(running, "run_with_observers", lambda *_: pytest.fail("the work was begun"))
+    monkeypatch.setattr(running, "execute", lambda *_: pytest.fail("the work was begun"))
     assert phosphene("run", "saliency", "--out", str(tmp_path)) == 2
     assert "other things" in capsys.readouterr().err
 
@@ -304,7 +304,7 @@ def test_models_and_layers(capsys: pytest.CaptureFixture[str]) -> None:
     assert "torchvision:mobilenet_v2" in capsys.readouterr().out.split()
     assert phosphene("layers", "builtin:shapes-vgg") == 0
     told = capsys.readouterr().out
-    for word in ("features.10", "Conv2d", "96x16x16", "last map", "CAM's weights"):
+    for word in ("features.10", "Conv2d", "96x16x16", "last map", "CAM weights"):
         assert word in told
 
 

@@ -102,7 +102,7 @@ def test_options_add_to_a_request_and_never_contradict_it(capsys: pytest.Capture
     for option in ("--steps", "--image", "--batch-size"):
         code, answer, told = ask(capsys, "run", "pgd", "--json", file, option, "3")
         assert code == 2
-        assert f"{option} is said by --json request.json, too" in answer["error"]["message"]
+        assert f"{option} is set in --json request.json, too" in answer["error"]["message"]
         assert answer["error"]["message"] in told
 
 
@@ -129,15 +129,15 @@ def test_options_add_to_a_request_and_never_contradict_it(capsys: pytest.Capture
         ({"device": "nowhere"}, "nowhere"),
         ({"out": "request.json"}, "is a file"),
         ([1], "should be a mapping"),
-        ("[1", r"request\.json is no JSON"),
-        ("", r"request\.json is no JSON"),
+        ("[1", r"request\.json is not JSON"),
+        ("", r"request\.json is not JSON"),
     ],
     ids=str,
 )
 def test_a_bad_request_is_refused_before_any_work(
     request_: Any, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "run_with_observers", lambda *_: pytest.fail("it was run"))
+    monkeypatch.setattr(running, "execute", lambda *_: pytest.fail("it was run"))
     code, answer, told = ask(capsys, "run", "pgd", "--json", written(request_))
     assert code == 2
     assert list(answer) == ["error"]
@@ -163,7 +163,7 @@ def test_a_crash_is_answered_and_goes_on(
     def crash(*_: Any) -> Result:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(running, "run_with_observers", crash)
+    monkeypatch.setattr(running, "execute", crash)
     with pytest.raises(RuntimeError, match="out of memory"):
         main(["run", "pgd", "--json", written(REQUEST)])
     error = json.loads(capsys.readouterr().out)["error"]
@@ -173,12 +173,13 @@ def test_a_crash_is_answered_and_goes_on(
 def test_what_a_method_prints_does_not_spoil_the_answer(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def chatty(request: Any, execute: Any) -> Result:
-        print("here I am")
-        result: Result = execute(request)
-        return result
+    execute = running.execute
 
-    monkeypatch.setattr(running, "run_with_observers", chatty)
+    def chatty(prepared: Any) -> Result:
+        print("here I am")
+        return execute(prepared)
+
+    monkeypatch.setattr(running, "execute", chatty)
     code, answer, told = ask(capsys, "run", "pgd", "--json", written(REQUEST))
     assert code == 0
     assert answer["type"] == "AdversarialExamples"

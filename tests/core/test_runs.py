@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import phosphene.models.model
 import phosphene.results.base
+import phosphene.roles.images
 from phosphene import (
     InputError,
+    Method,
     Model,
     PhospheneError,
     PluginError,
@@ -26,15 +32,17 @@ from phosphene import (
     max_batch,
     method,
     methods,
+    prepare,
     progress_bar,
     replay,
     report_progress,
     run,
 )
 from phosphene.builtin.scenes import CLASSES, draw_scenes
+from phosphene.cli.main import main
 from phosphene.images import read_image, write_png
 from phosphene.registry.extensions import extensions
-from phosphene.results import Attribution
+from phosphene.results import AdversarialExamples, Attribution
 from phosphene.roles import Images
 from phosphene.roles import Model as ModelInput
 
@@ -522,3 +530,103 @@ def test_damaged_folder_is_refused(toy: Model, images: Tensor, tmp_path: Path, d
 def test_folder_without_a_result_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no saved result"):
         replay(tmp_path)
+
+
+# --- prepared once ----------------------------------------------------------------------------
+
+
+class Counter:
+    """Counts the calls of functions by name."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: dict[str, int] = {}
+        self._monkeypatch = monkeypatch
+
+    def watch(self, owner: Any, *names: str) -> None:
+        for name in names:
+            self.calls[name] = 0
+            self._monkeypatch.setattr(owner, name, self._counting(name, getattr(owner, name)))
+
+    def _counting(self, name: str, function: Any) -> Any:
+        def call(*arguments: Any, **more: Any) -> Any:
+            self.calls[name] += 1
+            return function(*arguments, **more)
+
+        return call
+
+
+def test_a_run_from_the_command_line_checks_validates_and_looks_up_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = Counter(monkeypatch)
+    counter.watch(type(methods), "__getitem__")
+    counter.watch(Method, "validate", "add_checked", "resolve_layers", "record_inputs", "execute")
+    counter.watch(phosphene.roles.images, "check_images")
+    counter.watch(phosphene.models.model, "state_checksums")
+    counter.watch(AdversarialExamples, "distance")  # once for each time that the panels are computed
+    with pytest.raises(SystemExit) as end:
+        main(["run", "pgd", "--image", "builtin:scenes/1", "--steps", "2", "--out", str(tmp_path / "out")])
+    assert not end.value.code
+    assert counter.calls == {
+        "__getitem__": 1,
+        "validate": 1,
+        "add_checked": 3,  # the model, the images, the labels
+        "resolve_layers": 1,
+        "record_inputs": 1,
+        "execute": 1,
+        "check_images": 1,
+        "state_checksums": 1,  # once for each digest of the model
+        "distance": 1,
+    }
+
+
+def test_calling_a_method_checks_its_inputs_once(
+    toy: Model, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = Counter(monkeypatch)
+    counter.watch(Method, "validate", "check_inputs", "execute")
+    counter.watch(phosphene.roles.images, "check_images")
+    methods["saliency"](toy, images)
+    assert counter.calls == {"validate": 1, "check_inputs": 1, "execute": 1, "check_images": 1}
+
+
+def test_few_python_calls_come_before_an_attacks_first_step(tmp_path: Path) -> None:
+    """2,300, with the first step; before inputs were checked only once it was 6,100."""
+    program = f"""
+import sys
+
+calls = 0
+
+def count(frame, event, argument):
+    global calls
+    if event == "call" and "phosphene" in frame.f_code.co_filename:
+        calls += 1
+
+def stop(event):
+    sys.setprofile(None)
+    print("CALLS", calls)
+    raise KeyboardInterrupt
+
+import torch
+from phosphene.cli import main
+from phosphene.progress import report_progress
+words = ["run", "pgd", "--image", "builtin:scenes/1", "--steps", "1", "--out", {str(tmp_path / "out")!r}]
+with report_progress(stop):
+    sys.setprofile(count)
+    main(words)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
+    calls = int(done.stdout.rpartition("CALLS ")[2])
+    assert 500 < calls < 2_600, done.stderr
+
+
+def test_a_prepared_run_survives_pickling_and_names_its_own_method(scenes: Any) -> None:
+    prepared = prepare("pgd", images=scenes.images, steps=2, seed=1)
+    again = pickle.loads(pickle.dumps(prepared))
+    assert again.implementation is methods["pgd"]
+    assert torch.equal(again.execute_locally().adversarial, prepared.execute_locally().adversarial)
+
+
+def test_run_takes_a_method_object(toy: Model, images: Tensor) -> None:
+    by_name = run("saliency", model=toy, images=images)
+    assert torch.equal(run(methods["saliency"], model=toy, images=images).maps, by_name.maps)

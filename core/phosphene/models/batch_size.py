@@ -46,7 +46,8 @@ def batch_size(model: Model) -> int:
         return limit
     if not model.layers:
         return _MAX_DEFAULT  # a function's memory is unknown, and calling it only to find out may be costly
-    values = sum(math.prod(i.shape) * i.calls for i in model.structure.layers.values() if i.shape is not None)
+    layers = model.structure.layers.values()
+    values = sum([math.prod(info.shape) * info.calls for info in layers if info.shape is not None])
     # Twice: in the backward pass there is a gradient for every activation.
     per_image = max(1, 2 * values * model.dtype.itemsize)
     cuda = model.device.type == "cuda"

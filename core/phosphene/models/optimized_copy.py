@@ -50,6 +50,10 @@ CHANNELS_LAST_SIDE = 96
 _HOOKS = vars(nn.Module()).keys() - {"training", "_parameters", "_buffers", "_modules"}
 
 
+#: Types whose values cannot change, and so are compared as they are.
+_IMMUTABLE = frozenset((int, float, str, bool, type(None)))
+
+
 @dataclass
 class OptimizedPass:
     """A run's permission to use the optimized copy of a model; ``used`` says whether it was used."""
@@ -109,9 +113,10 @@ def _current_copy(model: Optimizable, optimized: OptimizedPass) -> nn.Module | N
             return None
         # Writes through ``.data`` change nothing but the values, so these are compared as well.
         values = [checksum(t) for t in (*model.module.parameters(), *model.module.buffers())]
-        key = (state, folds, _attributes(model.module), values)
+        attributes = _attributes(model.module)
+        key = (state, folds, attributes, values)
         if model._cache.optimized[0] != key:
-            model._cache.optimized = (key, _optimized_copy(model))
+            model._cache.optimized = (key, _optimized_copy(model, attributes))
         optimized.state, optimized.network = state, model._cache.optimized[1]
         if optimized.network is None:
             optimized.model = None  # a network that changes in every call would be copied again and again
@@ -142,13 +147,24 @@ def _state(module: nn.Module) -> list[object] | None:
 
 def _attributes(module: nn.Module) -> list[object]:
     """All attributes of all modules as comparable values: complete, but too slow for every call."""
-    parts = map(vars, module.modules())
-    return [_comparable(value) for part in parts for name, value in part.items() if name not in _HOOKS]
+    return [
+        value
+        if type(value) in _IMMUTABLE
+        else ()
+        if type(value) is dict and not value
+        else _comparable(value)
+        for part in map(vars, module.modules())
+        for name, value in part.items()
+        if name not in _HOOKS
+    ]
 
 
 def _comparable(value: object) -> object:
     """A number or string itself, a tensor's version, the items of a container, the identity of the rest."""
     if isinstance(value, (int, float, str)):
+        return value
+    # The stride of a convolution, its padding: most attributes are such tuples, of which no item is visited.
+    if isinstance(value, tuple) and _IMMUTABLE.issuperset(map(type, value)):
         return value
     if isinstance(value, Tensor):
         return (id(value), value.data_ptr(), value.is_inference() or value._version)
@@ -157,8 +173,11 @@ def _comparable(value: object) -> object:
     return [_comparable(item) for item in value] if isinstance(value, (list, tuple)) else id(value)
 
 
-def _optimized_copy(model: Optimizable) -> nn.Module | None:
-    """A channels-last copy with folded batch norms; None where logits differ or a call leaves state."""
+def _optimized_copy(model: Optimizable, attributes: list[object]) -> nn.Module | None:
+    """A channels-last copy with folded batch norms; None where logits differ or a call leaves state.
+
+    ``attributes`` are the network's at present.
+    """
     noise = torch.rand(2, *model.input_size, generator=torch.Generator().manual_seed(0))
     try:
         # A random network must draw the same numbers whether or not a copy is made; no tap reads noise.
@@ -176,10 +195,9 @@ def _optimized_copy(model: Optimizable) -> nn.Module | None:
                 parent, _, leaf = names[1].rpartition(".")
                 setattr(network.get_submodule(parent), leaf, nn.Identity())
             network.to(memory_format=torch.channels_last)
-            before = _attributes(model.module)
             normalized = model.normalize(noise)  # once: a defense may be random
             logits, expected = (model._logits(m(normalized.clone())) for m in (network, model.module))
-        if _attributes(model.module) != before:  # it stores what it saw, which a target may read
+        if _attributes(model.module) != attributes:  # it stores what it saw, which a target may read
             return None
     except Exception:  # for whatever reason it cannot be copied or folded, it runs without a copy
         return None

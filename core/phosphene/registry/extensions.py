@@ -1,4 +1,4 @@
-"""``extensions``: plugins that are not methods - loaders, roles, observers, executors, commands, invariants."""
+"""``extensions``: loaders, roles, observers, executors, commands and invariants that plugins bring."""
 
 from __future__ import annotations
 

@@ -28,11 +28,12 @@ class Methods(Mapping[str, "Method[..., Any]"]):
     @cached_property
     def plugins(self) -> dict[str, Plugin]:
         """Every plugin of this API version by ``distribution:id``, first-party ones first."""
-        return {p.qualified: p for p in list_plugins(METHODS_GROUP)}
+        return {f"{p.distribution}:{p.id}": p for p in list_plugins(METHODS_GROUP)}
 
     def resolve(self, name: str) -> Plugin:
         """The plugin that a name means. Raises UnknownName, or PluginError where it is ambiguous."""
-        matches = [p for p in self.plugins.values() if name in (p.qualified, p.id, p.short_name)]
+        plugins = self.plugins.items()
+        matches = [p for q, p in plugins if name in (q, p.id, p.id.rpartition(".")[2])]
         first = [p for p in matches if p.distribution == FIRST_PARTY]
         if len(first or matches) == 1:
             return (first or matches)[0]

@@ -138,17 +138,11 @@ class Method(Generic[P, R]):
         descriptions |= {n: describe_parameter(f) for n, f in self.spec.params.model_fields.items()}
         self.__doc__ = with_arguments(inspect.getdoc(self.function) or "", descriptions)
         #: The parameters that name layers, and the one that seeds the method, if it is random.
-        self.layers = self._parameters(Role("layer"))
-        self.seed = next(iter(self._parameters(Role("seed"))), None)
-
-    def _parameters(self, role: Role) -> list[str]:
-        """The parameters of a role, wherever it stands in their annotation (``list[X] | None``)."""
-
-        def within(annotation: Any) -> bool:
-            return annotation == role or any(map(within, get_args(annotation)))
-
-        fields = self.spec.params.model_fields.items()
-        return [name for name, field in fields if role in field.metadata or within(field.annotation)]
+        roles = {
+            n: set(_roles_in(f.metadata, f.annotation)) for n, f in self.spec.params.model_fields.items()
+        }
+        self.layers = [name for name, marks in roles.items() if "layer" in marks]
+        self.seed = next((name for name, marks in roles.items() if "seed" in marks), None)
 
     def __repr__(self) -> str:
         return f"<method {self.spec.name}: {self.spec.summary}>"
@@ -378,6 +372,16 @@ class Method(Generic[P, R]):
                 batch = {i.name: ROLES[i.role].select(inputs[i.name], rows) for i in self.spec.inputs}
                 results.append(call(batch))
         return self.result.concatenate(results), size
+
+
+def _roles_in(metadata: Sequence[Any], annotation: Any) -> Iterator[str]:
+    """Names of the roles in a parameter's annotation, also inside it: ``list[LayerName] | None``."""
+    for mark in metadata:
+        if isinstance(mark, Role):
+            yield mark.name
+    for part in get_args(annotation):
+        if get_args(part):
+            yield from _roles_in(getattr(part, "__metadata__", ()), part)
 
 
 def _layer_names(value: Any, model: Model) -> Any:

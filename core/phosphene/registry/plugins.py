@@ -13,6 +13,7 @@ from functools import cached_property
 from importlib.abc import InspectLoader
 from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
+from operator import attrgetter
 from typing import Any
 
 import pluggy
@@ -93,8 +94,10 @@ def list_plugins(group: str) -> list[Plugin]:
     allowed = os.environ.get("PHOSPHENE_PLUGINS")
     names = {FIRST_PARTY, *map(str.strip, (allowed or "").split(","))}
     plugins = [Plugin(p.name, p.dist.name, p.dist.version, p) for p in entry_points(group=group) if p.dist]
-    plugins.sort(key=lambda p: (p.distribution != FIRST_PARTY, p.id, p.distribution))
-    return [p for p in plugins if allowed is None or p.distribution in names]
+    plugins.sort(key=attrgetter("id", "distribution"))
+    first = [p for p in plugins if p.distribution == FIRST_PARTY]
+    others = [p for p in plugins if p.distribution != FIRST_PARTY]
+    return [p for p in (*first, *others) if allowed is None or p.distribution in names]
 
 
 def incompatible_plugins() -> list[Plugin]:

@@ -82,7 +82,7 @@ class Result:
     def __init_subclass__(cls) -> None:
         Result.types[cls.__name__] = cls
         if "panels" in vars(cls):
-            setattr(cls, "panels", _computed_once(vars(cls)["panels"]))  # noqa: B010 - mypy refuses cls.panels
+            setattr(cls, "panels", _computed_once(vars(cls)["panels"]))  # noqa: B010
         if "__repr__" not in vars(cls):  # the dataclass decorator would write one that prints whole tensors
             setattr(cls, "__repr__", cls.__repr__)  # noqa: B010
 
@@ -172,7 +172,7 @@ class Result:
         return f'<img alt="{type(self).__name__}" src="data:image/png;base64,{picture}">'
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the figure ``picture.png``, the images ``pictures/``, and safetensors + JSON for ``load_result``.
+        """Write ``picture.png`` (the figure), ``pictures/``, and safetensors + JSON for ``load_result``.
 
         A result with frames also has a ``film.gif`` and, with the extra ``video``, a ``film.mp4``.
 

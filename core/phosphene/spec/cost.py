@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
@@ -53,4 +54,8 @@ class Cost(FrozenModel):
 
     def depends_on(self, size: str) -> bool:
         """Whether it depends on this size, which the model must be asked for: "channels" or "stages"."""
-        return size in self.forward.sizes() | self.backward.sizes()
+        return size in self._sizes
+
+    @cached_property
+    def _sizes(self) -> set[str]:
+        return self.forward.sizes() | self.backward.sizes()

@@ -543,7 +543,9 @@ def saves_and_replays(method: AnyMethod, case: Case) -> None:
             value = model if declared.role == "model" else back.inputs[declared.name]
             if isinstance(value, str) and value.endswith(AS_OBJECT):
                 return  # a data set in memory, or a callable: no folder holds it
-            made[declared.name] = ROLES[declared.role].make(value, InputContext(model_for_inputs(model, made), made, load_result))
+            made[declared.name] = ROLES[declared.role].make(
+                value, InputContext(model_for_inputs(model, made), made, load_result)
+            )
         assert back.provenance is not None
         again = method(**made, **back.provenance.params)
     try:
