@@ -1,4 +1,4 @@
-"""docs/examples: five plugins, built, installed together in a fresh environment, and each of them used."""
+"""docs/examples: six plugins, built, installed together in a fresh environment, and each of them used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 #: They share one environment and what was done in it.
 pytestmark = pytest.mark.xdist_group("examples")
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
-FOLDERS = ("observer", "loader", "executor", "command", "method")
+FOLDERS = ("observer", "loader", "executor", "command", "method", "role")
 #: What is no plugin, but run as it lies there.
 SCRIPTS = {"self_supervised": "style_views.py"}
 PHOSPHENE = "import sys; from phosphene.cli import main; main(sys.argv[1:])"
@@ -33,6 +33,8 @@ from dataclasses import replace
 import torch
 from phosphene import PhospheneError, load_model, load_result, methods, replay, run
 from phosphene.cli import main
+from phosphene.roles import ROLES, InputContext
+from phosphene.testing import Case
 
 def said(*words):
     out, code = io.StringIO(), 0
@@ -100,6 +102,27 @@ try:
     descending.check({}, {}, replace(loaded, probabilities=loaded.probabilities.flip(1)))
 except AssertionError as error:
     answer["broken"] = str(error)
+
+# The role.
+named = run("caption_saliency", images="builtin:scenes/2", captions=["a star", "a square"], out="results/role")
+answer["captioned"] = [list(named.maps.shape), named.targets, named.inputs["captions"]]
+answer["recaptioned"] = replay("results/role").same
+answer["caption refused"] = [
+    refusal(run, "caption_saliency", images="builtin:scenes/2", captions=words)
+    for words in (["a star"], ["a star", " "], ["a star", "a dog"])
+]
+answer["caption help"] = said("run", "caption_saliency", "--help")
+answer["caption command"] = said(
+    "run", "caption_saliency", "--image", "builtin:scenes/1", "--captions", "a star", "--out", "results/by-command"
+)
+answer["caption check"] = said("check", "caption_saliency", "--profile", "quick")
+good = ROLES["captions"].sample(Case(count=3).request(Case().model()))
+context = InputContext(inputs={"images": torch.rand(3, 3, 8, 8)})
+answer["bad captions"] = [
+    [what, *refusal(ROLES["captions"].check, value, context)]
+    for what, value in ROLES["captions"].bad_values(good, context)
+]
+answer["roles"] = list(ROLES)
 
 answer["plugins"] = said("plugins")
 answer["models"] = said("models", "toy:")
@@ -170,6 +193,7 @@ def test_all_are_listed_as_ok(seen: Any) -> None:
     code, told = seen["plugins"]
     rows = dict(line.split(maxsplit=1) for line in told.splitlines() if line.strip())
     ids = ("run-log", "toy-models", "own-process", "digest", "descending", "predictions.top_classes")
+    ids += ("captions", "captions.caption_saliency")
     assert code == 0
     for name in ids:
         distribution, version, state = rows[name].split(maxsplit=2)
@@ -228,11 +252,41 @@ def test_new_result_type_is_saved_loaded_and_replayed(seen: Any) -> None:
 
 
 def test_new_promise_is_shown_and_tested(seen: Any) -> None:
-    assert "promise   descending, field probabilities" in seen["show"][1]
+    assert re.search("invariant +descending, field probabilities", seen["show"][1])
     assert "probabilities rises by" in seen["broken"]
     code, told = seen["check"]
     assert code == 0
     assert "descending(field='probabilities')" in told
+
+
+def test_new_role_is_read_recorded_and_replayed(seen: Any) -> None:
+    assert seen["roles"][-1] == "captions"
+    assert seen["captioned"] == [[2, 64, 64], ["a star", "a square"], ["a star", "a square"]]
+    assert seen["recaptioned"]
+    few, empty, unnamed = seen["caption refused"]
+    assert few == ["InputError", "2 images need one caption each, not 1"]
+    assert empty[0] == unnamed[0] == "InputError"
+    assert "names no class" in unnamed[1]
+
+
+def test_new_role_has_an_option_with_help(seen: Any) -> None:
+    code, text = seen["caption help"]
+    assert code == 0
+    assert "--captions" in text
+    assert "TEXT|FILE" in text
+    assert seen["caption command"][0] == 0
+
+
+def test_conformance_kit_tries_the_new_roles_samples_and_bad_values(seen: Any) -> None:
+    code, text = seen["caption check"]
+    assert code == 0, text
+    for check in ("refuses_bad_input", "batch_as_single", "saves_and_replays", "oracle"):
+        assert re.search(rf"passed +\S*{check}", text), text
+    phrases = [what for what, *_ in seen["bad captions"]]
+    assert phrases == [
+        *("too few captions", "one text instead of a tuple", "an empty caption", "numbers", "nothing")
+    ]
+    assert all(kind == "InputError" for _, kind, _ in seen["bad captions"])
 
 
 def test_methods_own_test_passes(somebody: Somebody) -> None:
@@ -242,6 +296,7 @@ def test_methods_own_test_passes(somebody: Somebody) -> None:
 
 def test_extensions_load_without_torch(somebody: Somebody) -> None:
     modules = "phosphene_run_log, phosphene_toy_models, phosphene_own_process, phosphene_digest"
+    modules += ", phosphene_captions_hook"
     somebody.does("-c", f"import sys, phosphene_descending, {modules}; assert 'torch' not in sys.modules")
 
 
