@@ -2,21 +2,21 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Threads of their own would fight over the cores that pytest's workers share.
+# One thread per pytest worker: more would compete for the same cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test test-nightly lint docs bench clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# With what the gallery and the book draw, extras too.
+# With the extras that the gallery and the documentation need.
 $(VENV)/.package: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[segmentation,umap]'
 	touch $@
 
-# torchattacks pins a requests from 2021, which it never calls, lucent a kornia from 2020, foolbox and ART ask for
-# more than they import; zennit needs nothing more: hence no-deps.
+# Without dependencies: torchattacks pins requests from 2021 and lucent kornia from 2020, foolbox and ART require
+# packages that they do not import, and zennit needs nothing more.
 $(VENV)/.develop: $(VENV)/.package
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,parity,lint]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps torchattacks foolbox eagerpy adversarial-robustness-toolbox zennit torch-lucent
@@ -27,23 +27,27 @@ $(VENV)/.docs: $(VENV)/.package
 	touch $@
 
 demo: $(VENV)/.package
-	# Idle threads that spin slow each other down where cores are few.
+	# Spinning idle threads slow the others down on few cores.
 	GOMP_SPINCOUNT=0 $(BIN)/phosphene demo --out gallery
 
 test: $(VENV)/.develop
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 
+# The conformance kit with more cases; a few times as long as test.
+test-nightly: $(VENV)/.develop
+	PHOSPHENE_PROFILE=ci $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup tests
+
 lint: $(VENV)/.develop
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	# As a program of somebody else's sees the package: installed, from another folder.
+	# As another program sees the package: installed, from another folder.
 	cd / && $(CURDIR)/$(BIN)/mypy --strict --config-file= --cache-dir $(CURDIR)/.mypy_cache/outside $(CURDIR)/tests/typing/program.py
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
-	@echo "the book is at docs/_build/html/index.html"
+	@echo "the documentation is at docs/_build/html/index.html"
 
 bench: $(VENV)/.develop
 	GOMP_SPINCOUNT=0 $(BIN)/python -m tests.benchmarks

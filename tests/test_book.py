@@ -1,4 +1,4 @@
-"""The pages that the book makes of the methods: whole, as the specs have them, and drawn once."""
+"""The method pages of the documentation: complete, as the specs have them, and drawn once."""
 
 from __future__ import annotations
 
@@ -25,55 +25,57 @@ def book() -> ModuleType:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_a_page_tells_all_that_the_spec_does(name: str, book: ModuleType) -> None:
+def test_page_contains_the_whole_spec(name: str, book: ModuleType) -> None:
     spec = methods[name].spec
     page = book.method_page(spec, {"command": "THE COMMAND", "python": "THE LINES", "seconds": 1.0})
     assert page.startswith(f"# {spec.title}\n\n{spec.summary}\n")
     assert f":file: {name}.html" in page and "THE COMMAND" in page and "THE LINES" in page
     for row in (*(i.name for i in spec.inputs), *spec.params_schema["properties"]):
         assert len(re.findall(rf"^\| `{row}`", page, flags=re.MULTILINE)) == 1, row
-    assert page.count("\n- ") == len(spec.invariants) + len(spec.references)
+    assert page.partition("## Signature")[2].count("\n- ") == len(spec.invariants) + len(spec.references)
     assert all(reference.url in page for reference in spec.references)
     assert spec.cost is None or f"forward `{spec.cost.forward}`" in page
-    assert spec.oracle is None or "## Known answer" in page
+    assert spec.oracle is None or "## Oracle" in page
     assert f"`{spec.returns}`" in page
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_an_equation_stands_by_itself_and_prose_flows(name: str, book: ModuleType) -> None:
+def test_equations_and_examples_are_blocks_of_their_own(name: str, book: ModuleType) -> None:
     page = book.method_page(methods[name].spec, {"command": "", "python": "", "seconds": 1.0})
-    does = page.partition("## What it does")[2].partition("## Signature")[0]
-    equations = re.findall(r"```text\n(.*?)\n```", does, flags=re.DOTALL)
+    description = page.partition("## Description")[2].partition("## Signature")[0]
+    equations = re.findall(r"```text\n(.*?)\n```", description, flags=re.DOTALL)
     for equation in equations:
         assert not equation.endswith(".")
         assert equation in methods[name].spec.description
-    assert does.count("```") == 2 * len(equations)
+    examples = re.findall(r"```python\n(.*?)\n```", description, flags=re.DOTALL)
+    assert len(examples) == len(re.findall(r"^Example::", methods[name].spec.description, flags=re.MULTILINE))
+    assert description.count("```") == 2 * (len(equations) + len(examples))
 
 
-def test_every_family_of_ours_is_in_the_book() -> None:
+def test_every_family_is_documented() -> None:
     assert {name.partition(".")[0] for name in OURS} >= {"attribution", "attacks", "style", "synthesis"}
 
 
-def test_prose_shows_as_it_is_written(book: ModuleType) -> None:
+def test_prose_displays_as_written(book: ModuleType) -> None:
     escaped = book._escaped("G_j, a*b, [1] <- |x| and ``a*b``")
     assert escaped == r"G\_j, a\*b, \[1\] \<- \|x\| and ``a*b``"
 
 
-def test_a_picture_is_drawn_once_for_the_same_sources(book: ModuleType, tmp_path: Path) -> None:
-    heard: list[str] = []
+def test_figure_is_drawn_once_for_the_same_sources(book: ModuleType, tmp_path: Path) -> None:
+    log: list[str] = []
     stem = tmp_path / "attribution.saliency"
-    assert book.kept(stem, "a") is None
-    again = book.draw("saliency", stem, "a", heard.append)
-    assert heard == ["drawing saliency"]
-    assert again["command"] == "phosphene run saliency"
-    kept = book.kept(stem, "a")
-    assert kept is not None and kept["python"] == again["python"]
-    assert book.kept(stem, "b") is None
+    assert book.cached_demo(stem, "a") is None
+    demo = book.draw("saliency", stem, "a", log.append)
+    assert log == ["drawing saliency"]
+    assert demo["command"] == "phosphene run saliency"
+    cached = book.cached_demo(stem, "a")
+    assert cached is not None and cached["python"] == demo["python"]
+    assert book.cached_demo(stem, "b") is None
     assert "data:image/png;base64," in (tmp_path / "attribution.saliency.html").read_text()
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".html", ".json"]
 
 
-def test_the_pages_of_the_book_are_in_its_contents() -> None:
+def test_every_page_is_in_the_table_of_contents() -> None:
     contents = (DOCS / "index.md").read_text()
     for page in DOCS.glob("*.md"):
         assert page.stem == "index" or re.search(rf"^{page.stem}$", contents, flags=re.MULTILINE), page

@@ -25,7 +25,7 @@ def test_a_wrong_method_is_caught_by_the_check_that_should(name: str, wrong: Met
     (outcome,) = check_method(wrong, only=[name]).outcomes
     assert outcome.verdict == "failed", str(outcome)
     assert outcome.promise in str(outcome)
-    assert "wrong_methods.py, line" in outcome.look
+    assert "wrong_methods.py, line" in outcome.hint
     # The example is code that shows the failure.
     with pytest.raises(AssertionError):
         exec(outcome.example, {})
@@ -80,7 +80,7 @@ def test_what_a_library_does_when_it_is_imported_is_not_held_against_a_method(
     (tmp_path / "rude_library.py").write_text("import os; os.environ['RUDE_LIBRARY'] = '1'\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "rude_library", raising=False)
-    report = check_method(imports_late, profile="quick", only=["leaves_no_trace"])
+    report = check_method(imports_late, profile="quick", only=["no_side_effects"])
     assert "rude_library" in sys.modules
     assert report.ok, str(report)
 
@@ -90,7 +90,7 @@ def test_a_method_for_some_networks_only_is_tested_on_them() -> None:
         report = check_method(by_name("transformers_only"), profile=profile)
         assert report.ok, str(report)
         for outcome in report.outcomes:
-            if outcome.check in ("finite", "batch_as_single", "saves_and_replays"):
+            if outcome.check in ("finite", "batch_equals_single", "saves_and_replays"):
                 assert outcome.refused < outcome.cases
 
 
@@ -151,7 +151,7 @@ def test_pytest_tells_a_broken_promise_without_a_traceback(tmp_path: Path) -> No
         [sys.executable, "-m", "pytest", *words], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "It leaves nothing behind" in done.stdout
+    assert "It has no side effects" in done.stdout
     assert "standard output" in done.stdout
     assert "where to look" in done.stdout
     assert "Traceback" not in done.stdout

@@ -119,7 +119,7 @@ def renames_the_classes(model: Model, images: Images, target: Target = None) -> 
 _buffers: dict[Any, Tensor] = {}
 
 
-@caught_by("results_stay")
+@caught_by("results_unchanged_later")
 def gives_its_buffer_away(model: Model, images: Images, target: Target = None) -> Attribution:
     """Return a buffer that the next call writes over."""
     maps = gradient(model, images, target).abs().amax(1)
@@ -127,7 +127,7 @@ def gives_its_buffer_away(model: Model, images: Images, target: Target = None) -
     return pictured(model, images, buffer.copy_(maps), target)
 
 
-@caught_by("results_stay")
+@caught_by("results_unchanged_later")
 def gives_a_weight_away(model: Model, images: Images, target: Target = None) -> Synthesis:
     """Return a view of the weights, which later training changes."""
     tiles = images.detach() * gradient(model, images, target).sign().abs()
@@ -280,7 +280,7 @@ def ignores_the_seed(model: Model, images: Images, target: Target = None) -> Att
     return pictured(model, images, gradient(model, noisy, target).abs().amax(1), target)
 
 
-@caught_by("leaves_no_trace")
+@caught_by("no_side_effects")
 def draws_from_everybodys_stream(model: Model, images: Images, target: Target = None) -> Attribution:
     """Take noise from torch's own generator without declaring a seed."""
     noisy = (images + 0.1 * torch.rand_like(images)).clamp(0, 1)
@@ -297,14 +297,14 @@ def has_a_seed_for_show(
     return pictured(model, images, gradient(model, noisy, target).abs().amax(1), target)
 
 
-@caught_by("batch_as_single")
+@caught_by("batch_equals_single")
 def scales_over_the_batch(model: Model, images: Images, target: Target = None) -> Attribution:
     """Scale by the largest value of all images."""
     maps = gradient(model, images, target).abs().amax(1)
     return pictured(model, images, maps / maps.max().clamp(min=1e-12), target)
 
 
-@caught_by("batch_as_single")
+@caught_by("batch_equals_single")
 def draws_noise_per_row(
     model: Model, images: Images, target: Target = None, *, seed: Seed = None
 ) -> Attribution:
@@ -362,14 +362,14 @@ def swallows_errors(model: Model, images: Images, target: Target = None) -> Attr
 # --- the world around ---------------------------------------------------------------------------------
 
 
-@caught_by("leaves_no_trace")
+@caught_by("no_side_effects")
 def writes_to_the_working_directory(model: Model, images: Images, target: Target = None) -> Attribution:
     """Keep a cache where the user happens to be."""
     Path("cache.txt").write_text("here I was")
     return pictured(model, images, gradient(model, images, target).abs().amax(1), target)
 
 
-@caught_by("leaves_no_trace")
+@caught_by("no_side_effects")
 def leaves_a_temporary_file(model: Model, images: Images, target: Target = None) -> Attribution:
     """Forget a temporary file."""
     handle, _ = tempfile.mkstemp()
@@ -380,28 +380,28 @@ def leaves_a_temporary_file(model: Model, images: Images, target: Target = None)
 _files: list[Any] = []
 
 
-@caught_by("leaves_no_trace")
+@caught_by("no_side_effects")
 def leaves_a_file_open(model: Model, images: Images, target: Target = None) -> Attribution:
     """Open a file and never close it."""
     _files.append(Path(__file__).open())  # noqa: SIM115
     return pictured(model, images, gradient(model, images, target).abs().amax(1), target)
 
 
-@caught_by("leaves_no_trace")
+@caught_by("no_side_effects")
 def leaves_a_thread(model: Model, images: Images, target: Target = None) -> Attribution:
     """Start a thread that outlives the call."""
     threading.Thread(target=threading.Event().wait, args=(0.5,)).start()
     return pictured(model, images, gradient(model, images, target).abs().amax(1), target)
 
 
-@caught_by("leaves_no_trace")
+@caught_by("no_side_effects")
 def leaves_anomaly_detection_on(model: Model, images: Images, target: Target = None) -> Attribution:
     """Switch anomaly detection on for good."""
     torch.autograd.set_detect_anomaly(True, check_nan=False)
     return pictured(model, images, gradient(model, images, target).abs().amax(1), target)
 
 
-@caught_by("leaves_no_trace")
+@caught_by("no_side_effects")
 def leaves_benchmarking_on(model: Model, images: Images, target: Target = None) -> Attribution:
     """Let cuDNN choose its algorithms by the clock from now on."""
     torch.backends.cudnn.benchmark = True
@@ -415,7 +415,7 @@ def starts_a_daemon_every_time(model: Model, images: Images, target: Target = No
     return pictured(model, images, gradient(model, images, target).abs().amax(1), target)
 
 
-@caught_by("batch_as_single")
+@caught_by("batch_equals_single")
 def scales_transformers_over_the_batch(model: Model, images: Images, target: Target = None) -> Attribution:
     """Refuse most networks, and be wrong on the rest."""
     if not hasattr(model.module, "class_token"):
@@ -424,7 +424,7 @@ def scales_transformers_over_the_batch(model: Model, images: Images, target: Tar
     return pictured(model, images, maps / maps.max().clamp(min=1e-12), target)
 
 
-@caught_by("leaves_no_trace")
+@caught_by("no_side_effects")
 def prints(model: Model, images: Images, target: Target = None) -> Attribution:
     """Talk to standard output."""
     print("working ...")
@@ -444,7 +444,7 @@ def keeps_every_result(model: Model, images: Images, target: Target = None) -> A
 _current: dict[str, Tensor] = {}
 
 
-@caught_by("threads_apart", cost=Cost(forward=2 * size.images, backward=2 * size.images))
+@caught_by("concurrent_runs_equal", cost=Cost(forward=2 * size.images, backward=2 * size.images))
 def shares_a_global(model: Model, images: Images, target: Target = None) -> Attribution:
     """Add up maps in a global, which another run may be using."""
     _current["maps"] = images.new_zeros(len(images), *images.shape[2:])
@@ -512,7 +512,7 @@ def never_answers(model: Model, images: Images, target: Target = None) -> Attrib
     raise InputError("these pictures are not to my liking, and no others would be")
 
 
-@caught_by("shows_something")
+@caught_by("figure_not_blank")
 def shows_a_blank_page(model: Model, images: Images, target: Target = None) -> Synthesis:
     """Give grey pictures."""
     grey = torch.full_like(images, 0.5)

@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from ..registry.method import Method
     from ..results import Result
 
-PICTURES = ("scenes", "noise", "flat", "binary", "black")
-#: More images through a network than this, and a case is too slow to be one of many.
-BUDGET = 600
-#: What a method may see beside its queries.
+IMAGE_KINDS = ("scenes", "noise", "flat", "binary", "black")
+#: Cases of more forward and backward passes than this are too slow to be drawn.
+MOST_PASSES = 600
+#: Images in the data set of a case.
 DATASET_SIZE = 6
 
 
-def make_pictures(kind: str, count: int, channels: int, size: tuple[int, int]) -> Tensor:
-    """``count`` different pictures (N, C, H, W) in [0, 1], always the same ones."""
-    return _pictures(kind, count, channels, size).clone()
+def make_images(kind: str, count: int, channels: int, size: tuple[int, int]) -> Tensor:
+    """``count`` different images (N, C, H, W) in [0, 1], the same in every call."""
+    return _images(kind, count, channels, size).clone()
 
 
 @functools.lru_cache(64)
-def _pictures(kind: str, count: int, channels: int, size: tuple[int, int]) -> Tensor:
+def _images(kind: str, count: int, channels: int, size: tuple[int, int]) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     shape = (count, channels, *size)
     match kind:
@@ -51,15 +51,15 @@ def _pictures(kind: str, count: int, channels: int, size: tuple[int, int]) -> Te
             return torch.rand(shape, generator=generator).round()
         case "black":
             return torch.zeros(shape)
-    raise InputError(f"no pictures are called {kind!r}; there are {', '.join(PICTURES)}")
+    raise InputError(f"there is no kind of image {kind!r}; there are {', '.join(IMAGE_KINDS)}")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One small call: a network, pictures, a target and parameters on top of the method's ``quick`` ones.
+    """One small call: a network, images, a target, and parameters beside the method's ``quick`` ones.
 
-    ``size``: height and width, the network's own unless told. ``double``: in double precision, where
-    rounding cannot be mistaken for a difference.
+    ``pictures``: the kind of images. ``size``: height and width; default: the network's. ``double``: in
+    double precision, where differences are not rounding.
     """
 
     network: str = "gap"
@@ -71,14 +71,14 @@ class Case:
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        told = (f for f in fields(self) if getattr(self, f.name) != getattr(Case(), f.name))
-        return f"Case({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in told)})"
+        changed = (f for f in fields(self) if getattr(self, f.name) != getattr(Case(), f.name))
+        return f"Case({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
 
     def __hash__(self) -> int:
         return hash(repr(self))
 
     def model(self) -> Model:
-        """A fresh network, as every run of a case gets one."""
+        """A new network: every run of a case has its own."""
         model = make_network(self.network)
         if self.double:
             model.module.double()
@@ -100,14 +100,14 @@ class Case:
             load_result=load_result,
             count=self.count,
             size=size,
-            draw=lambda count, channels: make_pictures(self.pictures, count, channels, size),
+            draw=lambda count, channels: make_images(self.pictures, count, channels, size),
             target=self.target,
             dataset_size=DATASET_SIZE,
             classes=CLASSES,
         )
 
     def arguments(self, method: Method[..., Any]) -> dict[str, Any]:
-        """The parameters given: the method's quick ones, a seed where it has one, and the case's."""
+        """The parameters: the method's quick ones, a seed where it has one, and the case's."""
         seeded = {} if method.seed is None else {method.seed: 7}
         return seeded | dict(method.spec.quick) | dict(self.params)
 
@@ -117,11 +117,11 @@ class Case:
         return method(**(self.inputs(method, model) | self.arguments(method) | changed))
 
     def simpler(self) -> Iterator[Case]:
-        """The same case with one thing made plainer, the most telling first."""
-        plain = Case()
+        """The same case with one property set to its default, the most informative first."""
+        default = Case()
         for name in ("network", "pictures", "size", "target", "double"):
-            if getattr(self, name) != getattr(plain, name):
-                yield replace(self, **{name: getattr(plain, name)})
+            if getattr(self, name) != getattr(default, name):
+                yield replace(self, **{name: getattr(default, name)})
         for count in range(1, self.count):
             yield replace(self, count=count)
         for name in self.params:
@@ -133,19 +133,19 @@ class Case:
 
 @functools.cache
 def _network(name: str) -> Model:
-    """One copy of a network, which is only asked for its sizes."""
+    """One instance of a network, which is asked only for its sizes."""
     return make_network(name)
 
 
 @functools.cache
-def _look(network: str) -> tuple[tuple[int, int], list[str]]:
-    """A network's picture size and layers."""
+def _size_and_layers(network: str) -> tuple[tuple[int, int], list[str]]:
+    """A network's image size and layer names."""
     model = make_network(network)
     return image_size(model), list(model.layers)
 
 
-def foretold(method: Method[..., Any], case: Case) -> tuple[int, int] | None:
-    """How many images will go forward and backward, as the method's declared cost has it."""
+def declared_cost(method: Method[..., Any], case: Case) -> tuple[int, int] | None:
+    """The declared forward and backward passes of a case; None where the method declares no cost."""
     if method.spec.cost is None:
         return None
     try:
@@ -156,28 +156,28 @@ def foretold(method: Method[..., Any], case: Case) -> tuple[int, int] | None:
 
 
 def sizes(method: Method[..., Any], case: Case) -> dict[str, int]:
-    """What the names in a cost expression stand for."""
-    height, width = case.size or _look(case.network)[0]
-    known = {"images": case.count, "height": height, "width": width, "dataset": 0, "styles": 0}
+    """The sizes that a cost expression may refer to, for this case."""
+    height, width = case.size or _size_and_layers(case.network)[0]
+    sizes = {"images": case.count, "height": height, "width": width, "dataset": 0, "styles": 0}
     for role in (ROLES[declared.role] for declared in method.spec.inputs):
         if role.size_name:
-            known[role.size_name] += len(role.sample(case.request(_network(case.network))))
+            sizes[role.size_name] += len(role.sample(case.request(_network(case.network))))
     if (cost := method.spec.cost) is None or not (cost.depends_on("channels") or cost.depends_on("stages")):
-        return known
+        return sizes
     params = method.validate(case.arguments(method))
     model = make_network(case.network)
-    return known | method.sizes(model if model.size_known else model.at_size((3, height, width)), params)
+    return sizes | method.sizes(model if model.size_known else model.at_size((3, height, width)), params)
 
 
-def plain_cases(method: Method[..., Any], *, all_pairs: bool) -> list[Case]:
-    """Every network, every kind of picture, odd sizes, one image, each choice of each parameter once."""
+def fixed_cases(method: Method[..., Any], *, all_pairs: bool) -> list[Case]:
+    """Every network, every kind of image, odd sizes, one image, each choice of each parameter once."""
     networks = list(network_names())
     cases = [
         Case(network, kind)
-        for place, network in enumerate(networks)
-        for kind in (PICTURES if all_pairs else (PICTURES[place % 2],))
+        for index, network in enumerate(networks)
+        for kind in (IMAGE_KINDS if all_pairs else (IMAGE_KINDS[index % 2],))
     ]
-    cases += [Case(pictures=kind) for kind in PICTURES]
+    cases += [Case(pictures=kind) for kind in IMAGE_KINDS]
     cases += [Case(count=1), Case(count=3, size=(21, 27)), Case("functional", "noise", size=(33, 17))]
     if method.spec.input("target"):
         cases += [
@@ -191,17 +191,17 @@ def plain_cases(method: Method[..., Any], *, all_pairs: bool) -> list[Case]:
 
 
 def drawn_cases(method: Method[..., Any]) -> st.SearchStrategy[Case]:
-    """Cases with everything drawn, the parameters from the schema's own bounds, their edges included.
+    """Cases drawn by hypothesis, parameters within the schema's bounds, edges included.
 
-    Parameters that ``quick`` or the declared cost speak of stay near what makes a call fast.
+    Parameters in ``quick`` or in the declared cost stay near their smallest values, to keep calls short.
     """
     schemas = properties_of(method.spec.params_schema)
-    dear = set(method.spec.quick) | (method.spec.cost.names() if method.spec.cost else set())
+    costly = set(method.spec.quick) | (method.spec.cost.names() if method.spec.cost else set())
 
     @st.composite
     def draw_case(draw: st.DrawFn) -> Case:
         network = draw(st.sampled_from(list(network_names())))
-        own_size, layers = _look(network)
+        own_size, layers = _size_and_layers(network)
         sizes = st.one_of(st.none(), st.tuples(st.integers(16, 32), st.integers(16, 32)))
         target = None
         if method.spec.input("target"):
@@ -213,31 +213,31 @@ def drawn_cases(method: Method[..., Any]) -> st.SearchStrategy[Case]:
                     strategy: st.SearchStrategy[Any] = st.integers(0, 2**63 - 1)
                 elif name in method.layers:
                     strategy = _layer_values(schema, layers)
-                elif name in dear:
+                elif name in costly:
                     strategy = st.sampled_from(
-                        _near(method.spec.quick.get(name, schema.get("default")), schema)
+                        _values_near(method.spec.quick.get(name, schema.get("default")), schema)
                     )
                 else:
                     strategy = values(schema)
                 params[name] = draw(strategy)
         case = Case(
             network=network,
-            pictures=draw(st.sampled_from(PICTURES)),
+            pictures=draw(st.sampled_from(IMAGE_KINDS)),
             count=draw(st.integers(1, 3)),
             size=draw(sizes) if own_size[0] <= 32 else None,
             target=target,
             params=params,
         )
-        cost = foretold(method, case)
-        if cost is not None and sum(cost) > BUDGET:
-            case = replace(case, params={n: v for n, v in params.items() if n not in dear})
+        cost = declared_cost(method, case)
+        if cost is not None and sum(cost) > MOST_PASSES:
+            case = replace(case, params={n: v for n, v in params.items() if n not in costly})
         return case
 
     return draw_case()
 
 
 def properties_of(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schemas of the parameters, what they refer to in place."""
+    """The schemas of the parameters, with references resolved."""
 
     def resolve(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -259,15 +259,15 @@ def _choices(schema: Mapping[str, Any]) -> list[Any]:
     return [schema["const"]] if "const" in schema else list(schema.get("enum", []))
 
 
-def _near(usual: Any, schema: Mapping[str, Any]) -> list[Any]:
-    """The usual value, the smallest ones allowed, and every choice."""
-    found = [usual, *_choices(schema)]
+def _values_near(usual: Any, schema: Mapping[str, Any]) -> list[Any]:
+    """The usual value, the smallest valid ones, and every choice."""
+    values = [usual, *_choices(schema)]
     for branch in schema.get("anyOf", [schema]):
         if branch.get("type") == "integer" and "minimum" in branch:
-            found += [branch["minimum"], branch["minimum"] + 1]
+            values += [branch["minimum"], branch["minimum"] + 1]
         elif branch.get("type") == "number":
-            found += [branch[edge] for edge in ("minimum", "maximum") if edge in branch]
-    return [v for n, v in enumerate(found) if v not in found[:n]]
+            values += [branch[edge] for edge in ("minimum", "maximum") if edge in branch]
+    return [v for n, v in enumerate(values) if v not in values[:n]]
 
 
 def _layer_values(schema: Mapping[str, Any], layers: list[str]) -> st.SearchStrategy[Any]:
@@ -288,7 +288,7 @@ def _layer_values(schema: Mapping[str, Any], layers: list[str]) -> st.SearchStra
 
 
 def values(schema: Mapping[str, Any]) -> st.SearchStrategy[Any]:
-    """Values that a parameter's JSON schema allows, its edges often."""
+    """A strategy for the values that a parameter's JSON schema allows, edges often."""
     if "anyOf" in schema:
         return st.one_of([values(branch) for branch in schema["anyOf"]])
     if "enum" in schema or "const" in schema:
@@ -301,12 +301,12 @@ def values(schema: Mapping[str, Any]) -> st.SearchStrategy[Any]:
             if "exclusiveMaximum" in schema:
                 high = schema["exclusiveMaximum"] - 1
             edges = [edge for edge in (low, high) if edge is not None]
-            whole = st.integers(low, high)
-            return st.one_of(whole, st.sampled_from(edges)) if edges else whole
+            integers = st.integers(low, high)
+            return st.one_of(integers, st.sampled_from(edges)) if edges else integers
         case "number":
             low = schema.get("minimum", schema.get("exclusiveMinimum"))
             high = schema.get("maximum", schema.get("exclusiveMaximum"))
-            inside = st.floats(
+            floats = st.floats(
                 low,
                 high,
                 exclude_min="exclusiveMinimum" in schema,
@@ -315,7 +315,7 @@ def values(schema: Mapping[str, Any]) -> st.SearchStrategy[Any]:
                 allow_infinity=False,
             )
             edges = [schema[edge] for edge in ("minimum", "maximum") if edge in schema]
-            return st.one_of(inside, st.sampled_from(edges)) if edges else inside
+            return st.one_of(floats, st.sampled_from(edges)) if edges else floats
         case "boolean":
             return st.booleans()
         case "null":
@@ -334,4 +334,4 @@ def values(schema: Mapping[str, Any]) -> st.SearchStrategy[Any]:
         case "object":
             anything = st.one_of(st.integers(-9, 9), st.booleans(), st.text("abc", min_size=1))
             return st.dictionaries(st.text("abc", min_size=1), anything, max_size=2)
-    raise InputError(f"no values are known for a parameter with the schema {dict(schema)}")
+    raise InputError(f"no strategy for a parameter with the schema {dict(schema)}")

@@ -1,4 +1,4 @@
-"""Running the checks: every promise of a method on many cases, and the smallest case that breaks one."""
+"""The conformance kit's runner: every check of a method on many cases, and the smallest failing case."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from ..errors import UnknownName
 from ..registry.lookup import methods
-from .cases import Case, drawn_cases, plain_cases
+from .cases import Case, drawn_cases, fixed_cases
 from .checks import Check, checks_of
 from .observation import Observation, observe
 
@@ -31,51 +31,55 @@ Verdict = Literal["passed", "failed", "skipped"]
 
 @dataclass(frozen=True)
 class Profile:
-    """How thorough to be: cases drawn, cases for checks of several runs, every network with every picture."""
+    """How many cases to run.
+
+    ``drawn``: cases from hypothesis; ``several``: cases for checks that run a method more than once;
+    ``seconds``: no case is drawn after this time; ``all_pairs``: every network with every kind of image;
+    ``fixed``: how many of the fixed cases, all by default.
+    """
 
     drawn: int
     several: int
-    #: No new cases are drawn after so many seconds.
     seconds: float = 60
     all_pairs: bool = False
-    plain: int | None = None
+    fixed: int | None = None
 
 
 PROFILES = {
-    "quick": Profile(drawn=3, several=1, plain=8),
+    "quick": Profile(drawn=3, several=1, fixed=8),
     "ci": Profile(drawn=12, several=2),
     "thorough": Profile(drawn=100, several=20, seconds=600, all_pairs=True),
 }
 
 
 class Outcome(BaseModel):
-    """What one check found: on how many cases, how many the method refused, and what broke the promise."""
+    """The outcome of one check: how many cases it ran, how many the method refused, and the failure."""
 
     check: str
     promise: str
     verdict: Verdict
     cases: int = 0
     refused: int = 0
-    #: Why it was skipped, or what was wrong.
+    #: Why it was skipped, or the failure.
     reason: str = ""
-    #: Python code that shows the failure on the smallest case found.
+    #: Python code that reproduces the failure on the smallest failing case.
     example: str = ""
-    #: Where to look.
-    look: str = ""
+    #: What in the method to look at.
+    hint: str = ""
     seconds: float = 0.0
 
     def __str__(self) -> str:
         if self.verdict != "failed":
-            tried = f"{self.cases} cases, {self.refused} refused" if self.cases > 1 else "once"
-            return f"{self.verdict:8}{self.check}: {self.reason or tried}"
+            count = f"{self.cases} cases, {self.refused} refused" if self.cases > 1 else "once"
+            return f"{self.verdict:8}{self.check}: {self.reason or count}"
         parts = [f"FAILED  {self.check}: {self.promise}", textwrap.indent(self.reason, "  ")]
         if self.example:
-            parts += ["  the smallest case that shows it:", textwrap.indent(self.example, "    ")]
-        return "\n".join([*parts, f"  where to look: {self.look}"])
+            parts += ["  smallest failing case:", textwrap.indent(self.example, "    ")]
+        return "\n".join([*parts, f"  where to look: {self.hint}"])
 
 
 class Report(BaseModel):
-    """What the kit found out about a method."""
+    """The outcomes of all checks of a method."""
 
     method: str
     distribution: str
@@ -84,19 +88,19 @@ class Report(BaseModel):
 
     @property
     def failures(self) -> list[Outcome]:
-        """The promises that were broken."""
+        """Outcomes of the checks that failed."""
         return [o for o in self.outcomes if o.verdict == "failed"]
 
     @property
     def ok(self) -> bool:
-        """Whether every promise held."""
+        """Whether no check failed."""
         return not self.failures
 
     def __str__(self) -> str:
         counts = {v: sum(o.verdict == v for o in self.outcomes) for v in ("passed", "failed", "skipped")}
-        told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
         return "\n".join(
-            [f"{self.method} ({self.distribution}), {self.profile}: {told}", *map(str, self.outcomes)]
+            [f"{self.method} ({self.distribution}), {self.profile}: {summary}", *map(str, self.outcomes)]
         )
 
 
@@ -105,107 +109,112 @@ def check_method(
     *,
     profile: str = "ci",
     only: Sequence[str] = (),
-    tell: Callable[[Outcome], None] = lambda outcome: None,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Report:
-    """Test everything a method promises, from its spec alone.
+    """Run every check of a method, from its spec alone.
 
-    ``profile``: "quick" (seconds), "ci" or "thorough" (every network with every kind of picture, a
-    hundred drawn cases). ``only``: names of checks. ``tell`` hears every outcome as it comes. Raises
-    UnknownName for a method, profile or check that does not exist; a broken promise is an outcome.
+    ``profile``: "quick" (seconds), "ci" or "thorough" (every network with every kind of image, a hundred
+    drawn cases). ``only``: names of checks. ``on_outcome`` is called with every outcome as it is ready.
+
+    Raises UnknownName for a method, profile or check that does not exist; a failed check is an outcome.
     """
     examination = Examination(method, profile)
-    found = examination.method
-    known = {check.name: check for check in checks_of(found)}
+    tested = examination.method
+    checks = {check.name: check for check in checks_of(tested)}
     for name in only:
-        if name not in known:
-            raise UnknownName("check", name, known, found.spec.name)
+        if name not in checks:
+            raise UnknownName("check", name, checks, tested.spec.name)
     outcomes = []
-    for check in known.values():
+    for check in checks.values():
         if not only or check.name in only:
             outcomes.append(examination.outcome(check))
-            tell(outcomes[-1])
-    return Report(method=found.spec.name, distribution=found.distribution, profile=profile, outcomes=outcomes)
+            on_outcome(outcomes[-1])
+    return Report(
+        method=tested.spec.name, distribution=tested.distribution, profile=profile, outcomes=outcomes
+    )
 
 
 def check(method: AnyMethod, name: str, case: Case | None = None) -> None:
-    """One check of a method on one case: AssertionError where the promise is broken."""
-    known = {check.name: check for check in checks_of(method)}
-    if name not in known:
-        raise UnknownName("check", name, known, method.spec.name)
-    _try(known[name], method, case or Case(), {})
+    """Run one check of a method on one case. Raises AssertionError where it fails."""
+    checks = {check.name: check for check in checks_of(method)}
+    if name not in checks:
+        raise UnknownName("check", name, checks, method.spec.name)
+    _run_check(checks[name], method, case or Case(), {})
 
 
-def _try(check: Check, method: AnyMethod, case: Case, seen: dict[Case, Observation]) -> bool:
-    """Whether the method answered at all; AssertionError where a promise is broken, or all breaks down."""
+def _run_check(check: Check, method: AnyMethod, case: Case, observations: dict[Case, Observation]) -> bool:
+    """Whether the method accepted the case. Raises AssertionError where the check fails or crashes."""
     try:
         if check.on == "method":
             check.function(method)
             return True
         if check.on == "case":
             check.function(method, case)
-            return case not in seen or seen[case].refusal is None
-        if case not in seen:
-            seen[case] = observe(method, case)
-        # What a refused or broken run leaves behind counts, too; its result there is none.
-        if seen[case].result is not None or check.on == "run":
-            check.function(method, seen[case])
-        return seen[case].result is not None
+            return case not in observations or observations[case].refusal is None
+        if case not in observations:
+            observations[case] = observe(method, case)
+        # A refused or failed run has no result, but what it leaves behind is checked as well.
+        if observations[case].result is not None or check.on == "run":
+            check.function(method, observations[case])
+        return observations[case].result is not None
     except AssertionError:
         raise
     except Exception as crash:
-        raise AssertionError(f"it broke with {type(crash).__name__}: {crash}") from crash
+        raise AssertionError(f"it raised {type(crash).__name__}: {crash}") from crash
 
 
 @dataclass
 class Examination:
-    """A method under test; what one run of a case showed is kept for the next check."""
+    """A method under test. The observation of a case's run is shared by all checks."""
 
-    given: str | AnyMethod
+    name_or_method: str | AnyMethod
     profile: str = "ci"
-    seen: dict[Case, Observation] = field(default_factory=dict, repr=False)
+    observations: dict[Case, Observation] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
             raise UnknownName("profile", self.profile, PROFILES)
-        self.method: AnyMethod = methods[self.given] if isinstance(self.given, str) else self.given
+        self.method: AnyMethod = (
+            methods[self.name_or_method] if isinstance(self.name_or_method, str) else self.name_or_method
+        )
 
     def outcome(self, check: Check) -> Outcome:
-        """Run one check on everything its profile asks for."""
-        outcome = Outcome(check=check.name, promise=check.promise, look=check.look, verdict="passed")
-        reason = check.concerns(self.method)
+        """Run one check on all cases of the profile."""
+        outcome = Outcome(check=check.name, promise=check.promise, hint=check.hint, verdict="passed")
+        reason = check.exempt(self.method)
         if reason is not None:
             return outcome.model_copy(update={"verdict": "skipped", "reason": reason})
         clock = time.perf_counter()
-        broken = self._broken(check, outcome)
-        if broken is None and outcome.refused == outcome.cases > 0:
+        failure = self._first_failure(check, outcome)
+        if failure is None and outcome.refused == outcome.cases > 0:
             reason = f"it refused all of {outcome.cases} cases: {self._refusals()}"
             if check.name != "answers":
                 return outcome.model_copy(update={"verdict": "skipped", "reason": reason})
-            broken = None, AssertionError(reason)
-        if broken is not None:
-            case, error = broken
+            failure = None, AssertionError(reason)
+        if failure is not None:
+            case, error = failure
             if case is not None:
                 case, error = self._smallest(check, case, error)
             outcome.verdict = "failed"
             outcome.reason = str(error) or repr(error)
             outcome.example = _example(self.method, check, case)
-            outcome.look = f"{check.look}\n  {_place(self.method)}"
+            outcome.hint = f"{check.hint}\n  {_location(self.method)}"
         outcome.seconds = round(time.perf_counter() - clock, 3)
         return outcome
 
-    def _broken(self, check: Check, outcome: Outcome) -> tuple[Case | None, AssertionError] | None:
+    def _first_failure(self, check: Check, outcome: Outcome) -> tuple[Case | None, AssertionError] | None:
         profile = PROFILES[self.profile]
         if check.on == "method":
             outcome.cases = 1
             error = self._error(check, Case(), outcome)
             return None if error is None else (None, error)
-        every = plain_cases(self.method, all_pairs=profile.all_pairs)
-        cases = every if profile.plain is None else every[:: max(1, len(every) // profile.plain)]
-        # A method may be made for some networks only: of those that it refuses there is little to see.
-        if not any(map(self._answered, cases)):
-            cases = [*cases, *itertools.islice(filter(self._answered, every), 1)]
+        every = fixed_cases(self.method, all_pairs=profile.all_pairs)
+        cases = every if profile.fixed is None else every[:: max(1, len(every) // profile.fixed)]
+        # A method may accept few networks: at least one accepted case is needed.
+        if not any(map(self._accepted, cases)):
+            cases = [*cases, *itertools.islice(filter(self._accepted, every), 1)]
         if check.on == "case":
-            cases = list(filter(self._answered, cases)) or cases
+            cases = list(filter(self._accepted, cases)) or cases
             cases = cases[:: max(1, -(-len(cases) // profile.several))]
         for case in cases:
             error = self._error(check, case, outcome)
@@ -213,29 +222,29 @@ class Examination:
                 return case, error
         return self._drawn(check, outcome, profile.several if check.on == "case" else profile.drawn)
 
-    def _answered(self, case: Case) -> bool:
-        """Whether a case is not refused."""
-        if case not in self.seen:
+    def _accepted(self, case: Case) -> bool:
+        """Whether the method does not refuse a case."""
+        if case not in self.observations:
             try:
-                self.seen[case] = observe(self.method, case)
-            except Exception:  # which the check tells, when it meets it as well
+                self.observations[case] = observe(self.method, case)
+            except Exception:  # reported by the check that runs the case
                 return True
-        return self.seen[case].refusal is None
+        return self.observations[case].refusal is None
 
     def _error(self, check: Check, case: Case, outcome: Outcome | None = None) -> AssertionError | None:
         try:
-            answered = _try(check, self.method, case, self.seen)
+            accepted = _run_check(check, self.method, case, self.observations)
         except AssertionError as error:
             return error
         finally:
             if outcome is not None and check.on != "method":
                 outcome.cases += 1
-        if outcome is not None and not answered:
+        if outcome is not None and not accepted:
             outcome.refused += 1
         return None
 
     def _drawn(self, check: Check, outcome: Outcome, count: int) -> tuple[Case, AssertionError] | None:
-        """Cases from hypothesis, the same ones for every check; a failing one is shrunk."""
+        """Run cases drawn by hypothesis, the same ones for every check; a failing one is shrunk."""
         failing: list[tuple[Case, AssertionError]] = []
         end = time.perf_counter() + PROFILES[self.profile].seconds
 
@@ -250,7 +259,7 @@ class Examination:
             report_multiple_bugs=False,
         )
         @given(case=drawn_cases(self.method))
-        def hold(case: Case) -> None:
+        def run_case(case: Case) -> None:
             if time.perf_counter() > end:
                 return
             error = self._error(check, case, None if failing else outcome)
@@ -259,54 +268,54 @@ class Examination:
                 raise error
 
         try:
-            hold()
-        except (AssertionError, Flaky):  # what fails now and then has failed
+            run_case()
+        except (AssertionError, Flaky):  # an intermittent failure is a failure
             if not failing:
                 raise
             return failing[-1]
         return None
 
     def _smallest(self, check: Check, case: Case, error: AssertionError) -> tuple[Case, AssertionError]:
-        """The case with everything made plain that can be without the failure going away."""
+        """The simplest case that still fails: each property is set to its default where possible."""
         simpler = True
         while simpler:
             simpler = False
             for candidate in case.simpler():
-                found = self._error(check, candidate)
-                if found is not None:
-                    case, error, simpler = candidate, found, True
+                candidate_error = self._error(check, candidate)
+                if candidate_error is not None:
+                    case, error, simpler = candidate, candidate_error, True
                     break
         return case, error
 
     def _refusals(self) -> str:
-        said = dict.fromkeys(str(o.refusal) for o in self.seen.values() if o.refusal)
-        return "; ".join(list(said)[:3])
+        messages = dict.fromkeys(str(o.refusal) for o in self.observations.values() if o.refusal)
+        return "; ".join(list(messages)[:3])
 
 
 def _example(method: AnyMethod, check: Check, case: Case | None) -> str:
-    found = inspect.unwrap(method)
+    function = inspect.unwrap(method)
     if method.distribution == "unregistered":
-        origin = f"from {found.__module__} import {method.spec.short_name} as method"
+        origin = f"from {function.__module__} import {method.spec.short_name} as method"
     else:
         origin = f'from phosphene import methods\n\nmethod = methods["{method.spec.name}"]'
     if case is None and check.on == "method":
         return f'from phosphene.testing import check\n{origin}\n\ncheck(method, "{check.name}")'
-    if case is None:  # of many cases together
-        what = f'assert check_method(method, only=["{check.name}"]).ok'
-        return f"from phosphene.testing import check_method\n{origin}\n\n{what}"
+    if case is None:  # a failure of all cases together
+        call = f'assert check_method(method, only=["{check.name}"]).ok'
+        return f"from phosphene.testing import check_method\n{origin}\n\n{call}"
     return (
         f"from phosphene.testing import Case, check\n{origin}\n\ncase = {case!r}\n"
-        f'check(method, "{check.name}", case)\n# the call itself: case.run(method)'
+        f'check(method, "{check.name}", case)\n# the call alone: case.run(method)'
     )
 
 
-def _place(method: AnyMethod) -> str:
+def _location(method: AnyMethod) -> str:
     function = inspect.unwrap(method)
     code = getattr(function, "__code__", None)
     return f"{code.co_filename}, line {code.co_firstlineno}" if code else function.__module__
 
 
-def parametrize_with_checks(given: Sequence[str | AnyMethod], *, profile: str = "ci") -> Callable[..., Any]:
+def parametrize_with_checks(names: Sequence[str | AnyMethod], *, profile: str = "ci") -> Callable[..., Any]:
     """A pytest decorator: the test function is called with every ``check`` of every method.
 
     ::
@@ -316,24 +325,24 @@ def parametrize_with_checks(given: Sequence[str | AnyMethod], *, profile: str = 
     """
     import pytest
 
-    bound = [b for one in given for b in bound_checks(one, profile)]
+    bound = [b for name in names for b in bound_checks(name, profile)]
     return pytest.mark.parametrize("check", [pytest.param(b, id=b.id, marks=b.marks()) for b in bound])
 
 
 @dataclass(frozen=True)
 class BoundCheck:
-    """A check of one method, ready to be called."""
+    """A check of one method as a callable without arguments."""
 
     examination: Examination
     check: Check
 
     @property
     def id(self) -> str:
-        """``method-check``, as test reports show it."""
+        """``method-check``, the test id."""
         return f"{self.examination.method.spec.name}-{self.check.name}"
 
     def marks(self) -> list[Any]:
-        """What pytest should know: checks of one method share runs, so they belong in one process."""
+        """Pytest marks: checks of one method share runs, so they run in one process."""
         import pytest
 
         return [pytest.mark.xdist_group(self.examination.method.spec.name)]
@@ -347,6 +356,6 @@ class BoundCheck:
 
 
 def bound_checks(method: str | AnyMethod, profile: str = "ci") -> list[BoundCheck]:
-    """All checks of a method, sharing what its runs showed."""
+    """All checks of a method, which share their observations."""
     examination = Examination(method, profile)
     return [BoundCheck(examination, check) for check in checks_of(examination.method)]

@@ -1,4 +1,4 @@
-"""Looking on while a method runs: what it gives, what it leaves behind and what it costs."""
+"""Observation of a run: its result, its passes through the network, and every change it leaves behind."""
 
 from __future__ import annotations
 
@@ -39,58 +39,62 @@ if TYPE_CHECKING:
 
 @dataclass
 class Observation:
-    """One run of a case: its result, refusal or crash, and what was different after it."""
+    """One run of a case: its result, refusal or crash, and what it changed."""
 
     case: Case
     model: Model
     inputs: dict[str, Any]
-    #: The inputs' tensors as they were before the run.
-    given: dict[str, Tensor]
+    #: Copies of the inputs' tensors from before the run.
+    tensors_before: dict[str, Tensor]
     result: Any = None
     refusal: PhospheneError | None = None
     crash: BaseException | None = None
-    traffic: Traffic = field(default_factory=lambda: Traffic())
+    passes: Passes = field(default_factory=lambda: Passes())
     events: list[ProgressEvent] = field(default_factory=list)
     seconds: float = 0.0
-    #: What of the network changed, in words.
+    #: Changes of the network, one sentence each.
     model_changes: list[str] = field(default_factory=list)
-    #: What else the run left behind or changed: files, threads, settings, output.
-    traces: list[str] = field(default_factory=list)
+    #: Other side effects: files, threads, settings, output.
+    side_effects: list[str] = field(default_factory=list)
 
 
 def observe(method: Method[..., Any], case: Case) -> Observation:
-    """Run a case once and note everything about it."""
+    """Run a case once and record everything observable about it."""
     imported = set(sys.modules)
-    seen = _observe(method, case)
-    # What a library does to the process when it is first imported is not the method's doing.
-    if seen.traces and sys.modules.keys() - imported:
-        seen = _observe(method, case)
-    return seen
+    observation = _observe(method, case)
+    # A library's side effects at its first import are not the method's.
+    if observation.side_effects and sys.modules.keys() - imported:
+        observation = _observe(method, case)
+    return observation
 
 
 def _observe(method: Method[..., Any], case: Case) -> Observation:
     model = case.model()
     inputs = case.inputs(method, model)
-    given = {name: tensor.clone() for name, tensor in input_tensors(inputs).items()}
-    seen = Observation(case, model, inputs, given)
+    tensors_before = {name: tensor.clone() for name, tensor in input_tensors(inputs).items()}
+    run = Observation(case, model, inputs, tensors_before)
     record_structure(model, inputs)
     before, clock = state_of(model), time.perf_counter()
-    with watched(seen.traces), traffic(model.module) as seen.traffic, report_progress(seen.events.append):
+    with (
+        record_side_effects(run.side_effects),
+        count_passes(model.module) as run.passes,
+        report_progress(run.events.append),
+    ):
         try:
-            seen.result = method(**inputs, **case.arguments(method))
+            run.result = method(**inputs, **case.arguments(method))
         except PhospheneError as refusal:
-            seen.refusal = refusal
+            run.refusal = refusal
         except Exception as crash:
-            seen.crash = crash
-    seen.seconds = time.perf_counter() - clock
-    seen.model_changes = changes(before, state_of(model))
-    return seen
+            run.crash = crash
+    run.seconds = time.perf_counter() - clock
+    run.model_changes = changes(before, state_of(model))
+    return run
 
 
 def input_tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors among a method's inputs, those of data sets included."""
-    found = {n: v.images if isinstance(v, TensorDataset) else v for n, v in inputs.items()}
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    values = {n: v.images if isinstance(v, TensorDataset) else v for n, v in inputs.items()}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 # --- networks --------------------------------------------------------------------------------
@@ -104,13 +108,13 @@ def record_structure(model: Model, inputs: Mapping[str, Any]) -> None:
 
 
 def state_of(model: Model) -> dict[str, dict[Any, Any]]:
-    """Everything about a model that a method must leave as it was."""
+    """Everything about a model that a method must leave unchanged."""
     module = model.module
-    words = ("name", "input_size", "classes", "crop_pct", "interpolation", "source")
+    attributes = ("name", "input_size", "classes", "crop_pct", "interpolation", "source")
     return {
-        "the Model's record": {
+        "the Model's attributes": {
             "module": id(module),
-            **{name: getattr(model, name) for name in words},
+            **{name: getattr(model, name) for name in attributes},
             **{name: getattr(model, name).clone() for name in ("mean", "std")},
         },
         "the weights": {n: t.detach().clone() for n, t in module.state_dict().items()},
@@ -132,7 +136,7 @@ def state_of(model: Model) -> dict[str, dict[Any, Any]]:
 
 
 def changes(before: Mapping[str, Mapping[Any, Any]], after: Mapping[str, Mapping[Any, Any]]) -> list[str]:
-    """What differs between two states, in words."""
+    """The differences between two states, one sentence each."""
 
     def same(one: Any, other: Any) -> bool:
         if isinstance(one, Tensor) and isinstance(other, Tensor):
@@ -141,23 +145,23 @@ def changes(before: Mapping[str, Mapping[Any, Any]], after: Mapping[str, Mapping
             not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other
         )
 
-    found = []
+    differences = []
     for what, old in before.items():
         new = after[what]
-        places = [
+        keys = [
             k for k in old.keys() | new.keys() if k not in old or k not in new or not same(old[k], new[k])
         ]
-        if places:
-            where = min(str(place) for place in places) or "the network itself"
-            found.append(f"{what} of {where}" + (f" and {len(places) - 1} more" if places[1:] else ""))
-    return found
+        if keys:
+            where = min(map(str, keys)) or "the network itself"
+            differences.append(f"{what} of {where}" + (f" and {len(keys) - 1} more" if keys[1:] else ""))
+    return differences
 
 
 @dataclass
-class Traffic:
-    """What went through a network: passes begun, and images forward and backward through its first layer."""
+class Passes:
+    """Passes started, and how many images went forward and backward through the first layer."""
 
-    passes: int = 0
+    started: int = 0
     forward: int = 0
     backward: int = 0
 
@@ -167,62 +171,62 @@ def _first_layer(module: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def traffic(module: nn.Module) -> Iterator[Traffic]:
+def count_passes(module: nn.Module) -> Iterator[Passes]:
     """Count the passes through a network inside this block."""
-    seen = Traffic()
+    passes = Passes()
 
-    def begun(*_: Any) -> None:
-        seen.passes += 1
+    def start(*_: Any) -> None:
+        passes.started += 1
 
     def forward(_: nn.Module, args: Any, output: Tensor) -> None:
-        rows = len(output)
-        seen.forward += rows
+        count = len(output)
+        passes.forward += count
 
         def backward(_: Tensor) -> None:
-            seen.backward += rows
+            passes.backward += count
 
         if output.requires_grad:
             output.register_hook(backward)
 
     handles = [
-        module.register_forward_pre_hook(begun),
+        module.register_forward_pre_hook(start),
         _first_layer(module).register_forward_hook(forward),
     ]
     try:
-        yield seen
+        yield passes
     finally:
         for handle in handles:
             handle.remove()
 
 
 @contextmanager
-def breaking(module: nn.Module, at: int, error: BaseException) -> Iterator[None]:
+def raise_in_pass(module: nn.Module, at: int, error: BaseException) -> Iterator[None]:
     """Inside this block, the network's first layer raises ``error`` at its ``at``-th call."""
-    left = at
+    remaining = at
 
-    def break_off(*_: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
+    def fail(*_: Any) -> None:
+        nonlocal remaining
+        remaining -= 1
+        if remaining == 0:
             raise error
 
-    handle = _first_layer(module).register_forward_hook(break_off)
+    handle = _first_layer(module).register_forward_hook(fail)
     try:
         yield
     finally:
         handle.remove()
 
 
-# --- the world around --------------------------------------------------------------------------
+# --- side effects ------------------------------------------------------------------------------
 
 
 @contextmanager
-def watched(traces: list[str]) -> Iterator[None]:
-    """Note what a run changes around it: files, threads, settings, randomness, output."""
+def record_side_effects(side_effects: list[str]) -> Iterator[None]:
+    """Append a sentence for each side effect in the block: files, threads, settings, output, ..."""
     out, err = io.StringIO(), io.StringIO()
     home, temporary = Path.cwd(), tempfile.tempdir
     with tempfile.TemporaryDirectory() as work, tempfile.TemporaryDirectory() as scratch:
-        before, threads, files = _surroundings(), set(threading.enumerate()), _open_files()
+        before, threads, files = _process_state(), set(threading.enumerate()), _open_files()
         os.chdir(work)
         tempfile.tempdir = scratch
         try:
@@ -233,46 +237,46 @@ def watched(traces: list[str]) -> Iterator[None]:
             moved = Path.cwd().resolve() != Path(work).resolve()
             os.chdir(home)
             tempfile.tempdir = temporary
-            after = _surroundings()
+            after = _process_state()
             changed = [what for what in before if not _same(before[what], after[what])]
-            traces += [f"{what} changed" for what in changed]
-            traces += [
+            side_effects += [f"{what} changed" for what in changed]
+            side_effects += [
                 f"thread {t.name} still runs" for t in {*threading.enumerate()} - threads if not t.daemon
             ]
-            traces += [f"{path} is still open" for _, path in _open_files() - files]
+            side_effects += [f"{path} is still open" for _, path in _open_files() - files]
             for what in changed:
                 if what in _SETTINGS:
                     _SETTINGS[what][1](before[what])
             if moved:
-                traces.append("the working directory is another")
+                side_effects.append("the working directory changed")
             for folder, where in (
                 (work, "in the working directory"),
                 (scratch, "in the temporary directory"),
             ):
-                left = sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*"))
-                left = [path for path in left if not path.startswith(_TORCH.lower())]
-                if left:
-                    traces.append(f"files were left {where}: {', '.join(left[:3])}")
+                files_left = sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*"))
+                files_left = [path for path in files_left if not path.startswith(_TORCH.lower())]
+                if files_left:
+                    side_effects.append(f"files were left {where}: {', '.join(files_left[:3])}")
             for stream, name in ((out, "standard output"), (err, "standard error")):
                 if stream.getvalue().strip():
-                    traces.append(f"it wrote to {name}: {stream.getvalue().strip()[:80]!r}")
+                    side_effects.append(f"it wrote to {name}: {stream.getvalue().strip()[:80]!r}")
 
 
 def _open_files() -> set[tuple[int, str]]:
     return {(file.fd, file.path) for file in psutil.Process().open_files()}
 
 
-#: What torch's optimisers leave in the environment and the temporary folder when they are first used.
+#: Variables and files that torch's optimizers create at their first use.
 _TORCH = "TORCHINDUCTOR"
 
 
-def _set_environment(wanted: Mapping[str, str]) -> None:
-    for name in [n for n in os.environ if n not in wanted and not n.startswith(_TORCH)]:
+def _set_environment(variables: Mapping[str, str]) -> None:
+    for name in [n for n in os.environ if n not in variables and not n.startswith(_TORCH)]:
         del os.environ[name]
-    os.environ.update(wanted)
+    os.environ.update(variables)
 
 
-#: Switches that hold for everybody, which are put back for the next run's sake.
+#: Process-wide settings, restored so that one case cannot affect the next.
 _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "whether gradients are on": (torch.is_grad_enabled, torch.set_grad_enabled),
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
@@ -294,7 +298,7 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 }
 
 
-def _surroundings() -> dict[str, Any]:
+def _process_state() -> dict[str, Any]:
     return {
         "torch's random state": torch.get_rng_state(),
         "Python's random state": random.getstate(),
@@ -313,14 +317,14 @@ def _same(one: Any, other: Any) -> bool:
 
 @contextmanager
 def new_tensors() -> Iterator[Callable[[], int]]:
-    """A function that counts the living tensors made since this block began."""
+    """A function that counts the live tensors created since the block started."""
 
     def count() -> int:
         gc.collect()
         return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
     gc.collect()
-    gc.freeze()  # what was there before is not looked through again and again
+    gc.freeze()  # objects from before need not be scanned at every count
     try:
         yield count
     finally:
@@ -331,7 +335,7 @@ def new_tensors() -> Iterator[Callable[[], int]]:
 
 
 def tensors_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor inside a result or an input, networks' weights included, with where it was found."""
+    """Every tensor inside a result or an input, weights of networks included, with its path."""
     match value:
         case Tensor():
             yield path, value
@@ -349,33 +353,34 @@ def tensors_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
                 yield from tensors_in(item, f"{path}[{number}]")
 
 
-def plain_in(value: Any) -> Any:
-    """A result or value without its tensors and networks: what must come out equal by ``==``."""
+def without_tensors(value: Any) -> Any:
+    """A result or value without its tensors and networks, comparable by ``==``."""
     match value:
         case Result():
-            return {name: plain_in(item) for name, item in value.fields()}
+            return {name: without_tensors(item) for name, item in value.fields()}
         case Tensor() | nn.Module():
             return "..."
         case Mapping():
-            return {name: plain_in(item) for name, item in value.items()}
+            return {name: without_tensors(item) for name, item in value.items()}
         case tuple() | list():
-            return [plain_in(item) for item in value]
+            return [without_tensors(item) for item in value]
     return value
 
 
-def assert_alike(first: Any, second: Any, *, rtol: float = 0, atol: float = 0) -> None:
-    """Two results alike, words and numbers included; to the last bit unless tolerances are given."""
-    assert plain_in(first) == plain_in(second), f"{plain_in(first)} against {plain_in(second)}"
-    # By name: of a network that was loaded without its code the weights come in another order.
-    ones, others = (sorted(tensors_in(value), key=lambda found: found[0]) for value in (first, second))
-    assert [path for path, _ in ones] == [path for path, _ in others], "they hold different tensors"
+def assert_same_result(first: Any, second: Any, *, rtol: float = 0, atol: float = 0) -> None:
+    """Assert that two results are equal in all fields: bit for bit, or within tolerances."""
+    assert without_tensors(first) == without_tensors(second), (
+        f"{without_tensors(first)} against {without_tensors(second)}"
+    )
+    # By name: the weights of a network that was loaded without its code are in another order.
+    ones, others = (sorted(tensors_in(value), key=lambda item: item[0]) for value in (first, second))
+    assert [path for path, _ in ones] == [path for path, _ in others], "they contain different tensors"
     for (path, one), (_, other) in zip(ones, others, strict=True):
-        assert one.shape == other.shape, f"{path} is {tuple(one.shape)} once and {tuple(other.shape)} then"
-        assert one.dtype == other.dtype, f"{path} is {one.dtype} once and {other.dtype} then"
+        assert one.shape == other.shape, f"{path} has shape {tuple(one.shape)} and {tuple(other.shape)}"
+        assert one.dtype == other.dtype, f"{path} has dtype {one.dtype} and {other.dtype}"
         one, other = one.detach().cpu(), other.detach().cpu()
         if rtol or atol:
-            told = partial("{}: {}".format, path)
-            torch.testing.assert_close(one, other, rtol=rtol, atol=atol, msg=told)
+            torch.testing.assert_close(one, other, rtol=rtol, atol=atol, msg=partial("{}: {}".format, path))
         elif not torch.equal(one, other):
-            apart = float((one.double() - other.double()).abs().max())
-            raise AssertionError(f"{path} differs by up to {apart:.3g}")
+            difference = float((one.double() - other.double()).abs().max())
+            raise AssertionError(f"{path} differs by up to {difference:.3g}")

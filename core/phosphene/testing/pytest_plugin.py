@@ -1,4 +1,4 @@
-"""pytest --phosphene-method NAME: the checks of a registered method beside a repository's own tests."""
+"""pytest --phosphene-method NAME: runs the checks of a registered method beside a repository's own tests."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="run the conformance checks of this method, too; repeatable",
+        help="also run the conformance checks of this method; repeatable",
     )
     group.addoption(
         "--phosphene-profile",
         default="ci",
         choices=["quick", "ci", "thorough"],
-        help="how thorough to be (default: ci)",
+        help="how many cases to run (default: ci)",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not config.pluginmanager.hasplugin("xdist"):  # which knows its own mark
-        config.addinivalue_line("markers", "xdist_group(name): tests that belong in one process")
+    if not config.pluginmanager.hasplugin("xdist"):  # xdist registers this mark itself
+        config.addinivalue_line("markers", "xdist_group(name): tests that run in one process")
 
 
 class _CheckItem(pytest.Item):

@@ -1,0 +1,77 @@
+"""Checks of what a method declares: documentation, defaults, JSON and command line, oracle."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from ...parameter_text import read_option, value_text
+from ...spec.spec import MethodSpec
+from ..cases import Case
+
+if TYPE_CHECKING:
+    from .base import AnyMethod
+
+from .base import register_check
+
+
+@register_check(
+    "method", "It is documented: summary, parameters, cost and sources.", "the @method(...) arguments"
+)
+def documented(method: AnyMethod) -> None:
+    spec = method.spec
+    assert spec.summary.endswith((".", ":", "?")), f"the summary is not a sentence: {spec.summary!r}"
+    properties = spec.params_schema.get("properties", {})
+    undocumented = [n for n, s in properties.items() if not s.get("description") and n != method.seed]
+    assert not undocumented, f"parameters without a description: {', '.join(undocumented)}"
+    document = json.loads(json.dumps(spec.model_dump(mode="json")))
+    del document["params_schema"]
+    again = MethodSpec.model_validate(document | {"params": spec.params})
+    assert again.invariants == spec.invariants and again.cost == spec.cost, (
+        "the spec changes when it is written to JSON and read again"
+    )
+
+
+@register_check(
+    "method", "Defaults, quick and demo parameters are within the schema's own bounds.", "quick=, demo="
+)
+def valid_defaults(method: AnyMethod) -> None:
+    schema = method.spec.params_schema
+    required = set(schema.get("required", []))
+    defaults = {n: s["default"] for n, s in schema.get("properties", {}).items() if n not in required}
+    for name in required:
+        assert name in method.spec.quick, f"{name!r} has no default: give quick= a value for test calls"
+    needed = {n: method.spec.quick[n] for n in required}
+    for values in (defaults, method.spec.quick, method.spec.demonstration()[1]):
+        method.validate(needed | values)
+
+
+@register_check(
+    "method",
+    "Parameters mean the same in Python, as JSON and on the command line.",
+    "the parameters' annotations",
+)
+def same_values_everywhere(method: AnyMethod) -> None:
+    arguments = Case().arguments(method)
+    in_python = method.validate(arguments)
+    as_json = method.spec.params(**in_python).model_dump(mode="json")
+    assert method.validate(json.loads(json.dumps(as_json))) == in_python, (
+        "the values change when they are written to JSON and read again"
+    )
+    for name, field in method.spec.params.model_fields.items():
+        text = value_text(as_json[name])
+        read = read_option(text, field)
+        assert method.validate(arguments | {name: read}) == in_python, f"{name}: {text!r} is read as {read!r}"
+
+
+@register_check(
+    "method",
+    "On an input whose right answer is known, it returns the right answer.",
+    "the oracle",
+    lambda method: (
+        None if method.spec.oracle else "it has no oracle: its invariants are tested, its arithmetic is not"
+    ),
+)
+def oracle(method: AnyMethod) -> None:
+    assert method.spec.oracle is not None
+    method.spec.oracle()

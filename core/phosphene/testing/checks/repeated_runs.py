@@ -1,0 +1,354 @@
+"""Checks that run a method several times: seeds, batches, errors half-way, saving, threads, memory."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from ...errors import PhospheneError
+from ...models.batch_size import max_batch
+from ...progress import ProgressEvent, report_progress
+from ...results import Result
+from ...roles import AS_OBJECT, ROLES, InputContext, model_for_inputs
+from ...runs.saved_results import load_result
+from ..cases import Case, fixed_cases
+from ..networks import make_network, network_names
+from ..observation import (
+    assert_same_result,
+    changes,
+    count_passes,
+    input_tensors,
+    new_tensors,
+    raise_in_pass,
+    record_structure,
+    state_of,
+    tensors_in,
+)
+
+if TYPE_CHECKING:
+    from .base import AnyMethod
+
+from .base import register_check
+from .single_run import _per_image_fields
+
+
+def run_case(method: AnyMethod, case: Case, **changed: Any) -> tuple[Any, dict[str, Any]] | None:
+    """A case's result and inputs; None where the method refuses the case."""
+    model = case.model()
+    try:
+        return case.run(method, model, **changed), case.inputs(method, model)
+    except PhospheneError:
+        return None
+
+
+def on_other_networks(case: Case) -> Iterator[Case]:
+    """The case, and the same on all other networks: a method may accept few of them."""
+    yield case
+    yield from (replace(case, network=name) for name in network_names() if name != case.network)
+
+
+def _depends_on_batch(method: AnyMethod) -> str | None:
+    if not method.spec.batch_independent:
+        return "it declares that its images depend on each other (batch_independent=False)"
+    return None
+
+
+@register_check(
+    "case",
+    "The same seed gives the same bits, independent of earlier calls.",
+    "draw from torch.Generator().manual_seed(seed) or declare a Seed parameter, which seeds torch",
+)
+def same_seed_same_bits(method: AnyMethod, case: Case) -> None:
+    if (first := run_case(method, case)) is None:
+        return
+    with torch.random.fork_rng([]):
+        torch.manual_seed(1)
+        again = run_case(method, case)
+    assert again is not None, "the second call was refused"
+    assert_same_result(first[0], again[0])
+
+
+@register_check(
+    "method",
+    "Another seed gives another result.",
+    "the Seed parameter: use it, or remove it",
+    lambda method: None if method.seed else "it has no seed",
+)
+def seed_matters(method: AnyMethod) -> None:
+    comparisons, seed = 0, str(method.seed)
+    # The seed may matter for one choice of one parameter only.
+    for case in (Case(), Case("functional", "noise"), *fixed_cases(method, all_pairs=False)):
+        results = [run_case(method, replace(case, params={**case.params, seed: n})) for n in (0, 1, 2)]
+        for other in results[1:]:
+            if results[0] is not None and other is not None:
+                comparisons += 1
+                try:
+                    assert_same_result(results[0][0], other[0])
+                except AssertionError:
+                    return
+    assert not comparisons, f"seeds 0, 1 and 2 gave the same result {comparisons} times"
+
+
+@register_check(
+    "method",
+    "Another target gives another result.",
+    "use scores(model, images, target), or remove the target",
+    lambda method: None if method.spec.input("target") else "it takes no target",
+)
+def target_matters(method: AnyMethod) -> None:
+    comparisons = 0
+    # Where the score does not depend on the image, results may be equal for all classes.
+    for case in (Case(), Case("functional", "noise"), *on_other_networks(Case(pictures="noise"))):
+        results = (run_case(method, replace(case, target=n)) for n in (0, 1, 2))
+        tensors = [[t.clone() for _, t in tensors_in(r[0])] for r in results if r is not None]
+        for other in tensors[1:]:
+            comparisons += 1
+            if not all(torch.equal(*pair) for pair in zip(tensors[0], other, strict=True)):
+                return
+    assert not comparisons, f"targets 0, 1 and 2 gave the same result {comparisons} times"
+
+
+@register_check(
+    "case",
+    "A result does not change afterwards.",
+    "results that are views of a weight or of a reused buffer: clone them",
+)
+def results_unchanged_later(method: AnyMethod, case: Case) -> None:
+    model = case.model()
+    inputs = case.inputs(method, model)
+    try:
+        result = method(**inputs, **case.arguments(method))
+    except PhospheneError:
+        return
+    copies = [(path, tensor, tensor.clone()) for path, tensor in tensors_in(result)]
+
+    def assert_unchanged(what: str) -> None:
+        for path, tensor, copy in copies:
+            assert torch.equal(tensor, copy), f"{path} of an earlier result changed with {what}"
+
+    with suppress(PhospheneError):
+        replace(case, pictures="scenes" if case.pictures == "noise" else "noise").run(method, model)
+    assert_unchanged("the next call")
+    with torch.no_grad():
+        for weight in model.module.state_dict().values():
+            weight.add_(1)
+        assert_unchanged("the model's weights")
+        for tensor in input_tensors(inputs).values():
+            tensor.zero_()
+        assert_unchanged("the caller's inputs")
+
+
+@register_check(
+    "case",
+    "A batch gives what its images give one at a time.",
+    "statistics over the batch axis; noise drawn per batch instead of once, (1, C, H, W)",
+    _depends_on_batch,
+)
+def batch_equals_single(method: AnyMethod, case: Case) -> None:
+    # Where a gradient is nothing but rounding, its sign is arbitrary.
+    if case.pictures not in ("scenes", "noise") or case.network in ("constant", "saturated"):
+        case = replace(case, pictures="noise", network="gap")
+    case = replace(case, double=True, count=3)
+    if (together := run_case(method, case)) is None:
+        return
+    with max_batch(2):
+        split = run_case(method, case)
+    assert split is not None, "it is refused with a batch size of two"
+    _assert_close(split[0], together[0], "at most two images at once")
+    result, inputs = together
+    if not (fields := _per_image_fields(method, result)):
+        return
+    for n in range(case.count):
+        alone = {
+            i.name: ROLES[i.role].select(inputs[i.name], range(n, n + 1))
+            for i in method.spec.inputs
+            if ROLES[i.role].per_image and inputs[i.name] is not None
+        }
+        single = case.run(method, None, **alone)
+        for name in fields:
+            _assert_close(
+                getattr(single, name), getattr(result, name)[n : n + 1], f"{name} of image {n} alone"
+            )
+
+
+def _assert_close(actual: Any, expected: Any, what: str) -> None:
+    try:
+        assert_same_result(actual, expected, rtol=1e-6, atol=1e-8)
+    except AssertionError as error:
+        raise AssertionError(f"{what}: {error}") from None
+
+
+@register_check(
+    "case",
+    "After an error or Ctrl-C half-way, the error is raised and the model is unchanged.",
+    "except clauses that catch too much; changes that are not restored in a finally",
+)
+def clean_after_errors(method: AnyMethod, case: Case) -> None:
+    model = case.model()
+    record_structure(model, case.inputs(method, model))
+    events: list[ProgressEvent] = []
+    try:
+        with count_passes(model.module) as passes, report_progress(events.append):
+            case.run(method, model)
+    except PhospheneError:
+        return
+    before, random_state = state_of(model), torch.get_rng_state()
+
+    def assert_raised(error: BaseException, where: str, failure: AbstractContextManager[None]) -> None:
+        try:
+            with failure:
+                case.run(method, model)
+        except BaseException as caught:
+            if caught is not error and not _is_cause(caught, error):
+                raise
+        else:
+            # A pass may end below the layer that was to fail.
+            if error.__traceback__ is not None:
+                raise AssertionError(f"{type(error).__name__} {where} was swallowed")
+        changed = changes(before, state_of(model))
+        assert not changed, f"after {type(error).__name__} {where}, changed: {'; '.join(changed)}"
+        assert torch.equal(torch.get_rng_state(), random_state), "the random state changed"
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled(), (
+            "gradients are off afterwards"
+        )
+
+    # A method that reads weights alone runs no pass.
+    total = passes.started
+    for at in sorted({1, (total + 1) // 2, total} if total else ()):
+        for error in (ArithmeticError("a layer failed"), KeyboardInterrupt()):
+            assert_raised(error, f"in forward pass {at} of {total}", raise_in_pass(model.module, at, error))
+    if events:
+        stop = KeyboardInterrupt()
+
+        def cancel(event: ProgressEvent) -> None:
+            raise stop
+
+        assert_raised(stop, "at the first progress event", report_progress(cancel))
+
+
+def _is_cause(caught: BaseException, error: BaseException) -> bool:
+    """Whether an error was raised again as another one; an interruption must not be."""
+    return isinstance(error, Exception) and error in (caught.__cause__, caught.__context__)
+
+
+@register_check(
+    "case",
+    "A saved result loads as it was, and replays bit for bit.",
+    "fields of the result type that cannot be saved; inputs that are not recorded",
+)
+def saves_and_replays(method: AnyMethod, case: Case) -> None:
+    model = case.model()
+    try:
+        result = case.run(method, model)
+    except PhospheneError:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        back = load_result(result.save(Path(folder, "result")))
+        assert type(back) is type(result), f"a {type(back).__name__} was loaded"
+        assert_same_result(back, result)
+        assert back.provenance == result.provenance, "the loaded provenance differs"
+        assert_same_result(back.inputs, result.inputs)
+        inputs: dict[str, Any] = {}
+        for declared in method.spec.inputs:
+            value = model if declared.role == "model" else back.inputs[declared.name]
+            if isinstance(value, str) and value.endswith(AS_OBJECT):
+                return  # a data set in memory or a callable is not saved
+            context = InputContext(model_for_inputs(model, inputs), inputs, load_result)
+            inputs[declared.name] = ROLES[declared.role].make(value, context)
+        assert back.provenance is not None
+        again = method(**inputs, **back.provenance.params)
+    try:
+        assert_same_result(again, result)
+    except AssertionError as error:
+        raise AssertionError(f"the replay differs: {error}") from None
+
+
+@register_check(
+    "method",
+    "On a trained network and bundled scenes, the figure is not blank.",
+    "panels(), and the scaling of maps",
+)
+def figure_not_blank(method: AnyMethod) -> None:
+    runs = (run_case(method, case) for case in on_other_networks(Case("shapes-vgg")))
+    result = next((run[0] for run in runs if run is not None), None)
+    if result is None:
+        return  # the method refuses every network
+    images = [panel.image for group in result.panels() for panel in group]
+    assert any(image.amax() - image.amin() > 0.05 for image in images), "every panel is blank"
+    drawn = Image.open(io.BytesIO(result.png())).convert("RGB")
+    assert len(drawn.getcolors(maxcolors=2**24) or ()) > 20, "the figure is blank"
+    assert "<img" in result._repr_html_(), "a notebook would show no image"
+
+
+@register_check(
+    "case",
+    "Two concurrent runs on one model give what each gives alone.",
+    "state kept in the module, the model or a global",
+)
+def concurrent_runs_equal(method: AnyMethod, case: Case) -> None:
+    if (first := run_case(method, case)) is None:
+        return
+    model = case.model()
+    results: list[Any] = [None, None]
+
+    def work(index: int) -> None:
+        try:
+            results[index] = case.run(method, model)
+        except BaseException as error:
+            results[index] = error
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results:
+        if isinstance(result, BaseException):
+            raise AssertionError(
+                f"beside another run it raised {type(result).__name__}: {result}"
+            ) from result
+        assert isinstance(result, Result)
+        assert_same_result(result, first[0])
+
+
+@register_check(
+    "method",
+    "Repeated runs take no more memory.",
+    "lists and caches that hold results; closures that hold graphs",
+)
+def no_leak(method: AnyMethod) -> None:
+    case = next((c for c in on_other_networks(Case(count=1)) if run_case(method, c) is not None), None)
+    if case is None:
+        return
+    model = case.model()
+    with new_tensors() as count:
+        tensors, threads = [], []
+        for _ in range(3):
+            case.run(method, model)
+            tensors.append(count())
+            threads.append(threading.active_count())
+    for what, counts in (("tensors", tensors), ("threads", threads)):
+        assert not counts[0] < counts[1] < counts[2], f"{what} alive after each run: {counts}"
+
+
+@register_check(
+    "method",
+    "It runs on a GPU and returns its results there.",
+    "tensors created without device=",
+    lambda method: None if torch.cuda.is_available() else "there is no CUDA device",
+)
+def runs_on_cuda(method: AnyMethod) -> None:
+    model = make_network("gap")
+    model.module.cuda()
+    result = Case().run(method, model)
+    wrong = [path for path, tensor in tensors_in(result) if tensor.device.type != "cuda"]
+    assert not wrong, f"on the CPU: {', '.join(wrong)}"
