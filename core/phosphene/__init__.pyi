@@ -1,4 +1,4 @@
-"""The public names of Phosphene, each with its home; ``__init__`` fetches them when they are first used."""
+"""The public names of Phosphene; ``__init__`` imports each when it is first used."""
 
 from .checkpoints import save_progress as save_progress
 from .checkpoints import saved_progress as saved_progress

@@ -51,7 +51,7 @@ def cut_off(out: Path, **params: Any) -> None:
     cuts.append(3)
     with pytest.raises(KeyboardInterrupt) as caught:
         make(out, **params)
-    assert "goes on with it" in caught.value.__notes__[0]
+    assert "the same output folder resumes" in caught.value.__notes__[0]
 
 
 def test_a_run_that_was_cut_off_goes_on_and_gives_what_a_whole_one_gives(tmp_path: Path) -> None:

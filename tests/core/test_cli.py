@@ -272,7 +272,7 @@ def test_a_folder_with_other_things_is_refused_before_the_work(
     (tmp_path / "diary.txt").write_text("dear diary")
     monkeypatch.setattr(running, "execute", lambda *_: pytest.fail("the work was begun"))
     assert phosphene("run", "saliency", "--out", str(tmp_path)) == 2
-    assert "other things" in capsys.readouterr().err
+    assert "files other than a result" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_said_in_one_line(

@@ -34,7 +34,7 @@ def test_a_moved_name_answers_and_says_where_it_went() -> None:
     with pytest.warns(PhospheneDeprecationWarning) as told:
         assert module.BadInput is InputError
     (warning,) = told
-    assert str(warning.message) == ("somewhere.BadInput goes away: use phosphene.errors.InputError")
+    assert str(warning.message) == ("somewhere.BadInput is deprecated: use phosphene.errors.InputError")
     assert warning.filename == __file__
     with pytest.raises(AttributeError, match="BadOutput"):
         _ = module.BadOutput
@@ -44,7 +44,7 @@ def test_a_renamed_parameter_is_passed_on_and_says_its_new_name() -> None:
     with pytest.warns(PhospheneDeprecationWarning) as told:
         assert climb(3, lr=2.0) == 6
     (warning,) = told
-    assert str(warning.message) == "climb(lr=...) goes away: use learning_rate="
+    assert str(warning.message) == "climb(lr=...) is deprecated: use learning_rate="
     assert warning.filename == __file__
     both = {"lr": 2.0, "learning_rate": 1.0}
     with pytest.warns(PhospheneDeprecationWarning), pytest.raises(TypeError, match="multiple values"):

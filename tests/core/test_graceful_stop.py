@@ -125,7 +125,7 @@ def test_the_same_run_goes_on_where_ctrl_c_ended_it(
     assert saved.provenance.interrupted and (tmp_path / ".a.unfinished").is_file()
     request = prepare(draw, model=model, target=[0, 3], steps=STEPS, seed=1, jitter=2, **more)
     assert not request.produced(saved) and request.produced(whole)
-    assert "how far it went" in " ".join(replay(out, model=model).changed)
+    assert "where it ended" in " ".join(replay(out, model=model).changed)
     with ctrl_c() as told:
         again = make(model, out=out, **more)
     assert len(told) == STEPS - 8
@@ -188,7 +188,7 @@ def test_the_command_saves_says_so_and_ends_with_130(
     assert left.value.code == 130
     told = capsys.readouterr()
     assert "saved in a" in told.out and "interrupted after 3 of 6 steps" in told.err
-    assert "goes on" in told.err
+    assert "resumes" in told.err
     assert isinstance(load_result("a"), Synthesis)
     Path("request.json").write_text(json.dumps({"params": {"steps": 6, "seed": 0, "size": 16}, "out": "b"}))
     with ctrl_c(2), pytest.raises(SystemExit):

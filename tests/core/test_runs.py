@@ -424,7 +424,7 @@ def test_folder_with_other_things_is_refused_and_left(toy: Model, images: Tensor
     assert load_result(tmp_path / "empty").provenance is not None
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
-    with pytest.raises(InputError, match="other things"):
+    with pytest.raises(InputError, match="files other than a result"):
         run("saliency", model=toy, images=images, out=tmp_path / "home")
     assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
     with pytest.raises(InputError, match="is a file"):
@@ -437,7 +437,7 @@ def test_places_that_cannot_hold_a_result_are_refused_before_the_work(
     monkeypatch.chdir(tmp_path)
     seen: list[int] = []
     toy.module.register_forward_hook(lambda *_: seen.append(1))
-    with pytest.raises(InputError, match="folder you work in"):
+    with pytest.raises(InputError, match="working directory"):
         run("saliency", model=toy, images=images, out=".")
     Path("letter").write_text("dear")
     with pytest.raises(InputError, match="letter is a file"):

@@ -104,17 +104,17 @@ except AssertionError as error:
     answer["broken"] = str(error)
 
 # The role.
-named = run("caption_saliency", images="builtin:scenes/2", captions=["a star", "a square"], out="results/role")
+two = {"images": "builtin:scenes/2", "captions": ["a star", "a square"]}
+named = run("caption_saliency", **two, out="results/role")
 answer["captioned"] = [list(named.maps.shape), named.targets, named.inputs["captions"]]
 answer["recaptioned"] = replay("results/role").same
 answer["caption refused"] = [
-    refusal(run, "caption_saliency", images="builtin:scenes/2", captions=words)
+    refusal(run, "caption_saliency", **two | {"captions": words})
     for words in (["a star"], ["a star", " "], ["a star", "a dog"])
 ]
 answer["caption help"] = said("run", "caption_saliency", "--help")
-answer["caption command"] = said(
-    "run", "caption_saliency", "--image", "builtin:scenes/1", "--captions", "a star", "--out", "results/by-command"
-)
+by_command = ["--image", "builtin:scenes/1", "--captions", "a star", "--out", "results/by-command"]
+answer["caption command"] = said("run", "caption_saliency", *by_command)
 answer["caption check"] = said("check", "caption_saliency", "--profile", "quick")
 good = ROLES["captions"].sample(Case(count=3).request(Case().model()))
 context = InputContext(inputs={"images": torch.rand(3, 3, 8, 8)})
@@ -253,7 +253,7 @@ def test_new_result_type_is_saved_loaded_and_replayed(seen: Any) -> None:
 
 def test_new_promise_is_shown_and_tested(seen: Any) -> None:
     assert re.search("invariant +descending, field probabilities", seen["show"][1])
-    assert "probabilities rises by" in seen["broken"]
+    assert "probabilities increases by" in seen["broken"]
     code, told = seen["check"]
     assert code == 0
     assert "descending(field='probabilities')" in told

@@ -328,7 +328,7 @@ class Method(Generic[P, R]):
         return {i.name: ROLES[i.role].record(inputs[i.name]) for i in self.spec.inputs if i.role != "model"}
 
     def image_count(self, inputs: Mapping[str, Any]) -> int | None:
-        """How many images a call is for; None where no input tells."""
+        """How many images a call is for; None where no input determines it."""
         counts = (ROLES[i.role].image_count(inputs[i.name]) for i in self.spec.inputs)
         return next((count for count in counts if count is not None), None)
 

@@ -1,4 +1,4 @@
-"""Plugins found from entry points, each loaded in isolation."""
+"""Plugins from entry points, each loaded in isolation."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from .extensions import extensions
 def spec_from_json(document: Mapping[str, Any]) -> MethodSpec:
     """The spec of a JSON document as ``phosphene show --json`` prints it, with ``params``, a pydantic model.
 
-    Invariants of kinds that plugins bring are understood. Raises UnknownName for a kind that nothing brings.
+    Kinds of invariants that plugins define are included. Raises UnknownName for any other kind.
     """
     extensions.manager.hook.phosphene_invariants()  # importing the extensions defines their kinds
     return MethodSpec.model_validate(dict(document))

@@ -209,7 +209,7 @@ _panels: ContextVar[dict[Any, tuple[Result, list[list[Panel]]]] | None] = Contex
 
 @contextmanager
 def reuse_panels() -> Iterator[None]:
-    """Inside, the panels of a result are computed once; they are released at the end of the outermost block."""
+    """Inside, the panels of a result are computed once; the outermost block releases them at its end."""
     token = _panels.set({} if (outer := _panels.get()) is None else outer)
     try:
         yield

@@ -115,7 +115,7 @@ class InputRole(ABC):
         return value[rows.start : rows.stop] if self.per_image and value is not None else value
 
     def image_count(self, value: Any) -> int | None:
-        """How many images the value is for; None where it does not tell."""
+        """How many images the value is for; None where it does not determine it."""
         return len(value) if isinstance(value, Tensor) and value.ndim == 4 else None
 
     def cost_sizes(self, value: Any) -> dict[str, int]:
@@ -133,7 +133,7 @@ class InputRole(ABC):
         return getattr(value, "uri", None) or f"a {type(value).__name__} {AS_OBJECT}"
 
     def is_identified(self, value: Any) -> bool:
-        """Whether ``record`` tells this value from every other."""
+        """Whether ``record`` differs from that of every other value."""
         return not str(self.record(value)).endswith(AS_OBJECT)
 
     def fingerprint(self, value: Any) -> Any:

@@ -61,7 +61,7 @@ class PreparedRun:
         return self.implementation.record_inputs(self.inputs)
 
     def _is_identified(self) -> bool:
-        """Whether every input's record tells it from all others; a callable's or an object's does not."""
+        """Whether the record of every input identifies it; that of a callable or an object does not."""
         declared = [i for i in self.implementation.spec.inputs if i.role != "model"]
         return all(ROLES[i.role].is_identified(self.inputs[i.name]) for i in declared)
 

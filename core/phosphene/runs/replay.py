@@ -76,7 +76,7 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
     changed = [f"{k} {versions.get(k)} -> {v}" for k, v in now.versions.items() if versions.get(k) != v]
     if provenance.model and now.model and provenance.model["digest"] != now.model["digest"]:
         changed.append("the model's weights")
-    sizes = [(made.model or {}).get("input_size") for made in (provenance, now)]
+    sizes = [(origin.model or {}).get("input_size") for origin in (provenance, now)]
     if None not in sizes and sizes[0] != sizes[1]:
         changed.append("the model's input size")
     if provenance.interrupted != now.interrupted:

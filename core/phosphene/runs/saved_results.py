@@ -1,4 +1,4 @@
-"""``load_result``: a saved result, its type and network found through the method that made it."""
+"""``load_result``: a saved result, with type and network from the method that made it."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Cost(FrozenModel):
     """How many images pass forward and backward through the model, as expressions.
 
     An expression is built from numbers, the method's parameters (``param.steps``) and the sizes of a call:
-    ``size.images`` (how many are passed in, or made), ``size.height`` and ``size.width`` (pixels),
+    ``size.images`` (how many are passed in, or synthesized), ``size.height`` and ``size.width`` (pixels),
     ``size.dataset`` (its length, of two their sum), ``size.styles`` (how many style images), ``size.stages``
     (the model's stages, to be counted with ``length``) and ``size.channels`` (of the layer that a parameter
     names, else of the last feature map; where a parameter ``channels`` lists some, how many, and None where

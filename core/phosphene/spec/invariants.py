@@ -78,7 +78,7 @@ class UnitRange(Invariant):
 
 
 class PixelRange(UnitRange):
-    """Every picture in ``field`` has all its pixels in [0, 1]."""
+    """Every pixel in ``field`` is in [0, 1]."""
 
     kind: Literal["pixel_range"] = "pixel_range"
     field: str = "images"
@@ -102,8 +102,8 @@ class SameShape(Invariant):
     field: str = "images"
 
     def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
-        got, want = tuple(getattr(result, self.field).shape), tuple(inputs["images"].shape)
-        assert got == want, f"{self.field} has shape {got}, the images {want}"
+        shape, expected = tuple(getattr(result, self.field).shape), tuple(inputs["images"].shape)
+        assert shape == expected, f"{self.field} has shape {shape}, the images {expected}"
 
 
 class MapPerPixel(Invariant):
@@ -113,8 +113,8 @@ class MapPerPixel(Invariant):
     field: str = "maps"
 
     def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
-        got, want = tuple(getattr(result, self.field).shape), tuple(inputs["images"][:, 0].shape)
-        assert got == want, f"{self.field} has shape {got}, the images' pixels {want}"
+        shape, expected = tuple(getattr(result, self.field).shape), tuple(inputs["images"][:, 0].shape)
+        assert shape == expected, f"{self.field} has shape {shape}, the images' pixels {expected}"
 
 
 def invariant_from_json(value: Any) -> Any:

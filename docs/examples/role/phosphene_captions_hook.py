@@ -1,4 +1,4 @@
-"""The hook of the role ``captions``. It is a module of its own, so that printing help does not import torch."""
+"""The hook of the role ``captions``, in a module of its own that does not import torch."""
 
 from phosphene import hookimpl
 
