@@ -105,15 +105,15 @@ except AssertionError as error:
 
 # The role.
 two = {"images": "builtin:scenes/2", "captions": ["a star", "a square"]}
-named = run("caption_saliency", **two, out="results/role")
+named = run("caption_saliency", **two, out="captioned")
 answer["captioned"] = [list(named.maps.shape), named.targets, named.inputs["captions"]]
-answer["recaptioned"] = replay("results/role").same
+answer["recaptioned"] = replay("captioned").same
 answer["caption refused"] = [
     refusal(run, "caption_saliency", **two | {"captions": words})
     for words in (["a star"], ["a star", " "], ["a star", "a dog"])
 ]
 answer["caption help"] = said("run", "caption_saliency", "--help")
-by_command = ["--image", "builtin:scenes/1", "--captions", "a star", "--out", "results/by-command"]
+by_command = ["--image", "builtin:scenes/1", "--captions", "a star", "--out", "by-command"]
 answer["caption command"] = said("run", "caption_saliency", *by_command)
 answer["caption check"] = said("check", "caption_saliency", "--profile", "quick")
 good = ROLES["captions"].sample(Case(count=3).request(Case().model()))
