@@ -16,7 +16,7 @@ from phosphene.spec import UnitRange, size
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Predictions(Result):
-    """The k most probable classes of each image: ``probabilities``, ``classes`` (N, k), and their ``names``."""
+    """The k most probable classes of each image: ``probabilities``, ``classes`` (N, k) and ``names``."""
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "probabilities", "classes", "names")
     groups_per_row: ClassVar[int] = 4
