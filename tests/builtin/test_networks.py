@@ -13,13 +13,12 @@ import typer
 from torch import nn
 from train_denoiser import squared_error
 
-from phosphene import load_model
+from phosphene import load_model, load_result
 from phosphene.builtin.autoencoder import load_autoencoder
 from phosphene.builtin.denoiser import ShapesDenoiser, load_denoiser
 from phosphene.builtin.networks import BIASED, NETWORKS, ROBUST, WEIGHTS, load_network, normalise
 from phosphene.builtin.scenes import CLASSES, Scenes, draw_scenes
 from phosphene.data import localization
-from phosphene.results import load_result
 from phosphene_plugins.attacks.pgd import pgd
 from phosphene_plugins.attribution.cam import cam
 

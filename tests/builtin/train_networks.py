@@ -27,7 +27,7 @@ from train_autoencoder import squared_error as error_of_pixels
 from train_denoiser import RECIPE as DENOISER_RECIPE
 from train_denoiser import fit_denoiser, squared_error
 
-from phosphene import run
+from phosphene import load_result, run
 from phosphene.builtin.autoencoder import AUTOENCODER
 from phosphene.builtin.denoiser import DENOISER
 from phosphene.builtin.networks import BIASED, MEAN, NETWORKS, ROBUST, STD, WEIGHTS, load_network, normalise
@@ -36,7 +36,7 @@ from phosphene.builtin.textures import load_texture
 from phosphene.data import TensorDataset, TextureDataset
 from phosphene.images import resize
 from phosphene.models import Model, load_model
-from phosphene.results import AdversarialExamples, Stylization, TrainedNetwork, load_result
+from phosphene.results import AdversarialExamples, Stylization, TrainedNetwork
 
 BATCH = 64
 SHIFT = 8  # pixels: evidence must not depend on where in the frame an object lies

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from phosphene import InputError, methods, run
+from phosphene import InputError, load_result, methods, run
 from phosphene.generative import Generator
 from phosphene.results import TrainedNetwork
-from phosphene.roles import ROLES
+from phosphene.roles import ROLES, InputContext
 
 FEW: dict[str, Any] = {"steps": 2, "target": [1, 4], "seed": 0, "progress": False}
 
@@ -73,10 +73,10 @@ def test_a_trained_generator_is_accepted_as_object_and_from_its_folder(
 @pytest.mark.parametrize("value", [5, nn.Linear(3, 3), stripes])
 def test_other_objects_are_refused_with_the_constructor(value: Any) -> None:
     with pytest.raises(InputError, match=r"Generator\(latent_size, decoder\)"):
-        ROLES["generator"].check(ROLES["generator"].make(value, None, {}), None, {})
+        ROLES["generator"].check(ROLES["generator"].make(value, InputContext()), InputContext())
 
 
 def test_a_network_of_another_training_is_refused() -> None:
-    stylizer = ROLES["stylizer"].make(None, None, {})
+    stylizer = load_result("builtin:shapes-styles")
     with pytest.raises(InputError, match="not a StyleNetwork"):
-        ROLES["generator"].check(ROLES["generator"].make(stylizer, None, {}), None, {})
+        ROLES["generator"].check(ROLES["generator"].make(stylizer, InputContext()), InputContext())

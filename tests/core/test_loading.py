@@ -407,14 +407,14 @@ def test_function_is_taken_with_logits_or_labels_and_told_what_it_looks_at():
         load_model(logits, input_size=(3, 4, 4))
     with pytest.raises(InputError, match="a URI, a torch module or a function, not a type"):
         load_model(nn.Linear, **known)
-    with pytest.raises(ModelError, match="gave labels from 7 to 7, but the classes are 0 to 1"):
+    with pytest.raises(ModelError, match="returned labels from 7 to 7, but the classes are 0 to 1"):
         load_model(lambda shown: torch.full((len(shown),), 7), **known)(pictures)
 
 
-def test_module_that_gives_labels_alone_needs_classes():
+def test_module_that_returns_labels_alone_needs_classes():
     class Labels(nn.Module):
         def forward(self, pictures):
             return pictures.mean((2, 3)).argmax(1)
 
-    with pytest.raises(ModelError, match="labels alone; say which classes there are"):
+    with pytest.raises(ModelError, match="labels alone; pass the class names"):
         load_model(Labels(), input_size=(3, 4, 4))(torch.rand(1, 3, 4, 4))

@@ -1,11 +1,14 @@
 """``Model``: one convention over any network, whatever its outputs, layouts, precision and mode."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from phosphene import InputError, Model, ModelError, UnknownName, load_model, methods
+from phosphene import InputError, Model, ModelError, UnknownName, load_model, methods, replay, run
+from phosphene.data import TensorDataset
 from phosphene.models.token_maps import as_maps
 
 
@@ -88,24 +91,146 @@ def test_any_number_of_channels_is_taken(channels):
 
 
 @pytest.mark.parametrize("side", [32, 384])
-def test_the_images_say_the_size_where_nobody_else_does(side):
+def test_unknown_input_size_is_that_of_the_images(side):
     model = load_model(small())
-    maps = methods["saliency"](model, torch.rand(1, 3, side, side), 0).maps
-    assert maps.shape == (1, side, side)
-    assert model.input_size == (3, side, side)
-    assert model.structure.layers["1"].shape == (6, side, side)
+    result = methods["activation_maps"](model, torch.rand(1, 3, side, side), layer="1")
+    assert result.provenance.model["input_size"] == [3, side, side]
+    view = model.for_images(torch.rand(2, 3, side, side))
+    assert view.input_size == (3, side, side)
+    assert view.map_shape("1") == (6, side, side)
+    assert view.structure is model.structure_at((3, side, side))
+    assert model.input_size == (3, 224, 224)
+    assert not model.size_known
 
 
-def test_a_size_the_network_cannot_take_is_refused_in_a_sentence():
+def test_known_input_size_stays_whatever_the_images_are():
+    model = load_model(small(), input_size=(3, 8, 8))
+    assert model.size_known
+    assert model.for_images(torch.rand(1, 3, 32, 32)) is model
+    assert methods["saliency"](model, torch.rand(1, 3, 32, 32), 0).provenance.model["input_size"] == [3, 8, 8]
+
+
+def test_view_shares_everything_but_the_input_size():
+    model = load_model(small())
+    view = model.at_size((3, 20, 28))
+    assert view.module is model.module
+    assert view.digest == model.digest
+    assert view.structure is model.at_size((3, 20, 28)).structure
+    assert model.at_size((3, 224, 224)) is model
+    assert view.structure is not model.structure
+
+
+def test_size_that_the_network_does_not_take_is_refused():
     model = load_model("torchvision:vit_b_32", image_size=64, num_classes=3)
     assert model.input_size == (3, 64, 64)
     with pytest.raises(
-        InputError, match=r"does not take pictures of \(3, 96, 96\), its own are \(3, 64, 64\)"
+        InputError, match=r"does not take images of \(3, 96, 96\); its input size is \(3, 64, 64\)"
     ):
         methods["saliency"](model, torch.rand(1, 3, 96, 96), 0)
     wrong = load_model(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), input_size=(3, 8, 8))
-    with pytest.raises(ModelError, match=r"say which: load_model\(..., input_size"):
+    with pytest.raises(ModelError, match=r"pass load_model\(..., input_size"):
         _ = wrong.structure
+
+
+# --- no call changes a model ---------------------------------------------------------------------------
+
+
+def fixed_size(side: int) -> nn.Sequential:
+    """A network that takes images of one size only."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3, padding=1)
+    return nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(4 * side**2, 3))
+
+
+def test_result_does_not_depend_on_what_ran_before():
+    def draw(model: Model) -> torch.Tensor:
+        return methods["class_visualization"](model, 0, steps=2, seed=0).images
+
+    fresh, used = load_model(small()), load_model(small())
+    methods["saliency"](used, torch.rand(1, 3, 40, 48), 0)
+    used.features(torch.rand(1, 3, 20, 28), "1")
+    expected = draw(fresh)
+    assert expected.shape == (1, 3, 224, 224)
+    assert torch.equal(draw(used), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("class_visualization", {"target": 0, "steps": 2, "seed": 0, "size": 20}),
+        ("saliency", {"images": torch.full((1, 3, 40, 48), 0.5), "target": 0}),
+        ("grad_cam", {"images": torch.full((1, 3, 20, 28), 0.5), "target": 0}),
+    ],
+)
+def test_replay_on_a_fresh_wrapper_gives_the_same_bits(name, arguments, tmp_path):
+    model = load_model(small())
+    methods["saliency"](model, torch.rand(1, 3, 32, 32), 0)
+    methods[name](model, **arguments).save(tmp_path / "result")
+    again = replay(tmp_path / "result", model=load_model(small()))
+    assert again.same, str(again)
+    sizes = [result.provenance.model["input_size"] for result in (again.saved, again.result)]
+    assert sizes[0] == sizes[1]
+
+
+def test_replay_says_that_the_input_size_is_another(tmp_path):
+    methods["class_visualization"](load_model(small()), 0, steps=2, seed=0, size=20).save(tmp_path / "result")
+    again = replay(tmp_path / "result", model=load_model(small(), input_size=(3, 32, 32)))
+    assert "the model's input size" in again.changed
+
+
+def test_threads_with_two_image_sizes_share_a_model():
+    model, errors = load_model(small()), []
+    sizes = ((32, 32), (20, 28), (40, 24))
+    images = {size: torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)) for size in sizes}
+    expected = {s: methods["activation_maps"](load_model(small()), images[s]).maps for s in sizes}
+
+    def work(size: tuple[int, int]) -> None:
+        for _ in range(40):
+            try:
+                maps = methods["activation_maps"](model, images[size]).maps
+                assert torch.equal(maps, expected[size])
+            except Exception as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(size,)) for size in sizes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert model.input_size == (3, 224, 224)
+
+
+def test_network_that_does_not_take_the_default_size_works_on_its_images():
+    model = load_model(fixed_size(32))
+    images = torch.rand(2, 3, 32, 32)
+    assert methods["grad_cam"](model, images, 1).maps.shape == (2, 32, 32)
+    assert methods["saliency"](model, images).maps.shape == (2, 32, 32)
+    assert run("saliency", model=model, images=images, target=0, progress=False).maps.any()
+    labels = run("fgsm", model=model, images=images, progress=False).labels  # the predicted classes
+    assert torch.equal(labels, model(images).argmax(1))
+    dataset = TensorDataset(torch.rand(6, 3, 32, 32))
+    assert methods["embed"](model, dataset).features.shape[0] == 6
+    made = methods["class_visualization"](model, 0, steps=2, seed=0, size=32).images
+    assert made.shape == (1, 3, 32, 32)
+    assert model.input_size == (3, 224, 224)
+
+
+def test_default_size_that_the_network_does_not_take_is_refused_with_the_way_out():
+    words = r"does not take images of \(3, 224, 224\), the default .*; pass load_model\(..., input_size"
+    with pytest.raises(ModelError, match=words):
+        methods["class_visualization"](load_model(fixed_size(32)), 0, steps=2, seed=0)
+    with pytest.raises(ModelError, match=r"images of \(3, 40, 40\); pass load_model\(..., input_size"):
+        methods["saliency"](load_model(fixed_size(32)), torch.rand(1, 3, 40, 40), 0)
+    with pytest.raises(InputError, match=r"does not take images of \(3, 40, 40\)\. Its error: "):
+        load_model(fixed_size(32))(torch.rand(1, 3, 40, 40))
+
+
+def test_first_images_among_the_inputs_decide_the_size():
+    model = load_model(small())
+    styles = torch.rand(1, 3, 16, 16)
+    result = methods["neural_style"](model, torch.rand(1, 3, 32, 24), styles, steps=1, seed=0)
+    assert result.provenance.model["input_size"] == [3, 32, 24]
 
 
 def test_precision_is_the_networks():
@@ -302,7 +427,7 @@ def test_layers_and_classes_are_looked_up_with_the_nearest_at_hand():
         model.class_index("cranes")
     with pytest.raises(UnknownName, match="no layer 'fc'"):
         model.layer_name("fc")
-    with pytest.raises(InputError, match="has no class names; give the index"):
+    with pytest.raises(InputError, match="has no class names; pass the index"):
         load_model(small(), input_size=(3, 8, 8)).class_index("tench")
 
 
@@ -318,7 +443,7 @@ def test_a_name_means_the_class_that_bears_it():
 @pytest.mark.parametrize("names", [["a"], list("abcde")])
 def test_class_names_that_do_not_fit_the_logits_are_refused(names):
     model = load_model(small(), input_size=(3, 8, 8), classes=names)
-    with pytest.raises(ModelError, match=f"gives 3 logits, but has {len(names)} class names"):
+    with pytest.raises(ModelError, match=f"returns 3 logits, but has {len(names)} class names"):
         methods["saliency"](model, torch.rand(1, 3, 8, 8))
 
 
@@ -328,15 +453,18 @@ def test_a_size_is_three_numbers():
         load_model(small(), input_size=(8, 8))
 
 
-def test_features_do_not_ask_whether_what_lies_above_can_take_the_size():
+def test_features_need_no_layer_above_to_take_the_size():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
     images = torch.rand(1, 3, 16, 16)
-    for model in (load_model(net, input_size=(3, 8, 8)), load_model(net)):
-        if model.input_size != (3, 8, 8):  # nobody said: the first pictures do
-            model.features(torch.rand(1, 3, 8, 8), "1")
-        assert model.features(images, "1").shape == (1, 4, 14, 14)
-    with pytest.raises(InputError, match=r"does not take pictures of \(3, 16, 16\)"):
+    model = load_model(net, input_size=(3, 8, 8))
+    assert model.features(images, "1").shape == (1, 4, 14, 14)
+    with pytest.raises(InputError, match=r"does not take images of \(3, 16, 16\)"):
         model(images)
+    unsized = load_model(net)
+    assert unsized.features(torch.rand(1, 3, 8, 8), "1").shape == (1, 4, 6, 6)
+    for _ in range(2):  # whatever ran before
+        with pytest.raises(ModelError, match=r"images of \(3, 16, 16\); pass load_model\(..., input_size"):
+            unsized.features(images, "1")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

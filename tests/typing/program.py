@@ -56,25 +56,25 @@ def brightness(
     power: Annotated[float, Field(gt=0, le=4)] = 1.0,
     seed: Seed = None,
 ) -> Attribution:
-    """Claim that bright pixels matter."""
+    """Brightness as an attribution map."""
     return Attribution(images=images, maps=images.mean(1) ** power, targets=target.names(model, len(images)))
 
 
 @method(family="attacks")
 def nothing(model: ModelInput, images: Images, labels: Labels) -> AdversarialExamples:
-    """Leave every image as it is."""
+    """Return every image unchanged."""
     logits = model(images)
     return AdversarialExamples.from_logits(model, images, images, labels, logits, logits, targeted=False)
 
 
 @hookimpl
 def phosphene_methods() -> Sequence[object]:
-    """What this module brings."""
+    """The methods of this module."""
     return [brightness, nothing]
 
 
 class Watch:
-    """An observer, and where progress goes."""
+    """An observer that also receives progress events."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -83,19 +83,19 @@ class Watch:
     def phosphene_after_run(
         self, run: PreparedRun, result: Result | None, error: BaseException | None
     ) -> None:
-        """Tell how a run ended."""
+        """Print how a run ended."""
         print(run.method, error or (result and result.lines()))
 
-    def tell(self, event: ProgressEvent) -> None:
-        """Take in a step."""
+    def on_progress(self, event: ProgressEvent) -> None:
+        """Record a step."""
         self.steps.append(event.done)
         print(event.as_json(), event.total, event.note)
 
 
-def look(name: str, folder: Path) -> float:
-    """Look methods up, foretell, run, save, read back, replay."""
-    found = methods.find(family="attribution", needs="gradients")
-    titles: list[str] = [each.spec.title for each in found]
+def run_and_replay(name: str, folder: Path) -> float:
+    """Look methods up, predict the cost, run, save, load, replay."""
+    gradient_methods = methods.find(family="attribution", needs="gradients")
+    titles: list[str] = [each.spec.title for each in gradient_methods]
     spec: MethodSpec = methods[name].spec
     bounds = spec.params_schema["properties"]
     if spec.cost is not None:
@@ -103,19 +103,19 @@ def look(name: str, folder: Path) -> float:
         assert_type(forward, int)
     model: Model = load_model("builtin:shapes-vgg", device="cpu")
     images: Tensor = read_images("builtin:scenes/2", model)
-    request = prepare(name, model=model, images=images)
-    assert_type(request, PreparedRun)
-    assert_type(request.passes(), tuple[int, int] | None)
+    prepared = prepare(name, model=model, images=images)
+    assert_type(prepared, PreparedRun)
+    assert_type(prepared.passes(), tuple[int, int] | None)
     watch = Watch()
-    with max_batch(8), report_progress(watch.tell):
+    with max_batch(8), report_progress(watch.on_progress):
         result = run(name, model=model, images=images, out=folder, seed=0)
     assert_type(result, Result)
-    print(titles, bounds, request.produced(load_result(folder)), replay(folder).same, result.provenance)
+    print(titles, bounds, prepared.produced(load_result(folder)), replay(folder).same, result.provenance)
     return sum(1.0 for _ in progress_bar(range(3), "counting"))
 
 
 def call(model: Model, images: Tensor) -> Tensor:
-    """A method is a function of the types that it was written with."""
+    """A method has the types of the function that it was made of."""
     assert_type(brightness(model, images, power=2.0), Attribution)
     assert_type(brightness.spec, MethodSpec)
     attacked = nothing(model, images, torch.zeros(len(images), dtype=torch.int64))
@@ -129,14 +129,14 @@ def call(model: Model, images: Tensor) -> Tensor:
     return maps.maps.sum() + attacked.distance("l2").sum() + logits.sum() + features.sum()
 
 
-def named(each: Method[..., Attribution]) -> str:
-    """What a method that gives maps is called."""
+def short_name(each: Method[..., Attribution]) -> str:
+    """The name of a method that returns attribution maps."""
     return each.spec.short_name
 
 
 if __name__ == "__main__":
     try:
-        print(look("pgd", Path("out")), named(brightness))
+        print(run_and_replay("pgd", Path("out")), short_name(brightness))
     except UnknownName as error:
         sys.exit(f"no such name: {error}")
     except (InputError, PhospheneError) as error:

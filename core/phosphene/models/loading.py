@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..builtin.networks import MEAN, NETWORKS, STD, load_network
 from ..builtin.scenes import CLASSES
 from ..errors import InputError, ModelError, PhospheneError, UnknownName
-from ..registry.lookup import extensions
+from ..registry.extensions import extensions
 from .logits import Function
 from .model import Model
 

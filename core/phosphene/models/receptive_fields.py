@@ -32,7 +32,7 @@ def receptive_fields(model: Model, layer: str, size: tuple[int, int], places: Se
     with torch.inference_mode(False), torch.enable_grad():  # a method may run without gradients
         try:
             twin = Model(_generic(model.module, generator), input_size=shape)
-            twin.structure = model.structure  # how often each layer runs
+            twin._cache.structures[shape] = model.structure  # for how often each layer runs
             picture = 0.5 + torch.rand(1, *shape, generator=generator, dtype=torch.float64)
             picture = picture.to(model.device).requires_grad_()
             with twin.guard(), _Ungated():

@@ -13,8 +13,8 @@ from ..errors import ModelError, PhospheneError
 from ..images import charts
 from ..images.color import resize
 from ..models import Model, fill_weights, load_model
-from ..registry.lookup import methods
 from ..results import TrainedNetwork
+from ..results.base import FindMethod
 from .loop import TrainingHistory
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class TrainedModel(TrainedNetwork):
         )
 
     @classmethod
-    def restore(cls, fields: dict[str, Any], **rest: Any) -> TrainedModel:
+    def restore(cls, fields: dict[str, Any], find_method: FindMethod, **rest: Any) -> TrainedModel:
         """Rebuild the network from its source and load the saved weights into it.
 
         Where that is not possible ``network`` is a ``WeightsOnly``: the error is raised by ``model()``.
@@ -101,7 +101,7 @@ class TrainedModel(TrainedNetwork):
         changes = config.pop("changes")
         try:
             base = _rebuild(**config)
-            if (change := methods[fields["method"]].network) is not None:
+            if (change := find_method(fields["method"]).network) is not None:
                 base.module = change(base.module, **changes)
             base.module.to(dtype=next(t.dtype for t in state.values() if t.is_floating_point()))
             fill_weights(base.module, state, "saved", config["name"])

@@ -69,7 +69,7 @@ def check(
             if not as_json:
                 sheet.head(method, profile)
             tell = (lambda outcome: None) if as_json else sheet.row
-            reports.append(check_method(method, profile=profile, only=asked, tell=tell))
+            reports.append(check_method(method, profile=profile, only=asked, on_outcome=tell))
     if as_json:
         print(
             json.dumps([report.model_dump(mode="json") for report in reports], indent=2, ensure_ascii=False)

@@ -415,7 +415,7 @@ def test_a_folder_with_other_things_is_left_alone(capsys: pytest.CaptureFixture[
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("all of it")
     assert batch(written(SMALL)) == 2
-    assert "holds other things than a result" in capsys.readouterr().err
+    assert "contains files other than a result" in capsys.readouterr().err
     assert (folder / "thesis.txt").read_text() == "all of it"
 
 

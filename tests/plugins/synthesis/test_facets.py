@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from phosphene import Class, InputError, Model, TensorDataset, load_model, methods, run
-from phosphene.results import load_result
+from phosphene import Class, InputError, Model, TensorDataset, load_model, load_result, methods, run
 from phosphene_plugins.synthesis._activation_maximization import ActivationMaximization
 
 facets = methods["synthesis.facets"]
