@@ -204,7 +204,7 @@ def test_every_spelling_of_relu_is_caught_and_obeys():
         for spelling in spellings:
             with rewrite_backward(rule) as rewrite:
                 out = spelling(x.clone())
-            assert rewrite.caught == 1
+            assert rewrite.count == 1
             assert out.tolist() == [0, 2, 3, 0]
             (gradient,) = torch.autograd.grad(out, x, down)
             assert gradient.tolist() == expected
@@ -216,7 +216,7 @@ def test_a_network_obeys_at_every_relu_and_is_untouched_after(model, images):
         plain = torch.autograd.grad(scores(model, pixels, 0).sum(), pixels)[0]
         with rewrite_backward(guided) as rewrite:
             rewritten = torch.autograd.grad(scores(model, pixels, 0).sum(), pixels)[0]
-        assert rewrite.caught == 3
+        assert rewrite.count == 3
         assert not torch.allclose(plain, rewritten)
         again = torch.autograd.grad(scores(model, pixels, 0).sum(), pixels)[0]
     assert torch.equal(plain, again)

@@ -102,7 +102,7 @@ def test_options_of_the_model_and_of_the_factory_find_their_ways():
         ("timm:resnet18", {"flavour": 3}, InputError, "cannot be built .* 'flavour'"),
         ("timn:resnet18", {}, UnknownName, "did you mean 'timm'"),
         ("resnet18", {}, InputError, "write scheme:name"),
-        ("builtin:shapes-vgg", {"weights": "DEFAULT"}, InputError, "brings its own weights"),
+        ("builtin:shapes-vgg", {"weights": "DEFAULT"}, InputError, "has its own weights"),
     ],
 )
 def test_what_does_not_exist_is_refused_in_a_sentence(uri, options, error, words):
@@ -403,7 +403,7 @@ def test_function_is_taken_with_logits_or_labels_and_told_what_it_looks_at():
     assert torch.equal(load_model(logits, **known)(pictures), logits(pictures))
     labels = load_model(lambda shown: logits(shown).argmax(1).numpy(), **known)(pictures)
     assert torch.equal(labels, 100 * torch.nn.functional.one_hot(logits(pictures).argmax(1), 2).float())
-    with pytest.raises(InputError, match="of a function nothing is known"):
+    with pytest.raises(InputError, match="a function needs input_size"):
         load_model(logits, input_size=(3, 4, 4))
     with pytest.raises(InputError, match="a URI, a torch module or a function, not a type"):
         load_model(nn.Linear, **known)

@@ -1,5 +1,6 @@
 """``Model``: one convention over any network, whatever its outputs, layouts, precision and mode."""
 
+import copy
 import threading
 
 import pytest
@@ -403,7 +404,7 @@ def test_every_layout_becomes_maps(shape, size, prefix, expected):
 
 @pytest.mark.parametrize("shape", [(2, 10), (2, 199, 8), (2, 3, 4, 5), (2,)])
 def test_what_is_no_map_is_refused_in_a_sentence(shape):
-    with pytest.raises(ModelError, match="is not a map over a 224x224 picture"):
+    with pytest.raises(ModelError, match="is not a map over a 224x224 image"):
         as_maps(torch.zeros(shape), (224, 224), 1)
 
 
@@ -503,3 +504,13 @@ def test_a_copy_has_weights_and_layers_of_its_own() -> None:
         other.layers["classifier"].weight.zero_()
     assert other.source is None and other.digest != before == model.digest
     assert torch.equal(model(images), logits)
+
+
+def test_deep_copy_shares_no_cache() -> None:
+    model = load_model(small(), input_size=(3, 8, 8))
+    before, _ = model.digest, model.structure
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.module[0].weight.zero_()
+    assert other.digest != before == model.digest
+    assert other.head.weight.data_ptr() != model.head.weight.data_ptr()

@@ -75,7 +75,7 @@ def test_plain_stacks_see_what_the_recursion_says(stack, side, data):
     model = load_model(module, input_size=(2, side, side))
     seen = [visible(geometry, sides, unit) for unit in place]
     if not all(seen):  # a unit in the padding's midst
-        with pytest.raises(ModelError, match="does not depend on the picture"):
+        with pytest.raises(ModelError, match="does not depend on the image"):
             receptive_fields(model, str(len(module) - 1), (side, side), [place])
         return
     (box,) = receptive_fields(model, str(len(module) - 1), (side, side), [place]).tolist()
@@ -268,7 +268,7 @@ def test_threads_may_use_the_model_meanwhile():
 
 def test_bad_requests_are_refused_in_a_sentence():
     model = _resnet()
-    with pytest.raises(InputError, match="map of 32x32, so there is no place"):
+    with pytest.raises(InputError, match="map of 32x32, so there is no position"):
         receptive_fields(model, "conv1", (64, 64), [(32, 0)])
     with pytest.raises(UnknownName, match="layer1"):
         receptive_fields(model, "layr1", (64, 64), [(0, 0)])

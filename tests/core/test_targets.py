@@ -89,11 +89,11 @@ def test_what_is_no_target_is_refused_in_a_sentence(model, written, error, words
 @pytest.mark.parametrize(
     ("target", "error", "words"),
     [
-        (Channel("relu", 4), InputError, "layer 'relu' has 4 channels, so there is no number 4"),
-        (Neuron("relu", 0, 6, 0), InputError, "has 6 rows, so there is no number 6"),
-        (Neuron("relu", 0, 0, 6), InputError, "has 6 columns, so there is no number 6"),
-        (Neuron("head", 0, 0, 0), ModelError, "layer 'head' has no places, only channels"),
-        (Direction("relu", torch.ones(3)), InputError, "has 4 channels, the direction 3"),
+        (Channel("relu", 4), InputError, "layer 'relu' has 4 channels, so channel 4 does not exist"),
+        (Neuron("relu", 0, 6, 0), InputError, "has 6 rows, so row 6 does not exist"),
+        (Neuron("relu", 0, 0, 6), InputError, "has 6 columns, so column 6 does not exist"),
+        (Neuron("head", 0, 0, 0), ModelError, "layer 'head' has no spatial map, only channels"),
+        (Direction("relu", torch.ones(3)), InputError, "has 4 channels, the direction has 3"),
         (Custom(lambda logits: logits.sum()), InputError, "one number per image"),
     ],
 )
@@ -156,7 +156,7 @@ def test_numbers_of_numpy_and_lists_of_anything_are_classes(model):
 
 def test_as_many_classes_as_images_are_needed(model, images):
     for wrong in ((0,), (0, 1)):
-        with pytest.raises(InputError, match=f"3 images need one class or one each, not {len(wrong)}"):
+        with pytest.raises(InputError, match=f"3 images need one class, or one each, not {len(wrong)}"):
             scores(model, images, wrong)
 
 

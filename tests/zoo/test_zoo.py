@@ -161,7 +161,7 @@ def test_guided_rewriting_catches_every_relu_or_refuses(network):
             return
         with rewrite_backward(guided) as rewrite:
             rewritten = gradient()
-        assert rewrite.caught == row.relus
+        assert rewrite.count == row.relus
         assert rewritten.shape == images.shape
         assert rewritten.isfinite().all()
         assert not torch.equal(rewritten, gradient())

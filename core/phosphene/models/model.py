@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
@@ -58,6 +59,11 @@ class _Cache:
     digest: tuple[Any, str] | None = None
     #: Whether the network returned class indices instead of logits.
     returns_labels: bool = False
+    #: Held while a structure is recorded: threads that start together record it once.
+    lock: AbstractContextManager[bool] = field(default_factory=threading.RLock)
+
+    def __reduce__(self) -> tuple[type[_Cache], tuple[()]]:
+        return _Cache, ()  # a pickled or deep-copied model starts with an empty cache
 
 
 class Model:
@@ -305,8 +311,12 @@ class Model:
 
     def structure_at(self, input_size: tuple[int, int, int]) -> Structure:
         """The structure at an input size (C, H, W), recorded in one forward pass of noise and cached."""
-        if (structure := self._cache.structures.get(tuple(input_size))) is not None:
-            return structure
+        with self._cache.lock:
+            if (structure := self._cache.structures.get(tuple(input_size))) is None:
+                structure = self._cache.structures[tuple(input_size)] = self._record_structure(input_size)
+        return structure
+
+    def _record_structure(self, input_size: tuple[int, int, int]) -> Structure:
         noise = torch.rand(1, *input_size, generator=torch.Generator().manual_seed(0))
         try:
             # A network that draws random numbers must draw the same ones whether or not this pass ran.
@@ -326,7 +336,7 @@ class Model:
             raise ModelError(
                 f"{self.name} returns {structure.classes} logits, but has {len(self.classes)} class names"
             )
-        return self._cache.structures.setdefault(tuple(input_size), structure)
+        return structure
 
     def _require(self, part: T | None, what: str) -> T:
         if not part:
