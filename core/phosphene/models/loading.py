@@ -111,9 +111,9 @@ def load_model(
         weights = weights_name = str(weights)
 
     if isinstance(model, str):
-        module, known, filled = _by_uri(model, weights_name, state, pretrained, options)
-        state, uri = None if filled else state, known.pop("uri", model)
-        wrapped = Model(module, **{"name": model, **known, **settings})
+        module, loader_settings, filled = _by_uri(model, weights_name, state, pretrained, options)
+        state, uri = None if filled else state, loader_settings.pop("uri", model)
+        wrapped = Model(module, **{"name": model, **loader_settings, **settings})
         source = {"uri": uri, "weights": weights, "pretrained": pretrained, **settings, **options}
         with suppress(TypeError):  # arguments that JSON cannot hold cannot be recorded in a result
             json.dumps(source)

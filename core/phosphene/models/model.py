@@ -75,6 +75,15 @@ class Model:
 
     No call changes a model. ``input_size`` (C, H, W) is what was passed or what the loader knows
     (``size_known``), else (C, 224, 224). ``for_images(images)`` is the same model at another input size.
+
+    module: the network.
+    name: its name in results. Default: "module:" and its type.
+    mean, std: normalization of pixels in [0, 1], one number per channel. Default: none.
+    input_size: (C, H, W) of its images.
+    classes: class names, one for each logit, synonyms separated by commas.
+    output: a function from what the module returns to logits.
+    crop_pct, interpolation: preprocessing of image files, see ``transform``.
+    defenses: transforms of the images in front of the network, see ``defended``.
     """
 
     def __init__(
@@ -386,15 +395,15 @@ class Model:
 
     # --- images and classes -------------------------------------------------------------------------
 
-    def transform(self, picture: str | Path | Image.Image) -> Tensor:
-        """An image file as (C, H, W) in [0, 1]: resized and cropped as the network was trained."""
+    def transform(self, image: str | Path | Image.Image) -> Tensor:
+        """An image file or PIL image as (C, H, W) in [0, 1]: resized and cropped as for the training."""
         if (channels := self.input_size[0]) not in (1, 3):
             raise InputError(
                 f"{self.name} takes {channels} channels: pass tensors, image files have 1 or 3 channels"
             )
-        image = picture if isinstance(picture, Image.Image) else to_pil(read_image(picture))
+        pixels = image if isinstance(image, Image.Image) else to_pil(read_image(image))
         options: dict[str, Any] = {"crop_pct": self.crop_pct, "interpolation": self.interpolation}
-        return resize_and_crop(image, self.input_size, **options)
+        return resize_and_crop(pixels, self.input_size, **options)
 
     def class_index(self, name: str | int) -> int:
         """The index of a class given by name (any of its comma-separated synonyms) or index."""
