@@ -1,5 +1,6 @@
 """``Model``: one convention over any network, whatever its outputs, layouts, precision and mode."""
 
+import copy
 import threading
 
 import pytest
@@ -24,18 +25,18 @@ def small(channels: int = 3, classes: int = 3, **parts: nn.Module) -> nn.Sequent
 
 
 class Returning(nn.Module):
-    """A network whose logits come in a package."""
+    """A network that returns its logits inside another object."""
 
-    def __init__(self, package) -> None:
+    def __init__(self, container) -> None:
         super().__init__()
         self.net = small()
-        self.package = package
+        self.container = container
 
     def forward(self, x: torch.Tensor):
-        return self.package(self.net(x))
+        return self.container(self.net(x))
 
 
-class Answer:
+class Output:
     def __init__(self, logits: torch.Tensor) -> None:
         self.logits = logits
 
@@ -44,7 +45,7 @@ class Answer:
 
 
 @pytest.mark.parametrize(
-    "package",
+    "container",
     [
         lambda z: (z, z * 0),
         lambda z: [z[:, :, None], z],
@@ -52,34 +53,32 @@ class Answer:
         lambda z: {"out": z, "aux": z * 0},
         lambda z: {"scores": z},
         lambda z: {"loss": z.sum(), "scores": z},
-        Answer,
+        Output,
     ],
     ids=["tuple", "list", "logits", "out", "only", "first", "attribute"],
 )
-def test_logits_are_found_in_any_package(package):
-    model = load_model(Returning(package), input_size=(3, 8, 8))
+def test_logits_are_read_from_any_container(container):
+    model = load_model(Returning(container), input_size=(3, 8, 8))
     images = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(model(images), model.module.net(images))
     assert model.class_count == 3
     assert methods["saliency"](model, images, 1).maps.any()
 
 
-def test_logits_that_are_not_recognised_can_be_pointed_at():
+def test_output_function_reads_logits_that_are_not_recognized():
     odd = Returning(lambda z: "nothing")
     empty = Returning(lambda z: {})
     for net, kind in ((odd, "str"), (empty, "dict")):
         words = f"returns a {kind} without recognisable logits; .*output=lambda"
         with pytest.raises(ModelError, match=words):
             load_model(net, input_size=(3, 8, 8))(torch.rand(1, 3, 8, 8))
-    pointed = load_model(
-        Returning(lambda z: {"a": z, "b": -z}), input_size=(3, 8, 8), output=lambda r: r["b"]
-    )
+    model = load_model(Returning(lambda z: {"a": z, "b": -z}), input_size=(3, 8, 8), output=lambda r: r["b"])
     images = torch.rand(1, 3, 8, 8)
-    torch.testing.assert_close(pointed(images), -pointed.module.net(images))
+    torch.testing.assert_close(model(images), -model.module.net(images))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-def test_any_number_of_channels_is_taken(channels):
+def test_any_number_of_channels(channels):
     model = load_model(small(channels), mean=[0.5] * channels, std=[0.2] * channels)
     images = torch.rand(2, channels, 32, 32)
     assert methods["saliency"](model, images, 0).maps.shape == (2, 32, 32)
@@ -233,7 +232,7 @@ def test_first_images_among_the_inputs_decide_the_size():
     assert result.provenance.model["input_size"] == [3, 32, 24]
 
 
-def test_precision_is_the_networks():
+def test_images_are_converted_to_the_networks_precision():
     model = load_model(small().double(), input_size=(3, 8, 8))
     assert model(torch.rand(1, 3, 8, 8)).dtype is torch.float64
     assert methods["saliency"](model, torch.rand(1, 3, 8, 8), 0).maps.dtype is torch.float64
@@ -242,7 +241,7 @@ def test_precision_is_the_networks():
 # --- mode, freezing, compilation -------------------------------------------------------------------
 
 
-def test_a_model_in_training_with_frozen_parts_is_read_in_eval_mode_and_left_as_it_was():
+def test_network_in_training_mode_runs_in_eval_mode_and_is_restored():
     net = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.9), nn.Flatten(), nn.LazyLinear(3)
     )
@@ -260,7 +259,7 @@ def test_a_model_in_training_with_frozen_parts_is_read_in_eval_mode_and_left_as_
     assert model.digest == digest
 
 
-def test_wrapping_changes_nothing_in_a_module():
+def test_wrapping_changes_nothing_in_the_module():
     net = small()
     state = {k: v.clone() for k, v in net.state_dict().items()}
     load_model(net, mean=[0.5] * 3)
@@ -268,7 +267,7 @@ def test_wrapping_changes_nothing_in_a_module():
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
 
 
-def test_a_compiled_model_runs_its_original():
+def test_compiled_model_runs_its_original():
     net = small()
 
     def never(*_):
@@ -281,7 +280,7 @@ def test_a_compiled_model_runs_its_original():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_models_with_compiled_parts_are_refused_with_the_way_out():
+def test_models_with_compiled_parts_are_refused():
     net = small()
     net[0] = torch.compile(net[0])
     with pytest.raises(ModelError, match=r"^0 is compiled, .*as it was before torch.compile"):
@@ -294,7 +293,7 @@ def test_models_with_compiled_parts_are_refused_with_the_way_out():
         load_model(torch.jit.trace(small(), torch.rand(1, 3, 8, 8)))
 
 
-# --- anatomy ---------------------------------------------------------------------------------------
+# --- structure -------------------------------------------------------------------------------------
 
 
 class Overwriting(nn.Module):
@@ -309,7 +308,7 @@ class Overwriting(nn.Module):
         return self.classifier(F.relu(self.features(x), inplace=True).mean((2, 3)))
 
 
-def test_an_in_place_relu_outside_every_layer_is_part_of_the_head():
+def test_functional_in_place_relu_is_part_of_the_head():
     torch.manual_seed(0)
     model = load_model(Overwriting(), input_size=(3, 8, 8))
     assert model.head.relu
@@ -320,7 +319,7 @@ def test_an_in_place_relu_outside_every_layer_is_part_of_the_head():
     torch.testing.assert_close(logits, model(images))
 
 
-def test_as_many_channels_as_classes_are_still_a_head():
+def test_head_with_as_many_channels_as_classes():
     model = load_model(small(classes=6), input_size=(3, 8, 8))
     assert model.last_map == "1"
     assert model.head.layer == "1"
@@ -334,7 +333,7 @@ def test_maps_of_class_scores_are_not_the_last_map():
     assert load_model(net, input_size=(3, 8, 8)).last_map == "1"
 
 
-def test_a_head_of_zeros_does_not_hide_the_last_map():
+def test_last_map_below_a_head_of_zeros():
     net = small()
     nn.init.zeros_(net[4].weight)
     nn.init.zeros_(net[4].bias)
@@ -343,7 +342,7 @@ def test_a_head_of_zeros_does_not_hide_the_last_map():
     assert model.head.layer == "1"
 
 
-def test_pooling_that_is_not_the_mean_is_no_head():
+def test_max_pooling_is_no_head():
     net = small()
     net[2] = nn.AdaptiveMaxPool2d(1)
     model = load_model(net, input_size=(3, 8, 8))
@@ -352,7 +351,7 @@ def test_pooling_that_is_not_the_mean_is_no_head():
         _ = model.head
 
 
-def test_a_network_without_places_has_no_last_map():
+def test_network_without_spatial_maps_has_no_last_map():
     model = load_model(
         nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.ReLU(), nn.Linear(5, 2)), input_size=(3, 8, 8)
     )
@@ -361,7 +360,7 @@ def test_a_network_without_places_has_no_last_map():
     assert model.embed(torch.rand(2, 3, 8, 8)).shape == (2, 5)
 
 
-def test_a_network_of_one_number_per_picture_has_no_classes_but_units():
+def test_network_with_one_output_has_no_classes_but_units():
     model = load_model(nn.Sequential(*small(classes=1), nn.Flatten(0)), input_size=(3, 8, 8))
     images = torch.rand(2, 3, 8, 8)
     with pytest.raises(ModelError, match="has no classes"):
@@ -370,7 +369,7 @@ def test_a_network_of_one_number_per_picture_has_no_classes_but_units():
     assert methods["saliency"](model, images, lambda logits: logits).maps.any()
 
 
-def test_embeddings_are_what_the_classifier_is_given():
+def test_embeddings_are_the_classifiers_input():
     model = load_model(small(), input_size=(3, 8, 8))
     images = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(model.module[4](model.embed(images)), model(images))
@@ -393,7 +392,7 @@ def test_embeddings_are_what_the_classifier_is_given():
         ((2, 1 + 7 * 14, 8), (224, 448), 1, (2, 8, 7, 14)),
     ],
 )
-def test_every_layout_becomes_maps(shape, size, prefix, expected):
+def test_layouts_are_converted_to_maps(shape, size, prefix, expected):
     features = torch.arange(torch.Size(shape).numel(), dtype=torch.float32).view(shape)
     maps = as_maps(features, size, prefix)
     assert maps.shape == expected
@@ -402,12 +401,12 @@ def test_every_layout_becomes_maps(shape, size, prefix, expected):
 
 
 @pytest.mark.parametrize("shape", [(2, 10), (2, 199, 8), (2, 3, 4, 5), (2,)])
-def test_what_is_no_map_is_refused_in_a_sentence(shape):
-    with pytest.raises(ModelError, match="is not a map over a 224x224 picture"):
+def test_outputs_that_are_not_maps_are_refused(shape):
+    with pytest.raises(ModelError, match="is not a map over a 224x224 image"):
         as_maps(torch.zeros(shape), (224, 224), 1)
 
 
-def test_windows_are_not_taken_for_images():
+def test_attention_windows_are_not_read_as_images():
     model = load_model("timm:swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1), num_classes=3)
     images = torch.rand(1, 3, 224, 224)
     with pytest.raises(ModelError, match="64 rows for 1 images"):
@@ -418,7 +417,7 @@ def test_windows_are_not_taken_for_images():
 # --- layers, classes, identity -------------------------------------------------------------------
 
 
-def test_layers_and_classes_are_looked_up_with_the_nearest_at_hand():
+def test_unknown_layers_and_classes_are_refused_with_the_nearest():
     model = load_model(small(), classes=["tabby, tabby cat", "tench", "crane"], input_size=(3, 8, 8))
     assert model.class_index("TABBY CAT") == 0
     assert model.class_index("2") == 2
@@ -431,23 +430,25 @@ def test_layers_and_classes_are_looked_up_with_the_nearest_at_hand():
         load_model(small(), input_size=(3, 8, 8)).class_index("tench")
 
 
-def test_a_name_means_the_class_that_bears_it():
+def test_full_class_names_take_precedence_over_synonyms():
     net = small(classes=2)
     assert load_model(net, classes=["crane, bird", "crane"]).class_index("crane") == 1
     assert load_model(net, classes=["crane, bird", "crane"]).class_index("bird") == 0
     assert load_model(net, classes=["crane", "crane"]).class_index("crane") == 0
-    assert load_model(net, classes=["1", "0"]).class_index("1") == 0  # a digit's name, not its place
+    assert (
+        load_model(net, classes=["1", "0"]).class_index("1") == 0
+    )  # the class named 1, not the class at index 1
     assert load_model(net, classes=["1", "0"]).class_index(1) == 1
 
 
 @pytest.mark.parametrize("names", [["a"], list("abcde")])
-def test_class_names_that_do_not_fit_the_logits_are_refused(names):
+def test_number_of_class_names_must_be_that_of_the_logits(names):
     model = load_model(small(), input_size=(3, 8, 8), classes=names)
     with pytest.raises(ModelError, match=f"returns 3 logits, but has {len(names)} class names"):
         methods["saliency"](model, torch.rand(1, 3, 8, 8))
 
 
-def test_a_size_is_three_numbers():
+def test_input_size_has_three_numbers():
     assert load_model(small(), input_size=[3, 8, 8]).input_size == (3, 8, 8)
     with pytest.raises(InputError, match=r"input_size must be \(C, H, W\), not \(8, 8\)"):
         load_model(small(), input_size=(8, 8))
@@ -468,13 +469,13 @@ def test_features_need_no_layer_above_to_take_the_size():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_head_is_found_in_low_precision(dtype):
+def test_head_is_recognized_in_low_precision(dtype):
     model = load_model("builtin:shapes-vgg", dtype=dtype)
     assert model.head.layer == load_model("builtin:shapes-vgg").head.layer
     assert methods["cam"](model, torch.rand(1, 3, 64, 64), 0).maps.dtype is dtype
 
 
-def test_the_digest_is_of_the_weights():
+def test_digest_changes_with_the_weights():
     net = small()
     model = load_model(net)
     before = model.digest
@@ -484,13 +485,13 @@ def test_the_digest_is_of_the_weights():
     assert model.digest != before
 
 
-def test_normalisation_happens_inside():
+def test_normalization_happens_inside():
     model = Model(small(), mean=[0.1, 0.2, 0.3], std=[1, 2, 4])
     grey = torch.full((1, 3, 1, 1), 0.5)
     torch.testing.assert_close(model.normalize(grey)[0, :, 0, 0], torch.tensor([0.4, 0.15, 0.05]))
 
 
-def test_a_copy_has_weights_and_layers_of_its_own() -> None:
+def test_copy_has_its_own_weights_and_layers() -> None:
     model = load_model("builtin:shapes-vgg")
     images, before = torch.rand(1, 3, 64, 64), model.digest
     logits, names = model(images), list(model.structure.layers)
@@ -503,3 +504,13 @@ def test_a_copy_has_weights_and_layers_of_its_own() -> None:
         other.layers["classifier"].weight.zero_()
     assert other.source is None and other.digest != before == model.digest
     assert torch.equal(model(images), logits)
+
+
+def test_deep_copy_shares_no_cache() -> None:
+    model = load_model(small(), input_size=(3, 8, 8))
+    before, _ = model.digest, model.structure
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.module[0].weight.zero_()
+    assert other.digest != before == model.digest
+    assert other.head.weight.data_ptr() != model.head.weight.data_ptr()

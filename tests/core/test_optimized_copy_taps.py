@@ -134,6 +134,15 @@ def test_checksum_of_any_shape(shape):
         assert checksum(last) != checksum(tensor)
 
 
+@pytest.mark.parametrize("size", [3, 16289, 100_003])
+def test_checksum_is_the_same_on_other_devices(size, monkeypatch):
+    tensor = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    expected = checksum(tensor)
+    # Elsewhere the words are copied, because they must be aligned there.
+    monkeypatch.setattr(digest, "_as_words", lambda data: data.clone().view(torch.int64))
+    assert checksum(tensor) == expected
+
+
 def test_checksum_is_computed_once_in_a_run_until_the_tensor_is_written(monkeypatch):
     computed = []
     plain = digest._checksum

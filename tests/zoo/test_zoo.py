@@ -1,7 +1,7 @@
-"""Architectures of many families, randomly initialised: what each gives, or in which words it refuses.
+"""Architectures of many families, randomly initialized: their structure, and the basic methods on them.
 
-A row says what is known of the network beforehand: its last map, whether CAM's equation holds, and
-how many ReLUs lie between the pixels and the logits (0: guided rewriting must refuse).
+A row states the expected last map, whether CAM's equation holds, and the number of ReLUs between pixels
+and logits (0: guided backpropagation must be refused).
 """
 
 from dataclasses import dataclass, field
@@ -23,16 +23,16 @@ class Row:
     head: bool | str | None
     relus: int
     options: dict[str, Any] = field(default_factory=dict)
-    #: Where the head starts at zero, nothing moves the logits yet, and every gradient is zero.
-    silent: bool = False
+    #: Whether the head is initialized to zero, so that all gradients are zero.
+    zero_head: bool = False
 
 
-def tv(name: str, *row: Any, silent: bool = False, **options: Any) -> Row:
-    return Row(f"torchvision:{name}", *row, options=options, silent=silent)
+def tv(name: str, *row: Any, zero_head: bool = False, **options: Any) -> Row:
+    return Row(f"torchvision:{name}", *row, options=options, zero_head=zero_head)
 
 
-def tm(name: str, *row: Any, silent: bool = False, **options: Any) -> Row:
-    return Row(f"timm:{name}", *row, options=options, silent=silent)
+def tm(name: str, *row: Any, zero_head: bool = False, **options: Any) -> Row:
+    return Row(f"timm:{name}", *row, options=options, zero_head=zero_head)
 
 
 ZOO = [
@@ -70,9 +70,9 @@ ZOO = [
     tm("convnext_atto", 64, "stages", (320, 2, 2), None, 0),
     tm("poolformer_s12", 64, "stages", (512, 2, 2), None, 0),
     tm("convmixer_768_32", 64, "blocks", (768, 9, 9), True, 65),
-    # Tokens: class, distillation and register tokens before the patches; the last block's patches are idle.
+    # Class, distillation and register tokens before the patches; the last block's patch tokens are unused
     tv("vit_b_32", 64, "encoder.layers.encoder_layer_11.ln_1", (768, 2, 2), None, 0, image_size=64,
-       silent=True),
+       zero_head=True),
     tm("vit_tiny_patch16_224", 64, "blocks.11.norm1", (192, 4, 4), None, 0, img_size=64),
     tm("deit_tiny_distilled_patch16_224", 64, "blocks.11.norm1", (192, 4, 4), None, 0, img_size=64),
     tm("vit_medium_patch16_reg4_gap_256", 64, "blocks", (512, 4, 4), None, 0, img_size=64),
@@ -82,8 +82,8 @@ ZOO = [
     tm("xcit_nano_12_p16_224", 224, "cls_attn_blocks.1.norm1", (128, 14, 14), None, 0),
     tm("pvt_v2_b0", 64, "stages", (256, 2, 2), True, 0),
     tm("levit_128s", 224, "stages", (384, 4, 4), None, 0),
-    tm("mixer_s32_224", 224, "norm", (512, 7, 7), True, 0, silent=True),
-    # Channels last; Swin V2's ReLUs make its position bias and never see a pixel.
+    tm("mixer_s32_224", 224, "norm", (512, 7, 7), True, 0, zero_head=True),
+    # Channels last; Swin V2's ReLUs compute its position bias and do not depend on pixels.
     tv("swin_t", 64, "norm", (768, 2, 2), True, 0),
     tv("swin_v2_t", 64, "norm", (768, 2, 2), True, 0),
     tm("swin_tiny_patch4_window7_224", 64, "norm", (768, 2, 2), True, 0, img_size=64),
@@ -98,7 +98,7 @@ def network(request: pytest.FixtureRequest) -> tuple[Row, Model, torch.Tensor]:
     return row, model, torch.rand(1, 3, row.side, row.side)
 
 
-def test_the_last_map_is_the_one_known_of_the_family(network):
+def test_last_map(network):
     row, model, images = network
     assert model.last_map == row.last_map
     with model.guard(), torch.no_grad():
@@ -107,7 +107,7 @@ def test_the_last_map_is_the_one_known_of_the_family(network):
     assert maps.isfinite().all()
 
 
-def test_cam_applies_exactly_where_pooled_maps_give_the_logits(network):
+def test_head_exists_where_pooled_maps_give_the_logits(network):
     row, model, images = network
     if row.head is None:
         with pytest.raises(ModelError, match=r"has no GAP \+ linear head, which CAM needs; use grad_cam"):
@@ -121,15 +121,15 @@ def test_cam_applies_exactly_where_pooled_maps_give_the_logits(network):
         torch.testing.assert_close(logits, model(images), rtol=1e-3, atol=1e-3)
 
 
-def test_saliency_gives_a_finite_map(network):
+def test_saliency_is_finite(network):
     row, model, images = network
     maps = methods["saliency"](model, images, 3).maps
     assert maps.shape == (1, row.side, row.side)
     assert maps.isfinite().all()
-    assert maps.any() == (not row.silent)
+    assert maps.any() == (not row.zero_head)
 
 
-def test_grad_cam_gives_a_finite_map(network):
+def test_grad_cam_is_finite(network):
     row, model, images = network
     maps = methods["grad_cam"](model, images, 3).maps
     assert len(maps) == 1
@@ -137,14 +137,14 @@ def test_grad_cam_gives_a_finite_map(network):
     assert maps.isfinite().all()
 
 
-def test_activation_maps_are_those_of_the_last_map(network):
+def test_activation_maps_of_the_last_map(network):
     row, model, images = network
     result = methods["activation_maps"](model, images, layer=model.last_map)
     assert result.maps.shape == (1, *row.maps)
     assert result.maps.isfinite().all()
 
 
-def test_guided_rewriting_catches_every_relu_or_refuses(network):
+def test_guided_rule_applies_to_every_relu_or_is_refused(network):
     row, model, images = network
     pixels = images.clone().requires_grad_()
 
@@ -161,7 +161,7 @@ def test_guided_rewriting_catches_every_relu_or_refuses(network):
             return
         with rewrite_backward(guided) as rewrite:
             rewritten = gradient()
-        assert rewrite.caught == row.relus
+        assert rewrite.count == row.relus
         assert rewritten.shape == images.shape
         assert rewritten.isfinite().all()
         assert not torch.equal(rewritten, gradient())

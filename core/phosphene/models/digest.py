@@ -43,14 +43,22 @@ def checksum(tensor: Tensor) -> int:
 
 
 def _checksum(tensor: Tensor) -> int:
-    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    data = tensor.detach().contiguous().flatten().view(torch.uint8)
     if len(data) < _BLOCK + 2:
-        return zlib.crc32(data.data)
+        return zlib.crc32(data.cpu().numpy().data)
     # Sums of 16 words, 4 KB apart, are computed as fast as memory is read; a CRC of all is 4 times slower.
     # Words start two bytes into the data: two flipped sign bits at the top of words would cancel in a sum.
     end = len(data) - (len(data) - 2) % _BLOCK
-    words = torch.from_numpy(data[2:end].view(np.int64)).view(-1, 16, _BLOCK // 128)
-    return zlib.crc32(words.sum(1).numpy().data, zlib.crc32(data[end:].data, zlib.crc32(data[:2].data)))
+    words = _as_words(data[2:end]).view(-1, 16, _BLOCK // 128)
+    edges = torch.cat([data[:2], data[end:]]).cpu()
+    return zlib.crc32(words.sum(1).cpu().numpy().data, zlib.crc32(edges.numpy().data))
+
+
+def _as_words(data: Tensor) -> Tensor:
+    """Bytes as int64, on their device: without a copy on the CPU, where words need not be aligned."""
+    if data.device.type == "cpu":
+        return torch.from_numpy(data.numpy().view(np.int64))
+    return data.clone().view(torch.int64)
 
 
 def state_checksums(module: nn.Module) -> tuple[tuple[str, int], ...]:

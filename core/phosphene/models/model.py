@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
@@ -58,6 +59,11 @@ class _Cache:
     digest: tuple[Any, str] | None = None
     #: Whether the network returned class indices instead of logits.
     returns_labels: bool = False
+    #: Held while a structure is recorded: threads that start together record it once.
+    lock: AbstractContextManager[bool] = field(default_factory=threading.RLock)
+
+    def __reduce__(self) -> tuple[type[_Cache], tuple[()]]:
+        return _Cache, ()  # a pickled or deep-copied model starts with an empty cache
 
 
 class Model:
@@ -69,6 +75,15 @@ class Model:
 
     No call changes a model. ``input_size`` (C, H, W) is what was passed or what the loader knows
     (``size_known``), else (C, 224, 224). ``for_images(images)`` is the same model at another input size.
+
+    module: the network.
+    name: its name in results. Default: "module:" and its type.
+    mean, std: normalization of pixels in [0, 1], one number per channel. Default: none.
+    input_size: (C, H, W) of its images.
+    classes: class names, one for each logit, synonyms separated by commas.
+    output: a function from what the module returns to logits.
+    crop_pct, interpolation: preprocessing of image files, see ``transform``.
+    defenses: transforms of the images in front of the network, see ``defended``.
     """
 
     def __init__(
@@ -305,8 +320,12 @@ class Model:
 
     def structure_at(self, input_size: tuple[int, int, int]) -> Structure:
         """The structure at an input size (C, H, W), recorded in one forward pass of noise and cached."""
-        if (structure := self._cache.structures.get(tuple(input_size))) is not None:
-            return structure
+        with self._cache.lock:
+            if (structure := self._cache.structures.get(tuple(input_size))) is None:
+                structure = self._cache.structures[tuple(input_size)] = self._record_structure(input_size)
+        return structure
+
+    def _record_structure(self, input_size: tuple[int, int, int]) -> Structure:
         noise = torch.rand(1, *input_size, generator=torch.Generator().manual_seed(0))
         try:
             # A network that draws random numbers must draw the same ones whether or not this pass ran.
@@ -326,7 +345,7 @@ class Model:
             raise ModelError(
                 f"{self.name} returns {structure.classes} logits, but has {len(self.classes)} class names"
             )
-        return self._cache.structures.setdefault(tuple(input_size), structure)
+        return structure
 
     def _require(self, part: T | None, what: str) -> T:
         if not part:
@@ -376,15 +395,15 @@ class Model:
 
     # --- images and classes -------------------------------------------------------------------------
 
-    def transform(self, picture: str | Path | Image.Image) -> Tensor:
-        """An image file as (C, H, W) in [0, 1]: resized and cropped as the network was trained."""
+    def transform(self, image: str | Path | Image.Image) -> Tensor:
+        """An image file or PIL image as (C, H, W) in [0, 1]: resized and cropped as for the training."""
         if (channels := self.input_size[0]) not in (1, 3):
             raise InputError(
                 f"{self.name} takes {channels} channels: pass tensors, image files have 1 or 3 channels"
             )
-        image = picture if isinstance(picture, Image.Image) else to_pil(read_image(picture))
+        pixels = image if isinstance(image, Image.Image) else to_pil(read_image(image))
         options: dict[str, Any] = {"crop_pct": self.crop_pct, "interpolation": self.interpolation}
-        return resize_and_crop(image, self.input_size, **options)
+        return resize_and_crop(pixels, self.input_size, **options)
 
     def class_index(self, name: str | int) -> int:
         """The index of a class given by name (any of its comma-separated synonyms) or index."""

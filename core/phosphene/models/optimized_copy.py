@@ -108,7 +108,7 @@ def _current_copy(model: Optimizable, optimized: OptimizedPass) -> nn.Module | N
     if optimized.state != state:  # the first call of the run, or the network was changed during it
         try:
             folds = model.structure.folds
-        except ModelError:  # no structure at this input size, and so nothing is known that could be folded
+        except ModelError:  # no structure at this input size: no pass is possible
             optimized.model = None
             return None
         # Writes through ``.data`` change nothing but the values, so these are compared as well.
