@@ -1,7 +1,7 @@
 """Data sets: folders, tensors and the bundled scenes and textures, read in batches."""
 
 from .bundled import SceneDataset, TextureDataset
-from .datasets import Batch, Dataset, TensorDataset, stack
+from .datasets import Batch, Dataset, TensorDataset, resumable_batches, stack
 from .folders import FolderDataset
 from .localization import Localization, dilate_masks, localization, peak_hits
 from .open import open_dataset
@@ -18,5 +18,6 @@ __all__ = [
     "localization",
     "open_dataset",
     "peak_hits",
+    "resumable_batches",
     "stack",
 ]
