@@ -272,7 +272,7 @@ class Method(Generic[P, R]):
         if not cost.depends_on("channels"):
             return found
         if (chosen := params.get("channels", "all")) != "all":
-            return found if chosen is None else found | {"channels": len(chosen)}
+            return found | {"channels": None if chosen is None else len(chosen)}
         named = (params[name] for name in self.layers)
         layer = next(filter(None, named), None) or model.last_map
         return found | {"channels": model.map_shape(layer)[0]}
