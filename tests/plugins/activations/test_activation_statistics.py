@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from phosphene import TensorDataset, load_model, load_result, max_batch, methods, run
 from phosphene.testing.observation import assert_alike
-from phosphene_plugins.activations.activation_statistics import coverage
+from phosphene_plugins.activations.activation_statistics import mask_coverage
 
 activation_statistics = methods["activations.activation_statistics"]
 
@@ -39,9 +39,9 @@ def test_all_numbers_are_those_of_the_whole_data_set_at_once():
     with torch.no_grad():
         maps = MODEL.features(IMAGES, "0")
     every = maps.transpose(0, 1).flatten(1)
-    torch.testing.assert_close(found.active, (every > 0).double().mean(1))
-    torch.testing.assert_close(found.images_active, (maps.amax((2, 3)) > 0).double().mean(0))
-    torch.testing.assert_close(found.image_active, (maps > 0).double().mean((1, 2, 3)))
+    torch.testing.assert_close(found.active_fraction, (every > 0).double().mean(1))
+    torch.testing.assert_close(found.active_image_fraction, (maps.amax((2, 3)) > 0).double().mean(0))
+    torch.testing.assert_close(found.image_active_fraction, (maps > 0).double().mean((1, 2, 3)))
     torch.testing.assert_close(found.mean, every.mean(1))
     torch.testing.assert_close(found.std, every.std(1, unbiased=False))
     rows = [[i for i, name in enumerate(CLASSES) if name == wanted] for wanted in "abc"]
@@ -51,7 +51,7 @@ def test_all_numbers_are_those_of_the_whole_data_set_at_once():
         rest = means[[i for i in range(3) if i != best], channel].mean()
         index = (means[best, channel] - rest) / (means[best, channel] + rest)
         torch.testing.assert_close(found.selectivity[channel], index)
-        assert found.classes[int(found.preferred[channel])] == "abc"[best]
+        assert found.classes[int(found.preferred_class[channel])] == "abc"[best]
 
 
 @settings(max_examples=20, deadline=None)
@@ -60,9 +60,9 @@ def test_neither_the_order_nor_the_batches_change_a_channels_numbers(order, batc
     whole = activation_statistics(MODEL, data(list(range(9))), layer=layer)
     with max_batch(batch):
         parts = activation_statistics(MODEL, data(order), layer=layer)
-    torch.testing.assert_close(parts.image_active, whole.image_active[order])
+    torch.testing.assert_close(parts.image_active_fraction, whole.image_active_fraction[order])
     for name, value in whole.fields():
-        if isinstance(value, Tensor) and name != "image_active":
+        if isinstance(value, Tensor) and name != "image_active_fraction":
             torch.testing.assert_close(getattr(parts, name), value, msg=name)
     assert (parts.dead, parts.always_on, parts.classes) == (whole.dead, whole.always_on, whole.classes)
 
@@ -76,15 +76,15 @@ def test_a_mask_is_cut_by_the_grid_exactly(height, width, h, w, seed):
     mask = torch.rand(1, height, width, generator=torch.Generator().manual_seed(seed)) > 0.5
     fine = mask.repeat_interleave(h, 1).repeat_interleave(w, 2).double()  # cells and pixels fit both
     expected = fine.unflatten(1, (h, height)).unflatten(3, (w, width)).mean((2, 4))
-    torch.testing.assert_close(coverage(mask.double(), (h, w)), expected)
+    torch.testing.assert_close(mask_coverage(mask.double(), (h, w)), expected)
 
 
 def test_an_even_map_relies_on_the_background_as_much_as_its_area():
     flat = nn.Sequential(nn.Conv2d(3, 1, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
     nn.init.zeros_(flat[0].weight), nn.init.ones_(flat[0].bias)
     found = activation_statistics(load_model(flat, input_size=(3, 11, 11)), data(list(range(9))), layer="0")
-    torch.testing.assert_close(found.reliance[0], found.background)
-    torch.testing.assert_close(found.background, 1 - MASKS.float().mean())
+    torch.testing.assert_close(found.background_reliance[0], found.background_area)
+    torch.testing.assert_close(found.background_area, 1 - MASKS.float().mean())
 
 
 def test_pictures_without_a_mask_are_left_out_of_the_reliance_only():
@@ -95,16 +95,18 @@ def test_pictures_without_a_mask_are_left_out_of_the_reliance_only():
     known = [1, 2, 4, 5, 6, 7, 8]
     with max_batch(4):
         found = activation_statistics(MODEL, Some(IMAGES, None, MASKS), layer="1")
-    torch.testing.assert_close(found.reliance, activation_statistics(MODEL, data(known), layer="1").reliance)
+    torch.testing.assert_close(
+        found.background_reliance, activation_statistics(MODEL, data(known), layer="1").background_reliance
+    )
     assert len(found.ids) == 9 and found.selectivity is None and found.classes == ()
 
 
 def test_what_is_not_known_is_none_and_vectors_have_no_background():
     bare = activation_statistics(MODEL, TensorDataset(IMAGES, ["one"] * 9), layer="1")
-    assert bare.selectivity is None and bare.preferred is None
-    assert bare.reliance is None and bare.background is None
+    assert bare.selectivity is None and bare.preferred_class is None
+    assert bare.background_reliance is None and bare.background_area is None
     vectors = activation_statistics(MODEL, data(list(range(9))), layer="5")
-    assert vectors.reliance is None and vectors.selectivity.shape == (4,)
+    assert vectors.background_reliance is None and vectors.selectivity.shape == (4,)
 
 
 def test_tokens_are_read_without_the_class_token():
@@ -113,7 +115,7 @@ def test_tokens_are_read_without_the_class_token():
     found = activation_statistics(vit, TensorDataset(images), layer="blocks.0.mlp.act")
     with torch.no_grad(), vit.guard():
         tokens = vit.features(images, "blocks.0.mlp.act")[:, 1:]
-    torch.testing.assert_close(found.active, (tokens > 0).float().mean((0, 1)))
+    torch.testing.assert_close(found.active_fraction, (tokens > 0).float().mean((0, 1)))
 
 
 def test_it_draws_whatever_is_known_and_round_trips(tmp_path):

@@ -75,7 +75,7 @@ def test_groups_are_shown_on_the_picture_that_their_first_channel_answers_most()
     assert len(found.groups) > 2
     with torch.no_grad():
         maps = MODEL.features(IMAGES, "1")
-    for picture, shown, group in zip(found.pictures, found.maps, found.groups, strict=False):
+    for picture, shown, group in zip(found.images, found.maps, found.groups, strict=False):
         best = int(maps[:, group[0]].amax((1, 2)).argmax())
         assert torch.equal(picture, IMAGES[best])
         members = list(group[: len(shown)])
@@ -89,4 +89,4 @@ def test_it_draws_itself_and_round_trips(tmp_path):
     assert len(found.groups) > 1 and len(found.panels()) > 1 and found.figure() is not None
     assert_alike(load_result(tmp_path / "out"), found)
     alone = run("channel_redundancy", **told, threshold=1)
-    assert alone.groups == () and alone.pictures is None and alone.figure() is not None
+    assert alone.groups == () and alone.images is None and alone.figure() is not None

@@ -45,7 +45,7 @@ def test_each_gradient_is_that_of_its_own_unit_and_nothing_of_it_lies_outside(la
         if name != "gradients":
             # To rounding: the tuned twin answers where there are passes enough to make it pay.
             assert_alike(getattr(found, name), value, rtol=1e-12, atol=1e-15)
-    for i, (y, x) in enumerate(found.places.tolist()):
+    for i, (y, x) in enumerate(found.positions.tolist()):
         picture = IMAGES[int(found.ids[i])][None]
         with MODEL.guard(), rewrite_backward(guided):
             whole = input_gradient(MODEL, picture, Neuron(layer, found.channels[i], y, x))[0]
@@ -97,7 +97,7 @@ def test_on_real_photographs_the_gradient_lies_inside_the_patch_on_what_is_there
         inside = gradient[:, : bottom - top, : right - left].abs().sum(0)
         assert inside.max() > 0
         # The unit's own place is in the middle of what it can see, and most of it comes back to there.
-        y, x = ((p + 0.5) * 224 / 14 for p in found.places[i].tolist())
+        y, x = ((p + 0.5) * 224 / 14 for p in found.positions[i].tolist())
         rows = (torch.arange(top, bottom) + 0.5 - y).abs() < 48
         columns = (torch.arange(left, right) + 0.5 - x).abs() < 48
         assert inside[rows][:, columns].sum() > 0.8 * inside.sum()

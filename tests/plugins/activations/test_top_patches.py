@@ -69,7 +69,7 @@ def test_streaming_finds_what_sorting_everything_finds(seed, count, k, per_image
         expected = sorted(every)[:k]
         here = [i for i, c in enumerate(found.channels) if c == channel]
         assert [found.ids[i] for i in here] == [str(n) for _, n, _, _ in expected]
-        assert found.places[here].tolist() == [[y, x] for _, _, y, x in expected]
+        assert found.positions[here].tolist() == [[y, x] for _, _, y, x in expected]
         assert found.scores[here].tolist() == pytest.approx([-s for s, *_ in expected])
 
 
@@ -77,10 +77,10 @@ def test_a_patch_is_all_its_unit_sees():
     images = torch.rand(6, 3, 14, 14, generator=torch.Generator().manual_seed(3)).double()
     found = top_patches(MODEL, TensorDataset(images), layer="3", channels=[2], k=4)
     assert torch.equal(
-        found.boxes, receptive_fields(MODEL, "3", (14, 14), [tuple(p) for p in found.places.tolist()])
+        found.boxes, receptive_fields(MODEL, "3", (14, 14), [tuple(p) for p in found.positions.tolist()])
     )
-    pictures = found.images[found.sources]
-    for image, box, place, score in zip(pictures, found.boxes, found.places, found.scores, strict=True):
+    pictures = found.images[found.image_indices]
+    for image, box, place, score in zip(pictures, found.boxes, found.positions, found.scores, strict=True):
         top, left, bottom, right = box.tolist()
         alone = torch.zeros_like(image)
         alone[:, top:bottom, left:right] = image[:, top:bottom, left:right]
@@ -93,7 +93,7 @@ def test_a_patch_is_all_its_unit_sees():
 def test_by_default_it_reads_the_last_map_at_six_channels():
     found = top_patches(MODEL, TensorDataset(torch.rand(3, 3, 14, 14)), k=2)
     assert found.layer == "3" and tuple(dict.fromkeys(found.channels)) == (0, 1, 2, 3, 4, 5)
-    assert found.grid == (5, 5)
+    assert found.map_size == (5, 5)
 
 
 def test_all_channels_in_one_pass_are_the_channels_one_by_one_and_a_picture_is_held_once():
@@ -105,10 +105,10 @@ def test_all_channels_in_one_pass_are_the_channels_one_by_one_and_a_picture_is_h
         alone = top_patches(MODEL, data, layer="3", channels=[channel], k=4, per_image=2)
         rows = slice(4 * channel, 4 * channel + 4)
         assert found.ids[rows] == alone.ids
-        for name in ("scores", "places", "boxes"):
+        for name in ("scores", "positions", "boxes"):
             torch.testing.assert_close(getattr(found, name)[rows], getattr(alone, name))
     assert len(found.images) == len(set(found.ids)) <= 5
-    for source, name in zip(found.sources.tolist(), found.ids, strict=True):
+    for source, name in zip(found.image_indices.tolist(), found.ids, strict=True):
         assert torch.equal(found.images[source], images[int(name)])
 
 
