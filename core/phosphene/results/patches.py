@@ -12,9 +12,6 @@ from torch import Tensor
 from ..images.color import enlarge, resize, to_display
 from .base import Panel, Result, shorten_title
 
-#: Largest number of rows of thumbnails beside a chart.
-_ROWS = 12
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Patches(Result):

@@ -68,7 +68,7 @@ def test_a_run_that_was_cut_off_meets_only_what_is_left(tmp_path, monkeypatch):
         return drawn(count, **how)
 
     monkeypatch.setattr("phosphene.data.bundled.draw_scenes", drawing)
-    datasets._cached_scenes.cache_clear()
+    datasets._cached_test_scenes.cache_clear()
     stop = True
     with pytest.raises(KeyboardInterrupt):
         run("embed", dataset="builtin:scenes/40", batch_size=8, out=tmp_path / "out")
@@ -92,7 +92,7 @@ def test_both_sets_of_a_distance_are_gone_on_with(tmp_path, monkeypatch):
         return drawn(count, **how)
 
     monkeypatch.setattr("phosphene.data.bundled.draw_scenes", drawing)
-    datasets._cached_scenes.cache_clear()
+    datasets._cached_test_scenes.cache_clear()
     read, stop = [], True
     with pytest.raises(KeyboardInterrupt):
         run("set_distance", **both, out=tmp_path / "out")
@@ -104,7 +104,7 @@ def test_both_sets_of_a_distance_are_gone_on_with(tmp_path, monkeypatch):
 
 
 def test_components_are_refused_where_there_are_too_few_pictures_or_features():
-    with pytest.raises(InputError, match="needs at least 5 pictures, the data set holds 4"):
+    with pytest.raises(InputError, match="needs at least 5 images, the data set has 4"):
         pca(MODEL, pictures(4), components=5)
     with pytest.raises(InputError, match="there are 32 features"):
         pca(MODEL, pictures(40), components=33)
@@ -118,7 +118,7 @@ def test_more_features_than_pictures_have_the_same_components_as_the_covariance(
         rest = (result.features - result.features.mean(0)).double()
         values = torch.linalg.eigvalsh(rest.T @ rest).flip(0)
         assert torch.allclose(result.points.double().square().sum(0), values[:3], rtol=1e-4)
-        shares = torch.stack([result.numbers[f"component {n}"] for n in (1, 2, 3)])
+        shares = torch.stack([result.metrics[f"component {n}"] for n in (1, 2, 3)])
         assert torch.allclose(shares.double(), values[:3] / values.sum(), rtol=1e-4)
 
 
@@ -130,7 +130,7 @@ def test_equal_pictures_are_one_point_and_nothing_breaks():
 
 
 def test_a_perplexity_too_large_names_the_largest():
-    with pytest.raises(InputError, match="10 pictures allow a perplexity of at most 9, not 30"):
+    with pytest.raises(InputError, match="10 images allow a perplexity of at most 9, not 30"):
         tsne(MODEL, pictures(10), perplexity=30)
     assert tsne(MODEL, pictures(10)).points.shape == (10, 2)
 
@@ -140,4 +140,4 @@ def test_a_map_of_the_scenes_has_the_classes_as_neighbours():
     apart = torch.cdist(found.points, found.points).fill_diagonal_(torch.inf)
     same = [found.labels[i] == found.labels[j] for i, j in enumerate(apart.argmin(1).tolist())]
     assert sum(same) / len(same) > 0.85
-    assert found.numbers["trustworthiness"] > 0.95
+    assert found.metrics["trustworthiness"] > 0.95

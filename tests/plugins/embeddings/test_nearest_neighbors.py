@@ -21,7 +21,7 @@ from phosphene import (
     run,
 )
 from phosphene.builtin.scenes import draw_scenes
-from phosphene_plugins.embeddings._nearest_vectors import Nearest
+from phosphene_plugins.embeddings._nearest_neighbor_search import NearestNeighborSearch
 
 nearest_neighbors = methods["embeddings.nearest_neighbors"]
 
@@ -97,7 +97,7 @@ def test_equal_pictures_are_equally_far_and_come_in_their_order_whatever_the_bat
 def test_fewer_pictures_than_wanted_are_all_given_and_none_is_an_error():
     dataset = pictures(2)
     assert nearest_neighbors(MODEL, dataset[:1], TensorDataset(dataset), k=9).indices.shape == (1, 2)
-    with pytest.raises(InputError, match="no picture but the image itself"):
+    with pytest.raises(InputError, match="no image but the query image itself"):
         nearest_neighbors(MODEL, dataset[:1], TensorDataset(dataset[:1]), exclude_self=True)
 
 
@@ -137,15 +137,15 @@ def test_faiss_ranks_large_blocks_to_the_same_answer(monkeypatch, excluded):
     generator = torch.Generator().manual_seed(0)
     queries, vectors = (torch.randn(n, 16, generator=generator) for n in (7, 300))
     found = []
-    for large in (10**9, 0):
-        monkeypatch.setattr(Nearest, "LARGE", large)
-        nearest = Nearest(queries, 5)
+    for max_pairs in (10**9, 0):
+        monkeypatch.setattr(NearestNeighborSearch, "MAX_PAIRS", max_pairs)
+        search = NearestNeighborSearch(queries, 5)
         for start in range(0, 300, 100):
-            never = torch.zeros(7, 100, dtype=torch.bool)
-            never[:, 3] = excluded
-            nearest.meet(vectors[start : start + 100], tuple(range(start, start + 100)), never)
-            nearest._rank()
-        found.append(nearest.found())
+            exclude = torch.zeros(7, 100, dtype=torch.bool)
+            exclude[:, 3] = excluded
+            search.add(vectors[start : start + 100], tuple(range(start, start + 100)), exclude)
+            search._rank_pending()
+        found.append(search.result())
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
     exact = torch.cdist(queries.double(), vectors.double())

@@ -32,7 +32,7 @@ def test_the_distances_are_those_of_all_pairs_and_of_the_shrunk_covariance():
         apart = torch.cdist(vectors, vectors).sort(dim=1).values[:, 4]
         assert torch.allclose(found.points[:, 0], apart, atol=1e-10)
         rest = vectors - vectors.mean(0)
-        covariance, shrinkage = rest.T @ rest / count, found.numbers["shrinkage"]
+        covariance, shrinkage = rest.T @ rest / count, found.metrics["shrinkage"]
         shrunk = (1 - shrinkage) * covariance + shrinkage * covariance.trace() / 12 * torch.eye(12).double()
         squares = (rest @ shrunk.inverse() * rest).sum(1)
         assert 0 < shrinkage <= 1
@@ -48,5 +48,5 @@ def test_of_gaussian_features_the_squared_distance_is_their_number_on_average():
 
 def test_as_many_neighbours_as_pictures_are_refused():
     model = load_model(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), input_size=(3, 2, 2))
-    with pytest.raises(InputError, match="5 pictures have at most 4 neighbours, not 5"):
+    with pytest.raises(InputError, match="5 images have at most 4 neighbors, not 5"):
         outliers(model, torch.rand(5, 3, 2, 2))

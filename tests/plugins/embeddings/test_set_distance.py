@@ -70,5 +70,5 @@ def test_drawn_scenes_are_nearer_to_scenes_than_noise_is():
 
 
 def test_one_picture_has_no_covariance():
-    with pytest.raises(InputError, match="needs at least 2 pictures, the data set holds 1"):
+    with pytest.raises(InputError, match="needs at least 2 images, the data set has 1"):
         set_distance(identity(), pictures(3), pictures(1))

@@ -22,7 +22,7 @@ def test_without_the_library_it_says_which_extra_brings_it_before_any_work(monke
 
 
 def test_more_neighbours_than_pictures_are_refused():
-    with pytest.raises(InputError, match="8 pictures have at most 7 neighbours, not 8"):
+    with pytest.raises(InputError, match="8 images have at most 7 neighbors, not 8"):
         run("umap", model=make_network("gap"), dataset=torch.rand(8, 3, 24, 24), neighbors=8)
 
 
@@ -34,4 +34,4 @@ def test_a_map_of_the_scenes_has_the_classes_as_neighbours_and_a_seed_means_one_
     apart = torch.cdist(found.points, found.points).fill_diagonal_(torch.inf)
     same = [found.labels[i] == found.labels[j] for i, j in enumerate(apart.argmin(1).tolist())]
     assert sum(same) / len(same) > 0.85
-    assert found.numbers["trustworthiness"] > 0.95
+    assert found.metrics["trustworthiness"] > 0.95
