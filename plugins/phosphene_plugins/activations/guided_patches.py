@@ -95,7 +95,7 @@ def guided_patches(
         from phosphene import run
 
         result = run("guided_patches", dataset="builtin:scenes/16", layer="features.11", channels=[3], k=4)
-        result.gradients.shape  # (4, 3, 36, 36)
+        result.gradients.shape  # (4, 3, 24, 24)
 
     Source:
         Springenberg et al. 2015, section 3.4 and figure 3.
