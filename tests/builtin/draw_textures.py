@@ -25,7 +25,7 @@ from phosphene.builtin.drawing import (
     smoothstep,
     uniform,
 )
-from phosphene.builtin.textures import PICTURES, TEXTURES
+from phosphene.builtin.textures import TEXTURE_FOLDER, TEXTURES
 from phosphene.images import write_png
 
 _FINE = 2
@@ -236,4 +236,4 @@ _PAINTERS: dict[str, Callable[[Keys, int, Tensor, Tensor], Tensor]] = {
 
 if __name__ == "__main__":
     for texture in TEXTURES:
-        write_png(draw_texture(texture), PICTURES / f"{texture}.png")
+        write_png(draw_texture(texture), TEXTURE_FOLDER / f"{texture}.png")

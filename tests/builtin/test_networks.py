@@ -16,7 +16,7 @@ from train_denoiser import squared_error
 from phosphene import load_model
 from phosphene.builtin.autoencoder import load_autoencoder
 from phosphene.builtin.denoiser import ShapesDenoiser, load_denoiser
-from phosphene.builtin.networks import BIASED, NETWORKS, ROBUST, WEIGHTS, load_network, normalise
+from phosphene.builtin.networks import BIASED, NETWORKS, ROBUST, WEIGHTS, load_network, normalize
 from phosphene.builtin.scenes import CLASSES, Scenes, draw_scenes
 from phosphene.data import localization
 from phosphene.results import load_result
@@ -82,7 +82,7 @@ def test_no_channel_is_dead(name: str, unseen: Scenes) -> None:
         if isinstance(module, nn.ReLU):
             module.register_forward_hook(record(key))
     with torch.no_grad():
-        network(normalise(unseen.images[:200]))
+        network(normalize(unseen.images[:200]))
     dead = sum(int((peak <= 1e-6).sum()) for peak in peaks.values())
     assert dead <= 0.02 * sum(len(peak) for peak in peaks.values())
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from draw_textures import draw_texture
 
-from phosphene.builtin.textures import PICTURES, TEXTURES, load_texture
+from phosphene.builtin.textures import TEXTURE_FOLDER, TEXTURES, load_texture
 
 
 @pytest.mark.parametrize("name", TEXTURES)
@@ -35,4 +35,6 @@ def test_drawing_is_repeatable_and_leaves_the_global_generator_alone() -> None:
 
 
 def test_nothing_else_is_stored() -> None:
-    assert sorted(path.name for path in PICTURES.iterdir()) == sorted(f"{name}.png" for name in TEXTURES)
+    assert sorted(path.name for path in TEXTURE_FOLDER.iterdir()) == sorted(
+        f"{name}.png" for name in TEXTURES
+    )

@@ -8,7 +8,7 @@ from averaged_training import fit_averaged
 from torch import Tensor
 
 from phosphene.builtin.autoencoder import ShapesAutoencoder
-from phosphene.builtin.networks import ShapesResNet, load_network, normalise
+from phosphene.builtin.networks import ShapesResNet, load_network, normalize
 from phosphene.builtin.scenes import draw_scenes
 
 BATCH = 16
@@ -67,7 +67,7 @@ def error_of_pictures(
 
 def stages(judge: ShapesResNet, images: Tensor) -> list[Tensor]:
     """What the judge makes of pictures at the end of each stage."""
-    found = [judge.relu(judge.bn1(judge.conv1(normalise(images))))]
+    found = [judge.relu(judge.bn1(judge.conv1(normalize(images))))]
     for layer in (judge.layer1, judge.layer2, judge.layer3):
         found.append(layer(found[-1]))
     return found

@@ -30,7 +30,7 @@ from train_denoiser import fit_denoiser, squared_error
 from phosphene import run
 from phosphene.builtin.autoencoder import AUTOENCODER
 from phosphene.builtin.denoiser import DENOISER
-from phosphene.builtin.networks import BIASED, MEAN, NETWORKS, ROBUST, STD, WEIGHTS, load_network, normalise
+from phosphene.builtin.networks import BIASED, MEAN, NETWORKS, ROBUST, STD, WEIGHTS, load_network, normalize
 from phosphene.builtin.scenes import CLASSES, SIZE, Scenes, draw_scenes
 from phosphene.builtin.textures import load_texture
 from phosphene.data import TensorDataset, TextureDataset
@@ -125,7 +125,7 @@ def fit(name: str, scenes: Scenes, *, epochs: int, seed: int) -> nn.Module:
     epoch = lambda: torch.randperm(len(scenes), generator=generator).split(BATCH)
     batches = (chosen for _ in range(epochs) for chosen in epoch())
     for chosen in tqdm(batches, name, steps, unit="batch", mininterval=1.0):
-        images = normalise(augment(scenes.images[chosen], generator))
+        images = normalize(augment(scenes.images[chosen], generator))
         with torch.autocast("cpu", torch.bfloat16):
             logits = network(images.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits.float(), scenes.labels[chosen]) + FOCUS * spread(maps.pop())
@@ -169,7 +169,7 @@ def fold_batch_norm(network: nn.Module) -> None:
 @torch.no_grad()
 def answers(network: nn.Module, scenes: Scenes) -> Tensor:
     """What the network takes each scene for, (N,)."""
-    return torch.cat([network(normalise(part)).argmax(1) for part in scenes.images.split(250)])
+    return torch.cat([network(normalize(part)).argmax(1) for part in scenes.images.split(250)])
 
 
 def accuracy(network: nn.Module, scenes: Scenes) -> float:
