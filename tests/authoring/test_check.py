@@ -16,7 +16,7 @@ METHOD = '''"""A method of somebody's."""
 import torch
 from phosphene import Cost, Reference, hookimpl, method, scores
 from phosphene.results import Attribution
-from phosphene.spec import Nonnegative
+from phosphene.spec import Nonnegative, size
 from phosphene.roles import Images, Model, Target
 {more}
 SOURCE = Reference(key="k", title="T", authors="A", year=2020, url="https://example.org")
@@ -28,7 +28,7 @@ def shows_red() -> None:
 
 @method(
     family="{family}", references=[SOURCE], invariants=[Nonnegative()], needs=["gradients"],
-    cost=Cost(forward="images", backward="images"), oracle=shows_red,
+    cost=Cost(forward=size.images, backward=size.images), oracle=shows_red,
 )
 def {name}(model: Model, images: Images, target: Target = None) -> Attribution:
     """Show the size of the gradient."""

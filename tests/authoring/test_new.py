@@ -14,7 +14,7 @@ import pytest
 from phosphene import InputError, UnknownName
 from phosphene.cli.main import main
 from phosphene_plugins.authoring import _project_template as project
-from phosphene_plugins.authoring._project_template import LONGEST, write_project
+from phosphene_plugins.authoring._project_template import MAX_NAME_LENGTH, write_project
 
 
 def phosphene(*arguments: str) -> int:
@@ -82,7 +82,7 @@ def test_a_licence_is_chosen(tmp_path: Path, licence: str, first_line: str, spdx
 @pytest.mark.parametrize("name", ["tv", "gradient_entropy", "a_name_of_just_so_many_letters_as_allowed"])
 @pytest.mark.parametrize("family", ["attribution", "attacks", "embeddings"])
 def test_what_is_written_passes_ruff(tmp_path: Path, name: str, family: str) -> None:
-    folder = write_project(name[:LONGEST], family=family, into=tmp_path)
+    folder = write_project(name[:MAX_NAME_LENGTH], family=family, into=tmp_path)
     for command in (["check", "--select", "B,E,F,I,PT,SIM,UP,W"], ["format", "--check"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *command, "."], cwd=folder, capture_output=True, text=True
@@ -141,7 +141,7 @@ def test_what_else_cannot_be_is_refused_before_anything_is_written(tmp_path: Pat
         write_project("gradient_entropy", author="Ada\nLovelace", into=new)
     assert not new.exists()
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         write_project("gradient_entropy", into=tmp_path / "file")
 
 
@@ -151,7 +151,7 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.Cap
     (folder / "mine.txt").write_text("mine")
     assert phosphene("new", "gradient_entropy", "--into", str(tmp_path)) == 2
     told = capsys.readouterr().err
-    assert "is there already" in told
+    assert "exists already" in told
     assert told.count("\n") == 1
     assert [path.name for path in tmp_path.rglob("*")] == [folder.name, "mine.txt"]
 

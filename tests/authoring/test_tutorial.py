@@ -102,7 +102,7 @@ def test_the_tutorial_does_what_it_says_line_by_line(tmp_path: Path) -> None:
     assert "attribution.gradient_entropy   phosphene-gradient-entropy 0.1.0   profile ci" in checked
     assert re.search(r"^passed +map_per_pixel", checked, flags=re.MULTILINE)
     assert re.search(r"gradient_entropy: \d\d passed, \d skipped in", checked)
-    assert re.search(r"^gradient_entropy +Show how strongly", said["phosphene list"], flags=re.MULTILINE)
+    assert re.search(r"^gradient_entropy +Blurred saliency", said["phosphene list"], flags=re.MULTILINE)
     run = "phosphene run gradient_entropy --image builtin:scenes/4 --out first-look"
     assert "picture.png" in said[run]
     maps = load_result(author.folder / "first-look").maps

@@ -1,4 +1,4 @@
-"""``phosphene batch``: a plan checked before any work, carried out, gone on with, and told on one page."""
+"""``phosphene batch``: a plan is checked before anything runs, executed, resumed and reported on one page."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_results_are_those_of_single_runs_with_what_the_plan_says(done: Path) ->
 
 def test_the_report_for_programs_tells_every_run(done: Path) -> None:
     document = json.loads((done / "report.json").read_text())
-    assert document["counts"] == {"made": len(FOLDERS)}
+    assert document["counts"] == {"completed": len(FOLDERS)}
     assert {told["folder"].removeprefix("results/") for told in document["runs"]} == FOLDERS
     assert document["models"]["resnet"]["source"]["uri"] == "builtin:shapes-resnet"
     for told in document["runs"]:
@@ -150,7 +150,7 @@ def test_the_page_is_one_file_with_a_table_for_each_set_of_pictures(done: Path) 
     assert len(sources) > len(FOLDERS)
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not re.search(r"<script|<link|@import|url\(", page)
-    assert re.findall(r"<h2>(.*?)</h2>", page) == ["scenes/2", "a star", "Without pictures"]
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["scenes/2", "a star", "Without images"]
     assert re.findall(r"<th>([^<]+)</th>", page) == ["shapes-vgg", "resnet"] * 3
     rows = ["saliency", "early", "pgd eps=2/255", "pgd eps=8/255", "fast_style"]
     headings = [heading.replace("<wbr>", "") for heading in re.findall(r"<h3>(.*?)</h3>", page)]
@@ -194,7 +194,7 @@ def test_what_is_done_is_kept_and_what_is_not_is_made(runs: list[str]) -> None:
     assert batch(plan) == 0
     assert batch(plan) == 0
     assert runs == ["saliency", "grad_cam", "activation_maps"]
-    assert set(states().values()) == {"kept"}
+    assert set(states().values()) == {"reused"}
     runs.clear()
     place = Path("out/results")
     shutil.rmtree(place / "saliency")
@@ -202,7 +202,7 @@ def test_what_is_done_is_kept_and_what_is_not_is_made(runs: list[str]) -> None:
     arrays.write_bytes(arrays.read_bytes()[:100])
     assert batch(plan) == 0
     assert runs == ["saliency", "grad_cam"]
-    assert [*states().values()] == ["made", "made", "kept"]
+    assert [*states().values()] == ["completed", "completed", "reused"]
     assert load_result(arrays.parent).provenance is not None
 
 
@@ -250,7 +250,7 @@ def test_another_parameter_seed_picture_model_or_label_is_another_run(
     assert batch(written(plan)) == 0
     assert batch(written(plan.replace(old, new))) == 0
     assert runs == ["pgd", "pgd"]
-    assert states() == {"pgd/it/them": "made"}
+    assert states() == {"pgd/it/them": "completed"}
 
 
 def test_pictures_that_changed_under_their_name_are_run_again(runs: list[str]) -> None:
@@ -282,11 +282,11 @@ def test_an_interruption_leaves_whole_results_and_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(work, "run", interrupted)
         assert batch(plan) == 130
-    assert "1 of 3 runs are done and stay" in capsys.readouterr().err
+    assert "1 of 3 runs are saved" in capsys.readouterr().err
     left = {path.relative_to("out").parts[:2] for path in Path("out").rglob("*") if path.is_file()}
     assert left == {("results", "saliency")}
     assert batch(plan) == 0
-    assert [*states().values()] == ["kept", "made", "made"]
+    assert [*states().values()] == ["reused", "completed", "completed"]
 
 
 def test_one_failure_stops_nothing_is_told_and_tried_again(
@@ -301,15 +301,15 @@ def test_one_failure_stops_nothing_is_told_and_tried_again(
     with monkeypatch.context() as patch:
         patch.setattr(work, "run", refuse)
         assert batch(plan) == 1
-    assert [*states().values()] == ["made", "failed", "made"]
+    assert [*states().values()] == ["completed", "failed", "completed"]
     assert report()["runs"][1]["error"] == "RuntimeError: out of <memory>"
     page = Path("out/report.html").read_text()
     assert "grad_cam, shapes-vgg, scenes/1: RuntimeError: out of &lt;memory&gt;" in page
     told = capsys.readouterr().out
     assert "RuntimeError: out of <memory>" in told
-    assert "3 runs: 2 made, 1 failed" in told
+    assert "3 runs: 2 completed, 1 failed" in told
     assert batch(plan) == 0
-    assert [*states().values()] == ["kept", "made", "kept"]
+    assert [*states().values()] == ["reused", "completed", "reused"]
 
 
 # --- before the work --------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def test_a_dry_run_tells_what_would_run_and_its_cost(
     capsys.readouterr()
     assert batch(written(plan), "--dry-run", "--json") == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["counts"] == {"to run": 1, "kept": 1}
+    assert document["counts"] == {"pending": 1, "reused": 1}
     assert Path("out/report.json").read_text() == before
 
 
@@ -338,13 +338,13 @@ def test_a_dry_run_tells_what_would_run_and_its_cost(
     ("text", "said"),
     [
         ("", r"plan\.yaml is empty"),
-        ("methods: [a\n", r"plan\.yaml, line 2: this is no YAML"),
+        ("methods: [a\n", r"plan\.yaml, line 2: invalid YAML"),
         ("- a\n", "should be a mapping"),
         ("methods: []\n", r"line 1: methods=\[\]"),
         ("models: [builtin:shapes-vgg]\n", "'methods' is missing"),
         (
             "methods: [saliency]\nseed: 1\nmethods: [cam]\n",
-            r"plan\.yaml, line 3: 'methods' stands in line 1 already",
+            r"plan\.yaml, line 3: 'methods' is in line 1 already",
         ),
         ("methods: [saliency]\n\nmodles: [x]\n", r"line 3: no key 'modles'; .* did you mean 'models'"),
         ("methods:\n  - method: pgd\n    parms: {}\n", r"line 3: no key 'parms'; .* did you mean 'params'"),
@@ -358,13 +358,16 @@ def test_a_dry_run_tells_what_would_run_and_its_cost(
         ("methods:\n- method: pgd\n  grid: {eps: []}\n", r"line 3: .*eps=\[\]"),
         (
             "methods:\n- method: pgd\n  params: {eps: 1}\n  grid: {eps: [1]}\n",
-            "line 4: 'eps' stands in 'params'",
+            "line 4: 'eps' is in 'params'",
         ),
         ("methods:\n- {method: pgd, params: {eps: 5000}}\n", r"line 2: pgd: eps=5000 should be less"),
         ("methods:\n- {method: pgd, grid: {steps: [1, many]}}\n", "line 2: pgd: steps='many'"),
         ("methods:\n- {method: pgd, target: star}\n", "line 2: pgd takes no target"),
         ("methods:\n- {method: pgd, inputs: {lables: [1]}}\n", "line 2: no input 'lables'; .* 'labels'"),
-        ("methods:\n- {method: pgd, inputs: {model: x}}\n", "line 2: .* what the plan itself goes through"),
+        (
+            "methods:\n- {method: pgd, inputs: {model: x}}\n",
+            "line 2: .* is set by the plan's models and images",
+        ),
         ("methods:\n- {method: pgd, models: [vgg]}\n", "line 2: no model 'vgg'; the plan has shapes-vgg"),
         ("methods:\n- {method: fast_style, models: [shapes-vgg]}\n", "line 2: fast_style takes no model"),
         ("methods:\n- saliency\n- saliency\n", "line 3: 'saliency' would share its folder .* 'name'"),
@@ -437,7 +440,7 @@ def test_the_report_and_progress_as_json(capsys: pytest.CaptureFixture[str]) -> 
     events = [json.loads(line) for line in said.err.splitlines() if line.startswith("{")]
     ours = [event for event in events if event["description"] == "plan.yaml"]
     assert [(event["done"], event["total"]) for event in ours] == [(1, 3), (2, 3), (3, 3)]
-    assert ours[-1]["note"] == "3 runs: 3 made"
+    assert ours[-1]["note"] == "3 runs: 3 completed"
 
 
 def test_the_plan_of_the_documentation_is_a_plan() -> None:
@@ -466,6 +469,6 @@ def test_values_are_read_as_on_the_command_line() -> None:
 
 def test_a_plan_made_in_python_needs_no_file() -> None:
     plan = Plan.model_validate({"methods": ["saliency"], "images": ["builtin:scenes/1"]})
-    assert [outcome.state for outcome in open_batch(plan, Path("out")).outcomes()] == ["made"]
+    assert [outcome.state for outcome in open_batch(plan, Path("out")).outcomes()] == ["completed"]
     with pytest.raises(InputError, match="line 1"):
         open_batch(Plan.model_validate({"methods": ["salency"]}), Path("out"))

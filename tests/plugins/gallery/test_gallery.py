@@ -1,4 +1,4 @@
-"""The gallery: one page, self-contained, that shows what every method shows and how to do it again."""
+"""The gallery: one self-contained page with a result of every method and code that repeats it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from phosphene.images import data_uri
 from phosphene.results import Attribution, Result
 from phosphene_plugins.gallery import _gallery_page as gallery
 from phosphene_plugins.gallery._gallery_page import Gallery, make_gallery
-from phosphene_plugins.pages._single_file_page import rows_of
+from phosphene_plugins.pages._single_file_page import panel_rows
 
 SHOWN = ["saliency", "grad_cam", "pgd"]
 
@@ -29,7 +29,7 @@ SHOWN = ["saliency", "grad_cam", "pgd"]
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gallery]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gallery, "_SCENES", 6)
+        patch.setattr(gallery, "SCORED_SCENES", 6)
         yield make_gallery(tmp_path_factory.mktemp("gallery") / "new", only=SHOWN)
 
 
@@ -89,12 +89,12 @@ def test_maps_are_scored_where_the_truth_is_known(shown: Gallery) -> None:
         assert 0 < score.chance_inside < score.chance_near < 1
         assert score.inside <= score.near
     assert shown.scores["grad_cam"].near > shown.scores["grad_cam"].chance_near
-    assert "Do the maps point at the object?" in shown.page.read_text()
+    assert "Is the map's maximum on the object?" in shown.page.read_text()
 
 
 def test_slow_methods_are_scored_on_fewer_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(gallery, "_SCENES", 6)
-    monkeypatch.setattr(gallery, "_PASSES", 6)
+    monkeypatch.setattr(gallery, "SCORED_SCENES", 6)
+    monkeypatch.setattr(gallery, "MAX_PASSES", 6)
     assert make_gallery(tmp_path, only=["saliency"]).scores["saliency"].count == 2
 
 
@@ -116,12 +116,12 @@ def test_a_refusal_is_shown_and_ends_with_1(
         return run(name, **arguments)
 
     monkeypatch.setattr(gallery, "run", refuse)
-    monkeypatch.setattr(gallery, "_SCENES", 2)
+    monkeypatch.setattr(gallery, "SCORED_SCENES", 2)
     with pytest.raises(SystemExit) as end:
         main(["demo", "--out", str(tmp_path), "--only", "cam", "--only", "saliency"])
     assert end.value.code == 1
     told = capsys.readouterr().out
-    assert "1 of 2 methods gave no picture: cam" in told
+    assert "1 of 2 methods failed: cam" in told
     assert told.splitlines()[-1] == (tmp_path / "index.html").as_uri()
     assert "no &lt;head&gt; at all" in (tmp_path / "index.html").read_text()
 
@@ -130,7 +130,7 @@ def test_another_model_and_other_pictures(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     save_file(load_network("shapes-vgg").state_dict(), tmp_path / "other.safetensors")
     settings = {"weights": "other.safetensors", "pretrained": True}
-    monkeypatch.setattr(gallery, "_SCENES", 2)
+    monkeypatch.setattr(gallery, "SCORED_SCENES", 2)
     made = make_gallery(
         "page", model="builtin:shapes-vgg", settings=settings, images=["builtin:scenes/2"], only=["saliency"]
     )
@@ -162,7 +162,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(
         make_gallery(tmp_path / "page", images=["no-such.png"])
     with pytest.raises(UnknownName, match="saliency"):
         make_gallery(tmp_path / "page", only=["salience"])
-    with pytest.raises(InputError, match="about a model"):
+    with pytest.raises(InputError, match="need a model"):
         make_gallery(tmp_path / "page", settings={"pretrained": True})
     assert not (tmp_path / "page").exists()
 
@@ -175,7 +175,7 @@ def test_a_result_that_draws_its_own_figure_is_shown_by_it() -> None:
             return figure
 
     chart = Chart(images=torch.zeros(1, 3, 4, 4), maps=torch.zeros(1, 4, 4), targets=("x",))
-    ((panel,),) = rows_of(chart)
+    ((panel,),) = panel_rows(chart)
     assert panel.image.shape == (3, 100, 150)
     assert panel.image.std() > 0.01
 
@@ -184,4 +184,4 @@ def test_a_result_that_draws_its_own_figure_is_shown_by_it() -> None:
 def test_every_method_shows_something_on_the_bundled_world(name: str) -> None:
     seed = {} if methods[name].seed is None else {methods[name].seed: 0}  # as the gallery has it
     result = run(name, progress=False, **methods[name].spec.quick | seed)
-    assert max(panel.image.std() for row in rows_of(result) for panel in row) > 0.01
+    assert max(panel.image.std() for row in panel_rows(result) for panel in row) > 0.01
