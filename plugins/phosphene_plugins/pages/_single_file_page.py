@@ -33,7 +33,7 @@ def panel_rows(result: Result) -> list[list[Panel]]:
 def write_page(page: Path, package: str, template: str, **values: Any) -> None:
     """Render a template of ``package``, which may extend ``base.html.j2``, and write it atomically."""
     html = _environment(package).get_template(template).render(values)
-    write_atomically(page, html)
+    write_text(page, html)
 
 
 def picture(rows: list[list[Panel]], about: str) -> str:
@@ -50,7 +50,7 @@ def _environment(*packages: str) -> jinja2.Environment:
     return environment
 
 
-def write_atomically(file: Path, text: str) -> None:
+def write_text(file: Path, text: str) -> None:
     """Write a text file under a temporary name and rename it, so that no partial file is left behind."""
     partial = file.with_name(f".{file.name}.part")
     partial.write_text(text, encoding="utf-8")
