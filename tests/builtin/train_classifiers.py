@@ -39,7 +39,8 @@ SPREAD_WEIGHT = 0.3
 RECIPE = (
     f"AdamW, batches of {BATCH}, bf16; shifts up to {SHIFT} px, mirroring, brightness, contrast and noise; "
     f"cross-entropy plus {SPREAD_WEIGHT} x the spread of the last map over the image, which localizes "
-    "evidence without object masks; batch norm after a plain network's convolutions, folded into them afterwards"
+    "evidence without object masks; batch norm after a plain network's convolutions, folded into them "
+    "afterwards"
 )
 
 
