@@ -80,8 +80,8 @@ class Patches(Result):
         sides = drawn[0].shape[2:]
         tile = (max(1, round(48 * sides[0] / max(sides))), max(1, round(48 * sides[1] / max(sides))))
         rows = []
-        for pictures in drawn:
-            small = resize(pictures, tile) if max(sides) > 48 else enlarge(pictures, 48 // max(sides))
+        for patches in drawn:
+            small = resize(patches, tile) if max(sides) > 48 else enlarge(patches, 48 // max(sides))
             rows.append(torch.cat(list(F.pad(small, (1, 1, 1, 1), value=1.0)), 2))
         best, last = float(self.scores[entries[0]]), float(self.scores[entries[-1]])
         return Panel(torch.cat(rows, 1), f"{self._unit(entries)} {best:.2f} to {last:.2f}", is_output=True)
