@@ -1,13 +1,13 @@
 """The public names of Phosphene, each with its home; ``__init__`` fetches them when they are first used."""
 
-from .checkpoints import resumable as resumable
 from .checkpoints import save_progress as save_progress
 from .checkpoints import saved_progress as saved_progress
 from .data.bundled import SceneDataset as SceneDataset
 from .data.datasets import Dataset as Dataset
 from .data.datasets import TensorDataset as TensorDataset
-from .data.datasets import resumable_batches as resumable_batches
 from .data.folders import FolderDataset as FolderDataset
+from .data.resumable import resumable as resumable
+from .data.resumable import resumable_batches as resumable_batches
 from .errors import DivergenceError as DivergenceError
 from .errors import InputError as InputError
 from .errors import MissingExtra as MissingExtra

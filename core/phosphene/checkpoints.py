@@ -5,21 +5,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-
-from .progress import progress_bar
-
-T = TypeVar("T")
 
 #: Seconds between two writings: what a lost machine costs at most.
 INTERVAL = 10.0
@@ -166,46 +162,3 @@ class CheckpointSlot:
             save_progress(
                 **self._checkpoint.state | {self._name + name: value for name, value in state.items()}
             )
-
-
-def resumable(items: Sequence[T], state: dict[str, Any], title: str) -> Iterator[T]:
-    """Iterate over ``items`` with a progress bar and save ``state`` after each one.
-
-    A resumed run skips the items that were completed. ``state`` (tensors and what JSON holds, by name) is
-    updated in place before this function returns, so values may be read from it before the loop as well.
-    In the loop, assign new values to its keys: an item that is interrupted is repeated as a whole, and a
-    sum that was changed in place would count it twice.
-
-    Example::
-
-        state = {"total": torch.zeros(3), "count": 0}
-        for image in resumable(images, state, "mean color"):
-            state["total"] = state["total"] + image.mean((1, 2))
-            state["count"] += 1
-    """
-    slot = CheckpointSlot()
-    done = restore(slot, state)
-    steps = progress_bar(enumerate(items[done:], start=done + 1), title, len(items) - done)
-    return save_after_each(slot, state, steps)
-
-
-def restore(slot: CheckpointSlot, state: dict[str, Any]) -> int:
-    """Update ``state`` with the values saved in ``slot``; returns the saved position.
-
-    Tensors are restored on the device of their initial value.
-    """
-    saved = dict(slot.state)
-    done: int = saved.pop("done", 0)
-    for name, value in saved.items():
-        initial = state.get(name)
-        state[name] = value.to(initial.device) if isinstance(initial, Tensor) else value
-    return done
-
-
-def save_after_each(
-    slot: CheckpointSlot, state: Mapping[str, Any], steps: Iterable[tuple[int, T]]
-) -> Iterator[T]:
-    """The items of ``steps``; after each one, ``state`` is saved with the position that stands beside it."""
-    for done, item in steps:
-        yield item
-        slot.save(**state, done=done)

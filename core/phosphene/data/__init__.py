@@ -1,10 +1,11 @@
 """Data sets: folders, tensors and the bundled scenes and textures, read in batches."""
 
 from .bundled import SceneDataset, TextureDataset
-from .datasets import Batch, Dataset, TensorDataset, resumable_batches, stack
+from .datasets import Batch, Dataset, TensorDataset, stack
 from .folders import FolderDataset
 from .localization import Localization, dilate_masks, localization, peak_hits
 from .open import open_dataset
+from .resumable import resumable, resumable_batches
 
 __all__ = [
     "Batch",
@@ -18,6 +19,7 @@ __all__ = [
     "localization",
     "open_dataset",
     "peak_hits",
+    "resumable",
     "resumable_batches",
     "stack",
 ]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checkpoints import CheckpointSlot, restore, save_after_each
 from ..errors import InputError
-from ..progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -85,14 +81,3 @@ def stack(images: Sequence[Tensor]) -> Tensor:
     if len(shapes := sorted({tuple(image.shape) for image in images})) > 1:
         raise InputError(f"images of different sizes cannot be one batch: {shapes}")
     return torch.stack(list(images))
-
-
-def resumable_batches(dataset: Dataset, size: int, state: dict[str, Any], title: str) -> Iterator[Batch]:
-    """The data set's batches as ``resumable`` iterates: with a progress bar, ``state`` saved after each one.
-
-    The position is counted in images, so a run may be resumed with another batch ``size``.
-    """
-    slot = CheckpointSlot()
-    done = restore(slot, state)
-    batches = progress_bar(dataset.batches(size, done), title, math.ceil((len(dataset) - done) / size))
-    return save_after_each(slot, state, ((batch.indices[-1] + 1, batch) for batch in batches))
