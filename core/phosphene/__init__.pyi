@@ -6,6 +6,8 @@ from .data.bundled import SceneDataset as SceneDataset
 from .data.datasets import Dataset as Dataset
 from .data.datasets import TensorDataset as TensorDataset
 from .data.folders import FolderDataset as FolderDataset
+from .data.resumable import resumable as resumable
+from .data.resumable import resumable_batches as resumable_batches
 from .errors import DivergenceError as DivergenceError
 from .errors import InputError as InputError
 from .errors import MissingExtra as MissingExtra

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from phosphene import Result, checkpoints, load_result, method, run, save_progress, saved_progress
+from phosphene import Result, checkpoints, load_result, method, resumable, run, save_progress, saved_progress
 from phosphene.results import Synthesis
 from phosphene.roles import Dataset, Model, Seed
 
@@ -111,3 +111,36 @@ def test_methods_called_inside_do_not_use_the_checkpoint(tmp_path: Path) -> None
             assert saved_progress() == {}
             save_progress(done=7)
         assert saved_progress() == {"done": 1}
+
+
+def test_resumable_skips_completed_items_and_restores_the_state(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def collect(fail_at: str | None) -> dict[str, Any]:
+        state: dict[str, Any] = {"letters": "", "sum": torch.zeros(1)}
+        for letter in resumable("abcd", state, "letters"):
+            if letter == fail_at:
+                raise KeyboardInterrupt
+            done.append(letter)
+            state["letters"] += letter
+            state["sum"] = state["sum"] + ord(letter)
+        return state
+
+    def call(checkpoint: checkpoints.Checkpoint, fail_at: str | None = None) -> list[dict[str, Any]]:
+        with checkpoint, checkpoints.use_checkpoint(checkpoint), checkpoints.claim_checkpoint():
+            # Two loops in one call: each has a slot of its own.
+            return [collect(None), collect(fail_at)]
+
+    with pytest.raises(KeyboardInterrupt):
+        call(checkpoints.Checkpoint(tmp_path / "checkpoint", "id"), fail_at="c")
+    assert "".join(done) == "abcdab"
+    states = call(checkpoints.Checkpoint(tmp_path / "checkpoint", "id"))
+    assert "".join(done) == "abcdabcd"
+    assert [(state["letters"], state["sum"].item()) for state in states] == [("abcd", 394.0)] * 2
+
+
+def test_resumable_without_a_checkpoint_is_a_plain_loop() -> None:
+    state = {"count": 0}
+    for number in resumable([2, 3], state, "numbers"):
+        state["count"] += number
+    assert state == {"count": 5}

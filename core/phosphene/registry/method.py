@@ -318,7 +318,7 @@ class Method(Generic[P, R]):
         if not cost.depends_on("channels"):
             return sizes
         if (chosen := params.get("channels", "all")) != "all":
-            return sizes if chosen is None else sizes | {"channels": len(chosen)}
+            return sizes | {"channels": None if chosen is None else len(chosen)}
         named = (params[name] for name in self.layers)
         layer = next(filter(None, named), None) or model.last_map
         return sizes | {"channels": model.map_shape(layer)[0]}
