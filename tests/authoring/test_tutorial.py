@@ -132,7 +132,7 @@ def test_tutorial_second_part(tmp_path: Path) -> None:
     after = BLOCKS[BLOCKS.index(Block("python", whole_file)) + 1]
     assert after.language == "sh"
     checked = author.do(after.text.strip())
-    for check in ("entropy_bound", "oracle", "seed_matters", "batch_as_single", "within_cost"):
+    for check in ("entropy_bound", "oracle", "seed_matters", "batch_equals_single", "within_cost"):
         assert re.search(rf"^passed +{check}", checked, flags=re.MULTILINE), check
     assert "gradient_entropy   phosphene-gradient-entropy 0.1.0" in author.do(
         "phosphene show gradient_entropy"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from phosphene import Model, TensorDataset, load_model, methods
 from phosphene.data import SceneDataset
-from phosphene.testing.observation import Traffic, traffic
+from phosphene.testing.observation import Passes, count_passes
 
 Work = Callable[[], Any]
 #: A row's name, our work, the peers' by their names, and the subject of all of them.
@@ -77,9 +77,9 @@ class Subject:
         median = far.masked_fill(~won, torch.inf).median()
         return f"{won.double().mean():.0%}, median {self.norm} {median:.4f}, {told}"
 
-    def counted(self, work: Work) -> tuple[Traffic, Any]:
+    def counted(self, work: Work) -> tuple[Passes, Any]:
         """What went through the network meanwhile, and what came out: pictures, or how far they are off."""
-        with traffic(self.model.module) as seen:
+        with count_passes(self.model.module) as seen:
             found = work()
         found = getattr(found, "adversarial", found)
         return seen, torch.from_numpy(found) if isinstance(found, np.ndarray) else found

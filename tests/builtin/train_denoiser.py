@@ -71,8 +71,8 @@ def fit_denoiser(*, seed: int) -> tuple[ShapesDenoiser, list[float]]:
 
 def v_loss(denoiser: ShapesDenoiser, images: Tensor, generator: torch.Generator) -> Tensor:
     """Mean squared error of v, with a random time and noise for each image."""
-    t = torch.randint(len(denoiser.alphas), (len(images),), generator=generator)
-    abar = denoiser.alphas[t].float().view(-1, 1, 1, 1)
+    t = torch.randint(len(denoiser.alphas_cumprod), (len(images),), generator=generator)
+    abar = denoiser.alphas_cumprod[t].float().view(-1, 1, 1, 1)
     noise = torch.randn(images.shape, generator=generator)
     x = denoiser.encode(images)
     v = abar.sqrt() * noise - (1 - abar).sqrt() * x

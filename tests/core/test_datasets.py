@@ -45,7 +45,7 @@ def test_unknown_bundled_data_set_is_refused(uri):
 
 
 def test_folder_error_names_the_unreadable_file(tmp_path):
-    with pytest.raises(InputError, match="holds no pictures"):
+    with pytest.raises(InputError, match="contains no images"):
         FolderDataset(tmp_path, read_image)
     save_image(torch.rand(3, 4, 5), tmp_path / "a.png")
     (tmp_path / "sub").mkdir()

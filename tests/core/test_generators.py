@@ -37,7 +37,7 @@ def test_a_generator_can_be_a_function() -> None:
         generator(torch.zeros(1, 3)), stripes(torch.zeros(1, 3))
     )
     made = run("latent_visualization", **FEW, generator=generator)
-    assert made.codes.shape == (2, 3) and made.strange is None
+    assert made.codes.shape == (2, 3) and made.reconstruction_error is None
     assert (made.images.amax((2, 3)) - made.images.amin((2, 3))).max() < 1e-6
     with pytest.raises(InputError, match="no encoder"):
         generator.encode(torch.zeros(1, 3, 16, 16))

@@ -222,7 +222,7 @@ def test_prepared_run_predicts_its_passes() -> None:
     request = prepare("pgd", images="builtin:scenes/3", steps=4, random_start=False)
     spec = methods["pgd"].spec
     assert spec.cost is not None
-    assert request.passes() == spec.cost.evaluate({"steps": 4, "restarts": 1, "eot": 1}, images=3)
+    assert request.passes() == spec.cost.evaluate({"steps": 4, "restarts": 1, "eot_samples": 1}, images=3)
     sample = prepare("nearest_neighbors", images="builtin:scenes/2", dataset="builtin:scenes/7", k=2)
     assert sample.passes() == (9, 0)
 

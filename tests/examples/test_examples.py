@@ -310,7 +310,7 @@ def test_style_views_make_a_table() -> None:
     assert output.returncode == 0, output.stderr
     cells = r" ([\d.]+)% ± [\d.]+% \|" * 4
     rows = re.findall(rf"^\| (.+?) \|{cells}$", output.stdout, re.MULTILINE)
-    assert [row[0] for row in rows] == ["no learning", "crop, flip, colours", "and style"]
+    assert [row[0] for row in rows] == ["no training", "crop, flip, color", "crop, flip, color, style"]
     assert all(0 <= float(cell) <= 100 for row in rows for cell in row[1:])
 
 
@@ -323,4 +323,4 @@ def test_info_nce_closed_form() -> None:
     assert found == pytest.approx(math.log(1 + (2 * n - 2) * math.exp(-1 / temperature)), rel=1e-5)
     labels = torch.arange(4)
     assert namespace["linear_probe"](views.repeat(3, 1), labels.repeat(3), views, labels) == 1.0
-    assert namespace["nearest"](views.repeat(10, 1), labels.repeat(10), views, labels) == 1.0
+    assert namespace["knn_accuracy"](views.repeat(10, 1), labels.repeat(10), views, labels) == 1.0

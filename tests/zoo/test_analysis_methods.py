@@ -28,7 +28,8 @@ from phosphene.results import (
     Result,
     Segmentation,
 )
-from phosphene_plugins.activations._channel_results import ChannelRedundancy, ChannelStatistics
+from phosphene_plugins.activations._channel_redundancy_result import ChannelRedundancy
+from phosphene_plugins.activations._channel_statistics_result import ChannelStatistics
 from phosphene_plugins.embeddings._set_distance_result import SetDistance
 
 SIDE, CLASSES = 64, 6
@@ -216,13 +217,13 @@ def check_result(name: str, result: Result, model: Model) -> None:
         return
     channels, rows, columns = model.map_shape(model.last_map)
     if isinstance(result, ChannelStatistics):
-        assert result.active.shape == result.mean.shape == result.selectivity.shape == (channels,)
+        assert result.active_fraction.shape == result.mean.shape == result.selectivity.shape == (channels,)
         assert result.mean.unique().numel() > 1
     elif isinstance(result, ChannelRedundancy):
         assert result.similarity.shape == (channels, channels)
         assert result.similarity.abs().max() <= 1 + 1e-5
     elif isinstance(result, Patches):
-        assert result.grid == (rows, columns)
+        assert result.map_size == (rows, columns)
         assert len(result.scores) == len(result.boxes) > 0
         assert (result.boxes[:, 2:] > result.boxes[:, :2]).all()
         assert result.boxes.amin() >= 0

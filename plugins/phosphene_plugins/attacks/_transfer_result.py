@@ -11,7 +11,7 @@ from torch import Tensor
 from phosphene.images import charts
 from phosphene.results import Panel, Result
 
-from ..models._ensembles import without_scheme
+from ..models._ensembles import strip_schemes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,9 +55,9 @@ class TransferTable(Result):
         lines = []
         for name, row in zip(self.names, self.rates.tolist(), strict=True):
             rates = [
-                f"{without_scheme(other)} {rate:.0%}" for other, rate in zip(self.names, row, strict=True)
+                f"{strip_schemes(other)} {rate:.0%}" for other, rate in zip(self.names, row, strict=True)
             ]
-            lines.append(f"{without_scheme(name)} -> {', '.join(rates)}")
+            lines.append(f"{strip_schemes(name)} -> {', '.join(rates)}")
         return lines
 
     def figure(self) -> Figure:
@@ -74,7 +74,7 @@ class TransferTable(Result):
             color = "white" if value > 0.6 else "black"
             text = f"{value:.0%}\nof {int(self.counts[row, column])}"
             axes.text(column, row, text, ha="center", va="center", color=color, fontsize=10)
-        names = [without_scheme(name) for name in self.names]
+        names = [strip_schemes(name) for name in self.names]
         axes.set_xticks(range(len(names)), names, fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_xlabel("evaluated on", fontsize=9), axes.set_ylabel("made on", fontsize=9)

@@ -12,7 +12,7 @@ from phosphene import Reference, batch_size, hookimpl, load_model, method
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, UnitRange, length, param, size
 
-from ..models._ensembles import URIs, loaded_beside
+from ..models._ensembles import ModelURIs, load_compatible_models
 from ._gradients import is_adversarial
 from ._parameters import Augmentations, EotSamples, Eps, Momentum, Norm, Steps, StepSize, Targeted
 from ._transfer_result import TransferTable
@@ -75,7 +75,7 @@ def transfer(
     images: Images,
     labels: Labels,
     *,
-    models: URIs = (),
+    models: ModelURIs = (),
     eps: Eps = 16 / 255,
     step_size: StepSize = 2 / 255,
     steps: Steps = 10,
@@ -113,7 +113,7 @@ def transfer(
 
     Source: Dong et al. 2018, algorithm 1; Xie et al. 2019, section 3.2; Papernot et al. 2016 for the idea.
     """
-    all_models = [model, *loaded_beside(model, models)]
+    all_models = [model, *load_compatible_models(model, models)]
     for other in all_models[1:]:
         other.require_gradients()
     with ExitStack() as stack:

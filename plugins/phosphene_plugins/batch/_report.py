@@ -17,7 +17,7 @@ from phosphene import MethodSpec, Result, methods
 from phosphene.images import resize
 from phosphene.results import Panel
 
-from ..pages._single_file_page import panel_rows, write_text, write_page
+from ..pages._single_file_page import panel_rows, write_page, write_text
 from ._execute_plan import Batch, Combination, Outcome
 
 FORMAT = 1

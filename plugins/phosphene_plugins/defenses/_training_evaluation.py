@@ -13,7 +13,8 @@ from phosphene import Dataset, Model, batch_size
 from phosphene.spec import Cost, Expression, ParameterGroup, ceil, minimum, param, size
 from phosphene.training import EVALUATIONS, MAX_HELD_OUT
 
-from ..attacks._gradients import Loss, climb, cross_entropy
+from ..attacks._gradients import loss_gradient
+from ..attacks._losses import Loss, cross_entropy
 from ..attacks._lp_balls import project, random_point, steepest
 
 #: Steps of the PGD that a training is evaluated with; each step is a quarter of the radius long.
@@ -102,7 +103,7 @@ def pgd_points(
     """
     points = start
     for _ in range(steps):
-        _, gradient, _ = climb(model, points, targets, loss)
+        _, gradient, _ = loss_gradient(model, points, targets, loss)
         points = project(points + step_size * steepest(gradient, norm), images, eps, norm)
     return points
 

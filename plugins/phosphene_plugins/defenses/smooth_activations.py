@@ -65,7 +65,7 @@ def count_relus(model: AnyModel, image: Tensor) -> int:
         rewrite_backward(lambda gradient, gate: gradient) as rewritten,
     ):
         model(image.detach().requires_grad_())
-    return rewritten.caught
+    return rewritten.count
 
 
 def activations_approach_relu_with_the_sharpness() -> None:

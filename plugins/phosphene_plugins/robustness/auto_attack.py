@@ -13,7 +13,8 @@ from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, SameShape, WithinBall, ceil, param, size
 
-from ..attacks._gradients import bare_gradient, cross_entropy, judged
+from ..attacks._gradients import build_result, raw_gradient
+from ..attacks._losses import cross_entropy
 from ..attacks._lp_balls import Norm
 from ._autoattack_result import AutoAttackExamples
 
@@ -137,7 +138,7 @@ def auto_attack(
         for n in remaining[success].tolist():
             broken_by[n] = stage
         remaining = remaining[~success]
-    examples = judged(model, images, adversarial, labels, before, targeted=False)
+    examples = build_result(model, images, adversarial, labels, before, targeted=False)
     # A random model may classify the final examples differently: the last pass decides.
     success_list = examples.success.tolist()
     broken_by = [name if success else "" for name, success in zip(broken_by, success_list, strict=True)]
@@ -154,7 +155,7 @@ def auto_attack(
 
 def _inspect(model: AnyModel, images: Tensor, labels: Tensor) -> tuple[Tensor, list[tuple[str, ...]]]:
     """The logits (N, K), and the names of what looks wrong about them or their gradient, by image."""
-    gradient, logits = bare_gradient(model, images, labels, cross_entropy)
+    gradient, logits = raw_gradient(model, images, labels, cross_entropy)
     with torch.no_grad():
         repeated = model(images)
     largest = gradient.flatten(1).abs().amax(1)

@@ -13,7 +13,8 @@ from phosphene import Reference, batch_size, hookimpl, load_model, method, progr
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, UnitRange, length, param, size
 
-from ..attacks._gradients import climb, cross_entropy
+from ..attacks._gradients import loss_gradient
+from ..attacks._losses import cross_entropy
 from ..attacks._lp_balls import Norm, project, random_point, steepest
 from ..models._ensembles import (
     MeanOf,
@@ -160,7 +161,7 @@ def _evaluate(
             for _ in progress_bar(range(steps), "PGD"):
                 if not len(x):
                     break
-                _, gradient, _ = climb(model, x_adv, y, cross_entropy, eot=eot_samples)
+                _, gradient, _ = loss_gradient(model, x_adv, y, cross_entropy, eot_samples=eot_samples)
                 x_adv = project(x_adv + step_size * steepest(gradient, norm), x, eps, norm)
             examples.append(batch.index_copy(0, correct, x_adv))
         return torch.cat(examples)

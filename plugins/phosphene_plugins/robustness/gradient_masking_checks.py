@@ -14,13 +14,10 @@ from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, UnitRange, length, param, size
 
 from ..attacks._gradients import (
-    Loss,
-    bare_gradient,
-    climb,
-    cross_entropy,
-    difference_of_logits_ratio,
-    margin,
+    loss_gradient,
+    raw_gradient,
 )
+from ..attacks._losses import Loss, cross_entropy, difference_of_logits_ratio, margin
 from ..attacks._lp_balls import project
 from ..attacks.square import square
 from ..models._ensembles import ModelURIs, load_compatible_models
@@ -243,7 +240,7 @@ def white_box_attack(
         if not len(active):
             break
         for rows in active.split(batch_size(model)):
-            _, gradient, logits = climb(model, points[rows], labels[rows], loss)
+            _, gradient, logits = loss_gradient(model, points[rows], labels[rows], loss)
             current_margin = margin(logits, labels[rows])
             best_margin = best_margin.index_copy(0, rows, torch.maximum(best_margin[rows], current_margin))
             success = logits.argmax(1) != labels[rows]
@@ -265,7 +262,7 @@ def _gradients(model: AnyModel, images: Tensor, labels: Tensor, loss: Loss) -> T
     """The gradients at the images, NaN and infinity included."""
     max_batch = batch_size(model)
     batches = zip(images.split(max_batch), labels.split(max_batch), strict=True)
-    return torch.cat([bare_gradient(model, x, y, loss)[0] for x, y in batches])
+    return torch.cat([raw_gradient(model, x, y, loss)[0] for x, y in batches])
 
 
 def _margin_growth(
@@ -308,7 +305,7 @@ def _momentum_examples(model: AnyModel, images: Tensor, labels: Tensor, eps: flo
     g <- g + gradient / mean|gradient|,  x <- clip(P(x + 2.5 eps / steps sign(g)))
     """
     step_size = _STEP_FACTOR * eps / steps
-    _, gradient, logits = climb(model, images, labels, cross_entropy)
+    _, gradient, logits = loss_gradient(model, images, labels, cross_entropy)
     correct = logits.argmax(1).eq(labels).nonzero()[:, 0]
     x, y, gradient = images[correct], labels[correct], gradient[correct]
     x_adv, momentum = x, torch.zeros_like(x)
@@ -316,7 +313,7 @@ def _momentum_examples(model: AnyModel, images: Tensor, labels: Tensor, eps: flo
         if not len(x):
             break
         if step:
-            _, gradient, _ = climb(model, x_adv, y, cross_entropy)
+            _, gradient, _ = loss_gradient(model, x_adv, y, cross_entropy)
         scale = gradient.abs().mean((1, 2, 3), keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
         momentum = momentum + gradient / scale
         x_adv = project(x_adv + step_size * momentum.sign(), x, eps, "linf")

@@ -86,7 +86,7 @@ def train_style_network(
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], training.lr)
     history = train(
         network, dataset, loss, optimizer, steps=training.steps, batch=training.batch, seed=seed or 0,
-        at_once=batch_size(model), frames=frames, draw=draw_frame,
+        max_batch=batch_size(model), frames=frames, preview=draw_frame,
     )  # fmt: skip
     return history, first
 

@@ -154,7 +154,7 @@ def adaptive_style_fit(
     optimizer = torch.optim.Adam(decoder.parameters(), training.lr)
     history = train(
         decoder, dataset, loss, optimizer, steps=training.steps, batch=training.batch, seed=seed or 0,
-        at_once=batch_size(model), schedule=lambda progress: 1 - progress,
+        max_batch=batch_size(model), schedule=lambda progress: 1 - progress,
     )  # fmt: skip
     preview_styles = [n % len(styles) for n in range(len(first))]
     with torch.no_grad():

@@ -28,7 +28,8 @@ from phosphene.roles import Dataset, Frames, Model, Seed, Target
 from phosphene.spec import Cost, PixelRange, minimum, param, size
 from phosphene.targets import Objective, Predicted
 
-from ..embeddings._features import FeatureLayer, k_means, represent
+from ..embeddings._features import FeatureLayer, image_features
+from ..embeddings.clusters import k_means
 from ._activation_maximization import (
     ActivationMaximization,
     LearningRate,
@@ -193,7 +194,7 @@ def facets(
 def cluster_images(model: Model, images: Tensor, layer: str | None, k: int, seed: int | None) -> list[Tensor]:
     """k-means of the images' features: indices of each cluster, nearest to its mean first, largest first."""
     with torch.no_grad():
-        features = torch.cat([represent(model, part, layer) for part in images.split(batch_size(model))])
+        features = torch.cat([image_features(model, part, layer) for part in images.split(batch_size(model))])
     labels, _, _ = k_means(features, k, (seed or 0) % 2**32)
     clusters = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
     clusters.sort(key=len, reverse=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from phosphene import TensorDataset, load_model, load_result, max_batch, methods, run
-from phosphene.testing.observation import assert_alike
+from phosphene.testing.observation import assert_same_result
 from phosphene_plugins.activations.activation_statistics import mask_coverage
 
 activation_statistics = methods["activations.activation_statistics"]
@@ -125,4 +125,4 @@ def test_figures_with_and_without_classes_and_masks_and_saving(tmp_path):
     result = run(
         "activation_statistics", dataset="builtin:scenes/8", layer="features.11", out=tmp_path / "out"
     )
-    assert_alike(load_result(tmp_path / "out"), result)
+    assert_same_result(load_result(tmp_path / "out"), result)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from phosphene import TensorDataset, load_model, load_result, max_batch, methods, run
-from phosphene.testing.observation import assert_alike
+from phosphene.testing.observation import assert_same_result
 
 channel_redundancy = methods["activations.channel_redundancy"]
 
@@ -87,6 +87,6 @@ def test_figure_and_saving(tmp_path):
     arguments = {"dataset": "builtin:scenes/8", "layer": "features.11"}
     result = run("channel_redundancy", **arguments, threshold=0.7, out=tmp_path / "out")
     assert len(result.groups) > 1 and len(result.panels()) > 1 and result.figure() is not None
-    assert_alike(load_result(tmp_path / "out"), result)
+    assert_same_result(load_result(tmp_path / "out"), result)
     alone = run("channel_redundancy", **arguments, threshold=1)
     assert alone.groups == () and alone.images is None and alone.figure() is not None

@@ -20,7 +20,7 @@ from phosphene import (
     rewrite_backward,
     run,
 )
-from phosphene.testing.observation import assert_alike
+from phosphene.testing.observation import assert_same_result
 
 guided_patches = methods["activations.guided_patches"]
 
@@ -44,7 +44,7 @@ def test_gradient_is_that_of_the_patchs_unit_and_zero_outside_the_patch(layer, s
     for name, value in top.fields():
         if name != "gradients":
             # To rounding: the tuned twin answers where there are passes enough to make it pay.
-            assert_alike(getattr(result, name), value, rtol=1e-12, atol=1e-15)
+            assert_same_result(getattr(result, name), value, rtol=1e-12, atol=1e-15)
     for i, (y, x) in enumerate(result.positions.tolist()):
         picture = IMAGES[int(result.ids[i])][None]
         with MODEL.guard(), rewrite_backward(guided):
@@ -80,7 +80,7 @@ def test_estimated_passes_depend_on_the_number_of_channels():
 def test_figure_has_patches_and_guided_gradients_and_saving(channels, tmp_path):
     arguments = {"dataset": "builtin:scenes/6", "layer": "features.3", "k": 2}
     result = run("guided_patches", **arguments, channels=channels, out=tmp_path / "out")
-    assert_alike(load_result(tmp_path / "out"), result)
+    assert_same_result(load_result(tmp_path / "out"), result)
     count = len(set(result.channels))
     assert len(result.panels()) == (3 * count if channels is None else count)
     assert (tmp_path / "out" / "pictures").is_dir() == (channels == "all")

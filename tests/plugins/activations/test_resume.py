@@ -8,7 +8,7 @@ import pytest
 
 from phosphene import SceneDataset, checkpoints, run
 from phosphene.data import Batch
-from phosphene.testing.observation import assert_alike
+from phosphene.testing.observation import assert_same_result
 
 CALLS = {
     "top_patches": {"k": 3, "layer": "features.6", "channels": [3, 20]},
@@ -48,4 +48,4 @@ def test_resumed_run_equals_an_uninterrupted_one(name, cut, tmp_path, monkeypatc
 
     monkeypatch.setattr(SceneDataset, "batches", rest)
     again = go(tmp_path / "out")
-    assert_alike(again, whole)
+    assert_same_result(again, whole)

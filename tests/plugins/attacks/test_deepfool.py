@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from phosphene import Model, load_model, methods
-from phosphene.testing.observation import traffic
+from phosphene.testing.observation import count_passes
 
 deepfool = methods["attacks.deepfool"]
 
@@ -56,7 +56,7 @@ def test_finished_images_take_no_more_passes() -> None:
     labels = model(images).argmax(1)
     labels[:3] = (labels[:3] + 1) % 6
     model.structure  # noqa: B018  - recorded once, with a pass of its own
-    with traffic(model.module) as seen:
+    with count_passes(model.module) as seen:
         deepfool(model, images, labels)
     # Eight images, five of them again with a gradient, and again after the step.
     assert seen.forward == 8 + 5 + 5

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from phosphene import Model, load_model, methods
-from phosphene.testing.observation import traffic
+from phosphene.testing.observation import count_passes
 
 fgsm, pgd = methods["attacks.fgsm"], methods["attacks.pgd"]
 
@@ -47,6 +47,6 @@ def test_takes_two_forward_passes_and_one_backward() -> None:
     model, images = network(), random_images()
     labels = model(images).argmax(1)
     model.structure  # noqa: B018  - recorded once, with a pass of its own
-    with traffic(model.module) as seen:
+    with count_passes(model.module) as seen:
         fgsm(model, images, labels)
     assert (seen.forward, seen.backward) == (8, 4)

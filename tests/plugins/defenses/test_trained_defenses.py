@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from phosphene import ModelError, ProgressEvent, TensorDataset, load_model, load_result, methods, run
-from phosphene.testing.observation import traffic
+from phosphene.testing.observation import count_passes
 from phosphene_plugins.defenses.smooth_activations import SmoothActivation, count_relus
 
 distill = methods["defensive_distillation"]
@@ -63,7 +63,7 @@ def test_cost_is_the_number_of_passes(name: str, dataset: TensorDataset) -> None
     params = methods[name].validate(
         {**TRAININGS[name], "steps": 9, "batch": 2, "labels": "predicted", "held_out": 0.25, "seed": 0}
     )
-    with traffic(model.module) as passes:
+    with count_passes(model.module) as passes:
         methods[name](model, TensorDataset(dataset.images), **params)
     cost = methods[name].spec.cost
     assert cost is not None

@@ -9,16 +9,16 @@ import torch
 
 from phosphene import InputError, MissingExtra, run
 from phosphene.testing.networks import make_network
-from phosphene.testing.observation import traffic
+from phosphene.testing.observation import count_passes
 
 
 def test_missing_library_is_reported_before_any_forward_pass(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     model = make_network("gap")
     assert model.structure.classes  # what the wrapper looks at once is no work
-    with traffic(model.module) as seen, pytest.raises(MissingExtra, match=r"phosphene\[umap\]"):
+    with count_passes(model.module) as seen, pytest.raises(MissingExtra, match=r"phosphene\[umap\]"):
         run("umap", model=model, dataset=torch.rand(8, 3, 24, 24))
-    assert seen.passes == 0
+    assert seen.started == 0
 
 
 def test_more_neighbors_than_images_are_refused():

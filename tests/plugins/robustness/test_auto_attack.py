@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from phosphene import Model, load_model, max_batch, methods
-from phosphene.testing.observation import traffic
+from phosphene.testing.observation import count_passes
 
 auto_attack = methods["robustness.auto_attack"]
 SIZE = (3, 6, 6)
@@ -79,7 +79,7 @@ def test_later_attacks_run_only_on_unbroken_images() -> None:
     model, images = build_model(), random_images()
     labels = predict(model, images)
     model.structure  # noqa: B018  - recorded once, with a pass of its own
-    with traffic(model.module) as seen:
+    with count_passes(model.module) as seen:
         auto_attack(model, images, labels, eps=0.9, seed=0)
     # Twice looked at, once attacked with a look before and one after, and judged.
     assert seen.forward < 6 * 20
@@ -113,7 +113,7 @@ def test_random_logits_are_flagged() -> None:
     model = build_model(postprocess=lambda z: z + 0.01 * torch.randn_like(z))
     images = random_images()
     result = auto_attack(model, images, predict(model, images), effort=0.01, seed=0)
-    assert "random" in result.flags() and "eot" in result.flags()["random"]
+    assert "random" in result.flags() and "eot_samples" in result.flags()["random"]
 
 
 def test_probabilities_in_place_of_logits_are_flagged() -> None:

@@ -147,7 +147,7 @@ def test_models_without_gradients_are_refused() -> None:
     def labels(images: Tensor) -> Tensor:
         return (images.mean((1, 2, 3)) > 0.5).long()
 
-    with pytest.raises(ModelError, match="gives labels alone|lets no gradient"):
+    with pytest.raises(ModelError, match="returns labels alone|lets no gradient"):
         checks(load_model(labels, input_size=(3, 4, 4), classes=["a", "b"]), torch.rand(2, 3, 4, 4), [0, 0])
     cut = resnet().defended(lambda x: x.detach(), "detached")
     with pytest.raises(ModelError, match="no gradient flows .* square and hop_skip_jump need none"):

@@ -21,7 +21,7 @@ from phosphene import (
     methods,
     run,
 )
-from phosphene.testing.observation import assert_alike, traffic
+from phosphene.testing.observation import assert_same_result, count_passes
 from phosphene_plugins.robustness._robustness_report import RobustnessReport
 
 robust_accuracy = methods["robustness.robust_accuracy"]
@@ -97,7 +97,7 @@ def test_broken_images_are_not_attacked_again_in_larger_balls() -> None:
     model.structure  # noqa: B018  - recorded once, with a pass of its own
 
     def passes(*eps: float) -> int:
-        with traffic(model.module) as seen:
+        with count_passes(model.module) as seen:
             result = robust_accuracy(
                 model, dataset, attacks=["pgd"], eps=eps, seed=0, params={"pgd": {"steps": 30}}
             )
@@ -153,7 +153,7 @@ def test_interrupted_run_resumes_to_the_same_result(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(fgsm, "function", lambda *a, **k: attacked.append(1) or function(*a, **k))
     resumed = run("robust_accuracy", out=tmp_path / "report", progress=False, **options)
     assert len(attacked) <= 4  # of the second batch at most, and of the third
-    assert_alike(resumed, complete)
+    assert_same_result(resumed, complete)
     loaded = load_result(tmp_path / "report")
     assert isinstance(loaded, RobustnessReport)
     assert loaded.lines() == complete.lines()
@@ -171,7 +171,7 @@ def test_model_without_logits_is_attacked_by_decision_based_attacks() -> None:
         params={"hop_skip_jump": {"max_queries": 200}},
     )  # fmt: skip
     assert [report.accuracy(eps) for eps in (0, 0.02, 0.2)] == pytest.approx([2 / 3, 2 / 3, 0])
-    with pytest.raises(ModelError, match="gives labels alone"):
+    with pytest.raises(ModelError, match="returns labels alone"):
         robust_accuracy(model, dataset, attacks=["hop_skip_jump", "pgd"], seed=0)
 
 
@@ -203,9 +203,9 @@ def test_invalid_attacks_and_parameters_are_refused_before_any_work(
 ) -> None:
     model = network()
     model.structure  # noqa: B018  - recorded once, with a pass of its own
-    with traffic(model.module) as seen, pytest.raises((InputError, KeyError), match=message):
+    with count_passes(model.module) as seen, pytest.raises((InputError, KeyError), match=message):
         robust_accuracy(model, TensorDataset(random_images(2), ["0", "1"]), seed=0, **options)
-    assert seen.passes == 0
+    assert seen.started == 0
 
 
 def test_data_set_without_labels_is_refused() -> None:
