@@ -137,10 +137,10 @@ def _state(module: nn.Module) -> list[object] | None:
             hooks = [hook for kind in kinds if kind for hook in kind.values()]
         if part.training or any(getattr(hook, "__module__", "") != "phosphene.hooks.tap" for hook in hooks):
             return None
-        attributes = [value for name, value in vars(part).items() if name not in _HOOKS]
-        settings = [value for value in attributes if isinstance(value, (int, float, str))]
-        tensors = [t for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
-        versions = [(t.data_ptr(), t.is_inference() or t._version) for t in tensors]
+        attributes = vars(part).items()
+        settings = [v for name, v in attributes if isinstance(v, (int, float, str)) and name not in _HOOKS]
+        tensors = (*part._parameters.values(), *part._buffers.values())
+        versions = [(t.data_ptr(), t.is_inference() or t._version) for t in tensors if t is not None]
         state += (type(part), id(part), *settings, *versions)
     return state
 
@@ -148,8 +148,9 @@ def _state(module: nn.Module) -> list[object] | None:
 def _attributes(module: nn.Module) -> list[object]:
     """All attributes of all modules as comparable values: complete, but too slow for every call."""
     return [
+        # Most attributes are numbers, strings, tuples of these or empty dicts: none of them needs a call.
         value
-        if type(value) in _IMMUTABLE
+        if type(value) in _IMMUTABLE or (type(value) is tuple and _IMMUTABLE.issuperset(map(type, value)))
         else ()
         if type(value) is dict and not value
         else _comparable(value)
@@ -162,9 +163,6 @@ def _attributes(module: nn.Module) -> list[object]:
 def _comparable(value: object) -> object:
     """A number or string itself, a tensor's version, the items of a container, the identity of the rest."""
     if isinstance(value, (int, float, str)):
-        return value
-    # The stride of a convolution, its padding: most attributes are such tuples, of which no item is visited.
-    if isinstance(value, tuple) and _IMMUTABLE.issuperset(map(type, value)):
         return value
     if isinstance(value, Tensor):
         return (id(value), value.data_ptr(), value.is_inference() or value._version)
