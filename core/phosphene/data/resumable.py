@@ -21,7 +21,7 @@ def resumable(items: Sequence[T], state: dict[str, Any], title: str) -> Iterator
     A resumed run skips the items that were completed. ``state`` (tensors and what JSON holds, by name) is
     updated in place before this function returns, so values may be read from it before the loop as well.
     In the loop, assign new values to its keys: an item that is interrupted is repeated as a whole, and a
-    sum that was changed in place would count it twice.
+    sum that was changed in place would count it twice. An item's own rows of a tensor may be set in place.
 
     Example::
 

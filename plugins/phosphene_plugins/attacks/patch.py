@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,7 @@ from phosphene import (
     hookimpl,
     load_model,
     method,
-    progress_bar,
-    save_progress,
-    saved_progress,
+    resumable,
 )
 from phosphene.optimize import compose, rescale, rotate
 from phosphene.roles import Dataset, Model, Seed
@@ -122,22 +120,18 @@ def patch(
     side = max(1, round(size * min(height, width)))
     mask = _outline(side, shape).to(model.device, model.dtype)
     augment, seed = compose(augmentations), seed or 0
-    state: dict[str, Any] = saved_progress() or {
-        "step": 0,
-        "predictions": predict_classes(model, dataset),
-        "patch": torch.full((channels, side, side), 0.5, dtype=model.dtype),
-        "mean": torch.zeros(channels, side, side, dtype=model.dtype),
-        "square": torch.zeros(channels, side, side, dtype=model.dtype),
-    }
-    predictions, p, mean, square = (
-        state[name].to(model.device) for name in ("predictions", "patch", "mean", "square")
-    )
-    first = state["step"]
+    gray = torch.full((channels, side, side), 0.5, device=model.device, dtype=model.dtype)
+    state = {"patch": gray, "mean": torch.zeros_like(gray), "square": torch.zeros_like(gray)}
+    remaining_steps = resumable(range(steps), state, "adversarial patch")
+    if "predictions" not in state:
+        state["predictions"] = predict_classes(model, dataset)
+    predictions = state["predictions"].to(model.device)
+    p, mean, square = state["patch"], state["mean"], state["square"]
 
     def paste(p: Tensor, images: Tensor, generator: Generator) -> Tensor:
         return _paste(p, mask, images, generator, degrees, scale)
 
-    for step in progress_bar(range(first, steps), "adversarial patch", steps - first):
+    for step in remaining_steps:
         indices = [(step * batch + i) % count for i in range(min(batch, count))]
         gradient = torch.zeros_like(p)
         for part in torch.tensor(indices).split(batch_size(model)):
@@ -150,7 +144,7 @@ def patch(
             gradient += torch.autograd.grad(loss, leaf)[0]
         update, mean, square = adam_step(gradient, mean, square, step, lr)
         p = (p + update).clamp(0, 1)
-        save_progress(step=step + 1, predictions=predictions, patch=p, mean=mean, square=square)
+        state |= {"patch": p, "mean": mean, "square": square}
 
     def paste_each(images: Tensor, indices: Sequence[int]) -> Tensor:
         draws = (Generator().manual_seed((seed + steps + index) % 2**63) for index in indices)

@@ -15,10 +15,8 @@ from phosphene import (
     hookimpl,
     method,
     methods,
-    progress_bar,
     report_progress,
-    save_progress,
-    saved_progress,
+    resumable,
 )  # fmt: skip
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Dataset, Model
@@ -127,21 +125,19 @@ def universal(
     """
     find_example = _inner_attack(attack, {"norm": norm, "eps": eps, "steps": steps})
     count = training_count(dataset, held_out)
-    state: dict[str, Any] = saved_progress() or {
-        "predictions": predict_classes(model, dataset),
-        "perturbation": torch.zeros_like(dataset.read([0])[0]),
-        "done": 0,
-    }
-    predictions = state["predictions"].to(model.device)
-    v = state["perturbation"].to(model.device, model.dtype)
+    batches = [
+        (epoch, range(start, min(start + batch, count)))
+        for epoch in range(epochs)
+        for start in range(0, count, batch)
+    ]
+    state = {"perturbation": torch.zeros_like(dataset.read([0])[0]).to(model.device, model.dtype)}
+    predictions = predict_classes(model, dataset)
 
     def perturb(images: Tensor, indices: Sequence[int]) -> Tensor:
-        return (images + v).clamp(0, 1)
+        return (images + state["perturbation"]).clamp(0, 1)
 
-    batches = [range(start, min(start + batch, count)) for start in range(0, count, batch)] * epochs
-    work = list(enumerate(batches, start=1))[state["done"] :]
-    for done, indices in progress_bar(work, "universal perturbation"):
-        if done > 1 and indices.start == 0:
+    for epoch, indices in resumable(batches, state, "universal perturbation"):
+        if epoch > 0 and indices.start == 0:
             perturbed = predict_classes(model, dataset, perturb, count)
             if float(perturbed.ne(predictions[:count]).double().mean()) >= target_rate:
                 break
@@ -151,13 +147,13 @@ def universal(
             size = batch_size(model)
             parts = zip(points.split(size), labels.split(size), strict=True)
             changes = torch.cat([find_example(model, *part) for part in parts]) - points
-        v_before = v
+        v = state["perturbation"]
         for image, label, r in zip(images, labels, changes, strict=True):
-            if r.any() and (v is v_before or _is_class(model, (image + v).clamp(0, 1), label)):
+            if r.any() and (v is state["perturbation"] or _is_class(model, (image + v).clamp(0, 1), label)):
                 v = _project(v + r, eps, norm)
-        save_progress(predictions=predictions, perturbation=v, done=done)
+        state["perturbation"] = v
     evaluation = evaluate_change(model, dataset, count, predictions, perturb, None)
-    return UniversalPerturbation(perturbation=v, **evaluation)
+    return UniversalPerturbation(perturbation=state["perturbation"], **evaluation)
 
 
 def _inner_attack(name: str, values: dict[str, Any]) -> Callable[[Model, Tensor, Tensor], Tensor]:

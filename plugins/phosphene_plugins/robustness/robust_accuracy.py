@@ -13,10 +13,8 @@ from phosphene import (
     batch_size,
     hookimpl,
     method,
-    progress_bar,
     report_progress,
-    save_progress,
-    saved_progress,
+    resumable,
 )
 from phosphene.roles import Dataset, Model, Seed
 from phosphene.testing import linear_model
@@ -159,25 +157,22 @@ def robust_accuracy(
     counts = tuple(max(1, min(count, budget // max(1, cost))) for cost in costs)
 
     example_images = read(range(min(examples, count)))
-    state = saved_progress() or {
-        "done": 0,
-        "correct": torch.zeros(count, dtype=torch.bool),
-        "success": torch.zeros(len(runners), count, dtype=torch.bool),
-        "radii": first.new_zeros(len(runners), count),
-        "adversarial": example_images.clone(),
-        "best_attack": torch.full((len(example_images),), -1),  # -1: no example so far
-    }
-    keys = ("correct", "success", "radii", "adversarial", "best_attack")
-    correct, success, distances, adversarial, best_attack = (state[key].to(first.device) for key in keys)
     max_batch = batch_size(model)
     batches = [range(i, min(i + max_batch, count)) for i in range(0, count, max_batch)]
     work = [
         (batch, a, radius) for batch in batches for a, runner in enumerate(runners) for radius in runner.radii
     ]
+    state = {
+        "correct": first.new_zeros(count, dtype=torch.bool),
+        "success": first.new_zeros(len(runners), count, dtype=torch.bool),
+        "distances": first.new_zeros(len(runners), count),
+        "adversarial": example_images.clone(),
+        "best_attack": first.new_full((len(example_images),), -1, dtype=torch.int64),  # -1: none so far
+    }
+    steps = resumable(work, state, "attacking")
+    correct, success, distances, adversarial, best_attack = state.values()
     current: range | None = None
-    for step, (batch, a, radius) in enumerate(progress_bar(work, "attacking"), start=1):
-        if step <= state["done"]:
-            continue
+    for batch, a, radius in steps:
         if batch != current:
             current, images = batch, read(batch)
             labels = model(images).argmax(1) if read_labels is None else read_labels(batch)
@@ -190,17 +185,14 @@ def robust_accuracy(
                 result = runners[a].run(model, images[rows], labels[rows], radius)
             distance = result.distance(norm)
             broken = result.success & (distance <= radius * (1 + _ROUNDING))
-            success[a, remaining[broken]] = True
             distances[a, remaining[broken]] = distance[broken].clamp(max=radius)
             for n, example in zip(remaining[broken].tolist(), result.adversarial[broken], strict=True):
                 if n >= len(best_attack):
                     continue
                 if best_attack[n] < 0 or distances[a, n] < distances[best_attack[n], n]:
-                    best_attack[n], adversarial[n] = a, example
-        save_progress(
-            done=step, correct=correct, success=success, radii=distances, adversarial=adversarial,
-            best_attack=best_attack,
-        )  # fmt: skip
+                    adversarial[n], best_attack[n] = example, a
+            # Last, because an interrupted step is repeated on the images without a success.
+            success[a, remaining[broken]] = True
     return RobustnessReport(
         model=model.name,
         attacks=tuple(runner.name for runner in runners),

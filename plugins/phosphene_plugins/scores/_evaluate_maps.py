@@ -17,10 +17,8 @@ from phosphene import (
     Model,
     batch_size,
     methods,
-    progress_bar,
     report_progress,
-    save_progress,
-    saved_progress,
+    resumable,
 )
 from phosphene.errors import InputError
 from phosphene.results import Attribution
@@ -221,18 +219,16 @@ def evaluate_maps(
     columns = sum(len(metric.columns) for metric in metrics)
     shape = (len(models), len(sources), columns)
     examples = min(examples, data.count)
-    state = saved_progress() or {
-        "done": 0,
+    state = {
         "values": first.new_zeros(*shape, data.count),
         "counts": torch.zeros(shape, dtype=torch.int64, device=first.device),
         "maps": first.new_zeros(*shape[:2], examples, *first.shape[2:]),
     }
-    values, counts, example_maps = (state[name].to(first.device) for name in ("values", "counts", "maps"))
     work = [(b, m, s) for b in data.batches() for m in range(len(models)) for s in range(len(sources))]
     batch: tuple[range, Tensor, Tensor | None] | None = None
-    for done, (indices, m, s) in enumerate(progress_bar(work, "scoring maps"), start=1):
+    for indices, m, s in resumable(work, state, "scoring maps"):
         scored = range(indices.start, min(indices.stop, limits[m][s]))
-        if done <= state["done"] or not scored:
+        if not scored:
             continue
         if batch is None or batch[0] != indices:
             batch = (indices, *data.read(indices))
@@ -248,13 +244,12 @@ def evaluate_maps(
                 result = metric.function(context)
                 part = slice(column, column := column + len(metric.columns))
                 if result is not None:
-                    values[m, s, part, scored.start : scored.stop] = result.T.to(values)
-                    counts[m, s, part] = scored.stop
+                    state["values"][m, s, part, scored.start : scored.stop] = result.T.to(first)
+                    state["counts"][m, s, part] = scored.stop
         count = max(0, min(examples, scored.stop) - scored.start)
-        example_maps[m, s, scored.start : scored.start + count] = positive_part(maps[:count])
-        save_progress(done=done, values=values, counts=counts, maps=example_maps)
+        state["maps"][m, s, scored.start : scored.start + count] = positive_part(maps[:count])
     images, masks = data.read(range(examples))
-    return Evaluation(values, counts, images, masks, example_maps)
+    return Evaluation(state["values"], state["counts"], images, masks, state["maps"])
 
 
 def _recompute(source: MapSource, images: Tensor, target: Class, indices: range) -> Callable[[Model], Tensor]:

@@ -13,10 +13,8 @@ from phosphene import (
     hookimpl,
     load_model,
     method,
-    progress_bar,
     report_progress,
-    save_progress,
-    saved_progress,
+    resumable,
 )
 from phosphene.errors import ModelError
 from phosphene.roles import Dataset, Model, Seed
@@ -107,45 +105,38 @@ def sanity_check(
     parts = split_stages(layers, stages)
     first, _ = data.read(range(1))
     examples = min(2, data.count)
-    state = saved_progress() or {
-        "done": 0,
+    state = {
         "trained": first.new_zeros(data.count, *first.shape[2:]),
         "similarity": first.new_zeros(2, len(parts), data.count),
         "maps": first.new_zeros(1 + len(parts), examples, *first.shape[2:]),
     }
-    trained, similarity, example_maps = (
-        state[name].to(first.device) for name in ("trained", "similarity", "maps")
-    )
     copy, randomized = model.copy(), 0
     work = [(stage, indices) for stage in range(1 + len(parts)) for indices in data.batches()]
-    for done, (stage, indices) in enumerate(progress_bar(work, "randomizing"), start=1):
+    for stage, indices in resumable(work, state, "randomizing"):
         while randomized < stage:
             # A seed for each stage: a resumed run draws the same weights.
             generator = torch.Generator().manual_seed(seed + randomized)
             randomize_weights(copy, parts[randomized], generator)
             randomized += 1
-        if done <= state["done"]:
-            continue
         images, _ = data.read(indices)
         with report_progress(False):
             maps = source.compute(copy, images, data.classes(model, images, indices), indices)
         rows = slice(indices.start, indices.stop)
         if stage == 0:
-            trained[rows] = maps
+            state["trained"][rows] = maps
         else:
-            similarity[0, stage - 1, rows], similarity[1, stage - 1, rows] = map_similarity(
-                maps, trained[rows]
+            state["similarity"][:, stage - 1, rows] = torch.stack(
+                map_similarity(maps, state["trained"][rows])
             )
         count = max(0, min(examples, indices.stop) - indices.start)
-        example_maps[stage, indices.start : indices.start + count] = positive_part(maps[:count])
-        save_progress(done=done, trained=trained, similarity=similarity, maps=example_maps)
+        state["maps"][stage, indices.start : indices.start + count] = positive_part(maps[:count])
     return Cascade(
         name=source.name,
         stages=tuple(part[-1] for part in parts),
-        rank=similarity[0],
-        ssim=similarity[1],
+        rank=state["similarity"][0],
+        ssim=state["similarity"][1],
         images=data.read(range(examples))[0],
-        maps=example_maps,
+        maps=state["maps"],
     )
 
 

@@ -19,9 +19,7 @@ from phosphene import (
     hookimpl,
     load_model,
     method,
-    progress_bar,
-    save_progress,
-    saved_progress,
+    resumable_batches,
     scores,
 )
 from phosphene.roles import Dataset, Frames, Model, Seed, Target
@@ -205,20 +203,16 @@ def cluster_images(model: Model, images: Tensor, layer: str | None, k: int, seed
 @torch.no_grad()
 def dataset_scores(model: Model, dataset: Dataset, units: Sequence[Objective]) -> Tensor:
     """Score of every image of a data set for every unit, (U, N); resumes after an interruption."""
-    progress = saved_progress()
-    values, start = progress.get("scores", torch.empty(len(units), 0)), progress.get("read", 0)
-    size = batch_size(model)
-    batch_count = -(-(len(dataset) - start) // size)
-    for batch in progress_bar(dataset.batches(size, start), "top images", batch_count):
+    state = {"scores": torch.empty(len(units), 0)}
+    for batch in resumable_batches(dataset, batch_size(model), state, "top images"):
         images = batch.images.to(model.device, model.dtype)
         if isinstance(units[0], Class):
             logits = model(images)
             new = torch.stack([unit.score(logits) for unit in units])
         else:
             new = torch.stack([scores(model, images, unit) for unit in units])
-        values = torch.cat([values.to(new), new], 1)
-        save_progress(**progress | {"scores": values, "read": batch.indices[-1] + 1})
-    return values.cpu()
+        state["scores"] = torch.cat([state["scores"].to(new), new], 1)
+    return state["scores"].cpu()
 
 
 @hookimpl

@@ -61,6 +61,15 @@ def test_batch_size_does_not_matter() -> None:
     torch.testing.assert_close(complete.adversarial, parts.adversarial, rtol=0, atol=1e-2)
 
 
+def test_examples_show_the_returned_patch() -> None:
+    result = patch(model, scenes, steps=1, lr=0.3, batch=2, held_out=0.5, seed=3)
+    assert len(result.images) == 6
+    for n, (image, example) in enumerate(zip(result.images, result.adversarial, strict=True)):
+        draws = Generator().manual_seed(3 + 1 + 12 + n)  # seed + steps + index: the first half is trained on
+        pasted = _paste(result.perturbation, result.mask, image[None], draws, 20.0, 1.25)
+        assert torch.equal(example, pasted[0])
+
+
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     params = {"model": "builtin:shapes-vgg", "dataset": "builtin:scenes/24", "steps": 8, "seed": 0}
     complete = run("patch", **params)
