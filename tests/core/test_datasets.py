@@ -1,4 +1,4 @@
-"""Data sets: what is asked for is read, nothing else, and what cannot be read is named."""
+"""Data sets: only the requested images are read; unreadable files are named."""
 
 import pytest
 import torch
@@ -10,15 +10,15 @@ from phosphene.data import open_dataset
 from phosphene.images import read_image
 
 
-def test_scattered_scenes_are_those_of_the_stream(monkeypatch):
+def test_scenes_at_scattered_indices_equal_those_of_the_stream(monkeypatch):
     stream = draw_scenes(12, split="test").images
     counts = []
 
-    def counted(count, **where):
+    def counting_draw_scenes(count, **options):
         counts.append(count)
-        return draw_scenes(count, **where)
+        return draw_scenes(count, **options)
 
-    monkeypatch.setattr("phosphene.data.bundled.draw_scenes", counted)
+    monkeypatch.setattr("phosphene.data.bundled.draw_scenes", counting_draw_scenes)
     dataset = SceneDataset(10**6)
     assert torch.equal(dataset.read([11, 0, 3]), stream[[11, 0, 3]])
     dataset.read([0, 10**6 - 1])
@@ -30,12 +30,12 @@ def test_scattered_scenes_are_those_of_the_stream(monkeypatch):
 @pytest.mark.parametrize(
     "uri", ["builtin:scene", "builtin:scenes/0", "builtin:scenes/-1", "builtin:scenes/x"]
 )
-def test_no_such_bundled_data_set(uri):
+def test_unknown_bundled_data_set_is_refused(uri):
     with pytest.raises(InputError, match="no bundled data set"):
         open_dataset(uri, read_image, (64, 64))
 
 
-def test_a_folder_names_what_it_cannot_read(tmp_path):
+def test_unreadable_folder_content_is_named(tmp_path):
     with pytest.raises(InputError, match="holds no pictures"):
         FolderDataset(tmp_path, read_image)
     save_image(torch.rand(3, 4, 5), tmp_path / "a.png")
@@ -50,13 +50,13 @@ def test_a_folder_names_what_it_cannot_read(tmp_path):
         next(FolderDataset(tmp_path, read_image).batches(2))
 
 
-def test_tensors_are_checked_though_they_come_as_a_data_set():
+def test_tensors_of_a_data_set_are_checked():
     model = load_model("builtin:shapes-vgg")
     images = torch.rand(1, 3, 64, 64)
-    for wrong in (
+    for invalid in (
         torch.full((2, 3, 64, 64), 200.0),
         torch.zeros(2, 1, 64, 64),
         torch.zeros(2, 3, 64, 64).byte(),
     ):
         with pytest.raises(InputError):
-            methods["nearest_neighbors"](model, images, TensorDataset(wrong), k=1)
+            methods["nearest_neighbors"](model, images, TensorDataset(invalid), k=1)

@@ -1,4 +1,4 @@
-"""The pointing game, on maps whose answer is known."""
+"""The pointing game on maps with peaks at specified positions."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from scipy.ndimage import distance_transform_edt
 from phosphene.data import dilate_masks, localization
 
 
-def test_a_peak_counts_by_where_it_lies() -> None:
+def test_peak_counts_as_inside_near_or_outside() -> None:
     masks = torch.zeros(4, 20, 20, dtype=torch.bool)
     masks[:, 8:12, 8:12] = True
     heat = torch.zeros(4, 20, 20)
@@ -20,16 +20,16 @@ def test_a_peak_counts_by_where_it_lies() -> None:
     assert score.count == 4
 
 
-def test_growing_a_mask_is_euclidean() -> None:
+def test_dilated_mask_equals_the_euclidean_distance_transform() -> None:
     masks = torch.rand(3, 24, 30, generator=torch.Generator().manual_seed(0)) < 0.02
-    for mask, grown in zip(masks, dilate_masks(masks, 4), strict=True):
-        assert np.array_equal(grown.numpy(), distance_transform_edt(~mask.numpy()) <= 4)
+    for mask, dilated in zip(masks, dilate_masks(masks, 4), strict=True):
+        assert np.array_equal(dilated.numpy(), distance_transform_edt(~mask.numpy()) <= 4)
 
 
 def test_random_maps_score_at_chance() -> None:
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     masks = torch.zeros(4000, 10, 10, dtype=torch.bool)
     masks[:, 2:5, 3:8] = True
-    score = localization(torch.rand(4000, 10, 10, generator=draw), masks, radius=1)
+    score = localization(torch.rand(4000, 10, 10, generator=generator), masks, radius=1)
     assert score.inside == pytest.approx(score.chance_inside, abs=0.02)
     assert score.near == pytest.approx(score.chance_near, abs=0.03)

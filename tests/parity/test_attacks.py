@@ -1,4 +1,4 @@
-"""Attacks beside torchattacks and foolbox, from the same start, in double precision."""
+"""Attacks against torchattacks and foolbox, from the same start, mostly in float64."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def model() -> Model:
 
 @pytest.fixture
 def images() -> Tensor:
-    """Some pixels black or white, so that the order of clipping and projecting shows."""
-    drawn = torch.rand(8, 3, 10, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return (drawn * 1.4 - 0.2).clamp(0, 1)
+    """Some pixels are 0 or 1, so that the order of clipping and projection matters."""
+    values = torch.rand(8, 3, 10, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return (values * 1.4 - 0.2).clamp(0, 1)
 
 
-def both(
+def adversarial_pair(
     peer: object, model: Model, images: Tensor, targeted: bool, **params: object
 ) -> tuple[Tensor, Tensor]:
     before = model(images).argmax(1)
@@ -49,48 +49,55 @@ def both(
 @pytest.mark.parametrize(
     ("eps", "step_size", "steps"), [(8 / 255, 2 / 255, 10), (0.3, 0.05, 20), (0.01, 0.5, 1)]
 )
-def test_pgd_in_linf_agrees_with_torchattacks(
+def test_linf_pgd_equals_torchattacks(
     model: Model, images: Tensor, targeted: bool, eps: float, step_size: float, steps: int
 ) -> None:
     peer = torchattacks.PGD(model.module, eps=eps, alpha=step_size, steps=steps, random_start=False)
-    ours, theirs = both(peer, model, images, targeted, eps=eps, step_size=step_size, steps=steps)
+    ours, theirs = adversarial_pair(peer, model, images, targeted, eps=eps, step_size=step_size, steps=steps)
     assert not torch.equal(theirs, images)
-    # Theirs may lie outside the ball by a rounding, ours never does.
+    # Rounding may place their images outside the ball, never ours.
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize(("eps", "step_size", "steps"), [(0.5, 0.125, 10), (3.0, 0.5, 20), (0.1, 1.0, 1)])
-def test_pgd_in_l2_agrees_with_torchattacks(
+def test_l2_pgd_equals_torchattacks(
     model: Model, images: Tensor, targeted: bool, eps: float, step_size: float, steps: int
 ) -> None:
     peer = torchattacks.PGDL2(
         model.module, eps=eps, alpha=step_size, steps=steps, random_start=False, eps_for_division=0.0
     )
-    ours, theirs = both(peer, model, images, targeted, norm="l2", eps=eps, step_size=step_size, steps=steps)
+    ours, theirs = adversarial_pair(
+        peer, model, images, targeted, norm="l2", eps=eps, step_size=step_size, steps=steps
+    )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.5 / 255), ("l2", 0.1)])
-def test_pgd_leaves_no_more_scenes_right_than_torchattacks_and_foolbox(norm: str, eps: float) -> None:
+def test_pgd_robust_accuracy_is_at_most_that_of_torchattacks_and_foolbox(norm: str, eps: float) -> None:
     model = load_model("builtin:shapes-vgg", dtype=torch.float64)
     model.module.requires_grad_(False)
     images = SceneDataset(16, size=(24, 24)).read(range(16)).double()
     labels, peers = model(images).argmax(1), Normalized(model)
-    told = {"steps": 5, "random_start": False}
-    of_torchattacks = {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[norm]
-    of_foolbox = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
-    ours = pgd(model, images, labels, norm=norm, eps=eps, step_size=eps / 4, **told)
-    ta = of_torchattacks(peers, eps=eps, alpha=eps / 4, **told)(images, labels)
-    bounded = foolbox.PyTorchModel(peers, bounds=(0, 1))
-    _, fb, _ = of_foolbox(abs_stepsize=eps / 4, **told)(bounded, images, labels, epsilons=eps)
-    left = int((~ours.success).sum())
-    assert 0 < left < 16  # so that more could be right, and fewer
-    assert all(left <= int(model(theirs).argmax(1).eq(labels).sum()) for theirs in (ta, fb))
+    options = {"steps": 5, "random_start": False}
+    torchattacks_class = {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[norm]
+    foolbox_class = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
+    ours = pgd(model, images, labels, norm=norm, eps=eps, step_size=eps / 4, **options)
+    torchattacks_images = torchattacks_class(peers, eps=eps, alpha=eps / 4, **options)(images, labels)
+    foolbox_network = foolbox.PyTorchModel(peers, bounds=(0, 1))
+    _, foolbox_images, _ = foolbox_class(abs_stepsize=eps / 4, **options)(
+        foolbox_network, images, labels, epsilons=eps
+    )
+    robust_count = int((~ours.success).sum())
+    assert 0 < robust_count < 16  # neither bound is trivial
+    assert all(
+        robust_count <= int(model(theirs).argmax(1).eq(labels).sum())
+        for theirs in (torchattacks_images, foolbox_images)
+    )
 
 
 class Normalized(nn.Module):
-    """A model's network as a module that takes pixels, for the peers."""
+    """A model's network as a module that normalizes pixels, for the other libraries."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -103,48 +110,52 @@ class Normalized(nn.Module):
 
 @pytest.mark.parametrize("eps", [2 / 255, 0.1])
 @pytest.mark.parametrize("targeted", [False, True])
-def test_fgsm_agrees_with_torchattacks_and_foolbox(
+def test_fgsm_equals_torchattacks_and_foolbox(
     model: Model, images: Tensor, eps: float, targeted: bool
 ) -> None:
-    said = model(images).argmax(1)
-    labels = (said + 1) % 5 if targeted else said
+    predicted = model(images).argmax(1)
+    labels = (predicted + 1) % 5 if targeted else predicted
     ours = fgsm(model, images, labels, eps=eps, targeted=targeted).adversarial
     peer = torchattacks.FGSM(model.module, eps=eps)
     if targeted:
         peer.set_mode_targeted_by_label(quiet=True)
     torch.testing.assert_close(ours, peer(images, labels), rtol=0, atol=1e-15)
-    if not targeted:  # foolbox refuses a target here
-        _, theirs, _ = foolbox.attacks.FGSM(random_start=False)(there(model), images, labels, epsilons=eps)
+    if not targeted:  # foolbox has no targeted FGSM
+        _, theirs, _ = foolbox.attacks.FGSM(random_start=False)(
+            foolbox_model(model), images, labels, epsilons=eps
+        )
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("targeted", [False, True])
-def test_bim_and_pgd_agree_with_foolbox(model: Model, images: Tensor, norm: str, targeted: bool) -> None:
-    said = model(images).argmax(1)
-    labels = (said + 1) % 5 if targeted else said
-    aim = foolbox.criteria.TargetedMisclassification(labels) if targeted else labels
+def test_bim_and_pgd_equal_foolbox(model: Model, images: Tensor, norm: str, targeted: bool) -> None:
+    predicted = model(images).argmax(1)
+    labels = (predicted + 1) % 5 if targeted else predicted
+    criterion = foolbox.criteria.TargetedMisclassification(labels) if targeted else labels
     eps, step = {"linf": (8 / 255, 2 / 255), "l2": (1.0, 0.2)}[norm]
-    given = {"abs_stepsize": step, "steps": 10, "random_start": False}
-    kinds = {"linf": "Linf", "l2": "L2"}
+    options = {"abs_stepsize": step, "steps": 10, "random_start": False}
+    prefixes = {"linf": "Linf", "l2": "L2"}
     for ours, theirs in ((bim, "BasicIterativeAttack"), (pgd, "PGD")):
-        peer = getattr(foolbox.attacks, f"{kinds[norm]}{theirs}")(**given)
-        _, expected, _ = peer(there(model), images, aim, epsilons=eps)
+        peer = getattr(foolbox.attacks, f"{prefixes[norm]}{theirs}")(**options)
+        _, expected, _ = peer(foolbox_model(model), images, criterion, epsilons=eps)
         start = {"random_start": False} if ours is pgd else {}
-        found = ours(
+        result = ours(
             model, images, labels, eps=eps, step_size=step, steps=10, norm=norm, targeted=targeted, **start
         )
-        torch.testing.assert_close(found.adversarial, expected, rtol=0, atol=1e-12 if norm == "l2" else 1e-15)
+        torch.testing.assert_close(
+            result.adversarial, expected, rtol=0, atol=1e-12 if norm == "l2" else 1e-15
+        )
 
 
-def test_bim_agrees_with_torchattacks(model: Model, images: Tensor) -> None:
+def test_bim_equals_torchattacks(model: Model, images: Tensor) -> None:
     labels = model(images).argmax(1)
     theirs = torchattacks.BIM(model.module, eps=8 / 255, alpha=2 / 255, steps=10)(images, labels)
     ours = bim(model, images, labels, eps=8 / 255, step_size=2 / 255, steps=10).adversarial
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-15)
 
 
-def test_momentum_agrees_with_torchattacks(model: Model, images: Tensor) -> None:
+def test_momentum_equals_torchattacks(model: Model, images: Tensor) -> None:
     labels = model(images).argmax(1)
     theirs = torchattacks.MIFGSM(model.module, eps=8 / 255, alpha=2 / 255, steps=10, decay=0.9)(
         images, labels
@@ -153,28 +164,28 @@ def test_momentum_agrees_with_torchattacks(model: Model, images: Tensor) -> None
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-15)
 
 
-def test_deepfool_agrees_with_torchattacks(model: Model, images: Tensor) -> None:
-    """Its picture is the last one of a loop that adds to the clipped picture, ours clips the sum."""
+def test_deepfool_distance_is_close_to_torchattacks(model: Model, images: Tensor) -> None:
+    """torchattacks adds each step to the clipped image; Phosphene clips the sum of all steps."""
     grey = 0.4 + 0.2 * images  # nothing is clipped
     labels = model(grey).argmax(1)
     theirs = torchattacks.DeepFool(model.module, steps=50, overshoot=0.02)(grey, labels)
     ours = deepfool(model, grey, labels)
     assert ours.success.all()
-    far = (theirs - grey).flatten(1).norm(dim=1)
-    torch.testing.assert_close(ours.distance("l2").median(), far.median(), rtol=0.03, atol=0)
+    distances = (theirs - grey).flatten(1).norm(dim=1)
+    torch.testing.assert_close(ours.distance("l2").median(), distances.median(), rtol=0.03, atol=0)
 
 
-def test_carlini_wagner_goes_no_further_than_foolbox_with_no_more_passes(
+def test_carlini_wagner_distance_is_at_most_foolboxs_with_no_more_passes(
     model: Model, images: Tensor
 ) -> None:
     labels = model(images).argmax(1)
     peer = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=6, steps=100)
     with traffic(model.module) as their_passes:
-        _, theirs, won = peer(there(model), images, labels, epsilons=None)
+        _, theirs, foolbox_success = peer(foolbox_model(model), images, labels, epsilons=None)
     with traffic(model.module) as our_passes:
         ours = carlini_wagner(model, images, labels, steps=100, search_steps=6)
     assert our_passes.forward + our_passes.backward <= their_passes.forward + their_passes.backward
-    assert ours.success.all() and won.all()
+    assert ours.success.all() and foolbox_success.all()
     assert ours.distance("l2").median() <= (theirs - images).flatten(1).norm(dim=1).median()
 
 
@@ -192,10 +203,10 @@ def test_apgd_succeeds_at_least_as_often_as_torchattacks(
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("target_classes", [0, 4])
-def test_fab_goes_no_further_than_torchattacks(
+def test_fab_distance_is_at_most_that_of_torchattacks(
     model: Model, images: Tensor, norm: str, target_classes: int
 ) -> None:
-    """It works in single precision, and towards each class the last that succeeds overwrites the others."""
+    """torchattacks computes in float32 and returns the success of the last class, not the nearest."""
     model.module.float()
     images = images.float()
     labels = model(images).argmax(1)
@@ -207,15 +218,15 @@ def test_fab_goes_no_further_than_torchattacks(
         multi_targeted=target_classes > 0,
         n_classes=5,
     )
-    far = (peer(images, labels) - images).flatten(1).norm(float(norm.removeprefix("l")), dim=1)
+    distances = (peer(images, labels) - images).flatten(1).norm(float(norm.removeprefix("l")), dim=1)
     ours = fab(model, images, labels, norm=norm, steps=20, target_classes=target_classes)
     assert ours.success.all()
-    assert (ours.distance(norm) <= far * 1.002).all()
-    assert ours.distance(norm).median() <= far.median() * 1.0001
+    assert (ours.distance(norm) <= distances * 1.002).all()
+    assert ours.distance(norm).median() <= distances.median() * 1.0001
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.008), ("l2", 0.12)])
-def test_apgd_towards_each_class_succeeds_at_least_as_often_as_torchattacks(
+def test_targeted_apgd_succeeds_wherever_torchattacks_does(
     model: Model, images: Tensor, norm: str, eps: float
 ) -> None:
     labels = model(images).argmax(1)
@@ -226,6 +237,6 @@ def test_apgd_towards_each_class_succeeds_at_least_as_often_as_torchattacks(
     assert ours.success[theirs].all()
 
 
-def there(model: Model) -> object:
-    """The network as foolbox takes it."""
+def foolbox_model(model: Model) -> object:
+    """The network as a foolbox model."""
     return foolbox.PyTorchModel(model.module.eval(), bounds=(0, 1))

@@ -1,4 +1,4 @@
-"""A program that uses the public interface; ``make lint`` checks its types strictly, from outside."""
+"""A program that uses the public interface; ``make lint`` type-checks it strictly, outside the project."""
 
 from __future__ import annotations
 
@@ -56,25 +56,25 @@ def brightness(
     power: Annotated[float, Field(gt=0, le=4)] = 1.0,
     seed: Seed = None,
 ) -> Attribution:
-    """Claim that bright pixels matter."""
+    """Brightness of each pixel as attribution map."""
     return Attribution(images=images, maps=images.mean(1) ** power, targets=target.names(model, len(images)))
 
 
 @method(family="attacks")
 def nothing(model: ModelInput, images: Images, labels: Labels) -> AdversarialExamples:
-    """Leave every image as it is."""
+    """Return every image unchanged."""
     logits = model(images)
     return AdversarialExamples.from_logits(model, images, images, labels, logits, logits, targeted=False)
 
 
 @hookimpl
 def phosphene_methods() -> Sequence[object]:
-    """What this module brings."""
+    """The methods of this module."""
     return [brightness, nothing]
 
 
-class Watch:
-    """An observer, and where progress goes."""
+class Observer:
+    """An observer of runs and of their progress."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -83,19 +83,19 @@ class Watch:
     def phosphene_after_run(
         self, run: PreparedRun, result: Result | None, error: BaseException | None
     ) -> None:
-        """Tell how a run ended."""
+        """Print the error or the result of a run."""
         print(run.method, error or (result and result.lines()))
 
-    def tell(self, event: ProgressEvent) -> None:
-        """Take in a step."""
+    def report(self, event: ProgressEvent) -> None:
+        """Record a progress event."""
         self.steps.append(event.done)
         print(event.as_json(), event.total, event.note)
 
 
-def look(name: str, folder: Path) -> float:
-    """Look methods up, foretell, run, save, read back, replay."""
-    found = methods.find(family="attribution", needs="gradients")
-    titles: list[str] = [each.spec.title for each in found]
+def inspect_and_run(name: str, folder: Path) -> float:
+    """Find methods, estimate the cost, run, save, load and replay."""
+    matches = methods.find(family="attribution", needs="gradients")
+    titles: list[str] = [match.spec.title for match in matches]
     spec: MethodSpec = methods[name].spec
     bounds = spec.params_schema["properties"]
     if spec.cost is not None:
@@ -106,8 +106,8 @@ def look(name: str, folder: Path) -> float:
     request = prepare(name, model=model, images=images)
     assert_type(request, PreparedRun)
     assert_type(request.passes(), tuple[int, int] | None)
-    watch = Watch()
-    with max_batch(8), report_progress(watch.tell):
+    observer = Observer()
+    with max_batch(8), report_progress(observer.report):
         result = run(name, model=model, images=images, out=folder, seed=0)
     assert_type(result, Result)
     print(titles, bounds, request.produced(load_result(folder)), replay(folder).same, result.provenance)
@@ -115,7 +115,7 @@ def look(name: str, folder: Path) -> float:
 
 
 def call(model: Model, images: Tensor) -> Tensor:
-    """A method is a function of the types that it was written with."""
+    """A method has the types of the decorated function."""
     assert_type(brightness(model, images, power=2.0), Attribution)
     assert_type(brightness.spec, MethodSpec)
     attacked = nothing(model, images, torch.zeros(len(images), dtype=torch.int64))
@@ -129,14 +129,14 @@ def call(model: Model, images: Tensor) -> Tensor:
     return maps.maps.sum() + attacked.distance("l2").sum() + logits.sum() + features.sum()
 
 
-def named(each: Method[..., Attribution]) -> str:
-    """What a method that gives maps is called."""
-    return each.spec.short_name
+def short_name_of(attribution: Method[..., Attribution]) -> str:
+    """The short name of an attribution method."""
+    return attribution.spec.short_name
 
 
 if __name__ == "__main__":
     try:
-        print(look("pgd", Path("out")), named(brightness))
+        print(inspect_and_run("pgd", Path("out")), short_name_of(brightness))
     except UnknownName as error:
         sys.exit(f"no such name: {error}")
     except (InputError, PhospheneError) as error:
