@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from phosphene import Model, TensorDataset, load_model, methods
 from phosphene.data import SceneDataset
-from phosphene.testing.observation import Traffic, traffic
+from phosphene.testing.observation import Passes, count_passes
 
 Work = Callable[[], Any]
 #: Name of the row, Phosphene's work, the work of other libraries by name, and their subject.
@@ -66,7 +66,7 @@ class Subject:
 
     def summary(self, work: Work) -> str:
         """Fooling rate, median distance and number of images passed forward and backward."""
-        passes, result = self.count_passes(work)
+        passes, result = self.run_and_count(work)
         counts = f"{passes.forward} forward + {passes.backward} backward"
         if result is None:
             return counts
@@ -77,16 +77,16 @@ class Subject:
         median = distances.masked_fill(~success, torch.inf).median()
         return f"{success.double().mean():.0%}, median {self.norm} {median:.4f}, {counts}"
 
-    def count_passes(self, work: Work) -> tuple[Traffic, Any]:
+    def run_and_count(self, work: Work) -> tuple[Passes, Any]:
         """The passes during ``work``, and its result: adversarial images, or their distance."""
-        with traffic(self.model.module) as passes:
+        with count_passes(self.model.module) as passes:
             result = work()
         result = getattr(result, "adversarial", result)
         return passes, torch.from_numpy(result) if isinstance(result, np.ndarray) else result
 
     def passes_alone(self, work: Work) -> Work:
         """As many passes as ``work`` runs, and nothing else."""
-        passes, _ = self.count_passes(work)
+        passes, _ = self.run_and_count(work)
         module, batch = self.module(), len(self.images)
         forward, backward = (-(-rows // batch) for rows in (passes.forward, passes.backward))
 

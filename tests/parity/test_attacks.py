@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from phosphene import Model, load_model, methods
 from phosphene.data import SceneDataset
-from phosphene.testing.observation import traffic
+from phosphene.testing.observation import count_passes
 
 pgd, bim, fgsm = (methods[f"attacks.{name}"] for name in ("pgd", "bim", "fgsm"))
 deepfool, carlini_wagner = methods["attacks.deepfool"], methods["attacks.carlini_wagner"]
@@ -180,9 +180,9 @@ def test_carlini_wagner_distance_is_at_most_foolboxs_with_no_more_passes(
 ) -> None:
     labels = model(images).argmax(1)
     peer = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=6, steps=100)
-    with traffic(model.module) as their_passes:
+    with count_passes(model.module) as their_passes:
         _, theirs, foolbox_success = peer(foolbox_model(model), images, labels, epsilons=None)
-    with traffic(model.module) as our_passes:
+    with count_passes(model.module) as our_passes:
         ours = carlini_wagner(model, images, labels, steps=100, search_steps=6)
     assert our_passes.forward + our_passes.backward <= their_passes.forward + their_passes.backward
     assert ours.success.all() and foolbox_success.all()
