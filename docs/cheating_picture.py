@@ -9,7 +9,7 @@ from pathlib import Path
 from method_pages import kept
 
 from phosphene import run
-from phosphene_plugins.pages._single_file_page import picture, rows_of, write_whole
+from phosphene_plugins.pages._single_file_page import panel_rows, picture, write_text
 
 
 def write_cheating(folder: Path, sources: str, tell: Callable[[str], None]) -> None:
@@ -28,5 +28,5 @@ def write_cheating(folder: Path, sources: str, tell: Callable[[str], None]) -> N
         seed=0,
         progress=False,
     )
-    write_whole(folder / "cheating.html", picture(rows_of(scores), "two networks' maps of the same scenes"))
-    write_whole(folder / "cheating.json", json.dumps({"sources": sources}))
+    write_text(folder / "cheating.html", picture(panel_rows(scores), "two networks' maps of the same scenes"))
+    write_text(folder / "cheating.json", json.dumps({"sources": sources}))

@@ -1,4 +1,4 @@
-"""What the page on defences says of margins that were learned: radii that are proven, and what PGD finds."""
+"""The numbers of the page on defenses about margins: certified radii, and success rates of PGD."""
 
 from typing import Any
 
@@ -10,16 +10,18 @@ ATTACK: dict[str, Any] = {"eps": 0.3, "norm": "l2", "step_size": 0.075, "steps":
 
 
 def main() -> None:
-    """Train a network for its margins, and look at it and the one it was made from."""
-    seen = draw_scenes(64, split="test", start=50_000)
+    """Train a network for its margins, and evaluate it and the one that it was trained from."""
+    test = draw_scenes(64, split="test", start=50_000)
     model = load_model("builtin:shapes-vgg")
     trained = run("lipschitz_fit", model=model, dataset="builtin:scenes/256", **RECIPE, seed=0).model()
-    for victim in (model, trained):
-        proven = methods["lipschitz"](victim, seen.images)
-        right = proven.labels.eq(seen.labels).float().mean()
-        changed = methods["pgd"](victim, seen.images, proven.labels, **ATTACK, seed=0).success.float().mean()
-        shares = f"right {right:.0%}, answers that PGD changes {changed:.0%}"
-        print(f"{proven.subject}, median radius {proven.radius.median():.1g}, {shares}", flush=True)
+    for classifier in (model, trained):
+        proven = methods["lipschitz"](classifier, test.images)
+        accuracy = proven.labels.eq(test.labels).float().mean()
+        changed = (
+            methods["pgd"](classifier, test.images, proven.labels, **ATTACK, seed=0).success.float().mean()
+        )
+        rates = f"accuracy {accuracy:.0%}, predictions that PGD changes {changed:.0%}"
+        print(f"{proven.subject}, median radius {proven.radius.median():.1g}, {rates}", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,31 +18,15 @@ from phosphene import MethodSpec, load_model, methods
 from phosphene.parameter_text import bounds_text, default_text, kind_text, option_name
 from phosphene.registry import family_title
 from phosphene.results import Result
+from phosphene.roles import ROLES
 from phosphene.spec import Invariant
 from phosphene_plugins.gallery._gallery_page import make_exhibit
-from phosphene_plugins.pages._single_file_page import picture, write_whole
+from phosphene_plugins.pages._single_file_page import picture, write_text
 
 #: A figure's command and Python lines, its seconds, and a digest of the sources that it was drawn with.
 Demo = dict[str, Any]
 #: The files of a method.
 _SUFFIXES = (".md", ".html", ".json")
-#: What an input of each role is.
-_ROLES = {
-    "model": "a model; default: the bundled `builtin:shapes-vgg`",
-    "images": "images; default: bundled scenes",
-    "labels": "one class per image; default: the predicted classes",
-    "masks": "object masks; default: those of the bundled scenes",
-    "start": "images to start the optimisation from, one for all or one each; default: random noise",
-    "guide": "guide images of any size; default: none",
-    "target": "what the score is of; default: the predicted class",
-    "dataset": "a data set, read in batches; default: bundled scenes",
-    "texture": "a texture sample; default: a bundled texture",
-    "styles": "style images; default: bundled textures",
-    "stylizer": "a network that `fast_style_fit` trained; default: the bundled one",
-    "adaptive_stylizer": "a network that `adaptive_style_fit` trained; default: the bundled one",
-    "denoiser": "a diffusion model: a diffusers pipeline's folder or a `Denoiser`; default: the bundled one",
-    "generator": "a decoder from latent codes to images, a `Generator`; default: the bundled autoencoder's",
-}
 
 
 def write_method_pages(folder: Path, log: Callable[[str], None]) -> None:
@@ -62,8 +46,8 @@ def write_method_pages(folder: Path, log: Callable[[str], None]) -> None:
     sources = sources_digest()
     for call, id in calls.items():
         demo = cached_demo(folder / id, sources) or draw(call, folder / id, sources, log)
-        write_whole(folder / f"{id}.md", method_page(methods[call].spec, demo))
-    write_whole(folder / "index.md", _index({family: ids for family, ids in by_family.items() if ids}))
+        write_text(folder / f"{id}.md", method_page(methods[call].spec, demo))
+    write_text(folder / "index.md", _index({family: ids for family, ids in by_family.items() if ids}))
 
 
 def sources_digest() -> str:
@@ -92,8 +76,8 @@ def draw(call: str, stem: Path, sources: str, log: Callable[[str], None]) -> Dem
     if exhibit.failure:
         raise RuntimeError(f"the demo of {call} failed: {exhibit.failure}")
     demo = {"command": exhibit.command, "python": exhibit.python, "seconds": exhibit.seconds}
-    write_whole(stem.with_name(f"{stem.name}.html"), picture(exhibit.rows, exhibit.spec.title))
-    write_whole(stem.with_name(f"{stem.name}.json"), json.dumps(demo | {"sources": sources}))
+    write_text(stem.with_name(f"{stem.name}.html"), picture(exhibit.rows, exhibit.spec.title))
+    write_text(stem.with_name(f"{stem.name}.json"), json.dumps(demo | {"sources": sources}))
     return demo
 
 
@@ -156,8 +140,9 @@ def _signature(spec: MethodSpec) -> str:
     """Inputs and parameters in one table."""
     rows = [["name", "type", "bounds", "default", "description"], ["---"] * 5]
     for declared in spec.inputs:
-        meaning = _ROLES.get(declared.role, declared.role)
-        rows.append([_named(declared.name, spec), "input", "", "", meaning])
+        role = ROLES[declared.role]
+        meaning = f"{role.description}; command line: {role.help}"
+        rows.append([_named(declared.name, spec), "input", "", "", _escaped(meaning)])
     for name, schema in spec.params_schema["properties"].items():
         cells = [kind_text(schema), bounds_text(schema), default_text(schema), schema.get("description", "")]
         rows.append([_named(name, spec), *map(_escaped, cells)])

@@ -19,8 +19,8 @@ from phosphene.builtin.textures import load_texture
 from phosphene.images import charts
 from phosphene.optimize import gram_matrix
 from phosphene.results import Panel, TrainedNetwork
-from phosphene_plugins.pages._single_file_page import picture, write_whole
-from phosphene_plugins.style._style_loss import Aim, Perception, relative
+from phosphene_plugins.pages._single_file_page import picture, write_text
+from phosphene_plugins.style._style_loss import StyleLoss, StyleTargets, relative_error
 
 STYLE = "swirls"
 #: The styles that the network of each norm learns.
@@ -39,12 +39,12 @@ def write_normalisation(folder: Path, sources: str, tell: Callable[[str], None])
     folder.mkdir(parents=True, exist_ok=True)
     model, scenes = load_model("builtin:shapes-vgg"), draw_scenes(16, split="test").images
     networks = trained(model, draw_scenes(200).images, steps=200)
-    write_whole(folder / "normalisation-numbers.md", numbers(networks, model, scenes))
-    write_whole(folder / "normalisation-losses.html", picture([[losses(networks)]], "loss over the steps"))
-    write_whole(
+    write_text(folder / "normalisation-numbers.md", numbers(networks, model, scenes))
+    write_text(folder / "normalisation-losses.html", picture([[losses(networks)]], "loss over the steps"))
+    write_text(
         folder / "normalisation.html", picture(rows(networks, scenes[:2]), "the same at less contrast")
     )
-    write_whole(folder / "normalisation.json", json.dumps({"sources": sources}))
+    write_text(folder / "normalisation.json", json.dumps({"sources": sources}))
 
 
 def trained(model: Model, scenes: Tensor, steps: int) -> dict[str, TrainedNetwork]:
@@ -68,21 +68,21 @@ def painted(network: TrainedNetwork, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measured(network: TrainedNetwork, loss: Perception, images: Tensor) -> tuple[float, float]:
+def measured(network: TrainedNetwork, loss: StyleLoss, images: Tensor) -> tuple[float, float]:
     """The weighted style and content losses of a network's outputs for the images."""
     texture = load_texture(STYLE)[None]
-    targets = Aim(loss.content(images), loss.style(texture, torch.ones(1)))
-    *features, content = loss.maps(painted(network, images))
+    targets = StyleTargets(loss.content_features(images), loss.style_grams(texture, torch.ones(1)))
+    *features, content = loss.features(painted(network, images))
     style, content = (
-        loss.style_loss([gram_matrix(maps) for maps in features], targets),
-        relative(content, targets.content),
+        loss.style_loss([gram_matrix(maps) for maps in features], targets.style_grams),
+        relative_error(content, targets.content),
     )
     return WEIGHTS["style_weight"] * float(style.mean()), WEIGHTS["content_weight"] * float(content.mean())
 
 
 def numbers(networks: Mapping[str, TrainedNetwork], model: Model, scenes: Tensor) -> str:
     """A table of the losses of test scenes at several contrasts."""
-    loss = Perception(model)
+    loss = StyleLoss(model)
     headers = [f"{what}, {contrast:.0%}" for contrast in CONTRASTS for what in ("style", "content")]
     lines = [f"| norm | {' | '.join(headers)} |", "| --- " * (1 + len(headers)) + "|"]
     for norm, network in networks.items():

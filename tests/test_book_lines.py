@@ -31,17 +31,17 @@ def targets() -> dict[str, Any]:
     return execute("targets.md")
 
 
-def test_caption_map_peaks_on_the_named_object(targets: dict[str, Any]) -> None:
+def test_caption_maps_peak_on_the_named_object(targets: dict[str, Any]) -> None:
     mask = targets["scenes"].masks[targets["names"].index("arrow")]
-    for name in ("why_arrow", "hidden"):
+    for name in ("caption_cam", "caption_occlusion"):
         heat = targets[name].heat()[0]
         assert mask.flatten()[heat.flatten().argmax()], name
-    inside = targets["why_first_word"].maps[0]
+    inside = targets["first_word"].maps[0]
     assert inside[mask].mean() > 3 * inside[~mask].mean()
-    assert targets["why_arrow"].targets == ("log_probability",)
+    assert targets["caption_cam"].targets == ("log_probability",)
 
 
-def test_caption_score_is_the_sum_of_the_words_log_probabilities(targets: dict[str, Any]) -> None:
+def test_caption_score_is_the_sum_over_its_words(targets: dict[str, Any]) -> None:
     logits = targets["captioner"](targets["arrow"])
     words = [targets["VOCABULARY"].index(word) for word in ("an", "arrow")]
     probabilities = logits.softmax(2)[0, [0, 1], words]
@@ -51,23 +51,27 @@ def test_caption_score_is_the_sum_of_the_words_log_probabilities(targets: dict[s
     assert targets["caption"]("a star")(logits) < targets["caption"]("an arrow")(logits) - 5
 
 
-def test_similarity_peaks_on_stars_and_is_zero_for_the_cosine_with_the_reference(
+def test_similarity_maps_peak_on_stars_and_vanish_for_the_reference(
     targets: dict[str, Any],
 ) -> None:
     stars = [n for n, name in enumerate(targets["names"]) if name == "star"]
     assert len(stars) > 1
     reference, *others = stars
-    # Zero up to rounding: the maps are computed by an optimized copy of the network.
-    assert targets["alike"].maps[reference].max() < 1e-5 * targets["alike"].maps.max()
-    model, images, like_the_star = targets["model"], targets["scenes"].images, targets["like_the_star"]
-    signed = methods["grad_cam"](model, images, like_the_star).as_convention("captum").maps
+    # Nothing but rounding: the reference is the network's, the maps are from its optimized copy.
+    assert targets["similarity_cam"].maps[reference].max() < 1e-5 * targets["similarity_cam"].maps.max()
+    model, images, similarity_to_star = (
+        targets["model"],
+        targets["scenes"].images,
+        targets["similarity_to_star"],
+    )
+    signed = methods["grad_cam"](model, images, similarity_to_star).as_convention("captum").maps
     assert (signed.sum((1, 2)).abs() < 1e-4 * signed.abs().sum((1, 2)))[others].all()
-    assert targets["tried"].maps[reference].max() > 0.01
+    assert targets["similarity_occlusion"].maps[reference].max() > 0.01
     for n in stars:
-        assert targets["scenes"].masks[n].flatten()[targets["shared"].heat()[n].flatten().argmax()]
+        assert targets["scenes"].masks[n].flatten()[targets["projection_cam"].heat()[n].flatten().argmax()]
 
 
-def test_sentence_is_a_target_of_the_vision_language_model(targets: dict[str, Any]) -> None:
+def test_prompts_are_targets_of_a_vision_language_model(targets: dict[str, Any]) -> None:
     assert targets["a_star"].targets == ("a photo of a star",)
     assert targets["a_star"].maps.shape == (1, 4, 4) and targets["a_star"].maps.isfinite().all()
     attack, clip = targets["to_arrow"], targets["clip"]

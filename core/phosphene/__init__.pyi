@@ -1,4 +1,4 @@
-"""The public names of Phosphene, each with its home; ``__init__`` fetches them when they are first used."""
+"""The public names of Phosphene; ``__init__`` imports each when it is first used."""
 
 from .checkpoints import save_progress as save_progress
 from .checkpoints import saved_progress as saved_progress
@@ -6,6 +6,8 @@ from .data.bundled import SceneDataset as SceneDataset
 from .data.datasets import Dataset as Dataset
 from .data.datasets import TensorDataset as TensorDataset
 from .data.folders import FolderDataset as FolderDataset
+from .data.resumable import resumable as resumable
+from .data.resumable import resumable_batches as resumable_batches
 from .errors import DivergenceError as DivergenceError
 from .errors import InputError as InputError
 from .errors import MissingExtra as MissingExtra
@@ -33,13 +35,14 @@ from .registry.method import Method as Method
 from .registry.method import method as method
 from .registry.plugins import BrokenPlugin as BrokenPlugin
 from .registry.plugins import Plugin as Plugin
+from .registry.spec_json import spec_from_json as spec_from_json
 from .results import Result as Result
-from .results import load_result as load_result
-from .roles.kinds import read_images as read_images
+from .roles.images import read_images as read_images
 from .runs.prepare import prepare as prepare
 from .runs.prepared_run import PreparedRun as PreparedRun
 from .runs.replay import replay as replay
 from .runs.run import run as run
+from .runs.saved_results import load_result as load_result
 from .spec.cost import Cost as Cost
 from .spec.spec import MethodSpec as MethodSpec
 from .spec.spec import Reference as Reference

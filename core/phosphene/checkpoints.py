@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-#: Seconds between two writings: what a lost machine costs at most.
+#: Seconds between two writes: the most work that a crash loses.
 INTERVAL = 10.0
 
 
-#: What is said where work was cut off and kept.
-RESUME_HINT = "what was done so far is kept: the same run, given the same out, goes on with it"
+#: The note on an interrupted run whose checkpoint was written.
+RESUME_HINT = "the progress is saved: the same run with the same output folder resumes"
 
 
 _METADATA = "phosphene"
@@ -30,28 +30,30 @@ _METADATA = "phosphene"
 
 @dataclass
 class Checkpoint:
-    """The work of one run, kept in a file until the run is whole.
+    """The progress of one run, in a file that is deleted when the run is complete.
 
-    ``identity`` says which run: what another one left in the file is not gone on with.
+    ``identity`` is the run's digest: a file of another run is not resumed from.
     """
 
     file: Path
     identity: str
     seed: int | None = None
     state: dict[str, Any] = field(default_factory=dict)
-    #: How many slots of work have begun in this call, and whether the result that it gave is not whole yet.
+    #: How many slots the call has opened so far.
     slots: int = 0
+    #: Whether the result that was returned is of an optimisation that was stopped early.
     unfinished: bool = False
     _written: float = field(default_factory=time.monotonic)
 
     def __enter__(self) -> Checkpoint:
         try:
-            with safe_open(self.file, "pt") as kept:
-                told = json.loads((kept.metadata() or {}).get(_METADATA, "{}"))
-                if told.get("identity") == self.identity:
-                    self.seed = told["seed"]
-                    self.state = told["state"] | {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118
-        except (FileNotFoundError, SafetensorError):  # nothing there, or nothing whole: from the beginning
+            with safe_open(self.file, "pt") as file:
+                metadata = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+                if metadata.get("identity") == self.identity:
+                    self.seed = metadata["seed"]
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    self.state = metadata["state"] | tensors
+        except (FileNotFoundError, SafetensorError):  # no file, or a damaged one: the run starts anew
             pass
         return self
 
@@ -64,10 +66,10 @@ class Checkpoint:
                 error.add_note(RESUME_HINT)
 
     def write(self) -> None:
-        """Put the state into the file, whole or not at all."""
+        """Write the state to the file, atomically."""
         tensors = {name: value for name, value in self.state.items() if isinstance(value, Tensor)}
         rest = {name: value for name, value in self.state.items() if name not in tensors}
-        told = json.dumps({"identity": self.identity, "seed": self.seed, "state": rest})
+        metadata = json.dumps({"identity": self.identity, "seed": self.seed, "state": rest})
         stored = {
             n: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
             for n, t in tensors.items()
@@ -75,7 +77,7 @@ class Checkpoint:
         partial = self.file.with_name(f"{self.file.name}.part")
         self.file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            save_file(stored, partial, {_METADATA: told})
+            save_file(stored, partial, {_METADATA: metadata})
             os.replace(partial, self.file)
         finally:
             partial.unlink(missing_ok=True)
@@ -83,12 +85,12 @@ class Checkpoint:
 
 
 def checkpoint_path(out: str | os.PathLike[str]) -> Path:
-    """Where the work for a result's folder is kept until that is whole."""
+    """The checkpoint file of a run that saves to this folder, a hidden file beside it."""
     folder = Path(out).resolve()
     return folder.with_name(f".{folder.name}.unfinished")
 
 
-#: Of the run that is about to call its method, and of the call that is at work.
+#: The checkpoint of the run that is about to call its method, and that of the call in progress.
 _pending: ContextVar[Checkpoint | None] = ContextVar("phosphene_checkpoint_pending", default=None)
 
 
@@ -97,7 +99,7 @@ _active: ContextVar[Checkpoint | None] = ContextVar("phosphene_checkpoint", defa
 
 @contextmanager
 def use_checkpoint(checkpoint: Checkpoint | None) -> Iterator[None]:
-    """Inside, the first method that is called keeps its work here; what it calls itself does not."""
+    """Inside, the first method that is called uses the checkpoint; methods that it calls do not."""
     token = _pending.set(checkpoint)
     try:
         yield
@@ -107,7 +109,7 @@ def use_checkpoint(checkpoint: Checkpoint | None) -> Iterator[None]:
 
 @contextmanager
 def claim_checkpoint() -> Iterator[Checkpoint | None]:
-    """One method's call: it takes what is pending, and what is called inside finds nothing."""
+    """For one method's call: yields the pending checkpoint, and hides it from methods called inside."""
     checkpoint = _pending.get()
     tokens = _pending.set(None), _active.set(checkpoint)
     try:
@@ -118,20 +120,21 @@ def claim_checkpoint() -> Iterator[Checkpoint | None]:
 
 
 def saved_progress() -> dict[str, Any]:
-    """What ``keep`` was given last, when this very run was cut off; empty where it begins."""
+    """The last ``save_progress`` of this run before it was interrupted; empty if it starts anew."""
     checkpoint = _active.get()
     return {} if checkpoint is None else dict(checkpoint.state)
 
 
 def is_checkpointing() -> bool:
-    """Whether what is kept has a place, so that nothing dear is put together in vain."""
+    """Whether ``save_progress`` has a file to write to; if not, a costly state need not be assembled."""
     return _active.get() is not None
 
 
 def save_progress(**state: Any) -> None:
-    """Keep what a method has done so far, tensors and what JSON holds; it may be asked after every step.
+    """Save a method's progress: tensors and JSON values by name. It may be called after every step.
 
-    Only ``run(..., out=folder)`` has a place for it: beside the folder, until the result is whole.
+    Only inside ``run(..., out=folder)``: the state is written every ``INTERVAL`` seconds to a file beside the
+    folder, which is deleted when the result is complete.
     """
     checkpoint = _active.get()
     if checkpoint is not None:
@@ -141,7 +144,7 @@ def save_progress(**state: Any) -> None:
 
 
 class CheckpointSlot:
-    """One of several loops of a call, with its own place in what is kept: ``state``, as it was cut off."""
+    """The progress of one of several loops in a call; ``state`` is the one before an interruption."""
 
     def __init__(self) -> None:
         self._checkpoint = _active.get()
@@ -149,15 +152,15 @@ class CheckpointSlot:
         if self._checkpoint is not None:
             self._name = f"{self._checkpoint.slots}."
             self._checkpoint.slots += 1
-            kept = self._checkpoint.state.items()
-            self.state = {k.removeprefix(self._name): v for k, v in kept if k.startswith(self._name)}
+            saved = self._checkpoint.state.items()
+            self.state = {k.removeprefix(self._name): v for k, v in saved if k.startswith(self._name)}
 
     def due(self) -> bool:
-        """Whether it is time to keep what is done, which may cost something to gather."""
+        """Whether the interval is over, so that a state that is costly to assemble will be written."""
         return self._checkpoint is not None and time.monotonic() - self._checkpoint._written >= INTERVAL
 
     def save(self, **state: Any) -> None:
-        """Like ``keep``, beside what the other slots keep; what is given must not change any more."""
+        """``save_progress`` for this loop alone. Its tensors must not be changed in place afterwards."""
         if self._checkpoint is not None:
             save_progress(
                 **self._checkpoint.state | {self._name + name: value for name, value in state.items()}

@@ -1,4 +1,4 @@
-"""How a public name goes away: for one minor version it still answers, and says what to use instead."""
+"""Deprecated public names: for one minor version they still work, with a warning."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ R = TypeVar("R")
 
 
 def moved(module: str, names: Mapping[str, str], otherwise: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A module's ``__getattr__`` for names that went: ``{"old": "phosphene.home.new"}``."""
+    """A module's ``__getattr__`` for names that have moved: ``{"old": "phosphene.home.new"}``."""
 
-    def answer(name: str) -> Any:
+    def get(name: str) -> Any:
         if name not in names:
             return otherwise(name)
         _warn(f"{module}.{name}", names[name])
         return pkgutil.resolve_name(names[name])
 
-    return answer
+    return get
 
 
 def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator for a function whose parameters have new names: ``@renamed(old="new")``."""
+    """Decorator of a function whose parameters were renamed: ``@renamed(old="new")``."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
@@ -43,4 +43,4 @@ def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _warn(old: str, new: str) -> None:
-    warnings.warn(f"{old} goes away: use {new}", PhospheneDeprecationWarning, stacklevel=3)
+    warnings.warn(f"{old} is deprecated: use {new}", PhospheneDeprecationWarning, stacklevel=3)

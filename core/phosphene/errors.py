@@ -1,4 +1,14 @@
-"""What can go wrong, said to a person: what was wrong, what is allowed, the nearest right thing."""
+"""Exceptions: each message says what was wrong, what is allowed and the nearest valid value.
+
+PhospheneError
+├── InputError (ValueError)
+├── ModelError
+├── DivergenceError
+├── PluginError
+├── MissingExtra (ImportError)
+└── UnknownName (KeyError)
+PhospheneDeprecationWarning (DeprecationWarning)
+"""
 
 from __future__ import annotations
 
@@ -7,30 +17,30 @@ from collections.abc import Iterable
 
 
 class PhospheneError(Exception):
-    """Any error Phosphene raises on purpose; its message is one sentence or two."""
+    """Base class of Phosphene's errors; the message is one or two sentences for the user."""
 
 
 class InputError(PhospheneError, ValueError):
-    """An input or a parameter that a method cannot work with."""
+    """An invalid input or parameter."""
 
 
 class ModelError(PhospheneError):
-    """A model that lacks what a method needs (a GAP head, a ReLU, weights, ...)."""
+    """A model that lacks what a method needs: a GAP head, a ReLU, gradients, ..."""
 
 
 class DivergenceError(PhospheneError):
-    """An optimisation that went to NaN or infinity, or cannot start."""
+    """An optimisation that reached NaN or infinity, or cannot start."""
 
 
 class PluginError(PhospheneError):
-    """A plugin that cannot be loaded or breaks the rules of registration."""
+    """A plugin that cannot be loaded, or that violates the rules of registration."""
 
 
 class MissingExtra(PhospheneError, ImportError):
-    """What needs a library that is not installed; the message says which extra brings it."""
+    """An optional library is not installed; the message names the extra that installs it."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(what, extra)  # as given, so that it can be pickled
+        super().__init__(what, extra)  # the arguments, from which pickle makes it again
 
     def __str__(self) -> str:
         what, extra = self.args
@@ -38,13 +48,13 @@ class MissingExtra(PhospheneError, ImportError):
 
 
 class PhospheneDeprecationWarning(DeprecationWarning):
-    """A public name or parameter that a later version drops; the message says what to use instead."""
+    """A public name or parameter that a later version removes; the message names its replacement."""
 
 
 class UnknownName(PhospheneError, KeyError):
-    """A name nothing answers to: a method, layer, class, scheme, ...
+    """An unknown name of a method, layer, class, scheme, ...
 
-    The message lists what exists and the nearest match:
+    The message lists the existing names and the nearest match:
     ``no layer 'layer5'; this model has conv1, ... - did you mean 'layer4'?``
     """
 
@@ -55,7 +65,7 @@ class UnknownName(PhospheneError, KeyError):
         kind, name, names, owner = self.args
         close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         close = close or [n for n in names if name and name.lower() in n.lower()][:3]
-        shown = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
+        listed = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
         message = f"no {kind} {name!r}"
-        message += f"; {owner or 'there'} {'has' if owner else 'is'} {shown}" if names else ""
+        message += f"; {owner or 'there'} {'has' if owner else 'is'} {listed}" if names else ""
         return message + (f" - did you mean {' or '.join(map(repr, close))}?" if close else "")

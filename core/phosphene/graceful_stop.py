@@ -1,4 +1,4 @@
-"""Graceful stop: the first Ctrl-C ends optimisation after the current step, the second interrupts."""
+"""Graceful stop: the first Ctrl-C ends an optimisation after the current step, the second interrupts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 
 @dataclass
 class StopRequest:
-    """Whether somebody has asked for no more, and where the work stood when it ended for that."""
+    """Whether a stop was requested, and where the work ended because of it ("after 12 of 200 steps")."""
 
     requested: bool = False
     stopped_at: str | None = None
 
     def request(self, *signal_and_frame: Any) -> None:
-        """What the first Ctrl-C does; the next one interrupts."""
+        """The handler of SIGINT: the first requests a stop, the second raises KeyboardInterrupt."""
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
@@ -30,7 +30,7 @@ _stop_request: ContextVar[StopRequest | None] = ContextVar("phosphene_stop", def
 
 @contextmanager
 def allow_early_stop() -> Iterator[StopRequest]:
-    """Inside, Ctrl-C ends stoppable work early, with what it has so far."""
+    """Inside, Ctrl-C ends stoppable work early, with the result so far."""
     stop = StopRequest()
     token = _stop_request.set(stop)
     try:
@@ -40,16 +40,17 @@ def allow_early_stop() -> Iterator[StopRequest]:
 
 
 def stopped_early_at() -> str | None:
-    """Where the work around this call stood when it was stopped early; None where it was not."""
+    """Where the current run was stopped early; None if it was not."""
     stop = _stop_request.get()
     return stop.stopped_at if stop else None
 
 
 @contextmanager
 def stoppable() -> Iterator[StopRequest]:
-    """A loop of steps that looks at ``asked`` after each one; it takes at least one, so that it has a result.
+    """For a loop of steps that checks ``requested`` after each, and so has a result after the first.
 
-    Only inside ``stopping_early``, in the main thread, and where nobody else listens for Ctrl-C.
+    It changes the handler of Ctrl-C only inside ``allow_early_stop``, in the main thread, and where no other
+    handler is installed.
     """
     stop = _stop_request.get()
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     D = TypeVar("D", bound=BaseModel)
 
 
-#: What options mean in every run; an input or parameter of such a name gets its method's before it.
+#: Options of every run; a method's parameter of such a name has the method's name before it.
 RESERVED_OPTIONS = {
     "batch_size",
     "debug",
@@ -42,8 +42,8 @@ RESERVED_OPTIONS |= {"weights"}
 _KINDS = {"boolean": "true|false", "integer": "INT", "number": "FLOAT", "string": "TEXT", "null": "none"}
 
 
-#: What pydantic says of its own insides.
-_SAID = dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "should be a mapping of keys")
+#: Readable texts for pydantic's error types about models.
+_MESSAGES = dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "should be a mapping of keys")
 
 
 _BOUNDS = {"exclusiveMinimum": "> {}", "minimum": ">= {}", "exclusiveMaximum": "< {}", "maximum": "<= {}"}
@@ -60,12 +60,12 @@ def option_name(name: str, method: str) -> str:
 
 
 def read_option(text: str, field: FieldInfo) -> Any:
-    """A parameter's value from what was written for it.
+    """A parameter's value from its text on the command line.
 
-    Lists are ``a,b`` or JSON, mappings ``a=1,b=2`` or JSON, nothing is ``none``, and a number may
-    be a fraction (``8/255``). What fits nothing is left for the method's validation to speak about.
+    Lists are ``a,b`` or JSON, mappings ``a=1,b=2`` or JSON, None is ``none``, and a number may be a fraction
+    (``8/255``). A text that no reading makes valid is returned for the method's validation to refuse.
     """
-    from pydantic import TypeAdapter  # late, so that the command line's help need not wait for it
+    from pydantic import TypeAdapter  # late: the command line's help does not need it
 
     readings: list[Any] = [None] if text.lower() == "none" else []
     with suppress(ValueError):
@@ -85,71 +85,71 @@ def read_option(text: str, field: FieldInfo) -> Any:
             return adapter.validate_python(value)
         except ValidationError as error:
             failed.append((max(len(fault["loc"]) for fault in error.errors()), value))
-    return max(failed, key=itemgetter(0))[1]  # what came furthest in
+    return max(failed, key=itemgetter(0))[1]  # the reading with the deepest error: its outer type is right
 
 
 def _fraction(text: str) -> Any:
     return float(Fraction(text)) if re.fullmatch(r"-?\d+/[1-9]\d*", text) else text
 
 
-#: Where something stands in a document: keys and numbers of entries, outermost first.
+#: The position of a value in a document: keys and list indices, outermost first.
 DocumentPath = tuple[int | str, ...]
 
 
 def read_document(kind: type[D], document: Any, where: Callable[[DocumentPath], str]) -> D:
-    """What a program or a person wrote, as the pydantic model that says what may be written.
+    """A document (parsed JSON or YAML) as a pydantic model.
 
-    ``where`` says of a place in it how to find it ("plan.yaml, line 7"). Raises InputError with a
-    sentence for each fault; of a key that does not exist it tells the nearest that does.
+    ``where`` describes a position in it ("plan.yaml, line 7"). Raises InputError with a sentence for each
+    error; for an unknown key with the nearest valid one.
     """
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        told: dict[DocumentPath, str] = {}
+        messages: dict[DocumentPath, str] = {}
         for fault in error.errors():
             loc = fault["loc"]
-            place = loc if fault["type"] == "missing" else _known_part(document, loc)
-            if place in told:  # of several kinds of value none is right
-                told[place] += f" or {_said(fault).removeprefix('should be ')}"
+            path = loc if fault["type"] == "missing" else _existing_part(document, loc)
+            if path in messages:  # a union: the value is of none of its types
+                messages[path] += f" or {_message(fault).removeprefix('should be ')}"
             elif fault["type"] == "extra_forbidden":
-                told[place] = f"{where(place)}: {UnknownName('key', loc[-1], _keys(kind, loc[:-1]))}"
+                messages[path] = f"{where(path)}: {UnknownName('key', loc[-1], _keys(kind, loc[:-1]))}"
             else:
-                told[place] = f"{where(place)}: {fault_text({**fault, 'loc': place})}"
-        raise InputError("\n".join(told.values())) from None
+                messages[path] = f"{where(path)}: {fault_text({**fault, 'loc': path})}"
+        raise InputError("\n".join(messages.values())) from None
 
 
-def _known_part(document: Any, place: DocumentPath) -> DocumentPath:
-    """As much of a place as the document has: pydantic also names the kind of value that it tried."""
-    for count, step in enumerate(place):
+def _existing_part(document: Any, path: DocumentPath) -> DocumentPath:
+    """The part of a path that exists in the document: pydantic appends the type that it tried."""
+    for count, step in enumerate(path):
         try:
             document = document[step]
         except (KeyError, IndexError, TypeError):
-            return place[:count]
-    return place
+            return path[:count]
+    return path
 
 
-def _keys(kind: Any, place: DocumentPath) -> Iterable[str]:
-    """The keys that may stand at a place: a list's item has its kind's, a field its annotation's."""
-    for step in place:
+def _keys(kind: Any, path: DocumentPath) -> Iterable[str]:
+    """The valid keys at a path, from the annotations of the model's fields."""
+    for step in path:
         kind = get_args(kind)[0] if isinstance(step, int) else kind.model_fields[step].annotation
     return kind.model_fields  # type: ignore[no-any-return]
 
 
 def fault_text(fault: Mapping[str, Any]) -> str:
-    """One of pydantic's errors in words: ``eps=5000 should be less than or equal to 1``."""
+    """A pydantic error as text: ``eps=5000 should be less than or equal to 1``."""
     name = ".".join(map(str, fault["loc"]))
     if fault["type"] == "missing":
         return f"{name!r} is missing"
-    return f"{name}={fault['input']!r:.80} {_said(fault)}".removeprefix("=")
+    return f"{name}={fault['input']!r:.80} {_message(fault)}".removeprefix("=")
 
 
-def _said(fault: Mapping[str, Any]) -> str:
-    said = re.sub("^(Value error,|Input|Value|List|Tuple) | after validation", "", fault["msg"])
-    return _SAID.get(fault["type"], said[0].lower() + said[1:])
+def _message(fault: Mapping[str, Any]) -> str:
+    text = re.sub("^(Value error,|Input|Value|List|Tuple) | after validation", "", fault["msg"])
+    return _MESSAGES.get(fault["type"], text[0].lower() + text[1:])
 
 
 def value_text(value: Any) -> str:
-    """A value as a person would write it; ``read_option`` reads most of these back."""
+    """A value as text on the command line; ``read_option`` reads most of these back."""
     if isinstance(value, (list, tuple)):
         return ",".join(map(value_text, value))
     if isinstance(value, dict) and any(isinstance(v, (dict, list, tuple)) for v in value.values()):
@@ -160,7 +160,7 @@ def value_text(value: Any) -> str:
 
 
 def kind_text(schema: Mapping[str, Any]) -> str:
-    """What kind of value a parameter takes, in a word: ``FLOAT``, ``linf|l2``, ``TEXT,...``."""
+    """A parameter's type as a placeholder: ``FLOAT``, ``linf|l2``, ``TEXT,...``."""
     if "anyOf" in schema:
         return "|".join(dict.fromkeys(map(kind_text, schema["anyOf"])))
     if "enum" in schema or "const" in schema:
@@ -174,15 +174,15 @@ def kind_text(schema: Mapping[str, Any]) -> str:
 
 
 def bounds_text(schema: Mapping[str, Any]) -> str:
-    """A parameter's bounds, ``> 0, <= 1``; empty where there are none worth a word."""
+    """A parameter's bounds, ``> 0, <= 1``; empty if there are none."""
     parts = (schema, *schema.get("anyOf", ()))
-    # A seed's upper bound tells nobody anything.
-    found = [t.format(p[key]) for p in parts for key, t in _BOUNDS.items() if key in p and p[key] < 2**53]
+    # Not a seed's upper bound of 2**63, which is no information.
+    bounds = [t.format(p[key]) for p in parts for key, t in _BOUNDS.items() if key in p and p[key] < 2**53]
     inner = [bounds_text(p["items"]) for p in parts if p.get("items")]
-    return ", ".join(found + [f"each {bounds}" for bounds in inner if bounds])
+    return ", ".join(bounds + [f"each {text}" for text in inner if text])
 
 
 def default_text(schema: Mapping[str, Any]) -> str:
-    """A parameter's default as a person would write it."""
+    """A parameter's default as text on the command line; "required" if there is none."""
     value = schema.get("default", "required")
     return f"{value:.4g}" if isinstance(value, float) else value_text(value)

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """One step of some work: ``done`` of ``total`` (None where the total is not known), and how it stands."""
+    """One step of long work: ``done`` of ``total`` (None if unknown), with a ``note`` such as the loss."""
 
     description: str
     done: int
@@ -22,11 +22,11 @@ class ProgressEvent:
     note: str = ""
 
     def as_json(self) -> str:
-        """The event as a line of JSON, as ``--events`` tells it."""
+        """The event as a line of JSON, as ``--events`` prints it."""
         return json.dumps({"event": "progress", **asdict(self)}, ensure_ascii=False)
 
 
-#: None: bars where a person is watching; True: bars; False: silence; a callable gets every event instead.
+#: None: bars in a terminal or notebook; True: bars; False: none; a callable receives every event instead.
 Reporter = bool | None | Callable[[ProgressEvent], None]
 
 
@@ -35,7 +35,7 @@ _reporter: ContextVar[Reporter] = ContextVar("phosphene_progress", default=None)
 
 @contextmanager
 def report_progress(to: Reporter) -> Iterator[None]:
-    """Choose where progress goes inside this block; None leaves it as it was."""
+    """Choose where progress is reported inside this block; None keeps the present choice."""
     token = _reporter.set(_reporter.get() if to is None else to)
     try:
         yield
@@ -46,12 +46,11 @@ def report_progress(to: Reporter) -> Iterator[None]:
 def progress_bar(
     iterable: Iterable[T], description: str, total: int | None = None, *, note: Callable[[], str] = str
 ) -> Iterator[T]:
-    """Iterate, telling how far the work has come; ``note``, asked after every step, says how it stands.
+    """Iterate and report the progress; ``note`` is called after every step for a text such as the loss.
 
-    A bar is drawn only when standard error is a terminal (or in a notebook), and only for work
-    that lasts longer than a second.
+    A bar is drawn only if standard error is a terminal (or in a notebook), and only after one second.
     """
-    from tqdm.auto import tqdm  # imported late: it is not needed to list methods
+    from tqdm.auto import tqdm  # late: listing methods does not need it
 
     reporter = _reporter.get()
     silent = callable(reporter) or (None if reporter is None else not reporter)

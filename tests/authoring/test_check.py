@@ -16,7 +16,7 @@ METHOD = '''"""A method of somebody's."""
 import torch
 from phosphene import Cost, Reference, hookimpl, method, scores
 from phosphene.results import Attribution
-from phosphene.spec import Nonnegative
+from phosphene.spec import Nonnegative, size
 from phosphene.roles import Images, Model, Target
 {more}
 SOURCE = Reference(key="k", title="T", authors="A", year=2020, url="https://example.org")
@@ -28,7 +28,7 @@ def shows_red() -> None:
 
 @method(
     family="{family}", references=[SOURCE], invariants=[Nonnegative()], needs=["gradients"],
-    cost=Cost(forward="images", backward="images"), oracle=shows_red,
+    cost=Cost(forward=size.images, backward=size.images), oracle=shows_red,
 )
 def {name}(model: Model, images: Images, target: Target = None) -> Attribution:
     """Show the size of the gradient."""
@@ -63,7 +63,7 @@ def check(*arguments: str) -> int:
     return 0
 
 
-def test_a_method_that_keeps_its_promises_gets_a_table_and_exit_code_0(
+def test_passing_method_prints_a_table_and_exits_with_0(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     only = [
@@ -84,12 +84,12 @@ def test_a_method_that_keeps_its_promises_gets_a_table_and_exit_code_0(
 
 
 @pytest.mark.parametrize("name", ["attribution.saliency", "phosphene:attribution.saliency"])
-def test_a_method_goes_by_its_id_and_its_full_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_method_is_found_by_id_and_by_qualified_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(name, *QUICK, "--only", "documented") == 0
     assert "attribution.saliency: 1 passed" in capsys.readouterr().out
 
 
-def test_a_broken_promise_is_told_in_full_with_code_that_shows_it(
+def test_failed_check_is_printed_with_code_that_reproduces_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = written(tmp_path / "signed_gradient.py", WRONG)
@@ -108,7 +108,7 @@ def test_a_broken_promise_is_told_in_full_with_code_that_shows_it(
         exec("\n".join(line.removeprefix("    ") for line in lines), {})
 
 
-def test_reports_come_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reports_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = written(tmp_path / "signed_map.py", WRONG)
     assert check(file, *QUICK, "--json", "--only", "nonnegative(field='maps')", "--only", "documented") == 1
     (report,) = json.loads(capsys.readouterr().out)
@@ -121,7 +121,7 @@ def test_reports_come_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "Case(" in report["outcomes"][1]["example"]
 
 
-def test_a_distribution_means_all_its_methods_that_have_the_check(capsys: pytest.CaptureFixture[str]) -> None:
+def test_distribution_selects_all_its_methods_with_the_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert check("Phosphene", "--json", "--only", "map_per_pixel(field='maps')", *QUICK) == 0
     reports = json.loads(capsys.readouterr().out)
     names = [report["method"] for report in reports]
@@ -145,7 +145,7 @@ def test_a_distribution_means_all_its_methods_that_have_the_check(capsys: pytest
         (["."], "is a folder"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(
+def test_invalid_input_is_one_sentence_and_exit_code_2(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert check(*arguments) == 2
@@ -165,7 +165,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
         (MISSPELT, "phosphene_metods"),
     ],
 )
-def test_a_file_without_a_method_to_check_is_told(
+def test_file_without_a_method_is_refused(
     source: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "somebodys.py").write_text(source)
@@ -174,7 +174,7 @@ def test_a_file_without_a_method_to_check_is_told(
     assert "somebodys" not in sys.modules
 
 
-def test_a_file_is_imported_without_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_is_unloaded_afterwards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "neighbour.py").write_text("HERE = 'one'\n")
     (tmp_path / "two").mkdir()
@@ -188,7 +188,7 @@ def test_a_file_is_imported_without_a_trace(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out.count("1 passed") == 2
 
 
-def test_a_file_in_a_package_has_the_name_it_would_have_there(
+def test_file_in_a_package_is_imported_under_its_package_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written(tmp_path / "somepackage" / "__init__.py", family="first")
@@ -202,7 +202,7 @@ def test_a_file_in_a_package_has_the_name_it_would_have_there(
     assert not any(name.startswith("somepackage") for name in sys.modules)
 
 
-def test_an_installed_methods_file_is_the_module_that_is_installed(
+def test_file_of_an_installed_method_is_the_installed_module(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     import phosphene_plugins.attribution.saliency as installed
@@ -213,21 +213,21 @@ def test_an_installed_methods_file_is_the_module_that_is_installed(
 
 
 @pytest.mark.parametrize("name", ["random", "sys", "__main__", "torch", "my-method"])
-def test_a_file_whose_name_cannot_be_a_modules_is_refused(
+def test_file_with_an_invalid_module_name_is_refused(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / f"{name}.py").write_text("raise SystemExit('it was imported')\n")
     assert check(str(tmp_path / f"{name}.py")) == 2
-    told = capsys.readouterr().err
-    assert "name" in told
-    assert "it was imported" not in told
+    output = capsys.readouterr().err
+    assert "name" in output
+    assert "it was imported" not in output
 
 
 def in_a_fresh_interpreter(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
-def test_without_the_optional_libraries_it_says_which_extra_to_install() -> None:
+def test_missing_optional_library_names_the_extra() -> None:
     for library in ("hypothesis", "pytest"):
         done = in_a_fresh_interpreter(
             f"import sys\nsys.modules[{library!r}] = None\n"
@@ -235,13 +235,15 @@ def test_without_the_optional_libraries_it_says_which_extra_to_install() -> None
         )
         if library == "hypothesis":
             assert done.returncode == 2
-            told = "phosphene: phosphene check needs an optional library: pip install 'phosphene[testing]'\n"
-            assert done.stderr == told
+            output = (
+                "phosphene: phosphene check needs an optional library: pip install 'phosphene[testing]'\n"
+            )
+            assert done.stderr == output
         else:  # only a repository's own tests need it
             assert done.returncode == 0
 
 
-def test_the_commands_stay_light_until_they_run() -> None:
+def test_importing_the_commands_imports_no_slow_library() -> None:
     done = in_a_fresh_interpreter(
         "import sys\nfrom phosphene_plugins.authoring import command\n"
         "print([m for m in ('torch', 'pydantic', 'jinja2', 'hypothesis', 'pytest') if m in sys.modules])"

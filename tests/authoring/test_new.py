@@ -14,7 +14,7 @@ import pytest
 from phosphene import InputError, UnknownName
 from phosphene.cli.main import main
 from phosphene_plugins.authoring import _project_template as project
-from phosphene_plugins.authoring._project_template import LONGEST, write_project
+from phosphene_plugins.authoring._project_template import MAX_NAME_LENGTH, write_project
 
 
 def phosphene(*arguments: str) -> int:
@@ -26,7 +26,7 @@ def phosphene(*arguments: str) -> int:
     return 0
 
 
-def test_a_project_has_all_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_project_has_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     into, author = str(tmp_path / "plugins"), 'Ada "A." Lovelace'
     assert phosphene("new", "gradient_entropy", "--into", into, "--author", author) == 0
     folder = tmp_path / "plugins" / "phosphene-gradient-entropy"
@@ -54,7 +54,7 @@ def test_a_project_has_all_it_takes(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not any(mark in text.replace("${{ matrix.python }}", "") for mark in ("{{", "}}", "{%", "{#"))
 
 
-def test_folders_have_the_permissions_that_a_person_would_have_given_them(tmp_path: Path) -> None:
+def test_folder_has_default_permissions(tmp_path: Path) -> None:
     (tmp_path / "usual").mkdir()
     usual = stat.S_IMODE((tmp_path / "usual").stat().st_mode)
     assert stat.S_IMODE(write_project("gradient_entropy", into=tmp_path).stat().st_mode) == usual
@@ -68,7 +68,7 @@ def test_folders_have_the_permissions_that_a_person_would_have_given_them(tmp_pa
         ("bsd-3-clause", "BSD 3-Clause License", "BSD-3-Clause"),
     ],
 )
-def test_a_licence_is_chosen(tmp_path: Path, licence: str, first_line: str, spdx: str) -> None:
+def test_license_choice(tmp_path: Path, licence: str, first_line: str, spdx: str) -> None:
     folder = write_project("gradient_entropy", licence=licence, author="Ada Lovelace", into=tmp_path)
     text = (folder / "LICENSE").read_text()
     assert text.strip().startswith(first_line)
@@ -81,8 +81,8 @@ def test_a_licence_is_chosen(tmp_path: Path, licence: str, first_line: str, spdx
 
 @pytest.mark.parametrize("name", ["tv", "gradient_entropy", "a_name_of_just_so_many_letters_as_allowed"])
 @pytest.mark.parametrize("family", ["attribution", "attacks", "embeddings"])
-def test_what_is_written_passes_ruff(tmp_path: Path, name: str, family: str) -> None:
-    folder = write_project(name[:LONGEST], family=family, into=tmp_path)
+def test_generated_code_passes_ruff(tmp_path: Path, name: str, family: str) -> None:
+    folder = write_project(name[:MAX_NAME_LENGTH], family=family, into=tmp_path)
     for command in (["check", "--select", "B,E,F,I,PT,SIM,UP,W"], ["format", "--check"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *command, "."], cwd=folder, capture_output=True, text=True
@@ -91,7 +91,7 @@ def test_what_is_written_passes_ruff(tmp_path: Path, name: str, family: str) -> 
 
 
 @pytest.mark.parametrize("family", ["attribution", "attacks", "an_own_family"])
-def test_every_start_keeps_its_promises_as_it_stands(
+def test_every_template_passes_the_checks(
     tmp_path: Path, family: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_project("gradient_entropy", family=family, into=tmp_path)
@@ -122,16 +122,14 @@ def test_every_start_keeps_its_promises_as_it_stands(
         ("maps", "means something else"),
     ],
 )
-def test_a_name_that_cannot_be_is_refused_before_anything_is_written(
-    tmp_path: Path, name: str, words: str
-) -> None:
+def test_invalid_name_is_refused_before_writing(tmp_path: Path, name: str, words: str) -> None:
     with pytest.raises(InputError) as refused:
         write_project(name, into=tmp_path / "new")
     assert words in str(refused.value)
     assert not (tmp_path / "new").exists()
 
 
-def test_what_else_cannot_be_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_invalid_family_license_author_and_folder_are_refused_before_writing(tmp_path: Path) -> None:
     new = tmp_path / "new"
     with pytest.raises(InputError, match="name of a family"):
         write_project("gradient_entropy", family="My Family", into=new)
@@ -141,23 +139,23 @@ def test_what_else_cannot_be_is_refused_before_anything_is_written(tmp_path: Pat
         write_project("gradient_entropy", author="Ada\nLovelace", into=new)
     assert not new.exists()
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         write_project("gradient_entropy", into=tmp_path / "file")
 
 
-def test_a_folder_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_folder_is_left_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "phosphene-gradient-entropy"
     folder.mkdir()
     (folder / "mine.txt").write_text("mine")
     assert phosphene("new", "gradient_entropy", "--into", str(tmp_path)) == 2
-    told = capsys.readouterr().err
-    assert "is there already" in told
-    assert told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert "exists already" in output
+    assert output.count("\n") == 1
     assert [path.name for path in tmp_path.rglob("*")] == [folder.name, "mine.txt"]
 
 
 @pytest.mark.parametrize("trouble", [OSError("the disk is full"), KeyboardInterrupt()])
-def test_the_folder_appears_whole_or_not_at_all(
+def test_interrupted_writing_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: BaseException
 ) -> None:
     write, written = Path.write_text, []
@@ -175,7 +173,7 @@ def test_the_folder_appears_whole_or_not_at_all(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_template_travels_in_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheel_contains_the_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build = pytest.importorskip("hatchling.build", reason="hatchling builds the wheel, and is not installed")
     monkeypatch.chdir(Path(__file__).parents[2])
     names = zipfile.ZipFile(tmp_path / build.build_wheel(str(tmp_path))).namelist()

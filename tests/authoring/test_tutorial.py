@@ -84,7 +84,7 @@ def write_between_the_marks(file: Path, lines: str) -> None:
     file.write_text(f"{start}{mark}{lines}    # --- end of your method ---\n{end}")
 
 
-def test_the_tutorial_does_what_it_says_line_by_line(tmp_path: Path) -> None:
+def test_tutorial_commands(tmp_path: Path) -> None:
     author, said = Author(tmp_path), {}
     five_lines, whole_file, _ = PYTHON
     assert len(five_lines.splitlines()) == 5
@@ -102,7 +102,7 @@ def test_the_tutorial_does_what_it_says_line_by_line(tmp_path: Path) -> None:
     assert "attribution.gradient_entropy   phosphene-gradient-entropy 0.1.0   profile ci" in checked
     assert re.search(r"^passed +map_per_pixel", checked, flags=re.MULTILINE)
     assert re.search(r"gradient_entropy: \d\d passed, \d skipped in", checked)
-    assert re.search(r"^gradient_entropy +Show how strongly", said["phosphene list"], flags=re.MULTILINE)
+    assert re.search(r"^gradient_entropy +Blurred saliency", said["phosphene list"], flags=re.MULTILINE)
     run = "phosphene run gradient_entropy --image builtin:scenes/4 --out first-look"
     assert "picture.png" in said[run]
     maps = load_result(author.folder / "first-look").maps
@@ -113,7 +113,7 @@ def test_the_tutorial_does_what_it_says_line_by_line(tmp_path: Path) -> None:
     assert "Gradient entropy" in (author.folder / "gallery" / "index.html").read_text()
 
 
-def test_one_step_further_keeps_its_own_promise_and_shows_what_breaks(tmp_path: Path) -> None:
+def test_tutorial_second_part(tmp_path: Path) -> None:
     author = Author(tmp_path)
     for line in ("phosphene new gradient_entropy", "cd phosphene-gradient-entropy", "pip install -e ."):
         author.do(line)
@@ -124,20 +124,20 @@ def test_one_step_further_keeps_its_own_promise_and_shows_what_breaks(tmp_path: 
     assert careless != five_lines
     write_between_the_marks(file, careless)
     broken = author.do("phosphene check gradient_entropy --only finite", fails=True)
-    (told,) = [block.text for block in BLOCKS if block.language == "text"]
-    for line in told.splitlines():
+    (output,) = [block.text for block in BLOCKS if block.language == "text"]
+    for line in output.splitlines():
         assert line.strip() in broken
     # The whole file, and the command under it.
     file.write_text(whole_file)
     after = BLOCKS[BLOCKS.index(Block("python", whole_file)) + 1]
     assert after.language == "sh"
     checked = author.do(after.text.strip())
-    for check in ("entropy_bound", "oracle", "seed_matters", "batch_as_single", "within_cost"):
+    for check in ("entropy_bound", "oracle", "seed_matters", "batch_equals_single", "within_cost"):
         assert re.search(rf"^passed +{check}", checked, flags=re.MULTILINE), check
     assert "gradient_entropy   phosphene-gradient-entropy 0.1.0" in author.do(
         "phosphene show gradient_entropy"
     )
 
 
-def test_the_promises_that_the_page_declares_exist() -> None:
+def test_tutorial_code_compiles() -> None:
     exec(compile(PYTHON[2], "docs/first-plugin.md", "exec"), {})

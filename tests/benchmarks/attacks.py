@@ -240,7 +240,7 @@ def universal() -> Iterator[Row]:
 
     def ours() -> Tensor:
         result = methods["universal"](
-            subject.model, TensorDataset(subject.images), epochs=1, aim=0.99, held_out=0
+            subject.model, TensorDataset(subject.images), epochs=1, target_rate=0.99, held_out=0
         )
         return (subject.images + result.perturbation).clamp(0, 1)
 

@@ -7,8 +7,8 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from tests.benchmarks.attribution import Work
 
-from phosphene_plugins.embeddings._features import principal_components
-from phosphene_plugins.embeddings._nearest_vectors import Nearest
+from phosphene_plugins.embeddings._nearest_neighbor_search import NearestNeighborSearch
+from phosphene_plugins.embeddings._principal_components import principal_components
 
 
 def nearest_neighbors() -> Iterator[tuple[str, Work, dict[str, Work]]]:
@@ -17,10 +17,10 @@ def nearest_neighbors() -> Iterator[tuple[str, Work, dict[str, Work]]]:
     peer = NearestNeighbors(n_neighbors=5, algorithm="brute")
 
     def ours() -> None:
-        search = Nearest(queries, 5)
+        search = NearestNeighborSearch(queries, 5)
         for start in range(0, len(data), 32):
-            search.meet(data[start : start + 32], tuple(range(start, start + 32)))
-        search.found()
+            search.add(data[start : start + 32], tuple(range(start, start + 32)))
+        search.result()
 
     def at_once() -> None:
         torch.addmm(data.square().sum(1), queries, data.T, alpha=-2).topk(5, largest=False)

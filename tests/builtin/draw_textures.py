@@ -1,7 +1,7 @@
-"""Draws the bundled style and texture pictures: ``python tests/builtin/draw_textures.py`` writes them anew.
+"""Draws the bundled texture images: ``python tests/builtin/draw_textures.py`` writes the files.
 
-Each is painted twice as fine as asked for, then averaged down: a map is (fine, fine), a picture (3, fine,
-fine), a palette (K, 3, 1, 1); coordinates and lengths are in pixels of the finished picture.
+Each is drawn at twice the resolution and averaged down: a map is (fine, fine), an image (3, fine,
+fine), a palette (K, 3, 1, 1); coordinates and lengths are in pixels of the final image.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from phosphene.builtin.drawing import (
     smoothstep,
     uniform,
 )
-from phosphene.builtin.textures import PICTURES, TEXTURES
+from phosphene.builtin.textures import TEXTURE_FOLDER, TEXTURES
 from phosphene.images import write_png
 
 _FINE = 2
@@ -34,13 +34,13 @@ _FINE = 2
 def draw_texture(name: str, size: int = 128, seed: int = 0) -> Tensor:
     """Draw the texture ``name`` of ``TEXTURES``: (3, size, size) float32 RGB in [0, 1].
 
-    The grain stays the same number of pixels whatever the size; a larger picture shows more.
+    Structures have the same size in pixels whatever the image size; a larger image shows more of them.
     """
     line = (torch.arange(size * _FINE, dtype=torch.float32) + 0.5) / _FINE
     y, x = torch.meshgrid(line, line, indexing="ij")
     fine = _PAINTERS[name](keys_of([f"texture/{name}/{seed}"]), size, x, y)
-    picture = F.avg_pool2d(fine[None], _FINE)[0].clamp(0, 1)
-    return (picture * 255).round() / 255
+    image = F.avg_pool2d(fine[None], _FINE)[0].clamp(0, 1)
+    return (image * 255).round() / 255
 
 
 def _noise(key: Keys, draw: str, size: int, period: float, octaves: int = 4) -> Tensor:
@@ -49,21 +49,21 @@ def _noise(key: Keys, draw: str, size: int, period: float, octaves: int = 4) -> 
     return fractal(key, draw, size * _FINE, cells=cells, octaves=octaves)[0, 0]
 
 
-def _palette(*colours: tuple[float, float, float]) -> Tensor:
-    """RGB colours of OKLCh triples."""
-    return oklch(*torch.tensor(colours)[..., None, None, None].unbind(1))
+def _palette(*colors: tuple[float, float, float]) -> Tensor:
+    """RGB colors of OKLCh triples."""
+    return oklch(*torch.tensor(colors)[..., None, None, None].unbind(1))
 
 
 def _pick(palette: Tensor, index: Tensor) -> Tensor:
-    """The palette's colours (3, ...) for a map of indices, counted around."""
+    """The palette's colors (3, ...) for a map of indices, counted around."""
     return palette.flatten(1)[index.remainder(len(palette))].movedim(-1, 0)
 
 
-def _blend(palette: Tensor, place: Tensor) -> Tensor:
-    """Colours (3, ...) at ``place`` in [0, 1] along the palette, mixed between neighbours."""
-    place = place.clamp(0, 1) * (len(palette) - 1)
-    low = place.floor().clamp(max=len(palette) - 2)
-    return torch.lerp(_pick(palette, low.long()), _pick(palette, low.long() + 1), place - low)
+def _blend(palette: Tensor, position: Tensor) -> Tensor:
+    """Colors (3, ...) at ``position`` in [0, 1] along the palette, mixed between neighbors."""
+    position = position.clamp(0, 1) * (len(palette) - 1)
+    low = position.floor().clamp(max=len(palette) - 2)
+    return torch.lerp(_pick(palette, low.long()), _pick(palette, low.long() + 1), position - low)
 
 
 def _cell_number(key: Keys, draw: str, row: Tensor, column: Tensor, below: int) -> Tensor:
@@ -73,7 +73,7 @@ def _cell_number(key: Keys, draw: str, row: Tensor, column: Tensor, below: int) 
 
 
 def _at(field: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Values of a map at places y, x."""
+    """Values of a map at positions y, x."""
     last = len(field) - 1
     return field[(y * _FINE).long().clamp(0, last), (x * _FINE).long().clamp(0, last)]
 
@@ -148,20 +148,20 @@ def _waves(key: Keys, size: int, x: Tensor, y: Tensor) -> Tensor:
     return image
 
 
-def _strokes(image: Tensor, place: Tensor, angle: Tensor, colour: Tensor) -> Tensor:
-    """Paint round-ended strokes (K,) one over another; place (2, K) y and x, colour (3, K)."""
+def _strokes(image: Tensor, position: Tensor, angle: Tensor, color: Tensor) -> Tensor:
+    """Paint round-ended strokes (K,) one over another; position (2, K) y and x, color (3, K)."""
     length, width = 6.0, 1.8
     reach = math.ceil((length / 2 + width) * _FINE) + 1
     canvas = F.pad(image[None], (2 * reach,) * 4, mode="reflect")[0]
     line = (torch.arange(2 * reach, dtype=torch.float32) - reach + 0.5) / _FINE
-    off_y, off_x = line - ((place * _FINE).remainder(1) / _FINE)[..., None]
+    off_y, off_x = line - ((position * _FINE).remainder(1) / _FINE)[..., None]
     along, across = rotate(angle[:, None, None], off_x[:, None, :], off_y[:, :, None])
     beyond = (along.abs() - length / 2).clamp(min=0)
     coverage = ((width / 2 - (beyond**2 + across**2).sqrt()) * _FINE + 0.5).clamp(0, 1)
     ridge = 1 + 0.16 * (across * (2 / width)).clamp(-1, 1)  # thick paint, lit from one side
-    for k, (top, left) in enumerate(((place * _FINE).long() + reach).T.tolist()):
+    for k, (top, left) in enumerate(((position * _FINE).long() + reach).T.tolist()):
         window = canvas[:, top : top + 2 * reach, left : left + 2 * reach]
-        window += (colour[:, k, None, None] * ridge[k] - window) * coverage[k]
+        window += (color[:, k, None, None] * ridge[k] - window) * coverage[k]
     return canvas[:, 2 * reach : -2 * reach, 2 * reach : -2 * reach]
 
 
@@ -188,18 +188,18 @@ def _swirls(key: Keys, size: int, x: Tensor, y: Tensor) -> Tensor:
         (0.45, 0.12, 255), (0.72, 0.07, 190), (0.82, 0.14, 95), (0.9, 0.15, 88), (0.97, 0.07, 100)
     )
     count = size * size // 5
-    place = uniform(key, "stroke", 2, count, low=0, high=size)[0]
+    position = uniform(key, "stroke", 2, count, low=0, high=size)[0]
     wobble, jitter, edge = (normal(key, draw, count)[0] for draw in ("wobble", "jitter", "edge"))
-    flow = torch.atan2(-_at(slope_x, *place), _at(slope_y, *place)) + 0.12 * wobble
-    shine = _at(glow, *place)
+    flow = torch.atan2(-_at(slope_x, *position), _at(slope_y, *position)) + 0.12 * wobble
+    shine = _at(glow, *position)
     starlit = _blend(star, shine + 0.7 * (0.16 * jitter))
-    dark = _blend(night, _at(bands, *place) + 0.16 * jitter)
-    colour = torch.where(shine + 0.1 * edge > 0.2, starlit, dark)
-    return _strokes(_blend(night, bands), place, flow, colour)
+    dark = _blend(night, _at(bands, *position) + 0.16 * jitter)
+    color = torch.where(shine + 0.1 * edge > 0.2, starlit, dark)
+    return _strokes(_blend(night, bands), position, flow, color)
 
 
 def _mosaic(key: Keys, size: int, x: Tensor, y: Tensor) -> Tensor:
-    """Small stones laid in bent rows, their colours in bands and rosettes."""
+    """Small stones laid in bent rows, their colors in bands and rosettes."""
     pitch, wide = 6.2, 44.0
     bent_y = y + 5 * _noise(key, "bend y", size, 90, 2)
     bent_x = x + 5 * _noise(key, "bend x", size, 90, 2)
@@ -209,7 +209,7 @@ def _mosaic(key: Keys, size: int, x: Tensor, y: Tensor) -> Tensor:
     v, u = bent_y / pitch - row, bent_x / pitch + slide - column
     gap = torch.minimum(torch.minimum(u, 1 - u), torch.minimum(v, 1 - v)) * pitch
     gap = gap + 0.12 * _noise(key, "chip", size, 6, 3)
-    # A stone has one colour: the design's, where the stone's middle lies.
+    # A stone has one color: the design's, where the stone's center lies.
     middle_y, middle_x = y + (0.5 - v) * pitch, x + (0.5 - u) * pitch
     design = 1.5 * _at(_noise(key, "design", size, 46, 2), middle_y, middle_x)
     ring_y, ring_x = middle_y.remainder(wide) - wide / 2, middle_x.remainder(wide) - wide / 2
@@ -236,4 +236,4 @@ _PAINTERS: dict[str, Callable[[Keys, int, Tensor, Tensor], Tensor]] = {
 
 if __name__ == "__main__":
     for texture in TEXTURES:
-        write_png(draw_texture(texture), PICTURES / f"{texture}.png")
+        write_png(draw_texture(texture), TEXTURE_FOLDER / f"{texture}.png")

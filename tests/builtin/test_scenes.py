@@ -82,7 +82,7 @@ def test_masks_cover_a_tenth_to_a_fifth(scenes: Scenes) -> None:
     assert 0.14 <= area.mean() <= 0.18
 
 
-def test_area_does_not_tell_the_class(scenes: Scenes) -> None:
+def test_area_does_not_predict_the_class(scenes: Scenes) -> None:
     area = scenes.masks.float().mean((1, 2))
     by_class = torch.stack([area[scenes.labels == c].mean() for c in range(len(CLASSES))])
     assert by_class.max() - by_class.min() < 0.025
@@ -140,7 +140,7 @@ def colour_only_accuracy(train: Scenes, test: Scenes) -> float:
     return ((histograms(test) @ weight + bias).argmax(1) == test.labels).double().mean().item()
 
 
-def test_colour_alone_does_not_tell_the_class(scenes: Scenes) -> None:
+def test_color_alone_does_not_predict_the_class(scenes: Scenes) -> None:
     held_out = draw_scenes(400, seed=3, split="test")
     assert colour_only_accuracy(scenes, held_out) < 0.18
 

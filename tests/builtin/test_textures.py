@@ -6,11 +6,11 @@ import pytest
 import torch
 from draw_textures import draw_texture
 
-from phosphene.builtin.textures import PICTURES, TEXTURES, load_texture
+from phosphene.builtin.textures import TEXTURE_FOLDER, TEXTURES, load_texture
 
 
 @pytest.mark.parametrize("name", TEXTURES)
-def test_textures_are_rich(name: str) -> None:
+def test_textures_have_varied_colors(name: str) -> None:
     picture = load_texture(name)
     assert picture.shape == (3, 128, 128)
     assert picture.dtype == torch.float32
@@ -20,7 +20,7 @@ def test_textures_are_rich(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TEXTURES)
-def test_the_stored_picture_is_the_drawn_one(name: str) -> None:
+def test_stored_texture_equals_the_drawn_one(name: str) -> None:
     away = (draw_texture(name) - load_texture(name)).abs()
     assert away.max() <= 1 / 255 + 1e-6
     assert (away > 0).double().mean() < 1e-3  # a last bit's rounding on another machine, no more
@@ -34,5 +34,7 @@ def test_drawing_is_repeatable_and_leaves_the_global_generator_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_nothing_else_is_stored() -> None:
-    assert sorted(path.name for path in PICTURES.iterdir()) == sorted(f"{name}.png" for name in TEXTURES)
+def test_no_other_file_is_stored() -> None:
+    assert sorted(path.name for path in TEXTURE_FOLDER.iterdir()) == sorted(
+        f"{name}.png" for name in TEXTURES
+    )

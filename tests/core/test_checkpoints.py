@@ -1,4 +1,4 @@
-"""Checkpoints: a run that was cut off goes on where it was, and no other run does."""
+"""Checkpoints: an interrupted run resumes, and no other run uses its checkpoint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from phosphene import Result, checkpoints, load_result, method, run, save_progress, saved_progress
+from phosphene import Result, checkpoints, load_result, method, resumable, run, save_progress, saved_progress
 from phosphene.results import Synthesis
 from phosphene.roles import Dataset, Model, Seed
 
@@ -51,10 +51,10 @@ def cut_off(out: Path, **params: Any) -> None:
     cuts.append(3)
     with pytest.raises(KeyboardInterrupt) as caught:
         make(out, **params)
-    assert "goes on with it" in caught.value.__notes__[0]
+    assert "the same output folder resumes" in caught.value.__notes__[0]
 
 
-def test_a_run_that_was_cut_off_goes_on_and_gives_what_a_whole_one_gives(tmp_path: Path) -> None:
+def test_interrupted_run_resumes_to_the_same_result(tmp_path: Path) -> None:
     out = tmp_path / "result"
     cut_off(out)
     assert [path.name for path in tmp_path.iterdir()] == [".result.unfinished"]
@@ -66,7 +66,7 @@ def test_a_run_that_was_cut_off_goes_on_and_gives_what_a_whole_one_gives(tmp_pat
 
 
 @pytest.mark.parametrize("other", [{"gain": 0.5}, {"count": 6}, {"seed": 3}])
-def test_another_run_begins_at_the_beginning(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_checkpoint_of_another_run_is_not_used(tmp_path: Path, other: dict[str, Any]) -> None:
     cut_off(tmp_path / "result")
     read.clear()
     make(tmp_path / "result", **other)
@@ -74,13 +74,13 @@ def test_another_run_begins_at_the_beginning(tmp_path: Path, other: dict[str, An
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
 
 
-def test_a_damaged_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_ignored(tmp_path: Path) -> None:
     (tmp_path / ".result.unfinished").write_bytes(b"cut in the middle of writ")
     make(tmp_path / "result")
     assert read == [0, 1, 2, 3, 4]
 
 
-def test_nothing_is_written_before_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_is_written_at_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "INTERVAL", 1e6)
     written: list[Path] = []
     monkeypatch.setattr(checkpoints.Checkpoint, "write", lambda self: written.append(self.file))
@@ -88,21 +88,21 @@ def test_nothing_is_written_before_its_time(tmp_path: Path, monkeypatch: pytest.
     assert written == []
 
 
-def test_without_a_place_nothing_is_kept_and_nothing_found(tmp_path: Path) -> None:
+def test_without_output_folder_no_checkpoint_exists(tmp_path: Path) -> None:
     save_progress(done=1)
     assert saved_progress() == {}
     make(None)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_data_set_given_as_an_object_is_nobodys_to_go_on_with(tmp_path: Path) -> None:
+def test_run_on_a_dataset_object_has_no_checkpoint(tmp_path: Path) -> None:
     cuts.append(3)
     with pytest.raises(KeyboardInterrupt):
         run("mean_colour", dataset=torch.rand(5, 3, 64, 64), out=tmp_path / "result")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_method_calls_does_not_go_on_with_its_work(tmp_path: Path) -> None:
+def test_methods_called_inside_do_not_use_the_checkpoint(tmp_path: Path) -> None:
     place = checkpoints.Checkpoint(tmp_path / "place", "id")
     place.state = {"done": 1}
     with checkpoints.use_checkpoint(place), checkpoints.claim_checkpoint():
@@ -111,3 +111,36 @@ def test_what_a_method_calls_does_not_go_on_with_its_work(tmp_path: Path) -> Non
             assert saved_progress() == {}
             save_progress(done=7)
         assert saved_progress() == {"done": 1}
+
+
+def test_resumable_skips_completed_items_and_restores_the_state(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def collect(fail_at: str | None) -> dict[str, Any]:
+        state: dict[str, Any] = {"letters": "", "sum": torch.zeros(1)}
+        for letter in resumable("abcd", state, "letters"):
+            if letter == fail_at:
+                raise KeyboardInterrupt
+            done.append(letter)
+            state["letters"] += letter
+            state["sum"] = state["sum"] + ord(letter)
+        return state
+
+    def call(checkpoint: checkpoints.Checkpoint, fail_at: str | None = None) -> list[dict[str, Any]]:
+        with checkpoint, checkpoints.use_checkpoint(checkpoint), checkpoints.claim_checkpoint():
+            # Two loops in one call: each has a slot of its own.
+            return [collect(None), collect(fail_at)]
+
+    with pytest.raises(KeyboardInterrupt):
+        call(checkpoints.Checkpoint(tmp_path / "checkpoint", "id"), fail_at="c")
+    assert "".join(done) == "abcdab"
+    states = call(checkpoints.Checkpoint(tmp_path / "checkpoint", "id"))
+    assert "".join(done) == "abcdabcd"
+    assert [(state["letters"], state["sum"].item()) for state in states] == [("abcd", 394.0)] * 2
+
+
+def test_resumable_without_a_checkpoint_is_a_plain_loop() -> None:
+    state = {"count": 0}
+    for number in resumable([2, 3], state, "numbers"):
+        state["count"] += number
+    assert state == {"count": 5}

@@ -1,4 +1,4 @@
-"""The command line: quick where it can be, one sentence where something is wrong, open to plugins."""
+"""The command line: start-up time, error messages, options, plugins."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def phosphene(*words: str) -> int:
 @pytest.mark.parametrize(
     "words", [["--help"], ["--version"], ["list"], ["list", "--json"], ["run", "--help"]]
 )
-def test_looking_around_imports_no_torch_and_builds_no_spec(words: list[str]) -> None:
+def test_help_and_list_import_no_torch_and_build_no_spec(words: list[str]) -> None:
     done = shell(*words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
@@ -134,7 +134,7 @@ def test_looking_around_imports_no_torch_and_builds_no_spec(words: list[str]) ->
         ("phosphene run pgd --im", ["--image"]),
     ],
 )
-def test_completion_knows_names_and_options_without_torch(line: str, offered: list[str]) -> None:
+def test_completion_offers_names_and_options_without_torch(line: str, offered: list[str]) -> None:
     words = line.split()
     completing = {
         "_PHOSPHENE_COMPLETE": "complete_bash",
@@ -147,7 +147,7 @@ def test_completion_knows_names_and_options_without_torch(line: str, offered: li
     assert sorted(found) == sorted(offered)
 
 
-def test_completion_can_be_shown_without_torch() -> None:
+def test_show_completion_imports_no_torch() -> None:
     quiet = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     done = shell("--show-completion", "bash", env={**os.environ, **quiet})
     assert done.returncode == 0
@@ -166,7 +166,7 @@ def test_list_names_every_method_with_its_summary(capsys: pytest.CaptureFixture[
     assert told.index("Attribution") < told.index("saliency") < told.index("Attacks") < told.index("pgd")
 
 
-def test_show_tells_the_whole_spec(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_the_spec(capsys: pytest.CaptureFixture[str]) -> None:
     spec = methods["pgd"].spec
     assert phosphene("show", "pgd", "--json") == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(spec.model_dump(mode="json")))
@@ -176,14 +176,14 @@ def test_show_tells_the_whole_spec(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in told
 
 
-def test_help_of_a_method_is_made_from_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_a_method_follows_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert phosphene("run", "pgd", "--help") == 0
     told = " ".join(capsys.readouterr().out.split())
     for word in ("--eps", "--no-random-start", "linf|l2", "default 0.03137", "--weights", "--image", "FLOAT"):
         assert word in told
 
 
-def test_a_run_is_saved_told_and_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_is_saved_printed_and_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "result"
     words = ["run", "pgd", "--eps", "8/255", "--steps", "2", "--seed", "3", "--no-random-start"]
     assert phosphene(*words, "--image", "builtin:scenes/2", "--labels", "star,square", "--out", str(out)) == 0
@@ -200,7 +200,7 @@ def test_a_run_is_saved_told_and_replayed(tmp_path: Path, capsys: pytest.Capture
     assert "bit for bit" in capsys.readouterr().out
 
 
-def test_pictures_targets_and_silence(
+def test_image_target_and_quiet_options(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -251,9 +251,7 @@ def test_model_options_reach_the_model(tmp_path: Path, capsys: pytest.CaptureFix
         (["replay", "nowhere"], "nowhere"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_errors_are_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert phosphene(*words) == 2
     told = capsys.readouterr().err
     assert told.startswith("phosphene: ")
@@ -261,21 +259,21 @@ def test_what_is_wrong_is_said_in_one_line(
     assert said in told
 
 
-def test_debug_shows_where_an_error_came_from() -> None:
+def test_debug_raises_the_error() -> None:
     with pytest.raises(UnknownName, match="pdg"):
         main(["run", "pdg", "--debug"])
 
 
-def test_a_folder_with_other_things_is_refused_before_the_work(
+def test_folder_with_other_files_is_refused_before_the_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "diary.txt").write_text("dear diary")
-    monkeypatch.setattr(running, "run_with_observers", lambda *_: pytest.fail("the work was begun"))
+    monkeypatch.setattr(running, "execute", lambda *_: pytest.fail("the work was begun"))
     assert phosphene("run", "saliency", "--out", str(tmp_path)) == 2
-    assert "other things" in capsys.readouterr().err
+    assert "files other than a result" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_said_in_one_line(
+def test_full_disk_is_reported_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
@@ -286,7 +284,7 @@ def test_a_full_disk_is_said_in_one_line(
     assert capsys.readouterr().err == "phosphene: [Errno 28] No space left on device\n"
 
 
-def test_an_interruption_ends_with_130(
+def test_interrupt_exits_with_130(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
@@ -304,11 +302,11 @@ def test_models_and_layers(capsys: pytest.CaptureFixture[str]) -> None:
     assert "torchvision:mobilenet_v2" in capsys.readouterr().out.split()
     assert phosphene("layers", "builtin:shapes-vgg") == 0
     told = capsys.readouterr().out
-    for word in ("features.10", "Conv2d", "96x16x16", "last map", "CAM's weights"):
+    for word in ("features.10", "Conv2d", "96x16x16", "last map", "CAM weights"):
         assert word in told
 
 
-def test_every_kind_of_parameter_comes_through(stranger: dict[str, str], tmp_path: Path) -> None:
+def test_every_kind_of_parameter_is_parsed(stranger: dict[str, str], tmp_path: Path) -> None:
     words = [
         "--scale",
         "1e-1",
@@ -331,7 +329,7 @@ def test_every_kind_of_parameter_comes_through(stranger: dict[str, str], tmp_pat
     }  # fmt: skip
 
 
-def test_a_strangers_method_and_command_join_in(stranger: dict[str, str]) -> None:
+def test_third_party_method_and_command_are_listed(stranger: dict[str, str]) -> None:
     listed = shell("list", env=stranger)
     assert "kinds" in listed.stdout
     assert "Show the red of a picture." in listed.stdout
@@ -345,7 +343,7 @@ def test_a_strangers_method_and_command_join_in(stranger: dict[str, str]) -> Non
     assert "shout" in shell("--help", env=stranger).stdout
 
 
-def test_plugins_tells_what_is_broken_and_what_is_left_alone(stranger: dict[str, str]) -> None:
+def test_plugins_command_reports_broken_and_incompatible_plugins(stranger: dict[str, str]) -> None:
     done = shell("plugins", "--debug", env=stranger)
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
@@ -357,7 +355,7 @@ def test_plugins_tells_what_is_broken_and_what_is_left_alone(stranger: dict[str,
     assert "Traceback (most recent call last)" in done.stdout
 
 
-def test_a_parameter_cannot_take_a_word_of_run() -> None:
+def test_parameter_cannot_be_named_like_an_argument_of_run() -> None:
     with pytest.raises(TypeError, match="'out' means something to run"):
 
         @method(family="tests")

@@ -1,16 +1,25 @@
-"""Data sets: only the requested images are read; unreadable files are named."""
+"""Data sets: only the requested images are drawn, errors name the file, loops resume at the right image."""
 
 import pytest
 import torch
 from torchvision.utils import save_image
 
-from phosphene import FolderDataset, InputError, SceneDataset, TensorDataset, load_model, methods
+from phosphene import (
+    FolderDataset,
+    InputError,
+    SceneDataset,
+    TensorDataset,
+    checkpoints,
+    load_model,
+    methods,
+    resumable_batches,
+)
 from phosphene.builtin.scenes import draw_scenes
 from phosphene.data import open_dataset
 from phosphene.images import read_image
 
 
-def test_scenes_at_scattered_indices_equal_those_of_the_stream(monkeypatch):
+def test_scattered_indices_read_the_same_scenes_as_consecutive_ones(monkeypatch):
     stream = draw_scenes(12, split="test").images
     counts = []
 
@@ -35,22 +44,22 @@ def test_unknown_bundled_data_set_is_refused(uri):
         open_dataset(uri, read_image, (64, 64))
 
 
-def test_unreadable_folder_content_is_named(tmp_path):
-    with pytest.raises(InputError, match="holds no pictures"):
+def test_folder_error_names_the_unreadable_file(tmp_path):
+    with pytest.raises(InputError, match="contains no images"):
         FolderDataset(tmp_path, read_image)
     save_image(torch.rand(3, 4, 5), tmp_path / "a.png")
     (tmp_path / "sub").mkdir()
     save_image(torch.rand(3, 6, 5), tmp_path / "sub" / "b.png")
     dataset = FolderDataset(tmp_path, read_image)
     assert [dataset.id(i) for i in range(2)] == ["a.png", "sub/b.png"]
-    with pytest.raises(InputError, match="pictures of different sizes cannot be one batch"):
+    with pytest.raises(InputError, match="images of different sizes cannot be one batch"):
         dataset.read([0, 1])
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="broken.png"):
         next(FolderDataset(tmp_path, read_image).batches(2))
 
 
-def test_tensors_of_a_data_set_are_checked():
+def test_images_of_a_tensor_data_set_are_checked():
     model = load_model("builtin:shapes-vgg")
     images = torch.rand(1, 3, 64, 64)
     for invalid in (
@@ -60,3 +69,30 @@ def test_tensors_of_a_data_set_are_checked():
     ):
         with pytest.raises(InputError):
             methods["nearest_neighbors"](model, images, TensorDataset(invalid), k=1)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_resumed_batches_start_at_the_first_unread_image_with_any_batch_size(size, tmp_path, monkeypatch):
+    dataset = TensorDataset(torch.arange(7.0)[:, None, None, None])
+
+    def add(size, stop=None):
+        state = {"total": torch.zeros(1)}
+        for batch in resumable_batches(dataset, size, state, "sum"):
+            if batch.indices[0] == stop:
+                raise KeyboardInterrupt
+            state["total"] = state["total"] + batch.images.sum()
+        return state["total"].item()
+
+    def call(size, stop=None):
+        checkpoint = checkpoints.Checkpoint(tmp_path / "checkpoint", "id")
+        with checkpoint, checkpoints.use_checkpoint(checkpoint), checkpoints.claim_checkpoint():
+            return add(size, stop)
+
+    with pytest.raises(KeyboardInterrupt):
+        call(2, stop=4)
+    starts = []
+    monkeypatch.setattr(
+        TensorDataset, "read", lambda self, rows: starts.append(rows[0]) or self.images[[*rows]]
+    )
+    assert call(size) == 21
+    assert starts[0] == 4

@@ -1,4 +1,4 @@
-"""Errors speak in sentences, also after a trip to another process."""
+"""Messages of exceptions, also after pickling."""
 
 import pickle
 
@@ -16,13 +16,13 @@ from phosphene import InputError, MissingExtra, UnknownName
         MissingExtra("phosphene check", "testing"),
     ],
 )
-def test_an_error_survives_pickling(error):
+def test_errors_can_be_pickled(error):
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
     assert str(again) == str(error)
 
 
-def test_an_unknown_name_lists_what_there_is_and_the_nearest():
+def test_unknown_name_lists_names_and_the_nearest():
     error = UnknownName("layer", "layer5", ["conv1", "layer4"], "this model")
     assert str(error) == "no layer 'layer5'; this model has conv1, layer4 - did you mean 'layer4'?"
     many = UnknownName("method", "q", [f"m{i}" for i in range(20)])
@@ -30,6 +30,6 @@ def test_an_unknown_name_lists_what_there_is_and_the_nearest():
     assert "did you mean" not in str(UnknownName("class", "", ["tabby"]))
 
 
-def test_a_missing_extra_says_what_to_install():
+def test_missing_extra_names_the_install_command():
     told = str(MissingExtra("phosphene check", "testing"))
     assert told == "phosphene check needs an optional library: pip install 'phosphene[testing]'"

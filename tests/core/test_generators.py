@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from phosphene import InputError, methods, run
+from phosphene import InputError, load_result, methods, run
 from phosphene.generative import Generator
 from phosphene.results import TrainedNetwork
-from phosphene.roles import ROLES
+from phosphene.roles import ROLES, InputContext
 
 FEW: dict[str, Any] = {"steps": 2, "target": [1, 4], "seed": 0, "progress": False}
 
@@ -22,7 +22,7 @@ def constant_images(z: Tensor) -> Tensor:
     return z.sigmoid()[:, :, None, None].expand(-1, -1, 16, 16)
 
 
-def test_bundled_generator_is_recorded_by_name() -> None:
+def test_the_bundled_generator_is_recorded_by_name() -> None:
     default, named = (
         run("latent_visualization", **FEW | options)
         for options in ({}, {"generator": "builtin:shapes-autoencoder"})
@@ -37,7 +37,7 @@ def test_generator_can_be_a_function() -> None:
         generator(torch.zeros(1, 3)), constant_images(torch.zeros(1, 3))
     )
     result = run("latent_visualization", **FEW, generator=generator)
-    assert result.codes.shape == (2, 3) and result.strange is None
+    assert result.codes.shape == (2, 3) and result.reconstruction_error is None
     assert (result.images.amax((2, 3)) - result.images.amin((2, 3))).max() < 1e-6
     with pytest.raises(InputError, match="no encoder"):
         generator.encode(torch.zeros(1, 3, 16, 16))
@@ -48,7 +48,7 @@ def test_decoded_images_are_clipped() -> None:
     assert decoded.flatten().tolist() == [0.0, 0.5, 1.0]
 
 
-def test_trained_generator_is_accepted_as_object_and_as_folder(
+def test_a_trained_generator_is_accepted_as_object_and_from_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def color_generator(size: int) -> Generator:
@@ -71,12 +71,12 @@ def test_trained_generator_is_accepted_as_object_and_as_folder(
 
 
 @pytest.mark.parametrize("value", [5, nn.Linear(3, 3), constant_images])
-def test_error_for_other_objects_shows_the_constructor(value: Any) -> None:
+def test_other_objects_are_refused_with_the_constructor(value: Any) -> None:
     with pytest.raises(InputError, match=r"Generator\(latent_size, decoder\)"):
-        ROLES["generator"].check(ROLES["generator"].make(value, None, {}), None, {})
+        ROLES["generator"].check(ROLES["generator"].make(value, InputContext()), InputContext())
 
 
 def test_network_of_another_method_is_refused() -> None:
-    stylizer = ROLES["stylizer"].make(None, None, {})
+    stylizer = load_result("builtin:shapes-styles")
     with pytest.raises(InputError, match="not a StyleNetwork"):
-        ROLES["generator"].check(ROLES["generator"].make(stylizer, None, {}), None, {})
+        ROLES["generator"].check(ROLES["generator"].make(stylizer, InputContext()), InputContext())

@@ -1,4 +1,4 @@
-"""Ctrl-C in what is drawn step by step: the best so far comes back, and the same run goes on with it."""
+"""Ctrl-C during an optimisation: the result so far is returned, and the same run resumes from it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def make(model: Model, **more: Any) -> Any:
     return run(draw, model=model, **{"target": [0, 3], "steps": STEPS, "seed": 1, "jitter": 2} | more)
 
 
-def test_ctrl_c_gives_what_so_many_steps_would_have_given(model: Model) -> None:
+def test_ctrl_c_returns_the_result_of_the_steps_so_far(model: Model) -> None:
     with ctrl_c(4) as told:
         made = make(model)
     assert made.provenance.interrupted == f"after 5 of {STEPS} steps"
@@ -81,7 +81,7 @@ def test_ctrl_c_at_the_last_step_interrupts_nothing(model: Model) -> None:
         assert make(model).provenance.interrupted is None
 
 
-def test_a_second_ctrl_c_breaks_it_off_and_leaves_the_model(model: Model, tmp_path: Path) -> None:
+def test_second_ctrl_c_interrupts_and_restores_the_model(model: Model, tmp_path: Path) -> None:
     def twice(event: ProgressEvent) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -93,14 +93,14 @@ def test_a_second_ctrl_c_breaks_it_off_and_leaves_the_model(model: Model, tmp_pa
     assert all(p.requires_grad for p in model.module.parameters())
 
 
-def test_a_method_called_directly_and_other_work_are_interrupted_as_ever(model: Model) -> None:
+def test_ctrl_c_interrupts_direct_calls_and_other_work(model: Model) -> None:
     with pytest.raises(KeyboardInterrupt), ctrl_c(2):
         methods[draw](model, Class(0), steps=4)
     with pytest.raises(KeyboardInterrupt), ctrl_c(1):
         run("pgd", model=model, images=torch.rand(1, 3, 12, 12), steps=3)
 
 
-def test_every_batch_comes_back_when_one_is_interrupted(model: Model) -> None:
+def test_ctrl_c_in_one_batch_keeps_the_others(model: Model) -> None:
     whole = make(model)
     with ctrl_c(4):
         made = make(model, batch_size=1, frames=3)
@@ -115,9 +115,7 @@ def test_every_batch_comes_back_when_one_is_interrupted(model: Model) -> None:
     [{}, {"optimizer": "sgd", "parametrization": "pixels"}, {"optimizer": "normalized-sgd"}, {"frames": 4}],
     ids=str,
 )
-def test_the_same_run_goes_on_where_ctrl_c_ended_it(
-    model: Model, tmp_path: Path, more: dict[str, Any]
-) -> None:
+def test_same_run_resumes_after_ctrl_c(model: Model, tmp_path: Path, more: dict[str, Any]) -> None:
     out, whole = tmp_path / "a", make(model, **more)
     with ctrl_c(7):
         make(model, out=out, **more)
@@ -125,7 +123,7 @@ def test_the_same_run_goes_on_where_ctrl_c_ended_it(
     assert saved.provenance.interrupted and (tmp_path / ".a.unfinished").is_file()
     request = prepare(draw, model=model, target=[0, 3], steps=STEPS, seed=1, jitter=2, **more)
     assert not request.produced(saved) and request.produced(whole)
-    assert "how far it went" in " ".join(replay(out, model=model).changed)
+    assert "where it ended" in " ".join(replay(out, model=model).changed)
     with ctrl_c() as told:
         again = make(model, out=out, **more)
     assert len(told) == STEPS - 8
@@ -136,7 +134,7 @@ def test_the_same_run_goes_on_where_ctrl_c_ended_it(
 
 
 @pytest.mark.parametrize("cut", [1, 4, 9])
-def test_a_quasi_newton_run_goes_on_to_the_same_bits(
+def test_lbfgs_run_resumes_to_the_same_bits(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
 ) -> None:
     monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
@@ -155,7 +153,7 @@ def test_a_quasi_newton_run_goes_on_to_the_same_bits(
     assert torch.equal(whole.images, again.images) and torch.equal(whole.scores, again.scores)
 
 
-def test_a_saved_result_is_a_start(model: Model, tmp_path: Path) -> None:
+def test_saved_result_is_accepted_as_start(model: Model, tmp_path: Path) -> None:
     made = make(model, out=tmp_path / "a", parametrization="pixels")
     for start in (tmp_path / "a", str(tmp_path / "a"), made, made.images):
         more = make(model, start=start, steps=1, lr=1e-6, parametrization="pixels", blur_every=0)
@@ -165,7 +163,7 @@ def test_a_saved_result_is_a_start(model: Model, tmp_path: Path) -> None:
     assert replay(make(model, start=made, steps=3).save(tmp_path / "b"), model=model).same
 
 
-def test_frames_are_the_images_on_the_way(model: Model, tmp_path: Path) -> None:
+def test_frames_are_intermediate_images(model: Model, tmp_path: Path) -> None:
     made = make(model, frames=4)
     assert made.frames.shape == (4, 2, 3, 12, 12) and made.frames.dtype == torch.uint8
     for frame, steps in zip(made.frames, (3, 6, 9, 12), strict=True):
@@ -178,7 +176,7 @@ def test_frames_are_the_images_on_the_way(model: Model, tmp_path: Path) -> None:
     assert not (make(model).save(tmp_path / "b") / "film.gif").exists()
 
 
-def test_the_command_saves_says_so_and_ends_with_130(
+def test_interrupted_command_saves_and_exits_with_130(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -188,7 +186,7 @@ def test_the_command_saves_says_so_and_ends_with_130(
     assert left.value.code == 130
     told = capsys.readouterr()
     assert "saved in a" in told.out and "interrupted after 3 of 6 steps" in told.err
-    assert "goes on" in told.err
+    assert "resumes" in told.err
     assert isinstance(load_result("a"), Synthesis)
     Path("request.json").write_text(json.dumps({"params": {"steps": 6, "seed": 0, "size": 16}, "out": "b"}))
     with ctrl_c(2), pytest.raises(SystemExit):
@@ -199,7 +197,7 @@ def test_the_command_saves_says_so_and_ends_with_130(
     assert load_result("a").provenance.interrupted is None
 
 
-def test_who_listens_already_and_other_threads_are_left_alone() -> None:
+def test_other_signal_handlers_and_threads_are_not_affected() -> None:
     ours = lambda number, frame: None
     signal.signal(signal.SIGINT, ours)
     try:

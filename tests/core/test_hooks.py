@@ -1,4 +1,4 @@
-"""Taps read, cut and stop; rewriting counts; the guard gives everything back, whatever happens."""
+"""Taps read, cut, replace and stop; backward rules reach every ReLU; the guard restores all flags."""
 
 import threading
 
@@ -24,7 +24,7 @@ from phosphene.hooks import guard
 
 
 class Net(nn.Module):
-    """In-place, reused and functional ReLUs, a layer that never runs, and a tuple on the way."""
+    """In-place, reused and functional ReLUs, a layer that never runs, and one that returns a tuple."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def images() -> torch.Tensor:
 # --- reading, cutting, stopping ------------------------------------------------------------------
 
 
-def test_a_reading_is_the_layers_own_output_though_it_is_overwritten_in_place(model, images):
+def test_tap_reads_the_output_before_it_is_overwritten_in_place(model, images):
     expected = model.module.norm(model.module.first(images))
     with model.tap("norm", "third") as tap:
         logits = model(images)
@@ -74,20 +74,20 @@ def test_a_reading_is_the_layers_own_output_though_it_is_overwritten_in_place(mo
     torch.testing.assert_close(logits, model(images))
 
 
-def test_a_reading_is_on_the_graph(model, images):
+def test_tapped_output_is_on_the_graph(model, images):
     with model.tap("second") as tap:
         logits = model(images)
     (gradient,) = torch.autograd.grad(logits.sum(), tap["second"])
     assert gradient.any()
 
 
-def test_a_reused_layer_gives_its_last_output(model, images):
+def test_tap_reads_the_last_output_of_a_reused_layer(model, images):
     with model.tap("relu", "pair") as tap:
         model(images)
     torch.testing.assert_close(tap["relu"] * 2, tap["pair"])
 
 
-def test_a_leaf_cuts_the_graph_there(model, images):
+def test_leaf_cuts_the_graph(model, images):
     pixels = images.clone().requires_grad_()
     with model.guard(), model.tap("second", leaf=True) as tap:
         logits = model(pixels)
@@ -96,12 +96,12 @@ def test_a_leaf_cuts_the_graph_there(model, images):
         with pytest.raises(RuntimeError, match="not have been used"):
             torch.autograd.grad(model(pixels).sum(), pixels)
     with model.tap("second") as tap:
-        whole = torch.autograd.grad(model(pixels)[:, 0].sum(), tap["second"])[0]
-    torch.testing.assert_close(cut, whole)
+        full = torch.autograd.grad(model(pixels)[:, 0].sum(), tap["second"])[0]
+    torch.testing.assert_close(cut, full)
 
 
-def test_features_run_nothing_above_their_layer(model, images):
-    _ = model.structure  # it learns once how often each layer runs
+def test_features_run_no_layer_above(model, images):
+    _ = model.structure  # recorded once, in a pass of its own
     ran: list[str] = []
     handles = [m.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, m in model.layers.items()]
     features = model.features(images, "relu")
@@ -111,26 +111,26 @@ def test_features_run_nothing_above_their_layer(model, images):
     assert (features >= 0).all()
 
 
-def test_several_features_come_from_one_pass(model, images):
+def test_features_of_several_layers_equal_those_of_each(model, images):
     first, pair = model.features_of(images, ["first", "pair"])
     torch.testing.assert_close(first, model.features(images, "first"))
     torch.testing.assert_close(pair, model.features(images, "pair"))
 
 
-def test_of_several_leaves_only_the_lowest_is_cut(model, images):
+def test_of_several_leaves_only_the_lowest_is_detached(model, images):
     with model.guard(), model.tap("first", "second", "pair", leaf=True) as tap:
         logits = model(images)
         assert tap["first"].is_leaf
         cut = torch.autograd.grad(logits[:, 0].sum(), [tap["first"], tap["second"], tap["pair"]])
     with model.tap("first", "second", "pair") as tap:
         logits = model(images)
-        whole = torch.autograd.grad(logits[:, 0].sum(), [tap["first"], tap["second"], tap["pair"]])
-    for got, want in zip(cut, whole, strict=True):
-        assert want.any()
-        torch.testing.assert_close(got, want)
+        full = torch.autograd.grad(logits[:, 0].sum(), [tap["first"], tap["second"], tap["pair"]])
+    for gradient, expected in zip(cut, full, strict=True):
+        assert expected.any()
+        torch.testing.assert_close(gradient, expected)
 
 
-def test_what_replaces_a_layers_output_runs_on_and_is_not_what_is_read(model, images):
+def test_replaced_output_is_used_above_and_the_original_is_read(model, images):
     def without_first_channel(output):
         output[:, 0] = 0
         return output
@@ -146,7 +146,7 @@ def test_what_replaces_a_layers_output_runs_on_and_is_not_what_is_read(model, im
     assert not torch.allclose(model(images), logits)
 
 
-def test_of_a_reused_layer_the_last_output_is_replaced(model, images):
+def test_replace_applies_to_the_last_call_of_a_reused_layer(model, images):
     with model.tap("relu", replace=torch.zeros_like) as tap:
         logits = model(images)
     torch.testing.assert_close(tap["relu"], model.features(images, "relu"))
@@ -155,7 +155,7 @@ def test_of_a_reused_layer_the_last_output_is_replaced(model, images):
     torch.testing.assert_close(logits, expected)
 
 
-def test_what_cannot_be_read_is_refused(model, images):
+def test_reading_layers_that_do_not_exist_or_run_is_refused(model, images):
     with pytest.raises(UnknownName, match="did you mean 'second'"):
         model.tap("secnd")
     with pytest.raises(ModelError, match="'idle' does not run in a forward pass"):
@@ -168,7 +168,7 @@ def test_what_cannot_be_read_is_refused(model, images):
             _ = tap["third"]
 
 
-def test_nested_taps_read_each_their_own(model, images):
+def test_nested_taps_read_separately(model, images):
     with model.tap("second") as outer:
         model(images)
         before = outer["second"]
@@ -179,7 +179,7 @@ def test_nested_taps_read_each_their_own(model, images):
     torch.testing.assert_close(before, model.features(images, "second"))
 
 
-def test_a_run_inside_a_tap_is_not_seen_by_it(model, images):
+def test_tap_does_not_read_a_method_that_runs_inside(model, images):
     with model.tap("second") as tap:
         model(images)
         before = tap["second"]
@@ -190,8 +190,8 @@ def test_a_run_inside_a_tap_is_not_seen_by_it(model, images):
 # --- rewriting -------------------------------------------------------------------------------------
 
 
-def test_every_spelling_of_relu_is_caught_and_obeys():
-    spellings = [
+def test_backward_rules_apply_to_every_form_of_relu():
+    relus = [
         F.relu, torch.relu, torch.Tensor.relu, nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), F.relu6,
         lambda x: F.relu(x, inplace=True), lambda x: x.relu_(), lambda x: torch.relu_(x),
         lambda x: x.clamp(min=0), lambda x: torch.clamp(x, 0), lambda x: x.clamp_min(0),
@@ -201,28 +201,28 @@ def test_every_spelling_of_relu_is_caught_and_obeys():
     x = torch.tensor([-1.0, 2.0, 3.0, -4.0], requires_grad=True)
     down = torch.tensor([1.0, 1.0, -1.0, -1.0])
     for rule, expected in ((guided, [0.0, 1.0, 0.0, 0.0]), (deconvnet, [1.0, 1.0, 0.0, 0.0])):
-        for spelling in spellings:
+        for relu in relus:
             with rewrite_backward(rule) as rewrite:
-                out = spelling(x.clone())
-            assert rewrite.caught == 1
+                out = relu(x.clone())
+            assert rewrite.count == 1
             assert out.tolist() == [0, 2, 3, 0]
             (gradient,) = torch.autograd.grad(out, x, down)
             assert gradient.tolist() == expected
 
 
-def test_a_network_obeys_at_every_relu_and_is_untouched_after(model, images):
+def test_backward_rule_applies_to_every_relu_of_a_network_and_ends_with_the_block(model, images):
     pixels = images.clone().requires_grad_()
     with model.guard():
         plain = torch.autograd.grad(scores(model, pixels, 0).sum(), pixels)[0]
         with rewrite_backward(guided) as rewrite:
             rewritten = torch.autograd.grad(scores(model, pixels, 0).sum(), pixels)[0]
-        assert rewrite.caught == 3
+        assert rewrite.count == 3
         assert not torch.allclose(plain, rewritten)
         again = torch.autograd.grad(scores(model, pixels, 0).sum(), pixels)[0]
     assert torch.equal(plain, again)
 
 
-def test_a_relu_that_sees_no_pixel_does_not_count():
+def test_relu_that_does_not_depend_on_pixels_is_not_counted():
     class Biased(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -274,11 +274,11 @@ class Interruption(Exception):
 @given(
     training=st.lists(st.booleans(), min_size=10, max_size=10),
     frozen=st.lists(st.booleans(), min_size=10, max_size=10),
-    use=st.sampled_from(["saliency", "grad_cam", "tap", "leaf", "features", "anatomy", "embed", "guided"]),
+    use=st.sampled_from(["saliency", "grad_cam", "tap", "leaf", "features", "structure", "embed", "guided"]),
     error=st.sampled_from([None, Interruption, KeyboardInterrupt]),
     where=st.sampled_from(["first", "relu", "pair", "head"]),
 )
-def test_a_model_is_as_it_was_however_a_run_ends(training, frozen, use, error, where):
+def test_model_is_restored_however_a_run_ends(training, frozen, use, error, where):
     torch.manual_seed(0)
     module = Net()
     module.first.register_forward_pre_hook(lambda m, args: None)
@@ -302,7 +302,7 @@ def test_a_model_is_as_it_was_however_a_run_ends(training, frozen, use, error, w
             methods[use](model, images, 1)
             return
         with model.guard():
-            if use == "anatomy":
+            if use == "structure":
                 _ = model.structure
             elif use == "features":
                 model.features(images, "second")
@@ -324,7 +324,7 @@ def test_a_model_is_as_it_was_however_a_run_ends(training, frozen, use, error, w
     _assert_same(_state(module), before)
 
 
-def test_a_guard_of_two_threads_restores_once_the_last_leaves():
+def test_guards_of_two_threads_restore_when_the_last_is_left():
     module = Net().train()
     inside, leave = threading.Event(), threading.Event()
 
@@ -348,7 +348,7 @@ def test_a_guard_of_two_threads_restores_once_the_last_leaves():
     assert all(p.requires_grad for p in module.parameters())
 
 
-def test_two_threads_on_one_model_get_what_they_get_alone():
+def test_threads_on_one_model_get_the_results_of_single_runs():
     torch.manual_seed(0)
     module = Net().double()
     images = torch.rand(4, 3, 8, 8, dtype=torch.float64)
@@ -356,7 +356,7 @@ def test_two_threads_on_one_model_get_what_they_get_alone():
     jobs += [("grad_cam", {"target": 1, "layer": layer}) for layer in ("second", "pair", "third")]
     alone = [methods[n](load_model(module, input_size=(3, 8, 8)), images, **k).maps for n, k in jobs]
     for _ in range(5):
-        # A new model each time: its anatomy and call counts are learnt while all of them run.
+        # A new model each time: its structure is recorded while all threads run.
         model = load_model(module, input_size=(3, 8, 8))
         barrier = threading.Barrier(len(jobs))
         results: dict[int, list[torch.Tensor]] = {i: [] for i in range(len(jobs))}
@@ -382,34 +382,34 @@ def test_two_threads_on_one_model_get_what_they_get_alone():
         assert all(p.requires_grad for p in module.parameters())
 
 
-class Meeting(nn.Module):
-    """Halts one thread's pass half-way, so that another's can run meanwhile."""
+class Waiting(nn.Module):
+    """Stops one thread's pass here until another thread's has run."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.halted: threading.Thread | None = None
+        self.waiting_thread: threading.Thread | None = None
         self.inside, self.leave = threading.Event(), threading.Event()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if threading.current_thread() is self.halted:
+        if threading.current_thread() is self.waiting_thread:
             self.inside.set()
             assert self.leave.wait(10)
         return x
 
 
-def test_what_is_learnt_of_a_model_is_not_mixed_with_another_threads_pass():
-    meeting = Meeting()
+def test_structure_is_not_affected_by_a_pass_in_another_thread():
+    waiting = Waiting()
     net = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.ReLU(), meeting, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+        nn.Conv2d(3, 4, 3), nn.ReLU(), waiting, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
     )
     model = load_model(net, input_size=(3, 8, 8))
     images = torch.rand(5, 3, 8, 8)
 
-    meeting.halted = thread = threading.Thread(target=lambda: model.structure)
+    waiting.waiting_thread = thread = threading.Thread(target=lambda: model.structure)
     thread.start()
-    assert meeting.inside.wait(10)
+    assert waiting.inside.wait(10)
     model(images)
-    meeting.leave.set()
+    waiting.leave.set()
     thread.join()
     assert [layer.calls for layer in model.structure.layers.values()] == [1] * 6
     assert model.last_map == "1"

@@ -1,4 +1,4 @@
-"""Runs as programs ask for them: requests and answers as JSON, events, what is foretold and known again."""
+"""Runs as JSON: requests, responses, events, predicted cost and recognized results."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def written(request: Any, file: str = "request.json") -> str:
 # --- requests and answers ---------------------------------------------------------------------
 
 
-def test_a_request_is_run_and_answered_in_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+def test_request_is_run_and_the_response_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     code, answer, _ = ask(capsys, "run", "pgd", "--json", written(REQUEST | {"out": "here"}))
     assert code == 0
     made = load_result("here")
@@ -73,7 +73,7 @@ def test_a_request_is_run_and_answered_in_one_object(capsys: pytest.CaptureFixtu
     assert made.provenance.batch_size == 1
 
 
-def test_an_answers_provenance_makes_the_next_request(capsys: pytest.CaptureFixture[str]) -> None:
+def test_provenance_of_a_response_repeats_the_request(capsys: pytest.CaptureFixture[str]) -> None:
     _, first, _ = ask(capsys, "run", "pgd", "--json", written(REQUEST | {"out": "first"}))
     how = first["provenance"]
     again = {"params": how["params"], "inputs": REQUEST["inputs"] | {"model": how["model"]["source"]}}
@@ -84,7 +84,7 @@ def test_an_answers_provenance_makes_the_next_request(capsys: pytest.CaptureFixt
     assert torch.equal(one.adversarial, other.adversarial)
 
 
-def test_standard_input_empty_request_and_usual_folder(
+def test_empty_request_from_standard_input_uses_the_default_folder(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("{}"))
@@ -93,7 +93,7 @@ def test_standard_input_empty_request_and_usual_folder(
     assert answer["folder"] == str(Path("phosphene-out", "saliency").resolve())
 
 
-def test_options_add_to_a_request_and_never_contradict_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_extend_a_request_but_cannot_repeat_it(capsys: pytest.CaptureFixture[str]) -> None:
     file = written(REQUEST)
     code, answer, _ = ask(capsys, "run", "pgd", "--json", file, "--norm", "l2", "--out", "here")
     assert code == 0
@@ -102,7 +102,7 @@ def test_options_add_to_a_request_and_never_contradict_it(capsys: pytest.Capture
     for option in ("--steps", "--image", "--batch-size"):
         code, answer, told = ask(capsys, "run", "pgd", "--json", file, option, "3")
         assert code == 2
-        assert f"{option} is said by --json request.json, too" in answer["error"]["message"]
+        assert f"{option} is set in --json request.json, too" in answer["error"]["message"]
         assert answer["error"]["message"] in told
 
 
@@ -129,15 +129,15 @@ def test_options_add_to_a_request_and_never_contradict_it(capsys: pytest.Capture
         ({"device": "nowhere"}, "nowhere"),
         ({"out": "request.json"}, "is a file"),
         ([1], "should be a mapping"),
-        ("[1", r"request\.json is no JSON"),
-        ("", r"request\.json is no JSON"),
+        ("[1", r"request\.json is not JSON"),
+        ("", r"request\.json is not JSON"),
     ],
     ids=str,
 )
-def test_a_bad_request_is_refused_before_any_work(
+def test_invalid_request_is_refused_before_any_work(
     request_: Any, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "run_with_observers", lambda *_: pytest.fail("it was run"))
+    monkeypatch.setattr(running, "execute", lambda *_: pytest.fail("it was run"))
     code, answer, told = ask(capsys, "run", "pgd", "--json", written(request_))
     assert code == 2
     assert list(answer) == ["error"]
@@ -145,7 +145,7 @@ def test_a_bad_request_is_refused_before_any_work(
     assert told == f"phosphene: {answer['error']['message']}\n"
 
 
-def test_errors_of_other_commands_are_json_where_json_is_asked_for(
+def test_errors_of_other_commands_are_json_with_the_json_option(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for words in (["run", "pdg", "--json", "request.json"], ["show", "pdg", "--json"]):
@@ -157,28 +157,29 @@ def test_errors_of_other_commands_are_json_where_json_is_asked_for(
     assert "nowhere.json cannot be read" in answer["error"]["message"]
 
 
-def test_a_crash_is_answered_and_goes_on(
+def test_exception_is_reported_as_json_and_raised(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def crash(*_: Any) -> Result:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(running, "run_with_observers", crash)
+    monkeypatch.setattr(running, "execute", crash)
     with pytest.raises(RuntimeError, match="out of memory"):
         main(["run", "pgd", "--json", written(REQUEST)])
     error = json.loads(capsys.readouterr().out)["error"]
     assert error == {"type": "RuntimeError", "message": "out of memory"}
 
 
-def test_what_a_method_prints_does_not_spoil_the_answer(
+def test_printed_text_does_not_reach_the_response(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def chatty(request: Any, execute: Any) -> Result:
-        print("here I am")
-        result: Result = execute(request)
-        return result
+    execute = running.execute
 
-    monkeypatch.setattr(running, "run_with_observers", chatty)
+    def chatty(prepared: Any) -> Result:
+        print("here I am")
+        return execute(prepared)
+
+    monkeypatch.setattr(running, "execute", chatty)
     code, answer, told = ask(capsys, "run", "pgd", "--json", written(REQUEST))
     assert code == 0
     assert answer["type"] == "AdversarialExamples"
@@ -200,7 +201,7 @@ def test_events_are_lines_of_json_on_standard_error() -> None:
     assert events == [steps | {"done": done} for done in (1, 2, 1, 2)]
 
 
-def test_the_requests_of_the_documentation_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_documented_requests_run(capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs" / "programs.md").read_text()
     request = json.loads(next(iter(re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL))))
     code, answer, _ = ask(capsys, "run", "pgd", "--json", written(request))
@@ -209,24 +210,24 @@ def test_the_requests_of_the_documentation_run(capsys: pytest.CaptureFixture[str
     assert all(f"`{key}`" in page for key in answer)
 
 
-def test_the_typed_program_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_typed_program_runs(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(ROOT / "tests" / "typing" / "program.py"), run_name="__main__")
     assert "3.0 brightness" in capsys.readouterr().out
 
 
-# --- what is foretold, and what is known again --------------------------------------------------
+# --- predicted cost, recognized results --------------------------------------------------
 
 
-def test_a_prepared_run_foretells_its_passes() -> None:
+def test_prepared_run_predicts_its_passes() -> None:
     request = prepare("pgd", images="builtin:scenes/3", steps=4, random_start=False)
     spec = methods["pgd"].spec
     assert spec.cost is not None
-    assert request.passes() == spec.cost.evaluate({"steps": 4, "restarts": 1, "eot": 1}, images=3)
+    assert request.passes() == spec.cost.evaluate({"steps": 4, "restarts": 1, "eot_samples": 1}, images=3)
     sample = prepare("nearest_neighbors", images="builtin:scenes/2", dataset="builtin:scenes/7", k=2)
     assert sample.passes() == (9, 0)
 
 
-def test_a_run_knows_its_own_result_and_no_other() -> None:
+def test_prepared_run_recognizes_only_its_own_result() -> None:
     model = load_model("builtin:shapes-vgg")
     how: dict[str, Any] = {"model": model, "images": "builtin:scenes/2", "steps": 1}
     saved = run("pgd", **how, seed=5, out="saved") and load_result("saved")
@@ -249,7 +250,7 @@ def test_a_run_knows_its_own_result_and_no_other() -> None:
     assert not prepare("pgd", **how, seed=5, labels=["star", "square"]).produced(saved)
 
 
-def test_a_result_of_something_that_has_no_words_is_known_to_nobody() -> None:
+def test_results_of_callables_are_never_recognized() -> None:
     def first(logits: torch.Tensor) -> torch.Tensor:
         return logits[:, 0]
 
@@ -262,7 +263,7 @@ def test_a_result_of_something_that_has_no_words_is_known_to_nobody() -> None:
     assert not prepare("nearest_neighbors", images=images, dataset=seen, k=1).produced(load_result("near"))
 
 
-def test_preparing_runs_nothing_and_checks_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_checks_everything_and_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods["saliency"], "function", lambda **_: pytest.fail("it was run"))
     assert prepare("saliency").passes() == (4, 4)
     with pytest.raises(UnknownName, match="no executor 'cluster'"):
@@ -275,7 +276,7 @@ def test_preparing_runs_nothing_and_checks_everything(monkeypatch: pytest.Monkey
         prepare("grad_cam", layer="layer9")
 
 
-def test_pictures_are_read_as_run_reads_them() -> None:
+def test_read_images_reads_like_run() -> None:
     for name in ("a", "b"):
         write_png(torch.rand(3, 80, 90), Path(f"{name}.png"))
     model = load_model("builtin:shapes-vgg")

@@ -1,4 +1,4 @@
-"""The names that papers give a VGG's layers, wherever a layer is named; and the real networks behind them."""
+"""Layer names of a VGG as papers write them, wherever a layer is named."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from phosphene.images import read_image, resize
 
 
 @pytest.mark.parametrize(
-    ("name", "known"),
+    ("name", "aliases"),
     [
         (
             "vgg16",
@@ -24,18 +24,18 @@ from phosphene.images import read_image, resize
         ("vgg19_bn", {"conv1_1": "0", "relu1_1": "2", "conv4_2": "30", "pool4": "39"}),
     ],
 )
-def test_torchvisions_vggs_answer_to_the_papers_names(name: str, known: dict[str, str]) -> None:
+def test_aliases_of_torchvisions_vggs(name: str, aliases: dict[str, str]) -> None:
     with torch.device("meta"):
         model = load_model(f"torchvision:{name}")
-    for said, own in known.items():
-        assert model.layer_name(said) == f"features.{own}"
-        kind = {"conv": nn.Conv2d, "relu": nn.ReLU, "pool": nn.MaxPool2d}[said[:4]]
-        assert isinstance(model.layers[model.layer_name(said)], kind)
+    for alias, own in aliases.items():
+        assert model.layer_name(alias) == f"features.{own}"
+        kind = {"conv": nn.Conv2d, "relu": nn.ReLU, "pool": nn.MaxPool2d}[alias[:4]]
+        assert isinstance(model.layers[model.layer_name(alias)], kind)
     with pytest.raises(UnknownName, match="relu5_1"):
         model.layer_name("relu51")
 
 
-def test_the_names_are_accepted_wherever_a_layer_is() -> None:
+def test_aliases_are_accepted_wherever_a_layer_is() -> None:
     model, images = load_model("builtin:shapes-vgg"), torch.rand(2, 3, 64, 64)
     own = model.features(images, "features.11")
     assert torch.equal(model.features(images, "relu3_1"), own)
@@ -47,18 +47,18 @@ def test_the_names_are_accepted_wherever_a_layer_is() -> None:
         assert not torch.equal(model(images), tap["relu3_1"])
     assert torch.equal(scores(model, images, "relu3_1[4]"), scores(model, images, Channel("features.11", 4)))
     assert model.map_shape("pool1") == (24, 32, 32)
-    made = methods["grad_cam"](model, images, Class(1), layer="relu4_2")
-    assert torch.equal(made.maps, methods["grad_cam"](model, images, Class(1), layer="features.18").maps)
+    result = methods["grad_cam"](model, images, Class(1), layer="relu4_2")
+    assert torch.equal(result.maps, methods["grad_cam"](model, images, Class(1), layer="features.18").maps)
 
 
-def test_other_networks_have_no_such_names() -> None:
+def test_other_networks_have_no_aliases() -> None:
     assert not load_model("builtin:shapes-resnet").vgg_layer_aliases
     for uri in ("torchvision:squeezenet1_0", "torchvision:mobilenet_v2"):
         with torch.device("meta"):
             assert not load_model(uri).vgg_layer_aliases
 
 
-def test_the_real_network_sees_what_its_decoder_shows(assets: Path) -> None:
+def test_decoder_inverts_features_of_the_real_network(assets: Path) -> None:
     model, decoder = load_vgg19(assets), load_decoder(assets)
     picture = resize(read_image(assets / "images" / "demo" / "tubingen.jpg"), (96, 128))[None]
     with torch.no_grad():

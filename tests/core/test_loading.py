@@ -37,7 +37,7 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def place(folder: Path, entry: WeightsEnum, state: object, monkeypatch: pytest.MonkeyPatch) -> Path:
+def put_into_cache(folder: Path, entry: WeightsEnum, state: object, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put a state into torch's cache as the file of ``entry``, with its true digest in its name and URL."""
     draft = folder / "draft"
     torch.save(state, draft)
@@ -48,7 +48,7 @@ def place(folder: Path, entry: WeightsEnum, state: object, monkeypatch: pytest.M
 
 
 class Payload:
-    """What a pickle can do to those who load it."""
+    """An object whose pickle runs code when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -60,13 +60,13 @@ class Payload:
 # --- torchvision -------------------------------------------------------------------------------
 
 
-def test_torchvision_names_are_its_classifiers():
+def test_torchvision_names_are_the_classifiers():
     names = loaders()["torchvision"].names()
     assert {"resnet18", "vit_b_16", "swin_t"} <= set(names)
     assert "fcn_resnet50" not in names
 
 
-def test_without_weights_the_default_preset_says_how_to_feed():
+def test_without_weights_the_default_preset_sets_the_preprocessing():
     model = load_model("torchvision:efficientnet_b1")
     assert model.input_size == (3, 240, 240)
     assert model.crop_pct == 240 / 255
@@ -76,7 +76,7 @@ def test_without_weights_the_default_preset_says_how_to_feed():
     assert model.class_index("goldfish") == 1
 
 
-def test_options_of_the_model_and_of_the_factory_find_their_ways():
+def test_options_of_model_and_factory():
     model = load_model(
         "torchvision:resnet18", num_classes=2, mean=[0, 0, 0], std=[1, 1, 1],
         input_size=(3, 32, 32), classes=["no", "yes"],
@@ -102,10 +102,10 @@ def test_options_of_the_model_and_of_the_factory_find_their_ways():
         ("timm:resnet18", {"flavour": 3}, InputError, "cannot be built .* 'flavour'"),
         ("timn:resnet18", {}, UnknownName, "did you mean 'timm'"),
         ("resnet18", {}, InputError, "write scheme:name"),
-        ("builtin:shapes-vgg", {"weights": "DEFAULT"}, InputError, "brings its own weights"),
+        ("builtin:shapes-vgg", {"weights": "DEFAULT"}, InputError, "has its own weights"),
     ],
 )
-def test_what_does_not_exist_is_refused_in_a_sentence(uri, options, error, words):
+def test_names_and_options_that_do_not_exist_are_refused(uri, options, error, words):
     with pytest.raises(error, match=words):
         load_model(uri, **options)
 
@@ -117,14 +117,14 @@ def test_what_does_not_exist_is_refused_in_a_sentence(uri, options, error, words
 def test_weights_in_torchs_cache_are_loaded_without_a_network(asked, checkpoints, monkeypatch):
     torch.manual_seed(1)
     state = models.squeezenet1_1().state_dict()
-    place(checkpoints, models.SqueezeNet1_1_Weights.DEFAULT, state, monkeypatch)
+    put_into_cache(checkpoints, models.SqueezeNet1_1_Weights.DEFAULT, state, monkeypatch)
     model = load_model("torchvision:squeezenet1_1", **asked)
     for name, value in model.module.state_dict().items():
         assert torch.equal(value, state[name])
 
 
 @pytest.mark.usefixtures("no_network", "checkpoints")
-def test_absent_weights_without_a_network_name_the_way_out():
+def test_weights_that_cannot_be_downloaded_name_alternatives():
     begin = time.perf_counter()
     with pytest.raises(ModelError, match=r"resnet18-f37072fd\.pth .*a local file.*weights=None.*builtin:"):
         load_model("torchvision:resnet18", weights="DEFAULT")
@@ -132,22 +132,24 @@ def test_absent_weights_without_a_network_name_the_way_out():
 
 
 @pytest.mark.usefixtures("no_network")
-def test_a_cached_file_that_is_not_what_its_name_says_is_refused(checkpoints):
+def test_cached_file_with_a_wrong_hash_is_refused(checkpoints):
     torch.save(models.squeezenet1_1().state_dict(), checkpoints / "squeezenet1_1-b8a52dc0.pth")
     with pytest.raises(ModelError, match="is damaged: its SHA-256 does not begin with b8a52dc0"):
         load_model("torchvision:squeezenet1_1", weights="DEFAULT")
 
 
 @pytest.mark.usefixtures("no_network")
-def test_a_pickle_in_the_cache_is_never_run(checkpoints, tmp_path, monkeypatch):
+def test_pickle_in_the_cache_is_not_executed(checkpoints, tmp_path, monkeypatch):
     touched = tmp_path / "touched"
-    place(checkpoints, models.SqueezeNet1_1_Weights.DEFAULT, {"weight": Payload(touched)}, monkeypatch)
+    put_into_cache(
+        checkpoints, models.SqueezeNet1_1_Weights.DEFAULT, {"weight": Payload(touched)}, monkeypatch
+    )
     with pytest.raises(InputError, match="pickled code is never loaded"):
         load_model("torchvision:squeezenet1_1", weights="DEFAULT")
     assert not touched.exists()
 
 
-def test_a_pickle_given_as_a_file_is_never_run(tmp_path):
+def test_pickle_in_a_file_is_not_executed(tmp_path):
     touched = tmp_path / "touched"
     (tmp_path / "weights.pth").write_bytes(pickle.dumps(Payload(touched), protocol=2))
     with pytest.raises(InputError, match="pickled code is never loaded"):
@@ -172,7 +174,7 @@ def test_pretrained_networks_are_those_of_torchvisions_own_builders(name, entry,
     if name == "densenet121":  # as its published file names them, which is older than the batch counts
         dotted = {re.sub(r"(denselayer\d+\.(norm|conv))([12])\.", r"\1.\3.", k): v for k, v in state.items()}
         state = {k: v for k, v in dotted.items() if not k.endswith("num_batches_tracked")}
-    place(checkpoints, entry, state, monkeypatch)
+    put_into_cache(checkpoints, entry, state, monkeypatch)
     model = load_model(f"torchvision:{name}", weights=entry.name)
     theirs = models.get_model(name, weights=entry).eval()
     assert list(model.input_size[1:]) == entry.transforms().crop_size * 2
@@ -185,10 +187,10 @@ def test_pretrained_networks_are_those_of_torchvisions_own_builders(name, entry,
         torch.testing.assert_close(model(images), theirs(model.normalize(images)))
 
 
-def test_a_vision_transformer_gets_the_size_of_its_weights(checkpoints, monkeypatch):
+def test_vision_transformer_is_built_at_the_size_of_its_weights(checkpoints, monkeypatch):
     entry = models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1
     state = {"class_token": torch.zeros(1, 1, 768), "encoder.pos_embedding": torch.zeros(1, 577, 768)}
-    place(checkpoints, entry, state, monkeypatch)
+    put_into_cache(checkpoints, entry, state, monkeypatch)
     with pytest.raises(
         ModelError, match="do not fit torchvision:vit_b_16 with .*'image_size': 384"
     ) as refusal:
@@ -196,7 +198,7 @@ def test_a_vision_transformer_gets_the_size_of_its_weights(checkpoints, monkeypa
     assert "size mismatch" not in str(refusal.value)  # much is missing, but what is there fits
 
 
-def test_pictures_are_prepared_as_torchvision_and_timm_prepare_them():
+def test_preprocessing_equals_torchvision_and_timm():
     from PIL import Image
     from timm.data import create_transform, resolve_model_data_config
 
@@ -221,11 +223,11 @@ def test_pictures_are_prepared_as_torchvision_and_timm_prepare_them():
 # --- timm ----------------------------------------------------------------------------------------
 
 
-def test_timm_names_have_architectures_and_tags():
+def test_timm_names_are_architectures_and_tags():
     assert {"resnet18", "resnet18.a1_in1k"} <= set(loaders()["timm"].names())
 
 
-def test_a_tag_says_how_to_feed():
+def test_timm_tag_sets_the_preprocessing():
     model = load_model("timm:resnet18.a1_in1k")
     assert model.input_size == (3, 224, 224)
     assert model.crop_pct == 0.95
@@ -240,7 +242,7 @@ def test_class_names_of_the_larger_imagenets_are_known():
     assert load_model("timm:test_resnet", num_classes=7).classes is None
 
 
-def test_other_channels_and_sizes_are_the_models():
+def test_other_channels_and_sizes():
     model = load_model("timm:vit_tiny_patch16_224", in_chans=1, img_size=32, num_classes=5, depth=2)
     assert model.input_size == (1, 32, 32)
     assert model.mean.tolist() == [0.5]
@@ -282,14 +284,14 @@ def test_weights_in_the_hubs_cache_are_loaded_without_a_network(uri, asked, file
 
 
 @pytest.mark.usefixtures("no_network")
-def test_absent_hub_weights_without_a_network_name_the_way_out(tmp_path):
+def test_hub_weights_that_cannot_be_downloaded_name_alternatives(tmp_path):
     begin = time.perf_counter()
     with pytest.raises(ModelError, match="timm/test_resnet.*a local file.*weights=None.*builtin:"):
         load_model("timm:test_resnet", pretrained=True, cache_dir=str(tmp_path))
     assert time.perf_counter() - begin < 10  # the client's own retries take most of a minute
 
 
-def test_a_file_named_in_the_configuration_is_loaded(tmp_path):
+def test_file_named_in_the_configuration_is_loaded(tmp_path):
     torch.manual_seed(1)
     state = load_model("timm:test_resnet").module.state_dict()
     save_file(state, tmp_path / "mine.safetensors")
@@ -298,7 +300,7 @@ def test_a_file_named_in_the_configuration_is_loaded(tmp_path):
     assert torch.equal(model.module.state_dict()["fc.weight"], state["fc.weight"])
 
 
-def test_a_network_without_published_weights_says_so():
+def test_network_without_published_weights_is_refused():
     with pytest.raises(ModelError, match="no pretrained weights for timm:vit_base_patch32_plus_256"):
         load_model("timm:vit_base_patch32_plus_256", pretrained=True)
 
@@ -307,7 +309,7 @@ def test_a_network_without_published_weights_says_so():
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_local_files_fill_a_network_and_it_can_be_asked_for_again(suffix, tmp_path):
+def test_local_weights_are_loaded_and_recorded_in_the_source(suffix, tmp_path):
     state = load_model("timm:test_resnet").module.state_dict()
     path = tmp_path / f"mine{suffix}"
     save_file(state, path) if suffix == ".safetensors" else torch.save({"state_dict": state}, path)
@@ -316,7 +318,7 @@ def test_local_files_fill_a_network_and_it_can_be_asked_for_again(suffix, tmp_pa
     assert again.digest == model.digest
 
 
-def test_weights_that_do_not_fit_say_which():
+def test_weights_that_do_not_fit_are_refused():
     with pytest.raises(ModelError, match="do not fit timm:test_resnet"):
         load_model("timm:test_resnet", weights={"fc.bias": torch.zeros(3)})
     with pytest.raises(ModelError) as raised:  # all names of all tensors would be pages
@@ -325,7 +327,7 @@ def test_weights_that_do_not_fit_say_which():
     assert "\n" not in str(raised.value)
 
 
-def test_a_module_is_taken_as_it_is():
+def test_module_is_used_as_it_is():
     module = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
     module(torch.rand(1, 2, 8, 8))
     model = load_model(module, input_size=(2, 8, 8))
@@ -337,7 +339,7 @@ def test_a_module_is_taken_as_it_is():
 
 
 @pytest.mark.parametrize("weights", ["DEFAULT", "absent.ckpt", Path("absent")])
-def test_weights_by_name_are_refused_for_a_module_and_looked_up_for_a_scheme(weights):
+def test_named_weights_need_a_scheme(weights):
     with pytest.raises(InputError, match="named or pretrained weights .* need a URI"):
         load_model(nn.Linear(2, 2), weights=weights)
     if weights != "DEFAULT":
@@ -345,12 +347,12 @@ def test_weights_by_name_are_refused_for_a_module_and_looked_up_for_a_scheme(wei
             load_model("torchvision:squeezenet1_1", weights=weights)
 
 
-def test_what_is_neither_a_uri_nor_a_module_is_refused():
+def test_models_of_other_types_are_refused():
     with pytest.raises(InputError, match="not a Model"):
         load_model(load_model(nn.Linear(2, 2)))
 
 
-def test_a_model_that_json_cannot_describe_cannot_be_asked_for_again():
+def test_model_that_json_cannot_describe_has_no_source():
     asked = {"num_classes": 2, "input_size": (3, 64, 64)}
     assert load_model("torchvision:resnet18", **asked).source == {
         "uri": "torchvision:resnet18", "weights": None, "pretrained": False, **asked
@@ -361,13 +363,13 @@ def test_a_model_that_json_cannot_describe_cannot_be_asked_for_again():
     assert load_model("timm:test_resnet", weights=state).source is None
 
 
-def test_a_model_loaded_in_inference_mode_can_be_differentiated():
+def test_model_loaded_in_inference_mode_can_be_differentiated():
     with torch.inference_mode():
         model = load_model("builtin:shapes-vgg")
     assert methods["saliency"](model, torch.rand(1, 3, 64, 64), 0).maps.any()
 
 
-def test_device_and_precision_are_as_asked():
+def test_device_and_precision():
     model = load_model("timm:test_resnet", dtype=torch.float64)
     assert model.dtype is torch.float64
     assert model(torch.rand(1, 3, 64, 64)).dtype is torch.float64
@@ -383,7 +385,7 @@ def test_device_and_precision_are_as_asked():
         ("torchvision:squeezenet1_0", "squeezenet1_0.deepcompression.torchvision.safetensors", 227, 6),
     ],
 )
-def test_real_networks_name_real_photographs(assets, uri, file, side, least):
+def test_real_networks_classify_real_photographs(assets, uri, file, side, least):
     model = load_model(uri, weights=assets / "weights" / file, input_size=(3, side, side))
     photographs = sorted((assets / "images" / "imagenet").glob("*.JPEG"))[::17][:12]
     right = 0
@@ -394,7 +396,7 @@ def test_real_networks_name_real_photographs(assets, uri, file, side, least):
     assert right >= least
 
 
-def test_function_is_taken_with_logits_or_labels_and_told_what_it_looks_at():
+def test_function_returns_logits_or_labels_and_needs_size_and_classes():
     def logits(pictures):
         return torch.stack([pictures.mean((1, 2, 3)), 1 - pictures.mean((1, 2, 3))], 1)
 
@@ -403,18 +405,18 @@ def test_function_is_taken_with_logits_or_labels_and_told_what_it_looks_at():
     assert torch.equal(load_model(logits, **known)(pictures), logits(pictures))
     labels = load_model(lambda shown: logits(shown).argmax(1).numpy(), **known)(pictures)
     assert torch.equal(labels, 100 * torch.nn.functional.one_hot(logits(pictures).argmax(1), 2).float())
-    with pytest.raises(InputError, match="of a function nothing is known"):
+    with pytest.raises(InputError, match="a function needs input_size"):
         load_model(logits, input_size=(3, 4, 4))
     with pytest.raises(InputError, match="a URI, a torch module or a function, not a type"):
         load_model(nn.Linear, **known)
-    with pytest.raises(ModelError, match="gave labels from 7 to 7, but the classes are 0 to 1"):
+    with pytest.raises(ModelError, match="returned labels from 7 to 7, but the classes are 0 to 1"):
         load_model(lambda shown: torch.full((len(shown),), 7), **known)(pictures)
 
 
-def test_module_that_gives_labels_alone_needs_classes():
+def test_module_that_returns_labels_alone_needs_classes():
     class Labels(nn.Module):
         def forward(self, pictures):
             return pictures.mean((2, 3)).argmax(1)
 
-    with pytest.raises(ModelError, match="labels alone; say which classes there are"):
+    with pytest.raises(ModelError, match="labels alone; pass the class names"):
         load_model(Labels(), input_size=(3, 4, 4))(torch.rand(1, 3, 4, 4))

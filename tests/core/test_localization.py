@@ -8,7 +8,7 @@ from scipy.ndimage import distance_transform_edt
 from phosphene.data import dilate_masks, localization
 
 
-def test_peak_counts_as_inside_near_or_outside() -> None:
+def test_hit_depends_on_the_position_of_the_peak() -> None:
     masks = torch.zeros(4, 20, 20, dtype=torch.bool)
     masks[:, 8:12, 8:12] = True
     heat = torch.zeros(4, 20, 20)
@@ -20,7 +20,7 @@ def test_peak_counts_as_inside_near_or_outside() -> None:
     assert score.count == 4
 
 
-def test_dilated_mask_equals_the_euclidean_distance_transform() -> None:
+def test_mask_dilation_is_euclidean() -> None:
     masks = torch.rand(3, 24, 30, generator=torch.Generator().manual_seed(0)) < 0.02
     for mask, dilated in zip(masks, dilate_masks(masks, 4), strict=True):
         assert np.array_equal(dilated.numpy(), distance_transform_edt(~mask.numpy()) <= 4)

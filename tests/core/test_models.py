@@ -1,11 +1,15 @@
 """``Model``: one convention over any network, whatever its outputs, layouts, precision and mode."""
 
+import copy
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from phosphene import InputError, Model, ModelError, UnknownName, load_model, methods
+from phosphene import InputError, Model, ModelError, UnknownName, load_model, methods, replay, run
+from phosphene.data import TensorDataset
 from phosphene.models.token_maps import as_maps
 
 
@@ -21,18 +25,18 @@ def small(channels: int = 3, classes: int = 3, **parts: nn.Module) -> nn.Sequent
 
 
 class Returning(nn.Module):
-    """A network whose logits come in a package."""
+    """A network that returns its logits inside another object."""
 
-    def __init__(self, package) -> None:
+    def __init__(self, container) -> None:
         super().__init__()
         self.net = small()
-        self.package = package
+        self.container = container
 
     def forward(self, x: torch.Tensor):
-        return self.package(self.net(x))
+        return self.container(self.net(x))
 
 
-class Answer:
+class Output:
     def __init__(self, logits: torch.Tensor) -> None:
         self.logits = logits
 
@@ -41,7 +45,7 @@ class Answer:
 
 
 @pytest.mark.parametrize(
-    "package",
+    "container",
     [
         lambda z: (z, z * 0),
         lambda z: [z[:, :, None], z],
@@ -49,34 +53,32 @@ class Answer:
         lambda z: {"out": z, "aux": z * 0},
         lambda z: {"scores": z},
         lambda z: {"loss": z.sum(), "scores": z},
-        Answer,
+        Output,
     ],
     ids=["tuple", "list", "logits", "out", "only", "first", "attribute"],
 )
-def test_logits_are_found_in_any_package(package):
-    model = load_model(Returning(package), input_size=(3, 8, 8))
+def test_logits_are_read_from_any_container(container):
+    model = load_model(Returning(container), input_size=(3, 8, 8))
     images = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(model(images), model.module.net(images))
     assert model.class_count == 3
     assert methods["saliency"](model, images, 1).maps.any()
 
 
-def test_logits_that_are_not_recognised_can_be_pointed_at():
+def test_output_function_reads_logits_that_are_not_recognized():
     odd = Returning(lambda z: "nothing")
     empty = Returning(lambda z: {})
     for net, kind in ((odd, "str"), (empty, "dict")):
         words = f"returns a {kind} without recognisable logits; .*output=lambda"
         with pytest.raises(ModelError, match=words):
             load_model(net, input_size=(3, 8, 8))(torch.rand(1, 3, 8, 8))
-    pointed = load_model(
-        Returning(lambda z: {"a": z, "b": -z}), input_size=(3, 8, 8), output=lambda r: r["b"]
-    )
+    model = load_model(Returning(lambda z: {"a": z, "b": -z}), input_size=(3, 8, 8), output=lambda r: r["b"])
     images = torch.rand(1, 3, 8, 8)
-    torch.testing.assert_close(pointed(images), -pointed.module.net(images))
+    torch.testing.assert_close(model(images), -model.module.net(images))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-def test_any_number_of_channels_is_taken(channels):
+def test_any_number_of_channels(channels):
     model = load_model(small(channels), mean=[0.5] * channels, std=[0.2] * channels)
     images = torch.rand(2, channels, 32, 32)
     assert methods["saliency"](model, images, 0).maps.shape == (2, 32, 32)
@@ -88,27 +90,149 @@ def test_any_number_of_channels_is_taken(channels):
 
 
 @pytest.mark.parametrize("side", [32, 384])
-def test_the_images_say_the_size_where_nobody_else_does(side):
+def test_unknown_input_size_is_that_of_the_images(side):
     model = load_model(small())
-    maps = methods["saliency"](model, torch.rand(1, 3, side, side), 0).maps
-    assert maps.shape == (1, side, side)
-    assert model.input_size == (3, side, side)
-    assert model.structure.layers["1"].shape == (6, side, side)
+    result = methods["activation_maps"](model, torch.rand(1, 3, side, side), layer="1")
+    assert result.provenance.model["input_size"] == [3, side, side]
+    view = model.for_images(torch.rand(2, 3, side, side))
+    assert view.input_size == (3, side, side)
+    assert view.map_shape("1") == (6, side, side)
+    assert view.structure is model.structure_at((3, side, side))
+    assert model.input_size == (3, 224, 224)
+    assert not model.size_known
 
 
-def test_a_size_the_network_cannot_take_is_refused_in_a_sentence():
+def test_known_input_size_stays_whatever_the_images_are():
+    model = load_model(small(), input_size=(3, 8, 8))
+    assert model.size_known
+    assert model.for_images(torch.rand(1, 3, 32, 32)) is model
+    assert methods["saliency"](model, torch.rand(1, 3, 32, 32), 0).provenance.model["input_size"] == [3, 8, 8]
+
+
+def test_view_shares_everything_but_the_input_size():
+    model = load_model(small())
+    view = model.at_size((3, 20, 28))
+    assert view.module is model.module
+    assert view.digest == model.digest
+    assert view.structure is model.at_size((3, 20, 28)).structure
+    assert model.at_size((3, 224, 224)) is model
+    assert view.structure is not model.structure
+
+
+def test_size_that_the_network_does_not_take_is_refused():
     model = load_model("torchvision:vit_b_32", image_size=64, num_classes=3)
     assert model.input_size == (3, 64, 64)
     with pytest.raises(
-        InputError, match=r"does not take pictures of \(3, 96, 96\), its own are \(3, 64, 64\)"
+        InputError, match=r"does not take images of \(3, 96, 96\); its input size is \(3, 64, 64\)"
     ):
         methods["saliency"](model, torch.rand(1, 3, 96, 96), 0)
     wrong = load_model(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), input_size=(3, 8, 8))
-    with pytest.raises(ModelError, match=r"say which: load_model\(..., input_size"):
+    with pytest.raises(ModelError, match=r"pass load_model\(..., input_size"):
         _ = wrong.structure
 
 
-def test_precision_is_the_networks():
+# --- no call changes a model ---------------------------------------------------------------------------
+
+
+def fixed_size(side: int) -> nn.Sequential:
+    """A network that takes images of one size only."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3, padding=1)
+    return nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(4 * side**2, 3))
+
+
+def test_result_does_not_depend_on_what_ran_before():
+    def draw(model: Model) -> torch.Tensor:
+        return methods["class_visualization"](model, 0, steps=2, seed=0).images
+
+    fresh, used = load_model(small()), load_model(small())
+    methods["saliency"](used, torch.rand(1, 3, 40, 48), 0)
+    used.features(torch.rand(1, 3, 20, 28), "1")
+    expected = draw(fresh)
+    assert expected.shape == (1, 3, 224, 224)
+    assert torch.equal(draw(used), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("class_visualization", {"target": 0, "steps": 2, "seed": 0, "size": 20}),
+        ("saliency", {"images": torch.full((1, 3, 40, 48), 0.5), "target": 0}),
+        ("grad_cam", {"images": torch.full((1, 3, 20, 28), 0.5), "target": 0}),
+    ],
+)
+def test_replay_on_a_fresh_wrapper_gives_the_same_bits(name, arguments, tmp_path):
+    model = load_model(small())
+    methods["saliency"](model, torch.rand(1, 3, 32, 32), 0)
+    methods[name](model, **arguments).save(tmp_path / "result")
+    again = replay(tmp_path / "result", model=load_model(small()))
+    assert again.same, str(again)
+    sizes = [result.provenance.model["input_size"] for result in (again.saved, again.result)]
+    assert sizes[0] == sizes[1]
+
+
+def test_replay_says_that_the_input_size_is_another(tmp_path):
+    methods["class_visualization"](load_model(small()), 0, steps=2, seed=0, size=20).save(tmp_path / "result")
+    again = replay(tmp_path / "result", model=load_model(small(), input_size=(3, 32, 32)))
+    assert "the model's input size" in again.changed
+
+
+def test_threads_with_two_image_sizes_share_a_model():
+    model, errors = load_model(small()), []
+    sizes = ((32, 32), (20, 28), (40, 24))
+    images = {size: torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)) for size in sizes}
+    expected = {s: methods["activation_maps"](load_model(small()), images[s]).maps for s in sizes}
+
+    def work(size: tuple[int, int]) -> None:
+        for _ in range(40):
+            try:
+                maps = methods["activation_maps"](model, images[size]).maps
+                assert torch.equal(maps, expected[size])
+            except Exception as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(size,)) for size in sizes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert model.input_size == (3, 224, 224)
+
+
+def test_network_that_does_not_take_the_default_size_works_on_its_images():
+    model = load_model(fixed_size(32))
+    images = torch.rand(2, 3, 32, 32)
+    assert methods["grad_cam"](model, images, 1).maps.shape == (2, 32, 32)
+    assert methods["saliency"](model, images).maps.shape == (2, 32, 32)
+    assert run("saliency", model=model, images=images, target=0, progress=False).maps.any()
+    labels = run("fgsm", model=model, images=images, progress=False).labels  # the predicted classes
+    assert torch.equal(labels, model(images).argmax(1))
+    dataset = TensorDataset(torch.rand(6, 3, 32, 32))
+    assert methods["embed"](model, dataset).features.shape[0] == 6
+    made = methods["class_visualization"](model, 0, steps=2, seed=0, size=32).images
+    assert made.shape == (1, 3, 32, 32)
+    assert model.input_size == (3, 224, 224)
+
+
+def test_default_size_that_the_network_does_not_take_is_refused_with_the_way_out():
+    words = r"does not take images of \(3, 224, 224\), the default .*; pass load_model\(..., input_size"
+    with pytest.raises(ModelError, match=words):
+        methods["class_visualization"](load_model(fixed_size(32)), 0, steps=2, seed=0)
+    with pytest.raises(ModelError, match=r"images of \(3, 40, 40\); pass load_model\(..., input_size"):
+        methods["saliency"](load_model(fixed_size(32)), torch.rand(1, 3, 40, 40), 0)
+    with pytest.raises(InputError, match=r"does not take images of \(3, 40, 40\)\. Its error: "):
+        load_model(fixed_size(32))(torch.rand(1, 3, 40, 40))
+
+
+def test_first_images_among_the_inputs_decide_the_size():
+    model = load_model(small())
+    styles = torch.rand(1, 3, 16, 16)
+    result = methods["neural_style"](model, torch.rand(1, 3, 32, 24), styles, steps=1, seed=0)
+    assert result.provenance.model["input_size"] == [3, 32, 24]
+
+
+def test_images_are_converted_to_the_networks_precision():
     model = load_model(small().double(), input_size=(3, 8, 8))
     assert model(torch.rand(1, 3, 8, 8)).dtype is torch.float64
     assert methods["saliency"](model, torch.rand(1, 3, 8, 8), 0).maps.dtype is torch.float64
@@ -117,7 +241,7 @@ def test_precision_is_the_networks():
 # --- mode, freezing, compilation -------------------------------------------------------------------
 
 
-def test_a_model_in_training_with_frozen_parts_is_read_in_eval_mode_and_left_as_it_was():
+def test_network_in_training_mode_runs_in_eval_mode_and_is_restored():
     net = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.9), nn.Flatten(), nn.LazyLinear(3)
     )
@@ -135,7 +259,7 @@ def test_a_model_in_training_with_frozen_parts_is_read_in_eval_mode_and_left_as_
     assert model.digest == digest
 
 
-def test_wrapping_changes_nothing_in_a_module():
+def test_wrapping_changes_nothing_in_the_module():
     net = small()
     state = {k: v.clone() for k, v in net.state_dict().items()}
     load_model(net, mean=[0.5] * 3)
@@ -143,7 +267,7 @@ def test_wrapping_changes_nothing_in_a_module():
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
 
 
-def test_a_compiled_model_runs_its_original():
+def test_compiled_model_runs_its_original():
     net = small()
 
     def never(*_):
@@ -156,7 +280,7 @@ def test_a_compiled_model_runs_its_original():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_models_with_compiled_parts_are_refused_with_the_way_out():
+def test_models_with_compiled_parts_are_refused():
     net = small()
     net[0] = torch.compile(net[0])
     with pytest.raises(ModelError, match=r"^0 is compiled, .*as it was before torch.compile"):
@@ -169,7 +293,7 @@ def test_models_with_compiled_parts_are_refused_with_the_way_out():
         load_model(torch.jit.trace(small(), torch.rand(1, 3, 8, 8)))
 
 
-# --- anatomy ---------------------------------------------------------------------------------------
+# --- structure -------------------------------------------------------------------------------------
 
 
 class Overwriting(nn.Module):
@@ -184,7 +308,7 @@ class Overwriting(nn.Module):
         return self.classifier(F.relu(self.features(x), inplace=True).mean((2, 3)))
 
 
-def test_an_in_place_relu_outside_every_layer_is_part_of_the_head():
+def test_functional_in_place_relu_is_part_of_the_head():
     torch.manual_seed(0)
     model = load_model(Overwriting(), input_size=(3, 8, 8))
     assert model.head.relu
@@ -195,7 +319,7 @@ def test_an_in_place_relu_outside_every_layer_is_part_of_the_head():
     torch.testing.assert_close(logits, model(images))
 
 
-def test_as_many_channels_as_classes_are_still_a_head():
+def test_head_with_as_many_channels_as_classes():
     model = load_model(small(classes=6), input_size=(3, 8, 8))
     assert model.last_map == "1"
     assert model.head.layer == "1"
@@ -209,7 +333,7 @@ def test_maps_of_class_scores_are_not_the_last_map():
     assert load_model(net, input_size=(3, 8, 8)).last_map == "1"
 
 
-def test_a_head_of_zeros_does_not_hide_the_last_map():
+def test_last_map_below_a_head_of_zeros():
     net = small()
     nn.init.zeros_(net[4].weight)
     nn.init.zeros_(net[4].bias)
@@ -218,7 +342,7 @@ def test_a_head_of_zeros_does_not_hide_the_last_map():
     assert model.head.layer == "1"
 
 
-def test_pooling_that_is_not_the_mean_is_no_head():
+def test_max_pooling_is_no_head():
     net = small()
     net[2] = nn.AdaptiveMaxPool2d(1)
     model = load_model(net, input_size=(3, 8, 8))
@@ -227,7 +351,7 @@ def test_pooling_that_is_not_the_mean_is_no_head():
         _ = model.head
 
 
-def test_a_network_without_places_has_no_last_map():
+def test_network_without_spatial_maps_has_no_last_map():
     model = load_model(
         nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.ReLU(), nn.Linear(5, 2)), input_size=(3, 8, 8)
     )
@@ -236,7 +360,7 @@ def test_a_network_without_places_has_no_last_map():
     assert model.embed(torch.rand(2, 3, 8, 8)).shape == (2, 5)
 
 
-def test_a_network_of_one_number_per_picture_has_no_classes_but_units():
+def test_network_with_one_output_has_no_classes_but_units():
     model = load_model(nn.Sequential(*small(classes=1), nn.Flatten(0)), input_size=(3, 8, 8))
     images = torch.rand(2, 3, 8, 8)
     with pytest.raises(ModelError, match="has no classes"):
@@ -245,7 +369,7 @@ def test_a_network_of_one_number_per_picture_has_no_classes_but_units():
     assert methods["saliency"](model, images, lambda logits: logits).maps.any()
 
 
-def test_embeddings_are_what_the_classifier_is_given():
+def test_embeddings_are_the_classifiers_input():
     model = load_model(small(), input_size=(3, 8, 8))
     images = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(model.module[4](model.embed(images)), model(images))
@@ -268,7 +392,7 @@ def test_embeddings_are_what_the_classifier_is_given():
         ((2, 1 + 7 * 14, 8), (224, 448), 1, (2, 8, 7, 14)),
     ],
 )
-def test_every_layout_becomes_maps(shape, size, prefix, expected):
+def test_layouts_are_converted_to_maps(shape, size, prefix, expected):
     features = torch.arange(torch.Size(shape).numel(), dtype=torch.float32).view(shape)
     maps = as_maps(features, size, prefix)
     assert maps.shape == expected
@@ -277,12 +401,12 @@ def test_every_layout_becomes_maps(shape, size, prefix, expected):
 
 
 @pytest.mark.parametrize("shape", [(2, 10), (2, 199, 8), (2, 3, 4, 5), (2,)])
-def test_what_is_no_map_is_refused_in_a_sentence(shape):
-    with pytest.raises(ModelError, match="is not a map over a 224x224 picture"):
+def test_outputs_that_are_not_maps_are_refused(shape):
+    with pytest.raises(ModelError, match="is not a map over a 224x224 image"):
         as_maps(torch.zeros(shape), (224, 224), 1)
 
 
-def test_windows_are_not_taken_for_images():
+def test_attention_windows_are_not_read_as_images():
     model = load_model("timm:swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1), num_classes=3)
     images = torch.rand(1, 3, 224, 224)
     with pytest.raises(ModelError, match="64 rows for 1 images"):
@@ -293,7 +417,7 @@ def test_windows_are_not_taken_for_images():
 # --- layers, classes, identity -------------------------------------------------------------------
 
 
-def test_layers_and_classes_are_looked_up_with_the_nearest_at_hand():
+def test_unknown_layers_and_classes_are_refused_with_the_nearest():
     model = load_model(small(), classes=["tabby, tabby cat", "tench", "crane"], input_size=(3, 8, 8))
     assert model.class_index("TABBY CAT") == 0
     assert model.class_index("2") == 2
@@ -302,51 +426,56 @@ def test_layers_and_classes_are_looked_up_with_the_nearest_at_hand():
         model.class_index("cranes")
     with pytest.raises(UnknownName, match="no layer 'fc'"):
         model.layer_name("fc")
-    with pytest.raises(InputError, match="has no class names; give the index"):
+    with pytest.raises(InputError, match="has no class names; pass the index"):
         load_model(small(), input_size=(3, 8, 8)).class_index("tench")
 
 
-def test_a_name_means_the_class_that_bears_it():
+def test_full_class_names_take_precedence_over_synonyms():
     net = small(classes=2)
     assert load_model(net, classes=["crane, bird", "crane"]).class_index("crane") == 1
     assert load_model(net, classes=["crane, bird", "crane"]).class_index("bird") == 0
     assert load_model(net, classes=["crane", "crane"]).class_index("crane") == 0
-    assert load_model(net, classes=["1", "0"]).class_index("1") == 0  # a digit's name, not its place
+    assert (
+        load_model(net, classes=["1", "0"]).class_index("1") == 0
+    )  # the class named 1, not the class at index 1
     assert load_model(net, classes=["1", "0"]).class_index(1) == 1
 
 
 @pytest.mark.parametrize("names", [["a"], list("abcde")])
-def test_class_names_that_do_not_fit_the_logits_are_refused(names):
+def test_number_of_class_names_must_be_that_of_the_logits(names):
     model = load_model(small(), input_size=(3, 8, 8), classes=names)
-    with pytest.raises(ModelError, match=f"gives 3 logits, but has {len(names)} class names"):
+    with pytest.raises(ModelError, match=f"returns 3 logits, but has {len(names)} class names"):
         methods["saliency"](model, torch.rand(1, 3, 8, 8))
 
 
-def test_a_size_is_three_numbers():
+def test_input_size_has_three_numbers():
     assert load_model(small(), input_size=[3, 8, 8]).input_size == (3, 8, 8)
     with pytest.raises(InputError, match=r"input_size must be \(C, H, W\), not \(8, 8\)"):
         load_model(small(), input_size=(8, 8))
 
 
-def test_features_do_not_ask_whether_what_lies_above_can_take_the_size():
+def test_features_need_no_layer_above_to_take_the_size():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
     images = torch.rand(1, 3, 16, 16)
-    for model in (load_model(net, input_size=(3, 8, 8)), load_model(net)):
-        if model.input_size != (3, 8, 8):  # nobody said: the first pictures do
-            model.features(torch.rand(1, 3, 8, 8), "1")
-        assert model.features(images, "1").shape == (1, 4, 14, 14)
-    with pytest.raises(InputError, match=r"does not take pictures of \(3, 16, 16\)"):
+    model = load_model(net, input_size=(3, 8, 8))
+    assert model.features(images, "1").shape == (1, 4, 14, 14)
+    with pytest.raises(InputError, match=r"does not take images of \(3, 16, 16\)"):
         model(images)
+    unsized = load_model(net)
+    assert unsized.features(torch.rand(1, 3, 8, 8), "1").shape == (1, 4, 6, 6)
+    for _ in range(2):  # whatever ran before
+        with pytest.raises(ModelError, match=r"images of \(3, 16, 16\); pass load_model\(..., input_size"):
+            unsized.features(images, "1")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_head_is_found_in_low_precision(dtype):
+def test_head_is_recognized_in_low_precision(dtype):
     model = load_model("builtin:shapes-vgg", dtype=dtype)
     assert model.head.layer == load_model("builtin:shapes-vgg").head.layer
     assert methods["cam"](model, torch.rand(1, 3, 64, 64), 0).maps.dtype is dtype
 
 
-def test_the_digest_is_of_the_weights():
+def test_digest_changes_with_the_weights():
     net = small()
     model = load_model(net)
     before = model.digest
@@ -356,13 +485,13 @@ def test_the_digest_is_of_the_weights():
     assert model.digest != before
 
 
-def test_normalisation_happens_inside():
+def test_normalization_happens_inside():
     model = Model(small(), mean=[0.1, 0.2, 0.3], std=[1, 2, 4])
     grey = torch.full((1, 3, 1, 1), 0.5)
     torch.testing.assert_close(model.normalize(grey)[0, :, 0, 0], torch.tensor([0.4, 0.15, 0.05]))
 
 
-def test_a_copy_has_weights_and_layers_of_its_own() -> None:
+def test_copy_has_its_own_weights_and_layers() -> None:
     model = load_model("builtin:shapes-vgg")
     images, before = torch.rand(1, 3, 64, 64), model.digest
     logits, names = model(images), list(model.structure.layers)
@@ -375,3 +504,13 @@ def test_a_copy_has_weights_and_layers_of_its_own() -> None:
         other.layers["classifier"].weight.zero_()
     assert other.source is None and other.digest != before == model.digest
     assert torch.equal(model(images), logits)
+
+
+def test_deep_copy_shares_no_cache() -> None:
+    model = load_model(small(), input_size=(3, 8, 8))
+    before, _ = model.digest, model.structure
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.module[0].weight.zero_()
+    assert other.digest != before == model.digest
+    assert other.head.weight.data_ptr() != model.head.weight.data_ptr()

@@ -1,4 +1,4 @@
-"""The tuned twin: the same answers sooner, never those of other weights, and never in anybody's way."""
+"""The optimized copy: the same logits faster, never those of other weights, without side effects."""
 
 import threading
 
@@ -9,12 +9,12 @@ from torchvision import models
 
 from phosphene import Model, load_model, methods
 from phosphene.data import SceneDataset
-from phosphene.models import optimized_copy as twin
+from phosphene.models import optimized_copy
 from phosphene.models.optimized_copy import allow_optimized
 
 
-def used_to_life(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Batch norms as after training: nothing in them is zero or one."""
+def randomize_norms(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Batch norms as after training, with statistics and weights other than 0 and 1."""
     generator = torch.Generator().manual_seed(seed)
     for part in network.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -29,7 +29,7 @@ def used_to_life(network: nn.Module, seed: int = 0) -> nn.Module:
 def small(between: nn.Module | None = None) -> nn.Sequential:
     torch.manual_seed(0)
     parts = [nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), between or nn.LeakyReLU(0.1)]
-    return used_to_life(nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)))
+    return randomize_norms(nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)))
 
 
 def wrapped(network: nn.Module, side: int = 16) -> Model:
@@ -41,23 +41,25 @@ def images() -> torch.Tensor:
     return torch.rand(6, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def both(monkeypatch: pytest.MonkeyPatch, name: str, *inputs: object, **params: object) -> tuple:
-    """What a method gives with the twin and without."""
-    with_twin = methods[name](*inputs, **params)
+def run_with_and_without_copy(
+    monkeypatch: pytest.MonkeyPatch, name: str, *inputs: object, **params: object
+) -> tuple:
+    """A method's results with the optimized copy and without."""
+    with_copy = methods[name](*inputs, **params)
     with monkeypatch.context() as patch:
-        patch.setattr(twin, "MIN_PASSES", 10**9)
+        patch.setattr(optimized_copy, "MIN_PASSES", 10**9)
         without = methods[name](*inputs, **params)
-    assert not without.provenance.model["tuned"]
-    return with_twin, without
+    assert not without.provenance.model["optimized_copy"]
+    return with_copy, without
 
 
 @pytest.mark.parametrize(
     ("name", "folded"), [("resnet18", 20), ("mobilenet_v2", 52), ("densenet121", 59), ("googlenet", 57)]
 )
-def test_methods_give_the_same_with_and_without_a_twin(name, folded, monkeypatch):
+def test_methods_give_the_same_with_and_without_the_copy(name, folded, monkeypatch):
     torch.manual_seed(0)
     options = {"init_weights": False} if name == "googlenet" else {}
-    network = used_to_life(models.get_model(name, weights=None, **options))
+    network = randomize_norms(models.get_model(name, weights=None, **options))
     pictures = torch.rand(5, 3, 96, 96)
     single = load_model(network, input_size=(3, 96, 96))
     assert len(single.structure.folds) == folded  # DenseNet's other batch norms stand before convolutions
@@ -66,14 +68,16 @@ def test_methods_give_the_same_with_and_without_a_twin(name, folded, monkeypatch
         assert optimized.used
     # In double precision, so that no ReLU at its kink falls on the other side by rounding.
     model, pictures = wrapped(network, 96), pictures.double()
-    tuned_maps, maps = both(monkeypatch, "saliency", model, pictures, 3)
-    assert tuned_maps.provenance.model["tuned"]
-    torch.testing.assert_close(tuned_maps.maps, maps.maps, rtol=1e-8, atol=1e-10)
+    copy_maps, maps = run_with_and_without_copy(monkeypatch, "saliency", model, pictures, 3)
+    assert copy_maps.provenance.model["optimized_copy"]
+    torch.testing.assert_close(copy_maps.maps, maps.maps, rtol=1e-8, atol=1e-10)
     for norm in ("linf", "l2"):
         attack = {"steps": 2, "norm": norm, "eps": 0.5, "seed": 1}
-        tuned_result, result = both(monkeypatch, "pgd", model, pictures[:2], torch.tensor([1, 2]), **attack)
-        assert tuned_result.provenance.model["tuned"]
-        torch.testing.assert_close(tuned_result.adversarial, result.adversarial, rtol=0, atol=1e-8)
+        copy_result, result = run_with_and_without_copy(
+            monkeypatch, "pgd", model, pictures[:2], torch.tensor([1, 2]), **attack
+        )
+        assert copy_result.provenance.model["optimized_copy"]
+        torch.testing.assert_close(copy_result.adversarial, result.adversarial, rtol=0, atol=1e-8)
 
 
 def trained(network: nn.Sequential) -> None:
@@ -88,7 +92,7 @@ def changed_in_place(network: nn.Sequential) -> None:
         network[0].weight[2] = 0
 
 
-def changed_behind_autograds_back(network: nn.Sequential) -> None:
+def changed_through_data(network: nn.Sequential) -> None:
     network[0].weight.data[2] = 0
 
 
@@ -100,8 +104,8 @@ def set_otherwise(network: nn.Sequential) -> None:
     network[2].negative_slope = 0.5
 
 
-def moved_behind_autograds_back(network: nn.Sequential) -> None:
-    network[0].weight.data.copy_(network[0].weight.data.flip(1))  # the same values in other places
+def moved_through_data(network: nn.Sequential) -> None:
+    network[0].weight.data.copy_(network[0].weight.data.flip(1))  # the same values in another order
 
 
 def strided(network: nn.Sequential) -> None:
@@ -109,7 +113,7 @@ def strided(network: nn.Sequential) -> None:
 
 
 def scaled(network: nn.Sequential) -> None:
-    network[2].scale[0] = 2.0  # in a list, which is no setting that torch knows of
+    network[2].scale[0] = 2.0  # in a list, which torch does not register
 
 
 def scaled_by_a_tensor(network: nn.Sequential) -> None:
@@ -125,7 +129,7 @@ def running_otherwise(network: nn.Sequential) -> None:
 
 
 def loaded(network: nn.Sequential) -> None:
-    network.load_state_dict(used_to_life(small(Settings()).double(), seed=5).state_dict())
+    network.load_state_dict(randomize_norms(small(Settings()).double(), seed=5).state_dict())
 
 
 class Settings(nn.LeakyReLU):
@@ -142,35 +146,35 @@ class Settings(nn.LeakyReLU):
 @pytest.mark.parametrize(
     "change",
     [
-        trained, changed_in_place, changed_behind_autograds_back, moved_behind_autograds_back, replaced,
+        trained, changed_in_place, changed_through_data, moved_through_data, replaced,
         set_otherwise, strided, scaled, scaled_by_a_tensor, acting_otherwise, running_otherwise, loaded,
     ],
 )  # fmt: skip
-def test_a_twin_is_never_stale(change, images, monkeypatch):
+def test_optimized_copy_is_never_stale(change, images, monkeypatch):
     network = small(Settings())
     model = wrapped(network)
-    before, _ = both(monkeypatch, "saliency", model, images, 1)
+    before, _ = run_with_and_without_copy(monkeypatch, "saliency", model, images, 1)
     kept = [tensor.clone() for tensor in network.state_dict().values()]
     change(network)
-    after, right = both(monkeypatch, "saliency", model, images, 1)
-    assert before.provenance.model["tuned"] and after.provenance.model["tuned"]
+    after, right = run_with_and_without_copy(monkeypatch, "saliency", model, images, 1)
+    assert before.provenance.model["optimized_copy"] and after.provenance.model["optimized_copy"]
     torch.testing.assert_close(after.maps, right.maps, rtol=1e-8, atol=1e-10)
     assert not torch.allclose(after.maps, before.maps, rtol=1e-3)
     same_weights = all(map(torch.equal, kept, network.state_dict().values()))
     assert (before.provenance.model["digest"] == after.provenance.model["digest"]) == same_weights
 
 
-def test_a_twin_is_not_stale_where_weights_change_half_way(images):
+def test_optimized_copy_follows_weights_that_change_during_a_run(images):
     network = small()
     model = wrapped(network)
     with model.guard(), torch.no_grad(), allow_optimized(model, 100) as optimized:
         for _ in range(3):
-            torch.testing.assert_close(model(images), model._output(network(model.normalize(images))))
+            torch.testing.assert_close(model(images), model._logits(network(model.normalize(images))))
             network[0].weight[1] *= 2
     assert optimized.used
 
 
-def test_layers_and_weights_are_the_originals(images):
+def test_layers_and_weights_are_those_of_the_original(images):
     network = small()
     model = wrapped(network)
     weight = network[0].weight.detach().clone()
@@ -206,23 +210,23 @@ class Shared(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def test_network_with_nothing_to_fold_is_tuned_to_channels_last(monkeypatch):
+def test_network_without_batch_norms_becomes_channels_last(monkeypatch):
     model = load_model("builtin:shapes-vgg", dtype=torch.float64)
     pictures = SceneDataset(5, size=(24, 24)).read(range(5))
     assert model.structure.folds == ()
-    with_twin, without = both(monkeypatch, "saliency", model, pictures, 3)
-    assert with_twin.provenance.model["tuned"]
-    assert model._optimized_copy[1].features[0].weight.is_contiguous(memory_format=torch.channels_last)
+    with_copy, without = run_with_and_without_copy(monkeypatch, "saliency", model, pictures, 3)
+    assert with_copy.provenance.model["optimized_copy"]
+    assert model._cache.optimized[1].features[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert model.module.features[0].weight.is_contiguous()
-    torch.testing.assert_close(with_twin.maps, without.maps, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(with_copy.maps, without.maps, rtol=1e-8, atol=1e-10)
 
 
-def test_nothing_is_folded_that_something_else_needs():
-    assert wrapped(used_to_life(Shared())).structure.folds == ()
+def test_outputs_that_are_used_twice_are_not_folded():
+    assert wrapped(randomize_norms(Shared())).structure.folds == ()
 
 
-class Peeking(nn.Module):
-    """It asks its batch norm for its weight, which a folded one has not."""
+class ReadingNormWeight(nn.Module):
+    """It reads its batch norm's weight, which a folded one does not have."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -239,18 +243,18 @@ def hooked(network: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize(
     ("network", "count"),
-    [(small, 4), (lambda: small()[2:4], 6), (lambda: hooked(small()), 6), (Peeking, 6)],
-    ids=["too few images", "nothing to fold", "its owner's hook", "not to be copied"],
+    [(small, 4), (lambda: small()[2:4], 6), (lambda: hooked(small()), 6), (ReadingNormWeight, 6)],
+    ids=["too few images", "nothing to fold", "a hook of the user", "reads a folded norm"],
 )
-def test_no_twin_where_it_does_not_pay_or_cannot_be(network, count, images, monkeypatch):
+def test_no_copy_where_it_costs_more_than_it_saves_or_is_impossible(network, count, images, monkeypatch):
     model = wrapped(network())
     result = methods["saliency"](model, images[:count], lambda out: out.flatten(1).square().sum(1))
-    assert not result.provenance.model["tuned"]
-    assert model._optimized_copy[1] is None
+    assert not result.provenance.model["optimized_copy"]
+    assert model._cache.optimized[1] is None
 
 
-class Remembering(nn.Module):
-    """It keeps what it saw, for its owner to look at."""
+class StoringOutput(nn.Module):
+    """It stores its last output in an attribute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -262,8 +266,8 @@ class Remembering(nn.Module):
         return logits
 
 
-def test_a_network_that_remembers_answers_itself(images):
-    network = Remembering()
+def test_network_that_stores_outputs_runs_itself(images):
+    network = StoringOutput()
     model = wrapped(network)
     with torch.no_grad():
         model(images)
@@ -275,7 +279,7 @@ def test_a_network_that_remembers_answers_itself(images):
 
 
 class Noisy(nn.Module):
-    """It draws anew at every call, also when it does not train."""
+    """It draws random numbers in every call, in eval mode too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -285,7 +289,7 @@ class Noisy(nn.Module):
         return self.parts(x + 0.1 * torch.randn_like(x))
 
 
-def test_a_noisy_network_draws_the_same_whether_or_not_a_twin_was_tried(images):
+def test_random_network_draws_the_same_numbers_with_and_without_a_copy(images):
     model = wrapped(Noisy())
     first, second = (methods["pgd"](model, images, torch.zeros(6, dtype=torch.long), seed=0) for _ in "ab")
     assert torch.equal(first.adversarial, second.adversarial)
@@ -293,7 +297,7 @@ def test_a_noisy_network_draws_the_same_whether_or_not_a_twin_was_tried(images):
     assert torch.equal(first.confidence_after, second.confidence_after)
 
 
-def test_threads_share_a_twin(images):
+def test_threads_share_an_optimized_copy(images):
     model = wrapped(small())
     found: list[torch.Tensor] = []
 

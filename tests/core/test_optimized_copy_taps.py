@@ -1,14 +1,15 @@
-"""The tuned twin where layers are read: it answers where it has what is asked for, and leaves no trace."""
+"""The optimized copy where layers are read: used where it has these layers, and without side effects."""
 
 import pytest
 import torch
-from tests.core.test_optimized_copy import both, small, used_to_life, wrapped
+from tests.core.test_optimized_copy import randomize_norms, run_with_and_without_copy, small, wrapped
 from torch import nn
 from torchvision import models
 
 from phosphene import methods
-from phosphene.models import optimized_copy as twin
-from phosphene.models.optimized_copy import allow_optimized, checksum
+from phosphene.models import digest
+from phosphene.models.digest import checksum
+from phosphene.models.optimized_copy import allow_optimized
 from phosphene.targets import Class, Predicted
 
 
@@ -24,24 +25,24 @@ def images() -> torch.Tensor:
         ("resnet18", "lrp"), ("resnet18", "embed"),
     ],
 )  # fmt: skip
-def test_what_reads_layers_gives_the_same_with_and_without_a_twin(name, method, monkeypatch):
+def test_methods_that_read_layers_give_the_same_with_and_without_the_copy(name, method, monkeypatch):
     torch.manual_seed(0)
-    model = wrapped(used_to_life(models.get_model(name, weights=None)), 96)
+    model = wrapped(randomize_norms(models.get_model(name, weights=None)), 96)
     pictures = torch.rand(12, 3, 96, 96, dtype=torch.float64)
     arguments = (pictures,) if method == "embed" else (pictures[:5], 3)
-    with_twin, without = both(monkeypatch, method, model, *arguments)
-    assert with_twin.provenance.model["tuned"]
-    made, expected = (r.features if method == "embed" else r.maps for r in (with_twin, without))
+    with_copy, without = run_with_and_without_copy(monkeypatch, method, model, *arguments)
+    assert with_copy.provenance.model["optimized_copy"]
+    made, expected = (r.features if method == "embed" else r.maps for r in (with_copy, without))
     torch.testing.assert_close(made, expected, rtol=1e-8, atol=1e-10)
 
 
-def test_a_large_picture_needs_no_others_to_pay(monkeypatch):
+def test_copy_is_used_for_one_large_image(monkeypatch):
     torch.manual_seed(0)
     model = wrapped(small(), 224)
     picture = torch.rand(1, 3, 224, 224, dtype=torch.float64)
-    with_twin, without = both(monkeypatch, "saliency", model, picture, 3)
-    assert with_twin.provenance.model["tuned"]
-    torch.testing.assert_close(with_twin.maps, without.maps, rtol=1e-8, atol=1e-10)
+    with_copy, without = run_with_and_without_copy(monkeypatch, "saliency", model, picture, 3)
+    assert with_copy.provenance.model["optimized_copy"]
+    torch.testing.assert_close(with_copy.maps, without.maps, rtol=1e-8, atol=1e-10)
 
 
 class Between(nn.Module):
@@ -58,9 +59,9 @@ class Between(nn.Module):
         return self.head(self.second(self.norm(self.first(x))).relu().mean((2, 3)))
 
 
-def test_layers_that_a_folded_network_has_not_are_the_originals(images):
+def test_folded_layers_are_read_from_the_original(images):
     torch.manual_seed(0)
-    network = used_to_life(Between()).eval()
+    network = randomize_norms(Between()).eval()
     model = wrapped(network)
     first = {"first", "first.0", "first.1", "norm", "norm.0"}
     assert model.structure.unfolded == {*first, "second.0", "second.1"}
@@ -77,7 +78,7 @@ def test_layers_that_a_folded_network_has_not_are_the_originals(images):
             torch.testing.assert_close(tap[name], right[name])
 
 
-def test_a_twin_made_while_layers_are_read_sees_them_once_and_keeps_no_hook(images):
+def test_copy_made_during_a_tap_runs_once_and_keeps_no_hook(images):
     model = wrapped(small())
     outputs = []
     with model.guard(), torch.no_grad(), allow_optimized(model, 100) as optimized:
@@ -86,13 +87,13 @@ def test_a_twin_made_while_layers_are_read_sees_them_once_and_keeps_no_hook(imag
         plain = model(images)
         assert optimized.used
         assert not torch.allclose(doubled, plain)
-    assert [len(output) for output in outputs] == [6]  # no noise was seen, and the pictures once
+    assert [len(output) for output in outputs] == [6]  # the noise was not seen, and the images once
     assert len(tap["2"]) == 6
-    for network in (model.module, model._optimized_copy[1]):
+    for network in (model.module, model._cache.optimized[1]):
         assert not any(part._forward_hooks or part._forward_pre_hooks for part in network.modules())
 
 
-def test_a_tap_of_another_model_leaves_this_one_to_itself(images):
+def test_tap_of_another_model_disables_the_copy(images):
     model, other = wrapped(small()), wrapped(small())
     with model.guard(), torch.no_grad(), allow_optimized(model, 100) as optimized:
         with other.tap("2"):
@@ -115,7 +116,7 @@ def changed(tensor: torch.Tensor, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["one", "odd signs", "two signs", "neighbours", "all"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_a_check_sum_sees_every_change(how, dtype):
+def test_checksum_changes_with_the_values(how, dtype):
     tensor = torch.randn(100_003, generator=torch.Generator().manual_seed(0)).to(dtype)
     before = checksum(tensor)
     assert checksum(tensor.clone()) == before
@@ -124,7 +125,7 @@ def test_a_check_sum_sees_every_change(how, dtype):
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 5), (16289,), (2, 16289), (257, 129)])
-def test_a_check_sum_is_of_any_shape(shape):
+def test_checksum_of_any_shape(shape):
     tensor = torch.rand(shape)
     assert checksum(tensor) == checksum(tensor.clone())
     if tensor.numel():
@@ -133,20 +134,29 @@ def test_a_check_sum_is_of_any_shape(shape):
         assert checksum(last) != checksum(tensor)
 
 
-def test_inside_a_run_a_check_sum_is_taken_once_until_something_is_written(monkeypatch):
-    taken = []
-    plain = twin._checksum
-    monkeypatch.setattr(twin, "_checksum", lambda tensor: taken.append(tensor) or plain(tensor))
+@pytest.mark.parametrize("size", [3, 16289, 100_003])
+def test_checksum_is_the_same_on_other_devices(size, monkeypatch):
+    tensor = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    expected = checksum(tensor)
+    # Elsewhere the words are copied, because they must be aligned there.
+    monkeypatch.setattr(digest, "_as_words", lambda data: data.clone().view(torch.int64))
+    assert checksum(tensor) == expected
+
+
+def test_checksum_is_computed_once_in_a_run_until_the_tensor_is_written(monkeypatch):
+    computed = []
+    plain = digest._checksum
+    monkeypatch.setattr(digest, "_checksum", lambda tensor: computed.append(tensor) or plain(tensor))
     tensor = torch.rand(5)
     with allow_optimized(None, 0):
-        assert checksum(tensor) == checksum(tensor.view(5)) and len(taken) == 1
+        assert checksum(tensor) == checksum(tensor.view(5)) and len(computed) == 1
         tensor += 1
-        assert checksum(tensor) == plain(tensor) and len(taken) == 2
+        assert checksum(tensor) == plain(tensor) and len(computed) == 2
     checksum(tensor)
-    assert len(taken) == 3
+    assert len(computed) == 3
 
 
-def test_a_target_is_decided_by_the_pictures_where_it_is_open(images):
+def test_predicted_target_is_resolved_by_the_images(images):
     model = wrapped(small().eval())
     with torch.no_grad():
         predicted = tuple(model(images).argmax(1).tolist())
@@ -154,8 +164,8 @@ def test_a_target_is_decided_by_the_pictures_where_it_is_open(images):
     assert Class(2).resolve(model, images) == Class(2)
 
 
-def test_a_relu_may_be_written_over_as_without_the_rewrite(images):
-    """Autograd keeps a ReLU's output and a clamp's input; guided backprop needs no more of either."""
+def test_rewritten_relu_output_may_be_overwritten(images):
+    """Autograd saves a ReLU's output and a clamp's input, and so does the rewritten ReLU."""
 
     class Overwriting(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Parameters on a command line: what is written is read back as the same value, whatever its type."""
+"""Parameters as text: values of every type are read back as they were."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def field_of(annotation: Any) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-def test_every_value_survives_the_command_line(kind: str, data: st.DataObject) -> None:
+def test_values_survive_text_and_back(kind: str, data: st.DataObject) -> None:
     annotation, values = KINDS[kind]
     model, field = field_of(annotation)
     value = data.draw(values)
@@ -91,19 +91,19 @@ def test_every_value_survives_the_command_line(kind: str, data: st.DataObject) -
         (str, "none", "none"),
     ],
 )
-def test_people_write_values_in_their_own_ways(annotation: Any, text: str, value: Any) -> None:
+def test_alternative_notations_are_read(annotation: Any, text: str, value: Any) -> None:
     model, field = field_of(annotation)
     assert model(some_value=read_option(text, field)).some_value == value
 
 
-def test_what_cannot_be_read_is_left_for_the_validation_to_name() -> None:
+def test_unreadable_text_is_left_to_validation() -> None:
     assert read_option("many", field_of(int)[1]) == "many"
     assert read_option("1.5", field_of(int)[1]) == 1.5
     assert read_option("8/0", field_of(float)[1]) == "8/0"
     assert read_option("1.2.3/4", field_of(float)[1]) == "1.2.3/4"
 
 
-def test_help_tells_kind_bounds_and_default() -> None:
+def test_texts_of_type_bounds_and_default() -> None:
     described = Annotated[float, Field(gt=0, le=1)]
     several = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
     model = create_model("params", eps=(described, 8 / 255), layers=(list[str] | None, None), on=(bool, True),
@@ -118,7 +118,7 @@ def test_help_tells_kind_bounds_and_default() -> None:
     assert [default_text(s) for s in schemas.values()] == ["0.03137", "none", "true", "linf", "0", "3"]
 
 
-def test_a_name_that_means_something_in_every_run_gets_its_methods_before_it() -> None:
+def test_reserved_option_names_get_the_methods_prefix() -> None:
     assert option_name("step_size", "pgd") == "--step-size"
     assert option_name("images", "pgd") == "--image"
     assert option_name("weights", "gram_texture") == "--gram-texture-weights"
@@ -159,18 +159,18 @@ class Document(BaseModel):
         ("text", "@(): 'text' should be a mapping of keys"),
     ],
 )  # fmt: skip
-def test_a_document_is_refused_with_the_place_and_the_nearest_key(document: Any, said: str) -> None:
+def test_invalid_document_is_refused_with_position_and_nearest_key(document: Any, said: str) -> None:
     with pytest.raises(InputError) as refusal:
         read_document(Document, document, lambda place: f"@({', '.join(map(str, place))})")
     assert str(refusal.value) == said
 
 
-def test_a_document_that_fits_is_its_model() -> None:
+def test_valid_document_becomes_its_model() -> None:
     read = read_document(Document, {"parts": [{"name": "a", "value": [1]}]}, str)
     assert read == Document(parts=[Part(name="a", value=[1])])
 
 
-def test_an_empty_mapping_is_written_as_nothing() -> None:
+def test_empty_mapping_is_empty_text() -> None:
     _, field = field_of(dict[str, dict[str, Any]])
     assert write_option("--params", {}, field) == ["--params", ""]
     assert read_option("", field) == {}

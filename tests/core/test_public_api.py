@@ -72,7 +72,7 @@ def test_plugins_examples_and_documents_import_only_what_is_public() -> None:
 
 def test_what_others_do_inside_a_module_is_no_change() -> None:
     lines = lines_of()
-    assert any(line.startswith("phosphene.run(name: str, *, out: ") for line in lines)
+    assert any(line.startswith("phosphene.run(name: str | Method[..., Any], *, out: ") for line in lines)
     assert "phosphene.Cost is phosphene.spec.Cost" in lines
     assert "phosphene.spec.Cost.backward: str = '0'" in lines
     assert any(line.startswith("phosphene.methods.find(self, *, family: ") for line in lines)
@@ -138,7 +138,8 @@ def test_a_change_is_recorded_once_the_changelog_names_it(checkout: Path) -> Non
 def test_a_second_change_needs_a_second_word(checkout: Path) -> None:
     running, changelog = checkout / "core/phosphene/runs/run.py", checkout / "CHANGELOG.md"
     for number in (1, 2):
-        edit(running, "def run(\n    name: str,\n", f"def run(\n    name: str,\n    more{number}: int,\n")
+        first = "def run(\n    name: str | Method[..., Any],\n"
+        edit(running, first, f"{first}    more{number}: int,\n")
         assert "`run`" in refused(checkout)
         edit(changelog, "## Unreleased\n", f"## Unreleased\n\n- `run(more{number})`.\n")
         renew(checkout)

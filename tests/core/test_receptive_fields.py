@@ -62,7 +62,7 @@ def visible(geometry: list[Geometry], sides: list[int], unit: int) -> set[int]:
 
 @settings(max_examples=80, deadline=None)
 @given(stacks(), st.integers(8, 24), st.data())
-def test_plain_stacks_see_what_the_recursion_says(stack, side, data):
+def test_plain_stacks_equal_the_recursion(stack, side, data):
     module, geometry = stack
     sides, maps = [], torch.rand(1, 2, side, side)
     try:
@@ -71,16 +71,16 @@ def test_plain_stacks_see_what_the_recursion_says(stack, side, data):
             maps = layer(maps)
     except RuntimeError:
         assume(False)  # the picture has become smaller than a kernel
-    place = tuple(data.draw(st.integers(0, maps.shape[2] - 1), label=axis) for axis in "yx")
+    position = tuple(data.draw(st.integers(0, maps.shape[2] - 1), label=axis) for axis in "yx")
     model = load_model(module, input_size=(2, side, side))
-    seen = [visible(geometry, sides, unit) for unit in place]
+    seen = [visible(geometry, sides, unit) for unit in position]
     if not all(seen):  # a unit in the padding's midst
-        with pytest.raises(ModelError, match="does not depend on the picture"):
-            receptive_fields(model, str(len(module) - 1), (side, side), [place])
+        with pytest.raises(ModelError, match="does not depend on the image"):
+            receptive_fields(model, str(len(module) - 1), (side, side), [position])
         return
-    (box,) = receptive_fields(model, str(len(module) - 1), (side, side), [place]).tolist()
+    (box,) = receptive_fields(model, str(len(module) - 1), (side, side), [position]).tolist()
     assert box == [min(seen[0]), min(seen[1]), max(seen[0]) + 1, max(seen[1]) + 1]
-    for axis, unit in enumerate(place):
+    for axis, unit in enumerate(position):
         first, last = closed_form(geometry, unit)
         if first >= 0 and last < side:
             assert (box[axis], box[axis + 2]) == (first, last + 1)
@@ -91,12 +91,12 @@ def test_plain_stacks_see_what_the_recursion_says(stack, side, data):
     ("layer", "reach", "stride"),
     [("conv1", 7, 2), ("maxpool", 11, 4), ("layer1.0", 27, 4), ("layer1", 43, 4), ("layer2", 99, 8)],
 )
-def test_resnet_layers_have_their_published_fields(side, layer, reach, stride):
+def test_resnet_layers_equal_published_values(side, layer, reach, stride):
     model = _resnet()
     rows = model.features(torch.rand(1, 3, side, side), layer).shape[2]
-    places = [(0, 0), (rows // 2, rows // 2), (rows - 1, 0)]
-    boxes = receptive_fields(model, layer, (side, side), places).tolist()
-    for (y, x), box in zip(places, boxes, strict=True):
+    positions = [(0, 0), (rows // 2, rows // 2), (rows - 1, 0)]
+    boxes = receptive_fields(model, layer, (side, side), positions).tolist()
+    for (y, x), box in zip(positions, boxes, strict=True):
         for unit, (low, high) in ((y, box[::2]), (x, box[1::2])):
             first = unit * stride - (reach - 1) // 2
             assert low == max(0, first)
@@ -114,7 +114,7 @@ def _resnet():
     return _RESNETS[0]
 
 
-def test_a_picture_that_is_not_square_has_its_own_borders():
+def test_fields_are_clipped_in_images_that_are_not_square():
     boxes = receptive_fields(_resnet(), "layer1", (64, 128), [(8, 16), (15, 31)])
     assert boxes.tolist() == [[11, 43, 54, 86], [39, 103, 64, 128]]
 
@@ -123,7 +123,7 @@ def test_a_picture_that_is_not_square_has_its_own_borders():
 
 
 class Branches(nn.Module):
-    """An inception-like block, a residual one, a channel split, gates that could shut, ops in place."""
+    """An inception-like block, a residual one, a channel split, gates that could shut, ops in position."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,18 +145,18 @@ class Branches(nn.Module):
         return torch.maximum(a, b) * torch.tanh(a)
 
 
-def test_branches_see_what_perturbing_single_pixels_says():
+def test_branches_equal_perturbation_of_single_pixels():
     torch.manual_seed(0)
     module = Branches().double().eval()
     model = load_model(nn.Sequential(module, nn.Identity()), input_size=(1, 12, 12))
-    places = [(y, x) for y in range(6) for x in range(6)]
-    boxes = receptive_fields(model, "0", (12, 12), places).tolist()
-    assert boxes == brute_force(model, "0", places)
+    positions = [(y, x) for y in range(6) for x in range(6)]
+    boxes = receptive_fields(model, "0", (12, 12), positions).tolist()
+    assert boxes == brute_force(model, "0", positions)
 
 
-def brute_force(model, layer, places):
+def brute_force(model, layer, positions):
     """The bounding box of the pixels that move a unit, over many random pictures and weights."""
-    moved = torch.zeros(len(places), 12, 12, dtype=torch.bool)
+    moved = torch.zeros(len(positions), 12, 12, dtype=torch.bool)
     for seed in range(12):
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -166,7 +166,7 @@ def brute_force(model, layer, places):
             pictures = picture.repeat(144, 1, 1, 1)
             pictures.view(144, 144)[range(144), range(144)] += 0.5
             change = model.features(pictures, layer) != model.features(picture, layer)
-            for i, (y, x) in enumerate(places):
+            for i, (y, x) in enumerate(positions):
                 moved[i] |= change[:, :, y, x].any(1).view(12, 12)
     rows = [(m.any(1).nonzero().flatten(), m.any(0).nonzero().flatten()) for m in moved]
     return [[int(y[0]), int(x[0]), int(y[-1]) + 1, int(x[-1]) + 1] for y, x in rows]
@@ -183,13 +183,13 @@ class SqueezeExcitation(nn.Module):
         return x * F.hardsigmoid(self.gate(F.adaptive_avg_pool2d(x, 1)))
 
 
-def test_squeeze_and_excitation_sees_the_whole_picture():
+def test_squeeze_and_excitation_depends_on_the_entire_image():
     model = load_model(nn.Sequential(SqueezeExcitation()), input_size=(3, 16, 16))
     assert receptive_fields(model, "0", (16, 16), [(3, 5)]).tolist() == [[0, 0, 16, 16]]
     assert receptive_fields(model, "0.conv", (16, 16), [(3, 5)]).tolist() == [[2, 4, 5, 7]]
 
 
-def test_attention_sees_the_whole_picture_and_a_patch_embedding_its_patch():
+def test_attention_depends_on_the_entire_image_and_patch_embedding_on_its_patch():
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=5)
     model = load_model(vit, input_size=(3, 64, 64))
     assert receptive_fields(model, "patch_embed", (64, 64), [(1, 2)]).tolist() == [[16, 32, 32, 48]]
@@ -197,7 +197,7 @@ def test_attention_sees_the_whole_picture_and_a_patch_embedding_its_patch():
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_shifted_windows_see_their_windows_only(fused):
+def test_shifted_windows_depend_on_their_windows_only(fused):
     swin = timm.create_model(
         "swin_tiny_patch4_window7_224", img_size=56, depths=(2,), embed_dim=24, num_heads=(2,), num_classes=5
     )
@@ -220,10 +220,10 @@ def test_very_deep_networks_neither_overflow_nor_vanish():
     assert receptive_fields(model, "99", (210, 210), [(104, 103)]).tolist() == [[4, 3, 205, 204]]
 
 
-# --- manners ---------------------------------------------------------------------------------
+# --- side effects and errors ----------------------------------------------------------------
 
 
-def test_nothing_is_left_on_the_module_and_other_taps_see_nothing():
+def test_module_is_unchanged_and_other_taps_read_nothing():
     torch.manual_seed(0)
     module = Branches().train()
     model = load_model(nn.Sequential(module), input_size=(1, 12, 12))
@@ -240,14 +240,14 @@ def test_nothing_is_left_on_the_module_and_other_taps_see_nothing():
     assert all(p.requires_grad and p.grad is None and p.dtype == torch.float32 for p in module.parameters())
 
 
-def test_places_repeat_and_keep_their_order():
+def test_positions_may_repeat_and_keep_their_order():
     boxes = receptive_fields(_resnet(), "conv1", (64, 64), [(5, 6), (0, 0), (5, 6)])
     assert boxes.dtype == torch.int64
     assert boxes.tolist() == [[7, 9, 14, 16], [0, 0, 4, 4], [7, 9, 14, 16]]
     assert receptive_fields(_resnet(), "conv1", (64, 64), []).shape == (0, 4)
 
 
-def test_threads_may_use_the_model_meanwhile():
+def test_other_threads_may_use_the_model():
     model, images, wrong = _resnet(), torch.rand(1, 3, 64, 64), []
     with model.guard(), torch.no_grad():
         expected = model(images)
@@ -266,9 +266,9 @@ def test_threads_may_use_the_model_meanwhile():
     assert wrong and not any(wrong)
 
 
-def test_bad_requests_are_refused_in_a_sentence():
+def test_invalid_requests_are_refused():
     model = _resnet()
-    with pytest.raises(InputError, match="map of 32x32, so there is no place"):
+    with pytest.raises(InputError, match="map of 32x32, so there is no position"):
         receptive_fields(model, "conv1", (64, 64), [(32, 0)])
     with pytest.raises(UnknownName, match="layer1"):
         receptive_fields(model, "layr1", (64, 64), [(0, 0)])

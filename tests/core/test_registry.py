@@ -1,4 +1,4 @@
-"""The registry, on real distributions in a folder of their own, seen by a fresh interpreter."""
+"""The registry with installed distributions, in a new interpreter."""
 
 from __future__ import annotations
 
@@ -231,12 +231,12 @@ def seen(site: Path) -> dict[str, Any]:
     return answer
 
 
-def test_one_method_is_loaded_without_any_other(seen: dict[str, Any]) -> None:
+def test_lookup_imports_only_that_methods_module(seen: dict[str, Any]) -> None:
     assert seen["alone"] == ["good-lab 1.0", "Nudge the picture."]
     assert seen["modules"] == ["good_lab"]
 
 
-def test_listing_names_every_plugin_once_and_twins_by_their_distribution(seen: dict[str, Any]) -> None:
+def test_iteration_has_every_plugin_once_with_distribution_for_shared_ids(seen: dict[str, Any]) -> None:
     names = seen["names"]
     assert len(names) == len(set(names)) == seen["count"]
     assert {"attacks.nudge", "attacks.pgd", "filters.pgd", "filters.broken"} <= set(names)
@@ -262,7 +262,7 @@ def test_installing_a_plugin_never_changes_what_a_first_party_name_means(seen: d
     assert seen["shadowed"]["shadow-lab:attribution.saliency"] == ["phosphene:attribution.saliency"]
 
 
-def test_of_two_third_parties_with_one_id_neither_wins(seen: dict[str, Any]) -> None:
+def test_shared_third_party_id_is_ambiguous(seen: dict[str, Any]) -> None:
     for name in ("twin", "style.twin"):
         kind, message = seen["says"][name]
         assert kind == "PluginError"
@@ -275,14 +275,14 @@ def test_of_two_third_parties_with_one_id_neither_wins(seen: dict[str, Any]) -> 
     assert known == {"nudge", "twin-two:style.twin"}
 
 
-def test_near_misses_are_told(seen: dict[str, Any]) -> None:
+def test_near_misses_are_suggested(seen: dict[str, Any]) -> None:
     kind, message = seen["says"]["nudg"]
     assert kind == "UnknownName"
     assert "did you mean 'nudge'" in message
     assert "nudge" in seen["says"]["good-lab:attacks.nudg"][1]
 
 
-def test_broken_plugins_are_told_with_their_reason_and_hurt_nobody(seen: dict[str, Any]) -> None:
+def test_broken_plugins_are_reported_and_isolated(seen: dict[str, Any]) -> None:
     reasons = {
         "broken-lab:filters.broken": "a_library_nobody_has",
         "quitter-lab:filters.quitter": "no licence",
@@ -307,13 +307,13 @@ def test_broken_plugins_are_told_with_their_reason_and_hurt_nobody(seen: dict[st
     assert seen["says"]["wrong"][0] == "UnknownName"
 
 
-def test_plugins_of_another_major_version_are_left_alone_and_told(seen: dict[str, Any]) -> None:
+def test_plugins_of_another_major_version_are_not_loaded(seen: dict[str, Any]) -> None:
     assert seen["other"] == ["future-lab:filters.future"]
     assert seen["says"]["future"][0] == "UnknownName"
     assert not seen["future"]
 
 
-def test_methods_are_found_by_what_they_are_need_accept_and_return(seen: dict[str, Any]) -> None:
+def test_find_filters_methods(seen: dict[str, Any]) -> None:
     found = seen["found"]
     assert sorted(found["tags"]) == ["attacks.nudge", "filters.pgd", "style.twin", "style.twin"]
     assert {"attacks.nudge", "attacks.pgd"} <= set(found["both"])
@@ -324,7 +324,7 @@ def test_methods_are_found_by_what_they_are_need_accept_and_return(seen: dict[st
     assert found["nothing"] == []
 
 
-def test_environment_variable_limits_what_is_loaded(site: Path) -> None:
+def test_environment_variable_restricts_distributions(site: Path) -> None:
     code = "from phosphene import methods\nanswer = [p.distribution for p in methods.plugins.values()]"
     two = ask(code, site, PHOSPHENE_PLUGINS="good-lab, twin-one")
     assert set(two) == {"phosphene", "good-lab", "twin-one"}
@@ -373,7 +373,7 @@ def test_distribution_built_as_a_wheel_is_found(tmp_path: Path) -> None:
     assert ask(code, site) == ["wheel-lab 2.5", "textures.wheeled"]
 
 
-def test_extensions_bring_schemes_observers_executors_and_promises(tmp_path: Path) -> None:
+def test_extensions_of_every_kind_work(tmp_path: Path) -> None:
     install(tmp_path, "toy-lab", {EXTENSIONS: {"toys": "toy_lab"}}, {"toy_lab": EXTENSION})
     install(tmp_path, "clumsy-lab", {EXTENSIONS: {"tracker": "clumsy_lab"}}, {"clumsy_lab": CLUMSY_OBSERVER})
     install(tmp_path, "ruined-lab", {EXTENSIONS: {"ruin": "ruined_lab"}}, {"ruined_lab": "1 / 0\n"})
@@ -438,18 +438,18 @@ answer = {
     assert "phosphene_befor_run" in seen["broken"]["typo-lab:typo"]
 
 
-def test_spec_out_of_json_knows_promises_that_extensions_bring(tmp_path: Path) -> None:
+def test_spec_from_json_loads_invariants_of_extensions(tmp_path: Path) -> None:
     install(tmp_path, "toy-lab", {EXTENSIONS: {"toys": "toy_lab"}}, {"toy_lab": EXTENSION})
     code = """
 import pydantic
-from phosphene import MethodSpec, UnknownName
+from phosphene import UnknownName, spec_from_json
 spec = {
     "name": "tests.a", "family": "tests", "title": "A", "summary": "A.", "description": "", "inputs": [],
     "params": pydantic.create_model("params"), "returns": "Attribution",
 }
-(promise,) = MethodSpec(**spec, invariants=[{"kind": "dark"}]).invariants
+(promise,) = spec_from_json({**spec, "invariants": [{"kind": "dark"}]}).invariants
 try:
-    MethodSpec(**spec, invariants=[{"kind": "drak"}])
+    spec_from_json({**spec, "invariants": [{"kind": "drak"}]})
 except UnknownName as error:
     answer = [type(promise).__module__, str(error)]
 """
@@ -491,7 +491,7 @@ def phosphene_methods():
 """
 
 
-def test_strangers_results_are_loaded_and_replayed_by_who_made_them(tmp_path: Path) -> None:
+def test_third_party_results_are_loaded_and_replayed(tmp_path: Path) -> None:
     install(
         tmp_path, "blank-lab", {METHODS: {"blanks.blank": "blank_lab"}}, {"blank_lab": OWN_RESULT}
     )  # fmt: skip
@@ -513,7 +513,7 @@ answer = None
     assert ask(replaying, tmp_path) == [True, True]
 
 
-def test_gallery_survives_strangers_that_show_nothing(tmp_path: Path) -> None:
+def test_gallery_reports_third_party_methods_without_panels(tmp_path: Path) -> None:
     entries = {METHODS: {"blanks.blank": "blank_lab", "attribution.flat": "blank_lab"}}
     install(tmp_path, "blank-lab", entries, {"blank_lab": OWN_RESULT})
     code = f"""

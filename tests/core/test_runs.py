@@ -1,8 +1,11 @@
-"""``run`` and ``replay``: inputs as people write them, observers, executors, batches, whole folders."""
+"""``run``, ``prepare`` and ``replay``: inputs, observers, executors, batches, saving."""
 
 from __future__ import annotations
 
 import json
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import phosphene.models.model
 import phosphene.results.base
+import phosphene.roles.images
 from phosphene import (
     InputError,
+    Method,
     Model,
     PhospheneError,
     PluginError,
@@ -22,18 +28,21 @@ from phosphene import (
     batch_size,
     hookimpl,
     load_model,
+    load_result,
     max_batch,
     method,
     methods,
+    prepare,
     progress_bar,
     replay,
     report_progress,
     run,
 )
 from phosphene.builtin.scenes import CLASSES, draw_scenes
+from phosphene.cli.main import main
 from phosphene.images import read_image, write_png
-from phosphene.registry.lookup import extensions
-from phosphene.results import Attribution, load_result
+from phosphene.registry.extensions import extensions
+from phosphene.results import AdversarialExamples, Attribution
 from phosphene.roles import Images
 from phosphene.roles import Model as ModelInput
 
@@ -64,17 +73,17 @@ def images() -> Tensor:
     return torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-# --- inputs as people write them --------------------------------------------------------------
+# --- inputs as paths, names and URIs --------------------------------------------------------------
 
 
-def test_everything_left_out_comes_from_the_bundled_world() -> None:
+def test_defaults_come_from_the_bundled_world() -> None:
     result = run("saliency", progress=False)
     assert result.images.shape == (4, 3, 64, 64)
     assert result.provenance.model["name"] == "builtin:shapes-vgg"
     assert set(result.targets) <= set(CLASSES)
 
 
-def test_path_list_of_paths_and_folder_give_the_same_pictures(folder: Path) -> None:
+def test_path_list_and_folder_read_the_same_images(folder: Path) -> None:
     whole = run("saliency", images=folder)
     listed = run("saliency", images=[folder / f"{n}.png" for n in range(3)])
     one = run("saliency", images=str(folder / "1.png"))
@@ -84,13 +93,13 @@ def test_path_list_of_paths_and_folder_give_the_same_pictures(folder: Path) -> N
     torch.testing.assert_close(one.maps, whole.maps[1:2])
 
 
-def test_pictures_of_other_sizes_are_brought_to_the_models(tmp_path: Path) -> None:
+def test_images_are_resized_to_the_models_input_size(tmp_path: Path) -> None:
     write_png(torch.rand(3, 100, 80), tmp_path / "a.png")
     write_png(torch.rand(3, 30, 50), tmp_path / "b.png")
     assert run("saliency", images=tmp_path).images.shape == (2, 3, 64, 64)
 
 
-def test_missing_picture_is_an_error_in_a_sentence(tmp_path: Path) -> None:
+def test_missing_image_file_raises(tmp_path: Path) -> None:
     with pytest.raises(PhospheneError, match=r"nothing\.png"):
         run("saliency", images=tmp_path / "nothing.png")
     with pytest.raises(PhospheneError):
@@ -105,7 +114,7 @@ def test_labels_are_names_or_indices(scenes: Any, labels: Any) -> None:
     assert result.labels.tolist() == wanted
 
 
-def test_labels_left_out_are_what_the_model_says(scenes: Any) -> None:
+def test_default_labels_are_the_predicted_classes(scenes: Any) -> None:
     result = run("pgd", images=scenes.images, steps=1, seed=0)
     assert torch.equal(result.labels, result.before)
 
@@ -121,51 +130,51 @@ def test_target_is_a_class_by_name_or_number(scenes: Any, target: Any) -> None:
     [("saliency", "images"), ("saliency", "model"), ("gram_texture", "sample"), ("top_patches", "dataset"),
      ("fast_style_fit", "styles"), ("fast_style", "stylizer"), ("pgd", "labels")],
 )  # fmt: skip
-def test_things_that_are_no_input_are_refused_in_a_sentence(name: str, role: str, value: Any) -> None:
+def test_values_of_a_wrong_type_are_refused(name: str, role: str, value: Any) -> None:
     with pytest.raises(PhospheneError):
         run(name, **{role: value})
 
 
-def test_device_that_is_not_there_is_refused_in_a_sentence(toy: Model, images: Tensor) -> None:
+def test_unknown_device_is_refused(toy: Model, images: Tensor) -> None:
     with pytest.raises(InputError, match="nowhere"):
         run("saliency", model=toy, images=images, device="nowhere")
 
 
 @pytest.mark.parametrize("name", ["efros_leung", "fast_style"])
-def test_so_it_is_where_no_model_is_given(name: str) -> None:
+def test_unknown_device_is_refused_without_a_model(name: str) -> None:
     with pytest.raises(InputError, match="nowhere"):
         run(name, device="nowhere")
 
 
-def test_a_texture_is_read_at_its_own_size(tmp_path: Path) -> None:
+def test_texture_is_read_at_its_own_size(tmp_path: Path) -> None:
     picture = torch.rand(3, 20, 300)
     write_png(picture, tmp_path / "strip.png")
     made = run("efros_leung", sample=tmp_path / "strip.png", size=8, window=3, order="ring", seed=0)
     assert torch.equal(made.sources[0], (picture * 255).round() / 255)
 
 
-def test_a_result_without_a_model_says_where_and_how_precisely_it_was_made() -> None:
+def test_provenance_without_a_model_has_device_and_dtype() -> None:
     made = methods["efros_leung"](torch.rand(1, 1, 8, 8, dtype=torch.float64), size=8, window=3, seed=0)
     assert made.provenance is not None
     assert (made.provenance.model, made.provenance.device, made.provenance.dtype) == (None, "cpu", "float64")
 
 
-def test_input_given_twice_is_refused(toy: Model, images: Tensor) -> None:
+def test_input_passed_twice_is_refused(toy: Model, images: Tensor) -> None:
     with pytest.raises(InputError, match="images twice"):
         methods["saliency"](toy, images, images=images)
 
 
-def test_method_that_gives_something_else_than_it_says_is_told(toy: Model, images: Tensor) -> None:
+def test_wrong_return_type_raises_plugin_error(toy: Model, images: Tensor) -> None:
     @method(family="tests")
     def forgetful(model: ModelInput, images: Images) -> Attribution:
         """Return nothing."""
 
     for most in (1, 100):
-        with max_batch(most), pytest.raises(PluginError, match="gave a NoneType, not Attribution"):
+        with max_batch(most), pytest.raises(PluginError, match="returned a NoneType, not Attribution"):
             forgetful(toy, images)
 
 
-def test_result_keeps_its_pictures_whatever_becomes_of_the_callers(toy: Model, images: Tensor) -> None:
+def test_result_does_not_share_memory_with_inputs(toy: Model, images: Tensor) -> None:
     labels = torch.zeros(3, dtype=torch.int64)
     result = methods["pgd"](toy, images, labels, steps=1, seed=0)
     before = images.clone()
@@ -177,7 +186,7 @@ def test_result_keeps_its_pictures_whatever_becomes_of_the_callers(toy: Model, i
 
 
 @pytest.mark.parametrize("name", ["saliency", "pgd", "cam", "class_visualization", "nearest_neighbors"])
-def test_inference_mode_around_a_call_changes_nothing(name: str) -> None:
+def test_inference_mode_does_not_change_results(name: str) -> None:
     quick = methods[name].spec.quick | ({"seed": 0} if methods[name].seed else {})
     usual = run(name, **quick)
     with torch.inference_mode():
@@ -191,7 +200,7 @@ def test_inference_mode_around_a_call_changes_nothing(name: str) -> None:
             assert not getattr(inside, field).is_inference()
 
 
-def test_misspelt_names_are_told_before_any_work(toy: Model, images: Tensor) -> None:
+def test_unknown_names_are_refused_before_any_work(toy: Model, images: Tensor) -> None:
     seen: list[int] = []
     toy.module.register_forward_hook(lambda *_: seen.append(1))
     with pytest.raises(UnknownName, match="did you mean 'saliency'"):
@@ -254,13 +263,13 @@ def registered() -> Iterator[Any]:
         extensions.manager.unregister(plugin)
 
 
-def test_observers_see_the_start_and_the_end(registered: Any, toy: Model, images: Tensor) -> None:
+def test_observers_are_called_at_start_and_end(registered: Any, toy: Model, images: Tensor) -> None:
     observer = registered(Observer())
     run("saliency", model=toy, images=images)
     assert observer.seen == [("before", "saliency"), ("after", "Attribution")]
 
 
-def test_observers_see_the_error_which_goes_on(registered: Any, toy: Model, images: Tensor) -> None:
+def test_observers_receive_the_error_which_is_raised(registered: Any, toy: Model, images: Tensor) -> None:
     observer = registered(Observer())
     broken = RuntimeError("a layer broke")
 
@@ -274,7 +283,7 @@ def test_observers_see_the_error_which_goes_on(registered: Any, toy: Model, imag
     assert observer.seen == [("before", "saliency"), ("after", broken)]
 
 
-def test_failing_observer_is_reported_and_stops_nothing(registered: Any, toy: Model, images: Tensor) -> None:
+def test_failing_observer_is_only_a_warning(registered: Any, toy: Model, images: Tensor) -> None:
     registered(Clumsy())
     observer = registered(Observer())
     with pytest.warns(UserWarning, match=r"Clumsy failed in phosphene_before_run.*the tracker is down"):
@@ -282,7 +291,7 @@ def test_failing_observer_is_reported_and_stops_nothing(registered: Any, toy: Mo
     assert len(observer.seen) == 2
 
 
-def test_executor_gets_the_finished_request(registered: Any, toy: Model, images: Tensor) -> None:
+def test_executor_receives_the_prepared_run(registered: Any, toy: Model, images: Tensor) -> None:
     cluster = registered(Cluster())
     result = run("pgd", model=toy, images=images, steps=2, seed=1, executor="cluster", batch_size=2)
     (request,) = cluster.requests
@@ -293,7 +302,7 @@ def test_executor_gets_the_finished_request(registered: Any, toy: Model, images:
     assert torch.equal(result.adversarial, run("pgd", model=toy, images=images, steps=2, seed=1).adversarial)
 
 
-def test_progress_is_told_to_a_callable_and_else_silent(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_goes_to_a_callable(capsys: pytest.CaptureFixture[str]) -> None:
     with report_progress(False):
         assert list(progress_bar(range(3), "counting")) == [0, 1, 2]
     events: list[Any] = []
@@ -309,7 +318,7 @@ def test_progress_is_told_to_a_callable_and_else_silent(capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 100])
-def test_no_batch_is_larger_than_asked_and_the_result_the_same(toy: Model, images: Tensor, most: int) -> None:
+def test_batch_size_is_respected_and_does_not_change_results(toy: Model, images: Tensor, most: int) -> None:
     whole = run("pgd", model=toy, images=images, steps=2, seed=0)
     rows: list[int] = []
     handle = toy.module.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
@@ -321,7 +330,7 @@ def test_no_batch_is_larger_than_asked_and_the_result_the_same(toy: Model, image
     assert cut.provenance.batch_size == most
 
 
-def test_batch_size_is_at_least_one_and_given_back_afterwards(toy: Model, images: Tensor) -> None:
+def test_batch_size_is_positive_and_restored(toy: Model, images: Tensor) -> None:
     usual = batch_size(toy)
     with pytest.raises(InputError, match="at least 1"):
         run("saliency", model=toy, images=images, batch_size=0)
@@ -332,7 +341,7 @@ def test_batch_size_is_at_least_one_and_given_back_afterwards(toy: Model, images
 # --- saving and running again -----------------------------------------------------------------
 
 
-def test_out_folder_holds_picture_arrays_and_words(scenes: Any, tmp_path: Path) -> None:
+def test_output_folder_has_figure_arrays_and_json(scenes: Any, tmp_path: Path) -> None:
     result = run("pgd", images=scenes.images, steps=1, seed=3, out=tmp_path / "new" / "attack")
     saved = tmp_path / "new" / "attack"
     written = sorted(p.name for p in saved.iterdir())
@@ -345,7 +354,7 @@ def test_out_folder_holds_picture_arrays_and_words(scenes: Any, tmp_path: Path) 
     assert torch.equal(load_result(saved).adversarial, result.adversarial)
 
 
-def test_replay_of_a_bundled_model_gives_the_same_bits(scenes: Any, tmp_path: Path) -> None:
+def test_replay_of_a_bundled_model_is_bit_identical(scenes: Any, tmp_path: Path) -> None:
     run("pgd", images=scenes.images, steps=2, out=tmp_path / "a")
     again = replay(tmp_path / "a")
     assert again.same
@@ -353,7 +362,7 @@ def test_replay_of_a_bundled_model_gives_the_same_bits(scenes: Any, tmp_path: Pa
     assert again.result.provenance.seed == again.saved.provenance.seed
 
 
-def test_replay_of_an_own_model_asks_for_it_and_tells_when_it_changed(
+def test_replay_needs_a_users_model_and_reports_changed_weights(
     toy: Model, images: Tensor, tmp_path: Path
 ) -> None:
     run("saliency", model=toy, images=images, out=tmp_path / "a")
@@ -369,7 +378,7 @@ def test_replay_of_an_own_model_asks_for_it_and_tells_when_it_changed(
     assert "the model's weights" in str(again)
 
 
-def test_replay_finds_files_from_another_folder(
+def test_replay_works_from_another_working_directory(
     tmp_path: Path, scenes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "hier").mkdir()
@@ -389,19 +398,19 @@ def test_replay_finds_files_from_another_folder(
         assert replay(Path("../hier", name)).same, name
 
 
-def test_bundled_stylizer_is_recorded_by_its_name_not_by_its_place(tmp_path: Path) -> None:
+def test_bundled_stylizer_is_recorded_by_name(tmp_path: Path) -> None:
     result = run("fast_style", images="builtin:scenes/1", out=tmp_path / "a")
     assert result.inputs["stylizer"] == "builtin:shapes-styles"
     assert replay(tmp_path / "a").same
 
 
-def test_replay_refuses_what_a_folder_cannot_hold(toy: Model, images: Tensor, tmp_path: Path) -> None:
+def test_replay_refuses_a_callable_target(toy: Model, images: Tensor, tmp_path: Path) -> None:
     run("saliency", model=toy, images=images, target=lambda logits: logits[:, 0], out=tmp_path / "a")
     with pytest.raises(InputError):
         replay(tmp_path / "a", model=toy)
 
 
-def test_existing_result_is_replaced_whole(toy: Model, images: Tensor, tmp_path: Path) -> None:
+def test_existing_result_is_replaced(toy: Model, images: Tensor, tmp_path: Path) -> None:
     run("pgd", model=toy, images=images, steps=1, out=tmp_path / "a")
     run("saliency", model=toy, images=images[:1], out=tmp_path / "a")
     assert type(load_result(tmp_path / "a")).__name__ == "Attribution"
@@ -409,26 +418,26 @@ def test_existing_result_is_replaced_whole(toy: Model, images: Tensor, tmp_path:
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-def test_folder_with_other_things_is_refused_and_left(toy: Model, images: Tensor, tmp_path: Path) -> None:
+def test_folder_with_other_files_is_refused_and_unchanged(toy: Model, images: Tensor, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     run("saliency", model=toy, images=images, out=tmp_path / "empty")
     assert load_result(tmp_path / "empty").provenance is not None
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
-    with pytest.raises(InputError, match="other things"):
+    with pytest.raises(InputError, match="files other than a result"):
         run("saliency", model=toy, images=images, out=tmp_path / "home")
     assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
     with pytest.raises(InputError, match="is a file"):
         run("saliency", model=toy, images=images, out=tmp_path / "home" / "letter.txt")
 
 
-def test_places_that_cannot_hold_a_result_are_refused_before_the_work(
+def test_invalid_output_folders_are_refused_before_any_work(
     toy: Model, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     seen: list[int] = []
     toy.module.register_forward_hook(lambda *_: seen.append(1))
-    with pytest.raises(InputError, match="folder you work in"):
+    with pytest.raises(InputError, match="working directory"):
         run("saliency", model=toy, images=images, out=".")
     Path("letter").write_text("dear")
     with pytest.raises(InputError, match="letter is a file"):
@@ -436,7 +445,7 @@ def test_places_that_cannot_hold_a_result_are_refused_before_the_work(
     assert not seen
 
 
-def test_link_to_a_folder_stays_a_link(toy: Model, images: Tensor, tmp_path: Path) -> None:
+def test_symbolic_link_is_preserved(toy: Model, images: Tensor, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     for _ in range(2):
@@ -446,7 +455,7 @@ def test_link_to_a_folder_stays_a_link(toy: Model, images: Tensor, tmp_path: Pat
     assert load_result(tmp_path / "real").provenance is not None
 
 
-def test_interruption_between_two_renamings_keeps_the_earlier_result(
+def test_interrupted_replacement_restores_the_earlier_result(
     toy: Model, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("saliency", model=toy, images=images, out=tmp_path / "a")
@@ -467,7 +476,7 @@ def test_interruption_between_two_renamings_keeps_the_earlier_result(
 @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()], ids=["error", "interrupt"])
 @pytest.mark.parametrize("before", [False, True], ids=["new", "existing"])
 @pytest.mark.parametrize("broken", ["save_file", "write_png"])
-def test_interrupted_saving_leaves_nothing_half_written(
+def test_interrupted_saving_leaves_no_partial_result(
     toy: Model,
     images: Tensor,
     tmp_path: Path,
@@ -521,3 +530,103 @@ def test_damaged_folder_is_refused(toy: Model, images: Tensor, tmp_path: Path, d
 def test_folder_without_a_result_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no saved result"):
         replay(tmp_path)
+
+
+# --- prepared once ----------------------------------------------------------------------------
+
+
+class Counter:
+    """Counts the calls of functions by name."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: dict[str, int] = {}
+        self._monkeypatch = monkeypatch
+
+    def watch(self, owner: Any, *names: str) -> None:
+        for name in names:
+            self.calls[name] = 0
+            self._monkeypatch.setattr(owner, name, self._counting(name, getattr(owner, name)))
+
+    def _counting(self, name: str, function: Any) -> Any:
+        def call(*arguments: Any, **more: Any) -> Any:
+            self.calls[name] += 1
+            return function(*arguments, **more)
+
+        return call
+
+
+def test_command_line_run_checks_validates_and_looks_up_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = Counter(monkeypatch)
+    counter.watch(type(methods), "__getitem__")
+    counter.watch(Method, "validate", "add_checked", "resolve_layers", "record_inputs", "execute")
+    counter.watch(phosphene.roles.images, "check_images")
+    counter.watch(phosphene.models.model, "state_checksums")
+    counter.watch(AdversarialExamples, "distance")  # once for each time that the panels are computed
+    with pytest.raises(SystemExit) as end:
+        main(["run", "pgd", "--image", "builtin:scenes/1", "--steps", "2", "--out", str(tmp_path / "out")])
+    assert not end.value.code
+    assert counter.calls == {
+        "__getitem__": 1,
+        "validate": 1,
+        "add_checked": 3,  # the model, the images, the labels
+        "resolve_layers": 1,
+        "record_inputs": 1,
+        "execute": 1,
+        "check_images": 1,
+        "state_checksums": 1,  # once for each digest of the model
+        "distance": 1,
+    }
+
+
+def test_calling_a_method_checks_its_inputs_once(
+    toy: Model, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = Counter(monkeypatch)
+    counter.watch(Method, "validate", "check_inputs", "execute")
+    counter.watch(phosphene.roles.images, "check_images")
+    methods["saliency"](toy, images)
+    assert counter.calls == {"validate": 1, "check_inputs": 1, "execute": 1, "check_images": 1}
+
+
+def test_number_of_python_calls_up_to_the_first_attack_step(tmp_path: Path) -> None:
+    """2,300, with the first step; before inputs were checked only once it was 6,100."""
+    program = f"""
+import sys
+
+calls = 0
+
+def count(frame, event, argument):
+    global calls
+    if event == "call" and "phosphene" in frame.f_code.co_filename:
+        calls += 1
+
+def stop(event):
+    sys.setprofile(None)
+    print("CALLS", calls)
+    raise KeyboardInterrupt
+
+import torch
+from phosphene.cli import main
+from phosphene.progress import report_progress
+words = ["run", "pgd", "--image", "builtin:scenes/1", "--steps", "1", "--out", {str(tmp_path / "out")!r}]
+with report_progress(stop):
+    sys.setprofile(count)
+    main(words)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
+    calls = int(done.stdout.rpartition("CALLS ")[2])
+    assert 500 < calls < 2_600, done.stderr
+
+
+def test_prepared_run_can_be_pickled(scenes: Any) -> None:
+    prepared = prepare("pgd", images=scenes.images, steps=2, seed=1)
+    again = pickle.loads(pickle.dumps(prepared))
+    assert again.implementation is methods["pgd"]
+    assert torch.equal(again.execute_locally().adversarial, prepared.execute_locally().adversarial)
+
+
+def test_run_accepts_a_method_object(toy: Model, images: Tensor) -> None:
+    by_name = run("saliency", model=toy, images=images)
+    assert torch.equal(run(methods["saliency"], model=toy, images=images).maps, by_name.maps)

@@ -1,4 +1,4 @@
-"""What a method says of itself: refused where it is wrong, the same after a trip through JSON."""
+"""Specs: invalid declarations are refused, valid ones survive JSON."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def attribution(*values: float) -> Attribution:
         (PixelRange(), (0.0, 1.0), (-0.1, 1.0)),
     ],
 )
-def test_promise_is_told_apart_from_its_breach(
+def test_invariants_detect_violations(
     promise: Invariant, kept: tuple[float, ...], broken: tuple[float, ...]
 ) -> None:
     promise.check({}, {}, attribution(*kept))
@@ -160,7 +160,7 @@ def test_promise_is_told_apart_from_its_breach(
         promise.check({}, {}, attribution(*broken))
 
 
-def test_same_shape_compares_with_the_images_given() -> None:
+def test_same_shape_compares_with_the_input_images() -> None:
     result = attribution(0.0, 1.0)
     SameShape().check({"images": torch.zeros(1, 1, 1, 2)}, {}, result)
     with pytest.raises(AssertionError, match="shape"):
@@ -256,7 +256,7 @@ def test_cost_from_json_compares_and_prints_but_does_not_evaluate() -> None:
         again.evaluate({"steps": 1}, images=1)
 
 
-def test_what_is_no_part_of_a_cost_is_refused() -> None:
+def test_invalid_parts_of_a_cost_are_refused() -> None:
     with pytest.raises(AttributeError, match="no size 'pictures'; there are images"):
         _ = size.pictures
     with pytest.raises(TypeError, match="built from numbers"):
@@ -350,7 +350,7 @@ def test_signature_becomes_the_spec() -> None:
     assert example.validate({"steps": "4"}) == {"layer": None, "steps": 4, "norm": "l2", "seed": None}
 
 
-def test_function_that_says_too_little_is_refused_at_import() -> None:
+def test_incomplete_function_is_refused_at_import() -> None:
     def no_role(model: Model, images: int) -> Attribution:
         """Do."""
         raise AssertionError

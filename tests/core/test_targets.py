@@ -43,7 +43,7 @@ def images() -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("written", "meant"),
+    ("text", "expected"),
     [
         (2, Class(2)), ("2", Class(2)), ("tench", Class(1)), ("class:tench", Class(1)),
         ("Tabby cat", Class(0)), ("class:2", Class(2)),
@@ -53,11 +53,11 @@ def images() -> torch.Tensor:
         (Layer("relu"), Layer("relu")), (Class(1), Class(1)),
     ],
 )  # fmt: skip
-def test_targets_are_read_as_people_write_them(model, written, meant):
-    assert parse_target(written, model) == meant
+def test_short_forms_of_targets(model, text, expected):
+    assert parse_target(text, model) == expected
 
 
-def test_where_layers_have_numbers_for_names_a_written_number_is_the_layer():
+def test_number_as_text_is_the_layer_of_that_name():
     model = load_model(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3)), input_size=(3, 8, 8)
     )
@@ -67,7 +67,7 @@ def test_where_layers_have_numbers_for_names_a_written_number_is_the_layer():
 
 
 @pytest.mark.parametrize(
-    ("written", "error", "words"),
+    ("text", "error", "words"),
     [
         ("tensch", UnknownName, "did you mean 'tench'"),
         ("class:tensch", UnknownName, "did you mean 'tench'"),
@@ -81,28 +81,28 @@ def test_where_layers_have_numbers_for_names_a_written_number_is_the_layer():
         (1.5, InputError, "not a float"),
     ],
 )
-def test_what_is_no_target_is_refused_in_a_sentence(model, written, error, words):
+def test_invalid_targets_are_refused(model, text, error, words):
     with pytest.raises(error, match=words):
-        parse_target(written, model)
+        parse_target(text, model)
 
 
 @pytest.mark.parametrize(
     ("target", "error", "words"),
     [
-        (Channel("relu", 4), InputError, "layer 'relu' has 4 channels, so there is no number 4"),
-        (Neuron("relu", 0, 6, 0), InputError, "has 6 rows, so there is no number 6"),
-        (Neuron("relu", 0, 0, 6), InputError, "has 6 columns, so there is no number 6"),
-        (Neuron("head", 0, 0, 0), ModelError, "layer 'head' has no places, only channels"),
-        (Direction("relu", torch.ones(3)), InputError, "has 4 channels, the direction 3"),
+        (Channel("relu", 4), InputError, "layer 'relu' has 4 channels, so channel 4 does not exist"),
+        (Neuron("relu", 0, 6, 0), InputError, "has 6 rows, so row 6 does not exist"),
+        (Neuron("relu", 0, 0, 6), InputError, "has 6 columns, so column 6 does not exist"),
+        (Neuron("head", 0, 0, 0), ModelError, "layer 'head' has no spatial map, only channels"),
+        (Direction("relu", torch.ones(3)), InputError, "has 4 channels, the direction has 3"),
         (Custom(lambda logits: logits.sum()), InputError, "one number per image"),
     ],
 )
-def test_units_that_are_not_there_are_refused(model, images, target, error, words):
+def test_units_that_do_not_exist_are_refused(model, images, target, error, words):
     with pytest.raises(error, match=words):
         scores(model, images, target)
 
 
-def test_scores_are_what_they_say(model, images):
+def test_scores_equal_their_definitions(model, images):
     logits = model(images)
     maps = model.features(images, "relu")
     direction = torch.tensor([1.0, -2.0, 0.0, 3.0])
@@ -124,14 +124,14 @@ def test_scores_are_what_they_say(model, images):
         torch.testing.assert_close(scores(model, images, target), expected)
 
 
-def test_the_predicted_class_is_decided_once(model, images):
+def test_predicted_class_is_fixed_by_the_first_images(model, images):
     target = Predicted()
     first = scores(model, images, target)
-    winners = model(images).argmax(1)
+    predicted = model(images).argmax(1)
     torch.testing.assert_close(first, model(images).amax(1))
     darker = model(images * 0)
-    torch.testing.assert_close(scores(model, images * 0, target), darker[range(3), winners])
-    assert target.names(model, 3) == tuple(model.class_name(i) for i in winners.tolist())
+    torch.testing.assert_close(scores(model, images * 0, target), darker[range(3), predicted])
+    assert target.names(model, 3) == tuple(model.class_name(i) for i in predicted.tolist())
     assert target.to_json() is None
     assert str(Predicted()) == "the predicted class"
 
@@ -140,12 +140,12 @@ def test_the_predicted_class_is_decided_once(model, images):
     "wrong",
     [Class(3), Class(-1), Class((0, 9)), [None], [True], torch.tensor([1.5]), torch.eye(2), [], Class(())],
 )
-def test_classes_that_do_not_exist_are_refused_however_they_are_given(model, wrong):
+def test_classes_that_do_not_exist_are_refused_in_every_form(model, wrong):
     with pytest.raises(InputError):
         parse_target(wrong, model)
 
 
-def test_numbers_of_numpy_and_lists_of_anything_are_classes(model):
+def test_numpy_numbers_and_mixed_lists_are_classes(model):
     assert parse_target(np.int64(2), model) == parse_target(np.array(2), model) == Class(2)
     assert (
         parse_target([np.int64(2), "tench"], model) == parse_target(np.array([2, 1]), model) == Class((2, 1))
@@ -154,28 +154,28 @@ def test_numbers_of_numpy_and_lists_of_anything_are_classes(model):
     assert parse_target("relu [2]", model) == Channel("relu", 2)
 
 
-def test_as_many_classes_as_images_are_needed(model, images):
+def test_number_of_classes_must_be_one_or_that_of_the_images(model, images):
     for wrong in ((0,), (0, 1)):
-        with pytest.raises(InputError, match=f"3 images need one class or one each, not {len(wrong)}"):
+        with pytest.raises(InputError, match=f"3 images need one class, or one each, not {len(wrong)}"):
             scores(model, images, wrong)
 
 
-def test_directions_are_not_equal_by_their_layer_alone():
+def test_directions_in_the_same_layer_are_not_equal():
     one = Direction("relu", torch.ones(4))
     assert one == one
     assert one != Direction("relu", torch.zeros(4))
 
 
-def test_rows_can_be_selected_and_repeated(model, images):
+def test_select_takes_rows_in_order_and_repeats_them(model, images):
     assert Class((2, 0, 1)).select([0, 0, 2]) == Class((2, 2, 1))
     assert Class(1).select([0, 0]) == Class(1)
     target = Predicted()
-    winners = model(images).argmax(1)
+    predicted = model(images).argmax(1)
     scores(model, images, target)
-    assert target.select([2, 2]) == Class((int(winners[2]),) * 2)
+    assert target.select([2, 2]) == Class((int(predicted[2]),) * 2)
 
 
-def test_names_are_for_people(model):
+def test_names_of_targets(model):
     assert Class(0).names(model, 2) == ("tabby, tabby cat",) * 2
     assert Class((1, 2)).names(model, 2) == ("tench", "crane")
     assert Neuron("relu", 2, 3, 5).names(model, 1) == ("relu[2,3,5]",)
@@ -192,23 +192,23 @@ def test_names_are_for_people(model):
         st.builds(Neuron, st.just("relu"), *[st.integers(-4, 3)] * 3),
     )
 )
-def test_what_is_written_is_read_back(model, target):
+def test_json_form_is_parsed_back_to_the_same_target(model, target):
     assert parse_target(target.to_json(), model) == target
 
 
-def test_layer_gradients_are_those_of_the_whole_graph(model, images):
-    found = layer_gradients(model, images, [2, 0, 1], "stem", "relu")
+def test_layer_gradients_equal_those_of_the_full_graph(model, images):
+    pairs = layer_gradients(model, images, [2, 0, 1], "stem", "relu")
     stem = model.module.stem(images).detach().requires_grad_()
     maps = stem.relu()
     logits = model.module.head(maps.mean((2, 3)))
-    wanted = torch.autograd.grad(logits[range(3), [2, 0, 1]].sum(), [stem, maps])
-    for (activations, gradient), output, want in zip(found, (stem, maps), wanted, strict=True):
+    expected = torch.autograd.grad(logits[range(3), [2, 0, 1]].sum(), [stem, maps])
+    for (activations, gradient), output, expected_gradient in zip(pairs, (stem, maps), expected, strict=True):
         assert not activations.requires_grad and not gradient.requires_grad
         torch.testing.assert_close(activations, output.detach())
-        torch.testing.assert_close(gradient, want)
+        torch.testing.assert_close(gradient, expected_gradient)
 
 
-def test_layer_gradients_of_what_does_not_depend_on_a_layer_are_refused(model, images):
+def test_layer_gradients_are_refused_where_the_target_does_not_depend_on_the_layer(model, images):
     with model.guard():
         with pytest.raises(ModelError, match="stem.1. does not depend on layer 'relu': choose a layer below"):
             layer_gradients(model, images, "stem[1]", "relu")

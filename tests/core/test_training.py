@@ -1,4 +1,4 @@
-"""The training loop: order, seeds, going on where it was cut off; and the models that come out of it."""
+"""The training loop: order, seeds, resuming; labels and splits; and trained models as results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ from phosphene import (
     run,
 )
 from phosphene.data import SceneDataset
-from phosphene.training import TrainedModel, WeightsOnly, classes_of, split, train, trainable
+from phosphene.training import (
+    TrainedModel,
+    WeightsOnly,
+    label_reader,
+    train,
+    train_test_split,
+    trainable_copy,
+)
 
 fit = methods["adversarial_training"]
 QUICK: dict[str, Any] = {"steps": 3, "batch": 2, "attack_steps": 1, "seed": 3}
@@ -44,65 +51,67 @@ def dataset() -> TensorDataset:
 
 
 def trained(net: nn.Module, dataset: TensorDataset, **changed: Any) -> tuple[Any, list[list[int]]]:
-    seen: list[list[int]] = []
-    steps, parts = changed.get("steps", 7), -(-4 // changed.get("at_once", 4))
+    batches: list[list[int]] = []
+    steps, parts = changed.get("steps", 7), -(-4 // changed.get("max_batch", 4))
 
-    def loss(images: Tensor, places: Sequence[int], share: float) -> Tensor:
-        assert torch.equal(images, dataset.images[list(places)])
-        assert share == len(seen) // parts / steps
-        seen.append(list(places))
+    def loss(images: Tensor, indices: Sequence[int], progress: float) -> Tensor:
+        assert torch.equal(images, dataset.images[list(indices)])
+        assert progress == len(batches) // parts / steps
+        batches.append(list(indices))
         return net(images).square().mean(1)
 
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
-    return train(net, dataset, loss, optimizer, **{"steps": 7, "batch": 4, "seed": 0} | changed), seen
+    return train(net, dataset, loss, optimizer, **{"steps": 7, "batch": 4, "seed": 0} | changed), batches
 
 
-def test_every_picture_comes_once_before_any_comes_again(dataset: TensorDataset) -> None:
-    course, seen = trained(network(), dataset)
-    places = sum(seen, [])
+def test_every_epoch_is_a_permutation(dataset: TensorDataset) -> None:
+    history, batches = trained(network(), dataset)
+    indices = sum(batches, [])
     for round_ in range(4):
-        assert sorted(places[7 * round_ : 7 * round_ + 7]) == list(range(7))
-    assert places[:7] != places[7:14]
-    assert course.losses.shape == (7,) and course.losses[-1] < course.losses[0]
+        assert sorted(indices[7 * round_ : 7 * round_ + 7]) == list(range(7))
+    assert indices[:7] != indices[7:14]
+    assert history.losses.shape == (7,) and history.losses[-1] < history.losses[0]
     few = Counter(sum(trained(network(), dataset, count=5, steps=5)[1], []))
     assert few == Counter({n: 4 for n in range(5)})
 
 
-def test_the_order_depends_on_the_seed_alone(dataset: TensorDataset) -> None:
+def test_order_depends_on_the_seed_alone(dataset: TensorDataset) -> None:
     same, other = trained(network(), dataset)[1], trained(network(), dataset, seed=1)[1]
     assert same == trained(network(), dataset)[1] != other
 
 
-def test_parts_of_a_batch_add_up_to_it(dataset: TensorDataset) -> None:
-    whole, parts = network().double(), network().double()
+def test_gradient_accumulation_equals_one_batch(dataset: TensorDataset) -> None:
+    complete, parts = network().double(), network().double()
     pictures = TensorDataset(dataset.images.double())
-    one, _ = trained(whole, pictures)
-    other, seen = trained(parts, pictures, at_once=3)
-    assert {len(part) for part in seen} == {2}
+    one, _ = trained(complete, pictures)
+    other, batches = trained(parts, pictures, max_batch=3)
+    assert {len(part) for part in batches} == {2}
     torch.testing.assert_close(one.losses, other.losses)
-    for first, second in zip(whole.parameters(), parts.parameters(), strict=True):
+    for first, second in zip(complete.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(first, second)
 
 
-def test_the_schedule_scales_the_rate_and_the_watch_is_asked(dataset: TensorDataset) -> None:
-    net, asked = network(), []
-    still, _ = trained(net, dataset, schedule=lambda share: 0.0, watch=lambda: asked.append(0) or {"w": 0.5})
+def test_schedule_scales_the_learning_rate_and_evaluations_are_regular(dataset: TensorDataset) -> None:
+    net, calls = network(), []
+    history, _ = trained(
+        net, dataset, schedule=lambda progress: 0.0, evaluate=lambda: calls.append(0) or {"w": 0.5}
+    )
     for parameter, before in zip(net.parameters(), network().parameters(), strict=True):
         assert torch.equal(parameter, before) and not parameter.requires_grad
-    assert still.measured.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
-    assert still.curves["w"].tolist() == [0.5] * 8 and len(asked) == 8
+    assert history.evaluation_steps.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert history.curves["w"].tolist() == [0.5] * 8 and len(calls) == 8
 
 
-def test_pictures_are_drawn_evenly_on_the_way(dataset: TensorDataset) -> None:
-    shown = iter(torch.arange(4) / 255)
-    course, _ = trained(network(), dataset, frames=3, draw=lambda: next(shown).expand(2, 3, 4, 4))
-    assert course.frames is not None and course.frames.dtype == torch.uint8
-    assert torch.equal(course.frames, torch.arange(3).byte().view(3, 1, 1, 1, 1).expand(3, 2, 3, 4, 4))
-    assert len(trained(network(), dataset, steps=2, frames=9, draw=lambda: torch.ones(1))[0].frames) == 2
-    assert trained(network(), dataset, draw=lambda: torch.ones(1))[0].frames is None
+def test_previews_are_drawn_at_equal_intervals(dataset: TensorDataset) -> None:
+    previews = iter(torch.arange(4) / 255)
+    history, _ = trained(network(), dataset, frames=3, preview=lambda: next(previews).expand(2, 3, 4, 4))
+    assert history.frames is not None and history.frames.dtype == torch.uint8
+    assert torch.equal(history.frames, torch.arange(3).byte().view(3, 1, 1, 1, 1).expand(3, 2, 3, 4, 4))
+    assert len(trained(network(), dataset, steps=2, frames=9, preview=lambda: torch.ones(1))[0].frames) == 2
+    assert trained(network(), dataset, preview=lambda: torch.ones(1))[0].frames is None
 
 
-def test_pictures_are_read_once_while_there_is_memory() -> None:
+def test_images_are_read_once_while_they_fit_into_the_cache() -> None:
     class Counted(SceneDataset):
         def read(self, indices: Sequence[int]) -> Tensor:
             read.extend(indices)
@@ -110,40 +119,42 @@ def test_pictures_are_read_once_while_there_is_memory() -> None:
 
     read: list[int] = []
     net = network()
-    loss = lambda images, places, share: net(images).mean(1)
+    loss = lambda images, indices, progress: net(images).mean(1)
     train(net, Counted(4), loss, torch.optim.SGD(net.parameters(), 0.1), steps=6, batch=3, seed=0)
     assert sorted(read) == [0, 1, 2, 3]
 
 
-def test_a_training_that_was_cut_off_goes_on_bit_by_bit(tmp_path: Path) -> None:
-    given: dict[str, Any] = {"dataset": "builtin:scenes/8", **QUICK, "steps": 6}
-    whole = run("adversarial_training", **given, out=tmp_path / "whole")
+def test_interrupted_training_resumes_bit_by_bit(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"dataset": "builtin:scenes/8", **QUICK, "steps": 6}
+    complete = run("adversarial_training", **arguments, out=tmp_path / "whole")
 
     def stop(event: ProgressEvent) -> None:
         if event.done == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run("adversarial_training", **given, out=tmp_path / "cut", progress=stop)
+        run("adversarial_training", **arguments, out=tmp_path / "cut", progress=stop)
     events: list[ProgressEvent] = []
-    again = run("adversarial_training", **given, out=tmp_path / "cut", progress=events.append)
+    again = run("adversarial_training", **arguments, out=tmp_path / "cut", progress=events.append)
     assert [event.total for event in events] == [2, 2]
-    assert torch.equal(whole.losses, again.losses) and torch.equal(whole.measured, again.measured)
-    for one, other in zip(whole.network.parameters(), again.network.parameters(), strict=True):
+    assert torch.equal(complete.losses, again.losses) and torch.equal(
+        complete.evaluation_steps, again.evaluation_steps
+    )
+    for one, other in zip(complete.network.parameters(), again.network.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
-def test_the_given_model_is_untouched(dataset: TensorDataset) -> None:
+def test_original_model_is_unchanged(dataset: TensorDataset) -> None:
     model = load_model(network().train(), input_size=(3, 8, 8))
     before = model.digest
-    made = fit(model, dataset, **QUICK)
+    result = fit(model, dataset, **QUICK)
     assert model.digest == before and model.module.training
     assert all(p.grad is None and p.requires_grad for p in model.module.parameters())
-    assert made.model().digest != before
-    assert not made.network.training and not any(p.requires_grad for p in made.network.parameters())
+    assert result.model().digest != before
+    assert not result.network.training and not any(p.requires_grad for p in result.network.parameters())
 
 
-def test_a_loss_that_is_not_finite_ends_it(dataset: TensorDataset) -> None:
+def test_loss_that_is_not_finite_raises(dataset: TensorDataset) -> None:
     net = network()
     with torch.no_grad():
         net[0].weight.fill_(1e30)
@@ -151,31 +162,31 @@ def test_a_loss_that_is_not_finite_ends_it(dataset: TensorDataset) -> None:
         fit(load_model(net, input_size=(3, 8, 8)), dataset, **QUICK)
 
 
-def test_what_cannot_be_trained_is_refused(dataset: TensorDataset) -> None:
+def test_untrainable_models_and_missing_labels_are_refused(dataset: TensorDataset) -> None:
     with pytest.raises(ModelError, match="no weights"):
-        trainable(load_model(nn.Flatten(), input_size=(3, 8, 8)))
+        trainable_copy(load_model(nn.Flatten(), input_size=(3, 8, 8)))
     model = load_model(network(), input_size=(3, 8, 8))
     with pytest.raises(InputError, match='labels="predicted"'):
-        classes_of(model, TensorDataset(dataset.images))
+        label_reader(model, TensorDataset(dataset.images))
     with pytest.raises(InputError, match="class 7"):
-        classes_of(model, TensorDataset(dataset.images[:1], ["7"]))
+        label_reader(model, TensorDataset(dataset.images[:1], ["7"]))
     named = load_model(network(), input_size=(3, 8, 8), classes=["cat", "dog", "cow"])
     with pytest.raises(UnknownName, match="dog"):
-        classes_of(named, TensorDataset(dataset.images[:1], ["dig"]))
+        label_reader(named, TensorDataset(dataset.images[:1], ["dig"]))
 
 
-def test_classes_are_the_truth_or_what_the_model_says(dataset: TensorDataset) -> None:
+def test_labels_are_true_or_predicted(dataset: TensorDataset) -> None:
     model = load_model(network(), input_size=(3, 8, 8))
-    assert classes_of(model, dataset)([4, 0, 4]).tolist() == [1, 0, 1]
-    said = classes_of(model, TensorDataset(dataset.images), "predicted")([5, 2])
-    assert torch.equal(said, model(dataset.images[[5, 2]]).argmax(1))
+    assert label_reader(model, dataset)([4, 0, 4]).tolist() == [1, 0, 1]
+    predicted = label_reader(model, TensorDataset(dataset.images), "predicted")([5, 2])
+    assert torch.equal(predicted, model(dataset.images[[5, 2]]).argmax(1))
 
 
-def test_the_last_pictures_are_held_out(dataset: TensorDataset) -> None:
-    assert split(dataset, 0.3) == (5, range(5, 7))
-    assert split(dataset, 0.01) == (7, range(7))
-    assert split(TensorDataset(dataset.images[:1]), 0.9) == (1, range(1))
-    assert split(SceneDataset(1000), 0.5) == (500, range(500, 564))
+def test_last_images_are_held_out(dataset: TensorDataset) -> None:
+    assert train_test_split(dataset, 0.3) == (5, range(5, 7))
+    assert train_test_split(dataset, 0.01) == (7, range(7))
+    assert train_test_split(TensorDataset(dataset.images[:1]), 0.9) == (1, range(1))
+    assert train_test_split(SceneDataset(1000), 0.5) == (500, range(500, 564))
 
 
 # --- the model that comes out --------------------------------------------------------------------------
@@ -188,7 +199,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_a_trained_model_is_loaded_by_its_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trained_model_loads_from_its_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = load_result(folder)
     assert isinstance(result, TrainedModel)
     monkeypatch.chdir(folder.parent)
@@ -204,29 +215,29 @@ def test_a_trained_model_is_loaded_by_its_folder(folder: Path, monkeypatch: pyte
     assert behind.digest != model.digest
 
 
-def test_it_can_be_trained_again(folder: Path, tmp_path: Path) -> None:
+def test_trained_model_can_be_trained_again(folder: Path, tmp_path: Path) -> None:
     model = f"trained:{folder}"
     again = run("adversarial_training", model=model, dataset="builtin:scenes/8", **QUICK, out=tmp_path / "b")
     images = torch.rand(2, 3, 64, 64)
     assert torch.equal(load_model(f"trained:{tmp_path / 'b'}")(images), again.model()(images))
 
 
-def test_one_given_as_an_object_is_built_by_its_owner(dataset: TensorDataset, tmp_path: Path) -> None:
+def test_network_given_as_an_object_is_built_by_the_caller(dataset: TensorDataset, tmp_path: Path) -> None:
     double = load_model(network().double(), input_size=(3, 8, 8), mean=[0.5] * 3)
-    made = fit(double, TensorDataset(dataset.images.double(), dataset.classes), **QUICK)
-    made.save(tmp_path / "own")
-    back = load_result(tmp_path / "own")
-    assert isinstance(back, TrainedModel) and isinstance(back.network, WeightsOnly)
+    result = fit(double, TensorDataset(dataset.images.double(), dataset.classes), **QUICK)
+    result.save(tmp_path / "own")
+    loaded = load_result(tmp_path / "own")
+    assert isinstance(loaded, TrainedModel) and isinstance(loaded.network, WeightsOnly)
     with pytest.raises(ModelError, match=r"given as an object.*load_model\(module, weights=folder\)"):
-        back.model()
+        loaded.model()
     with pytest.raises(ModelError, match="given as an object"):
         load_model(f"trained:{tmp_path / 'own'}")
     own = load_model(network().double(), weights=tmp_path / "own", mean=[0.5] * 3, input_size=(3, 8, 8))
     images = dataset.images.double()
-    assert torch.equal(own(images), made.model()(images))
+    assert torch.equal(own(images), result.model()(images))
 
 
-def test_folders_that_hold_no_trained_model_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_folders_without_a_trained_model_are_refused(folder: Path, tmp_path: Path) -> None:
     run("saliency", images="builtin:scenes/1", out=tmp_path / "map")
     with pytest.raises(InputError, match="holds a Attribution"):
         load_model(f"trained:{tmp_path / 'map'}")
@@ -238,9 +249,9 @@ def test_folders_that_hold_no_trained_model_are_refused(folder: Path, tmp_path: 
         load_model(f"trained:{folder}", weights="DEFAULT")
 
 
-def test_a_defended_model_is_trained_through_its_defence(tmp_path: Path) -> None:
-    given: dict[str, Any] = {"model": "defended:bit_depth(bits=3)|builtin:shapes-vgg", **QUICK}
-    made = run("adversarial_training", dataset="builtin:scenes/8", **given, out=tmp_path / "d")
+def test_defended_model_is_trained_through_its_defense(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"model": "defended:bit_depth(bits=3)|builtin:shapes-vgg", **QUICK}
+    result = run("adversarial_training", dataset="builtin:scenes/8", **arguments, out=tmp_path / "d")
     model = load_model(f"trained:{tmp_path / 'd'}")
     assert [name for name, _ in model.defenses] == ["bit_depth(bits=3)"]
-    assert model.digest == made.model().digest
+    assert model.digest == result.model().digest

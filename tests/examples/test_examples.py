@@ -1,4 +1,4 @@
-"""docs/examples: five plugins, built, installed together in a fresh environment, and each of them used."""
+"""docs/examples: the plugins are built, installed together in a new environment, and used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 #: They share one environment and what was done in it.
 pytestmark = pytest.mark.xdist_group("examples")
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
-FOLDERS = ("observer", "loader", "executor", "command", "method")
+FOLDERS = ("observer", "loader", "executor", "command", "method", "role")
 #: What is no plugin, but run as it lies there.
 SCRIPTS = {"self_supervised": "style_views.py"}
 PHOSPHENE = "import sys; from phosphene.cli import main; main(sys.argv[1:])"
@@ -33,8 +33,10 @@ from dataclasses import replace
 import torch
 from phosphene import PhospheneError, load_model, load_result, methods, replay, run
 from phosphene.cli import main
+from phosphene.roles import ROLES, InputContext
+from phosphene.testing import Case
 
-def said(*words):
+def command_line(*words):
     out, code = io.StringIO(), 0
     with redirect_stdout(out):
         try:
@@ -43,11 +45,11 @@ def said(*words):
             code = left.code or 0
     return [code, out.getvalue()]
 
-class Enough(Exception):
+class Stopped(Exception):
     pass
 
 def stop(event):
-    raise Enough("after one step")
+    raise Stopped("after one step")
 
 answer = {}
 
@@ -62,7 +64,7 @@ torch.set_num_threads(1)
 here = run("saliency", images="builtin:scenes/2", out="results/here/saliency")
 try:
     run("pgd", images="builtin:scenes/1", steps=3, seed=0, progress=stop)
-except Enough:
+except Stopped:
     answer["log"] = [json.loads(line) for line in open(os.environ["PHOSPHENE_RUN_LOG"])]
 
 # The loader.
@@ -101,17 +103,38 @@ try:
 except AssertionError as error:
     answer["broken"] = str(error)
 
-answer["plugins"] = said("plugins")
-answer["models"] = said("models", "toy:")
-answer["show"] = said("show", "top_classes")
-answer["check"] = said("check", "phosphene-top-classes", "--profile", "quick")
+# The role.
+two = {"images": "builtin:scenes/2", "captions": ["a star", "a square"]}
+named = run("caption_saliency", **two, out="captioned")
+answer["captioned"] = [list(named.maps.shape), named.targets, named.inputs["captions"]]
+answer["recaptioned"] = replay("captioned").same
+answer["caption refused"] = [
+    refusal(run, "caption_saliency", **two | {"captions": words})
+    for words in (["a star"], ["a star", " "], ["a star", "a dog"])
+]
+answer["caption help"] = command_line("run", "caption_saliency", "--help")
+by_command = ["--image", "builtin:scenes/1", "--captions", "a star", "--out", "by-command"]
+answer["caption command"] = command_line("run", "caption_saliency", *by_command)
+answer["caption check"] = command_line("check", "caption_saliency", "--profile", "quick")
+good = ROLES["captions"].sample(Case(count=3).request(Case().model()))
+context = InputContext(inputs={"images": torch.rand(3, 3, 8, 8)})
+answer["bad captions"] = [
+    [what, *refusal(ROLES["captions"].check, value, context)]
+    for what, value in ROLES["captions"].bad_values(good, context)
+]
+answer["roles"] = list(ROLES)
+
+answer["plugins"] = command_line("plugins")
+answer["models"] = command_line("models", "toy:")
+answer["show"] = command_line("show", "top_classes")
+answer["check"] = command_line("check", "phosphene-top-classes", "--profile", "quick")
 run("saliency", images="builtin:scenes/2", out="results/again/saliency")
 print("ANSWER" + json.dumps(answer))
 """
 
 
-class Somebody:
-    """Someone with a fresh environment that has Phosphene, and no network."""
+class Environment:
+    """A new virtual environment that has Phosphene, without network access."""
 
     def __init__(self, home: Path) -> None:
         venv.create(home / "venv", symlinks=True)
@@ -123,7 +146,7 @@ class Somebody:
         self.folder = home / "work"
         self.folder.mkdir()
         mine = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "PYTHON", "PHOSPHENE_"))}
-        self.environment = mine | {
+        self.variables = mine | {
             "PIP_NO_INDEX": "1",
             "PIP_NO_BUILD_ISOLATION": "0",  # no isolation: pip reads build_isolation=0
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
@@ -131,11 +154,11 @@ class Somebody:
             "PHOSPHENE_RUN_LOG": "runs.jsonl",
         }
 
-    def does(self, *arguments: str, fails: int = 0) -> str:
+    def run(self, *arguments: str, fails: int = 0) -> str:
         done = subprocess.run(
             [self.python, *arguments],
             cwd=self.folder,
-            env=self.environment,
+            env=self.variables,
             capture_output=True,
             text=True,
             timeout=240,
@@ -145,118 +168,153 @@ class Somebody:
 
 
 @pytest.fixture(scope="module")
-def somebody(tmp_path_factory: pytest.TempPathFactory) -> Somebody:
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     home = tmp_path_factory.mktemp("home")
-    somebody = Somebody(home)
-    for folder in FOLDERS:  # a copy: building leaves something behind
-        shutil.copytree(EXAMPLES / folder, somebody.folder / folder)
-    told = somebody.does("-m", "pip", "install", *(f"./{folder}" for folder in FOLDERS))
-    assert "Successfully installed" in told
-    return somebody
+    environment = Environment(home)
+    for folder in FOLDERS:  # a copy: building writes into the folder
+        shutil.copytree(EXAMPLES / folder, environment.folder / folder)
+    output = environment.run("-m", "pip", "install", *(f"./{folder}" for folder in FOLDERS))
+    assert "Successfully installed" in output
+    return environment
 
 
 @pytest.fixture(scope="module")
-def seen(somebody: Somebody) -> Any:
-    return json.loads(somebody.does("-c", USE).rpartition("ANSWER")[2])
+def answers(environment: Environment) -> Any:
+    return json.loads(environment.run("-c", USE).rpartition("ANSWER")[2])
 
 
-def test_every_folder_is_one_that_is_tried_here() -> None:
+def test_every_example_folder_is_tested() -> None:
     assert {path.name for path in EXAMPLES.iterdir()} == {*FOLDERS, *SCRIPTS}
     for folder in (*FOLDERS, *SCRIPTS):
         assert (EXAMPLES / folder / "README.md").is_file()
 
 
-def test_all_are_listed_as_ok(seen: Any) -> None:
-    code, told = seen["plugins"]
-    rows = dict(line.split(maxsplit=1) for line in told.splitlines() if line.strip())
+def test_all_plugins_are_listed_as_ok(answers: Any) -> None:
+    code, output = answers["plugins"]
+    rows = dict(line.split(maxsplit=1) for line in output.splitlines() if line.strip())
     ids = ("run-log", "toy-models", "own-process", "digest", "descending", "predictions.top_classes")
+    ids += ("captions", "captions.caption_saliency")
     assert code == 0
     for name in ids:
         distribution, version, state = rows[name].split(maxsplit=2)
         assert (distribution.partition("-")[0], version, state.strip()) == ("phosphene", "1.0", "ok")
 
 
-def test_observer_writes_a_line_for_a_success_and_for_a_failure(seen: Any) -> None:
-    success, failure = seen["log"]
+def test_observer_logs_success_and_failure(answers: Any) -> None:
+    success, failure = answers["log"]
     assert (success["method"], success["outcome"], success["type"]) == ("saliency", "ok", "Attribution")
     assert success["model"] == failure["model"] == "builtin:shapes-vgg"
     assert failure["method"] == "pgd"
-    assert failure["outcome"] == "Enough: after one step"
+    assert failure["outcome"] == "Stopped: after one step"
     assert failure["type"] is None
     assert failure["params"] == {"steps": 3, "seed": 0}
     assert success["seconds"] > 0
     assert failure["seconds"] > 0
 
 
-def test_loaders_models_are_listed_run_and_know_their_classes(seen: Any) -> None:
-    assert seen["models"] == [0, "toy:stripes\n"]
-    assert seen["stripes"] == ["across", "upright"]
-    assert seen["cam"] == [2, 30, 30]
-    told = "no toy model 'stripe'; there is stripes - did you mean 'stripes'?"
-    assert seen["unknown"] == ["UnknownName", told]
-    assert seen["weights"][0] == "InputError"
+def test_loader_lists_and_loads_models(answers: Any) -> None:
+    assert answers["models"] == [0, "toy:stripes\n"]
+    assert answers["stripes"] == ["across", "upright"]
+    assert answers["cam"] == [2, 30, 30]
+    output = "no toy model 'stripe'; there is stripes - did you mean 'stripes'?"
+    assert answers["unknown"] == ["UnknownName", output]
+    assert answers["weights"][0] == "InputError"
 
 
-def test_executor_gives_the_same_bits_from_another_process(seen: Any) -> None:
-    assert len(seen["equal"]) > 8
-    assert all(seen["equal"])
-    assert seen["provenance"]
+def test_executor_result_is_bit_identical(answers: Any) -> None:
+    assert len(answers["equal"]) > 8
+    assert all(answers["equal"])
+    assert answers["provenance"]
 
 
-def test_executor_brings_errors_home(seen: Any) -> None:
-    assert seen["there"][0] == "InputError"
-    assert "stride=8 would skip pixels" in seen["there"][1]
-    assert "cannot be sent to another process" in seen["lambda"][1]
+def test_executor_raises_the_runs_error(answers: Any) -> None:
+    assert answers["there"][0] == "InputError"
+    assert "stride=8 would skip pixels" in answers["there"][1]
+    assert "cannot be sent to another process" in answers["lambda"][1]
 
 
-def test_command_works_from_the_command_line(somebody: Somebody, seen: Any) -> None:
-    told = somebody.does("-c", PHOSPHENE, "digest", "results").splitlines()
-    (again, here, top) = (line.split("  ") for line in told)
+def test_command_works_from_the_command_line(environment: Environment, answers: Any) -> None:
+    output = environment.run("-c", PHOSPHENE, "digest", "results").splitlines()
+    (again, here, top) = (line.split("  ") for line in output)
     assert again[0] == here[0] != top[0]
     assert [place for _, _, place in (again, here, top)] == ["again/saliency", "here/saliency", "top_classes"]
     assert top[1] == "predictions.top_classes"
-    assert "digest" in somebody.does("-c", PHOSPHENE, "--help")
-    refused = somebody.does("-c", PHOSPHENE, "digest", "observer", fails=2)
+    assert "digest" in environment.run("-c", PHOSPHENE, "--help")
+    refused = environment.run("-c", PHOSPHENE, "digest", "observer", fails=2)
     assert refused == "phosphene: there is no saved result in observer\n"
 
 
-def test_new_result_type_is_saved_loaded_and_replayed(seen: Any) -> None:
-    assert seen["replayed"]
-    assert seen["type"] == "phosphene_top_classes"
-    assert seen["names"] == [["across", "upright"], ["upright", "across"]]
-    assert [re.sub(r"\d+%", "", line) for line in seen["lines"]] == ["across , upright ", "upright , across "]
+def test_new_result_type_is_saved_loaded_and_replayed(answers: Any) -> None:
+    assert answers["replayed"]
+    assert answers["type"] == "phosphene_top_classes"
+    assert answers["names"] == [["across", "upright"], ["upright", "across"]]
+    assert [re.sub(r"\d+%", "", line) for line in answers["lines"]] == [
+        "across , upright ",
+        "upright , across ",
+    ]
 
 
-def test_new_promise_is_shown_and_tested(seen: Any) -> None:
-    assert "promise   descending, field probabilities" in seen["show"][1]
-    assert "probabilities rises by" in seen["broken"]
-    code, told = seen["check"]
+def test_new_invariant_is_listed_and_tested(answers: Any) -> None:
+    assert re.search("invariant +descending, field probabilities", answers["show"][1])
+    assert "probabilities increases by" in answers["broken"]
+    code, output = answers["check"]
     assert code == 0
-    assert "descending(field='probabilities')" in told
+    assert "descending(field='probabilities')" in output
 
 
-def test_methods_own_test_passes(somebody: Somebody) -> None:
-    told = somebody.does("-m", "pytest", "-q", "-p", "no:cacheprovider", "method")
-    assert " passed" in told
+def test_new_role_is_read_recorded_and_replayed(answers: Any) -> None:
+    assert answers["roles"][-1] == "captions"
+    assert answers["captioned"] == [[2, 64, 64], ["a star", "a square"], ["a star", "a square"]]
+    assert answers["recaptioned"]
+    few, empty, unnamed = answers["caption refused"]
+    assert few == ["InputError", "2 images need one caption each, not 1"]
+    assert empty[0] == unnamed[0] == "InputError"
+    assert "names no class" in unnamed[1]
 
 
-def test_extensions_load_without_torch(somebody: Somebody) -> None:
+def test_new_role_has_an_option_with_help(answers: Any) -> None:
+    code, text = answers["caption help"]
+    assert code == 0
+    assert "--captions" in text
+    assert "TEXT|FILE" in text
+    assert answers["caption command"][0] == 0
+
+
+def test_conformance_kit_uses_the_roles_samples_and_bad_values(answers: Any) -> None:
+    code, text = answers["caption check"]
+    assert code == 0, text
+    for check in ("refuses_bad_input", "batch_equals_single", "saves_and_replays", "oracle"):
+        assert re.search(rf"passed +\S*{check}", text), text
+    phrases = [what for what, *_ in answers["bad captions"]]
+    assert phrases == [
+        *("too few captions", "one text instead of a tuple", "an empty caption", "numbers", "nothing")
+    ]
+    assert all(kind == "InputError" for _, kind, _ in answers["bad captions"])
+
+
+def test_methods_own_test_passes(environment: Environment) -> None:
+    output = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "method")
+    assert " passed" in output
+
+
+def test_extensions_load_without_torch(environment: Environment) -> None:
     modules = "phosphene_run_log, phosphene_toy_models, phosphene_own_process, phosphene_digest"
-    somebody.does("-c", f"import sys, phosphene_descending, {modules}; assert 'torch' not in sys.modules")
+    modules += ", phosphene_captions_hook"
+    environment.run("-c", f"import sys, phosphene_descending, {modules}; assert 'torch' not in sys.modules")
 
 
 def test_style_views_make_a_table() -> None:
     tiny = ["--scenes", "16", "--labelled", "16", "--steps", "2", "--batch", "4", "--seeds", "2"]
     script = EXAMPLES / "self_supervised" / SCRIPTS["self_supervised"]
-    told = subprocess.run([sys.executable, script, *tiny], capture_output=True, text=True, timeout=240)
-    assert told.returncode == 0, told.stderr
+    output = subprocess.run([sys.executable, script, *tiny], capture_output=True, text=True, timeout=240)
+    assert output.returncode == 0, output.stderr
     cells = r" ([\d.]+)% ± [\d.]+% \|" * 4
-    rows = re.findall(rf"^\| (.+?) \|{cells}$", told.stdout, re.MULTILINE)
-    assert [row[0] for row in rows] == ["no learning", "crop, flip, colours", "and style"]
+    rows = re.findall(rf"^\| (.+?) \|{cells}$", output.stdout, re.MULTILINE)
+    assert [row[0] for row in rows] == ["no training", "crop, flip, color", "crop, flip, color, style"]
     assert all(0 <= float(cell) <= 100 for row in rows for cell in row[1:])
 
 
-def test_two_views_of_a_picture_attract_and_all_others_repel() -> None:
+def test_info_nce_closed_form() -> None:
     """InfoNCE in closed form: n pairs of equal views, all pairs orthogonal, T the temperature."""
     namespace = runpy.run_path(str(EXAMPLES / "self_supervised" / SCRIPTS["self_supervised"]))
     torch = sys.modules["torch"]
@@ -265,4 +323,4 @@ def test_two_views_of_a_picture_attract_and_all_others_repel() -> None:
     assert found == pytest.approx(math.log(1 + (2 * n - 2) * math.exp(-1 / temperature)), rel=1e-5)
     labels = torch.arange(4)
     assert namespace["linear_probe"](views.repeat(3, 1), labels.repeat(3), views, labels) == 1.0
-    assert namespace["nearest"](views.repeat(10, 1), labels.repeat(10), views, labels) == 1.0
+    assert namespace["knn_accuracy"](views.repeat(10, 1), labels.repeat(10), views, labels) == 1.0

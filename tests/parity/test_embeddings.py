@@ -31,7 +31,7 @@ def test_pca_equals_sklearn(count, size):
     theirs = PCA(5, svd_solver="full")
     points = torch.from_numpy(theirs.fit_transform(images.flatten(1).numpy()))
     assert torch.allclose(ours.points, points, rtol=1e-9, atol=1e-9)
-    ratios = torch.stack([ours.numbers[f"component {n}"] for n in range(1, 6)])
+    ratios = torch.stack([ours.metrics[f"component {n}"] for n in range(1, 6)])
     assert torch.allclose(ratios, torch.from_numpy(theirs.explained_variance_ratio_), rtol=1e-9)
 
 
@@ -40,7 +40,7 @@ def test_mahalanobis_distances_equal_sklearn(count, size):
     images = random_images(count, size)
     ours = methods["embeddings.outliers"](model(size), images)
     theirs = LedoitWolf().fit(images.flatten(1).numpy())
-    assert abs(float(ours.numbers["shrinkage"]) - theirs.shrinkage_) < 1e-12
+    assert abs(float(ours.metrics["shrinkage"]) - theirs.shrinkage_) < 1e-12
     squares = torch.from_numpy(theirs.mahalanobis(images.flatten(1).numpy()))
     assert torch.allclose(ours.points[:, 1].square(), squares, rtol=1e-8)
 
@@ -48,11 +48,11 @@ def test_mahalanobis_distances_equal_sklearn(count, size):
 def test_clusters_and_scores_equal_sklearn():
     ours = run("clusters", dataset="builtin:scenes/100", seed=0)
     theirs = KMeans(10, n_init=10, random_state=1).fit(ours.features.numpy())
-    assert abs(float(ours.numbers["within"]) / theirs.inertia_ - 1) < 0.02
+    assert abs(float(ours.metrics["inertia"]) / theirs.inertia_ - 1) < 0.02
     rand = adjusted_rand_score(ours.labels, ours.clusters)
-    assert abs(float(ours.numbers["adjusted Rand index"]) - rand) < 1e-6
+    assert abs(float(ours.metrics["adjusted Rand index"]) - rand) < 1e-6
     mutual_information = normalized_mutual_info_score(ours.labels, ours.clusters)
-    assert abs(float(ours.numbers["mutual information"]) - mutual_information) < 1e-6
+    assert abs(float(ours.metrics["normalized mutual information"]) - mutual_information) < 1e-6
 
 
 def test_tsne_equals_sklearn_in_divergence_and_trustworthiness():
@@ -61,6 +61,6 @@ def test_tsne_equals_sklearn_in_divergence_and_trustworthiness():
     theirs.fit(ours.features.numpy())
     points = exact.fit_transform(ours.features.numpy())
     expected = trustworthiness(ours.features.numpy(), points, n_neighbors=5)
-    assert abs(float(ours.numbers["trustworthiness"]) - expected) < 0.01
-    assert abs(float(ours.numbers["divergence"]) / theirs.kl_divergence_ - 1) < 0.05
-    assert abs(trustworthiness(ours.features, ours.points) - float(ours.numbers["trustworthiness"])) < 1e-6
+    assert abs(float(ours.metrics["trustworthiness"]) - expected) < 0.01
+    assert abs(float(ours.metrics["KL divergence"]) / theirs.kl_divergence_ - 1) < 0.05
+    assert abs(trustworthiness(ours.features, ours.points) - float(ours.metrics["trustworthiness"])) < 1e-6

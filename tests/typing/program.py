@@ -1,4 +1,4 @@
-"""A program that uses the public interface; ``make lint`` type-checks it strictly, outside the project."""
+"""A program that uses the public interface; ``make lint`` checks its types strictly, from outside."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def brightness(
     power: Annotated[float, Field(gt=0, le=4)] = 1.0,
     seed: Seed = None,
 ) -> Attribution:
-    """Brightness of each pixel as attribution map."""
+    """Brightness as an attribution map."""
     return Attribution(images=images, maps=images.mean(1) ** power, targets=target.names(model, len(images)))
 
 
@@ -74,7 +74,7 @@ def phosphene_methods() -> Sequence[object]:
 
 
 class Observer:
-    """An observer of runs and of their progress."""
+    """An observer that also receives progress events."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -83,19 +83,19 @@ class Observer:
     def phosphene_after_run(
         self, run: PreparedRun, result: Result | None, error: BaseException | None
     ) -> None:
-        """Print the error or the result of a run."""
+        """Print how a run ended."""
         print(run.method, error or (result and result.lines()))
 
-    def report(self, event: ProgressEvent) -> None:
-        """Record a progress event."""
+    def on_progress(self, event: ProgressEvent) -> None:
+        """Record a step."""
         self.steps.append(event.done)
         print(event.as_json(), event.total, event.note)
 
 
-def inspect_and_run(name: str, folder: Path) -> float:
-    """Find methods, estimate the cost, run, save, load and replay."""
-    matches = methods.find(family="attribution", needs="gradients")
-    titles: list[str] = [match.spec.title for match in matches]
+def run_and_replay(name: str, folder: Path) -> float:
+    """Look methods up, predict the cost, run, save, load, replay."""
+    gradient_methods = methods.find(family="attribution", needs="gradients")
+    titles: list[str] = [each.spec.title for each in gradient_methods]
     spec: MethodSpec = methods[name].spec
     bounds = spec.params_schema["properties"]
     if spec.cost is not None:
@@ -103,19 +103,19 @@ def inspect_and_run(name: str, folder: Path) -> float:
         assert_type(forward, int)
     model: Model = load_model("builtin:shapes-vgg", device="cpu")
     images: Tensor = read_images("builtin:scenes/2", model)
-    request = prepare(name, model=model, images=images)
-    assert_type(request, PreparedRun)
-    assert_type(request.passes(), tuple[int, int] | None)
+    prepared = prepare(name, model=model, images=images)
+    assert_type(prepared, PreparedRun)
+    assert_type(prepared.passes(), tuple[int, int] | None)
     observer = Observer()
-    with max_batch(8), report_progress(observer.report):
+    with max_batch(8), report_progress(observer.on_progress):
         result = run(name, model=model, images=images, out=folder, seed=0)
     assert_type(result, Result)
-    print(titles, bounds, request.produced(load_result(folder)), replay(folder).same, result.provenance)
+    print(titles, bounds, prepared.produced(load_result(folder)), replay(folder).same, result.provenance)
     return sum(1.0 for _ in progress_bar(range(3), "counting"))
 
 
 def call(model: Model, images: Tensor) -> Tensor:
-    """A method has the types of the decorated function."""
+    """A method has the types of the function that it was made of."""
     assert_type(brightness(model, images, power=2.0), Attribution)
     assert_type(brightness.spec, MethodSpec)
     attacked = nothing(model, images, torch.zeros(len(images), dtype=torch.int64))
@@ -129,14 +129,14 @@ def call(model: Model, images: Tensor) -> Tensor:
     return maps.maps.sum() + attacked.distance("l2").sum() + logits.sum() + features.sum()
 
 
-def short_name_of(attribution: Method[..., Attribution]) -> str:
-    """The short name of an attribution method."""
-    return attribution.spec.short_name
+def short_name(each: Method[..., Attribution]) -> str:
+    """The name of a method that returns attribution maps."""
+    return each.spec.short_name
 
 
 if __name__ == "__main__":
     try:
-        print(inspect_and_run("pgd", Path("out")), short_name_of(brightness))
+        print(run_and_replay("pgd", Path("out")), short_name(brightness))
     except UnknownName as error:
         sys.exit(f"no such name: {error}")
     except (InputError, PhospheneError) as error:

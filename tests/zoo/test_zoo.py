@@ -1,7 +1,7 @@
-"""Randomly initialised networks of many families: results of methods, or the error that refuses the network.
+"""Architectures of many families, randomly initialized: their structure, and the basic methods on them.
 
-Each architecture lists the expected last map, whether CAM's equation holds, and the number of ReLUs between
-the pixels and the logits (0: guided rewriting must be refused).
+Each states the expected last map, whether CAM's equation holds, and the number of ReLUs between pixels
+and logits (0: guided backpropagation must be refused).
 """
 
 from dataclasses import dataclass, field
@@ -23,16 +23,16 @@ class Architecture:
     head: bool | str | None
     relus: int
     options: dict[str, Any] = field(default_factory=dict)
-    #: Whether the head is initialised with zeros, so that every gradient is zero.
-    zero_gradients: bool = False
+    #: Whether the head is initialized to zero, so that all gradients are zero.
+    zero_head: bool = False
 
 
-def torchvision(name: str, *expected: Any, zero_gradients: bool = False, **options: Any) -> Architecture:
-    return Architecture(f"torchvision:{name}", *expected, options=options, zero_gradients=zero_gradients)
+def torchvision(name: str, *expected: Any, zero_head: bool = False, **options: Any) -> Architecture:
+    return Architecture(f"torchvision:{name}", *expected, options=options, zero_head=zero_head)
 
 
-def timm(name: str, *expected: Any, zero_gradients: bool = False, **options: Any) -> Architecture:
-    return Architecture(f"timm:{name}", *expected, options=options, zero_gradients=zero_gradients)
+def timm(name: str, *expected: Any, zero_head: bool = False, **options: Any) -> Architecture:
+    return Architecture(f"timm:{name}", *expected, options=options, zero_head=zero_head)
 
 
 ARCHITECTURES = [
@@ -65,14 +65,14 @@ ARCHITECTURES = [
     timm("ghostnet_050", 64, "blocks", (480, 2, 2), None, 42),
     timm("rexnet_100", 64, "features", (1280, 2, 2), True, 29),
     timm("mobilevit_xxs", 64, "final_conv", (320, 2, 2), True, 0),
-    # No ReLUs: GELU convolutional networks; the norm after pooling is no GAP + linear head.
+    # No ReLU at all: GELU convolutional networks; the norm after pooling is no GAP + linear head.
     torchvision("convnext_tiny", 64, "features", (768, 2, 2), None, 0),
     timm("convnext_atto", 64, "stages", (320, 2, 2), None, 0),
     timm("poolformer_s12", 64, "stages", (512, 2, 2), None, 0),
     timm("convmixer_768_32", 64, "blocks", (768, 9, 9), True, 65),
-    # Tokens: class, distillation and register tokens before the patches; the last block's patches are unused.
+    # Class, distillation and register tokens before the patches; the last block's patch tokens are unused
     torchvision("vit_b_32", 64, "encoder.layers.encoder_layer_11.ln_1", (768, 2, 2), None, 0, image_size=64,
-       zero_gradients=True),
+       zero_head=True),
     timm("vit_tiny_patch16_224", 64, "blocks.11.norm1", (192, 4, 4), None, 0, img_size=64),
     timm("deit_tiny_distilled_patch16_224", 64, "blocks.11.norm1", (192, 4, 4), None, 0, img_size=64),
     timm("vit_medium_patch16_reg4_gap_256", 64, "blocks", (512, 4, 4), None, 0, img_size=64),
@@ -82,8 +82,8 @@ ARCHITECTURES = [
     timm("xcit_nano_12_p16_224", 224, "cls_attn_blocks.1.norm1", (128, 14, 14), None, 0),
     timm("pvt_v2_b0", 64, "stages", (256, 2, 2), True, 0),
     timm("levit_128s", 224, "stages", (384, 4, 4), None, 0),
-    timm("mixer_s32_224", 224, "norm", (512, 7, 7), True, 0, zero_gradients=True),
-    # Channels last; Swin V2's ReLUs compute its position bias, which does not depend on the pixels.
+    timm("mixer_s32_224", 224, "norm", (512, 7, 7), True, 0, zero_head=True),
+    # Channels last; Swin V2's ReLUs compute its position bias and do not depend on pixels.
     torchvision("swin_t", 64, "norm", (768, 2, 2), True, 0),
     torchvision("swin_v2_t", 64, "norm", (768, 2, 2), True, 0),
     timm("swin_tiny_patch4_window7_224", 64, "norm", (768, 2, 2), True, 0, img_size=64),
@@ -109,7 +109,7 @@ def test_last_map_is_the_expected_layer(network):
     assert maps.isfinite().all()
 
 
-def test_cam_applies_if_and_only_if_pooled_maps_determine_the_logits(network):
+def test_head_exists_where_pooled_maps_give_the_logits(network):
     architecture, model, images = network
     if architecture.head is None:
         with pytest.raises(ModelError, match=r"has no GAP \+ linear head, which CAM needs; use grad_cam"):
@@ -123,15 +123,15 @@ def test_cam_applies_if_and_only_if_pooled_maps_determine_the_logits(network):
         torch.testing.assert_close(logits, model(images), rtol=1e-3, atol=1e-3)
 
 
-def test_saliency_map_is_finite(network):
+def test_saliency_is_finite(network):
     architecture, model, images = network
     maps = methods["saliency"](model, images, 3).maps
     assert maps.shape == (1, architecture.side, architecture.side)
     assert maps.isfinite().all()
-    assert maps.any() == (not architecture.zero_gradients)
+    assert maps.any() == (not architecture.zero_head)
 
 
-def test_grad_cam_map_is_finite(network):
+def test_grad_cam_is_finite(network):
     architecture, model, images = network
     maps = methods["grad_cam"](model, images, 3).maps
     assert len(maps) == 1
@@ -146,7 +146,7 @@ def test_activation_maps_have_the_shape_of_the_last_map(network):
     assert result.maps.isfinite().all()
 
 
-def test_guided_rule_rewrites_every_relu_or_is_refused(network):
+def test_guided_rule_applies_to_every_relu_or_is_refused(network):
     architecture, model, images = network
     pixels = images.clone().requires_grad_()
 
@@ -163,7 +163,7 @@ def test_guided_rule_rewrites_every_relu_or_is_refused(network):
             return
         with rewrite_backward(guided) as rewrite:
             rewritten = gradient()
-        assert rewrite.caught == architecture.relus
+        assert rewrite.count == architecture.relus
         assert rewritten.shape == images.shape
         assert rewritten.isfinite().all()
         assert not torch.equal(rewritten, gradient())

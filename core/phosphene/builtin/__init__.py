@@ -1,1 +1,1 @@
-"""The bundled world: drawn scenes and textures, and the small networks trained on them."""
+"""The bundled images and networks: drawn scenes and textures, and small networks trained on them."""

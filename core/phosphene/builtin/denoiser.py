@@ -1,4 +1,4 @@
-"""The bundled diffusion model: a small UNet that takes noise out of scenes and textures."""
+"""The bundled diffusion model: a small UNet denoiser of scenes and textures."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ..generative.denoisers import Denoiser
 from .networks import load_generator
 
 DENOISER = "shapes-diffusion"
-#: Channels at 32, 16 and 8 places a side of a scene, and of what the time becomes.
+#: Channels at 32 x 32, 16 x 16 and 8 x 8 positions (of a 64 x 64 image), and of the time embedding.
 FINE, MIDDLE, COARSE, TIME = 32, 48, 64, 64
 
 
 class ResnetBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; the time scales and shifts what the second is given."""
+    """Residual block of two 3x3 convolutions; the time embedding scales and shifts the second's input."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class ResnetBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """What every place sees in all others, added: softmax(Q K^T / sqrt(d)) V in heads of 16."""
+    """Self-attention over all positions, residual: x + softmax(Q K^T / sqrt(d)) V, heads of 16 channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -42,17 +42,17 @@ class SelfAttention(nn.Module):
         self.to_out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        places = self.norm(x).flatten(2).transpose(1, 2)
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
         query, key, value = (
-            projection(places).unflatten(2, (-1, 16)).transpose(1, 2)
+            projection(tokens).unflatten(2, (-1, 16)).transpose(1, 2)
             for projection in (self.to_q, self.to_k, self.to_v)
         )
-        seen = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        return x + self.to_out(seen).transpose(1, 2).unflatten(2, x.shape[2:])
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return x + self.to_out(attended).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class Stage(nn.Module):
-    """One resolution: into it, joined with what it was on the way down, through its blocks."""
+    """One resolution of the UNet: resample, concatenate the skip connection, residual blocks, attention."""
 
     def __init__(
         self, resample: nn.Module, inputs: int, outputs: int, *, attentions: int, blocks: int
@@ -62,9 +62,9 @@ class Stage(nn.Module):
         self.resnets = nn.ModuleList(ResnetBlock(outputs if n else inputs, outputs) for n in range(blocks))
         self.attentions = nn.ModuleList(SelfAttention(outputs) for _ in range(attentions))
 
-    def forward(self, x: Tensor, time: Tensor, finer: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, skip: Tensor | None = None) -> Tensor:
         x = self.resample(x)
-        x = x if finer is None else torch.cat([x, finer], 1)
+        x = x if skip is None else torch.cat([x, skip], 1)
         for block in self.resnets:
             x = block(x, time)
         for attention in self.attentions:
@@ -72,16 +72,16 @@ class Stage(nn.Module):
         return x
 
 
-def wider(inputs: int, outputs: int) -> nn.Module:
-    """Twice the sides: nearest, then a convolution."""
+def upsample(inputs: int, outputs: int) -> nn.Module:
+    """Twice the resolution by nearest neighbors, then a convolution."""
     return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(inputs, outputs, 3, padding=1))
 
 
 class ShapesDenoiser(Denoiser):
-    """A UNet of three resolutions with self-attention, its parts named as diffusers names them.
+    """A UNet of three resolutions with self-attention, its modules named as in diffusers.
 
-    Takes x_t (N, 3, H, W), sides divisible by 8, and says v. Squares of 2x2 pixels become channels: a
-    quarter of the places is what a CPU can afford.
+    Takes x_t (N, 3, H, W), with H and W divisible by 8, and predicts v. Blocks of 2x2 pixels become channels,
+    so that the UNet is fast enough on a CPU.
     """
 
     prediction = "v_prediction"
@@ -102,8 +102,8 @@ class ShapesDenoiser(Denoiser):
         )
         self.up_blocks = nn.ModuleList(
             [
-                Stage(wider(COARSE, MIDDLE), 2 * MIDDLE, MIDDLE, blocks=1, attentions=1),
-                Stage(wider(MIDDLE, FINE), 2 * FINE, FINE, blocks=2, attentions=1),
+                Stage(upsample(COARSE, MIDDLE), 2 * MIDDLE, MIDDLE, blocks=1, attentions=1),
+                Stage(upsample(MIDDLE, FINE), 2 * FINE, FINE, blocks=2, attentions=1),
             ]
         )
         self.norm_out, self.conv_out = nn.GroupNorm(8, FINE), nn.Conv2d(FINE, 12, 3, padding=1)
@@ -112,11 +112,11 @@ class ShapesDenoiser(Denoiser):
         time = torch.as_tensor(t, device=x.device).view(-1, 1)
         angles = time * torch.exp(torch.arange(TIME // 2, device=x.device) * (-9.2 / (TIME // 2 - 1)))
         time = self.time_embedding(torch.cat([angles.sin(), angles.cos()], 1).to(x))
-        x, finer = F.pixel_unshuffle(x, 2), []
+        x, skips = F.pixel_unshuffle(x, 2), []
         for stage in self.down_blocks:
-            finer.append(x := stage(x, time))
-        for stage, joined in zip(self.up_blocks, finer[-2::-1], strict=True):
-            x = stage(x, time, joined)
+            skips.append(x := stage(x, time))
+        for stage, skip in zip(self.up_blocks, skips[-2::-1], strict=True):
+            x = stage(x, time, skip)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), 2)
 
 

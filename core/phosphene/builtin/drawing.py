@@ -1,7 +1,7 @@
-"""Random numbers, noise and colours for drawn pictures, each a function of a picture's key alone.
+"""Random numbers, noise and colors for drawn images, each a function of the image's key.
 
-A draw is an integer hash of (key, name of the draw, position), never the next number of a shared
-sequence. So a batch gives what its pictures give one by one.
+A random number is an integer hash of (key, name of the draw, position), never the next number of a shared
+sequence, so an image does not depend on the batch that it is drawn in.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def _digest(text: str) -> int:
 
 
 def keys_of(names: Iterable[str]) -> Keys:
-    """Hash each name to the key of one picture, shape (N,)."""
+    """Hash each name to the key of one image, (N,)."""
     return np.array([_digest(name) for name in names], dtype=np.uint64)
 
 
 def _bits(keys: Keys, draw: str, shape: tuple[int, ...]) -> Keys:
-    """Independent 64-bit integers (N, *shape): splitmix64 of key, draw and position."""
+    """Independent 64-bit integers (N, *shape): the splitmix64 hash of key, draw and position."""
     counter = np.arange(1, math.prod(shape) + 1, dtype=np.uint64)
     state = (keys ^ np.uint64(_digest(draw)))[:, None] + counter * np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
@@ -51,14 +51,14 @@ def integers(keys: Keys, draw: str, *shape: int, below: int) -> Tensor:
 
 
 def normal(keys: Keys, draw: str, *shape: int) -> Tensor:
-    """Nearly normal numbers (N, *shape), zero mean, unit variance: the sum of four uniforms."""
+    """Approximately normal numbers (N, *shape), mean 0 and variance 1: sums of four uniform numbers."""
     bits = _bits(keys, draw, shape)
     total = np.sum([(bits >> shift) & 0xFFFF for shift in (0, 16, 32, 48)], axis=0)
     return (torch.from_numpy(total.astype(np.float32)) / 65535 - 2.0) * math.sqrt(3.0)
 
 
 def fractal(keys: Keys, draw: str, size: int, *, cells: int, octaves: int, channels: int = 1) -> Tensor:
-    """Noise with a 1/f amplitude spectrum, (N, channels, size, size), about unit variance.
+    """Noise with a 1/f amplitude spectrum, (N, channels, size, size), variance about 1.
 
     ``cells`` is the number of lattice cells across the coarsest octave.
     """
@@ -73,14 +73,14 @@ def fractal(keys: Keys, draw: str, size: int, *, cells: int, octaves: int, chann
 
 def rotate(angle: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Coordinates along and across the direction ``angle`` (radians)."""
-    # In float64, so that the last bit of cos is gone once rounded to float32.
+    # In float64: libraries differ in the last bit of cos, which is lost when rounded to float32.
     cos, sin = angle.double().cos().float(), angle.double().sin().float()
     return x * cos + y * sin, y * cos - x * sin
 
 
 def oklch(lightness: Tensor, chroma: Tensor | float, hue: Tensor) -> Tensor:
-    """sRGB colours (..., 3, h, w) of OKLCh maps (..., 1, h, w); the hue in degrees, clamped to the gamut."""
-    # In float64 for the reason above.
+    """sRGB colors (..., 3, h, w) from OKLCh maps (..., 1, h, w), clipped to the gamut; hue in degrees."""
+    # In float64, as in ``rotate``.
     light, strength, angle = lightness.double(), torch.as_tensor(chroma).double(), torch.deg2rad(hue.double())
     a, b = strength * angle.cos(), strength * angle.sin()
     long = (light + 0.3963377774 * a + 0.2158037573 * b) ** 3
@@ -94,12 +94,12 @@ def oklch(lightness: Tensor, chroma: Tensor | float, hue: Tensor) -> Tensor:
     return torch.where(linear <= 0.0031308, 12.92 * linear, curved).float()
 
 
-def paint(canvas: Tensor, colour: Tensor, coverage: Tensor) -> Tensor:
-    """Lay a colour over the canvas where ``coverage`` is 1, mixed where it is between 0 and 1."""
-    return canvas + (colour - canvas) * coverage
+def paint(canvas: Tensor, color: Tensor, coverage: Tensor) -> Tensor:
+    """Blend a color over the canvas with opacity ``coverage`` in [0, 1]."""
+    return canvas + (color - canvas) * coverage
 
 
 def smoothstep(value: Tensor, low: float, high: float) -> Tensor:
-    """0 below ``low``, 1 above ``high``, a smooth cubic between."""
+    """0 below ``low``, 1 above ``high``, a cubic in between."""
     t = ((value - low) / (high - low)).clamp(0, 1)
     return t * t * (3 - 2 * t)

@@ -1,4 +1,4 @@
-"""The small networks of the bundled world, all ending in an 8x8 map, its average, a linear head."""
+"""The bundled classifiers: small networks with an 8x8 map, global average pooling and a linear layer."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _Network = TypeVar("_Network", bound=nn.Module)
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-# Normalisation stays outside the modules: they are given (image - MEAN) / STD, per channel.
+# Normalization is not part of the modules: their input is (image - MEAN) / STD, per channel.
 MEAN = (0.44, 0.43, 0.39)
 STD = (0.22, 0.18, 0.25)
 
 
 class ShapesVGG(nn.Module):
-    """Plain 3x3 convolutions and ReLUs, two a stage, max-pooled between: 64, 32, 16, 8 pixels.
+    """Plain 3x3 convolutions and ReLUs, two per stage, max pooling between stages: 64, 32, 16, 8 pixels.
 
-    Takes normalised images (N, 3, 64, 64), gives logits (N, 10); other sizes work too.
+    Takes normalized images (N, 3, 64, 64), returns logits (N, 10); other sizes are allowed.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class ShapesVGG(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, added to a shortcut."""
+    """Residual block of two 3x3 convolutions with batch norm."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -69,9 +69,9 @@ class BasicBlock(nn.Module):
 
 
 class ShapesResNet(nn.Module):
-    """A small residual network with batch norm, its layers named as torchvision names them.
+    """A small residual network with batch norm, its layers named as in torchvision.
 
-    Takes normalised images (N, 3, 64, 64), gives logits (N, 10); other sizes work too.
+    Takes normalized images (N, 3, 64, 64), returns logits (N, 10); other sizes are allowed.
     """
 
     def __init__(self) -> None:
@@ -100,29 +100,29 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "shapes-biased": ShapesVGG,
     "shapes-robust": ShapesVGG,
 }
-#: What learned from scenes whose background gives the class away, and looks there.
+#: Trained on scenes whose background determines the class; its predictions follow the background.
 BIASED = "shapes-biased"
-#: What learned from attacked scenes.
+#: Trained on adversarial examples.
 ROBUST = "shapes-robust"
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Turn pixels (N, 3, H, W) in [0, 1] into what the networks take."""
+def normalize(images: Tensor) -> Tensor:
+    """Normalize pixels (N, 3, H, W) in [0, 1] to the networks' input."""
     mean, std = torch.tensor([MEAN, STD])[:, :, None, None]
     return (images - mean) / std
 
 
 def load_network(name: str) -> nn.Module:
-    """Build a trained network by its name in ``NETWORKS``, in eval mode, on the CPU."""
+    """Load a trained network by its name in ``NETWORKS``, in eval mode, on the CPU."""
     network = NETWORKS[name]()
     network.load_state_dict(load_file(WEIGHTS / f"{name}.safetensors"))
     return network.eval()
 
 
 def load_generator(kind: type[_Network], name: str) -> _Network:
-    """A trained network that draws pictures, stored in half precision: in eval mode, on the CPU."""
+    """Load a trained generative network, stored in half precision, in eval mode, on the CPU."""
     stored = load_file(WEIGHTS / f"{name}.safetensors")
-    with torch.device("meta"):  # its own beginning would cost time and random numbers
+    with torch.device("meta"):  # initializing the weights would take time and random numbers
         network = kind()
     network.load_state_dict({key: value.float() for key, value in stored.items()}, assign=True)
     return network.eval()

@@ -1,8 +1,8 @@
-"""Endless labelled 64x64 pictures with their truth: one lit shape on a natural background.
+"""Drawn scenes: labelled 64x64 images with object masks, one shaded shape on a natural background.
 
-Everything but the outline (colours, fill, area, place, tilt, light, background) is drawn without
-looking at the class, so only shape tells the classes apart. Throughout, a number per scene is a tensor
-(n, 1, 1, 1), a map (n, 1, 64, 64), a colour (n, 3, 1, 1).
+Everything but the outline (colors, fill, area, position, tilt, light, background) is independent of the
+class, so only the shape separates the classes. Throughout, a number per scene is a tensor (n, 1, 1, 1), a
+map (n, 1, 64, 64), a color (n, 3, 1, 1).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .drawing import Keys, fractal, integers, keys_of, normal, oklch, paint, rot
 Points: TypeAlias = NDArray[Any]
 
 SIZE = 64
-_X = torch.arange(SIZE, dtype=torch.float32) + 0.5  # pixel centres
+_X = torch.arange(SIZE, dtype=torch.float32) + 0.5  # pixel centers
 _Y = _X[:, None]
 _REACH = 1.5  # half the width of a distance table, in units of the shape's side
 _CHUNK = 256  # scenes drawn at once
@@ -32,12 +32,12 @@ _CHUNK = 256  # scenes drawn at once
 
 @dataclass(frozen=True)
 class Scenes:
-    """N pictures and all that is true of them.
+    """N scenes with their ground truth.
 
-    ``images`` (N, 3, 64, 64) float32 in [0, 1], whole multiples of 1/255; ``labels`` (N,) int64
-    into ``CLASSES``; ``masks`` (N, 64, 64) bool, the pixels whose centre lies in the object;
-    ``backgrounds`` (N,) int64 into ``BACKGROUNDS``; ``hints`` (N,) int64 into ``CLASSES``, which class
-    the background speaks for, where it does.
+    ``images`` (N, 3, 64, 64) float32 in [0, 1], integer multiples of 1/255; ``labels`` (N,) int64, indices
+    into ``CLASSES``; ``masks`` (N, 64, 64) bool, the pixels whose center lies in the object;
+    ``backgrounds`` (N,) int64, indices into ``BACKGROUNDS``; ``hints`` (N,) int64, the class that the
+    background indicates, or None for scenes whose background is independent of the class.
     """
 
     images: Tensor
@@ -61,9 +61,9 @@ def draw_scenes(
 ) -> Scenes:
     """Draw scenes ``start`` … ``start + count - 1`` of the stream (seed, split).
 
-    Scene i depends on (seed, split, i) only, whatever else is drawn with it. In ``biased`` ones the
-    background gives the class away: each of the first five kinds, in two ranges of its hue; where
-    shape and background are to ``conflict``, it is that of another class.
+    Scene i depends on (seed, split, i) only, not on the batch. In ``biased`` scenes the background is a
+    function of the class: one of the first five kinds in one of two ranges of its hue; with ``conflict`` it
+    is the background of another class.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
@@ -84,16 +84,16 @@ def draw_scenes(
 
 
 def _draw(keys: Keys, labels: Tensor, kinds: Tensor, tones: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Paint one chunk: images (n, 3, 64, 64) and masks (n, 64, 64); a tone is a half of the ground's hues."""
+    """Draw one chunk: images (n, 3, 64, 64) and masks (n, 64, 64); a tone selects half of the hue range."""
     image, hue = torch.empty(len(keys), 3, SIZE, SIZE), torch.empty(len(keys), 1, 1, 1)
     light = _number(keys, "ground light", 0.42, 0.8)
-    for kind, (painter, low, high) in enumerate(_GROUNDS.values()):
-        if len(those := (kinds == kind).nonzero()[:, 0]):
-            own = keys[those.numpy()]
-            hue[those] = _number(own, "ground hue", low, high)
+    for kind, (painter, low, high) in enumerate(_BACKGROUNDS.values()):
+        if len(rows := (kinds == kind).nonzero()[:, 0]):
+            row_keys = keys[rows.numpy()]
+            hue[rows] = _number(row_keys, "ground hue", low, high)
             if tones is not None:
-                hue[those] = (hue[those] + low + tones[those, None, None, None] * (high - low)) / 2
-            image[those] = painter(own, hue[those], light[those])
+                hue[rows] = (hue[rows] + low + tones[rows, None, None, None] * (high - low)) / 2
+            image[rows] = painter(row_keys, hue[rows], light[rows])
     sun = _number(keys, "sun", math.radians(200), math.radians(340)).double()
     sun_x, sun_y = sun.cos().float(), sun.sin().float()
     distance = _distance(keys, labels)
@@ -112,7 +112,7 @@ def _number(keys: Keys, draw: str, low: float, high: float, *count: int) -> Tens
 
 # ---- the object ---------------------------------------------------------------------------------
 
-_TURN = np.arange(120) * (2 * math.pi / 120)  # all the way round
+_TURN = np.arange(120) * (2 * math.pi / 120)  # a full turn
 
 
 def _polar(radius: float | Points, angle: Points) -> Points:
@@ -120,7 +120,7 @@ def _polar(radius: float | Points, angle: Points) -> Points:
     return np.stack([radius * np.sin(angle), -radius * np.cos(angle)], axis=1)
 
 
-# In float32, for the stored networks were trained on just these bits.
+# In float32: the bundled networks were trained on exactly these bits.
 _ARROW = np.array(
     [(0, -1), (0.95, 0.1), (0.42, 0.1), (0.42, 1), (-0.42, 1), (-0.42, 0.1), (-0.95, 0.1)], np.float32
 )
@@ -145,7 +145,7 @@ CLASSES = tuple(_OUTLINES)
 
 @lru_cache(maxsize=1)
 def _tables() -> Tensor:
-    """Signed distances (10, 1, 160, 160) to the outlines, centred and scaled to unit area."""
+    """Signed distances (10, 1, 160, 160) to the outlines, centered and scaled to unit area."""
     x = torch.linspace(-_REACH, _REACH, 160, dtype=torch.float64).numpy()
     y = x[:, None]
     tables = []
@@ -153,10 +153,10 @@ def _tables() -> Tensor:
         starts = np.concatenate(loops).astype(float)
         ends = np.concatenate([np.roll(loop, -1, axis=0) for loop in loops]).astype(float)
         twice = starts[:, :1] * ends[:, 1:] - ends[:, :1] * starts[:, 1:]
-        centre = ((starts + ends) * twice).sum(0) / (3 * twice.sum())
+        center = ((starts + ends) * twice).sum(0) / (3 * twice.sum())
         side = math.sqrt(twice.sum() / 2)
         nearest, inside = np.full((160, 160), np.inf), np.zeros((160, 160), dtype=bool)
-        for (px, py), (qx, qy) in zip((starts - centre) / side, (ends - centre) / side, strict=True):
+        for (px, py), (qx, qy) in zip((starts - center) / side, (ends - center) / side, strict=True):
             ex, ey = qx - px, qy - py
             along = (((x - px) * ex + (y - py) * ey) / (ex * ex + ey * ey)).clip(0, 1)
             nearest = np.minimum(nearest, (x - px - along * ex) ** 2 + (y - py - along * ey) ** 2)
@@ -167,7 +167,7 @@ def _tables() -> Tensor:
 
 
 def _distance(keys: Keys, labels: Tensor, shift_x: Tensor | float = 0, shift_y: Tensor | float = 0) -> Tensor:
-    """Signed distance in pixels to the objects' outlines, moved by a shift; inside negative."""
+    """Signed distance in pixels to the outlines, shifted; negative inside."""
     tilt = _number(keys, "tilt", -0.6, 0.6).double()
     stretch = _number(keys, "stretch", -0.12, 0.12).double().exp()
     side = (_number(keys, "area", 0.12, 0.2) * SIZE**2).sqrt()
@@ -180,7 +180,7 @@ def _distance(keys: Keys, labels: Tensor, shift_x: Tensor | float = 0, shift_y: 
 
 
 def _fill(keys: Keys, hue: Tensor, light: Tensor) -> Tensor:
-    """Colour the object's surface (n, 3, 64, 64), standing out from a ground of that tone."""
+    """Color and pattern of the objects (n, 3, 64, 64), in contrast to the background's hue and lightness."""
     own_hue = hue + _number(keys, "own hue", 70, 290)
     own_light = light + torch.where(light > 0.6, -1.0, 1.0) * _number(keys, "own light", 0.06, 0.3)
     chroma = _number(keys, "own chroma", 0.07, 0.2)
@@ -198,8 +198,8 @@ def _fill(keys: Keys, hue: Tensor, light: Tensor) -> Tensor:
         1 - smoothstep((wave_a - 0.5) ** 2 + (wave_b - 0.5) ** 2, 0.05, 0.12),
         smoothstep(fractal(keys, "fill noise", SIZE, cells=4, octaves=4), -1, 1),
     ]
-    chosen = torch.stack(patterns)[integers(keys, "fill", below=6), torch.arange(len(keys))]
-    return paint(first, second, chosen.clamp(0, 1))
+    pattern = torch.stack(patterns)[integers(keys, "fill", below=6), torch.arange(len(keys))]
+    return paint(first, second, pattern.clamp(0, 1))
 
 
 def _wave(phase: Tensor) -> Tensor:
@@ -207,31 +207,31 @@ def _wave(phase: Tensor) -> Tensor:
     return (2 * (phase - phase.floor()) - 1).abs()
 
 
-def _light(keys: Keys, colour: Tensor, distance: Tensor, sun_x: Tensor, sun_y: Tensor) -> Tensor:
-    """Round the surface's edge off and light it from the sun's side, with a soft highlight."""
+def _light(keys: Keys, color: Tensor, distance: Tensor, sun_x: Tensor, sun_y: Tensor) -> Tensor:
+    """Shade the surface with a bevelled edge, lit from the sun's direction, with a soft highlight."""
     rim = 1 + distance / _number(keys, "bevel", 3.5, 8.0)
     height = F.pad((1 - rim.clamp(0, 1) ** 2).sqrt() * 3, (1, 1, 1, 1), mode="replicate")
     slope_y, slope_x = (g[..., 1:-1, 1:-1] for g in torch.gradient(height, dim=(2, 3)))
     facing = 0.75 - 0.6 * (slope_x * sun_x + slope_y * sun_y)
     facing = facing / (1 + slope_x**2 + slope_y**2).sqrt()
     gloss = _number(keys, "gloss", 0, 0.5) * smoothstep(facing, 0.78, 1.05)
-    lit = colour * (0.45 + 0.73 * facing)
+    lit = color * (0.45 + 0.73 * facing)
     return lit + (1 - lit) * gloss
 
 
 def _expose(keys: Keys, image: Tensor) -> Tensor:
-    """Take the photograph: a little blur, vignette and sensor noise, then 8-bit rounding."""
+    """Camera effects: slight blur, vignette and sensor noise, then rounding to 8 bits."""
     padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
     rows = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
     soft = (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 16
     image = paint(image, soft, _number(keys, "blur", 0, 0.6))
     image = image * (1.03 - 0.16 * ((_X - 32) ** 2 + (_Y - 32) ** 2) / 2048)
     noise = normal(keys, "noise", 3, SIZE, SIZE) * _number(keys, "gain", 0, 0.022)
-    # 8 bits, so that PNG keeps a scene exactly and a last-bit difference between machines is gone.
+    # 8 bits, so that PNG stores a scene exactly and last-bit differences between machines vanish.
     return ((image + noise).clamp(0, 1) * 255).round() / 255
 
 
-# ---- the ground, each of a hue and a lightness --------------------------------------------------
+# ---- the backgrounds, each with a hue and a lightness -------------------------------------------
 
 
 def _sky(keys: Keys, hue: Tensor, light: Tensor) -> Tensor:
@@ -246,14 +246,14 @@ def _sky(keys: Keys, hue: Tensor, light: Tensor) -> Tensor:
 
 
 def _leaves(keys: Keys, hue: Tensor, light: Tensor) -> Tensor:
-    """Dead leaves: opaque leaves fallen over each other, their sizes a power law."""
+    """Dead leaves model: opaque, overlapping leaves with power-law sizes."""
     half = 4.0 / (1 - 0.88 * _number(keys, "leaf size", 0, 1, 70)).sqrt()
     half, _ = half.sort(dim=1, descending=True)
     angle = _number(keys, "leaf angle", 0, 2 * math.pi, 70)
     at_x, at_y = _number(keys, "leaf x", -4, 68, 70), _number(keys, "leaf y", -4, 68, 70)
     own_light = light[:, None] + _number(keys, "leaf light", -0.22, 0.1, 70)
     own_hue = hue[:, None] + _number(keys, "leaf hue", -28, 28, 70)
-    colours = oklch(own_light, _number(keys, "leaf chroma", 0.04, 0.12, 70), own_hue)
+    colors = oklch(own_light, _number(keys, "leaf chroma", 0.04, 0.12, 70), own_hue)
     image = oklch(light - 0.2, 0.05, hue)
     for i in range(70):
         along, across = rotate(angle[:, i], _X - at_x[:, i], _Y - at_y[:, i])
@@ -263,7 +263,7 @@ def _leaves(keys: Keys, hue: Tensor, light: Tensor) -> Tensor:
         shade = (across * (0.1 / half[:, i])).clamp(-0.1, 0.1) - midrib + 1
         shadow = 1 - 0.3 * (1 - 0.4 * edge).clamp(0, 1)
         leaf = (0.5 - edge).clamp(0, 1)
-        image = torch.addcmul(image * ((1 - leaf) * shadow), colours[:, i], shade * leaf)
+        image = torch.addcmul(image * ((1 - leaf) * shadow), colors[:, i], shade * leaf)
     return image
 
 
@@ -276,14 +276,14 @@ def _grass(keys: Keys, hue: Tensor, light: Tensor) -> Tensor:
     lean = _number(keys, "blade lean", -11, 11, 110) + _number(keys, "wind", -8, 8, 1)
     own_light = light[:, None] - 0.2 + 0.2 * depth + _number(keys, "blade light", -0.12, 0.1, 110)
     own_hue = hue[:, None] + _number(keys, "blade hue", -16, 16, 110)
-    colours = oklch(own_light, _number(keys, "blade chroma", 0.06, 0.14, 110), own_hue)
+    colors = oklch(own_light, _number(keys, "blade chroma", 0.06, 0.14, 110), own_hue)
     image = oklch(light - 0.3, 0.06, hue)
     for i in range(110):
         t = (root_y[:, i] - _Y) / length[:, i]  # 0 at the root, 1 at the tip
         off = _X - (root_x[:, i] + lean[:, i] * t.clamp(min=0) ** 2)
         blade = torch.minimum(0.5 + width[:, i] * (1 - t) - off.abs(), 4 * t).clamp(0, 1)
         shade = (off * 0.12).clamp(-0.2, 0.15) + (0.89 + 0.18 * t.clamp(0, 1))
-        image = torch.addcmul(image * (1 - blade), colours[:, i], shade * blade)
+        image = torch.addcmul(image * (1 - blade), colors[:, i], shade * blade)
     return image
 
 
@@ -296,13 +296,13 @@ def _bricks(keys: Keys, hue: Tensor, light: Tensor) -> Tensor:
     column = (across / wide).floor()
     v, u = down - row * tall, across - column * 2.1 * tall
     gap = torch.minimum(torch.minimum(u, wide - u), torch.minimum(v, tall - v))
-    colours = oklch(
+    colors = oklch(
         light - 0.1 + uniform(keys, "brick light", 1, 1, 256, low=-0.09, high=0.09),
         uniform(keys, "brick chroma", 1, 1, 256, low=0.04, high=0.1),
         hue + uniform(keys, "brick hue", 1, 1, 256, low=-15, high=15),
     )
     number = (row.long() * 13 + column.long()).remainder(256)
-    brick = colours.expand(-1, -1, SIZE, -1).gather(3, number.expand(-1, 3, -1, -1))
+    brick = colors.expand(-1, -1, SIZE, -1).gather(3, number.expand(-1, 3, -1, -1))
     rough = 1 + 0.05 * fractal(keys, "rough", SIZE, cells=8, octaves=4)
     edge = 0.1 * (smoothstep(tall - v, 0.8, 2.4) - smoothstep(v, 0.8, 2.4))
     mortar = oklch(light + 0.06, 0.02, hue + 20) * rough
@@ -322,7 +322,7 @@ def _sand(keys: Keys, hue: Tensor, light: Tensor) -> Tensor:
 
 
 def _marble(keys: Keys, hue: Tensor, light: Tensor) -> Tensor:
-    """1/f noise in correlated colours, with darker veins along its level lines."""
+    """1/f noise in correlated colors, with darker veins along its level lines."""
     noise = fractal(keys, "stone", SIZE, channels=3, cells=2, octaves=6)
     dark = oklch(light - 0.14, 0.07, hue)
     pale = oklch(light + 0.12, 0.04, hue + _number(keys, "stone hue", -70, 70))
@@ -330,8 +330,8 @@ def _marble(keys: Keys, hue: Tensor, light: Tensor) -> Tensor:
     return paint(dark, pale, smoothstep(noise[:, :1], -1.6, 1.6)) * (1 - 0.28 * vein) + 0.015 * noise
 
 
-# How each kind is painted, and the range of its hue in degrees.
-_GROUNDS: dict[str, tuple[Callable[[Keys, Tensor, Tensor], Tensor], float, float]] = {
+# How each kind is drawn, and the range of its hue in degrees.
+_BACKGROUNDS: dict[str, tuple[Callable[[Keys, Tensor, Tensor], Tensor], float, float]] = {
     "sky": (_sky, 200, 300),
     "leaves": (_leaves, 20, 160),
     "grass": (_grass, 95, 150),
@@ -339,4 +339,4 @@ _GROUNDS: dict[str, tuple[Callable[[Keys, Tensor, Tensor], Tensor], float, float
     "sand": (_sand, 50, 95),
     "marble": (_marble, 0, 360),
 }
-BACKGROUNDS = tuple(_GROUNDS)
+BACKGROUNDS = tuple(_BACKGROUNDS)

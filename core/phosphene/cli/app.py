@@ -21,7 +21,7 @@ app = typer.Typer(name="phosphene", no_args_is_help=True, pretty_exceptions_enab
 
 
 def show_table(*headings: str, rows: Sequence[Sequence[str | Text]]) -> None:
-    """A table on standard output; what goes into a pipe or a file is not broken into lines."""
+    """Print a table; into a pipe or a file, without breaking lines."""
     table = Table(*headings, box=None, header_style="bold", padding=(0, 3, 0, 0), pad_edge=False)
     for row in rows:
         table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
@@ -29,6 +29,7 @@ def show_table(*headings: str, rows: Sequence[Sequence[str | Text]]) -> None:
 
 
 def print_event(event: ProgressEvent) -> None:
+    """Print a progress event on standard error as a line of JSON."""
     print(event.as_json(), file=sys.stderr, flush=True)
 
 

@@ -16,10 +16,10 @@ from ..spec.spec import MethodSpec
 
 
 class Request(BaseModel):
-    """What ``phosphene run NAME --json`` reads; what is left out is as on the command line.
+    """The request that ``phosphene run NAME --json`` reads; every key may be left out.
 
-    ``inputs`` are what ``run`` takes that JSON can say: paths, URIs, names, numbers, lists of these, and
-    a model also as ``{"uri": ..., "weights": ..., "pretrained": ...}``. ``params`` are the method's.
+    ``inputs`` are those of ``run`` in JSON: paths, URIs, names, numbers, lists of these, and a model also as
+    ``{"uri": ..., "weights": ..., "pretrained": ...}``. ``params`` are the method's parameters.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -33,10 +33,10 @@ class Request(BaseModel):
 
 
 def read_request(file: str, spec: MethodSpec) -> dict[str, Any]:
-    """The arguments for ``run`` out of a JSON file, or standard input where it is ``-``.
+    """The arguments for ``run`` from a JSON file, or from standard input for ``-``.
 
-    Raises InputError for what is no such request, UnknownName for inputs and parameters that the method
-    does not have; values are left to ``run``.
+    Raises InputError for an invalid request, UnknownName for inputs and parameters that the method does not
+    have. Values are checked by ``run``.
     """
     name = "standard input" if file == "-" else file
     try:
@@ -44,21 +44,21 @@ def read_request(file: str, spec: MethodSpec) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error}") from error
     except ValueError as error:
-        raise InputError(f"{name} is no JSON: {error}") from error
-    request = read_document(Request, document, lambda place: name)
+        raise InputError(f"{name} is not JSON: {error}") from error
+    request = read_document(Request, document, lambda path: name)
     declared = {"input": [i.name for i in spec.inputs], "parameter": list(spec.params.model_fields)}
-    for what, given in (("input", request.inputs), ("parameter", request.params)):
-        for key in given:
-            if key not in declared[what]:
-                raise UnknownName(what, key, declared[what], spec.short_name)
+    for kind, arguments in (("input", request.inputs), ("parameter", request.params)):
+        for key in arguments:
+            if key not in declared[kind]:
+                raise UnknownName(kind, key, declared[kind], spec.short_name)
     how = request.model_dump(exclude={"inputs", "params"}, exclude_none=True)
     return how | request.inputs | request.params
 
 
 def format_response(result: Result, folder: Path, seconds: float) -> str:
-    """A saved result as JSON: how it came about, where it lies, and what it says."""
+    """A saved result as JSON: type, folder, files, text lines, duration and provenance."""
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    told = {
+    response = {
         "type": type(result).__name__,
         "folder": str(folder.resolve()),
         "files": files,
@@ -66,4 +66,4 @@ def format_response(result: Result, folder: Path, seconds: float) -> str:
         "seconds": round(seconds, 3),
         "provenance": result.provenance.model_dump(mode="json") if result.provenance else None,
     }
-    return json.dumps(told, indent=2, ensure_ascii=False)
+    return json.dumps(response, indent=2, ensure_ascii=False)

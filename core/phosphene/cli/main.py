@@ -1,4 +1,4 @@
-"""The command line. Torch is imported inside the commands that need it: help and ``list`` answer at once."""
+"""The command line. Torch is imported inside the commands that need it: help and ``list`` are fast."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from typing import Annotated
 import typer
 
 from ..errors import PhospheneError
-from ..registry.lookup import extensions
+from ..registry.extensions import extensions
 from . import list as _list_commands  # noqa: F401  (registers its commands)
 from .app import app
 from .run import _MethodCommands
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; what goes wrong on purpose is one sentence on standard error."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    given = [word for word in given if word != "--debug"]
-    command = next((word for word in given if not word.startswith("-")), None)
-    if command not in typer.main.get_group(app).commands:  # what is built in means the same, whoever joins in
+    """Run the command line. A ``PhospheneError`` is printed in one sentence, with exit code 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    command = next((word for word in words if not word.startswith("-")), None)
+    if command not in typer.main.get_group(app).commands:  # plugins cannot replace built-in commands
         extensions.notify("phosphene_commands", app=app)
     try:
-        app(given, prog_name="phosphene", obj={"debug": debug})
+        app(words, prog_name="phosphene", obj={"debug": debug})
     except Exception as error:
-        if any(word.partition("=")[0] == "--json" for word in given):  # a program reads the answer
-            told = {"type": type(error).__name__, "message": str(error)}
-            print(json.dumps({"error": told}, indent=2, ensure_ascii=False))
-        # A full disk or a missing permission is nobody's bug either.
+        if any(word.partition("=")[0] == "--json" for word in words):  # a program reads standard output
+            answer = {"error": {"type": type(error).__name__, "message": str(error)}}
+            print(json.dumps(answer, indent=2, ensure_ascii=False))
+        # A full disk or a missing permission is no bug either, and needs no traceback.
         if debug or not isinstance(error, (PhospheneError, OSError)):
             raise
         print(f"phosphene: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
@@ -41,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 @app.callback(invoke_without_command=True)
 def root(
     version_asked: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,
 ) -> None:
-    """One door to everything that can be seen inside a vision model, and everything drawn with one."""
-    # --debug is taken out by main, so that it can stand anywhere; here it has its line of help.
+    """Visualize vision models, attribute, attack and defend them, and synthesize images with them."""
+    # main() handles --debug wherever it stands; here it gets its line of help.
     if version_asked:
         print(version("phosphene"))
         raise typer.Exit

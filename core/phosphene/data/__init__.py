@@ -5,6 +5,7 @@ from .datasets import Batch, Dataset, TensorDataset, stack
 from .folders import FolderDataset
 from .localization import Localization, dilate_masks, localization, peak_hits
 from .open import open_dataset
+from .resumable import resumable, resumable_batches
 
 __all__ = [
     "Batch",
@@ -18,5 +19,7 @@ __all__ = [
     "localization",
     "open_dataset",
     "peak_hits",
+    "resumable",
+    "resumable_batches",
     "stack",
 ]

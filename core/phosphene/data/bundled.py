@@ -18,9 +18,9 @@ from .datasets import Dataset, stack
 
 
 class SceneDataset(Dataset):
-    """The first ``count`` bundled scenes of the test split, drawn as they are read, in (H, W) of ``size``.
+    """The first ``count`` bundled scenes of the test split, drawn when they are read, in ``size`` (H, W).
 
-    ``biased``: those whose background gives the class away.
+    ``biased``: scenes whose background is a function of the class.
     """
 
     def __init__(self, count: int = 512, *, size: tuple[int, int] = (64, 64), biased: bool = False) -> None:
@@ -31,38 +31,38 @@ class SceneDataset(Dataset):
         return self._count
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        images = torch.cat([scenes.images for scenes in self._drawn(indices)])
+        images = torch.cat([scenes.images for scenes in self._draw(indices)])
         return images if images.shape[2:] == self._size else resize(images, self._size)
 
     def labels(self, indices: Sequence[int]) -> tuple[str, ...]:
-        return tuple(CLASSES[label] for scenes in self._drawn(indices) for label in scenes.labels.tolist())
+        return tuple(CLASSES[label] for scenes in self._draw(indices) for label in scenes.labels.tolist())
 
     def masks(self, indices: Sequence[int]) -> Tensor:
-        masks = torch.cat([scenes.masks for scenes in self._drawn(indices)])
+        masks = torch.cat([scenes.masks for scenes in self._draw(indices)])
         return F.interpolate(masks[:, None].float(), self._size, mode="nearest")[:, 0].bool()
 
-    def _drawn(self, indices: Sequence[int]) -> Iterator[Scenes]:
-        # A batch in order is drawn at once, scattered ones singly: none that was not asked for.
+    def _draw(self, indices: Sequence[int]) -> Iterator[Scenes]:
+        # Consecutive indices are drawn in one call, others one at a time, so no other scene is drawn.
         first, count = indices[0], len(indices)
         runs = [(first, count)] if [*indices] == [*range(first, first + count)] else [(i, 1) for i in indices]
         for start, length in runs:
-            draw = _cached_scenes if 1 < length <= 32 else _test_scenes
-            yield draw(length, start, self._biased)
+            draw_split = _cached_test_scenes if 1 < length <= 32 else _test_scenes
+            yield draw_split(length, start, self._biased)
 
 
 def _test_scenes(count: int, start: int, biased: bool) -> Scenes:
     return draw_scenes(count, split="test", start=start, biased=biased)
 
 
-#: Drawing takes longer than most of what is done with a scene: the last thousand are kept, 54 MB.
-_cached_scenes = lru_cache(maxsize=32)(_test_scenes)
+#: Drawing a scene takes longer than a small network does: the last 32 batches are cached (54 MB).
+_cached_test_scenes = lru_cache(maxsize=32)(_test_scenes)
 
 
 class TextureDataset(Dataset):
-    """``count`` styles drawn as they are read, in (H, W) of ``size``: pieces of the bundled textures.
+    """``count`` style images: random crops of the bundled textures, resized to ``size`` (H, W).
 
-    Each is a square of at least 48 pixels of one of the first four, turned or mirrored, and three in four
-    have other colours. The fifth, pebbles, stays out, so that it can be looked at as an unseen one.
+    Each is a square crop of at least 48 pixels of one of four textures, rotated by a multiple of 90 degrees
+    or mirrored; three in four are recolored. The fifth texture, pebbles, is left out as a test style.
     """
 
     def __init__(self, count: int = 256, *, size: tuple[int, int] = (64, 64)) -> None:
@@ -77,7 +77,7 @@ class TextureDataset(Dataset):
 
 
 def _texture_crop(index: int, size: tuple[int, int]) -> Tensor:
-    """A piece (3, H, W) of a texture, in its colours or others."""
+    """Crop ``index`` (3, H, W) of a texture, in its own colors or recolored."""
     key = keys_of([f"piece/{index}"])
     texture = _texture(TEXTURES[int(integers(key, "texture", below=4))])
     side = 48 + int(integers(key, "side", below=81))

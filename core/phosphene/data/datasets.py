@@ -1,4 +1,4 @@
-"""The ``Dataset`` interface, batches, and data sets held in a tensor."""
+"""``Dataset``, batches of it, and ``TensorDataset``."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Batch:
-    """Some pictures of a data set: their places in it and (n, C, H, W) pixels in [0, 1]."""
+    """Some images of a data set: their indices in it and their pixels (n, C, H, W) in [0, 1]."""
 
     indices: tuple[int, ...]
     images: Tensor
 
 
 class Dataset(ABC):
-    """Pictures with ids that stay with them, read a batch at a time; never held all at once."""
+    """Images with ids, read in batches; never all in memory at once."""
 
-    #: How it is written on a command line, so that a run can be repeated; None for tensors.
+    #: The data set's name on the command line, from which a run can be repeated; None for tensors.
     uri: str | None = None
 
     @abstractmethod
@@ -31,22 +31,22 @@ class Dataset(ABC):
 
     @abstractmethod
     def read(self, indices: Sequence[int]) -> Tensor:
-        """The pictures at these places, (n, C, H, W) in [0, 1]."""
+        """The images at these indices, (n, C, H, W) in [0, 1]."""
 
     def id(self, index: int) -> str:
-        """What the picture at a place is called."""
+        """The id of the image at an index; default: the index."""
         return str(index)
 
     def labels(self, indices: Sequence[int]) -> tuple[str, ...] | None:
-        """The names of these pictures' classes; None where they are not known."""
+        """The class names of the images at these indices; None for a data set without classes."""
         return None
 
     def masks(self, indices: Sequence[int]) -> Tensor | None:
-        """Where the objects are, (n, H, W) bool; None where it is not known."""
+        """Masks (n, H, W) bool of the objects in these images; None where one has no mask."""
         return None
 
     def batches(self, size: int, start: int = 0) -> Iterator[Batch]:
-        """All pictures in order, at most ``size`` at a time, from the one at ``start`` on."""
+        """All images in order, at most ``size`` at a time, starting at index ``start``."""
         for first in range(start, len(self), size):
             indices = tuple(range(first, min(first + size, len(self))))
             yield Batch(indices, self.read(indices))
@@ -54,9 +54,9 @@ class Dataset(ABC):
 
 @dataclass(eq=False)
 class TensorDataset(Dataset):
-    """Pictures that are in memory: (N, C, H, W) in [0, 1].
+    """Images in memory: (N, C, H, W) in [0, 1].
 
-    What is known of them: ``classes``, N names, and ``objects``, masks (N, H, W) bool.
+    ``classes``: N class names. ``objects``: masks (N, H, W) bool of the objects.
     """
 
     images: Tensor
@@ -76,8 +76,8 @@ class TensorDataset(Dataset):
         return None if self.objects is None else self.objects[list(indices)]
 
 
-def stack(pictures: Sequence[Tensor]) -> Tensor:
-    """Pictures (C, H, W) as one batch; InputError where their sizes differ."""
-    if len(shapes := sorted({tuple(p.shape) for p in pictures})) > 1:
-        raise InputError(f"pictures of different sizes cannot be one batch: {shapes}")
-    return torch.stack(list(pictures))
+def stack(images: Sequence[Tensor]) -> Tensor:
+    """Images (C, H, W) as one batch; InputError where their sizes differ."""
+    if len(shapes := sorted({tuple(image.shape) for image in images})) > 1:
+        raise InputError(f"images of different sizes cannot be one batch: {shapes}")
+    return torch.stack(list(images))

@@ -13,10 +13,10 @@ from .datasets import Dataset, stack
 
 
 class FolderDataset(Dataset):
-    """Every picture under a folder, by path; ``transform`` makes (C, H, W) of a path.
+    """Every image file under a folder, sorted by path; ``transform`` reads a path as a tensor (C, H, W).
 
-    Where each lies in a folder of its own kind, that folder's name is its class; the object in
-    ``dog.jpg`` is what is white in ``dog.mask.png`` beside it.
+    An image's class is the name of its folder, if no image lies in the top folder. The mask of the object
+    in ``dog.jpg`` is ``dog.mask.png`` beside it, white on the object.
     """
 
     def __init__(self, folder: str | Path, transform: Callable[[Path], Tensor]) -> None:
@@ -42,6 +42,6 @@ class FolderDataset(Dataset):
         return self._read(paths).mean(1) > 0.5 if all(path.is_file() for path in paths) else None
 
     def _read(self, paths: Sequence[Path]) -> Tensor:
-        # Decoding releases the interpreter lock, so threads do help.
+        # Decoding releases the interpreter lock, so threads decode in parallel.
         with ThreadPoolExecutor(max_workers=4) as pool:
             return stack(list(pool.map(self._transform, paths)))

@@ -1,4 +1,4 @@
-"""``open_dataset``: a data set from a path, a URI, a tensor or a list of paths."""
+"""``open_dataset``: a data set from a folder, a tensor or the name of a bundled one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from .folders import FolderDataset
 
 
 def open_dataset(value: object, transform: Callable[[Path], Tensor], size: tuple[int, int]) -> Dataset:
-    """A data set from a folder, ``builtin:scenes/1000``, ``builtin:textures/64`` or a tensor."""
+    """A data set from a folder, a tensor, or a bundled one: ``builtin:scenes/1000``, ``builtin:textures/64``.
+
+    ``transform`` reads the files of a folder; ``size`` (H, W) is what bundled images are resized to.
+    Raises InputError for another type and for a bundled data set that does not exist.
+    """
     if isinstance(value, Dataset):
         return value
     if isinstance(value, Tensor):
@@ -24,10 +28,10 @@ def open_dataset(value: object, transform: Callable[[Path], Tensor], size: tuple
         raise InputError(f"a data set is a folder, builtin:scenes or a tensor, not a {type(value).__name__}")
     if not str(value).startswith("builtin:"):
         return FolderDataset(value, transform)
-    told = re.fullmatch(r"builtin:(biased-)?(scenes|textures)(?:/0*([1-9]\d*))?", str(value))
-    if told is None or told[1] and told[2] == "textures":
-        known = "builtin:scenes, builtin:biased-scenes, builtin:textures, and builtin:scenes/1000"
-        raise InputError(f"no bundled data set {value!r}; there are {known}")
-    if told[2] == "textures":
-        return TextureDataset(int(told[3] or 256), size=size)
-    return SceneDataset(int(told[3] or 512), size=size, biased=told[1] is not None)
+    match = re.fullmatch(r"builtin:(biased-)?(scenes|textures)(?:/0*([1-9]\d*))?", str(value))
+    if match is None or match[1] and match[2] == "textures":
+        allowed = "builtin:scenes, builtin:biased-scenes, builtin:textures, and builtin:scenes/1000"
+        raise InputError(f"no bundled data set {value!r}; there are {allowed}")
+    if match[2] == "textures":
+        return TextureDataset(int(match[3] or 256), size=size)
+    return SceneDataset(int(match[3] or 512), size=size, biased=match[1] is not None)

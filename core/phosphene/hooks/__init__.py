@@ -1,4 +1,4 @@
-"""The hook manager: read, cut, stop and replace layers (``Tap``), backward rules, frozen networks."""
+"""Hooks: read, cut, stop and replace layers (``Tap``), backward rules for ReLU, frozen networks."""
 
 from .backward_rules import BackwardRewrite, BackwardRule, deconvnet, guided, rewrite_backward
 from .guard import guard

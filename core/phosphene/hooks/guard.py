@@ -14,49 +14,51 @@ from .tap import active_taps
 _lock = threading.Lock()
 
 
-#: What is held still now: id -> (the thing, its flag's name, the flag before, who holds it).
-_held: dict[int, tuple[Any, str, bool, set[object]]] = {}
+#: Flags that are False now: id of the module or parameter -> (itself, flag name, earlier value, its guards).
+_frozen: dict[int, tuple[Any, str, bool, set[object]]] = {}
 
 
-def _hold(things: list[tuple[Any, str]], holder: object) -> None:
+def _freeze(flags: list[tuple[Any, str]], guard: object) -> None:
+    """Set the flags to False and note for each its earlier value and that this guard needs it so."""
     with _lock:
-        for thing, flag in things:
-            _held.setdefault(id(thing), (thing, flag, getattr(thing, flag), set()))[3].add(holder)
-            setattr(thing, flag, False)
+        for owner, flag in flags:
+            _frozen.setdefault(id(owner), (owner, flag, getattr(owner, flag), set()))[3].add(guard)
+            setattr(owner, flag, False)
 
 
-def _release(things: list[tuple[Any, str]], holder: object) -> None:
+def _restore(flags: list[tuple[Any, str]], guard: object) -> None:
+    """Give the flags that no other guard needs their earlier value."""
     try:
-        while things:
+        while flags:
             with _lock:
-                thing, flag = things[-1]
-                if id(thing) in _held:
-                    _, _, before, holders = _held[id(thing)]
-                    holders.discard(holder)
-                    if not holders:
-                        del _held[id(thing)]
-                        setattr(thing, flag, before)
-            things.pop()
+                owner, flag = flags[-1]
+                if id(owner) in _frozen:
+                    _, _, before, guards = _frozen[id(owner)]
+                    guards.discard(guard)
+                    if not guards:
+                        del _frozen[id(owner)]
+                        setattr(owner, flag, before)
+            flags.pop()
     finally:
-        if things:  # an interruption must not strand the others
-            things.pop()
-            _release(things, holder)
+        if flags:  # after an exception (Ctrl-C), the remaining flags must be restored too
+            flags.pop()
+            _restore(flags, guard)
 
 
 @contextmanager
 def guard(*modules: nn.Module) -> Iterator[None]:
-    """A run's own room: the modules in eval mode, parameters frozen, no tap of another run in sight.
+    """Modules in eval mode, parameters frozen, taps opened outside inactive, for the duration of the block.
 
-    However the block is left, every training flag and gradient flag is as it was. Guards nest,
-    also across threads: the last one out restores.
+    However the block is left, every training flag and ``requires_grad`` flag is restored. Guards nest,
+    also across threads: the last one to be left restores the flags.
     """
-    holder = object()
+    this_guard = object()
     with ExitStack() as stack:
         for module in modules:
-            things: list[tuple[Any, str]] = [(part, "training") for part in module.modules()]
-            things += [(p, "requires_grad") for p in module.parameters()]
-            # The way back is laid first: an interruption between the lines must not strand them.
-            stack.callback(_release, things, holder)
-            _hold(things, holder)
+            flags: list[tuple[Any, str]] = [(part, "training") for part in module.modules()]
+            flags += [(p, "requires_grad") for p in module.parameters()]
+            # Registered before the flags are set: Ctrl-C between the two lines must not leave them set.
+            stack.callback(_restore, flags, this_guard)
+            _freeze(flags, this_guard)
         stack.callback(active_taps.reset, active_taps.set(()))
         yield

@@ -15,32 +15,37 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import ModelError, UnknownName
 
-#: The taps that may see what runs now. A thread starts with none and a run starts with none,
-#: so two runs on one model never see each other.
+#: The taps that are active in this thread and run. A new thread or run starts with none, so that two
+#: runs on one model do not read each other's layers.
 active_taps: ContextVar[tuple[Tap, ...]] = ContextVar("phosphene_open_taps", default=())
 
 
-#: Held where a network's hooks are changed, and where all of them are gone through, as a copy does.
+#: Lock for changing a network's hooks and for iterating over them, as copying a network does.
 hook_lock = threading.RLock()
 
 
 class StopForward(BaseException):
-    """Ends a forward pass once all that was asked for has been seen.
+    """Raised by a tap to end a forward pass once all its layers have run.
 
-    Not an ``Exception``, so that no ``except Exception`` inside a model swallows it.
+    Not an ``Exception``, so that no ``except Exception`` inside a model catches it.
     """
 
 
 @dataclass(eq=False)
 class Tap:
-    """Reads, cuts or stops a forward pass at some layers; made by ``model.tap(...)``.
+    """Reads layers during forward passes, and may cut, replace or stop there; see ``model.tap(...)``.
 
-    ``tap[layer]`` is the layer's own output, on the graph (for a tuple its first tensor). What runs
-    on is a clone, because a later in-place operation would overwrite the reading. A layer called
-    several times gives its last output. With ``inputs`` what is read is the layer's first input;
-    ``stop_after`` says after how many calls of which layers the pass has been seen; ``leaf`` cuts the
-    graph at the layers, where one that rests on another stays joined to it; what ``replace`` makes of
-    the clone runs on in its place, for each of its layers after so many calls.
+    ``tap[layer]`` is the layer's own output, on the graph (of a tuple the first tensor), and of a layer
+    that runs several times the last. The network continues with a clone of it, because a later in-place
+    operation would overwrite it.
+
+    layers: the modules to read, by name.
+    leaf: detach the outputs and make them leaves of the graph; a layer that depends on one that was already
+        read stays connected to it.
+    inputs: read the layers' first inputs instead of their outputs.
+    stop_after: raise StopForward once each of these layers has run so many times.
+    replace: by layer the number of its calls and a function; in the last call the network continues with
+        what the function returns for the clone.
     """
 
     layers: Mapping[str, nn.Module]
@@ -54,22 +59,22 @@ class Tap:
     _followed: list[nn.Module] = field(default_factory=list, init=False)
 
     def __enter__(self) -> Tap:
-        # One by one onto the stack, so that an interruption half-way leaves no hook behind.
+        # Hooks are registered on an exit stack one by one, so that Ctrl-C in between leaves none behind.
         with ExitStack() as stack:
-            self._watch(self.layers, stack)
+            self._register(self.layers, stack)
             stack.callback(active_taps.reset, active_taps.set((*active_taps.get(), self)))
             self._cleanup = stack.pop_all()
         return self
 
     def follow(self, network: nn.Module) -> None:
-        """Read the layers of the same names in another network as well, until the tap is closed."""
+        """Read the layers of the same names in another network as well (an optimized copy), until closed."""
         if network not in self._followed:
             self._followed.append(network)
             self._cleanup.callback(self._followed.remove, network)
-            self._watch({name: network.get_submodule(name) for name in self.layers}, self._cleanup)
+            self._register({name: network.get_submodule(name) for name in self.layers}, self._cleanup)
 
-    def _watch(self, layers: Mapping[str, nn.Module], stack: ExitStack) -> None:
-        def let_go(handle: RemovableHandle) -> None:
+    def _register(self, layers: Mapping[str, nn.Module], stack: ExitStack) -> None:
+        def remove(handle: RemovableHandle) -> None:
             with hook_lock:
                 handle.remove()
 
@@ -78,11 +83,11 @@ class Tap:
             with hook_lock:
                 if self.inputs:
                     handle = module.register_forward_pre_hook(
-                        lambda m, given, hook=hook: hook(m, given, given)
+                        lambda module, args, hook=hook: hook(module, args, args)
                     )
                 else:
                     handle = module.register_forward_hook(hook)
-                stack.callback(let_go, handle)
+                stack.callback(remove, handle)
 
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
@@ -100,23 +105,23 @@ class Tap:
                 return None
             value = output[0] if isinstance(output, (tuple, list)) and output else output
             if not isinstance(value, Tensor):
-                raise ModelError(f"layer {name!r} gives a {type(value).__name__}, not a tensor")
-            # A second cut would part the layers below from all that comes after.
+                raise ModelError(f"layer {name!r} returns a {type(value).__name__}, not a tensor")
+            # Detaching here as well would disconnect the layers already read from what follows.
             if self.leaf and not (value.requires_grad and self._outputs.keys() - {name}):
                 value = value.detach().requires_grad_()
             self._outputs[name] = value
             self._calls[name] += 1
             if self.stop_after and all(self._calls[n] >= calls for n, calls in self.stop_after.items()):
                 raise StopForward
-            calls, replaced = self.replace.get(name, (1, Tensor.clone))
-            passed = value.clone() if self._calls[name] % calls else replaced(value.clone())
-            return replace_output_tensor(output, passed)
+            calls, function = self.replace.get(name, (1, Tensor.clone))
+            continued = value.clone() if self._calls[name] % calls else function(value.clone())
+            return replace_output_tensor(output, continued)
 
         return hook
 
 
 def replace_output_tensor(output: Any, tensor: Tensor) -> Any:
-    """A layer's output with ``tensor`` as its (first) tensor: what a hook gives back."""
+    """A layer's output with ``tensor`` in place of its (first) tensor, as a forward hook returns it."""
     if isinstance(output, Tensor):
         return tensor
     rest = [tensor, *output[1:]]

@@ -1,4 +1,4 @@
-"""Any vision network behind one convention: ``Model``, and ``load_model`` with the schemes it knows."""
+"""Vision networks behind one convention: ``Model``, and ``load_model`` for URIs, modules and functions."""
 
 from .loading import Loader, fill_weights, load_model, read_weights
 from .model import Model

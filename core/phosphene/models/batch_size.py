@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 _max_batch: ContextVar[int | None] = ContextVar("phosphene_max_batch", default=None)
 
 
-#: Larger batches no longer make a CPU faster, and results should not depend on the machine's memory.
-_USUAL = 32
+#: Larger batches do not make a CPU faster, and results should not depend on the machine's memory.
+_MAX_DEFAULT = 32
 
 
-#: The share of free memory that activations may take.
-_SHARE = 0.25
+#: The share of the free memory that activations may use.
+_MEMORY_SHARE = 0.25
 
 
 @contextmanager
@@ -41,15 +41,16 @@ def max_batch(size: int | None) -> Iterator[None]:
 
 
 def batch_size(model: Model) -> int:
-    """How many images to give the model at once: what was asked for, else what fits."""
-    if (asked := _max_batch.get()) is not None:
-        return asked
+    """How many images to pass through the model at once: the limit set by ``max_batch``, else what fits."""
+    if (limit := _max_batch.get()) is not None:
+        return limit
     if not model.layers:
-        return _USUAL  # nothing is known of a function, and it is not asked in vain
-    values = sum(math.prod(i.shape) * i.calls for i in model.structure.layers.values() if i.shape is not None)
-    # Twice: with gradients, every activation is met again on the way back.
+        return _MAX_DEFAULT  # a function's memory is unknown, and calling it only to find out may be costly
+    layers = model.structure.layers.values()
+    values = sum([math.prod(info.shape) * info.calls for info in layers if info.shape is not None])
+    # Twice: in the backward pass there is a gradient for every activation.
     per_image = max(1, 2 * values * model.dtype.itemsize)
     cuda = model.device.type == "cuda"
     free = torch.cuda.mem_get_info(model.device)[0] if cuda else psutil.virtual_memory().available
-    fitting = max(1, int(_SHARE * free / per_image))
-    return min(_USUAL, 1 << (fitting.bit_length() - 1))
+    fitting = max(1, int(_MEMORY_SHARE * free / per_image))
+    return min(_MAX_DEFAULT, 1 << (fitting.bit_length() - 1))

@@ -6,27 +6,28 @@ from torch import nn
 
 
 def vgg_layer_aliases(module: nn.Module) -> dict[str, str]:
-    """The layers of a chain of convolutions between poolings, as the papers on VGG number them.
+    """Names of a VGG's layers as papers write them, and the network's own names for them.
 
-    ``conv3_2`` is the second convolution after the second pooling, ``relu3_2`` what follows it, ``pool3`` the
-    pooling behind them. The chain is the network itself or its ``features``; others have no such names.
+    ``conv3_2`` is the second convolution after the second pooling, ``relu3_2`` the ReLU after it, ``pool3``
+    the third pooling. Empty where neither the network nor its ``features`` is a plain sequence of
+    convolutions, ReLUs and poolings.
     """
     chain = module.get_submodule("features") if hasattr(module, "features") else module
-    within = "" if chain is module else "features."
-    found: dict[str, str] = {}
-    block, place = 1, 0
+    prefix = "" if chain is module else "features."
+    aliases: dict[str, str] = {}
+    block, number = 1, 0
     for name, layer in chain.named_children() if isinstance(chain, nn.Sequential) else ():
         match layer:
             case nn.Conv2d():
-                place += 1
-                found[f"conv{block}_{place}"] = within + name
+                number += 1
+                aliases[f"conv{block}_{number}"] = prefix + name
             case nn.ReLU():
-                found[f"relu{block}_{place}"] = within + name
+                aliases[f"relu{block}_{number}"] = prefix + name
             case nn.MaxPool2d() | nn.AvgPool2d():
-                found[f"pool{block}"] = within + name
-                block, place = block + 1, 0
+                aliases[f"pool{block}"] = prefix + name
+                block, number = block + 1, 0
             case nn.BatchNorm2d() | nn.Dropout() | nn.ReflectionPad2d():
                 pass
             case _:
                 return {}
-    return found if block > 1 else {}
+    return aliases if block > 1 else {}

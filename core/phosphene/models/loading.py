@@ -17,35 +17,35 @@ from torch import Tensor, nn
 from ..builtin.networks import MEAN, NETWORKS, STD, load_network
 from ..builtin.scenes import CLASSES
 from ..errors import InputError, ModelError, PhospheneError, UnknownName
-from ..registry.lookup import extensions
+from ..registry.extensions import extensions
 from .logits import Function
 from .model import Model
 
-#: How weights files are called; their content is never unpickled.
+#: Suffixes of weights files; their content is never unpickled.
 _WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 class Loader(Protocol):
-    """What a URI scheme needs: making networks by name, and listing the names.
+    """A URI scheme: builds networks by name and lists the names.
 
-    ``weights`` is a name that the scheme knows. With a weights file the network is filled afterwards; a
-    loader that must do so itself has ``fills = True`` and is given the tensors by name, as a mapping.
+    ``weights`` is a name of the scheme's own. Tensors from a weights file are loaded into the network
+    afterwards; a loader with ``fills = True`` gets them as ``weights``, a mapping, and loads them itself.
     """
 
     def load(
         self, name: str, *, weights: Any, pretrained: bool, **options: Any
     ) -> tuple[nn.Module, dict[str, Any]]:
-        """The network, and what ``Model`` is to know of it (``mean``, ``classes``, ...) where it is known.
+        """The network and keyword arguments for ``Model`` (``mean``, ``classes``, ...), as far as known.
 
-        ``uri`` among it is how the model is written where ``name`` is not enough, as of a relative path.
+        ``uri`` among them replaces ``scheme:name`` in the record of a result, for example of a relative path.
         """
 
     def names(self) -> Iterable[str]:
-        """Every name that ``load`` takes."""
+        """Every name that ``load`` accepts."""
 
 
 class _Builtin:
-    """Trained networks of the bundled world; they need no download."""
+    """The bundled trained networks; they need no download."""
 
     def load(
         self, name: str, *, weights: str | None, pretrained: bool, **options: Any
@@ -53,16 +53,16 @@ class _Builtin:
         if name not in NETWORKS:
             raise UnknownName("bundled model", name, NETWORKS)
         if weights is not None:
-            raise InputError(f"builtin:{name} brings its own weights; there are none called {weights!r}")
-        known = {"mean": MEAN, "std": STD, "input_size": (3, 64, 64), "classes": CLASSES}
-        return load_network(name, **options), known
+            raise InputError(f"builtin:{name} has its own weights; there are none called {weights!r}")
+        settings = {"mean": MEAN, "std": STD, "input_size": (3, 64, 64), "classes": CLASSES}
+        return load_network(name, **options), settings
 
     def names(self) -> Iterable[str]:
         return NETWORKS
 
 
 def loaders() -> dict[str, Loader]:
-    """Every URI scheme there is."""
+    """The loaders of all URI schemes, by scheme."""
     return {"builtin": _Builtin()} | extensions.gather("phosphene_model_loaders")
 
 
@@ -81,55 +81,62 @@ def load_model(
     output: Callable[[Any], Tensor] | None = None,
     **options: Any,
 ) -> Model:
-    """A ``Model`` from ``"scheme:name"``, from a module of your own or from a function.
+    """A ``Model`` from ``"scheme:name"``, from a torch module or from a function.
 
-    ``weights``: a safetensors or ``weights_only`` .pth file, the folder of a training's result, a state
-    dict, or a name that the scheme knows ("DEFAULT"); ``pretrained=True`` is the scheme's usual choice.
-    Without either a ``torchvision:`` or ``timm:`` network is randomly initialised. ``mean`` and ``std``
-    (of pixels in [0, 1]), ``input_size`` (C, H, W), ``classes`` and ``output`` (what the module returns ->
-    logits) go over what the scheme knows; for a module of yours nothing is assumed, and pixels go
-    in as they are. A function of pictures (N, C, H, W) is told ``input_size`` and ``classes``; it may give
-    logits or labels alone, (N,) integers. Other options go to the scheme's own factory. Raises InputError
-    for weights or options that cannot be, ModelError for weights that do not fit or cannot be had,
-    UnknownName.
+    model: ``"timm:resnet50"``, ``"torchvision:vgg16"``, ``"builtin:shapes-vgg"`` or a plugin's scheme; a
+        module; or a function of images (N, C, H, W) that returns logits or labels alone, (N,) integers, for
+        which ``input_size`` and ``classes`` are required.
+    weights: a safetensors or ``weights_only`` .pth file, the folder of a training's result, a state dict, or
+        a name of the scheme's ("DEFAULT"). Default: random weights, or the scheme's own.
+    pretrained: the scheme's default weights.
+    mean, std: normalization of pixels in [0, 1]; of a module none by default.
+    input_size: (C, H, W). Where neither it nor the scheme's is known, a method uses the size of its images
+        or, where it takes none, 224x224.
+    classes: class names, one for each logit.
+    output: a function from what the module returns to logits (N, K).
+    options: passed to the scheme's factory.
+
+    Raises InputError for invalid weights or options, ModelError for weights that do not fit or cannot be
+    downloaded, UnknownName for a name that does not exist.
     """
-    of_model = {"mean": mean, "std": std, "input_size": input_size, "classes": classes, "output": output}
-    asked: dict[str, Any] = {name: value for name, value in of_model.items() if value is not None}
-    state, named = None, None
+    arguments = {"mean": mean, "std": std, "input_size": input_size, "classes": classes, "output": output}
+    settings: dict[str, Any] = {name: value for name, value in arguments.items() if value is not None}
+    state, weights_name = None, None
     if isinstance(weights, Mapping):
         state = weights
-    elif weights is not None and _is_stored(Path(weights)):
-        weights = str(Path(weights).resolve())  # the same file from another folder, too
+    elif weights is not None and _is_weights_file(Path(weights)):
+        weights = str(Path(weights).resolve())  # absolute, so that a result can be replayed in any folder
         state = read_weights(weights)
     elif weights is not None:
-        weights = named = str(weights)
+        weights = weights_name = str(weights)
 
     if isinstance(model, str):
-        module, known, filled = _by_uri(model, named, state, pretrained, options)
-        state, uri = None if filled else state, known.pop("uri", model)
-        wrapped = Model(module, **{"name": model, **known, **asked})
-        again = {"uri": uri, "weights": weights, "pretrained": pretrained, **asked, **options}
-        with suppress(TypeError):  # what JSON cannot describe cannot be asked for again
-            json.dumps(again)
-            wrapped.source = again
+        module, loader_settings, filled = _by_uri(model, weights_name, state, pretrained, options)
+        state, uri = None if filled else state, loader_settings.pop("uri", model)
+        wrapped = Model(module, **{"name": model, **loader_settings, **settings})
+        source = {"uri": uri, "weights": weights, "pretrained": pretrained, **settings, **options}
+        with suppress(TypeError):  # arguments that JSON cannot hold cannot be recorded in a result
+            json.dumps(source)
+            wrapped.source = source
     elif isinstance(model, (Model, type)) or not callable(model):
         kind = type(model).__name__
         raise InputError(f"load_model takes a URI, a torch module or a function, not a {kind}")
-    elif named or pretrained or options:
+    elif weights_name or pretrained or options:
         raise InputError(
-            "a module is taken as it is: named or pretrained weights and factory options need a URI"
+            "a module is used as it is: named or pretrained weights and factory options need a URI"
         )
     elif isinstance(model, nn.Module):
-        wrapped = Model(model, **asked)
+        wrapped = Model(model, **settings)
     elif input_size is None or classes is None:
-        raise InputError("of a function nothing is known: say input_size=(C, H, W) and classes=[...]")
+        raise InputError("a function needs input_size=(C, H, W) and classes=[...]")
     elif state is not None:
         raise InputError("a function has no weights that could be loaded")
     else:
-        named_so = getattr(model, "__name__", type(model).__name__)
-        wrapped = Model(Function(model), name=f"function:{named_so}", **asked)
+        function_name = getattr(model, "__name__", type(model).__name__)
+        wrapped = Model(Function(model), name=f"function:{function_name}", **settings)
     if state is not None:
-        fill_weights(wrapped.module, state, weights if isinstance(weights, str) else "given", wrapped.name)
+        description = weights if isinstance(weights, str) else "passed as a state dict"
+        fill_weights(wrapped.module, state, description, wrapped.name)
     wrapped.module.to(device=device, dtype=dtype)
     return wrapped
 
@@ -141,43 +148,43 @@ def _by_uri(
     pretrained: bool,
     options: dict[str, Any],
 ) -> tuple[nn.Module, dict[str, Any], bool]:
-    """The network, what is known of it, and whether ``state`` is in it already."""
+    """The network, arguments for ``Model``, and whether ``state`` was loaded into it already."""
     scheme, colon, name = uri.partition(":")
     schemes = loaders()
     if not colon:
-        known = ", ".join(sorted(schemes))
-        raise InputError(f"{uri!r} is not a model: write scheme:name, with a scheme of {known}")
+        names = ", ".join(sorted(schemes))
+        raise InputError(f"{uri!r} is not a model: write scheme:name, with a scheme of {names}")
     if scheme not in schemes:
         raise UnknownName("model scheme", scheme, sorted(schemes))
     loader = schemes[scheme]
     filled = state is not None and getattr(loader, "fills", False)
-    given = state if filled else weights
     try:
-        module, feeding = loader.load(name, weights=given, pretrained=pretrained, **options)
+        source = state if filled else weights
+        module, settings = loader.load(name, weights=source, pretrained=pretrained, **options)
     except PhospheneError:
         raise
     except (TypeError, ValueError, AssertionError) as error:
         raise InputError(f"{uri} cannot be built with {options}: {error}") from error
     except (RuntimeError, OSError) as error:
-        raise ModelError(f"{uri} cannot be made: {str(error) or type(error).__name__}") from error
-    return module.eval(), feeding, filled
+        raise ModelError(f"{uri} cannot be loaded: {str(error) or type(error).__name__}") from error
+    return module.eval(), settings, filled
 
 
-def _is_stored(path: Path) -> bool:
+def _is_weights_file(path: Path) -> bool:
     return path.suffix in _WEIGHTS_FILES or path.is_file() or (path / "result.json").is_file()
 
 
 def read_weights(path: str | Path) -> Mapping[str, Tensor]:
-    """The state dict in a safetensors file or in a .pth file that holds weights alone; else InputError.
+    """The state dict in a safetensors file, in a .pth file of weights only, or in a saved result's folder.
 
-    Of a saved result's folder it is the state of the network in it.
+    Raises InputError where there is none; pickled code is never executed.
     """
     if (Path(path) / "result.json").is_file():
-        whole = read_weights(Path(path) / "arrays.safetensors")
-        found = {n.removeprefix("network."): t for n, t in whole.items() if n.startswith("network.")}
-        if not found:
-            raise InputError(f"the result in {path} holds no network")
-        return found
+        arrays = read_weights(Path(path) / "arrays.safetensors")
+        weights = {n.removeprefix("network."): t for n, t in arrays.items() if n.startswith("network.")}
+        if not weights:
+            raise InputError(f"the result in {path} contains no network")
+        return weights
     if not Path(path).is_file():
         raise InputError(f"there is no weights file {path}")
     try:
@@ -185,21 +192,21 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # weights_only refuses by raising, a damaged file likewise
+    except Exception as error:  # pickled code is refused by an UnpicklingError, damaged files raise others
         raise InputError(
             f"{path} cannot be read as weights alone (pickled code is never loaded): {error}"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping):
-        raise InputError(f"{path} holds a {type(state).__name__}, not a state dict")
-    # DenseNet's published files are older than the rule that no module's name has a dot in it.
+        raise InputError(f"{path} contains a {type(state).__name__}, not a state dict")
+    # DenseNet's published files have module names with dots ("norm.1"), which torch no longer allows.
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", k): v for k, v in state.items()}
 
 
 def fill_weights(module: nn.Module, state: Mapping[str, Tensor], what: object, name: str) -> None:
-    """Load a state into a network; ModelError where ``what`` does not fit ``name``."""
+    """Load a state dict into a network; ``what`` and ``name`` describe the two in the ModelError."""
     try:
         module.load_state_dict(dict(state))
     except RuntimeError as error:
-        told = textwrap.shorten(str(error), 300, placeholder=" ...")  # it names every tensor, on pages
-        raise ModelError(f"the weights {what} do not fit {name}: {told}") from error
+        reason = textwrap.shorten(str(error), 300, placeholder=" ...")  # torch's message lists every tensor
+        raise ModelError(f"the weights {what} do not fit {name}: {reason}") from error

@@ -13,18 +13,18 @@ from ..errors import ModelError
 
 
 class Function(nn.Module):
-    """A function from pictures to an answer in the place of a network: no weights, no layers."""
+    """A function of images (N, C, H, W) as a module without weights or layers."""
 
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.function = function
 
-    def forward(self, pictures: Tensor) -> Any:
-        return self.function(pictures)
+    def forward(self, images: Tensor) -> Any:
+        return self.function(images)
 
 
 def read_logits(output: Any) -> Tensor:
-    """The logits (N, K) in whatever a network returns: a tensor, a tuple, a mapping, ``.logits``."""
+    """The logits (N, K) in a network's output: a tensor, a tuple, a mapping or an object with ``.logits``."""
     logits = getattr(output, "logits", output)
     if isinstance(output, Mapping):
         logits = output.get("logits", output.get("out", tuple(output.values())))
@@ -35,6 +35,6 @@ def read_logits(output: Any) -> Tensor:
     if not isinstance(logits, Tensor):
         raise ModelError(
             f"this model returns a {type(output).__name__} without recognisable logits; "
-            "say where they are: load_model(..., output=lambda result: ...)"
+            "pass a function that returns them: load_model(..., output=lambda result: ...)"
         )
     return logits

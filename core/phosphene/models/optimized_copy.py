@@ -1,81 +1,98 @@
-"""A faster copy of a network for repeated passes: channels last, batch norms folded."""
+"""A faster copy of a network for repeated passes: channels-last memory format, batch norms folded."""
 
 from __future__ import annotations
 
 import copy
 import math
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from ..errors import ModelError
 from ..hooks.tap import active_taps, hook_lock
+from .digest import checksum, reuse_checksums
+from .introspection import Structure
 
-if TYPE_CHECKING:
-    from .model import Model
+
+class Optimizable(Protocol):
+    """The part of ``Model`` that is used here; ``models.model`` imports this module, not the reverse."""
+
+    module: nn.Module
+    input_size: tuple[int, int, int]
+    _cache: Any
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def structure(self) -> Structure: ...
+    @property
+    def layers(self) -> Mapping[str, nn.Module]: ...
+    def guard(self) -> AbstractContextManager[None]: ...
+    def normalize(self, images: Tensor) -> Tensor: ...
+    def _logits(self, output: Any) -> Tensor: ...
 
 
-#: From so many images, forward and backward, a twin pays: making one costs four forward ...
+#: The fewest images, forward and backward, for which a copy is made: making one costs four forward passes ...
 MIN_PASSES = 10
 
 
-#: ... of pictures of this side, of larger ones sooner, which gain more.
+#: ... of images of this side; of larger ones proportionally fewer, since they gain more from channels last.
 CHANNELS_LAST_SIDE = 96
 
 
-#: Bytes that a check sum looks at together: 16 times 509 words of 8.
-_BLOCK = 8 * 16 * 509
-
-
-#: What every module has that is no setting: its hooks, which come and go with taps.
+#: The attributes of every module that are not settings: its hooks, which taps add and remove.
 _HOOKS = vars(nn.Module()).keys() - {"training", "_parameters", "_buffers", "_modules"}
+
+
+#: Types whose values cannot change, and so are compared as they are.
+_IMMUTABLE = frozenset((int, float, str, bool, type(None)))
 
 
 @dataclass
 class OptimizedPass:
-    """One run's leave to let the twin answer; ``used`` says whether it did."""
+    """A run's permission to use the optimized copy of a model; ``used`` says whether it was used."""
 
-    model: Model | None
+    model: Optimizable | None
     used: bool = False
     state: object = None
-    twin: nn.Module | None = None
-    sums: dict[object, tuple[int, Tensor]] = field(default_factory=dict)
+    network: nn.Module | None = None
 
 
-_optimized_pass: ContextVar[OptimizedPass | None] = ContextVar("phosphene_tuning", default=None)
+_optimized_pass: ContextVar[OptimizedPass | None] = ContextVar("phosphene_optimized_pass", default=None)
 
 
 @contextmanager
-def allow_optimized(model: Model | None, passes: int) -> Iterator[OptimizedPass]:
-    """Inside, the twin may answer for ``model``, if so many images make it pay."""
-    # On a GPU convolutions are less exact (TF32), and nothing was measured.
-    known = model is not None and model.device.type == "cpu" and _convolves(model.module)
-    larger = math.prod(model.input_size[1:]) // CHANNELS_LAST_SIDE**2 if model is not None else 1
-    optimized = OptimizedPass(model if known and passes * max(1, larger) >= MIN_PASSES else None)
+def allow_optimized(model: Optimizable | None, passes: int) -> Iterator[OptimizedPass]:
+    """Inside, the optimized copy may run in place of ``model``'s network, if ``passes`` images pay for it."""
+    # CPU only: on a GPU convolutions are less exact (TF32), and the gain there was not measured.
+    suitable = model is not None and model.device.type == "cpu" and _has_convolutions(model.module)
+    scale = math.prod(model.input_size[1:]) // CHANNELS_LAST_SIDE**2 if model is not None else 1
+    optimized = OptimizedPass(model if suitable and passes * max(1, scale) >= MIN_PASSES else None)
     token = _optimized_pass.set(optimized)
     try:
-        yield optimized
+        with reuse_checksums():
+            yield optimized
     finally:
         _optimized_pass.reset(token)
 
 
-def network_for_call(model: Model) -> nn.Module:
-    """Which network answers: the twin where a run may use it and it has all that is tapped."""
+def network_for_call(model: Optimizable) -> nn.Module:
+    """The network to run: the optimized copy where the run allows it and it has all tapped layers."""
     optimized, taps = _optimized_pass.get(), active_taps.get()
-    if optimized is None or optimized.model is not model:
+    # Views of a model at other input sizes share its cache, and the copy in it.
+    if optimized is None or optimized.model is None or optimized.model._cache is not model._cache:
         return model.module
     for name, part in ((name, part) for tap in taps for name, part in tap.layers.items()):
-        if name in model.structure.unfolded or model.layers.get(name) is not part:
+        if name in optimized.model.structure.unfolded or model.layers.get(name) is not part:
             return model.module
-    with torch._C.DisableTorchFunction():  # a rewrite is of the network's calls, not of these
-        network = _current(model, optimized)
+    with torch._C.DisableTorchFunction():  # a backward rewrite concerns the network's calls, not these
+        network = _current_copy(optimized.model, optimized)
     if network is None:
         return model.module
     optimized.used = True
@@ -84,51 +101,35 @@ def network_for_call(model: Model) -> nn.Module:
     return network
 
 
-def _current(model: Model, optimized: OptimizedPass) -> nn.Module | None:
-    """The twin of the network as it is now; None where it has none."""
+def _current_copy(model: Optimizable, optimized: OptimizedPass) -> nn.Module | None:
+    """The copy of the network in its present state; None where there is none."""
     if (state := _state(model.module)) is None:
         return None
-    if optimized.state != state:  # the first call, or something was changed half-way
-        # Changes through ``.data`` leave no trace but the values themselves.
-        sums = [checksum(t) for t in (*model.module.parameters(), *model.module.buffers())]
-        whole = (state, _traces(model.module), sums)
-        if model._optimized_copy[0] != whole:
-            model._optimized_copy = (whole, _optimized_copy(model))
-        optimized.state, optimized.twin = state, model._optimized_copy[1]
-        if optimized.twin is None:
-            optimized.model = None  # a network that is another after every call is not asked again and again
-    return optimized.twin
+    if optimized.state != state:  # the first call of the run, or the network was changed during it
+        try:
+            folds = model.structure.folds
+        except ModelError:  # no structure at this input size: no pass is possible
+            optimized.model = None
+            return None
+        # Writes through ``.data`` change nothing but the values, so these are compared as well.
+        values = [checksum(t) for t in (*model.module.parameters(), *model.module.buffers())]
+        attributes = _attributes(model.module)
+        key = (state, folds, attributes, values)
+        if model._cache.optimized[0] != key:
+            model._cache.optimized = (key, _optimized_copy(model, attributes))
+        optimized.state, optimized.network = state, model._cache.optimized[1]
+        if optimized.network is None:
+            optimized.model = None  # a network that changes in every call would be copied again and again
+    return optimized.network
 
 
-def _convolves(module: nn.Module) -> bool:
-    """Whether a convolution in it does more than cut a picture into patches, as a transformer's does."""
+def _has_convolutions(module: nn.Module) -> bool:
+    """Whether it has convolutions other than a transformer's, which cut the image into patches."""
     return any(isinstance(part, nn.Conv2d) and max(part.stride) < 4 for part in module.modules())
 
 
-def checksum(tensor: Tensor) -> int:
-    """A check sum of a tensor's bits; inside a run taken once, until autograd sees them change."""
-    optimized = _optimized_pass.get()
-    if optimized is None or tensor.is_inference():
-        return _checksum(tensor)
-    key = (tensor.data_ptr(), tensor._version, tensor.dtype, tensor.shape, tensor.stride())
-    # With the tensor itself, so that no other is ever found in its place.
-    optimized.sums[key] = known = optimized.sums.get(key) or (_checksum(tensor), tensor)
-    return known[0]
-
-
-def _checksum(tensor: Tensor) -> int:
-    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    if len(data) < _BLOCK + 2:
-        return zlib.crc32(data.data)
-    # Sums of 16 words each, 4 KB apart, are had as fast as memory can be read, a crc four times as slowly.
-    # From the third byte on: if signs were the words' highest bits, two that change would cancel out.
-    end = len(data) - (len(data) - 2) % _BLOCK
-    words = torch.from_numpy(data[2:end].view(np.int64)).view(-1, 16, _BLOCK // 128)
-    return zlib.crc32(words.sum(1).numpy().data, zlib.crc32(data[end:].data, zlib.crc32(data[:2].data)))
-
-
 def _state(module: nn.Module) -> list[object] | None:
-    """What is another once the network was changed; None while it trains or its owner's hooks look on."""
+    """A value that differs once the network was changed; None in training mode or with a user's hooks."""
     state: list[object] = []
     for part in module.modules():
         kinds = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
@@ -136,55 +137,68 @@ def _state(module: nn.Module) -> list[object] | None:
             hooks = [hook for kind in kinds if kind for hook in kind.values()]
         if part.training or any(getattr(hook, "__module__", "") != "phosphene.hooks.tap" for hook in hooks):
             return None
-        told = [value for name, value in vars(part).items() if name not in _HOOKS]
-        settings = [value for value in told if isinstance(value, (int, float, str))]
+        attributes = [value for name, value in vars(part).items() if name not in _HOOKS]
+        settings = [value for value in attributes if isinstance(value, (int, float, str))]
         tensors = [t for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
         versions = [(t.data_ptr(), t.is_inference() or t._version) for t in tensors]
         state += (type(part), id(part), *settings, *versions)
     return state
 
 
-def _traces(module: nn.Module) -> list[object]:
-    """All that a network's owner may have set, and what it remembers: too slow for every call."""
-    parts = map(vars, module.modules())
-    return [_trace(value) for part in parts for name, value in part.items() if name not in _HOOKS]
+def _attributes(module: nn.Module) -> list[object]:
+    """All attributes of all modules as comparable values: complete, but too slow for every call."""
+    return [
+        value
+        if type(value) in _IMMUTABLE
+        else ()
+        if type(value) is dict and not value
+        else _comparable(value)
+        for part in map(vars, module.modules())
+        for name, value in part.items()
+        if name not in _HOOKS
+    ]
 
 
-def _trace(value: object) -> object:
-    """A setting's value, a tensor's version, or which object it is; of a list what its items are."""
+def _comparable(value: object) -> object:
+    """A number or string itself, a tensor's version, the items of a container, the identity of the rest."""
     if isinstance(value, (int, float, str)):
+        return value
+    # The stride of a convolution, its padding: most attributes are such tuples, of which no item is visited.
+    if isinstance(value, tuple) and _IMMUTABLE.issuperset(map(type, value)):
         return value
     if isinstance(value, Tensor):
         return (id(value), value.data_ptr(), value.is_inference() or value._version)
     if isinstance(value, dict):
-        return [(key, _trace(item)) for key, item in value.items()]
-    return [_trace(item) for item in value] if isinstance(value, (list, tuple)) else id(value)
+        return [(key, _comparable(item)) for key, item in value.items()]
+    return [_comparable(item) for item in value] if isinstance(value, (list, tuple)) else id(value)
 
 
-def _optimized_copy(model: Model) -> nn.Module | None:
-    """A copy, channels last, batch norms folded away; None where its logits differ or calls leave traces."""
+def _optimized_copy(model: Optimizable, attributes: list[object]) -> nn.Module | None:
+    """A channels-last copy with folded batch norms; None where logits differ or a call leaves state.
+
+    ``attributes`` are the network's at present.
+    """
     noise = torch.rand(2, *model.input_size, generator=torch.Generator().manual_seed(0))
     try:
-        # A network that draws numbers must not draw others in the run that makes the twin; no tap sees noise.
+        # A random network must draw the same numbers whether or not a copy is made; no tap reads noise.
         with model.guard(), torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]):
             with hook_lock:
-                twin = copy.deepcopy(model.module)
-            assert twin is not model.module
-            for part in twin.modules():  # the taps that are open on the network itself
+                network = copy.deepcopy(model.module)
+            assert network is not model.module
+            for part in network.modules():  # the hooks of taps that are open on the original
                 part._forward_hooks.clear()
                 part._forward_pre_hooks.clear()
             for names in model.structure.folds:
-                conv, bn = cast(Any, map(twin.get_submodule, names))
+                conv, bn = cast(Any, map(network.get_submodule, names))
                 statistics = (bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
                 conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
                 parent, _, leaf = names[1].rpartition(".")
-                setattr(twin.get_submodule(parent), leaf, nn.Identity())
-            twin.to(memory_format=torch.channels_last)
-            before = _traces(model.module)
-            given = model.normalize(noise)  # once: a defence may be random
-            ours, theirs = (model._output(m(given.clone())) for m in (twin, model.module))
-        if _traces(model.module) != before:  # it remembers what it saw, and a target may ask for that
+                setattr(network.get_submodule(parent), leaf, nn.Identity())
+            network.to(memory_format=torch.channels_last)
+            normalized = model.normalize(noise)  # once: a defense may be random
+            logits, expected = (model._logits(m(normalized.clone())) for m in (network, model.module))
+        if _attributes(model.module) != attributes:  # it stores what it saw, which a target may read
             return None
-    except Exception:  # whatever the network has against being copied or folded: it does without
+    except Exception:  # for whatever reason it cannot be copied or folded, it runs without a copy
         return None
-    return twin if (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max() else None
+    return network if (logits - expected).abs().max() <= 1e-4 * expected.abs().max() else None

@@ -1,4 +1,4 @@
-"""Exact receptive fields of any network, by autograd."""
+"""Exact receptive fields of the units of any layer, computed by autograd."""
 
 from __future__ import annotations
 
@@ -14,91 +14,93 @@ from torch.overrides import TorchFunctionMode
 from ..errors import InputError, ModelError
 from . import Model
 
-Place = tuple[int, int]
+Position = tuple[int, int]
 
 
-def receptive_fields(model: Model, layer: str, size: tuple[int, int], places: Sequence[Place]) -> Tensor:
-    """The smallest boxes of pixels around all that units at some places of a layer's map depend on.
+def receptive_fields(
+    model: Model, layer: str, size: tuple[int, int], positions: Sequence[Position]
+) -> Tensor:
+    """The receptive fields of units at positions (y, x) of a layer's map: the smallest boxes around them.
 
-    A unit at (y, x) depends on a pixel where its derivative is not zero in a network with the same
-    connections but positive weights and no gates that could be shut: ReLUs pass everything, maxima
-    become means. ``size`` is the picture's (H, W). Returns (M, 4) int64 on the CPU, a row a place:
-    top, left, bottom, right (exclusive), clipped at the picture's border; the whole picture behind
-    a global average, squeeze-and-excitation or attention. Raises InputError for a place outside
-    the map; ModelError where the network does not take pictures of that size or cannot be copied.
+    A unit depends on a pixel if its derivative is not zero in a network with the same connections but
+    positive weights and without saturating functions: ReLUs are the identity, maxima become means.
+    ``size`` is the image's (H, W). Returns (M, 4) int64 on the CPU, a row for each position: top, left,
+    bottom, right (exclusive), clipped to the image; after global average pooling, squeeze-and-excitation or
+    attention it is the entire image. Raises InputError for a position outside the map; ModelError where the
+    network does not take images of that size or cannot be copied.
     """
     generator = torch.Generator().manual_seed(0)
     shape = (model.input_size[0], int(size[0]), int(size[1]))
-    with torch.inference_mode(False), torch.enable_grad():  # a method may run without gradients
+    with torch.inference_mode(False), torch.enable_grad():  # methods without gradients use it, too
         try:
-            twin = Model(_generic(model.module, generator), input_size=shape)
-            twin.structure = model.structure  # how often each layer runs
-            picture = 0.5 + torch.rand(1, *shape, generator=generator, dtype=torch.float64)
-            picture = picture.to(model.device).requires_grad_()
-            with twin.guard(), _Ungated():
-                maps = twin.maps(twin.features(picture, layer), picture)[0]
+            positive = Model(_with_positive_weights(model.module, generator), input_size=shape)
+            positive._cache.structures[shape] = model.structure  # for the layers' numbers of calls
+            image = 0.5 + torch.rand(1, *shape, generator=generator, dtype=torch.float64)
+            image = image.to(model.device).requires_grad_()
+            with positive.guard(), _Unsaturated():
+                maps = positive.maps(positive.features(image, layer), image)[0]
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
             raise ModelError(
-                f"cannot find the receptive fields of layer {layer!r} of {model.name} in pictures of "
+                f"cannot find the receptive fields of layer {layer!r} of {model.name} in images of "
                 f"{size[0]}x{size[1]}: {error}"
             ) from error
-        # Uneven, because a layer norm's plain sum over channels is constant.
+        # Unequal weights, because a layer norm's plain sum over channels is constant.
         mixture = 0.5 + torch.rand(len(maps), generator=generator, dtype=torch.float64)
         mixed = torch.einsum("c,chw->hw", mixture.to(maps), maps)
-        boxes = {place: _box(mixed, picture, place, layer) for place in dict.fromkeys(places)}
-    return torch.tensor([boxes[place] for place in places], dtype=torch.int64).reshape(-1, 4)
+        boxes = {p: _bounding_box(mixed, image, p, layer) for p in dict.fromkeys(positions)}
+    return torch.tensor([boxes[p] for p in positions], dtype=torch.int64).reshape(-1, 4)
 
 
-def _box(mixed: Tensor, picture: Tensor, place: Place, layer: str) -> tuple[int, int, int, int]:
-    (height, width), (y, x) = mixed.shape, place
+def _bounding_box(mixed: Tensor, image: Tensor, position: Position, layer: str) -> tuple[int, int, int, int]:
+    """Top, left, bottom, right of the pixels by which the derivative of a map at a position is not zero."""
+    (height, width), (y, x) = mixed.shape, position
     if not (0 <= y < height and 0 <= x < width):
-        raise InputError(f"layer {layer!r} has a map of {height}x{width}, so there is no place {place}")
-    (gradient,) = torch.autograd.grad(mixed[y, x], picture, retain_graph=True, materialize_grads=True)
-    seen = gradient[0].ne(0).any(0)
-    rows, columns = (seen.any(axis).nonzero().flatten().tolist() for axis in (1, 0))
+        raise InputError(f"layer {layer!r} has a map of {height}x{width}, so there is no position {position}")
+    (gradient,) = torch.autograd.grad(mixed[y, x], image, retain_graph=True, materialize_grads=True)
+    field = gradient[0].ne(0).any(0)
+    rows, columns = (field.any(axis).nonzero().flatten().tolist() for axis in (1, 0))
     if not rows:
-        raise ModelError(f"layer {layer!r} does not depend on the picture at {place}")
+        raise ModelError(f"layer {layer!r} does not depend on the image at {position}")
     return rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
 
 
-def _generic(module: nn.Module, generator: torch.Generator) -> nn.Module:
-    """A copy with positive weights, no biases and norms at rest, in double precision.
+def _with_positive_weights(module: nn.Module, generator: torch.Generator) -> nn.Module:
+    """A copy with positive weights, zero biases and norms of mean 0, variance 1, in double precision.
 
-    A copy, since other threads may be using the module; its own weights are never copied.
+    A copy, since other threads may be using the module; the original's weights are not copied.
     """
     memo: dict[int, Any] = {}
     for name, parameter in module.named_parameters():
         value = torch.zeros(parameter.shape, dtype=torch.promote_types(parameter.dtype, torch.float64))
         if not name.endswith("bias"):
-            # Averages, so that values neither grow nor vanish however deep the network is.
+            # Averages over the inputs: values neither overflow nor vanish in deep networks.
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
             value += (0.5 + torch.rand(parameter.shape, generator=generator)) / max(1, fan_in)
         memo[id(parameter)] = nn.Parameter(value.to(parameter.device), requires_grad=False)
     for name, buffer in module.named_buffers():
-        rest = {"running_mean": torch.zeros_like, "running_var": torch.ones_like}
-        value = rest.get(name.rpartition(".")[2], torch.clone)(buffer.detach())
+        neutral = {"running_mean": torch.zeros_like, "running_var": torch.ones_like}
+        value = neutral.get(name.rpartition(".")[2], torch.clone)(buffer.detach())
         memo[id(buffer)] = value.double() if value.is_floating_point() else value
-    twin = copy.deepcopy(module, memo).eval()
-    for (
-        part
-    ) in twin.modules():  # nobody who looks on meets the copy; torch's own hooks make weights (pruning)
+    positive = copy.deepcopy(module, memo).eval()
+    # Hooks of users and taps must not see the copy; torch's own hooks compute weights (pruning).
+    for part in positive.modules():
         for hooks in (part._forward_hooks, part._forward_pre_hooks):
             for key in [k for k, hook in hooks.items() if not str(hook.__module__).startswith("torch.")]:
                 del hooks[key]
-    return twin
+    return positive
 
 
-def _open(func: Any, input: Tensor, *_: Any, **__: Any) -> Tensor:
-    return input.clone()  # not the input itself, which the model may go on to overwrite
+def _identity(func: Any, input: Tensor, *_: Any, **__: Any) -> Tensor:
+    return input.clone()  # a copy, because the model may overwrite the input
 
 
-def _ajar(func: Any, input: Tensor, *_: Any, **__: Any) -> Tensor:
-    """In place of gates that saturate; bounded as they are, for products of gates grow without end."""
+def _soft_gate(func: Any, input: Tensor, *_: Any, **__: Any) -> Tensor:
+    """In place of functions that saturate (sigmoid): bounded, since products of gates would overflow."""
     return 0.5 + 0.5 * input / (1 + input.abs())
 
 
 def _mean(func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """In place of ``max`` in all its forms: of everything, along a dimension, of two tensors."""
+    """In place of ``max`` in all its forms: of a tensor, along a dimension, of two tensors."""
     if args and isinstance(args[0], Tensor):
         return input + args[0]
     extreme, mean = func(input, *args, **kwargs), input.mean(*args, **kwargs)
@@ -115,7 +117,7 @@ def _mean_pool(
     (height, width), (down, right) = (
         (v, v) if isinstance(v, int) else v for v in (kernel_size, stride or kernel_size)
     )
-    # A stride more of zeros, since in ceil mode the last windows reach over the border.
+    # Padded by another stride of zeros: in ceil mode the last windows extend beyond the border.
     padded = F.pad(input, (0, right, 0, down))
     weight = input.new_full((input.shape[1], 1, height, width), 1 / (height * width))
     means = F.conv2d(padded, weight, None, (down, right), padding, dilation, len(weight))
@@ -124,7 +126,7 @@ def _mean_pool(
 
 
 def _masked_softmax(func: Any, input: Tensor, dim: int, *_: Any, **__: Any) -> Tensor:
-    """Softmax that takes a mask of -100 (Swin's) for the ban that it is meant to be."""
+    """Softmax in which an additive mask of -100 (Swin's) excludes positions completely."""
     return func(input.masked_fill(input < input.amax(dim, keepdim=True) - 50, -torch.inf), dim)
 
 
@@ -134,12 +136,12 @@ def _masked_attention(func: Any, *args: Any, attn_mask: Tensor | None = None, **
     return func(*args, attn_mask=attn_mask, **kwargs)
 
 
-_INSTEAD: dict[str, Callable[..., Any]] = {
-    name: instead
-    for instead, names in (
-        (_open, "relu leaky_relu prelu rrelu elu selu celu gelu silu mish hardswish softplus threshold"),
-        (_open, "softshrink hardshrink clamp_min dropout"),
-        (_ajar, "sigmoid hardsigmoid tanh hardtanh relu6 clamp clip clamp_max"),
+_REPLACEMENTS: dict[str, Callable[..., Any]] = {
+    name: replacement
+    for replacement, names in (
+        (_identity, "relu leaky_relu prelu rrelu elu selu celu gelu silu mish hardswish softplus threshold"),
+        (_identity, "softshrink hardshrink clamp_min dropout"),
+        (_soft_gate, "sigmoid hardsigmoid tanh hardtanh relu6 clamp clip clamp_max"),
         (_mean, "max min amax amin maximum minimum"),
         (_mean_pool, "max_pool2d max_pool2d_with_indices"),
         (lambda func, *args, **_: F.adaptive_avg_pool2d(*args[:2]), "adaptive_max_pool2d"),
@@ -150,9 +152,9 @@ _INSTEAD: dict[str, Callable[..., Any]] = {
 }
 
 
-class _Ungated(TorchFunctionMode):
-    """Catches the calls themselves, so modules, functions, methods and in-place forms are all met."""
+class _Unsaturated(TorchFunctionMode):
+    """Replaces function calls, so that modules, functions, methods and in-place forms are all covered."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        instead = _INSTEAD.get(getattr(func, "__name__", "").removesuffix("_"))
-        return instead(func, *args, **(kwargs or {})) if instead else func(*args, **(kwargs or {}))
+        replacement = _REPLACEMENTS.get(getattr(func, "__name__", "").removesuffix("_"))
+        return replacement(func, *args, **(kwargs or {})) if replacement else func(*args, **(kwargs or {}))

@@ -10,13 +10,13 @@ from ..errors import ModelError
 
 
 def prefix_tokens(module: nn.Module) -> int | None:
-    """How many class and register tokens stand before the patch tokens, where the model says so."""
+    """The number of class and register tokens before the patch tokens; None where it is not an attribute."""
     count = getattr(module, "num_prefix_tokens", None)
     return count if isinstance(count, int) else None
 
 
 def _maps(features: Tensor, size: tuple[int, int], prefix: int | None) -> Tensor | None:
-    """An output as maps of more than one place, or None if it is no such thing."""
+    """A layer's output as maps of more than one position; None where it is not a map."""
     try:
         maps = as_maps(features, size, prefix)
     except ModelError:
@@ -27,29 +27,29 @@ def _maps(features: Tensor, size: tuple[int, int], prefix: int | None) -> Tensor
 def as_maps(features: Tensor, size: tuple[int, int], prefix: int | None = None) -> Tensor:
     """(N, C, h, w) from a layer's output: convolutional, channels-last (Swin) or tokens (ViT).
 
-    ``size`` is the picture's (H, W); ``prefix`` the number of class and register tokens, worked
-    out from the token count when None. An output that is no map is refused with ModelError.
+    ``size`` is the image's (H, W); ``prefix`` the number of class and register tokens, derived from the
+    number of tokens when None. Raises ModelError for an output that is not a map.
     """
     shape = tuple(features.shape)
     if features.ndim == 4:
         first, last = _grid_error(shape[2:], size), _grid_error(shape[1:3], size)
         if min(first, last) < math.inf:
-            # Rounding explains an error below one place, and most layers put channels first.
+            # Errors below one position are due to rounding, and most layers have channels first.
             return features if first < max(last, 1) or first == last else features.permute(0, 3, 1, 2)
     if features.ndim == 3:
         for skipped in range(17) if prefix is None else (prefix, 0):
             if (grid := _grid(shape[1] - skipped, *size)) is not None:
                 return features[:, skipped:].transpose(1, 2).unflatten(2, grid)
     raise ModelError(
-        f"an output of shape {shape} is not a map over a {size[0]}x{size[1]} picture: neither "
-        "(N, C, h, w), nor (N, h, w, C), nor (N, tokens, C) with a token grid of the picture's shape"
+        f"an output of shape {shape} is not a map over a {size[0]}x{size[1]} image: neither "
+        "(N, C, h, w), nor (N, h, w, C), nor (N, tokens, C) with a token grid of the image's shape"
     )
 
 
 def _grid_error(grid: tuple[int, ...], size: tuple[int, int]) -> float:
-    """How many places a grid is off a picture of this size seen at one stride; infinite if it cannot be one.
+    """By how many positions a grid's aspect ratio is off the image's; infinite where it is no map of it.
 
-    Unpadded borders cost a few places, the same number each way.
+    Unpadded convolutions crop the same few positions in both directions.
     """
     (h, w), (height, width) = grid, size
     error = abs(width * h / height - w)
@@ -58,7 +58,7 @@ def _grid_error(grid: tuple[int, ...], size: tuple[int, int]) -> float:
 
 
 def _grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:
-    """The h x w grid of this many square patches that tiles the picture, if there is one."""
+    """The h x w grid of so many square patches that tiles the image; None where there is none."""
     h = round((max(tokens, 0) * height / width) ** 0.5)
     if h < 1 or tokens % h:
         return None

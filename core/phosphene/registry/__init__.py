@@ -1,4 +1,4 @@
-"""The plugin registry: hooks, entry points, families, and the lookup of methods by name."""
+"""The plugin registry: hooks, entry points, families, and methods by name."""
 
 from .families import FAMILIES, family_rank, family_title
 from .hookspecs import (
@@ -14,6 +14,7 @@ from .hookspecs import (
     phosphene_invariants,
     phosphene_methods,
     phosphene_model_loaders,
+    phosphene_roles,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "phosphene_invariants",
     "phosphene_methods",
     "phosphene_model_loaders",
+    "phosphene_roles",
 ]

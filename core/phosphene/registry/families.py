@@ -1,28 +1,28 @@
-"""The families that techniques are sorted into, and what each is about."""
+"""Families of methods: their order and headings."""
 
 from __future__ import annotations
 
 FAMILIES: dict[str, str] = {
-    "filters": "Filters: what the weights look like",
-    "activations": "Activations: what fires, where, and on which pictures",
-    "embeddings": "Embeddings: how a model arranges pictures",
-    "attribution": "Attribution: which pixels a score depends on",
-    "scores": "Scores: how far maps can be trusted",
-    "attacks": "Attacks: small changes that change the answer",
-    "defenses": "Defences: what an attack has to get past, and what no attack can",
-    "robustness": "Robustness: what an attack proves, and what it does not",
-    "synthesis": "Synthesis: pictures a model asks for",
-    "textures": "Textures: statistics without arrangement",
-    "style": "Style: one picture's content in another's manner",
+    "filters": "Filters: the weights of convolutions as images",
+    "activations": "Activations: feature maps, their statistics and the images that maximise them",
+    "embeddings": "Embeddings: features of images, their neighbours and projections",
+    "attribution": "Attribution: the pixels that a score depends on",
+    "scores": "Scores: quality measures of attribution maps",
+    "attacks": "Attacks: small perturbations that change the prediction",
+    "defenses": "Defences: input transformations, robust training and certificates",
+    "robustness": "Robustness: evaluation against ensembles of attacks",
+    "synthesis": "Synthesis: images optimised for a class, a neuron or features",
+    "textures": "Textures: synthesis from a sample",
+    "style": "Style: the content of one image in the style of another",
 }
 
 
 def family_title(family: str) -> str:
-    """A family's heading; a family that only plugins know is called what it is called."""
+    """A family's heading; for a family that only plugins use, its name."""
     return FAMILIES.get(family, family.replace("_", " ").capitalize())
 
 
 def family_rank(family: str) -> tuple[int, str]:
-    """A sort key: the known families in their order, others behind."""
-    known = list(FAMILIES)
-    return (known.index(family) if family in known else len(known), family)
+    """A sort key: the families above in their order, then others by name."""
+    names = list(FAMILIES)
+    return (names.index(family) if family in names else len(names), family)

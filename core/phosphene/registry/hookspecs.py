@@ -10,6 +10,7 @@ import pluggy
 if TYPE_CHECKING:
     from ..models.loading import Loader
     from ..results import Result
+    from ..roles.base import InputRole
     from ..runs.prepared_run import PreparedRun
     from ..spec.invariants import Invariant
     from .method import Method
@@ -33,7 +34,7 @@ EXTENSIONS_GROUP = f"phosphene.extensions.v{API_VERSION}"
 
 @hookspec
 def phosphene_methods() -> list[Method[..., Any]]:  # type: ignore[empty-body]
-    """The methods of this module; each stands under its id in the group ``phosphene.methods.v1``."""
+    """The methods of this module; each has an entry point of its id in the group ``phosphene.methods.v1``."""
 
 
 @hookspec
@@ -42,8 +43,13 @@ def phosphene_model_loaders() -> dict[str, Loader]:  # type: ignore[empty-body]
 
 
 @hookspec
+def phosphene_roles() -> list[InputRole]:  # type: ignore[empty-body]
+    """Kinds of input that methods can declare: ``Annotated[T, Role(name)]``; see ``phosphene.roles``."""
+
+
+@hookspec
 def phosphene_invariants() -> list[type[Invariant]]:  # type: ignore[empty-body]
-    """New kinds of promise that a spec can declare."""
+    """New kinds of invariant that a method can declare."""
 
 
 @hookspec
@@ -63,4 +69,4 @@ def phosphene_commands(app: Any) -> None:
 
 @hookspec
 def phosphene_executors() -> dict[str, Callable[[PreparedRun], Result]]:  # type: ignore[empty-body]
-    """Where runs can be carried out: ``{"my-cluster": function of a Run}``; "local" is built in."""
+    """Executors by name: ``{"my-cluster": function of a PreparedRun}``; "local" is built in."""

@@ -14,26 +14,25 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, get_args
 
 import torch
 from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
 
 from ..checkpoints import claim_checkpoint
-from ..data.datasets import Dataset
 from ..errors import InputError, PluginError, UnknownName
 from ..graceful_stop import stopped_early_at
 from ..models.batch_size import batch_size
 from ..models.optimized_copy import allow_optimized
 from ..parameter_text import fault_text, value_text
 from ..results import Provenance, Result
-from ..roles.kinds import PER_IMAGE, ROLES, image_count
+from ..roles import ROLES, InputContext, model_for_inputs
 from ..spec.cost import Cost
 from ..spec.invariants import Invariant
 from ..spec.parameter_group import ParameterGroup, gather
-from ..spec.spec import MethodSpec, Need, Reference, Role
-from ..targets.objectives import Objective
+from ..spec.spec import Input, MethodSpec, Need, Reference, Role
+from .docstrings import describe_parameter, with_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,12 +42,8 @@ if TYPE_CHECKING:
     from ..models import Model
 from .signature import read_signature
 
-#: Torch's own generator is one for all threads, so seeded calls take turns.
+#: All threads share torch's generator, so seeded calls run one after another.
 _seeding = threading.RLock()
-
-
-#: How the record of an input ends that no words can make again.
-AS_OBJECT = "given as an object"
 
 
 P = ParamSpec("P")
@@ -73,17 +68,17 @@ def method(
     quick: Mapping[str, Any] = {},
     demo: Mapping[str, Any] = {},
 ) -> Callable[[Callable[P, R]], Method[P, R]]:
-    """Make a ``Method`` of a typed function: its signature is its schema, its docstring its documentation.
+    """Decorator that makes a ``Method`` of a typed function: signature -> schema, docstring -> documentation.
 
     Positional parameters are inputs, annotated with a role of ``phosphene.roles``; keyword-only
     ones are parameters, annotated for pydantic; the return annotation is a result type.
 
-    title: the name as papers write it ("Grad-CAM"), where it is not the function's in words.
-    oracle: a function that raises AssertionError unless the method gives the known right answer.
+    title: the name as papers write it ("Grad-CAM"), where it differs from the function's name.
+    oracle: a function that raises AssertionError unless the method returns the known right answer.
     network: builds the network that a training method trains, from its saved configuration.
     defense: builds the change of the pixels that the method puts before a model, from its parameters.
-    quick, demo: parameters that make a test call fast, or the gallery's picture telling; a demo may say
-    inputs, too.
+    quick: parameters that make a test call fast.
+    demo: parameters, and inputs, of the example in the gallery.
     """
 
     def decorate(function: Callable[P, R]) -> Method[P, R]:
@@ -112,19 +107,19 @@ def method(
             quick=dict(quick),
             demo=dict(demo),
         )
-        return Method(function, spec, declared.result, network, defense, declared.groups)
+        return Method(function, spec, declared.result, network, defense, declared.groups, declared.call)
 
     return decorate
 
 
 @dataclass(eq=False, repr=False)
 class Method(Generic[P, R]):
-    """A technique: call it like the function it was made of; ``.spec`` says everything about it.
+    """A technique: call it like the function that it was made of; ``spec`` describes it as data.
 
-    ``network`` builds the untrained network of a training method from the configuration saved with
-    its weights; ``defense`` the change of the pixels that a defence puts before a model, from its
-    parameters; ``groups`` are the parameter groups by the argument that holds them; ``distribution`` is who
-    brings the method, set by the registry.
+    ``network`` builds the untrained network of a training method from the configuration saved with its
+    weights; ``defense`` builds the change of the pixels that a defence puts before a model, from its
+    parameters; ``groups`` are the parameter groups by the argument that holds them; ``signature`` is the one
+    that callers see; ``distribution`` is the installed package that the method comes from.
     """
 
     function: Callable[P, R]
@@ -133,31 +128,36 @@ class Method(Generic[P, R]):
     network: Callable[..., nn.Module] | None = None
     defense: Callable[..., Callable[[Tensor], Tensor]] | None = None
     groups: Mapping[str, type[ParameterGroup]] = field(default_factory=dict)
+    signature: inspect.Signature | None = None
     distribution: str = "unregistered"
 
     def __post_init__(self) -> None:
         functools.update_wrapper(self, self.function)
-        #: The parameters that name layers, and the one that seeds it, where it draws anything.
-        self.layers = self._parameters(Role("layer"))
-        self.seed = next(iter(self._parameters(Role("seed"))), None)
-
-    def _parameters(self, role: Role) -> list[str]:
-        """The parameters of a role, wherever it stands in their annotation (``list[X] | None``)."""
-
-        def within(annotation: Any) -> bool:
-            return annotation == role or any(map(within, get_args(annotation)))
-
-        fields = self.spec.params.model_fields.items()
-        return [name for name, field in fields if role in field.metadata or within(field.annotation)]
+        self.__signature__ = self.signature
+        descriptions = {i.name: ROLES[i.role].description for i in self.spec.inputs}
+        descriptions |= {n: describe_parameter(f) for n, f in self.spec.params.model_fields.items()}
+        self.__doc__ = with_arguments(inspect.getdoc(self.function) or "", descriptions)
+        #: The parameters that name layers, and the one that seeds the method, if it is random.
+        roles = {
+            n: set(_roles_in(f.metadata, f.annotation)) for n, f in self.spec.params.model_fields.items()
+        }
+        self.layers = [name for name, marks in roles.items() if "layer" in marks]
+        self.seed = next((name for name, marks in roles.items() if "seed" in marks), None)
 
     def __repr__(self) -> str:
-        return f"<method {self.spec.name}>"
+        return f"<method {self.spec.name}: {self.spec.summary}>"
+
+    def __get__(self, instance: object, owner: type | None = None) -> Self:
+        """Itself. ``help()`` shows signature and docstring only of objects with a ``__get__``."""
+        return self
 
     def validate(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters checked and completed; InputError in one sentence each."""
-        known = self.spec.params.model_fields
+        """The parameters checked and completed. Raises InputError, one sentence per bad parameter."""
+        fields = self.spec.params.model_fields
         for name in params:
-            if name not in known:
+            if name not in fields:
+                # The inputs, too: images= is the near miss of image=.
+                known = [*fields, *(i.name for i in self.spec.inputs)]
                 raise UnknownName("parameter", name, known, self.spec.short_name)
         try:
             return dict(self.spec.params.model_validate(dict(params)))
@@ -166,37 +166,65 @@ class Method(Generic[P, R]):
             raise InputError("; ".join(faults)) from None
 
     def defend(self, model: Model, **params: Any) -> Model:
-        """The model behind this defence, which every attack on it then goes through.
+        """The model with this defence before it, which every attack on it differentiates or queries.
 
-        Raises InputError where the method is none that can stand before a model.
+        Raises InputError for a method that is no input-transforming defence.
         """
         if self.defense is None:
-            raise InputError(f"{self.spec.short_name} is no defence that can stand before a model")
-        whole = self.validate(params)
-        name = f"{self.spec.short_name}({','.join(f'{n}={value_text(v)}' for n, v in whole.items())})"
-        defended = model.defended(self.defense(**whole), name)
-        if model.source is not None:  # in front of the name that load_model knows it by
+            raise InputError(f"{self.spec.short_name} is no defence that transforms a model's input")
+        complete = self.validate(params)
+        name = f"{self.spec.short_name}({','.join(f'{n}={value_text(v)}' for n, v in complete.items())})"
+        defended = model.defended(self.defense(**complete), name)
+        if model.source is not None:
             defended.source = {**model.source, "uri": f"defended:{name}|{model.source['uri']}"}
         return defended
 
     def check(
         self, inputs: Mapping[str, Any], params: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Inputs and parameters as the function gets them; what it cannot work with is refused."""
-        whole, checked = self.validate(params), self.check_inputs(inputs)
-        if (model := self._model(checked)) is not None:
-            whole |= {name: _layer_names(whole[name], model) for name in self.layers}
-        return checked, whole
+        """Inputs and parameters as ``execute`` takes them: checked, complete, on the model's device."""
+        complete = self.validate(params)
+        checked = self.check_inputs(inputs, complete)
+        return checked, self.resolve_layers(complete, checked)
 
-    def check_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs checked and brought to the model's device and precision."""
+    def check_inputs(self, inputs: Mapping[str, Any], params: Mapping[str, Any] = {}) -> dict[str, Any]:
+        """The inputs checked, on the model's device and in its precision."""
         checked: dict[str, Any] = {}
         for declared in self.spec.inputs:
             if declared.name not in inputs and declared.required:
                 raise InputError(f"{self.spec.short_name} needs {declared.name} ({declared.role})")
-            check = ROLES[declared.role].check
-            checked[declared.name] = check(inputs.get(declared.name), self._model(checked), checked)
+            self.add_checked(checked, declared, inputs.get(declared.name), params)
         return checked
+
+    def add_checked(
+        self, checked: dict[str, Any], declared: Input, value: Any, params: Mapping[str, Any]
+    ) -> None:
+        """Check an input against those before it and add it to them.
+
+        A model whose input size is not known is replaced by its view at the images' size.
+        """
+        context = InputContext(self._model(checked), checked)
+        checked[declared.name] = ROLES[declared.role].check(value, context)
+        if (owner := self.spec.input("model")) is not None and owner.name in checked:
+            model = self._at_size_parameter(checked[owner.name], params)
+            checked[owner.name] = model_for_inputs(model, checked)
+
+    def _at_size_parameter(self, model: Model, params: Mapping[str, Any]) -> Model:
+        """A model of unknown input size at the ``size`` of the images that the method makes.
+
+        Of methods that take no images; the default input size would be assumed otherwise.
+        """
+        side = params.get("size")
+        makes_images = all(i.role in ("model", "target", "start") for i in self.spec.inputs)
+        if model.size_known or not makes_images or not isinstance(side, int):
+            return model
+        return model.at_size((model.input_size[0], side, side))
+
+    def resolve_layers(self, params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters with every layer by the model's own name. Raises UnknownName for one it lacks."""
+        if (model := self._model(inputs)) is None:
+            return dict(params)
+        return {**params, **{name: _layer_names(params[name], model) for name in self.layers}}
 
     def _model(self, inputs: Mapping[str, Any]) -> Model | None:
         declared = self.spec.input("model")
@@ -207,21 +235,29 @@ class Method(Generic[P, R]):
         if len(args) > len(names):
             raise InputError(
                 f"{self.spec.short_name} takes {len(names)} inputs ({', '.join(names)}), not {len(args)}; "
-                "parameters are given by name"
+                "parameters are passed by name"
             )
         inputs: dict[str, Any] = dict(zip(names, args, strict=False))
         if twice := inputs.keys() & kwargs.keys():
-            raise InputError(f"{self.spec.short_name} is given {' and '.join(sorted(twice))} twice")
+            raise InputError(f"{self.spec.short_name} got {' and '.join(sorted(twice))} twice")
         inputs |= {n: v for n, v in kwargs.items() if n in names}
-        # What is made in inference mode can never be differentiated again, and users may want to.
-        with torch.inference_mode(False), claim_checkpoint() as checkpoint:
+        with torch.inference_mode(False):  # else the results could never be differentiated
             inputs, params = self.check(inputs, {n: v for n, v in kwargs.items() if n not in names})
+        return self.execute(inputs, params)
+
+    def execute(self, inputs: Mapping[str, Any], params: Mapping[str, Any], digest: str | None = None) -> R:
+        """Run on inputs and parameters that ``check`` returned; they are not checked again.
+
+        ``digest`` is the model's, where it has been computed already.
+        """
+        params = dict(params)
+        with torch.inference_mode(False), claim_checkpoint() as checkpoint:
             model = self._model(inputs)
             if model is not None and "gradients" in self.spec.needs:
                 model.require_gradients()
             if self.seed is not None and params[self.seed] is None:
-                drawn = checkpoint.seed if checkpoint else None
-                params[self.seed] = secrets.randbits(31) if drawn is None else drawn
+                saved = checkpoint.seed if checkpoint else None
+                params[self.seed] = secrets.randbits(31) if saved is None else saved
             if checkpoint and self.seed is not None:
                 checkpoint.seed = params[self.seed]
             started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
@@ -230,15 +266,23 @@ class Method(Generic[P, R]):
                 allow_optimized(model, sum(self.passes(inputs, params) or ())) as optimized,
             ):
                 result, size = self._run(model, inputs, params)
-                digest = model.digest if model else None
-        kept = self.record_inputs(inputs)
+                if model is not None and digest is None:
+                    digest = model.digest
+        recorded = self.record_inputs(inputs)
         where = model or next((v for v in inputs.values() if isinstance(v, Tensor)), torch.empty(0))
+        shapes = {n: f"tensor {tuple(v.shape)}" if isinstance(v, Tensor) else v for n, v in recorded.items()}
         provenance = Provenance(
             method=self.spec.name,
             distribution=self.distribution,
             params=self.spec.params(**params).model_dump(mode="json"),
-            inputs={n: f"tensor {tuple(v.shape)}" if isinstance(v, Tensor) else v for n, v in kept.items()},
-            model={"name": model.name, "digest": digest, "source": model.source, "tuned": optimized.used}
+            inputs=shapes,
+            model={
+                "name": model.name,
+                "digest": digest,
+                "source": model.source,
+                "input_size": list(model.input_size),
+                "optimized_copy": optimized.used,
+            }
             if model
             else None,
             seed=params[self.seed] if self.seed else None,
@@ -250,40 +294,47 @@ class Method(Generic[P, R]):
             seconds=round(time.perf_counter() - clock, 4),
             interrupted=stopped_early_at(),
         )
-        return dataclasses.replace(result, inputs=kept, provenance=provenance)
+        return dataclasses.replace(result, inputs=recorded, provenance=provenance)
 
     def passes(self, inputs: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[int, int] | None:
-        """How many images will go forward and backward, by the declared cost; None where there is none."""
-        pictures = next((v for v in inputs.values() if isinstance(v, Tensor) and v.ndim == 4), None)
-        count, _, height, width = (1, 0, 0, 0) if pictures is None else pictures.shape
-        dataset = sum(len(v) for v in inputs.values() if isinstance(v, Dataset))
-        painted = self.spec.input("styles")
-        styles = len(inputs[painted.name]) if painted else 0
-        sizes = {"images": count, "height": height, "width": width, "dataset": dataset, "styles": styles}
+        """How many images will pass forward and backward by the declared cost; None if none is declared."""
         if self.spec.cost is None:
             return None
-        return self.spec.cost.evaluate(params, **sizes, **self.sizes(self._model(inputs), params))
+        sizes = {"images": 1, "height": 0, "width": 0, "dataset": 0, "styles": 0}
+        counted: dict[str, int] = {}
+        for declared in self.spec.inputs:
+            if declared.name in inputs:
+                for size, value in ROLES[declared.role].cost_sizes(inputs[declared.name]).items():
+                    if size == "dataset":  # of two data sets the sum
+                        value += counted.get(size, 0)
+                    counted[size] = value if size == "dataset" else counted.get(size, value)
+        return self.spec.cost.evaluate(params, **sizes | counted, **self.sizes(self._model(inputs), params))
 
     def sizes(self, model: Model | None, params: Mapping[str, Any]) -> dict[str, Any]:
-        """``channels`` and ``stages`` as the declared cost means them, where it speaks of them."""
+        """``channels`` and ``stages`` for the declared cost, where it depends on them."""
         if model is None or (cost := self.spec.cost) is None:
             return {}
-        found: dict[str, Any] = {"stages": model.structure.stages} if cost.depends_on("stages") else {}
+        sizes: dict[str, Any] = {"stages": model.structure.stages} if cost.depends_on("stages") else {}
         if not cost.depends_on("channels"):
-            return found
+            return sizes
         if (chosen := params.get("channels", "all")) != "all":
-            return found if chosen is None else found | {"channels": len(chosen)}
+            return sizes | {"channels": None if chosen is None else len(chosen)}
         named = (params[name] for name in self.layers)
         layer = next(filter(None, named), None) or model.last_map
-        return found | {"channels": model.map_shape(layer)[0]}
+        return sizes | {"channels": model.map_shape(layer)[0]}
 
     def record_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs as a result keeps them: a tensor as it is, of all else how a person would write it."""
-        return {i.name: _recorded(inputs[i.name]) for i in self.spec.inputs if i.role != "model"}
+        """The inputs as a result saves them, without the model: tensors, and JSON for all else."""
+        return {i.name: ROLES[i.role].record(inputs[i.name]) for i in self.spec.inputs if i.role != "model"}
+
+    def image_count(self, inputs: Mapping[str, Any]) -> int | None:
+        """How many images a call is for; None where no input determines it."""
+        counts = (ROLES[i.role].image_count(inputs[i.name]) for i in self.spec.inputs)
+        return next((count for count in counts if count is not None), None)
 
     @contextmanager
     def _execution_context(self, model: Model | None, params: Mapping[str, Any]) -> Iterator[None]:
-        """Model guarded, gradients on or off, randomness seeded and the caller's left alone."""
+        """Model guarded, gradients on or off, torch seeded; the caller's random state is restored."""
         with ExitStack() as stack:
             gradients = not {"gradients", "training"}.isdisjoint(self.spec.needs)
             stack.enter_context(torch.set_grad_enabled(gradients))
@@ -297,38 +348,44 @@ class Method(Generic[P, R]):
             yield
 
     def _run(
-        self, model: Model | None, inputs: dict[str, Any], params: dict[str, Any]
+        self, model: Model | None, inputs: Mapping[str, Any], params: Mapping[str, Any]
     ) -> tuple[R, int | None]:
-        """The function's result, batch by batch where every row of it belongs to one image."""
+        """The function's result and the batch size; computed in batches where each row is of one image."""
         function: Callable[..., R] = self.function
 
-        def call(inputs: dict[str, Any]) -> R:
+        def call(inputs: Mapping[str, Any]) -> R:
             result = function(**inputs, **gather(params, self.groups))
             if not isinstance(result, self.result):
-                raise PluginError(f"{self.spec.name} gave a {type(result).__name__}, not {self.spec.returns}")
+                raise PluginError(
+                    f"{self.spec.name} returned a {type(result).__name__}, not {self.spec.returns}"
+                )
             return result
 
         size = batch_size(model) if model is not None else None
-        count = image_count(inputs) or 1
+        count = self.image_count(inputs) or 1
         if size is None or count <= size or not (self.spec.batch_independent and self.result.per_image):
             return call(inputs), size
         results = []
-        with claim_checkpoint():  # no batch may go on with what another did
+        with claim_checkpoint():  # without a checkpoint: no batch may resume from another's progress
             for start in range(0, count, size):
-                some = range(start, min(start + size, count))
-                part = {i.name: _select(inputs[i.name], i.role, some) for i in self.spec.inputs}
-                results.append(call(part))
+                rows = range(start, min(start + size, count))
+                batch = {i.name: ROLES[i.role].select(inputs[i.name], rows) for i in self.spec.inputs}
+                results.append(call(batch))
         return self.result.concatenate(results), size
 
 
-def _select(value: Any, role: str, rows: range) -> Any:
-    if role in PER_IMAGE and isinstance(value, Tensor):
-        return value[rows.start : rows.stop]
-    return value.select(rows) if role == "target" else value
+def _roles_in(metadata: Sequence[Any], annotation: Any) -> Iterator[str]:
+    """Names of the roles in a parameter's annotation, also inside it: ``list[LayerName] | None``."""
+    for mark in metadata:
+        if isinstance(mark, Role):
+            yield mark.name
+    for part in get_args(annotation):
+        if get_args(part):
+            yield from _roles_in(getattr(part, "__metadata__", ()), part)
 
 
 def _layer_names(value: Any, model: Model) -> Any:
-    """A parameter with every layer that it names checked."""
+    """A parameter with every layer in it by the model's own name."""
     match value:
         case None:
             return None
@@ -339,18 +396,10 @@ def _layer_names(value: Any, model: Model) -> Any:
     return type(value)(map(model.layer_name, value))
 
 
-def _recorded(value: Any) -> Any:
-    if value is None or isinstance(value, Tensor):
-        return value
-    if isinstance(value, Objective):
-        return value.to_json()
-    return getattr(value, "uri", None) or f"a {type(value).__name__} {AS_OBJECT}"
-
-
 @functools.cache
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in ("phosphene", "torch", "torchvision", "timm"):
-        with suppress(PackageNotFoundError):  # timm and torchvision are optional to a bare module
-            found[name] = version(name)
-    return found
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions

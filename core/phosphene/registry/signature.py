@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from inspect import Parameter
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
 
 from ..errors import UnknownName
 from ..results import Result
-from ..roles.kinds import ROLES
+from ..roles import ROLES
 from ..spec.parameter_group import ParameterGroup
 from ..spec.spec import Input, Role
 
@@ -20,22 +26,24 @@ class Signature(NamedTuple):
     """What a method's function declares.
 
     ``fields`` are its parameters for ``pydantic.create_model``, those of ``groups`` (by the argument that
-    holds them) among them.
+    holds them) among them. ``call`` is the signature that callers see: plain types, groups flattened.
     """
 
     inputs: tuple[Input, ...]
     fields: dict[str, Any]
     groups: dict[str, type[ParameterGroup]]
     result: type[Any]
+    call: inspect.Signature
 
 
 def read_signature(function: Callable[..., Any]) -> Signature:
     """A function's inputs, parameters and result type. Raises TypeError for what no method can have."""
-    # Not get_type_hints: it would resolve the forward references inside the roles as well.
+    # Not get_type_hints, which drops the Annotated metadata.
     signature = inspect.signature(function, eval_str=True)
     inputs: list[Input] = []
     fields: dict[str, Any] = {}
     groups: dict[str, type[ParameterGroup]] = {}
+    call: list[Parameter] = []
     for name, parameter in signature.parameters.items():
         if name in RUN_ARGUMENTS:
             raise TypeError(f"{function.__name__}: {name!r} means something to run(); choose another name")
@@ -56,7 +64,36 @@ def read_signature(function: Callable[..., Any]) -> Signature:
         if role.name not in ROLES:
             raise UnknownName("input role", role.name, ROLES)
         inputs.append(Input(name=name, role=role.name, required=required, own_size=role.own_size))
+        call.append(parameter.replace(annotation=plain_type(parameter.annotation)))
     result = signature.return_annotation
     if not (isinstance(result, type) and issubclass(result, Result)):
         raise TypeError(f"{function.__name__} must say which result type it returns, not {result!r}")
-    return Signature(tuple(inputs), fields, groups, result)
+    for name, (annotation, default) in fields.items():
+        value = Parameter.empty if (default := _default(default)) is ... else default
+        call.append(Parameter(name, Parameter.KEYWORD_ONLY, default=value, annotation=plain_type(annotation)))
+    plain = inspect.Signature(call, return_annotation=result)
+    return Signature(tuple(inputs), fields, groups, result, plain)
+
+
+def _default(default: Any) -> Any:
+    """A field's default value; ``...`` where it is required."""
+    if not isinstance(default, FieldInfo):
+        return default
+    return ... if default.is_required() else default.get_default(call_default_factory=True)
+
+
+def plain_type(annotation: Any) -> Any:
+    """The type without what is attached to it: ``list[Annotated[int, Field(ge=0)]]`` -> ``list[int]``."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return plain_type(arguments[0])
+    if origin is None or origin is Literal or not all(map(_is_type, arguments)):
+        return annotation
+    plain = tuple(map(plain_type, arguments))
+    if origin in (Union, UnionType):
+        return functools.reduce(operator.or_, plain)
+    return origin[plain]
+
+
+def _is_type(argument: Any) -> bool:
+    return argument is ... or not isinstance(argument, (list, str))

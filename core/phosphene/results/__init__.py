@@ -1,4 +1,4 @@
-"""What methods give back: tensors that show themselves, save themselves and say how they came about."""
+"""Results of methods: tensors with figures, files and provenance, a class per kind of result."""
 
 from .activation_maps import ActivationMaps
 from .adversarial_examples import AdversarialExamples
@@ -6,7 +6,6 @@ from .attribution import Attribution
 from .base import Panel, Result, shorten_title
 from .embedding import Embedding
 from .filter_bank import FilterBank
-from .loading import load_result
 from .neighbors import Neighbors
 from .patches import Patches
 from .provenance import Provenance
@@ -32,6 +31,5 @@ __all__ = [
     "Synthesis",
     "TrainedNetwork",
     "check_output_folder",
-    "load_result",
     "shorten_title",
 ]

@@ -13,12 +13,12 @@ from .base import Panel, Result, shorten_title
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ActivationMaps(Result):
-    """What chosen channels of a layer answer to images.
+    """Activation maps of K channels of a layer.
 
-    ``images`` (N, C, H, W); ``maps`` (N, K, h, w) raw activations; ``scaled`` the same in [0, 1]
-    for showing, with zero in the middle where they are ``signed``; ``channels`` their K numbers. Of
-    more than nine, a figure shows each image's strongest; titles tell what a map ranges over, so that a
-    map of nearly nothing is not taken for a strong one.
+    ``images`` (N, C, H, W); ``maps`` (N, K, h, w), the activations; ``scaled`` (N, K, h, w), the same in
+    [0, 1] for display, zero at 1/2 if ``signed``; ``channels``, K channel numbers. With more than nine
+    channels, figures show those of largest activation; titles give a map's range, so that a nearly
+    constant map is not mistaken for a strong one.
     """
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "maps", "scaled")
@@ -37,10 +37,10 @@ class ActivationMaps(Result):
             strongest = maps.flatten(1).amax(1).sort(descending=True, stable=True).indices[:9].tolist()
             group = [Panel(image, shorten_title(self.layer))]
             for k in strongest if len(maps) > 9 else range(len(maps)):
-                shown = colorize(scaled[k], "RdBu_r" if self.signed else "viridis")
+                drawn = colorize(scaled[k], "RdBu_r" if self.signed else "viridis")
                 if self.layout == "overlay":
-                    shown = overlay(to_display(image), scaled[k])
-                span = f"{float(maps[k].min()):.2g} to {float(maps[k].max()):.2g}"
-                group.append(Panel(shown, f"channel {self.channels[k]}: {span}"))
+                    drawn = overlay(to_display(image), scaled[k])
+                value_range = f"{float(maps[k].min()):.2g} to {float(maps[k].max()):.2g}"
+                group.append(Panel(drawn, f"channel {self.channels[k]}: {value_range}"))
             groups.append(group)
         return groups

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AdversarialExamples(Result):
-    """Images, what an attack made of them, and what the model says of both.
+    """Images, their adversarial examples, and the model's predictions of both.
 
-    ``images``, ``adversarial`` (N, C, H, W) in [0, 1]; ``labels``, ``before``, ``after`` (N,)
-    class indices wanted and predicted; ``confidence_before``, ``confidence_after`` (N,) of those
-    predictions; ``success`` (N,) whether the attack reached its aim. ``queries`` (N,), of an attack that
-    only asks the model: how many pictures it was shown on each image's behalf, the image itself included.
-    ``targeted``: the labels are classes that the attack wanted, not ones that it wanted to get away from.
+    ``images``, ``adversarial`` (N, C, H, W) in [0, 1]; ``labels`` (N,) the true classes, where ``targeted``
+    the target classes; ``before``, ``after`` (N,) the predicted classes with their probabilities
+    ``confidence_before``, ``confidence_after`` (N,) and names; ``success`` (N,) whether the prediction after
+    is wrong, or the target. ``queries`` (N,), of black-box attacks: how many images the model was evaluated
+    on for each image, the image itself included.
     """
 
     per_image: ClassVar[tuple[str, ...]] = (
@@ -50,35 +50,35 @@ class AdversarialExamples(Result):
         images: Tensor,
         adversarial: Tensor,
         labels: Tensor,
-        *both: Tensor,
+        *logits: Tensor,
         targeted: bool,
         queries: Tensor | None = None,
     ) -> Self:
-        """An attack's result, judged by the model's logits (N, K) before and after it."""
-        said: dict[str, Any] = {}
-        for when, logits in zip(("before", "after"), both, strict=True):
-            said[f"confidence_{when}"], said[when] = logits.softmax(1).max(1)
-            said[f"names_{when}"] = tuple(model.class_name(i) for i in said[when].tolist())
-        success = said["after"].eq(labels) if targeted else said["after"].ne(labels)
-        said |= {"images": images, "adversarial": adversarial, "labels": labels, "queries": queries}
-        return cls(success=success, targeted=targeted, **said)
+        """An attack's result from the model's logits (N, K) of the images and of the adversarial examples."""
+        fields: dict[str, Any] = {}
+        for when, values in zip(("before", "after"), logits, strict=True):
+            fields[f"confidence_{when}"], fields[when] = values.softmax(1).max(1)
+            fields[f"names_{when}"] = tuple(model.class_name(i) for i in fields[when].tolist())
+        success = fields["after"].eq(labels) if targeted else fields["after"].ne(labels)
+        fields |= {"images": images, "adversarial": adversarial, "labels": labels, "queries": queries}
+        return cls(success=success, targeted=targeted, **fields)
 
     def distance(self, norm: Literal["l1", "l2", "linf"]) -> Tensor:
-        """(N,) how far each image was moved, in pixel units."""
-        # In double precision: torch's float32 norm is wrong by 2e-3 on three million pixels.
+        """The norm (N,) of each perturbation, pixels in [0, 1]."""
+        # Double precision: the error of torch's float32 norm of three million pixels is 2e-3.
         delta = (self.adversarial - self.images).flatten(1).double()
         return delta.norm(float(norm.removeprefix("l")), dim=1).to(self.images)
 
     def panels(self) -> list[list[Panel]]:
         groups = []
-        for n, far in enumerate(self.distance("l2").tolist()):
+        for n, distance in enumerate(self.distance("l2").tolist()):
             before = f"{self.names_before[n]} {self.confidence_before[n]:.0%}"
-            becomes = "still" if self.before[n] == self.after[n] else "->"
-            after = f"{becomes} {self.names_after[n]} {self.confidence_after[n]:.0%}"
+            arrow = "still" if self.before[n] == self.after[n] else "->"
+            after = f"{arrow} {self.names_after[n]} {self.confidence_after[n]:.0%}"
             change = Panel.difference(self.images[n], self.adversarial[n])
-            told = [change.title, *([f"l2 {far:.3g}"] if far else [])]
+            title = [change.title, *([f"l2 {distance:.3g}"] if distance else [])]
             if self.queries is not None:
-                told.append(f"{int(self.queries[n])} queries")
+                title.append(f"{int(self.queries[n])} queries")
             attacked = Panel(self.adversarial[n], after, is_output=True)
-            groups.append([Panel(self.images[n], before), attacked, Panel(change.image, ", ".join(told))])
+            groups.append([Panel(self.images[n], before), attacked, Panel(change.image, ", ".join(title))])
         return groups

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import io
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..images.color import to_display
@@ -28,14 +32,17 @@ if TYPE_CHECKING:
 from .provenance import Provenance
 from .saving import FORMAT, atomic_folder, encode
 
+#: Loads a method by its name: the training method that rebuilds a saved network.
+FindMethod = Callable[[str], Any]
+
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a figure, any (C, H, W) that becomes (3, H, W) in [0, 1], with a title."""
+    """One image of a figure with a title; any (C, H, W) is converted to (3, H, W) in [0, 1]."""
 
     image: Tensor
     title: str = ""
-    #: Whether it is worth a file of its own at its own size: what the method made.
+    #: Whether the method made it: ``save`` then writes it to an image file of its own, at its own size.
     is_output: bool = False
 
     def __post_init__(self) -> None:
@@ -43,71 +50,82 @@ class Panel:
 
     @classmethod
     def difference(cls, image: Tensor, changed: Tensor) -> Panel:
-        """What was changed, amplified until a pixel is black or white: grey where nothing was."""
+        """The change from one image to another, amplified to the full range; gray where nothing changed."""
         delta = changed - image
         largest = float(delta.abs().max())
-        factor = 0.5 / max(largest, 1e-9)  # a change of one denormal number would have none
+        factor = 0.5 / max(largest, 1e-9)  # 0.5 / a denormal number overflows
         return cls(0.5 + delta * factor, f"difference ×{factor:.0f}" if largest else "unchanged")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Result:
-    """The base of all results; a subclass adds fields and ``panels``, and the rest comes by itself.
+    """Base class of results. A subclass is a frozen dataclass with fields and ``panels()``.
 
-    A field is a tensor, a network, or what JSON holds of words, numbers, tuples and mappings; one that is
-    no part of what is saved has ``metadata={"saved": False}``.
+    A field is a tensor, a network, or JSON: strings, numbers, tuples and mappings. A field that is not saved
+    has ``metadata={"saved": False}``. Figures, saving, loading and ``repr`` follow from the fields.
     """
 
     types: ClassVar[dict[str, type[Result]]] = {}
-    #: The fields whose row i belongs to image i, so that batches can be put together; () where none does.
+    #: The fields whose row i belongs to image i, which ``concatenate`` joins along the first axis.
     per_image: ClassVar[tuple[str, ...]] = ()
-    #: The fields (steps, N, ...) whose column i belongs to image i.
+    #: The fields (steps, N, ...) whose column i belongs to image i, joined along the second axis.
     per_step: ClassVar[tuple[str, ...]] = ()
-    #: How many groups of panels stand side by side.
+    #: How many groups of panels a row of the figure has.
     groups_per_row: ClassVar[int] = 1
 
     provenance: Provenance | None = field(default=None, repr=False, metadata={"saved": False})
-    #: The tensors and names that the method was given, so that it can be run again.
+    #: The method's inputs, tensors and names, from which ``replay`` runs it again.
     inputs: Mapping[str, Any] = field(default_factory=dict, repr=False, metadata={"saved": False})
     #: The folder it was loaded from.
     uri: str | None = field(default=None, repr=False, metadata={"saved": False})
 
     def __init_subclass__(cls) -> None:
         Result.types[cls.__name__] = cls
+        if "panels" in vars(cls):
+            setattr(cls, "panels", _computed_once(vars(cls)["panels"]))  # noqa: B010
+        if "__repr__" not in vars(cls):  # the dataclass decorator would write one that prints whole tensors
+            setattr(cls, "__repr__", cls.__repr__)  # noqa: B010
+
+    def __repr__(self) -> str:
+        """The type and the method, and for each field its shape, dtype and range."""
+        method = f" of {self.provenance.method}" if self.provenance else ""
+        fields = [(name, describe(value)) for name, value in self.fields()]
+        width = max((len(name) for name, _ in fields), default=0)
+        return "\n".join([f"{type(self).__name__}{method}", *(f"  {n:{width}}  {t}" for n, t in fields)])
 
     def panels(self) -> list[list[Panel]]:
-        """The result as groups of pictures: one for each image, unit or whatever it is about."""
-        raise NotImplementedError(f"{type(self).__name__} must say how it looks: panels()")
+        """Groups of images with titles: a group for each input image, unit or row of the figure."""
+        raise NotImplementedError(f"{type(self).__name__} must define panels()")
 
     def rows(self) -> list[list[Panel]]:
-        """The panels as they are laid out: ``groups_per_row`` groups a row."""
+        """The rows of the figure, ``groups_per_row`` groups each."""
         groups = self.panels()
         starts = range(0, len(groups), self.groups_per_row)
         return [list(itertools.chain(*groups[start : start + self.groups_per_row])) for start in starts]
 
     def lines(self) -> list[str]:
-        """The result in words: what stands over the panels, a line for each group."""
+        """The result as text: the panels' titles, a line for each group."""
         titles = [", ".join(panel.title for panel in group if panel.title) for group in self.panels()]
         return [f"{number:03d}  {line}" for number, line in enumerate(titles)]
 
     def animation_frames(self) -> list[Tensor]:
-        """Pictures (3, H, W) of how it came about, in order, if there are any: ``save`` makes a GIF."""
+        """Frames (3, H, W) of the optimisation in order; ``save`` writes them as a GIF. None by default."""
         return []
 
     def fields(self) -> Iterator[tuple[str, Any]]:
-        """The result's own fields: everything but where it comes from."""
+        """Names and values of the saved fields, without provenance and inputs."""
         for f in dataclasses.fields(self):
             if f.metadata.get("saved", True):
                 yield f.name, getattr(self, f.name)
 
     @classmethod
-    def restore(cls, fields: dict[str, Any], **rest: Any) -> Result:
-        """The result again from its saved fields; a network comes as its tensors by name."""
+    def restore(cls, fields: dict[str, Any], find_method: FindMethod, **rest: Any) -> Result:
+        """The result from its saved fields; a network is a mapping of its tensors by name."""
         return cls(**fields, **rest)
 
     @classmethod
     def concatenate(cls, results: Sequence[Self]) -> Self:
-        """Put the results of consecutive batches together."""
+        """One result from those of consecutive batches."""
         merged: dict[str, Any] = {}
         for name in cls.per_image:
             values = [getattr(result, name) for result in results]
@@ -121,15 +139,15 @@ class Result:
         return dataclasses.replace(results[0], **merged)
 
     def figure(self) -> Figure:
-        """All panels as a matplotlib figure. Raises InputError where there are none."""
+        """All panels as a matplotlib figure. Raises InputError if there are none."""
         from matplotlib.figure import Figure
 
         rows = self.rows()
         if not any(rows):
-            raise InputError(f"this {type(self).__name__} holds no pictures to show")
+            raise InputError(f"this {type(self).__name__} has no images to draw")
         columns = max(map(len, rows))
         _, height, width = rows[0][0].image.shape
-        # Large pictures at their own size, and never more than the width of a page.
+        # Inches: large images at their own size, the figure at most 14 wide.
         side = min(max(2.2, max(p.image.shape[2] for row in rows for p in row) / 110), 14 / columns)
         figure = Figure(figsize=(side * columns, (side * height / width + 0.3) * len(rows)), dpi=110)
         axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -144,7 +162,7 @@ class Result:
         return figure
 
     def png(self) -> bytes:
-        """The figure as a PNG file's bytes."""
+        """The figure as the bytes of a PNG file."""
         stream = io.BytesIO()
         self.figure().savefig(stream, format="png")
         return stream.getvalue()
@@ -154,13 +172,13 @@ class Result:
         return f'<img alt="{type(self).__name__}" src="data:image/png;base64,{picture}">'
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write PNGs for people (``picture.png``, ``pictures/``) and safetensors + JSON for programs.
+        """Write ``picture.png`` (the figure), ``pictures/``, and safetensors + JSON for ``load_result``.
 
-        What was drawn with ``frames`` also has a ``film.gif`` and, with the extra ``video``, a ``film.mp4``.
+        A result with frames also has a ``film.gif`` and, with the extra ``video``, a ``film.mp4``.
 
-        The folder appears whole or not at all; one that holds an earlier result is replaced.
+        The folder appears complete or not at all; one that holds an earlier result is replaced.
         """
-        with atomic_folder(Path(folder).resolve()) as place:
+        with reuse_panels(), atomic_folder(Path(folder).resolve()) as new:
             tensors: dict[str, Tensor] = {}
             document = {
                 "format": FORMAT,
@@ -169,25 +187,75 @@ class Result:
                 "inputs": {n: encode(v, f"inputs.{n}", tensors) for n, v in self.inputs.items()},
                 "provenance": self.provenance.model_dump(mode="json") if self.provenance else None,
             }
-            save_file(tensors, place / "arrays.safetensors")
-            (place / "result.json").write_text(json.dumps(document, indent=2))
-            (place / "picture.png").write_bytes(self.png())
-            made = [panel.image for group in self.panels() for panel in group if panel.is_output]
-            for number, picture in enumerate(made):
-                (place / "pictures").mkdir(exist_ok=True)
-                write_png(picture, place / "pictures" / f"{number:03d}.png")
-            if film := self.animation_frames():
-                write_gif(film, place / "film.gif")
+            save_file(tensors, new / "arrays.safetensors")
+            (new / "result.json").write_text(json.dumps(document, indent=2))
+            (new / "picture.png").write_bytes(self.png())
+            outputs = [panel.image for group in self.panels() for panel in group if panel.is_output]
+            for number, image in enumerate(outputs):
+                (new / "pictures").mkdir(exist_ok=True)
+                write_png(image, new / "pictures" / f"{number:03d}.png")
+            if frames := self.animation_frames():
+                write_gif(frames, new / "film.gif")
                 if find_spec("imageio_ffmpeg"):
-                    write_mp4(film, place / "film.mp4")
+                    write_mp4(frames, new / "film.mp4")
         return Path(folder)
 
 
+#: The panels that were computed inside ``reuse_panels``, by result and function, each with its result.
+_panels: ContextVar[dict[Any, tuple[Result, list[list[Panel]]]] | None] = ContextVar(
+    "phosphene_panels", default=None
+)
+
+
+@contextmanager
+def reuse_panels() -> Iterator[None]:
+    """Inside, the panels of a result are computed once; the outermost block releases them at its end."""
+    token = _panels.set({} if (outer := _panels.get()) is None else outer)
+    try:
+        yield
+    finally:
+        _panels.reset(token)
+
+
+def _computed_once(panels: Callable[[Any], list[list[Panel]]]) -> Callable[[Any], list[list[Panel]]]:
+    @functools.wraps(panels)
+    def compute(self: Any) -> list[list[Panel]]:
+        computed = _panels.get()
+        if computed is None:
+            return panels(self)
+        key = (id(self), panels)
+        if key not in computed:
+            computed[key] = (self, panels(self))  # with the result, whose id is then of no other
+        return computed[key][1]
+
+    return compute
+
+
+def describe(value: Any) -> str:
+    """A field's value in a line: a tensor's dtype, shape and range, a network's type, else the short repr."""
+    match value:
+        case Tensor():
+            kind = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+            if not value.numel() or value.is_complex():
+                return kind
+            if value.dtype == torch.bool:
+                return f"{kind}, {int(value.sum())} true"
+            low, high = (v.item() for v in value.detach().aminmax())
+            return f"{kind} in [{low:.4g}, {high:.4g}]"
+        case nn.Module():
+            return f"{type(value).__name__} with {sum(p.numel() for p in value.parameters()):,} parameters"
+        case Mapping() if any(isinstance(item, (Tensor, nn.Module)) for item in value.values()):
+            return ", ".join(f"{name}: {describe(item)}" for name, item in value.items())
+        case tuple() | list() if any(isinstance(item, (Tensor, nn.Module)) for item in value):
+            return f"{len(value)} items: {', '.join(map(describe, value))}"
+    return textwrap.shorten(repr(value), 100, placeholder=" ...")
+
+
 def shorten_title(name: str, most: int = 18) -> str:
-    """The end of a long name, short enough for a title."""
+    """The last ``most`` characters of a long name, for a title."""
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def side_by_side_frames(frames: Tensor | None) -> list[Tensor]:
-    """Frames (F, N, C, H, W) as pictures with all N images in a row."""
+    """Frames (F, N, C, H, W), uint8, as images in [0, 1] with all N images in a row."""
     return [] if frames is None else [torch.cat(list(frame), -1) / 255 for frame in frames]

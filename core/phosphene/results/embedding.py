@@ -1,4 +1,4 @@
-"""``Embedding``: features or their projection to two dimensions."""
+"""``Embedding``: features of a data set, and their projections, clusters or outliers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ from .base import Panel, Result, shorten_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from .patches import _ROWS
+
+#: Largest number of rows of thumbnails beside a chart.
+MAX_ROWS = 12
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Embedding(Result):
-    """Pictures of a data set as points of a feature space; row i of everything is the picture ``ids[i]``.
+    """Features of the N images of a data set; row i of every tensor belongs to the image ``ids[i]``.
 
-    ``features`` (N, D); ``thumbnails`` (N, 3, s, s) bytes; ``labels`` where they are known. ``points``
-    (N, 2 or more) are where a picture lies on the ``axes``; ``clusters`` (N,) which one it is in, and
-    ``centrality`` (N,) how far from its middle. ``numbers`` are scalars, by what was measured.
-    ``layout`` says how it is drawn: a map; rows of every cluster; those far out on either axis.
+    ``features`` (N, D); ``thumbnails`` (N, 3, s, s), bytes; ``labels``: class names, or None. ``points``
+    (N, 2 or more): coordinates on the ``axes``; ``clusters`` (N,): cluster numbers, and
+    ``center_distances`` (N,): the distances to the clusters' centers. ``metrics``: scalars by name.
+    ``layout`` is how figures are arranged: a scatter plot of thumbnails ("map"), a row per cluster, or the
+    images of largest coordinates ("outliers").
     """
 
     ids: tuple[str, ...]
@@ -37,44 +40,44 @@ class Embedding(Result):
     points: Tensor | None = None
     axes: tuple[str, ...] = ()
     clusters: Tensor | None = None
-    centrality: Tensor | None = None
-    numbers: Mapping[str, Tensor] = field(default_factory=dict)
+    center_distances: Tensor | None = None
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
     layout: Literal["map", "clusters", "outliers"] = "map"
 
     def panels(self) -> list[list[Panel]]:
-        return [[Panel(picture, title, is_output=True)] for title, picture in self._sheets()]
+        return [[Panel(image, title, is_output=True)] for title, image in self._thumbnail_images()]
 
     def lines(self) -> list[str]:
-        numbers = [f"{name}: {float(value):.4g}" for name, value in self.numbers.items()]
-        size = f"{len(self.ids)} pictures, {self.features.shape[1]} features"
-        return [", ".join([size, *numbers]), *(title for title, _ in self._sheets() if title)]
+        metrics = [f"{name}: {float(value):.4g}" for name, value in self.metrics.items()]
+        size = f"{len(self.ids)} images, {self.features.shape[1]} features"
+        return [", ".join([size, *metrics]), *(title for title, _ in self._thumbnail_images() if title)]
 
-    def farthest(self, axis: int, most: int = 12) -> list[int]:
-        """The rows that lie farthest out on an axis, the farthest first."""
+    def farthest(self, axis: int, count: int = 12) -> list[int]:
+        """The rows of largest coordinate on an axis, the largest first."""
         assert self.points is not None
-        return self.points[:, axis].sort(descending=True, stable=True).indices[:most].tolist()
+        return self.points[:, axis].sort(descending=True, stable=True).indices[:count].tolist()
 
-    def _sheets(self) -> list[tuple[str, Tensor]]:
-        """What is to be seen of the thumbnails: titles and pictures (3, H, W)."""
-        paint = None if self.labels is None else charts.label_colors(self.labels, len(self.ids))[0]
+    def _thumbnail_images(self) -> list[tuple[str, Tensor]]:
+        """Arrangements of thumbnails: titles and images (3, H, W)."""
+        colors = None if self.labels is None else charts.label_colors(self.labels, len(self.ids))[0]
         if self.layout == "clusters":
             return self._cluster_rows()
         if self.layout == "outliers" and self.points is not None:
-            sheets = []
+            images = []
             for axis, name in enumerate(self.axes):
                 rows = self.farthest(axis)
                 far = ", ".join(
                     f"{shorten_title(self.ids[i])} ({self.points[i, axis]:.3g})" for i in rows[:1]
                 )
-                sheets.append((f"by {name}: {far}", self._strip(rows, 6, None)))
-            return sheets
+                images.append((f"by {name}: {far}", self._strip(rows, 6, None)))
+            return images
         if self.points is None or self.points.shape[1] < 2:
             rows = charts.evenly_spaced(len(self.ids), 100)
-            return [("", self._strip(rows, math.ceil(math.sqrt(len(rows))), paint))]
-        return [("", charts.thumbnail_scatter(self.thumbnails, self.points, paint))]
+            return [("", self._strip(rows, math.ceil(math.sqrt(len(rows))), colors))]
+        return [("", charts.thumbnail_scatter(self.thumbnails, self.points, colors))]
 
-    def _strip(self, rows: list[int], columns: int, paint: Sequence[charts.Color] | None) -> Tensor:
-        frames = None if paint is None else [paint[i] for i in rows]
+    def _strip(self, rows: list[int], columns: int, colors: Sequence[charts.Color] | None) -> Tensor:
+        frames = None if colors is None else [colors[i] for i in rows]
         return charts.image_grid(charts.frame_thumbnails(self.thumbnails[rows], frames), columns)
 
     def _cluster_names(self) -> tuple[str, ...]:
@@ -82,37 +85,37 @@ class Embedding(Result):
         return tuple(f"cluster {n}" for n in self.clusters.tolist())
 
     def _cluster_rows(self) -> list[tuple[str, Tensor]]:
-        """Every cluster, the largest first: those in its middle, and what they are."""
-        assert self.clusters is not None and self.centrality is not None
-        paint = charts.label_colors(self._cluster_names(), len(self.ids))[0]
-        sheets = []
+        """Per cluster, the largest first: the images nearest to its center, and its most frequent class."""
+        assert self.clusters is not None and self.center_distances is not None
+        colors = charts.label_colors(self._cluster_names(), len(self.ids))[0]
+        images = []
         for cluster, size in Counter(self.clusters.tolist()).most_common():
             inside = (self.clusters == cluster).nonzero()[:, 0]
-            rows = inside[self.centrality[inside].sort(stable=True).indices].tolist()
+            rows = inside[self.center_distances[inside].sort(stable=True).indices].tolist()
             title = f"cluster {cluster}: {size}"
             if self.labels is not None:
-                name, most = Counter(self.labels[i] for i in rows).most_common(1)[0]
-                title += f", {most / size:.0%} {name}"
-            sheets.append((title, self._strip(rows[:10], 10, paint)))
-        return sheets
+                name, frequency = Counter(self.labels[i] for i in rows).most_common(1)[0]
+                title += f", {frequency / size:.0%} {name}"
+            images.append((title, self._strip(rows[:10], 10, colors)))
+        return images
 
     def figure(self) -> Figure:
-        """The points beside their thumbnails; without points, how alike the pictures are."""
-        sheets = self._sheets()[:_ROWS]
-        figure = charts.new_figure(max(4.8, 0.62 * len(sheets)))
+        """The points beside their thumbnails; without points, the cosine similarities of the features."""
+        images = self._thumbnail_images()[:MAX_ROWS]
+        figure = charts.new_figure(max(4.8, 0.62 * len(images)))
         left, right = cast(Sequence[Any], figure.subfigures(1, 2, width_ratios=(1, 1.08)))
         chart = left.subplots()
         if self.points is None:
-            self._draw_likeness(chart)
+            self._draw_similarity(chart)
         else:
             self._draw_points(chart)
-        numbers = [f"{name}: {float(value):.3g}" for name, value in self.numbers.items()]
-        groups = [", ".join(numbers[start : start + 3]) for start in range(0, len(numbers), 3)]
+        metrics = [f"{name}: {float(value):.3g}" for name, value in self.metrics.items()]
+        groups = [", ".join(metrics[start : start + 3]) for start in range(0, len(metrics), 3)]
         chart.set_title("\n".join(groups), fontsize=8, loc="left", color="0.3")
-        for axes, (title, picture) in zip(
-            right.subplots(len(sheets), squeeze=False)[:, 0], sheets, strict=True
+        for axes, (title, image) in zip(
+            right.subplots(len(images), squeeze=False)[:, 0], images, strict=True
         ):
-            charts.show_image(axes, picture, title)
+            charts.show_image(axes, image, title)
         return figure
 
     def _draw_points(self, chart: Any) -> None:
@@ -125,16 +128,16 @@ class Embedding(Result):
         for name, label in zip(self.axes, (chart.set_xlabel, chart.set_ylabel), strict=False):
             label(name, fontsize=9)
         if self.layout == "outliers":
-            for place in dict.fromkeys(n for axis in (0, 1) for n in self.farthest(axis, 3)):
-                where = self.points[place, :2].tolist()
+            for row in dict.fromkeys(n for axis in (0, 1) for n in self.farthest(axis, 3)):
+                point = self.points[row, :2].tolist()
                 chart.annotate(
-                    shorten_title(self.ids[place]), where, (4, 3), textcoords="offset points", fontsize=7
+                    shorten_title(self.ids[row]), point, (4, 3), textcoords="offset points", fontsize=7
                 )
         elif not self.axes:
             chart.set_xticks([]), chart.set_yticks([])
 
-    def _draw_likeness(self, chart: Any) -> None:
-        """The cosine between every two pictures' features, their mean taken off, class by class."""
+    def _draw_similarity(self, chart: Any) -> None:
+        """Cosine similarities of the centered features, sorted by class."""
         rows = charts.evenly_spaced(len(self.ids), 600)
         if self.labels is not None:
             rows.sort(key=lambda i: self.labels[i])  # type: ignore[index]

@@ -12,10 +12,10 @@ from .base import Panel, Result
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FilterBank(Result):
-    """Filters of a layer as they are learned.
+    """Filters of a convolution.
 
-    ``weights`` (F, C, K, K) as they are, ``tiles`` (T, 3, K, K) in [0, 1] to look at, ``captions``
-    what each tile is, ``columns`` how many stand in a row.
+    ``weights`` (F, C, K, K); ``tiles`` (T, 3, K, K), the filters as images in [0, 1]; ``captions``, a title
+    per tile; ``columns``, tiles per row of the figure.
     """
 
     layer: str
@@ -27,9 +27,9 @@ class FilterBank(Result):
     def panels(self) -> list[list[Panel]]:
         from torchvision.utils import make_grid
 
-        # Single weights are to be seen.
+        # Enlarged, so that single weights are visible.
         side = max(12, min(66, 1320 // self.columns))
         tiles = enlarge(self.tiles, max(1, side // max(self.tiles.shape[2:])))
         size = "x".join(str(s) for s in self.weights.shape)
-        picture = make_grid(tiles, self.columns, padding=3, pad_value=1)
-        return [[Panel(picture, f"{self.layer}: {size}", is_output=True)]]
+        image = make_grid(tiles, self.columns, padding=3, pad_value=1)
+        return [[Panel(image, f"{self.layer}: {size}", is_output=True)]]

@@ -1,4 +1,4 @@
-"""``Neighbors``: nearest neighbours of queries."""
+"""``Neighbors``: nearest neighbors of images by features and by pixels."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .base import Panel, Result
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Neighbors(Result):
-    """The nearest pictures of a data set in feature space, and beside them in raw pixels.
+    """The k nearest images of a data set to each of N images, in feature space and in pixel space.
 
-    ``images`` (N, C, H, W) the queries; ``indices``, ``distances`` (N, k), nearest first;
-    ``neighbors`` (N, k, C, H, W). The same with ``pixel_`` for the comparison in pixel space.
+    ``images`` (N, C, H, W): the query images. In feature space, nearest first: ``indices`` and ``distances``
+    (N, k), ``neighbors`` (N, k, C, H, W), ``ids``. The same with ``pixel_`` in pixel space.
     """
 
     images: Tensor
@@ -30,7 +30,8 @@ class Neighbors(Result):
         groups = []
         features, pixels = (self.neighbors, self.distances), (self.pixel_neighbors, self.pixel_distances)
         for n, image in enumerate(self.images):
-            for what, (found, far) in (("features", features), ("pixels", pixels)):
-                near = [Panel(f, f"{d:.2f}") for f, d in zip(found[n], far[n].tolist(), strict=True)]
-                groups.append([Panel(image, f"by {what}"), *near])
+            for space, (neighbors, distances) in (("features", features), ("pixels", pixels)):
+                pairs = zip(neighbors[n], distances[n].tolist(), strict=True)
+                panels = [Panel(neighbor, f"{distance:.2f}") for neighbor, distance in pairs]
+                groups.append([Panel(image, f"by {space}"), *panels])
         return groups

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Provenance(BaseModel):
-    """How a result came about: enough to make it again and to see whether it came out the same."""
+    """How a result was made: enough to run it again and to compare."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -24,5 +24,5 @@ class Provenance(BaseModel):
     batch_size: int | None
     started: str
     seconds: float
-    #: Where it stood when Ctrl-C ended it early ("after 12 of 200 steps"); None for what is whole.
+    #: Where Ctrl-C ended it early ("after 12 of 200 steps"); None if it is complete.
     interrupted: str | None = None

@@ -1,4 +1,4 @@
-"""Saving results: JSON and safetensors in a folder that appears whole or not at all."""
+"""Saving results: JSON and safetensors in a folder that is written atomically."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ FORMAT = 1
 
 
 def check_output_folder(folder: str | os.PathLike[str]) -> None:
-    """Refuse a folder that a result cannot be saved in: a file, one with other things, one in use."""
+    """Raise InputError where no result can be saved: a file, the working directory, a folder in use."""
     folder = Path(folder).resolve()
-    for place in (folder, *folder.parents):
-        if place.is_file():
-            raise InputError(f"{place} is a file; results are saved in a folder")
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            raise InputError(f"{path} is a file; results are saved in a folder")
     if folder == Path.cwd():
-        raise InputError(f"{folder} is the folder you work in; choose another")
+        raise InputError(f"{folder} is the working directory; choose another folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "result.json").is_file():
-        raise InputError(f"{folder} holds other things than a result; choose an empty or a new folder")
+        raise InputError(f"{folder} contains files other than a result; choose an empty or a new folder")
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary sibling of ``folder`` to write into, which takes its place at the end."""
+    """A temporary folder beside ``folder`` to write into, which replaces it at the end."""
     check_output_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Everything is written inside one hidden folder, and an earlier result moves in there to be deleted.
+    # One hidden folder for the new files, and for an earlier result, which is deleted with it.
     with tempfile.TemporaryDirectory(prefix=".phosphene-", dir=folder.parent) as hidden:
         new, old = Path(hidden, "new"), Path(hidden, "old")
         new.mkdir()
@@ -43,14 +43,14 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             folder.rename(old)
         try:
             new.rename(folder)
-        except BaseException:  # an interruption, too, must not cost the earlier result
+        except BaseException:  # also after an interruption, the earlier result must not be lost
             if old.exists():
                 old.rename(folder)
             raise
 
 
 def encode(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
-    """A value as JSON holds it; tensors go aside, each a copy, for safetensors refuses shared memory."""
+    """A value as JSON, its tensors added to ``tensors``: copies, since safetensors refuses shared memory."""
     match value:
         case Tensor():
             tensors[key] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
@@ -66,6 +66,7 @@ def encode(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The value that ``encode`` wrote; lists come back as tuples, networks as their tensors by name."""
     match value:
         case {"$tensor": key}:
             return tensors[key]

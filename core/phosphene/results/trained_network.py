@@ -9,17 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..registry.lookup import methods
-from .base import Panel, Result, side_by_side_frames
+from .base import FindMethod, Panel, Result, side_by_side_frames
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TrainedNetwork(Result):
-    """A network that a method trained, ready for its partner that applies it.
+    """A network that a method trained, for the method that applies it.
 
-    ``network`` is built by ``method`` (an id) from ``config``; ``losses`` (steps,) its training;
-    ``labels`` name what it learned; ``previews`` (P, 3, H, W) show what it does; ``note`` is what should be
-    known of it. ``frames`` (F, P, 3, h, w), bytes, are previews from its training, where that was asked for.
+    ``network`` is built by ``method`` (an id) from ``config``; ``losses`` (steps,) is the training's loss;
+    ``labels`` name what it learned; ``previews`` (P, 3, H, W) are images that it made; ``note`` is a remark
+    on the training. ``frames`` (F, P, 3, h, w), uint8, are previews during the training, or None.
     """
 
     groups_per_row: ClassVar[int] = 6
@@ -34,24 +33,24 @@ class TrainedNetwork(Result):
     frames: Tensor | None = None
 
     @classmethod
-    def restore(cls, fields: dict[str, Any], **rest: Any) -> TrainedNetwork:
-        """Rebuild the network through the method that made it, and fill in its weights."""
-        method = methods[fields["method"]]
+    def restore(cls, fields: dict[str, Any], find_method: FindMethod, **rest: Any) -> TrainedNetwork:
+        """The result with its network, built by the method that trained it and filled with the weights."""
+        method = find_method(fields["method"])
         if method.network is None:
             raise InputError(f"{method.spec.name} trains no network")
-        with torch.device("meta"):  # its own beginning would cost time and random numbers
+        with torch.device("meta"):  # random initial weights would take time and advance the generator
             network = method.network(**fields["config"])
-        network.load_state_dict(fields.pop("network"), assign=True)  # in the precision it was saved in
+        network.load_state_dict(fields.pop("network"), assign=True)  # assign: in the saved precision
         return cls(network=network.eval(), **fields, **rest)
 
     def panels(self) -> list[list[Panel]]:
         return [[Panel(preview, name)] for preview, name in zip(self.previews, self.labels, strict=False)]
 
     def lines(self) -> list[str]:
-        """How the loss fell, the note, and the previews."""
+        """First and last loss, the note, and the previews' titles."""
         losses = self.losses.tolist()
-        fell = [f"loss: {losses[0]:.3g} -> {losses[-1]:.3g} in {len(losses)} steps"] if losses else []
-        return [*fell, *filter(None, [self.note]), *super().lines()]
+        loss = [f"loss: {losses[0]:.3g} -> {losses[-1]:.3g} in {len(losses)} steps"] if losses else []
+        return [*loss, *filter(None, [self.note]), *super().lines()]
 
     def animation_frames(self) -> list[Tensor]:
         return side_by_side_frames(self.frames)

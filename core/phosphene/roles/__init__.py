@@ -1,28 +1,25 @@
-"""Input roles: how each kind of input is annotated, read, checked and defaulted."""
+"""Input roles: how each kind of input is annotated, read, checked, recorded and tested."""
 
-from .kinds import PER_IMAGE, ROLES, RoleKind, check_pixels, image_count, read_images
-from .types import (
-    AdaptiveStylizer,
-    Content,
-    Dataset,
-    Denoiser,
-    Frames,
-    Generator,
-    Guide,
-    Images,
-    Labels,
-    LayerName,
-    Masks,
-    Model,
-    Seed,
-    Start,
-    Styles,
-    Stylizer,
-    Target,
-    Texture,
-)
+from .adaptive_stylizer import AdaptiveStylizer
+from .base import AS_OBJECT, InputContext, InputRole, SampleRequest, check_type, image_count, model_for_inputs
+from .dataset import Dataset
+from .denoiser import Denoiser
+from .generator import Generator
+from .guide import Guide
+from .images import Content, Images, check_images, check_pixels, read_images
+from .labels import Labels
+from .masks import Masks
+from .model import Model
+from .parameters import Frames, LayerName, Seed
+from .start import Start
+from .styles import Styles
+from .stylizer import Stylizer
+from .table import ROLES
+from .target import Target
+from .texture import Texture
 
 __all__ = [
+    "AS_OBJECT",
     "AdaptiveStylizer",
     "Content",
     "Dataset",
@@ -31,20 +28,24 @@ __all__ = [
     "Generator",
     "Guide",
     "Images",
+    "InputContext",
+    "InputRole",
     "Labels",
     "LayerName",
     "Masks",
     "Model",
-    "PER_IMAGE",
     "ROLES",
-    "RoleKind",
+    "SampleRequest",
     "Seed",
     "Start",
     "Styles",
     "Stylizer",
     "Target",
     "Texture",
+    "check_images",
     "check_pixels",
+    "check_type",
     "image_count",
+    "model_for_inputs",
     "read_images",
 ]

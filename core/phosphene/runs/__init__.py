@@ -1,4 +1,4 @@
 """Runs: prepare, execute, observe, checkpoint and replay a call of a method.
 
-``run``, ``prepare`` and ``replay`` are exported from ``phosphene``.
+``run``, ``prepare``, ``load_result`` and ``replay`` are exported from ``phosphene``.
 """

@@ -1,4 +1,4 @@
-"""``prepare``: inputs read and checked before any work."""
+"""``prepare``: inputs read, everything checked, nothing run yet."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, UnknownName
+from ..errors import InputError
 from ..models import Model
 from ..models.batch_size import max_batch
 from ..progress import ProgressEvent
 from ..registry.lookup import methods
+from ..registry.method import Method
 from ..results import TrainedNetwork
-from ..roles.kinds import ROLES
-from .executors import executors
+from ..roles import ROLES, InputContext
+from .executors import find_executor
 from .prepared_run import PreparedRun
+from .saved_results import load_result
 
 
 def prepare(
-    name: str,
+    name: str | Method[..., Any],
     *,
     device: str | torch.device | None = None,
     batch_size: int | None = None,
@@ -28,39 +30,48 @@ def prepare(
     executor: str = "local",
     **arguments: Any,
 ) -> PreparedRun:
-    """What ``run`` does before the work: the method found, inputs made, everything checked, nothing run.
+    """A method with its inputs read and its parameters checked, ready for ``execute``.
 
-    The ``Run`` foretells its cost (``passes()``) and knows its result when it sees it (``gave(saved)``).
+    ``name`` is a method's name or a ``Method``; the other arguments are those of ``run``. The ``PreparedRun``
+    knows its cost (``passes()``) and recognizes its saved result (``produced(saved)``). Raises InputError,
+    ModelError or UnknownName for what cannot run.
     """
-    method = methods[name]
-    if executor not in (known := executors()):
-        raise UnknownName("executor", executor, known)
+    method = methods[name] if isinstance(name, str) else name
+    find_executor(executor)
     names = {i.name for i in method.spec.inputs}
     params = {n: v for n, v in arguments.items() if n not in names}
-    method.validate(params)  # before a model is fetched for nothing
-    made: dict[str, Any] = {}
-    model: Model | None = None
-    # The model itself may be asked what a picture shows; and what is made in inference mode stays so.
+    complete = method.validate(params)  # before a model is loaded for nothing
+    inputs: dict[str, Any] = {}
+    owner = method.spec.input("model")
+    # The default labels run the model; tensors made in inference mode could never be differentiated.
     with max_batch(batch_size), torch.inference_mode(False):
         for declared in method.spec.inputs:
-            fitting = None if declared.own_size else model
-            made[declared.name] = ROLES[declared.role].make(arguments.get(declared.name), fitting, made)
-            if declared.role == "model":
-                model = made[declared.name]
-            made[declared.name] = move_to_device(made[declared.name], device)
-        made, _ = method.check(made, params)
-    return PreparedRun(name, made, params, batch_size, progress)
+            model = None if owner is None or declared.own_size else inputs.get(owner.name)
+            context = InputContext(model, inputs, load_result)
+            value = ROLES[declared.role].make(arguments.get(declared.name), context)
+            method.add_checked(inputs, declared, move_to_device(value, device), complete)
+        complete = method.resolve_layers(complete, inputs)
+    return PreparedRun(
+        method=name if isinstance(name, str) else method.spec.short_name,
+        inputs=inputs,
+        params=params,
+        batch_size=batch_size,
+        progress=progress,
+        executor=executor,
+        implementation=method,
+        complete_params=complete,
+    )
 
 
 def move_to_device(value: Any, device: str | torch.device | None, dtype: torch.dtype | None = None) -> Any:
-    """An input where the method is to run: a tensor, or the network that it is or has; all else as it is."""
+    """A tensor on the device; a network, or what has one, with its weights moved; all else unchanged."""
     try:
         match value:
             case Model(module=network) | TrainedNetwork(network=network) | (nn.Module() as network):
                 network.to(device, dtype)
             case Tensor():
                 return value.to(device)
-    except (RuntimeError, AssertionError) as error:  # as torch says that it has no such device
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that does not exist
         what = "inputs" if isinstance(value, Tensor) else "model"
-        raise InputError(f"the {what} cannot be brought to {str(device)!r}: {error}") from error
+        raise InputError(f"the {what} cannot be moved to {str(device)!r}: {error}") from error
     return value

@@ -6,82 +6,117 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data.datasets import Dataset
 from ..models.batch_size import max_batch
-from ..models.optimized_copy import checksum
 from ..progress import ProgressEvent, report_progress
 from ..registry.lookup import methods
-from ..registry.method import AS_OBJECT
+from ..registry.method import Method
 from ..results import Result
-from ..targets.objectives import Custom, Direction
+from ..roles import AS_OBJECT, ROLES
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """One request: a method, its finished inputs and its parameters, as observers and executors see it."""
+    """One request, as observers and executors receive it: everything is checked, nothing has run.
+
+    ``method`` is its name, ``inputs`` the finished inputs by name, ``params`` the parameters as they were
+    passed, ``complete_params`` with the defaults. ``implementation`` is the ``Method``; when a run is
+    pickled, it is looked up again by its name.
+    """
 
     method: str
     inputs: Mapping[str, Any]
     params: Mapping[str, Any]
     batch_size: int | None = None
     progress: bool | None | Callable[[ProgressEvent], None] = field(default=None, repr=False)
+    executor: str = "local"
+    implementation: Method[..., Any] = field(kw_only=True, repr=False)
+    complete_params: Mapping[str, Any] = field(kw_only=True, repr=False)
 
     def execute_locally(self) -> Result:
-        """Carry it out in this process."""
+        """Run it in this process."""
         with max_batch(self.batch_size), report_progress(self.progress):
-            result: Result = methods[self.method](**self.inputs, **self.params)
+            # The digest is passed on only if it has been computed: most runs need it once, at the end.
+            digest = vars(self).get("model_digest")
+            result: Result = self.implementation.execute(self.inputs, self.complete_params, digest)
             return result
 
     def passes(self) -> tuple[int, int] | None:
-        """How many images will go forward and backward, as the method declares; None where it does not."""
-        method = methods[self.method]
-        return method.passes(*method.check(self.inputs, self.params))
+        """How many images will pass forward and backward by the declared cost; None if none is declared."""
+        return self.implementation.passes(self.inputs, self.complete_params)
+
+    @cached_property
+    def model_digest(self) -> str | None:
+        """The digest of the model's weights; None for a method without a model. Computed once."""
+        declared = self.implementation.spec.input("model")
+        return self.inputs[declared.name].digest if declared else None
+
+    @cached_property
+    def _recorded(self) -> dict[str, Any]:
+        return self.implementation.record_inputs(self.inputs)
+
+    def _is_identified(self) -> bool:
+        """Whether the record of every input identifies it; that of a callable or an object does not."""
+        declared = [i for i in self.implementation.spec.inputs if i.role != "model"]
+        return all(ROLES[i.role].is_identified(self.inputs[i.name]) for i in declared)
+
+    @cached_property
+    def _json_params(self) -> dict[str, Any]:
+        # As they were passed: the seed that a run draws is no part of its identity.
+        return self.implementation.spec.params(**self.params).model_dump(mode="json")
 
     def identity(self) -> str | None:
-        """A digest of the method, its parameters, inputs and model; None where an input is only an object."""
-        method = methods[self.method]
-        inputs, params = method.check(self.inputs, self.params)
-        owner, kept = method.spec.input("model"), method.record_inputs(inputs)
-        anonymous = any(isinstance(value, (Custom, Direction)) for value in inputs.values())
-        if anonymous or any(str(value).endswith(AS_OBJECT) for value in kept.values()):
+        """A digest of method, parameters, inputs and model; None if an input has no record to compare."""
+        if not self._is_identified():
             return None
-        told = {n: checksum(v) if isinstance(v, Tensor) else v for n, v in kept.items()}
-        told |= {f"{n}'s size": len(v) for n, v in inputs.items() if isinstance(v, Dataset)}
-        written = method.spec.params(**params).model_dump(mode="json")
-        digest = inputs[owner.name].digest if owner else None
-        parts = [method.spec.name, method.distribution, written, told, digest]
+        method = self.implementation
+        inputs = {
+            i.name: ROLES[i.role].fingerprint(self.inputs[i.name])
+            for i in method.spec.inputs
+            if i.role != "model"
+        }
+        parts = [method.spec.name, method.distribution, self._json_params, inputs, self.model_digest]
         return hashlib.sha256(json.dumps(parts, default=repr).encode()).hexdigest()
 
     def produced(self, saved: Result) -> bool:
-        """Whether a saved result is this run's: of the same method, parameters, inputs and model.
+        """Whether a saved result is of the same method, parameters, inputs and model, and not interrupted.
 
-        Any seed will do where this run names none; of a data set only the name is known.
+        Where this run sets no seed, the saved one may be any. Data sets are compared by name only.
         """
-        method, was = methods[self.method], saved.provenance
-        if was is None or (was.method, was.distribution) != (method.spec.name, method.distribution):
+        method, provenance = self.implementation, saved.provenance
+        made_by = (method.spec.name, method.distribution)
+        if provenance is None or (provenance.method, provenance.distribution) != made_by:
             return False
-        inputs, params = method.check(self.inputs, self.params)
+        params = dict(self.complete_params)
         if method.seed and params[method.seed] is None:
-            params[method.seed] = was.seed
-        owner, kept = method.spec.input("model"), method.record_inputs(inputs)
+            params[method.seed] = provenance.seed
         return (
-            was.interrupted is None
-            and was.params == method.spec.params(**params).model_dump(mode="json")
-            and (was.model and was.model["digest"]) == (inputs[owner.name].digest if owner else None)
-            and saved.inputs.keys() == kept.keys()
-            and not any(isinstance(value, (Custom, Direction)) for value in inputs.values())
-            and all(same_input(value, saved.inputs[name]) for name, value in kept.items())
+            provenance.interrupted is None
+            and provenance.params == method.spec.params(**params).model_dump(mode="json")
+            and (provenance.model and provenance.model["digest"]) == self.model_digest
+            and saved.inputs.keys() == self._recorded.keys()
+            and self._is_identified()
+            and all(same_input(value, saved.inputs[name]) for name, value in self._recorded.items())
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle: the method by the name that no other distribution's method has."""
+        distribution, _, version = self.implementation.distribution.partition(" ")
+        name = self.implementation.spec.name
+        return vars(self) | {"implementation": f"{distribution}:{name}" if version else self.method}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"implementation": methods[state["implementation"]]})
 
 
 def same_input(value: Any, saved: Any) -> bool:
-    """Whether an input is the recorded one; of one that was given as an object nobody can say."""
+    """Whether two records are of the same input; never for an input that was given as an object."""
     if isinstance(value, Tensor) and isinstance(saved, Tensor):
         return torch.equal(value.cpu(), saved.cpu())
-    told = [json.dumps(item, default=repr) for item in (value, saved)]
-    return told[0] == told[1] and not str(value).endswith(AS_OBJECT)
+    first, second = (json.dumps(item, default=repr) for item in (value, saved))
+    return first == second and not str(value).endswith(AS_OBJECT)

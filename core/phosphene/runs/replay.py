@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +12,16 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..models import Model, load_model
 from ..registry.lookup import methods
-from ..registry.method import AS_OBJECT
-from ..results import Result, load_result
+from ..results import Result
+from ..roles import AS_OBJECT
 from .prepare import move_to_device
 from .run import run
+from .saved_results import load_result
 
 
 @dataclass(frozen=True)
 class Replay:
-    """A result made again beside the saved one: the same bits, or how far apart, field by field."""
+    """A saved result, the result of running it again, and the largest difference of each field."""
 
     saved: Result
     result: Result
@@ -28,68 +30,76 @@ class Replay:
 
     @property
     def same(self) -> bool:
-        """Whether every tensor came out bit for bit."""
+        """Whether every tensor is bit for bit the same."""
         return not any(self.differences.values())
 
     def __str__(self) -> str:
         if self.same:
             return "the same, bit for bit"
-        worst = ", ".join(f"{n} by up to {d:.3g}" for n, d in self.differences.items() if d)
-        return f"different: {worst}" + (
-            f"; since then {', '.join(self.changed)} changed" if self.changed else ""
-        )
+        differences = ", ".join(f"{n} by up to {d:.3g}" for n, d in self.differences.items() if d)
+        changed = f"; changed since then: {', '.join(self.changed)}" if self.changed else ""
+        return f"different: {differences}{changed}"
 
 
 def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Replay:
-    """Run a saved result again and compare. ``model`` is needed where it was given as an object."""
+    """Run a saved result again and compare. ``model`` is required if it was given as an object.
+
+    Raises InputError for a result without provenance, and where an input or the model cannot be restored.
+    """
     saved = load_result(folder)
-    was = saved.provenance
-    if was is None:
-        raise InputError(f"{folder} does not say how it was made")
-    if model is None and was.model is not None:
-        if was.model["source"] is None:
-            raise InputError(
-                f"the model ({was.model['name']}) was given as an object; say replay(folder, model=...)"
-            )
-        source = dict(was.model["source"])
+    provenance = saved.provenance
+    if provenance is None:
+        raise InputError(f"the result in {folder} has no provenance, so it cannot be run again")
+    if model is None and provenance.model is not None:
+        if provenance.model["source"] is None:
+            name = provenance.model["name"]
+            raise InputError(f"the model ({name}) was given as an object: pass it, replay(folder, model=...)")
+        source = dict(provenance.model["source"])
         model = load_model(source.pop("uri"), **source)
-        model = move_to_device(model, was.device, getattr(torch, was.dtype))
+        model = move_to_device(model, provenance.device, getattr(torch, provenance.dtype))
     for name, value in saved.inputs.items():
         if isinstance(value, str) and value.endswith(AS_OBJECT):
-            raise InputError(f"the input {name!r} was {value}, which a folder does not hold")
+            raise InputError(f"the input {name!r} was {value}, so it is not saved and cannot be restored")
     arguments = dict(saved.inputs) | ({"model": model} if model is not None else {})
-    # Of several methods of one name, the one of the distribution that made it.
-    name = f"{was.distribution.partition(' ')[0]}:{was.method}"
-    name = name if name in methods else was.method
-    device = None if was.model else was.device
-    again = run(name, batch_size=was.batch_size, device=device, progress=False, **arguments, **was.params)
+    # Several distributions may have a method of this name; the one that made the result comes first.
+    name = f"{provenance.distribution.partition(' ')[0]}:{provenance.method}"
+    name = name if name in methods else provenance.method
+    how: dict[str, Any] = {
+        "batch_size": provenance.batch_size,
+        "device": None if provenance.model else provenance.device,
+        "progress": False,
+    }
+    again = run(name, **how, **arguments, **provenance.params)
     now = again.provenance
     assert now is not None
-    changed = [
-        f"{k} {was.versions.get(k)} -> {v}" for k, v in now.versions.items() if was.versions.get(k) != v
-    ]
-    if was.model and now.model and was.model["digest"] != now.model["digest"]:
+    versions = provenance.versions
+    changed = [f"{k} {versions.get(k)} -> {v}" for k, v in now.versions.items() if versions.get(k) != v]
+    if provenance.model and now.model and provenance.model["digest"] != now.model["digest"]:
         changed.append("the model's weights")
-    if was.interrupted != now.interrupted:
-        changed.append(f"how far it went ({was.interrupted or 'whole'} -> {now.interrupted or 'whole'})")
+    sizes = [(origin.model or {}).get("input_size") for origin in (provenance, now)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        changed.append("the model's input size")
+    if provenance.interrupted != now.interrupted:
+        ends = " -> ".join(end or "complete" for end in (provenance.interrupted, now.interrupted))
+        changed.append(f"where it ended ({ends})")
     return Replay(saved, again, _differences(saved, again), tuple(changed))
 
 
 def _differences(saved: Result, again: Result) -> dict[str, float]:
-    """How far apart each tensor is at most; infinity where one is missing or of another shape."""
+    """The largest absolute difference of each tensor; infinity where one is missing or of another shape."""
     old, new = _tensors(saved), _tensors(again)
-    found = dict.fromkeys(old.keys() | new.keys(), float("inf"))
+    differences = dict.fromkeys(old.keys() | new.keys(), float("inf"))
     for name in old.keys() & new.keys():
         if old[name].shape == new[name].shape:
-            apart = (old[name].double() - new[name].double()).abs()
-            found[name] = float(apart.max()) if apart.numel() else 0.0
-    return found
+            difference = (old[name].double() - new[name].double()).abs()
+            differences[name] = float(difference.max()) if difference.numel() else 0.0
+    return differences
 
 
 def _tensors(result: Result) -> dict[str, Tensor]:
-    """A result's tensors, the weights of trained networks among them."""
-    found: dict[str, Tensor] = {}
+    """A result's tensors by name, the weights of trained networks included."""
+    tensors: dict[str, Tensor] = {}
     for name, value in result.fields():
         state = value.state_dict() if isinstance(value, nn.Module) else {"": value}
-        found |= {f"{name}.{k}".rstrip("."): t.cpu() for k, t in state.items() if isinstance(t, Tensor)}
-    return found
+        tensors |= {f"{name}.{k}".rstrip("."): t.cpu() for k, t in state.items() if isinstance(t, Tensor)}
+    return tensors

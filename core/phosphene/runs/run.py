@@ -12,13 +12,14 @@ import torch
 from ..checkpoints import Checkpoint, checkpoint_path, use_checkpoint
 from ..graceful_stop import allow_early_stop
 from ..progress import ProgressEvent
+from ..registry.method import Method
 from ..results import Result, check_output_folder
-from .executors import executors, run_with_observers
+from .executors import execute
 from .prepare import prepare
 
 
 def run(
-    name: str,
+    name: str | Method[..., Any],
     *,
     out: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
@@ -27,30 +28,35 @@ def run(
     executor: str = "local",
     **arguments: Any,
 ) -> Result:
-    """Run a method by name, its inputs as a person writes them; the bundled world gives what is left out.
+    """Run a method by name (or a ``Method``); inputs that are left out come from the bundled world.
 
-    ``arguments`` are the method's inputs and parameters: a model as a ``Model`` or a URI, images as
-    a tensor, a path, several, a folder or ``builtin:scenes/8``, a target as ``"tabby"`` or
-    ``"layer4[17]"``, a data set as a folder. ``out``: a folder to save the result in; long work
-    that was cut off goes on where it was when it is given the same one again. ``batch_size``: at
-    most so many images at once. ``progress``: False for silence, a callable for events. ``executor``:
-    where it is carried out, "local" or a plugin's.
+    Args:
+        name: the method, such as "pgd".
+        out: folder to save the result in. Long work that was interrupted resumes from its checkpoint when
+            it is run again with the same arguments and the same folder.
+        device: device for model and tensors, such as "cuda".
+        batch_size: largest number of images in one pass through the model (default: what fits, up to 32).
+        progress: False for no progress bars, or a callable that receives every ``ProgressEvent``.
+        executor: where it runs, "local" or the name of a plugin's executor.
+        arguments: the method's inputs and parameters. A model is a ``Model`` or a URI; images are a tensor,
+            a path, a list, a folder or ``builtin:scenes/8``; a target is ``"tabby"`` or ``"layer4[17]"``; a
+            data set is a folder or a ``Dataset``.
 
-    Ctrl-C ends what is drawn step by step early, and the result is as it stood then
-    (``provenance.interrupted`` says where); a second one, and any in other work, is a KeyboardInterrupt.
+    The first Ctrl-C ends an optimisation after the current step and returns its result, with the step in
+    ``provenance.interrupted``. A second one, and any in other work, raises KeyboardInterrupt.
     """
     if out is not None:
         check_output_folder(out)
     how: dict[str, Any] = {"device": device, "batch_size": batch_size, "progress": progress}
-    request = prepare(name, executor=executor, **how, **arguments)
-    identity = None if out is None else request.identity()
+    prepared = prepare(name, executor=executor, **how, **arguments)
+    identity = None if out is None else prepared.identity()
     with ExitStack() as stack:
         checkpoint = None
         if out is not None and identity is not None:
             checkpoint = Checkpoint(checkpoint_path(out), identity)
             stack.enter_context(use_checkpoint(stack.enter_context(checkpoint)))
         stop = stack.enter_context(allow_early_stop())
-        result = run_with_observers(request, executors()[executor])
+        result = execute(prepared)
         if checkpoint is not None:
             checkpoint.unfinished = stop.stopped_at is not None
         if out is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
@@ -24,7 +25,7 @@ class Cost(FrozenModel):
     """How many images pass forward and backward through the model, as expressions.
 
     An expression is built from numbers, the method's parameters (``param.steps``) and the sizes of a call:
-    ``size.images`` (how many are passed in, or made), ``size.height`` and ``size.width`` (pixels),
+    ``size.images`` (how many are passed in, or synthesized), ``size.height`` and ``size.width`` (pixels),
     ``size.dataset`` (its length, of two their sum), ``size.styles`` (how many style images), ``size.stages``
     (the model's stages, to be counted with ``length``) and ``size.channels`` (of the layer that a parameter
     names, else of the last feature map; where a parameter ``channels`` lists some, how many, and None where
@@ -53,4 +54,8 @@ class Cost(FrozenModel):
 
     def depends_on(self, size: str) -> bool:
         """Whether it depends on this size, which the model must be asked for: "channels" or "stages"."""
-        return size in self.forward.sizes() | self.backward.sizes()
+        return size in self._sizes
+
+    @cached_property
+    def _sizes(self) -> set[str]:
+        return self.forward.sizes() | self.backward.sizes()

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from ..errors import UnknownName
-from ..registry.lookup import extensions
 from .base import FrozenModel
 from .expressions import Condition
 
@@ -79,7 +78,7 @@ class UnitRange(Invariant):
 
 
 class PixelRange(UnitRange):
-    """Every picture in ``field`` has all its pixels in [0, 1]."""
+    """Every pixel in ``field`` is in [0, 1]."""
 
     kind: Literal["pixel_range"] = "pixel_range"
     field: str = "images"
@@ -103,8 +102,8 @@ class SameShape(Invariant):
     field: str = "images"
 
     def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
-        got, want = tuple(getattr(result, self.field).shape), tuple(inputs["images"].shape)
-        assert got == want, f"{self.field} has shape {got}, the images {want}"
+        shape, expected = tuple(getattr(result, self.field).shape), tuple(inputs["images"].shape)
+        assert shape == expected, f"{self.field} has shape {shape}, the images {expected}"
 
 
 class MapPerPixel(Invariant):
@@ -114,17 +113,15 @@ class MapPerPixel(Invariant):
     field: str = "maps"
 
     def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
-        got, want = tuple(getattr(result, self.field).shape), tuple(inputs["images"][:, 0].shape)
-        assert got == want, f"{self.field} has shape {got}, the images' pixels {want}"
+        shape, expected = tuple(getattr(result, self.field).shape), tuple(inputs["images"][:, 0].shape)
+        assert shape == expected, f"{self.field} has shape {shape}, the images' pixels {expected}"
 
 
 def invariant_from_json(value: Any) -> Any:
-    """A promise out of its JSON; a plugin's kinds exist once its extension is loaded."""
+    """An invariant from its JSON form. A plugin's kinds exist once its module is imported."""
     if not isinstance(value, Mapping):
         return value
     kind = value.get("kind")
-    if kind not in Invariant.kinds:
-        extensions.manager.hook.phosphene_invariants()
     if kind not in Invariant.kinds:
         raise UnknownName("invariant kind", kind, Invariant.kinds)
     return Invariant.kinds[kind].model_validate(value)

@@ -35,7 +35,7 @@ class ParameterGroup(FrozenModel):
 
     @classmethod
     def collect(cls, params: dict[str, Any]) -> Self:
-        """An instance of the fields in ``params``, which are taken out of it."""
+        """An instance of the fields in ``params``, which are removed from it."""
         # Validated already, with the method's other parameters.
         return cls.model_construct(**{name: params.pop(name) for name in cls.model_fields})
 

@@ -20,16 +20,16 @@ from .base import FrozenModel
 from .cost import Cost
 from .invariants import Invariant, invariant_from_json
 
-#: What a method may need of a model or of the world.
+#: What a method may need of a model or of its caller.
 Need = Literal["gradients", "gap_head", "dataset", "training", "generator", "relu"]
 
 
 @dataclass(frozen=True)
 class Role:
-    """Marks what an input is, or a parameter that is more than a value (``layer``, ``seed``).
+    """Marks the role of an input, or a parameter that is more than a value (``layer``, ``seed``).
 
-    Runners then know how to make and check it: ``Annotated[Tensor, Role("images")]``. With ``own_size``
-    picture files keep the size they have, whatever size the model was trained on.
+    ``Annotated[Tensor, Role("images")]`` is an input that the role ``images`` of ``phosphene.roles`` reads
+    and checks. With ``own_size`` image files keep their size, whatever the model's input size is.
     """
 
     name: str
@@ -92,17 +92,17 @@ class MethodSpec(FrozenModel):
         return next((i for i in self.inputs if i.role == role), None)
 
     def demonstration(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What ``demo`` says of the inputs, and of the parameters."""
+        """The inputs and the parameters in ``demo``."""
         inputs = {i.name: self.demo[i.name] for i in self.inputs if i.name in self.demo}
         return inputs, {name: value for name, value in self.demo.items() if name not in inputs}
 
     @model_validator(mode="after")
     def _names_exist(self) -> MethodSpec:
-        known = self.params.model_fields
-        spoken = [(invariant.kind, invariant.parameters()) for invariant in self.invariants]
-        spoken += [("quick", {*self.quick}), ("demo", {*self.demonstration()[1]})]
-        spoken += [("cost", self.cost.names())] if self.cost else []
-        for where, names in spoken:
-            for name in names - known.keys():
-                raise UnknownName(f"parameter ({where} speaks of it)", name, known, f"method '{self.name}'")
+        fields = self.params.model_fields
+        used = [(invariant.kind, invariant.parameters()) for invariant in self.invariants]
+        used += [("quick", {*self.quick}), ("demo", {*self.demonstration()[1]})]
+        used += [("cost", self.cost.names())] if self.cost else []
+        for where, names in used:
+            for name in names - fields.keys():
+                raise UnknownName(f"parameter (used in {where})", name, fields, f"method '{self.name}'")
         return self

@@ -1,4 +1,4 @@
-"""Targets: what is differentiated or maximised, one scalar per image."""
+"""Targets (objectives): one scalar per image, which methods differentiate, maximize or minimize."""
 
 from .gradients import input_gradient, layer_gradients, scores
 from .objectives import Channel, Class, Custom, Direction, Layer, Neuron, Objective, Predicted

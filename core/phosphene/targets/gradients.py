@@ -1,4 +1,4 @@
-"""Scores of a target and their gradients by pixels and by layers."""
+"""Scores of a target, and their gradients with respect to pixels and layers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from .parse import parse_target
 
 
 def input_gradient(model: Model, images: Tensor, target: Any) -> Tensor:
-    """dS/dI, the gradient of the target's scalar by every pixel: (N, C, H, W), off the graph."""
+    """dS/dI, the gradient of the target's score with respect to the pixels: (N, C, H, W), detached."""
     images = images.detach().clone().requires_grad_()
     score = scores(model, images, target)
     if not score.requires_grad:
-        raise ModelError(f"no gradient flows through {model.name} to the picture")
+        raise ModelError(f"no gradient flows through {model.name} to the image")
     (gradient,) = torch.autograd.grad(score.sum(), images)
     return gradient
 
 
 def layer_gradients(model: Model, images: Tensor, target: Any, *layers: str) -> list[tuple[Tensor, Tensor]]:
-    """Each layer's maps A and dS/dA, both (N, C, h, w) and off the graph; nothing below is differentiated.
+    """Each layer's maps A and gradients dS/dA, both (N, C, h, w) and detached.
 
-    What the CAM family shares. Raises ModelError for a layer without places, for one that the target
-    does not depend on, and where only its class token matters.
+    Nothing below the layers is differentiated. Raises ModelError for a layer without a spatial map, for one
+    that the target does not depend on, and where the target depends on its class token only.
     """
     objective = parse_target(target, model)
     with model.tap(*layers, leaf=True) as tap:
@@ -39,33 +39,33 @@ def layer_gradients(model: Model, images: Tensor, target: Any, *layers: str) -> 
         raise ModelError(f"{objective} does not depend on layer {names}: choose a layer below it")
     outputs = [tap[layer] for layer in layers]
     gradients = torch.autograd.grad(score.sum(), outputs, allow_unused=True)
-    found = []
+    pairs = []
     for layer, output, gradient in zip(layers, outputs, gradients, strict=True):
         activations = model.maps(output.detach(), images)
         if gradient is None:
             raise ModelError(
                 f"{objective} does not depend on the last output of layer {layer!r}: choose another"
             )
-        placed = model.maps(gradient, images)
-        if gradient.any() and not placed.any():
+        gradient_maps = model.maps(gradient, images)
+        if gradient.any() and not gradient_maps.any():
             raise ModelError(
-                f"only the class token of layer {layer!r} matters to {objective}, and it has no place: "
-                "choose an earlier layer"
+                f"{objective} depends only on the class token of layer {layer!r}, which has no position in "
+                "the image: choose an earlier layer"
             )
-        found.append((activations, placed))
-    return found
+        pairs.append((activations, gradient_maps))
+    return pairs
 
 
 def scores(model: Model, images: Tensor, target: Any) -> Tensor:
-    """The target's scalar for each image, (N,), on the graph; nothing above its layer runs.
+    """The target's score for each image, (N,), on the graph; layers above the target's do not run.
 
-    With a ``Tap`` open, its layers are read in the same pass, unless they lie above the target's.
+    An open ``Tap`` reads its layers in the same pass, except those above the target's.
     """
     objective = parse_target(target, model)
     if isinstance(objective, Layer):
         features = model.features(images, objective.name)
         return objective.score(model.maps(features, images) if features.ndim > 2 else features)
-    if isinstance(objective, Custom) and objective.wants_tap():
+    if isinstance(objective, Custom) and objective.takes_tap():
         layers = [name for name, layer in model.structure.layers.items() if layer.shape is not None]
         with model.tap(*layers) as tap:
             return objective.score(model(images), tap)

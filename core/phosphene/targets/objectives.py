@@ -1,4 +1,4 @@
-"""Objectives: class, layer, channel, neuron, direction, or a function of the logits."""
+"""Objectives: class, predicted class, layer, channel, neuron, direction, function of the logits."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ if TYPE_CHECKING:
 
 
 class Objective(ABC):
-    """Anything with one scalar per image to explain, raise or lower, read from the logits."""
+    """A scalar per image, computed from the logits or a layer, to be explained, maximized or minimized."""
 
     @abstractmethod
     def score(self, values: Tensor) -> Tensor:
-        """(N,) from the logits (N, K); of a ``Layer`` from its maps (N, C, h, w) or features (N, C)."""
+        """(N,) from the logits (N, K), or, of a ``Layer``, from its maps (N, C, h, w) or features (N, C)."""
 
     def to_json(self) -> Any:
-        """What ``parse_target`` reads back, as JSON; for a callable or a direction only its name."""
+        """The target as JSON that ``parse_target`` accepts; of a callable or a direction only its name."""
         return str(self)
 
     def select(self, rows: Sequence[int]) -> Objective:
-        """The same target for these rows of the batch, in this order, repeats allowed."""
+        """The same target for these rows of the batch, in this order; rows may repeat."""
         return self
 
     def resolve(self, model: Model, images: Tensor) -> Objective:
-        """The target as it is once these images have settled which class is meant, if that is open."""
+        """The target with the class fixed: for ``Predicted`` that of these images, else the target itself."""
         return self
 
     def names(self, model: Model, count: int) -> tuple[str, ...]:
-        """What the target is called for each of ``count`` images."""
+        """The target's name for each of ``count`` images."""
         return (str(self),) * count
 
 
 @dataclass(frozen=True)
 class Class(Objective):
-    """The logit of a class: one index for all images, or one each."""
+    """The logit of a class: one index for all images, or one for each image."""
 
     index: int | tuple[int, ...]
 
     def score(self, values: Tensor) -> Tensor:
         index = (self.index,) * len(values) if isinstance(self.index, int) else self.index
         if len(index) != len(values):
-            raise InputError(f"{len(values)} images need one class or one each, not {len(index)}")
+            raise InputError(f"{len(values)} images need one class, or one each, not {len(index)}")
         return _logits(values).gather(1, torch.tensor(index, device=values.device)[:, None])[:, 0]
 
     def to_json(self) -> Any:
@@ -70,30 +70,30 @@ class Class(Objective):
 class Predicted(Objective):
     """The logit of the class that the model predicts for each image.
 
-    Decided by the first reading, which is of the images themselves, and kept for later readings
-    of perturbed ones: a score must not change its subject half-way.
+    The classes are fixed at the first call of ``score``, for the images themselves, and used for perturbed
+    images in later calls, which may be predicted otherwise.
     """
 
-    _decided: Class | None = None
+    _resolved: Class | None = None
 
     def score(self, values: Tensor) -> Tensor:
-        self._decided = self._decided or Class(tuple(_logits(values).argmax(dim=1).tolist()))
-        return self._decided.score(values)
+        self._resolved = self._resolved or Class(tuple(_logits(values).argmax(dim=1).tolist()))
+        return self._resolved.score(values)
 
     def resolve(self, model: Model, images: Tensor) -> Objective:
-        if self._decided is None:
+        if self._resolved is None:
             with torch.no_grad():
                 self.score(model(images))
-        return self._decided or self
+        return self._resolved or self
 
     def to_json(self) -> Any:
         return None
 
     def select(self, rows: Sequence[int]) -> Objective:
-        return self._decided.select(rows) if self._decided else Predicted()
+        return self._resolved.select(rows) if self._resolved else Predicted()
 
     def names(self, model: Model, count: int) -> tuple[str, ...]:
-        return self._decided.names(model, count) if self._decided else super().names(model, count)
+        return self._resolved.names(model, count) if self._resolved else super().names(model, count)
 
     def __str__(self) -> str:
         return "the predicted class"
@@ -101,29 +101,31 @@ class Predicted(Objective):
 
 @dataclass(frozen=True)
 class Custom(Objective):
-    """Any callable ``(logits) -> (N,)`` or ``(logits, tap) -> (N,)``: captioning, similarity, detection, ...
+    """A callable ``(logits) -> (N,)`` or ``(logits, tap) -> (N,)``: captioning, similarity, detection, ...
 
-    ``tap["layer4"]`` is what a layer gave in the same pass.
+    ``tap["layer4"]`` is a layer's output in the same pass.
     """
 
     function: Callable[..., Tensor]
 
     def score(self, values: Tensor, *tap: Any) -> Tensor:
         score = self.function(values, *tap)
-        got = tuple(score.shape) if isinstance(score, Tensor) else f"a {type(score).__name__}"
-        if got != (len(values),):
-            raise InputError(f"a target must give one number per image, shape ({len(values)},), not {got}")
+        shape = tuple(score.shape) if isinstance(score, Tensor) else f"a {type(score).__name__}"
+        if shape != (len(values),):
+            raise InputError(
+                f"a target must return one number per image, shape ({len(values)},), not {shape}"
+            )
         if values.requires_grad and not score.requires_grad:
             raise InputError(
-                f"the target {self} cuts the graph (detach, argmax, a constant): no gradient can flow"
+                f"the target {self} cuts the graph (detach, argmax, a constant): it has no gradient"
             )
         return score
 
-    def wants_tap(self) -> bool:
-        """Whether the callable takes a second argument that must be given."""
+    def takes_tap(self) -> bool:
+        """Whether the callable has a second positional parameter without default."""
         try:
             parameters = inspect.signature(self.function).parameters.values()
-        except ValueError:  # some builtins do not say what they take
+        except ValueError:  # some builtins have no signature
             return False
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         return len([p for p in parameters if p.kind in kinds and p.default is p.empty]) == 2
@@ -134,7 +136,7 @@ class Custom(Objective):
 
 @dataclass(frozen=True)
 class Layer(Objective):
-    """All of a layer: the mean square of its values (DeepDream's objective up to a factor)."""
+    """A layer: the mean square of its values (DeepDream's objective up to a factor)."""
 
     name: str
 
@@ -147,12 +149,12 @@ class Layer(Objective):
 
 @dataclass(frozen=True)
 class Channel(Layer):
-    """One channel of a layer: the mean of its map."""
+    """A channel of a layer: the mean of its map."""
 
     channel: int
 
     def score(self, values: Tensor) -> Tensor:
-        return _unit(values, self.name, self.channel).reshape(len(values), -1).mean(1)
+        return _select_unit(values, self.name, self.channel).reshape(len(values), -1).mean(1)
 
     def __str__(self) -> str:
         return f"{self.name}[{self.channel}]"
@@ -160,7 +162,7 @@ class Channel(Layer):
 
 @dataclass(frozen=True)
 class Neuron(Channel):
-    """One unit: a channel of a layer at a place of its map."""
+    """A unit: a channel of a layer at one position of its map."""
 
     y: int
     x: int
@@ -168,8 +170,8 @@ class Neuron(Channel):
     def score(self, values: Tensor) -> Tensor:
         if values.ndim != 4:
             channel = f"{self.name}[{self.channel}]"
-            raise ModelError(f"layer {self.name!r} has no places, only channels: {channel!r}")
-        return _unit(values, self.name, self.channel, self.y, self.x)
+            raise ModelError(f"layer {self.name!r} has no spatial map, only channels: write {channel!r}")
+        return _select_unit(values, self.name, self.channel, self.y, self.x)
 
     def __str__(self) -> str:
         return f"{self.name}[{self.channel},{self.y},{self.x}]"
@@ -177,17 +179,17 @@ class Neuron(Channel):
 
 @dataclass(frozen=True, eq=False)
 class Direction(Layer):
-    """A direction in a layer's channels: the mean over places of <vector, features>; ``vector`` is (C,)."""
+    """A direction in a layer's channels, ``vector`` (C,): the mean over positions of <vector, features>."""
 
     vector: Tensor
 
-    # Tensors do not compare to one truth, and Layer's own would see the name alone.
+    # Compared by identity: ``==`` of tensors is elementwise, and Layer's own compares names alone.
     __eq__, __hash__ = object.__eq__, object.__hash__
 
     def score(self, values: Tensor) -> Tensor:
         if self.vector.shape != values.shape[1:2]:
             raise InputError(
-                f"layer {self.name!r} has {values.shape[1]} channels, the direction {len(self.vector)}"
+                f"layer {self.name!r} has {values.shape[1]} channels, the direction has {len(self.vector)}"
             )
         return torch.einsum("nc...,c->n...", values, self.vector.to(values)).reshape(len(values), -1).mean(1)
 
@@ -197,15 +199,15 @@ class Direction(Layer):
 
 def _logits(values: Tensor) -> Tensor:
     if values.ndim != 2:
-        given = tuple(values.shape)
-        raise ModelError(f"this model has no classes: it gives {given}; name a layer's unit instead")
+        shape = tuple(values.shape)
+        raise ModelError(f"this model has no classes: its output is {shape}; name a layer's unit instead")
     return values
 
 
-def _unit(values: Tensor, layer: str, *place: int) -> Tensor:
-    """The values at a channel, or at a channel, row and column; InputError where there is no such."""
-    for what, index, size in zip(("channels", "rows", "columns"), place, values.shape[1:], strict=False):
+def _select_unit(values: Tensor, layer: str, *indices: int) -> Tensor:
+    """A layer's values at a channel, or at a channel, row and column; InputError where it does not exist."""
+    for axis, index, size in zip(("channel", "row", "column"), indices, values.shape[1:], strict=False):
         if not -size <= index < size:
-            raise InputError(f"layer {layer!r} has {size} {what}, so there is no number {index}")
-    at: tuple[Any, ...] = (slice(None), *place)
-    return values[at]
+            raise InputError(f"layer {layer!r} has {size} {axis}s, so {axis} {index} does not exist")
+    selection: tuple[Any, ...] = (slice(None), *indices)
+    return values[selection]

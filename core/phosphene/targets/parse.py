@@ -1,4 +1,4 @@
-"""``parse_target``: an objective from an index, a name, a string or a callable."""
+"""``parse_target``: an objective from a class index, a name, a string or a callable."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from .objectives import Channel, Class, Custom, Layer, Neuron, Objective, Predic
 
 
 def parse_target(target: Any, model: Model) -> Objective:
-    """An ``Objective`` from what a person writes.
+    """An ``Objective`` from its short form.
 
-    ``None`` (the predicted class), ``281``, ``"tabby"``, ``"class:tabby"``, ``"layer4"``,
-    ``"layer4[17]"``, ``"layer4[17,3,5]"``, one index per image, a callable, or an ``Objective``.
-    Unknown classes and layers are refused with the nearest that exist.
+    ``None`` (the predicted class), ``281``, ``"tabby"``, ``"class:tabby"``, ``"layer4"``, ``"layer4[17]"``
+    (a channel), ``"layer4[17,3,5]"`` (a unit: channel, y, x), one class per image, a callable, or an
+    ``Objective``.
+    Raises UnknownName with the nearest classes and layers, InputError for what is none of these.
     """
     if target is None:
         return Predicted()
@@ -28,7 +29,7 @@ def parse_target(target: Any, model: Model) -> Objective:
         target = target.index
     if isinstance(target, Objective):
         return target
-    if hasattr(target, "tolist"):  # a tensor, an array or a number of NumPy's
+    if hasattr(target, "tolist"):  # a tensor, a NumPy array or a NumPy number
         target = target.tolist()
     match target:
         case str():
@@ -40,21 +41,23 @@ def parse_target(target: Any, model: Model) -> Objective:
     if callable(target):
         return Custom(target)
     what = type(target).__name__ if target != [] else "list without a class"
-    raise InputError(f"a target is a class, one each, a layer's unit or a callable, not a {what}")
+    raise InputError(
+        f"a target is a class, one class per image, a layer, channel or unit, or a callable, not a {what}"
+    )
 
 
 def _parse_text(text: str, model: Model) -> Objective:
     if text.startswith("class:"):
         return Class(model.class_index(text.removeprefix("class:").strip()))
     if unit := re.fullmatch(r"(.+?)\s*\[(-?\d+(?:\s*,\s*-?\d+){0,2})\]", text):
-        layer, place = model.layer_name(unit[1]), [int(part) for part in unit[2].split(",")]
-        if len(place) == 2:
+        layer, indices = model.layer_name(unit[1]), [int(part) for part in unit[2].split(",")]
+        if len(indices) == 2:
             raise InputError(f"{text!r}: a unit is layer[channel] or layer[channel,y,x]")
-        return Neuron(layer, *place) if len(place) == 3 else Channel(layer, place[0])
+        return Neuron(layer, *indices) if len(indices) == 3 else Channel(layer, indices[0])
     if text in model.layers or text in model.vgg_layer_aliases:
         return Layer(model.layer_name(text))
     try:
         return Class(model.class_index(text))
     except UnknownName as error:
-        known = [*(model.classes or ()), *model.layers]
-        raise UnknownName("class or layer", text, known, "this model") from error
+        names = [*(model.classes or ()), *model.layers]
+        raise UnknownName("class or layer", text, names, "this model") from error

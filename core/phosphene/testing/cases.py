@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ..builtin.scenes import draw_scenes
-from ..data.datasets import TensorDataset
 from ..errors import InputError, PhospheneError
 from ..images.color import resize
 from ..models import Model
-from ..roles.kinds import ROLES
-from .networks import CLASSES, make_network, network_names
+from ..roles import ROLES, SampleRequest, model_for_inputs
+from ..runs.saved_results import load_result
+from .networks import CLASSES, image_size, make_network, network_names
 
 if TYPE_CHECKING:
     from ..registry.method import Method
@@ -55,16 +54,6 @@ def _images(kind: str, count: int, channels: int, size: tuple[int, int]) -> Tens
     raise InputError(f"there is no kind of image {kind!r}; there are {', '.join(IMAGE_KINDS)}")
 
 
-def _boxes(count: int, size: tuple[int, int]) -> Tensor:
-    """Object masks (N, H, W): a centred box in each image, each of another size."""
-    height, width = size
-    masks = torch.zeros(count, height, width, dtype=torch.bool)
-    for n, mask in enumerate(masks):
-        top, left = (side * (n + 1) // (3 * count) for side in size)
-        mask[top : height - top, left : width - left] = True
-    return masks
-
-
 @dataclass(frozen=True)
 class Case:
     """One small call: a network, images, a target, and parameters beside the method's ``quick`` ones.
@@ -97,33 +86,25 @@ class Case:
 
     def inputs(self, method: Method[..., Any], model: Model) -> dict[str, Any]:
         """Every input of the method."""
-        size = self.size or model.input_size[1:]
         made: dict[str, Any] = {}
         for declared in method.spec.inputs:
-            match declared.role:
-                case "model":
-                    value: Any = model
-                case "images" | "texture" | "styles":
-                    channels = model.input_size[0] if declared.role == "images" else 3
-                    value = make_images(self.pictures, self.count, channels, size)
-                    value = value.to(model.device, model.dtype)  # where no model is an input, no role does
-                case "dataset":
-                    pictures = make_images(self.pictures, DATASET_SIZE, model.input_size[0], size)
-                    classes = [str(i % min(CLASSES, model.class_count)) for i in range(DATASET_SIZE)]
-                    value = TensorDataset(pictures.to(model.dtype), classes, _boxes(DATASET_SIZE, size))
-                case "labels":
-                    # What the model says of the first, and something else of the next: an attack that
-                    # stops at once where it has won is to work on one of them, whatever its aim.
-                    value = torch.arange(self.count)
-                    with suppress(InputError):  # a size that it does not take: the method is to say so
-                        value = value + ROLES["labels"].make(None, model, made).cpu()
-                    value = value % min(CLASSES, model.class_count)
-                case "target":
-                    value = ROLES["target"].make(self.target, model, made)
-                case role:
-                    value = ROLES[role].make(None, model, made)
-            made[declared.name] = value
+            made[declared.name] = ROLES[declared.role].sample(self.request(model, made))
         return made
+
+    def request(self, model: Model, inputs: Mapping[str, Any] = {}) -> SampleRequest:
+        """What a role needs to make a sample; ``inputs`` are the samples of the inputs before it."""
+        size = self.size or image_size(model)
+        return SampleRequest(
+            model=model_for_inputs(model, inputs),
+            inputs=inputs,
+            load_result=load_result,
+            count=self.count,
+            size=size,
+            draw=lambda count, channels: make_images(self.pictures, count, channels, size),
+            target=self.target,
+            dataset_size=DATASET_SIZE,
+            classes=CLASSES,
+        )
 
     def arguments(self, method: Method[..., Any]) -> dict[str, Any]:
         """The parameters: the method's quick ones, a seed where it has one, and the case's."""
@@ -151,10 +132,16 @@ class Case:
 
 
 @functools.cache
+def _network(name: str) -> Model:
+    """One instance of a network, which is asked only for its sizes."""
+    return make_network(name)
+
+
+@functools.cache
 def _size_and_layers(network: str) -> tuple[tuple[int, int], list[str]]:
     """A network's image size and layer names."""
     model = make_network(network)
-    return model.input_size[1:], list(model.layers)
+    return image_size(model), list(model.layers)
 
 
 def declared_cost(method: Method[..., Any], case: Case) -> tuple[int, int] | None:
@@ -171,13 +158,15 @@ def declared_cost(method: Method[..., Any], case: Case) -> tuple[int, int] | Non
 def sizes(method: Method[..., Any], case: Case) -> dict[str, int]:
     """The sizes that a cost expression may refer to, for this case."""
     height, width = case.size or _size_and_layers(case.network)[0]
-    dataset = DATASET_SIZE * sum(declared.role == "dataset" for declared in method.spec.inputs)
-    styles = case.count if method.spec.input("styles") else 0
-    sizes = {"images": case.count, "styles": styles, "height": height, "width": width, "dataset": dataset}
+    sizes = {"images": case.count, "height": height, "width": width, "dataset": 0, "styles": 0}
+    for role in (ROLES[declared.role] for declared in method.spec.inputs):
+        if role.size_name:
+            sizes[role.size_name] += len(role.sample(case.request(_network(case.network))))
     if (cost := method.spec.cost) is None or not (cost.depends_on("channels") or cost.depends_on("stages")):
         return sizes
     params = method.validate(case.arguments(method))
-    return sizes | method.sizes(make_network(case.network), params)
+    model = make_network(case.network)
+    return sizes | method.sizes(model if model.size_known else model.at_size((3, height, width)), params)
 
 
 def fixed_cases(method: Method[..., Any], *, all_pairs: bool) -> list[Case]:

@@ -1,8 +1,9 @@
-"""The small networks that every method is tried on: one for each thing that breaks careless code."""
+"""Small networks on which every method is tested: one for each property that breaks careless code."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ def _gap(channels: int = 3) -> nn.Sequential:
 
 
 class _Functional(nn.Module):
-    """Functional, in-place functional and reused ReLUs, and no GAP head but pooling by hand."""
+    """Functional, in-place functional and reused ReLUs; pooling by ``mean`` instead of a layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +100,7 @@ class _Attention(nn.Module):
 
 
 class _Tokens(nn.Module):
-    """A vision transformer in small: patches, a class token, attention."""
+    """A small vision transformer: patches, a class token, attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ class _Tokens(nn.Module):
 
 
 class _ChannelsLast(nn.Module):
-    """Features as (N, H, W, C), as Swin keeps them."""
+    """Features as (N, H, W, C), as in Swin."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +134,7 @@ class _ChannelsLast(nn.Module):
 
 
 class _Tuple(nn.Module):
-    """Logits beside something else, as networks with auxiliary heads give them."""
+    """Returns logits and something else, as networks with auxiliary heads do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,8 +144,8 @@ class _Tuple(nn.Module):
         return self.body(x), [x.mean((2, 3))]
 
 
-class _Awkward(nn.Module):
-    """In train mode, with uneven flags, dropout, a frozen weight, an old gradient, its owner's hook."""
+class _MixedFlags(nn.Module):
+    """In train mode, with mixed flags, dropout, a frozen weight, an old gradient and a user's hook."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,8 +182,8 @@ def _saturated() -> nn.Module:
     return network
 
 
-def _lively(module: nn.Module) -> nn.Module:
-    """Batch norms that do something, so that forgetting eval mode or folding them wrongly shows."""
+def _randomize_norms(module: nn.Module) -> nn.Module:
+    """Random batch norm statistics: forgetting eval mode or folding them wrongly changes the result."""
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d) and part.running_mean is not None:
             part.running_mean.uniform_(-0.2, 0.2)
@@ -195,35 +196,47 @@ def _lively(module: nn.Module) -> nn.Module:
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "gap": (_gap, "batch norm, in-place ReLU, GAP + linear head"),
     "functional": (_Functional, "functional, in-place and reused ReLUs"),
-    "flat": (_flat, "a flattened map before two linear layers: one picture size only"),
+    "flat": (_flat, "a flattened map before two linear layers: one image size only"),
     "relu6": (_relu6, "ReLU6, depthwise and grouped convolutions"),
     "gelu": (_gelu, "no ReLU at all; a dilated convolution"),
     "tokens": (_Tokens, "patches and a class token: (N, T, C)"),
     "nhwc": (_ChannelsLast, "channels last: (N, H, W, C)"),
-    "tuple": (_Tuple, "gives a tuple"),
-    "double": (lambda: _Awkward().double(), "double precision, train mode, frozen weight, a hook of its own"),
+    "tuple": (_Tuple, "returns a tuple"),
+    "double": (
+        lambda: _MixedFlags().double(),
+        "double precision, train mode, frozen weight, a user's hook",
+    ),
     "gray": (lambda: _gap(1), "takes one channel"),
-    "constant": (_constant, "says the same of every picture"),
-    "saturated": (_saturated, "so sure of itself that softmax has no gradient left"),
+    "constant": (_constant, "the same logits for every image"),
+    "saturated": (_saturated, "logits so large that softmax has no gradient"),
+    "unsized": (_flat, "no known input size, and it takes images of 24x24 only, not the default 224x224"),
 }
 
 
 def make_network(name: str) -> Model:
-    """A fresh copy of one of the small networks, or of the bundled ``shapes-vgg``; always the same."""
+    """A new instance of one of the small networks, or the bundled ``shapes-vgg``; always the same weights."""
     if name == "shapes-vgg":
         return load_model("builtin:shapes-vgg")
     if name not in NETWORKS:
         raise UnknownName("network", name, network_names())
     with torch.random.fork_rng([]):
         torch.manual_seed(2)
-        module = _lively(NETWORKS[name][0]())
+        module = _randomize_norms(NETWORKS[name][0]())
     channels = 1 if name == "gray" else 3
     module.train(name == "double")
     if name == "double":
         module.get_submodule("bn1").eval()
-    return load_model(module, input_size=(channels, SIZE, SIZE), mean=[0.5] * channels, std=[0.25] * channels)
+    normalization: dict[str, Any] = {"mean": [0.5] * channels, "std": [0.25] * channels}
+    if name == "unsized":
+        return load_model(module, classes=[f"class {n}" for n in range(CLASSES)], **normalization)
+    return load_model(module, input_size=(channels, SIZE, SIZE), **normalization)
 
 
 def network_names() -> Iterable[str]:
-    """The names that ``make_network`` knows."""
+    """The names that ``make_network`` accepts."""
     return (*NETWORKS, "shapes-vgg")
+
+
+def image_size(model: Model) -> tuple[int, int]:
+    """Height and width of the images that a model is tested on: its own, or 24x24 where it has none."""
+    return model.input_size[1:] if model.size_known else (SIZE, SIZE)

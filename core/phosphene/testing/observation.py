@@ -29,6 +29,7 @@ from ..data.datasets import TensorDataset
 from ..errors import PhospheneError
 from ..progress import ProgressEvent, report_progress
 from ..results import Result
+from ..roles import model_for_inputs
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -72,7 +73,7 @@ def _observe(method: Method[..., Any], case: Case) -> Observation:
     inputs = case.inputs(method, model)
     tensors_before = {name: tensor.clone() for name, tensor in input_tensors(inputs).items()}
     run = Observation(case, model, inputs, tensors_before)
-    model.structure  # noqa: B018  (recorded once per model: its pass is not the method's)
+    record_structure(model, inputs)
     before, clock = state_of(model), time.perf_counter()
     with (
         record_side_effects(run.side_effects),
@@ -97,6 +98,13 @@ def input_tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 # --- networks --------------------------------------------------------------------------------
+
+
+def record_structure(model: Model, inputs: Mapping[str, Any]) -> None:
+    """Record the model's structure at the inputs' size, so that this pass is not counted as the method's."""
+    sized = model_for_inputs(model, inputs)
+    with contextlib.suppress(PhospheneError):  # refusing a size is left to the method
+        sized.structure  # type: ignore[union-attr]  # noqa: B018
 
 
 def state_of(model: Model) -> dict[str, dict[Any, Any]]:

@@ -1,18 +1,20 @@
-"""Training networks on a data set: the loop, labels, and the trained model as a result."""
+"""Training networks on a data set: the loop, labels and splits, and the trained model as a result."""
 
-from .labels import classes_of, split, trainable
-from .loop import EVALUATIONS, Loss, Metrics, TrainingHistory, train
+from .labels import MAX_HELD_OUT, label_reader, train_test_split, trainable_copy
+from .loop import EVALUATIONS, Loss, Metrics, TrainingHistory, linear_decay, train
 from .trained_model import TrainedModel, WeightsOnly
 
 __all__ = [
     "EVALUATIONS",
+    "MAX_HELD_OUT",
     "Loss",
     "Metrics",
     "TrainedModel",
     "TrainingHistory",
     "WeightsOnly",
-    "classes_of",
-    "split",
+    "label_reader",
+    "linear_decay",
     "train",
-    "trainable",
+    "train_test_split",
+    "trainable_copy",
 ]

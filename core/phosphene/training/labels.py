@@ -1,4 +1,4 @@
-"""Labels, train and test splits for training a classifier."""
+"""Labels, train-test split and a trainable copy of a model: what the training of a classifier starts from."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from ..errors import InputError, ModelError
 from ..models import Model
 from ..models.batch_size import batch_size
 
+#: The most images that a training is evaluated on: evaluation runs an attack, and is repeated.
+MAX_HELD_OUT = 64
 
-def trainable(model: Model) -> Model:
-    """A copy of a model with all its weights free, in eval mode. ModelError where it has none."""
+
+def trainable_copy(model: Model) -> Model:
+    """A copy of a model whose weights all require gradients, in eval mode.
+
+    Raises ModelError for a model without floating-point weights.
+    """
     if not any(p.is_floating_point() for p in model.module.parameters()):
         raise ModelError(f"{model.name} has no weights that could be trained")
     copied = model.copy()
@@ -23,43 +29,46 @@ def trainable(model: Model) -> Model:
     return copied
 
 
-def classes_of(
+def label_reader(
     model: Model, dataset: Dataset, source: Literal["truth", "predicted"] = "truth"
 ) -> Callable[[Sequence[int]], Tensor]:
-    """A function from places in a data set to class indices (n,): its own truth, or what the model says.
+    """A function from indices into a data set to class indices (n,).
 
-    InputError where the data set knows no classes, UnknownName where the model does not know them.
+    ``source`` "truth" reads the data set's own labels, "predicted" takes the classes that the model predicts.
+    Raises InputError where the data set has no labels, UnknownName for a label that is no class of the model.
     """
     if source == "predicted":
 
-        def predicted(places: Sequence[int]) -> Tensor:
+        def predicted_labels(indices: Sequence[int]) -> Tensor:
             with torch.no_grad():
-                images = dataset.read(places).to(model.device, model.dtype)
+                images = dataset.read(indices).to(model.device, model.dtype)
                 return torch.cat([model(part).argmax(1) for part in images.split(batch_size(model))])
 
-        return predicted
+        return predicted_labels
     first = dataset.labels([0])
     if first is None:
         raise InputError(
-            'the data set knows no classes: say labels="predicted", sort its pictures into a folder for each '
-            "class, or give TensorDataset(images, classes)"
+            'the data set has no labels: use labels="predicted", sort its images into one folder per class, '
+            "or pass TensorDataset(images, classes)"
         )
-    known = {0: model.class_index(first[0])}
+    # Labels are cached: a data set that draws its images draws them again to label them.
+    cache = {0: model.class_index(first[0])}
 
-    def true(places: Sequence[int]) -> Tensor:
-        new = [place for place in dict.fromkeys(places) if place not in known]
-        if new:  # a data set that draws its pictures draws them for their labels, too
-            known.update(zip(new, map(model.class_index, dataset.labels(new) or ()), strict=True))
-        return torch.tensor([known[place] for place in places], device=model.device)
+    def true_labels(indices: Sequence[int]) -> Tensor:
+        missing = [index for index in dict.fromkeys(indices) if index not in cache]
+        if missing:
+            cache.update(zip(missing, map(model.class_index, dataset.labels(missing) or ()), strict=True))
+        return torch.tensor([cache[index] for index in indices], device=model.device)
 
-    return true
+    return true_labels
 
 
-def split(dataset: Dataset, held_out: float, most: int = 64) -> tuple[int, range]:
-    """How many of the first pictures are learned from, and the last ones, ``most`` of them, to look at.
+def train_test_split(dataset: Dataset, held_out: float, max_test: int = MAX_HELD_OUT) -> tuple[int, range]:
+    """How many of the first images to train on, and the indices of at most ``max_test`` images to test on.
 
-    Where a share ``held_out`` is none at all, those to look at are learned from, too.
+    The last share ``held_out`` of the data set is not trained on. Where that share is less than half an
+    image, all images are trained on, and the first ones are tested on as well.
     """
     count = max(1, len(dataset) - round(held_out * len(dataset)))
     start = count if count < len(dataset) else 0
-    return count, range(start, min(start + most, len(dataset)))
+    return count, range(start, min(start + max_test, len(dataset)))

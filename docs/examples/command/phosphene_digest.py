@@ -1,4 +1,4 @@
-"""``phosphene digest FOLDER``: one line for every saved result, the same wherever the bits are."""
+"""``phosphene digest FOLDER``: one line per saved result, equal for results with equal bits."""
 
 import hashlib
 import json
@@ -11,24 +11,25 @@ from phosphene import InputError, hookimpl
 
 
 def digest_of(folder: Path) -> str:
-    """A digest of what a saved result holds; of when and where it was made it knows nothing."""
+    """A digest of a saved result's data, without its provenance (when and where it was made)."""
     document = json.loads((folder / "result.json").read_text())
-    held = {part: document[part] for part in ("type", "fields", "inputs")}
-    found = hashlib.sha256(json.dumps(held, sort_keys=True).encode())
-    found.update((folder / "arrays.safetensors").read_bytes())
-    return found.hexdigest()
+    data = {part: document[part] for part in ("type", "fields", "inputs")}
+    sha = hashlib.sha256(json.dumps(data, sort_keys=True).encode())
+    sha.update((folder / "arrays.safetensors").read_bytes())
+    return sha.hexdigest()
 
 
 def digest(
-    folder: Annotated[Path, typer.Argument(help="A saved result, or a folder with such somewhere inside.")],
+    folder: Annotated[Path, typer.Argument(help="A saved result, or a folder that contains some.")],
 ) -> None:
-    """Tell saved results by their contents: compare two machines, or before and after a change."""
-    found = sorted(path.parent for path in folder.rglob("result.json"))
-    if not found:
+    """Print digests of saved results: compare two machines, or before and after a change."""
+    results = sorted(path.parent for path in folder.rglob("result.json"))
+    if not results:
         raise InputError(f"there is no saved result in {folder}")
-    for place in found:
-        made = json.loads((place / "result.json").read_text())["provenance"] or {}
-        print(digest_of(place)[:16], made.get("method", "unknown"), place.relative_to(folder), sep="  ")
+    for result in results:
+        provenance = json.loads((result / "result.json").read_text())["provenance"] or {}
+        method = provenance.get("method", "unknown")
+        print(digest_of(result)[:16], method, result.relative_to(folder), sep="  ")
 
 
 @hookimpl

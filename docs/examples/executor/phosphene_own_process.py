@@ -1,4 +1,4 @@
-"""``executor="own-process"``: each run in a fresh interpreter, whose crash or memory is not ours."""
+"""``executor="own-process"``: each run in a new interpreter, which may crash or leak without harm here."""
 
 import dataclasses
 import pickle
@@ -12,36 +12,37 @@ from phosphene import PhospheneError, hookimpl
 
 
 def in_own_process(run):
-    """Carry out a ``Run`` in a new process, and give its result or raise its error.
+    """Execute a ``PreparedRun`` in a new process, and return its result or raise its error.
 
-    What it is about goes there as a pickle, in a folder that nobody else may read. So a model or a
-    target that was defined in a notebook or a ``lambda`` cannot go; and a progress callable does not.
+    The run is pickled into a folder that only this user may read. So a model or a target that was defined in
+    a notebook or as a ``lambda`` cannot be sent, and a progress callable is not.
     """
     import torch
 
     if callable(run.progress):
         run = dataclasses.replace(run, progress=False)
     try:
-        errand = pickle.dumps((run, torch.get_num_threads()))  # the sums are the same on as many threads
+        # Sums depend on the number of threads.
+        request = pickle.dumps((run, torch.get_num_threads()))
     except Exception as error:
         raise PhospheneError(f"this run cannot be sent to another process: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "errand").write_bytes(errand)
-        done = subprocess.run([sys.executable, "-m", __name__, folder])
-        if done.returncode:
-            raise PhospheneError(f"the process that carried out {run.method} ended with {done.returncode}")
+        Path(folder, "request").write_bytes(request)
+        process = subprocess.run([sys.executable, "-m", __name__, folder])
+        if process.returncode:
+            raise PhospheneError(f"the process that ran {run.method} ended with {process.returncode}")
         outcome = pickle.loads(Path(folder, "outcome").read_bytes())
     if isinstance(outcome, BaseException):
         raise outcome
     return outcome
 
 
-def carry_out(folder):
-    """What the new process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who waits, and who ends us then
+def execute_request(folder):
+    """What the new process does: execute the run and write its result or its error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C interrupts the parent, which ends this process
     import torch
 
-    run, threads = pickle.loads(Path(folder, "errand").read_bytes())
+    run, threads = pickle.loads(Path(folder, "request").read_bytes())
     torch.set_num_threads(threads)
     try:
         outcome = run.execute_locally()
@@ -56,4 +57,4 @@ def phosphene_executors():
 
 
 if __name__ == "__main__":
-    carry_out(sys.argv[1])
+    execute_request(sys.argv[1])

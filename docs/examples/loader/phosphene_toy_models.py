@@ -1,13 +1,13 @@
-"""``toy:`` - networks whose weights are written by hand, so that everything in them is known.
+"""The URI scheme ``toy:``: networks with weights written by hand.
 
-torch is imported when a network is asked for: ``phosphene --help`` loads this module, too.
+torch is imported when a network is built: ``phosphene --help`` imports this module, too.
 """
 
 from phosphene import InputError, UnknownName, hookimpl
 
 
 def stripes():
-    """Do the edges of a picture lie across or upright? Sobel's two filters, both signs, averaged."""
+    """Horizontal or vertical edges: Sobel's two filters with both signs, averaged over the image."""
     import torch
     from torch import nn
 
@@ -28,13 +28,13 @@ NETWORKS = {"stripes": stripes}
 
 
 class ToyLoader:
-    """The scheme: a network by its name, and all the names."""
+    """Builds a network by its name, and lists the names."""
 
     def load(self, name, *, weights, pretrained, **options):
         if name not in NETWORKS:
             raise UnknownName("toy model", name, NETWORKS)
         if weights is not None:
-            raise InputError(f"toy:{name} brings its own weights; there are none called {weights!r}")
+            raise InputError(f"toy:{name} has fixed weights; there are none named {weights!r}")
         return NETWORKS[name](**options)
 
     def names(self):

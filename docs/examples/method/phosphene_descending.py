@@ -1,4 +1,4 @@
-"""A kind of promise: rows that never rise. Here and not with the method, so that nobody waits for torch."""
+"""A kind of invariant: rows that never increase. In a module of its own, which does not import torch."""
 
 from typing import Literal
 
@@ -7,14 +7,14 @@ from phosphene.spec import Invariant
 
 
 class Descending(Invariant):
-    """From left to right no row of ``field`` rises."""
+    """No row of ``field`` increases from left to right."""
 
     kind: Literal["descending"] = "descending"
     field: str
 
     def check(self, inputs, params, result):
         steps = getattr(result, self.field).diff(dim=1)
-        assert not (steps > 0).any(), f"{self.field} rises by {float(steps.max()):.3g}"
+        assert not (steps > 0).any(), f"{self.field} increases by {float(steps.max()):.3g}"
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Top classes: what a model takes a picture for, in a result type of its own."""
+"""Top-k classes: the most probable classes of an image, in a result type of its own."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -16,7 +16,7 @@ from phosphene.spec import UnitRange, size
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Predictions(Result):
-    """The likeliest classes of each image: ``probabilities`` and ``classes`` (N, k), and their ``names``."""
+    """The k most probable classes of each image: ``probabilities``, ``classes`` (N, k) and ``names``."""
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "probabilities", "classes", "names")
     groups_per_row: ClassVar[int] = 4
@@ -27,18 +27,18 @@ class Predictions(Result):
     names: tuple[tuple[str, ...], ...]
 
     def lines(self) -> list[str]:
-        """What is said in words after a run: all k of each image."""
+        """The text that is printed after a run: all k classes of each image."""
         rows = [zip(*both, strict=True) for both in zip(self.names, self.probabilities.tolist(), strict=True)]
         return [", ".join(f"{name} {share:.0%}" for name, share in row) for row in rows]
 
     def panels(self) -> list[list[Panel]]:
-        """The pictures: each image under its likeliest class."""
-        likeliest = [line.partition(",")[0] for line in self.lines()]
-        return [[Panel(image, title)] for image, title in zip(self.images, likeliest, strict=True)]
+        """Each image, with its most probable class as the title."""
+        titles = [line.partition(",")[0] for line in self.lines()]
+        return [[Panel(image, title)] for image, title in zip(self.images, titles, strict=True)]
 
 
-def logarithms_come_back_as_their_numbers() -> None:
-    """A network that gives the logarithms of known probabilities whatever it sees."""
+def constant_network_oracle() -> None:
+    """A network whose logits are the logarithms of fixed probabilities, for any image."""
     linear = nn.Linear(12, 3)
     linear.weight.data.zero_()
     linear.bias.data = torch.tensor([0.2, 0.7, 0.1]).log()
@@ -52,19 +52,25 @@ def logarithms_come_back_as_their_numbers() -> None:
     family="predictions",
     invariants=[Descending(field="probabilities"), UnitRange(field="probabilities")],
     cost=Cost(forward=size.images),
-    oracle=logarithms_come_back_as_their_numbers,
+    oracle=constant_network_oracle,
 )
 def top_classes(
     model: Model,
     images: Images,
     *,
-    k: Annotated[int, Field(ge=1, le=100, description="how many classes; of fewer, all")] = 3,
+    k: Annotated[int, Field(ge=1, le=100, description="number of classes; all if the model has fewer")] = 3,
 ) -> Predictions:
-    """Name the classes that a model finds likeliest in a picture.
+    """Top-k classes: the classes with the highest softmax probabilities.
 
     p = softmax(logits), sorted
 
-    ``images`` (N, C, H, W) in [0, 1] -> ``probabilities``, ``classes`` (N, k), likeliest first.
+    Returns:
+        ``Predictions``; ``probabilities``, ``classes`` (N, k), in descending order.
+
+    Example::
+        from phosphene import run
+
+        run("top_classes", images="builtin:scenes/2", k=2).names
     """
     ranked = model(images).softmax(1).sort(dim=1, descending=True, stable=True)
     probabilities, classes = ranked.values[:, :k], ranked.indices[:, :k]

@@ -1,8 +1,8 @@
-"""The conformance kit, with every promise that top_classes makes."""
+"""The conformance kit on top_classes."""
 
 from phosphene.testing import parametrize_with_checks
 
 
 @parametrize_with_checks(["top_classes"], profile="quick")
-def test_it_keeps_its_promises(check):
+def test_conformance(check):
     check()

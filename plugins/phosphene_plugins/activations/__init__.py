@@ -1,1 +1,1 @@
-"""What fires, where, and on which pictures."""
+"""Activations: feature maps, maximally activating patches, and statistics of channels over a data set."""

@@ -1,4 +1,4 @@
-"""Activation maps: what a layer's channels answer, and where."""
+"""Activation maps: the feature maps of a layer's channels, scaled to [0, 1]."""
 
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ from phosphene.results import ActivationMaps
 from phosphene.roles import Images, LayerName, Model
 from phosphene.spec import Cost, UnitRange, size
 
-#: Modules that act on every value by itself, so that what they are given has the places they give.
+#: Elementwise activation modules: their input is a map of the same size as their output.
 ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
     nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Softplus, nn.Tanh,
@@ -21,7 +21,7 @@ ACTIVATIONS = (
 
 
 def _oracle() -> None:
-    """Filters that pick one colour answer with that colour: its picture, min-max scaled, is the map."""
+    """For 1 x 1 filters that pick one color, the map is that color channel, min-max scaled."""
     convolution = nn.Conv2d(3, 3, 1, bias=False)
     with torch.no_grad():
         convolution.weight[:, :, 0, 0] = torch.eye(3) - 0.5 * torch.eye(3)[[1, 2, 0]]
@@ -56,47 +56,64 @@ def activation_maps(
     images: Images,
     *,
     layer: Annotated[
-        LayerName | None, Field(description="whose answers; an activation half-way up unless told")
+        LayerName | None,
+        Field(description="layer to show; default: the last activation at the middle resolution"),
     ] = None,
     channels: Annotated[
-        Annotated[list[int], Field(min_length=1)] | None, Field(description="which channels; all unless told")
+        Annotated[list[int], Field(min_length=1)] | None, Field(description="channel numbers; default: all")
     ] = None,
     scale: Annotated[
         Literal["each", "shared", "signed"],
-        Field(description="each map from 0 to 1, an image's maps by one scale, or zero in the middle"),
+        Field(description="scaling to [0, 1]: of each map, of an image's maps together, or with zero at 1/2"),
     ] = "each",
-    pre_activation: Annotated[bool, Field(description="what the activation is given, not gives")] = False,
-    overlay: Annotated[bool, Field(description="lay the maps over the image")] = False,
+    pre_activation: Annotated[
+        bool, Field(description="show the input of the activation module instead of its output")
+    ] = False,
+    overlay: Annotated[bool, Field(description="draw the maps over the image")] = False,
 ) -> ActivationMaps:
-    """Show what a layer's channels answer to each place of an image.
+    """Activation maps: the output of a layer's channels at each position of an image.
 
     A'_c = (A_c - min A_c) / (max A_c - min A_c)
 
-    A constant map becomes zeros. ``scale="shared"`` takes one minimum and maximum over all the
-    channels shown of an image, so that weak answers look weak and nearly empty maps empty;
-    ``"signed"`` keeps zero in the middle, A_c / (2 max |A|) + 1/2 over the same channels, so that what
-    excites and what inhibits are told apart. ``pre_activation`` shows what the
-    activation module ``layer`` is given: a ReLU's input still has its negative answers. ``layer``:
-    the last activation at the middle one of the model's resolutions unless told. ``channels``:
-    their numbers; all unless told, of which the picture shows the strongest of each image.
-    ``overlay`` lays the maps over the image. InputError for a channel that is not there; ModelError
-    for a layer without places, or where nothing stands before the activation.
+    A constant map becomes zeros. ``scale="shared"`` uses one minimum and maximum over all selected channels
+    of an image, so that weak maps stay weak; ``scale="signed"`` is A_c / (2 max |A|) + 1/2 with the maximum
+    over the same channels, so that positive and negative activations are distinguishable.
+    ``pre_activation`` shows the input of the activation module ``layer``: a ReLU's input still has its
+    negative values.
+
+    Returns:
+        ``maps`` (N, K, h, w): the activations of K channels, ``scaled`` (N, K, h, w): the same in [0, 1].
+        Figures show the nine channels of largest activation of each image.
+
+    Raises:
+        InputError: a channel that the layer does not have.
+        ModelError: the layer's output is not a map, or ``pre_activation`` with a layer that is not an
+            activation module.
+
+    Example::
+        from phosphene import run
+
+        result = run("activation_maps", images="builtin:scenes/2", layer="features.8", channels=[0, 5])
+        result.maps.shape  # (2, 2, 32, 32)
+
+    Source:
+        Yosinski et al. 2015, section 2.
     """
     layer = layer if layer is not None else _middle_activation(model)
     count = model.map_shape(layer)[0]
-    chosen = range(count) if channels is None else channels
-    for channel in chosen:
+    selected = range(count) if channels is None else channels
+    for channel in selected:
         if not 0 <= channel < count:
             raise InputError(f"layer {layer!r} has {count} channels, so there is no number {channel}")
     if pre_activation and not isinstance(model.layers[layer], ACTIVATIONS):
-        raise ModelError(_nothing_before(model, layer))
+        raise ModelError(_not_an_activation(model, layer))
     features = model.input_of(images, layer) if pre_activation else model.features(images, layer)
-    maps = model.maps(features, images)[:, list(chosen)]
+    maps = model.maps(features, images)[:, list(selected)]
     return ActivationMaps(
         images=images,
         maps=maps,
         scaled=_scaled(maps, scale),
-        channels=tuple(chosen),
+        channels=tuple(selected),
         layer=layer,
         layout="overlay" if overlay else "map",
         signed=scale == "signed",
@@ -104,37 +121,38 @@ def activation_maps(
 
 
 def _scaled(maps: Tensor, scale: Literal["each", "shared", "signed"]) -> Tensor:
-    if scale == "signed":  # all channels of an image as one tall map
+    if scale == "signed":  # one scale for all channels of an image: stacked into one tall map
         return symmetric(maps.flatten(1, 2)).view_as(maps)
     return min_max(maps, (1, 2, 3) if scale == "shared" else (2, 3))
 
 
 def _activations(model: Model) -> dict[str, int]:
-    """The activation modules with maps, in the order they run, and how many places each has."""
-    found = {}
+    """The activation modules whose output is a map, in execution order, and how many positions each has."""
+    positions = {}
     for name in model.structure.layers:
         if isinstance(model.layers[name], ACTIVATIONS):
             try:
                 _, height, width = model.map_shape(name)
-            except ModelError:  # it acts on a vector, in a head or a gate
+            except ModelError:  # the module acts on a vector, in a head or a gate
                 continue
             if height * width > 1:
-                found[name] = height * width
-    return found
+                positions[name] = height * width
+    return positions
 
 
 def _middle_activation(model: Model) -> str:
-    stages = list({places: name for name, places in _activations(model).items()}.values())
-    stages = stages or list(model.stages)  # functional activations have no name
+    # Of the activations with the same number of positions, the last.
+    stages = list({positions: name for name, positions in _activations(model).items()}.values())
+    stages = stages or list(model.stages)  # functional activations have no module to name
     return stages[(len(stages) - 1) // 2]
 
 
-def _nothing_before(model: Model, layer: str) -> str:
+def _not_an_activation(model: Model, layer: str) -> str:
     names = list(_activations(model))
     inside = [n for n in names if n.startswith(f"{layer}.")]
     kind = type(model.layers[layer]).__name__
     near = ", ".join(repr(n) for n in (inside or names)[-3:]) or "this model has none with maps"
-    return f"layer {layer!r} is a {kind}, not an activation, so nothing stands before it; name one: {near}"
+    return f"layer {layer!r} is a {kind}, not an activation, so it has no pre-activation; name one: {near}"
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Channel redundancy: which channels of a layer answer nearly the same to a whole data set."""
+"""Channel redundancy: correlated channels of a layer, grouped by hierarchical clustering."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,22 +16,19 @@ from phosphene import (
     hookimpl,
     load_model,
     method,
-    progress_bar,
-    save_progress,
-    saved_progress,
+    resumable_batches,
 )
 from phosphene.roles import Dataset, LayerName, Model
 from phosphene.spec import Cost, size
 
-from ._channel_responses import responses
-from ._channel_results import ChannelRedundancy
+from ._channel_redundancy_result import ChannelRedundancy
 
-#: How many groups are shown with a picture, and how many channels of each.
-GROUPS, MEMBERS = 6, 4
+#: How many groups are shown with an image, and how many channels of each.
+MAX_GROUPS, MAX_CHANNELS = 6, 4
 
 
-def scaled_copies_are_one_group() -> None:
-    """A channel, its double and itself with an offset are one group by correlation; others are alone."""
+def _oracle() -> None:
+    """A channel, its double and its sum with an offset have correlation 1 and form one group."""
     convolution = nn.Conv2d(3, 5, 1)
     assert convolution.bias is not None
     with torch.no_grad():
@@ -40,10 +37,10 @@ def scaled_copies_are_one_group() -> None:
         convolution.bias.copy_(torch.tensor([0.0, 0, 0, 0, 3]))
     layers = nn.Sequential(convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2)).double()
     images = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = channel_redundancy(load_model(layers), TensorDataset(images), layer="0")
-    assert found.groups == ((0, 2, 4),) and found.pairs.tolist() == [[0, 2], [0, 4], [2, 4]]
+    result = channel_redundancy(load_model(layers), TensorDataset(images), layer="0")
+    assert result.groups == ((0, 2, 4),) and result.pairs.tolist() == [[0, 2], [0, 4], [2, 4]]
     values = images.transpose(0, 1).flatten(1)
-    torch.testing.assert_close(found.similarity[[0, 1, 3]][:, [0, 1, 3]], torch.corrcoef(values))
+    torch.testing.assert_close(result.similarity[[0, 1, 3]][:, [0, 1, 3]], torch.corrcoef(values))
 
 
 @method(
@@ -58,99 +55,116 @@ def scaled_copies_are_one_group() -> None:
         )
     ],
     needs=["dataset"],
-    cost=Cost(forward=size.dataset + GROUPS),
-    oracle=scaled_copies_are_one_group,
+    cost=Cost(forward=size.dataset + MAX_GROUPS),
+    oracle=_oracle,
     demo={"layer": "features.11", "threshold": 0.8},
 )
 def channel_redundancy(
     model: Model,
     dataset: Dataset,
     *,
-    layer: Annotated[LayerName | None, Field(description="whose answers; the last map unless told")] = None,
+    layer: Annotated[LayerName | None, Field(description="layer to analyze; default: the last map")] = None,
     measure: Annotated[
-        Literal["correlation", "cosine"], Field(description="of two channels' answers")
+        Literal["correlation", "cosine"], Field(description="similarity measure of two channels' activations")
     ] = "correlation",
-    threshold: Annotated[float, Field(gt=0, le=1, description="how alike channels of a group are")] = 0.95,
+    threshold: Annotated[
+        float, Field(gt=0, le=1, description="least similarity of two channels in a group")
+    ] = 0.95,
 ) -> ChannelRedundancy:
-    """Find the channels of a layer that answer nearly the same, place by place, over a whole data set.
+    """Channel redundancy: correlation between a layer's channels over a data set, and groups of duplicates.
 
-    s_ab = cov(A_a, A_b) / (sigma_a sigma_b)  over all pictures and places, or A_a . A_b / (|A_a| |A_b|)
+    s_ab = cov(A_a, A_b) / (sigma_a sigma_b)  or  A_a . A_b / (|A_a| |A_b|)
 
-    ``similarity`` (C, C); ``pairs`` (P, 2), those of at least ``threshold``, the most alike first.
-    ``groups``, the largest first: every two channels of a group are at least that alike (complete
-    linkage), so all but one of them may be pruned. ``order`` is that of the same clustering. A channel
-    that is constant (for the cosine: zero) is like no other; ``activation_statistics`` names the
-    dead. Any layer will do: maps, tokens, vectors. Only sums of products are kept, in double
-    precision, and a run that was cut off goes on; the largest groups are shown on the picture that their
-    first channel answers most. ModelError for a layer whose output is neither maps nor vectors.
+    over all images and positions (correlation, cosine). Groups are found by complete-linkage clustering, so
+    every two channels of a group have at least the similarity ``threshold``, and all but one of them may be
+    pruned. A constant channel (cosine: a zero one) is similar to no other; ``activation_statistics`` lists
+    the dead ones. ``layer`` may output maps, tokens or vectors. Only sums and products are stored, in
+    double precision, and an interrupted run resumes.
 
-    Source: within-network correlation by Li et al. 2015, section 2.
+    Returns:
+        ``similarity`` (C, C); ``pairs`` (P, 2) of channels of at least ``threshold``, the most similar first.
+        ``groups``: tuples of channel numbers, the largest group first; ``order``: all channels in the order
+        of the clustering's leaves.
+        ``images`` (G, 3, H, W) and ``maps`` (G, 4, h, w): for the first groups, the image that activates
+        the group's first channel most and the maps of up to four of its channels; None without groups.
+
+    Raises:
+        ModelError: the layer's output is neither maps, tokens nor vectors.
+
+    Example::
+        from phosphene import run
+
+        result = run("channel_redundancy", dataset="builtin:scenes/32", layer="features.11", threshold=0.8)
+        result.similarity.shape  # (96, 96)
+        result.groups
+
+    Source:
+        Li et al. 2015, section 2 (within-network correlation).
     """
     layer = layer if layer is not None else model.last_map
-    state = saved_progress()
-    done, count = state.pop("done", 0), state.pop("count", 0)
-    sums: dict[str, Tensor] = state
-    size = batch_size(model)
-    left = -(-(len(dataset) - done) // size)
-    for batch in progress_bar(dataset.batches(size, done), "channel redundancy", left):
-        images = batch.images.to(model.device, model.dtype)
-        maps = responses(model, images, layer)
-        if not sums:
-            none = torch.zeros(maps.shape[1], dtype=torch.float64)
-            sums = {"sum": none, "products": torch.outer(none, none), "best": none - torch.inf}
-            sums["sources"] = none.long()
-        for values in maps.flatten(2):  # one picture at a time, since it takes twice the memory
+    state: dict[str, Any] = {"count": 0}
+    for batch in resumable_batches(dataset, batch_size(model), state, "channel redundancy"):
+        maps = _channel_maps(model, batch.images.to(model.device, model.dtype), layer)
+        if "sum" not in state:
+            zeros = torch.zeros(maps.shape[1], dtype=torch.float64)
+            state |= {"sum": zeros, "products": torch.outer(zeros, zeros)}
+            state |= {"peak": zeros - torch.inf, "peak_image": zeros.long()}
+        for values in maps.flatten(2):  # one image at a time, since double precision takes twice the memory
             values = values.double()
-            sums["sum"] = sums["sum"] + values.sum(1).cpu()
-            sums["products"] = sums["products"] + (values @ values.T).cpu()
-        peaks, rows = (found.cpu() for found in maps.amax((2, 3)).double().max(0))
-        better = peaks > sums["best"]
-        sums["best"] = torch.where(better, peaks, sums["best"])
-        sums["sources"] = torch.where(better, torch.tensor(batch.indices)[rows], sums["sources"])
-        done, count = done + len(images), count + maps[:, 0].numel()
-        save_progress(done=done, count=count, **sums)
-    similarity = _similarity(sums["sum"], sums["products"], count, measure)
-    groups, order = _clustered(similarity, threshold)
-    alike = similarity.triu(1) >= threshold
-    values, ranks = similarity[alike].sort(descending=True, stable=True)
-    shown = groups[:GROUPS]
-    pictures, shown_maps = None, None
-    if shown:
-        pictures = dataset.read([int(sums["sources"][group[0]]) for group in shown]).to(
-            model.device, model.dtype
-        )
-        maps = responses(model, pictures, layer)
-        shown_maps = maps.new_zeros(len(shown), MEMBERS, *maps.shape[2:])
-        for part, own, group in zip(shown_maps, maps, shown, strict=True):
-            part[: len(group)] = own[list(group[:MEMBERS])]
+            state["sum"] = state["sum"] + values.sum(1).cpu()
+            state["products"] = state["products"] + (values @ values.T).cpu()
+        peaks, rows = (value.cpu() for value in maps.amax((2, 3)).double().max(0))
+        larger = peaks > state["peak"]
+        state["peak"] = torch.where(larger, peaks, state["peak"])
+        state["peak_image"] = torch.where(larger, torch.tensor(batch.indices)[rows], state["peak_image"])
+        state["count"] += maps[:, 0].numel()
+    similarity = _similarity(state["sum"], state["products"], state["count"], measure)
+    groups, order = _cluster(similarity, threshold)
+    above = similarity.triu(1) >= threshold
+    ranks = similarity[above].sort(descending=True, stable=True).indices
+    images, group_maps = None, None
+    if first_groups := groups[:MAX_GROUPS]:
+        images = dataset.read([int(state["peak_image"][group[0]]) for group in first_groups])
+        images = images.to(model.device, model.dtype)
+        maps = _channel_maps(model, images, layer)
+        group_maps = maps.new_zeros(len(first_groups), MAX_CHANNELS, *maps.shape[2:])
+        for n, group in enumerate(first_groups):
+            group_maps[n, : len(group)] = maps[n, list(group[:MAX_CHANNELS])]
     return ChannelRedundancy(
         layer=layer,
         measure=measure,
         threshold=threshold,
         similarity=similarity.to(model.device, model.dtype),
-        pairs=alike.nonzero()[ranks].to(model.device),
+        pairs=above.nonzero()[ranks].to(model.device),
         groups=groups,
         order=order,
-        pictures=pictures,
-        maps=shown_maps,
+        images=images,
+        maps=group_maps,
     )
 
 
+def _channel_maps(model: Model, images: Tensor, layer: str) -> Tensor:
+    """Activations (n, C, h, w) of a layer, class tokens dropped; a vector is a map with one position."""
+    features = model.features(images, layer)
+    return features[:, :, None, None] if features.ndim == 2 else model.maps(features, images)
+
+
 def _similarity(sums: Tensor, products: Tensor, count: int, measure: str) -> Tensor:
+    """Correlation or cosine (C, C) from sums (C,) and sums of products (C, C) of ``count`` positions."""
     squares = products.diagonal() / count
     moments = products / count
     if measure == "correlation":
         moments = moments - torch.outer(sums, sums) / count**2
     variances = moments.diagonal()
-    # What rounding leaves of a constant is no variance.
+    # The variance of a constant channel is rounding error; its similarity is 0, not noise divided by noise.
     scale = torch.where(variances > 1e-12 * squares, variances, torch.inf).rsqrt()
-    # Rounded, so that how the pictures were batched decides no tie.
+    # Rounded, so that rounding errors that depend on the batch size cannot decide a tie.
     similarity = (moments * torch.outer(scale, scale)).clamp(-1, 1).round(decimals=10)
     return similarity.fill_diagonal_(1)
 
 
-def _clustered(similarity: Tensor, threshold: float) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
-    """The groups of at least two, the largest first, and all channels in the order of the tree's leaves."""
+def _cluster(similarity: Tensor, threshold: float) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
+    """Groups of two or more channels, the largest first, and all channels in the order of the leaves."""
     if len(similarity) == 1:
         return (), (0,)
     tree = linkage(squareform((1 - similarity).numpy(), checks=False), "complete")

@@ -1,10 +1,9 @@
-"""Guided patches: what a channel answers most, and beside it the pixels that its unit answered."""
+"""Guided patches: top patches of a channel, and the guided backpropagation of each patch's unit."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import (
@@ -22,24 +21,25 @@ from phosphene import (
     rewrite_backward,
 )
 from phosphene.results import Patches
-from phosphene.roles import Dataset, LayerName, Model
+from phosphene.roles import Dataset, Model
 from phosphene.spec import Cost, either, minimum, param, size
 
-from .top_patches import Channels, Count, PerImage, strongest
+from .top_patches import Channels, Count, MapLayer, PerImage, top_patches
 
 
-def only_positive_weights_of_active_units_pass() -> None:
-    """Behind one ReLU, what comes back is w2 where it is positive and the unit below was active, times w1."""
+def _oracle() -> None:
+    """Behind one ReLU, the guided gradient is max(w2, 0) times w1 where the unit below is active."""
     torch.manual_seed(0)
     first, last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
     layers = nn.Sequential(first, nn.ReLU(), last, nn.Flatten(), nn.Linear(50, 2)).double()
     images = torch.rand(3, 3, 5, 5, dtype=torch.float64)
-    found = guided_patches(load_model(layers, input_size=(3, 5, 5)), TensorDataset(images), layer="2", k=2)
-    assert found.gradients is not None
-    for i, (y, x) in enumerate(found.places.tolist()):
-        active = first(images[int(found.ids[i])])[:, y, x] > 0
-        passed = last.weight[found.channels[i], :, 0, 0].clamp(min=0) * active
-        torch.testing.assert_close(found.gradients[i], (passed @ first.weight.flatten(1))[:, None, None])
+    result = guided_patches(load_model(layers, input_size=(3, 5, 5)), TensorDataset(images), layer="2", k=2)
+    assert result.gradients is not None
+    for i, (y, x) in enumerate(result.positions.tolist()):
+        active = first(images[int(result.ids[i])])[:, y, x] > 0
+        passed = last.weight[result.channels[i], :, 0, 0].clamp(min=0) * active
+        expected = (passed @ first.weight.flatten(1))[:, None, None]
+        torch.testing.assert_close(result.gradients[i], expected)
 
 
 @method(
@@ -60,7 +60,7 @@ def only_positive_weights_of_active_units_pass() -> None:
         + minimum(param.k, size.dataset * param.per_image) * either(size.channels, 6),
         backward=1 + minimum(param.k, size.dataset * param.per_image) * either(size.channels, 6),
     ),
-    oracle=only_positive_weights_of_active_units_pass,
+    oracle=_oracle,
     quick={"k": 2, "channels": [0]},
     demo={"layer": "features.11", "k": 9},
 )
@@ -68,47 +68,60 @@ def guided_patches(
     model: Model,
     dataset: Dataset,
     *,
-    layer: Annotated[LayerName | None, Field(description="whose answers; the last map unless told")] = None,
+    layer: MapLayer = None,
     channels: Channels = None,
     k: Count = 9,
     per_image: PerImage = 1,
 ) -> Patches:
-    """Show what a channel answers most in a data set, and by guided backpropagation which pixels made it.
+    """Guided backpropagation of a channel's maximally activating patches in a data set.
 
-    R^l = 1[f^l > 0] 1[R^(l+1) > 0] R^(l+1)  at every ReLU on the way from A_c[h, w](x) to x
+    R^l = 1[f^l > 0] 1[R^(l+1) > 0] R^(l+1)  at every ReLU between A_c[h, w](x) and x
 
-    The patches are those of ``top_patches``: the k places with the largest answers, at most
-    ``per_image`` of a picture, and what their units can see. ``gradients`` (M, C, h, w) is what comes
-    back to each patch's pixels from its own unit, raw and signed; outside the patch nothing can.
-    What all patches of a channel share is in their guided pictures; what only one of them has is not.
-    A unit at the upper end of a ReLU6 has no gradient: name the layer below it. ModelError where no
-    ReLU is at or below the layer, for the result would be the plain gradient, and for a layer without
-    places; InputError for a channel that is not there.
+    The patches are those of ``top_patches``. What all patches of a channel have in common shows in their
+    guided gradients; what only one patch has does not. A unit at the upper bound of a ReLU6 has gradient 0:
+    choose the layer below it.
 
-    Source: Springenberg et al. 2015, section 3.4 and figure 3.
+    Returns:
+        The result of ``top_patches``, and ``gradients`` (M, C, h, w): the guided gradient of each patch's own
+        unit with respect to the patch's pixels, signed, padded with zeros to the largest patch. Outside the
+        patch the gradient is zero.
+
+    Raises:
+        InputError: a channel that the layer does not have.
+        ModelError: the layer's output is not a map, or no ReLU is at or below the layer, so that the result
+            would be the plain gradient.
+
+    Example::
+        from phosphene import run
+
+        result = run("guided_patches", dataset="builtin:scenes/16", layer="features.11", channels=[3], k=4)
+        result.gradients.shape  # (4, 3, 24, 24)
+
+    Source:
+        Springenberg et al. 2015, section 3.4 and figure 3.
     """
     layer = layer if layer is not None else model.last_map
-    # What has no ReLU on the way is refused before the work.
+    # A layer without a ReLU below is refused before the pass over the data set.
     blank = torch.full((1, *model.input_size), 0.5, dtype=model.dtype, device=model.device)
-    _guided(model, blank, _Units(layer, torch.zeros(1, 3, dtype=torch.int64, device=model.device)))
-    found = strongest(model, dataset, layer, channels, k, per_image)
-    units = torch.cat([torch.tensor(found.channels)[:, None].to(found.places), found.places], 1)
-    tops, lefts, bottoms, rights = found.boxes.T
+    _guided_gradient(model, blank, _Units(layer, torch.zeros(1, 3, dtype=torch.int64, device=model.device)))
+    with torch.no_grad():
+        top = top_patches.function(model, dataset, layer=layer, channels=channels, k=k, per_image=per_image)
+    units = torch.cat([torch.tensor(top.channels)[:, None].to(top.positions), top.positions], 1)
+    tops, lefts, bottoms, rights = top.boxes.T
     shape = (len(units), model.input_size[0], int((bottoms - tops).max()), int((rights - lefts).max()))
     gradients = torch.zeros(shape, dtype=model.dtype, device=model.device)
     for rows in progress_bar(torch.arange(len(units)).split(batch_size(model)), "guided patches"):
-        pictures = found.images[found.sources[rows]]
-        for i, gradient in zip(
-            rows.tolist(), _guided(model, pictures, _Units(layer, units[rows])), strict=True
-        ):
-            top, left, bottom, right = found.boxes[i].tolist()
-            gradients[i, :, : bottom - top, : right - left] = gradient[:, top:bottom, left:right]
-    return replace(found, gradients=gradients)
+        images = top.images[top.image_indices[rows]]
+        image_gradients = _guided_gradient(model, images, _Units(layer, units[rows]))
+        for i, gradient in zip(rows.tolist(), image_gradients, strict=True):
+            y, x, bottom, right = top.boxes[i].tolist()
+            gradients[i, :, : bottom - y, : right - x] = gradient[:, y:bottom, x:right]
+    return replace(top, gradients=gradients)
 
 
 @dataclass(frozen=True, eq=False)
 class _Units(Layer):
-    """A unit of its own for every image: ``units`` (N, 3), channel, y and x."""
+    """Objective: one unit per image; ``units`` (N, 3) are its channel, y and x."""
 
     units: Tensor
 
@@ -117,7 +130,7 @@ class _Units(Layer):
         return values[torch.arange(len(values), device=values.device), channel, y, x]
 
 
-def _guided(model: Model, images: Tensor, units: _Units) -> Tensor:
+def _guided_gradient(model: Model, images: Tensor, units: _Units) -> Tensor:
     with rewrite_backward(guided):
         return input_gradient(model, images, units)
 

@@ -1,6 +1,6 @@
-"""Maximally activating patches: the pieces of a data set that a channel answers most."""
+"""Top patches: the image patches of a data set that activate a channel most."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -13,46 +13,52 @@ from phosphene import (
     hookimpl,
     load_model,
     method,
-    progress_bar,
     receptive_fields,
-    save_progress,
-    saved_progress,
+    resumable_batches,
 )
 from phosphene.errors import InputError
 from phosphene.results import Patches
 from phosphene.roles import Dataset, LayerName, Model
 from phosphene.spec import Cost, size
 
+MapLayer = Annotated[LayerName | None, Field(description="layer of the channels; default: the last map")]
 Channels = Annotated[
     Annotated[list[int], Field(min_length=1)] | Literal["all"] | None,
-    Field(description="which channels, or all; six, evenly spread, unless told"),
+    Field(description="channel numbers, or all; default: six, evenly spaced"),
 ]
 Count = Annotated[int, Field(ge=1, le=1000, description="patches per channel")]
-PerImage = Annotated[int, Field(ge=1, description="most patches from one picture")]
+PerImage = Annotated[int, Field(ge=1, description="largest number of patches from one image, per channel")]
 
 
 def _oracle() -> None:
-    """A blur answers most where the lit pixel is, and its field is the three by three around it."""
+    """A blur is largest at the lit pixel, and its receptive field is the 3 x 3 square around it."""
     convolution = nn.Conv2d(1, 1, 3, padding=1, bias=False)
     with torch.no_grad():
         convolution.weight.copy_(torch.tensor([[0.0, 0.1, 0.0], [0.1, 1.0, 0.1], [0.0, 0.1, 0.0]]))
     model = load_model(nn.Sequential(convolution, nn.Flatten(), nn.Linear(64, 2)), input_size=(1, 8, 8))
     images = torch.zeros(3, 1, 8, 8)
     images[0, 0, 7, 2], images[2, 0, 3, 4] = 0.5, 1.0
-    found = top_patches(model, TensorDataset(images), layer="0", k=2)
-    assert found.ids == ("2", "0") and found.scores.tolist() == [1.0, 0.5]
-    assert found.boxes.tolist() == [[2, 3, 5, 6], [6, 1, 8, 4]]
+    result = top_patches(model, TensorDataset(images), layer="0", k=2)
+    assert result.ids == ("2", "0") and result.scores.tolist() == [1.0, 0.5]
+    assert result.boxes.tolist() == [[2, 3, 5, 6], [6, 1, 8, 4]]
 
 
 @method(
     family="activations",
     references=[
         Reference(
-            key="springenberg2015",
-            title="Striving for Simplicity: The All Convolutional Net",
-            authors="Springenberg, Dosovitskiy, Brox, Riedmiller",
-            year=2015,
-            url="https://arxiv.org/abs/1412.6806",
+            key="zeiler2014",
+            title="Visualizing and Understanding Convolutional Networks",
+            authors="Zeiler, Fergus",
+            year=2014,
+            url="https://arxiv.org/abs/1311.2901",
+        ),
+        Reference(
+            key="girshick2014",
+            title="Rich feature hierarchies for accurate object detection and semantic segmentation",
+            authors="Girshick, Donahue, Darrell, Malik",
+            year=2014,
+            url="https://arxiv.org/abs/1311.2524",
         ),
         Reference(
             key="araujo2019",
@@ -72,93 +78,102 @@ def top_patches(
     model: Model,
     dataset: Dataset,
     *,
-    layer: Annotated[LayerName | None, Field(description="whose answers; the last map unless told")] = None,
+    layer: MapLayer = None,
     channels: Channels = None,
     k: Count = 9,
     per_image: PerImage = 1,
 ) -> Patches:
-    """Show the pieces of a data set's pictures that a layer's channels answer most.
+    """Maximally activating patches: the receptive fields of a channel's largest activations in a data set.
 
-    Over all images x and places (h, w): the k largest A_c[h, w](x), at most ``per_image`` of a
-    picture; each one's patch is what its unit can see, its receptive field, exact and clipped at
-    the picture's border. Ties go to the earlier picture, then to the upper, then the left place.
-    ``layer``: the last map unless told. ``channels``: their numbers, or "all" in one pass over the
-    data; six, evenly spread, unless told. Only the best so far are kept, and a picture that several
-    channels answer is held once, so a data set of any size will do; a run that was cut off goes on.
-    Where an answer is limited, as a ReLU6's is, the strongest are all equal: name the layer below it.
-    InputError for a channel that is not there, ModelError for a layer without places.
+    top-k over images x and positions (h, w) of A_c[h, w](x)
+
+    with at most ``per_image`` positions of one image. A patch is the unit's theoretical receptive field,
+    clipped at the image's border. Ties go to the earlier image, then to the upper, then to the left
+    position. One pass over the data set: only the k largest activations per channel are stored, and an image
+    is stored once for all channels. An interrupted run resumes. Where activations are bounded, as a ReLU6's
+    are, the largest are all equal: choose the layer below it.
+
+    Returns:
+        M patches, k per channel, the largest activation first: ``channels``, ``ids``, ``scores`` (M,);
+        ``positions`` (M, 2), y and x on the layer's map of ``map_size``; ``boxes`` (M, 4), top, left, bottom
+        and right of the patch in pixels, the last two exclusive. ``images`` (P, C, H, W) and
+        ``image_indices`` (M,): the images that the patches are from.
+
+    Raises:
+        InputError: a channel that the layer does not have.
+        ModelError: the layer's output is not a map.
+
+    Example::
+        from phosphene import run
+
+        result = run("top_patches", dataset="builtin:scenes/32", layer="features.11", channels=[3], k=4)
+        result.scores  # (4,), descending
+        result.boxes  # (4, 4)
+
+    Source:
+        Zeiler and Fergus 2014, section 4 and figure 2; Girshick et al. 2014, section 3.1; receptive fields:
+        Araujo et al. 2019.
     """
-    return strongest(model, dataset, layer, channels, k, per_image)
-
-
-@torch.no_grad()
-def strongest(
-    model: Model,
-    dataset: Dataset,
-    layer: str | None,
-    channels: list[int] | Literal["all"] | None,
-    k: int,
-    per_image: int,
-) -> Patches:
-    """One pass over the data set: what ``top_patches`` and ``guided_patches`` share."""
     layer = layer if layer is not None else model.last_map
     count = model.map_shape(layer)[0]
     if channels is None:
         channels = sorted({i * count // 6 for i in range(6)})
-    chosen = list(range(count)) if channels == "all" else list(channels)
-    for channel in chosen:
+    selected = list(range(count)) if channels == "all" else list(channels)
+    for channel in selected:
         if not 0 <= channel < count:
             raise InputError(f"layer {layer!r} has {count} channels, so there is no number {channel}")
     size = batch_size(model)
-    done, grid, scores, where = 0, (0, 0), torch.empty(len(chosen), 0), torch.empty(len(chosen), 0, 3).long()
-    if state := saved_progress():
-        done, grid, scores, where = (state[name] for name in ("done", "grid", "scores", "where"))
-    left = -(-(len(dataset) - done) // size)
-    for batch in progress_bar(dataset.batches(size, done), "top patches", left):
+    # Per channel, the largest activations so far and the (image, y, x) of each.
+    state: dict[str, Any] = {
+        "scores": torch.empty(len(selected), 0),
+        "units": torch.empty(len(selected), 0, 3).long(),
+        "map_size": (0, 0),
+    }
+    for batch in resumable_batches(dataset, size, state, "top patches"):
         images = batch.images.to(model.device, model.dtype)
         maps = model.maps(model.features(images, layer), images)
-        new_scores, new_where = _peaks(
-            maps if channels == "all" else maps[:, chosen], torch.tensor(batch.indices), per_image
-        )
-        scores, order = _sorted(torch.cat([scores.to(new_scores), new_scores], 1), k)
-        where = torch.cat([where, new_where], 1).gather(1, order[..., None].expand(-1, -1, 3))
-        grid = (maps.shape[2], maps.shape[3])
-        save_progress(done=batch.indices[-1] + 1, grid=list(grid), scores=scores, where=where)
-    rows = where.flatten(0, 1).tolist()
-    found = sorted({i for i, _, _ in rows})
-    parts = [dataset.read(found[start : start + size]) for start in range(0, len(found), size)]
-    pictures = torch.cat([part.to(model.device, model.dtype) for part in parts])
-    boxes = receptive_fields(model, layer, (*pictures.shape[2:],), [(y, x) for _, y, x in rows])
-    held = {i: row for row, i in enumerate(found)}
+        state["map_size"] = maps.shape[2:]
+        if channels != "all":
+            maps = maps[:, selected]
+        scores, units = _largest_per_image(maps, torch.tensor(batch.indices), per_image)
+        scores, order = _top_k(torch.cat([state["scores"].to(scores), scores], 1), k)
+        units = torch.cat([state["units"], units], 1).gather(1, order[..., None].expand(-1, -1, 3))
+        state["scores"], state["units"] = scores, units
+    units = state["units"].flatten(0, 1).tolist()
+    distinct = sorted({i for i, _, _ in units})
+    parts = [dataset.read(distinct[start : start + size]) for start in range(0, len(distinct), size)]
+    images = torch.cat([part.to(model.device, model.dtype) for part in parts])
+    row_of = {i: row for row, i in enumerate(distinct)}
+    boxes = receptive_fields(model, layer, (*images.shape[2:],), [(y, x) for _, y, x in units])
     return Patches(
         layer=layer,
-        channels=tuple(c for c in chosen for _ in range(where.shape[1])),
-        scores=scores.flatten().to(model.device),
-        images=pictures,
-        sources=torch.tensor([held[i] for i, _, _ in rows]).to(model.device),
-        places=where.flatten(0, 1)[:, 1:].to(model.device),
-        grid=(grid[0], grid[1]),
+        channels=tuple(channel for channel in selected for _ in range(state["units"].shape[1])),
+        scores=state["scores"].flatten().to(model.device),
+        images=images,
+        image_indices=torch.tensor([row_of[i] for i, _, _ in units]).to(model.device),
+        positions=state["units"].flatten(0, 1)[:, 1:].to(model.device),
+        map_size=tuple(state["map_size"]),
         boxes=boxes.to(model.device),
-        ids=tuple(dataset.id(i) for i, _, _ in rows),
+        ids=tuple(dataset.id(i) for i, _, _ in units),
     )
 
 
-def _sorted(values: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The largest along the last axis and their places; equal ones in the order they came in."""
-    if most == 1:  # the first of equal ones, too
-        value, place = values.max(dim=-1, keepdim=True)
-        return value, place
+def _top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest along the last axis and their indices; of equal values the first."""
+    if k == 1:  # max, too, returns the first of equal values
+        value, index = values.max(dim=-1, keepdim=True)
+        return value, index
     values, order = values.sort(dim=-1, descending=True, stable=True)
-    return values[..., :most], order[..., :most]
+    return values[..., :k], order[..., :k]
 
 
-def _peaks(maps: Tensor, indices: Tensor, per_image: int) -> tuple[Tensor, Tensor]:
-    """The strongest places of (n, K, h, w) maps: (K, n * per_image) values and (image, y, x) of each."""
-    values, places = _sorted(maps.flatten(2), per_image)
-    values, places = (t.transpose(0, 1).cpu() for t in (values, places))
-    rows = indices[None, :, None].expand_as(places)
-    where = torch.stack([rows, places // maps.shape[3], places % maps.shape[3]], 3)
-    return values.flatten(1), where.flatten(1, 2)
+def _largest_per_image(maps: Tensor, indices: Tensor, per_image: int) -> tuple[Tensor, Tensor]:
+    """Largest values of (n, K, h, w) maps: (K, n * per_image), and the (image, y, x) of each, on the CPU."""
+    values, positions = _top_k(maps.flatten(2), per_image)
+    values, positions = (t.transpose(0, 1).cpu() for t in (values, positions))
+    images = indices[None, :, None].expand_as(positions)
+    units = torch.stack([images, positions // maps.shape[3], positions % maps.shape[3]], 3)
+    return values.flatten(1), units.flatten(1, 2)
 
 
 @hookimpl

@@ -1,1 +1,1 @@
-"""Small changes that change the answer."""
+"""Adversarial attacks: small perturbations of images that change the predicted class."""

@@ -1,4 +1,4 @@
-"""Planes: the smallest change that brings a picture onto one, its pixels staying in [0, 1]."""
+"""Projection of an image onto a hyperplane under the constraint that pixels stay in [0, 1]."""
 
 from __future__ import annotations
 
@@ -8,43 +8,46 @@ from torch import Tensor
 from ._lp_balls import Norm
 
 
-def onto_plane(points: Tensor, slope: Tensor, rise: Tensor, norm: Norm) -> Tensor:
-    """The change d (N, C, H, W) of least ``norm`` with <slope, d> = rise (N,) and 0 <= points + d <= 1.
+def project_onto_hyperplane(points: Tensor, normal: Tensor, offset: Tensor, norm: Norm) -> Tensor:
+    """The change d (N, C, H, W) of least ``norm`` with <normal, d> = offset (N,) and 0 <= points + d <= 1.
 
-    Every pixel can help as far as its range lets it. In "linf" all go equally far, in "l2" in proportion to
-    the slope, until each is at its bound: how far, the plane tells, a new guess for as long as further pixels
-    arrive at theirs. In "l1" those go first on which the slope is the steepest. A plane that the range does
-    not reach is approached as far as that allows; a zero slope moves nothing.
+    In "linf" all pixels move equally far, in "l2" in proportion to the normal, until each is at its bound:
+    the factor is recomputed for as long as further pixels reach theirs. In "l1" the pixels of the largest
+    components of the normal move first, each to its bound. A hyperplane outside the pixel range is
+    approached as far as the range allows; a zero normal moves nothing.
     """
-    x, weight = points.flatten(1), (slope * rise.sign()[:, None, None, None]).flatten(1)
-    largest = weight.abs().amax(1, keepdim=True)
+    x, oriented = points.flatten(1), (normal * offset.sign()[:, None, None, None]).flatten(1)
+    largest = oriented.abs().amax(1, keepdim=True)
     scale = torch.where(largest > 0, largest, 1)  # so that no square underflows
-    weight, rise = weight / scale, rise.abs()[:, None] / scale
-    # What each pixel's range leaves it, and what it is worth to move it.
-    room, worth = torch.where(weight > 0, 1 - x, x), weight.abs()
-    way = _steepest_first(room, worth, rise) if norm == "l1" else _together(room, worth, rise, norm)
-    return (weight.sign() * way).view_as(points)
+    oriented, offset = oriented / scale, offset.abs()[:, None] / scale
+    # How far each pixel can move, and by how much <normal, d> grows per unit of that.
+    limit, gain = torch.where(oriented > 0, 1 - x, x), oriented.abs()
+    if norm == "l1":
+        size = _largest_gain_first(limit, gain, offset)
+    else:
+        size = _all_together(limit, gain, offset, norm)
+    return (oriented.sign() * size).view_as(points)
 
 
-def _together(room: Tensor, worth: Tensor, rise: Tensor, norm: Norm) -> Tensor:
-    """min(room, k speed) for each pixel, with k such that the sum of worth times it is ``rise``."""
-    speed = worth if norm == "l2" else (worth > 0).to(worth)
-    arrived = speed == 0
-    while True:  # at most once for each pixel: those that have arrived stay where they are
-        missing = rise - torch.where(arrived, worth * room, 0).sum(1, keepdim=True)
-        gain = torch.where(arrived, 0, worth * speed).sum(1, keepdim=True)
-        k = torch.where(gain > 0, missing / torch.where(gain > 0, gain, 1), 0).clamp(min=0)
-        further = ~arrived & (k * speed > room)
-        if not further.any():
-            return torch.where(arrived, torch.where(speed > 0, room, 0), k * speed)
-        arrived = arrived | further
+def _all_together(limit: Tensor, gain: Tensor, offset: Tensor, norm: Norm) -> Tensor:
+    """min(limit, k speed) for each pixel, with k such that the sum of gain times it is ``offset``."""
+    speed = gain if norm == "l2" else (gain > 0).to(gain)
+    at_limit = speed == 0
+    while True:  # at most one iteration for each pixel: a pixel at its limit stays there
+        missing = offset - torch.where(at_limit, gain * limit, 0).sum(1, keepdim=True)
+        rate = torch.where(at_limit, 0, gain * speed).sum(1, keepdim=True)
+        k = torch.where(rate > 0, missing / torch.where(rate > 0, rate, 1), 0).clamp(min=0)
+        beyond = ~at_limit & (k * speed > limit)
+        if not beyond.any():
+            return torch.where(at_limit, torch.where(speed > 0, limit, 0), k * speed)
+        at_limit = at_limit | beyond
 
 
-def _steepest_first(room: Tensor, worth: Tensor, rise: Tensor) -> Tensor:
-    """All of the room of those that are worth the most, and of the last one what is still needed."""
-    worth, order = worth.sort(dim=1, descending=True, stable=True)
-    room = room.gather(1, order)
-    gained = (worth * room).cumsum(1) - worth * room
-    way = (rise - gained) / torch.where(worth > 0, worth, 1)
-    way = torch.where(worth > 0, torch.minimum(way.clamp(min=0), room), 0)
-    return torch.empty_like(way).scatter_(1, order, way)
+def _largest_gain_first(limit: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+    """The limit of the pixels of largest gain, and of the last one only what is still missing."""
+    gain, order = gain.sort(dim=1, descending=True, stable=True)
+    limit = limit.gather(1, order)
+    gained = (gain * limit).cumsum(1) - gain * limit
+    size = (offset - gained) / torch.where(gain > 0, gain, 1)
+    size = torch.where(gain > 0, torch.minimum(size.clamp(min=0), limit), 0)
+    return torch.empty_like(size).scatter_(1, order, size)

@@ -1,4 +1,4 @@
-"""Asking a model and nothing else: what black-box attacks share, with an account of every picture shown."""
+"""``QueryOracle``: a model as a black-box attack may use it, with a count of queries for each image."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from torch import Tensor
 from phosphene import Model, batch_size, progress_bar
 from phosphene.results import AdversarialExamples
 
-from ._gradients import reached
+from ._gradients import is_adversarial
 from ._lp_balls import Norm, distance
 
-#: How many random pictures are tried to find one that is taken for what the attacker wants ...
+#: The number of random images tried to find one that is adversarial.
 TRIES = 100
 
+#: Once a start is found, 1 / ``_MORE_STARTS`` of the queries go to further ones, each of which counts only if
+#: it is adversarial within ``_NEARER`` of the best distance.
+_MORE_STARTS, _NEARER = 25, 0.9
 
-#: ... and which part of the queries goes to more of them, each to count only if it is so much nearer.
-_MORE, _NEARER = 25, 0.9
+#: Noise consists of this number of squares along a side, None for pixels: most networks assign all fine noise
+#: to one class, large squares to several.
+_NOISE_SIDES = (None, 16, 8, 4)
 
-
-#: Noise comes in squares, so many along a side, None for pixels: fine noise looks alike to most networks,
-#: large patches do not.
-_GRAINS = (None, 16, 8, 4)
-
-
-#: How much further than the nearest example the result lies, so that rounding does not take it back.
-_SURE = 1e-3
+#: How much further than the nearest example the result lies, so that rounding does not undo the success.
+_CONFIRM = 1e-3
 
 
-class Decisions:
-    """A model's answers about some images, counted for each image and never more than ``most``.
+class QueryOracle:
+    """A model's predictions for some images, counted for each image and never more than ``max_queries``.
 
-    ``queries`` (N,) is how many pictures it was shown on each image's behalf, the image itself first;
-    ``nearest`` (N, C, H, W) the nearest of those, in ``norm``, that it took for what the attacker wants,
-    and ``reach`` (N,) how far that is: the image itself and infinity where there is none.
+    ``queries`` (N,): the number of queries for each image, the image itself first. ``nearest``
+    (N, C, H, W): the adversarial example nearest in ``norm`` among them, the image itself where there is
+    none; ``distances`` (N,): how far it is, or infinity. With ``confirm`` the result is moved slightly across
+    the boundary and queried once more.
+
+    Queried points (M, C, H, W) come with ``owners`` (M,), the index of the image that each counts for.
     """
 
     def __init__(
@@ -45,122 +46,126 @@ class Decisions:
         *,
         targeted: bool,
         norm: Norm,
-        most: int,
-        sure: bool = True,
+        max_queries: int,
+        confirm: bool = True,
     ) -> None:
         self.model, self.images, self.labels = model, images, labels
-        self.targeted, self.norm, self.most = targeted, norm, most
-        self.sure, self.size = sure, batch_size(model)
+        self.targeted, self.norm, self.max_queries = targeted, norm, max_queries
+        self.confirm, self.batch_size = confirm, batch_size(model)
         self.queries = torch.zeros_like(labels)
-        self.nearest, self.reach = images.clone(), images.new_full((len(images),), torch.inf)
-        everyone = torch.arange(len(images), device=images.device)
+        self.nearest, self.distances = images.clone(), images.new_full((len(images),), torch.inf)
         self.before = self.after = images.new_zeros(len(images), model.class_count)
-        self.before = self.answers(images, everyone)
+        self.before = self.query(images, torch.arange(len(images), device=images.device))
         self.after = self.before.clone()
 
-    def left(self) -> Tensor:
-        """(N,) how many queries are left: none for an image that needs no more of them.
+    def remaining(self) -> Tensor:
+        """(N,) the number of queries left: 0 for an image that needs no more.
 
-        One is kept back for the result, which is to be ``sure``.
+        With ``confirm`` one is reserved for the result.
         """
-        needed = self.reach > 0 if self.sure else self.reach.isinf()
-        return torch.where(needed, self.most - self.sure - self.queries, 0).clamp(min=0)
+        needed = self.distances > 0 if self.confirm else self.distances.isinf()
+        return torch.where(needed, self.max_queries - self.confirm - self.queries, 0).clamp(min=0)
 
-    def answers(self, points: Tensor, owners: Tensor) -> Tensor:
-        """The logits (M, K) of pictures (M, C, H, W) shown on behalf of these images (M,)."""
-        logits = torch.cat([self.model(some) for some in points.split(self.size)])
+    def query(self, points: Tensor, owners: Tensor) -> Tensor:
+        """The logits (M, K) of points (M, C, H, W), counted for their owners (M,)."""
+        logits = torch.cat([self.model(batch) for batch in points.split(self.batch_size)])
         self.queries += torch.bincount(owners, minlength=len(self.images))
-        assert self.queries.max() <= self.most, "an image was asked about more often than it may be"
-        far = self.distance(points, owners).masked_fill(~self.wanted(logits, owners), torch.inf)
-        least = self.reach.scatter_reduce(0, owners, far, "amin")
-        for place in ((far < self.reach[owners]) & (far == least[owners])).nonzero()[:, 0].tolist():
-            owner = owners[place]
-            self.nearest[owner], self.reach[owner] = points[place], far[place]
-            self.after[owner] = logits[place]
+        assert self.queries.max() <= self.max_queries, "more queries than max_queries for one image"
+        success = self.is_adversarial(logits, owners)
+        distances = self.distance(points, owners).masked_fill(~success, torch.inf)
+        least = self.distances.scatter_reduce(0, owners, distances, "amin")
+        nearer = (distances < self.distances[owners]) & (distances == least[owners])
+        for index in nearer.nonzero()[:, 0].tolist():
+            owner = owners[index]
+            self.nearest[owner], self.distances[owner] = points[index], distances[index]
+            self.after[owner] = logits[index]
         return logits
 
-    def wanted(self, logits: Tensor, owners: Tensor) -> Tensor:
-        """(M,) whether these answers are what the attacker wants."""
-        return reached(logits, self.labels[owners], self.targeted)
+    def query_success(self, points: Tensor, owners: Tensor) -> Tensor:
+        """(M,) whether points are adversarial, counted as queries."""
+        return self.is_adversarial(self.query(points, owners), owners)
 
-    def ask(self, points: Tensor, owners: Tensor) -> Tensor:
-        """(M,) whether the model takes these pictures for what the attacker wants."""
-        return self.wanted(self.answers(points, owners), owners)
+    def is_adversarial(self, logits: Tensor, owners: Tensor) -> Tensor:
+        """(M,) whether these logits are those of an adversarial example."""
+        return is_adversarial(logits, self.labels[owners], self.targeted)
 
     def distance(self, points: Tensor, owners: Tensor) -> Tensor:
-        """(M,) how far these pictures are from their images."""
+        """(M,) the distance of points from their images."""
         return distance(points, self.images[owners], self.norm)
 
-    def begin(self, start: Tensor | None, seed: int) -> Tensor:
-        """A picture for each image, (N, C, H, W), that is taken for what is wanted, where one is found.
+    def find_start(self, start: Tensor | None, seed: int) -> Tensor:
+        """An adversarial starting point for each image, (N, C, H, W); the image where none is found.
 
-        The ``start`` given, where it is one; else random noise, of several pictures the one on whose way the
-        boundary is nearest.
+        ``start`` where that is adversarial; else random noise, of several points the one on whose line to the
+        image the boundary is nearest.
         """
-        if start is not None and len(who := self.left().nonzero()[:, 0]):
-            self.ask(start[who], who)
-        # A generator of its own: how long others search must not change what an image sees afterwards.
+        if start is not None and len(active := self.remaining().nonzero()[:, 0]):
+            self.query_success(start[active], active)
+        # A generator of its own: how long other images search must not change this one's later draws.
         generator = torch.Generator().manual_seed(seed)
-        more = torch.where(self.reach.isinf(), self.most // _MORE, 0)
-        for trial in progress_bar(range(max(TRIES, self.most // _MORE)), "looking for a start"):
+        more = torch.where(self.distances.isinf(), self.max_queries // _MORE_STARTS, 0)
+        for trial in progress_bar(range(max(TRIES, self.max_queries // _MORE_STARTS)), "finding a start"):
             channels, height, width = self.images.shape[1:]
-            sides = [min(_GRAINS[trial % len(_GRAINS)] or side, side) for side in (height, width)]
+            sides = [min(_NOISE_SIDES[trial % len(_NOISE_SIDES)] or side, side) for side in (height, width)]
             noise = torch.rand(1, channels, *sides, generator=generator)
             noise = F.interpolate(noise, (height, width)).to(self.images)
-            known = self.reach.isfinite()
-            who = ((more > 0 if trial >= TRIES else ~known | (more > 0)) & (self.left() > 0)).nonzero()[:, 0]
-            if not len(who):
+            started = self.distances.isfinite()
+            searching = more > 0 if trial >= TRIES else ~started | (more > 0)
+            active = (searching & (self.remaining() > 0)).nonzero()[:, 0]
+            if not len(active):
                 break
-            # Where a picture is known, another counts only if it still is one a little nearer than that.
-            tried = noise.expand(len(who), -1, -1, -1)
-            part = (_NEARER * self.reach[who] / self.distance(tried, who)).clamp(max=1)
-            tried = torch.lerp(self.images[who], tried, part[:, None, None, None])
-            won = self.ask(tried, who)
-            self.bisect(tried[won], who[won], 1 / 16)
-            more -= known.long()
+            # An image that has a start takes another one only if that is adversarial a little nearer.
+            points = noise.expand(len(active), -1, -1, -1)
+            fraction = (_NEARER * self.distances[active] / self.distance(points, active)).clamp(max=1)
+            points = torch.lerp(self.images[active], points, fraction[:, None, None, None])
+            success = self.query_success(points, active)
+            self.bisect(points[success], active[success], 1 / 16)
+            more -= started.long()
         return self.nearest.clone()
 
     def bisect(self, points: Tensor, owners: Tensor, precision: float) -> Tensor:
-        """Between each image and its picture the boundary, from the far side: (M, C, H, W).
+        """The boundary between each image and its adversarial point, from the far side: (M, C, H, W).
 
-        In "l2" on the straight line, to ``precision`` times its length; in "linf" by clipping the picture to
-        ever smaller boxes.
+        In "l2" on the straight line, to ``precision`` times its length; in "linf" by clipping the point to
+        ever smaller boxes around the image.
         """
         images = self.images[owners]
-        far = self.distance(points, owners)
+        distances = self.distance(points, owners)
 
-        def between(share: Tensor, rows: Tensor) -> Tensor:
-            here, there, part = images[rows], points[rows], share[:, None, None, None]
+        def between(fraction: Tensor, rows: Tensor) -> Tensor:
+            image, point, factor = images[rows], points[rows], fraction[:, None, None, None]
             if self.norm == "linf":
-                box = part * far[rows, None, None, None]
-                return torch.minimum(torch.maximum(there, here - box), here + box)
-            return torch.lerp(here, there, part)
+                radius = factor * distances[rows, None, None, None]
+                return torch.minimum(torch.maximum(point, image - radius), image + radius)
+            return torch.lerp(image, point, factor)
 
-        low, high = torch.zeros_like(far), torch.ones_like(far)
-        while len(rows := ((high - low > precision) & (self.left()[owners] > 0)).nonzero()[:, 0]):
+        low, high = torch.zeros_like(distances), torch.ones_like(distances)
+        while len(rows := ((high - low > precision) & (self.remaining()[owners] > 0)).nonzero()[:, 0]):
             middle = (low[rows] + high[rows]) / 2
-            won = self.ask(between(middle, rows), owners[rows])
-            high[rows] = torch.where(won, middle, high[rows])
-            low[rows] = torch.where(won, low[rows], middle)
-        everything = torch.arange(len(owners), device=far.device)
-        moved = between(high, everything)
+            success = self.query_success(between(middle, rows), owners[rows])
+            high[rows] = torch.where(success, middle, high[rows])
+            low[rows] = torch.where(success, low[rows], middle)
+        moved = between(high, torch.arange(len(owners), device=distances.device))
         return torch.where((high < 1)[:, None, None, None], moved, points)
 
-    def examples(self, best: Tensor | None = None, answers: Tensor | None = None) -> AdversarialExamples:
-        """The result: the nearest pictures; where there are none the ``best``, with the model's ``answers``.
+    def build_result(
+        self, best: Tensor | None = None, best_logits: Tensor | None = None
+    ) -> AdversarialExamples:
+        """The result: the nearest examples; ``best`` with its logits where there is none.
 
-        To be ``sure``, each is moved on by a thousandth where the model still says the same of it.
+        With ``confirm`` each is moved on by a thousandth where it stays adversarial.
         """
-        if best is not None and answers is not None:
-            none = self.reach.isinf()
-            self.nearest[none], self.after[none] = best[none], answers[none]
-        who = (self.reach.isfinite() & (self.reach > 0) & (self.queries < self.most)).nonzero()[:, 0]
-        if self.sure and len(who):
-            images = self.images[who]
-            further = (images + (1 + _SURE) * (self.nearest[who] - images)).clamp(0, 1)
-            logits = self.answers(further, who)
-            held = self.wanted(logits, who)
-            self.nearest[who[held]], self.after[who[held]] = further[held], logits[held]
+        if best is not None and best_logits is not None:
+            none = self.distances.isinf()
+            self.nearest[none], self.after[none] = best[none], best_logits[none]
+        moved = self.distances.isfinite() & (self.distances > 0)
+        active = (moved & (self.queries < self.max_queries)).nonzero()[:, 0]
+        if self.confirm and len(active):
+            images = self.images[active]
+            further = (images + (1 + _CONFIRM) * (self.nearest[active] - images)).clamp(0, 1)
+            logits = self.query(further, active)
+            success = self.is_adversarial(logits, active)
+            self.nearest[active[success]], self.after[active[success]] = further[success], logits[success]
         return AdversarialExamples.from_logits(
             self.model, self.images, self.nearest, self.labels, self.before, self.after,
             targeted=self.targeted, queries=self.queries,

@@ -1,4 +1,4 @@
-"""Auto-PGD: projected ascent whose step size needs no tuning, for it shrinks where the loss stalls."""
+"""APGD, Auto-PGD: projected gradient steps with momentum whose size is halved where the loss stalls."""
 
 import math
 from collections.abc import Sequence
@@ -8,50 +8,55 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from phosphene import Reference, hookimpl, load_model, method, progress_bar
+from phosphene import Reference, hookimpl, method, progress_bar
 from phosphene.optimize import TransformName
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, PixelRange, SameShape, WithinBall, maximum, param, size
+from phosphene.spec import Cost, maximum, param, size
+from phosphene.testing import linear_model
 
-from ._apgd_l1 import sparse_ascent
-from ._gradients import (
-    Eot,
+from ._apgd_l1 import apgd_l1
+from ._gradients import build_result, is_adversarial, loss_gradient, not_adversarial, predict_logits
+from ._losses import (
     Loss,
-    TargetClasses,
-    Under,
-    climb,
     cross_entropy,
     difference_of_logits_ratio,
-    judged,
-    reached,
     targeted_difference_of_logits_ratio,
-    unreached,
 )
-from ._lp_balls import Norm, project, random_point, steepest
-from .deepfool import likeliest
+from ._lp_balls import per_image, project, random_point, steepest
+from ._parameters import (
+    IN_BALL,
+    Augmentations,
+    EotSamples,
+    Eps,
+    Norm,
+    Restarts,
+    Steps,
+    TargetClasses,
+    Targeted,
+)
+from .deepfool import top_other_classes
 
-#: The share of the last step that is taken over, and of steps that must have raised the loss.
+#: The weight of the new step against the last one, and the fraction of steps that must increase the loss.
 _ALPHA, _RHO = 0.75, 0.75
 
 
-def climbs_as_far_as_a_linear_model_allows() -> None:
-    """On two classes it reaches clip(x + eps sign(w_other - w_true)), wherever it began, in one step."""
-    linear = nn.Linear(4, 2, bias=False).double()
-    linear.weight.data = torch.tensor([[0.4, -0.3, 0.2, -0.1], [-0.2, 0.1, 0.3, 0.2]], dtype=torch.float64)
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 2, 2))
+def reaches_the_corner_of_a_linear_model() -> None:
+    """On two classes it reaches clip(x + eps sign(w_other - w_true)), wherever it started, in one step."""
+    model = linear_model()
+    (weight,) = (p.detach() for p in model.module.parameters())
     images = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]], [[[0.0, 1.0], [0.5, 0.75]]]], dtype=torch.float64)
     true = model(images).argmax(1)
-    away = (linear.weight[1 - true] - linear.weight[true]).detach().view_as(images)
+    away = (weight[1 - true] - weight[true]).view_as(images)
     for targeted, labels in ((False, true), (True, 1 - true)):
-        found = apgd(model, images, labels, eps=0.01, steps=5, seed=0, targeted=targeted)
-        assert not found.success.any()  # so that no success ends it
-        torch.testing.assert_close(found.adversarial, (images + 0.01 * away.sign()).clamp(0, 1))
+        result = apgd(model, images, labels, eps=0.01, steps=5, seed=0, targeted=targeted)
+        assert not result.success.any()  # a success would end the run before the corner
+        torch.testing.assert_close(result.adversarial, (images + 0.01 * away.sign()).clamp(0, 1))
 
 
-#: What is climbed, by its name and by whether the labels are wanted.
+#: The maximized loss by its name and by whether the labels are target classes.
 _OBJECTIVES: dict[tuple[str, bool], Loss] = {
     ("cross-entropy", False): cross_entropy,
     ("cross-entropy", True): lambda logits, labels: -cross_entropy(logits, labels),
@@ -80,201 +85,217 @@ _OBJECTIVES: dict[tuple[str, bool], Loss] = {
             url="https://arxiv.org/abs/2103.01208",
         ),
     ],
-    invariants=[
-        WithinBall(radius="eps", norm="norm"),
-        PixelRange(field="adversarial"),
-        SameShape(field="adversarial"),
-    ],
+    invariants=IN_BALL,
     needs=["gradients"],
     cost=Cost(
         forward=size.images
-        * (param.restarts * maximum(1, param.target_classes) * (param.steps + 1) * param.eot + 2),
+        * (param.restarts * maximum(1, param.target_classes) * (param.steps + 1) * param.eot_samples + 2),
         backward=size.images
         * param.restarts
         * maximum(1, param.target_classes)
         * (param.steps + 1)
-        * param.eot,
+        * param.eot_samples,
     ),
     tags=["white-box", "fixed-radius"],
-    oracle=climbs_as_far_as_a_linear_model_allows,
-    quick={"steps": 4, "restarts": 1, "eot": 1, "target_classes": 0},
+    oracle=reaches_the_corner_of_a_linear_model,
+    quick={"steps": 4, "restarts": 1, "eot_samples": 1, "target_classes": 0},
 )
 def apgd(
     model: Model,
     images: Images,
     labels: Labels,
     *,
-    eps: Annotated[float, Field(gt=0, le=1000, description="radius of the ball, pixels in [0, 1]")] = 8 / 255,
-    steps: Annotated[int, Field(ge=1, le=10_000, description="how many ascent steps")] = 100,
-    norm: Annotated[Norm, Field(description="what the ball is measured in")] = "linf",
+    eps: Eps = 8 / 255,
+    steps: Steps = 100,
+    norm: Norm = "linf",
     loss: Annotated[
         Literal["cross-entropy", "dlr"],
-        Field(description="what is climbed; dlr is blind to the logits' scale"),
+        Field(description="maximized loss; dlr is invariant to the logits' scale"),
     ] = "cross-entropy",
-    restarts: Annotated[
-        int, Field(ge=1, le=1000, description="how many climbs, each from another point")
-    ] = 1,
-    targeted: Annotated[bool, Field(description="labels are the classes wanted, not the true ones")] = False,
+    restarts: Restarts = 1,
+    targeted: Targeted = False,
     target_classes: TargetClasses = 0,
-    eot: Eot = 1,
-    under: Under = (),
+    eot_samples: EotSamples = 1,
+    augmentations: Augmentations = (),
     seed: Seed = None,
 ) -> AdversarialExamples:
-    """Climb the loss with momentum and a step that halves itself where the climb stalls: nothing to tune.
+    """Auto-PGD (APGD): parameter-free adversarial examples inside an l_p ball, with an adaptive step size.
 
     z = P(x + eta d),  x <- P(x + 0.75 (z - x) + 0.25 (x - x_before))
 
     with d the steepest direction of the gradient (its sign, or in "l2" its unit vector) and eta = 2 eps at
     first. At checkpoints after p_0 = 0, p_1 = 0.22, p_j+1 = p_j + max(p_j - p_j-1 - 0.03, 0.06) of all
-    ``steps``, eta is halved and the image begins again at its best point if fewer than 3/4 of the steps since
-    the last checkpoint raised its loss, or if neither eta nor its best loss has changed since then. "dlr" is
-    the difference of logits ratio (max_{k != y} z_k - z_y) / (z_1st - z_3rd), and towards a wanted class t
-    (z_t - max_{k != t} z_k) / (z_1st - (z_3rd + z_4th) / 2); of fewer classes the last stands for those there
-    are not, and of two alone the ratio is the difference. In "l1" few numbers move at a time, and first in
-    balls of 3 and 2 ``eps``, as ``sparse_ascent`` describes. With ``target_classes`` (APGD-T) it climbs
-    towards each of so many other classes in turn, those first that the model finds likeliest in the image,
-    and any class but ``labels`` is a success. ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,).
+    ``steps``, eta is halved and the image restarts from its best point if fewer than 3/4 of the steps since
+    the last checkpoint increased its loss, or if neither eta nor its best loss has changed since then. "dlr"
+    is the difference of logits ratio (max_{k != y} z_k - z_y) / (z_1st - z_3rd), for a target class t
+    (z_t - max_{k != t} z_k) / (z_1st - (z_3rd + z_4th) / 2); with fewer classes the last logit takes the
+    place of missing ones, and with two the ratio is the difference. In "l1" steps are sparse, and the first
+    ones are taken in balls of 3 ``eps`` and 2 ``eps`` (Croce & Hein 2021). With ``target_classes`` (APGD-T)
+    it runs once towards each of that many other classes, most likely first, and any class but ``labels`` is
+    a success. The gradient is averaged over ``eot_samples`` passes of a stochastic model, or of images under
+    random ``augmentations``. All images start with the same random offset.
 
-    Each image stops where it succeeds, and otherwise brings its point of highest loss; what is taken for
-    another class from the outset (targeted: for the one wanted) comes back as it is. All images start with
-    the same random offset. ``eot`` and ``under`` make the gradient a mean over a random model's answers and
-    over random changes of the picture.
+    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,).
+
+    Returns:
+        AdversarialExamples with ``adversarial`` (N, C, H, W) inside the ball, rounding included: the first
+        adversarial point of each image, else its point of highest loss. ``success`` (N,).
+
+    Raises:
+        ModelError: no gradient flows from the model's logits to the images.
+        InputError: ``images`` and ``labels`` do not fit the model.
+
+    Example::
+        from phosphene import run
+
+        result = run("apgd", images="builtin:scenes/2", steps=10, seed=0)
+        result.success  # (2,)
 
     Source: Croce & Hein 2020, algorithm 1 and section 4; in l1 Croce & Hein 2021, algorithm 1.
     """
     generator = torch.Generator().manual_seed(seed or 0)
-    with torch.no_grad():
-        before = model(images)
+    before = predict_logits(model, images)
     adversarial = images.clone()
-    best = torch.full_like(before[:, 0], -torch.inf)
-    rows = unreached(before, labels, targeted)
-    aims = [labels]
+    best_loss = torch.full_like(before[:, 0], -torch.inf)
+    active = not_adversarial(before, labels, targeted)
+    all_loss_labels = [labels]
     if target_classes and not targeted:
-        aims = list(likeliest(before, labels, target_classes + 1).T)
+        all_loss_labels = list(top_other_classes(before, labels, target_classes + 1).T)
     objective = _OBJECTIVES[loss, targeted or target_classes > 0]
-    for aim in aims * restarts:
-        start = random_point(images, eps, norm, generator)[rows]
-        if not len(rows):
+    run = apgd_l1 if norm == "l1" else partial(_apgd, norm=norm)
+    for loss_labels in all_loss_labels * restarts:
+        start = random_point(images, eps, norm, generator)[active]
+        if not len(active):
             break
-        climbed = sparse_ascent if norm == "l1" else partial(_ascended, norm=norm)
-        points, heights, done = climbed(
-            model, start, images[rows], labels[rows], aim[rows], objective, eps=eps, steps=steps,
-            targeted=targeted, eot=eot, under=under, generator=generator,
+        points, losses, success = run(
+            model, start, images[active], labels[active], loss_labels[active], objective, eps=eps,
+            steps=steps, targeted=targeted, eot_samples=eot_samples, augmentations=augmentations,
+            generator=generator,
         )  # fmt: skip
-        higher = done | (heights > best[rows])
-        adversarial[rows[higher]], best[rows[higher]] = points[higher], heights[higher]
-        rows = rows[~done]
-    return judged(model, images, adversarial, labels, before, targeted=targeted)
+        better = success | (losses > best_loss[active])
+        adversarial[active[better]], best_loss[active[better]] = points[better], losses[better]
+        active = active[~success]
+    return build_result(model, images, adversarial, labels, before, targeted=targeted)
 
 
-@dataclass
-class _Climb:
-    """Where the images that are still climbing are: every field has a row for each."""
-
-    rows: Tensor
-    images: Tensor
-    labels: Tensor
-    #: The classes that the loss is of.
-    aims: Tensor
-    x: Tensor
-    x_before: Tensor
-    value: Tensor
-    gradient: Tensor
-    best: Tensor
-    best_value: Tensor
-    best_gradient: Tensor
-    #: Step size, how many steps raised the loss, and what was so at the last checkpoint.
-    eta: Tensor
-    rises: Tensor
-    eta_then: Tensor
-    best_then: Tensor
-
-    def only(self, chosen: Tensor) -> "_Climb":
-        """The climb of these images alone."""
-        return _Climb(*(getattr(self, f.name)[chosen] for f in fields(self)))
-
-
-def _ascended(
+def _apgd(
     model: Model,
     start: Tensor,
     images: Tensor,
     labels: Tensor,
-    aims: Tensor,
-    objective: Loss,
+    loss_labels: Tensor,
+    loss: Loss,
     *,
     eps: float,
     steps: int,
     norm: Norm,
     targeted: bool,
-    eot: int,
-    under: Sequence[TransformName],
+    eot_samples: int,
+    augmentations: Sequence[TransformName],
     generator: Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One climb: each image's best or first successful point, its loss, and whether it succeeded."""
-    points, heights = start.clone(), start.new_full((len(start),), -torch.inf)
-    done = torch.zeros_like(labels, dtype=torch.bool)
-    marks = _checkpoints(steps)
-    at: _Climb | None = None
-    for step in progress_bar(range(steps + 1), "climbing the loss"):
-        x, aim = (start, aims) if at is None else (at.x, at.aims)
-        value, gradient, logits = climb(model, x, aim, objective, eot=eot, under=under, generator=generator)
-        if at is None:
-            eta, none = start.new_full((len(start), 1, 1, 1), 2 * eps), torch.full_like(value, -torch.inf)
-            rows = torch.arange(len(x), device=x.device)
-            at = _Climb(
-                rows, images, labels, aims, x, x, value, gradient, x, value, gradient, eta, 0 * value, eta,
-                none,
-            )  # fmt: skip
-        else:
-            at.rises = at.rises + (value > at.value)
-            at.value, at.gradient = value, gradient
-            higher = value > at.best_value
-            at.best_value = torch.where(higher, value, at.best_value)
-            at.best = torch.where(_pictures(higher), x, at.best)
-            at.best_gradient = torch.where(_pictures(higher), gradient, at.best_gradient)
-        if eot == 1 and not under:  # a success by chance is none
-            won = reached(logits, at.labels, targeted)
-            points[at.rows[won]], heights[at.rows[won]], done[at.rows[won]] = x[won], value[won], True
+    """One run: each image's first adversarial point or its best one, the loss there, and success (N,)."""
+    points, losses = start.clone(), start.new_full((len(start),), -torch.inf)
+    success = torch.zeros_like(labels, dtype=torch.bool)
+    # A success by chance does not count, so a stochastic gradient never ends a run.
+    stops = eot_samples == 1 and not augmentations
+    checkpoints = _checkpoints(steps)
+    at = _State.at_start(start, images, labels, loss_labels, eta=2 * eps)
+    for step in progress_bar(range(steps + 1), "APGD"):
+        value, at.gradient, logits = loss_gradient(
+            model, at.x, at.loss_labels, loss, eot_samples=eot_samples, augmentations=augmentations,
+            generator=generator,
+        )  # fmt: skip
+        at.keep_best(value)
+        if stops:
+            won = is_adversarial(logits, at.labels, targeted)
+            points[at.indices[won]], losses[at.indices[won]] = at.x[won], value[won]
+            success[at.indices[won]] = True
             if won.any():
-                at = at.only(~won)
-        if step == steps or not len(at.rows):
+                at = at.select(~won)
+        if step == steps or not len(at.indices):
             break
-        if step in marks:
-            _at_checkpoint(at, step - marks[marks.index(step) - 1] if step else 0)
-        share = _ALPHA if step else 1.0
+        if step in checkpoints:
+            at.adapt(step - checkpoints[checkpoints.index(step) - 1] if step else 0)
+        alpha = _ALPHA if step else 1.0
         z = project(at.x + at.eta * steepest(at.gradient, norm), at.images, eps, norm)
-        further = at.x + share * (z - at.x) + (1 - share) * (at.x - at.x_before)
+        further = at.x + alpha * (z - at.x) + (1 - alpha) * (at.x - at.x_before)
         at.x_before, at.x = at.x, project(further, at.images, eps, norm)
-    assert at is not None
-    points[at.rows], heights[at.rows] = at.best, at.best_value
-    return points, heights, done
+    points[at.indices], losses[at.indices] = at.best, at.best_loss
+    return points, losses, success
+
+
+@dataclass
+class _State:
+    """The images that are still attacked: every field has a row for each."""
+
+    #: Positions in the batch.
+    indices: Tensor
+    images: Tensor
+    labels: Tensor
+    #: The classes in the loss: ``labels``, or target classes.
+    loss_labels: Tensor
+    x: Tensor
+    x_before: Tensor
+    value: Tensor
+    gradient: Tensor
+    best: Tensor
+    best_loss: Tensor
+    best_gradient: Tensor
+    #: Step size (n, 1, 1, 1), and how many steps since the last checkpoint increased the loss.
+    eta: Tensor
+    increases: Tensor
+    #: Step size and best loss at the last checkpoint.
+    eta_before: Tensor
+    best_loss_before: Tensor
+
+    @classmethod
+    def at_start(
+        cls, start: Tensor, images: Tensor, labels: Tensor, loss_labels: Tensor, *, eta: float
+    ) -> "_State":
+        """The state before the first gradient."""
+        zero = start.new_zeros(len(start))
+        lowest, eta_each = zero - torch.inf, start.new_full((len(start), 1, 1, 1), eta)
+        return cls(
+            indices=torch.arange(len(start), device=start.device), images=images, labels=labels,
+            loss_labels=loss_labels, x=start, x_before=start, value=lowest, gradient=torch.zeros_like(start),
+            best=start, best_loss=lowest, best_gradient=torch.zeros_like(start), eta=eta_each,
+            increases=zero, eta_before=eta_each, best_loss_before=lowest,
+        )  # fmt: skip
+
+    def keep_best(self, value: Tensor) -> None:
+        """Count the steps that increased the loss, and store the points of the highest loss so far."""
+        self.increases = self.increases + (value > self.value)
+        higher = value > self.best_loss
+        self.value, self.best_loss = value, torch.where(higher, value, self.best_loss)
+        self.best = torch.where(per_image(higher), self.x, self.best)
+        self.best_gradient = torch.where(per_image(higher), self.gradient, self.best_gradient)
+
+    def adapt(self, steps_since: int) -> None:
+        """A checkpoint: halve the step size of images that stall, and restart them from their best points."""
+        unchanged = (self.eta_before == self.eta)[:, 0, 0, 0] & (self.best_loss_before == self.best_loss)
+        stalled = (self.increases < _RHO * steps_since) | unchanged
+        self.eta_before, self.best_loss_before = self.eta, self.best_loss
+        self.increases = torch.zeros_like(self.increases)
+        if steps_since == 0:  # the first checkpoint, where nothing can have stalled
+            return
+        self.eta = torch.where(per_image(stalled), self.eta / 2, self.eta)
+        self.x = torch.where(per_image(stalled), self.best, self.x)
+        self.value = torch.where(stalled, self.best_loss, self.value)
+        self.gradient = torch.where(per_image(stalled), self.best_gradient, self.gradient)
+
+    def select(self, selected: Tensor) -> "_State":
+        """The state of these images alone."""
+        return _State(*(getattr(self, f.name)[selected] for f in fields(self)))
 
 
 def _checkpoints(steps: int) -> list[int]:
-    """The steps at which the step size is looked at, 0 first."""
-    shares = [0.0, 0.22]
-    while shares[-1] < 1:
-        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
-    # Not one more for the last place of a sum of hundredths.
-    return sorted({math.ceil(share * steps - 1e-9) for share in shares})
-
-
-def _at_checkpoint(at: _Climb, since: int) -> None:
-    """Halve the step of the images whose climb stalls, and send them back to their best points."""
-    stalled = at.rises < _RHO * since
-    stalled = stalled | ((at.eta_then[:, 0, 0, 0] == at.eta[:, 0, 0, 0]) & (at.best_then == at.best_value))
-    at.eta_then, at.best_then = at.eta, at.best_value
-    if since:
-        back = _pictures(stalled)
-        at.eta = torch.where(back, at.eta / 2, at.eta)
-        at.x, at.value = torch.where(back, at.best, at.x), torch.where(stalled, at.best_value, at.value)
-        at.gradient = torch.where(back, at.best_gradient, at.gradient)
-    at.rises = torch.zeros_like(at.rises)
-
-
-def _pictures(flags: Tensor) -> Tensor:
-    """Flags (N,) as they go with pictures."""
-    return flags[:, None, None, None]
+    """The steps at which the step size is adapted, 0 first."""
+    fractions = [0.0, 0.22]
+    while fractions[-1] < 1:
+        fractions.append(fractions[-1] + max(fractions[-1] - fractions[-2] - 0.03, 0.06))
+    # Less 1e-9: rounding in a sum of hundredths would otherwise move a checkpoint by one step.
+    return sorted({math.ceil(fraction * steps - 1e-9) for fraction in fractions})
 
 
 @hookimpl

@@ -1,31 +1,40 @@
-"""The basic iterative method: small steps up the loss from the image itself, never leaving the ball."""
-
-from typing import Annotated
+"""BIM, the basic iterative method (I-FGSM, with momentum MI-FGSM): gradient steps from the image itself."""
 
 import torch
-from pydantic import Field
-from torch import nn
+from torch import Generator
 
-from phosphene import Reference, hookimpl, load_model, method
+from phosphene import Reference, hookimpl, method, progress_bar
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, PixelRange, SameShape, WithinBall, param, size
+from phosphene.spec import Cost, param, size
+from phosphene.testing import linear_model
 
-from ._gradients import Eot, Under, judged, projected_ascent
-from ._lp_balls import Norm
+from ._gradients import build_result, initial_gradient, loss_gradient
+from ._losses import cross_entropy
+from ._lp_balls import project, steepest
+from ._parameters import (
+    IN_BALL,
+    Augmentations,
+    EotSamples,
+    Eps,
+    Momentum,
+    Norm,
+    Steps,
+    StepSize,
+    Targeted,
+)
 
 
-def goes_as_far_as_its_steps_carry_it() -> None:
+def moves_a_linear_model_by_steps_times_step_size() -> None:
     """On a linear model clip(x + min(eps, steps * step_size) sign(w_other - w_true))."""
-    linear = nn.Linear(4, 2, bias=False).double()
-    linear.weight.data = torch.tensor([[0.4, -0.3, 0.2, -0.1], [-0.2, 0.1, 0.3, 0.2]], dtype=torch.float64)
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 2, 2))
+    model = linear_model()
+    (weight,) = (p.detach() for p in model.module.parameters())
     images = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]], [[[0.0, 1.0], [0.5, 0.75]]]], dtype=torch.float64)
     true = model(images).argmax(1)
-    away = (linear.weight[1 - true] - linear.weight[true]).detach().view_as(images)
-    for steps, reach in ((2, 0.06), (9, 0.1)):
-        found = bim(model, images, true, eps=0.1, step_size=0.03, steps=steps)
-        torch.testing.assert_close(found.adversarial, (images + reach * away.sign()).clamp(0, 1))
+    away = (weight[1 - true] - weight[true]).view_as(images)
+    for steps, distance in ((2, 0.06), (9, 0.1)):
+        result = bim(model, images, true, eps=0.1, step_size=0.03, steps=steps)
+        torch.testing.assert_close(result.adversarial, (images + distance * away.sign()).clamp(0, 1))
 
 
 @method(
@@ -47,53 +56,79 @@ def goes_as_far_as_its_steps_carry_it() -> None:
             url="https://arxiv.org/abs/1710.06081",
         ),
     ],
-    invariants=[
-        WithinBall(radius="eps", norm="norm"),
-        PixelRange(field="adversarial"),
-        SameShape(field="adversarial"),
-    ],
+    invariants=IN_BALL,
     needs=["gradients"],
     cost=Cost(
-        forward=size.images * (param.steps * param.eot + 2), backward=size.images * param.steps * param.eot
+        forward=size.images * (param.steps * param.eot_samples + 2),
+        backward=size.images * param.steps * param.eot_samples,
     ),
     tags=["white-box", "fixed-radius"],
-    oracle=goes_as_far_as_its_steps_carry_it,
-    quick={"steps": 3, "eot": 1},
+    oracle=moves_a_linear_model_by_steps_times_step_size,
+    quick={"steps": 3, "eot_samples": 1},
 )
 def bim(
     model: Model,
     images: Images,
     labels: Labels,
     *,
-    eps: Annotated[float, Field(gt=0, le=1000, description="radius of the ball, pixels in [0, 1]")] = 8 / 255,
-    step_size: Annotated[float, Field(gt=0, le=1000, description="length of one step")] = 2 / 255,
-    steps: Annotated[int, Field(ge=1, le=10_000, description="how many steps")] = 10,
-    norm: Annotated[Norm, Field(description="what the ball is measured in")] = "linf",
-    momentum: Annotated[float, Field(ge=0, le=1, description="of the gradients before: MI-FGSM")] = 0.0,
-    targeted: Annotated[bool, Field(description="labels are the classes wanted, not the true ones")] = False,
-    eot: Eot = 1,
-    under: Under = (),
+    eps: Eps = 8 / 255,
+    step_size: StepSize = 2 / 255,
+    steps: Steps = 10,
+    norm: Norm = "linf",
+    momentum: Momentum = 0.0,
+    targeted: Targeted = False,
+    eot_samples: EotSamples = 1,
+    augmentations: Augmentations = (),
     seed: Seed = None,
 ) -> AdversarialExamples:
-    """Take small steps up the loss from the image itself, clipping back into the eps-ball after each.
+    """Basic iterative method (BIM, I-FGSM; with momentum MI-FGSM): adversarial examples inside an l_p ball.
 
     x <- clip(P(x + step_size sign(g))),  g <- momentum g + dL/dx / mean|dL/dx|  (g = dL/dx without momentum)
 
     with L the cross-entropy of ``labels`` and P the projection onto the ball; in "l2" and "l1" the step is
-    the steepest of that norm. ``momentum`` makes it MI-FGSM, whose examples carry over to other models
-    better. A targeted attack goes down instead, towards ``labels``. ``images`` (N, C, H, W) in [0, 1],
-    ``labels`` (N,). An image that is taken for another class from the outset (targeted: for the one wanted)
-    comes back as it is. ``eot`` and ``under`` make the gradient a mean over a random model's answers and
-    over random changes of the picture. ``pgd`` begins at a random point instead.
+    the steepest of that norm. It starts at the image; ``pgd`` starts at a random point. With ``momentum``
+    (MI-FGSM) examples transfer better to other models. A targeted attack subtracts the step. The gradient is
+    averaged over ``eot_samples`` passes of a stochastic model, or of images under random ``augmentations``.
+
+    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,).
+
+    Returns:
+        AdversarialExamples with ``adversarial`` (N, C, H, W), the last point, inside the ball, rounding
+        included, and ``success`` (N,).
+
+    Raises:
+        ModelError: no gradient flows from the model's logits to the images.
+        InputError: ``images`` and ``labels`` do not fit the model.
+
+    Example::
+        from phosphene import run
+
+        result = run("bim", images="builtin:scenes/2", steps=3, momentum=1.0)
+        result.adversarial.shape  # (2, 3, 64, 64)
 
     Source: Kurakin, Goodfellow & Bengio 2017, section 2.2; Dong et al. 2018, algorithm 1.
     """
-    adversarial, before = projected_ascent(
-        model, images, labels, eps=eps, step_size=step_size, steps=steps, norm=norm,
-        targeted=targeted, momentum=momentum, eot=eot, under=under,
-        generator=torch.Generator().manual_seed(seed or 0),
+    generator = Generator().manual_seed(seed or 0)
+    before, active, gradient = initial_gradient(
+        model, images, labels, cross_entropy, targeted=targeted, eot_samples=eot_samples,
+        augmentations=augmentations, generator=generator,
     )  # fmt: skip
-    return judged(model, images, adversarial, labels, before, targeted=targeted)
+    x, y = images[active], labels[active]
+    sign = -1.0 if targeted else 1.0
+    x_adv, accumulated = x, torch.zeros_like(x)
+    for step in progress_bar(range(steps if len(x) else 0), "BIM"):
+        if step > 0:
+            _, gradient, _ = loss_gradient(
+                model, x_adv, y, cross_entropy, eot_samples=eot_samples, augmentations=augmentations,
+                generator=generator,
+            )  # fmt: skip
+        if momentum:
+            scale = gradient.abs().mean((1, 2, 3), keepdim=True)
+            scale = scale.clamp(min=torch.finfo(gradient.dtype).tiny)
+            gradient = accumulated = momentum * accumulated + gradient / scale
+        x_adv = project(x_adv + sign * step_size * steepest(gradient, norm), x, eps, norm)
+    adversarial = images.index_copy(0, active, x_adv)
+    return build_result(model, images, adversarial, labels, before, targeted=targeted)
 
 
 @hookimpl

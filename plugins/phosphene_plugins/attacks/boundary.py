@@ -1,4 +1,4 @@
-"""The boundary attack: a random walk along the boundary that drifts towards the image."""
+"""Boundary attack: a random walk along the decision boundary towards the image, from predictions alone."""
 
 from typing import Annotated
 
@@ -9,30 +9,31 @@ from torch import Tensor
 from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed, Start
-from phosphene.spec import Cost, PixelRange, SameShape, param, size
+from phosphene.spec import Cost, param, size
 
-from ._lp_balls import length
-from ._query_oracle import Decisions
+from ._lp_balls import l2_norm
+from ._parameters import IN_RANGE, MaxQueries, Targeted
+from ._query_oracle import QueryOracle
 
-#: Every so many steps the place on the sphere is asked about, too: half of those are to succeed.
-_SPHERE = 5
-#: How many answers a length is judged by, and how much it is changed.
-_JUDGED, _FACTOR = 10, 1.5
+#: Every so many steps the point on the sphere is queried, too, to adapt ``spherical_step``.
+_SPHERE_EVERY = 5
+#: The number of queries after which a step length is adapted, and by which factor.
+_WINDOW, _FACTOR = 10, 1.5
 
 
-def walks_down_to_the_boundary_of_a_linear_model() -> None:
-    """In few dimensions it ends within 5 % of the distance to the line where two classes are level."""
+def approaches_the_boundary_of_a_linear_model() -> None:
+    """In four dimensions it ends within 5 % of the distance to the line where both logits are equal."""
     weight = torch.tensor([1.0, -2.0, 0.5, 1.5])
     images = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]], [[[0.3, 0.6], [0.4, 0.5]]]])
 
-    def label(pictures: Tensor) -> Tensor:
-        return ((pictures - 0.5).flatten(1) @ weight > 0.4).long()
+    def label(images: Tensor) -> Tensor:
+        return ((images - 0.5).flatten(1) @ weight > 0.4).long()
 
     model = load_model(label, input_size=(1, 2, 2), classes=["below", "above"])
     nearest = ((images - 0.5).flatten(1) @ weight - 0.4).abs() / weight.norm()
-    found = boundary(model, images, label(images), max_queries=1500, seed=0)
-    assert found.success.all()
-    ratio = found.distance("l2") / nearest
+    result = boundary(model, images, label(images), max_queries=1500, seed=0)
+    assert result.success.all()
+    ratio = result.distance("l2") / nearest
     assert ratio.min() >= 1 and ratio.max() <= 1.05, f"{ratio.tolist()} times the nearest"
 
 
@@ -49,10 +50,10 @@ def walks_down_to_the_boundary_of_a_linear_model() -> None:
             url="https://arxiv.org/abs/1712.04248",
         )
     ],
-    invariants=[PixelRange(field="adversarial"), SameShape(field="adversarial")],
+    invariants=IN_RANGE,
     cost=Cost(forward=size.images * param.max_queries),
     tags=["black-box", "labels-only", "minimum-norm"],
-    oracle=walks_down_to_the_boundary_of_a_linear_model,
+    oracle=approaches_the_boundary_of_a_linear_model,
     quick={"max_queries": 25},
     demo={"images": "builtin:scenes/2", "max_queries": 500},
 )
@@ -62,90 +63,101 @@ def boundary(
     labels: Labels,
     start: Start = None,
     *,
-    max_queries: Annotated[
-        int, Field(ge=1, le=1_000_000, description="the most pictures shown to the model for one image")
-    ] = 5000,
-    sideways: Annotated[
-        float, Field(gt=0, le=1, description="first length of a step along the sphere, of the distance")
+    max_queries: MaxQueries = 5000,
+    spherical_step: Annotated[
+        float,
+        Field(gt=0, le=1, description="initial step along the sphere, as a fraction of its radius"),
     ] = 0.1,
-    towards: Annotated[
-        float, Field(gt=0, lt=1, description="first length of a step towards the image, of the distance")
+    source_step: Annotated[
+        float,
+        Field(gt=0, lt=1, description="initial step to the image, as a fraction of the distance"),
     ] = 0.1,
-    targeted: Annotated[bool, Field(description="labels are the classes wanted, not the true ones")] = False,
+    targeted: Targeted = False,
     seed: Seed = None,
 ) -> AdversarialExamples:
-    """Walk at random along the boundary, a little nearer to the image wherever the answer allows it.
+    """Boundary attack: minimum-norm adversarial examples from predicted classes alone, by a random walk.
 
-    y = x + r (p - x) / ||p - x||,  p = x_t + sideways r u
+    y = x + r (p - x) / ||p - x||,  p = x_t + spherical_step r u
 
-    x_(t+1) = y - towards (y - x),  where the model still says what is wanted
+    x_(t+1) = y - source_step (y - x)  where that is adversarial, else x_t
 
-    with r = ||x_t - x||_2 and u a random unit vector at right angles to x_t - x. Both lengths learn:
-    ``sideways`` so that about half of the places y are still taken for what is wanted (at every fifth step
-    the model is asked), ``towards`` so that about a quarter of the steps succeed. ``images``
-    (N, C, H, W) in [0, 1], ``labels`` (N,); the distance is L2. Each image walks alone, with the same draws.
+    with r = ||x_t - x||_2 and u a random unit vector orthogonal to x_t - x. Both lengths adapt:
+    ``spherical_step`` so that about half of the points y are adversarial (queried at every fifth step),
+    ``source_step`` so that about a quarter of the steps succeed. The distance is l2. Every image walks
+    independently, with the same random draws. It starts at ``start``, an image of each target class (or of
+    any other class), else at random noise, moved onto the boundary. ``hop_skip_jump`` needs fewer queries.
 
-    The walk begins at ``start``, a picture of each wanted class, or where there is none at random noise,
-    moved onto the boundary; an image for which no such picture is found comes back as it is, and so does
-    one that is taken for another class from the outset (targeted: for the one wanted). ``adversarial``
-    is the nearest picture met, a thousandth further out, so that rounding does not take it back.
-    ``queries`` (N,) counts every picture that the model was shown, never more than ``max_queries``.
-    ``hop_skip_jump`` needs fewer.
+    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). An image without a start is returned unchanged.
+
+    Returns:
+        AdversarialExamples with ``adversarial`` (N, C, H, W), the nearest example, a thousandth further out,
+        so that rounding does not undo it; ``success`` (N,); ``queries`` (N,), the image itself included,
+        never more than ``max_queries``.
+
+    Raises:
+        InputError: ``images``, ``labels`` or ``start`` do not fit the model.
+
+    Example::
+        from phosphene import run
+
+        result = run("boundary", images="builtin:scenes/2", max_queries=50, seed=0)
+        result.distance("l2")  # (2,)
 
     Source: Brendel, Rauber & Bethge 2018, algorithm 1 and section 2.
     """
     generator = torch.Generator().manual_seed(seed or 0)
-    found = Decisions(model, images, labels, targeted=targeted, norm="l2", most=max_queries)
-    points = found.begin(start, seed or 0)
-    who = found.reach.isfinite().nonzero()[:, 0]
-    points[who] = found.bisect(points[who], who, 1e-3)
+    oracle = QueryOracle(model, images, labels, targeted=targeted, norm="l2", max_queries=max_queries)
+    points = oracle.find_start(start, seed or 0)
+    active = oracle.distances.isfinite().nonzero()[:, 0]
+    points[active] = oracle.bisect(points[active], active, 1e-3)
 
-    along = _Length(images, sideways, 0.5, 0.5)
-    down = _Length(images, towards, 0.25, 0.5)
-    for step in progress_bar(range(max_queries), "walking"):
-        who = (found.reach.isfinite() & (found.left() > 0)).nonzero()[:, 0]
-        if not len(who):
+    spherical = _AdaptiveStep(images, spherical_step, target_rate=0.5, longest=0.5)
+    source = _AdaptiveStep(images, source_step, target_rate=0.25, longest=0.5)
+    for step in progress_bar(range(max_queries), "boundary attack"):
+        active = (oracle.distances.isfinite() & (oracle.remaining() > 0)).nonzero()[:, 0]
+        if not len(active):
             break
         noise = torch.randn(1, *images.shape[1:], generator=generator).to(images)
-        here, delta = images[who], points[who] - images[who]
-        radius = length(delta)
+        image, delta = images[active], points[active] - images[active]
+        radius = l2_norm(delta)
         outward = delta / radius.clamp(min=torch.finfo(images.dtype).tiny)
         noise = noise - (noise * outward).sum((1, 2, 3), keepdim=True) * outward
-        moved = delta + along.of(who) * radius * noise / length(noise).clamp(min=1e-12)
-        sphere = (here + moved * (radius / length(moved).clamp(min=1e-12))).clamp(0, 1)
-        if step % _SPHERE == 0:
-            along.learn(who, found.ask(sphere, who))
-            left = found.left()[who] > 0
-            who, here, sphere = who[left], here[left], sphere[left]
-        nearer = sphere + down.of(who) * (here - sphere)
-        # The clipping may have brought it nearer already, never further off.
-        won = found.ask(nearer, who)
-        down.learn(who, won)
-        points[who[won]] = nearer[won]
-    return found.examples()
+        moved = delta + spherical.length(active) * radius * noise / l2_norm(noise).clamp(min=1e-12)
+        on_sphere = (image + moved * (radius / l2_norm(moved).clamp(min=1e-12))).clamp(0, 1)
+        if step % _SPHERE_EVERY == 0:
+            spherical.adapt(active, oracle.query_success(on_sphere, active))
+            remaining = oracle.remaining()[active] > 0
+            active, image, on_sphere = active[remaining], image[remaining], on_sphere[remaining]
+        # Clipping to the pixel range may have brought the point nearer already, never further away.
+        nearer = on_sphere + source.length(active) * (image - on_sphere)
+        success = oracle.query_success(nearer, active)
+        source.adapt(active, success)
+        points[active[success]] = nearer[success]
+    return oracle.build_result()
 
 
-class _Length:
-    """A step's length for each image, a share of its distance, and how often such steps have succeeded."""
+class _AdaptiveStep:
+    """A step length for each image, a fraction of its distance, that adapts to how often steps succeed."""
 
-    def __init__(self, images: Tensor, first: float, wanted: float, most: float) -> None:
-        self.now, self.wanted, self.most = images.new_full((len(images),), first), wanted, most
-        self.tried, self.won = torch.zeros_like(self.now), torch.zeros_like(self.now)
+    def __init__(self, images: Tensor, initial: float, *, target_rate: float, longest: float) -> None:
+        self.lengths = images.new_full((len(images),), initial)
+        self.target_rate, self.longest = target_rate, longest
+        self.tried, self.succeeded = torch.zeros_like(self.lengths), torch.zeros_like(self.lengths)
 
-    def of(self, who: Tensor) -> Tensor:
+    def length(self, indices: Tensor) -> Tensor:
         """(M, 1, 1, 1) for these images."""
-        return self.now[who, None, None, None]
+        return self.lengths[indices, None, None, None]
 
-    def learn(self, who: Tensor, won: Tensor) -> None:
-        """Count these answers; after ten of them make the length fit."""
-        self.tried[who] += 1
-        self.won[who] += won.to(self.won)
-        judged = self.tried >= _JUDGED
-        share = self.won / self.tried.clamp(min=1)
-        fitted = torch.where(share > self.wanted, self.now * _FACTOR, self.now)
-        fitted = torch.where(share < self.wanted / 2, self.now / _FACTOR, fitted)
-        self.now = torch.where(judged, fitted.clamp(1e-7, self.most), self.now)
-        self.tried, self.won = self.tried.masked_fill(judged, 0), self.won.masked_fill(judged, 0)
+    def adapt(self, indices: Tensor, success: Tensor) -> None:
+        """Count these steps; after ten of an image lengthen or shorten its steps."""
+        self.tried[indices] += 1
+        self.succeeded[indices] += success.to(self.succeeded)
+        due = self.tried >= _WINDOW
+        rate = self.succeeded / self.tried.clamp(min=1)
+        adapted = torch.where(rate > self.target_rate, self.lengths * _FACTOR, self.lengths)
+        adapted = torch.where(rate < self.target_rate / 2, self.lengths / _FACTOR, adapted)
+        self.lengths = torch.where(due, adapted.clamp(1e-7, self.longest), self.lengths)
+        self.tried, self.succeeded = self.tried.masked_fill(due, 0), self.succeeded.masked_fill(due, 0)
 
 
 @hookimpl

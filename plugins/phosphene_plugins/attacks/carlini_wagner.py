@@ -1,6 +1,7 @@
-"""Carlini & Wagner: the smallest perturbation, as a trade between its size and what it does to the logits."""
+"""Carlini-Wagner: minimum-norm adversarial examples that trade the perturbation's norm against the margin."""
 
 import math
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 import torch
@@ -10,22 +11,34 @@ from torch import Tensor, nn
 from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model
-from phosphene.spec import Cost, PixelRange, SameShape, param, size
+from phosphene.spec import Cost, param, size
 
-from ._gradients import climb, judged, logits_on_graph, margin, reached, unreached
-from ._lp_balls import Norm, distance, drawn_back
-from .deepfool import likeliest, nearest_boundary
+from ._adam import adam_step
+from ._gradients import (
+    build_result,
+    differentiable_logits,
+    is_adversarial,
+    loss_gradient,
+    not_adversarial,
+    predict_logits,
+)
+from ._losses import margin
+from ._lp_balls import distance, per_image, shrink_to_boundary
+from ._parameters import IN_RANGE, MinimizedNorm, Targeted
+from .deepfool import nearest_boundary, top_other_classes
 
-#: How often the last picture's way back is halved, and by how much tau shrinks.
-_HALVINGS, _TAU = 10, 0.9
-#: The first descent begins so far beyond the nearest boundary, as shares of the way there, and so many
-#: of the likeliest classes compete.
+#: Bisection steps between the last example and the image, and the factor of tau after a success.
+_BISECTIONS, _TAU = 10, 0.9
+#: The first descent starts at the step to the nearest linearized boundary times ``_BEYOND``, of the
+#: ``_CANDIDATES`` most likely classes.
 _BEYOND, _CANDIDATES = 1.02, 10
-#: After a round that brought an image's example no nearer than to this share, it is done.
+#: An image is finished after a descent that left more than this fraction of its distance.
 _NEARER = 0.999
+#: A descent of an image ends when the lowest objective falls by less than this between two checks.
+_FALLING = 0.999
 
 
-def stays_within_three_percent_of_the_nearest_boundary_of_a_linear_model() -> None:
+def is_within_three_percent_of_the_minimum_on_a_linear_model() -> None:
     """The exact minimum is min_k (z_y - z_k) / ||w_k - w_y||, in the dual norm."""
     generator = torch.Generator().manual_seed(2)
     linear = nn.Linear(48, 5).double()
@@ -40,9 +53,9 @@ def stays_within_three_percent_of_the_nearest_boundary_of_a_linear_model() -> No
     norms: list[tuple[Literal["l2", "linf"], float]] = [("l2", 2.0), ("linf", 1.0)]
     for norm, dual in norms:
         least = (gap / away.norm(dual, dim=2)).scatter(1, labels[:, None], torch.inf).amin(1)
-        found = carlini_wagner(model, images, labels, norm=norm, steps=100)
-        ratio = found.distance(norm) / least
-        assert found.success.all() and ratio.min() > 0.9999 and ratio.max() < 1.03, ratio
+        result = carlini_wagner(model, images, labels, norm=norm, steps=100)
+        ratio = result.distance(norm) / least
+        assert result.success.all() and ratio.min() > 0.9999 and ratio.max() < 1.03, ratio
 
 
 @method(
@@ -57,14 +70,14 @@ def stays_within_three_percent_of_the_nearest_boundary_of_a_linear_model() -> No
             url="https://arxiv.org/abs/1608.04644",
         )
     ],
-    invariants=[PixelRange(field="adversarial"), SameShape(field="adversarial")],
+    invariants=IN_RANGE,
     needs=["gradients"],
     cost=Cost(
-        forward=size.images * (param.search_steps * param.steps + (_HALVINGS + 3)),
+        forward=size.images * (param.search_steps * param.steps + (_BISECTIONS + 3)),
         backward=size.images * (param.search_steps * param.steps + (_CANDIDATES - 1)),
     ),
     tags=["white-box", "minimum-norm"],
-    oracle=stays_within_three_percent_of_the_nearest_boundary_of_a_linear_model,
+    oracle=is_within_three_percent_of_the_minimum_on_a_linear_model,
     quick={"steps": 6, "search_steps": 2},
     demo={"images": "builtin:scenes/3", "steps": 40, "search_steps": 4},
 )
@@ -73,126 +86,151 @@ def carlini_wagner(
     images: Images,
     labels: Labels,
     *,
-    norm: Annotated[Literal["l2", "linf"], Field(description="what is to be small")] = "l2",
-    steps: Annotated[int, Field(ge=1, le=100_000, description="how many steps of Adam for one c")] = 100,
-    search_steps: Annotated[int, Field(ge=1, le=100, description="how many values of c, or of tau")] = 6,
-    kappa: Annotated[float, Field(ge=0, le=1e6, description="by how much the wrong logit must lead")] = 0.0,
-    targeted: Annotated[bool, Field(description="labels are the classes wanted, not the true ones")] = False,
+    norm: MinimizedNorm = "l2",
+    steps: Annotated[int, Field(ge=1, le=100_000, description="number of Adam steps for each c")] = 100,
+    search_steps: Annotated[int, Field(ge=1, le=100, description="number of values of c, or of tau")] = 6,
+    kappa: Annotated[
+        float, Field(ge=0, le=1e6, description="margin by which the adversarial logit must lead (confidence)")
+    ] = 0.0,
+    targeted: Targeted = False,
 ) -> AdversarialExamples:
-    """Find the smallest perturbation that changes the answer, weighing its size against the logits' margin.
+    """Carlini-Wagner (C&W): minimum-norm adversarial examples by penalized optimization with Adam.
 
     "l2":   min ||d||_2^2 + c f(x + d)      "linf": min sum_i max(|d_i| - tau, 0) + c f(x + d)
 
-    f = max(z_y - max_{k != y} z_k + kappa, 0), and towards a wanted class t max_{k != t} z_k - z_t + kappa.
-    In "l2" every image's c is halved on a logarithmic scale between the largest that failed and the
-    smallest that led to a success; in "linf" its tau becomes 0.9 of the largest |d_i| at every success, and c
-    doubles where there is none. Adam descends; an image whose loss no longer falls stops early, and in
-    "l2" one is done whose last c brought nothing nearer. What was found last is drawn back towards the image
-    for as long as it stays adversarial (by bisection).
-    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). An image that is taken for another class from the
-    outset (targeted: for the one wanted) comes back as it is, and one for which nothing was found, too.
+    f = max(z_y - max_{k != y} z_k + kappa, 0), for a target class t max(max_{k != t} z_k - z_t + kappa, 0).
+    In "l2" the c of every image is bisected on a logarithmic scale between the largest that failed and the
+    smallest that succeeded; in "linf" its tau becomes 0.9 of the largest |d_i| at every success, and c
+    doubles without success. An image whose objective no longer falls stops early, and in "l2" one is
+    finished whose last c led to no nearer example. The last example is moved towards the image by bisection.
 
-    Three departures from the paper. Pixels are clipped after every step, its "projected gradient descent",
-    and not squashed by tanh, under which black and white pixels hardly move. c and the step size begin where
-    they would be right if the model were linear, which the first gradient g tells: c about
-    2 |z_y - z_k| / ||g||^2, so that neither the logits' scale nor the picture's size matters. And the first
-    descent begins just beyond the boundary that is then the nearest, DeepFool's first step, since the class
-    with the second largest logit, to which a descent from the image itself leads, may lie further away.
+    Three differences from the paper. Pixels are clipped after every step (its "projected gradient descent"),
+    not squashed by tanh, under which black and white pixels hardly move. c and the step size start at their
+    values for a linear model with the first gradient g, c about 2 |z_y - z_k| / ||g||^2, so that neither the
+    logits' scale nor the image size matters. And the first descent starts just beyond the nearest linearized
+    boundary, DeepFool's first step, since the class with the second largest logit, to which a descent from
+    the image itself leads, may be further away.
+
+    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). An image without success is returned unchanged.
+
+    Returns:
+        AdversarialExamples with ``adversarial`` (N, C, H, W) and ``success`` (N,); ``distance(norm)`` is the
+        norm of each perturbation.
+
+    Raises:
+        ModelError: no gradient flows from the model's logits to the images.
+        InputError: ``images`` and ``labels`` do not fit the model.
+
+    Example::
+        from phosphene import run
+
+        result = run("carlini_wagner", images="builtin:scenes/2", steps=10, search_steps=2)
+        result.distance("l2")  # (2,)
 
     Source: Carlini & Wagner 2017, sections V and VI.
     """
-
-    place = images.detach().requires_grad_()
-    logits = logits_on_graph(model, place)
+    x = images.detach().requires_grad_()
+    logits = differentiable_logits(model, x)
     before, adversarial = logits.detach(), images.clone()
-    rows = unreached(before, labels, targeted)
-    if len(rows) and before.shape[1] > 1:
-        if len(rows) < len(images):  # a pass more costs less than the way back for those who are done
-            place = images[rows].requires_grad_()
-            logits = logits_on_graph(model, place)
-        search = _Search(model, place, logits, labels[rows], kappa, targeted, norm)
-        for _ in progress_bar(range(search_steps), "searching c"):
+    active = not_adversarial(before, labels, targeted)
+    if len(active) and before.shape[1] > 1:
+        if len(active) < len(images):  # one more forward pass costs less than backward passes for all
+            x = images[active].requires_grad_()
+            logits = differentiable_logits(model, x)
+        search = _Search(model, x, logits, labels[active], kappa, targeted, norm)
+        for _ in progress_bar(range(search_steps), "Carlini-Wagner"):
             search.descend(steps)
-        adversarial[rows] = search.drawn_back()
-    return judged(model, images, adversarial, labels, before, targeted=targeted)
+        adversarial[active] = search.shrink_to_boundary()
+    return build_result(model, images, adversarial, labels, before, targeted=targeted)
 
 
 class _Search:
-    """The images that are attacked, each with a c of its own and the nearest example so far."""
+    """The images that are attacked, each with its own c and tau and the nearest example so far."""
 
     def __init__(
         self,
         model: Model,
-        place: Tensor,
+        x: Tensor,
         logits: Tensor,
         labels: Tensor,
         kappa: float,
         targeted: bool,
-        norm: Norm,
+        norm: MinimizedNorm,
     ) -> None:
-        self.model, self.images, self.labels, self.kappa = model, place.detach(), labels, kappa
+        self.model, self.images, self.labels, self.kappa = model, x.detach(), labels, kappa
         self.targeted, self.norm = targeted, norm
-        # As if the model were linear around the images, which the graph of their ``logits`` tells.
-        own, rivals = labels, likeliest(logits.detach(), labels, _CANDIDATES)
+        # The constants for the model linearized at the images, on the graph from x to logits.
+        own, rivals = labels, top_other_classes(logits.detach(), labels, _CANDIDATES)
         if targeted:
             own, rivals = logits.detach().argmax(1), labels[:, None]
-        boundary = nearest_boundary(logits, place, own, rivals, norm)
+        boundary = nearest_boundary(logits, x, own, rivals, norm)
         self.start = (self.images + _BEYOND * boundary.step(norm)).clamp(0, 1)
-        tiny = torch.finfo(place.dtype).tiny ** 0.5
-        steep, size = boundary.steep[:, 0].clamp(min=tiny), place[0].numel()
-        needed = (boundary.leads[:, 0] + kappa) / steep
-        self.c = ((3 * needed if norm == "l2" else size) / steep).clamp(tiny, 1 / tiny)
-        self.rate = (needed / math.sqrt(size if norm == "l2" else 64)).clamp(1e-7, 0.05)
+        tiny = torch.finfo(x.dtype).tiny ** 0.5
+        slope, size = boundary.slopes[:, 0].clamp(min=tiny), x[0].numel()
+        needed = (boundary.gaps[:, 0] + kappa) / slope
+        self.c = ((3 * needed if norm == "l2" else size) / slope).clamp(tiny, 1 / tiny)
+        self.step_size = (needed / math.sqrt(size if norm == "l2" else 64)).clamp(1e-7, 0.05)
         self.low, self.high = torch.zeros_like(self.c), torch.full_like(self.c, torch.inf)
-        self.tau, self.done = torch.ones_like(self.c), torch.zeros_like(self.labels, dtype=torch.bool)
-        self.nearest, self.best = torch.full_like(self.c, torch.inf), self.images.clone()
+        self.tau, self.finished = torch.ones_like(self.c), torch.zeros_like(self.labels, dtype=torch.bool)
+        self.distances, self.best = torch.full_like(self.c, torch.inf), self.images.clone()
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def f(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The second term of the objective, (n,): how far the margin is from kappa."""
         lead = margin(logits, labels)
         return (self.kappa + lead if self.targeted else self.kappa - lead).clamp(min=0)
 
     def descend(self, steps: int) -> None:
-        """One round of Adam for every image, and the c and tau of the next."""
-        hit = torch.zeros_like(self.labels, dtype=torch.bool)
-        rows, reach = (~self.done).nonzero()[:, 0], self.nearest.clone()
-        x = self.start[rows]
-        mean, square = torch.zeros_like(x), torch.zeros_like(x)
-        least = marked = torch.full_like(self.c[rows], torch.inf)
-        for step in range(steps if len(rows) else 0):
-            value, gradient, logits = climb(self.model, x, self.labels[rows], self.loss)
-            delta = x - self.images[rows]
-            size, slope = self._size(delta, rows)
-            far = distance(x, self.images[rows], self.norm)
-            won = self._won(logits, rows)
-            hit[rows] |= won & (far <= self.tau[rows]) if self.norm == "linf" else won
-            closer = won & (far < self.nearest[rows])
-            self.nearest[rows[closer]], self.best[rows[closer]] = far[closer], x[closer]
-            least = torch.minimum(least, size + self.c[rows] * value)
-            going = ~hit[rows] if self.norm == "linf" else torch.ones_like(won)
+        """One descent of every unfinished image, then the c and tau of the next."""
+        distances_before = self.distances.clone()
+        hit = torch.zeros_like(self.finished)
+        indices = (~self.finished).nonzero()[:, 0]
+        at = _Descent.at_start(indices, self.start[indices])
+        for step in range(steps if len(indices) else 0):
+            f, f_gradient, logits = loss_gradient(self.model, at.x, self.labels[at.indices], self.f)
+            c = self.c[at.indices]
+            size, size_gradient = self._perturbation_size(at)
+            hit[at.indices] |= self._keep_nearest(at, logits)
+            at.lowest = torch.minimum(at.lowest, size + c * f)
+            gradient = size_gradient + per_image(c) * f_gradient
+            going = ~hit[at.indices] if self.norm == "linf" else torch.ones_like(hit[at.indices])
             if step % max(1, steps // 10) == 0:
-                going, marked = going & (least < 0.999 * marked), least
+                going &= at.lowest < _FALLING * at.lowest_before
+                at.lowest_before = at.lowest
             if not going.all():
-                rows = rows[going]
-                if not len(rows):
+                at, gradient = at.select(going), gradient[going]
+                if not len(at.indices):
                     break
-                x, mean, square, gradient, slope, least, marked = (
-                    part[going] for part in (x, mean, square, gradient, slope, least, marked)
-                )
-            gradient = slope + _wide(self.c[rows]) * gradient
-            mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient.square()
-            spread = (square / (1 - 0.999 ** (step + 1))).sqrt() + torch.finfo(x.dtype).tiny ** 0.5
-            # To nothing, like a cosine, so that the last steps settle on the boundary.
-            rate = self.rate[rows] * (1 + math.cos(math.pi * step / steps)) / 2
-            x = (x - _wide(rate) * (mean / (1 - 0.9 ** (step + 1))) / spread).clamp(0, 1)
-        self.start = self.images  # what the model is really like there, the image's own surroundings tell
-        self._next(hit)
-        self.done = (self.nearest > _NEARER * reach) & self.high.isfinite()
+            # The step size falls to zero along a cosine, so that the last steps settle on the boundary.
+            step_size = self.step_size[at.indices] * (1 + math.cos(math.pi * step / steps)) / 2
+            update, at.mean, at.square = adam_step(gradient, at.mean, at.square, step, per_image(step_size))
+            at.x = (at.x - update).clamp(0, 1)
+        self.start = self.images  # only the first descent starts at the linearized boundary
+        self._update_constants(hit)
+        self.finished = (self.distances > _NEARER * distances_before) & self.high.isfinite()
 
-    def _next(self, hit: Tensor) -> None:
-        # Where the model is not linear enough for the first guess, longer steps.
-        self.rate = torch.where(self.nearest.isinf(), 4 * self.rate, self.rate).clamp(max=0.05)
+    def _perturbation_size(self, at: "_Descent") -> tuple[Tensor, Tensor]:
+        """The first term of the objective, (n,), and its gradient (n, C, H, W)."""
+        delta = at.x - self.images[at.indices]
+        if self.norm == "l2":
+            return delta.square().sum((1, 2, 3)), 2 * delta
+        excess = (delta.abs() - per_image(self.tau[at.indices])).clamp(min=0)
+        return excess.sum((1, 2, 3)), delta.sign() * (excess > 0)
+
+    def _keep_nearest(self, at: "_Descent", logits: Tensor) -> Tensor:
+        """Store examples nearer than before; (n,) which points are examples, in "linf" within tau."""
+        success = self._is_adversarial(logits, at.indices)
+        distances = distance(at.x, self.images[at.indices], self.norm)
+        closer = success & (distances < self.distances[at.indices])
+        self.distances[at.indices[closer]], self.best[at.indices[closer]] = distances[closer], at.x[closer]
+        return success & (distances <= self.tau[at.indices]) if self.norm == "linf" else success
+
+    def _update_constants(self, hit: Tensor) -> None:
+        """c, tau and the step size of the next descent, from where this one succeeded."""
+        # Without any example the linear model underestimated the distance: longer steps.
+        longer = torch.where(self.distances.isinf(), 4 * self.step_size, self.step_size)
+        self.step_size = longer.clamp(max=0.05)
         if self.norm == "linf":
-            self.tau = torch.where(hit, _TAU * self.nearest, self.tau)
+            self.tau = torch.where(hit, _TAU * self.distances, self.tau)
             self.c = torch.where(hit, self.c, 2 * self.c)
             return
         self.high = torch.where(hit, torch.minimum(self.high, self.c), self.high)
@@ -200,32 +238,47 @@ class _Search:
         between = torch.where(self.low > 0, (self.low.sqrt() * self.high.sqrt()), self.c / 2)
         self.c = torch.where(self.high.isinf(), self.c * 4, between)
 
-    def _size(self, delta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """How dear the perturbation is, and the slope of that."""
-        if self.norm == "l2":
-            return delta.square().sum((1, 2, 3)), 2 * delta
-        over = (delta.abs() - _wide(self.tau[rows])).clamp(min=0)
-        return over.sum((1, 2, 3)), delta.sign() * (over > 0)
+    def _is_adversarial(self, logits: Tensor, indices: Tensor) -> Tensor:
+        """(n,) whether the predicted class is adversarial by a margin of kappa."""
+        confident = self.f(logits, self.labels[indices]) <= 0
+        return is_adversarial(logits, self.labels[indices], self.targeted) & confident
 
-    def _won(self, logits: Tensor, rows: Tensor) -> Tensor:
-        enough = self.loss(logits, self.labels[rows]) <= 0
-        return reached(logits, self.labels[rows], self.targeted) & enough
+    def shrink_to_boundary(self) -> Tensor:
+        """The nearest examples (n, C, H, W), each moved to the smallest ball that bisection finds."""
+        indices = self.distances.isfinite().nonzero()[:, 0]
 
-    def drawn_back(self) -> Tensor:
-        """The nearest examples, inside the smallest ball that bisection finds for each."""
-        rows = self.nearest.isfinite().nonzero()[:, 0]
+        def succeeds(points: Tensor) -> Tensor:
+            return self._is_adversarial(predict_logits(self.model, points), indices)
 
-        def holds(points: Tensor) -> Tensor:
-            with torch.no_grad():
-                return self._won(self.model(points), rows)
-
-        points = drawn_back(self.best[rows], self.images[rows], self.norm, holds, _HALVINGS)
-        return self.images.index_copy(0, rows, points)
+        points = shrink_to_boundary(
+            self.best[indices], self.images[indices], self.norm, succeeds, _BISECTIONS
+        )
+        return self.images.index_copy(0, indices, points)
 
 
-def _wide(numbers: Tensor) -> Tensor:
-    """One number for each picture, (N, 1, 1, 1)."""
-    return numbers[:, None, None, None]
+@dataclass
+class _Descent:
+    """The images that one descent still moves: every field has a row for each."""
+
+    #: Positions among the images of the search.
+    indices: Tensor
+    x: Tensor
+    #: Adam's moments.
+    mean: Tensor
+    square: Tensor
+    #: The lowest objective so far, and at the last check whether it falls.
+    lowest: Tensor
+    lowest_before: Tensor
+
+    @classmethod
+    def at_start(cls, indices: Tensor, x: Tensor) -> "_Descent":
+        """The state before the first step."""
+        zeros, infinite = torch.zeros_like(x), x.new_full((len(x),), torch.inf)
+        return cls(indices, x, zeros, zeros, infinite, infinite)
+
+    def select(self, selected: Tensor) -> "_Descent":
+        """The state of these images alone."""
+        return _Descent(*(getattr(self, f.name)[selected] for f in fields(self)))
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""DeepFool: to the nearest boundary of the model made linear, again and again until it is crossed."""
+"""DeepFool: minimum-norm adversarial examples by steps to the nearest boundary of the linearized model."""
 
 from typing import Annotated, Literal, NamedTuple
 
@@ -9,16 +9,17 @@ from torch import Tensor, nn
 from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model
-from phosphene.spec import Cost, PixelRange, SameShape, param, size
+from phosphene.spec import Cost, param, size
 
-from ._gradients import logits_on_graph, unreached
-from ._lp_balls import Norm, steepness, unit
+from ._gradients import differentiable_logits, not_adversarial
+from ._lp_balls import dual_norm, normalize_l2, per_image
+from ._parameters import IN_RANGE, Candidates, MinimizedNorm, Norm, Steps
 
-#: The shortest step, in pixels: on the boundary itself the model made linear asks for none.
-_LEAST = 1e-6
+#: The shortest step, for pixels in [0, 1]: on the boundary itself the linearized model asks for a zero step.
+_MIN_STEP = 1e-6
 
 
-def goes_just_beyond_the_nearest_boundary_of_a_linear_model() -> None:
+def crosses_the_nearest_boundary_of_a_linear_model() -> None:
     """x + 1.02 min_k (z_y - z_k) / ||w_k - w_y||_q in the steepest direction, in one step."""
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(12, 5).double()
@@ -33,9 +34,9 @@ def goes_just_beyond_the_nearest_boundary_of_a_linear_model() -> None:
     norms: list[tuple[Literal["l2", "linf"], float]] = [("l2", 2.0), ("linf", 1.0)]
     for norm, dual in norms:
         distance = (gap / away.norm(dual, dim=2)).scatter(1, labels[:, None], torch.inf).amin(1)
-        found = deepfool(model, images, labels, norm=norm)
-        assert found.success.all()
-        torch.testing.assert_close(found.distance(norm), 1.02 * distance, rtol=1e-9, atol=0)
+        result = deepfool(model, images, labels, norm=norm)
+        assert result.success.all()
+        torch.testing.assert_close(result.distance(norm), 1.02 * distance, rtol=1e-9, atol=0)
 
 
 @method(
@@ -50,14 +51,14 @@ def goes_just_beyond_the_nearest_boundary_of_a_linear_model() -> None:
             url="https://arxiv.org/abs/1511.04599",
         )
     ],
-    invariants=[PixelRange(field="adversarial"), SameShape(field="adversarial")],
+    invariants=IN_RANGE,
     needs=["gradients"],
     cost=Cost(
         forward=size.images * (2 * param.steps + 1),
         backward=size.images * param.steps * (param.candidates - 1),
     ),
     tags=["white-box", "minimum-norm"],
-    oracle=goes_just_beyond_the_nearest_boundary_of_a_linear_model,
+    oracle=crosses_the_nearest_boundary_of_a_linear_model,
     quick={"steps": 3, "candidates": 3},
 )
 def deepfool(
@@ -65,93 +66,117 @@ def deepfool(
     images: Images,
     labels: Labels,
     *,
-    norm: Annotated[Literal["l2", "linf"], Field(description="what is to be small")] = "l2",
-    steps: Annotated[int, Field(ge=1, le=10_000, description="how many steps at most")] = 50,
-    overshoot: Annotated[float, Field(ge=0, le=10, description="how far beyond the boundary to go")] = 0.02,
-    candidates: Annotated[
-        int, Field(ge=2, le=100_000, description="how many of the likeliest classes are considered")
-    ] = 10,
+    norm: MinimizedNorm = "l2",
+    steps: Steps = 50,
+    overshoot: Annotated[
+        float, Field(ge=0, le=10, description="distance beyond the boundary, as a fraction of the total step")
+    ] = 0.02,
+    candidates: Candidates = 10,
 ) -> AdversarialExamples:
-    """Cross the nearest boundary: step to where the model, made linear, would change its mind, until it does.
+    """DeepFool: minimum-norm adversarial examples by steps to the nearest linearized decision boundary.
 
     x <- x + |f_k| / ||w_k||_2^2 w_k,  f_k = z_k - z_y,  w_k = df_k/dx,  k of the least |f_k| / ||w_k||_2
 
     and in "linf" |f_k| / ||w_k||_1 sign(w_k), with the least |f_k| / ||w_k||_1. The sum of all steps is
-    lengthened by ``overshoot`` and the picture clipped to [0, 1]. Of the classes those ``candidates`` compete
-    that the model finds likeliest in the image itself, its own among them. ``images`` (N, C, H, W) in [0, 1],
-    ``labels`` (N,). Each image stops where it is taken for another class, at the outset too, and where no
-    class's gradient leads anywhere; ``success`` tells which.
+    multiplied by 1 + ``overshoot`` and the image clipped to [0, 1]. Only the boundaries of the
+    ``candidates`` most likely classes of the image itself, the label among them, are considered.
+
+    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). Each image stops where its predicted class is not its
+    label, which may be so from the outset, and where every candidate's gradient is zero.
+
+    Returns:
+        AdversarialExamples with ``adversarial`` (N, C, H, W) and ``success`` (N,); ``distance(norm)`` is the
+        norm of each perturbation.
+
+    Raises:
+        ModelError: no gradient flows from the model's logits to the images.
+        InputError: ``images`` and ``labels`` do not fit the model.
+
+    Example::
+        from phosphene import run
+
+        result = run("deepfool", images="builtin:scenes/2", steps=20)
+        result.distance("l2")  # (2,)
 
     Source: Moosavi-Dezfooli, Fawzi & Frossard 2016, algorithm 2 and section 3.3.
     """
-    rows = torch.arange(len(images), device=images.device)
-    points, moved = images.clone(), torch.zeros_like(images)
+    active = torch.arange(len(images), device=images.device)
+    points, total_step = images.clone(), torch.zeros_like(images)
     before = after = rivals = torch.empty(0)
-    for step in progress_bar(range(steps + 1), "crossing boundaries"):
-        place = points[rows].requires_grad_()
-        logits = logits_on_graph(model, place)
+    for step in progress_bar(range(steps + 1), "DeepFool"):
+        x = points[active].requires_grad_()
+        logits = differentiable_logits(model, x)
         if step == 0:
             before = after = logits.detach()
-            rivals = likeliest(before, labels, candidates)
+            rivals = top_other_classes(before, labels, candidates)
         else:
-            after = after.index_copy(0, rows, logits.detach())
-        left = unreached(logits, labels[rows], targeted=False)
-        if not len(left) or step == steps:
+            after = after.index_copy(0, active, logits.detach())
+        remaining = not_adversarial(logits, labels[active], targeted=False)
+        if not len(remaining) or step == steps:
             break
-        if len(left) < len(rows):  # a pass more costs less than the way back for those who are done
-            rows = rows[left]
-            place = points[rows].requires_grad_()
-            logits = logits_on_graph(model, place)
-        boundary = nearest_boundary(logits, place, labels[rows], rivals[rows], norm)
-        found = boundary.far.isfinite()
-        rows, change = rows[found], boundary.step(norm)[found]
-        if not len(rows):
+        if len(remaining) < len(active):  # one more forward pass costs less than backward passes for all
+            active = active[remaining]
+            x = points[active].requires_grad_()
+            logits = differentiable_logits(model, x)
+        boundary = nearest_boundary(logits, x, labels[active], rivals[active], norm)
+        reachable = boundary.distance.isfinite()
+        active, change = active[reachable], boundary.step(norm)[reachable]
+        if not len(active):
             break
-        moved[rows] += change
-        points[rows] = (images[rows] + (1 + overshoot) * moved[rows]).clamp(0, 1)
+        total_step[active] += change
+        points[active] = (images[active] + (1 + overshoot) * total_step[active]).clamp(0, 1)
     return AdversarialExamples.from_logits(model, images, points, labels, before, after, targeted=False)
 
 
-def likeliest(logits: Tensor, labels: Tensor, candidates: int) -> Tensor:
-    """The other classes that compete, (N, k): none where the model knows one class alone."""
+def top_other_classes(logits: Tensor, labels: Tensor, candidates: int) -> Tensor:
+    """The ``candidates`` - 1 most likely classes other than the labels, (N, k), in descending order.
+
+    Fewer where there are fewer classes, none (k = 0) for a single class.
+    """
     others = logits.scatter(1, labels[:, None], -torch.inf)
     return others.topk(min(candidates, logits.shape[1]) - 1, dim=1).indices
 
 
 class Boundary(NamedTuple):
-    """Of the model made linear the nearest boundary between classes (n,) and one of their rivals (n, k).
+    """The nearest decision boundary of the linearized model, between a class (n,) and its rivals (n, k).
 
-    ``gap`` (n,) by how much the rival trails, ``slope`` (n, C, H, W) on which it catches up, ``far`` (n,) how
-    far away the boundary is: infinitely where there is none, and the slope is zero. ``leads``, ``steep``
-    (n, k) of each rival: by how much it trails, and how steeply that falls, the dual norm of its slope.
+    ``gap`` (n,): logit of the class minus that of the nearest rival. ``gradient`` (n, C, H, W): of the
+    rival's logit minus that of the class; zero where no rival has a gradient. ``distance`` (n,): to the
+    boundary; infinity where there is none. ``gaps``, ``slopes`` (n, k): gap and dual norm of the gradient
+    for every rival.
     """
 
     gap: Tensor
-    slope: Tensor
-    far: Tensor
-    leads: Tensor
-    steep: Tensor
+    gradient: Tensor
+    distance: Tensor
+    gaps: Tensor
+    slopes: Tensor
 
     def step(self, norm: Norm) -> Tensor:
-        """The step to it, (n, C, H, W), none where there is none."""
-        size = torch.where(self.far.isfinite(), self.far.clamp(min=_LEAST), 0)[:, None, None, None]
-        return size * (unit(self.slope) if norm == "l2" else self.slope.sign())
+        """The step to the boundary, (n, C, H, W); zero where there is none."""
+        size = torch.where(self.distance.isfinite(), self.distance.clamp(min=_MIN_STEP), 0)
+        direction = normalize_l2(self.gradient) if norm == "l2" else self.gradient.sign()
+        return per_image(size) * direction
 
 
-def nearest_boundary(logits: Tensor, place: Tensor, own: Tensor, rivals: Tensor, norm: Norm) -> Boundary:
-    """The nearest of the boundaries of ``own`` with ``rivals``, on the graph from ``place`` to ``logits``."""
-    leads = logits.gather(1, own[:, None]) - logits.gather(1, rivals)
-    trails, steep = leads.detach(), torch.zeros_like(leads).detach()
-    gap, far = torch.zeros_like(logits[:, 0]).detach(), torch.full_like(logits[:, 0], torch.inf).detach()
-    slope = torch.zeros_like(place)
+def nearest_boundary(logits: Tensor, x: Tensor, own: Tensor, rivals: Tensor, norm: Norm) -> Boundary:
+    """The nearest boundary between classes ``own`` (n,) and ``rivals`` (n, k).
+
+    ``logits`` (n, K) on the graph of ``x`` (n, C, H, W); takes k backward passes.
+    """
+    differences = logits.gather(1, own[:, None]) - logits.gather(1, rivals)
+    gaps, slopes = differences.detach(), torch.zeros_like(differences).detach()
+    gap = torch.zeros_like(logits[:, 0]).detach()
+    distance = torch.full_like(logits[:, 0], torch.inf).detach()
+    gradient = torch.zeros_like(x)
     for n in range(rivals.shape[1]):
-        (rising,) = torch.autograd.grad(-leads[:, n].sum(), place, retain_graph=n + 1 < rivals.shape[1])
-        steep[:, n] = falls = steepness(rising, norm)
-        away = torch.where((falls > 0) & falls.isfinite(), trails[:, n].abs() / falls, torch.inf)
-        closer = away < far
-        gap, far = torch.where(closer, trails[:, n], gap), torch.minimum(away, far)
-        slope = torch.where(closer[:, None, None, None], rising, slope)
-    return Boundary(gap, slope, far, trails, steep)
+        (ascent,) = torch.autograd.grad(-differences[:, n].sum(), x, retain_graph=n + 1 < rivals.shape[1])
+        slopes[:, n] = slope = dual_norm(ascent, norm)
+        candidate = torch.where((slope > 0) & slope.isfinite(), gaps[:, n].abs() / slope, torch.inf)
+        closer = candidate < distance
+        gap, distance = torch.where(closer, gaps[:, n], gap), torch.minimum(candidate, distance)
+        gradient = torch.where(per_image(closer), ascent, gradient)
+    return Boundary(gap, gradient, distance, gaps, slopes)
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""FAB: along the boundary of the model made linear, and drawn to the image all the time."""
+"""FAB, fast adaptive boundary attack: minimum-norm adversarial examples, biased towards the image."""
 
 from typing import Annotated
 
@@ -6,21 +6,22 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Model as AnyModel
 from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, PixelRange, SameShape, either, maximum, param, size
+from phosphene.spec import Cost, maximum, minimum, param, size
 
-from ._gradients import TargetClasses, judged, reached, unreached
-from ._hyperplane_projection import onto_plane
-from ._lp_balls import Norm, distance, drawn_back, random_point
-from .deepfool import likeliest, nearest_boundary
+from . import _lp_balls
+from ._gradients import build_result, is_adversarial, not_adversarial, predict_logits
+from ._hyperplane_projection import project_onto_hyperplane
+from ._lp_balls import distance, per_image, random_point, shrink_to_boundary
+from ._parameters import IN_RANGE, Candidates, Restarts, Steps, TargetClasses, Targeted
+from .deepfool import nearest_boundary, top_other_classes
 
-#: How often the last picture's way back to the image is halved.
-_HALVINGS = 10
-#: Where nothing is known yet a random start lies in a ball of this radius.
-_START: dict[Norm, float] = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
+#: Bisection steps between the last example and the image.
+_BISECTIONS = 10
+#: Twice the radius of a random start of an image that has no example yet.
+_START_RADIUS: dict[_lp_balls.Norm, float] = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
 
 
 def finds_the_nearest_boundary_that_the_pixel_range_allows() -> None:
@@ -28,17 +29,17 @@ def finds_the_nearest_boundary_that_the_pixel_range_allows() -> None:
     linear = nn.Linear(12, 2).double()
     away = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     linear.weight.data = torch.stack([torch.zeros(12), away]).double()
-    stuck = torch.arange(12) % 3 == 0
-    image = torch.where(stuck, (away > 0).double(), 0.5)
+    at_bound = torch.arange(12) % 3 == 0
+    image = torch.where(at_bound, (away > 0).double(), 0.5)
     linear.bias.data = torch.tensor([0.0, -float(away @ image) - 0.2], dtype=torch.float64)
     model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 2, 2))
-    free = away[~stuck]
-    norms: list[tuple[Norm, float]] = [("linf", 1.0), ("l2", 2.0), ("l1", torch.inf)]
+    free = away[~at_bound]
+    norms: list[tuple[_lp_balls.Norm, float]] = [("linf", 1.0), ("l2", 2.0), ("l1", torch.inf)]
     for norm, dual in norms:
         least = 0.2 / float(free.norm(dual))
-        found = fab(model, image.view(1, 3, 2, 2), torch.tensor([0]), norm=norm, steps=10, seed=0)
-        assert found.success.all()
-        assert 1 <= float(found.distance(norm)) / least < 1.002, (norm, found.distance(norm), least)
+        result = fab(model, image.view(1, 3, 2, 2), torch.tensor([0]), norm=norm, steps=10, seed=0)
+        assert result.success.all()
+        assert 1 <= float(result.distance(norm)) / least < 1.002, (norm, result.distance(norm), least)
 
 
 @method(
@@ -53,14 +54,14 @@ def finds_the_nearest_boundary_that_the_pixel_range_allows() -> None:
             url="https://arxiv.org/abs/1907.02044",
         )
     ],
-    invariants=[PixelRange(field="adversarial"), SameShape(field="adversarial")],
+    invariants=IN_RANGE,
     needs=["gradients"],
     cost=Cost(
         forward=size.images
-        * (2 * param.restarts * maximum(1, param.target_classes) * param.steps + (_HALVINGS + 2)),
+        * (2 * param.restarts * maximum(1, param.target_classes) * param.steps + (_BISECTIONS + 2)),
         backward=size.images
         * param.restarts
-        * either(param.target_classes, param.candidates - 1)
+        * (param.target_classes + (1 - minimum(1, param.target_classes)) * (param.candidates - 1))
         * param.steps,
     ),
     tags=["white-box", "minimum-norm"],
@@ -73,113 +74,123 @@ def fab(
     images: Images,
     labels: Labels,
     *,
-    norm: Annotated[Norm, Field(description="what is to be small")] = "linf",
-    steps: Annotated[int, Field(ge=1, le=10_000, description="how many steps")] = 100,
-    restarts: Annotated[int, Field(ge=1, le=1000, description="all but the first from a random point")] = 1,
-    targeted: Annotated[bool, Field(description="labels are the classes wanted, not the true ones")] = False,
+    norm: Annotated[_lp_balls.Norm, Field(description="norm of the perturbation that is minimized")] = "linf",
+    steps: Steps = 100,
+    restarts: Restarts = 1,
+    targeted: Targeted = False,
     target_classes: TargetClasses = 0,
-    candidates: Annotated[
-        int, Field(ge=2, le=100_000, description="how many of the likeliest classes compete else")
-    ] = 10,
-    alpha: Annotated[float, Field(ge=0, le=1, description="how strongly it is drawn to the image")] = 0.1,
-    beta: Annotated[float, Field(gt=0, lt=1, description="what is kept of the way at a success")] = 0.9,
-    eta: Annotated[float, Field(ge=1, le=10, description="how far beyond the boundary to step")] = 1.05,
+    candidates: Candidates = 10,
+    alpha: Annotated[float, Field(ge=0, le=1, description="largest weight of the step from the image")] = 0.1,
+    beta: Annotated[
+        float, Field(gt=0, lt=1, description="factor of the perturbation after each success")
+    ] = 0.9,
+    eta: Annotated[float, Field(ge=1, le=10, description="factor of the step to the boundary")] = 1.05,
     seed: Seed = None,
 ) -> AdversarialExamples:
-    """Step onto the boundary of the model made linear, from here and from the image, and mix the two.
+    """Fast adaptive boundary attack (FAB): minimum-norm adversarial examples by linearized projections.
 
     x <- clip((1 - a) (x + eta d) + a (x_0 + eta d_0)),  a = min(||d|| / (||d|| + ||d_0||), alpha)
 
-    with d and d_0 the smallest changes of x and of the image x_0 that lie on the nearest boundary of the
-    model made linear at x, and in the range of pixels. A point that is taken for another class is kept if it
-    is the nearest so far, and the next step begins on the way back: x <- x_0 + beta (x - x_0). Of the classes
-    those ``candidates`` compete that the model finds likeliest in the image itself. With
-    ``target_classes`` (FAB-T) only one competes at a time, each of so many in its turn, which takes one
-    gradient a step and not one for each candidate. ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,).
+    with d and d_0 the smallest changes of x and of the image x_0 that reach the nearest decision boundary of
+    the model linearized at x with pixels in [0, 1]. An adversarial point is stored if it is the nearest so
+    far, and the next step starts closer to the image: x <- x_0 + beta (x - x_0). The boundaries of the
+    ``candidates`` most likely classes of the image are considered; with ``target_classes`` (FAB-T) it runs
+    once for each of that many classes alone, which takes one gradient a step and not one for each candidate.
+    All ``restarts`` but the first begin at a random point, half as far away as the best example. The last
+    example is moved towards the image by bisection (the paper takes three steps of a search).
 
-    All ``restarts`` but the first begin at a random point, half as far away as what was found. What was
-    found last is drawn back towards the image for as long as it stays adversarial, by bisection (in
-    the paper three steps of a search). An image that is taken for another class from the outset
-    (targeted: for the one wanted) comes back as it is, and one for which nothing was found, too.
+    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). An image without success is returned unchanged.
+
+    Returns:
+        AdversarialExamples with ``adversarial`` (N, C, H, W) and ``success`` (N,); ``distance(norm)`` is the
+        norm of each perturbation.
+
+    Raises:
+        ModelError: no gradient flows from the model's logits to the images.
+        InputError: ``images`` and ``labels`` do not fit the model.
+
+    Example::
+        from phosphene import run
+
+        result = run("fab", images="builtin:scenes/2", steps=5, candidates=3, seed=0)
+        result.distance("linf")  # (2,)
 
     Source: Croce & Hein 2020, algorithm 1 and section 3; FAB-T: Croce & Hein 2020b, section 5.
     """
     generator = torch.Generator().manual_seed(seed or 0)
-    with torch.no_grad():
-        before = model(images)
-    rows = unreached(before, labels, targeted)
-    some, theirs = images[rows], labels[rows]
-    rivals = likeliest(before[rows], theirs, candidates)
-    turns = [rivals]
+    before = predict_logits(model, images)
+    active = not_adversarial(before, labels, targeted)
+    x, y = images[active], labels[active]
+    rivals_per_run = [top_other_classes(before[active], y, candidates)]
     if target_classes and not targeted:
-        turns = list(likeliest(before[rows], theirs, target_classes + 1).split(1, dim=1))
-    best, nearest = some.clone(), torch.full_like(before[rows, 0], torch.inf)
+        rivals_per_run = list(top_other_classes(before[active], y, target_classes + 1).split(1, dim=1))
+    best, nearest = x.clone(), torch.full_like(before[active, 0], torch.inf)
     for restart in range(restarts):
-        for competing in turns:
-            start = some
+        for rivals in rivals_per_run:
+            start = x
             if restart:
-                radius = torch.where(nearest.isfinite(), nearest, _START[norm]) / 2
-                start = random_point(some, radius[:, None, None, None], norm, generator)
-            points, far = _along_the_boundary(
-                model, some, theirs, competing, start, norm=norm, steps=steps, targeted=targeted,
-                alpha=alpha, beta=beta, eta=eta,
+                radius = torch.where(nearest.isfinite(), nearest, _START_RADIUS[norm]) / 2
+                start = random_point(x, per_image(radius), norm, generator)
+            points, distances = _run(
+                model, x, y, rivals, start, norm=norm, steps=steps, targeted=targeted, alpha=alpha,
+                beta=beta, eta=eta,
             )  # fmt: skip
-            closer = far < nearest
-            best[closer], nearest[closer] = points[closer], far[closer]
-    found = nearest.isfinite()
+            closer = distances < nearest
+            best[closer], nearest[closer] = points[closer], distances[closer]
+    success = nearest.isfinite()
 
-    def holds(points: Tensor) -> Tensor:
-        with torch.no_grad():
-            return reached(model(points), theirs[found], targeted)
+    def succeeds(points: Tensor) -> Tensor:
+        return is_adversarial(predict_logits(model, points), y[success], targeted)
 
-    best[found] = drawn_back(best[found], some[found], norm, holds, _HALVINGS)
-    return judged(model, images, images.index_copy(0, rows, best), labels, before, targeted=targeted)
+    best[success] = shrink_to_boundary(best[success], x[success], norm, succeeds, _BISECTIONS)
+    adversarial = images.index_copy(0, active, best)
+    return build_result(model, images, adversarial, labels, before, targeted=targeted)
 
 
-def _along_the_boundary(
-    model: AnyModel,
+def _run(
+    model: Model,
     images: Tensor,
     labels: Tensor,
     rivals: Tensor,
     x: Tensor,
     *,
-    norm: Norm,
+    norm: _lp_balls.Norm,
     steps: int,
     targeted: bool,
     alpha: float,
     beta: float,
     eta: float,
 ) -> tuple[Tensor, Tensor]:
-    """One walk from ``x``: the nearest examples (n, C, H, W) and how far they are, or infinity."""
+    """One run from ``x``: the nearest examples (n, C, H, W) and their distances (n,), or infinity."""
     best, nearest = images.clone(), images.new_full((len(images),), torch.inf)
-    rows = torch.arange(len(images), device=images.device)
-    for _ in progress_bar(range(steps), "along the boundary"):
-        if not len(rows):
+    active = torch.arange(len(images), device=images.device)
+    for _ in progress_bar(range(steps), "FAB"):
+        if not len(active):
             break
-        place = x.detach().requires_grad_()
-        logits = model(place)
-        own, other = labels[rows], rivals[rows]
-        if targeted:  # the boundary to the class wanted, of whichever class stands before it
-            own, other = logits.detach().scatter(1, own[:, None], -torch.inf).argmax(1), own[:, None]
-        gap, slope, way, *_ = nearest_boundary(logits, place, own, other, norm)
-        if not (there := way.isfinite()).all():  # nothing leads anywhere
-            rows, x, gap, slope = rows[there], x[there], gap[there], slope[there]
-            if not len(rows):
+        x = x.detach().requires_grad_()
+        logits = model(x)
+        own, others = labels[active], rivals[active]
+        if targeted:  # the boundary between the target class and the most likely other class
+            own, others = logits.detach().scatter(1, own[:, None], -torch.inf).argmax(1), own[:, None]
+        boundary = nearest_boundary(logits, x, own, others, norm)
+        x, gap, normal = x.detach(), boundary.gap, boundary.gradient
+        if not (reachable := boundary.distance.isfinite()).all():  # no class has a gradient
+            active, x, gap, normal = active[reachable], x[reachable], gap[reachable], normal[reachable]
+            if not len(active):
                 break
-        image = images[rows]
-        rise = torch.cat([gap, gap + (slope * (x - image)).sum((1, 2, 3))])
-        changes = onto_plane(torch.cat([x, image]), torch.cat([slope, slope]), rise, norm)
+        image = images[active]
+        offsets = torch.cat([gap, gap + (normal * (x - image)).sum((1, 2, 3))])
+        changes = project_onto_hyperplane(torch.cat([x, image]), torch.cat([normal, normal]), offsets, norm)
         sizes = distance(changes, torch.zeros_like(changes), norm)
         (d, d_0), (size, size_0) = changes.chunk(2), sizes.chunk(2)
-        share = size / (size + size_0).clamp(min=torch.finfo(x.dtype).tiny)
-        a = share.clamp(max=alpha)[:, None, None, None]
+        weight = size / (size + size_0).clamp(min=torch.finfo(x.dtype).tiny)
+        a = per_image(weight.clamp(max=alpha))
         x = ((1 - a) * (x + eta * d) + a * (image + eta * d_0)).clamp(0, 1)
-        with torch.no_grad():
-            won = reached(model(x), labels[rows], targeted)
-        far = distance(x, image, norm)
-        closer = won & (far < nearest[rows])
-        best[rows[closer]], nearest[rows[closer]] = x[closer], far[closer]
-        x = torch.where(won[:, None, None, None], image + beta * (x - image), x)
+        success = is_adversarial(predict_logits(model, x), labels[active], targeted)
+        distances = distance(x, image, norm)
+        closer = success & (distances < nearest[active])
+        best[active[closer]], nearest[active[closer]] = x[closer], distances[closer]
+        x = torch.where(per_image(success), image + beta * (x - image), x)
     return best, nearest
 
 

@@ -1,4 +1,4 @@
-"""HopSkipJump: a small change that changes the answer, found from answers alone, along the boundary."""
+"""HopSkipJump: minimum-norm adversarial examples from predicted classes, by gradient estimates."""
 
 import math
 from typing import Annotated, Literal
@@ -10,35 +10,36 @@ from torch import Tensor
 from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed, Start
-from phosphene.spec import Cost, PixelRange, SameShape, param, size
+from phosphene.spec import Cost, param, size
 
-from ._lp_balls import length, unit
-from ._query_oracle import Decisions
+from ._lp_balls import l2_norm, normalize_l2
+from ._parameters import IN_RANGE, MaxQueries, MinimizedNorm, Targeted
+from ._query_oracle import QueryOracle
 
-#: So many directions are drawn at once, whatever fits into a batch, so that the draws are always the same.
-_DRAWN = 32
-#: How often a step is halved before it is given up.
+#: Directions are drawn in blocks of this size, so that the draws do not depend on the batch size.
+_BLOCK = 32
+#: How often a step is halved at most.
 _HALVINGS = 25
 
 
-def comes_near_the_boundary_of_a_linear_model() -> None:
-    """Within 15 % of the distance to where two classes are level: (z_y - z_k) / ||w_y - w_k||, dual norm."""
+def approaches_the_boundary_of_a_linear_model() -> None:
+    """Within 15 % of the distance to equal logits: (z_y - z_k) / ||w_y - w_k||, in the dual norm."""
     weight = torch.randn(48, generator=torch.Generator().manual_seed(1))
     images = 0.5 + 0.05 * torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(2))
 
-    def label(pictures: Tensor) -> Tensor:
-        return ((pictures - 0.5).flatten(1) @ weight > 0.5).long()
+    def label(images: Tensor) -> Tensor:
+        return ((images - 0.5).flatten(1) @ weight > 0.5).long()
 
     model = load_model(label, input_size=(3, 4, 4), classes=["below", "above"])
-    off = ((images - 0.5).flatten(1) @ weight - 0.5).abs()
-    ways: tuple[tuple[Literal["l2", "linf"], Tensor], ...]
-    ways = (("l2", off / weight.norm()), ("linf", off / weight.abs().sum()))
-    for norm, nearest in ways:
-        found = hop_skip_jump(
+    gap = ((images - 0.5).flatten(1) @ weight - 0.5).abs()
+    distances: tuple[tuple[Literal["l2", "linf"], Tensor], ...]
+    distances = (("l2", gap / weight.norm()), ("linf", gap / weight.abs().sum()))
+    for norm, nearest in distances:
+        result = hop_skip_jump(
             model, images, label(images), norm=norm, steps=25, max_queries=20_000, seed=0
         )  # fmt: skip
-        assert found.success.all()
-        ratio = found.distance(norm) / nearest
+        assert result.success.all()
+        ratio = result.distance(norm) / nearest
         assert ratio.min() >= 1 and ratio.max() <= 1.15, f"{ratio.tolist()} times the nearest ({norm})"
 
 
@@ -54,10 +55,10 @@ def comes_near_the_boundary_of_a_linear_model() -> None:
             url="https://arxiv.org/abs/1904.02144",
         )
     ],
-    invariants=[PixelRange(field="adversarial"), SameShape(field="adversarial")],
+    invariants=IN_RANGE,
     cost=Cost(forward=size.images * param.max_queries),
     tags=["black-box", "labels-only", "minimum-norm"],
-    oracle=comes_near_the_boundary_of_a_linear_model,
+    oracle=approaches_the_boundary_of_a_linear_model,
     quick={"max_queries": 45, "steps": 1},
     demo={"images": "builtin:scenes/2", "max_queries": 500},
 )
@@ -67,109 +68,125 @@ def hop_skip_jump(
     labels: Labels,
     start: Start = None,
     *,
-    norm: Annotated[Literal["l2", "linf"], Field(description="what is to be small")] = "l2",
-    max_queries: Annotated[
-        int, Field(ge=1, le=1_000_000, description="the most pictures shown to the model for one image")
-    ] = 5000,
-    steps: Annotated[int, Field(ge=1, le=1000, description="the most jumps")] = 64,
+    norm: MinimizedNorm = "l2",
+    max_queries: MaxQueries = 5000,
+    steps: Annotated[int, Field(ge=1, le=1000, description="largest number of steps")] = 64,
     first_directions: Annotated[
-        int, Field(ge=2, le=10_000, description="directions that the first gradient is estimated from")
+        int, Field(ge=2, le=10_000, description="number of directions of the first gradient estimate")
     ] = 100,
-    targeted: Annotated[bool, Field(description="labels are the classes wanted, not the true ones")] = False,
+    targeted: Targeted = False,
     seed: Seed = None,
 ) -> AdversarialExamples:
-    """Walk along the boundary towards the image, asking only which class the model sees.
+    """HopSkipJump: minimum-norm adversarial examples from predicted classes alone (decision-based).
 
-    x_t on the boundary, found by bisection towards the image x, to theta = 1 / (d sqrt d) of the way;
+    x_t on the boundary, found by bisection towards the image x, to theta = 1 / (d sqrt d) of the distance;
 
     v = 1/(B - 1) sum_b (phi(x_t + delta u_b) - mean phi) u_b,  B = first_directions sqrt(t)
 
     x_(t+1) = bisection of x_t + s v / ||v||,  s = ||x_t - x|| / sqrt(t), halved until it succeeds
 
-    with phi = 1 where the model says what is wanted, else -1, u_b random unit vectors (normal; uniform
-    in linf, where the step is s sign v), d the number of pixels' values and delta = ||x_t - x||_2 / d, at
-    first 0.1. ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). All of it for each image alone, with the
-    same draws.
+    with phi = 1 for an adversarial point, else -1, u_b random unit vectors (normal; uniform in linf, where
+    the step is s sign v), d the number of pixel values and delta = ||x_t - x||_2 / d, at first 0.1. Neither
+    delta nor theta falls below the precision of the numbers. Every image is attacked independently, with the
+    same random draws. It starts at ``start``, an image of each target class (or of any other class), else at
+    random noise.
 
-    The search begins at ``start``, a picture of each wanted class, or where there is none at random
-    noise; an image for which no such picture is found comes back as it is, and so does one that is taken
-    for another class from the outset (targeted: for the one wanted). ``adversarial`` is the nearest
-    picture met, a thousandth further out, so that rounding does not take it back. ``queries`` (N,) counts
-    every picture that the model was shown, never more than ``max_queries``. Neither delta nor theta goes
-    below what the numbers' precision can tell apart.
+    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). An image without a start is returned unchanged.
+
+    Returns:
+        AdversarialExamples with ``adversarial`` (N, C, H, W), the nearest example, a thousandth further out,
+        so that rounding does not undo it; ``success`` (N,); ``queries`` (N,), the image itself included,
+        never more than ``max_queries``.
+
+    Raises:
+        InputError: ``images``, ``labels`` or ``start`` do not fit the model.
+
+    Example::
+        from phosphene import run
+
+        result = run("hop_skip_jump", images="builtin:scenes/2", max_queries=60, seed=0)
+        result.distance("l2")  # (2,)
 
     Source: Chen, Jordan & Wainwright 2020, algorithm 2.
     """
     generator = torch.Generator().manual_seed(seed or 0)
-    found = Decisions(model, images, labels, targeted=targeted, norm=norm, most=max_queries)
+    oracle = QueryOracle(model, images, labels, targeted=targeted, norm=norm, max_queries=max_queries)
     size = images[0].numel()
-    finest = torch.finfo(images.dtype).eps
-    precision = max(size**-1.5, 4 * finest)
-    # What a jump needs after its gradient: a few halvings and a bisection.
+    epsilon = torch.finfo(images.dtype).eps
+    precision = max(size**-1.5, 4 * epsilon)
+    # What a step needs after its gradient estimate: a few halvings and a bisection.
     reserve = 4 + math.ceil(-math.log2(precision))
 
-    points = found.begin(start, seed or 0)
-    who = found.reach.isfinite().nonzero()[:, 0]
-    points[who] = found.bisect(points[who], who, precision)
-    for step in progress_bar(range(1, steps + 1), "jumping"):
-        # Each step draws from its own generator: how many directions others ask for changes nothing.
+    points = oracle.find_start(start, seed or 0)
+    active = oracle.distances.isfinite().nonzero()[:, 0]
+    points[active] = oracle.bisect(points[active], active, precision)
+    for step in progress_bar(range(1, steps + 1), "HopSkipJump"):
+        # A generator for each step: how many directions other images draw must not change this one's.
         draws = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        who = (found.reach.isfinite() & (found.left() > reserve + 1)).nonzero()[:, 0]
-        if not len(who):
+        active = (oracle.distances.isfinite() & (oracle.remaining() > reserve + 1)).nonzero()[:, 0]
+        if not len(active):
             break
-        here, far = points[who], found.distance(points[who], who)
-        delta = 0.1 if step == 1 else length(here - images[who]) / size
-        delta = torch.as_tensor(delta).to(images).clamp(min=8 * finest * size**0.5).expand(len(who), 1, 1, 1)
-        count = (found.left()[who] - reserve).clamp(max=round(first_directions * step**0.5))
-        way = _estimate(found, here, who, delta, count, draws)
-        way = way.sign() if norm == "linf" else unit(way)
-        jumped = _jump(found, here, who, way, far / step**0.5)
-        there = found.bisect(jumped, who, precision)
-        points[who] = there
-    return found.examples()
+        x, distances = points[active], oracle.distance(points[active], active)
+        delta = 0.1 if step == 1 else l2_norm(x - images[active]) / size
+        delta = torch.as_tensor(delta).to(images).clamp(min=8 * epsilon * size**0.5)
+        delta = delta.expand(len(active), 1, 1, 1)
+        count = (oracle.remaining()[active] - reserve).clamp(max=round(first_directions * step**0.5))
+        direction = _estimate_gradient(oracle, x, active, delta, count, draws)
+        direction = direction.sign() if norm == "linf" else normalize_l2(direction)
+        moved = _geometric_step(oracle, x, active, direction, distances / step**0.5)
+        points[active] = oracle.bisect(moved, active, precision)
+    return oracle.build_result()
 
 
-def _estimate(
-    found: Decisions, points: Tensor, owners: Tensor, delta: Tensor, count: Tensor, generator: torch.Generator
+def _estimate_gradient(
+    oracle: QueryOracle,
+    points: Tensor,
+    owners: Tensor,
+    delta: Tensor,
+    count: Tensor,
+    generator: torch.Generator,
 ) -> Tensor:
-    """The direction (M, C, H, W) in which the wanted answers lie, from ``count`` (M,) random ones each."""
-    won_sum, sum_all, wins = torch.zeros_like(points), torch.zeros_like(points), torch.zeros_like(delta)
-    together = max(1, found.size // _DRAWN)
-    for first in range(0, int(count.max()), _DRAWN):
-        drawn = torch.rand if found.norm == "linf" else torch.randn
-        noise = drawn(_DRAWN, *points.shape[1:], generator=generator).to(points)
-        noise = unit(2 * noise - 1 if found.norm == "linf" else noise)
-        asked = [(row, noise[: int(count[row]) - first]) for row in range(len(points)) if count[row] > first]
-        for begin in range(0, len(asked), together):
-            some = asked[begin : begin + together]
-            rows = torch.tensor([row for row, part in some for _ in part], device=points.device)
-            tried = (points[rows] + delta[rows] * torch.cat([part for _, part in some])).clamp(0, 1)
-            moved = (tried - points[rows]) / delta[rows]
-            won = found.ask(tried, owners[rows]).to(points)[:, None, None, None] * 2 - 1
-            won_sum.index_add_(0, rows, won * moved)
-            sum_all.index_add_(0, rows, moved)
-            wins.index_add_(0, rows, won)
+    """The direction (M, C, H, W) of adversarial points, from ``count`` (M,) random directions each."""
+    signed_sum, total_sum = torch.zeros_like(points), torch.zeros_like(points)
+    phi_sum = torch.zeros_like(delta)
+    images_per_batch = max(1, oracle.batch_size // _BLOCK)
+    for first in range(0, int(count.max()), _BLOCK):
+        draw = torch.rand if oracle.norm == "linf" else torch.randn
+        noise = draw(_BLOCK, *points.shape[1:], generator=generator).to(points)
+        noise = normalize_l2(2 * noise - 1 if oracle.norm == "linf" else noise)
+        blocks = [(row, noise[: int(count[row]) - first]) for row in range(len(points)) if count[row] > first]
+        for begin in range(0, len(blocks), images_per_batch):
+            batch = blocks[begin : begin + images_per_batch]
+            rows = torch.tensor([row for row, block in batch for _ in block], device=points.device)
+            tried = (points[rows] + delta[rows] * torch.cat([block for _, block in batch])).clamp(0, 1)
+            direction = (tried - points[rows]) / delta[rows]
+            phi = oracle.query_success(tried, owners[rows]).to(points)[:, None, None, None] * 2 - 1
+            signed_sum.index_add_(0, rows, phi * direction)
+            total_sum.index_add_(0, rows, direction)
+            phi_sum.index_add_(0, rows, phi)
     total = count.to(points)[:, None, None, None]
-    mean = wins / total
-    # All alike: straight towards them, or away.
-    alike = mean.abs() == 1
-    return torch.where(alike, mean * sum_all, won_sum - mean * sum_all) / total
+    mean = phi_sum / total
+    # Where all points are of one kind, the mean would cancel them: towards them, or away.
+    uniform = mean.abs() == 1
+    return torch.where(uniform, mean * total_sum, signed_sum - mean * total_sum) / total
 
 
-def _jump(found: Decisions, points: Tensor, owners: Tensor, way: Tensor, far: Tensor) -> Tensor:
-    """The points moved ``far`` (M,) along ``way``, half as far until it succeeds; else where they were."""
-    landed = points.clone()
+def _geometric_step(
+    oracle: QueryOracle, points: Tensor, owners: Tensor, direction: Tensor, size: Tensor
+) -> Tensor:
+    """The points moved by ``size`` (M,), halved until they are adversarial; else unchanged."""
+    moved = points.clone()
     rows = torch.arange(len(points), device=points.device)
     for _ in range(_HALVINGS):
-        rows = rows[found.left()[owners[rows]] > 0]
+        rows = rows[oracle.remaining()[owners[rows]] > 0]
         if not len(rows):
             break
-        tried = (points[rows] + far[rows, None, None, None] * way[rows]).clamp(0, 1)
-        won = found.ask(tried, owners[rows])
-        landed[rows[won]] = tried[won]
-        rows = rows[~won]
-        far = far / 2
-    return landed
+        tried = (points[rows] + size[rows, None, None, None] * direction[rows]).clamp(0, 1)
+        success = oracle.query_success(tried, owners[rows])
+        moved[rows[success]] = tried[success]
+        rows = rows[~success]
+        size = size / 2
+    return moved
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""The penalised target: raise a class's score, and pay for the largest change of any pixel."""
+"""Penalized target: class logit minus an l_inf penalty on the change, maximized by proximal steps."""
 
 from typing import Annotated
 
@@ -9,32 +9,34 @@ from torch import Tensor, nn
 from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model
-from phosphene.spec import Cost, PixelRange, SameShape, param, size
+from phosphene.spec import Cost, param, size
 
-from ._gradients import climb, judged, unreached
+from ._gradients import build_result, loss_gradient, not_adversarial, predict_logits
+from ._lp_balls import per_image
+from ._parameters import IN_RANGE
 
-#: Halvings that find the ball's radius: to 2^-30 of a pixel.
-_HALVINGS = 30
+#: Bisection steps for the ball's radius: to 2^-30 of the pixel range.
+_BISECTIONS = 30
 
 
-def weighs_the_slope_against_the_penalty() -> None:
-    """S = w . x: r grows while the |w_i| of the pixels that still have room sum to more than lambda."""
+def moves_while_the_gradient_outweighs_the_penalty() -> None:
+    """S = w . x: r grows while the |w_i| of the pixels that are not at a bound sum to more than lambda."""
     linear = nn.Linear(4, 2, bias=False).double()
     linear.weight.data = torch.tensor([[9.0, 9.0, 9.0, 9.0], [4.0, -3.0, 2.0, 1.0]], dtype=torch.float64)
     model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 2, 2))
-    # Their pixels have room for 0.1, 0.2, 0.3 and 0.4 the way of the weights.
+    # In the direction of the weights the pixels are 0.1, 0.2, 0.3 and 0.4 from their bounds.
     images = torch.tensor([[[[0.9, 0.2], [0.7, 0.6]]]], dtype=torch.float64)
-    wanted = torch.tensor([1])
+    target = torch.tensor([1])
     assert model(images).argmax(1) == 0
-    for strength, moves in ((11, [0, 0, 0, 0]), (5, [0.1, -0.2, 0.2, 0.2]), (0.5, [0.1, -0.2, 0.3, 0.4])):
-        found = penalized_target(model, images, wanted, penalty=strength, steps=300, step_size=0.01)
+    for penalty, moves in ((11, [0, 0, 0, 0]), (5, [0.1, -0.2, 0.2, 0.2]), (0.5, [0.1, -0.2, 0.3, 0.4])):
+        result = penalized_target(model, images, target, penalty=penalty, steps=300, step_size=0.01)
         move = torch.tensor(moves, dtype=torch.float64).view(1, 1, 2, 2)
-        torch.testing.assert_close(found.adversarial - images, move, rtol=0, atol=1e-2)
+        torch.testing.assert_close(result.adversarial - images, move, rtol=0, atol=1e-2)
 
 
 @method(
     family="attacks",
-    title="Penalised target",
+    title="Penalized target",
     references=[
         Reference(
             key="szegedy2014",
@@ -51,11 +53,11 @@ def weighs_the_slope_against_the_penalty() -> None:
             url="https://doi.org/10.1561/2400000003",
         ),
     ],
-    invariants=[PixelRange(field="adversarial"), SameShape(field="adversarial")],
+    invariants=IN_RANGE,
     needs=["gradients"],
     cost=Cost(forward=size.images * (param.steps + 2), backward=size.images * param.steps),
     tags=["white-box", "targeted"],
-    oracle=weighs_the_slope_against_the_penalty,
+    oracle=moves_while_the_gradient_outweighs_the_penalty,
     quick={"steps": 4},
     demo={"images": "builtin:scenes/3", "labels": ["circle", "cross", "star"]},
 )
@@ -65,61 +67,77 @@ def penalized_target(
     labels: Labels,
     *,
     penalty: Annotated[
-        float, Field(ge=0, le=1e9, description="lambda: logits that a pixel's full range costs")
+        float, Field(ge=0, le=1e9, description="lambda: logits per unit of the largest pixel change")
     ] = 100.0,
-    steps: Annotated[int, Field(ge=1, le=100_000, description="how many steps")] = 100,
+    steps: Annotated[int, Field(ge=1, le=100_000, description="number of gradient steps")] = 100,
     step_size: Annotated[
-        float, Field(gt=0, le=1, description="how far the pixel with the largest gradient goes in a step")
+        float,
+        Field(gt=0, le=1, description="change per step of the pixel with the largest gradient, in [0, 1]"),
     ] = 0.01,
 ) -> AdversarialExamples:
-    """Raise the score of a class that is wanted, less a penalty on the largest change of any pixel.
+    """Penalized target attack: targeted adversarial examples with an l_inf penalty on the perturbation.
 
     I* = argmax_I S_c(I) - lambda ||I - I_orig||_inf
 
-    with S_c the logit of the class in ``labels`` (N,). Each step climbs S_c and then solves the penalty
-    exactly: v = I + eta dS_c/dI, then the nearest point to v, at a price of eta lambda ||. - I_orig||_inf,
-    with pixels in [0, 1]. That is v clipped to the ball whose radius r solves sum_i max(|v_i - I_i| - r, 0)
-    = eta lambda. The penalty outweighs everything (and the image stays as it is) where lambda is above
-    the gradient's sum of absolute values. eta is ``step_size`` over the largest gradient; the best point
-    of all steps comes back. ``success`` tells whether the model takes the picture for the wanted class; an
-    image of which that is true from the outset comes back as it is.
+    with S_c the logit of the target class in ``labels`` (N,). Each step is a proximal gradient step:
+    v = I + eta dS_c/dI, then the minimizer u of ||u - v||_2^2 / 2 + eta lambda ||u - I_orig||_inf with pixels
+    in [0, 1]: v clipped to the ball whose radius r solves sum_i max(|v_i - I_i| - r, 0) = eta lambda.
+    The image stays unchanged where lambda exceeds the sum of the gradient's absolute values. eta is
+    ``step_size`` divided by the largest gradient component.
+
+    ``images`` (N, C, H, W) in [0, 1].
+
+    Returns:
+        AdversarialExamples with ``adversarial`` (N, C, H, W), the point of the highest objective of all
+        steps, and ``success`` (N,), whether it is classified as the target.
+
+    Raises:
+        ModelError: no gradient flows from the model's logits to the images.
+        InputError: ``images`` and ``labels`` do not fit the model.
+
+    Example::
+        from phosphene import run
+
+        result = run("penalized_target", images="builtin:scenes/2", labels=["circle", "cross"], steps=10)
+        result.after  # (2,)
 
     Source: lecture 21.7.1; the step is Parikh & Boyd 2014, section 4.2.
     """
-    with torch.no_grad():
-        before = model(images)
-    rows = unreached(before, labels, targeted=True)
-    original, wanted = images[rows], labels[rows]
+    before = predict_logits(model, images)
+    active = not_adversarial(before, labels, targeted=True)
+    original, targets = images[active], labels[active]
     x, best = original, original
-    height = torch.full_like(images[rows, 0, 0, 0], -torch.inf)
-    for _ in progress_bar(range(steps), "raising the score"):
-        if not len(rows):
+    best_value = torch.full_like(images[active, 0, 0, 0], -torch.inf)
+    for _ in progress_bar(range(steps), "penalized target"):
+        if not len(active):
             break
-        score, gradient, _ = climb(model, x, wanted, _score)
+        logit, gradient, _ = loss_gradient(model, x, targets, _target_logit)
         change = (x - original).abs().amax((1, 2, 3))
-        value = score - penalty * change
-        best = torch.where((value > height)[:, None, None, None], x, best)
-        height = torch.maximum(height, value)
+        value = logit - penalty * change
+        best = torch.where(per_image(value > best_value), x, best)
+        best_value = torch.maximum(best_value, value)
         largest = gradient.abs().amax((1, 2, 3), keepdim=True)
         eta = step_size / largest.clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
-        x = _penalised(x + eta * gradient, original, eta * penalty)
-    return judged(model, images, images.index_copy(0, rows, best), labels, before, targeted=True)
+        x = _proximal_step(x + eta * gradient, original, eta * penalty)
+    adversarial = images.index_copy(0, active, best)
+    return build_result(model, images, adversarial, labels, before, targeted=True)
 
 
-def _score(logits: Tensor, labels: Tensor) -> Tensor:
+def _target_logit(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(1, labels[:, None])[:, 0]
 
 
-def _penalised(points: Tensor, images: Tensor, price: Tensor) -> Tensor:
-    """argmin_u ||u - v||^2 / 2 + price ||u - image||_inf over pixels in [0, 1]; price (N, 1, 1, 1)."""
+def _proximal_step(points: Tensor, images: Tensor, weight: Tensor) -> Tensor:
+    """argmin_u ||u - points||^2 / 2 + weight ||u - images||_inf, pixels in [0, 1]; weight (N, 1, 1, 1)."""
     delta = points - images
-    room = torch.where(delta > 0, 1 - images, images)
-    low, high = torch.zeros_like(price), torch.ones_like(price)
-    for _ in range(_HALVINGS):
+    margins = torch.where(delta > 0, 1 - images, images)
+    low, high = torch.zeros_like(weight), torch.ones_like(weight)
+    for _ in range(_BISECTIONS):
         radius = (low + high) / 2
-        # What a wider ball would gain: pixels that the picture's range stops first gain nothing.
-        gain = torch.where(room > radius, (delta.abs() - radius).clamp(min=0), 0).sum((1, 2, 3), keepdim=True)
-        low, high = torch.where(gain > price, radius, low), torch.where(gain > price, high, radius)
+        # By how much the first term falls per unit of the radius: pixels at their bounds contribute nothing.
+        excess = (delta.abs() - radius).clamp(min=0)
+        gain = torch.where(margins > radius, excess, 0).sum((1, 2, 3), keepdim=True)
+        low, high = torch.where(gain > weight, radius, low), torch.where(gain > weight, high, radius)
     radius = torch.where(low > 0, high, 0)
     return (images + delta.clamp(-radius, radius)).clamp(0, 1)
 

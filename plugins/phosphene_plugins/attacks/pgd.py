@@ -1,40 +1,51 @@
-"""Projected gradient descent: the strongest first-order adversary inside an epsilon-ball."""
+"""PGD, projected gradient descent: gradient steps from a random point, projected onto an l_p ball."""
 
 from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
 
-from phosphene import Reference, hookimpl, load_model, method
+from phosphene import Reference, hookimpl, method, progress_bar
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, PixelRange, SameShape, WithinBall, minimum, param, size
+from phosphene.spec import Cost, minimum, param, size
+from phosphene.testing import linear_model
 
-from ._gradients import Eot, Under, cross_entropy, judged, projected_ascent, reached
-from ._lp_balls import Norm, random_point
+from ._gradients import build_result, is_adversarial, loss_gradient, not_adversarial, predict_logits
+from ._losses import cross_entropy
+from ._lp_balls import per_image, project, random_point, steepest
+from ._parameters import (
+    IN_BALL,
+    Augmentations,
+    EotSamples,
+    Eps,
+    Norm,
+    Restarts,
+    Steps,
+    StepSize,
+    Targeted,
+)
 
 
 def finds_the_corner_of_a_linear_model() -> None:
-    """On two classes clip(x + eps sign(w_other - w_true)), and in L2 eps along w_other - w_true."""
-    linear = nn.Linear(4, 2, bias=False).double()
-    linear.weight.data = torch.tensor([[0.4, -0.3, 0.2, -0.1], [-0.2, 0.1, 0.3, 0.2]], dtype=torch.float64)
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 2, 2))
-    # All grey, so that in L2 nothing is clipped; and with black and white, so that in Linf it is.
-    grey = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
-    images = torch.cat([grey, torch.tensor([[[[0.0, 1.0], [0.5, 0.75]]]], dtype=torch.float64)])
+    """On two classes clip(x + eps sign(w_other - w_true)), and in l2 eps along w_other - w_true."""
+    model = linear_model()
+    (weight,) = (p.detach() for p in model.module.parameters())
+    # All gray, so that in l2 nothing is clipped; and with black and white, so that in linf it is.
+    gray = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
+    images = torch.cat([gray, torch.tensor([[[[0.0, 1.0], [0.5, 0.75]]]], dtype=torch.float64)])
     true = model(images).argmax(1)
-    away = (linear.weight[1 - true] - linear.weight[true]).detach().view_as(images)
+    away = (weight[1 - true] - weight[true]).view_as(images)
     for targeted, labels in ((False, true), (True, 1 - true)):
         corner = pgd(
             model, images, labels, eps=0.1, step_size=0.05, steps=4, random_start=False, targeted=targeted
         )
         torch.testing.assert_close(corner.adversarial, (images + 0.1 * away.sign()).clamp(0, 1))
         point = pgd(
-            model, grey, labels[:1], eps=0.1, step_size=0.05, steps=4, norm="l2", random_start=False,
+            model, gray, labels[:1], eps=0.1, step_size=0.05, steps=4, norm="l2", random_start=False,
             targeted=targeted,
         )  # fmt: skip
-        torch.testing.assert_close(point.adversarial, grey + 0.1 * away[:1] / away[:1].norm())
+        torch.testing.assert_close(point.adversarial, gray + 0.1 * away[:1] / away[:1].norm())
 
 
 @method(
@@ -56,76 +67,84 @@ def finds_the_corner_of_a_linear_model() -> None:
             url="https://arxiv.org/abs/1607.02533",
         ),
     ],
-    invariants=[
-        WithinBall(radius="eps", norm="norm"),
-        PixelRange(field="adversarial"),
-        SameShape(field="adversarial"),
-    ],
+    invariants=IN_BALL,
     needs=["gradients"],
     cost=Cost(
         forward=size.images
-        * (param.restarts * (param.steps * param.eot + minimum(1, param.restarts - 1)) + 2),
-        backward=size.images * param.restarts * param.steps * param.eot,
+        * (param.restarts * (param.steps * param.eot_samples + minimum(1, param.restarts - 1)) + 2),
+        backward=size.images * param.restarts * param.steps * param.eot_samples,
     ),
     tags=["white-box", "fixed-radius"],
     oracle=finds_the_corner_of_a_linear_model,
-    quick={"steps": 3, "restarts": 1, "eot": 1},
+    quick={"steps": 3, "restarts": 1, "eot_samples": 1},
 )
 def pgd(
     model: Model,
     images: Images,
     labels: Labels,
     *,
-    eps: Annotated[float, Field(gt=0, le=1000, description="radius of the ball, pixels in [0, 1]")] = 8 / 255,
-    step_size: Annotated[float, Field(gt=0, le=1000, description="length of one ascent step")] = 2 / 255,
-    steps: Annotated[int, Field(ge=1, le=10_000, description="how many ascent steps")] = 10,
-    norm: Annotated[Norm, Field(description="what the ball is measured in")] = "linf",
-    random_start: Annotated[bool, Field(description="begin at a random point of the ball")] = True,
-    restarts: Annotated[
-        int, Field(ge=1, le=1000, description="how many climbs, each from another point")
-    ] = 1,
-    targeted: Annotated[bool, Field(description="labels are the classes wanted, not the true ones")] = False,
-    eot: Eot = 1,
-    under: Under = (),
+    eps: Eps = 8 / 255,
+    step_size: StepSize = 2 / 255,
+    steps: Steps = 10,
+    norm: Norm = "linf",
+    random_start: Annotated[bool, Field(description="whether to start at a random point of the ball")] = True,
+    restarts: Restarts = 1,
+    targeted: Targeted = False,
+    eot_samples: EotSamples = 1,
+    augmentations: Augmentations = (),
     seed: Seed = None,
 ) -> AdversarialExamples:
-    """Climb the loss from a random point of an eps-ball around each image, projecting back after every step.
+    """Projected gradient descent (PGD): adversarial examples inside an l_p ball.
 
     x <- clip(P(x + step_size * d)),  d = sign(dL/dx) for "linf", dL/dx / ||dL/dx||_2 for "l2"
 
     with L the cross-entropy of ``labels`` and P the projection onto the ball; for "l1" d is the sign at
-    the largest hundredth of the gradient, of unit l1 length. A targeted attack descends instead, towards
-    ``labels``. ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,).
+    the largest hundredth of the gradient, of unit l1 norm. A targeted attack subtracts the step. The
+    gradient is averaged over ``eot_samples`` passes of a stochastic model, or of images under random
+    ``augmentations``. All images start with the same random offset.
 
-    ``adversarial`` is the last point and stays inside the ball after rounding, too; of several
-    ``restarts`` the one that reached its aim, else the one of the highest loss (without ``random_start``
-    all are the same). ``success`` is read from the model's answer. An image that is taken for another
-    class from the outset (targeted: for the one wanted) comes back as it is. All images start with the
-    same offset. ``eot`` and ``under`` make the gradient a mean over a random model's answers and over
-    random changes of the picture.
+    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,).
+
+    Returns:
+        AdversarialExamples with ``adversarial`` (N, C, H, W), the last point, inside the ball, rounding
+        included; of several ``restarts`` the first successful one, else the one of the highest loss (without
+        ``random_start`` all are the same). ``success`` (N,).
+
+    Raises:
+        ModelError: no gradient flows from the model's logits to the images.
+        InputError: ``images`` and ``labels`` do not fit the model.
+
+    Example::
+        from phosphene import run
+
+        result = run("pgd", images="builtin:scenes/2", eps=8 / 255, steps=5, seed=0)
+        result.success  # (2,)
 
     Source: Madry et al. 2018, section 2.1.
     """
     generator = torch.Generator().manual_seed(seed or 0)
-    before: Tensor | None = None
-    best, height = images, images.new_full((len(images),), -torch.inf)
-    for _ in range(restarts):
-        found, before = projected_ascent(
-            model, images, labels, start=random_point(images, eps, norm, generator) if random_start else None,
-            before=before, eps=eps, step_size=step_size, steps=steps, norm=norm, targeted=targeted, eot=eot,
-            under=under, generator=generator,
-        )  # fmt: skip
+    before = predict_logits(model, images)
+    active = not_adversarial(before, labels, targeted)
+    x, y = images[active], labels[active]
+    sign = -1.0 if targeted else 1.0
+    best, best_loss = x, x.new_full((len(x),), -torch.inf)
+    for _ in range(restarts if len(x) else 0):
+        x_adv = random_point(x, eps, norm, generator) if random_start else x
+        for _ in progress_bar(range(steps), "PGD"):
+            _, gradient, _ = loss_gradient(
+                model, x_adv, y, cross_entropy, eot_samples=eot_samples, augmentations=augmentations,
+                generator=generator,
+            )  # fmt: skip
+            x_adv = project(x_adv + sign * step_size * steepest(gradient, norm), x, eps, norm)
         if restarts == 1:
-            best = found
+            best = x_adv
             break
-        with torch.no_grad():
-            logits = model(found)
-        loss = cross_entropy(logits, labels) * (-1 if targeted else 1)
-        loss = torch.where(reached(logits, labels, targeted), torch.inf, loss)
-        best = torch.where((loss > height)[:, None, None, None], found, best)
-        height = torch.maximum(height, loss)
-    assert before is not None
-    return judged(model, images, best, labels, before, targeted=targeted)
+        logits = predict_logits(model, x_adv)
+        loss = torch.where(is_adversarial(logits, y, targeted), torch.inf, sign * cross_entropy(logits, y))
+        best = torch.where(per_image(loss > best_loss), x_adv, best)
+        best_loss = torch.maximum(best_loss, loss)
+    adversarial = images.index_copy(0, active, best)
+    return build_result(model, images, adversarial, labels, before, targeted=targeted)
 
 
 @hookimpl

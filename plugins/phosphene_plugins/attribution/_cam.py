@@ -1,4 +1,4 @@
-"""Class activation maps: the weighted sum of a layer's feature maps, and the result that holds it."""
+"""Functions shared by the CAM methods: weighted sum of feature maps, its enlargement, and the result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from phosphene.targets import Objective
 
 CamLayer = Annotated[
     LayerName | None,
-    Field(description="layer whose feature maps are weighted; default: the last layer with positions"),
+    Field(
+        description="layer whose feature maps are weighted; default: the last layer with spatial positions"
+    ),
 ]
 
 SELVARAJU_2017 = Reference(
@@ -33,14 +35,14 @@ def weighted_sum(weights: Tensor, maps: Tensor) -> Tensor:
     return torch.einsum("nk,nkhw->nhw", weights, maps)
 
 
-def rectified_map(model: Model, images: Tensor, target: Objective, signed: Tensor) -> Attribution:
-    """The result of an equation that ends in a ReLU: ``signed`` (N, h, w) is the sum inside the ReLU."""
+def rectified_result(model: Model, images: Tensor, target: Objective, signed: Tensor) -> Attribution:
+    """The result of a method whose map is ReLU(``signed``), with ``signed`` (N, h, w) as ``signed_maps``."""
     names = target.names(model, len(images))
     return Attribution(images=images, maps=signed.relu(), signed_maps=(signed,), targets=names)
 
 
-def signed_map(model: Model, images: Tensor, target: Objective, maps: Tensor) -> Attribution:
-    """The result of an equation without a ReLU."""
+def signed_result(model: Model, images: Tensor, target: Objective, maps: Tensor) -> Attribution:
+    """The result of a method whose maps (N, h, w) are signed: its equation has no ReLU."""
     return Attribution(images=images, maps=maps, targets=target.names(model, len(images)))
 
 

@@ -1,7 +1,7 @@
 """The rules of layer-wise relevance propagation: how a layer's relevance is divided among its inputs.
 
-A rule returns the layer's output with a gradient such that relevance is input times gradient: where R_j is
-z_j dS/dz_j behind the layer, R_i is x_i dS/dx_i before it.
+A rule returns the layer's output z with a modified gradient, chosen such that relevance is value times
+gradient on both sides of the layer: R_j = z_j dS/dz_j at its output, R_i = x_i dS/dx_i at its input.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Epsilon:
-    """R_i = sum_j x_i w_ij / (z_j + epsilon sign z_j) R_j, with z_j = sum_i x_i w_ij + b_j."""
+    """Epsilon rule: R_i = sum_j x_i w_ij / (z_j + epsilon sign z_j) R_j, with z_j = sum_i x_i w_ij + b_j."""
 
     epsilon: float
 
     def __call__(self, layer: LinearLayer) -> Tensor:
-        # One call serves as the sum that relevance passes through and, plus the bias, as z.
+        # The sum without the bias: relevance flows through it to x, and its value plus the bias is z.
         sums = layer.function(layer.x, layer.weight, None)
         z = sums.detach()
         z = z if layer.bias is None else z + layer.along_channels(layer.bias, z)
@@ -57,10 +57,12 @@ class Epsilon:
 
 @dataclass(frozen=True)
 class Gamma:
-    """Contributions of z_j's own sign are favored: w' = w + gamma max(w, 0), likewise b', for x_i, z_j > 0.
+    """Gamma rule, which favors contributions x_i w_ij with the sign of z_j.
 
-    Where exactly one of x_i and z_j is negative, w' = w + gamma min(w, 0), so that x_i w'_ij grows where it
-    has z_j's sign. R_i = sum_j x_i w'_ij / (z'_j + epsilon sign z'_j) R_j.
+    R_i = sum_j x_i w'_ij / (z'_j + epsilon sign z'_j) R_j,  z'_j = sum_i x_i w'_ij + b'_j
+
+    w' = w + gamma max(w, 0) where x_i and z_j have the same sign, w + gamma min(w, 0) where they differ: this
+    enlarges x_i w_ij where it has the sign of z_j. b' is as w' for x_i = 1.
     """
 
     gamma: float
@@ -69,10 +71,10 @@ class Gamma:
     def __call__(self, layer: LinearLayer) -> Tensor:
         x, weight = layer.x, layer.weight
         z = layer.function(x.detach(), weight, layer.bias)
-        raised, lowered = (weight + self.gamma * part for part in (weight.clamp(min=0), weight.clamp(max=0)))
-        above, below = torch.where(x >= 0, x, 0), torch.where(x < 0, x, 0)
-        positive = layer.function(above, raised, None) + layer.function(below, lowered, None)
-        negative = layer.function(above, lowered, None) + layer.function(below, raised, None)
+        w_plus, w_minus = (weight + self.gamma * part for part in (weight.clamp(min=0), weight.clamp(max=0)))
+        x_plus, x_minus = torch.where(x >= 0, x, 0), torch.where(x < 0, x, 0)
+        positive = layer.function(x_plus, w_plus, None) + layer.function(x_minus, w_minus, None)
+        negative = layer.function(x_plus, w_minus, None) + layer.function(x_minus, w_plus, None)
         positive_bias: Tensor | int = 0
         negative_bias: Tensor | int = 0
         if (bias := layer.bias) is not None:
@@ -101,5 +103,5 @@ def _ratio(z: Tensor, denominator: Tensor, where: Tensor, epsilon: float) -> Ten
 
 
 def _with_value(gradient_of: Tensor, value: Tensor) -> Tensor:
-    """``value``, with the gradient of ``gradient_of``."""
+    """``value`` in the forward pass, the gradient of ``gradient_of`` in the backward pass."""
     return gradient_of - gradient_of.detach() + value

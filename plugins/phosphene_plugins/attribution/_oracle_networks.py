@@ -1,4 +1,4 @@
-"""Small networks on which class activation maps have a closed form."""
+"""A small network on which class activation maps have a closed form, for the oracles of the CAM methods."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from phosphene import Model, load_model
 def pooled_network() -> tuple[Model, nn.Linear, Tensor]:
     """A model with global average pooling and one linear layer, that layer, and images (3, 3, 8, 10).
 
-    Its feature maps, of 80 positions, are layer "1".
+    Layer "1" has the feature maps (3, 8, 8, 10) that are pooled, of 80 positions each.
     """
     torch.manual_seed(0)
     conv, head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-#: A box that covers a larger fraction of a feature map than this is not cut out: all of it is computed.
+#: Largest fraction of a feature map that a box may cover; beyond it the full feature map is computed.
 _MAX_COVERAGE = 0.95
 
-#: Operations that treat every position by itself.
+#: Operations that act on each position independently.
 _ELEMENTWISE = {
     *("add", "sub", "rsub", "mul", "div", "neg", "abs", "pow", "exp", "sqrt", "clamp", "clamp_min"),
     *("clamp_max", "relu", "leaky_relu", "_prelu_kernel", "elu", "hardtanh", "hardswish", "hardsigmoid"),
@@ -65,13 +65,13 @@ class WindowedImages:
     def __post_init__(self) -> None:
         self.clean = self.clean[None]
         shape = self.clean.shape[2:]
-        tall, wide = (
+        height, width = (
             min(side, max(window[axis].stop - window[axis].start for window in self.windows))
             for axis, side in enumerate(shape)
         )
-        tops = tuple(min(rows.start, shape[0] - tall) for rows, _ in self.windows)
-        lefts = tuple(min(columns.start, shape[1] - wide) for _, columns in self.windows)
-        self._boxes = _Boxes(tops, lefts, tall, wide)
+        tops = tuple(min(rows.start, shape[0] - height) for rows, _ in self.windows)
+        lefts = tuple(min(columns.start, shape[1] - width) for _, columns in self.windows)
+        self._boxes = _Boxes(tops, lefts, height, width)
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """The images of these windows, (B, C, H, W)."""
@@ -108,7 +108,7 @@ def _crop(maps: Tensor, boxes: _Boxes, window: int) -> Tensor:
 class _Windowed(Tensor):
     """A batch (B, C, H, W) as one clean feature map (1, C, H, W) and a crop for each row, (B, C, h, w).
 
-    Once ``dense_values`` is set, they are the batch, and the other fields no longer count.
+    Once ``dense_values`` is set, they are the batch, and the other fields are unused.
     """
 
     source: WindowedImages
@@ -119,7 +119,7 @@ class _Windowed(Tensor):
 
     @staticmethod
     def __new__(cls, source: WindowedImages, clean: Tensor, boxes: _Boxes, crops: Tensor) -> _Windowed:
-        # Strides of the dense batch: a reshape that would copy it must not become a view of it.
+        # The strides of the dense batch: with others, a reshape that copies it would be a view here.
         like = torch.empty((len(crops), *clean.shape[1:]), device="meta")
         if clean.is_contiguous(memory_format=torch.channels_last):
             like = like.to(memory_format=torch.channels_last)
@@ -134,7 +134,7 @@ class _Windowed(Tensor):
         return f"_Windowed({tuple(self.shape)}, boxes {self.boxes.height} x {self.boxes.width})"
 
     def materialize(self) -> Tensor:
-        """The batch as a plain tensor, kept from now on: views of it and writes to it share its memory."""
+        """The batch as a plain tensor, cached: later views of it and writes to it share its memory."""
         if self.dense_values is None:
             self.dense_values = self.clean.repeat(len(self.crops), 1, 1, 1)
             if self.clean.is_contiguous(memory_format=torch.channels_last):
@@ -144,7 +144,7 @@ class _Windowed(Tensor):
         return self.dense_values
 
     def assign(self, other: Tensor) -> None:
-        """Take another tensor's values, as an operation in place does."""
+        """Replace the values by another tensor's, as an in-place operation does."""
         if isinstance(other, _Windowed):
             self.clean, self.boxes, self.crops = other.clean, other.boxes, other.crops
             self.dense_values = other.dense_values
@@ -211,8 +211,10 @@ def _apply_locally(func: Any, name: str, operands: list[_Windowed], args: Any, k
         others = [a for a in args if isinstance(a, Tensor) and not isinstance(a, _Windowed)]
         if name == "batch_norm":
             return NotImplemented if args[5] else _elementwise(func, operands, args, kwargs)
-        spread = any(a.ndim > 4 or any(side > 1 for side in (*a.shape[-2:], *a.shape[:-3])) for a in others)
-        return NotImplemented if spread else _elementwise(func, operands, args, kwargs)
+        varies_by_position = any(
+            a.ndim > 4 or any(side > 1 for side in (*a.shape[-2:], *a.shape[:-3])) for a in others
+        )
+        return NotImplemented if varies_by_position else _elementwise(func, operands, args, kwargs)
     if name == "cat":
         local = len(operands) == len(args[0]) and (*args[1:], *kwargs.values()) in ((1,), (-3,))
         return _elementwise(func, operands, args, kwargs) if local else NotImplemented
@@ -248,8 +250,8 @@ def _functional(func: Any) -> Any:
 
 def _substitute(args: Any, operands: Sequence[_Windowed], values: Sequence[Tensor]) -> Any:
     """The arguments with each operand replaced by a plain tensor."""
-    by = {id(a): value for a, value in zip(operands, values, strict=True)}
-    return tree_map(lambda a: by.get(id(a), a), args)
+    replacements = {id(a): value for a, value in zip(operands, values, strict=True)}
+    return tree_map(lambda a: replacements.get(id(a), a), args)
 
 
 def _dense_call(func: Any, args: Any, kwargs: Any) -> Any:
@@ -302,7 +304,7 @@ def _sliding_window(
     func: Any, x: _Windowed, args: Any, valid: Any, kernel: Any, stride: Any, padding: Any, dilation: Any,
     value: float,
 ) -> Tensor:  # fmt: skip
-    """A convolution or pooling; ``valid`` are its arguments without padding, for an input padded already."""
+    """A convolution or pooling; ``valid`` are its arguments for an input that is padded already."""
     kernel, stride, padding, dilation = map(_pair, (kernel, stride, padding, dilation))
     spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
 

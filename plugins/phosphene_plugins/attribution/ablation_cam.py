@@ -10,7 +10,7 @@ from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, Nonnegative, size
 
-from ._cam import CamLayer, rectified_map, weighted_sum
+from ._cam import CamLayer, rectified_result, weighted_sum
 from ._oracle_networks import pooled_network
 
 
@@ -49,14 +49,15 @@ def ablation_cam(
     M = ReLU( sum_k w_k A^k ),  w_k = (S - S_k) / |S|
 
     S_k is the score with channel k set to zero at every position of the layer; class tokens stay. The paper
-    divides by S; dividing by |S| keeps the sign of a contribution to a negative score, and a score of zero
-    divides nothing. A predicted target is the class predicted without ablation. One forward pass per channel.
+    divides by S; dividing by |S| preserves the sign of a contribution to a negative score, and for a score of
+    zero the drop is not divided. A predicted target is the class predicted without ablation. One forward pass
+    per channel.
 
     Returns:
         ``maps`` (N, h, w), raw, at the layer's own size.
 
     Raises:
-        ModelError for a layer without positions.
+        ModelError for a layer without spatial positions.
 
     Example::
         from phosphene import run
@@ -87,7 +88,7 @@ def ablation_cam(
     drops = clean[:, None] - torch.cat(ablated).view(count, channels)
     magnitude = clean.abs()[:, None]
     weights = drops / torch.where(magnitude > 0, magnitude, 1)
-    return rectified_map(model, images, target, weighted_sum(weights, maps))
+    return rectified_result(model, images, target, weighted_sum(weights, maps))
 
 
 @hookimpl

@@ -10,7 +10,7 @@ from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, size
 from phosphene.targets import Predicted
 
-from ._cam import signed_map, weighted_sum
+from ._cam import signed_result, weighted_sum
 from ._oracle_networks import pooled_network
 
 
@@ -71,11 +71,11 @@ def cam(model: Model, images: Images, target: Target = None) -> Attribution:
         maps = model.maps(tap[head.layer], images)
     if head.relu:
         maps = maps.relu()
-    # The target selects one of the class indices as it would select one of the logits: each image's class.
+    # Applied to class indices instead of logits, ``score`` returns the class of each image.
     indices = torch.arange(len(head.weight), device=maps.device)
     classes = target.score(indices.expand(len(images), -1))
     weights = head.weight.to(maps)[classes]
-    return signed_map(model, images, target, weighted_sum(weights, maps))
+    return signed_result(model, images, target, weighted_sum(weights, maps))
 
 
 @hookimpl

@@ -40,7 +40,7 @@ def deconvnet(model: Model, images: Images, target: Target = None) -> Attributio
 
     R^l_i = 1[R^(l+1)_i > 0] R^(l+1)_i  at every ReLU,  M_ij = max_c | R^0_cij |
 
-    The map depends on the image through the positions of max-pooling's maxima alone: without max-pooling
+    The map depends on the image only through the positions of max-pooling's maxima: without max-pooling
     it is the same for every image. Every ReLU and ReLU6 is rewritten: module, functional, in place or reused.
 
     Returns:

@@ -47,14 +47,14 @@ def eigen_cam(model: Model, images: Images, *, layer: CamLayer = None) -> Attrib
 
     M = X v,  X_pk = A^k_p - mean_p A^k_p,  v = argmax_|v|=1 |X v|
 
-    A component has no sign of its own: it gets the one that makes its largest absolute value positive. No
+    The sign of a component is arbitrary: it is chosen such that the largest absolute value is positive. No
     gradients are needed, and nothing above the layer runs.
 
     Returns:
         ``maps`` (N, h, w), raw and signed, at the layer's own size.
 
     Raises:
-        ModelError for a layer without positions.
+        ModelError for a layer without spatial positions.
 
     Example::
         from phosphene import run

@@ -11,7 +11,7 @@ from phosphene.results import Attribution
 from phosphene.roles import Images, LayerName, Model, Target
 from phosphene.spec import Cost, Nonnegative, size
 
-from ._cam import SELVARAJU_2017, enlarge_maps, rectified_map, weighted_sum
+from ._cam import SELVARAJU_2017, enlarge_maps, rectified_result, weighted_sum
 from ._oracle_networks import pooled_network
 
 
@@ -42,7 +42,7 @@ def grad_cam(
         LayerName | Annotated[list[LayerName], Field(min_length=1)] | None,
         Field(
             description="layer whose feature maps are weighted, or several layers; default: the last layer "
-            "with positions"
+            "with spatial positions"
         ),
     ] = None,
 ) -> Attribution:
@@ -50,16 +50,16 @@ def grad_cam(
 
     M = ReLU( sum_k alpha_k A^k ),  alpha_k = mean_ij dS / dA^k_ij
 
-    A^k are the layer's feature maps, S is the target's score. Any layer with positions works:
-    convolutional, channels-last or tokens. Nothing below the lowest layer is differentiated. Of several
-    layers each map is scaled to [0, 1] and enlarged to the image, and the result is their mean.
+    A^k are the layer's feature maps, S is the target's score. Any layer with spatial positions works:
+    convolutional, channels-last or tokens. The backward pass ends at the lowest of the layers. With several
+    layers, each layer's map is scaled to [0, 1] and enlarged to the image, and ``maps`` is their mean.
 
     Returns:
         ``maps`` (N, h, w), raw, at the layer's own size. For several layers ``maps`` (N, H, W) are the mean
         and ``more`` (N, layers, H, W) each layer's map.
 
     Raises:
-        ModelError for a layer without positions and for one that the target does not depend on.
+        ModelError for a layer without spatial positions and for one that the target does not depend on.
 
     Example::
         from phosphene import run
@@ -76,7 +76,7 @@ def grad_cam(
         for maps, gradients in layer_gradients(model, images, target, *layers)
     ]
     if not isinstance(layer, list):
-        return rectified_map(model, images, target, signed[0])
+        return rectified_result(model, images, target, signed[0])
     more = torch.stack([enlarge_maps(min_max(maps.relu()), images) for maps in signed], 1)
     return Attribution(
         images=images,

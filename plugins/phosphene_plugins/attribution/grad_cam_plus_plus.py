@@ -9,7 +9,7 @@ from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, Nonnegative, size
 
-from ._cam import CamLayer, rectified_map, weighted_sum
+from ._cam import CamLayer, rectified_result, weighted_sum
 from ._oracle_networks import pooled_network
 
 
@@ -49,16 +49,16 @@ def grad_cam_plus_plus(
 
     a^k_ij = g^2 / (2 g^2 + g^3 sum_ab A^k_ab) = 1 / (2 + g^k_ij sum_ab A^k_ab)
 
-    The paper explains exp(S), whose derivatives are powers of g; the factor exp(S), the same for a whole
-    map, is left out. Nothing is added to the divisor, so small gradients keep their weight (pytorch-grad-cam
-    adds 1e-6 to the first form, which hides any g below 1e-3). Meant for a layer after a ReLU: where feature
-    maps are negative the divisor may be near zero.
+    The paper's score is exp(S), whose derivatives are exp(S) times powers of g; the factor exp(S), a constant
+    of each map, is left out. Nothing is added to the divisor, so small gradients count in full
+    (pytorch-grad-cam adds 1e-6 to the first form, which hides any g below 1e-3). Meant for a layer after a
+    ReLU: where feature maps are negative the divisor may be near zero.
 
     Returns:
         ``maps`` (N, h, w), raw, at the layer's own size.
 
     Raises:
-        ModelError for a layer without positions and for one that the target does not depend on.
+        ModelError for a layer without spatial positions and for one that the target does not depend on.
 
     Example::
         from phosphene import run
@@ -72,7 +72,7 @@ def grad_cam_plus_plus(
     [(maps, gradients)] = layer_gradients(model, images, target, layer or model.last_map)
     divisor = 2 + gradients * maps.sum((2, 3), keepdim=True)
     weights = (gradients.relu() / torch.where(divisor != 0, divisor, 2)).sum((2, 3))
-    return rectified_map(model, images, target, weighted_sum(weights, maps))
+    return rectified_result(model, images, target, weighted_sum(weights, maps))
 
 
 @hookimpl

@@ -12,7 +12,7 @@ from phosphene.spec import Cost, MapPerPixel, size
 
 
 def sums_to_the_score_of_a_linear_model() -> None:
-    """On a linear model the map sums to the score less its bias."""
+    """On a linear model the map sums to the score minus its bias."""
     linear = nn.Linear(60, 2)
     model = load_model(nn.Sequential(nn.Flatten(), linear).double())
     images = torch.rand(2, 3, 4, 5, dtype=torch.float64)
@@ -44,8 +44,8 @@ def gradient_x_input(model: Model, images: Images, target: Target = None) -> Att
 
     M_ij = sum_c I_cij dS / dI_cij
 
-    The contributions of the pixels to a model that is linear around the image. I are pixel values in
-    [0, 1], before the model's normalization, so a black pixel contributes zero.
+    For a model that is linear around the image these are the pixels' contributions to the score. I are pixel
+    values in [0, 1], before the model's normalization, so a black pixel contributes zero.
 
     Returns:
         ``maps`` (N, H, W), raw and signed.

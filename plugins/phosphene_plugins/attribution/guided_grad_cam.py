@@ -51,16 +51,16 @@ def guided_grad_cam(
 ) -> Attribution:
     """Guided Grad-CAM: guided backpropagation multiplied by the enlarged Grad-CAM map.
 
-    M_ij = L_ij max_c | R_cij |,  L = Grad-CAM enlarged to the image,  R = the guided gradient
+    M_ij = L_ij max_c | R_cij |,  L = Grad-CAM enlarged to the image,  R = the guided-backpropagation gradient
 
     Guided backpropagation is sharp and nearly the same for every class; Grad-CAM is coarse and
-    class-specific; the product is both. ``layer`` is Grad-CAM's.
+    class-specific; the product is sharp and class-specific. ``layer`` is the layer of Grad-CAM.
 
     Returns:
         ``maps`` (N, H, W), raw, one value per pixel.
 
     Raises:
-        ModelError for a network without a ReLU, for a layer without positions and for a layer that the
+        ModelError for a network without a ReLU, for a layer without spatial positions and for one that the
         target does not depend on.
 
     Example::

@@ -9,7 +9,7 @@ from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, size
 
-from ._cam import CamLayer, signed_map
+from ._cam import CamLayer, signed_result
 from ._oracle_networks import pooled_network
 
 
@@ -44,14 +44,14 @@ def hires_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
     M_ij = sum_k A^k_ij dS / dA^k_ij
 
     Gradients are not averaged over the map as in Grad-CAM, so no position is highlighted that the score
-    does not use. Where everything above the layer is linear, the map sums to the score less its constant
+    does not use. Where everything above the layer is linear, the map sums to the score minus its constant
     part; before global average pooling it is CAM's map divided by h w.
 
     Returns:
         ``maps`` (N, h, w), raw and signed, at the layer's own size.
 
     Raises:
-        ModelError for a layer without positions and for one that the target does not depend on.
+        ModelError for a layer without spatial positions and for one that the target does not depend on.
 
     Example::
         from phosphene import run
@@ -63,7 +63,7 @@ def hires_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
         Draelos & Carin 2020, equation 7.
     """
     [(maps, gradients)] = layer_gradients(model, images, target, layer or model.last_map)
-    return signed_map(model, images, target, (maps * gradients).sum(1))
+    return signed_result(model, images, target, (maps * gradients).sum(1))
 
 
 @hookimpl

@@ -9,7 +9,7 @@ from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, Nonnegative, size
 
-from ._cam import CamLayer, rectified_map, weighted_sum
+from ._cam import CamLayer, rectified_result, weighted_sum
 from ._oracle_networks import pooled_network
 
 
@@ -51,7 +51,7 @@ def layer_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
         ``maps`` (N, h, w), raw, at the layer's own size.
 
     Raises:
-        ModelError for a layer without positions and for one that the target does not depend on.
+        ModelError for a layer without spatial positions and for one that the target does not depend on.
 
     Example::
         from phosphene import run
@@ -63,7 +63,7 @@ def layer_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
         Jiang et al. 2021, equations 5 to 7.
     """
     [(maps, gradients)] = layer_gradients(model, images, target, layer or model.last_map)
-    return rectified_map(model, images, target, (gradients.relu() * maps).sum(1))
+    return rectified_result(model, images, target, (gradients.relu() * maps).sum(1))
 
 
 @hookimpl

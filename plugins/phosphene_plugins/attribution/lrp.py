@@ -14,8 +14,8 @@ from phosphene.spec import Cost, MapPerPixel, size
 
 from ._lrp_rules import Composite, Epsilon, Gamma, LinearLayer, Rule
 
-#: Calls whose own gradient divides relevance in proportion to the inputs, as LRP does: ReLU, pooling, sums,
-#: reshaping.
+#: Calls that need no rule: their ordinary gradient already divides R = x dS/dx in proportion to the inputs
+#: (ReLU, pooling, sums, reshaping).
 _PROPORTIONAL = {
     *("relu", "max_pool2d", "boolean_dispatch", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"),
     *("mean", "sum", "add", "iadd", "radd", "sub", "isub", "neg", "cat", "concat", "stack", "chunk", "split"),
@@ -24,12 +24,13 @@ _PROPORTIONAL = {
     *("channel_shuffle", "pixel_shuffle", "clone", "contiguous", "to", "type_as", "float", "double"),
     *("requires_grad", "alias", "detach", "einsum"),
 }
-#: Of two factors, or of a quotient, only one may carry relevance.
+#: Products and quotients: no rule is needed if only one factor, or the dividend alone, depends on the pixels.
 _PRODUCTS = {"mul", "imul", "rmul", "multiply"}
 _SCALING = _PRODUCTS | {"div", "truediv", "itruediv", "true_divide"}
 _DROPOUT = {"dropout", "dropout1d", "dropout2d", "alpha_dropout", "feature_dropout"}
 _LINEAR = {"linear", "conv1d", "conv2d", "conv3d"}
-#: Calls that are or may be a ReLU6, whose upper bound passes relevance too, with their arguments' defaults.
+#: ReLU6 and the calls that can express it, with their arguments' defaults. Above the upper bound the gradient
+#: is 0, but relevance is passed on, so the gradient of these calls is replaced.
 _CAPPED: dict[str, dict[str, Any]] = {
     "relu6": {"input": None, "inplace": None},
     "hardtanh": {"input": None, "min_val": -1, "max_val": 1, "inplace": None},
@@ -88,20 +89,21 @@ def lrp(
         Field(description="rule of the layers; composite: gamma for convolutions, epsilon for linear layers"),
     ] = "epsilon",
     epsilon: Annotated[
-        float, Field(ge=0, le=1, description="stabilizer added to the size of each denominator")
+        float, Field(ge=0, le=1, description="stabilizer added to the magnitude of each denominator")
     ] = 1e-6,
     gamma: Annotated[
-        float, Field(ge=0, le=1000, description="extra weight of supporting contributions (gamma rule)")
+        float,
+        Field(ge=0, le=1000, description="gamma rule: extra weight of contributions with the output's sign"),
     ] = 0.25,
 ) -> Attribution:
     """Layer-wise relevance propagation (LRP) with epsilon, gamma or composite rule.
 
     R_i = sum_j x_i w'_ij / (z'_j + epsilon sign z'_j) R_j,  z' = sum_i x_i w'_ij + b'_j,  M = sum_c R_c
 
-    "epsilon": w' = w. "gamma": w' = w + gamma max(w, 0) and likewise b', where z_j and x_i are positive;
-    where one of them is negative w' = w + gamma min(w, 0), so that contributions of z_j's own sign are
-    favored. On a network without biases the map sums to the score, up to what ``epsilon`` absorbs. The
-    relevance is that of the network's input, pixels less the model's mean.
+    "epsilon": w' = w. "gamma": w' = w + gamma max(w, 0) where x_i and z_j have the same sign, and w + gamma
+    min(w, 0) where they differ, so that contributions with the sign of z_j are favored (b' is as w' for x_i =
+    1). On a network without biases the map sums to the score, up to what ``epsilon`` absorbs. The relevance
+    is that of the network's input, pixels minus the model's mean.
 
     Convolutional and linear layers follow the rule, as modules or as functions, with a directly following
     batch norm folded in; ReLU, ReLU6, pooling, sums, dropout in eval mode, other batch norms and reshaping
@@ -128,7 +130,7 @@ def lrp(
     with _RelevancePropagation(rules[rule]) as propagation:
         gradient = input_gradient(model, images, target)
     if not propagation.layer_count:
-        raise ModelError("LRP found no convolution and no linear layer on the way: use gradient_x_input")
+        raise ModelError("LRP needs a convolution or a linear layer below the target: use gradient_x_input")
     centered = images - model.mean.to(images)[:, None, None]
     maps = (centered * gradient).sum(1)
     return Attribution(images=images, maps=maps, targets=target.names(model, len(images)), layout="map")
@@ -140,8 +142,9 @@ class _RelevancePropagation(TorchFunctionMode):
     def __init__(self, rule: Rule) -> None:
         super().__init__()
         self.rule = rule
+        #: Number of convolutions and linear layers that the rule was applied to.
         self.layer_count = 0
-        #: The last layer with a rule and its output: a batch norm may follow, and is folded into it.
+        #: The last of these layers and its output: a batch norm that follows directly is folded into it.
         self.last_layer: LinearLayer | None = None
         self.last_output: Any = None
 
@@ -149,13 +152,13 @@ class _RelevancePropagation(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         in_place, name = name.endswith("_") and not name.endswith("__"), name.strip("_")
-        carrying = _count_carrying((args, kwargs))
-        if carrying and name in _LINEAR:
+        dependent_count = _count_dependent((args, kwargs))
+        if dependent_count and name in _LINEAR:
             return self._linear(func, args, kwargs)
-        if carrying and name == "batch_norm":
+        if dependent_count and name == "batch_norm":
             return self._batch_norm(func, args, kwargs)
-        if carrying and name in _CAPPED:
-            arguments = _named(_CAPPED[name], args, kwargs)
+        if dependent_count and name in _CAPPED:
+            arguments = _by_name(_CAPPED[name], args, kwargs)
             defaults = [(n, value) for n, value in _CAPPED[name].items() if value is not None]
             bounds = [arguments.get(n, value) for n, value in defaults] or [0, 6]
             x, (low, high) = arguments["input"], bounds
@@ -163,8 +166,12 @@ class _RelevancePropagation(TorchFunctionMode):
                 share = torch.where(x > 0, x.clamp(max=high) / x, 0).detach()
                 return x.mul_(share) if in_place or arguments.get("inplace") else x * share
         result = func(*args, **kwargs)
-        if not carrying or not _count_carrying(result) or self._is_proportional(name, args, kwargs, carrying):
-            if name == "clone" and args[0] is self.last_output:  # as a tap passes a layer's output on
+        if (
+            not dependent_count
+            or not _count_dependent(result)
+            or self._is_proportional(name, args, kwargs, dependent_count)
+        ):
+            if name == "clone" and args[0] is self.last_output:  # a tap clones the layer's output
                 self.last_output = result
             return result
         raise ModelError(
@@ -172,16 +179,16 @@ class _RelevancePropagation(TorchFunctionMode):
             "use integrated_gradients or gradient_x_input, which take any differentiable network"
         )
 
-    def _is_proportional(self, name: str, args: Any, kwargs: Any, carrying: int) -> bool:
+    def _is_proportional(self, name: str, args: Any, kwargs: Any, dependent_count: int) -> bool:
         """Whether a call's own gradient divides relevance in proportion to its inputs."""
         if name in _SCALING:
-            return carrying == 1 and (name in _PRODUCTS or _count_carrying(args[1:]) == 0)
+            return dependent_count == 1 and (name in _PRODUCTS or _count_dependent(args[1:]) == 0)
         if name in _DROPOUT:
-            return not _named(("input", "p", "training"), args, kwargs).get("training", True)
+            return not _by_name(("input", "p", "training"), args, kwargs).get("training", True)
         return name in _PROPORTIONAL
 
     def _linear(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        arguments = _named(("input", "weight", "bias"), args, kwargs)
+        arguments = _by_name(("input", "weight", "bias"), args, kwargs)
         x, weight, bias = arguments.pop("input"), arguments.pop("weight"), arguments.pop("bias", None)
         options = {name: value for name, value in arguments.items() if name in kwargs}
 
@@ -197,12 +204,12 @@ class _RelevancePropagation(TorchFunctionMode):
 
     def _batch_norm(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-        arguments = _named(names, args, kwargs)
+        arguments = _by_name(names, args, kwargs)
         mean, variance = arguments["running_mean"], arguments["running_var"]
         if arguments.get("training") or mean is None or variance is None:
-            raise ModelError("LRP has no rule for 'batch_norm' by the batch's own statistics")
+            raise ModelError("LRP has no rule for 'batch_norm' with the batch's statistics (training mode)")
         if self.last_layer is None or arguments["input"] is not self.last_output:
-            output: Tensor = func(*args, **kwargs)  # affine: its gradient divides relevance already
+            output: Tensor = func(*args, **kwargs)  # affine: the gradient divides relevance already
             return output
         layer = self.last_layer
         scale = (variance + arguments.get("eps", 1e-5)).rsqrt()
@@ -213,18 +220,18 @@ class _RelevancePropagation(TorchFunctionMode):
         return self.rule(LinearLayer(layer.function, layer.x, weight, offset))
 
 
-def _named(names: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+def _by_name(names: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """The arguments of a call by name."""
     return dict(zip(names, args, strict=False)) | kwargs
 
 
-def _count_carrying(value: Any) -> int:
+def _count_dependent(value: Any) -> int:
     """How many of the tensors inside a value depend on the pixels."""
     if isinstance(value, Tensor):
         return int(value.requires_grad)
     if isinstance(value, dict):
         value = value.values()
-    return sum(map(_count_carrying, value)) if isinstance(value, (tuple, list, type({}.values()))) else 0
+    return sum(map(_count_dependent, value)) if isinstance(value, (tuple, list, type({}.values()))) else 0
 
 
 @hookimpl

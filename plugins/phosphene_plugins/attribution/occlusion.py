@@ -33,7 +33,7 @@ Aggregate = Literal["mean", "sum", "interpolate"]
 
 _WINDOW = either(param.window, ceil(minimum(size.height, size.width) / 8))
 _STRIDE = either(param.stride, ceil(_WINDOW / 2))
-#: How many positions the window takes along each side.
+#: Number of window positions along each side.
 _ROWS, _COLUMNS = (1 + ceil(maximum(0, side - _WINDOW) / _STRIDE) for side in (size.height, size.width))
 
 

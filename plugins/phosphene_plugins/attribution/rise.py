@@ -112,7 +112,7 @@ def rise(
         return batch_target.score(model(batch).softmax(1))
 
     count, _, height, width = images.shape
-    weights_of(images, target)  # fixes the predicted class
+    weights_of(images, target)  # a predicted target becomes the class predicted for the unmasked image
     filling = baseline_images(images, baseline, sigma=min(height, width) / 8, seed=seed)
     sample_masks = random_masks(
         masks, (height, width), grid=grid, keep_probability=keep_probability, seed=seed
@@ -132,7 +132,7 @@ def rise(
 def random_masks(
     count: int, size: tuple[int, int], *, grid: int, keep_probability: float, seed: int | None
 ) -> Callable[[range], Tensor]:
-    """A function of indices that returns these of the masks, (n, H, W) in [0, 1]."""
+    """A function that returns the masks of a range of indices, (n, H, W) in [0, 1]."""
     generator = torch.Generator().manual_seed(seed or 0)
     cells = (torch.rand(count, 1, grid, grid, generator=generator) < keep_probability).float()
     steps = [math.ceil(side / grid) for side in size]

@@ -92,8 +92,8 @@ def saliency_segmentation(
     M < its background-quantile
 
     GrabCut assigns the pixels between the quantiles by their colors, starting from those above the map's
-    median as object. Where fewer pixels are fixed than its color models need, as in a constant map, the mask
-    is the pixels fixed as object alone.
+    median as object. Where fewer pixels are fixed than its color models need, as in a constant map, GrabCut
+    is not run and the mask is the pixels fixed as object.
 
     Returns:
         ``maps`` (N, H, W), the blurred saliency; ``masks`` (N, H, W) bool; ``iou`` (N,), the intersection
@@ -122,7 +122,7 @@ def saliency_segmentation(
     sigma = min(images.shape[2:]) / 32 if smooth is None else smooth
     maps = gaussian_blur(saliency[:, None], sigma)[:, 0].contiguous()
     segments = []
-    for image, heat in progress_bar(list(zip(images, maps, strict=True)), "cutting out"):
+    for image, heat in progress_bar(list(zip(images, maps, strict=True)), "segmenting"):
         is_object, is_background = _seeds(heat, foreground, background)
         if min(int(is_object.sum()), int(is_background.sum())) < _MIN_SEED_PIXELS:
             segments.append(is_object)

@@ -11,7 +11,7 @@ from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, Nonnegative, size
 
-from ._cam import CamLayer, enlarge_maps, rectified_map, weighted_sum
+from ._cam import CamLayer, enlarge_maps, rectified_result, weighted_sum
 
 
 def linear_network_sums_its_score_through_the_masks() -> None:
@@ -59,7 +59,7 @@ def score_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
         ``maps`` (N, h, w), raw, at the layer's own size.
 
     Raises:
-        ModelError for a layer without positions.
+        ModelError for a layer without spatial positions.
 
     Example::
         from phosphene import run
@@ -72,7 +72,7 @@ def score_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
     """
     layer = layer or model.last_map
     with model.tap(layer) as tap:
-        scores(model, images, target)  # fixes the predicted class
+        scores(model, images, target)  # a predicted target becomes the class of the unmasked image
         maps = model.maps(tap[layer], images)
     count, channels = maps.shape[:2]
     mean = model.mean.to(images)[:, None, None]
@@ -85,7 +85,7 @@ def score_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
         masked = mean + masks * (images[rows] - mean)
         masked_scores.append(scores(model, masked, target.select(rows)))
     alpha = torch.cat(masked_scores).view(count, channels).softmax(1)
-    return rectified_map(model, images, target, weighted_sum(alpha, maps))
+    return rectified_result(model, images, target, weighted_sum(alpha, maps))
 
 
 @hookimpl

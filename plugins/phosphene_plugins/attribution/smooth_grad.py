@@ -98,15 +98,15 @@ def smooth_grad(
     sigma = noise_level * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
     mean, sum_of_squares = torch.zeros_like(images), torch.zeros_like(images)
     chunk_size = max(1, batch_size(model) // len(images))
-    for done in progress_bar(range(0, samples, chunk_size), "noisy copies"):
+    for start in progress_bar(range(0, samples, chunk_size), "noisy copies"):
         noise = [
             torch.randn(1, *images.shape[1:], generator=generator)
-            for _ in range(done, min(done + chunk_size, samples))
+            for _ in range(start, min(start + chunk_size, samples))
         ]
         noisy = torch.cat([images + sigma * sample.to(images) for sample in noise])
         batch_target = target.select([*range(len(images))] * len(noise))
         gradients = input_gradient(model, noisy, batch_target).split(len(images))
-        for count, gradient in enumerate(gradients, done + 1):
+        for count, gradient in enumerate(gradients, start + 1):
             deviation = gradient - mean
             mean = mean + deviation / count
             # Welford's update of the sum of squared deviations from the mean.

@@ -9,7 +9,7 @@ from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, Nonnegative, size
 
-from ._cam import CamLayer, rectified_map, weighted_sum
+from ._cam import CamLayer, rectified_result, weighted_sum
 from ._oracle_networks import pooled_network
 
 
@@ -52,7 +52,7 @@ def xgrad_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
         ``maps`` (N, h, w), raw, at the layer's own size.
 
     Raises:
-        ModelError for a layer without positions and for one that the target does not depend on.
+        ModelError for a layer without spatial positions and for one that the target does not depend on.
 
     Example::
         from phosphene import run
@@ -67,7 +67,7 @@ def xgrad_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
     total = maps.sum((2, 3))
     share = (maps * gradients).sum((2, 3))
     alpha = torch.where(total != 0, share / torch.where(total != 0, total, 1), 0)
-    return rectified_map(model, images, target, weighted_sum(alpha, maps))
+    return rectified_result(model, images, target, weighted_sum(alpha, maps))
 
 
 @hookimpl

@@ -1,1 +1,1 @@
-"""The extension author's commands: a plugin begun from a template, and its promises put to the test."""
+"""Commands for authors of plugins: ``phosphene new`` from a template, ``phosphene check`` of a method."""

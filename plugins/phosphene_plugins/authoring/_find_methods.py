@@ -1,4 +1,4 @@
-"""Which methods a word means: a method's name, a .py file's, a distribution's."""
+"""Resolves a method's name, a .py file or a distribution's name to methods."""
 
 from __future__ import annotations
 
@@ -23,42 +23,43 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def methods_of(what: str) -> Iterator[list[Method[Any, Any]]]:
-    """The methods that a name, a .py file or a distribution's name means, each ready to be called.
+def resolve_methods(what: str) -> Iterator[list[Method[Any, Any]]]:
+    """The methods of a method's name, a .py file or a distribution's name.
 
-    A file's modules are there inside this block only. Raises UnknownName for what nothing answers to,
-    PluginError for a plugin that is broken, InputError for a file without methods.
+    The modules of a file are imported inside this block only. Raises UnknownName for an unknown name,
+    PluginError for a broken plugin, InputError for a file without methods.
     """
     if what.endswith(".py"):
         with _imported(Path(what)) as module:
-            yield _offered(module, what)
+            yield _methods_of_module(module, what)
     else:
-        yield _registered(what)
+        yield _registered_methods(what)
 
 
-def _registered(name: str) -> list[Method[Any, Any]]:
-    brought: dict[str, list[str]] = {}
+def _registered_methods(name: str) -> list[Method[Any, Any]]:
+    by_distribution: dict[str, list[str]] = {}
     for plugin in methods.plugins.values():
-        brought.setdefault(_normal(plugin.distribution), []).append(plugin.qualified)
+        by_distribution.setdefault(_normalize(plugin.distribution), []).append(plugin.qualified)
     try:
         methods.resolve(name)
     except UnknownName:
-        if _normal(name) in brought:
-            return [methods[qualified] for qualified in brought[_normal(name)]]
+        if _normalize(name) in by_distribution:
+            return [methods[qualified] for qualified in by_distribution[_normalize(name)]]
         if Path(name).is_dir():
             raise InputError(f"{name} is a folder: name the .py file in it that holds the method") from None
-        known = dict.fromkeys([*(p.short_name for p in methods.plugins.values()), *brought, *methods])
-        raise UnknownName("method or distribution", name, known) from None
+        short_names = (plugin.short_name for plugin in methods.plugins.values())
+        available = dict.fromkeys([*short_names, *by_distribution, *methods])
+        raise UnknownName("method or distribution", name, available) from None
     return [methods[name]]
 
 
-def _normal(distribution: str) -> str:
-    """A distribution's name as package indexes compare it."""
+def _normalize(distribution: str) -> str:
+    """A distribution's name in normalized form (PEP 503)."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def _offered(module: ModuleType, file: str) -> list[Method[Any, Any]]:
-    """What the module's hook gives, asked as the registry would ask."""
+def _methods_of_module(module: ModuleType, file: str) -> list[Method[Any, Any]]:
+    """The methods of a module's hook, called as the registry calls it."""
     manager = pluggy.PluginManager("phosphene")
     manager.add_hookspecs(hookspecs)
     manager.register(module)
@@ -66,15 +67,17 @@ def _offered(module: ModuleType, file: str) -> list[Method[Any, Any]]:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         raise PluginError(f"{file}: {error}") from error
-    found = [method for methods in manager.hook.phosphene_methods() for method in methods]
-    if not found:
-        raise InputError(f"{file} has no hook phosphene_methods that gives a method (is @hookimpl there?)")
-    return found
+    offered = [method for methods in manager.hook.phosphene_methods() for method in methods]
+    if not offered:
+        raise InputError(
+            f"{file} has no hook phosphene_methods that returns a method (is @hookimpl missing?)"
+        )
+    return offered
 
 
 @contextmanager
 def _imported(file: Path) -> Iterator[ModuleType]:
-    """A file's module, under the name it would have if installed; a file that is not is gone afterwards."""
+    """A file's module, under the name that it would have if installed; else it is unloaded afterwards."""
     if not file.is_file():
         raise InputError(f"there is no file {file}")
     folder, parts = file.resolve().parent, [] if file.stem == "__init__" else [file.stem]
@@ -82,41 +85,41 @@ def _imported(file: Path) -> Iterator[ModuleType]:
         folder, parts = folder.parent, [folder.name, *parts]
     name = ".".join(parts)
     if not all(part.isidentifier() for part in parts):
-        told = "letters, digits and underscores, first a letter"
-        raise InputError(f"{file} cannot be imported as {name!r}: a module's name is {told}")
+        allowed = "letters, digits and underscores, the first a letter"
+        raise InputError(f"{file} cannot be imported as {name!r}: a module's name is {allowed}")
     path, modules = list(sys.path), set(sys.modules)
-    if _is_found(name, file):
+    if _is_importable(name, file):
         yield _module(name, file)
         return
-    # Last, so that nothing in the folder hides a library; found, since a file may lean on its neighbours.
+    # The file may import its neighbors. Its folder comes last, so that none of them shadows a library.
     sys.path.append(str(folder))
     importlib.invalidate_caches()
     try:
         yield _module(name, file)
     finally:
         sys.path[:] = path
-        for new in sys.modules.keys() - modules:
-            origin = getattr(sys.modules[new], "__file__", None)
+        for added in sys.modules.keys() - modules:
+            origin = getattr(sys.modules[added], "__file__", None)
             if origin and Path(origin).is_relative_to(folder):
-                del sys.modules[new]
+                del sys.modules[added]
 
 
-def _is_found(name: str, file: Path) -> bool:
-    """Whether importing this name gives this file; InputError where it gives another."""
+def _is_importable(name: str, file: Path) -> bool:
+    """Whether this name imports this file. Raises InputError if it imports another."""
     try:
-        found = find_spec(name)
-        other = found is not None and not (found.origin and os.path.samefile(found.origin, file))
-    except ModuleNotFoundError:  # of a parent
+        spec = find_spec(name)
+        other = spec is not None and not (spec.origin and os.path.samefile(spec.origin, file))
+    except ModuleNotFoundError:  # a parent package does not exist
         return False
-    except (ValueError, OSError):  # __main__, or a module that is no file
+    except (ValueError, OSError):  # __main__, or a module without a file
         other = True
     if other:
         raise InputError(f"{file}: there is another module {name!r} already; give the file another name")
-    return found is not None
+    return spec is not None
 
 
 def _module(name: str, file: Path) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # whatever an author's file raises: it is told, not lost
+    except (Exception, SystemExit) as error:  # the file may raise anything; the message is reported
         raise InputError(f"{file} cannot be imported: {type(error).__name__}: {error}") from error

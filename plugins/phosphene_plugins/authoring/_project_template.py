@@ -1,4 +1,4 @@
-"""A plugin's project, rendered from the template beside this file."""
+"""Renders the project of a plugin from the template in this folder."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ TEMPLATE = Path(__file__).parent / "template"
 LICENCES = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause"}
 
 
-#: The method file to start from; a family without one of its own starts from an attribution.
-STARTS = ("attribution", "attacks")
+#: Families with a method template of their own; other families use the first.
+METHOD_TEMPLATES = ("attribution", "attacks")
 
 
-#: Longer names would break the lines of what is written.
-LONGEST = 40
+#: Largest length of a method's name: longer ones would exceed the line length of the generated code.
+MAX_NAME_LENGTH = 40
 
 
 def write_project(
     name: str, *, family: str = "attribution", licence: str = "apache-2.0", author: str = "", into: Path
 ) -> Path:
-    """Write the project of a method into a new folder ``phosphene-NAME``, whole or not at all.
+    """Write the project of a method into a new folder ``phosphene-NAME``; no partial folder is left behind.
 
-    Raises InputError for a name that cannot be or is taken, and for a folder that is already there;
-    UnknownName for a licence that is none of ``LICENCES``.
+    Raises InputError for a name that is invalid or in use, and for a folder that exists already; UnknownName
+    for a licence that is not in ``LICENCES``.
     """
     if licence.lower() not in LICENCES:
         raise UnknownName("licence", licence, LICENCES)
     if not author.isprintable():
-        raise InputError("an author's name stands in one line")
+        raise InputError("an author's name is one line")
     _check_name("method", name)
     _check_name("family", family)
     distribution = f"phosphene-{name.replace('_', '-')}"
-    told = {
+    values = {
         "name": name,
         "words": name.replace("_", " "),
         "family": family,
-        "start": family if family in STARTS else STARTS[0],
+        "start": family if family in METHOD_TEMPLATES else METHOD_TEMPLATES[0],
         "distribution": distribution,
         "module": distribution.replace("-", "_"),
         "licence": LICENCES[licence.lower()],
@@ -60,13 +60,13 @@ def write_project(
         "year": datetime.date.today().year,
         "version": version("phosphene"),
     }
-    _check_free(told)
+    _check_unused(values)
     folder = into / distribution
     if into.exists() and not into.is_dir():
-        raise InputError(f"{into} is no folder")
+        raise InputError(f"{into} is not a folder")
     if os.path.lexists(folder):
-        raise InputError(f"{folder} is there already: choose another name, or another folder with --into")
-    files = _render(told)
+        raise InputError(f"{folder} exists already: choose another name, or another folder with --into")
+    files = _render(values)
     into.mkdir(parents=True, exist_ok=True)
     unfinished = into / f".{distribution}.{os.getpid()}"
     try:
@@ -82,26 +82,28 @@ def write_project(
 
 def _check_name(kind: str, name: str) -> None:
     if re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) and not keyword.iskeyword(name):
-        if len(name) > LONGEST:
-            raise InputError(f"a {kind}'s name has at most {LONGEST} letters, {name!r} has {len(name)}")
+        if len(name) > MAX_NAME_LENGTH:
+            raise InputError(
+                f"a {kind}'s name has at most {MAX_NAME_LENGTH} characters, {name!r} has {len(name)}"
+            )
         return
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", name)
     near = re.sub("^[0-9_]+", "", "_".join(words).lower()) or "gradient_entropy"
     near += "_method" if keyword.iskeyword(near) else ""
-    allowed = "small letters, digits and single underscores, first a letter, and no word of Python"
+    allowed = "lowercase letters, digits and single underscores, the first a letter, no Python keyword"
     raise InputError(f"{name!r} cannot be the name of a {kind}: {allowed}, such as {near!r}")
 
 
-def _check_free(told: dict[str, Any]) -> None:
-    """Refuse a name that is taken: by a registered method, by a module, or inside the file itself."""
-    name, module = told["name"], told["module"]
+def _check_unused(values: dict[str, Any]) -> None:
+    """Refuse a name that is in use: by a registered method, by a module, or in the method's file."""
+    name, module = values["name"], values["module"]
     for plugin in methods.plugins.values():
         if plugin.short_name == name:
             owner = f"{plugin.distribution} {plugin.version}"
             raise InputError(f"there is a method {plugin.id} already, from {owner}: choose another name")
     if find_spec(module) is not None:
         raise InputError(f"there is a module {module} already: choose another name")
-    source = _environment().get_template(f"methods/{told['start']}.py.j2").render(told | {"name": "_"})
+    source = _environment().get_template(f"methods/{values['start']}.py.j2").render(values | {"name": "_"})
     used = {
         getattr(node, field)
         for node in ast.walk(ast.parse(source))
@@ -124,12 +126,14 @@ def _environment() -> Environment:
     return environment
 
 
-def _render(told: dict[str, Any]) -> dict[Path, str]:
-    """Every file of the project: its path in the folder, rendered like its text, and the text."""
+def _render(values: dict[str, Any]) -> dict[Path, str]:
+    """The files of the project: path in the folder and text, both rendered."""
     environment, project = _environment(), TEMPLATE / "project"
     rendered = {}
     for file in sorted(project.rglob("*.j2")):
-        path = environment.from_string(file.relative_to(project).as_posix().removesuffix(".j2")).render(told)
-        text = environment.get_template(file.relative_to(TEMPLATE).as_posix()).render(told)
+        path = environment.from_string(file.relative_to(project).as_posix().removesuffix(".j2")).render(
+            values
+        )
+        text = environment.get_template(file.relative_to(TEMPLATE).as_posix()).render(values)
         rendered[Path(path)] = text
     return rendered

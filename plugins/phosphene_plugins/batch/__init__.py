@@ -1,1 +1,1 @@
-"""Plans: many models, methods and pictures in one resumable run, and a report of what came out."""
+"""Batches: plans of many models, methods and images in one resumable run, with a report."""

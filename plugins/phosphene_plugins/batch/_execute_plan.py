@@ -1,4 +1,4 @@
-"""Every combination of a plan: checked before any work, then run one after the other, unless it is done."""
+"""Executes a plan: checks every combination, then runs those without a saved result one after another."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from ._plan import ImagesEntry, MethodEntry, Plan, folder_name, setting_text
 
 @dataclass(frozen=True)
 class Combination:
-    """One run of a plan: a method in a setting, the labels of model and pictures, the folder it is saved in.
+    """One run of a plan: a method with parameters, the labels of its model and images, the output folder.
 
-    ``row``: its setting's place in the plan. ``arguments``: what ``run`` is given beside model and
-    pictures. ``passes``: how many images will go forward and backward; None where nobody says.
+    ``row``: index of the method and its parameters in the plan. ``arguments``: arguments of ``run`` besides
+    model and images. ``passes``: estimated images forward and backward; None for a method without a cost.
     """
 
     method: str
@@ -55,7 +55,7 @@ class Combination:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a combination: "made" now, "kept" from before, "failed", or "to run"."""
+    """The state of a combination: "completed" now, "reused" from an earlier run, "failed", or "pending"."""
 
     combination: Combination
     state: str
@@ -66,63 +66,63 @@ class Outcome:
 
 @dataclass
 class Batch:
-    """A plan that was checked: its models are loaded, its combinations known, in the order of work."""
+    """A checked plan: its loaded models and its combinations in execution order."""
 
     plan: Plan
     out: Path
     models: dict[str, Model]
     images: dict[str, ImagesEntry]
     combinations: list[Combination] = field(default_factory=list)
-    #: The pictures that were read last, which most often are the next ones, too.
-    _read: tuple[tuple[str | None, str], Tensor] | None = None
+    #: The images that were read last; consecutive combinations mostly share them.
+    _cached_images: tuple[tuple[str | None, str], Tensor] | None = None
 
-    def pictures(self, model: str | None, images: str) -> Tensor:
-        """Pictures (N, C, H, W) as a model takes them."""
-        if self._read is None or self._read[0] != (model, images):
+    def read_images(self, model: str | None, images: str) -> Tensor:
+        """Images (N, C, H, W) in the model's input size."""
+        if self._cached_images is None or self._cached_images[0] != (model, images):
             owner = None if model is None else self.models[model]
-            self._read = (model, images), read_images(self.images[images].images, owner)
-        return self._read[1]
+            self._cached_images = (model, images), read_images(self.images[images].images, owner)
+        return self._cached_images[1]
 
-    def prepared(self, combination: Combination) -> PreparedRun:
-        """The combination as it will run, with its inputs made."""
-        spec, given = methods[combination.call].spec, dict(combination.arguments)
-        if (owner := spec.input("model")) and combination.model is not None:
-            given[owner.name] = self.models[combination.model]
-        if (shown := spec.input("images")) and combination.images is not None:
-            given[shown.name] = self.pictures(combination.model, combination.images)
-        return prepare(combination.call, device=self.plan.device, **self._how(), **given)
+    def prepare(self, combination: Combination) -> PreparedRun:
+        """The prepared run of a combination, with its model and images."""
+        spec, arguments = methods[combination.call].spec, dict(combination.arguments)
+        if (model_input := spec.input("model")) and combination.model is not None:
+            arguments[model_input.name] = self.models[combination.model]
+        if (images_input := spec.input("images")) and combination.images is not None:
+            arguments[images_input.name] = self.read_images(combination.model, combination.images)
+        return prepare(combination.call, device=self.plan.device, **self._run_options(), **arguments)
 
     def outcomes(self, *, dry: bool = False) -> Iterator[Outcome]:
-        """Carry out what is not done yet, and tell what became of every combination; ``dry``: only tell."""
+        """Run every combination without a saved result and yield its outcome; ``dry`` runs nothing."""
         for combination in self.combinations:
             clock = time.perf_counter()
             try:
                 outcome = self._outcome(combination, dry)
-            except Exception as error:  # a stranger's method may raise anything; the report tells it
-                known = isinstance(error, PhospheneError)
-                failure = str(error) if known else f"{type(error).__name__}: {error}"
+            except Exception as error:  # a plugin may raise anything; the report shows the message
+                expected = isinstance(error, PhospheneError)
+                failure = str(error) if expected else f"{type(error).__name__}: {error}"
                 outcome = Outcome(combination, "failed", failure=failure)
             seconds = outcome.seconds or time.perf_counter() - clock
             yield replace(outcome, seconds=round(seconds, 3))
 
     def _outcome(self, combination: Combination, dry: bool) -> Outcome:
-        request, saved = self.prepared(combination), _saved(combination.folder)
-        if saved is not None and saved.provenance is not None and request.produced(saved):
-            return Outcome(combination, "kept", None if dry else saved, saved.provenance.seconds)
+        prepared, saved = self.prepare(combination), _load_saved(combination.folder)
+        if saved is not None and saved.provenance is not None and prepared.produced(saved):
+            return Outcome(combination, "reused", None if dry else saved, saved.provenance.seconds)
         if dry:
-            return Outcome(combination, "to run")
-        given = {**request.inputs, **request.params}
-        result = run(combination.call, out=combination.folder, **self._how(), **given)
+            return Outcome(combination, "pending")
+        arguments = {**prepared.inputs, **prepared.params}
+        result = run(combination.call, out=combination.folder, **self._run_options(), **arguments)
         if result.provenance and result.provenance.interrupted:
-            raise KeyboardInterrupt  # it is meant for the whole plan
-        return Outcome(combination, "made", result)
+            raise KeyboardInterrupt  # Ctrl-C stops the plan, not only this run
+        return Outcome(combination, "completed", result)
 
-    def _how(self) -> dict[str, Any]:
+    def _run_options(self) -> dict[str, Any]:
         return {"batch_size": self.plan.batch_size, "executor": self.plan.executor}
 
 
-def _saved(folder: Path) -> Result | None:
-    """The whole result in a folder, if there is one; a spoilt one is as good as none and is made again."""
+def _load_saved(folder: Path) -> Result | None:
+    """The complete result in a folder, or None; a damaged one counts as none, so it is computed again."""
     try:
         return load_result(folder) if (folder / "picture.png").is_file() else None
     except PhospheneError:
@@ -130,11 +130,11 @@ def _saved(folder: Path) -> Result | None:
 
 
 def open_batch(plan: Plan, out: Path) -> Batch:
-    """Check a whole plan and load its models; InputError tells all that is wrong, before anything runs."""
+    """Check a plan and load its models. Raises one InputError with every fault, before anything runs."""
     faults = _Faults(plan)
     if out.exists() and not out.is_dir():
         raise InputError(f"{plan.where(('out',))}: {out} is a file; results and report need a folder")
-    settings = [made for number in range(len(plan.methods)) for made in _settings(plan, number, faults)]
+    settings = [setting for number in range(len(plan.methods)) for setting in _settings(plan, number, faults)]
     _check_labels("models", [(number, entry.label) for number, entry in enumerate(plan.models)], faults)
     _check_labels("images", [(number, entry.label) for number, entry in enumerate(plan.images)], faults)
     _check_labels("methods", [(setting.number, setting.label) for setting in settings], faults)
@@ -145,49 +145,50 @@ def open_batch(plan: Plan, out: Path) -> Batch:
     batch = Batch(plan, out, models, {entry.label: entry for entry in plan.images})
     for model in (None, *models):
         for number, images in enumerate((*batch.images, None)):
-            chosen = [(row, made) for row, made in enumerate(settings) if made.takes(model, images)]
+            matching = [
+                (row, setting) for row, setting in enumerate(settings) if setting.applies(model, images)
+            ]
             with faults.at("images", number):
-                if images is not None and chosen:
-                    batch.pictures(model, images)
-                for row, setting in chosen:
+                if images is not None and matching:
+                    batch.read_images(model, images)
+                for row, setting in matching:
                     with faults.at("methods", setting.number):
                         batch.combinations.append(_combination(batch, setting, row, model, images))
-    if faults.told:
-        raise InputError("\n".join(faults.told.values()))
+    if faults.messages:
+        raise InputError("\n".join(faults.messages.values()))
     return batch
 
 
 class _Faults:
-    """What is wrong with a plan, each thing once and with its line."""
+    """The faults of a plan, each reported once with its line."""
 
     def __init__(self, plan: Plan) -> None:
-        self._plan, self.told = plan, dict[str, str]()
+        self._plan, self.messages = plan, dict[str, str]()
 
     @contextmanager
-    def at(self, *place: int | str) -> Iterator[None]:
-        """Note what is refused inside as wrong at this place of the plan."""
+    def at(self, *path: int | str) -> Iterator[None]:
+        """Record an error that is raised inside as a fault at this path of the plan."""
         try:
             yield
         except (PhospheneError, OSError) as error:
-            # What is wrong with one combination is wrong with many.
-            self.told.setdefault(str(error), f"{self._plan.where(place)}: {error}")
+            # The same fault in many combinations is reported once.
+            self.messages.setdefault(str(error), f"{self._plan.where(path)}: {error}")
 
 
 def _check_labels(key: str, labels: list[tuple[int, str]], faults: _Faults) -> None:
-    """Labels become folders, on some disks whatever the case of their letters."""
-    seen: dict[str, str] = {}
+    """Refuse labels with the same folder name; some file systems ignore case."""
+    labels_by_folder: dict[str, str] = {}
     for number, label in labels:
         with faults.at(key, number):
-            if (folder := folder_name(label).casefold()) in seen:
-                raise InputError(
-                    f"{label!r} would share its folder with {seen[folder]!r} above: give it a 'name'"
-                )
-            seen[folder] = label
+            if (folder := folder_name(label).casefold()) in labels_by_folder:
+                other = labels_by_folder[folder]
+                raise InputError(f"{label!r} would share its folder with {other!r} above: give it a 'name'")
+            labels_by_folder[folder] = label
 
 
 @dataclass(frozen=True)
 class _Setting:
-    """One method of a plan with all that it is given but model and pictures."""
+    """A method of a plan with one setting of its parameters, for any model and images."""
 
     number: int
     entry: MethodEntry
@@ -195,16 +196,16 @@ class _Setting:
     label: str
     arguments: dict[str, Any]
 
-    def takes(self, model: str | None, images: str | None) -> bool:
-        """Whether it is run for this model and these pictures; None stands for no model, no pictures."""
-        owner, shown = self.spec.input("model"), self.spec.input("images")
-        wanted = self.entry.models is None or model in self.entry.models
-        return wanted and (model is None) is (owner is None) and (images is None) is (shown is None)
+    def applies(self, model: str | None, images: str | None) -> bool:
+        """Whether it runs for this model and these images; None stands for no model or no images."""
+        takes_model, takes_images = (self.spec.input(role) is not None for role in ("model", "images"))
+        selected = self.entry.models is None or model in self.entry.models
+        return selected and (model is not None) is takes_model and (images is not None) is takes_images
 
 
 def _settings(plan: Plan, number: int, faults: _Faults) -> list[_Setting]:
-    """Every setting of one of the plan's methods, checked as far as that goes without a model."""
-    entry, found = plan.methods[number], list[_Setting]()
+    """All parameter settings of one of the plan's methods, with the checks that need no model."""
+    entry, settings = plan.methods[number], list[_Setting]()
     with faults.at("methods", number):
         method = methods[entry.method]
         spec = method.spec
@@ -212,7 +213,7 @@ def _settings(plan: Plan, number: int, faults: _Faults) -> list[_Setting]:
             if label not in (labels := [model.label for model in plan.models]):
                 raise UnknownName("model", label, labels, "the plan")
         if entry.models and spec.input("model") is None:
-            raise InputError(f"{spec.short_name} takes no model, so 'models' says nothing")
+            raise InputError(f"{spec.short_name} takes no model, so it cannot have 'models'")
         inputs = _inputs(entry, spec)
         for key in ("params", "grid"):
             for name in getattr(entry, key):
@@ -220,24 +221,24 @@ def _settings(plan: Plan, number: int, faults: _Faults) -> list[_Setting]:
                     if name not in spec.params.model_fields:
                         raise UnknownName("parameter", name, spec.params.model_fields, spec.short_name)
                     if key == "grid" and name in entry.params:
-                        raise InputError(f"{name!r} stands in 'params' already")
+                        raise InputError(f"{name!r} is in 'params' already")
         seed = {method.seed: plan.seed} if method.seed else {}
         for setting in entry.settings():
-            written = {n: _read(v, spec, n) for n, v in (entry.params | setting).items()}
-            method.validate(written)
+            params = {n: _parse_value(v, spec, n) for n, v in (entry.params | setting).items()}
+            method.validate(params)
             label = " ".join(filter(None, (entry.label, setting_text(setting))))
-            found.append(_Setting(number, entry, spec, label, inputs | seed | written))
-    return found
+            settings.append(_Setting(number, entry, spec, label, inputs | seed | params))
+    return settings
 
 
 def _inputs(entry: MethodEntry, spec: MethodSpec) -> dict[str, Any]:
-    """What a method is given beside model, pictures and parameters."""
+    """The inputs of a method besides model and images."""
     names = [declared.name for declared in spec.inputs]
     for name in entry.inputs:
         if name not in names:
             raise UnknownName("input", name, names, spec.short_name)
         if name in [axis.name for role in ("model", "images") if (axis := spec.input(role))]:
-            raise InputError(f"{name!r} is what the plan itself goes through; 'inputs' are the others")
+            raise InputError(f"{name!r} is set by the plan's models and images; 'inputs' are the others")
     target = spec.input("target")
     if entry.target is None:
         return dict(entry.inputs)
@@ -246,8 +247,8 @@ def _inputs(entry: MethodEntry, spec: MethodSpec) -> dict[str, Any]:
     return {**entry.inputs, target.name: entry.target}
 
 
-def _read(value: Any, spec: MethodSpec, name: str) -> Any:
-    """A parameter's value; as text it may be written as on the command line: ``8/255``."""
+def _parse_value(value: Any, spec: MethodSpec, name: str) -> Any:
+    """A parameter's value; text is parsed as on the command line: ``8/255``."""
     field = spec.params.model_fields.get(name)
     return read_option(value, field) if field is not None and isinstance(value, str) else value
 
@@ -255,16 +256,16 @@ def _read(value: Any, spec: MethodSpec, name: str) -> Any:
 def _combination(
     batch: Batch, setting: _Setting, row: int, model: str | None, images: str | None
 ) -> Combination:
-    """A setting with a model and pictures, checked as a whole."""
+    """A setting with a model and images, with all checks."""
     arguments = dict(setting.arguments)
     if images is not None:
         for role in ("target", "labels"):
-            declared, shown = setting.spec.input(role), getattr(batch.images[images], role)
-            if declared is not None and shown is not None:
-                arguments.setdefault(declared.name, shown)
+            declared, value = setting.spec.input(role), getattr(batch.images[images], role)
+            if declared is not None and value is not None:
+                arguments.setdefault(declared.name, value)
     folder = batch.out / "results" / folder_name(setting.label)
     for label in filter(None, (model, images)):
         folder /= folder_name(label)
     check_output_folder(folder)
-    found = Combination(setting.label, model, images, row, setting.entry.method, arguments, folder)
-    return replace(found, passes=batch.prepared(found).passes())
+    combination = Combination(setting.label, model, images, row, setting.entry.method, arguments, folder)
+    return replace(combination, passes=batch.prepare(combination).passes())

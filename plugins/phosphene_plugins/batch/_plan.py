@@ -1,4 +1,4 @@
-"""A plan: which models, pictures and methods go together, read from YAML and checked key by key."""
+"""Plans: models, images and methods to combine, read from YAML and checked key by key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Entry(BaseModel):
 
 
 class ModelEntry(_Entry):
-    """A model: its URI and what else ``load_model`` is told; ``options`` go to the scheme's factory."""
+    """A model: its URI and further arguments of ``load_model``; ``options`` go to the scheme's factory."""
 
     uri: str
     name: str | None = None
@@ -33,16 +33,16 @@ class ModelEntry(_Entry):
 
     @property
     def label(self) -> str:
-        """What it is called in the report and in folders' names."""
+        """Its name in the report and in folder names."""
         return self.name or self.uri.partition(":")[2] or self.uri
 
     def settings(self) -> dict[str, Any]:
-        """What ``load_model`` is told beside the URI."""
+        """The arguments of ``load_model`` besides the URI."""
         return self.model_dump(exclude={"uri", "name", "options"}, exclude_unset=True) | self.options
 
 
 class ImagesEntry(_Entry):
-    """Pictures that go together, as ``run`` reads them, and what they show, for methods that want to know."""
+    """A set of images as ``run`` reads them, and the ``target`` and ``labels`` of methods that take them."""
 
     images: str | Annotated[list[str], Field(min_length=1)]
     name: str | None = None
@@ -51,15 +51,15 @@ class ImagesEntry(_Entry):
 
     @property
     def label(self) -> str:
-        """What they are called in the report and in folders' names."""
-        several = [self.images] if isinstance(self.images, str) else self.images
-        first = several[0].removeprefix("builtin:")
-        shown = first if first != several[0] else Path(first).stem or first
-        return self.name or (shown if len(several) == 1 else f"{shown} and {len(several) - 1} more")
+        """Its name in the report and in folder names."""
+        paths = [self.images] if isinstance(self.images, str) else self.images
+        first = paths[0].removeprefix("builtin:")
+        label = first if first != paths[0] else Path(first).stem or first
+        return self.name or (label if len(paths) == 1 else f"{label} and {len(paths) - 1} more")
 
 
 class MethodEntry(_Entry):
-    """A method, with what it is given beside model and images; ``grid`` runs every mixture of its values."""
+    """A method with its parameters and inputs; ``grid`` runs every combination of its values."""
 
     method: str
     name: str | None = None
@@ -71,29 +71,29 @@ class MethodEntry(_Entry):
 
     @property
     def label(self) -> str:
-        """What it is called in the report and in folders' names; settings of a grid come behind it."""
+        """Its name in the report and in folder names, without the settings of a grid."""
         return self.name or self.method
 
     def settings(self) -> list[dict[str, Any]]:
-        """Every mixture of the grid's values; a single empty one where there is no grid."""
+        """All combinations of the grid's values; a single empty one without a grid."""
         return [
             dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())
         ]
 
 
 def _entries(key: str) -> Any:
-    """A list of entries, each of which may be written as the value of its one key: ``- saliency``."""
+    """A list of entries, each of which may be abbreviated to the value of its key: ``- saliency``."""
 
-    def spell_out(value: Any) -> Any:
+    def expand(value: Any) -> Any:
         if not isinstance(value, list):
             return value
         return [{key: item} if isinstance(item, (str, list)) else item for item in value]
 
-    return BeforeValidator(spell_out)
+    return BeforeValidator(expand)
 
 
 class Plan(_Entry):
-    """Models x images x methods, and where their results go."""
+    """Models x images x methods, and the output folder."""
 
     out: str | None = None
     title: str | None = None
@@ -104,7 +104,7 @@ class Plan(_Entry):
         ImagesEntry(images="builtin:scenes/4")
     ]
     methods: Annotated[list[MethodEntry], _entries("method"), Field(min_length=1)]
-    #: Given to every method that draws and is not told a seed, so that a plan's results come out again.
+    #: The seed of every random method without a seed of its own, so that a plan's results are reproducible.
     seed: int = Field(default=0, ge=0)
     device: str | None = None
     batch_size: int | None = Field(default=None, ge=1)
@@ -115,16 +115,16 @@ class Plan(_Entry):
 
     @property
     def stem(self) -> str:
-        """The name of its file, without the ending."""
+        """The name of its file without the extension."""
         return self._file.stem
 
-    def where(self, place: DocumentPath) -> str:
-        """File and line of a place in the plan: ``plan.yaml, line 7``."""
-        return _where(self._file, self._node, place)
+    def where(self, path: DocumentPath) -> str:
+        """File and line of a path in the plan: ``plan.yaml, line 7``."""
+        return _where(self._file, self._node, path)
 
 
 def read_plan(file: str | Path) -> Plan:
-    """Read and check a plan. InputError tells every fault with its line, and the nearest right key."""
+    """Read and check a plan. Raises InputError with each fault's line and the nearest valid key."""
     file = Path(file)
     try:
         text = file.read_text(encoding="utf-8")
@@ -133,47 +133,47 @@ def read_plan(file: str | Path) -> Plan:
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
-        _refuse_repeats(file, node)
+        _refuse_duplicate_keys(file, node)
         document = None if node is None else loader.construct_document(node)
     except InputError:
         raise
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InputError(f"{file}, line {line}: this is no YAML, {error.problem}") from error
+        raise InputError(f"{file}, line {line}: invalid YAML, {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist, say
-        raise InputError(f"{file} is no YAML: {error}") from error
+        raise InputError(f"{file} is invalid YAML: {error}") from error
     finally:
         loader.dispose()
     if document is None:
         raise InputError(f"{file} is empty; a plan needs methods: a list of their names")
-    plan = read_document(Plan, document, lambda place: _where(file, node, place))
+    plan = read_document(Plan, document, lambda path: _where(file, node, path))
     plan._file, plan._node = file, node
     return plan
 
 
-def _refuse_repeats(file: Path, node: Any) -> None:
-    """YAML would keep the last of two equal keys and say nothing."""
+def _refuse_duplicate_keys(file: Path, node: Any) -> None:
+    """Refuse duplicate keys: the YAML loader would use the last one without a warning."""
     if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
+        lines: dict[str, int] = {}
         for key, value in node.value:
             name, line = str(key.value), key.start_mark.line + 1
-            if name in seen:
-                raise InputError(f"{file}, line {line}: {name!r} stands in line {seen[name]} already")
-            seen[name] = line
-            _refuse_repeats(file, value)
+            if name in lines:
+                raise InputError(f"{file}, line {line}: {name!r} is in line {lines[name]} already")
+            lines[name] = line
+            _refuse_duplicate_keys(file, value)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _refuse_repeats(file, item)
+            _refuse_duplicate_keys(file, item)
 
 
-def _where(file: Path, node: Any, place: DocumentPath) -> str:
+def _where(file: Path, node: Any, path: DocumentPath) -> str:
     line = 1 if node is None else node.start_mark.line + 1
-    for step in place:
+    for step in path:
         if isinstance(node, yaml.MappingNode):
-            found = next((pair for pair in node.value if pair[0].value == str(step)), None)
-            if found is None:
+            pair = next((pair for pair in node.value if pair[0].value == str(step)), None)
+            if pair is None:
                 break
-            line, node = found[0].start_mark.line + 1, found[1]
+            line, node = pair[0].start_mark.line + 1, pair[1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
             node = node.value[step]
             line = node.start_mark.line + 1
@@ -183,10 +183,10 @@ def _where(file: Path, node: Any, place: DocumentPath) -> str:
 
 
 def folder_name(label: str) -> str:
-    """A label as a folder's name: ``pgd eps=8/255`` -> ``pgd-eps=8-255``."""
+    """A label as a folder name: ``pgd eps=8/255`` -> ``pgd-eps=8-255``."""
     return re.sub(r"[^\w.=,+-]+", "-", label).strip("-.")[:100] or "unnamed"
 
 
 def setting_text(settings: dict[str, Any]) -> str:
-    """A grid's setting as a person would write it: ``eps=8/255 norm=l2``."""
+    """A setting of a grid in readable form: ``eps=8/255 norm=l2``."""
     return " ".join(f"{name}={value_text(value)}" for name, value in settings.items())

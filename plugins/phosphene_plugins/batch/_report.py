@@ -1,4 +1,4 @@
-"""What a batch gave, on one page for people and as JSON for programs."""
+"""The report of a batch: an HTML page and a JSON document."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from phosphene import MethodSpec, Result, methods
 from phosphene.images import resize
 from phosphene.results import Panel
 
-from ..pages._single_file_page import rows_of, write_page, write_whole
+from ..pages._single_file_page import panel_rows, write_page, write_text
 from ._execute_plan import Batch, Combination, Outcome
 
 FORMAT = 1
 
 
-#: A cell shows so many pictures, so large (a single one larger); the others are a click away.
-_MOST, _SIDE, _SIDE_ALONE = 12, 224, 640
+#: Images per cell of the page, their largest side in pixels, and the largest side of a single image.
+MAX_IMAGES, MAX_SIDE, MAX_SIDE_SINGLE = 12, 224, 640
 
 
 @dataclass(frozen=True)
 class Cell:
-    """An outcome on the page: some of its pictures in rows, and how many more there are."""
+    """An outcome on the page: its first panels in rows, and the number of omitted ones."""
 
     combination: Combination
     state: str
@@ -40,25 +40,25 @@ class Cell:
 
     @property
     def spec(self) -> MethodSpec:
-        """What the method says of itself."""
+        """The spec of its method."""
         return methods[self.combination.call].spec
 
 
 @dataclass
 class Section:
-    """What was made of the same pictures: those, and for each setting of a method its cells by model."""
+    """The part of the page for one set of images: the images, and a row of cells per setting of a method."""
 
-    pictures: list[Panel] = field(default_factory=list)
+    images: list[Panel] = field(default_factory=list)
     rows: dict[int, dict[str | None, Cell]] = field(default_factory=dict)
 
     @property
     def models(self) -> list[str]:
-        """The models in it."""
+        """The labels of the models in this section."""
         return list(dict.fromkeys(model for row in self.rows.values() for model in row if model is not None))
 
 
 class Report:
-    """The outcomes of a batch as they come in; of each only what is told of it is kept."""
+    """Collects the outcomes of a batch; of each result only what the report shows is stored."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -69,26 +69,26 @@ class Report:
         self._started = datetime.datetime.now(datetime.UTC)
 
     def add(self, outcome: Outcome) -> None:
-        """Take in one outcome."""
-        made, result = outcome.combination, outcome.result
+        """Add one outcome."""
+        combination, result = outcome.combination, outcome.result
         rows, more = ([], 0) if result is None else _excerpt(result)
-        section = self.sections[made.images]
-        cell = Cell(made, outcome.state, outcome.seconds, outcome.failure, rows, more)
-        section.rows.setdefault(made.row, {})[made.model] = cell
-        if made.images is not None and not section.pictures and result is not None:
-            section.pictures = _pictures(cell.spec, result)
+        section = self.sections[combination.images]
+        cell = Cell(combination, outcome.state, outcome.seconds, outcome.failure, rows, more)
+        section.rows.setdefault(combination.row, {})[combination.model] = cell
+        if combination.images is not None and not section.images and result is not None:
+            section.images = _input_panels(cell.spec, result)
         self.counts[outcome.state] += 1
         self.runs.append(_record(outcome, self.batch.out))
         if outcome.failure:
             self.failures.append(outcome)
 
-    def standing(self) -> str:
-        """How many came to which end: ``24 runs: 20 made, 3 kept, 1 failed``."""
-        ends = ", ".join(f"{count} {state}" for state, count in self.counts.items())
-        return f"{self.counts.total()} runs: {ends}"
+    def summary(self) -> str:
+        """The number of runs by state: ``24 runs: 20 completed, 3 reused, 1 failed``."""
+        states = ", ".join(f"{count} {state}" for state, count in self.counts.items())
+        return f"{self.counts.total()} runs: {states}"
 
     def document(self) -> dict[str, Any]:
-        """All that programs may want to know; folders are told from the report's own."""
+        """The JSON report; folders are relative to the report's folder."""
         batch, now = self.batch, datetime.datetime.now(datetime.UTC)
         return {
             "format": FORMAT,
@@ -102,64 +102,66 @@ class Report:
         }
 
     def write(self) -> Path:
-        """Write ``report.json`` and ``report.html``, each when it is whole; where the page is."""
+        """Write ``report.json`` and ``report.html`` atomically; returns the path of the page."""
         page, document = self.batch.out / "report.html", self.document()
         page.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(page.with_suffix(".json"), json.dumps(document, indent=2, ensure_ascii=False))
-        shown = {label: section for label, section in self.sections.items() if section.rows}
-        values = {"report": self, "sections": shown, "plan": self.batch.plan, "document": document}
+        write_text(page.with_suffix(".json"), json.dumps(document, indent=2, ensure_ascii=False))
+        sections = {label: section for label, section in self.sections.items() if section.rows}
+        values = {"report": self, "sections": sections, "plan": self.batch.plan, "document": document}
         write_page(page, "phosphene_plugins.batch", "report.html.j2", **values)
         return page
 
 
 def _excerpt(result: Result) -> tuple[list[list[Panel]], int]:
-    """The pictures that a cell shows: what the method made, else whole rows; and how many are left out."""
-    rows = rows_of(result)
-    every = [panel for row in rows for panel in row]
-    if made := [panel for panel in every if panel.is_output]:
-        shown = made[:_MOST]
-        rows = [shown[start : start + 4] for start in range(0, len(shown), 4)]
-        return _small(rows), len(made) - len(shown)
-    count = max(1, _MOST // max(map(len, rows)))
-    return _small(rows[:count]), len(every) - sum(map(len, rows[:count]))
+    """The panels of a cell (outputs of the method, else complete rows), and the number of omitted ones."""
+    rows = panel_rows(result)
+    panels = [panel for row in rows for panel in row]
+    if outputs := [panel for panel in panels if panel.is_output]:
+        first = outputs[:MAX_IMAGES]
+        rows = [first[start : start + 4] for start in range(0, len(first), 4)]
+        return _shrink_rows(rows), len(outputs) - len(first)
+    count = max(1, MAX_IMAGES // max(map(len, rows)))
+    return _shrink_rows(rows[:count]), len(panels) - sum(map(len, rows[:count]))
 
 
-def _pictures(spec: MethodSpec, result: Result) -> list[Panel]:
-    """Some of the pictures that a method was given."""
-    shown = spec.input("images")
-    given = result.inputs.get(shown.name) if shown else None
-    return _small([[Panel(image) for image in given[:_MOST]]])[0] if isinstance(given, Tensor) else []
+def _input_panels(spec: MethodSpec, result: Result) -> list[Panel]:
+    """The first input images of a method."""
+    declared = spec.input("images")
+    images = result.inputs.get(declared.name) if declared else None
+    if not isinstance(images, Tensor):
+        return []
+    return _shrink_rows([[Panel(image) for image in images[:MAX_IMAGES]]])[0]
 
 
-def _small(rows: Sequence[Sequence[Panel]]) -> list[list[Panel]]:
-    """Panels no larger than a page needs them."""
-    most = _SIDE_ALONE if sum(map(len, rows)) == 1 else _SIDE
-    return [[_shrunk(panel, most) for panel in row] for row in rows]
+def _shrink_rows(rows: Sequence[Sequence[Panel]]) -> list[list[Panel]]:
+    """Rows of panels, reduced to the size at which the page shows them."""
+    max_side = MAX_SIDE_SINGLE if sum(map(len, rows)) == 1 else MAX_SIDE
+    return [[_shrink(panel, max_side) for panel in row] for row in rows]
 
 
-def _shrunk(panel: Panel, most: int) -> Panel:
+def _shrink(panel: Panel, max_side: int) -> Panel:
     sides = panel.image.shape[1:]
-    if max(sides) <= most:
+    if max(sides) <= max_side:
         return panel
-    height, width = (max(1, round(side * most / max(sides))) for side in sides)
+    height, width = (max(1, round(side * max_side / max(sides))) for side in sides)
     return Panel(resize(panel.image, (height, width)), panel.title, panel.is_output)
 
 
 def _record(outcome: Outcome, out: Path) -> dict[str, Any]:
-    """An outcome for programs."""
-    made, result = outcome.combination, outcome.result
-    forward, backward = made.passes or (None, None)
-    how = result.provenance if result else None
+    """An outcome as an entry of the JSON report."""
+    combination, result = outcome.combination, outcome.result
+    forward, backward = combination.passes or (None, None)
+    provenance = result.provenance if result else None
     return {
-        "method": made.method,
-        "model": made.model,
-        "images": made.images,
+        "method": combination.method,
+        "model": combination.model,
+        "images": combination.images,
         "state": outcome.state,
         "error": outcome.failure or None,
-        "folder": made.folder.relative_to(out).as_posix(),
+        "folder": combination.folder.relative_to(out).as_posix(),
         "forward": forward,
         "backward": backward,
         "seconds": outcome.seconds,
         "lines": result.lines() if result else [],
-        "provenance": how.model_dump(mode="json") if how else None,
+        "provenance": provenance.model_dump(mode="json") if provenance else None,
     }

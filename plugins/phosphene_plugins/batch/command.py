@@ -1,4 +1,4 @@
-"""``phosphene batch``: the command that carries out a plan. Torch is imported when it runs, not before."""
+"""The command ``phosphene batch``, which executes a plan. Torch is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ if TYPE_CHECKING:
 
     from ._execute_plan import Outcome
 
-_COLOURS = {"made": "green", "kept": "dim", "failed": "red"}
+_COLORS = {"completed": "green", "reused": "dim", "failed": "red"}
 
 
 def batch(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan in YAML: models, images and methods.")],
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="YAML file with models, images and methods.")],
     out: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="For results and report (default: as the plan has it)."),
+        typer.Option(metavar="FOLDER", help="Output folder (default: the plan's)."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would run, at what cost.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON, and nothing else.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and their cost, and stop.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     events: Annotated[
-        bool, typer.Option("--events", help="Progress as JSON lines on standard error, instead of bars.")
+        bool, typer.Option("--events", help="Progress as JSON lines on standard error.")
     ] = False,
 ) -> None:
-    """Run every method of a plan on every model and picture, and make one report.
+    """Run every method of a plan on every model and image, and write one report.
 
-    What is done already is kept, so that an interrupted or extended plan goes on where it was.
+    Saved results of the same run are reused, so an interrupted or extended plan resumes.
     """
     from tqdm.auto import tqdm
 
@@ -48,62 +50,67 @@ def batch(
     from ._report import Report
 
     console = Console(stderr=as_json, soft_wrap=True)
-    asked = read_plan(plan)
-    work = open_batch(asked, Path(out or asked.out or f"phosphene-out/{plan.stem}"))
+    parsed = read_plan(plan)
+    work = open_batch(parsed, Path(out or parsed.out or f"phosphene-out/{plan.stem}"))
     report, runs = Report(work), len(work.combinations)
-    # Whatever a method prints, standard output holds one answer.
+    # With --json, standard output holds the report only, whatever a method prints.
     with (
-        report_progress(_tell if events else None),
+        report_progress(_print_event if events else None),
         redirect_stdout(sys.stderr) if as_json else nullcontext(),
     ):
         try:
-            for outcome in progress_bar(work.outcomes(dry=dry_run), plan.name, runs, note=report.standing):
+            for outcome in progress_bar(work.outcomes(dry=dry_run), plan.name, runs, note=report.summary):
                 report.add(outcome)
                 if not dry_run:
-                    with tqdm.external_write_mode():  # a bar that is being drawn makes room
+                    with (
+                        tqdm.external_write_mode()
+                    ):  # so that the progress bar is not interleaved with the line
                         console.print(_line(outcome, f"{report.counts.total()}/{runs}"))
         except KeyboardInterrupt:
-            done = f"{report.counts.total()} of {runs} runs are done and stay"
-            print(f"\nstopped: {done}; the same command goes on from there", file=sys.stderr)
+            done = f"{report.counts.total()} of {runs} runs are saved"
+            print(f"\nstopped: {done}; the same command resumes", file=sys.stderr)
             raise
         if dry_run:
-            _foretell(console, report.runs)
+            _print_dry_run(console, report.runs)
         page = None if dry_run else report.write()
     if as_json:
         print(json.dumps(report.document(), indent=2, ensure_ascii=False))
     elif page is not None:
-        print(report.standing(), page.resolve().as_uri(), sep="\n")
+        print(report.summary(), page.resolve().as_uri(), sep="\n")
     if report.counts["failed"]:
         raise typer.Exit(1)
 
 
-def _tell(event: ProgressEvent) -> None:
+def _print_event(event: ProgressEvent) -> None:
     print(event.as_json(), file=sys.stderr, flush=True)
 
 
 def _line(outcome: Outcome, count: str) -> Text:
-    colour = _COLOURS[outcome.state]
-    told = f"{outcome.seconds:7.1f} s  ", "dim"
-    state = f"{outcome.state:7}", colour
-    line = Text.assemble((f"{count:>9}", "dim"), told, state, str(outcome.combination))
-    return line.append(f": {outcome.failure}", colour) if outcome.failure else line
+    color = _COLORS[outcome.state]
+    seconds = f"{outcome.seconds:7.1f} s  ", "dim"
+    state = f"{outcome.state:11}", color
+    line = Text.assemble((f"{count:>9}", "dim"), seconds, state, str(outcome.combination))
+    return line.append(f": {outcome.failure}", color) if outcome.failure else line
 
 
-def _foretell(console: Console, runs: list[dict[str, Any]]) -> None:
-    """What would run, and how many images that sends through the models."""
+def _print_dry_run(console: Console, runs: list[dict[str, Any]]) -> None:
+    """Print the combinations, their state and their cost in images forward and backward."""
     table = Table("", "method", "model", "images", box=None, header_style="bold", padding=(0, 3, 0, 0))
     for heading in ("forward", "backward"):
         table.add_column(heading, justify="right")
     for run in runs:
-        passes = ("?" if run[way] is None else f"{run[way]:,}" for way in ("forward", "backward"))
+        passes = (
+            "?" if run[direction] is None else f"{run[direction]:,}" for direction in ("forward", "backward")
+        )
         table.add_row(*(run[key] or "" for key in ("state", "method", "model", "images")), *passes)
     console.print(table)
-    coming = [run for run in runs if run["state"] == "to run"]
-    told = [run for run in coming if run["forward"] is not None]
-    forward, backward = (sum(run[way] for run in told) for way in ("forward", "backward"))
-    silent = f", and {len(coming) - len(told)} runs that do not say" if len(coming) > len(told) else ""
-    cost = f"{forward:,} images forward, {backward:,} backward{silent}"
-    console.print(f"{len(coming)} of {len(runs)} runs to do: {cost}")
+    pending = [run for run in runs if run["state"] == "pending"]
+    with_cost = [run for run in pending if run["forward"] is not None]
+    forward, backward = (sum(run[direction] for run in with_cost) for direction in ("forward", "backward"))
+    unknown = len(pending) - len(with_cost)
+    rest = f", and {unknown} runs of unknown cost" if unknown else ""
+    cost = f"{forward:,} images forward, {backward:,} backward{rest}"
+    console.print(f"{len(pending)} of {len(runs)} runs to do: {cost}")
 
 
 @hookimpl

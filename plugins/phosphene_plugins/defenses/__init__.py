@@ -1,1 +1,1 @@
-"""Making models harder to fool, and proving how hard."""
+"""Defenses: input transforms, adversarial and certified training, and certificates of robustness."""

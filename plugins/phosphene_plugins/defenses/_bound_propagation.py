@@ -1,4 +1,4 @@
-"""Something else than activations carried through a network's own code: boxes of them, or their bounds."""
+"""Bound propagation: tensor-like objects that carry bounds on activations through a network's own code."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from torch import Tensor
 
 from phosphene import Model, ModelError
 
-#: ``rule(func, carried, ...)``: what the operation ``func`` does to it; the others as given.
+#: ``rule(func, bounds, ...)``: the bounds after the operation ``func``, with its other arguments.
 Rule = Callable[..., Any]
 
 
-class NoRule(ModelError, AttributeError):
-    """An operation that the proof knows nothing of."""
+class UnsupportedOperation(ModelError, AttributeError):
+    """An operation without a propagation rule."""
 
 
-class Carried:
-    """In the place of a tensor: every operation on it is looked up by name, and refused where none is known.
+class BoundTensor:
+    """Bounds on a tensor, passed through a network in its place.
 
-    Modules, functions, methods and operators all obey, since torch itself asks; no module is touched. A
-    subclass brings its ``rules`` and ``what`` they are about.
+    Every torch operation on it is looked up in ``rules`` by name and refused where there is none. Modules,
+    functions, methods and operators all arrive here through ``__torch_function__``, so no module is changed.
+    A subclass defines ``rules``, ``description`` (for error messages), ``example_tensor`` and ``clone``.
     """
 
-    what: ClassVar[str]
+    description: ClassVar[str]
     rules: ClassVar[Mapping[str, Rule]]
 
-    def representative(self) -> Tensor:
-        """A tensor of the shape, precision and device of what this stands for."""
+    def example_tensor(self) -> Tensor:
+        """A tensor with the shape, dtype and device of the bounded one."""
         raise NotImplementedError
 
     def clone(self) -> Self:
-        """Another with tensors of its own."""
+        """A copy that shares no memory."""
         raise NotImplementedError
 
     @classmethod
@@ -43,7 +44,7 @@ class Carried:
         name = getattr(func, "__name__", str(func))
         rule = cls.rules.get(name.strip("_"))
         if rule is None:
-            raise NoRule(f"{cls.what} have no rule for {name}, which this network uses")
+            raise UnsupportedOperation(f"{cls.description} have no rule for {name}, which this network uses")
         in_place = kwargs.get("inplace", False) or (name.endswith("_") and not name.endswith("__"))
         if not in_place:
             return rule(func, *args, **kwargs)
@@ -53,7 +54,9 @@ class Carried:
 
     def __getattr__(self, name: str) -> Any:
         if name.strip("_") not in self.rules or name.startswith("__"):
-            raise NoRule(f"{self.what} have no rule for .{name}, which this network uses")
+            raise UnsupportedOperation(
+                f"{self.description} have no rule for .{name}, which this network uses"
+            )
         return partial(self._operate, getattr(torch.Tensor, name))
 
     def _operate(self, func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -78,21 +81,21 @@ class Carried:
     def __truediv__(self, other: Any) -> Any:
         return self._operate(torch.div, other)
 
-    def __getitem__(self, place: Any) -> Any:
-        return self._operate(torch.Tensor.__getitem__, place)
+    def __getitem__(self, index: Any) -> Any:
+        return self._operate(torch.Tensor.__getitem__, index)
 
     def __len__(self) -> int:
-        return len(self.representative())
+        return len(self.example_tensor())
 
-    shape = property(lambda self: self.representative().shape)
-    ndim = property(lambda self: self.representative().ndim)
-    dtype = property(lambda self: self.representative().dtype)
-    device = property(lambda self: self.representative().device)
-    requires_grad = property(lambda self: self.representative().requires_grad)
+    shape = property(lambda self: self.example_tensor().shape)
+    ndim = property(lambda self: self.example_tensor().ndim)
+    dtype = property(lambda self: self.example_tensor().dtype)
+    device = property(lambda self: self.example_tensor().device)
+    requires_grad = property(lambda self: self.example_tensor().requires_grad)
 
     def register_hook(self, hook: Callable[[Tensor], Any]) -> Any:
         """As of a tensor: called with its gradient."""
-        return self.representative().register_hook(hook)
+        return self.example_tensor().register_hook(hook)
 
     def size(self, axis: int | None = None) -> Any:
         """As of a tensor."""
@@ -103,35 +106,41 @@ class Carried:
         return len(self.shape)
 
 
-def carry(model: Model, carried: Carried) -> Any:
-    """What the network makes of it: the logits' stand-in. ModelError for a defended model."""
+def propagate(model: Model, inputs: BoundTensor) -> Any:
+    """The bounds on the logits for bounds on the normalized pixels.
+
+    Raises ModelError for a model behind a defense, an operation without a rule, and a network whose output
+    holds no logits (N, K).
+    """
     if model.defenses:
         raise ModelError(
-            f"{carried.what} have no rule for what stands before this model ({model.name}): ask the bare one"
+            f"{inputs.description} have no rule for the defense before this model ({model.name}): use the "
+            "undefended model"
         )
-    found = next(_within(model.module(carried), type(carried)), None)
-    if found is None:
-        raise ModelError(f"{model.name} gives no logits that {carried.what} could be read from")
-    return found
+    logits = next(_find_logits(model.module(inputs), type(inputs)), None)
+    if logits is None:
+        raise ModelError(f"{model.name} returns no logits that {inputs.description} could be read from")
+    return logits
 
 
-def _within(output: Any, kind: type[Carried]) -> Iterator[Carried]:
+def _find_logits(output: Any, kind: type[BoundTensor]) -> Iterator[BoundTensor]:
+    """All bounds on (N, K) in a tensor, tuple, mapping or object with ``logits``."""
     if isinstance(output, kind) and output.dim() == 2:
         yield output
     elif isinstance(output, (list, tuple, Mapping)) or hasattr(output, "logits"):
         parts = output.values() if isinstance(output, Mapping) else output
         for part in [output.logits] if hasattr(output, "logits") else parts:
-            yield from _within(part, kind)
+            yield from _find_logits(part, kind)
 
 
-def undropped(func: Any, carried: Carried, p: float = 0.5, training: bool = True, **_: Any) -> Carried:
-    """The rule for dropout: it does nothing in eval mode, and a random network proves nothing."""
+def dropout_rule(func: Any, x: BoundTensor, p: float = 0.5, training: bool = True, **_: Any) -> BoundTensor:
+    """The identity in eval mode. Dropout that stays active is refused: its output is random."""
     if training and p > 0:
-        raise NoRule(f"{carried.what} have no rule for dropout that goes on in eval mode")
-    return carried
+        raise UnsupportedOperation(f"{x.description} have no rule for dropout that is active in eval mode")
+    return x
 
 
 def batch_norm_scale(running_var: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """What a batch norm in eval mode multiplies each channel by."""
+    """The factor of each channel in a batch norm in eval mode."""
     scale = (running_var + eps).rsqrt()
     return scale if weight is None else scale * weight

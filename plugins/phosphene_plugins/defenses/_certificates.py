@@ -1,4 +1,4 @@
-"""Radii within which an answer is proven to stay, and how they are shown."""
+"""``Certificates``: predictions with the radius within which each is proven not to change."""
 
 from __future__ import annotations
 
@@ -9,35 +9,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phosphene import Result
+from phosphene import Model, Result
 from phosphene.images import charts, resize
 from phosphene.results import Panel
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
-#: The most pictures beside the curve.
-_SHOWN = 12
-
-
-def rounded_down(radius: Tensor, like: Tensor) -> Tensor:
-    """A radius in another tensor's precision, never more than it was."""
-    found = radius.to(like)
-    return torch.where(found.double() > radius, torch.nextafter(found, torch.zeros_like(found)), found)
+#: The most images beside the curve.
+_FIGURE_IMAGES = 12
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Certificates(Result):
-    """How far around each image the answer is proven to stay.
+    """Predictions with certified radii.
 
-    ``images`` (N, C, H, W) in [0, 1]; ``labels`` (N,) the answers, ``names`` what they are called; ``radius``
-    (N,) how far, in ``norm`` and pixel units, 0 where nothing is proven; ``abstained`` (N,) where that is so.
-    ``share`` (N,) of the votes that the answer got, where there was a vote. The proof is about
-    ``subject``: the model itself, or what was made of it.
+    ``images`` (N, C, H, W) in [0, 1]; ``labels`` (N,) the predicted classes, ``names`` their names;
+    ``radius`` (N,) in ``norm`` and pixel units, 0 where nothing is proven; ``abstained`` (N,) bool, where
+    no prediction is made or proven. ``vote_share`` (N,) the share of the votes for the prediction, None
+    without votes. ``subject`` is the classifier that the proof is about: the model itself, or one derived
+    from it.
     """
 
-    per_image: ClassVar[tuple[str, ...]] = ("images", "labels", "names", "radius", "abstained", "share")
+    per_image: ClassVar[tuple[str, ...]] = ("images", "labels", "names", "radius", "abstained", "vote_share")
 
     images: Tensor
     labels: Tensor
@@ -46,18 +41,43 @@ class Certificates(Result):
     abstained: Tensor
     norm: Literal["l2", "linf"]
     subject: str
-    share: Tensor | None = None
+    vote_share: Tensor | None = None
+
+    @classmethod
+    def build(
+        cls,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        radius: Tensor,
+        *,
+        norm: Literal["l2", "linf"],
+        subject: str,
+        abstained: Tensor | None = None,
+        vote_share: Tensor | None = None,
+    ) -> Certificates:
+        """Certificates of radii (N,) in double precision; default of ``abstained``: where the radius is 0."""
+        return cls(
+            images=images,
+            labels=labels,
+            names=tuple(map(model.class_name, labels.tolist())),
+            radius=_round_down(radius, images),
+            abstained=radius == 0 if abstained is None else abstained,
+            norm=norm,
+            subject=subject,
+            vote_share=vote_share,
+        )
 
     def panels(self) -> list[list[Panel]]:
-        return [[Panel(image, self._told(n), is_output=True)] for n, image in enumerate(self.images)]
+        return [[Panel(image, self._title(n), is_output=True)] for n, image in enumerate(self.images)]
 
-    def _told(self, n: int) -> str:
-        told = "abstains" if self.abstained[n] else f"{self.norm} {float(self.radius[n]):.3g}"
-        return f"{self.names[n]}: {told}"
+    def _title(self, n: int) -> str:
+        outcome = "abstains" if self.abstained[n] else f"{self.norm} {float(self.radius[n]):.3g}"
+        return f"{self.names[n]}: {outcome}"
 
     def figure(self) -> Figure:
-        """The images with their radii, and beside them how many answers are proven up to which radius."""
-        chosen = charts.evenly_spaced(len(self.images), _SHOWN)
+        """The images with their radii, and the share of predictions proven at each radius."""
+        chosen = charts.evenly_spaced(len(self.images), _FIGURE_IMAGES)
         columns = min(4, len(chosen))
         rows = -(-len(chosen) // columns)
         figure = charts.new_figure(max(3.0, 1.35 * rows))
@@ -69,14 +89,24 @@ class Certificates(Result):
         panels = self.panels()
         for axis, n in zip(axes, chosen, strict=False):
             charts.show_image(axis, resize(panels[n][0].image, (96, 96)).clamp(0, 1), panels[n][0].title)
+        self._plot_certified_share(right.subplots())
+        return figure
+
+    def _plot_certified_share(self, axes: Axes) -> None:
+        """A step down at each image's radius: proven at r are those whose radius is at least r."""
         radii = np.sort(self.radius[~self.abstained].double().cpu().numpy())
-        curve = right.subplots()
-        # A step down at each image's radius: proven at r are those whose radius is r or more.
         shares = (len(radii) - np.arange(len(radii) + 1)) / len(self.images)
         ends = [0.0, *radii, 1.1 * radii[-1] if len(radii) and radii[-1] > 0 else 1.0]
-        curve.stairs(shares, ends, baseline=None, linewidth=2)
-        curve.set(ylim=(0, 1.05), xlim=(0, ends[-1]), xlabel=f"radius ({self.norm})")
-        curve.set_ylabel("share of answers proven")
-        curve.set_title(self.subject, fontsize=8, loc="left")
-        curve.spines[["top", "right"]].set_visible(False)
-        return figure
+        axes.stairs(shares, ends, baseline=None, linewidth=2)
+        axes.set(ylim=(0, 1.05), xlim=(0, ends[-1]), xlabel=f"radius ({self.norm})")
+        axes.set_ylabel("share of predictions proven")
+        axes.set_title(self.subject, fontsize=8, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+
+
+def _round_down(radius: Tensor, like: Tensor) -> Tensor:
+    """A radius in another tensor's dtype, never larger: a rounded-up radius would not be proven."""
+    rounded = radius.to(like)
+    return torch.where(
+        rounded.double() > radius, torch.nextafter(rounded, torch.zeros_like(rounded)), rounded
+    )

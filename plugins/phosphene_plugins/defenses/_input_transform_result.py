@@ -1,4 +1,4 @@
-"""What a change of the pixels before a model does to its answers: what input transforms share."""
+"""``DefendedImages``: images before and after an input transform, with the model's predictions on both."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 from phosphene import Model, Result
 from phosphene.results import Panel
 
-#: Pictures (N, C, H, W) in [0, 1] to pictures of the same shape, each for itself.
-Change: TypeAlias = Callable[[Tensor], Tensor]
+#: From images (N, C, H, W) in [0, 1] to images of the same shape, each transformed independently.
+Transform: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DefendedImages(Result):
-    """Images, what a defence makes of them, and what the model says of both.
+    """Images, the images after a defense, and the predictions on both.
 
     ``images``, ``transformed`` (N, C, H, W) in [0, 1]; ``before``, ``after`` (N,) the classes predicted
-    without and with the defence, ``confidence_before``, ``confidence_after`` (N,) their probabilities,
-    ``names_before``, ``names_after`` what they are called.
+    without and with the defense, ``confidence_before``, ``confidence_after`` (N,) their probabilities,
+    ``names_before``, ``names_after`` their names.
     """
 
     per_image: ClassVar[tuple[str, ...]] = (
@@ -44,18 +44,18 @@ class DefendedImages(Result):
         groups = []
         for n, (image, transformed) in enumerate(zip(self.images, self.transformed, strict=True)):
             before = f"{self.names_before[n]} {self.confidence_before[n]:.0%}"
-            after = f"seen: {self.names_after[n]} {self.confidence_after[n]:.0%}"
-            seen = Panel(transformed, after, is_output=True)
-            groups.append([Panel(image, before), seen, Panel.difference(image, transformed)])
+            after = f"defended: {self.names_after[n]} {self.confidence_after[n]:.0%}"
+            output = Panel(transformed, after, is_output=True)
+            groups.append([Panel(image, before), output, Panel.difference(image, transformed)])
         return groups
 
 
-def compared(model: Model, images: Tensor, change: Change) -> DefendedImages:
-    """The model's answers to the images as they are and as ``change`` makes them."""
-    transformed = change(images)
-    said: dict[str, Any] = {}
-    for when, pictures in (("before", images), ("after", transformed)):
+def compare_predictions(model: Model, images: Tensor, transform: Transform) -> DefendedImages:
+    """The model's predictions on the images and on the transformed images."""
+    transformed = transform(images)
+    fields: dict[str, Any] = {}
+    for when, batch in (("before", images), ("after", transformed)):
         with torch.no_grad():
-            said[f"confidence_{when}"], said[when] = model(pictures).softmax(1).max(1)
-        said[f"names_{when}"] = tuple(map(model.class_name, said[when].tolist()))
-    return DefendedImages(images=images, transformed=transformed, **said)
+            fields[f"confidence_{when}"], fields[when] = model(batch).softmax(1).max(1)
+        fields[f"names_{when}"] = tuple(map(model.class_name, fields[when].tolist()))
+    return DefendedImages(images=images, transformed=transformed, **fields)

@@ -1,4 +1,4 @@
-"""Layers that lengthen nothing: weights that are trained freely and used divided by their norm."""
+"""Layers of unit spectral norm: weights that are trained freely and used divided by their norm."""
 
 from __future__ import annotations
 
@@ -13,66 +13,70 @@ from torch.nn.utils.parametrize import register_parametrization, remove_parametr
 from phosphene import Model, ModelError
 
 from ._bound_propagation import batch_norm_scale
-from .lipschitz import bound_of, spectral_norm
+from .lipschitz import lipschitz_bound, spectral_norm
 
-Layers = Literal["spectral", "orthogonal"]
+LayerKind = Literal["spectral", "orthogonal"]
+
+#: Power iterations from a random vector, before the training; every step of a training adds one.
+_INITIAL_ITERATIONS = 10
 
 
-#: Rounds of power iteration at the beginning, from a random map on; each step of a training adds one.
-_ROUNDS = 10
+class SpectralNormalization(nn.Module):
+    """W / |W|_2 of a convolution on feature maps of ``size``, or of a linear layer (as a 1x1 convolution).
 
-
-class Spectral(nn.Module):
-    """W / |W|_2 of a convolution on maps of ``size``, or of a linear layer (on maps of one place).
-
-    |W|_2 is what ``lipschitz`` counts, the norm on a torus. In a training it is estimated by power iteration,
-    and the gradient goes through the estimate |W v| (Miyato et al. 2018, section 2.1); ``settle`` finds it
-    exactly, and what the estimate lacked then is added from there on.
+    |W|_2 is the bound that ``lipschitz`` uses, the norm on a torus. During training it is estimated by
+    power iteration, and the gradient passes through the estimate |W v| (Miyato et al. 2018, section 2.1).
+    ``calibrate`` computes it exactly and multiplies the estimate by the missing factor from then on.
     """
 
-    direction: Tensor
-    lacking: Tensor
+    singular_vector: Tensor
+    correction: Tensor
 
-    def __init__(self, part: nn.Conv2d | nn.Linear, size: tuple[int, int]) -> None:
+    def __init__(self, layer: nn.Conv2d | nn.Linear, size: tuple[int, int]) -> None:
         super().__init__()
-        weight, self.size = _kernel(part.weight), size
-        self.how: dict[str, Any] = {"dilation": (1, 1), "groups": 1}
-        if isinstance(part, nn.Conv2d):
-            self.how = {"dilation": part.dilation, "groups": part.groups}
-        inputs = weight.shape[1] * self.how["groups"]
-        high, wide = (d * (n - 1) for d, n in zip(self.how["dilation"], weight.shape[2:], strict=True))
-        self.around = (0, wide, 0, high)
-        start = torch.randn(1, inputs, size[0] + high, size[1] + wide, generator=Generator().manual_seed(0))
-        self.register_buffer("direction", (start / start.norm()).to(weight))
-        self.register_buffer("lacking", weight.new_ones(()))
+        weight, self.size = _as_kernel(layer.weight), size
+        self.conv_options: dict[str, Any] = {"dilation": (1, 1), "groups": 1}
+        if isinstance(layer, nn.Conv2d):
+            self.conv_options = {"dilation": layer.dilation, "groups": layer.groups}
+        dilation, groups = self.conv_options["dilation"], self.conv_options["groups"]
+        bottom, right = (d * (n - 1) for d, n in zip(dilation, weight.shape[2:], strict=True))
+        self.padding = (0, right, 0, bottom)
+        shape = 1, weight.shape[1] * groups, size[0] + bottom, size[1] + right
+        vector = torch.randn(shape, generator=Generator().manual_seed(0))
+        self.register_buffer("singular_vector", (vector / vector.norm()).to(weight))
+        self.register_buffer("correction", weight.new_ones(()))
 
     def _estimate(self, weight: Tensor, v: Tensor) -> Tensor:
-        return F.conv2d(F.pad(v, self.around, mode="circular"), _kernel(weight), **self.how).norm()
+        """|W v|."""
+        padded = F.pad(v, self.padding, mode="circular")
+        return F.conv2d(padded, _as_kernel(weight), **self.conv_options).norm()
 
-    def iterate(self, weight: Tensor) -> None:
-        """v <- W' W v, of length 1."""
+    def power_iteration(self, weight: Tensor) -> None:
+        """v <- W' W v / |W' W v|."""
         with torch.enable_grad():
-            v = self.direction.clone().requires_grad_()
-            (turned,) = torch.autograd.grad(self._estimate(weight.detach(), v).square(), v)
-        if turned.any():
-            self.direction.copy_(turned / turned.norm())
+            v = self.singular_vector.clone().requires_grad_()
+            (product,) = torch.autograd.grad(self._estimate(weight.detach(), v).square(), v)
+        if product.any():
+            self.singular_vector.copy_(product / product.norm())
 
-    def settle(self, weight: Tensor) -> float:
-        """The exact norm."""
-        exact = spectral_norm(_kernel(weight), self.size, **self.how)
-        self.lacking.fill_(exact / (float(self._estimate(weight.detach(), self.direction)) or 1.0))
+    def calibrate(self, weight: Tensor) -> float:
+        """Set the correction so that the norm is exact, and return that norm."""
+        exact = spectral_norm(_as_kernel(weight), self.size, **self.conv_options)
+        estimate = float(self._estimate(weight.detach(), self.singular_vector)) or 1.0
+        self.correction.fill_(exact / estimate)
         return exact
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight / (self.lacking * self._estimate(weight, self.direction))
+        return weight / (self.correction * self._estimate(weight, self.singular_vector))
 
 
-def _kernel(weight: Tensor) -> Tensor:
+def _as_kernel(weight: Tensor) -> Tensor:
+    """(O, I, h, w); the weight of a linear layer as a 1x1 kernel."""
     return weight if weight.dim() == 4 else weight[..., None, None]
 
 
 class Orthogonal(nn.Module):
-    """The Q of the weight as a matrix (O, I h w) of each group: orthonormal rows, or columns if fewer."""
+    """The Q factor of each group's weight as a matrix (O, I h w): orthonormal rows, or columns if fewer."""
 
     def __init__(self, groups: int) -> None:
         super().__init__()
@@ -80,34 +84,35 @@ class Orthogonal(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         matrix = weight.flatten(1).unflatten(0, (self.groups, -1))
-        wide = matrix.shape[1] < matrix.shape[2]
-        q, r = torch.linalg.qr(matrix.mT if wide else matrix)
+        is_wide = matrix.shape[1] < matrix.shape[2]
+        q, r = torch.linalg.qr(matrix.mT if is_wide else matrix)
+        # A positive diagonal of R makes the factorization unique, so Q keeps the signs of the weight.
         q = q * (1 - 2 * (r.diagonal(dim1=1, dim2=2) < 0).to(q))[:, None]
-        return (q.mT if wide else q).reshape(weight.shape)
+        return (q.mT if is_wide else q).reshape(weight.shape)
 
 
-class Diagonal(nn.Module):
-    """The weight of a batch norm, divided by the largest factor that it multiplies a channel by."""
+class BatchNormNormalization(nn.Module):
+    """The weight of a batch norm divided by its spectral norm, the largest factor of a channel."""
 
-    factors: Tensor
+    scale: Tensor
 
-    def __init__(self, part: nn.BatchNorm2d) -> None:
+    def __init__(self, layer: nn.BatchNorm2d) -> None:
         super().__init__()
-        self.register_buffer("factors", batch_norm_scale(part.running_var, None, part.eps))  # type: ignore[arg-type]
+        self.register_buffer("scale", batch_norm_scale(layer.running_var, None, layer.eps))  # type: ignore[arg-type]
 
-    def iterate(self, weight: Tensor) -> None:
-        """Nothing is estimated."""
+    def power_iteration(self, weight: Tensor) -> None:
+        """Nothing: the norm is computed exactly in every pass."""
 
-    def settle(self, weight: Tensor) -> float:
-        """The exact norm."""
-        return float((weight.detach() * self.factors).abs().max())
+    def calibrate(self, weight: Tensor) -> float:
+        """The norm."""
+        return float((weight.detach() * self.scale).abs().max())
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight / (weight * self.factors).abs().max()
+        return weight / (weight * self.scale).abs().max()
 
 
-class Scaled(nn.Module):
-    """The bias times a number, which the activations it is added to were multiplied by."""
+class ScaledBias(nn.Module):
+    """A bias times a constant, by which the activations it is added to were multiplied."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -117,75 +122,85 @@ class Scaled(nn.Module):
         return self.scale * bias
 
 
-class UnitNorms:
-    """A network's layers with weights, in the order they run in, held to the norm 1 until ``release``.
+class UnitNormLayers:
+    """Parametrizes a network's layers with weights so that each has spectral norm 1, until ``release``.
 
-    ``before`` is the bound (``lipschitz``) of the network as it was, ``bound`` that with all norms 1: what
-    the pixels' normalisation, pooling and branches leave. Biases are scaled with the weights, so that a
-    plain chain of layers and ReLUs still says what it said, and learned in their old units. ModelError for
-    what has no bound, and for a layer that is all zero or has no single norm.
+    ``layers`` are the parametrized ones in the order of the forward pass. ``initial_bound`` is the
+    Lipschitz bound (``lipschitz``) of the network before, ``bound`` the one with all norms 1: the factor of
+    the pixels' normalization, pooling and branches. Biases are scaled with the weights, so that a chain of
+    layers and ReLUs still predicts the same classes, and are trained in their old units.
+
+    Raises ModelError for an operation without a bound, a layer whose weights are all zero, and a layer that
+    runs on feature maps of two sizes, which has two norms.
     """
 
-    def __init__(self, model: Model, images: Tensor, layers: Layers) -> None:
-        names = {part: name for name, part in model.module.named_modules()}
+    def __init__(self, model: Model, images: Tensor, kind: LayerKind) -> None:
+        names = {module: name for name, module in model.module.named_modules()}
         sizes: dict[Any, tuple[int, int]] = {}
 
-        def ran(part: nn.Module, args: tuple[Any, ...]) -> None:
-            height, width = args[0].shape[-2:] if isinstance(part, nn.Conv2d) else (1, 1)
-            if sizes.setdefault(part, (height, width)) != (height, width):
-                raise ModelError(f"{names[part]} in {model.name} runs on maps of two sizes: it has two norms")
+        def record_size(layer: nn.Module, args: tuple[Any, ...]) -> None:
+            height, width = args[0].shape[-2:] if isinstance(layer, nn.Conv2d) else (1, 1)
+            if sizes.setdefault(layer, (height, width)) != (height, width):
+                raise ModelError(
+                    f"{names[layer]} in {model.name} runs on maps of two sizes: it has two norms"
+                )
 
         with ExitStack() as hooks:
-            for part in model.module.modules():
-                if isinstance(part, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)) and part.weight is not None:
-                    hooks.callback(part.register_forward_pre_hook(ran).remove)
-            self.before = bound_of(model, images)
-        self.parts, scale = list(sizes), 1.0
-        for part, size in sizes.items():
-            is_norm = isinstance(part, nn.BatchNorm2d)
-            made = Diagonal(part) if is_norm else Spectral(part, size)
-            if not (norm := made.settle(part.weight)):
-                where = f"{names[part]} in {model.name}"
-                raise ModelError(f"the weights of {where} are all zero, which no norm can divide")
-            if is_norm:
-                part.running_mean.mul_(scale)
+            for module in model.module.modules():
+                if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)) and module.weight is not None:
+                    hooks.callback(module.register_forward_pre_hook(record_size).remove)
+            self.initial_bound = lipschitz_bound(model, images)
+        self.layers, scale = list(sizes), 1.0
+        for layer, size in sizes.items():
+            is_batch_norm = isinstance(layer, nn.BatchNorm2d)
+            normalization = (
+                BatchNormNormalization(layer) if is_batch_norm else SpectralNormalization(layer, size)
+            )
+            norm = normalization.calibrate(layer.weight)
+            if not norm:
+                raise ModelError(
+                    f"the weights of {names[layer]} in {model.name} are all zero and cannot be normalized"
+                )
+            if is_batch_norm:
+                layer.running_mean.mul_(scale)
             scale /= norm
-            if part.bias is not None:
-                register_parametrization(part, "bias", Scaled(scale))
-            if layers == "orthogonal" and not is_norm:
-                register_parametrization(part, "weight", Orthogonal(getattr(part, "groups", 1)))
-            register_parametrization(part, "weight", made)
-        self.iterate(_ROUNDS)
-        self.settle()
-        self.bound = bound_of(model, images)
+            if layer.bias is not None:
+                register_parametrization(layer, "bias", ScaledBias(scale))
+            if kind == "orthogonal" and not is_batch_norm:
+                register_parametrization(layer, "weight", Orthogonal(getattr(layer, "groups", 1)))
+            register_parametrization(layer, "weight", normalization)
+        self.power_iteration(_INITIAL_ITERATIONS)
+        self.calibrate()
+        self.bound = lipschitz_bound(model, images)
 
     def parameters(self) -> list[nn.Parameter]:
-        """Weights and biases; what else a network may have is left alone, for the bound counts on it."""
-        return list(dict.fromkeys(p for part in self.parts for p in part.parameters()))
+        """The layers' weights and biases; ``bound`` assumes that all other parameters are constant."""
+        return list(dict.fromkeys(p for layer in self.layers for p in layer.parameters()))
 
-    def _each(self) -> list[tuple[Any, Tensor]]:
-        found = []
-        for part in self.parts:
-            *before, last = part.parametrizations.weight
-            weight = part.parametrizations.weight.original.detach()
-            for change in before:
-                weight = change(weight)
-            found.append((last, weight))
-        return found
+    def _normalizations(self) -> list[tuple[Any, Tensor]]:
+        """Each layer's normalization and the weight that it is applied to."""
+        pairs = []
+        for layer in self.layers:
+            *earlier, normalization = layer.parametrizations.weight
+            weight = layer.parametrizations.weight.original.detach()
+            for parametrization in earlier:
+                weight = parametrization(weight)
+            pairs.append((normalization, weight))
+        return pairs
 
-    def iterate(self, rounds: int = 1) -> None:
-        """Let the estimates follow the weights."""
-        for layer, weight in self._each():
-            for _ in range(rounds):
-                layer.iterate(weight)
+    def power_iteration(self, iterations: int = 1) -> None:
+        """Update the estimates of the norms to the current weights."""
+        for normalization, weight in self._normalizations():
+            for _ in range(iterations):
+                normalization.power_iteration(weight)
 
-    def settle(self) -> None:
-        """Make all norms 1 exactly (to rounding): from here to the next step the bound is proven."""
-        for layer, weight in self._each():
-            layer.settle(weight)
+    def calibrate(self) -> None:
+        """Make all norms 1 exactly (to rounding), so that ``bound`` is proven until the next step."""
+        for normalization, weight in self._normalizations():
+            normalization.calibrate(weight)
 
     def release(self) -> None:
-        """Leave the weights as they were used last, and the network a plain one."""
-        for part in self.parts:
-            for name in list(part.parametrizations):
-                remove_parametrizations(part, name, leave_parametrized=True)
+        """Replace the parametrizations by the weights that they compute: a plain network remains."""
+        for layer in self.layers:
+            for name in list(layer.parametrizations):
+                remove_parametrizations(layer, name, leave_parametrized=True)

@@ -1,4 +1,4 @@
-"""The worst pictures in a ball, and how a network does on them while it learns: what trainings share."""
+"""What trainings share: their options, their evaluation under PGD on held-out images, and their cost."""
 
 from __future__ import annotations
 
@@ -10,42 +10,83 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from phosphene import Dataset, Model, batch_size
+from phosphene.spec import Cost, Expression, ParameterGroup, ceil, minimum, param, size
+from phosphene.training import EVALUATIONS, MAX_HELD_OUT
 
-from ..attacks._gradients import Loss, climb, cross_entropy
+from ..attacks._gradients import loss_gradient
+from ..attacks._losses import Loss, cross_entropy
 from ..attacks._lp_balls import project, random_point, steepest
 
-#: Parameters of a training.
-Batch: TypeAlias = Annotated[int, Field(ge=1, le=4096, description="pictures a step")]
+#: Steps of the PGD that a training is evaluated with; each step is a quarter of the radius long.
+PGD_STEPS = 10
+#: The name of the accuracy under that attack, among a result's curves.
+UNDER_PGD = f"under PGD-{PGD_STEPS}"
+#: Held-out images in the previews, each clean and attacked before and after the training.
+_PREVIEW_IMAGES = 3
 
 
-FallingRate: TypeAlias = Annotated[float, Field(gt=0, le=1, description="learning rate, which falls to zero")]
+class TrainingOptions(ParameterGroup):
+    """The parameters that all trainings take; a method may change the defaults."""
+
+    steps: Annotated[int, Field(ge=1, le=1_000_000, description="number of optimizer steps")] = 1000
+    batch: Annotated[int, Field(ge=1, le=4096, description="images per step")] = 64
+    lr: Annotated[
+        float, Field(gt=0, le=1, description="initial learning rate, which falls linearly to zero")
+    ] = 1e-3
+    labels: Annotated[
+        Literal["truth", "predicted"],
+        Field(description="classes to learn: the data set's labels, or those the model predicts"),
+    ] = "truth"
+    held_out: Annotated[
+        float,
+        Field(
+            gt=0,
+            lt=1,
+            description=f"share of the images to evaluate on, the last ones, at most {MAX_HELD_OUT}",
+        ),
+    ] = 0.1
 
 
-LabelsFrom: TypeAlias = Annotated[
-    Literal["truth", "predicted"], Field(description="the data set's classes, or what the model says")
+#: The radius of trainings that have no ball of their own.
+EvaluationRadius: TypeAlias = Annotated[
+    float, Field(gt=0, le=1, description="radius of the linf PGD that the training is evaluated with")
 ]
 
 
-HeldOut: TypeAlias = Annotated[
-    float, Field(gt=0, lt=1, description="share of the pictures to watch it by, at most 64")
-]
+def training_cost(
+    forward: Expression | int,
+    backward: Expression | int,
+    *,
+    certificate_passes: int = 0,
+    setup_passes: int = 0,
+) -> Cost:
+    """The cost of a training with ``TrainingOptions`` that ``HeldOutEvaluation`` evaluates.
+
+    Args:
+        forward, backward: passes of each image of a batch, labels="predicted" included.
+        certificate_passes: forward passes of each held-out image in one evaluation, beside clean and PGD.
+        setup_passes: single forward passes before and after the training.
+    """
+    images = param.steps * param.batch
+    held_out = minimum(MAX_HELD_OUT, ceil(param.held_out * size.dataset))
+    evaluations = EVALUATIONS + 1  # one before the first step
+    # Forward passes of a held-out image: the attack, the predictions on it clean and attacked, its label.
+    per_evaluation = PGD_STEPS + 2 + certificate_passes
+    label = 1
+    # The preview images are attacked through two models, and each example is classified.
+    previews = 2 * _PREVIEW_IMAGES
+    return Cost(
+        forward=forward * images
+        + (evaluations * per_evaluation + label) * held_out
+        + (previews * (PGD_STEPS + 1) + setup_passes),
+        backward=backward * images + evaluations * PGD_STEPS * held_out + previews * PGD_STEPS,
+    )
 
 
-#: So many steps of PGD, each a quarter of the radius, show how a network does.
-STEPS = 10
-
-
-UNDER_PGD = f"under PGD-{STEPS}"
-
-
-#: How many held-out pictures are shown, each as it is and attacked before and after.
-_SHOWN = 3
-
-
-def worst(
+def pgd_points(
     model: Model,
     images: Tensor,
-    against: Tensor,
+    targets: Tensor,
     loss: Loss = cross_entropy,
     *,
     start: Tensor,
@@ -54,63 +95,74 @@ def worst(
     step_size: float,
     steps: int,
 ) -> Tensor:
-    """Pictures (N, C, H, W) within eps on which the loss is high: the last points of projected ascent.
+    """The last points (N, C, H, W) of projected gradient ascent on ``loss(logits, targets)``.
 
-    Unlike an attack it works on what the model has wrong already, too.
+    x <- P(x + step_size d),  from ``start``, within ``eps`` of ``images``
+
+    Unlike the attack ``pgd`` it also moves images that are misclassified already, as a training must.
     """
+    points = start
     for _ in range(steps):
-        _, gradient, _ = climb(model, start, against, loss)
-        start = project(start + step_size * steepest(gradient, norm), images, eps, norm)
-    return start
+        _, gradient, _ = loss_gradient(model, points, targets, loss)
+        points = project(points + step_size * steepest(gradient, norm), images, eps, norm)
+    return points
 
 
-class Trial:
-    """Held-out pictures that a training is watched by, as they are and under PGD on the network as it is."""
+class HeldOutEvaluation:
+    """Accuracy of a network in training on held-out images, clean and under PGD on its current weights.
+
+    Args:
+        original, trained: the model before the training, and its copy that is trained.
+        indices: the held-out images' positions in ``dataset``.
+        read_labels: from indices to class indices (n,).
+        eps, norm: the ball of the attack.
+    """
 
     def __init__(
         self,
-        model: Model,
+        original: Model,
         trained: Model,
         dataset: Dataset,
-        held: Sequence[int],
-        wanted: Callable[[Sequence[int]], Tensor],
+        indices: Sequence[int],
+        read_labels: Callable[[Sequence[int]], Tensor],
         *,
         eps: float,
         norm: Literal["linf", "l2"] = "linf",
     ) -> None:
-        self.model, self.trained, self.eps, self.norm = model, trained, eps, norm
-        self.images, self.labels = dataset.read(held).to(model.device, model.dtype), wanted(held)
-        self.at_once = batch_size(model)
+        self.original, self.trained, self.eps, self.norm = original, trained, eps, norm
+        self.images = dataset.read(indices).to(original.device, original.dtype)
+        self.labels = read_labels(indices)
+        self.max_batch = batch_size(original)
 
-    def attacked(self, victim: Model, count: int | None = None) -> Tensor:
-        """The first pictures, attacked; all start with the same offset, every time the same."""
+    def __call__(self) -> dict[str, float]:
+        """Clean accuracy and accuracy under PGD of the network as it is."""
+        images = {"clean": self.images, UNDER_PGD: self.attack(self.trained)}
+        return {
+            name: float(self.predict(self.trained, batch).eq(self.labels).double().mean())
+            for name, batch in images.items()
+        }
+
+    def attack(self, model: Model, count: int | None = None) -> Tensor:
+        """Adversarial examples of the first ``count`` images; every call starts from the same offset."""
         images, labels = self.images[:count], self.labels[:count]
         start = random_point(images, self.eps, self.norm, Generator().manual_seed(0))
         ball: dict[str, Any] = {"eps": self.eps, "norm": self.norm, "step_size": self.eps / 4}
-        parts = zip(*(t.split(self.at_once) for t in (images, labels, start)), strict=True)
-        return torch.cat([worst(victim, i, y, start=s, steps=STEPS, **ball) for i, y, s in parts])
+        batches = zip(*(t.split(self.max_batch) for t in (images, labels, start)), strict=True)
+        return torch.cat([pgd_points(model, x, y, start=x0, steps=PGD_STEPS, **ball) for x, y, x0 in batches])
 
-    def said(self, victim: Model, images: Tensor) -> Tensor:
-        """The classes that a model takes pictures for, (n,)."""
+    def predict(self, model: Model, images: Tensor) -> Tensor:
+        """The predicted classes (n,)."""
         with torch.no_grad():
-            return torch.cat([victim(part).argmax(1) for part in images.split(self.at_once)])
+            return torch.cat([model(batch).argmax(1) for batch in images.split(self.max_batch)])
 
-    def __call__(self) -> dict[str, float]:
-        """The accuracy of the network as it is, on the pictures as they are and attacked."""
-        seen = {"clean": self.images, UNDER_PGD: self.attacked(self.trained)}
-        return {
-            name: float(self.said(self.trained, images).eq(self.labels).double().mean())
-            for name, images in seen.items()
-        }
-
-    def shown(self) -> dict[str, Any]:
-        """Fields of a result: some pictures, each as it is, attacked before and attacked after."""
-        few = self.images[:_SHOWN]
-        panels, titles = [few], [[self.model.class_name(c) for c in self.labels[:_SHOWN].tolist()]]
-        for when, victim in (("before", self.model), ("after", self.trained)):
-            found = self.attacked(victim, _SHOWN)
-            panels.append(found)
-            names = map(victim.class_name, self.said(victim, found).tolist())
+    def previews(self) -> dict[str, Any]:
+        """``previews`` and ``labels`` of a result: some images, clean and attacked before and after."""
+        clean, labels = self.images[:_PREVIEW_IMAGES], self.labels[:_PREVIEW_IMAGES]
+        panels, titles = [clean], [[self.original.class_name(label) for label in labels.tolist()]]
+        for when, model in (("before", self.original), ("after", self.trained)):
+            examples = self.attack(model, _PREVIEW_IMAGES)
+            panels.append(examples)
+            names = map(model.class_name, self.predict(model, examples).tolist())
             titles.append([f"{when}: {name}" for name in names])
-        labels = tuple(title for triple in zip(*titles, strict=True) for title in triple)
-        return {"previews": torch.stack(panels, 1).flatten(0, 1), "labels": labels}
+        by_image = tuple(title for triple in zip(*titles, strict=True) for title in triple)
+        return {"previews": torch.stack(panels, 1).flatten(0, 1), "labels": by_image}

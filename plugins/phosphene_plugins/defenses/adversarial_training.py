@@ -1,4 +1,4 @@
-"""Adversarial training: learn from the worst pictures in a ball around each, not from the pictures."""
+"""Adversarial training (PGD-AT, TRADES, fast): a network trained on adversarial examples of its own."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -6,45 +6,50 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method
+from phosphene import Reference, TensorDataset, batch_size, hookimpl, method
 from phosphene.roles import Dataset, Model, Seed
-from phosphene.spec import Cost, PixelRange, ceil, minimum, param, size
-from phosphene.training import TrainedModel, classes_of, split, train, trainable
+from phosphene.spec import PixelRange, param
+from phosphene.testing import linear_model
+from phosphene.training import (
+    TrainedModel,
+    label_reader,
+    linear_decay,
+    train,
+    train_test_split,
+    trainable_copy,
+)
 
-from ..attacks._gradients import cross_entropy
 from ..attacks._lp_balls import project, random_point
-from ._training_evaluation import UNDER_PGD, Batch, FallingRate, HeldOut, LabelsFrom, Trial, worst
+from ._training_evaluation import UNDER_PGD, HeldOutEvaluation, TrainingOptions, pgd_points, training_cost
 
 
-def divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
-    """KL(p || softmax(z)) of each picture, (N,)."""
+def kl_divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """KL(p || softmax(z)) of each image, (N,)."""
     return F.kl_div(logits.log_softmax(1), probabilities, reduction="none").sum(1)
 
 
-def is_training_on_the_smaller_margin() -> None:
+def step_on_a_linear_model_maximizes_the_worst_case_margin() -> None:
     """A step on a linear model is one on the margin m - eps |w|_1 of w = w_own - w_other, in closed form."""
-    linear = nn.Linear(4, 2).double()
-    linear.weight.data = torch.tensor([[0.4, -0.3, 0.2, -0.1], [-0.2, 0.1, 0.3, 0.2]], dtype=torch.float64)
-    linear.bias.data = torch.tensor([0.1, -0.1], dtype=torch.float64)
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 2, 2))
-    random = torch.Generator().manual_seed(0)
-    images = 0.3 + 0.4 * torch.rand(5, 1, 2, 2, generator=random, dtype=torch.float64)
+    model = linear_model(bias=[0.1, -0.1])
+    linear: Any = model.module[1]  # type: ignore[index]
+    generator = torch.Generator().manual_seed(0)
+    images = 0.3 + 0.4 * torch.rand(5, 1, 2, 2, generator=generator, dtype=torch.float64)
     labels = torch.tensor([0, 1, 1, 0, 0])
     dataset = TensorDataset(images, [str(label) for label in labels.tolist()])
     weight, bias = (p.detach().clone().requires_grad_() for p in (linear.weight, linear.bias))
     x, y = images[:4].flatten(1), labels[:4]
-    apart = weight[y] - weight[1 - y]
-    margin = (apart * x).sum(1) + bias[y] - bias[1 - y] - 0.1 * apart.abs().sum(1)
-    want = torch.autograd.grad(F.softplus(-margin).mean(), (weight, bias))
-    found = adversarial_training(
-        model, dataset, eps=0.1, step_size=0.1, attack_steps=2, steps=1, batch=4, lr=0.5, weight_decay=0.0,
-        held_out=0.2, seed=0,
-    )  # fmt: skip
-    moved = [p.detach() for p in found.network.parameters()]
-    torch.testing.assert_close(moved[0], (weight - 0.5 * want[0]).detach())
-    torch.testing.assert_close(moved[1], (bias - 0.5 * want[1]).detach())
+    difference = weight[y] - weight[1 - y]
+    margin = (difference * x).sum(1) + bias[y] - bias[1 - y] - 0.1 * difference.abs().sum(1)
+    gradients = torch.autograd.grad(F.softplus(-margin).mean(), (weight, bias))
+    options: dict[str, Any] = {"steps": 1, "batch": 4, "lr": 0.5, "held_out": 0.2, "seed": 0}
+    result = adversarial_training(
+        model, dataset, eps=0.1, step_size=0.1, attack_steps=2, weight_decay=0.0, **options
+    )
+    trained = [p.detach() for p in result.network.parameters()]
+    torch.testing.assert_close(trained[0], (weight - 0.5 * gradients[0]).detach())
+    torch.testing.assert_close(trained[1], (bias - 0.5 * gradients[1]).detach())
 
 
 @method(
@@ -74,17 +79,11 @@ def is_training_on_the_smaller_margin() -> None:
     ],
     invariants=[PixelRange(field="previews")],
     needs=["gradients", "dataset", "training"],
-    cost=Cost(
-        forward=param.steps * param.batch * (param.attack_steps + 4)
-        + 108 * minimum(64, ceil(param.held_out * size.dataset))
-        + 80,
-        backward=param.steps * param.batch * (param.attack_steps + 2)
-        + 90 * minimum(64, ceil(param.held_out * size.dataset))
-        + 60,
-    ),
+    # TRADES, the most expensive: labels, p, the attack, f(x) and f(x + d); backward f(x) and f(x + d).
+    cost=training_cost(param.attack_steps + 4, param.attack_steps + 2),
     batch_independent=False,
     tags=["training"],
-    oracle=is_training_on_the_smaller_margin,
+    oracle=step_on_a_linear_model_maximizes_the_worst_case_margin,
     quick={"steps": 2, "batch": 2, "attack_steps": 1, "held_out": 0.2},
     demo={
         "dataset": "builtin:scenes/64",
@@ -101,104 +100,122 @@ def adversarial_training(
     dataset: Dataset,
     *,
     algorithm: Annotated[
-        Literal["pgd", "trades", "fast"], Field(description="PGD-AT, TRADES, or one step from a random point")
+        Literal["pgd", "trades", "fast"],
+        Field(description="PGD-AT, TRADES, or fast: one step from a random point"),
     ] = "pgd",
     eps: Annotated[float, Field(gt=0, le=1000, description="radius of the ball, pixels in [0, 1]")] = 8 / 255,
-    norm: Annotated[Literal["linf", "l2"], Field(description="what the ball is measured in")] = "linf",
+    norm: Annotated[Literal["linf", "l2"], Field(description="norm of the ball")] = "linf",
     step_size: Annotated[
         float | None,
-        Field(gt=0, le=1000, description="of the attack; eps / 4, or fast 1.25 eps"),
+        Field(gt=0, le=1000, description="step size of the attack; default: eps / 4, fast: 1.25 eps"),
     ] = None,
     attack_steps: Annotated[
-        int, Field(ge=1, le=1000, description="steps of the attack; a fast one takes one")
+        int, Field(ge=1, le=1000, description="steps of the attack; fast always takes one")
     ] = 7,
     warm_up: Annotated[
-        float, Field(ge=0, le=1, description="share of the steps in which the ball grows to its size")
+        float, Field(ge=0, le=1, description="share of the training in which eps grows from 0")
     ] = 0.0,
-    beta: Annotated[float, Field(ge=0, le=1000, description="weight of the divergence in TRADES")] = 6.0,
-    steps: Annotated[int, Field(ge=1, le=1_000_000, description="steps of SGD")] = 1000,
-    batch: Batch = 64,
-    lr: FallingRate = 3e-3,
-    weight_decay: Annotated[float, Field(ge=0, le=1, description="how strongly weights shrink")] = 5e-4,
-    labels: LabelsFrom = "truth",
-    held_out: HeldOut = 0.1,
+    beta: Annotated[float, Field(ge=0, le=1000, description="weight of the KL divergence in TRADES")] = 6.0,
+    weight_decay: Annotated[float, Field(ge=0, le=1, description="weight decay of SGD")] = 5e-4,
+    training: TrainingOptions = TrainingOptions(steps=1000, batch=64, lr=3e-3),
     seed: Seed = None,
 ) -> TrainedModel:
-    """Train a copy of the model on the worst pictures within eps, made anew by an attack in every step.
+    """Adversarial training (PGD-AT, TRADES, fast): a copy of the model trained on adversarial examples.
 
     "pgd", "fast":  min_theta E max_{|d| <= eps} CE(f(x + d), y)
     "trades":       min_theta E CE(f(x), y) + beta max_{|d| <= eps} KL(f(x) || f(x + d))
 
-    with the inner maximum by ``attack_steps`` of projected ascent from a random point of the ball; for "fast"
-    by a single one, 1.25 eps long; for TRADES from 0.001 N(0, 1) beside the picture. SGD with momentum 0.9
-    goes on from the weights that the model has, all of them, at a rate that falls linearly to zero; a network
-    that a large ball would drive into answering always the same needs a ``warm_up``. The attack sees the
-    network in eval mode, the loss in training mode; pictures (N, C, H, W) in [0, 1].
+    The inner maximum is approximated by ``attack_steps`` of PGD from a random point of the ball; for "fast"
+    by one step of 1.25 eps; for "trades" from x + 0.001 N(0, 1). The attack uses the network in eval mode,
+    the loss in training mode. SGD with momentum 0.9 starts from the model's weights and trains all of them.
+    A network that collapses to one class under a large ball (loss stays at log K) needs a ``warm_up``.
 
-    The last pictures of the data set, a share ``held_out``, take no part: ``curves`` has their accuracy as
-    they are and under PGD-10. Single-step training may all of a sudden learn to mislead its own attack
-    (catastrophic overfitting): where the accuracy under PGD alone falls below half of what it was, ``note``
-    says so. ``previews`` are held-out pictures, and what PGD-10 makes of them before and after. A run that
-    was cut off goes on; ``result.model()`` is the model, ``load_model("trained:folder")`` the same later.
+    An interrupted run with an ``out`` resumes. ``load_model("trained:folder")`` loads the saved model.
 
-    Raises DivergenceError if the loss is no longer finite, InputError where no classes are known.
+    Returns:
+        ``model()`` is the trained model. ``losses`` (steps,); ``curves`` has the accuracy on held-out images,
+        "clean" and "under PGD-10", after ``evaluation_steps``. ``previews`` are held-out images: clean,
+        attacked before and attacked after the training. ``note`` reports catastrophic overfitting: the
+        accuracy under PGD alone fell below half of its best, which happens with single-step training.
+
+    Raises:
+        DivergenceError: the loss or a weight is not finite.
+        InputError: the data set has no labels.
+
+    Example::
+        from phosphene import run
+
+        options = {"steps": 2, "batch": 2, "attack_steps": 1}
+        result = run("adversarial_training", dataset="builtin:scenes/8", **options)
+        result.losses.shape  # (2,)
+
     Source: Madry et al. 2018, section 2; Zhang et al. 2019, algorithm 1; Wong et al. 2020, algorithm 3.
     """
-    wanted = classes_of(model, dataset, labels)
-    trained = trainable(model)
-    count, held = split(dataset, held_out)
-    trial = Trial(model, trained, dataset, held, wanted, eps=eps, norm=norm)
-    inner = 1 if algorithm == "fast" else attack_steps
+    read_labels = label_reader(model, dataset, training.labels)
+    trained = trainable_copy(model)
+    count, test_indices = train_test_split(dataset, training.held_out)
+    evaluation = HeldOutEvaluation(model, trained, dataset, test_indices, read_labels, eps=eps, norm=norm)
+    steps_of_attack = 1 if algorithm == "fast" else attack_steps
     step_size = step_size or (1.25 * eps if algorithm == "fast" else eps / 4)
 
-    def madry(images: Tensor, y: Tensor, grown: float) -> Tensor:
-        ball: dict[str, Any] = {"eps": grown * eps, "norm": norm}
+    def pgd_loss(images: Tensor, labels: Tensor, scale: float) -> Tensor:
+        """CE(f(x + d), y), the ball scaled by ``scale``."""
+        ball: dict[str, Any] = {"eps": scale * eps, "norm": norm}
         start = [random_point(image[None], **ball, generator=torch.default_generator) for image in images]
-        attack = ball | {"start": torch.cat(start), "step_size": grown * step_size, "steps": inner}
-        found = worst(trained, images, y, **attack)
+        attack = ball | {"step_size": scale * step_size, "steps": steps_of_attack}
+        examples = pgd_points(trained, images, labels, start=torch.cat(start), **attack)
         trained.module.train()
-        return cross_entropy(trained(found), y)
+        return F.cross_entropy(trained(examples), labels, reduction="none")
 
-    def trades(images: Tensor, y: Tensor, grown: float) -> Tensor:
+    def trades_loss(images: Tensor, labels: Tensor, scale: float) -> Tensor:
+        """CE(f(x), y) + beta KL(f(x) || f(x + d)), the ball scaled by ``scale``."""
         with torch.no_grad():
-            p = trained(images).softmax(1)
-        ball: dict[str, Any] = {"eps": grown * eps, "norm": norm}
+            probabilities = trained(images).softmax(1)
+        ball: dict[str, Any] = {"eps": scale * eps, "norm": norm}
         start = project(images + 0.001 * torch.randn_like(images), images, **ball)
-        attack = ball | {"start": start, "step_size": grown * step_size, "steps": inner}
-        found = worst(trained, images, p, divergence, **attack)
+        attack = ball | {"start": start, "step_size": scale * step_size, "steps": steps_of_attack}
+        examples = pgd_points(trained, images, probabilities, kl_divergence, **attack)
         trained.module.train()
         clean = trained(images)
-        return cross_entropy(clean, y) + beta * divergence(trained(found), clean.softmax(1))
+        clean_loss = F.cross_entropy(clean, labels, reduction="none")
+        return clean_loss + beta * kl_divergence(trained(examples), clean.softmax(1))
 
-    def loss(images: Tensor, places: Sequence[int], share: float) -> Tensor:
-        grown = min(1.0, share / warm_up) if warm_up else 1.0
-        value = (trades if algorithm == "trades" else madry)(images, wanted(places), grown)
+    def loss(images: Tensor, indices: Sequence[int], progress: float) -> Tensor:
+        scale = min(1.0, progress / warm_up) if warm_up else 1.0
+        adversarial_loss = trades_loss if algorithm == "trades" else pgd_loss
+        value = adversarial_loss(images, read_labels(indices), scale)
         trained.module.eval()
         return value
 
-    optimizer = torch.optim.SGD(trained.module.parameters(), lr, momentum=0.9, weight_decay=weight_decay)
-    course = train(
-        trained.module, dataset, loss, optimizer, steps=steps, batch=batch, seed=seed or 0, count=count,
-        at_once=batch_size(model), schedule=lambda share: 1 - share, watch=trial,
+    parameters = trained.module.parameters()
+    optimizer = torch.optim.SGD(parameters, training.lr, momentum=0.9, weight_decay=weight_decay)
+    history = train(
+        trained.module, dataset, loss, optimizer, steps=training.steps, batch=training.batch, seed=seed or 0,
+        count=count, max_batch=batch_size(model), schedule=linear_decay, evaluate=evaluation,
     )  # fmt: skip
-    clean, robust = (course.curves[name].tolist() for name in ("clean", UNDER_PGD))
-    note = collapse(clean, robust, course.measured.tolist(), len(trial.images))
+    clean, robust = (history.curves[name].tolist() for name in ("clean", UNDER_PGD))
+    note = overfitting_note(clean, robust, history.evaluation_steps.tolist(), len(evaluation.images))
     name = "defenses.adversarial_training"
-    return TrainedModel.of(name, trained, model, course, note=note, **trial.shown())
+    return TrainedModel.from_training(name, trained, model, history, note=note, **evaluation.previews())
 
 
-def collapse(clean: Sequence[float], robust: Sequence[float], measured: Sequence[int], pictures: int) -> str:
-    """When the accuracy under PGD fell below half of its best, and the plain one did not fall with it.
+def overfitting_note(
+    clean: Sequence[float], robust: Sequence[float], steps: Sequence[int], images: int
+) -> str:
+    """A note on catastrophic overfitting, "" where there is none.
 
-    By more than so few pictures do by chance: twice the standard error of the difference.
+    That is an accuracy under PGD below half of its best while the clean accuracy stayed. The drop must exceed
+    chance, twice the standard error of the difference of two shares of so many ``images``.
     """
-    best, then = 0.0, 0.0
-    for plain, attacked, step in zip(clean, robust, measured, strict=True):
-        chance = 2 * ((best * (1 - best) + attacked * (1 - attacked)) / pictures) ** 0.5
-        if attacked < best / 2 and best - attacked > chance and plain > 0.8 * then:
-            return f"catastrophic overfitting: under PGD {best:.0%}, then {attacked:.0%} after {step} steps"
-        if attacked > best:
-            best, then = attacked, plain
+    best_robust, clean_at_best = 0.0, 0.0
+    for clean_now, robust_now, step in zip(clean, robust, steps, strict=True):
+        variance = (best_robust * (1 - best_robust) + robust_now * (1 - robust_now)) / images
+        is_halved = robust_now < best_robust / 2 and best_robust - robust_now > 2 * variance**0.5
+        if is_halved and clean_now > 0.8 * clean_at_best:
+            drop = f"under PGD {best_robust:.0%}, then {robust_now:.0%} after {step} steps"
+            return f"catastrophic overfitting: {drop}"
+        if robust_now > best_robust:
+            best_robust, clean_at_best = robust_now, clean_now
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Fewer grey levels before the model: a small change of a pixel is rounded away."""
+"""Bit-depth reduction (feature squeezing): fewer intensity levels per channel, as a defense."""
 
 from typing import Annotated
 
@@ -11,9 +11,9 @@ from phosphene.optimize import straight_through
 from phosphene.roles import Images, Model
 from phosphene.spec import Cost, PixelRange, SameShape, size
 
-from ._input_transform_result import Change, DefendedImages, compared
+from ._input_transform_result import DefendedImages, Transform, compare_predictions
 
-#: The paper that brought both this and median smoothing.
+#: The paper of bit-depth reduction and median smoothing.
 FEATURE_SQUEEZING = Reference(
     key="xu2018",
     title="Feature Squeezing: Detecting Adversarial Examples in Deep Neural Networks",
@@ -23,20 +23,20 @@ FEATURE_SQUEEZING = Reference(
 )
 
 
-def rounded(bits: int) -> Change:
-    """Pixels at the nearest of 2^bits levels; the gradient passes as if they stayed where they were."""
+def quantize(bits: int) -> Transform:
+    """Rounding to the nearest of 2^bits levels, with the gradient of the identity."""
     steps = 2**bits - 1
-    return lambda images: straight_through(images, lambda pictures: (pictures * steps).round() / steps)
+    return lambda images: straight_through(images, lambda x: (x * steps).round() / steps)
 
 
 def one_bit_is_black_and_white() -> None:
-    """With one bit pixels are 0 or 1, with two they are thirds; and the gradient is the identity's."""
+    """With one bit pixels are 0 or 1, with two they are thirds; the gradient is the identity's."""
     pixels = torch.tensor([[[[0.1, 0.4, 0.6, 0.9]]]], dtype=torch.float64, requires_grad=True)
-    for bits, want in ((1, [0, 0, 1, 1]), (2, [0, 1 / 3, 2 / 3, 1])):
-        got = rounded(bits)(pixels)
-        torch.testing.assert_close(got, torch.tensor([[[want]]], dtype=torch.float64))
+    for bits, levels in ((1, [0, 0, 1, 1]), (2, [0, 1 / 3, 2 / 3, 1])):
+        quantized = quantize(bits)(pixels)
+        torch.testing.assert_close(quantized, torch.tensor([[[levels]]], dtype=torch.float64))
         weights: Tensor = torch.arange(4.0, dtype=torch.float64).view_as(pixels)
-        (gradient,) = torch.autograd.grad((got * weights).sum(), pixels)
+        (gradient,) = torch.autograd.grad((quantized * weights).sum(), pixels)
         assert torch.equal(gradient, weights)
 
 
@@ -48,26 +48,35 @@ def one_bit_is_black_and_white() -> None:
     cost=Cost(forward=2 * size.images),
     tags=["input-transform"],
     oracle=one_bit_is_black_and_white,
-    defense=rounded,
+    defense=quantize,
     demo={"bits": 2},
 )
 def bit_depth(
     model: Model,
     images: Images,
     *,
-    bits: Annotated[int, Field(ge=1, le=16, description="bits a channel has left")] = 4,
+    bits: Annotated[int, Field(ge=1, le=16, description="bits per channel that remain")] = 4,
 ) -> DefendedImages:
-    """Show the model every picture with fewer levels in each channel.
+    """Bit-depth reduction (feature squeezing): fewer intensity levels per channel, as an input transform.
 
-    x' = round(x (2^bits - 1)) / (2^bits - 1),   dx'/dx = 1 on the way back
+    x' = round(x (2^bits - 1)) / (2^bits - 1),   dx'/dx = 1 in the backward pass
 
-    A change smaller than half a step is gone, except where a pixel lies near the middle between two levels.
-    Rounding has the gradient 0 everywhere, which would hide the model from attacks without making it any
-    safer; ``bit_depth.defend(model)`` gives the identity's instead. ``images`` (N, C, H, W) in [0, 1].
+    A perturbation smaller than half a level is removed, except near the midpoint between two levels. Rounding
+    has gradient 0 almost everywhere, which would hide the gradient without making the model more robust;
+    ``bit_depth.defend(model)`` therefore uses the gradient of the identity (BPDA).
 
-    Source: Xu et al. 2018, section 3.1; the gradient (BPDA) Athalye et al. 2018, section 4.1.
+    Returns:
+        ``transformed`` (N, C, H, W) in [0, 1]; ``before``, ``after`` (N,) the predicted classes.
+
+    Example::
+        from phosphene import run
+
+        result = run("bit_depth", images="builtin:scenes/2", bits=3)
+        result.transformed.shape  # (2, 3, 64, 64)
+
+    Source: Xu et al. 2018, section 3.1; BPDA Athalye et al. 2018, section 4.1.
     """
-    return compared(model, images, rounded(bits))
+    return compare_predictions(model, images, quantize(bits))
 
 
 @hookimpl

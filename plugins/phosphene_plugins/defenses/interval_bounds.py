@@ -1,4 +1,4 @@
-"""Interval bound propagation: boxes of pictures through the network, and what cannot happen inside them."""
+"""Interval bound propagation (IBP): certified linf radius from intervals carried through the network."""
 
 from __future__ import annotations
 
@@ -14,14 +14,25 @@ from phosphene.roles import Images
 from phosphene.roles import Model as ModelInput
 from phosphene.spec import Cost, Nonnegative, param, size
 
-from ._bound_propagation import Carried, NoRule, Rule, batch_norm_scale, carry, undropped
-from ._certificates import Certificates, rounded_down
+from ._bound_propagation import (
+    BoundTensor,
+    Rule,
+    UnsupportedOperation,
+    batch_norm_scale,
+    dropout_rule,
+    propagate,
+)
+from ._certificates import Certificates
 
 
-class Interval(Carried):
-    """All tensors from ``lower`` to ``upper``; ``affine`` is what a linear layer made it of."""
+class Interval(BoundTensor):
+    """All tensors between ``lower`` and ``upper``, elementwise.
 
-    what: ClassVar[str] = "interval bounds"
+    ``affine`` is (input interval, weight, bias) where a linear layer produced it, so that a margin of its
+    outputs can be bounded exactly.
+    """
+
+    description: ClassVar[str] = "interval bounds"
     rules: ClassVar[Mapping[str, Rule]] = {}
 
     def __init__(
@@ -30,21 +41,21 @@ class Interval(Carried):
         self.lower, self.upper, self.affine = lower, upper, affine
 
     @classmethod
-    def about(cls, middle: Tensor, radius: Tensor, affine: Any = None) -> Interval:
-        """From its middle and how far it goes to either side."""
-        return cls(middle - radius, middle + radius, affine)
+    def from_center(cls, center: Tensor, radius: Tensor, affine: Any = None) -> Interval:
+        """[center - radius, center + radius]."""
+        return cls(center - radius, center + radius, affine)
 
     @property
-    def middle(self) -> Tensor:
-        """Half-way between the two ends."""
+    def center(self) -> Tensor:
+        """(lower + upper) / 2."""
         return (self.lower + self.upper) / 2
 
     @property
     def radius(self) -> Tensor:
-        """How far it goes to either side."""
+        """(upper - lower) / 2."""
         return (self.upper - self.lower) / 2
 
-    def representative(self) -> Tensor:
+    def example_tensor(self) -> Tensor:
         return self.lower
 
     def clone(self) -> Interval:
@@ -52,68 +63,72 @@ class Interval(Carried):
 
 
 def _monotone(func: Callable[..., Tensor], x: Interval, *args: Any, **kwargs: Any) -> Interval:
-    """What never falls where its input rises keeps the ends: activations, pooling, reshaping."""
+    """[f(l), f(u)] for a nondecreasing f: activations, pooling, reshaping."""
     if kwargs.get("negative_slope", 0) < 0:
-        raise NoRule(f"interval bounds have no rule for {func.__name__} with a negative slope")
+        raise UnsupportedOperation(f"interval bounds have no rule for {func.__name__} with a negative slope")
     return Interval(func(x.lower, *args, **kwargs), func(x.upper, *args, **kwargs))
 
 
 def _linear(
     func: Callable[..., Tensor], x: Interval, weight: Tensor, bias: Any = None, *rest: Any, **kwargs: Any
 ) -> Interval:
-    """W m + b and |W| r: exact for one layer, in the interval's own precision."""
+    """Center W m + b, radius |W| r for linear layers and convolutions: exact for one layer."""
     if not isinstance(x, Interval) or not isinstance(weight, Tensor):
-        raise NoRule(
-            f"interval bounds have no rule for {func.__name__} with weights that depend on the picture"
+        raise UnsupportedOperation(
+            f"interval bounds have no rule for {func.__name__} with weights that depend on the image"
         )
     weight, bias = weight.to(x.lower), None if bias is None else bias.to(x.lower)
-    spread = func(x.radius, weight.abs(), None, *rest, **kwargs)
+    radius = func(x.radius, weight.abs(), None, *rest, **kwargs)
     affine = (x, weight, bias) if func.__name__ == "linear" else None
-    return Interval.about(func(x.middle, weight, bias, *rest, **kwargs), spread, affine)
+    return Interval.from_center(func(x.center, weight, bias, *rest, **kwargs), radius, affine)
 
 
 def _batch_norm(
     func: Callable[..., Tensor], x: Interval, mean: Any, var: Any, weight: Any = None, bias: Any = None,
     training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Interval:  # fmt: skip
+    """A linear map of each channel by its running statistics."""
     if training or var is None:
-        raise NoRule("interval bounds have no rule for a batch norm that has no statistics of its own")
+        raise UnsupportedOperation("interval bounds have no rule for a batch norm without running statistics")
     mean, var, weight, bias = (None if t is None else t.to(x.lower) for t in (mean, var, weight, bias))
     scale = batch_norm_scale(var, weight, eps).abs().view(1, -1, *[1] * (x.dim() - 2))
-    return Interval.about(func(x.middle, mean, var, weight, bias, False, momentum, eps), x.radius * scale)
+    center = func(x.center, mean, var, weight, bias, False, momentum, eps)
+    return Interval.from_center(center, x.radius * scale)
 
 
 def _add(func: Any, x: Any, other: Any) -> Interval:
-    (low, high), (more, most) = _ends(x), _ends(other)
-    return Interval(low + more, high + most)
+    (x_lower, x_upper), (other_lower, other_upper) = _ends(x), _ends(other)
+    return Interval(x_lower + other_lower, x_upper + other_upper)
 
 
 def _subtract(func: Any, x: Any, other: Any) -> Interval:
-    (low, high), (more, most) = _ends(x), _ends(other)
-    return Interval(low - most, high - more)
+    (x_lower, x_upper), (other_lower, other_upper) = _ends(x), _ends(other)
+    return Interval(x_lower - other_upper, x_upper - other_lower)
 
 
 def _scale(func: Callable[..., Tensor], x: Any, other: Any) -> Interval:
+    """Product or quotient with a constant, of either sign."""
     if func.__name__.startswith("mul") and not isinstance(x, Interval):
         x, other = other, x
     if isinstance(other, Interval) or not isinstance(x, Interval):
-        raise NoRule(
-            f"interval bounds have no rule for {func.__name__} of two things that depend on the picture"
+        raise UnsupportedOperation(
+            f"interval bounds have no rule for {func.__name__} of two values that depend on the image"
         )
     ends = func(x.lower, other), func(x.upper, other)
     return Interval(torch.minimum(*ends), torch.maximum(*ends))
 
 
 def _ends(value: Any) -> tuple[Any, Any]:
+    """Lower and upper end of an interval or a constant."""
     return (value.lower, value.upper) if isinstance(value, Interval) else (value, value)
 
 
-def _cat(func: Callable[..., Tensor], parts: Any, *args: Any, **kwargs: Any) -> Interval:
+def _concatenate(func: Callable[..., Tensor], parts: Any, *args: Any, **kwargs: Any) -> Interval:
     lower, upper = zip(*map(_ends, parts), strict=True)
     return Interval(func(lower, *args, **kwargs), func(upper, *args, **kwargs))
 
 
-#: Activations that never fall, poolings and averages, and what only moves values about.
+#: Nondecreasing operations: activations, pooling and averages, reshaping.
 MONOTONE = (
     *("relu", "relu6", "hardtanh", "leaky_relu", "elu", "sigmoid", "tanh", "softplus", "clamp"),
     *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "sum", "amax"),
@@ -124,45 +139,52 @@ Interval.rules = {
     **dict.fromkeys(MONOTONE, _monotone),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "linear"), _linear),
     **dict.fromkeys(("mul", "div"), _scale),
-    **{"batch_norm": _batch_norm, "add": _add, "sub": _subtract, "cat": _cat, "dropout": undropped},
+    **{
+        "batch_norm": _batch_norm,
+        "add": _add,
+        "sub": _subtract,
+        "cat": _concatenate,
+        "dropout": dropout_rule,
+    },
 }
 
 
-def box(images: Tensor, eps: Tensor | float) -> tuple[Tensor, Tensor]:
-    """The lowest and the highest pictures within ``eps`` of the images, in [0, 1]."""
+def pixel_box(images: Tensor, eps: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Lower and upper end of the linf ball of radius ``eps`` around each image, within [0, 1]."""
     return (images - eps).clamp(min=0), (images + eps).clamp(max=1)
 
 
-def margins(
+def worst_case_margins(
     model: ModelInput,
     images: Tensor,
     labels: Tensor,
     eps: Tensor | float,
     precision: torch.dtype = torch.float64,
 ) -> Tensor:
-    """(N, K) how far below ``labels``' logit each other one stays in the whole box; inf for the label.
+    """Lower bounds (N, K) of z_y - z_k over the box of radius ``eps``, y the ``labels``; inf for k = y.
 
-    With a linear layer last, the difference of its rows is taken before the bounds, which is exact for it.
-    In single precision, good enough to learn from, a small box would be rounded away, and all proven.
+    A final linear layer is folded into the difference of its rows, which is exact for that layer.
+    ``precision`` float32 is enough for training only: it rounds a small box away, and everything would be
+    proven.
     """
     mean, std = (t.to(images.device, precision)[:, None, None] for t in (model.mean, model.std))
-    lower, upper = ((end - mean) / std for end in box(images.to(precision), eps))
-    logits: Interval = carry(model, Interval(lower, upper))
+    lower, upper = ((end - mean) / std for end in pixel_box(images.to(precision), eps))
+    logits: Interval = propagate(model, Interval(lower, upper))
     if logits.affine is None:
         own = logits.lower.gather(1, labels[:, None])
-        least = own - logits.upper
+        margins = own - logits.upper
     else:
         features, weight, bias = logits.affine
         offset = weight.new_zeros(len(weight)) if bias is None else bias
         rows = []
-        for middle, radius, label in zip(features.middle, features.radius, labels.tolist(), strict=True):
-            apart = weight[label] - weight
-            rows.append(apart @ middle - apart.abs() @ radius + offset[label] - offset)
-        least = torch.stack(rows)
-    return least.scatter(1, labels[:, None], torch.inf)
+        for center, radius, label in zip(features.center, features.radius, labels.tolist(), strict=True):
+            difference = weight[label] - weight
+            rows.append(difference @ center - difference.abs() @ radius + offset[label] - offset)
+        margins = torch.stack(rows)
+    return margins.scatter(1, labels[:, None], torch.inf)
 
 
-def is_exact_on_a_linear_model() -> None:
+def exact_on_a_linear_model() -> None:
     """On a linear model the margin is z_y - z_k - eps |w_y - w_k|_1, and the radius where the first is 0."""
     linear = nn.Linear(12, 4).double()
     generator = torch.Generator().manual_seed(0)
@@ -172,11 +194,11 @@ def is_exact_on_a_linear_model() -> None:
     logits = model(images)
     labels = logits.argmax(1)
     gaps = (logits.gather(1, labels[:, None]) - logits).scatter(1, labels[:, None], torch.inf)
-    reach = (linear.weight[labels][:, None] - linear.weight).abs().sum(2)
-    torch.testing.assert_close(margins(model, images, labels, 0.01), gaps - 0.01 * reach)
-    exact = (gaps / reach).amin(1).detach()
-    found = interval_bounds(model, images, eps=0.3, halvings=40)
-    torch.testing.assert_close(found.radius, exact)
+    dual_norms = (linear.weight[labels][:, None] - linear.weight).abs().sum(2)
+    torch.testing.assert_close(worst_case_margins(model, images, labels, 0.01), gaps - 0.01 * dual_norms)
+    exact = (gaps / dual_norms).amin(1).detach()
+    result = interval_bounds(model, images, eps=0.3, halvings=40)
+    torch.testing.assert_close(result.radius, exact)
 
 
 @method(
@@ -194,7 +216,7 @@ def is_exact_on_a_linear_model() -> None:
     invariants=[Nonnegative(field="radius")],
     cost=Cost(forward=size.images * (param.halvings + 2)),
     tags=["certificate"],
-    oracle=is_exact_on_a_linear_model,
+    oracle=exact_on_a_linear_model,
     quick={"halvings": 4},
     demo={"eps": 2e-8},
 )
@@ -202,43 +224,48 @@ def interval_bounds(
     model: ModelInput,
     images: Images,
     *,
-    eps: Annotated[float, Field(gt=0, le=1, description="the largest radius asked for")] = 8 / 255,
-    halvings: Annotated[int, Field(ge=0, le=60, description="how often the search halves it")] = 16,
+    eps: Annotated[float, Field(gt=0, le=1, description="largest radius to prove")] = 8 / 255,
+    halvings: Annotated[int, Field(ge=0, le=60, description="bisection steps of the radius search")] = 16,
 ) -> Certificates:
-    """Prove that the answer stays in an linf box: intervals in, intervals out, layer by layer.
+    """Interval bound propagation (IBP): certified linf radius of each prediction.
 
     [W m + b - |W| r, W m + b + |W| r]   for a linear layer on [m - r, m + r]
 
-    The box holds the pictures of [0, 1] within a radius of the image; the answer is proven where even the
-    least z_y - z_k is positive for all k. The last linear layer is not bounded but folded into that
-    difference, so a linear model's margin is exact, z_y - z_k - eps |w_y - w_k|_1. ``radius`` (N,) is the
-    largest up to ``eps`` that ``halvings`` of the range find, 0 where none is proven; 0 halvings ask for
-    ``eps`` alone.
+    Intervals of pixels, the linf ball within [0, 1], are propagated layer by layer. The prediction y is
+    proven where the lower bound of z_y - z_k is positive for all k. The last linear layer is folded into
+    that difference, so the bound is exact for a linear model, z_y - z_k - eps |w_y - w_k|_1. The radius is
+    searched by bisection up to ``eps``; with 0 ``halvings`` only ``eps`` itself is tested.
 
-    Each layer forgets how its inputs hang together, so the boxes grow with depth: of a deep network that was
-    not trained for it next to nothing is proven, which says little about the network. Rules exist for linear
-    layers and convolutions, batch norm, monotone activations, pooling, sums, concatenation and reshaping;
-    another operation is refused by its name (ModelError), and so is a model behind a defence. Bounds are
-    taken in double precision, and are about the network's function, not about how a pass in single precision
-    rounds it. ``images`` (N, C, H, W) in [0, 1].
+    Intervals ignore correlations between the inputs of a layer, so they widen with depth: for a deep network
+    that was not trained with IBP next to nothing is proven, which says little about the network. Supported:
+    linear layers and convolutions, batch norm, monotone activations, pooling, sums, concatenation, reshaping.
+    Bounds are computed in double precision and hold for the network's exact function, not for the rounding of
+    a pass in single precision.
+
+    Returns:
+        ``radius`` (N,) in linf, 0 where nothing is proven; ``labels`` (N,) the predicted classes.
+
+    Raises:
+        ModelError: an operation without a rule, by name, or a model behind a defense.
+
+    Example::
+        from phosphene import run
+
+        result = run("interval_bounds", images="builtin:scenes/2", eps=1e-6)
+        result.radius  # (2,)
 
     Source: Gowal et al. 2018, section 3.
     """
     labels = model(images).argmax(1)
-    low = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-    high = torch.full_like(low, eps)
-    for halving in progress_bar(range(halvings + 1), "halving the radius"):
-        asked = high if halving == 0 else (low + high) / 2
-        proven = (margins(model, images, labels, asked[:, None, None, None]) > 0).all(1)
-        low, high = torch.where(proven, asked, low), torch.where(proven, high, asked)
-    return Certificates(
-        images=images,
-        labels=labels,
-        names=tuple(map(model.class_name, labels.tolist())),
-        radius=rounded_down(low, images),
-        abstained=low == 0,
-        norm="linf",
-        subject=f"interval bounds of {model.name}",
+    proven = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    limit = torch.full_like(proven, eps)
+    for step in progress_bar(range(halvings + 1), "halving the radius"):
+        radius = limit if step == 0 else (proven + limit) / 2
+        margins = worst_case_margins(model, images, labels, radius[:, None, None, None])
+        holds = (margins > 0).all(1)
+        proven, limit = torch.where(holds, radius, proven), torch.where(holds, limit, radius)
+    return Certificates.build(
+        model, images, labels, proven, norm="linf", subject=f"interval bounds of {model.name}"
     )
 
 

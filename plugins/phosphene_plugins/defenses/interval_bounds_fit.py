@@ -1,38 +1,43 @@
-"""Training with interval bounds: a network that is proven, not only observed, to withstand a box."""
+"""IBP training: a network trained on its own interval bounds, so that they certify its predictions."""
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method
+from phosphene import Reference, TensorDataset, batch_size, hookimpl, method
 from phosphene.roles import Dataset, Model, Seed
-from phosphene.spec import Cost, PixelRange, ceil, minimum, param, size
-from phosphene.training import TrainedModel, classes_of, split, train, trainable
+from phosphene.spec import PixelRange
+from phosphene.testing import linear_model
+from phosphene.training import (
+    TrainedModel,
+    label_reader,
+    linear_decay,
+    train,
+    train_test_split,
+    trainable_copy,
+)
 
-from ._training_evaluation import Batch, FallingRate, HeldOut, LabelsFrom, Trial
-from .interval_bounds import margins
+from ._training_evaluation import HeldOutEvaluation, TrainingOptions, training_cost
+from .interval_bounds import worst_case_margins
 
 
-def is_training_on_the_exact_margin_of_a_linear_model() -> None:
+def loss_on_a_linear_model_is_that_of_the_exact_margin() -> None:
     """With kappa 0 a linear model's loss is log(1 + exp(-(m - eps |w|_1))), w = w_own - w_other."""
-    linear = nn.Linear(4, 2).double()
-    linear.weight.data = torch.tensor([[0.4, -0.3, 0.2, -0.1], [-0.2, 0.1, 0.3, 0.2]], dtype=torch.float64)
-    linear.bias.data = torch.tensor([0.1, -0.1], dtype=torch.float64)
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 2, 2))
-    random = torch.Generator().manual_seed(0)
-    images = 0.3 + 0.4 * torch.rand(3, 1, 2, 2, generator=random, dtype=torch.float64)
-    apart = (linear.weight[1] - linear.weight[0]).detach()
-    margin = images.flatten(1) @ apart - 0.2 - 0.1 * apart.abs().sum()
-    found = interval_bounds_fit(
-        model, TensorDataset(images, ["1", "1", "0"]), eps=0.1, kappa=0.0, warm_up=0.0, steps=1, batch=2,
-        held_out=0.34, seed=0,
-    )  # fmt: skip
-    torch.testing.assert_close(found.losses[0], F.softplus(-margin[:2]).mean())
+    model = linear_model(bias=[0.1, -0.1])
+    linear: Any = model.module[1]  # type: ignore[index]
+    generator = torch.Generator().manual_seed(0)
+    images = 0.3 + 0.4 * torch.rand(3, 1, 2, 2, generator=generator, dtype=torch.float64)
+    difference = (linear.weight[1] - linear.weight[0]).detach()
+    margin = images.flatten(1) @ difference - 0.2 - 0.1 * difference.abs().sum()
+    options: dict[str, Any] = {"steps": 1, "batch": 2, "held_out": 0.34, "seed": 0}
+    dataset = TensorDataset(images, ["1", "1", "0"])
+    result = interval_bounds_fit(model, dataset, eps=0.1, kappa=0.0, warm_up=0.0, **options)
+    torch.testing.assert_close(result.losses[0], F.softplus(-margin[:2]).mean())
 
 
 @method(
@@ -49,13 +54,11 @@ def is_training_on_the_exact_margin_of_a_linear_model() -> None:
     ],
     invariants=[PixelRange(field="previews")],
     needs=["gradients", "dataset", "training"],
-    cost=Cost(
-        forward=3 * param.steps * param.batch + 117 * minimum(64, ceil(param.held_out * size.dataset)) + 80,
-        backward=2 * param.steps * param.batch + 90 * minimum(64, ceil(param.held_out * size.dataset)) + 60,
-    ),
+    # Each step: labels, logits and bounds; each evaluation: bounds.
+    cost=training_cost(3, 2, certificate_passes=1),
     batch_independent=False,
     tags=["training", "certificate"],
-    oracle=is_training_on_the_exact_margin_of_a_linear_model,
+    oracle=loss_on_a_linear_model_is_that_of_the_exact_margin,
     quick={"steps": 2, "batch": 2, "held_out": 0.2},
     demo={"dataset": "builtin:scenes/64", "eps": 3e-8, "lr": 1e-4, "steps": 24, "batch": 16, "held_out": 0.2},
 )
@@ -63,64 +66,78 @@ def interval_bounds_fit(
     model: Model,
     dataset: Dataset,
     *,
-    eps: Annotated[float, Field(gt=0, le=1, description="radius of the box to be proven (linf)")] = 2 / 255,
-    kappa: Annotated[float, Field(ge=0, le=1, description="weight of the plain loss at the end")] = 0.5,
-    warm_up: Annotated[
-        float, Field(ge=0, le=1, description="share of the steps in which the box grows and kappa falls")
+    eps: Annotated[float, Field(gt=0, le=1, description="linf radius of the box to certify")] = 2 / 255,
+    kappa: Annotated[
+        float, Field(ge=0, le=1, description="final weight of the clean loss, which starts at 1")
     ] = 0.5,
-    steps: Annotated[int, Field(ge=1, le=1_000_000, description="steps of Adam")] = 2000,
-    batch: Batch = 64,
-    lr: FallingRate = 5e-4,
-    labels: LabelsFrom = "truth",
-    held_out: HeldOut = 0.1,
+    warm_up: Annotated[
+        float, Field(ge=0, le=1, description="share of the training in which eps grows and kappa falls")
+    ] = 0.5,
+    training: TrainingOptions = TrainingOptions(steps=2000, batch=64, lr=5e-4),
     seed: Seed = None,
 ) -> TrainedModel:
-    """Train a copy of the model so that interval bounds prove its answers in a box around each picture.
+    """IBP training: a copy of the model whose interval bounds certify its predictions in an linf ball.
 
     min_theta E  k CE(z, y) + (1 - k) CE(z^, y),   z^_y = 0,  z^_k = -min_{|d| <= e} (z_y - z_k)  for k != y
 
-    with z^ the worst logits that ``interval_bounds`` allows, the last linear layer folded in. Over a share
-    ``warm_up`` of the steps e grows from 0 to ``eps`` and k falls from 1 to ``kappa``: bounds of a network
-    that was not trained for them are so wide that nothing can be learned from them. Adam goes on from the
-    weights that the model has, in eval mode, so that batch norm keeps its statistics; pictures (N, C, H, W)
-    in [0, 1].
+    with z^ the worst-case logits by ``interval_bounds``, the last linear layer folded in. During
+    ``warm_up`` e grows linearly from 0 to ``eps`` and k falls from 1 to ``kappa``: the bounds of a network
+    that was not trained for them are too wide to learn from. Adam starts from the model's weights; the
+    network stays in eval mode, so batch norm keeps its statistics. Suited to small, shallow networks: the
+    loss of accuracy grows with depth.
 
-    Small, shallow networks take to it; with depth the price in accuracy grows. ``curves`` are the shares of
-    pictures held out that are right, that are under PGD-10, and that are *proven*: right whatever happens in
-    the box. Networks that bounds have no rule for are refused by the operation's name (ModelError).
-    DivergenceError if the loss is no longer finite, InputError where no classes are known.
+    Returns:
+        ``model()`` is the trained model. ``losses`` (steps,); ``curves`` has shares of the held-out images:
+        "clean" and "under PGD-10" accuracy, and "proven", right for every image of the box. ``previews`` are
+        held-out images: clean, attacked before and attacked after the training.
+
+    Raises:
+        DivergenceError: the loss or a weight is not finite.
+        InputError: the data set has no labels.
+        ModelError: an operation without a rule, by name.
+
+    Example::
+        from phosphene import run
+
+        result = run("interval_bounds_fit", dataset="builtin:scenes/8", steps=2, batch=2)
+        result.curves["proven"].shape  # (3,)
 
     Source: Gowal et al. 2018, sections 3 and 4.
     """
-    wanted = classes_of(model, dataset, labels)
-    trained = trainable(model)
-    count, held = split(dataset, held_out)
-    trial = Trial(model, trained, dataset, held, wanted, eps=eps)
+    read_labels = label_reader(model, dataset, training.labels)
+    trained = trainable_copy(model)
+    count, test_indices = train_test_split(dataset, training.held_out)
+    evaluation = HeldOutEvaluation(model, trained, dataset, test_indices, read_labels, eps=eps)
 
-    def loss(images: Tensor, places: Sequence[int], share: float) -> Tensor:
-        y, grown = wanted(places), min(1.0, share / warm_up) if warm_up else 1.0
-        plain = F.cross_entropy(trained(images), y, reduction="none")
-        least = margins(trained, images, y, grown * eps, images.dtype)
-        worst = (-least).scatter(1, y[:, None], 0.0)
-        k = 1 - grown * (1 - kappa)
-        return k * plain + (1 - k) * F.cross_entropy(worst, y, reduction="none")
+    def loss(images: Tensor, indices: Sequence[int], progress: float) -> Tensor:
+        labels, scale = read_labels(indices), min(1.0, progress / warm_up) if warm_up else 1.0
+        clean_loss = F.cross_entropy(trained(images), labels, reduction="none")
+        margins = worst_case_margins(trained, images, labels, scale * eps, images.dtype)
+        worst_logits = (-margins).scatter(1, labels[:, None], 0.0)
+        k = 1 - scale * (1 - kappa)
+        return k * clean_loss + (1 - k) * F.cross_entropy(worst_logits, labels, reduction="none")
 
-    def watch() -> dict[str, float]:
+    def evaluate() -> dict[str, float]:
         with torch.no_grad():
-            parts = zip(trial.images.split(trial.at_once), trial.labels.split(trial.at_once), strict=True)
-            proven = torch.cat([(margins(trained, i, y, eps) > 0).all(1) for i, y in parts])
-        return trial() | {"proven": float(proven.double().mean())}
+            batches = zip(
+                evaluation.images.split(evaluation.max_batch),
+                evaluation.labels.split(evaluation.max_batch),
+                strict=True,
+            )
+            proven = torch.cat([(worst_case_margins(trained, x, y, eps) > 0).all(1) for x, y in batches])
+        return evaluation() | {"proven": float(proven.double().mean())}
 
-    course = train(
-        trained.module, dataset, loss, torch.optim.Adam(trained.module.parameters(), lr), steps=steps,
-        batch=batch, seed=seed or 0, count=count, at_once=batch_size(model),
-        schedule=lambda share: 1 - share, watch=watch,
+    optimizer = torch.optim.Adam(trained.module.parameters(), training.lr)
+    history = train(
+        trained.module, dataset, loss, optimizer, steps=training.steps, batch=training.batch, seed=seed or 0,
+        count=count, max_batch=batch_size(model), schedule=linear_decay, evaluate=evaluate,
     )  # fmt: skip
-    name, note = "defenses.interval_bounds_fit", f"proven within {_written(eps)}"
-    return TrainedModel.of(name, trained, model, course, note=note, **trial.shown())
+    name, note = "defenses.interval_bounds_fit", f"proven within {_format_radius(eps)}"
+    return TrainedModel.from_training(name, trained, model, history, note=note, **evaluation.previews())
 
 
-def _written(eps: float) -> str:
+def _format_radius(eps: float) -> str:
+    """ "2/255" where the radius is a number of grey levels, else the number."""
     levels = 255 * eps
     return f"{levels:.3g}/255" if math.isclose(levels, round(levels, 2), rel_tol=1e-6) else f"{eps:.3g}"
 

@@ -1,4 +1,4 @@
-"""JPEG compression before the model: what fine-tuned noise does not survive, unless it was tuned to."""
+"""JPEG compression as a defense against adversarial perturbations."""
 
 import io
 from typing import Annotated
@@ -13,22 +13,22 @@ from phosphene.optimize import jpeg_round_trip, straight_through
 from phosphene.roles import Images, Model
 from phosphene.spec import Cost, PixelRange, SameShape, size
 
-from ._input_transform_result import Change, DefendedImages, compared
+from ._input_transform_result import DefendedImages, Transform, compare_predictions
 
 
-def through_a_file(quality: int) -> Change:
-    """A JPEG file's round trip, through which the gradient passes as if there were none."""
-    return lambda images: straight_through(images, lambda pictures: jpeg_round_trip(pictures, quality))
+def compress(quality: int) -> Transform:
+    """Encoding and decoding as JPEG, with the gradient of the identity."""
+    return lambda images: straight_through(images, lambda x: jpeg_round_trip(x, quality))
 
 
-def is_a_files_round_trip() -> None:
-    """Within one grey level of what Pillow writes and reads again."""
+def equals_a_round_trip_through_pillow() -> None:
+    """Within one grey level of an image that Pillow writes and reads again."""
     levels = torch.randint(256, (16, 24, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     file = io.BytesIO()
     Image.fromarray(levels.numpy()).save(file, "JPEG", quality=60)
-    want = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)[None] / 255
-    got = through_a_file(60)(levels.permute(2, 0, 1)[None] / 255)
-    torch.testing.assert_close(got, want, atol=1 / 255, rtol=0)
+    expected = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)[None] / 255
+    compressed = compress(60)(levels.permute(2, 0, 1)[None] / 255)
+    torch.testing.assert_close(compressed, expected, atol=1 / 255, rtol=0)
 
 
 @method(
@@ -53,28 +53,40 @@ def is_a_files_round_trip() -> None:
     invariants=[PixelRange(field="transformed"), SameShape(field="transformed")],
     cost=Cost(forward=2 * size.images),
     tags=["input-transform"],
-    oracle=is_a_files_round_trip,
-    defense=through_a_file,
+    oracle=equals_a_round_trip_through_pillow,
+    defense=compress,
     demo={"quality": 20},
 )
 def jpeg(
     model: Model,
     images: Images,
     *,
-    quality: Annotated[int, Field(ge=1, le=100, description="quality of the JPEG file")] = 75,
+    quality: Annotated[int, Field(ge=1, le=100, description="JPEG quality")] = 75,
 ) -> DefendedImages:
-    """Show the model every picture through a JPEG file.
+    """JPEG compression as an input transform against adversarial perturbations.
 
-    x' = decode(encode(round(255 x))) / 255,   dx'/dx = 1 on the way back
+    x' = decode(encode(round(255 x))) / 255,   dx'/dx = 1 in the backward pass
 
-    Compression drops fine detail, and with it much of what an attack on the bare model has written there. The
-    rounding inside has no useful gradient, so attacks on the defended model (``jpeg.defend(model)``, or the
-    name ``defended:jpeg(quality=75)|...``) take the identity's, and get through: see the book's page on
-    defences. ``images`` (N, 1 or 3, H, W) in [0, 1]; InputError for other channels.
+    Compression removes fine detail, and with it part of a perturbation computed for the undefended
+    model. It has no useful gradient of its own, so attacks on the defended model (``jpeg.defend(model)`` or
+    ``defended:jpeg(quality=75)|...``) use the gradient of the identity (BPDA) and mostly succeed: see the
+    page on defenses.
 
-    Source: Guo et al. 2018; the gradient (BPDA) Athalye et al. 2018, section 4.1.
+    Returns:
+        ``transformed`` (N, C, H, W) in [0, 1]; ``before``, ``after`` (N,) the predicted classes.
+
+    Raises:
+        InputError: images with neither 1 nor 3 channels.
+
+    Example::
+        from phosphene import run
+
+        result = run("jpeg", images="builtin:scenes/2", quality=50)
+        result.transformed.shape  # (2, 3, 64, 64)
+
+    Source: Guo et al. 2018; BPDA Athalye et al. 2018, section 4.1.
     """
-    return compared(model, images, through_a_file(quality))
+    return compare_predictions(model, images, compress(quality))
 
 
 @hookimpl

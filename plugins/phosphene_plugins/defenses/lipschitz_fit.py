@@ -1,42 +1,50 @@
-"""Training for a margin: a network whose layers lengthen nothing, so that its answers can be proven."""
+"""Lipschitz-margin training: a network whose layers have spectral norm 1, so that its margin certifies it."""
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method
+from phosphene import Reference, TensorDataset, batch_size, hookimpl, method
 from phosphene.roles import Dataset, Model, Seed
-from phosphene.spec import Cost, PixelRange, ceil, minimum, param, size
-from phosphene.training import TrainedModel, classes_of, split, train, trainable
+from phosphene.spec import PixelRange
+from phosphene.testing import linear_model
+from phosphene.training import (
+    TrainedModel,
+    label_reader,
+    linear_decay,
+    train,
+    train_test_split,
+    trainable_copy,
+)
 
-from ._spectral_layers import Layers, UnitNorms
-from ._training_evaluation import Batch, FallingRate, HeldOut, LabelsFrom, Trial
-from .lipschitz import bound_of
+from ._spectral_layers import LayerKind, UnitNormLayers
+from ._training_evaluation import HeldOutEvaluation, TrainingOptions, training_cost
+from .lipschitz import lipschitz_bound
 
-#: The bound is taken so much larger where it proves something: norms are 1 up to rounding.
+#: Safety factor of the bound in a proof: the layers' norms are 1 only up to rounding.
 _ROUNDING = 1 + 1e-4
+#: Passes of ``lipschitz_bound``: before, with all norms 1, and after the training.
+_BOUND_PASSES = 3
 
 
-def is_training_on_the_exact_distance_of_a_linear_model() -> None:
+def loss_on_a_linear_model_is_that_of_the_exact_distance() -> None:
     """A linear model's loss is log(1 + exp(-(m - sqrt(2) L eps) / (L eps))), L = |W|_2 / min std."""
-    linear = nn.Linear(4, 2).double()
-    linear.weight.data = torch.tensor([[0.4, -0.3, 0.2, -0.1], [-0.2, 0.1, 0.3, 0.2]], dtype=torch.float64)
-    linear.bias.data = torch.tensor([0.1, -0.1], dtype=torch.float64)
-    weight, eps = linear.weight.detach().clone(), 0.2
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 2, 2), std=[0.5])
-    random = torch.Generator().manual_seed(0)
-    images = torch.rand(3, 1, 2, 2, generator=random, dtype=torch.float64)
+    model, eps = linear_model(bias=[0.1, -0.1], std=[0.5]), 0.2
+    linear: Any = model.module[1]  # type: ignore[index]
+    weight = linear.weight.detach().clone()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(3, 1, 2, 2, generator=generator, dtype=torch.float64)
     margin = images.flatten(1) @ (weight[1] - weight[0]) / 0.5 - 0.2
     unit = float(torch.linalg.matrix_norm(weight, 2)) / 0.5 * eps
-    found = lipschitz_fit(
-        model, TensorDataset(images, ["1", "1", "0"]), eps=eps, steps=1, batch=2, held_out=0.34, seed=0
-    )
-    torch.testing.assert_close(found.losses[0], F.softplus(-(margin[:2] - math.sqrt(2) * unit) / unit).mean())
+    options: dict[str, Any] = {"steps": 1, "batch": 2, "held_out": 0.34, "seed": 0}
+    result = lipschitz_fit(model, TensorDataset(images, ["1", "1", "0"]), eps=eps, **options)
+    expected = F.softplus(-(margin[:2] - math.sqrt(2) * unit) / unit).mean()
+    torch.testing.assert_close(result.losses[0], expected)
 
 
 @method(
@@ -60,13 +68,11 @@ def is_training_on_the_exact_distance_of_a_linear_model() -> None:
     ],
     invariants=[PixelRange(field="previews")],
     needs=["gradients", "dataset", "training"],
-    cost=Cost(
-        forward=2 * param.steps * param.batch + 118 * minimum(64, ceil(param.held_out * size.dataset)) + 83,
-        backward=param.steps * param.batch + 90 * minimum(64, ceil(param.held_out * size.dataset)) + 60,
-    ),
+    # Each step: labels and logits; each evaluation: the logits' margins.
+    cost=training_cost(2, 1, certificate_passes=1, setup_passes=_BOUND_PASSES),
     batch_independent=False,
     tags=["training", "certificate"],
-    oracle=is_training_on_the_exact_distance_of_a_linear_model,
+    oracle=loss_on_a_linear_model_is_that_of_the_exact_distance,
     quick={"steps": 2, "batch": 2, "held_out": 0.2},
     demo={"dataset": "builtin:scenes/64", "eps": 1e-5, "lr": 1e-4, "steps": 24, "batch": 16, "held_out": 0.2},
 )
@@ -74,67 +80,82 @@ def lipschitz_fit(
     model: Model,
     dataset: Dataset,
     *,
-    layers: Annotated[Layers, Field(description="weights over their norm, or orthogonal ones")] = "spectral",
-    eps: Annotated[float, Field(gt=0, le=100, description="radius of the ball to be proven (l2)")] = 36 / 255,
-    steps: Annotated[int, Field(ge=1, le=1_000_000, description="steps of Adam")] = 2000,
-    batch: Batch = 64,
-    lr: FallingRate = 1e-3,
-    labels: LabelsFrom = "truth",
-    held_out: HeldOut = 0.1,
+    layers: Annotated[
+        LayerKind, Field(description="spectral: weights over their norm; orthogonal: orthogonal weights")
+    ] = "spectral",
+    eps: Annotated[float, Field(gt=0, le=100, description="l2 radius of the ball to certify")] = 36 / 255,
+    training: TrainingOptions = TrainingOptions(steps=2000, batch=64, lr=1e-3),
     seed: Seed = None,
 ) -> TrainedModel:
-    """Train a copy of the model so that the product of its layers' norms proves its answers in an l2 ball.
+    """Lipschitz-margin training: a copy of the model with unit-norm layers, certified in an l2 ball.
 
     min_theta E  CE(z^ / (L e), y),   z^_y = z_y,  z^_k = z_k + sqrt(2) L e  for k != y,   W -> W / |W|_2
 
-    with L as ``lipschitz`` has it: z^ are the worst logits within ``eps`` = e, so the loss is small where the
-    answer is proven. Convolutions, linear layers and batch norms are used divided by their norms: L is then a
-    number (1 / min std, and what pooling and branches bring), and the network cannot make its margins wider
-    by making everything larger. In units of L e, its scale, the logits have a gradient at any depth.
-    ``layers`` "orthogonal" makes each weight, as a matrix (O, I h w), orthogonal before: all directions keep
-    their length, not the longest alone. Adam goes on from the weights that the model has, in eval mode, so
-    that batch norm keeps its statistics; "spectral" plain chains begin by saying what they said, networks
-    with branches begin anew. Pictures (N, C, H, W) in [0, 1]. What comes out is the same kind of network with
-    other weights.
+    with L the bound of ``lipschitz`` and z^ the worst-case logits within e = ``eps``. Convolutions, linear
+    layers and batch norms are divided by their spectral norms, so L is a constant (1 / min std, times the
+    factors of pooling and branches) and a larger margin cannot come from larger weights. Dividing the
+    logits by L e keeps gradients at any depth. With ``layers`` "orthogonal" each weight, as a matrix (O, I
+    h w), is orthogonalized first: all directions keep their length, not the longest alone. Adam starts
+    from the model's weights; the network stays in eval mode, so batch norm keeps its statistics. With
+    "spectral" a plain chain of layers starts with unchanged predictions; a network with branches does not.
+    The result is a plain network of the same architecture.
 
-    ``curves`` are the shares of pictures held out that are right, that are under PGD-10 (l2), and that are
-    *proven*: right whatever happens in the ball. ``note`` says L before and after. Networks that the bound
-    has no rule for are refused by the operation's name (ModelError), a layer that is all zero by its own.
-    DivergenceError if the loss is no longer finite, InputError where no classes are known.
+    Returns:
+        ``model()`` is the trained model. ``losses`` (steps,); ``curves`` has shares of the held-out images:
+        "clean" and "under PGD-10" (l2) accuracy, and "proven", right for every image of the ball. ``note``
+        names L before and after. ``previews`` are held-out images: clean, attacked before and attacked after
+        the training.
 
-    Source: Tsuzuku et al. 2018, sections 3 and 4; the norms' gradient Miyato et al. 2018.
+    Raises:
+        DivergenceError: the loss or a weight is not finite.
+        InputError: the data set has no labels.
+        ModelError: an operation without a rule or a layer whose weights are all zero, by name.
+
+    Example::
+        import torch
+        from phosphene import TensorDataset, load_model, run
+
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+        model = load_model(network, input_size=(3, 2, 2))
+        dataset = TensorDataset(torch.rand(8, 3, 2, 2), ["0", "1"] * 4)
+        result = run("lipschitz_fit", model=model, dataset=dataset, steps=2, batch=2)
+        result.curves["proven"].shape  # (3,)
+
+    Source: Tsuzuku et al. 2018, sections 3 and 4; gradients of the norms Miyato et al. 2018.
     """
-    wanted = classes_of(model, dataset, labels)
-    trained = trainable(model)
-    count, held = split(dataset, held_out)
-    trial = Trial(model, trained, dataset, held, wanted, eps=eps, norm="l2")
-    norms = UnitNorms(trained, trial.images, layers)
-    unit = norms.bound * eps
+    read_labels = label_reader(model, dataset, training.labels)
+    trained = trainable_copy(model)
+    count, test_indices = train_test_split(dataset, training.held_out)
+    evaluation = HeldOutEvaluation(model, trained, dataset, test_indices, read_labels, eps=eps, norm="l2")
+    unit_layers = UnitNormLayers(trained, evaluation.images, layers)
+    unit = unit_layers.bound * eps
 
-    def loss(images: Tensor, places: Sequence[int], share: float) -> Tensor:
-        norms.iterate()
-        y, logits = wanted(places), trained(images)
-        worst = logits + math.sqrt(2) * unit * (1 - F.one_hot(y, logits.shape[1]))
-        return F.cross_entropy(worst / unit, y, reduction="none")
+    def loss(images: Tensor, indices: Sequence[int], progress: float) -> Tensor:
+        unit_layers.power_iteration()
+        labels, logits = read_labels(indices), trained(images)
+        worst_logits = logits + math.sqrt(2) * unit * (1 - F.one_hot(labels, logits.shape[1]))
+        return F.cross_entropy(worst_logits / unit, labels, reduction="none")
 
-    def watch() -> dict[str, float]:
-        norms.settle()
+    def evaluate() -> dict[str, float]:
+        unit_layers.calibrate()
         with torch.no_grad():
-            logits = torch.cat([trained(part) for part in trial.images.split(trial.at_once)]).double()
-        own = F.one_hot(trial.labels, logits.shape[1]).bool()
+            batches = evaluation.images.split(evaluation.max_batch)
+            logits = torch.cat([trained(batch) for batch in batches]).double()
+        own = F.one_hot(evaluation.labels, logits.shape[1]).bool()
         margin = logits[own] - logits.masked_fill(own, -torch.inf).amax(1)
         proven = margin > math.sqrt(2) * unit * _ROUNDING
-        return trial() | {"proven": float(proven.double().mean())}
+        return evaluation() | {"proven": float(proven.double().mean())}
 
-    course = train(
-        trained.module, dataset, loss, torch.optim.Adam(norms.parameters(), lr), steps=steps,
-        batch=batch, seed=seed or 0, count=count, at_once=batch_size(model),
-        schedule=lambda share: 1 - share, watch=watch,
+    optimizer = torch.optim.Adam(unit_layers.parameters(), training.lr)
+    history = train(
+        trained.module, dataset, loss, optimizer, steps=training.steps, batch=training.batch, seed=seed or 0,
+        count=count, max_batch=batch_size(model), schedule=linear_decay, evaluate=evaluate,
     )  # fmt: skip
-    norms.release()
-    after = bound_of(trained, trial.images)
-    note = f"L = {norms.before:.3g} -> {after:.3g}, proven within {eps:.3g} (l2)"
-    return TrainedModel.of("defenses.lipschitz_fit", trained, model, course, note=note, **trial.shown())
+    unit_layers.release()
+    final_bound = lipschitz_bound(trained, evaluation.images)
+    note = f"L = {unit_layers.initial_bound:.3g} -> {final_bound:.3g}, proven within {eps:.3g} (l2)"
+    name = "defenses.lipschitz_fit"
+    return TrainedModel.from_training(name, trained, model, history, note=note, **evaluation.previews())
 
 
 @hookimpl

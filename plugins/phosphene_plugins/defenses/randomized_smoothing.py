@@ -1,4 +1,4 @@
-"""Randomized smoothing: the majority's answer under Gaussian noise, and how far it provably holds."""
+"""Randomized smoothing: majority vote under Gaussian noise, with a certified l2 radius."""
 
 from typing import Annotated, Literal
 
@@ -13,25 +13,26 @@ from phosphene import Reference, batch_size, hookimpl, load_model, method, progr
 from phosphene.roles import Images, Model, Seed
 from phosphene.spec import Cost, Nonnegative, param, size
 
-from ._certificates import Certificates, rounded_down
+from ._certificates import Certificates
 
 
-def lower_bound(count: NDArray[np.int64], samples: int, alpha: float) -> NDArray[np.float64]:
-    """What the probability of what came ``count`` times is at least, with confidence 1 - alpha."""
-    bound = scipy.stats.beta.ppf(alpha, np.maximum(count, 1), samples - np.maximum(count, 1) + 1)
-    return np.where(count > 0, bound, 0.0)
+def clopper_pearson_lower_bound(counts: NDArray[np.int64], samples: int, alpha: float) -> NDArray[np.float64]:
+    """Lower bound, at confidence 1 - alpha, of the probability of an event with ``counts`` of ``samples``."""
+    positive = np.maximum(counts, 1)
+    bound = scipy.stats.beta.ppf(alpha, positive, samples - positive + 1)
+    return np.where(counts > 0, bound, 0.0)
 
 
-def approaches_the_distance_to_a_plane() -> None:
-    """On two classes with a plane between them the radius is the distance to it, and never more."""
+def radius_approaches_the_distance_to_the_decision_boundary() -> None:
+    """For two classes separated by a plane the radius is close to the distance to it, and never larger."""
     linear = nn.Linear(4, 2, bias=False).double()
     linear.weight.data = torch.tensor([[0.0, 0, 0, 0], [0.6, -0.8, 0, 0]], dtype=torch.float64)
     model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 2, 2))
     images = torch.tensor([[[[0.9, 0.3], [0.5, 0.5]]], [[[0.3, 0.8], [0.0, 1.0]]]], dtype=torch.float64)
     distance = (images.flatten(1) @ linear.weight[1]).abs().detach()
-    found = randomized_smoothing(model, images, sigma=0.5, samples=4000, selection=20, alpha=1e-3, seed=0)
-    assert found.labels.tolist() == [1, 0]
-    assert (found.radius <= distance).all() and (found.radius > 0.85 * distance).all()
+    result = randomized_smoothing(model, images, sigma=0.5, samples=4000, selection=20, alpha=1e-3, seed=0)
+    assert result.labels.tolist() == [1, 0]
+    assert (result.radius <= distance).all() and (result.radius > 0.85 * distance).all()
 
 
 @method(
@@ -48,7 +49,7 @@ def approaches_the_distance_to_a_plane() -> None:
     invariants=[Nonnegative(field="radius")],
     cost=Cost(forward=size.images * (param.selection + param.samples)),
     tags=["certificate"],
-    oracle=approaches_the_distance_to_a_plane,
+    oracle=radius_approaches_the_distance_to_the_decision_boundary,
     quick={"samples": 30, "selection": 4},
     demo={"sigma": 0.12, "samples": 300, "selection": 50},
 )
@@ -57,70 +58,91 @@ def randomized_smoothing(
     images: Images,
     *,
     sigma: Annotated[
-        float, Field(gt=0, le=100, description="deviation of the noise, pixels in [0, 1]")
+        float, Field(gt=0, le=100, description="standard deviation of the noise, pixels in [0, 1]")
     ] = 0.25,
-    samples: Annotated[int, Field(ge=1, le=10_000_000, description="noisy pictures that vote")] = 1000,
-    selection: Annotated[int, Field(ge=1, le=100_000, description="and that choose the class before")] = 100,
-    alpha: Annotated[float, Field(gt=0, lt=0.5, description="probability that a statement is wrong")] = 0.001,
+    samples: Annotated[
+        int, Field(ge=1, le=10_000_000, description="noisy copies of each image that vote, n")
+    ] = 1000,
+    selection: Annotated[
+        int, Field(ge=1, le=100_000, description="noisy copies that select the class beforehand, n0")
+    ] = 100,
+    alpha: Annotated[
+        float, Field(gt=0, lt=0.5, description="probability that a certificate is wrong")
+    ] = 0.001,
     task: Annotated[
-        Literal["certify", "predict"], Field(description="a radius, or the answer alone")
+        Literal["certify", "predict"],
+        Field(description="certify: class and radius; predict: the class alone"),
     ] = "certify",
     seed: Seed = None,
 ) -> Certificates:
-    """Answer by majority under Gaussian noise, and prove how far that answer holds in l2.
+    """Randomized smoothing: majority vote under Gaussian noise, with a certified l2 radius.
 
     g(x) = argmax_c P[f(x + e) = c],  e ~ N(0, sigma^2),   R = sigma Phi^-1(p),
     p = Beta^-1(alpha; k, n - k + 1)
 
-    with k of n = ``samples`` votes for the class that ``selection`` others chose, and p its Clopper-Pearson
-    lower bound: with probability 1 - ``alpha`` no picture nearer than R has another g. It abstains where
-    p <= 1/2, radius 0; if all vote alike R = sigma Phi^-1(alpha^(1/n)), which no picture exceeds
-    (3.8115 sigma for 100,000 votes at 0.001). For ``task="predict"`` it abstains where a binomial test does
-    not tell the first class from the second, and proves no radius; ``selection`` is not used.
+    with k of the n = ``samples`` votes for the class selected by ``selection`` other samples, and p its
+    Clopper-Pearson lower bound: with probability 1 - ``alpha``, g is constant within R. It abstains, radius
+    0, where p <= 1/2. If all votes agree, R = sigma Phi^-1(alpha^(1/n)), the largest possible radius
+    (3.8115 sigma for 100,000 votes at 0.001). With task="predict" it abstains where a two-sided binomial
+    test cannot separate the two most frequent classes, and certifies no radius; ``selection`` is not used.
 
-    The proof is about g, not about the model: what the model says is g's answer only as far as it withstands
-    the noise, and a network that was not trained with noise of this ``sigma`` often does not. ``images`` (N,
-    C, H, W) in [0, 1]; all get the same noise, which may leave [0, 1]. ``labels`` (N,) are g's answers,
-    ``share`` (N,) of the votes.
+    The certificate is about g, not about the model f: both agree only as far as f is accurate under noise,
+    and a network that was not trained with noise of this ``sigma`` often is not. All images get the same
+    noise; noisy pixels may leave [0, 1].
+
+    Returns:
+        ``labels`` (N,) the classes predicted by g; ``radius`` (N,) in l2; ``abstained`` (N,); ``vote_share``
+        (N,) the share of the votes for the class.
+
+    Example::
+        from phosphene import run
+
+        result = run("randomized_smoothing", images="builtin:scenes/2", sigma=0.1, samples=50, selection=10)
+        result.radius, result.abstained  # (2,), (2,)
 
     Source: Cohen, Rosenfeld & Kolter 2019, section 3 (CERTIFY and PREDICT).
     """
     generator = torch.Generator().manual_seed(seed or 0)
-    chosen = votes(model, images, sigma, selection, generator).argmax(1) if task == "certify" else None
-    counts = votes(model, images, sigma, samples, generator)
-    answer = counts.argmax(1) if chosen is None else chosen
-    for_it = counts.gather(1, answer[:, None])[:, 0].cpu().numpy()
     if task == "certify":
-        bound = lower_bound(for_it, samples, alpha)
-        radius, abstained = sigma * scipy.stats.norm.ppf(bound.clip(0.5)), bound <= 0.5
+        labels = count_votes(model, images, sigma, selection, generator).argmax(1)
+        counts = count_votes(model, images, sigma, samples, generator)
     else:
-        others = counts.scatter(1, answer[:, None], 0).amax(1).cpu().numpy()
-        test = [scipy.stats.binomtest(int(a), int(a + b)).pvalue for a, b in zip(for_it, others, strict=True)]
-        radius, abstained = np.zeros(len(images)), np.array(test) > alpha
-    return Certificates(
-        images=images,
-        labels=answer,
-        names=tuple(map(model.class_name, answer.tolist())),
-        radius=rounded_down(torch.from_numpy(radius).to(images.device), images),
+        counts = count_votes(model, images, sigma, samples, generator)
+        labels = counts.argmax(1)
+    votes = counts.gather(1, labels[:, None])[:, 0].cpu().numpy()
+    if task == "certify":
+        p = clopper_pearson_lower_bound(votes, samples, alpha)
+        radius, abstained = sigma * scipy.stats.norm.ppf(p.clip(0.5)), p <= 0.5
+    else:
+        second = counts.scatter(1, labels[:, None], 0).amax(1).cpu().numpy()
+        p_values = [
+            scipy.stats.binomtest(int(a), int(a + b)).pvalue for a, b in zip(votes, second, strict=True)
+        ]
+        radius, abstained = np.zeros(len(images)), np.array(p_values) > alpha
+    return Certificates.build(
+        model,
+        images,
+        labels,
+        torch.from_numpy(radius).to(images.device),
         abstained=torch.from_numpy(abstained).to(images.device),
-        share=torch.from_numpy(for_it / samples).to(images),
+        vote_share=torch.from_numpy(votes / samples).to(images),
         norm="l2",
         subject=f"the majority under noise of {sigma:.3g}",
     )
 
 
-def votes(model: Model, images: Tensor, sigma: float, samples: int, generator: Generator) -> Tensor:
-    """(N, K) how often each class is the answer to so many noisy copies, the same noise for every image."""
-    at_once = max(1, batch_size(model) // len(images))
+def count_votes(model: Model, images: Tensor, sigma: float, samples: int, generator: Generator) -> Tensor:
+    """(N, K) how many of ``samples`` noisy copies of each image are classified as each class."""
+    max_samples = max(1, batch_size(model) // len(images))
     counts: Tensor | None = None
-    for start in progress_bar(range(0, samples, at_once), "voting"):
-        # One by one, for a draw of several at once is another draw.
-        several = range(min(at_once, samples - start))
-        noise = torch.stack([torch.randn(images.shape[1:], generator=generator) for _ in several]).to(images)
+    for start in progress_bar(range(0, samples, max_samples), "voting"):
+        # Drawn one by one: a single draw of several would depend on the batch size.
+        indices = range(min(max_samples, samples - start))
+        noise = torch.stack([torch.randn(images.shape[1:], generator=generator) for _ in indices]).to(images)
         logits = model((images[:, None] + sigma * noise).flatten(0, 1))
-        cast = logits.argmax(1).view(len(images), -1)
+        votes = logits.argmax(1).view(len(images), -1)
         counts = torch.zeros_like(logits[: len(images)], dtype=torch.int64) if counts is None else counts
-        counts.scatter_add_(1, cast, torch.ones_like(cast))
+        counts.scatter_add_(1, votes, torch.ones_like(votes))
     assert counts is not None
     return counts
 

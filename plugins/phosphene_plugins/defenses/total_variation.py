@@ -1,4 +1,4 @@
-"""Total variation denoising before the model: flat where it was nearly flat, edges kept."""
+"""Total variation denoising (Chambolle's dual projection) as a defense."""
 
 from typing import Annotated
 
@@ -11,54 +11,57 @@ from phosphene import Reference, hookimpl, method
 from phosphene.roles import Images, Model
 from phosphene.spec import Cost, PixelRange, SameShape, size
 
-from ._input_transform_result import Change, DefendedImages, compared
+from ._input_transform_result import DefendedImages, Transform, compare_predictions
 
-#: The step of the dual ascent, at which it converges in the plane.
-_STEP = 0.25
+#: Step size s of the dual ascent, with which it converges in two dimensions.
+_STEP_SIZE = 0.25
 
 
-def denoised(weight: float, steps: int) -> Change:
-    """So many steps towards the minimum, every one of them differentiable."""
+def denoise(weight: float, steps: int) -> Transform:
+    """``steps`` of Chambolle's iteration, all differentiable."""
 
-    def change(images: Tensor) -> Tensor:
+    def transform(images: Tensor) -> Tensor:
         if not weight:
             return images
         dual = images.new_zeros(2, *images.shape)
         for _ in range(steps):
-            slope = _slopes(_divergence(dual) - images / weight)
-            square = slope.square().sum(0)
-            steep = square > 0  # the root's slope at 0 is infinite: flat places stay out of it
-            length = torch.where(steep, torch.where(steep, square, 1).sqrt(), 0)
-            dual = (dual + _STEP * slope) / (1 + _STEP * length)
+            gradient = _gradient(_divergence(dual) - images / weight)
+            square = gradient.square().sum(0)
+            is_positive = square > 0  # the derivative of the root is infinite at 0: flat pixels bypass it
+            length = torch.where(is_positive, torch.where(is_positive, square, 1).sqrt(), 0)
+            dual = (dual + _STEP_SIZE * gradient) / (1 + _STEP_SIZE * length)
         return (images - weight * _divergence(dual)).clamp(0, 1)
 
-    return change
+    return transform
 
 
-def _slopes(images: Tensor) -> Tensor:
-    """(2, N, C, H, W) differences to the next pixel below and to the right, 0 at the last."""
-    below = F.pad(images[..., 1:, :] - images[..., :-1, :], (0, 0, 0, 1))
-    right = F.pad(images[..., :, 1:] - images[..., :, :-1], (0, 1))
-    return torch.stack([below, right])
+def _gradient(images: Tensor) -> Tensor:
+    """(2, N, C, H, W) forward differences to the next pixel below and to the right, 0 at the last."""
+    vertical = F.pad(images[..., 1:, :] - images[..., :-1, :], (0, 0, 0, 1))
+    horizontal = F.pad(images[..., :, 1:] - images[..., :, :-1], (0, 1))
+    return torch.stack([vertical, horizontal])
 
 
 def _divergence(field: Tensor) -> Tensor:
-    """The divergence of (2, N, C, H, W), minus the adjoint of the slopes."""
-    down, across = field[0][..., :-1, :], field[1][..., :, :-1]
+    """The divergence of a field (2, N, C, H, W), minus the adjoint of the gradient."""
+    vertical, horizontal = field[0][..., :-1, :], field[1][..., :, :-1]
     return (
-        F.pad(down, (0, 0, 0, 1)) - F.pad(down, (0, 0, 1, 0)) + F.pad(across, (0, 1)) - F.pad(across, (1, 0))
+        F.pad(vertical, (0, 0, 0, 1))
+        - F.pad(vertical, (0, 0, 1, 0))
+        + F.pad(horizontal, (0, 1))
+        - F.pad(horizontal, (1, 0))
     )
 
 
-def shrinks_a_step_by_the_closed_form() -> None:
-    """Of two flat halves the minimum lowers the step at each side by weight / width, and flat stays flat."""
+def lowers_a_step_by_the_closed_form() -> None:
+    """Of two flat halves the minimum lowers the step at each side by weight / width; flat stays flat."""
     halves = torch.zeros(1, 1, 6, 8, dtype=torch.float64)
     halves[..., 4:] = 1
-    got = denoised(0.2, 2000)(halves)
-    want = halves + 0.2 / 4 - halves * 0.2 / 2
-    torch.testing.assert_close(got, want, atol=1e-3, rtol=0)
+    denoised = denoise(0.2, 2000)(halves)
+    expected = halves + 0.2 / 4 - halves * 0.2 / 2
+    torch.testing.assert_close(denoised, expected, atol=1e-3, rtol=0)
     flat = torch.full((1, 2, 4, 4), 0.3)
-    torch.testing.assert_close(denoised(0.2, 10)(flat), flat)
+    torch.testing.assert_close(denoise(0.2, 10)(flat), flat)
 
 
 @method(
@@ -83,29 +86,37 @@ def shrinks_a_step_by_the_closed_form() -> None:
     invariants=[PixelRange(field="transformed"), SameShape(field="transformed")],
     cost=Cost(forward=2 * size.images),
     tags=["input-transform"],
-    oracle=shrinks_a_step_by_the_closed_form,
-    defense=denoised,
+    oracle=lowers_a_step_by_the_closed_form,
+    defense=denoise,
     quick={"steps": 3},
 )
 def total_variation(
     model: Model,
     images: Images,
     *,
-    weight: Annotated[float, Field(ge=0, le=10, description="how much a steep pixel costs")] = 0.1,
+    weight: Annotated[float, Field(ge=0, le=10, description="weight of the total variation")] = 0.1,
     steps: Annotated[int, Field(ge=1, le=1000, description="steps of the dual ascent")] = 20,
 ) -> DefendedImages:
-    """Show the model every picture with its total variation made small, each channel for itself.
+    """Total variation denoising of each channel, as an input transform against adversarial perturbations.
 
     x' = argmin_z  |z - x|^2 / 2 + weight sum_p |grad z_p|,   x' = x - weight div p
     p <- (p + s u) / (1 + s |u|),   u = grad(div p - x / weight),   s = 1/4
 
-    with differences to the next pixel as the gradient, none at the last. The gradient passes through all the
-    steps, so that attacks on ``total_variation.defend(model)`` need no substitute for it. ``images``
-    (N, C, H, W) in [0, 1].
+    with forward differences as the gradient. The iteration is differentiated through, so attacks on
+    ``total_variation.defend(model)`` need no substitute for its gradient.
 
-    Source: Chambolle 2004, section 3; as a defence Guo et al. 2018, section 3.2.
+    Returns:
+        ``transformed`` (N, C, H, W) in [0, 1]; ``before``, ``after`` (N,) the predicted classes.
+
+    Example::
+        from phosphene import run
+
+        result = run("total_variation", images="builtin:scenes/2", weight=0.2)
+        result.transformed.shape  # (2, 3, 64, 64)
+
+    Source: Chambolle 2004, section 3; as a defense Guo et al. 2018, section 3.2.
     """
-    return compared(model, images, denoised(weight, steps))
+    return compare_predictions(model, images, denoise(weight, steps))
 
 
 @hookimpl

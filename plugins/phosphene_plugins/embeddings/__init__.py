@@ -1,1 +1,1 @@
-"""How a model arranges pictures."""
+"""Embeddings: features of data sets, their projections, clusters, neighbors, outliers and set distances."""

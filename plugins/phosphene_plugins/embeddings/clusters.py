@@ -1,4 +1,4 @@
-"""Clusters: the groups that a data set's pictures fall into, and whether they are the classes."""
+"""Clusters: k-means clustering of a data set's features, and its agreement with the classes."""
 
 import dataclasses
 from typing import Annotated
@@ -12,25 +12,33 @@ from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import Cost, size
 
-from ._features import FeatureLayer, at_least, embedded, k_means, principal_components
+from ._features import FeatureLayer, embed_dataset, require_images
+from ._principal_components import principal_components
 
 
 def _oracle() -> None:
-    """Three heaps, of which one holds a stranger: they are found, and purity is five sixths."""
+    """Three separate pairs, one with a label of another class: they are the clusters, and purity is 5/6."""
     network = nn.Sequential(nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(2, 2))
     model = load_model(network, mean=[0.0], std=[1.0], input_size=(1, 2, 2))
     halves = torch.tensor([[0.1, 0.1], [0.1, 0.12], [0.9, 0.1], [0.9, 0.12], [0.5, 0.9], [0.5, 0.92]])
     dataset = TensorDataset(halves[:, None, None].expand(-1, 1, 2, 2), ["a", "a", "b", "b", "c", "a"])
-    found = clusters(model, dataset, k=3, seed=0)
-    assert found.clusters is not None
-    first, second = found.clusters[::2], found.clusters[1::2]
+    result = clusters(model, dataset, k=3, seed=0)
+    assert result.clusters is not None
+    first, second = result.clusters[::2], result.clusters[1::2]
     assert torch.equal(first, second) and len(set(first.tolist())) == 3
-    assert abs(float(found.numbers["purity"]) - 5 / 6) < 1e-6
+    assert abs(float(result.metrics["purity"]) - 5 / 6) < 1e-6
 
 
 @method(
     family="embeddings",
     references=[
+        Reference(
+            key="lloyd1982",
+            title="Least squares quantization in PCM",
+            authors="Lloyd",
+            year=1982,
+            url="https://doi.org/10.1109/TIT.1982.1056489",
+        ),
         Reference(
             key="arthur2007",
             title="k-means++: The Advantages of Careful Seeding",
@@ -58,54 +66,89 @@ def clusters(
     layer: FeatureLayer = None,
     k: Annotated[
         int | None,
-        Field(ge=1, le=1000, description="how many clusters; unless told as many as classes, or eight"),
+        Field(ge=1, le=1000, description="number of clusters; default: the number of classes, or eight"),
     ] = None,
     seed: Seed = None,
 ) -> Embedding:
-    """Sort a data set's pictures into k heaps by their features, and compare the heaps with the classes.
+    """k-means clustering of a data set's features, compared with the classes.
 
     min over c, m of sum_i ||phi_i - m_c(i)||^2
 
-    with phi what the classifier is given, or a named ``layer`` averaged over its places; scikit-learn's
-    k-means, the best of ten beginnings. ``clusters`` (N,) are c, ``centrality`` (N,) the distances to the
-    middles m, ``points`` the first two principal components, for the picture alone. ``numbers``: the sum
-    above, and where the classes are known purity (the share of pictures whose class is their cluster's
-    most frequent), the adjusted Rand index (0 by chance, 1 when the same) and the normalised mutual
-    information. InputError for more clusters than pictures.
+    with cluster assignments c and centers m; phi_i is the input of the model's linear classifier for image i,
+    or the output of ``layer`` averaged over its positions. scikit-learn's k-means with k-means++
+    initialization, the best of ten runs.
+
+    Returns:
+        ``clusters`` (N,): c. ``center_distances`` (N,): distance of each image to its cluster's center.
+        ``points`` (N, 2): the first two principal components, for the figure. ``metrics``: ``inertia``, the
+        sum above; if the data set has classes, ``purity`` (the fraction of images whose class is the most
+        frequent one of their cluster), ``adjusted Rand index`` (0 on average for a random clustering, 1 for
+        the classes) and ``normalized mutual information``.
+
+    Raises:
+        InputError: fewer than two images, or more clusters than images.
+        ModelError: no layer is named and the model has no linear classifier.
+
+    Example::
+        from phosphene import run
+
+        result = run("clusters", dataset="builtin:scenes/32", k=5, seed=0)
+        result.clusters.shape  # (32,)
+        result.metrics["purity"]
+
+    Source:
+        Lloyd 1982; initialization: Arthur and Vassilvitskii 2007, section 2.2; adjusted Rand index: Hubert
+        and Arabie 1985.
     """
-    at_least(dataset, 2, "clustering")
+    require_images(dataset, 2, "clustering")
     if k is not None and k > len(dataset):
-        raise InputError(f"{len(dataset)} pictures make at most {len(dataset)} clusters, not {k}")
-    found = embedded(model, dataset, layer)
-    known = 8 if found.labels is None else len(set(found.labels))
-    drawn = int(torch.randint(2**31, ()))
-    groups, middles, within = k_means(found.features, k or min(known, len(dataset)), drawn)
-    points, _ = principal_components(found.features, 2)
-    agreement = {} if found.labels is None else _agreement(groups, found.labels)
-    numbers = {"within": within, **agreement}
+        raise InputError(f"{len(dataset)} images make at most {len(dataset)} clusters, not {k}")
+    embedding = embed_dataset(model, dataset, layer)
+    default = 8 if embedding.labels is None else len(set(embedding.labels))
+    sklearn_seed = int(torch.randint(2**31, ()))
+    assignments, centers, inertia = k_means(embedding.features, k or min(default, len(dataset)), sklearn_seed)
+    points, _ = principal_components(embedding.features, 2)
+    agreement = {} if embedding.labels is None else _agreement(assignments, embedding.labels)
+    metrics = {"inertia": inertia, **agreement}
     return dataclasses.replace(
-        found,
+        embedding,
         points=points,
         axes=("component 1", "component 2")[: points.shape[1]],
-        clusters=groups,
-        centrality=(found.features - middles[groups]).norm(dim=1),
-        numbers={name: found.features.new_tensor(value) for name, value in numbers.items()},
+        clusters=assignments,
+        center_distances=(embedding.features - centers[assignments]).norm(dim=1),
+        metrics={name: embedding.features.new_tensor(value) for name, value in metrics.items()},
         layout="clusters",
     )
 
 
-def _agreement(groups: Tensor, labels: tuple[str, ...]) -> dict[str, float]:
-    """How well clusters and classes are the same partition."""
+def k_means(features: Tensor, k: int, seed: int) -> tuple[Tensor, Tensor, float]:
+    """Cluster of each row (N,), cluster centers (k, D) and the sum of squared distances to them.
+
+    By scikit-learn, the best of ten runs; ``seed`` < 2^32.
+    """
+    from sklearn.cluster import KMeans  # slow to import
+
+    estimator = KMeans(k, n_init=10, random_state=seed)
+    assignments = estimator.fit_predict(features.cpu().numpy())
+    return (
+        torch.from_numpy(assignments).to(features.device, torch.int64),
+        torch.from_numpy(estimator.cluster_centers_).to(features),
+        float(estimator.inertia_),
+    )
+
+
+def _agreement(assignments: Tensor, labels: tuple[str, ...]) -> dict[str, float]:
+    """Purity, adjusted Rand index and normalized mutual information of clusters and classes."""
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    numbers = {name: n for n, name in enumerate(sorted(set(labels)))}
-    classes, found = torch.tensor([numbers[label] for label in labels]), groups.cpu()
-    together = torch.zeros(int(found.max()) + 1, len(numbers), dtype=torch.int64)
-    together.index_put_((found, classes), torch.tensor(1), accumulate=True)
+    class_numbers = {name: n for n, name in enumerate(sorted(set(labels)))}
+    classes, clustered = torch.tensor([class_numbers[label] for label in labels]), assignments.cpu()
+    contingency = torch.zeros(int(clustered.max()) + 1, len(class_numbers), dtype=torch.int64)
+    contingency.index_put_((clustered, classes), torch.tensor(1), accumulate=True)
     return {
-        "purity": int(together.amax(1).sum()) / len(labels),
-        "adjusted Rand index": adjusted_rand_score(classes.numpy(), found.numpy()),
-        "mutual information": normalized_mutual_info_score(classes.numpy(), found.numpy()),
+        "purity": int(contingency.amax(1).sum()) / len(labels),
+        "adjusted Rand index": adjusted_rand_score(classes.numpy(), clustered.numpy()),
+        "normalized mutual information": normalized_mutual_info_score(classes.numpy(), clustered.numpy()),
     }
 
 

@@ -1,4 +1,4 @@
-"""Embed: the features of a data set's pictures, saved with their ids."""
+"""Embedding: the features of a data set's images, with their ids."""
 
 from typing import Annotated
 
@@ -11,20 +11,20 @@ from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model
 from phosphene.spec import Cost, size
 
-from ._features import FeatureLayer, embedded
+from ._features import FeatureLayer, embed_dataset
 
 
 def _oracle() -> None:
-    """Two constant halves, averaged: the features are the halves' grey levels, or their mean when pooled."""
+    """For images of two constant halves, the features are the gray levels, or their mean when pooled."""
     layers = [nn.Identity(), nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(2, 2)]
     model = load_model(nn.Sequential(*layers), mean=[0.0], std=[1.0], input_size=(1, 4, 4))
     halves = torch.tensor([[0.25, 0.75], [1.0, 0.5]])
     dataset = TensorDataset(halves[:, None, None].repeat_interleave(2, 3).expand(-1, 1, 4, 4), ["a", "b"])
     assert torch.allclose(embed(model, dataset).features, halves)
     assert torch.equal(embed(model, dataset, layer="0", pooled=False).features, dataset.images.flatten(1))
-    found = embed(model, dataset, layer="0")
-    assert torch.allclose(found.features, halves.mean(1, keepdim=True))
-    assert found.ids == ("0", "1") and found.labels == ("a", "b")
+    result = embed(model, dataset, layer="0")
+    assert torch.allclose(result.features, halves.mean(1, keepdim=True))
+    assert result.ids == ("0", "1") and result.labels == ("a", "b")
 
 
 @method(
@@ -48,21 +48,38 @@ def embed(
     dataset: Dataset,
     *,
     layer: FeatureLayer = None,
-    pooled: Annotated[bool, Field(description="average a named layer over its places")] = True,
+    pooled: Annotated[
+        bool, Field(description="average the output of a named layer over its positions")
+    ] = True,
 ) -> Embedding:
-    """Collect the features of every picture of a data set, with their ids.
+    """Embedding: feature vectors of all images of a data set, with ids and labels.
 
-    x -> phi(x) = mean over (h, w) of A[:, h, w](x), or all of A(x) as one vector
+    phi(x) = mean over (h, w) of A[:, h, w](x),  or all of A(x) as one vector with ``pooled=False``
 
-    with A a ``layer``, or phi(x) what the classifier is given where none is named. Saved, the folder's
-    ``arrays.safetensors`` holds ``features`` (N, D) in the model's precision and ``result.json`` the
-    ids and, where known, the labels of its rows, in the data set's order. Nothing above the layer runs,
-    and a run that was cut off goes on where it was. The picture shows the cosine between every two
-    pictures' features, the mean feature taken off, sorted by class where the classes are known. All
-    features are held in memory: ``pooled=False`` of an early layer is large. ModelError where the model
-    has no linear classifier and no layer is named, or where a layer has no row for each picture.
+    with A the output of ``layer``; without a layer, phi(x) is the input of the model's linear classifier.
+    Only the layers up to A are computed, and an interrupted run resumes. All features are in memory:
+    ``pooled=False`` with an early layer is large. The figure shows the cosine similarities between the
+    images' centered features, sorted by class.
+
+    Returns:
+        ``features`` (N, D) in the model's precision, ``ids`` and, if the data set has classes, ``labels``
+        of the N rows in the data set's order; ``thumbnails`` (N, 3, s, s), bytes. Saved as
+        ``arrays.safetensors`` and ``result.json``.
+
+    Raises:
+        ModelError: no layer is named and the model has no linear classifier, or the layer's output does not
+            have one row per image.
+
+    Example::
+        from phosphene import run
+
+        result = run("embed", dataset="builtin:scenes/32")
+        result.features.shape  # (32, 128)
+
+    Source:
+        Donahue et al. 2014, section 3.
     """
-    return embedded(model, dataset, layer, pooled=pooled)
+    return embed_dataset(model, dataset, layer, pooled=pooled)
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Nearest neighbours: pictures that a model takes for alike, beside those whose pixels are alike."""
+"""Nearest neighbors of images in feature space, beside those in pixel space."""
 
 from typing import Annotated, Literal
 
@@ -12,19 +12,19 @@ from phosphene.results import Neighbors
 from phosphene.roles import Dataset, Images, Model
 from phosphene.spec import Cost, Nonnegative, size
 
-from ._features import FeatureLayer, represent
-from ._nearest_vectors import Nearest
+from ._features import FeatureLayer, image_features
+from ._nearest_neighbor_search import NearestNeighborSearch
 
 
 def _oracle() -> None:
-    """Where the features are the pictures' two mean halves, grey levels order the neighbours."""
+    """For constant images whose features are the means of their halves, gray levels order the neighbors."""
     head = nn.Sequential(nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(2, 2))
     model = load_model(head, mean=[0.0], std=[1.0], input_size=(1, 4, 4))
     images = torch.tensor([0.9, 0.2, 0.6, 0.35]).view(4, 1, 1, 1).expand(4, 1, 4, 4)
-    found = nearest_neighbors(model, images[3:], TensorDataset(images), k=3)
-    assert found.indices.tolist() == [[3, 1, 2]]
-    assert torch.allclose(found.distances, torch.tensor([[0.0, 0.15, 0.25]]) * 2**0.5, atol=1e-6)
-    assert torch.allclose(found.pixel_distances, torch.tensor([[0.0, 0.15, 0.25]]) * 4, atol=1e-6)
+    result = nearest_neighbors(model, images[3:], TensorDataset(images), k=3)
+    assert result.indices.tolist() == [[3, 1, 2]]
+    assert torch.allclose(result.distances, torch.tensor([[0.0, 0.15, 0.25]]) * 2**0.5, atol=1e-6)
+    assert torch.allclose(result.pixel_distances, torch.tensor([[0.0, 0.15, 0.25]]) * 4, atol=1e-6)
 
 
 @method(
@@ -50,49 +50,65 @@ def nearest_neighbors(
     images: Images,
     dataset: Dataset,
     *,
-    k: Annotated[int, Field(ge=1, le=1000, description="neighbours per image")] = 5,
+    k: Annotated[int, Field(ge=1, le=1000, description="number of neighbors per image")] = 5,
     layer: FeatureLayer = None,
-    metric: Annotated[Literal["l2", "cosine"], Field(description="how far features are apart")] = "l2",
-    exclude_self: Annotated[bool, Field(description="leave out pictures equal to the image itself")] = False,
+    metric: Annotated[Literal["l2", "cosine"], Field(description="distance between features")] = "l2",
+    exclude_self: Annotated[
+        bool, Field(description="leave out data set images equal to the query image, pixel for pixel")
+    ] = False,
 ) -> Neighbors:
-    """Show the pictures of a data set that are nearest to each image in feature space.
+    """Nearest neighbors of images in feature space, in a data set, beside those by pixel distance.
 
-    d(q, x) = ||phi(q) - phi(x)||_2, or 1 - cos(phi(q), phi(x))
+    d(q, x) = ||phi(q) - phi(x)||_2  or  1 - cos(phi(q), phi(x))
 
-    with phi what the classifier is given, or a named ``layer`` averaged over its places. Beside
-    them the nearest by raw pixels, ||q - x||_2, for comparison. Exact; all of the data set's
-    pictures are met once, a batch at a time, and only the k nearest so far are kept (all of them
-    where there are fewer than k). An image that is itself in the data set is its own neighbour at
-    distance 0; ``exclude_self`` leaves out pictures that are the image, pixel for pixel. The extra
-    ``faiss``, where it is installed, ranks the pictures of large data sets; the answers are the same.
-    ModelError where the model has no linear classifier and no layer is named; InputError where the
-    data set holds nothing else.
+    phi(x) is the input of the model's linear classifier, or the output of ``layer`` averaged over its
+    positions. The pixel distance is ||q - x||_2. Exact search in one pass over the data set, in which only
+    the nearest candidates are stored. An image of the data set is its own neighbor at distance 0, unless
+    ``exclude_self``. With the extra ``faiss``, large data sets are searched faster, with the same result.
+
+    Returns:
+        ``indices``, ``distances`` (N, k) and ``neighbors`` (N, k, C, H, W), nearest first; ``ids``. The
+        same with ``pixel_`` for the pixel distance. Fewer than k if the data set has fewer images.
+
+    Raises:
+        InputError: the data set holds nothing but the image itself, with ``exclude_self``.
+        ModelError: no layer is named and the model has no linear classifier.
+
+    Example::
+        from phosphene import run
+
+        result = run("nearest_neighbors", images="builtin:scenes/2", dataset="builtin:scenes/32", k=3)
+        result.indices.shape  # (2, 3)
+
+    Source:
+        Krizhevsky et al. 2012, section 6.1 and figure 4.
     """
 
-    def embed(pictures: Tensor) -> Tensor:
-        features = represent(model, pictures, layer)
+    def embed(images: Tensor) -> Tensor:
+        features = image_features(model, images, layer)
         return F.normalize(features) if metric == "cosine" else features
 
     size = batch_size(model)
-    by_features = Nearest(torch.cat([embed(part) for part in images.split(size)]), k)
-    by_pixels = Nearest(images.flatten(1), k)
-    for batch in progress_bar(dataset.batches(size), "nearest neighbours", -(-len(dataset) // size)):
-        pictures = batch.images.to(images)
-        never = None
+    by_features = NearestNeighborSearch(torch.cat([embed(part) for part in images.split(size)]), k)
+    by_pixels = NearestNeighborSearch(images.flatten(1), k)
+    for batch in progress_bar(dataset.batches(size), "nearest neighbors", -(-len(dataset) // size)):
+        candidates = batch.images.to(images)
+        exclude = None
         if exclude_self:
-            never = torch.stack([(pictures == image).flatten(1).all(1) for image in images])
-        by_features.meet(embed(pictures), batch.indices, never)
-        by_pixels.meet(pictures.flatten(1), batch.indices, never)
-    indices, distances = by_features.found()
-    pixel_indices, pixel_distances = by_pixels.found()
+            exclude = torch.stack([(candidates == image).flatten(1).all(1) for image in images])
+        by_features.add(embed(candidates), batch.indices, exclude)
+        by_pixels.add(candidates.flatten(1), batch.indices, exclude)
+    indices, distances = by_features.result()
+    pixel_indices, pixel_distances = by_pixels.result()
 
-    def read(chosen: Tensor) -> Tensor:
-        return torch.stack([dataset.read(row) for row in chosen.tolist()]).to(images)
+    def read(indices: Tensor) -> Tensor:
+        return torch.stack([dataset.read(row) for row in indices.tolist()]).to(images)
 
     return Neighbors(
         images=images,
         neighbors=read(indices),
         indices=indices,
+        # For unit vectors, 1 - cos = ||a - b||^2 / 2.
         distances=distances.square() / 2 if metric == "cosine" else distances,
         ids=tuple(tuple(dataset.id(i) for i in row) for row in indices.tolist()),
         pixel_neighbors=read(pixel_indices),

@@ -1,4 +1,4 @@
-"""Outliers: the pictures of a data set that are like none of the others, to a model."""
+"""Outliers: images far from their nearest neighbors or from the mean, in feature space."""
 
 import dataclasses
 from typing import Annotated
@@ -12,25 +12,26 @@ from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model
 from phosphene.spec import Cost, Nonnegative, size
 
-from ._features import FeatureLayer, at_least, centred, embedded
-from ._nearest_vectors import Nearest
+from ._features import FeatureLayer, embed_dataset, require_images
+from ._nearest_neighbor_search import NearestNeighborSearch
+from ._principal_components import center
 
-#: Queries at a time, each of which keeps its nearest vectors.
-_QUERIES = 1024
+#: Queries per search: each stores its nearest vectors.
+QUERIES = 1024
 
 
 def _oracle() -> None:
-    """Grey levels 0, 0.1, 0.2 and 0.9: the last is 0.7 from its nearest, and farthest from the mean."""
+    """Gray levels 0, 0.1, 0.2 and 0.9: the last is 0.7 from its nearest, and farthest from the mean."""
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
     model = load_model(network, mean=[0.0], std=[1.0], input_size=(1, 2, 2))
     levels = torch.tensor([0.0, 0.1, 0.9, 0.2])
-    found = outliers(model, TensorDataset(levels[:, None, None, None].expand(-1, 1, 2, 2)), k=1)
-    assert found.points is not None
-    assert torch.allclose(found.points[:, 0], torch.tensor([0.1, 0.1, 0.7, 0.1]), atol=1e-6)
-    # One feature has one variance, and shrinking towards it changes nothing.
+    result = outliers(model, TensorDataset(levels[:, None, None, None].expand(-1, 1, 2, 2)), k=1)
+    assert result.points is not None
+    assert torch.allclose(result.points[:, 0], torch.tensor([0.1, 0.1, 0.7, 0.1]), atol=1e-6)
+    # With one feature, the shrinkage target equals the covariance.
     z = (levels - levels.mean()).abs() / levels.std(correction=0)
-    assert torch.allclose(found.points[:, 1], z, atol=1e-5)
-    assert found.farthest(0, 1) == found.farthest(1, 1) == [2]
+    assert torch.allclose(result.points[:, 1], z, atol=1e-5)
+    assert result.farthest(0, 1) == result.farthest(1, 1) == [2]
 
 
 @method(
@@ -62,60 +63,82 @@ def outliers(
     dataset: Dataset,
     *,
     layer: FeatureLayer = None,
-    k: Annotated[int, Field(ge=1, le=1000, description="to which nearest neighbour the distance is")] = 5,
+    k: Annotated[
+        int, Field(ge=1, le=1000, description="number of the neighbor to which the distance is measured")
+    ] = 5,
 ) -> Embedding:
-    """Find the pictures of a data set that stand out: far from their neighbours, or from all.
+    """Outlier detection in a data set by k-th-neighbor distance and Mahalanobis distance of features.
 
     d_k(i) = the k-th smallest ||phi_i - phi_j||, j not i
 
     m(i) = sqrt((phi_i - mean)^T C^-1 (phi_i - mean)),  C = (1 - s) S + s tr(S)/D I
 
-    with phi what the classifier is given, or a named ``layer`` averaged over its places, S the features'
-    covariance and s the shrinkage of Ledoit and Wolf, without which C has no inverse where there are
-    fewer pictures than features. ``points`` (N, 2) are both distances; ``farthest`` gives the rows farthest
-    out on either. A picture that is far by d_k is rare, one that is far by m alone an extreme of its
-    kind. InputError where there are not more pictures than ``k``.
+    phi_i is the input of the model's linear classifier for image i, or the output of ``layer`` averaged over
+    its positions; S is the features' covariance and s the shrinkage of Ledoit and Wolf, without which C has
+    no inverse if there are fewer images than features. A large d_k means a rare image; a large m alone an
+    extreme one of a common kind.
+
+    Returns:
+        ``points`` (N, 2): d_k and m of each image. ``farthest(0)`` and ``farthest(1)`` are the rows of
+        largest distance. ``metrics``: ``shrinkage``, s. ``features`` (N, D), ``ids``, ``labels``,
+        ``thumbnails`` as ``embed`` returns them.
+
+    Raises:
+        InputError: fewer than two images, or no more images than ``k``.
+        ModelError: no layer is named and the model has no linear classifier.
+
+    Example::
+        from phosphene import run
+
+        result = run("outliers", dataset="builtin:scenes/32")
+        result.points.shape  # (32, 2)
+        [result.ids[row] for row in result.farthest(0, 3)]
+
+    Source:
+        Ramaswamy et al. 2000 (distance to the k-th neighbor); Ledoit and Wolf 2004, section 3.3 (shrinkage).
     """
-    at_least(dataset, 2, "finding outliers")
+    require_images(dataset, 2, "finding outliers")
     if k >= len(dataset):
-        raise InputError(f"{len(dataset)} pictures have at most {len(dataset) - 1} neighbours, not {k}")
-    found = embedded(model, dataset, layer)
-    far, shrinkage = _mahalanobis(found.features)
-    points = torch.stack([_to_neighbor(found.features, k), far], 1)
-    axes = (f"distance to neighbour {k}", "Mahalanobis distance")
+        raise InputError(f"{len(dataset)} images have at most {len(dataset) - 1} neighbors, not {k}")
+    embedding = embed_dataset(model, dataset, layer)
+    mahalanobis, shrinkage = _mahalanobis_distances(embedding.features)
     return dataclasses.replace(
-        found, points=points, axes=axes, numbers={"shrinkage": shrinkage}, layout="outliers"
+        embedding,
+        points=torch.stack([_neighbor_distances(embedding.features, k), mahalanobis], 1),
+        axes=(f"distance to neighbor {k}", "Mahalanobis distance"),
+        metrics={"shrinkage": shrinkage},
+        layout="outliers",
     )
 
 
-def _to_neighbor(features: Tensor, k: int) -> Tensor:
-    """(N,) distances to the k-th nearest other row."""
-    places, distances = torch.arange(len(features), device=features.device), []
-    for queries, own in zip(features.split(_QUERIES), places.split(_QUERIES), strict=True):
-        search = Nearest(queries, k)
-        for vectors, others in zip(features.split(_QUERIES), places.split(_QUERIES), strict=True):
-            search.meet(vectors, tuple(others.tolist()), own[:, None] == others)
-        distances.append(search.found()[1][:, k - 1])
+def _neighbor_distances(features: Tensor, k: int) -> Tensor:
+    """(N,) distances of the rows to their k-th nearest other row."""
+    rows, distances = torch.arange(len(features), device=features.device), []
+    for queries, query_rows in zip(features.split(QUERIES), rows.split(QUERIES), strict=True):
+        search = NearestNeighborSearch(queries, k)
+        for vectors, others in zip(features.split(QUERIES), rows.split(QUERIES), strict=True):
+            search.add(vectors, tuple(others.tolist()), exclude=query_rows[:, None] == others)
+        distances.append(search.result()[1][:, k - 1])
     return torch.cat(distances)
 
 
-def _mahalanobis(features: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) distances from the mean by the shrunk covariance, and the shrinkage.
+def _mahalanobis_distances(features: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) distances from the mean with the shrunk covariance, and the shrinkage.
 
-    In the basis of the pictures themselves, so that no D x D matrix is inverted: with X = U diag(r) V^T,
-    the squared distance is sum_j U_ij^2 r_j^2 / ((1 - s) r_j^2 / N + s tr(S) / D).
+    Without inverting a D x D matrix: with the centered features X = U diag(r) V^T, the squared distance is
+    sum_j U_ij^2 r_j^2 / ((1 - s) r_j^2 / N + s tr(S) / D).
     """
-    from sklearn.covariance import ledoit_wolf_shrinkage  # imported late, for it takes a second
+    from sklearn.covariance import ledoit_wolf_shrinkage  # slow to import
 
-    rest = centred(features).double()
-    count, size = rest.shape
-    shrinkage = float(ledoit_wolf_shrinkage(rest.cpu().numpy(), assume_centered=True))
-    left, spread, _ = torch.linalg.svd(rest, full_matrices=False)
-    variance = spread.square() / count
+    centered = center(features).double()
+    count, size = centered.shape
+    shrinkage = float(ledoit_wolf_shrinkage(centered.cpu().numpy(), assume_centered=True))
+    left, singular, _ = torch.linalg.svd(centered, full_matrices=False)
+    variance = singular.square() / count
     shrunk = (1 - shrinkage) * variance + shrinkage * variance.sum() / size
-    # Where nothing varies, nothing is far.
-    held = spread > spread[0] * count * torch.finfo(rest.dtype).eps
-    squares = (left * spread).square()[:, held] / shrunk[held]
+    # Directions without variance contribute no distance, rather than 0 / 0.
+    nonzero = singular > singular[0] * count * torch.finfo(centered.dtype).eps
+    squares = (left * singular).square()[:, nonzero] / shrunk[nonzero]
     return squares.sum(1).sqrt().to(features), features.new_tensor(shrinkage)
 
 

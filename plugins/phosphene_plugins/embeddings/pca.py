@@ -1,4 +1,4 @@
-"""PCA: a data set's pictures on the directions in which a model's features vary most."""
+"""PCA: principal component analysis of a data set's features."""
 
 import dataclasses
 from typing import Annotated
@@ -12,18 +12,19 @@ from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model
 from phosphene.spec import Cost, size
 
-from ._features import FeatureLayer, at_least, embedded, principal_components
+from ._features import FeatureLayer, embed_dataset, require_images
+from ._principal_components import principal_components
 
 
 def _oracle() -> None:
-    """Features on an ellipse's axes come out as they are, the long axis first, with its share."""
+    """Features on the axes of an ellipse are their own coordinates, the long axis first."""
     network = nn.Sequential(nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(2, 2))
     model = load_model(network, mean=[0.0], std=[1.0], input_size=(1, 2, 2))
     halves = torch.tensor([[0.5, 0.9], [0.5, 0.1], [0.6, 0.5], [0.4, 0.5]])
-    found = pca(model, TensorDataset(halves[:, None, None].expand(-1, 1, 2, 2)))
-    assert found.points is not None
-    assert torch.allclose(found.points, (halves - 0.5).flip(1), atol=1e-6)
-    assert abs(float(found.numbers["component 1"]) - 0.32 / 0.34) < 1e-5
+    result = pca(model, TensorDataset(halves[:, None, None].expand(-1, 1, 2, 2)))
+    assert result.points is not None
+    assert torch.allclose(result.points, (halves - 0.5).flip(1), atol=1e-6)
+    assert abs(float(result.metrics["component 1"]) - 0.32 / 0.34) < 1e-5
 
 
 @method(
@@ -36,7 +37,14 @@ def _oracle() -> None:
             authors="Pearson",
             year=1901,
             url="https://doi.org/10.1080/14786440109462720",
-        )
+        ),
+        Reference(
+            key="jolliffe2002",
+            title="Principal Component Analysis, second edition",
+            authors="Jolliffe",
+            year=2002,
+            url="https://doi.org/10.1007/b98835",
+        ),
     ],
     needs=["dataset"],
     cost=Cost(forward=size.dataset),
@@ -47,25 +55,46 @@ def pca(
     dataset: Dataset,
     *,
     layer: FeatureLayer = None,
-    components: Annotated[int, Field(ge=1, le=1000, description="how many; two are drawn")] = 2,
+    components: Annotated[
+        int, Field(ge=1, le=1000, description="number of components; figures show the first two")
+    ] = 2,
 ) -> Embedding:
-    """Show a data set's pictures on the principal components of their features.
+    """Principal component analysis (PCA) of a data set's features.
 
     C = 1/(N-1) sum_i (phi_i - mean)(phi_i - mean)^T = sum_j lambda_j v_j v_j^T,  z_ij = v_j . (phi_i - mean)
 
-    with phi what the classifier is given, or a named ``layer`` averaged over its places; lambda_1 >=
-    lambda_2 >= ... ``points`` are z (N, components), ``numbers`` each component's share of the variance,
-    lambda_j / sum lambda. A component's sign is such that the largest entry of v_j is positive. Exact, by
-    the eigenvectors of C, or of the pictures' inner products where they are fewer than the features.
-    InputError for fewer than two pictures, or fewer pictures or features than ``components``.
+    with lambda_1 >= lambda_2 >= ...; phi_i is the input of the model's linear classifier for image i, or
+    the output of ``layer`` averaged over its positions. Exact, from the eigenvectors of C, or of the Gram
+    matrix if there are more features than images. The sign of v_j is such that its largest entry is
+    positive.
+
+    Returns:
+        ``points`` (N, components): z. ``metrics``: for each component its fraction of the variance,
+        lambda_j / sum lambda. ``features`` (N, D), ``ids``, ``labels``, ``thumbnails`` as ``embed`` returns
+        them.
+
+    Raises:
+        InputError: fewer than two images, or fewer images or features than ``components``.
+        ModelError: no layer is named and the model has no linear classifier.
+
+    Example::
+        from phosphene import run
+
+        result = run("pca", dataset="builtin:scenes/32")
+        result.points.shape  # (32, 2)
+        result.metrics["component 1"]
+
+    Source:
+        Pearson 1901; Jolliffe 2002, section 1.1.
     """
-    at_least(dataset, max(2, components), f"{components} principal components")
-    found = embedded(model, dataset, layer)
-    if components > (most := found.features.shape[1]):
-        raise InputError(f"there are {most} features, so there can be no {components} components")
-    points, shares = principal_components(found.features, components)
+    require_images(dataset, max(2, components), f"{components} principal components")
+    embedding = embed_dataset(model, dataset, layer)
+    if components > (count := embedding.features.shape[1]):
+        raise InputError(f"there are {count} features, so there can be no {components} components")
+    points, fractions = principal_components(embedding.features, components)
     axes = tuple(f"component {n}" for n in range(1, components + 1))
-    return dataclasses.replace(found, points=points, axes=axes, numbers=dict(zip(axes, shares, strict=True)))
+    metrics = dict(zip(axes, fractions, strict=True))
+    return dataclasses.replace(embedding, points=points, axes=axes, metrics=metrics)
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Set distance: how far the pictures of one folder are from those of another, to a model."""
+"""Set distance: Fréchet and kernel distance between two data sets in feature space, as in FID and KID."""
 
 import torch
 from torch import Tensor, nn
@@ -8,25 +8,28 @@ from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model
 from phosphene.spec import Cost, Nonnegative, size
 
-from ._features import FeatureLayer, at_least, embedded, principal_components
+from ._features import FeatureLayer, embed_dataset, require_images
+from ._principal_components import principal_components
 from ._set_distance_result import SetDistance
 
-#: Rows of a kernel matrix that are summed at once.
-_ROWS = 1024
+#: Rows of a kernel matrix that are computed at once.
+KERNEL_ROWS = 1024
+#: Sample images of each set in the figure.
+SAMPLES = 40
 
 
 def _oracle() -> None:
-    """One feature: (mean - mean')^2 + (s - s')^2; and the kernel distance summed by hand."""
+    """With one feature, Fréchet is (m - m')^2 + (s - s')^2; the kernel distance is summed by hand."""
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
     model = load_model(network, mean=[0.0], std=[1.0], input_size=(1, 2, 2))
     first, second = torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.4, 0.9])
     sets = [TensorDataset(x[:, None, None, None].expand(-1, 1, 2, 2)) for x in (first, second)]
-    found = set_distance(model, *sets)
+    result = set_distance(model, *sets)
     frechet = (first.mean() - second.mean()) ** 2 + (first.std() - second.std()) ** 2
-    assert torch.allclose(found.frechet, frechet, atol=1e-6)
-    inside = 1.03**3 - 2 * sum((1 + a * b) ** 3 for a in (0.1, 0.3) for b in (0.2, 0.4, 0.9)) / 6
+    assert torch.allclose(result.frechet, frechet, atol=1e-6)
+    within = 1.03**3 - 2 * sum((1 + a * b) ** 3 for a in (0.1, 0.3) for b in (0.2, 0.4, 0.9)) / 6
     other = (1.08**3 + 1.18**3 + 1.36**3) / 3
-    assert abs(float(found.kernel) - inside - other) < 1e-5
+    assert abs(float(result.kernel) - within - other) < 1e-5
 
 
 @method(
@@ -60,74 +63,95 @@ def set_distance(
     *,
     layer: FeatureLayer = None,
 ) -> SetDistance:
-    """Measure how far two sets of pictures are apart in a model's features: drawn from real, say.
+    """Fréchet and kernel distance (FID, KID) between two data sets in a model's feature space.
 
     Fréchet = ||m - m'||^2 + tr(S + S' - 2 (S S')^1/2)
 
     Kernel = mean_(i != j) k(x_i, x_j) + mean_(i != j) k(x'_i, x'_j) - 2 mean_(i, j) k(x_i, x'_j)
 
-    with x what the classifier is given, or a named ``layer`` averaged over its places, m and S the mean and
-    covariance over a set, and k(x, y) = (x . y / D + 1)^3. The Fréchet distance takes the features for
-    Gaussian and is too large for small sets; the kernel distance (squared MMD) has no such bias, and is
-    0 on average, at times below, for two sets of the same kind. Both in double precision. The numbers
-    are the given model's: they compare only with others of the same model and layer, and are the
-    published FID and KID with no other network than theirs. InputError for a set of one picture.
+    with m and S the mean and covariance of a set's features x, and k(x, y) = (x . y / D + 1)^3. x is the
+    input of the model's linear classifier, or the output of ``layer`` averaged over its positions. The
+    Fréchet distance assumes Gaussian features and is too large for small sets; the kernel distance (squared
+    maximum mean discrepancy) is unbiased: 0 on average for two sets of the same distribution, and at times
+    negative. Both are computed in double precision. Values are comparable only for the same model and
+    layer; they are the published FID and KID only with the Inception network of those papers.
+
+    Returns:
+        ``frechet`` and ``kernel``: scalars. ``points``: two tensors (N, 2) and (M, 2), the sets on their
+        common principal components. ``mean_thumbnails`` (2, 3, s, s) and ``sample_thumbnails``, two tensors
+        (n, 3, s, s): bytes, for the figure. ``names``: of the two sets.
+
+    Raises:
+        InputError: a data set with fewer than two images.
+        ModelError: no layer is named and the model has no linear classifier.
+
+    Example::
+        from phosphene import run
+
+        result = run("set_distance", dataset="builtin:scenes/32", other="builtin:biased-scenes/32")
+        result.frechet, result.kernel
+
+    Source:
+        Heusel et al. 2017, equation 6 (FID); Binkowski et al. 2018, section 4 (KID).
     """
-    at_least(dataset, 2, "a covariance")
-    at_least(other, 2, "a covariance")
-    found = (
-        embedded(model, dataset, layer, name="first set"),
-        embedded(model, other, layer, name="second set"),
+    require_images(dataset, 2, "a covariance")
+    require_images(other, 2, "a covariance")
+    embeddings = (
+        embed_dataset(model, dataset, layer, title="features of the first set"),
+        embed_dataset(model, other, layer, title="features of the second set"),
     )
-    first, second = (part.features.double() for part in found)
-    points, _ = principal_components(torch.cat([part.features for part in found]), 2)
+    first, second = (embedding.features.double() for embedding in embeddings)
+    points, _ = principal_components(torch.cat([embedding.features for embedding in embeddings]), 2)
     if points.shape[1] < 2:
         points = torch.cat([points, torch.zeros_like(points)], 1)
     return SetDistance(
-        frechet=_frechet(first, second).to(points),
+        frechet=_frechet_distance(first, second).to(points),
         kernel=_kernel_distance(first, second).to(points),
         points=(points[: len(first)].clone(), points[len(first) :].clone()),
-        means=torch.stack([_mean(part.thumbnails) for part in found]),
-        samples=(_some(found[0]), _some(found[1])),
+        mean_thumbnails=torch.stack([_mean_thumbnail(embedding) for embedding in embeddings]),
+        sample_thumbnails=(_sample_thumbnails(embeddings[0]), _sample_thumbnails(embeddings[1])),
         names=(dataset.uri or "first set", other.uri or "second set"),
     )
 
 
-def _frechet(first: Tensor, second: Tensor) -> Tensor:
-    """With S = A^T A and S' = B^T B the root's trace is the sum of A B^T's singular values.
+def _frechet_distance(first: Tensor, second: Tensor) -> Tensor:
+    """Fréchet distance between Gaussians with the means and covariances of two sets of features.
 
-    So no covariance is squared or inverted, and sets smaller than D do no harm; A is the triangle of the
-    centred, scaled features.
+    With S = A^T A and S' = B^T B, tr((S S')^1/2) is the sum of the singular values of A B^T, so no
+    covariance is squared or inverted and sets with fewer than D images are allowed. A is the triangular
+    factor of the centered, scaled features.
     """
     roots = [torch.linalg.qr((x - x.mean(0)) / (len(x) - 1) ** 0.5, mode="r").R for x in (first, second)]
     variances = sum(root.square().sum() for root in roots)
-    shared = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
-    distance: Tensor = (first.mean(0) - second.mean(0)).square().sum() + variances - 2 * shared
+    trace_of_root = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
+    distance: Tensor = (first.mean(0) - second.mean(0)).square().sum() + variances - 2 * trace_of_root
     return distance.clamp(min=0)
 
 
 def _kernel_distance(first: Tensor, second: Tensor) -> Tensor:
-    """The unbiased estimate of the squared maximum mean discrepancy, a block of rows at a time."""
+    """Unbiased estimate of the squared maximum mean discrepancy, with a block of kernel rows at a time."""
 
-    def total(x: Tensor, y: Tensor) -> Tensor:
-        parts = [(rows @ y.T / x.shape[1] + 1).pow(3).sum() for rows in x.split(_ROWS)]
+    def kernel_sum(x: Tensor, y: Tensor) -> Tensor:
+        parts = [(rows @ y.T / x.shape[1] + 1).pow(3).sum() for rows in x.split(KERNEL_ROWS)]
         return torch.stack(parts).sum()
 
-    def within(x: Tensor) -> Tensor:
+    def mean_within(x: Tensor) -> Tensor:
         diagonal = (x.square().sum(1) / x.shape[1] + 1).pow(3).sum()
-        return (total(x, x) - diagonal) / (len(x) * (len(x) - 1))
+        return (kernel_sum(x, x) - diagonal) / (len(x) * (len(x) - 1))
 
-    return within(first) + within(second) - 2 * total(first, second) / (len(first) * len(second))
-
-
-def _mean(thumbnails: Tensor) -> Tensor:
-    return thumbnails.float().mean(0).round().to(torch.uint8)
+    mean_between = 2 * kernel_sum(first, second) / (len(first) * len(second))
+    return mean_within(first) + mean_within(second) - mean_between
 
 
-def _some(found: Embedding, most: int = 40) -> Tensor:
-    """An even choice of a set's thumbnails."""
-    count = min(most, len(found.ids))
-    return found.thumbnails[[n * len(found.ids) // count for n in range(count)]]
+def _mean_thumbnail(embedding: Embedding) -> Tensor:
+    return embedding.thumbnails.float().mean(0).round().to(torch.uint8)
+
+
+def _sample_thumbnails(embedding: Embedding) -> Tensor:
+    """At most ``SAMPLES`` thumbnails, evenly spaced over the set."""
+    total = len(embedding.ids)
+    count = min(SAMPLES, total)
+    return embedding.thumbnails[[n * total // count for n in range(count)]]
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""t-SNE: a map on which pictures that a model takes for alike are neighbours."""
+"""t-SNE: two-dimensional map of a data set's features that preserves neighborhoods."""
 
 import dataclasses
 from typing import Annotated
@@ -12,19 +12,21 @@ from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model
 from phosphene.spec import Cost, size
 
-from ._features import FeatureLayer, at_least, embedded, principal_components, trustworthiness
+from ._features import FeatureLayer, embed_dataset, require_images
+from ._principal_components import principal_components
+from ._trustworthiness import trustworthiness
 
 
 def _oracle() -> None:
-    """Two heaps of features, far apart, are two heaps on the map."""
+    """Two separate clusters of features: the nearest neighbor of every point on the map is in its cluster."""
     network = nn.Sequential(nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(2, 2))
     model = load_model(network, mean=[0.0], std=[1.0], input_size=(1, 2, 2))
-    near = 0.02 * torch.rand(12, 2, generator=torch.Generator().manual_seed(0))
-    halves = near + torch.tensor([[0.1, 0.1], [0.9, 0.9]]).repeat_interleave(6, 0)
-    found = tsne(model, TensorDataset(halves[:, None, None].expand(-1, 1, 2, 2)), perplexity=3)
-    assert found.points is not None
-    apart = torch.cdist(found.points, found.points).fill_diagonal_(torch.inf)
-    assert (apart.argmin(1) // 6).tolist() == [0] * 6 + [1] * 6
+    noise = 0.02 * torch.rand(12, 2, generator=torch.Generator().manual_seed(0))
+    halves = noise + torch.tensor([[0.1, 0.1], [0.9, 0.9]]).repeat_interleave(6, 0)
+    result = tsne(model, TensorDataset(halves[:, None, None].expand(-1, 1, 2, 2)), perplexity=3)
+    assert result.points is not None
+    distances = torch.cdist(result.points, result.points).fill_diagonal_(torch.inf)
+    assert (distances.argmin(1) // 6).tolist() == [0] * 6 + [1] * 6
 
 
 @method(
@@ -39,11 +41,25 @@ def _oracle() -> None:
             url="https://jmlr.org/papers/v9/vandermaaten08a.html",
         ),
         Reference(
+            key="vandermaaten2014",
+            title="Accelerating t-SNE using Tree-Based Algorithms",
+            authors="van der Maaten",
+            year=2014,
+            url="https://jmlr.org/papers/v15/vandermaaten14a.html",
+        ),
+        Reference(
             key="kobak2021",
             title="Initialization is critical for preserving global data structure in both t-SNE and UMAP",
             authors="Kobak, Linderman",
             year=2021,
             url="https://doi.org/10.1038/s41587-020-00809-z",
+        ),
+        Reference(
+            key="venna2001",
+            title="Neighborhood Preservation in Nonlinear Projection Methods: An Experimental Study",
+            authors="Venna, Kaski",
+            year=2001,
+            url="https://doi.org/10.1007/3-540-44668-0_68",
         ),
     ],
     needs=["dataset"],
@@ -59,44 +75,66 @@ def tsne(
     perplexity: Annotated[
         float | None,
         Field(
-            ge=1, le=10000, description="neighbours that count; 30 unless told, or a third of few pictures"
+            ge=1,
+            le=10000,
+            description="effective number of neighbors; default: 30, at most a third of the images",
         ),
     ] = None,
 ) -> Embedding:
-    """Lay a data set's pictures out so that those with near features lie near each other.
+    """t-SNE: two-dimensional map of a data set's features that preserves neighborhoods.
 
     p_j|i ~ exp(-||phi_i - phi_j||^2 / 2 sigma_i^2),  q_ij ~ 1 / (1 + ||y_i - y_j||^2)
 
     min_y KL(P || Q) = sum_ij p_ij log(p_ij / q_ij)
 
-    with phi what the classifier is given, or a named ``layer`` averaged over its places, and sigma_i such
-    that the neighbours of i have the ``perplexity`` asked for; scikit-learn's Barnes-Hut approximation, 1000
-    iterations. It begins with the principal components, so nothing is drawn at random and the same
-    features give the same map. ``numbers``: the divergence reached, and the map's trustworthiness, 1 where
-    every picture's five neighbours on it are neighbours in truth. Distances between heaps, and their
-    sizes, mean nothing. InputError for fewer than four pictures and for a perplexity that needs more
-    pictures than there are.
+    phi_i is the input of the model's linear classifier for image i, or the output of ``layer`` averaged over
+    its positions; sigma_i is such that p_.|i has the ``perplexity``. scikit-learn's Barnes-Hut approximation,
+    1000 iterations, initialized with the principal components: nothing is random, and the same features
+    give the same map. Distances between clusters on the map, and their sizes, have no meaning.
+
+    Returns:
+        ``points`` (N, 2): y. ``metrics``: ``KL divergence``, and ``trustworthiness`` in [0, 1], 1 if the
+        five nearest neighbors of each point on the map are neighbors in feature space. ``features`` (N, D),
+        ``ids``, ``labels``, ``thumbnails`` as ``embed`` returns them.
+
+    Raises:
+        InputError: fewer than four images, or a perplexity that needs more images.
+        ModelError: no layer is named and the model has no linear classifier.
+
+    Example::
+        from phosphene import run
+
+        result = run("tsne", dataset="builtin:scenes/32")
+        result.points.shape  # (32, 2)
+
+    Source:
+        van der Maaten and Hinton 2008, section 3; Barnes-Hut: van der Maaten 2014; initialization: Kobak and
+        Linderman 2021; trustworthiness: Venna and Kaski 2001.
     """
-    at_least(dataset, 4, "t-SNE")
-    most = len(dataset) - 1
-    if perplexity is not None and perplexity > most:
-        raise InputError(f"{len(dataset)} pictures allow a perplexity of at most {most}, not {perplexity:g}")
-    found = embedded(model, dataset, layer)
-    usual = min(30.0, most / 3)
-    points, divergence = _laid_out(found.features, usual if perplexity is None else perplexity)
-    numbers = {"divergence": divergence, "trustworthiness": trustworthiness(found.features, points)}
-    return dataclasses.replace(found, points=points, numbers=numbers)
+    require_images(dataset, 4, "t-SNE")
+    limit = len(dataset) - 1
+    if perplexity is not None and perplexity > limit:
+        raise InputError(f"{len(dataset)} images allow a perplexity of at most {limit}, not {perplexity:g}")
+    embedding = embed_dataset(model, dataset, layer)
+    default = min(30.0, limit / 3)
+    points, divergence = _fit(embedding.features, default if perplexity is None else perplexity)
+    metrics = {
+        "KL divergence": divergence,
+        "trustworthiness": trustworthiness(embedding.features, points),
+    }
+    return dataclasses.replace(embedding, points=points, metrics=metrics)
 
 
-def _laid_out(features: Tensor, perplexity: float) -> tuple[Tensor, Tensor]:
-    from sklearn.manifold import TSNE  # imported late, for it takes a second
+def _fit(features: Tensor, perplexity: float) -> tuple[Tensor, Tensor]:
+    """The map (N, 2) and its Kullback-Leibler divergence."""
+    from sklearn.manifold import TSNE  # slow to import
 
-    begin, _ = principal_components(features, 2)
-    begin = nn.functional.pad(begin, (0, 2 - begin.shape[1]))
-    width = begin[:, 0].std(correction=0)
-    begin = 1e-4 * begin / torch.where(width > 0, width, 1)
-    model = TSNE(perplexity=perplexity, init=begin.float().cpu().numpy())
-    # In single precision, as it works: rounding is not to become another map.
+    start, _ = principal_components(features, 2)
+    start = nn.functional.pad(start, (0, 2 - start.shape[1]))
+    std = start[:, 0].std(correction=0)
+    start = 1e-4 * start / torch.where(std > 0, std, 1)
+    model = TSNE(perplexity=perplexity, init=start.float().cpu().numpy())
+    # In single precision, as scikit-learn computes: otherwise rounding in double precision changes the map.
     points = torch.from_numpy(model.fit_transform(features.float().cpu().numpy()))
     return points.to(features), features.new_tensor(model.kl_divergence_)
 

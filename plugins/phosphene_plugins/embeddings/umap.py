@@ -1,4 +1,4 @@
-"""UMAP: a map that keeps a model's nearest neighbours together, by the optional umap-learn."""
+"""UMAP: two-dimensional map of a data set's features from their neighbor graph, by umap-learn."""
 
 import dataclasses
 import warnings
@@ -13,19 +13,20 @@ from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import Cost, size
 
-from ._features import FeatureLayer, at_least, embedded, trustworthiness
+from ._features import FeatureLayer, embed_dataset, require_images
+from ._trustworthiness import trustworthiness
 
 
 def _oracle() -> None:
-    """Two heaps of features, far apart, are two heaps on the map."""
+    """Two separate clusters of features: the nearest neighbor of every point on the map is in its cluster."""
     network = nn.Sequential(nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(2, 2))
     model = load_model(network, mean=[0.0], std=[1.0], input_size=(1, 2, 2))
-    near = 0.02 * torch.rand(16, 2, generator=torch.Generator().manual_seed(0))
-    halves = near + torch.tensor([[0.1, 0.1], [0.9, 0.9]]).repeat_interleave(8, 0)
-    found = umap(model, TensorDataset(halves[:, None, None].expand(-1, 1, 2, 2)), neighbors=4, seed=0)
-    assert found.points is not None
-    apart = torch.cdist(found.points, found.points).fill_diagonal_(torch.inf)
-    assert (apart.argmin(1) // 8).tolist() == [0] * 8 + [1] * 8
+    noise = 0.02 * torch.rand(16, 2, generator=torch.Generator().manual_seed(0))
+    halves = noise + torch.tensor([[0.1, 0.1], [0.9, 0.9]]).repeat_interleave(8, 0)
+    result = umap(model, TensorDataset(halves[:, None, None].expand(-1, 1, 2, 2)), neighbors=4, seed=0)
+    assert result.points is not None
+    distances = torch.cdist(result.points, result.points).fill_diagonal_(torch.inf)
+    assert (distances.argmin(1) // 8).tolist() == [0] * 8 + [1] * 8
 
 
 @method(
@@ -38,7 +39,14 @@ def _oracle() -> None:
             authors="McInnes, Healy, Melville",
             year=2018,
             url="https://arxiv.org/abs/1802.03426",
-        )
+        ),
+        Reference(
+            key="venna2001",
+            title="Neighborhood Preservation in Nonlinear Projection Methods: An Experimental Study",
+            authors="Venna, Kaski",
+            year=2001,
+            url="https://doi.org/10.1007/3-540-44668-0_68",
+        ),
     ],
     needs=["dataset"],
     cost=Cost(forward=size.dataset),
@@ -52,52 +60,75 @@ def umap(
     layer: FeatureLayer = None,
     neighbors: Annotated[
         int | None,
-        Field(ge=2, le=1000, description="neighbours that are kept near; 15 unless told, or all of few"),
+        Field(
+            ge=2,
+            le=1000,
+            description="neighbors per image in the graph; default: 15, at most all other images",
+        ),
     ] = None,
     min_dist: Annotated[
-        float, Field(ge=0, le=1, description="how near to each other points may lie on the map")
+        float, Field(ge=0, le=1, description="smallest distance between points on the map")
     ] = 0.1,
     seed: Seed = None,
 ) -> Embedding:
-    """Lay a data set's pictures out so that each stays near its nearest neighbours in feature space.
+    """UMAP: two-dimensional map of a data set's features that preserves nearest neighbors.
 
     v_ij = exp(-(||phi_i - phi_j|| - rho_i) / sigma_i),  w_ij = 1 / (1 + a ||y_i - y_j||^2b)
 
     min_y  - sum_ij v_ij log w_ij + (1 - v_ij) log(1 - w_ij)
 
-    with phi what the classifier is given, or a named ``layer`` averaged over its places, rho_i the distance
-    to the nearest picture, sigma_i such that ``neighbors`` count, and a, b from ``min_dist``: umap-learn's
-    stochastic descent, in one thread so that a seed means one map. ``numbers``: the map's trustworthiness,
-    1 where every picture's five neighbours on it are neighbours in truth. MissingExtra without
-    umap-learn; InputError for fewer than four pictures, or no more pictures than ``neighbors``.
+    phi_i is the input of the model's linear classifier for image i, or the output of ``layer`` averaged
+    over its positions; rho_i is the distance to the nearest image, sigma_i normalizes the weights of the
+    ``neighbors``, a and b follow from ``min_dist``. umap-learn's stochastic gradient descent, in one
+    thread, so that a seed determines the map.
+
+    Returns:
+        ``points`` (N, 2): y. ``metrics``: ``trustworthiness`` in [0, 1], 1 if the five nearest neighbors of
+        each point on the map are neighbors in feature space. ``features`` (N, D), ``ids``, ``labels``,
+        ``thumbnails`` as ``embed`` returns them.
+
+    Raises:
+        InputError: fewer than four images, or no more images than ``neighbors``.
+        MissingExtra: umap-learn is not installed.
+        ModelError: no layer is named and the model has no linear classifier.
+
+    Example::
+        from phosphene import run
+
+        result = run("umap", dataset="builtin:scenes/32", seed=0)
+        result.points.shape  # (32, 2)
+
+    Source:
+        McInnes et al. 2018, section 3 and appendix C; trustworthiness: Venna and Kaski 2001.
     """
-    at_least(dataset, 4, "UMAP")
-    most = len(dataset) - 1
-    if neighbors is not None and neighbors > most:
-        raise InputError(f"{len(dataset)} pictures have at most {most} neighbours, not {neighbors}")
+    require_images(dataset, 4, "UMAP")
+    limit = len(dataset) - 1
+    if neighbors is not None and neighbors > limit:
+        raise InputError(f"{len(dataset)} images have at most {limit} neighbors, not {neighbors}")
     try:
         from umap import UMAP  # an extra
     except ImportError as error:
         raise MissingExtra("umap", "umap") from error
-    found = embedded(model, dataset, layer)
-    # Its spectral beginning asks for more pictures than a handful.
-    begin = "spectral" if len(dataset) > 10 else "random"
-    chosen = int(torch.randint(2**31, ()))
+    embedding = embed_dataset(model, dataset, layer)
     mapping = UMAP(
-        n_neighbors=neighbors or min(15, most), min_dist=min_dist, init=begin, random_state=chosen, n_jobs=1
+        n_neighbors=neighbors or min(15, limit),
+        min_dist=min_dist,
+        # The spectral initialization fails for very few images.
+        init="spectral" if len(dataset) > 10 else "random",
+        random_state=int(torch.randint(2**31, ())),
+        n_jobs=1,
     )
-    threads = torch.get_num_threads()  # which numba, at its first call, sets for everybody
+    threads = torch.get_num_threads()  # numba, at its first call, changes the number for the process
     try:
         with warnings.catch_warnings():
-            # It warns of the sizes and types that it converts itself.
+            # umap-learn warns of sizes and types that it converts itself.
             warnings.simplefilter("ignore", category=UserWarning)
-            points = mapping.fit_transform(found.features.float().cpu().numpy())
+            points = mapping.fit_transform(embedding.features.float().cpu().numpy())
     finally:
         torch.set_num_threads(threads)
-    points = torch.from_numpy(points).to(found.features)
-    return dataclasses.replace(
-        found, points=points, numbers={"trustworthiness": trustworthiness(found.features, points)}
-    )
+    points = torch.from_numpy(points).to(embedding.features)
+    metrics = {"trustworthiness": trustworthiness(embedding.features, points)}
+    return dataclasses.replace(embedding, points=points, metrics=metrics)
 
 
 @hookimpl

@@ -1,1 +1,1 @@
-"""What the weights look like."""
+"""Filters: convolution weights as images."""

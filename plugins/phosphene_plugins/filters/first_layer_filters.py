@@ -1,4 +1,4 @@
-"""First-layer filters: weights that lie on pixels, so they can be looked at as pictures."""
+"""First-layer filters: the weights of the first convolution as images."""
 
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ from phosphene.spec import Cost, UnitRange
 
 
 def _oracle() -> None:
-    """A filter whose weights are evenly spaced shows the same steps between 0 and 1, whatever its size."""
+    """Evenly spaced weights become evenly spaced gray levels from 0 to 1, whatever their scale."""
     convolution = nn.Conv2d(3, 2, 2, bias=False)
     with torch.no_grad():
         convolution.weight[0] = torch.arange(12.0).view(3, 2, 2)
@@ -45,22 +45,37 @@ def first_layer_filters(
     model: Model,
     *,
     scale: Annotated[
-        Literal["each", "shared"], Field(description="each filter from black to white, or all by one scale")
+        Literal["each", "shared"],
+        Field(description="scaling to [0, 1]: of each filter, or of all filters together"),
     ] = "each",
 ) -> FilterBank:
-    """Show the filters of the first convolution as small colour pictures.
+    """First-layer filters: the weights of the first convolution as images.
 
     tile_f = (W_f - min W_f) / (max W_f - min W_f)
 
-    over the three colours together, so that hues are kept; a constant filter shows black.
-    ``scale="shared"`` takes one minimum and maximum for all filters, so that weak ones look weak. A
-    first layer of three channels gives F colour pictures, of one channel F grey ones, of C others F
-    x C grey slices. A patch embedding is such a layer too. ModelError where the model has no
-    convolution.
+    with the minimum and maximum over the filter's three color channels together, so that hues are
+    preserved; a constant filter is black. ``scale="shared"`` uses one minimum and maximum for all filters, so
+    that weak filters have little contrast. A patch embedding is such a convolution, too.
+
+    Returns:
+        ``weights`` (F, C, K, K). ``tiles`` (T, 3, K, K) in [0, 1]: F color images for C = 3, F gray ones
+        for C = 1, else F x C gray slices. ``layer``: name of the convolution.
+
+    Raises:
+        ModelError: the model has no convolution.
+
+    Example::
+        from phosphene import run
+
+        result = run("first_layer_filters")
+        result.tiles.shape  # (24, 3, 3, 3)
+
+    Source:
+        Krizhevsky et al. 2012, section 6.1 and figure 3.
     """
-    convolutions = [n for n in model.structure.layers if isinstance(model.layers[n], nn.Conv2d)]
+    convolutions = [name for name in model.structure.layers if isinstance(model.layers[name], nn.Conv2d)]
     if not convolutions:
-        raise ModelError(f"{model.name} has no convolution, so it has no filters that lie on pixels")
+        raise ModelError(f"{model.name} has no convolution, so it has no filters to show")
     layer = convolutions[0]
     weights = model.layers[layer].get_parameter("weight").detach().clone()
     filters, channels = weights.shape[:2]

@@ -1,4 +1,4 @@
-"""Filters of higher layers: a stack of grey slices each, one for every channel below."""
+"""Higher-layer filters: convolution weights as gray slices, one per input channel."""
 
 from typing import Annotated
 
@@ -15,7 +15,7 @@ from phosphene.spec import Cost, UnitRange
 
 
 def _oracle() -> None:
-    """The slices of a filter share one scale: of weights 0 to 7, slice c shows 4c/7 to (4c + 3)/7."""
+    """The slices of a filter share one scale: for weights 0 to 7, slice c is 4c/7 to (4c + 3)/7."""
     convolution = nn.Conv2d(2, 1, 2)
     with torch.no_grad():
         convolution.weight.copy_(torch.arange(8.0).view(1, 2, 2, 2))
@@ -45,26 +45,42 @@ def higher_layer_filters(
     model: Model,
     *,
     layer: Annotated[
-        LayerName | None, Field(description="a layer with filters; the second convolution unless told")
+        LayerName | None,
+        Field(description="layer with filters; default: the second convolution larger than 1 x 1"),
     ] = None,
-    filters: Annotated[int, Field(ge=1, description="how many filters, from the first")] = 8,
-    slices: Annotated[int, Field(ge=1, description="how many slices of each, from the first")] = 16,
+    filters: Annotated[int, Field(ge=1, description="number of filters, from the first")] = 8,
+    slices: Annotated[int, Field(ge=1, description="number of slices per filter, from the first")] = 16,
 ) -> FilterBank:
-    """Show filters above the first layer as rows of grey slices, one slice per channel below.
+    """Filters of a higher convolution as rows of gray slices, one slice per input channel.
 
     slice_fc = (W_fc - min W_f) / (max W_f - min W_f)
 
-    A filter's slices share one scale, so that the channels it listens to stand out. In a grouped
-    convolution the slices are the channels of the filter's own group. ``layer``: any layer with
-    weights (F, C, K, K); the second convolution larger than 1 x 1 unless told. ModelError, naming
-    the nearest convolutions, where the layer has no such weights.
+    The slices of a filter share one scale, so that the input channels with large weights stand out. In a
+    grouped convolution, the slices are the input channels of the filter's own group.
+
+    Returns:
+        ``weights`` (F, C, K, K): the first ``filters`` filters and their first ``slices`` input channels.
+        ``tiles`` (F C, 3, K, K): gray images in [0, 1], filter by filter. ``layer``: name of the layer.
+
+    Raises:
+        ModelError: the layer has no weights of shape (F, C, K, K); the message names the nearest
+            convolutions.
+
+    Example::
+        from phosphene import run
+
+        result = run("higher_layer_filters", layer="features.5", filters=4, slices=8)
+        result.tiles.shape  # (32, 3, 3, 3)
+
+    Source:
+        Karpathy 2014, the weights of the second and third convolution in the demo.
     """
     layer = layer if layer is not None else _second_convolution(model)
     weight = getattr(model.layers[layer], "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.ndim != 4:
         kind = type(model.layers[layer]).__name__
         near = ", ".join(repr(n) for n in _nearest_convolutions(model, layer)) or "this model has none"
-        raise ModelError(f"layer {layer!r} ({kind}) has no filters over places; convolutions near it: {near}")
+        raise ModelError(f"layer {layer!r} ({kind}) has no 2-D filters; convolutions near it: {near}")
     weights = weight.detach()[:filters, :slices].clone()
     rows, columns = weights.shape[:2]
     tiles = min_max(weights, (1, 2, 3)).flatten(0, 1)
@@ -78,7 +94,7 @@ def higher_layer_filters(
 
 
 def _convolutions(model: Model) -> list[str]:
-    """All convolutions in the order they run."""
+    """The names of all convolutions in execution order."""
     return [n for n in model.structure.layers if isinstance(model.layers[n], nn.Conv2d)]
 
 
@@ -91,12 +107,13 @@ def _second_convolution(model: Model) -> str:
 
 
 def _nearest_convolutions(model: Model, layer: str) -> list[str]:
-    """Up to three: those inside the layer, else those that run next to it."""
+    """Up to three convolutions: those inside the layer, else those nearest in execution order."""
     names = _convolutions(model)
     inside = [n for n in names if n.startswith(f"{layer}.")]
-    order = {n: position for position, n in enumerate(model.structure.layers)}
-    here = order.get(layer, len(order))
-    return inside[:3] or sorted(sorted(names, key=lambda n: abs(order[n] - here))[:3], key=order.__getitem__)
+    order = {name: i for i, name in enumerate(model.structure.layers)}
+    position = order.get(layer, len(order))
+    nearest = sorted(names, key=lambda name: abs(order[name] - position))[:3]
+    return inside[:3] or sorted(nearest, key=order.__getitem__)
 
 
 @hookimpl

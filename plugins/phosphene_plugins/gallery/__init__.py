@@ -1,1 +1,1 @@
-"""A page of what every method shows, and the command that makes it."""
+"""The gallery: an HTML page with an example result of every method, and the command ``phosphene demo``."""

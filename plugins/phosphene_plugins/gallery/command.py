@@ -1,4 +1,4 @@
-"""``phosphene demo``: the command that makes the gallery. Torch is imported when it runs, not before."""
+"""The command ``phosphene demo``, which writes the gallery. Torch is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -18,31 +18,35 @@ if TYPE_CHECKING:
 
 def demo(
     model: Annotated[
-        str | None, typer.Option(help="Scheme:name, such as timm:resnet18.", metavar="URI")
+        str | None, typer.Option(help="Model URI, such as timm:resnet18 (default: bundled).", metavar="URI")
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="The model's, as for 'run'.", metavar="FILE")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Weights of the model, as for 'run'.", metavar="FILE")
+    ] = None,
     pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="With its scheme's usual weights.")
+        bool, typer.Option("--pretrained", help="Load the default pretrained weights.")
     ] = False,
-    image: Annotated[list[str], typer.Option(help="Repeatable.", metavar="FILE|FOLDER")] = [],  # noqa: B006
-    only: Annotated[list[str], typer.Option(help="This method; repeatable.", metavar="NAME")] = [],  # noqa: B006
-    out: Annotated[str, typer.Option(help="Folder for the page.", metavar="FOLDER")] = "gallery",
+    image: Annotated[
+        list[str], typer.Option(help="Input image; repeatable (default: bundled).", metavar="FILE|FOLDER")
+    ] = [],  # noqa: B006
+    only: Annotated[list[str], typer.Option(help="Run only this method; repeatable.", metavar="NAME")] = [],  # noqa: B006
+    out: Annotated[str, typer.Option(help="Output folder of the page.", metavar="FOLDER")] = "gallery",
 ) -> None:
-    """Run every method on the small world that comes along, and make a page of what they show."""
+    """Run every method on the bundled images and network, and write an HTML gallery of the results."""
     from ._gallery_page import make_gallery
 
     console = Console(width=None if sys.stdout.isatty() else 200)
 
-    def tell(exhibit: Exhibit) -> None:
-        said = Text(exhibit.failure, "red") if exhibit.failure else Text(exhibit.spec.summary)
-        took = Text(f"{exhibit.seconds:6.1f} s  ", "dim")
-        console.print(Text.assemble(took, (f"{exhibit.call:22}", "cyan"), said))
+    def report(exhibit: Exhibit) -> None:
+        text = Text(exhibit.failure, "red") if exhibit.failure else Text(exhibit.spec.summary)
+        seconds = Text(f"{exhibit.seconds:6.1f} s  ", "dim")
+        console.print(Text.assemble(seconds, (f"{exhibit.call:22}", "cyan"), text))
 
     settings = {key: v for key, v in (("weights", weights), ("pretrained", pretrained)) if v}
-    gallery = make_gallery(out, model=model, settings=settings, images=image, only=only, tell=tell)
+    gallery = make_gallery(out, model=model, settings=settings, images=image, only=only, report=report)
     if gallery.scores:
         table = Table(
-            "where a map is highest", "in the object", "within 4 pixels", "by chance", "scenes", box=None
+            "maximum of the map", "in the object", "within 4 pixels", "by chance", "scenes", box=None
         )
         for name, score in gallery.scores.items():
             chance = f"{score.chance_inside:.0%}, {score.chance_near:.0%}"
@@ -52,8 +56,8 @@ def demo(
         console.print(Text(f"broken plugin {broken.plugin.qualified}: {broken.reason}", "yellow"))
     failed = [exhibit.call for exhibit in gallery.exhibits if exhibit.failure]
     if failed:
-        told = f"{len(failed)} of {len(gallery.exhibits)} methods gave no picture: {', '.join(failed)}"
-        console.print(Text(told, "red"))
+        message = f"{len(failed)} of {len(gallery.exhibits)} methods failed: {', '.join(failed)}"
+        console.print(Text(message, "red"))
     print(gallery.page.resolve().as_uri())
     if failed and gallery.bundled:
         raise typer.Exit(1)

@@ -1,1 +1,1 @@
-"""Where models come from: URI schemes for ``load_model``."""
+"""Model loaders: URI schemes for ``load_model``."""

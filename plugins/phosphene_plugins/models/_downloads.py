@@ -1,4 +1,4 @@
-"""Published weights: from torch's cache or the network, checked, and never waited for in vain."""
+"""Published weights from the cache or the network, with their checksum verified."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from phosphene import ModelError
 
 
 def fetch_weights(url: str) -> Path:
-    """The file behind ``url`` in torch's cache, downloaded if it is not there.
+    """The file of ``url`` in torch's cache, downloaded if it is missing.
 
-    Its SHA-256 is checked against the part of it that the file's name carries, cached or not:
-    torch itself checks only what it has just downloaded.
+    Its SHA-256 is compared with the prefix in the file's name, cached or not: torch itself checks new
+    downloads only. Raises ModelError for a damaged file, and where it cannot be downloaded.
     """
     from torch import hub
 
@@ -27,7 +27,7 @@ def fetch_weights(url: str) -> Path:
         try:
             hub.download_url_to_file(url, str(path), digest)
         except (OSError, HTTPException, RuntimeError) as error:
-            raise unavailable(f"{name} (looked for in {path.parent})", error) from error
+            raise weights_unavailable(f"{name} (not in {path.parent})", error) from error
     elif not hashlib.sha256(path.read_bytes()).hexdigest().startswith(digest):
         raise ModelError(
             f"{path} is damaged: its SHA-256 does not begin with {digest}; delete it to fetch it again"
@@ -35,10 +35,12 @@ def fetch_weights(url: str) -> Path:
     return path
 
 
-def from_hub(repository: str, *files: str, revision: str | None = None, cache: str | None = None) -> Path:
-    """The first of these files that a repository on the Hugging Face hub has: cached, or else downloaded.
+def fetch_from_hub(
+    repository: str, *files: str, revision: str | None = None, cache: str | None = None
+) -> Path:
+    """The first of these files that a repository on the Hugging Face hub has, cached or downloaded.
 
-    A network that is not there is noticed at once.
+    Raises ModelError at once, without retries, where the hub cannot be reached.
     """
     from huggingface_hub import (
         get_hf_file_metadata,
@@ -54,20 +56,20 @@ def from_hub(repository: str, *files: str, revision: str | None = None, cache: s
             return Path(cached)
     for file in files:
         try:
-            # Asked once: the download itself would try for most of a minute before it gave up.
+            # One request first: without a network the download itself would retry for most of a minute.
             get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
             return Path(hf_hub_download(repository, file, revision=revision, cache_dir=cache))
         except EntryNotFoundError:
             continue  # an older repository, without safetensors
         except Exception as error:  # of whichever HTTP library the hub's client is built on
-            raise unavailable(f"{repository}/{file}", error) from error
+            raise weights_unavailable(f"{repository}/{file}", error) from error
     raise ModelError(f"{repository} on the Hugging Face hub has no {' or '.join(files)}")
 
 
-def unavailable(weights: str, error: Exception) -> ModelError:
-    """What to say where weights are neither cached nor to be had from the network."""
+def weights_unavailable(weights: str, error: Exception) -> ModelError:
+    """The error for weights that are neither cached nor downloadable."""
     return ModelError(
         f"the weights {weights} are not in the cache and cannot be downloaded ({error}): "
         "give weights='a local file', weights=None for a random network, "
-        "or take a bundled one, builtin:shapes-vgg"
+        "or use a bundled model, builtin:shapes-vgg"
     )

@@ -1,4 +1,4 @@
-"""Several models at once: others beside the one that is given, and their average as a model."""
+"""Ensembles: loading models of the same classes, and their average as a model."""
 
 from __future__ import annotations
 
@@ -13,54 +13,52 @@ from torch import Tensor, nn
 
 from phosphene import InputError, Model, ModelError, load_model
 
-#: Parameters that name other models, and say what an ensemble is the mean of.
-URIs: TypeAlias = Annotated[
-    tuple[str, ...], Field(max_length=16, description="the other models, by URI, of the same classes")
+#: Parameters that name further models, and what an ensemble averages.
+ModelURIs: TypeAlias = Annotated[
+    tuple[str, ...], Field(max_length=16, description="URIs of further models with the same classes")
 ]
-
-
 MeanOf: TypeAlias = Annotated[
-    Literal["probabilities", "logits"], Field(description="what of the members the ensemble is the mean of")
+    Literal["probabilities", "logits"], Field(description="outputs of the members that are averaged")
 ]
 
 
-def loaded_beside(model: Model, uris: Sequence[str], *, pretrained: bool = False) -> list[Model]:
-    """The others, where and as precise as the model is.
+def load_compatible_models(model: Model, uris: Sequence[str], *, pretrained: bool = False) -> list[Model]:
+    """The models of these URIs, on the device and in the precision of ``model``.
 
-    Raises InputError or ModelError for one of other classes, or for pictures of another size.
+    Raises ModelError for a model with another number of classes, InputError for one with another input size.
     """
     others = []
     for uri in uris:
         other = load_model(uri, pretrained=pretrained)
         other.module.to(model.device, model.dtype)
         if other.class_count != model.class_count:
-            both = f"{other.class_count} classes, {model.name} {model.class_count}"
-            raise ModelError(f"{uri} has {both}: what one says means nothing to the other")
+            counts = f"{other.class_count} classes, {model.name} {model.class_count}"
+            raise ModelError(f"{uri} has {counts}: their predictions cannot be compared")
         if other.input_size != model.input_size:
             raise InputError(
-                f"{uri} takes pictures of {other.input_size}, {model.name} of {model.input_size}"
+                f"{uri} takes images of size {other.input_size}, {model.name} of {model.input_size}"
             )
         others.append(other)
     return others
 
 
-def without_scheme(name: str) -> str:
-    """A model's name, and those of its defences, without the schemes."""
+def strip_schemes(name: str) -> str:
+    """A model's name, and those of its defenses, without the schemes: "jpeg() | shapes-vgg"."""
     return re.sub(r"\b\w+:", "", name)
 
 
-def averaged_logits(logits: Sequence[Tensor], mean_of: MeanOf) -> Tensor:
+def average_logits(logits: Sequence[Tensor], mean_of: MeanOf) -> Tensor:
     """(N, K) of several models' logits: their mean, or the logarithm of their probabilities' mean."""
-    stacked = torch.stack([some.to(logits[0]) for some in logits])
+    stacked = torch.stack([member.to(logits[0]) for member in logits])
     if mean_of == "logits":
         return stacked.mean(0)
     return stacked.log_softmax(2).logsumexp(0) - math.log(len(stacked))
 
 
-class Average(nn.Module):
-    """Pixels (N, C, H, W) in [0, 1] to the logits (N, K) of an ensemble.
+class EnsembleNetwork(nn.Module):
+    """From pixels (N, C, H, W) in [0, 1] to the logits (N, K) of an ensemble.
 
-    Each member normalises for itself, behind its own defences, and gradients reach the picture through all.
+    Each member applies its own normalization and defenses, and gradients pass through all of them.
     """
 
     def __init__(self, models: Sequence[Model], mean_of: MeanOf = "probabilities") -> None:
@@ -69,21 +67,21 @@ class Average(nn.Module):
             raise InputError(f"an ensemble is the mean of probabilities or of logits, not of {mean_of!r}")
         self.models, self.mean_of = tuple(models), mean_of
         self.members = nn.ModuleList(model.module for model in models)
-        # A buffer, so that a digest tells the same networks behind other defences apart.
-        told = "+".join([mean_of, *(model.name for model in models)]).encode()
-        self.register_buffer("told", torch.frombuffer(bytearray(told), dtype=torch.uint8))
+        # A buffer, so that the digest differs between the same networks behind different defenses.
+        description = "+".join([mean_of, *(model.name for model in models)]).encode()
+        self.register_buffer("description", torch.frombuffer(bytearray(description), dtype=torch.uint8))
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return averaged_logits([model(pictures) for model in self.models], self.mean_of)
-
-
-def fed_like(model: Model) -> dict[str, Any]:
-    """How pictures are made for a model, as ``Model`` takes it."""
-    known = ("input_size", "classes", "crop_pct", "interpolation")
-    return {name: getattr(model, name) for name in known}
+    def forward(self, images: Tensor) -> Tensor:
+        return average_logits([model(images) for model in self.models], self.mean_of)
 
 
-def averaged(models: Sequence[Model], mean_of: MeanOf = "probabilities") -> Model:
-    """Several models of the same classes as one, to be attacked or looked into like any other."""
+def input_settings(model: Model) -> dict[str, Any]:
+    """How images are prepared for a model, and its classes, as ``Model`` takes them."""
+    names = ("input_size", "classes", "crop_pct", "interpolation")
+    return {name: getattr(model, name) for name in names}
+
+
+def average_models(models: Sequence[Model], mean_of: MeanOf = "probabilities") -> Model:
+    """Several models of the same classes as one model."""
     name = f"ensemble:{' + '.join(model.name for model in models)}"
-    return Model(Average(models, mean_of), name=name, **fed_like(models[0]))
+    return Model(EnsembleNetwork(models, mean_of), name=name, **input_settings(models[0]))

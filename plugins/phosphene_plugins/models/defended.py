@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
     from phosphene import Method
 
-_WRITTEN = re.compile(r"(?P<defense>[\w.:-]+)\s*(?:\((?P<params>[^()]*)\))?")
+#: A defense and its parameters: ``jpeg(quality=50)``.
+_PATTERN = re.compile(r"(?P<defense>[\w.:-]+)\s*(?:\((?P<params>[^()]*)\))?")
 
 
 class DefendedLoader:
-    """A defence that can stand before a model, its parameters, ``|``, and a model by its own name.
+    """An input transform with its parameters, ``|``, and the URI of the model behind it.
 
-    Several stand one before the other: ``defended:median(size=3)|defended:jpeg()|timm:resnet18``. Weights and
-    options go to the model behind them.
+    Several can be chained: ``defended:median(size=3)|defended:jpeg()|timm:resnet18``. Weights and options are
+    passed to the model.
     """
 
     fills = True
@@ -29,48 +30,49 @@ class DefendedLoader:
     def load(
         self, name: str, *, weights: Any, pretrained: bool, **options: Any
     ) -> tuple[nn.Module, dict[str, Any]]:
-        from phosphene import load_model  # late: help and lists do not need torch
+        from phosphene import load_model  # imported here: help and lists do not need torch
 
-        defense, bar, behind = name.partition("|")
-        written = _WRITTEN.fullmatch(defense.strip())
-        if not bar or written is None:
+        defense, bar, uri = name.partition("|")
+        match = _PATTERN.fullmatch(defense.strip())
+        if not bar or match is None:
             raise InputError(
-                f"defended:{name} does not say what defends what: write defended:jpeg(quality=75)|scheme:name"
+                f"defended:{name} must name a defense and a model: "
+                "write defended:jpeg(quality=75)|scheme:name"
             )
-        method, params = _defense(written["defense"]), {}
-        for given in filter(None, map(str.strip, (written["params"] or "").split(","))):
-            parameter, equals, value = (part.strip() for part in given.partition("="))
+        method, params = _defense(match["defense"]), {}
+        for text in filter(None, map(str.strip, (match["params"] or "").split(","))):
+            parameter, equals, value = (part.strip() for part in text.partition("="))
             fields = method.spec.params.model_fields
             if not equals:
                 raise InputError(
-                    f"{written['defense']}({given}): parameters are given by name, one of {', '.join(fields)}"
+                    f"{match['defense']}({text}): parameters must be named, one of {', '.join(fields)}"
                 )
             if parameter not in fields:
-                raise UnknownName("parameter", parameter, fields, written["defense"])
+                raise UnknownName("parameter", parameter, fields, match["defense"])
             params[parameter] = read_option(value, fields[parameter])
         params = method.validate(params)
-        model = load_model(behind.strip(), weights=weights, pretrained=pretrained, **options)
+        model = load_model(uri.strip(), weights=weights, pretrained=pretrained, **options)
         defended = method.defend(model, **params)
         return defended.module, defended.settings | {"uri": (defended.source or {}).get("uri", defended.name)}
 
     def names(self) -> Sequence[str]:
-        """Each defence before a bundled model; every other model's name may stand there, too."""
-        return [f"{name}()|builtin:shapes-vgg" for name in _known()]
+        """Each defense before a bundled model, as an example; any other model can be defended."""
+        return [f"{name}()|builtin:shapes-vgg" for name in _defense_names()]
 
 
 def _defense(name: str) -> Method[..., Any]:
-    """The method that can stand before a model; InputError or UnknownName otherwise."""
+    """The input transform of this name; InputError or UnknownName otherwise."""
     if name not in methods:
-        raise UnknownName("defence", name, _known())
+        raise UnknownName("defense", name, _defense_names())
     method = methods[name]
     if method.defense is None:
         raise InputError(
-            f"{name} is no defence that can stand before a model; these can: {', '.join(_known())}"
+            f"{name} is no input transform that can defend a model; these are: {', '.join(_defense_names())}"
         )
     return method
 
 
-def _known() -> list[str]:
+def _defense_names() -> list[str]:
     return [
         method.spec.short_name for method in methods.find(family="defenses") if method.defense is not None
     ]

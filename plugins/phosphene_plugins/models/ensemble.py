@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 
 class EnsembleLoader:
-    """Models by their own names, with `` + `` between them: the mean of their probabilities.
+    """The mean of several models' probabilities, named by their URIs with `` + `` between them.
 
-    The option ``mean_of="logits"`` takes those instead; ``pretrained`` is said to each of them.
+    The option ``mean_of="logits"`` averages logits instead; ``pretrained`` applies to every member.
     """
 
     def load(
         self, name: str, *, weights: str | None, pretrained: bool, **options: Any
     ) -> tuple[nn.Module, dict[str, Any]]:
-        from phosphene import load_model  # late: help and lists do not need torch
+        from phosphene import load_model  # imported here: help and lists do not need torch
 
-        from ._ensembles import Average, fed_like, loaded_beside
+        from ._ensembles import EnsembleNetwork, input_settings, load_compatible_models
 
         first, *others = (uri.strip() for uri in name.split(" + "))
         if not others or weights is not None:
@@ -31,11 +31,11 @@ class EnsembleLoader:
                 "ensemble:builtin:shapes-vgg + builtin:shapes-resnet"
             )
         model = load_model(first, pretrained=pretrained)
-        models = [model, *loaded_beside(model, others, pretrained=pretrained)]
-        return Average(models, **options), fed_like(model)
+        models = [model, *load_compatible_models(model, others, pretrained=pretrained)]
+        return EnsembleNetwork(models, **options), input_settings(model)
 
     def names(self) -> Sequence[str]:
-        """One of the bundled models; any others may stand there."""
+        """An example of bundled models; any others can be combined."""
         return ["builtin:shapes-vgg + builtin:shapes-resnet"]
 
 

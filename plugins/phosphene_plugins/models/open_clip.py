@@ -1,6 +1,6 @@
 """``open_clip:`` - vision-language models whose classes are sentences: ``open_clip:ViT-B-32(a dog; a cat)``.
 
-open_clip is imported when a network is asked for, since this module is loaded before any model is.
+open_clip is imported when a network is loaded: this module is imported for every model.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 from phosphene import InputError, MissingExtra, ModelError, UnknownName, hookimpl
 
-from ._downloads import from_hub
+from ._downloads import fetch_from_hub
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 #: An architecture, a pretrained tag of it, prompts.
-_WRITTEN = re.compile(r"(?P<architecture>[^.()]*)(?:\.(?P<tag>[^()]+))?(?:\((?P<prompts>.*)\))?", re.DOTALL)
+_PATTERN = re.compile(r"(?P<architecture>[^.()]*)(?:\.(?P<tag>[^()]+))?(?:\((?P<prompts>.*)\))?", re.DOTALL)
 
 
 class OpenClipLoader:
     """Every CLIP of ``open_clip.list_models`` and ``list_pretrained``: ``ViT-B-32``, ``ViT-B-32.openai``.
 
-    Its classes are the prompts behind the name, between semicolons, or the option ``prompts=[...]``; the text
-    tower reads them once. ``weights`` is a pretrained tag of the architecture, or "DEFAULT", its first; a
-    file holds both towers. Other options go to ``open_clip.create_model``. Pictures are cropped to their
-    middle, also for those networks (SigLIP) that were trained on squeezed ones.
+    The classes are the prompts in parentheses after the name, separated by semicolons, or the option
+    ``prompts=[...]``; the text tower embeds them once. ``weights`` is a pretrained tag of the architecture,
+    or "DEFAULT", its first; a file of weights holds both towers. Other options are passed to
+    ``open_clip.create_model``. Images are center-cropped, also for networks (SigLIP) that were trained on
+    squeezed ones.
     """
 
     fills = True
@@ -41,32 +42,32 @@ class OpenClipLoader:
             import open_clip
         except ImportError as error:
             raise MissingExtra(f"open_clip:{name}", "open_clip") from error
-        from ._zero_shot_classifier import ZeroShot
+        from ._zero_shot_classifier import ZeroShotClassifier
 
-        written = _WRITTEN.fullmatch(name)
-        architecture = written["architecture"] if written else name
-        if written is None or architecture not in open_clip.list_models():
+        match = _PATTERN.fullmatch(name)
+        architecture = match["architecture"] if match else name
+        if match is None or architecture not in open_clip.list_models():
             raise UnknownName("open_clip model", architecture, open_clip.list_models())
-        prompts = _prompts(architecture, written["prompts"], options.pop("prompts", None))
-        state, cfg = _weights(architecture, written["tag"], weights, pretrained, options.get("cache_dir"))
-        # Some published weights are of a network whose activations are not its architecture's.
+        prompts = _prompts(architecture, match["prompts"], options.pop("prompts", None))
+        state, cfg = _weights(architecture, match["tag"], weights, pretrained, options.get("cache_dir"))
+        # Some published weights belong to a network with other activations than its architecture's.
         options = {"force_quick_gelu": cfg.get("quick_gelu", False), **options}
-        with _quietly():
+        with _without_logging_setup():
             clip = open_clip.create_model(architecture, load_weights=False, pretrained_text=False, **options)
             tokens = _tokens(architecture, clip.eval().context_length, prompts)
         if state is not None:
             _fill(clip, state, f"open_clip:{architecture}")
-        feeding = open_clip.get_model_preprocess_cfg(clip) | cfg
-        size = feeding["size"]
-        return ZeroShot(clip, tokens), {
+        preprocessing = open_clip.get_model_preprocess_cfg(clip) | cfg
+        size = preprocessing["size"]
+        return ZeroShotClassifier(clip, tokens), {
             "name": f"open_clip:{architecture}" + (f".{cfg['tag']}" if cfg else ""),
             "classes": prompts,
             "input_size": (3, size, size) if isinstance(size, int) else (3, *size),
-            **{key: feeding[key] for key in ("mean", "std", "interpolation")},
+            **{key: preprocessing[key] for key in ("mean", "std", "interpolation")},
         }
 
     def names(self) -> Sequence[str]:
-        """Every architecture and every pretrained tag; prompts stand behind them."""
+        """Every architecture and every pretrained tag, without prompts."""
         if find_spec("open_clip") is None:
             return ()
         import open_clip
@@ -74,25 +75,25 @@ class OpenClipLoader:
         return [*open_clip.list_models(), *(f"{name}.{tag}" for name, tag in open_clip.list_pretrained())]
 
 
-def _prompts(architecture: str, written: str | None, given: Any) -> list[str]:
-    """The prompts that stand behind the name, or are given; InputError where there are none, or both."""
-    if written is not None and given is not None:
-        raise InputError(f"open_clip:{architecture} has prompts twice: behind its name and as prompts=[...]")
-    found = [prompt.strip() for prompt in written.split(";")] if written is not None else given
-    if not found:
+def _prompts(architecture: str, text: str | None, option: Any) -> list[str]:
+    """The prompts after the name or of the option; InputError where there are none, or both."""
+    if text is not None and option is not None:
+        raise InputError(f"open_clip:{architecture} has prompts twice: after its name and as prompts=[...]")
+    prompts = [prompt.strip() for prompt in text.split(";")] if text is not None else option
+    if not prompts:
         raise InputError(
-            f"open_clip:{architecture} compares pictures with sentences; say which: "
+            f"open_clip:{architecture} compares images with sentences and needs them as prompts: "
             f"'open_clip:{architecture}(a photo of a dog; a photo of a cat)', or prompts=[...]"
         )
-    if isinstance(found, str) or not all(isinstance(prompt, str) and prompt for prompt in found):
-        raise InputError(f"prompts are several sentences, none of them empty, not {found!r}")
-    return list(found)
+    if isinstance(prompts, str) or not all(isinstance(prompt, str) and prompt for prompt in prompts):
+        raise InputError(f"prompts must be a list of sentences, none of them empty, not {prompts!r}")
+    return list(prompts)
 
 
 def _weights(
     architecture: str, tag: str | None, weights: Any, pretrained: bool, cache: str | None
 ) -> tuple[Mapping[str, Tensor] | None, dict[str, Any]]:
-    """Both towers' tensors, where any are asked for, and what is known of a pretrained tag."""
+    """The tensors of both towers, None for random weights, and the configuration of a pretrained tag."""
     import open_clip
 
     from phosphene.models import read_weights
@@ -105,7 +106,7 @@ def _weights(
     elif tag is None and state is None and (pretrained or weights):
         if not tags:
             raise ModelError(
-                f"there are no pretrained weights for open_clip:{architecture}; give weights='a local file'"
+                f"there are no pretrained weights for open_clip:{architecture}; pass weights='a local file'"
             )
         tag = tags[0]
     if tag is None:
@@ -116,7 +117,7 @@ def _weights(
     if state is None and (pretrained or weights):
         repository, _, file = cfg["hf_hub"].rpartition("/")
         files = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-        state = read_weights(from_hub(repository, *files, cache=cache))
+        state = read_weights(fetch_from_hub(repository, *files, cache=cache))
     return state, cfg
 
 
@@ -127,13 +128,12 @@ def _tokens(architecture: str, length: int, prompts: Sequence[str]) -> Tensor:
         return open_clip.get_tokenizer(architecture, context_length=length)(prompts)
     except ImportError as error:
         raise ModelError(
-            f"the prompts of open_clip:{architecture} are read by a tokenizer that is not installed: "
-            f"pip install transformers ({error})"
+            f"the tokenizer of open_clip:{architecture} is not installed: pip install transformers ({error})"
         ) from error
 
 
 def _fill(clip: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Load both towers, from whichever layout, for whichever picture size they were saved."""
+    """Load both towers, from every layout of open_clip and resized to this image size."""
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 
@@ -147,8 +147,8 @@ def _fill(clip: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """open_clip logs through the root logger, which would set up the whole program's logging."""
+def _without_logging_setup() -> Iterator[None]:
+    """open_clip logs through the root logger, which would otherwise configure the program's logging."""
     handler = logging.NullHandler()
     logging.root.addHandler(handler)
     try:

@@ -1,6 +1,6 @@
-"""``timm:`` - every network of timm, fed as its pretrained configuration says.
+"""``timm:`` - every network of timm, with the preprocessing of its pretrained configuration.
 
-timm is imported when a network is asked for, since this module is loaded before any model is.
+timm is imported when a network is loaded: this module is imported for every model.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from phosphene import ModelError, UnknownName, hookimpl
 
-from ._downloads import fetch_weights, from_hub
+from ._downloads import fetch_from_hub, fetch_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,9 +38,9 @@ class TimmLoader:
         overlay = dict(options.pop("pretrained_cfg_overlay", None) or {})
         pretrained = pretrained or weights is not None
         if pretrained and not overlay.keys() & {"file", "state_dict"}:
-            overlay["file"] = _file(full, overlay, options.get("cache_dir"))
+            overlay["file"] = _weights_file(full, overlay, options.get("cache_dir"))
         module = timm.create_model(full, pretrained=pretrained, pretrained_cfg_overlay=overlay, **options)
-        return module, {"name": f"timm:{full}", **_feeding(module, options)}
+        return module, {"name": f"timm:{full}", **_preprocessing(module, options)}
 
     def names(self) -> Sequence[str]:
         import timm
@@ -48,8 +48,8 @@ class TimmLoader:
         return sorted({*timm.list_models(), *timm.list_pretrained()})
 
 
-def _file(name: str, overlay: Mapping[str, Any], cache: str | None) -> str:
-    """The file of the weights: timm itself would ask the network even about cached ones."""
+def _weights_file(name: str, overlay: Mapping[str, Any], cache: str | None) -> str:
+    """The file of the weights; timm itself would need the network for cached ones, too."""
     from timm.models import get_pretrained_cfg
 
     cfg = get_pretrained_cfg(name)
@@ -62,11 +62,11 @@ def _file(name: str, overlay: Mapping[str, Any], cache: str | None) -> str:
         return str(fetch_weights(overlay.get("url") or cfg.url))
     binary = cfg.hf_hub_filename or "pytorch_model.bin"
     file = cfg.hf_hub_filename.replace(".bin", ".safetensors") if cfg.hf_hub_filename else "model.safetensors"
-    return str(from_hub(repository, file, binary, revision=revision or None, cache=cache))
+    return str(fetch_from_hub(repository, file, binary, revision=revision or None, cache=cache))
 
 
-def _feeding(module: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
-    """How pictures are given to this network, and what its classes are called."""
+def _preprocessing(module: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The network's preprocessing and class names."""
     from timm import data
 
     config = data.resolve_model_data_config(module)
@@ -76,7 +76,7 @@ def _feeding(module: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
         height, width = (size, size) if isinstance(size, int) else size
     subset = data.infer_imagenet_subset(module)
     return {
-        **{name: _spread(config[name], channels) for name in ("mean", "std")},
+        **{name: _adapt_channels(config[name], channels) for name in ("mean", "std")},
         "input_size": (channels, height, width),
         "crop_pct": config["crop_pct"],
         "interpolation": config["interpolation"],
@@ -84,8 +84,8 @@ def _feeding(module: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _spread(statistics: Sequence[float], channels: int) -> list[float]:
-    """The statistics as they are, or where the channels are not those, their average for each."""
+def _adapt_channels(statistics: Sequence[float], channels: int) -> list[float]:
+    """The statistics, or their mean for every channel where the number of channels differs."""
     if len(statistics) == channels:
         return list(statistics)
     return [sum(statistics) / len(statistics)] * channels

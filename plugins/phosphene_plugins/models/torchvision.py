@@ -1,6 +1,6 @@
-"""``torchvision:`` - the image classifiers of torchvision, fed as their weights' presets say.
+"""``torchvision:`` - the image classifiers of torchvision, with the preprocessing of their weights.
 
-torchvision is imported when a network is asked for, since this module is loaded before any model is.
+torchvision is imported when a network is loaded: this module is imported for every model.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class TorchvisionLoader:
     """Every classifier of ``torchvision.models``.
 
-    Mean, std, crop and class names come from the named weights' metadata, and without weights, or
-    with a file of one's own, from the DEFAULT ones: they say how such a network is fed.
+    Mean, std, crop and class names come from the metadata of the named weights, or of the DEFAULT ones for
+    random weights and for a local file.
     """
 
     def load(
@@ -33,7 +33,7 @@ class TorchvisionLoader:
         if name not in self.names():
             if name in models.list_models():
                 raise ModelError(
-                    f"torchvision's {name} is no image classifier: build it yourself and give the module, "
+                    f"torchvision's {name} is no image classifier: build it and pass the module, "
                     "load_model(module, output=lambda result: ...)"
                 )
             raise UnknownName("torchvision model", name, self.names())
@@ -42,16 +42,15 @@ class TorchvisionLoader:
         if chosen not in members:
             raise UnknownName("weights", weights, members, f"torchvision:{name}")
         entry = members[chosen] if weights or pretrained else None
-        # The builders would load the weights themselves, but by unpickling: so they build a network
-        # of the weights' shape, and it is filled here.
-        options = _shape(name, members[chosen].meta, pretrained=entry is not None) | options
+        # The builders would unpickle the weights: they build a network of the same shape, filled here.
+        options = _builder_options(name, members[chosen].meta, pretrained=entry is not None) | options
         module = models.get_model(name, weights=None, **options)
         if entry is not None:
             state = read_weights(fetch_weights(entry.url))
             if options.get("aux_logits") is False:
                 state = {k: v for k, v in state.items() if not k.lower().startswith("aux")}
             fill_weights(module, state, entry, f"torchvision:{name} with {options}")
-        return module, _feeding(members[chosen], options)
+        return module, _preprocessing(members[chosen], options)
 
     def names(self) -> Sequence[str]:
         from torchvision import models
@@ -59,34 +58,34 @@ class TorchvisionLoader:
         return models.list_models(module=models)
 
 
-def _shape(name: str, meta: Mapping[str, Any], pretrained: bool) -> dict[str, Any]:
-    """What torchvision's builders set when they are given weights."""
+def _builder_options(name: str, meta: Mapping[str, Any], pretrained: bool) -> dict[str, Any]:
+    """The options that torchvision's builders set together with weights."""
     if name in ("googlenet", "inception_v3"):
-        # These weights were TensorFlow's, and were trained with heads that run in training only.
+        # Weights from TensorFlow, with auxiliary heads that run in training only.
         return {"transform_input": True, "aux_logits": True, "init_weights": False}
     if not pretrained:
         return {}
-    shape: dict[str, Any] = {"num_classes": len(meta["categories"])} if meta.get("categories") else {}
+    options: dict[str, Any] = {"num_classes": len(meta["categories"])} if meta.get("categories") else {}
     if name.startswith("vit_"):
-        shape["image_size"] = meta["min_size"][0]
+        options["image_size"] = meta["min_size"][0]
     if name.startswith("vgg"):
-        shape["init_weights"] = False
-    return shape
+        options["init_weights"] = False
+    return options
 
 
-def _feeding(entry: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """How pictures are given to a network of these weights, and what its classes are called."""
+def _preprocessing(entry: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The preprocessing and class names of these weights."""
     preset = entry.transforms()
     side = options.get("image_size", preset.crop_size[0])
     categories = entry.meta.get("categories")
-    named = categories and options.get("num_classes", 1000) == len(categories)
+    is_named = categories and options.get("num_classes", 1000) == len(categories)
     return {
         "mean": preset.mean,
         "std": preset.std,
         "input_size": (3, side, side),
         "crop_pct": preset.crop_size[0] / preset.resize_size[0],
         "interpolation": preset.interpolation.value,
-        "classes": categories if named else None,
+        "classes": categories if is_named else None,
     }
 
 

@@ -1,4 +1,4 @@
-"""``trained:`` - the model that a training method made, by its folder: ``trained:results/robust``."""
+"""``trained:`` - a model trained by a method, by the folder of its result: ``trained:results/robust``."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ if TYPE_CHECKING:
 
 
 class TrainedLoader:
-    """A folder that ``run("adversarial_training", ..., out=folder)`` and its like leave: no pickles."""
+    """The folder of a ``TrainedModel``, as ``run("adversarial_training", ..., out=folder)`` saves it."""
 
     def load(
         self, name: str, *, weights: str | None, pretrained: bool, **options: Any
     ) -> tuple[nn.Module, dict[str, Any]]:
-        from phosphene import load_result  # late: help and lists do not need torch
+        from phosphene import load_result  # imported here: help and lists do not need torch
         from phosphene.training import TrainedModel
 
         result = load_result(name)
         if not isinstance(result, TrainedModel):
-            raise InputError(f"{name} holds a {type(result).__name__}, and no model that was trained")
+            raise InputError(f"{name} holds a {type(result).__name__}, not a trained model")
         if weights is not None or options:
-            asked = ", ".join(filter(None, [weights, *options]))
-            raise InputError(f"trained:{name} brings its own weights, and takes no {asked}")
+            extra = ", ".join(filter(None, [weights, *options]))
+            raise InputError(f"trained:{name} has its own weights and takes no {extra}")
         model = result.model()
         return model.module, model.settings | {"uri": model.name}
 
     def names(self) -> Sequence[str]:
-        """None: a name is a folder."""
+        """Empty: a name is a folder."""
         return []
 
 

@@ -1,1 +1,1 @@
-"""What our pages share: their look, a result's pictures in them, and writing them whole."""
+"""Shared by the HTML pages of the extensions: base template, panels as HTML, atomic writing."""

@@ -1,1 +1,1 @@
-"""How much a model withstands, and whether the attacks that say so can be believed."""
+"""Robustness evaluation: accuracy under attacks, and checks for masked gradients."""

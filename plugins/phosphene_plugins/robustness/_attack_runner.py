@@ -1,4 +1,4 @@
-"""Attacks by their names, as an evaluation runs them: away from the labels, all told the same."""
+"""Running registered attacks by name, all with the same norm, seed and radii."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from ..attacks._lp_balls import Norm
 
 
 @dataclass(frozen=True)
-class Attack:
-    """A registered attack: ``run(model, images, labels, eps)``, once for every radius or for all of them.
+class AttackRunner:
+    """A registered attack: ``run(model, images, labels, radius)``, to be called once for each of ``radii``.
 
-    ``passes(model, image)`` is what one picture costs, forward and twice backward, where that is known.
+    A minimum-norm attack has the one radius inf. ``passes(model, image)`` is the cost of one image, forward
+    passes plus twice the backward passes, or None where it is unknown.
     """
 
     name: str
@@ -28,38 +29,43 @@ class Attack:
     passes: Callable[[Model, Tensor], int | None]
 
 
-def attack_of(
+def make_runner(
     name: str, params: Mapping[str, Any], eps: Sequence[float], norm: Norm, seed: int, model: Model
-) -> Attack:
-    """An attack as it is run here; InputError for one that is none, ModelError where it cannot be run."""
-    chosen: Method[..., Any] = methods[name]
-    known, takes = chosen.spec.params.model_fields, [i.role for i in chosen.spec.inputs if i.required]
+) -> AttackRunner:
+    """The runner of an untargeted attack with these parameters.
+
+    Raises InputError for a method that is no such attack and for parameters that are fixed here, ModelError
+    for a model that the attack cannot run on.
+    """
+    method: Method[..., Any] = methods[name]
+    fields = method.spec.params.model_fields
+    required = [i.role for i in method.spec.inputs if i.required]
     if (
-        takes != ["model", "images", "labels"]
-        or not issubclass(chosen.result, AdversarialExamples)
-        or not {"fixed-radius", "minimum-norm"} & {*chosen.spec.tags}
+        required != ["model", "images", "labels"]
+        or not issubclass(method.result, AdversarialExamples)
+        or not {"fixed-radius", "minimum-norm"} & {*method.spec.tags}
     ):
         raise InputError(
-            f"{chosen.spec.name} is no attack away from labels with a fixed radius or the least norm; pgd, "
-            "apgd, fab, deepfool, square and auto_attack are some"
+            f"{method.spec.name} is no untargeted attack with a fixed radius or a minimum norm; "
+            "pgd, apgd, fab, deepfool, square and auto_attack are"
         )
-    fixed = "eps" in known
-    told = {"norm": norm, "seed": seed, "eps": eps[-1], "targeted": False}
-    told = {n: v for n, v in told.items() if n in known}
-    if decided := told.keys() & params.keys():
-        raise InputError(f"params gives {name} {sorted(decided)[0]!r}, which is decided for all attacks")
-    whole = chosen.validate(dict(params) | told)
-    if "gradients" in chosen.spec.needs:
+    has_radius = "eps" in fields
+    common = {"norm": norm, "seed": seed, "eps": eps[-1], "targeted": False}
+    common = {n: v for n, v in common.items() if n in fields}
+    if conflicts := common.keys() & params.keys():
+        raise InputError(f"params sets {sorted(conflicts)[0]!r} of {name}, which is the same for all attacks")
+    validated = method.validate(dict(params) | common)
+    if "gradients" in method.spec.needs:
         model.require_gradients()
-    rounds = tuple(eps) if fixed else (math.inf,)
+    radii = tuple(eps) if has_radius else (math.inf,)
 
-    def attack(model: Model, images: Tensor, labels: Tensor, radius: float) -> AdversarialExamples:
-        given = dict(params) | told | ({"eps": radius} if fixed else {})
-        result: AdversarialExamples = chosen(model, images, labels, **given)
+    def run(model: Model, images: Tensor, labels: Tensor, radius: float) -> AdversarialExamples:
+        arguments = dict(params) | common | ({"eps": radius} if has_radius else {})
+        result: AdversarialExamples = method(model, images, labels, **arguments)
         return result
 
     def passes(model: Model, image: Tensor) -> int | None:
-        found = chosen.passes({"model": model, "images": image}, whole)
-        return None if found is None else len(rounds) * (found[0] + 2 * found[1])
+        cost = method.passes({"model": model, "images": image}, validated)
+        return None if cost is None else len(radii) * (cost[0] + 2 * cost[1])
 
-    return Attack(name, attack, rounds, passes)
+    return AttackRunner(name, run, radii, passes)

@@ -1,4 +1,4 @@
-"""Adversarial examples of an ensemble: which attack broke an image, and what makes the figure doubtful."""
+"""``AutoAttackExamples``: adversarial examples of an ensemble of attacks, with warnings about the result."""
 
 from __future__ import annotations
 
@@ -8,62 +8,63 @@ from typing import ClassVar
 
 from phosphene.results import AdversarialExamples, Panel
 
-#: What may be wrong with the model or with what was asked, by name, and what that means.
-_DOUBTS = {
-    "labels": "not one image is taken for what its label says before any attack: are these its labels?",
-    "random": "the model answers the same picture differently: attack it with apgd and eot=20 instead",
-    "probabilities": "the model seems to end in a softmax, which flattens gradients: take it off",
-    "no gradient": "the gradient is zero or not finite: what white-box attacks say of it is worth little",
-    "square": "Square broke what no gradient led to: the gradients are masked, expect worse of other attacks",
-    "few classes": "the ratio of logits needs four classes; of fewer the last stands for those there are not",
-    "effort": "this was not the whole standard: take it for a first look, and quote no number of it",
+#: What may be wrong with the model or the call, by name, and what it means.
+_WARNINGS = {
+    "labels": "no image is classified as its label before any attack: are these its labels?",
+    "random": "the same image gets different logits: attack the model with apgd and eot_samples=20 instead",
+    "probabilities": "the model seems to end in a softmax, which flattens gradients: remove it",
+    "no gradient": "the gradient is zero or not finite: white-box attacks on this model prove little",
+    "square": "Square succeeded where gradients did not: they are masked, and other attacks may succeed too",
+    "few classes": "the ratio of logits needs four classes; with fewer, the last one is repeated",
+    "effort": "steps and queries were reduced: a first impression, not a result to report",
 }
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AutoAttackExamples(AdversarialExamples):
-    """Adversarial examples of an ensemble of attacks, and which of them broke each image.
+    """Adversarial examples of an ensemble of attacks, and the attack that broke each image.
 
-    ``broken_by`` (N,) the attack's name, "" where the image withstood them all, and "clean" where it was
-    taken for another class before any. ``doubts`` (N,) names of what looked wrong about an image; what
-    they mean ``flags`` tells.
+    ``broken_by`` (N,) the attack's name, "" for an image that no attack broke, and "clean" for one that was
+    misclassified before any attack. ``warnings`` (N,) names of what looks wrong about an image; ``flags()``
+    explains them.
     """
 
-    per_image: ClassVar[tuple[str, ...]] = (*AdversarialExamples.per_image, "broken_by", "doubts")
+    per_image: ClassVar[tuple[str, ...]] = (*AdversarialExamples.per_image, "broken_by", "warnings")
 
     broken_by: tuple[str, ...]
-    doubts: tuple[tuple[str, ...], ...]
+    warnings: tuple[tuple[str, ...], ...]
 
     @property
     def clean_accuracy(self) -> float:
-        """The share of images that are taken for what their labels say."""
+        """The share of images that are classified as their labels."""
         return 1 - self.broken_by.count("clean") / len(self.broken_by)
 
     @property
     def robust_accuracy(self) -> float:
-        """The share of images that withstood every attack."""
+        """The share of images that no attack broke."""
         return self.broken_by.count("") / len(self.broken_by)
 
     def flags(self) -> dict[str, str]:
-        """What looks wrong, by name: in how many images, and what it means."""
-        found = Counter(name for doubts in self.doubts for name in doubts)
+        """The warnings by name: for how many images, and what they mean."""
+        counts = Counter(name for names in self.warnings for name in names)
         if self.clean_accuracy == 0:
-            found["labels"] = len(self.broken_by)
-        return {n: f"{found[n]} of {len(self.doubts)}: {told}" for n, told in _DOUBTS.items() if n in found}
+            counts["labels"] = len(self.broken_by)
+        total = len(self.warnings)
+        return {n: f"{counts[n]} of {total}: {text}" for n, text in _WARNINGS.items() if n in counts}
 
     def lines(self) -> list[str]:
-        fallen = Counter(name for name in self.broken_by if name not in ("", "clean"))
-        told = ", ".join(f"{name} broke {count}" for name, count in fallen.items()) or "nothing was broken"
-        standing = self.broken_by.count("")
+        counts = Counter(name for name in self.broken_by if name not in ("", "clean"))
+        by_attack = ", ".join(f"{name} broke {count}" for name, count in counts.items())
         summary = (
-            f"robust accuracy {self.robust_accuracy:.1%} ({standing} of {len(self.broken_by)}), "
-            f"{self.clean_accuracy:.1%} before any attack; {told}"
+            f"robust accuracy {self.robust_accuracy:.1%} ({self.broken_by.count('')} of "
+            f"{len(self.broken_by)}), {self.clean_accuracy:.1%} before any attack; "
+            f"{by_attack or 'no image was broken'}"
         )
-        return [summary, *(f"{name}: {why}" for name, why in self.flags().items()), *super().lines()]
+        return [summary, *(f"{name}: {text}" for name, text in self.flags().items()), *super().lines()]
 
     def panels(self) -> list[list[Panel]]:
-        how = {"": "withstood", "clean": "wrong already"}
+        outcomes = {"": "not broken", "clean": "misclassified before"}
         return [
-            [*group[:-1], replace(group[-1], title=f"{how.get(name, name)}, {group[-1].title}")]
+            [*group[:-1], replace(group[-1], title=f"{outcomes.get(name, name)}, {group[-1].title}")]
             for name, group in zip(self.broken_by, super().panels(), strict=True)
         ]

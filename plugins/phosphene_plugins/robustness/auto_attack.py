@@ -1,4 +1,4 @@
-"""AutoAttack: four attacks with nothing to tune, one after another, each on what the others left standing."""
+"""AutoAttack: a parameter-free ensemble of APGD, targeted APGD, targeted FAB and Square."""
 
 import math
 from typing import Annotated, Any
@@ -13,30 +13,32 @@ from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, SameShape, WithinBall, ceil, param, size
 
-from ..attacks._gradients import bare_gradient, cross_entropy, judged, unreached
+from ..attacks._gradients import build_result, raw_gradient
+from ..attacks._losses import cross_entropy
 from ..attacks._lp_balls import Norm
 from ._autoattack_result import AutoAttackExamples
 
-#: The standard's steps, queries and target classes.
+#: Steps, queries and target classes of the standard.
 _STEPS, _QUERIES, _CLASSES = 100, 5000, 9
+_EFFORT_STEPS, _EFFORT_QUERIES = ceil(_STEPS * param.effort), ceil(_QUERIES * param.effort)
 
 
-def breaks_a_linear_model_exactly_inside_its_margin() -> None:
+def robust_exactly_where_the_margin_of_a_linear_model_exceeds_eps() -> None:
     """Robust is (z_y - z_k) / ||w_k - w_y||_q > eps, q of the dual norm: no more, and no less."""
     away = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     linear = nn.Linear(12, 2, bias=False).double()
     linear.weight.data = torch.stack([away / 2, -away / 2])
     model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 2, 2))
     grey = torch.full((12,), 0.5, dtype=torch.float64)
-    grey = grey - away * (grey @ away) / away.square().sum()  # on the boundary
+    boundary = grey - away * (grey @ away) / away.square().sum()
     norms: list[tuple[Norm, float]] = [("linf", 1.0), ("l2", 2.0), ("l1", torch.inf)]
     for norm, dual in norms:
-        # Margins of so many eps, on either side of the boundary.
-        shares = torch.tensor([0.5, 0.98, 1.02, -0.98, -1.02], dtype=torch.float64)
-        images = grey + away * (0.05 * shares * away.norm(dual) / away.square().sum())[:, None]
+        # Margins in units of eps, on either side of the boundary.
+        margins = torch.tensor([0.5, 0.98, 1.02, -0.98, -1.02], dtype=torch.float64)
+        images = boundary + away * (0.05 * margins * away.norm(dual) / away.square().sum())[:, None]
         images = images.view(5, 3, 2, 2)
-        found = auto_attack(model, images, (shares < 0).long(), eps=0.05, norm=norm, effort=0.1, seed=0)
-        assert found.success.tolist() == [True, True, False, True, False], norm
+        result = auto_attack(model, images, (margins < 0).long(), eps=0.05, norm=norm, effort=0.1, seed=0)
+        assert result.success.tolist() == [True, True, False, True, False], norm
 
 
 @method(
@@ -58,12 +60,15 @@ def breaks_a_linear_model_exactly_inside_its_margin() -> None:
         SameShape(field="adversarial"),
     ],
     needs=["gradients"],
+    # Forward per step: 1 of APGD, 1 per class of APGD-T, 2 per class of FAB-T. Besides, a start of APGD per
+    # run, and 2, 2 and 12 passes of APGD, APGD-T and FAB-T around their loops, 3 here.
     cost=Cost(
-        forward=size.images * (28 * ceil(100 * param.effort) + ceil(5000 * param.effort) + 29),
-        backward=size.images * (19 * ceil(100 * param.effort) + 11),
+        forward=size.images
+        * ((1 + 3 * _CLASSES) * _EFFORT_STEPS + _EFFORT_QUERIES + (1 + _CLASSES) + (2 + 2 + 12 + 3)),
+        backward=size.images * ((1 + 2 * _CLASSES) * _EFFORT_STEPS + (1 + _CLASSES) + 1),
     ),
     tags=["white-box", "black-box", "fixed-radius"],
-    oracle=breaks_a_linear_model_exactly_inside_its_margin,
+    oracle=robust_exactly_where_the_margin_of_a_linear_model_exceeds_eps,
     quick={"effort": 0.005},
     demo={"images": "builtin:scenes/6", "eps": 2 / 255, "effort": 0.04},
 )
@@ -73,32 +78,42 @@ def auto_attack(
     labels: Labels,
     *,
     eps: Annotated[float, Field(gt=0, le=1000, description="radius of the ball, pixels in [0, 1]")] = 8 / 255,
-    norm: Annotated[Norm, Field(description="what the ball is measured in")] = "linf",
+    norm: Annotated[Norm, Field(description="norm of the ball")] = "linf",
     effort: Annotated[
         float, Field(gt=0, le=1, description="share of the standard's steps and queries; 1 is AutoAttack")
     ] = 1.0,
     seed: Seed = None,
 ) -> AutoAttackExamples:
-    """Break what can be broken: APGD, APGD-T, FAB-T and Square in turn, each on what still stands.
+    """AutoAttack: adversarial examples by APGD, APGD-T, FAB-T and Square, and robust accuracy.
 
-    robust accuracy = share of images with f(x') = y for every x' that the four attacks find
+    robust accuracy = share of images with f(x') = y for every x' that the four attacks return
 
-    ``apgd`` climbs the cross-entropy, then the targeted difference of logits ratio towards each of the 9
-    likeliest other classes; ``fab`` looks for the nearest boundary to each of these and counts where it
-    is within ``eps``; ``square`` asks 5000 times and looks at no gradient. The others take 100 steps,
-    and none restarts. There is nothing to tune: ``effort`` below 1 takes that share of the steps and queries
-    for a first look, and the result says that it was no more. Of fewer than four classes the ratio is what
-    ``apgd`` makes of it. ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,).
+    Each attack runs on the images that the earlier ones did not break: ``apgd`` on the cross-entropy;
+    ``apgd`` on the targeted difference of logits ratio, towards each of the 9 most likely other classes;
+    ``fab`` towards the same classes, where its example is within ``eps``; and ``square`` with 5000 queries.
+    The others take 100 steps, without restarts. Nothing is tuned. ``effort`` below 1 reduces steps and
+    queries for a first impression, and adds the flag "effort". ``images`` (N, C, H, W) in [0, 1],
+    ``labels`` (N,).
 
-    ``broken_by`` tells which attack broke an image, ``robust_accuracy`` how many withstood them; these, and
-    what is taken for another class from the outset, come back as they are. ``flags()`` says by name
-    what makes the figure doubtful: "labels" (all wrong from the outset), "random" answers, "probabilities" in
-    the place of logits, "no gradient", "square" (it broke what no gradient led to), "few classes",
-    "effort". An image counts only where the model is right about it.
+    Returns:
+        ``adversarial`` (N, C, H, W), unchanged for images that are not broken or misclassified from the
+        start; ``broken_by`` (N,) the attack that broke each image; ``robust_accuracy``; ``flags()`` with
+        reasons to doubt the result: "labels" (all misclassified from the start), "random" logits,
+        "probabilities" in place of logits, "no gradient", "square" (it succeeded where gradients did not),
+        "few classes", "effort".
 
-    Source: Croce & Hein 2020, sections 5 and 6; the flags are those of its authors' code, and some more.
+    Raises:
+        ModelError: no gradient flows to the images.
+
+    Example::
+        from phosphene import run
+
+        result = run("auto_attack", images="builtin:scenes/2", eps=2 / 255, effort=0.01)
+        result.robust_accuracy, result.broken_by
+
+    Source: Croce & Hein 2020, sections 5 and 6; the flags extend those of the authors' code.
     """
-    told = {"norm": norm, "seed": seed or 0}
+    common = {"norm": norm, "seed": seed or 0}
     steps, queries = math.ceil(_STEPS * effort), math.ceil(_QUERIES * effort)
     stages: dict[str, tuple[str, dict[str, Any]]] = {
         "apgd-ce": ("apgd", {"eps": eps, "steps": steps}),
@@ -106,50 +121,52 @@ def auto_attack(
         "fab-t": ("fab", {"steps": steps, "target_classes": _CLASSES}),
         "square": ("square", {"eps": eps, "max_queries": queries}),
     }
-    before, doubts = _looked_at(model, images, labels)
-    adversarial, rows = images.clone(), unreached(before, labels, targeted=False)
-    broken_by = ["clean"] * len(images)
-    for n in rows.tolist():
-        broken_by[n] = ""
-    for stage, (name, params) in progress_bar(stages.items(), "attack after attack"):
-        if not len(rows):
+    before, warnings = _inspect(model, images, labels)
+    correct = before.argmax(1) == labels
+    broken_by = ["" if is_correct else "clean" for is_correct in correct.tolist()]
+    adversarial, remaining = images.clone(), correct.nonzero()[:, 0]
+    for stage, (name, params) in progress_bar(stages.items(), "attack by attack"):
+        if not len(remaining):
             break
-        found: AdversarialExamples = methods[f"attacks.{name}"](
-            model, images[rows], labels[rows], **told, **params
+        result: AdversarialExamples = methods[f"attacks.{name}"](
+            model, images[remaining], labels[remaining], **common, **params
         )
-        # The others never leave the ball.
-        won = found.success & (found.distance(norm) <= eps) if name == "fab" else found.success
-        adversarial[rows[won]] = found.adversarial[won]
-        for n in rows[won].tolist():
+        success = result.success
+        if name == "fab":  # a minimum-norm attack: its example may lie outside the ball
+            success = success & (result.distance(norm) <= eps)
+        adversarial[remaining[success]] = result.adversarial[success]
+        for n in remaining[success].tolist():
             broken_by[n] = stage
-        rows = rows[~won]
-    seen = judged(model, images, adversarial, labels, before, targeted=False)
-    # By the model's last word, which may be another if it is random.
-    broken_by = [name if won else "" for name, won in zip(broken_by, seen.success.tolist(), strict=True)]
+        remaining = remaining[~success]
+    examples = build_result(model, images, adversarial, labels, before, targeted=False)
+    # A random model may classify the final examples differently: the last pass decides.
+    success_list = examples.success.tolist()
+    broken_by = [name if success else "" for name, success in zip(broken_by, success_list, strict=True)]
     always = ("few classes",) * (before.shape[1] < 4) + ("effort",) * (effort < 1)
     return AutoAttackExamples(
-        **dict(seen.fields()),
+        **dict(examples.fields()),
         broken_by=tuple(broken_by),
-        doubts=tuple(
-            (*found, *(("square",) if name == "square" else ()), *always)
-            for found, name in zip(doubts, broken_by, strict=True)
+        warnings=tuple(
+            (*names, *(("square",) if attack == "square" else ()), *always)
+            for names, attack in zip(warnings, broken_by, strict=True)
         ),
     )
 
 
-def _looked_at(model: AnyModel, images: Tensor, labels: Tensor) -> tuple[Tensor, list[tuple[str, ...]]]:
-    """The model's logits (N, K), and what looks wrong about them and about their gradients."""
-    gradient, logits = bare_gradient(model, images, labels, cross_entropy)
+def _inspect(model: AnyModel, images: Tensor, labels: Tensor) -> tuple[Tensor, list[tuple[str, ...]]]:
+    """The logits (N, K), and the names of what looks wrong about them or their gradient, by image."""
+    gradient, logits = raw_gradient(model, images, labels, cross_entropy)
     with torch.no_grad():
-        again = model(images)
-    steep = gradient.flatten(1).abs().amax(1)
-    wrong = {
-        "random": (again - logits).abs().amax(1) > 1e-4 * logits.abs().amax(1),
-        "probabilities": (logits.amin(1) >= 0) & ((logits.sum(1) - 1).abs() < 1e-5) & (logits.shape[1] > 1),
-        # Of an image that is to be attacked.
-        "no gradient": ((steep == 0) | ~steep.isfinite()) & logits.argmax(1).eq(labels),
+        repeated = model(images)
+    largest = gradient.flatten(1).abs().amax(1)
+    is_distribution = (logits.amin(1) >= 0) & ((logits.sum(1) - 1).abs() < 1e-5)
+    conditions = {
+        "random": (repeated - logits).abs().amax(1) > 1e-4 * logits.abs().amax(1),
+        "probabilities": is_distribution & (logits.shape[1] > 1),
+        # Only of an image that will be attacked.
+        "no gradient": ((largest == 0) | ~largest.isfinite()) & logits.argmax(1).eq(labels),
     }
-    return logits, [tuple(name for name in wrong if wrong[name][n]) for n in range(len(images))]
+    return logits, [tuple(name for name in conditions if conditions[name][n]) for n in range(len(images))]
 
 
 @hookimpl

@@ -1,11 +1,8 @@
-"""Ensembles of weak defences: each broken alone, and their average attacked as a whole."""
-
-from __future__ import annotations
+"""Evaluation of ensembles of weak defenses: accuracy of the average and of each member under PGD."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -13,105 +10,24 @@ from torch import Tensor, nn
 
 from phosphene import Model as AnyModel
 from phosphene import Reference, batch_size, hookimpl, load_model, method, progress_bar
-from phosphene.images.charts import new_figure, show_image
-from phosphene.results import Panel, Result
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, UnitRange, length, param, size
 
-from ..attacks._gradients import Eot, projected_ascent
-from ..attacks._lp_balls import Norm, random_point
-from ..models._ensembles import MeanOf, URIs, averaged, averaged_logits, loaded_beside, without_scheme
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-#: So many of the images are shown.
-_SHOWN = 3
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class EnsembleReport(Result):
-    """What an ensemble withstands, beside each of its members.
-
-    ``accuracy`` (M + 2, M + 1): the share of images taken for their labels, as they are (row 0), attacked
-    through member i (row 1 + i) and through the ensemble (the last row), by member j (column j) and by the
-    ensemble (the last column). ``borrowed`` is the ensemble's accuracy where any of the members' examples may
-    be shown to it. ``images`` (N, C, H, W) in [0, 1], ``adversarial`` what was made of them on the ensemble,
-    ``fooled`` (N,) whether it is.
-    """
-
-    groups_per_row: ClassVar[int] = 2
-
-    names: tuple[str, ...]
-    accuracy: Tensor
-    borrowed: float
-    images: Tensor
-    adversarial: Tensor
-    fooled: Tensor
-
-    @property
-    def alone(self) -> Tensor:
-        """(M,) each member's accuracy, attacked by itself."""
-        return self.accuracy[1:-1, :-1].diagonal()
-
-    @property
-    def transferred(self) -> Tensor:
-        """(M,) the ensemble's accuracy on what each member was attacked with."""
-        return self.accuracy[1:-1, -1]
-
-    @property
-    def whole(self) -> float:
-        """The ensemble's accuracy, attacked as a whole."""
-        return float(self.accuracy[-1, -1])
-
-    def _bars(self) -> list[tuple[str, float, float]]:
-        """What is attacked and with what, its accuracy before and after."""
-        before = self.accuracy[0].tolist()
-        bars = [
-            (f"{without_scheme(name)}, attacked alone", clean, left)
-            for name, clean, left in zip(self.names, before, self.alone.tolist(), strict=False)
-        ]
-        bars.append(("their average, shown the members' examples", before[-1], self.borrowed))
-        return [*bars, ("their average, attacked as a whole", before[-1], self.whole)]
-
-    def lines(self) -> list[str]:
-        return [f"{name}: {clean:.0%} -> {left:.0%}" for name, clean, left in self._bars()]
-
-    def panels(self) -> list[list[Panel]]:
-        told = ("the average is not fooled", "the average is fooled")
-        shown = zip(self.images, self.adversarial, self.fooled.tolist(), strict=True)
-        return [
-            [Panel(x, "original"), Panel(attacked, told[won], is_output=True), Panel.difference(x, attacked)]
-            for x, attacked, won in shown
-        ]
-
-    def figure(self) -> Figure:
-        """Bars of what each withstands, beside some of the images that the whole was attacked with."""
-        bars = self._bars()
-        figure = new_figure(1.2 + 0.42 * max(5, len(bars)))
-        halves: Any = figure.subfigures(1, 2, width_ratios=(1.7, 1))
-        axes = halves[0].subplots()
-        places = range(len(bars))
-        axes.barh(places, [clean for _, clean, _ in bars], color="0.9", label="the images as they are")
-        colours = ["tab:blue"] * len(self.names) + ["tab:orange", "tab:red"]
-        axes.barh(places, [left for *_, left in bars], color=colours, height=0.55)
-        for place, (_, clean, left) in enumerate(bars):
-            axes.text(left + 0.01, place, f"{left:.0%}", va="center", size=8)
-            axes.text(clean - 0.01, place, f"{clean:.0%}", va="center", ha="right", size=7, color="0.55")
-        axes.set_yticks(places, [name.replace(", ", ",\n") for name, *_ in bars], fontsize=8)
-        axes.set_ylim(len(bars) - 0.5, -0.5), axes.set_xlim(0, 1)
-        axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-        axes.set_xlabel("images taken for what they are; grey: not attacked")
-        axes.spines[["top", "right"]].set_visible(False)
-        groups = self.panels()[:_SHOWN]
-        for cells, group in zip(halves[1].subplots(len(groups), 3, squeeze=False), groups, strict=True):
-            for cell, panel in zip(cells, group, strict=True):
-                show_image(cell, panel.image, panel.title.replace("the average is ", ""))
-        return figure
+from ..attacks._gradients import loss_gradient
+from ..attacks._losses import cross_entropy
+from ..attacks._lp_balls import Norm, project, random_point, steepest
+from ..models._ensembles import (
+    MeanOf,
+    ModelURIs,
+    average_logits,
+    average_models,
+    load_compatible_models,
+)
+from ._ensemble_report import EnsembleReport
 
 
-def adds_up_on_linear_members() -> None:
-    """An attack takes from the average of two linear members at right angles what it takes from both.
+def ensemble_of_orthogonal_linear_members_has_the_sum_of_their_margins() -> None:
+    """An attack lowers the average margin of two orthogonal linear members by what it lowers both.
 
     That is 0.1 each. Their margins are 0.06 and 0.16 on the first image, 0.06 and 0.08 on the second.
     """
@@ -121,20 +37,13 @@ def adds_up_on_linear_members() -> None:
         linear.weight.data = torch.stack([torch.zeros(4), torch.tensor(row)])
         members.append(load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 2, 2)))
     images = torch.tensor([[[[0.56, 0.66], [0.5, 0.5]]], [[[0.56, 0.58], [0.5, 0.5]]]])
-    found = _evaluated(
-        members,
-        images,
-        torch.tensor([1, 1]),
-        "logits",
-        0,
-        eps=0.05,
-        step_size=0.02,
-        steps=6,
-        norm="linf",
-        eot=1,
-    )
-    assert found.accuracy.tolist() == [[1, 1, 1], [0, 1, 1], [1, 0.5, 1], [0, 0.5, 0.5]]
-    assert found.borrowed == 1 and found.whole == 0.5 and found.fooled.tolist() == [False, True]
+    report = _evaluate(
+        members, images, torch.tensor([1, 1]), "logits", eps=0.05, step_size=0.02, steps=6, norm="linf",
+        eot_samples=1, seed=0,
+    )  # fmt: skip
+    assert report.accuracy.tolist() == [[1, 1, 1], [0, 1, 1], [1, 0.5, 1], [0, 0.5, 0.5]]
+    assert report.worst_transfer_accuracy == 1 and report.ensemble_accuracy == 0.5
+    assert report.success.tolist() == [False, True]
 
 
 @method(
@@ -150,17 +59,17 @@ def adds_up_on_linear_members() -> None:
     ],
     invariants=[PixelRange(field="adversarial"), UnitRange(field="accuracy")],
     needs=["gradients"],
-    # Every member is attacked alone and with all others, and shown each attack's examples and the images.
+    # Each member is attacked alone and within the ensemble, and classifies the images and all examples.
     cost=Cost(
         forward=size.images
         * (1 + length(param.models))
-        * (2 * (param.steps * param.eot + 1) + 3 + length(param.models)),
-        backward=size.images * (1 + length(param.models)) * 2 * param.steps * param.eot,
+        * (2 * (param.steps * param.eot_samples + 1) + 3 + length(param.models)),
+        backward=size.images * (1 + length(param.models)) * 2 * param.steps * param.eot_samples,
     ),
     tags=["evaluation"],
     batch_independent=False,
-    oracle=adds_up_on_linear_members,
-    quick={"models": (), "steps": 2, "eot": 1},
+    oracle=ensemble_of_orthogonal_linear_members_has_the_sum_of_their_margins,
+    quick={"models": (), "steps": 2, "eot_samples": 1},
     demo={
         "models": ("defended:bit_depth(bits=3)|builtin:shapes-vgg",),
         "images": "builtin:scenes/12",
@@ -173,84 +82,110 @@ def ensemble_evaluation(
     images: Images,
     labels: Labels,
     *,
-    models: URIs = (),
+    models: ModelURIs = (),
     mean_of: MeanOf = "probabilities",
     eps: Annotated[float, Field(gt=0, le=1000, description="radius of the ball, pixels in [0, 1]")] = 8 / 255,
-    step_size: Annotated[float, Field(gt=0, le=1000, description="length of one ascent step")] = 1 / 255,
-    steps: Annotated[int, Field(ge=1, le=10_000, description="how many ascent steps")] = 40,
-    norm: Annotated[Norm, Field(description="what the ball is measured in")] = "linf",
-    eot: Eot = 1,
+    step_size: Annotated[float, Field(gt=0, le=1000, description="step size of PGD")] = 1 / 255,
+    steps: Annotated[int, Field(ge=1, le=10_000, description="number of PGD steps")] = 40,
+    norm: Annotated[Norm, Field(description="norm of the ball")] = "linf",
+    eot_samples: Annotated[
+        int, Field(ge=1, le=1000, description="passes that a gradient is averaged over, for random members")
+    ] = 1,
     seed: Seed = None,
 ) -> EnsembleReport:
-    """Ask what the average of several models withstands that none of them does alone: less than it seems.
+    """Ensemble of weak defenses: accuracy of the average of several models and of each member under PGD.
 
-    p(x) = 1/M sum_i p_i(x),   x <- clip(P(x + step_size d)),  d the steepest way up -log p_y
+    p(x) = 1/M sum_i p_i(x),   x <- clip(P(x + step_size d)),  d the steepest ascent direction of -log p_y
 
-    with p_i the members' probabilities, ``model`` and ``models``, each behind its own defence
-    (``defended:jpeg()|builtin:shapes-vgg``); "logits" averages those. PGD from a random point of the ball
-    attacks each member alone, and the average as a whole, through all members and their defences at once.
-    What was made on the members is shown to the average, too: the number that looks well, since what has
-    crossed one member's boundary need not have crossed the others', and nobody had asked for that.
-    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,), of classes that all models share.
+    with p_i the probabilities of the members, ``model`` and ``models``, each behind its own defense
+    (``defended:jpeg()|builtin:shapes-vgg``); ``mean_of`` "logits" averages logits. PGD from a random point
+    of the ball attacks each member alone, and the ensemble through all members and their defenses at once.
+    Examples computed on the members are also evaluated on the ensemble: this transfer accuracy overestimates
+    its robustness, because an example that crosses one member's decision boundary need not cross the
+    others'.
 
-    Accuracy is the share of images that are taken for their labels, also where no attack was needed. A failed
-    attack proves nothing here either; ``eot`` averages gradients over random members. Raises InputError or
-    ModelError for a model that cannot be had, has other classes, or lets no gradient through.
+    Accuracy counts images that are misclassified without attack as errors. As always, a failed attack is no
+    proof of robustness.
+
+    Returns:
+        ``accuracy`` (M + 2, M + 1), by examples (row) and classifier (column); ``member_accuracy`` (M,),
+        ``transfer_accuracy`` (M,), ``ensemble_accuracy``; ``adversarial`` (N, C, H, W) computed on the
+        ensemble.
+
+    Raises:
+        ModelError: a model has other classes or lets no gradient through.
+        InputError: a model has another input size.
+
+    Example::
+        from phosphene import run
+
+        others = ["defended:bit_depth(bits=3)|builtin:shapes-vgg"]
+        result = run("ensemble_evaluation", images="builtin:scenes/2", models=others, steps=2)
+        result.accuracy.shape  # (4, 3)
 
     Source: He et al. 2017, section 4.
     """
-    members = [model, *loaded_beside(model, models)]
+    members = [model, *load_compatible_models(model, models)]
     for other in members[1:]:
         other.require_gradients()
-    return _evaluated(
-        members, images, labels, mean_of, seed or 0, eps=eps, norm=norm, step_size=step_size, steps=steps,
-        eot=eot,
+    return _evaluate(
+        members, images, labels, mean_of, eps=eps, norm=norm, step_size=step_size, steps=steps,
+        eot_samples=eot_samples, seed=seed or 0,
     )  # fmt: skip
 
 
-def _evaluated(
+def _evaluate(
     members: Sequence[AnyModel],
     images: Tensor,
     labels: Tensor,
     mean_of: MeanOf,
-    seed: int,
     *,
     eps: float,
     norm: Norm,
-    **climbing: Any,
+    step_size: float,
+    steps: int,
+    eot_samples: int,
+    seed: int,
 ) -> EnsembleReport:
-    size = batch_size(members[0])
+    max_batch = batch_size(members[0])
 
-    def attacked(model: AnyModel) -> Tensor:
-        made = []
-        for some, theirs in zip(images.split(size), labels.split(size), strict=True):
-            # Every batch with the same draws, so that how images are put together changes nothing.
-            start = random_point(some, eps, norm, torch.Generator().manual_seed(seed))
-            found, _ = projected_ascent(
-                model, some, theirs, start=start, eps=eps, norm=norm, targeted=False, **climbing
-            )
-            made.append(found)
-        return torch.cat(made)
+    def pgd_examples(model: AnyModel) -> Tensor:
+        """PGD on the images that the model classifies correctly; the others are returned unchanged."""
+        examples = []
+        for batch, y in zip(images.split(max_batch), labels.split(max_batch), strict=True):
+            # One seed for every batch: the result does not depend on the batch size.
+            start = random_point(batch, eps, norm, torch.Generator().manual_seed(seed))
+            with torch.no_grad():
+                correct = model(batch).argmax(1).eq(y).nonzero()[:, 0]
+            x, y, x_adv = batch[correct], y[correct], start[correct]
+            for _ in progress_bar(range(steps), "PGD"):
+                if not len(x):
+                    break
+                _, gradient, _ = loss_gradient(model, x_adv, y, cross_entropy, eot_samples=eot_samples)
+                x_adv = project(x_adv + step_size * steepest(gradient, norm), x, eps, norm)
+            examples.append(batch.index_copy(0, correct, x_adv))
+        return torch.cat(examples)
 
-    def right(pictures: Tensor) -> Tensor:
-        """(M + 1, N) who takes these pictures for what they are, the ensemble last."""
+    def classify(batch: Tensor) -> Tensor:
+        """(M + 1, N) bool, which images each member and, last, the ensemble classifies correctly."""
         with torch.no_grad():
-            logits = [torch.cat([m(some) for some in pictures.split(size)]) for m in members]
-        said = [some.argmax(1).to(labels.device) for some in (*logits, averaged_logits(logits, mean_of))]
-        return torch.stack([answer == labels for answer in said])
+            logits = [torch.cat([member(x) for x in batch.split(max_batch)]) for member in members]
+        logits.append(average_logits(logits, mean_of))
+        return torch.stack([z.argmax(1).to(labels.device) == labels for z in logits])
 
     with ExitStack() as stack:
         for member in members:
             stack.enter_context(member.guard())
-        examples = [attacked(m) for m in progress_bar([*members, averaged(members, mean_of)], "attacking")]
-        seen = torch.stack([right(pictures) for pictures in (images, *examples)])
+        attacked = progress_bar([*members, average_models(members, mean_of)], "attacking")
+        examples = [pgd_examples(model) for model in attacked]
+        correct = torch.stack([classify(batch) for batch in (images, *examples)])
     return EnsembleReport(
         names=tuple(member.name for member in members),
-        accuracy=seen.double().mean(2).to(images),
-        borrowed=float(seen[1:-1, -1].all(0).double().mean()),
+        accuracy=correct.double().mean(2).to(images),
+        worst_transfer_accuracy=float(correct[1:-1, -1].all(0).double().mean()),
         images=images,
         adversarial=examples[-1],
-        fooled=~seen[-1, -1],
+        success=~correct[-1, -1],
     )
 
 

@@ -1,4 +1,4 @@
-"""Signs of masked gradients: whether an attack that fails says anything about the model."""
+"""Checks for gradient masking (obfuscated gradients): whether failed attacks prove robustness."""
 
 from __future__ import annotations
 
@@ -14,31 +14,37 @@ from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, UnitRange, length, param, size
 
 from ..attacks._gradients import (
-    Loss,
-    bare_gradient,
-    climb,
-    cross_entropy,
-    difference_of_logits_ratio,
-    margin,
-    projected_ascent,
+    loss_gradient,
+    raw_gradient,
 )
+from ..attacks._losses import Loss, cross_entropy, difference_of_logits_ratio, margin
 from ..attacks._lp_balls import project
 from ..attacks.square import square
-from ..models._ensembles import URIs, loaded_beside
-from . import _gradient_masking_checks as signs
-from ._gradient_masking_checks import Climb
+from ..models._ensembles import ModelURIs, load_compatible_models
 from ._gradient_masking_result import GradientMasking
+from ._masking_verdicts import (
+    AttackTrajectory,
+    check_beats_weaker_attack,
+    check_deterministic,
+    check_gradient_ascends,
+    check_gradient_exists,
+    check_loss_not_saturated,
+    check_more_steps_help,
+    check_unbounded_attack_succeeds,
+)
 
-#: The radii that are tried beside 1, at which any picture may be made, in units of eps.
+#: The radii tried, in units of eps, beside 1: in that ball lies every image.
 _RADII = (0.25, 0.5, 1.0, 2.0, 4.0)
-#: How many random directions the gradient's is compared with, and the step along them, in units of eps.
+#: How many random directions the gradient is compared with, and the step along them in units of eps.
 _DIRECTIONS, _STEP = 4, 0.25
-#: So many of the images are shown.
-_SHOWN = 6
+#: Step size of the white-box attacks, in units of eps / steps.
+_STEP_FACTOR = 2.5
+#: Images in the result.
+_EXAMPLES = 6
 
 
-def finds_out_what_hides_a_linear_model() -> None:
-    """A linear model is honest, and no more so behind rounded pixels, with huge logits, or with noise."""
+def identifies_how_a_linear_model_is_masked() -> None:
+    """A linear model passes; behind rounded pixels, with huge logits or with noise it is suspicious."""
     linear, huge = (nn.Linear(4, 2, bias=False) for _ in range(2))
     linear.weight.data = torch.tensor([[0.0, 0.0, 0.0, 0.0], [4.0, -3.0, 2.0, -1.0]])
     huge.weight.data = 1e4 * linear.weight.data
@@ -47,18 +53,19 @@ def finds_out_what_hides_a_linear_model() -> None:
     )
     images = torch.tensor([[[[0.5, 0.3], [0.5, 0.5]]], [[[0.4, 0.7], [0.4, 0.6]]]])
     labels = plain(images).argmax(1)
-    for model, guilty in (
+    for model, expected in (
         (plain, set()),
         (
             plain.defended(lambda x: (10 * x).round() / 10, "rounded"),
-            {"a gradient", "unbounded eps fools all"},
+            {"gradient exists", "unbounded attack succeeds"},
         ),
-        (saturated, {"a gradient", "loss not saturated"}),
-        (plain.defended(lambda x: x + 0.1 * torch.randn_like(x), "noise"), {"the same answer twice"}),
+        (saturated, {"gradient exists", "loss not saturated"}),
+        (plain.defended(lambda x: x + 0.1 * torch.randn_like(x), "noise"), {"deterministic"}),
     ):
-        found = gradient_masking_checks(model, images, labels, eps=0.3, steps=5, max_queries=30, seed=0)
-        suspicious = {check.name for check in found.checks if check.verdict == "suspicious"}
-        assert suspicious >= guilty and bool(suspicious) == bool(guilty), f"{suspicious}, not {guilty}"
+        result = gradient_masking_checks(model, images, labels, eps=0.3, steps=5, max_queries=30, seed=0)
+        suspicious = {check.name for check in result.checks if check.verdict == "suspicious"}
+        assert suspicious >= expected, f"{suspicious}, not {expected}"
+        assert bool(suspicious) == bool(expected), f"{suspicious}, not {expected}"
 
 
 @method(
@@ -79,7 +86,11 @@ def finds_out_what_hides_a_linear_model() -> None:
             url="https://arxiv.org/abs/1902.06705",
         ),
     ],
-    invariants=[PixelRange(field="adversarial"), UnitRange(field="by_steps"), UnitRange(field="by_eps")],
+    invariants=[
+        PixelRange(field="adversarial"),
+        UnitRange(field="success_by_steps"),
+        UnitRange(field="success_by_eps"),
+    ],
     needs=["gradients"],
     cost=Cost(
         forward=size.images
@@ -94,7 +105,7 @@ def finds_out_what_hides_a_linear_model() -> None:
     ),
     tags=["evaluation"],
     batch_independent=False,
-    oracle=finds_out_what_hides_a_linear_model,
+    oracle=identifies_how_a_linear_model_is_masked,
     quick={"steps": 2, "max_queries": 10, "models": ()},
     demo={
         "models": ("builtin:shapes-resnet",),
@@ -113,82 +124,105 @@ def gradient_masking_checks(
     / 255,
     steps: Annotated[int, Field(ge=1, le=10_000, description="steps of the white-box attack")] = 20,
     max_queries: Annotated[
-        int, Field(ge=1, le=1_000_000, description="pictures that the black-box attack may show for an image")
+        int, Field(ge=1, le=1_000_000, description="queries per image of the black-box attack")
     ] = 500,
-    models: URIs = (),
+    models: ModelURIs = (),
     seed: Seed = None,
 ) -> GradientMasking:
-    """Look for the signs that a model hides its gradients, so that attacks which fail on it prove nothing.
+    """Gradient masking checks: whether an attack fails because the model hides its gradients.
 
     x <- clip(P(x + 2.5 r / steps sign(dL/dx))),  L the cross-entropy of ``labels``, in linf balls of radius r
 
-    is the white-box attack whose failure would be taken for robustness; what is wrong with it is asked by
-    what honest models never show. Suspicious is: another answer to the same picture; a gradient that is zero
-    or not finite; one of the cross-entropy alone, whose logits are so far apart that softmax rounds to 1,
-    or a ratio of logits (DLR) that gets further; one along which the logits' margin grows less than along
-    random directions; one step that finds more than ``steps`` do; success and loss that do not rise with the
-    steps; at r = 1, where any picture may be made, a single image that withstands, or a larger ball that
-    finds less; ``square``, which sees no gradient, fooling the model where the attack did not; and the same
-    of examples made on other ``models``.
+    is the white-box attack whose failure could be mistaken for robustness. Nine checks look for behavior
+    that a model with useful gradients does not show. Suspicious are:
 
-    Each check gives a verdict, pass, suspicious or could not tell, with its reason and numbers. Rates are of
-    the images that the model takes for their ``labels`` (N,), of the ``images`` (N, C, H, W) in [0, 1]; what
-    is so for 5 % of them or fewer is taken for an accident. A defence that brings its own backward pass
-    (``defended:``) is judged with it. No list of signs is complete: what passes may still be masked.
-    Raises InputError where the model has no image right, ModelError where it lets no gradient through.
+    "deterministic": different logits for the same image;
+    "gradient exists": a gradient that is zero or not finite;
+    "loss not saturated": logits so far apart that softmax rounds to 1, or a ratio of logits (DLR) that
+    succeeds more often than the cross-entropy;
+    "gradient ascends": a gradient along which the logits' margin grows less than along random directions;
+    "many steps beat one": one step of length eps that succeeds where ``steps`` do not;
+    "more steps help": success and margin that do not rise with the steps;
+    "unbounded attack succeeds": at r = 1, where the ball holds every image, an image that is not broken, or
+    a larger ball with fewer successes;
+    "white box beats black box": ``square``, which uses no gradient, succeeds where the attack does not;
+    "white box beats transfer": so do examples computed on other ``models`` by MI-FGSM.
+
+    Rates are over the images that the model classifies as their ``labels``; 5 % of them or fewer count as
+    chance. A defense with its own backward pass (``defended:``) is checked with it. No list of checks is
+    complete: a model that passes may still mask its gradients.
+
+    Returns:
+        ``checks`` with verdict ("pass", "suspicious", "inconclusive"), reason and numbers; ``masked`` whether
+        any is suspicious; ``success_by_steps`` (steps + 1,), ``success_by_eps`` (E,) at ``radii``.
+
+    Raises:
+        InputError: no image is classified correctly.
+        ModelError: no gradient flows to the images.
+
+    Example::
+        from phosphene import run
+
+        result = run("gradient_masking_checks", images="builtin:scenes/2", steps=4, max_queries=20)
+        result.masked, result.verdicts
 
     Source: Athalye et al. 2018, section 3.1; Carlini et al. 2019, sections 3 to 5.
     """
-    others = loaded_beside(model, models)
-    first, again = (_logits(model, images) for _ in range(2))
-    right = first.argmax(1) == labels
-    if not right.any():
-        raise InputError(f"{model.name} takes none of the images for their labels: nothing is to be attacked")
-    x, y = images[right], labels[right]
+    others = load_compatible_models(model, models)
+    first, second = (_predict_logits(model, images) for _ in range(2))
+    correct = first.argmax(1) == labels
+    if not correct.any():
+        raise InputError(
+            f"{model.name} classifies none of the images as its label: there is nothing to attack"
+        )
+    x, y = images[correct], labels[correct]
     loss_gradients, margin_gradients = (_gradients(model, x, y, loss) for loss in (cross_entropy, margin))
-    radii = sorted({min(1.0, part * eps) for part in _RADII} | {1.0})
-    balls = {
-        radius: climbed(model, x, y, cross_entropy, radius, steps)
-        for radius in progress_bar(radii, "attacking in ever larger balls")
+    radii = sorted({min(1.0, factor * eps) for factor in _RADII} | {1.0})
+    by_radius = {
+        radius: white_box_attack(model, x, y, cross_entropy, radius, steps)
+        for radius in progress_bar(radii, "attacking in larger balls")
     }
-    white = balls[eps]
-    once = climbed(model, x, y, cross_entropy, eps, 1, step_size=eps)
-    by_ratio = climbed(model, x, y, difference_of_logits_ratio, eps, steps)
-    black = square(model, x, y, eps=eps, max_queries=max_queries, seed=seed).success
+    white_box = by_radius[eps]
+    single_step = white_box_attack(model, x, y, cross_entropy, eps, 1, step_size=eps)
+    by_ratio = white_box_attack(model, x, y, difference_of_logits_ratio, eps, steps)
+    black_box = square(model, x, y, eps=eps, max_queries=max_queries, seed=seed).success
+    transfer = {other.name: _transfer_success(other, model, x, y, eps, steps) for other in others}
+    growth = _margin_growth(model, x, y, margin_gradients, _STEP * eps, seed or 0)
+    by_gradient = {"white box": white_box.success}
     checks = [
-        signs.same_answer(first, again),
-        signs.a_gradient(loss_gradients, margin_gradients),
-        signs.not_saturated(loss_gradients, margin_gradients, white, by_ratio),
-        signs.uphill(*_slopes(model, x, y, margin_gradients, _STEP * eps, seed or 0)),
-        signs.beaten("many steps beat one", {f"{steps} steps": white.won}, {"one alone": once.won}),
-        signs.more_steps(white),
-        signs.unbounded({radius: ball.won for radius, ball in balls.items()}),
-        signs.beaten("white box beats black box", {"the gradient": white.won}, {"square": black}),
-        signs.beaten(
-            "white box beats transfer",
-            {"the gradient": white.won},
-            {other.name: _transferred(other, model, x, y, eps, steps) for other in others},
+        check_deterministic(first, second),
+        check_gradient_exists(loss_gradients, margin_gradients),
+        check_loss_not_saturated(loss_gradients, margin_gradients, white_box, by_ratio),
+        check_gradient_ascends(*growth),
+        check_beats_weaker_attack(
+            "many steps beat one", {f"{steps} steps": white_box.success}, {"one step": single_step.success}
         ),
+        check_more_steps_help(white_box),
+        check_unbounded_attack_succeeds({r: attack.success for r, attack in by_radius.items()}),
+        check_beats_weaker_attack("white box beats black box", by_gradient, {"square": black_box}),
+        check_beats_weaker_attack("white box beats transfer", by_gradient, transfer),
     ]
-    shown = slice(_SHOWN)
-    said = _logits(model, white.points[shown]).argmax(1)
+    examples = slice(_EXAMPLES)
+    predictions = _predict_logits(model, white_box.points[examples]).argmax(1)
+    by_steps = [white_box.success_rate_after(count) for count in range(steps + 1)]
+    by_eps = [attack.success.double().mean() for attack in by_radius.values()]
     return GradientMasking(
         names=tuple(check.name for check in checks),
         verdicts=tuple(check.verdict for check in checks),
         reasons=tuple(check.reason for check in checks),
         numbers=tuple(check.numbers for check in checks),
         eps=eps,
-        by_steps=torch.stack([white.won_after(count) for count in range(steps + 1)]).to(images),
-        radii=tuple(balls),
-        by_eps=torch.stack([ball.won.double().mean() for ball in balls.values()]).to(images),
-        images=x[shown],
-        adversarial=white.points[shown],
-        before=tuple(map(model.class_name, y[shown].tolist())),
-        after=tuple(map(model.class_name, said.tolist())),
+        success_by_steps=torch.stack(by_steps).to(images),
+        radii=tuple(by_radius),
+        success_by_eps=torch.stack(by_eps).to(images),
+        images=x[examples],
+        adversarial=white_box.points[examples],
+        names_before=tuple(map(model.class_name, y[examples].tolist())),
+        names_after=tuple(map(model.class_name, predictions.tolist())),
     )
 
 
-def climbed(
+def white_box_attack(
     model: AnyModel,
     images: Tensor,
     labels: Tensor,
@@ -196,74 +230,94 @@ def climbed(
     eps: float,
     steps: int,
     step_size: float | None = None,
-) -> Climb:
-    """Climb ``loss`` inside linf balls, each image until the model is fooled: how far it came, and when."""
-    step_size = 2.5 * eps / steps if step_size is None else step_size
-    points, after = images.clone(), torch.full_like(labels, steps + 1)
-    start = highest = images.new_full((len(images),), -torch.inf)
+) -> AttackTrajectory:
+    """Gradient ascent on ``loss`` in an linf ball from the images; an image that is broken stops."""
+    step_size = _STEP_FACTOR * eps / steps if step_size is None else step_size
+    points, steps_to_success = images.clone(), torch.full_like(labels, steps + 1)
+    initial_margin = best_margin = images.new_full((len(images),), -torch.inf)
     for step in range(steps + 1):
-        if not len(rows := (after > steps).nonzero()[:, 0]):
+        active = (steps_to_success > steps).nonzero()[:, 0]
+        if not len(active):
             break
-        for part in rows.split(batch_size(model)):
-            _, gradient, logits = climb(model, points[part], labels[part], loss)
-            height = margin(logits, labels[part])
-            highest = highest.index_copy(0, part, torch.maximum(highest[part], height))
-            won = logits.argmax(1) != labels[part]
-            after[part[won]] = step
-            moved = points[part] + step_size * gradient.nan_to_num().sign()
-            moved = project(moved, images[part], eps, "linf")
-            points[part] = torch.where(won[:, None, None, None] | (step == steps), points[part], moved)
-        start = highest if step == 0 else start
-    return Climb(points, after, steps, start, highest)
+        for rows in active.split(batch_size(model)):
+            _, gradient, logits = loss_gradient(model, points[rows], labels[rows], loss)
+            current_margin = margin(logits, labels[rows])
+            best_margin = best_margin.index_copy(0, rows, torch.maximum(best_margin[rows], current_margin))
+            success = logits.argmax(1) != labels[rows]
+            steps_to_success[rows[success]] = step
+            moved = points[rows] + step_size * gradient.nan_to_num().sign()
+            moved = project(moved, images[rows], eps, "linf")
+            is_final = success[:, None, None, None] | (step == steps)
+            points[rows] = torch.where(is_final, points[rows], moved)
+        initial_margin = best_margin if step == 0 else initial_margin
+    return AttackTrajectory(points, steps_to_success, steps, initial_margin, best_margin)
 
 
-def _logits(model: AnyModel, images: Tensor) -> Tensor:
+def _predict_logits(model: AnyModel, images: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.cat([model(some) for some in images.split(batch_size(model))])
+        return torch.cat([model(batch) for batch in images.split(batch_size(model))])
 
 
 def _gradients(model: AnyModel, images: Tensor, labels: Tensor, loss: Loss) -> Tensor:
-    size = batch_size(model)
-    parts = zip(images.split(size), labels.split(size), strict=True)
-    return torch.cat([bare_gradient(model, *part, loss)[0] for part in parts])
+    """The gradients at the images, NaN and infinity included."""
+    max_batch = batch_size(model)
+    batches = zip(images.split(max_batch), labels.split(max_batch), strict=True)
+    return torch.cat([raw_gradient(model, x, y, loss)[0] for x, y in batches])
 
 
-def _slopes(
+def _margin_growth(
     model: AnyModel, images: Tensor, labels: Tensor, gradients: Tensor, step: float, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By how much the margin grows over a step along the gradient's signs (N,), and along random ones (D, N).
+    """Growth of the margin over a step along the gradient's signs (N,) and along random signs (D, N).
 
-    And by how much the gradient promises, (N,).
+    And the growth along the gradient that it predicts to first order, (N,).
     """
     generator = torch.Generator().manual_seed(seed)
     shape = (_DIRECTIONS, 1, *images.shape[1:])
-    random = torch.randint(2, shape, generator=generator).to(images) * 2 - 1
-    start = margin(_logits(model, images), labels)
+    directions = torch.randint(2, shape, generator=generator).to(images) * 2 - 1
+    initial = margin(_predict_logits(model, images), labels)
 
-    def grown(direction: Tensor) -> tuple[Tensor, Tensor]:
+    def growth(direction: Tensor) -> tuple[Tensor, Tensor]:
         moved = (images + step * direction).clamp(0, 1)
-        promised = ((moved - images) * gradients.nan_to_num()).sum((1, 2, 3))
-        return margin(_logits(model, moved), labels) - start, promised
+        predicted = ((moved - images) * gradients.nan_to_num()).sum((1, 2, 3))
+        return margin(_predict_logits(model, moved), labels) - initial, predicted
 
-    along, promised = grown(gradients.nan_to_num().sign())
-    return along, torch.stack([grown(direction)[0] for direction in random]), promised
+    along_gradient, predicted = growth(gradients.nan_to_num().sign())
+    along_random = torch.stack([growth(direction)[0] for direction in directions])
+    return along_gradient, along_random, predicted
 
 
-def _transferred(
+def _transfer_success(
     surrogate: AnyModel, model: AnyModel, images: Tensor, labels: Tensor, eps: float, steps: int
 ) -> Tensor:
-    """(N,) whether an example made on the surrogate, by momentum (MI-FGSM), fools the model."""
+    """(N,) bool, whether the model misclassifies examples computed on the surrogate."""
     surrogate.require_gradients()
-    size, made = batch_size(surrogate), []
+    max_batch = batch_size(surrogate)
+    batches = zip(images.split(max_batch), labels.split(max_batch), strict=True)
     with surrogate.guard():
-        for some, theirs in zip(images.split(size), labels.split(size), strict=True):
-            made.append(
-                projected_ascent(
-                    surrogate, some, theirs, eps=eps, step_size=2.5 * eps / steps, steps=steps, norm="linf",
-                    targeted=False, momentum=1.0,
-                )[0]
-            )  # fmt: skip
-    return _logits(model, torch.cat(made)).argmax(1) != labels
+        examples = torch.cat([_momentum_examples(surrogate, x, y, eps, steps) for x, y in batches])
+    return _predict_logits(model, examples).argmax(1) != labels
+
+
+def _momentum_examples(model: AnyModel, images: Tensor, labels: Tensor, eps: float, steps: int) -> Tensor:
+    """MI-FGSM (Dong et al. 2018) on the images that the model classifies correctly; the others unchanged.
+
+    g <- g + gradient / mean|gradient|,  x <- clip(P(x + 2.5 eps / steps sign(g)))
+    """
+    step_size = _STEP_FACTOR * eps / steps
+    _, gradient, logits = loss_gradient(model, images, labels, cross_entropy)
+    correct = logits.argmax(1).eq(labels).nonzero()[:, 0]
+    x, y, gradient = images[correct], labels[correct], gradient[correct]
+    x_adv, momentum = x, torch.zeros_like(x)
+    for step in progress_bar(range(steps), "MI-FGSM"):
+        if not len(x):
+            break
+        if step:
+            _, gradient, _ = loss_gradient(model, x_adv, y, cross_entropy)
+        scale = gradient.abs().mean((1, 2, 3), keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
+        momentum = momentum + gradient / scale
+        x_adv = project(x_adv + step_size * momentum.sign(), x, eps, "linf")
+    return images.index_copy(0, correct, x_adv)
 
 
 @hookimpl

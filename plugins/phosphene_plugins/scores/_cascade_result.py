@@ -1,4 +1,4 @@
-"""``Cascade``: how maps change while a network's weights are randomized."""
+"""``Cascade``, the result of ``sanity_check``: maps while a network's weights are randomized."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Cascade(Result):
     def panels(self) -> list[list[Panel]]:
         groups = []
         for image, maps in zip(self.images, self.maps.unbind(1), strict=True):
-            tops = maps.flatten(1).float().quantile(0.99, dim=1).clamp(min=1e-30)
-            pictures = zip(
-                colorize(maps / tops[:, None, None], "inferno"), ("trained", *self.stages), strict=True
+            scales = maps.flatten(1).float().quantile(0.99, dim=1).clamp(min=1e-30)
+            colored = zip(
+                colorize(maps / scales[:, None, None], "inferno"), ("trained", *self.stages), strict=True
             )
-            groups.append([Panel(image, self.name), *(Panel(picture, title) for picture, title in pictures)])
+            groups.append([Panel(image, self.name), *(Panel(picture, title) for picture, title in colored)])
         return groups
 
     def figure(self) -> Figure:

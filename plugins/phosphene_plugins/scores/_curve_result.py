@@ -1,4 +1,4 @@
-"""``Curves``: scores that are areas under curves, with the curves."""
+"""``Curves``, the result of ``deletion_insertion``: areas under curves, with the curves."""
 
 from __future__ import annotations
 

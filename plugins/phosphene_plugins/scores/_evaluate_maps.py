@@ -54,7 +54,8 @@ class ScoringContext:
 class Metric:
     """One or several numbers per map: ``function`` returns (n, columns), or None where it is undefined.
 
-    ``higher_is_better`` has an entry for each column; ``recomputations`` is how often it computes maps again.
+    ``higher_is_better`` has an entry for each column; ``recomputations`` is the number of times that the
+    function computes all maps again, which counts towards the budget.
     """
 
     columns: tuple[str, ...]
@@ -131,7 +132,7 @@ def enlarge_maps(maps: Tensor, images: Tensor) -> Tensor:
 def positive_part(maps: Tensor) -> Tensor:
     """The evidence for the target in raw maps (N, H, W): their positive part, as in ``Attribution.heat``.
 
-    For a map without positive values, its values less their minimum; for a constant one, ones.
+    For a map without positive values, its values minus their minimum; for a constant one, ones.
     """
     offset = maps - maps.amin((1, 2), keepdim=True)
     fallback = torch.where(offset.amax((1, 2), keepdim=True) > 0, offset, 1)
@@ -146,7 +147,7 @@ def pixel_ranks(maps: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of every image: ``values`` (models, sources, columns, P), the first ``counts`` are set.
+    """Metrics of P images: ``values`` (models, sources, columns, P), the first ``counts`` are computed.
 
     ``images``, ``masks`` and ``maps`` (models, sources, E, H, W) are those of the first images.
     """
@@ -159,7 +160,7 @@ class Evaluation:
 
 
 class EvaluationSet:
-    """The images of a data set to be scored, with masks and labels, read a batch at a time."""
+    """The images of a data set that maps are scored on, with masks and labels, read in batches."""
 
     def __init__(
         self, model: Model, dataset: Dataset, max_images: int, target: TargetSource, *, needs_masks: bool
@@ -187,7 +188,7 @@ class EvaluationSet:
         return [range(i, min(i + self.size, self.count)) for i in range(0, self.count, self.size)]
 
     def read(self, indices: range) -> tuple[Tensor, Tensor | None]:
-        """Images and masks."""
+        """Images (n, C, H, W) and masks (n, H, W), None for a data set without masks."""
         images = self.dataset.read(indices).to(self._device, self._dtype)
         masks = self.dataset.masks(indices)
         return images, None if masks is None else masks.to(self._device)
@@ -214,7 +215,7 @@ def evaluate_maps(
     first, _ = data.read(range(1))
     recomputations = max(metric.recomputations for metric in metrics)
     limits = [
-        [_affordable(source.passes(model, first), budget, data.count, recomputations) for source in sources]
+        [_image_limit(source.passes(model, first), budget, data.count, recomputations) for source in sources]
         for model in models
     ]
     columns = sum(len(metric.columns) for metric in metrics)
@@ -257,9 +258,10 @@ def evaluate_maps(
 
 
 def _recompute(source: MapSource, images: Tensor, target: Class, indices: range) -> Callable[[Model], Tensor]:
+    """The source's maps of the same images and classes as a function of the model."""
     return lambda model: source.compute(model, images, target, indices)
 
 
-def _affordable(passes: int | None, budget: int, count: int, recomputations: int) -> int:
-    """How many images the budget pays for; all where the cost is unknown."""
+def _image_limit(passes: int | None, budget: int, count: int, recomputations: int) -> int:
+    """Number of images that can be scored in ``budget`` forward passes; all where the cost is unknown."""
     return max(1, min(count, budget // max(1, (passes or 0) * (1 + recomputations))))

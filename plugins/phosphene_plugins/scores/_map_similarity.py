@@ -17,7 +17,7 @@ def map_similarity(maps: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
     """Spearman's rank correlation of maps (n, H, W): (n,), ties by their mean rank.
 
-    Two constant maps have 1, a constant map and another one 0.
+    It is 1 for two constant maps, and 0 where only one is constant.
     """
     values = (m.detach().flatten(1).cpu().double().numpy() for m in (maps, others))
     ranks = [torch.from_numpy(rankdata(v, axis=1)) for v in values]

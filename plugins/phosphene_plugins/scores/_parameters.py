@@ -25,8 +25,8 @@ Budget = Annotated[
     int,
     Field(
         ge=1,
-        description="forward passes per method (a backward pass counts two); expensive methods are scored on "
-        "fewer images",
+        description="largest number of forward passes per method (a backward pass counts two); expensive "
+        "methods are scored on fewer images",
     ),
 ]
 

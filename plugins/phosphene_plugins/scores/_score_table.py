@@ -60,7 +60,7 @@ class Scores(Result):
         metrics: Sequence[Metric],
     ) -> Self:
         """The table of an evaluation of these models, sources and metrics."""
-        values, standard_errors = means(evaluation.values, evaluation.counts)
+        values, standard_errors = means_and_errors(evaluation.values, evaluation.counts)
         return cls(
             models=tuple(models),
             names=tuple(source.name for source in sources),
@@ -95,15 +95,15 @@ class Scores(Result):
         for m, model in enumerate(self.models):
             for e, image in enumerate(self.images):
                 maps = zip(self.names, self.colored_maps(m, e), strict=True)
-                groups.append([Panel(image, model), *(Panel(picture, name) for name, picture in maps)])
+                groups.append([Panel(image, model), *(Panel(colored, name) for name, colored in maps)])
         return groups
 
     def colored_maps(self, m: int, e: int) -> Tensor:
-        """A model's maps of an image, (rows, 3, H, W), each on its own scale."""
+        """A model's maps of an image in colors, (rows, 3, H, W), each scaled separately."""
         maps = self.maps[m, :, e]
-        # The 99th percentile, not the maximum: a few extreme pixels would leave the picture black.
-        tops = maps.flatten(1).float().quantile(0.99, dim=1).clamp(min=1e-30)
-        return colorize(maps / tops[:, None, None], "inferno")
+        # The 99th percentile, not the maximum: a few extreme pixels would turn all others black.
+        scales = maps.flatten(1).float().quantile(0.99, dim=1).clamp(min=1e-30)
+        return colorize(maps / scales[:, None, None], "inferno")
 
     def figure(self) -> Figure:
         from matplotlib.figure import Figure
@@ -185,14 +185,14 @@ class Scores(Result):
 
     def _draw_maps(self, strip: Any, m: int, e: int, *, titles: bool) -> None:
         """An image with the object's outline, and its maps."""
-        pictures = [Panel(self.images[e]).image, *self.colored_maps(m, e)]
+        strip_images = [Panel(self.images[e]).image, *self.colored_maps(m, e)]
         model = _short_name(self.models[m]) if len(self.models) > 1 else ""
         names = [model, *self.names]
-        axes = strip.subplots(1, len(pictures), squeeze=False)[0]
+        axes = strip.subplots(1, len(strip_images), squeeze=False)[0]
         strip.subplots_adjust(0.005, 0.01, 0.995, 0.86, wspace=0.04)
-        for axis, picture, name in zip(axes, pictures, names, strict=True):
+        for axis, strip_image, name in zip(axes, strip_images, names, strict=True):
             axis.set_axis_off()
-            axis.imshow(picture.permute(1, 2, 0).float().cpu().numpy())
+            axis.imshow(strip_image.permute(1, 2, 0).float().cpu().numpy())
             if self.masks is not None and not self.masks[e].all() and self.masks[e].any():
                 axis.contour(self.masks[e].float().cpu().numpy(), [0.5], colors="white", linewidths=0.6)
             if titles or name == model:
@@ -211,7 +211,7 @@ def score_method(
     return Scores.from_evaluation(evaluation, [model.name], sources, [metric])
 
 
-def means(values: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+def means_and_errors(values: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Means over the first ``counts`` of the last axis, and their standard errors; 0 for a count of 0."""
     counted = torch.arange(values.shape[-1], device=values.device) < counts[..., None]
     averages = torch.where(counted, values, 0).sum(-1) / counts.clamp(min=1)

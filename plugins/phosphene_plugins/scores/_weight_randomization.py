@@ -14,15 +14,17 @@ from ._map_similarity import rank_correlation
 
 
 def layers_with_weights(model: Model) -> list[str]:
-    """The layers that hold weights of their own and are executed, from the top down."""
+    """The executed layers with parameters (not only in their children), from the top down."""
     names = [
-        name for name, module in model.module.named_modules() if name and any(True for _ in _own(module))
+        name
+        for name, module in model.module.named_modules()
+        if name and any(True for _ in _own_parameters(module))
     ]
     order = {name: position for position, name in enumerate(model.structure.layers)}
     return sorted((name for name in names if name in order), key=lambda name: order[name], reverse=True)
 
 
-def _own(module: nn.Module) -> Iterator[nn.Parameter]:
+def _own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
     return module.parameters(recurse=False)
 
 
@@ -30,7 +32,7 @@ def _own(module: nn.Module) -> Iterator[nn.Parameter]:
 def randomize_weights(model: Model, layers: list[str], generator: torch.Generator) -> None:
     """Draw these layers' weights from normal distributions with each tensor's own mean and deviation."""
     for name in layers:
-        for weight in _own(model.layers[name]):
+        for weight in _own_parameters(model.layers[name]):
             noise = torch.randn(weight.shape, generator=generator).to(weight)
             weight.copy_(weight.mean() + noise * weight.std(correction=0))
 

@@ -26,7 +26,7 @@ SCORES: tuple[Score, ...] = ("pointing_game", "mask_iou", "deletion_insertion", 
 
 
 def columns_equal_the_scores_run_alone() -> None:
-    """Every column equals that of the score run by itself."""
+    """Every column equals that of the score run separately."""
     from .deletion_insertion import deletion_insertion
     from .mask_iou import mask_iou
     from .pointing_game import pointing_game
@@ -100,8 +100,8 @@ def compare_attributions(
     parameters, and, of ``sanity_check``, the rank correlation of the maps with those of a fully randomized
     network. The last rows are baselines that ignore the model: a Gaussian about the image's center and smooth
     random maps. Further ``models`` must have the same input size and classes. A method is scored on as many
-    images as ``budget`` forward passes pay for; the table marks rows with fewer. With ``out``, an interrupted
-    comparison resumes.
+    images as ``budget`` forward passes allow; the table marks rows with fewer images than others. With
+    ``out``, an interrupted comparison resumes.
 
     Returns:
         ``values`` and ``standard_errors`` (models, methods + 2, columns); ``image_values`` (..., P), those of

@@ -22,7 +22,7 @@ from ._evaluate_maps import (
     pixel_ranks,
 )
 from ._parameters import Budget, MapTarget, MaxImages, MethodName, MethodParams, Steps
-from ._score_table import Scores, means
+from ._score_table import Scores, means_and_errors
 
 ClassScore = Literal["probability", "logit"]
 
@@ -32,17 +32,17 @@ def score_curves(
 ) -> Tensor:
     """The score after each step of deletion, then of insertion: (n, 2, steps + 1)."""
     images = context.images
-    removed = baseline_images(images, baseline, sigma=min(images.shape[2:]) / 8, seed=seed)
+    replacement = baseline_images(images, baseline, sigma=min(images.shape[2:]) / 8, seed=seed)
     ranks = pixel_ranks(context.maps)[:, None]
 
     def score_of(batch: Tensor) -> Tensor:
         logits = context.model(batch)
         return context.target.score(logits.softmax(1) if score == "probability" else logits)
 
-    full, empty = score_of(images), score_of(removed)
+    full, empty = score_of(images), score_of(replacement)
     inner_counts = changed_counts(steps, ranks[0].numel())[1:-1]
-    deletion = [score_of(torch.where(ranks < count, removed, images)) for count in inner_counts]
-    insertion = [score_of(torch.where(ranks < count, images, removed)) for count in inner_counts]
+    deletion = [score_of(torch.where(ranks < count, replacement, images)) for count in inner_counts]
+    insertion = [score_of(torch.where(ranks < count, images, replacement)) for count in inner_counts]
     return torch.stack(
         [torch.stack([full, *deletion, empty], 1), torch.stack([empty, *insertion, full], 1)], 1
     )
@@ -129,15 +129,15 @@ def deletion_insertion(
 ) -> Curves:
     """Deletion and insertion: areas under the score as pixels are removed or added in the map's order.
 
-    deletion = int_0^1 S(x without its first t pixels) dt,  insertion = int_0^1 S(x of its first t) dt
+    deletion = int_0^1 S(x without its first t) dt,  insertion = int_0^1 S(x with only its first t) dt
 
-    Pixels are ordered by the raw, signed map at the image's size, the highest first, so that evidence
-    against the class comes last; ties in row-major order. ``baseline`` replaces the removed pixels: "blur"
-    (sigma: 1/8 of the shorter side), "grey" (0.5), "zero" (black), "mean" (the image's mean color) or
-    "noise". The integral is by the trapezoidal rule over the fractions after each of ``steps``; a step costs
-    two forward passes of each image, for the baselines' maps as well. A faithful map has a low deletion and a
-    high insertion area. No masks are needed, but partly removed images are unlike the training data, and the
-    model's response to them is part of the score.
+    The first t are a fraction t of the pixels in the order of the raw, signed map at the image's size,
+    highest first, so that evidence against the class comes last; ties in row-major order. ``baseline``
+    replaces the removed pixels: "blur" (sigma: 1/8 of the shorter side), "grey" (0.5), "zero" (black), "mean"
+    (the image's mean color) or "noise". The score is evaluated after each of ``steps`` equal portions, and
+    the integral is by the trapezoidal rule. A step costs two forward passes per image for every map, the
+    baselines' included. A faithful map has a low deletion and a high insertion area. No masks are needed, but
+    partly removed images are unlike the training data, and the model's response to them is part of the score.
 
     Returns:
         ``values`` (1, 3, 2): a row each for the method, a central Gaussian and random maps; the columns are
@@ -159,13 +159,14 @@ def deletion_insertion(
     data = EvaluationSet(model, dataset, max_images, target, needs_masks=False)
     sources = [method_source(method, params, seed), *baseline_sources(data.count, seed)]
 
+    # One column per point of the two curves: the areas are computed from the evaluated curves below.
     def flat_curves(context: ScoringContext) -> Tensor:
         return score_curves(context, steps, baseline, score, seed).flatten(1)
 
     counts = changed_counts(steps, data.read(range(1))[0][0, 0].numel())
     points = Metric(("",) * 2 * len(counts), (True,) * 2 * len(counts), flat_curves)
     evaluation = evaluate_maps([model], data, sources, [points], budget=budget, examples=3)
-    averages, _ = means(evaluation.values[0], evaluation.counts[0])
+    averages, _ = means_and_errors(evaluation.values[0], evaluation.counts[0])
     deletion, insertion = averages.unflatten(1, (2, len(counts))).unbind(1)
     areas = curve_areas(evaluation.values.unflatten(2, (2, len(counts))).movedim(3, -1), counts)
     evaluation = Evaluation(

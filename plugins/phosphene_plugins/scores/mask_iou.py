@@ -85,9 +85,9 @@ def mask_iou(
 
     M is the map's positive part, at the image's size, O the object, T the map's highest pixels: those of at
     least ``threshold`` times the maximum or, by default, as many as the object has, which does not depend on
-    the map's scale. The energy does: a constant map has the object's fraction of the image. Two baselines are
-    scored beside the method, as in ``pointing_game``. The score measures map and model together: the map of a
-    model that uses the background should score low.
+    the map's scale. The energy does depend on it: for a constant map it is the object's fraction of the
+    image. Two baselines are scored beside the method, as in ``pointing_game``. The score measures map and
+    model together: the map of a model that uses the background should score low.
 
     Returns:
         ``values`` (1, 3, 2): a row each for the method and the baselines; the columns are IoU and energy.

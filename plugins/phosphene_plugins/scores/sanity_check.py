@@ -1,4 +1,4 @@
-"""Sanity check by weight randomization: similarity of maps before and after a network loses its training."""
+"""Sanity check by weight randomization: similarity of maps before and after it."""
 
 from typing import Annotated, Any
 
@@ -79,8 +79,9 @@ def sanity_check(
     Cascading randomization: layer after layer, from the logits down, the weights are drawn from normal
     distributions with each tensor's own mean and deviation, and stay random. The raw, signed maps are
     compared at the image's size. A map that stays the same depends on the image, not on what was learned; a
-    map that changes is not therefore right. SSIM is high for two maps that are both mostly flat. ``target``
-    "predicted" is the trained network's prediction throughout. A copy is randomized, never the model itself.
+    map that changes is not thereby proved right. SSIM is high for two maps that are both mostly flat.
+    ``target`` "predicted" is the trained network's prediction throughout. A copy is randomized, never the
+    model itself.
 
     Returns:
         ``rank`` and ``ssim`` (stages, N), the similarity to the trained network's maps after each stage.

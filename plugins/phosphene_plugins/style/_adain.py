@@ -1,4 +1,4 @@
-"""Adaptive instance normalisation (AdaIN): feature maps with the channel means and deviations of others."""
+"""Adaptive instance normalisation (AdaIN): the channel statistics of one set of feature maps for another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def channel_statistics(features: Tensor, *, per_image: bool = False) -> tuple[Te
 
 
 def match_statistics(content: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """std (c - mu(c)) / sigma(c) + mean, with mu and sigma of each image of the maps (N, C, h, w) alone."""
+    """std (c - mu(c)) / sigma(c) + mean, with mu and sigma of each image of the maps (N, C, h, w)."""
     content_mean, content_std = channel_statistics(content, per_image=True)
     return std * (content - content_mean) / content_std + mean
 

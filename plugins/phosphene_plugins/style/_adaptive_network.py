@@ -19,14 +19,13 @@ from ._decoder import log2_stride
 #: Padding around an image that is encoded, in positions of the layer.
 MARGIN = 4
 
-
 #: Means and standard deviations (S, C, 1, 1) of the features of S styles.
 StyleStatistics: TypeAlias = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AdaptiveNetwork(TrainedNetwork):
-    """A decoder and its encoder: ``network`` makes images of the features of ``encoder`` at ``layer``.
+    """A decoder and its encoder: ``network`` decodes the features of ``encoder`` at ``layer`` to images.
 
     A saved folder holds the decoder, and the encoder by name. An encoder that was passed as an object has to
     be passed again after loading: ``dataclasses.replace(stylizer, encoder_model=model)``.
@@ -72,7 +71,7 @@ class AdaptiveNetwork(TrainedNetwork):
     def encoder(self) -> Model:
         """The model whose features the decoder was trained on, loaded again where necessary.
 
-        Raises ModelError where it was passed as an object, or where its weights are others.
+        Raises ModelError where it was passed as an object, or where its weights have changed.
         """
         if self.encoder_model is not None:
             return self.encoder_model
@@ -81,7 +80,7 @@ class AdaptiveNetwork(TrainedNetwork):
         if record["source"] is None:
             raise ModelError(f"the encoder ({record['name']}) was passed as an object: {remedy}")
         source = dict(record["source"])
-        # Building the encoder draws random weights: without the fork this would change the caller's numbers.
+        # Building the encoder draws random weights: without the fork the caller's random state would advance.
         with torch.random.fork_rng([]):
             encoder = load_model(source.pop("uri"), **source)
         if encoder.digest != record["digest"]:
@@ -89,7 +88,7 @@ class AdaptiveNetwork(TrainedNetwork):
         return encoder
 
     def pad(self, images: Tensor, margin: int = 0) -> Tensor:
-        """Images padded by replication to a multiple of the stride, and by ``margin`` strides around."""
+        """Images padded by replication to a multiple of the stride, plus ``margin`` strides on every side."""
         right, down = (-side % self.stride + margin * self.stride for side in images.shape[:1:-1])
         left = up = margin * self.stride
         return F.pad(images, (left, right, up, down), mode="replicate") if right or down else images
@@ -105,7 +104,7 @@ class AdaptiveNetwork(TrainedNetwork):
         Images are padded and the maps cropped: zero padding changes the features near the edges, which the
         decoder would turn into a frame.
 
-        Raises InputError for images of other channels.
+        Raises InputError for images with another number of channels.
         """
         if images.shape[1] != (channels := self.encoder.input_size[0]):
             raise InputError(f"the encoder takes {channels} channels, the images have {images.shape[1]}")

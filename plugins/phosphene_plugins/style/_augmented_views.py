@@ -1,4 +1,4 @@
-"""``AugmentedViews``: augmented views of images, with the styles that were drawn for them."""
+"""``AugmentedViews``, the result of ``style_augmentation``: views of images in random styles."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from phosphene.results import Panel, Result
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AugmentedViews(Result):
-    """Augmented views: ``images`` (N, 3, H, W), ``views`` (N, V, 3, H, W) of them, in [0, 1].
+    """Images in random styles: ``images`` (N, 3, H, W) and V ``views`` of each, (N, V, 3, H, W), in [0, 1].
 
-    ``strength`` (N, V) is the strength b of each view's style, 0 where the view is the image;
-    ``blend_weights`` (N, V, S) are the weights of the styles, whose names are ``style_names``.
+    ``strength`` (N, V) is the weight b of the stylized image in each view, 0 where the view is the image
+    itself; ``blend_weights`` (N, V, S) are the weights of the S styles in each view, ``style_names`` their
+    names.
     """
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "views", "strength", "blend_weights")
@@ -41,6 +42,6 @@ class AugmentedViews(Result):
         return groups
 
     def _style_name(self, weights: Sequence[float]) -> str:
-        """The name of the style with the largest weight, marked where it is not the only one."""
+        """The name of the style with the largest weight, plus " and others" for a blend."""
         largest = max(range(len(weights)), key=weights.__getitem__)
         return self.style_names[largest] + (" and others" if weights[largest] < 1 else "")

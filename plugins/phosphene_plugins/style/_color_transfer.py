@@ -1,4 +1,4 @@
-"""Color preservation in style transfer: luminance alone is stylized, or the style's colors are matched.
+"""Color preservation in style transfer, by luminance or by matching the style's colors to the content's.
 
 Source: Gatys, Bethge, Hertzmann, Shechtman 2016, "Preserving Color in Neural Artistic Style Transfer".
 """
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from phosphene import InputError
 
-#: Colors of a stylized image: the style's, or the content's, preserved in one of two ways.
+#: Colors of a stylized image: the style's; or the content's, because only the luminance is stylized
+#: ("luminance") or because the styles' color mean and covariance are matched to it first ("histogram").
 ColorSource: TypeAlias = Literal["style", "luminance", "histogram"]
-
 
 #: Weights of R, G and B in the luminance Y of YIQ.
 _LUMA = (0.299, 0.587, 0.114)
@@ -45,7 +45,7 @@ def match_color_statistics(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def prepare_colors(content: Tensor, styles: Tensor, color: ColorSource) -> tuple[Tensor, list[Tensor]]:
-    """The content and the style images to use: one batch of styles for all contents, or one for each.
+    """The content and style images to optimise on: one batch of styles for all contents, or one per content.
 
     For "luminance" both are grey; ``replace_luminance`` afterwards restores the content's colors.
     Raises InputError for "luminance" of images that do not have three channels.

@@ -25,15 +25,15 @@ def ddim(denoiser: Denoiser, eps: Eps, x: Tensor, times: Sequence[int], descript
 
     Source: Song, Meng and Ermon 2021, equation 12 with sigma = 0.
     """
-    for now, then in progress_bar(list(pairwise(times)), description):
-        noise = eps(x, max(now, then))
-        (signal, level), (next_signal, next_level) = denoiser.levels(now), denoiser.levels(then)
+    for t, next_t in progress_bar(list(pairwise(times)), description):
+        noise = eps(x, max(t, next_t))
+        (signal, level), (next_signal, next_level) = denoiser.levels(t), denoiser.levels(next_t)
         x = next_signal * (x - level * noise) / signal + next_level * noise
     return x
 
 
 def timesteps(count: int, steps: int) -> list[int]:
-    """Time steps from 0 to count - 1 at ``steps`` equal distances, or all of them where there are fewer."""
+    """Time steps from 0 to count - 1 in ``steps`` equal intervals, or all of them where there are fewer."""
     return (
         torch.linspace(0, count - 1, min(steps, count - 1) + 1, dtype=torch.float64).round().long().tolist()
     )

@@ -1,4 +1,4 @@
-"""The decoder of adaptive style transfer: from an encoder's feature maps back to images."""
+"""The decoder that ``adaptive_style_fit`` trains: an encoder's feature maps -> images."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def _pad(features: Tensor) -> Tensor:
 
 
 def log2_stride(model: Model, layer: str) -> int:
-    """How often a layer's maps are half as large as the images: 2 for 16 x 16 of 64 x 64."""
+    """log2 of the layer's stride: 2 for feature maps of 16 x 16 from images of 64 x 64."""
     sides = zip(model.input_size[1:], model.map_shape(layer)[1:], strict=True)
     return max(0, round(max(math.log2(image / feature_map) for image, feature_map in sides)))
 
 
 def decoder_widths(model: Model, layer: str) -> list[int]:
-    """Channels of a layer's decoder at each resolution: those of the stage there, else half as many."""
+    """Channels of a layer's decoder, coarse to fine: those of the stage there, else half as many."""
     stage_widths = {log2_stride(model, s): model.map_shape(s)[0] for s in stages_up_to(model, layer)}
     widths = [model.map_shape(layer)[0]]
     for level in reversed(range(log2_stride(model, layer))):

@@ -16,7 +16,6 @@ from phosphene.hooks import Tap
 #: eps(x, t): the noise in x at a time step t.
 Eps: TypeAlias = Callable[[Tensor, int], Tensor]
 
-
 #: Layer outputs, by time step and layer name.
 LayerOutputs: TypeAlias = dict[int, dict[str, Tensor]]
 

@@ -16,22 +16,18 @@ Blend: TypeAlias = Annotated[
     Field(description="gamma_s: weight of each style, divided by their sum; default: equal weights"),
 ]
 
-
 Color: TypeAlias = Annotated[
     ColorSource,
     Field(description="colors of the result: the style's, or the content's by luminance or by histogram"),
 ]
 
-
 ContentLayer: TypeAlias = Annotated[
     LayerName | None, Field(description="content layer phi; default: the middle stage of the model")
 ]
 
-
 StyleLayers: TypeAlias = Annotated[
     list[LayerName] | None, Field(description="layers of the Gram matrices G_j; default: every stage")
 ]
-
 
 StyleNames: TypeAlias = Annotated[
     list[str] | None, Field(description="names of the styles; default: style 0, style 1, ...")

@@ -1,4 +1,4 @@
-"""Blends of several styles: their weights, which sum to one, and the title of the result."""
+"""Blends of several styles: weights that sum to one, and the title of an image in a blend."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from phosphene import InputError
 def normalize_blend(blend: list[float] | None, styles: Tensor) -> Tensor:
     """gamma (S,): the blend divided by its sum, equal weights for None.
 
-    Raises InputError where it does not have one weight for each style, or none above zero.
+    Raises InputError unless there is one weight for each style and at least one is above zero.
     """
     weights = styles.new_tensor([1.0] * len(styles) if blend is None else blend)
     if len(weights) != len(styles) or not weights.sum() > 0:
-        raise InputError(f"{len(styles)} styles need one weight each, some above zero, not {blend}")
+        raise InputError(f"{len(styles)} styles need one weight each, at least one above zero, not {blend}")
     return weights / weights.sum()
 
 

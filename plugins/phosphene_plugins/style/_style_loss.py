@@ -13,14 +13,14 @@ from phosphene.optimize import gram_matrix
 
 
 class StyleTargets(NamedTuple):
-    """What features should match: content maps (N, C, h, w), and each style layer's Grams (1 or N, C, C)."""
+    """Targets of the loss: content features (N, C, h, w), a Gram matrix (1 or N, C, C) per style layer."""
 
     content: Tensor
     style_grams: list[Tensor]
 
 
 class StyleLoss:
-    """A loss network: the layers of a model whose features are content, and those whose Grams are style.
+    """Loss network: a model with the layer of the content loss and the layers of the style loss.
 
     Defaults: ``content_layer`` is the middle one of ``model.stages``, ``style_layers`` are all of them, and
     the weight of layer j, counted from the finest, is 3^-j.
@@ -39,7 +39,7 @@ class StyleLoss:
         self.weights = list(weights or (3.0**-depth for depth in range(len(self.style_layers))))
         if not self.style_layers or len(self.weights) != len(self.style_layers):
             counts = f"{len(self.style_layers)} layers, {len(self.weights)} weights"
-            raise InputError(f"the style loss needs layers, and one weight for each: {counts}")
+            raise InputError(f"the style loss needs at least one layer, and one weight for each: {counts}")
 
     @property
     def layers(self) -> list[str]:
@@ -47,7 +47,7 @@ class StyleLoss:
         return [*self.style_layers, self.content_layer]
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Feature maps (N, C, h, w) of ``layers``; no layer above the last of them runs."""
+        """Feature maps (N, C, h, w) of ``layers``; the network is evaluated up to the last of them only."""
         return [self.model.maps(f, images) for f in self.model.features_of(images, self.layers)]
 
     @torch.no_grad()
@@ -59,7 +59,7 @@ class StyleLoss:
     def style_grams(self, styles: Tensor, blend_weights: Tensor) -> list[Tensor]:
         """Each style layer's Gram matrix (1, C, C): sum_s gamma_s G_j(I_s), with the styles' weights (S,).
 
-        The styles go through the network one by one, so that the memory needed is that of one.
+        Styles are evaluated one at a time, in the memory of one.
         """
         grams = zip(
             *([gram_matrix(f) for f in self.features(style)[:-1]] for style in styles.split(1)), strict=True

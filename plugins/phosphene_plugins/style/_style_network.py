@@ -79,22 +79,26 @@ class StyleNetwork(nn.Module):
     # Saved weights depend on the names down, residual, up and paint.
     def __init__(self, styles: int, width: int, blocks: int, norm: Norm = "conditional") -> None:
         super().__init__()
-        #: The arguments that built it.
+        #: The constructor's arguments, saved with the weights.
         self.config: dict[str, Any] = {"styles": styles, "width": width, "blocks": blocks, "norm": norm}
-        conv, one, two, four = partial(StyledConv, styles, norm), width, 2 * width, 4 * width
-        self.down = nn.ModuleList([conv(3, one, 9), conv(one, two, stride=2), conv(two, four, stride=2)])
-        self.residual = nn.ModuleList(
-            nn.ModuleDict({"first": conv(four, four), "second": conv(four, four)}) for _ in range(blocks)
+        conv = partial(StyledConv, styles, norm)
+        full, half, quarter = width, 2 * width, 4 * width  # channels at each resolution
+        self.down = nn.ModuleList(
+            [conv(3, full, 9), conv(full, half, stride=2), conv(half, quarter, stride=2)]
         )
-        self.up = nn.ModuleList([conv(four, two, upsample=2), conv(two, one, upsample=2)])
-        self.paint = conv(one, 3, 9)
+        self.residual = nn.ModuleList(
+            nn.ModuleDict({"first": conv(quarter, quarter), "second": conv(quarter, quarter)})
+            for _ in range(blocks)
+        )
+        self.up = nn.ModuleList([conv(quarter, half, upsample=2), conv(half, full, upsample=2)])
+        self.paint = conv(full, 3, 9)
         self._initialize()
 
     @torch.no_grad()
     def _initialize(self) -> None:
         """Zero residual blocks and 9 x 9 filters weighted towards their center: both would blur otherwise."""
         window = torch.exp(-torch.arange(-4, 5).square() / 2)
-        window *= 3 / window.norm()  # keeps the variance of the filters
+        window *= 3 / window.norm()  # preserves the variance of the filters
         for name, parameter in self.named_parameters():
             if name.endswith(("second.norm.gamma", "second.norm.weight")):
                 nn.init.zeros_(parameter)
@@ -118,7 +122,7 @@ class StyleNetwork(nn.Module):
 def network_for_new_styles(network: StyleNetwork, styles: int) -> StyleNetwork:
     """A network for other styles: the same convolutions, frozen, and trainable gamma and beta.
 
-    These start at the means of the network's own.
+    These start at the mean of the network's gamma and beta over its styles.
     """
     new = StyleNetwork(**network.config | {"styles": styles, "norm": "conditional"})
     old_state = network.state_dict()
@@ -131,12 +135,12 @@ def network_for_new_styles(network: StyleNetwork, styles: int) -> StyleNetwork:
 
 
 def concatenate_styles(network: StyleNetwork, other: StyleNetwork) -> StyleNetwork:
-    """A frozen network with the styles of two networks that have the same convolutions, one's first."""
+    """A frozen network with the styles of two networks that have the same convolutions, in order."""
     styles = network.config["styles"] + other.config["styles"]
     both = StyleNetwork(**network.config | {"styles": styles, "norm": "conditional"})
     first, second = network.state_dict(), other.state_dict()
     state = {n: torch.cat([t, second[n].to(t)]) if _is_per_style(n) else t.clone() for n, t in first.items()}
-    both.load_state_dict(state, assign=True)  # assign keeps the first network's precision and device
+    both.load_state_dict(state, assign=True)  # assign: with the first network's dtype and device
     return both.eval().requires_grad_(False)
 
 
@@ -146,7 +150,7 @@ def _is_per_style(name: str) -> bool:
 
 
 def check_images(images: Tensor) -> Tensor:
-    """The images. Raises InputError where a style network cannot take them."""
+    """Return the images. Raises InputError for a shape that a style network does not accept."""
     shape = tuple(images.shape)
     if shape[1] != 3 or min(shape[2:]) < 8:
         raise InputError(f"a style network takes (N, 3, H, W) of 8 pixels a side or more, not {shape}")

@@ -1,4 +1,4 @@
-"""``StyleSweep``: images stylized with several values of one parameter."""
+"""``StyleSweep``, the result of ``style_sweep``: images stylized with several values of one parameter."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from phosphene.results import Panel, Result
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StyleSweep(Result):
-    """Images with each of V values: ``images`` (N, 3, H, W), ``stylized`` (N, V, 3, H, W) in [0, 1].
+    """Style transfer with V values of a parameter: ``images`` (N, 3, H, W), ``stylized`` (N, V, 3, H, W).
 
-    ``labels`` name the V values; ``losses`` (steps, N, V).
+    Both are in [0, 1]; ``labels`` name the V values; ``losses`` (steps, N, V).
     """
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "stylized")

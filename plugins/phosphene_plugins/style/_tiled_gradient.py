@@ -31,7 +31,7 @@ def split_into_tiles(loss_network: StyleLoss, images: Tensor, side: int) -> list
     """Tiles of at most ``side`` pixels a side that cover images (N, C, H, W); None where one tile does.
 
     A window begins at a multiple of the coarsest layer's stride, so that its features equal those of the
-    image. Raises ModelError for a layer whose receptive field is the image itself, whatever its size.
+    image. Raises ModelError for a layer whose receptive field covers images of any size.
     """
     model, (height, width) = loss_network.model, images.shape[2:]
     layers = loss_network.layers
@@ -40,6 +40,7 @@ def split_into_tiles(loss_network: StyleLoss, images: Tensor, side: int) -> list
     side = max(step, side // step * step)
     if max(height, width) <= side:
         return None
+    # reach: most pixels that a receptive field extends beyond the stride x stride cell of its position.
     probe, reach = min(height, width) // (2 * step) * 2 * step, 0
     for layer, stride in dict(zip(layers, strides, strict=True)).items():
         center = probe // 2 // stride

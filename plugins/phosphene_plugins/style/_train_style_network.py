@@ -24,7 +24,6 @@ DUMOULIN = Reference(
     url="https://arxiv.org/abs/1610.07629",
 )
 
-
 #: Longer side of the preview frames, which stay in memory until the training ends.
 _FRAME_SIDE = 128
 
@@ -49,10 +48,10 @@ def train_style_network(
     first = check_images(dataset.read([0])).to(model.device, model.dtype)
     if training.mixed_precision and model.dtype != torch.float32:
         raise InputError(f"mixed precision is for float32, the model is in {model.dtype}")
-    one = styles.new_ones(1)
+    single = styles.new_ones(1)  # the blend weights of one style
     style_grams = [
         torch.cat(layer)
-        for layer in zip(*(loss_network.style_grams(s, one) for s in styles.split(1)), strict=True)
+        for layer in zip(*(loss_network.style_grams(s, single) for s in styles.split(1)), strict=True)
     ]
     one_hot = torch.eye(len(styles), device=model.device, dtype=model.dtype)
 
@@ -87,7 +86,7 @@ def train_style_network(
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], training.lr)
     history = train(
         network, dataset, loss, optimizer, steps=training.steps, batch=training.batch, seed=seed or 0,
-        at_once=batch_size(model), frames=frames, draw=draw_frame,
+        max_batch=batch_size(model), frames=frames, preview=draw_frame,
     )  # fmt: skip
     return history, first
 
@@ -101,7 +100,7 @@ def style_previews(network: StyleNetwork, image: Tensor) -> Tensor:
 def style_labels(names: list[str] | None, styles: Tensor, existing: Sequence[str] = ()) -> tuple[str, ...]:
     """The existing styles' names and then the new ones'; default: "style" and a number.
 
-    Raises InputError where names are missing, superfluous or used twice.
+    Raises InputError where names are missing, superfluous or repeated.
     """
     numbers = range(len(existing), len(existing) + len(styles))
     labels = (*existing, *(f"style {n}" for n in numbers)) if names is None else (*existing, *names)

@@ -92,10 +92,11 @@ def adaptive_style_fit(
 
     with f the model's features at ``layer`` (default: the middle one of ``model.stages``), phi_0 the pixels,
     phi_j the features at ``style_layers`` and g the decoder, a mirrored f: at each resolution it has the
-    channels of the model's stage there. The paper has neither phi_0 nor the last term, where t = f(c) because
-    the style is the content's own; an encoder that was not trained on photographs loses colors without them.
-    Only g is trained, by Adam with a learning rate that falls linearly to zero; each content of a step is
-    paired with a style drawn at random. All terms are relative, so the weights mean the same for every model.
+    channels of the model's stage there. phi_0 and the last term, the reconstruction of unstylized contents,
+    are not in the paper: without them the decoder of an encoder that was not trained on photographs loses
+    colors. Only g is trained, by Adam with a learning rate that falls linearly to zero; each content of a
+    step is paired with a style drawn at random. All terms are relative, so the same weights suit
+    every model.
 
     Contents (N, C, H, W) and ``styles`` (S, C, H', W') are two data sets, in [0, 1]; more and more different
     styles improve the result for unseen ones. An interrupted training continues where it stopped.
@@ -133,7 +134,7 @@ def adaptive_style_fit(
         return features[0], [torch.cat(mean_and_std, 1).flatten(1) for mean_and_std in statistics]
 
     def loss(images: Tensor, indices: Sequence[int], progress: float) -> Tensor:
-        """The loss (n,) of each content; its style depends on the step and its index alone."""
+        """The loss (n,) of each content; its style depends only on the step and the content's index."""
         step_seed = ((seed or 0) + round(progress * training.steps)) % 2**63
         random = torch.Generator().manual_seed(step_seed)
         style_indices = torch.randint(len(styles), (len(dataset),), generator=random)[list(indices)].tolist()
@@ -153,7 +154,7 @@ def adaptive_style_fit(
     optimizer = torch.optim.Adam(decoder.parameters(), training.lr)
     history = train(
         decoder, dataset, loss, optimizer, steps=training.steps, batch=training.batch, seed=seed or 0,
-        at_once=batch_size(model), schedule=lambda progress: 1 - progress,
+        max_batch=batch_size(model), schedule=lambda progress: 1 - progress,
     )  # fmt: skip
     preview_styles = [n % len(styles) for n in range(len(first))]
     with torch.no_grad():
@@ -189,9 +190,9 @@ def adaptive_style(
 
     with the encoder f and the decoder g of ``stylizer``, a result of ``adaptive_style_fit`` or its folder.
     Images (N, 3, H, W) and styles (S, 3, H', W') are of any size, in [0, 1]. ``color`` "luminance" stylizes
-    the luminance and restores the content's colors, "histogram" first gives the styles the content's color
-    mean and covariance. What patterns the result can have depends on the styles that the decoder was
-    trained on.
+    the luminance and restores the content's colors, "histogram" first matches the styles' color mean and
+    covariance to the content's. The decoder can only produce patterns like those of the styles it was trained
+    on.
 
     Returns:
         ``images`` (N, 3, H, W) the content, ``stylized`` (N, 3, H, W) in [0, 1], ``style`` its title,

@@ -125,9 +125,9 @@ def diffusion_style(
     z_0 = DDIM from z_T, where self-attention is softmax(temperature Q K^T / sqrt(d)) V with
     Q = gamma Q_content + (1 - gamma) Q_z,  K = K_style,  V = V_style              (at each time step)
 
-    For networks without self-attention, ``inject="features"`` gives the features f of residual blocks the
-    style's statistics: AdaIN(gamma f_content + (1 - gamma) f_z, f_style). With several ``styles`` attention
-    is over the positions of all, and statistics are those of all together. Nothing is trained.
+    For networks without self-attention, ``inject="features"`` matches the statistics of residual blocks'
+    features f to the style's: AdaIN(gamma f_content + (1 - gamma) f_z, f_style). With several ``styles``
+    attention is over the positions of all, and statistics are those of all together. Nothing is trained.
 
     Images (N, C, H, W) and styles (S, C, H', W') are in [0, 1], best of the size that the model was trained
     on. ``denoiser`` is the bundled one, the folder of a diffusers pipeline (unconditional, or a Stable
@@ -159,15 +159,15 @@ def diffusion_style(
     content_outputs: LayerOutputs = {}
     style_outputs: LayerOutputs = {}
 
-    def keys_or_values(name: str, t: int, own: Tensor) -> Tensor:
+    def keys_or_values(name: str, t: int, output: Tensor) -> Tensor:
         """The keys or values (S, L, D) of all styles as those of one image: (1, S L, D)."""
         return style_outputs[t][name].flatten(0, 1)[None]
 
-    def queries(name: str, t: int, own: Tensor) -> Tensor:
-        return temperature * (gamma * content_outputs[t][name] + (1 - gamma) * own)
+    def queries(name: str, t: int, output: Tensor) -> Tensor:
+        return temperature * (gamma * content_outputs[t][name] + (1 - gamma) * output)
 
-    def features(name: str, t: int, own: Tensor) -> Tensor:
-        return adain(gamma * content_outputs[t][name] + (1 - gamma) * own, style_outputs[t][name])
+    def features(name: str, t: int, output: Tensor) -> Tensor:
+        return adain(gamma * content_outputs[t][name] + (1 - gamma) * output, style_outputs[t][name])
 
     match inject:
         case "attention":

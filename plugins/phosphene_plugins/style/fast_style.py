@@ -82,8 +82,8 @@ def fast_style_fit(
 
     with phi the model's features at ``content_layer`` (default: the middle one of ``model.stages``), G_j
     the Gram matrices at ``style_layers`` (default: ``model.stages``, j = 0 the finest) and a style s drawn
-    at random for each image. Both terms are relative, so the weights mean the same for every model. The
-    styles differ in the scales and shifts of conditional instance normalisation alone. For a single style,
+    at random for each image. Both terms are relative, so the same weights suit every model. The
+    styles differ only in the scales and shifts of conditional instance normalisation. For a single style,
     ``norm`` "batch" is the network of Johnson et al. and "instance" that of Ulyanov et al.
 
     ``mixed_precision`` runs the convolutions of both networks in bfloat16, which saves time and memory on

@@ -65,7 +65,7 @@ def optimize_style(
     lr: float | None = None,
     frames: int = 0,
 ) -> Optimization:
-    """Minimise the style-transfer loss over the pixels, from the images ``start`` (N, C, H, W) on."""
+    """Minimise the style-transfer loss over the pixels, starting from the images ``start`` (N, C, H, W)."""
     tiles = None if tile is None else split_into_tiles(loss_network, start, tile)
     if tiles is None:
         loss = partial(style_transfer_loss, loss_network, targets, content_weight, style_weight)
@@ -110,7 +110,7 @@ def pixels_as_features_have_a_closed_form() -> None:
     )
 
 
-#: How many tiles an image is at most split into; a tile may be half as large as ``tile`` allows.
+#: Largest number of tiles of an image; a tile may be half as large as ``tile`` allows.
 _TILES = ceil(2 * size.height / either(param.tile, 2 * size.height)) * ceil(
     2 * size.width / either(param.tile, 2 * size.width)
 )
@@ -203,15 +203,15 @@ def neural_style(
 
     with phi the features at ``content_layer`` (default: the middle one of ``model.stages``) and G_j the Gram
     matrices at ``style_layers`` (default: ``model.stages``, j = 0 the finest). Both terms are relative, so
-    the weights mean the same for every model. Blending the styles' Gram matrices has the gradient of
+    the same weights suit every model. Blending the styles' Gram matrices has the gradient of
     blending their losses. ``total_variation`` adds the total variation per pixel to the loss.
 
     The content (N, 3, H, W) is processed at its own size, up to ``size``; the styles' longer side is
     ``style_scale`` times the content's: a large style transfers brushstrokes, a small one its motifs.
-    Optimisation begins at ``start``, or at the image that ``init`` names. ``color`` "luminance" stylizes
-    the luminance and restores the content's colors, "histogram" first gives the styles the content's color
-    mean and covariance. ``scales`` optimises from coarse to fine, which large images need for strokes larger
-    than a receptive field; ``tile`` computes the same gradient in bounded memory, at twice the time.
+    Optimisation begins at ``start``, or at the image that ``init`` names. ``color`` "luminance" stylizes the
+    luminance and restores the content's colors, "histogram" first matches the styles' color mean and
+    covariance to the content's. ``scales`` optimises from coarse to fine, which large images need for strokes
+    larger than a receptive field; ``tile`` computes the same gradient in bounded memory, at twice the time.
 
     Returns:
         ``images`` (N, 3, H, W) the content, ``stylized`` (N, 3, H, W) in [0, 1], ``losses`` (steps, N),

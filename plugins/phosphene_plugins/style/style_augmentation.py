@@ -31,16 +31,16 @@ class StyleAugmentation(v2.Transform):  # type: ignore[misc]
 
     with T a trained stylizer: a result of ``fast_style_fit``, with the styles it was trained on, or of
     ``adaptive_style_fit`` with ``styles`` (S, 3, H', W') in [0, 1] (default: the images of the batch). With
-    ``blend`` a style is a blend of all, its weights drawn uniformly from the simplex.
+    ``blend`` each view is in a random blend of all styles, with weights drawn uniformly from the simplex.
     ``load_result("builtin:shapes-styles")`` and ``load_result("builtin:shapes-adaptive")`` are bundled.
 
-    It is a transform of ``torchvision.transforms.v2``: images (..., 3, H, W), tensors or
-    ``tv_tensors.Image``, floats in [0, 1] or bytes, keep their shape, type and dtype. Each image of a batch
-    has a draw of its own, from torch's global generator. Other entries of a sample are left unchanged. No
+    A transform of ``torchvision.transforms.v2``: images (..., 3, H, W), tensors or ``tv_tensors.Image``,
+    floats in [0, 1] or bytes, keep their shape, type and dtype. Style and strength are drawn separately for
+    each image of a batch, with torch's global generator. Other entries of a sample are left unchanged. No
     gradient is propagated.
 
     Raises InputError for PIL images (``v2.ToImage()`` converts them), for pixels outside [0, 1], and for
-    images that T cannot take.
+    images that the stylizer does not accept.
 
     Source: Rojas-Gomez et al. 2024 (SASSL), who use p = 0.8 and b from [0.1, 0.3].
     """
@@ -59,14 +59,18 @@ class StyleAugmentation(v2.Transform):  # type: ignore[misc]
         super().__init__()
         low, high = strength
         if not (0 <= p <= 1 and 0 <= low <= high <= 1):
-            raise InputError(f"p is in [0, 1] and strength a part of it, not p={p} and strength={strength}")
+            raise InputError(
+                f"p must lie in [0, 1] and strength must be an interval in it, not {p} and {strength}"
+            )
         if isinstance(stylizer, AdaptiveNetwork):
             self.style_statistics = None if styles is None else stylizer.style_statistics(styles)
         else:
             require_style_network(stylizer)
             if styles is not None:
                 names = ", ".join(stylizer.labels)
-                raise InputError(f"a network of fast_style_fit has styles of its own: {names}")
+                raise InputError(
+                    f"styles are for adaptive_style_fit: a network of fast_style_fit has the styles {names}"
+                )
         self.stylizer, self.p, self.strength, self.blend = stylizer, p, (low, high), blend
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
@@ -182,9 +186,9 @@ def style_augmentation(
     x' = (1 - b) x + b T(x, s),   b ~ U(strength),   s ~ U(styles);   with probability 1 - p, b = 0
 
     with T the stylizer: a result of ``fast_style_fit``, whose styles are drawn uniformly (with ``blend``
-    their blends), or of ``adaptive_style_fit``, whose styles are then the images themselves. For a training
+    their blends), or of ``adaptive_style_fit``, whose styles are then the images themselves. For training
     use the torchvision transform ``phosphene_plugins.style.style_augmentation.StyleAugmentation``, which
-    this method shows. Images (N, 3, H, W) are in [0, 1].
+    this method applies. Images (N, 3, H, W) are in [0, 1].
 
     Returns:
         ``images`` (N, 3, H, W), ``views`` (N, V, 3, H, W) in [0, 1], ``strength`` (N, V), ``blend_weights``

@@ -31,7 +31,6 @@ SIMONYAN = Reference(
     url="https://arxiv.org/abs/1312.6034",
 )
 
-
 YOSINSKI = Reference(
     key="yosinski2015",
     title="Understanding Neural Networks Through Deep Visualization",
@@ -40,19 +39,15 @@ YOSINSKI = Reference(
     url="https://arxiv.org/abs/1506.06579",
 )
 
-
 UpdateRule: TypeAlias = Annotated[
     Literal["adam", "sgd", "normalized-sgd"], Field(description="optimizer of the ascent")
 ]
 
-
 Steps: TypeAlias = Annotated[int, Field(ge=1, le=100_000, description="number of optimisation steps")]
-
 
 LearningRate: TypeAlias = Annotated[float, Field(gt=0, le=1000, description="learning rate")]
 
-
-#: How often an initial image without gradient is replaced by other noise.
+#: Largest number of times that an initial image without gradient is replaced by other noise.
 RESTARTS = 8
 
 
@@ -129,7 +124,7 @@ def maximize_activation(
     if start is None:
         start = _initial_images(model, score, count, params, seed)
     if len(start) not in (1, count):
-        raise InputError(f"needs one image to start from, or {count}, not {len(start)}")
+        raise InputError(f"start needs one image, or {count}, not {len(start)}")
     start = start.expand(count, -1, -1, -1)
 
     def penalty(images: Tensor) -> Tensor:

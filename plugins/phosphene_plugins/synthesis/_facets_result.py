@@ -1,4 +1,4 @@
-"""``Facets``: prototype images of a unit's facets, with examples."""
+"""``Facets``, the result of ``facets``: prototype images of a unit's facets, with examples."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Facets(Synthesis):
         groups = []
         examples_by_facet = self.examples.split(self.example_counts.tolist())
         for n, examples in enumerate(examples_by_facet):
-            rise = f"{float(self.mean_scores[n]):.3g} -> {float(self.scores[-1, n]):.3g}"
-            prototype = Panel(self.images[n], f"{self.targets[n]}: {rise}", is_output=True)
+            score_change = f"{float(self.mean_scores[n]):.3g} -> {float(self.scores[-1, n]):.3g}"
+            prototype = Panel(self.images[n], f"{self.targets[n]}: {score_change}", is_output=True)
             source = Panel(self.sources[n], f"mean of its images ({int(self.sizes[n])})")
             groups.append([prototype, source, *map(Panel, examples)])
         return groups

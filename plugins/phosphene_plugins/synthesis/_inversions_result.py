@@ -1,4 +1,4 @@
-"""``Inversions``: images reconstructed from the features of layers."""
+"""``Inversions``, the result of ``feature_inversion``: images reconstructed from the features of layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Inversions(Result):
     """Feature inversions: ``inversions`` (N, L, C, H, W) of ``images`` (N, C, H, W), in [0, 1].
 
     One for each of the ``layers``, with ``losses`` (steps, N, L); ``frames`` (F, N, C, H, L W), uint8, are
-    the inversions of all layers side by side during the optimisation, if any were asked for.
+    the inversions of all layers side by side during the optimisation, if requested.
     """
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "inversions")

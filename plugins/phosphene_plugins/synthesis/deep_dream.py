@@ -61,7 +61,7 @@ def deep_dream(
     *,
     layers: Annotated[
         Annotated[list[LayerName], Field(min_length=1)] | None,
-        Field(description="layers to maximise; default: the last stage but one"),
+        Field(description="layers to maximise; default: the second to last stage"),
     ] = None,
     octaves: Annotated[int, Field(ge=1, le=32, description="number of sizes, smallest first")] = 4,
     octave_scale: Annotated[float, Field(gt=1, le=4, description="ratio of successive sizes")] = 1.4,
@@ -74,10 +74,14 @@ def deep_dream(
     zoom: Annotated[
         int,
         Field(
-            ge=0, le=10_000, description="number of further dreams, each on the enlarged centre of the last"
+            ge=0,
+            le=10_000,
+            description="number of further runs, each from the enlarged centre of the last image",
         ),
     ] = 0,
-    zoom_scale: Annotated[float, Field(gt=1, le=2, description="enlargement per dream of a zoom")] = 1.05,
+    zoom_scale: Annotated[
+        float, Field(gt=1, le=2, description="enlargement of the centre between the runs of a zoom")
+    ] = 1.05,
     frames: Frames = 0,
     seed: Seed = None,
 ) -> Synthesis:
@@ -91,9 +95,9 @@ def deep_dream(
     sizes. With a ``guide`` the objective is the similarity to the guide's features instead: at each position
     p the largest product max_q phi(I)_p . phi(guide)_q over the guide's positions q, averaged over p.
 
-    With ``zoom`` the result is cropped to its centre, enlarged by ``zoom_scale`` and dreamed on, repeatedly;
-    ``frames`` are then the successive dreams, saved as ``film.gif`` (and ``film.mp4`` with the extra
-    ``video``).
+    With ``zoom`` the result is cropped to its centre, enlarged by ``zoom_scale`` and optimised again,
+    repeatedly; ``frames`` are then the images of these runs, saved as ``film.gif`` (and ``film.mp4`` with the
+    extra ``video``).
 
     Returns:
         ``images`` (N, C, H, W) in [0, 1], of the shape of the inputs; ``scores`` ((zoom + 1) * octaves *
@@ -112,7 +116,7 @@ def deep_dream(
         Mordvintsev et al. 2015 (lecture 21.10).
     """
     if zoom and frames:
-        raise InputError("the frames of a zoom are its dreams: ask for zoom or for frames, not both")
+        raise InputError("with zoom the frames are the images of its runs: use zoom or frames, not both")
     dream_layers = list(layers or model.stages[-2:][:1])
     if guide is None:
         objective = partial(mean_square_activation, model, dream_layers)

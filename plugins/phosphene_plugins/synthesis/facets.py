@@ -28,7 +28,8 @@ from phosphene.roles import Dataset, Frames, Model, Seed, Target
 from phosphene.spec import Cost, PixelRange, minimum, param, size
 from phosphene.targets import Objective, Predicted
 
-from ..embeddings._features import FeatureLayer, k_means, represent
+from ..embeddings._features import FeatureLayer, image_features
+from ..embeddings.clusters import k_means
 from ._activation_maximization import (
     ActivationMaximization,
     LearningRate,
@@ -136,9 +137,9 @@ def facets(
     with its examples before reading it as one kind of image.
 
     Returns:
-        Prototypes ``images`` (K, C, H, W) in [0, 1], K = k per class of the target or for its unit, largest
-        facet first, without empty clusters; ``scores`` (steps, K), S at every step; ``sources``, the mean
-        images; ``sizes``, ``mean_scores`` and ``examples`` of the facets.
+        Prototypes ``images`` (K, C, H, W) in [0, 1]: at most k for each class of the target or for its unit,
+        largest facet first (empty clusters are left out); ``scores`` (steps, K), S at every step;
+        ``sources``, the mean images; ``sizes``, ``mean_scores`` and ``examples`` of the facets.
 
     Raises:
         InputError: more facets than images, or no target (the predicted class differs between images).
@@ -154,10 +155,10 @@ def facets(
         Nguyen, Yosinski, Clune 2016, with k-means on the features instead of on their t-SNE embedding.
     """
     if isinstance(target, Predicted):
-        raise InputError('facets are of one unit or of named classes: say target="star", for one')
+        raise InputError('facets need a unit or named classes as the target: for example target="star"')
     count = min(top, len(dataset))
     if k > count:
-        raise InputError(f"{count} images make at most {count} facets, not {k}")
+        raise InputError(f"{count} images form at most {count} facets, not {k}")
     params = ActivationMaximization(**regularizers.model_dump(), steps=steps, lr=lr)
     has_classes = isinstance(target, Class) and isinstance(target.index, tuple)
     units = list(map(Class, target.index)) if has_classes else [target]
@@ -193,7 +194,7 @@ def facets(
 def cluster_images(model: Model, images: Tensor, layer: str | None, k: int, seed: int | None) -> list[Tensor]:
     """k-means of the images' features: indices of each cluster, nearest to its mean first, largest first."""
     with torch.no_grad():
-        features = torch.cat([represent(model, part, layer) for part in images.split(batch_size(model))])
+        features = torch.cat([image_features(model, part, layer) for part in images.split(batch_size(model))])
     labels, _, _ = k_means(features, k, (seed or 0) % 2**32)
     clusters = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
     clusters.sort(key=len, reverse=True)

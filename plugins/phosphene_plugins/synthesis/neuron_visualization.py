@@ -107,9 +107,9 @@ def neuron_visualization(
     y, x = position or (height // 2, width // 2)
     if max(channels) >= depth or y >= height or x >= width:
         shape = f"{depth} channels of {height}x{width}"
-        raise InputError(f"layer {layer!r} has {shape}, so not all of {channels} at {y}, {x}")
+        raise InputError(f"layer {layer!r} has {shape}, without channels {channels} at ({y}, {x})")
     if direction is not None and len(direction) != len(channels):
-        raise InputError(f"a direction needs {len(channels)} numbers, one a channel, not {len(direction)}")
+        raise InputError(f"a direction needs {len(channels)} numbers, one per channel, not {len(direction)}")
     weights = torch.zeros(depth, device=model.device, dtype=model.dtype)
     weights[list(channels)] = weights.new_tensor(direction or [1.0] * len(channels))
 

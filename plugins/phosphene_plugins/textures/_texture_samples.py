@@ -14,17 +14,14 @@ from phosphene.results import Synthesis
 
 _Side: TypeAlias = Annotated[int, Field(ge=8, le=4096)]
 
-
 Size: TypeAlias = Annotated[
     _Side | tuple[_Side, _Side] | None,
     Field(description="side of the output in pixels, or its height and width; default: the sample's size"),
 ]
 
-
 Window: TypeAlias = Annotated[
     int, Field(ge=3, le=101, description="side of the square neighborhood that is compared, odd")
 ]
-
 
 #: Largest number of elements in all windows of a sample: 4 GiB in double precision.
 MAX_ELEMENTS = 1 << 29
@@ -37,7 +34,7 @@ def output_size(sample: Tensor, size: int | tuple[int, int] | None) -> tuple[int
 
 
 def check_window(sample: Tensor, window: int) -> None:
-    """Raise InputError unless a window is odd and fits into the samples (N, C, H, W), and all into memory."""
+    """Raise InputError unless a window is odd and fits into the samples (N, C, H, W), and memory suffices."""
     _, channels, height, width = sample.shape
     if window % 2 == 0 or window > min(height, width):
         raise InputError(f"window must be odd and fit into the sample of {height} x {width}, not {window}")
@@ -48,7 +45,7 @@ def check_window(sample: Tensor, window: int) -> None:
 
 
 def sampled_texture(sample: Tensor, images: Sequence[Tensor]) -> Synthesis:
-    """The result of images (C, H', W') copied pixel by pixel from samples (N, C, H, W): it has no steps."""
+    """The result for images (C, H', W') copied pixel by pixel from samples (N, C, H, W), without scores."""
     return Synthesis(
         images=torch.stack(list(images)),
         scores=sample.new_zeros(0, len(sample)),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-# The searches depend on one another, and a single small operation costs less in numpy than in torch.
+# The searches run one after another, each on few numbers, which is faster in numpy than in torch.
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 

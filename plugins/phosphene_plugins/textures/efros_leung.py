@@ -19,9 +19,9 @@ from ._texture_samples import Size, Window, check_window, output_size, sampled_t
 
 #: Window side in standard deviations of the Gaussian weights, as in the authors' implementation.
 WINDOW_SIGMAS = 6.4
-#: Errors below this are rounding: equal windows differ by as much.
+#: Absolute tolerance of the errors: rounding gives equal windows different errors.
 ROUNDING_ERROR = 1e-12
-#: Largest number of errors in memory at once: 128 MiB.
+#: Largest number of errors (template by window) in memory at once: 128 MiB.
 MAX_ERRORS = 1 << 24
 
 
@@ -128,7 +128,7 @@ def fill(
 
 
 def periodic_texture_is_continued() -> None:
-    """A periodic texture has a single exact match at each pixel, so it is continued whatever is drawn."""
+    """A periodic texture has a single exact match at each pixel, so it is continued for all random draws."""
     y, x = torch.arange(24)[:, None], torch.arange(28)
     tile = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     texture = tile[:, :, y % 4, x % 5]

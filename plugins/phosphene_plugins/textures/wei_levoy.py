@@ -20,7 +20,7 @@ from ._vector_quantization import Array, build_codebook, nearest_index
 
 
 def coarse_window(window: int) -> int:
-    """The side of the window in the coarser level: half as large, and odd."""
+    """The side of the window in the coarser level: about half as long, and odd."""
     return 2 * ((window // 2 + 1) // 2) + 1
 
 
@@ -156,7 +156,7 @@ def wei_levoy(
     edges, so the result can be tiled. Neighborhoods of the sample are sorted into a tree by recursive
     2-means; a search descends to the closer centroid and compares all vectors in the leaf.
 
-    There are as many of the ``levels`` as leave sample and image at least two windows wide. Samples are
+    Levels at which sample or image would be less than two windows wide are left out. Samples are
     (N, C, H, W) with any number of channels.
 
     Returns:

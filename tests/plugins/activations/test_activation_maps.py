@@ -38,41 +38,43 @@ def images() -> Tensor:
     return torch.rand(3, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 
 
-def test_its_oracle_holds():
+def test_oracle():
     activation_maps.spec.oracle()
 
 
-def test_each_map_is_scaled_by_itself_and_a_constant_one_is_zero(model, images):
+def test_each_map_is_min_max_scaled_and_a_constant_map_is_zero(model, images):
     with torch.no_grad():
         model.module.third.weight[5] = 0
-    found = activation_maps(model, images, layer="third")
-    assert found.channels == tuple(range(12))
-    assert torch.equal(found.maps, model.features(images, "third").detach())
-    low, high = found.maps.amin((2, 3), keepdim=True), found.maps.amax((2, 3), keepdim=True)
+    result = activation_maps(model, images, layer="third")
+    assert result.channels == tuple(range(12))
+    assert torch.equal(result.maps, model.features(images, "third").detach())
+    low, high = result.maps.amin((2, 3), keepdim=True), result.maps.amax((2, 3), keepdim=True)
     others = [c for c in range(12) if c != 5]
-    assert torch.allclose(found.scaled[:, others], ((found.maps - low) / (high - low))[:, others], atol=1e-6)
-    assert found.scaled[:, 5].eq(0).all()
+    assert torch.allclose(
+        result.scaled[:, others], ((result.maps - low) / (high - low))[:, others], atol=1e-6
+    )
+    assert result.scaled[:, 5].eq(0).all()
 
 
-def test_a_shared_scale_spans_the_channels_of_one_image_only(model, images):
-    found = activation_maps(model, images, layer="third", scale="shared")
-    assert found.scaled.amin((1, 2, 3)).eq(0).all() and found.scaled.amax((1, 2, 3)).eq(1).all()
+def test_shared_scale_is_over_the_channels_of_one_image(model, images):
+    result = activation_maps(model, images, layer="third", scale="shared")
+    assert result.scaled.amin((1, 2, 3)).eq(0).all() and result.scaled.amax((1, 2, 3)).eq(1).all()
     alone = activation_maps(model, images[1:2], layer="third", scale="shared")
-    assert torch.allclose(alone.scaled, found.scaled[1:2], atol=1e-6)
+    assert torch.allclose(alone.scaled, result.scaled[1:2], atol=1e-6)
 
 
-def test_a_signed_scale_keeps_zero_in_the_middle_and_the_order_of_size(model, images):
+def test_signed_scale_maps_zero_to_one_half(model, images):
     with torch.no_grad():
         model.module.third.weight[5] = model.module.third.bias[5] = 0
-    found = activation_maps(model, images, layer="third", scale="signed")
-    largest = found.maps.abs().amax((1, 2, 3), keepdim=True)
-    torch.testing.assert_close(found.scaled, found.maps / largest / 2 + 0.5)
-    assert found.scaled[:, 5].eq(0.5).all()
+    result = activation_maps(model, images, layer="third", scale="signed")
+    largest = result.maps.abs().amax((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(result.scaled, result.maps / largest / 2 + 0.5)
+    assert result.scaled[:, 5].eq(0.5).all()
     picture = activation_maps(model, images, layer="third", channels=[5], scale="signed").panels()[0][1].image
     assert picture.min() > 0.95  # nothing is white, what excites red, what inhibits blue
 
 
-def test_a_nearly_empty_map_looks_empty_by_a_shared_scale_and_its_title_tells(model, images):
+def test_weak_map_stays_weak_with_a_shared_scale_and_its_title_gives_the_range(model, images):
     with torch.no_grad():
         model.module.third.weight[5] *= 1e-6
         model.module.third.bias[5] = 0
@@ -84,7 +86,7 @@ def test_a_nearly_empty_map_looks_empty_by_a_shared_scale_and_its_title_tells(mo
     assert each.panels()[0][2].title == f"channel 5: {low:.2g} to {high:.2g}"
 
 
-def test_before_a_relu_the_negative_answers_are_still_there(model, images):
+def test_pre_activation_of_a_relu_has_negative_values(model, images):
     before = activation_maps(model, images, layer="relu", pre_activation=True)
     after = activation_maps(model, images, layer="relu")
     assert before.maps.min() < 0
@@ -92,20 +94,20 @@ def test_before_a_relu_the_negative_answers_are_still_there(model, images):
     assert before.maps.shape[2] == 8  # of the shared ReLU's calls, the last
 
 
-def test_where_nothing_stands_before_an_activation_it_says_so(model, images):
+def test_pre_activation_of_another_module_is_refused(model, images):
     with pytest.raises(ModelError, match="'third' is a Conv2d, not an activation.*'relu'"):
         activation_maps(model, images, layer="third", pre_activation=True)
 
 
-def test_the_default_is_an_activation_at_the_middle_resolution(model, images):
+def test_default_layer_is_an_activation_at_the_middle_resolution(model, images):
     assert activation_maps(model, images).layer == "relu"
     assert activation_maps(load_model("builtin:shapes-vgg"), torch.rand(1, 3, 64, 64)).layer == "features.8"
 
 
-def test_channels_are_chosen_in_order_and_checked_before_work(model, images):
-    found = activation_maps(model, images, layer="third", channels=[7, 2])
-    assert found.channels == (7, 2)
-    assert torch.equal(found.maps, model.features(images, "third").detach()[:, [7, 2]])
+def test_channels_are_returned_in_the_requested_order_and_checked(model, images):
+    result = activation_maps(model, images, layer="third", channels=[7, 2])
+    assert result.channels == (7, 2)
+    assert torch.equal(result.maps, model.features(images, "third").detach()[:, [7, 2]])
     for wrong in ([12], [-1], []):
         with pytest.raises(InputError):
             activation_maps(model, images, layer="third", channels=wrong)
@@ -113,26 +115,26 @@ def test_channels_are_chosen_in_order_and_checked_before_work(model, images):
         activation_maps(model, images, layer="fc")
 
 
-def test_a_batch_gives_what_its_images_give_alone(model, images):
+def test_batch_equals_single_images(model, images):
     whole = activation_maps(model, images, layer="third")
     with max_batch(1):
         parts = activation_maps(model, images, layer="third")
     assert torch.allclose(whole.scaled, parts.scaled, atol=1e-6) and whole.channels == parts.channels
 
 
-def test_token_layers_are_maps_too():
+def test_token_layers_are_maps():
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=3)
-    found = activation_maps(load_model(vit, input_size=(3, 64, 64)), torch.rand(1, 3, 64, 64))
-    assert found.layer == "blocks.1.mlp.act" and found.maps.shape == (1, 768, 4, 4)
+    result = activation_maps(load_model(vit, input_size=(3, 64, 64)), torch.rand(1, 3, 64, 64))
+    assert result.layer == "blocks.1.mlp.act" and result.maps.shape == (1, 768, 4, 4)
 
 
 @pytest.mark.parametrize("overlay", [False, True])
-def test_a_figure_shows_the_strongest_channels_of_each_image(model, images, overlay, tmp_path):
-    found = activation_maps(model, images, layer="third", overlay=overlay)
-    rows = found.panels()
+def test_figure_shows_the_channels_of_largest_activation(model, images, overlay, tmp_path):
+    result = activation_maps(model, images, layer="third", overlay=overlay)
+    rows = result.panels()
     assert len(rows) == 3 and all(len(row) == 10 for row in rows)
-    for row, maps in zip(rows, found.maps, strict=True):
+    for row, maps in zip(rows, result.maps, strict=True):
         first = int(maps.flatten(1).amax(1).argmax())
         assert row[1].title == f"channel {first}: {maps[first].min():.2g} to {maps[first].max():.2g}"
-    found.save(tmp_path / "maps")
-    assert torch.equal(load_result(tmp_path / "maps").scaled, found.scaled)
+    result.save(tmp_path / "maps")
+    assert torch.equal(load_result(tmp_path / "maps").scaled, result.scaled)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from phosphene import TensorDataset, load_model, load_result, max_batch, methods, run
-from phosphene.testing.observation import assert_alike
+from phosphene.testing.observation import assert_same_result
 
 channel_redundancy = methods["activations.channel_redundancy"]
 
@@ -23,21 +23,21 @@ MODEL = load_model(LAYERS, input_size=(3, 11, 11))
 IMAGES = torch.rand(9, 3, 11, 11, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def test_its_oracle_holds():
+def test_oracle():
     channel_redundancy.spec.oracle()
 
 
 @pytest.mark.parametrize("layer", ["1", "4"])
-def test_the_similarities_are_those_of_the_whole_data_set_at_once(layer):
+def test_streamed_similarities_equal_numpys(layer):
     with torch.no_grad():
         answers = MODEL.features(IMAGES, layer).transpose(0, 1).flatten(1)
     with max_batch(4):
-        found = channel_redundancy(MODEL, TensorDataset(IMAGES), layer=layer)
+        result = channel_redundancy(MODEL, TensorDataset(IMAGES), layer=layer)
         cosine = channel_redundancy(MODEL, TensorDataset(IMAGES), layer=layer, measure="cosine")
     alive = (answers.std(1) > 0).nonzero()[:, 0]
     expected = torch.eye(len(answers)).double()
     expected[alive[:, None], alive] = torch.corrcoef(answers[alive])
-    torch.testing.assert_close(found.similarity, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(result.similarity, expected, rtol=0, atol=1e-9)
     unit = nn.functional.normalize(answers)
     expected = (unit @ unit.T).fill_diagonal_(1)
     torch.testing.assert_close(cosine.similarity, expected, rtol=0, atol=1e-9)
@@ -45,7 +45,7 @@ def test_the_similarities_are_those_of_the_whole_data_set_at_once(layer):
 
 @settings(max_examples=20, deadline=None)
 @given(order=st.permutations(range(9)), batch=st.integers(1, 9), threshold=st.floats(0.05, 1))
-def test_groups_are_alike_throughout_and_nothing_depends_on_the_order(order, batch, threshold):
+def test_groups_reach_the_threshold_and_do_not_depend_on_the_order(order, batch, threshold):
     whole = channel_redundancy(MODEL, TensorDataset(IMAGES), layer="0", threshold=threshold)
     with max_batch(batch):
         parts = channel_redundancy(MODEL, TensorDataset(IMAGES[order]), layer="0", threshold=threshold)
@@ -62,20 +62,20 @@ def test_groups_are_alike_throughout_and_nothing_depends_on_the_order(order, bat
     assert len(whole.pairs) == int((whole.similarity.triu(1) >= threshold).sum())
 
 
-def test_a_dead_channel_is_like_no_other():
+def test_dead_channel_is_similar_to_no_other():
     twins = nn.Conv2d(3, 4, 1).double()
     nn.init.zeros_(twins.weight[:2])
     layers = nn.Sequential(twins, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).double()
-    found = channel_redundancy(load_model(layers), TensorDataset(IMAGES), layer="0")
-    assert torch.equal(found.similarity[:2], torch.eye(4).double()[:2])
+    result = channel_redundancy(load_model(layers), TensorDataset(IMAGES), layer="0")
+    assert torch.equal(result.similarity[:2], torch.eye(4).double()[:2])
 
 
-def test_groups_are_shown_on_the_picture_that_their_first_channel_answers_most():
-    found = channel_redundancy(MODEL, TensorDataset(IMAGES), layer="1", threshold=0.5)
-    assert len(found.groups) > 2
+def test_groups_are_shown_on_the_image_of_largest_activation():
+    result = channel_redundancy(MODEL, TensorDataset(IMAGES), layer="1", threshold=0.5)
+    assert len(result.groups) > 2
     with torch.no_grad():
         maps = MODEL.features(IMAGES, "1")
-    for picture, shown, group in zip(found.pictures, found.maps, found.groups, strict=False):
+    for picture, shown, group in zip(result.images, result.maps, result.groups, strict=False):
         best = int(maps[:, group[0]].amax((1, 2)).argmax())
         assert torch.equal(picture, IMAGES[best])
         members = list(group[: len(shown)])
@@ -83,10 +83,10 @@ def test_groups_are_shown_on_the_picture_that_their_first_channel_answers_most()
         assert not shown[len(members) :].any()
 
 
-def test_it_draws_itself_and_round_trips(tmp_path):
-    told = {"dataset": "builtin:scenes/8", "layer": "features.11"}
-    found = run("channel_redundancy", **told, threshold=0.7, out=tmp_path / "out")
-    assert len(found.groups) > 1 and len(found.panels()) > 1 and found.figure() is not None
-    assert_alike(load_result(tmp_path / "out"), found)
-    alone = run("channel_redundancy", **told, threshold=1)
-    assert alone.groups == () and alone.pictures is None and alone.figure() is not None
+def test_figure_and_saving(tmp_path):
+    arguments = {"dataset": "builtin:scenes/8", "layer": "features.11"}
+    result = run("channel_redundancy", **arguments, threshold=0.7, out=tmp_path / "out")
+    assert len(result.groups) > 1 and len(result.panels()) > 1 and result.figure() is not None
+    assert_same_result(load_result(tmp_path / "out"), result)
+    alone = run("channel_redundancy", **arguments, threshold=1)
+    assert alone.groups == () and alone.images is None and alone.figure() is not None

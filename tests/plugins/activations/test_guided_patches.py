@@ -20,7 +20,7 @@ from phosphene import (
     rewrite_backward,
     run,
 )
-from phosphene.testing.observation import assert_alike
+from phosphene.testing.observation import assert_same_result
 
 guided_patches = methods["activations.guided_patches"]
 
@@ -30,33 +30,33 @@ MODEL = load_model(nn.Sequential(*LAYERS, nn.Flatten(), nn.Linear(7, 2)).double(
 IMAGES = torch.rand(8, 3, 14, 14, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
-def test_its_oracle_holds():
+def test_oracle():
     guided_patches.spec.oracle()
 
 
 @pytest.mark.parametrize("layer", ["2", "3"])
 @pytest.mark.parametrize("size", [1, 5, 32])
-def test_each_gradient_is_that_of_its_own_unit_and_nothing_of_it_lies_outside(layer, size):
-    told = {"layer": layer, "channels": [0, 4, 6], "k": 4}
+def test_gradient_is_that_of_the_patchs_unit_and_zero_outside_the_patch(layer, size):
+    arguments = {"layer": layer, "channels": [0, 4, 6], "k": 4}
     with max_batch(size):
-        found = guided_patches(MODEL, TensorDataset(IMAGES), **told)
-    top = methods["top_patches"](MODEL, TensorDataset(IMAGES), **told)
+        result = guided_patches(MODEL, TensorDataset(IMAGES), **arguments)
+    top = methods["top_patches"](MODEL, TensorDataset(IMAGES), **arguments)
     for name, value in top.fields():
         if name != "gradients":
             # To rounding: the tuned twin answers where there are passes enough to make it pay.
-            assert_alike(getattr(found, name), value, rtol=1e-12, atol=1e-15)
-    for i, (y, x) in enumerate(found.places.tolist()):
-        picture = IMAGES[int(found.ids[i])][None]
+            assert_same_result(getattr(result, name), value, rtol=1e-12, atol=1e-15)
+    for i, (y, x) in enumerate(result.positions.tolist()):
+        picture = IMAGES[int(result.ids[i])][None]
         with MODEL.guard(), rewrite_backward(guided):
-            whole = input_gradient(MODEL, picture, Neuron(layer, found.channels[i], y, x))[0]
-        t, s, b, r = found.boxes[i].tolist()
-        torch.testing.assert_close(found.gradients[i, :, : b - t, : r - s], whole[:, t:b, s:r])
+            whole = input_gradient(MODEL, picture, Neuron(layer, result.channels[i], y, x))[0]
+        t, s, b, r = result.boxes[i].tolist()
+        torch.testing.assert_close(result.gradients[i, :, : b - t, : r - s], whole[:, t:b, s:r])
         whole[:, t:b, s:r] = 0
-        assert not whole.any() and not found.gradients[i, :, b - t :].any()
-        assert not found.gradients[i, :, :, r - s :].any()
+        assert not whole.any() and not result.gradients[i, :, b - t :].any()
+        assert not result.gradients[i, :, :, r - s :].any()
 
 
-def test_where_no_relu_is_on_the_way_it_refuses_before_anything_is_read():
+def test_layer_without_a_relu_below_is_refused_before_reading():
     class Unread(Dataset):
         def __len__(self):
             return 3
@@ -68,7 +68,7 @@ def test_where_no_relu_is_on_the_way_it_refuses_before_anything_is_read():
         guided_patches(MODEL, Unread(), layer="0")
 
 
-def test_the_foretold_passes_are_those_of_the_channels_named():
+def test_estimated_passes_depend_on_the_number_of_channels():
     method = guided_patches
     inputs = {"model": MODEL, "dataset": TensorDataset(IMAGES)}
     for channels, count in ((None, 6), ([3, 4], 2), ("all", 7)):
@@ -77,27 +77,27 @@ def test_the_foretold_passes_are_those_of_the_channels_named():
 
 
 @pytest.mark.parametrize("channels", [None, "all"])
-def test_it_draws_patches_over_guided_ones_and_round_trips(channels, tmp_path):
-    told = {"dataset": "builtin:scenes/6", "layer": "features.3", "k": 2}
-    found = run("guided_patches", **told, channels=channels, out=tmp_path / "out")
-    assert_alike(load_result(tmp_path / "out"), found)
-    count = len(set(found.channels))
-    assert len(found.panels()) == (3 * count if channels is None else count)
+def test_figure_has_patches_and_guided_gradients_and_saving(channels, tmp_path):
+    arguments = {"dataset": "builtin:scenes/6", "layer": "features.3", "k": 2}
+    result = run("guided_patches", **arguments, channels=channels, out=tmp_path / "out")
+    assert_same_result(load_result(tmp_path / "out"), result)
+    count = len(set(result.channels))
+    assert len(result.panels()) == (3 * count if channels is None else count)
     assert (tmp_path / "out" / "pictures").is_dir() == (channels == "all")
 
 
-def test_on_real_photographs_the_gradient_lies_inside_the_patch_on_what_is_there(assets):
+def test_gradient_of_photographs_is_largest_at_the_center_of_the_patch(assets):
     weights = assets / "weights" / "mobilenet_v2.coral-ptq.torchvision.safetensors"
     model = load_model("torchvision:mobilenet_v2", weights=str(weights))
     photographs = sorted((assets / "images" / "demo").glob("*.png"))
     dataset = TensorDataset(torch.stack([model.transform(path) for path in photographs]))
-    found = guided_patches(model, dataset, layer="features.7.conv.2", channels=[0, 22], k=2)
-    for i, gradient in enumerate(found.gradients):
-        top, left, bottom, right = found.boxes[i].tolist()
+    result = guided_patches(model, dataset, layer="features.7.conv.2", channels=[0, 22], k=2)
+    for i, gradient in enumerate(result.gradients):
+        top, left, bottom, right = result.boxes[i].tolist()
         inside = gradient[:, : bottom - top, : right - left].abs().sum(0)
         assert inside.max() > 0
         # The unit's own place is in the middle of what it can see, and most of it comes back to there.
-        y, x = ((p + 0.5) * 224 / 14 for p in found.places[i].tolist())
+        y, x = ((p + 0.5) * 224 / 14 for p in result.positions[i].tolist())
         rows = (torch.arange(top, bottom) + 0.5 - y).abs() < 48
         columns = (torch.arange(left, right) + 0.5 - x).abs() < 48
         assert inside[rows][:, columns].sum() > 0.8 * inside.sum()

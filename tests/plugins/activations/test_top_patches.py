@@ -38,7 +38,7 @@ def network() -> Model:
 MODEL = network()
 
 
-def test_its_oracle_holds():
+def test_oracle():
     top_patches.spec.oracle()
 
 
@@ -51,14 +51,14 @@ def test_its_oracle_holds():
     batch=st.integers(1, 5),
     repeats=st.booleans(),
 )
-def test_streaming_finds_what_sorting_everything_finds(seed, count, k, per_image, batch, repeats):
+def test_streaming_equals_sorting(seed, count, k, per_image, batch, repeats):
     images = torch.rand(count, 3, 14, 14, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     images = (images * 64).round() / 64  # sums are exact, so the batch size cannot break a tie by rounding
     if repeats:  # many ties
         images = images[torch.arange(count) % 2 % count]
     dataset = TensorDataset(images)
     with max_batch(batch):
-        found = top_patches(MODEL, dataset, layer="3", channels=[1, 6], k=k, per_image=per_image)
+        result = top_patches(MODEL, dataset, layer="3", channels=[1, 6], k=k, per_image=per_image)
     with torch.no_grad():
         maps = torch.cat([MODEL.features(i[None], "3") for i in images])
     for channel in (1, 6):
@@ -67,20 +67,20 @@ def test_streaming_finds_what_sorting_everything_finds(seed, count, k, per_image
             places = [(-float(maps[n, channel, y, x]), n, y, x) for y in range(5) for x in range(5)]
             every += sorted(places)[:per_image]
         expected = sorted(every)[:k]
-        here = [i for i, c in enumerate(found.channels) if c == channel]
-        assert [found.ids[i] for i in here] == [str(n) for _, n, _, _ in expected]
-        assert found.places[here].tolist() == [[y, x] for _, _, y, x in expected]
-        assert found.scores[here].tolist() == pytest.approx([-s for s, *_ in expected])
+        here = [i for i, c in enumerate(result.channels) if c == channel]
+        assert [result.ids[i] for i in here] == [str(n) for _, n, _, _ in expected]
+        assert result.positions[here].tolist() == [[y, x] for _, _, y, x in expected]
+        assert result.scores[here].tolist() == pytest.approx([-s for s, *_ in expected])
 
 
-def test_a_patch_is_all_its_unit_sees():
+def test_patch_determines_its_units_activation():
     images = torch.rand(6, 3, 14, 14, generator=torch.Generator().manual_seed(3)).double()
-    found = top_patches(MODEL, TensorDataset(images), layer="3", channels=[2], k=4)
+    result = top_patches(MODEL, TensorDataset(images), layer="3", channels=[2], k=4)
     assert torch.equal(
-        found.boxes, receptive_fields(MODEL, "3", (14, 14), [tuple(p) for p in found.places.tolist()])
+        result.boxes, receptive_fields(MODEL, "3", (14, 14), [tuple(p) for p in result.positions.tolist()])
     )
-    pictures = found.images[found.sources]
-    for image, box, place, score in zip(pictures, found.boxes, found.places, found.scores, strict=True):
+    pictures = result.images[result.image_indices]
+    for image, box, place, score in zip(pictures, result.boxes, result.positions, result.scores, strict=True):
         top, left, bottom, right = box.tolist()
         alone = torch.zeros_like(image)
         alone[:, top:bottom, left:right] = image[:, top:bottom, left:right]
@@ -90,31 +90,31 @@ def test_a_patch_is_all_its_unit_sees():
         assert float(answer) == pytest.approx(float(score))
 
 
-def test_by_default_it_reads_the_last_map_at_six_channels():
-    found = top_patches(MODEL, TensorDataset(torch.rand(3, 3, 14, 14)), k=2)
-    assert found.layer == "3" and tuple(dict.fromkeys(found.channels)) == (0, 1, 2, 3, 4, 5)
-    assert found.grid == (5, 5)
+def test_default_is_six_channels_of_the_last_map():
+    result = top_patches(MODEL, TensorDataset(torch.rand(3, 3, 14, 14)), k=2)
+    assert result.layer == "3" and tuple(dict.fromkeys(result.channels)) == (0, 1, 2, 3, 4, 5)
+    assert result.map_size == (5, 5)
 
 
-def test_all_channels_in_one_pass_are_the_channels_one_by_one_and_a_picture_is_held_once():
+def test_all_channels_equal_single_channels_and_images_are_stored_once():
     images = torch.rand(5, 3, 14, 14, generator=torch.Generator().manual_seed(3)).double()
     data = TensorDataset(images)
-    found = top_patches(MODEL, data, layer="3", channels="all", k=4, per_image=2)
-    assert found.channels == tuple(c for c in range(7) for _ in range(4))
+    result = top_patches(MODEL, data, layer="3", channels="all", k=4, per_image=2)
+    assert result.channels == tuple(c for c in range(7) for _ in range(4))
     for channel in range(7):
         alone = top_patches(MODEL, data, layer="3", channels=[channel], k=4, per_image=2)
         rows = slice(4 * channel, 4 * channel + 4)
-        assert found.ids[rows] == alone.ids
-        for name in ("scores", "places", "boxes"):
-            torch.testing.assert_close(getattr(found, name)[rows], getattr(alone, name))
-    assert len(found.images) == len(set(found.ids)) <= 5
-    for source, name in zip(found.sources.tolist(), found.ids, strict=True):
-        assert torch.equal(found.images[source], images[int(name)])
+        assert result.ids[rows] == alone.ids
+        for name in ("scores", "positions", "boxes"):
+            torch.testing.assert_close(getattr(result, name)[rows], getattr(alone, name))
+    assert len(result.images) == len(set(result.ids)) <= 5
+    for source, name in zip(result.image_indices.tolist(), result.ids, strict=True):
+        assert torch.equal(result.images[source], images[int(name)])
 
 
 @settings(max_examples=20, deadline=None)
 @given(order=st.permutations(range(7)))
-def test_the_order_of_the_pictures_changes_nothing_but_their_ids(order):
+def test_order_of_the_images_changes_only_their_ids(order):
     images = torch.rand(7, 3, 14, 14, generator=torch.Generator().manual_seed(5)).double()
     straight = top_patches(MODEL, TensorDataset(images), layer="2", k=3)
     other = top_patches(MODEL, TensorDataset(images[order]), layer="2", k=3)
@@ -123,15 +123,15 @@ def test_the_order_of_the_pictures_changes_nothing_but_their_ids(order):
     assert torch.equal(other.boxes, straight.boxes)
 
 
-def test_of_many_channels_the_figure_shows_a_strip_each(tmp_path):
+def test_figure_of_many_channels_has_a_strip_per_channel(tmp_path):
     many = list(range(13))
-    found = run("top_patches", dataset="builtin:scenes/4", channels=many, k=2, out=tmp_path / "out")
-    rows, count = found.rows(), len(set(found.channels))
+    result = run("top_patches", dataset="builtin:scenes/4", channels=many, k=2, out=tmp_path / "out")
+    rows, count = result.rows(), len(set(result.channels))
     assert count > 12 and sum(map(len, rows)) == count and len(rows[0]) > 1
-    assert len(list((tmp_path / "out" / "pictures").iterdir())) == count == len(found.lines())
+    assert len(list((tmp_path / "out" / "pictures").iterdir())) == count == len(result.lines())
 
 
-def test_channels_that_are_not_there_are_refused_before_anything_is_read():
+def test_channels_out_of_range_are_refused_before_reading():
     class Unread(Dataset):
         def __len__(self) -> int:
             return 3
@@ -143,7 +143,7 @@ def test_channels_that_are_not_there_are_refused_before_anything_is_read():
         top_patches(MODEL, Unread(), layer="3", channels=[7])
 
 
-def test_never_more_than_a_batch_and_the_best_are_held():
+def test_data_set_is_read_in_batches():
     class Endless(Dataset):
         longest = 0
 
@@ -159,13 +159,15 @@ def test_never_more_than_a_batch_and_the_best_are_held():
 
     dataset = Endless()
     with max_batch(5):
-        found = top_patches(MODEL, dataset, layer="3", channels=[0], k=3)
-    assert dataset.longest == 5 and all(name.startswith("picture ") for name in found.ids)
+        result = top_patches(MODEL, dataset, layer="3", channels=[0], k=3)
+    assert dataset.longest == 5 and all(name.startswith("picture ") for name in result.ids)
 
 
-def test_it_draws_patches_where_they_were_and_round_trips(tmp_path):
-    found = run("top_patches", dataset="builtin:scenes/24", layer="features.8", k=3, out=tmp_path / "patches")
-    assert len(found.panels()) == 12  # for six channels: the patches, and where they were
-    assert torch.equal(load_result(tmp_path / "patches").boxes, found.boxes)
+def test_figure_shows_patches_in_their_images_and_saving(tmp_path):
+    result = run(
+        "top_patches", dataset="builtin:scenes/24", layer="features.8", k=3, out=tmp_path / "patches"
+    )
+    assert len(result.panels()) == 12  # for six channels: the patches, and where they were
+    assert torch.equal(load_result(tmp_path / "patches").boxes, result.boxes)
     whole = run("top_patches", dataset="builtin:scenes/8", layer="pool", k=2, channels=[3])
     assert whole.boxes.tolist() == [[0, 0, 64, 64]] * 2 and len(whole.panels()) == 2

@@ -1,4 +1,4 @@
-"""BIM goes as far as its steps, keeps its direction with momentum, and survives what it is told to."""
+"""BIM: length of its steps, momentum, and averaged gradients."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ def network() -> Model:
     return load_model(module, input_size=(3, 8, 8))
 
 
-def pictures(count: int = 4) -> Tensor:
+def random_images(count: int = 4) -> Tensor:
     return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_it_goes_as_far_as_its_steps_and_no_further_than_the_ball(norm: str) -> None:
-    model, images = network(), 0.4 + 0.2 * pictures()
+def test_distance_is_bounded_by_the_steps_and_the_ball(norm: str) -> None:
+    model, images = network(), 0.4 + 0.2 * random_images()
     labels = model(images).argmax(1)
     for steps, most in ((2, 0.04), (20, 0.1)):
-        found = bim(model, images, labels, eps=0.1, step_size=0.02, steps=steps, norm=norm)
-        assert (found.distance(norm) <= most * (1 + 1e-9)).all()
-        assert (found.distance(norm) > 0.5 * most).all()
+        result = bim(model, images, labels, eps=0.1, step_size=0.02, steps=steps, norm=norm)
+        assert (result.distance(norm) <= most * (1 + 1e-9)).all()
+        assert (result.distance(norm) > 0.5 * most).all()
 
 
-def test_momentum_of_none_is_plain_and_of_one_is_not() -> None:
-    model, images = network(), pictures()
+def test_momentum_zero_equals_no_momentum() -> None:
+    model, images = network(), random_images()
     labels = model(images).argmax(1)
-    given: dict[str, Any] = {"eps": 0.3, "step_size": 0.05, "steps": 10}
-    plain = bim(model, images, labels, **given).adversarial
-    assert torch.equal(bim(model, images, labels, momentum=0.0, **given).adversarial, plain)
-    assert not torch.equal(bim(model, images, labels, momentum=1.0, **given).adversarial, plain)
+    params: dict[str, Any] = {"eps": 0.3, "step_size": 0.05, "steps": 10}
+    plain = bim(model, images, labels, **params).adversarial
+    assert torch.equal(bim(model, images, labels, momentum=0.0, **params).adversarial, plain)
+    assert not torch.equal(bim(model, images, labels, momentum=1.0, **params).adversarial, plain)
 
 
-def test_mean_over_draws_of_a_model_that_is_not_random_changes_nothing() -> None:
-    model, images = network(), pictures()
+def test_eot_of_a_deterministic_model_equals_one_pass() -> None:
+    model, images = network(), random_images()
     labels = model(images).argmax(1)
     torch.testing.assert_close(
-        bim(model, images, labels, eot=3).adversarial, bim(model, images, labels).adversarial
+        bim(model, images, labels, eot_samples=3).adversarial, bim(model, images, labels).adversarial
     )

@@ -1,4 +1,4 @@
-"""Attacks that only ask the model: on labels alone, counted exactly, each image by itself."""
+"""Black-box attacks: predicted classes suffice, queries are counted exactly, images are independent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from phosphene import InputError, Model, ModelError, load_model, methods, run
 from phosphene.models.batch_size import max_batch
 
-WAYS: dict[str, dict[str, Any]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "hop_skip_jump l2": {"norm": "l2"},
     "hop_skip_jump linf": {"norm": "linf"},
     "boundary": {},
@@ -23,32 +23,34 @@ WAYS: dict[str, dict[str, Any]] = {
     "square l2": {"norm": "l2", "eps": 0.7},
     "square l1": {"norm": "l1", "eps": 5.0},
 }
-by_each = pytest.mark.parametrize("way", WAYS)
-by_labels = pytest.mark.parametrize("way", [way for way in WAYS if "square" not in way])
+by_each = pytest.mark.parametrize("setting", SETTINGS)
+by_labels = pytest.mark.parametrize("setting", [setting for setting in SETTINGS if "square" not in setting])
 SIZE = (3, 6, 6)
 WEIGHT = torch.randn(4, 108, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 10
 
 
-def attack(way: str, model: Model, images: Tensor, labels: Tensor, **params: Any) -> Any:
-    return methods[f"attacks.{way.split()[0]}"](model, images, labels, **{"seed": 0, **WAYS[way], **params})
+def attack(setting: str, model: Model, images: Tensor, labels: Tensor, **params: Any) -> Any:
+    return methods[f"attacks.{setting.split()[0]}"](
+        model, images, labels, **{"seed": 0, **SETTINGS[setting], **params}
+    )
 
 
-def label(pictures: Tensor) -> Tensor:
-    return ((pictures.double() - 0.5).flatten(1) @ WEIGHT.T).argmax(1)
+def label(images: Tensor) -> Tensor:
+    return ((images.double() - 0.5).flatten(1) @ WEIGHT.T).argmax(1)
 
 
 class Counted:
-    """Labels as NumPy integers, of a function with no gradients that counts the pictures it is shown."""
+    """A function without gradients that returns NumPy labels and counts its inputs."""
 
     def __init__(self) -> None:
-        self.shown = 0
+        self.inputs = 0
 
-    def __call__(self, pictures: Tensor) -> Any:
-        self.shown += len(pictures)
-        return np.asarray(label(torch.from_numpy(pictures.numpy())))
+    def __call__(self, images: Tensor) -> Any:
+        self.inputs += len(images)
+        return np.asarray(label(torch.from_numpy(images.numpy())))
 
 
-def asked(function: Callable[[Tensor], Any]) -> Model:
+def black_box(function: Callable[[Tensor], Any]) -> Model:
     return load_model(function, input_size=SIZE, classes=["a", "b", "c", "d"])
 
 
@@ -58,38 +60,38 @@ def linear() -> Model:
     return load_model(nn.Sequential(nn.Flatten(), layer), input_size=SIZE)
 
 
-def pictures(count: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+def random_images(count: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     drawn = torch.rand(count, *SIZE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return (drawn * 1.4 - 0.2).clamp(0, 1).to(dtype)
 
 
 @by_each
 @pytest.mark.parametrize("most", [1, 2, 7, 60, 400])
-def test_queries_are_the_pictures_that_the_model_was_shown_and_within_the_budget(way: str, most: int) -> None:
-    function, images = Counted(), pictures(3)
+def test_queries_equal_the_inputs_and_stay_within_the_budget(setting: str, most: int) -> None:
+    function, images = Counted(), random_images(3)
     labels = label(images)
-    labels[1] = (labels[1] + 1) % 4  # one that needs no attack
-    found = attack(way, asked(function), images, labels, max_queries=most)
-    assert function.shown == int(found.queries.sum())
-    assert 1 <= found.queries.min() <= found.queries.max() <= most
-    assert found.queries[1] == 1
-    assert torch.equal(found.adversarial[1], images[1])
+    labels[1] = (labels[1] + 1) % 4  # misclassified from the outset
+    result = attack(setting, black_box(function), images, labels, max_queries=most)
+    assert function.inputs == int(result.queries.sum())
+    assert 1 <= result.queries.min() <= result.queries.max() <= most
+    assert result.queries[1] == 1
+    assert torch.equal(result.adversarial[1], images[1])
     one = Counted()
-    alone = attack(way, asked(one), images[:1], labels[:1], max_queries=most)
-    assert one.shown == int(alone.queries) == int(found.queries[0])
+    alone = attack(setting, black_box(one), images[:1], labels[:1], max_queries=most)
+    assert one.inputs == int(alone.queries) == int(result.queries[0])
 
 
 @by_labels
-def test_labels_alone_are_enough_and_success_is_what_the_function_says(way: str) -> None:
-    images = pictures(5)
+def test_labels_suffice_and_success_equals_the_prediction(setting: str) -> None:
+    images = random_images(5)
     labels = label(images)
-    found = attack(way, asked(Counted()), images, labels, max_queries=600)
-    assert found.success.all()
-    assert torch.equal(found.after, label(found.adversarial))
-    assert not found.after.eq(labels).any()
-    assert found.confidence_before.eq(1).all()
-    assert found.adversarial.min() >= 0 and found.adversarial.max() <= 1
-    assert f"{int(found.queries[0])} queries" in found.panels()[0][2].title
+    result = attack(setting, black_box(Counted()), images, labels, max_queries=600)
+    assert result.success.all()
+    assert torch.equal(result.after, label(result.adversarial))
+    assert not result.after.eq(labels).any()
+    assert result.confidence_before.eq(1).all()
+    assert result.adversarial.min() >= 0 and result.adversarial.max() <= 1
+    assert f"{int(result.queries[0])} queries" in result.panels()[0][2].title
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -100,141 +102,152 @@ def test_hop_skip_jump_comes_within_fifteen_percent_of_the_nearest_boundary(norm
     apart = (WEIGHT[labels][:, None] - WEIGHT).norm(2 if norm == "l2" else 1, dim=2)
     gaps = (logits.gather(1, labels[:, None]) - logits) / apart
     nearest = gaps.scatter(1, labels[:, None], torch.inf).amin(1)
-    found = attack(f"hop_skip_jump {norm}", asked(label), images, labels, steps=25, max_queries=20_000)
-    ratio = found.distance(norm) / nearest
+    result = attack(f"hop_skip_jump {norm}", black_box(label), images, labels, steps=25, max_queries=20_000)
+    ratio = result.distance(norm) / nearest
     assert ratio.min() >= 1 - 1e-4
     assert ratio.median() <= 1.15
 
 
 @by_each
-def test_batch_gives_what_its_images_give_alone_whatever_goes_through_at_once(way: str) -> None:
-    model, images = linear(), pictures(3, 1, torch.float64)
+def test_batch_equals_single_images_for_any_batch_size(setting: str) -> None:
+    model, images = linear(), random_images(3, 1, torch.float64)
     labels = label(images)
-    together = attack(way, model, images, labels, max_queries=150)
+    together = attack(setting, model, images, labels, max_queries=150)
     with max_batch(2):
-        in_twos = attack(way, model, images, labels, max_queries=150)
+        in_twos = attack(setting, model, images, labels, max_queries=150)
     torch.testing.assert_close(in_twos.adversarial, together.adversarial)
     for n in range(3):
-        alone = attack(way, model, images[n : n + 1], labels[n : n + 1], max_queries=150)
+        alone = attack(setting, model, images[n : n + 1], labels[n : n + 1], max_queries=150)
         torch.testing.assert_close(alone.adversarial[0], together.adversarial[n])
 
 
 @by_each
-def test_constant_added_to_the_logits_changes_nothing(way: str) -> None:
-    model, images = linear(), pictures(2, 2, torch.float64)
-    plain = attack(way, model, images, label(images), max_queries=120).adversarial
+def test_constant_added_to_the_logits_does_not_matter(setting: str) -> None:
+    model, images = linear(), random_images(2, 2, torch.float64)
+    plain = attack(setting, model, images, label(images), max_queries=120).adversarial
     model.module[1].bias.data += 8.0
-    shifted = attack(way, model, images, label(images), max_queries=120).adversarial
+    shifted = attack(setting, model, images, label(images), max_queries=120).adversarial
     torch.testing.assert_close(shifted, plain)
 
 
 @by_each
-def test_model_that_always_says_the_same_ends_the_search_with_the_flag_down(way: str) -> None:
-    function = asked(lambda shown: torch.zeros(len(shown), dtype=torch.long))
-    images = pictures(2)
-    found = attack(way, function, images, torch.tensor([0, 0]), max_queries=300)
-    assert not found.success.any()
-    assert found.adversarial.isfinite().all()
-    if "square" not in way:
-        assert torch.equal(found.adversarial, images)
-    assert found.png()
+def test_constant_prediction_ends_without_success(setting: str) -> None:
+    function = black_box(lambda inputs: torch.zeros(len(inputs), dtype=torch.long))
+    images = random_images(2)
+    result = attack(setting, function, images, torch.tensor([0, 0]), max_queries=300)
+    assert not result.success.any()
+    assert result.adversarial.isfinite().all()
+    if "square" not in setting:
+        assert torch.equal(result.adversarial, images)
+    assert result.png()
 
 
 @by_labels
-def test_targeted_search_begins_at_the_start_and_keeps_the_class(way: str) -> None:
-    many = pictures(60, 7)
+def test_targeted_search_starts_at_the_given_image(setting: str) -> None:
+    many = random_images(60, 7)
     images = many[:2]
-    wanted = (label(images) + 1) % 4
-    start = torch.stack([many[(label(many) == int(k)).nonzero()[0, 0]] for k in wanted])
-    found = attack(way, asked(Counted()), images, wanted, targeted=True, start=start, max_queries=500)
-    assert found.success.all()
-    assert torch.equal(label(found.adversarial), wanted)
-    assert (found.distance("l2") < 0.8 * (start - images).flatten(1).norm(dim=1)).all()
+    targets = (label(images) + 1) % 4
+    start = torch.stack([many[(label(many) == int(k)).nonzero()[0, 0]] for k in targets])
+    result = attack(
+        setting, black_box(Counted()), images, targets, targeted=True, start=start, max_queries=500
+    )
+    assert result.success.all()
+    assert torch.equal(label(result.adversarial), targets)
+    assert (result.distance("l2") < 0.8 * (start - images).flatten(1).norm(dim=1)).all()
 
 
 @by_each
-def test_targeted_equals_untargeted_where_there_are_two_classes(way: str) -> None:
-    def two(shown: Tensor) -> Tensor:
-        return (shown.double() - 0.5).flatten(1) @ WEIGHT[:2].T
+def test_targeted_equals_untargeted_for_two_classes(setting: str) -> None:
+    def two(inputs: Tensor) -> Tensor:
+        return (inputs.double() - 0.5).flatten(1) @ WEIGHT[:2].T
 
-    model, images = load_model(two, input_size=SIZE, classes=["no", "yes"]), pictures(2)
-    said = two(images).argmax(1)
-    away = attack(way, model, images, said, max_queries=200)
-    towards = attack(way, model, images, 1 - said, targeted=True, max_queries=200)
+    model, images = load_model(two, input_size=SIZE, classes=["no", "yes"]), random_images(2)
+    predictions = two(images).argmax(1)
+    away = attack(setting, model, images, predictions, max_queries=200)
+    towards = attack(setting, model, images, 1 - predictions, targeted=True, max_queries=200)
     assert not torch.equal(away.adversarial, images)
     assert torch.equal(away.adversarial, towards.adversarial)
 
 
-def test_start_is_read_for_all_images_and_refused_in_another_shape() -> None:
-    found = run(
+def test_start_is_repeated_for_all_images_and_checked() -> None:
+    result = run(
         "hop_skip_jump", images="builtin:scenes/2", start="builtin:scenes/1", labels=[3, 3], targeted=True,
         max_queries=30, seed=0, progress=False,
     )  # fmt: skip
-    assert found.inputs["start"].shape == found.images.shape
+    assert result.inputs["start"].shape == result.images.shape
     with pytest.raises(InputError, match="start pictures must have the images' shape"):
-        attack("boundary", asked(label), pictures(2), torch.tensor([0, 0]), start=pictures(2)[..., 1:])
+        attack(
+            "boundary",
+            black_box(label),
+            random_images(2),
+            torch.tensor([0, 0]),
+            start=random_images(2)[..., 1:],
+        )
     with pytest.raises(InputError, match="needs one picture to start from, or 2, not 3"):
-        attack("boundary", asked(label), pictures(2), torch.tensor([0, 0]), start=pictures(3))
+        attack("boundary", black_box(label), random_images(2), torch.tensor([0, 0]), start=random_images(3))
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 99),
-    way=st.sampled_from(["square linf", "square l2", "square l1"]),
+    setting=st.sampled_from(["square linf", "square l2", "square l1"]),
     eps=st.floats(1e-6, 30),
     targeted=st.booleans(),
-    share=st.floats(0.001, 1),
+    initial_area=st.floats(0.001, 1),
 )
-def test_square_stays_in_the_ball_and_in_the_pixel_range(
-    seed: int, way: str, eps: float, targeted: bool, share: float
+def test_square_result_is_in_the_ball_and_in_the_pixel_range(
+    seed: int, setting: str, eps: float, targeted: bool, initial_area: float
 ) -> None:
-    images, params = pictures(3, seed, torch.float64), {"eps": eps, "targeted": targeted, "share": share}
-    found = attack(way, linear(), images, torch.tensor([0, 1, 2]), seed=seed, max_queries=25, **params)
-    assert found.adversarial.min() >= 0 and found.adversarial.max() <= 1
-    norm = WAYS[way]["norm"]
-    assert found.distance(norm).max() <= eps * (1 + 1e-12)
-    assert torch.equal(found.after, linear()(found.adversarial).argmax(1))
+    images, params = (
+        random_images(3, seed, torch.float64),
+        {"eps": eps, "targeted": targeted, "initial_area": initial_area},
+    )
+    result = attack(setting, linear(), images, torch.tensor([0, 1, 2]), seed=seed, max_queries=25, **params)
+    assert result.adversarial.min() >= 0 and result.adversarial.max() <= 1
+    norm = SETTINGS[setting]["norm"]
+    assert result.distance(norm).max() <= eps * (1 + 1e-12)
+    assert torch.equal(result.after, linear()(result.adversarial).argmax(1))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_square_lowers_the_margin_with_more_queries(norm: str) -> None:
-    model, images = linear(), pictures(6, 3, torch.float64)
+    model, images = linear(), random_images(6, 3, torch.float64)
     labels, margins = label(images), []
     for most in (2, 40, 400):
-        found = attack(f"square {norm}", model, images, labels, eps=0.02, max_queries=most)
-        logits = model(found.adversarial).detach()
+        result = attack(f"square {norm}", model, images, labels, eps=0.02, max_queries=most)
+        logits = model(result.adversarial).detach()
         own = logits.gather(1, labels[:, None])
         margins.append(float((own - logits.scatter(1, labels[:, None], -torch.inf).amax(1, True)).mean()))
     assert margins[0] > margins[1] > margins[2]
 
 
 @pytest.mark.parametrize("name", ["pgd", "bim", "fgsm", "saliency"])
-def test_method_on_gradients_refuses_a_function_that_gives_labels(name: str) -> None:
+def test_gradient_methods_refuse_a_function_that_returns_labels(name: str) -> None:
     function = Counted()
     given = [torch.tensor([0])] if name != "saliency" else []
     with pytest.raises(ModelError, match="no gradient|labels alone|lets no gradient through"):
-        methods[name](asked(function), pictures(1), *given)
-    assert function.shown <= 1  # asked once, to see
+        methods[name](black_box(function), random_images(1), *given)
+    assert function.inputs <= 1  # black_box once, to see
 
 
-def test_method_on_gradients_takes_a_function_that_lets_them_through() -> None:
+def test_gradient_methods_accept_a_differentiable_function() -> None:
     model = linear()
-    through = load_model(lambda shown: model(shown.double()), input_size=SIZE, classes=["a", "b", "c", "d"])
-    images = pictures(2)
-    found = methods["pgd"](through, images, label(images), eps=0.3, step_size=0.1, seed=0)
-    assert found.success.all()
+    through = load_model(lambda inputs: model(inputs.double()), input_size=SIZE, classes=["a", "b", "c", "d"])
+    images = random_images(2)
+    result = methods["pgd"](through, images, label(images), eps=0.3, step_size=0.1, seed=0)
+    assert result.success.all()
 
 
-def test_network_whose_picture_is_cut_off_is_refused_in_a_sentence() -> None:
+def test_detached_network_raises_model_error() -> None:
     class Cut(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner = linear().module
 
-        def forward(self, shown: Tensor) -> Tensor:
-            return self.inner(shown.detach())
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.inner(inputs.detach())
 
-    model, images = load_model(Cut(), input_size=SIZE), pictures(2, dtype=torch.float64)
+    model, images = load_model(Cut(), input_size=SIZE), random_images(2, dtype=torch.float64)
     for name in ("pgd", "deepfool", "carlini_wagner"):
         with pytest.raises(ModelError, match="no gradient flows through"):
             methods[name](model, images, label(images))

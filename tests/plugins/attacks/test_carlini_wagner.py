@@ -1,4 +1,4 @@
-"""Carlini-Wagner finds the smallest perturbation of linear models, obeys kappa, and wastes no passes."""
+"""Carlini-Wagner: minimum distance on linear models, kappa, and early stopping."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from phosphene import Model, load_model, methods
-from phosphene.testing.observation import traffic
+from phosphene.testing.observation import count_passes
 
 carlini_wagner = methods["attacks.carlini_wagner"]
 
@@ -29,16 +29,16 @@ def gaps(model: Model, images: Tensor, labels: Tensor, dual: float) -> Tensor:
 
 @pytest.mark.parametrize(("norm", "dual"), [("l2", 2.0), ("linf", 1.0)])
 @pytest.mark.parametrize("seed", range(4))
-def test_distance_to_a_line_is_exact_to_three_percent(norm: str, dual: float, seed: int) -> None:
+def test_distance_to_a_boundary_is_exact_to_three_percent(norm: str, dual: float, seed: int) -> None:
     model, images = linear(2, seed, shift=-100.0)
     labels = model(images).argmax(1)
-    found = carlini_wagner(model, images, labels, norm=norm)
-    ratio = found.distance(norm) / gaps(model, images, labels, dual).amin(1)
-    assert found.success.all() and ratio.min() > 1 - 1e-9 and ratio.max() < 1.03
+    result = carlini_wagner(model, images, labels, norm=norm)
+    ratio = result.distance(norm) / gaps(model, images, labels, dual).amin(1)
+    assert result.success.all() and ratio.min() > 1 - 1e-9 and ratio.max() < 1.03
 
 
 @pytest.mark.parametrize(("norm", "dual"), [("l2", 2.0), ("linf", 1.0)])
-def test_nearest_of_ten_classes_is_found_though_another_is_likelier(norm: str, dual: float) -> None:
+def test_nearest_of_ten_classes_wins_over_the_most_likely(norm: str, dual: float) -> None:
     others = 0
     for seed in range(4):
         model, images = linear(10, seed)
@@ -52,29 +52,29 @@ def test_nearest_of_ten_classes_is_found_though_another_is_likelier(norm: str, d
 
 
 def test_black_and_white_pixels_move() -> None:
-    """Under the usual tanh they hardly do."""
+    """Under the tanh of the paper they hardly do."""
     model, images = linear(2, 0)
     binary = images.gt(0.5).double()
-    found = carlini_wagner(model, binary, model(binary).argmax(1))
-    assert found.success.all()
+    result = carlini_wagner(model, binary, model(binary).argmax(1))
+    assert result.success.all()
 
 
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_wrong_logit_leads_by_kappa(targeted: bool, norm: str) -> None:
+def test_adversarial_logit_leads_by_kappa(targeted: bool, norm: str) -> None:
     model, images = linear(4, 1)
-    said = model(images).argmax(1)
-    labels = (said + 1) % 4 if targeted else said
-    found = carlini_wagner(model, images, labels, kappa=0.7, targeted=targeted, norm=norm)
-    best = model(found.adversarial).detach().topk(2).values
-    assert found.success.all()
+    predictions = model(images).argmax(1)
+    labels = (predictions + 1) % 4 if targeted else predictions
+    result = carlini_wagner(model, images, labels, kappa=0.7, targeted=targeted, norm=norm)
+    best = model(result.adversarial).detach().topk(2).values
+    assert result.success.all()
     assert (best[:, 0] - best[:, 1] >= 0.7 - 1e-9).all()
     near = carlini_wagner(model, images, labels, targeted=targeted, norm=norm)
-    assert (near.distance(norm) < found.distance(norm)).all()
+    assert (near.distance(norm) < result.distance(norm)).all()
 
 
-def test_search_gives_up_early_where_the_loss_no_longer_falls() -> None:
+def test_descent_stops_early_where_the_objective_no_longer_falls() -> None:
     model, images = linear(2, 0)
-    with traffic(model.module) as seen:
+    with count_passes(model.module) as seen:
         carlini_wagner(model, images, model(images).argmax(1), steps=1000, search_steps=6)
     assert seen.backward < 0.7 * 6 * 1000 * len(images)

@@ -1,4 +1,4 @@
-"""DeepFool reaches the nearest boundary of a linear model times its overshoot, and stops where it is over."""
+"""DeepFool: distance to the boundary of a linear model times its overshoot, and early stopping."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from phosphene import Model, load_model, methods
-from phosphene.testing.observation import traffic
+from phosphene.testing.observation import count_passes
 
 deepfool = methods["attacks.deepfool"]
 
@@ -32,14 +32,14 @@ def nearest(model: Model, images: Tensor, dual: float) -> Tensor:
 @pytest.mark.parametrize("overshoot", [0.001, 0.02, 0.5])
 def test_linear_model_is_crossed_by_exactly_the_overshoot(norm: str, dual: float, overshoot: float) -> None:
     model, images = linear()
-    found = deepfool(model, images, model(images).argmax(1), norm=norm, overshoot=overshoot)
-    assert found.success.all()
+    result = deepfool(model, images, model(images).argmax(1), norm=norm, overshoot=overshoot)
+    assert result.success.all()
     expected = (1 + overshoot) * nearest(model, images, dual)
-    torch.testing.assert_close(found.distance(norm), expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(result.distance(norm), expected, rtol=1e-9, atol=0)
 
 
-def test_class_outside_the_candidates_is_not_gone_to() -> None:
-    """The nearest boundary is the third class's here, at a tenth of the way to the second's."""
+def test_class_outside_the_candidates_is_ignored() -> None:
+    """The boundary of the third class is nearest, at a tenth of the distance to the second's."""
     weight = torch.tensor([[1.0, 0, 0], [0.9, 0.2, 0], [0.5, 0, 50]], dtype=torch.float64)
     layer = nn.Linear(3, 3, bias=False).double()
     layer.weight.data = weight
@@ -50,22 +50,22 @@ def test_class_outside_the_candidates_is_not_gone_to() -> None:
     assert three.distance("l2") < 0.2 * two.distance("l2")
 
 
-def test_finished_images_cost_nothing_more() -> None:
-    """A linear model: one step each, so a look before, one after, and a way back for each rival."""
+def test_finished_images_take_no_more_passes() -> None:
+    """On a linear model one step each: a forward pass before and after it, a backward pass for each rival."""
     model, images = linear()
     labels = model(images).argmax(1)
     labels[:3] = (labels[:3] + 1) % 6
     model.structure  # noqa: B018  - recorded once, with a pass of its own
-    with traffic(model.module) as seen:
+    with count_passes(model.module) as seen:
         deepfool(model, images, labels)
-    # Eight are looked at, five of them again with a gradient, and after the step.
+    # Eight images, five of them again with a gradient, and again after the step.
     assert seen.forward == 8 + 5 + 5
     assert seen.backward == 5 * 5
 
 
-def test_image_exactly_on_the_boundary_is_moved_off_it() -> None:
+def test_image_on_the_boundary_crosses_it() -> None:
     model, images = linear(classes=2)
     weight = model.module[1].weight.detach()
     model.module[1].bias.data = -weight @ images[0].flatten()  # both logits are 0 on the first image
-    found = deepfool(model, images[:1], model(images[:1]).argmax(1))
-    assert found.success.all() and 0 < found.distance("l2") < 1e-3
+    result = deepfool(model, images[:1], model(images[:1]).argmax(1))
+    assert result.success.all() and 0 < result.distance("l2") < 1e-3

@@ -1,4 +1,4 @@
-"""FAB: the nearest point of a plane within the range of pixels, and no further than the peers go."""
+"""FAB: projection onto a hyperplane within the pixel range, and distances no larger than DeepFool's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from phosphene import Model, load_model, methods
-from phosphene_plugins.attacks._hyperplane_projection import onto_plane
+from phosphene_plugins.attacks._hyperplane_projection import project_onto_hyperplane
 from phosphene_plugins.attacks._lp_balls import distance
 
 fab, deepfool = methods["attacks.fab"], methods["attacks.deepfool"]
@@ -20,51 +20,51 @@ by_norm = pytest.mark.parametrize("norm", NORMS)
 
 
 def least(x: Tensor, slope: Tensor, rise: float, norm: str) -> float:
-    """The least norm of a change within the range that reaches the plane, by a solver."""
+    """The least norm of a change within the pixel range that reaches the hyperplane, by a solver."""
     n = len(x)
     box = [(-float(v), 1 - float(v)) for v in x]
     w = slope.numpy()
     if norm == "l2":
-        found = scipy.optimize.minimize(
+        result = scipy.optimize.minimize(
             lambda d: d @ d, np.zeros(n), jac=lambda d: 2 * d, bounds=box, method="SLSQP",
             constraints={"type": "eq", "fun": lambda d: w @ d - rise, "jac": lambda d: w},
             options={"maxiter": 500, "ftol": 1e-14},
         )  # fmt: skip
-        return float(np.sqrt(found.fun))
+        return float(np.sqrt(result.fun))
     eye = np.eye(n)
     if norm == "linf":  # of (d, t), -t <= d <= t
         one = np.ones((n, 1))
         sides = np.block([[eye, -one], [-eye, -one]])
-        found = scipy.optimize.linprog(
+        result = scipy.optimize.linprog(
             [0] * n + [1], sides, np.zeros(2 * n), [[*w, 0]], [rise], [*box, (0, None)]
         )
-    else:  # of what is added and what is taken away
+    else:  # of the positive and the negative part
         halves = [(0, high) for _, high in box] + [(0, -low) for low, _ in box]
-        found = scipy.optimize.linprog([1] * 2 * n, A_eq=[[*w, *-w]], b_eq=[rise], bounds=halves)
-    assert found.success
-    return float(found.fun)
+        result = scipy.optimize.linprog([1] * 2 * n, A_eq=[[*w, *-w]], b_eq=[rise], bounds=halves)
+    assert result.success
+    return float(result.fun)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 999),
     norm=st.sampled_from(NORMS),
-    share=st.floats(-0.99, 0.99),
+    fraction=st.floats(-0.99, 0.99),
     binary=st.booleans(),
     scale=st.sampled_from([1e-25, 1.0, 1e20]),
 )
-def test_change_onto_a_plane_is_the_least_that_the_range_allows(
-    seed: int, norm: str, share: float, binary: bool, scale: float
+def test_projection_is_the_smallest_change_within_the_range(
+    seed: int, norm: str, fraction: float, binary: bool, scale: float
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(12, generator=generator, dtype=torch.float64)
     x = x.round() if binary else x
     slope = torch.randn(12, generator=generator, dtype=torch.float64)
     slope[seed % 12] = 0
-    # As far as that share of what the range allows.
-    most = torch.where(slope * share > 0, 1 - x, x).mul(slope.abs()).sum()
-    rise = share * most
-    change = onto_plane(
+    # At this fraction of the largest reachable offset.
+    most = torch.where(slope * fraction > 0, 1 - x, x).mul(slope.abs()).sum()
+    rise = fraction * most
+    change = project_onto_hyperplane(
         x.view(1, 3, 2, 2), scale * slope.view(1, 3, 2, 2), (scale * rise).view(1), norm
     ).flatten()
     torch.testing.assert_close((slope * change).sum(), rise, rtol=1e-9, atol=1e-9)
@@ -74,16 +74,16 @@ def test_change_onto_a_plane_is_the_least_that_the_range_allows(
 
 
 @by_norm
-def test_plane_beyond_the_range_is_approached_as_far_as_it_goes(norm: str) -> None:
+def test_unreachable_hyperplane_is_approached(norm: str) -> None:
     x = torch.tensor([0.2, 0.5, 1.0, 0.0]).view(1, 1, 2, 2)
     slope = torch.tensor([1.0, -2.0, 3.0, 0.0]).view(1, 1, 2, 2)
-    change = onto_plane(x, slope, torch.tensor([100.0]), norm)
+    change = project_onto_hyperplane(x, slope, torch.tensor([100.0]), norm)
     torch.testing.assert_close(x + change, torch.tensor([1.0, 0, 1, 0]).view(1, 1, 2, 2))
-    assert not onto_plane(x, 0 * slope, torch.tensor([1.0]), norm).any()
+    assert not project_onto_hyperplane(x, 0 * slope, torch.tensor([1.0]), norm).any()
 
 
 def network(rough: float = 6.0) -> Model:
-    """The rougher, the less like a linear one."""
+    """A network that is less linear for a larger ``rough``."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         module = nn.Sequential(
@@ -93,14 +93,14 @@ def network(rough: float = 6.0) -> Model:
     return load_model(module, input_size=(3, 6, 6))
 
 
-def pictures(count: int = 6) -> Tensor:
+def random_images(count: int = 6) -> Tensor:
     drawn = torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return (drawn * 1.4 - 0.2).clamp(0, 1)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_goes_no_further_than_deepfool_and_sometimes_less(norm: str) -> None:
-    model, images = network(), pictures()
+def test_distance_is_at_most_that_of_deepfool(norm: str) -> None:
+    model, images = network(), random_images()
     labels = model(images).argmax(1)
     ours, theirs = fab(model, images, labels, norm=norm, steps=20), deepfool(model, images, labels, norm=norm)
     assert ours.success.all()
@@ -109,9 +109,9 @@ def test_goes_no_further_than_deepfool_and_sometimes_less(norm: str) -> None:
 
 
 @by_norm
-def test_one_class_after_another_finds_what_all_at_once_find_or_better(norm: str) -> None:
-    """On four rivals the nearest boundary is that of one of them."""
-    model, images = network(), pictures()
+def test_target_classes_one_by_one_are_no_worse_than_all_at_once(norm: str) -> None:
+    """Of four rivals the nearest boundary is that of one of them."""
+    model, images = network(), random_images()
     labels = model(images).argmax(1)
     at_once, in_turn = (fab(model, images, labels, norm=norm, steps=20, target_classes=k) for k in (0, 4))
     assert at_once.success.all() and in_turn.success.all()
@@ -121,20 +121,20 @@ def test_one_class_after_another_finds_what_all_at_once_find_or_better(norm: str
 
 
 @pytest.mark.parametrize("norm", ["linf", "l1"])
-def test_restarts_find_what_the_first_walk_does_not_and_lose_nothing(norm: str) -> None:
-    model, images = network(rough=30), pictures()
+def test_restarts_only_shorten_distances(norm: str) -> None:
+    model, images = network(rough=30), random_images()
     labels = model(images).argmax(1)
     once, often = (fab(model, images, labels, norm=norm, steps=2, restarts=n, seed=0) for n in (1, 4))
     assert often.success.sum() > once.success.sum()
-    found = once.success
-    assert (often.success[found] & (often.distance(norm) <= once.distance(norm) * 1.001)[found]).all()
+    result = once.success
+    assert (often.success[result] & (often.distance(norm) <= once.distance(norm) * 1.001)[result]).all()
 
 
-def test_target_is_reached_at_no_shorter_way_than_any_class() -> None:
-    model, images = network(), pictures()
+def test_targeted_distance_is_at_least_the_untargeted() -> None:
+    model, images = network(), random_images()
     labels = model(images).argmax(1)
     near = fab(model, images, labels, steps=20)
-    wanted = (labels + 2) % 5
-    there = fab(model, images, wanted, steps=20, targeted=True)
-    assert there.success.all() and torch.equal(there.after, wanted)
+    targets = (labels + 2) % 5
+    there = fab(model, images, targets, steps=20, targeted=True)
+    assert there.success.all() and torch.equal(there.after, targets)
     assert (there.distance("linf") >= near.distance("linf") * 0.999).all()

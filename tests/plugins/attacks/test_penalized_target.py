@@ -1,4 +1,4 @@
-"""The penalised target: its objective is raised, its penalty felt, and never a worse point than the start."""
+"""Penalized target: the objective grows, and a larger penalty gives a smaller change."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ def network() -> tuple[Model, Tensor, Tensor]:
     return model, images, (model(images).argmax(1) + 1) % 4
 
 
-def objective(model: Model, images: Tensor, found: Tensor, wanted: Tensor, penalty: float) -> Tensor:
-    score = model(found).gather(1, wanted[:, None])[:, 0].detach()
-    return score - penalty * (found - images).abs().amax((1, 2, 3))
+def objective(model: Model, images: Tensor, result: Tensor, targets: Tensor, penalty: float) -> Tensor:
+    score = model(result).gather(1, targets[:, None])[:, 0].detach()
+    return score - penalty * (result - images).abs().amax((1, 2, 3))
 
 
-def test_objective_is_raised_and_a_dearer_change_is_smaller() -> None:
-    model, images, wanted = network()
+def test_objective_grows_and_a_larger_penalty_gives_a_smaller_change() -> None:
+    model, images, targets = network()
     far = []
     for penalty in (0.5, 2.0, 8.0):
-        found = penalized_target(model, images, wanted, penalty=penalty)
-        raised = objective(model, images, found.adversarial, wanted, penalty)
-        assert (raised >= objective(model, images, images, wanted, penalty) - 1e-12).all()
-        far.append(found.distance("linf"))
+        result = penalized_target(model, images, targets, penalty=penalty)
+        raised = objective(model, images, result.adversarial, targets, penalty)
+        assert (raised >= objective(model, images, images, targets, penalty) - 1e-12).all()
+        far.append(result.distance("linf"))
     assert (far[0] > far[1]).all() and (far[1] >= far[2]).all()
 
 
-def test_penalty_above_the_slope_leaves_the_image_alone() -> None:
-    model, images, wanted = network()
-    assert torch.equal(penalized_target(model, images, wanted, penalty=1e4).adversarial, images)
+def test_penalty_above_the_gradient_leaves_the_image_unchanged() -> None:
+    model, images, targets = network()
+    assert torch.equal(penalized_target(model, images, targets, penalty=1e4).adversarial, images)
 
 
-def test_point_is_better_than_any_step_along_the_sign() -> None:
-    """Of all changes of one size the sign of the gradient is the best where the model is linear."""
-    model, images, wanted = network()
-    found = penalized_target(model, images, wanted, penalty=1.0, steps=300)
-    best = objective(model, images, found.adversarial, wanted, 1.0)
+def test_result_is_better_than_any_step_along_the_sign() -> None:
+    """On a linear model the sign of the gradient is the best change of its size."""
+    model, images, targets = network()
+    result = penalized_target(model, images, targets, penalty=1.0, steps=300)
+    best = objective(model, images, result.adversarial, targets, 1.0)
     place = images.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(model(place).gather(1, wanted[:, None]).sum(), place)
+    (slope,) = torch.autograd.grad(model(place).gather(1, targets[:, None]).sum(), place)
     for size in torch.linspace(0, 1, 21).tolist():
         step = (images + size * slope.sign()).clamp(0, 1)
-        assert (best >= objective(model, images, step, wanted, 1.0) - 1e-3).all()
+        assert (best >= objective(model, images, step, targets, 1.0) - 1e-3).all()
 
 
-def test_already_wanted_class_is_left_alone() -> None:
+def test_image_of_the_target_class_is_unchanged() -> None:
     model, images, _ = network()
-    found = penalized_target(model, images, model(images).argmax(1))
-    assert torch.equal(found.adversarial, images)
-    assert found.success.all() and found.targeted
+    result = penalized_target(model, images, model(images).argmax(1))
+    assert torch.equal(result.adversarial, images)
+    assert result.success.all() and result.targeted

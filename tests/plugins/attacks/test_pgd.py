@@ -1,4 +1,4 @@
-"""PGD stays in its ball, climbs the loss, tells the truth about it, and treats every image alone."""
+"""PGD: ball and pixel range, growth of the loss, success flags, independence of images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def network(seed: int = 0, dtype: torch.dtype = torch.float64, gain: float = 1.0
     return load_model(module, input_size=(3, size, size), dtype=dtype)
 
 
-def pictures(count: int, seed: int = 0, dtype: torch.dtype = torch.float64, size: int = 6) -> Tensor:
+def random_images(count: int, seed: int = 0, dtype: torch.dtype = torch.float64, size: int = 6) -> Tensor:
     """Random pixels, a fifth of them black and a fifth white, so that clipping matters."""
     drawn = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
     return (drawn * 1.7 - 0.35).clamp(0, 1)
@@ -65,15 +65,15 @@ def length(delta: Tensor, norm: str) -> float:
 def test_result_is_in_the_ball_and_in_the_pixel_range(
     seed: int, dtype: torch.dtype, norm: str, eps: float, gain: float, **params: object
 ) -> None:
-    model, images = network(seed, dtype, gain), pictures(3, seed, dtype)
+    model, images = network(seed, dtype, gain), random_images(3, seed, dtype)
     labels = torch.tensor([0, 1, 2])
-    found = pgd(model, images, labels, eps=eps, norm=norm, seed=seed, **params)
-    assert found.adversarial.dtype == dtype
-    assert found.adversarial.min() >= 0
-    assert found.adversarial.max() <= 1
-    # Not a tolerance of ours: how exactly double precision can add the squares.
-    assert length(found.adversarial - found.images, norm) <= eps * (1 + 1e-14 * (norm == "l2"))
-    assert all(torch.isfinite(v).all() for _, v in found.fields() if isinstance(v, Tensor))
+    result = pgd(model, images, labels, eps=eps, norm=norm, seed=seed, **params)
+    assert result.adversarial.dtype == dtype
+    assert result.adversarial.min() >= 0
+    assert result.adversarial.max() <= 1
+    # 1e-14 is the precision of a sum of squares in double precision.
+    assert length(result.adversarial - result.images, norm) <= eps * (1 + 1e-14 * (norm == "l2"))
+    assert all(torch.isfinite(v).all() for _, v in result.fields() if isinstance(v, Tensor))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -81,18 +81,16 @@ def test_large_float32_pictures_stay_inside_the_ball(norm: str) -> None:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         module = nn.Sequential(nn.Conv2d(3, 4, 16, 16), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 32 * 32, 3))
-    model, images = load_model(module), pictures(2, dtype=torch.float32, size=512)
-    found = pgd(model, images, predicted(model, images), norm=norm, eps=0.3, step_size=0.1, steps=5, seed=3)
-    moved = found.adversarial.double() - found.images.double()
+    model, images = load_model(module), random_images(2, dtype=torch.float32, size=512)
+    result = pgd(model, images, predicted(model, images), norm=norm, eps=0.3, step_size=0.1, steps=5, seed=3)
+    moved = result.adversarial.double() - result.images.double()
     assert 0.25 < length(moved, norm) <= 0.3
 
 
 @few
 @given(seed=st.integers(0, 99), norm=norms, targeted=st.booleans(), random_start=st.booleans())
-def test_batch_gives_what_its_images_give_alone(
-    seed: int, norm: str, targeted: bool, random_start: bool
-) -> None:
-    model, images, labels = network(seed), pictures(3, seed), torch.tensor([0, 1, 2])
+def test_batch_equals_single_images(seed: int, norm: str, targeted: bool, random_start: bool) -> None:
+    model, images, labels = network(seed), random_images(3, seed), torch.tensor([0, 1, 2])
     params = {"norm": norm, "targeted": targeted, "random_start": random_start, "seed": seed, "eps": 0.2}
     together = pgd(model, images, labels, **params).adversarial
     for n in range(3):
@@ -101,8 +99,8 @@ def test_batch_gives_what_its_images_give_alone(
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_same_seed_gives_the_same_bits_and_another_seed_another_start(norm: str) -> None:
-    model, images = network(), pictures(2)
+def test_seed_determines_the_start(norm: str) -> None:
+    model, images = network(), random_images(2)
     labels = predicted(model, images)
     first, second, third = (
         pgd(model, images, labels, norm=norm, steps=1, seed=s).adversarial for s in (5, 5, 6)
@@ -113,41 +111,39 @@ def test_same_seed_gives_the_same_bits_and_another_seed_another_start(norm: str)
 
 @few
 @given(seed=st.integers(0, 99), norm=norms, targeted=st.booleans(), eps=st.floats(0.001, 0.5))
-def test_success_is_what_the_model_says_of_the_returned_image(
+def test_success_equals_the_prediction_for_the_returned_image(
     seed: int, norm: str, targeted: bool, eps: float
 ) -> None:
-    model, images, labels = network(seed), pictures(4, seed), torch.tensor([0, 1, 2, 3])
-    found = pgd(model, images, labels, norm=norm, eps=eps, targeted=targeted, seed=0)
-    probabilities = model(found.adversarial).softmax(1).detach()
+    model, images, labels = network(seed), random_images(4, seed), torch.tensor([0, 1, 2, 3])
+    result = pgd(model, images, labels, norm=norm, eps=eps, targeted=targeted, seed=0)
+    probabilities = model(result.adversarial).softmax(1).detach()
     after = probabilities.argmax(1)
-    assert torch.equal(found.after, after)
-    assert torch.equal(found.success, after == labels if targeted else after != labels)
-    torch.testing.assert_close(found.confidence_after, probabilities.amax(1))
-    assert torch.equal(found.before, predicted(model, images))
-    assert found.names_after == tuple(f"class {i}" for i in after.tolist())
+    assert torch.equal(result.after, after)
+    assert torch.equal(result.success, after == labels if targeted else after != labels)
+    torch.testing.assert_close(result.confidence_after, probabilities.amax(1))
+    assert torch.equal(result.before, predicted(model, images))
+    assert result.names_after == tuple(f"class {i}" for i in after.tolist())
 
 
 @few
 @given(seed=st.integers(0, 99), norm=norms, targeted=st.booleans())
-def test_image_that_is_already_where_the_attack_wants_it_comes_back_unchanged(
-    seed: int, norm: str, targeted: bool
-) -> None:
-    model, images = network(seed), pictures(4, seed)
+def test_image_that_is_adversarial_from_the_outset_is_unchanged(seed: int, norm: str, targeted: bool) -> None:
+    model, images = network(seed), random_images(4, seed)
     before = predicted(model, images)
     labels = before if targeted else (before + 1) % 4
-    found = pgd(model, images, labels, norm=norm, targeted=targeted, eps=0.3, seed=0)
-    assert torch.equal(found.adversarial, images)
-    assert found.success.all()
+    result = pgd(model, images, labels, norm=norm, targeted=targeted, eps=0.3, seed=0)
+    assert torch.equal(result.adversarial, images)
+    assert result.success.all()
 
 
 @few
 @given(seed=st.integers(0, 99), norm=norms, shift=st.sampled_from([-100.0, 0.5, 1000.0]))
-def test_constant_added_to_the_logits_changes_nothing(seed: int, norm: str, shift: float) -> None:
-    model, images = network(seed), pictures(2, seed)
+def test_constant_added_to_the_logits_does_not_matter(seed: int, norm: str, shift: float) -> None:
+    model, images = network(seed), random_images(2, seed)
     labels = predicted(model, images)
     plain = pgd(model, images, labels, norm=norm, eps=0.2, seed=1).adversarial
     model.module[3].bias.data += shift
-    # The constant costs the logits digits, and so the gradient's direction.
+    # The constant costs precision of the logits, and so of the gradient's direction.
     torch.testing.assert_close(
         pgd(model, images, labels, norm=norm, eps=0.2, seed=1).adversarial, plain, rtol=0, atol=1e-9
     )
@@ -155,38 +151,38 @@ def test_constant_added_to_the_logits_changes_nothing(seed: int, norm: str, shif
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("targeted", [False, True])
-def test_attack_moves_the_loss_its_way(norm: str, targeted: bool) -> None:
-    model, images = network(3), pictures(6, 3)
+def test_loss_grows_or_targeted_falls(norm: str, targeted: bool) -> None:
+    model, images = network(3), random_images(6, 3)
     before = predicted(model, images)
     labels = (before + 1) % 4 if targeted else before
-    found = pgd(model, images, labels, norm=norm, eps=0.1, step_size=0.02, targeted=targeted, seed=0)
+    result = pgd(model, images, labels, norm=norm, eps=0.1, step_size=0.02, targeted=targeted, seed=0)
     loss_before = F.cross_entropy(model(images), labels, reduction="none")
-    loss_after = F.cross_entropy(model(found.adversarial), labels, reduction="none")
+    loss_after = F.cross_entropy(model(result.adversarial), labels, reduction="none")
     assert ((loss_after < loss_before) if targeted else (loss_after > loss_before)).all()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_without_a_gradient_the_image_stays(norm: str) -> None:
+def test_zero_gradient_leaves_the_image_unchanged(norm: str) -> None:
     model = network(gain=0.0)
     model.module[3].bias.data = torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)
-    images = pictures(2)
-    found = pgd(model, images, torch.tensor([0, 0]), norm=norm, random_start=False)
-    assert torch.equal(found.adversarial, images)
-    assert not found.success.any()
-    assert found.png()
+    images = random_images(2)
+    result = pgd(model, images, torch.tensor([0, 0]), norm=norm, random_start=False)
+    assert torch.equal(result.adversarial, images)
+    assert not result.success.any()
+    assert result.png()
 
 
-def test_gradient_too_small_to_square_still_gives_a_step_of_the_right_length() -> None:
+def test_gradient_that_underflows_when_squared_gives_a_full_step() -> None:
     model = network(dtype=torch.float32, gain=1e-26)
     images = torch.full((1, 3, 6, 6), 0.5)
     labels = predicted(model, images)
-    found = pgd(model, images, labels, norm="l2", steps=1, step_size=0.1, eps=10, random_start=False)
-    assert found.distance("l2").item() == pytest.approx(0.1, rel=1e-5)
+    result = pgd(model, images, labels, norm="l2", steps=1, step_size=0.1, eps=10, random_start=False)
+    assert result.distance("l2").item() == pytest.approx(0.1, rel=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_random_starts_fill_the_ball_uniformly(norm: str) -> None:
-    """One step of no length from grey images: what is left is the start."""
+    """A model without a gradient leaves gray images at their random start."""
     model, images = network(gain=0.0, size=2), torch.full((1, 3, 2, 2), 0.5, dtype=torch.float64)
     model.module[3].bias.data = torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)
     offsets = torch.cat(
@@ -197,11 +193,11 @@ def test_random_starts_fill_the_ball_uniformly(norm: str) -> None:
     ).flatten(1)
     d = offsets.shape[1]
     assert offsets.mean().abs() < 0.02
-    # The share of a ball within radius r is (r / eps)^d.
+    # The fraction of a ball within radius r is (r / eps)^d.
     fractions = (offsets / 0.8 + 0.5).flatten() if norm == "linf" else (offsets.norm(dim=1) / 0.4) ** d
     ordered = fractions.sort().values
     uniform = torch.linspace(0, 1, len(ordered), dtype=torch.float64)
-    # Kolmogorov-Smirnov at one in a million, for the number of draws at hand.
+    # Kolmogorov-Smirnov test at a significance of 1e-6 for this number of draws.
     assert float((ordered - uniform).abs().max()) < 2.7 / len(ordered) ** 0.5
 
 
@@ -209,44 +205,44 @@ def test_random_starts_fill_the_ball_uniformly(norm: str) -> None:
     "params",
     [{"eps": 0}, {"eps": float("nan")}, {"step_size": -1}, {"steps": 0}, {"norm": "l3"}, {"epsilon": 1}],
 )
-def test_impossible_parameters_are_refused(params: dict[str, object]) -> None:
+def test_invalid_parameters_raise(params: dict[str, object]) -> None:
     with pytest.raises(PhospheneError):
-        pgd(network(), pictures(1), torch.tensor([0]), **params)
+        pgd(network(), random_images(1), torch.tensor([0]), **params)
 
 
-def test_picture_shows_original_adversarial_and_difference() -> None:
-    model, images = network(), pictures(2)
-    found = pgd(model, images, predicted(model, images), eps=0.1, step_size=0.05, seed=0)
-    original, adversarial, difference = found.panels()[0][:3]
+def test_panels_are_original_adversarial_and_difference() -> None:
+    model, images = network(), random_images(2)
+    result = pgd(model, images, predicted(model, images), eps=0.1, step_size=0.05, seed=0)
+    original, adversarial, difference = result.panels()[0][:3]
     torch.testing.assert_close(original.image, images[0], check_dtype=False)
-    torch.testing.assert_close(adversarial.image, found.adversarial[0], check_dtype=False)
-    assert difference.title == f"difference ×5, l2 {float(found.distance('l2')[0]):.3g}"
-    told = "->" if found.success[0] else "still"
-    assert adversarial.title.startswith(f"{told} {found.names_after[0]} ")
-    # Grey where nothing moved, black or white where the pixel moved most.
+    torch.testing.assert_close(adversarial.image, result.adversarial[0], check_dtype=False)
+    assert difference.title == f"difference ×5, l2 {float(result.distance('l2')[0]):.3g}"
+    arrow = "->" if result.success[0] else "still"
+    assert adversarial.title.startswith(f"{arrow} {result.names_after[0]} ")
+    # Gray where nothing changed, black or white at the largest change.
     assert float((difference.image - 0.5).abs().max()) == pytest.approx(0.5, abs=1e-6)
 
 
 @few
 @given(seed=st.integers(0, 99), eps=st.floats(1e-3, 30), steps=st.integers(1, 4))
-def test_l1_ball_is_never_left(seed: int, eps: float, steps: int) -> None:
-    model, images = network(seed), pictures(3, seed)
+def test_l1_result_is_in_the_ball(seed: int, eps: float, steps: int) -> None:
+    model, images = network(seed), random_images(3, seed)
     labels = torch.tensor([0, 1, 2])
-    found = pgd(model, images, labels, eps=eps, step_size=eps / 2, steps=steps, norm="l1", seed=seed)
-    assert (found.distance("l1") <= eps * (1 + 1e-12)).all()
-    assert found.adversarial.min() >= 0 and found.adversarial.max() <= 1
+    result = pgd(model, images, labels, eps=eps, step_size=eps / 2, steps=steps, norm="l1", seed=seed)
+    assert (result.distance("l1") <= eps * (1 + 1e-12)).all()
+    assert result.adversarial.min() >= 0 and result.adversarial.max() <= 1
 
 
 @pytest.mark.parametrize("eps", [0.3, 1.0, 3.0])
 @pytest.mark.parametrize("binary", [True, False])
-def test_l1_projection_is_the_nearest_point_of_the_ball_and_of_the_range(eps: float, binary: bool) -> None:
+def test_l1_projection_is_the_nearest_point_of_ball_and_pixel_range(eps: float, binary: bool) -> None:
     generator = torch.Generator().manual_seed(int(10 * eps))
     images = torch.rand(3, 1, 3, 4, generator=generator, dtype=torch.float64)
     images = images.round() if binary else images
     points = images + torch.randn(3, 1, 3, 4, generator=generator, dtype=torch.float64)
-    found = project(points, images, eps, "l1")
-    up, down = slice(12), slice(12, 24)  # what is added, and what is taken away
-    for image, point, nearest in zip(images, points, found, strict=True):
+    result = project(points, images, eps, "l1")
+    up, down = slice(12), slice(12, 24)  # the positive and the negative part
+    for image, point, nearest in zip(images, points, result, strict=True):
         x, way = image.flatten().numpy(), (point - image).flatten().numpy()
         best = scipy.optimize.minimize(
             lambda d, way=way: np.square(d[up] - d[down] - way).sum(), np.zeros(24), method="SLSQP",
@@ -257,8 +253,8 @@ def test_l1_projection_is_the_nearest_point_of_the_ball_and_of_the_range(eps: fl
         assert float((nearest - point).square().sum()) <= best.fun * (1 + 1e-6)
 
 
-def test_more_restarts_never_succeed_less() -> None:
-    model, images = network(3), pictures(24, 3)
+def test_restarts_lose_no_success() -> None:
+    model, images = network(3), random_images(24, 3)
     labels = predicted(model, images)
     once, more = (pgd(model, images, labels, eps=0.02, step_size=0.005, restarts=n, seed=0) for n in (1, 4))
     assert (more.success | ~once.success).all()
@@ -266,26 +262,26 @@ def test_more_restarts_never_succeed_less() -> None:
     assert (loss[1] >= loss[0] - 1e-9)[~more.success].all()
 
 
-def test_example_survives_the_changes_it_was_made_under() -> None:
-    """Turned by up to 20 degrees either way, it is mistaken more often than one that was not made for it."""
+def test_augmentations_make_the_example_robust_to_them() -> None:
+    """Under rotations of up to 20 degrees it fools the model more often than an example made without them."""
     model, images = load_model("builtin:shapes-vgg"), SceneDataset(8).read(range(8))
     labels = predicted(model, images)
-    made: dict[str, Any] = {"eps": 8 / 255, "steps": 8, "seed": 0}
-    plain = pgd(model, images, labels, **made)
-    robust = pgd(model, images, labels, eot=4, under=("rotate",), **made)
+    params: dict[str, Any] = {"eps": 8 / 255, "steps": 8, "seed": 0}
+    plain = pgd(model, images, labels, **params)
+    robust = pgd(model, images, labels, eot_samples=4, augmentations=("rotate",), **params)
 
-    def mistaken(found: Any) -> float:
-        shares = []
+    def misclassified(result: Any) -> float:
+        rates = []
         for seed in range(12):
-            turned = rotate(found.adversarial, torch.Generator().manual_seed(100 + seed))
-            shares.append(predicted(model, turned).ne(labels)[labels == found.before].double().mean())
-        return float(torch.stack(shares).mean())
+            turned = rotate(result.adversarial, torch.Generator().manual_seed(100 + seed))
+            rates.append(predicted(model, turned).ne(labels)[labels == result.before].double().mean())
+        return float(torch.stack(rates).mean())
 
-    assert mistaken(robust) > mistaken(plain)
+    assert misclassified(robust) > misclassified(plain)
 
 
-def test_mean_over_draws_sees_through_a_random_model() -> None:
-    """Noise in the network hides the gradient from a single draw; the mean of many climbs higher."""
+def test_eot_attacks_a_stochastic_model() -> None:
+    """With noise in the network the averaged gradient reaches a higher loss than a single sample."""
 
     class Noisy(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
@@ -295,17 +291,19 @@ def test_mean_over_draws_sees_through_a_random_model() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(x + 0.5 * torch.randn_like(x))
 
-    clean, images = network(3), pictures(6, 3)
+    clean, images = network(3), random_images(6, 3)
     labels = predicted(clean, images)
     noisy = load_model(Noisy(clean.module), input_size=(3, 6, 6))
     gains = []
-    for eot in (1, 30):
+    for samples in (1, 30):
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
-            found = pgd(noisy, images, labels, eps=0.05, step_size=0.01, steps=5, eot=eot, seed=0)
-        open_ = found.adversarial.ne(images).flatten(1).any(1)
-        loss = F.cross_entropy(clean(found.adversarial), labels, reduction="none")
+            result = pgd(
+                noisy, images, labels, eps=0.05, step_size=0.01, steps=5, eot_samples=samples, seed=0
+            )
+        attacked = result.adversarial.ne(images).flatten(1).any(1)
+        loss = F.cross_entropy(clean(result.adversarial), labels, reduction="none")
         gains.append(
-            float((loss - F.cross_entropy(clean(images), labels, reduction="none"))[open_].detach().mean())
+            float((loss - F.cross_entropy(clean(images), labels, reduction="none"))[attacked].detach().mean())
         )
     assert gains[1] > gains[0]

@@ -1,4 +1,4 @@
-"""What all white-box attacks promise: each image alone, no work where none is due, an end on any model."""
+"""Promises of all white-box attacks: independent images, success flags, finite results on any model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from phosphene import Model, load_model, methods
 
-#: Every attack with parameters that make it short.
+#: Every attack with parameters for a short run.
 ATTACKS: dict[str, dict[str, Any]] = {
     "fgsm": {},
     "bim": {"steps": 4},
@@ -21,12 +21,12 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "fab": {"steps": 8, "seed": 0},
     "penalized_target": {"steps": 40, "penalty": 1.0},
 }
-#: Those that can be told which class is wanted, and how.
+#: The attacks with a parameter ``targeted``, and those with ``norm``.
 TARGETED = [name for name in ATTACKS if "targeted" in methods[f"attacks.{name}"].spec.params.model_fields]
 NORMED = [name for name in ATTACKS if "norm" in methods[f"attacks.{name}"].spec.params.model_fields]
 every = pytest.mark.parametrize("name", ATTACKS)
-#: Every attack with every norm that it knows, None where it knows but one.
-WAYS = [
+#: Every attack with every norm that it has, None where it has no such parameter.
+SETTINGS = [
     (name, norm)
     for name in ATTACKS
     for norm in (
@@ -51,74 +51,74 @@ def network(classes: int = 5, gain: float = 1.0) -> Model:
     return load_model(module, input_size=(3, 6, 6))
 
 
-def pictures(count: int = 4) -> Tensor:
+def random_images(count: int = 4) -> Tensor:
     return torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def towards(name: str, model: Model, images: Tensor) -> Tensor:
-    """Labels that give the attack something to do."""
-    said = model(images).argmax(1)
-    return (said + 1) % model.class_count if name == "penalized_target" else said
+def attackable_labels(name: str, model: Model, images: Tensor) -> Tensor:
+    """Labels for which the images are not adversarial yet."""
+    predictions = model(images).argmax(1)
+    return (predictions + 1) % model.class_count if name == "penalized_target" else predictions
 
 
 @every
-def test_attack_succeeds_on_a_network_that_has_never_seen_one(name: str) -> None:
-    model, images = network(), pictures()
-    wide = {"eps": 0.3} if name in ("fgsm", "bim", "pgd", "apgd") else {}
-    wide |= {"step_size": 0.1} if name in ("bim", "pgd", "penalized_target") else {}
-    found = attack(name, model, images, towards(name, model, images), **wide)
-    assert found.success.all()
-    assert (found.distance("linf") > 0).all()
+def test_succeeds_on_an_undefended_network(name: str) -> None:
+    model, images = network(), random_images()
+    params = {"eps": 0.3} if name in ("fgsm", "bim", "pgd", "apgd") else {}
+    params |= {"step_size": 0.1} if name in ("bim", "pgd", "penalized_target") else {}
+    result = attack(name, model, images, attackable_labels(name, model, images), **params)
+    assert result.success.all()
+    assert (result.distance("linf") > 0).all()
 
 
 @every
-def test_images_do_not_depend_on_each_other(name: str) -> None:
-    model, images = network(), pictures()
-    labels = towards(name, model, images)
-    labels[1] = (labels[1] + 2) % 5  # one that needs nothing, or another class
-    whole = attack(name, model, images, labels)
+def test_batch_equals_single_images(name: str) -> None:
+    model, images = network(), random_images()
+    labels = attackable_labels(name, model, images)
+    labels[1] = (labels[1] + 2) % 5  # adversarial from the outset, or another target
+    complete = attack(name, model, images, labels)
     for n in range(4):
         alone = attack(name, model, images[n : n + 1], labels[n : n + 1])
-        torch.testing.assert_close(whole.adversarial[n : n + 1], alone.adversarial, rtol=0, atol=1e-9)
+        torch.testing.assert_close(complete.adversarial[n : n + 1], alone.adversarial, rtol=0, atol=1e-9)
 
 
 @every
-def test_image_that_is_where_it_should_be_comes_back_unchanged(name: str) -> None:
-    model, images = network(), pictures()
-    said = model(images).argmax(1)
-    labels = said if name == "penalized_target" else (said + 1) % 5
-    found = attack(name, model, images, labels)
-    assert torch.equal(found.adversarial, images)
-    assert found.success.all()
+def test_image_that_is_adversarial_from_the_outset_is_unchanged(name: str) -> None:
+    model, images = network(), random_images()
+    predictions = model(images).argmax(1)
+    labels = predictions if name == "penalized_target" else (predictions + 1) % 5
+    result = attack(name, model, images, labels)
+    assert torch.equal(result.adversarial, images)
+    assert result.success.all()
 
 
 @pytest.mark.parametrize("name", TARGETED)
-def test_wanted_class_is_reached(name: str) -> None:
-    model, images = network(), pictures()
+def test_targeted_attack_reaches_the_target(name: str) -> None:
+    model, images = network(), random_images()
     labels = (model(images).argmax(1) + 2) % 5
-    wide = {"eps": 0.5} if name in ("fgsm", "bim", "pgd", "apgd") else {}
-    wide |= {"step_size": 0.1, "steps": 10} if name in ("bim", "pgd") else {}
-    found = attack(name, model, images, labels, targeted=True, **wide)
-    assert found.targeted
-    assert torch.equal(found.success, found.after == labels)
-    assert found.success[:2].all() or name == "fgsm"
+    params = {"eps": 0.5} if name in ("fgsm", "bim", "pgd", "apgd") else {}
+    params |= {"step_size": 0.1, "steps": 10} if name in ("bim", "pgd") else {}
+    result = attack(name, model, images, labels, targeted=True, **params)
+    assert result.targeted
+    assert torch.equal(result.success, result.after == labels)
+    assert result.success[:2].all() or name == "fgsm"
 
 
 @pytest.mark.parametrize("name", TARGETED)
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_between_two_classes_away_from_one_is_towards_the_other(name: str, norm: str) -> None:
-    model, images = network(classes=2), pictures()
-    said = model(images).argmax(1)
-    away = attack(name, model, images, said, norm=norm)
-    near = attack(name, model, images, 1 - said, norm=norm, targeted=True)
+def test_targeted_equals_untargeted_for_two_classes(name: str, norm: str) -> None:
+    model, images = network(classes=2), random_images()
+    predictions = model(images).argmax(1)
+    away = attack(name, model, images, predictions, norm=norm)
+    near = attack(name, model, images, 1 - predictions, norm=norm, targeted=True)
     torch.testing.assert_close(away.adversarial, near.adversarial, rtol=0, atol=1e-9)
 
 
 @every
 @pytest.mark.parametrize("shift", [-100.0, 0.5])
-def test_constant_on_all_logits_changes_nothing(name: str, shift: float) -> None:
-    model, images = network(), pictures()
-    labels = towards(name, model, images)
+def test_constant_added_to_the_logits_does_not_matter(name: str, shift: float) -> None:
+    model, images = network(), random_images()
+    labels = attackable_labels(name, model, images)
     plain = attack(name, model, images, labels).adversarial
     model.module[3].bias.data += shift
     torch.testing.assert_close(attack(name, model, images, labels).adversarial, plain, rtol=0, atol=1e-8)
@@ -126,27 +126,27 @@ def test_constant_on_all_logits_changes_nothing(name: str, shift: float) -> None
 
 @every
 @pytest.mark.parametrize("classes", [1, 2, 5])
-def test_flat_model_ends_in_an_honest_failure(name: str, classes: int) -> None:
-    model, images = network(classes=classes, gain=0.0), pictures()
+def test_zero_gradient_ends_without_success(name: str, classes: int) -> None:
+    model, images = network(classes=classes, gain=0.0), random_images()
     model.module[3].bias.data = torch.arange(classes, 0, -1).double()
     labels = torch.full((4,), int(name == "penalized_target" and classes > 1))
-    found = attack(name, model, images, labels)
-    assert found.adversarial.isfinite().all()
-    assert not found.success.any() or (name == "penalized_target" and classes == 1)
+    result = attack(name, model, images, labels)
+    assert result.adversarial.isfinite().all()
+    assert not result.success.any() or (name == "penalized_target" and classes == 1)
 
 
 @every
 @pytest.mark.parametrize("gain", [1e-30, 1e12])
-def test_any_scale_of_the_logits_gives_pixels(name: str, gain: float) -> None:
-    model, images = network(gain=gain), pictures()
+def test_result_is_finite_for_any_scale_of_the_logits(name: str, gain: float) -> None:
+    model, images = network(gain=gain), random_images()
     model.module[3].bias.data *= gain
-    found = attack(name, model, images, towards(name, model, images))
-    assert found.adversarial.isfinite().all()
-    assert found.adversarial.min() >= 0 and found.adversarial.max() <= 1
+    result = attack(name, model, images, attackable_labels(name, model, images))
+    assert result.adversarial.isfinite().all()
+    assert result.adversarial.min() >= 0 and result.adversarial.max() <= 1
 
 
 class Undefined(nn.Module):
-    """Logits or gradients that are no numbers: a root at zero, an overflow, 0 / 0."""
+    """Logits or gradients that are NaN or infinite: a root at zero, an overflow, 0 / 0."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -162,23 +162,23 @@ class Undefined(nn.Module):
         return logits * torch.nan
 
 
-@pytest.mark.parametrize(("name", "norm"), WAYS)
+@pytest.mark.parametrize(("name", "norm"), SETTINGS)
 @pytest.mark.parametrize("kind", ["root", "overflow", "undefined"])
-def test_logits_and_gradients_that_are_no_numbers_leave_pixels(
-    name: str, norm: str | None, kind: str
-) -> None:
-    model, images = load_model(Undefined(kind), input_size=(3, 6, 6)), pictures()
-    found = attack(name, model, images, towards(name, model, images), **({"norm": norm} if norm else {}))
-    assert found.adversarial.isfinite().all()
-    assert found.adversarial.min() >= 0 and found.adversarial.max() <= 1
-    assert found.success.sum() == 0 or kind != "undefined" or name == "penalized_target"
+def test_result_is_finite_for_nan_logits_and_gradients(name: str, norm: str | None, kind: str) -> None:
+    model, images = load_model(Undefined(kind), input_size=(3, 6, 6)), random_images()
+    result = attack(
+        name, model, images, attackable_labels(name, model, images), **({"norm": norm} if norm else {})
+    )
+    assert result.adversarial.isfinite().all()
+    assert result.adversarial.min() >= 0 and result.adversarial.max() <= 1
+    assert result.success.sum() == 0 or kind != "undefined" or name == "penalized_target"
 
 
 @pytest.mark.parametrize("name", ["carlini_wagner", "deepfool", "fab"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_smallest_perturbation_does_not_depend_on_the_scale_of_the_logits(name: str, norm: str) -> None:
-    model, images = network(), pictures()
-    labels = towards(name, model, images)
+def test_distance_does_not_depend_on_the_scale_of_the_logits(name: str, norm: str) -> None:
+    model, images = network(), random_images()
+    labels = attackable_labels(name, model, images)
     plain = attack(name, model, images, labels, norm=norm).distance(norm)
     model.module[3].weight.data *= 1000
     model.module[3].bias.data *= 1000

@@ -80,7 +80,7 @@ def test_the_cost_equals_the_number_of_forward_passes(
     height: int, width: int, params: dict[str, int]
 ) -> None:
     model, images = small_model(), random_images(height, width)
-    model.see(images)
+    model = model.for_images(images)
     assert model.structure
     batch_sizes: list[int] = []
     model.module.register_forward_pre_hook(lambda _, args: batch_sizes.append(len(args[0])))

@@ -1,4 +1,4 @@
-"""``phosphene batch``: a plan checked before any work, carried out, gone on with, and told on one page."""
+"""``phosphene batch``: a plan is checked before anything runs, executed, resumed and reported on one page."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def report() -> Any:
 
 def states() -> dict[str, str]:
     """What became of each run, by its folder."""
-    return {told["folder"].removeprefix("results/"): told["state"] for told in report()["runs"]}
+    return {entry["folder"].removeprefix("results/"): entry["state"] for entry in report()["runs"]}
 
 
 @pytest.fixture(autouse=True)
@@ -104,13 +104,13 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def test_every_combination_has_its_folder(done: Path) -> None:
+def test_every_combination_has_a_folder(done: Path) -> None:
     found = {path.parent.relative_to(done / "results").as_posix() for path in done.rglob("result.json")}
     assert found == FOLDERS
     assert {path.name for path in done.iterdir()} == {"results", "report.html", "report.json"}
 
 
-def test_results_are_those_of_single_runs_with_what_the_plan_says(done: Path) -> None:
+def test_results_equal_single_runs(done: Path) -> None:
     attacked = load_result(done / "results" / "pgd-eps=8-255" / "resnet" / "a-star")
     assert isinstance(attacked, AdversarialExamples)
     how = attacked.provenance
@@ -123,34 +123,36 @@ def test_results_are_those_of_single_runs_with_what_the_plan_says(done: Path) ->
     )
     assert isinstance(single, AdversarialExamples)
     assert torch.equal(attacked.adversarial, single.adversarial)
-    told = load_result(done / "results" / "saliency" / "resnet" / "a-star")
-    assert told.targets == ("star",)  # type: ignore[attr-defined]
+    output = load_result(done / "results" / "saliency" / "resnet" / "a-star")
+    assert output.targets == ("star",)  # type: ignore[attr-defined]
 
 
-def test_the_report_for_programs_tells_every_run(done: Path) -> None:
+def test_json_report_has_every_run(done: Path) -> None:
     document = json.loads((done / "report.json").read_text())
-    assert document["counts"] == {"made": len(FOLDERS)}
-    assert {told["folder"].removeprefix("results/") for told in document["runs"]} == FOLDERS
+    assert document["counts"] == {"completed": len(FOLDERS)}
+    assert {entry["folder"].removeprefix("results/") for entry in document["runs"]} == FOLDERS
     assert document["models"]["resnet"]["source"]["uri"] == "builtin:shapes-resnet"
-    for told in document["runs"]:
-        saved = load_result(done / told["folder"])
+    for entry in document["runs"]:
+        saved = load_result(done / entry["folder"])
         assert saved.provenance is not None
-        assert told["provenance"] == saved.provenance.model_dump(mode="json")
-        assert told["lines"] == saved.lines()
-        assert told["error"] is None
-    saliency = next(told for told in document["runs"] if told["folder"] == "results/saliency/resnet/scenes-2")
+        assert entry["provenance"] == saved.provenance.model_dump(mode="json")
+        assert entry["lines"] == saved.lines()
+        assert entry["error"] is None
+    saliency = next(
+        entry for entry in document["runs"] if entry["folder"] == "results/saliency/resnet/scenes-2"
+    )
     assert (saliency["forward"], saliency["backward"]) == (2, 2)
     assert (saliency["method"], saliency["model"], saliency["images"]) == ("saliency", "resnet", "scenes/2")
 
 
-def test_the_page_is_one_file_with_a_table_for_each_set_of_pictures(done: Path) -> None:
+def test_page_is_one_file_with_a_table_per_set_of_images(done: Path) -> None:
     page = (done / "report.html").read_text()
     assert "A &lt;small&gt; plan" in page
     sources = re.findall(r'src="([^"]*)"', page)
     assert len(sources) > len(FOLDERS)
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not re.search(r"<script|<link|@import|url\(", page)
-    assert re.findall(r"<h2>(.*?)</h2>", page) == ["scenes/2", "a star", "Without pictures"]
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["scenes/2", "a star", "Without images"]
     assert re.findall(r"<th>([^<]+)</th>", page) == ["shapes-vgg", "resnet"] * 3
     rows = ["saliency", "early", "pgd eps=2/255", "pgd eps=8/255", "fast_style"]
     headings = [heading.replace("<wbr>", "") for heading in re.findall(r"<h3>(.*?)</h3>", page)]
@@ -162,7 +164,7 @@ def test_the_page_is_one_file_with_a_table_for_each_set_of_pictures(done: Path) 
     assert all((done / link.replace("%3D", "=")).is_file() for link in links)
 
 
-def test_large_and_many_pictures_are_shown_small_and_few() -> None:
+def test_large_and_many_images_are_reduced() -> None:
     write_png(torch.rand(3, 700, 900), Path("large.png"))
     plan = "images: [large.png, builtin:scenes/14]\nmethods: [fast_style]\nout: out\n"
     assert batch(written(plan)) == 0
@@ -176,7 +178,7 @@ def test_large_and_many_pictures_are_shown_small_and_few() -> None:
     assert "and 2 more" in Path("out/report.html").read_text()
 
 
-def test_models_are_loaded_and_pictures_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_are_loaded_and_images_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, read = [], []
     load, look = work.load_model, work.read_images
     monkeypatch.setattr(work, "load_model", lambda uri, **how: loaded.append(uri) or load(uri, **how))
@@ -189,12 +191,12 @@ def test_models_are_loaded_and_pictures_read_once(monkeypatch: pytest.MonkeyPatc
 # --- going on ---------------------------------------------------------------------------------
 
 
-def test_what_is_done_is_kept_and_what_is_not_is_made(runs: list[str]) -> None:
+def test_saved_results_are_reused_and_missing_ones_computed(runs: list[str]) -> None:
     plan = written(SMALL)
     assert batch(plan) == 0
     assert batch(plan) == 0
     assert runs == ["saliency", "grad_cam", "activation_maps"]
-    assert set(states().values()) == {"kept"}
+    assert set(states().values()) == {"reused"}
     runs.clear()
     place = Path("out/results")
     shutil.rmtree(place / "saliency")
@@ -202,7 +204,7 @@ def test_what_is_done_is_kept_and_what_is_not_is_made(runs: list[str]) -> None:
     arrays.write_bytes(arrays.read_bytes()[:100])
     assert batch(plan) == 0
     assert runs == ["saliency", "grad_cam"]
-    assert [*states().values()] == ["made", "made", "kept"]
+    assert [*states().values()] == ["completed", "completed", "reused"]
     assert load_result(arrays.parent).provenance is not None
 
 
@@ -218,7 +220,7 @@ def test_what_is_done_is_kept_and_what_is_not_is_made(runs: list[str]) -> None:
         ("arrays.safetensors", Path.unlink),
     ],
 )
-def test_a_spoilt_result_is_made_again(file: str, spoil: Callable[[Path], Any], runs: list[str]) -> None:
+def test_damaged_result_is_computed_again(file: str, spoil: Callable[[Path], Any], runs: list[str]) -> None:
     plan = written("out: out\nimages: [builtin:scenes/1]\nmethods: [saliency]\n")
     assert batch(plan) == 0
     spoil(Path("out/results/saliency/shapes-vgg/scenes-1", file))
@@ -238,7 +240,7 @@ def test_a_spoilt_result_is_made_again(file: str, spoil: Callable[[Path], Any], 
         ("labels: heart", "labels: star"),
     ],
 )
-def test_another_parameter_seed_picture_model_or_label_is_another_run(
+def test_changed_parameter_seed_image_model_or_label_is_computed_again(
     old: str, new: str, runs: list[str]
 ) -> None:
     write_png(torch.rand(3, 64, 64), Path("picture.png"))
@@ -250,10 +252,10 @@ def test_another_parameter_seed_picture_model_or_label_is_another_run(
     assert batch(written(plan)) == 0
     assert batch(written(plan.replace(old, new))) == 0
     assert runs == ["pgd", "pgd"]
-    assert states() == {"pgd/it/them": "made"}
+    assert states() == {"pgd/it/them": "completed"}
 
 
-def test_pictures_that_changed_under_their_name_are_run_again(runs: list[str]) -> None:
+def test_changed_image_file_is_computed_again(runs: list[str]) -> None:
     write_png(torch.rand(3, 64, 64), Path("picture.png"))
     plan = written("out: out\nimages: [picture.png]\nmethods: [saliency]\n")
     assert batch(plan) == 0
@@ -262,14 +264,14 @@ def test_pictures_that_changed_under_their_name_are_run_again(runs: list[str]) -
     assert len(runs) == 2
 
 
-def test_a_plan_can_grow(runs: list[str]) -> None:
+def test_extended_plan_computes_only_the_new_runs(runs: list[str]) -> None:
     assert batch(written(SMALL)) == 0
     runs.clear()
     assert batch(written(SMALL.replace("[saliency", "[cam, saliency"))) == 0
     assert runs == ["cam"]
 
 
-def test_an_interruption_leaves_whole_results_and_the_same_command_goes_on(
+def test_interrupted_plan_resumes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(logits: torch.Tensor) -> torch.Tensor:
@@ -282,14 +284,14 @@ def test_an_interruption_leaves_whole_results_and_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(work, "run", interrupted)
         assert batch(plan) == 130
-    assert "1 of 3 runs are done and stay" in capsys.readouterr().err
+    assert "1 of 3 runs are saved" in capsys.readouterr().err
     left = {path.relative_to("out").parts[:2] for path in Path("out").rglob("*") if path.is_file()}
     assert left == {("results", "saliency")}
     assert batch(plan) == 0
-    assert [*states().values()] == ["kept", "made", "made"]
+    assert [*states().values()] == ["reused", "completed", "completed"]
 
 
-def test_one_failure_stops_nothing_is_told_and_tried_again(
+def test_failure_is_reported_and_retried_and_stops_no_other_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(name: str, **arguments: Any) -> Result:
@@ -301,27 +303,25 @@ def test_one_failure_stops_nothing_is_told_and_tried_again(
     with monkeypatch.context() as patch:
         patch.setattr(work, "run", refuse)
         assert batch(plan) == 1
-    assert [*states().values()] == ["made", "failed", "made"]
+    assert [*states().values()] == ["completed", "failed", "completed"]
     assert report()["runs"][1]["error"] == "RuntimeError: out of <memory>"
     page = Path("out/report.html").read_text()
     assert "grad_cam, shapes-vgg, scenes/1: RuntimeError: out of &lt;memory&gt;" in page
-    told = capsys.readouterr().out
-    assert "RuntimeError: out of <memory>" in told
-    assert "3 runs: 2 made, 1 failed" in told
+    output = capsys.readouterr().out
+    assert "RuntimeError: out of <memory>" in output
+    assert "3 runs: 2 completed, 1 failed" in output
     assert batch(plan) == 0
-    assert [*states().values()] == ["kept", "made", "kept"]
+    assert [*states().values()] == ["reused", "completed", "reused"]
 
 
 # --- before the work --------------------------------------------------------------------------
 
 
-def test_a_dry_run_tells_what_would_run_and_its_cost(
-    runs: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dry_run_lists_runs_and_cost(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     plan = "out: out\nimages: [builtin:scenes/3]\nmethods: [saliency, {method: pgd, params: {steps: 5}}]\n"
     assert batch(written(plan), "--dry-run") == 0
-    told = capsys.readouterr().out
-    assert "2 of 2 runs to do: 24 images forward, 18 backward" in told
+    output = capsys.readouterr().out
+    assert "2 of 2 runs to do: 24 images forward, 18 backward" in output
     assert not Path("out").exists()
     assert not runs
     assert batch(written(plan.replace("saliency, ", "saliency, first_layer_filters, "))) == 0
@@ -330,7 +330,7 @@ def test_a_dry_run_tells_what_would_run_and_its_cost(
     capsys.readouterr()
     assert batch(written(plan), "--dry-run", "--json") == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["counts"] == {"to run": 1, "kept": 1}
+    assert document["counts"] == {"pending": 1, "reused": 1}
     assert Path("out/report.json").read_text() == before
 
 
@@ -338,13 +338,13 @@ def test_a_dry_run_tells_what_would_run_and_its_cost(
     ("text", "said"),
     [
         ("", r"plan\.yaml is empty"),
-        ("methods: [a\n", r"plan\.yaml, line 2: this is no YAML"),
+        ("methods: [a\n", r"plan\.yaml, line 2: invalid YAML"),
         ("- a\n", "should be a mapping"),
         ("methods: []\n", r"line 1: methods=\[\]"),
         ("models: [builtin:shapes-vgg]\n", "'methods' is missing"),
         (
             "methods: [saliency]\nseed: 1\nmethods: [cam]\n",
-            r"plan\.yaml, line 3: 'methods' stands in line 1 already",
+            r"plan\.yaml, line 3: 'methods' is in line 1 already",
         ),
         ("methods: [saliency]\n\nmodles: [x]\n", r"line 3: no key 'modles'; .* did you mean 'models'"),
         ("methods:\n  - method: pgd\n    parms: {}\n", r"line 3: no key 'parms'; .* did you mean 'params'"),
@@ -358,13 +358,16 @@ def test_a_dry_run_tells_what_would_run_and_its_cost(
         ("methods:\n- method: pgd\n  grid: {eps: []}\n", r"line 3: .*eps=\[\]"),
         (
             "methods:\n- method: pgd\n  params: {eps: 1}\n  grid: {eps: [1]}\n",
-            "line 4: 'eps' stands in 'params'",
+            "line 4: 'eps' is in 'params'",
         ),
         ("methods:\n- {method: pgd, params: {eps: 5000}}\n", r"line 2: pgd: eps=5000 should be less"),
         ("methods:\n- {method: pgd, grid: {steps: [1, many]}}\n", "line 2: pgd: steps='many'"),
         ("methods:\n- {method: pgd, target: star}\n", "line 2: pgd takes no target"),
         ("methods:\n- {method: pgd, inputs: {lables: [1]}}\n", "line 2: no input 'lables'; .* 'labels'"),
-        ("methods:\n- {method: pgd, inputs: {model: x}}\n", "line 2: .* what the plan itself goes through"),
+        (
+            "methods:\n- {method: pgd, inputs: {model: x}}\n",
+            "line 2: .* is set by the plan's models and images",
+        ),
         ("methods:\n- {method: pgd, models: [vgg]}\n", "line 2: no model 'vgg'; the plan has shapes-vgg"),
         ("methods:\n- {method: fast_style, models: [shapes-vgg]}\n", "line 2: fast_style takes no model"),
         ("methods:\n- saliency\n- saliency\n", "line 3: 'saliency' would share its folder .* 'name'"),
@@ -388,19 +391,19 @@ def test_a_dry_run_tells_what_would_run_and_its_cost(
     ],
     ids=lambda text: None,
 )
-def test_a_bad_plan_is_refused_in_a_sentence_before_anything_runs(
+def test_invalid_plan_is_refused_before_any_run(
     text: str, said: str, runs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert batch(written(text)) == 2
-    told = capsys.readouterr().err
-    assert re.search(said, told), told
-    assert told.count("\n") == 1
-    assert told.startswith("phosphene: plan.yaml")
+    output = capsys.readouterr().err
+    assert re.search(said, output), output
+    assert output.count("\n") == 1
+    assert output.startswith("phosphene: plan.yaml")
     assert not runs
     assert not Path("phosphene-out").exists()
 
 
-def test_all_faults_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_faults_are_reported_together(capsys: pytest.CaptureFixture[str]) -> None:
     plan = (
         "models: [builtin:shapes-vgg, builtin:none]\nimages:\n- nowhere.png\n- builtin:scenes/1\n"
         "methods:\n- pdg\n- {method: pgd, params: {epz: 1}}\n- {method: grad_cam, params: {layer: nil}}\n"
@@ -410,16 +413,16 @@ def test_all_faults_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None
     assert sorted(int(line.partition("line ")[2].partition(":")[0]) for line in lines) == [1, 3, 6, 7, 8]
 
 
-def test_a_folder_with_other_things_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_with_other_files_is_left_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("out/results/saliency/shapes-vgg/scenes-1")
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("all of it")
     assert batch(written(SMALL)) == 2
-    assert "holds other things than a result" in capsys.readouterr().err
+    assert "contains files other than a result" in capsys.readouterr().err
     assert (folder / "thesis.txt").read_text() == "all of it"
 
 
-def test_a_plan_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_plan_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert batch("nowhere.yaml") == 2
     assert "nowhere.yaml cannot be read" in capsys.readouterr().err
     assert batch("nowhere.yaml", "--json") == 2
@@ -429,7 +432,7 @@ def test_a_plan_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str])
 # --- for programs -----------------------------------------------------------------------------
 
 
-def test_the_report_and_progress_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_and_progress_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert batch(written(SMALL), "--json", "--events", "--out", "elsewhere") == 0
     said = capsys.readouterr()
     printed, saved = json.loads(said.out), json.loads(Path("elsewhere/report.json").read_text())
@@ -437,10 +440,10 @@ def test_the_report_and_progress_as_json(capsys: pytest.CaptureFixture[str]) -> 
     events = [json.loads(line) for line in said.err.splitlines() if line.startswith("{")]
     ours = [event for event in events if event["description"] == "plan.yaml"]
     assert [(event["done"], event["total"]) for event in ours] == [(1, 3), (2, 3), (3, 3)]
-    assert ours[-1]["note"] == "3 runs: 3 made"
+    assert ours[-1]["note"] == "3 runs: 3 completed"
 
 
-def test_the_plan_of_the_documentation_is_a_plan() -> None:
+def test_plan_in_the_documentation_is_valid() -> None:
     page = (ROOT / "docs" / "programs.md").read_text()
     (text,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     plan = read_plan(written(text))
@@ -453,7 +456,7 @@ def test_the_plan_of_the_documentation_is_a_plan() -> None:
     assert all(f"`{key}`" in page for key in keys)
 
 
-def test_values_are_read_as_on_the_command_line() -> None:
+def test_values_are_parsed_as_on_the_command_line() -> None:
     plan = written("methods:\n- {method: pgd, params: {eps: 1/4, step_size: 1e-3, random_start: no}}\n")
     ready: Batch = open_batch(read_plan(plan), Path("out"))
     assert ready.combinations[0].arguments == {
@@ -464,8 +467,8 @@ def test_values_are_read_as_on_the_command_line() -> None:
     }
 
 
-def test_a_plan_made_in_python_needs_no_file() -> None:
+def test_plan_from_python_needs_no_file() -> None:
     plan = Plan.model_validate({"methods": ["saliency"], "images": ["builtin:scenes/1"]})
-    assert [outcome.state for outcome in open_batch(plan, Path("out")).outcomes()] == ["made"]
+    assert [outcome.state for outcome in open_batch(plan, Path("out")).outcomes()] == ["completed"]
     with pytest.raises(InputError, match="line 1"):
         open_batch(Plan.model_validate({"methods": ["salency"]}), Path("out"))

@@ -1,4 +1,4 @@
-"""Interval bounds: exact on linear models, never less than what happens, refused where no rule is known."""
+"""Interval bounds: exact on linear models, sound on others, refused for operations without a rule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from phosphene import Model, ModelError, load_model, methods
 from phosphene.builtin.scenes import draw_scenes
-from phosphene_plugins.defenses.interval_bounds import box, margins
+from phosphene_plugins.defenses.interval_bounds import pixel_box, worst_case_margins
 
 bounds = methods["defenses.interval_bounds"]
 
@@ -46,12 +46,12 @@ def deep() -> nn.Module:
     )  # fmt: skip
 
 
-def softened() -> nn.Module:
+def with_sigmoid_output() -> nn.Module:
     """No linear layer last."""
     return nn.Sequential(deep(), nn.Sigmoid())
 
 
-def made(build: Callable[[], nn.Module], seed: int, dtype: torch.dtype = torch.float64) -> Model:
+def build_model(build: Callable[[], nn.Module], seed: int, dtype: torch.dtype = torch.float64) -> Model:
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         return load_model(
@@ -59,28 +59,28 @@ def made(build: Callable[[], nn.Module], seed: int, dtype: torch.dtype = torch.f
         )
 
 
-def pictures(seed: int, count: int = 3) -> Tensor:
+def random_images(seed: int, count: int = 3) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, 3, 8, 8, generator=generator, dtype=torch.float64)
 
 
-networks = st.sampled_from([Residual, deep, softened])
+networks = st.sampled_from([Residual, deep, with_sigmoid_output])
 
 
 @settings(max_examples=40, deadline=None)
 @given(build=networks, seed=st.integers(0, 10**6), eps=st.floats(1e-6, 0.3))
-def test_no_picture_of_the_box_has_a_smaller_margin(
+def test_margins_inside_the_box_are_never_smaller(
     build: Callable[[], nn.Module], seed: int, eps: float
 ) -> None:
-    model, images = made(build, seed), pictures(seed)
+    model, images = build_model(build, seed), random_images(seed)
     labels = model(images).argmax(1)
     with torch.no_grad(), model.guard():
-        least = margins(model, images, labels, eps)
-        low, high = box(images, eps)
+        least = worst_case_margins(model, images, labels, eps)
+        lower, upper = pixel_box(images, eps)
         generator = torch.Generator().manual_seed(seed)
         for n in range(20):
             share = torch.rand(images.shape, generator=generator, dtype=torch.float64)
-            inside = low + (high - low) * (share.round() if n % 2 else share)
+            inside = lower + (upper - lower) * (share.round() if n % 2 else share)
             logits = model(inside)
             gaps = logits.gather(1, labels[:, None]) - logits
             assert (gaps >= least.where(least.isfinite(), torch.zeros_like(least)) - 1e-9).all()
@@ -88,51 +88,57 @@ def test_no_picture_of_the_box_has_a_smaller_margin(
 
 @settings(max_examples=20, deadline=None)
 @given(build=networks, seed=st.integers(0, 10**6))
-def test_pgd_finds_nothing_inside_a_radius(build: Callable[[], nn.Module], seed: int) -> None:
-    model, images = made(build, seed), pictures(seed)
-    found = bounds(model, images, eps=0.2)
-    for n in (~found.abstained).nonzero()[:, 0].tolist():
-        eps = float(found.radius[n])
+def test_pgd_fails_inside_the_certified_radius(build: Callable[[], nn.Module], seed: int) -> None:
+    model, images = build_model(build, seed), random_images(seed)
+    result = bounds(model, images, eps=0.2)
+    for n in (~result.abstained).nonzero()[:, 0].tolist():
+        eps = float(result.radius[n])
         attack = methods["pgd"](
-            model, images[n : n + 1], found.labels[n : n + 1], eps=eps, step_size=eps / 4, steps=10, seed=seed
+            model,
+            images[n : n + 1],
+            result.labels[n : n + 1],
+            eps=eps,
+            step_size=eps / 4,
+            steps=10,
+            seed=seed,
         )
         assert not attack.success.any()
 
 
-@pytest.mark.parametrize("build", [Residual, deep, softened])
-def test_box_of_no_size_has_the_models_own_margins(build: Callable[[], nn.Module]) -> None:
-    model, images = made(build, 1), pictures(1)
+@pytest.mark.parametrize("build", [Residual, deep, with_sigmoid_output])
+def test_margins_of_an_empty_box_are_those_of_the_model(build: Callable[[], nn.Module]) -> None:
+    model, images = build_model(build, 1), random_images(1)
     with torch.no_grad(), model.guard():
         logits = model(images)
         labels = logits.argmax(1)
         gaps = (logits.gather(1, labels[:, None]) - logits).scatter(1, labels[:, None], torch.inf)
-        torch.testing.assert_close(margins(model, images, labels, 0.0), gaps)
+        torch.testing.assert_close(worst_case_margins(model, images, labels, 0.0), gaps)
 
 
-def test_single_precision_proves_no_more_than_double_does() -> None:
+def test_single_precision_model_certifies_no_more_than_double() -> None:
     images = draw_scenes(3, seed=2).images
     single, double = (load_model("builtin:shapes-vgg", dtype=d) for d in (torch.float32, torch.float64))
-    kept = [bounds(m, images, eps=1e-6, halvings=24).radius.double() for m in (single, double)]
-    torch.testing.assert_close(*kept, rtol=1e-4, atol=0)
-    assert kept[0].min() > 0
+    radii = [bounds(m, images, eps=1e-6, halvings=24).radius.double() for m in (single, double)]
+    torch.testing.assert_close(*radii, rtol=1e-4, atol=0)
+    assert radii[0].min() > 0
 
 
-def test_radius_is_the_asked_one_where_that_is_proven() -> None:
-    model, images = made(deep, 0), pictures(0)
+def test_radius_is_eps_where_eps_is_proven() -> None:
+    model, images = build_model(deep, 0), random_images(0)
     wide = bounds(model, images, eps=0.5, halvings=40).radius
-    found = bounds(model, images, eps=float(wide.min()) / 2, halvings=0)
-    assert not found.abstained.any()
-    assert found.radius.tolist() == [float(wide.min()) / 2] * 3
+    result = bounds(model, images, eps=float(wide.min()) / 2, halvings=0)
+    assert not result.abstained.any()
+    assert result.radius.tolist() == [float(wide.min()) / 2] * 3
 
 
-def test_box_stays_among_pictures() -> None:
-    low, high = box(torch.tensor([0.0, 0.05, 1.0]).double(), 0.1)
-    torch.testing.assert_close(low, torch.tensor([0.0, 0.0, 0.9]).double())
-    torch.testing.assert_close(high, torch.tensor([0.1, 0.15, 1.0]).double())
+def test_box_is_clipped_to_the_pixel_range() -> None:
+    lower, upper = pixel_box(torch.tensor([0.0, 0.05, 1.0]).double(), 0.1)
+    torch.testing.assert_close(lower, torch.tensor([0.0, 0.0, 0.9]).double())
+    torch.testing.assert_close(upper, torch.tensor([0.1, 0.15, 1.0]).double())
 
 
 @pytest.mark.parametrize(
-    ("part", "told"),
+    ("part", "message"),
     [
         (nn.GELU(), "gelu"),
         (nn.GroupNorm(1, 3), "group_norm"),
@@ -140,9 +146,9 @@ def test_box_stays_among_pictures() -> None:
         (nn.Softmax(1), "softmax"),
     ],
 )
-def test_operation_without_a_rule_is_refused_by_name(part: nn.Module, told: str) -> None:
+def test_operation_without_a_rule_is_refused_by_name(part: nn.Module, message: str) -> None:
     model = load_model(nn.Sequential(part, nn.Flatten(), nn.Linear(192, 2)), input_size=(3, 8, 8))
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         bounds(model, torch.rand(1, 3, 8, 8))
 
 
@@ -155,7 +161,7 @@ def test_products_of_activations_are_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head((x * x).mean((2, 3)))
 
-    with pytest.raises(ModelError, match="mul of two things"):
+    with pytest.raises(ModelError, match="mul of two values"):
         bounds(load_model(Squared(), input_size=(3, 8, 8)), torch.rand(1, 3, 8, 8))
 
 

@@ -1,4 +1,4 @@
-"""Lipschitz bounds: never below the truth, equal to it where it is known, and no attack inside a radius."""
+"""Lipschitz bounds: sound, exact where a closed form is known, and no attack inside a certified radius."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from phosphene import Model, ModelError, load_model, methods
 from phosphene.builtin.scenes import draw_scenes
-from phosphene_plugins.defenses.lipschitz import bound_of, spectral_norm
+from phosphene_plugins.defenses.lipschitz import lipschitz_bound, spectral_norm
 
 lipschitz = methods["defenses.lipschitz"]
 
@@ -46,18 +46,18 @@ def plain() -> nn.Module:
     )  # fmt: skip
 
 
-def made(build: Callable[[], nn.Module], seed: int) -> Model:
+def build_model(build: Callable[[], nn.Module], seed: int) -> Model:
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         module = build().eval()
     return load_model(module, input_size=(3, 8, 8), std=[0.3, 0.2, 0.5], mean=[0.5] * 3, dtype=torch.float64)
 
 
-def pictures(seed: int, count: int = 3) -> Tensor:
+def random_images(seed: int, count: int = 3) -> Tensor:
     return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def unrolled(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> np.ndarray:
+def unrolled_matrix(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> np.ndarray:
     """The matrix of a linear function of maps, from what it makes of each unit picture."""
     units = torch.eye(math.prod(shape), dtype=torch.float64).view(-1, *shape)
     return function(units).flatten(1).T.numpy()
@@ -73,7 +73,7 @@ def unrolled(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> np
     dilation=st.integers(1, 2),
     groups=st.sampled_from([1, 2]),
 )
-def test_norm_is_never_below_the_unrolled_matrixs(
+def test_norm_bounds_that_of_the_unrolled_matrix(
     seed: int,
     size: tuple[int, int],
     kernel: tuple[int, int],
@@ -86,23 +86,27 @@ def test_norm_is_never_below_the_unrolled_matrixs(
         return
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(4, 2 // groups, *kernel, generator=generator, dtype=torch.float64)
-    matrix = unrolled(lambda x: F.conv2d(x, weight, None, stride, padding, dilation, groups), (2, *size))
-    true = np.linalg.svd(matrix, compute_uv=False)[0]
-    assert true <= spectral_norm(weight, size, dilation=(dilation, dilation), groups=groups) * (1 + 1e-12)
+    matrix = unrolled_matrix(
+        lambda x: F.conv2d(x, weight, None, stride, padding, dilation, groups), (2, *size)
+    )
+    exact = np.linalg.svd(matrix, compute_uv=False)[0]
+    assert exact <= spectral_norm(weight, size, dilation=(dilation, dilation), groups=groups) * (1 + 1e-12)
 
 
-def test_norm_of_a_convolution_on_a_large_map_is_nearly_the_unrolled_matrixs() -> None:
+def test_norm_on_a_large_map_is_close_to_that_of_the_unrolled_matrix() -> None:
     weight = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    true = np.linalg.svd(unrolled(lambda x: F.conv2d(x, weight, padding=1), (2, 16, 16)), compute_uv=False)[0]
-    assert spectral_norm(weight, (16, 16)) == pytest.approx(true, rel=0.02)
+    exact = np.linalg.svd(
+        unrolled_matrix(lambda x: F.conv2d(x, weight, padding=1), (2, 16, 16)), compute_uv=False
+    )[0]
+    assert spectral_norm(weight, (16, 16)) == pytest.approx(exact, rel=0.02)
 
 
 @pytest.mark.parametrize("build", [Residual, plain])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_logits_never_move_further_than_the_bound(build: Callable[[], nn.Module], seed: int) -> None:
-    model, images = made(build, seed), pictures(seed, 1)
+def test_logits_never_change_more_than_the_bound(build: Callable[[], nn.Module], seed: int) -> None:
+    model, images = build_model(build, seed), random_images(seed, 1)
     with model.guard():
-        bound = bound_of(model, images)
+        bound = lipschitz_bound(model, images)
     jacobian = torch.autograd.functional.jacobian(lambda x: model(x)[0], images).flatten(1)
     assert np.linalg.svd(jacobian.numpy(), compute_uv=False)[0] <= bound
     generator = torch.Generator().manual_seed(seed)
@@ -111,23 +115,23 @@ def test_logits_never_move_further_than_the_bound(build: Callable[[], nn.Module]
         assert (model(a) - model(b)).norm() <= bound * (a - b).norm()
 
 
-def test_bound_of_linear_layers_in_a_row_is_their_norms_product() -> None:
-    model = made(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, 3)), 0)
+def test_bound_of_linear_layers_is_the_product_of_their_norms() -> None:
+    model = build_model(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, 3)), 0)
     norms = [np.linalg.svd(model.module[n].weight.detach().numpy(), compute_uv=False)[0] for n in (1, 3)]
-    assert bound_of(model, pictures(0)) == pytest.approx(norms[0] * norms[1] / 0.2)
+    assert lipschitz_bound(model, random_images(0)) == pytest.approx(norms[0] * norms[1] / 0.2)
 
 
 @settings(max_examples=20, deadline=None)
 @given(build=st.sampled_from([Residual, plain]), seed=st.integers(0, 10**6))
-def test_pgd_finds_nothing_inside_a_radius(build: Callable[[], nn.Module], seed: int) -> None:
-    model, images = made(build, seed), pictures(seed)
-    found = lipschitz(model, images)
-    for n in (~found.abstained).nonzero()[:, 0].tolist():
-        eps = float(found.radius[n])
+def test_pgd_fails_inside_the_certified_radius(build: Callable[[], nn.Module], seed: int) -> None:
+    model, images = build_model(build, seed), random_images(seed)
+    result = lipschitz(model, images)
+    for n in (~result.abstained).nonzero()[:, 0].tolist():
+        eps = float(result.radius[n])
         attack = methods["pgd"](
             model,
             images[n : n + 1],
-            found.labels[n : n + 1],
+            result.labels[n : n + 1],
             eps=eps,
             step_size=eps / 4,
             steps=8,
@@ -137,28 +141,28 @@ def test_pgd_finds_nothing_inside_a_radius(build: Callable[[], nn.Module], seed:
         assert not attack.success.any()
 
 
-def test_constant_model_is_proven_as_far_as_pictures_reach() -> None:
-    model = made(plain, 0)
+def test_constant_model_is_certified_up_to_the_largest_distance() -> None:
+    model = build_model(plain, 0)
     nn.init.zeros_(model.module[5].weight)
-    assert lipschitz(model, pictures(0)).radius.tolist() == pytest.approx([math.sqrt(192)] * 3)
+    assert lipschitz(model, random_images(0)).radius.tolist() == pytest.approx([math.sqrt(192)] * 3)
 
 
 @pytest.mark.parametrize(
-    ("part", "told"),
+    ("part", "message"),
     [
         (nn.GroupNorm(1, 3), "group_norm"),
         (nn.ReflectionPad2d(1), "padding by reflect"),
         (nn.Softmax(1), "softmax"),
     ],
 )
-def test_operation_without_a_rule_is_refused_by_name(part: nn.Module, told: str) -> None:
+def test_operation_without_a_rule_is_refused_by_name(part: nn.Module, message: str) -> None:
     module = nn.Sequential(part, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         lipschitz(load_model(module, input_size=(3, 8, 8)), torch.rand(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize("name", ["lipschitz", "interval_bounds"])
-def test_dropout_that_goes_on_is_refused(name: str) -> None:
+def test_dropout_active_in_eval_mode_is_refused(name: str) -> None:
     class Dropping(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from phosphene import Model, ModelError, ProgressEvent, TensorDataset, load_model, methods, run
 from phosphene.builtin.scenes import CLASSES
-from phosphene_plugins.defenses._spectral_layers import Layers, Orthogonal, UnitNorms
-from phosphene_plugins.defenses.lipschitz import bound_of, spectral_norm
+from phosphene_plugins.defenses._spectral_layers import LayerKind, Orthogonal, UnitNormLayers
+from phosphene_plugins.defenses.lipschitz import lipschitz_bound, spectral_norm
 
 fit = methods["lipschitz_fit"]
 certify = methods["defenses.lipschitz"]
@@ -32,18 +32,18 @@ class Branched(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.twice = nn.Conv2d(1, 4, (1, 3)), nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=2)
+        self.first, self.reused = nn.Conv2d(1, 4, (1, 3)), nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=2)
         self.unused, self.head = nn.Linear(3, 3), nn.Linear(4, 2, bias=False)
-        self.own = nn.Parameter(torch.eye(4) * 3)
+        self.constant_weight = nn.Parameter(torch.eye(4) * 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.first(x))
-        x = self.twice(x) + x
-        return self.head(F.linear(self.twice(x).mean((2, 3)), self.own))
+        x = self.reused(x) + x
+        return self.head(F.linear(self.reused(x).mean((2, 3)), self.constant_weight))
 
 
-def model_of(network: nn.Module, **given: Any) -> Model:
-    return load_model(network, input_size=(1, 8, 8), mean=[0.6], std=[0.2], **given)
+def build_model(network: nn.Module, **options: Any) -> Model:
+    return load_model(network, input_size=(1, 8, 8), mean=[0.6], std=[0.2], **options)
 
 
 @pytest.fixture(scope="module")
@@ -60,68 +60,72 @@ def test_the_oracle() -> None:
     fit.spec.oracle()
 
 
-@pytest.mark.parametrize("layers", get_args(Layers))
-def test_margins_are_learned_and_no_attack_finds_its_way_in(dataset: TensorDataset, layers: Layers) -> None:
-    made = fit(model_of(small()), dataset, layers=layers, eps=EPS, steps=40, batch=30, lr=0.01, seed=0)
-    proven, right, withstood = (made.curves[name] for name in ("proven", "clean", "under PGD-10"))
+@pytest.mark.parametrize("layers", get_args(LayerKind))
+def test_training_certifies_and_no_attack_succeeds_inside(dataset: TensorDataset, layers: LayerKind) -> None:
+    result = fit(build_model(small()), dataset, layers=layers, eps=EPS, steps=40, batch=30, lr=0.01, seed=0)
+    proven, clean, robust = (result.curves[name] for name in ("proven", "clean", "under PGD-10"))
     assert proven[0] == 0 and proven[-1] > 0.6
-    assert bool((proven <= withstood).all()) and bool((withstood <= right).all())
-    trained, images = made.model(), dataset.images[:24]
-    assert [type(part) for part in made.network] == [type(part) for part in small()]
-    assert bound_of(trained, images) == pytest.approx(1 / 0.2, rel=1e-5)
-    sure = certify(trained, images).radius
-    assert (sure > EPS).double().mean() > 0.6
+    assert bool((proven <= robust).all()) and bool((robust <= clean).all())
+    trained, images = result.model(), dataset.images[:24]
+    assert [type(part) for part in result.network] == [type(part) for part in small()]
+    assert lipschitz_bound(trained, images) == pytest.approx(1 / 0.2, rel=1e-5)
+    certified_radius = certify(trained, images).radius
+    assert (certified_radius > EPS).double().mean() > 0.6
     labels = trained(images).argmax(1)
-    for radius in (EPS, float(sure.median())):
-        found = methods["pgd"](trained, images, labels, eps=radius, norm="l2", steps=20, seed=0)
-        assert not (found.success & (sure >= radius)).any()
+    for radius in (EPS, float(certified_radius.median())):
+        attack = methods["pgd"](trained, images, labels, eps=radius, norm="l2", steps=20, seed=0)
+        assert not (attack.success & (certified_radius >= radius)).any()
     nearest = methods["hop_skip_jump"](trained, images[:6], labels[:6], steps=5, max_queries=400, seed=0)
     assert nearest.success.any()
-    assert (nearest.distance("l2") >= sure[:6])[nearest.success].all()
+    assert (nearest.distance("l2") >= certified_radius[:6])[nearest.success].all()
 
 
-def test_every_layers_norm_is_one_when_settled_whatever_its_shape() -> None:
-    for layers in get_args(Layers):
-        model = model_of(Branched(), dtype=torch.float64).copy()
+def test_every_norm_is_one_after_calibration() -> None:
+    for layers in get_args(LayerKind):
+        model = build_model(Branched(), dtype=torch.float64).copy()
         images = torch.rand(2, 1, 8, 8, dtype=torch.float64)
-        norms = UnitNorms(model, images, layers)
+        norms = UnitNormLayers(model, images, layers)
         network: Any = model.module
-        assert norms.parts == [network.first, network.twice, network.head]
-        assert not any(p is network.own or p is network.unused.weight for p in norms.parameters())
+        assert norms.layers == [network.first, network.reused, network.head]
+        assert not any(p is network.constant_weight or p is network.unused.weight for p in norms.parameters())
         with torch.no_grad():
             for parameter in norms.parameters():
                 parameter.mul_(3).add_(torch.rand_like(parameter))
-        norms.settle()
+        norms.calibrate()
         assert spectral_norm(network.first.weight, (8, 8)) == pytest.approx(1)
-        twice = spectral_norm(network.twice.weight, (8, 6), dilation=(2, 2), groups=2)
-        assert twice == pytest.approx(1)
+        reused = spectral_norm(network.reused.weight, (8, 6), dilation=(2, 2), groups=2)
+        assert reused == pytest.approx(1)
         assert float(torch.linalg.matrix_norm(network.head.weight.detach(), 2)) == pytest.approx(1)
         # a sum, a weight that is left alone, a mean over 48 places
-        assert bound_of(model, images) == pytest.approx(norms.bound) == pytest.approx(2 * 3 / 0.2 / 48**0.5)
+        assert (
+            lipschitz_bound(model, images)
+            == pytest.approx(norms.bound)
+            == pytest.approx(2 * 3 / 0.2 / 48**0.5)
+        )
         logits = model(images)
         norms.release()
         assert type(network.first) is nn.Conv2d and not any("parametriz" in n for n in network.state_dict())
         torch.testing.assert_close(model(images), logits)
 
 
-def test_power_iteration_finds_the_norm_without_being_told(dataset: TensorDataset) -> None:
-    model = model_of(small(), dtype=torch.float64).copy()
-    norms = UnitNorms(model, dataset.images[:1].double(), "spectral")
+def test_power_iteration_converges_to_the_norm(dataset: TensorDataset) -> None:
+    model = build_model(small(), dtype=torch.float64).copy()
+    norms = UnitNormLayers(model, dataset.images[:1].double(), "spectral")
     spectral = model.module[0].parametrizations.weight[0]  # type: ignore[union-attr, index]
-    spectral.lacking.fill_(1.0)
-    norms.iterate(100)
+    spectral.correction.fill_(1.0)
+    norms.power_iteration(100)
     assert spectral_norm(model.module[0].weight, (8, 8)) == pytest.approx(1, rel=1e-4)  # type: ignore[arg-type]
 
 
-def test_chain_of_layers_says_what_it_said_before_it_learns(dataset: TensorDataset) -> None:
-    model, images = model_of(small(4), dtype=torch.float64), dataset.images[:8].double()
+def test_chain_of_layers_starts_with_unchanged_predictions(dataset: TensorDataset) -> None:
+    model, images = build_model(small(4), dtype=torch.float64), dataset.images[:8].double()
     copied = model.copy()
-    norms = UnitNorms(copied, images, "spectral")
-    torch.testing.assert_close(copied(images) / norms.bound, model(images) / norms.before)
+    norms = UnitNormLayers(copied, images, "spectral")
+    torch.testing.assert_close(copied(images) / norms.bound, model(images) / norms.initial_bound)
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 3, 3), (40, 4, 3, 3), (6, 2, 1, 1), (3, 7)])
-def test_orthogonal_weights_are(shape: tuple[int, ...]) -> None:
+def test_orthogonal_weights_are_orthogonal(shape: tuple[int, ...]) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     matrix = Orthogonal(1)(weight).flatten(1)
     square = matrix @ matrix.T if len(matrix) < matrix.shape[1] else matrix.T @ matrix
@@ -129,39 +133,41 @@ def test_orthogonal_weights_are(shape: tuple[int, ...]) -> None:
     assert float((matrix * weight.flatten(1)).sum()) > 0  # the same signs
 
 
-def test_it_goes_on_where_it_was_cut_off_and_leaves_a_plain_network(tmp_path: Path) -> None:
-    def made() -> nn.Sequential:
+def test_interrupted_training_resumes_and_returns_a_plain_network(tmp_path: Path) -> None:
+    def build_network() -> nn.Sequential:
         pooled = nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()
         return nn.Sequential(*pooled, nn.Linear(128, 10))
 
     like: dict[str, Any] = {"input_size": (3, 64, 64), "classes": CLASSES}
-    given: dict[str, Any] = {"model": load_model(made(), **like), "dataset": "builtin:scenes/8"}
-    given |= {"layers": "orthogonal", "steps": 6, "batch": 2, "held_out": 0.2, "seed": 1}
-    whole = run("lipschitz_fit", **given, out=tmp_path / "whole")
+    options: dict[str, Any] = {"model": load_model(build_network(), **like), "dataset": "builtin:scenes/8"}
+    options |= {"layers": "orthogonal", "steps": 6, "batch": 2, "held_out": 0.2, "seed": 1}
+    complete = run("lipschitz_fit", **options, out=tmp_path / "whole")
 
     def stop(event: ProgressEvent) -> None:
         if event.done == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run("lipschitz_fit", **given, out=tmp_path / "cut", progress=stop)
+        run("lipschitz_fit", **options, out=tmp_path / "cut", progress=stop)
     events: list[ProgressEvent] = []
-    again = run("lipschitz_fit", **given, out=tmp_path / "cut", progress=events.append)
+    resumed = run("lipschitz_fit", **options, out=tmp_path / "cut", progress=events.append)
     assert [event.total for event in events] == [2, 2]
-    assert torch.equal(whole.losses, again.losses) and whole.note == again.note
-    for one, other in zip(whole.network.parameters(), again.network.parameters(), strict=True):
+    assert torch.equal(complete.losses, resumed.losses) and complete.note == resumed.note
+    for one, other in zip(complete.network.parameters(), resumed.network.parameters(), strict=True):
         assert torch.equal(one, other)
-    back = load_model(made(), weights=tmp_path / "cut", **like)
-    assert bound_of(back, torch.rand(1, 3, 64, 64)) == pytest.approx(bound_of(whole.model(), whole.previews))
+    loaded = load_model(build_network(), weights=tmp_path / "cut", **like)
+    assert lipschitz_bound(loaded, torch.rand(1, 3, 64, 64)) == pytest.approx(
+        lipschitz_bound(complete.model(), complete.previews)
+    )
 
 
-def test_what_cannot_be_bounded_is_refused_by_name(dataset: TensorDataset) -> None:
+def test_networks_without_a_bound_are_refused_by_name(dataset: TensorDataset) -> None:
     with pytest.raises(ModelError, match="gelu"):
-        fit(model_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 2), nn.GELU())), dataset, steps=1)
+        fit(build_model(nn.Sequential(nn.Flatten(), nn.Linear(64, 2), nn.GELU())), dataset, steps=1)
     network = small()
     nn.init.zeros_(network[6].weight)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="weights of 6 in .* are all zero"):
-        fit(model_of(network), dataset, steps=1)
+        fit(build_model(network), dataset, steps=1)
 
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -172,4 +178,4 @@ def test_what_cannot_be_bounded_is_refused_by_name(dataset: TensorDataset) -> No
             return self.head(self.body(self.body(x)).mean((2, 3)))
 
     with pytest.raises(ModelError, match="body in .* runs on maps of two sizes"):
-        fit(model_of(Twice()), dataset, steps=1)
+        fit(build_model(Twice()), dataset, steps=1)

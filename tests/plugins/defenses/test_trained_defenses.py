@@ -1,4 +1,4 @@
-"""Distillation stops no attack on logits; smooth curves stand for ReLUs; bounds that were learned hold."""
+"""Distillation stops no attack on logits; smooth activations replace ReLUs; trained bounds hold."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from phosphene import ModelError, ProgressEvent, TensorDataset, load_model, load_result, methods, run
-from phosphene_plugins.defenses.smooth_activations import SmoothActivation, kinks
+from phosphene.testing.observation import count_passes
+from phosphene_plugins.defenses.smooth_activations import SmoothActivation, count_relus
 
-distil = methods["defensive_distillation"]
+distill = methods["defensive_distillation"]
 smooth = methods["smooth_activations"]
 certify = methods["interval_bounds"]
 bounds_fit = methods["interval_bounds_fit"]
@@ -34,20 +35,44 @@ def dataset() -> TensorDataset:
     return TensorDataset(images.clamp(0, 1), [str(label) for label in labels.tolist()])
 
 
-def model_of(network: nn.Module) -> Any:
+def build_model(network: nn.Module) -> Any:
     return load_model(network, input_size=(1, 8, 8), mean=[0.6], std=[0.2])
 
 
 @pytest.mark.parametrize(
     "name", ["defensive_distillation", "smooth_activations", "interval_bounds_fit", "adversarial_training"]
 )
-def test_the_oracles(name: str) -> None:
+def test_oracles(name: str) -> None:
     methods[name].spec.oracle()
 
 
-def test_distillation_hides_the_gradient_from_attacks_on_probabilities_only(dataset: TensorDataset) -> None:
-    plain = bounds_free(dataset)
-    student = distil(plain, dataset, temperature=40, steps=150, batch=30, lr=0.02, eps=0.1, seed=0).model()
+TRAININGS = {
+    "adversarial_training": {"algorithm": "trades", "attack_steps": 2},
+    "defensive_distillation": {},
+    "smooth_activations": {},
+    "interval_bounds_fit": {},
+    "lipschitz_fit": {},
+}
+
+
+@pytest.mark.parametrize("name", list(TRAININGS))
+def test_cost_is_the_number_of_passes(name: str, dataset: TensorDataset) -> None:
+    """Exactly, for the most expensive options: labels="predicted" passes the held-out images once more."""
+    model = build_model(small())
+    model.structure  # noqa: B018  - recorded once, with a pass of its own
+    params = methods[name].validate(
+        {**TRAININGS[name], "steps": 9, "batch": 2, "labels": "predicted", "held_out": 0.25, "seed": 0}
+    )
+    with count_passes(model.module) as passes:
+        methods[name](model, TensorDataset(dataset.images), **params)
+    cost = methods[name].spec.cost
+    assert cost is not None
+    assert (passes.forward, passes.backward) == cost.evaluate(params, dataset=len(dataset))
+
+
+def test_distillation_masks_the_gradient_of_probabilities_only(dataset: TensorDataset) -> None:
+    plain = trained_normally(dataset)
+    student = distill(plain, dataset, temperature=40, steps=150, batch=30, lr=0.02, eps=0.1, seed=0).model()
     images, labels = dataset.images[108:], [int(name) for name in dataset.classes[108:]]  # type: ignore[index]
     weak = {"eps": 0.4, "step_size": 0.1, "steps": 10, "random_start": False}
     before, after = (
@@ -59,15 +84,17 @@ def test_distillation_hides_the_gradient_from_attacks_on_probabilities_only(data
     assert student(images).abs().max() > 10 * plain(images).abs().max()
 
 
-def bounds_free(dataset: TensorDataset) -> Any:
-    """The small network, taught in the plain way."""
-    made = bounds_fit(model_of(small()), dataset, eps=1e-6, kappa=1.0, steps=60, batch=30, lr=0.01, seed=0)
-    return made.model()
+def trained_normally(dataset: TensorDataset) -> Any:
+    """The small network, trained on the cross-entropy."""
+    result = bounds_fit(
+        build_model(small()), dataset, eps=1e-6, kappa=1.0, steps=60, batch=30, lr=0.01, seed=0
+    )
+    return result.model()
 
 
-def test_a_teacher_that_is_done_is_not_taught_again(tmp_path: Path) -> None:
-    given: dict[str, Any] = {"dataset": "builtin:scenes/8", "steps": 3, "batch": 2, "seed": 1}
-    whole = run("defensive_distillation", **given, out=tmp_path / "whole")
+def test_completed_teacher_is_not_trained_again(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"dataset": "builtin:scenes/8", "steps": 3, "batch": 2, "seed": 1}
+    complete = run("defensive_distillation", **options, out=tmp_path / "whole")
     count = 0
 
     def stop(event: ProgressEvent) -> None:
@@ -77,42 +104,49 @@ def test_a_teacher_that_is_done_is_not_taught_again(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run("defensive_distillation", **given, out=tmp_path / "cut", progress=stop)
+        run("defensive_distillation", **options, out=tmp_path / "cut", progress=stop)
     events: list[ProgressEvent] = []
-    again = run("defensive_distillation", **given, out=tmp_path / "cut", progress=events.append)
+    resumed = run("defensive_distillation", **options, out=tmp_path / "cut", progress=events.append)
     assert [event.total for event in events] == [2, 2]
-    assert torch.equal(whole.losses, again.losses)
-    for one, other in zip(whole.network.parameters(), again.network.parameters(), strict=True):
+    assert torch.equal(complete.losses, resumed.losses)
+    for one, other in zip(complete.network.parameters(), resumed.network.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
-def test_smooth_activations_stand_where_relus_stood(dataset: TensorDataset) -> None:
+def test_smooth_activations_replace_relus(dataset: TensorDataset) -> None:
     network = small()
-    made = smooth(model_of(network), dataset, activation="softplus", sharpness=4.0, steps=2, batch=4, seed=0)
-    kinds = [type(part) for part in made.network]
-    assert kinds[1] is kinds[4] is SmoothActivation and made.note == "2 ReLUs are softplus now"
-    assert kinks(made.model(), dataset.images[:1]) == 0 and kinks(model_of(network), dataset.images[:1]) == 2
+    result = smooth(
+        build_model(network), dataset, activation="softplus", sharpness=4.0, steps=2, batch=4, seed=0
+    )
+    types = [type(part) for part in result.network]
+    assert types[1] is types[4] is SmoothActivation and result.note == "2 ReLUs are softplus now"
+    assert (
+        count_relus(result.model(), dataset.images[:1]) == 0
+        and count_relus(build_model(network), dataset.images[:1]) == 2
+    )
     assert type(network[1]) is nn.ReLU
-    sharp = smooth(model_of(network), dataset, activation="gelu", sharpness=1000, steps=1, batch=4, lr=1e-9)
+    sharp = smooth(
+        build_model(network), dataset, activation="gelu", sharpness=1000, steps=1, batch=4, lr=1e-9
+    )
     torch.testing.assert_close(
-        sharp.model()(dataset.images), model_of(network)(dataset.images), atol=1e-2, rtol=0
+        sharp.model()(dataset.images), build_model(network)(dataset.images), atol=1e-2, rtol=0
     )
 
 
-def test_a_smooth_network_comes_back_and_is_trained_adversarially(tmp_path: Path) -> None:
+def test_smooth_network_loads_and_is_trained_adversarially(tmp_path: Path) -> None:
     quick: dict[str, Any] = {"dataset": "builtin:scenes/8", "steps": 1, "batch": 2, "seed": 0}
-    made = run("smooth_activations", **quick, out=tmp_path / "smooth")
-    back = load_model(f"trained:{tmp_path / 'smooth'}")
-    assert back.digest == made.model().digest
-    assert sum(isinstance(part, SmoothActivation) for part in back.module.modules()) == 8
-    run("adversarial_training", model=back, **quick, attack_steps=1, out=tmp_path / "robust")
+    result = run("smooth_activations", **quick, out=tmp_path / "smooth")
+    loaded = load_model(f"trained:{tmp_path / 'smooth'}")
+    assert loaded.digest == result.model().digest
+    assert sum(isinstance(part, SmoothActivation) for part in loaded.module.modules()) == 8
+    run("adversarial_training", model=loaded, **quick, attack_steps=1, out=tmp_path / "robust")
     robust = load_model(f"trained:{tmp_path / 'robust'}")
     assert sum(isinstance(part, SmoothActivation) for part in robust.module.modules()) == 8
     assert load_result(tmp_path / "robust").model().digest == robust.digest
 
 
-def test_relus_that_are_no_modules_are_refused(dataset: TensorDataset) -> None:
-    class Written(nn.Module):
+def test_functional_relus_are_refused(dataset: TensorDataset) -> None:
+    class FunctionalReLU(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.body = small()
@@ -121,24 +155,24 @@ def test_relus_that_are_no_modules_are_refused(dataset: TensorDataset) -> None:
             return self.body(x).relu()
 
     with pytest.raises(ModelError, match="1 ReLUs that are no nn.ReLU modules"):
-        smooth(model_of(Written()), dataset, steps=1, batch=2)
+        smooth(build_model(FunctionalReLU()), dataset, steps=1, batch=2)
     with pytest.raises(ModelError, match="no nn.ReLU"):
-        smooth(model_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 2))), dataset, steps=1, batch=2)
+        smooth(build_model(nn.Sequential(nn.Flatten(), nn.Linear(64, 2))), dataset, steps=1, batch=2)
 
 
-def test_bounds_are_learned_and_no_attack_finds_its_way_in(dataset: TensorDataset) -> None:
+def test_training_certifies_and_no_attack_succeeds_inside(dataset: TensorDataset) -> None:
     eps = 0.06
-    plain = bounds_free(dataset)
-    made = bounds_fit(plain, dataset, eps=eps, steps=120, batch=30, lr=0.01, seed=0)
-    proven, right, withstood = (made.curves[name] for name in ("proven", "clean", "under PGD-10"))
+    plain = trained_normally(dataset)
+    result = bounds_fit(plain, dataset, eps=eps, steps=120, batch=30, lr=0.01, seed=0)
+    proven, clean, robust = (result.curves[name] for name in ("proven", "clean", "under PGD-10"))
     assert proven[0] <= 0.5 and proven[-1] > 0.8
-    assert bool((proven <= withstood).all()) and bool((withstood <= right).all())
+    assert bool((proven <= robust).all()) and bool((robust <= clean).all())
     images, labels = dataset.images[:60], [int(name) for name in dataset.classes[:60]]  # type: ignore[index]
-    trained = made.model()
-    sure = certify(trained, images, eps=eps, halvings=0).radius >= eps * (1 - 1e-6)
-    assert sure.double().mean() > 0.8
+    trained = result.model()
+    is_certified = certify(trained, images, eps=eps, halvings=0).radius >= eps * (1 - 1e-6)
+    assert is_certified.double().mean() > 0.8
     for attack in ("pgd", "apgd", "square"):
-        given = {"max_queries": 200} if attack == "square" else {"steps": 30}
-        found = methods[attack](trained, images, labels, eps=eps, seed=0, **given)
-        said = trained(images).argmax(1) == torch.tensor(labels)
-        assert not (found.success & sure & said).any(), attack
+        options = {"max_queries": 200} if attack == "square" else {"steps": 30}
+        attacked = methods[attack](trained, images, labels, eps=eps, seed=0, **options)
+        correct = trained(images).argmax(1) == torch.tensor(labels)
+        assert not (attacked.success & is_certified & correct).any(), attack

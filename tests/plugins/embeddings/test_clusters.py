@@ -9,34 +9,34 @@ from phosphene import InputError, TensorDataset, run
 from phosphene.testing.networks import make_network
 
 
-def test_the_scenes_fall_into_their_classes():
-    found = run("clusters", dataset="builtin:scenes/200", seed=0)
-    assert len(set(found.clusters.tolist())) == len(set(found.labels)) == 10
-    for name in ("purity", "adjusted Rand index", "mutual information"):
-        assert found.numbers[name] > 0.85, name
-    assert len(found.panels()) == 10
+def test_clusters_of_scenes_are_their_classes():
+    result = run("clusters", dataset="builtin:scenes/200", seed=0)
+    assert len(set(result.clusters.tolist())) == len(set(result.labels)) == 10
+    for name in ("purity", "adjusted Rand index", "normalized mutual information"):
+        assert result.metrics[name] > 0.85, name
+    assert len(result.panels()) == 10
 
 
-def test_agreement_is_that_of_the_labels_given():
+def test_agreement_with_given_labels():
     model, images = make_network("gap"), torch.rand(12, 3, 24, 24)
     heaps = run("clusters", model=model, dataset=images, k=3, seed=0)
-    assert set(heaps.numbers) == {"within"}
-    told = TensorDataset(images, [f"heap {n}" for n in heaps.clusters.tolist()])
-    again = run("clusters", model=model, dataset=told, seed=0)
-    for name in ("purity", "adjusted Rand index", "mutual information"):
-        assert abs(float(again.numbers[name]) - 1) < 1e-6
-    one = run("clusters", model=model, dataset=told, k=1, seed=0)
-    assert float(one.numbers["adjusted Rand index"]) == 0
+    assert set(heaps.metrics) == {"inertia"}
+    arguments = TensorDataset(images, [f"heap {n}" for n in heaps.clusters.tolist()])
+    again = run("clusters", model=model, dataset=arguments, seed=0)
+    for name in ("purity", "adjusted Rand index", "normalized mutual information"):
+        assert abs(float(again.metrics[name]) - 1) < 1e-6
+    one = run("clusters", model=model, dataset=arguments, k=1, seed=0)
+    assert float(one.metrics["adjusted Rand index"]) == 0
 
 
-def test_the_sum_is_that_of_the_distances_to_the_middles():
-    found = run("clusters", dataset="builtin:scenes/60", k=4, seed=0)
-    middles = torch.stack([found.features[found.clusters == n].mean(0) for n in range(4)])
-    far = (found.features - middles[found.clusters]).norm(dim=1)
-    assert torch.allclose(found.centrality, far, atol=1e-4)
-    assert torch.allclose(found.numbers["within"], far.square().sum(), rtol=1e-4)
+def test_inertia_is_the_sum_of_squared_center_distances():
+    result = run("clusters", dataset="builtin:scenes/60", k=4, seed=0)
+    middles = torch.stack([result.features[result.clusters == n].mean(0) for n in range(4)])
+    far = (result.features - middles[result.clusters]).norm(dim=1)
+    assert torch.allclose(result.center_distances, far, atol=1e-4)
+    assert torch.allclose(result.metrics["inertia"], far.square().sum(), rtol=1e-4)
 
 
-def test_more_clusters_than_pictures_are_refused():
-    with pytest.raises(InputError, match="6 pictures make at most 6 clusters, not 7"):
+def test_more_clusters_than_images_are_refused():
+    with pytest.raises(InputError, match="6 images make at most 6 clusters, not 7"):
         run("clusters", model=make_network("gap"), dataset=torch.rand(6, 3, 24, 24), k=7)

@@ -21,7 +21,7 @@ from phosphene import (
     run,
 )
 from phosphene.builtin.scenes import draw_scenes
-from phosphene_plugins.embeddings._nearest_vectors import Nearest
+from phosphene_plugins.embeddings._nearest_neighbor_search import NearestNeighborSearch
 
 nearest_neighbors = methods["embeddings.nearest_neighbors"]
 
@@ -40,13 +40,13 @@ def pictures(count: int, seed: int = 0) -> Tensor:
     return torch.rand(count, 3, 10, 10, generator=torch.Generator().manual_seed(seed))
 
 
-def test_its_oracle_holds():
+def test_oracle():
     nearest_neighbors.spec.oracle()
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 60), st.integers(1, 8), st.integers(1, 7), METRICS)
-def test_streaming_finds_what_measuring_everything_finds(queries, count, k, batch, metric):
+def test_streaming_equals_all_distances_at_once(queries, count, k, batch, metric):
     images, dataset = pictures(queries, 1), pictures(count, 2)
     with max_batch(batch):
         found = nearest_neighbors(MODEL, images, TensorDataset(dataset), k=k, metric=metric)
@@ -64,7 +64,7 @@ def test_streaming_finds_what_measuring_everything_finds(queries, count, k, batc
     assert found.ids == tuple(tuple(str(i) for i in row) for row in found.indices.tolist())
 
 
-def test_an_image_of_the_data_set_is_its_own_neighbour_at_no_distance():
+def test_image_of_the_data_set_is_its_own_neighbor_at_distance_zero():
     dataset = pictures(9)
     found = nearest_neighbors(MODEL, dataset[4:6], TensorDataset(dataset), k=2)
     assert found.indices[:, 0].tolist() == [4, 5] and found.distances[:, 0].tolist() == [0, 0]
@@ -73,7 +73,7 @@ def test_an_image_of_the_data_set_is_its_own_neighbour_at_no_distance():
 
 
 @pytest.mark.parametrize("place", range(6))
-def test_a_picture_is_nearer_to_itself_than_its_near_duplicates_are(place):
+def test_near_duplicates_are_farther_than_the_image_itself(place):
     query = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     dataset = query[:1].repeat(6, 1, 1, 1)
     for n in set(range(6)) - {place}:
@@ -84,7 +84,7 @@ def test_a_picture_is_nearer_to_itself_than_its_near_duplicates_are(place):
     assert found.distances[0].tolist() == found.pixel_distances[0].tolist() == [0]
 
 
-def test_equal_pictures_are_equally_far_and_come_in_their_order_whatever_the_batch():
+def test_equal_images_have_equal_distances_and_are_ordered_by_index():
     dataset = pictures(2)[[0, 1, 0, 1, 0]]
     for size in (1, 2, 5):
         with max_batch(size):
@@ -94,14 +94,14 @@ def test_equal_pictures_are_equally_far_and_come_in_their_order_whatever_the_bat
         assert sorted(found.indices[0].tolist()) == [0, 2, 4] and found.distances.max() < 1e-6
 
 
-def test_fewer_pictures_than_wanted_are_all_given_and_none_is_an_error():
+def test_fewer_images_than_k_are_all_returned_and_none_is_refused():
     dataset = pictures(2)
     assert nearest_neighbors(MODEL, dataset[:1], TensorDataset(dataset), k=9).indices.shape == (1, 2)
-    with pytest.raises(InputError, match="no picture but the image itself"):
+    with pytest.raises(InputError, match="no image but the query image itself"):
         nearest_neighbors(MODEL, dataset[:1], TensorDataset(dataset[:1]), exclude_self=True)
 
 
-def test_a_named_layer_is_averaged_over_its_places():
+def test_output_of_a_named_layer_is_averaged_over_positions():
     images, dataset = pictures(2, 1), pictures(6, 2)
     found = nearest_neighbors(MODEL, images, TensorDataset(dataset), layer="1", k=6)
     a, b = (MODEL.features(x, "1").detach().mean((2, 3)) for x in (images, dataset))
@@ -117,7 +117,7 @@ def test_a_model_without_a_classifier_needs_a_layer():
     assert found.indices.shape == (1, 1)
 
 
-def test_features_find_the_class_where_pixels_find_the_background():
+def test_neighbors_by_features_share_the_class_more_often_than_by_pixels():
     found = run("nearest_neighbors", dataset="builtin:scenes/96", k=3, exclude_self=True)
     labels = draw_scenes(96, split="test").labels
     wanted = labels[:4, None]
@@ -126,26 +126,26 @@ def test_features_find_the_class_where_pixels_find_the_background():
     assert by_features >= 0.7 and by_features > by_pixels + 0.3
 
 
-def test_it_round_trips(tmp_path):
+def test_saving(tmp_path):
     found = run("nearest_neighbors", dataset="builtin:scenes/12", k=2, out=tmp_path / "near")
     again = load_result(tmp_path / "near")
     assert again.ids == found.ids and torch.equal(again.distances, found.distances)
 
 
 @pytest.mark.parametrize("excluded", [False, True])
-def test_faiss_ranks_large_blocks_to_the_same_answer(monkeypatch, excluded):
+def test_faiss_returns_the_same_neighbors(monkeypatch, excluded):
     generator = torch.Generator().manual_seed(0)
     queries, vectors = (torch.randn(n, 16, generator=generator) for n in (7, 300))
     found = []
-    for large in (10**9, 0):
-        monkeypatch.setattr(Nearest, "LARGE", large)
-        nearest = Nearest(queries, 5)
+    for max_pairs in (10**9, 0):
+        monkeypatch.setattr(NearestNeighborSearch, "MAX_PAIRS", max_pairs)
+        search = NearestNeighborSearch(queries, 5)
         for start in range(0, 300, 100):
-            never = torch.zeros(7, 100, dtype=torch.bool)
-            never[:, 3] = excluded
-            nearest.meet(vectors[start : start + 100], tuple(range(start, start + 100)), never)
-            nearest._rank()
-        found.append(nearest.found())
+            exclude = torch.zeros(7, 100, dtype=torch.bool)
+            exclude[:, 3] = excluded
+            search.add(vectors[start : start + 100], tuple(range(start, start + 100)), exclude)
+            search._rank_pending()
+        found.append(search.result())
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
     exact = torch.cdist(queries.double(), vectors.double())

@@ -22,7 +22,7 @@ def pictures(count: int, seed: int = 0, size: int = 2) -> Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)).double()
 
 
-def test_the_closed_form_of_gaussians_that_differ_by_a_shift_and_a_scale():
+def test_closed_form_for_gaussians_with_shift_and_scale():
     images = 0.25 + 0.5 * pictures(50)
     middle = images.mean(0)
     shifted = set_distance(identity(), images, images + 0.1)
@@ -34,14 +34,14 @@ def test_the_closed_form_of_gaussians_that_differ_by_a_shift_and_a_scale():
 
 
 @pytest.mark.parametrize("counts", [(30, 40), (5, 8), (5, 40)])
-def test_it_is_the_formula_with_the_root_of_the_covariances_product(counts):
+def test_distance_equals_the_formula_with_the_matrix_square_root(counts):
     first, second = pictures(counts[0], 1), pictures(counts[1], 2) ** 2
-    found = set_distance(identity(), first, second)
+    result = set_distance(identity(), first, second)
     x, y = first.flatten(1), second.flatten(1)
     a, b = x.T.cov(), y.T.cov()
     root = torch.linalg.eigvals(a @ b).real.clamp(min=0).sqrt().sum()
     expected = (x.mean(0) - y.mean(0)).square().sum() + a.trace() + b.trace() - 2 * root
-    assert torch.allclose(found.frechet, expected, atol=1e-6)
+    assert torch.allclose(result.frechet, expected, atol=1e-6)
 
     def kernel(p: Tensor, q: Tensor) -> float:
         return float((p @ q / 12 + 1) ** 3)
@@ -51,15 +51,15 @@ def test_it_is_the_formula_with_the_root_of_the_covariances_product(counts):
         for z in (x, y)
     ]
     between = sum(kernel(p, q) for p in x for q in y) / len(x) / len(y)
-    assert abs(float(found.kernel) - (sum(within) - 2 * between)) < 1e-10
+    assert abs(float(result.kernel) - (sum(within) - 2 * between)) < 1e-10
 
 
-def test_a_set_is_at_no_distance_from_itself():
+def test_distance_of_a_set_to_itself_is_zero():
     images = pictures(6, size=4)
     assert float(set_distance(identity(4), images, images).frechet) < 1e-12
 
 
-def test_drawn_scenes_are_nearer_to_scenes_than_noise_is():
+def test_scenes_are_nearer_to_scenes_than_noise_is():
     scenes, others = (TensorDataset(draw_scenes(64, split="test", start=n).images) for n in (0, 64))
     noise = torch.rand(64, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     near, far = (
@@ -69,6 +69,6 @@ def test_drawn_scenes_are_nearer_to_scenes_than_noise_is():
     assert far.frechet > 3 * near.frechet and far.kernel > 10 * near.kernel.abs()
 
 
-def test_one_picture_has_no_covariance():
-    with pytest.raises(InputError, match="needs at least 2 pictures, the data set holds 1"):
+def test_set_of_one_image_is_refused():
+    with pytest.raises(InputError, match="needs at least 2 images, the data set has 1"):
         set_distance(identity(), pictures(3), pictures(1))

@@ -18,11 +18,11 @@ def network(channels: int) -> Model:
     return load_model(nn.Sequential(*layers), input_size=(channels, 12, 12))
 
 
-def test_its_oracle_holds():
+def test_oracle():
     first_layer_filters.spec.oracle()
 
 
-def test_colour_filters_are_composites_each_from_black_to_white():
+def test_color_filters_are_scaled_over_their_channels():
     model = network(3)
     bank = first_layer_filters(model)
     assert bank.layer == "0" and bank.tiles.shape == (5, 3, 3, 3) and len(bank.captions) == 5
@@ -30,7 +30,7 @@ def test_colour_filters_are_composites_each_from_black_to_white():
     assert bank.tiles.amin((1, 2, 3)).eq(0).all() and bank.tiles.amax((1, 2, 3)).eq(1).all()
 
 
-def test_a_shared_scale_keeps_weak_filters_weak_and_constant_ones_black():
+def test_shared_scale_keeps_weak_filters_weak_and_constant_filters_black():
     model = network(3)
     with torch.no_grad():
         model.module[0].weight[1] *= 0.01
@@ -42,25 +42,25 @@ def test_a_shared_scale_keeps_weak_filters_weak_and_constant_ones_black():
 
 
 @pytest.mark.parametrize(("channels", "tiles", "columns"), [(1, 5, 8), (2, 10, 2), (4, 20, 4)])
-def test_other_channel_counts_give_grey_pictures(channels, tiles, columns):
+def test_other_channel_counts_are_gray_tiles(channels, tiles, columns):
     bank = first_layer_filters(network(channels))
     assert bank.tiles.shape == (tiles, 3, 3, 3) and bank.columns == columns
     assert torch.equal(bank.tiles[:, 0], bank.tiles[:, 2])
 
 
-def test_a_patch_embedding_is_a_first_layer():
+def test_patch_embedding_is_a_first_layer():
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3)
     bank = first_layer_filters(load_model(vit, input_size=(3, 32, 32)))
     assert bank.layer == "patch_embed.proj" and bank.tiles.shape == (192, 3, 16, 16)
 
 
-def test_a_model_without_convolutions_is_refused_in_a_sentence():
+def test_model_without_convolutions_is_refused():
     model = load_model(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), input_size=(3, 2, 2))
     with pytest.raises(ModelError, match="has no convolution"):
         first_layer_filters(model)
 
 
-def test_it_draws_and_round_trips(tmp_path):
+def test_figure_and_saving(tmp_path):
     bank = run("first_layer_filters", out=tmp_path / "filters")
     again = load_result(tmp_path / "filters")
     assert torch.equal(again.tiles, bank.tiles) and again.captions == bank.captions

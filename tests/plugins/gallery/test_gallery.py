@@ -1,4 +1,4 @@
-"""The gallery: one page, self-contained, that shows what every method shows and how to do it again."""
+"""The gallery: one self-contained page with a result of every method and code that repeats it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from phosphene.images import data_uri
 from phosphene.results import Attribution, Result
 from phosphene_plugins.gallery import _gallery_page as gallery
 from phosphene_plugins.gallery._gallery_page import Gallery, make_gallery
-from phosphene_plugins.pages._single_file_page import rows_of
+from phosphene_plugins.pages._single_file_page import panel_rows
 
 SHOWN = ["saliency", "grad_cam", "pgd"]
 
@@ -29,11 +29,11 @@ SHOWN = ["saliency", "grad_cam", "pgd"]
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gallery]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gallery, "_SCENES", 6)
+        patch.setattr(gallery, "SCORED_SCENES", 6)
         yield make_gallery(tmp_path_factory.mktemp("gallery") / "new", only=SHOWN)
 
 
-def test_every_method_has_its_card(shown: Gallery) -> None:
+def test_every_method_is_on_the_page(shown: Gallery) -> None:
     assert {e.call for e in shown.exhibits} == set(SHOWN)
     assert not any(e.failure for e in shown.exhibits)
     page = html.unescape(shown.page.read_text())
@@ -42,7 +42,7 @@ def test_every_method_has_its_card(shown: Gallery) -> None:
         assert all(source.url in page for source in exhibit.spec.references)
 
 
-def test_the_page_is_one_file_that_asks_for_nothing(shown: Gallery) -> None:
+def test_page_is_one_self_contained_file(shown: Gallery) -> None:
     page = shown.page.read_text()
     sources = re.findall(r'src="([^"]*)"', page)
     assert sources
@@ -51,7 +51,7 @@ def test_the_page_is_one_file_that_asks_for_nothing(shown: Gallery) -> None:
     assert [path.name for path in shown.page.parent.iterdir()] == ["index.html"]
 
 
-def test_no_picture_is_blank(shown: Gallery) -> None:
+def test_no_image_is_blank(shown: Gallery) -> None:
     page = shown.page.read_text()
     for exhibit in shown.exhibits:
         for panel in (p for row in exhibit.rows for p in row):
@@ -60,7 +60,7 @@ def test_no_picture_is_blank(shown: Gallery) -> None:
 
 
 @pytest.mark.parametrize("call", SHOWN)
-def test_command_and_python_make_the_picture_again(
+def test_command_and_python_code_repeat_the_result(
     call: str, shown: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -82,23 +82,23 @@ def test_command_and_python_make_the_picture_again(
             )
 
 
-def test_maps_are_scored_where_the_truth_is_known(shown: Gallery) -> None:
+def test_attributions_are_scored_on_bundled_scenes(shown: Gallery) -> None:
     assert set(shown.scores) == {"saliency", "grad_cam"}
     for score in shown.scores.values():
         assert score.count == 6
         assert 0 < score.chance_inside < score.chance_near < 1
         assert score.inside <= score.near
     assert shown.scores["grad_cam"].near > shown.scores["grad_cam"].chance_near
-    assert "Do the maps point at the object?" in shown.page.read_text()
+    assert "Is the map's maximum on the object?" in shown.page.read_text()
 
 
 def test_slow_methods_are_scored_on_fewer_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(gallery, "_SCENES", 6)
-    monkeypatch.setattr(gallery, "_PASSES", 6)
+    monkeypatch.setattr(gallery, "SCORED_SCENES", 6)
+    monkeypatch.setattr(gallery, "MAX_PASSES", 6)
     assert make_gallery(tmp_path, only=["saliency"]).scores["saliency"].count == 2
 
 
-def test_a_defence_before_a_model_shows_what_attacks_leave_of_the_two(tmp_path: Path) -> None:
+def test_defense_has_a_robustness_curve(tmp_path: Path) -> None:
     made = make_gallery(tmp_path, model="builtin:shapes-resnet", only=["bit_depth"])
     (card,) = made.exhibits
     assert card.curve is not None and not card.curve.failure
@@ -107,7 +107,7 @@ def test_a_defence_before_a_model_shows_what_attacks_leave_of_the_two(tmp_path: 
     assert words in made.page.read_text() and made.page.read_text().count("<article") == 1
 
 
-def test_a_refusal_is_shown_and_ends_with_1(
+def test_failure_is_on_the_page_and_the_exit_code_is_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(name: str, **arguments: Any) -> Result:
@@ -116,21 +116,21 @@ def test_a_refusal_is_shown_and_ends_with_1(
         return run(name, **arguments)
 
     monkeypatch.setattr(gallery, "run", refuse)
-    monkeypatch.setattr(gallery, "_SCENES", 2)
+    monkeypatch.setattr(gallery, "SCORED_SCENES", 2)
     with pytest.raises(SystemExit) as end:
         main(["demo", "--out", str(tmp_path), "--only", "cam", "--only", "saliency"])
     assert end.value.code == 1
     told = capsys.readouterr().out
-    assert "1 of 2 methods gave no picture: cam" in told
+    assert "1 of 2 methods failed: cam" in told
     assert told.splitlines()[-1] == (tmp_path / "index.html").as_uri()
     assert "no &lt;head&gt; at all" in (tmp_path / "index.html").read_text()
 
 
-def test_another_model_and_other_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_model_and_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_file(load_network("shapes-vgg").state_dict(), tmp_path / "other.safetensors")
     settings = {"weights": "other.safetensors", "pretrained": True}
-    monkeypatch.setattr(gallery, "_SCENES", 2)
+    monkeypatch.setattr(gallery, "SCORED_SCENES", 2)
     made = make_gallery(
         "page", model="builtin:shapes-vgg", settings=settings, images=["builtin:scenes/2"], only=["saliency"]
     )
@@ -151,7 +151,7 @@ def test_another_model_and_other_pictures(tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.equal(names["result"].maps, exhibit.result.maps)
 
 
-def test_what_cannot_work_is_refused_before_anything_runs(
+def test_invalid_arguments_are_refused_before_any_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gallery, "run", lambda *_, **__: pytest.fail("a method was run"))
@@ -162,12 +162,12 @@ def test_what_cannot_work_is_refused_before_anything_runs(
         make_gallery(tmp_path / "page", images=["no-such.png"])
     with pytest.raises(UnknownName, match="saliency"):
         make_gallery(tmp_path / "page", only=["salience"])
-    with pytest.raises(InputError, match="about a model"):
+    with pytest.raises(InputError, match="need a model"):
         make_gallery(tmp_path / "page", settings={"pretrained": True})
     assert not (tmp_path / "page").exists()
 
 
-def test_a_result_that_draws_its_own_figure_is_shown_by_it() -> None:
+def test_result_with_its_own_figure_is_shown_by_it() -> None:
     class Chart(Attribution):
         def figure(self) -> Figure:
             figure = Figure(figsize=(3, 2), dpi=50)
@@ -175,13 +175,13 @@ def test_a_result_that_draws_its_own_figure_is_shown_by_it() -> None:
             return figure
 
     chart = Chart(images=torch.zeros(1, 3, 4, 4), maps=torch.zeros(1, 4, 4), targets=("x",))
-    ((panel,),) = rows_of(chart)
+    ((panel,),) = panel_rows(chart)
     assert panel.image.shape == (3, 100, 150)
     assert panel.image.std() > 0.01
 
 
 @pytest.mark.parametrize("name", sorted(methods.load_all()))
-def test_every_method_shows_something_on_the_bundled_world(name: str) -> None:
+def test_every_method_has_a_nonblank_figure(name: str) -> None:
     seed = {} if methods[name].seed is None else {methods[name].seed: 0}  # as the gallery has it
     result = run(name, progress=False, **methods[name].spec.quick | seed)
-    assert max(panel.image.std() for row in rows_of(result) for panel in row) > 0.01
+    assert max(panel.image.std() for row in panel_rows(result) for panel in row) > 0.01

@@ -63,7 +63,7 @@ def towers(name: str, seed: int = 1, **more: Any) -> Any:
     return open_clip.create_model(name, **TINY[name], **more).eval()
 
 
-def pictures(model: Model, count: int = 2) -> Tensor:
+def random_images(model: Model, count: int = 2) -> Tensor:
     return torch.rand(count, *model.input_size, generator=torch.Generator().manual_seed(5))
 
 
@@ -73,7 +73,7 @@ def command(*words: str) -> None:
     assert not end.value.code
 
 
-def published(clip: Any, model: Model, images: Tensor) -> Tensor:
+def reference_logits(clip: Any, model: Model, images: Tensor) -> Tensor:
     """The logits that open_clip itself gives for pictures and prompts."""
     prompts = open_clip.get_tokenizer("ViT-B-32", context_length=clip.context_length)(list(model.classes))
     with torch.no_grad():
@@ -96,27 +96,29 @@ def test_logits_are_those_of_both_towers_from_a_file(name: str, suffix: str, tmp
         {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}}, path
     )
     model = load_model(f"open_clip:{name}", weights=path, prompts=[DOG, CAT], **TINY[name])
-    images = pictures(model)
-    torch.testing.assert_close(model(images), published(clip, model, images))
+    images = random_images(model)
+    torch.testing.assert_close(model(images), reference_logits(clip, model, images))
     assert model.classes == (DOG, CAT) and model.name == f"open_clip:{name}"
     assert not any("token" in key or key.startswith("text") for key in model.module.state_dict())
     assert model.source is not None
     source = dict(model.source)
-    again = load_model(source.pop("uri"), **source)
-    assert again.digest == model.digest
+    loaded = load_model(source.pop("uri"), **source)
+    assert loaded.digest == model.digest
     assert load_model(f"open_clip:{name}({DOG}; a tree)", weights=state, **TINY[name]).digest != model.digest
 
 
-def test_bias_of_the_logits_is_kept() -> None:
+def test_logit_bias_is_applied() -> None:
     options = {"init_logit_bias": -3.0, "init_logit_scale": 1.0}
     clip = towers("ViT-B-32", **options)
     model = load_model(
         "open_clip:ViT-B-32", weights=clip.state_dict(), prompts=[DOG], **TINY["ViT-B-32"], **options
     )
-    torch.testing.assert_close(model(pictures(model)), published(clip, model, pictures(model)))
+    torch.testing.assert_close(
+        model(random_images(model)), reference_logits(clip, model, random_images(model))
+    )
 
 
-def test_weights_of_another_picture_size_and_a_defence_before_it(tmp_path: Path) -> None:
+def test_weights_of_another_image_size_and_a_defense_before_it(tmp_path: Path) -> None:
     clip, path = towers("ViT-B-32"), tmp_path / "clip.safetensors"
     save_file(clip.state_dict(), path)
     larger = TINY["ViT-B-32"] | {"vision_cfg": VIT | {"image_size": 48}}
@@ -124,46 +126,46 @@ def test_weights_of_another_picture_size_and_a_defence_before_it(tmp_path: Path)
     plain = load_model(f"open_clip:ViT-B-32({DOG}; {CAT})", weights=path, **TINY["ViT-B-32"])
     uri = f"defended:bit_depth(bits=1)|open_clip:ViT-B-32({DOG}; {CAT})"
     defended = load_model(uri, weights=path, **TINY["ViT-B-32"])
-    images = pictures(plain)
+    images = random_images(plain)
     torch.testing.assert_close(defended(images), plain(images.round()))
 
 
-@pytest.mark.parametrize(("name", "layer", "places"), [
+@pytest.mark.parametrize(("name", "layer", "side"), [
     ("ViT-B-32", "visual.transformer.resblocks.1.ln_1", 4), ("RN50", "visual.layer4", 2),
 ])  # fmt: skip
-def test_grad_cam_of_a_prompt_lies_on_the_towers_own_grid(name: str, layer: str, places: int) -> None:
+def test_grad_cam_of_a_prompt_lies_on_the_towers_own_grid(name: str, layer: str, side: int) -> None:
     model = tiny(name)
-    images = pictures(model)
+    images = random_images(model)
     assert model.last_map == layer
-    found = methods["grad_cam"](model, images, CAT)
-    assert found.maps.shape == (2, places, places) and found.targets == (CAT, CAT)
+    result = methods["grad_cam"](model, images, CAT)
+    assert result.maps.shape == (2, side, side) and result.targets == (CAT, CAT)
     with model.tap(layer, leaf=True) as tap:
         model(images)[:, 1].sum().backward()
     maps, slopes = (model.maps(t, images) for t in (tap[layer].detach(), tap[layer].grad))
-    torch.testing.assert_close(found.maps, (slopes.mean((2, 3), keepdim=True) * maps).sum(1).relu())
-    assert methods["grad_cam"](model, images, DOG).maps.ne(found.maps).any()
+    torch.testing.assert_close(result.maps, (slopes.mean((2, 3), keepdim=True) * maps).sum(1).relu())
+    assert methods["grad_cam"](model, images, DOG).maps.ne(result.maps).any()
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "RN50"])
 def test_attack_towards_a_prompt_reaches_it(name: str) -> None:
     model = tiny(name)
-    images = pictures(model)
-    for goal in model.classes or ():
-        wanted = [goal] * len(images)
-        found = methods["pgd"](
-            model, images, wanted, targeted=True, eps=0.5, step_size=0.05, steps=20, seed=0
+    images = random_images(model)
+    for target_prompt in model.classes or ():
+        labels = [target_prompt] * len(images)
+        result = methods["pgd"](
+            model, images, labels, targeted=True, eps=0.5, step_size=0.05, steps=20, seed=0
         )
-        nearer = model(found.adversarial).log_softmax(1) > model(images).log_softmax(1)
-        place = model.class_index(goal)
-        assert nearer[:, place].all() or found.success.all()
-    assert found.success.any()
+        is_more_likely = model(result.adversarial).log_softmax(1) > model(images).log_softmax(1)
+        index = model.class_index(target_prompt)
+        assert is_more_likely[:, index].all() or result.success.all()
+    assert result.success.any()
 
 
-def test_text_is_read_once_and_no_gradient_reaches_it() -> None:
+def test_text_is_embedded_once_without_gradient() -> None:
     model = tiny("ViT-B-32")
     assert not model.module.prompts.weight.grad_fn
     model.module.visual = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 8))
-    assert model(pictures(model)).shape == (2, 3)  # the text tower is gone: nothing else runs
+    assert model(random_images(model)).shape == (2, 3)  # the text tower is gone: nothing else runs
 
 
 @pytest.fixture
@@ -177,7 +179,7 @@ def configured(tmp_path: Path) -> Iterator[str]:
     factory._MODEL_CONFIG_PATHS[:], factory._MODEL_CONFIGS = before
 
 
-def test_command_line_takes_a_prompt_as_target_and_as_label(configured: str, tmp_path: Path) -> None:
+def test_command_line_accepts_a_prompt_as_target_and_label(configured: str, tmp_path: Path) -> None:
     weights = tmp_path / "clip.safetensors"
     torch.manual_seed(0)
     save_file(open_clip.create_model(configured).state_dict(), weights)
@@ -187,16 +189,16 @@ def test_command_line_takes_a_prompt_as_target_and_as_label(configured: str, tmp
     assert load_result(tmp_path / "map").targets == (CAT, CAT)  # type: ignore[attr-defined]
     attack = ["run", "pgd", "--labels", f"{CAT},{DOG}", "--targeted", "--eps", "0.5", "--steps", "3"]
     command(*attack, *rest, str(tmp_path / "attack"))
-    found = load_result(tmp_path / "attack")
-    assert found.labels.tolist() == [1, 0] and found.targeted  # type: ignore[attr-defined]
+    result = load_result(tmp_path / "attack")
+    assert result.labels.tolist() == [1, 0] and result.targeted  # type: ignore[attr-defined]
     command("replay", str(tmp_path / "map"))
 
 
-@pytest.mark.parametrize(("uri", "options", "error", "told"), [
-    ("ViT-B-32", {}, InputError, "say which: 'open_clip:ViT-B-32\\(a photo of a dog"),
+@pytest.mark.parametrize(("uri", "options", "error", "message"), [
+    ("ViT-B-32", {}, InputError, "needs them as prompts: 'open_clip:ViT-B-32\\(a photo of a dog"),
     (f"ViT-B-32({DOG})", {"prompts": [CAT]}, InputError, "prompts twice"),
     (f"ViT-B-32({DOG}; )", {}, InputError, "none of them empty"),
-    ("ViT-B-32", {"prompts": DOG}, InputError, "several sentences"),
+    ("ViT-B-32", {"prompts": DOG}, InputError, "a list of sentences"),
     (f"ViT-B-33({DOG})", {}, UnknownName, "did you mean 'ViT-B-32'"),
     (f"ViT-B-32.openia({DOG})", {}, UnknownName, "did you mean 'openai'"),
     (f"ViT-B-32({DOG})", {"weights": "laion2b"}, UnknownName, "did you mean 'laion2b_"),
@@ -205,14 +207,14 @@ def test_command_line_takes_a_prompt_as_target_and_as_label(configured: str, tmp
     (f"ViT-M-32-alt({DOG})", {"pretrained": True}, ModelError, "no pretrained weights for open_clip:ViT"),
     (f"ViT-B-16-SigLIP({DOG})", {}, ModelError, "pip install transformers"),
 ])  # fmt: skip
-def test_what_cannot_be_is_refused_in_a_sentence(uri: str, options: Any, error: Any, told: str) -> None:
-    if told.endswith("transformers") and importlib.util.find_spec("transformers"):
+def test_invalid_uris_are_refused_with_a_reason(uri: str, options: Any, error: Any, message: str) -> None:
+    if message.endswith("transformers") and importlib.util.find_spec("transformers"):
         pytest.skip("transformers is installed")
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         load_model(f"open_clip:{uri}", **TINY["ViT-B-32"], **options)
 
 
-def test_unknown_prompt_names_those_that_there_are() -> None:
+def test_unknown_prompt_suggests_the_nearest_one() -> None:
     with pytest.raises(UnknownName, match=f"did you mean '{CAT}'"):
         methods["saliency"](tiny("ViT-B-32"), torch.rand(1, 3, 32, 32), "a photo of a bat")
 
@@ -221,36 +223,38 @@ def refuse(*_: Any, **__: Any) -> None:
     raise OSError(101, "Network is unreachable")
 
 
-def test_published_weights_come_from_the_hubs_cache_or_are_told_absent(
+def test_published_weights_come_from_the_hub_cache_or_raise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for place, name in ((socket, "getaddrinfo"), (socket, "create_connection"), (socket.socket, "connect")):
         monkeypatch.setattr(place, name, refuse)
-    asked = {"prompts": [DOG, CAT], "cache_dir": str(tmp_path), **TINY["ViT-B-32"]}
+    options = {"prompts": [DOG, CAT], "cache_dir": str(tmp_path), **TINY["ViT-B-32"]}
     with pytest.raises(ModelError, match=r"clip_224.openai/open_clip_model.safetensors .*a local file"):
-        load_model("open_clip:ViT-B-32", pretrained=True, **asked)
+        load_model("open_clip:ViT-B-32", pretrained=True, **options)
     folder = tmp_path / "models--timm--vit_base_patch32_clip_224.openai"
     (folder / "refs").mkdir(parents=True), (folder / "snapshots" / "0").mkdir(parents=True)
     (folder / "refs" / "main").write_text("0")
     clip = towers("ViT-B-32", force_quick_gelu=True)  # which OpenAI's are trained with
     save_file(clip.state_dict(), folder / "snapshots" / "0" / "open_clip_model.safetensors")
     for uri, how in (("ViT-B-32.openai", {"pretrained": True}), ("ViT-B-32", {"weights": "openai"})):
-        model = load_model(f"open_clip:{uri}", **how, **asked)  # type: ignore[arg-type]
+        model = load_model(f"open_clip:{uri}", **how, **options)  # type: ignore[arg-type]
         assert model.name == "open_clip:ViT-B-32.openai"
-        torch.testing.assert_close(model(pictures(model)), published(clip, model, pictures(model)))
+        torch.testing.assert_close(
+            model(random_images(model)), reference_logits(clip, model, random_images(model))
+        )
     # A file of the same weights is of the same network.
-    filled = load_model("open_clip:ViT-B-32.openai", weights=clip.state_dict(), **asked)
+    filled = load_model("open_clip:ViT-B-32.openai", weights=clip.state_dict(), **options)
     assert filled.digest == model.digest
-    assert torch.equal(filled(pictures(model)), model(pictures(model)))
+    assert torch.equal(filled(random_images(model)), model(random_images(model)))
 
 
-def test_logging_of_the_program_is_left_alone() -> None:
+def test_logging_of_the_program_is_unchanged() -> None:
     before = list(logging.root.handlers), logging.root.level
     tiny("ViT-B-32")
     assert (list(logging.root.handlers), logging.root.level) == before
 
 
-def test_missing_extra_is_named_and_hurts_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_named_and_listing_works(monkeypatch: pytest.MonkeyPatch) -> None:
     names = loaders()["open_clip"].names()
     assert {"ViT-B-32", "ViT-B-32.laion2b_s34b_b79k"} <= set(names)
     monkeypatch.setitem(sys.modules, "open_clip", None)

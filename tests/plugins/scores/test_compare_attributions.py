@@ -21,7 +21,7 @@ from phosphene import (
     run,
 )
 from phosphene_plugins.scores._evaluate_maps import EvaluationSet
-from phosphene_plugins.scores._score_table import Scores, means
+from phosphene_plugins.scores._score_table import Scores, means_and_errors
 
 compare_attributions = methods["scores.compare_attributions"]
 CHEAP = {"methods": ["grad_cam", "saliency"], "scores": ["mask_iou"], "seed": 0}
@@ -119,7 +119,7 @@ def test_the_sanity_column_is_undefined_for_baselines(model) -> None:  # type: i
 
 def test_means_are_over_the_counted_values() -> None:
     each = torch.tensor([[1.0, 3.0, 9.0], [4.0, 9.0, 9.0], [9.0, 9.0, 9.0]])
-    values, errors = means(each, torch.tensor([2, 1, 0]))
+    values, errors = means_and_errors(each, torch.tensor([2, 1, 0]))
     assert values.tolist() == [2.0, 4.0, 0.0]
     torch.testing.assert_close(errors, torch.tensor([1.0, 0.0, 0.0]))
 

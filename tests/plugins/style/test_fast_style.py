@@ -29,7 +29,6 @@ from phosphene.builtin.textures import load_texture
 from phosphene.images import write_png
 from phosphene.optimize import gram_matrix, total_variation
 from phosphene.results import TrainedNetwork
-from phosphene.roles import ROLES
 from phosphene_plugins.style._style_network import (
     BatchNorm,
     ConditionalInstanceNorm,
@@ -479,7 +478,7 @@ def test_styles_can_be_added_to_instance_norm_and_not_to_batch_norm(
 def test_the_bundled_stylizer_reproduces_each_style_best() -> None:
     vgg = load_model("builtin:shapes-vgg")
     scenes = draw_scenes(4, seed=0, split="test").images
-    bundled = ROLES["stylizer"].make(None, None, {})
+    bundled = load_result("builtin:shapes-styles")
 
     def statistics(images: Tensor) -> Tensor:
         with torch.no_grad():

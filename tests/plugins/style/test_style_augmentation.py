@@ -210,9 +210,9 @@ def test_views_equal_the_transform_with_its_random_parameters() -> None:
 
 def test_bad_input_is_refused() -> None:
     for wrong in ({"p": 1.5}, {"strength": (0.5, 0.2)}, {"strength": (-0.1, 0.2)}):
-        with pytest.raises(InputError, match="strength a part"):
+        with pytest.raises(InputError, match="strength must be an interval"):
             StyleAugmentation(STYLIZER, **wrong)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="has styles of its own: style 0"):
+    with pytest.raises(InputError, match="has the styles style 0"):
         StyleAugmentation(STYLIZER, styles=draw(1, 3, 8, 8))
     transform = StyleAugmentation(load_result("builtin:shapes-styles"))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="ToImage"):

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from phosphene import Class, InputError, Model, TensorDataset, load_model, methods, run
-from phosphene.results import load_result
+from phosphene import Class, InputError, Model, TensorDataset, load_model, load_result, methods, run
 from phosphene_plugins.synthesis._activation_maximization import ActivationMaximization
 
 facets = methods["synthesis.facets"]
@@ -97,11 +96,11 @@ def test_equal_images_are_one_facet(model: Model) -> None:
 
 
 def test_too_many_facets_and_no_target_are_refused(model: Model, dataset: TensorDataset) -> None:
-    with pytest.raises(InputError, match="25 images make at most 25 facets, not 26"):
+    with pytest.raises(InputError, match="25 images form at most 25 facets, not 26"):
         facets(model, Class(0), dataset, k=26)
-    with pytest.raises(InputError, match="10 images make at most 10 facets, not 12"):
+    with pytest.raises(InputError, match="10 images form at most 10 facets, not 12"):
         facets(model, Class(0), dataset, k=12, top=10)
-    with pytest.raises(InputError, match="say target="):
+    with pytest.raises(InputError, match="for example target="):
         facets(model, None, dataset)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from phosphene import Class, InputError, load_model, methods, run
-from phosphene.builtin.networks import load_network, normalise
+from phosphene.builtin.networks import load_network, normalize
 from phosphene.builtin.scenes import CLASSES
 from phosphene.generative import Generator
 from phosphene.testing.networks import make_network
@@ -86,7 +86,7 @@ def test_second_network_recognises_the_codes_and_pixels_reconstruct_worse() -> N
     assert result.targets == CLASSES
     second = load_network("shapes-resnet")
     with torch.no_grad():
-        predictions = second(normalise(result.images)).argmax(1)
+        predictions = second(normalize(result.images)).argmax(1)
     assert (predictions == torch.arange(10)).sum() >= 8
     assert result.reconstruction_error is not None and result.pixel_reconstruction_error is not None
     assert (result.reconstruction_error < result.pixel_reconstruction_error).all()

@@ -94,7 +94,7 @@ def test_units_outside_the_layer_are_refused(model: Model) -> None:
         visualize(model, layer="2", channels=(8,))
     with pytest.raises(InputError, match="5x5"):
         visualize(model, layer="2", unit="neuron", position=(5, 0))
-    with pytest.raises(InputError, match="2 numbers, one a channel"):
+    with pytest.raises(InputError, match="2 numbers, one per channel"):
         visualize(model, layer="2", unit="direction", channels=(0, 1), direction=[1.0])
-    with pytest.raises(InputError, match="one image to start from, or 2"):
+    with pytest.raises(InputError, match="start needs one image, or 2"):
         visualize(model, torch.rand(3, 3, 12, 12), layer="2", channels=(0, 1))

@@ -198,7 +198,7 @@ def test_nothing_above_the_highest_layer_runs(model: Model, samples: Tensor) -> 
 
 
 def test_a_network_without_a_head_has_stages_but_no_classes(model: Model, samples: Tensor) -> None:
-    model.see(samples)
+    model = model.for_images(samples)
     assert model.stages == ("1", "4")
     assert model.class_count == 0
     assert batch_size(model) >= 1

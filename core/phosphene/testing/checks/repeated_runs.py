@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ...errors import PhospheneError
 from ...models.batch_size import max_batch
 from ...progress import ProgressEvent, report_progress
-from ...results import Result, load_result
-from ...roles.kinds import PER_IMAGE, ROLES
+from ...results import Result
+from ...roles import AS_OBJECT, ROLES, InputContext, model_for_inputs
+from ...runs.saved_results import load_result
 from ..cases import Case, fixed_cases
 from ..networks import make_network, network_names
 from ..observation import (
@@ -29,6 +29,7 @@ from ..observation import (
     input_tensors,
     new_tensors,
     raise_in_pass,
+    record_structure,
     state_of,
     tensors_in,
 )
@@ -168,9 +169,9 @@ def batch_equals_single(method: AnyMethod, case: Case) -> None:
         return
     for n in range(case.count):
         alone = {
-            i.name: inputs[i.name][n : n + 1]
+            i.name: ROLES[i.role].select(inputs[i.name], range(n, n + 1))
             for i in method.spec.inputs
-            if i.role in PER_IMAGE and isinstance(inputs[i.name], Tensor)
+            if ROLES[i.role].per_image and inputs[i.name] is not None
         }
         single = case.run(method, None, **alone)
         for name in fields:
@@ -193,7 +194,7 @@ def _assert_close(actual: Any, expected: Any, what: str) -> None:
 )
 def clean_after_errors(method: AnyMethod, case: Case) -> None:
     model = case.model()
-    model.structure  # noqa: B018  (recorded once per model: its pass is not the method's)
+    record_structure(model, case.inputs(method, model))
     events: list[ProgressEvent] = []
     try:
         with count_passes(model.module) as passes, report_progress(events.append):
@@ -259,9 +260,10 @@ def saves_and_replays(method: AnyMethod, case: Case) -> None:
         inputs: dict[str, Any] = {}
         for declared in method.spec.inputs:
             value = model if declared.role == "model" else back.inputs[declared.name]
-            if isinstance(value, str) and value.endswith("given as an object"):
+            if isinstance(value, str) and value.endswith(AS_OBJECT):
                 return  # a data set in memory or a callable is not saved
-            inputs[declared.name] = ROLES[declared.role].make(value, model, inputs)
+            context = InputContext(model_for_inputs(model, inputs), inputs, load_result)
+            inputs[declared.name] = ROLES[declared.role].make(value, context)
         assert back.provenance is not None
         again = method(**inputs, **back.provenance.params)
     try:

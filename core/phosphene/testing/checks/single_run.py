@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...results import AdversarialExamples, Result, TrainedNetwork
+from ...roles import ROLES
 from ..cases import sizes
 from ..observation import (
     Observation,
@@ -62,7 +63,7 @@ def declared_result(method: AnyMethod, run: Observation) -> None:
 
 def _per_image_fields(method: AnyMethod, result: Result) -> list[str]:
     """The fields with a row for every image, without those that are None."""
-    per_image = {"images", "texture"} & {i.role for i in method.spec.inputs}
+    per_image = any(i.required and ROLES[i.role].per_image for i in method.spec.inputs)
     return [name for name in result.per_image if per_image and getattr(result, name) is not None]
 
 
@@ -115,7 +116,8 @@ def within_cost(method: AnyMethod, run: Observation) -> None:
     assert method.spec.cost is not None
     params = method.validate(run.result.provenance.params)
     known_sizes = sizes(method, run.case)
-    if not {"images", "texture", "styles"} & {i.role for i in method.spec.inputs}:
+    required = [i for i in method.spec.inputs if i.required]
+    if not any("images" in ROLES[i.role].cost_sizes(run.inputs[i.name]) for i in required):
         known_sizes["images"] = len(getattr(run.result, "images", ()))
     forward, backward = method.spec.cost.evaluate(params, **known_sizes)
     passes = run.passes

@@ -1,4 +1,4 @@
-"""``load_result``: a saved result, read without executing anything."""
+"""``read_result``: a saved result from its folder, without executing anything in it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from safetensors.torch import load_file
 
 from ..builtin.networks import WEIGHTS
 from ..errors import InputError, PhospheneError, UnknownName
-from ..registry.lookup import methods
-from .base import Result
+from .base import FindMethod, Result
 from .provenance import Provenance
 from .saving import FORMAT, decode
 
 
-def load_result(folder: str | os.PathLike[str]) -> Result:
+def read_result(folder: str | os.PathLike[str], find_method: FindMethod) -> Result:
     """A saved result, with its provenance and inputs, or a bundled one ("builtin:shapes-styles").
 
-    Nothing in the folder is executed. Raises InputError where there is no whole result, UnknownName where
-    nobody knows its type or its bundled name.
+    ``find_method`` loads a method by name: the one that made the result defines its type and builds its
+    network. Raises InputError where there is no complete result, UnknownName for a type or a bundled result
+    that does not exist.
     """
     if str(folder).startswith("builtin:"):
         name = str(folder).removeprefix("builtin:")
-        known = [path.parent.name for path in WEIGHTS.glob("*/result.json")]
-        if name not in known:
-            raise UnknownName("bundled result", name, sorted(known))
-        return dataclasses.replace(load_result(WEIGHTS / name), uri=str(folder))  # not this machine's place
+        names = [path.parent.name for path in WEIGHTS.glob("*/result.json")]
+        if name not in names:
+            raise UnknownName("bundled result", name, sorted(names))
+        # Its name, and not the folder on this machine, goes into records.
+        return dataclasses.replace(read_result(WEIGHTS / name, find_method), uri=str(folder))
     folder = Path(folder)
     if not (folder / "result.json").is_file():
         raise InputError(f"{folder} holds no saved result (no result.json)")
@@ -41,11 +42,12 @@ def load_result(folder: str | os.PathLike[str]) -> Result:
         fields, inputs = (decode(document[part], tensors) for part in ("fields", "inputs"))
         provenance = Provenance(**document["provenance"]) if document["provenance"] else None
         name = document["type"]
-    except Exception as error:  # whatever a damaged file makes the parsers say
-        raise InputError(f"{folder} is not a whole result: {error}") from error
-    if name not in Result.types and provenance:  # its plugin may bring it
+    except Exception as error:  # JSON, safetensors and pydantic each raise their own for a damaged file
+        raise InputError(f"{folder} is not a complete result: {error}") from error
+    if name not in Result.types and provenance:  # the type of a plugin that is not loaded yet
         with contextlib.suppress(PhospheneError):
-            _ = methods[provenance.method]
+            find_method(provenance.method)
     if name not in Result.types:
         raise UnknownName("result type", name, Result.types)
-    return Result.types[name].restore(fields, provenance=provenance, inputs=inputs, uri=str(folder.resolve()))
+    origin = {"provenance": provenance, "inputs": inputs, "uri": str(folder.resolve())}
+    return Result.types[name].restore(fields, find_method, **origin)

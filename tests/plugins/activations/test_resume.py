@@ -8,7 +8,7 @@ import pytest
 
 from phosphene import SceneDataset, checkpoints, run
 from phosphene.data import Batch
-from phosphene.testing.observation import assert_alike
+from phosphene.testing.observation import assert_same_result
 
 CALLS = {
     "top_patches": {"k": 3, "layer": "features.6", "channels": [3, 20]},
@@ -20,7 +20,7 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("cut", [4, 10])
-def test_a_run_that_was_cut_off_gives_what_a_whole_one_gives(name, cut, tmp_path, monkeypatch):
+def test_resumed_run_equals_an_uninterrupted_one(name, cut, tmp_path, monkeypatch):
     def go(out):
         return run(name, dataset="builtin:scenes/10", batch_size=2, out=out, **CALLS[name])
 
@@ -48,4 +48,4 @@ def test_a_run_that_was_cut_off_gives_what_a_whole_one_gives(name, cut, tmp_path
 
     monkeypatch.setattr(SceneDataset, "batches", rest)
     again = go(tmp_path / "out")
-    assert_alike(again, whole)
+    assert_same_result(again, whole)

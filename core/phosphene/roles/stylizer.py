@@ -1,0 +1,35 @@
+"""The role ``stylizer``: a trained style-transfer network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+from ..errors import InputError
+from ..results import TrainedNetwork
+from ..spec.spec import Role
+from .base import InputContext, InputRole, check_type
+
+#: A network that a training method made, for the method that applies it.
+Stylizer: TypeAlias = Annotated[TrainedNetwork, Role("stylizer")]
+
+
+class StylizerRole(InputRole):
+    """A training's result or its folder; left out, the bundled network."""
+
+    name, value_type, default = "stylizer", TrainedNetwork, "builtin:shapes-styles"
+    metavar = "FOLDER"
+    description = "result of ``fast_style_fit``"
+    help = "folder of a network that fast_style_fit trained (default: builtin:shapes-styles)"
+
+    def read(self, value: Any, context: InputContext) -> Any:
+        if not isinstance(value, (str, Path)):
+            raise InputError(f"a stylizer is a training's result or its folder, not a {type(value).__name__}")
+        return context.result(value)
+
+    def check(self, value: Any, context: InputContext) -> TrainedNetwork:
+        network: TrainedNetwork = check_type(value, TrainedNetwork, "the result of a training method")
+        return network
+
+
+STYLIZER = StylizerRole()
