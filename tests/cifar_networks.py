@@ -13,24 +13,24 @@ from phosphene import Model, load_model, read_images
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-class _Normed(nn.Module):
-    """Two convolutions with batch norms beside a shortcut without weights, which fills up with zeros."""
+class _NormalizedBlock(nn.Module):
+    """Residual block of two convolutions with batch norms; the shortcut subsamples and adds zero channels."""
 
-    def __init__(self, given: int, made: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(given, made, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(made)
-        self.conv2 = nn.Conv2d(made, made, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(made)
-        self.stride, self.added = stride, (made - given) // 2
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.stride, self.padding = stride, (out_channels - in_channels) // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        beside = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.added, self.added))
-        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + beside)
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + shortcut)
 
 
 class _ResNet(nn.Module):
-    """He et al. 2016 for CIFAR: three stages of 16, 32 and 64 channels."""
+    """ResNet for CIFAR (He et al. 2016): three stages of 16, 32 and 64 channels."""
 
     def __init__(self, blocks: int) -> None:
         super().__init__()
@@ -38,8 +38,11 @@ class _ResNet(nn.Module):
         widths = (16, 16, 32, 64)
         for stage in (1, 2, 3):
             strides = [1 if stage == 1 else 2] + [1] * (blocks - 1)
-            given = [widths[stage - 1]] + [widths[stage]] * (blocks - 1)
-            parts = [_Normed(g, widths[stage], s) for g, s in zip(given, strides, strict=True)]
+            in_channels = [widths[stage - 1]] + [widths[stage]] * (blocks - 1)
+            parts = [
+                _NormalizedBlock(count, widths[stage], stride)
+                for count, stride in zip(in_channels, strides, strict=True)
+            ]
             setattr(self, f"layer{stage}", nn.Sequential(*parts))
         self.linear = nn.Linear(64, 10)
 
@@ -48,13 +51,18 @@ class _ResNet(nn.Module):
         return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
 
 
-class _Plain(nn.Module):
-    """Two convolutions without norms beside a shortcut, which is a convolution where the size changes."""
+class _PlainBlock(nn.Module):
+    """Residual block of two convolutions without norms; the shortcut of stride 2 is a convolution."""
 
-    def __init__(self, given: int, made: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(given, made, 3, stride, 1), nn.Conv2d(made, made, 3, 1, 1)
-        self.shortcut = nn.Sequential(*([nn.Conv2d(given, made, 1, stride)] if stride > 1 else []))
+        self.conv1, self.conv2 = (
+            nn.Conv2d(in_channels, out_channels, 3, stride, 1),
+            nn.Conv2d(out_channels, out_channels, 3, 1, 1),
+        )
+        self.shortcut = nn.Sequential(
+            *([nn.Conv2d(in_channels, out_channels, 1, stride)] if stride > 1 else [])
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
@@ -68,8 +76,8 @@ class _Robust(nn.Module):
         self.conv1 = nn.Conv2d(3, widths[0], 3, 2, 1)
         self.stages = len(widths) - 1
         for stage in range(1, len(widths)):
-            first = _Plain(widths[stage - 1], widths[stage], 2)
-            setattr(self, f"layer{stage}", nn.Sequential(first, _Plain(widths[stage], widths[stage], 1)))
+            first = _PlainBlock(widths[stage - 1], widths[stage], 2)
+            setattr(self, f"layer{stage}", nn.Sequential(first, _PlainBlock(widths[stage], widths[stage], 1)))
         self.linear1, self.linear2 = nn.Linear(flat, 100), nn.Linear(100, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,7 +92,7 @@ _ADVERSARIAL = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2471, 0.2435, 0.2616
 
 
 def load_cifar(assets: Path, name: str) -> Model:
-    """ "resnet20", "resnet32", "resnet56", or trained against changes of 2/255, "resnet2b" or "resnet4b"."""
+    """Load resnet20, resnet32 or resnet56, or resnet2b or resnet4b, adversarially trained at eps 2/255."""
     match name:
         case "resnet2b":
             module: nn.Module = _Robust((8, 16), 1024)
@@ -94,11 +102,11 @@ def load_cifar(assets: Path, name: str) -> Model:
             module = _ResNet((int(name.removeprefix("resnet")) - 2) // 6)
     robust = name.endswith("b")
     file = f"cifar10_{name}_adv.abcrown" if robust else f"cifar10_{name}.akamaster"
-    known = {"classes": CLASSES, "input_size": (3, 32, 32), **(_ADVERSARIAL if robust else _PLAIN)}
-    return load_model(module.eval(), weights=assets / "weights" / f"{file}.safetensors", **known)
+    options = {"classes": CLASSES, "input_size": (3, 32, 32), **(_ADVERSARIAL if robust else _PLAIN)}
+    return load_model(module.eval(), weights=assets / "weights" / f"{file}.safetensors", **options)
 
 
 def cifar_images(assets: Path, count: int = 200) -> tuple[Tensor, Tensor]:
-    """The first test pictures (count, 3, 32, 32) and their classes (count,)."""
+    """The first test images (count, 3, 32, 32) and their classes (count,)."""
     files = sorted((assets / "images" / "cifar10").glob("*.png"))[:count]
     return read_images(files), torch.tensor([int(file.stem.split("_")[1]) for file in files])

@@ -1,4 +1,4 @@
-"""What the whole suite shares: where real weights and photographs are, if they are there."""
+"""Shared fixtures: the folder of real weights and photographs."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def assets() -> Path:
-    """The folder of real weights and photographs; tests that need it skip by name where it is absent."""
+    """The folder of real weights and photographs; tests that use it are skipped if it is absent."""
     if not (ASSETS / "weights").is_dir():
         pytest.skip(
             f"real weights and photographs are absent: no {ASSETS / 'weights'} (set PHOSPHENE_ASSETS)"

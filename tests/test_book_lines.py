@@ -1,4 +1,4 @@
-"""Pages of the book with lines to run: performed, and what they show held to what the pages say of it."""
+"""Pages of the book with code: the code runs, and its results match the statements on the page."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from phosphene.builtin.scenes import draw_scenes
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-def perform(page: str) -> dict[str, Any]:
-    """What the page's lines leave behind."""
+def execute(page: str) -> dict[str, Any]:
+    """The namespace after the code of the page has run."""
     namespace: dict[str, Any] = {}
     for code in re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE):
         exec(compile(code, f"docs/{page}", "exec"), namespace)
@@ -28,7 +28,7 @@ def perform(page: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def targets() -> dict[str, Any]:
-    return perform("targets.md")
+    return execute("targets.md")
 
 
 def test_caption_maps_peak_on_the_named_object(targets: dict[str, Any]) -> None:
@@ -56,9 +56,9 @@ def test_similarity_maps_peak_on_stars_and_vanish_for_the_reference(
 ) -> None:
     stars = [n for n, name in enumerate(targets["names"]) if name == "star"]
     assert len(stars) > 1
-    itself, *others = stars
+    reference, *others = stars
     # Nothing but rounding: the reference is the network's, the maps are from its optimized copy.
-    assert targets["similarity_cam"].maps[itself].max() < 1e-5 * targets["similarity_cam"].maps.max()
+    assert targets["similarity_cam"].maps[reference].max() < 1e-5 * targets["similarity_cam"].maps.max()
     model, images, similarity_to_star = (
         targets["model"],
         targets["scenes"].images,
@@ -66,7 +66,7 @@ def test_similarity_maps_peak_on_stars_and_vanish_for_the_reference(
     )
     signed = methods["grad_cam"](model, images, similarity_to_star).as_convention("captum").maps
     assert (signed.sum((1, 2)).abs() < 1e-4 * signed.abs().sum((1, 2)))[others].all()
-    assert targets["similarity_occlusion"].maps[itself].max() > 0.01
+    assert targets["similarity_occlusion"].maps[reference].max() > 0.01
     for n in stars:
         assert targets["scenes"].masks[n].flatten()[targets["projection_cam"].heat()[n].flatten().argmax()]
 
@@ -79,8 +79,8 @@ def test_prompts_are_targets_of_a_vision_language_model(targets: dict[str, Any])
     assert attack.success.all() or after > before
 
 
-def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """What draws a page's pictures."""
+def load_script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module that draws the images of a page."""
     monkeypatch.syspath_prepend(str(DOCS))
     spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec and spec.loader
@@ -90,9 +90,9 @@ def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_the_comparison_of_cams_says_what_is_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    perform("comparing-cams.md")
-    module = script("comparing_cams", monkeypatch)
+def test_comparison_of_cams_matches_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    execute("comparing-cams.md")
+    module = load_script("comparing_cams", monkeypatch)
     models = [load_model(f"builtin:{name}") for name in module.LOWER]
     table = module.numbers(models, draw_scenes(3, seed=5, split="test")).splitlines()
     assert len(table) == 2 + len(models)
@@ -102,7 +102,7 @@ def test_the_comparison_of_cams_says_what_is_so(monkeypatch: pytest.MonkeyPatch)
     quick = [name for name in module.FAMILY if name not in ("score_cam", "ablation_cam")]
     (row,) = module.rows(models[0], scenes, quick, None)
     assert [panel.title for panel in row] == ["shapes-vgg", *(methods[n].spec.title for n in quick)]
-    # One stage lower Grad-CAM is fainter than its kin, as the page has it, and empty for the first scene.
+    # One stage lower, Grad-CAM is weaker than LayerCAM.
     labels = scenes.labels.tolist()
     maps = {
         n: methods[n](models[0], scenes.images, labels, layer="features.11").maps
@@ -111,24 +111,24 @@ def test_the_comparison_of_cams_says_what_is_so(monkeypatch: pytest.MonkeyPatch)
     assert maps["grad_cam"].max() < 0.05 * maps["layer_cam"].max()
 
 
-def test_the_biased_network_follows_the_background_as_its_page_says() -> None:
-    told = perform("cheating.md")
-    assert told["follows_background"] > 0.9
-    assert told["follows_shape"] < 0.1
+def test_biased_network_predicts_the_background_class() -> None:
+    namespace = execute("cheating.md")
+    assert namespace["follows_background"] > 0.9
+    assert namespace["follows_shape"] < 0.1
 
 
-def test_any_styles_page_paints_and_draws_views() -> None:
-    told = perform("any-style.md")
-    assert told["first"].shape == told["second"].shape == (8, 3, 64, 64)
-    assert not torch.equal(told["first"], told["second"])
-    assert told["stylizer"].layer == "features.1"
+def test_any_style_page_stylizes_and_draws_views() -> None:
+    namespace = execute("any-style.md")
+    assert namespace["first"].shape == namespace["second"].shape == (8, 3, 64, 64)
+    assert not torch.equal(namespace["first"], namespace["second"])
+    assert namespace["stylizer"].layer == "features.1"
 
 
-def test_instance_norm_wins_and_sees_no_contrast_as_its_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    more = perform("normalisation.md")["more"]
+def test_instance_norm_has_a_lower_loss_and_is_invariant_to_contrast(monkeypatch: pytest.MonkeyPatch) -> None:
+    more = execute("normalisation.md")["more"]
     page = (DOCS / "normalisation.md").read_text()
     assert f"# {more.note}\n" in page and str(more.labels).replace("'", '"') in page
-    module = script("normalisation", monkeypatch)
+    module = load_script("normalisation", monkeypatch)
     model, scenes = load_model("builtin:shapes-vgg"), draw_scenes(6, split="test").images
     networks = module.trained(model, draw_scenes(16).images, steps=12)
     assert networks["instance"].losses.mean() < 0.9 * networks["batch"].losses.mean()
@@ -138,7 +138,11 @@ def test_instance_norm_wins_and_sees_no_contrast_as_its_page_says(monkeypatch: p
     for norm in ("instance", "conditional"):
         assert max(style[norm]) - min(style[norm]) < 0.02 * max(style[norm])
     assert style["batch"][2] > style["batch"][1] > style["batch"][0]
-    (whole, pale) = module.rows(networks, scenes[:1])
-    assert [panel.title for panel in whole[1:]] == ["batch", "instance", "conditional"]
-    assert (whole[2].image - pale[2].image).abs().max() < 0.05 < (whole[1].image - pale[1].image).abs().max()
+    (original, pale) = module.rows(networks, scenes[:1])
+    assert [panel.title for panel in original[1:]] == ["batch", "instance", "conditional"]
+    assert (
+        (original[2].image - pale[2].image).abs().max()
+        < 0.05
+        < (original[1].image - pale[1].image).abs().max()
+    )
     assert module.losses(networks).image.shape[0] == 3

@@ -1,1 +1,1 @@
-"""Timings against named peers; not tests."""
+"""Timings against other libraries; not tests."""

@@ -1,7 +1,7 @@
-"""What a method costs beside its peers and its bare passes: in one process, in turns, smallest of several.
+"""Time of methods, of other libraries and of bare passes: in one process, interleaved, minimum of several.
 
-``make bench`` prints them all; ``python -m tests.benchmarks saliency pgd`` times some rows only. Ratios below
-1 mean that Phosphene is cheaper; *the limit* is the simplest loop of the passes that cannot be avoided.
+``make bench`` prints all rows; ``python -m tests.benchmarks saliency pgd`` some of them. Ratios below 1 mean
+that Phosphene is faster; *the limit* is the simplest loop of the necessary passes.
 """
 
 import sys
@@ -11,14 +11,14 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from tests.benchmarks import attacks, embeddings, seeing
+from tests.benchmarks import attacks, attribution, embeddings
 
 Work = Callable[[], object]
 ROUNDS = 5
-#: Seconds after which a row is not timed again.
-ENOUGH = 20
+#: Seconds after which a row is not repeated.
+MAX_SECONDS = 20
 SUITES = (
-    *(seeing.saliency, seeing.gradients, seeing.cams, seeing.occlusion),
+    *(attribution.saliency, attribution.gradients, attribution.cams, attribution.occlusion),
     *(attacks.fgsm, attacks.pgd, attacks.carlini_wagner, attacks.deepfool),
     *(attacks.hop_skip_jump, attacks.universal),
     *(embeddings.nearest_neighbors, embeddings.pca),
@@ -26,10 +26,10 @@ SUITES = (
 
 
 def seconds(work: Work) -> tuple[float, float]:
-    """Of the processor, over all its cores, and by the clock."""
-    cpu, clock = time.process_time(), time.perf_counter()
+    """CPU time, over all cores, and wall time."""
+    cpu, wall = time.process_time(), time.perf_counter()
     work()
-    return time.process_time() - cpu, time.perf_counter() - clock
+    return time.process_time() - cpu, time.perf_counter() - wall
 
 
 def main() -> None:
@@ -42,20 +42,23 @@ def main() -> None:
     for name in sys.argv[1:] or suites:
         for title, ours, peers, *subject in suites[name]():
             works = {"phosphene": ours, **peers}
-            for who, work in works.items():
-                if subject:  # what it finds for how many passes
-                    print(f"    {who}: {subject[0].account(work)}", flush=True)
+            for library, work in works.items():
+                if subject:  # success, distance and number of passes
+                    print(f"    {library}: {subject[0].summary(work)}", flush=True)
                 else:
                     work()
             rounds: list[list[tuple[float, float]]] = []
-            while len(rounds) < ROUNDS and np.sum(rounds) < ENOUGH:
+            while len(rounds) < ROUNDS and np.sum(rounds) < MAX_SECONDS:
                 rounds.append([seconds(work) for work in works.values()])
-            best = np.min(rounds, axis=0)
-            for who, (cpu, clock) in zip(works, best, strict=True):
-                shares = ("", "") if who == "phosphene" else [f"{t:.2f}" for t in best[0] / (cpu, clock)]
-                shown = title if who == "phosphene" else ""
+            minimum = np.min(rounds, axis=0)
+            for library, (cpu, wall) in zip(works, minimum, strict=True):
+                ratios = (
+                    ("", "") if library == "phosphene" else [f"{t:.2f}" for t in minimum[0] / (cpu, wall)]
+                )
+                label = title if library == "phosphene" else ""
                 print(
-                    f"{shown:<58}{who:<28}{cpu:>9.3f}{shares[0]:>7}{clock:>10.3f}{shares[1]:>7}", flush=True
+                    f"{label:<58}{library:<28}{cpu:>9.3f}{ratios[0]:>7}{wall:>10.3f}{ratios[1]:>7}",
+                    flush=True,
                 )
 
 

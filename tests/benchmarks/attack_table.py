@@ -1,10 +1,10 @@
-"""What attacks find, beside foolbox, torchattacks and ART at equal steps, iterations and queries.
+"""Attacks against foolbox, torchattacks and ART at equal numbers of steps, iterations and queries.
 
 python -m tests.benchmarks.attack_table pgd --networks resnet20,resnet4b --images 50
 
-Tables: pgd, carlini_wagner, hop_skip_jump, boundary, universal. Networks: the CIFAR-10 ones of
-``PHOSPHENE_ASSETS`` (resnet20, 32 and 56; resnet2b and resnet4b, trained against changes of 2/255) and
-the bundled ones. The pictures are the first that the network has right, after as many as ``--skip`` says.
+Tables: pgd, carlini_wagner, hop_skip_jump, boundary, universal. Networks: the CIFAR-10 networks of
+``PHOSPHENE_ASSETS`` (resnet20, 32 and 56; resnet2b and resnet4b, adversarially trained at eps 2/255) and
+the bundled networks. Images: the first ``--images`` that are classified correctly, after ``--skip`` of them.
 """
 
 from __future__ import annotations
@@ -28,112 +28,117 @@ from phosphene import TensorDataset, load_model, methods
 from phosphene.data import SceneDataset
 
 BUDGETS = (1000, 5000)
-#: How many draws of random starts a mean is of.
+#: Number of random starts per mean.
 STARTS = 5
-#: What one network's rows of a table are: a name and cells, the columns' names first.
+#: Rows of a table for one network, the names of the columns first.
 Rows = Iterator[tuple[str, ...]]
 
 
-def subject(name: str, count: int, skip: int, norm: str = "l2") -> Subject:
-    """A network and ``count`` pictures that it has right, after the first ``skip`` of them."""
+def load_subject(name: str, count: int, skip: int, norm: str = "l2") -> Subject:
+    """A network and ``count`` images that it classifies correctly, after the first ``skip`` of them."""
     if name.startswith("shapes"):
         scenes = SceneDataset(2 * (count + skip))
-        model, everything = load_model(f"builtin:{name}"), range(len(scenes))
+        model, indices = load_model(f"builtin:{name}"), range(len(scenes))
         images, labels = (
-            scenes.read(everything),
-            torch.tensor(list(map(model.class_index, scenes.labels(everything)))),
+            scenes.read(indices),
+            torch.tensor(list(map(model.class_index, scenes.labels(indices)))),
         )
     else:
         model, (images, labels) = load_cifar(ASSETS, name), cifar_images(ASSETS)
-    everyone = Subject(name, model, images, norm)
-    images = images[everyone.labels == labels][skip : skip + count]
-    assert len(images) == count, f"{name} has only {len(images) + skip} of the pictures right"
+    candidates = Subject(name, model, images, norm)
+    images = images[candidates.labels == labels][skip : skip + count]
+    assert len(images) == count, f"{name} classifies only {len(images) + skip} images correctly"
     return Subject(name, model, images, norm)
 
 
-def pgd(on: Subject) -> Rows:
-    """The share of the pictures that is still right after 50 steps; and after as many from random points.
+def pgd(subject: Subject) -> Rows:
+    """Robust accuracy after 50 steps from the images, and from random points.
 
-    Which those are is luck: told is the mean over ``STARTS`` draws, and how far a draw is from it as a rule.
+    For random starts: mean and standard deviation over ``STARTS`` seeds.
     """
     yield "ball", "phosphene", "foolbox", "torchattacks", "random: phosphene", "foolbox", "torchattacks"
     for norm, eps in (("linf", 2 / 255), ("linf", 8 / 255), ("l2", 0.25), ("l2", 0.5)):
-        kept = [_kept(on, norm, eps, seed=None)], [_kept(on, norm, eps, seed) for seed in range(STARTS)]
-        from_themselves, from_random = map(np.array, kept)
-        cells = [f"{share:.2f}" for share in from_themselves[0]]
+        accuracies = (
+            [_robust_accuracies(subject, norm, eps, seed=None)],
+            [_robust_accuracies(subject, norm, eps, seed) for seed in range(STARTS)],
+        )
+        from_images, from_random = map(np.array, accuracies)
+        cells = [f"{share:.2f}" for share in from_images[0]]
         spread = zip(from_random.mean(0), from_random.std(0, ddof=1), strict=True)
         yield f"{norm} {eps:.3g}", *cells, *(f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in spread)
 
 
-def _kept(on: Subject, norm: str, eps: float, seed: int | None) -> list[float]:
-    """The share that each PGD leaves right, from the pictures themselves or from random points."""
-    of_foolbox = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
-    of_torchattacks = {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[norm]
-    told = {"steps": 50, "random_start": seed is not None}
-    ours = {"norm": norm, "eps": eps, "step_size": eps / 8, "seed": seed, **told}
-    fb = of_foolbox(abs_stepsize=eps / 8, **told)
-    ta = of_torchattacks(on.module(), eps=eps, alpha=eps / 8, **told)
+def _robust_accuracies(subject: Subject, norm: str, eps: float, seed: int | None) -> list[float]:
+    """Robust accuracy under the PGD of each library, from the images (no seed) or from random points."""
+    foolbox_class = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
+    torchattacks_class = {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[norm]
+    options = {"steps": 50, "random_start": seed is not None}
+    ours = {"norm": norm, "eps": eps, "step_size": eps / 8, "seed": seed, **options}
+    fb = foolbox_class(abs_stepsize=eps / 8, **options)
+    ta = torchattacks_class(subject.module(), eps=eps, alpha=eps / 8, **options)
     torch.manual_seed(seed or 0)
-    found = (
-        methods["pgd"](on.model, on.images, on.labels, **ours).adversarial,
-        fb(on.foolbox(), on.images, on.labels, epsilons=eps)[1],
-        ta(on.images, on.labels),
+    adversarial_images = (
+        methods["pgd"](subject.model, subject.images, subject.labels, **ours).adversarial,
+        fb(subject.foolbox(), subject.images, subject.labels, epsilons=eps)[1],
+        ta(subject.images, subject.labels),
     )
-    return [1 - float(on.fooled(adversarial).double().mean()) for adversarial in found]
+    return [1 - float(subject.fooled(adversarial).double().mean()) for adversarial in adversarial_images]
 
 
-def carlini_wagner(on: Subject, steps: int = 100, search_steps: int = 6) -> Rows:
-    """How many fool the network, how far off the median one is, and for how many passes."""
+def carlini_wagner(subject: Subject, steps: int = 100, search_steps: int = 6) -> Rows:
+    """Fooling rate, median distance and number of passes."""
     yield "iterations", "phosphene", "foolbox", "torchattacks"
-    ta = torchattacks.CW(on.module(), steps=search_steps * steps)  # it takes no search for c, which is 1
+    ta = torchattacks.CW(subject.module(), steps=search_steps * steps)  # without a search for c, which is 1
     fb = foolbox.attacks.L2CarliniWagnerAttack(search_steps, steps)
-    works: tuple[Work, ...] = (
+    attacks: tuple[Work, ...] = (
         lambda: methods["carlini_wagner"](
-            on.model, on.images, on.labels, search_steps=search_steps, steps=steps
+            subject.model, subject.images, subject.labels, search_steps=search_steps, steps=steps
         ),
-        lambda: fb(on.foolbox(), on.images, on.labels, epsilons=None)[1],
-        lambda: ta(on.images, on.labels),
+        lambda: fb(subject.foolbox(), subject.images, subject.labels, epsilons=None)[1],
+        lambda: ta(subject.images, subject.labels),
     )
-    yield f"{search_steps} x {steps}", *map(on.account, works)
+    yield f"{search_steps} x {steps}", *map(subject.summary, attacks)
 
 
-def hop_skip_jump(on: Subject, attack: str = "hop_skip_jump") -> Rows:
-    """The median distance within so many queries; the peers are given one picture at a time."""
+def hop_skip_jump(subject: Subject, attack: str = "hop_skip_jump") -> Rows:
+    """Median distance within each budget of queries; the other libraries attack one image at a time."""
     yield "queries", "phosphene", "foolbox", "ART"
     peers = [
-        black_box.nearest(peer, attack, on.model, on.images, BUDGETS)
+        black_box.nearest_distances(peer, attack, subject.model, subject.images, BUDGETS)
         for peer in (black_box.foolbox, black_box.art)
     ]
-    for n, most in enumerate(BUDGETS):
-        found = methods[attack](on.model, on.images, on.labels, max_queries=most, seed=0)
-        assert found.success.all() and found.queries.max() <= most
-        cells = (found.distance("l2"), *(near[:, n] for near in peers))
-        yield str(most), *(f"{float(cell.median()):.3f}" for cell in cells)
+    for n, max_queries in enumerate(BUDGETS):
+        result = methods[attack](
+            subject.model, subject.images, subject.labels, max_queries=max_queries, seed=0
+        )
+        assert result.success.all() and result.queries.max() <= max_queries
+        cells = (result.distance("l2"), *(distances[:, n] for distances in peers))
+        yield str(max_queries), *(f"{float(cell.median()):.3f}" for cell in cells)
 
 
-def boundary(on: Subject) -> Rows:
-    return hop_skip_jump(on, "boundary")
+def boundary(subject: Subject) -> Rows:
+    return hop_skip_jump(subject, "boundary")
 
 
-def universal(on: Subject, eps: float = 10 / 255) -> Rows:
-    """What one perturbation, made from half of the pictures, fools of those, and of the other half."""
-    yield "made by", "fools of those it was made from", "held out"
-    learned = len(on.images) - len(on.images) // 2
-    found = methods["universal"](on.model, TensorDataset(on.images), eps=eps, held_out=0.5)
-    by_art = art.attacks.evasion.UniversalPerturbation(
-        on.art(), attacker="deepfool", attacker_params={"max_iter": 10, "verbose": False},
+def universal(subject: Subject, eps: float = 10 / 255) -> Rows:
+    """Fooling rate of one perturbation on its training images (one half) and on the other half."""
+    yield "library", "fooling rate, training images", "held out"
+    fitted = len(subject.images) - len(subject.images) // 2
+    result = methods["universal"](subject.model, TensorDataset(subject.images), eps=eps, held_out=0.5)
+    art_attack = art.attacks.evasion.UniversalPerturbation(
+        subject.art(), attacker="deepfool", attacker_params={"max_iter": 10, "verbose": False},
         delta=0.2, max_iter=5, eps=eps, norm=np.inf, verbose=False,
     )  # fmt: skip
-    by_art.generate(on.images[:learned].numpy())
-    noise = torch.randn(on.images[:1].shape, generator=torch.Generator().manual_seed(0)).sign() * eps
-    made = {
-        "phosphene": found.perturbation[None],
-        "ART": torch.from_numpy(by_art.noise),
+    art_attack.generate(subject.images[:fitted].numpy())
+    noise = torch.randn(subject.images[:1].shape, generator=torch.Generator().manual_seed(0)).sign() * eps
+    perturbations = {
+        "phosphene": result.perturbation[None],
+        "ART": torch.from_numpy(art_attack.noise),
         "random signs": noise,
     }
-    for name, v in made.items():
-        fooled = on.fooled((on.images + v).clamp(0, 1)).double()
-        yield name, *(f"{float(part.mean()):.0%}" for part in (fooled[:learned], fooled[learned:]))
+    for name, v in perturbations.items():
+        fooled = subject.fooled((subject.images + v).clamp(0, 1)).double()
+        yield name, *(f"{float(part.mean()):.0%}" for part in (fooled[:fitted], fooled[fitted:]))
 
 
 def main() -> None:
@@ -143,14 +148,14 @@ def main() -> None:
     parser.add_argument("--networks", default="resnet20,resnet4b")
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--skip", type=int, default=0)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.manual_seed(0), np.random.seed(0)
-    norm = "linf" if asked.table == "universal" else "l2"
-    for n, name in enumerate(asked.networks.split(",")):
-        rows = tables[asked.table](subject(name, asked.images, asked.skip, norm))
+    norm = "linf" if arguments.table == "universal" else "l2"
+    for n, name in enumerate(arguments.networks.split(",")):
+        rows = tables[arguments.table](load_subject(name, arguments.images, arguments.skip, norm))
         head = ("network", *next(rows))
         if n == 0:
             print("", *head, "", sep=" | ")

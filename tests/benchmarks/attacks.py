@@ -1,10 +1,10 @@
-"""Attacks beside torchattacks, foolbox and ART: on the same pictures, what each finds in how many passes.
+"""Attacks against torchattacks, foolbox and ART on the same images: success, distance and number of passes.
 
-The network is as torchvision gives it, its parameters not frozen: foolbox and ART differentiate to all of
-them, torchattacks and Phosphene to the pictures alone.
+The parameters of the network are not frozen: foolbox and ART differentiate with respect to all of them,
+torchattacks and Phosphene with respect to the images alone.
 
-*Its passes alone* are as many passes as Phosphene's attack takes, in whole batches of contiguous float32
-through the frozen network, and nothing else: what an attack that wastes nothing costs without a tuned twin.
+*Its passes alone* are the passes of Phosphene's attack in full batches of contiguous float32 through the
+network: the cost of an attack without overhead and without an optimized copy of the network.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from phosphene.data import SceneDataset
 from phosphene.testing.observation import Passes, count_passes
 
 Work = Callable[[], Any]
-#: A row's name, our work, the peers' by their names, and the subject of all of them.
+#: Name of the row, Phosphene's work, the work of other libraries by name, and their subject.
 Row = tuple[str, Work, dict[str, Work], "Subject"]
 EPS = 8 / 255
 
 
 @dataclass
 class Subject:
-    """A network with pictures that it does not take for anything else yet."""
+    """A network, images and the predicted classes as labels."""
 
     name: str
     model: Model
@@ -46,11 +46,11 @@ class Subject:
         self.model.module.eval().requires_grad_(True)
         self.model.structure  # noqa: B018  - recorded once, with a pass of its own
         with torch.no_grad():
-            self.labels = torch.cat([self.model(some).argmax(1) for some in self.images.split(64)])
+            self.labels = torch.cat([self.model(batch).argmax(1) for batch in self.images.split(64)])
 
     def module(self) -> nn.Module:
-        """The same network as a module that takes pixels, for a peer."""
-        return Through(self.model).eval()
+        """The same network as a module that normalizes pixels, for other libraries."""
+        return NormalizedNetwork(self.model).eval()
 
     def foolbox(self) -> foolbox.PyTorchModel:
         return foolbox.PyTorchModel(self.module(), bounds=(0, 1))
@@ -60,54 +60,54 @@ class Subject:
         return PyTorchClassifier(self.module(), nn.CrossEntropyLoss(), shape, count, clip_values=(0, 1))
 
     def fooled(self, adversarial: Tensor) -> Tensor:
-        """(N,) whether the network takes these pictures for something else."""
+        """Whether the predicted class differs from the label (N,)."""
         with torch.no_grad():
-            return torch.cat([self.model(some).argmax(1) for some in adversarial.split(64)]) != self.labels
+            return torch.cat([self.model(batch).argmax(1) for batch in adversarial.split(64)]) != self.labels
 
-    def account(self, work: Work) -> str:
-        """How many fool the network, how far off the median one is, and how many pictures went through it."""
-        seen, found = self.counted(work)
-        told = f"{seen.forward} forward + {seen.backward} back"
-        if found is None:
-            return told
-        if isinstance(found, float):
-            return f"median {self.norm} {found:.4f}, {told}"
-        won = self.fooled(found)
-        far = (found - self.images).flatten(1).double().norm(float(self.norm.removeprefix("l")), dim=1)
-        median = far.masked_fill(~won, torch.inf).median()
-        return f"{won.double().mean():.0%}, median {self.norm} {median:.4f}, {told}"
+    def summary(self, work: Work) -> str:
+        """Fooling rate, median distance and number of images passed forward and backward."""
+        passes, result = self.run_and_count(work)
+        counts = f"{passes.forward} forward + {passes.backward} backward"
+        if result is None:
+            return counts
+        if isinstance(result, float):
+            return f"median {self.norm} {result:.4f}, {counts}"
+        success = self.fooled(result)
+        distances = (result - self.images).flatten(1).double().norm(float(self.norm.removeprefix("l")), dim=1)
+        median = distances.masked_fill(~success, torch.inf).median()
+        return f"{success.double().mean():.0%}, median {self.norm} {median:.4f}, {counts}"
 
-    def counted(self, work: Work) -> tuple[Passes, Any]:
-        """What went through the network meanwhile, and what came out: pictures, or how far they are off."""
-        with count_passes(self.model.module) as seen:
-            found = work()
-        found = getattr(found, "adversarial", found)
-        return seen, torch.from_numpy(found) if isinstance(found, np.ndarray) else found
+    def run_and_count(self, work: Work) -> tuple[Passes, Any]:
+        """The passes during ``work``, and its result: adversarial images, or their distance."""
+        with count_passes(self.model.module) as passes:
+            result = work()
+        result = getattr(result, "adversarial", result)
+        return passes, torch.from_numpy(result) if isinstance(result, np.ndarray) else result
 
     def passes_alone(self, work: Work) -> Work:
-        """As many passes as ``work`` takes, and nothing else."""
-        seen, _ = self.counted(work)
+        """As many passes as ``work`` runs, and nothing else."""
+        passes, _ = self.run_and_count(work)
         module, batch = self.module(), len(self.images)
-        forward, back = (-(-rows // batch) for rows in (seen.forward, seen.backward))
+        forward, backward = (-(-rows // batch) for rows in (passes.forward, passes.backward))
 
-        def passes() -> None:
+        def run_passes() -> None:
             for n in range(forward):
-                returns = back * (n + 1) // forward - back * n // forward
-                place = self.images.clone().requires_grad_(returns > 0)
-                logits = module(place)
-                for left in range(returns, 0, -1):
-                    torch.autograd.grad(logits.sum(), place, retain_graph=left > 1)
+                gradients = backward * (n + 1) // forward - backward * n // forward
+                pixels = self.images.clone().requires_grad_(gradients > 0)
+                logits = module(pixels)
+                for left in range(gradients, 0, -1):
+                    torch.autograd.grad(logits.sum(), pixels, retain_graph=left > 1)
 
-        return passes
+        return run_passes
 
     def row(self, name: str, ours: Work, **peers: Work) -> Row:
-        named = {peer.replace("_", ", "): work for peer, work in peers.items()}
-        named |= {"its passes alone": self.passes_alone(ours)}
-        return f"{name}, {self.name}, {len(self.images)}", ours, named, self
+        works = {peer.replace("_", ", "): work for peer, work in peers.items()}
+        works |= {"its passes alone": self.passes_alone(ours)}
+        return f"{name}, {self.name}, {len(self.images)}", ours, works, self
 
 
-class Through(nn.Module):
-    """A Phosphene model as a module that takes pixels."""
+class NormalizedNetwork(nn.Module):
+    """A Phosphene model as a module that normalizes pixels."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Through(nn.Module):
 
 
 def shapes(count: int = 8, norm: str = "l2") -> Subject:
-    """A trained network, for attacks that end where they succeed."""
+    """A trained network, for attacks that stop at success."""
     scenes = SceneDataset(count).read(range(count))
     return Subject("shapes-vgg", load_model("builtin:shapes-vgg"), scenes, norm)
 
@@ -135,20 +135,20 @@ def pgd() -> Iterator[Row]:
     return map(_pgd, (shapes(norm="linf"), resnet(112, 4)))
 
 
-def _pgd(on: Subject) -> Row:
-    images, labels, there = on.images, on.labels, on.foolbox()
-    ta = torchattacks.PGD(on.module(), eps=EPS, alpha=EPS / 4, steps=10, random_start=False)
+def _pgd(subject: Subject) -> Row:
+    images, labels, foolbox_model = subject.images, subject.labels, subject.foolbox()
+    ta = torchattacks.PGD(subject.module(), eps=EPS, alpha=EPS / 4, steps=10, random_start=False)
     fb = foolbox.attacks.LinfPGD(abs_stepsize=EPS / 4, steps=10, random_start=False)
-    by_art = art.attacks.evasion.ProjectedGradientDescentPyTorch(
-        on.art(), eps=EPS, eps_step=EPS / 4, max_iter=10, verbose=False
+    art_attack = art.attacks.evasion.ProjectedGradientDescentPyTorch(
+        subject.art(), eps=EPS, eps_step=EPS / 4, max_iter=10, verbose=False
     )
-    return on.row(
+    return subject.row(
         "pgd, 10 steps",
-        lambda: methods["pgd"](on.model, images, labels, steps=10, random_start=False),
+        lambda: methods["pgd"](subject.model, images, labels, steps=10, random_start=False),
         torchattacks=lambda: ta(images, labels),
-        torchattacks_judged=lambda: judged(on, ta(images, labels)),
-        foolbox=lambda: fb(there, images, labels, epsilons=EPS)[1],
-        ART=lambda: by_art.generate(images.numpy(), labels.numpy()),
+        torchattacks_evaluated=lambda: with_predictions(subject, ta(images, labels)),
+        foolbox=lambda: fb(foolbox_model, images, labels, epsilons=EPS)[1],
+        ART=lambda: art_attack.generate(images.numpy(), labels.numpy()),
     )
 
 
@@ -156,92 +156,96 @@ def fgsm() -> Iterator[Row]:
     return map(_fgsm, (shapes(norm="linf"), resnet(224, 4)))
 
 
-def _fgsm(on: Subject) -> Row:
-    images, labels, there = on.images, on.labels, on.foolbox()
-    ta, fb = torchattacks.FGSM(on.module(), eps=EPS), foolbox.attacks.FGSM(random_start=False)
-    by_art = art.attacks.evasion.FastGradientMethod(on.art(), eps=EPS)
-    return on.row(
+def _fgsm(subject: Subject) -> Row:
+    images, labels, foolbox_model = subject.images, subject.labels, subject.foolbox()
+    ta, fb = torchattacks.FGSM(subject.module(), eps=EPS), foolbox.attacks.FGSM(random_start=False)
+    art_attack = art.attacks.evasion.FastGradientMethod(subject.art(), eps=EPS)
+    return subject.row(
         "fgsm",
-        lambda: methods["fgsm"](on.model, images, labels),
+        lambda: methods["fgsm"](subject.model, images, labels),
         torchattacks=lambda: ta(images, labels),
-        torchattacks_judged=lambda: judged(on, ta(images, labels)),
-        foolbox=lambda: fb(there, images, labels, epsilons=EPS)[1],
-        ART=lambda: by_art.generate(images.numpy(), labels.numpy()),
-        ART_judged=lambda: judged(on, torch.from_numpy(by_art.generate(images.numpy(), labels.numpy()))),
+        torchattacks_evaluated=lambda: with_predictions(subject, ta(images, labels)),
+        foolbox=lambda: fb(foolbox_model, images, labels, epsilons=EPS)[1],
+        ART=lambda: art_attack.generate(images.numpy(), labels.numpy()),
+        ART_evaluated=lambda: with_predictions(
+            subject, torch.from_numpy(art_attack.generate(images.numpy(), labels.numpy()))
+        ),
     )
 
 
-def judged(on: Subject, adversarial: Tensor) -> Tensor:
-    """With what foolbox's results and ours tell beside the pictures: what the model says of them.
+def with_predictions(subject: Subject, adversarial: Tensor) -> Tensor:
+    """Adds the forward pass that evaluates the adversarial images, as foolbox and Phosphene do.
 
-    Of one step's three passes that is one.
+    This is one of the three passes of a single step.
     """
     with torch.no_grad():
-        on.module()(adversarial)
+        subject.module()(adversarial)
     return adversarial
 
 
 def deepfool() -> Iterator[Row]:
-    on = shapes()
-    ta, fb = torchattacks.DeepFool(on.module()), foolbox.attacks.L2DeepFoolAttack()
-    by_art = art.attacks.evasion.DeepFool(on.art(), epsilon=0.02, nb_grads=10, verbose=False)
-    there, images, labels = on.foolbox(), on.images, on.labels
-    yield on.row(
+    subject = shapes()
+    ta, fb = torchattacks.DeepFool(subject.module()), foolbox.attacks.L2DeepFoolAttack()
+    art_attack = art.attacks.evasion.DeepFool(subject.art(), epsilon=0.02, nb_grads=10, verbose=False)
+    foolbox_model, images, labels = subject.foolbox(), subject.images, subject.labels
+    yield subject.row(
         "deepfool",
-        lambda: methods["deepfool"](on.model, images, labels),
+        lambda: methods["deepfool"](subject.model, images, labels),
         torchattacks=lambda: ta(images, labels),
-        foolbox=lambda: fb(there, images, labels, epsilons=None)[1],
-        ART=lambda: by_art.generate(images.numpy()),
+        foolbox=lambda: fb(foolbox_model, images, labels, epsilons=None)[1],
+        ART=lambda: art_attack.generate(images.numpy()),
     )
 
 
 def carlini_wagner() -> Iterator[Row]:
-    on = shapes()
-    ta, fb = torchattacks.CW(on.module(), steps=180), foolbox.attacks.L2CarliniWagnerAttack(6, 30)
-    by_art = art.attacks.evasion.CarliniL2Method(
-        on.art(), binary_search_steps=6, max_iter=30, batch_size=8, verbose=False
+    subject = shapes()
+    ta, fb = torchattacks.CW(subject.module(), steps=180), foolbox.attacks.L2CarliniWagnerAttack(6, 30)
+    art_attack = art.attacks.evasion.CarliniL2Method(
+        subject.art(), binary_search_steps=6, max_iter=30, batch_size=8, verbose=False
     )
-    there, images, labels = on.foolbox(), on.images, on.labels
-    yield on.row(
+    foolbox_model, images, labels = subject.foolbox(), subject.images, subject.labels
+    yield subject.row(
         "carlini_wagner, 6 x 30 steps",
-        lambda: methods["carlini_wagner"](on.model, images, labels, steps=30, search_steps=6),
+        lambda: methods["carlini_wagner"](subject.model, images, labels, steps=30, search_steps=6),
         torchattacks=lambda: ta(images, labels),
-        foolbox=lambda: fb(there, images, labels, epsilons=None)[1],
-        ART=lambda: by_art.generate(images.numpy(), labels.numpy()),
+        foolbox=lambda: fb(foolbox_model, images, labels, epsilons=None)[1],
+        ART=lambda: art_attack.generate(images.numpy(), labels.numpy()),
     )
 
 
 def hop_skip_jump(queries: int = 500) -> Iterator[Row]:
-    """The peers are given one picture at a time, and what counts is the nearest they showed the model."""
-    on = shapes(4)
+    """The other libraries attack one image at a time; their result is the nearest adversarial query."""
+    subject = shapes(4)
 
-    def singly(peer: Callable[[black_box.Watched, str], None]) -> Work:
-        told = "hop_skip_jump", on.model, on.images, (queries,)
-        return lambda: float(black_box.nearest(peer, *told).median())
+    def one_by_one(peer: Callable[[black_box.QueryRecorder, str], None]) -> Work:
+        arguments = "hop_skip_jump", subject.model, subject.images, (queries,)
+        return lambda: float(black_box.nearest_distances(peer, *arguments).median())
 
-    yield on.row(
+    yield subject.row(
         f"hop_skip_jump, {queries} queries",
-        lambda: methods["hop_skip_jump"](on.model, on.images, on.labels, max_queries=queries, seed=0),
-        foolbox=singly(black_box.foolbox),
-        ART=singly(black_box.art),
+        lambda: methods["hop_skip_jump"](
+            subject.model, subject.images, subject.labels, max_queries=queries, seed=0
+        ),
+        foolbox=one_by_one(black_box.foolbox),
+        ART=one_by_one(black_box.art),
     )
 
 
 def universal() -> Iterator[Row]:
-    on = shapes(norm="linf")
+    subject = shapes(norm="linf")
     peer = art.attacks.evasion.UniversalPerturbation(
-        on.art(), attacker="deepfool", attacker_params={"max_iter": 10, "verbose": False},
+        subject.art(), attacker="deepfool", attacker_params={"max_iter": 10, "verbose": False},
         delta=0.01, max_iter=1, eps=10 / 255, norm=np.inf, verbose=False,
     )  # fmt: skip
 
     def ours() -> Tensor:
-        found = methods["universal"](
-            on.model, TensorDataset(on.images), epochs=1, target_rate=0.99, held_out=0
+        result = methods["universal"](
+            subject.model, TensorDataset(subject.images), epochs=1, target_rate=0.99, held_out=0
         )
-        return (on.images + found.perturbation).clamp(0, 1)
+        return (subject.images + result.perturbation).clamp(0, 1)
 
-    yield on.row(
+    yield subject.row(
         "universal by deepfool, once over all",
         ours,
-        ART=lambda: peer.generate(on.images.numpy()),
+        ART=lambda: peer.generate(subject.images.numpy()),
     )

@@ -1,18 +1,18 @@
-"""What embeddings cost beside scikit-learn: the arithmetic alone, on features that are given."""
+"""Time of embeddings against scikit-learn: the arithmetic alone, on precomputed features."""
 
 from collections.abc import Iterator
 
 import torch
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
-from tests.benchmarks.seeing import Work
+from tests.benchmarks.attribution import Work
 
 from phosphene_plugins.embeddings._nearest_neighbor_search import NearestNeighborSearch
 from phosphene_plugins.embeddings._principal_components import principal_components
 
 
 def nearest_neighbors() -> Iterator[tuple[str, Work, dict[str, Work]]]:
-    """The limit is the product of all with all."""
+    """The limit is the matrix product of all queries with all vectors."""
     data, queries = torch.rand(20_000, 512), torch.rand(1000, 512)
     peer = NearestNeighbors(n_neighbors=5, algorithm="brute")
 

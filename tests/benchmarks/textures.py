@@ -1,6 +1,6 @@
 """Texture synthesis against reference implementations: CPU time in one process, smallest of several.
 
-``python -m tests.benchmarks.textures``. The reference is timed on some pixels and
+``python -m tests.benchmarks.textures``. The reference is timed on part pixels and
 extrapolated to all; ``--all`` lets it fill the complete image (minutes) and compares every pixel.
 The limit of Efros-Leung is one product of all windows with all pixels in float32, and its minima.
 """
@@ -33,7 +33,7 @@ def limit() -> float:
     windows, channels = (SAMPLE - WINDOW + 1) ** 2, 3 + 1
     table = torch.rand(channels * WINDOW**2, windows)
     templates = torch.rand(SIDE**2, channels * WINDOW**2)
-    return cpu_seconds(lambda: [(some @ table).amin(1) for some in templates.split(1024)])
+    return cpu_seconds(lambda: [(part @ table).amin(1) for part in templates.split(1024)])
 
 
 def reference(sample: torch.Tensor, all_pixels: bool) -> tuple[float, torch.Tensor | None]:

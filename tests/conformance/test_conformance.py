@@ -23,6 +23,6 @@ def test_conformance(check: BoundCheck) -> None:
 def test_first_party_method_declares_references_cost_and_oracle(name: str) -> None:
     spec = methods[name].spec
     assert spec.references
-    # The cost of a score or of robust_accuracy is that of the methods that it is asked to run.
+    # Scores and robust_accuracy have no cost of their own: it depends on the methods that they run.
     assert (spec.cost is None) == (spec.family == "scores" or name == "robustness.robust_accuracy")
     assert spec.oracle is not None

@@ -23,11 +23,11 @@ def test_scattered_indices_read_the_same_scenes_as_consecutive_ones(monkeypatch)
     stream = draw_scenes(12, split="test").images
     counts = []
 
-    def counted(count, **where):
+    def counting_draw_scenes(count, **options):
         counts.append(count)
-        return draw_scenes(count, **where)
+        return draw_scenes(count, **options)
 
-    monkeypatch.setattr("phosphene.data.bundled.draw_scenes", counted)
+    monkeypatch.setattr("phosphene.data.bundled.draw_scenes", counting_draw_scenes)
     dataset = SceneDataset(10**6)
     assert torch.equal(dataset.read([11, 0, 3]), stream[[11, 0, 3]])
     dataset.read([0, 10**6 - 1])
@@ -62,13 +62,13 @@ def test_folder_error_names_the_unreadable_file(tmp_path):
 def test_images_of_a_tensor_data_set_are_checked():
     model = load_model("builtin:shapes-vgg")
     images = torch.rand(1, 3, 64, 64)
-    for wrong in (
+    for invalid in (
         torch.full((2, 3, 64, 64), 200.0),
         torch.zeros(2, 1, 64, 64),
         torch.zeros(2, 3, 64, 64).byte(),
     ):
         with pytest.raises(InputError):
-            methods["nearest_neighbors"](model, images, TensorDataset(wrong), k=1)
+            methods["nearest_neighbors"](model, images, TensorDataset(invalid), k=1)
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -17,8 +17,8 @@ from phosphene.roles import ROLES, InputContext
 FEW: dict[str, Any] = {"steps": 2, "target": [1, 4], "seed": 0, "progress": False}
 
 
-def stripes(z: Tensor) -> Tensor:
-    """A function of three numbers: the color of the image."""
+def constant_images(z: Tensor) -> Tensor:
+    """Images (N, 3, 16, 16) of constant color from codes (N, 3)."""
     return z.sigmoid()[:, :, None, None].expand(-1, -1, 16, 16)
 
 
@@ -31,14 +31,14 @@ def test_the_bundled_generator_is_recorded_by_name() -> None:
     assert torch.equal(default.images, named.images)
 
 
-def test_a_generator_can_be_a_function() -> None:
-    generator = Generator([3], stripes)
+def test_generator_can_be_a_function() -> None:
+    generator = Generator([3], constant_images)
     assert generator.latent_size == (3,) and torch.equal(
-        generator(torch.zeros(1, 3)), stripes(torch.zeros(1, 3))
+        generator(torch.zeros(1, 3)), constant_images(torch.zeros(1, 3))
     )
-    made = run("latent_visualization", **FEW, generator=generator)
-    assert made.codes.shape == (2, 3) and made.reconstruction_error is None
-    assert (made.images.amax((2, 3)) - made.images.amin((2, 3))).max() < 1e-6
+    result = run("latent_visualization", **FEW, generator=generator)
+    assert result.codes.shape == (2, 3) and result.reconstruction_error is None
+    assert (result.images.amax((2, 3)) - result.images.amin((2, 3))).max() < 1e-6
     with pytest.raises(InputError, match="no encoder"):
         generator.encode(torch.zeros(1, 3, 16, 16))
 
@@ -70,13 +70,13 @@ def test_a_trained_generator_is_accepted_as_object_and_from_its_folder(
     assert by_folder.inputs["generator"] == str(folder)
 
 
-@pytest.mark.parametrize("value", [5, nn.Linear(3, 3), stripes])
+@pytest.mark.parametrize("value", [5, nn.Linear(3, 3), constant_images])
 def test_other_objects_are_refused_with_the_constructor(value: Any) -> None:
     with pytest.raises(InputError, match=r"Generator\(latent_size, decoder\)"):
         ROLES["generator"].check(ROLES["generator"].make(value, InputContext()), InputContext())
 
 
-def test_a_network_of_another_training_is_refused() -> None:
+def test_network_of_another_method_is_refused() -> None:
     stylizer = load_result("builtin:shapes-styles")
     with pytest.raises(InputError, match="not a StyleNetwork"):
         ROLES["generator"].check(ROLES["generator"].make(stylizer, InputContext()), InputContext())

@@ -1,4 +1,4 @@
-"""The pointing game, on maps whose answer is known."""
+"""The pointing game on maps with peaks at specified positions."""
 
 import numpy as np
 import pytest
@@ -22,14 +22,14 @@ def test_hit_depends_on_the_position_of_the_peak() -> None:
 
 def test_mask_dilation_is_euclidean() -> None:
     masks = torch.rand(3, 24, 30, generator=torch.Generator().manual_seed(0)) < 0.02
-    for mask, grown in zip(masks, dilate_masks(masks, 4), strict=True):
-        assert np.array_equal(grown.numpy(), distance_transform_edt(~mask.numpy()) <= 4)
+    for mask, dilated in zip(masks, dilate_masks(masks, 4), strict=True):
+        assert np.array_equal(dilated.numpy(), distance_transform_edt(~mask.numpy()) <= 4)
 
 
 def test_random_maps_score_at_chance() -> None:
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     masks = torch.zeros(4000, 10, 10, dtype=torch.bool)
     masks[:, 2:5, 3:8] = True
-    score = localization(torch.rand(4000, 10, 10, generator=draw), masks, radius=1)
+    score = localization(torch.rand(4000, 10, 10, generator=generator), masks, radius=1)
     assert score.inside == pytest.approx(score.chance_inside, abs=0.02)
     assert score.near == pytest.approx(score.chance_near, abs=0.03)

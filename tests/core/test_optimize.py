@@ -425,7 +425,7 @@ def test_flat_objective_is_an_error_after_ten_steps(optimizer: str) -> None:
 
     def saturated(x: Tensor) -> Tensor:
         calls.append(1)
-        return torch.stack([1e-12 * x[0].sum() + 5, x[1].sum()])  # the first is 5, whatever x is
+        return torch.stack([1e-12 * x[0].sum() + 5, x[1].sum()])  # the first is 5 for every x
 
     settings: dict[str, Any] = {"lr": 0.01, "optimizer": optimizer}
     half = torch.full((2, 3, 4, 4), 0.5)
@@ -438,7 +438,7 @@ def test_flat_objective_is_an_error_after_ten_steps(optimizer: str) -> None:
     assert not optimize_image(loss, PixelImage(half), steps=12, maximize=False, **settings).scores.any()
 
 
-def test_unit_hidden_by_a_random_transform_is_not_dead() -> None:
+def test_gradient_that_a_random_transform_sets_to_zero_is_not_an_error() -> None:
     start = torch.full((1, 3, 4, 4), 0.5)
     start[..., 0, 0] = 0.9
     corner = lambda x: (x[..., 0, 0] - 0.6).relu().sum(1)

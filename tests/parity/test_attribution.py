@@ -1,4 +1,4 @@
-"""Attribution against captum and pytorch-grad-cam, in float64 on small networks of every ReLU spelling."""
+"""Attribution against captum and pytorch-grad-cam, in float64 on small networks with ReLUs of every form."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 from torchvision.models.googlenet import BasicConv2d
-from zennit.attribution import Gradient as ByRules
+from zennit.attribution import Gradient as RuleGradient
 from zennit.composites import LayerMapComposite
 from zennit.rules import Epsilon, Gamma, Pass
 from zennit.types import Activation
@@ -55,14 +55,14 @@ class ModuleNet(nn.Module):
 
 
 class FunctionalNet(ModuleNet):
-    """The same network, its ReLUs written as functions."""
+    """The same network with functional ReLUs."""
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.conv2(torch.relu(self.conv1(images))))
         return self.head(F.relu_(self.conv3(x)).mean((2, 3)))
 
 
-def in_place_net() -> nn.Module:
+def inplace_network() -> nn.Module:
     """In-place ReLUs, max-pooling, and a head of two layers instead of GAP."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
@@ -71,8 +71,8 @@ def in_place_net() -> nn.Module:
     )  # fmt: skip
 
 
-NETWORKS = {"module": ModuleNet, "functional": FunctionalNet, "in place": in_place_net}
-#: A layer with positions of each network.
+NETWORKS = {"module": ModuleNet, "functional": FunctionalNet, "in place": inplace_network}
+#: A convolutional layer or ReLU of each network.
 LAYERS = {"module": "last", "functional": "conv2", "in place": "4"}
 
 
@@ -95,14 +95,14 @@ def attribute(name: str, model: Model, *inputs: object, **params: object) -> Ten
     return methods[f"attribution.{name}"](model, *inputs, **params).maps
 
 
-def test_saliency_is_captums(kind: str, images: Tensor) -> None:
+def test_saliency_equals_captum(kind: str, images: Tensor) -> None:
     net = network(kind)
     theirs = Saliency(net).attribute(images.clone(), target=CLASSES, abs=True).amax(1)
     ours = attribute("saliency", load_model(net), images, CLASSES)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
-def test_gradient_x_input_is_captums(kind: str, images: Tensor) -> None:
+def test_gradient_x_input_equals_captum(kind: str, images: Tensor) -> None:
     net = network(kind)
     theirs = InputXGradient(net).attribute(images.clone(), target=CLASSES).sum(1)
     ours = attribute("gradient_x_input", load_model(net), images, CLASSES)
@@ -110,14 +110,14 @@ def test_gradient_x_input_is_captums(kind: str, images: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("baseline", "value"), [("zero", 0.0), ("grey", 0.5)])
-def test_integrated_gradients_are_captums_and_add_up(
+def test_integrated_gradients_equal_captum_and_are_complete(
     kind: str, images: Tensor, baseline: str, value: float
 ) -> None:
     net = network(kind)
     theirs = IntegratedGradients(net).attribute(images, baselines=value, target=CLASSES, n_steps=20).sum(1)
     model = load_model(net)
     ours = attribute("integrated_gradients", model, images, CLASSES, baseline=baseline, steps=20)
-    # captum keeps the weights of its points in float32.
+    # captum stores the quadrature weights in float32.
     torch.testing.assert_close(ours, theirs, rtol=2e-6, atol=1e-9)
     fine = attribute("integrated_gradients", model, images, CLASSES, baseline=baseline, steps=1000)
     change = scores(model, images, CLASSES) - scores(model, torch.full_like(images, value), CLASSES)
@@ -128,19 +128,17 @@ def test_integrated_gradients_are_captums_and_add_up(
     ("name", "peer"), [("guided_backprop", GuidedBackprop), ("deconvnet", Deconvolution)]
 )
 @pytest.mark.parametrize("modules", ["module", "in place"])
-def test_guided_backprop_and_deconvnet_are_captums_where_relus_are_modules(
+def test_guided_backprop_and_deconvnet_equal_captum_for_relu_modules(
     name: str, peer: type, modules: str, images: Tensor
 ) -> None:
     net = network(modules)
-    theirs = peers_gradient(peer, net, images).abs().amax(1)
+    theirs = captum_gradient(peer, net, images).abs().amax(1)
     ours = attribute(name, load_model(net), images, CLASSES)
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(("window", "stride"), [(4, 4), (5, 3), (3, 2), (4, 1), (13, 5), (6, 6)])
-def test_occlusion_is_captums_also_where_the_stride_does_not_divide(
-    kind: str, images: Tensor, window: int, stride: int
-) -> None:
+def test_occlusion_equals_captum_for_any_stride(kind: str, images: Tensor, window: int, stride: int) -> None:
     net = network(kind)
     theirs = Occlusion(net).attribute(
         images,
@@ -150,24 +148,24 @@ def test_occlusion_is_captums_also_where_the_stride_does_not_divide(
         target=CLASSES,
     )
     ours = attribute("occlusion", load_model(net), images, CLASSES, window=window, stride=stride)
-    # captum rounds to float32 twice: the sum over the windows, and its quotient by their number.
+    # captum rounds to float32 twice: the sum over windows, and its quotient by their number.
     torch.testing.assert_close(ours, theirs[:, 0].double(), rtol=1.2e-7, atol=1e-15)
 
 
 @pytest.mark.parametrize("rule", ["epsilon", "gamma", "composite"])
-def test_lrp_is_zennits_where_activations_are_modules(rule: str, images: Tensor) -> None:
+def test_lrp_equals_zennit_for_activation_modules(rule: str, images: Tensor) -> None:
     net = network("in place")
     rules = {"epsilon": (Epsilon(1e-6), Epsilon(1e-6)), "gamma": (Gamma(0.25), Gamma(0.25))}
     convolution, linear = rules.get(rule, (Gamma(0.25), Epsilon(1e-6)))
     layers = [(nn.Conv2d, convolution), (nn.Linear, linear), (Activation, Pass())]
-    with ByRules(model=net, composite=LayerMapComposite(layers)) as peer:
-        chosen = torch.eye(4, dtype=torch.float64)[CLASSES]
-        _, theirs = peer(images.clone(), lambda output: output * chosen)
+    with RuleGradient(model=net, composite=LayerMapComposite(layers)) as peer:
+        one_hot = torch.eye(4, dtype=torch.float64)[CLASSES]
+        _, theirs = peer(images.clone(), lambda output: output * one_hot)
     ours = attribute("lrp", load_model(net), images, CLASSES, rule=rule)
     torch.testing.assert_close(ours, theirs.sum(1), rtol=1e-9, atol=1e-14)
 
 
-def test_grad_cam_is_captums_after_its_relu(kind: str, images: Tensor) -> None:
+def test_grad_cam_equals_captum_after_a_relu(kind: str, images: Tensor) -> None:
     net = network(kind)
     layer = LAYERS[kind]
     theirs = LayerGradCam(net, net.get_submodule(layer)).attribute(images.clone(), target=CLASSES)
@@ -175,7 +173,7 @@ def test_grad_cam_is_captums_after_its_relu(kind: str, images: Tensor) -> None:
     torch.testing.assert_close(ours, theirs[:, 0].relu(), rtol=1e-11, atol=1e-14)
 
 
-def test_grad_cam_is_pytorch_grad_cams_by_its_convention(kind: str, images: Tensor) -> None:
+def test_grad_cam_equals_pytorch_grad_cam_in_its_convention(kind: str, images: Tensor) -> None:
     net = network(kind)
     layer = LAYERS[kind]
     raw = methods["grad_cam"](load_model(net), images, CLASSES, layer=layer)
@@ -187,22 +185,22 @@ def test_grad_cam_is_pytorch_grad_cams_by_its_convention(kind: str, images: Tens
 
 @pytest.mark.parametrize(("rule", "peer"), [(guided, GuidedBackprop), (deconvnet, Deconvolution)])
 @pytest.mark.parametrize("modules", ["module", "in place"])
-def test_rewritten_backward_is_captums_where_relus_are_modules(
+def test_rewritten_backward_equals_captum_for_relu_modules(
     rule: object, peer: type, modules: str, images: Tensor
 ) -> None:
     net = network(modules)
     torch.testing.assert_close(
-        rewritten(net, images, rule), peers_gradient(peer, net, images), rtol=1e-12, atol=1e-14
+        rewritten_gradient(net, images, rule), captum_gradient(peer, net, images), rtol=1e-12, atol=1e-14
     )
 
 
 @pytest.mark.parametrize(("rule", "peer"), [(guided, GuidedBackprop), (deconvnet, Deconvolution)])
-def test_rewritten_backward_is_the_same_where_relus_are_functions(
+def test_rewritten_backward_is_the_same_for_functional_relus(
     rule: object, peer: type, images: Tensor
 ) -> None:
     functional = network("functional")
-    ours = rewritten(functional, images, rule)
-    torch.testing.assert_close(ours, peers_gradient(peer, network("module"), images), rtol=1e-12, atol=1e-14)
+    ours = rewritten_gradient(functional, images, rule)
+    torch.testing.assert_close(ours, captum_gradient(peer, network("module"), images), rtol=1e-12, atol=1e-14)
     plain = Saliency(functional).attribute(images.clone(), target=CLASSES, abs=False)
     assert (ours - plain).abs().max() > 0.1 * plain.abs().max()
 
@@ -210,59 +208,61 @@ def test_rewritten_backward_is_the_same_where_relus_are_functions(
 def googlenet() -> tuple[nn.Module, nn.Module]:
     """GoogLeNet, whose ReLUs are all functional, and a copy with ReLU modules."""
     torch.manual_seed(0)
-    written = torchvision.models.GoogLeNet(num_classes=4, aux_logits=False, init_weights=False)
-    copied = copy.deepcopy(written)
-    for name, part in list(copied.named_modules()):
+    original = torchvision.models.GoogLeNet(num_classes=4, aux_logits=False, init_weights=False)
+    with_modules = copy.deepcopy(original)
+    for name, part in list(with_modules.named_modules()):
         if isinstance(part, BasicConv2d):
             parent, _, last = name.rpartition(".")
-            setattr(copied.get_submodule(parent), last, nn.Sequential(part.conv, part.bn, nn.ReLU()))
-    return written, copied
+            setattr(with_modules.get_submodule(parent), last, nn.Sequential(part.conv, part.bn, nn.ReLU()))
+    return original, with_modules
 
 
 def densenet() -> tuple[nn.Module, nn.Module]:
-    """DenseNet, whose last ReLU is functional and whose others are in place, and a copy of modules."""
+    """DenseNet, whose last ReLU is functional and whose others are in place, and a copy with ReLU modules."""
     torch.manual_seed(0)
-    written = torchvision.models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=4)
-    parts = copy.deepcopy(written)
-    for part in parts.modules():
+    original = torchvision.models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=4)
+    with_modules = copy.deepcopy(original)
+    for part in with_modules.modules():
         if isinstance(part, nn.ReLU):
             part.inplace = False
     pool = nn.AdaptiveAvgPool2d(1)
-    return written, nn.Sequential(parts.features, nn.ReLU(), pool, nn.Flatten(), parts.classifier)
+    return original, nn.Sequential(
+        with_modules.features, nn.ReLU(), pool, nn.Flatten(), with_modules.classifier
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "peer"), [("guided_backprop", GuidedBackprop), ("deconvnet", Deconvolution)]
 )
 @pytest.mark.parametrize("make", [googlenet, densenet])
-def test_every_relu_of_googlenet_and_densenet_obeys_as_in_a_copy_with_modules(
+def test_every_relu_of_googlenet_and_densenet_is_rewritten(
     name: str, peer: type, make: Callable[[], tuple[nn.Module, nn.Module]]
 ) -> None:
-    written, copied = (net.double().train() for net in make())
+    original, with_modules = (net.double().train() for net in make())
     images = torch.rand(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    for net in (written, copied):
+    for net in (original, with_modules):
         for part in net.modules():
             if isinstance(part, nn.BatchNorm2d):
-                part.momentum = None  # what it meets, so that no signal dies away
+                part.momentum = None  # cumulative statistics, so that no signal vanishes
         with torch.no_grad():
             net(images)
         net.eval()
-    torch.testing.assert_close(copied(images), written(images), rtol=1e-12, atol=1e-12)
-    theirs = peers_gradient(peer, copied, images).abs().amax(1).detach()
-    ours = attribute(name, load_model(written, input_size=(3, 64, 64)), images, CLASSES)
+    torch.testing.assert_close(with_modules(images), original(images), rtol=1e-12, atol=1e-12)
+    theirs = captum_gradient(peer, with_modules, images).abs().amax(1).detach()
+    ours = attribute(name, load_model(original, input_size=(3, 64, 64)), images, CLASSES)
     assert theirs.any()
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12 * float(theirs.max()))
     # captum's map of the original network differs: it rewrites too few ReLUs.
-    blind = peers_gradient(peer, written, images).abs().amax(1).detach()
-    assert (blind - theirs).abs().max() > 0.1 * theirs.max()
+    incomplete = captum_gradient(peer, original, images).abs().amax(1).detach()
+    assert (incomplete - theirs).abs().max() > 0.1 * theirs.max()
 
 
-def peers_gradient(peer: type, net: nn.Module, images: Tensor) -> Tensor:
+def captum_gradient(peer: type, net: nn.Module, images: Tensor) -> Tensor:
     gradient: Tensor = peer(net).attribute(images.clone(), target=CLASSES)
     return gradient
 
 
-def rewritten(net: nn.Module, images: Tensor, rule: object) -> Tensor:
+def rewritten_gradient(net: nn.Module, images: Tensor, rule: object) -> Tensor:
     model = load_model(net, input_size=(3, 13, 17))
     pixels = images.clone().requires_grad_()
     with model.guard(), rewrite_backward(rule):  # type: ignore[arg-type]

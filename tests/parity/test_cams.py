@@ -51,13 +51,13 @@ def ours(
     return (result.as_convention(convention) if convention else result).maps
 
 
-def torchcams(kind: str, network: nn.Module, images: Tensor, layer: str, **params: object) -> Tensor:
+def torchcam_maps(kind: str, network: nn.Module, images: Tensor, layer: str, **params: object) -> Tensor:
     options = {"fc_layer": "4"} if kind == "CAM" else {}
     with getattr(torchcam.methods, kind)(network, layer, input_shape=(3, 13, 17), **options) as extractor:
         return extractor(CLASSES, network(images.clone()), **params)[0].detach()
 
 
-def pytorch_grad_cams(kind: str, network: nn.Module, images: Tensor, *layers: str) -> Tensor:
+def pytorch_grad_cam_maps(kind: str, network: nn.Module, images: Tensor, *layers: str) -> Tensor:
     modules = [network.get_submodule(layer) for layer in layers]
     with getattr(pytorch_grad_cam, kind)(model=network, target_layers=modules) as cam:
         theirs = cam(input_tensor=images.clone(), targets=[ClassifierOutputTarget(c) for c in CLASSES])
@@ -65,9 +65,9 @@ def pytorch_grad_cams(kind: str, network: nn.Module, images: Tensor, *layers: st
 
 
 @pytest.mark.parametrize("convention", [None, "torchcam"])
-def test_cam_is_torchcams(convention: str | None, images: Tensor) -> None:
+def test_cam_equals_torchcam(convention: str | None, images: Tensor) -> None:
     network = pooled_network()
-    theirs = torchcams("CAM", network, images, "1", normalized=convention is not None)
+    theirs = torchcam_maps("CAM", network, images, "1", normalized=convention is not None)
     maps = ours("cam", network, images, convention=convention)
     torch.testing.assert_close(maps, theirs, rtol=1e-11, atol=1e-13)
 
@@ -77,11 +77,11 @@ def test_cam_is_torchcams(convention: str | None, images: Tensor) -> None:
 @pytest.mark.parametrize(
     ("name", "kind"), [("grad_cam", "GradCAM"), ("layer_cam", "LayerCAM"), ("xgrad_cam", "XGradCAM")]
 )
-def test_by_gradients_the_maps_are_torchcams(
+def test_gradient_cams_equal_torchcam(
     name: str, kind: str, layer: str, convention: str | None, images: Tensor
 ) -> None:
     network = small_network()
-    theirs = torchcams(kind, network, images, layer, normalized=convention is not None)
+    theirs = torchcam_maps(kind, network, images, layer, normalized=convention is not None)
     maps = ours(name, network, images, layer=layer, convention=convention)
     assert theirs.any()
     # torchcam adds 1e-8 to XGrad-CAM's divisor.
@@ -89,7 +89,7 @@ def test_by_gradients_the_maps_are_torchcams(
     torch.testing.assert_close(maps, theirs, rtol=rtol, atol=1e-9 if name == "xgrad_cam" else 1e-13)
 
 
-def test_captums_convention_is_the_map_before_the_relu(images: Tensor) -> None:
+def test_captum_convention_equals_captum_before_the_relu(images: Tensor) -> None:
     network = small_network()
     theirs = LayerGradCam(network, network[3]).attribute(images.clone(), target=CLASSES)[:, 0]
     maps = ours("grad_cam", network, images, layer="3", convention="captum")
@@ -107,32 +107,32 @@ def test_captums_convention_is_the_map_before_the_relu(images: Tensor) -> None:
         ("xgrad_cam", "XGradCAM"),
     ],
 )
-def test_by_its_convention_the_maps_are_pytorch_grad_cams(
+def test_pytorch_grad_cam_convention_equals_pytorch_grad_cam(
     name: str, kind: str, layer: str, images: Tensor
 ) -> None:
     network = small_network()
-    theirs = pytorch_grad_cams(kind, network, images, layer)
+    theirs = pytorch_grad_cam_maps(kind, network, images, layer)
     maps = ours(name, network, images, layer=layer, convention="pytorch-grad-cam")
-    torch.testing.assert_close(maps, theirs, rtol=0, atol=1e-5)  # they compute in float32
+    torch.testing.assert_close(maps, theirs, rtol=0, atol=1e-5)  # pytorch-grad-cam computes in float32
 
 
-def test_several_layers_are_averaged_as_pytorch_grad_cam_does(images: Tensor) -> None:
+def test_average_over_layers_equals_pytorch_grad_cam(images: Tensor) -> None:
     network = small_network()
-    theirs = pytorch_grad_cams("GradCAM", network, images, "1", "3")
+    theirs = pytorch_grad_cam_maps("GradCAM", network, images, "1", "3")
     maps = ours("grad_cam", network, images, layer=["1", "3"], convention="pytorch-grad-cam")
     torch.testing.assert_close(maps, theirs, rtol=0, atol=1e-5)
 
 
-def test_grad_cam_plus_plus_is_pytorch_grad_cams_where_its_small_number_does_not_count(
+def test_grad_cam_plus_plus_equals_pytorch_grad_cam_where_its_epsilon_is_negligible(
     images: Tensor,
 ) -> None:
     network = small_network(scale=1e4)
-    theirs = pytorch_grad_cams("GradCAMPlusPlus", network, images, "3")
+    theirs = pytorch_grad_cam_maps("GradCAMPlusPlus", network, images, "3")
     maps = ours("grad_cam_plus_plus", network, images, layer="3", convention="pytorch-grad-cam")
     torch.testing.assert_close(maps, theirs, rtol=0, atol=1e-5)
 
 
-def test_guided_grad_cam_is_captums_with_bilinear_enlargement(images: Tensor) -> None:
+def test_guided_grad_cam_equals_captum_with_bilinear_interpolation(images: Tensor) -> None:
     network = small_network()
     theirs = GuidedGradCam(network, network[3]).attribute(
         images.clone(), target=CLASSES, interpolate_mode="bilinear"
@@ -142,12 +142,14 @@ def test_guided_grad_cam_is_captums_with_bilinear_enlargement(images: Tensor) ->
     torch.testing.assert_close(maps, theirs.abs().amax(1).detach(), rtol=1e-11, atol=1e-14)
 
 
-def test_score_cam_is_pytorch_grad_cams_and_torchcams_where_nothing_is_enlarged(images: Tensor) -> None:
+def test_score_cam_equals_pytorch_grad_cam_and_torchcam_without_enlargement(images: Tensor) -> None:
     network = small_network()
     maps = ours("score_cam", network, images, layer="1", convention="pytorch-grad-cam")
-    # pytorch-grad-cam keeps the scores in float32.
-    torch.testing.assert_close(maps, pytorch_grad_cams("ScoreCAM", network, images, "1"), rtol=0, atol=1e-5)
-    # torchcam masks with the layer's unscaled output in this case: scale it first.
+    # pytorch-grad-cam stores the scores in float32.
+    torch.testing.assert_close(
+        maps, pytorch_grad_cam_maps("ScoreCAM", network, images, "1"), rtol=0, atol=1e-5
+    )
+    # torchcam does not scale the masks in this case, so the expected maps scale them first.
     scaled = network[:2](images)
     low, high = scaled.amin((2, 3), keepdim=True), scaled.amax((2, 3), keepdim=True)
     weights = []
@@ -160,7 +162,7 @@ def test_score_cam_is_pytorch_grad_cams_and_torchcams_where_nothing_is_enlarged(
 def test_score_cam_masks_normalised_images(images: Tensor) -> None:
     network, mean, std = small_network(), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     normalised = (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    theirs = pytorch_grad_cams("ScoreCAM", network, normalised, "1")
+    theirs = pytorch_grad_cam_maps("ScoreCAM", network, normalised, "1")
     model = load_model(network, mean=mean, std=std, input_size=(3, 13, 17))
     maps = methods["score_cam"](model, images, CLASSES, layer="1").as_convention("pytorch-grad-cam").maps
     torch.testing.assert_close(maps, theirs, rtol=0, atol=1e-5)
@@ -195,7 +197,7 @@ def test_ablation_cam_equals_a_loop_over_channels(images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("layer", ["1", "3"])
-def test_eigen_cam_is_numpys_first_component_and_pytorch_grad_cams_up_to_sign(
+def test_eigen_cam_equals_numpys_first_component_and_pytorch_grad_cam_up_to_sign(
     layer: str, images: Tensor
 ) -> None:
     network = small_network()
@@ -206,16 +208,16 @@ def test_eigen_cam_is_numpys_first_component_and_pytorch_grad_cams_up_to_sign(
         component = torch.from_numpy(centered @ np.linalg.svd(centered, full_matrices=False)[2][0])
         component = component if component.abs().argmax() == component.argmax() else -component
         torch.testing.assert_close(component_map.flatten(), component, rtol=1e-9, atol=1e-11)
-    theirs = pytorch_grad_cams("EigenCAM", network, images, layer)
-    either = [
+    theirs = pytorch_grad_cam_maps("EigenCAM", network, images, layer)
+    of_either_sign = [
         ours("eigen_cam", network, images, layer=layer, convention="pytorch-grad-cam"),
-        pytorch_grad_cam_scaled((-maps).relu(), images),
+        scale_as_pytorch_grad_cam((-maps).relu(), images),
     ]
     for n in range(2):
-        assert min(float((way[n] - theirs[n]).abs().max()) for way in either) < 1e-5
+        assert min(float((candidate[n] - theirs[n]).abs().max()) for candidate in of_either_sign) < 1e-5
 
 
-def pytorch_grad_cam_scaled(maps: Tensor, images: Tensor) -> Tensor:
+def scale_as_pytorch_grad_cam(maps: Tensor, images: Tensor) -> Tensor:
     def stretch(maps: Tensor) -> Tensor:
         maps = maps - maps.amin((1, 2), keepdim=True)
         return maps / (1e-7 + maps.amax((1, 2), keepdim=True))

@@ -32,27 +32,27 @@ MODULES = {
 @pytest.fixture(scope="module")
 def page() -> dict[str, Any]:
     namespace: dict[str, Any] = {}
-    perform(namespace, *SETUP)
+    execute(namespace, *SETUP)
     return namespace
 
 
-def perform(namespace: dict[str, Any], *lines: str) -> None:
+def execute(namespace: dict[str, Any], *blocks: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # captum warns that it sets requires_grad
-        for code in lines:
+        for code in blocks:
             exec(compile(code, "docs/moving.md", "exec"), namespace)
 
 
-def test_every_library_on_the_page_is_compared() -> None:
+def test_every_library_of_the_page_is_tested() -> None:
     assert {peer for peer, _, _ in PAIRS} == {*MODULES, "foolbox"}
 
 
 @pytest.mark.parametrize("peer", MODULES)
-def test_the_same_numbers_as(peer: str, page: dict[str, Any]) -> None:
+def test_results_equal_those_of(peer: str, page: dict[str, Any]) -> None:
     namespace = dict(page)
     for _, before, after in (pair for pair in PAIRS if pair[0] == peer):
         namespace |= {"ours": None, "theirs": None}
-        perform(namespace, before, after)
+        execute(namespace, before, after)
         ours, theirs = namespace["ours"], torch.as_tensor(namespace["theirs"])
         assert theirs.abs().max() > 0
         # pytorch-grad-cam computes in float32, and captum rounds an occlusion to it.
@@ -104,7 +104,7 @@ def test_torchattacks_sets_all_modules_to_training(images: Tensor) -> None:
     assert network[0].training
 
 
-def test_captums_guided_gradient_of_a_functional_relu_is_the_plain_one(images: Tensor) -> None:
+def test_captums_guided_backprop_ignores_functional_relus(images: Tensor) -> None:
     import captum.attr as peer
 
     class Functional(nn.Module):
@@ -127,14 +127,14 @@ def test_captums_guided_gradient_of_a_functional_relu_is_the_plain_one(images: T
     assert cam.shape == (2, 1, 5)  # sixteen tokens of five channels: the tokens were summed
 
 
-def test_zennit_uses_plain_gradients_without_a_rule(images: Tensor) -> None:
+def test_zennit_uses_plain_gradients_where_no_rule_applies(images: Tensor) -> None:
     from zennit.attribution import Gradient
     from zennit.composites import LayerMapComposite
     from zennit.rules import Epsilon
     from zennit.types import Linear
 
-    class Called(nn.Module):
-        """A network that calls its layer's function by itself."""
+    class FunctionalConvolution(nn.Module):
+        """A convolution as a function call, without a module."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -143,10 +143,12 @@ def test_zennit_uses_plain_gradients_without_a_rule(images: Tensor) -> None:
         def forward(self, images: Tensor) -> Tensor:
             return nn.functional.conv2d(images, self.weight).flatten(1)
 
-    network, rules = Called(), LayerMapComposite([(Linear, Epsilon(1e-6))])
+    network, rules = FunctionalConvolution(), LayerMapComposite([(Linear, Epsilon(1e-6))])
     with Gradient(model=network, composite=rules) as attributor:
         _, relevance = attributor(images.clone(), torch.eye(3)[[0, 0]])
-    assert torch.equal(relevance, network.weight[:1].detach().expand(2, -1, -1, -1))  # no part of the score
+    assert torch.equal(
+        relevance, network.weight[:1].detach().expand(2, -1, -1, -1)
+    )  # the gradient, not a decomposition of the score
     ours = methods["lrp"](load_model(network, input_size=(3, 8, 8)), images, 0).maps
     torch.testing.assert_close(ours.sum((1, 2)), network(images)[:, 0].detach(), rtol=1e-4, atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Methods that keep their word, each in a way that a careless kit would take for a breach."""
+"""Correct methods, each of a kind that a careless check would fail."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
-from wrong_methods import SOURCE, gradient, judged, pictured, stepped
+from wrong_methods import SOURCE, adversarial_examples, attribution, gradient, gradient_sign_step
 
 from phosphene import (
     InputError,
@@ -46,17 +46,17 @@ def right(**spec: Any) -> Any:
             "references": [SOURCE],
             "cost": Cost(forward=size.images, backward=size.images),
         }
-        made = method(**(declared | spec))(function)
-        RIGHT.append(made)
-        return made
+        registered = method(**(declared | spec))(function)
+        RIGHT.append(registered)
+        return registered
 
     return register
 
 
 @right(needs=["gradients"], invariants=[MapPerPixel(), Nonnegative()])
 def plain_gradient(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Take the gradient's magnitude, which is zero where nothing matters."""
-    return pictured(model, images, gradient(model, images, target).abs().amax(1), target)
+    """Gradient magnitude, which is 0 where the score does not depend on the pixel."""
+    return attribution(model, images, gradient(model, images, target).abs().amax(1), target)
 
 
 @right(
@@ -66,16 +66,16 @@ def plain_gradient(model: Model, images: Images, target: Target = None) -> Attri
 )
 def seeded_noise(
     model: Model, images: Images, target: Target = None, *,
-    samples: Annotated[int, Field(ge=1, le=1000, description="how many noisy copies")] = 20,
-    sigma: Annotated[float, Field(ge=0, le=1, description="spread of the noise")] = 0.1,
+    samples: Annotated[int, Field(ge=1, le=1000, description="number of noisy copies")] = 20,
+    sigma: Annotated[float, Field(ge=0, le=1, description="standard deviation of the noise")] = 0.1,
     seed: Seed = None,
 ) -> Attribution:  # fmt: skip
-    """Average gradients over noisy copies, the same noise for every image."""
+    """Mean gradient of noisy copies, with the same noise for every image."""
     generator, total = torch.Generator().manual_seed(seed or 0), torch.zeros_like(images)
     for _ in progress_bar(range(samples), "noisy copies"):
         noise = torch.randn(1, *images.shape[1:], generator=generator, dtype=torch.float64).to(images)
         total = total + gradient(model, images + sigma * noise, target)
-    return pictured(model, images, (total / samples).abs().amax(1), target)
+    return attribution(model, images, (total / samples).abs().amax(1), target)
 
 
 @right(needs=["gradients"],
@@ -84,61 +84,61 @@ def seeded_noise(
 def one_step(
     model: Model, images: Images, labels: Labels, *,
     eps: Annotated[float, Field(ge=0, le=1, description="radius")] = 0.03,
-    norm: Annotated[Literal["linf"], Field(description="what the ball is measured in")] = "linf",
+    norm: Annotated[Literal["linf"], Field(description="norm of the ball")] = "linf",
 ) -> AdversarialExamples:  # fmt: skip
-    """Step to the face of the ball, no farther than rounding allows."""
-    moved = stepped(model, images, labels, eps * (1 - 1e-6))
-    return judged(model, images, moved, labels)
+    """Gradient sign step to the boundary of the ball, rounding included."""
+    adversarial = gradient_sign_step(model, images, labels, eps * (1 - 1e-6))
+    return adversarial_examples(model, images, adversarial, labels)
 
 
 @right(needs=["gradients", "relu"])
 def guided_gradient(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Rewrite ReLU's backward pass, and refuse networks without one."""
+    """Guided gradient; networks without ReLUs are refused."""
     with rewrite_backward(guided):
         maps = gradient(model, images, target).abs().amax(1)
-    return pictured(model, images, maps, target)
+    return attribution(model, images, maps, target)
 
 
 @right(cost=Cost(forward=size.images))
 def mean_activation(
     model: Model, images: Images, *,
-    layer: Annotated[LayerName | None, Field(description="which layer; the last map unless told")] = None,
+    layer: Annotated[LayerName | None, Field(description="layer (default: the last feature map)")] = None,
 ) -> Attribution:  # fmt: skip
-    """Average a layer's channels, whatever its layout."""
+    """Mean over the channels of a layer of any layout."""
     maps = model.maps(model.features(images, layer or model.last_map), images).mean(1)
     return Attribution(images=images, maps=maps, targets=("mean",) * len(images))
 
 
 @right(needs=["gradients"])
 def transformers_only(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Be made for one kind of network, and refuse all others."""
+    """Gradient magnitude of transformers; other networks are refused."""
     if not hasattr(model.module, "class_token"):
         raise ModelError(f"{model.name} has no class token, which this method needs; use a transformer")
-    return pictured(model, images, gradient(model, images, target).abs().amax(1), target)
+    return attribution(model, images, gradient(model, images, target).abs().amax(1), target)
 
 
 @right(needs=["gradients"])
-def reads_flat_pictures(model: Model, images: Images, target: Target = None) -> Attribution:
-    """View pictures flat, which needs them contiguous in memory."""
+def views_images_flat(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Images are viewed as vectors, which requires contiguous memory."""
     brightest = images.view(len(images), -1).amax(1)[:, None, None]
-    return pictured(model, images, brightest * gradient(model, images, target).abs().amax(1), target)
+    return attribution(model, images, brightest * gradient(model, images, target).abs().amax(1), target)
 
 
 @right(cost=None, invariants=[UnitRange(when=param.normalize.is_true())])
-def brightness(
+def mean_color(
     images: Images, *, normalize: Annotated[bool, Field(description="scale to [0, 1]")] = True
 ) -> Attribution:
-    """Need no model at all."""
+    """Mean over the color channels, without a model."""
     maps = images.mean(1)
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     if normalize:
         maps = torch.where(high > low, (maps - low) / (high - low).clamp(min=1e-12), torch.zeros_like(maps))
-    return Attribution(images=images, maps=maps, targets=("brightness",) * len(images))
+    return Attribution(images=images, maps=maps, targets=("mean",) * len(images))
 
 
 @right(cost=Cost(forward=0))
-def weights(model: Model) -> FilterBank:
-    """Look at weights alone, and refuse what has no convolution."""
+def first_layer_weights(model: Model) -> FilterBank:
+    """First-layer filters; networks without a convolution are refused."""
     for name, layer in model.layers.items():
         if isinstance(layer, torch.nn.Conv2d) and layer.weight.shape[1] in (1, 3):
             kernels = layer.weight.detach().clone()
@@ -146,17 +146,17 @@ def weights(model: Model) -> FilterBank:
             tiles = ((kernels - low) / (high - low)).expand(-1, 3, -1, -1).contiguous()
             captions = tuple(str(n) for n in range(len(tiles)))
             return FilterBank(layer=name, weights=kernels, tiles=tiles, captions=captions)
-    raise InputError(f"{model.name} has no convolution over colours; nothing to show")
+    raise InputError(f"{model.name} has no convolution of color channels, whose weights could be displayed")
 
 
 @right(needs=["dataset"], cost=Cost(forward=size.dataset))
 def data_set_mean(model: Model, dataset: Dataset) -> Synthesis:
-    """Stream a data set of any size, and average it."""
+    """Mean image of a data set of any size, read in batches."""
     total, confidence = None, []
     for batch in progress_bar(dataset.batches(batch_size(model)), "reading"):
         images = batch.images.to(model.device, model.dtype)
         confidence += [model(images).softmax(1).amax(1)]
-        for image in images:  # one by one, so that the sum does not depend on the batches
+        for image in images:  # one by one: the rounding of a sum over batches would depend on their size
             total = image.double() if total is None else total + image.double()
     assert total is not None
     mean = (total / len(dataset)).to(model.dtype)
@@ -164,17 +164,19 @@ def data_set_mean(model: Model, dataset: Dataset) -> Synthesis:
 
 
 @right(cost=None, batch_independent=False, needs=["gradients"])
-def batch_centred(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Depend on the batch, and say so."""
-    slope = gradient(model, images, target)
-    return pictured(model, images, (slope - slope.mean(0, keepdim=True)).abs().amax(1), target)
+def subtracts_the_batch_mean(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Gradient minus the mean over the batch, declared as dependent on the batch."""
+    pixel_gradients = gradient(model, images, target)
+    return attribution(
+        model, images, (pixel_gradients - pixel_gradients.mean(0, keepdim=True)).abs().amax(1), target
+    )
 
 
 @right(cost=None, quick={"steps": 2})
 def smoothed_texture(
-    sample: Texture, *, steps: Annotated[int, Field(ge=1, le=500, description="how often to blur")] = 50
+    sample: Texture, *, steps: Annotated[int, Field(ge=1, le=500, description="number of blurs")] = 50
 ) -> Synthesis:
-    """Blur a sample, in many small steps."""
+    """Sample blurred in many small steps."""
     images = sample
     for _ in progress_bar(range(steps), "blurring"):
         images = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), 3, 1)
@@ -183,7 +185,7 @@ def smoothed_texture(
 
 
 class SumsToScore(Invariant):
-    """The values of each map add up to the change of the score."""
+    """The values of each map sum to the change of the score."""
 
     kind: Literal["sums_to_score"] = "sums_to_score"
 
@@ -194,7 +196,7 @@ class SumsToScore(Invariant):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CompleteAttribution(Result):
-    """A result type of an author's own."""
+    """A result type that a plugin defines."""
 
     per_image: ClassVar[tuple[str, ...]] = ("maps", "change")
 
@@ -206,11 +208,11 @@ class CompleteAttribution(Result):
 
 
 @right(invariants=[SumsToScore()], cost=Cost(forward=2 * size.images))
-def own_promise(model: Model, images: Images, target: Target = None) -> CompleteAttribution:
-    """Bring a result type and a kind of promise of its own."""
+def own_result_and_invariant(model: Model, images: Images, target: Target = None) -> CompleteAttribution:
+    """A method with its own result type and invariant."""
     from phosphene import scores
 
     change = scores(model, images, target) - scores(model, images * 0, target)
     area = images.shape[2] * images.shape[3]
-    tilt = torch.linspace(0, 2, area).to(images).view(1, *images.shape[2:]) / area
-    return CompleteAttribution(maps=change[:, None, None] * tilt, change=change)
+    ramp = torch.linspace(0, 2, area).to(images).view(1, *images.shape[2:]) / area
+    return CompleteAttribution(maps=change[:, None, None] * ramp, change=change)

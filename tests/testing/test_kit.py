@@ -1,4 +1,4 @@
-"""The kit itself: it catches every wrong method by the check that should, and lets right ones pass."""
+"""The conformance kit: wrong methods fail the expected check, right methods pass all checks."""
 
 from __future__ import annotations
 
@@ -17,75 +17,79 @@ from phosphene.results import Attribution
 from phosphene.roles import Images
 from phosphene.testing import Case, check, check_method, parametrize_with_checks
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 
 
 @pytest.mark.parametrize(("name", "wrong"), WRONG, ids=[m.spec.short_name for _, m in WRONG])
-def test_a_wrong_method_is_caught_by_the_check_that_should(name: str, wrong: Method[Any, Any]) -> None:
+def test_wrong_method_fails_its_check(name: str, wrong: Method[Any, Any]) -> None:
     (outcome,) = check_method(wrong, only=[name]).outcomes
     assert outcome.verdict == "failed", str(outcome)
     assert outcome.promise in str(outcome)
     assert "wrong_methods.py, line" in outcome.hint
-    # The example is code that shows the failure.
+    # The example is code that reproduces the failure.
     with pytest.raises(AssertionError):
         exec(outcome.example, {})
 
 
 @pytest.mark.parametrize("right", RIGHT, ids=[m.spec.short_name for m in RIGHT])
-def test_a_right_method_passes_everything(right: Method[Any, Any]) -> None:
+def test_right_method_passes_all_checks(right: Method[Any, Any]) -> None:
     report = check_method(right)
     assert report.ok, str(report)
     for outcome in report.outcomes:
-        assert outcome.verdict == "passed" or outcome.reason, "what is skipped has a reason"
+        assert outcome.verdict == "passed" or outcome.reason, "a skipped check has a reason"
 
 
-def test_there_are_enough_of_both() -> None:
+def test_wrong_methods_cover_most_checks() -> None:
     assert len(WRONG) >= 25
     assert len(RIGHT) >= 10
     caught = {name.partition("(")[0] for name, _ in WRONG}
-    assert len(caught) >= 18, "the wrong methods try the checks, not one of them"
+    assert len(caught) >= 18, "the wrong methods must fail many different checks"
 
 
 def by_name(name: str) -> Method[Any, Any]:
     return next(m for m in (*RIGHT, *(wrong for _, wrong in WRONG)) if m.spec.short_name == name)
 
 
-def test_the_smallest_case_is_plain_but_for_what_breaks_the_promise() -> None:
-    (outcome,) = check_method(by_name("breaks_on_a_flat_picture"), only=["finite"]).outcomes
+def test_example_is_the_simplest_failing_case() -> None:
+    (outcome,) = check_method(by_name("divides_by_the_standard_deviation"), only=["finite"]).outcomes
     assert "Case(pictures='flat', count=1)" in outcome.example or "Case(pictures='black'" in outcome.example
-    (outcome,) = check_method(by_name("rounds_odd_sizes"), only=["map_per_pixel(field='maps')"]).outcomes
+    (outcome,) = check_method(by_name("crops_odd_sides"), only=["map_per_pixel(field='maps')"]).outcomes
     assert "count=1, size=(" in outcome.example
 
 
-def test_only_the_checks_concerned_fail() -> None:
-    """A breach must not be drowned by others that follow from nothing of the author's."""
+def test_one_broken_promise_fails_one_check() -> None:
+    """One defect must not fail other checks, whose messages would hide the cause."""
     for name, wrong in WRONG:
-        if wrong.spec.short_name in ("prints", "keeps_the_sign", "blows_the_declared_cost"):
+        if wrong.spec.short_name in (
+            "prints_to_standard_output",
+            "returns_signed_maps",
+            "exceeds_the_declared_cost",
+        ):
             report = check_method(wrong, profile="quick")
             assert [outcome.check for outcome in report.failures] == [name]
 
 
-def test_a_check_can_be_tried_on_one_case() -> None:
+def test_check_runs_on_one_case() -> None:
     case = Case("functional", "noise", count=1)
     check(by_name("plain_gradient"), "finite", case)
     with pytest.raises(AssertionError, match="2 images|forward"):
-        check(by_name("blows_the_declared_cost"), "within_cost", case)
+        check(by_name("exceeds_the_declared_cost"), "within_cost", case)
     with pytest.raises(UnknownName, match="finite"):
         check(by_name("plain_gradient"), "finit", case)
 
 
-def test_what_a_library_does_when_it_is_imported_is_not_held_against_a_method(
+def test_side_effects_of_importing_a_library_are_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "rude_library.py").write_text("import os; os.environ['RUDE_LIBRARY'] = '1'\n")
+    (tmp_path / "library_that_sets_environ.py").write_text("import os; os.environ['SET_ON_IMPORT'] = '1'\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "rude_library", raising=False)
-    report = check_method(imports_late, profile="quick", only=["no_side_effects"])
-    assert "rude_library" in sys.modules
+    monkeypatch.delitem(sys.modules, "library_that_sets_environ", raising=False)
+    report = check_method(imports_during_the_call, profile="quick", only=["no_side_effects"])
+    assert "library_that_sets_environ" in sys.modules
     assert report.ok, str(report)
 
 
-def test_a_method_for_some_networks_only_is_tested_on_them() -> None:
+def test_method_for_some_networks_is_tested_on_those_networks() -> None:
     for profile in ("quick", "ci"):
         report = check_method(by_name("transformers_only"), profile=profile)
         assert report.ok, str(report)
@@ -94,64 +98,80 @@ def test_a_method_for_some_networks_only_is_tested_on_them() -> None:
                 assert outcome.refused < outcome.cases
 
 
-def test_pictures_may_lie_in_memory_as_they_like() -> None:
-    case, reads = Case(count=2), by_name("reads_flat_pictures")
+def test_images_of_any_memory_format_are_accepted() -> None:
+    case, view_flat = Case(count=2), by_name("views_images_flat")
     model = case.model()
-    images = case.inputs(reads, model)["images"]
+    images = case.inputs(view_flat, model)["images"]
     strided = images.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(reads(model, strided, 0).maps, reads(model, images, 0).maps)
+    torch.testing.assert_close(view_flat(model, strided, 0).maps, view_flat(model, images, 0).maps)
 
 
-def test_unknown_profiles_and_checks_are_refused_with_the_nearest() -> None:
+def test_unknown_profile_or_check_suggests_the_nearest_name() -> None:
     with pytest.raises(UnknownName, match="thorough"):
         check_method("saliency", profile="through")
     with pytest.raises(UnknownName, match="within_cost"):
         check_method("saliency", only=["within_costs"])
 
 
-def test_a_case_says_how_it_is_made() -> None:
+def test_repr_of_a_case_recreates_it() -> None:
     case = Case("tokens", "flat", target=3, params={"eps": 0.5})
     assert eval(repr(case), {"Case": Case}) == case
     assert torch.equal(*(case.inputs(by_name("plain_gradient"), case.model())["images"] for _ in range(2)))
 
 
 @method(family="right")
-def imports_late(images: Images) -> Attribution:
-    """Import what it needs when it is called."""
-    import rude_library  # noqa: F401
+def imports_during_the_call(images: Images) -> Attribution:
+    """A library is imported during the call."""
+    import library_that_sets_environ  # noqa: F401
 
     return Attribution(images=images, maps=images.mean(1), targets=("mean",) * len(images))
 
 
 @parametrize_with_checks([by_name("plain_gradient")], profile="quick")
-def test_checks_can_be_tests_of_their_own(check: Any) -> None:
+def test_parametrize_with_checks_makes_one_test_per_check(check: Any) -> None:
     check()
 
 
 def test_pytest_runs_the_checks_of_a_method_in_any_repository(tmp_path: Path) -> None:
     (tmp_path / "test_own.py").write_text("def test_own(): pass\n")
-    words = ["-q", "-p", "no:cacheprovider", "--phosphene-method", "cam", "--phosphene-profile", "quick"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    arguments = ["-q", "-p", "no:cacheprovider", "--phosphene-method", "cam", "--phosphene-profile", "quick"]
+    process = subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "attribution.cam" not in done.stdout
-    assert " passed" in done.stdout and "skipped" in done.stdout
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "attribution.cam" not in process.stdout
+    assert " passed" in process.stdout and "skipped" in process.stdout
 
 
-def test_pytest_tells_a_broken_promise_without_a_traceback(tmp_path: Path) -> None:
+def test_pytest_reports_a_broken_promise_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(
-        f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
+        f"import sys; sys.path.insert(0, {str(FOLDER)!r})\n"
         "import phosphene.testing.kit as kit\n"
-        "from wrong_methods import prints\n"
-        "kit.methods = {'prints': prints}\n"
+        "from wrong_methods import prints_to_standard_output as prints\n"
+        "kit.methods = {prints.spec.short_name: prints}\n"
     )
-    words = ["-q", "-p", "no:cacheprovider", "--phosphene-method", "prints", "--phosphene-profile", "quick"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    arguments = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--phosphene-method",
+        "prints_to_standard_output",
+        "--phosphene-profile",
+        "quick",
+    ]
+    process = subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "It has no side effects" in done.stdout
-    assert "standard output" in done.stdout
-    assert "where to look" in done.stdout
-    assert "Traceback" not in done.stdout
+    assert process.returncode == 1, process.stdout + process.stderr
+    assert "It has no side effects" in process.stdout
+    assert "standard output" in process.stdout
+    assert "where to look" in process.stdout
+    assert "Traceback" not in process.stdout

@@ -73,7 +73,7 @@ def phosphene_methods() -> Sequence[object]:
     return [brightness, nothing]
 
 
-class Watch:
+class Observer:
     """An observer that also receives progress events."""
 
     def __init__(self) -> None:
@@ -106,8 +106,8 @@ def run_and_replay(name: str, folder: Path) -> float:
     prepared = prepare(name, model=model, images=images)
     assert_type(prepared, PreparedRun)
     assert_type(prepared.passes(), tuple[int, int] | None)
-    watch = Watch()
-    with max_batch(8), report_progress(watch.on_progress):
+    observer = Observer()
+    with max_batch(8), report_progress(observer.on_progress):
         result = run(name, model=model, images=images, out=folder, seed=0)
     assert_type(result, Result)
     print(titles, bounds, prepared.produced(load_result(folder)), replay(folder).same, result.provenance)

@@ -121,7 +121,7 @@ def randomize(make: Callable[[], nn.Module]) -> nn.Module:
         elif isinstance(part, nn.BatchNorm2d):
             part.momentum = None  # the mean over all batches
     with torch.no_grad():
-        network.train()(pictures(16))
+        network.train()(random_images(16))
     return network
 
 
@@ -150,15 +150,15 @@ def module_state(module: nn.Module) -> list[object]:
     return [parts, parameters, [(t._version, t.data_ptr()) for t in module.state_dict().values()]]
 
 
-def pictures(count: int) -> Tensor:
+def random_images(count: int) -> Tensor:
     return torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
 
 
 def call(name: str, model: Model) -> Result:
     inputs: dict[str, Any] = {
-        "images": pictures(18)[16:], "target": None,  # the predicted class, which has positive evidence
-        "dataset": TensorDataset(pictures(8), classes=["odd", "even"] * 4),
-        "other": TensorDataset(pictures(16)[8:]),
+        "images": random_images(18)[16:], "target": None,  # the predicted class, which has positive evidence
+        "dataset": TensorDataset(random_images(8), classes=["odd", "even"] * 4),
+        "other": TensorDataset(random_images(16)[8:]),
     }  # fmt: skip
     roles = inputs.keys() & {part.name for part in methods[name].spec.inputs}
     params = methods[name].spec.quick | ({"layer": model.stages[0]} if name in PASS_PER_CHANNEL else {})
@@ -182,8 +182,8 @@ def refusal(name: str, architecture: Architecture) -> str | None:
 @pytest.mark.parametrize("name", NAMES)
 def test_method_returns_a_valid_result_or_is_refused(name: str, network: tuple[Architecture, Model]) -> None:
     architecture, model = network
-    if words := refusal(name, architecture):
-        with pytest.raises(ModelError, match=words):
+    if message := refusal(name, architecture):
+        with pytest.raises(ModelError, match=message):
             call(name, model)
         return
     result = call(name, model)
@@ -248,20 +248,20 @@ def max_pools(module: nn.Module) -> bool:
 
 def test_occlusion_equals_brute_force(network: tuple[Architecture, Model]) -> None:
     model = load_model(randomize(network[0].make).double().eval(), input_size=(3, SIDE, SIDE))
-    images = pictures(1).double()
+    images = random_images(1).double()
     side, stride = 20, 13  # not a multiple of the grid, and clipped at the border
     starts = range(0, SIDE - side + stride, stride)
-    fall, count = torch.zeros(1, 2, SIDE, SIDE, dtype=torch.float64), torch.zeros(SIDE, SIDE)
+    drops, count = torch.zeros(1, 2, SIDE, SIDE, dtype=torch.float64), torch.zeros(SIDE, SIDE)
     with torch.no_grad():
         clean = model(images)[:, [3, 5]]
         for top in starts:
             for left in starts:
                 rows, columns = slice(top, top + side), slice(left, left + side)
-                hidden = images.clone()
-                hidden[..., rows, columns] = 0.5
-                fall[..., rows, columns] += (clean - model(hidden)[:, [3, 5]])[..., None, None]
+                occluded = images.clone()
+                occluded[..., rows, columns] = 0.5
+                drops[..., rows, columns] += (clean - model(occluded)[:, [3, 5]])[..., None, None]
                 count[rows, columns] += 1
-    expected = fall / count
+    expected = drops / count
     result = methods["occlusion"](model, images, 3, window=side, stride=stride, classes=[5])
     actual = torch.stack([result.maps, result.more[:, 0]], 1)
     assert (expected.amax() - expected.amin()) > 1e-3 * clean.abs().max()

@@ -25,8 +25,8 @@ def model() -> Model:
 
 
 def draw_images(*shape: int, seed: int = 0) -> Tensor:
-    drawn = torch.rand(*shape[:2], 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return torch.nn.functional.interpolate(drawn, shape[2:], mode="bilinear").clamp(0, 1)
+    coarse = torch.rand(*shape[:2], 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.nn.functional.interpolate(coarse, shape[2:], mode="bilinear").clamp(0, 1)
 
 
 def test_oracle() -> None:

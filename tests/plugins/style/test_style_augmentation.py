@@ -192,7 +192,7 @@ def test_an_adaptive_network_can_leave_a_batch_unchanged() -> None:
     assert torch.equal(StyleAugmentation(adaptive(), 0.0)(images), images)
 
 
-def test_views_equal_the_transform_with_the_drawn_parameters() -> None:
+def test_views_equal_the_transform_with_its_random_parameters() -> None:
     images = draw(3, 3, 9, 8)
     result = style_augmentation(images, STYLIZER, p=0.5, strength=(0.2, 0.8), views=5, seed=2)
     assert result.views.shape == (3, 5, 3, 9, 8) and result.strength.shape == (3, 5)

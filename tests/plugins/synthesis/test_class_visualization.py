@@ -174,7 +174,7 @@ def test_any_image_size(model: Model) -> None:
         assert result.images.shape == (1, 3, 17, 17)
 
 
-def test_dead_unit_is_a_divergence_error(model: Model) -> None:
+def test_unit_without_gradient_is_a_divergence_error(model: Model) -> None:
     with torch.no_grad():
         model.module[0].bias.fill_(-100.0)
     with pytest.raises(DivergenceError, match="cannot start"):

@@ -1,10 +1,11 @@
-"""Neural style, feature visualisation and fast style beside reference loops: ``-m tests.benchmarks.drawing``.
+"""Time of neural style, feature visualisation and fast style against reference loops.
 
-The plain loops are efficient versions of the usual tutorials: the network cut above the highest layer, frozen
-parameters, targets computed once, torch's Adam. They reach the same loss, which is printed. "full network"
-also evaluates the layers above, as loops with hooks do; so does lucent, which also differentiates by all
-parameters. CPU time of STEPS further steps in one process, interleaved, smallest of several rounds; random
-weights. A step of fast style is one image through the bundled network.
+Run with ``python -m tests.benchmarks.image_synthesis``. The plain loops are efficient versions of the usual
+tutorials: the network cut above the highest layer, frozen parameters, targets computed once, torch's Adam.
+They reach the same loss, which is printed. "full network" also evaluates the layers above, as loops with
+hooks do; so does lucent, which also differentiates with respect to all parameters. Printed is the CPU time of
+STEPS further steps in one process, interleaved, minimum of several rounds; random weights. A step of fast
+style is one image through the bundled network.
 """
 
 from __future__ import annotations
@@ -210,17 +211,17 @@ def main() -> None:
     print(f"{'':24}{'':20}{'ms a step':>10}{'ratio':>8}   loss or score")
     for name, (ours, others) in rows().items():
         works = {"phosphene": ours, **others}
-        best, values = {who: [float("inf")] * 2 for who in works}, dict.fromkeys(works, 0.0)
+        best, values = {library: [float("inf")] * 2 for library in works}, dict.fromkeys(works, 0.0)
         for _ in range(ROUNDS):
-            for who, work in works.items():
+            for library, work in works.items():
                 for number, steps in enumerate((1, 1 + STEPS)):
-                    clock = time.process_time()
-                    values[who] = work(steps)
-                    best[who][number] = min(best[who][number], time.process_time() - clock)
-        cost = {who: 1000 * (long - short) / STEPS for who, (short, long) in best.items()}
-        for who, one in cost.items():
-            ratio = "" if who == "phosphene" else f"{cost['phosphene'] / one:.2f}"
-            print(f"{name:24}{who:20}{one:10.0f}{ratio:>8}   {values[who]:.5g}", flush=True)
+                    start = time.process_time()
+                    values[library] = work(steps)
+                    best[library][number] = min(best[library][number], time.process_time() - start)
+        cost = {library: 1000 * (long - short) / STEPS for library, (short, long) in best.items()}
+        for library, one in cost.items():
+            ratio = "" if library == "phosphene" else f"{cost['phosphene'] / one:.2f}"
+            print(f"{name:24}{library:20}{one:10.0f}{ratio:>8}   {values[library]:.5g}", flush=True)
             name = ""
 
 
