@@ -56,25 +56,25 @@ def run_with_and_without_copy(
 @pytest.mark.parametrize(
     ("name", "folded"), [("resnet18", 20), ("mobilenet_v2", 52), ("densenet121", 59), ("googlenet", 57)]
 )
-def test_methods_give_the_same_with_and_without_the_copy(name, folded, monkeypatch):
+def test_methods_return_the_same_with_and_without_the_copy(name, folded, monkeypatch):
     torch.manual_seed(0)
     options = {"init_weights": False} if name == "googlenet" else {}
     network = randomize_norms(models.get_model(name, weights=None, **options))
-    pictures = torch.rand(5, 3, 96, 96)
+    images = torch.rand(5, 3, 96, 96)
     single = load_model(network, input_size=(3, 96, 96))
     assert len(single.structure.folds) == folded  # DenseNet's other batch norms stand before convolutions
     with single.guard(), torch.no_grad(), allow_optimized(single, 100) as optimized:
-        torch.testing.assert_close(single(pictures), network(pictures), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(single(images), network(images), rtol=1e-4, atol=1e-4)
         assert optimized.used
     # In double precision, so that no ReLU at its kink falls on the other side by rounding.
-    model, pictures = wrapped(network, 96), pictures.double()
-    copy_maps, maps = run_with_and_without_copy(monkeypatch, "saliency", model, pictures, 3)
+    model, images = wrapped(network, 96), images.double()
+    copy_maps, maps = run_with_and_without_copy(monkeypatch, "saliency", model, images, 3)
     assert copy_maps.provenance.model["optimized_copy"]
     torch.testing.assert_close(copy_maps.maps, maps.maps, rtol=1e-8, atol=1e-10)
     for norm in ("linf", "l2"):
         attack = {"steps": 2, "norm": norm, "eps": 0.5, "seed": 1}
         copy_result, result = run_with_and_without_copy(
-            monkeypatch, "pgd", model, pictures[:2], torch.tensor([1, 2]), **attack
+            monkeypatch, "pgd", model, images[:2], torch.tensor([1, 2]), **attack
         )
         assert copy_result.provenance.model["optimized_copy"]
         torch.testing.assert_close(copy_result.adversarial, result.adversarial, rtol=0, atol=1e-8)
@@ -154,13 +154,13 @@ def test_optimized_copy_is_never_stale(change, images, monkeypatch):
     network = small(Settings())
     model = wrapped(network)
     before, _ = run_with_and_without_copy(monkeypatch, "saliency", model, images, 1)
-    kept = [tensor.clone() for tensor in network.state_dict().values()]
+    original_state = [tensor.clone() for tensor in network.state_dict().values()]
     change(network)
     after, right = run_with_and_without_copy(monkeypatch, "saliency", model, images, 1)
     assert before.provenance.model["optimized_copy"] and after.provenance.model["optimized_copy"]
     torch.testing.assert_close(after.maps, right.maps, rtol=1e-8, atol=1e-10)
     assert not torch.allclose(after.maps, before.maps, rtol=1e-3)
-    same_weights = all(map(torch.equal, kept, network.state_dict().values()))
+    same_weights = all(map(torch.equal, original_state, network.state_dict().values()))
     assert (before.provenance.model["digest"] == after.provenance.model["digest"]) == same_weights
 
 
@@ -212,9 +212,9 @@ class Shared(nn.Module):
 
 def test_network_without_batch_norms_becomes_channels_last(monkeypatch):
     model = load_model("builtin:shapes-vgg", dtype=torch.float64)
-    pictures = SceneDataset(5, size=(24, 24)).read(range(5))
+    images = SceneDataset(5, size=(24, 24)).read(range(5))
     assert model.structure.folds == ()
-    with_copy, without = run_with_and_without_copy(monkeypatch, "saliency", model, pictures, 3)
+    with_copy, without = run_with_and_without_copy(monkeypatch, "saliency", model, images, 3)
     assert with_copy.provenance.model["optimized_copy"]
     assert model._cache.optimized[1].features[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert model.module.features[0].weight.is_contiguous()
@@ -258,11 +258,11 @@ class StoringOutput(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.parts, self.seen = small(), torch.zeros(())
+        self.parts, self.last_logits = small(), torch.zeros(())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.parts(x)
-        self.seen = logits.detach()
+        self.last_logits = logits.detach()
         return logits
 
 
@@ -272,9 +272,9 @@ def test_network_that_stores_outputs_runs_itself(images):
     with torch.no_grad():
         model(images)
     with model.guard(), torch.no_grad(), allow_optimized(model, 100) as optimized:
-        for pictures in (images, 1 - images):
-            logits = model(pictures)
-            assert torch.equal(network.seen, logits)
+        for batch in (images, 1 - images):
+            logits = model(batch)
+            assert torch.equal(network.last_logits, logits)
     assert not optimized.used
 
 
@@ -299,17 +299,17 @@ def test_random_network_draws_the_same_numbers_with_and_without_a_copy(images):
 
 def test_threads_share_an_optimized_copy(images):
     model = wrapped(small())
-    found: list[torch.Tensor] = []
+    results: list[torch.Tensor] = []
 
     def work() -> None:
         for _ in range(5):
-            found.append(methods["saliency"](model, images, 1).maps)
+            results.append(methods["saliency"](model, images, 1).maps)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 20
-    assert all(torch.equal(maps, found[0]) for maps in found)
+    assert len(results) == 20
+    assert all(torch.equal(maps, results[0]) for maps in results)
     assert model.module.training

@@ -25,22 +25,22 @@ def images() -> torch.Tensor:
         ("resnet18", "lrp"), ("resnet18", "embed"),
     ],
 )  # fmt: skip
-def test_methods_that_read_layers_give_the_same_with_and_without_the_copy(name, method, monkeypatch):
+def test_methods_that_read_layers_return_the_same_with_and_without_the_copy(name, method, monkeypatch):
     torch.manual_seed(0)
     model = wrapped(randomize_norms(models.get_model(name, weights=None)), 96)
-    pictures = torch.rand(12, 3, 96, 96, dtype=torch.float64)
-    arguments = (pictures,) if method == "embed" else (pictures[:5], 3)
+    images = torch.rand(12, 3, 96, 96, dtype=torch.float64)
+    arguments = (images,) if method == "embed" else (images[:5], 3)
     with_copy, without = run_with_and_without_copy(monkeypatch, method, model, *arguments)
     assert with_copy.provenance.model["optimized_copy"]
-    made, expected = (r.features if method == "embed" else r.maps for r in (with_copy, without))
-    torch.testing.assert_close(made, expected, rtol=1e-8, atol=1e-10)
+    actual, expected = (r.features if method == "embed" else r.maps for r in (with_copy, without))
+    torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-10)
 
 
 def test_copy_is_used_for_one_large_image(monkeypatch):
     torch.manual_seed(0)
     model = wrapped(small(), 224)
-    picture = torch.rand(1, 3, 224, 224, dtype=torch.float64)
-    with_copy, without = run_with_and_without_copy(monkeypatch, "saliency", model, picture, 3)
+    image = torch.rand(1, 3, 224, 224, dtype=torch.float64)
+    with_copy, without = run_with_and_without_copy(monkeypatch, "saliency", model, image, 3)
     assert with_copy.provenance.model["optimized_copy"]
     torch.testing.assert_close(with_copy.maps, without.maps, rtol=1e-8, atol=1e-10)
 
@@ -67,18 +67,18 @@ def test_folded_layers_are_read_from_the_original(images):
     assert model.structure.unfolded == {*first, "second.0", "second.1"}
     with torch.no_grad():
         right = {name: model.features(images, name) for name in model.structure.layers}
-        given = {name: model.input_of(images, name) for name in model.structure.layers}
+        inputs = {name: model.input_of(images, name) for name in model.structure.layers}
     for name in model.structure.layers:
         with model.guard(), torch.no_grad(), allow_optimized(model, 100) as optimized:
             torch.testing.assert_close(model.features(images, name), right[name])
             assert optimized.used == (name not in model.structure.unfolded), name
-            torch.testing.assert_close(model.input_of(images, name), given[name])
+            torch.testing.assert_close(model.input_of(images, name), inputs[name])
             with model.tap(name) as tap:
                 model(images)
             torch.testing.assert_close(tap[name], right[name])
 
 
-def test_copy_made_during_a_tap_runs_once_and_keeps_no_hook(images):
+def test_copy_created_during_a_tap_runs_once_and_keeps_no_hook(images):
     model = wrapped(small())
     outputs = []
     with model.guard(), torch.no_grad(), allow_optimized(model, 100) as optimized:
@@ -87,7 +87,7 @@ def test_copy_made_during_a_tap_runs_once_and_keeps_no_hook(images):
         plain = model(images)
         assert optimized.used
         assert not torch.allclose(doubled, plain)
-    assert [len(output) for output in outputs] == [6]  # the noise was not seen, and the images once
+    assert [len(output) for output in outputs] == [6]  # the tap reads the pass on the images, not the noise
     assert len(tap["2"]) == 6
     for network in (model.module, model._cache.optimized[1]):
         assert not any(part._forward_hooks or part._forward_pre_hooks for part in network.modules())
@@ -138,7 +138,7 @@ def test_checksum_of_any_shape(shape):
 def test_checksum_is_the_same_on_other_devices(size, monkeypatch):
     tensor = torch.randn(size, generator=torch.Generator().manual_seed(0))
     expected = checksum(tensor)
-    # Elsewhere the words are copied, because they must be aligned there.
+    # On other devices the words are copied, because they must be aligned there.
     monkeypatch.setattr(digest, "_as_words", lambda data: data.clone().view(torch.int64))
     assert checksum(tensor) == expected
 
