@@ -1,4 +1,4 @@
-"""phosphene check: what it takes, what it says, and what its exit code means."""
+"""phosphene check: arguments, output and exit codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from phosphene.cli.main import main
 
-METHOD = '''"""A method of somebody's."""
+METHOD = '''"""A user's method."""
 
 import torch
 from phosphene import Cost, Reference, hookimpl, method, scores
@@ -42,7 +42,7 @@ def {name}(model: Model, images: Images, target: Target = None) -> Attribution:
 def phosphene_methods():
     return [{name}]
 '''
-MISSPELT = METHOD.format(name="typo", maps="0", more="", family="a").replace("_methods", "_metods")
+MISSPELLED = METHOD.format(name="typo", maps="0", more="", family="a").replace("_methods", "_metods")
 RIGHT, WRONG = "gradient.abs().amax(1)", "gradient.amax(1)"
 QUICK = ("--profile", "quick")
 
@@ -74,17 +74,17 @@ def test_passing_method_prints_a_table_and_exits_with_0(
     assert head.split()[0] == "attribution.saliency"
     assert head.endswith("profile quick")
     assert columns.split() == ["verdict", "check", "promise", "cases", "refused", "s"]
-    found = {row.split()[1]: row for row in rows}
-    assert list(found) == ["finite", "seed_matters", "nonnegative(field='maps')"]
-    assert found["finite"].startswith("passed")
-    assert "Every number in a result is finite." in found["finite"]
-    assert found["seed_matters"].startswith("skipped")
-    assert "it draws nothing" in found["seed_matters"]
+    verdicts = {row.split()[1]: row for row in rows}
+    assert list(verdicts) == ["finite", "seed_matters", "nonnegative(field='maps')"]
+    assert verdicts["finite"].startswith("passed")
+    assert "Every number in a result is finite." in verdicts["finite"]
+    assert verdicts["seed_matters"].startswith("skipped")
+    assert "it draws nothing" in verdicts["seed_matters"]
     assert last.startswith("attribution.saliency: 2 passed, 1 skipped in ")
 
 
 @pytest.mark.parametrize("name", ["attribution.saliency", "phosphene:attribution.saliency"])
-def test_method_is_found_by_id_and_by_qualified_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_method_is_selected_by_id_or_qualified_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(name, *QUICK, "--only", "documented") == 0
     assert "attribution.saliency: 1 passed" in capsys.readouterr().out
 
@@ -94,14 +94,14 @@ def test_failed_check_is_printed_with_code_that_reproduces_it(
 ) -> None:
     file = written(tmp_path / "signed_gradient.py", WRONG)
     assert check(file, *QUICK) == 1
-    said = capsys.readouterr().out
-    table, _, failures = said.partition("FAILED")
+    output = capsys.readouterr().out
+    table, _, failures = output.partition("FAILED")
     assert "\nfailed   nonnegative(field='maps')" in table
     assert "No value in ``field`` is below zero." in failures
     assert "maps goes down to -" in failures
     assert "signed_gradient.py, line" in failures
-    assert "1 failed" in said.splitlines()[-1]
-    # The example is code, and shows what it says.
+    assert "1 failed" in output.splitlines()[-1]
+    # The printed example runs and fails with the same message.
     lines = failures.split("shows it:\n")[1].split("  where to look")[0].splitlines()
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(AssertionError, match="maps goes down to -"):
@@ -129,9 +129,9 @@ def test_distribution_selects_all_its_methods_with_the_check(capsys: pytest.Capt
     assert "attacks.pgd" not in names
     assert {report["distribution"].split()[0] for report in reports} == {"phosphene"}
     assert check("phosphene", "--only", "valid_defaults", *QUICK) == 0
-    said = capsys.readouterr().out
-    assert said.count("\npassed") > 10
-    assert "methods: " in said.splitlines()[-1]
+    output = capsys.readouterr().out
+    assert output.count("\npassed") > 10
+    assert "methods: " in output.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -149,10 +149,10 @@ def test_invalid_input_is_one_sentence_and_exit_code_2(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert check(*arguments) == 2
-    said = capsys.readouterr()
-    assert words in said.err
-    assert said.err.count("\n") == 1
-    assert not said.out
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert captured.err.count("\n") == 1
+    assert not captured.out
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_invalid_input_is_one_sentence_and_exit_code_2(
         ("this is no Python\n", "SyntaxError"),
         ("raise SystemExit('no licence')\n", "no licence"),
         ("x = 1\n", "has no hook phosphene_methods"),
-        (MISSPELT, "phosphene_metods"),
+        (MISSPELLED, "phosphene_metods"),
     ],
 )
 def test_file_without_a_method_is_refused(
@@ -180,9 +180,9 @@ def test_file_is_unloaded_afterwards(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "neighbour.py").write_text("HERE = 'two'\n")
     before = list(sys.path)
-    for place in ("one", "two"):
-        more = f"from neighbour import HERE\nassert HERE == {place!r}\n"
-        assert check(written(tmp_path / place / "leaning.py", more=more), "--only", "documented") == 0
+    for folder in ("one", "two"):
+        more = f"from neighbour import HERE\nassert HERE == {folder!r}\n"
+        assert check(written(tmp_path / folder / "leaning.py", more=more), "--only", "documented") == 0
     assert sys.path == before
     assert not {"leaning", "neighbour"} & sys.modules.keys()
     assert capsys.readouterr().out.count("1 passed") == 2

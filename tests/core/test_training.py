@@ -82,9 +82,9 @@ def test_order_depends_on_the_seed_alone(dataset: TensorDataset) -> None:
 
 def test_gradient_accumulation_equals_one_batch(dataset: TensorDataset) -> None:
     complete, parts = network().double(), network().double()
-    pictures = TensorDataset(dataset.images.double())
-    one, _ = trained(complete, pictures)
-    other, batches = trained(parts, pictures, max_batch=3)
+    double_dataset = TensorDataset(dataset.images.double())
+    one, _ = trained(complete, double_dataset)
+    other, batches = trained(parts, double_dataset, max_batch=3)
     assert {len(part) for part in batches} == {2}
     torch.testing.assert_close(one.losses, other.losses)
     for first, second in zip(complete.parameters(), parts.parameters(), strict=True):
@@ -126,7 +126,7 @@ def test_images_are_read_once_while_they_fit_into_the_cache() -> None:
 
 def test_interrupted_training_resumes_bit_by_bit(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"dataset": "builtin:scenes/8", **QUICK, "steps": 6}
-    complete = run("adversarial_training", **arguments, out=tmp_path / "whole")
+    complete = run("adversarial_training", **arguments, out=tmp_path / "complete")
 
     def stop(event: ProgressEvent) -> None:
         if event.done == 4:
@@ -189,14 +189,14 @@ def test_last_images_are_held_out(dataset: TensorDataset) -> None:
     assert train_test_split(SceneDataset(1000), 0.5) == (500, range(500, 564))
 
 
-# --- the model that comes out --------------------------------------------------------------------------
+# --- the trained model ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("training") / "robust"
-    run("adversarial_training", dataset="builtin:scenes/8", **QUICK, out=place)
-    return place
+    out = tmp_path_factory.mktemp("training") / "robust"
+    run("adversarial_training", dataset="builtin:scenes/8", **QUICK, out=out)
+    return out
 
 
 def test_trained_model_loads_from_its_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +222,7 @@ def test_trained_model_can_be_trained_again(folder: Path, tmp_path: Path) -> Non
     assert torch.equal(load_model(f"trained:{tmp_path / 'b'}")(images), again.model()(images))
 
 
-def test_network_given_as_an_object_is_built_by_the_caller(dataset: TensorDataset, tmp_path: Path) -> None:
+def test_network_passed_as_an_object_is_built_by_the_caller(dataset: TensorDataset, tmp_path: Path) -> None:
     double = load_model(network().double(), input_size=(3, 8, 8), mean=[0.5] * 3)
     result = fit(double, TensorDataset(dataset.images.double(), dataset.classes), **QUICK)
     result.save(tmp_path / "own")

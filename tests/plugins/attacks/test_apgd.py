@@ -77,10 +77,10 @@ def test_dlr_equals_its_definition() -> None:
 def test_restarts_lose_no_success() -> None:
     model, images = network(), random_images(16)
     labels = model(images).argmax(1)
-    once, thrice = (
+    single, restarted = (
         apgd(model, images, labels, eps=0.004, steps=5, restarts=n, seed=0).success for n in (1, 3)
     )
-    assert (thrice | ~once).all()
+    assert (restarted | ~single).all()
 
 
 def test_target_classes_count_any_misclassification_as_success() -> None:

@@ -61,8 +61,8 @@ def linear() -> Model:
 
 
 def random_images(count: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    drawn = torch.rand(count, *SIZE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return (drawn * 1.4 - 0.2).clamp(0, 1).to(dtype)
+    pixels = torch.rand(count, *SIZE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (pixels * 1.4 - 0.2).clamp(0, 1).to(dtype)
 
 
 @by_each
@@ -70,15 +70,15 @@ def random_images(count: int, seed: int = 0, dtype: torch.dtype = torch.float32)
 def test_queries_equal_the_inputs_and_stay_within_the_budget(setting: str, most: int) -> None:
     function, images = Counted(), random_images(3)
     labels = label(images)
-    labels[1] = (labels[1] + 1) % 4  # misclassified from the outset
+    labels[1] = (labels[1] + 1) % 4  # misclassified without an attack
     result = attack(setting, black_box(function), images, labels, max_queries=most)
     assert function.inputs == int(result.queries.sum())
     assert 1 <= result.queries.min() <= result.queries.max() <= most
     assert result.queries[1] == 1
     assert torch.equal(result.adversarial[1], images[1])
     one = Counted()
-    alone = attack(setting, black_box(one), images[:1], labels[:1], max_queries=most)
-    assert one.inputs == int(alone.queries) == int(result.queries[0])
+    single = attack(setting, black_box(one), images[:1], labels[:1], max_queries=most)
+    assert one.inputs == int(single.queries) == int(result.queries[0])
 
 
 @by_labels
@@ -117,8 +117,8 @@ def test_batch_equals_single_images_for_any_batch_size(setting: str) -> None:
         in_twos = attack(setting, model, images, labels, max_queries=150)
     torch.testing.assert_close(in_twos.adversarial, together.adversarial)
     for n in range(3):
-        alone = attack(setting, model, images[n : n + 1], labels[n : n + 1], max_queries=150)
-        torch.testing.assert_close(alone.adversarial[0], together.adversarial[n])
+        single = attack(setting, model, images[n : n + 1], labels[n : n + 1], max_queries=150)
+        torch.testing.assert_close(single.adversarial[0], together.adversarial[n])
 
 
 @by_each
@@ -143,7 +143,7 @@ def test_constant_prediction_ends_without_success(setting: str) -> None:
 
 
 @by_labels
-def test_targeted_search_starts_at_the_given_image(setting: str) -> None:
+def test_targeted_search_starts_at_the_start_image(setting: str) -> None:
     many = random_images(60, 7)
     images = many[:2]
     targets = (label(images) + 1) % 4
@@ -224,10 +224,10 @@ def test_square_lowers_the_margin_with_more_queries(norm: str) -> None:
 @pytest.mark.parametrize("name", ["pgd", "bim", "fgsm", "saliency"])
 def test_gradient_methods_refuse_a_function_that_returns_labels(name: str) -> None:
     function = Counted()
-    given = [torch.tensor([0])] if name != "saliency" else []
+    arguments = [torch.tensor([0])] if name != "saliency" else []
     with pytest.raises(ModelError, match="no gradient|labels alone|lets no gradient through"):
-        methods[name](black_box(function), random_images(1), *given)
-    assert function.inputs <= 1  # black_box once, to see
+        methods[name](black_box(function), random_images(1), *arguments)
+    assert function.inputs <= 1  # one pass may read the type of the output
 
 
 def test_gradient_methods_accept_a_differentiable_function() -> None:

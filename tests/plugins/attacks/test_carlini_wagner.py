@@ -75,6 +75,6 @@ def test_adversarial_logit_leads_by_kappa(targeted: bool, norm: str) -> None:
 
 def test_descent_stops_early_where_the_objective_no_longer_falls() -> None:
     model, images = linear(2, 0)
-    with count_passes(model.module) as seen:
+    with count_passes(model.module) as passes:
         carlini_wagner(model, images, model(images).argmax(1), steps=1000, search_steps=6)
-    assert seen.backward < 0.7 * 6 * 1000 * len(images)
+    assert passes.backward < 0.7 * 6 * 1000 * len(images)

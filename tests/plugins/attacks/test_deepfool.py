@@ -56,11 +56,11 @@ def test_finished_images_take_no_more_passes() -> None:
     labels = model(images).argmax(1)
     labels[:3] = (labels[:3] + 1) % 6
     model.structure  # noqa: B018  - recorded once, with a pass of its own
-    with count_passes(model.module) as seen:
+    with count_passes(model.module) as passes:
         deepfool(model, images, labels)
     # Eight images, five of them again with a gradient, and again after the step.
-    assert seen.forward == 8 + 5 + 5
-    assert seen.backward == 5 * 5
+    assert passes.forward == 8 + 5 + 5
+    assert passes.backward == 5 * 5
 
 
 def test_image_on_the_boundary_crosses_it() -> None:

@@ -94,8 +94,8 @@ def network(rough: float = 6.0) -> Model:
 
 
 def random_images(count: int = 6) -> Tensor:
-    drawn = torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return (drawn * 1.4 - 0.2).clamp(0, 1)
+    pixels = torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return (pixels * 1.4 - 0.2).clamp(0, 1)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -135,6 +135,6 @@ def test_targeted_distance_is_at_least_the_untargeted() -> None:
     labels = model(images).argmax(1)
     near = fab(model, images, labels, steps=20)
     targets = (labels + 2) % 5
-    there = fab(model, images, targets, steps=20, targeted=True)
-    assert there.success.all() and torch.equal(there.after, targets)
-    assert (there.distance("linf") >= near.distance("linf") * 0.999).all()
+    targeted_result = fab(model, images, targets, steps=20, targeted=True)
+    assert targeted_result.success.all() and torch.equal(targeted_result.after, targets)
+    assert (targeted_result.distance("linf") >= near.distance("linf") * 0.999).all()

@@ -45,8 +45,8 @@ def test_result_is_better_than_any_step_along_the_sign() -> None:
     model, images, targets = network()
     result = penalized_target(model, images, targets, penalty=1.0, steps=300)
     best = objective(model, images, result.adversarial, targets, 1.0)
-    place = images.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(model(place).gather(1, targets[:, None]).sum(), place)
+    point = images.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(model(point).gather(1, targets[:, None]).sum(), point)
     for size in torch.linspace(0, 1, 21).tolist():
         step = (images + size * slope.sign()).clamp(0, 1)
         assert (best >= objective(model, images, step, targets, 1.0) - 1e-3).all()

@@ -36,8 +36,8 @@ def network(seed: int = 0, dtype: torch.dtype = torch.float64, gain: float = 1.0
 
 def random_images(count: int, seed: int = 0, dtype: torch.dtype = torch.float64, size: int = 6) -> Tensor:
     """Random pixels, a fifth of them black and a fifth white, so that clipping matters."""
-    drawn = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-    return (drawn * 1.7 - 0.35).clamp(0, 1)
+    pixels = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return (pixels * 1.7 - 0.35).clamp(0, 1)
 
 
 def predicted(model: Model, images: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def test_result_is_in_the_ball_and_in_the_pixel_range(
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_large_float32_pictures_stay_inside_the_ball(norm: str) -> None:
+def test_large_float32_images_stay_inside_the_ball(norm: str) -> None:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         module = nn.Sequential(nn.Conv2d(3, 4, 16, 16), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 32 * 32, 3))
@@ -94,8 +94,8 @@ def test_batch_equals_single_images(seed: int, norm: str, targeted: bool, random
     params = {"norm": norm, "targeted": targeted, "random_start": random_start, "seed": seed, "eps": 0.2}
     together = pgd(model, images, labels, **params).adversarial
     for n in range(3):
-        alone = pgd(model, images[n : n + 1], labels[n : n + 1], **params).adversarial
-        torch.testing.assert_close(together[n : n + 1], alone, rtol=0, atol=1e-12)
+        single = pgd(model, images[n : n + 1], labels[n : n + 1], **params).adversarial
+        torch.testing.assert_close(together[n : n + 1], single, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -127,7 +127,7 @@ def test_success_equals_the_prediction_for_the_returned_image(
 
 @few
 @given(seed=st.integers(0, 99), norm=norms, targeted=st.booleans())
-def test_image_that_is_adversarial_from_the_outset_is_unchanged(seed: int, norm: str, targeted: bool) -> None:
+def test_image_that_is_adversarial_already_is_unchanged(seed: int, norm: str, targeted: bool) -> None:
     model, images = network(seed), random_images(4, seed)
     before = predicted(model, images)
     labels = before if targeted else (before + 1) % 4
@@ -263,7 +263,7 @@ def test_restarts_lose_no_success() -> None:
 
 
 def test_augmentations_make_the_example_robust_to_them() -> None:
-    """Under rotations of up to 20 degrees it fools the model more often than an example made without them."""
+    """Under rotations of up to 20 degrees it fools the model more often than a plain example."""
     model, images = load_model("builtin:shapes-vgg"), SceneDataset(8).read(range(8))
     labels = predicted(model, images)
     params: dict[str, Any] = {"eps": 8 / 255, "steps": 8, "seed": 0}

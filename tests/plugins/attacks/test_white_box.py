@@ -75,15 +75,15 @@ def test_succeeds_on_an_undefended_network(name: str) -> None:
 def test_batch_equals_single_images(name: str) -> None:
     model, images = network(), random_images()
     labels = attackable_labels(name, model, images)
-    labels[1] = (labels[1] + 2) % 5  # adversarial from the outset, or another target
+    labels[1] = (labels[1] + 2) % 5  # adversarial already, or another target
     complete = attack(name, model, images, labels)
     for n in range(4):
-        alone = attack(name, model, images[n : n + 1], labels[n : n + 1])
-        torch.testing.assert_close(complete.adversarial[n : n + 1], alone.adversarial, rtol=0, atol=1e-9)
+        single = attack(name, model, images[n : n + 1], labels[n : n + 1])
+        torch.testing.assert_close(complete.adversarial[n : n + 1], single.adversarial, rtol=0, atol=1e-9)
 
 
 @every
-def test_image_that_is_adversarial_from_the_outset_is_unchanged(name: str) -> None:
+def test_image_that_is_adversarial_already_is_unchanged(name: str) -> None:
     model, images = network(), random_images()
     predictions = model(images).argmax(1)
     labels = predictions if name == "penalized_target" else (predictions + 1) % 5

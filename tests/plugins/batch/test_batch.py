@@ -58,19 +58,19 @@ def written(text: str, file: str = "plan.yaml") -> str:
 
 
 def batch(*words: str) -> int:
-    """Run the command here; its exit code."""
+    """Run the command in this process and return its exit code."""
     with pytest.raises(SystemExit) as end:
         main(["batch", *words])
     return int(end.value.code or 0)
 
 
 def report() -> Any:
-    """What the last report tells programs."""
+    """The last report, parsed from JSON."""
     return json.loads(Path("out/report.json").read_text())
 
 
 def states() -> dict[str, str]:
-    """What became of each run, by its folder."""
+    """The state of each run, by its folder."""
     return {entry["folder"].removeprefix("results/"): entry["state"] for entry in report()["runs"]}
 
 
@@ -81,18 +81,18 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which methods are run, from now on."""
-    seen: list[str] = []
+    """Names of the methods that run while the fixture is active."""
+    names: list[str] = []
 
-    def noting(name: str, **arguments: Any) -> Result:
-        seen.append(name)
+    def record(name: str, **arguments: Any) -> Result:
+        names.append(name)
         return run(name, **arguments)
 
-    monkeypatch.setattr(work, "run", noting)
-    return seen
+    monkeypatch.setattr(work, "run", record)
+    return names
 
 
-# --- a whole plan -----------------------------------------------------------------------------
+# --- a complete plan --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +105,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_combination_has_a_folder(done: Path) -> None:
-    found = {path.parent.relative_to(done / "results").as_posix() for path in done.rglob("result.json")}
-    assert found == FOLDERS
+    folders = {path.parent.relative_to(done / "results").as_posix() for path in done.rglob("result.json")}
+    assert folders == FOLDERS
     assert {path.name for path in done.iterdir()} == {"results", "report.html", "report.json"}
 
 
@@ -168,10 +168,10 @@ def test_large_and_many_images_are_reduced() -> None:
     write_png(torch.rand(3, 700, 900), Path("large.png"))
     plan = "images: [large.png, builtin:scenes/14]\nmethods: [fast_style]\nout: out\n"
     assert batch(written(plan)) == 0
-    made = Report(open_batch(read_plan("plan.yaml"), Path("out")))
-    for outcome in made.batch.outcomes():
-        made.add(outcome)
-    large, many = (next(iter(section.rows.values()))[None] for section in list(made.sections.values())[:2])
+    merged = Report(open_batch(read_plan("plan.yaml"), Path("out")))
+    for outcome in merged.batch.outcomes():
+        merged.add(outcome)
+    large, many = (next(iter(section.rows.values()))[None] for section in list(merged.sections.values())[:2])
     assert max(large.rows[0][0].image.shape) == 640
     assert large.more == 0
     assert (sum(map(len, many.rows)), many.more) == (12, 2)
@@ -180,15 +180,15 @@ def test_large_and_many_images_are_reduced() -> None:
 
 def test_models_are_loaded_and_images_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, read = [], []
-    load, look = work.load_model, work.read_images
-    monkeypatch.setattr(work, "load_model", lambda uri, **how: loaded.append(uri) or load(uri, **how))
-    monkeypatch.setattr(work, "read_images", lambda *what: read.append(what) or look(*what))
+    load, read_images = work.load_model, work.read_images
+    monkeypatch.setattr(work, "load_model", lambda uri, **options: loaded.append(uri) or load(uri, **options))
+    monkeypatch.setattr(work, "read_images", lambda *args: read.append(args) or read_images(*args))
     assert batch(written(SMALL)) == 0
     assert loaded == ["builtin:shapes-vgg"]
     assert len(read) == 1
 
 
-# --- going on ---------------------------------------------------------------------------------
+# --- resuming ---------------------------------------------------------------------------------
 
 
 def test_saved_results_are_reused_and_missing_ones_computed(runs: list[str]) -> None:
@@ -198,9 +198,9 @@ def test_saved_results_are_reused_and_missing_ones_computed(runs: list[str]) -> 
     assert runs == ["saliency", "grad_cam", "activation_maps"]
     assert set(states().values()) == {"reused"}
     runs.clear()
-    place = Path("out/results")
-    shutil.rmtree(place / "saliency")
-    arrays = place / "grad_cam" / "shapes-vgg" / "scenes-1" / "arrays.safetensors"
+    results = Path("out/results")
+    shutil.rmtree(results / "saliency")
+    arrays = results / "grad_cam" / "shapes-vgg" / "scenes-1" / "arrays.safetensors"
     arrays.write_bytes(arrays.read_bytes()[:100])
     assert batch(plan) == 0
     assert runs == ["saliency", "grad_cam"]
@@ -314,7 +314,7 @@ def test_failure_is_reported_and_retried_and_stops_no_other_run(
     assert [*states().values()] == ["reused", "completed", "reused"]
 
 
-# --- before the work --------------------------------------------------------------------------
+# --- validation and dry run -------------------------------------------------------------------
 
 
 def test_dry_run_lists_runs_and_cost(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -335,7 +335,7 @@ def test_dry_run_lists_runs_and_cost(runs: list[str], capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", r"plan\.yaml is empty"),
         ("methods: [a\n", r"plan\.yaml, line 2: invalid YAML"),
@@ -392,11 +392,11 @@ def test_dry_run_lists_runs_and_cost(runs: list[str], capsys: pytest.CaptureFixt
     ids=lambda text: None,
 )
 def test_invalid_plan_is_refused_before_any_run(
-    text: str, said: str, runs: list[str], capsys: pytest.CaptureFixture[str]
+    text: str, message: str, runs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert batch(written(text)) == 2
     output = capsys.readouterr().err
-    assert re.search(said, output), output
+    assert re.search(message, output), output
     assert output.count("\n") == 1
     assert output.startswith("phosphene: plan.yaml")
     assert not runs
@@ -429,15 +429,15 @@ def test_missing_plan_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["error"]["type"] == "InputError"
 
 
-# --- for programs -----------------------------------------------------------------------------
+# --- JSON -------------------------------------------------------------------------------------
 
 
 def test_report_and_progress_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert batch(written(SMALL), "--json", "--events", "--out", "elsewhere") == 0
-    said = capsys.readouterr()
-    printed, saved = json.loads(said.out), json.loads(Path("elsewhere/report.json").read_text())
+    captured = capsys.readouterr()
+    printed, saved = json.loads(captured.out), json.loads(Path("elsewhere/report.json").read_text())
     assert printed["runs"] == saved["runs"]
-    events = [json.loads(line) for line in said.err.splitlines() if line.startswith("{")]
+    events = [json.loads(line) for line in captured.err.splitlines() if line.startswith("{")]
     ours = [event for event in events if event["description"] == "plan.yaml"]
     assert [(event["done"], event["total"]) for event in ours] == [(1, 3), (2, 3), (3, 3)]
     assert ours[-1]["note"] == "3 runs: 3 completed"

@@ -42,7 +42,7 @@ def random_images(count: int = 16) -> Tensor:
 
 
 def labeled(model: Model, images: Tensor) -> TensorDataset:
-    """A data set of them, whose first picture the model has wrong."""
+    """A data set with the predicted labels, except for a wrong label of the first image."""
     labels = model(images).argmax(1)
     labels[0] = (labels[0] + 1) % 5
     return TensorDataset(images, [str(n) for n in labels.tolist()])
@@ -97,12 +97,12 @@ def test_broken_images_are_not_attacked_again_in_larger_balls() -> None:
     model.structure  # noqa: B018  - recorded once, with a pass of its own
 
     def passes(*eps: float) -> int:
-        with count_passes(model.module) as seen:
+        with count_passes(model.module) as counter:
             result = robust_accuracy(
                 model, dataset, attacks=["pgd"], eps=eps, seed=0, params={"pgd": {"steps": 30}}
             )
         assert result.accuracy(0.7) == 0
-        return seen.forward
+        return counter.forward
 
     assert passes(0.7) == passes(0.7, 0.8) == passes(0.8, 0.7, 0.7)
 
@@ -152,7 +152,7 @@ def test_interrupted_run_resumes_to_the_same_result(tmp_path: Path, monkeypatch:
     function = fgsm.function
     monkeypatch.setattr(fgsm, "function", lambda *a, **k: attacked.append(1) or function(*a, **k))
     resumed = run("robust_accuracy", out=tmp_path / "report", progress=False, **options)
-    assert len(attacked) <= 4  # of the second batch at most, and of the third
+    assert len(attacked) <= 4  # those of the second and third batch at most
     assert_same_result(resumed, complete)
     loaded = load_result(tmp_path / "report")
     assert isinstance(loaded, RobustnessReport)
@@ -203,9 +203,9 @@ def test_invalid_attacks_and_parameters_are_refused_before_any_work(
 ) -> None:
     model = network()
     model.structure  # noqa: B018  - recorded once, with a pass of its own
-    with count_passes(model.module) as seen, pytest.raises((InputError, KeyError), match=message):
+    with count_passes(model.module) as counter, pytest.raises((InputError, KeyError), match=message):
         robust_accuracy(model, TensorDataset(random_images(2), ["0", "1"]), seed=0, **options)
-    assert seen.started == 0
+    assert counter.started == 0
 
 
 def test_data_set_without_labels_is_refused() -> None:
