@@ -47,7 +47,7 @@ RIGHT, WRONG = "gradient.abs().amax(1)", "gradient.amax(1)"
 QUICK = ("--profile", "quick")
 
 
-def written(file: Path, maps: str = RIGHT, *, more: str = "", family: str = "attribution") -> str:
+def write_method(file: Path, maps: str = RIGHT, *, more: str = "", family: str = "attribution") -> str:
     file.parent.mkdir(parents=True, exist_ok=True)
     name = file.parent.name if file.stem == "__init__" else file.stem
     file.write_text(METHOD.format(name=name, maps=maps, more=more, family=family))
@@ -92,7 +92,7 @@ def test_method_is_selected_by_id_or_qualified_name(name: str, capsys: pytest.Ca
 def test_failed_check_is_printed_with_code_that_reproduces_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = written(tmp_path / "signed_gradient.py", WRONG)
+    file = write_method(tmp_path / "signed_gradient.py", WRONG)
     assert check(file, *QUICK) == 1
     output = capsys.readouterr().out
     table, _, failures = output.partition("FAILED")
@@ -109,7 +109,7 @@ def test_failed_check_is_printed_with_code_that_reproduces_it(
 
 
 def test_reports_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = written(tmp_path / "signed_map.py", WRONG)
+    file = write_method(tmp_path / "signed_map.py", WRONG)
     assert check(file, *QUICK, "--json", "--only", "nonnegative(field='maps')", "--only", "documented") == 1
     (report,) = json.loads(capsys.readouterr().out)
     assert report["method"] == "attribution.signed_map"
@@ -182,7 +182,7 @@ def test_file_is_unloaded_afterwards(tmp_path: Path, capsys: pytest.CaptureFixtu
     before = list(sys.path)
     for folder in ("one", "two"):
         more = f"from neighbour import HERE\nassert HERE == {folder!r}\n"
-        assert check(written(tmp_path / folder / "leaning.py", more=more), "--only", "documented") == 0
+        assert check(write_method(tmp_path / folder / "leaning.py", more=more), "--only", "documented") == 0
     assert sys.path == before
     assert not {"leaning", "neighbour"} & sys.modules.keys()
     assert capsys.readouterr().out.count("1 passed") == 2
@@ -191,10 +191,10 @@ def test_file_is_unloaded_afterwards(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_file_in_a_package_is_imported_under_its_package_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written(tmp_path / "somepackage" / "__init__.py", family="first")
+    write_method(tmp_path / "somepackage" / "__init__.py", family="first")
     (tmp_path / "somepackage" / "beside.py").write_text("HERE = 1\n")
     more = "from .beside import HERE\nassert __name__ == 'somepackage.inner'\n"
-    inner = written(tmp_path / "somepackage" / "inner.py", WRONG, more=more)
+    inner = write_method(tmp_path / "somepackage" / "inner.py", WRONG, more=more)
     assert check(inner, *QUICK, "--only", "nonnegative(field='maps')") == 1
     assert "from somepackage.inner import inner as method" in capsys.readouterr().out
     assert check(str(tmp_path / "somepackage" / "__init__.py"), "--only", "documented") == 0
@@ -223,13 +223,13 @@ def test_file_with_an_invalid_module_name_is_refused(
     assert "it was imported" not in output
 
 
-def in_a_fresh_interpreter(code: str) -> subprocess.CompletedProcess[str]:
+def run_in_new_interpreter(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
 def test_missing_optional_library_names_the_extra() -> None:
     for library in ("hypothesis", "pytest"):
-        done = in_a_fresh_interpreter(
+        done = run_in_new_interpreter(
             f"import sys\nsys.modules[{library!r}] = None\n"
             "from phosphene.cli import main\nmain(['check', 'saliency', '--only', 'documented'])"
         )
@@ -244,7 +244,7 @@ def test_missing_optional_library_names_the_extra() -> None:
 
 
 def test_importing_the_commands_imports_no_slow_library() -> None:
-    done = in_a_fresh_interpreter(
+    done = run_in_new_interpreter(
         "import sys\nfrom phosphene_plugins.authoring import command\n"
         "print([m for m in ('torch', 'pydantic', 'jinja2', 'hypothesis', 'pytest') if m in sys.modules])"
     )

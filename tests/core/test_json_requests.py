@@ -45,7 +45,7 @@ def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, Any, str]
     return int(end.value.code or 0), json.loads(captured.out), captured.err
 
 
-def written(request: Any, file: str = "request.json") -> str:
+def write_request(request: Any, file: str = "request.json") -> str:
     Path(file).write_text(request if isinstance(request, str) else json.dumps(request))
     return file
 
@@ -54,7 +54,7 @@ def written(request: Any, file: str = "request.json") -> str:
 
 
 def test_request_is_run_and_the_response_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
-    code, answer, _ = ask(capsys, "run", "pgd", "--json", written(REQUEST | {"out": "here"}))
+    code, answer, _ = ask(capsys, "run", "pgd", "--json", write_request(REQUEST | {"out": "here"}))
     assert code == 0
     result = load_result("here")
     assert isinstance(result, AdversarialExamples)
@@ -74,10 +74,10 @@ def test_request_is_run_and_the_response_is_one_object(capsys: pytest.CaptureFix
 
 
 def test_provenance_of_a_response_repeats_the_request(capsys: pytest.CaptureFixture[str]) -> None:
-    _, first, _ = ask(capsys, "run", "pgd", "--json", written(REQUEST | {"out": "first"}))
+    _, first, _ = ask(capsys, "run", "pgd", "--json", write_request(REQUEST | {"out": "first"}))
     how = first["provenance"]
     again = {"params": how["params"], "inputs": REQUEST["inputs"] | {"model": how["model"]["source"]}}
-    _, second, _ = ask(capsys, "run", "pgd", "--json", written(again | {"out": "second"}))
+    _, second, _ = ask(capsys, "run", "pgd", "--json", write_request(again | {"out": "second"}))
     assert second["provenance"]["model"] == how["model"]
     one, other = load_result("first"), load_result("second")
     assert isinstance(one, AdversarialExamples) and isinstance(other, AdversarialExamples)
@@ -94,7 +94,7 @@ def test_empty_request_from_standard_input_uses_the_default_folder(
 
 
 def test_options_extend_a_request_but_cannot_repeat_it(capsys: pytest.CaptureFixture[str]) -> None:
-    file = written(REQUEST)
+    file = write_request(REQUEST)
     code, answer, _ = ask(capsys, "run", "pgd", "--json", file, "--norm", "l2", "--out", "here")
     assert code == 0
     assert answer["provenance"]["params"]["norm"] == "l2"
@@ -138,7 +138,7 @@ def test_invalid_request_is_refused_before_any_work(
     request_: Any, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running, "execute", lambda *_: pytest.fail("it was run"))
-    code, answer, stderr = ask(capsys, "run", "pgd", "--json", written(request_))
+    code, answer, stderr = ask(capsys, "run", "pgd", "--json", write_request(request_))
     assert code == 2
     assert list(answer) == ["error"]
     assert re.search(message, answer["error"]["message"])
@@ -165,7 +165,7 @@ def test_exception_is_reported_as_json_and_raised(
 
     monkeypatch.setattr(running, "execute", crash)
     with pytest.raises(RuntimeError, match="out of memory"):
-        main(["run", "pgd", "--json", written(REQUEST)])
+        main(["run", "pgd", "--json", write_request(REQUEST)])
     error = json.loads(capsys.readouterr().out)["error"]
     assert error == {"type": "RuntimeError", "message": "out of memory"}
 
@@ -180,7 +180,7 @@ def test_printed_text_does_not_reach_the_response(
         return execute(prepared)
 
     monkeypatch.setattr(running, "execute", chatty)
-    code, answer, stderr = ask(capsys, "run", "pgd", "--json", written(REQUEST))
+    code, answer, stderr = ask(capsys, "run", "pgd", "--json", write_request(REQUEST))
     assert code == 0
     assert answer["type"] == "AdversarialExamples"
     assert "here I am" in stderr
@@ -204,7 +204,7 @@ def test_events_are_lines_of_json_on_standard_error() -> None:
 def test_documented_requests_run(capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs" / "programs.md").read_text()
     request = json.loads(next(iter(re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL))))
-    code, answer, _ = ask(capsys, "run", "pgd", "--json", written(request))
+    code, answer, _ = ask(capsys, "run", "pgd", "--json", write_request(request))
     assert code == 0
     assert answer["folder"].endswith(request["out"])
     assert all(f"`{key}`" in page for key in answer)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.core.test_optimized_copy import randomize_norms, run_with_and_without_copy, small, wrapped
+from tests.core.test_optimized_copy import randomize_norms, run_with_and_without_copy, small, wrap
 from torch import nn
 from torchvision import models
 
@@ -27,7 +27,7 @@ def images() -> torch.Tensor:
 )  # fmt: skip
 def test_methods_that_read_layers_return_the_same_with_and_without_the_copy(name, method, monkeypatch):
     torch.manual_seed(0)
-    model = wrapped(randomize_norms(models.get_model(name, weights=None)), 96)
+    model = wrap(randomize_norms(models.get_model(name, weights=None)), 96)
     images = torch.rand(12, 3, 96, 96, dtype=torch.float64)
     arguments = (images,) if method == "embed" else (images[:5], 3)
     with_copy, without = run_with_and_without_copy(monkeypatch, method, model, *arguments)
@@ -38,7 +38,7 @@ def test_methods_that_read_layers_return_the_same_with_and_without_the_copy(name
 
 def test_copy_is_used_for_one_large_image(monkeypatch):
     torch.manual_seed(0)
-    model = wrapped(small(), 224)
+    model = wrap(small(), 224)
     image = torch.rand(1, 3, 224, 224, dtype=torch.float64)
     with_copy, without = run_with_and_without_copy(monkeypatch, "saliency", model, image, 3)
     assert with_copy.provenance.model["optimized_copy"]
@@ -62,7 +62,7 @@ class Between(nn.Module):
 def test_folded_layers_are_read_from_the_original(images):
     torch.manual_seed(0)
     network = randomize_norms(Between()).eval()
-    model = wrapped(network)
+    model = wrap(network)
     first = {"first", "first.0", "first.1", "norm", "norm.0"}
     assert model.structure.unfolded == {*first, "second.0", "second.1"}
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_folded_layers_are_read_from_the_original(images):
 
 
 def test_copy_created_during_a_tap_runs_once_and_keeps_no_hook(images):
-    model = wrapped(small())
+    model = wrap(small())
     outputs = []
     with model.guard(), torch.no_grad(), allow_optimized(model, 100) as optimized:
         with model.tap("2", replace=lambda output: outputs.append(output) or 2 * output) as tap:
@@ -94,33 +94,33 @@ def test_copy_created_during_a_tap_runs_once_and_keeps_no_hook(images):
 
 
 def test_tap_of_another_model_disables_the_copy(images):
-    model, other = wrapped(small()), wrapped(small())
+    model, other = wrap(small()), wrap(small())
     with model.guard(), torch.no_grad(), allow_optimized(model, 100) as optimized:
         with other.tap("2"):
             model(images)
         assert not optimized.used
 
 
-def changed(tensor: torch.Tensor, how: str) -> None:
-    if how == "one":
+def change_elements(tensor: torch.Tensor, kind: str) -> None:
+    if kind == "one":
         tensor[7777] += 1e-6
-    elif how == "odd signs":
+    elif kind == "odd signs":
         tensor[1::2] *= -1
-    elif how == "two signs":
+    elif kind == "two signs":
         tensor[[101, 303]] *= -1
-    elif how == "neighbours":
+    elif kind == "neighbours":
         tensor[[40_000, 40_001]] = tensor[[40_001, 40_000]]
     else:
         tensor.copy_(tensor.flip(0))
 
 
-@pytest.mark.parametrize("how", ["one", "odd signs", "two signs", "neighbours", "all"])
+@pytest.mark.parametrize("kind", ["one", "odd signs", "two signs", "neighbours", "all"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_checksum_changes_with_the_values(how, dtype):
+def test_checksum_changes_with_the_values(kind, dtype):
     tensor = torch.randn(100_003, generator=torch.Generator().manual_seed(0)).to(dtype)
     before = checksum(tensor)
     assert checksum(tensor.clone()) == before
-    changed(tensor, how if dtype.itemsize > 2 or how != "one" else "two signs")
+    change_elements(tensor, kind if dtype.itemsize > 2 or kind != "one" else "two signs")
     assert checksum(tensor) != before
 
 
@@ -157,7 +157,7 @@ def test_checksum_is_computed_once_in_a_run_until_the_tensor_is_written(monkeypa
 
 
 def test_predicted_target_is_resolved_by_the_images(images):
-    model = wrapped(small().eval())
+    model = wrap(small().eval())
     with torch.no_grad():
         predicted = tuple(model(images).argmax(1).tolist())
     assert Predicted().resolve(model, images) == Class(predicted)
@@ -182,7 +182,7 @@ def test_rewritten_relu_output_may_be_overwritten(images):
 
     torch.manual_seed(0)
     network = Overwriting().double()
-    maps = methods["guided_backprop"](wrapped(network), images, 1).maps
+    maps = methods["guided_backprop"](wrap(network), images, 1).maps
     active = network.conv((images - 0.4) / 0.2) > 0
     passed = (network.head.weight[1].clamp(min=0) / 14**2)[None, :, None, None] * active
     expected = torch.nn.functional.conv_transpose2d(passed, network.conv.weight / 0.2)

@@ -251,7 +251,7 @@ class Cluster:
 
 
 @pytest.fixture
-def registered() -> Iterator[Any]:
+def register_plugins() -> Iterator[Any]:
     added: list[Any] = []
 
     def add(plugin: Any) -> Any:
@@ -264,14 +264,16 @@ def registered() -> Iterator[Any]:
         extensions.manager.unregister(plugin)
 
 
-def test_observers_are_called_at_start_and_end(registered: Any, toy: Model, images: Tensor) -> None:
-    observer = registered(Observer())
+def test_observers_are_called_at_start_and_end(register_plugins: Any, toy: Model, images: Tensor) -> None:
+    observer = register_plugins(Observer())
     run("saliency", model=toy, images=images)
     assert observer.events == [("before", "saliency"), ("after", "Attribution")]
 
 
-def test_observers_receive_the_error_which_is_raised(registered: Any, toy: Model, images: Tensor) -> None:
-    observer = registered(Observer())
+def test_observers_receive_the_error_which_is_raised(
+    register_plugins: Any, toy: Model, images: Tensor
+) -> None:
+    observer = register_plugins(Observer())
     broken = RuntimeError("a layer broke")
 
     def burn(*_: Any) -> None:
@@ -284,16 +286,16 @@ def test_observers_receive_the_error_which_is_raised(registered: Any, toy: Model
     assert observer.events == [("before", "saliency"), ("after", broken)]
 
 
-def test_failing_observer_is_only_a_warning(registered: Any, toy: Model, images: Tensor) -> None:
-    registered(Clumsy())
-    observer = registered(Observer())
+def test_failing_observer_is_only_a_warning(register_plugins: Any, toy: Model, images: Tensor) -> None:
+    register_plugins(Clumsy())
+    observer = register_plugins(Observer())
     with pytest.warns(UserWarning, match=r"Clumsy failed in phosphene_before_run.*the tracker is down"):
         run("saliency", model=toy, images=images)
     assert len(observer.events) == 2
 
 
-def test_executor_receives_the_prepared_run(registered: Any, toy: Model, images: Tensor) -> None:
-    cluster = registered(Cluster())
+def test_executor_receives_the_prepared_run(register_plugins: Any, toy: Model, images: Tensor) -> None:
+    cluster = register_plugins(Cluster())
     result = run("pgd", model=toy, images=images, steps=2, seed=1, executor="cluster", batch_size=2)
     (request,) = cluster.requests
     assert request.method == "pgd"

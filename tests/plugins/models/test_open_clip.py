@@ -169,7 +169,7 @@ def test_text_is_embedded_once_without_gradient() -> None:
 
 
 @pytest.fixture
-def configured(tmp_path: Path) -> Iterator[str]:
+def tiny_configuration(tmp_path: Path) -> Iterator[str]:
     """A user's configuration, registered with open_clip."""
     factory = sys.modules["open_clip.factory"]
     before = list(factory._MODEL_CONFIG_PATHS), dict(factory._MODEL_CONFIGS)
@@ -179,11 +179,11 @@ def configured(tmp_path: Path) -> Iterator[str]:
     factory._MODEL_CONFIG_PATHS[:], factory._MODEL_CONFIGS = before
 
 
-def test_command_line_accepts_a_prompt_as_target_and_label(configured: str, tmp_path: Path) -> None:
+def test_command_line_accepts_a_prompt_as_target_and_label(tiny_configuration: str, tmp_path: Path) -> None:
     weights = tmp_path / "clip.safetensors"
     torch.manual_seed(0)
-    save_file(open_clip.create_model(configured).state_dict(), weights)
-    uri = f"open_clip:{configured}({DOG}; {CAT})"
+    save_file(open_clip.create_model(tiny_configuration).state_dict(), weights)
+    uri = f"open_clip:{tiny_configuration}({DOG}; {CAT})"
     rest = ["--model", uri, "--weights", str(weights), "--image", "builtin:scenes/2", "--quiet", "--out"]
     command("run", "grad_cam", "--target", CAT, *rest, str(tmp_path / "map"))
     assert load_result(tmp_path / "map").targets == (CAT, CAT)  # type: ignore[attr-defined]

@@ -41,7 +41,7 @@ def random_images(count: int = 16) -> Tensor:
     return torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
-def labeled(model: Model, images: Tensor) -> TensorDataset:
+def label_images(model: Model, images: Tensor) -> TensorDataset:
     """A data set with the predicted labels, except for a wrong label of the first image."""
     labels = model(images).argmax(1)
     labels[0] = (labels[0] + 1) % 5
@@ -50,7 +50,7 @@ def labeled(model: Model, images: Tensor) -> TensorDataset:
 
 def evaluate(model: Model, images: Tensor, **params: Any) -> RobustnessReport:
     options = {"attacks": ["fgsm", "pgd", "deepfool"], "eps": EPS, "seed": 0}
-    return robust_accuracy(model, labeled(model, images), **(options | params))
+    return robust_accuracy(model, label_images(model, images), **(options | params))
 
 
 def test_accuracy_never_rises_with_eps_and_the_worst_case_is_the_minimum() -> None:
@@ -68,14 +68,14 @@ def test_accuracy_never_rises_with_eps_and_the_worst_case_is_the_minimum() -> No
 def test_each_curve_equals_the_attack_run_separately() -> None:
     model, images = network(), random_images()
     report = evaluate(model, images)
-    labels = torch.tensor([model.class_index(name) for name in labeled(model, images).classes or ()])
+    labels = torch.tensor([model.class_index(name) for name in label_images(model, images).classes or ()])
     for eps in EPS:
         single = methods["attacks.fgsm"](model, images, labels, eps=eps)
         assert report.accuracy(eps, "fgsm") <= 1 - float(single.success.double().mean())
     first = methods["attacks.fgsm"](model, images, labels, eps=EPS[0])
     assert report.accuracy(EPS[0], "fgsm") == 1 - float(first.success.double().mean())
-    near = methods["attacks.deepfool"](model, images, labels, norm="linf")
-    distance = torch.where(near.success, near.distance("linf"), torch.inf)
+    deepfool_result = methods["attacks.deepfool"](model, images, labels, norm="linf")
+    distance = torch.where(deepfool_result.success, deepfool_result.distance("linf"), torch.inf)
     torch.testing.assert_close(report.radius("deepfool"), distance, rtol=0, atol=0)
 
 
@@ -93,7 +93,7 @@ def test_example_at_a_distance_of_eps_counts_in_any_precision() -> None:
 
 def test_broken_images_are_not_attacked_again_in_larger_balls() -> None:
     model, images = network(), random_images()
-    dataset = labeled(model, images)
+    dataset = label_images(model, images)
     model.structure  # noqa: B018  - recorded once, with a pass of its own
 
     def passes(*eps: float) -> int:
@@ -115,7 +115,7 @@ def test_result_holds_the_nearest_examples() -> None:
         and report.panels()[0][1].title == "misclassified before"
     )
     predicted = model(report.adversarial).argmax(1)
-    labels = [model.class_index(name) for name in labeled(model, images).classes or ()]
+    labels = [model.class_index(name) for name in label_images(model, images).classes or ()]
     for n, by in enumerate(report.broken_by[1:], start=1):
         distance = float((report.adversarial[n] - images[n]).abs().max())
         assert by and int(predicted[n]) != labels[n]
