@@ -50,7 +50,7 @@ def dataset() -> TensorDataset:
     return TensorDataset(images, [str(n % 3) for n in range(7)])
 
 
-def fit(net: nn.Module, dataset: TensorDataset, **changed: Any) -> tuple[Any, list[list[int]]]:
+def run_loop(net: nn.Module, dataset: TensorDataset, **changed: Any) -> tuple[Any, list[list[int]]]:
     batches: list[list[int]] = []
     steps, parts = changed.get("steps", 7), -(-4 // changed.get("max_batch", 4))
 
@@ -65,26 +65,26 @@ def fit(net: nn.Module, dataset: TensorDataset, **changed: Any) -> tuple[Any, li
 
 
 def test_every_epoch_is_a_permutation(dataset: TensorDataset) -> None:
-    history, batches = fit(network(), dataset)
+    history, batches = run_loop(network(), dataset)
     indices = sum(batches, [])
     for round_ in range(4):
         assert sorted(indices[7 * round_ : 7 * round_ + 7]) == list(range(7))
     assert indices[:7] != indices[7:14]
     assert history.losses.shape == (7,) and history.losses[-1] < history.losses[0]
-    few = Counter(sum(fit(network(), dataset, count=5, steps=5)[1], []))
+    few = Counter(sum(run_loop(network(), dataset, count=5, steps=5)[1], []))
     assert few == Counter({n: 4 for n in range(5)})
 
 
 def test_order_depends_on_the_seed_alone(dataset: TensorDataset) -> None:
-    same, other = fit(network(), dataset)[1], fit(network(), dataset, seed=1)[1]
-    assert same == fit(network(), dataset)[1] != other
+    same, other = run_loop(network(), dataset)[1], run_loop(network(), dataset, seed=1)[1]
+    assert same == run_loop(network(), dataset)[1] != other
 
 
 def test_gradient_accumulation_equals_one_batch(dataset: TensorDataset) -> None:
     complete, parts = network().double(), network().double()
     double_dataset = TensorDataset(dataset.images.double())
-    one, _ = fit(complete, double_dataset)
-    other, batches = fit(parts, double_dataset, max_batch=3)
+    one, _ = run_loop(complete, double_dataset)
+    other, batches = run_loop(parts, double_dataset, max_batch=3)
     assert {len(part) for part in batches} == {2}
     torch.testing.assert_close(one.losses, other.losses)
     for first, second in zip(complete.parameters(), parts.parameters(), strict=True):
@@ -93,7 +93,7 @@ def test_gradient_accumulation_equals_one_batch(dataset: TensorDataset) -> None:
 
 def test_schedule_scales_the_learning_rate_and_evaluations_are_regular(dataset: TensorDataset) -> None:
     net, calls = network(), []
-    history, _ = fit(
+    history, _ = run_loop(
         net, dataset, schedule=lambda progress: 0.0, evaluate=lambda: calls.append(0) or {"w": 0.5}
     )
     for parameter, before in zip(net.parameters(), network().parameters(), strict=True):
@@ -104,11 +104,11 @@ def test_schedule_scales_the_learning_rate_and_evaluations_are_regular(dataset: 
 
 def test_previews_are_drawn_at_equal_intervals(dataset: TensorDataset) -> None:
     previews = iter(torch.arange(4) / 255)
-    history, _ = fit(network(), dataset, frames=3, preview=lambda: next(previews).expand(2, 3, 4, 4))
+    history, _ = run_loop(network(), dataset, frames=3, preview=lambda: next(previews).expand(2, 3, 4, 4))
     assert history.frames is not None and history.frames.dtype == torch.uint8
     assert torch.equal(history.frames, torch.arange(3).byte().view(3, 1, 1, 1, 1).expand(3, 2, 3, 4, 4))
-    assert len(fit(network(), dataset, steps=2, frames=9, preview=lambda: torch.ones(1))[0].frames) == 2
-    assert fit(network(), dataset, preview=lambda: torch.ones(1))[0].frames is None
+    assert len(run_loop(network(), dataset, steps=2, frames=9, preview=lambda: torch.ones(1))[0].frames) == 2
+    assert run_loop(network(), dataset, preview=lambda: torch.ones(1))[0].frames is None
 
 
 def test_images_are_read_once_while_they_fit_into_the_cache() -> None:
