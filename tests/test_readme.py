@@ -1,4 +1,4 @@
-"""The Python in the README and in the book's pages runs as it stands."""
+"""The Python in the README and in the book's pages runs unchanged."""
 
 import re
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-#: docs/first-plugin.md is performed whole, shell and all, by tests/authoring/test_tutorial.py; the other
-#: libraries' lines on docs/moving.md beside ours by tests/parity/test_moving.py.
+#: tests/authoring/test_tutorial.py runs docs/first-plugin.md with its shell commands, and
+#: tests/parity/test_moving.py the other libraries' lines of docs/moving.md.
 PAGES = ["README.md", "docs/quickstart.md", "docs/concepts.md", "docs/moving.md", "docs/programs.md"]
 
 

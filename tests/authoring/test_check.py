@@ -1,4 +1,4 @@
-"""phosphene check: what it takes, what it says, and what its exit code means."""
+"""phosphene check: arguments, output and exit codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from phosphene.cli.main import main
 
-METHOD = '''"""A method of somebody's."""
+METHOD = '''"""A user's method."""
 
 import torch
 from phosphene import Cost, Reference, hookimpl, method, scores
@@ -42,12 +42,12 @@ def {name}(model: Model, images: Images, target: Target = None) -> Attribution:
 def phosphene_methods():
     return [{name}]
 '''
-MISSPELT = METHOD.format(name="typo", maps="0", more="", family="a").replace("_methods", "_metods")
+MISSPELLED = METHOD.format(name="typo", maps="0", more="", family="a").replace("_methods", "_metods")
 RIGHT, WRONG = "gradient.abs().amax(1)", "gradient.amax(1)"
 QUICK = ("--profile", "quick")
 
 
-def written(file: Path, maps: str = RIGHT, *, more: str = "", family: str = "attribution") -> str:
+def write_method(file: Path, maps: str = RIGHT, *, more: str = "", family: str = "attribution") -> str:
     file.parent.mkdir(parents=True, exist_ok=True)
     name = file.parent.name if file.stem == "__init__" else file.stem
     file.write_text(METHOD.format(name=name, maps=maps, more=more, family=family))
@@ -74,17 +74,17 @@ def test_passing_method_prints_a_table_and_exits_with_0(
     assert head.split()[0] == "attribution.saliency"
     assert head.endswith("profile quick")
     assert columns.split() == ["verdict", "check", "promise", "cases", "refused", "s"]
-    found = {row.split()[1]: row for row in rows}
-    assert list(found) == ["finite", "seed_matters", "nonnegative(field='maps')"]
-    assert found["finite"].startswith("passed")
-    assert "Every number in a result is finite." in found["finite"]
-    assert found["seed_matters"].startswith("skipped")
-    assert "it draws nothing" in found["seed_matters"]
+    verdicts = {row.split()[1]: row for row in rows}
+    assert list(verdicts) == ["finite", "seed_matters", "nonnegative(field='maps')"]
+    assert verdicts["finite"].startswith("passed")
+    assert "Every number in a result is finite." in verdicts["finite"]
+    assert verdicts["seed_matters"].startswith("skipped")
+    assert "it draws nothing" in verdicts["seed_matters"]
     assert last.startswith("attribution.saliency: 2 passed, 1 skipped in ")
 
 
 @pytest.mark.parametrize("name", ["attribution.saliency", "phosphene:attribution.saliency"])
-def test_method_is_found_by_id_and_by_qualified_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_method_is_selected_by_id_or_qualified_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(name, *QUICK, "--only", "documented") == 0
     assert "attribution.saliency: 1 passed" in capsys.readouterr().out
 
@@ -92,16 +92,16 @@ def test_method_is_found_by_id_and_by_qualified_name(name: str, capsys: pytest.C
 def test_failed_check_is_printed_with_code_that_reproduces_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = written(tmp_path / "signed_gradient.py", WRONG)
+    file = write_method(tmp_path / "signed_gradient.py", WRONG)
     assert check(file, *QUICK) == 1
-    said = capsys.readouterr().out
-    table, _, failures = said.partition("FAILED")
+    output = capsys.readouterr().out
+    table, _, failures = output.partition("FAILED")
     assert "\nfailed   nonnegative(field='maps')" in table
     assert "No value in ``field`` is below zero." in failures
     assert "maps goes down to -" in failures
     assert "signed_gradient.py, line" in failures
-    assert "1 failed" in said.splitlines()[-1]
-    # The example is code, and shows what it says.
+    assert "1 failed" in output.splitlines()[-1]
+    # The printed example runs and fails with the same message.
     lines = failures.split("shows it:\n")[1].split("  where to look")[0].splitlines()
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(AssertionError, match="maps goes down to -"):
@@ -109,7 +109,7 @@ def test_failed_check_is_printed_with_code_that_reproduces_it(
 
 
 def test_reports_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = written(tmp_path / "signed_map.py", WRONG)
+    file = write_method(tmp_path / "signed_map.py", WRONG)
     assert check(file, *QUICK, "--json", "--only", "nonnegative(field='maps')", "--only", "documented") == 1
     (report,) = json.loads(capsys.readouterr().out)
     assert report["method"] == "attribution.signed_map"
@@ -129,9 +129,9 @@ def test_distribution_selects_all_its_methods_with_the_check(capsys: pytest.Capt
     assert "attacks.pgd" not in names
     assert {report["distribution"].split()[0] for report in reports} == {"phosphene"}
     assert check("phosphene", "--only", "valid_defaults", *QUICK) == 0
-    said = capsys.readouterr().out
-    assert said.count("\npassed") > 10
-    assert "methods: " in said.splitlines()[-1]
+    output = capsys.readouterr().out
+    assert output.count("\npassed") > 10
+    assert "methods: " in output.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -149,10 +149,10 @@ def test_invalid_input_is_one_sentence_and_exit_code_2(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert check(*arguments) == 2
-    said = capsys.readouterr()
-    assert words in said.err
-    assert said.err.count("\n") == 1
-    assert not said.out
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert captured.err.count("\n") == 1
+    assert not captured.out
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_invalid_input_is_one_sentence_and_exit_code_2(
         ("this is no Python\n", "SyntaxError"),
         ("raise SystemExit('no licence')\n", "no licence"),
         ("x = 1\n", "has no hook phosphene_methods"),
-        (MISSPELT, "phosphene_metods"),
+        (MISSPELLED, "phosphene_metods"),
     ],
 )
 def test_file_without_a_method_is_refused(
@@ -180,9 +180,9 @@ def test_file_is_unloaded_afterwards(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "neighbour.py").write_text("HERE = 'two'\n")
     before = list(sys.path)
-    for place in ("one", "two"):
-        more = f"from neighbour import HERE\nassert HERE == {place!r}\n"
-        assert check(written(tmp_path / place / "leaning.py", more=more), "--only", "documented") == 0
+    for folder in ("one", "two"):
+        more = f"from neighbour import HERE\nassert HERE == {folder!r}\n"
+        assert check(write_method(tmp_path / folder / "leaning.py", more=more), "--only", "documented") == 0
     assert sys.path == before
     assert not {"leaning", "neighbour"} & sys.modules.keys()
     assert capsys.readouterr().out.count("1 passed") == 2
@@ -191,10 +191,10 @@ def test_file_is_unloaded_afterwards(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_file_in_a_package_is_imported_under_its_package_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written(tmp_path / "somepackage" / "__init__.py", family="first")
+    write_method(tmp_path / "somepackage" / "__init__.py", family="first")
     (tmp_path / "somepackage" / "beside.py").write_text("HERE = 1\n")
     more = "from .beside import HERE\nassert __name__ == 'somepackage.inner'\n"
-    inner = written(tmp_path / "somepackage" / "inner.py", WRONG, more=more)
+    inner = write_method(tmp_path / "somepackage" / "inner.py", WRONG, more=more)
     assert check(inner, *QUICK, "--only", "nonnegative(field='maps')") == 1
     assert "from somepackage.inner import inner as method" in capsys.readouterr().out
     assert check(str(tmp_path / "somepackage" / "__init__.py"), "--only", "documented") == 0
@@ -223,13 +223,13 @@ def test_file_with_an_invalid_module_name_is_refused(
     assert "it was imported" not in output
 
 
-def in_a_fresh_interpreter(code: str) -> subprocess.CompletedProcess[str]:
+def run_in_new_interpreter(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
 def test_missing_optional_library_names_the_extra() -> None:
     for library in ("hypothesis", "pytest"):
-        done = in_a_fresh_interpreter(
+        done = run_in_new_interpreter(
             f"import sys\nsys.modules[{library!r}] = None\n"
             "from phosphene.cli import main\nmain(['check', 'saliency', '--only', 'documented'])"
         )
@@ -244,7 +244,7 @@ def test_missing_optional_library_names_the_extra() -> None:
 
 
 def test_importing_the_commands_imports_no_slow_library() -> None:
-    done = in_a_fresh_interpreter(
+    done = run_in_new_interpreter(
         "import sys\nfrom phosphene_plugins.authoring import command\n"
         "print([m for m in ('torch', 'pydantic', 'jinja2', 'hypothesis', 'pytest') if m in sys.modules])"
     )

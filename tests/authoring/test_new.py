@@ -1,4 +1,4 @@
-"""phosphene new: a plugin that runs as it stands, and nothing at all where the name cannot be."""
+"""phosphene new: the generated plugin runs unchanged; an invalid name writes nothing."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def test_project_has_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "tests/test_gradient_entropy.py",
     }
     assert list(folder.parent.iterdir()) == [folder]
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for step in (f"cd {folder}", "pip install -e '.[test]'", "pytest", "phosphene run gradient_entropy"):
-        assert f"\n  {step}" in said
+        assert f"\n  {step}" in output
     about = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     assert about["name"] == "phosphene-gradient-entropy"
     assert about["authors"] == [{"name": 'Ada "A." Lovelace'}]
@@ -154,20 +154,20 @@ def test_existing_folder_is_left_unchanged(tmp_path: Path, capsys: pytest.Captur
     assert [path.name for path in tmp_path.rglob("*")] == [folder.name, "mine.txt"]
 
 
-@pytest.mark.parametrize("trouble", [OSError("the disk is full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [OSError("the disk is full"), KeyboardInterrupt()])
 def test_interrupted_writing_leaves_no_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: BaseException
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     write, written = Path.write_text, []
 
-    def break_off(path: Path, *args: object, **more: object) -> None:
+    def interrupted_write(path: Path, *args: object, **more: object) -> None:
         if len(written) == 4:
-            raise trouble
+            raise error
         written.append(path)
         write(path, *args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Path, "write_text", break_off)
-    with pytest.raises(type(trouble)):
+    monkeypatch.setattr(Path, "write_text", interrupted_write)
+    with pytest.raises(type(error)):
         write_project("gradient_entropy", into=tmp_path)
     assert len(written) == 4
     assert not list(tmp_path.iterdir())

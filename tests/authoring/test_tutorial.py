@@ -1,4 +1,4 @@
-"""docs/first-plugin.md, performed: its commands run and its code written, in a fresh environment."""
+"""docs/first-plugin.md: its commands run, with its code, in a fresh environment."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ PAGE = (Path(__file__).parents[2] / "docs" / "first-plugin.md").read_text()
 
 
 class Block(NamedTuple):
-    """A piece of the page: ``sh``, ``python`` or ``text``, and what it says."""
+    """A code block of the page: its language, ``sh``, ``python`` or ``text``, and its text."""
 
     language: str
     text: str
 
 
 BLOCKS = [
-    Block(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+    Block(*match) for match in re.findall(r"^```(\w+)\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
 ]
 PYTHON = [block.text for block in BLOCKS if block.language == "python"]
 METHOD = Path("src", "phosphene_gradient_entropy", "__init__.py")
 
 
 class Author:
-    """Someone in an empty folder, in an environment that has Phosphene and no network."""
+    """A shell in an empty folder, in an environment with Phosphene and without network."""
 
     def __init__(self, home: Path) -> None:
         self.folder = home / "work"
@@ -38,7 +38,7 @@ class Author:
         venv.create(home / "venv", symlinks=True)
         (bin_,) = {path.parent for path in (home / "venv").glob("*/python*") if path.name == "python"}
         (site,) = (home / "venv").glob("lib/*/site-packages")
-        # The libraries are those the tests run with; what is installed goes into the fresh environment.
+        # Libraries come from the tests' environment; installations go into the fresh one.
         borrowed = sysconfig.get_path("purelib")
         (site / "borrowed.pth").write_text(f"import site; site.addsitedir({borrowed!r})\n")
         for command in ("pip", "pytest", "phosphene"):
@@ -59,7 +59,7 @@ class Author:
         }
 
     def do(self, line: str, *, fails: bool = False) -> str:
-        """Type one line and read what it says."""
+        """Run one line and return its output."""
         if line.startswith("cd "):
             self.folder /= line.removeprefix("cd ")
             assert self.folder.is_dir()
@@ -73,9 +73,9 @@ class Author:
             text=True,
             timeout=240,
         )
-        said = done.stdout + done.stderr
-        assert done.returncode == (1 if fails else 0), f"{line}\n{said}"
-        return said
+        output = done.stdout + done.stderr
+        assert done.returncode == (1 if fails else 0), f"{line}\n{output}"
+        return output
 
 
 def write_between_the_marks(file: Path, lines: str) -> None:
@@ -85,30 +85,30 @@ def write_between_the_marks(file: Path, lines: str) -> None:
 
 
 def test_tutorial_commands(tmp_path: Path) -> None:
-    author, said = Author(tmp_path), {}
-    five_lines, whole_file, _ = PYTHON
+    author, outputs = Author(tmp_path), {}
+    five_lines, complete_file, _ = PYTHON
     assert len(five_lines.splitlines()) == 5
     for block in BLOCKS:
-        if block.text == whole_file:
+        if block.text == complete_file:
             break
         if block.text == five_lines:
             write_between_the_marks(author.folder / METHOD, five_lines)
         if block.language == "sh":
-            said |= {line: author.do(line) for line in block.text.splitlines()}
-    assert "Successfully installed phosphene-gradient-entropy-0.1.0" in said["pip install -e ."]
-    assert re.search(r"\d\d passed", said["pytest"])
-    assert "failed" not in said["pytest"]
-    checked = said["phosphene check gradient_entropy"]
+            outputs |= {line: author.do(line) for line in block.text.splitlines()}
+    assert "Successfully installed phosphene-gradient-entropy-0.1.0" in outputs["pip install -e ."]
+    assert re.search(r"\d\d passed", outputs["pytest"])
+    assert "failed" not in outputs["pytest"]
+    checked = outputs["phosphene check gradient_entropy"]
     assert "attribution.gradient_entropy   phosphene-gradient-entropy 0.1.0   profile ci" in checked
     assert re.search(r"^passed +map_per_pixel", checked, flags=re.MULTILINE)
     assert re.search(r"gradient_entropy: \d\d passed, \d skipped in", checked)
-    assert re.search(r"^gradient_entropy +Blurred saliency", said["phosphene list"], flags=re.MULTILINE)
+    assert re.search(r"^gradient_entropy +Blurred saliency", outputs["phosphene list"], flags=re.MULTILINE)
     run = "phosphene run gradient_entropy --image builtin:scenes/4 --out first-look"
-    assert "picture.png" in said[run]
+    assert "picture.png" in outputs[run]
     maps = load_result(author.folder / "first-look").maps
     assert maps.shape == (4, 64, 64)
     assert ((maps.sum((1, 2)) > 8) & (maps.sum((1, 2)) < 12)).all()
-    demo = said["phosphene demo --only saliency --only gradient_entropy"]
+    demo = outputs["phosphene demo --only saliency --only gradient_entropy"]
     assert re.search(r"^ *gradient_entropy +\d+%", demo, flags=re.MULTILINE)
     assert "Gradient entropy" in (author.folder / "gallery" / "index.html").read_text()
 
@@ -117,9 +117,9 @@ def test_tutorial_second_part(tmp_path: Path) -> None:
     author = Author(tmp_path)
     for line in ("phosphene new gradient_entropy", "cd phosphene-gradient-entropy", "pip install -e ."):
         author.do(line)
-    five_lines, whole_file, _ = PYTHON
+    five_lines, complete_file, _ = PYTHON
     file = author.folder / METHOD
-    # What the page says of a division by zero, with the file as the first half leaves it.
+    # The page's output of a division by zero, with the file of its first half.
     careless = five_lines.replace(".clamp(min=tiny)\n", "\n", 1)
     assert careless != five_lines
     write_between_the_marks(file, careless)
@@ -127,9 +127,9 @@ def test_tutorial_second_part(tmp_path: Path) -> None:
     (output,) = [block.text for block in BLOCKS if block.language == "text"]
     for line in output.splitlines():
         assert line.strip() in broken
-    # The whole file, and the command under it.
-    file.write_text(whole_file)
-    after = BLOCKS[BLOCKS.index(Block("python", whole_file)) + 1]
+    # The complete file, and the command below it.
+    file.write_text(complete_file)
+    after = BLOCKS[BLOCKS.index(Block("python", complete_file)) + 1]
     assert after.language == "sh"
     checked = author.do(after.text.strip())
     for check in ("entropy_bound", "oracle", "seed_matters", "batch_equals_single", "within_cost"):

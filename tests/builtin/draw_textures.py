@@ -34,7 +34,7 @@ _FINE = 2
 def draw_texture(name: str, size: int = 128, seed: int = 0) -> Tensor:
     """Draw the texture ``name`` of ``TEXTURES``: (3, size, size) float32 RGB in [0, 1].
 
-    Structures have the same size in pixels whatever the image size; a larger image shows more of them.
+    Structures have the same size in pixels for any image size; a larger image contains more of them.
     """
     line = (torch.arange(size * _FINE, dtype=torch.float32) + 0.5) / _FINE
     y, x = torch.meshgrid(line, line, indexing="ij")

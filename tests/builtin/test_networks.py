@@ -178,9 +178,9 @@ def test_the_stylizer_is_written_with_its_card(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(train_fast_style, "SCENES", 4)
     monkeypatch.setattr(train_fast_style, "TRAINING", {"steps": 2, "width": 4, "blocks": 1})
     train_networks.main(["shapes-styles"], tmp_path, seed=1)
-    made = load_result(tmp_path / "shapes-styles")
-    assert made.labels == ("bricks", "swirls", "mosaic", "waves")
-    assert made.inputs["styles"] == ("builtin:bricks", "builtin:swirls", "builtin:mosaic", "builtin:waves")
+    result = load_result(tmp_path / "shapes-styles")
+    assert result.labels == ("bricks", "swirls", "mosaic", "waves")
+    assert result.inputs["styles"] == ("builtin:bricks", "builtin:swirls", "builtin:mosaic", "builtin:waves")
     assert "| steps | 2 |" in (tmp_path / "shapes-styles.md").read_text()
 
 
@@ -201,14 +201,14 @@ def test_the_adaptive_style_is_written_with_its_card(tmp_path: Path, monkeypatch
 
 
 def test_adaptive_style_matches_its_card_and_halves_the_distance_to_an_unseen_style() -> None:
-    told = dict(
+    card = dict(
         re.findall(r"^\| (.+?) \| (.+) \|$", (WEIGHTS / "shapes-adaptive.md").read_text(), re.MULTILINE)
     )
     arrays = (WEIGHTS / "shapes-adaptive" / "arrays.safetensors").read_bytes()
-    assert told["sha256"] == hashlib.sha256(arrays).hexdigest() and len(arrays) < 700_000
-    before, after = map(float, told["distance to pebbles, before and after"].split(", "))
+    assert card["sha256"] == hashlib.sha256(arrays).hexdigest() and len(arrays) < 700_000
+    before, after = map(float, card["distance to pebbles, before and after"].split(", "))
     assert after < 0.5 * before
-    assert float(told["pixels off with alpha 0"]) < 0.1
+    assert float(card["pixels off with alpha 0"]) < 0.1
 
 
 def test_denoiser_error_and_size_match_its_card(unseen: Scenes) -> None:
@@ -217,8 +217,8 @@ def test_denoiser_error_and_size_match_its_card(unseen: Scenes) -> None:
     assert card["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     denoiser = load_denoiser()
     assert int(card["parameters"]) == sum(p.numel() for p in denoiser.parameters())
-    found, untrained = (squared_error(d, unseen.images[:50], seed=1) for d in (denoiser, ShapesDenoiser()))
-    assert found < 1.5 * float(card["test error of v"]) < 0.5 * untrained
+    error, untrained = (squared_error(d, unseen.images[:50], seed=1) for d in (denoiser, ShapesDenoiser()))
+    assert error < 1.5 * float(card["test error of v"]) < 0.5 * untrained
 
 
 def test_autoencoder_error_and_size_match_its_card(unseen: Scenes) -> None:
@@ -230,9 +230,9 @@ def test_autoencoder_error_and_size_match_its_card(unseen: Scenes) -> None:
     images = unseen.images[:100]
     with torch.no_grad():
         codes = autoencoder.encode(images)
-        drawn = autoencoder.decode(codes)
-    found = (drawn - images).square().mean().item()
-    assert found < 1.2 * float(card["test error of pixels"]) < 0.6 * images.var(0).mean().item()
+        decoded = autoencoder.decode(codes)
+    error = (decoded - images).square().mean().item()
+    assert error < 1.2 * float(card["test error of pixels"]) < 0.6 * images.var(0).mean().item()
     # The codes are distributed like the prior N(0, I).
     assert codes.abs().max() < 5 and 0.5 < codes.square().mean().sqrt() < 1.1
 

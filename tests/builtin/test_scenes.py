@@ -1,4 +1,4 @@
-"""The bundled scenes: endless by seed, true to their masks, not told by colour."""
+"""The bundled scenes: any number for a seed, consistent with their masks, not classified by color."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def test_images_survive_eight_bits_exactly(scenes: Scenes) -> None:
     assert torch.equal(bytes_.float() / 255, scenes.images)
 
 
-def test_a_scene_does_not_depend_on_what_is_drawn_with_it(scenes: Scenes) -> None:
+def test_a_scene_does_not_depend_on_the_others_of_a_batch(scenes: Scenes) -> None:
     for start, count in ((0, 1), (37, 5), (250, 20), (599, 1)):
         part = slice(start, start + count)
-        alone = draw_scenes(count, seed=3, start=start)
+        single = draw_scenes(count, seed=3, start=start)
         expected = Scenes(
             scenes.images[part], scenes.labels[part], scenes.masks[part], scenes.backgrounds[part]
         )
-        assert equal(alone, expected)
+        assert equal(single, expected)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -116,8 +116,8 @@ def test_class_and_background_are_drawn_evenly_and_independently() -> None:
     assert chi_squared < 100  # 59 degrees of freedom: one in a thousand lies above 98
 
 
-def colour_only_accuracy(train: Scenes, test: Scenes) -> float:
-    """Test accuracy of logistic regression on colour histograms (4x4x4 bins) alone."""
+def color_only_accuracy(train: Scenes, test: Scenes) -> float:
+    """Test accuracy of logistic regression on color histograms (4x4x4 bins)."""
 
     def histograms(scenes: Scenes) -> Tensor:
         levels = (scenes.images * 3.999).long()
@@ -127,22 +127,22 @@ def colour_only_accuracy(train: Scenes, test: Scenes) -> float:
 
     inputs, weight = histograms(train), torch.zeros(64, len(CLASSES), requires_grad=True)
     bias = torch.zeros(len(CLASSES), requires_grad=True)
-    optimiser = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = F.cross_entropy(inputs @ weight + bias, train.labels) + 1e-4 * weight.square().sum()
         loss.backward()
         return loss
 
-    optimiser.step(closure)
+    optimizer.step(closure)
     assert ((inputs @ weight + bias).argmax(1) == train.labels).double().mean() > 0.2  # it does learn
     return ((histograms(test) @ weight + bias).argmax(1) == test.labels).double().mean().item()
 
 
 def test_color_alone_does_not_predict_the_class(scenes: Scenes) -> None:
     held_out = draw_scenes(400, seed=3, split="test")
-    assert colour_only_accuracy(scenes, held_out) < 0.18
+    assert color_only_accuracy(scenes, held_out) < 0.18
 
 
 def test_no_scenes_and_bad_requests() -> None:

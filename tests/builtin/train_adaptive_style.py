@@ -10,13 +10,13 @@ import torch
 from model_cards import first_and_last_loss, parameter_count, write_card
 from torch import Tensor
 
-from phosphene import run
+from phosphene import load_result, run
 from phosphene.builtin.scenes import SIZE, draw_scenes
 from phosphene.builtin.textures import load_texture
 from phosphene.data import TextureDataset
 from phosphene.images import resize
 from phosphene.models import Model, load_model
-from phosphene.results import Stylization, TrainedNetwork, load_result
+from phosphene.results import Stylization, TrainedNetwork
 
 NAME = "shapes-adaptive"
 # data

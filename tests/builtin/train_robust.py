@@ -40,8 +40,8 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def train(out: Path, *, scenes: int, seed: int) -> None:
     """Train the robust network, starting from shapes-vgg, and write its weights and card to ``out``."""
-    drawn = draw_scenes(scenes, seed=seed)
-    dataset = TensorDataset(drawn.images, [CLASSES[label] for label in drawn.labels.tolist()])
+    data = draw_scenes(scenes, seed=seed)
+    dataset = TensorDataset(data.images, [CLASSES[label] for label in data.labels.tolist()])
     with torch.random.fork_rng(devices=[]):
         model = load_model("builtin:shapes-vgg")
     model.module.to(memory_format=torch.channels_last)  # 1.5 times as fast

@@ -12,42 +12,42 @@ from phosphene import Result, checkpoints, load_result, method, resumable, run, 
 from phosphene.results import Synthesis
 from phosphene.roles import Dataset, Model, Seed
 
-#: The pictures that were read, and those at which the work is cut off, once.
+#: Indices of the images that were read, and indices at which a run is interrupted once.
 read: list[int] = []
 cuts: list[int] = []
 
 
 @method(family="activations", needs=["dataset"])
-def mean_colour(model: Model, dataset: Dataset, *, gain: float = 1.0, seed: Seed = None) -> Synthesis:
-    """Add up the colours of a data set, one picture at a time, with a little noise at the end."""
+def mean_color(model: Model, dataset: Dataset, *, gain: float = 1.0, seed: Seed = None) -> Synthesis:
+    """Sum the mean colors of a data set, one image at a time, and add a little noise at the end."""
     state = saved_progress() or {"done": 0, "total": torch.zeros(3)}
     for batch in dataset.batches(1, state["done"]):
-        place = batch.indices[0]
-        if place in cuts:
-            cuts.remove(place)
+        index = batch.indices[0]
+        if index in cuts:
+            cuts.remove(index)
             raise KeyboardInterrupt
-        read.append(place)
-        state = {"done": place + 1, "total": state["total"] + gain * batch.images.mean((0, 2, 3))}
+        read.append(index)
+        state = {"done": index + 1, "total": state["total"] + gain * batch.images.mean((0, 2, 3))}
         save_progress(**state)
-    colour = 0.9 * state["total"] / len(dataset) + 0.1 * torch.rand(3)
-    return Synthesis(images=colour.view(1, 3, 1, 1), scores=torch.zeros(1, 1), targets=("mean",))
+    color = 0.9 * state["total"] / len(dataset) + 0.1 * torch.rand(3)
+    return Synthesis(images=color.view(1, 3, 1, 1), scores=torch.zeros(1, 1), targets=("mean",))
 
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {"mean_colour": mean_colour, mean_colour.spec.name: mean_colour}
-    monkeypatch.setattr("phosphene.runs.prepare.methods", known)
-    monkeypatch.setattr("phosphene.runs.prepared_run.methods", known)
+    registry = {"mean_color": mean_color, mean_color.spec.name: mean_color}
+    monkeypatch.setattr("phosphene.runs.prepare.methods", registry)
+    monkeypatch.setattr("phosphene.runs.prepared_run.methods", registry)
     monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
     read.clear()
     cuts.clear()
 
 
 def make(out: Path | None, count: int = 5, **params: Any) -> Result:
-    return run("mean_colour", dataset=f"builtin:scenes/{count}", out=out, **params)
+    return run("mean_color", dataset=f"builtin:scenes/{count}", out=out, **params)
 
 
-def cut_off(out: Path, **params: Any) -> None:
+def interrupt_run(out: Path, **params: Any) -> None:
     cuts.append(3)
     with pytest.raises(KeyboardInterrupt) as caught:
         make(out, **params)
@@ -56,18 +56,18 @@ def cut_off(out: Path, **params: Any) -> None:
 
 def test_interrupted_run_resumes_to_the_same_result(tmp_path: Path) -> None:
     out = tmp_path / "result"
-    cut_off(out)
+    interrupt_run(out)
     assert [path.name for path in tmp_path.iterdir()] == [".result.unfinished"]
     again = make(out)
     assert read == [0, 1, 2, 3, 4]
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
-    seed = again.provenance.seed  # the first half's own, though none was given
+    seed = again.provenance.seed  # the seed of the interrupted run: none was passed
     assert torch.equal(make(None, seed=seed).images, load_result(out).images)
 
 
 @pytest.mark.parametrize("other", [{"gain": 0.5}, {"count": 6}, {"seed": 3}])
 def test_checkpoint_of_another_run_is_not_used(tmp_path: Path, other: dict[str, Any]) -> None:
-    cut_off(tmp_path / "result")
+    interrupt_run(tmp_path / "result")
     read.clear()
     make(tmp_path / "result", **other)
     assert read[0] == 0
@@ -98,14 +98,14 @@ def test_without_output_folder_no_checkpoint_exists(tmp_path: Path) -> None:
 def test_run_on_a_dataset_object_has_no_checkpoint(tmp_path: Path) -> None:
     cuts.append(3)
     with pytest.raises(KeyboardInterrupt):
-        run("mean_colour", dataset=torch.rand(5, 3, 64, 64), out=tmp_path / "result")
+        run("mean_color", dataset=torch.rand(5, 3, 64, 64), out=tmp_path / "result")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_methods_called_inside_do_not_use_the_checkpoint(tmp_path: Path) -> None:
-    place = checkpoints.Checkpoint(tmp_path / "place", "id")
-    place.state = {"done": 1}
-    with checkpoints.use_checkpoint(place), checkpoints.claim_checkpoint():
+    checkpoint = checkpoints.Checkpoint(tmp_path / "checkpoint", "id")
+    checkpoint.state = {"done": 1}
+    with checkpoints.use_checkpoint(checkpoint), checkpoints.claim_checkpoint():
         assert saved_progress() == {"done": 1}
         with checkpoints.claim_checkpoint():
             assert saved_progress() == {}

@@ -47,7 +47,7 @@ def kinds(
     quiet: str = "",
     seed: Seed = None,
 ) -> Attribution:
-    """Show the red of a picture."""
+    """Show the red channel of an image."""
     return Attribution(images=images, maps=scale * images[:, 0], targets=target.names(model, len(images)))
 
 @hookimpl
@@ -93,9 +93,9 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def shell(
     *words: str, env: dict[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a fresh interpreter; its last line of output says what it came to import.
+    """Run the command line in a fresh interpreter; the last line of its output lists slow imports.
 
-    (Typer itself imports pydantic to read options; what counts is what takes seconds.)
+    (Typer itself imports pydantic to read options; the modules that are listed take seconds to import.)
     """
     code = (
         "import sys\nfrom phosphene.cli import main\ntry:\n    main(sys.argv[1:])\nfinally:\n"
@@ -107,7 +107,7 @@ def shell(
 
 
 def phosphene(*words: str) -> int:
-    """Run the command line here; its exit code."""
+    """Run the command line in this process and return its exit code."""
     with pytest.raises(SystemExit) as end:
         main(words)
     return int(end.value.code or 0)
@@ -142,9 +142,9 @@ def test_completion_offers_names_and_options_without_torch(line: str, offered: l
         "COMP_CWORD": str(len(words) - 1),
     }
     done = shell(env={**os.environ, **completing})
-    *found, imported = done.stdout.split("\n")[: len(done.stdout.splitlines())]
+    *completions, imported = done.stdout.split("\n")[: len(done.stdout.splitlines())]
     assert imported == "[]"
-    assert sorted(found) == sorted(offered)
+    assert sorted(completions) == sorted(offered)
 
 
 def test_show_completion_imports_no_torch() -> None:
@@ -161,9 +161,9 @@ def test_list_names_every_method_with_its_summary(capsys: pytest.CaptureFixture[
     assert set(rows) == set(methods)
     assert rows["attribution.saliency"]["summary"] == methods["saliency"].spec.summary
     assert phosphene("list") == 0
-    told = capsys.readouterr().out
-    assert all(method.spec.short_name in told and method.spec.summary in told for method in methods.values())
-    assert told.index("Attribution") < told.index("saliency") < told.index("Attacks") < told.index("pgd")
+    text = capsys.readouterr().out
+    assert all(method.spec.short_name in text and method.spec.summary in text for method in methods.values())
+    assert text.index("Attribution") < text.index("saliency") < text.index("Attacks") < text.index("pgd")
 
 
 def test_show_prints_the_spec(capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,16 +171,16 @@ def test_show_prints_the_spec(capsys: pytest.CaptureFixture[str]) -> None:
     assert phosphene("show", "pgd", "--json") == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(spec.model_dump(mode="json")))
     assert phosphene("show", "pgd") == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for word in ("step_size", "0.03137", "> 0", "linf|l2", "within ball", spec.references[0].url, "--labels"):
-        assert word in told
+        assert word in output
 
 
 def test_help_of_a_method_follows_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert phosphene("run", "pgd", "--help") == 0
-    told = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     for word in ("--eps", "--no-random-start", "linf|l2", "default 0.03137", "--weights", "--image", "FLOAT"):
-        assert word in told
+        assert word in output
 
 
 def test_run_is_saved_printed_and_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,11 +191,11 @@ def test_run_is_saved_printed_and_replayed(tmp_path: Path, capsys: pytest.Captur
     assert [line[:3] for line in lines[:-1]] == ["000", "001"]
     assert "->" in lines[0]
     assert str(out) in lines[-1]
-    made = load_result(out)
-    assert made.provenance is not None
-    told = {"eps": 8 / 255, "steps": 2, "seed": 3, "random_start": False, "norm": "linf"}
-    assert told.items() <= made.provenance.params.items()
-    assert made.labels.tolist() == [6, 5]  # type: ignore[attr-defined]
+    result = load_result(out)
+    assert result.provenance is not None
+    params = {"eps": 8 / 255, "steps": 2, "seed": 3, "random_start": False, "norm": "linf"}
+    assert params.items() <= result.provenance.params.items()
+    assert result.labels.tolist() == [6, 5]  # type: ignore[attr-defined]
     assert phosphene("replay", str(out)) == 0
     assert "bit for bit" in capsys.readouterr().out
 
@@ -209,12 +209,12 @@ def test_image_target_and_quiet_options(
     words = ["--image", "a.png", "--image", "b.png", "--target", "heart", "--batch-size", "1", "--quiet"]
     assert phosphene("run", "saliency", *words) == 0
     assert capsys.readouterr() == ("", "")
-    made = load_result(tmp_path / "phosphene-out" / "saliency")
-    assert made.targets == ("heart", "heart")  # type: ignore[attr-defined]
-    assert made.provenance is not None
-    assert made.provenance.batch_size == 1
+    result = load_result(tmp_path / "phosphene-out" / "saliency")
+    assert result.targets == ("heart", "heart")  # type: ignore[attr-defined]
+    assert result.provenance is not None
+    assert result.provenance.batch_size == 1
     assert phosphene("run", "saliency", "--image", ".", "--out", "folder", "--quiet") == 0
-    # The folder's two pictures, and the picture files of the result that lies in it.
+    # The folder's two images, and the image files of the result inside the folder.
     assert len(load_result("folder").images) > 2  # type: ignore[attr-defined]
 
 
@@ -223,11 +223,11 @@ def test_model_options_reach_the_model(tmp_path: Path, capsys: pytest.CaptureFix
     save_file(load_network("shapes-vgg").state_dict(), weights)
     words = ["run", "saliency", "--model", "builtin:shapes-vgg", "--weights", str(weights), "--pretrained"]
     assert phosphene(*words, "--image", "builtin:scenes/1", "--out", str(tmp_path / "s")) == 0
-    made = load_result(tmp_path / "s")
-    assert made.provenance is not None
-    assert made.provenance.model is not None
+    result = load_result(tmp_path / "s")
+    assert result.provenance is not None
+    assert result.provenance.model is not None
     asked = {"uri": "builtin:shapes-vgg", "weights": str(weights), "pretrained": True}
-    assert made.provenance.model["source"] == asked
+    assert result.provenance.model["source"] == asked
     capsys.readouterr()
     assert phosphene("run", "saliency", "--pretrained") == 2
     assert "--model" in capsys.readouterr().err
@@ -236,7 +236,7 @@ def test_model_options_reach_the_model(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["run", "pdg"], "did you mean 'pgd'"),
         (["show", "pdg"], "did you mean 'pgd'"),
@@ -251,12 +251,12 @@ def test_model_options_reach_the_model(tmp_path: Path, capsys: pytest.CaptureFix
         (["replay", "nowhere"], "nowhere"),
     ],
 )
-def test_errors_are_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert phosphene(*words) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("phosphene: ")
-    assert told.count("\n") == 1
-    assert said in told
+    output = capsys.readouterr().err
+    assert output.startswith("phosphene: ")
+    assert output.count("\n") == 1
+    assert message in output
 
 
 def test_debug_raises_the_error() -> None:
@@ -267,7 +267,7 @@ def test_debug_raises_the_error() -> None:
 def test_folder_with_other_files_is_refused_before_the_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "diary.txt").write_text("dear diary")
+    (tmp_path / "diary.txt").write_text("my diary")
     monkeypatch.setattr(running, "execute", lambda *_: pytest.fail("the work was begun"))
     assert phosphene("run", "saliency", "--out", str(tmp_path)) == 2
     assert "files other than a result" in capsys.readouterr().err
@@ -301,9 +301,9 @@ def test_models_and_layers(capsys: pytest.CaptureFixture[str]) -> None:
     assert phosphene("models", "mobilenet_v2") == 0
     assert "torchvision:mobilenet_v2" in capsys.readouterr().out.split()
     assert phosphene("layers", "builtin:shapes-vgg") == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for word in ("features.10", "Conv2d", "96x16x16", "last map", "CAM weights"):
-        assert word in told
+        assert word in output
 
 
 def test_every_kind_of_parameter_is_parsed(stranger: dict[str, str], tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_every_kind_of_parameter_is_parsed(stranger: dict[str, str], tmp_path: P
 def test_third_party_method_and_command_are_listed(stranger: dict[str, str]) -> None:
     listed = shell("list", env=stranger)
     assert "kinds" in listed.stdout
-    assert "Show the red of a picture." in listed.stdout
+    assert "Show the red channel of an image." in listed.stdout
     assert listed.stdout.count("its module cannot be read") == 2
     assert listed.stdout.splitlines()[-1] == "[]"
     helped = shell("run", "kinds", "--help", env=stranger)
@@ -360,4 +360,4 @@ def test_parameter_cannot_be_named_like_an_argument_of_run() -> None:
 
         @method(family="tests")
         def greedy(model: Model, images: Images, *, out: str = "") -> Attribution:
-            """Take a name that is taken."""
+            """Use a reserved parameter name."""

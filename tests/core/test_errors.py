@@ -31,5 +31,5 @@ def test_unknown_name_lists_names_and_the_nearest():
 
 
 def test_missing_extra_names_the_install_command():
-    told = str(MissingExtra("phosphene check", "testing"))
-    assert told == "phosphene check needs an optional library: pip install 'phosphene[testing]'"
+    message = str(MissingExtra("phosphene check", "testing"))
+    assert message == "phosphene check needs an optional library: pip install 'phosphene[testing]'"

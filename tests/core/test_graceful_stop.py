@@ -33,7 +33,7 @@ from phosphene.graceful_stop import allow_early_stop, stoppable
 from phosphene.progress import ProgressEvent
 from phosphene.results import Synthesis
 
-draw, STEPS = "class_visualization", 12
+METHOD, STEPS = "class_visualization", 12
 
 
 @pytest.fixture(scope="module")
@@ -47,31 +47,31 @@ def model() -> Model:
 
 @contextmanager
 def ctrl_c(*at: int) -> Iterator[list[ProgressEvent]]:
-    """Somebody presses Ctrl-C when so many steps are done in all."""
-    told: list[ProgressEvent] = []
+    """Send the signal of Ctrl-C after these numbers of progress events."""
+    events: list[ProgressEvent] = []
 
     def listen(event: ProgressEvent) -> None:
-        told.append(event)
-        if len(told) in at:
+        events.append(event)
+        if len(events) in at:
             signal.raise_signal(signal.SIGINT)
 
     with report_progress(listen):
-        yield told
+        yield events
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def make(model: Model, **more: Any) -> Any:
-    return run(draw, model=model, **{"target": [0, 3], "steps": STEPS, "seed": 1, "jitter": 2} | more)
+    return run(METHOD, model=model, **{"target": [0, 3], "steps": STEPS, "seed": 1, "jitter": 2} | more)
 
 
 def test_ctrl_c_returns_the_result_of_the_steps_so_far(model: Model) -> None:
-    with ctrl_c(4) as told:
-        made = make(model)
-    assert made.provenance.interrupted == f"after 5 of {STEPS} steps"
+    with ctrl_c(4) as events:
+        result = make(model)
+    assert result.provenance.interrupted == f"after 5 of {STEPS} steps"
     short = make(model, steps=5)
-    assert torch.equal(made.images, short.images) and torch.equal(made.scores, short.scores)
+    assert torch.equal(result.images, short.images) and torch.equal(result.scores, short.scores)
     assert short.provenance.interrupted is None
-    assert told[3].note == f"objective {float(made.scores[3].mean()):.4g}"
+    assert events[3].note == f"objective {float(result.scores[3].mean()):.4g}"
 
 
 def test_ctrl_c_at_the_last_step_interrupts_nothing(model: Model) -> None:
@@ -95,19 +95,19 @@ def test_second_ctrl_c_interrupts_and_restores_the_model(model: Model, tmp_path:
 
 def test_ctrl_c_interrupts_direct_calls_and_other_work(model: Model) -> None:
     with pytest.raises(KeyboardInterrupt), ctrl_c(2):
-        methods[draw](model, Class(0), steps=4)
+        methods[METHOD](model, Class(0), steps=4)
     with pytest.raises(KeyboardInterrupt), ctrl_c(1):
         run("pgd", model=model, images=torch.rand(1, 3, 12, 12), steps=3)
 
 
 def test_ctrl_c_in_one_batch_keeps_the_others(model: Model) -> None:
-    whole = make(model)
+    complete = make(model)
     with ctrl_c(4):
-        made = make(model, batch_size=1, frames=3)
-    assert made.images.shape == whole.images.shape and made.scores.shape == (5, 2)
-    torch.testing.assert_close(made.scores[:5, 0], whole.scores[:5, 0])
-    assert torch.equal(made.scores[:, 1], made.scores[:1, 1].expand(5))  # one step is taken
-    assert len(made.frames) == 2
+        result = make(model, batch_size=1, frames=3)
+    assert result.images.shape == complete.images.shape and result.scores.shape == (5, 2)
+    torch.testing.assert_close(result.scores[:5, 0], complete.scores[:5, 0])
+    assert torch.equal(result.scores[:, 1], result.scores[:1, 1].expand(5))  # one step is taken
+    assert len(result.frames) == 2
 
 
 @pytest.mark.parametrize(
@@ -116,21 +116,21 @@ def test_ctrl_c_in_one_batch_keeps_the_others(model: Model) -> None:
     ids=str,
 )
 def test_same_run_resumes_after_ctrl_c(model: Model, tmp_path: Path, more: dict[str, Any]) -> None:
-    out, whole = tmp_path / "a", make(model, **more)
+    out, complete = tmp_path / "a", make(model, **more)
     with ctrl_c(7):
         make(model, out=out, **more)
     saved = load_result(out)
     assert saved.provenance.interrupted and (tmp_path / ".a.unfinished").is_file()
-    request = prepare(draw, model=model, target=[0, 3], steps=STEPS, seed=1, jitter=2, **more)
-    assert not request.produced(saved) and request.produced(whole)
+    request = prepare(METHOD, model=model, target=[0, 3], steps=STEPS, seed=1, jitter=2, **more)
+    assert not request.produced(saved) and request.produced(complete)
     assert "where it ended" in " ".join(replay(out, model=model).changed)
-    with ctrl_c() as told:
+    with ctrl_c() as events:
         again = make(model, out=out, **more)
-    assert len(told) == STEPS - 8
+    assert len(events) == STEPS - 8
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
-    for name, value in whole.fields():
-        found = getattr(again, name)
-        assert torch.equal(value, found) if isinstance(value, torch.Tensor) else value == found
+    for name, value in complete.fields():
+        resumed = getattr(again, name)
+        assert torch.equal(value, resumed) if isinstance(value, torch.Tensor) else value == resumed
 
 
 @pytest.mark.parametrize("cut", [1, 4, 9])
@@ -138,41 +138,41 @@ def test_lbfgs_run_resumes_to_the_same_bits(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
 ) -> None:
     monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
-    given: dict[str, Any] = {"model": model, "sample": torch.rand(2, 3, 12, 12), "steps": 16, "seed": 0}
-    whole = run("gram_texture", **given)
+    arguments: dict[str, Any] = {"model": model, "sample": torch.rand(2, 3, 12, 12), "steps": 16, "seed": 0}
+    complete = run("gram_texture", **arguments)
 
     def crash(event: ProgressEvent) -> None:
         if event.done == cut:
             raise OSError("the machine is gone")
 
     with pytest.raises(OSError, match="gone"), report_progress(crash):
-        run("gram_texture", out=tmp_path / "a", **given)
-    with ctrl_c() as told:
-        again = run("gram_texture", out=tmp_path / "a", **given)
-    assert len(told) == 16 - cut
-    assert torch.equal(whole.images, again.images) and torch.equal(whole.scores, again.scores)
+        run("gram_texture", out=tmp_path / "a", **arguments)
+    with ctrl_c() as events:
+        again = run("gram_texture", out=tmp_path / "a", **arguments)
+    assert len(events) == 16 - cut
+    assert torch.equal(complete.images, again.images) and torch.equal(complete.scores, again.scores)
 
 
 def test_saved_result_is_accepted_as_start(model: Model, tmp_path: Path) -> None:
-    made = make(model, out=tmp_path / "a", parametrization="pixels")
-    for start in (tmp_path / "a", str(tmp_path / "a"), made, made.images):
+    result = make(model, out=tmp_path / "a", parametrization="pixels")
+    for start in (tmp_path / "a", str(tmp_path / "a"), result, result.images):
         more = make(model, start=start, steps=1, lr=1e-6, parametrization="pixels", blur_every=0)
-        assert (more.images - made.images).abs().max() < 1e-5
-    one = make(model, start=made.images[:1], steps=1, lr=1e-6, blur_every=0)
-    assert (one.images[1] - made.images[0]).abs().max() < 1e-3
-    assert replay(make(model, start=made, steps=3).save(tmp_path / "b"), model=model).same
+        assert (more.images - result.images).abs().max() < 1e-5
+    one = make(model, start=result.images[:1], steps=1, lr=1e-6, blur_every=0)
+    assert (one.images[1] - result.images[0]).abs().max() < 1e-3
+    assert replay(make(model, start=result, steps=3).save(tmp_path / "b"), model=model).same
 
 
 def test_frames_are_intermediate_images(model: Model, tmp_path: Path) -> None:
-    made = make(model, frames=4)
-    assert made.frames.shape == (4, 2, 3, 12, 12) and made.frames.dtype == torch.uint8
-    for frame, steps in zip(made.frames, (3, 6, 9, 12), strict=True):
+    result = make(model, frames=4)
+    assert result.frames.shape == (4, 2, 3, 12, 12) and result.frames.dtype == torch.uint8
+    for frame, steps in zip(result.frames, (3, 6, 9, 12), strict=True):
         assert torch.equal(frame, (make(model, steps=steps).images * 255).round().byte())
     assert len(make(model, frames=50).frames) == STEPS
-    place = made.save(tmp_path / "a")
-    with Image.open(place / "film.gif") as film:
-        assert (film.n_frames, film.size) == (4, (24, 12))
-    assert torch.equal(load_result(place).frames, made.frames)
+    folder = result.save(tmp_path / "a")
+    with Image.open(folder / "film.gif") as animation:
+        assert (animation.n_frames, animation.size) == (4, (24, 12))
+    assert torch.equal(load_result(folder).frames, result.frames)
     assert not (make(model).save(tmp_path / "b") / "film.gif").exists()
 
 
@@ -180,17 +180,17 @@ def test_interrupted_command_saves_and_exits_with_130(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["run", draw, "--target", "star", "--steps", "6", "--seed", "0", "--size", "16", "--out", "a"]
+    words = ["run", METHOD, "--target", "star", "--steps", "6", "--seed", "0", "--size", "16", "--out", "a"]
     with ctrl_c(2), pytest.raises(SystemExit) as left:
         main(words)
     assert left.value.code == 130
-    told = capsys.readouterr()
-    assert "saved in a" in told.out and "interrupted after 3 of 6 steps" in told.err
-    assert "resumes" in told.err
+    captured = capsys.readouterr()
+    assert "saved in a" in captured.out and "interrupted after 3 of 6 steps" in captured.err
+    assert "resumes" in captured.err
     assert isinstance(load_result("a"), Synthesis)
     Path("request.json").write_text(json.dumps({"params": {"steps": 6, "seed": 0, "size": 16}, "out": "b"}))
     with ctrl_c(2), pytest.raises(SystemExit):
-        main(["run", draw, "--json", "request.json"])
+        main(["run", METHOD, "--json", "request.json"])
     assert json.loads(capsys.readouterr().out)["provenance"]["interrupted"] == "after 3 of 6 steps"
     with contextlib.suppress(SystemExit):
         main(words)
@@ -206,13 +206,13 @@ def test_other_signal_handlers_and_threads_are_not_affected() -> None:
             assert not stop.requested
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    found = []
+    handlers = []
 
     def elsewhere() -> None:
         with allow_early_stop(), stoppable():
-            found.append(signal.getsignal(signal.SIGINT))
+            handlers.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
-    assert found == [signal.default_int_handler]
+    assert handlers == [signal.default_int_handler]

@@ -354,7 +354,7 @@ def test_threads_on_one_model_get_the_results_of_single_runs():
     images = torch.rand(4, 3, 8, 8, dtype=torch.float64)
     jobs = [("saliency", {"target": t}) for t in (0, "second[1]", "pair[2,3,3]")]
     jobs += [("grad_cam", {"target": 1, "layer": layer}) for layer in ("second", "pair", "third")]
-    alone = [methods[n](load_model(module, input_size=(3, 8, 8)), images, **k).maps for n, k in jobs]
+    single_runs = [methods[n](load_model(module, input_size=(3, 8, 8)), images, **k).maps for n, k in jobs]
     for _ in range(5):
         # A new model each time: its structure is recorded while all threads run.
         model = load_model(module, input_size=(3, 8, 8))
@@ -372,7 +372,7 @@ def test_threads_on_one_model_get_the_results_of_single_runs():
             thread.start()
         for thread in threads:
             thread.join()
-        for i, expected in enumerate(alone):
+        for i, expected in enumerate(single_runs):
             assert len(results[i]) == 4
             for maps in results[i]:
                 assert torch.equal(maps, expected)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 CORE = Path(__file__).parents[2] / "core"
-#: Its signatures name what hooks receive and return, so it alone refers to modules above it.
+#: Its signatures name the arguments and results of hooks, so it alone refers to modules above it.
 EXEMPT = "phosphene.registry.hookspecs"
 
 
@@ -22,7 +22,7 @@ def modules(root: Path) -> dict[str, Path]:
     return names
 
 
-def imported(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
+def imports_of(name: str, path: Path, paths: dict[str, Path]) -> Iterator[str]:
     """The modules that a module imports anywhere in its source: also in functions and under TYPE_CHECKING."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text())):
@@ -31,16 +31,16 @@ def imported(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
             base = ".".join(parents[: len(parents) - node.level + 1]) if node.level else ""
             home = ".".join(filter(None, (base, node.module)))
             for alias in node.names:
-                # ``from package import x`` imports the module package.x where there is one.
-                yield f"{home}.{alias.name}" if f"{home}.{alias.name}" in known else home
+                # ``from package import x`` imports the module package.x if it exists.
+                yield f"{home}.{alias.name}" if f"{home}.{alias.name}" in paths else home
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
 
 def import_graph(root: Path) -> dict[str, set[str]]:
     """For each module those of the core that it imports."""
-    known = modules(root)
-    return {name: {*imported(name, path, known)} & known.keys() - {name} for name, path in known.items()}
+    paths = modules(root)
+    return {name: {*imports_of(name, path, paths)} & paths.keys() - {name} for name, path in paths.items()}
 
 
 def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
@@ -71,7 +71,7 @@ def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
     return components
 
 
-def without(graph: dict[str, set[str]], name: str) -> dict[str, set[str]]:
+def remove_module(graph: dict[str, set[str]], name: str) -> dict[str, set[str]]:
     return {module: others - {name} for module, others in graph.items() if module != name}
 
 
@@ -81,7 +81,7 @@ def graph() -> dict[str, set[str]]:
 
 
 def test_no_modules_import_each_other(graph: dict[str, set[str]]) -> None:
-    assert cycles(without(graph, EXEMPT)) == []
+    assert cycles(remove_module(graph, EXEMPT)) == []
 
 
 def test_spec_and_results_do_not_import_the_registry(graph: dict[str, set[str]]) -> None:
@@ -99,12 +99,12 @@ def test_imports_of_every_kind_are_counted(tmp_path: Path) -> None:
     (package / "b.py").write_text(
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .sub import a\n"
     )
-    found = import_graph(tmp_path)
-    assert found == {
+    imports = import_graph(tmp_path)
+    assert imports == {
         "phosphene": set(),
         "phosphene.b": {"phosphene.sub.a"},
         "phosphene.sub": {"phosphene.sub.a"},
         "phosphene.sub.a": {"phosphene.b"},
     }
-    assert cycles(found) == [["phosphene.b", "phosphene.sub.a"]]
-    assert cycles(without(found, "phosphene.b")) == []
+    assert cycles(imports) == [["phosphene.b", "phosphene.sub.a"]]
+    assert cycles(remove_module(imports, "phosphene.b")) == []

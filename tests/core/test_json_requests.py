@@ -38,14 +38,14 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, Any, str]:
-    """Run the command line here: its exit code, the JSON it prints, and what is on standard error."""
+    """Run the command line: its exit code, the JSON it prints, and its standard error."""
     with pytest.raises(SystemExit) as end:
         main(words)
-    said = capsys.readouterr()
-    return int(end.value.code or 0), json.loads(said.out), said.err
+    captured = capsys.readouterr()
+    return int(end.value.code or 0), json.loads(captured.out), captured.err
 
 
-def written(request: Any, file: str = "request.json") -> str:
+def write_request(request: Any, file: str = "request.json") -> str:
     Path(file).write_text(request if isinstance(request, str) else json.dumps(request))
     return file
 
@@ -54,30 +54,30 @@ def written(request: Any, file: str = "request.json") -> str:
 
 
 def test_request_is_run_and_the_response_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
-    code, answer, _ = ask(capsys, "run", "pgd", "--json", written(REQUEST | {"out": "here"}))
+    code, answer, _ = ask(capsys, "run", "pgd", "--json", write_request(REQUEST | {"out": "here"}))
     assert code == 0
-    made = load_result("here")
-    assert isinstance(made, AdversarialExamples)
-    assert made.provenance is not None
-    assert answer["provenance"] == made.provenance.model_dump(mode="json")
+    result = load_result("here")
+    assert isinstance(result, AdversarialExamples)
+    assert result.provenance is not None
+    assert answer["provenance"] == result.provenance.model_dump(mode="json")
     assert answer["type"] == "AdversarialExamples"
     assert answer["folder"] == str(Path("here").resolve())
     assert set(answer["files"]) == {
         "arrays.safetensors", "picture.png", "pictures/000.png", "pictures/001.png", "result.json"
     }  # fmt: skip
-    assert answer["lines"] == made.lines()
-    assert answer["seconds"] >= made.provenance.seconds
+    assert answer["lines"] == result.lines()
+    assert answer["seconds"] >= result.provenance.seconds
     same = run("pgd", images="builtin:scenes/2", labels=["star", "square"], steps=2, eps=0.02, seed=3)
     assert isinstance(same, AdversarialExamples)
-    assert torch.equal(made.adversarial, same.adversarial)
-    assert made.provenance.batch_size == 1
+    assert torch.equal(result.adversarial, same.adversarial)
+    assert result.provenance.batch_size == 1
 
 
 def test_provenance_of_a_response_repeats_the_request(capsys: pytest.CaptureFixture[str]) -> None:
-    _, first, _ = ask(capsys, "run", "pgd", "--json", written(REQUEST | {"out": "first"}))
+    _, first, _ = ask(capsys, "run", "pgd", "--json", write_request(REQUEST | {"out": "first"}))
     how = first["provenance"]
     again = {"params": how["params"], "inputs": REQUEST["inputs"] | {"model": how["model"]["source"]}}
-    _, second, _ = ask(capsys, "run", "pgd", "--json", written(again | {"out": "second"}))
+    _, second, _ = ask(capsys, "run", "pgd", "--json", write_request(again | {"out": "second"}))
     assert second["provenance"]["model"] == how["model"]
     one, other = load_result("first"), load_result("second")
     assert isinstance(one, AdversarialExamples) and isinstance(other, AdversarialExamples)
@@ -94,20 +94,20 @@ def test_empty_request_from_standard_input_uses_the_default_folder(
 
 
 def test_options_extend_a_request_but_cannot_repeat_it(capsys: pytest.CaptureFixture[str]) -> None:
-    file = written(REQUEST)
+    file = write_request(REQUEST)
     code, answer, _ = ask(capsys, "run", "pgd", "--json", file, "--norm", "l2", "--out", "here")
     assert code == 0
     assert answer["provenance"]["params"]["norm"] == "l2"
     assert answer["folder"].endswith("here")
     for option in ("--steps", "--image", "--batch-size"):
-        code, answer, told = ask(capsys, "run", "pgd", "--json", file, option, "3")
+        code, answer, stderr = ask(capsys, "run", "pgd", "--json", file, option, "3")
         assert code == 2
         assert f"{option} is set in --json request.json, too" in answer["error"]["message"]
-        assert answer["error"]["message"] in told
+        assert answer["error"]["message"] in stderr
 
 
 @pytest.mark.parametrize(
-    ("request_", "said"),
+    ("request_", "message"),
     [
         ({"parms": {}}, r"request\.json: no key 'parms'; .* did you mean 'params'\?"),
         ({"params": {"epz": 1}}, r"no parameter 'epz'; .* did you mean 'eps'"),
@@ -135,14 +135,14 @@ def test_options_extend_a_request_but_cannot_repeat_it(capsys: pytest.CaptureFix
     ids=str,
 )
 def test_invalid_request_is_refused_before_any_work(
-    request_: Any, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    request_: Any, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running, "execute", lambda *_: pytest.fail("it was run"))
-    code, answer, told = ask(capsys, "run", "pgd", "--json", written(request_))
+    code, answer, stderr = ask(capsys, "run", "pgd", "--json", write_request(request_))
     assert code == 2
     assert list(answer) == ["error"]
-    assert re.search(said, answer["error"]["message"])
-    assert told == f"phosphene: {answer['error']['message']}\n"
+    assert re.search(message, answer["error"]["message"])
+    assert stderr == f"phosphene: {answer['error']['message']}\n"
 
 
 def test_errors_of_other_commands_are_json_with_the_json_option(
@@ -165,7 +165,7 @@ def test_exception_is_reported_as_json_and_raised(
 
     monkeypatch.setattr(running, "execute", crash)
     with pytest.raises(RuntimeError, match="out of memory"):
-        main(["run", "pgd", "--json", written(REQUEST)])
+        main(["run", "pgd", "--json", write_request(REQUEST)])
     error = json.loads(capsys.readouterr().out)["error"]
     assert error == {"type": "RuntimeError", "message": "out of memory"}
 
@@ -180,10 +180,10 @@ def test_printed_text_does_not_reach_the_response(
         return execute(prepared)
 
     monkeypatch.setattr(running, "execute", chatty)
-    code, answer, told = ask(capsys, "run", "pgd", "--json", written(REQUEST))
+    code, answer, stderr = ask(capsys, "run", "pgd", "--json", write_request(REQUEST))
     assert code == 0
     assert answer["type"] == "AdversarialExamples"
-    assert "here I am" in told
+    assert "here I am" in stderr
 
 
 def test_events_are_lines_of_json_on_standard_error() -> None:
@@ -197,14 +197,14 @@ def test_events_are_lines_of_json_on_standard_error() -> None:
     assert json.loads(done.stdout)["type"] == "AdversarialExamples"
     events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     steps = {"event": "progress", "description": events[0]["description"], "total": 2, "note": ""}
-    # One picture at a time, two steps each.
+    # One image at a time, two steps each.
     assert events == [steps | {"done": done} for done in (1, 2, 1, 2)]
 
 
 def test_documented_requests_run(capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs" / "programs.md").read_text()
     request = json.loads(next(iter(re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL))))
-    code, answer, _ = ask(capsys, "run", "pgd", "--json", written(request))
+    code, answer, _ = ask(capsys, "run", "pgd", "--json", write_request(request))
     assert code == 0
     assert answer["folder"].endswith(request["out"])
     assert all(f"`{key}`" in page for key in answer)
@@ -243,8 +243,8 @@ def test_prepared_run_recognizes_only_its_own_result() -> None:
         ("pgd", {"model": "builtin:shapes-resnet", "labels": ["star", "square"]}),
         ("saliency", {}),
     ):
-        given = how | other if name == "pgd" else {"images": "builtin:scenes/2"}
-        assert not prepare(name, **given).produced(saved), (name, other)
+        arguments = how | other if name == "pgd" else {"images": "builtin:scenes/2"}
+        assert not prepare(name, **arguments).produced(saved), (name, other)
     with torch.no_grad():
         next(model.module.parameters()).add_(0.1)
     assert not prepare("pgd", **how, seed=5, labels=["star", "square"]).produced(saved)
@@ -258,9 +258,9 @@ def test_results_of_callables_are_never_recognized() -> None:
     run("saliency", images=images, target=first, out="called")
     assert not prepare("saliency", images=images, target=first).produced(load_result("called"))
     assert not prepare("saliency", images=images).produced(load_result("called"))
-    seen = torch.rand(3, 3, 64, 64)
-    run("nearest_neighbors", images=images, dataset=seen, k=1, out="near")
-    assert not prepare("nearest_neighbors", images=images, dataset=seen, k=1).produced(load_result("near"))
+    dataset = torch.rand(3, 3, 64, 64)
+    run("nearest_neighbors", images=images, dataset=dataset, k=1, out="near")
+    assert not prepare("nearest_neighbors", images=images, dataset=dataset, k=1).produced(load_result("near"))
 
 
 def test_prepare_checks_everything_and_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

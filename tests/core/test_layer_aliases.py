@@ -1,4 +1,4 @@
-"""Layer names of a VGG as papers write them, wherever a layer is named."""
+"""Layer names of a VGG as papers write them, accepted for every layer argument."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_aliases_of_torchvisions_vggs(name: str, aliases: dict[str, str]) -> Non
         model.layer_name("relu51")
 
 
-def test_aliases_are_accepted_wherever_a_layer_is() -> None:
+def test_aliases_are_accepted_for_every_layer_argument() -> None:
     model, images = load_model("builtin:shapes-vgg"), torch.rand(2, 3, 64, 64)
     own = model.features(images, "features.11")
     assert torch.equal(model.features(images, "relu3_1"), own)
@@ -60,9 +60,9 @@ def test_other_networks_have_no_aliases() -> None:
 
 def test_decoder_inverts_features_of_the_real_network(assets: Path) -> None:
     model, decoder = load_vgg19(assets), load_decoder(assets)
-    picture = resize(read_image(assets / "images" / "demo" / "tubingen.jpg"), (96, 128))[None]
+    image = resize(read_image(assets / "images" / "demo" / "tubingen.jpg"), (96, 128))[None]
     with torch.no_grad():
-        error = (decoder(model.features(picture, "relu3_1")) - picture).square().mean()
+        error = (decoder(model.features(image, "relu3_1")) - image).square().mean()
     assert -10 * error.log10() > 24
     small = load_small_vgg19(assets)
     assert small.layer_name("relu5_1") == small.stages[-1]

@@ -1,4 +1,4 @@
-"""Loading: names, weights from caches and files, presets, refusals; never a pickle, never a long wait."""
+"""Loading: names, weights from caches and files, presets, refusals; no pickles, no long waits."""
 
 import hashlib
 import pickle
@@ -166,7 +166,7 @@ def test_pickle_in_a_file_is_not_executed(tmp_path):
         ("squeezenet1_1", models.SqueezeNet1_1_Weights.IMAGENET1K_V1),
     ],
 )
-def test_pretrained_networks_are_those_of_torchvisions_own_builders(name, entry, checkpoints, monkeypatch):
+def test_pretrained_networks_equal_those_of_torchvisions_builders(name, entry, checkpoints, monkeypatch):
     shape = {"googlenet": {"aux_logits": True, "init_weights": False},
              "inception_v3": {"aux_logits": True, "init_weights": False}}.get(name, {})  # fmt: skip
     torch.manual_seed(0)
@@ -195,7 +195,7 @@ def test_vision_transformer_is_built_at_the_size_of_its_weights(checkpoints, mon
         ModelError, match="do not fit torchvision:vit_b_16 with .*'image_size': 384"
     ) as refusal:
         load_model("torchvision:vit_b_16", weights=entry.name)
-    assert "size mismatch" not in str(refusal.value)  # much is missing, but what is there fits
+    assert "size mismatch" not in str(refusal.value)  # tensors are missing, but all that are present fit
 
 
 def test_preprocessing_equals_torchvision_and_timm():
@@ -215,9 +215,9 @@ def test_preprocessing_equals_torchvision_and_timm():
         else:
             prepare = models.get_model_weights(uri.partition(":")[2]).DEFAULT.transforms()
         for size in ((331, 500), (500, 333), (224, 224), (640, 229)):
-            picture = Image.fromarray(noise.numpy()).resize(size, Image.Resampling.BICUBIC)
-            ours = model.normalize(model.transform(picture)[None])[0]
-            torch.testing.assert_close(ours, prepare(picture), rtol=1e-5, atol=1e-5)
+            image = Image.fromarray(noise.numpy()).resize(size, Image.Resampling.BICUBIC)
+            ours = model.normalize(model.transform(image)[None])[0]
+            torch.testing.assert_close(ours, prepare(image), rtol=1e-5, atol=1e-5)
 
 
 # --- timm ----------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def test_timm_tag_sets_the_preprocessing():
     assert model.class_name(0) == "tench, Tinca tinca"
 
 
-def test_class_names_of_the_larger_imagenets_are_known():
+def test_models_of_larger_imagenets_have_class_names():
     model = load_model("timm:test_resnet", num_classes=21843)
     assert len(model.classes) == 21843
     assert load_model("timm:test_resnet", num_classes=7).classes is None
@@ -250,7 +250,7 @@ def test_other_channels_and_sizes():
 
 
 def hub_layout(cache: Path, repository: str, file: str, state: dict[str, torch.Tensor]) -> None:
-    """A repository as the hub's client keeps it: refs name a commit, snapshots hold its files."""
+    """Write a repository as the hub client caches it: refs name a commit, snapshots contain its files."""
     folder = cache / f"models--{repository.replace('/', '--')}"
     snapshot = folder / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
@@ -391,32 +391,32 @@ def test_real_networks_classify_real_photographs(assets, uri, file, side, least)
     right = 0
     with model.guard(), torch.inference_mode():
         for path in photographs:
-            said = model.class_name(int(model(model.transform(path)[None]).argmax()))
-            right += said.replace(" ", "_") in path.stem
+            label = model.class_name(int(model(model.transform(path)[None]).argmax()))
+            right += label.replace(" ", "_") in path.stem
     assert right >= least
 
 
 def test_function_returns_logits_or_labels_and_needs_size_and_classes():
-    def logits(pictures):
-        return torch.stack([pictures.mean((1, 2, 3)), 1 - pictures.mean((1, 2, 3))], 1)
+    def logits(images):
+        return torch.stack([images.mean((1, 2, 3)), 1 - images.mean((1, 2, 3))], 1)
 
-    known = {"input_size": (3, 4, 4), "classes": ["light", "dark"]}
-    pictures = torch.rand(5, 3, 4, 4)
-    assert torch.equal(load_model(logits, **known)(pictures), logits(pictures))
-    labels = load_model(lambda shown: logits(shown).argmax(1).numpy(), **known)(pictures)
-    assert torch.equal(labels, 100 * torch.nn.functional.one_hot(logits(pictures).argmax(1), 2).float())
+    signature = {"input_size": (3, 4, 4), "classes": ["light", "dark"]}
+    images = torch.rand(5, 3, 4, 4)
+    assert torch.equal(load_model(logits, **signature)(images), logits(images))
+    labels = load_model(lambda images: logits(images).argmax(1).numpy(), **signature)(images)
+    assert torch.equal(labels, 100 * torch.nn.functional.one_hot(logits(images).argmax(1), 2).float())
     with pytest.raises(InputError, match="a function needs input_size"):
         load_model(logits, input_size=(3, 4, 4))
     with pytest.raises(InputError, match="a URI, a torch module or a function, not a type"):
-        load_model(nn.Linear, **known)
+        load_model(nn.Linear, **signature)
     with pytest.raises(ModelError, match="returned labels from 7 to 7, but the classes are 0 to 1"):
-        load_model(lambda shown: torch.full((len(shown),), 7), **known)(pictures)
+        load_model(lambda images: torch.full((len(images),), 7), **signature)(images)
 
 
 def test_module_that_returns_labels_alone_needs_classes():
     class Labels(nn.Module):
-        def forward(self, pictures):
-            return pictures.mean((2, 3)).argmax(1)
+        def forward(self, images):
+            return images.mean((2, 3)).argmax(1)
 
     with pytest.raises(ModelError, match="labels alone; pass the class names"):
         load_model(Labels(), input_size=(3, 4, 4))(torch.rand(1, 3, 4, 4))

@@ -1,4 +1,4 @@
-"""``Model``: one convention over any network, whatever its outputs, layouts, precision and mode."""
+"""``Model``: one convention over any network, for any outputs, layouts, precision and mode."""
 
 import copy
 import threading
@@ -102,7 +102,7 @@ def test_unknown_input_size_is_that_of_the_images(side):
     assert not model.size_known
 
 
-def test_known_input_size_stays_whatever_the_images_are():
+def test_known_input_size_does_not_follow_the_images():
     model = load_model(small(), input_size=(3, 8, 8))
     assert model.size_known
     assert model.for_images(torch.rand(1, 3, 32, 32)) is model
@@ -171,7 +171,7 @@ def test_replay_on_a_fresh_wrapper_gives_the_same_bits(name, arguments, tmp_path
     assert sizes[0] == sizes[1]
 
 
-def test_replay_says_that_the_input_size_is_another(tmp_path):
+def test_replay_reports_another_input_size(tmp_path):
     methods["class_visualization"](load_model(small()), 0, steps=2, seed=0, size=20).save(tmp_path / "result")
     again = replay(tmp_path / "result", model=load_model(small(), input_size=(3, 32, 32)))
     assert "the model's input size" in again.changed
@@ -210,12 +210,12 @@ def test_network_that_does_not_take_the_default_size_works_on_its_images():
     assert torch.equal(labels, model(images).argmax(1))
     dataset = TensorDataset(torch.rand(6, 3, 32, 32))
     assert methods["embed"](model, dataset).features.shape[0] == 6
-    made = methods["class_visualization"](model, 0, steps=2, seed=0, size=32).images
-    assert made.shape == (1, 3, 32, 32)
+    visualization = methods["class_visualization"](model, 0, steps=2, seed=0, size=32).images
+    assert visualization.shape == (1, 3, 32, 32)
     assert model.input_size == (3, 224, 224)
 
 
-def test_default_size_that_the_network_does_not_take_is_refused_with_the_way_out():
+def test_unsupported_default_size_is_refused_and_input_size_suggested():
     words = r"does not take images of \(3, 224, 224\), the default .*; pass load_model\(..., input_size"
     with pytest.raises(ModelError, match=words):
         methods["class_visualization"](load_model(fixed_size(32)), 0, steps=2, seed=0)
@@ -285,10 +285,10 @@ def test_models_with_compiled_parts_are_refused():
     net[0] = torch.compile(net[0])
     with pytest.raises(ModelError, match=r"^0 is compiled, .*as it was before torch.compile"):
         load_model(net)
-    whole = small()
-    whole.compile()
+    compiled = small()
+    compiled.compile()
     with pytest.raises(ModelError, match="the module is compiled"):
-        load_model(whole)
+        load_model(compiled)
     with pytest.raises(ModelError, match="the module is compiled"):
         load_model(torch.jit.trace(small(), torch.rand(1, 3, 8, 8)))
 
@@ -463,7 +463,7 @@ def test_features_need_no_layer_above_to_take_the_size():
         model(images)
     unsized = load_model(net)
     assert unsized.features(torch.rand(1, 3, 8, 8), "1").shape == (1, 4, 6, 6)
-    for _ in range(2):  # whatever ran before
+    for _ in range(2):  # independent of earlier passes
         with pytest.raises(ModelError, match=r"images of \(3, 16, 16\); pass load_model\(..., input_size"):
             unsized.features(images, "1")
 

@@ -32,7 +32,7 @@ def small(between: nn.Module | None = None) -> nn.Sequential:
     return randomize_norms(nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)))
 
 
-def wrapped(network: nn.Module, side: int = 16) -> Model:
+def wrap(network: nn.Module, side: int = 16) -> Model:
     return load_model(network.double(), input_size=(3, side, side), mean=[0.4] * 3, std=[0.2] * 3)
 
 
@@ -56,79 +56,79 @@ def run_with_and_without_copy(
 @pytest.mark.parametrize(
     ("name", "folded"), [("resnet18", 20), ("mobilenet_v2", 52), ("densenet121", 59), ("googlenet", 57)]
 )
-def test_methods_give_the_same_with_and_without_the_copy(name, folded, monkeypatch):
+def test_methods_return_the_same_with_and_without_the_copy(name, folded, monkeypatch):
     torch.manual_seed(0)
     options = {"init_weights": False} if name == "googlenet" else {}
     network = randomize_norms(models.get_model(name, weights=None, **options))
-    pictures = torch.rand(5, 3, 96, 96)
+    images = torch.rand(5, 3, 96, 96)
     single = load_model(network, input_size=(3, 96, 96))
     assert len(single.structure.folds) == folded  # DenseNet's other batch norms stand before convolutions
     with single.guard(), torch.no_grad(), allow_optimized(single, 100) as optimized:
-        torch.testing.assert_close(single(pictures), network(pictures), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(single(images), network(images), rtol=1e-4, atol=1e-4)
         assert optimized.used
     # In double precision, so that no ReLU at its kink falls on the other side by rounding.
-    model, pictures = wrapped(network, 96), pictures.double()
-    copy_maps, maps = run_with_and_without_copy(monkeypatch, "saliency", model, pictures, 3)
+    model, images = wrap(network, 96), images.double()
+    copy_maps, maps = run_with_and_without_copy(monkeypatch, "saliency", model, images, 3)
     assert copy_maps.provenance.model["optimized_copy"]
     torch.testing.assert_close(copy_maps.maps, maps.maps, rtol=1e-8, atol=1e-10)
     for norm in ("linf", "l2"):
         attack = {"steps": 2, "norm": norm, "eps": 0.5, "seed": 1}
         copy_result, result = run_with_and_without_copy(
-            monkeypatch, "pgd", model, pictures[:2], torch.tensor([1, 2]), **attack
+            monkeypatch, "pgd", model, images[:2], torch.tensor([1, 2]), **attack
         )
         assert copy_result.provenance.model["optimized_copy"]
         torch.testing.assert_close(copy_result.adversarial, result.adversarial, rtol=0, atol=1e-8)
 
 
-def trained(network: nn.Sequential) -> None:
+def train(network: nn.Sequential) -> None:
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
     network(torch.rand(4, 3, 16, 16, dtype=torch.float64)).square().sum().backward()
     optimizer.step()
 
 
-def changed_in_place(network: nn.Sequential) -> None:
+def change_in_place(network: nn.Sequential) -> None:
     with torch.no_grad():
         network[0].weight[2] = 0
 
 
-def changed_through_data(network: nn.Sequential) -> None:
+def change_through_data(network: nn.Sequential) -> None:
     network[0].weight.data[2] = 0
 
 
-def replaced(network: nn.Sequential) -> None:
+def replace_layer(network: nn.Sequential) -> None:
     network[2] = nn.ReLU()
 
 
-def set_otherwise(network: nn.Sequential) -> None:
+def set_attribute(network: nn.Sequential) -> None:
     network[2].negative_slope = 0.5
 
 
-def moved_through_data(network: nn.Sequential) -> None:
+def permute_through_data(network: nn.Sequential) -> None:
     network[0].weight.data.copy_(network[0].weight.data.flip(1))  # the same values in another order
 
 
-def strided(network: nn.Sequential) -> None:
+def change_stride(network: nn.Sequential) -> None:
     network[0].stride = (3, 3)
 
 
-def scaled(network: nn.Sequential) -> None:
+def change_list_element(network: nn.Sequential) -> None:
     network[2].scale[0] = 2.0  # in a list, which torch does not register
 
 
-def scaled_by_a_tensor(network: nn.Sequential) -> None:
+def change_tensor_attribute(network: nn.Sequential) -> None:
     network[2].factor.mul_(2)
 
 
-def acting_otherwise(network: nn.Sequential) -> None:
+def replace_function(network: nn.Sequential) -> None:
     network[2].function = torch.tanh
 
 
-def running_otherwise(network: nn.Sequential) -> None:
+def replace_forward(network: nn.Sequential) -> None:
     network.forward = lambda x: nn.Sequential.forward(network, x) ** 2
 
 
-def loaded(network: nn.Sequential) -> None:
+def load_weights(network: nn.Sequential) -> None:
     network.load_state_dict(randomize_norms(small(Settings()).double(), seed=5).state_dict())
 
 
@@ -146,27 +146,28 @@ class Settings(nn.LeakyReLU):
 @pytest.mark.parametrize(
     "change",
     [
-        trained, changed_in_place, changed_through_data, moved_through_data, replaced,
-        set_otherwise, strided, scaled, scaled_by_a_tensor, acting_otherwise, running_otherwise, loaded,
+        train, change_in_place, change_through_data, permute_through_data, replace_layer,
+        set_attribute, change_stride, change_list_element, change_tensor_attribute, replace_function,
+        replace_forward, load_weights,
     ],
 )  # fmt: skip
 def test_optimized_copy_is_never_stale(change, images, monkeypatch):
     network = small(Settings())
-    model = wrapped(network)
+    model = wrap(network)
     before, _ = run_with_and_without_copy(monkeypatch, "saliency", model, images, 1)
-    kept = [tensor.clone() for tensor in network.state_dict().values()]
+    original_state = [tensor.clone() for tensor in network.state_dict().values()]
     change(network)
     after, right = run_with_and_without_copy(monkeypatch, "saliency", model, images, 1)
     assert before.provenance.model["optimized_copy"] and after.provenance.model["optimized_copy"]
     torch.testing.assert_close(after.maps, right.maps, rtol=1e-8, atol=1e-10)
     assert not torch.allclose(after.maps, before.maps, rtol=1e-3)
-    same_weights = all(map(torch.equal, kept, network.state_dict().values()))
+    same_weights = all(map(torch.equal, original_state, network.state_dict().values()))
     assert (before.provenance.model["digest"] == after.provenance.model["digest"]) == same_weights
 
 
 def test_optimized_copy_follows_weights_that_change_during_a_run(images):
     network = small()
-    model = wrapped(network)
+    model = wrap(network)
     with model.guard(), torch.no_grad(), allow_optimized(model, 100) as optimized:
         for _ in range(3):
             torch.testing.assert_close(model(images), model._logits(network(model.normalize(images))))
@@ -176,7 +177,7 @@ def test_optimized_copy_follows_weights_that_change_during_a_run(images):
 
 def test_layers_and_weights_are_those_of_the_original(images):
     network = small()
-    model = wrapped(network)
+    model = wrap(network)
     weight = network[0].weight.detach().clone()
     with model.guard(), torch.no_grad(), allow_optimized(model, 100) as optimized:
         logits = model(images)
@@ -212,9 +213,9 @@ class Shared(nn.Module):
 
 def test_network_without_batch_norms_becomes_channels_last(monkeypatch):
     model = load_model("builtin:shapes-vgg", dtype=torch.float64)
-    pictures = SceneDataset(5, size=(24, 24)).read(range(5))
+    images = SceneDataset(5, size=(24, 24)).read(range(5))
     assert model.structure.folds == ()
-    with_copy, without = run_with_and_without_copy(monkeypatch, "saliency", model, pictures, 3)
+    with_copy, without = run_with_and_without_copy(monkeypatch, "saliency", model, images, 3)
     assert with_copy.provenance.model["optimized_copy"]
     assert model._cache.optimized[1].features[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert model.module.features[0].weight.is_contiguous()
@@ -222,7 +223,7 @@ def test_network_without_batch_norms_becomes_channels_last(monkeypatch):
 
 
 def test_outputs_that_are_used_twice_are_not_folded():
-    assert wrapped(randomize_norms(Shared())).structure.folds == ()
+    assert wrap(randomize_norms(Shared())).structure.folds == ()
 
 
 class ReadingNormWeight(nn.Module):
@@ -236,18 +237,18 @@ class ReadingNormWeight(nn.Module):
         return self.parts(x) * self.parts[1].weight.sum()
 
 
-def hooked(network: nn.Module) -> nn.Module:
+def add_hook(network: nn.Module) -> nn.Module:
     network[2].register_forward_hook(lambda module, args, output: output * 2)
     return network
 
 
 @pytest.mark.parametrize(
     ("network", "count"),
-    [(small, 4), (lambda: small()[2:4], 6), (lambda: hooked(small()), 6), (ReadingNormWeight, 6)],
+    [(small, 4), (lambda: small()[2:4], 6), (lambda: add_hook(small()), 6), (ReadingNormWeight, 6)],
     ids=["too few images", "nothing to fold", "a hook of the user", "reads a folded norm"],
 )
 def test_no_copy_where_it_costs_more_than_it_saves_or_is_impossible(network, count, images, monkeypatch):
-    model = wrapped(network())
+    model = wrap(network())
     result = methods["saliency"](model, images[:count], lambda out: out.flatten(1).square().sum(1))
     assert not result.provenance.model["optimized_copy"]
     assert model._cache.optimized[1] is None
@@ -258,23 +259,23 @@ class StoringOutput(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.parts, self.seen = small(), torch.zeros(())
+        self.parts, self.last_logits = small(), torch.zeros(())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.parts(x)
-        self.seen = logits.detach()
+        self.last_logits = logits.detach()
         return logits
 
 
 def test_network_that_stores_outputs_runs_itself(images):
     network = StoringOutput()
-    model = wrapped(network)
+    model = wrap(network)
     with torch.no_grad():
         model(images)
     with model.guard(), torch.no_grad(), allow_optimized(model, 100) as optimized:
-        for pictures in (images, 1 - images):
-            logits = model(pictures)
-            assert torch.equal(network.seen, logits)
+        for batch in (images, 1 - images):
+            logits = model(batch)
+            assert torch.equal(network.last_logits, logits)
     assert not optimized.used
 
 
@@ -290,7 +291,7 @@ class Noisy(nn.Module):
 
 
 def test_random_network_draws_the_same_numbers_with_and_without_a_copy(images):
-    model = wrapped(Noisy())
+    model = wrap(Noisy())
     first, second = (methods["pgd"](model, images, torch.zeros(6, dtype=torch.long), seed=0) for _ in "ab")
     assert torch.equal(first.adversarial, second.adversarial)
     assert torch.equal(first.confidence_before, second.confidence_before)
@@ -298,18 +299,18 @@ def test_random_network_draws_the_same_numbers_with_and_without_a_copy(images):
 
 
 def test_threads_share_an_optimized_copy(images):
-    model = wrapped(small())
-    found: list[torch.Tensor] = []
+    model = wrap(small())
+    results: list[torch.Tensor] = []
 
     def work() -> None:
         for _ in range(5):
-            found.append(methods["saliency"](model, images, 1).maps)
+            results.append(methods["saliency"](model, images, 1).maps)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 20
-    assert all(torch.equal(maps, found[0]) for maps in found)
+    assert len(results) == 20
+    assert all(torch.equal(maps, results[0]) for maps in results)
     assert model.module.training

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.core.test_optimized_copy import randomize_norms, run_with_and_without_copy, small, wrapped
+from tests.core.test_optimized_copy import randomize_norms, run_with_and_without_copy, small, wrap
 from torch import nn
 from torchvision import models
 
@@ -25,22 +25,22 @@ def images() -> torch.Tensor:
         ("resnet18", "lrp"), ("resnet18", "embed"),
     ],
 )  # fmt: skip
-def test_methods_that_read_layers_give_the_same_with_and_without_the_copy(name, method, monkeypatch):
+def test_methods_that_read_layers_return_the_same_with_and_without_the_copy(name, method, monkeypatch):
     torch.manual_seed(0)
-    model = wrapped(randomize_norms(models.get_model(name, weights=None)), 96)
-    pictures = torch.rand(12, 3, 96, 96, dtype=torch.float64)
-    arguments = (pictures,) if method == "embed" else (pictures[:5], 3)
+    model = wrap(randomize_norms(models.get_model(name, weights=None)), 96)
+    images = torch.rand(12, 3, 96, 96, dtype=torch.float64)
+    arguments = (images,) if method == "embed" else (images[:5], 3)
     with_copy, without = run_with_and_without_copy(monkeypatch, method, model, *arguments)
     assert with_copy.provenance.model["optimized_copy"]
-    made, expected = (r.features if method == "embed" else r.maps for r in (with_copy, without))
-    torch.testing.assert_close(made, expected, rtol=1e-8, atol=1e-10)
+    actual, expected = (r.features if method == "embed" else r.maps for r in (with_copy, without))
+    torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-10)
 
 
 def test_copy_is_used_for_one_large_image(monkeypatch):
     torch.manual_seed(0)
-    model = wrapped(small(), 224)
-    picture = torch.rand(1, 3, 224, 224, dtype=torch.float64)
-    with_copy, without = run_with_and_without_copy(monkeypatch, "saliency", model, picture, 3)
+    model = wrap(small(), 224)
+    image = torch.rand(1, 3, 224, 224, dtype=torch.float64)
+    with_copy, without = run_with_and_without_copy(monkeypatch, "saliency", model, image, 3)
     assert with_copy.provenance.model["optimized_copy"]
     torch.testing.assert_close(with_copy.maps, without.maps, rtol=1e-8, atol=1e-10)
 
@@ -62,24 +62,24 @@ class Between(nn.Module):
 def test_folded_layers_are_read_from_the_original(images):
     torch.manual_seed(0)
     network = randomize_norms(Between()).eval()
-    model = wrapped(network)
+    model = wrap(network)
     first = {"first", "first.0", "first.1", "norm", "norm.0"}
     assert model.structure.unfolded == {*first, "second.0", "second.1"}
     with torch.no_grad():
         right = {name: model.features(images, name) for name in model.structure.layers}
-        given = {name: model.input_of(images, name) for name in model.structure.layers}
+        inputs = {name: model.input_of(images, name) for name in model.structure.layers}
     for name in model.structure.layers:
         with model.guard(), torch.no_grad(), allow_optimized(model, 100) as optimized:
             torch.testing.assert_close(model.features(images, name), right[name])
             assert optimized.used == (name not in model.structure.unfolded), name
-            torch.testing.assert_close(model.input_of(images, name), given[name])
+            torch.testing.assert_close(model.input_of(images, name), inputs[name])
             with model.tap(name) as tap:
                 model(images)
             torch.testing.assert_close(tap[name], right[name])
 
 
-def test_copy_made_during_a_tap_runs_once_and_keeps_no_hook(images):
-    model = wrapped(small())
+def test_copy_created_during_a_tap_runs_once_and_keeps_no_hook(images):
+    model = wrap(small())
     outputs = []
     with model.guard(), torch.no_grad(), allow_optimized(model, 100) as optimized:
         with model.tap("2", replace=lambda output: outputs.append(output) or 2 * output) as tap:
@@ -87,40 +87,40 @@ def test_copy_made_during_a_tap_runs_once_and_keeps_no_hook(images):
         plain = model(images)
         assert optimized.used
         assert not torch.allclose(doubled, plain)
-    assert [len(output) for output in outputs] == [6]  # the noise was not seen, and the images once
+    assert [len(output) for output in outputs] == [6]  # the tap reads the pass on the images, not the noise
     assert len(tap["2"]) == 6
     for network in (model.module, model._cache.optimized[1]):
         assert not any(part._forward_hooks or part._forward_pre_hooks for part in network.modules())
 
 
 def test_tap_of_another_model_disables_the_copy(images):
-    model, other = wrapped(small()), wrapped(small())
+    model, other = wrap(small()), wrap(small())
     with model.guard(), torch.no_grad(), allow_optimized(model, 100) as optimized:
         with other.tap("2"):
             model(images)
         assert not optimized.used
 
 
-def changed(tensor: torch.Tensor, how: str) -> None:
-    if how == "one":
+def change_elements(tensor: torch.Tensor, kind: str) -> None:
+    if kind == "one":
         tensor[7777] += 1e-6
-    elif how == "odd signs":
+    elif kind == "odd signs":
         tensor[1::2] *= -1
-    elif how == "two signs":
+    elif kind == "two signs":
         tensor[[101, 303]] *= -1
-    elif how == "neighbours":
+    elif kind == "neighbours":
         tensor[[40_000, 40_001]] = tensor[[40_001, 40_000]]
     else:
         tensor.copy_(tensor.flip(0))
 
 
-@pytest.mark.parametrize("how", ["one", "odd signs", "two signs", "neighbours", "all"])
+@pytest.mark.parametrize("kind", ["one", "odd signs", "two signs", "neighbours", "all"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_checksum_changes_with_the_values(how, dtype):
+def test_checksum_changes_with_the_values(kind, dtype):
     tensor = torch.randn(100_003, generator=torch.Generator().manual_seed(0)).to(dtype)
     before = checksum(tensor)
     assert checksum(tensor.clone()) == before
-    changed(tensor, how if dtype.itemsize > 2 or how != "one" else "two signs")
+    change_elements(tensor, kind if dtype.itemsize > 2 or kind != "one" else "two signs")
     assert checksum(tensor) != before
 
 
@@ -138,7 +138,7 @@ def test_checksum_of_any_shape(shape):
 def test_checksum_is_the_same_on_other_devices(size, monkeypatch):
     tensor = torch.randn(size, generator=torch.Generator().manual_seed(0))
     expected = checksum(tensor)
-    # Elsewhere the words are copied, because they must be aligned there.
+    # On other devices the words are copied, because they must be aligned there.
     monkeypatch.setattr(digest, "_as_words", lambda data: data.clone().view(torch.int64))
     assert checksum(tensor) == expected
 
@@ -157,7 +157,7 @@ def test_checksum_is_computed_once_in_a_run_until_the_tensor_is_written(monkeypa
 
 
 def test_predicted_target_is_resolved_by_the_images(images):
-    model = wrapped(small().eval())
+    model = wrap(small().eval())
     with torch.no_grad():
         predicted = tuple(model(images).argmax(1).tolist())
     assert Predicted().resolve(model, images) == Class(predicted)
@@ -182,7 +182,7 @@ def test_rewritten_relu_output_may_be_overwritten(images):
 
     torch.manual_seed(0)
     network = Overwriting().double()
-    maps = methods["guided_backprop"](wrapped(network), images, 1).maps
+    maps = methods["guided_backprop"](wrap(network), images, 1).maps
     active = network.conv((images - 0.4) / 0.2) > 0
     passed = (network.head.weight[1].clamp(min=0) / 14**2)[None, :, None, None] * active
     expected = torch.nn.functional.conv_transpose2d(passed, network.conv.weight / 0.2)

@@ -142,7 +142,7 @@ class Document(BaseModel):
 
 
 @pytest.mark.parametrize(
-    ("document", "said"),
+    ("document", "message"),
     [
         ({"titel": "x"}, "@(titel): no key 'titel'; there is parts, title - did you mean 'title'?"),
         ({"parts": [{"name": "a", "sise": 1}]},
@@ -159,10 +159,10 @@ class Document(BaseModel):
         ("text", "@(): 'text' should be a mapping of keys"),
     ],
 )  # fmt: skip
-def test_invalid_document_is_refused_with_position_and_nearest_key(document: Any, said: str) -> None:
+def test_invalid_document_is_refused_with_position_and_nearest_key(document: Any, message: str) -> None:
     with pytest.raises(InputError) as refusal:
-        read_document(Document, document, lambda place: f"@({', '.join(map(str, place))})")
-    assert str(refusal.value) == said
+        read_document(Document, document, lambda position: f"@({', '.join(map(str, position))})")
+    assert str(refusal.value) == message
 
 
 def test_valid_document_becomes_its_model() -> None:

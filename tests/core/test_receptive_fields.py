@@ -1,4 +1,4 @@
-"""Receptive fields: against the closed form, against brute force, and leaving nothing behind."""
+"""Receptive fields: against the closed form, against brute force, and without side effects."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def stacks(draw: st.DrawFn) -> tuple[nn.Sequential, list[Geometry]]:
 
 
 def closed_form(geometry: list[Geometry], unit: int) -> tuple[int, int]:
-    """First and last pixel in the field of a unit, on a picture without borders (Araujo et al. 2019)."""
+    """First and last pixel in the field of a unit, in an image without borders (Araujo et al. 2019)."""
     first = last = unit
     for reach, _, stride, padding in reversed(geometry):
         first, last = first * stride - padding, last * stride - padding + reach - 1
@@ -70,16 +70,16 @@ def test_plain_stacks_equal_the_recursion(stack, side, data):
             sides.append(maps.shape[2])
             maps = layer(maps)
     except RuntimeError:
-        assume(False)  # the picture has become smaller than a kernel
+        assume(False)  # a feature map is smaller than a kernel
     position = tuple(data.draw(st.integers(0, maps.shape[2] - 1), label=axis) for axis in "yx")
     model = load_model(module, input_size=(2, side, side))
-    seen = [visible(geometry, sides, unit) for unit in position]
-    if not all(seen):  # a unit in the padding's midst
+    pixels = [visible(geometry, sides, unit) for unit in position]
+    if not all(pixels):  # the unit's field is padding only
         with pytest.raises(ModelError, match="does not depend on the image"):
             receptive_fields(model, str(len(module) - 1), (side, side), [position])
         return
     (box,) = receptive_fields(model, str(len(module) - 1), (side, side), [position]).tolist()
-    assert box == [min(seen[0]), min(seen[1]), max(seen[0]) + 1, max(seen[1]) + 1]
+    assert box == [min(pixels[0]), min(pixels[1]), max(pixels[0]) + 1, max(pixels[1]) + 1]
     for axis, unit in enumerate(position):
         first, last = closed_form(geometry, unit)
         if first >= 0 and last < side:
@@ -155,17 +155,17 @@ def test_branches_equal_perturbation_of_single_pixels():
 
 
 def brute_force(model, layer, positions):
-    """The bounding box of the pixels that move a unit, over many random pictures and weights."""
+    """The bounding box of the pixels that move a unit, over many random images and weights."""
     moved = torch.zeros(len(positions), 12, 12, dtype=torch.bool)
     for seed in range(12):
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in model.module.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator).abs() / 2)
-            picture = torch.rand(1, 1, 12, 12, generator=generator).double() * 0.2
-            pictures = picture.repeat(144, 1, 1, 1)
-            pictures.view(144, 144)[range(144), range(144)] += 0.5
-            change = model.features(pictures, layer) != model.features(picture, layer)
+            image = torch.rand(1, 1, 12, 12, generator=generator).double() * 0.2
+            shifted_images = image.repeat(144, 1, 1, 1)
+            shifted_images.view(144, 144)[range(144), range(144)] += 0.5
+            change = model.features(shifted_images, layer) != model.features(image, layer)
             for i, (y, x) in enumerate(positions):
                 moved[i] |= change[:, :, y, x].any(1).view(12, 12)
     rows = [(m.any(1).nonzero().flatten(), m.any(0).nonzero().flatten()) for m in moved]

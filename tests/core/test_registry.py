@@ -50,7 +50,7 @@ class Dark(Invariant):
     def check(self, inputs, params, result):
         assert result.maps.max() < 0.5
 
-seen = []
+events = []
 
 @hookimpl
 def phosphene_model_loaders():
@@ -62,16 +62,16 @@ def phosphene_invariants():
 
 @hookimpl
 def phosphene_before_run(run):
-    seen.append(["before", run.method])
+    events.append(["before", run.method])
 
 @hookimpl
 def phosphene_after_run(run, result, error):
-    seen.append(["after", type(result).__name__, type(error).__name__])
+    events.append(["after", type(result).__name__, type(error).__name__])
 
 @hookimpl
 def phosphene_executors():
     def elsewhere(run):
-        seen.append(["executed", run.method, sorted(run.inputs)])
+        events.append(["executed", run.method, sorted(run.inputs)])
         return run.execute_locally()
     return {"elsewhere": elsewhere}
 '''
@@ -96,7 +96,7 @@ def method_source(family: str, name: str, summary: str = "Show something.", need
 def install(
     site: Path, name: str, entries: dict[str, dict[str, str]], modules: dict[str, str], version: str = "1.0"
 ) -> None:
-    """What an installer leaves behind: the modules, and beside them the metadata."""
+    """Write what an installer writes: the modules and their metadata."""
     for module, source in modules.items():
         (site / f"{module}.py").write_text(source)
     info = site / f"{name.replace('-', '_')}-{version}.dist-info"
@@ -108,13 +108,13 @@ def install(
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of distributions, good and bad, as one finds them on a machine."""
+    """A folder of valid and broken distributions."""
     site = tmp_path_factory.mktemp("site")
     install(
         site,
         "good-lab",
         {METHODS: {"attacks.nudge": "good_lab"}},
-        {"good_lab": method_source("attacks", "nudge", "Nudge the picture.", '["gradients"]')},
+        {"good_lab": method_source("attacks", "nudge", "Nudge the image.", '["gradients"]')},
     )
     install(
         site,
@@ -176,7 +176,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(code: str, *path: Path, **environment: str) -> Any:
-    """What ``code`` assigns to ``answer`` in a fresh interpreter that sees these folders."""
+    """The value that ``code`` assigns to ``answer`` in a fresh interpreter with these folders on its path."""
     program = f"import json\n{code}\nprint('ANSWER' + json.dumps(answer))"
     env = {k: v for k, v in os.environ.items() if k != "PHOSPHENE_PLUGINS"}
     env |= {"PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONWARNINGS": "ignore"} | environment
@@ -191,23 +191,23 @@ import sys
 from phosphene import methods
 from phosphene.registry.plugins import incompatible_plugins
 
-def says(name):
+def describe(name):
     try:
         method = methods[name]
     except Exception as error:
         return [type(error).__name__, str(error)]
     return [method.distribution, method.spec.summary]
 
-answer = {"alone": says("nudge"), "modules": [m for m in sys.modules if m.endswith("_lab")]}
+answer = {"nudge": describe("nudge"), "modules": [m for m in sys.modules if m.endswith("_lab")]}
 answer |= {
     "names": list(methods), "count": len(methods),
-    "says": {n: says(n) for n in QUESTIONS},
+    "described": {n: describe(n) for n in QUESTIONS},
     "in": {n: n in methods for n in ("nudge", "style.twin", "twin-two:style.twin", "nothing", 3)},
     "working": list(methods.load_all()),
     "broken": {b.plugin.qualified: [b.reason, b.traceback] for b in methods.broken()},
     "shadowed": {p.qualified: [o.qualified for o in others] for p, others in methods.shadowed().items()},
     "other": [p.qualified for p in incompatible_plugins()],
-    "found": {
+    "matches": {
         "tags": [m.spec.name for m in methods.find(tags="third-party")],
         "both": [m.spec.name for m in methods.find(family="attacks", needs="gradients")],
         "accepts": [m.spec.name for m in methods.find(accepts="labels")],
@@ -226,19 +226,19 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def seen(site: Path) -> dict[str, Any]:
+def lookups(site: Path) -> dict[str, Any]:
     answer: dict[str, Any] = ask(f"QUESTIONS = {QUESTIONS!r}\n{LOOKING_UP}", site)
     return answer
 
 
-def test_lookup_imports_only_that_methods_module(seen: dict[str, Any]) -> None:
-    assert seen["alone"] == ["good-lab 1.0", "Nudge the picture."]
-    assert seen["modules"] == ["good_lab"]
+def test_lookup_imports_only_that_methods_module(lookups: dict[str, Any]) -> None:
+    assert lookups["nudge"] == ["good-lab 1.0", "Nudge the image."]
+    assert lookups["modules"] == ["good_lab"]
 
 
-def test_iteration_has_every_plugin_once_with_distribution_for_shared_ids(seen: dict[str, Any]) -> None:
-    names = seen["names"]
-    assert len(names) == len(set(names)) == seen["count"]
+def test_iteration_has_every_plugin_once_with_distribution_for_shared_ids(lookups: dict[str, Any]) -> None:
+    names = lookups["names"]
+    assert len(names) == len(set(names)) == lookups["count"]
     assert {"attacks.nudge", "attacks.pgd", "filters.pgd", "filters.broken"} <= set(names)
     assert names.count("attribution.saliency") == 1
     assert "style.twin" not in names
@@ -246,43 +246,43 @@ def test_iteration_has_every_plugin_once_with_distribution_for_shared_ids(seen: 
     assert not any("future" in n for n in names)
 
 
-def test_short_name_id_and_qualified_name_mean_the_same_method(seen: dict[str, Any]) -> None:
+def test_short_name_id_and_qualified_name_mean_the_same_method(lookups: dict[str, Any]) -> None:
     for name in ("nudge", "attacks.nudge", "good-lab:attacks.nudge"):
-        assert seen["says"][name] == ["good-lab 1.0", "Nudge the picture."]
+        assert lookups["described"][name] == ["good-lab 1.0", "Nudge the image."]
 
 
-def test_installing_a_plugin_never_changes_what_a_first_party_name_means(seen: dict[str, Any]) -> None:
+def test_installing_a_plugin_never_changes_the_meaning_of_a_first_party_name(lookups: dict[str, Any]) -> None:
     for name in ("saliency", "attribution.saliency", "phosphene:attribution.saliency", "pgd"):
-        distribution, summary = seen["says"][name]
+        distribution, summary = lookups["described"][name]
         assert distribution.startswith("phosphene "), name
         assert summary not in ("Another saliency.", "Not the attack.")
-    assert seen["says"]["shadow-lab:attribution.saliency"] == ["shadow-lab 1.0", "Another saliency."]
-    assert seen["says"]["filters.pgd"] == ["namesake-lab 1.0", "Not the attack."]
-    assert seen["shadowed"]["phosphene:attribution.saliency"] == ["shadow-lab:attribution.saliency"]
-    assert seen["shadowed"]["shadow-lab:attribution.saliency"] == ["phosphene:attribution.saliency"]
+    assert lookups["described"]["shadow-lab:attribution.saliency"] == ["shadow-lab 1.0", "Another saliency."]
+    assert lookups["described"]["filters.pgd"] == ["namesake-lab 1.0", "Not the attack."]
+    assert lookups["shadowed"]["phosphene:attribution.saliency"] == ["shadow-lab:attribution.saliency"]
+    assert lookups["shadowed"]["shadow-lab:attribution.saliency"] == ["phosphene:attribution.saliency"]
 
 
-def test_shared_third_party_id_is_ambiguous(seen: dict[str, Any]) -> None:
+def test_shared_third_party_id_is_ambiguous(lookups: dict[str, Any]) -> None:
     for name in ("twin", "style.twin"):
-        kind, message = seen["says"][name]
+        kind, message = lookups["described"][name]
         assert kind == "PluginError"
         assert "twin-one:style.twin" in message
         assert "twin-two:style.twin" in message
-    assert seen["says"]["twin-one:style.twin"] == ["twin-one 1.0", "Twin one."]
-    assert seen["says"]["twin-two:style.twin"] == ["twin-two 1.0", "Twin two."]
-    assert seen["shadowed"]["twin-one:style.twin"] == ["twin-two:style.twin"]
-    known = {name for name, there in seen["in"].items() if there}
-    assert known == {"nudge", "twin-two:style.twin"}
+    assert lookups["described"]["twin-one:style.twin"] == ["twin-one 1.0", "Twin one."]
+    assert lookups["described"]["twin-two:style.twin"] == ["twin-two 1.0", "Twin two."]
+    assert lookups["shadowed"]["twin-one:style.twin"] == ["twin-two:style.twin"]
+    registered = {name for name, is_in in lookups["in"].items() if is_in}
+    assert registered == {"nudge", "twin-two:style.twin"}
 
 
-def test_near_misses_are_suggested(seen: dict[str, Any]) -> None:
-    kind, message = seen["says"]["nudg"]
+def test_near_misses_are_suggested(lookups: dict[str, Any]) -> None:
+    kind, message = lookups["described"]["nudg"]
     assert kind == "UnknownName"
     assert "did you mean 'nudge'" in message
-    assert "nudge" in seen["says"]["good-lab:attacks.nudg"][1]
+    assert "nudge" in lookups["described"]["good-lab:attacks.nudg"][1]
 
 
-def test_broken_plugins_are_reported_and_isolated(seen: dict[str, Any]) -> None:
+def test_broken_plugins_are_reported_and_isolated(lookups: dict[str, Any]) -> None:
     reasons = {
         "broken-lab:filters.broken": "a_library_nobody_has",
         "quitter-lab:filters.quitter": "no licence",
@@ -291,37 +291,37 @@ def test_broken_plugins_are_reported_and_isolated(seen: dict[str, Any]) -> None:
         "hookless-lab:filters.hookless": "hookimpl",
         "misnamed-lab:filters.right": "filters.wrong",
     }
-    broken = {name: told for name, told in seen["broken"].items() if not name.startswith("phosphene:")}
+    broken = {name: entry for name, entry in lookups["broken"].items() if not name.startswith("phosphene:")}
     assert broken.keys() == reasons.keys()
     for name, words in reasons.items():
         reason, traceback = broken[name]
         assert words in reason
         assert "Traceback" in traceback
-        assert name.partition(":")[2] not in seen["working"]
-    assert {"attacks.nudge", "attacks.pgd", "twin-one:style.twin"} <= set(seen["working"])
-    kind, message = seen["says"]["broken"]
+        assert name.partition(":")[2] not in lookups["working"]
+    assert {"attacks.nudge", "attacks.pgd", "twin-one:style.twin"} <= set(lookups["working"])
+    kind, message = lookups["described"]["broken"]
     assert kind == "PluginError"
     assert "broken-lab:filters.broken" in message
     assert "a_library_nobody_has" in message
-    assert seen["says"]["filters.right"][0] == "PluginError"
-    assert seen["says"]["wrong"][0] == "UnknownName"
+    assert lookups["described"]["filters.right"][0] == "PluginError"
+    assert lookups["described"]["wrong"][0] == "UnknownName"
 
 
-def test_plugins_of_another_major_version_are_not_loaded(seen: dict[str, Any]) -> None:
-    assert seen["other"] == ["future-lab:filters.future"]
-    assert seen["says"]["future"][0] == "UnknownName"
-    assert not seen["future"]
+def test_plugins_of_another_major_version_are_not_loaded(lookups: dict[str, Any]) -> None:
+    assert lookups["other"] == ["future-lab:filters.future"]
+    assert lookups["described"]["future"][0] == "UnknownName"
+    assert not lookups["future"]
 
 
-def test_find_filters_methods(seen: dict[str, Any]) -> None:
-    found = seen["found"]
-    assert sorted(found["tags"]) == ["attacks.nudge", "filters.pgd", "style.twin", "style.twin"]
-    assert {"attacks.nudge", "attacks.pgd"} <= set(found["both"])
-    assert "attacks.pgd" in found["accepts"]
-    assert "attacks.nudge" not in found["accepts"]
-    assert "attacks.pgd" in found["returns"]
-    assert "attacks.nudge" not in found["returns"]
-    assert found["nothing"] == []
+def test_find_filters_methods(lookups: dict[str, Any]) -> None:
+    matches = lookups["matches"]
+    assert sorted(matches["tags"]) == ["attacks.nudge", "filters.pgd", "style.twin", "style.twin"]
+    assert {"attacks.nudge", "attacks.pgd"} <= set(matches["both"])
+    assert "attacks.pgd" in matches["accepts"]
+    assert "attacks.nudge" not in matches["accepts"]
+    assert "attacks.pgd" in matches["returns"]
+    assert "attacks.nudge" not in matches["returns"]
+    assert matches["nothing"] == []
 
 
 def test_environment_variable_restricts_distributions(site: Path) -> None:
@@ -345,13 +345,13 @@ answer = [names, summaries, heavy]
     names, summaries, heavy = ask(code, site)
     assert heavy == []
     assert "attacks.nudge" in names
-    assert summaries["good-lab:attacks.nudge"] == "Nudge the picture."
+    assert summaries["good-lab:attacks.nudge"] == "Nudge the image."
     assert summaries["broken-lab:filters.broken"] == "Broken."
     assert summaries["absent-lab:filters.absent"] == ""
     assert summaries["phosphene:attribution.saliency"].startswith("Show how strongly")
 
 
-def test_distribution_built_as_a_wheel_is_found(tmp_path: Path) -> None:
+def test_distribution_built_as_a_wheel_is_registered(tmp_path: Path) -> None:
     build = pytest.importorskip("hatchling.build", reason="hatchling builds the wheel, and is not installed")
     project, site = tmp_path / "project", tmp_path / "site"
     project.mkdir()
@@ -382,7 +382,7 @@ def test_extensions_of_every_kind_work(tmp_path: Path) -> None:
     code = """
 import warnings
 import torch
-with warnings.catch_warnings(record=True) as told:
+with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     from phosphene import PhospheneError, load_model, methods, run
     from phosphene.models.loading import loaders
@@ -391,12 +391,12 @@ with warnings.catch_warnings(record=True) as told:
     import toy_lab
     images = torch.rand(2, 3, 2, 2)
     result = run("saliency", model=model, images=images, executor="elsewhere")
-    first = list(toy_lab.seen)
-    toy_lab.seen.clear()
+    first = list(toy_lab.events)
+    toy_lab.events.clear()
     try:
         run("saliency", model=model, images=images, target="no such class")  # never begins
     except PhospheneError as error:
-        refused = [type(error).__name__, *toy_lab.seen]
+        refused = [type(error).__name__, *toy_lab.events]
     try:
         run("cam", model=model, images=images)
     except PhospheneError as error:
@@ -408,34 +408,34 @@ with warnings.catch_warnings(record=True) as told:
 answer = {
     "model": model.name, "maps": list(result.maps.shape), "first": first, "refused": refused,
     "failed": failed,
-    "second": toy_lab.seen, "unknown": unknown, "kinds": sorted(Invariant.kinds),
+    "second": toy_lab.events, "unknown": unknown, "kinds": sorted(Invariant.kinds),
     "timm": type(loaders()["timm"]).__module__,
-    "told": [str(w.message) for w in told],
+    "warnings": [str(w.message) for w in caught],
     "broken": {b.plugin.qualified: b.reason for b in methods.broken() if "lab" in b.plugin.distribution},
 }
 """
-    seen = ask(code, tmp_path)
-    assert seen["model"] == "toy:net"
-    assert seen["maps"] == [2, 2, 2]
-    assert seen["first"] == [
+    answer = ask(code, tmp_path)
+    assert answer["model"] == "toy:net"
+    assert answer["maps"] == [2, 2, 2]
+    assert answer["first"] == [
         ["before", "saliency"],
         ["executed", "saliency", ["images", "model", "target"]],
         ["after", "Attribution", "NoneType"],
     ]
-    assert seen["refused"] == ["InputError"]
-    assert seen["failed"] == "ModelError"
-    assert seen["second"] == [["before", "cam"], ["after", "NoneType", "ModelError"]]
-    assert "elsewhere" in seen["unknown"]
-    assert "dark" in seen["kinds"]
-    # An observer that fails is told, and stops nothing.
-    assert any("the tracker is down" in t for t in seen["told"])
-    assert any("the disk is full" in t for t in seen["told"])
-    # The first-party scheme is kept, and the clash told.
-    assert seen["timm"].startswith("phosphene_plugins.")
-    assert any("'timm'" in t for t in seen["told"])
-    assert seen["broken"].keys() == {"ruined-lab:ruin", "typo-lab:typo"}
-    assert "ZeroDivisionError" in seen["broken"]["ruined-lab:ruin"]
-    assert "phosphene_befor_run" in seen["broken"]["typo-lab:typo"]
+    assert answer["refused"] == ["InputError"]
+    assert answer["failed"] == "ModelError"
+    assert answer["second"] == [["before", "cam"], ["after", "NoneType", "ModelError"]]
+    assert "elsewhere" in answer["unknown"]
+    assert "dark" in answer["kinds"]
+    # A failing observer is a warning and does not stop the run.
+    assert any("the tracker is down" in t for t in answer["warnings"])
+    assert any("the disk is full" in t for t in answer["warnings"])
+    # The first-party loader keeps its scheme, and the conflict is a warning.
+    assert answer["timm"].startswith("phosphene_plugins.")
+    assert any("'timm'" in t for t in answer["warnings"])
+    assert answer["broken"].keys() == {"ruined-lab:ruin", "typo-lab:typo"}
+    assert "ZeroDivisionError" in answer["broken"]["ruined-lab:ruin"]
+    assert "phosphene_befor_run" in answer["broken"]["typo-lab:typo"]
 
 
 def test_spec_from_json_loads_invariants_of_extensions(tmp_path: Path) -> None:
@@ -453,10 +453,10 @@ try:
 except UnknownName as error:
     answer = [type(promise).__module__, str(error)]
 """
-    module, told = ask(code, tmp_path)
+    module, message = ask(code, tmp_path)
     assert module == "toy_lab"
-    assert "no invariant kind 'drak'" in told
-    assert "did you mean 'dark'" in told
+    assert "no invariant kind 'drak'" in message
+    assert "did you mean 'dark'" in message
 
 
 OWN_RESULT = """
@@ -482,7 +482,7 @@ def blank(model: Model, images: Images, *, blank: bool = True) -> Blank:
 
 @method(family="attribution")
 def flat(model: Model, images: Images) -> Attribution:
-    \"\"\"Give maps without places.\"\"\"
+    \"\"\"Return maps without positions.\"\"\"
     return Attribution(images=images, maps=images.mean((1, 2, 3)), targets=("x",) * len(images))
 
 @hookimpl
@@ -501,15 +501,15 @@ def test_third_party_results_are_loaded_and_replayed(tmp_path: Path) -> None:
         {METHODS: {"attribution.saliency": "shadow_lab"}},
         {"shadow_lab": method_source("attribution", "saliency")},
     )
-    made, shadowed = str(tmp_path / "made"), str(tmp_path / "shadowed")
-    making = f"""
+    own, shadowed = str(tmp_path / "own"), str(tmp_path / "shadowed")
+    running = f"""
 from phosphene import run
-run("blank", blank=False, images="builtin:scenes/1", out={made!r})
+run("blank", blank=False, images="builtin:scenes/1", out={own!r})
 run("shadow-lab:attribution.saliency", images="builtin:scenes/1", out={shadowed!r})
 answer = None
 """
-    ask(making, tmp_path)
-    replaying = f"from phosphene import replay\nanswer = [replay(f).same for f in ({made!r}, {shadowed!r})]"
+    ask(running, tmp_path)
+    replaying = f"from phosphene import replay\nanswer = [replay(f).same for f in ({own!r}, {shadowed!r})]"
     assert ask(replaying, tmp_path) == [True, True]
 
 
@@ -519,8 +519,8 @@ def test_gallery_reports_third_party_methods_without_panels(tmp_path: Path) -> N
     code = f"""
 from phosphene_plugins.gallery import _gallery_page as gallery
 gallery._SCENES = 2
-made = gallery.make_gallery({str(tmp_path / "page")!r}, only=["blank", "flat", "saliency"])
-answer = [{{e.call: e.failure for e in made.exhibits}}, list(made.scores), made.page.is_file()]
+page = gallery.make_gallery({str(tmp_path / "page")!r}, only=["blank", "flat", "saliency"])
+answer = [{{e.call: e.failure for e in page.exhibits}}, list(page.scores), page.page.is_file()]
 """
     failures, scores, written = ask(code, tmp_path)
     assert "no pictures" in failures["blank"]

@@ -36,10 +36,10 @@ def test_samples_are_accepted_and_bad_values_refused(name: str) -> None:
     assert type(role.select(checked, range(1, 3))) is type(checked)
     refused = list(role.bad_values(good, context))
     assert refused
-    for what, value in refused:
+    for reason, value in refused:
         with pytest.raises(PhospheneError) as error:
             role.check(value, context)
-        assert len(str(error.value)) > 15, what
+        assert len(str(error.value)) > 15, reason
 
 
 def test_every_role_of_a_method_is_in_the_table() -> None:
@@ -75,7 +75,7 @@ def captions() -> Any:
     extensions.manager.unregister(plugin)
 
 
-def test_plugins_roles_are_found_by_name(captions: InputRole) -> None:
+def test_plugins_roles_are_looked_up_by_name(captions: InputRole) -> None:
     assert ROLES["captions"] is captions
     assert [*ROLES] == [*_CORE, "captions"]
     assert len(ROLES) == len(_CORE) + 1

@@ -54,11 +54,11 @@ def scenes() -> Any:
 
 @pytest.fixture
 def folder(scenes: Any, tmp_path: Path) -> Path:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    path = tmp_path / "pictures"
+    path.mkdir()
     for number, image in enumerate(scenes.images):
-        write_png(image, pictures / f"{number}.png")
-    return pictures
+        write_png(image, path / f"{number}.png")
+    return path
 
 
 @pytest.fixture
@@ -84,13 +84,13 @@ def test_defaults_come_from_the_bundled_world() -> None:
 
 
 def test_path_list_and_folder_read_the_same_images(folder: Path) -> None:
-    whole = run("saliency", images=folder)
+    complete = run("saliency", images=folder)
     listed = run("saliency", images=[folder / f"{n}.png" for n in range(3)])
     one = run("saliency", images=str(folder / "1.png"))
-    assert torch.equal(whole.images, listed.images)
-    assert torch.equal(whole.images[1], read_image(folder / "1.png"))
-    assert torch.equal(one.images, whole.images[1:2])
-    torch.testing.assert_close(one.maps, whole.maps[1:2])
+    assert torch.equal(complete.images, listed.images)
+    assert torch.equal(complete.images[1], read_image(folder / "1.png"))
+    assert torch.equal(one.images, complete.images[1:2])
+    torch.testing.assert_close(one.maps, complete.maps[1:2])
 
 
 def test_images_are_resized_to_the_models_input_size(tmp_path: Path) -> None:
@@ -109,9 +109,9 @@ def test_missing_image_file_raises(tmp_path: Path) -> None:
 @pytest.mark.parametrize("labels", [["circle", "star", "circle"], [0, "star", "0"], torch.tensor([0, 2, 0])])
 def test_labels_are_names_or_indices(scenes: Any, labels: Any) -> None:
     named = {"circle": CLASSES.index("circle"), "star": CLASSES.index("star")}
-    wanted = [named.get(v, v) if isinstance(v, str) and not v.isdecimal() else int(v) for v in labels]
+    expected = [named.get(v, v) if isinstance(v, str) and not v.isdecimal() else int(v) for v in labels]
     result = run("pgd", images=scenes.images, labels=labels, steps=1, seed=0)
-    assert result.labels.tolist() == wanted
+    assert result.labels.tolist() == expected
 
 
 def test_default_labels_are_the_predicted_classes(scenes: Any) -> None:
@@ -147,16 +147,17 @@ def test_unknown_device_is_refused_without_a_model(name: str) -> None:
 
 
 def test_texture_is_read_at_its_own_size(tmp_path: Path) -> None:
-    picture = torch.rand(3, 20, 300)
-    write_png(picture, tmp_path / "strip.png")
-    made = run("efros_leung", sample=tmp_path / "strip.png", size=8, window=3, order="ring", seed=0)
-    assert torch.equal(made.sources[0], (picture * 255).round() / 255)
+    texture = torch.rand(3, 20, 300)
+    write_png(texture, tmp_path / "strip.png")
+    result = run("efros_leung", sample=tmp_path / "strip.png", size=8, window=3, order="ring", seed=0)
+    assert torch.equal(result.sources[0], (texture * 255).round() / 255)
 
 
 def test_provenance_without_a_model_has_device_and_dtype() -> None:
-    made = methods["efros_leung"](torch.rand(1, 1, 8, 8, dtype=torch.float64), size=8, window=3, seed=0)
-    assert made.provenance is not None
-    assert (made.provenance.model, made.provenance.device, made.provenance.dtype) == (None, "cpu", "float64")
+    result = methods["efros_leung"](torch.rand(1, 1, 8, 8, dtype=torch.float64), size=8, window=3, seed=0)
+    provenance = result.provenance
+    assert provenance is not None
+    assert (provenance.model, provenance.device, provenance.dtype) == (None, "cpu", "float64")
 
 
 def test_input_passed_twice_is_refused(toy: Model, images: Tensor) -> None:
@@ -190,10 +191,10 @@ def test_inference_mode_does_not_change_results(name: str) -> None:
     quick = methods[name].spec.quick | ({"seed": 0} if methods[name].seed else {})
     usual = run(name, **quick)
     with torch.inference_mode():
-        # Pictures, labels and a network made in inference mode, too.
-        given = {n: v.clone() for n, v in usual.inputs.items() if isinstance(v, Tensor)}
-        assert all(v.is_inference() for v in given.values())
-        inside = run(name, model=load_model("builtin:shapes-vgg"), **given, **quick)
+        # Images, labels and the network are created in inference mode, too.
+        tensors = {n: v.clone() for n, v in usual.inputs.items() if isinstance(v, Tensor)}
+        assert all(v.is_inference() for v in tensors.values())
+        inside = run(name, model=load_model("builtin:shapes-vgg"), **tensors, **quick)
     for field, value in usual.fields():
         if isinstance(value, Tensor):
             assert torch.equal(getattr(inside, field), value)
@@ -201,8 +202,8 @@ def test_inference_mode_does_not_change_results(name: str) -> None:
 
 
 def test_unknown_names_are_refused_before_any_work(toy: Model, images: Tensor) -> None:
-    seen: list[int] = []
-    toy.module.register_forward_hook(lambda *_: seen.append(1))
+    passes: list[int] = []
+    toy.module.register_forward_hook(lambda *_: passes.append(1))
     with pytest.raises(UnknownName, match="did you mean 'saliency'"):
         run("salency", model=toy, images=images)
     with pytest.raises(UnknownName, match="did you mean 'steps'"):
@@ -211,7 +212,7 @@ def test_unknown_names_are_refused_before_any_work(toy: Model, images: Tensor) -
         run("pgd", model=toy, images=images, steps=0)
     with pytest.raises(UnknownName, match="executor"):
         run("saliency", model=toy, images=images, executor="nowhere")
-    assert not seen
+    assert not passes
 
 
 # --- observers, executors, progress, batches --------------------------------------------------
@@ -219,15 +220,15 @@ def test_unknown_names_are_refused_before_any_work(toy: Model, images: Tensor) -
 
 class Observer:
     def __init__(self) -> None:
-        self.seen: list[tuple[str, Any]] = []
+        self.events: list[tuple[str, Any]] = []
 
     @hookimpl
     def phosphene_before_run(self, run: Any) -> None:
-        self.seen.append(("before", run.method))
+        self.events.append(("before", run.method))
 
     @hookimpl
     def phosphene_after_run(self, run: Any, result: Any, error: BaseException | None) -> None:
-        self.seen.append(("after", error if error is not None else type(result).__name__))
+        self.events.append(("after", error if error is not None else type(result).__name__))
 
 
 class Clumsy:
@@ -250,7 +251,7 @@ class Cluster:
 
 
 @pytest.fixture
-def registered() -> Iterator[Any]:
+def register_plugins() -> Iterator[Any]:
     added: list[Any] = []
 
     def add(plugin: Any) -> Any:
@@ -263,14 +264,16 @@ def registered() -> Iterator[Any]:
         extensions.manager.unregister(plugin)
 
 
-def test_observers_are_called_at_start_and_end(registered: Any, toy: Model, images: Tensor) -> None:
-    observer = registered(Observer())
+def test_observers_are_called_at_start_and_end(register_plugins: Any, toy: Model, images: Tensor) -> None:
+    observer = register_plugins(Observer())
     run("saliency", model=toy, images=images)
-    assert observer.seen == [("before", "saliency"), ("after", "Attribution")]
+    assert observer.events == [("before", "saliency"), ("after", "Attribution")]
 
 
-def test_observers_receive_the_error_which_is_raised(registered: Any, toy: Model, images: Tensor) -> None:
-    observer = registered(Observer())
+def test_observers_receive_the_error_which_is_raised(
+    register_plugins: Any, toy: Model, images: Tensor
+) -> None:
+    observer = register_plugins(Observer())
     broken = RuntimeError("a layer broke")
 
     def burn(*_: Any) -> None:
@@ -280,19 +283,19 @@ def test_observers_receive_the_error_which_is_raised(registered: Any, toy: Model
     toy.module[1].register_forward_hook(burn)
     with pytest.raises(RuntimeError, match="a layer broke"):
         run("saliency", model=toy, images=images)
-    assert observer.seen == [("before", "saliency"), ("after", broken)]
+    assert observer.events == [("before", "saliency"), ("after", broken)]
 
 
-def test_failing_observer_is_only_a_warning(registered: Any, toy: Model, images: Tensor) -> None:
-    registered(Clumsy())
-    observer = registered(Observer())
+def test_failing_observer_is_only_a_warning(register_plugins: Any, toy: Model, images: Tensor) -> None:
+    register_plugins(Clumsy())
+    observer = register_plugins(Observer())
     with pytest.warns(UserWarning, match=r"Clumsy failed in phosphene_before_run.*the tracker is down"):
         run("saliency", model=toy, images=images)
-    assert len(observer.seen) == 2
+    assert len(observer.events) == 2
 
 
-def test_executor_receives_the_prepared_run(registered: Any, toy: Model, images: Tensor) -> None:
-    cluster = registered(Cluster())
+def test_executor_receives_the_prepared_run(register_plugins: Any, toy: Model, images: Tensor) -> None:
+    cluster = register_plugins(Cluster())
     result = run("pgd", model=toy, images=images, steps=2, seed=1, executor="cluster", batch_size=2)
     (request,) = cluster.requests
     assert request.method == "pgd"
@@ -319,14 +322,14 @@ def test_progress_goes_to_a_callable(capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.parametrize("most", [1, 2, 3, 100])
 def test_batch_size_is_respected_and_does_not_change_results(toy: Model, images: Tensor, most: int) -> None:
-    whole = run("pgd", model=toy, images=images, steps=2, seed=0)
+    complete = run("pgd", model=toy, images=images, steps=2, seed=0)
     rows: list[int] = []
     handle = toy.module.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
-    # Without labels the model is asked for them, likewise in batches.
+    # Without labels the model predicts them, also in batches.
     cut = run("pgd", model=toy, images=images, steps=2, seed=0, batch_size=most)
     handle.remove()
     assert max(rows) == min(most, 3)
-    torch.testing.assert_close(cut.adversarial, whole.adversarial, rtol=0, atol=1e-6)
+    torch.testing.assert_close(cut.adversarial, complete.adversarial, rtol=0, atol=1e-6)
     assert cut.provenance.batch_size == most
 
 
@@ -435,14 +438,14 @@ def test_invalid_output_folders_are_refused_before_any_work(
     toy: Model, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    seen: list[int] = []
-    toy.module.register_forward_hook(lambda *_: seen.append(1))
+    passes: list[int] = []
+    toy.module.register_forward_hook(lambda *_: passes.append(1))
     with pytest.raises(InputError, match="working directory"):
         run("saliency", model=toy, images=images, out=".")
     Path("letter").write_text("dear")
     with pytest.raises(InputError, match="letter is a file"):
         run("saliency", model=toy, images=images, out="letter/below/it")
-    assert not seen
+    assert not passes
 
 
 def test_symbolic_link_is_preserved(toy: Model, images: Tensor, tmp_path: Path) -> None:
@@ -485,9 +488,9 @@ def test_interrupted_saving_leaves_no_partial_result(
     before: bool,
     broken: str,
 ) -> None:
-    place = tmp_path / "a"
+    out = tmp_path / "a"
     if before:
-        run("saliency", model=toy, images=images, out=place)
+        run("saliency", model=toy, images=images, out=out)
 
     def fail(*_: Any, **__: Any) -> None:
         raise error
@@ -495,12 +498,12 @@ def test_interrupted_saving_leaves_no_partial_result(
     with monkeypatch.context() as patched:
         patched.setattr(phosphene.results.base, broken, fail)
         with pytest.raises(type(error)):
-            run("pgd", model=toy, images=images, steps=1, out=place)
+            run("pgd", model=toy, images=images, steps=1, out=out)
     assert [p.name for p in tmp_path.iterdir()] == (["a"] if before else [])
     if before:
-        assert replay(place, model=toy).same
-    run("pgd", model=toy, images=images, steps=1, out=place)
-    assert type(load_result(place)).__name__ == "AdversarialExamples"
+        assert replay(out, model=toy).same
+    run("pgd", model=toy, images=images, steps=1, out=out)
+    assert type(load_result(out)).__name__ == "AdversarialExamples"
 
 
 @pytest.mark.parametrize("damage", ["truncate", "json", "tensor", "type", "format"])

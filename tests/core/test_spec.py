@@ -39,11 +39,11 @@ PARAMS = create_model("params", eps=(float, 0.1), norm=(str, "linf"), relu=(bool
 
 
 def spec(**more: Any) -> MethodSpec:
-    known = {
+    defaults = {
         "name": "attacks.example", "family": "attacks", "title": "Example", "summary": "An example.",
         "description": "", "inputs": (), "params": PARAMS, "returns": "Attribution",
     }  # fmt: skip
-    return MethodSpec(**(known | more))
+    return MethodSpec(**(defaults | more))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def spec(**more: Any) -> MethodSpec:
         ("demo", {"demo": {"epz": 1}}),
     ],
 )
-def test_spec_that_names_a_parameter_it_does_not_have_is_refused_with_the_nearest(
+def test_spec_that_names_an_unknown_parameter_is_refused_with_the_nearest(
     where: str, wrong: dict[str, Any]
 ) -> None:
     with pytest.raises(UnknownName, match="did you mean '(eps|norm|relu)'") as refusal:
@@ -74,7 +74,7 @@ def test_unknown_kind_of_invariant_is_refused_with_the_nearest() -> None:
         spec(invariants=[{"field": "maps"}])
 
 
-def test_invariant_with_a_field_it_does_not_know_is_refused() -> None:
+def test_invariant_with_an_unknown_field_is_refused() -> None:
     with pytest.raises(ValidationError):
         spec(invariants=[{"kind": "nonnegative", "feild": "maps"}])
 
@@ -92,7 +92,7 @@ def test_spec_is_frozen() -> None:
         spec().family = "style"
 
 
-def test_invariants_come_back_from_json_as_what_they_were() -> None:
+def test_invariants_survive_a_round_trip_through_json() -> None:
     promises = (
         WithinBall(radius="eps", norm="norm"),
         PixelRange(field="adversarial", when=param.relu.is_true()),
@@ -117,8 +117,8 @@ def test_new_kind_of_invariant_exists_once_it_is_defined() -> None:
             assert result.maps.max() >= self.level
 
     try:
-        (found,) = spec(invariants=[{"kind": "bright_in_a_test", "level": 0.5}]).invariants
-        assert found == Bright(level=0.5)
+        (invariant,) = spec(invariants=[{"kind": "bright_in_a_test", "level": 0.5}]).invariants
+        assert invariant == Bright(level=0.5)
     finally:
         del Invariant.kinds["bright_in_a_test"]
 
@@ -143,7 +143,7 @@ def attribution(*values: float) -> Attribution:
 
 
 @pytest.mark.parametrize(
-    ("promise", "kept", "broken"),
+    ("promise", "satisfying", "violating"),
     [
         (Nonnegative(), (0.0, 7.0), (-1e-9, 7.0)),
         (UnitRange(), (0.0, 1.0), (0.0, 1.0 + 1e-9)),
@@ -153,11 +153,11 @@ def attribution(*values: float) -> Attribution:
     ],
 )
 def test_invariants_detect_violations(
-    promise: Invariant, kept: tuple[float, ...], broken: tuple[float, ...]
+    promise: Invariant, satisfying: tuple[float, ...], violating: tuple[float, ...]
 ) -> None:
-    promise.check({}, {}, attribution(*kept))
+    promise.check({}, {}, attribution(*satisfying))
     with pytest.raises(AssertionError):
-        promise.check({}, {}, attribution(*broken))
+        promise.check({}, {}, attribution(*violating))
 
 
 def test_same_shape_compares_with_the_input_images() -> None:
@@ -203,7 +203,7 @@ def test_condition_may_list_values(value: str | None, holds: bool) -> None:
 
 @settings(deadline=None)
 @given(images=st.integers(1, 9), steps=st.integers(1, 9), height=st.integers(1, 99), stride=st.integers(1, 9))
-def test_cost_is_the_arithmetic_it_is_built_from(images: int, steps: int, height: int, stride: int) -> None:
+def test_cost_evaluates_to_its_arithmetic(images: int, steps: int, height: int, stride: int) -> None:
     rows = maximum(1, size.height // param.stride)
     cost = Cost(
         forward=size.images * (param.steps + 2) - 1,
@@ -236,7 +236,7 @@ def test_either_and_length_replace_none() -> None:
     assert cost.evaluate({"window": 3, "layers": ["a"]}) == (3, 1)
 
 
-def test_cost_knows_which_parameters_it_depends_on() -> None:
+def test_cost_lists_the_parameters_it_depends_on() -> None:
     cost = Cost(
         forward=size.images * param.steps + ceil(size.dataset / 2),
         backward=minimum(size.height, size.width) * param.scales,
@@ -334,19 +334,19 @@ def test_signature_becomes_the_spec() -> None:
         """
         raise AssertionError
 
-    made = example.spec
-    assert (made.name, made.family, made.short_name) == ("attribution.example", "attribution", "example")
-    assert (made.title, made.summary, made.description) == ("Example", "Do something.", "More of it.")
-    assert [(i.name, i.role, i.required) for i in made.inputs] == [
+    spec = example.spec
+    assert (spec.name, spec.family, spec.short_name) == ("attribution.example", "attribution", "example")
+    assert (spec.title, spec.summary, spec.description) == ("Example", "Do something.", "More of it.")
+    assert [(i.name, i.role, i.required) for i in spec.inputs] == [
         ("model", "model", True), ("images", "images", True), ("target", "target", False),
     ]  # fmt: skip
-    assert made.returns == "Attribution"
-    steps = made.params_schema["properties"]["steps"]
+    assert spec.returns == "Attribution"
+    steps = spec.params_schema["properties"]["steps"]
     assert {k: steps[k] for k in ("minimum", "maximum", "default", "description")} == {
         "minimum": 1, "maximum": 9, "default": 3, "description": "how many",
     }  # fmt: skip
-    assert made.params_schema["properties"]["norm"]["enum"] == ["l1", "l2"]
-    assert made.input("labels") is None
+    assert spec.params_schema["properties"]["norm"]["enum"] == ["l1", "l2"]
+    assert spec.input("labels") is None
     assert example.validate({"steps": "4"}) == {"layer": None, "steps": 4, "norm": "l2", "seed": None}
 
 

@@ -1,4 +1,4 @@
-"""Targets: what a score is of, as objects and as people write them."""
+"""Targets: objects, their short forms, scores and gradients at layers."""
 
 import numpy as np
 import pytest

@@ -50,7 +50,7 @@ def dataset() -> TensorDataset:
     return TensorDataset(images, [str(n % 3) for n in range(7)])
 
 
-def trained(net: nn.Module, dataset: TensorDataset, **changed: Any) -> tuple[Any, list[list[int]]]:
+def run_loop(net: nn.Module, dataset: TensorDataset, **changed: Any) -> tuple[Any, list[list[int]]]:
     batches: list[list[int]] = []
     steps, parts = changed.get("steps", 7), -(-4 // changed.get("max_batch", 4))
 
@@ -65,26 +65,26 @@ def trained(net: nn.Module, dataset: TensorDataset, **changed: Any) -> tuple[Any
 
 
 def test_every_epoch_is_a_permutation(dataset: TensorDataset) -> None:
-    history, batches = trained(network(), dataset)
+    history, batches = run_loop(network(), dataset)
     indices = sum(batches, [])
     for round_ in range(4):
         assert sorted(indices[7 * round_ : 7 * round_ + 7]) == list(range(7))
     assert indices[:7] != indices[7:14]
     assert history.losses.shape == (7,) and history.losses[-1] < history.losses[0]
-    few = Counter(sum(trained(network(), dataset, count=5, steps=5)[1], []))
+    few = Counter(sum(run_loop(network(), dataset, count=5, steps=5)[1], []))
     assert few == Counter({n: 4 for n in range(5)})
 
 
 def test_order_depends_on_the_seed_alone(dataset: TensorDataset) -> None:
-    same, other = trained(network(), dataset)[1], trained(network(), dataset, seed=1)[1]
-    assert same == trained(network(), dataset)[1] != other
+    same, other = run_loop(network(), dataset)[1], run_loop(network(), dataset, seed=1)[1]
+    assert same == run_loop(network(), dataset)[1] != other
 
 
 def test_gradient_accumulation_equals_one_batch(dataset: TensorDataset) -> None:
     complete, parts = network().double(), network().double()
-    pictures = TensorDataset(dataset.images.double())
-    one, _ = trained(complete, pictures)
-    other, batches = trained(parts, pictures, max_batch=3)
+    double_dataset = TensorDataset(dataset.images.double())
+    one, _ = run_loop(complete, double_dataset)
+    other, batches = run_loop(parts, double_dataset, max_batch=3)
     assert {len(part) for part in batches} == {2}
     torch.testing.assert_close(one.losses, other.losses)
     for first, second in zip(complete.parameters(), parts.parameters(), strict=True):
@@ -93,7 +93,7 @@ def test_gradient_accumulation_equals_one_batch(dataset: TensorDataset) -> None:
 
 def test_schedule_scales_the_learning_rate_and_evaluations_are_regular(dataset: TensorDataset) -> None:
     net, calls = network(), []
-    history, _ = trained(
+    history, _ = run_loop(
         net, dataset, schedule=lambda progress: 0.0, evaluate=lambda: calls.append(0) or {"w": 0.5}
     )
     for parameter, before in zip(net.parameters(), network().parameters(), strict=True):
@@ -104,11 +104,11 @@ def test_schedule_scales_the_learning_rate_and_evaluations_are_regular(dataset: 
 
 def test_previews_are_drawn_at_equal_intervals(dataset: TensorDataset) -> None:
     previews = iter(torch.arange(4) / 255)
-    history, _ = trained(network(), dataset, frames=3, preview=lambda: next(previews).expand(2, 3, 4, 4))
+    history, _ = run_loop(network(), dataset, frames=3, preview=lambda: next(previews).expand(2, 3, 4, 4))
     assert history.frames is not None and history.frames.dtype == torch.uint8
     assert torch.equal(history.frames, torch.arange(3).byte().view(3, 1, 1, 1, 1).expand(3, 2, 3, 4, 4))
-    assert len(trained(network(), dataset, steps=2, frames=9, preview=lambda: torch.ones(1))[0].frames) == 2
-    assert trained(network(), dataset, preview=lambda: torch.ones(1))[0].frames is None
+    assert len(run_loop(network(), dataset, steps=2, frames=9, preview=lambda: torch.ones(1))[0].frames) == 2
+    assert run_loop(network(), dataset, preview=lambda: torch.ones(1))[0].frames is None
 
 
 def test_images_are_read_once_while_they_fit_into_the_cache() -> None:
@@ -126,7 +126,7 @@ def test_images_are_read_once_while_they_fit_into_the_cache() -> None:
 
 def test_interrupted_training_resumes_bit_by_bit(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"dataset": "builtin:scenes/8", **QUICK, "steps": 6}
-    complete = run("adversarial_training", **arguments, out=tmp_path / "whole")
+    complete = run("adversarial_training", **arguments, out=tmp_path / "complete")
 
     def stop(event: ProgressEvent) -> None:
         if event.done == 4:
@@ -189,14 +189,14 @@ def test_last_images_are_held_out(dataset: TensorDataset) -> None:
     assert train_test_split(SceneDataset(1000), 0.5) == (500, range(500, 564))
 
 
-# --- the model that comes out --------------------------------------------------------------------------
+# --- the trained model ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("training") / "robust"
-    run("adversarial_training", dataset="builtin:scenes/8", **QUICK, out=place)
-    return place
+    out = tmp_path_factory.mktemp("training") / "robust"
+    run("adversarial_training", dataset="builtin:scenes/8", **QUICK, out=out)
+    return out
 
 
 def test_trained_model_loads_from_its_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +222,7 @@ def test_trained_model_can_be_trained_again(folder: Path, tmp_path: Path) -> Non
     assert torch.equal(load_model(f"trained:{tmp_path / 'b'}")(images), again.model()(images))
 
 
-def test_network_given_as_an_object_is_built_by_the_caller(dataset: TensorDataset, tmp_path: Path) -> None:
+def test_network_passed_as_an_object_is_built_by_the_caller(dataset: TensorDataset, tmp_path: Path) -> None:
     double = load_model(network().double(), input_size=(3, 8, 8), mean=[0.5] * 3)
     result = fit(double, TensorDataset(dataset.images.double(), dataset.classes), **QUICK)
     result.save(tmp_path / "own")

@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-#: They share one environment and what was done in it.
+#: The tests share one environment and its answers.
 pytestmark = pytest.mark.xdist_group("examples")
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 FOLDERS = ("observer", "loader", "executor", "command", "method", "role")
-#: What is no plugin, but run as it lies there.
+#: Scripts that are not plugins and run without installation.
 SCRIPTS = {"self_supervised": "style_views.py"}
 PHOSPHENE = "import sys; from phosphene.cli import main; main(sys.argv[1:])"
-#: One process does all that needs torch: importing it is what takes the time here.
+#: One process runs everything that needs torch, because importing torch is slow.
 USE = """
 import io, json, os, sys
 from contextlib import redirect_stdout
@@ -77,19 +77,19 @@ answer["cam"] = list(run("cam", model="toy:stripes", images=both).maps.shape)
 answer["unknown"] = refusal(load_model, "toy:stripe")
 answer["weights"] = refusal(load_model, "toy:stripes", weights="DEFAULT")
 
-# The executor, with as many threads as here, in a process that says which it is.
+# The executor, in another process with the same number of threads.
 torch.set_num_threads(2)
 here_by_two = run("pgd", images="builtin:scenes/2", steps=2, seed=3)
-there = run("pgd", images="builtin:scenes/2", steps=2, seed=3, executor="own-process", progress=print)
-pairs = [(value, dict(there.fields())[name]) for name, value in here_by_two.fields()]
+remote = run("pgd", images="builtin:scenes/2", steps=2, seed=3, executor="own-process", progress=print)
+pairs = [(value, dict(remote.fields())[name]) for name, value in here_by_two.fields()]
 answer["equal"] = [torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs]
 times = {"started": "", "seconds": 0}
 answer["provenance"] = (
-    here_by_two.provenance.model_copy(update=times) == there.provenance.model_copy(update=times)
+    here_by_two.provenance.model_copy(update=times) == remote.provenance.model_copy(update=times)
 )
 elsewhere = {"images": "builtin:scenes/1", "executor": "own-process"}
 answer["lambda"] = refusal(run, "saliency", target=lambda logits: logits[:, 0], **elsewhere)
-answer["there"] = refusal(run, "occlusion", window=4, stride=8, **elsewhere)
+answer["executor error"] = refusal(run, "occlusion", window=4, stride=8, **elsewhere)
 
 # The result and its promise.
 run("top_classes", model="toy:stripes", images=both, k=2, out="results/top_classes")
@@ -119,8 +119,8 @@ answer["caption check"] = command_line("check", "caption_saliency", "--profile",
 good = ROLES["captions"].sample(Case(count=3).request(Case().model()))
 context = InputContext(inputs={"images": torch.rand(3, 3, 8, 8)})
 answer["bad captions"] = [
-    [what, *refusal(ROLES["captions"].check, value, context)]
-    for what, value in ROLES["captions"].bad_values(good, context)
+    [reason, *refusal(ROLES["captions"].check, value, context)]
+    for reason, value in ROLES["captions"].bad_values(good, context)
 ]
 answer["roles"] = list(ROLES)
 
@@ -139,7 +139,7 @@ class Environment:
     def __init__(self, home: Path) -> None:
         venv.create(home / "venv", symlinks=True)
         (site,) = (home / "venv").glob("lib/*/site-packages")
-        # The libraries are those the tests run with; what is installed goes into the fresh environment.
+        # Libraries come from the tests' environment; installations go into the fresh one.
         borrowed = sysconfig.get_path("purelib")
         (site / "borrowed.pth").write_text(f"import site; site.addsitedir({borrowed!r})\n")
         self.python = home / "venv" / "bin" / "python"
@@ -228,8 +228,8 @@ def test_executor_result_is_bit_identical(answers: Any) -> None:
 
 
 def test_executor_raises_the_runs_error(answers: Any) -> None:
-    assert answers["there"][0] == "InputError"
-    assert "stride=8 would skip pixels" in answers["there"][1]
+    assert answers["executor error"][0] == "InputError"
+    assert "stride=8 would skip pixels" in answers["executor error"][1]
     assert "cannot be sent to another process" in answers["lambda"][1]
 
 
@@ -237,7 +237,7 @@ def test_command_works_from_the_command_line(environment: Environment, answers: 
     output = environment.run("-c", PHOSPHENE, "digest", "results").splitlines()
     (again, here, top) = (line.split("  ") for line in output)
     assert again[0] == here[0] != top[0]
-    assert [place for _, _, place in (again, here, top)] == ["again/saliency", "here/saliency", "top_classes"]
+    assert [path for _, _, path in (again, here, top)] == ["again/saliency", "here/saliency", "top_classes"]
     assert top[1] == "predictions.top_classes"
     assert "digest" in environment.run("-c", PHOSPHENE, "--help")
     refused = environment.run("-c", PHOSPHENE, "digest", "observer", fails=2)
@@ -285,7 +285,7 @@ def test_conformance_kit_uses_the_roles_samples_and_bad_values(answers: Any) -> 
     assert code == 0, text
     for check in ("refuses_bad_input", "batch_equals_single", "saves_and_replays", "oracle"):
         assert re.search(rf"passed +\S*{check}", text), text
-    phrases = [what for what, *_ in answers["bad captions"]]
+    phrases = [reason for reason, *_ in answers["bad captions"]]
     assert phrases == [
         *("too few captions", "one text instead of a tuple", "an empty caption", "numbers", "nothing")
     ]
@@ -319,8 +319,8 @@ def test_info_nce_closed_form() -> None:
     namespace = runpy.run_path(str(EXAMPLES / "self_supervised" / SCRIPTS["self_supervised"]))
     torch = sys.modules["torch"]
     views, n, temperature = 3 * torch.eye(4), 4, namespace["TEMPERATURE"]
-    found = float(namespace["info_nce"](views, views))
-    assert found == pytest.approx(math.log(1 + (2 * n - 2) * math.exp(-1 / temperature)), rel=1e-5)
+    loss = float(namespace["info_nce"](views, views))
+    assert loss == pytest.approx(math.log(1 + (2 * n - 2) * math.exp(-1 / temperature)), rel=1e-5)
     labels = torch.arange(4)
     assert namespace["linear_probe"](views.repeat(3, 1), labels.repeat(3), views, labels) == 1.0
     assert namespace["knn_accuracy"](views.repeat(10, 1), labels.repeat(10), views, labels) == 1.0

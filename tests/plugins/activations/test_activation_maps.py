@@ -59,8 +59,8 @@ def test_each_map_is_min_max_scaled_and_a_constant_map_is_zero(model, images):
 def test_shared_scale_is_over_the_channels_of_one_image(model, images):
     result = activation_maps(model, images, layer="third", scale="shared")
     assert result.scaled.amin((1, 2, 3)).eq(0).all() and result.scaled.amax((1, 2, 3)).eq(1).all()
-    alone = activation_maps(model, images[1:2], layer="third", scale="shared")
-    assert torch.allclose(alone.scaled, result.scaled[1:2], atol=1e-6)
+    single = activation_maps(model, images[1:2], layer="third", scale="shared")
+    assert torch.allclose(single.scaled, result.scaled[1:2], atol=1e-6)
 
 
 def test_signed_scale_maps_zero_to_one_half(model, images):
@@ -70,11 +70,11 @@ def test_signed_scale_maps_zero_to_one_half(model, images):
     largest = result.maps.abs().amax((1, 2, 3), keepdim=True)
     torch.testing.assert_close(result.scaled, result.maps / largest / 2 + 0.5)
     assert result.scaled[:, 5].eq(0.5).all()
-    picture = activation_maps(model, images, layer="third", channels=[5], scale="signed").panels()[0][1].image
-    assert picture.min() > 0.95  # nothing is white, what excites red, what inhibits blue
+    image = activation_maps(model, images, layer="third", channels=[5], scale="signed").panels()[0][1].image
+    assert image.min() > 0.95  # zero is white, positive red, negative blue
 
 
-def test_weak_map_stays_weak_with_a_shared_scale_and_its_title_gives_the_range(model, images):
+def test_weak_map_stays_weak_with_a_shared_scale_and_its_title_states_the_range(model, images):
     with torch.no_grad():
         model.module.third.weight[5] *= 1e-6
         model.module.third.bias[5] = 0
@@ -116,10 +116,10 @@ def test_channels_are_returned_in_the_requested_order_and_checked(model, images)
 
 
 def test_batch_equals_single_images(model, images):
-    whole = activation_maps(model, images, layer="third")
+    together = activation_maps(model, images, layer="third")
     with max_batch(1):
         parts = activation_maps(model, images, layer="third")
-    assert torch.allclose(whole.scaled, parts.scaled, atol=1e-6) and whole.channels == parts.channels
+    assert torch.allclose(together.scaled, parts.scaled, atol=1e-6) and together.channels == parts.channels
 
 
 def test_token_layers_are_maps():

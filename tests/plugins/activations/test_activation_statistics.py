@@ -1,4 +1,4 @@
-"""Activation statistics: streamed sums are those of the whole, in any order, and masks are cut exactly."""
+"""Activation statistics: streamed sums equal those of all images, in any order; mask coverage is exact."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_streamed_statistics_equal_those_of_all_images_at_once():
     torch.testing.assert_close(result.image_active_fraction, (maps > 0).double().mean((1, 2, 3)))
     torch.testing.assert_close(result.mean, every.mean(1))
     torch.testing.assert_close(result.std, every.std(1, unbiased=False))
-    rows = [[i for i, name in enumerate(CLASSES) if name == wanted] for wanted in "abc"]
+    rows = [[i for i, name in enumerate(CLASSES) if name == label] for label in "abc"]
     means = torch.stack([maps.relu()[r].mean((0, 2, 3)) for r in rows])
     for channel in range(6):
         best = int(means[:, channel].argmax())
@@ -57,14 +57,14 @@ def test_streamed_statistics_equal_those_of_all_images_at_once():
 @settings(max_examples=20, deadline=None)
 @given(order=st.permutations(range(9)), batch=st.integers(1, 9), layer=st.sampled_from(["1", "4", "5"]))
 def test_statistics_do_not_depend_on_order_and_batch_size(order, batch, layer):
-    whole = activation_statistics(MODEL, data(list(range(9))), layer=layer)
+    full = activation_statistics(MODEL, data(list(range(9))), layer=layer)
     with max_batch(batch):
         parts = activation_statistics(MODEL, data(order), layer=layer)
-    torch.testing.assert_close(parts.image_active_fraction, whole.image_active_fraction[order])
-    for name, value in whole.fields():
+    torch.testing.assert_close(parts.image_active_fraction, full.image_active_fraction[order])
+    for name, value in full.fields():
         if isinstance(value, Tensor) and name != "image_active_fraction":
             torch.testing.assert_close(getattr(parts, name), value, msg=name)
-    assert (parts.dead, parts.always_on, parts.classes) == (whole.dead, whole.always_on, whole.classes)
+    assert (parts.dead, parts.always_on, parts.classes) == (full.dead, full.always_on, full.classes)
 
 
 @settings(max_examples=30, deadline=None)
@@ -92,11 +92,11 @@ def test_images_without_a_mask_are_left_out_of_the_background_reliance_only():
         def masks(self, indices):
             return None if set(indices) & {0, 3} else super().masks(indices)
 
-    known = [1, 2, 4, 5, 6, 7, 8]
+    masked = [1, 2, 4, 5, 6, 7, 8]
     with max_batch(4):
         result = activation_statistics(MODEL, Some(IMAGES, None, MASKS), layer="1")
     torch.testing.assert_close(
-        result.background_reliance, activation_statistics(MODEL, data(known), layer="1").background_reliance
+        result.background_reliance, activation_statistics(MODEL, data(masked), layer="1").background_reliance
     )
     assert len(result.ids) == 9 and result.selectivity is None and result.classes == ()
 

@@ -46,41 +46,41 @@ def test_streamed_similarities_equal_numpys(layer):
 @settings(max_examples=20, deadline=None)
 @given(order=st.permutations(range(9)), batch=st.integers(1, 9), threshold=st.floats(0.05, 1))
 def test_groups_reach_the_threshold_and_do_not_depend_on_the_order(order, batch, threshold):
-    whole = channel_redundancy(MODEL, TensorDataset(IMAGES), layer="0", threshold=threshold)
+    complete = channel_redundancy(MODEL, TensorDataset(IMAGES), layer="0", threshold=threshold)
     with max_batch(batch):
         parts = channel_redundancy(MODEL, TensorDataset(IMAGES[order]), layer="0", threshold=threshold)
-    torch.testing.assert_close(parts.similarity, whole.similarity)
-    assert parts.groups == whole.groups and parts.order == whole.order
-    assert torch.equal(parts.pairs, whole.pairs)
-    for group in whole.groups:
-        assert float(whole.similarity[list(group)][:, list(group)].min()) >= threshold - 1e-9
-        places = sorted(whole.order.index(channel) for channel in group)
-        assert places == list(range(places[0], places[0] + len(group)))
-    assert len({c for group in whole.groups for c in group}) == sum(map(len, whole.groups))
-    values = whole.similarity[whole.pairs[:, 0], whole.pairs[:, 1]]
+    torch.testing.assert_close(parts.similarity, complete.similarity)
+    assert parts.groups == complete.groups and parts.order == complete.order
+    assert torch.equal(parts.pairs, complete.pairs)
+    for group in complete.groups:
+        assert float(complete.similarity[list(group)][:, list(group)].min()) >= threshold - 1e-9
+        positions = sorted(complete.order.index(channel) for channel in group)
+        assert positions == list(range(positions[0], positions[0] + len(group)))
+    assert len({c for group in complete.groups for c in group}) == sum(map(len, complete.groups))
+    values = complete.similarity[complete.pairs[:, 0], complete.pairs[:, 1]]
     assert bool((values >= threshold).all()) and values.tolist() == sorted(values.tolist(), reverse=True)
-    assert len(whole.pairs) == int((whole.similarity.triu(1) >= threshold).sum())
+    assert len(complete.pairs) == int((complete.similarity.triu(1) >= threshold).sum())
 
 
 def test_dead_channel_is_similar_to_no_other():
-    twins = nn.Conv2d(3, 4, 1).double()
-    nn.init.zeros_(twins.weight[:2])
-    layers = nn.Sequential(twins, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).double()
+    conv = nn.Conv2d(3, 4, 1).double()
+    nn.init.zeros_(conv.weight[:2])
+    layers = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).double()
     result = channel_redundancy(load_model(layers), TensorDataset(IMAGES), layer="0")
     assert torch.equal(result.similarity[:2], torch.eye(4).double()[:2])
 
 
-def test_groups_are_shown_on_the_image_of_largest_activation():
+def test_groups_are_displayed_on_the_image_of_largest_activation():
     result = channel_redundancy(MODEL, TensorDataset(IMAGES), layer="1", threshold=0.5)
     assert len(result.groups) > 2
     with torch.no_grad():
         maps = MODEL.features(IMAGES, "1")
-    for picture, shown, group in zip(result.images, result.maps, result.groups, strict=False):
+    for image, group_maps, group in zip(result.images, result.maps, result.groups, strict=False):
         best = int(maps[:, group[0]].amax((1, 2)).argmax())
-        assert torch.equal(picture, IMAGES[best])
-        members = list(group[: len(shown)])
-        torch.testing.assert_close(shown[: len(members)], maps[best, members])
-        assert not shown[len(members) :].any()
+        assert torch.equal(image, IMAGES[best])
+        members = list(group[: len(group_maps)])
+        torch.testing.assert_close(group_maps[: len(members)], maps[best, members])
+        assert not group_maps[len(members) :].any()
 
 
 def test_figure_and_saving(tmp_path):
@@ -88,5 +88,5 @@ def test_figure_and_saving(tmp_path):
     result = run("channel_redundancy", **arguments, threshold=0.7, out=tmp_path / "out")
     assert len(result.groups) > 1 and len(result.panels()) > 1 and result.figure() is not None
     assert_same_result(load_result(tmp_path / "out"), result)
-    alone = run("channel_redundancy", **arguments, threshold=1)
-    assert alone.groups == () and alone.images is None and alone.figure() is not None
+    ungrouped = run("channel_redundancy", **arguments, threshold=1)
+    assert ungrouped.groups == () and ungrouped.images is None and ungrouped.figure() is not None

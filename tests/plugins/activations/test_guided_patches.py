@@ -1,4 +1,4 @@
-"""Guided patches: what comes back to a patch from its own unit, the patches those of top_patches."""
+"""Guided patches: the guided gradient of each patch's unit, for the patches of top_patches."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def test_gradient_is_that_of_the_patchs_unit_and_zero_outside_the_patch(layer, s
     top = methods["top_patches"](MODEL, TensorDataset(IMAGES), **arguments)
     for name, value in top.fields():
         if name != "gradients":
-            # To rounding: the tuned twin answers where there are passes enough to make it pay.
+            # Up to rounding: the optimized copy runs where there are enough passes for it to be faster.
             assert_same_result(getattr(result, name), value, rtol=1e-12, atol=1e-15)
     for i, (y, x) in enumerate(result.positions.tolist()):
-        picture = IMAGES[int(result.ids[i])][None]
+        image = IMAGES[int(result.ids[i])][None]
         with MODEL.guard(), rewrite_backward(guided):
-            whole = input_gradient(MODEL, picture, Neuron(layer, result.channels[i], y, x))[0]
+            full_gradient = input_gradient(MODEL, image, Neuron(layer, result.channels[i], y, x))[0]
         t, s, b, r = result.boxes[i].tolist()
-        torch.testing.assert_close(result.gradients[i, :, : b - t, : r - s], whole[:, t:b, s:r])
-        whole[:, t:b, s:r] = 0
-        assert not whole.any() and not result.gradients[i, :, b - t :].any()
+        torch.testing.assert_close(result.gradients[i, :, : b - t, : r - s], full_gradient[:, t:b, s:r])
+        full_gradient[:, t:b, s:r] = 0
+        assert not full_gradient.any() and not result.gradients[i, :, b - t :].any()
         assert not result.gradients[i, :, :, r - s :].any()
 
 
@@ -96,7 +96,7 @@ def test_gradient_of_photographs_is_largest_at_the_center_of_the_patch(assets):
         top, left, bottom, right = result.boxes[i].tolist()
         inside = gradient[:, : bottom - top, : right - left].abs().sum(0)
         assert inside.max() > 0
-        # The unit's own place is in the middle of what it can see, and most of it comes back to there.
+        # The unit is at the center of its receptive field, where most of the gradient is.
         y, x = ((p + 0.5) * 224 / 14 for p in result.positions[i].tolist())
         rows = (torch.arange(top, bottom) + 0.5 - y).abs() < 48
         columns = (torch.arange(left, right) + 0.5 - x).abs() < 48

@@ -1,4 +1,4 @@
-"""Work over a data set that was cut off in the middle goes on where it was, and gives the same."""
+"""Interrupted work over a data set resumes at the next image and returns the same result."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("cut", [4, 10])
 def test_resumed_run_equals_an_uninterrupted_one(name, cut, tmp_path, monkeypatch):
-    def go(out):
+    def run_method(out):
         return run(name, dataset="builtin:scenes/10", batch_size=2, out=out, **CALLS[name])
 
-    whole, read, straight = go(None), [], SceneDataset.batches
+    complete, read, original_batches = run_method(None), [], SceneDataset.batches
 
     def batches(self, size: int, start: int = 0) -> Iterator[Batch]:
-        for batch in straight(self, size, start):
+        for batch in original_batches(self, size, start):
             if batch.indices[0] == cut:
                 raise KeyboardInterrupt
             read.extend(batch.indices)
             yield batch
-        if cut == len(self):  # all was read, and what comes after was not done
+        if cut == len(self):  # all images are read, nothing after them is computed
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(SceneDataset, "batches", batches)
         patched.setattr(checkpoints, "INTERVAL", 0.0)
         with pytest.raises(KeyboardInterrupt):
-            go(tmp_path / "out")
+            run_method(tmp_path / "out")
     assert read == list(range(cut))
 
     def rest(self, size: int, start: int = 0) -> Iterator[Batch]:
         assert start == cut
-        return straight(self, size, start)
+        return original_batches(self, size, start)
 
     monkeypatch.setattr(SceneDataset, "batches", rest)
-    again = go(tmp_path / "out")
-    assert_same_result(again, whole)
+    again = run_method(tmp_path / "out")
+    assert_same_result(again, complete)

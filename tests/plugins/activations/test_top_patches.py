@@ -1,4 +1,4 @@
-"""Top patches: the strongest places of a whole data set, ties in order, fields exact, memory bounded."""
+"""Top patches: the strongest positions of a data set, ties in order, fields exact, memory bounded."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def test_streaming_equals_sorting(seed, count, k, per_image, batch, repeats):
     for channel in (1, 6):
         every = []
         for n in range(count):
-            places = [(-float(maps[n, channel, y, x]), n, y, x) for y in range(5) for x in range(5)]
-            every += sorted(places)[:per_image]
+            candidates = [(-float(maps[n, channel, y, x]), n, y, x) for y in range(5) for x in range(5)]
+            every += sorted(candidates)[:per_image]
         expected = sorted(every)[:k]
         here = [i for i, c in enumerate(result.channels) if c == channel]
         assert [result.ids[i] for i in here] == [str(n) for _, n, _, _ in expected]
@@ -79,14 +79,15 @@ def test_patch_determines_its_units_activation():
     assert torch.equal(
         result.boxes, receptive_fields(MODEL, "3", (14, 14), [tuple(p) for p in result.positions.tolist()])
     )
-    pictures = result.images[result.image_indices]
-    for image, box, place, score in zip(pictures, result.boxes, result.positions, result.scores, strict=True):
+    images = result.images[result.image_indices]
+    rows = zip(images, result.boxes, result.positions, result.scores, strict=True)
+    for image, box, position, score in rows:
         top, left, bottom, right = box.tolist()
-        alone = torch.zeros_like(image)
-        alone[:, top:bottom, left:right] = image[:, top:bottom, left:right]
-        y, x = place.tolist()
+        patch_only = torch.zeros_like(image)
+        patch_only[:, top:bottom, left:right] = image[:, top:bottom, left:right]
+        y, x = position.tolist()
         with torch.no_grad():
-            answer = MODEL.features(alone[None], "3")[0, 2, y, x]
+            answer = MODEL.features(patch_only[None], "3")[0, 2, y, x]
         assert float(answer) == pytest.approx(float(score))
 
 
@@ -102,11 +103,11 @@ def test_all_channels_equal_single_channels_and_images_are_stored_once():
     result = top_patches(MODEL, data, layer="3", channels="all", k=4, per_image=2)
     assert result.channels == tuple(c for c in range(7) for _ in range(4))
     for channel in range(7):
-        alone = top_patches(MODEL, data, layer="3", channels=[channel], k=4, per_image=2)
+        single = top_patches(MODEL, data, layer="3", channels=[channel], k=4, per_image=2)
         rows = slice(4 * channel, 4 * channel + 4)
-        assert result.ids[rows] == alone.ids
+        assert result.ids[rows] == single.ids
         for name in ("scores", "positions", "boxes"):
-            torch.testing.assert_close(getattr(result, name)[rows], getattr(alone, name))
+            torch.testing.assert_close(getattr(result, name)[rows], getattr(single, name))
     assert len(result.images) == len(set(result.ids)) <= 5
     for source, name in zip(result.image_indices.tolist(), result.ids, strict=True):
         assert torch.equal(result.images[source], images[int(name)])
@@ -116,11 +117,11 @@ def test_all_channels_equal_single_channels_and_images_are_stored_once():
 @given(order=st.permutations(range(7)))
 def test_order_of_the_images_changes_only_their_ids(order):
     images = torch.rand(7, 3, 14, 14, generator=torch.Generator().manual_seed(5)).double()
-    straight = top_patches(MODEL, TensorDataset(images), layer="2", k=3)
+    in_order = top_patches(MODEL, TensorDataset(images), layer="2", k=3)
     other = top_patches(MODEL, TensorDataset(images[order]), layer="2", k=3)
-    assert tuple(str(order[int(i)]) for i in other.ids) == straight.ids
-    torch.testing.assert_close(other.scores, straight.scores)
-    assert torch.equal(other.boxes, straight.boxes)
+    assert tuple(str(order[int(i)]) for i in other.ids) == in_order.ids
+    torch.testing.assert_close(other.scores, in_order.scores)
+    assert torch.equal(other.boxes, in_order.boxes)
 
 
 def test_figure_of_many_channels_has_a_strip_per_channel(tmp_path):
@@ -167,7 +168,7 @@ def test_figure_shows_patches_in_their_images_and_saving(tmp_path):
     result = run(
         "top_patches", dataset="builtin:scenes/24", layer="features.8", k=3, out=tmp_path / "patches"
     )
-    assert len(result.panels()) == 12  # for six channels: the patches, and where they were
+    assert len(result.panels()) == 12  # for six channels: the patches, and the images they are in
     assert torch.equal(load_result(tmp_path / "patches").boxes, result.boxes)
-    whole = run("top_patches", dataset="builtin:scenes/8", layer="pool", k=2, channels=[3])
-    assert whole.boxes.tolist() == [[0, 0, 64, 64]] * 2 and len(whole.panels()) == 2
+    pooled = run("top_patches", dataset="builtin:scenes/8", layer="pool", k=2, channels=[3])
+    assert pooled.boxes.tolist() == [[0, 0, 64, 64]] * 2 and len(pooled.panels()) == 2

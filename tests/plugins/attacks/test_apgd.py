@@ -41,10 +41,12 @@ def test_loss_is_no_lower_than_that_of_pgd(norm: str) -> None:
     model, images = network(), random_images()
     labels = model(images).argmax(1)
     eps = {"linf": 0.0005, "l2": 0.005, "l1": 0.02}[norm]
-    ours = apgd(model, images, labels, eps=eps, norm=norm, steps=20, seed=0)
-    theirs = pgd(model, images, labels, eps=eps, norm=norm, step_size=eps / 4, steps=20, seed=0)
-    assert not ours.success.any()
-    loss = [F.cross_entropy(model(r.adversarial), labels, reduction="none") for r in (ours, theirs)]
+    apgd_result = apgd(model, images, labels, eps=eps, norm=norm, steps=20, seed=0)
+    pgd_result = pgd(model, images, labels, eps=eps, norm=norm, step_size=eps / 4, steps=20, seed=0)
+    assert not apgd_result.success.any()
+    loss = [
+        F.cross_entropy(model(r.adversarial), labels, reduction="none") for r in (apgd_result, pgd_result)
+    ]
     assert (loss[0] >= loss[1] - 1e-6).all()
 
 
@@ -77,10 +79,10 @@ def test_dlr_equals_its_definition() -> None:
 def test_restarts_lose_no_success() -> None:
     model, images = network(), random_images(16)
     labels = model(images).argmax(1)
-    once, thrice = (
+    single, restarted = (
         apgd(model, images, labels, eps=0.004, steps=5, restarts=n, seed=0).success for n in (1, 3)
     )
-    assert (thrice | ~once).all()
+    assert (restarted | ~single).all()
 
 
 def test_target_classes_count_any_misclassification_as_success() -> None:

@@ -28,10 +28,10 @@ def random_images(count: int = 4) -> Tensor:
 def test_distance_is_bounded_by_the_steps_and_the_ball(norm: str) -> None:
     model, images = network(), 0.4 + 0.2 * random_images()
     labels = model(images).argmax(1)
-    for steps, most in ((2, 0.04), (20, 0.1)):
+    for steps, largest in ((2, 0.04), (20, 0.1)):
         result = bim(model, images, labels, eps=0.1, step_size=0.02, steps=steps, norm=norm)
-        assert (result.distance(norm) <= most * (1 + 1e-9)).all()
-        assert (result.distance(norm) > 0.5 * most).all()
+        assert (result.distance(norm) <= largest * (1 + 1e-9)).all()
+        assert (result.distance(norm) > 0.5 * largest).all()
 
 
 def test_momentum_zero_equals_no_momentum() -> None:

@@ -23,8 +23,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "square l2": {"norm": "l2", "eps": 0.7},
     "square l1": {"norm": "l1", "eps": 5.0},
 }
-by_each = pytest.mark.parametrize("setting", SETTINGS)
-by_labels = pytest.mark.parametrize("setting", [setting for setting in SETTINGS if "square" not in setting])
+each_attack = pytest.mark.parametrize("setting", SETTINGS)
+each_decision_attack = pytest.mark.parametrize(
+    "setting", [setting for setting in SETTINGS if "square" not in setting]
+)
 SIZE = (3, 6, 6)
 WEIGHT = torch.randn(4, 108, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 10
 
@@ -61,27 +63,27 @@ def linear() -> Model:
 
 
 def random_images(count: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    drawn = torch.rand(count, *SIZE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return (drawn * 1.4 - 0.2).clamp(0, 1).to(dtype)
+    pixels = torch.rand(count, *SIZE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (pixels * 1.4 - 0.2).clamp(0, 1).to(dtype)
 
 
-@by_each
+@each_attack
 @pytest.mark.parametrize("most", [1, 2, 7, 60, 400])
 def test_queries_equal_the_inputs_and_stay_within_the_budget(setting: str, most: int) -> None:
     function, images = Counted(), random_images(3)
     labels = label(images)
-    labels[1] = (labels[1] + 1) % 4  # misclassified from the outset
+    labels[1] = (labels[1] + 1) % 4  # misclassified without an attack
     result = attack(setting, black_box(function), images, labels, max_queries=most)
     assert function.inputs == int(result.queries.sum())
     assert 1 <= result.queries.min() <= result.queries.max() <= most
     assert result.queries[1] == 1
     assert torch.equal(result.adversarial[1], images[1])
     one = Counted()
-    alone = attack(setting, black_box(one), images[:1], labels[:1], max_queries=most)
-    assert one.inputs == int(alone.queries) == int(result.queries[0])
+    single = attack(setting, black_box(one), images[:1], labels[:1], max_queries=most)
+    assert one.inputs == int(single.queries) == int(result.queries[0])
 
 
-@by_labels
+@each_decision_attack
 def test_labels_suffice_and_success_equals_the_prediction(setting: str) -> None:
     images = random_images(5)
     labels = label(images)
@@ -99,29 +101,29 @@ def test_hop_skip_jump_comes_within_fifteen_percent_of_the_nearest_boundary(norm
     images = 0.5 + 0.02 * torch.randn(4, *SIZE, generator=torch.Generator().manual_seed(5))
     logits = (images.double() - 0.5).flatten(1) @ WEIGHT.T
     labels = logits.argmax(1)
-    apart = (WEIGHT[labels][:, None] - WEIGHT).norm(2 if norm == "l2" else 1, dim=2)
-    gaps = (logits.gather(1, labels[:, None]) - logits) / apart
-    nearest = gaps.scatter(1, labels[:, None], torch.inf).amin(1)
+    class_distances = (WEIGHT[labels][:, None] - WEIGHT).norm(2 if norm == "l2" else 1, dim=2)
+    boundary_distances = (logits.gather(1, labels[:, None]) - logits) / class_distances
+    nearest = boundary_distances.scatter(1, labels[:, None], torch.inf).amin(1)
     result = attack(f"hop_skip_jump {norm}", black_box(label), images, labels, steps=25, max_queries=20_000)
     ratio = result.distance(norm) / nearest
     assert ratio.min() >= 1 - 1e-4
     assert ratio.median() <= 1.15
 
 
-@by_each
+@each_attack
 def test_batch_equals_single_images_for_any_batch_size(setting: str) -> None:
     model, images = linear(), random_images(3, 1, torch.float64)
     labels = label(images)
     together = attack(setting, model, images, labels, max_queries=150)
     with max_batch(2):
-        in_twos = attack(setting, model, images, labels, max_queries=150)
-    torch.testing.assert_close(in_twos.adversarial, together.adversarial)
+        batched = attack(setting, model, images, labels, max_queries=150)
+    torch.testing.assert_close(batched.adversarial, together.adversarial)
     for n in range(3):
-        alone = attack(setting, model, images[n : n + 1], labels[n : n + 1], max_queries=150)
-        torch.testing.assert_close(alone.adversarial[0], together.adversarial[n])
+        single = attack(setting, model, images[n : n + 1], labels[n : n + 1], max_queries=150)
+        torch.testing.assert_close(single.adversarial[0], together.adversarial[n])
 
 
-@by_each
+@each_attack
 def test_constant_added_to_the_logits_does_not_matter(setting: str) -> None:
     model, images = linear(), random_images(2, 2, torch.float64)
     plain = attack(setting, model, images, label(images), max_queries=120).adversarial
@@ -130,7 +132,7 @@ def test_constant_added_to_the_logits_does_not_matter(setting: str) -> None:
     torch.testing.assert_close(shifted, plain)
 
 
-@by_each
+@each_attack
 def test_constant_prediction_ends_without_success(setting: str) -> None:
     function = black_box(lambda inputs: torch.zeros(len(inputs), dtype=torch.long))
     images = random_images(2)
@@ -142,8 +144,8 @@ def test_constant_prediction_ends_without_success(setting: str) -> None:
     assert result.png()
 
 
-@by_labels
-def test_targeted_search_starts_at_the_given_image(setting: str) -> None:
+@each_decision_attack
+def test_targeted_search_starts_at_the_start_image(setting: str) -> None:
     many = random_images(60, 7)
     images = many[:2]
     targets = (label(images) + 1) % 4
@@ -156,17 +158,17 @@ def test_targeted_search_starts_at_the_given_image(setting: str) -> None:
     assert (result.distance("l2") < 0.8 * (start - images).flatten(1).norm(dim=1)).all()
 
 
-@by_each
+@each_attack
 def test_targeted_equals_untargeted_for_two_classes(setting: str) -> None:
     def two(inputs: Tensor) -> Tensor:
         return (inputs.double() - 0.5).flatten(1) @ WEIGHT[:2].T
 
     model, images = load_model(two, input_size=SIZE, classes=["no", "yes"]), random_images(2)
     predictions = two(images).argmax(1)
-    away = attack(setting, model, images, predictions, max_queries=200)
-    towards = attack(setting, model, images, 1 - predictions, targeted=True, max_queries=200)
-    assert not torch.equal(away.adversarial, images)
-    assert torch.equal(away.adversarial, towards.adversarial)
+    untargeted = attack(setting, model, images, predictions, max_queries=200)
+    targeted_result = attack(setting, model, images, 1 - predictions, targeted=True, max_queries=200)
+    assert not torch.equal(untargeted.adversarial, images)
+    assert torch.equal(untargeted.adversarial, targeted_result.adversarial)
 
 
 def test_start_is_repeated_for_all_images_and_checked() -> None:
@@ -224,17 +226,19 @@ def test_square_lowers_the_margin_with_more_queries(norm: str) -> None:
 @pytest.mark.parametrize("name", ["pgd", "bim", "fgsm", "saliency"])
 def test_gradient_methods_refuse_a_function_that_returns_labels(name: str) -> None:
     function = Counted()
-    given = [torch.tensor([0])] if name != "saliency" else []
+    arguments = [torch.tensor([0])] if name != "saliency" else []
     with pytest.raises(ModelError, match="no gradient|labels alone|lets no gradient through"):
-        methods[name](black_box(function), random_images(1), *given)
-    assert function.inputs <= 1  # black_box once, to see
+        methods[name](black_box(function), random_images(1), *arguments)
+    assert function.inputs <= 1  # one pass may read the type of the output
 
 
 def test_gradient_methods_accept_a_differentiable_function() -> None:
     model = linear()
-    through = load_model(lambda inputs: model(inputs.double()), input_size=SIZE, classes=["a", "b", "c", "d"])
+    function_model = load_model(
+        lambda inputs: model(inputs.double()), input_size=SIZE, classes=["a", "b", "c", "d"]
+    )
     images = random_images(2)
-    result = methods["pgd"](through, images, label(images), eps=0.3, step_size=0.1, seed=0)
+    result = methods["pgd"](function_model, images, label(images), eps=0.3, step_size=0.1, seed=0)
     assert result.success.all()
 
 

@@ -21,10 +21,12 @@ def linear(classes: int, seed: int, shift: float = 0.0) -> tuple[Model, Tensor]:
     return load_model(nn.Sequential(nn.Flatten(), layer), input_size=(3, 4, 4)), images
 
 
-def gaps(model: Model, images: Tensor, labels: Tensor, dual: float) -> Tensor:
+def boundary_distances(model: Model, images: Tensor, labels: Tensor, dual: float) -> Tensor:
     weight, logits = model.module[1].weight.detach(), model(images).detach()
-    far = (logits.gather(1, labels[:, None]) - logits) / (weight - weight[labels][:, None]).norm(dual, dim=2)
-    return far.scatter(1, labels[:, None], torch.inf)
+    distances = (logits.gather(1, labels[:, None]) - logits) / (weight - weight[labels][:, None]).norm(
+        dual, dim=2
+    )
+    return distances.scatter(1, labels[:, None], torch.inf)
 
 
 @pytest.mark.parametrize(("norm", "dual"), [("l2", 2.0), ("linf", 1.0)])
@@ -33,7 +35,7 @@ def test_distance_to_a_boundary_is_exact_to_three_percent(norm: str, dual: float
     model, images = linear(2, seed, shift=-100.0)
     labels = model(images).argmax(1)
     result = carlini_wagner(model, images, labels, norm=norm)
-    ratio = result.distance(norm) / gaps(model, images, labels, dual).amin(1)
+    ratio = result.distance(norm) / boundary_distances(model, images, labels, dual).amin(1)
     assert result.success.all() and ratio.min() > 1 - 1e-9 and ratio.max() < 1.03
 
 
@@ -44,9 +46,9 @@ def test_nearest_of_ten_classes_wins_over_the_most_likely(norm: str, dual: float
         model, images = linear(10, seed)
         logits = model(images).detach()
         labels = logits.argmax(1)
-        far = gaps(model, images, labels, dual)
-        ratio = carlini_wagner(model, images, labels, norm=norm).distance(norm) / far.amin(1)
-        others += int(logits.topk(2, dim=1).indices[:, 1].ne(far.argmin(1)).sum())
+        distances = boundary_distances(model, images, labels, dual)
+        ratio = carlini_wagner(model, images, labels, norm=norm).distance(norm) / distances.amin(1)
+        others += int(logits.topk(2, dim=1).indices[:, 1].ne(distances.argmin(1)).sum())
         assert ratio.min() > 1 - 1e-9 and ratio.max() < 1.03
     assert others >= 3
 
@@ -75,6 +77,6 @@ def test_adversarial_logit_leads_by_kappa(targeted: bool, norm: str) -> None:
 
 def test_descent_stops_early_where_the_objective_no_longer_falls() -> None:
     model, images = linear(2, 0)
-    with count_passes(model.module) as seen:
+    with count_passes(model.module) as passes:
         carlini_wagner(model, images, model(images).argmax(1), steps=1000, search_steps=6)
-    assert seen.backward < 0.7 * 6 * 1000 * len(images)
+    assert passes.backward < 0.7 * 6 * 1000 * len(images)

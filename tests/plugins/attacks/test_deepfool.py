@@ -21,11 +21,11 @@ def linear(classes: int = 6, size: int = 4) -> tuple[Model, Tensor]:
     return load_model(nn.Sequential(nn.Flatten(), layer), input_size=(3, size, size)), images
 
 
-def nearest(model: Model, images: Tensor, dual: float) -> Tensor:
+def nearest_boundary(model: Model, images: Tensor, dual: float) -> Tensor:
     weight, logits = model.module[1].weight.detach(), model(images).detach()
     labels = logits.argmax(1)[:, None]
-    far = (logits.gather(1, labels) - logits) / (weight - weight[labels]).norm(dual, dim=2)
-    return far.scatter(1, labels, torch.inf).amin(1)
+    distances = (logits.gather(1, labels) - logits) / (weight - weight[labels]).norm(dual, dim=2)
+    return distances.scatter(1, labels, torch.inf).amin(1)
 
 
 @pytest.mark.parametrize(("norm", "dual"), [("l2", 2.0), ("linf", 1.0)])
@@ -34,7 +34,7 @@ def test_linear_model_is_crossed_by_exactly_the_overshoot(norm: str, dual: float
     model, images = linear()
     result = deepfool(model, images, model(images).argmax(1), norm=norm, overshoot=overshoot)
     assert result.success.all()
-    expected = (1 + overshoot) * nearest(model, images, dual)
+    expected = (1 + overshoot) * nearest_boundary(model, images, dual)
     torch.testing.assert_close(result.distance(norm), expected, rtol=1e-9, atol=0)
 
 
@@ -56,11 +56,11 @@ def test_finished_images_take_no_more_passes() -> None:
     labels = model(images).argmax(1)
     labels[:3] = (labels[:3] + 1) % 6
     model.structure  # noqa: B018  - recorded once, with a pass of its own
-    with count_passes(model.module) as seen:
+    with count_passes(model.module) as passes:
         deepfool(model, images, labels)
     # Eight images, five of them again with a gradient, and again after the step.
-    assert seen.forward == 8 + 5 + 5
-    assert seen.backward == 5 * 5
+    assert passes.forward == 8 + 5 + 5
+    assert passes.backward == 5 * 5
 
 
 def test_image_on_the_boundary_crosses_it() -> None:

@@ -19,7 +19,7 @@ NORMS = ("linf", "l2", "l1")
 by_norm = pytest.mark.parametrize("norm", NORMS)
 
 
-def least(x: Tensor, slope: Tensor, rise: float, norm: str) -> float:
+def least_norm(x: Tensor, slope: Tensor, offset: float, norm: str) -> float:
     """The least norm of a change within the pixel range that reaches the hyperplane, by a solver."""
     n = len(x)
     box = [(-float(v), 1 - float(v)) for v in x]
@@ -27,7 +27,7 @@ def least(x: Tensor, slope: Tensor, rise: float, norm: str) -> float:
     if norm == "l2":
         result = scipy.optimize.minimize(
             lambda d: d @ d, np.zeros(n), jac=lambda d: 2 * d, bounds=box, method="SLSQP",
-            constraints={"type": "eq", "fun": lambda d: w @ d - rise, "jac": lambda d: w},
+            constraints={"type": "eq", "fun": lambda d: w @ d - offset, "jac": lambda d: w},
             options={"maxiter": 500, "ftol": 1e-14},
         )  # fmt: skip
         return float(np.sqrt(result.fun))
@@ -36,11 +36,11 @@ def least(x: Tensor, slope: Tensor, rise: float, norm: str) -> float:
         one = np.ones((n, 1))
         sides = np.block([[eye, -one], [-eye, -one]])
         result = scipy.optimize.linprog(
-            [0] * n + [1], sides, np.zeros(2 * n), [[*w, 0]], [rise], [*box, (0, None)]
+            [0] * n + [1], sides, np.zeros(2 * n), [[*w, 0]], [offset], [*box, (0, None)]
         )
     else:  # of the positive and the negative part
         halves = [(0, high) for _, high in box] + [(0, -low) for low, _ in box]
-        result = scipy.optimize.linprog([1] * 2 * n, A_eq=[[*w, *-w]], b_eq=[rise], bounds=halves)
+        result = scipy.optimize.linprog([1] * 2 * n, A_eq=[[*w, *-w]], b_eq=[offset], bounds=halves)
     assert result.success
     return float(result.fun)
 
@@ -62,15 +62,15 @@ def test_projection_is_the_smallest_change_within_the_range(
     slope = torch.randn(12, generator=generator, dtype=torch.float64)
     slope[seed % 12] = 0
     # At this fraction of the largest reachable offset.
-    most = torch.where(slope * fraction > 0, 1 - x, x).mul(slope.abs()).sum()
-    rise = fraction * most
+    largest = torch.where(slope * fraction > 0, 1 - x, x).mul(slope.abs()).sum()
+    offset = fraction * largest
     change = project_onto_hyperplane(
-        x.view(1, 3, 2, 2), scale * slope.view(1, 3, 2, 2), (scale * rise).view(1), norm
+        x.view(1, 3, 2, 2), scale * slope.view(1, 3, 2, 2), (scale * offset).view(1), norm
     ).flatten()
-    torch.testing.assert_close((slope * change).sum(), rise, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close((slope * change).sum(), offset, rtol=1e-9, atol=1e-9)
     assert (x + change).min() >= -1e-12 and (x + change).max() <= 1 + 1e-12
     size = distance(change.view(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), norm)
-    assert float(size) == pytest.approx(least(x, slope, float(rise), norm), rel=1e-5, abs=1e-7)
+    assert float(size) == pytest.approx(least_norm(x, slope, float(offset), norm), rel=1e-5, abs=1e-7)
 
 
 @by_norm
@@ -94,47 +94,55 @@ def network(rough: float = 6.0) -> Model:
 
 
 def random_images(count: int = 6) -> Tensor:
-    drawn = torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return (drawn * 1.4 - 0.2).clamp(0, 1)
+    pixels = torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return (pixels * 1.4 - 0.2).clamp(0, 1)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_distance_is_at_most_that_of_deepfool(norm: str) -> None:
     model, images = network(), random_images()
     labels = model(images).argmax(1)
-    ours, theirs = fab(model, images, labels, norm=norm, steps=20), deepfool(model, images, labels, norm=norm)
-    assert ours.success.all()
-    ratio = ours.distance(norm) / theirs.distance(norm)
+    fab_result, deepfool_result = (
+        fab(model, images, labels, norm=norm, steps=20),
+        deepfool(model, images, labels, norm=norm),
+    )
+    assert fab_result.success.all()
+    ratio = fab_result.distance(norm) / deepfool_result.distance(norm)
     assert ratio.max() < 1.003 and ratio.min() < 0.998
 
 
 @by_norm
 def test_target_classes_one_by_one_are_no_worse_than_all_at_once(norm: str) -> None:
-    """Of four rivals the nearest boundary is that of one of them."""
+    """The nearest boundary is that of one of the four other classes."""
     model, images = network(), random_images()
     labels = model(images).argmax(1)
-    at_once, in_turn = (fab(model, images, labels, norm=norm, steps=20, target_classes=k) for k in (0, 4))
-    assert at_once.success.all() and in_turn.success.all()
-    assert (in_turn.distance(norm) <= at_once.distance(norm) * 1.01).all()
+    at_once, one_by_one = (fab(model, images, labels, norm=norm, steps=20, target_classes=k) for k in (0, 4))
+    assert at_once.success.all() and one_by_one.success.all()
+    assert (one_by_one.distance(norm) <= at_once.distance(norm) * 1.01).all()
     one = fab(model, images, labels, norm=norm, steps=20, target_classes=1)
-    assert (in_turn.distance(norm) <= one.distance(norm)).all()
+    assert (one_by_one.distance(norm) <= one.distance(norm)).all()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l1"])
 def test_restarts_only_shorten_distances(norm: str) -> None:
     model, images = network(rough=30), random_images()
     labels = model(images).argmax(1)
-    once, often = (fab(model, images, labels, norm=norm, steps=2, restarts=n, seed=0) for n in (1, 4))
-    assert often.success.sum() > once.success.sum()
-    result = once.success
-    assert (often.success[result] & (often.distance(norm) <= once.distance(norm) * 1.001)[result]).all()
+    one_start, restarted = (
+        fab(model, images, labels, norm=norm, steps=2, restarts=n, seed=0) for n in (1, 4)
+    )
+    assert restarted.success.sum() > one_start.success.sum()
+    successes = one_start.success
+    assert (
+        restarted.success[successes]
+        & (restarted.distance(norm) <= one_start.distance(norm) * 1.001)[successes]
+    ).all()
 
 
 def test_targeted_distance_is_at_least_the_untargeted() -> None:
     model, images = network(), random_images()
     labels = model(images).argmax(1)
-    near = fab(model, images, labels, steps=20)
+    untargeted = fab(model, images, labels, steps=20)
     targets = (labels + 2) % 5
-    there = fab(model, images, targets, steps=20, targeted=True)
-    assert there.success.all() and torch.equal(there.after, targets)
-    assert (there.distance("linf") >= near.distance("linf") * 0.999).all()
+    targeted_result = fab(model, images, targets, steps=20, targeted=True)
+    assert targeted_result.success.all() and torch.equal(targeted_result.after, targets)
+    assert (targeted_result.distance("linf") >= untargeted.distance("linf") * 0.999).all()

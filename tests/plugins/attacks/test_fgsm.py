@@ -47,6 +47,6 @@ def test_takes_two_forward_passes_and_one_backward() -> None:
     model, images = network(), random_images()
     labels = model(images).argmax(1)
     model.structure  # noqa: B018  - recorded once, with a pass of its own
-    with count_passes(model.module) as seen:
+    with count_passes(model.module) as passes:
         fgsm(model, images, labels)
-    assert (seen.forward, seen.backward) == (8, 4)
+    assert (passes.forward, passes.backward) == (8, 4)

@@ -1,4 +1,4 @@
-"""Penalized target: the objective grows, and a larger penalty gives a smaller change."""
+"""Penalized target: the objective grows, and a larger penalty yields a smaller change."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def objective(model: Model, images: Tensor, result: Tensor, targets: Tensor, pen
     return score - penalty * (result - images).abs().amax((1, 2, 3))
 
 
-def test_objective_grows_and_a_larger_penalty_gives_a_smaller_change() -> None:
+def test_objective_grows_and_a_larger_penalty_yields_a_smaller_change() -> None:
     model, images, targets = network()
-    far = []
+    distances = []
     for penalty in (0.5, 2.0, 8.0):
         result = penalized_target(model, images, targets, penalty=penalty)
         raised = objective(model, images, result.adversarial, targets, penalty)
         assert (raised >= objective(model, images, images, targets, penalty) - 1e-12).all()
-        far.append(result.distance("linf"))
-    assert (far[0] > far[1]).all() and (far[1] >= far[2]).all()
+        distances.append(result.distance("linf"))
+    assert (distances[0] > distances[1]).all() and (distances[1] >= distances[2]).all()
 
 
 def test_penalty_above_the_gradient_leaves_the_image_unchanged() -> None:
@@ -45,8 +45,8 @@ def test_result_is_better_than_any_step_along_the_sign() -> None:
     model, images, targets = network()
     result = penalized_target(model, images, targets, penalty=1.0, steps=300)
     best = objective(model, images, result.adversarial, targets, 1.0)
-    place = images.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(model(place).gather(1, targets[:, None]).sum(), place)
+    point = images.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(model(point).gather(1, targets[:, None]).sum(), point)
     for size in torch.linspace(0, 1, 21).tolist():
         step = (images + size * slope.sign()).clamp(0, 1)
         assert (best >= objective(model, images, step, targets, 1.0) - 1e-3).all()

@@ -36,16 +36,16 @@ def network(seed: int = 0, dtype: torch.dtype = torch.float64, gain: float = 1.0
 
 def random_images(count: int, seed: int = 0, dtype: torch.dtype = torch.float64, size: int = 6) -> Tensor:
     """Random pixels, a fifth of them black and a fifth white, so that clipping matters."""
-    drawn = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-    return (drawn * 1.7 - 0.35).clamp(0, 1)
+    pixels = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return (pixels * 1.7 - 0.35).clamp(0, 1)
 
 
-def predicted(model: Model, images: Tensor) -> Tensor:
+def predict(model: Model, images: Tensor) -> Tensor:
     with torch.no_grad():
         return model(images).argmax(1)
 
 
-def length(delta: Tensor, norm: str) -> float:
+def lp_norm(delta: Tensor, norm: str) -> float:
     flat = delta.double().flatten(1)
     return float(flat.abs().max() if norm == "linf" else flat.norm(dim=1).max())
 
@@ -72,19 +72,19 @@ def test_result_is_in_the_ball_and_in_the_pixel_range(
     assert result.adversarial.min() >= 0
     assert result.adversarial.max() <= 1
     # 1e-14 is the precision of a sum of squares in double precision.
-    assert length(result.adversarial - result.images, norm) <= eps * (1 + 1e-14 * (norm == "l2"))
+    assert lp_norm(result.adversarial - result.images, norm) <= eps * (1 + 1e-14 * (norm == "l2"))
     assert all(torch.isfinite(v).all() for _, v in result.fields() if isinstance(v, Tensor))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_large_float32_pictures_stay_inside_the_ball(norm: str) -> None:
+def test_large_float32_images_stay_inside_the_ball(norm: str) -> None:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         module = nn.Sequential(nn.Conv2d(3, 4, 16, 16), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 32 * 32, 3))
     model, images = load_model(module), random_images(2, dtype=torch.float32, size=512)
-    result = pgd(model, images, predicted(model, images), norm=norm, eps=0.3, step_size=0.1, steps=5, seed=3)
+    result = pgd(model, images, predict(model, images), norm=norm, eps=0.3, step_size=0.1, steps=5, seed=3)
     moved = result.adversarial.double() - result.images.double()
-    assert 0.25 < length(moved, norm) <= 0.3
+    assert 0.25 < lp_norm(moved, norm) <= 0.3
 
 
 @few
@@ -94,14 +94,14 @@ def test_batch_equals_single_images(seed: int, norm: str, targeted: bool, random
     params = {"norm": norm, "targeted": targeted, "random_start": random_start, "seed": seed, "eps": 0.2}
     together = pgd(model, images, labels, **params).adversarial
     for n in range(3):
-        alone = pgd(model, images[n : n + 1], labels[n : n + 1], **params).adversarial
-        torch.testing.assert_close(together[n : n + 1], alone, rtol=0, atol=1e-12)
+        single = pgd(model, images[n : n + 1], labels[n : n + 1], **params).adversarial
+        torch.testing.assert_close(together[n : n + 1], single, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_seed_determines_the_start(norm: str) -> None:
     model, images = network(), random_images(2)
-    labels = predicted(model, images)
+    labels = predict(model, images)
     first, second, third = (
         pgd(model, images, labels, norm=norm, steps=1, seed=s).adversarial for s in (5, 5, 6)
     )
@@ -121,15 +121,15 @@ def test_success_equals_the_prediction_for_the_returned_image(
     assert torch.equal(result.after, after)
     assert torch.equal(result.success, after == labels if targeted else after != labels)
     torch.testing.assert_close(result.confidence_after, probabilities.amax(1))
-    assert torch.equal(result.before, predicted(model, images))
+    assert torch.equal(result.before, predict(model, images))
     assert result.names_after == tuple(f"class {i}" for i in after.tolist())
 
 
 @few
 @given(seed=st.integers(0, 99), norm=norms, targeted=st.booleans())
-def test_image_that_is_adversarial_from_the_outset_is_unchanged(seed: int, norm: str, targeted: bool) -> None:
+def test_image_that_is_adversarial_already_is_unchanged(seed: int, norm: str, targeted: bool) -> None:
     model, images = network(seed), random_images(4, seed)
-    before = predicted(model, images)
+    before = predict(model, images)
     labels = before if targeted else (before + 1) % 4
     result = pgd(model, images, labels, norm=norm, targeted=targeted, eps=0.3, seed=0)
     assert torch.equal(result.adversarial, images)
@@ -140,7 +140,7 @@ def test_image_that_is_adversarial_from_the_outset_is_unchanged(seed: int, norm:
 @given(seed=st.integers(0, 99), norm=norms, shift=st.sampled_from([-100.0, 0.5, 1000.0]))
 def test_constant_added_to_the_logits_does_not_matter(seed: int, norm: str, shift: float) -> None:
     model, images = network(seed), random_images(2, seed)
-    labels = predicted(model, images)
+    labels = predict(model, images)
     plain = pgd(model, images, labels, norm=norm, eps=0.2, seed=1).adversarial
     model.module[3].bias.data += shift
     # The constant costs precision of the logits, and so of the gradient's direction.
@@ -153,7 +153,7 @@ def test_constant_added_to_the_logits_does_not_matter(seed: int, norm: str, shif
 @pytest.mark.parametrize("targeted", [False, True])
 def test_loss_grows_or_targeted_falls(norm: str, targeted: bool) -> None:
     model, images = network(3), random_images(6, 3)
-    before = predicted(model, images)
+    before = predict(model, images)
     labels = (before + 1) % 4 if targeted else before
     result = pgd(model, images, labels, norm=norm, eps=0.1, step_size=0.02, targeted=targeted, seed=0)
     loss_before = F.cross_entropy(model(images), labels, reduction="none")
@@ -175,7 +175,7 @@ def test_zero_gradient_leaves_the_image_unchanged(norm: str) -> None:
 def test_gradient_that_underflows_when_squared_gives_a_full_step() -> None:
     model = network(dtype=torch.float32, gain=1e-26)
     images = torch.full((1, 3, 6, 6), 0.5)
-    labels = predicted(model, images)
+    labels = predict(model, images)
     result = pgd(model, images, labels, norm="l2", steps=1, step_size=0.1, eps=10, random_start=False)
     assert result.distance("l2").item() == pytest.approx(0.1, rel=1e-5)
 
@@ -212,13 +212,13 @@ def test_invalid_parameters_raise(params: dict[str, object]) -> None:
 
 def test_panels_are_original_adversarial_and_difference() -> None:
     model, images = network(), random_images(2)
-    result = pgd(model, images, predicted(model, images), eps=0.1, step_size=0.05, seed=0)
+    result = pgd(model, images, predict(model, images), eps=0.1, step_size=0.05, seed=0)
     original, adversarial, difference = result.panels()[0][:3]
     torch.testing.assert_close(original.image, images[0], check_dtype=False)
     torch.testing.assert_close(adversarial.image, result.adversarial[0], check_dtype=False)
     assert difference.title == f"difference ×5, l2 {float(result.distance('l2')[0]):.3g}"
-    arrow = "->" if result.success[0] else "still"
-    assert adversarial.title.startswith(f"{arrow} {result.names_after[0]} ")
+    marker = "->" if result.success[0] else "still"
+    assert adversarial.title.startswith(f"{marker} {result.names_after[0]} ")
     # Gray where nothing changed, black or white at the largest change.
     assert float((difference.image - 0.5).abs().max()) == pytest.approx(0.5, abs=1e-6)
 
@@ -255,17 +255,19 @@ def test_l1_projection_is_the_nearest_point_of_ball_and_pixel_range(eps: float, 
 
 def test_restarts_lose_no_success() -> None:
     model, images = network(3), random_images(24, 3)
-    labels = predicted(model, images)
-    once, more = (pgd(model, images, labels, eps=0.02, step_size=0.005, restarts=n, seed=0) for n in (1, 4))
-    assert (more.success | ~once.success).all()
-    loss = [F.cross_entropy(model(r.adversarial), labels, reduction="none") for r in (once, more)]
+    labels = predict(model, images)
+    single_start, more = (
+        pgd(model, images, labels, eps=0.02, step_size=0.005, restarts=n, seed=0) for n in (1, 4)
+    )
+    assert (more.success | ~single_start.success).all()
+    loss = [F.cross_entropy(model(r.adversarial), labels, reduction="none") for r in (single_start, more)]
     assert (loss[1] >= loss[0] - 1e-9)[~more.success].all()
 
 
 def test_augmentations_make_the_example_robust_to_them() -> None:
-    """Under rotations of up to 20 degrees it fools the model more often than an example made without them."""
+    """Under rotations of up to 20 degrees it fools the model more often than a plain example."""
     model, images = load_model("builtin:shapes-vgg"), SceneDataset(8).read(range(8))
-    labels = predicted(model, images)
+    labels = predict(model, images)
     params: dict[str, Any] = {"eps": 8 / 255, "steps": 8, "seed": 0}
     plain = pgd(model, images, labels, **params)
     robust = pgd(model, images, labels, eot_samples=4, augmentations=("rotate",), **params)
@@ -273,8 +275,8 @@ def test_augmentations_make_the_example_robust_to_them() -> None:
     def misclassified(result: Any) -> float:
         rates = []
         for seed in range(12):
-            turned = rotate(result.adversarial, torch.Generator().manual_seed(100 + seed))
-            rates.append(predicted(model, turned).ne(labels)[labels == result.before].double().mean())
+            rotated = rotate(result.adversarial, torch.Generator().manual_seed(100 + seed))
+            rates.append(predict(model, rotated).ne(labels)[labels == result.before].double().mean())
         return float(torch.stack(rates).mean())
 
     assert misclassified(robust) > misclassified(plain)
@@ -292,7 +294,7 @@ def test_eot_attacks_a_stochastic_model() -> None:
             return self.inner(x + 0.5 * torch.randn_like(x))
 
     clean, images = network(3), random_images(6, 3)
-    labels = predicted(clean, images)
+    labels = predict(clean, images)
     noisy = load_model(Noisy(clean.module), input_size=(3, 6, 6))
     gains = []
     for samples in (1, 30):

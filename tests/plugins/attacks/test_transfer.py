@@ -17,16 +17,16 @@ def test_rates_equal_the_predictions_for_the_examples(tmp_path) -> None:
     labels = models[0](result.images).argmax(1)
     right = [m(result.images).argmax(1) == labels for m in models]
     for i in range(2):
-        for j, victim in enumerate(models):
-            both = right[i] & right[j]
-            wrong = victim(result.adversarial[i]).argmax(1) != labels
-            assert int(result.counts[i, j]) == int(both.sum())
-            assert float(result.rates[i, j]) == pytest.approx(float((wrong & both).sum() / both.sum()))
+        for j, target in enumerate(models):
+            correct = right[i] & right[j]
+            wrong = target(result.adversarial[i]).argmax(1) != labels
+            assert int(result.counts[i, j]) == int(correct.sum())
+            assert float(result.rates[i, j]) == pytest.approx(float((wrong & correct).sum() / correct.sum()))
     assert result.names == ("builtin:shapes-vgg", *OTHERS)
     assert (result.adversarial - result.images).abs().max() <= 16 / 255
-    back = load_result(result.save(tmp_path / "table"))
-    assert torch.equal(back.rates, result.rates)
-    assert back.png()
+    loaded = load_result(result.save(tmp_path / "table"))
+    assert torch.equal(loaded.rates, result.rates)
+    assert loaded.png()
 
 
 def test_without_momentum_and_augmentations_equals_bim() -> None:
@@ -34,9 +34,9 @@ def test_without_momentum_and_augmentations_equals_bim() -> None:
     images = run("bim", images="builtin:scenes/3", steps=1, progress=False).images
     labels = model(images).argmax(1)
     params = {"eps": 0.03, "step_size": 0.01, "steps": 3}
-    ours = transfer(model, images, labels, momentum=0.0, augmentations=(), **params)
+    transfer_result = transfer(model, images, labels, momentum=0.0, augmentations=(), **params)
     torch.testing.assert_close(
-        ours.adversarial[0], methods["bim"](model, images, labels, **params).adversarial
+        transfer_result.adversarial[0], methods["bim"](model, images, labels, **params).adversarial
     )
 
 

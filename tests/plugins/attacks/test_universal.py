@@ -81,11 +81,11 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     params = {"model": "builtin:shapes-vgg", "dataset": "builtin:scenes/8", **rounds}
     complete = run("universal", **params)
 
-    def count_events(events: list[int], most: int) -> Callable[[ProgressEvent], None]:
+    def count_events(events: list[int], limit: int) -> Callable[[ProgressEvent], None]:
         def on_event(event: ProgressEvent) -> None:
             if event.description == "universal perturbation":
                 events.append(event.done)
-                if len(events) == most:
+                if len(events) == limit:
                     raise KeyboardInterrupt
 
         return on_event

@@ -24,7 +24,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
 #: The attacks with a parameter ``targeted``, and those with ``norm``.
 TARGETED = [name for name in ATTACKS if "targeted" in methods[f"attacks.{name}"].spec.params.model_fields]
 NORMED = [name for name in ATTACKS if "norm" in methods[f"attacks.{name}"].spec.params.model_fields]
-every = pytest.mark.parametrize("name", ATTACKS)
+each_attack = pytest.mark.parametrize("name", ATTACKS)
 #: Every attack with every norm that it has, None where it has no such parameter.
 SETTINGS = [
     (name, norm)
@@ -61,7 +61,7 @@ def attackable_labels(name: str, model: Model, images: Tensor) -> Tensor:
     return (predictions + 1) % model.class_count if name == "penalized_target" else predictions
 
 
-@every
+@each_attack
 def test_succeeds_on_an_undefended_network(name: str) -> None:
     model, images = network(), random_images()
     params = {"eps": 0.3} if name in ("fgsm", "bim", "pgd", "apgd") else {}
@@ -71,19 +71,19 @@ def test_succeeds_on_an_undefended_network(name: str) -> None:
     assert (result.distance("linf") > 0).all()
 
 
-@every
+@each_attack
 def test_batch_equals_single_images(name: str) -> None:
     model, images = network(), random_images()
     labels = attackable_labels(name, model, images)
-    labels[1] = (labels[1] + 2) % 5  # adversarial from the outset, or another target
+    labels[1] = (labels[1] + 2) % 5  # adversarial already, or another target
     complete = attack(name, model, images, labels)
     for n in range(4):
-        alone = attack(name, model, images[n : n + 1], labels[n : n + 1])
-        torch.testing.assert_close(complete.adversarial[n : n + 1], alone.adversarial, rtol=0, atol=1e-9)
+        single = attack(name, model, images[n : n + 1], labels[n : n + 1])
+        torch.testing.assert_close(complete.adversarial[n : n + 1], single.adversarial, rtol=0, atol=1e-9)
 
 
-@every
-def test_image_that_is_adversarial_from_the_outset_is_unchanged(name: str) -> None:
+@each_attack
+def test_image_that_is_adversarial_already_is_unchanged(name: str) -> None:
     model, images = network(), random_images()
     predictions = model(images).argmax(1)
     labels = predictions if name == "penalized_target" else (predictions + 1) % 5
@@ -109,12 +109,12 @@ def test_targeted_attack_reaches_the_target(name: str) -> None:
 def test_targeted_equals_untargeted_for_two_classes(name: str, norm: str) -> None:
     model, images = network(classes=2), random_images()
     predictions = model(images).argmax(1)
-    away = attack(name, model, images, predictions, norm=norm)
-    near = attack(name, model, images, 1 - predictions, norm=norm, targeted=True)
-    torch.testing.assert_close(away.adversarial, near.adversarial, rtol=0, atol=1e-9)
+    untargeted = attack(name, model, images, predictions, norm=norm)
+    targeted_result = attack(name, model, images, 1 - predictions, norm=norm, targeted=True)
+    torch.testing.assert_close(untargeted.adversarial, targeted_result.adversarial, rtol=0, atol=1e-9)
 
 
-@every
+@each_attack
 @pytest.mark.parametrize("shift", [-100.0, 0.5])
 def test_constant_added_to_the_logits_does_not_matter(name: str, shift: float) -> None:
     model, images = network(), random_images()
@@ -124,7 +124,7 @@ def test_constant_added_to_the_logits_does_not_matter(name: str, shift: float) -
     torch.testing.assert_close(attack(name, model, images, labels).adversarial, plain, rtol=0, atol=1e-8)
 
 
-@every
+@each_attack
 @pytest.mark.parametrize("classes", [1, 2, 5])
 def test_zero_gradient_ends_without_success(name: str, classes: int) -> None:
     model, images = network(classes=classes, gain=0.0), random_images()
@@ -135,7 +135,7 @@ def test_zero_gradient_ends_without_success(name: str, classes: int) -> None:
     assert not result.success.any() or (name == "penalized_target" and classes == 1)
 
 
-@every
+@each_attack
 @pytest.mark.parametrize("gain", [1e-30, 1e12])
 def test_result_is_finite_for_any_scale_of_the_logits(name: str, gain: float) -> None:
     model, images = network(gain=gain), random_images()

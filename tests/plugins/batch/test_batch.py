@@ -52,25 +52,25 @@ FOLDERS = {
 SMALL = "out: out\nimages: [builtin:scenes/1]\nmethods: [saliency, grad_cam, activation_maps]\n"
 
 
-def written(text: str, file: str = "plan.yaml") -> str:
+def write_plan(text: str, file: str = "plan.yaml") -> str:
     Path(file).write_text(text)
     return file
 
 
 def batch(*words: str) -> int:
-    """Run the command here; its exit code."""
+    """Run the command in this process and return its exit code."""
     with pytest.raises(SystemExit) as end:
         main(["batch", *words])
     return int(end.value.code or 0)
 
 
 def report() -> Any:
-    """What the last report tells programs."""
+    """The last report, parsed from JSON."""
     return json.loads(Path("out/report.json").read_text())
 
 
 def states() -> dict[str, str]:
-    """What became of each run, by its folder."""
+    """The state of each run, by its folder."""
     return {entry["folder"].removeprefix("results/"): entry["state"] for entry in report()["runs"]}
 
 
@@ -81,18 +81,18 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which methods are run, from now on."""
-    seen: list[str] = []
+    """Names of the methods that run while the fixture is active."""
+    names: list[str] = []
 
-    def noting(name: str, **arguments: Any) -> Result:
-        seen.append(name)
+    def record(name: str, **arguments: Any) -> Result:
+        names.append(name)
         return run(name, **arguments)
 
-    monkeypatch.setattr(work, "run", noting)
-    return seen
+    monkeypatch.setattr(work, "run", record)
+    return names
 
 
-# --- a whole plan -----------------------------------------------------------------------------
+# --- a complete plan --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +100,13 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("done")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert batch(written(PLAN)) == 0
+        assert batch(write_plan(PLAN)) == 0
     return folder / "out"
 
 
 def test_every_combination_has_a_folder(done: Path) -> None:
-    found = {path.parent.relative_to(done / "results").as_posix() for path in done.rglob("result.json")}
-    assert found == FOLDERS
+    folders = {path.parent.relative_to(done / "results").as_posix() for path in done.rglob("result.json")}
+    assert folders == FOLDERS
     assert {path.name for path in done.iterdir()} == {"results", "report.html", "report.json"}
 
 
@@ -167,11 +167,11 @@ def test_page_is_one_file_with_a_table_per_set_of_images(done: Path) -> None:
 def test_large_and_many_images_are_reduced() -> None:
     write_png(torch.rand(3, 700, 900), Path("large.png"))
     plan = "images: [large.png, builtin:scenes/14]\nmethods: [fast_style]\nout: out\n"
-    assert batch(written(plan)) == 0
-    made = Report(open_batch(read_plan("plan.yaml"), Path("out")))
-    for outcome in made.batch.outcomes():
-        made.add(outcome)
-    large, many = (next(iter(section.rows.values()))[None] for section in list(made.sections.values())[:2])
+    assert batch(write_plan(plan)) == 0
+    merged = Report(open_batch(read_plan("plan.yaml"), Path("out")))
+    for outcome in merged.batch.outcomes():
+        merged.add(outcome)
+    large, many = (next(iter(section.rows.values()))[None] for section in list(merged.sections.values())[:2])
     assert max(large.rows[0][0].image.shape) == 640
     assert large.more == 0
     assert (sum(map(len, many.rows)), many.more) == (12, 2)
@@ -180,27 +180,27 @@ def test_large_and_many_images_are_reduced() -> None:
 
 def test_models_are_loaded_and_images_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, read = [], []
-    load, look = work.load_model, work.read_images
-    monkeypatch.setattr(work, "load_model", lambda uri, **how: loaded.append(uri) or load(uri, **how))
-    monkeypatch.setattr(work, "read_images", lambda *what: read.append(what) or look(*what))
-    assert batch(written(SMALL)) == 0
+    load, read_images = work.load_model, work.read_images
+    monkeypatch.setattr(work, "load_model", lambda uri, **options: loaded.append(uri) or load(uri, **options))
+    monkeypatch.setattr(work, "read_images", lambda *args: read.append(args) or read_images(*args))
+    assert batch(write_plan(SMALL)) == 0
     assert loaded == ["builtin:shapes-vgg"]
     assert len(read) == 1
 
 
-# --- going on ---------------------------------------------------------------------------------
+# --- resuming ---------------------------------------------------------------------------------
 
 
 def test_saved_results_are_reused_and_missing_ones_computed(runs: list[str]) -> None:
-    plan = written(SMALL)
+    plan = write_plan(SMALL)
     assert batch(plan) == 0
     assert batch(plan) == 0
     assert runs == ["saliency", "grad_cam", "activation_maps"]
     assert set(states().values()) == {"reused"}
     runs.clear()
-    place = Path("out/results")
-    shutil.rmtree(place / "saliency")
-    arrays = place / "grad_cam" / "shapes-vgg" / "scenes-1" / "arrays.safetensors"
+    results = Path("out/results")
+    shutil.rmtree(results / "saliency")
+    arrays = results / "grad_cam" / "shapes-vgg" / "scenes-1" / "arrays.safetensors"
     arrays.write_bytes(arrays.read_bytes()[:100])
     assert batch(plan) == 0
     assert runs == ["saliency", "grad_cam"]
@@ -221,7 +221,7 @@ def test_saved_results_are_reused_and_missing_ones_computed(runs: list[str]) -> 
     ],
 )
 def test_damaged_result_is_computed_again(file: str, spoil: Callable[[Path], Any], runs: list[str]) -> None:
-    plan = written("out: out\nimages: [builtin:scenes/1]\nmethods: [saliency]\n")
+    plan = write_plan("out: out\nimages: [builtin:scenes/1]\nmethods: [saliency]\n")
     assert batch(plan) == 0
     spoil(Path("out/results/saliency/shapes-vgg/scenes-1", file))
     assert batch(plan) == 0
@@ -249,15 +249,15 @@ def test_changed_parameter_seed_image_model_or_label_is_computed_again(
         "images: [{name: them, images: builtin:scenes/1, labels: heart}]\n"
         "methods: [{method: pgd, params: {steps: 1}}]\n"
     )
-    assert batch(written(plan)) == 0
-    assert batch(written(plan.replace(old, new))) == 0
+    assert batch(write_plan(plan)) == 0
+    assert batch(write_plan(plan.replace(old, new))) == 0
     assert runs == ["pgd", "pgd"]
     assert states() == {"pgd/it/them": "completed"}
 
 
 def test_changed_image_file_is_computed_again(runs: list[str]) -> None:
     write_png(torch.rand(3, 64, 64), Path("picture.png"))
-    plan = written("out: out\nimages: [picture.png]\nmethods: [saliency]\n")
+    plan = write_plan("out: out\nimages: [picture.png]\nmethods: [saliency]\n")
     assert batch(plan) == 0
     write_png(torch.rand(3, 64, 64), Path("picture.png"))
     assert batch(plan) == 0
@@ -265,9 +265,9 @@ def test_changed_image_file_is_computed_again(runs: list[str]) -> None:
 
 
 def test_extended_plan_computes_only_the_new_runs(runs: list[str]) -> None:
-    assert batch(written(SMALL)) == 0
+    assert batch(write_plan(SMALL)) == 0
     runs.clear()
-    assert batch(written(SMALL.replace("[saliency", "[cam, saliency"))) == 0
+    assert batch(write_plan(SMALL.replace("[saliency", "[cam, saliency"))) == 0
     assert runs == ["cam"]
 
 
@@ -280,7 +280,7 @@ def test_interrupted_plan_resumes(
     def interrupted(name: str, **arguments: Any) -> Result:
         return run(name, **arguments | ({"target": stop} if name == "grad_cam" else {}))
 
-    plan = written(SMALL)
+    plan = write_plan(SMALL)
     with monkeypatch.context() as patch:
         patch.setattr(work, "run", interrupted)
         assert batch(plan) == 130
@@ -299,7 +299,7 @@ def test_failure_is_reported_and_retried_and_stops_no_other_run(
             raise RuntimeError("out of <memory>")
         return run(name, **arguments)
 
-    plan = written(SMALL)
+    plan = write_plan(SMALL)
     with monkeypatch.context() as patch:
         patch.setattr(work, "run", refuse)
         assert batch(plan) == 1
@@ -314,28 +314,28 @@ def test_failure_is_reported_and_retried_and_stops_no_other_run(
     assert [*states().values()] == ["reused", "completed", "reused"]
 
 
-# --- before the work --------------------------------------------------------------------------
+# --- validation and dry run -------------------------------------------------------------------
 
 
 def test_dry_run_lists_runs_and_cost(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     plan = "out: out\nimages: [builtin:scenes/3]\nmethods: [saliency, {method: pgd, params: {steps: 5}}]\n"
-    assert batch(written(plan), "--dry-run") == 0
+    assert batch(write_plan(plan), "--dry-run") == 0
     output = capsys.readouterr().out
     assert "2 of 2 runs to do: 24 images forward, 18 backward" in output
     assert not Path("out").exists()
     assert not runs
-    assert batch(written(plan.replace("saliency, ", "saliency, first_layer_filters, "))) == 0
+    assert batch(write_plan(plan.replace("saliency, ", "saliency, first_layer_filters, "))) == 0
     shutil.rmtree("out/results/saliency")
     before = Path("out/report.json").read_text()
     capsys.readouterr()
-    assert batch(written(plan), "--dry-run", "--json") == 0
+    assert batch(write_plan(plan), "--dry-run", "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert document["counts"] == {"pending": 1, "reused": 1}
     assert Path("out/report.json").read_text() == before
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", r"plan\.yaml is empty"),
         ("methods: [a\n", r"plan\.yaml, line 2: invalid YAML"),
@@ -392,11 +392,11 @@ def test_dry_run_lists_runs_and_cost(runs: list[str], capsys: pytest.CaptureFixt
     ids=lambda text: None,
 )
 def test_invalid_plan_is_refused_before_any_run(
-    text: str, said: str, runs: list[str], capsys: pytest.CaptureFixture[str]
+    text: str, message: str, runs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert batch(written(text)) == 2
+    assert batch(write_plan(text)) == 2
     output = capsys.readouterr().err
-    assert re.search(said, output), output
+    assert re.search(message, output), output
     assert output.count("\n") == 1
     assert output.startswith("phosphene: plan.yaml")
     assert not runs
@@ -408,7 +408,7 @@ def test_all_faults_are_reported_together(capsys: pytest.CaptureFixture[str]) ->
         "models: [builtin:shapes-vgg, builtin:none]\nimages:\n- nowhere.png\n- builtin:scenes/1\n"
         "methods:\n- pdg\n- {method: pgd, params: {epz: 1}}\n- {method: grad_cam, params: {layer: nil}}\n"
     )
-    assert batch(written(plan)) == 2
+    assert batch(write_plan(plan)) == 2
     lines = capsys.readouterr().err.splitlines()
     assert sorted(int(line.partition("line ")[2].partition(":")[0]) for line in lines) == [1, 3, 6, 7, 8]
 
@@ -417,7 +417,7 @@ def test_folder_with_other_files_is_left_unchanged(capsys: pytest.CaptureFixture
     folder = Path("out/results/saliency/shapes-vgg/scenes-1")
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("all of it")
-    assert batch(written(SMALL)) == 2
+    assert batch(write_plan(SMALL)) == 2
     assert "contains files other than a result" in capsys.readouterr().err
     assert (folder / "thesis.txt").read_text() == "all of it"
 
@@ -429,15 +429,15 @@ def test_missing_plan_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["error"]["type"] == "InputError"
 
 
-# --- for programs -----------------------------------------------------------------------------
+# --- JSON -------------------------------------------------------------------------------------
 
 
 def test_report_and_progress_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert batch(written(SMALL), "--json", "--events", "--out", "elsewhere") == 0
-    said = capsys.readouterr()
-    printed, saved = json.loads(said.out), json.loads(Path("elsewhere/report.json").read_text())
+    assert batch(write_plan(SMALL), "--json", "--events", "--out", "elsewhere") == 0
+    captured = capsys.readouterr()
+    printed, saved = json.loads(captured.out), json.loads(Path("elsewhere/report.json").read_text())
     assert printed["runs"] == saved["runs"]
-    events = [json.loads(line) for line in said.err.splitlines() if line.startswith("{")]
+    events = [json.loads(line) for line in captured.err.splitlines() if line.startswith("{")]
     ours = [event for event in events if event["description"] == "plan.yaml"]
     assert [(event["done"], event["total"]) for event in ours] == [(1, 3), (2, 3), (3, 3)]
     assert ours[-1]["note"] == "3 runs: 3 completed"
@@ -446,7 +446,7 @@ def test_report_and_progress_as_json(capsys: pytest.CaptureFixture[str]) -> None
 def test_plan_in_the_documentation_is_valid() -> None:
     page = (ROOT / "docs" / "programs.md").read_text()
     (text,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
-    plan = read_plan(written(text))
+    plan = read_plan(write_plan(text))
     ready = open_batch(plan, Path(plan.out or ""))
     assert len(ready.combinations) == 2 * 2 * 3 + 2
     assert {combination.method for combination in ready.combinations} == {
@@ -457,7 +457,7 @@ def test_plan_in_the_documentation_is_valid() -> None:
 
 
 def test_values_are_parsed_as_on_the_command_line() -> None:
-    plan = written("methods:\n- {method: pgd, params: {eps: 1/4, step_size: 1e-3, random_start: no}}\n")
+    plan = write_plan("methods:\n- {method: pgd, params: {eps: 1/4, step_size: 1e-3, random_start: no}}\n")
     ready: Batch = open_batch(read_plan(plan), Path("out"))
     assert ready.combinations[0].arguments == {
         "eps": 0.25,

@@ -51,12 +51,12 @@ def network(size: int = 8) -> Model:
 @few_examples
 @given(seed=st.integers(0, 10**6), quality=st.integers(1, 100))
 def test_jpeg_equals_pillow_within_one_level(seed: int, quality: int) -> None:
-    picture = random_images(seed, 1)
-    levels = (picture[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    image = random_images(seed, 1)
+    levels = (image[0] * 255).round().byte().permute(1, 2, 0).numpy()
     file = io.BytesIO()
     Image.fromarray(levels).save(file, "JPEG", quality=quality)
     expected = np.array(Image.open(file), dtype=np.float64).transpose(2, 0, 1) / 255
-    assert np.abs(transform("jpeg", quality=quality)(picture)[0].numpy() - expected).max() <= 1 / 255
+    assert np.abs(transform("jpeg", quality=quality)(image)[0].numpy() - expected).max() <= 1 / 255
 
 
 @few_examples
@@ -191,7 +191,7 @@ def test_copy_of_a_defended_model_is_defended() -> None:
     assert torch.equal(model.copy()(images), model(images))
 
 
-def test_model_given_as_an_object_has_no_source() -> None:
+def test_model_passed_as_an_object_has_no_source() -> None:
     assert methods["median"].defend(network()).source is None
 
 

@@ -75,15 +75,15 @@ def test_margins_inside_the_box_are_never_smaller(
     model, images = build_model(build, seed), random_images(seed)
     labels = model(images).argmax(1)
     with torch.no_grad(), model.guard():
-        least = worst_case_margins(model, images, labels, eps)
+        bound = worst_case_margins(model, images, labels, eps)
         lower, upper = pixel_box(images, eps)
         generator = torch.Generator().manual_seed(seed)
         for n in range(20):
             share = torch.rand(images.shape, generator=generator, dtype=torch.float64)
-            inside = lower + (upper - lower) * (share.round() if n % 2 else share)
-            logits = model(inside)
-            gaps = logits.gather(1, labels[:, None]) - logits
-            assert (gaps >= least.where(least.isfinite(), torch.zeros_like(least)) - 1e-9).all()
+            points = lower + (upper - lower) * (share.round() if n % 2 else share)
+            logits = model(points)
+            margins = logits.gather(1, labels[:, None]) - logits
+            assert (margins >= bound.where(bound.isfinite(), torch.zeros_like(bound)) - 1e-9).all()
 
 
 @settings(max_examples=20, deadline=None)
@@ -111,8 +111,8 @@ def test_margins_of_an_empty_box_are_those_of_the_model(build: Callable[[], nn.M
     with torch.no_grad(), model.guard():
         logits = model(images)
         labels = logits.argmax(1)
-        gaps = (logits.gather(1, labels[:, None]) - logits).scatter(1, labels[:, None], torch.inf)
-        torch.testing.assert_close(worst_case_margins(model, images, labels, 0.0), gaps)
+        margins = (logits.gather(1, labels[:, None]) - logits).scatter(1, labels[:, None], torch.inf)
+        torch.testing.assert_close(worst_case_margins(model, images, labels, 0.0), margins)
 
 
 def test_single_precision_model_certifies_no_more_than_double() -> None:

@@ -1,4 +1,4 @@
-"""Lipschitz bounds: sound, exact where a closed form is known, and no attack inside a certified radius."""
+"""Lipschitz bounds: sound, exact where a closed form exists, and no attack inside a certified radius."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def random_images(seed: int, count: int = 3) -> Tensor:
 
 
 def unrolled_matrix(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> np.ndarray:
-    """The matrix of a linear function of maps, from what it makes of each unit picture."""
+    """The matrix of a linear function of maps, column by column from unit images."""
     units = torch.eye(math.prod(shape), dtype=torch.float64).view(-1, *shape)
     return function(units).flatten(1).T.numpy()
 

@@ -1,4 +1,4 @@
-"""Lipschitz-margin training: layers of norm 1 exactly, a bound that is known, and no attack inside it."""
+"""Lipschitz-margin training: layers of norm exactly 1, and no attack inside the certified radius."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def small(seed: int = 0) -> nn.Sequential:
 
 
 class Branched(nn.Module):
-    """A sum, groups, dilation, a layer that is used twice and one that is not at all, a weight of its own."""
+    """A sum, groups, dilation, a layer that runs twice, one that never runs, and a weight of the module's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def test_every_norm_is_one_after_calibration() -> None:
         reused = spectral_norm(network.reused.weight, (8, 6), dilation=(2, 2), groups=2)
         assert reused == pytest.approx(1)
         assert float(torch.linalg.matrix_norm(network.head.weight.detach(), 2)) == pytest.approx(1)
-        # a sum, a weight that is left alone, a mean over 48 places
+        # a sum, an unchanged weight, a mean over 48 positions
         assert (
             lipschitz_bound(model, images)
             == pytest.approx(norms.bound)
@@ -141,7 +141,7 @@ def test_interrupted_training_resumes_and_returns_a_plain_network(tmp_path: Path
     like: dict[str, Any] = {"input_size": (3, 64, 64), "classes": CLASSES}
     options: dict[str, Any] = {"model": load_model(build_network(), **like), "dataset": "builtin:scenes/8"}
     options |= {"layers": "orthogonal", "steps": 6, "batch": 2, "held_out": 0.2, "seed": 1}
-    complete = run("lipschitz_fit", **options, out=tmp_path / "whole")
+    complete = run("lipschitz_fit", **options, out=tmp_path / "complete")
 
     def stop(event: ProgressEvent) -> None:
         if event.done == 4:

@@ -94,7 +94,7 @@ def trained_normally(dataset: TensorDataset) -> Any:
 
 def test_completed_teacher_is_not_trained_again(tmp_path: Path) -> None:
     options: dict[str, Any] = {"dataset": "builtin:scenes/8", "steps": 3, "batch": 2, "seed": 1}
-    complete = run("defensive_distillation", **options, out=tmp_path / "whole")
+    complete = run("defensive_distillation", **options, out=tmp_path / "complete")
     count = 0
 
     def stop(event: ProgressEvent) -> None:

@@ -1,4 +1,4 @@
-"""Clusters: the heaps that are there, and how well they are the classes."""
+"""Clusters: k-means groups and their agreement with the classes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def test_clusters_of_scenes_are_their_classes():
     assert len(result.panels()) == 10
 
 
-def test_agreement_with_given_labels():
+def test_agreement_with_the_labels_of_the_data_set():
     model, images = make_network("gap"), torch.rand(12, 3, 24, 24)
-    heaps = run("clusters", model=model, dataset=images, k=3, seed=0)
-    assert set(heaps.metrics) == {"inertia"}
-    arguments = TensorDataset(images, [f"heap {n}" for n in heaps.clusters.tolist()])
+    clustering = run("clusters", model=model, dataset=images, k=3, seed=0)
+    assert set(clustering.metrics) == {"inertia"}
+    arguments = TensorDataset(images, [f"cluster {n}" for n in clustering.clusters.tolist()])
     again = run("clusters", model=model, dataset=arguments, seed=0)
     for name in ("purity", "adjusted Rand index", "normalized mutual information"):
         assert abs(float(again.metrics[name]) - 1) < 1e-6

@@ -1,4 +1,4 @@
-"""Outliers: what was put among the others is result first, and the distances are what they say."""
+"""Outliers: inserted images rank first, and the distances equal their definitions."""
 
 from __future__ import annotations
 

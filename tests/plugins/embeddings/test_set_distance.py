@@ -1,4 +1,4 @@
-"""Set distance: Gaussians' closed form, nothing between equal sets, and what is farther is farther."""
+"""Set distance: closed form for Gaussians, zero between equal sets, larger for less similar sets."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def identity(size: int = 2) -> Model:
     return load_model(network, input_size=(3, size, size))
 
 
-def pictures(count: int, seed: int = 0, size: int = 2) -> Tensor:
+def random_images(count: int, seed: int = 0, size: int = 2) -> Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def test_closed_form_for_gaussians_with_shift_and_scale():
-    images = 0.25 + 0.5 * pictures(50)
+    images = 0.25 + 0.5 * random_images(50)
     middle = images.mean(0)
     shifted = set_distance(identity(), images, images + 0.1)
     assert abs(float(shifted.frechet) - 12 * 0.1**2) < 1e-10
@@ -35,7 +35,7 @@ def test_closed_form_for_gaussians_with_shift_and_scale():
 
 @pytest.mark.parametrize("counts", [(30, 40), (5, 8), (5, 40)])
 def test_distance_equals_the_formula_with_the_matrix_square_root(counts):
-    first, second = pictures(counts[0], 1), pictures(counts[1], 2) ** 2
+    first, second = random_images(counts[0], 1), random_images(counts[1], 2) ** 2
     result = set_distance(identity(), first, second)
     x, y = first.flatten(1), second.flatten(1)
     a, b = x.T.cov(), y.T.cov()
@@ -55,7 +55,7 @@ def test_distance_equals_the_formula_with_the_matrix_square_root(counts):
 
 
 def test_distance_of_a_set_to_itself_is_zero():
-    images = pictures(6, size=4)
+    images = random_images(6, size=4)
     assert float(set_distance(identity(4), images, images).frechet) < 1e-12
 
 
@@ -71,4 +71,4 @@ def test_scenes_are_nearer_to_scenes_than_noise_is():
 
 def test_set_of_one_image_is_refused():
     with pytest.raises(InputError, match="needs at least 2 images, the data set has 1"):
-        set_distance(identity(), pictures(3), pictures(1))
+        set_distance(identity(), random_images(3), random_images(1))

@@ -23,56 +23,56 @@ from phosphene_plugins.gallery import _gallery_page as gallery
 from phosphene_plugins.gallery._gallery_page import Gallery, make_gallery
 from phosphene_plugins.pages._single_file_page import panel_rows
 
-SHOWN = ["saliency", "grad_cam", "pgd"]
+CALLS = ["saliency", "grad_cam", "pgd"]
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gallery]:
+def page_gallery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gallery]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gallery, "SCORED_SCENES", 6)
-        yield make_gallery(tmp_path_factory.mktemp("gallery") / "new", only=SHOWN)
+        yield make_gallery(tmp_path_factory.mktemp("gallery") / "new", only=CALLS)
 
 
-def test_every_method_is_on_the_page(shown: Gallery) -> None:
-    assert {e.call for e in shown.exhibits} == set(SHOWN)
-    assert not any(e.failure for e in shown.exhibits)
-    page = html.unescape(shown.page.read_text())
-    for exhibit in shown.exhibits:
+def test_every_method_is_on_the_page(page_gallery: Gallery) -> None:
+    assert {e.call for e in page_gallery.exhibits} == set(CALLS)
+    assert not any(e.failure for e in page_gallery.exhibits)
+    page = html.unescape(page_gallery.page.read_text())
+    for exhibit in page_gallery.exhibits:
         assert exhibit.spec.summary in page
         assert all(source.url in page for source in exhibit.spec.references)
 
 
-def test_page_is_one_self_contained_file(shown: Gallery) -> None:
-    page = shown.page.read_text()
+def test_page_is_one_self_contained_file(page_gallery: Gallery) -> None:
+    page = page_gallery.page.read_text()
     sources = re.findall(r'src="([^"]*)"', page)
     assert sources
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not re.search(r"<script|<link|@import|url\(", page)
-    assert [path.name for path in shown.page.parent.iterdir()] == ["index.html"]
+    assert [path.name for path in page_gallery.page.parent.iterdir()] == ["index.html"]
 
 
-def test_no_image_is_blank(shown: Gallery) -> None:
-    page = shown.page.read_text()
-    for exhibit in shown.exhibits:
+def test_no_image_is_blank(page_gallery: Gallery) -> None:
+    page = page_gallery.page.read_text()
+    for exhibit in page_gallery.exhibits:
         for panel in (p for row in exhibit.rows for p in row):
             assert data_uri(panel.image) in page
             assert panel.image.std() > 0.01, f"{exhibit.call}: {panel.title!r} is blank"
 
 
-@pytest.mark.parametrize("call", SHOWN)
+@pytest.mark.parametrize("call", CALLS)
 def test_command_and_python_code_repeat_the_result(
-    call: str, shown: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: str, page_gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    exhibit = next(e for e in shown.exhibits if e.call == call)
+    exhibit = next(e for e in page_gallery.exhibits if e.call == call)
     program, *words = shlex.split(exhibit.command)
     assert program == "phosphene"
-    assert exhibit.command in re.sub("</?span>", "", html.unescape(shown.page.read_text()))
+    assert exhibit.command in re.sub("</?span>", "", html.unescape(page_gallery.page.read_text()))
     with pytest.raises(SystemExit) as end:
         main(words)
     assert not end.value.code
     by_command = load_result(Path("phosphene-out", call))
-    exec(exhibit.python, names := {})  # what a person would paste
+    exec(exhibit.python, names := {})  # the code that a user copies
     assert exhibit.result is not None
     for again in (by_command, load_result(Path("phosphene-out", call)), names["result"]):
         fields = dict(again.fields())
@@ -82,14 +82,14 @@ def test_command_and_python_code_repeat_the_result(
             )
 
 
-def test_attributions_are_scored_on_bundled_scenes(shown: Gallery) -> None:
-    assert set(shown.scores) == {"saliency", "grad_cam"}
-    for score in shown.scores.values():
+def test_attributions_are_scored_on_bundled_scenes(page_gallery: Gallery) -> None:
+    assert set(page_gallery.scores) == {"saliency", "grad_cam"}
+    for score in page_gallery.scores.values():
         assert score.count == 6
         assert 0 < score.chance_inside < score.chance_near < 1
         assert score.inside <= score.near
-    assert shown.scores["grad_cam"].near > shown.scores["grad_cam"].chance_near
-    assert "Is the map's maximum on the object?" in shown.page.read_text()
+    assert page_gallery.scores["grad_cam"].near > page_gallery.scores["grad_cam"].chance_near
+    assert "Is the map's maximum on the object?" in page_gallery.page.read_text()
 
 
 def test_slow_methods_are_scored_on_fewer_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -99,12 +99,12 @@ def test_slow_methods_are_scored_on_fewer_scenes(monkeypatch: pytest.MonkeyPatch
 
 
 def test_defense_has_a_robustness_curve(tmp_path: Path) -> None:
-    made = make_gallery(tmp_path, model="builtin:shapes-resnet", only=["bit_depth"])
-    (card,) = made.exhibits
+    new_gallery = make_gallery(tmp_path, model="builtin:shapes-resnet", only=["bit_depth"])
+    (card,) = new_gallery.exhibits
     assert card.curve is not None and not card.curve.failure
     assert "--model 'defended:bit_depth(bits=2)|builtin:shapes-resnet'" in card.curve.command
     words = "defended:bit_depth(bits=2)|builtin:shapes-resnet"
-    assert words in made.page.read_text() and made.page.read_text().count("<article") == 1
+    assert words in new_gallery.page.read_text() and new_gallery.page.read_text().count("<article") == 1
 
 
 def test_failure_is_on_the_page_and_the_exit_code_is_1(
@@ -120,9 +120,9 @@ def test_failure_is_on_the_page_and_the_exit_code_is_1(
     with pytest.raises(SystemExit) as end:
         main(["demo", "--out", str(tmp_path), "--only", "cam", "--only", "saliency"])
     assert end.value.code == 1
-    told = capsys.readouterr().out
-    assert "1 of 2 methods failed: cam" in told
-    assert told.splitlines()[-1] == (tmp_path / "index.html").as_uri()
+    output = capsys.readouterr().out
+    assert "1 of 2 methods failed: cam" in output
+    assert output.splitlines()[-1] == (tmp_path / "index.html").as_uri()
     assert "no &lt;head&gt; at all" in (tmp_path / "index.html").read_text()
 
 
@@ -131,11 +131,11 @@ def test_other_model_and_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     save_file(load_network("shapes-vgg").state_dict(), tmp_path / "other.safetensors")
     settings = {"weights": "other.safetensors", "pretrained": True}
     monkeypatch.setattr(gallery, "SCORED_SCENES", 2)
-    made = make_gallery(
+    new_gallery = make_gallery(
         "page", model="builtin:shapes-vgg", settings=settings, images=["builtin:scenes/2"], only=["saliency"]
     )
-    assert not made.bundled
-    (exhibit,) = made.exhibits
+    assert not new_gallery.bundled
+    (exhibit,) = new_gallery.exhibits
     assert exhibit.command == (
         "phosphene run saliency --model builtin:shapes-vgg --image builtin:scenes/2"
         " --weights other.safetensors --pretrained"
@@ -167,7 +167,7 @@ def test_invalid_arguments_are_refused_before_any_run(
     assert not (tmp_path / "page").exists()
 
 
-def test_result_with_its_own_figure_is_shown_by_it() -> None:
+def test_result_with_its_own_figure_is_drawn_by_it() -> None:
     class Chart(Attribution):
         def figure(self) -> Figure:
             figure = Figure(figsize=(3, 2), dpi=50)
@@ -182,6 +182,6 @@ def test_result_with_its_own_figure_is_shown_by_it() -> None:
 
 @pytest.mark.parametrize("name", sorted(methods.load_all()))
 def test_every_method_has_a_nonblank_figure(name: str) -> None:
-    seed = {} if methods[name].seed is None else {methods[name].seed: 0}  # as the gallery has it
+    seed = {} if methods[name].seed is None else {methods[name].seed: 0}  # as in the gallery
     result = run(name, progress=False, **methods[name].spec.quick | seed)
     assert max(panel.image.std() for row in panel_rows(result) for panel in row) > 0.01

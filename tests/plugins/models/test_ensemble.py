@@ -1,4 +1,4 @@
-"""The average of several models is a model: its logits, its gradients, its names."""
+"""Ensembles: the average of several models is a model with logits, gradients and class names."""
 
 from __future__ import annotations
 

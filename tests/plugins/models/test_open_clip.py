@@ -34,7 +34,7 @@ DOG, CAT = "a photo of a dog", "a photo of a cat"
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 4, "heads": 1, "layers": 1}
 VIT = {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 8}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 4, "head_width": 8}
-#: Networks of some thousand parameters, beside the words that the tokenizer knows.
+#: Networks of a few thousand parameters, apart from the embedding of the tokenizer's vocabulary.
 TINY: dict[str, dict[str, Any]] = {
     "ViT-B-32": {"embed_dim": 8, "text_cfg": TEXT, "vision_cfg": VIT},
     "RN50": {"embed_dim": 8, "text_cfg": TEXT, "vision_cfg": RESNET},
@@ -48,7 +48,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def tiny(name: str, seed: int = 0, **options: Any) -> Model:
-    """A tiny randomly initialised model whose every layer does something."""
+    """A tiny randomly initialized model without layers that are zero."""
     torch.manual_seed(seed)
     model = load_model(f"open_clip:{name}({DOG}; {CAT}; a tree)", **TINY[name], **options)
     for part in model.module.modules():
@@ -58,7 +58,7 @@ def tiny(name: str, seed: int = 0, **options: Any) -> Model:
 
 
 def towers(name: str, seed: int = 1, **more: Any) -> Any:
-    """A CLIP as open_clip makes it, both towers."""
+    """A CLIP of open_clip, with both towers."""
     torch.manual_seed(seed)
     return open_clip.create_model(name, **TINY[name], **more).eval()
 
@@ -74,7 +74,7 @@ def command(*words: str) -> None:
 
 
 def reference_logits(clip: Any, model: Model, images: Tensor) -> Tensor:
-    """The logits that open_clip itself gives for pictures and prompts."""
+    """The logits of open_clip itself for images and prompts."""
     prompts = open_clip.get_tokenizer("ViT-B-32", context_length=clip.context_length)(list(model.classes))
     with torch.no_grad():
         image, text = (
@@ -165,12 +165,12 @@ def test_text_is_embedded_once_without_gradient() -> None:
     model = tiny("ViT-B-32")
     assert not model.module.prompts.weight.grad_fn
     model.module.visual = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 8))
-    assert model(random_images(model)).shape == (2, 3)  # the text tower is gone: nothing else runs
+    assert model(random_images(model)).shape == (2, 3)  # no text tower: only the image tower runs
 
 
 @pytest.fixture
-def configured(tmp_path: Path) -> Iterator[str]:
-    """A configuration of one's own, as open_clip takes them."""
+def tiny_configuration(tmp_path: Path) -> Iterator[str]:
+    """A user's configuration, registered with open_clip."""
     factory = sys.modules["open_clip.factory"]
     before = list(factory._MODEL_CONFIG_PATHS), dict(factory._MODEL_CONFIGS)
     (tmp_path / "my-tiny.json").write_text(json.dumps(TINY["ViT-B-32"]))
@@ -179,11 +179,11 @@ def configured(tmp_path: Path) -> Iterator[str]:
     factory._MODEL_CONFIG_PATHS[:], factory._MODEL_CONFIGS = before
 
 
-def test_command_line_accepts_a_prompt_as_target_and_label(configured: str, tmp_path: Path) -> None:
+def test_command_line_accepts_a_prompt_as_target_and_label(tiny_configuration: str, tmp_path: Path) -> None:
     weights = tmp_path / "clip.safetensors"
     torch.manual_seed(0)
-    save_file(open_clip.create_model(configured).state_dict(), weights)
-    uri = f"open_clip:{configured}({DOG}; {CAT})"
+    save_file(open_clip.create_model(tiny_configuration).state_dict(), weights)
+    uri = f"open_clip:{tiny_configuration}({DOG}; {CAT})"
     rest = ["--model", uri, "--weights", str(weights), "--image", "builtin:scenes/2", "--quiet", "--out"]
     command("run", "grad_cam", "--target", CAT, *rest, str(tmp_path / "map"))
     assert load_result(tmp_path / "map").targets == (CAT, CAT)  # type: ignore[attr-defined]
@@ -226,23 +226,23 @@ def refuse(*_: Any, **__: Any) -> None:
 def test_published_weights_come_from_the_hub_cache_or_raise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for place, name in ((socket, "getaddrinfo"), (socket, "create_connection"), (socket.socket, "connect")):
-        monkeypatch.setattr(place, name, refuse)
+    for owner, name in ((socket, "getaddrinfo"), (socket, "create_connection"), (socket.socket, "connect")):
+        monkeypatch.setattr(owner, name, refuse)
     options = {"prompts": [DOG, CAT], "cache_dir": str(tmp_path), **TINY["ViT-B-32"]}
     with pytest.raises(ModelError, match=r"clip_224.openai/open_clip_model.safetensors .*a local file"):
         load_model("open_clip:ViT-B-32", pretrained=True, **options)
     folder = tmp_path / "models--timm--vit_base_patch32_clip_224.openai"
     (folder / "refs").mkdir(parents=True), (folder / "snapshots" / "0").mkdir(parents=True)
     (folder / "refs" / "main").write_text("0")
-    clip = towers("ViT-B-32", force_quick_gelu=True)  # which OpenAI's are trained with
+    clip = towers("ViT-B-32", force_quick_gelu=True)  # OpenAI's weights are trained with it
     save_file(clip.state_dict(), folder / "snapshots" / "0" / "open_clip_model.safetensors")
-    for uri, how in (("ViT-B-32.openai", {"pretrained": True}), ("ViT-B-32", {"weights": "openai"})):
-        model = load_model(f"open_clip:{uri}", **how, **options)  # type: ignore[arg-type]
+    for uri, arguments in (("ViT-B-32.openai", {"pretrained": True}), ("ViT-B-32", {"weights": "openai"})):
+        model = load_model(f"open_clip:{uri}", **arguments, **options)  # type: ignore[arg-type]
         assert model.name == "open_clip:ViT-B-32.openai"
         torch.testing.assert_close(
             model(random_images(model)), reference_logits(clip, model, random_images(model))
         )
-    # A file of the same weights is of the same network.
+    # A file with the same weights has the same digest.
     filled = load_model("open_clip:ViT-B-32.openai", weights=clip.state_dict(), **options)
     assert filled.digest == model.digest
     assert torch.equal(filled(random_images(model)), model(random_images(model)))

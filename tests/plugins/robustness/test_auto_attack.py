@@ -79,19 +79,19 @@ def test_later_attacks_run_only_on_unbroken_images() -> None:
     model, images = build_model(), random_images()
     labels = predict(model, images)
     model.structure  # noqa: B018  - recorded once, with a pass of its own
-    with count_passes(model.module) as seen:
+    with count_passes(model.module) as passes:
         auto_attack(model, images, labels, eps=0.9, seed=0)
-    # Twice looked at, once attacked with a look before and one after, and judged.
-    assert seen.forward < 6 * 20
+    # Two checks, one attack with a prediction before and after it, and the final predictions.
+    assert passes.forward < 6 * 20
 
 
 @pytest.mark.parametrize("shift", [1, 0])
 def test_misclassified_images_are_not_attacked_and_flagged_if_all_are(shift: int) -> None:
     model, images = build_model(), random_images()
     labels = (predict(model, images) + 1) % 5
-    if not shift:  # one that is right
+    if not shift:  # one correct image
         labels[0] = (labels[0] + 4) % 5
-    with max_batch(2):  # and whatever goes through at once
+    with max_batch(2):  # for any batch size
         result = auto_attack(model, images, labels, effort=0.02, seed=0)
     assert ("labels" in result.flags()) == bool(shift)
     assert result.broken_by.count("clean") == 6 - (not shift)
@@ -116,7 +116,7 @@ def test_random_logits_are_flagged() -> None:
     assert "random" in result.flags() and "eot_samples" in result.flags()["random"]
 
 
-def test_probabilities_in_place_of_logits_are_flagged() -> None:
+def test_probabilities_instead_of_logits_are_flagged() -> None:
     model, images = build_model(postprocess=lambda z: (3 * z).softmax(1)), random_images()
     result = auto_attack(model, images, predict(model, images), effort=0.01, seed=0)
     assert "probabilities" in result.flags()

@@ -17,7 +17,7 @@ ATTACK = {"eps": 4 / 255, "step_size": 1 / 255, "steps": 4, "seed": 0}
 
 
 def test_table_equals_attacks_on_each_member_and_on_the_ensemble(tmp_path: Path) -> None:
-    # In double precision, where no sign of a gradient hangs on how batch norms are folded.
+    # In double precision, so that folding batch norms changes no gradient's sign.
     first, images = load_model("builtin:shapes-resnet", dtype=torch.float64), SCENES.images.double()
     report = evaluation(first, images, SCENES.labels, models=OTHERS, mean_of="logits", **ATTACK)
     ensemble = load_model(

@@ -41,8 +41,8 @@ def random_images(count: int = 16) -> Tensor:
     return torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
-def labeled(model: Model, images: Tensor) -> TensorDataset:
-    """A data set of them, whose first picture the model has wrong."""
+def label_images(model: Model, images: Tensor) -> TensorDataset:
+    """A data set with the predicted labels, except for a wrong label of the first image."""
     labels = model(images).argmax(1)
     labels[0] = (labels[0] + 1) % 5
     return TensorDataset(images, [str(n) for n in labels.tolist()])
@@ -50,7 +50,7 @@ def labeled(model: Model, images: Tensor) -> TensorDataset:
 
 def evaluate(model: Model, images: Tensor, **params: Any) -> RobustnessReport:
     options = {"attacks": ["fgsm", "pgd", "deepfool"], "eps": EPS, "seed": 0}
-    return robust_accuracy(model, labeled(model, images), **(options | params))
+    return robust_accuracy(model, label_images(model, images), **(options | params))
 
 
 def test_accuracy_never_rises_with_eps_and_the_worst_case_is_the_minimum() -> None:
@@ -68,14 +68,14 @@ def test_accuracy_never_rises_with_eps_and_the_worst_case_is_the_minimum() -> No
 def test_each_curve_equals_the_attack_run_separately() -> None:
     model, images = network(), random_images()
     report = evaluate(model, images)
-    labels = torch.tensor([model.class_index(name) for name in labeled(model, images).classes or ()])
+    labels = torch.tensor([model.class_index(name) for name in label_images(model, images).classes or ()])
     for eps in EPS:
         single = methods["attacks.fgsm"](model, images, labels, eps=eps)
         assert report.accuracy(eps, "fgsm") <= 1 - float(single.success.double().mean())
     first = methods["attacks.fgsm"](model, images, labels, eps=EPS[0])
     assert report.accuracy(EPS[0], "fgsm") == 1 - float(first.success.double().mean())
-    near = methods["attacks.deepfool"](model, images, labels, norm="linf")
-    distance = torch.where(near.success, near.distance("linf"), torch.inf)
+    deepfool_result = methods["attacks.deepfool"](model, images, labels, norm="linf")
+    distance = torch.where(deepfool_result.success, deepfool_result.distance("linf"), torch.inf)
     torch.testing.assert_close(report.radius("deepfool"), distance, rtol=0, atol=0)
 
 
@@ -93,16 +93,16 @@ def test_example_at_a_distance_of_eps_counts_in_any_precision() -> None:
 
 def test_broken_images_are_not_attacked_again_in_larger_balls() -> None:
     model, images = network(), random_images()
-    dataset = labeled(model, images)
+    dataset = label_images(model, images)
     model.structure  # noqa: B018  - recorded once, with a pass of its own
 
     def passes(*eps: float) -> int:
-        with count_passes(model.module) as seen:
+        with count_passes(model.module) as counter:
             result = robust_accuracy(
                 model, dataset, attacks=["pgd"], eps=eps, seed=0, params={"pgd": {"steps": 30}}
             )
         assert result.accuracy(0.7) == 0
-        return seen.forward
+        return counter.forward
 
     assert passes(0.7) == passes(0.7, 0.8) == passes(0.8, 0.7, 0.7)
 
@@ -115,7 +115,7 @@ def test_result_holds_the_nearest_examples() -> None:
         and report.panels()[0][1].title == "misclassified before"
     )
     predicted = model(report.adversarial).argmax(1)
-    labels = [model.class_index(name) for name in labeled(model, images).classes or ()]
+    labels = [model.class_index(name) for name in label_images(model, images).classes or ()]
     for n, by in enumerate(report.broken_by[1:], start=1):
         distance = float((report.adversarial[n] - images[n]).abs().max())
         assert by and int(predicted[n]) != labels[n]
@@ -152,7 +152,7 @@ def test_interrupted_run_resumes_to_the_same_result(tmp_path: Path, monkeypatch:
     function = fgsm.function
     monkeypatch.setattr(fgsm, "function", lambda *a, **k: attacked.append(1) or function(*a, **k))
     resumed = run("robust_accuracy", out=tmp_path / "report", progress=False, **options)
-    assert len(attacked) <= 4  # of the second batch at most, and of the third
+    assert len(attacked) <= 4  # those of the second and third batch at most
     assert_same_result(resumed, complete)
     loaded = load_result(tmp_path / "report")
     assert isinstance(loaded, RobustnessReport)
@@ -203,9 +203,9 @@ def test_invalid_attacks_and_parameters_are_refused_before_any_work(
 ) -> None:
     model = network()
     model.structure  # noqa: B018  - recorded once, with a pass of its own
-    with count_passes(model.module) as seen, pytest.raises((InputError, KeyError), match=message):
+    with count_passes(model.module) as counter, pytest.raises((InputError, KeyError), match=message):
         robust_accuracy(model, TensorDataset(random_images(2), ["0", "1"]), seed=0, **options)
-    assert seen.started == 0
+    assert counter.started == 0
 
 
 def test_data_set_without_labels_is_refused() -> None:
