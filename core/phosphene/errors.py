@@ -40,7 +40,7 @@ class MissingExtra(PhospheneError, ImportError):
     """An optional library is not installed; the message names the extra that installs it."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(what, extra)  # the arguments, from which pickle makes it again
+        super().__init__(what, extra)  # pickle rebuilds the exception from these arguments
 
     def __str__(self) -> str:
         what, extra = self.args

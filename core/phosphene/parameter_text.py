@@ -63,7 +63,7 @@ def read_option(text: str, field: FieldInfo) -> Any:
     """A parameter's value from its text on the command line.
 
     Lists are ``a,b`` or JSON, mappings ``a=1,b=2`` or JSON, None is ``none``, and a number may be a fraction
-    (``8/255``). A text that no reading makes valid is returned for the method's validation to refuse.
+    (``8/255``). Text that is no valid value is returned unchanged, and the method's validation refuses it.
     """
     from pydantic import TypeAdapter  # late: the command line's help does not need it
 

@@ -35,7 +35,7 @@ _reporter: ContextVar[Reporter] = ContextVar("phosphene_progress", default=None)
 
 @contextmanager
 def report_progress(to: Reporter) -> Iterator[None]:
-    """Choose where progress is reported inside this block; None keeps the present choice."""
+    """Choose where progress is reported inside this block; None leaves it unchanged."""
     token = _reporter.set(_reporter.get() if to is None else to)
     try:
         yield

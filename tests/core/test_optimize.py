@@ -473,13 +473,13 @@ def test_divergence_error_names_step_images_and_lr(optimizer: str) -> None:
         return x.sum((1, 2, 3)) * bad
 
     image = PixelImage(torch.full((2, 3, 4, 4), 0.5))
-    with pytest.raises(DivergenceError, match=r"Step 2.*\[1\].*lower lr \(now 0\.001"):
+    with pytest.raises(DivergenceError, match=r"step 2.*\[1\].*lower lr \(now 0\.001"):
         optimize_image(objective, image, steps=9, lr=0.001, optimizer=optimizer)
 
 
 def test_infinite_gradient_is_a_divergence_error() -> None:
     black = PixelImage(torch.zeros(1, 3, 2, 2))
-    with pytest.raises(DivergenceError, match="Step 0"):
+    with pytest.raises(DivergenceError, match="step 0"):
         optimize_image(lambda x: x.sqrt().sum((1, 2, 3)), black, steps=1, lr=1)
 
 

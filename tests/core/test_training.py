@@ -228,9 +228,9 @@ def test_network_passed_as_an_object_is_built_by_the_caller(dataset: TensorDatas
     result.save(tmp_path / "own")
     loaded = load_result(tmp_path / "own")
     assert isinstance(loaded, TrainedModel) and isinstance(loaded.network, WeightsOnly)
-    with pytest.raises(ModelError, match=r"given as an object.*load_model\(module, weights=folder\)"):
+    with pytest.raises(ModelError, match=r"passed as an object.*load_model\(module, weights=folder\)"):
         loaded.model()
-    with pytest.raises(ModelError, match="given as an object"):
+    with pytest.raises(ModelError, match="passed as an object"):
         load_model(f"trained:{tmp_path / 'own'}")
     own = load_model(network().double(), weights=tmp_path / "own", mean=[0.5] * 3, input_size=(3, 8, 8))
     images = dataset.images.double()

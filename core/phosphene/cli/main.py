@@ -40,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @app.callback(invoke_without_command=True)
 def root(
-    version_asked: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,
 ) -> None:
     """Visualize vision models, attribute, attack and defend them, and synthesize images with them."""
-    # main() handles --debug wherever it stands; here it gets its line of help.
-    if version_asked:
+    # main() handles --debug at any position; it is declared here for the help text only.
+    if show_version:
         print(version("phosphene"))
         raise typer.Exit
 

@@ -18,12 +18,12 @@ from ..errors import InputError
 from ..parameter_text import option_name, read_option
 from ..registry.families import family_title
 from ..registry.lookup import methods
+from .app import app, method_names, print_event
+from .argument_rows import argument_rows
 
 if TYPE_CHECKING:
     from ..registry.method import Method
     from ..spec.spec import MethodSpec
-from .app import app, method_names, print_event
-from .argument_rows import argument_rows
 
 
 @app.command()
@@ -37,17 +37,18 @@ def replay(folder: Annotated[Path, typer.Argument(help="Folder of a saved result
         raise typer.Exit(1)
 
 
-#: The options of a model, and those of every run: type and help text.
-_MODEL: dict[str, tuple[Any, str]] = {
+#: The options of a model: type and help text.
+_MODEL_OPTIONS: dict[str, tuple[Any, str]] = {
     "weights": (
         str | None,
-        "weights of the model: a safetensors or .pth file, or a name that its scheme knows",
+        "weights of the model: a safetensors or .pth file, or the name of published weights",
     ),
     "pretrained": (bool, "load the model with its scheme's default weights"),
 }
 
 
-_RUN: dict[str, tuple[Any, str]] = {
+#: The options of every run: type and help text.
+_RUN_OPTIONS: dict[str, tuple[Any, str]] = {
     "out": (str | None, "folder to save the result in [default phosphene-out/NAME]"),
     "batch_size": (int | None, "largest number of images in one pass through the model"),
     "device": (str | None, "device: cpu, cuda"),
@@ -77,20 +78,21 @@ def _options(spec: MethodSpec) -> list[Any]:
         flag, panel = field and field.annotation is bool, "Parameters" if field else "Inputs"
         kind, option = (bool | None, f"{option}/--no-{option[2:]}") if flag else (list[str], option)
         options.append(_option(name, kind, option, text, panel, metavar=None if flag else metavar))
-    for name, (kind, text) in ((_MODEL if spec.input("model") else {}) | _RUN).items():
+    for name, (kind, text) in ((_MODEL_OPTIONS if spec.input("model") else {}) | _RUN_OPTIONS).items():
         options.append(_option(f"_{name}", kind, f"--{name.replace('_', '-')}", text))
     return options
 
 
 def _command(name: str, function: Any, options: list[Any], text: str, panel: str | None = None) -> Any:
+    """A function as a command with these options."""
     function.__signature__, function.__annotations__ = Signature(options), {}
-    single = typer.Typer(add_completion=False)
-    single.command(name, help=escape(text), rich_help_panel=panel)(function)
-    return typer.main.get_command(single)
+    command_app = typer.Typer(add_completion=False)
+    command_app.command(name, help=escape(text), rich_help_panel=panel)(function)
+    return typer.main.get_command(command_app)
 
 
 class _MethodCommands(TyperGroup):
-    """The commands of ``run``; only the called one loads its method, and with it torch."""
+    """The subcommands of ``run``. Only the one that is called loads its method, and with it torch."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return method_names()
@@ -101,7 +103,7 @@ class _MethodCommands(TyperGroup):
             return None
         plugin = methods.resolve(cmd_name)
         names = [option_name(name, plugin.short_name) for name in plugin.arguments()]
-        names += [f"--{name.replace('_', '-')}" for name in (*_MODEL, *_RUN)]
+        names += [f"--{name.replace('_', '-')}" for name in (*_MODEL_OPTIONS, *_RUN_OPTIONS)]
         options = [_option(f"_{n}", str | None, option) for n, option in enumerate(names)]
         return _command(cmd_name, lambda **_: None, options, plugin.summary(), family_title(plugin.family))
 
@@ -125,18 +127,18 @@ def _run(method: Method[..., Any], **values: Any) -> None:
     file, quiet = values["_json"], values["_quiet"]
     request = read_request(file, spec) if file else {}
     for key in request.keys() & arguments.keys():
-        option = f"--{key.replace('_', '-')}" if key in _HOW else option_name(key, spec.short_name)
+        option = f"--{key.replace('_', '-')}" if key in _RUN_ARGUMENTS else option_name(key, spec.short_name)
         raise InputError(f"{option} is set in --json {file}, too: leave one of them out")
     arguments = {"out": f"phosphene-out/{spec.short_name}", **request, **arguments}
     out = Path(arguments["out"])
     progress = print_event if values["_events"] else False if quiet else None
-    with reuse_panels():  # the figure and the printed lines
+    with reuse_panels():  # computed once for the figure and the printed lines
         try:
             with ExitStack() as stack:
-                if file:  # standard output is the response alone, whatever a method prints
+                if file:  # standard output must hold the response only, not what a method prints
                     stack.enter_context(redirect_stdout(sys.stderr))
                 result = run(method, progress=progress, **arguments)
-        except KeyboardInterrupt as error:  # typer prints none of its notes
+        except KeyboardInterrupt as error:  # typer would not print the error's notes
             print("\n", *getattr(error, "__notes__", ()), sep="", file=sys.stderr)
             raise
         if file:
@@ -150,11 +152,11 @@ def _run(method: Method[..., Any], **values: Any) -> None:
 
 
 #: The arguments of ``run`` that are options of every method.
-_HOW = ("out", "device", "batch_size", "executor")
+_RUN_ARGUMENTS = ("out", "device", "batch_size", "executor")
 
 
 def _arguments(spec: MethodSpec, values: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of ``run`` that the options set, the values of parameters read from their text."""
+    """The arguments of ``run`` that the options set; parameters are parsed from text."""
     from ..roles import ROLES
 
     arguments: dict[str, Any] = {}
@@ -165,9 +167,9 @@ def _arguments(spec: MethodSpec, values: dict[str, Any]) -> dict[str, Any]:
         if (text := values[key]) not in (None, []):
             # A repeated option is one list: --layers a --layers b is --layers a,b.
             arguments[key] = text if field.annotation is bool else read_option(",".join(text), field)
-    owner, settings = spec.input("model"), {key: v for key in _MODEL if (v := values.get(f"_{key}"))}
+    owner, settings = spec.input("model"), {key: v for key in _MODEL_OPTIONS if (v := values.get(f"_{key}"))}
     if owner and settings:
         if owner.name not in arguments:
             raise InputError(f"--{next(iter(settings))} is an option of a model: add --{owner.name}")
         arguments[owner.name] = {"uri": arguments[owner.name], **settings}
-    return arguments | {key: v for key in _HOW if (v := values[f"_{key}"]) is not None}
+    return arguments | {key: v for key in _RUN_ARGUMENTS if (v := values[f"_{key}"]) is not None}

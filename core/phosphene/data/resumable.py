@@ -20,7 +20,7 @@ def resumable(items: Sequence[T], state: dict[str, Any], title: str) -> Iterator
 
     A resumed run skips the items that were completed. ``state`` (tensors and what JSON holds, by name) is
     updated in place before this function returns, so values may be read from it before the loop as well.
-    In the loop, assign new values to its keys: an item that is interrupted is repeated as a whole, and a
+    In the loop, assign new values to its keys: an item that is interrupted is repeated from its start, and a
     sum that was changed in place would count it twice. An item's own rows of a tensor may be set in place.
 
     Example::
@@ -63,7 +63,7 @@ def _restore(slot: CheckpointSlot, state: dict[str, Any]) -> int:
 def _save_after_each(
     slot: CheckpointSlot, state: Mapping[str, Any], steps: Iterable[tuple[int, T]]
 ) -> Iterator[T]:
-    """The items of ``steps``; after each one, ``state`` is saved with the position that stands beside it."""
+    """The items of ``steps``; after each one, ``state`` is saved with its position."""
     for done, item in steps:
         yield item
         slot.save(**state, done=done)

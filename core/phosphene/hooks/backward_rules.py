@@ -12,8 +12,9 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError
 
-#: ``rule(gradient, relu_gradient) -> gradient``: the gradient by a ReLU's input, from that by its output and
-#: from ReLU's own, which is ``gradient`` where the input is positive and 0 elsewhere.
+#: ``rule(gradient, relu_gradient) -> gradient``: the gradient with respect to a ReLU's input, from the
+#: gradient with respect to its output and from the usual gradient of ReLU, which is ``gradient`` where the
+#: input is positive and 0 elsewhere.
 BackwardRule = Callable[[Tensor, Tensor], Tensor]
 
 

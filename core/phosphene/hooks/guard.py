@@ -19,7 +19,7 @@ _frozen: dict[int, tuple[Any, str, bool, set[object]]] = {}
 
 
 def _freeze(flags: list[tuple[Any, str]], guard: object) -> None:
-    """Set the flags to False and note for each its earlier value and that this guard needs it so."""
+    """Set the flags to False; record the earlier value of each and the guards that need it to be False."""
     with _lock:
         for owner, flag in flags:
             _frozen.setdefault(id(owner), (owner, flag, getattr(owner, flag), set()))[3].add(guard)
@@ -27,7 +27,7 @@ def _freeze(flags: list[tuple[Any, str]], guard: object) -> None:
 
 
 def _restore(flags: list[tuple[Any, str]], guard: object) -> None:
-    """Give the flags that no other guard needs their earlier value."""
+    """Restore the earlier values of the flags that no other guard needs to be False."""
     try:
         while flags:
             with _lock:

@@ -17,7 +17,7 @@ from ..errors import ModelError, UnknownName
 
 #: The taps that are active in this thread and run. A new thread or run starts with none, so that two
 #: runs on one model do not read each other's layers.
-active_taps: ContextVar[tuple[Tap, ...]] = ContextVar("phosphene_open_taps", default=())
+active_taps: ContextVar[tuple[Tap, ...]] = ContextVar("phosphene_active_taps", default=())
 
 
 #: Lock for changing a network's hooks and for iterating over them, as copying a network does.
@@ -35,17 +35,17 @@ class StopForward(BaseException):
 class Tap:
     """Reads layers during forward passes, and may cut, replace or stop there; see ``model.tap(...)``.
 
-    ``tap[layer]`` is the layer's own output, on the graph (of a tuple the first tensor), and of a layer
-    that runs several times the last. The network continues with a clone of it, because a later in-place
-    operation would overwrite it.
+    ``tap[layer]`` is the layer's output on the autograd graph: the first tensor of a tuple, and the last
+    output of a layer that runs several times. The network continues with a clone of it, because a later
+    in-place operation would overwrite it.
 
     layers: the modules to read, by name.
     leaf: detach the outputs and make them leaves of the graph; a layer that depends on one that was already
         read stays connected to it.
     inputs: read the layers' first inputs instead of their outputs.
-    stop_after: raise StopForward once each of these layers has run so many times.
-    replace: by layer the number of its calls and a function; in the last call the network continues with
-        what the function returns for the clone.
+    stop_after: number of calls by layer; StopForward is raised once every layer has reached its number.
+    replace: by layer, its number of calls in a pass and a function; after the last call the network
+        continues with what the function returns for the clone.
     """
 
     layers: Mapping[str, nn.Module]
@@ -121,7 +121,7 @@ class Tap:
 
 
 def replace_output_tensor(output: Any, tensor: Tensor) -> Any:
-    """A layer's output with ``tensor`` in place of its (first) tensor, as a forward hook returns it."""
+    """A layer's output whose (first) tensor is replaced by ``tensor``: the return value of a forward hook."""
     if isinstance(output, Tensor):
         return tensor
     rest = [tensor, *output[1:]]

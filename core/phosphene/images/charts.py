@@ -23,7 +23,7 @@ Color = tuple[float, float, float]
 GREY: Color = (0.62, 0.62, 0.62)
 
 
-#: Number of classes with a colour of their own; more cannot be told apart by eye.
+#: Number of classes with a colour of their own; more cannot be distinguished by eye.
 _MAX_COLORS = 10
 
 

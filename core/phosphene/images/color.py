@@ -14,15 +14,15 @@ from ..errors import InputError
 def to_display(image: Tensor) -> Tensor:
     """Image (C, H, W) of any channel count as RGB (3, H, W), clamped to [0, 1] and detached.
 
-    One channel becomes grey, two become red and green, of more than three the first three are used.
+    One channel is shown as grey, two as red and green; of more than three the first three are used.
 
     Raises:
         InputError: another shape, an empty image or NaN.
     """
     if image.ndim != 3 or image.numel() == 0:
-        raise InputError(f"One image is (C, H, W), got {tuple(image.shape)}.")
+        raise InputError(f"an image has shape (C, H, W), not {tuple(image.shape)}")
     if image.isnan().any():
-        raise InputError("The image contains NaN, which has no colour.")
+        raise InputError("the image contains NaN, which has no colour")
     image = image.detach() if image.is_floating_point() else image.detach().float()
     if len(image) == 1:
         return image.expand(3, -1, -1).clamp(0, 1)
@@ -60,8 +60,8 @@ def colorize(maps: Tensor, cmap: str = "viridis") -> Tensor:
     """
     from matplotlib import colormaps  # imported here: reading and writing images does not need it
 
-    colours = colormaps[cmap](maps.detach().float().cpu().numpy())[..., :3]
-    return torch.from_numpy(colours).to(maps.device, torch.float32).movedim(-1, -3)
+    colors = colormaps[cmap](maps.detach().float().cpu().numpy())[..., :3]
+    return torch.from_numpy(colors).to(maps.device, torch.float32).movedim(-1, -3)
 
 
 def overlay(image: Tensor, heat: Tensor) -> Tensor:

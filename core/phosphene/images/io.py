@@ -34,7 +34,7 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
         InputError: a missing file, or one that Pillow cannot read.
     """
     if not isinstance(path, (str, os.PathLike)) or not Path(path).is_file():
-        raise InputError(f"There is no image file at {str(path)!r}.")
+        raise InputError(f"there is no image file at {str(path)!r}")
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
@@ -42,7 +42,7 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
                 image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             array = np.array(image.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise any exception on a damaged file
-        raise InputError(f"Cannot read {str(path)!r} as an image: {error}.") from error
+        raise InputError(f"{str(path)!r} cannot be read as an image: {error}") from error
     return torch.from_numpy(array).permute(2, 0, 1).contiguous() / 255
 
 
@@ -54,12 +54,12 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise InputError(f"There is no folder at {str(folder)!r}.")
+        raise InputError(f"there is no folder at {str(folder)!r}")
     files = [path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
     visible = [path for path in files if not any(p.startswith(".") for p in path.relative_to(root).parts)]
     images = [path for path in visible if not path.name.endswith(MASK_SUFFIX)]
     if not images:
-        raise InputError(f"The folder {str(folder)!r} contains no images ({', '.join(IMAGE_SUFFIXES)}).")
+        raise InputError(f"the folder {str(folder)!r} contains no images ({', '.join(IMAGE_SUFFIXES)})")
     return sorted(images)
 
 

@@ -35,7 +35,7 @@ class Loader(Protocol):
     def load(
         self, name: str, *, weights: Any, pretrained: bool, **options: Any
     ) -> tuple[nn.Module, dict[str, Any]]:
-        """The network and keyword arguments for ``Model`` (``mean``, ``classes``, ...), as far as known.
+        """The network and keyword arguments for ``Model`` (``mean``, ``classes``, ...), where defined.
 
         ``uri`` among them replaces ``scheme:name`` in the record of a result, for example of a relative path.
         """
@@ -66,7 +66,7 @@ def loaders() -> dict[str, Loader]:
     return {"builtin": _Builtin()} | extensions.gather("phosphene_model_loaders")
 
 
-@torch.inference_mode(False)  # parameters made in inference mode could never be differentiated
+@torch.inference_mode(False)  # parameters created in inference mode could never be differentiated
 def load_model(
     model: str | nn.Module | Callable[[Tensor], Any],
     *,
@@ -90,8 +90,8 @@ def load_model(
         a name of the scheme's ("DEFAULT"). Default: random weights, or the scheme's own.
     pretrained: the scheme's default weights.
     mean, std: normalization of pixels in [0, 1]; of a module none by default.
-    input_size: (C, H, W). Where neither it nor the scheme's is known, a method uses the size of its images
-        or, where it takes none, 224x224.
+    input_size: (C, H, W). Default: the scheme's; without one, a method uses the size of its images or,
+        where it has none, 224x224.
     classes: class names, one for each logit.
     output: a function from what the module returns to logits (N, K).
     options: passed to the scheme's factory.

@@ -1,4 +1,4 @@
-"""Logits from what a network returns, and functions as networks."""
+"""Logits from a network's output (``read_logits``), and functions of images as modules (``Function``)."""
 
 from __future__ import annotations
 

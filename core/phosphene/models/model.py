@@ -36,15 +36,15 @@ T = TypeVar("T")
 Defense = tuple[str, Callable[[Tensor], Tensor]]
 
 
-#: Height and width assumed where no input size is known.
+#: Height and width of the images where neither the caller nor the loader sets an input size.
 DEFAULT_SIDE = 224
 
 
-#: Exceptions by which networks refuse an input that they cannot take ...
+#: Exceptions that networks raise for images of an unsupported size, reported as InputError ...
 _REFUSALS = (RuntimeError, AssertionError, ValueError)
 
 
-#: ... and subclasses of these whose message is passed on as it is.
+#: ... except these subclasses, which are raised unchanged.
 _UNTRANSLATED = (PhospheneError, torch.OutOfMemoryError)
 
 
@@ -53,13 +53,13 @@ class _Cache:
     """What was computed about a network, shared by a model and its views at other input sizes."""
 
     structures: dict[tuple[int, ...], Structure] = field(default_factory=dict)
-    #: The optimized copy, or None where it cannot be used, with the state of the network it was made from.
+    #: The state of the network that was copied, and its optimized copy; None where it cannot be used.
     optimized: tuple[Any, nn.Module | None] = (None, None)
     #: The digest, with the checksums that it belongs to.
     digest: tuple[Any, str] | None = None
     #: Whether the network returned class indices instead of logits.
     returns_labels: bool = False
-    #: Held while a structure is recorded: threads that start together record it once.
+    #: Lock for recording a structure, so that concurrent threads record it once.
     lock: AbstractContextManager[bool] = field(default_factory=threading.RLock)
 
     def __reduce__(self) -> tuple[type[_Cache], tuple[()]]:
@@ -67,13 +67,13 @@ class _Cache:
 
 
 class Model:
-    """A vision network and all that a method needs to know about it. Wrapping changes nothing in it.
+    """A vision network and all that a method needs to know about it. Wrapping does not change the network.
 
     ``model(images)`` takes (N, C, H, W) RGB pixels in [0, 1] and returns logits (N, K); the normalization
     that the network was trained with happens inside. Where a network returns labels alone, (N,)
     integers, the logits are 100 for that class and 0 for all other ``classes``.
 
-    No call changes a model. ``input_size`` (C, H, W) is what was passed or what the loader knows
+    No call changes a model. ``input_size`` (C, H, W) is what was passed or what the loader defines
     (``size_known``), else (C, 224, 224). ``for_images(images)`` is the same model at another input size.
 
     module: the network.
@@ -124,7 +124,7 @@ class Model:
         self.interpolation = interpolation
         #: What changes the pixels in front of the network, outermost first; see ``defended``.
         self.defenses = tuple(defenses)
-        #: The arguments with which ``load_model`` makes it again; None for a module passed as an object.
+        #: The arguments with which ``load_model`` rebuilds it; None for a module passed as an object.
         self.source: Mapping[str, Any] | None = None
         self.output = output
         self._cache = _Cache()
@@ -194,7 +194,7 @@ class Model:
     # --- copies and views -----------------------------------------------------------------------
 
     def for_images(self, images: Tensor) -> Model:
-        """This model at the height and width of images (N, C, H, W); itself where its size is known."""
+        """This model at the height and width of images (N, C, H, W); itself if ``size_known``."""
         if self.size_known:
             return self
         height, width = images.shape[-2:]
@@ -338,7 +338,7 @@ class Model:
             assumed = not self.size_known and tuple(input_size) == default
             raise ModelError(
                 f"{self.name} does not take images of {tuple(input_size)}"
-                f"{', the default where no input size is known' if assumed else ''}; "
+                f"{', the default without an input size' if assumed else ''}; "
                 f"pass load_model(..., input_size=(C, H, W)). Its error: {error}"
             ) from error
         if self.classes is not None and structure.classes not in (0, len(self.classes)):
@@ -406,7 +406,7 @@ class Model:
         return resize_and_crop(pixels, self.input_size, **options)
 
     def class_index(self, name: str | int) -> int:
-        """The index of a class given by name (any of its comma-separated synonyms) or index."""
+        """The index of a class by its name, one of its comma-separated synonyms, or its index."""
         index = class_index(name, self.classes, self.name)
         if not 0 <= index < self.class_count:
             raise InputError(f"class {index} does not exist: {self.name} has {self.class_count} classes")

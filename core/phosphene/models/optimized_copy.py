@@ -38,11 +38,13 @@ class Optimizable(Protocol):
     def _logits(self, output: Any) -> Tensor: ...
 
 
-#: The fewest images, forward and backward, for which a copy is made: making one costs four forward passes ...
+#: The fewest images, forward and backward, for which the network is copied: a copy costs four forward passes.
+#: It holds for images of side ``CHANNELS_LAST_SIDE``.
 MIN_PASSES = 10
 
 
-#: ... of images of this side; of larger ones proportionally fewer, since they gain more from channels last.
+#: The image side that ``MIN_PASSES`` holds for; larger images gain more from channels last and need
+#: proportionally fewer passes.
 CHANNELS_LAST_SIDE = 96
 
 
@@ -69,7 +71,7 @@ _optimized_pass: ContextVar[OptimizedPass | None] = ContextVar("phosphene_optimi
 
 @contextmanager
 def allow_optimized(model: Optimizable | None, passes: int) -> Iterator[OptimizedPass]:
-    """Inside, the optimized copy may run in place of ``model``'s network, if ``passes`` images pay for it."""
+    """Inside, the optimized copy may replace ``model``'s network, if ``passes`` images outweigh its cost."""
     # CPU only: on a GPU convolutions are less exact (TF32), and the gain there was not measured.
     suitable = model is not None and model.device.type == "cpu" and _has_convolutions(model.module)
     scale = math.prod(model.input_size[1:]) // CHANNELS_LAST_SIDE**2 if model is not None else 1
@@ -178,7 +180,7 @@ def _optimized_copy(model: Optimizable, attributes: list[object]) -> nn.Module |
     """
     noise = torch.rand(2, *model.input_size, generator=torch.Generator().manual_seed(0))
     try:
-        # A random network must draw the same numbers whether or not a copy is made; no tap reads noise.
+        # A random network must draw the same numbers with and without a copy; no tap reads noise.
         with model.guard(), torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]):
             with hook_lock:
                 network = copy.deepcopy(model.module)
@@ -195,7 +197,7 @@ def _optimized_copy(model: Optimizable, attributes: list[object]) -> nn.Module |
             network.to(memory_format=torch.channels_last)
             normalized = model.normalize(noise)  # once: a defense may be random
             logits, expected = (model._logits(m(normalized.clone())) for m in (network, model.module))
-        if _attributes(model.module) != attributes:  # it stores what it saw, which a target may read
+        if _attributes(model.module) != attributes:  # the network stores activations, which a target may read
             return None
     except Exception:  # for whatever reason it cannot be copied or folded, it runs without a copy
         return None

@@ -20,21 +20,21 @@ Position = tuple[int, int]
 def receptive_fields(
     model: Model, layer: str, size: tuple[int, int], positions: Sequence[Position]
 ) -> Tensor:
-    """The receptive fields of units at positions (y, x) of a layer's map: the smallest boxes around them.
+    """Receptive fields of the units at positions (y, x) of a layer's map, as bounding boxes in pixels.
 
     A unit depends on a pixel if its derivative is not zero in a network with the same connections but
     positive weights and without saturating functions: ReLUs are the identity, maxima become means.
     ``size`` is the image's (H, W). Returns (M, 4) int64 on the CPU, a row for each position: top, left,
-    bottom, right (exclusive), clipped to the image; after global average pooling, squeeze-and-excitation or
-    attention it is the entire image. Raises InputError for a position outside the map; ModelError where the
-    network does not take images of that size or cannot be copied.
+    bottom, right (exclusive), clipped to the image. After global average pooling, squeeze-and-excitation or
+    attention the box is the entire image. Raises InputError for a position outside the map; ModelError where
+    the network does not accept images of that size or cannot be copied.
     """
     generator = torch.Generator().manual_seed(0)
     shape = (model.input_size[0], int(size[0]), int(size[1]))
-    with torch.inference_mode(False), torch.enable_grad():  # methods without gradients use it, too
+    with torch.inference_mode(False), torch.enable_grad():  # also for methods that run without gradients
         try:
             positive = Model(_with_positive_weights(model.module, generator), input_size=shape)
-            positive._cache.structures[shape] = model.structure  # for the layers' numbers of calls
+            positive._cache.structures[shape] = model.structure  # taps need the layers' numbers of calls
             image = 0.5 + torch.rand(1, *shape, generator=generator, dtype=torch.float64)
             image = image.to(model.device).requires_grad_()
             with positive.guard(), _Unsaturated():
@@ -52,7 +52,7 @@ def receptive_fields(
 
 
 def _bounding_box(mixed: Tensor, image: Tensor, position: Position, layer: str) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right of the pixels by which the derivative of a map at a position is not zero."""
+    """Top, left, bottom, right of the pixels with a nonzero derivative of the map at a position."""
     (height, width), (y, x) = mixed.shape, position
     if not (0 <= y < height and 0 <= x < width):
         raise InputError(f"layer {layer!r} has a map of {height}x{width}, so there is no position {position}")
@@ -82,7 +82,7 @@ def _with_positive_weights(module: nn.Module, generator: torch.Generator) -> nn.
         value = neutral.get(name.rpartition(".")[2], torch.clone)(buffer.detach())
         memo[id(buffer)] = value.double() if value.is_floating_point() else value
     positive = copy.deepcopy(module, memo).eval()
-    # Hooks of users and taps must not see the copy; torch's own hooks compute weights (pruning).
+    # Users' hooks and taps must not run on the copy; torch's own hooks compute weights (pruning).
     for part in positive.modules():
         for hooks in (part._forward_hooks, part._forward_pre_hooks):
             for key in [k for k, hook in hooks.items() if not str(hook.__module__).startswith("torch.")]:
@@ -95,12 +95,12 @@ def _identity(func: Any, input: Tensor, *_: Any, **__: Any) -> Tensor:
 
 
 def _soft_gate(func: Any, input: Tensor, *_: Any, **__: Any) -> Tensor:
-    """In place of functions that saturate (sigmoid): bounded, since products of gates would overflow."""
+    """Replaces functions that saturate (sigmoid): bounded, since products of gates would overflow."""
     return 0.5 + 0.5 * input / (1 + input.abs())
 
 
 def _mean(func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """In place of ``max`` in all its forms: of a tensor, along a dimension, of two tensors."""
+    """Replaces ``max`` in all its forms: of a tensor, along a dimension, of two tensors."""
     if args and isinstance(args[0], Tensor):
         return input + args[0]
     extreme, mean = func(input, *args, **kwargs), input.mean(*args, **kwargs)
@@ -111,7 +111,7 @@ def _mean_pool(
     func: Any, input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
     *args: Any, **kwargs: Any,
 ) -> Any:  # fmt: skip
-    """The mean over ``max_pool2d``'s windows: a depthwise convolution, since avg_pool2d cannot dilate."""
+    """Replaces max_pool2d by the windows' mean: a depthwise convolution, as avg_pool2d cannot dilate."""
     result = func(input, kernel_size, stride, padding, dilation, *args, **kwargs)
     shape = (result if isinstance(result, Tensor) else result[0]).shape
     (height, width), (down, right) = (
@@ -153,7 +153,7 @@ _REPLACEMENTS: dict[str, Callable[..., Any]] = {
 
 
 class _Unsaturated(TorchFunctionMode):
-    """Replaces function calls, so that modules, functions, methods and in-place forms are all covered."""
+    """Applies ``_REPLACEMENTS`` to all torch calls: by modules, functions, methods and in-place forms."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         replacement = _REPLACEMENTS.get(getattr(func, "__name__", "").removesuffix("_"))

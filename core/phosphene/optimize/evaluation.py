@@ -30,8 +30,8 @@ class Evaluation(NamedTuple):
 
     scores: objective of each image (N,).
     loss: objective with its sign and all penalties (N,).
-    pixel_gradient: gradient of the objective alone by the images (N, C, H, W).
-    gradient: gradient of the loss by the parameter (N, ...).
+    pixel_gradient: gradient of the objective alone with respect to the images (N, C, H, W).
+    gradient: gradient of the loss with respect to the parameter (N, ...).
     """
 
     scores: Tensor
@@ -75,15 +75,15 @@ class Evaluator:
 def _value_and_gradient(
     function: PerImage, inputs: Tensor, images: Tensor, name: str
 ) -> tuple[Tensor, Tensor]:
-    """``function(inputs)``, (N,), and its gradient by the images that the inputs were computed from."""
+    """``function(inputs)``, (N,), and its gradient with respect to the images behind the inputs."""
     values = function(inputs)
     if values.shape != images.shape[:1]:
-        raise InputError(f"The {name} must return one number per image, not {tuple(values.shape)}.")
+        raise InputError(f"the {name} must return one number per image, not shape {tuple(values.shape)}")
     if values.requires_grad:
         (gradient,) = torch.autograd.grad(values.sum(), images, allow_unused=True)
         if gradient is not None:
             return values.detach(), gradient
-    raise InputError(f"The {name} does not depend on the images through anything differentiable.")
+    raise InputError(f"the {name} does not depend on the images by differentiable operations")
 
 
 def check_finite(evaluation: Evaluation, step: int, lr: float) -> None:
@@ -92,8 +92,8 @@ def check_finite(evaluation: Evaluation, step: int, lr: float) -> None:
     finite &= evaluation.gradient.flatten(1).isfinite().all(1)
     if not finite.all():
         raise DivergenceError(
-            f"Step {step}: the objective or its gradient is no longer finite for images "
-            f"{(~finite).nonzero().flatten().tolist()}; lower lr (now {lr:g}) or the regularizer's weight."
+            f"step {step}: the objective or its gradient is no longer finite for images "
+            f"{(~finite).nonzero().flatten().tolist()}; lower lr (now {lr:g}) or the regularizer's weight"
         )
 
 
@@ -107,9 +107,9 @@ def check_start(no_gradient: Tensor) -> None:
     """Raise DivergenceError for the images (N,) that have had no gradient so far."""
     if no_gradient.any():
         raise DivergenceError(
-            f"Images {no_gradient.nonzero().flatten().tolist()} cannot start: the objective's gradient is "
+            f"images {no_gradient.nonzero().flatten().tolist()} cannot start: the objective's gradient is "
             "zero at every pixel (a dead ReLU, or an objective at its optimum); try another seed, a start "
-            "from noise or another initial image."
+            "from noise or another initial image"
         )
 
 
@@ -120,6 +120,6 @@ def check_flat(scores: Tensor, maximize: bool) -> None:
         flat &= scores[0] != 0  # a loss of 0 is at its minimum
     if flat.any():
         raise DivergenceError(
-            f"The objective of images {flat.nonzero().flatten().tolist()} is flat: {len(scores)} steps have "
-            "not changed it at all (saturated, or at its optimum); try a larger lr or another start."
+            f"the objective of images {flat.nonzero().flatten().tolist()} is flat: {len(scores)} steps have "
+            "not changed it at all (saturated, or at its optimum); try a larger lr or another start"
         )

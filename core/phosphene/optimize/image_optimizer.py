@@ -65,8 +65,9 @@ def optimize_image(
 ) -> Optimization:
     """Optimise images for an objective by gradient steps: I <- I + lr grad.
 
-    A batch gives the same images as its images alone, and a seed the same images again. Inside ``run``,
-    Ctrl-C ends the loop after the current step, and with ``out`` the state is saved, to be resumed.
+    Each image of a batch is optimised as if it were alone, and the same seed returns the same images.
+    Inside ``run``, Ctrl-C ends the loop after the current step, and with ``out`` the state is saved, to be
+    resumed.
 
     Args:
         objective: images (N, C, H, W) -> scores (N,), each of its own image only.
@@ -137,11 +138,11 @@ def optimize_image(
 
 def _check_arguments(steps: int, lr: float, optimizer: str, transform: Transform | None) -> None:
     if steps < 1 or not (lr > 0 and math.isfinite(lr)):
-        raise InputError(f"Needs steps >= 1 and lr > 0, got {steps} and {lr}.")
+        raise InputError(f"steps must be at least 1 and lr greater than 0, not {steps} and {lr}")
     if optimizer not in get_args(Optimizer):
         raise UnknownName("optimizer", optimizer, get_args(Optimizer))
     if optimizer == "lbfgs" and transform is not None:
-        raise InputError("L-BFGS needs the same objective at every step: no transform, or adam.")
+        raise InputError("L-BFGS needs the same objective at every step: remove the transform, or use adam")
 
 
 @dataclass
@@ -197,7 +198,7 @@ def _resume(
 
 
 def pad_rows(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors (steps, ...) padded to the longest by their last row, which Ctrl-C may have ended early."""
+    """Tensors (steps, ...), padded by their last row to the longest: Ctrl-C may end some of them early."""
     steps = torch.arange(max(map(len, parts)))
     return [part[steps.clamp(max=len(part) - 1)] for part in parts]
 

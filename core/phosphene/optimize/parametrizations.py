@@ -35,7 +35,7 @@ class Parametrization(ABC):
     def assign(self, images: Tensor) -> None:
         """Set the parameter so that ``image`` returns these images (N, C, H, W)."""
         name = type(self).__name__
-        raise InputError(f"{name} cannot be set from pixels, so its images cannot be edited between steps.")
+        raise InputError(f"{name} cannot be set from pixels, so its images cannot be edited between steps")
 
 
 class PixelImage(Parametrization):
@@ -138,7 +138,7 @@ class LatentImage(Parametrization):
         self, z: Tensor, decode: Callable[[Tensor], Tensor], *, l2: float = 0.0, bound: float = math.inf
     ) -> None:
         if z.ndim < 2 or z.numel() == 0 or not z.is_floating_point():
-            raise InputError(f"Needs float codes (N, ...), got {tuple(z.shape)} {z.dtype}.")
+            raise InputError(f"codes must be floats (N, ...), not {tuple(z.shape)} {z.dtype}")
         self.decode, self.l2, self.bound = decode, l2, bound
         self.parameter = z.detach().clone().clamp_(-bound, bound).requires_grad_()
 
@@ -156,7 +156,7 @@ class LatentImage(Parametrization):
 def _copy_images(images: Tensor) -> Tensor:
     """A copy of images (N, C, H, W) in [0, 1]; InputError for anything else."""
     if images.ndim != 4 or images.numel() == 0 or not images.is_floating_point():
-        raise InputError(f"Needs floats (N, C, H, W), got {tuple(images.shape)} {images.dtype}.")
+        raise InputError(f"images must be floats (N, C, H, W), not {tuple(images.shape)} {images.dtype}")
     if not bool(((images >= -1e-6) & (images <= 1 + 1e-6)).all()):  # false for NaN, too
-        raise InputError("Pixels must lie in [0, 1].")
+        raise InputError("pixels must lie in [0, 1]")
     return images.detach().clone(memory_format=torch.contiguous_format).clamp_(0, 1)

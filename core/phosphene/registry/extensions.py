@@ -35,7 +35,7 @@ class Extensions:
     def gather(self, hook: str, name_of: Callable[[Any], str] | None = None) -> dict[str, Any]:
         """What all implementations of a hook return, by name: of mappings, or of lists with ``name_of``.
 
-        Of two plugins that bring one name the first counts, first-party ones before others, with a warning.
+        Where two plugins define one name, the first is used, first-party ones before others, with a warning.
         """
         merged: dict[str, Any] = {}
         for name, value in self._items(hook, name_of):

@@ -74,7 +74,7 @@ def method(
     ones are parameters, annotated for pydantic; the return annotation is a result type.
 
     title: the name as papers write it ("Grad-CAM"), where it differs from the function's name.
-    oracle: a function that raises AssertionError unless the method returns the known right answer.
+    oracle: a test on an input with a closed-form answer; raises AssertionError for another result.
     network: builds the network that a training method trains, from its saved configuration.
     defense: builds the change of the pixels that the method puts before a model, from its parameters.
     quick: parameters that make a test call fast.
@@ -114,10 +114,10 @@ def method(
 
 @dataclass(eq=False, repr=False)
 class Method(Generic[P, R]):
-    """A technique: call it like the function that it was made of; ``spec`` describes it as data.
+    """A technique, called like its function; ``spec`` describes it as data.
 
     ``network`` builds the untrained network of a training method from the configuration saved with its
-    weights; ``defense`` builds the change of the pixels that a defence puts before a model, from its
+    weights; ``defense`` builds the change of the pixels that a defense puts before a model, from its
     parameters; ``groups`` are the parameter groups by the argument that holds them; ``signature`` is the one
     that callers see; ``distribution`` is the installed package that the method comes from.
     """
@@ -157,8 +157,8 @@ class Method(Generic[P, R]):
         for name in params:
             if name not in fields:
                 # The inputs, too: images= is the near miss of image=.
-                known = [*fields, *(i.name for i in self.spec.inputs)]
-                raise UnknownName("parameter", name, known, self.spec.short_name)
+                allowed = [*fields, *(i.name for i in self.spec.inputs)]
+                raise UnknownName("parameter", name, allowed, self.spec.short_name)
         try:
             return dict(self.spec.params.model_validate(dict(params)))
         except ValidationError as error:
@@ -166,12 +166,12 @@ class Method(Generic[P, R]):
             raise InputError("; ".join(faults)) from None
 
     def defend(self, model: Model, **params: Any) -> Model:
-        """The model with this defence before it, which every attack on it differentiates or queries.
+        """The model with this defense before it, which every attack on it differentiates or queries.
 
-        Raises InputError for a method that is no input-transforming defence.
+        Raises InputError for a method that is no input-transforming defense.
         """
         if self.defense is None:
-            raise InputError(f"{self.spec.short_name} is no defence that transforms a model's input")
+            raise InputError(f"{self.spec.short_name} is no defense that transforms a model's input")
         complete = self.validate(params)
         name = f"{self.spec.short_name}({','.join(f'{n}={value_text(v)}' for n, v in complete.items())})"
         defended = model.defended(self.defense(**complete), name)
@@ -201,7 +201,7 @@ class Method(Generic[P, R]):
     ) -> None:
         """Check an input against those before it and add it to them.
 
-        A model whose input size is not known is replaced by its view at the images' size.
+        A model without an input size of its own is replaced by its view at the images' size.
         """
         context = InputContext(self._model(checked), checked)
         checked[declared.name] = ROLES[declared.role].check(value, context)
@@ -210,9 +210,9 @@ class Method(Generic[P, R]):
             checked[owner.name] = model_for_inputs(model, checked)
 
     def _at_size_parameter(self, model: Model, params: Mapping[str, Any]) -> Model:
-        """A model of unknown input size at the ``size`` of the images that the method makes.
+        """A model without an input size of its own, at the ``size`` of the images that the method creates.
 
-        Of methods that take no images; the default input size would be assumed otherwise.
+        For methods without input images, which would otherwise use the default input size.
         """
         side = params.get("size")
         makes_images = all(i.role in ("model", "target", "start") for i in self.spec.inputs)
@@ -221,7 +221,7 @@ class Method(Generic[P, R]):
         return model.at_size((model.input_size[0], side, side))
 
     def resolve_layers(self, params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters with every layer by the model's own name. Raises UnknownName for one it lacks."""
+        """The parameters with layer aliases replaced by the model's layer names. Raises UnknownName."""
         if (model := self._model(inputs)) is None:
             return dict(params)
         return {**params, **{name: _layer_names(params[name], model) for name in self.layers}}
@@ -385,7 +385,7 @@ def _roles_in(metadata: Sequence[Any], annotation: Any) -> Iterator[str]:
 
 
 def _layer_names(value: Any, model: Model) -> Any:
-    """A parameter with every layer in it by the model's own name."""
+    """A parameter with layer aliases replaced by the model's layer names."""
     match value:
         case None:
             return None

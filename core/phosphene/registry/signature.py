@@ -18,7 +18,7 @@ from ..roles import ROLES
 from ..spec.parameter_group import ParameterGroup
 from ..spec.spec import Input, Role
 
-#: What ``run`` itself takes beside a method's inputs and parameters.
+#: The arguments of ``run`` itself, beside a method's inputs and parameters.
 RUN_ARGUMENTS = {"name", "out", "device", "batch_size", "progress", "executor"}
 
 

@@ -98,24 +98,22 @@ class Attribution(Result):
         return min_max(torch.where(maps.amax((1, 2), keepdim=True) > 0, maps.clamp(min=0), maps))
 
     def panels(self) -> list[list[Panel]]:
-        pictures = zip(self.images, self._pictures(self.maps), self.targets, strict=True)
-        groups = [
-            [Panel(image), Panel(picture, target, is_output=True)] for image, picture, target in pictures
-        ]
+        rendered = zip(self.images, self._render_maps(self.maps), self.targets, strict=True)
+        groups = [[Panel(image), Panel(drawn, target, is_output=True)] for image, drawn, target in rendered]
         if self.more is not None:
             for maps, name in zip(self.more.unbind(1), self.more_names, strict=True):
-                for group, picture in zip(groups, self._pictures(maps), strict=True):
-                    group.append(Panel(picture, name, is_output=True))
+                for group, drawn in zip(groups, self._render_maps(maps), strict=True):
+                    group.append(Panel(drawn, name, is_output=True))
         return groups
 
     def rows(self) -> list[list[Panel]]:
         return super().rows() if self.more is None else self.panels()
 
-    def _pictures(self, maps: Tensor) -> list[Tensor]:
-        """Each map as an RGB picture (3, H, W)."""
+    def _render_maps(self, maps: Tensor) -> list[Tensor]:
+        """Each map as an RGB image (3, H, W)."""
         if self.layout == "overlay":
             return [overlay(to_display(i), h) for i, h in zip(self.images, self._heat(maps), strict=True)]
-        # The 99th percentile, not the maximum: a few extreme pixels would leave the picture black or white.
+        # The 99th percentile, not the maximum: a few extreme pixels would leave the image black or white.
         tops = maps.abs().flatten(1).float().quantile(0.99, dim=1).clamp(min=1e-30)
         tops = tops[:, None, None]
         if (maps < 0).any():

@@ -42,7 +42,7 @@ class Panel:
 
     image: Tensor
     title: str = ""
-    #: Whether the method made it: ``save`` then writes it to an image file of its own, at its own size.
+    #: Whether the image is an output of the method: ``save`` then writes it to a file, at its own size.
     is_output: bool = False
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""``Provenance``: how a result was made."""
+"""``Provenance``: how a result was computed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Provenance(BaseModel):
-    """How a result was made: enough to run it again and to compare."""
+    """How a result was computed: enough to run it again and to compare."""
 
     model_config = ConfigDict(frozen=True)
 

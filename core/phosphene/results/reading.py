@@ -20,7 +20,7 @@ from .saving import FORMAT, decode
 def read_result(folder: str | os.PathLike[str], find_method: FindMethod) -> Result:
     """A saved result, with its provenance and inputs, or a bundled one ("builtin:shapes-styles").
 
-    ``find_method`` loads a method by name: the one that made the result defines its type and builds its
+    ``find_method`` loads a method by name: the one that computed the result defines its type and builds its
     network. Raises InputError where there is no complete result, UnknownName for a type or a bundled result
     that does not exist.
     """

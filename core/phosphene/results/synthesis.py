@@ -1,4 +1,4 @@
-"""``Synthesis``: images made by optimisation, with the objective at every step."""
+"""``Synthesis``: images synthesised by optimisation, with the objective at every step."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Synthesis(Result):
     """Synthesised images.
 
     ``images`` (N, C, H, W) in [0, 1], with a name in ``targets`` each; ``scores`` (steps, N), the objective
-    at every step, (0, N) for images made without optimisation; ``sources`` (N, C, H, W), the samples or
-    inputs that they were made from, if any; ``frames`` (F, N, C, H, W), uint8, the images during the
+    at every step, (0, N) without optimisation; ``sources`` (N, C, H, W), the samples or
+    inputs that they were computed from, if any; ``frames`` (F, N, C, H, W), uint8, the images during the
     optimisation, if any were asked for.
     """
 

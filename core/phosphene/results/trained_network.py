@@ -17,8 +17,9 @@ class TrainedNetwork(Result):
     """A network that a method trained, for the method that applies it.
 
     ``network`` is built by ``method`` (an id) from ``config``; ``losses`` (steps,) is the training's loss;
-    ``labels`` name what it learned; ``previews`` (P, 3, H, W) are images that it made; ``note`` is a remark
-    on the training. ``frames`` (F, P, 3, h, w), uint8, are previews during the training, or None.
+    ``labels`` are the names of what it was trained for, such as its styles; ``previews`` (P, 3, H, W) are
+    images that it produced; ``note`` is a remark on the training. ``frames`` (F, P, 3, h, w), uint8, are
+    previews during the training, or None.
     """
 
     groups_per_row: ClassVar[int] = 6

@@ -8,12 +8,12 @@ from ..results import TrainedNetwork
 from ..spec.spec import Role
 from .stylizer import StylizerRole
 
-#: A style-transfer network that takes the style as an image, and so knows no style by name.
+#: A style-transfer network that receives the style as an image; a ``Stylizer`` has a fixed list of styles.
 AdaptiveStylizer: TypeAlias = Annotated[TrainedNetwork, Role("adaptive_stylizer")]
 
 
 class AdaptiveStylizerRole(StylizerRole):
-    """A training's result or its folder; left out, the bundled network."""
+    """The result of ``adaptive_style_fit`` or its folder; default: the bundled network."""
 
     name, default = "adaptive_stylizer", "builtin:shapes-adaptive"
     description = "result of ``adaptive_style_fit``"

@@ -80,7 +80,7 @@ class InputRole(ABC):
     name: ClassVar[str]
     #: The type that ``read`` returns; a value of it is not read again.
     value_type: ClassVar[type]
-    #: What is read where the input is left out; None where ``read`` itself supplies a default.
+    #: The value that is read by default; None where ``read`` itself supplies a default.
     default: ClassVar[Any] = None
     #: Whether row i belongs to image i, so that a large call can be split into batches.
     per_image: ClassVar[bool] = False
@@ -88,23 +88,23 @@ class InputRole(ABC):
     size_name: ClassVar[str | None] = None
     #: What a Python caller passes, a phrase that stands alone; ``help(method)`` shows it.
     description: ClassVar[str] = ""
-    #: The command line's placeholder, and what to write there.
+    #: The placeholder on the command line, and its help text.
     metavar: ClassVar[str] = "TEXT"
     help: ClassVar[str] = ""
 
     def make(self, value: Any, context: InputContext) -> Any:
-        """A finished value as it is, anything else read; ``default`` where the input was left out."""
+        """A value of ``value_type`` unchanged, anything else read; ``default`` for None."""
         if isinstance(value, self.value_type):
             return value
         return self.read(self.default if value is None else value, context)
 
     @abstractmethod
     def read(self, value: Any, context: InputContext) -> Any:
-        """A value as it is written (path, name, URI, list) -> a finished value, for ``check`` to judge."""
+        """Convert a path, name, URI or list to a value of ``value_type``; ``check`` then validates it."""
 
     @abstractmethod
     def check(self, value: Any, context: InputContext) -> Any:
-        """The finished value on the model's device and in its precision. Raises InputError for a bad one."""
+        """The value on the model's device and in its precision. Raises InputError for an invalid one."""
 
     def parse_option(self, texts: Sequence[str]) -> Any:
         """The value of a repeatable command-line option."""
@@ -142,11 +142,11 @@ class InputRole(ABC):
         return checksum(recorded) if isinstance(recorded, Tensor) else recorded
 
     def sample(self, request: SampleRequest) -> Any:
-        """A good value for a conformance case; the default one unless overridden."""
+        """A valid value for a conformance case; the default one unless overridden."""
         return self.make(None, request)
 
     def bad_values(self, good: Any, context: InputContext) -> Iterator[tuple[str, Any]]:
-        """Finished values that ``check`` must refuse, each with a phrase that names it."""
+        """Values that ``check`` must refuse, each with a phrase that describes it."""
         yield "a path", "somewhere"
 
 
@@ -161,7 +161,7 @@ def image_count(inputs: Mapping[str, Any]) -> int | None:
 
 
 def model_for_inputs(model: Model, inputs: Mapping[str, Any]) -> Model:
-    """The model at the size of the first images among the inputs, where its own input size is not known."""
+    """The model at the size of the first images among the inputs, where it has no input size of its own."""
     if model.size_known:
         return model
     for value in inputs.values():
@@ -172,7 +172,7 @@ def model_for_inputs(model: Model, inputs: Mapping[str, Any]) -> Model:
 
 
 def check_type(value: Any, kind: type, hint: str) -> Any:
-    """The value, or InputError where it is of another type; ``hint`` says how to make one."""
+    """The value, or InputError where it is of another type; ``hint`` says how to create one."""
     if not isinstance(value, kind):
         raise InputError(f"needs a {kind.__name__}, {hint}, not a {type(value).__name__}")
     return value

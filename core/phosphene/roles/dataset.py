@@ -23,7 +23,7 @@ Dataset: TypeAlias = Annotated[_Dataset, Role("dataset")]
 
 
 class DatasetRole(InputRole):
-    """A data set; left out, the bundled scenes."""
+    """A data set; default: the bundled scenes."""
 
     name, value_type, default, size_name = "dataset", _Dataset, "builtin:scenes", "dataset"
     metavar = "FOLDER"

@@ -18,7 +18,7 @@ Denoiser: TypeAlias = Annotated[_Denoiser, Role("denoiser")]
 
 
 class DenoiserRole(InputRole):
-    """A diffusion model or its folder; left out, the bundled one."""
+    """A diffusion model or its folder; default: the bundled one."""
 
     name, value_type, default = "denoiser", _Denoiser, f"builtin:{_BUNDLED}"
     metavar = "FOLDER"

@@ -16,7 +16,7 @@ Generator: TypeAlias = Annotated[_Generator, Role("generator")]
 
 
 class GeneratorRole(InputRole):
-    """A decoder, or the result of its training; left out, the bundled autoencoder's."""
+    """A decoder, a training result that contains one, or its folder; default: the bundled autoencoder."""
 
     name, value_type, default = "generator", _Generator, f"builtin:{AUTOENCODER}"
     metavar = "FOLDER"
@@ -28,13 +28,13 @@ class GeneratorRole(InputRole):
             return load_autoencoder()
         trained = context.result(value) if isinstance(value, (str, Path)) else value
         if not isinstance(trained, TrainedNetwork):
-            return trained  # for check to refuse
+            return trained  # ``check`` refuses it unless it is a Generator
         if isinstance(trained.network, _Generator):
             trained.network.uri = trained.uri
         return trained.network
 
     def check(self, value: Any, context: InputContext) -> _Generator:
-        hint = "as phosphene.generative.Generator(latent_size, decoder) makes of your own decoder"
+        hint = "such as phosphene.generative.Generator(latent_size, your_decoder)"
         generator: _Generator = check_type(value, _Generator, hint)
         return generator
 

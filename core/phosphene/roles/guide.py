@@ -16,7 +16,7 @@ Guide: TypeAlias = Annotated[Tensor | None, Role("guide")]
 
 
 class GuideRole(InputRole):
-    """Guide images; left out, none."""
+    """Guide images; default: none."""
 
     name, value_type = "guide", Tensor
     metavar = "FILE"

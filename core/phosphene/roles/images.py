@@ -79,7 +79,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def bad_images(good: Tensor, context: InputContext) -> Iterator[tuple[str, Any]]:
-    """Values that are no images, or none that the model takes."""
+    """Values that are no images, or that the model does not accept."""
     yield "an image without a batch axis", good[0]
     yield "a five-dimensional tensor", good[None]
     yield "an empty batch", good[:0]
@@ -97,7 +97,7 @@ def bad_images(good: Tensor, context: InputContext) -> Iterator[tuple[str, Any]]
 
 
 class ImagesRole(InputRole):
-    """The images that a method works on; left out, one bundled scene of each of four classes."""
+    """The images that a method works on; default: one bundled scene of each of four classes."""
 
     name, value_type, per_image = "images", Tensor, True
     default = "builtin:scenes/4"

@@ -19,7 +19,7 @@ Labels: TypeAlias = Annotated[Tensor, Role("labels")]
 
 
 class LabelsRole(InputRole):
-    """Classes by name or index; left out, the predicted ones."""
+    """Classes by name or index; default: the predicted ones."""
 
     name, value_type, per_image = "labels", Tensor, True
     metavar = "TEXT,..."

@@ -13,8 +13,8 @@ from ..spec.spec import Role
 from .base import InputContext, InputRole
 from .images import read_images
 
-#: The object in each image, bool (N, H, W), or None where it is not known. Left out of ``run``, the
-#: ground truth of the bundled scenes.
+#: The object in each image, bool (N, H, W), or None without masks. Default of ``run``: the ground
+#: truth of the bundled scenes.
 Masks: TypeAlias = Annotated[Tensor | None, Role("masks")]
 
 

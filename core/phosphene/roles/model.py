@@ -1,4 +1,4 @@
-"""The role ``model``: the model that a method looks into or attacks."""
+"""The role ``model``: the model that a method explains, trains or attacks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Model: TypeAlias = Annotated[_Model, Role("model")]
 
 
 class ModelRole(InputRole):
-    """A model; left out, the bundled classifier."""
+    """A model; default: the bundled classifier."""
 
     name, value_type, default = "model", _Model, "builtin:shapes-vgg"
     metavar = "URI"

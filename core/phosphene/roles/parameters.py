@@ -23,5 +23,5 @@ Frames: TypeAlias = Annotated[
 Seed: TypeAlias = Annotated[
     int | None,
     Role("seed"),
-    Field(ge=0, lt=2**63, description="seed of all randomness; drawn and recorded when left out"),
+    Field(ge=0, lt=2**63, description="seed of all randomness; default: drawn at random and recorded"),
 ]

@@ -20,7 +20,7 @@ Start: TypeAlias = Annotated[Tensor | None, Role("start")]
 
 
 class StartRole(InputRole):
-    """Images to begin from; left out, the method's own start."""
+    """Images to begin from; default: the method's own start."""
 
     name, value_type, per_image = "start", Tensor, True
     metavar = "FILE"

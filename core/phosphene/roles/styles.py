@@ -20,7 +20,7 @@ Styles: TypeAlias = Annotated[Tensor, Role("styles")]
 
 
 class StylesRole(InputRole):
-    """Style images; left out, four bundled textures."""
+    """Style images; default: four bundled textures."""
 
     name, value_type, size_name = "styles", Tensor, "styles"
     default = [f"builtin:{name}" for name in TEXTURES[:4]]

@@ -10,12 +10,12 @@ from ..results import TrainedNetwork
 from ..spec.spec import Role
 from .base import InputContext, InputRole, check_type
 
-#: A network that a training method made, for the method that applies it.
+#: A style-transfer network with a fixed list of styles, trained by ``fast_style_fit``.
 Stylizer: TypeAlias = Annotated[TrainedNetwork, Role("stylizer")]
 
 
 class StylizerRole(InputRole):
-    """A training's result or its folder; left out, the bundled network."""
+    """The result of ``fast_style_fit`` or its folder; default: the bundled network."""
 
     name, value_type, default = "stylizer", TrainedNetwork, "builtin:shapes-styles"
     metavar = "FOLDER"

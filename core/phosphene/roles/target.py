@@ -17,7 +17,7 @@ Target: TypeAlias = Annotated[Any, Role("target")]
 
 
 class TargetRole(InputRole):
-    """A class, a unit of a layer or a callable; left out, the predicted class, or the first five classes."""
+    """A class, a unit or a callable; default: the predicted class, without images the first five classes."""
 
     name, value_type = "target", Objective
     metavar = "TEXT"
@@ -49,7 +49,7 @@ class TargetRole(InputRole):
         return value.to_json() if isinstance(value, Objective) else super().record(value)
 
     def is_identified(self, value: Any) -> bool:
-        # Of a callable or a direction only the name is recorded.
+        # Only the name of a callable or a direction is recorded, and two may have the same name.
         return not isinstance(value, (Custom, Direction)) and super().is_identified(value)
 
     def sample(self, request: SampleRequest) -> Any:

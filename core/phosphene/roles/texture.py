@@ -35,7 +35,7 @@ def read_textures(value: Any) -> Tensor:
 
 
 class TextureRole(InputRole):
-    """A texture; left out, a bundled one."""
+    """A texture; default: a bundled one."""
 
     name, value_type, per_image = "texture", Tensor, True
     default = f"builtin:{TEXTURES[0]}"

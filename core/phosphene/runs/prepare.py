@@ -40,10 +40,10 @@ def prepare(
     find_executor(executor)
     names = {i.name for i in method.spec.inputs}
     params = {n: v for n, v in arguments.items() if n not in names}
-    complete = method.validate(params)  # before a model is loaded for nothing
+    complete = method.validate(params)  # before the model is loaded: bad parameters fail early
     inputs: dict[str, Any] = {}
     owner = method.spec.input("model")
-    # The default labels run the model; tensors made in inference mode could never be differentiated.
+    # The default labels run the model; tensors created in inference mode could never be differentiated.
     with max_batch(batch_size), torch.inference_mode(False):
         for declared in method.spec.inputs:
             model = None if owner is None or declared.own_size else inputs.get(owner.name)

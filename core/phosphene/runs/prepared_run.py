@@ -115,7 +115,7 @@ class PreparedRun:
 
 
 def same_input(value: Any, saved: Any) -> bool:
-    """Whether two records are of the same input; never for an input that was given as an object."""
+    """Whether two records are of the same input; never for an input that was passed as an object."""
     if isinstance(value, Tensor) and isinstance(saved, Tensor):
         return torch.equal(value.cpu(), saved.cpu())
     first, second = (json.dumps(item, default=repr) for item in (value, saved))

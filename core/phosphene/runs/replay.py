@@ -42,7 +42,7 @@ class Replay:
 
 
 def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Replay:
-    """Run a saved result again and compare. ``model`` is required if it was given as an object.
+    """Run a saved result again and compare. ``model`` is required if it was passed as an object.
 
     Raises InputError for a result without provenance, and where an input or the model cannot be restored.
     """
@@ -53,7 +53,9 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
     if model is None and provenance.model is not None:
         if provenance.model["source"] is None:
             name = provenance.model["name"]
-            raise InputError(f"the model ({name}) was given as an object: pass it, replay(folder, model=...)")
+            raise InputError(
+                f"the model ({name}) was passed as an object: pass it here, too, replay(folder, model=...)"
+            )
         source = dict(provenance.model["source"])
         model = load_model(source.pop("uri"), **source)
         model = move_to_device(model, provenance.device, getattr(torch, provenance.dtype))
@@ -61,7 +63,7 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
         if isinstance(value, str) and value.endswith(AS_OBJECT):
             raise InputError(f"the input {name!r} was {value}, so it is not saved and cannot be restored")
     arguments = dict(saved.inputs) | ({"model": model} if model is not None else {})
-    # Several distributions may have a method of this name; the one that made the result comes first.
+    # Several distributions may have a method of this name; the one that computed the result comes first.
     name = f"{provenance.distribution.partition(' ')[0]}:{provenance.method}"
     name = name if name in methods else provenance.method
     how: dict[str, Any] = {

@@ -28,7 +28,7 @@ def run(
     executor: str = "local",
     **arguments: Any,
 ) -> Result:
-    """Run a method by name (or a ``Method``); inputs that are left out come from the bundled world.
+    """Run a method by name (or a ``Method``); default inputs are bundled images and models.
 
     Args:
         name: the method, such as "pgd".

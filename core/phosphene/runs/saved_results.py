@@ -1,4 +1,4 @@
-"""``load_result``: a saved result, with type and network from the method that made it."""
+"""``load_result``: a saved result, with type and network from the method that computed it."""
 
 from __future__ import annotations
 

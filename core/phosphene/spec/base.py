@@ -1,4 +1,4 @@
-"""The frozen pydantic model that every part of a spec is."""
+"""``FrozenModel``: base class of every part of a spec, an immutable pydantic model."""
 
 from __future__ import annotations
 

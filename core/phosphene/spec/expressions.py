@@ -1,7 +1,7 @@
 """Expressions over a method's parameters and a call's sizes, which evaluate and print themselves.
 
 ``size.images * (param.steps + 2)`` is a tree of additions and multiplications. It prints as
-``images * (steps + 2)`` and evaluates to a number once the parameters and sizes of a call are known.
+``images * (steps + 2)`` and evaluates to a number for the parameters and sizes of a call.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Expression(ABC):
         return Operation("//", expression(other), self)
 
 
-#: What arithmetic on expressions takes.
+#: Operand of an arithmetic operation on expressions.
 Operand = Expression | int | float
 
 
@@ -218,7 +218,7 @@ class Call(Expression):
 
 @dataclass(frozen=True, eq=False)
 class Printed(Expression):
-    """An expression that came back from JSON: it prints and compares, but does not evaluate."""
+    """An expression read from JSON: it prints and compares, but does not evaluate."""
 
     text: str
 

@@ -26,7 +26,7 @@ class ParameterGroup(FrozenModel):
     """
 
     def parameters(self) -> dict[str, tuple[Any, Any]]:
-        """Annotation and field of every parameter, as ``pydantic.create_model`` takes them."""
+        """Annotation and field of every parameter, for ``pydantic.create_model``."""
         fields = type(self).model_fields.items()
         return {
             name: (field.annotation, FieldInfo.merge_field_infos(field, default=getattr(self, name)))
@@ -41,6 +41,6 @@ class ParameterGroup(FrozenModel):
 
 
 def gather(params: Mapping[str, Any], groups: Mapping[str, type[ParameterGroup]]) -> dict[str, Any]:
-    """A method's parameters as its function takes them: the fields of each group as one argument."""
+    """The arguments of a method's function: parameters, with the fields of each group as one argument."""
     gathered = dict(params)
     return gathered | {name: group.collect(gathered) for name, group in groups.items()}

@@ -78,7 +78,7 @@ class Case:
         return hash(repr(self))
 
     def model(self) -> Model:
-        """A new network: every run of a case has its own."""
+        """A new network; runs of a case never share one."""
         model = make_network(self.network)
         if self.double:
             model.module.double()
@@ -86,13 +86,13 @@ class Case:
 
     def inputs(self, method: Method[..., Any], model: Model) -> dict[str, Any]:
         """Every input of the method."""
-        made: dict[str, Any] = {}
+        inputs: dict[str, Any] = {}
         for declared in method.spec.inputs:
-            made[declared.name] = ROLES[declared.role].sample(self.request(model, made))
-        return made
+            inputs[declared.name] = ROLES[declared.role].sample(self.request(model, inputs))
+        return inputs
 
     def request(self, model: Model, inputs: Mapping[str, Any] = {}) -> SampleRequest:
-        """What a role needs to make a sample; ``inputs`` are the samples of the inputs before it."""
+        """What a role needs for a sample value; ``inputs`` are the samples of the inputs before it."""
         size = self.size or image_size(model)
         return SampleRequest(
             model=model_for_inputs(model, inputs),
@@ -133,7 +133,7 @@ class Case:
 
 @functools.cache
 def _network(name: str) -> Model:
-    """One instance of a network, which is asked only for its sizes."""
+    """One instance of a network, used only to read its sizes."""
     return make_network(name)
 
 

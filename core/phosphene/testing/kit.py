@@ -64,7 +64,7 @@ class Outcome(BaseModel):
     reason: str = ""
     #: Python code that reproduces the failure on the smallest failing case.
     example: str = ""
-    #: What in the method to look at.
+    #: The likely cause in the method.
     hint: str = ""
     seconds: float = 0.0
 

@@ -1,4 +1,4 @@
-"""``linear_model``: a classifier whose adversarial examples and attributions are known in closed form."""
+"""``linear_model``: a classifier with closed-form adversarial examples and attributions."""
 
 from __future__ import annotations
 

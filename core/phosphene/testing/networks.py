@@ -1,4 +1,4 @@
-"""Small networks on which every method is tested: one for each property that breaks careless code."""
+"""Small networks on which every method is tested: each has one property that a method may mishandle."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "gray": (lambda: _gap(1), "takes one channel"),
     "constant": (_constant, "the same logits for every image"),
     "saturated": (_saturated, "logits so large that softmax has no gradient"),
-    "unsized": (_flat, "no known input size, and it takes images of 24x24 only, not the default 224x224"),
+    "unsized": (_flat, "no input size of its own, and accepts images of 24x24 only, not the default 224x224"),
 }
 
 

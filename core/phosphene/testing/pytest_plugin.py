@@ -1,4 +1,4 @@
-"""pytest --phosphene-method NAME: runs the checks of a registered method beside a repository's own tests."""
+"""pytest --phosphene-method NAME: adds the conformance checks of a registered method to a test run."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def label_reader(
 ) -> Callable[[Sequence[int]], Tensor]:
     """A function from indices into a data set to class indices (n,).
 
-    ``source`` "truth" reads the data set's own labels, "predicted" takes the classes that the model predicts.
+    ``source`` "truth" reads the data set's own labels, "predicted" uses the classes that the model predicts.
     Raises InputError where the data set has no labels, UnknownName for a label that is no class of the model.
     """
     if source == "predicted":

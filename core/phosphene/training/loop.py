@@ -69,7 +69,7 @@ def train(
     steps, batch: number of optimizer steps and of images in each.
     seed: fixes the order of the images and, with the step's number, all that is random in a step. A run that
         was interrupted therefore continues bit by bit when ``run`` is called again with the same ``out``.
-    count: default: the whole data set. Every epoch is a random permutation of these images.
+    count: number of images to train on; default: all. Every epoch is a random permutation of them.
     max_batch: the most images in one pass; the gradients of several passes are summed. Default: ``batch``.
     schedule: from the share of the steps that is done to the factor of the learning rates.
     evaluate: called before the first step and ``EVALUATIONS`` times after it, the last time at the end.
@@ -115,7 +115,7 @@ def train(
         mean_loss = _accumulate_gradients(loss, images, indices, step / steps, max_batch or batch)
         if not math.isfinite(mean_loss):
             raise DivergenceError(
-                f"Step {step}: the loss is no longer finite; lower lr (now {initial_rates[0]:g})."
+                f"step {step}: the loss is no longer finite; lower lr (now {initial_rates[0]:g})"
             )
         optimizer.step()
         losses.append(mean_loss)
@@ -133,7 +133,7 @@ def train(
     network.eval().requires_grad_(False)
     if not all(t.isfinite().all() for t in network.state_dict().values() if t.is_floating_point()):
         raise DivergenceError(
-            f"The last step left weights that are not finite; lower lr (now {initial_rates[0]:g})."
+            f"after the last step the weights are not finite; lower lr (now {initial_rates[0]:g})"
         )
     names = evaluations[0][1] if evaluations else ()
     return TrainingHistory(

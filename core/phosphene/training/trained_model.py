@@ -52,7 +52,7 @@ class TrainedModel(TrainedNetwork):
     images with ``labels``.
 
     The saved folder holds the weights and the source of the network. Where that is a name,
-    ``load_model("trained:folder")`` builds the model; a network that was given as an object must be built by
+    ``load_model("trained:folder")`` builds the model; a network that was passed as an object must be built by
     the caller: ``load_model(module, weights=folder)``.
     """
 
@@ -177,7 +177,7 @@ def _rebuild(*, source: Mapping[str, Any] | None, name: str, **settings: Any) ->
     """The model that was trained from, with random weights. ModelError where its source is unknown."""
     if source is None:
         raise ModelError(
-            f"the network ({name}) was given as an object, and its folder does not hold its code"
+            f"the network ({name}) was passed as an object, and its folder does not contain its code"
         )
     preprocessing = {key: settings.pop(key) for key in ("crop_pct", "interpolation")}
     options = {key: value for key, value in source.items() if key not in ("uri", "weights", "pretrained")}

@@ -23,7 +23,7 @@ from phosphene.spec import Cost, size
 
 from ._channel_redundancy_result import ChannelRedundancy
 
-#: How many groups are shown with an image, and how many channels of each.
+#: The number of groups in the figure, and of channels of each group.
 MAX_GROUPS, MAX_CHANNELS = 6, 4
 
 
@@ -109,7 +109,7 @@ def channel_redundancy(
             zeros = torch.zeros(maps.shape[1], dtype=torch.float64)
             state |= {"sum": zeros, "products": torch.outer(zeros, zeros)}
             state |= {"peak": zeros - torch.inf, "peak_image": zeros.long()}
-        for values in maps.flatten(2):  # one image at a time, since double precision takes twice the memory
+        for values in maps.flatten(2):  # one image at a time, since double precision needs twice the memory
             values = values.double()
             state["sum"] = state["sum"] + values.sum(1).cpu()
             state["products"] = state["products"] + (values @ values.T).cpu()

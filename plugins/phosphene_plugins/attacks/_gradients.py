@@ -58,7 +58,7 @@ def initial_gradient(
     augmentations: Sequence[TransformName] = (),
     generator: Generator | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where an attack that starts at the images begins, with one pass where one is enough.
+    """First gradient of an attack that starts at the images, with one pass where one is enough.
 
     Returns:
         Logits of the images (N, K), indices (n,) of those that are not adversarial yet, and the gradient
@@ -122,7 +122,7 @@ def build_result(
 ) -> AdversarialExamples:
     """An attack's result from ``adversarial`` (N, C, H, W) and the images' logits ``before`` (N, K).
 
-    Images that are adversarial by ``before`` are returned unchanged, whatever stands at their index.
+    Images that are adversarial by ``before`` are returned unchanged; ``adversarial`` is ignored there.
     """
     active = not_adversarial(before, labels, targeted)
     adversarial, after = images.index_copy(0, active, adversarial[active]), before

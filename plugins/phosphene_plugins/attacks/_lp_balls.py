@@ -23,7 +23,7 @@ def project(points: Tensor, images: Tensor, eps: float | Tensor, norm: Norm) -> 
     (N, 1, 1, 1).
     """
     radius = torch.as_tensor(eps, dtype=images.dtype, device=images.device)
-    # The norms below are exact to some units in the last place only.
+    # The norms below are exact only up to some units of the last digit.
     radius = radius * (1 - 4 * torch.finfo(images.dtype).eps)
     delta = points - images
     match norm:

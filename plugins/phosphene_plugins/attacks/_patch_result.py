@@ -13,9 +13,11 @@ from ._universal_result import UniversalPerturbation
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AdversarialPatch(UniversalPerturbation):
-    """A patch, ``perturbation`` (C, p, p) in [0, 1] where ``mask`` (p, p) is 1, and images with it.
+    """A patch ``perturbation`` (C, p, p) in [0, 1], its ``mask`` (p, p), and images with the patch.
 
-    With a target class the rates are fractions of the images not classified as the target without the patch.
+    ``mask`` is 1 inside the patch. ``fooling_rate`` and ``held_out_rate`` are fractions of images whose
+    prediction the patch changes; with a target class, to the target, and images predicted as the target
+    without the patch are not counted.
     """
 
     mask: Tensor

@@ -1,4 +1,4 @@
-"""``TransferTable``: how often examples made on one model fool another."""
+"""``TransferTable``: how often examples computed on one model fool another."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _EXAMPLES = 4
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TransferTable(Result):
-    """How often examples made on one model fool another.
+    """How often examples computed on one model fool another.
 
     ``rates`` (M, M): of the images that models ``names[i]`` and ``names[j]`` both classify correctly, the
     fraction that j misclassifies once they are attacked through i (targeted: of those that neither
     classifies as the target, the fraction that j then does); ``counts`` (M, M): the number of these images.
-    ``images`` (N, C, H, W) and ``adversarial`` (M, N, C, H, W), the examples made on each model, in [0, 1];
-    ``fooled`` (M, M, N) bool.
+    ``images`` (N, C, H, W) and ``adversarial`` (M, N, C, H, W), the examples computed on each model, in
+    [0, 1]; ``fooled`` (M, M, N) bool.
     """
 
     groups_per_row: ClassVar[int] = 1
@@ -77,7 +77,7 @@ class TransferTable(Result):
         names = [strip_schemes(name) for name in self.names]
         axes.set_xticks(range(len(names)), names, fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.set_xlabel("evaluated on", fontsize=9), axes.set_ylabel("made on", fontsize=9)
+        axes.set_xlabel("evaluated on", fontsize=9), axes.set_ylabel("computed on", fontsize=9)
         axes.spines[:].set_visible(False), axes.tick_params(length=0)
         groups = self.panels()
         for cells, group in zip(right.subplots(len(groups), 3, squeeze=False), groups, strict=True):

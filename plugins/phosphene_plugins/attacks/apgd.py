@@ -49,11 +49,11 @@ def reaches_the_corner_of_a_linear_model() -> None:
     (weight,) = (p.detach() for p in model.module.parameters())
     images = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]], [[[0.0, 1.0], [0.5, 0.75]]]], dtype=torch.float64)
     true = model(images).argmax(1)
-    away = (weight[1 - true] - weight[true]).view_as(images)
+    normal = (weight[1 - true] - weight[true]).view_as(images)
     for targeted, labels in ((False, true), (True, 1 - true)):
         result = apgd(model, images, labels, eps=0.01, steps=5, seed=0, targeted=targeted)
         assert not result.success.any()  # a success would end the run before the corner
-        torch.testing.assert_close(result.adversarial, (images + 0.01 * away.sign()).clamp(0, 1))
+        torch.testing.assert_close(result.adversarial, (images + 0.01 * normal.sign()).clamp(0, 1))
 
 
 #: The maximized loss by its name and by whether the labels are target classes.
@@ -128,9 +128,9 @@ def apgd(
     ``steps``, eta is halved and the image restarts from its best point if fewer than 3/4 of the steps since
     the last checkpoint increased its loss, or if neither eta nor its best loss has changed since then. "dlr"
     is the difference of logits ratio (max_{k != y} z_k - z_y) / (z_1st - z_3rd), for a target class t
-    (z_t - max_{k != t} z_k) / (z_1st - (z_3rd + z_4th) / 2); with fewer classes the last logit takes the
-    place of missing ones, and with two the ratio is the difference. In "l1" steps are sparse, and the first
-    ones are taken in balls of 3 ``eps`` and 2 ``eps`` (Croce & Hein 2021). With ``target_classes`` (APGD-T)
+    (z_t - max_{k != t} z_k) / (z_1st - (z_3rd + z_4th) / 2); with fewer classes the last logit
+    replaces missing ones, and with two the ratio is the difference. In "l1" steps are sparse, and the first
+    ones are in balls of 3 ``eps`` and 2 ``eps`` (Croce & Hein 2021). With ``target_classes`` (APGD-T)
     it runs once towards each of that many other classes, most likely first, and any class but ``labels`` is
     a success. The gradient is averaged over ``eot_samples`` passes of a stochastic model, or of images under
     random ``augmentations``. All images start with the same random offset.

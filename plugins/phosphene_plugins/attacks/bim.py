@@ -31,10 +31,10 @@ def moves_a_linear_model_by_steps_times_step_size() -> None:
     (weight,) = (p.detach() for p in model.module.parameters())
     images = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]], [[[0.0, 1.0], [0.5, 0.75]]]], dtype=torch.float64)
     true = model(images).argmax(1)
-    away = (weight[1 - true] - weight[true]).view_as(images)
+    normal = (weight[1 - true] - weight[true]).view_as(images)
     for steps, distance in ((2, 0.06), (9, 0.1)):
         result = bim(model, images, true, eps=0.1, step_size=0.03, steps=steps)
-        torch.testing.assert_close(result.adversarial, (images + distance * away.sign()).clamp(0, 1))
+        torch.testing.assert_close(result.adversarial, (images + distance * normal.sign()).clamp(0, 1))
 
 
 @method(

@@ -83,7 +83,7 @@ def boundary(
 
     with r = ||x_t - x||_2 and u a random unit vector orthogonal to x_t - x. Both lengths adapt:
     ``spherical_step`` so that about half of the points y are adversarial (queried at every fifth step),
-    ``source_step`` so that about a quarter of the steps succeed. The distance is l2. Every image walks
+    ``source_step`` so that about a quarter of the steps succeed. The distance is l2. Every image is attacked
     independently, with the same random draws. It starts at ``start``, an image of each target class (or of
     any other class), else at random noise, moved onto the boundary. ``hop_skip_jump`` needs fewer queries.
 

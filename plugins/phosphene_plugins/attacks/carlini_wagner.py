@@ -27,7 +27,7 @@ from ._lp_balls import distance, per_image, shrink_to_boundary
 from ._parameters import IN_RANGE, MinimizedNorm, Targeted
 from .deepfool import nearest_boundary, top_other_classes
 
-#: Bisection steps between the last example and the image, and the factor of tau after a success.
+#: Bisection steps between the nearest example and the image, and the factor of tau after a success.
 _BISECTIONS, _TAU = 10, 0.9
 #: The first descent starts at the step to the nearest linearized boundary times ``_BEYOND``, of the
 #: ``_CANDIDATES`` most likely classes.
@@ -48,11 +48,11 @@ def is_within_three_percent_of_the_minimum_on_a_linear_model() -> None:
     images = 0.5 + 0.05 * torch.randn(6, 3, 4, 4, generator=generator, dtype=torch.float64)
     logits = model(images).detach()
     labels = logits.argmax(1)
-    away = linear.weight.detach() - linear.weight.detach()[labels][:, None]
+    normal = linear.weight.detach() - linear.weight.detach()[labels][:, None]
     gap = logits.gather(1, labels[:, None]) - logits
     norms: list[tuple[Literal["l2", "linf"], float]] = [("l2", 2.0), ("linf", 1.0)]
     for norm, dual in norms:
-        least = (gap / away.norm(dual, dim=2)).scatter(1, labels[:, None], torch.inf).amin(1)
+        least = (gap / normal.norm(dual, dim=2)).scatter(1, labels[:, None], torch.inf).amin(1)
         result = carlini_wagner(model, images, labels, norm=norm, steps=100)
         ratio = result.distance(norm) / least
         assert result.success.all() and ratio.min() > 0.9999 and ratio.max() < 1.03, ratio

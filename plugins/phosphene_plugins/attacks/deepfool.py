@@ -29,11 +29,11 @@ def crosses_the_nearest_boundary_of_a_linear_model() -> None:
     images = 0.5 + 0.02 * torch.randn(6, 3, 2, 2, generator=generator, dtype=torch.float64)
     logits = model(images).detach()
     labels = logits.argmax(1)
-    away = linear.weight.detach() - linear.weight.detach()[labels][:, None]
+    normal = linear.weight.detach() - linear.weight.detach()[labels][:, None]
     gap = logits.gather(1, labels[:, None]) - logits
     norms: list[tuple[Literal["l2", "linf"], float]] = [("l2", 2.0), ("linf", 1.0)]
     for norm, dual in norms:
-        distance = (gap / away.norm(dual, dim=2)).scatter(1, labels[:, None], torch.inf).amin(1)
+        distance = (gap / normal.norm(dual, dim=2)).scatter(1, labels[:, None], torch.inf).amin(1)
         result = deepfool(model, images, labels, norm=norm)
         assert result.success.all()
         torch.testing.assert_close(result.distance(norm), 1.02 * distance, rtol=1e-9, atol=0)

@@ -1,4 +1,4 @@
-"""FAB, fast adaptive boundary attack: minimum-norm adversarial examples, biased towards the image."""
+"""FAB, fast adaptive boundary attack: minimum-norm adversarial examples by linearized projections."""
 
 from typing import Annotated
 
@@ -18,28 +18,28 @@ from ._lp_balls import distance, per_image, random_point, shrink_to_boundary
 from ._parameters import IN_RANGE, Candidates, Restarts, Steps, TargetClasses, Targeted
 from .deepfool import nearest_boundary, top_other_classes
 
-#: Bisection steps between the last example and the image.
+#: Bisection steps between the nearest example and the image.
 _BISECTIONS = 10
-#: Twice the radius of a random start of an image that has no example yet.
-_START_RADIUS: dict[_lp_balls.Norm, float] = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
+#: Distance assumed for an image without an example so far; half of it is the radius of its random start.
+_ASSUMED_DISTANCE: dict[_lp_balls.Norm, float] = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
 
 
 def finds_the_nearest_boundary_that_the_pixel_range_allows() -> None:
     """On a linear model (z_y - z_k) / ||w_k - w_y||_q over the pixels that are not yet at their bounds."""
     linear = nn.Linear(12, 2).double()
-    away = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    linear.weight.data = torch.stack([torch.zeros(12), away]).double()
+    normal = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    linear.weight.data = torch.stack([torch.zeros(12), normal]).double()
     at_bound = torch.arange(12) % 3 == 0
-    image = torch.where(at_bound, (away > 0).double(), 0.5)
-    linear.bias.data = torch.tensor([0.0, -float(away @ image) - 0.2], dtype=torch.float64)
+    image = torch.where(at_bound, (normal > 0).double(), 0.5)
+    linear.bias.data = torch.tensor([0.0, -float(normal @ image) - 0.2], dtype=torch.float64)
     model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 2, 2))
-    free = away[~at_bound]
+    free = normal[~at_bound]
     norms: list[tuple[_lp_balls.Norm, float]] = [("linf", 1.0), ("l2", 2.0), ("l1", torch.inf)]
     for norm, dual in norms:
-        least = 0.2 / float(free.norm(dual))
+        exact = 0.2 / float(free.norm(dual))
         result = fab(model, image.view(1, 3, 2, 2), torch.tensor([0]), norm=norm, steps=10, seed=0)
         assert result.success.all()
-        assert 1 <= float(result.distance(norm)) / least < 1.002, (norm, result.distance(norm), least)
+        assert 1 <= float(result.distance(norm)) / exact < 1.002, (norm, result.distance(norm), exact)
 
 
 @method(
@@ -95,9 +95,9 @@ def fab(
     the model linearized at x with pixels in [0, 1]. An adversarial point is stored if it is the nearest so
     far, and the next step starts closer to the image: x <- x_0 + beta (x - x_0). The boundaries of the
     ``candidates`` most likely classes of the image are considered; with ``target_classes`` (FAB-T) it runs
-    once for each of that many classes alone, which takes one gradient a step and not one for each candidate.
-    All ``restarts`` but the first begin at a random point, half as far away as the best example. The last
-    example is moved towards the image by bisection (the paper takes three steps of a search).
+    once for each of that many classes alone, with one gradient per step instead of one per candidate.
+    All ``restarts`` but the first begin at a random point, half as far away as the nearest example.
+    The nearest example is moved towards the image by bisection (in the paper by a search of three steps).
 
     ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,). An image without success is returned unchanged.
 
@@ -129,7 +129,7 @@ def fab(
         for rivals in rivals_per_run:
             start = x
             if restart:
-                radius = torch.where(nearest.isfinite(), nearest, _START_RADIUS[norm]) / 2
+                radius = torch.where(nearest.isfinite(), nearest, _ASSUMED_DISTANCE[norm]) / 2
                 start = random_point(x, per_image(radius), norm, generator)
             points, distances = _run(
                 model, x, y, rivals, start, norm=norm, steps=steps, targeted=targeted, alpha=alpha,
@@ -174,7 +174,7 @@ def _run(
             own, others = logits.detach().scatter(1, own[:, None], -torch.inf).argmax(1), own[:, None]
         boundary = nearest_boundary(logits, x, own, others, norm)
         x, gap, normal = x.detach(), boundary.gap, boundary.gradient
-        if not (reachable := boundary.distance.isfinite()).all():  # no class has a gradient
+        if not (reachable := boundary.distance.isfinite()).all():  # no class has a gradient: drop it
             active, x, gap, normal = active[reachable], x[reachable], gap[reachable], normal[reachable]
             if not len(active):
                 break

@@ -21,10 +21,10 @@ def reaches_the_corner_of_a_linear_model_in_one_step() -> None:
     (weight,) = (p.detach() for p in model.module.parameters())
     images = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]], [[[0.0, 1.0], [0.5, 0.75]]]], dtype=torch.float64)
     true = model(images).argmax(1)
-    away = (weight[1 - true] - weight[true]).view_as(images)
+    normal = (weight[1 - true] - weight[true]).view_as(images)
     for targeted, labels in ((False, true), (True, 1 - true)):
         result = fgsm(model, images, labels, eps=0.1, targeted=targeted)
-        torch.testing.assert_close(result.adversarial, (images + 0.1 * away.sign()).clamp(0, 1))
+        torch.testing.assert_close(result.adversarial, (images + 0.1 * normal.sign()).clamp(0, 1))
 
 
 @method(

@@ -15,7 +15,7 @@ from ._gradients import build_result, loss_gradient, not_adversarial, predict_lo
 from ._lp_balls import per_image
 from ._parameters import IN_RANGE
 
-#: Bisection steps for the ball's radius: to 2^-30 of the pixel range.
+#: Bisection steps for the radius of the ball, which determine it to 2^-30.
 _BISECTIONS = 30
 
 
@@ -24,7 +24,7 @@ def moves_while_the_gradient_outweighs_the_penalty() -> None:
     linear = nn.Linear(4, 2, bias=False).double()
     linear.weight.data = torch.tensor([[9.0, 9.0, 9.0, 9.0], [4.0, -3.0, 2.0, 1.0]], dtype=torch.float64)
     model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 2, 2))
-    # In the direction of the weights the pixels are 0.1, 0.2, 0.3 and 0.4 from their bounds.
+    # Moved along the sign of the weights, the pixels reach their bounds after 0.1, 0.2, 0.3 and 0.4.
     images = torch.tensor([[[[0.9, 0.2], [0.7, 0.6]]]], dtype=torch.float64)
     target = torch.tensor([1])
     assert model(images).argmax(1) == 0
@@ -134,7 +134,7 @@ def _proximal_step(points: Tensor, images: Tensor, weight: Tensor) -> Tensor:
     low, high = torch.zeros_like(weight), torch.ones_like(weight)
     for _ in range(_BISECTIONS):
         radius = (low + high) / 2
-        # By how much the first term falls per unit of the radius: pixels at their bounds contribute nothing.
+        # Decrease of the first term per unit of radius: pixels at their bounds contribute nothing.
         excess = (delta.abs() - radius).clamp(min=0)
         gain = torch.where(margins > radius, excess, 0).sum((1, 2, 3), keepdim=True)
         low, high = torch.where(gain > weight, radius, low), torch.where(gain > weight, high, radius)

@@ -35,17 +35,17 @@ def finds_the_corner_of_a_linear_model() -> None:
     gray = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
     images = torch.cat([gray, torch.tensor([[[[0.0, 1.0], [0.5, 0.75]]]], dtype=torch.float64)])
     true = model(images).argmax(1)
-    away = (weight[1 - true] - weight[true]).view_as(images)
+    normal = (weight[1 - true] - weight[true]).view_as(images)
     for targeted, labels in ((False, true), (True, 1 - true)):
         corner = pgd(
             model, images, labels, eps=0.1, step_size=0.05, steps=4, random_start=False, targeted=targeted
         )
-        torch.testing.assert_close(corner.adversarial, (images + 0.1 * away.sign()).clamp(0, 1))
+        torch.testing.assert_close(corner.adversarial, (images + 0.1 * normal.sign()).clamp(0, 1))
         point = pgd(
             model, gray, labels[:1], eps=0.1, step_size=0.05, steps=4, norm="l2", random_start=False,
             targeted=targeted,
         )  # fmt: skip
-        torch.testing.assert_close(point.adversarial, gray + 0.1 * away[:1] / away[:1].norm())
+        torch.testing.assert_close(point.adversarial, gray + 0.1 * normal[:1] / normal[:1].norm())
 
 
 @method(

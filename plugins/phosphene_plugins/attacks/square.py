@@ -28,8 +28,8 @@ def reaches_the_corner_of_a_linear_model() -> None:
     (weight,) = (p.detach() for p in model.module.parameters())
     images = torch.tensor([[[[0.9, 0.1], [0.5, 0.1]]]], dtype=torch.float64)
     true = model(images).argmax(1)
-    away = (weight[1 - true] - weight[true]).view_as(images)
-    corner = (images + 0.1 * away.sign()).clamp(0, 1)
+    normal = (weight[1 - true] - weight[true]).view_as(images)
+    corner = (images + 0.1 * normal.sign()).clamp(0, 1)
     result = square(model, images, true, eps=0.1, max_queries=200, seed=0)
     assert not result.success.any(), "the corner is not adversarial, so that the search does not stop before"
     torch.testing.assert_close(result.adversarial, corner)
@@ -70,12 +70,12 @@ def square(
 ) -> AdversarialExamples:
     """Square attack: black-box adversarial examples inside an l_p ball, by random search over squares.
 
-    linf: x' = clip(P(x_t + c on a square)),  c = -2 eps or 2 eps for each channel;  kept where L(x') < L(x_t)
+    linf: x' = clip(P(x_t + c on a square)),  c = +-2 eps for each channel;  accepted if L(x') < L(x_t)
 
     with L the margin z_y - max_(k != y) z_k of ``labels`` (targeted: their cross-entropy) and P the
     projection onto the ball around the image; it begins with vertical stripes of +-eps. In "l2" and "l1" the
     perturbation of one square is moved into another one, in the shape of two concentric bumps of opposite
-    sign, and the whole perturbation is scaled to the norm eps. The area of the squares begins at
+    sign, and the entire perturbation is scaled to the norm eps. The area of the squares begins at
     ``initial_area`` and is halved at 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10,000 queries, in
     proportion to ``max_queries``. All images share the same squares.
 

@@ -1,4 +1,4 @@
-"""Transferability: examples made on each model by MI-FGSM with diverse inputs, evaluated on all others."""
+"""Transferability: adversarial examples computed on each model by MI-FGSM, evaluated on all others."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,7 +20,7 @@ from .bim import bim
 
 
 def examples_transfer_between_parallel_linear_models() -> None:
-    """What fools a linear model fools the same one scaled, and does not fool one with orthogonal weights."""
+    """Examples of a linear model fool the same model scaled, and not one with orthogonal weights."""
     weights = ([1.0, 0.0, -1.0, 0.0], [3.0, 0.0, -3.0, 0.0], [0.0, 1.0, 0.0, -1.0])
     models = []
     for weight in weights:
@@ -93,11 +93,11 @@ def transfer(
     with L the cross-entropy of ``labels``, P the projection onto the ball and T the random ``augmentations``:
     "resize_and_pad" is the diverse inputs (DI-FGSM) of Xie et al. With ``momentum`` 0 and no augmentations
     it is ``bim``. ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,) of classes that all ``models`` share;
-    the models take images of one size. Gradients of every model are needed; how a black-box model fares
-    against transferred examples is measured by evaluating ``adversarial`` on it.
+    the models take images of one size. Gradients of every model are needed; for a black-box model,
+    evaluate ``adversarial`` on it.
 
     Returns:
-        TransferTable with ``rates`` (M, M), of examples made on model i (row) and evaluated on model j
+        TransferTable with ``rates`` (M, M), of examples computed on model i (row) and evaluated on model j
         (column), among the images that both classify correctly; the diagonal is the white-box attack.
         ``adversarial`` (M, N, C, H, W).
 
@@ -152,7 +152,7 @@ def _evaluate(
         examples.append(torch.cat([result.adversarial for result in results]))
     before = torch.stack([success(victim, images) for victim in models])
     after = torch.stack([torch.stack([success(v, points) for v in models]) for points in examples])
-    # Images that either model misclassifies already say nothing about transfer.
+    # Images that either model misclassifies without attack are not counted.
     eligible = ~(before[:, None] | before[None])
     fooled, counts = after & eligible, eligible.sum(2)
     rates = (fooled.sum(2) / counts.clamp(min=1)).to(images)

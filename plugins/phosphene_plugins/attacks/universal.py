@@ -36,14 +36,14 @@ def is_the_corner_of_the_ball_on_a_linear_model() -> None:
     """On two classes it is eps sign(w), and fools every image whose margin is below eps ||w||_1."""
     model = linear_model()
     (weight,) = (p.detach() for p in model.module.parameters())
-    away = (weight[1] - weight[0]).view(1, 1, 2, 2)
+    normal = (weight[1] - weight[0]).view(1, 1, 2, 2)
     # All of class 0, with margins of these multiples of eps ||w||_1; gray, so that nothing is clipped.
     margins = torch.tensor([0.2, 0.5, 0.9, 1.5], dtype=torch.float64)[:, None, None, None]
     base = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
-    base = base - away * ((away * base).sum() / away.square().sum())
-    images = base - away * (margins * 0.1 * away.abs().sum() / away.square().sum())
+    base = base - normal * ((normal * base).sum() / normal.square().sum())
+    images = base - normal * (margins * 0.1 * normal.abs().sum() / normal.square().sum())
     result = universal(model, TensorDataset(images), eps=0.1, held_out=0)
-    torch.testing.assert_close(result.perturbation, 0.1 * away[0].sign())
+    torch.testing.assert_close(result.perturbation, 0.1 * normal[0].sign())
     assert result.fooling_rate == 0.75 and result.held_out_rate is None
 
 
@@ -97,7 +97,7 @@ def universal(
 ) -> UniversalPerturbation:
     """Universal adversarial perturbation (UAP): one perturbation that fools the model on most images.
 
-    v <- P(v + r),  r the smallest change that gives x + v + r another predicted class than x
+    v <- P(v + r),  r the smallest change for which x + v + r has another predicted class than x
 
     for every training image x whose predicted class v does not change, with P the projection onto the ball
     of radius ``eps``; again over all images until the fooling rate reaches ``target_rate``. The r of

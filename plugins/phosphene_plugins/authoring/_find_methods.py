@@ -1,4 +1,4 @@
-"""Resolves a method's name, a .py file or a distribution's name to methods."""
+"""Loads the methods that a command's argument refers to: a method, a .py file or a distribution."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def resolve_methods(what: str) -> Iterator[list[Method[Any, Any]]]:
-    """The methods of a method's name, a .py file or a distribution's name.
+def resolve_methods(argument: str) -> Iterator[list[Method[Any, Any]]]:
+    """The methods that a method's name, the path of a .py file or a distribution's name refers to.
 
-    The modules of a file are imported inside this block only. Raises UnknownName for an unknown name,
-    PluginError for a broken plugin, InputError for a file without methods.
+    A file's module and its neighbors are imported for the duration of this block only. Raises UnknownName for
+    an unknown name, PluginError for a broken plugin, InputError for a file without methods.
     """
-    if what.endswith(".py"):
-        with _imported(Path(what)) as module:
-            yield _methods_of_module(module, what)
+    if argument.endswith(".py"):
+        with _import_file(Path(argument)) as module:
+            yield _methods_of_module(module, argument)
     else:
-        yield _registered_methods(what)
+        yield _registered_methods(argument)
 
 
 def _registered_methods(name: str) -> list[Method[Any, Any]]:
+    """The method of this name, or the methods of the distribution of this name."""
     by_distribution: dict[str, list[str]] = {}
     for plugin in methods.plugins.values():
         by_distribution.setdefault(_normalize(plugin.distribution), []).append(plugin.qualified)
@@ -67,17 +68,17 @@ def _methods_of_module(module: ModuleType, file: str) -> list[Method[Any, Any]]:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         raise PluginError(f"{file}: {error}") from error
-    offered = [method for methods in manager.hook.phosphene_methods() for method in methods]
-    if not offered:
+    module_methods = [method for methods in manager.hook.phosphene_methods() for method in methods]
+    if not module_methods:
         raise InputError(
             f"{file} has no hook phosphene_methods that returns a method (is @hookimpl missing?)"
         )
-    return offered
+    return module_methods
 
 
 @contextmanager
-def _imported(file: Path) -> Iterator[ModuleType]:
-    """A file's module, under the name that it would have if installed; else it is unloaded afterwards."""
+def _import_file(file: Path) -> Iterator[ModuleType]:
+    """Import a file under the name that it has when installed; unload it afterwards if it is not."""
     if not file.is_file():
         raise InputError(f"there is no file {file}")
     folder, parts = file.resolve().parent, [] if file.stem == "__init__" else [file.stem]
@@ -89,13 +90,13 @@ def _imported(file: Path) -> Iterator[ModuleType]:
         raise InputError(f"{file} cannot be imported as {name!r}: a module's name is {allowed}")
     path, modules = list(sys.path), set(sys.modules)
     if _is_importable(name, file):
-        yield _module(name, file)
+        yield _import_module(name, file)
         return
     # The file may import its neighbors. Its folder comes last, so that none of them shadows a library.
     sys.path.append(str(folder))
     importlib.invalidate_caches()
     try:
-        yield _module(name, file)
+        yield _import_module(name, file)
     finally:
         sys.path[:] = path
         for added in sys.modules.keys() - modules:
@@ -114,11 +115,12 @@ def _is_importable(name: str, file: Path) -> bool:
     except (ValueError, OSError):  # __main__, or a module without a file
         other = True
     if other:
-        raise InputError(f"{file}: there is another module {name!r} already; give the file another name")
+        raise InputError(f"{file}: there is another module {name!r} already; rename the file")
     return spec is not None
 
 
-def _module(name: str, file: Path) -> ModuleType:
+def _import_module(name: str, file: Path) -> ModuleType:
+    """Import a module; any error becomes an InputError that names the file."""
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # the file may raise anything; the message is reported

@@ -20,7 +20,7 @@ class UnsupportedOperation(ModelError, AttributeError):
 
 
 class BoundTensor:
-    """Bounds on a tensor, passed through a network in its place.
+    """Bounds on a tensor, passed through a network instead of the tensor.
 
     Every torch operation on it is looked up in ``rules`` by name and refused where there is none. Modules,
     functions, methods and operators all arrive here through ``__torch_function__``, so no module is changed.

@@ -1,4 +1,4 @@
-"""What trainings share: their options, their evaluation under PGD on held-out images, and their cost."""
+"""Options, held-out evaluation under PGD, and cost of the methods that train a network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PREVIEW_IMAGES = 3
 
 
 class TrainingOptions(ParameterGroup):
-    """The parameters that all trainings take; a method may change the defaults."""
+    """The parameters of every training; a method may change the defaults."""
 
     steps: Annotated[int, Field(ge=1, le=1_000_000, description="number of optimizer steps")] = 1000
     batch: Annotated[int, Field(ge=1, le=4096, description="images per step")] = 64

@@ -68,6 +68,9 @@ def bit_depth(
     Returns:
         ``transformed`` (N, C, H, W) in [0, 1]; ``before``, ``after`` (N,) the predicted classes.
 
+    Raises:
+        InputError: ``images`` do not fit the model.
+
     Example::
         from phosphene import run
 

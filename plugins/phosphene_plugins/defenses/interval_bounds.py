@@ -237,8 +237,9 @@ def interval_bounds(
     searched by bisection up to ``eps``; with 0 ``halvings`` only ``eps`` itself is tested.
 
     Intervals ignore correlations between the inputs of a layer, so they widen with depth: for a deep network
-    that was not trained with IBP next to nothing is proven, which says little about the network. Supported:
-    linear layers and convolutions, batch norm, monotone activations, pooling, sums, concatenation, reshaping.
+    that was not trained with IBP almost nothing is proven, which does not mean that it is not robust.
+    Supported: linear layers and convolutions, batch norm, monotone activations, pooling, sums,
+    concatenation, reshaping.
     Bounds are computed in double precision and hold for the network's exact function, not for the rounding of
     a pass in single precision.
 

@@ -83,13 +83,13 @@ def interval_bounds_fit(
     with z^ the worst-case logits by ``interval_bounds``, the last linear layer folded in. During
     ``warm_up`` e grows linearly from 0 to ``eps`` and k falls from 1 to ``kappa``: the bounds of a network
     that was not trained for them are too wide to learn from. Adam starts from the model's weights; the
-    network stays in eval mode, so batch norm keeps its statistics. Suited to small, shallow networks: the
+    network stays in eval mode, so batch-norm statistics do not change. Suited to small, shallow networks: the
     loss of accuracy grows with depth.
 
     Returns:
         ``model()`` is the trained model. ``losses`` (steps,); ``curves`` has shares of the held-out images:
-        "clean" and "under PGD-10" accuracy, and "proven", right for every image of the box. ``previews`` are
-        held-out images: clean, attacked before and attacked after the training.
+        "clean" and "under PGD-10" accuracy, and "proven": correct for every image in the box. ``previews``
+        are held-out images: clean, attacked before and attacked after the training.
 
     Raises:
         DivergenceError: the loss or a weight is not finite.
@@ -137,7 +137,7 @@ def interval_bounds_fit(
 
 
 def _format_radius(eps: float) -> str:
-    """ "2/255" where the radius is a number of grey levels, else the number."""
+    """ "2/255" where the radius is a number of gray levels, else the number."""
     levels = 255 * eps
     return f"{levels:.3g}/255" if math.isclose(levels, round(levels, 2), rel_tol=1e-6) else f"{eps:.3g}"
 

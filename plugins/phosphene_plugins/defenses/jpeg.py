@@ -22,7 +22,7 @@ def compress(quality: int) -> Transform:
 
 
 def equals_a_round_trip_through_pillow() -> None:
-    """Within one grey level of an image that Pillow writes and reads again."""
+    """Within one gray level of an image that Pillow writes and reads again."""
     levels = torch.randint(256, (16, 24, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     file = io.BytesIO()
     Image.fromarray(levels.numpy()).save(file, "JPEG", quality=60)

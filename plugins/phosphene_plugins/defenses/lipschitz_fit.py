@@ -1,4 +1,4 @@
-"""Lipschitz-margin training: a network whose layers have spectral norm 1, so that its margin certifies it."""
+"""Lipschitz-margin training: layers of spectral norm 1, so that the logit margin certifies an l2 radius."""
 
 import math
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from .lipschitz import lipschitz_bound
 
 #: Safety factor of the bound in a proof: the layers' norms are 1 only up to rounding.
 _ROUNDING = 1 + 1e-4
-#: Passes of ``lipschitz_bound``: before, with all norms 1, and after the training.
+#: Forward passes for Lipschitz bounds: of the network before training, of unit-norm layers, after training.
 _BOUND_PASSES = 3
 
 
@@ -40,10 +40,10 @@ def loss_on_a_linear_model_is_that_of_the_exact_distance() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(3, 1, 2, 2, generator=generator, dtype=torch.float64)
     margin = images.flatten(1) @ (weight[1] - weight[0]) / 0.5 - 0.2
-    unit = float(torch.linalg.matrix_norm(weight, 2)) / 0.5 * eps
+    logit_change = float(torch.linalg.matrix_norm(weight, 2)) / 0.5 * eps
     options: dict[str, Any] = {"steps": 1, "batch": 2, "held_out": 0.34, "seed": 0}
     result = lipschitz_fit(model, TensorDataset(images, ["1", "1", "0"]), eps=eps, **options)
-    expected = F.softplus(-(margin[:2] - math.sqrt(2) * unit) / unit).mean()
+    expected = F.softplus(-(margin[:2] - math.sqrt(2) * logit_change) / logit_change).mean()
     torch.testing.assert_close(result.losses[0], expected)
 
 
@@ -94,15 +94,15 @@ def lipschitz_fit(
     with L the bound of ``lipschitz`` and z^ the worst-case logits within e = ``eps``. Convolutions, linear
     layers and batch norms are divided by their spectral norms, so L is a constant (1 / min std, times the
     factors of pooling and branches) and a larger margin cannot come from larger weights. Dividing the
-    logits by L e keeps gradients at any depth. With ``layers`` "orthogonal" each weight, as a matrix (O, I
-    h w), is orthogonalized first: all directions keep their length, not the longest alone. Adam starts
-    from the model's weights; the network stays in eval mode, so batch norm keeps its statistics. With
-    "spectral" a plain chain of layers starts with unchanged predictions; a network with branches does not.
-    The result is a plain network of the same architecture.
+    logits by L e prevents vanishing gradients at any depth. With ``layers`` "orthogonal" each weight, as a
+    matrix (O, I h w), is orthogonalized first: all its singular values are 1, not the largest alone. Adam
+    starts from the model's weights; the network stays in eval mode, so batch-norm statistics do not change.
+    With "spectral" a plain chain of layers starts with unchanged predictions; a network with branches does
+    not. The result is a plain network of the same architecture.
 
     Returns:
         ``model()`` is the trained model. ``losses`` (steps,); ``curves`` has shares of the held-out images:
-        "clean" and "under PGD-10" (l2) accuracy, and "proven", right for every image of the ball. ``note``
+        "clean" and "under PGD-10" (l2) accuracy, and "proven": correct for every image in the ball. ``note``
         names L before and after. ``previews`` are held-out images: clean, attacked before and attacked after
         the training.
 
@@ -128,13 +128,13 @@ def lipschitz_fit(
     count, test_indices = train_test_split(dataset, training.held_out)
     evaluation = HeldOutEvaluation(model, trained, dataset, test_indices, read_labels, eps=eps, norm="l2")
     unit_layers = UnitNormLayers(trained, evaluation.images, layers)
-    unit = unit_layers.bound * eps
+    logit_change = unit_layers.bound * eps  # L e, the largest l2 change of the logits in the ball
 
     def loss(images: Tensor, indices: Sequence[int], progress: float) -> Tensor:
         unit_layers.power_iteration()
         labels, logits = read_labels(indices), trained(images)
-        worst_logits = logits + math.sqrt(2) * unit * (1 - F.one_hot(labels, logits.shape[1]))
-        return F.cross_entropy(worst_logits / unit, labels, reduction="none")
+        worst_logits = logits + math.sqrt(2) * logit_change * (1 - F.one_hot(labels, logits.shape[1]))
+        return F.cross_entropy(worst_logits / logit_change, labels, reduction="none")
 
     def evaluate() -> dict[str, float]:
         unit_layers.calibrate()
@@ -143,7 +143,7 @@ def lipschitz_fit(
             logits = torch.cat([trained(batch) for batch in batches]).double()
         own = F.one_hot(evaluation.labels, logits.shape[1]).bool()
         margin = logits[own] - logits.masked_fill(own, -torch.inf).amax(1)
-        proven = margin > math.sqrt(2) * unit * _ROUNDING
+        proven = margin > math.sqrt(2) * logit_change * _ROUNDING
         return evaluation() | {"proven": float(proven.double().mean())}
 
     optimizer = torch.optim.Adam(unit_layers.parameters(), training.lr)

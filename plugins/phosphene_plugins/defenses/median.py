@@ -70,6 +70,9 @@ def median(
     Returns:
         ``transformed`` (N, C, H, W) in [0, 1]; ``before``, ``after`` (N,) the predicted classes.
 
+    Raises:
+        InputError: ``images`` do not fit the model.
+
     Example::
         from phosphene import run
 

@@ -94,6 +94,9 @@ def randomized_smoothing(
         ``labels`` (N,) the classes predicted by g; ``radius`` (N,) in l2; ``abstained`` (N,); ``vote_share``
         (N,) the share of the votes for the class.
 
+    Raises:
+        InputError: ``images`` do not fit the model.
+
     Example::
         from phosphene import run
 

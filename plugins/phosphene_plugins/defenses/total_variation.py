@@ -18,7 +18,7 @@ _STEP_SIZE = 0.25
 
 
 def denoise(weight: float, steps: int) -> Transform:
-    """``steps`` of Chambolle's iteration, all differentiable."""
+    """Denoising by ``steps`` iterations of Chambolle's algorithm, differentiable."""
 
     def transform(images: Tensor) -> Tensor:
         if not weight:
@@ -26,9 +26,9 @@ def denoise(weight: float, steps: int) -> Transform:
         dual = images.new_zeros(2, *images.shape)
         for _ in range(steps):
             gradient = _gradient(_divergence(dual) - images / weight)
-            square = gradient.square().sum(0)
-            is_positive = square > 0  # the derivative of the root is infinite at 0: flat pixels bypass it
-            length = torch.where(is_positive, torch.where(is_positive, square, 1).sqrt(), 0)
+            squared_length = gradient.square().sum(0)
+            is_positive = squared_length > 0  # the root has an infinite derivative at 0: flat pixels skip it
+            length = torch.where(is_positive, torch.where(is_positive, squared_length, 1).sqrt(), 0)
             dual = (dual + _STEP_SIZE * gradient) / (1 + _STEP_SIZE * length)
         return (images - weight * _divergence(dual)).clamp(0, 1)
 
@@ -36,14 +36,14 @@ def denoise(weight: float, steps: int) -> Transform:
 
 
 def _gradient(images: Tensor) -> Tensor:
-    """(2, N, C, H, W) forward differences to the next pixel below and to the right, 0 at the last."""
+    """Forward differences to the pixel below and to the right, (2, N, C, H, W); 0 at the last row, column."""
     vertical = F.pad(images[..., 1:, :] - images[..., :-1, :], (0, 0, 0, 1))
     horizontal = F.pad(images[..., :, 1:] - images[..., :, :-1], (0, 1))
     return torch.stack([vertical, horizontal])
 
 
 def _divergence(field: Tensor) -> Tensor:
-    """The divergence of a field (2, N, C, H, W), minus the adjoint of the gradient."""
+    """The divergence of a field (2, N, C, H, W): the negative adjoint of ``_gradient``."""
     vertical, horizontal = field[0][..., :-1, :], field[1][..., :, :-1]
     return (
         F.pad(vertical, (0, 0, 0, 1))
@@ -54,7 +54,7 @@ def _divergence(field: Tensor) -> Tensor:
 
 
 def lowers_a_step_by_the_closed_form() -> None:
-    """Of two flat halves the minimum lowers the step at each side by weight / width; flat stays flat."""
+    """The edge between two flat halves shrinks by weight / width on each side; a flat image is unchanged."""
     halves = torch.zeros(1, 1, 6, 8, dtype=torch.float64)
     halves[..., 4:] = 1
     denoised = denoise(0.2, 2000)(halves)
@@ -102,11 +102,14 @@ def total_variation(
     x' = argmin_z  |z - x|^2 / 2 + weight sum_p |grad z_p|,   x' = x - weight div p
     p <- (p + s u) / (1 + s |u|),   u = grad(div p - x / weight),   s = 1/4
 
-    with forward differences as the gradient. The iteration is differentiated through, so attacks on
+    with forward differences as the gradient. The iteration is differentiable, so attacks on
     ``total_variation.defend(model)`` need no substitute for its gradient.
 
     Returns:
         ``transformed`` (N, C, H, W) in [0, 1]; ``before``, ``after`` (N,) the predicted classes.
+
+    Raises:
+        InputError: ``images`` do not fit the model.
 
     Example::
         from phosphene import run

@@ -43,7 +43,7 @@ def embed_dataset(
 ) -> Embedding:
     """Features, thumbnails, ids and labels of a data set; an interrupted run resumes.
 
-    ``title`` is shown by the progress bar.
+    ``title``: description of the progress bar.
     """
     state: dict[str, Any] = {"labels": []}
     for batch in resumable_batches(dataset, batch_size(model), state, title):

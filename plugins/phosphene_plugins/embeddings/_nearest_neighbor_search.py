@@ -14,8 +14,8 @@ class NearestNeighborSearch:
     """The k nearest vectors of a stream to each query, by Euclidean distance.
 
     Call ``add`` for each batch of vectors, then ``result``. If the extra ``faiss`` is installed, its exact
-    index searches large blocks, with the same result: it never stores the ranks of all pairs, but takes
-    longer for small blocks.
+    index searches large blocks, with the same result: it never stores the ranks of all pairs, but is
+    slower for small blocks.
     """
 
     #: Numbers to collect before a block of vectors is ranked (64 MB).

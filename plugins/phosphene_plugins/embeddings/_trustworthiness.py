@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-#: Largest number of points that are measured: the measure takes N x N distances.
+#: Largest number of points that are measured: N points have N x N distances.
 MAX_POINTS = 2000
 
 
 def trustworthiness(features: Tensor, points: Tensor) -> Tensor:
     """Trustworthiness in [0, 1] of a map (N, 2) of features (N, D), by the 5 nearest neighbors of each point.
 
-    1 if all neighbors on the map are neighbors in feature space; each intruder costs its rank there. Of more
-    than ``MAX_POINTS`` points, an evenly spaced subset is measured.
+    1 if all neighbors on the map are neighbors in feature space; each false neighbor is penalized by its rank
+    there. Of more than ``MAX_POINTS`` points, an evenly spaced subset is measured.
 
     Source: Venna and Kaski 2001.
     """

@@ -84,11 +84,11 @@ def make_gallery(
     """Run every registered method and write ``out/index.html``, one file that contains all images.
 
     ``model``: a URI, with further arguments of ``load_model`` in ``settings``; ``images``: files or folders.
-    Default: the bundled network and scenes. ``report`` is called after each method. A method that fails is
-    shown with its error message.
+    Default: the bundled network and scenes. ``report`` is called after each method. For a method
+    that fails, the page has its error message.
     """
     if settings and model is None:
-        raise InputError("the settings need a model: name one with model")
+        raise InputError("the settings are options of a model: set model as well")
     page = Path(out) / "index.html"
     if page.parent.exists() and not page.parent.is_dir():
         raise InputError(f"{out} is a file; the page needs a folder")
@@ -166,7 +166,7 @@ def _robustness_curve(
 
 
 def _seed(method: Method[..., Any]) -> dict[str, Any]:
-    """A fixed seed for a method that takes one, so that the page is reproducible."""
+    """A fixed seed for a method with a seed, so that the page is reproducible."""
     return {method.seed: 0} if method.seed is not None else {}
 
 

@@ -1,4 +1,4 @@
-"""Published weights from the cache or the network, with their checksum verified."""
+"""Download of published weights into the cache, with their checksum verified."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fetch_weights(url: str) -> Path:
     """The file of ``url`` in torch's cache, downloaded if it is missing.
 
     Its SHA-256 is compared with the prefix in the file's name, cached or not: torch itself checks new
-    downloads only. Raises ModelError for a damaged file, and where it cannot be downloaded.
+    downloads only. Raises ModelError for a damaged file and for a failed download.
     """
     from torch import hub
 
@@ -61,7 +61,7 @@ def fetch_from_hub(
             return Path(hf_hub_download(repository, file, revision=revision, cache_dir=cache))
         except EntryNotFoundError:
             continue  # an older repository, without safetensors
-        except Exception as error:  # of whichever HTTP library the hub's client is built on
+        except Exception as error:  # its type depends on the HTTP library of the hub's client
             raise weights_unavailable(f"{repository}/{file}", error) from error
     raise ModelError(f"{repository} on the Hugging Face hub has no {' or '.join(files)}")
 
@@ -70,6 +70,6 @@ def weights_unavailable(weights: str, error: Exception) -> ModelError:
     """The error for weights that are neither cached nor downloadable."""
     return ModelError(
         f"the weights {weights} are not in the cache and cannot be downloaded ({error}): "
-        "give weights='a local file', weights=None for a random network, "
+        "pass weights='a local file', weights=None for a random network, "
         "or use a bundled model, builtin:shapes-vgg"
     )

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class ZeroShotClassifier(nn.Module):
     """From normalized images (N, 3, H, W) to logits (N, K): scale * cos(image, prompt k) + bias.
 
-    The image tower of a CLIP is a submodule; the text tower is run once on the prompts' ``tokens`` (K, T),
-    and no gradient reaches it. Source: Radford et al. 2021, "Learning Transferable Visual Models From
+    The image tower of a CLIP model is a submodule; the text tower runs once, without gradients, on the
+    prompts' ``tokens`` (K, T). Source: Radford et al. 2021, "Learning Transferable Visual Models From
     Natural Language Supervision", 3.1.
     """
 
@@ -31,5 +31,5 @@ class ZeroShotClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.visual(images)
-        features = features[0] if isinstance(features, tuple) else features  # a CoCa also returns its tokens
+        features = features[0] if isinstance(features, tuple) else features  # CoCa also returns its tokens
         return self.prompts(F.normalize(features, dim=-1))

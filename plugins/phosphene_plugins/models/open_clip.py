@@ -143,7 +143,7 @@ def _fill(clip: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     if "positional_embedding" in state and not hasattr(clip, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     resize_pos_embed(state, clip), resize_text_pos_embed(state, clip)
-    fill_weights(clip, state, "given", name)
+    fill_weights(clip, state, "passed", name)
 
 
 @contextmanager

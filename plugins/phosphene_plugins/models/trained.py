@@ -1,4 +1,4 @@
-"""``trained:`` - a model trained by a method, by the folder of its result: ``trained:results/robust``."""
+"""``trained:`` - the model in the folder of a training's result: ``trained:results/robust``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class TrainedLoader:
-    """The folder of a ``TrainedModel``, as ``run("adversarial_training", ..., out=folder)`` saves it."""
+    """Loads a ``TrainedModel`` from the folder that ``run(..., out=folder)`` saved it in."""
 
     def load(
         self, name: str, *, weights: str | None, pretrained: bool, **options: Any
@@ -22,7 +22,7 @@ class TrainedLoader:
 
         result = load_result(name)
         if not isinstance(result, TrainedModel):
-            raise InputError(f"{name} holds a {type(result).__name__}, not a trained model")
+            raise InputError(f"{name} contains a {type(result).__name__}, not a trained model")
         if weights is not None or options:
             extra = ", ".join(filter(None, [weights, *options]))
             raise InputError(f"trained:{name} has its own weights and takes no {extra}")
@@ -30,7 +30,7 @@ class TrainedLoader:
         return model.module, model.settings | {"uri": model.name}
 
     def names(self) -> Sequence[str]:
-        """Empty: a name is a folder."""
+        """Empty: names are folders, which are not listed."""
         return []
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from phosphene.results import AdversarialExamples, Panel
 
-#: What may be wrong with the model or the call, by name, and what it means.
+#: The warnings about a model or a call: name and text.
 _WARNINGS = {
     "labels": "no image is classified as its label before any attack: are these its labels?",
     "random": "the same image gets different logits: attack the model with apgd and eot_samples=20 instead",
@@ -25,8 +25,8 @@ class AutoAttackExamples(AdversarialExamples):
     """Adversarial examples of an ensemble of attacks, and the attack that broke each image.
 
     ``broken_by`` (N,) the attack's name, "" for an image that no attack broke, and "clean" for one that was
-    misclassified before any attack. ``warnings`` (N,) names of what looks wrong about an image; ``flags()``
-    explains them.
+    misclassified before any attack. ``warnings`` (N,) the names of the warnings about each image;
+    ``flags()`` has their texts.
     """
 
     per_image: ClassVar[tuple[str, ...]] = (*AdversarialExamples.per_image, "broken_by", "warnings")
@@ -45,7 +45,7 @@ class AutoAttackExamples(AdversarialExamples):
         return self.broken_by.count("") / len(self.broken_by)
 
     def flags(self) -> dict[str, str]:
-        """The warnings by name: for how many images, and what they mean."""
+        """Text of each warning by its name, with the number of images that it is about."""
         counts = Counter(name for names in self.warnings for name in names)
         if self.clean_accuracy == 0:
             counts["labels"] = len(self.broken_by)

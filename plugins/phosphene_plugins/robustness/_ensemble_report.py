@@ -103,5 +103,5 @@ class EnsembleReport(Result):
         axes.set_yticks(positions, [title.replace(", ", ",\n") for title, *_ in bars], fontsize=8)
         axes.set_ylim(len(bars) - 0.5, -0.5), axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-        axes.set_xlabel("accuracy; grey: without attack")
+        axes.set_xlabel("accuracy; gray: without attack")
         axes.spines[["top", "right"]].set_visible(False)

@@ -24,18 +24,18 @@ _EFFORT_STEPS, _EFFORT_QUERIES = ceil(_STEPS * param.effort), ceil(_QUERIES * pa
 
 
 def robust_exactly_where_the_margin_of_a_linear_model_exceeds_eps() -> None:
-    """Robust is (z_y - z_k) / ||w_k - w_y||_q > eps, q of the dual norm: no more, and no less."""
-    away = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    """An image is robust if and only if (z_y - z_k) / ||w_k - w_y||_q > eps, q of the dual norm."""
+    normal = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     linear = nn.Linear(12, 2, bias=False).double()
-    linear.weight.data = torch.stack([away / 2, -away / 2])
+    linear.weight.data = torch.stack([normal / 2, -normal / 2])
     model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 2, 2))
-    grey = torch.full((12,), 0.5, dtype=torch.float64)
-    boundary = grey - away * (grey @ away) / away.square().sum()
+    gray = torch.full((12,), 0.5, dtype=torch.float64)
+    boundary = gray - normal * (gray @ normal) / normal.square().sum()
     norms: list[tuple[Norm, float]] = [("linf", 1.0), ("l2", 2.0), ("l1", torch.inf)]
     for norm, dual in norms:
         # Margins in units of eps, on either side of the boundary.
         margins = torch.tensor([0.5, 0.98, 1.02, -0.98, -1.02], dtype=torch.float64)
-        images = boundary + away * (0.05 * margins * away.norm(dual) / away.square().sum())[:, None]
+        images = boundary + normal * (0.05 * margins * normal.norm(dual) / normal.square().sum())[:, None]
         images = images.view(5, 3, 2, 2)
         result = auto_attack(model, images, (margins < 0).long(), eps=0.05, norm=norm, effort=0.1, seed=0)
         assert result.success.tolist() == [True, True, False, True, False], norm
@@ -99,7 +99,7 @@ def auto_attack(
         ``adversarial`` (N, C, H, W), unchanged for images that are not broken or misclassified from the
         start; ``broken_by`` (N,) the attack that broke each image; ``robust_accuracy``; ``flags()`` with
         reasons to doubt the result: "labels" (all misclassified from the start), "random" logits,
-        "probabilities" in place of logits, "no gradient", "square" (it succeeded where gradients did not),
+        "probabilities" instead of logits, "no gradient", "square" (it succeeded where gradients did not),
         "few classes", "effort".
 
     Raises:
@@ -154,7 +154,7 @@ def auto_attack(
 
 
 def _inspect(model: AnyModel, images: Tensor, labels: Tensor) -> tuple[Tensor, list[tuple[str, ...]]]:
-    """The logits (N, K), and the names of what looks wrong about them or their gradient, by image."""
+    """The logits (N, K), and the names of the warnings about them or their gradient, by image."""
     gradient, logits = raw_gradient(model, images, labels, cross_entropy)
     with torch.no_grad():
         repeated = model(images)

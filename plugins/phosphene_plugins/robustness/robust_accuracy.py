@@ -32,14 +32,14 @@ def share_of_margins_beyond_eps_on_a_linear_model() -> None:
     """An image is robust to eps under a linear model where (z_y - z_k) / ||w_k - w_y||_q is larger."""
     model = linear_model()
     linear: Any = model.module[1]  # type: ignore[index]
-    away = (linear.weight[1] - linear.weight[0]).detach().view(1, 1, 2, 2)
-    grey = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
-    boundary = grey - away * ((away * grey).sum() / away.square().sum())
+    normal = (linear.weight[1] - linear.weight[0]).detach().view(1, 1, 2, 2)
+    gray = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
+    boundary = gray - normal * ((normal * gray).sum() / normal.square().sum())
     norms: list[tuple[Norm, float]] = [("linf", 1.0), ("l2", 2.0)]
     for norm, dual in norms:
         # Distances to the boundary on the side of class 0; the last image is misclassified.
         margins = torch.tensor([0.01, 0.03, 0.05, 0.07, -0.01], dtype=torch.float64)[:, None, None, None]
-        images = boundary - away * (margins * away.norm(dual) / away.square().sum())
+        images = boundary - normal * (margins * normal.norm(dual) / normal.square().sum())
         report = robust_accuracy(
             model, TensorDataset(images, ["0"] * 5), attacks=["pgd", "fab"], eps=[0.02, 0.06], norm=norm,
             params={"pgd": {"step_size": 0.01}, "fab": {"steps": 5}}, seed=0,
@@ -118,7 +118,7 @@ def robust_accuracy(
     all radii. All attacks get the same ``norm`` and seed; other parameters are set by ``params``, as in
     ``{"apgd": {"steps": 20}}``. ``auto_attack`` is an attack, too.
 
-    The figures are upper bounds: accuracy under a better attack may be lower. An attack runs on as many
+    These accuracies are upper bounds: accuracy under a better attack may be lower. An attack runs on as many
     images as ``budget`` allows, at least one; the table has their number. The worst case is over all
     images. An interrupted run with an ``out`` resumes.
 
@@ -127,7 +127,7 @@ def robust_accuracy(
         (A, P) by attack and image; ``lines()`` is a Markdown table.
 
     Raises:
-        InputError: the data set has no labels, a method is no such attack or does not know the norm, or
+        InputError: the data set has no labels, a method is no such attack or does not support the norm, or
             ``params`` names an attack that is not run. All are raised before any attack runs.
 
     Example::

@@ -213,7 +213,7 @@ def test_invalid_uris_are_refused_with_a_reason(uri: str, error: type[Exception]
 
 
 def test_method_that_is_no_transform_cannot_defend() -> None:
-    with pytest.raises(InputError, match="pgd is no defence"):
+    with pytest.raises(InputError, match="pgd is no defense"):
         methods["pgd"].defend(network())
 
 

@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from ...spec.invariants import Invariant
-from ..observation import (
-    Observation,
-)
+from ..observation import Observation
 
 if TYPE_CHECKING:
     from ...registry.method import Method
 
     AnyMethod = Method[..., Any]
 
-
+#: What a check's function is called with; see ``Check``.
 On = Literal["method", "run", "observation", "case"]
 
 
@@ -26,9 +24,10 @@ On = Literal["method", "run", "observation", "case"]
 class Check:
     """One promise and the function that tests it, which raises AssertionError where it is not met.
 
-    ``hint``: where to look when it fails. ``on``: "method" is called once with the method, "run" with the
-    observation of every case, "observation" with those that have a result, "case" with some cases, which the
-    function runs itself. ``exempt`` returns the reason why a method is not checked, or None.
+    ``hint``: the likely cause of a failure. ``on``: what ``function`` is called with, beside the method:
+    "method": nothing, once; "run": the observation of each case; "observation": the observation of each
+    case that has a result; "case": some cases, which the function runs itself. ``exempt`` returns the reason
+    why a method is not checked, or None.
     """
 
     name: str
@@ -68,7 +67,7 @@ def _invariant_check(invariant: Invariant) -> Check:
     if invariant.when is not None:
         arguments = ", ".join(filter(None, [arguments, f"when={invariant.when}"]))
 
-    def is_met(method: AnyMethod, run: Observation) -> None:
+    def check_invariant(method: AnyMethod, run: Observation) -> None:
         params = method.validate(run.result.provenance.params)
         if invariant.applies(params):
             before = {n: t for n, t in run.tensors_before.items() if isinstance(run.inputs[n], Tensor)}
@@ -79,5 +78,5 @@ def _invariant_check(invariant: Invariant) -> Check:
         promise=(type(invariant).__doc__ or invariant.kind).strip().partition("\n")[0],
         hint=f"the spec declares {type(invariant).__name__}({arguments}): meet it, or change the declaration",
         on="observation",
-        function=is_met,
+        function=check_invariant,
     )

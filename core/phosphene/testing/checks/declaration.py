@@ -66,7 +66,7 @@ def same_values_everywhere(method: AnyMethod) -> None:
 
 @register_check(
     "method",
-    "On an input whose right answer is known, it returns the right answer.",
+    "On an input with a closed-form answer, it returns that answer.",
     "the oracle",
     lambda method: (
         None if method.spec.oracle else "it has no oracle: its invariants are tested, its arithmetic is not"

@@ -9,27 +9,27 @@ from ...roles import ROLES, InputContext
 from ..cases import Case, properties_of
 from ..networks import make_network
 from ..observation import count_passes, record_structure
+from .base import register_check
 
 if TYPE_CHECKING:
     from .base import AnyMethod
 
-from .base import register_check
-
 
 def _assert_refused(method: AnyMethod, inputs: dict[str, Any], params: dict[str, Any], what: str) -> None:
+    """Assert that a call raises a PhospheneError with a message, before any forward pass."""
     model = next((v for v in inputs.values() if hasattr(v, "module")), make_network("double"))
     record_structure(model, inputs)
     with count_passes(model.module) as passes:
         try:
             method(**inputs, **params)
         except PhospheneError as refusal:
-            sentence = str(refusal)
+            message = str(refusal)
         except Exception as crash:
             raise AssertionError(f"{what} raised {type(crash).__name__}: {crash}") from crash
         else:
             raise AssertionError(f"{what} was accepted")
     assert passes.started == 0, f"{what} was refused after {passes.started} forward passes"
-    assert len(sentence) > 15, f"{what}: {sentence!r} explains nothing"
+    assert len(message) > 15, f"{what}: the message {message!r} explains nothing"
 
 
 @register_check(

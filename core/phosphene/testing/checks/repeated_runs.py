@@ -64,7 +64,7 @@ def _depends_on_batch(method: AnyMethod) -> str | None:
 
 @register_check(
     "case",
-    "The same seed gives the same bits, independent of earlier calls.",
+    "The same seed returns the same bits, independent of earlier calls.",
     "draw from torch.Generator().manual_seed(seed) or declare a Seed parameter, which seeds torch",
 )
 def same_seed_same_bits(method: AnyMethod, case: Case) -> None:
@@ -79,7 +79,7 @@ def same_seed_same_bits(method: AnyMethod, case: Case) -> None:
 
 @register_check(
     "method",
-    "Another seed gives another result.",
+    "Another seed returns another result.",
     "the Seed parameter: use it, or remove it",
     lambda method: None if method.seed else "it has no seed",
 )
@@ -95,12 +95,12 @@ def seed_matters(method: AnyMethod) -> None:
                     assert_same_result(results[0][0], other[0])
                 except AssertionError:
                     return
-    assert not comparisons, f"seeds 0, 1 and 2 gave the same result {comparisons} times"
+    assert not comparisons, f"seeds 0, 1 and 2 returned the same result {comparisons} times"
 
 
 @register_check(
     "method",
-    "Another target gives another result.",
+    "Another target returns another result.",
     "use scores(model, images, target), or remove the target",
     lambda method: None if method.spec.input("target") else "it takes no target",
 )
@@ -114,7 +114,7 @@ def target_matters(method: AnyMethod) -> None:
             comparisons += 1
             if not all(torch.equal(*pair) for pair in zip(tensors[0], other, strict=True)):
                 return
-    assert not comparisons, f"targets 0, 1 and 2 gave the same result {comparisons} times"
+    assert not comparisons, f"targets 0, 1 and 2 returned the same result {comparisons} times"
 
 
 @register_check(
@@ -149,7 +149,7 @@ def results_unchanged_later(method: AnyMethod, case: Case) -> None:
 
 @register_check(
     "case",
-    "A batch gives what its images give one at a time.",
+    "A batch has the same results as its images one at a time.",
     "statistics over the batch axis; noise drawn per batch instead of once, (1, C, H, W)",
     _depends_on_batch,
 )
@@ -291,8 +291,8 @@ def figure_not_blank(method: AnyMethod) -> None:
 
 @register_check(
     "case",
-    "Two concurrent runs on one model give what each gives alone.",
-    "state kept in the module, the model or a global",
+    "Two concurrent runs on one model have the same results as each alone.",
+    "state stored in the module, the model or a global",
 )
 def concurrent_runs_equal(method: AnyMethod, case: Case) -> None:
     if (first := run_case(method, case)) is None:

@@ -146,7 +146,7 @@ def shows_progress(method: AnyMethod, run: Observation) -> None:
     counted: dict[str, int] = {}
     for event in run.events:
         assert event.done >= 1 and (event.total is None or event.done <= event.total), (
-            f"{event} is impossible"
+            f"the counts of {event} are impossible"
         )
         # A count increases by one, or starts again for the next batch.
         expected = counted.get(event.description, 0) + 1
@@ -170,7 +170,7 @@ def honest_success(method: AnyMethod, run: Observation) -> None:
     truth = after.eq(result.labels) if result.targeted else after.ne(result.labels)
     for n in unambiguous.nonzero().flatten().tolist():
         assert int(result.after[n]) == int(after[n]), (
-            f"image {n}: the result says class {int(result.after[n])}, the model predicts {int(after[n])}"
+            f"image {n}: the result has class {int(result.after[n])}, the model predicts {int(after[n])}"
         )
         reported = bool(result.success[n])
         assert reported == bool(truth[n]), f"image {n}: success is {reported}, by the logits {bool(truth[n])}"
