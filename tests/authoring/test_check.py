@@ -135,7 +135,7 @@ def test_distribution_selects_all_its_methods_with_the_check(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["saliancy"], "did you mean 'saliency'"),
         (["phosfene"], "did you mean 'phosphene'"),
@@ -146,17 +146,17 @@ def test_distribution_selects_all_its_methods_with_the_check(capsys: pytest.Capt
     ],
 )
 def test_invalid_input_is_one_sentence_and_exit_code_2(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert check(*arguments) == 2
     captured = capsys.readouterr()
-    assert words in captured.err
+    assert message in captured.err
     assert captured.err.count("\n") == 1
     assert not captured.out
 
 
 @pytest.mark.parametrize(
-    ("source", "words"),
+    ("source", "message"),
     [
         ("import a_library_nobody_has\n", "a_library_nobody_has"),
         ("this is no Python\n", "SyntaxError"),
@@ -166,11 +166,11 @@ def test_invalid_input_is_one_sentence_and_exit_code_2(
     ],
 )
 def test_file_without_a_method_is_refused(
-    source: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    source: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "somebodys.py").write_text(source)
     assert check(str(tmp_path / "somebodys.py")) == 2
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert "somebodys" not in sys.modules
 
 

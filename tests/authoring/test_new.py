@@ -101,7 +101,7 @@ def test_every_template_passes_the_checks(
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
         ("GradientEntropy", "'gradient_entropy'"),
         ("gradient-entropy", "'gradient_entropy'"),
@@ -122,10 +122,10 @@ def test_every_template_passes_the_checks(
         ("maps", "means something else"),
     ],
 )
-def test_invalid_name_is_refused_before_writing(tmp_path: Path, name: str, words: str) -> None:
+def test_invalid_name_is_refused_before_writing(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(InputError) as refused:
         write_project(name, into=tmp_path / "new")
-    assert words in str(refused.value)
+    assert message in str(refused.value)
     assert not (tmp_path / "new").exists()
 
 

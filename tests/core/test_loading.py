@@ -89,7 +89,7 @@ def test_options_of_model_and_factory():
 
 
 @pytest.mark.parametrize(
-    ("uri", "options", "error", "words"),
+    ("uri", "options", "error", "message"),
     [
         ("torchvision:resnet19", {}, UnknownName, "did you mean 'resnet18'"),
         ("torchvision:fcn_resnet50", {}, ModelError, "is no image classifier: build it yourself"),
@@ -105,20 +105,20 @@ def test_options_of_model_and_factory():
         ("builtin:shapes-vgg", {"weights": "DEFAULT"}, InputError, "has its own weights"),
     ],
 )
-def test_names_and_options_that_do_not_exist_are_refused(uri, options, error, words):
-    with pytest.raises(error, match=words):
+def test_names_and_options_that_do_not_exist_are_refused(uri, options, error, message):
+    with pytest.raises(error, match=message):
         load_model(uri, **options)
 
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize(
-    "asked", [{"weights": "DEFAULT"}, {"weights": "IMAGENET1K_V1"}, {"pretrained": True}]
+    "selection", [{"weights": "DEFAULT"}, {"weights": "IMAGENET1K_V1"}, {"pretrained": True}]
 )
-def test_weights_in_torchs_cache_are_loaded_without_a_network(asked, checkpoints, monkeypatch):
+def test_weights_in_torchs_cache_are_loaded_without_a_network(selection, checkpoints, monkeypatch):
     torch.manual_seed(1)
     state = models.squeezenet1_1().state_dict()
     put_into_cache(checkpoints, models.SqueezeNet1_1_Weights.DEFAULT, state, monkeypatch)
-    model = load_model("torchvision:squeezenet1_1", **asked)
+    model = load_model("torchvision:squeezenet1_1", **selection)
     for name, value in model.module.state_dict().items():
         assert torch.equal(value, state[name])
 
@@ -265,19 +265,19 @@ def hub_layout(cache: Path, repository: str, file: str, state: dict[str, torch.T
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
 @pytest.mark.parametrize(
-    ("uri", "asked"),
+    ("uri", "selection"),
     [
         ("timm:test_resnet.r160_in1k", {"pretrained": True}),
         ("timm:test_resnet", {"weights": "DEFAULT"}),
         ("timm:test_resnet", {"weights": "r160_in1k"}),
     ],
 )
-def test_weights_in_the_hubs_cache_are_loaded_without_a_network(uri, asked, file, tmp_path):
+def test_weights_in_the_hubs_cache_are_loaded_without_a_network(uri, selection, file, tmp_path):
     torch.manual_seed(1)
     state = load_model("timm:test_resnet").module.state_dict()
     hub_layout(tmp_path, "timm/test_resnet.r160_in1k", file, state)
     begin = time.perf_counter()
-    model = load_model(uri, cache_dir=str(tmp_path), **asked)
+    model = load_model(uri, cache_dir=str(tmp_path), **selection)
     assert time.perf_counter() - begin < 5
     for name, value in model.module.state_dict().items():
         assert torch.equal(value, state[name])
@@ -353,9 +353,9 @@ def test_models_of_other_types_are_refused():
 
 
 def test_model_that_json_cannot_describe_has_no_source():
-    asked = {"num_classes": 2, "input_size": (3, 64, 64)}
-    assert load_model("torchvision:resnet18", **asked).source == {
-        "uri": "torchvision:resnet18", "weights": None, "pretrained": False, **asked
+    selection = {"num_classes": 2, "input_size": (3, 64, 64)}
+    assert load_model("torchvision:resnet18", **selection).source == {
+        "uri": "torchvision:resnet18", "weights": None, "pretrained": False, **selection
     }  # fmt: skip
     assert load_model("torchvision:resnet18", norm_layer=nn.InstanceNorm2d).source is None
     assert load_model("torchvision:squeezenet1_1", output=lambda z: z).source is None

@@ -69,8 +69,8 @@ def test_output_function_reads_logits_that_are_not_recognized():
     odd = Returning(lambda z: "nothing")
     empty = Returning(lambda z: {})
     for net, kind in ((odd, "str"), (empty, "dict")):
-        words = f"returns a {kind} without recognisable logits; .*output=lambda"
-        with pytest.raises(ModelError, match=words):
+        message = f"returns a {kind} without recognisable logits; .*output=lambda"
+        with pytest.raises(ModelError, match=message):
             load_model(net, input_size=(3, 8, 8))(torch.rand(1, 3, 8, 8))
     model = load_model(Returning(lambda z: {"a": z, "b": -z}), input_size=(3, 8, 8), output=lambda r: r["b"])
     images = torch.rand(1, 3, 8, 8)
@@ -216,8 +216,8 @@ def test_network_that_does_not_take_the_default_size_works_on_its_images():
 
 
 def test_unsupported_default_size_is_refused_and_input_size_suggested():
-    words = r"does not take images of \(3, 224, 224\), the default .*; pass load_model\(..., input_size"
-    with pytest.raises(ModelError, match=words):
+    message = r"does not take images of \(3, 224, 224\), the default .*; pass load_model\(..., input_size"
+    with pytest.raises(ModelError, match=message):
         methods["class_visualization"](load_model(fixed_size(32)), 0, steps=2, seed=0)
     with pytest.raises(ModelError, match=r"images of \(3, 40, 40\); pass load_model\(..., input_size"):
         methods["saliency"](load_model(fixed_size(32)), torch.rand(1, 3, 40, 40), 0)

@@ -362,6 +362,6 @@ def test_incomplete_function_is_refused_at_import() -> None:
     def no_docstring(model: Model) -> Attribution:
         raise AssertionError
 
-    for function, words in ((no_role, "role"), (no_result, "result type"), (no_docstring, "docstring")):
-        with pytest.raises(TypeError, match=words):
+    for function, message in ((no_role, "role"), (no_result, "result type"), (no_docstring, "docstring")):
+        with pytest.raises(TypeError, match=message):
             method(family="attribution")(function)

@@ -67,7 +67,7 @@ def test_number_as_text_is_the_layer_of_that_name():
 
 
 @pytest.mark.parametrize(
-    ("text", "error", "words"),
+    ("text", "error", "message"),
     [
         ("tensch", UnknownName, "did you mean 'tench'"),
         ("class:tensch", UnknownName, "did you mean 'tench'"),
@@ -81,13 +81,13 @@ def test_number_as_text_is_the_layer_of_that_name():
         (1.5, InputError, "not a float"),
     ],
 )
-def test_invalid_targets_are_refused(model, text, error, words):
-    with pytest.raises(error, match=words):
+def test_invalid_targets_are_refused(model, text, error, message):
+    with pytest.raises(error, match=message):
         parse_target(text, model)
 
 
 @pytest.mark.parametrize(
-    ("target", "error", "words"),
+    ("target", "error", "message"),
     [
         (Channel("relu", 4), InputError, "layer 'relu' has 4 channels, so channel 4 does not exist"),
         (Neuron("relu", 0, 6, 0), InputError, "has 6 rows, so row 6 does not exist"),
@@ -97,8 +97,8 @@ def test_invalid_targets_are_refused(model, text, error, words):
         (Custom(lambda logits: logits.sum()), InputError, "one number per image"),
     ],
 )
-def test_units_that_do_not_exist_are_refused(model, images, target, error, words):
-    with pytest.raises(error, match=words):
+def test_units_that_do_not_exist_are_refused(model, images, target, error, message):
+    with pytest.raises(error, match=message):
         scores(model, images, target)
 
 

@@ -103,8 +103,8 @@ def test_defense_has_a_robustness_curve(tmp_path: Path) -> None:
     (card,) = new_gallery.exhibits
     assert card.curve is not None and not card.curve.failure
     assert "--model 'defended:bit_depth(bits=2)|builtin:shapes-resnet'" in card.curve.command
-    words = "defended:bit_depth(bits=2)|builtin:shapes-resnet"
-    assert words in new_gallery.page.read_text() and new_gallery.page.read_text().count("<article") == 1
+    uri = "defended:bit_depth(bits=2)|builtin:shapes-resnet"
+    assert uri in new_gallery.page.read_text() and new_gallery.page.read_text().count("<article") == 1
 
 
 def test_failure_is_on_the_page_and_the_exit_code_is_1(
