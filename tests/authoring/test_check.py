@@ -79,7 +79,7 @@ def test_passing_method_prints_a_table_and_exits_with_0(
     assert verdicts["finite"].startswith("passed")
     assert "Every number in a result is finite." in verdicts["finite"]
     assert verdicts["seed_matters"].startswith("skipped")
-    assert "it draws nothing" in verdicts["seed_matters"]
+    assert "it has no seed" in verdicts["seed_matters"]
     assert last.startswith("attribution.saliency: 2 passed, 1 skipped in ")
 
 
@@ -102,7 +102,7 @@ def test_failed_check_is_printed_with_code_that_reproduces_it(
     assert "signed_gradient.py, line" in failures
     assert "1 failed" in output.splitlines()[-1]
     # The printed example runs and fails with the same message.
-    lines = failures.split("shows it:\n")[1].split("  where to look")[0].splitlines()
+    lines = failures.split("smallest failing case:\n")[1].split("  where to look")[0].splitlines()
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(AssertionError, match="maps goes down to -"):
         exec("\n".join(line.removeprefix("    ") for line in lines), {})

@@ -92,7 +92,7 @@ def test_options_of_model_and_factory():
     ("uri", "options", "error", "message"),
     [
         ("torchvision:resnet19", {}, UnknownName, "did you mean 'resnet18'"),
-        ("torchvision:fcn_resnet50", {}, ModelError, "is no image classifier: build it yourself"),
+        ("torchvision:fcn_resnet50", {}, ModelError, "is no image classifier: build it and pass the module"),
         ("torchvision:resnet18", {"weights": "IMAGENET1K_V9"}, UnknownName, "did you mean 'IMAGENET1K_V1'"),
         ("torchvision:resnet18", {"flavour": 3}, InputError, "cannot be built .* 'flavour'"),
         ("torchvision:resnet18", {"weights": "absent.safetensors"}, InputError, "there is no weights file"),

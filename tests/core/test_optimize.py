@@ -99,7 +99,7 @@ def test_latent_image_clips_pixels_and_refuses_invalid_codes() -> None:
     image = LatentImage(randn(2, 12), lambda z: (9 * z).view(-1, 3, 2, 2)).image()
     assert image.min() == 0 and image.max() == 1
     for bad in (torch.zeros(3), torch.zeros(2, 0), torch.zeros(2, 3, dtype=torch.int64)):
-        with pytest.raises(InputError, match="float codes"):
+        with pytest.raises(InputError, match="codes must be floats"):
             LatentImage(bad, lambda z: z)
     with pytest.raises(InputError, match="LatentImage cannot be set from pixels"):
         LatentImage(randn(2, 3), lambda z: z).assign(rand(2, 1, 1, 3))

@@ -74,7 +74,7 @@ def test_what_others_do_inside_a_module_is_no_change() -> None:
     lines = lines_of()
     assert any(line.startswith("phosphene.run(name: str | Method[..., Any], *, out: ") for line in lines)
     assert "phosphene.Cost is phosphene.spec.Cost" in lines
-    assert "phosphene.spec.Cost.backward: str = '0'" in lines
+    assert "phosphene.spec.Cost.backward: _Count = Constant(0)" in lines
     assert any(line.startswith("phosphene.methods.find(self, *, family: ") for line in lines)
     assert "phosphene.models.Model.classes" in lines
     assert "phosphene.registry.hookspecs.phosphene_before_run(run: PreparedRun) -> None  @hookspec" in lines
@@ -116,10 +116,10 @@ def refused(checkout: Path) -> str:
 
 
 def test_a_change_is_recorded_once_the_changelog_names_it(checkout: Path) -> None:
-    edit(checkout / "core/phosphene/spec/cost.py", 'backward: str = "0"', 'backward: str = "1"')
+    edit(checkout / "core/phosphene/spec/cost.py", "backward: _Count = Constant(0)", "backward: _Count = Constant(1)")
     gone, new = changes(checkout)
-    assert gone == "- phosphene.spec.Cost.backward: str = '0'"
-    assert new == "+ phosphene.spec.Cost.backward: str = '1'"
+    assert gone == "- phosphene.spec.Cost.backward: _Count = Constant(0)"
+    assert new == "+ phosphene.spec.Cost.backward: _Count = Constant(1)"
     changelog = checkout / "CHANGELOG.md"
     told = 'not recorded: CHANGELOG.md says nothing new of `Cost` under "Unreleased"'
     assert refused(checkout) == told  # it is named, but was so before

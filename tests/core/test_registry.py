@@ -348,7 +348,7 @@ answer = [names, summaries, heavy]
     assert summaries["good-lab:attacks.nudge"] == "Nudge the image."
     assert summaries["broken-lab:filters.broken"] == "Broken."
     assert summaries["absent-lab:filters.absent"] == ""
-    assert summaries["phosphene:attribution.saliency"].startswith("Show how strongly")
+    assert summaries["phosphene:attribution.saliency"].startswith("Saliency map")
 
 
 def test_distribution_built_as_a_wheel_is_registered(tmp_path: Path) -> None:
@@ -523,7 +523,7 @@ page = gallery.make_gallery({str(tmp_path / "page")!r}, only=["blank", "flat", "
 answer = [{{e.call: e.failure for e in page.exhibits}}, list(page.scores), page.page.is_file()]
 """
     failures, scores, written = ask(code, tmp_path)
-    assert "no pictures" in failures["blank"]
+    assert "no images to show" in failures["blank"]
     assert failures["flat"]
     assert not failures["saliency"]
     assert scores == ["saliency"]

@@ -34,7 +34,7 @@ class GeneratorRole(InputRole):
         return trained.network
 
     def check(self, value: Any, context: InputContext) -> _Generator:
-        hint = "such as phosphene.generative.Generator(latent_size, your_decoder)"
+        hint = "such as phosphene.generative.Generator(latent_size, decoder)"
         generator: _Generator = check_type(value, _Generator, hint)
         return generator
 

@@ -177,7 +177,7 @@ def test_start_is_repeated_for_all_images_and_checked() -> None:
         max_queries=30, seed=0, progress=False,
     )  # fmt: skip
     assert result.inputs["start"].shape == result.images.shape
-    with pytest.raises(InputError, match="start pictures must have the images' shape"):
+    with pytest.raises(InputError, match="start images must have the images' shape"):
         attack(
             "boundary",
             black_box(label),
@@ -185,7 +185,7 @@ def test_start_is_repeated_for_all_images_and_checked() -> None:
             torch.tensor([0, 0]),
             start=random_images(2)[..., 1:],
         )
-    with pytest.raises(InputError, match="needs one picture to start from, or 2, not 3"):
+    with pytest.raises(InputError, match="needs one image to start from, or 2, not 3"):
         attack("boundary", black_box(label), random_images(2), torch.tensor([0, 0]), start=random_images(3))
 
 

@@ -19,6 +19,7 @@ from phosphene.builtin.networks import load_network
 from phosphene.cli.main import main
 from phosphene.images import data_uri
 from phosphene.results import Attribution, Result
+from phosphene.testing.observation import assert_same_result
 from phosphene_plugins.gallery import _gallery_page as gallery
 from phosphene_plugins.gallery._gallery_page import Gallery, make_gallery
 from phosphene_plugins.pages._single_file_page import panel_rows
@@ -75,11 +76,7 @@ def test_command_and_python_code_repeat_the_result(
     exec(exhibit.python, names := {})  # the code that a user copies
     assert exhibit.result is not None
     for again in (by_command, load_result(Path("phosphene-out", call)), names["result"]):
-        fields = dict(again.fields())
-        for name, value in exhibit.result.fields():
-            assert (
-                torch.equal(fields[name], value) if isinstance(value, torch.Tensor) else fields[name] == value
-            )
+        assert_same_result(again, exhibit.result)
 
 
 def test_attributions_are_scored_on_bundled_scenes(page_gallery: Gallery) -> None:
@@ -162,7 +159,7 @@ def test_invalid_arguments_are_refused_before_any_run(
         make_gallery(tmp_path / "page", images=["no-such.png"])
     with pytest.raises(UnknownName, match="saliency"):
         make_gallery(tmp_path / "page", only=["salience"])
-    with pytest.raises(InputError, match="need a model"):
+    with pytest.raises(InputError, match="options of a model"):
         make_gallery(tmp_path / "page", settings={"pretrained": True})
     assert not (tmp_path / "page").exists()
 
