@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from method_pages import kept
+from method_pages import cached_demo
 
 from phosphene import run
 from phosphene_plugins.pages._single_file_page import panel_rows, picture, write_text
@@ -15,7 +15,7 @@ from phosphene_plugins.pages._single_file_page import panel_rows, picture, write
 def write_cheating(folder: Path, sources: str, tell: Callable[[str], None]) -> None:
     """Write the figure of two networks' maps; recomputed only when the sources have changed."""
     stem = folder / "cheating"
-    if kept(stem, sources):
+    if cached_demo(stem, sources):
         return
     tell("drawing the cheating network")
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from method_pages import kept
+from method_pages import cached_demo
 
 from phosphene import Model, load_model, methods
 from phosphene.builtin.scenes import Scenes, draw_scenes
@@ -24,7 +24,7 @@ LOWER = {"shapes-vgg": "features.11", "shapes-resnet": "layer2.0.relu"}
 def write_comparison(folder: Path, sources: str, tell: Callable[[str], None]) -> None:
     """Write both figures and the table of numbers; recomputed only when the sources have changed."""
     stem = folder / "comparing-cams"
-    if kept(stem, sources):
+    if cached_demo(stem, sources):
         return
     tell("drawing the CAM family")
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from method_pages import kept
+from method_pages import cached_demo
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
@@ -33,7 +33,7 @@ RECIPE = {"width": 8, "blocks": 1, "batch": 4, "lr": 3e-3, "seed": 0}
 def write_normalisation(folder: Path, sources: str, tell: Callable[[str], None]) -> None:
     """Write both figures and the table; recomputed only when the sources have changed."""
     stem = folder / "normalisation"
-    if kept(stem, sources):
+    if cached_demo(stem, sources):
         return
     tell("training with three norms")
     folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ CHANGELOG = Path("CHANGELOG.md")
 #: As CONTRIBUTING.md tells them. A package is what its stub or its ``__all__`` says.
 _BESIDE = (
     "builtin.scenes data errors generative hooks images images.charts models optimize parameter_text "
-    "registry registry.hookspecs results roles spec targets testing training"
+    "registry results roles spec targets testing training"
 )
 MODULES = ("phosphene", *(f"phosphene.{name}" for name in _BESIDE.split()))
 

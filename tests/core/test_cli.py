@@ -176,7 +176,10 @@ def test_show_prints_the_spec(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in output
 
 
-def test_help_of_a_method_follows_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_a_method_follows_its_schema(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # so that no default is broken into two lines
     assert phosphene("run", "pgd", "--help") == 0
     output = " ".join(capsys.readouterr().out.split())
     for word in ("--eps", "--no-random-start", "linf|l2", "default 0.03137", "--weights", "--image", "FLOAT"):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from phosphene import InputError, PluginError, UnknownName, methods
-from phosphene.registry import hookspecs
+from phosphene import registry
 
 if TYPE_CHECKING:
     from phosphene import Method
@@ -62,7 +62,7 @@ def _normalize(distribution: str) -> str:
 def _methods_of_module(module: ModuleType, file: str) -> list[Method[Any, Any]]:
     """The methods of a module's hook, called as the registry calls it."""
     manager = pluggy.PluginManager("phosphene")
-    manager.add_hookspecs(hookspecs)
+    manager.add_hookspecs(registry)
     manager.register(module)
     try:
         manager.check_pending()
