@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from phosphene import InputError, PluginError, UnknownName, methods
-from phosphene import registry
+from phosphene import InputError, PluginError, UnknownName, methods, registry
 
 if TYPE_CHECKING:
     from phosphene import Method
