@@ -18,6 +18,7 @@ from phosphene import (
     ModelError,
     Neuron,
     UnknownName,
+    input_gradient,
     layer_gradients,
     load_model,
     scores,
@@ -216,3 +217,15 @@ def test_layer_gradients_are_refused_where_the_target_does_not_depend_on_the_lay
             layer_gradients(model, images, "stem[1]", "stem", "relu")
         with pytest.raises(ModelError, match="not a map"):
             layer_gradients(model, images, 0, "flat")
+
+
+def test_scores_of_a_model_without_a_known_size_use_the_images_size() -> None:
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3)
+    )
+    model, images = load_model(network), torch.rand(2, 3, 8, 8)  # takes 8x8 images only, not 224x224
+    assert torch.equal(scores(model, images, [2, 0]), model(images)[[0, 1], [2, 0]])
+    assert input_gradient(model, images, 1).shape == images.shape
+    ((maps, gradients),) = layer_gradients(model, images, 1, "1")
+    assert maps.shape == gradients.shape == (2, 4, 6, 6)
+    assert not model.size_known

@@ -31,6 +31,7 @@ def layer_gradients(model: Model, images: Tensor, target: Any, *layers: str) -> 
     Nothing below the layers is differentiated. Raises ModelError for a layer without a spatial map, for one
     that the target does not depend on, and where the target depends on its class token only.
     """
+    model = model.for_images(images)
     objective = parse_target(target, model)
     with model.tap(*layers, leaf=True) as tap:
         score = scores(model, images, objective)
@@ -61,6 +62,7 @@ def scores(model: Model, images: Tensor, target: Any) -> Tensor:
 
     An open ``Tap`` reads its layers in the same pass, except those above the target's.
     """
+    model = model.for_images(images)
     objective = parse_target(target, model)
     if isinstance(objective, Layer):
         features = model.features(images, objective.name)

@@ -118,7 +118,8 @@ def within_cost(method: AnyMethod, run: Observation) -> None:
     known_sizes = sizes(method, run.case)
     required = [i for i in method.spec.inputs if i.required]
     if not any("images" in ROLES[i.role].cost_sizes(run.inputs[i.name]) for i in required):
-        known_sizes["images"] = len(getattr(run.result, "images", ()))
+        images = getattr(run.result, "images", None)
+        known_sizes["images"] = 0 if images is None else len(images)
     forward, backward = method.spec.cost.evaluate(params, **known_sizes)
     passes = run.passes
     assert passes.forward <= forward, f"{passes.forward} images went forward, {forward} are declared"
