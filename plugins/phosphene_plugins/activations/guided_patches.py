@@ -101,7 +101,8 @@ def guided_patches(
         Springenberg et al. 2015, section 3.4 and figure 3.
     """
     layer = layer if layer is not None else model.last_map
-    # A layer without a ReLU below is refused before the pass over the data set.
+    # A layer without a map, or without a ReLU below, is refused before the pass over the data set.
+    model.map_shape(layer)
     blank = torch.full((1, *model.input_size), 0.5, dtype=model.dtype, device=model.device)
     _guided_gradient(model, blank, _Units(layer, torch.zeros(1, 3, dtype=torch.int64, device=model.device)))
     with torch.no_grad():

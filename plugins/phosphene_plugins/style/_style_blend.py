@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from phosphene import InputError
@@ -12,7 +14,10 @@ def normalize_blend(blend: list[float] | None, styles: Tensor) -> Tensor:
 
     Raises InputError unless there is one weight for each style and at least one is above zero.
     """
-    weights = styles.new_tensor([1.0] * len(styles) if blend is None else blend)
+    blend = [1.0] * len(styles) if blend is None else blend
+    # A power of two, so that scaling is exact: the sum of very large weights would be infinite.
+    scale = 2.0 ** (math.frexp(max(blend, default=0.0))[1] - 1)
+    weights = styles.new_tensor([weight / scale for weight in blend])
     if len(weights) != len(styles) or not weights.sum() > 0:
         raise InputError(f"{len(styles)} styles need one weight each, at least one above zero, not {blend}")
     return weights / weights.sum()

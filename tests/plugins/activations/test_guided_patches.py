@@ -68,6 +68,11 @@ def test_layer_without_a_relu_below_is_refused_before_reading():
         guided_patches(MODEL, Unread(), layer="0")
 
 
+def test_layer_without_a_map_is_refused():
+    with pytest.raises(ModelError, match="not a map|no map|spatial"):
+        run("guided_patches", dataset="builtin:scenes/2", layer="classifier")
+
+
 def test_estimated_passes_depend_on_the_number_of_channels():
     method = guided_patches
     inputs = {"model": MODEL, "dataset": TensorDataset(IMAGES)}

@@ -34,6 +34,7 @@ from phosphene_plugins.style._adain import adain, channel_statistics
 from phosphene_plugins.style._adaptive_network import AdaptiveNetwork
 from phosphene_plugins.style._color_transfer import luminance
 from phosphene_plugins.style._decoder import Decoder, decoder_widths, log2_stride
+from phosphene_plugins.style._style_blend import normalize_blend
 
 fit = methods["style.adaptive_style_fit"]
 adaptive_style = methods["style.adaptive_style"]
@@ -409,3 +410,9 @@ def test_the_encoder_and_decoder_of_the_paper(assets: Path) -> None:
             float(relative_distance(moments(vgg, i, "relu3_1"), expected)) for i in (photograph, stylized)
         )
         assert near < 0.5 * far, name
+
+
+def test_blend_of_very_large_weights_is_normalized_without_overflow() -> None:
+    styles = torch.zeros(2, 3, 8, 8)
+    assert torch.equal(normalize_blend([0, 3.5e38], styles), torch.tensor([0.0, 1.0]))
+    assert torch.equal(normalize_blend([1.7e308, 1.7e308], styles), torch.tensor([0.5, 0.5]))
