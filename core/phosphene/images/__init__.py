@@ -2,7 +2,7 @@
 
 from .baselines import Baseline, baseline_images
 from .blur import gaussian_blur
-from .color import colorize, enlarge, min_max, overlay, resize, symmetric, to_display
+from .color import colorize, enlarge, enlarge_maps, min_max, overlay, resize, symmetric, to_display
 from .io import (
     IMAGE_SUFFIXES,
     MASK_SUFFIX,
@@ -24,6 +24,7 @@ __all__ = [
     "colorize",
     "data_uri",
     "enlarge",
+    "enlarge_maps",
     "find_images",
     "gaussian_blur",
     "min_max",

@@ -75,6 +75,13 @@ def enlarge(images: Tensor, factor: int) -> Tensor:
     return images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
 
+def enlarge_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (N, h, w) at another size (H, W), bilinear between pixel centers; unchanged at their own size."""
+    if maps.shape[1:] == tuple(size):
+        return maps
+    return F.interpolate(maps[:, None], tuple(size), mode="bilinear")[:, 0]
+
+
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resizing of images (..., C, H, W) to (H', W'), antialiased, differentiable, within [0, 1]."""
     batch = images.reshape(-1, *images.shape[-3:])

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..images.color import colorize, min_max, overlay, symmetric, to_display
+from ..images.color import colorize, enlarge_maps, min_max, overlay, symmetric, to_display
 from .base import Panel, Result
-from .conventions import Convention, check_convention, enlarge_maps, finish_maps, scale_maps
+from .conventions import Convention, check_convention, finish_maps, scale_maps
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -91,9 +91,7 @@ class Attribution(Result):
         return dataclasses.replace(self, maps=convert(unscaled), more=more, convention=convention)
 
     def _heat(self, maps: Tensor) -> Tensor:
-        maps = maps.float()
-        if maps.shape[1:] != self.images.shape[2:]:
-            maps = enlarge_maps(maps, self.images.shape[2:])
+        maps = enlarge_maps(maps.float(), self.images.shape[2:])
         # Evidence against the target is not heat, unless there is no evidence for it.
         return min_max(torch.where(maps.amax((1, 2), keepdim=True) > 0, maps.clamp(min=0), maps))
 

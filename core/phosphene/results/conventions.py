@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UnknownName
-from ..images.color import min_max
+from ..images.color import enlarge_maps, min_max
 
 Convention = Literal["minmax", "pytorch-grad-cam", "torchcam", "captum", "pair-saliency"]
 
@@ -39,11 +38,6 @@ def scale_maps(maps: Tensor, convention: Convention) -> Tensor:
 def finish_maps(maps: Tensor, size: torch.Size, convention: Convention) -> Tensor:
     """What the library does after scaling: pytorch-grad-cam enlarges to the image and scales again."""
     return _stretch(enlarge_maps(maps, size)) if convention == "pytorch-grad-cam" else maps
-
-
-def enlarge_maps(maps: Tensor, size: torch.Size) -> Tensor:
-    """Maps (N, h, w) at another size (H, W), bilinear between pixel centers."""
-    return F.interpolate(maps[:, None], size, mode="bilinear")[:, 0]
 
 
 def _stretch(maps: Tensor, epsilon: float = 1e-7) -> Tensor:

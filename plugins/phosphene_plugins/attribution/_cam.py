@@ -1,11 +1,10 @@
-"""Functions shared by the CAM methods: weighted sum of feature maps, its enlargement, and the result."""
+"""Functions shared by the CAM methods: weighted sum of feature maps and the result."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -44,8 +43,3 @@ def rectified_result(model: Model, images: Tensor, target: Objective, signed: Te
 def signed_result(model: Model, images: Tensor, target: Objective, maps: Tensor) -> Attribution:
     """The result of a method whose maps (N, h, w) are signed: its equation has no ReLU."""
     return Attribution(images=images, maps=maps, targets=target.names(model, len(images)))
-
-
-def enlarge_maps(maps: Tensor, images: Tensor) -> Tensor:
-    """Maps (N, h, w) at the images' size, bilinear between pixel centers."""
-    return F.interpolate(maps[:, None], images.shape[2:], mode="bilinear")[:, 0]

@@ -6,12 +6,12 @@ import torch
 from pydantic import Field
 
 from phosphene import Method, hookimpl, layer_gradients, method
-from phosphene.images import min_max
+from phosphene.images import enlarge_maps, min_max
 from phosphene.results import Attribution
 from phosphene.roles import Images, LayerName, Model, Target
 from phosphene.spec import Cost, Nonnegative, size
 
-from ._cam import SELVARAJU_2017, enlarge_maps, rectified_result, weighted_sum
+from ._cam import SELVARAJU_2017, rectified_result, weighted_sum
 from ._oracle_networks import pooled_network
 
 
@@ -77,7 +77,7 @@ def grad_cam(
     ]
     if not isinstance(layer, list):
         return rectified_result(model, images, target, signed[0])
-    more = torch.stack([enlarge_maps(min_max(maps.relu()), images) for maps in signed], 1)
+    more = torch.stack([enlarge_maps(min_max(maps.relu()), images.shape[2:]) for maps in signed], 1)
     return Attribution(
         images=images,
         maps=more.mean(1),

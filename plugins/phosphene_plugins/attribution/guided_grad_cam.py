@@ -15,11 +15,12 @@ from phosphene import (
     method,
     rewrite_backward,
 )
+from phosphene.images import enlarge_maps
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, MapPerPixel, Nonnegative, size
 
-from ._cam import SELVARAJU_2017, CamLayer, enlarge_maps, weighted_sum
+from ._cam import SELVARAJU_2017, CamLayer, weighted_sum
 
 
 def pixelwise_network_has_a_closed_form() -> None:
@@ -78,7 +79,7 @@ def guided_grad_cam(
         fine = input_gradient(model, images, target)
     return Attribution(
         images=images,
-        maps=enlarge_maps(coarse, images) * fine.abs().amax(1),
+        maps=enlarge_maps(coarse, images.shape[2:]) * fine.abs().amax(1),
         targets=target.names(model, len(images)),
         layout="map",
     )

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from phosphene import Method, Reference, batch_size, hookimpl, load_model, method, progress_bar, scores
-from phosphene.images import min_max
+from phosphene.images import enlarge_maps, min_max
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, Nonnegative, size
 
-from ._cam import CamLayer, enlarge_maps, rectified_result, weighted_sum
+from ._cam import CamLayer, rectified_result, weighted_sum
 
 
 def linear_network_sums_its_score_through_the_masks() -> None:
@@ -80,7 +80,7 @@ def score_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
     size, masked_scores = batch_size(model), []
     for start in progress_bar(range(0, len(pairs), size), "masking"):
         rows, masked_by = map(list, zip(*pairs[start : start + size], strict=True))
-        masks = min_max(enlarge_maps(maps[rows, masked_by], images))[:, None]
+        masks = min_max(enlarge_maps(maps[rows, masked_by], images.shape[2:]))[:, None]
         # The pixels whose normalization is H * (x - m) / s are m + H (x - m).
         masked = mean + masks * (images[rows] - mean)
         masked_scores.append(scores(model, masked, target.select(rows)))

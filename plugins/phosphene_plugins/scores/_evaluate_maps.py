@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from phosphene import (
@@ -21,6 +20,7 @@ from phosphene import (
     resumable,
 )
 from phosphene.errors import InputError
+from phosphene.images import enlarge_maps
 from phosphene.results import Attribution
 
 from ._parameters import TargetSource
@@ -95,7 +95,7 @@ def method_source(name: str, params: Mapping[str, Any], seed: int) -> MapSource:
 
     def compute(model: Model, images: Tensor, target: Class, indices: range) -> Tensor:
         maps: Tensor = method(**inputs(model, images, target), **arguments).maps
-        return enlarge_maps(maps.to(images), images)
+        return enlarge_maps(maps.to(images), images.shape[2:])
 
     def passes(model: Model, images: Tensor) -> int | None:
         cost = method.passes(inputs(model, images, None), method.validate(arguments))
@@ -115,16 +115,9 @@ def baseline_sources(count: int, seed: int) -> list[MapSource]:
         return torch.exp(-2 * (y[:, None] ** 2 + x**2)).to(images).expand(len(images), -1, -1)
 
     def random(model: Model, images: Tensor, target: Class, indices: range) -> Tensor:
-        return enlarge_maps(noise[indices.start : indices.stop].to(images), images)
+        return enlarge_maps(noise[indices.start : indices.stop].to(images), images.shape[2:])
 
     return [MapSource("centre point", center), MapSource("random maps", random)]
-
-
-def enlarge_maps(maps: Tensor, images: Tensor) -> Tensor:
-    """Maps (N, h, w) at the images' size, bilinear between pixel centers."""
-    if maps.shape[1:] == images.shape[2:]:
-        return maps
-    return F.interpolate(maps[:, None], images.shape[2:], mode="bilinear")[:, 0]
 
 
 def positive_part(maps: Tensor) -> Tensor:
