@@ -31,9 +31,9 @@ demo: $(VENV)/.package
 	GOMP_SPINCOUNT=0 $(BIN)/phosphene demo --out gallery
 
 test: $(VENV)/.develop
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not nightly" tests
 
-# The conformance kit with more cases; a few times as long as test.
+# With the long tests, and more cases of the conformance kit; a few times as long as test.
 test-nightly: $(VENV)/.develop
 	PHOSPHENE_PROFILE=ci $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 
