@@ -33,6 +33,7 @@ from .registry.hookspecs import hookimpl as hookimpl
 from .registry.lookup import methods as methods
 from .registry.method import Method as Method
 from .registry.method import method as method
+from .registry.method_info import MethodInfo as MethodInfo
 from .registry.plugins import BrokenPlugin as BrokenPlugin
 from .registry.plugins import Plugin as Plugin
 from .registry.spec_json import spec_from_json as spec_from_json

@@ -73,9 +73,8 @@ def _defense(name: str) -> Method[..., Any]:
 
 
 def _defense_names() -> list[str]:
-    return [
-        method.spec.short_name for method in methods.find(family="defenses") if method.defense is not None
-    ]
+    loaded = [info.load() for info in methods.find(family="defenses")]
+    return [method.spec.short_name for method in loaded if method.defense is not None]
 
 
 @hookimpl
