@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -137,11 +137,15 @@ def show(
     facts = [("needs", ", ".join(info.needs).replace("_", " "))] if info.needs else []
     if cost := spec["cost"]:
         facts.append(("cost", f"forward {cost['forward']}; backward {cost['backward']}"))
-    for invariant in spec["invariants"]:
-        words = [f"{key} {value}" for key, value in invariant.items() if key != "kind" and value is not None]
-        facts.append(("invariant", ", ".join([invariant["kind"].replace("_", " "), *words])))
+    facts += [("invariant", _declared_text(invariant)) for invariant in spec["invariants"]]
     facts += [("source", f"{s['authors']} {s['year']}. {s['title']}. {s['url']}") for s in info.references]
     show_table("returns", info.returns, rows=facts)
+
+
+def _declared_text(declared: Mapping[str, Any]) -> str:
+    """An invariant in words: its kind, and the settings that it has."""
+    settings = [f"{key} {value}" for key, value in declared.items() if key != "kind" and value is not None]
+    return ", ".join([declared["kind"].replace("_", " "), *settings])
 
 
 #: CPU seconds of an import from which ``phosphene plugins`` reports it.

@@ -1,4 +1,4 @@
-"""Gradients of a loss with respect to images, the success criterion, and an attack's result."""
+"""Gradients of a loss with respect to images."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Generator, Tensor
 
 from phosphene import Model, ModelError
+from phosphene.attacks import not_adversarial, predict_logits
 from phosphene.optimize import TransformName, compose
-from phosphene.results import AdversarialExamples
 
 from ._losses import Loss
 
@@ -98,36 +98,3 @@ def differentiable_logits(model: Model, points: Tensor) -> Tensor:
             f"no gradient flows through {model.name} to the image; square and hop_skip_jump need none"
         )
     return logits
-
-
-def predict_logits(model: Model, images: Tensor) -> Tensor:
-    """The logits (N, K) without a graph."""
-    with torch.no_grad():
-        return model(images)
-
-
-def is_adversarial(logits: Tensor, labels: Tensor, targeted: bool) -> Tensor:
-    """(N,) bool: the predicted class is the label (``targeted``), or any class but the label."""
-    predictions = logits.argmax(1)
-    return predictions.eq(labels) if targeted else predictions.ne(labels)
-
-
-def not_adversarial(logits: Tensor, labels: Tensor, targeted: bool) -> Tensor:
-    """Indices (n,) of the images that are not adversarial yet: those that an attack works on."""
-    return (~is_adversarial(logits, labels, targeted)).nonzero()[:, 0]
-
-
-def build_result(
-    model: Model, images: Tensor, adversarial: Tensor, labels: Tensor, before: Tensor, *, targeted: bool
-) -> AdversarialExamples:
-    """An attack's result from ``adversarial`` (N, C, H, W) and the images' logits ``before`` (N, K).
-
-    Images that are adversarial by ``before`` are returned unchanged; ``adversarial`` is ignored there.
-    """
-    active = not_adversarial(before, labels, targeted)
-    adversarial, after = images.index_copy(0, active, adversarial[active]), before
-    if len(active):
-        after = before.index_copy(0, active, predict_logits(model, adversarial[active]))
-    return AdversarialExamples.from_logits(
-        model, images, adversarial, labels, before, after, targeted=targeted
-    )

@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from phosphene import Dataset, Model, batch_size
+from phosphene.attacks import project, random_point, steepest
 from phosphene.spec import Cost, Expression, ParameterGroup, ceil, minimum, param, size
 from phosphene.training import EVALUATIONS, MAX_HELD_OUT
 
 from ..attacks._gradients import loss_gradient
 from ..attacks._losses import Loss, cross_entropy
-from ..attacks._lp_balls import project, random_point, steepest
 
 #: Steps of the PGD that a training is evaluated with; each step is a quarter of the radius long.
 PGD_STEPS = 10
