@@ -22,6 +22,7 @@ from .hooks.backward_rules import deconvnet as deconvnet
 from .hooks.backward_rules import guided as guided
 from .hooks.backward_rules import rewrite_backward as rewrite_backward
 from .models import Model as Model
+from .models import attention_maps as attention_maps
 from .models import load_model as load_model
 from .models.batch_size import batch_size as batch_size
 from .models.batch_size import max_batch as max_batch
