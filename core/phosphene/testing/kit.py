@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from ..errors import UnknownName
 from ..registry.lookup import methods
 from .cases import Case, drawn_cases, fixed_cases
-from .checks import Check, checks_of
+from .checks import ARITHMETIC_UNTESTED, Check, checks_of
 from .observation import Observation, observe
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ class Report(BaseModel):
     distribution: str
     profile: str
     outcomes: list[Outcome]
+    #: Whether the method has an oracle or declares a relation.
+    arithmetic_tested: bool = True
 
     @property
     def failures(self) -> list[Outcome]:
@@ -99,9 +101,9 @@ class Report(BaseModel):
     def __str__(self) -> str:
         counts = {v: sum(o.verdict == v for o in self.outcomes) for v in ("passed", "failed", "skipped")}
         summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-        return "\n".join(
-            [f"{self.method} ({self.distribution}), {self.profile}: {summary}", *map(str, self.outcomes)]
-        )
+        title = f"{self.method} ({self.distribution}), {self.profile}: {summary}"
+        warnings = [] if self.arithmetic_tested else [f"WARNING {ARITHMETIC_UNTESTED}"]
+        return "\n".join([title, *warnings, *map(str, self.outcomes)])
 
 
 def check_method(
@@ -130,7 +132,11 @@ def check_method(
             outcomes.append(examination.outcome(check))
             on_outcome(outcomes[-1])
     return Report(
-        method=tested.spec.name, distribution=tested.distribution, profile=profile, outcomes=outcomes
+        method=tested.spec.name,
+        distribution=tested.distribution,
+        profile=profile,
+        outcomes=outcomes,
+        arithmetic_tested=tested.spec.oracle is not None or bool(tested.spec.relations),
     )
 
 
@@ -157,7 +163,7 @@ def _run_check(check: Check, method: AnyMethod, case: Case, observations: dict[C
         if observations[case].result is not None or check.on == "run":
             check.function(method, observations[case])
         return observations[case].result is not None
-    except AssertionError:
+    except (AssertionError, SkipTest):
         raise
     except Exception as crash:
         raise AssertionError(f"it raised {type(crash).__name__}: {crash}") from crash
@@ -181,11 +187,14 @@ class Examination:
     def outcome(self, check: Check) -> Outcome:
         """Run one check on all cases of the profile."""
         outcome = Outcome(check=check.name, promise=check.promise, hint=check.hint, verdict="passed")
-        reason = check.exempt(self.method)
+        reason = check.reason_to_skip(self.method)
         if reason is not None:
             return outcome.model_copy(update={"verdict": "skipped", "reason": reason})
         clock = time.perf_counter()
-        failure = self._first_failure(check, outcome)
+        try:
+            failure = self._first_failure(check, outcome)
+        except SkipTest as undecided:
+            return outcome.model_copy(update={"verdict": "skipped", "reason": str(undecided)})
         if failure is None and outcome.refused == outcome.cases > 0:
             reason = f"it refused all of {outcome.cases} cases: {self._refusals()}"
             if check.name != "answers":
