@@ -8,7 +8,9 @@ another layer differs from CAM before a pooled head.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -33,13 +35,20 @@ class Calls(Protocol):
     (N, H, W) those of the object in each image; both are None where the network has no such pixels.
     """
 
-    network: str
-    model: Any
-    inputs: Mapping[str, Any]
-    params: Mapping[str, Any]
-    result: Any
-    ignored: Tensor | None
-    regions: Tensor | None
+    @property
+    def network(self) -> str: ...
+    @property
+    def model(self) -> Any: ...
+    @property
+    def inputs(self) -> Mapping[str, Any]: ...
+    @property
+    def params(self) -> Mapping[str, Any]: ...
+    @property
+    def result(self) -> Any: ...
+    @property
+    def ignored(self) -> Tensor | None: ...
+    @property
+    def regions(self) -> Tensor | None: ...
 
     def __call__(
         self, *, inputs: Mapping[str, Any] = {}, params: Mapping[str, Any] = {}, model: Any = None
@@ -90,6 +99,9 @@ class Relation(FrozenModel):
     fields: tuple[str, ...] | None = None
     tolerance: float = Field(default=1e-7, gt=0)
     networks: tuple[str, ...] | None = None
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
@@ -501,7 +513,7 @@ class Localizes(Relation):
         assert regions is not None, f"the network {calls.network!r} has no regions"
         results = [_values(result, self.fields) for result in calls.repeated(5)]
         for name in results[0]:
-            maps = sum(values[name] for values in results) / len(results)
+            maps = functools.reduce(operator.add, (values[name] for values in results)) / len(results)
             inside = _at_size(regions, maps)
             for halves, first in (("left and right", 0), ("top and bottom", 2)):
                 difference = maps[first] - maps[first + 1]

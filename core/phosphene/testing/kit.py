@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 import textwrap
 import time
 from collections.abc import Callable, Sequence
@@ -302,19 +303,19 @@ class Examination:
 
 
 def _example(method: AnyMethod, check: Check, case: Case | None) -> str:
-    function = inspect.unwrap(method)
+    function, name = inspect.unwrap(method), json.dumps(check.name, ensure_ascii=False)
     if method.distribution == "unregistered":
         origin = f"from {function.__module__} import {method.spec.short_name} as method"
     else:
         origin = f'from phosphene import methods\n\nmethod = methods["{method.spec.name}"]'
     if case is None and check.on == "method":
-        return f'from phosphene.testing import check\n{origin}\n\ncheck(method, "{check.name}")'
+        return f"from phosphene.testing import check\n{origin}\n\ncheck(method, {name})"
     if case is None:  # a failure of all cases together
-        call = f'assert check_method(method, only=["{check.name}"]).ok'
+        call = f"assert check_method(method, only=[{name}]).ok"
         return f"from phosphene.testing import check_method\n{origin}\n\n{call}"
     return (
         f"from phosphene.testing import Case, check\n{origin}\n\ncase = {case!r}\n"
-        f'check(method, "{check.name}", case)\n# the call alone: case.run(method)'
+        f"check(method, {name}, case)\n# the call alone: case.run(method)"
     )
 
 

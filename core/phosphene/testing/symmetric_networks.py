@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,9 @@ def _images(count: int, size: tuple[int, int]) -> Tensor:
     return images.clamp(0.01, 0.99)
 
 
-def _body(pool: nn.Module, *, padding_mode: str = "zeros", bias: bool = True) -> list[nn.Module]:
+def _body(
+    pool: nn.Module, *, padding_mode: Literal["zeros", "circular"] = "zeros", bias: bool = True
+) -> list[nn.Module]:
     """Two convolutions with a total stride of 4."""
     first = nn.Conv2d(3, 6, 3, padding=1, padding_mode=padding_mode, bias=bias)
     second = nn.Conv2d(6, 8, 3, padding=1, padding_mode=padding_mode, bias=bias)
