@@ -120,7 +120,7 @@ def show(
     name: Annotated[str, typer.Argument(help="Name or title of a method.", autocompletion=method_names)],
     as_json: _AsJson = False,
 ) -> None:
-    """Show a method's parameters, equation, sources, invariants and cost."""
+    """Show a method's parameters, equation, sources, invariants, relations and cost."""
     from .argument_rows import document_rows
 
     info = methods.info(name)
@@ -138,6 +138,8 @@ def show(
     if cost := spec["cost"]:
         facts.append(("cost", f"forward {cost['forward']}; backward {cost['backward']}"))
     facts += [("invariant", _declared_text(invariant)) for invariant in spec["invariants"]]
+    facts += [("relation", relation) for relation in info.relations]
+    facts += [("exempt", f"{check}: {reason}") for check, reason in spec["exempt"].items()]
     facts += [("source", f"{s['authors']} {s['year']}. {s['title']}. {s['url']}") for s in info.references]
     show_table("returns", info.returns, rows=facts)
 

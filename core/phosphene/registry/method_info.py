@@ -37,7 +37,8 @@ class MethodInfo:
     """A method's metadata; its module is imported only when it is called or ``load`` is.
 
     ``document`` is the spec as JSON, which ``phosphene show NAME --json`` prints. ``roles`` has, for each
-    input role, the placeholder and the help text of its option. ``seed`` is the parameter that seeds the
+    input role, the placeholder and the help text of its option; ``relations`` are printed as they are declared.
+    ``seed`` is the parameter that seeds the
     method, ``layers`` are those that name layers, ``passes`` is how many images pass forward and backward
     through the model with default parameters (one image of 224 x 224 pixels, a data set of 1,000; None where
     no cost is declared), ``module`` and ``line`` are where the method's function is defined.
@@ -46,6 +47,7 @@ class MethodInfo:
     plugin: Plugin
     document: dict[str, Any]
     roles: dict[str, list[str]]
+    relations: list[str]
     seed: str | None
     layers: list[str]
     passes: list[int] | None
@@ -232,6 +234,7 @@ def _describe(method: Method[..., Any]) -> dict[str, Any]:
     return {
         "document": spec.model_dump(mode="json"),
         "roles": {i.role: [ROLES[i.role].metavar, ROLES[i.role].help] for i in spec.inputs},
+        "relations": [str(relation) for relation in spec.relations],
         "seed": method.seed,
         "layers": method.layers,
         "passes": _nominal_passes(spec),
