@@ -37,11 +37,11 @@ class MethodInfo:
     """A method's metadata; its module is imported only when it is called or ``load`` is.
 
     ``document`` is the spec as JSON, which ``phosphene show NAME --json`` prints. ``roles`` has, for each
-    input role, the placeholder and the help text of its option; ``relations`` are printed as they are declared.
-    ``seed`` is the parameter that seeds the
-    method, ``layers`` are those that name layers, ``passes`` is how many images pass forward and backward
-    through the model with default parameters (one image of 224 x 224 pixels, a data set of 1,000; None where
-    no cost is declared), ``module`` and ``line`` are where the method's function is defined.
+    input role, the placeholder and the help text of its option. ``relations`` are written as they are
+    declared. ``seed`` is the parameter that seeds the method, ``layers`` are those that name layers.
+    ``passes`` is how many images pass forward and backward through the model with default parameters (one
+    image of 224 x 224 pixels, a data set of 1,000; None where no cost is declared). ``module`` and ``line``
+    are where the method's function is defined.
     """
 
     plugin: Plugin

@@ -168,7 +168,8 @@ class TrainedModel(TrainedNetwork):
             linewidth = 1.5
         axes.set(xlabel="step", ylabel="share of held-out images", ylim=(-0.03, 1.22))
         axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-        axes.legend(fontsize=8, frameon=False, loc="upper center", ncols=3)
+        if self.curves:
+            axes.legend(fontsize=8, frameon=False, loc="upper center", ncols=3)
         if self.note:
             axes.set_title(self.note, fontsize=8, loc="left")
 
