@@ -78,7 +78,8 @@ def _body(
     norm.running_var.uniform_(0.3, 1.2)  # type: ignore[union-attr]
     nn.init.uniform_(norm.weight, 0.6, 1.6)
     nn.init.uniform_(norm.bias, -0.1, 0.4)
-    layers: list[nn.Module] = [first, norm, nn.ReLU(), pool, second, nn.ReLU(), nn.AvgPool2d(2)]
+    # Pooled before the ReLU: in a window of zeros the maximum's position would be arbitrary.
+    layers: list[nn.Module] = [first, norm, pool, nn.ReLU(), second, nn.ReLU(), nn.AvgPool2d(2)]
     if not bias:
         layers.remove(norm)
     return layers
@@ -206,7 +207,7 @@ def _halves(name: str) -> RelationNetwork:
     # Below the mean color no unit of the first layer is active.
     nn.init.uniform_(first.bias, -0.15, -0.05)  # type: ignore[arg-type]
     nn.init.zeros_(second.bias)  # type: ignore[arg-type]
-    body = [first, nn.ReLU(), nn.MaxPool2d(2), second, nn.ReLU(), nn.AvgPool2d(2)]
+    body = [first, nn.MaxPool2d(2), nn.ReLU(), second, nn.ReLU(), nn.AvgPool2d(2)]
     grid = (height // STRIDE, width // STRIDE)
     if name == "halves-gap":
         head = nn.Linear(8, CLASSES)

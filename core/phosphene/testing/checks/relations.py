@@ -247,6 +247,8 @@ def _maps_images_of_a_model(method: AnyMethod) -> str | None:
     """Why the ready-made relations of attributions do not apply to a method, or None."""
     if method.result is not Attribution or not (method.spec.input("model") and method.spec.input("images")):
         return "it is no attribution of a model's images"
+    if not method.spec.batch_independent:
+        return "it declares that its images depend on each other (batch_independent=False)"
     return None
 
 
