@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PhospheneError
@@ -25,7 +25,8 @@ def candidate_values(
     values = _layer_values(schema, case) if name in method.layers else _values(schema, usual)
     accepted = []
     for value in values:
-        if value == usual or value in accepted or not _cheap(method, case, {**case.params, name: value}):
+        same = list(value) == list(usual) if _are_lists(value, usual) else value == usual
+        if same or value in accepted or not _cheap(method, case, {**case.params, name: value}):
             continue
         try:
             method.validate({**arguments, name: value})
@@ -35,15 +36,17 @@ def candidate_values(
     return accepted
 
 
-def _cheap(method: Method[..., Any], case: Case, params: Mapping[str, Any]) -> bool:
-    from dataclasses import replace
+def _are_lists(*values: Any) -> bool:
+    return all(isinstance(value, (list, tuple)) for value in values)
 
+
+def _cheap(method: Method[..., Any], case: Case, params: Mapping[str, Any]) -> bool:
     cost = declared_cost(method, replace(case, params=dict(params)))
     if cost is None:
         return all(
             not isinstance(v, int) or v <= max(LARGEST, method.spec.quick.get(n) or 0) for n, v in params.items()
         )
-    return sum(cost) <= MOST_PASSES
+    return sum(cost) <= 3 * MOST_PASSES
 
 
 def _layer_values(schema: Mapping[str, Any], case: Case) -> list[Any]:
@@ -114,8 +117,6 @@ def _between(quick: Any, default: Any, share: float) -> Any:
 
 
 def _accepts(method: Method[..., Any], case: Case, params: Mapping[str, Any], limit: int) -> bool:
-    from dataclasses import replace
-
     try:
         method.validate({**case.arguments(method), **params})
     except PhospheneError:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from ...errors import PhospheneError
 from ...results import Attribution, Result
 from ...roles import ROLES
 from ..candidates import candidate_values, larger_parameters
-from ..cases import Case, declared_cost, properties_of
+from ..cases import Case, properties_of
 from ..networks import redraw_weights
 from ..observation import (
     Passes,
@@ -25,7 +24,6 @@ from ..observation import (
     rank_correlation,
     record_structure,
     tensors_in,
-    without_tensors,
 )
 from .base import register_check
 
@@ -393,6 +391,8 @@ def _pairs(
 ) -> Iterator[tuple[Case, Case]]:
     """Pairs of cases that differ in one parameter, the most informative first."""
     bases = [Case(pictures="noise"), Case("functional"), Case("shapes-vgg", count=1)]
+    if method.spec.input("model"):
+        bases.append(Case("fragile", "noise"))
     if name in method.layers:
         bases = [Case("functional", "noise"), *bases]
     if method.spec.input("labels"):  # a label is the predicted class for the first image only
@@ -419,7 +419,7 @@ def _pairs(
         yield from combined(row)
     larger = larger_parameters(method, bases[0], limit=1500)
     if larger != method.spec.quick:
-        for base in bases[:2]:
+        for base in (bases[0], *bases[3:4]):
             yield from itertools.islice(pairs(replace(base, params=larger)), 4)
     for row in rows[1:]:
         yield from combined(row)

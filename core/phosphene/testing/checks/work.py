@@ -154,7 +154,7 @@ def cost_is_near_the_work(method: AnyMethod) -> None:
             if all(_near(*pairs[-1]) for pairs in ratios.values()):
                 return
     for direction, pairs in ratios.items():
-        if pairs and not any(_near(*pair) for pair in pairs):
+        if pairs and not any(_near(*pair) for pair in pairs) and not _stops_early(pairs):
             declared_passes, actual = min(pairs, key=lambda pair: pair[0] - pair[1])
             raise AssertionError(f"{declared_passes} images {direction} are declared, {actual} went {direction}")
 
@@ -163,6 +163,12 @@ def _sizes(method: AnyMethod, case: Case, count: int) -> dict[str, int]:
     from ..cases import sizes
 
     return {**sizes(method, case), "images": count}
+
+
+def _stops_early(pairs: list[tuple[int, int]]) -> bool:
+    """Whether the share of the declared passes that ran depends on the network and the images."""
+    shares = [actual / declared for declared, actual in pairs if declared]
+    return len(shares) > 1 and max(shares) > 1.25 * min(shares)
 
 
 def _near(declared: int, actual: int) -> bool:
