@@ -42,7 +42,7 @@ def show(
     name: Annotated[str, typer.Argument(help="Name of a method.", autocompletion=method_names)],
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Show a method's parameters, equation, sources, invariants and cost."""
+    """Show a method's parameters, equation, sources, invariants, relations and cost."""
     method = methods[name]
     spec = method.spec
     if as_json:
@@ -59,6 +59,8 @@ def show(
         settings = [(k, getattr(invariant, k)) for k in type(invariant).model_fields if k != "kind"]
         words = [f"{key} {value}" for key, value in settings if value is not None]
         facts.append(("invariant", ", ".join([invariant.kind.replace("_", " "), *words])))
+    facts += [("relation", str(relation)) for relation in spec.relations]
+    facts += [("exempt", f"{check}: {reason}") for check, reason in spec.exempt.items()]
     facts += [("source", f"{s.authors} {s.year}. {s.title}. {s.url}") for s in spec.references]
     show_table("returns", spec.returns, rows=facts)
 

@@ -31,6 +31,7 @@ from ..roles import ROLES, InputContext, model_for_inputs
 from ..spec.cost import Cost
 from ..spec.invariants import Invariant
 from ..spec.parameter_group import ParameterGroup, gather
+from ..spec.relations import Relation
 from ..spec.spec import Input, MethodSpec, Need, Reference, Role
 from .docstrings import describe_parameter, with_arguments
 
@@ -58,6 +59,8 @@ def method(
     title: str | None = None,
     references: Sequence[Reference] = (),
     invariants: Sequence[Invariant] = (),
+    relations: Sequence[Relation] = (),
+    exempt: Mapping[str, str] = {},
     needs: Sequence[Need] = (),
     cost: Cost | None = None,
     tags: Sequence[str] = (),
@@ -74,6 +77,8 @@ def method(
     ones are parameters, annotated for pydantic; the return annotation is a result type.
 
     title: the name as papers write it ("Grad-CAM"), where it differs from the function's name.
+    relations: how results change with the inputs ("Equivariant", "Complete", ...), tested by further calls.
+    exempt: conformance checks that do not hold, each with the reason; see ``phosphene.testing.CHECKS``.
     oracle: a test on an input with a closed-form answer; raises AssertionError for another result.
     network: builds the network that a training method trains, from its saved configuration.
     defense: builds the change of the pixels that the method puts before a model, from its parameters.
@@ -99,6 +104,8 @@ def method(
             returns=declared.result.__name__,
             references=tuple(references),
             invariants=tuple(invariants),
+            relations=tuple(relations),
+            exempt=dict(exempt),
             needs=tuple(needs),
             cost=cost,
             tags=tuple(tags),

@@ -9,3 +9,6 @@ from .kit import check_method as check_method
 from .kit import parametrize_with_checks as parametrize_with_checks
 from .linear_model import linear_model as linear_model
 from .networks import make_network as make_network
+from .symmetric_networks import RELATION_NETWORKS as RELATION_NETWORKS
+from .symmetric_networks import RelationNetwork as RelationNetwork
+from .symmetric_networks import relation_network as relation_network
