@@ -31,7 +31,15 @@ from phosphene import (
     rewrite_backward,
     scores,
 )
-from phosphene.results import AdversarialExamples, Attribution, FilterBank, Panel, Result, Synthesis, TrainedNetwork
+from phosphene.results import (
+    AdversarialExamples,
+    Attribution,
+    FilterBank,
+    Panel,
+    Result,
+    Synthesis,
+    TrainedNetwork,
+)
 from phosphene.roles import Dataset, Images, Labels, LayerName, Model, Seed, Target, Texture
 from phosphene.spec import (
     Cost,
@@ -292,7 +300,7 @@ ATTACK: dict[str, Any] = {
 Steps = Annotated[int, Field(ge=1, le=200, description="largest number of steps")]
 
 
-@right(**(ATTACK | {"cost": Cost(forward=size.images * (param.steps + 2))}))
+@right(**(ATTACK | {"cost": Cost(forward=size.images * (param.steps + 3))}))
 def fades_to_grey(model: Model, images: Images, labels: Labels, *, steps: Steps = 100) -> AdversarialExamples:
     """Decision-based attack: the least share of grey at which the prediction changes, or the image itself."""
     adversarial = images.clone()
@@ -365,8 +373,14 @@ def ascends_in_logit_space(
 ) -> Synthesis:  # fmt: skip
     """Gradient ascent of a class score over the logits of the pixels."""
     channels, height, width = model.input_size
-    count = len(target.names(model, 1)) if not hasattr(target, "index") else len(torch.as_tensor(target.index).view(-1))
-    start = 0.1 * torch.randn(1, channels, height, width).to(model.device, model.dtype)
+    count = (
+        len(target.names(model, 1))
+        if not hasattr(target, "index")
+        else len(torch.as_tensor(target.index).view(-1))
+    )
+    generator = torch.Generator().manual_seed(seed or 0)
+    start = 0.1 * torch.randn(1, channels, height, width, generator=generator, dtype=torch.float64)
+    start = start.to(model.device, model.dtype)
     pixels, objective = start.expand(count, -1, -1, -1).clone().requires_grad_(), []
     for _ in progress_bar(range(steps), "ascent"):
         value = scores(model, pixels.sigmoid(), target)
@@ -381,7 +395,7 @@ def ascends_in_logit_space(
 @right(cost=None, needs=["training"], network=_linear, batch_independent=False)
 def trains_for_one_step(dataset: Dataset, *, seed: Seed = None) -> TrainedNetwork:
     """Linear regression with a single step."""
-    return train_brightness(dataset, 1, 1.0, True, "trains_for_one_step")
+    return train_brightness(dataset, 1, 1.0, True, "right.trains_for_one_step")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

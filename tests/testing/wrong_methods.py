@@ -754,7 +754,9 @@ def perturbs_less_with_a_larger_radius(
     return adversarial_examples(model, images, gradient_sign_step(model, images, labels, step), labels)
 
 
-@caught_by("parameters_matter", **(ATTACK | {"cost": Cost(forward=4 * size.images, backward=2 * size.images)}))
+@caught_by(
+    "parameters_matter", **(ATTACK | {"cost": Cost(forward=4 * size.images, backward=2 * size.images)})
+)
 def takes_one_step_for_any_number(
     model: Model, images: Images, labels: Labels, *, eps: Eps = 8 / 255, norm: Norm = "linf",
     steps: Annotated[int, Field(ge=1, le=100, description="number of steps")] = 10,
@@ -904,7 +906,7 @@ def train_brightness(dataset: Any, steps: int, sign: float, update: bool, name: 
             losses.append(loss.detach())
     network.requires_grad_(False)
     return TrainedNetwork(
-        network=network.eval(), method=f"wrong.{name}", config={"features": images[0].numel()},
+        network=network.eval(), method=name, config={"features": images[0].numel()},
         losses=torch.stack(losses), labels=("brightness",), previews=images[:1],
     )  # fmt: skip
 
@@ -912,13 +914,13 @@ def train_brightness(dataset: Any, steps: int, sign: float, update: bool, name: 
 @caught_by("training_lowers_the_loss", **TRAINING)
 def trains_uphill(dataset: Dataset, *, steps: Steps = 40, seed: Seed = None) -> TrainedNetwork:
     """The loss is maximized."""
-    return train_brightness(dataset, steps, -1.0, True, "trains_uphill")
+    return train_brightness(dataset, steps, -1.0, True, "wrong.trains_uphill")
 
 
 @caught_by("training_lowers_the_loss", **TRAINING)
 def never_updates_its_weights(dataset: Dataset, *, steps: Steps = 40, seed: Seed = None) -> TrainedNetwork:
     """The optimizer takes no step."""
-    return train_brightness(dataset, steps, 1.0, False, "never_updates_its_weights")
+    return train_brightness(dataset, steps, 1.0, False, "wrong.never_updates_its_weights")
 
 
 # --- leaks ----------------------------------------------------------------------------------------------
@@ -958,6 +960,15 @@ def _patch_relu(model: Any) -> None:
     F.relu = lambda *a, **k: original(*a, **k)
 
 
+def _set_signal_handler(model: Any) -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+
+
+def _count_calls(model: Any) -> None:
+    model.module.counter = object()
+
+
 def _change_rc_params(model: Any) -> None:
     import matplotlib
 
@@ -982,18 +993,21 @@ leak(lambda model: sys.path.append("/nowhere"), "sys.path is extended.", "extend
 leak(_open_figure, "A figure of pyplot stays open.", "leaves_a_figure_open")
 leak(_change_rc_params, "matplotlib's font size is changed.", "changes_the_font_size")
 leak(lambda model: gc.disable(), "Garbage collection is off afterwards.", "disables_garbage_collection")
-leak(lambda model: atexit.register(print), "A function is registered with atexit.", "registers_an_exit_function")
+leak(
+    lambda model: atexit.register(print),
+    "A function is registered with atexit.",
+    "registers_an_exit_function",
+)
 leak(_write_home, "A file is written to the home directory.", "writes_to_the_home_directory")
 leak(_write_elsewhere, "A file is written beside the source and removed.", "writes_beside_its_source")
 leak(lambda model: subprocess.run(["true"], check=False), "A process is started.", "starts_a_process")
-leak(lambda model: signal.signal(signal.SIGUSR1, lambda *_: None) if threading.current_thread() is
-     threading.main_thread() else None, "A signal handler is installed.", "installs_a_signal_handler")  # fmt: skip
+leak(_set_signal_handler, "A signal handler is installed.", "installs_a_signal_handler")
 leak(lambda model: sys.setrecursionlimit(sys.getrecursionlimit() + 1),
      "The recursion limit is raised.", "raises_the_recursion_limit")  # fmt: skip
 leak(lambda model: setattr(model, "last_gradient", 1), "An attribute is added to the model.",
      "adds_an_attribute_to_the_model", "model_unchanged")  # fmt: skip
-leak(lambda model: setattr(next(model.module.modules()), "counter", object()),
-     "An attribute is added to the network.", "adds_an_attribute_to_the_network", "model_unchanged")  # fmt: skip
+leak(_count_calls, "An attribute is added to the network.", "adds_an_attribute_to_the_network",
+     "model_unchanged")  # fmt: skip
 
 
 def _oracle_that_changes_a_setting() -> None:

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 LARGEST = 64
 
 
-def candidate_values(
-    method: Method[..., Any], name: str, schema: Mapping[str, Any], case: Case
-) -> list[Any]:
+def candidate_values(method: Method[..., Any], name: str, schema: Mapping[str, Any], case: Case) -> list[Any]:
     """Valid values of a parameter that differ from the one in the case, and are cheap to run."""
     arguments = case.arguments(method)
     usual = arguments.get(name, schema.get("default"))
@@ -44,7 +42,8 @@ def _cheap(method: Method[..., Any], case: Case, params: Mapping[str, Any]) -> b
     cost = declared_cost(method, replace(case, params=dict(params)))
     if cost is None:
         return all(
-            not isinstance(v, int) or v <= max(LARGEST, method.spec.quick.get(n) or 0) for n, v in params.items()
+            not isinstance(v, int) or v <= max(LARGEST, method.spec.quick.get(n) or 0)
+            for n, v in params.items()
         )
     return sum(cost) <= 3 * MOST_PASSES
 
@@ -90,8 +89,11 @@ def _values(schema: Mapping[str, Any], usual: Any) -> list[Any]:
 
 def _lists(branch: Mapping[str, Any], usual: Any) -> list[Any]:
     least, most = branch.get("minItems", 0), branch.get("maxItems", 4)
-    items = _values(branch.get("items", {}), None)
-    lists = [[item] * max(1, least) for item in items[:6]] + ([items[: max(2, least)]] if len(items) > 1 else [])
+    if not (items := _values(branch.get("items", {}), None)):
+        return []  # free text: no valid value is sure to exist
+    lists = [[item] * max(1, least) for item in items[:6]] + (
+        [items[: max(2, least)]] if len(items) > 1 else []
+    )
     if isinstance(usual, (list, tuple)) and usual:
         lists += [list(usual)[:-1], list(usual)[::-1]]
     return [values for values in lists if least <= len(values) <= most] + ([[]] if least == 0 else [])

@@ -5,25 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
-import io
 import math
-import os
-import pickle
-import random
 import sys
-import tempfile
-import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -309,7 +299,6 @@ def _ranks(values: Tensor) -> Tensor:
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
     ends = counts.cumsum(0).double()
     return (ends - (counts - 1) / 2)[inverse]
-
 
 
 def tensors_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

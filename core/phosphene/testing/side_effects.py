@@ -89,7 +89,16 @@ def _open_files() -> set[tuple[int, str]]:
 _audited: tuple[str, list[str]] | None = None
 
 _PROCESSES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
-_WRITES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate")
+_WRITES = (
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.chmod",
+    "os.truncate",
+)
 
 
 def _on_audit_event(event: str, arguments: tuple[Any, ...]) -> None:
@@ -212,7 +221,11 @@ def _close_figures(figures: list[int]) -> None:
 
 def _global_hooks() -> dict[str, list[Any]]:
     module = nn.modules.module
-    return {n: list(hooks) for n, hooks in vars(module).items() if n.startswith("_global") and hasattr(hooks, "keys")}
+    return {
+        n: list(hooks)
+        for n, hooks in vars(module).items()
+        if n.startswith("_global") and hasattr(hooks, "keys")
+    }
 
 
 def _set_print_options(options: Mapping[str, Any]) -> None:

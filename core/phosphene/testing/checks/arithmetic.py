@@ -122,6 +122,7 @@ def _missed(maps: Tensor, size: tuple[int, int], corners: tuple[tuple[int, int],
     lambda method: (
         None if is_attribution(method) and method.spec.input("target") else "it explains no target by a map"
     ),
+    exemptible=True,
 )
 def explains_the_target(method: AnyMethod) -> None:
     if (failures := _localization_failures(method, {})) is None or not failures:
@@ -143,7 +144,8 @@ def _localization_failures(method: AnyMethod, params: Mapping[str, Any]) -> list
         model.input_size = (3, *size)
         if number == 0:  # one class for all images, in the other layouts one for each
             runs = [
-                result_of(method, replace(case, count=1, target=k), model, images=image[None]) for k in range(3)
+                result_of(method, replace(case, count=1, target=k), model, images=image[None])
+                for k in range(3)
             ]
             maps = None if None in runs else [run.maps[0] for run in runs]
         else:
@@ -186,6 +188,7 @@ def _dependence_cases() -> Iterator[Case]:
     "Other weights return another result.",
     "what is read from the model; a cache by name or id",
     lambda method: None if method.spec.input("model") else "it takes no model",
+    exemptible=True,
 )
 def weights_matter(method: AnyMethod) -> None:
     compared = 0
@@ -214,6 +217,7 @@ def weights_matter(method: AnyMethod) -> None:
                for i in method.spec.inputs if i.required)
         else "it takes no images"
     ),
+    exemptible=True,
 )  # fmt: skip
 def images_matter(method: AnyMethod) -> None:
     compared = 0
@@ -300,6 +304,7 @@ def _as_layer(schema: Mapping[str, Any], name: str) -> list[Any]:
     "The named layer is the one that is read.",
     "model.features(images, layer) and model.tap(layer) read a layer's output",
     lambda method: None if method.layers else "it has no parameter that names layers",
+    exemptible=True,
 )
 def reads_the_named_layer(method: AnyMethod) -> None:
     schemas = properties_of(method.spec.params_schema)
@@ -368,6 +373,7 @@ class _Trials:
     "method",
     "Every parameter changes the result.",
     "a parameter that is not used, or that another one overrides; remove it, or name it in exempt=",
+    exemptible=True,
 )
 def parameters_matter(method: AnyMethod) -> None:
     trials = _Trials(method)
@@ -386,9 +392,7 @@ def parameters_matter(method: AnyMethod) -> None:
     assert not ignored, f"no result depends on {', '.join(ignored)}"
 
 
-def _pairs(
-    method: AnyMethod, name: str, schemas: Mapping[str, Any]
-) -> Iterator[tuple[Case, Case]]:
+def _pairs(method: AnyMethod, name: str, schemas: Mapping[str, Any]) -> Iterator[tuple[Case, Case]]:
     """Pairs of cases that differ in one parameter, the most informative first."""
     bases = [Case(pictures="noise"), Case("functional"), Case("shapes-vgg", count=1)]
     if method.spec.input("model"):

@@ -46,6 +46,7 @@ def _accepted_case(method: AnyMethod) -> Case | None:
     "Training lowers its loss and changes the network's weights.",
     "the sign of the loss, optimizer.step() and zero_grad(), which parameters are optimized",
     _no_training,
+    exemptible=True,
 )
 def training_lowers_the_loss(method: AnyMethod) -> None:
     if (case := _accepted_case(method)) is None:

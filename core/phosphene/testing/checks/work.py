@@ -17,7 +17,6 @@ import torch
 from ...errors import PhospheneError
 from ...models.batch_size import max_batch
 from ...results import AdversarialExamples, Attribution, Synthesis
-from ...roles import ROLES
 from ..cases import Case, declared_cost
 from ..observation import (
     Observation,
@@ -64,9 +63,11 @@ def accepted_case(method: AnyMethod, case: Case) -> Case | None:
     "split copies, masks and units into batches: for some in tensor.split(batch_size(model))",
     lambda method: (
         "it takes no model" if not method.spec.input("model")
+        else "a training has a batch size of its own" if "training" in method.spec.needs
         else None if method.spec.batch_independent
         else "it declares that its images depend on each other (batch_independent=False)"
     ),
+    exemptible=True,
 )  # fmt: skip
 def within_the_batch_size(method: AnyMethod) -> None:
     for case in (Case(pictures="noise", count=3), Case("functional", count=5)):
@@ -125,6 +126,7 @@ def batches_are_joined(method: AnyMethod) -> None:
         "it declares no cost" if method.spec.cost is None
         else None if method.spec.input("model") else "it takes no model"
     ),
+    exemptible=True,
 )  # fmt: skip
 def cost_is_near_the_work(method: AnyMethod) -> None:
     assert method.spec.cost is not None
@@ -156,7 +158,9 @@ def cost_is_near_the_work(method: AnyMethod) -> None:
     for direction, pairs in ratios.items():
         if pairs and not any(_near(*pair) for pair in pairs) and not _stops_early(pairs):
             declared_passes, actual = min(pairs, key=lambda pair: pair[0] - pair[1])
-            raise AssertionError(f"{declared_passes} images {direction} are declared, {actual} went {direction}")
+            raise AssertionError(
+                f"{declared_passes} images {direction} are declared, {actual} went {direction}"
+            )
 
 
 def _sizes(method: AnyMethod, case: Case, count: int) -> dict[str, int]:
@@ -198,11 +202,14 @@ def finite_pixels(method: AnyMethod, run: Observation) -> None:
         and any(i.kind == "pixel_range" for i in method.spec.invariants)
         else "it promises no range of pixels (PixelRange)"
     ),
+    exemptible=True,
 )
 def pixels_in_range(method: AnyMethod, run: Observation) -> None:
     low, high = run.passes.lowest, run.passes.highest
     tolerance = 1e-3 if run.model.dtype in (torch.float32, torch.float64) else 2e-2
-    assert low >= -tolerance and high <= 1 + tolerance, f"the network was passed pixels in [{low:.3g}, {high:.3g}]"
+    assert low >= -tolerance and high <= 1 + tolerance, (
+        f"the network was passed pixels in [{low:.3g}, {high:.3g}]"
+    )
 
 
 # --- precision, size --------------------------------------------------------------------------------
@@ -212,7 +219,14 @@ def pixels_in_range(method: AnyMethod, run: Observation) -> None:
     "method",
     "In half precision the result is finite and near that in single precision.",
     "numbers that underflow, such as 1e-8; sums and norms of many values: compute them in float()",
-    lambda method: None if method.spec.input("model") else "it takes no model",
+    lambda method: (
+        "it takes no model"
+        if not method.spec.input("model")
+        else "it trains"
+        if "training" in method.spec.needs
+        else None
+    ),
+    exemptible=True,
 )
 def half_precision(method: AnyMethod) -> None:
     case = accepted_case(method, Case(pictures="noise"))
@@ -223,10 +237,9 @@ def half_precision(method: AnyMethod) -> None:
         try:
             half = run_on(method, replace(case, precision=precision))
         except Exception as error:
-            # PyTorch has no such operation on the CPU: it may have one on a GPU.
-            assert "not implemented for" in str(error), (
-                f"in {precision} it raised {type(error).__name__}: {error}"
-            )
+            if "not implemented for" not in str(error):
+                raise AssertionError(f"in {precision} it raised {type(error).__name__}: {error}") from error
+            # PyTorch has no such operation on the CPU; it may have one on a GPU.
             continue
         if half is None:
             continue
@@ -247,6 +260,7 @@ def half_precision(method: AnyMethod) -> None:
     "Images of 300 pixels are accepted.",
     "sizes that are assumed; memory that grows with the square of the pixels",
     lambda method: None if method.spec.input("images") else "it takes no images",
+    exemptible=True,
 )
 def large_images(method: AnyMethod) -> None:
     case = Case("gap", "noise", count=1, size=(300, 260))
