@@ -53,6 +53,10 @@ PROFILES = {
 }
 
 
+#: Checks that start a process or train for long: not in the profile "quick", unless they are named.
+SLOW_CHECKS = frozenset({"same_in_another_process"})
+
+
 class Outcome(BaseModel):
     """The outcome of one check: how many cases it ran, how many the method refused, and the failure."""
 
@@ -129,7 +133,7 @@ def check_method(
             raise UnknownName("check", name, checks, tested.spec.name)
     outcomes = []
     for check in checks.values():
-        if not only or check.name in only:
+        if check.name in only or (not only and _is_run(check, profile)):
             outcomes.append(examination.outcome(check))
             on_outcome(outcomes[-1])
     return Report(
@@ -368,4 +372,9 @@ class BoundCheck:
 def bound_checks(method: str | AnyMethod, profile: str = "ci") -> list[BoundCheck]:
     """All checks of a method, which share their observations."""
     examination = Examination(method, profile)
-    return [BoundCheck(examination, check) for check in checks_of(examination.method)]
+    checks = (check for check in checks_of(examination.method) if _is_run(check, profile))
+    return [BoundCheck(examination, check) for check in checks]
+
+
+def _is_run(check: Check, profile: str) -> bool:
+    return profile != "quick" or check.name not in SLOW_CHECKS
