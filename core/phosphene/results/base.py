@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,10 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..files import atomic_folder, list_files
+from ..files.system import error_text
 from ..images.color import to_display
 from ..images.io import write_gif, write_mp4, write_png
 from ..optimize.image_optimizer import pad_rows
@@ -30,7 +34,7 @@ from ..optimize.image_optimizer import pad_rows
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 from .provenance import Provenance
-from .saving import FORMAT, atomic_folder, encode
+from .saving import FORMAT, encode
 
 #: Loads a method by its name: the training method that rebuilds a saved network.
 FindMethod = Callable[[str], Any]
@@ -176,29 +180,45 @@ class Result:
 
         A result with frames also has a ``film.gif`` and, with the extra ``video``, a ``film.mp4``.
 
-        The folder appears complete or not at all; one that holds an earlier result is replaced.
+        The folder appears complete or not at all. One that holds an earlier result is replaced: the files of
+        that result are deleted, all other files in the folder stay.
+
+        Raises:
+            InputError: a folder that contains other files and no result, one that cannot be written to (see
+                ``check_output_folder``), or a full disk.
         """
-        with reuse_panels(), atomic_folder(Path(folder).resolve()) as new:
-            tensors: dict[str, Tensor] = {}
-            document = {
-                "format": FORMAT,
-                "type": type(self).__name__,
-                "fields": {n: encode(v, n, tensors) for n, v in self.fields()},
-                "inputs": {n: encode(v, f"inputs.{n}", tensors) for n, v in self.inputs.items()},
-                "provenance": self.provenance.model_dump(mode="json") if self.provenance else None,
-            }
-            save_file(tensors, new / "arrays.safetensors")
-            (new / "result.json").write_text(json.dumps(document, indent=2))
-            (new / "picture.png").write_bytes(self.png())
-            outputs = [panel.image for group in self.panels() for panel in group if panel.is_output]
-            for number, image in enumerate(outputs):
-                (new / "pictures").mkdir(exist_ok=True)
-                write_png(image, new / "pictures" / f"{number:03d}.png")
-            if frames := self.animation_frames():
-                write_gif(frames, new / "film.gif")
-                if find_spec("imageio_ffmpeg"):
-                    write_mp4(frames, new / "film.mp4")
+        try:
+            with reuse_panels(), atomic_folder(folder) as new:
+                self._write(new)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"the result cannot be saved in {folder}: {error_text(error)}") from error
         return Path(folder)
+
+    def _write(self, folder: Path) -> None:
+        """Write all files of the result into an empty folder."""
+        tensors: dict[str, Tensor] = {}
+        document = {
+            "format": FORMAT,
+            "type": type(self).__name__,
+            "fields": {n: encode(v, n, tensors) for n, v in self.fields()},
+            "inputs": {n: encode(v, f"inputs.{n}", tensors) for n, v in self.inputs.items()},
+            "provenance": self.provenance.model_dump(mode="json") if self.provenance else None,
+        }
+        save_file(tensors, folder / "arrays.safetensors")
+        (folder / "picture.png").write_bytes(self.png())
+        # safetensors creates files that only their owner can read; the umask decides about all others.
+        shutil.copymode(folder / "picture.png", folder / "arrays.safetensors")
+        outputs = [panel.image for group in self.panels() for panel in group if panel.is_output]
+        for number, image in enumerate(outputs):
+            (folder / "pictures").mkdir(exist_ok=True)
+            write_png(image, folder / "pictures" / f"{number:03d}.png")
+        if frames := self.animation_frames():
+            write_gif(frames, folder / "film.gif")
+            if find_spec("imageio_ffmpeg"):
+                write_mp4(frames, folder / "film.mp4")
+        # The files that a later result in this folder replaces; others in it stay.
+        document["files"] = sorted(["result.json", *list_files(folder)])
+        (folder / "result.json").write_text(json.dumps(document, indent=2))
 
 
 #: The panels that were computed inside ``reuse_panels``, by result and function, each with its result.

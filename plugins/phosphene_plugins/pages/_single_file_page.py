@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from phosphene import InputError, Result
+from phosphene.files import write_file
 from phosphene.images import data_uri
 from phosphene.results import Panel
 
@@ -33,7 +33,7 @@ def panel_rows(result: Result) -> list[list[Panel]]:
 def write_page(page: Path, package: str, template: str, **values: Any) -> None:
     """Render a template of ``package``, which may extend ``base.html.j2``, and write it atomically."""
     html = _environment(package).get_template(template).render(values)
-    write_text(page, html)
+    write_file(page, html)
 
 
 def picture(rows: list[list[Panel]], about: str) -> str:
@@ -50,8 +50,7 @@ def _environment(*packages: str) -> jinja2.Environment:
     return environment
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it, so that no partial file is left behind."""
-    partial = file.with_name(f".{file.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
+def is_page(text: str) -> bool:
+    """Whether a text is a page of this template, of any version: the first ones had no generator tag."""
+    signs = ('<meta name="generator" content="Phosphene ', "--paper: #fbfaf7; --card: #ffffff;")
+    return any(sign in text[:2000] for sign in signs)
