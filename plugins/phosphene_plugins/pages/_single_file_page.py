@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,27 @@ def picture(rows: list[list[Panel]], about: str) -> str:
 def _environment(*packages: str) -> jinja2.Environment:
     """A template environment of these packages and this one."""
     loader = jinja2.ChoiceLoader([jinja2.PackageLoader(p) for p in (*packages, __package__)])
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"data_uri": data_uri, "version": version("phosphene")}
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_without_controls
+    )
+    environment.globals |= {"data_uri": data_uri, "version": version("phosphene"), "is_web_link": is_web_link}
     return environment
+
+
+def is_web_link(url: str) -> bool:
+    """Whether a URL is a web address: a ``javascript:`` URL would run in the page."""
+    return re.match(r"https?://[^\s\x00-\x1f]", url, re.IGNORECASE) is not None
+
+
+def _without_controls(value: Any) -> Any:
+    """A text without characters that reorder or hide the text around them, such as U+202E or NUL."""
+    if not isinstance(value, str) or hasattr(value, "__html__") or value.isprintable():
+        return value
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in value)
 
 
 def write_text(file: Path, text: str) -> None:
     """Write a text file under a temporary name and rename it, so that no partial file is left behind."""
     partial = file.with_name(f".{file.name}.part")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(text, encoding="utf-8", errors="replace")  # a file name may be invalid Unicode
     os.replace(partial, file)
