@@ -35,6 +35,9 @@ _MAX_THUMBNAILS = 400
 #: Characters of a line of text in a figure, and its lines; the rest of a long name is cut off.
 _MAX_CHARACTERS, _MAX_LINES = 72, 16
 
+#: Characters of a tick's label.
+_MAX_LABEL = 36
+
 
 def new_figure(height: float = 4.6) -> Figure:
     """A figure 9 inches wide at 150 dpi, with constrained layout."""
@@ -49,10 +52,10 @@ def printable(text: str) -> str:
 
 
 def plain_label(text: str, most: int = 24) -> str:
-    """A name as the label of a tick: one line of at most ``most`` characters that the font has."""
+    """A name as a label: lines of at most ``most`` characters that the font has."""
     from matplotlib.font_manager import FontProperties
 
-    return _plain_line(text, FontProperties(), most)
+    return "\n".join(_plain_line(line, FontProperties(), most) for line in text.split("\n")[:_MAX_LINES])
 
 
 def show_text_literally(figure: Figure) -> None:
@@ -62,12 +65,22 @@ def show_text_literally(figure: Figure) -> None:
     are cut off. Numbers on a logarithmic axis are formulas of matplotlib's own and are left alone.
     """
     from matplotlib.axis import Axis
+    from matplotlib.category import StrCategoryFormatter
     from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter, FuncFormatter
 
     axes: Any = figure.findobj(Axis)
-    formulas = {
-        id(text) for axis in axes if axis.get_scale() == "log" for text in axis.get_ticklabels("both")
-    }
+    for axis in axes:
+        if isinstance(axis.get_major_formatter(), (FuncFormatter, FixedFormatter, StrCategoryFormatter)):
+            labels = [label.get_text() for label in axis.get_ticklabels()]
+            names = [plain_label(label, _MAX_LABEL) for label in labels]
+            if names != labels:
+                limits = axis.get_view_interval()
+                axis.set_ticks(axis.get_ticklocs(), names)  # may widen the limits
+                axis.set_view_interval(*limits, ignore=True)
+    logarithmic = [axis for axis in axes if axis.get_scale() == "log"]
+    ticks = [tick for axis in logarithmic for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())]
+    formulas = {id(text) for tick in ticks for text in (tick.label1, tick.label2)}
     texts: Any = figure.findobj(Text)
     for text in texts:
         if id(text) in formulas:

@@ -93,7 +93,10 @@ def load_saved_model(source: Mapping[str, Any]) -> Model:
     Weights are read from safetensors only, which hold nothing but tensors. Raises InputError for any other
     file of weights, for an option that is not accepted and for an invalid source.
     """
-    read = read_document(SavedSource, dict(source), lambda path: "the saved source of the model")
+    try:
+        read = read_document(SavedSource, dict(source), lambda path: "the saved source of the model")
+    except InputError as error:
+        raise InputError(str(error).splitlines()[0]) from None  # of several faults the first one
     check_saved_options(read.uri, read.model_extra or {})
     if read.weights is not None and _may_hold_code(Path(read.weights)):
         raise InputError(

@@ -89,7 +89,7 @@ def _check_shapes(cls: Any, fields: Mapping[str, Any]) -> None:
     for name, text in shapes.items():
         if (value := fields.get(name)) is None:
             continue
-        shape, axes = tuple(value.shape) if isinstance(value, Tensor) else (len(value),), text.split()
+        shape, axes = _shape(value), text.split()
         if len(shape) != len(axes):
             raise InputError(f"the field {name!r} has shape {shape}, not ({', '.join(axes)})")
         for size, axis in zip(shape, axes, strict=True):
@@ -98,12 +98,16 @@ def _check_shapes(cls: Any, fields: Mapping[str, Any]) -> None:
                 reason = f", from the field {owner!r}" if owner else ""
                 raise InputError(f"the field {name!r} has shape {shape}: {axis} is {expected}{reason}")
     rows: tuple[int, str] | None = None
-    for name, axis in [(n, 0) for n in cls.per_image] + [(n, 1) for n in cls.per_step]:
-        if (value := fields.get(name)) is None:
+    for name, dimension in [(n, 0) for n in cls.per_image] + [(n, 1) for n in cls.per_step]:
+        if (value := fields.get(name)) is None or name in shapes:
             continue
-        shape = tuple(value.shape) if isinstance(value, Tensor) else (len(value),)
-        if len(shape) <= axis:
+        shape = _shape(value)
+        if len(shape) <= dimension:
             raise InputError(f"the field {name!r} has shape {shape}, without an axis for the images")
-        rows = rows or (shape[axis], name)
-        if shape[axis] != rows[0]:
-            raise InputError(f"the field {name!r} has {shape[axis]} rows, but {rows[1]!r} has {rows[0]}")
+        rows = rows or (shape[dimension], name)
+        if shape[dimension] != rows[0]:
+            raise InputError(f"the field {name!r} has {shape[dimension]} rows, but {rows[1]!r} has {rows[0]}")
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape) if isinstance(value, Tensor) else (len(value),)

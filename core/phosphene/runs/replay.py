@@ -68,7 +68,7 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
         if isinstance(value, str) and value.endswith(AS_OBJECT):
             raise InputError(f"the input {key!r} was {value}, so it is not saved and cannot be restored")
     declared_model = spec.input("model")
-    models = {declared_model.name: model} if declared_model and model is not None else {}
+    models: dict[str, Any] = {declared_model.name: model} if declared_model and model is not None else {}
     how: dict[str, Any] = {
         "batch_size": provenance.batch_size,
         "device": None if provenance.model else provenance.device,
