@@ -53,7 +53,7 @@ def work_folder(target: Path) -> Iterator[Path]:
 def write_file(file: Path, text: str) -> None:
     """Write a text file (UTF-8) atomically: an earlier file is replaced by a complete one, or remains."""
     with work_folder(file) as work:
-        (work / WRITING).write_text(text, encoding="utf-8")
+        (work / WRITING).write_text(text, encoding="utf-8", errors="replace")  # a name may be invalid Unicode
         system.sync(work / WRITING)
         os.replace(work / WRITING, file)
     system.sync(file.parent)

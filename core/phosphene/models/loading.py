@@ -30,6 +30,9 @@ class Loader(Protocol):
 
     ``weights`` is a name of the scheme's own. Tensors from a weights file are loaded into the network
     afterwards; a loader with ``fills = True`` gets them as ``weights``, a mapping, and loads them itself.
+
+    A method ``saved_options(name)`` returns the names of the options that may come from a file: a saved
+    result, a plan or a request, which may be a stranger's. No path belongs among them. Default: none.
     """
 
     def load(
@@ -203,10 +206,15 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", k): v for k, v in state.items()}
 
 
-def fill_weights(module: nn.Module, state: Mapping[str, Tensor], what: object, name: str) -> None:
-    """Load a state dict into a network; ``what`` and ``name`` describe the two in the ModelError."""
+def fill_weights(
+    module: nn.Module, state: Mapping[str, Tensor], what: object, name: str, *, assign: bool = False
+) -> None:
+    """Load a state dict into a network; ``what`` and ``name`` describe the two in the ModelError.
+
+    ``assign`` replaces the network's tensors, so that it has the precision of the state dict.
+    """
     try:
-        module.load_state_dict(dict(state))
+        module.load_state_dict(dict(state), assign=assign)
     except RuntimeError as error:
         reason = textwrap.shorten(str(error), 300, placeholder=" ...")  # torch's message lists every tensor
         raise ModelError(f"the weights {what} do not fit {name}: {reason}") from error

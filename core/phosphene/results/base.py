@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
+import html
 import io
 import itertools
 import json
@@ -24,9 +25,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, PhospheneError
 from ..files import atomic_folder, list_files
 from ..files.system import error_text
+from ..images.charts import plain_label, printable, show_text_literally
 from ..images.color import to_display
 from ..images.io import write_gif, write_mp4, write_png
 from ..optimize.image_optimizer import pad_rows
@@ -51,6 +53,7 @@ class Panel:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image", to_display(self.image))
+        object.__setattr__(self, "title", printable(self.title))
 
     @classmethod
     def difference(cls, image: Tensor, changed: Tensor) -> Panel:
@@ -59,6 +62,33 @@ class Panel:
         largest = float(delta.abs().max())
         factor = 0.5 / max(largest, 1e-9)  # 0.5 / a denormal number overflows
         return cls(0.5 + delta * factor, f"difference ×{factor:.0f}" if largest else "unchanged")
+
+
+def _with_literal_text(draw: Callable[[Any], Figure]) -> Callable[[Any], Figure]:
+    """A result type's ``figure`` with literal text, and with errors that name a damaged folder."""
+
+    @functools.wraps(draw)
+    def figure(self: Any) -> Figure:
+        with _explain_saved_fields(self):
+            drawn = draw(self)
+        show_text_literally(drawn)
+        return drawn
+
+    return figure
+
+
+@contextmanager
+def _explain_saved_fields(result: Result) -> Iterator[None]:
+    """The errors of drawing a result that was loaded: its fields have the right types, but do not match."""
+    try:
+        yield
+    except PhospheneError:
+        raise
+    except Exception as error:  # a figure may raise anything for fields that its method never computes
+        if result.uri is None:
+            raise
+        reason = textwrap.shorten(f"{type(error).__name__} {error}", 200, placeholder=" ...")
+        raise InputError(f"the fields saved in {result.uri} cannot be drawn together: {reason}") from error
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -74,6 +104,8 @@ class Result:
     per_image: ClassVar[tuple[str, ...]] = ()
     #: The fields (steps, N, ...) whose column i belongs to image i, joined along the second axis.
     per_step: ClassVar[tuple[str, ...]] = ()
+    #: Shapes of fields, such as {"images": "N C H W", "targets": "N"}: the same letter is the same size.
+    shapes: ClassVar[Mapping[str, str]] = {}
     #: How many groups of panels a row of the figure has.
     groups_per_row: ClassVar[int] = 1
 
@@ -87,6 +119,8 @@ class Result:
         Result.types[cls.__name__] = cls
         if "panels" in vars(cls):
             setattr(cls, "panels", _computed_once(vars(cls)["panels"]))  # noqa: B010
+        if "figure" in vars(cls):
+            setattr(cls, "figure", _with_literal_text(vars(cls)["figure"]))  # noqa: B010
         if "__repr__" not in vars(cls):  # the dataclass decorator would write one that prints whole tensors
             setattr(cls, "__repr__", cls.__repr__)  # noqa: B010
 
@@ -142,6 +176,7 @@ class Result:
                 merged[name] = torch.cat(pad_rows(values), 1)
         return dataclasses.replace(results[0], **merged)
 
+    @_with_literal_text
     def figure(self) -> Figure:
         """All panels as a matplotlib figure. Raises InputError if there are none."""
         from matplotlib.figure import Figure
@@ -161,19 +196,21 @@ class Result:
                 if panel is not None:
                     pixels = panel.image.permute(1, 2, 0).float().cpu().numpy()
                     axis.imshow(pixels, interpolation="nearest" if max(pixels.shape) < 128 else "antialiased")
-                    axis.set_title(panel.title, fontsize=8)
+                    axis.set_title(plain_label(panel.title, max(40, int(24 * side))), fontsize=8)
+        show_text_literally(figure)  # before the layout, which measures the titles
         figure.tight_layout(pad=0.4)
         return figure
 
     def png(self) -> bytes:
         """The figure as the bytes of a PNG file."""
         stream = io.BytesIO()
-        self.figure().savefig(stream, format="png")
+        with _explain_saved_fields(self):
+            self.figure().savefig(stream, format="png")
         return stream.getvalue()
 
     def _repr_html_(self) -> str:
         picture = base64.b64encode(self.png()).decode()
-        return f'<img alt="{type(self).__name__}" src="data:image/png;base64,{picture}">'
+        return f'<img alt="{html.escape(type(self).__name__)}" src="data:image/png;base64,{picture}">'
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``picture.png`` (the figure), ``pictures/``, and safetensors + JSON for ``load_result``.

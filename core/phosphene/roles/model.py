@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 from ..errors import InputError
 from ..models import Model as _Model
-from ..models import load_model
+from ..models import SavedSource, check_saved_options, load_model
 from ..spec.spec import Role
 from .base import InputContext, InputRole, SampleRequest, check_type
 
@@ -31,6 +31,7 @@ class ModelRole(InputRole):
         uri = settings.pop("uri", None)
         if not isinstance(uri, str):
             raise InputError('a model with settings is {"uri": "scheme:name", "weights": ..., ...}')
+        check_saved_options(uri, {n: v for n, v in settings.items() if n not in SavedSource.model_fields})
         try:
             return load_model(uri, **settings)
         except TypeError as error:

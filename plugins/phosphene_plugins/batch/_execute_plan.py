@@ -28,6 +28,7 @@ from phosphene import (
     run,
 )
 from phosphene.files import check_output_file, check_output_folder
+from phosphene.models import check_saved_options
 from phosphene.parameter_text import read_option
 
 from ..pages._single_file_page import is_page
@@ -153,6 +154,7 @@ def open_batch(plan: Plan, out: Path) -> Batch:
     models = {}
     for number, entry in enumerate(plan.models):
         with faults.at("models", number):
+            check_saved_options(entry.uri, entry.options)
             models[entry.label] = load_model(entry.uri, **entry.settings())
     batch = Batch(plan, out, models, {entry.label: entry for entry in plan.images})
     for model in (None, *models):

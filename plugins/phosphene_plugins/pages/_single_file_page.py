@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,10 @@ def picture(rows: list[list[Panel]], about: str) -> str:
 def _environment(*packages: str) -> jinja2.Environment:
     """A template environment of these packages and this one."""
     loader = jinja2.ChoiceLoader([jinja2.PackageLoader(p) for p in (*packages, __package__)])
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"data_uri": data_uri, "version": version("phosphene")}
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_without_controls
+    )
+    environment.globals |= {"data_uri": data_uri, "version": version("phosphene"), "is_web_link": is_web_link}
     return environment
 
 
@@ -54,3 +57,15 @@ def is_page(text: str) -> bool:
     """Whether a text is a page of this template, of any version: the first ones had no generator tag."""
     signs = ('<meta name="generator" content="Phosphene ', "--paper: #fbfaf7; --card: #ffffff;")
     return any(sign in text[:2000] for sign in signs)
+
+
+def is_web_link(url: str) -> bool:
+    """Whether a URL is a web address: a ``javascript:`` URL would run in the page."""
+    return re.match(r"https?://[^\s\x00-\x1f]", url, re.IGNORECASE) is not None
+
+
+def _without_controls(value: Any) -> Any:
+    """A text without characters that reorder or hide the text around them, such as U+202E or NUL."""
+    if not isinstance(value, str) or hasattr(value, "__html__") or value.isprintable():
+        return value
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in value)
