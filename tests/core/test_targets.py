@@ -50,7 +50,7 @@ def images() -> torch.Tensor:
         ("Tabby cat", Class(0)), ("class:2", Class(2)),
         ([0, "crane", 1], Class((0, 2, 1))), (torch.tensor([2, 1]), Class((2, 1))),
         ("relu", Layer("relu")), ("relu[2]", Channel("relu", 2)), ("relu[2,3,5]", Neuron("relu", 2, 3, 5)),
-        (" stem[1, 2 ,3] ", Neuron("stem", 1, 2, 3)), ("relu[-1]", Channel("relu", -1)),
+        (" stem[1, 2 ,3] ", Neuron("stem", 1, 2, 3)),
         (Layer("relu"), Layer("relu")), (Class(1), Class(1)),
     ],
 )  # fmt: skip
@@ -90,6 +90,9 @@ def test_invalid_targets_are_refused(model, text, error, message):
 @pytest.mark.parametrize(
     ("target", "error", "message"),
     [
+        ("relu[-1]", InputError, "layer 'relu' has no channel -1: channels are counted from 0"),
+        ("relu[0,0,-2]", InputError, "layer 'relu' has no column -2"),
+        (Custom(lambda logits: logits[:, 0] * torch.nan), InputError, "the target <lambda> returned NaN"),
         (Channel("relu", 4), InputError, "layer 'relu' has 4 channels, so channel 4 does not exist"),
         (Neuron("relu", 0, 6, 0), InputError, "has 6 rows, so row 6 does not exist"),
         (Neuron("relu", 0, 0, 6), InputError, "has 6 columns, so column 6 does not exist"),
