@@ -10,6 +10,13 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from .errors import ModelError
+
+
+class NotFiniteError(ModelError):
+    """Logits or features with NaN or infinity."""
+
+
 #: Checks whose outcome is not read yet, by what they check: the flag on its device, and the error to raise.
 _Deferred = dict[tuple[str, torch.device], tuple[Tensor, Callable[[], Exception]]]
 _deferred: ContextVar[_Deferred | None] = ContextVar("phosphene_deferred_checks", default=None)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import DivergenceError, InputError, ModelError, PhospheneError, UnknownName
-from ..finite_values import all_finite, check_finite
+from ..finite_values import NotFiniteError, all_finite, check_finite
 from ..hooks.guard import guard
 from ..hooks.tap import StopForward, Tap
 from ..images.io import read_image, to_pil
@@ -168,9 +168,9 @@ class Model:
         """Refuse logits that do not have one row for each image, or a changed number of classes."""
         if logits.ndim == 0 or len(logits) != len(images):
             raise ModelError(
-                f"{self.name} returned an output of shape {tuple(logits.shape)} for {len(images)} images "
-                f"of {tuple(images.shape[1:])}, which must have one row for each image (a view or reshape in the "
-                "network may mix images and positions)"
+                f"{self.name} returned an output of shape {tuple(logits.shape)} for {len(images)} images of "
+                f"{tuple(images.shape[1:])}, not one row for each image (a view or a reshape in the network "
+                "may mix images and positions)"
             )
         if logits.ndim != 2:
             return  # no classes; targets that need one say so
@@ -202,16 +202,18 @@ class Model:
             )
         message = f"the {what} of {self.name} are not finite"
         if (weight := non_finite_weight(self.module)) is not None:
-            return ModelError(f"{message}: its weight {weight!r} contains NaN or infinity")
+            return NotFiniteError(f"{message}: its weight {weight!r} contains NaN or infinity")
         if what == "logits" and values.isneginf().any() and values.amax() < torch.inf:
-            return ModelError(
+            return NotFiniteError(
                 f"{message}: some are -inf; where the network masks classes, pass finite numbers for them: "
                 "load_model(..., output=lambda logits: logits.clamp(min=-100))"
             )
         hint = ""
         if self.dtype in (torch.float16, torch.bfloat16):
             hint = f"; values may overflow in {self.dtype}: load_model(..., dtype=torch.float32)"
-        return ModelError(f"{message}: its weights are, so NaN or infinity arises in the forward pass{hint}")
+        return NotFiniteError(
+            f"{message}: its weights are, so NaN or infinity arises in the forward pass{hint}"
+        )
 
     def _logits(self, output: Any) -> Tensor:
         """The logits in what the network returned."""

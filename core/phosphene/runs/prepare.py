@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..models import Model
 from ..models.arguments import move
 from ..models.batch_size import max_batch
@@ -36,6 +37,8 @@ def prepare(
     knows its cost (``passes()``) and recognizes its saved result (``produced(saved)``). Raises InputError,
     ModelError or UnknownName for what cannot run.
     """
+    if not isinstance(name, (str, Method)):
+        raise InputError(f"a method is a name such as 'pgd' or a Method, not a {type(name).__name__}")
     method = methods[name] if isinstance(name, str) else name
     find_executor(executor)
     check_reporter(progress)
