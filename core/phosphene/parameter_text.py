@@ -68,6 +68,10 @@ def read_option(text: str, field: FieldInfo) -> Any:
     readings: list[Any] = [None] if text.lower() == "none" else []
     with suppress(ValueError):
         readings.append(json.loads(text))
+    # pydantic takes True for 1, and "true" is no number.
+    kinds = (field.annotation, *get_args(field.annotation))
+    if readings and isinstance(readings[-1], bool) and bool not in kinds:
+        readings.pop()
     items = [item.strip() for item in text.split(",")] if text else []
     if len(items) != 1:
         readings += [items, list(map(_fraction, items))]

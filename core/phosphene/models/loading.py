@@ -18,6 +18,7 @@ from ..builtin.networks import MEAN, NETWORKS, STD, load_network
 from ..builtin.scenes import CLASSES
 from ..errors import InputError, ModelError, PhospheneError, UnknownName
 from ..registry.extensions import extensions
+from .arguments import check_callable, check_device, check_dtype, move
 from .logits import Function
 from .model import Model
 
@@ -102,6 +103,15 @@ def load_model(
     Raises InputError for invalid weights or options, ModelError for weights that do not fit or cannot be
     downloaded, UnknownName for a name that does not exist.
     """
+    check_device(device)
+    check_dtype(dtype)
+    if output is not None:
+        check_callable(output, "output")
+    if not isinstance(pretrained, bool):
+        raise InputError(f"pretrained must be True or False, not {pretrained!r}")
+    if weights is not None and not isinstance(weights, (str, Path, Mapping)):
+        kind = type(weights).__name__
+        raise InputError(f"weights must be a file, a state dict or a name of the scheme's, not a {kind}")
     arguments = {"mean": mean, "std": std, "input_size": input_size, "classes": classes, "output": output}
     settings: dict[str, Any] = {name: value for name, value in arguments.items() if value is not None}
     state, weights_name = None, None
@@ -140,7 +150,7 @@ def load_model(
     if state is not None:
         description = weights if isinstance(weights, str) else "passed as a state dict"
         fill_weights(wrapped.module, state, description, wrapped.name)
-    wrapped.module.to(device=device, dtype=dtype)
+    move(lambda: wrapped.module.to(device=device, dtype=dtype), wrapped.name, device)
     return wrapped
 
 

@@ -21,8 +21,10 @@ from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
 
 from ..checkpoints import claim_checkpoint
-from ..errors import InputError, PluginError, UnknownName
+from ..errors import DivergenceError, InputError, ModelError, PluginError, UnknownName
+from ..finite_values import contains_non_finite, defer_checks
 from ..graceful_stop import stopped_early_at
+from ..models.arguments import non_finite_weight
 from ..models.batch_size import batch_size
 from ..models.optimized_copy import allow_optimized
 from ..parameter_text import fault_text, value_text
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..models import Model
-from .signature import read_signature
+from .signature import admits, holds_bool, read_signature
 
 #: All threads share torch's generator, so seeded calls run one after another.
 _seeding = threading.RLock()
@@ -166,6 +168,11 @@ class Method(Generic[P, R]):
                 # The inputs, too: images= is the near miss of image=.
                 allowed = [*fields, *(i.name for i in self.spec.inputs)]
                 raise UnknownName("parameter", name, allowed, self.spec.short_name)
+            # pydantic takes True for 1, which hides a parameter that was mistaken for a switch.
+            kind = fields[name].annotation
+            if holds_bool(params[name]) and admits(kind, int, float) and not admits(kind, bool):
+                value = f"{name}={params[name]!r:.80}"
+                raise InputError(f"{self.spec.short_name}: {value} should be a number, not true or false")
         try:
             return dict(self.spec.params.model_validate(dict(params)))
         except ValidationError as error:
@@ -271,8 +278,10 @@ class Method(Generic[P, R]):
             with (
                 self._execution_context(model, params),
                 allow_optimized(model, sum(self.passes(inputs, params) or ())) as optimized,
+                defer_checks(),
             ):
                 result, size = self._run(model, inputs, params)
+                self._check_result(result, model)
                 if model is not None and digest is None:
                     digest = model.digest
         recorded = self.record_inputs(inputs)
@@ -302,6 +311,21 @@ class Method(Generic[P, R]):
             interrupted=stopped_early_at(),
         )
         return dataclasses.replace(result, inputs=recorded, provenance=provenance)
+
+    def _check_result(self, result: Result, model: Model | None) -> None:
+        """Raise an error that names the first field with NaN or infinity, and its cause where it is known."""
+        for name, value in result.fields():
+            if contains_non_finite(value):
+                message = f"{self.spec.short_name}: {name} of the result is not finite"
+                if model is None:
+                    raise DivergenceError(message)
+                if (weight := non_finite_weight(model.module)) is not None:
+                    message += f": the weight {weight!r} of {model.name} contains NaN or infinity"
+                    raise ModelError(message)
+                half = "; in half precision values overflow early" if model.dtype.itemsize == 2 else ""
+                raise ModelError(
+                    f"{message}; gradients or features of {model.name} may have overflowed{half}"
+                )
 
     def passes(self, inputs: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[int, int] | None:
         """How many images will pass forward and backward by the declared cost; None if none is declared."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeAlias
 from ..errors import InputError
 from ..models import Model as _Model
 from ..models import SavedSource, check_saved_options, load_model
+from ..models.arguments import check_network
 from ..spec.spec import Role
 from .base import InputContext, InputRole, SampleRequest, check_type
 
@@ -39,6 +40,7 @@ class ModelRole(InputRole):
 
     def check(self, value: Any, context: InputContext) -> _Model:
         model: _Model = check_type(value, _Model, "as load_model(module, mean=..., std=...) returns it")
+        check_network(model.module, model.name)  # it may have been moved or quantized since it was loaded
         return model
 
     def sample(self, request: SampleRequest) -> _Model:

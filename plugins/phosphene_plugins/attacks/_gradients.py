@@ -39,7 +39,7 @@ def loss_gradient(
         x = points.detach().requires_grad_()
         logits = differentiable_logits(model, augment(x, generator))
         values = loss(logits, labels)
-        (gradient,) = torch.autograd.grad(values.sum(), x)
+        gradient = _gradient_at(x, values, model)
         # NaN gradients become 0: one NaN pixel would otherwise turn the image's normalized step into NaN.
         sample = [values.detach(), gradient.nan_to_num(0.0), logits.detach()]
         total = [a + b for a, b in zip(total, sample, strict=True)] if total else sample
@@ -86,15 +86,26 @@ def raw_gradient(model: Model, images: Tensor, labels: Tensor, loss: Loss) -> tu
     """The gradient at the images (N, C, H, W), NaN and infinity included, and the logits (N, K)."""
     x = images.detach().requires_grad_()
     logits = differentiable_logits(model, x)
-    (gradient,) = torch.autograd.grad(loss(logits, labels).sum(), x)
-    return gradient, logits.detach()
+    return _gradient_at(x, loss(logits, labels), model), logits.detach()
 
 
 def differentiable_logits(model: Model, points: Tensor) -> Tensor:
     """The logits (N, K) on the graph; ModelError where no gradient flows from them to the images."""
     logits = model(points)
     if not logits.requires_grad:
-        raise ModelError(
-            f"no gradient flows through {model.name} to the image; square and hop_skip_jump need none"
-        )
+        raise _no_gradient(model)
     return logits
+
+
+def _gradient_at(points: Tensor, values: Tensor, model: Model) -> Tensor:
+    """The gradient of the values' sum with respect to the points; ModelError where they are not connected."""
+    (gradient,) = torch.autograd.grad(values.sum(), points, allow_unused=True)
+    if gradient is None:  # only parameters require a gradient, as behind a quantized layer
+        raise _no_gradient(model)
+    return gradient
+
+
+def _no_gradient(model: Model) -> ModelError:
+    return ModelError(
+        f"no gradient flows through {model.name} to the image; square and hop_skip_jump need none"
+    )
