@@ -26,6 +26,8 @@ from .models import load_model as load_model
 from .models.batch_size import batch_size as batch_size
 from .models.batch_size import max_batch as max_batch
 from .models.receptive_fields import receptive_fields as receptive_fields
+from .precision import float64_device as float64_device
+from .precision import to_float64 as to_float64
 from .progress import ProgressEvent as ProgressEvent
 from .progress import progress_bar as progress_bar
 from .progress import report_progress as report_progress
@@ -36,6 +38,7 @@ from .registry.method import method as method
 from .registry.plugins import BrokenPlugin as BrokenPlugin
 from .registry.plugins import Plugin as Plugin
 from .registry.spec_json import spec_from_json as spec_from_json
+from .restoration import fork_random_state as fork_random_state
 from .results import Result as Result
 from .roles.images import read_images as read_images
 from .runs.prepare import prepare as prepare

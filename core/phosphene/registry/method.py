@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, get_args
@@ -21,11 +21,14 @@ from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
 
 from ..checkpoints import claim_checkpoint
+from ..default_device import cpu_by_default
 from ..errors import InputError, PluginError, UnknownName
 from ..graceful_stop import stopped_early_at
+from ..hooks.guard import guard
 from ..models.batch_size import batch_size
 from ..models.optimized_copy import allow_optimized
 from ..parameter_text import fault_text, value_text
+from ..restoration import call_and_restore, deterministic_algorithms, fork_random_state, seed_generators
 from ..results import Provenance, Result
 from ..roles import ROLES, InputContext, model_for_inputs
 from ..spec.cost import Cost
@@ -241,7 +244,8 @@ class Method(Generic[P, R]):
         if twice := inputs.keys() & kwargs.keys():
             raise InputError(f"{self.spec.short_name} got {' and '.join(sorted(twice))} twice")
         inputs |= {n: v for n, v in kwargs.items() if n in names}
-        with torch.inference_mode(False):  # else the results could never be differentiated
+        # Without inference mode, in which the results could never be differentiated.
+        with torch.inference_mode(False), cpu_by_default():
             inputs, params = self.check(inputs, {n: v for n, v in kwargs.items() if n not in names})
         return self.execute(inputs, params)
 
@@ -250,8 +254,10 @@ class Method(Generic[P, R]):
 
         ``digest`` is the model's, where it has been computed already.
         """
-        params = dict(params)
-        with torch.inference_mode(False), claim_checkpoint() as checkpoint:
+        return call_and_restore(self._execute, inputs, dict(params), digest)
+
+    def _execute(self, inputs: Mapping[str, Any], params: dict[str, Any], digest: str | None) -> R:
+        with torch.inference_mode(False), cpu_by_default(), claim_checkpoint() as checkpoint:
             model = self._model(inputs)
             if model is not None and "gradients" in self.spec.needs:
                 model.require_gradients()
@@ -261,8 +267,13 @@ class Method(Generic[P, R]):
             if checkpoint and self.seed is not None:
                 checkpoint.seed = params[self.seed]
             started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+            on_cuda = any(device.type == "cuda" for device in self._devices(inputs))
+            gradients = not {"gradients", "training"}.isdisjoint(self.spec.needs)
             with (
-                self._execution_context(model, params),
+                torch.set_grad_enabled(gradients),
+                guard(*([model.module] if model is not None else [])),
+                deterministic_algorithms(on_cuda),
+                self._seeded(params),
                 allow_optimized(model, sum(self.passes(inputs, params) or ())) as optimized,
             ):
                 result, size = self._run(model, inputs, params)
@@ -333,19 +344,20 @@ class Method(Generic[P, R]):
         return next((count for count in counts if count is not None), None)
 
     @contextmanager
-    def _execution_context(self, model: Model | None, params: Mapping[str, Any]) -> Iterator[None]:
-        """Model guarded, gradients on or off, torch seeded; the caller's random state is restored."""
-        with ExitStack() as stack:
-            gradients = not {"gradients", "training"}.isdisjoint(self.spec.needs)
-            stack.enter_context(torch.set_grad_enabled(gradients))
-            if model is not None:
-                stack.enter_context(model.guard())
-            if self.seed is not None:
-                stack.enter_context(_seeding)
-                devices = [model.device] if model is not None and model.device.type == "cuda" else []
-                stack.enter_context(torch.random.fork_rng(devices))
-                torch.manual_seed(params[self.seed])
+    def _seeded(self, params: Mapping[str, Any]) -> Iterator[None]:
+        """Torch seeded, if the method is random; the caller's random states are restored."""
+        if self.seed is None:
             yield
+            return
+        with _seeding, fork_random_state():
+            seed_generators(params[self.seed])
+            yield
+
+    def _devices(self, inputs: Mapping[str, Any]) -> set[torch.device]:
+        """The devices of the model and of the tensors among the inputs."""
+        model = self._model(inputs)
+        tensors = [value.device for value in inputs.values() if isinstance(value, Tensor)]
+        return {*tensors, *([] if model is None else [model.device])}
 
     def _run(
         self, model: Model | None, inputs: Mapping[str, Any], params: Mapping[str, Any]

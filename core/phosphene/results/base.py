@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..default_device import cpu_by_default
 from ..errors import InputError
 from ..images.color import to_display
 from ..images.io import write_gif, write_mp4, write_png
@@ -81,6 +82,9 @@ class Result:
 
     def __init_subclass__(cls) -> None:
         Result.types[cls.__name__] = cls
+        for name in ("panels", "figure", "lines"):
+            if name in vars(cls):
+                setattr(cls, name, cpu_by_default()(vars(cls)[name]))
         if "panels" in vars(cls):
             setattr(cls, "panels", _computed_once(vars(cls)["panels"]))  # noqa: B010
         if "__repr__" not in vars(cls):  # the dataclass decorator would write one that prints whole tensors
@@ -138,6 +142,7 @@ class Result:
                 merged[name] = torch.cat(pad_rows(values), 1)
         return dataclasses.replace(results[0], **merged)
 
+    @cpu_by_default()
     def figure(self) -> Figure:
         """All panels as a matplotlib figure. Raises InputError if there are none."""
         from matplotlib.figure import Figure
@@ -171,6 +176,7 @@ class Result:
         picture = base64.b64encode(self.png()).decode()
         return f'<img alt="{type(self).__name__}" src="data:image/png;base64,{picture}">'
 
+    @cpu_by_default()
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``picture.png`` (the figure), ``pictures/``, and safetensors + JSON for ``load_result``.
 

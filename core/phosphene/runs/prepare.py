@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..default_device import cpu_by_default
 from ..errors import InputError
 from ..models import Model
 from ..models.batch_size import max_batch
@@ -44,7 +45,7 @@ def prepare(
     inputs: dict[str, Any] = {}
     owner = method.spec.input("model")
     # The default labels run the model; tensors created in inference mode could never be differentiated.
-    with max_batch(batch_size), torch.inference_mode(False):
+    with max_batch(batch_size), torch.inference_mode(False), cpu_by_default():
         for declared in method.spec.inputs:
             model = None if owner is None or declared.own_size else inputs.get(owner.name)
             context = InputContext(model, inputs, load_result)

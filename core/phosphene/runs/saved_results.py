@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 
+from ..default_device import cpu_by_default
 from ..registry.lookup import methods
 from ..results.base import Result
 from ..results.reading import read_result
 
 
+@cpu_by_default()
 def load_result(folder: str | os.PathLike[str]) -> Result:
     """A saved result, with its provenance and inputs, or a bundled one ("builtin:shapes-styles").
 

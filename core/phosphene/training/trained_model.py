@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, PhospheneError
 from ..images import charts
 from ..images.color import resize
 from ..models import Model, fill_weights, load_model
+from ..restoration import fork_random_state
 from ..results import TrainedNetwork
 from ..results.base import FindMethod
 from .loop import TrainingHistory
@@ -152,7 +152,7 @@ class TrainedModel(TrainedNetwork):
 
     def _plot_losses(self, axes: Axes) -> None:
         """The loss of each step in grey, and its moving average."""
-        losses = self.losses.double().cpu()
+        losses = self.losses.cpu().double()
         window = max(1, len(losses) // 50)
         average = losses.unfold(0, window, 1).mean(1) if window > 1 else losses
         axes.plot(range(1, len(losses) + 1), losses, color="0.8", linewidth=1)
@@ -163,7 +163,7 @@ class TrainedModel(TrainedNetwork):
     def _plot_curves(self, axes: Axes) -> None:
         linewidth = 4.0  # only the first curve: one that coincides with it is still visible
         for name, curve in self.curves.items():
-            steps, values = self.evaluation_steps.cpu(), curve.double().cpu()
+            steps, values = self.evaluation_steps.cpu(), curve.cpu().double()
             axes.plot(steps, values, label=name, marker="o", markersize=3, linewidth=linewidth)
             linewidth = 1.5
         axes.set(xlabel="step", ylabel="share of held-out images", ylim=(-0.03, 1.22))
@@ -181,7 +181,7 @@ def _rebuild(*, source: Mapping[str, Any] | None, name: str, **settings: Any) ->
         )
     preprocessing = {key: settings.pop(key) for key in ("crop_pct", "interpolation")}
     options = {key: value for key, value in source.items() if key not in ("uri", "weights", "pretrained")}
-    with torch.random.fork_rng([]):  # initializing the weights must not advance the caller's random state
+    with fork_random_state():  # initializing the weights must not advance the caller's random state
         model = load_model(source["uri"], **options | settings)
     for key, value in preprocessing.items():
         setattr(model, key, value)

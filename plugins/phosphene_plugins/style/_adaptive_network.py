@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phosphene import InputError, Model, ModelError, load_model
+from phosphene import InputError, Model, ModelError, fork_random_state, load_model
 from phosphene.results import TrainedNetwork
 
 from ._adain import channel_statistics, match_statistics
@@ -81,7 +81,7 @@ class AdaptiveNetwork(TrainedNetwork):
             raise ModelError(f"the encoder ({record['name']}) was passed as an object: {remedy}")
         source = dict(record["source"])
         # Building the encoder draws random weights: without the fork the caller's random state would advance.
-        with torch.random.fork_rng([]):
+        with fork_random_state():
             encoder = load_model(source.pop("uri"), **source)
         if encoder.digest != record["digest"]:
             raise ModelError(f"{record['name']} has other weights than the encoder of this decoder: {remedy}")
