@@ -38,7 +38,6 @@ from .registry.method import method as method
 from .registry.plugins import BrokenPlugin as BrokenPlugin
 from .registry.plugins import Plugin as Plugin
 from .registry.spec_json import spec_from_json as spec_from_json
-from .restoration import fork_random_state as fork_random_state
 from .results import Result as Result
 from .roles.images import read_images as read_images
 from .runs.prepare import prepare as prepare
@@ -58,3 +57,4 @@ from .targets.objectives import Custom as Custom
 from .targets.objectives import Direction as Direction
 from .targets.objectives import Layer as Layer
 from .targets.objectives import Neuron as Neuron
+from .torch_state import fork_random_state as fork_random_state

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..default_device import cpu_by_default
+from ..torch_state import cpu_by_default
 from .scenes import CLASSES
 
 _Network = TypeVar("_Network", bound=nn.Module)

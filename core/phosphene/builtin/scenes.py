@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..default_device import cpu_by_default
+from ..torch_state import cpu_by_default
 from .drawing import Keys, fractal, integers, keys_of, normal, oklch, paint, rotate, smoothstep, uniform
 
 Points: TypeAlias = NDArray[Any]

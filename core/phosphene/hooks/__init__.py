@@ -2,7 +2,7 @@
 
 from .backward_rules import BackwardRewrite, BackwardRule, deconvnet, guided, rewrite_backward
 from .guard import guard
-from .tap import StopForward, Tap, active_taps, hook_lock, remove_hook, replace_output_tensor
+from .tap import StopForward, Tap, active_taps, hook_lock, layer_hooks, replace_output_tensor
 
 __all__ = [
     "BackwardRewrite",
@@ -14,7 +14,7 @@ __all__ = [
     "guard",
     "guided",
     "hook_lock",
-    "remove_hook",
+    "layer_hooks",
     "replace_output_tensor",
     "rewrite_backward",
 ]

@@ -115,6 +115,22 @@ class Tap(Restoring):
         return hook
 
 
+class layer_hooks(Restoring):
+    """Forward hooks on layers inside the block."""
+
+    def __init__(self, hooks: Mapping[nn.Module, Callable[..., Any]]) -> None:
+        self._hooks = hooks
+
+    def open(self) -> None:
+        for module, hook in self._hooks.items():
+            with hook_lock:
+                module.register_forward_hook(hook)
+
+    def close(self) -> None:
+        for module, hook in self._hooks.items():
+            remove_hook(module, hook)
+
+
 def remove_hook(module: nn.Module, hook: Callable[..., Any]) -> None:
     """Remove a forward (pre-)hook, if it is registered."""
     with hook_lock:

@@ -6,16 +6,16 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..default_device import default_device_of_caller
 from ..hooks.guard import guard
-from ..hooks.tap import remove_hook, replace_output_tensor
+from ..hooks.tap import layer_hooks, replace_output_tensor
+from ..torch_state import default_device_of_caller
 from .token_maps import _maps, as_maps, prefix_tokens
 
 #: Global pooling: its output is never the "last map" of a model.
@@ -104,11 +104,8 @@ def record_structure(
         # A clone, because DenseNet overwrites its features by an in-place functional ReLU.
         return replace_output_tensor(output, value.clone())
 
-    with torch.inference_mode(False), torch.enable_grad(), guard(module), ExitStack() as stack:
-        for name, part in modules.items():
-            hook = lambda *call, name=name: record(name, *call)
-            stack.callback(remove_hook, part, hook)
-            part.register_forward_hook(hook)
+    hooks = {part: partial(record, name) for name, part in modules.items()}
+    with torch.inference_mode(False), torch.enable_grad(), guard(module), layer_hooks(hooks):
         image = normalized.clone().requires_grad_()
         with default_device_of_caller():
             logits = read_logits(module(image))

@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ..default_device import default_device_of_caller
 from ..errors import InputError, ModelError, PhospheneError, UnknownName
 from ..hooks.guard import guard
 from ..hooks.tap import StopForward, Tap
 from ..images.io import read_image, to_pil
-from ..restoration import call_and_restore, fork_random_state
+from ..torch_state import call_and_restore, default_device_of_caller, fork_random_state
 from .class_names import class_index
 from .digest import state_checksums, state_digest
 from .introspection import Head, Structure, record_structure

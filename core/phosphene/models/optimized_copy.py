@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import ModelError
 from ..hooks.tap import active_taps, hook_lock
-from ..restoration import fork_random_state
+from ..torch_state import fork_random_state
 from .digest import checksum, reuse_checksums
 from .introspection import Structure
 

@@ -21,20 +21,25 @@ from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
 
 from ..checkpoints import claim_checkpoint
-from ..default_device import cpu_by_default
 from ..errors import InputError, PluginError, UnknownName
 from ..graceful_stop import stopped_early_at
 from ..hooks.guard import guard
 from ..models.batch_size import batch_size
 from ..models.optimized_copy import allow_optimized
 from ..parameter_text import fault_text, value_text
-from ..restoration import call_and_restore, deterministic_algorithms, fork_random_state, seed_generators
 from ..results import Provenance, Result
 from ..roles import ROLES, InputContext, model_for_inputs
 from ..spec.cost import Cost
 from ..spec.invariants import Invariant
 from ..spec.parameter_group import ParameterGroup, gather
 from ..spec.spec import Input, MethodSpec, Need, Reference, Role
+from ..torch_state import (
+    call_and_restore,
+    cpu_by_default,
+    deterministic_algorithms,
+    fork_random_state,
+    seed_generators,
+)
 from .docstrings import describe_parameter, with_arguments
 
 if TYPE_CHECKING:

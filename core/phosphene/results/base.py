@@ -22,11 +22,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..default_device import cpu_by_default
 from ..errors import InputError
 from ..images.color import to_display
 from ..images.io import write_gif, write_mp4, write_png
 from ..optimize.image_optimizer import pad_rows
+from ..torch_state import cpu_by_default
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

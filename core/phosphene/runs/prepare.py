@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..default_device import cpu_by_default
 from ..errors import InputError
 from ..models import Model
 from ..models.batch_size import max_batch
@@ -17,6 +16,7 @@ from ..registry.lookup import methods
 from ..registry.method import Method
 from ..results import TrainedNetwork
 from ..roles import ROLES, InputContext
+from ..torch_state import cpu_by_default
 from .executors import find_executor
 from .prepared_run import PreparedRun
 from .saved_results import load_result

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from ..default_device import cpu_by_default
 from ..registry.lookup import methods
 from ..results.base import Result
 from ..results.reading import read_result
+from ..torch_state import cpu_by_default
 
 
 @cpu_by_default()

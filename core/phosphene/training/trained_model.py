@@ -12,9 +12,9 @@ from ..errors import ModelError, PhospheneError
 from ..images import charts
 from ..images.color import resize
 from ..models import Model, fill_weights, load_model
-from ..restoration import fork_random_state
 from ..results import TrainedNetwork
 from ..results.base import FindMethod
+from ..torch_state import fork_random_state
 from .loop import TrainingHistory
 
 if TYPE_CHECKING:

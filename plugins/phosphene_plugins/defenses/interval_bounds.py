@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Reference, float64_device, hookimpl, load_model, method, progress_bar, to_float64
+from phosphene import Reference, float64_device, hookimpl, load_model, method, progress_bar
 from phosphene.roles import Images
 from phosphene.roles import Model as ModelInput
 from phosphene.spec import Cost, Nonnegative, param, size
@@ -167,8 +167,11 @@ def worst_case_margins(
     ``precision`` float32 is enough for training only: it rounds a small box away, and everything would be
     proven.
     """
-    images = to_float64(images) if precision == torch.float64 else images.to(precision)
-    labels = labels.to(images.device)
+    device = float64_device(images.device) if precision == torch.float64 else images.device
+    if device != images.device:
+        model = model.copy()
+        model.module.to(device)
+    images, labels = images.to(device).to(precision), labels.to(device)
     mean, std = (t.to(images)[:, None, None] for t in (model.mean, model.std))
     lower, upper = ((end - mean) / std for end in pixel_box(images, eps))
     logits: Interval = propagate(model, Interval(lower, upper))
