@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextvars
+import dis
+import functools
 import pickle
 import random
 import signal
 import tempfile
 import threading
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -84,6 +87,18 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return [name for name in before if before[name] != after[name]]
 
 
+@functools.cache
+def with_exits(code: CodeType) -> set[int]:
+    """Where a ``with`` statement calls ``__exit__(None, None, None)``: signals are not handled there."""
+    instructions = list(dis.get_instructions(code))
+    return {
+        none.offset
+        for n, none in enumerate(instructions[:-3])
+        if all(i.opname == "LOAD_CONST" and i.argval is None for i in instructions[n : n + 3])
+        and instructions[n + 3].opname in ("PRECALL", "CALL")
+    }
+
+
 def mixed_network() -> nn.Module:
     """Convolutions, some modules in training mode, some parameters frozen, and a gradient."""
     generator = torch.Generator().manual_seed(0)
@@ -101,4 +116,12 @@ def mixed_network() -> nn.Module:
     return network
 
 
-__all__ = ["changes", "differences", "mixed_network", "network_state", "process_state", "settings"]
+__all__ = [
+    "changes",
+    "differences",
+    "mixed_network",
+    "network_state",
+    "process_state",
+    "settings",
+    "with_exits",
+]

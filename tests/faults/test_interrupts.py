@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dis
 import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 import pytest
 import torch
-from tests.faults.state import changes, differences, mixed_network, network_state, settings
+from tests.faults.state import changes, differences, mixed_network, network_state, settings, with_exits
 
 import phosphene
 from phosphene import Model, load_model, methods, run
@@ -36,18 +35,6 @@ TRACED_FUNCTIONS = {
 }  # fmt: skip
 
 
-@functools.cache
-def _with_exits(code: CodeType) -> set[int]:
-    """Where a ``with`` statement calls ``__exit__(None, None, None)``: signals are not handled there."""
-    instructions = list(dis.get_instructions(code))
-    return {
-        none.offset
-        for n, none in enumerate(instructions[:-3])
-        if all(i.opname == "LOAD_CONST" and i.argval is None for i in instructions[n : n + 3])
-        and instructions[n + 3].opname in ("PRECALL", "CALL")
-    }
-
-
 class Interrupt(KeyboardInterrupt):
     """The interrupt of a test."""
 
@@ -64,7 +51,7 @@ def interrupt_at(line: int, work: Callable[[], Any]) -> int:
 
     def trace_lines(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal count
-        if event in ("line", "call") and frame.f_lasti not in _with_exits(frame.f_code):
+        if event in ("line", "call") and frame.f_lasti not in with_exits(frame.f_code):
             count += 1
             if count == line:
                 raise Interrupt(f"{frame.f_code.co_filename}:{frame.f_lineno} ({event})")
