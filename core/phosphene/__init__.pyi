@@ -27,6 +27,8 @@ from .models import load_model as load_model
 from .models.batch_size import batch_size as batch_size
 from .models.batch_size import max_batch as max_batch
 from .models.receptive_fields import receptive_fields as receptive_fields
+from .precision import float64_device as float64_device
+from .precision import to_float64 as to_float64
 from .progress import ProgressEvent as ProgressEvent
 from .progress import progress_bar as progress_bar
 from .progress import report_progress as report_progress
@@ -57,3 +59,4 @@ from .targets.objectives import Custom as Custom
 from .targets.objectives import Direction as Direction
 from .targets.objectives import Layer as Layer
 from .targets.objectives import Neuron as Neuron
+from .torch_state import fork_random_state as fork_random_state

@@ -216,3 +216,71 @@ def test_other_signal_handlers_and_threads_are_not_affected() -> None:
     thread.start()
     thread.join()
     assert handlers == [signal.default_int_handler]
+
+
+# --- SIGTERM --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def sigterm(*at: int, times: int = 1) -> Iterator[list[ProgressEvent]]:
+    """Send SIGTERM after these numbers of progress events."""
+    events: list[ProgressEvent] = []
+
+    def listen(event: ProgressEvent) -> None:
+        events.append(event)
+        for _ in range(times if len(events) in at else 0):
+            signal.raise_signal(signal.SIGTERM)
+
+    with report_progress(listen):
+        yield events
+
+
+def assert_default_handlers() -> None:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_sigterm_returns_the_result_of_the_steps_so_far(model: Model, tmp_path: Path) -> None:
+    with sigterm(4):
+        result = make(model, out=tmp_path / "a")
+    assert_default_handlers()
+    assert result.provenance.interrupted == f"after 5 of {STEPS} steps"
+    assert torch.equal(result.images, make(model, steps=5).images)
+    assert torch.equal(make(model, out=tmp_path / "a").images, make(model).images)
+
+
+def test_second_sigterm_and_sigterm_in_other_work_interrupt(model: Model) -> None:
+    with pytest.raises(KeyboardInterrupt), sigterm(1, times=2):
+        make(model)
+    assert_default_handlers()
+    with pytest.raises(SystemExit) as left, sigterm(1):
+        run("pgd", model=model, images=torch.rand(1, 3, 12, 12), steps=3)
+    assert left.value.code == 143
+    assert_default_handlers()
+    assert all(p.requires_grad for p in model.module.parameters())
+
+
+def test_other_handlers_of_sigterm_are_not_replaced(model: Model) -> None:
+    received = []
+    signal.signal(signal.SIGTERM, lambda *_: received.append(1))
+    try:
+        with sigterm(2):
+            assert make(model).provenance.interrupted is None
+        assert received == [1]
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("stoppable_work", [True, False])
+def test_command_exits_with_143_after_sigterm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stoppable_work: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["run", METHOD, "--target", "star", "--steps", "6", "--seed", "0", "--size", "16", "--out", "a"]
+    if not stoppable_work:
+        words = ["run", "pgd", "--image", "builtin:scenes/1", "--steps", "4", "--out", "a"]
+    with sigterm(2), pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 143
+    assert_default_handlers()
+    assert Path("a").exists() == stoppable_work

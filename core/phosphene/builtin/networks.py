@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..torch_state import cpu_by_default
 from .scenes import CLASSES
 
 _Network = TypeVar("_Network", bound=nn.Module)
@@ -108,10 +109,11 @@ ROBUST = "shapes-robust"
 
 def normalize(images: Tensor) -> Tensor:
     """Normalize pixels (N, 3, H, W) in [0, 1] to the networks' input."""
-    mean, std = torch.tensor([MEAN, STD])[:, :, None, None]
+    mean, std = torch.tensor([MEAN, STD], device=images.device)[:, :, None, None]
     return (images - mean) / std
 
 
+@cpu_by_default()
 def load_network(name: str) -> nn.Module:
     """Load a trained network by its name in ``NETWORKS``, in eval mode, on the CPU."""
     network = NETWORKS[name]()
@@ -119,6 +121,7 @@ def load_network(name: str) -> nn.Module:
     return network.eval()
 
 
+@cpu_by_default()
 def load_generator(kind: type[_Network], name: str) -> _Network:
     """Load a trained generative network, stored in half precision, in eval mode, on the CPU."""
     stored = load_file(WEIGHTS / f"{name}.safetensors")

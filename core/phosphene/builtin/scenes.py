@@ -19,12 +19,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..torch_state import cpu_by_default
 from .drawing import Keys, fractal, integers, keys_of, normal, oklch, paint, rotate, smoothstep, uniform
 
 Points: TypeAlias = NDArray[Any]
 
 SIZE = 64
-_X = torch.arange(SIZE, dtype=torch.float32) + 0.5  # pixel centers
+_X = torch.arange(SIZE, dtype=torch.float32, device="cpu") + 0.5  # pixel centers
 _Y = _X[:, None]
 _REACH = 1.5  # half the width of a distance table, in units of the shape's side
 _CHUNK = 256  # scenes drawn at once
@@ -50,6 +51,7 @@ class Scenes:
         return len(self.labels)
 
 
+@cpu_by_default()
 def draw_scenes(
     count: int,
     *,

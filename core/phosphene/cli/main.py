@@ -11,22 +11,35 @@ from typing import Annotated
 import typer
 
 from ..errors import PhospheneError
+from ..graceful_stop import allow_early_stop
 from ..registry.extensions import extensions
 from . import list as _list_commands  # noqa: F401  (registers its commands)
 from .app import app
 from .run import _MethodCommands
 
+#: The exit code after Ctrl-C.
+INTERRUPTED = 130
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line. A ``PhospheneError`` is printed in one sentence, with exit code 2."""
+    """Run the command line. A ``PhospheneError`` is printed in one sentence, with exit code 2.
+
+    The exit code is 130 after Ctrl-C and 143 after SIGTERM.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     command = next((word for word in words if not word.startswith("-")), None)
     if command not in typer.main.get_group(app).commands:  # plugins cannot replace built-in commands
         extensions.notify("phosphene_commands", app=app)
+    stop = allow_early_stop()
     try:
-        app(words, prog_name="phosphene", obj={"debug": debug})
+        with stop:
+            app(words, prog_name="phosphene", obj={"debug": debug})
+    except SystemExit as left:
+        if left.code == INTERRUPTED:
+            sys.exit(stop.stop.exit_code)  # 143 after SIGTERM
+        raise
     except Exception as error:
         if any(word.partition("=")[0] == "--json" for word in words):  # a program reads standard output
             answer = {"error": {"type": type(error).__name__, "message": str(error)}}

@@ -26,8 +26,8 @@ class Localization:
 
 def localization(heat: Tensor, masks: Tensor, *, radius: int = 4) -> Localization:
     """The pointing game: ``heat`` (N, H, W), higher is hotter; ``masks`` (N, H, W) bool, the objects."""
-    inside, near = peak_hits(heat, masks, radius=radius).double().mean(0).tolist()
-    chances = (float(hits.double().mean()) for hits in (masks, dilate_masks(masks, radius)))
+    inside, near = peak_hits(heat, masks, radius=radius).cpu().double().mean(0).tolist()
+    chances = (float(hits.cpu().double().mean()) for hits in (masks, dilate_masks(masks, radius)))
     return Localization(len(heat), radius, inside, near, *chances)
 
 

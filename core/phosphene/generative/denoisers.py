@@ -36,7 +36,7 @@ class Denoiser(nn.Module):
     def __init__(self, alphas_cumprod: Tensor) -> None:
         super().__init__()
         # Not a buffer: ``.half()`` would round it, and 1 - abar_t loses all digits in half precision.
-        self.alphas_cumprod = alphas_cumprod.detach().double().cpu()
+        self.alphas_cumprod = alphas_cumprod.detach().cpu().double()
 
     def levels(self, t: int) -> tuple[float, float]:
         """Signal and noise levels of x_t: sqrt(abar_t), sqrt(1 - abar_t)."""

@@ -3,7 +3,7 @@
 from .attention import RecordAttention
 from .backward_rules import BackwardRewrite, BackwardRule, deconvnet, guided, rewrite_backward
 from .guard import guard
-from .tap import StopForward, Tap, active_taps, hook_lock, replace_output_tensor
+from .tap import StopForward, Tap, active_taps, hook_lock, layer_hooks, replace_output_tensor
 
 __all__ = [
     "BackwardRewrite",
@@ -16,6 +16,7 @@ __all__ = [
     "guard",
     "guided",
     "hook_lock",
+    "layer_hooks",
     "replace_output_tensor",
     "rewrite_backward",
 ]

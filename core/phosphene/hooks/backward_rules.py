@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError
+from ..torch_state import function_mode
 
 #: ``rule(gradient, relu_gradient) -> gradient``: the gradient with respect to a ReLU's input, from the
 #: gradient with respect to its output and from the usual gradient of ReLU, which is ``gradient`` where the
@@ -87,19 +87,27 @@ class BackwardRewrite(TorchFunctionMode):
         return _RewrittenRelu.apply(x, high, in_place, save_output, self.rule)
 
 
-@contextmanager
-def rewrite_backward(rule: BackwardRule) -> Iterator[BackwardRewrite]:
+class rewrite_backward(function_mode):
     """Inside, ``rule`` replaces the backward pass of ReLU and ReLU6; no module is changed.
 
     The function calls themselves are intercepted, so it applies to modules, in-place, reused and functional
-    ReLUs, tensor methods and clamps at 0. Raises ModelError at the end where no ReLU was called: the result
-    would be the plain gradient under a wrong name.
+    ReLUs, tensor methods and clamps at 0. Yields the ``BackwardRewrite``. Raises ModelError at the end where
+    no ReLU was called: the result would be the plain gradient under a wrong name.
     """
-    with BackwardRewrite(rule) as rewrite:
-        yield rewrite
-    if rewrite.count == 0:
-        raise ModelError(
-            f"the {getattr(rule, '__name__', 'backward')} rule found no ReLU in this model "
-            "(GELU and SiLU networks have none), so its result would be the plain gradient; "
-            "use saliency, or a model with ReLUs"
-        )
+
+    def __init__(self, rule: BackwardRule) -> None:
+        self.rewrite = BackwardRewrite(rule)
+        super().__init__(self.rewrite)
+
+    def __enter__(self) -> BackwardRewrite:
+        super().__enter__()
+        return self.rewrite
+
+    def __exit__(self, kind: type[BaseException] | None = None, *rest: object) -> None:
+        super().__exit__()
+        if kind is None and self.rewrite.count == 0:
+            raise ModelError(
+                f"the {getattr(self.rewrite.rule, '__name__', 'backward')} rule found no ReLU in this model "
+                "(GELU and SiLU networks have none), so its result would be the plain gradient; "
+                "use saliency, or a model with ReLUs"
+            )

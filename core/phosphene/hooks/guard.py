@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
 
-from .tap import active_taps
+from ..restoration import Restoring
+from .tap import Tap, active_taps
 
 _lock = threading.Lock()
 
@@ -28,37 +27,40 @@ def _freeze(flags: list[tuple[Any, str]], guard: object) -> None:
 
 def _restore(flags: list[tuple[Any, str]], guard: object) -> None:
     """Restore the earlier values of the flags that no other guard needs to be False."""
-    try:
-        while flags:
-            with _lock:
-                owner, flag = flags[-1]
-                if id(owner) in _frozen:
-                    _, _, before, guards = _frozen[id(owner)]
-                    guards.discard(guard)
-                    if not guards:
-                        del _frozen[id(owner)]
-                        setattr(owner, flag, before)
-            flags.pop()
-    finally:
-        if flags:  # after an exception (Ctrl-C), the remaining flags must be restored too
-            flags.pop()
-            _restore(flags, guard)
+    while flags:
+        with _lock:
+            owner, flag = flags[-1]
+            if id(owner) in _frozen:
+                _, _, before, guards = _frozen[id(owner)]
+                guards.discard(guard)
+                if not guards:
+                    setattr(owner, flag, before)
+                    del _frozen[id(owner)]
+        flags.pop()
 
 
-@contextmanager
-def guard(*modules: nn.Module) -> Iterator[None]:
+class guard(Restoring):
     """Modules in eval mode, parameters frozen, taps opened outside inactive, for the duration of the block.
 
     However the block is left, every training flag and ``requires_grad`` flag is restored. Guards nest,
     also across threads: the last one to be left restores the flags.
     """
-    this_guard = object()
-    with ExitStack() as stack:
-        for module in modules:
-            flags: list[tuple[Any, str]] = [(part, "training") for part in module.modules()]
-            flags += [(p, "requires_grad") for p in module.parameters()]
-            # Registered before the flags are set: Ctrl-C between the two lines must not leave them set.
-            stack.callback(_restore, flags, this_guard)
-            _freeze(flags, this_guard)
-        stack.callback(active_taps.reset, active_taps.set(()))
-        yield
+
+    def __init__(self, *modules: nn.Module) -> None:
+        self._modules = modules
+        self._flags: list[tuple[Any, str]] = []
+        self._taps: tuple[Tap, ...] | None = None
+
+    def open(self) -> None:
+        self._taps = active_taps.get()
+        active_taps.set(())
+        # Recorded before any flag is set, so that Ctrl-C in between leaves none set.
+        self._flags += [(part, "training") for module in self._modules for part in module.modules()]
+        self._flags += [(p, "requires_grad") for module in self._modules for p in module.parameters()]
+        _freeze(self._flags, self)
+
+    def close(self) -> None:
+        _restore(self._flags, self)
+        if self._taps is not None:
+            active_taps.set(self._taps)
+            self._taps = None

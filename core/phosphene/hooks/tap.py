@@ -5,15 +5,14 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..errors import ModelError, UnknownName
+from ..restoration import Restoring
 
 #: The taps that are active in this thread and run. A new thread or run starts with none, so that two
 #: runs on one model do not read each other's layers.
@@ -32,7 +31,7 @@ class StopForward(BaseException):
 
 
 @dataclass(eq=False)
-class Tap:
+class Tap(Restoring):
     """Reads layers during forward passes, and may cut, replace or stop there; see ``model.tap(...)``.
 
     ``tap[layer]`` is the layer's output on the autograd graph: the first tensor of a tuple, and the last
@@ -55,42 +54,38 @@ class Tap:
     replace: Mapping[str, tuple[int, Callable[[Tensor], Tensor]]] = field(default_factory=dict)
     _outputs: dict[str, Tensor] = field(default_factory=dict, init=False)
     _calls: Counter[str] = field(default_factory=Counter, init=False)
-    _cleanup: ExitStack = field(default_factory=ExitStack, init=False)
+    _hooks: list[tuple[nn.Module, Callable[..., Any]]] = field(default_factory=list, init=False)
     _followed: list[nn.Module] = field(default_factory=list, init=False)
 
-    def __enter__(self) -> Tap:
-        # Hooks are registered on an exit stack one by one, so that Ctrl-C in between leaves none behind.
-        with ExitStack() as stack:
-            self._register(self.layers, stack)
-            stack.callback(active_taps.reset, active_taps.set((*active_taps.get(), self)))
-            self._cleanup = stack.pop_all()
-        return self
+    def open(self) -> None:
+        self._register(self.layers)
+        active_taps.set((*active_taps.get(), self))
+
+    def close(self) -> None:
+        active_taps.set(tuple(tap for tap in active_taps.get() if tap is not self))
+        self._followed.clear()
+        while self._hooks:
+            remove_hook(*self._hooks[-1])
+            self._hooks.pop()
 
     def follow(self, network: nn.Module) -> None:
         """Read the layers of the same names in another network as well (an optimized copy), until closed."""
         if network not in self._followed:
             self._followed.append(network)
-            self._cleanup.callback(self._followed.remove, network)
-            self._register({name: network.get_submodule(name) for name in self.layers}, self._cleanup)
+            self._register({name: network.get_submodule(name) for name in self.layers})
 
-    def _register(self, layers: Mapping[str, nn.Module], stack: ExitStack) -> None:
-        def remove(handle: RemovableHandle) -> None:
-            with hook_lock:
-                handle.remove()
-
+    def _register(self, layers: Mapping[str, nn.Module]) -> None:
         for name, module in layers.items():
             hook = self._hook(name)
+            if self.inputs:
+                hook = lambda module, args, hook=hook: hook(module, args, args)
+            # Recorded before it is registered: Ctrl-C in between would otherwise leave the hook.
+            self._hooks.append((module, hook))
             with hook_lock:
                 if self.inputs:
-                    handle = module.register_forward_pre_hook(
-                        lambda module, args, hook=hook: hook(module, args, args)
-                    )
+                    module.register_forward_pre_hook(hook)
                 else:
-                    handle = module.register_forward_hook(hook)
-                stack.callback(remove, handle)
-
-    def __exit__(self, *_: object) -> None:
-        self._cleanup.close()
+                    module.register_forward_hook(hook)
 
     def __getitem__(self, layer: str) -> Tensor:
         if layer not in self.layers:
@@ -118,6 +113,30 @@ class Tap:
             return replace_output_tensor(output, continued)
 
         return hook
+
+
+class layer_hooks(Restoring):
+    """Forward hooks on layers inside the block."""
+
+    def __init__(self, hooks: Mapping[nn.Module, Callable[..., Any]]) -> None:
+        self._hooks = hooks
+
+    def open(self) -> None:
+        for module, hook in self._hooks.items():
+            with hook_lock:
+                module.register_forward_hook(hook)
+
+    def close(self) -> None:
+        for module, hook in self._hooks.items():
+            remove_hook(module, hook)
+
+
+def remove_hook(module: nn.Module, hook: Callable[..., Any]) -> None:
+    """Remove a forward (pre-)hook, if it is registered."""
+    with hook_lock:
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, registered in hooks.items() if registered is hook]:
+                del hooks[key]
 
 
 def replace_output_tensor(output: Any, tensor: Tensor) -> Any:

@@ -121,7 +121,7 @@ def label_colors(labels: Sequence[str] | None, count: int) -> tuple[list[Color],
 
 def scatter(axes: Axes, points: Tensor, colors: Sequence[Color], legend: dict[str, Color]) -> None:
     """Scatter plot of points (N, 2), with the legend below unless it is empty."""
-    x, y = points[:, :2].double().cpu().numpy().T
+    x, y = points[:, :2].cpu().double().numpy().T
     size = min(36.0, max(3.0, 6000 / len(x)))
     axes.scatter(x, y, s=size, c=list(colors), alpha=0.8, linewidths=0)
     axes.tick_params(labelsize=7, colors="0.4")
@@ -177,7 +177,7 @@ def thumbnail_scatter(thumbnails: Tensor, points: Tensor, colors: Sequence[Color
     indices = evenly_spaced(len(points), _MAX_THUMBNAILS)
     columns = math.ceil(math.sqrt(len(indices)))
     rows = math.ceil(len(indices) / columns)
-    ranks = points[indices, :2].double().cpu().argsort(dim=0, stable=True).argsort(dim=0).numpy()
+    ranks = points[indices, :2].cpu().double().argsort(dim=0, stable=True).argsort(dim=0).numpy()
     positions = (ranks + 0.5) / len(indices)
     y, x = np.divmod(np.arange(rows * columns), columns)
     cells: NDArray[np.float64] = np.stack([(x + 0.5) / columns, 1 - (y + 0.5) / rows], 1)

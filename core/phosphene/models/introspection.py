@@ -6,15 +6,16 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..hooks.guard import guard
-from ..hooks.tap import replace_output_tensor
+from ..hooks.tap import layer_hooks, replace_output_tensor
+from ..torch_state import default_device_of_caller
 from .token_maps import _maps, as_maps, prefix_tokens
 
 #: Global pooling: its output is never the "last map" of a model.
@@ -103,19 +104,18 @@ def record_structure(
         # A clone, because DenseNet overwrites its features by an in-place functional ReLU.
         return replace_output_tensor(output, value.clone())
 
-    with torch.inference_mode(False), torch.enable_grad(), guard(module), ExitStack() as stack:
-        for name, part in modules.items():
-            hook = part.register_forward_hook(lambda *call, name=name: record(name, *call))
-            stack.callback(hook.remove)
+    hooks = {part: partial(record, name) for name, part in modules.items()}
+    with torch.inference_mode(False), torch.enable_grad(), guard(module), layer_hooks(hooks):
         image = normalized.clone().requires_grad_()
-        logits = read_logits(module(image))
+        with default_device_of_caller():
+            logits = read_logits(module(image))
         size, prefix = (image.shape[2], image.shape[3]), prefix_tokens(module)
         maps = {name: m for name, o in outputs.items() if (m := _maps(o, size, prefix)) is not None}
         classifier = _classifier(modules, inputs, logits) if logits.ndim == 2 else None
         # Gradients of the classifier's input: a new head's weights can all be zero (MLP-Mixer).
         embedding = torch.atleast_2d(logits if classifier is None else inputs[classifier]).flatten(1)
         # A sum with fixed, unequal weights: in a plain sum gradients can cancel.
-        mixed = (embedding * torch.linspace(1, 2, embedding.shape[1]).to(embedding)).sum()
+        mixed = (embedding * torch.linspace(1, 2, embedding.shape[1], device="cpu").to(embedding)).sum()
         # After a ViT's last attention the logits depend on the class token only: the patch tokens of its
         # last block have no gradient, and a map there would be empty.
         head, last_map = None, None

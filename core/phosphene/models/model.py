@@ -21,6 +21,7 @@ from ..finite_values import NotFiniteError, all_finite, check_finite
 from ..hooks.guard import guard
 from ..hooks.tap import StopForward, Tap
 from ..images.io import read_image, to_pil
+from ..torch_state import call_and_restore, default_device_of_caller, fork_random_state
 from .arguments import (
     check_class_names,
     check_input_size,
@@ -131,8 +132,8 @@ class Model:
         self.size_known = input_size is not None
         channels, height, width = input_size or (channels, DEFAULT_SIDE, DEFAULT_SIDE)
         self.input_size = (channels, height, width)
-        self.mean = torch.tensor([0.0] * channels if mean is None else mean)
-        self.std = torch.tensor([1.0] * channels if std is None else std)
+        self.mean = torch.tensor([0.0] * channels if mean is None else mean, device="cpu")
+        self.std = torch.tensor([1.0] * channels if std is None else std, device="cpu")
         for what, numbers in (("mean", self.mean), ("std", self.std)):
             if len(numbers) != channels:
                 raise InputError(
@@ -240,9 +241,9 @@ class Model:
         """Raise ModelError where no gradient flows through the model, as far as that can be determined."""
         has_gradient = not self._cache.returns_labels
         if has_gradient and isinstance(self.module, Function):
-            noise = torch.rand(1, *self.input_size, generator=torch.Generator().manual_seed(0))
+            noise = _noise(1, *self.input_size)
             try:
-                with torch.enable_grad(), torch.random.fork_rng([]):
+                with torch.enable_grad(), fork_random_state():
                     has_gradient = self(noise.requires_grad_()).requires_grad
             except RuntimeError:  # raised where a tensor that requires a gradient is converted to NumPy
                 has_gradient = False
@@ -256,7 +257,9 @@ class Model:
     def _run(self, images: Tensor, network: nn.Module | None = None) -> Any:
         """What the network returns; an image size that it does not take is refused with InputError."""
         try:
-            return (self.module if network is None else network)(self.normalize(images))
+            pixels = self.normalize(images)
+            with default_device_of_caller():
+                return (self.module if network is None else network)(pixels)
         except _REFUSALS as error:
             size = tuple(images.shape[1:])
             accepted = size in self._cache.structures or (self.size_known and size == self.input_size)
@@ -408,11 +411,12 @@ class Model:
         """The structure at an input size (C, H, W), recorded in one forward pass of noise and cached."""
         with self._cache.lock:
             if (structure := self._cache.structures.get(tuple(input_size))) is None:
-                structure = self._cache.structures[tuple(input_size)] = self._record_structure(input_size)
+                structure = call_and_restore(self._record_structure, input_size)
+                self._cache.structures[tuple(input_size)] = structure
         return structure
 
     def _record_structure(self, input_size: tuple[int, int, int]) -> Structure:
-        noise = torch.rand(1, *input_size, generator=torch.Generator().manual_seed(0))
+        noise = _noise(1, *input_size)
 
         def read(output: Any) -> Tensor:
             self._check_shape(logits := self._logits(output), noise)
@@ -420,7 +424,7 @@ class Model:
 
         try:
             # A network that draws random numbers must draw the same ones whether or not this pass ran.
-            with torch.random.fork_rng([]):
+            with fork_random_state():
                 structure = record_structure(self.module, self.normalize(noise), read)
         except _REFUSALS as error:
             if isinstance(error, _UNTRANSLATED):
@@ -524,6 +528,11 @@ class Model:
             names += [f"{name}|" for name, _ in self.defenses]
             self._cache.digest = (checksums, state_digest(self.module, names))
         return self._cache.digest[1]
+
+
+def _noise(*shape: int) -> Tensor:
+    """The same uniform noise in every call, on the CPU."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0), device="cpu")
 
 
 def _refuse_compiled(module: nn.Module) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError, ModelError
+from ..precision import float64_device
 from . import Model
 
 Position = tuple[int, int]
@@ -33,10 +34,11 @@ def receptive_fields(
     shape = (model.input_size[0], int(size[0]), int(size[1]))
     with torch.inference_mode(False), torch.enable_grad():  # also for methods that run without gradients
         try:
-            positive = Model(_with_positive_weights(model.module, generator), input_size=shape)
+            device = float64_device(model.device)
+            positive = Model(_with_positive_weights(model.module, device, generator), input_size=shape)
             positive._cache.structures[shape] = model.structure  # taps need the layers' numbers of calls
             image = 0.5 + torch.rand(1, *shape, generator=generator, dtype=torch.float64)
-            image = image.to(model.device).requires_grad_()
+            image = image.to(device).requires_grad_()
             with positive.guard(), _Unsaturated():
                 maps = positive.maps(positive.features(image, layer), image)[0]
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
@@ -64,8 +66,8 @@ def _bounding_box(mixed: Tensor, image: Tensor, position: Position, layer: str) 
     return rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
 
 
-def _with_positive_weights(module: nn.Module, generator: torch.Generator) -> nn.Module:
-    """A copy with positive weights, zero biases and norms of mean 0, variance 1, in double precision.
+def _with_positive_weights(module: nn.Module, device: torch.device, generator: torch.Generator) -> nn.Module:
+    """A copy on ``device``: positive weights, zero biases, norms of mean 0, variance 1, in double precision.
 
     A copy, since other threads may be using the module; the original's weights are not copied.
     """
@@ -76,10 +78,10 @@ def _with_positive_weights(module: nn.Module, generator: torch.Generator) -> nn.
             # Averages over the inputs: values neither overflow nor vanish in deep networks.
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
             value += (0.5 + torch.rand(parameter.shape, generator=generator)) / max(1, fan_in)
-        memo[id(parameter)] = nn.Parameter(value.to(parameter.device), requires_grad=False)
+        memo[id(parameter)] = nn.Parameter(value.to(device), requires_grad=False)
     for name, buffer in module.named_buffers():
         neutral = {"running_mean": torch.zeros_like, "running_var": torch.ones_like}
-        value = neutral.get(name.rpartition(".")[2], torch.clone)(buffer.detach())
+        value = neutral.get(name.rpartition(".")[2], torch.clone)(buffer.detach().to(device))
         memo[id(buffer)] = value.double() if value.is_floating_point() else value
     positive = copy.deepcopy(module, memo).eval()
     # Users' hooks and taps must not run on the copy; torch's own hooks compute weights (pruning).

@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, get_args
@@ -24,6 +24,7 @@ from ..checkpoints import claim_checkpoint
 from ..errors import DivergenceError, InputError, ModelError, PluginError, UnknownName
 from ..finite_values import contains_non_finite, defer_checks
 from ..graceful_stop import stopped_early_at
+from ..hooks.guard import guard
 from ..models.arguments import non_finite_weight
 from ..models.batch_size import batch_size
 from ..models.optimized_copy import allow_optimized
@@ -35,6 +36,13 @@ from ..spec.invariants import Invariant
 from ..spec.parameter_group import ParameterGroup, gather
 from ..spec.relations import Relation
 from ..spec.spec import Input, MethodSpec, Need, Reference, Role
+from ..torch_state import (
+    call_and_restore,
+    cpu_by_default,
+    deterministic_algorithms,
+    fork_random_state,
+    seed_generators,
+)
 from .docstrings import describe_parameter, with_arguments
 
 if TYPE_CHECKING:
@@ -255,7 +263,8 @@ class Method(Generic[P, R]):
         if twice := inputs.keys() & kwargs.keys():
             raise InputError(f"{self.spec.short_name} got {' and '.join(sorted(twice))} twice")
         inputs |= {n: v for n, v in kwargs.items() if n in names}
-        with torch.inference_mode(False):  # else the results could never be differentiated
+        # Without inference mode, in which the results could never be differentiated.
+        with torch.inference_mode(False), cpu_by_default():
             inputs, params = self.check(inputs, {n: v for n, v in kwargs.items() if n not in names})
         return self.execute(inputs, params)
 
@@ -264,8 +273,10 @@ class Method(Generic[P, R]):
 
         ``digest`` is the model's, where it has been computed already.
         """
-        params = dict(params)
-        with torch.inference_mode(False), claim_checkpoint() as checkpoint:
+        return call_and_restore(self._execute, inputs, dict(params), digest)
+
+    def _execute(self, inputs: Mapping[str, Any], params: dict[str, Any], digest: str | None) -> R:
+        with torch.inference_mode(False), cpu_by_default(), claim_checkpoint() as checkpoint:
             model = self._model(inputs)
             if model is not None and "gradients" in self.spec.needs:
                 model.require_gradients()
@@ -275,8 +286,13 @@ class Method(Generic[P, R]):
             if checkpoint and self.seed is not None:
                 checkpoint.seed = params[self.seed]
             started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+            on_cuda = any(device.type == "cuda" for device in self._devices(inputs))
+            gradients = not {"gradients", "training"}.isdisjoint(self.spec.needs)
             with (
-                self._execution_context(model, params),
+                torch.set_grad_enabled(gradients),
+                guard(*([model.module] if model is not None else [])),
+                deterministic_algorithms(on_cuda),
+                self._seeded(params),
                 allow_optimized(model, sum(self.passes(inputs, params) or ())) as optimized,
                 defer_checks(),
             ):
@@ -364,19 +380,20 @@ class Method(Generic[P, R]):
         return next((count for count in counts if count is not None), None)
 
     @contextmanager
-    def _execution_context(self, model: Model | None, params: Mapping[str, Any]) -> Iterator[None]:
-        """Model guarded, gradients on or off, torch seeded; the caller's random state is restored."""
-        with ExitStack() as stack:
-            gradients = not {"gradients", "training"}.isdisjoint(self.spec.needs)
-            stack.enter_context(torch.set_grad_enabled(gradients))
-            if model is not None:
-                stack.enter_context(model.guard())
-            if self.seed is not None:
-                stack.enter_context(_seeding)
-                devices = [model.device] if model is not None and model.device.type == "cuda" else []
-                stack.enter_context(torch.random.fork_rng(devices))
-                torch.manual_seed(params[self.seed])
+    def _seeded(self, params: Mapping[str, Any]) -> Iterator[None]:
+        """Torch seeded, if the method is random; the caller's random states are restored."""
+        if self.seed is None:
             yield
+            return
+        with _seeding, fork_random_state():
+            seed_generators(params[self.seed])
+            yield
+
+    def _devices(self, inputs: Mapping[str, Any]) -> set[torch.device]:
+        """The devices of the model and of the tensors among the inputs."""
+        model = self._model(inputs)
+        tensors = [value.device for value in inputs.values() if isinstance(value, Tensor)]
+        return {*tensors, *([] if model is None else [model.device])}
 
     def _run(
         self, model: Model | None, inputs: Mapping[str, Any], params: Mapping[str, Any]

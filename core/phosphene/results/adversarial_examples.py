@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
+from ..precision import to_float64
 from .base import Panel, Result
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class AdversarialExamples(Result):
     def distance(self, norm: Literal["l1", "l2", "linf"]) -> Tensor:
         """The norm (N,) of each perturbation, pixels in [0, 1]."""
         # Double precision: the error of torch's float32 norm of three million pixels is 2e-3.
-        delta = (self.adversarial - self.images).flatten(1).double()
+        delta = to_float64((self.adversarial - self.images).flatten(1))
         return delta.norm(float(norm.removeprefix("l")), dim=1).to(self.images)
 
     def panels(self) -> list[list[Panel]]:

@@ -120,8 +120,9 @@ class Attribution(Result):
         if self.layout == "overlay":
             return [overlay(to_display(i), h) for i, h in zip(self.images, self._heat(maps), strict=True)]
         # The 99th percentile, not the maximum: a few extreme pixels would leave the image black or white.
-        tops = maps.abs().flatten(1).float().quantile(0.99, dim=1).clamp(min=1e-30)
-        tops = tops[:, None, None]
+        # On the CPU, because torch computes quantiles in double precision.
+        tops = maps.abs().flatten(1).float().cpu().quantile(0.99, dim=1).clamp(min=1e-30)
+        tops = tops[:, None, None].to(maps.device)
         if (maps < 0).any():
             return list(colorize(symmetric(maps.clamp(-tops, tops)), "RdBu_r"))
         return list(colorize(maps / tops, "inferno"))

@@ -32,6 +32,7 @@ from ..images.charts import plain_label, printable, show_text_literally
 from ..images.color import to_display
 from ..images.io import write_gif, write_mp4, write_png
 from ..optimize.image_optimizer import pad_rows
+from ..torch_state import cpu_by_default
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,6 +118,9 @@ class Result:
 
     def __init_subclass__(cls) -> None:
         Result.types[cls.__name__] = cls
+        for name in ("panels", "figure", "lines"):
+            if name in vars(cls):
+                setattr(cls, name, cpu_by_default()(vars(cls)[name]))
         if "panels" in vars(cls):
             setattr(cls, "panels", _computed_once(vars(cls)["panels"]))  # noqa: B010
         if "figure" in vars(cls):
@@ -176,6 +180,7 @@ class Result:
                 merged[name] = torch.cat(pad_rows(values), 1)
         return dataclasses.replace(results[0], **merged)
 
+    @cpu_by_default()
     @_with_literal_text
     def figure(self) -> Figure:
         """All panels as a matplotlib figure. Raises InputError if there are none."""
@@ -212,6 +217,7 @@ class Result:
         picture = base64.b64encode(self.png()).decode()
         return f'<img alt="{html.escape(type(self).__name__)}" src="data:image/png;base64,{picture}">'
 
+    @cpu_by_default()
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``picture.png`` (the figure), ``pictures/``, and safetensors + JSON for ``load_result``.
 

@@ -17,6 +17,7 @@ from ..registry.lookup import methods
 from ..registry.method import Method
 from ..results import TrainedNetwork
 from ..roles import ROLES, InputContext
+from ..torch_state import cpu_by_default
 from .executors import find_executor
 from .prepared_run import PreparedRun
 from .saved_results import load_result
@@ -48,7 +49,7 @@ def prepare(
     inputs: dict[str, Any] = {}
     owner = method.spec.input("model")
     # The default labels run the model; tensors created in inference mode could never be differentiated.
-    with max_batch(batch_size), torch.inference_mode(False):
+    with max_batch(batch_size), torch.inference_mode(False), cpu_by_default():
         for declared in method.spec.inputs:
             model = None if owner is None or declared.own_size else inputs.get(owner.name)
             context = InputContext(model, inputs, load_result)

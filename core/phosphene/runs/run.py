@@ -14,10 +14,12 @@ from ..graceful_stop import allow_early_stop
 from ..progress import ProgressEvent
 from ..registry.method import Method
 from ..results import Result, check_output_folder
+from ..torch_state import restored
 from .executors import execute
 from .prepare import prepare
 
 
+@restored
 def run(
     name: str | Method[..., Any],
     *,

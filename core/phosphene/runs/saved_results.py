@@ -7,8 +7,10 @@ import os
 from ..registry.lookup import methods
 from ..results.base import Result
 from ..results.reading import read_result
+from ..torch_state import cpu_by_default
 
 
+@cpu_by_default()
 def load_result(folder: str | os.PathLike[str]) -> Result:
     """A saved result, with its provenance and inputs, or a bundled one ("builtin:shapes-styles").
 

@@ -57,7 +57,7 @@ class WithinBall(Invariant):
 
     def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
         radius, norm = params[self.radius], params[self.norm]
-        delta = (result.adversarial.double() - result.images.double()).flatten(1)
+        delta = (result.adversarial.cpu().double() - result.images.cpu().double()).flatten(1)
         order = {"linf": math.inf, "l2": 2.0, "l1": 1.0}[norm]
         worst = float(delta.norm(order, dim=1).max())
         # A rounding of x + delta at pixel scale; norms sum it over the pixels.

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from ..models import (
 from ..parameter_text import read_document
 from ..results import TrainedNetwork
 from ..results.base import FindMethod
+from ..torch_state import fork_random_state
 from .loop import TrainingHistory
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class TrainedModel(TrainedNetwork):
 
     def _plot_losses(self, axes: Axes) -> None:
         """The loss of each step in grey, and its moving average."""
-        losses = self.losses.double().cpu()
+        losses = self.losses.cpu().double()
         window = max(1, len(losses) // 50)
         average = losses.unfold(0, window, 1).mean(1) if window > 1 else losses
         axes.plot(range(1, len(losses) + 1), losses, color="0.8", linewidth=1)
@@ -184,7 +184,7 @@ class TrainedModel(TrainedNetwork):
     def _plot_curves(self, axes: Axes) -> None:
         linewidth = 4.0  # only the first curve: one that coincides with it is still visible
         for name, curve in self.curves.items():
-            steps, values = self.evaluation_steps.cpu(), curve.double().cpu()
+            steps, values = self.evaluation_steps.cpu(), curve.cpu().double()
             axes.plot(steps, values, label=name, marker="o", markersize=3, linewidth=linewidth)
             linewidth = 1.5
         axes.set(xlabel="step", ylabel="share of held-out images", ylim=(-0.03, 1.22))
@@ -203,7 +203,7 @@ def _rebuild(config: _SavedConfig) -> Model:
         )
     options = {key: value for key, value in config.source.items() if key not in ("weights", "pretrained")}
     settings = {name: getattr(config, name) for name in SavedSettings.model_fields}
-    with torch.random.fork_rng([]):  # initializing the weights must not advance the caller's random state
+    with fork_random_state():  # initializing the weights must not advance the caller's random state
         model = load_saved_model(options | settings)
     model.crop_pct, model.interpolation = config.crop_pct, config.interpolation
     return model

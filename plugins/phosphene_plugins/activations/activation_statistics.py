@@ -16,6 +16,7 @@ from phosphene import (
     load_model,
     method,
     resumable_batches,
+    to_float64,
 )
 from phosphene.roles import Dataset, LayerName, Model
 from phosphene.spec import Cost, UnitRange, size
@@ -133,25 +134,23 @@ def activation_statistics(
         active, positive = maps > 0, maps.clamp(min=0)
         _add(state, positions=torch.tensor([maps[:, 0].numel()]), active=active.sum((0, 2, 3)))
         _add(state, active_images=active.any(3).any(2).sum(0))
-        _add(
-            state, sum=maps.sum((0, 2, 3), dtype=torch.float64), squares=maps.double().square().sum((0, 2, 3))
-        )
+        _add(state, sum=to_float64(maps).sum((0, 2, 3)), squares=to_float64(maps).square().sum((0, 2, 3)))
         if (labels := dataset.labels(batch.indices)) is not None:
             state["classes"] = classes = list(dict.fromkeys([*state["classes"], *labels]))
             rows = torch.tensor([classes.index(name) for name in labels])
-            means = positive.mean((2, 3), dtype=torch.float64).cpu()
+            means = to_float64(positive).mean((2, 3)).cpu()
             _add(
                 state, class_sums=torch.zeros(len(classes), maps.shape[1]).double().index_add(0, rows, means)
             )
             _add(state, class_sizes=torch.bincount(rows, minlength=len(classes)).double())
         rows_with_masks, masks = _object_masks(dataset, batch.indices)
         if rows_with_masks and maps[0, 0].numel() > 1:
-            covered = mask_coverage(masks.double(), (maps.shape[2], maps.shape[3])).to(maps.device)
-            masked = positive[rows_with_masks]
-            _add(state, on_object=torch.einsum("nchw,nhw->c", masked.double(), covered))
-            _add(state, masked_sum=masked.sum((0, 2, 3), dtype=torch.float64))
+            covered = mask_coverage(masks.double(), (maps.shape[2], maps.shape[3]))
+            masked = to_float64(positive[rows_with_masks])
+            _add(state, on_object=torch.einsum("nchw,nhw->c", masked, covered.to(masked.device)))
+            _add(state, masked_sum=masked.sum((0, 2, 3)))
             _add(state, cells=torch.tensor([covered.numel()]), covered=covered.sum()[None])
-        fractions = active.flatten(1).double().mean(1).cpu()
+        fractions = to_float64(active.flatten(1)).mean(1).cpu()
         state["image_active"] = torch.cat([state.get("image_active", fractions[:0]), fractions])
     return _statistics(model, layer, dataset, state)
 

@@ -17,6 +17,7 @@ from phosphene import (
     load_model,
     method,
     resumable_batches,
+    to_float64,
 )
 from phosphene.roles import Dataset, LayerName, Model
 from phosphene.spec import Cost, size
@@ -110,10 +111,10 @@ def channel_redundancy(
             state |= {"sum": zeros, "products": torch.outer(zeros, zeros)}
             state |= {"peak": zeros - torch.inf, "peak_image": zeros.long()}
         for values in maps.flatten(2):  # one image at a time, since double precision needs twice the memory
-            values = values.double()
+            values = to_float64(values)
             state["sum"] = state["sum"] + values.sum(1).cpu()
             state["products"] = state["products"] + (values @ values.T).cpu()
-        peaks, rows = (value.cpu() for value in maps.amax((2, 3)).double().max(0))
+        peaks, rows = (value.cpu() for value in to_float64(maps.amax((2, 3))).max(0))
         larger = peaks > state["peak"]
         state["peak"] = torch.where(larger, peaks, state["peak"])
         state["peak_image"] = torch.where(larger, torch.tensor(batch.indices)[rows], state["peak_image"])

@@ -139,7 +139,7 @@ def universal(
     for epoch, indices in resumable(batches, state, "universal perturbation"):
         if epoch > 0 and indices.start == 0:
             perturbed = predict_classes(model, dataset, perturb, count)
-            if float(perturbed.ne(predictions[:count]).double().mean()) >= target_rate:
+            if float(perturbed.ne(predictions[:count]).cpu().double().mean()) >= target_rate:
                 break
         images = dataset.read(indices).to(model.device, model.dtype)
         labels, points = predictions[indices.start : indices.stop], perturb(images, indices)

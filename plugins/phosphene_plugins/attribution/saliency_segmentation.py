@@ -158,8 +158,8 @@ def _iou(predicted: Tensor, true: Tensor) -> Tensor:
 
 def _seeds(saliency: Tensor, foreground: float, background: float) -> tuple[Tensor, Tensor]:
     """The pixels fixed as object and those fixed as background, (H, W) bool each."""
-    values = saliency.flatten().double()
-    bounds = torch.tensor([background, 1 - foreground], dtype=torch.float64, device=values.device)
+    values = saliency.flatten().cpu().double()
+    bounds = torch.tensor([background, 1 - foreground], dtype=torch.float64)
     low, high = torch.quantile(values, bounds)
     return saliency > high, saliency < low
 

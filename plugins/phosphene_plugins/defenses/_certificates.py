@@ -59,10 +59,10 @@ class Certificates(Result):
         """Certificates of radii (N,) in double precision; default of ``abstained``: where the radius is 0."""
         return cls(
             images=images,
-            labels=labels,
+            labels=labels.to(images.device),
             names=tuple(map(model.class_name, labels.tolist())),
             radius=_round_down(radius, images),
-            abstained=radius == 0 if abstained is None else abstained,
+            abstained=(radius == 0 if abstained is None else abstained).to(images.device),
             norm=norm,
             subject=subject,
             vote_share=vote_share,
@@ -94,7 +94,7 @@ class Certificates(Result):
 
     def _plot_certified_share(self, axes: Axes) -> None:
         """A step down at each image's radius: proven at r are those whose radius is at least r."""
-        radii = np.sort(self.radius[~self.abstained].double().cpu().numpy())
+        radii = np.sort(self.radius[~self.abstained].cpu().double().numpy())
         shares = (len(radii) - np.arange(len(radii) + 1)) / len(self.images)
         ends = [0.0, *radii, 1.1 * radii[-1] if len(radii) and radii[-1] > 0 else 1.0]
         axes.stairs(shares, ends, baseline=None, linewidth=2)
@@ -107,6 +107,5 @@ class Certificates(Result):
 def _round_down(radius: Tensor, like: Tensor) -> Tensor:
     """A radius in another tensor's dtype, never larger: a rounded-up radius would not be proven."""
     rounded = radius.to(like)
-    return torch.where(
-        rounded.double() > radius, torch.nextafter(rounded, torch.zeros_like(rounded)), rounded
-    )
+    is_larger = (rounded.cpu().double() > radius.cpu()).to(like.device)
+    return torch.where(is_larger, torch.nextafter(rounded, torch.zeros_like(rounded)), rounded)

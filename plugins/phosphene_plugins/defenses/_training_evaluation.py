@@ -141,7 +141,7 @@ class HeldOutEvaluation:
         """Clean accuracy and accuracy under PGD of the network as it is."""
         images = {"clean": self.images, UNDER_PGD: self.attack(self.trained)}
         return {
-            name: float(self.predict(self.trained, batch).eq(self.labels).double().mean())
+            name: float(self.predict(self.trained, batch).eq(self.labels).cpu().double().mean())
             for name, batch in images.items()
         }
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Reference, hookimpl, load_model, method, progress_bar
+from phosphene import Reference, float64_device, hookimpl, load_model, method, progress_bar
 from phosphene.roles import Images
 from phosphene.roles import Model as ModelInput
 from phosphene.spec import Cost, Nonnegative, param, size
@@ -167,8 +167,13 @@ def worst_case_margins(
     ``precision`` float32 is enough for training only: it rounds a small box away, and everything would be
     proven.
     """
-    mean, std = (t.to(images.device, precision)[:, None, None] for t in (model.mean, model.std))
-    lower, upper = ((end - mean) / std for end in pixel_box(images.to(precision), eps))
+    device = float64_device(images.device) if precision == torch.float64 else images.device
+    if device != images.device:
+        model = model.copy()
+        model.module.to(device)
+    images, labels = images.to(device).to(precision), labels.to(device)
+    mean, std = (t.to(images)[:, None, None] for t in (model.mean, model.std))
+    lower, upper = ((end - mean) / std for end in pixel_box(images, eps))
     logits: Interval = propagate(model, Interval(lower, upper))
     if logits.affine is None:
         own = logits.lower.gather(1, labels[:, None])
@@ -258,7 +263,7 @@ def interval_bounds(
     Source: Gowal et al. 2018, section 3.
     """
     labels = model(images).argmax(1)
-    proven = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    proven = torch.zeros(len(images), dtype=torch.float64, device=float64_device(images.device))
     limit = torch.full_like(proven, eps)
     for step in progress_bar(range(halvings + 1), "halving the radius"):
         radius = limit if step == 0 else (proven + limit) / 2

@@ -125,7 +125,7 @@ def interval_bounds_fit(
                 strict=True,
             )
             proven = torch.cat([(worst_case_margins(trained, x, y, eps) > 0).all(1) for x, y in batches])
-        return evaluation() | {"proven": float(proven.double().mean())}
+        return evaluation() | {"proven": float(proven.cpu().double().mean())}
 
     optimizer = torch.optim.Adam(trained.module.parameters(), training.lr)
     history = train(

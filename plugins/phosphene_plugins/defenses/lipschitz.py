@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from phosphene import Reference, hookimpl, load_model, method
+from phosphene import Reference, hookimpl, load_model, method, to_float64
 from phosphene.roles import Images, Model
 from phosphene.spec import Cost, Nonnegative, size
 
@@ -70,8 +70,9 @@ def _circular_spectral_norm(
     weight: Tensor, size: tuple[int, int], dilation: tuple[int, int], groups: int
 ) -> float:
     extents = [d * (n - 1) + 1 for d, n in zip(dilation, weight.shape[2:], strict=True)]
-    kernel = weight.new_zeros(*weight.shape[:2], *extents, dtype=torch.float64)
-    kernel[..., :: dilation[0], :: dilation[1]] = weight.double()
+    weight = to_float64(weight)
+    kernel = weight.new_zeros(*weight.shape[:2], *extents)
+    kernel[..., :: dilation[0], :: dilation[1]] = weight
     torus = [side + extent - 1 for side, extent in zip(size, extents, strict=True)]
     spectrum = torch.fft.rfft2(kernel, s=torus).permute(2, 3, 0, 1).flatten(0, 1)
     largest = 0.0  # eigenvalue of A A', the square of the singular value
@@ -118,7 +119,7 @@ def _convolution(
 def _linear(
     func: Callable[..., Tensor], x: LipschitzBound, weight: Tensor, bias: Any = None
 ) -> LipschitzBound:
-    norm = float(torch.linalg.matrix_norm(weight.detach().double(), 2))
+    norm = float(torch.linalg.matrix_norm(to_float64(weight.detach()), 2))
     return LipschitzBound(func(x.example, weight, bias), x.bound * norm)
 
 
@@ -246,7 +247,7 @@ def lipschitz(model: Model, images: Images) -> Certificates:
 
     Source: Tsuzuku et al. 2018, sections 3 and 4; spectral norms Sedghi et al. 2019.
     """
-    logits = model(images).double()
+    logits = to_float64(model(images))
     bound = lipschitz_bound(model, images)
     diameter = math.sqrt(images[0].numel())  # no two images are farther apart
     descending = logits.sort(1, descending=True).values

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from phosphene import Reference, TensorDataset, batch_size, hookimpl, method
+from phosphene import Reference, TensorDataset, batch_size, hookimpl, method, to_float64
 from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import PixelRange
 from phosphene.testing import linear_model
@@ -140,8 +140,8 @@ def lipschitz_fit(
         unit_layers.calibrate()
         with torch.no_grad():
             batches = evaluation.images.split(evaluation.max_batch)
-            logits = torch.cat([trained(batch) for batch in batches]).double()
-        own = F.one_hot(evaluation.labels, logits.shape[1]).bool()
+            logits = to_float64(torch.cat([trained(batch) for batch in batches]))
+        own = F.one_hot(evaluation.labels.to(logits.device), logits.shape[1]).bool()
         margin = logits[own] - logits.masked_fill(own, -torch.inf).amax(1)
         proven = margin > math.sqrt(2) * logit_change * _ROUNDING
         return evaluation() | {"proven": float(proven.double().mean())}

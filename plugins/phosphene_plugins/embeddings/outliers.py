@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
+from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method, to_float64
 from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model
 from phosphene.spec import Cost, Nonnegative, size
@@ -130,7 +130,7 @@ def _mahalanobis_distances(features: Tensor) -> tuple[Tensor, Tensor]:
     """
     from sklearn.covariance import ledoit_wolf_shrinkage  # slow to import
 
-    centered = center(features).double()
+    centered = to_float64(center(features))
     count, size = centered.shape
     shrinkage = float(ledoit_wolf_shrinkage(centered.cpu().numpy(), assume_centered=True))
     left, singular, _ = torch.linalg.svd(centered, full_matrices=False)

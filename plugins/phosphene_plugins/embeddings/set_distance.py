@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from phosphene import Reference, TensorDataset, hookimpl, load_model, method
+from phosphene import Reference, TensorDataset, hookimpl, load_model, method, to_float64
 from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model
 from phosphene.spec import Cost, Nonnegative, size
@@ -100,7 +100,7 @@ def set_distance(
         embed_dataset(model, dataset, layer, title="features of the first set"),
         embed_dataset(model, other, layer, title="features of the second set"),
     )
-    first, second = (embedding.features.double() for embedding in embeddings)
+    first, second = (to_float64(embedding.features) for embedding in embeddings)
     points, _ = principal_components(torch.cat([embedding.features for embedding in embeddings]), 2)
     if points.shape[1] < 2:
         points = torch.cat([points, torch.zeros_like(points)], 1)

@@ -41,7 +41,7 @@ class AttackTrajectory:
 
     def success_rate_after(self, steps: int) -> Tensor:
         """The share of the images that were misclassified within so many steps."""
-        return (self.steps_to_success <= steps).double().mean()
+        return (self.steps_to_success <= steps).cpu().double().mean()
 
 
 def check_deterministic(first: Tensor, second: Tensor) -> Check:
@@ -195,7 +195,7 @@ def _check(name: str, suspicious: bool | None, reason: str, **numbers: float) ->
 
 
 def _share(mask: Tensor) -> float:
-    return float(mask.double().mean()) if len(mask) else 0.0
+    return float(mask.cpu().double().mean()) if len(mask) else 0.0
 
 
 def _exceeds_chance(success: Tensor, reference: Tensor) -> bool:

@@ -57,7 +57,7 @@ class RobustnessReport(Result):
 
     def accuracy(self, eps: float, attack: str | None = None) -> float:
         """The accuracy under an attack, or under all of them, within ``eps``."""
-        return float((self.radius(attack) > eps).double().mean())
+        return float((self.radius(attack) > eps).cpu().double().mean())
 
     def lines(self) -> list[str]:
         """A Markdown table of the accuracy at each eps."""
@@ -93,7 +93,7 @@ class RobustnessReport(Result):
         left, right = halves
         axes = left.subplots()
         for name in (*self.attacks, WORST_CASE):
-            radii = self.radius(None if name == WORST_CASE else name).double().cpu()
+            radii = self.radius(None if name == WORST_CASE else name).cpu().double()
             steps = torch.tensor([0.0, *radii[radii.isfinite()].unique().tolist(), *self.eps]).unique()
             accuracy = (radii[None] > steps[:, None].to(radii)).double().mean(1)
             background = {"color": "0.75", "linewidth": 6, "zorder": 1}

@@ -181,8 +181,8 @@ def _evaluate(
         correct = torch.stack([classify(batch) for batch in (images, *examples)])
     return EnsembleReport(
         names=tuple(member.name for member in members),
-        accuracy=correct.double().mean(2).to(images),
-        worst_transfer_accuracy=float(correct[1:-1, -1].all(0).double().mean()),
+        accuracy=correct.cpu().double().mean(2).to(images),
+        worst_transfer_accuracy=float(correct[1:-1, -1].all(0).cpu().double().mean()),
         images=images,
         adversarial=examples[-1],
         success=~correct[-1, -1],

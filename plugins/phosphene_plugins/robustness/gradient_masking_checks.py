@@ -202,7 +202,7 @@ def gradient_masking_checks(
     examples = slice(_EXAMPLES)
     predictions = _predict_logits(model, white_box.points[examples]).argmax(1)
     by_steps = [white_box.success_rate_after(count) for count in range(steps + 1)]
-    by_eps = [attack.success.double().mean() for attack in by_radius.values()]
+    by_eps = [attack.success.cpu().double().mean() for attack in by_radius.values()]
     return GradientMasking(
         names=tuple(check.name for check in checks),
         verdicts=tuple(check.verdict for check in checks),

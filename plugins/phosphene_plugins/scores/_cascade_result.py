@@ -41,7 +41,7 @@ class Cascade(Result):
     def panels(self) -> list[list[Panel]]:
         groups = []
         for image, maps in zip(self.images, self.maps.unbind(1), strict=True):
-            scales = maps.flatten(1).float().quantile(0.99, dim=1).clamp(min=1e-30)
+            scales = maps.flatten(1).float().cpu().quantile(0.99, dim=1).clamp(min=1e-30).to(maps.device)
             colored = zip(
                 colorize(maps / scales[:, None, None], "inferno"), ("trained", *self.stages), strict=True
             )

@@ -102,7 +102,7 @@ class Scores(Result):
         """A model's maps of an image in colors, (rows, 3, H, W), each scaled separately."""
         maps = self.maps[m, :, e]
         # The 99th percentile, not the maximum: a few extreme pixels would turn all others black.
-        scales = maps.flatten(1).float().quantile(0.99, dim=1).clamp(min=1e-30)
+        scales = maps.flatten(1).float().cpu().quantile(0.99, dim=1).clamp(min=1e-30).to(maps.device)
         return colorize(maps / scales[:, None, None], "inferno")
 
     def figure(self) -> Figure:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from phosphene import InputError, Model, ModelError
+from phosphene import InputError, Model, ModelError, fork_random_state
 from phosphene.models import load_saved_model
 from phosphene.parameter_text import read_document
 from phosphene.results import TrainedNetwork
@@ -113,7 +113,7 @@ class AdaptiveNetwork(TrainedNetwork):
         if record["source"] is None:
             raise ModelError(f"the encoder ({record['name']}) was passed as an object: {remedy}")
         # Building the encoder draws random weights: without the fork the caller's random state would advance.
-        with torch.random.fork_rng([]):
+        with fork_random_state():
             encoder = load_saved_model(record["source"])
         if encoder.digest != record["digest"]:
             raise ModelError(f"{record['name']} has other weights than the encoder of this decoder: {remedy}")

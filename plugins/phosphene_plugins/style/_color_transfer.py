@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from phosphene import InputError
+from phosphene import InputError, to_float64
 
 #: Colors of a stylized image: the style's; or the content's, because only the luminance is stylized
 #: ("luminance") or because the styles' color mean and covariance are matched to it first ("histogram").
@@ -66,7 +66,7 @@ def prepare_colors(content: Tensor, styles: Tensor, color: ColorSource) -> tuple
 def _color_statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean color (N, C, 1, 1), root of the color covariance and inverse of that root (N, C, C)."""
     mean = images.mean((2, 3), keepdim=True)
-    centered = (images - mean).flatten(2).double()
+    centered = to_float64((images - mean).flatten(2))
     values, vectors = torch.linalg.eigh(centered @ centered.mT / centered.shape[2])
     std = values.clamp(min=1e-8).sqrt()
     root, inverse_root = (

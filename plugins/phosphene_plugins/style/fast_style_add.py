@@ -118,7 +118,7 @@ def fast_style_add(
         frames=frames,
         seed=seed,
     )
-    network = concatenate_styles(old, new)
+    network = concatenate_styles(old, new).to(model.device)
     total = sum(p.numel() for p in network.parameters())
     return TrainedNetwork(
         network=network,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor
 
-from phosphene import InputError, Reference, hookimpl, method, progress_bar
+from phosphene import InputError, Reference, float64_device, hookimpl, method, progress_bar
 from phosphene.results import Synthesis
 from phosphene.roles import Seed, Texture
 from phosphene.spec import Cost, PixelRange
@@ -216,12 +216,13 @@ def efros_leung(
             f"start='sample' needs a size larger than the sample's, {sample_height} x {sample_width}"
         )
     images: list[Tensor] = []
-    for single in sample:
+    for single in sample.to(float64_device(sample.device)):
         generator = Generator().manual_seed(seed or 0)
         image, filled = seed_canvas(single, height, width, start=start, generator=generator)
         windows = SampleWindows(single, window, error_threshold)
         filling = fill(windows, image, filled, order, max_error, generator)
-        images += deque(progress_bar(filling, "Filling", int((~filled).sum())), maxlen=1)
+        (image,) = deque(progress_bar(filling, "Filling", int((~filled).sum())), maxlen=1)
+        images.append(image.to(sample.device))
     return sampled_texture(sample, images)
 
 

@@ -65,7 +65,7 @@ def gaussian_pyramid(image: Tensor, levels: int) -> list[Array]:
     scales = [image[None]]
     for _ in range(levels - 1):
         scales.append(gaussian_blur(scales[-1], 1.0)[:, :, ::2, ::2])
-    return [scale[0].permute(1, 2, 0).double().cpu().numpy() for scale in scales]
+    return [scale[0].permute(1, 2, 0).cpu().double().numpy() for scale in scales]
 
 
 def synthesize(
