@@ -15,10 +15,11 @@ from matplotlib.text import Text
 from torch import nn
 
 from phosphene import Result, load_model, load_result, methods, run
+from phosphene.files import write_file
 from phosphene.images.charts import new_figure, plain_label, printable, show_text_literally
 from phosphene.results import Panel
 from phosphene_plugins.batch._plan import folder_name
-from phosphene_plugins.pages._single_file_page import is_web_link, picture, write_text
+from phosphene_plugins.pages._single_file_page import is_web_link, picture
 
 #: Names that break what reads text as something else.
 NAMES = (
@@ -205,7 +206,7 @@ def test_gallery_drops_links_that_are_no_web_address(tmp_path: Path) -> None:
 
 
 def test_page_with_invalid_unicode_is_written(tmp_path: Path) -> None:
-    write_text(tmp_path / "page.html", "a \ud800 b")
+    write_file(tmp_path / "page.html", "a \ud800 b")
     assert (tmp_path / "page.html").read_text() == "a ? b"
 
 
