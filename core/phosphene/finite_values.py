@@ -35,7 +35,7 @@ def defer_checks() -> Iterator[None]:
     finally:
         _deferred.reset(token)
     for is_finite, error in deferred.values():
-        if not is_finite:
+        if not _read(is_finite):
             raise error()
 
 
@@ -49,13 +49,13 @@ def check_finite(values: Tensor, what: str, error: Callable[[], Exception]) -> N
         return
     with torch._C.DisableTorchFunction():  # modes that rewrite a network's operations do not concern these
         deferred = _deferred.get()
-        if values.device.type == "cpu" or deferred is None:
+        if deferred is None or not _waits(values.device):
             if not all_finite(values):
                 raise error()
             return
         key, is_finite = (what, values.device), values.isfinite().all()
         if key not in deferred:
-            if not is_finite:
+            if not _read(is_finite):
                 raise error()
             deferred[key] = (is_finite, error)
         else:
@@ -67,6 +67,15 @@ def all_finite(values: Tensor) -> bool:
     # A sum reads the memory once, ``isfinite`` three times; a sum of finite values that overflows is rare.
     values = values.detach()
     return math.isfinite(values.sum(dtype=torch.float32)) or bool(values.isfinite().all())
+
+
+def _waits(device: torch.device) -> bool:
+    """Whether reading a value waits for all operations that are queued on the device."""
+    return device.type != "cpu"
+
+
+def _read(flag: Tensor) -> bool:
+    return bool(flag)
 
 
 def contains_non_finite(value: object) -> bool:

@@ -264,14 +264,12 @@ TARGETS = [
     Case("grad_cam of the head", lambda: methods["grad_cam"](net(), images(), layer="l"), "is not a map"),
     Case("grad_cam of a layer that does not run",
          lambda: methods["grad_cam"](unused_layer(), images(), layer="unused"),
-              "does not depend on layer 'unused'"),
+         "does not depend on layer 'unused'"),
     Case("grad_cam of a number", lambda: methods["grad_cam"](net(), images(), layer=5),
          "should be a valid string", 0),
-
     Case("top_patches of channel 999",
          lambda: methods["top_patches"](net(), images(), layer="c", channels=[999]),
          "has 4 channels, so .*999"),
-
     Case("top_patches of channel -1",
          lambda: methods["top_patches"](net(), images(), layer="c", channels=[-1]),
          "-1"),
@@ -406,7 +404,6 @@ OUTPUTS = [
          "not one row for each image", 2),
     Case("three classes at the second call", lambda: pgd_on(lambda z: z[:, :3], after=1),
          "returned 3 logits for each image, and 5 in an earlier pass", 2),
-
     Case("RuntimeError at the second call",
          lambda: pgd_on(raising(RuntimeError("boom")), after=1), RuntimeError, 2),
     Case("KeyError at the second call", lambda: pgd_on(raising(KeyError("k")), after=1), KeyError, 2),

@@ -26,8 +26,8 @@ def check_input_size(value: Any) -> tuple[int, int, int]:
         sides = []
     integers = all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides)
     if len(sides) != 3 or not integers or min(sides) < 1:
-        shown = tuple(value) if isinstance(value, (list, tuple)) else value
-        raise InputError(f"input_size must be (C, H, W), not {shown!r}: three integers of at least 1")
+        text = tuple(value) if isinstance(value, (list, tuple)) else value
+        raise InputError(f"input_size must be (C, H, W), not {text!r}: three integers of at least 1")
     channels, height, width = map(int, sides)
     return channels, height, width
 

@@ -96,7 +96,7 @@ def bad_images(good: Tensor, context: InputContext) -> Iterator[tuple[str, Any]]
     yield "a list", good.tolist()
     yield "a sparse tensor", good.to_sparse()
     yield "a tensor without values", good.to("meta")
-    yield "a nested tensor", torch.nested.nested_tensor(list(good))
+    yield "a nested tensor", torch.nested.nested_tensor(list(good), layout=torch.jagged)
     for what, value in (("NaN", float("nan")), ("inf", float("inf")), ("1.5", 1.5), ("-0.5", -0.5)):
         spoiled = good.clone()
         spoiled[-1, -1, -1, -1] = value

@@ -113,7 +113,10 @@ def train(
         for group, rate in zip(optimizer.param_groups, initial_rates, strict=True):
             group["lr"] = rate * schedule(step / steps)
         optimizer.zero_grad()
-        mean_loss = _accumulate_gradients(loss, images, indices, step / steps, max_batch or batch)
+        try:
+            mean_loss = _accumulate_gradients(loss, images, indices, step / steps, max_batch or batch)
+        except (NotFiniteError, DivergenceError):  # the network's output, or logits of it, overflowed
+            mean_loss = math.nan
         if not math.isfinite(mean_loss):
             raise DivergenceError(
                 f"step {step}: the loss is no longer finite; lower lr (now {initial_rates[0]:g})"

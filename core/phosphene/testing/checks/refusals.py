@@ -71,6 +71,9 @@ def out_of_bounds(schema: dict[str, Any]) -> list[Any]:
     if any(b.get("type") == "string" and "enum" not in b for b in branches):
         return []  # a free string accepts any text
     values: list[Any] = ["no such value"]
+    kinds = {branch.get("type") for branch in branches}
+    if kinds & {"integer", "number"} and "boolean" not in kinds:
+        values.append(True)
     for branch in branches:
         step = 1 if branch.get("type") == "integer" else 1e-3
         if "minimum" in branch:
