@@ -75,7 +75,7 @@ def test_what_others_do_inside_a_module_is_no_change() -> None:
     assert any(line.startswith("phosphene.run(name: str | Method[..., Any], *, out: ") for line in lines)
     assert "phosphene.Cost is phosphene.spec.Cost" in lines
     assert "phosphene.spec.Cost.backward: _Count = Constant(0)" in lines
-    assert any(line.startswith("phosphene.methods.find(self, *, family: ") for line in lines)
+    assert any(line.startswith("phosphene.methods.find(self, text: ") for line in lines)
     assert "phosphene.models.Model.classes" in lines
     assert "phosphene.registry.phosphene_before_run(run: PreparedRun) -> None  @hookspec" in lines
     assert not any("._" in line.partition("(")[0].replace(".__", "") for line in lines)
