@@ -25,7 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..files import atomic_folder, list_files
+from ..files.documents import list_files
+from ..files.output_folders import atomic_folder
 from ..files.system import error_text
 from ..images.color import to_display
 from ..images.io import write_gif, write_mp4, write_png

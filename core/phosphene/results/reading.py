@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..builtin.networks import WEIGHTS
 from ..errors import InputError, PhospheneError, UnknownName
-from ..files import sweep
+from ..files.work_folders import sweep
 from .base import FindMethod, Result
 from .provenance import Provenance
 from .saving import FORMAT, decode

@@ -164,6 +164,16 @@ def test_invalid_arguments_are_refused_before_any_run(
     assert not (tmp_path / "page").exists()
 
 
+def test_page_that_is_not_the_gallerys_is_refused_and_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "run", lambda *_, **__: pytest.fail("a method was run"))
+    (tmp_path / "index.html").write_text("<!doctype html><p>mine")
+    with pytest.raises(InputError, match="was not written by Phosphene"):
+        make_gallery(tmp_path)
+    assert (tmp_path / "index.html").read_text() == "<!doctype html><p>mine"
+
+
 def test_result_with_its_own_figure_is_drawn_by_it() -> None:
     class Chart(Attribution):
         def figure(self) -> Figure:
