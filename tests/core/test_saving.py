@@ -555,7 +555,7 @@ def test_kills_at_random_times_leave_complete_results(tmp_path: Path, renaming: 
 
 
 @pytest.mark.nightly
-def test_many_kills_at_random_times_leave_complete_results(tmp_path: Path) -> None:
+def test_many_kills_at_random_times_leave_complete_results(tmp_path: Path, renaming: str) -> None:
     kill_at_random(tmp_path, 500, seed=1)
 
 

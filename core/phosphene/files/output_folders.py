@@ -119,7 +119,7 @@ def _kind(path: Path) -> str | None:
 
 def _limit(path: Path, name: str, default: int) -> int:
     """A limit of the file system of a path, or of its nearest parent that exists."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # not every system tells it
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # not every system has this limit
         return os.pathconf(_existing(path), name)
     return default
 
