@@ -20,9 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import sweep, work_folder
 from .files.system import error_text, sync
-from .files.work_folders import WRITING
+from .files.work_folders import WRITING, sweep, work_folder
 
 #: Seconds between two writes: the most work that a crash loses.
 INTERVAL = 10.0
@@ -68,7 +67,7 @@ class Checkpoint:
         sweep(self.file.parent)
         try:
             self._read()
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             self.failed = self.blocked = True
             self._warn(f"{self.file} is no checkpoint that can be read", error)
         return self

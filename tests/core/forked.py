@@ -32,7 +32,11 @@ def start(function: Callable[[], Any]) -> Callable[[], Any]:
                 answer = False, error
             _watching.clear()
             with os.fdopen(writing, "wb") as stream:
-                stream.write(pickle.dumps(answer))
+                try:
+                    content = pickle.dumps(answer)
+                except Exception:  # pytest's own exceptions hold what cannot be pickled
+                    content = pickle.dumps((False, RuntimeError(repr(answer))))
+                stream.write(content)
         finally:
             os._exit(0)
     os.close(writing)

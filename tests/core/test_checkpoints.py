@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import resource
+import signal
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from tests.core.forked import Killed, at_operation, in_child
 
-from phosphene import Result, checkpoints, load_result, method, resumable, run, save_progress, saved_progress
+from phosphene import (
+    InputError,
+    Result,
+    checkpoints,
+    load_result,
+    method,
+    resumable,
+    run,
+    save_progress,
+    saved_progress,
+)
 from phosphene.results import Synthesis
 from phosphene.roles import Dataset, Model, Seed
 
@@ -72,12 +90,6 @@ def test_checkpoint_of_another_run_is_not_used(tmp_path: Path, other: dict[str, 
     make(tmp_path / "result", **other)
     assert read[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
-
-
-def test_damaged_checkpoint_is_ignored(tmp_path: Path) -> None:
-    (tmp_path / ".result.unfinished").write_bytes(b"cut in the middle of writ")
-    make(tmp_path / "result")
-    assert read == [0, 1, 2, 3, 4]
 
 
 def test_checkpoint_is_written_at_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,3 +156,160 @@ def test_resumable_without_a_checkpoint_is_a_plain_loop() -> None:
     for number in resumable([2, 3], state, "numbers"):
         state["count"] += number
     assert state == {"count": 5}
+
+
+# --- a checkpoint is a help, not a risk -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        PermissionError(13, "Permission denied"),
+        SafetensorError("broken"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_checkpoint_that_cannot_be_written_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    writes: list[int] = []
+
+    def fail(*_: Any, **__: Any) -> None:
+        writes.append(1)
+        raise error
+
+    monkeypatch.setattr(checkpoints, "save_file", fail)
+    with pytest.warns(checkpoints.CheckpointWarning, match="cannot resume if it is interrupted") as caught:
+        result = make(tmp_path / "result")
+    assert len(caught) == len(writes) == 1
+    assert read == [0, 1, 2, 3, 4]
+    assert torch.equal(load_result(tmp_path / "result").images, result.images)
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_interruption_after_a_failed_checkpoint_promises_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", fail)
+    cuts.append(3)
+    with pytest.warns(checkpoints.CheckpointWarning), pytest.raises(KeyboardInterrupt) as caught:
+        make(tmp_path / "result")
+    assert not hasattr(caught.value, "__notes__")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_earlier_checkpoint_remains_when_a_later_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, count = checkpoints.save_file, itertools.count()
+
+    def fail_from_the_third(*arguments: Any) -> None:
+        if next(count) >= 2:
+            raise OSError(28, "No space left on device")
+        write(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "save_file", fail_from_the_third)
+        with pytest.warns(checkpoints.CheckpointWarning):
+            interrupt_run(tmp_path / "result")
+    read.clear()
+    make(tmp_path / "result")
+    assert read == [2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", ["text", "safetensors", "folder", "FIFO", "link"])
+def test_file_that_is_no_checkpoint_is_unchanged(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / ".result.unfinished"
+    match kind:
+        case "text":
+            file.write_text("mine")
+        case "safetensors":
+            save_file({"mine": torch.ones(3)}, file)
+        case "folder":
+            file.mkdir()
+        case "FIFO":
+            os.mkfifo(file)
+        case "link":
+            file.symlink_to("nowhere")
+    before = file.lstat()
+    with pytest.warns(checkpoints.CheckpointWarning, match="is no checkpoint that can be read"):
+        make(tmp_path / "result")
+    assert read == [0, 1, 2, 3, 4]
+    after = file.lstat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    read.clear()
+    cuts.append(3)
+    with pytest.warns(checkpoints.CheckpointWarning), pytest.raises(KeyboardInterrupt) as caught:
+        make(tmp_path / "other" / ".." / "result")
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_permissions_of_a_checkpoint_follow_the_umask(tmp_path: Path) -> None:
+    earlier = os.umask(0o027)
+    try:
+        interrupt_run(tmp_path / "result")
+    finally:
+        os.umask(earlier)
+    assert stat.S_IMODE((tmp_path / ".result.unfinished").stat().st_mode) == 0o640
+
+
+def test_killed_checkpoint_leaves_an_earlier_one_and_nothing_else(tmp_path: Path) -> None:
+    for number in itertools.count(1):
+
+        def write(number: int = number) -> None:
+            checkpoint = checkpoints.Checkpoint(tmp_path / ".a.unfinished", "id")
+            checkpoint.state = {"step": 1, "weights": torch.ones(3)}
+            checkpoint.write()
+            at_operation(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            checkpoint.write()
+
+        try:
+            in_child(write)
+        except Killed:
+            killed = True
+        else:
+            killed = False
+        with checkpoints.Checkpoint(tmp_path / ".a.unfinished", "id") as checkpoint:
+            assert checkpoint.state["step"] == 1
+            checkpoint.unfinished = True
+        assert os.listdir(tmp_path) == [".a.unfinished"]
+        if not killed:
+            break
+    assert number > 5
+
+
+def test_run_on_a_disk_that_becomes_full_warns_and_ends_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_disk(checkpoint: checkpoints.Checkpoint) -> bool:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        return True
+
+    def work() -> tuple[list[int], str]:
+        monkeypatch.setattr(checkpoints.Checkpoint, "due", fill_disk)
+        with (
+            pytest.warns(checkpoints.CheckpointWarning, match="File too large") as caught,
+            pytest.raises(InputError) as refusal,
+        ):
+            make(tmp_path / "result")
+        assert len(caught) == 1
+        return read, str(refusal.value)
+
+    images, message = in_child(work)
+    assert images == [0, 1, 2, 3, 4]
+    assert "File too large" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_is_refused_before_the_first_image(tmp_path: Path) -> None:
+    def work() -> list[int]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+        with pytest.raises(InputError, match="nothing can be saved in .*File too large"):
+            make(tmp_path / "result")
+        return read
+
+    assert in_child(work) == []

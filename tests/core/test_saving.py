@@ -26,7 +26,8 @@ import torch
 from tests.core.forked import Killed, at_operation, in_child, start
 
 from phosphene import InputError, Result, checkpoints, load_result, run
-from phosphene.files import check_output_folder, sweep, system, work_folders
+from phosphene.files import check_output_folder, system
+from phosphene.files.work_folders import sweep, work_folder
 from phosphene.results import Synthesis
 
 
@@ -115,7 +116,7 @@ def test_folder_of_another_program_is_refused_and_unchanged(tmp_path: Path, text
         (folder / "result.json").write_text(text)
     (folder / "thesis.txt").write_text("years of work")
     before = names(tmp_path)
-    with pytest.raises(InputError, match=r"result\.json, thesis\.txt.*not written by Phosphene"):
+    with pytest.raises(InputError, match=r"result\.json, thesis\.txt.*no saved result of Phosphene"):
         run("saliency", out=folder)
     with pytest.raises(InputError, match="files other than a result"):
         plain(1).save(folder)
@@ -554,7 +555,7 @@ def test_kills_at_random_times_leave_complete_results(tmp_path: Path, renaming: 
 
 
 @pytest.mark.nightly
-def test_many_kills_at_random_times_leave_complete_results(tmp_path: Path) -> None:
+def test_many_kills_at_random_times_leave_complete_results(tmp_path: Path, renaming: str) -> None:
     kill_at_random(tmp_path, 500, seed=1)
 
 
@@ -659,7 +660,7 @@ def work_folder_of(tmp_path: Path, **changes: Any) -> Path:
     """A folder as a process leaves it that is killed while it writes a result."""
 
     def kill() -> None:
-        with work_folders.work_folder(tmp_path / "a") as work:
+        with work_folder(tmp_path / "a") as work:
             (work / "writing").mkdir()
             (work / "writing" / "arrays.safetensors").write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)

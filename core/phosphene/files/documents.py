@@ -42,8 +42,8 @@ def is_result_document(document: Any) -> bool:
 def read_own_files(folder: Path) -> Set[str] | None:
     """The existing files of a saved result, as paths relative to its folder; None if it is no result.
 
-    They are recorded in ``result.json``. For a result of version 0.1 or 0.2, which recorded none, they are the
-    existing files with a name that a result writes. Raises OSError for a file that cannot be read.
+    They are recorded in ``result.json``. For a result of version 0.1 or 0.2, which recorded none, they
+    are the existing files with a name that a result writes. Raises OSError for a file that cannot be read.
     """
     file = folder / RESULT
     try:

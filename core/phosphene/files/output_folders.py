@@ -119,7 +119,7 @@ def _kind(path: Path) -> str | None:
 
 def _limit(path: Path, name: str, default: int) -> int:
     """A limit of the file system of a path, or of its nearest parent that exists."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # not every system tells it
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # not every system has this limit
         return os.pathconf(_existing(path), name)
     return default
 
@@ -191,7 +191,7 @@ def _problem(folder: Path) -> str | None:
     own = read_own_files(folder)
     if own is None:
         listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        unknown = f"; its {RESULT} was not written by Phosphene" if RESULT in names else ""
+        unknown = f"; its {RESULT} is no saved result of Phosphene" if RESULT in names else ""
         return f"contains files other than a result ({listed}){unknown}; choose an empty or a new folder"
     pictures = folder / PICTURES
     if pictures.is_symlink() or (pictures.exists() and not pictures.is_dir()):

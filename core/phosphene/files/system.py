@@ -126,4 +126,7 @@ def _read(path: str) -> str:
 
 def error_text(error: Exception) -> str:
     """The reason of a failed system call without its number: "No space left on device"."""
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    # safetensors says "Error while serializing: I/O error: No space left on device (os error 28)".
+    return str(error).rpartition("I/O error: ")[2].partition(" (os error ")[0] or type(error).__name__

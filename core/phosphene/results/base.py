@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import InputError, PhospheneError
-from ..files import atomic_folder, list_files
+from ..files.documents import list_files
+from ..files.output_folders import atomic_folder
 from ..files.system import error_text
 from ..images.charts import plain_label, printable, show_text_literally
 from ..images.color import to_display

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..builtin.networks import WEIGHTS
 from ..errors import InputError, ModelError, PhospheneError, UnknownName
-from ..files import sweep
+from ..files.work_folders import sweep
 from ..parameter_text import read_document
 from .base import FindMethod, Result
 from .field_types import check_fields

@@ -19,7 +19,7 @@ from phosphene.images import write_png
 from phosphene.results import AdversarialExamples, Result
 from phosphene_plugins.batch import _execute_plan as work
 from phosphene_plugins.batch._execute_plan import Batch, open_batch
-from phosphene_plugins.batch._plan import Plan, read_plan
+from phosphene_plugins.batch._plan import Plan, folder_name, read_plan
 from phosphene_plugins.batch._report import Report
 
 ROOT = Path(__file__).parents[3]
@@ -211,7 +211,6 @@ def test_saved_results_are_reused_and_missing_ones_computed(runs: list[str]) -> 
 @pytest.mark.parametrize(
     ("file", "spoil"),
     [
-        ("result.json", lambda path: path.write_text("{")),
         (
             "result.json",
             lambda path: path.write_text(path.read_text().replace('"format": 1', '"format": 99')),
@@ -386,7 +385,7 @@ def test_dry_run_lists_runs_and_cost(runs: list[str], capsys: pytest.CaptureFixt
         ("methods: [saliency]\nexecutor: far-away\n", "no executor 'far-away'"),
         ("methods: [saliency]\ndevice: nowhere\n", "nowhere"),
         ("methods: [saliency]\nbatch_size: 0\n", "line 2: batch_size=0"),
-        ("methods: [saliency]\nout: plan.yaml\n", r"line 2: plan\.yaml is a file"),
+        ("methods: [saliency]\nout: plan.yaml\n", r"line 2: .*plan\.yaml is a file"),
         ("methods: &a [*a]\n", "."),
     ],
     ids=lambda text: None,
@@ -420,6 +419,32 @@ def test_folder_with_other_files_is_left_unchanged(capsys: pytest.CaptureFixture
     assert batch(write_plan(SMALL)) == 2
     assert "contains files other than a result" in capsys.readouterr().err
     assert (folder / "thesis.txt").read_text() == "all of it"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("report.html", "<!doctype html><p>mine", "was not written by Phosphene"),
+        ("report.json", '{"mine": 1}', "was not written by Phosphene"),
+        ("report.json", "mine", "was not written by Phosphene"),
+        ("results/saliency/shapes-vgg/scenes-1/result.json", "{", "is no saved result of Phosphene"),
+    ],
+)
+def test_other_files_under_the_names_of_a_batch_are_refused_and_unchanged(
+    capsys: pytest.CaptureFixture[str], runs: list[str], name: str, text: str, message: str
+) -> None:
+    file = Path("out", name)
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    assert batch(write_plan(SMALL)) == 2
+    assert message in capsys.readouterr().err
+    assert file.read_text() == text
+    assert not runs
+
+
+def test_long_labels_have_folder_names_that_file_systems_accept() -> None:
+    assert len(folder_name("漢" * 300).encode()) <= 200
+    assert folder_name("漢" * 300).strip("漢") == ""
 
 
 def test_missing_plan_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

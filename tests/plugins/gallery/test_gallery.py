@@ -22,7 +22,7 @@ from phosphene.results import Attribution, Result
 from phosphene.testing.observation import assert_same_result
 from phosphene_plugins.gallery import _gallery_page as gallery
 from phosphene_plugins.gallery._gallery_page import Gallery, make_gallery
-from phosphene_plugins.pages._single_file_page import panel_rows
+from phosphene_plugins.pages._single_file_page import is_page, panel_rows, write_page
 
 CALLS = ["saliency", "grad_cam", "pgd"]
 
@@ -162,6 +162,25 @@ def test_invalid_arguments_are_refused_before_any_run(
     with pytest.raises(InputError, match="options of a model"):
         make_gallery(tmp_path / "page", settings={"pretrained": True})
     assert not (tmp_path / "page").exists()
+
+
+def test_page_that_is_not_the_gallerys_is_refused_and_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "run", lambda *_, **__: pytest.fail("a method was run"))
+    (tmp_path / "index.html").write_text("<!doctype html><p>mine")
+    with pytest.raises(InputError, match="was not written by Phosphene"):
+        make_gallery(tmp_path)
+    assert (tmp_path / "index.html").read_text() == "<!doctype html><p>mine"
+
+
+def test_pages_are_recognised_also_those_of_earlier_versions(tmp_path: Path) -> None:
+    write_page(tmp_path / "page.html", "phosphene_plugins.pages", "base.html.j2")
+    text = (tmp_path / "page.html").read_text()
+    generator = re.search("<meta name=.generator.*>\n", text)[0]
+    assert is_page(text)
+    assert is_page(text.replace(generator, ""))
+    assert not is_page("<!doctype html>\n<p>Phosphene is mine, too")
 
 
 def test_result_with_its_own_figure_is_drawn_by_it() -> None:
