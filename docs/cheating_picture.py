@@ -9,7 +9,8 @@ from pathlib import Path
 from method_pages import cached_demo
 
 from phosphene import run
-from phosphene_plugins.pages._single_file_page import panel_rows, picture, write_text
+from phosphene.files import write_file
+from phosphene_plugins.pages._single_file_page import panel_rows, picture
 
 
 def write_cheating(folder: Path, sources: str, tell: Callable[[str], None]) -> None:
@@ -28,5 +29,5 @@ def write_cheating(folder: Path, sources: str, tell: Callable[[str], None]) -> N
         seed=0,
         progress=False,
     )
-    write_text(folder / "cheating.html", picture(panel_rows(scores), "two networks' maps of the same scenes"))
-    write_text(folder / "cheating.json", json.dumps({"sources": sources}))
+    write_file(folder / "cheating.html", picture(panel_rows(scores), "two networks' maps of the same scenes"))
+    write_file(folder / "cheating.json", json.dumps({"sources": sources}))

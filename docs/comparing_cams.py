@@ -11,8 +11,9 @@ from method_pages import cached_demo
 
 from phosphene import Model, load_model, methods
 from phosphene.builtin.scenes import Scenes, draw_scenes
+from phosphene.files import write_file
 from phosphene.results import Panel
-from phosphene_plugins.pages._single_file_page import picture, write_text
+from phosphene_plugins.pages._single_file_page import picture
 
 #: In the order of the page.
 FAMILY = ["cam", "grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam", "xgrad_cam", "score_cam"]
@@ -30,15 +31,15 @@ def write_comparison(folder: Path, sources: str, tell: Callable[[str], None]) ->
     folder.mkdir(parents=True, exist_ok=True)
     scenes = draw_scenes(3, seed=3, split="test")
     models = [load_model(f"builtin:{name}") for name in LOWER]
-    write_text(folder / "comparing-cams-numbers.md", numbers(models, draw_scenes(8, seed=5, split="test")))
+    write_file(folder / "comparing-cams-numbers.md", numbers(models, draw_scenes(8, seed=5, split="test")))
     last = [row for model in models for row in rows(model, scenes, FAMILY, None)]
-    write_text(folder / "comparing-cams.html", picture(last, "maps at the last layer with positions"))
+    write_file(folder / "comparing-cams.html", picture(last, "maps at the last layer with positions"))
     below = [n for n in FAMILY if n != "cam"]
     lower = [
         row for m, layer in zip(models, LOWER.values(), strict=True) for row in rows(m, scenes, below, layer)
     ]
-    write_text(folder / "comparing-cams-lower.html", picture(lower, "maps one stage lower"))
-    write_text(folder / "comparing-cams.json", json.dumps({"sources": sources}))
+    write_file(folder / "comparing-cams-lower.html", picture(lower, "maps one stage lower"))
+    write_file(folder / "comparing-cams.json", json.dumps({"sources": sources}))
 
 
 def rows(model: Model, scenes: Scenes, names: list[str], layer: str | None) -> list[list[Panel]]:

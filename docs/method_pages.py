@@ -15,13 +15,14 @@ from typing import Any
 import phosphene
 import phosphene_plugins
 from phosphene import MethodSpec, load_model, methods
+from phosphene.files import write_file
 from phosphene.parameter_text import bounds_text, default_text, kind_text, option_name
 from phosphene.registry import family_title
 from phosphene.results import Result
 from phosphene.roles import ROLES
-from phosphene.spec import Invariant
+from phosphene.spec import Invariant, Relation
 from phosphene_plugins.gallery._gallery_page import make_exhibit
-from phosphene_plugins.pages._single_file_page import picture, write_text
+from phosphene_plugins.pages._single_file_page import picture
 
 #: A figure's command and Python lines, its seconds, and a digest of the sources that it was drawn with.
 Demo = dict[str, Any]
@@ -46,8 +47,8 @@ def write_method_pages(folder: Path, log: Callable[[str], None]) -> None:
     sources = sources_digest()
     for call, id in calls.items():
         demo = cached_demo(folder / id, sources) or draw(call, folder / id, sources, log)
-        write_text(folder / f"{id}.md", method_page(methods[call].spec, demo))
-    write_text(folder / "index.md", _index({family: ids for family, ids in by_family.items() if ids}))
+        write_file(folder / f"{id}.md", method_page(methods[call].spec, demo))
+    write_file(folder / "index.md", _index({family: ids for family, ids in by_family.items() if ids}))
 
 
 def sources_digest() -> str:
@@ -76,13 +77,13 @@ def draw(call: str, stem: Path, sources: str, log: Callable[[str], None]) -> Dem
     if exhibit.failure:
         raise RuntimeError(f"the demo of {call} failed: {exhibit.failure}")
     demo = {"command": exhibit.command, "python": exhibit.python, "seconds": exhibit.seconds}
-    write_text(stem.with_name(f"{stem.name}.html"), picture(exhibit.rows, exhibit.spec.title))
-    write_text(stem.with_name(f"{stem.name}.json"), json.dumps(demo | {"sources": sources}))
+    write_file(stem.with_name(f"{stem.name}.html"), picture(exhibit.rows, exhibit.spec.title))
+    write_file(stem.with_name(f"{stem.name}.json"), json.dumps(demo | {"sources": sources}))
     return demo
 
 
 def method_page(spec: MethodSpec, demo: Demo) -> str:
-    """One method's page: figure, commands, description, signature, invariants, cost and references."""
+    """One method's page: figure, commands, description, signature, what is tested, cost and references."""
     parts = [
         f"# {spec.title}",
         spec.summary,
@@ -99,6 +100,12 @@ def method_page(spec: MethodSpec, demo: Demo) -> str:
     if spec.invariants:
         parts += ["## Invariants", "Tested for any model, image and parameters:"]
         parts += ["\n".join(f"- {invariant_text(i)}" for i in spec.invariants)]
+    if spec.relations:
+        parts += ["## Relations", "Tested by further calls on changed inputs:"]
+        parts += ["\n".join(f"- `{relation}`: {relation_text(relation)}" for relation in spec.relations)]
+    if spec.exempt:
+        parts += ["## Exemptions", "Checks that do not hold, with the reason:"]
+        parts += ["\n".join(f"- `{check}`: {_escaped(reason)}." for check, reason in spec.exempt.items())]
     if spec.oracle:
         parts += ["## Oracle", "Tested on an input whose right answer is known:"]
         parts += [f"> {_escaped(inspect.getdoc(spec.oracle) or spec.oracle.__name__)}"]
@@ -163,6 +170,11 @@ def _result(name: str) -> str:
     """The description of a result type."""
     words = _escaped(inspect.getdoc(Result.types[name]) or "")
     return words[0].lower() + words[1:]
+
+
+def relation_text(relation: Relation) -> str:
+    """A relation's summary."""
+    return _escaped((type(relation).__doc__ or "").strip().partition("\n")[0])
 
 
 def invariant_text(invariant: Invariant) -> str:

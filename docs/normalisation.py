@@ -16,10 +16,11 @@ from torchvision.transforms.functional import to_tensor
 from phosphene import Model, load_model, methods, run
 from phosphene.builtin.scenes import draw_scenes
 from phosphene.builtin.textures import load_texture
+from phosphene.files import write_file
 from phosphene.images import charts
 from phosphene.optimize import gram_matrix
 from phosphene.results import Panel, TrainedNetwork
-from phosphene_plugins.pages._single_file_page import picture, write_text
+from phosphene_plugins.pages._single_file_page import picture
 from phosphene_plugins.style._style_loss import StyleLoss, StyleTargets, relative_error
 
 STYLE = "swirls"
@@ -39,12 +40,12 @@ def write_normalisation(folder: Path, sources: str, tell: Callable[[str], None])
     folder.mkdir(parents=True, exist_ok=True)
     model, scenes = load_model("builtin:shapes-vgg"), draw_scenes(16, split="test").images
     networks = trained(model, draw_scenes(200).images, steps=200)
-    write_text(folder / "normalisation-numbers.md", numbers(networks, model, scenes))
-    write_text(folder / "normalisation-losses.html", picture([[losses(networks)]], "loss over the steps"))
-    write_text(
+    write_file(folder / "normalisation-numbers.md", numbers(networks, model, scenes))
+    write_file(folder / "normalisation-losses.html", picture([[losses(networks)]], "loss over the steps"))
+    write_file(
         folder / "normalisation.html", picture(rows(networks, scenes[:2]), "the same at less contrast")
     )
-    write_text(folder / "normalisation.json", json.dumps({"sources": sources}))
+    write_file(folder / "normalisation.json", json.dumps({"sources": sources}))
 
 
 def trained(model: Model, scenes: Tensor, steps: int) -> dict[str, TrainedNetwork]:

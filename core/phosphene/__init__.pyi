@@ -22,6 +22,7 @@ from .hooks.backward_rules import deconvnet as deconvnet
 from .hooks.backward_rules import guided as guided
 from .hooks.backward_rules import rewrite_backward as rewrite_backward
 from .models import Model as Model
+from .models import attention_maps as attention_maps
 from .models import load_model as load_model
 from .models.batch_size import batch_size as batch_size
 from .models.batch_size import max_batch as max_batch
@@ -35,6 +36,7 @@ from .registry.hookspecs import hookimpl as hookimpl
 from .registry.lookup import methods as methods
 from .registry.method import Method as Method
 from .registry.method import method as method
+from .registry.method_info import MethodInfo as MethodInfo
 from .registry.plugins import BrokenPlugin as BrokenPlugin
 from .registry.plugins import Plugin as Plugin
 from .registry.spec_json import spec_from_json as spec_from_json

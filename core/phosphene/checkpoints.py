@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import stat
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .files import sweep, work_folder
+from .files.system import error_text, sync
+from .files.work_folders import WRITING
+
 #: Seconds between two writes: the most work that a crash loses.
 INTERVAL = 10.0
 
@@ -28,11 +35,17 @@ RESUME_HINT = "the progress is saved: the same run with the same output folder r
 _METADATA = "phosphene"
 
 
+class CheckpointWarning(UserWarning):
+    """No checkpoint can be read or written: the run continues, but cannot resume if it is interrupted."""
+
+
 @dataclass
 class Checkpoint:
     """The progress of one run, in a file that is deleted when the run is complete.
 
-    ``identity`` is the run's digest: a file of another run is not resumed from.
+    ``identity`` is the run's digest: a file of another run is not resumed from. A checkpoint that cannot be
+    written is a ``CheckpointWarning``, once, and the work goes on. A file of this name that is no checkpoint
+    is neither replaced nor deleted.
     """
 
     file: Path
@@ -43,30 +56,64 @@ class Checkpoint:
     slots: int = 0
     #: Whether the result that was returned is of an optimisation that was stopped early.
     unfinished: bool = False
+    #: Whether the file has progress of this run.
+    stored: bool = field(default=False, init=False)
+    #: Whether writing failed: it is not tried again before the end of the run.
+    failed: bool = field(default=False, init=False)
+    #: Whether a file that is no checkpoint has the checkpoint's name.
+    blocked: bool = field(default=False, init=False)
     _written: float = field(default_factory=time.monotonic)
 
     def __enter__(self) -> Checkpoint:
+        sweep(self.file.parent)
         try:
-            with safe_open(self.file, "pt") as file:
-                metadata = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-                if metadata.get("identity") == self.identity:
-                    self.seed = metadata["seed"]
-                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                    self.state = metadata["state"] | tensors
-        except (FileNotFoundError, SafetensorError):  # no file, or a damaged one: the run starts anew
-            pass
+            self._read()
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            self.failed = self.blocked = True
+            self._warn(f"{self.file} is no checkpoint that can be read", error)
         return self
 
+    def _read(self) -> None:
+        """Read the file, if there is one. Raises an error if it is no checkpoint."""
+        try:
+            if not stat.S_ISREG(self.file.lstat().st_mode):  # opening a FIFO would not return
+                raise OSError("it is not a file")
+        except FileNotFoundError:
+            return
+        with safe_open(self.file, "pt") as file:
+            metadata = json.loads((file.metadata() or {})[_METADATA])
+            if metadata["identity"] == self.identity:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                self.seed, self.state = metadata["seed"], metadata["state"] | tensors
+                self.stored = True
+
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if self.blocked:
+            return
         if error is None and not self.unfinished:
-            self.file.unlink(missing_ok=True)
+            try:
+                self.file.unlink(missing_ok=True)
+            except OSError as problem:
+                self._warn(f"the checkpoint {self.file} cannot be deleted", problem)
         elif self.state:
             self.write()
-            if error is not None:
+            if error is not None and self.stored:
                 error.add_note(RESUME_HINT)
 
+    def due(self) -> bool:
+        """Whether the interval is over, so that the state is to be written."""
+        return not self.failed and time.monotonic() - self._written >= INTERVAL
+
     def write(self) -> None:
-        """Write the state to the file, atomically."""
+        """Write the state to the file, atomically; a failure is a warning, once."""
+        try:
+            self._write()
+        except (OSError, SafetensorError) as error:
+            if not self.failed:
+                self.failed = True
+                self._warn(f"the checkpoint {self.file} cannot be written", error)
+
+    def _write(self) -> None:
         tensors = {name: value for name, value in self.state.items() if isinstance(value, Tensor)}
         rest = {name: value for name, value in self.state.items() if name not in tensors}
         metadata = json.dumps({"identity": self.identity, "seed": self.seed, "state": rest})
@@ -74,14 +121,23 @@ class Checkpoint:
             n: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
             for n, t in tensors.items()
         }
-        partial = self.file.with_name(f"{self.file.name}.part")
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(stored, partial, {_METADATA: metadata})
-            os.replace(partial, self.file)
-        finally:
-            partial.unlink(missing_ok=True)
+        with work_folder(self.file) as work:
+            partial = work / WRITING
+            partial.mkdir()
+            (partial / "mode").touch()
+            save_file(stored, partial / "checkpoint", {_METADATA: metadata})
+            # safetensors creates files that only their owner can read.
+            shutil.copymode(partial / "mode", partial / "checkpoint")
+            sync(partial / "checkpoint")
+            os.replace(partial / "checkpoint", self.file)
+        sync(self.file.parent)
+        self.stored = True
         self._written = time.monotonic()
+
+    def _warn(self, problem: str, error: Exception) -> None:
+        text = f"{problem} ({error_text(error)}): the run continues, but cannot resume if it is interrupted"
+        warnings.warn(text, CheckpointWarning, stacklevel=2)
 
 
 def checkpoint_path(out: str | os.PathLike[str]) -> Path:
@@ -139,7 +195,7 @@ def save_progress(**state: Any) -> None:
     checkpoint = _active.get()
     if checkpoint is not None:
         checkpoint.state = state
-        if time.monotonic() - checkpoint._written >= INTERVAL:
+        if checkpoint.due():
             checkpoint.write()
 
 
@@ -157,7 +213,7 @@ class CheckpointSlot:
 
     def due(self) -> bool:
         """Whether the interval is over, so that a state that is costly to assemble will be written."""
-        return self._checkpoint is not None and time.monotonic() - self._checkpoint._written >= INTERVAL
+        return self._checkpoint is not None and self._checkpoint.due()
 
     def save(self, **state: Any) -> None:
         """``save_progress`` for this loop alone. Its tensors must not be changed in place afterwards."""

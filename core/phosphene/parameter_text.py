@@ -10,8 +10,6 @@ from fractions import Fraction
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from pydantic import ValidationError
-
 from .errors import InputError, UnknownName
 
 if TYPE_CHECKING:
@@ -65,11 +63,15 @@ def read_option(text: str, field: FieldInfo) -> Any:
     Lists are ``a,b`` or JSON, mappings ``a=1,b=2`` or JSON, None is ``none``, and a number may be a fraction
     (``8/255``). Text that is no valid value is returned unchanged, and the method's validation refuses it.
     """
-    from pydantic import TypeAdapter  # late: the command line's help does not need it
+    from pydantic import TypeAdapter, ValidationError  # late: listing methods does not need it
 
     readings: list[Any] = [None] if text.lower() == "none" else []
     with suppress(ValueError):
         readings.append(json.loads(text))
+    # pydantic takes True for 1, and "true" is no number.
+    kinds = (field.annotation, *get_args(field.annotation))
+    if readings and isinstance(readings[-1], bool) and bool not in kinds:
+        readings.pop()
     items = [item.strip() for item in text.split(",")] if text else []
     if len(items) != 1:
         readings += [items, list(map(_fraction, items))]
@@ -102,6 +104,8 @@ def read_document(kind: type[D], document: Any, where: Callable[[DocumentPath], 
     ``where`` describes a position in it ("plan.yaml, line 7"). Raises InputError with a sentence for each
     error; for an unknown key with the nearest valid one.
     """
+    from pydantic import ValidationError  # late: listing methods does not need it
+
     try:
         return kind.model_validate(document)
     except ValidationError as error:

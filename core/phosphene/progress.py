@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from .errors import InputError
 
 T = TypeVar("T")
 
@@ -33,9 +35,18 @@ Reporter = bool | None | Callable[[ProgressEvent], None]
 _reporter: ContextVar[Reporter] = ContextVar("phosphene_progress", default=None)
 
 
+def check_reporter(to: Any) -> None:
+    """Raise InputError for what is no ``Reporter``."""
+    if to is not None and not isinstance(to, bool) and not callable(to):
+        raise InputError(
+            f"progress must be True, False, None or a function of a ProgressEvent, not {to!r:.80}"
+        )
+
+
 @contextmanager
 def report_progress(to: Reporter) -> Iterator[None]:
     """Choose where progress is reported inside this block; None leaves it unchanged."""
+    check_reporter(to)
     token = _reporter.set(_reporter.get() if to is None else to)
     try:
         yield

@@ -14,7 +14,8 @@ import pytest
 from phosphene import InputError, UnknownName
 from phosphene.cli.main import main
 from phosphene_plugins.authoring import _project_template as project
-from phosphene_plugins.authoring._project_template import MAX_NAME_LENGTH, write_project
+from phosphene_plugins.authoring._find_methods import resolve_methods
+from phosphene_plugins.authoring._project_template import MAX_NAME_LENGTH, METHOD_TEMPLATES, write_project
 
 
 def phosphene(*arguments: str) -> int:
@@ -80,9 +81,9 @@ def test_license_choice(tmp_path: Path, licence: str, first_line: str, spdx: str
 
 
 @pytest.mark.parametrize("name", ["tv", "gradient_entropy", "a_name_of_just_so_many_letters_as_allowed"])
-@pytest.mark.parametrize("family", ["attribution", "attacks", "embeddings"])
-def test_generated_code_passes_ruff(tmp_path: Path, name: str, family: str) -> None:
-    folder = write_project(name[:MAX_NAME_LENGTH], family=family, into=tmp_path)
+@pytest.mark.parametrize("template", METHOD_TEMPLATES)
+def test_generated_code_passes_ruff(tmp_path: Path, name: str, template: str) -> None:
+    folder = write_project(name[:MAX_NAME_LENGTH], template=template, into=tmp_path)
     for command in (["check", "--select", "B,E,F,I,PT,SIM,UP,W"], ["format", "--check"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *command, "."], cwd=folder, capture_output=True, text=True
@@ -90,14 +91,87 @@ def test_generated_code_passes_ruff(tmp_path: Path, name: str, family: str) -> N
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("family", ["attribution", "attacks", "an_own_family"])
+@pytest.mark.parametrize(
+    ("family", "template"),
+    [
+        ("attribution", "attribution"),
+        ("attacks", "attacks"),
+        ("attacks", "objective_attack"),
+        ("embeddings", "dataset"),
+        ("defenses", "training"),
+        ("an_own_family", "attribution"),
+    ],
+)
 def test_every_template_passes_the_checks(
-    tmp_path: Path, family: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, family: str, template: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = write_project("gradient_entropy", family=family, into=tmp_path)
+    folder = write_project("gradient_entropy", family=family, template=template, into=tmp_path)
     file = folder / "src" / "phosphene_gradient_entropy" / "__init__.py"
     assert phosphene("check", str(file), "--profile", "quick") == 0
-    assert capsys.readouterr().out.startswith(f"{family}.gradient_entropy")
+    output = capsys.readouterr().out
+    assert output.startswith(f"{family}.gradient_entropy")
+    relations = ("equivariant", "invariant_to", "monotone")
+    assert template == "training" or any(relation in output for relation in relations)
+
+
+@pytest.mark.parametrize(
+    ("family", "template"),
+    [("embeddings", "dataset"), ("defenses", "training"), ("attacks", "attacks"), ("style", "attribution")],
+)
+def test_family_selects_the_template(tmp_path: Path, family: str, template: str) -> None:
+    folders = [
+        write_project("trial", family=family, into=tmp_path / "by_family"),
+        write_project("trial", family=family, template=template, into=tmp_path / "named"),
+    ]
+    first, second = ((f / "src" / "phosphene_trial" / "__init__.py").read_text() for f in folders)
+    assert first == second
+
+
+#: Wrong arithmetic that each template's oracle must refuse: what is replaced in the generated method.
+WRONG = [
+    ("attribution", "gradient.abs(), smooth).amax(1)", "gradient.abs(), smooth).amax(1).flip(2)"),
+    ("attribution", "gradient.abs(), smooth).amax(1)", "gradient.abs(), smooth).amax(1).flip(1)"),
+    ("attribution", "gradient.abs(), smooth).amax(1)", "gradient.mT.abs(), smooth).amax(1).mT.flip(1)"),
+    (
+        "attribution",
+        "gradient.abs(), smooth).amax(1)",
+        "(model.normalize(images) * gradient).abs(), 0).amax(1)",
+    ),
+    ("attribution", "gradient.abs(), smooth).amax(1)", "gradient.abs(), smooth).amin(1)"),
+    ("attribution", "gradient.abs(), smooth).amax(1)", "gradient.clamp(min=0), smooth).amax(1)"),
+    ("attribution", "(gradient.abs()", "(gradient.abs() * model.std.view(3, 1, 1)"),
+    ("attacks", "eps * gradient.sign()", "-eps * gradient.sign()"),
+    ("attacks", "eps * gradient.sign()", "eps * gradient.sign().flip(3)"),
+    ("attacks", "eps * gradient.sign()", "eps * gradient.sign() / 2"),
+    ("attacks", "eps * gradient.sign()", "eps * gradient / gradient.abs().max()"),
+    ("objective_attack", "- step_size * steepest", "+ step_size * steepest"),
+    ("objective_attack", "steepest(gradient, norm)", 'steepest(gradient, "linf")'),
+    ("objective_attack", "steepest(gradient, norm)", "steepest(gradient, norm).flip(2)"),
+    ("objective_attack", "range(steps)", "range(steps - 1)"),
+    ("dataset", "/ len(dataset) - mean.square()", "/ len(dataset)"),
+    ("dataset", 'state["sum"] / len(dataset)', 'state["sum"] / batch_size(model)'),
+    ("dataset", 'state["sum"] + maps.sum(0)', 'state["sum"] + maps.sum(0).flip(1)'),
+    ("dataset", "model.features(images, layer)", "model.features(images.flip(3), layer)"),
+    ("training", "trained(noisy)", "trained(noisy.flip(3))"),
+    ("training", "trained(noisy)", "-trained(noisy)"),
+    ("training", "trained(noisy)", "trained(noisy.mean((2, 3), keepdim=True).expand_as(noisy))"),
+    ("training", "trainable_copy(model)", "model"),
+]
+
+
+@pytest.mark.parametrize(("template", "right", "wrong"), WRONG)
+def test_oracle_of_a_template_refuses_wrong_arithmetic(
+    tmp_path: Path, template: str, right: str, wrong: str
+) -> None:
+    folder = write_project("trial", template=template, into=tmp_path)
+    file = folder / "src" / "phosphene_trial" / "__init__.py"
+    source = file.read_text()
+    assert source.count(right) == 1
+    file.write_text(source.replace(right, wrong))
+    with resolve_methods(str(file)) as (method,):
+        assert method.spec.oracle is not None
+        with pytest.raises((AssertionError, RuntimeError)):
+            method.spec.oracle()
 
 
 @pytest.mark.parametrize(
@@ -133,6 +207,8 @@ def test_invalid_family_license_author_and_folder_are_refused_before_writing(tmp
     new = tmp_path / "new"
     with pytest.raises(InputError, match="name of a family"):
         write_project("gradient_entropy", family="My Family", into=new)
+    with pytest.raises(UnknownName, match="did you mean 'training'"):
+        write_project("gradient_entropy", template="trainings", into=new)
     with pytest.raises(UnknownName, match="did you mean 'apache-2.0'"):
         write_project("gradient_entropy", licence="apache2", into=new)
     with pytest.raises(InputError, match="one line"):

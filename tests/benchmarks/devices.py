@@ -1,4 +1,4 @@
-"""Wall time of methods on each device: ``python -m tests.benchmarks.devices cpu cuda``; ``make bench-gpu``."""
+"""Wall time of methods on each device: ``python -m tests.benchmarks.devices cpu cuda``; ``make bench-gpu``.
 
 The minimum of several runs, of one method per kind of work, on a bundled network; work queued on a GPU is
 waited for.

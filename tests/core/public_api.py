@@ -22,7 +22,7 @@ RECORD = Path("tests", "core", "public_api.json")
 CHANGELOG = Path("CHANGELOG.md")
 #: As CONTRIBUTING.md tells them. A package is what its stub or its ``__all__`` says.
 _BESIDE = (
-    "builtin.scenes data errors generative hooks images images.charts models optimize parameter_text "
+    "builtin.scenes data errors files generative hooks images images.charts models optimize parameter_text "
     "registry results roles spec targets testing training"
 )
 MODULES = ("phosphene", *(f"phosphene.{name}" for name in _BESIDE.split()))
@@ -51,8 +51,10 @@ class Sources:
         tree = self.tree(module)
         imported: dict[str, str] = {}
         for node in tree.body:
-            if isinstance(node, ast.ImportFrom) and node.level == 1:
-                imported |= {alias.asname or alias.name: f"{module}.{node.module}" for alias in node.names}
+            if isinstance(node, ast.ImportFrom) and node.level:
+                parents = module.split(".")
+                home = ".".join([*parents[: len(parents) - node.level + 1], node.module or ""])
+                imported |= {alias.asname or alias.name: home for alias in node.names}
         if self._is_package(module):
             # What a package exports may itself come from another package's exports.
             return {

@@ -87,7 +87,8 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "stranger_kinds.py").write_text(THIRD_PARTY)
     (folder / "stranger_commands.py").write_text(COMMANDS)
     (folder / "stranger_torn.py").write_text("def (")
-    return {**os.environ, "PYTHONPATH": str(folder), "TERM": "dumb", "COLUMNS": "160"}
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "TERM": "dumb", "COLUMNS": "160"}
 
 
 def shell(

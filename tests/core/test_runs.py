@@ -458,24 +458,6 @@ def test_symbolic_link_is_preserved(toy: Model, images: Tensor, tmp_path: Path) 
     assert load_result(tmp_path / "real").provenance is not None
 
 
-def test_interrupted_replacement_restores_the_earlier_result(
-    toy: Model, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run("saliency", model=toy, images=images, out=tmp_path / "a")
-    rename = Path.rename
-
-    def interrupted(self: Path, target: Path) -> Path:
-        if self.name == "new":
-            raise KeyboardInterrupt
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run("pgd", model=toy, images=images, steps=1, out=tmp_path / "a")
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]
-    assert type(load_result(tmp_path / "a")).__name__ == "Attribution"
-
-
 @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()], ids=["error", "interrupt"])
 @pytest.mark.parametrize("before", [False, True], ids=["new", "existing"])
 @pytest.mark.parametrize("broken", ["save_file", "write_png"])
@@ -497,7 +479,8 @@ def test_interrupted_saving_leaves_no_partial_result(
 
     with monkeypatch.context() as patched:
         patched.setattr(phosphene.results.base, broken, fail)
-        with pytest.raises(type(error)):
+        # A failed system call is one sentence, an interruption stays what it is.
+        with pytest.raises(InputError if isinstance(error, OSError) else type(error)):
             run("pgd", model=toy, images=images, steps=1, out=out)
     assert [p.name for p in tmp_path.iterdir()] == (["a"] if before else [])
     if before:

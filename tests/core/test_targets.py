@@ -50,7 +50,7 @@ def images() -> torch.Tensor:
         ("Tabby cat", Class(0)), ("class:2", Class(2)),
         ([0, "crane", 1], Class((0, 2, 1))), (torch.tensor([2, 1]), Class((2, 1))),
         ("relu", Layer("relu")), ("relu[2]", Channel("relu", 2)), ("relu[2,3,5]", Neuron("relu", 2, 3, 5)),
-        (" stem[1, 2 ,3] ", Neuron("stem", 1, 2, 3)), ("relu[-1]", Channel("relu", -1)),
+        (" stem[1, 2 ,3] ", Neuron("stem", 1, 2, 3)),
         (Layer("relu"), Layer("relu")), (Class(1), Class(1)),
     ],
 )  # fmt: skip
@@ -90,6 +90,9 @@ def test_invalid_targets_are_refused(model, text, error, message):
 @pytest.mark.parametrize(
     ("target", "error", "message"),
     [
+        ("relu[-1]", InputError, "layer 'relu' has no channel -1: channels are counted from 0"),
+        ("relu[0,0,-2]", InputError, "layer 'relu' has no column -2"),
+        (Custom(lambda logits: logits[:, 0] * torch.nan), InputError, "the target <lambda> returned NaN"),
         (Channel("relu", 4), InputError, "layer 'relu' has 4 channels, so channel 4 does not exist"),
         (Neuron("relu", 0, 6, 0), InputError, "has 6 rows, so row 6 does not exist"),
         (Neuron("relu", 0, 0, 6), InputError, "has 6 columns, so column 6 does not exist"),
@@ -114,7 +117,6 @@ def test_scores_equal_their_definitions(model, images):
         (Layer("relu"), maps.square().mean((1, 2, 3))),
         ("relu[2]", maps[:, 2].mean((1, 2))),
         ("relu[2,3,5]", maps[:, 2, 3, 5]),
-        ("relu[-1,-1,-1]", maps[:, -1, -1, -1]),
         ("head[1]", logits[:, 1]),
         (Direction("relu", direction), torch.einsum("nchw,c->nhw", maps, direction.double()).mean((1, 2))),
         (Direction("head", direction[:3]), logits @ direction[:3].double()),
@@ -189,8 +191,8 @@ def test_names_of_targets(model):
     target=st.one_of(
         st.builds(Class, st.integers(0, 2)),
         st.builds(Class, st.lists(st.integers(0, 2), min_size=1, max_size=4).map(tuple)),
-        st.builds(Channel, st.just("relu"), st.integers(-4, 3)),
-        st.builds(Neuron, st.just("relu"), *[st.integers(-4, 3)] * 3),
+        st.builds(Channel, st.just("relu"), st.integers(0, 3)),
+        st.builds(Neuron, st.just("relu"), *[st.integers(0, 3)] * 3),
     )
 )
 def test_json_form_is_parsed_back_to_the_same_target(model, target):

@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
-from wrong_methods import SOURCE, adversarial_examples, attribution, gradient, gradient_sign_step
+from wrong_methods import (
+    SOURCE,
+    _linear,
+    adversarial_examples,
+    attribution,
+    gradient,
+    gradient_sign_step,
+    train_brightness,
+)
 
 from phosphene import (
     InputError,
@@ -21,8 +29,17 @@ from phosphene import (
     method,
     progress_bar,
     rewrite_backward,
+    scores,
 )
-from phosphene.results import AdversarialExamples, Attribution, FilterBank, Panel, Result, Synthesis
+from phosphene.results import (
+    AdversarialExamples,
+    Attribution,
+    FilterBank,
+    Panel,
+    Result,
+    Synthesis,
+    TrainedNetwork,
+)
 from phosphene.roles import Dataset, Images, Labels, LayerName, Model, Seed, Target, Texture
 from phosphene.spec import (
     Cost,
@@ -216,3 +233,193 @@ def own_result_and_invariant(model: Model, images: Images, target: Target = None
     area = images.shape[2] * images.shape[3]
     ramp = torch.linspace(0, 2, area).to(images).view(1, *images.shape[2:]) / area
     return CompleteAttribution(maps=change[:, None, None] * ramp, change=change)
+
+
+# --- methods that deviate from what checks usually see ---------------------------------------------
+
+
+@right(needs=["gradients"])
+def difference_of_two_logits(model: Model, images: Images) -> Attribution:
+    """Gradient of the difference of two logits; networks with another number of classes are refused."""
+    if model.class_count != 2:
+        raise ModelError(f"{model.name} has {model.class_count} classes, and this method explains two")
+    pixels = images.detach().requires_grad_()
+    logits = model(pixels)
+    (pixel_gradients,) = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), pixels)
+    return Attribution(images=images, maps=pixel_gradients.abs().amax(1), targets=("1 - 0",) * len(images))
+
+
+@right(cost=None, quick={"window": 9})
+def occlusion_with_odd_windows(
+    model: Model, images: Images, target: Target = None, *,
+    window: Annotated[Literal[5, 9, 13], Field(description="side of the window")] = 9,
+) -> Attribution:  # fmt: skip
+    """Drop of the score behind a grey window, at the windows' centers; the last windows overlap the edge."""
+    height, width = images.shape[2:]
+    with torch.no_grad():
+        base = scores(model, images, target)
+        rows, columns = range(0, height, window // 2), range(0, width, window // 2)
+        maps = images.new_zeros(len(images), len(rows), len(columns))
+        for i in progress_bar(range(len(rows)), "windows"):
+            for j, left in enumerate(columns):
+                covered = images.clone()
+                top, bottom = max(0, rows[i] - window // 2), rows[i] + window // 2 + 1
+                covered[:, :, top:bottom, max(0, left - window // 2) : left + window // 2 + 1] = 0.5
+                maps[:, i, j] = base - scores(model, covered, target)
+    return attribution(model, images, maps, target)
+
+
+@right(needs=["gradients"])
+def gradient_with_a_mode(
+    model: Model, images: Images, target: Target = None, *,
+    mode: Annotated[Literal["plain", "power"], Field(description="how magnitudes are scaled")] = "plain",
+    power: Annotated[float, Field(gt=0, le=4, description="exponent of mode power")] = 2.0,
+) -> Attribution:  # fmt: skip
+    """Gradient magnitude; one parameter matters under one value of the other."""
+    maps = gradient(model, images, target).abs().amax(1)
+    return attribution(model, images, maps**power if mode == "power" else maps, target)
+
+
+@right(needs=["gradients"])
+def gradient_in_chunks(
+    model: Model, images: Images, target: Target = None, *,
+    chunk_size: Annotated[int, Field(ge=1, le=64, description="images in one pass")] = 8,
+) -> Attribution:  # fmt: skip
+    """Gradient magnitude, a chunk of images at a time: a parameter that changes the work only."""
+    chunks = [slice(start, start + chunk_size) for start in range(0, len(images), chunk_size)]
+    rows = [range(len(images))[chunk] for chunk in chunks]
+    maps = [gradient(model, images[c], target.select(r)) for c, r in zip(chunks, rows, strict=True)]
+    return attribution(model, images, torch.cat(maps).abs().amax(1), target)
+
+
+ATTACK: dict[str, Any] = {
+    "invariants": [PixelRange(field="adversarial")],
+    "cost": Cost(forward=size.images * (param.steps + 2), backward=size.images * param.steps),
+    "quick": {"steps": 4},
+}
+Steps = Annotated[int, Field(ge=1, le=200, description="largest number of steps")]
+
+
+@right(**(ATTACK | {"cost": Cost(forward=size.images * (param.steps + 3))}))
+def fades_to_grey(model: Model, images: Images, labels: Labels, *, steps: Steps = 100) -> AdversarialExamples:
+    """Decision-based attack: the least share of grey at which the prediction changes, or the image itself."""
+    adversarial = images.clone()
+    with torch.no_grad():
+        remaining = model(images).argmax(1).eq(labels)
+        for step in progress_bar(range(steps), "shares"):
+            share = (step + 1) / steps
+            faded = images + share * (1 - images.round() - images)
+            fooled = model(faded).argmax(1).ne(labels) & remaining
+            adversarial[fooled], remaining = faded[fooled], remaining & ~fooled
+    return adversarial_examples(model, images, adversarial, labels)
+
+
+@right(needs=["gradients"], **ATTACK)
+def stops_at_the_first_success(
+    model: Model, images: Images, labels: Labels, *, steps: Steps = 40,
+    step_size: Annotated[float, Field(gt=0, le=1, description="length of a step")] = 0.02,
+) -> AdversarialExamples:  # fmt: skip
+    """Gradient sign steps of each image until its prediction is wrong; no radius."""
+    adversarial = images.clone()
+    for _ in progress_bar(range(steps), "steps"):
+        points = adversarial.detach().requires_grad_()
+        logits = model(points)
+        active = logits.argmax(1).eq(labels)
+        if not active.any():
+            break
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        (pixel_gradients,) = torch.autograd.grad(loss, points)
+        stepped = (adversarial + step_size * pixel_gradients.sign()).clamp(0, 1)
+        adversarial = torch.where(active[:, None, None, None], stepped, adversarial)
+    return adversarial_examples(model, images, adversarial, labels)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Perturbation(Result):
+    """One perturbation for many images."""
+
+    perturbation: Tensor
+    rate: float
+
+    def panels(self) -> list[list[Panel]]:
+        return [[Panel(0.5 + 0.5 * self.perturbation / self.perturbation.abs().max().clamp(min=1e-9))]]
+
+
+@right(needs=["gradients", "dataset"], cost=Cost(forward=2 * size.dataset, backward=size.dataset))
+def universal_sign(
+    model: Model, dataset: Dataset, *, eps: Annotated[float, Field(gt=0, le=1, description="radius")] = 0.1
+) -> Perturbation:
+    """The sign of the summed gradient over a data set, and the rate of predictions that it changes."""
+    total, changed = None, 0
+    batches = [b.images.to(model.device, model.dtype) for b in dataset.batches(batch_size(model))]
+    for images in batches:
+        points = images.clone().requires_grad_()
+        (pixel_gradients,) = torch.autograd.grad(model(points).amax(1).sum(), points)
+        for image in pixel_gradients:
+            total = image.double() if total is None else total + image.double()
+    assert total is not None
+    perturbation = (-eps * total.sign()).to(model.dtype)
+    with torch.no_grad():
+        for images in batches:
+            changed += int((images + perturbation).clamp(0, 1).mean((1, 2, 3)).gt(0.5).sum())
+            model(images)
+    return Perturbation(perturbation=perturbation, rate=changed / len(dataset))
+
+
+@right(needs=["gradients"], cost=None, quick={"steps": 3}, invariants=[PixelRange(field="images")])
+def ascends_in_logit_space(
+    model: Model, target: Target, *, steps: Steps = 30,
+    lr: Annotated[float, Field(gt=0, le=10, description="learning rate")] = 1.0, seed: Seed = None,
+) -> Synthesis:  # fmt: skip
+    """Gradient ascent of a class score over the logits of the pixels."""
+    channels, height, width = model.input_size
+    count = (
+        len(target.names(model, 1))
+        if not hasattr(target, "index")
+        else len(torch.as_tensor(target.index).view(-1))
+    )
+    generator = torch.Generator().manual_seed(seed or 0)
+    start = 0.1 * torch.randn(1, channels, height, width, generator=generator, dtype=torch.float64)
+    start = start.to(model.device, model.dtype)
+    pixels, objective = start.expand(count, -1, -1, -1).clone().requires_grad_(), []
+    for _ in progress_bar(range(steps), "ascent"):
+        value = scores(model, pixels.sigmoid(), target)
+        (pixel_gradients,) = torch.autograd.grad(value.sum(), pixels)
+        norm = pixel_gradients.flatten(1).norm(dim=1).clamp(min=1e-6)[:, None, None, None]
+        pixels = (pixels + lr * 10 * pixel_gradients / norm).detach().requires_grad_()
+        objective.append(value.detach())
+    names = target.names(model, count)
+    return Synthesis(images=pixels.detach().sigmoid(), scores=torch.stack(objective), targets=tuple(names))
+
+
+@right(cost=None, needs=["training"], network=_linear, batch_independent=False)
+def trains_for_one_step(dataset: Dataset, *, seed: Seed = None) -> TrainedNetwork:
+    """Linear regression with a single step."""
+    return train_brightness(dataset, 1, 1.0, True, "right.trains_for_one_step")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ClassTable(Result):
+    """How many images have each predicted class."""
+
+    counts: Tensor
+    most: tuple[int, ...]
+
+    def panels(self) -> list[list[Panel]]:
+        bars = self.counts.float() / self.counts.max().clamp(min=1)
+        rows = torch.arange(64).flip(0)[:, None].to(bars) / 64
+        return [[Panel((rows < bars.repeat_interleave(16)).float()[None], "counts")]]
+
+
+@right(needs=["dataset"], cost=Cost(forward=size.dataset))
+def class_table(
+    model: Model, dataset: Dataset, *,
+    k: Annotated[int, Field(ge=1, le=100, description="number of classes to name")] = 3,
+) -> ClassTable:  # fmt: skip
+    """Predicted classes of a data set as a table; k may exceed the number of classes."""
+    counts = torch.zeros(model.class_count, dtype=torch.long, device=model.device)
+    for batch in progress_bar(dataset.batches(batch_size(model)), "reading"):
+        predicted = model(batch.images.to(model.device, model.dtype)).argmax(1)
+        counts += predicted.bincount(minlength=model.class_count)
+    order = counts.argsort(descending=True, stable=True)
+    return ClassTable(counts=counts, most=tuple(order[:k].tolist()))

@@ -1,10 +1,17 @@
 """Methods that each break one promise, and the check that must fail."""
 
 # The summary of each method is its defect.
+import atexit
+import gc
+import logging
 import os
 import random
+import signal
+import subprocess
+import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +22,20 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from phosphene import Method, ModelError, Reference, method, progress_bar, scores
-from phosphene.results import AdversarialExamples, Attribution, Synthesis
-from phosphene.roles import Images, Labels, LayerName, Model, Seed, Target
-from phosphene.spec import Cost, MapPerPixel, Nonnegative, PixelRange, SameShape, UnitRange, WithinBall, size
+from phosphene import Method, ModelError, Reference, batch_size, method, progress_bar, scores
+from phosphene.results import AdversarialExamples, Attribution, Synthesis, TrainedNetwork
+from phosphene.roles import Dataset, Images, Labels, LayerName, Model, Seed, Target
+from phosphene.spec import (
+    Cost,
+    MapPerPixel,
+    Nonnegative,
+    PixelRange,
+    SameShape,
+    UnitRange,
+    WithinBall,
+    param,
+    size,
+)
 
 #: (name of the check that must fail, method)
 WRONG: list[tuple[str, Method[Any, Any]]] = []
@@ -527,3 +544,477 @@ def returns_blank_images(model: Model, images: Images, target: Target = None) ->
     """Every image is grey."""
     grey = torch.full_like(images, 0.5)
     return Synthesis(images=grey, scores=grey.new_zeros(1, len(grey)), targets=("grey",) * len(grey))
+
+
+# --- the arithmetic of attributions ------------------------------------------------------------------
+
+Power = Annotated[float, Field(gt=0, le=4, description="exponent")]
+Layer = Annotated[LayerName | None, Field(description="which layer (default: the last feature map)")]
+
+
+def cam_maps(model: Any, images: Tensor, target: Any, layer: str) -> Tensor:
+    """Grad-CAM (N, h, w) before its ReLU."""
+    with model.tap(layer) as tap:
+        total = scores(model, images.detach().requires_grad_(), target).sum()
+        features = tap[layer]
+    (gradients,) = torch.autograd.grad(total, features)
+    return (gradients.mean((2, 3), keepdim=True) * features).sum(1).detach()
+
+
+@caught_by("explains_the_target")
+def transposes_its_maps(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Height and width of the maps are exchanged."""
+    maps = gradient(model, images, target).abs().amax(1).transpose(1, 2)
+    return attribution(model, images, maps.reshape(len(images), *images.shape[2:]), target)
+
+
+@caught_by("explains_the_target")
+def mirrors_its_maps(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Maps are mirrored."""
+    return attribution(model, images, gradient(model, images, target).abs().amax(1).flip(-1), target)
+
+
+@caught_by("explains_the_target")
+def shifts_its_maps(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Maps are four pixels too low."""
+    return attribution(model, images, gradient(model, images, target).abs().amax(1).roll(4, 1), target)
+
+
+@caught_by("explains_the_target")
+def negates_its_maps(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Evidence has the wrong sign."""
+    return attribution(model, images, -(gradient(model, images, target) * images).sum(1), target)
+
+
+@caught_by("explains_the_target")
+def explains_the_next_class(model: Model, images: Images, target: Target = None) -> Attribution:
+    """The class after the named one is explained."""
+    pixels = images.detach().requires_grad_()
+    logits = model(pixels)
+    index = torch.as_tensor(getattr(target, "index", 0), device=images.device).expand(len(images))
+    chosen = logits.roll(-1, 1).gather(1, (index % logits.shape[1])[:, None])
+    (pixel_gradients,) = torch.autograd.grad(chosen.sum(), pixels)
+    return attribution(model, images, pixel_gradients.abs().amax(1), target)
+
+
+@caught_by("explains_the_target")
+def explains_the_first_target_everywhere(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Of several targets, one for each image, the first is explained in all images."""
+    pixels = images.detach().requires_grad_()
+    index = getattr(target, "index", None)
+    chosen = index[0] if isinstance(index, tuple) else index
+    logits = model(pixels)
+    total = logits.amax(1).sum() if chosen is None else logits[:, chosen].sum()
+    (pixel_gradients,) = torch.autograd.grad(total, pixels)
+    return attribution(model, images, pixel_gradients.abs().amax(1), target)
+
+
+@caught_by("weights_matter", cost=Cost(forward=size.images))
+def returns_the_brightness(model: Model, images: Images) -> Attribution:
+    """The model is run, and its output is not used."""
+    with torch.no_grad():
+        model(images)
+    return Attribution(images=images, maps=images.mean(1), targets=("all",) * len(images))
+
+
+@caught_by("weights_matter", cost=Cost(forward=0))
+def marks_the_center(model: Model, images: Images) -> Attribution:
+    """Every map is a Gaussian at the center, with the brightness as a faint texture."""
+    height, width = images.shape[2:]
+    rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
+    bump = torch.exp(-(rows[:, None] ** 2) - columns**2).to(images)
+    return Attribution(images=images, maps=bump + 0.01 * images.mean(1), targets=("all",) * len(images))
+
+
+@caught_by("images_matter", cost=Cost(forward=size.images, backward=size.images))
+def explains_a_grey_image(model: Model, images: Images, target: Target = None) -> Attribution:
+    """The gradient is taken at a grey image."""
+    maps = gradient(model, torch.full_like(images, 0.5), target).abs().amax(1)
+    return attribution(model, images, maps, target)
+
+
+@caught_by("parameters_matter")
+def ignores_its_power(
+    model: Model, images: Images, target: Target = None, *, power: Power = 2.0
+) -> Attribution:
+    """The exponent is not applied."""
+    return attribution(model, images, gradient(model, images, target).abs().amax(1), target)
+
+
+@caught_by("parameters_matter", quick={"samples": 2},
+           cost=Cost(forward=size.images * param.samples, backward=size.images * param.samples))  # fmt: skip
+def ignores_its_noise_level(
+    model: Model, images: Images, target: Target = None, *,
+    samples: Annotated[int, Field(ge=1, le=100, description="number of noisy copies")] = 10,
+    sigma: Annotated[float, Field(ge=0, le=1, description="standard deviation of the noise")] = 0.1,
+    seed: Seed = None,
+) -> Attribution:  # fmt: skip
+    """The standard deviation is a constant."""
+    total = torch.zeros_like(images)
+    for _ in progress_bar(range(samples), "noisy copies"):
+        total += gradient(model, images + 0.1 * torch.randn_like(images[:1]), target)
+    return attribution(model, images, (total / samples).abs().amax(1), target)
+
+
+@caught_by("reads_the_named_layer")
+def reads_the_input_of_the_layer(
+    model: Model, images: Images, target: Target = None, *, layer: Layer = None
+) -> Attribution:
+    """Of the named layer the input is read."""
+    maps = model.maps(model.input_of(images, layer or model.last_map), images).mean(1).detach()
+    return attribution(model, images, maps, target)
+
+
+@caught_by("reads_the_named_layer", cost=Cost(forward=size.images))
+def reads_the_last_map_always(model: Model, images: Images, *, layer: Layer = None) -> Attribution:
+    """The last feature map is read, whatever layer is named."""
+    assert layer is None or layer in model.layers
+    maps = model.maps(model.features(images, model.last_map), images).mean(1)
+    return Attribution(images=images, maps=maps.detach(), targets=("mean",) * len(images))
+
+
+@caught_by("reads_the_named_layer", needs=["gradients"])
+def grad_cam_of_the_layer_before(
+    model: Model, images: Images, target: Target = None, *, layer: Layer = None
+) -> Attribution:
+    """Grad-CAM of the layer before the named one."""
+    names = [name for name, info in model.structure.layers.items() if info.shape and len(info.shape) == 3]
+    name = layer or model.last_map
+    position = names.index(name) if name in names else 1
+    maps = cam_maps(model, images, target, names[max(0, position - 1)])
+    return attribution(model, images, maps.relu(), target)
+
+
+_by_name: dict[Any, Tensor] = {}
+
+
+@caught_by("results_are_not_stale")
+def caches_by_identity(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Maps are cached by the identity of the network and the shape of the images."""
+    key = (id(model.module), tuple(images.shape), target.names(model, len(images)))
+    if key not in _by_name:
+        _by_name[key] = gradient(model, images, target).abs().amax(1)
+    return attribution(model, images, _by_name[key].clone(), target)
+
+
+# --- the arithmetic of attacks ------------------------------------------------------------------------
+
+
+@caught_by("attack_moves_the_loss", **ATTACK)
+def descends_the_loss(
+    model: Model, images: Images, labels: Labels, *, eps: Eps = 8 / 255, norm: Norm = "linf"
+) -> AdversarialExamples:
+    """The step lowers the loss of the label."""
+    step = gradient_sign_step(model, images, labels, eps) - images
+    return adversarial_examples(model, images, (images - step).clamp(0, 1), labels)
+
+
+@caught_by("attack_succeeds", **ATTACK)
+def returns_the_images(
+    model: Model, images: Images, labels: Labels, *, eps: Eps = 8 / 255, norm: Norm = "linf"
+) -> AdversarialExamples:
+    """The perturbation is computed and not added."""
+    gradient_sign_step(model, images, labels, eps)
+    return adversarial_examples(model, images, images.clone(), labels)
+
+
+@caught_by("uses_its_radius", **ATTACK)
+def divides_eps_by_255(
+    model: Model, images: Images, labels: Labels, *, eps: Eps = 8 / 255, norm: Norm = "linf"
+) -> AdversarialExamples:
+    """The radius, in pixels of [0, 1], is divided by 255 once more."""
+    return adversarial_examples(model, images, gradient_sign_step(model, images, labels, eps / 255), labels)
+
+
+@caught_by("labels_matter", **ATTACK)
+def attacks_the_prediction(
+    model: Model, images: Images, labels: Labels, *, eps: Eps = 8 / 255, norm: Norm = "linf"
+) -> AdversarialExamples:
+    """The loss is that of the predicted classes, not of the labels."""
+    with torch.no_grad():
+        predicted = model(images).argmax(1)
+    return adversarial_examples(model, images, gradient_sign_step(model, images, predicted, eps), labels)
+
+
+@caught_by("honest_before", **ATTACK)
+def reports_the_labels_as_predictions(
+    model: Model, images: Images, labels: Labels, *, eps: Eps = 8 / 255, norm: Norm = "linf"
+) -> AdversarialExamples:
+    """The classes before the attack are the labels."""
+    result = adversarial_examples(model, images, gradient_sign_step(model, images, labels, eps), labels)
+    return replace(result, before=labels.clone())
+
+
+@caught_by("larger_eps_perturbs_more", **ATTACK)
+def perturbs_less_with_a_larger_radius(
+    model: Model, images: Images, labels: Labels, *, eps: Eps = 8 / 255, norm: Norm = "linf"
+) -> AdversarialExamples:
+    """The step is inversely proportional to eps."""
+    step = min(eps, 1e-4 / eps)
+    return adversarial_examples(model, images, gradient_sign_step(model, images, labels, step), labels)
+
+
+@caught_by(
+    "parameters_matter", **(ATTACK | {"cost": Cost(forward=4 * size.images, backward=2 * size.images)})
+)
+def takes_one_step_for_any_number(
+    model: Model, images: Images, labels: Labels, *, eps: Eps = 8 / 255, norm: Norm = "linf",
+    steps: Annotated[int, Field(ge=1, le=100, description="number of steps")] = 10,
+) -> AdversarialExamples:  # fmt: skip
+    """Every step starts at the image, so that all steps are the same."""
+    adversarial = images
+    for _ in range(min(steps, 2)):
+        adversarial = gradient_sign_step(model, images, labels, eps)
+    return adversarial_examples(model, images, adversarial, labels)
+
+
+@caught_by("pixels_in_range", **(ATTACK | {"cost": Cost(forward=4 * size.images, backward=2 * size.images)}))
+def leaves_the_pixel_range_between_steps(
+    model: Model, images: Images, labels: Labels, *, eps: Eps = 8 / 255, norm: Norm = "linf"
+) -> AdversarialExamples:
+    """The second gradient is taken outside of [0, 1]."""
+    first = gradient_sign_step(model, images, labels, 5 * eps, clip=False)
+    second = gradient_sign_step(model, first, labels, eps) - first
+    perturbed = (images + second.clamp(-eps, eps)).clamp(0, 1)
+    return adversarial_examples(model, images, perturbed, labels)
+
+
+# --- batches, cost, precision -------------------------------------------------------------------------
+
+
+@caught_by("within_the_batch_size", quick={"samples": 4},
+           cost=Cost(forward=size.images * param.samples, backward=size.images * param.samples))  # fmt: skip
+def passes_all_copies_at_once(
+    model: Model, images: Images, target: Target = None, *,
+    samples: Annotated[int, Field(ge=1, le=100, description="number of scaled copies")] = 10,
+) -> Attribution:  # fmt: skip
+    """All scaled copies of the images are one batch."""
+    scales = torch.linspace(0.5, 1, samples).to(images)
+    copies = (scales[:, None, None, None, None] * images).flatten(0, 1).requires_grad_()
+    logits = model(copies)
+    index = getattr(target, "index", None) or 0
+    chosen = torch.as_tensor(index, device=images.device).expand(len(images)).repeat(samples)
+    (gradients,) = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), copies)
+    maps = gradients.unflatten(0, (samples, len(images))).mean(0).abs().amax(1)
+    return attribution(model, images, maps, target)
+
+
+@caught_by("within_the_batch_size", needs=["dataset"], cost=Cost(forward=size.dataset))
+def embeds_a_data_set_at_once(model: Model, dataset: Dataset) -> Synthesis:
+    """A data set is one batch."""
+    (batch,) = dataset.batches(len(dataset))
+    scores = model(batch.images.to(model.device, model.dtype)).amax(1)
+    mean = batch.images.to(model.dtype).mean(0, keepdim=True)
+    return Synthesis(images=mean, scores=scores.mean()[None, None], targets=("mean",))
+
+
+@caught_by("batches_are_joined", needs=["dataset"], cost=Cost(forward=size.dataset))
+def averages_the_means_of_batches(model: Model, dataset: Dataset) -> Synthesis:
+    """The mean of a data set is the mean of its batches' means, whatever their sizes."""
+    means, confidence = [], []
+    for batch in dataset.batches(batch_size(model)):
+        images = batch.images.to(model.device, model.dtype)
+        confidence.append(model(images).softmax(1).amax(1).mean())
+        means.append(images.mean(0))
+    mean = torch.stack(means).mean(0, keepdim=True)
+    return Synthesis(images=mean, scores=torch.stack(confidence).mean()[None, None], targets=("mean",))
+
+
+@caught_by("batches_are_joined", needs=["dataset"], cost=Cost(forward=size.dataset))
+def returns_indices_within_the_batch(model: Model, dataset: Dataset) -> Synthesis:
+    """The image of the largest logit is looked up by its index in the batch."""
+    best, index, first = -float("inf"), 0, None
+    for batch in dataset.batches(batch_size(model)):
+        images = batch.images.to(model.device, model.dtype)
+        first = images if first is None else first
+        top = model(images).amax(1)
+        if float(top.max()) > best:
+            best, index = float(top.max()), int(top.argmax())
+    assert first is not None
+    scores = first.new_full((1, 1), best)
+    return Synthesis(images=first[index : index + 1].clone(), scores=scores, targets=("largest",))
+
+
+@caught_by("cost_is_near_the_work", cost=Cost(forward=100 * size.images, backward=100 * size.images))
+def declares_a_hundred_passes(model: Model, images: Images, target: Target = None) -> Attribution:
+    """A hundred times the real cost is declared."""
+    return attribution(model, images, gradient(model, images, target).abs().amax(1), target)
+
+
+@caught_by("half_precision")
+def underflows_in_half_precision(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Squares of gradients are divided by the smallest of them, which half precision rounds to 0."""
+    maps = gradient(model, images, target).abs().amax(1) * 1e-3
+    squares = maps * maps
+    return attribution(model, images, squares / squares.amax((1, 2), keepdim=True), target)
+
+
+@caught_by("same_in_another_process", cost=Cost(forward=size.images, backward=size.images))
+def weights_maps_by_a_hash(model: Model, images: Images, target: Target = None) -> Attribution:
+    """A weight is drawn with a seed that is the hash of a name."""
+    number = 1 + abs(hash(model.name)) % 1000
+    return attribution(model, images, gradient(model, images, target).abs().amax(1) * number, target)
+
+
+@caught_by("finite_pixels", cost=Cost(forward=2 * size.images, backward=size.images))
+def probes_with_infinite_pixels(model: Model, images: Images, target: Target = None) -> Attribution:
+    """The network is run on images divided by zero."""
+    with torch.no_grad():
+        model(images / (images - images))
+    return attribution(model, images, gradient(model, images, target).abs().amax(1), target)
+
+
+@caught_by("large_images")
+def allows_at_most_256_pixels(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Rows are numbered by a table of 256."""
+    rows = torch.arange(256)[: images.shape[2]].to(images) * 0 + 1
+    maps = gradient(model, images, target).abs().amax(1) * rows[:, None]
+    return attribution(model, images, maps, target)
+
+
+# --- training -----------------------------------------------------------------------------------------
+
+
+def _linear(features: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(features, 1))
+
+
+Steps = Annotated[int, Field(ge=1, le=500, description="number of steps")]
+TRAINING = {
+    "needs": ["training"],
+    "network": _linear,
+    "batch_independent": False,
+    "quick": {"steps": 3},
+    "cost": None,
+}  # fmt: skip
+
+
+def train_brightness(dataset: Any, steps: int, sign: float, update: bool, name: str) -> TrainedNetwork:
+    """A linear regression of the brightness of images."""
+    (batch,) = dataset.batches(len(dataset))
+    images = batch.images.float()
+    network = _linear(images[0].numel())
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
+    losses = []
+    with torch.enable_grad():
+        for _ in range(steps):
+            loss = (network(images)[:, 0] - images.mean((1, 2, 3))).square().mean()
+            optimizer.zero_grad()
+            (sign * loss).backward()
+            if update:
+                optimizer.step()
+            losses.append(loss.detach())
+    network.requires_grad_(False)
+    return TrainedNetwork(
+        network=network.eval(), method=name, config={"features": images[0].numel()},
+        losses=torch.stack(losses), labels=("brightness",), previews=images[:1],
+    )  # fmt: skip
+
+
+@caught_by("training_lowers_the_loss", **TRAINING)
+def trains_uphill(dataset: Dataset, *, steps: Steps = 40, seed: Seed = None) -> TrainedNetwork:
+    """The loss is maximized."""
+    return train_brightness(dataset, steps, -1.0, True, "wrong.trains_uphill")
+
+
+@caught_by("training_lowers_the_loss", **TRAINING)
+def never_updates_its_weights(dataset: Dataset, *, steps: Steps = 40, seed: Seed = None) -> TrainedNetwork:
+    """The optimizer takes no step."""
+    return train_brightness(dataset, steps, 1.0, False, "wrong.never_updates_its_weights")
+
+
+# --- leaks ----------------------------------------------------------------------------------------------
+
+
+def leak(change: Callable[[Any], Any], summary: str, name: str, check: str = "no_side_effects") -> None:
+    """Register a gradient that changes something of the process or of the model."""
+
+    def function(model: Model, images: Images, target: Target = None) -> Attribution:
+        change(model)
+        return attribution(model, images, gradient(model, images, target).abs().amax(1), target)
+
+    function.__name__, function.__doc__ = name, summary
+    globals()[name] = caught_by(check)(function)
+
+
+def _write_home(model: Any) -> None:
+    (Path.home() / ".attribution").write_text("cache")
+
+
+def _write_elsewhere(model: Any) -> None:
+    Path(__file__).with_name(".attribution_cache").write_text("cache")
+    Path(__file__).with_name(".attribution_cache").unlink()
+
+
+def _open_figure(model: Any) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    plt.figure()
+
+
+def _patch_relu(model: Any) -> None:
+    original = F.relu
+    F.relu = lambda *a, **k: original(*a, **k)
+
+
+def _set_signal_handler(model: Any) -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+
+
+def _count_calls(model: Any) -> None:
+    model.module.counter = object()
+
+
+def _change_rc_params(model: Any) -> None:
+    import matplotlib
+
+    matplotlib.rcParams["font.size"] = matplotlib.rcParams["font.size"] + 1
+
+
+def _flip_matmul_precision(model: Any) -> None:
+    current = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if current == "highest" else "highest")
+
+
+leak(lambda model: setattr(torch.backends.cudnn, "deterministic", True),
+     "cuDNN stays deterministic.", "leaves_cudnn_deterministic")  # fmt: skip
+leak(_flip_matmul_precision, "The precision of matrix products is changed.", "changes_the_matmul_precision")
+leak(lambda model: torch.set_flush_denormal(True), "Denormal numbers stay 0.", "flushes_denormals")
+leak(lambda model: warnings.simplefilter("ignore", FutureWarning),
+     "A warning filter is added.", "adds_a_warning_filter")  # fmt: skip
+leak(lambda model: logging.getLogger().addHandler(logging.NullHandler()),
+     "A handler is added to the root logger.", "adds_a_logging_handler")  # fmt: skip
+leak(_patch_relu, "F.relu is replaced.", "replaces_relu")
+leak(lambda model: sys.path.append("/nowhere"), "sys.path is extended.", "extends_the_path")
+leak(_open_figure, "A figure of pyplot stays open.", "leaves_a_figure_open")
+leak(_change_rc_params, "matplotlib's font size is changed.", "changes_the_font_size")
+leak(lambda model: gc.disable(), "Garbage collection is off afterwards.", "disables_garbage_collection")
+leak(
+    lambda model: atexit.register(print),
+    "A function is registered with atexit.",
+    "registers_an_exit_function",
+)
+leak(_write_home, "A file is written to the home directory.", "writes_to_the_home_directory")
+leak(_write_elsewhere, "A file is written beside the source and removed.", "writes_beside_its_source")
+leak(lambda model: subprocess.run(["true"], check=False), "A process is started.", "starts_a_process")
+leak(_set_signal_handler, "A signal handler is installed.", "installs_a_signal_handler")
+leak(lambda model: sys.setrecursionlimit(sys.getrecursionlimit() + 1),
+     "The recursion limit is raised.", "raises_the_recursion_limit")  # fmt: skip
+leak(lambda model: setattr(model, "last_gradient", 1), "An attribute is added to the model.",
+     "adds_an_attribute_to_the_model", "model_unchanged")  # fmt: skip
+leak(_count_calls, "An attribute is added to the network.", "adds_an_attribute_to_the_network",
+     "model_unchanged")  # fmt: skip
+
+
+def _oracle_that_changes_a_setting() -> None:
+    torch.backends.cudnn.deterministic = True
+
+
+@caught_by("oracle_has_no_side_effects", oracle=_oracle_that_changes_a_setting)
+def changes_a_setting_in_its_oracle(model: Model, images: Images, target: Target = None) -> Attribution:
+    """The oracle changes a setting."""
+    return attribution(model, images, gradient(model, images, target).abs().amax(1), target)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -13,69 +14,171 @@ from ..errors import InputError
 from ..registry.extensions import extensions
 from ..registry.families import family_title
 from ..registry.lookup import methods
-from ..registry.plugins import incompatible_plugins
+from ..registry.plugins import Plugin, import_costs, incompatible_plugins, shadowed_distributions
 from .app import app, method_names, show_table
-from .argument_rows import argument_rows
+
+_AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
 @app.command("list")
-def list_methods(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+def list_methods(as_json: _AsJson = False) -> None:
     """List every method, by family."""
     entries = []
     for family, plugins in methods.by_family().items():
-        summaries = {n: p.summary() or "(no summary: its module cannot be read)" for n, p in plugins.items()}
+        outlines = {name: methods.outline(plugin) for name, plugin in plugins.items()}
+        summaries = {n: o.summary or "(no summary: its module cannot be read)" for n, o in outlines.items()}
         if not as_json:
-            heading, _, about = family_title(family).partition(": ")
-            show_table(
-                f"{heading:22}", about, rows=[(Text(n, "cyan"), text) for n, text in summaries.items()]
-            )
+            _print_family(family, summaries)
         for name, plugin in plugins.items():
+            entry = {"name": name, "id": plugin.id, "title": outlines[name].title, "family": family}
             origin = {"distribution": plugin.distribution, "version": plugin.version}
-            entry = {"name": name, "id": plugin.id, "family": family, "summary": summaries[name]}
-            entries.append(entry | origin)
+            entries.append(entry | {"summary": summaries[name]} | origin)
     if as_json:
         print(json.dumps(entries, indent=2, ensure_ascii=False))
 
 
+def _print_family(family: str, summaries: Mapping[str, str]) -> None:
+    """Print a family's methods, names and summaries, under its heading."""
+    heading, _, about = family_title(family).partition(": ")
+    show_table(f"{heading:22}", about, rows=[(Text(n, "cyan"), text) for n, text in summaries.items()])
+
+
+@app.command()
+def find(
+    text: Annotated[
+        str, typer.Argument(help="Words of the title, name, summary, description or a reference.")
+    ] = "",
+    family: Annotated[list[str], typer.Option(help="Family, or one of several.")] = [],  # noqa: B006
+    tags: Annotated[list[str], typer.Option(help="Tags that the method has.")] = [],  # noqa: B006
+    needs: Annotated[list[str], typer.Option(help="What the method needs.")] = [],  # noqa: B006
+    accepts: Annotated[list[str], typer.Option(help="Input roles that the method takes.")] = [],  # noqa: B006
+    returns: Annotated[list[str], typer.Option(help="Result type, or one of several.")] = [],  # noqa: B006
+    without: Annotated[
+        list[str],
+        typer.Option(help="Tags, needs, input roles, families and result types that it must not have."),
+    ] = [],  # noqa: B006
+    reference: Annotated[str, typer.Option(help="Words of a reference's authors, title, key or URL.")] = "",
+    year: Annotated[
+        str, typer.Option(metavar="YEAR|YEAR-YEAR", help="Year of a reference, or first and last year.")
+    ] = "",
+    max_forward: Annotated[
+        int | None,
+        typer.Option(help="Largest number of forward passes for one image, by default parameters."),
+    ] = None,
+    max_backward: Annotated[
+        int | None, typer.Option(help="Largest number of backward passes; 0 selects black-box methods.")
+    ] = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Find methods by text, family, tags, needs, inputs, result, reference and cost; exit code 1 for none.
+
+    Options that list words may be repeated, or separated by commas: --needs gradients,dataset.
+    """
+    matching = methods.find(
+        text,
+        family=_split(family),
+        tags=_split(tags),
+        needs=_split(needs),
+        accepts=_split(accepts),
+        returns=_split(returns),
+        without=_split(without),
+        reference=reference,
+        year=_read_year(year),
+        max_forward=max_forward,
+        max_backward=max_backward,
+    )
+    if as_json:
+        documents = [
+            {**info.document, "passes": info.passes, "distribution": info.distribution} for info in matching
+        ]
+        print(json.dumps(documents, indent=2, ensure_ascii=False))
+    else:
+        rows = [
+            (Text(methods.shortest_name(info.plugin), "cyan"), info.title, info.summary) for info in matching
+        ]
+        show_table("method", "title", "summary", rows=rows)
+    if not matching:
+        raise typer.Exit(1)
+
+
+def _split(values: list[str]) -> list[str]:
+    return [word.strip() for value in values for word in value.split(",")]
+
+
+def _read_year(text: str) -> int | tuple[int, int] | None:
+    """The year or the range of years that an option names."""
+    if not text:
+        return None
+    first, dash, last = text.partition("-")
+    if not (first.isdecimal() and (last.isdecimal() or not dash)):
+        raise InputError(f"--year {text!r} should be a year, 2017, or the first and the last: 2014-2017")
+    return (int(first), int(last)) if dash else int(first)
+
+
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="Name of a method.", autocompletion=method_names)],
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    name: Annotated[str, typer.Argument(help="Name or title of a method.", autocompletion=method_names)],
+    as_json: _AsJson = False,
 ) -> None:
-    """Show a method's parameters, equation, sources, invariants and cost."""
-    method = methods[name]
-    spec = method.spec
+    """Show a method's parameters, equation, sources, invariants, relations and cost."""
+    from .argument_rows import document_rows
+
+    info = methods.info(name)
+    spec = info.document
     if as_json:
-        print(json.dumps(spec.model_dump(mode="json"), indent=2, ensure_ascii=False))
+        print(json.dumps(spec, indent=2, ensure_ascii=False))
         return
-    about = f"{spec.title}   {spec.name}   {method.distribution}"
-    print(about, spec.summary, "", *filter(None, [spec.description]), sep="\n", end="\n\n")
+    about = f"{info.title}   {info.name}   {info.distribution}"
+    print(about, info.summary, "", *filter(None, [spec["description"]]), sep="\n", end="\n\n")
     headings = ("input, parameter", "option", "type", "bounds", "default", "meaning")
-    show_table(*headings, rows=argument_rows(spec))
-    facts = [("needs", ", ".join(spec.needs).replace("_", " "))] if spec.needs else []
-    if spec.cost:
-        facts.append(("cost", f"forward {spec.cost.forward}; backward {spec.cost.backward}"))
-    for invariant in spec.invariants:
-        settings = [(k, getattr(invariant, k)) for k in type(invariant).model_fields if k != "kind"]
-        words = [f"{key} {value}" for key, value in settings if value is not None]
-        facts.append(("invariant", ", ".join([invariant.kind.replace("_", " "), *words])))
-    facts += [("source", f"{s.authors} {s.year}. {s.title}. {s.url}") for s in spec.references]
-    show_table("returns", spec.returns, rows=facts)
+    properties = spec["params_schema"]["properties"]
+    rows = document_rows(info.plugin.short_name, spec["inputs"], properties, info.roles)
+    show_table(*headings, rows=rows)
+    facts = [("needs", ", ".join(info.needs).replace("_", " "))] if info.needs else []
+    if cost := spec["cost"]:
+        facts.append(("cost", f"forward {cost['forward']}; backward {cost['backward']}"))
+    facts += [("invariant", _declared_text(invariant)) for invariant in spec["invariants"]]
+    facts += [("relation", relation) for relation in info.relations]
+    facts += [("exempt", f"{check}: {reason}") for check, reason in spec["exempt"].items()]
+    facts += [("source", f"{s['authors']} {s['year']}. {s['title']}. {s['url']}") for s in info.references]
+    show_table("returns", info.returns, rows=facts)
+
+
+def _declared_text(declared: Mapping[str, Any]) -> str:
+    """An invariant in words: its kind, and the settings that it has."""
+    settings = [f"{key} {value}" for key, value in declared.items() if key != "kind" and value is not None]
+    return ", ".join([declared["kind"].replace("_", " "), *settings])
+
+
+#: CPU seconds of an import from which ``phosphene plugins`` reports it.
+SLOW_IMPORT = 0.5
 
 
 @app.command()
 def plugins(context: typer.Context) -> None:
-    """List the plugins and their state; --debug prints the tracebacks of broken ones."""
+    """List the plugins and their state, slow imports and shadowed distributions among it.
+
+    --debug prints the tracebacks of broken ones.
+    """
+    from ..registry import method  # noqa: F401  (torch and the core, which no plugin is charged with)
+
     broken, other = methods.broken(), incompatible_plugins()
-    states = {}
+    notes: dict[Plugin, list[str]] = {}
     for plugin, others in methods.shadowed().items():
         beside = ", ".join(other.qualified for other in others)
-        states[plugin] = Text(f"ok, as {methods.shortest_name(plugin)}; {beside} has the same id", "yellow")
+        notes[plugin] = [f"as {methods.shortest_name(plugin)}; {beside} has the same id"]
+    for plugin, cost in import_costs.items():
+        if cost.seconds >= SLOW_IMPORT:
+            libraries = f" with {', '.join(cost.libraries)}" if cost.libraries else ""
+            notes.setdefault(plugin, []).append(f"slow import: {cost.seconds:.1f} CPU s{libraries}")
+    states = {plugin: Text(f"ok, {'; '.join(texts)}", "yellow") for plugin, texts in notes.items()}
     states |= {p: Text(f"not loaded: written for {p.entry_point.group}", "yellow") for p in other}
     states |= {b.plugin: Text(f"broken: {b.reason}", "red") for b in broken}
     listed = (*methods.plugins.values(), *extensions.plugins(), *other)
     rows = [(p.id, f"{p.distribution} {p.version}", states.get(p, Text("ok", "green"))) for p in listed]
     show_table("plugin", "distribution", "state", rows=rows)
+    for hidden, used in shadowed_distributions():
+        print(f"not used: {hidden}, shadowed by {used}")
     for failure in broken if context.obj["debug"] else ():
         print(f"{failure.plugin.qualified}\n{failure.traceback}")
 

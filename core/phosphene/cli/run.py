@@ -102,10 +102,11 @@ class _MethodCommands(TyperGroup):
         if cmd_name not in methods:
             return None
         plugin = methods.resolve(cmd_name)
-        names = [option_name(name, plugin.short_name) for name in plugin.arguments()]
+        outline = methods.outline(plugin)
+        names = [option_name(name, plugin.short_name) for name in outline.arguments]
         names += [f"--{name.replace('_', '-')}" for name in (*_MODEL_OPTIONS, *_RUN_OPTIONS)]
         options = [_option(f"_{n}", str | None, option) for n, option in enumerate(names)]
-        return _command(cmd_name, lambda **_: None, options, plugin.summary(), family_title(plugin.family))
+        return _command(cmd_name, lambda **_: None, options, outline.summary, family_title(plugin.family))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, *rest = args

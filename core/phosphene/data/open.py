@@ -13,6 +13,9 @@ from .bundled import SceneDataset, TextureDataset
 from .datasets import Dataset, TensorDataset
 from .folders import FolderDataset
 
+#: Digits of the largest bundled data set.
+_MOST_DIGITS = 9
+
 
 def open_dataset(value: object, transform: Callable[[Path], Tensor], size: tuple[int, int]) -> Dataset:
     """A data set from a folder, a tensor, or a bundled one: ``builtin:scenes/1000``, ``builtin:textures/64``.
@@ -32,6 +35,8 @@ def open_dataset(value: object, transform: Callable[[Path], Tensor], size: tuple
     if match is None or match[1] and match[2] == "textures":
         allowed = "builtin:scenes, builtin:biased-scenes, builtin:textures, and builtin:scenes/1000"
         raise InputError(f"no bundled data set {value!r}; there are {allowed}")
+    if len(match[3] or "") > _MOST_DIGITS:
+        raise InputError(f"{str(value)!r:.60} is too large: at most {10**_MOST_DIGITS - 1:,} images")
     if match[2] == "textures":
         return TextureDataset(int(match[3] or 256), size=size)
     return SceneDataset(int(match[3] or 512), size=size, biased=match[1] is not None)

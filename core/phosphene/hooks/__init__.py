@@ -1,5 +1,6 @@
-"""Hooks: read, cut, stop and replace layers (``Tap``), backward rules for ReLU, frozen networks."""
+"""Hooks: read, cut and replace layers (``Tap``), attention, backward rules for ReLU, frozen networks."""
 
+from .attention import RecordAttention
 from .backward_rules import BackwardRewrite, BackwardRule, deconvnet, guided, rewrite_backward
 from .guard import guard
 from .tap import StopForward, Tap, active_taps, hook_lock, layer_hooks, replace_output_tensor
@@ -7,6 +8,7 @@ from .tap import StopForward, Tap, active_taps, hook_lock, layer_hooks, replace_
 __all__ = [
     "BackwardRewrite",
     "BackwardRule",
+    "RecordAttention",
     "StopForward",
     "Tap",
     "active_taps",

@@ -1,11 +1,11 @@
-"""Scatter plots, thumbnails and image grids with matplotlib."""
+"""Scatter plots, thumbnails, image grids and literal text with matplotlib."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
 
 
 Color = tuple[float, float, float]
@@ -31,11 +32,75 @@ _MAX_COLORS = 10
 _MAX_THUMBNAILS = 400
 
 
+#: Characters of a line of text in a figure, and its lines; the rest of a long name is cut off.
+_MAX_CHARACTERS, _MAX_LINES = 72, 16
+
+#: Characters of a tick's label.
+_MAX_LABEL = 36
+
+
 def new_figure(height: float = 4.6) -> Figure:
     """A figure 9 inches wide at 150 dpi, with constrained layout."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(9, height), dpi=150, layout="constrained")
+
+
+def printable(text: str) -> str:
+    """The text in one line, with a space for each character that is not printed, such as a tab or NUL."""
+    return "".join(c if c.isprintable() else " " for c in str(text))
+
+
+def plain_label(text: str, most: int = 24) -> str:
+    """A name as a label: lines of at most ``most`` characters that the font has."""
+    from matplotlib.font_manager import FontProperties
+
+    return "\n".join(_plain_line(line, FontProperties(), most) for line in text.split("\n")[:_MAX_LINES])
+
+
+def show_text_literally(figure: Figure) -> None:
+    """Draw every text of a figure as it is: "$5 to $10" is no formula.
+
+    Characters that the font does not have are drawn as a square, which matplotlib would warn of; long lines
+    are cut off. Numbers on a logarithmic axis are formulas of matplotlib's own and are left alone.
+    """
+    from matplotlib.axis import Axis
+    from matplotlib.category import StrCategoryFormatter
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter, FuncFormatter
+
+    axes: Any = figure.findobj(Axis)
+    for axis in axes:
+        if isinstance(axis.get_major_formatter(), (FuncFormatter, FixedFormatter, StrCategoryFormatter)):
+            labels = [label.get_text() for label in axis.get_ticklabels()]
+            names = [plain_label(label, _MAX_LABEL) for label in labels]
+            if names != labels:
+                limits = axis.get_view_interval()
+                axis.set_ticks(axis.get_ticklocs(), names)  # may widen the limits
+                axis.set_view_interval(*limits, ignore=True)
+    logarithmic = [axis for axis in axes if axis.get_scale() == "log"]
+    ticks = [tick for axis in logarithmic for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())]
+    formulas = {id(text) for tick in ticks for text in (tick.label1, tick.label2)}
+    texts: Any = figure.findobj(Text)
+    for text in texts:
+        if id(text) in formulas:
+            continue
+        text.set_parse_math(False)
+        lines = text.get_text().split("\n")[:_MAX_LINES]
+        font = text.get_fontproperties()
+        text.set_text("\n".join(_plain_line(line, font, _MAX_CHARACTERS) for line in lines))
+
+
+def _plain_line(text: str, properties: FontProperties, most: int) -> str:
+    """The text in one line, shortened, with a square for each character that no font of the family has."""
+    line = printable(text)
+    line = line if len(line) <= most else f"{line[: most - 1]}…"
+    if line.isascii():
+        return line
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    fonts = [get_font(findfont(FontProperties(family=[name]))) for name in properties.get_family()]
+    return "".join(c if any(font.get_char_index(ord(c)) for font in fonts) else "□" for c in line)
 
 
 def label_colors(labels: Sequence[str] | None, count: int) -> tuple[list[Color], dict[str, Color]]:

@@ -1,6 +1,29 @@
 """Vision networks behind one convention: ``Model``, and ``load_model`` for URIs, modules and functions."""
 
+from .attention import attention_maps
 from .loading import Loader, fill_weights, load_model, read_weights
 from .model import Model
+from .parameter_limit import limit_parameters, parameter_limit
+from .saved_source import (
+    SavedSettings,
+    SavedSource,
+    check_saved_options,
+    load_saved_model,
+    saved_options,
+)
 
-__all__ = ["Loader", "Model", "fill_weights", "load_model", "read_weights"]
+__all__ = [
+    "Loader",
+    "Model",
+    "SavedSettings",
+    "SavedSource",
+    "attention_maps",
+    "check_saved_options",
+    "fill_weights",
+    "limit_parameters",
+    "load_model",
+    "load_saved_model",
+    "parameter_limit",
+    "read_weights",
+    "saved_options",
+]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import psutil
@@ -31,6 +32,8 @@ _MEMORY_SHARE = 0.25
 @contextmanager
 def max_batch(size: int | None) -> Iterator[None]:
     """At most ``size`` images at once inside this block; None: as many as fit, up to 32."""
+    if size is not None and (isinstance(size, bool) or not isinstance(size, Integral)):
+        raise InputError(f"the batch size must be an integer, not {size!r:.80}")
     if size is not None and size < 1:
         raise InputError(f"the batch size must be at least 1, not {size}")
     token = _max_batch.set(size if size is not None else _max_batch.get())

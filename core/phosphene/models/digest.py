@@ -66,13 +66,21 @@ def state_checksums(module: nn.Module) -> tuple[tuple[str, int], ...]:
 
     Writes through ``.data`` change neither a tensor's version nor its address, so the values are read.
     """
-    return tuple((name, checksum(value)) for name, value in module.state_dict().items())
+    return tuple((name, checksum(value)) for name, value in _state_tensors(module))
+
+
+def _state_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of all weights and buffers; of a quantized layer's packed weights the parts."""
+    for name, value in module.state_dict().items():
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, Tensor):
+                yield name, part.dequantize() if part.is_quantized else part
 
 
 def state_digest(module: nn.Module, names: Sequence[str] = ()) -> str:
     """SHA-256 over ``names`` and over names and values of all weights and buffers."""
     sha = hashlib.sha256("".join(names).encode())
-    for name, value in module.state_dict().items():
+    for name, value in _state_tensors(module):
         sha.update(name.encode())
         sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return sha.hexdigest()

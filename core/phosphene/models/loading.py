@@ -18,6 +18,7 @@ from ..builtin.networks import MEAN, NETWORKS, STD, load_network
 from ..builtin.scenes import CLASSES
 from ..errors import InputError, ModelError, PhospheneError, UnknownName
 from ..registry.extensions import extensions
+from .arguments import check_callable, check_device, check_dtype, move
 from .logits import Function
 from .model import Model
 
@@ -30,6 +31,9 @@ class Loader(Protocol):
 
     ``weights`` is a name of the scheme's own. Tensors from a weights file are loaded into the network
     afterwards; a loader with ``fills = True`` gets them as ``weights``, a mapping, and loads them itself.
+
+    A method ``saved_options(name)`` returns the names of the options that may come from a file: a saved
+    result, a plan or a request, which may be a stranger's. No path belongs among them. Default: none.
     """
 
     def load(
@@ -99,6 +103,15 @@ def load_model(
     Raises InputError for invalid weights or options, ModelError for weights that do not fit or cannot be
     downloaded, UnknownName for a name that does not exist.
     """
+    check_device(device)
+    check_dtype(dtype)
+    if output is not None:
+        check_callable(output, "output")
+    if not isinstance(pretrained, bool):
+        raise InputError(f"pretrained must be True or False, not {pretrained!r}")
+    if weights is not None and not isinstance(weights, (str, Path, Mapping)):
+        kind = type(weights).__name__
+        raise InputError(f"weights must be a file, a state dict or a name of the scheme's, not a {kind}")
     arguments = {"mean": mean, "std": std, "input_size": input_size, "classes": classes, "output": output}
     settings: dict[str, Any] = {name: value for name, value in arguments.items() if value is not None}
     state, weights_name = None, None
@@ -137,7 +150,7 @@ def load_model(
     if state is not None:
         description = weights if isinstance(weights, str) else "passed as a state dict"
         fill_weights(wrapped.module, state, description, wrapped.name)
-    wrapped.module.to(device=device, dtype=dtype)
+    move(lambda: wrapped.module.to(device=device, dtype=dtype), wrapped.name, device)
     return wrapped
 
 
@@ -203,10 +216,15 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", k): v for k, v in state.items()}
 
 
-def fill_weights(module: nn.Module, state: Mapping[str, Tensor], what: object, name: str) -> None:
-    """Load a state dict into a network; ``what`` and ``name`` describe the two in the ModelError."""
+def fill_weights(
+    module: nn.Module, state: Mapping[str, Tensor], what: object, name: str, *, assign: bool = False
+) -> None:
+    """Load a state dict into a network; ``what`` and ``name`` describe the two in the ModelError.
+
+    ``assign`` replaces the network's tensors, so that it has the precision of the state dict.
+    """
     try:
-        module.load_state_dict(dict(state))
+        module.load_state_dict(dict(state), assign=assign)
     except RuntimeError as error:
         reason = textwrap.shorten(str(error), 300, placeholder=" ...")  # torch's message lists every tensor
         raise ModelError(f"the weights {what} do not fit {name}: {reason}") from error

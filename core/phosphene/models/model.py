@@ -16,11 +16,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import InputError, ModelError, PhospheneError, UnknownName
+from ..errors import DivergenceError, InputError, ModelError, PhospheneError, UnknownName
+from ..finite_values import NotFiniteError, all_finite, check_finite
 from ..hooks.guard import guard
 from ..hooks.tap import StopForward, Tap
 from ..images.io import read_image, to_pil
 from ..torch_state import call_and_restore, default_device_of_caller, fork_random_state
+from .arguments import (
+    check_class_names,
+    check_input_size,
+    check_network,
+    check_preprocessing,
+    finite_numbers,
+    non_finite_weight,
+)
 from .class_names import class_index
 from .digest import state_checksums, state_digest
 from .introspection import Head, Structure, record_structure
@@ -60,6 +69,8 @@ class _Cache:
     digest: tuple[Any, str] | None = None
     #: Whether the network returned class indices instead of logits.
     returns_labels: bool = False
+    #: The number of logits of the first pass at each image size.
+    class_counts: dict[tuple[int, ...], int] = field(default_factory=dict)
     #: Lock for recording a structure, so that concurrent threads record it once.
     lock: AbstractContextManager[bool] = field(default_factory=threading.RLock)
 
@@ -73,6 +84,10 @@ class Model:
     ``model(images)`` takes (N, C, H, W) RGB pixels in [0, 1] and returns logits (N, K); the normalization
     that the network was trained with happens inside. Where a network returns labels alone, (N,)
     integers, the logits are 100 for that class and 0 for all other ``classes``.
+
+    Every pass must return one row for each image, the same number of logits as before, and finite logits.
+    A network that masks classes with -inf needs a finite number for them, as ``output=lambda z:
+    z.clamp(min=-100)`` returns it.
 
     No call changes a model. ``input_size`` (C, H, W) is what was passed or what the loader defines
     (``size_known``), else (C, 224, 224). ``for_images(images)`` is the same model at another input size.
@@ -101,26 +116,32 @@ class Model:
         interpolation: str = "bilinear",
         defenses: Sequence[Defense] = (),
     ) -> None:
-        if input_size is not None and len(input_size) != 3:
-            raise InputError(f"input_size must be (C, H, W), not {tuple(input_size)}")
+        if input_size is not None:
+            input_size = check_input_size(input_size)
+        check_preprocessing(crop_pct, interpolation, defenses, output)
         # A compiled model is replaced by its original: hooks do not reach into compiled code.
         self.module: nn.Module = getattr(module, "_orig_mod", module)
         _refuse_compiled(self.module)
         self.name = name or f"module:{type(self.module).__name__}"
+        check_network(self.module, self.name)
+        mean = None if mean is None else finite_numbers(mean, "mean")
+        std = None if std is None else finite_numbers(std, "std")
         conv = next((m for m in self.module.modules() if isinstance(m, nn.Conv2d)), None)
         channels = conv.in_channels if conv is not None else 3 if mean is None else len(mean)
         #: Whether ``input_size`` was passed or is the loader's; else it is the default or that of images.
         self.size_known = input_size is not None
         channels, height, width = input_size or (channels, DEFAULT_SIDE, DEFAULT_SIDE)
         self.input_size = (channels, height, width)
-        self.mean = torch.tensor([0.0] * channels if mean is None else list(mean), device="cpu")
-        self.std = torch.tensor([1.0] * channels if std is None else list(std), device="cpu")
+        self.mean = torch.tensor([0.0] * channels if mean is None else mean, device="cpu")
+        self.std = torch.tensor([1.0] * channels if std is None else std, device="cpu")
         for what, numbers in (("mean", self.mean), ("std", self.std)):
             if len(numbers) != channels:
                 raise InputError(
                     f"{what} has {len(numbers)} numbers, but the model takes {channels} channels"
                 )
-        self.classes = tuple(classes) if classes is not None else None
+        if self.std.min() <= 0:
+            raise InputError(f"pixels are divided by std, which must be greater than 0, not {std}")
+        self.classes = check_class_names(classes) if classes is not None else None
         self.crop_pct = crop_pct
         self.interpolation = interpolation
         #: What changes the pixels in front of the network, outermost first; see ``defended``.
@@ -134,12 +155,74 @@ class Model:
         return f"Model({self.name!r}, input_size={self.input_size})"
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits (N, K) of images (N, C, H, W) in [0, 1]."""
-        return self._logits(self._run(images, network_for_call(self)))
+        """Logits (N, K) of images (N, C, H, W) in [0, 1].
+
+        Raises ModelError for logits that are not finite, for another number of rows than of images, and for
+        another number of classes than before.
+        """
+        logits = self._logits(self._run(images, network_for_call(self)))
+        self._check_shape(logits, images)
+        self._check_finite("logits", logits, images)
+        return logits
+
+    def _check_shape(self, logits: Tensor, images: Tensor) -> None:
+        """Refuse logits that do not have one row for each image, or a changed number of classes."""
+        if logits.ndim == 0 or len(logits) != len(images):
+            raise ModelError(
+                f"{self.name} returned an output of shape {tuple(logits.shape)} for {len(images)} images of "
+                f"{tuple(images.shape[1:])}, not one row for each image (a view or a reshape in the network "
+                "may mix images and positions)"
+            )
+        if logits.ndim != 2:
+            return  # no classes; targets that need one say so
+        count = logits.shape[1]
+        if count == 0:
+            raise ModelError(f"{self.name} returned no logits: their shape is {tuple(logits.shape)}")
+        if self.classes is not None and count != len(self.classes):
+            raise ModelError(f"{self.name} returns {count} logits, but has {len(self.classes)} class names")
+        before = self._cache.class_counts.setdefault(tuple(images.shape[1:]), count)
+        if before != count:
+            raise ModelError(
+                f"{self.name} returned {count} logits for each image, and {before} in an earlier pass; "
+                "load a network that was changed again with load_model"
+            )
+
+    def _check_finite(self, what: str, values: Tensor, images: Tensor) -> None:
+        """Refuse logits or features with NaN or infinity."""
+        if not self.module.training:  # a training checks its loss, and proposes another learning rate
+            # Detached: an error that is raised later must not keep the graph of a pass.
+            values, images = values.detach(), images.detach()
+            check_finite(values, what, lambda: self._not_finite(what, values, images))
+
+    def _not_finite(self, what: str, values: Tensor, images: Tensor) -> PhospheneError:
+        """The error for logits or features that are not finite, with the cause where it can be found."""
+        if not all_finite(images):
+            return DivergenceError(
+                f"the images passed to {self.name} are not finite; where they are optimized, a smaller "
+                "learning rate or step size may help"
+            )
+        message = f"the {what} of {self.name} are not finite"
+        if (weight := non_finite_weight(self.module)) is not None:
+            return NotFiniteError(f"{message}: its weight {weight!r} contains NaN or infinity")
+        if what == "logits" and values.isneginf().any() and values.amax() < torch.inf:
+            return NotFiniteError(
+                f"{message}: some are -inf; where the network masks classes, pass finite numbers for them: "
+                "load_model(..., output=lambda logits: logits.clamp(min=-100))"
+            )
+        hint = ""
+        if self.dtype in (torch.float16, torch.bfloat16):
+            hint = f"; values may overflow in {self.dtype}: load_model(..., dtype=torch.float32)"
+        return NotFiniteError(
+            f"{message}: its weights are, so NaN or infinity arises in the forward pass{hint}"
+        )
 
     def _logits(self, output: Any) -> Tensor:
         """The logits in what the network returned."""
         logits = self.output(output)
+        if not isinstance(logits, Tensor):
+            raise ModelError(f"output returned a {type(logits).__name__} for {self.name}, not logits (N, K)")
+        if logits.is_complex():
+            raise ModelError(f"the logits of {self.name} are complex; pass output= to make them real")
         if logits.ndim != 1 or logits.is_floating_point():
             return logits
         self._cache.returns_labels = True
@@ -281,7 +364,10 @@ class Model:
         with Tap(tapped, inputs=inputs, stop_after=stop_after) as tap:
             with suppress(StopForward):
                 self._run(images, network_for_call(self))
-            return [tap[name] for name in layers]
+            features = [tap[name] for name in layers]
+        for name, values in zip(layers, features, strict=True):
+            self._check_finite(f"{'inputs' if inputs else 'outputs'} of layer {name!r}", values, images)
+        return features
 
     def input_of(self, images: Tensor, layer: str) -> Tensor:
         """The first input of a layer, at its last call; nothing above it runs."""
@@ -331,10 +417,15 @@ class Model:
 
     def _record_structure(self, input_size: tuple[int, int, int]) -> Structure:
         noise = _noise(1, *input_size)
+
+        def read(output: Any) -> Tensor:
+            self._check_shape(logits := self._logits(output), noise)
+            return logits
+
         try:
             # A network that draws random numbers must draw the same ones whether or not this pass ran.
             with fork_random_state():
-                structure = record_structure(self.module, self.normalize(noise), self._logits)
+                structure = record_structure(self.module, self.normalize(noise), read)
         except _REFUSALS as error:
             if isinstance(error, _UNTRANSLATED):
                 raise
@@ -345,10 +436,6 @@ class Model:
                 f"{', the default without an input size' if assumed else ''}; "
                 f"pass load_model(..., input_size=(C, H, W)). Its error: {error}"
             ) from error
-        if self.classes is not None and structure.classes not in (0, len(self.classes)):
-            raise ModelError(
-                f"{self.name} returns {structure.classes} logits, but has {len(self.classes)} class names"
-            )
         return structure
 
     def _require(self, part: T | None, what: str) -> T:

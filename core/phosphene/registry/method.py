@@ -21,9 +21,11 @@ from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
 
 from ..checkpoints import claim_checkpoint
-from ..errors import InputError, PluginError, UnknownName
+from ..errors import DivergenceError, InputError, ModelError, PluginError, UnknownName
+from ..finite_values import contains_non_finite, defer_checks
 from ..graceful_stop import stopped_early_at
 from ..hooks.guard import guard
+from ..models.arguments import non_finite_weight
 from ..models.batch_size import batch_size
 from ..models.optimized_copy import allow_optimized
 from ..parameter_text import fault_text, value_text
@@ -32,6 +34,7 @@ from ..roles import ROLES, InputContext, model_for_inputs
 from ..spec.cost import Cost
 from ..spec.invariants import Invariant
 from ..spec.parameter_group import ParameterGroup, gather
+from ..spec.relations import Relation
 from ..spec.spec import Input, MethodSpec, Need, Reference, Role
 from ..torch_state import (
     call_and_restore,
@@ -48,7 +51,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..models import Model
-from .signature import read_signature
+from .signature import admits, holds_bool, read_signature
 
 #: All threads share torch's generator, so seeded calls run one after another.
 _seeding = threading.RLock()
@@ -66,6 +69,8 @@ def method(
     title: str | None = None,
     references: Sequence[Reference] = (),
     invariants: Sequence[Invariant] = (),
+    relations: Sequence[Relation] = (),
+    exempt: Mapping[str, str] = {},
     needs: Sequence[Need] = (),
     cost: Cost | None = None,
     tags: Sequence[str] = (),
@@ -82,6 +87,8 @@ def method(
     ones are parameters, annotated for pydantic; the return annotation is a result type.
 
     title: the name as papers write it ("Grad-CAM"), where it differs from the function's name.
+    relations: how results change with the inputs ("Equivariant", "Complete", ...), tested by further calls.
+    exempt: conformance checks that do not hold, each with the reason; see ``phosphene.testing.CHECKS``.
     oracle: a test on an input with a closed-form answer; raises AssertionError for another result.
     network: builds the network that a training method trains, from its saved configuration.
     defense: builds the change of the pixels that the method puts before a model, from its parameters.
@@ -107,6 +114,8 @@ def method(
             returns=declared.result.__name__,
             references=tuple(references),
             invariants=tuple(invariants),
+            relations=tuple(relations),
+            exempt=dict(exempt),
             needs=tuple(needs),
             cost=cost,
             tags=tuple(tags),
@@ -167,6 +176,11 @@ class Method(Generic[P, R]):
                 # The inputs, too: images= is the near miss of image=.
                 allowed = [*fields, *(i.name for i in self.spec.inputs)]
                 raise UnknownName("parameter", name, allowed, self.spec.short_name)
+            # pydantic takes True for 1, which hides a parameter that was mistaken for a switch.
+            kind = fields[name].annotation
+            if holds_bool(params[name]) and admits(kind, int, float) and not admits(kind, bool):
+                value = f"{name}={params[name]!r:.80}"
+                raise InputError(f"{self.spec.short_name}: {value} should be a number, not true or false")
         try:
             return dict(self.spec.params.model_validate(dict(params)))
         except ValidationError as error:
@@ -280,8 +294,10 @@ class Method(Generic[P, R]):
                 deterministic_algorithms(on_cuda),
                 self._seeded(params),
                 allow_optimized(model, sum(self.passes(inputs, params) or ())) as optimized,
+                defer_checks(),
             ):
                 result, size = self._run(model, inputs, params)
+                self._check_result(result, model)
                 if model is not None and digest is None:
                     digest = model.digest
         recorded = self.record_inputs(inputs)
@@ -311,6 +327,21 @@ class Method(Generic[P, R]):
             interrupted=stopped_early_at(),
         )
         return dataclasses.replace(result, inputs=recorded, provenance=provenance)
+
+    def _check_result(self, result: Result, model: Model | None) -> None:
+        """Raise an error that names the first field with NaN or infinity, and its cause where it is known."""
+        for name, value in result.fields():
+            if contains_non_finite(value):
+                message = f"{self.spec.short_name}: {name} of the result is not finite"
+                if model is None:
+                    raise DivergenceError(message)
+                if (weight := non_finite_weight(model.module)) is not None:
+                    message += f": the weight {weight!r} of {model.name} contains NaN or infinity"
+                    raise ModelError(message)
+                half = "; in half precision values overflow early" if model.dtype.itemsize == 2 else ""
+                raise ModelError(
+                    f"{message}; gradients or features of {model.name} may have overflowed{half}"
+                )
 
     def passes(self, inputs: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[int, int] | None:
         """How many images will pass forward and backward by the declared cost; None if none is declared."""

@@ -6,13 +6,15 @@ import ast
 import functools
 import os
 import re
+import sys
+import time
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.abc import InspectLoader
 from importlib.machinery import PathFinder
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions, entry_points
 from operator import attrgetter
 from typing import Any
 
@@ -51,18 +53,27 @@ class Plugin:
 
     def summary(self) -> str:
         """The first line of the method's docstring, read from the source without importing it."""
-        tree, function = self._source
-        text = (ast.get_docstring(function) if function else None) or ast.get_docstring(tree)
-        return (text or "").strip().partition("\n")[0]
+        return self.outline.summary
 
     def arguments(self) -> list[str]:
         """Names of the method's inputs and parameters, read from the source without importing it."""
-        _, function = self._source
-        return [a.arg for a in (*function.args.args, *function.args.kwonlyargs)] if function else []
+        return self.outline.arguments
 
     @cached_property
-    def _source(self) -> tuple[ast.Module, ast.FunctionDef | None]:
-        """The module's syntax tree (empty where there is no source) and the method's function in it."""
+    def outline(self) -> Outline:
+        """Title, summary and arguments, read from the source without importing it."""
+        tree = self._tree()
+        functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
+        function = functions.get(self.short_name)
+        text = (ast.get_docstring(function) if function else None) or ast.get_docstring(tree)
+        return Outline(
+            title=(function and _declared_title(function)) or default_title(self.short_name),
+            summary=(text or "").strip().partition("\n")[0],
+            arguments=[a.arg for a in (*function.args.args, *function.args.kwonlyargs)] if function else [],
+        )
+
+    def _tree(self) -> ast.Module:
+        """The module's syntax tree; empty where there is no source."""
         path: list[str] | None = None
         spec, name = None, ""
         for part in self.entry_point.module.split("."):  # not importlib's, which would run the parents
@@ -73,11 +84,30 @@ class Plugin:
             except KeyError:  # a folder without __init__.py looks up its parents, which are not imported
                 spec, path = None, [os.path.join(folder, part) for folder in path or ()]
         source = spec.loader.get_source(name) if spec and isinstance(spec.loader, InspectLoader) else None
-        tree = ast.Module([], [])
         with suppress(SyntaxError):  # `phosphene plugins` reports it
-            tree = ast.parse(source or "")
-        functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
-        return tree, functions.get(self.short_name)
+            return ast.parse(source or "")
+        return ast.Module([], [])
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A method's title, summary and names of its arguments, as its source states them."""
+
+    title: str
+    summary: str
+    arguments: list[str]
+
+
+def default_title(short_name: str) -> str:
+    """The title of a method that declares none."""
+    return short_name.replace("_", " ").capitalize()
+
+
+def _declared_title(function: ast.FunctionDef) -> str | None:
+    """The ``title`` in the arguments of ``@method``, if it is a constant."""
+    calls = (decorator for decorator in function.decorator_list if isinstance(decorator, ast.Call))
+    values = [k.value for call in calls for k in call.keywords if k.arg == "title"]
+    return next((v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str)), None)
 
 
 @dataclass(frozen=True)
@@ -93,11 +123,35 @@ def list_plugins(group: str) -> list[Plugin]:
     """Every plugin of an entry-point group, first-party ones first; none is loaded."""
     allowed = os.environ.get("PHOSPHENE_PLUGINS")
     names = {FIRST_PARTY, *map(str.strip, (allowed or "").split(","))}
-    plugins = [Plugin(p.name, p.dist.name, p.dist.version, p) for p in entry_points(group=group) if p.dist]
+    labels: dict[int, tuple[str, str]] = {}  # each distribution's name and version, parsed only once
+    plugins = []
+    for entry in entry_points(group=group):
+        if entry.dist is None:
+            continue
+        if id(entry.dist) not in labels:
+            labels[id(entry.dist)] = entry.dist.name, entry.dist.version
+        plugins.append(Plugin(entry.name, *labels[id(entry.dist)], entry))
     plugins.sort(key=attrgetter("id", "distribution"))
     first = [p for p in plugins if p.distribution == FIRST_PARTY]
     others = [p for p in plugins if p.distribution != FIRST_PARTY]
     return [p for p in (*first, *others) if allowed is None or p.distribution in names]
+
+
+def shadowed_distributions() -> list[tuple[str, str]]:
+    """Copies of a distribution with plugins that an earlier folder on ``sys.path`` hides.
+
+    Each with the folder of the copy that is used: (hidden, used).
+    """
+    used: dict[str, str] = {}
+    hidden = []
+    for distribution in distributions():
+        if not any(e.group.startswith("phosphene.") for e in distribution.entry_points):
+            continue
+        label = f"{distribution.name} {distribution.version} in {distribution.locate_file('')}"
+        name = re.sub(r"[-_.]+", "-", distribution.name).lower()
+        if used.setdefault(name, label) != label:
+            hidden.append((label, used[name]))
+    return hidden
 
 
 def incompatible_plugins() -> list[Plugin]:
@@ -115,12 +169,38 @@ def load_plugin(plugin: Plugin) -> Any:
     one and drops clashing names without a warning.
     """
     try:
-        module = plugin.entry_point.load()
+        module = _timed_import(plugin)
         manager = plugin_manager(module)
         return _method_of(manager, plugin) if plugin.entry_point.group == METHODS_GROUP else module
     except (Exception, SystemExit) as error:  # whatever the module raises becomes the reason
         reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
         return BrokenPlugin(plugin, reason, traceback.format_exc())
+
+
+@dataclass(frozen=True)
+class ImportCost:
+    """The CPU seconds that importing a plugin's module took, and the libraries that were imported with it."""
+
+    seconds: float
+    libraries: tuple[str, ...]
+
+
+#: What importing each plugin's module cost in this process; a library counts for the first that imports it.
+import_costs: dict[Plugin, ImportCost] = {}
+
+
+def _timed_import(plugin: Plugin) -> Any:
+    before, start = {*sys.modules}, time.process_time()
+    try:
+        return plugin.entry_point.load()
+    finally:
+        seconds = time.process_time() - start
+        packages = {name.partition(".")[0] for name in {*sys.modules} - before}
+        packages -= {name.partition(".")[0] for name in before} | {
+            plugin.entry_point.module.partition(".")[0]
+        }
+        libraries = sorted(p for p in packages - sys.stdlib_module_names if not p.startswith("_"))
+        import_costs[plugin] = ImportCost(seconds, tuple(libraries))
 
 
 def plugin_manager(*modules: Any) -> pluggy.PluginManager:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import Parameter
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ..errors import UnknownName
@@ -93,6 +94,26 @@ def plain_type(annotation: Any) -> Any:
     if origin in (Union, UnionType):
         return functools.reduce(operator.or_, plain)
     return origin[plain]
+
+
+def admits(annotation: Any, *kinds: type) -> bool:
+    """Whether the annotation admits a value of one of these types, or one inside a list or mapping."""
+    if annotation is Any or annotation in kinds:
+        return True
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return any(admits(field.annotation, *kinds) for field in annotation.model_fields.values())
+    if get_origin(annotation) is Literal:
+        return any(type(choice) in kinds for choice in get_args(annotation))
+    return any(admits(part, *kinds) for part in get_args(annotation) if _is_type(part))
+
+
+def holds_bool(value: Any) -> bool:
+    """Whether a value is a bool, also one of NumPy or torch, or contains one."""
+    if isinstance(value, Mapping):
+        return any(map(holds_bool, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(holds_bool, value))
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 
 def _is_type(argument: Any) -> bool:

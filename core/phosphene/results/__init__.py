@@ -1,5 +1,6 @@
 """Results of methods: tensors with figures, files and provenance, a class per kind of result."""
 
+from ..files import check_output_folder
 from .activation_maps import ActivationMaps
 from .adversarial_examples import AdversarialExamples
 from .attribution import Attribution
@@ -9,7 +10,6 @@ from .filter_bank import FilterBank
 from .neighbors import Neighbors
 from .patches import Patches
 from .provenance import Provenance
-from .saving import check_output_folder
 from .segmentation import Segmentation
 from .stylization import Stylization
 from .synthesis import Synthesis

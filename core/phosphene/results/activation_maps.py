@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,6 +21,13 @@ class ActivationMaps(Result):
     channels, figures show those of largest activation; titles give a map's range, so that a nearly
     constant map is not mistaken for a strong one.
     """
+
+    shapes: ClassVar[Mapping[str, str]] = {
+        "images": "N C H W",
+        "maps": "N K h w",
+        "scaled": "N K h w",
+        "channels": "K",
+    }
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "maps", "scaled")
 

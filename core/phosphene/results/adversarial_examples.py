@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -24,6 +25,20 @@ class AdversarialExamples(Result):
     is wrong, or the target. ``queries`` (N,), of black-box attacks: how many images the model was evaluated
     on for each image, the image itself included.
     """
+
+    shapes: ClassVar[Mapping[str, str]] = {
+        "images": "N C H W",
+        "adversarial": "N C H W",
+        "labels": "N",
+        "before": "N",
+        "after": "N",
+        "confidence_before": "N",
+        "confidence_after": "N",
+        "success": "N",
+        "names_before": "N",
+        "names_after": "N",
+        "queries": "N",
+    }
 
     per_image: ClassVar[tuple[str, ...]] = (
         *("images", "adversarial", "labels", "before", "after", "confidence_before", "confidence_after"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -27,6 +27,14 @@ class Attribution(Result):
     each layer, at the layer's own size. ``convention`` is the display convention of ``maps``, None for raw
     maps; see ``as_convention``.
     """
+
+    shapes: ClassVar[Mapping[str, str]] = {
+        "images": "N C H W",
+        "maps": "N h w",
+        "targets": "N",
+        "more": "N M i j",
+        "more_names": "M",
+    }
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "maps", "targets", "more")
     groups_per_row: ClassVar[int] = 4

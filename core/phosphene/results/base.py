@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
+import html
 import io
 import itertools
 import json
 import os
+import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,10 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, PhospheneError
+from ..files import atomic_folder, list_files
+from ..files.system import error_text
+from ..images.charts import plain_label, printable, show_text_literally
 from ..images.color import to_display
 from ..images.io import write_gif, write_mp4, write_png
 from ..optimize.image_optimizer import pad_rows
@@ -31,7 +37,7 @@ from ..torch_state import cpu_by_default
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 from .provenance import Provenance
-from .saving import FORMAT, atomic_folder, encode
+from .saving import FORMAT, encode
 
 #: Loads a method by its name: the training method that rebuilds a saved network.
 FindMethod = Callable[[str], Any]
@@ -48,6 +54,7 @@ class Panel:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image", to_display(self.image))
+        object.__setattr__(self, "title", printable(self.title))
 
     @classmethod
     def difference(cls, image: Tensor, changed: Tensor) -> Panel:
@@ -56,6 +63,33 @@ class Panel:
         largest = float(delta.abs().max())
         factor = 0.5 / max(largest, 1e-9)  # 0.5 / a denormal number overflows
         return cls(0.5 + delta * factor, f"difference ×{factor:.0f}" if largest else "unchanged")
+
+
+def _with_literal_text(draw: Callable[[Any], Figure]) -> Callable[[Any], Figure]:
+    """A result type's ``figure`` with literal text, and with errors that name a damaged folder."""
+
+    @functools.wraps(draw)
+    def figure(self: Any) -> Figure:
+        with _explain_saved_fields(self):
+            drawn = draw(self)
+        show_text_literally(drawn)
+        return drawn
+
+    return figure
+
+
+@contextmanager
+def _explain_saved_fields(result: Result) -> Iterator[None]:
+    """The errors of drawing a result that was loaded: its fields have the right types, but do not match."""
+    try:
+        yield
+    except PhospheneError:
+        raise
+    except Exception as error:  # a figure may raise anything for fields that its method never computes
+        if result.uri is None:
+            raise
+        reason = textwrap.shorten(f"{type(error).__name__} {error}", 200, placeholder=" ...")
+        raise InputError(f"the fields saved in {result.uri} cannot be drawn together: {reason}") from error
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -71,6 +105,8 @@ class Result:
     per_image: ClassVar[tuple[str, ...]] = ()
     #: The fields (steps, N, ...) whose column i belongs to image i, joined along the second axis.
     per_step: ClassVar[tuple[str, ...]] = ()
+    #: Shapes of fields, such as {"images": "N C H W", "targets": "N"}: the same letter is the same size.
+    shapes: ClassVar[Mapping[str, str]] = {}
     #: How many groups of panels a row of the figure has.
     groups_per_row: ClassVar[int] = 1
 
@@ -87,6 +123,8 @@ class Result:
                 setattr(cls, name, cpu_by_default()(vars(cls)[name]))
         if "panels" in vars(cls):
             setattr(cls, "panels", _computed_once(vars(cls)["panels"]))  # noqa: B010
+        if "figure" in vars(cls):
+            setattr(cls, "figure", _with_literal_text(vars(cls)["figure"]))  # noqa: B010
         if "__repr__" not in vars(cls):  # the dataclass decorator would write one that prints whole tensors
             setattr(cls, "__repr__", cls.__repr__)  # noqa: B010
 
@@ -143,6 +181,7 @@ class Result:
         return dataclasses.replace(results[0], **merged)
 
     @cpu_by_default()
+    @_with_literal_text
     def figure(self) -> Figure:
         """All panels as a matplotlib figure. Raises InputError if there are none."""
         from matplotlib.figure import Figure
@@ -162,19 +201,21 @@ class Result:
                 if panel is not None:
                     pixels = panel.image.permute(1, 2, 0).float().cpu().numpy()
                     axis.imshow(pixels, interpolation="nearest" if max(pixels.shape) < 128 else "antialiased")
-                    axis.set_title(panel.title, fontsize=8)
+                    axis.set_title(plain_label(panel.title, max(40, int(24 * side))), fontsize=8)
+        show_text_literally(figure)  # before the layout, which measures the titles
         figure.tight_layout(pad=0.4)
         return figure
 
     def png(self) -> bytes:
         """The figure as the bytes of a PNG file."""
         stream = io.BytesIO()
-        self.figure().savefig(stream, format="png")
+        with _explain_saved_fields(self):
+            self.figure().savefig(stream, format="png")
         return stream.getvalue()
 
     def _repr_html_(self) -> str:
         picture = base64.b64encode(self.png()).decode()
-        return f'<img alt="{type(self).__name__}" src="data:image/png;base64,{picture}">'
+        return f'<img alt="{html.escape(type(self).__name__)}" src="data:image/png;base64,{picture}">'
 
     @cpu_by_default()
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -182,29 +223,45 @@ class Result:
 
         A result with frames also has a ``film.gif`` and, with the extra ``video``, a ``film.mp4``.
 
-        The folder appears complete or not at all; one that holds an earlier result is replaced.
+        The folder appears complete or not at all. One that holds an earlier result is replaced: the files of
+        that result are deleted, all other files in the folder stay.
+
+        Raises:
+            InputError: a folder that contains other files and no result, one that cannot be written to (see
+                ``check_output_folder``), or a full disk.
         """
-        with reuse_panels(), atomic_folder(Path(folder).resolve()) as new:
-            tensors: dict[str, Tensor] = {}
-            document = {
-                "format": FORMAT,
-                "type": type(self).__name__,
-                "fields": {n: encode(v, n, tensors) for n, v in self.fields()},
-                "inputs": {n: encode(v, f"inputs.{n}", tensors) for n, v in self.inputs.items()},
-                "provenance": self.provenance.model_dump(mode="json") if self.provenance else None,
-            }
-            save_file(tensors, new / "arrays.safetensors")
-            (new / "result.json").write_text(json.dumps(document, indent=2))
-            (new / "picture.png").write_bytes(self.png())
-            outputs = [panel.image for group in self.panels() for panel in group if panel.is_output]
-            for number, image in enumerate(outputs):
-                (new / "pictures").mkdir(exist_ok=True)
-                write_png(image, new / "pictures" / f"{number:03d}.png")
-            if frames := self.animation_frames():
-                write_gif(frames, new / "film.gif")
-                if find_spec("imageio_ffmpeg"):
-                    write_mp4(frames, new / "film.mp4")
+        try:
+            with reuse_panels(), atomic_folder(folder) as new:
+                self._write(new)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"the result cannot be saved in {folder}: {error_text(error)}") from error
         return Path(folder)
+
+    def _write(self, folder: Path) -> None:
+        """Write all files of the result into an empty folder."""
+        tensors: dict[str, Tensor] = {}
+        document = {
+            "format": FORMAT,
+            "type": type(self).__name__,
+            "fields": {n: encode(v, n, tensors) for n, v in self.fields()},
+            "inputs": {n: encode(v, f"inputs.{n}", tensors) for n, v in self.inputs.items()},
+            "provenance": self.provenance.model_dump(mode="json") if self.provenance else None,
+        }
+        save_file(tensors, folder / "arrays.safetensors")
+        (folder / "picture.png").write_bytes(self.png())
+        # safetensors creates files that only their owner can read; the umask decides about all others.
+        shutil.copymode(folder / "picture.png", folder / "arrays.safetensors")
+        outputs = [panel.image for group in self.panels() for panel in group if panel.is_output]
+        for number, image in enumerate(outputs):
+            (folder / "pictures").mkdir(exist_ok=True)
+            write_png(image, folder / "pictures" / f"{number:03d}.png")
+        if frames := self.animation_frames():
+            write_gif(frames, folder / "film.gif")
+            if find_spec("imageio_ffmpeg"):
+                write_mp4(frames, folder / "film.mp4")
+        # The files that a later result in this folder replaces; others in it stay.
+        document["files"] = sorted(["result.json", *list_files(folder)])
+        (folder / "result.json").write_text(json.dumps(document, indent=2))
 
 
 #: The panels that were computed inside ``reuse_panels``, by result and function, each with its result.

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,6 +32,16 @@ class Embedding(Result):
     ``layout`` is how figures are arranged: a scatter plot of thumbnails ("map"), a row per cluster, or the
     images of largest coordinates ("outliers").
     """
+
+    shapes: ClassVar[Mapping[str, str]] = {
+        "ids": "N",
+        "features": "N D",
+        "thumbnails": "N 3 s s",
+        "labels": "N",
+        "points": "N axes",
+        "clusters": "N",
+        "center_distances": "N",
+    }
 
     ids: tuple[str, ...]
     features: Tensor
@@ -153,7 +163,7 @@ class Embedding(Result):
             ends = list(itertools.accumulate(sizes.values()))
             if len(ends) <= 20:
                 middles = [end - size / 2 for end, size in zip(ends, sizes.values(), strict=True)]
-                chart.set_yticks(middles, list(sizes), fontsize=8)
+                chart.set_yticks(middles, [charts.plain_label(name) for name in sizes], fontsize=8)
                 for end in ends[:-1]:
                     chart.axhline(end - 0.5, color="0.2", linewidth=0.5)
                     chart.axvline(end - 0.5, color="0.2", linewidth=0.5)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,6 +19,11 @@ class FilterBank(Result):
     ``weights`` (F, C, K, K); ``tiles`` (T, 3, K, K), the filters as images in [0, 1]; ``captions``, a title
     per tile; ``columns``, tiles per row of the figure.
     """
+
+    shapes: ClassVar[Mapping[str, str]] = {
+        "tiles": "T 3 h w",
+        "captions": "T",
+    }
 
     layer: str
     weights: Tensor

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,6 +18,17 @@ class Neighbors(Result):
     ``images`` (N, C, H, W): the query images. In feature space, nearest first: ``indices`` and ``distances``
     (N, k), ``neighbors`` (N, k, C, H, W), ``ids``. The same with ``pixel_`` in pixel space.
     """
+
+    shapes: ClassVar[Mapping[str, str]] = {
+        "images": "N C H W",
+        "neighbors": "N k C H W",
+        "indices": "N k",
+        "distances": "N k",
+        "ids": "N",
+        "pixel_neighbors": "N k C H W",
+        "pixel_indices": "N k",
+        "pixel_distances": "N k",
+    }
 
     images: Tensor
     neighbors: Tensor

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,18 @@ class Patches(Result):
     with respect to its box, from the upper left corner on, padded with zeros. With more than twelve
     channels, figures show the patches without their images.
     """
+
+    shapes: ClassVar[Mapping[str, str]] = {
+        "channels": "M",
+        "scores": "M",
+        "images": "P C H W",
+        "image_indices": "M",
+        "positions": "M 2",
+        "map_size": "2",
+        "boxes": "M 4",
+        "ids": "M",
+        "gradients": "M C h w",
+    }
 
     layer: str
     channels: tuple[int, ...]

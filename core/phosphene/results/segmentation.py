@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +23,14 @@ class Segmentation(Result):
     (N, H, W) bool, true on the object; ``targets`` the target of each mask; ``iou`` (N,) in [0, 1], the
     intersection over union with the true mask, None without true masks.
     """
+
+    shapes: ClassVar[Mapping[str, str]] = {
+        "images": "N C H W",
+        "maps": "N H W",
+        "masks": "N H W",
+        "targets": "N",
+        "iou": "N",
+    }
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "maps", "masks", "targets", "iou")
     groups_per_row: ClassVar[int] = 2

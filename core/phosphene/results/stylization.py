@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +18,14 @@ class Stylization(Result):
     ``sources`` (S, 3, H', W') are the style images, where there are any. Methods that optimise pixels also
     return ``losses`` (steps, N), and ``frames`` (F, N, 3, H, W), bytes, where they were requested.
     """
+
+    shapes: ClassVar[Mapping[str, str]] = {
+        "images": "N C H W",
+        "stylized": "N C H W",
+        "sources": "S C h w",
+        "losses": "steps N",
+        "frames": "F N C p q",
+    }
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "stylized")
     per_step: ClassVar[tuple[str, ...]] = ("losses", "frames")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +20,14 @@ class Synthesis(Result):
     inputs that they were computed from, if any; ``frames`` (F, N, C, H, W), uint8, the images during the
     optimisation, if any were asked for.
     """
+
+    shapes: ClassVar[Mapping[str, str]] = {
+        "images": "N C H W",
+        "scores": "steps N",
+        "targets": "N",
+        "sources": "N c h w",
+        "frames": "F N C p q",
+    }
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "targets", "sources")
     per_step: ClassVar[tuple[str, ...]] = ("scores", "frames")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..models import fill_weights, limit_parameters, parameter_limit
 from .base import FindMethod, Panel, Result, side_by_side_frames
 
 
@@ -21,6 +23,11 @@ class TrainedNetwork(Result):
     images that it produced; ``note`` is a remark on the training. ``frames`` (F, P, 3, h, w), uint8, are
     previews during the training, or None.
     """
+
+    shapes: ClassVar[Mapping[str, str]] = {
+        "losses": "steps",
+        "previews": "P C H W",
+    }
 
     groups_per_row: ClassVar[int] = 6
 
@@ -39,9 +46,11 @@ class TrainedNetwork(Result):
         method = find_method(fields["method"])
         if method.network is None:
             raise InputError(f"{method.spec.name} trains no network")
-        with torch.device("meta"):  # random initial weights would take time and advance the generator
+        state = fields.pop("network")
+        # On the meta device: random initial weights would take time and advance the generator.
+        with limit_parameters(parameter_limit(state)), torch.device("meta"):
             network = method.network(**fields["config"])
-        network.load_state_dict(fields.pop("network"), assign=True)  # assign: in the saved precision
+        fill_weights(network, state, "saved", f"the network of {method.spec.name}", assign=True)
         return cls(network=network.eval(), **fields, **rest)
 
     def panels(self) -> list[list[Panel]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..data.datasets import Dataset
@@ -176,3 +177,12 @@ def check_type(value: Any, kind: type, hint: str) -> Any:
     if not isinstance(value, kind):
         raise InputError(f"needs a {kind.__name__}, {hint}, not a {type(value).__name__}")
     return value
+
+
+def check_dense(tensor: Tensor, what: str) -> None:
+    """Refuse, with InputError, a tensor that is sparse or nested, or that has no values."""
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        raise InputError(f"{what} must be one dense tensor, not a {kind} one; try .to_dense() or torch.stack")
+    if tensor.is_meta:
+        raise InputError(f"{what} are on the meta device and have no values")

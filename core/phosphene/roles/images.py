@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..images.io import find_images, read_image
 from ..models import Model
 from ..spec.spec import Role
-from .base import InputContext, InputRole, SampleRequest
+from .base import InputContext, InputRole, SampleRequest, check_dense
 
 #: Images: float (N, C, H, W), RGB, in [0, 1].
 Images: TypeAlias = Annotated[Tensor, Role("images")]
@@ -25,10 +25,15 @@ Images: TypeAlias = Annotated[Tensor, Role("images")]
 Content: TypeAlias = Annotated[Tensor, Role("images", own_size=True)]
 
 
+#: How many bundled images are one batch in memory; a data set of more is read in batches.
+_MOST_BUNDLED = 10_000
+
+
 def check_pixels(value: Any, channels: int | None = None) -> Tensor:
     """Float images (N, C, H, W) in [0, 1], or an InputError that says what is wrong and what to do."""
     if not isinstance(value, Tensor):
         raise InputError(f"images must be a tensor (N, C, H, W), not a {type(value).__name__}")
+    check_dense(value, "images")
     if not value.is_floating_point():
         raise InputError(f"images must be floats in [0, 1], not {value.dtype}: divide bytes by 255")
     if value.ndim != 4:
@@ -62,6 +67,8 @@ def read_images(value: Any, model: Model | None = None) -> Tensor:
     if isinstance(value, str) and value.startswith("builtin:"):
         transform, size = (read_image, (64, 64)) if model is None else (model.transform, model.input_size[1:])
         dataset = open_dataset(value, transform, size)
+        if len(dataset) > _MOST_BUNDLED:
+            raise InputError(f"{value!r} are more images than a batch can hold, at most {_MOST_BUNDLED:,}")
         return dataset.read(range(len(dataset)))
     paths: list[Any] = []
     for item in as_list(value):
@@ -87,6 +94,9 @@ def bad_images(good: Tensor, context: InputContext) -> Iterator[tuple[str, Any]]
     yield "bytes", (good * 255).to(torch.uint8)
     yield "an array that is not a tensor", good.cpu().numpy()
     yield "a list", good.tolist()
+    yield "a sparse tensor", good.to_sparse()
+    yield "a tensor without values", good.to("meta")
+    yield "a nested tensor", torch.nested.nested_tensor(list(good))
     for what, value in (("NaN", float("nan")), ("inf", float("inf")), ("1.5", 1.5), ("-0.5", -0.5)):
         spoiled = good.clone()
         spoiled[-1, -1, -1, -1] = value

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError, PhospheneError
 from ..models.batch_size import batch_size
 from ..spec.spec import Role
-from .base import InputContext, InputRole, SampleRequest
+from .base import InputContext, InputRole, SampleRequest, check_dense
 
 #: Class indices: int64 (N,). Left out of ``run``, the classes that the model predicts.
 Labels: TypeAlias = Annotated[Tensor, Role("labels")]
@@ -34,6 +34,8 @@ class LabelsRole(InputRole):
             return torch.cat([model(some).argmax(1) for some in images.split(batch_size(model))])
 
     def check(self, value: Any, context: InputContext) -> Tensor:
+        if isinstance(value, Tensor):
+            check_dense(value, "labels")
         items = value.tolist() if isinstance(value, Tensor) else value
         items = [items] if isinstance(items, (int, str)) else items
         model = context.model

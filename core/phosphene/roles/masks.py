@@ -10,7 +10,7 @@ from torch import Tensor
 from ..data.bundled import SceneDataset
 from ..errors import InputError
 from ..spec.spec import Role
-from .base import InputContext, InputRole
+from .base import InputContext, InputRole, check_dense
 from .images import read_images
 
 #: The object in each image, bool (N, H, W), or None without masks. Default of ``run``: the ground
@@ -42,6 +42,7 @@ class MasksRole(InputRole):
         if not isinstance(value, Tensor) or value.dtype != torch.bool:
             kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise InputError(f"masks must be a bool tensor (N, H, W), true in the object, not {kind}")
+        check_dense(value, "masks")
         images = context.inputs["images"]
         expected = tuple(images[:, 0].shape)
         if tuple(value.shape) != expected:

@@ -7,7 +7,8 @@ from typing import Annotated, Any, TypeAlias
 
 from ..errors import InputError
 from ..models import Model as _Model
-from ..models import load_model
+from ..models import SavedSource, check_saved_options, load_model
+from ..models.arguments import check_network
 from ..spec.spec import Role
 from .base import InputContext, InputRole, SampleRequest, check_type
 
@@ -31,6 +32,7 @@ class ModelRole(InputRole):
         uri = settings.pop("uri", None)
         if not isinstance(uri, str):
             raise InputError('a model with settings is {"uri": "scheme:name", "weights": ..., ...}')
+        check_saved_options(uri, {n: v for n, v in settings.items() if n not in SavedSource.model_fields})
         try:
             return load_model(uri, **settings)
         except TypeError as error:
@@ -38,6 +40,7 @@ class ModelRole(InputRole):
 
     def check(self, value: Any, context: InputContext) -> _Model:
         model: _Model = check_type(value, _Model, "as load_model(module, mean=..., std=...) returns it")
+        check_network(model.module, model.name)  # it may have been moved or quantized since it was loaded
         return model
 
     def sample(self, request: SampleRequest) -> _Model:

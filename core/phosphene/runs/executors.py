@@ -21,7 +21,8 @@ def find_executor(name: str) -> Executor:
     """The executor of this name. Raises UnknownName."""
     if name == "local":
         return PreparedRun.execute_locally
-    if name not in (available := executors()):
+    available = executors()
+    if not isinstance(name, str) or name not in available:
         raise UnknownName("executor", name, available)
     return available[name]
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..models import Model
+from ..models.arguments import move
 from ..models.batch_size import max_batch
-from ..progress import ProgressEvent
+from ..progress import ProgressEvent, check_reporter
 from ..registry.lookup import methods
 from ..registry.method import Method
 from ..results import TrainedNetwork
@@ -37,8 +38,11 @@ def prepare(
     knows its cost (``passes()``) and recognizes its saved result (``produced(saved)``). Raises InputError,
     ModelError or UnknownName for what cannot run.
     """
+    if not isinstance(name, (str, Method)):
+        raise InputError(f"a method is a name such as 'pgd' or a Method, not a {type(name).__name__}")
     method = methods[name] if isinstance(name, str) else name
     find_executor(executor)
+    check_reporter(progress)
     names = {i.name for i in method.spec.inputs}
     params = {n: v for n, v in arguments.items() if n not in names}
     complete = method.validate(params)  # before the model is loaded: bad parameters fail early
@@ -66,13 +70,9 @@ def prepare(
 
 def move_to_device(value: Any, device: str | torch.device | None, dtype: torch.dtype | None = None) -> Any:
     """A tensor on the device; a network, or what has one, with its weights moved; all else unchanged."""
-    try:
-        match value:
-            case Model(module=network) | TrainedNetwork(network=network) | (nn.Module() as network):
-                network.to(device, dtype)
-            case Tensor():
-                return value.to(device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that does not exist
-        what = "inputs" if isinstance(value, Tensor) else "model"
-        raise InputError(f"the {what} cannot be moved to {str(device)!r}: {error}") from error
+    match value:
+        case Model(module=network) | TrainedNetwork(network=network) | (nn.Module() as network):
+            move(lambda: network.to(device, dtype), "the model", device)
+        case Tensor():
+            return move(lambda: value.to(device), "an input", device)
     return value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..models import Model, load_model
+from ..models import Model, load_saved_model
 from ..registry.lookup import methods
-from ..results import Result
+from ..results import Provenance, Result
 from ..roles import AS_OBJECT
 from .prepare import move_to_device
 from .run import run
 from .saved_results import load_result
+
+#: The arguments of ``run`` that are no input and no parameter of a method.
+_RUN_ARGUMENTS = inspect.signature(run).parameters.keys() - {"arguments"}
 
 
 @dataclass(frozen=True)
@@ -50,33 +55,31 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
     provenance = saved.provenance
     if provenance is None:
         raise InputError(f"the result in {folder} has no provenance, so it cannot be run again")
-    if model is None and provenance.model is not None:
-        if provenance.model["source"] is None:
-            name = provenance.model["name"]
-            raise InputError(
-                f"the model ({name}) was passed as an object: pass it here, too, replay(folder, model=...)"
-            )
-        source = dict(provenance.model["source"])
-        model = load_model(source.pop("uri"), **source)
-        model = move_to_device(model, provenance.device, getattr(torch, provenance.dtype))
-    for name, value in saved.inputs.items():
-        if isinstance(value, str) and value.endswith(AS_OBJECT):
-            raise InputError(f"the input {name!r} was {value}, so it is not saved and cannot be restored")
-    arguments = dict(saved.inputs) | ({"model": model} if model is not None else {})
     # Several distributions may have a method of this name; the one that computed the result comes first.
     name = f"{provenance.distribution.partition(' ')[0]}:{provenance.method}"
     name = name if name in methods else provenance.method
+    spec = methods[name].spec
+    others = [declared.name for declared in spec.inputs if declared.role != "model"]
+    _refuse_undeclared("input", saved.inputs, others, spec.name)
+    _refuse_undeclared("parameter", provenance.params, spec.params.model_fields, spec.name)
+    if model is None and provenance.model is not None:
+        model = _saved_model(provenance)
+    for key, value in saved.inputs.items():
+        if isinstance(value, str) and value.endswith(AS_OBJECT):
+            raise InputError(f"the input {key!r} was {value}, so it is not saved and cannot be restored")
+    declared_model = spec.input("model")
+    models: dict[str, Any] = {declared_model.name: model} if declared_model and model is not None else {}
     how: dict[str, Any] = {
         "batch_size": provenance.batch_size,
         "device": None if provenance.model else provenance.device,
         "progress": False,
     }
-    again = run(name, **how, **arguments, **provenance.params)
+    again = run(name, **how, **saved.inputs, **models, **provenance.params)
     now = again.provenance
     assert now is not None
     versions = provenance.versions
     changed = [f"{k} {versions.get(k)} -> {v}" for k, v in now.versions.items() if versions.get(k) != v]
-    if provenance.model and now.model and provenance.model["digest"] != now.model["digest"]:
+    if provenance.model and now.model and provenance.model.get("digest") != now.model["digest"]:
         changed.append("the model's weights")
     sizes = [(origin.model or {}).get("input_size") for origin in (provenance, now)]
     if None not in sizes and sizes[0] != sizes[1]:
@@ -85,6 +88,34 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
         ends = " -> ".join(end or "complete" for end in (provenance.interrupted, now.interrupted))
         changed.append(f"where it ended ({ends})")
     return Replay(saved, again, _differences(saved, again), tuple(changed))
+
+
+def _refuse_undeclared(kind: str, values: Mapping[str, Any], declared: Collection[str], method: str) -> None:
+    """Raise InputError for what is no input or parameter, such as ``out``: ``run`` would obey it.
+
+    The names of ``run``'s own arguments are refused also where a method declares one of them.
+    """
+    for name in values:
+        if name not in declared or name in _RUN_ARGUMENTS:
+            names = ", ".join(declared) or "none"
+            raise InputError(f"the saved result has an invalid {kind} {name!r:.80}; {method} has {names}")
+
+
+def _saved_model(provenance: Provenance) -> Model:
+    """The model of a result from its source, on the device and in the precision that it had."""
+    record, dtype = provenance.model or {}, getattr(torch, provenance.dtype, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"the saved precision {provenance.dtype!r:.80} is no floating-point type of torch")
+    source = record.get("source")
+    if source is None:
+        raise InputError(
+            f"the model ({record.get('name')}) was passed as an object: pass it here, too, "
+            "replay(folder, model=...)"
+        )
+    if not isinstance(source, Mapping):
+        raise InputError(f"the saved source of the model is a {type(source).__name__}, not a mapping")
+    model: Model = move_to_device(load_saved_model(source), provenance.device, dtype)
+    return model
 
 
 def _differences(saved: Result, again: Result) -> dict[str, float]:

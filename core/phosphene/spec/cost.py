@@ -41,12 +41,12 @@ class Cost(FrozenModel):
     def evaluate(self, params: Mapping[str, Any], **sizes: Any) -> tuple[int, int]:
         """Forward and backward passes for these parameters and sizes. Raises InputError if one is missing."""
         try:
-            forward, backward = (e.evaluate(params, sizes) for e in (self.forward, self.backward))
-        except (TypeError, ArithmeticError) as error:
+            forward, backward = (math.ceil(e.evaluate(params, sizes)) for e in (self.forward, self.backward))
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise InputError(
                 f"the cost {self.forward}, {self.backward} cannot be evaluated: {error}"
             ) from error
-        return math.ceil(forward), math.ceil(backward)
+        return forward, backward
 
     def names(self) -> set[str]:
         """Names of the parameters that it depends on."""

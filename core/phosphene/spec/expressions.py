@@ -29,6 +29,10 @@ _OPERATORS: dict[str, tuple[int, Callable[[Any, Any], Any]]] = {
 }
 
 
+#: The largest number in an expression, and how deep expressions nest.
+_LARGEST, _MOST_NESTED = 2**63, 200
+
+
 def _length(items: Any, default: Any = None) -> Any:
     return len(items) if items is not None or default is None else default
 
@@ -41,6 +45,8 @@ class Expression(ABC):
 
     #: How tightly it binds: an operand of a lower precedence is printed in parentheses.
     precedence: int = 3
+    #: How many expressions are nested in it.
+    depth: int = 1
 
     @abstractmethod
     def evaluate(self, params: Mapping[str, Any], sizes: Mapping[str, Any]) -> Any:
@@ -174,9 +180,14 @@ class Operation(Expression):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "precedence", _OPERATORS[self.symbol][0])
+        object.__setattr__(self, "depth", _depth(self.left, self.right))
 
     def evaluate(self, params: Mapping[str, Any], sizes: Mapping[str, Any]) -> Any:
         left, right = self.left.evaluate(params, sizes), self.right.evaluate(params, sizes)
+        if self.symbol != "or":
+            for value in (left, right):  # text and lists could be repeated until the memory is full
+                if not isinstance(value, (int, float)):
+                    raise TypeError(f"{self.symbol} needs numbers, not {value!r:.40}")
         return _OPERATORS[self.symbol][1](left, right)
 
     def names(self) -> set[str]:
@@ -202,6 +213,9 @@ class Call(Expression):
 
     function: str
     arguments: tuple[Expression, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "depth", _depth(*self.arguments))
 
     def evaluate(self, params: Mapping[str, Any], sizes: Mapping[str, Any]) -> Any:
         return _FUNCTIONS[self.function](*(a.evaluate(params, sizes) for a in self.arguments))
@@ -235,11 +249,21 @@ class Printed(Expression):
         return self.text
 
 
+def _depth(*parts: Expression) -> int:
+    """The depth of an expression with these parts. Raises InputError for one that Python could not print."""
+    depth = 1 + max((part.depth for part in parts), default=0)
+    if depth > _MOST_NESTED:
+        raise InputError(f"a cost can have at most {_MOST_NESTED} nested operations")
+    return depth
+
+
 def expression(value: Operand) -> Expression:
     """An expression as it is, a number as a constant."""
     if isinstance(value, Expression):
         return value
     if isinstance(value, (int, float)):
+        if not abs(value) <= _LARGEST:
+            raise InputError("a number in a cost must lie between -2**63 and 2**63")
         return Constant(value)
     raise TypeError(f"a cost is built from numbers, size.NAME and param.NAME, not from {value!r}")
 

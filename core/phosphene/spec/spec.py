@@ -1,4 +1,4 @@
-"""``MethodSpec``: a method's inputs, parameters, references, cost and invariants as data."""
+"""``MethodSpec``: a method's inputs, parameters, references, cost, invariants and relations as data."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from pydantic import (
     model_validator,
 )
 
-from ..errors import UnknownName
+from ..errors import PluginError, UnknownName
 from .base import FrozenModel
 from .cost import Cost
 from .invariants import Invariant, invariant_from_json
+from .relations import Relation, relation_from_json
 
 #: What a method may need of a model or of its caller.
 Need = Literal["gradients", "gap_head", "dataset", "training", "generator", "relu"]
@@ -68,6 +69,9 @@ class MethodSpec(FrozenModel):
     returns: str
     references: tuple[Reference, ...] = ()
     invariants: tuple[Annotated[SerializeAsAny[Invariant], BeforeValidator(invariant_from_json)], ...] = ()
+    relations: tuple[Annotated[SerializeAsAny[Relation], BeforeValidator(relation_from_json)], ...] = ()
+    #: Checks that the method is not to meet, by name, each with the reason.
+    exempt: dict[str, str] = {}
     needs: tuple[Need, ...] = ()
     cost: Cost | None = None
     tags: tuple[str, ...] = ()
@@ -99,10 +103,21 @@ class MethodSpec(FrozenModel):
     @model_validator(mode="after")
     def _names_exist(self) -> MethodSpec:
         fields = self.params.model_fields
-        used = [(invariant.kind, invariant.parameters()) for invariant in self.invariants]
+        declared: tuple[Invariant | Relation, ...] = (*self.invariants, *self.relations)
+        used = [(condition.kind, condition.parameters()) for condition in declared]
         used += [("quick", {*self.quick}), ("demo", {*self.demonstration()[1]})]
         used += [("cost", self.cost.names())] if self.cost else []
         for where, names in used:
             for name in names - fields.keys():
                 raise UnknownName(f"parameter (used in {where})", name, fields, f"method '{self.name}'")
+        return self
+
+    @model_validator(mode="after")
+    def _exemptions_have_reasons(self) -> MethodSpec:
+        for check, reason in self.exempt.items():
+            if len(reason.split()) < 3:
+                raise PluginError(
+                    f"method '{self.name}' is exempt from {check!r} for the reason {reason!r}: "
+                    "write a sentence, such as 'windows start at the top left corner'"
+                )
         return self

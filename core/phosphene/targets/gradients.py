@@ -21,7 +21,11 @@ def input_gradient(model: Model, images: Tensor, target: Any) -> Tensor:
     score = scores(model, images, target)
     if not score.requires_grad:
         raise ModelError(f"no gradient flows through {model.name} to the image")
-    (gradient,) = torch.autograd.grad(score.sum(), images)
+    (gradient,) = torch.autograd.grad(score.sum(), images, allow_unused=True)
+    if gradient is None:
+        raise ModelError(
+            f"no gradient flows through {model.name} to the image: the target does not depend on it"
+        )
     return gradient
 
 

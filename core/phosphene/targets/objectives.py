@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, ModelError
+from ..finite_values import check_finite
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -115,6 +116,7 @@ class Custom(Objective):
             raise InputError(
                 f"a target must return one number per image, shape ({len(values)},), not {shape}"
             )
+        check_finite(score, "target", lambda: InputError(f"the target {self} returned NaN or infinity"))
         if values.requires_grad and not score.requires_grad:
             raise InputError(
                 f"the target {self} cuts the graph (detach, argmax, a constant): it has no gradient"
@@ -153,6 +155,9 @@ class Channel(Layer):
 
     channel: int
 
+    def __post_init__(self) -> None:
+        _check_indices(self.name, ("channel", self.channel))
+
     def score(self, values: Tensor) -> Tensor:
         return _select_unit(values, self.name, self.channel).reshape(len(values), -1).mean(1)
 
@@ -166,6 +171,9 @@ class Neuron(Channel):
 
     y: int
     x: int
+
+    def __post_init__(self) -> None:
+        _check_indices(self.name, ("channel", self.channel), ("row", self.y), ("column", self.x))
 
     def score(self, values: Tensor) -> Tensor:
         if values.ndim != 4:
@@ -182,6 +190,13 @@ class Direction(Layer):
     """A direction in a layer's channels, ``vector`` (C,): the mean over positions of <vector, features>."""
 
     vector: Tensor
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.vector, Tensor) or self.vector.ndim != 1:
+            kind = tuple(self.vector.shape) if isinstance(self.vector, Tensor) else type(self.vector).__name__
+            raise InputError(f"the vector of a direction must be a tensor (C,), not {kind}")
+        error = InputError(f"the direction in layer {self.name!r} contains NaN or infinity")
+        check_finite(self.vector, "direction", lambda: error)
 
     # Compared by identity: ``==`` of tensors is elementwise, and Layer's own compares names alone.
     __eq__, __hash__ = object.__eq__, object.__hash__
@@ -204,10 +219,17 @@ def _logits(values: Tensor) -> Tensor:
     return values
 
 
+def _check_indices(layer: str, *indices: tuple[str, int]) -> None:
+    """Refuse negative indices, which count from 0 as those of classes."""
+    for axis, index in indices:
+        if index < 0:
+            raise InputError(f"layer {layer!r} has no {axis} {index}: {axis}s are counted from 0")
+
+
 def _select_unit(values: Tensor, layer: str, *indices: int) -> Tensor:
     """A layer's values at a channel, or at a channel, row and column; InputError where it does not exist."""
     for axis, index, size in zip(("channel", "row", "column"), indices, values.shape[1:], strict=False):
-        if not -size <= index < size:
+        if index >= size:
             raise InputError(f"layer {layer!r} has {size} {axis}s, so {axis} {index} does not exist")
     selection: tuple[Any, ...] = (slice(None), *indices)
     return values[selection]

@@ -6,6 +6,8 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor, strided
+
 from ..errors import InputError, UnknownName
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ def parse_target(target: Any, model: Model) -> Objective:
         target = target.index
     if isinstance(target, Objective):
         return target
+    if isinstance(target, Tensor) and (target.is_meta or target.is_nested or target.layout is not strided):
+        raise InputError("a target must be a class, not a tensor without values or a sparse or nested one")
     if hasattr(target, "tolist"):  # a tensor, a NumPy array or a NumPy number
         target = target.tolist()
     match target:

@@ -62,7 +62,8 @@ class Case:
     """One small call: a network, images, a target, and parameters beside the method's ``quick`` ones.
 
     ``pictures``: the kind of images. ``size``: height and width; default: the network's. ``double``: in
-    double precision, where differences are not rounding.
+    double precision, where differences are not rounding. ``precision``: "float16" or "bfloat16".
+    ``dataset``: how many images a data set has.
     """
 
     network: str = "gap"
@@ -71,6 +72,8 @@ class Case:
     size: tuple[int, int] | None = None
     target: Any = None
     double: bool = False
+    precision: str | None = None
+    dataset: int = DATASET_SIZE
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -85,6 +88,8 @@ class Case:
         model = make_network(self.network)
         if self.double:
             model.module.double()
+        if self.precision:
+            model.module.to(getattr(torch, self.precision))
         if (device := os.environ.get(DEVICE_VARIABLE)) is not None:
             model.module.to(device)
         return model
@@ -107,7 +112,7 @@ class Case:
             size=size,
             draw=lambda count, channels: make_images(self.pictures, count, channels, size),
             target=self.target,
-            dataset_size=DATASET_SIZE,
+            dataset_size=self.dataset,
             classes=CLASSES,
         )
 
@@ -124,7 +129,7 @@ class Case:
     def simpler(self) -> Iterator[Case]:
         """The same case with one property set to its default, the most informative first."""
         default = Case()
-        for name in ("network", "pictures", "size", "target", "double"):
+        for name in ("network", "pictures", "size", "target", "double", "precision", "dataset"):
             if getattr(self, name) != getattr(default, name):
                 yield replace(self, **{name: getattr(default, name)})
         for count in range(1, self.count):

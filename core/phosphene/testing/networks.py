@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -171,6 +172,96 @@ class _MixedFlags(nn.Module):
         return self.classifier(torch.flatten(self.pool(x), 1))
 
 
+class _MultiheadBlock(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        normalized = self.norm(tokens)
+        return tokens + self.attention(normalized, normalized, normalized, need_weights=False)[0]
+
+
+class _HeadsBlock(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        count, length, width = tokens.shape
+        mixed = self.mix(self.norm(tokens)).view(count, length, 3, self.heads, width // self.heads)
+        query, key, value = mixed.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return tokens + self.project(attended.transpose(1, 2).reshape(count, length, width))
+
+
+class _Heads(_Tokens):
+    """A small vision transformer whose attention has several heads."""
+
+    def __init__(self, block: Callable[[int, int], nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(block(12, 3), block(12, 2))
+
+
+def _few_classes(classes: int) -> nn.Module:
+    network = _gap()
+    network[8] = nn.Linear(12, classes)
+    return network
+
+
+def _identities() -> nn.Module:
+    """Each ``copy`` returns the output of the layer before it unchanged."""
+    layers = {
+        "conv1": nn.Conv2d(3, 8, 3, padding=1),
+        "conv1_copy": nn.Identity(),
+        "relu1": nn.ReLU(),
+        "relu1_copy": nn.Identity(),
+        "conv2": nn.Conv2d(8, 8, 3, padding=1),
+        "conv2_copy": nn.Identity(),
+        "relu2": nn.ReLU(),
+        "relu2_copy": nn.Identity(),
+        "pool": nn.AdaptiveAvgPool2d(1),
+        "flatten": nn.Flatten(),
+        "classifier": nn.Linear(8, CLASSES),
+    }
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _colors() -> nn.Module:
+    """Logit k grows with the area and the strength of red, green or blue, and depends on nothing else."""
+    detect, spread, head = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.Linear(3, 3)
+    weight = 1.25 * torch.eye(3) - 0.25
+    spot = torch.tensor([[0.0, 0.1, 0.0], [0.1, 0.6, 0.1], [0.0, 0.1, 0.0]])
+    with torch.no_grad():
+        # For pixels p normalised to (p - 0.5) / 0.25: weight @ p - 0.3, so that grey and black are below 0.
+        detect.weight.copy_(0.25 * weight[:, :, None, None])
+        detect.bias.copy_(0.5 * weight.sum(1) - 0.3)  # type: ignore[union-attr]
+        spread.weight.copy_(torch.eye(3)[:, :, None, None] * spot)
+        head.weight.copy_(40 * torch.eye(3))
+        head.bias.zero_()
+    pool = [nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(detect, nn.ReLU(), spread, nn.ReLU(), *pool, head)
+
+
+def _fragile() -> nn.Sequential:
+    """Logits that small changes of many pixels turn over: a linear network behind a leaky ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.LeakyReLU(0.5), nn.Flatten(), nn.Linear(6 * SIZE * SIZE, CLASSES)
+    )
+
+
+def _robust() -> nn.Module:
+    """The same for class 0, whose logit is larger than small changes of the pixels can outweigh."""
+    network = _fragile()
+    with torch.no_grad():
+        network[3].bias[0] += 12
+    return network
+
+
 def _constant() -> nn.Module:
     network = _gap()
     nn.init.zeros_(network.get_submodule("8").weight)  # type: ignore[arg-type]
@@ -211,6 +302,18 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "constant": (_constant, "the same logits for every image"),
     "saturated": (_saturated, "logits so large that softmax has no gradient"),
     "unsized": (_flat, "no input size of its own, and accepts images of 24x24 only, not the default 224x224"),
+    "multihead": (lambda: _Heads(_MultiheadBlock), "nn.MultiheadAttention with several heads"),
+    "heads": (lambda: _Heads(_HeadsBlock), "F.scaled_dot_product_attention with several heads"),
+    "two": (lambda: _few_classes(2), "two classes"),
+    "one": (lambda: _few_classes(1), "one logit"),
+}
+
+#: Networks that single checks need, on which not every method is run.
+PURPOSE_BUILT: dict[str, Callable[[], nn.Module]] = {
+    "identities": _identities,
+    "colors": _colors,
+    "fragile": _fragile,
+    "robust": _robust,
 }
 
 
@@ -218,11 +321,11 @@ def make_network(name: str) -> Model:
     """A new instance of one of the small networks, or the bundled ``shapes-vgg``; always the same weights."""
     if name == "shapes-vgg":
         return load_model("builtin:shapes-vgg")
-    if name not in NETWORKS:
+    if name not in NETWORKS and name not in PURPOSE_BUILT:
         raise UnknownName("network", name, network_names())
     with fork_random_state():
         torch.manual_seed(2)
-        module = _randomize_norms(NETWORKS[name][0]())
+        module = PURPOSE_BUILT[name]() if name in PURPOSE_BUILT else _randomize_norms(NETWORKS[name][0]())
     channels = 1 if name == "gray" else 3
     module.train(name == "double")
     if name == "double":
@@ -234,10 +337,21 @@ def make_network(name: str) -> Model:
 
 
 def network_names() -> Iterable[str]:
-    """The names that ``make_network`` accepts."""
+    """The names of the networks that every method is tested on."""
     return (*NETWORKS, "shapes-vgg")
 
 
 def image_size(model: Model) -> tuple[int, int]:
     """Height and width of the images that a model is tested on: its own, or 24x24 where it has none."""
     return model.input_size[1:] if model.size_known else (SIZE, SIZE)
+
+
+def redraw_weights(module: nn.Module, seed: int) -> None:
+    """Replace all weights in place by random ones of the same mean and spread; a constant one by noise."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in module.parameters():
+            if weight.is_floating_point() and weight.numel():
+                noise = torch.randn(weight.shape, generator=generator).to(weight)
+                spread = weight.std() if weight.numel() > 1 and float(weight.std()) > 0 else 0.1
+                weight.copy_(noise * spread + weight.mean())

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
-import io
-import os
-import pickle
-import random
+import math
 import sys
-import tempfile
-import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +22,7 @@ from ..errors import PhospheneError
 from ..progress import ProgressEvent, report_progress
 from ..results import Result
 from ..roles import model_for_inputs
+from .side_effects import record_side_effects
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -77,7 +70,7 @@ def _observe(method: Method[..., Any], case: Case) -> Observation:
     before, clock = state_of(model), time.perf_counter()
     with (
         record_side_effects(run.side_effects),
-        count_passes(model.module) as run.passes,
+        count_passes(model.module, model) as run.passes,
         report_progress(run.events.append),
     ):
         try:
@@ -107,32 +100,58 @@ def record_structure(model: Model, inputs: Mapping[str, Any]) -> None:
         sized.structure  # type: ignore[union-attr]  # noqa: B018
 
 
+#: Attributes of a ``Model`` that are computed at their first use, and its cache of computed values.
+_COMPUTED = frozenset(("_cache", "layers", "vgg_layer_aliases"))
+
+
 def state_of(model: Model) -> dict[str, dict[Any, Any]]:
     """Everything about a model that a method must leave unchanged."""
     module = model.module
-    attributes = ("name", "input_size", "classes", "crop_pct", "interpolation", "source")
     return {
         "the Model's attributes": {
-            "module": id(module),
-            **{name: getattr(model, name) for name in attributes},
-            **{name: getattr(model, name).clone() for name in ("mean", "std")},
+            name: _snapshot(value) for name, value in vars(model).items() if name not in _COMPUTED
         },
         "the weights": {n: t.detach().clone() for n, t in module.state_dict().items()},
+        "the buffers": {n: t.detach().clone() for n, t in module.named_buffers()},
         "the parameters": {
-            n: (p.data_ptr(), p.requires_grad, p.dtype, p.device) for n, p in module.named_parameters()
+            n: (p.data_ptr(), p.requires_grad, p.dtype, p.device, id(p), sorted(vars(p)), _hooks_of(p))
+            for n, p in module.named_parameters()
         },
         "the gradients": {
             n: p.grad if p.grad is None else p.grad.clone() for n, p in module.named_parameters()
         },
         "the training mode": {n: part.training for n, part in module.named_modules()},
-        "the modules": {n: (id(part), part.__dict__.get("forward")) for n, part in module.named_modules()},
+        "the modules": {
+            n: (id(part), type(part), part.__dict__.get("forward")) for n, part in module.named_modules()
+        },
         "the hooks": {
             (name, kind): list(getattr(part, kind))
             for name, part in module.named_modules()
             for kind in vars(part)
             if kind.endswith("_hooks")
         },
+        "the attributes": {
+            (name, attribute): _snapshot(value)
+            for name, part in module.named_modules()
+            for attribute, value in vars(part).items()
+            if not attribute.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
+            and attribute not in ("_parameters", "_buffers", "_modules", "training", "forward")
+        },
     }
+
+
+def _hooks_of(parameter: Tensor) -> tuple[Any, ...]:
+    kinds = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    return tuple(list(getattr(parameter, kind, None) or ()) for kind in kinds)
+
+
+def _snapshot(value: Any) -> Any:
+    """A value that changes of the original in place do not change, as far as it is plain data."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, (list, dict, set)):
+        return copy.copy(value)
+    return value
 
 
 def changes(before: Mapping[str, Mapping[Any, Any]], after: Mapping[str, Mapping[Any, Any]]) -> list[str]:
@@ -164,6 +183,14 @@ class Passes:
     started: int = 0
     forward: int = 0
     backward: int = 0
+    #: Images that went backward through the last layer: a gradient of an inner layer stops above the first.
+    from_output: int = 0
+    #: The most images in one pass.
+    largest: int = 0
+    #: The range of the pixels, before normalization, and whether all were finite.
+    lowest: float = math.inf
+    highest: float = -math.inf
+    finite: bool = True
 
 
 def _first_layer(module: nn.Module) -> nn.Module:
@@ -171,12 +198,32 @@ def _first_layer(module: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def count_passes(module: nn.Module) -> Iterator[Passes]:
-    """Count the passes through a network inside this block."""
+def count_passes(module: nn.Module, model: Model | None = None) -> Iterator[Passes]:
+    """Count the passes through a network inside this block; with its ``model``, record the pixels as well."""
     passes = Passes()
 
-    def start(*_: Any) -> None:
+    def start(_: nn.Module, args: Any) -> None:
         passes.started += 1
+        if args and isinstance(args[0], Tensor) and args[0].ndim == 4 and args[0].numel():
+            passes.largest = max(passes.largest, len(args[0]))
+            if model is not None:
+                record_pixels(args[0].detach(), model)
+
+    def record_pixels(normalized: Tensor, model: Model) -> None:
+        mean, std = (t.to(normalized)[:, None, None] for t in (model.mean, model.std))
+        low, high = (float(v) for v in (normalized * std + mean).aminmax())
+        passes.finite &= math.isfinite(low) and math.isfinite(high)
+        passes.lowest, passes.highest = min(passes.lowest, low), max(passes.highest, high)
+
+    def finish(_: nn.Module, args: Any, output: Any) -> None:
+        tensor = output[0] if isinstance(output, (tuple, list)) and output else output
+        if isinstance(tensor, Tensor) and tensor.requires_grad:
+            count = len(tensor)
+
+            def backward(_: Tensor) -> None:
+                passes.from_output += count
+
+            tensor.register_hook(backward)
 
     def forward(_: nn.Module, args: Any, output: Tensor) -> None:
         count = len(output)
@@ -190,6 +237,7 @@ def count_passes(module: nn.Module) -> Iterator[Passes]:
 
     handles = [
         module.register_forward_pre_hook(start),
+        module.register_forward_hook(finish),
         _first_layer(module).register_forward_hook(forward),
     ]
     try:
@@ -217,104 +265,6 @@ def raise_in_pass(module: nn.Module, at: int, error: BaseException) -> Iterator[
         handle.remove()
 
 
-# --- side effects ------------------------------------------------------------------------------
-
-
-@contextmanager
-def record_side_effects(side_effects: list[str]) -> Iterator[None]:
-    """Append a sentence for each side effect in the block: files, threads, settings, output, ..."""
-    out, err = io.StringIO(), io.StringIO()
-    home, temporary = Path.cwd(), tempfile.tempdir
-    with tempfile.TemporaryDirectory() as work, tempfile.TemporaryDirectory() as scratch:
-        before, threads, files = _process_state(), set(threading.enumerate()), _open_files()
-        os.chdir(work)
-        tempfile.tempdir = scratch
-        try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield
-        finally:
-            moved = Path.cwd().resolve() != Path(work).resolve()
-            os.chdir(home)
-            tempfile.tempdir = temporary
-            after = _process_state()
-            changed = [what for what in before if not _same(before[what], after[what])]
-            side_effects += [f"{what} changed" for what in changed]
-            side_effects += [
-                f"thread {t.name} still runs" for t in {*threading.enumerate()} - threads if not t.daemon
-            ]
-            side_effects += [f"{path} is still open" for _, path in _open_files() - files]
-            for what in changed:
-                if what in _SETTINGS:
-                    _SETTINGS[what][1](before[what])
-            if moved:
-                side_effects.append("the working directory changed")
-            for folder, where in (
-                (work, "in the working directory"),
-                (scratch, "in the temporary directory"),
-            ):
-                files_left = sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*"))
-                files_left = [path for path in files_left if not path.startswith(_TORCH.lower())]
-                if files_left:
-                    side_effects.append(f"files were left {where}: {', '.join(files_left[:3])}")
-            for stream, name in ((out, "standard output"), (err, "standard error")):
-                if stream.getvalue().strip():
-                    side_effects.append(f"it wrote to {name}: {stream.getvalue().strip()[:80]!r}")
-
-
-def _open_files() -> set[tuple[int, str]]:
-    return {(file.fd, file.path) for file in psutil.Process().open_files()}
-
-
-#: Variables and files that torch's optimizers create at their first use.
-_TORCH = "TORCHINDUCTOR"
-
-
-def _set_environment(variables: Mapping[str, str]) -> None:
-    for name in [n for n in os.environ if n not in variables and not n.startswith(_TORCH)]:
-        del os.environ[name]
-    os.environ.update(variables)
-
-
-#: Process-wide settings, restored so that one case cannot affect the next.
-_SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
-    "whether gradients are on": (torch.is_grad_enabled, torch.set_grad_enabled),
-    "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
-    "torch's deterministic switch": (
-        torch.are_deterministic_algorithms_enabled,
-        torch.use_deterministic_algorithms,
-    ),
-    "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
-    "cuDNN's benchmark switch": (
-        lambda: torch.backends.cudnn.benchmark,
-        lambda value: setattr(torch.backends.cudnn, "benchmark", value),
-    ),
-    "numpy's handling of errors": (np.geterr, lambda value: np.seterr(**value)),
-    "the environment": (
-        lambda: {n: v for n, v in os.environ.items() if not n.startswith(_TORCH)},
-        _set_environment,
-    ),
-}
-
-
-def _process_state() -> dict[str, Any]:
-    return {
-        "torch's random state": torch.get_rng_state(),
-        "Python's random state": random.getstate(),
-        "numpy's random state": pickle.dumps(np.random.get_state()),
-        **{name: read() for name, (read, _) in _SETTINGS.items()},
-        "torch's default device": torch.get_default_device(),
-        "inference mode": torch.is_inference_mode_enabled(),
-    }
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        return torch.equal(one, other)
-    return bool(one == other)
-
-
 @contextmanager
 def new_tensors() -> Iterator[Callable[[], int]]:
     """A function that counts the live tensors created since the block started."""
@@ -332,6 +282,23 @@ def new_tensors() -> Iterator[Callable[[], int]]:
 
 
 # --- results ---------------------------------------------------------------------------------
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> float:
+    """Spearman's rank correlation of two tensors of one shape; 1 where both are constant, 0 where one is."""
+    values = [tensor.detach().flatten().double() for tensor in (one, other)]
+    constant = [bool((v == v[0]).all()) for v in values]
+    if any(constant):
+        return float(all(constant))
+    ranks = torch.stack([_ranks(v) for v in values])
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """The rank of each value, equal ones with their mean rank."""
+    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    ends = counts.cumsum(0).double()
+    return (ends - (counts - 1) / 2)[inverse]
 
 
 def tensors_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

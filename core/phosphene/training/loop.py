@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..checkpoints import is_checkpointing, save_progress, saved_progress
 from ..data.datasets import Dataset, TensorDataset
 from ..errors import DivergenceError
+from ..finite_values import NotFiniteError
 from ..progress import progress_bar
 
 #: ``loss(images (n, C, H, W), indices, progress) -> (n,)``: the loss of each image. ``indices`` are the
@@ -120,10 +121,13 @@ def train(
         optimizer.step()
         losses.append(mean_loss)
 
-        if evaluate and step + 1 in evaluation_steps:
-            evaluations.append((step + 1, evaluate()))
-        if preview and len(previews) < (step + 1) * min(frames, steps) // steps:
-            previews.append((preview() * 255).round().byte().cpu())
+        try:
+            if evaluate and step + 1 in evaluation_steps:
+                evaluations.append((step + 1, evaluate()))
+            if preview and len(previews) < (step + 1) * min(frames, steps) // steps:
+                previews.append((preview() * 255).round().byte().cpu())
+        except NotFiniteError as error:
+            raise DivergenceError(f"step {step}: {error}; lower lr (now {initial_rates[0]:g})") from error
         if is_checkpointing():
             progress = {"losses": torch.tensor(losses, dtype=torch.float64), "evaluations": evaluations}
             drawn = {"frames": torch.stack(previews)} if previews else {}

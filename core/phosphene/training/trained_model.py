@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor, nn
 
-from ..errors import ModelError, PhospheneError
+from ..errors import InputError, ModelError, PhospheneError
 from ..images import charts
 from ..images.color import resize
-from ..models import Model, fill_weights, load_model
+from ..models import (
+    Model,
+    SavedSettings,
+    fill_weights,
+    limit_parameters,
+    load_saved_model,
+    parameter_limit,
+)
+from ..parameter_text import read_document
 from ..results import TrainedNetwork
 from ..results.base import FindMethod
 from ..torch_state import fork_random_state
@@ -41,6 +50,16 @@ class WeightsOnly(nn.Module):
             f"{self.reason}; build the network and load the weights into it: "
             "load_model(module, weights=folder)"
         )
+
+
+class _SavedConfig(SavedSettings):
+    """The field ``config`` of a trained model: its source and how it prepares images."""
+
+    source: dict[str, Any] | None
+    name: str
+    changes: dict[str, Any] | None
+    crop_pct: Annotated[float, Field(gt=0, le=10)]
+    interpolation: str
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -97,14 +116,16 @@ class TrainedModel(TrainedNetwork):
 
         Where that is not possible ``network`` is a ``WeightsOnly``: the error is raised by ``model()``.
         """
-        state, config = fields.pop("network"), dict(fields["config"])
-        changes = config.pop("changes")
+        state = fields.pop("network")
+        config = read_document(_SavedConfig, fields["config"], lambda path: "the field 'config'")
         try:
-            base = _rebuild(**config)
-            if (change := find_method(fields["method"]).network) is not None:
-                base.module = change(base.module, **changes)
-            base.module.to(dtype=next(t.dtype for t in state.values() if t.is_floating_point()))
-            fill_weights(base.module, state, "saved", config["name"])
+            with limit_parameters(parameter_limit(state)):
+                base = _rebuild(config)
+                if (change := find_method(fields["method"]).network) is not None:
+                    base.module = _change(change, base.module, config.changes or {})
+            if precisions := [t.dtype for t in state.values() if t.is_floating_point()]:
+                base.module.to(dtype=precisions[0])
+            fill_weights(base.module, state, "saved", config.name)
         except PhospheneError as error:
             return cls(network=WeightsOnly(state, str(error)), **fields, **rest)
         return cls(network=base.module.requires_grad_(False), base=base, **fields, **rest)
@@ -168,21 +189,31 @@ class TrainedModel(TrainedNetwork):
             linewidth = 1.5
         axes.set(xlabel="step", ylabel="share of held-out images", ylim=(-0.03, 1.22))
         axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-        axes.legend(fontsize=8, frameon=False, loc="upper center", ncols=3)
+        if self.curves:
+            axes.legend(fontsize=8, frameon=False, loc="upper center", ncols=3)
         if self.note:
             axes.set_title(self.note, fontsize=8, loc="left")
 
 
-def _rebuild(*, source: Mapping[str, Any] | None, name: str, **settings: Any) -> Model:
+def _rebuild(config: _SavedConfig) -> Model:
     """The model that was trained from, with random weights. ModelError where its source is unknown."""
-    if source is None:
+    if config.source is None:
         raise ModelError(
-            f"the network ({name}) was passed as an object, and its folder does not contain its code"
+            f"the network ({config.name}) was passed as an object, and its folder does not contain its code"
         )
-    preprocessing = {key: settings.pop(key) for key in ("crop_pct", "interpolation")}
-    options = {key: value for key, value in source.items() if key not in ("uri", "weights", "pretrained")}
+    options = {key: value for key, value in config.source.items() if key not in ("weights", "pretrained")}
+    settings = {name: getattr(config, name) for name in SavedSettings.model_fields}
     with fork_random_state():  # initializing the weights must not advance the caller's random state
-        model = load_model(source["uri"], **options | settings)
-    for key, value in preprocessing.items():
-        setattr(model, key, value)
+        model = load_saved_model(options | settings)
+    model.crop_pct, model.interpolation = config.crop_pct, config.interpolation
     return model
+
+
+def _change(change: Callable[..., nn.Module], network: nn.Module, changes: Mapping[str, Any]) -> nn.Module:
+    """The network as the method's ``network`` function modified it before the training."""
+    try:
+        return change(network, **changes)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise InputError(
+            f"the saved changes {dict(changes)!r:.200} do not fit the network: {error}"
+        ) from error

@@ -9,11 +9,11 @@ import torch
 from torch import Generator, Tensor
 
 from phosphene import Model, progress_bar
+from phosphene.attacks import is_adversarial, per_image, project
 from phosphene.optimize import TransformName
 
-from ._gradients import is_adversarial, loss_gradient
+from ._gradients import loss_gradient
 from ._losses import Loss
-from ._lp_balls import per_image, project
 
 #: Radii before the last, in units of eps, each with its fraction of the steps.
 _LARGER_BALLS = ((3, 0.3), (2, 0.3))

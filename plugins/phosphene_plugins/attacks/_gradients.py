@@ -1,4 +1,4 @@
-"""Gradients of a loss with respect to images, the success criterion, and an attack's result."""
+"""Gradients of a loss with respect to images."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Generator, Tensor
 
 from phosphene import Model, ModelError
+from phosphene.attacks import not_adversarial, predict_logits
 from phosphene.optimize import TransformName, compose
-from phosphene.results import AdversarialExamples
 
 from ._losses import Loss
 
@@ -39,7 +39,7 @@ def loss_gradient(
         x = points.detach().requires_grad_()
         logits = differentiable_logits(model, augment(x, generator))
         values = loss(logits, labels)
-        (gradient,) = torch.autograd.grad(values.sum(), x)
+        gradient = _gradient_at(x, values, model)
         # NaN gradients become 0: one NaN pixel would otherwise turn the image's normalized step into NaN.
         sample = [values.detach(), gradient.nan_to_num(0.0), logits.detach()]
         total = [a + b for a, b in zip(total, sample, strict=True)] if total else sample
@@ -86,48 +86,26 @@ def raw_gradient(model: Model, images: Tensor, labels: Tensor, loss: Loss) -> tu
     """The gradient at the images (N, C, H, W), NaN and infinity included, and the logits (N, K)."""
     x = images.detach().requires_grad_()
     logits = differentiable_logits(model, x)
-    (gradient,) = torch.autograd.grad(loss(logits, labels).sum(), x)
-    return gradient, logits.detach()
+    return _gradient_at(x, loss(logits, labels), model), logits.detach()
 
 
 def differentiable_logits(model: Model, points: Tensor) -> Tensor:
     """The logits (N, K) on the graph; ModelError where no gradient flows from them to the images."""
     logits = model(points)
     if not logits.requires_grad:
-        raise ModelError(
-            f"no gradient flows through {model.name} to the image; square and hop_skip_jump need none"
-        )
+        raise _no_gradient(model)
     return logits
 
 
-def predict_logits(model: Model, images: Tensor) -> Tensor:
-    """The logits (N, K) without a graph."""
-    with torch.no_grad():
-        return model(images)
+def _gradient_at(points: Tensor, values: Tensor, model: Model) -> Tensor:
+    """The gradient of the values' sum with respect to the points; ModelError where they are not connected."""
+    (gradient,) = torch.autograd.grad(values.sum(), points, allow_unused=True)
+    if gradient is None:  # only parameters require a gradient, as behind a quantized layer
+        raise _no_gradient(model)
+    return gradient
 
 
-def is_adversarial(logits: Tensor, labels: Tensor, targeted: bool) -> Tensor:
-    """(N,) bool: the predicted class is the label (``targeted``), or any class but the label."""
-    predictions = logits.argmax(1)
-    return predictions.eq(labels) if targeted else predictions.ne(labels)
-
-
-def not_adversarial(logits: Tensor, labels: Tensor, targeted: bool) -> Tensor:
-    """Indices (n,) of the images that are not adversarial yet: those that an attack works on."""
-    return (~is_adversarial(logits, labels, targeted)).nonzero()[:, 0]
-
-
-def build_result(
-    model: Model, images: Tensor, adversarial: Tensor, labels: Tensor, before: Tensor, *, targeted: bool
-) -> AdversarialExamples:
-    """An attack's result from ``adversarial`` (N, C, H, W) and the images' logits ``before`` (N, K).
-
-    Images that are adversarial by ``before`` are returned unchanged; ``adversarial`` is ignored there.
-    """
-    active = not_adversarial(before, labels, targeted)
-    adversarial, after = images.index_copy(0, active, adversarial[active]), before
-    if len(active):
-        after = before.index_copy(0, active, predict_logits(model, adversarial[active]))
-    return AdversarialExamples.from_logits(
-        model, images, adversarial, labels, before, after, targeted=targeted
+def _no_gradient(model: Model) -> ModelError:
+    return ModelError(
+        f"no gradient flows through {model.name} to the image; square and hop_skip_jump need none"
     )

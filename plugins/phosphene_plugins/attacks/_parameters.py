@@ -10,15 +10,14 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
+from phosphene.attacks import Norm as LpNorm
 from phosphene.optimize import TransformName
 from phosphene.spec import Invariant, PixelRange, SameShape, WithinBall
-
-from . import _lp_balls
 
 Eps: TypeAlias = Annotated[
     float, Field(gt=0, le=1000, description="radius of the ball around each image, for pixels in [0, 1]")
 ]
-Norm: TypeAlias = Annotated[_lp_balls.Norm, Field(description="norm in which the ball is measured")]
+Norm: TypeAlias = Annotated[LpNorm, Field(description="norm in which the ball is measured")]
 StepSize: TypeAlias = Annotated[
     float, Field(gt=0, le=1000, description="length of one step, for pixels in [0, 1]")
 ]

@@ -7,10 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phosphene import Model, batch_size, progress_bar
+from phosphene.attacks import Norm, distance, is_adversarial
 from phosphene.results import AdversarialExamples
-
-from ._gradients import is_adversarial
-from ._lp_balls import Norm, distance
 
 #: The number of random images tried to find one that is adversarial.
 TRIES = 100

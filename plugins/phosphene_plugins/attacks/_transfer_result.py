@@ -74,7 +74,7 @@ class TransferTable(Result):
             color = "white" if value > 0.6 else "black"
             text = f"{value:.0%}\nof {int(self.counts[row, column])}"
             axes.text(column, row, text, ha="center", va="center", color=color, fontsize=10)
-        names = [strip_schemes(name) for name in self.names]
+        names = [charts.plain_label(strip_schemes(name)) for name in self.names]
         axes.set_xticks(range(len(names)), names, fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_xlabel("evaluated on", fontsize=9), axes.set_ylabel("computed on", fontsize=9)

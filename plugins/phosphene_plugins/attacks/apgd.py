@@ -11,6 +11,16 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from phosphene import Reference, hookimpl, method, progress_bar
+from phosphene.attacks import (
+    build_result,
+    is_adversarial,
+    not_adversarial,
+    per_image,
+    predict_logits,
+    project,
+    random_point,
+    steepest,
+)
 from phosphene.optimize import TransformName
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
@@ -18,14 +28,13 @@ from phosphene.spec import Cost, maximum, param, size
 from phosphene.testing import linear_model
 
 from ._apgd_l1 import apgd_l1
-from ._gradients import build_result, is_adversarial, loss_gradient, not_adversarial, predict_logits
+from ._gradients import loss_gradient
 from ._losses import (
     Loss,
     cross_entropy,
     difference_of_logits_ratio,
     targeted_difference_of_logits_ratio,
 )
-from ._lp_balls import per_image, project, random_point, steepest
 from ._parameters import (
     IN_BALL,
     Augmentations,

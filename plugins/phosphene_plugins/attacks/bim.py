@@ -4,14 +4,14 @@ import torch
 from torch import Generator
 
 from phosphene import Reference, hookimpl, method, progress_bar
+from phosphene.attacks import build_result, project, steepest
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, param, size
 from phosphene.testing import linear_model
 
-from ._gradients import build_result, initial_gradient, loss_gradient
+from ._gradients import initial_gradient, loss_gradient
 from ._losses import cross_entropy
-from ._lp_balls import project, steepest
 from ._parameters import (
     IN_BALL,
     Augmentations,

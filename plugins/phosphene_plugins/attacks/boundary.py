@@ -7,11 +7,11 @@ from pydantic import Field
 from torch import Tensor
 
 from phosphene import Reference, hookimpl, load_model, method, progress_bar
+from phosphene.attacks import l2_norm
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed, Start
 from phosphene.spec import Cost, param, size
 
-from ._lp_balls import l2_norm
 from ._parameters import IN_RANGE, MaxQueries, Targeted
 from ._query_oracle import QueryOracle
 

@@ -9,21 +9,22 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Reference, hookimpl, load_model, method, progress_bar
+from phosphene.attacks import (
+    build_result,
+    distance,
+    is_adversarial,
+    not_adversarial,
+    per_image,
+    predict_logits,
+    shrink_to_boundary,
+)
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model
 from phosphene.spec import Cost, param, size
 
 from ._adam import adam_step
-from ._gradients import (
-    build_result,
-    differentiable_logits,
-    is_adversarial,
-    loss_gradient,
-    not_adversarial,
-    predict_logits,
-)
+from ._gradients import differentiable_logits, loss_gradient
 from ._losses import margin
-from ._lp_balls import distance, per_image, shrink_to_boundary
 from ._parameters import IN_RANGE, MinimizedNorm, Targeted
 from .deepfool import nearest_boundary, top_other_classes
 

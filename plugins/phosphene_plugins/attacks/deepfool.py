@@ -7,12 +7,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Reference, hookimpl, load_model, method, progress_bar
+from phosphene.attacks import dual_norm, normalize_l2, not_adversarial, per_image
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model
 from phosphene.spec import Cost, param, size
 
-from ._gradients import differentiable_logits, not_adversarial
-from ._lp_balls import dual_norm, normalize_l2, per_image
+from ._gradients import differentiable_logits
 from ._parameters import IN_RANGE, Candidates, MinimizedNorm, Norm, Steps
 
 #: The shortest step, for pixels in [0, 1]: on the boundary itself the linearized model asks for a zero step.

@@ -7,21 +7,29 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Reference, hookimpl, load_model, method, progress_bar
+from phosphene.attacks import Norm as LpNorm
+from phosphene.attacks import (
+    build_result,
+    distance,
+    is_adversarial,
+    not_adversarial,
+    per_image,
+    predict_logits,
+    random_point,
+    shrink_to_boundary,
+)
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, maximum, minimum, param, size
 
-from . import _lp_balls
-from ._gradients import build_result, is_adversarial, not_adversarial, predict_logits
 from ._hyperplane_projection import project_onto_hyperplane
-from ._lp_balls import distance, per_image, random_point, shrink_to_boundary
 from ._parameters import IN_RANGE, Candidates, Restarts, Steps, TargetClasses, Targeted
 from .deepfool import nearest_boundary, top_other_classes
 
 #: Bisection steps between the nearest example and the image.
 _BISECTIONS = 10
 #: Distance assumed for an image without an example so far; half of it is the radius of its random start.
-_ASSUMED_DISTANCE: dict[_lp_balls.Norm, float] = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
+_ASSUMED_DISTANCE: dict[LpNorm, float] = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
 
 
 def finds_the_nearest_boundary_that_the_pixel_range_allows() -> None:
@@ -34,7 +42,7 @@ def finds_the_nearest_boundary_that_the_pixel_range_allows() -> None:
     linear.bias.data = torch.tensor([0.0, -float(normal @ image) - 0.2], dtype=torch.float64)
     model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 2, 2))
     free = normal[~at_bound]
-    norms: list[tuple[_lp_balls.Norm, float]] = [("linf", 1.0), ("l2", 2.0), ("l1", torch.inf)]
+    norms: list[tuple[LpNorm, float]] = [("linf", 1.0), ("l2", 2.0), ("l1", torch.inf)]
     for norm, dual in norms:
         exact = 0.2 / float(free.norm(dual))
         result = fab(model, image.view(1, 3, 2, 2), torch.tensor([0]), norm=norm, steps=10, seed=0)
@@ -74,7 +82,7 @@ def fab(
     images: Images,
     labels: Labels,
     *,
-    norm: Annotated[_lp_balls.Norm, Field(description="norm of the perturbation that is minimized")] = "linf",
+    norm: Annotated[LpNorm, Field(description="norm of the perturbation that is minimized")] = "linf",
     steps: Steps = 100,
     restarts: Restarts = 1,
     targeted: Targeted = False,
@@ -154,7 +162,7 @@ def _run(
     rivals: Tensor,
     x: Tensor,
     *,
-    norm: _lp_balls.Norm,
+    norm: LpNorm,
     steps: int,
     targeted: bool,
     alpha: float,

@@ -7,12 +7,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Reference, hookimpl, load_model, method, progress_bar
+from phosphene.attacks import build_result, not_adversarial, per_image, predict_logits
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model
 from phosphene.spec import Cost, param, size
 
-from ._gradients import build_result, loss_gradient, not_adversarial, predict_logits
-from ._lp_balls import per_image
+from ._gradients import loss_gradient
 from ._parameters import IN_RANGE
 
 #: Bisection steps for the radius of the ball, which determine it to 2^-30.

@@ -6,14 +6,23 @@ import torch
 from pydantic import Field
 
 from phosphene import Reference, hookimpl, method, progress_bar
+from phosphene.attacks import (
+    build_result,
+    is_adversarial,
+    not_adversarial,
+    per_image,
+    predict_logits,
+    project,
+    random_point,
+    steepest,
+)
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, minimum, param, size
 from phosphene.testing import linear_model
 
-from ._gradients import build_result, is_adversarial, loss_gradient, not_adversarial, predict_logits
+from ._gradients import loss_gradient
 from ._losses import cross_entropy
-from ._lp_balls import per_image, project, random_point, steepest
 from ._parameters import (
     IN_BALL,
     Augmentations,

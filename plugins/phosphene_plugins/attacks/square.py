@@ -8,13 +8,13 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from phosphene import Reference, hookimpl, method, progress_bar
+from phosphene.attacks import l2_norm, project
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, param, size
 from phosphene.testing import linear_model
 
 from ._losses import cross_entropy, margin
-from ._lp_balls import l2_norm, project
 from ._parameters import IN_BALL, Eps, MaxQueries, Norm, Targeted
 from ._query_oracle import QueryOracle
 

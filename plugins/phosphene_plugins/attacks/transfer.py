@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from phosphene import Model as AnyModel
 from phosphene import Reference, batch_size, hookimpl, load_model, method
+from phosphene.attacks import is_adversarial
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, UnitRange, length, param, size
 
 from ..models._ensembles import ModelURIs, load_compatible_models
-from ._gradients import is_adversarial
 from ._parameters import Augmentations, EotSamples, Eps, Momentum, Norm, Steps, StepSize, Targeted
 from ._transfer_result import TransferTable
 from .bim import bim

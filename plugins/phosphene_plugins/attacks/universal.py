@@ -18,12 +18,12 @@ from phosphene import (
     report_progress,
     resumable,
 )  # fmt: skip
+from phosphene.attacks import l2_norm
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Dataset, Model
 from phosphene.spec import Cost, PixelRange, param, size
 from phosphene.testing import linear_model
 
-from ._lp_balls import l2_norm
 from ._parameters import Eps, HeldOut
 from ._perturbation_evaluation import evaluate_change, predict_classes, training_count
 from ._universal_result import UniversalPerturbation

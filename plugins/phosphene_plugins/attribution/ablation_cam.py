@@ -8,10 +8,11 @@ from torch import Tensor
 from phosphene import Method, Reference, batch_size, hookimpl, method, progress_bar, scores
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost, Nonnegative, size
+from phosphene.spec import Cost, Equivariant, InvariantTo, Nonnegative, ScalesWith, ZeroWhen, size
 
 from ._cam import CamLayer, rectified_result, weighted_sum
 from ._oracle_networks import pooled_network
+from ._relations import FLIPS
 
 
 def drop_is_the_channels_contribution_before_a_pooled_head() -> None:
@@ -40,6 +41,13 @@ def drop_is_the_channels_contribution_before_a_pooled_head() -> None:
     invariants=[Nonnegative()],
     cost=Cost(forward=size.images * (1 + size.channels)),
     oracle=drop_is_the_channels_contribution_before_a_pooled_head,
+    relations=[
+        *FLIPS,
+        Equivariant("shift"),
+        ScalesWith("logits", power=0),
+        InvariantTo("batch_order"),
+        ZeroWhen("constant"),
+    ],
 )
 def ablation_cam(
     model: Model, images: Images, target: Target = None, *, layer: CamLayer = None

@@ -12,6 +12,7 @@ from phosphene.targets import Predicted
 
 from ._cam import signed_result, weighted_sum
 from ._oracle_networks import pooled_network
+from ._relations import EQUIVARIANT, PROPORTIONAL_TO_THE_SCORE
 
 
 def mean_of_the_map_and_bias_give_the_logit() -> None:
@@ -38,6 +39,7 @@ def mean_of_the_map_and_bias_give_the_logit() -> None:
     needs=["gap_head"],
     cost=Cost(forward=size.images),
     oracle=mean_of_the_map_and_bias_give_the_logit,
+    relations=[*EQUIVARIANT, *PROPORTIONAL_TO_THE_SCORE],
 )
 def cam(model: Model, images: Images, target: Target = None) -> Attribution:
     """CAM: class activation map weighted by the linear classifier's own weights.

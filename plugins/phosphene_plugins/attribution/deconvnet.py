@@ -12,6 +12,7 @@ from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, MapPerPixel, Nonnegative, size
 
 from ._references import ZEILER_2014
+from ._relations import GRADIENT
 
 
 def two_layers_have_a_closed_form() -> None:
@@ -34,6 +35,7 @@ def two_layers_have_a_closed_form() -> None:
     needs=["gradients", "relu"],
     cost=Cost(forward=size.images, backward=size.images),
     oracle=two_layers_have_a_closed_form,
+    relations=GRADIENT,
 )
 def deconvnet(model: Model, images: Images, target: Target = None) -> Attribution:
     """Deconvolutional network (deconvnet): gradients that pass each ReLU where the gradient is positive.

@@ -8,9 +8,10 @@ from torch import nn
 from phosphene import Method, Reference, hookimpl, load_model, method
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model
-from phosphene.spec import Cost, size
+from phosphene.spec import Cost, InvariantTo, size
 
 from ._cam import CamLayer
+from ._relations import EQUIVARIANT
 
 
 def multiples_of_one_pattern_have_it_as_component() -> None:
@@ -41,6 +42,7 @@ def multiples_of_one_pattern_have_it_as_component() -> None:
     ],
     cost=Cost(forward=size.images),
     oracle=multiples_of_one_pattern_have_it_as_component,
+    relations=[*EQUIVARIANT, InvariantTo("batch_order")],
 )
 def eigen_cam(model: Model, images: Images, *, layer: CamLayer = None) -> Attribution:
     """Eigen-CAM: first principal component of a layer's feature maps, without a class.

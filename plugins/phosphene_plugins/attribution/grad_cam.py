@@ -4,15 +4,17 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from phosphene import Method, hookimpl, layer_gradients, method
 from phosphene.images import enlarge_maps, min_max
 from phosphene.results import Attribution
 from phosphene.roles import Images, LayerName, Model, Target
-from phosphene.spec import Cost, Nonnegative, size
+from phosphene.spec import Agrees, Calls, Cost, Nonnegative, size
 
 from ._cam import SELVARAJU_2017, rectified_result, weighted_sum
 from ._oracle_networks import pooled_network
+from ._relations import LINEAR_CAM
 
 
 def equals_cam_before_a_pooled_head() -> None:
@@ -24,6 +26,12 @@ def equals_cam_before_a_pooled_head() -> None:
         torch.testing.assert_close(grad_cam(model, images, index, layer="1").maps, cam.relu() / 80)
 
 
+def class_activation_map(calls: Calls) -> Tensor:
+    """ReLU(CAM) / (h w), which Grad-CAM is before global average pooling and a linear layer."""
+    maps: Tensor = calls.other("attribution.cam").maps
+    return maps.relu() / maps[0].numel()
+
+
 @method(
     family="attribution",
     title="Grad-CAM",
@@ -32,6 +40,10 @@ def equals_cam_before_a_pooled_head() -> None:
     needs=["gradients"],
     cost=Cost(forward=size.images, backward=size.images),
     oracle=equals_cam_before_a_pooled_head,
+    relations=[
+        Agrees(class_activation_map, networks=("gap", "hflip-gap")),
+        *LINEAR_CAM,
+    ],
 )
 def grad_cam(
     model: Model,

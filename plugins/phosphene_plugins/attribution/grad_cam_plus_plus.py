@@ -7,10 +7,11 @@ import torch
 from phosphene import Method, Reference, hookimpl, layer_gradients, method
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost, Nonnegative, size
+from phosphene.spec import Cost, InvariantTo, Nonnegative, ZeroWhen, size
 
 from ._cam import CamLayer, rectified_result, weighted_sum
 from ._oracle_networks import pooled_network
+from ._relations import EQUIVARIANT
 
 
 def closed_form_before_a_pooled_head() -> None:
@@ -39,6 +40,7 @@ def closed_form_before_a_pooled_head() -> None:
     needs=["gradients"],
     cost=Cost(forward=size.images, backward=size.images),
     oracle=closed_form_before_a_pooled_head,
+    relations=[*EQUIVARIANT, InvariantTo("logit_shift"), InvariantTo("batch_order"), ZeroWhen("constant")],
 )
 def grad_cam_plus_plus(
     model: Model, images: Images, target: Target = None, *, layer: CamLayer = None

@@ -8,7 +8,9 @@ from torch import nn
 from phosphene import Method, Reference, hookimpl, input_gradient, load_model, method
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost, MapPerPixel, size
+from phosphene.spec import Complete, Cost, LinearIn, MapPerPixel, size
+
+from ._relations import GRADIENT
 
 
 def sums_to_the_score_of_a_linear_model() -> None:
@@ -38,6 +40,7 @@ def sums_to_the_score_of_a_linear_model() -> None:
     needs=["gradients"],
     cost=Cost(forward=size.images, backward=size.images),
     oracle=sums_to_the_score_of_a_linear_model,
+    relations=[*GRADIENT, LinearIn("target"), Complete(0.0, networks=("homogeneous",), tolerance=1e-7)],
 )
 def gradient_x_input(model: Model, images: Images, target: Target = None) -> Attribution:
     """Gradient x input: product of pixel value and gradient, summed over channels.

@@ -19,6 +19,8 @@ from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, MapPerPixel, Nonnegative, size
 
+from ._relations import GRADIENT
+
 
 def two_layers_have_a_closed_form() -> None:
     """On two layers: W1^T (max(w2, 0) where the hidden unit is active)."""
@@ -48,6 +50,7 @@ def two_layers_have_a_closed_form() -> None:
     needs=["gradients", "relu"],
     cost=Cost(forward=size.images, backward=size.images),
     oracle=two_layers_have_a_closed_form,
+    relations=GRADIENT,
 )
 def guided_backprop(model: Model, images: Images, target: Target = None) -> Attribution:
     """Guided backpropagation: gradients that pass each ReLU only where input and gradient are positive.

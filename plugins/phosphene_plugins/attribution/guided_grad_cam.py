@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from phosphene import (
     Method,
@@ -18,9 +18,20 @@ from phosphene import (
 from phosphene.images import enlarge_maps
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost, MapPerPixel, Nonnegative, size
+from phosphene.spec import (
+    Agrees,
+    Calls,
+    Cost,
+    InvariantTo,
+    MapPerPixel,
+    Nonnegative,
+    ScalesWith,
+    ZeroWhen,
+    size,
+)
 
 from ._cam import SELVARAJU_2017, CamLayer, weighted_sum
+from ._relations import FLIPS
 
 
 def pixelwise_network_has_a_closed_form() -> None:
@@ -38,6 +49,13 @@ def pixelwise_network_has_a_closed_form() -> None:
         torch.testing.assert_close(guided_grad_cam(model, images, index, layer="1").maps, expected)
 
 
+def product_of_two_maps(calls: Calls) -> Tensor:
+    """Guided backpropagation's map times Grad-CAM's, enlarged."""
+    coarse, fine = (calls.other(f"attribution.{name}").maps for name in ("grad_cam", "guided_backprop"))
+    product: Tensor = enlarge_maps(coarse, (fine.shape[-2], fine.shape[-1])) * fine
+    return product
+
+
 @method(
     family="attribution",
     title="Guided Grad-CAM",
@@ -46,6 +64,14 @@ def pixelwise_network_has_a_closed_form() -> None:
     needs=["gradients", "relu"],
     cost=Cost(forward=2 * size.images, backward=2 * size.images),
     oracle=pixelwise_network_has_a_closed_form,
+    relations=[
+        Agrees(product_of_two_maps),
+        *FLIPS,
+        ScalesWith("logits", power=2),
+        InvariantTo("logit_shift"),
+        ZeroWhen("constant"),
+        ZeroWhen("ignored"),
+    ],
 )
 def guided_grad_cam(
     model: Model, images: Images, target: Target = None, *, layer: CamLayer = None

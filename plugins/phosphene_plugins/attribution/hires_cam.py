@@ -7,10 +7,11 @@ import torch
 from phosphene import Method, Reference, hookimpl, layer_gradients, method
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost, size
+from phosphene.spec import Agrees, Cost, LinearIn, ZeroWhen, size
 
 from ._cam import CamLayer, signed_result
 from ._oracle_networks import pooled_network
+from ._relations import EQUIVARIANT, PROPORTIONAL_TO_THE_SCORE
 
 
 def map_and_bias_sum_to_the_logit() -> None:
@@ -37,6 +38,13 @@ def map_and_bias_sum_to_the_logit() -> None:
     needs=["gradients"],
     cost=Cost(forward=size.images, backward=size.images),
     oracle=map_and_bias_sum_to_the_logit,
+    relations=[
+        Agrees("attribution.cam", proportional=True, networks=("gap", "hflip-gap")),
+        *EQUIVARIANT,
+        *PROPORTIONAL_TO_THE_SCORE,
+        LinearIn("target"),
+        ZeroWhen("ignored"),
+    ],
 )
 def hires_cam(model: Model, images: Images, target: Target = None, *, layer: CamLayer = None) -> Attribution:
     """HiResCAM: class activation map of activation times gradient, position by position.

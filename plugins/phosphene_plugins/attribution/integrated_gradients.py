@@ -20,7 +20,9 @@ from phosphene import (
 from phosphene.images import Baseline, baseline_images
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Seed, Target
-from phosphene.spec import Cost, MapPerPixel, param, size
+from phosphene.spec import Agrees, Complete, Cost, LinearIn, MapPerPixel, param, size
+
+from ._relations import GRADIENT
 
 
 def equals_gradient_times_input_without_biases() -> None:
@@ -50,6 +52,15 @@ def equals_gradient_times_input_without_biases() -> None:
     needs=["gradients"],
     cost=Cost(forward=size.images * (param.steps + 1), backward=size.images * param.steps),
     oracle=equals_gradient_times_input_without_biases,
+    relations=[
+        *(
+            Complete("baseline", where={"steps": 16, "baseline": b}, tolerance=1e-5)
+            for b in ("zero", "grey", "mean")
+        ),
+        Agrees("attribution.gradient_x_input", networks=("homogeneous",), where={"steps": 3}),
+        LinearIn("target"),
+        *GRADIENT,
+    ],
     quick={"steps": 4},
 )
 def integrated_gradients(

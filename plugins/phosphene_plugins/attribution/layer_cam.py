@@ -11,6 +11,7 @@ from phosphene.spec import Cost, Nonnegative, size
 
 from ._cam import CamLayer, rectified_result, weighted_sum
 from ._oracle_networks import pooled_network
+from ._relations import GRADIENT
 
 
 def positive_weights_remain_before_a_pooled_head() -> None:
@@ -38,6 +39,7 @@ def positive_weights_remain_before_a_pooled_head() -> None:
     needs=["gradients"],
     cost=Cost(forward=size.images, backward=size.images),
     oracle=positive_weights_remain_before_a_pooled_head,
+    relations=GRADIENT,
 )
 def layer_cam(model: Model, images: Images, target: Target = None, *, layer: CamLayer = None) -> Attribution:
     """LayerCAM: class activation map weighted by each position's positive gradient.

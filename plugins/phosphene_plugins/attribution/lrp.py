@@ -10,9 +10,20 @@ from torch.overrides import TorchFunctionMode
 from phosphene import Method, ModelError, Reference, hookimpl, input_gradient, load_model, method
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost, MapPerPixel, size
+from phosphene.spec import (
+    Agrees,
+    Complete,
+    Cost,
+    Equivariant,
+    InvariantTo,
+    LinearIn,
+    MapPerPixel,
+    ZeroWhen,
+    size,
+)
 
 from ._lrp_rules import Composite, Epsilon, Gamma, LinearLayer, Rule
+from ._relations import EQUIVARIANT
 
 #: Calls that need no rule: their ordinary gradient already divides R = x dS/dx in proportion to the inputs
 #: (ReLU, pooling, sums, reshaping).
@@ -77,6 +88,19 @@ def equals_gradient_times_input_without_biases() -> None:
     needs=["gradients"],
     cost=Cost(forward=size.images, backward=size.images),
     oracle=equals_gradient_times_input_without_biases,
+    relations=[
+        *(
+            Complete(0.0, where={"rule": rule, "epsilon": 0}, networks=("homogeneous",), tolerance=1e-6)
+            for rule in ("epsilon", "gamma", "composite")
+        ),
+        Agrees("attribution.gradient_x_input", where={"epsilon": 0}, networks=("homogeneous",)),
+        LinearIn("target", where={"epsilon": 0}, networks=("gap",)),
+        *EQUIVARIANT,
+        *(Equivariant(transform, where={"rule": "gamma"}) for transform in ("hflip", "transpose")),
+        InvariantTo("batch_order"),
+        ZeroWhen("constant"),
+        ZeroWhen("ignored"),
+    ],
     demo={"rule": "composite"},
 )
 def lrp(

@@ -23,10 +23,23 @@ from phosphene import (
 from phosphene.images import Baseline, baseline_images, gaussian_blur
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Seed, Target
-from phosphene.spec import Cost, MapPerPixel, ceil, either, maximum, minimum, param, size
+from phosphene.spec import (
+    Cost,
+    Equivariant,
+    LinearIn,
+    MapPerPixel,
+    ZeroWhen,
+    ceil,
+    either,
+    maximum,
+    minimum,
+    param,
+    size,
+)
 from phosphene.targets import Custom, Objective, Predicted
 
 from ._references import ZEILER_2014
+from ._relations import PROPORTIONAL_TO_THE_SCORE
 from ._windowed_forward import WindowedImages
 
 Aggregate = Literal["mean", "sum", "interpolate"]
@@ -55,6 +68,13 @@ def drop_of_a_linear_model_is_a_sum_over_the_window() -> None:
     invariants=[MapPerPixel()],
     cost=Cost(forward=size.images * (1 + _ROWS * _COLUMNS)),
     oracle=drop_of_a_linear_model_is_a_sum_over_the_window,
+    relations=[
+        Equivariant("hflip", where={"window": 8, "stride": 8}),
+        Equivariant("transpose", where={"window": 12, "stride": 6}, networks=("transpose-gap",)),
+        LinearIn("target"),
+        ZeroWhen("ignored", where={"window": 4, "stride": 4}),
+        *PROPORTIONAL_TO_THE_SCORE,
+    ],
     quick={"window": 16, "stride": 16},
     demo={"window": 12, "stride": 4, "smooth": 2.0},
 )

@@ -24,7 +24,7 @@ from phosphene import (
 from phosphene.images import Baseline, baseline_images
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Seed, Target
-from phosphene.spec import Cost, MapPerPixel, param, size
+from phosphene.spec import Cost, InvariantTo, LinearIn, MapPerPixel, ScalesWith, param, size
 from phosphene.targets import Objective, Predicted
 
 
@@ -56,6 +56,12 @@ def second_moments_of_the_masks_on_a_linear_model() -> None:
     invariants=[MapPerPixel()],
     cost=Cost(forward=size.images * (1 + param.masks)),
     oracle=second_moments_of_the_masks_on_a_linear_model,
+    relations=[
+        ScalesWith("logits", power=1, where={"score": "logit"}),
+        LinearIn("target", where={"score": "logit"}),
+        InvariantTo("logit_shift"),
+        InvariantTo("batch_order"),
+    ],
     quick={"masks": 20},
     demo={"masks": 400},
 )

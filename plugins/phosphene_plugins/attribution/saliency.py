@@ -11,6 +11,7 @@ from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, MapPerPixel, Nonnegative, size
 
 from ._references import SIMONYAN_2014
+from ._relations import GRADIENT
 
 
 def equals_the_weights_of_a_linear_model() -> None:
@@ -32,6 +33,7 @@ def equals_the_weights_of_a_linear_model() -> None:
     needs=["gradients"],
     cost=Cost(forward=size.images, backward=size.images),
     oracle=equals_the_weights_of_a_linear_model,
+    relations=GRADIENT,
 )
 def saliency(model: Model, images: Images, target: Target = None) -> Attribution:
     """Saliency map: largest absolute gradient of the score over each pixel's channels.

@@ -21,7 +21,7 @@ from phosphene import (
 from phosphene.images import gaussian_blur, to_display
 from phosphene.results import Segmentation
 from phosphene.roles import Images, Masks, Model, Seed, Target
-from phosphene.spec import Cost, MapPerPixel, size
+from phosphene.spec import Agrees, Cost, Equivariant, MapPerPixel, ScalesWith, ZeroWhen, size
 
 from ._references import SIMONYAN_2014
 
@@ -61,6 +61,13 @@ def segments_the_disc_that_a_model_weights() -> None:
     needs=["gradients"],
     cost=Cost(forward=size.images, backward=size.images),
     oracle=segments_the_disc_that_a_model_weights,
+    relations=[
+        Agrees("attribution.saliency", where={"smooth": 0}),
+        Equivariant("hflip", fields=("maps",)),
+        Equivariant("transpose", fields=("maps",)),
+        ScalesWith("logits", power=1, fields=("maps",)),
+        ZeroWhen("constant"),
+    ],
     quick={"iterations": 1},
 )
 def saliency_segmentation(

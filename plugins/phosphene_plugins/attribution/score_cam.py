@@ -9,9 +9,10 @@ from phosphene import Method, Reference, batch_size, hookimpl, load_model, metho
 from phosphene.images import enlarge_maps, min_max
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost, Nonnegative, size
+from phosphene.spec import Cost, InvariantTo, Nonnegative, size
 
 from ._cam import CamLayer, rectified_result, weighted_sum
+from ._relations import FLIPS
 
 
 def linear_network_sums_its_score_through_the_masks() -> None:
@@ -43,6 +44,7 @@ def linear_network_sums_its_score_through_the_masks() -> None:
     invariants=[Nonnegative()],
     cost=Cost(forward=size.images * (1 + size.channels)),
     oracle=linear_network_sums_its_score_through_the_masks,
+    relations=[*FLIPS, InvariantTo("logit_shift"), InvariantTo("batch_order")],
 )
 def score_cam(model: Model, images: Images, target: Target = None, *, layer: CamLayer = None) -> Attribution:
     """Score-CAM: class activation map weighted by the scores of masked images, without gradients.

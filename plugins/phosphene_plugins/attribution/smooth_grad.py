@@ -18,7 +18,9 @@ from phosphene import (
 )
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Seed, Target
-from phosphene.spec import Cost, MapPerPixel, Nonnegative, param, size
+from phosphene.spec import Agrees, Calls, Cost, MapPerPixel, Nonnegative, ScalesWith, ZeroWhen, param, size
+
+from ._relations import PROPORTIONAL_TO_THE_SCORE
 
 Average = Literal["mean", "square", "variance"]
 
@@ -37,6 +39,12 @@ def equals_the_weights_of_a_linear_model() -> None:
         torch.testing.assert_close(maps, expected.amax(0).expand(2, 4, 5))
 
 
+def squared_saliency(calls: Calls) -> Tensor:
+    """Square of the saliency map, which SmoothGrad-Squared is without noise."""
+    maps: Tensor = calls.other("attribution.saliency").maps
+    return maps.square()
+
+
 @method(
     family="attribution",
     title="SmoothGrad",
@@ -53,6 +61,13 @@ def equals_the_weights_of_a_linear_model() -> None:
     needs=["gradients"],
     cost=Cost(forward=size.images * (param.samples + 1), backward=size.images * param.samples),
     oracle=equals_the_weights_of_a_linear_model,
+    relations=[
+        Agrees("attribution.saliency", where={"noise_level": 0}),
+        Agrees(squared_saliency, where={"noise_level": 0, "average": "square"}),
+        *(ScalesWith("logits", power=2, where={"average": average}) for average in ("square", "variance")),
+        *PROPORTIONAL_TO_THE_SCORE,
+        ZeroWhen("ignored"),
+    ],
     quick={"samples": 3},
 )
 def smooth_grad(

@@ -7,10 +7,11 @@ import torch
 from phosphene import Method, Reference, hookimpl, layer_gradients, method
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
-from phosphene.spec import Cost, Nonnegative, size
+from phosphene.spec import Agrees, Cost, Nonnegative, size
 
 from ._cam import CamLayer, rectified_result, weighted_sum
 from ._oracle_networks import pooled_network
+from ._relations import LINEAR_CAM
 
 
 def equals_grad_cam_before_a_pooled_head() -> None:
@@ -38,6 +39,7 @@ def equals_grad_cam_before_a_pooled_head() -> None:
     needs=["gradients"],
     cost=Cost(forward=size.images, backward=size.images),
     oracle=equals_grad_cam_before_a_pooled_head,
+    relations=[Agrees("attribution.grad_cam", networks=("gap", "hflip-gap")), *LINEAR_CAM],
 )
 def xgrad_cam(model: Model, images: Images, target: Target = None, *, layer: CamLayer = None) -> Attribution:
     """XGrad-CAM: class activation map weighted by activation-weighted mean gradients.

@@ -47,9 +47,8 @@ def _registered_methods(name: str) -> list[Method[Any, Any]]:
             return [methods[qualified] for qualified in by_distribution[_normalize(name)]]
         if Path(name).is_dir():
             raise InputError(f"{name} is a folder: name the .py file in it that holds the method") from None
-        short_names = (plugin.short_name for plugin in methods.plugins.values())
-        available = dict.fromkeys([*short_names, *by_distribution, *methods])
-        raise UnknownName("method or distribution", name, available) from None
+        names = (name for plugins in methods.by_family().values() for name in plugins)
+        raise UnknownName("method or distribution", name, [*names, *by_distribution]) from None
     return [methods[name]]
 
 

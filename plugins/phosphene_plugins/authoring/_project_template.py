@@ -24,8 +24,23 @@ TEMPLATE = Path(__file__).parent / "template"
 LICENCES = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause"}
 
 
-#: Families with a method template of their own; other families use the first.
-METHOD_TEMPLATES = ("attribution", "attacks")
+#: The method templates: the file's name and what it starts from.
+METHOD_TEMPLATES = {
+    "attribution": "a map of the pixels that a score depends on",
+    "attacks": "an attack on the predicted class",
+    "objective_attack": "an attack on any objective, with a result type of its own",
+    "dataset": "sums over a data set, with a result type of its own",
+    "training": "a training of a classifier",
+}
+
+
+#: The template of a family, where none is named; of all other families the first.
+FAMILY_TEMPLATES = {
+    "attacks": "attacks",
+    "activations": "dataset",
+    "embeddings": "dataset",
+    "defenses": "training",
+}
 
 
 #: Largest length of a method's name: longer ones would exceed the line length of the generated code.
@@ -33,13 +48,22 @@ MAX_NAME_LENGTH = 40
 
 
 def write_project(
-    name: str, *, family: str = "attribution", licence: str = "apache-2.0", author: str = "", into: Path
+    name: str,
+    *,
+    family: str = "attribution",
+    template: str | None = None,
+    licence: str = "apache-2.0",
+    author: str = "",
+    into: Path,
 ) -> Path:
     """Write the project of a method into a new folder ``phosphene-NAME``; no partial folder is left behind.
 
     Raises InputError for a name that is invalid or in use, and for a folder that exists already; UnknownName
-    for a licence that is not in ``LICENCES``.
+    for a licence that is not in ``LICENCES`` and a template that is not in ``METHOD_TEMPLATES``.
     """
+    template = FAMILY_TEMPLATES.get(family, "attribution") if template is None else template
+    if template not in METHOD_TEMPLATES:
+        raise UnknownName("template", template, METHOD_TEMPLATES)
     if licence.lower() not in LICENCES:
         raise UnknownName("licence", licence, LICENCES)
     if not author.isprintable():
@@ -51,7 +75,8 @@ def write_project(
         "name": name,
         "words": name.replace("_", " "),
         "family": family,
-        "start": family if family in METHOD_TEMPLATES else METHOD_TEMPLATES[0],
+        "start": template,
+        "result": "".join(word.capitalize() for word in name.split("_")) + "Result",
         "distribution": distribution,
         "module": distribution.replace("-", "_"),
         "licence": LICENCES[licence.lower()],

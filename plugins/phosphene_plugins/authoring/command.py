@@ -137,6 +137,13 @@ def new(
         str, typer.Argument(metavar="METHOD", help="Name of the method, such as gradient_entropy.")
     ],
     family: Annotated[str, typer.Option(metavar="NAME", help="Family of the method.")] = "attribution",
+    template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="attribution|attacks|objective_attack|dataset|training",
+            help="What the method starts from; default: by the family.",
+        ),
+    ] = None,
     licence: Annotated[
         str, typer.Option("--license", metavar="apache-2.0|mit|bsd-3-clause", help="License of the plugin.")
     ] = "apache-2.0",
@@ -146,7 +153,9 @@ def new(
     """Create a plugin: a folder with a working method, its tests and the files to publish it."""
     from ._project_template import write_project
 
-    folder = write_project(method, family=family, licence=licence, author=author, into=into)
+    folder = write_project(
+        method, family=family, template=template, licence=licence, author=author, into=into
+    )
     source = Path("src", folder.name.replace("-", "_"), "__init__.py")
     print(
         f"{folder} contains a working method. Next:",

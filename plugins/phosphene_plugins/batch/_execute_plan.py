@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,9 +27,11 @@ from phosphene import (
     read_images,
     run,
 )
+from phosphene.files import check_output_file, check_output_folder
+from phosphene.models import check_saved_options
 from phosphene.parameter_text import read_option
-from phosphene.results import check_output_folder
 
+from ..pages._single_file_page import is_page
 from ._plan import ImagesEntry, MethodEntry, Plan, folder_name, setting_text
 
 
@@ -124,16 +127,26 @@ class Batch:
 def _load_saved(folder: Path) -> Result | None:
     """The complete result in a folder, or None; a damaged one counts as none, so it is computed again."""
     try:
-        return load_result(folder) if (folder / "picture.png").is_file() else None
+        result = load_result(folder)
+        return result if (folder / "picture.png").is_file() else None
     except PhospheneError:
         return None
+
+
+def _is_report(text: str) -> bool:
+    """Whether a text is the JSON report of a batch."""
+    document = json.loads(text)
+    return isinstance(document, dict) and {"format", "phosphene", "plan", "runs"} <= document.keys()
 
 
 def open_batch(plan: Plan, out: Path) -> Batch:
     """Check a plan and load its models. Raises one InputError with every fault, before anything runs."""
     faults = _Faults(plan)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{plan.where(('out',))}: {out} is a file; results and report need a folder")
+    for name, is_own in (("report.html", is_page), ("report.json", _is_report)):
+        try:
+            check_output_file(out / name, is_own)
+        except InputError as error:
+            raise InputError(f"{plan.where(('out',))}: {error}") from error
     settings = [setting for number in range(len(plan.methods)) for setting in _settings(plan, number, faults)]
     _check_labels("models", [(number, entry.label) for number, entry in enumerate(plan.models)], faults)
     _check_labels("images", [(number, entry.label) for number, entry in enumerate(plan.images)], faults)
@@ -141,6 +154,7 @@ def open_batch(plan: Plan, out: Path) -> Batch:
     models = {}
     for number, entry in enumerate(plan.models):
         with faults.at("models", number):
+            check_saved_options(entry.uri, entry.options)
             models[entry.label] = load_model(entry.uri, **entry.settings())
     batch = Batch(plan, out, models, {entry.label: entry for entry in plan.images})
     for model in (None, *models):

@@ -183,8 +183,12 @@ def _where(file: Path, node: Any, path: DocumentPath) -> str:
 
 
 def folder_name(label: str) -> str:
-    """A label as a folder name: ``pgd eps=8/255`` -> ``pgd-eps=8-255``."""
-    return re.sub(r"[^\w.=,+-]+", "-", label).strip("-.")[:100] or "unnamed"
+    """A label as a folder name: ``pgd eps=8/255`` -> ``pgd-eps=8-255``.
+
+    File systems limit names to 255 bytes, and the name of a checkpoint is longer than that of its folder.
+    """
+    name = re.sub(r"[^\w.=,+-]+", "-", label).strip("-.")[:100]
+    return name.encode(errors="ignore")[:200].decode(errors="ignore") or "unnamed"
 
 
 def setting_text(settings: dict[str, Any]) -> str:

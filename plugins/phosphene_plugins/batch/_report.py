@@ -14,10 +14,11 @@ from typing import Any
 from torch import Tensor
 
 from phosphene import MethodSpec, Result, methods
+from phosphene.files import write_file
 from phosphene.images import resize
 from phosphene.results import Panel
 
-from ..pages._single_file_page import panel_rows, write_page, write_text
+from ..pages._single_file_page import panel_rows, write_page
 from ._execute_plan import Batch, Combination, Outcome
 
 FORMAT = 1
@@ -105,7 +106,7 @@ class Report:
         """Write ``report.json`` and ``report.html`` atomically; returns the path of the page."""
         page, document = self.batch.out / "report.html", self.document()
         page.parent.mkdir(parents=True, exist_ok=True)
-        write_text(page.with_suffix(".json"), json.dumps(document, indent=2, ensure_ascii=False))
+        write_file(page.with_suffix(".json"), json.dumps(document, indent=2, ensure_ascii=False))
         sections = {label: section for label, section in self.sections.items() if section.rows}
         values = {"report": self, "sections": sections, "plan": self.batch.plan, "document": document}
         write_page(page, "phosphene_plugins.batch", "report.html.j2", **values)

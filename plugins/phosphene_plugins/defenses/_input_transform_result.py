@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -24,6 +24,17 @@ class DefendedImages(Result):
     without and with the defense, ``confidence_before``, ``confidence_after`` (N,) their probabilities,
     ``names_before``, ``names_after`` their names.
     """
+
+    shapes: ClassVar[Mapping[str, str]] = {
+        "images": "N C H W",
+        "transformed": "N C H W",
+        "before": "N",
+        "after": "N",
+        "confidence_before": "N",
+        "confidence_after": "N",
+        "names_before": "N",
+        "names_after": "N",
+    }
 
     per_image: ClassVar[tuple[str, ...]] = (
         *("images", "transformed", "before", "after", "confidence_before", "confidence_after"),

@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from phosphene import Dataset, Model, batch_size
-from phosphene.spec import Cost, Expression, ParameterGroup, ceil, minimum, param, size
+from phosphene.attacks import project, random_point, steepest
+from phosphene.spec import Cost, Expression, ParameterGroup, ceil, maximum, minimum, param, size
 from phosphene.training import EVALUATIONS, MAX_HELD_OUT
 
 from ..attacks._gradients import loss_gradient
 from ..attacks._losses import Loss, cross_entropy
-from ..attacks._lp_balls import project, random_point, steepest
 
 #: Steps of the PGD that a training is evaluated with; each step is a quarter of the radius long.
 PGD_STEPS = 10
@@ -68,8 +68,11 @@ def training_cost(
         setup_passes: single forward passes before and after the training.
     """
     images = param.steps * param.batch
-    held_out = minimum(MAX_HELD_OUT, ceil(param.held_out * size.dataset))
-    evaluations = EVALUATIONS + 1  # one before the first step
+    share = param.held_out * size.dataset
+    # Of less than half an image all images are evaluated, see ``train_test_split``.
+    everything = (1 - minimum(1, ceil(maximum(0, share - 0.5)))) * size.dataset
+    held_out = minimum(MAX_HELD_OUT, ceil(share) + everything)
+    evaluations = minimum(EVALUATIONS, param.steps) + 1  # one before the first step
     # Forward passes of a held-out image: the attack, the predictions on it clean and attacked, its label.
     per_evaluation = PGD_STEPS + 2 + certificate_passes
     label = 1

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from phosphene import Reference, TensorDataset, batch_size, hookimpl, method
+from phosphene.attacks import project, random_point
 from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import PixelRange, param
 from phosphene.testing import linear_model
@@ -21,7 +22,6 @@ from phosphene.training import (
     trainable_copy,
 )
 
-from ..attacks._lp_balls import project, random_point
 from ._training_evaluation import UNDER_PGD, HeldOutEvaluation, TrainingOptions, pgd_points, training_cost
 
 

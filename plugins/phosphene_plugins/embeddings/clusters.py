@@ -129,12 +129,17 @@ def k_means(features: Tensor, k: int, seed: int) -> tuple[Tensor, Tensor, float]
     from sklearn.cluster import KMeans  # slow to import
 
     estimator = KMeans(k, n_init=10, random_state=seed)
-    assignments = estimator.fit_predict(features.cpu().numpy())
+    assignments = estimator.fit_predict(features.cpu().to(_numpy_dtype(features)).numpy())
     return (
         torch.from_numpy(assignments).to(features.device, torch.int64),
         torch.from_numpy(estimator.cluster_centers_).to(features),
         float(estimator.inertia_),
     )
+
+
+def _numpy_dtype(features: Tensor) -> torch.dtype:
+    """Double precision as it is, else single: NumPy has no bfloat16."""
+    return torch.promote_types(features.dtype, torch.float32)
 
 
 def _agreement(assignments: Tensor, labels: tuple[str, ...]) -> dict[str, float]:

@@ -28,11 +28,12 @@ from phosphene import (
 )
 from phosphene.builtin.scenes import CLASSES, draw_scenes
 from phosphene.data import Localization, localization, open_dataset
+from phosphene.files import check_output_file
 from phosphene.parameter_text import option_name, read_option, value_text
 from phosphene.registry import family_title
 from phosphene.results import Attribution, Panel
 
-from ..pages._single_file_page import panel_rows, write_page
+from ..pages._single_file_page import is_page, panel_rows, write_page
 
 if TYPE_CHECKING:
     from phosphene import BrokenPlugin
@@ -90,8 +91,7 @@ def make_gallery(
     if settings and model is None:
         raise InputError("the settings are options of a model: set model as well")
     page = Path(out) / "index.html"
-    if page.parent.exists() and not page.parent.is_dir():
-        raise InputError(f"{out} is a file; the page needs a folder")
+    check_output_file(page, is_page)
     selected = {methods.resolve(name) for name in only}
     broken = [b for b in methods.broken() if not selected or b.plugin in selected]
     loaded = load_model(model or "builtin:shapes-vgg", **settings or {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from phosphene import InputError, UnknownName, hookimpl, methods
@@ -55,6 +55,12 @@ class DefendedLoader:
         defended = method.defend(model, **params)
         return defended.module, defended.settings | {"uri": (defended.source or {}).get("uri", defended.name)}
 
+    def saved_options(self, name: str) -> Collection[str]:
+        """Those of the model behind the defense, which the options are passed to."""
+        from phosphene.models import saved_options
+
+        return saved_options(name.partition("|")[2].strip())
+
     def names(self) -> Sequence[str]:
         """Each defense before a bundled model, as an example; any other model can be defended."""
         return [f"{name}()|builtin:shapes-vgg" for name in _defense_names()]
@@ -73,9 +79,8 @@ def _defense(name: str) -> Method[..., Any]:
 
 
 def _defense_names() -> list[str]:
-    return [
-        method.spec.short_name for method in methods.find(family="defenses") if method.defense is not None
-    ]
+    loaded = [info.load() for info in methods.find(family="defenses")]
+    return [method.spec.short_name for method in loaded if method.defense is not None]
 
 
 @hookimpl

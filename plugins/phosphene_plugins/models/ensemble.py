@@ -34,6 +34,10 @@ class EnsembleLoader:
         models = [model, *load_compatible_models(model, others, pretrained=pretrained)]
         return EnsembleNetwork(models, **options), input_settings(model)
 
+    def saved_options(self, name: str) -> Sequence[str]:
+        """What is averaged."""
+        return ("mean_of",)
+
     def names(self) -> Sequence[str]:
         """An example of bundled models; any others can be combined."""
         return ["builtin:shapes-vgg + builtin:shapes-resnet"]

@@ -66,6 +66,10 @@ class OpenClipLoader:
             **{key: preprocessing[key] for key in ("mean", "std", "interpolation")},
         }
 
+    def saved_options(self, name: str) -> Sequence[str]:
+        """The prompts and what changes the network; no folder of a cache."""
+        return ("prompts", "force_quick_gelu", "force_image_size")
+
     def names(self) -> Sequence[str]:
         """Every architecture and every pretrained tag, without prompts."""
         if find_spec("open_clip") is None:

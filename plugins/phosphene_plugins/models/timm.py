@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+#: The arguments of ``timm.create_model`` that change the network and name no file.
+_ARCHITECTURE_OPTIONS = (
+    *("num_classes", "in_chans", "global_pool", "img_size", "patch_size", "depth", "embed_dim", "num_heads"),
+    *("drop_rate", "drop_path_rate", "output_stride", "dynamic_img_size", "dynamic_img_pad", "window_size"),
+)
+
+
 class TimmLoader:
     """Every name of ``timm.list_models`` and ``timm.list_pretrained``: ``resnet18``, ``resnet18.a1_in1k``.
 
@@ -41,6 +48,10 @@ class TimmLoader:
             overlay["file"] = _weights_file(full, overlay, options.get("cache_dir"))
         module = timm.create_model(full, pretrained=pretrained, pretrained_cfg_overlay=overlay, **options)
         return module, {"name": f"timm:{full}", **_preprocessing(module, options)}
+
+    def saved_options(self, name: str) -> Sequence[str]:
+        """Arguments of the architecture. No file, folder or configuration of weights: those name paths."""
+        return _ARCHITECTURE_OPTIONS
 
     def names(self) -> Sequence[str]:
         import timm

@@ -52,6 +52,10 @@ class TorchvisionLoader:
             fill_weights(module, state, entry, f"torchvision:{name} with {options}")
         return module, _preprocessing(members[chosen], options)
 
+    def saved_options(self, name: str) -> Sequence[str]:
+        """Arguments of torchvision's builders that change the network."""
+        return ("num_classes", "image_size", "aux_logits", "transform_input", "init_weights", "dropout")
+
     def names(self) -> Sequence[str]:
         from torchvision import models
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from phosphene import InputError, Result
+from phosphene.files import write_file
 from phosphene.images import data_uri
 from phosphene.results import Panel
 
@@ -33,7 +34,7 @@ def panel_rows(result: Result) -> list[list[Panel]]:
 def write_page(page: Path, package: str, template: str, **values: Any) -> None:
     """Render a template of ``package``, which may extend ``base.html.j2``, and write it atomically."""
     html = _environment(package).get_template(template).render(values)
-    write_text(page, html)
+    write_file(page, html)
 
 
 def picture(rows: list[list[Panel]], about: str) -> str:
@@ -45,13 +46,26 @@ def picture(rows: list[list[Panel]], about: str) -> str:
 def _environment(*packages: str) -> jinja2.Environment:
     """A template environment of these packages and this one."""
     loader = jinja2.ChoiceLoader([jinja2.PackageLoader(p) for p in (*packages, __package__)])
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"data_uri": data_uri, "version": version("phosphene")}
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_without_controls
+    )
+    environment.globals |= {"data_uri": data_uri, "version": version("phosphene"), "is_web_link": is_web_link}
     return environment
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it, so that no partial file is left behind."""
-    partial = file.with_name(f".{file.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
+def is_page(text: str) -> bool:
+    """Whether a text is a page of this template, of any version: the first ones had no generator tag."""
+    signs = ('<meta name="generator" content="Phosphene ', "--paper: #fbfaf7; --card: #ffffff;")
+    return any(sign in text[:2000] for sign in signs)
+
+
+def is_web_link(url: str) -> bool:
+    """Whether a URL is a web address: a ``javascript:`` URL would run in the page."""
+    return re.match(r"https?://[^\s\x00-\x1f]", url, re.IGNORECASE) is not None
+
+
+def _without_controls(value: Any) -> Any:
+    """A text without characters that reorder or hide the text around them, such as U+202E or NUL."""
+    if not isinstance(value, str) or hasattr(value, "__html__") or value.isprintable():
+        return value
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in value)

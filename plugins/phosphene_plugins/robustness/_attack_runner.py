@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from phosphene import InputError, Method, Model, methods
+from phosphene.attacks import Norm
 from phosphene.results import AdversarialExamples
-
-from ..attacks._lp_balls import Norm
 
 
 @dataclass(frozen=True)

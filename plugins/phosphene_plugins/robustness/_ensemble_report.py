@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from phosphene.images.charts import new_figure, show_image
+from phosphene.images.charts import new_figure, plain_label, show_image
 from phosphene.results import Panel, Result
 
 from ..models._ensembles import strip_schemes
@@ -100,7 +100,8 @@ class EnsembleReport(Result):
         for position, (_, before, after) in enumerate(bars):
             axes.text(after + 0.01, position, f"{after:.0%}", va="center", size=8)
             axes.text(before - 0.01, position, f"{before:.0%}", va="center", ha="right", size=7, color="0.55")
-        axes.set_yticks(positions, [title.replace(", ", ",\n") for title, *_ in bars], fontsize=8)
+        labels = [",\n".join(plain_label(part, 32) for part in title.rsplit(", ", 1)) for title, *_ in bars]
+        axes.set_yticks(positions, labels, fontsize=8)
         axes.set_ylim(len(bars) - 0.5, -0.5), axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.set_xlabel("accuracy; gray: without attack")

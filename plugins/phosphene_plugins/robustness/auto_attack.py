@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from phosphene import Model as AnyModel
 from phosphene import Reference, hookimpl, load_model, method, methods, progress_bar
+from phosphene.attacks import Norm, build_result
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, SameShape, WithinBall, ceil, param, size
 
-from ..attacks._gradients import build_result, raw_gradient
+from ..attacks._gradients import raw_gradient
 from ..attacks._losses import cross_entropy
-from ..attacks._lp_balls import Norm
 from ._autoattack_result import AutoAttackExamples
 
 #: Steps, queries and target classes of the standard.

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from phosphene import Model as AnyModel
 from phosphene import Reference, batch_size, hookimpl, load_model, method, progress_bar
+from phosphene.attacks import Norm, project, random_point, steepest
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, UnitRange, length, param, size
 
 from ..attacks._gradients import loss_gradient
 from ..attacks._losses import cross_entropy
-from ..attacks._lp_balls import Norm, project, random_point, steepest
 from ..models._ensembles import (
     MeanOf,
     ModelURIs,

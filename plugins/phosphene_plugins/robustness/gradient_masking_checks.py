@@ -10,15 +10,12 @@ from torch import Tensor, nn
 
 from phosphene import InputError, Reference, batch_size, hookimpl, load_model, method, progress_bar
 from phosphene import Model as AnyModel
+from phosphene.attacks import project
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, UnitRange, length, param, size
 
-from ..attacks._gradients import (
-    loss_gradient,
-    raw_gradient,
-)
+from ..attacks._gradients import loss_gradient, raw_gradient
 from ..attacks._losses import Loss, cross_entropy, difference_of_logits_ratio, margin
-from ..attacks._lp_balls import project
 from ..attacks.square import square
 from ..models._ensembles import ModelURIs, load_compatible_models
 from ._gradient_masking_result import GradientMasking

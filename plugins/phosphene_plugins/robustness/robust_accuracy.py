@@ -16,11 +16,11 @@ from phosphene import (
     report_progress,
     resumable,
 )
+from phosphene.attacks import Norm
 from phosphene.roles import Dataset, Model, Seed
 from phosphene.testing import linear_model
 from phosphene.training import label_reader
 
-from ..attacks._lp_balls import Norm
 from ._attack_runner import make_runner
 from ._robustness_report import RobustnessReport
 

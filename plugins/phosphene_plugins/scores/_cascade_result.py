@@ -9,6 +9,7 @@ from torch import Tensor
 
 from phosphene import Result
 from phosphene.images import colorize
+from phosphene.images.charts import plain_label
 from phosphene.results import Panel
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class Cascade(Result):
         axis = chart.subplots()
         chart.subplots_adjust(0.08, 0.2, 0.98, 0.88)
         for name, values in (("rank correlation", self.rank), ("SSIM", self.ssim)):
-            axis.plot(["trained", *self.stages], [1.0, *values.mean(1).tolist()], marker="o", label=name)
+            axis.plot([1.0, *values.mean(1).tolist()], marker="o", label=name)
+        axis.set_xticks(range(1 + len(self.stages)), ["trained", *map(plain_label, self.stages)])
         axis.axhline(0, color="0.8", linewidth=0.8)
         axis.set_title(f"{self.name.replace('_', ' ')}: similarity to the trained network's maps", fontsize=9)
         axis.tick_params(labelsize=7)

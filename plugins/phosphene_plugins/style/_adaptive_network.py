@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from phosphene import InputError, Model, ModelError, fork_random_state, load_model
+from phosphene import InputError, Model, ModelError, fork_random_state
+from phosphene.models import load_saved_model
+from phosphene.parameter_text import read_document
 from phosphene.results import TrainedNetwork
 
 from ._adain import channel_statistics, match_statistics
@@ -21,6 +24,28 @@ MARGIN = 4
 
 #: Means and standard deviations (S, C, 1, 1) of the features of S styles.
 StyleStatistics: TypeAlias = tuple[Tensor, Tensor]
+
+
+class _Encoder(BaseModel):
+    """The record of the encoder in the field ``config``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: dict[str, Any] | None
+    name: str
+    digest: str
+
+
+class _Config(BaseModel):
+    """The field ``config`` of a saved stylizer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layer: str
+    halvings: Annotated[int, Field(strict=True, ge=0, le=10)]
+    encoder: _Encoder
+    widths: Annotated[tuple[Annotated[int, Field(strict=True, ge=1, le=65536)], ...], Field(max_length=12)]
+    channels: Annotated[int, Field(strict=True, ge=1, le=4096)]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,6 +80,14 @@ class AdaptiveNetwork(TrainedNetwork):
             **{"method": "style.adaptive_style_fit", **untrained, **fields},
         )
 
+    @classmethod
+    def restore(cls, fields: dict[str, Any], find_method: Any, **rest: Any) -> AdaptiveNetwork:
+        """The result with its decoder. Raises InputError for an invalid configuration."""
+        read_document(_Config, fields["config"], lambda path: "the field 'config'")
+        restored = super().restore(fields, find_method, **rest)
+        assert isinstance(restored, AdaptiveNetwork)
+        return restored
+
     @property
     def layer(self) -> str:
         """The encoder's layer whose features are stylized."""
@@ -79,10 +112,9 @@ class AdaptiveNetwork(TrainedNetwork):
         remedy = "use dataclasses.replace(stylizer, encoder_model=model)"
         if record["source"] is None:
             raise ModelError(f"the encoder ({record['name']}) was passed as an object: {remedy}")
-        source = dict(record["source"])
         # Building the encoder draws random weights: without the fork the caller's random state would advance.
         with fork_random_state():
-            encoder = load_model(source.pop("uri"), **source)
+            encoder = load_saved_model(record["source"])
         if encoder.digest != record["digest"]:
             raise ModelError(f"{record['name']} has other weights than the encoder of this decoder: {remedy}")
         return encoder

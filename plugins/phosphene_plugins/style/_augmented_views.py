@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +19,10 @@ class AugmentedViews(Result):
     itself; ``blend_weights`` (N, V, S) are the weights of the S styles in each view, ``style_names`` their
     names.
     """
+
+    shapes: ClassVar[Mapping[str, str]] = {
+        "images": "N C H W",
+    }
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "views", "strength", "blend_weights")
 

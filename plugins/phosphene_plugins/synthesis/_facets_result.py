@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,6 +19,14 @@ class Facets(Synthesis):
     ``example_counts`` (K,) how many of the ``examples`` (E, C, H, W), with data set ``ids``, belong to each,
     nearest to the facet's centre first.
     """
+
+    shapes: ClassVar[Mapping[str, str]] = {
+        "sizes": "N",
+        "mean_scores": "N",
+        "examples": "E C p q",
+        "example_counts": "N",
+        "ids": "E",
+    }
 
     per_image: ClassVar[tuple[str, ...]] = (
         "images",

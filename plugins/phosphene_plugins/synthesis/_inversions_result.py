@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,6 +19,13 @@ class Inversions(Result):
     One for each of the ``layers``, with ``losses`` (steps, N, L); ``frames`` (F, N, C, H, L W), uint8, are
     the inversions of all layers side by side during the optimisation, if requested.
     """
+
+    shapes: ClassVar[Mapping[str, str]] = {
+        "images": "N C H W",
+        "inversions": "N L C H W",
+        "layers": "L",
+        "losses": "steps N L",
+    }
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "inversions")
     per_step: ClassVar[tuple[str, ...]] = ("losses", "frames")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from phosphene import Model, load_model, methods
+from phosphene.attacks import distance
 from phosphene_plugins.attacks._hyperplane_projection import project_onto_hyperplane
-from phosphene_plugins.attacks._lp_balls import distance
 
 fab, deepfool = methods["attacks.fab"], methods["attacks.deepfool"]
 NORMS = ("linf", "l2", "l1")

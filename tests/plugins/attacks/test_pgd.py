@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from phosphene import Model, PhospheneError, load_model, methods
+from phosphene.attacks import project
 from phosphene.data import SceneDataset
 from phosphene.optimize import rotate
-from phosphene_plugins.attacks._lp_balls import project
 
 pgd = methods["attacks.pgd"]
 few = settings(max_examples=60, deadline=None)

@@ -1,7 +1,22 @@
 """The checks of the conformance kit, one small function for each promise."""
 
-# Importing a module registers its checks, in this order.
-from . import declaration, single_run, repeated_runs, refusals  # isort: skip
-from .base import CHECKS, Check, checks_of
+# Importing a module registers its checks, in this order: the oracle's first run is the watched one.
+from . import work, declaration, single_run, repeated_runs, refusals  # isort: skip
+from . import arithmetic, attacks, training, relations  # isort: skip
+from .base import ARITHMETIC_UNTESTED, CHECKS, Check, checks_of
 
-__all__ = ["CHECKS", "Check", "checks_of", "declaration", "refusals", "repeated_runs", "single_run"]
+__all__ = [
+    "ARITHMETIC_UNTESTED",
+    "CHECKS",
+    "Check",
+    "arithmetic",
+    "attacks",
+    "checks_of",
+    "declaration",
+    "refusals",
+    "relations",
+    "repeated_runs",
+    "single_run",
+    "training",
+    "work",
+]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from ...errors import PluginError, UnknownName
 from ...spec.invariants import Invariant
 from ..observation import Observation
 
@@ -27,7 +28,9 @@ class Check:
     ``hint``: the likely cause of a failure. ``on``: what ``function`` is called with, beside the method:
     "method": nothing, once; "run": the observation of each case; "observation": the observation of each
     case that has a result; "case": some cases, which the function runs itself. ``exempt`` returns the reason
-    why a method is not checked, or None.
+    why a method is not checked, or None. ``exemptible``: it is a default expectation, from which an author
+    may exempt a method by ``@method(exempt={name: reason})``. A function raises ``unittest.SkipTest`` where
+    it cannot decide.
     """
 
     name: str
@@ -36,9 +39,20 @@ class Check:
     on: On
     function: Callable[..., None]
     exempt: Callable[[AnyMethod], str | None] = lambda method: None
+    exemptible: bool = False
+
+    def reason_to_skip(self, method: AnyMethod) -> str | None:
+        """Why a method is not checked: it does not apply, or its author exempts it. None if it is checked."""
+        if (reason := self.exempt(method)) is not None:
+            return reason
+        reason = method.spec.exempt.get(self.name)
+        return None if reason is None else f"exempt: {reason}"
 
 
 CHECKS: dict[str, Check] = {}
+
+#: What the report of a method says that has neither an oracle nor a relation.
+ARITHMETIC_UNTESTED = "its arithmetic is not tested: declare an oracle or relations"
 
 
 def register_check(
@@ -46,19 +60,36 @@ def register_check(
     promise: str,
     hint: str,
     exempt: Callable[[AnyMethod], str | None] = lambda method: None,
+    exemptible: bool = False,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function as the check of its name."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        CHECKS[function.__name__] = Check(function.__name__, promise, hint, on, function, exempt)
+        CHECKS[function.__name__] = Check(function.__name__, promise, hint, on, function, exempt, exemptible)
         return function
 
     return register
 
 
 def checks_of(method: AnyMethod) -> list[Check]:
-    """The checks of a method: those of every method, and one for each invariant that it declares."""
-    return [*CHECKS.values(), *(_invariant_check(i) for i in method.spec.invariants)]
+    """The checks of a method: those of every method, and one for each invariant and relation it declares.
+
+    Raises UnknownName where the method is exempt from a check that does not exist, PluginError where from one
+    that every method has to pass.
+    """
+    from .relations import relation_check
+
+    exemptible = [check.name for check in CHECKS.values() if check.exemptible]
+    for name in method.spec.exempt:
+        if name in CHECKS and name not in exemptible:
+            raise PluginError(
+                f"{method.spec.name} is exempt from {name!r}, which every method has to pass; "
+                f"a method can be exempt from {', '.join(exemptible)}"
+            )
+        if name not in exemptible:
+            raise UnknownName("check (used in exempt)", name, exemptible, f"method '{method.spec.name}'")
+    declared = [*map(_invariant_check, method.spec.invariants), *map(relation_check, method.spec.relations)]
+    return [*CHECKS.values(), *declared]
 
 
 def _invariant_check(invariant: Invariant) -> Check:

@@ -12,7 +12,7 @@ from ..cases import Case
 if TYPE_CHECKING:
     from .base import AnyMethod
 
-from .base import register_check
+from .base import ARITHMETIC_UNTESTED, register_check
 
 
 @register_check(
@@ -27,9 +27,8 @@ def documented(method: AnyMethod) -> None:
     document = json.loads(json.dumps(spec.model_dump(mode="json")))
     del document["params_schema"]
     again = MethodSpec.model_validate(document | {"params": spec.params})
-    assert again.invariants == spec.invariants and again.cost == spec.cost, (
-        "the spec changes when it is written to JSON and read again"
-    )
+    same = again.invariants == spec.invariants and again.relations == spec.relations
+    assert same and again.cost == spec.cost, "the spec changes when it is written to JSON and read again"
 
 
 @register_check(
@@ -69,7 +68,11 @@ def same_values_everywhere(method: AnyMethod) -> None:
     "On an input with a closed-form answer, it returns that answer.",
     "the oracle",
     lambda method: (
-        None if method.spec.oracle else "it has no oracle: its invariants are tested, its arithmetic is not"
+        None
+        if method.spec.oracle
+        else "it has no oracle; its relations are tested"
+        if method.spec.relations
+        else ARITHMETIC_UNTESTED
     ),
 )
 def oracle(method: AnyMethod) -> None:

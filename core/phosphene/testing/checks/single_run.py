@@ -165,8 +165,8 @@ def honest_success(method: AnyMethod, run: Observation) -> None:
     result = run.result
     with run.model.guard(), torch.no_grad():
         logits = run.model(result.adversarial)
-    best = logits.topk(2).values
-    unambiguous = best[:, 0] - best[:, 1] > 1e-5 * best[:, 0].abs()
+    best = logits.topk(min(2, logits.shape[1])).values
+    unambiguous = best[:, 0] - best[:, -1] > 1e-5 * best[:, 0].abs()
     after = logits.argmax(1)
     truth = after.eq(result.labels) if result.targeted else after.ne(result.labels)
     for n in unambiguous.nonzero().flatten().tolist():

@@ -1,0 +1,112 @@
+"""``RecordAttention``: the probabilities of every attention call, without changing a module."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from inspect import signature
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+#: ``F.multi_head_attention_forward`` passes itself to an active mode, which would never see the attention
+#: call inside; this copy does not.
+_multi_head_attention = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**vars(F), "has_torch_function": lambda tensors: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+
+
+class RecordAttention(TorchFunctionMode):
+    """Records the probabilities softmax(Q K^T / sqrt(d)) of the attention calls inside its ``with`` block.
+
+    ``maps`` has them by the name of the module whose ``forward`` calls, (N, heads, T, T), on the graph: the
+    network continues with these tensors. They are computed explicitly, also where the call is fused; a
+    softmax over the last axis of a tensor with four axes is an unfused attention. Of a module that calls
+    several times it is the last call.
+
+    modules: the modules by name.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.maps: dict[str, Tensor] = {}
+        # A softmax that is a module of its own belongs to the module that calls it.
+        self._names = {id(m): name for name, m in modules.items() if not isinstance(m, nn.Softmax)}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self._attend(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            return self._attend_multi_head(*args, **kwargs)
+        output = func(*args, **kwargs)
+        if getattr(func, "__name__", "") == "softmax" and output.ndim == 4:
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            if dim in (-1, 3):
+                self._record(output)
+        return output
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """Scaled dot-product attention whose probabilities are recorded."""
+        if enable_gqa:  # several heads of the query share one of the key
+            groups = query.shape[-3] // key.shape[-3]
+            key, value = (t.repeat_interleave(groups, -3) for t in (key, value))
+        logits = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        if is_causal:
+            attn_mask = torch.ones_like(logits[0, ...], dtype=torch.bool).tril()
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            logits = logits.masked_fill(~attn_mask, float("-inf"))
+        elif attn_mask is not None:
+            logits = logits + attn_mask
+        probabilities = logits.softmax(-1)
+        if probabilities.ndim == 3:  # a single head; the recorded tensor must be what the network uses
+            recorded = self._record(probabilities[:, None])
+            return F.dropout(recorded[:, 0], dropout_p) @ value
+        return F.dropout(self._record(probabilities), dropout_p) @ value
+
+    def _attend_multi_head(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """``F.multi_head_attention_forward``, through the attention call that is recorded."""
+        bound = signature(F.multi_head_attention_forward).bind(*args, **kwargs)
+        bound.apply_defaults()
+        needs_weights = bound.arguments["need_weights"]
+        bound.arguments["need_weights"] = False  # else it computes the softmax itself, in three axes
+        name = self._caller()
+        with self:
+            output, _ = _multi_head_attention(*bound.args, **bound.kwargs)
+        if not needs_weights:
+            return output, None
+        weights = self.maps[name]
+        if bound.arguments["average_attn_weights"]:
+            weights = weights.mean(1)
+        return output, weights if bound.arguments["query"].ndim == 3 else weights[0]
+
+    def _record(self, probabilities: Tensor) -> Tensor:
+        self.maps[self._caller()] = probabilities
+        return probabilities
+
+    def _caller(self) -> str:
+        """The name of the innermost module whose code is running; empty for the network itself."""
+        frame: Any = sys._getframe(1)
+        while frame is not None:
+            # By frame and not by hook: no interruption can leave a hook behind.
+            if (name := self._names.get(id(frame.f_locals.get("self")))) is not None:
+                return name
+            frame = frame.f_back
+        return ""

@@ -1,0 +1,243 @@
+"""Checks of attacks: honest predictions, labels that matter, success, a loss that rises, larger radii."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import PhospheneError
+from ...results import AdversarialExamples
+from ..candidates import larger_parameters
+from ..cases import Case, properties_of
+from ..observation import Observation
+from .base import register_check
+
+if TYPE_CHECKING:
+    from ...models import Model
+    from .base import AnyMethod
+
+
+def _no_attack(method: AnyMethod) -> str | None:
+    return None if issubclass(method.result, AdversarialExamples) else "it is no attack"
+
+
+def _no_labels(method: AnyMethod) -> str | None:
+    return _no_attack(method) or (None if method.spec.input("labels") else "it takes no labels")
+
+
+def logits_of(model: Model, images: Tensor) -> Tensor:
+    """The model's logits without gradients, in eval mode."""
+    with model.guard(), torch.no_grad():
+        return model(images)
+
+
+@register_check(
+    "observation",
+    "What is reported for the images before the attack is the model's prediction of them.",
+    "before, confidence_before and names_before are those of the unchanged images",
+    _no_attack,
+)
+def honest_before(method: AnyMethod, run: Observation) -> None:
+    result = run.result
+    for name in ("images", "labels"):
+        if (declared := method.spec.input(name)) is not None and declared.name in run.tensors_before:
+            passed = run.tensors_before[declared.name]
+            assert torch.equal(getattr(result, name).to(passed), passed), f"{name} are not those passed in"
+    logits = logits_of(run.model, result.images)
+    top = logits.topk(min(2, logits.shape[1])).values
+    clear = (top[:, 0] - top[:, -1] > 1e-5 * top[:, 0].abs()) if top.shape[1] > 1 else top[:, 0] == top[:, 0]
+    confidence = logits.softmax(1).amax(1)
+    for n in clear.nonzero().flatten().tolist():
+        predicted = int(logits[n].argmax())
+        assert int(result.before[n]) == predicted, (
+            f"image {n}: before is class {int(result.before[n])}, the model predicts {predicted}"
+        )
+        assert result.names_before[n] == run.model.class_name(predicted), (
+            f"image {n}: names_before is {result.names_before[n]!r}, not {run.model.class_name(predicted)!r}"
+        )
+        reported = float(result.confidence_before[n])
+        assert abs(reported - float(confidence[n])) < 1e-3, (
+            f"image {n}: confidence_before is {reported:.4f}, the model's is {float(confidence[n]):.4f}"
+        )
+
+
+#: The number of images of an attack's trial.
+COUNT = 4
+
+
+def _strong_parameters(method: AnyMethod, case: Case, factor: float = 16) -> dict[str, Any]:
+    """Parameters with which an attack should succeed: more steps, and a radius of many times the default."""
+    params = larger_parameters(method, case, limit=4000)
+    schema = properties_of(method.spec.params_schema).get("eps", {})
+    usual = params.get("eps", schema.get("default"))
+    if isinstance(usual, (int, float)):
+        value = min(factor * usual, schema.get("maximum", schema.get("exclusiveMaximum", 1e9) * 0.999))
+        params["eps"] = max(value, schema.get("minimum", 0))
+    return params
+
+
+def _attack(
+    method: AnyMethod, case: Case, labels: Tensor | None = None, images: Tensor | None = None
+) -> tuple[Any, Model] | None:
+    """An attack's result on the case's images, labelled as the model predicts them, and the model."""
+    model = case.model()
+    inputs = case.inputs(method, model)
+    if images is not None:
+        inputs[_images(method)] = images
+    if (declared := method.spec.input("labels")) is not None:
+        predicted = logits_of(model, inputs[_images(method)]).argmax(1)
+        inputs[declared.name] = predicted if labels is None else labels
+    try:
+        return method(**(inputs | case.arguments(method))), model
+    except PhospheneError:
+        return None
+
+
+def _images(method: AnyMethod) -> str:
+    declared = method.spec.input("images")
+    return declared.name if declared is not None else "images"
+
+
+def _trial_cases(method: AnyMethod) -> list[Case]:
+    cases = [Case(network, "noise", count=COUNT) for network in ("fragile", "functional", "shapes-vgg")]
+    return [replace(case, params=_strong_parameters(method, case)) for case in cases]
+
+
+@register_check(
+    "method",
+    "With a large radius and enough steps, it fools a network for some of several images.",
+    "the loss, its sign, and where the best perturbation is stored",
+    _no_attack,
+    exemptible=True,
+)
+def attack_succeeds(method: AnyMethod) -> None:
+    answered = 0
+    for case in _trial_cases(method):
+        if (run := _attack(method, case)) is None:
+            continue
+        answered += 1
+        result, model = run
+        after = logits_of(model, result.adversarial).argmax(1)
+        truth = after.eq(result.labels) if result.targeted else after.ne(result.labels)
+        if truth.any() or (result.targeted and result.success.any()):
+            return
+    assert not answered, (
+        f"no adversarial example in {answered * COUNT} images of {answered} networks, with the parameters "
+        f"{_trial_cases(method)[0].params}"
+    )
+
+
+@register_check(
+    "method",
+    "The loss of the label is larger for adversarial examples than for the images; of a target, smaller.",
+    "the sign of the step: away from a label, towards a target class",
+    _no_labels,
+    exemptible=True,
+)
+def attack_moves_the_loss(method: AnyMethod) -> None:
+    for targeted in (False, True):
+        if targeted and "targeted" not in method.spec.params.model_fields:
+            continue
+        for case in _trial_cases(method)[:1]:
+            params = dict(case.params) | ({"targeted": True} if targeted else {})
+            case = replace(case, params=params)
+            model = case.model()
+            images = case.inputs(method, model)[_images(method)]
+            labels = logits_of(model, images).argsort(1, descending=True)[:, 1] if targeted else None
+            if (run := _attack(method, case, labels)) is None:
+                continue
+            result, model = run
+            change = F.cross_entropy(
+                logits_of(model, result.adversarial), result.labels, reduction="none"
+            ) - F.cross_entropy(logits_of(model, result.images), result.labels, reduction="none")
+            sign = -1 if result.targeted else 1
+            mean = float(change.double().mean())
+            assert sign * mean >= -1e-4, (
+                f"the mean cross-entropy of the {'target' if result.targeted else 'label'} "
+                f"{'rose' if mean > 0 else 'fell'} by {abs(mean):.3g}"
+            )
+
+
+@register_check(
+    "method",
+    "Other labels return other adversarial examples.",
+    "the loss of the labels that were passed in, not of the predicted classes",
+    _no_labels,
+    exemptible=True,
+)
+def labels_matter(method: AnyMethod) -> None:
+    compared = 0
+    for case in _trial_cases(method):
+        model = case.model()
+        images = case.inputs(method, model)[_images(method)]
+        order = logits_of(model, images).argsort(1, descending=True)
+        runs = [_attack(method, case, order[:, rank]) for rank in (0, 1, -1)]
+        adversarial = [run[0].adversarial for run in runs if run is not None]
+        for other in adversarial[1:]:
+            compared += 1
+            if not torch.equal(adversarial[0], other):
+                return
+    assert not compared, f"the adversarial examples were the same for other labels, {compared} times"
+
+
+@register_check(
+    "method",
+    "A larger eps does not perturb less or fool less, on average.",
+    "where eps enters: the step, the projection, their units (pixels in [0, 1])",
+    lambda method: (
+        _no_attack(method) or (None if "eps" in method.spec.params.model_fields else "it has no eps")
+    ),
+    exemptible=True,
+)
+def larger_eps_perturbs_more(method: AnyMethod) -> None:
+    base = Case("fragile", "noise", count=COUNT)
+    sizes, rates = [], []
+    for factor in (0.25, 4.0):
+        case = replace(base, params=_strong_parameters(method, base, factor))
+        if (run := _attack(method, case)) is None:
+            return
+        result, model = run
+        changed = (result.adversarial - result.images).flatten(1).double()
+        sizes.append(float(changed.abs().mean()))
+        after = logits_of(model, result.adversarial).argmax(1)
+        rates.append(
+            float((after.eq(result.labels) if result.targeted else after.ne(result.labels)).double().mean())
+        )
+    assert sizes[1] >= 0.99 * sizes[0] or rates[1] > rates[0], (
+        f"the mean change of a pixel is {sizes[0]:.3g} with a small eps and {sizes[1]:.3g} with 16 times as much"
+    )
+    assert rates[1] >= rates[0] - 0.25, (
+        f"{rates[0]:.0%} succeed with a small eps, {rates[1]:.0%} with 16 times as much"
+    )
+
+
+@register_check(
+    "method",
+    "Where no small perturbation succeeds, it uses at least a part of the radius eps.",
+    "the unit of eps (pixels in [0, 1]), the size of a step",
+    lambda method: (
+        _no_attack(method) or (None if "eps" in method.spec.params.model_fields else "it has no eps")
+    ),
+    exemptible=True,
+)
+def uses_its_radius(method: AnyMethod) -> None:
+    case = Case("robust", "noise", count=2)
+    case = replace(case, params=_strong_parameters(method, case, 0.25))
+    model = case.model()
+    images = 0.25 + 0.5 * case.inputs(method, model)[_images(method)]
+    if (run := _attack(method, case, images=images)) is None:
+        return
+    result, _ = run
+    unchanged = torch.equal(result.adversarial, result.images)
+    if bool(result.success.any()) or unchanged:  # an attack that fails may return the images
+        return
+    params = method.validate(case.arguments(method))
+    changed = (result.adversarial - result.images).flatten(1).double()
+    names = {"l1": (1.0,), "l2": (2.0,), "linf": (float("inf"),)}
+    norms = names.get(str(params.get("norm")).lower(), (2.0, float("inf")))
+    share = max(float(changed.norm(norm, dim=1).max()) for norm in norms) / params["eps"]
+    assert share >= 0.25, f"the largest perturbation is {share:.1%} of eps={params['eps']:.3g}"

@@ -1,0 +1,352 @@
+"""Checks of the work and its form: batches, cost, precision, long inputs, another process, the pixels passed."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...errors import PhospheneError
+from ...models.batch_size import max_batch
+from ...results import AdversarialExamples, Attribution, Synthesis
+from ..cases import Case, declared_cost
+from ..observation import (
+    Observation,
+    assert_same_result,
+    count_passes,
+    rank_correlation,
+    record_structure,
+    tensors_in,
+    without_tensors,
+)
+from ..side_effects import record_side_effects
+from .base import register_check
+
+if TYPE_CHECKING:
+    from .base import AnyMethod
+
+#: Networks on which a method is tried until it accepts one.
+USUAL_NETWORKS = ("gap", "functional", "flat", "tokens", "shapes-vgg", "gelu")
+
+
+def run_on(method: AnyMethod, case: Case) -> Any:
+    """A case's result; None where the method refuses the case."""
+    try:
+        return case.run(method)
+    except PhospheneError:
+        return None
+
+
+def accepted_case(method: AnyMethod, case: Case) -> Case | None:
+    """The case on the first network that the method accepts."""
+    for network in USUAL_NETWORKS:
+        candidate = replace(case, network=network)
+        if run_on(method, candidate) is not None:
+            return candidate
+    return None
+
+
+# --- batches -----------------------------------------------------------------------------------
+
+
+@register_check(
+    "method",
+    "No pass through the network has more images than the batch size.",
+    "split copies, masks and units into batches: for some in tensor.split(batch_size(model))",
+    lambda method: (
+        "it takes no model" if not method.spec.input("model")
+        else "a training has a batch size of its own" if "training" in method.spec.needs
+        else None if method.spec.batch_independent
+        else "it declares that its images depend on each other (batch_independent=False)"
+    ),
+    exemptible=True,
+)  # fmt: skip
+def within_the_batch_size(method: AnyMethod) -> None:
+    for case in (Case(pictures="noise", count=3), Case("functional", count=5)):
+        model = case.model()
+        record_structure(model, {})
+        inputs, params = case.inputs(method, model), case.arguments(method)
+        limit = 2
+        # A training's batch is its own parameter: more images change its result.
+        limit = max([limit, *(v for n, v in method.validate(params).items() if n.startswith("batch") and v)])
+        try:
+            with max_batch(2), count_passes(model.module) as passes:
+                method(**inputs, **params)
+        except PhospheneError:
+            continue
+        assert passes.largest <= limit, f"{passes.largest} images in one pass, the batch size is {limit}"
+
+
+@register_check(
+    "method",
+    "Large inputs have the same results as in one batch, from the first image to the last.",
+    "what is carried from one batch to the next: offsets, ties, running sums",
+    lambda method: (
+        None
+        if any(i.role in ("dataset", "images") for i in method.spec.inputs) and method.spec.input("model")
+        else "it reads no images through a model"
+    ),
+)
+def batches_are_joined(method: AnyMethod) -> None:
+    if not method.spec.batch_independent:
+        return
+    several = any(i.role == "dataset" for i in method.spec.inputs)
+    for pictures in ("noise", "scenes", "binary")[: 3 if several else 1]:
+        case = Case(pictures=pictures, count=5, dataset=9, double=True)
+        if (case_or_none := accepted_case(method, case)) is None:
+            return
+        results = []
+        for size in (9, 4):
+            with max_batch(size):
+                results.append(run_on(method, case_or_none))
+        together, split = results
+        assert split is not None, "it is refused with a batch size of 4"
+        try:
+            assert_same_result(split, together, rtol=1e-5, atol=1e-7)
+        except AssertionError as error:
+            raise AssertionError(f"in batches of 4: {error}") from None
+
+
+# --- cost ----------------------------------------------------------------------------------------
+
+
+@register_check(
+    "method",
+    "The declared cost is at most about three times what a call needs.",
+    "cost=Cost(forward=..., backward=...)",
+    lambda method: (
+        "it declares no cost" if method.spec.cost is None
+        else None if method.spec.input("model") else "it takes no model"
+    ),
+    exemptible=True,
+)  # fmt: skip
+def cost_is_near_the_work(method: AnyMethod) -> None:
+    assert method.spec.cost is not None
+    ratios: dict[str, list[tuple[int, int]]] = {"forward": [], "backward": []}
+    for network in ("gap", "functional", "shapes-vgg", "tokens"):
+        for count in (1, 3):
+            case = Case(network, "noise", count=count)
+            declared = declared_cost(method, case)
+            model = case.model()
+            record_structure(model, {})
+            if declared is None:
+                continue
+            try:
+                with count_passes(model.module) as passes:
+                    result = case.run(method, model)
+            except PhospheneError:
+                continue
+            if not any(i.role in ("images", "dataset") for i in method.spec.inputs if i.required):
+                images = getattr(result, "images", None)
+                count = 1 if images is None else len(images)
+                declared = method.spec.cost.evaluate(
+                    method.validate(result.provenance.params), **_sizes(method, case, count)
+                )
+            backward = max(passes.backward, passes.from_output)
+            ratios["forward"].append((declared[0], passes.forward))
+            ratios["backward"].append((declared[1], backward))
+            if all(_near(*pairs[-1]) for pairs in ratios.values()):
+                return
+    for direction, pairs in ratios.items():
+        if pairs and not any(_near(*pair) for pair in pairs) and not _stops_early(pairs):
+            declared_passes, actual = min(pairs, key=lambda pair: pair[0] - pair[1])
+            raise AssertionError(
+                f"{declared_passes} images {direction} are declared, {actual} went {direction}"
+            )
+
+
+def _sizes(method: AnyMethod, case: Case, count: int) -> dict[str, int]:
+    from ..cases import sizes
+
+    return {**sizes(method, case), "images": count}
+
+
+def _stops_early(pairs: list[tuple[int, int]]) -> bool:
+    """Whether the share of the declared passes that ran depends on the network and the images."""
+    shares = [actual / declared for declared, actual in pairs if declared]
+    return len(shares) > 1 and max(shares) > 1.25 * min(shares)
+
+
+def _near(declared: int, actual: int) -> bool:
+    return declared <= 3 * actual + 3
+
+
+# --- pixels ------------------------------------------------------------------------------------------
+
+
+@register_check(
+    "observation",
+    "The pixels passed to the network are finite.",
+    "divisions by zero and steps without bound",
+    lambda method: None if method.spec.input("model") else "it takes no model",
+)
+def finite_pixels(method: AnyMethod, run: Observation) -> None:
+    assert run.passes.finite, "the network was passed NaN or infinity"
+
+
+@register_check(
+    "observation",
+    "The pixels passed to the network are in [0, 1].",
+    "clamp(0, 1) after each step, before the pass; or do not declare PixelRange",
+    lambda method: (
+        None
+        if issubclass(method.result, (AdversarialExamples, Synthesis))
+        and any(i.kind == "pixel_range" for i in method.spec.invariants)
+        else "it promises no range of pixels (PixelRange)"
+    ),
+    exemptible=True,
+)
+def pixels_in_range(method: AnyMethod, run: Observation) -> None:
+    low, high = run.passes.lowest, run.passes.highest
+    tolerance = 1e-3 if run.model.dtype in (torch.float32, torch.float64) else 2e-2
+    assert low >= -tolerance and high <= 1 + tolerance, (
+        f"the network was passed pixels in [{low:.3g}, {high:.3g}]"
+    )
+
+
+# --- precision, size --------------------------------------------------------------------------------
+
+
+@register_check(
+    "method",
+    "In half precision the result is finite and near that in single precision.",
+    "numbers that underflow, such as 1e-8; sums and norms of many values: compute them in float()",
+    lambda method: (
+        "it takes no model"
+        if not method.spec.input("model")
+        else "it trains"
+        if "training" in method.spec.needs
+        else None
+    ),
+    exemptible=True,
+)
+def half_precision(method: AnyMethod) -> None:
+    case = accepted_case(method, Case(pictures="noise"))
+    if case is None:
+        return
+    single = run_on(method, case)
+    for precision in ("bfloat16", "float16"):
+        try:
+            half = run_on(method, replace(case, precision=precision))
+        except Exception as error:
+            if "not implemented for" not in str(error):
+                raise AssertionError(f"in {precision} it raised {type(error).__name__}: {error}") from error
+            # PyTorch has no such operation on the CPU; it may have one on a GPU.
+            continue
+        if half is None:
+            continue
+        for path, tensor in tensors_in(half):
+            assert not tensor.is_floating_point() or tensor.isfinite().all(), (
+                f"in {precision}, {path} contains NaN or infinity"
+            )
+        if isinstance(half, Attribution) and half.maps.shape == single.maps.shape:
+            pairs = zip(half.maps, single.maps, strict=True)
+            correlation = sum(rank_correlation(*pair) for pair in pairs) / len(half.maps)
+            assert correlation > 0.3, (
+                f"in {precision}, the rank correlation with the maps in float32 is {correlation:.2f}"
+            )
+
+
+@register_check(
+    "method",
+    "Images of 300 pixels are accepted.",
+    "sizes that are assumed; memory that grows with the square of the pixels",
+    lambda method: None if method.spec.input("images") else "it takes no images",
+    exemptible=True,
+)
+def large_images(method: AnyMethod) -> None:
+    case = Case("gap", "noise", count=1, size=(300, 260))
+    cost = declared_cost(method, case)
+    if cost is not None and sum(cost) > 60:
+        return  # the time of many passes is no property of the size
+    result = run_on(method, case)
+    for path, tensor in tensors_in(result) if result is not None else ():
+        assert not tensor.is_floating_point() or tensor.isfinite().all(), f"{path} contains NaN or infinity"
+
+
+# --- another process -----------------------------------------------------------------------------------
+
+_SCRIPT = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+import importlib
+from phosphene import methods
+from phosphene.testing import Case
+from phosphene.testing.checks.work import digest_of
+module, name, case = sys.argv[2:]
+owner = importlib.import_module(module)
+from phosphene import Method
+method = getattr(owner, name, None)
+method = method if isinstance(method, Method) else methods[name]
+print(digest_of(eval(case, {"Case": Case}).run(method)))
+"""
+
+
+def digest_of(result: Any) -> str:
+    """SHA-256 of a result's tensors and other values."""
+    digest = hashlib.sha256()
+    for path, tensor in sorted(tensors_in(result), key=lambda item: item[0]):
+        values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8) if tensor.numel() else tensor
+        digest.update(f"{path}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(bytes(values.tolist()))
+    digest.update(json.dumps(without_tensors(result), default=str, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+@register_check(
+    "method",
+    "Another process with another hash seed returns the same bits.",
+    "the order of sets; hash(); state that an earlier call left",
+)
+def same_in_another_process(method: AnyMethod) -> None:
+    case = accepted_case(method, Case(pictures="noise"))
+    function = inspect.unwrap(method)
+    if case is None or function.__module__ == "__main__":
+        return
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    name = method.spec.short_name if method.distribution == "unregistered" else method.spec.name
+    arguments = [json.dumps(sys.path), function.__module__, name, repr(case)]
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, *arguments],
+        capture_output=True, text=True, check=False, env=environment, cwd=Path.cwd(),
+    )  # fmt: skip
+    assert process.returncode == 0, f"in another process: {process.stderr.strip().splitlines()[-1:]}"
+    digest = process.stdout.strip().splitlines()[-1]
+    assert digest == digest_of(case.run(method)), f"the result differs with PYTHONHASHSEED={seed}"
+
+
+# --- the oracle ------------------------------------------------------------------------------------
+
+
+@register_check(
+    "method",
+    "The oracle has no side effects: no file, setting, random state, output or patched function.",
+    "what the oracle, or the method inside it, changes and does not restore",
+    lambda method: None if method.spec.oracle else "it has no oracle",
+)
+def oracle_has_no_side_effects(method: AnyMethod) -> None:
+    oracle = method.spec.oracle
+    assert oracle is not None
+    side_effects: list[str] = []
+    imported = set(sys.modules)
+    for _ in range(2):
+        side_effects.clear()
+        with record_side_effects(side_effects):
+            try:
+                oracle()
+            except AssertionError:
+                return  # the check "oracle" reports it
+        if not side_effects or not sys.modules.keys() - imported:
+            break
+    # An oracle may seed the generators that it draws its own inputs from.
+    side_effects = [effect for effect in side_effects if not effect.endswith("random state changed")]
+    assert not side_effects, "; ".join(side_effects)

@@ -1,0 +1,356 @@
+"""Runs tests against mutants, a forked process for each; started by ``mutation`` as a process of its own.
+
+The process imports the modules once and never runs a backward pass itself, after which autograd could not be
+used in its forks. A mutant's functions are put into the module by their code objects, so that everything that
+refers to them (methods, oracles, other modules) uses the mutant.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import resource
+import selectors
+import signal
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+
+from .cases import Case, fixed_cases
+from .checks import CHECKS, checks_of
+from .kit import _run_check as run_check
+from .observation import observe
+
+if TYPE_CHECKING:
+    from ..registry.method import Method
+    from .checks import Check
+    from .observation import Observation
+
+    AnyMethod = Method[..., Any]
+
+#: Checks of manners and documentation, in which a change of the arithmetic does not show.
+MANNERS = frozenset(
+    {
+        "answers",
+        "clean_after_errors",
+        "concurrent_runs_equal",
+        "documented",
+        "figure_not_blank",
+        "no_leak",
+        "no_side_effects",
+        "model_unchanged",
+        "oracle",
+        "panels_in_range",
+        "reports_progress",
+        "runs_on_cuda",
+        "same_seed_same_bits",
+        "same_values_everywhere",
+        "saves_and_replays",
+        "valid_defaults",
+    }
+)
+#: Checks of a single run use this many cases, checks that run a method several times one.
+MOST_CASES = 9
+#: Bytes that a test may use beside those of this process.
+MEMORY = 6 * 2**30
+
+
+def main() -> None:
+    """Read one request from standard input; write one line of JSON for the baseline and for each mutant."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a module prints at its import is no reply
+    request = json.load(sys.stdin)
+    sys.path[:] = request["path"]
+    torch.set_num_threads(1)
+    module = importlib.import_module(request["module"])
+    tested = [getattr(importlib.import_module(name), attribute) for name, attribute in request["methods"]]
+    tests = Tests(tested, request["brief"])
+    (baseline,) = _run_forks([tests.baseline], 1, request["seconds"], lambda index, reply: None)
+    _reply(replies, baseline)
+    if baseline.get("error") or baseline.get("killed"):
+        return
+    for name in baseline["imported"]:  # once here instead of in each fork
+        try:
+            importlib.import_module(name)
+        except Exception:
+            continue
+    tests.plan = baseline["plan"]
+    live = {name: list(_functions_of(module, name)) for name in request["functions"]}
+    jobs = [
+        (lambda mutant=mutant: _test_mutant(module, live, mutant, request["file"], tests))
+        for mutant in request["mutants"]
+    ]
+    seconds = 10 + 10 * baseline["cpu"]
+    _run_forks(
+        jobs, request["jobs"], seconds, lambda index, reply: _reply(replies, {"index": index, **reply})
+    )
+
+
+def _reply(replies: IO[str], reply: Mapping[str, Any]) -> None:
+    replies.write(json.dumps(reply) + "\n")
+    replies.flush()
+
+
+def _test_mutant(
+    module: types.ModuleType, live: Mapping[str, Any], mutant: Mapping[str, Any], file: str, tests: Tests
+) -> dict[str, Any]:
+    apply_source(module, live, mutant["source"], mutant["function"], file)
+    return tests.first_failure()
+
+
+class Tests:
+    """The oracles of some methods, then their invariants, relations and checks of the kit on a few cases.
+
+    ``brief``: only invariants and relations, on one case each; for a module that many methods use.
+    """
+
+    def __init__(self, methods: Sequence[AnyMethod], brief: bool) -> None:
+        self.methods = methods
+        self.brief = brief
+        #: (method, check, case) by index, as far as they pass without a mutant.
+        self.plan: list[tuple[int, int, int]] = []
+        self._observations: dict[int, dict[Case, Observation]] = {
+            number: {} for number, _ in enumerate(methods)
+        }
+
+    def baseline(self) -> dict[str, Any]:
+        """Which tests pass without a mutant, their CPU time and the modules that they import."""
+        before, cpu = set(sys.modules), time.process_time()
+        failing, plan = [], []
+        for method in self.methods:
+            try:
+                if method.spec.oracle is None:
+                    failing.append(f"{method.spec.name} has no oracle")
+                else:
+                    method.spec.oracle()
+            except Exception as error:
+                failing.append(f"the oracle of {method.spec.name}: {_first_line(error)}")
+        for number, method in enumerate(self.methods):
+            accepted = [index for index, _ in enumerate(_cases(method)) if self._is_accepted(number, index)]
+            for index, check in enumerate(_checks(method)):
+                if check.exempt(method) is not None or (self.brief and check.name in CHECKS):
+                    continue
+                cases = accepted[: 1 if self.brief or check.on == "case" else None]
+                for case in [0] if check.on == "method" else cases:
+                    failure = self._failure(number, index, case)
+                    if failure is None:
+                        plan.append((number, index, case))
+                    else:
+                        failing.append(f"{check.name} of {method.spec.name}: {failure}")
+        cpu = time.process_time() - cpu
+        return {"failing": failing, "plan": plan, "cpu": cpu, "imported": sorted(set(sys.modules) - before)}
+
+    def first_failure(self) -> dict[str, Any]:
+        """The first test that fails, by name and message; ``{"test": None}`` if the mutant survives."""
+        for method in self.methods:
+            if method.spec.oracle is not None:
+                try:
+                    method.spec.oracle()
+                except Exception as error:
+                    crashed = not isinstance(error, AssertionError)
+                    return {"test": "oracle", "message": _first_line(error), "crashed": crashed}
+        for number, index, case in self.plan:
+            failure = self._failure(number, index, case)
+            if failure is not None:
+                name = _checks(self.methods[number])[index].name
+                return {"test": name, "message": failure, "crashed": "it raised " in failure}
+        return {"test": None}
+
+    def _is_accepted(self, number: int, index: int) -> bool:
+        method, observations = self.methods[number], self._observations[number]
+        case = _cases(method)[index]
+        if case not in observations:
+            try:
+                observations[case] = observe(method, case)
+            except Exception:  # reported by the check that runs the case
+                return True
+        return observations[case].refusal is None
+
+    def _failure(self, number: int, index: int, case: int) -> str | None:
+        """The message of a check that fails on a case; None if it passes."""
+        method = self.methods[number]
+        try:
+            accepted = run_check(
+                _checks(method)[index], method, _cases(method)[case], self._observations[number]
+            )
+        except AssertionError as error:
+            return _first_line(error)
+        return None if accepted else "the case is refused"
+
+
+@functools.cache
+def _checks(method: AnyMethod) -> list[Check]:
+    """Invariants and relations first, then the checks of every method."""
+    chosen = [check for check in checks_of(method) if check.name not in MANNERS]
+    return sorted(chosen, key=lambda check: check.name in CHECKS)
+
+
+@functools.cache
+def _cases(method: AnyMethod) -> list[Case]:
+    """Two networks, and each choice of each parameter."""
+    choices = [case for case in fixed_cases(method, all_pairs=False) if case.params]
+    plain = [Case(), Case("functional", "noise"), Case("flat")]
+    return [*plain, *choices][:MOST_CASES]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+# --- code of a mutant ------------------------------------------------------------------------
+
+
+def apply_source(
+    module: types.ModuleType, live: Mapping[str, list[Any]], source: str, function: str, file: str
+) -> None:
+    """Give a module's function, class or constant of this qualified name the code of a changed source."""
+    name = function.partition(".")[0]
+    code = compile(source, file, "exec", dont_inherit=True)
+    changed = {part.co_qualname: part for part in _code_objects(code)}
+    functions = live[name]
+    for existing in functions:
+        existing.__code__ = changed[existing.__code__.co_qualname]
+    if not functions:  # a constant
+        namespace = dict(vars(module))
+        statements = [s for s in _assignments(source, name)]
+        exec(compile("\n".join(statements), file, "exec"), namespace)
+        _replace_everywhere(name, getattr(module, name), namespace[name])
+
+
+def _assignments(source: str, name: str) -> Iterator[str]:
+    import ast
+
+    for node in ast.parse(source).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            yield ast.unparse(node)
+
+
+def _replace_everywhere(name: str, old: Any, new: Any) -> None:
+    for module in list(sys.modules.values()):
+        if vars(module).get(name) is old:
+            setattr(module, name, new)
+
+
+def _code_objects(code: types.CodeType) -> Iterator[types.CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield constant
+            yield from _code_objects(constant)
+
+
+def _functions_of(module: types.ModuleType, name: str) -> Iterator[types.FunctionType]:
+    """The functions that a name at the top level of a module stands for: itself, or a class's methods."""
+    value = getattr(module, name)
+    values = vars(value).values() if isinstance(value, type) else [value]
+    for item in values:
+        function = _plain_function(item)
+        # A dataclass's generated functions have no code in the source.
+        if function is not None and function.__code__.co_filename == module.__file__:
+            yield function
+
+
+def _plain_function(value: Any) -> types.FunctionType | None:
+    while True:
+        match value:
+            case types.FunctionType() if not hasattr(value, "__wrapped__"):
+                return value
+            case property():
+                value = value.fget
+            case staticmethod() | classmethod():
+                value = value.__func__
+            case _:
+                inner = getattr(value, "__wrapped__", None) or getattr(value, "func", None)
+                if inner is None:
+                    return None
+                value = inner
+
+
+# --- processes -------------------------------------------------------------------------------
+
+
+def _run_forks(
+    jobs: Sequence[Callable[[], dict[str, Any]]],
+    at_once: int,
+    seconds: float,
+    on_reply: Callable[[int, dict[str, Any]], None],
+) -> list[dict[str, Any]]:
+    """Each job's reply, run in a fork of this process; ``{"killed": reason}`` for one that was ended.
+
+    ``seconds``: limit of CPU time; ten times as much is the limit of real time, for a job that waits.
+    """
+    replies: list[dict[str, Any]] = [{} for _ in jobs]
+    selector = selectors.DefaultSelector()
+    waiting, running = list(enumerate(jobs)), 0
+    while waiting or running:
+        while waiting and running < at_once:
+            index, job = waiting.pop(0)
+            pid, pipe = _fork(job, seconds)
+            selector.register(pipe, selectors.EVENT_READ, [index, pid, time.monotonic() + 10 * seconds, b""])
+            running += 1
+        for key, _ in selector.select(1):
+            received = os.read(key.fd, 1 << 20)
+            key.data[3] += received
+            if not received:
+                index, pid, _, text = key.data
+                _, status = os.waitpid(pid, 0)
+                selector.unregister(key.fd)
+                os.close(key.fd)
+                replies[index] = json.loads(text) if text else {"killed": _reason(status)}
+                on_reply(index, replies[index])
+                running -= 1
+        for key in list(selector.get_map().values()):
+            if time.monotonic() > key.data[2]:
+                os.kill(key.data[1], signal.SIGKILL)
+    return replies
+
+
+def _reason(status: int) -> str:
+    if not os.WIFSIGNALED(status):
+        return "the process ended"
+    ended_by = os.WTERMSIG(status)
+    if ended_by in (signal.SIGXCPU, signal.SIGKILL):
+        return "time limit"
+    return f"the process ended by {signal.Signals(ended_by).name}"
+
+
+def _fork(job: Callable[[], dict[str, Any]], seconds: float) -> tuple[int, int]:
+    """The process id of a fork that runs the job, and the file descriptor of its reply."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(write)
+        return pid, read
+    status = 1
+    try:
+        os.close(read)
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(null, stream)
+        _limit_resources(seconds)
+        try:
+            reply = job()
+        except BaseException as error:
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        os.write(write, json.dumps(reply).encode())
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _limit_resources(seconds: float) -> None:
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    limit = int(time.process_time() + seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+
+
+if __name__ == "__main__":
+    main()

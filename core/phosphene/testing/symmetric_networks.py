@@ -1,0 +1,245 @@
+"""The networks, images and targets on which relations are tested, in double precision.
+
+Kernels, biases and normalization statistics are random and differ between channels and classes, so that a map
+of another channel, class or layer, or of unnormalized pixels, is another map. ``hflip-gap`` and its siblings
+are exactly symmetric under their transformation and under no other: kernels and flattened heads are averaged
+with their transformed copy, and sides are multiples of the stride.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnknownName
+from ..images.blur import gaussian_blur
+from ..models import Model, load_model
+from ..spec.relations import Transform, transformed
+
+MEAN, STD = (0.42, 0.53, 0.37), (0.21, 0.28, 0.33)
+CLASSES = 4
+#: Side of the image per side of the last feature map.
+STRIDE = 4
+
+
+@dataclass(frozen=True)
+class RelationNetwork:
+    """A model, images (N, C, H, W) and the target under which relations are tested.
+
+    ``target`` is a class index, or None for the predicted class. ``ignored`` (H, W) marks the pixels on which
+    no score depends, ``regions`` (N, H, W) the half of each image that its predicted class depends on.
+    """
+
+    name: str
+    model: Model
+    images: Tensor
+    target: int | None = 1
+    ignored: Tensor | None = None
+    regions: Tensor | None = None
+
+
+def relation_network(name: str) -> RelationNetwork:
+    """A new instance of a network for relations, always with the same weights.
+
+    Raises:
+        UnknownName: another name than those of ``RELATION_NETWORKS``.
+    """
+    if name not in RELATION_NETWORKS:
+        raise UnknownName("network for relations", name, RELATION_NETWORKS)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(11)
+        return RELATION_NETWORKS[name](name)
+
+
+def _model(module: nn.Module, size: tuple[int, int], *, normalized: bool = True) -> Model:
+    mean, std = (MEAN, STD) if normalized else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return load_model(module.double().eval(), input_size=(3, *size), mean=list(mean), std=list(std))
+
+
+def _images(count: int, size: tuple[int, int]) -> Tensor:
+    """Smooth random images in [0, 1] without flat regions, where a maximum would be ambiguous."""
+    noise = torch.rand(count, 3, *size, dtype=torch.float64)
+    images = 0.5 + 1.5 * (gaussian_blur(noise, 1.5) - 0.5) + 0.25 * (noise - 0.5)
+    return images.clamp(0.01, 0.99)
+
+
+def _body(
+    pool: nn.Module, *, padding_mode: Literal["zeros", "circular"] = "zeros", bias: bool = True
+) -> list[nn.Module]:
+    """Two convolutions with a total stride of 4."""
+    first = nn.Conv2d(3, 6, 3, padding=1, padding_mode=padding_mode, bias=bias)
+    second = nn.Conv2d(6, 8, 3, padding=1, padding_mode=padding_mode, bias=bias)
+    norm = nn.BatchNorm2d(6)
+    norm.running_mean.uniform_(-0.3, 0.3)  # type: ignore[union-attr]
+    norm.running_var.uniform_(0.3, 1.2)  # type: ignore[union-attr]
+    nn.init.uniform_(norm.weight, 0.6, 1.6)
+    nn.init.uniform_(norm.bias, -0.1, 0.4)
+    # Pooled before the ReLU: in a window of zeros the maximum's position would be arbitrary.
+    layers: list[nn.Module] = [first, norm, pool, nn.ReLU(), second, nn.ReLU(), nn.AvgPool2d(2)]
+    if not bias:
+        layers.remove(norm)
+    return layers
+
+
+def _pooled_head(channels: int = 8) -> list[nn.Module]:
+    head = nn.Linear(channels, CLASSES)
+    nn.init.uniform_(head.weight, -1.0, 1.5)
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), head]
+
+
+def _flat_head(size: tuple[int, int], *, hidden: int = 12, bias: bool = True) -> list[nn.Module]:
+    cells = 8 * (size[0] // STRIDE) * (size[1] // STRIDE)
+    return [
+        nn.Flatten(),
+        nn.Linear(cells, hidden, bias=bias),
+        nn.ReLU(),
+        nn.Linear(hidden, CLASSES, bias=bias),
+    ]
+
+
+def _symmetric(name: str) -> RelationNetwork:
+    """A network that is symmetric under one transformation: ``hflip-gap``, ``transpose-flat``, ..."""
+    transform, head = name.split("-")
+    size = (32, 48) if transform in ("hflip", "vflip") else (48, 48)
+    pool = nn.MaxPool2d(2) if head == "gap" else nn.AvgPool2d(2)
+    body = _body(pool, padding_mode="circular" if transform == "shift" else "zeros")
+    module = nn.Sequential(*body, *(_pooled_head() if head == "gap" else _flat_head(size)))
+    if transform != "shift":  # a circular convolution is equivariant as it is
+        _symmetrize(module, transform, (size[0] // STRIDE, size[1] // STRIDE))  # type: ignore[arg-type]
+    return RelationNetwork(name, _model(module, size), _images(3, size))
+
+
+def _symmetrize(module: nn.Sequential, transform: Transform, grid: tuple[int, int]) -> None:
+    """Average each kernel, and the first layer of a flattened head, with its transformed copy."""
+    flattened = False
+    for part in module:
+        if isinstance(part, nn.Conv2d):
+            part.weight.data = (part.weight.data + transformed(part.weight.data, transform)) / 2
+        elif isinstance(part, nn.Linear) and flattened and part.in_features == 8 * grid[0] * grid[1]:
+            weight = part.weight.data.unflatten(1, (8, *grid))
+            part.weight.data = ((weight + transformed(weight, transform)) / 2).flatten(1)
+        flattened = flattened or isinstance(part, nn.Flatten)
+
+
+def _asymmetric(name: str) -> RelationNetwork:
+    """A ReLU network without any symmetry, with a pooled or a flattened head of two layers."""
+    size = (16, 24)
+    module = nn.Sequential(*_body(nn.MaxPool2d(2)), *(_pooled_head() if name == "gap" else _flat_head(size)))
+    return RelationNetwork(name, _model(module, size), _images(3, size))
+
+
+def _homogeneous(name: str) -> RelationNetwork:
+    """Without biases and normalization: S(c x) = c S(x) for c > 0, and S(x) = x dS/dx."""
+    size = (16, 24)
+    body, head = _body(nn.MaxPool2d(2), bias=False), _flat_head(size, bias=False)
+    return RelationNetwork(
+        name, _model(nn.Sequential(*body, *head), size, normalized=False), _images(3, size)
+    )
+
+
+class _Square(nn.Module):
+    """x^2 / 4 + x: smooth, and its slope changes with x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square() / 4 + x
+
+
+def _curved(name: str) -> RelationNetwork:
+    """A smooth network whose gradient changes along the line from a baseline to the image."""
+    size = (16, 24)
+    body = [
+        nn.Conv2d(3, 6, 3, padding=1),
+        _Square(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(6, 8, 3, padding=1),
+        nn.Softplus(),
+    ]
+    for part in body:
+        if isinstance(part, nn.Conv2d):
+            nn.init.normal_(part.weight, 0.05, 0.06)
+    if name == "curved-gap":
+        head = _pooled_head()
+        nn.init.uniform_(head[-1].weight, 0.2, 1.0)  # type: ignore[arg-type]
+    else:
+        head = [nn.Flatten(), nn.Linear(8 * (size[0] // STRIDE) * (size[1] // STRIDE), CLASSES)]
+        nn.init.uniform_(head[-1].weight, -0.05, 0.15)  # type: ignore[arg-type]
+    images = (0.15 + 0.85 * _images(3, size)).clamp(0, 1)
+    return RelationNetwork(name, _model(nn.Sequential(*body, nn.AvgPool2d(2), *head), size), images)
+
+
+def _constant(name: str) -> RelationNetwork:
+    """The same logits for every image: the last layer's weights are 0."""
+    network = _asymmetric("gap")
+    network.model.module.get_submodule("9").weight.data.zero_()  # type: ignore[operator, union-attr]
+    return RelationNetwork(name, network.model, network.images)
+
+
+def _half_blind(name: str) -> RelationNetwork:
+    """A flattened head with weights of 0 for the right part of the map, on which no score depends."""
+    size = (16, 24)
+    grid = (size[0] // STRIDE, size[1] // STRIDE)
+    head = nn.Linear(8 * grid[0] * grid[1], CLASSES)
+    nn.init.uniform_(head.weight, -0.1, 0.2)
+    head.weight.data.unflatten(1, (8, *grid))[..., grid[1] // 2 :] = 0
+    module = nn.Sequential(*_body(nn.MaxPool2d(2)), nn.Flatten(), head)
+    ignored = torch.zeros(size, dtype=torch.bool)
+    # The receptive field of the last position that counts ends 3 pixels to the right of its cell.
+    ignored[:, size[1] // 2 + STRIDE :] = True
+    return RelationNetwork(name, _model(module, size), _images(3, size), ignored=ignored)
+
+
+def _halves(name: str) -> RelationNetwork:
+    """Classes left, right, top and bottom, each activated by a bright object in that half of the image."""
+    size = (32, 48)
+    height, width = size
+    regions = torch.zeros(CLASSES, *size, dtype=torch.bool)
+    regions[0, :, : width // 2] = True
+    regions[1, :, width // 2 :] = True
+    regions[2, : height // 2] = True
+    regions[3, height // 2 :] = True
+    first, second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+    for conv, low, high in ((first, 0.02, 0.08), (second, 0.01, 0.05)):
+        nn.init.uniform_(conv.weight, low, high)
+    # Below the mean color no unit of the first layer is active.
+    nn.init.uniform_(first.bias, -0.15, -0.05)  # type: ignore[arg-type]
+    nn.init.zeros_(second.bias)  # type: ignore[arg-type]
+    body = [first, nn.MaxPool2d(2), nn.ReLU(), second, nn.ReLU(), nn.AvgPool2d(2)]
+    grid = (height // STRIDE, width // STRIDE)
+    if name == "halves-gap":
+        head = nn.Linear(8, CLASSES)
+        nn.init.uniform_(head.weight, 0.5, 1.5)
+        module = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    else:
+        head = nn.Linear(8 * grid[0] * grid[1], CLASSES)
+        # Logits of 0 to 2, at which the softmax is not saturated.
+        weight = torch.empty(CLASSES, 8, *grid).uniform_(0.5, 1.5) * regions[:, None, ::STRIDE, ::STRIDE]
+        head.weight.data = weight.flatten(1) / (6 * grid[0] * grid[1])
+        module = nn.Sequential(*body, nn.Flatten(), head)
+    nn.init.zeros_(head.bias)
+    noise = torch.rand(CLASSES, 3, *size, dtype=torch.float64)
+    images = torch.where(regions[:, None], 0.75 + 0.25 * noise, 0.12 * noise)
+    return RelationNetwork(name, _model(module, size), images, target=None, regions=regions)
+
+
+#: Networks for relations by name.
+RELATION_NETWORKS: dict[str, Callable[[str], RelationNetwork]] = {
+    **{
+        f"{transform}-{head}": _symmetric
+        for transform in ("hflip", "vflip", "transpose")
+        for head in ("gap", "flat")
+    },
+    "shift-gap": _symmetric,
+    "gap": _asymmetric,
+    "flat": _asymmetric,
+    "homogeneous": _homogeneous,
+    "curved": _curved,
+    "curved-gap": _curved,
+    "constant": _constant,
+    "half-blind": _half_blind,
+    "halves": _halves,
+    "halves-gap": _halves,
+}

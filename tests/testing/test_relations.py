@@ -1,0 +1,159 @@
+"""Relations: networks with the declared symmetry, exact checks of declared relations, ready-made ones."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from right_attributions import RIGHT_ATTRIBUTIONS
+from wrong_attributions import WRONG_ATTRIBUTIONS
+from wrong_methods import attribution
+
+from phosphene import Method, PluginError, UnknownName, input_gradient, method, methods
+from phosphene.results import Attribution
+from phosphene.roles import Images, Model, Target
+from phosphene.spec import Calls, Complete, Equivariant, LinearIn, MethodSpec, Monotone, Relation, param
+from phosphene.spec.relations import transformed
+from phosphene.testing import check_method
+from phosphene.testing.symmetric_networks import RELATION_NETWORKS, relation_network
+
+READY_MADE = ["localizes", "equivariant", "complete"]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), WRONG_ATTRIBUTIONS, ids=[m.spec.short_name for _, m in WRONG_ATTRIBUTIONS]
+)
+def test_wrong_attribution_fails_its_check(name: str, wrong: Method[Any, Any]) -> None:
+    (outcome,) = check_method(wrong, profile="quick", only=[name]).outcomes
+    assert outcome.verdict == "failed", str(outcome)
+    assert "relation_network(" in outcome.reason
+    assert "wrong_attributions.py, line" in outcome.hint
+    with pytest.raises(AssertionError):
+        exec(outcome.example, {})
+
+
+@pytest.mark.parametrize("right", RIGHT_ATTRIBUTIONS, ids=[m.spec.short_name for m in RIGHT_ATTRIBUTIONS])
+def test_right_attribution_passes_the_ready_made_relations(right: Method[Any, Any]) -> None:
+    report = check_method(right, profile="quick", only=READY_MADE)
+    assert report.ok, str(report)
+    assert report.outcomes[0].verdict == "passed", (
+        "localizes applies to every attribution of a model's images"
+    )
+    assert not report.arithmetic_tested
+    assert "its arithmetic is not tested: declare an oracle or relations" in str(report).splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in RELATION_NETWORKS if n.partition("-")[0] in ("hflip", "vflip", "transpose", "shift")]
+)
+def test_network_is_symmetric_under_its_transformation_only(name: str) -> None:
+    network = relation_network(name)
+    logits = network.model(network.images)
+    for transform in ("hflip", "vflip", "transpose", "shift"):
+        if transform == "transpose" and network.images.shape[2] != network.images.shape[3]:
+            continue
+        change = (network.model(transformed(network.images, transform)) - logits).abs().max()  # type: ignore[arg-type]
+        assert change < 1e-12 if transform == name.partition("-")[0] else change > 1e-3, transform
+
+
+def test_scores_of_the_half_blind_network_do_not_depend_on_the_ignored_pixels() -> None:
+    network = relation_network("half-blind")
+    assert network.ignored is not None
+    changed = torch.where(network.ignored, 1 - network.images, network.images)
+    torch.testing.assert_close(network.model(changed), network.model(network.images))
+
+
+def test_relations_are_json() -> None:
+    relations = (
+        Equivariant("hflip", where={"steps": 2}), LinearIn("target"), Complete("baseline"),
+        Monotone("steps", values=(1, 2), measure="maps", when=param.baseline.one_of("zero")),
+    )  # fmt: skip
+    spec = methods["integrated_gradients"].spec.model_copy(update={"relations": relations})
+    document = json.loads(json.dumps(spec.model_dump(mode="json")))
+    assert document["relations"][0]["kind"] == "equivariant"
+    del document["params_schema"]
+    assert MethodSpec.model_validate(document | {"params": spec.params}).relations == relations
+    document["relations"][0]["kind"] = "equivarient"
+    with pytest.raises(UnknownName, match="equivariant"):
+        MethodSpec.model_validate(document | {"params": spec.params})
+
+
+def test_text_of_a_relation_is_as_it_is_declared() -> None:
+    assert str(Equivariant("hflip")) == "equivariant('hflip')"
+    text = str(Complete("baseline", where={"steps": 32}, when=param.baseline.one_of("zero")))
+    assert text.startswith("complete('baseline', where={'steps': 32}, when=baseline")
+
+
+def test_relation_of_an_unknown_parameter_is_refused() -> None:
+    with pytest.raises(UnknownName, match="stepps"):
+        declare(relations=[Complete(0.0, where={"stepps": 3})])
+
+
+def declare(**spec: Any) -> Method[Any, Any]:
+    @method(family="right", needs=["gradients"], **spec)
+    def upside_down(model: Model, images: Images, target: Target = None) -> Attribution:
+        """Gradient with its rows in reverse order, by convention."""
+        return attribution(
+            model, images, input_gradient(model, images, target).abs().amax(1).flip(-2), target
+        )
+
+    return upside_down
+
+
+def test_exemption_with_a_reason_skips_a_ready_made_relation() -> None:
+    reason = "rows are counted from the bottom of the image"
+    report = check_method(declare(exempt={"localizes": reason}), profile="quick", only=READY_MADE)
+    outcome = next(o for o in report.outcomes if o.check == "localizes")
+    assert outcome.verdict == "skipped" and outcome.reason == f"exempt: {reason}"
+    assert not check_method(declare(), profile="quick", only=["localizes"]).ok
+
+
+def test_exemption_needs_a_reason_and_an_existing_check() -> None:
+    with pytest.raises(PluginError, match="sentence"):
+        declare(exempt={"localizes": "no"})
+    with pytest.raises(UnknownName, match="did you mean 'localizes'"):
+        check_method(declare(exempt={"localises": "rows are counted from the bottom"}))
+    with pytest.raises(PluginError, match="every method has to pass"):
+        check_method(declare(exempt={"model_unchanged": "it has to change the weights"}))
+
+
+class PositiveSum(Relation):
+    """The map of brighter images has a larger sum."""
+
+    kind: Literal["positive_sum"] = "positive_sum"
+
+    def check(self, calls: Calls) -> None:
+        brighter = calls(inputs={"images": (calls.inputs["images"] + 0.2).clamp(max=1)})
+        assert brighter.maps.sum() > calls.result.maps.sum(), "the sum does not grow with brightness"
+
+
+def test_relation_of_a_plugin_is_tested() -> None:
+    @method(family="right", relations=[PositiveSum()])
+    def brightness(model: Model, images: Images) -> Attribution:
+        """Mean over the color channels."""
+        return Attribution(images=images, maps=images.mean(1), targets=("mean",) * len(images))
+
+    (outcome,) = check_method(brightness, profile="quick", only=["positive_sum()"]).outcomes
+    assert outcome.verdict == "passed", str(outcome)
+
+
+def test_methods_of_the_documentation_page_pass_the_checks_that_it_names() -> None:
+    namespace: dict[str, Any] = {}
+    page = (Path(__file__).parents[2] / "docs" / "relations.md").read_text()
+    for code in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
+        exec(compile(code, "docs/relations.md", "exec"), namespace)
+    path_gradients = namespace["path_gradients"]
+    declared = [str(relation) for relation in path_gradients.spec.relations]
+    report = check_method(path_gradients, profile="quick", only=["localizes", *declared])
+    assert report.arithmetic_tested
+    assert [outcome.verdict for outcome in report.outcomes] == ["passed"] * 8, str(report)
+    report = check_method(namespace["counter_evidence"], profile="quick", only=READY_MADE)
+    assert [outcome.verdict for outcome in report.outcomes] == ["skipped", "passed", "skipped"], str(report)
+    networks = {name for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for name in row.split("`")}
+    assert {
+        name for name in RELATION_NETWORKS if name.partition("-")[0] not in ("vflip", "transpose")
+    } <= networks
