@@ -82,5 +82,5 @@ def state_digest(module: nn.Module, names: Sequence[str] = ()) -> str:
     sha = hashlib.sha256("".join(names).encode())
     for name, value in _state_tensors(module):
         sha.update(name.encode())
-        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return sha.hexdigest()
