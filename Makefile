@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread per pytest worker: more would compete for the same cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test test-nightly lint docs bench clean
+.PHONY: demo test test-nightly test-gpu lint docs bench bench-gpu clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,10 @@ test: $(VENV)/.develop
 test-nightly: $(VENV)/.develop
 	PHOSPHENE_PROFILE=ci $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 
+# The conformance kit on CUDA, in one process.
+test-gpu: $(VENV)/.develop
+	$(BIN)/python -m pytest -m gpu tests
+
 lint: $(VENV)/.develop
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,6 +55,9 @@ docs: $(VENV)/.docs
 
 bench: $(VENV)/.develop
 	GOMP_SPINCOUNT=0 $(BIN)/python -m tests.benchmarks
+
+bench-gpu: $(VENV)/.develop
+	$(BIN)/python -m tests.benchmarks.devices cpu cuda
 
 clean:
 	rm -rf $(VENV) gallery phosphene-out docs/_build docs/methods

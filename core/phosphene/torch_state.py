@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ContextDecorator, nullcontext
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
@@ -79,20 +79,19 @@ class function_mode(Restoring):
 # --- random states -----------------------------------------------------------------------------
 
 
-def _random_devices() -> Iterator[tuple[ModuleType, int]]:
-    """Every accelerator in use, as torch's module for its type and its index."""
-    for module in (torch.cuda, torch.xpu):
-        # An accelerator that was not used yet has no state, and asking for it would initialize the device.
-        if module.is_initialized():
-            yield from ((module, index) for index in range(module.device_count()))
+def _accelerators() -> list[ModuleType]:
+    """Torch's modules for the types of accelerators in use.
+
+    One that was not used yet has no random state, and asking for it would initialize the device.
+    """
+    return [module for module in (torch.cuda, torch.xpu) if module.is_initialized()]
 
 
 def seed_generators(seed: int) -> None:
     """Seed torch's generators of the CPU and of every accelerator in use."""
     torch.default_generator.manual_seed(seed)
-    for module, index in _random_devices():
-        with module.device(index):
-            module.manual_seed(seed)
+    for module in _accelerators():
+        module.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
 
@@ -108,8 +107,9 @@ class fork_random_state(Restoring):
 
     def open(self) -> None:
         self._states.append((torch.set_rng_state, (torch.get_rng_state(),)))
-        for module, index in _random_devices():
-            self._states.append((module.set_rng_state, (module.get_rng_state(index), index)))
+        for module in _accelerators():
+            for index in range(module.device_count()):
+                self._states.append((module.set_rng_state, (module.get_rng_state(index), index)))
         if torch.backends.mps.is_available():
             self._states.append((torch.mps.set_rng_state, (torch.mps.get_rng_state(),)))
 

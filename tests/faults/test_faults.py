@@ -32,9 +32,9 @@ from phosphene.testing.cases import Case
 METHODS = (
     "activation_maps", "activation_statistics", "top_patches", "embed", "pca", "nearest_neighbors",
     "saliency", "smooth_grad", "integrated_gradients", "guided_backprop", "grad_cam", "layer_cam",
-    "score_cam", "ablation_cam", "occlusion", "rise", "fgsm", "pgd", "apgd", "square", "boundary", "carlini_wagner",
-    "deepfool", "class_visualization", "feature_inversion", "deep_dream", "gram_texture", "neural_style",
-    "adversarial_training", "deletion_insertion",
+    "score_cam", "ablation_cam", "occlusion", "rise", "fgsm", "pgd", "apgd", "square", "boundary",
+    "carlini_wagner", "deepfool", "class_visualization", "feature_inversion", "deep_dream", "gram_texture",
+    "neural_style", "adversarial_training", "deletion_insertion",
 )  # fmt: skip
 #: What a layer or a callback raises.
 ERRORS: tuple[type[BaseException], ...] = (

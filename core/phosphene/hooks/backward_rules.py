@@ -103,9 +103,9 @@ class rewrite_backward(function_mode):
         super().__enter__()
         return self.rewrite
 
-    def __exit__(self, kind: type[BaseException] | None = None, *rest: object) -> None:
+    def __exit__(self, *error: object) -> None:
         super().__exit__()
-        if kind is None and self.rewrite.count == 0:
+        if not any(error) and self.rewrite.count == 0:
             raise ModelError(
                 f"the {getattr(self.rewrite.rule, '__name__', 'backward')} rule found no ReLU in this model "
                 "(GELU and SiLU networks have none), so its result would be the plain gradient; "

@@ -53,7 +53,14 @@ def batch_size(model: Model) -> int:
     values = sum([math.prod(info.shape) * info.calls for info in layers if info.shape is not None])
     # Twice: in the backward pass there is a gradient for every activation.
     per_image = max(1, 2 * values * model.dtype.itemsize)
-    cuda = model.device.type == "cuda"
-    free = torch.cuda.mem_get_info(model.device)[0] if cuda else psutil.virtual_memory().available
-    fitting = max(1, int(_MEMORY_SHARE * free / per_image))
+    fitting = max(1, int(_MEMORY_SHARE * _free_memory(model.device) / per_image))
     return min(_MAX_DEFAULT, 1 << (fitting.bit_length() - 1))
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that new tensors on a device may use."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    # What torch's allocator reserved and released is free as well: else a second run had smaller batches.
+    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + reusable

@@ -92,7 +92,7 @@ def bad_images(good: Tensor, context: InputContext) -> Iterator[tuple[str, Any]]
     yield "an empty batch", good[:0]
     yield "images of no size", good[:, :, :0]
     yield "bytes", (good * 255).to(torch.uint8)
-    yield "an array that is not a tensor", good.numpy()
+    yield "an array that is not a tensor", good.cpu().numpy()
     yield "a list", good.tolist()
     yield "a sparse tensor", good.to_sparse()
     yield "a tensor without values", good.to("meta")

@@ -44,8 +44,8 @@ def run(
             a path, a list, a folder or ``builtin:scenes/8``; a target is ``"tabby"`` or ``"layer4[17]"``; a
             data set is a folder or a ``Dataset``.
 
-    The first Ctrl-C ends an optimisation after the current step and returns its result, with the step in
-    ``provenance.interrupted``. A second one, and any in other work, raises KeyboardInterrupt.
+    The first Ctrl-C or SIGTERM ends an optimisation after the current step and returns its result, with the
+    step in ``provenance.interrupted``. A second one, and any in other work, raises KeyboardInterrupt.
     """
     if out is not None:
         check_output_folder(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from ..results import Result
 
 IMAGE_KINDS = ("scenes", "noise", "flat", "binary", "black")
+#: The environment variable with the device that the kit's networks are on, such as "cuda"; default: the CPU.
+DEVICE_VARIABLE = "PHOSPHENE_DEVICE"
 #: Cases of more forward and backward passes than this are too slow to be drawn.
 MOST_PASSES = 600
 #: Images in the data set of a case.
@@ -87,6 +90,8 @@ class Case:
             model.module.double()
         if self.precision:
             model.module.to(getattr(torch, self.precision))
+        if (device := os.environ.get(DEVICE_VARIABLE)) is not None:
+            model.module.to(device)
         return model
 
     def inputs(self, method: Method[..., Any], model: Model) -> dict[str, Any]:

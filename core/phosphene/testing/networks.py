@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UnknownName
 from ..models import Model, load_model
+from ..torch_state import fork_random_state
 
 CLASSES = 5
 SIZE = 24
@@ -322,7 +323,7 @@ def make_network(name: str) -> Model:
         return load_model("builtin:shapes-vgg")
     if name not in NETWORKS and name not in PURPOSE_BUILT:
         raise UnknownName("network", name, network_names())
-    with torch.random.fork_rng([]):
+    with fork_random_state():
         torch.manual_seed(2)
         module = PURPOSE_BUILT[name]() if name in PURPOSE_BUILT else _randomize_norms(NETWORKS[name][0]())
     channels = 1 if name == "gray" else 3

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from phosphene import InputError, TensorDataset, hookimpl, load_model, method
+from phosphene import InputError, TensorDataset, fork_random_state, hookimpl, load_model, method
 from phosphene.results import TrainedNetwork
 from phosphene.roles import Dataset, Frames, Model, Seed, Styles, Stylizer
 from phosphene.spec import Cost, PixelRange, param, size
@@ -24,7 +24,7 @@ def one_color_is_learned_and_the_old_style_unchanged() -> None:
     random = torch.Generator().manual_seed(0)
     images = torch.rand(4, 3, 8, 8, generator=random)
     color = torch.tensor([0.8, 0.3, 0.5])[None, :, None, None]
-    with torch.random.fork_rng([]):
+    with fork_random_state():
         torch.manual_seed(0)
         network = StyleNetwork(styles=1, width=2, blocks=0).eval().requires_grad_(False)
     old = TrainedNetwork(

@@ -147,10 +147,10 @@ def _localization_failures(method: AnyMethod, params: Mapping[str, Any]) -> list
                 result_of(method, replace(case, count=1, target=k), model, images=image[None])
                 for k in range(3)
             ]
-            maps = None if None in runs else [run.maps[0] for run in runs]
+            maps = None if None in runs else [run.maps[0].cpu() for run in runs]
         else:
             run = result_of(method, case, model, images=image.repeat(3, 1, 1, 1))
-            maps = None if run is None else list(run.maps)
+            maps = None if run is None else list(run.maps.cpu())
         if maps is None:
             continue
         answered += 1
