@@ -200,3 +200,19 @@ def contrast_of_two_classes(
     resolved = target.resolve(model, images)
     gradient = input_gradient(model, images, lambda logits: resolved.score(logits) - logits.mean(1))
     return attribution(model, images, (images * gradient if kind == "input" else gradient).sum(1), target)
+
+
+@right(quick={"steps": 4})
+def smallest_mask(
+    model: Model, images: Images, target: Target = None, *, steps: Steps = 50,
+    baseline: Annotated[float, Field(ge=0, le=1, description="value of hidden pixels")] = 0.0,
+) -> Attribution:  # fmt: skip
+    """Optimised mask whose hidden pixels lower the score most: its steps are those of an optimiser."""
+    target, hidden = target.resolve(model, images), torch.full_like(images[:, :1], 0.1)
+    for _ in range(steps):
+        mask = hidden.clone().requires_grad_()
+        loss = scores(model, images + mask * (baseline - images), target).sum() + 1e-4 * mask.sum()
+        (gradient,) = torch.autograd.grad(loss, mask)
+        norm = gradient.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+        hidden = (hidden - 0.1 * gradient / norm).clamp(0, 1)
+    return attribution(model, images, hidden[:, 0], target)
