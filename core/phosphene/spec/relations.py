@@ -501,9 +501,9 @@ class Localizes(Relation):
     The network has a class for each half of the image (left, right, top, bottom), which the object in that
     half activates, and each image's target is the class of its object. The contrast is measured on the
     difference D of two maps, of the object in a half and in the opposite half, in which a pattern that is the
-    same for all images cancels: the difference of D's means over the two halves, divided by D's standard
-    deviation. It is 0.5 to 2 for correct methods, about 0 for a shuffled, transposed or constant map, and
-    negative for a negated or flipped one.
+    same for all images cancels: with D's mean subtracted, its sum over the half minus that over the opposite
+    half, divided by the sum of |D|. It is near 1 for correct methods, about 0 for a shuffled, transposed or
+    constant map, and near -1 for a negated or flipped one.
 
     Example::
 
@@ -525,10 +525,10 @@ class Localizes(Relation):
             inside = _at_size(regions, maps)
             for halves, first in (("left and right", 0), ("top and bottom", 2)):
                 difference = maps[first] - maps[first + 1]
-                spread = float(difference.std())
-                assert spread > 1e-12, f"{name} is the same for objects in the {halves} halves"
-                means = [float((difference * inside[n]).sum() / inside[n].sum()) for n in (first, first + 1)]
-                measured = (means[0] - means[1]) / spread
+                assert difference.std() > 1e-12, f"{name} is the same for objects in the {halves} halves"
+                difference = difference - difference.mean()
+                side = inside[first] - inside[first + 1]
+                measured = float((difference * side).sum() / difference.abs().sum())
                 assert measured >= self.contrast, (
                     f"{name} is not larger where the object is, in the {halves} halves: contrast "
                     f"{measured:.2f}, at least {self.contrast} is expected (about 0: shuffled, transposed or "

@@ -272,7 +272,17 @@ def _declares(method: AnyMethod, kind: str) -> str | None:
     exemptible=True,
 )
 def localizes(method: AnyMethod) -> None:
-    _on_networks(method, Localizes(), _arguments(method))
+    params = method.validate(_arguments(method))
+    baselines = [params[name] for name in params if any(word in name for word in _BASELINE_WORDS)]
+    if "white" in _text_of(method) or any(value == 1 or value == "white" for value in baselines):
+        raise SkipTest("against a white baseline, bright pixels count against the score")
+    _on_networks(method, Localizes(), params)
+
+
+def _text_of(method: AnyMethod) -> str:
+    """A method's name, title, summary and description in lower case."""
+    spec = method.spec
+    return " ".join((spec.name, spec.title, spec.summary, spec.description)).lower()
 
 
 @register_check(
@@ -400,8 +410,7 @@ def complete(method: AnyMethod) -> None:
         raise SkipTest("it draws random numbers: its sum is exact in the mean only")
     change = calls.scores(images) - calls.scores(start)
     error = calls.result.maps.double().flatten(1).sum(1) / change - 1
-    text = " ".join((method.spec.name, method.spec.title, method.spec.summary, method.spec.description))
-    if not re.search(_PATH_METHOD, text, re.IGNORECASE) and float(error.abs().min()) > 0.3:
+    if not re.search(_PATH_METHOD, _text_of(method)) and float(error.abs().min()) > 0.3:
         raise SkipTest("its map does not nearly sum to the change of the score: it is no path method")
     # A left sum has the first slope once too often and the last one too rarely, a right sum the other way.
     slopes = [(calls.scores(at + 1e-5 * (images - start)) - calls.scores(at)) * 1e5 for at in (start, images)]
