@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -50,25 +51,26 @@ class RelationCalls:
     inputs: dict[str, Any]
     params: dict[str, Any]
     result: Any = field(default=None, repr=False)
-    #: Whether the result depends on random numbers.
-    is_random: bool = False
 
     @classmethod
     def start(cls, method: AnyMethod, network: str, params: Mapping[str, Any]) -> RelationCalls:
         """The first call of a method on one of the networks. Raises what the method raises."""
         setting = relation_network(network)
         calls = cls(method, setting, _sample_inputs(method, setting), method.validate(params))
-        record_structure(setting.model, calls.inputs)  # draws an image, which is not the method's
-        with _RandomDraws() as draws:
-            calls.result = calls()
-        calls.is_random = draws.count > 0
-        if method.seed is not None and not calls.is_random:  # it may draw by numpy
-            again = calls(params={method.seed: 8})
-            calls.is_random = any(
-                not torch.equal(one, other)
-                for (_, one), (_, other) in zip(tensors_in(calls.result), tensors_in(again), strict=True)
-            )
+        calls.result = calls()
         return calls
+
+    @functools.cached_property
+    def is_random(self) -> bool:
+        """Whether the result depends on random numbers: torch draws some, or another seed changes it."""
+        record_structure(self.model, self.inputs)  # draws an image, which is not the method's
+        with _RandomDraws() as draws:
+            self()
+        if draws.count or self.method.seed is None:
+            return draws.count > 0
+        other = self(params={self.method.seed: 8})
+        pairs = zip(tensors_in(self.result), tensors_in(other), strict=True)
+        return any(not torch.equal(one, another) for (_, one), (_, another) in pairs)
 
     @property
     def network(self) -> str:
