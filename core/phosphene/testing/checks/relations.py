@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...data.datasets import TensorDataset
-from ...errors import PhospheneError
+from ...errors import PhospheneError, UnknownName
 from ...registry.lookup import methods
 from ...results import Attribution
 from ...roles import ROLES
@@ -24,7 +24,7 @@ from ...spec.relations import Localizes, Relation, Transform, baseline_of, trans
 from ...targets import scores
 from ..cases import Case
 from ..observation import record_structure, tensors_in
-from ..symmetric_networks import RelationNetwork, normalized_inside, relation_network
+from ..symmetric_networks import RELATION_NETWORKS, RelationNetwork, normalized_inside, relation_network
 
 if TYPE_CHECKING:
     from .base import AnyMethod
@@ -229,6 +229,8 @@ def _on_networks(method: AnyMethod, relation: Relation, params: Mapping[str, Any
     refusals: dict[str, str] = {}
     names = relation.network_names()
     for name in names:
+        if name not in RELATION_NETWORKS:  # a mistake of the declaration, not a refusal of the method
+            raise UnknownName("network for relations", name, RELATION_NETWORKS)
         try:
             calls = RelationCalls.start(method, name, params)
         except PhospheneError as refusal:
