@@ -5,20 +5,35 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from unittest import SkipTest
 
 import pytest
 import torch
+from pydantic import Field
 from right_attributions import RIGHT_ATTRIBUTIONS
 from wrong_attributions import WRONG_ATTRIBUTIONS
-from wrong_methods import attribution
+from wrong_methods import adversarial_examples, attribution, gradient_sign_step
 
 from phosphene import Method, PluginError, UnknownName, input_gradient, method, methods
-from phosphene.results import Attribution
-from phosphene.roles import Images, Model, Target
-from phosphene.spec import Calls, Complete, Equivariant, LinearIn, MethodSpec, Monotone, Relation, param
+from phosphene.results import AdversarialExamples, Attribution, Synthesis
+from phosphene.roles import Dataset, Images, Labels, Model, Target
+from phosphene.spec import (
+    Calls,
+    Complete,
+    Equivariant,
+    InvariantTo,
+    LinearIn,
+    MethodSpec,
+    Monotone,
+    Relation,
+    ScalesWith,
+    ZeroWhen,
+    param,
+)
 from phosphene.spec.relations import transformed
 from phosphene.testing import check_method
+from phosphene.testing.checks.relations import relation_check
 from phosphene.testing.symmetric_networks import RELATION_NETWORKS, relation_network
 
 READY_MADE = ["localizes", "equivariant", "complete"]
@@ -157,3 +172,81 @@ def test_methods_of_the_documentation_page_pass_the_checks_that_it_names() -> No
     assert {
         name for name in RELATION_NETWORKS if name.partition("-")[0] not in ("vflip", "transpose")
     } <= networks
+
+
+def run_relation(method: Method[Any, Any], relation: Relation) -> None:
+    relation_check(relation).function(method)
+
+
+@method(family="wrong", needs=["gradients"], quick={"eps": 0.1})
+def half_at_a_large_radius(
+    model: Model, images: Images, labels: Labels, *,
+    eps: Annotated[float, Field(ge=0, le=1, description="radius")] = 0.03,
+) -> AdversarialExamples:  # fmt: skip
+    """The step is 0 where the radius is above 0.05."""
+    adversarial = gradient_sign_step(model, images, labels, eps if eps < 0.05 else 0.0)
+    return adversarial_examples(model, images, adversarial, labels)
+
+
+@method(family="wrong")
+def sorted_data_set(model: Model, dataset: Dataset) -> Synthesis:
+    """Rows are in the order of their brightness instead of that of the data set."""
+    images = dataset.read(range(len(dataset)))
+    images = images[images.mean((1, 2, 3)).argsort()]
+    return Synthesis(images=images, scores=images.mean((1, 2, 3))[None], targets=("image",) * len(images))
+
+
+def test_monotone_compares_the_measure_over_the_values() -> None:
+    grows = Monotone("eps", values=(0.005, 0.02, 0.08), measure="loss")
+    run_relation(methods["pgd"], grows)
+    run_relation(methods["pgd"], grows.model_copy(update={"measure": "success"}))
+    with pytest.raises(AssertionError, match="distance falls as eps grows: .* 0 at eps=0.08"):
+        run_relation(half_at_a_large_radius, grows.model_copy(update={"measure": "distance"}))
+    with pytest.raises(AssertionError, match="distance rises"):
+        run_relation(methods["pgd"], grows.model_copy(update={"measure": "distance", "falls": True}))
+
+
+def test_rows_permute_with_the_data_set() -> None:
+    run_relation(methods["embed"], InvariantTo("dataset_order", fields=("features",)))
+    with pytest.raises(AssertionError, match="images after a change of the dataset order"):
+        run_relation(sorted_data_set, InvariantTo("dataset_order"))
+
+
+def test_attacks_are_equivariant_without_a_random_start() -> None:
+    for transform in ("hflip", "transpose", "shift"):
+        run_relation(methods["pgd"], Equivariant(transform, where={"random_start": False}))
+    with pytest.raises(AssertionError, match="adversarial of the images under 'hflip'"):
+        run_relation(methods["pgd"], Equivariant("hflip", where={"random_start": True}))
+
+
+def test_scale_of_the_images_changes_a_result_by_a_power() -> None:
+    run_relation(methods["saliency"], ScalesWith("images", power=0))
+    run_relation(methods["gradient_x_input"], ScalesWith("images", power=1))
+    with pytest.raises(AssertionError, match=r"0.7 \*\* 2 times maps"):
+        run_relation(methods["gradient_x_input"], ScalesWith("images", power=2))
+
+
+def test_relation_that_does_not_apply_is_skipped_with_the_reason() -> None:
+    when = ZeroWhen("constant", when=param.average.one_of("square"))
+    with pytest.raises(SkipTest, match="average"):
+        run_relation(methods["smooth_grad"], when)
+    run_relation(methods["smooth_grad"], when.model_copy(update={"where": {"average": "square"}}))
+    with pytest.raises(SkipTest, match="GAP"):
+        run_relation(methods["cam"], ZeroWhen("constant", networks=("flat",)))
+    with pytest.raises(UnknownName, match="half-blind"):
+        run_relation(methods["cam"], ZeroWhen("constant", networks=("half-blnd",)))
+
+
+def test_report_of_a_failure_leads_to_the_difference() -> None:
+    report = check_method(
+        dict((m.spec.short_name, m) for _, m in WRONG_ATTRIBUTIONS)["off_by_one"],
+        only=["equivariant('hflip')"],
+    )
+    text = str(report)
+    for part in (
+        "maps of the images under 'hflip'",
+        "the largest difference is",
+        "at [",
+        "relation_network('hflip-gap')",
+    ):
+        assert part in text
