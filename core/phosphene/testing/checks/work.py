@@ -1,4 +1,4 @@
-"""Checks of the work and its form: batches, cost, precision, long inputs, another process, the pixels passed."""
+"""Checks of the work: batches, cost, pixels passed, precision, large images, another process, the oracle."""
 
 from __future__ import annotations
 
