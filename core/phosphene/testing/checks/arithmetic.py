@@ -38,7 +38,7 @@ WORK_ONLY = frozenset(
     ("batch_size", "chunk_size", "minibatch", "num_workers", "workers", "threads", "verbose", "progress")
 )
 #: Calls with other parameters that are tried before a parameter counts as ignored.
-MOST_TRIALS = 100
+MOST_TRIALS = 80
 
 
 def result_of(method: AnyMethod, case: Case, model: Model | None = None, **changed: Any) -> Any:
@@ -429,7 +429,9 @@ def _pairs(method: AnyMethod, name: str, schemas: Mapping[str, Any]) -> Iterator
 
     def combined(row: list[tuple[str, Any]]) -> Iterator[tuple[Case, Case]]:
         for other, value in row:
-            yield from itertools.islice(pairs(replace(bases[0], params={other: value})), 2)
+            # Another network and another value: the first may refuse the combination.
+            for number, base in enumerate(bases[:2]):
+                yield from itertools.islice(pairs(replace(base, params={other: value})), number, number + 1)
 
     # It may matter only under one choice of another parameter, or in a longer call.
     for row in rows[:1]:
