@@ -19,7 +19,7 @@ from phosphene.parameter_text import bounds_text, default_text, kind_text, optio
 from phosphene.registry import family_title
 from phosphene.results import Result
 from phosphene.roles import ROLES
-from phosphene.spec import Invariant
+from phosphene.spec import Invariant, Relation
 from phosphene_plugins.gallery._gallery_page import make_exhibit
 from phosphene_plugins.pages._single_file_page import picture, write_text
 
@@ -82,7 +82,7 @@ def draw(call: str, stem: Path, sources: str, log: Callable[[str], None]) -> Dem
 
 
 def method_page(spec: MethodSpec, demo: Demo) -> str:
-    """One method's page: figure, commands, description, signature, invariants, cost and references."""
+    """One method's page: figure, commands, description, signature, what is tested, cost and references."""
     parts = [
         f"# {spec.title}",
         spec.summary,
@@ -99,6 +99,12 @@ def method_page(spec: MethodSpec, demo: Demo) -> str:
     if spec.invariants:
         parts += ["## Invariants", "Tested for any model, image and parameters:"]
         parts += ["\n".join(f"- {invariant_text(i)}" for i in spec.invariants)]
+    if spec.relations:
+        parts += ["## Relations", "Tested by further calls on changed inputs:"]
+        parts += ["\n".join(f"- `{relation}`: {relation_text(relation)}" for relation in spec.relations)]
+    if spec.exempt:
+        parts += ["## Exemptions", "Checks that do not hold, with the reason:"]
+        parts += ["\n".join(f"- `{check}`: {_escaped(reason)}." for check, reason in spec.exempt.items())]
     if spec.oracle:
         parts += ["## Oracle", "Tested on an input whose right answer is known:"]
         parts += [f"> {_escaped(inspect.getdoc(spec.oracle) or spec.oracle.__name__)}"]
@@ -163,6 +169,11 @@ def _result(name: str) -> str:
     """The description of a result type."""
     words = _escaped(inspect.getdoc(Result.types[name]) or "")
     return words[0].lower() + words[1:]
+
+
+def relation_text(relation: Relation) -> str:
+    """A relation's summary."""
+    return _escaped((type(relation).__doc__ or "").strip().partition("\n")[0])
 
 
 def invariant_text(invariant: Invariant) -> str:

@@ -32,7 +32,8 @@ def test_page_contains_the_whole_spec(name: str, book: ModuleType) -> None:
     assert f":file: {name}.html" in page and "THE COMMAND" in page and "THE LINES" in page
     for row in (*(i.name for i in spec.inputs), *spec.params_schema["properties"]):
         assert len(re.findall(rf"^\| `{row}`", page, flags=re.MULTILINE)) == 1, row
-    assert page.partition("## Signature")[2].count("\n- ") == len(spec.invariants) + len(spec.references)
+    listed = len(spec.invariants) + len(spec.relations) + len(spec.exempt) + len(spec.references)
+    assert page.partition("## Signature")[2].count("\n- ") == listed
     assert all(reference.url in page for reference in spec.references)
     assert spec.cost is None or f"forward `{spec.cost.forward}`" in page
     assert spec.oracle is None or "## Oracle" in page

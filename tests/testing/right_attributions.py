@@ -200,3 +200,69 @@ def contrast_of_two_classes(
     resolved = target.resolve(model, images)
     gradient = input_gradient(model, images, lambda logits: resolved.score(logits) - logits.mean(1))
     return attribution(model, images, (images * gradient if kind == "input" else gradient).sum(1), target)
+
+
+@right(quick={"steps": 4})
+def smallest_mask(
+    model: Model, images: Images, target: Target = None, *, steps: Steps = 50,
+    baseline: Annotated[float, Field(ge=0, le=1, description="value of hidden pixels")] = 0.0,
+) -> Attribution:  # fmt: skip
+    """Optimised mask whose hidden pixels lower the score most: its steps are those of an optimiser."""
+    target, hidden = target.resolve(model, images), torch.full_like(images[:, :1], 0.1)
+    for _ in range(steps):
+        mask = hidden.clone().requires_grad_()
+        loss = scores(model, images + mask * (baseline - images), target).sum() + 1e-4 * mask.sum()
+        (gradient,) = torch.autograd.grad(loss, mask)
+        norm = gradient.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+        hidden = (hidden - 0.1 * gradient / norm).clamp(0, 1)
+    return attribution(model, images, hidden[:, 0], target)
+
+
+@right(quick={"samples": 4})
+def expected_gradients(
+    model: Model, images: Images, target: Target = None, *, samples: Samples = 50, seed: Seed = None
+) -> Attribution:
+    """Gradient SHAP: gradients at random points between random baselines and the image."""
+    target, total = target.resolve(model, images), torch.zeros_like(images)
+    for _ in range(samples):
+        start, alpha = torch.rand_like(images), torch.rand(1).to(images)
+        total += (images - start) * input_gradient(model, start + alpha * (images - start), target)
+    return attribution(model, images, total.sum(1) / samples, target)
+
+
+@right(needs=[], quick={"samples": 8})
+def sampled_shapley_values(
+    model: Model, images: Images, target: Target = None, *, samples: Samples = 50, seed: Seed = None
+) -> Attribution:
+    """Shapley values of the cells of a 4x4 grid, hidden by gray, from random orders."""
+    target, size, maps = target.resolve(model, images), images.shape[2:], torch.zeros(len(images), 16)
+    for _ in range(samples):
+        visible = torch.zeros(1, 1, 16)
+        before = scores(model, torch.full_like(images, 0.5), target).detach()
+        for cell in torch.randperm(16).tolist():
+            visible[..., cell] = 1
+            mask = F.interpolate(visible.view(1, 1, 4, 4), size).to(images)
+            after = scores(model, 0.5 + mask * (images - 0.5), target).detach()
+            maps[:, cell] += (after - before).to(maps) / samples
+            before = after
+    maps = F.interpolate(maps.view(-1, 1, 4, 4), size)[:, 0].to(images)
+    return attribution(model, images, maps, target)
+
+
+@right(quick={"top": 10})
+def largest_gradients(
+    model: Model, images: Images, target: Target = None, *,
+    top: Annotated[int, Field(ge=1, description="number of pixels")] = 50,
+) -> Attribution:  # fmt: skip
+    """1 at the pixels with the largest gradients, else 0."""
+    values = input_gradient(model, images, target).abs().amax(1).flatten(1)
+    least = values.topk(min(top, values.shape[1]), 1).values[:, -1:]
+    return attribution(model, images, (values >= least).to(images).view(-1, *images.shape[2:]), target)
+
+
+@right()
+def magnitude_of_the_loss_gradient(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Gradient magnitude of the cross entropy."""
+    resolved = target.resolve(model, images)
+    gradient = input_gradient(model, images, lambda logits: -resolved.score(logits.log_softmax(1)))
+    return attribution(model, images, gradient.abs().amax(1), target)

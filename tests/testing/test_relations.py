@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -137,3 +139,21 @@ def test_relation_of_a_plugin_is_tested() -> None:
 
     (outcome,) = check_method(brightness, profile="quick", only=["positive_sum()"]).outcomes
     assert outcome.verdict == "passed", str(outcome)
+
+
+def test_methods_of_the_documentation_page_pass_the_checks_that_it_names() -> None:
+    namespace: dict[str, Any] = {}
+    page = (Path(__file__).parents[2] / "docs" / "relations.md").read_text()
+    for code in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
+        exec(compile(code, "docs/relations.md", "exec"), namespace)
+    path_gradients = namespace["path_gradients"]
+    declared = [str(relation) for relation in path_gradients.spec.relations]
+    report = check_method(path_gradients, profile="quick", only=["localizes", *declared])
+    assert report.arithmetic_tested
+    assert [outcome.verdict for outcome in report.outcomes] == ["passed"] * 8, str(report)
+    report = check_method(namespace["counter_evidence"], profile="quick", only=READY_MADE)
+    assert [outcome.verdict for outcome in report.outcomes] == ["skipped", "passed", "skipped"], str(report)
+    networks = {name for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for name in row.split("`")}
+    assert {
+        name for name in RELATION_NETWORKS if name.partition("-")[0] not in ("vflip", "transpose")
+    } <= networks

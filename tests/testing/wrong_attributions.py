@@ -269,6 +269,13 @@ def scaled_by_the_first_image(model: Model, images: Images, target: Target = Non
     return attribution(model, images, maps, target)
 
 
+@caught_by("invariant_to('normalization')", relations=[InvariantTo("normalization"), *GRADIENT])
+def normalized_pixels(model: Model, images: Images, target: Target = None) -> Attribution:
+    """The factor of the gradient is the normalized pixel."""
+    pixels = (images - model.mean.to(images)[:, None, None]) / model.std.to(images)[:, None, None]
+    return attribution(model, images, (pixels * input_gradient(model, images, target)).sum(1), target)
+
+
 @caught_by("zero_when('constant')", relations=[ZeroWhen("constant"), ZeroWhen("ignored")])
 def image_in_the_map(model: Model, images: Images, target: Target = None) -> Attribution:
     """The image's brightness is added to the map."""

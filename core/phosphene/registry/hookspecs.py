@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..roles.base import InputRole
     from ..runs.prepared_run import PreparedRun
     from ..spec.invariants import Invariant
+    from ..spec.relations import Relation
     from .method import Method
 
 
@@ -48,8 +49,8 @@ def phosphene_roles() -> list[InputRole]:  # type: ignore[empty-body]
 
 
 @hookspec
-def phosphene_invariants() -> list[type[Invariant]]:  # type: ignore[empty-body]
-    """New kinds of invariant that a method can declare."""
+def phosphene_invariants() -> list[type[Invariant] | type[Relation]]:  # type: ignore[empty-body]
+    """New kinds of invariant and relation that a method can declare."""
 
 
 @hookspec

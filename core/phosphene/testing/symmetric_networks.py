@@ -60,6 +60,15 @@ def _model(module: nn.Module, size: tuple[int, int], *, normalized: bool = True)
     return load_model(module.double().eval(), input_size=(3, *size), mean=list(mean), std=list(std))
 
 
+def _spread_logits(model: Model, images: Tensor) -> Model:
+    """Scale and shift the last layer so that predictions differ between the images, with small margins."""
+    head = [part for part in model.module.modules() if isinstance(part, nn.Linear)][-1]
+    with torch.no_grad():
+        head.weight.div_(2 * model(images).std(0).mean())
+        head.bias.sub_(model(images).mean(0) - 0.1 * torch.rand(CLASSES, dtype=torch.float64))
+    return model
+
+
 def _images(count: int, size: tuple[int, int]) -> Tensor:
     """Smooth random images in [0, 1] without flat regions, where a maximum would be ambiguous."""
     noise = torch.rand(count, 3, *size, dtype=torch.float64)
@@ -110,7 +119,8 @@ def _symmetric(name: str) -> RelationNetwork:
     module = nn.Sequential(*body, *(_pooled_head() if head == "gap" else _flat_head(size)))
     if transform != "shift":  # a circular convolution is equivariant as it is
         _symmetrize(module, transform, (size[0] // STRIDE, size[1] // STRIDE))  # type: ignore[arg-type]
-    return RelationNetwork(name, _model(module, size), _images(3, size))
+    images = _images(3, size)
+    return RelationNetwork(name, _spread_logits(_model(module, size), images), images)
 
 
 def _symmetrize(module: nn.Sequential, transform: Transform, grid: tuple[int, int]) -> None:
@@ -129,7 +139,8 @@ def _asymmetric(name: str) -> RelationNetwork:
     """A ReLU network without any symmetry, with a pooled or a flattened head of two layers."""
     size = (16, 24)
     module = nn.Sequential(*_body(nn.MaxPool2d(2)), *(_pooled_head() if name == "gap" else _flat_head(size)))
-    return RelationNetwork(name, _model(module, size), _images(3, size))
+    images = _images(3, size)
+    return RelationNetwork(name, _spread_logits(_model(module, size), images), images)
 
 
 def _homogeneous(name: str) -> RelationNetwork:
@@ -174,7 +185,9 @@ def _curved(name: str) -> RelationNetwork:
 def _constant(name: str) -> RelationNetwork:
     """The same logits for every image: the last layer's weights are 0."""
     network = _asymmetric("gap")
-    network.model.module.get_submodule("9").weight.data.zero_()  # type: ignore[operator, union-attr]
+    head = [part for part in network.model.module.modules() if isinstance(part, nn.Linear)][-1]
+    nn.init.zeros_(head.weight)
+    nn.init.uniform_(head.bias, -1, 1)
     return RelationNetwork(name, network.model, network.images)
 
 
@@ -189,7 +202,8 @@ def _half_blind(name: str) -> RelationNetwork:
     ignored = torch.zeros(size, dtype=torch.bool)
     # The receptive field of the last position that counts ends 3 pixels to the right of its cell.
     ignored[:, size[1] // 2 + STRIDE :] = True
-    return RelationNetwork(name, _model(module, size), _images(3, size), ignored=ignored)
+    images = _images(3, size)
+    return RelationNetwork(name, _spread_logits(_model(module, size), images), images, ignored=ignored)
 
 
 def _halves(name: str) -> RelationNetwork:
@@ -243,3 +257,27 @@ RELATION_NETWORKS: dict[str, Callable[[str], RelationNetwork]] = {
     "halves": _halves,
     "halves-gap": _halves,
 }
+
+
+class _Normalize(nn.Module):
+    """(x - mean) / std as a layer."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean[:, None, None])
+        self.register_buffer("std", std[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = (x - self.mean) / self.std
+        return result
+
+
+def normalized_inside(model: Model) -> Model:
+    """A model with the same logits that has no normalization: its first layer normalizes instead."""
+    module = model.module
+    assert isinstance(module, nn.Sequential)
+    first = _Normalize(model.mean.double(), model.std.double())
+    return _model(nn.Sequential(first, *module), (model.input_size[1], model.input_size[2]), normalized=False)

@@ -18,8 +18,13 @@ PROPORTIONAL_TO_THE_SCORE: tuple[Relation, ...] = (
     ZeroWhen("constant"),
 )
 
-#: Of a map of gradients with respect to the pixels: it is 0 at pixels that the score does not depend on.
-GRADIENT: tuple[Relation, ...] = (*EQUIVARIANT, *PROPORTIONAL_TO_THE_SCORE, ZeroWhen("ignored"))
+#: Of a map of gradients with respect to the pixels, before the model's normalization.
+GRADIENT: tuple[Relation, ...] = (
+    *EQUIVARIANT,
+    *PROPORTIONAL_TO_THE_SCORE,
+    ZeroWhen("ignored"),
+    InvariantTo("normalization"),
+)
 
 #: Of a class activation map whose weights are linear in the score.
 LINEAR_CAM: tuple[Relation, ...] = (

@@ -71,6 +71,7 @@ def product_of_two_maps(calls: Calls) -> Tensor:
         InvariantTo("logit_shift"),
         ZeroWhen("constant"),
         ZeroWhen("ignored"),
+        InvariantTo("normalization"),
     ],
 )
 def guided_grad_cam(

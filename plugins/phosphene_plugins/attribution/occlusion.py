@@ -26,6 +26,7 @@ from phosphene.roles import Images, Model, Seed, Target
 from phosphene.spec import (
     Cost,
     Equivariant,
+    InvariantTo,
     LinearIn,
     MapPerPixel,
     ZeroWhen,
@@ -73,6 +74,7 @@ def drop_of_a_linear_model_is_a_sum_over_the_window() -> None:
         Equivariant("transpose", where={"window": 12, "stride": 6}, networks=("transpose-gap",)),
         LinearIn("target"),
         ZeroWhen("ignored", where={"window": 4, "stride": 4}),
+        InvariantTo("normalization"),
         *PROPORTIONAL_TO_THE_SCORE,
     ],
     quick={"window": 16, "stride": 16},

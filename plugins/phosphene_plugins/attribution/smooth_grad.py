@@ -18,7 +18,18 @@ from phosphene import (
 )
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Seed, Target
-from phosphene.spec import Agrees, Calls, Cost, MapPerPixel, Nonnegative, ScalesWith, ZeroWhen, param, size
+from phosphene.spec import (
+    Agrees,
+    Calls,
+    Cost,
+    InvariantTo,
+    MapPerPixel,
+    Nonnegative,
+    ScalesWith,
+    ZeroWhen,
+    param,
+    size,
+)
 
 from ._relations import PROPORTIONAL_TO_THE_SCORE
 
@@ -67,6 +78,7 @@ def squared_saliency(calls: Calls) -> Tensor:
         *(ScalesWith("logits", power=2, where={"average": average}) for average in ("square", "variance")),
         *PROPORTIONAL_TO_THE_SCORE,
         ZeroWhen("ignored"),
+        InvariantTo("normalization"),
     ],
     quick={"samples": 3},
 )
