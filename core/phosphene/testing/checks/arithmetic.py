@@ -408,8 +408,8 @@ def parameters_matter(method: AnyMethod) -> None:
 def _pairs(method: AnyMethod, name: str, schemas: Mapping[str, Any]) -> Iterator[tuple[Case, Case]]:
     """Pairs of cases that differ in one parameter, the most informative first."""
     bases = [Case(pictures="noise"), Case("functional"), Case("shapes-vgg", count=1)]
-    if method.spec.input("model"):
-        bases.append(Case("fragile", "noise"))
+    if method.spec.input("model"):  # no dead ReLU: every unit has a gradient
+        bases.insert(1, Case("fragile", "noise"))
     if name in method.layers:
         bases = [Case("functional", "noise"), *bases]
     if method.spec.input("labels"):  # a label is the predicted class for the first image only
@@ -438,7 +438,7 @@ def _pairs(method: AnyMethod, name: str, schemas: Mapping[str, Any]) -> Iterator
         yield from combined(row)
     larger = larger_parameters(method, bases[0], limit=1500)
     if larger != method.spec.quick:
-        for base in (bases[0], *bases[3:4]):
+        for base in bases[:2]:
             yield from itertools.islice(pairs(replace(base, params=larger)), 4)
     for row in rows[1:]:
         yield from combined(row)
