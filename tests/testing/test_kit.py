@@ -40,10 +40,10 @@ def test_right_method_passes_all_checks(right: Method[Any, Any]) -> None:
 
 
 def test_wrong_methods_cover_most_checks() -> None:
-    assert len(WRONG) >= 25
-    assert len(RIGHT) >= 10
+    assert len(WRONG) >= 85
+    assert len(RIGHT) >= 20
     caught = {name.partition("(")[0] for name, _ in WRONG}
-    assert len(caught) >= 18, "the wrong methods must fail many different checks"
+    assert len(caught) >= 35, "the wrong methods must fail many different checks"
 
 
 def by_name(name: str) -> Method[Any, Any]:
@@ -96,6 +96,25 @@ def test_method_for_some_networks_is_tested_on_those_networks() -> None:
         for outcome in report.outcomes:
             if outcome.check in ("finite", "batch_equals_single", "saves_and_replays"):
                 assert outcome.refused < outcome.cases
+
+
+def test_setting_that_an_oracle_changes_at_its_first_run_only_is_reported() -> None:
+    """The watched run is the first: later ones, in which the setting is changed already, would pass."""
+    runs: list[int] = []
+
+    def oracle() -> None:
+        if not runs:
+            torch.backends.cudnn.deterministic = True
+        runs.append(1)
+
+    @method(family="wrong", oracle=oracle)
+    def changes_a_setting_once(images: Images) -> Attribution:
+        """The oracle changes a setting at its first run."""
+        return Attribution(images=images, maps=images.mean(1), targets=("mean",) * len(images))
+
+    report = check_method(changes_a_setting_once, profile="quick")
+    assert "oracle_has_no_side_effects" in [outcome.check for outcome in report.failures]
+    assert not torch.backends.cudnn.deterministic, "the setting is restored"
 
 
 def test_images_of_any_memory_format_are_accepted() -> None:

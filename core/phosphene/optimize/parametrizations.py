@@ -88,6 +88,9 @@ class FourierImage(Parametrization):
 
     def __init__(self, init: Tensor, *, decay: float = 1.0) -> None:
         count, channels, height, self.width = _copy_images(init).shape
+        # In half precision there is no Fourier transform on the CPU: at least single precision, then rounded.
+        self.dtype = init.dtype
+        init = init.to(torch.promote_types(init.dtype, torch.float32))
         # The W//2 + 1 columns that irfft reads, for odd W, too: a further one would never get a gradient.
         vertical = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
         horizontal = torch.fft.rfftfreq(self.width, dtype=torch.float64)
@@ -107,11 +110,12 @@ class FourierImage(Parametrization):
         # differs between FFT libraries.
         columns = torch.fft.ifft(spectrum, dim=-2, norm="ortho")
         signal = torch.fft.irfft(columns, n=self.width, dim=-1, norm="ortho") / 4
-        return torch.einsum("ij,njhw->nihw", self.mix, signal).sigmoid()
+        return torch.einsum("ij,njhw->nihw", self.mix, signal).sigmoid().to(self.dtype)
 
     @torch.no_grad()
     def assign(self, images: Tensor) -> None:
-        signal = torch.einsum("ij,njhw->nihw", self.unmix, torch.logit(images, eps=1e-4)) * 4
+        logits = torch.logit(images.to(self.parameter.dtype), eps=1e-4)
+        signal = torch.einsum("ij,njhw->nihw", self.unmix, logits) * 4
         self.parameter.copy_(torch.view_as_real(torch.fft.rfft2(signal, norm="ortho") / self.scale))
 
 

@@ -69,14 +69,14 @@ def _values(schema: Mapping[str, Any], usual: Any) -> list[Any]:
         match branch.get("type"):
             case "integer":
                 low = branch.get("minimum", branch.get("exclusiveMinimum", 0) + 1)
-                if isinstance(usual, int):
-                    values += [usual + 1, 2 * usual, usual // 2, usual - 1]
-                values += [low, low + 1, 3, 8, 16, branch.get("maximum", low + 2)]
+                near = [usual + 1, low, 2 * usual, usual // 2, usual - 1] if isinstance(usual, int) else []
+                values += [*near, low, low + 1, 3, 8, 16, branch.get("maximum", low + 2)]
             case "number":
-                if isinstance(usual, (int, float)):
-                    values += [2.0 * usual, usual / 2, usual + 1.0, 0.5 * (usual + 1.0)]
                 edges = ("minimum", "maximum", "exclusiveMaximum")
-                values += [0.5, *(float(branch[edge]) for edge in edges if edge in branch), 2.0, 10.0]
+                ends = [float(branch[edge]) for edge in edges if edge in branch]
+                if isinstance(usual, (int, float)):
+                    values += [2.0 * usual, *ends, usual / 2, usual + 1.0, 0.5 * (usual + 1.0)]
+                values += [0.5, *ends, 2.0, 10.0]
             case "null":
                 values.append(None)
             case "array" if "prefixItems" in branch:

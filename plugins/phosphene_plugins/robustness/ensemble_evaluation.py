@@ -69,6 +69,7 @@ def ensemble_of_orthogonal_linear_members_has_the_sum_of_their_margins() -> None
     tags=["evaluation"],
     batch_independent=False,
     oracle=ensemble_of_orthogonal_linear_members_has_the_sum_of_their_margins,
+    exempt={"parameters_matter": "eot_samples matters only for networks that draw random numbers"},
     quick={"models": (), "steps": 2, "eot_samples": 1},
     demo={
         "models": ("defended:bit_depth(bits=3)|builtin:shapes-vgg",),

@@ -208,7 +208,7 @@ def larger_eps_perturbs_more(method: AnyMethod) -> None:
             float((after.eq(result.labels) if result.targeted else after.ne(result.labels)).double().mean())
         )
     assert sizes[1] >= 0.99 * sizes[0] or rates[1] > rates[0], (
-        f"the mean change of a pixel is {sizes[0]:.3g} with a small eps and {sizes[1]:.3g} with 16 times as much"
+        f"the mean change of a pixel is {sizes[0]:.3g} with a small eps and {sizes[1]:.3g} with 16 times that"
     )
     assert rates[1] >= rates[0] - 0.25, (
         f"{rates[0]:.0%} succeed with a small eps, {rates[1]:.0%} with 16 times as much"
