@@ -297,8 +297,8 @@ def _run_forks(
 ) -> list[dict[str, Any]]:
     """Each job's reply, run in a fork of this process; ``{"killed": reason}`` for one that was ended.
 
-    ``seconds``: limit of CPU time, which a job may raise. ``MOST_SECONDS`` is the limit of real time, for a job
-    that waits.
+    ``seconds``: limit of CPU time, which a job may raise. ``MOST_SECONDS`` is the limit of real
+    time, for a job that waits.
     """
     replies: list[dict[str, Any]] = [{} for _ in jobs]
     selector = selectors.DefaultSelector()
