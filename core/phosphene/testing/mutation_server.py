@@ -58,6 +58,8 @@ MANNERS = frozenset(
 )
 #: Checks of a single run use this many cases, checks that run a method several times one.
 MOST_CASES = 9
+#: Real time after which a test that waits is ended.
+MOST_SECONDS = 3600
 #: Bytes that a test may use beside those of this process.
 MEMORY = 6 * 2**30
 
@@ -87,7 +89,9 @@ def main() -> None:
         (lambda mutant=mutant: _test_mutant(module, live, mutant, request["file"], tests))
         for mutant in request["mutants"]
     ]
-    seconds = 10 + 10 * baseline["cpu"]
+    # Ten times what the unchanged method takes: more is an endless loop.
+    tests.seconds = 10 + 10 * baseline["cpu"]
+    seconds = 2 + 10 * baseline["oracle_cpu"]
     _run_forks(
         jobs, request["jobs"], seconds, lambda index, reply: _reply(replies, {"index": index, **reply})
     )
@@ -114,6 +118,8 @@ class Tests:
     def __init__(self, methods: Sequence[AnyMethod], brief: bool) -> None:
         self.methods = methods
         self.brief = brief
+        #: Limit of CPU time after the oracles.
+        self.seconds = 0.0
         #: (method, check, case) by index, as far as they pass without a mutant.
         self.plan: list[tuple[int, int, int]] = []
         self._observations: dict[int, dict[Case, Observation]] = {
@@ -132,6 +138,7 @@ class Tests:
                     method.spec.oracle()
             except Exception as error:
                 failing.append(f"the oracle of {method.spec.name}: {_first_line(error)}")
+        oracle_cpu = time.process_time() - cpu
         for number, method in enumerate(self.methods):
             accepted = [index for index, _ in enumerate(_cases(method)) if self._is_accepted(number, index)]
             for index, check in enumerate(_checks(method)):
@@ -144,8 +151,13 @@ class Tests:
                         plan.append((number, index, case))
                     else:
                         failing.append(f"{check.name} of {method.spec.name}: {failure}")
-        cpu = time.process_time() - cpu
-        return {"failing": failing, "plan": plan, "cpu": cpu, "imported": sorted(set(sys.modules) - before)}
+        return {
+            "failing": failing,
+            "plan": plan,
+            "oracle_cpu": oracle_cpu,
+            "cpu": time.process_time() - cpu,
+            "imported": sorted(set(sys.modules) - before),
+        }
 
     def first_failure(self) -> dict[str, Any]:
         """The first test that fails, by name and message; ``{"test": None}`` if the mutant survives."""
@@ -156,6 +168,7 @@ class Tests:
                 except Exception as error:
                     crashed = not isinstance(error, AssertionError)
                     return {"test": "oracle", "message": _first_line(error), "crashed": crashed}
+        _limit_cpu(self.seconds)
         for number, index, case in self.plan:
             failure = self._failure(number, index, case)
             if failure is not None:
@@ -284,7 +297,8 @@ def _run_forks(
 ) -> list[dict[str, Any]]:
     """Each job's reply, run in a fork of this process; ``{"killed": reason}`` for one that was ended.
 
-    ``seconds``: limit of CPU time; ten times as much is the limit of real time, for a job that waits.
+    ``seconds``: limit of CPU time, which a job may raise. ``MOST_SECONDS`` is the limit of real
+    time, for a job that waits.
     """
     replies: list[dict[str, Any]] = [{} for _ in jobs]
     selector = selectors.DefaultSelector()
@@ -293,7 +307,7 @@ def _run_forks(
         while waiting and running < at_once:
             index, job = waiting.pop(0)
             pid, pipe = _fork(job, seconds)
-            selector.register(pipe, selectors.EVENT_READ, [index, pid, time.monotonic() + 10 * seconds, b""])
+            selector.register(pipe, selectors.EVENT_READ, [index, pid, time.monotonic() + MOST_SECONDS, b""])
             running += 1
         for key, _ in selector.select(1):
             received = os.read(key.fd, 1 << 20)
@@ -348,8 +362,13 @@ def _fork(job: Callable[[], dict[str, Any]], seconds: float) -> tuple[int, int]:
 def _limit_resources(seconds: float) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    _limit_cpu(seconds)
+
+
+def _limit_cpu(seconds: float) -> None:
+    """End this process after so much more CPU time."""
     limit = int(time.process_time() + seconds) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
 
 
 if __name__ == "__main__":

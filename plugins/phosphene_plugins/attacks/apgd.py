@@ -55,7 +55,7 @@ _ALPHA, _RHO = 0.75, 0.75
 def reaches_the_corner_of_a_linear_model() -> None:
     """On two classes it reaches clip(x + eps sign(w_other - w_true)), wherever it started, in one step."""
     model = linear_model()
-    (weight,) = (p.detach() for p in model.module.parameters())
+    weight, _ = (p.detach() for p in model.module.parameters())
     images = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]], [[[0.0, 1.0], [0.5, 0.75]]]], dtype=torch.float64)
     true = model(images).argmax(1)
     normal = (weight[1 - true] - weight[true]).view_as(images)

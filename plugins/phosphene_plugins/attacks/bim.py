@@ -28,7 +28,7 @@ from ._parameters import (
 def moves_a_linear_model_by_steps_times_step_size() -> None:
     """On a linear model clip(x + min(eps, steps * step_size) sign(w_other - w_true))."""
     model = linear_model()
-    (weight,) = (p.detach() for p in model.module.parameters())
+    weight, _ = (p.detach() for p in model.module.parameters())
     images = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]], [[[0.0, 1.0], [0.5, 0.75]]]], dtype=torch.float64)
     true = model(images).argmax(1)
     normal = (weight[1 - true] - weight[true]).view_as(images)

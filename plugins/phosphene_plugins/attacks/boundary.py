@@ -29,7 +29,9 @@ def approaches_the_boundary_of_a_linear_model() -> None:
     def label(images: Tensor) -> Tensor:
         return ((images - 0.5).flatten(1) @ weight > 0.4).long()
 
-    model = load_model(label, input_size=(1, 2, 2), classes=["below", "above"])
+    mean, std = [0.25] * 1, [0.5] * 1
+    label_normalized = lambda normalized: label(normalized * 0.5 + 0.25)
+    model = load_model(label_normalized, input_size=(1, 2, 2), classes=["below", "above"], mean=mean, std=std)
     nearest = ((images - 0.5).flatten(1) @ weight - 0.4).abs() / weight.norm()
     result = boundary(model, images, label(images), max_queries=1500, seed=0)
     assert result.success.all()

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from phosphene import Reference, hookimpl, load_model, method, progress_bar
+from phosphene import Reference, hookimpl, method, progress_bar
 from phosphene.attacks import (
     build_result,
     distance,
@@ -21,6 +21,7 @@ from phosphene.attacks import (
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model
 from phosphene.spec import Cost, param, size
+from phosphene.testing import linear_model
 
 from ._adam import adam_step
 from ._gradients import differentiable_logits, loss_gradient
@@ -42,14 +43,12 @@ _FALLING = 0.999
 def is_within_three_percent_of_the_minimum_on_a_linear_model() -> None:
     """The exact minimum is min_k (z_y - z_k) / ||w_k - w_y||, in the dual norm."""
     generator = torch.Generator().manual_seed(2)
-    linear = nn.Linear(48, 5).double()
-    linear.weight.data = torch.randn(5, 48, generator=generator, dtype=torch.float64)
-    linear.bias.data.fill_(-100)
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 4, 4))
+    weight = torch.randn(5, 48, generator=generator, dtype=torch.float64)
+    model = linear_model(weight.view(5, 3, 4, 4), bias=[-100] * 5)
     images = 0.5 + 0.05 * torch.randn(6, 3, 4, 4, generator=generator, dtype=torch.float64)
     logits = model(images).detach()
     labels = logits.argmax(1)
-    normal = linear.weight.detach() - linear.weight.detach()[labels][:, None]
+    normal = weight - weight[labels][:, None]
     gap = logits.gather(1, labels[:, None]) - logits
     norms: list[tuple[Literal["l2", "linf"], float]] = [("l2", 2.0), ("linf", 1.0)]
     for norm, dual in norms:

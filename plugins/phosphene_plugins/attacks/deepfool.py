@@ -4,13 +4,14 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from phosphene import Reference, hookimpl, load_model, method, progress_bar
+from phosphene import Reference, hookimpl, method, progress_bar
 from phosphene.attacks import dual_norm, normalize_l2, not_adversarial, per_image
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model
 from phosphene.spec import Cost, param, size
+from phosphene.testing import linear_model
 
 from ._gradients import differentiable_logits
 from ._parameters import IN_RANGE, Candidates, MinimizedNorm, Norm, Steps
@@ -22,14 +23,12 @@ _MIN_STEP = 1e-6
 def crosses_the_nearest_boundary_of_a_linear_model() -> None:
     """x + 1.02 min_k (z_y - z_k) / ||w_k - w_y||_q in the steepest direction, in one step."""
     generator = torch.Generator().manual_seed(0)
-    linear = nn.Linear(12, 5).double()
-    linear.weight.data = torch.randn(5, 12, generator=generator, dtype=torch.float64)
-    linear.bias.data.zero_()
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 2, 2))
+    weight = torch.randn(5, 12, generator=generator, dtype=torch.float64)
+    model = linear_model(weight.view(5, 3, 2, 2))
     images = 0.5 + 0.02 * torch.randn(6, 3, 2, 2, generator=generator, dtype=torch.float64)
     logits = model(images).detach()
     labels = logits.argmax(1)
-    normal = linear.weight.detach() - linear.weight.detach()[labels][:, None]
+    normal = weight - weight[labels][:, None]
     gap = logits.gather(1, labels[:, None]) - logits
     norms: list[tuple[Literal["l2", "linf"], float]] = [("l2", 2.0), ("linf", 1.0)]
     for norm, dual in norms:

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from phosphene import Reference, hookimpl, load_model, method, progress_bar
+from phosphene import Reference, hookimpl, method, progress_bar
 from phosphene.attacks import Norm as LpNorm
 from phosphene.attacks import (
     build_result,
@@ -21,6 +21,7 @@ from phosphene.attacks import (
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, maximum, minimum, param, size
+from phosphene.testing import linear_model
 
 from ._hyperplane_projection import project_onto_hyperplane
 from ._parameters import IN_RANGE, Candidates, Restarts, Steps, TargetClasses, Targeted
@@ -34,13 +35,11 @@ _ASSUMED_DISTANCE: dict[LpNorm, float] = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
 
 def finds_the_nearest_boundary_that_the_pixel_range_allows() -> None:
     """On a linear model (z_y - z_k) / ||w_k - w_y||_q over the pixels that are not yet at their bounds."""
-    linear = nn.Linear(12, 2).double()
     normal = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    linear.weight.data = torch.stack([torch.zeros(12), normal]).double()
     at_bound = torch.arange(12) % 3 == 0
     image = torch.where(at_bound, (normal > 0).double(), 0.5)
-    linear.bias.data = torch.tensor([0.0, -float(normal @ image) - 0.2], dtype=torch.float64)
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 2, 2))
+    weight = torch.stack([torch.zeros_like(normal), normal]).view(2, 3, 2, 2)
+    model = linear_model(weight, bias=[0.0, -float(normal @ image) - 0.2])
     free = normal[~at_bound]
     norms: list[tuple[LpNorm, float]] = [("linf", 1.0), ("l2", 2.0), ("l1", torch.inf)]
     for norm, dual in norms:

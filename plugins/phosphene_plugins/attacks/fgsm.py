@@ -18,7 +18,7 @@ from ._parameters import IN_BALL, Augmentations, EotSamples, Eps, Norm, Targeted
 def reaches_the_corner_of_a_linear_model_in_one_step() -> None:
     """On two classes clip(x + eps sign(w_other - w_true)): the gradient of a linear loss is constant."""
     model = linear_model()
-    (weight,) = (p.detach() for p in model.module.parameters())
+    weight, _ = (p.detach() for p in model.module.parameters())
     images = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]], [[[0.0, 1.0], [0.5, 0.75]]]], dtype=torch.float64)
     true = model(images).argmax(1)
     normal = (weight[1 - true] - weight[true]).view_as(images)

@@ -30,7 +30,9 @@ def approaches_the_boundary_of_a_linear_model() -> None:
     def label(images: Tensor) -> Tensor:
         return ((images - 0.5).flatten(1) @ weight > 0.5).long()
 
-    model = load_model(label, input_size=(3, 4, 4), classes=["below", "above"])
+    mean, std = [0.25] * 3, [0.5] * 3
+    label_normalized = lambda normalized: label(normalized * 0.5 + 0.25)
+    model = load_model(label_normalized, input_size=(3, 4, 4), classes=["below", "above"], mean=mean, std=std)
     gap = ((images - 0.5).flatten(1) @ weight - 0.5).abs()
     distances: tuple[tuple[Literal["l2", "linf"], Tensor], ...]
     distances = (("l2", gap / weight.norm()), ("linf", gap / weight.abs().sum()))

@@ -39,6 +39,10 @@ def becomes_white_for_a_brightness_detector() -> None:
     result = patch(model, TensorDataset(images), target_class=1, steps=40, lr=0.05, augmentations=(), seed=0)
     inside = result.perturbation[:, result.mask > 0.5]
     torch.testing.assert_close(inside, torch.ones_like(inside))
+    # Elsewhere the image is unchanged; at the patch's edge, which lies between pixels, it is blended.
+    covered = result.adversarial != result.images
+    assert (result.adversarial >= result.images).all() and (result.adversarial.amax((1, 2, 3)) > 0.99).all()
+    assert covered.any() and covered.float().mean() < 0.5 and 0 < result.fooling_rate <= 1
 
 
 @method(

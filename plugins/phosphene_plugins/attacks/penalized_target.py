@@ -4,13 +4,14 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from phosphene import Reference, hookimpl, load_model, method, progress_bar
+from phosphene import Reference, hookimpl, method, progress_bar
 from phosphene.attacks import build_result, not_adversarial, per_image, predict_logits
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model
 from phosphene.spec import Cost, param, size
+from phosphene.testing import linear_model
 
 from ._gradients import loss_gradient
 from ._parameters import IN_RANGE
@@ -21,9 +22,8 @@ _BISECTIONS = 30
 
 def moves_while_the_gradient_outweighs_the_penalty() -> None:
     """S = w . x: r grows while the |w_i| of the pixels that are not at a bound sum to more than lambda."""
-    linear = nn.Linear(4, 2, bias=False).double()
-    linear.weight.data = torch.tensor([[9.0, 9.0, 9.0, 9.0], [4.0, -3.0, 2.0, 1.0]], dtype=torch.float64)
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 2, 2))
+    weight = torch.tensor([[9.0, 9.0, 9.0, 9.0], [4.0, -3.0, 2.0, 1.0]], dtype=torch.float64)
+    model = linear_model(weight.view(2, 1, 2, 2))
     # Moved along the sign of the weights, the pixels reach their bounds after 0.1, 0.2, 0.3 and 0.4.
     images = torch.tensor([[[[0.9, 0.2], [0.7, 0.6]]]], dtype=torch.float64)
     target = torch.tensor([1])

@@ -39,7 +39,7 @@ from ._parameters import (
 def finds_the_corner_of_a_linear_model() -> None:
     """On two classes clip(x + eps sign(w_other - w_true)), and in l2 eps along w_other - w_true."""
     model = linear_model()
-    (weight,) = (p.detach() for p in model.module.parameters())
+    weight, _ = (p.detach() for p in model.module.parameters())
     # All gray, so that in l2 nothing is clipped; and with black and white, so that in linf it is.
     gray = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
     images = torch.cat([gray, torch.tensor([[[[0.0, 1.0], [0.5, 0.75]]]], dtype=torch.float64)])

@@ -25,7 +25,7 @@ _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 def reaches_the_corner_of_a_linear_model() -> None:
     """On a linear model of two classes the result is clip(x + eps sign(w_other - w_true))."""
     model = linear_model()
-    (weight,) = (p.detach() for p in model.module.parameters())
+    weight, _ = (p.detach() for p in model.module.parameters())
     images = torch.tensor([[[[0.9, 0.1], [0.5, 0.1]]]], dtype=torch.float64)
     true = model(images).argmax(1)
     normal = (weight[1 - true] - weight[true]).view_as(images)

@@ -5,13 +5,14 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from phosphene import Model as AnyModel
-from phosphene import Reference, batch_size, hookimpl, load_model, method
+from phosphene import Reference, batch_size, hookimpl, method
 from phosphene.attacks import is_adversarial
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, UnitRange, length, param, size
+from phosphene.testing import linear_model
 
 from ..models._ensembles import ModelURIs, load_compatible_models
 from ._parameters import Augmentations, EotSamples, Eps, Momentum, Norm, Steps, StepSize, Targeted
@@ -24,9 +25,7 @@ def examples_transfer_between_parallel_linear_models() -> None:
     weights = ([1.0, 0.0, -1.0, 0.0], [3.0, 0.0, -3.0, 0.0], [0.0, 1.0, 0.0, -1.0])
     models = []
     for weight in weights:
-        linear = nn.Linear(4, 2, bias=False)
-        linear.weight.data = torch.stack([torch.zeros(4), torch.tensor(weight)])
-        models.append(load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 2, 2)))
+        models.append(linear_model(torch.stack([torch.zeros(4), torch.tensor(weight)]).view(2, 1, 2, 2)))
     images = torch.tensor([[[[0.52, 0.52], [0.5, 0.5]]], [[[0.5, 0.52], [0.53, 0.51]]]])
     labels = models[0](images).argmax(1)
     rates, counts, _, _ = _evaluate(
@@ -35,6 +34,10 @@ def examples_transfer_between_parallel_linear_models() -> None:
     # The third model misclassifies the first image: of its pairs only the second image counts.
     torch.testing.assert_close(rates, torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]]))
     assert counts.tolist() == [[2, 2, 1], [2, 2, 1], [1, 1, 1]]
+    result = transfer(models[0], images, labels, eps=0.05, step_size=0.05, steps=1, augmentations=(), seed=0)
+    signs = (1 - 2 * labels[:, None]) * torch.tensor(weights[0]).sign()
+    torch.testing.assert_close(result.adversarial[0], images + 0.05 * signs.view_as(images))
+    assert result.rates.tolist() == [[1.0]] and result.counts.tolist() == [[2]]
 
 
 @method(

@@ -35,7 +35,7 @@ _MAX_PASSES = 16
 def is_the_corner_of_the_ball_on_a_linear_model() -> None:
     """On two classes it is eps sign(w), and fools every image whose margin is below eps ||w||_1."""
     model = linear_model()
-    (weight,) = (p.detach() for p in model.module.parameters())
+    weight, _ = (p.detach() for p in model.module.parameters())
     normal = (weight[1] - weight[0]).view(1, 1, 2, 2)
     # All of class 0, with margins of these multiples of eps ||w||_1; gray, so that nothing is clipped.
     margins = torch.tensor([0.2, 0.5, 0.9, 1.5], dtype=torch.float64)[:, None, None, None]
@@ -44,6 +44,7 @@ def is_the_corner_of_the_ball_on_a_linear_model() -> None:
     images = base - normal * (margins * 0.1 * normal.abs().sum() / normal.square().sum())
     result = universal(model, TensorDataset(images), eps=0.1, held_out=0)
     torch.testing.assert_close(result.perturbation, 0.1 * normal[0].sign())
+    torch.testing.assert_close(result.adversarial, (result.images + result.perturbation).clamp(0, 1))
     assert result.fooling_rate == 0.75 and result.held_out_rate is None
 
 

@@ -16,12 +16,13 @@ from ._relations import EQUIVARIANT, PROPORTIONAL_TO_THE_SCORE
 
 
 def mean_of_the_map_and_bias_give_the_logit() -> None:
-    """S_c = mean of M_c + bias_c, for every class."""
+    """M_c = sum_k w_k^c f_k, and S_c = mean of M_c + bias_c, for every class."""
     model, head, images = pooled_network()
-    logits = model(images)
+    logits, features = model(images), model.features(images, "1")
     for index in range(3):
-        score = cam(model, images, index).maps.mean((1, 2)) + head.bias[index]
-        torch.testing.assert_close(score, logits[:, index])
+        maps = cam(model, images, index).maps
+        torch.testing.assert_close(maps, torch.einsum("k,nkhw->nhw", head.weight[index], features))
+        torch.testing.assert_close(maps.mean((1, 2)) + head.bias[index], logits[:, index])
 
 
 @method(

@@ -11,18 +11,21 @@ from phosphene.roles import Images, Model
 from phosphene.spec import Cost, InvariantTo, size
 
 from ._cam import CamLayer
+from ._oracle_networks import NORMALIZATION
 from ._relations import EQUIVARIANT
 
 
 def multiples_of_one_pattern_have_it_as_component() -> None:
     """Feature maps that are all multiples u_k p of one pattern have the component |u| (p - mean p)."""
-    pattern, factors = torch.randn(1, 3, 1, 1), torch.randn(6, 1, 1, 1)
+    generator = torch.Generator().manual_seed(0)
+    pattern, factors = (torch.randn(shape, generator=generator) for shape in ((1, 3, 1, 1), (6, 1, 1, 1)))
     conv = nn.Conv2d(3, 6, 1, bias=False)
     conv.weight.data = pattern * factors
-    model = load_model(nn.Sequential(conv, nn.Flatten(), nn.Linear(6 * 6 * 5, 2)).double())
-    images = torch.rand(3, 3, 6, 5, dtype=torch.float64)
+    network = nn.Sequential(conv, nn.Flatten(), nn.Linear(6 * 6 * 5, 2)).double()
+    model = load_model(network, **NORMALIZATION)
+    images = torch.rand(3, 3, 6, 5, dtype=torch.float64, generator=generator)
     maps = eigen_cam(model, images, layer="0").maps
-    expected = (images * pattern).sum(1) * factors.double().norm()
+    expected = (model.normalize(images) * pattern).sum(1) * factors.double().norm()
     expected = expected - expected.mean((1, 2), keepdim=True)
     torch.testing.assert_close(maps.abs(), expected.abs(), rtol=1e-6, atol=1e-6)
     assert (maps.amax((1, 2)) >= -maps.amin((1, 2))).all()

@@ -3,24 +3,26 @@
 from typing import Any
 
 import torch
-from torch import nn
 
-from phosphene import Method, Reference, hookimpl, input_gradient, load_model, method
+from phosphene import Method, Reference, hookimpl, input_gradient, method
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import Complete, Cost, LinearIn, MapPerPixel, size
+from phosphene.testing import linear_model
 
 from ._relations import GRADIENT
 
 
-def sums_to_the_score_of_a_linear_model() -> None:
-    """On a linear model the map sums to the score minus its bias."""
-    linear = nn.Linear(60, 2)
-    model = load_model(nn.Sequential(nn.Flatten(), linear).double())
-    images = torch.rand(2, 3, 4, 5, dtype=torch.float64)
-    for index in (0, 1):
-        total = gradient_x_input(model, images, index).maps.sum((1, 2))
-        torch.testing.assert_close(total, model(images)[:, index] - linear.bias[index])
+def equals_the_contributions_to_a_linear_score() -> None:
+    """On a linear model w x + b the map is sum_c w x, and sums to the score minus b."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(2, 3, 4, 5, dtype=torch.float64, generator=generator)
+    images = torch.rand(2, 3, 4, 5, dtype=torch.float64, generator=generator)
+    model = linear_model(weight, bias=[0.5, -0.25])
+    for index, bias in enumerate((0.5, -0.25)):
+        maps = gradient_x_input(model, images, index).maps
+        torch.testing.assert_close(maps, (weight[index] * images).sum(1))
+        torch.testing.assert_close(maps.sum((1, 2)), model(images)[:, index].detach() - bias)
 
 
 @method(
@@ -39,7 +41,7 @@ def sums_to_the_score_of_a_linear_model() -> None:
     invariants=[MapPerPixel()],
     needs=["gradients"],
     cost=Cost(forward=size.images, backward=size.images),
-    oracle=sums_to_the_score_of_a_linear_model,
+    oracle=equals_the_contributions_to_a_linear_score,
     relations=[*GRADIENT, LinearIn("target"), Complete(0.0, networks=("homogeneous",), tolerance=1e-7)],
 )
 def gradient_x_input(model: Model, images: Images, target: Target = None) -> Attribution:

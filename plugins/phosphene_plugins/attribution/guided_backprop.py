@@ -19,19 +19,22 @@ from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, MapPerPixel, Nonnegative, size
 
+from ._oracle_networks import NORMALIZATION
 from ._relations import GRADIENT
 
 
 def two_layers_have_a_closed_form() -> None:
-    """On two layers: W1^T (max(w2, 0) where the hidden unit is active)."""
+    """On two layers: W1^T (max(w2, 0) where the hidden unit is active) / std."""
     torch.manual_seed(0)
-    first, last = nn.Linear(12, 6), nn.Linear(6, 2)
-    model = load_model(nn.Sequential(nn.Flatten(), first, nn.ReLU(), last).double(), input_size=(3, 2, 2))
-    images = torch.rand(2, 3, 2, 2, dtype=torch.float64)
+    first, last = nn.Linear(18, 6), nn.Linear(6, 2)
+    network = nn.Sequential(nn.Flatten(), first, nn.ReLU(), last).double()
+    model = load_model(network, input_size=(3, 2, 3), **NORMALIZATION)
+    images = torch.rand(2, 3, 2, 3, dtype=torch.float64)
+    std = torch.tensor(NORMALIZATION["std"])[:, None, None]
     for index in (0, 1):
-        passed = last.weight[index].clamp(min=0) * (first(images.flatten(1)) > 0)
-        expected = (passed @ first.weight).view(-1, 3, 2, 2).abs().amax(1)
-        torch.testing.assert_close(guided_backprop(model, images, index).maps, expected.expand(2, 2, 2))
+        passed = last.weight[index].clamp(min=0) * (first(model.normalize(images).flatten(1)) > 0)
+        expected = ((passed @ first.weight).view(-1, 3, 2, 3) / std).abs().amax(1)
+        torch.testing.assert_close(guided_backprop(model, images, index).maps, expected.expand(2, 2, 3))
 
 
 @method(

@@ -31,6 +31,7 @@ from phosphene.spec import (
 )
 
 from ._cam import SELVARAJU_2017, CamLayer, weighted_sum
+from ._oracle_networks import NORMALIZATION
 from ._relations import FLIPS
 
 
@@ -39,8 +40,9 @@ def pixelwise_network_has_a_closed_form() -> None:
     torch.manual_seed(0)
     conv, head = nn.Conv2d(3, 6, 1), nn.Linear(6, 2)
     network = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).double()
-    model, images = load_model(network), torch.rand(2, 3, 5, 4, dtype=torch.float64)
-    maps, filters = conv(images).relu(), conv.weight[:, :, 0, 0]
+    model, images = load_model(network, **NORMALIZATION), torch.rand(2, 3, 5, 4, dtype=torch.float64)
+    maps = conv(model.normalize(images)).relu()
+    filters = conv.weight[:, :, 0, 0] / torch.tensor(NORMALIZATION["std"])
     for index in (0, 1):
         weight = head.weight[index]
         coarse = torch.einsum("k,nkhw->nhw", weight, maps).relu() / 20

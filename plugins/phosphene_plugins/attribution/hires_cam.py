@@ -15,11 +15,13 @@ from ._relations import EQUIVARIANT, PROPORTIONAL_TO_THE_SCORE
 
 
 def map_and_bias_sum_to_the_logit() -> None:
-    """Before a linear head the sum of the map plus the head's bias is the logit."""
+    """Before a pooled linear head it is CAM / (h w), and sums to the logit minus the head's bias."""
     model, head, images = pooled_network()
+    features = model.features(images, "1")
     for index in range(3):
-        total = hires_cam(model, images, index, layer="1").maps.sum((1, 2)) + head.bias[index]
-        torch.testing.assert_close(total, model(images)[:, index])
+        maps = hires_cam(model, images, index, layer="1").maps
+        torch.testing.assert_close(maps, torch.einsum("k,nkhw->nhw", head.weight[index], features) / 80)
+        torch.testing.assert_close(maps.sum((1, 2)) + head.bias[index], model(images)[:, index])
 
 
 @method(

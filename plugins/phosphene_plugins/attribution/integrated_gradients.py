@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from phosphene import (
     Method,
@@ -25,16 +25,42 @@ from phosphene.spec import Agrees, Complete, Cost, LinearIn, MapPerPixel, param,
 from ._relations import GRADIENT
 
 
+class _Square(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square()
+
+
 def equals_gradient_times_input_without_biases() -> None:
-    """A ReLU network without biases is linear along the line from black: IG = x dS/dx, summing to S(x)."""
+    """A ReLU network without biases is linear along the line from black: IG = x dS/dx, summing to S(x).
+
+    Of S = sum w z^2, z the normalized pixels, IG = w (z^2 - z_B^2) for any baseline B.
+    """
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 2, bias=False)
-    model = load_model(nn.Sequential(*layers).double(), input_size=(3, 8, 8))
+    std = [0.25, 0.5, 0.75]  # without a mean, which would be a bias
+    model = load_model(nn.Sequential(*layers).double(), input_size=(3, 8, 8), mean=[0.0] * 3, std=std)
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     for index in (0, 1):
         maps = integrated_gradients(model, images, index, steps=3, baseline="zero").maps
         torch.testing.assert_close(maps, (images * input_gradient(model, images, index)).sum(1))
         torch.testing.assert_close(maps.sum((1, 2)), model(images)[:, index].detach())
+    linear = nn.Linear(3 * 8 * 6, 2, bias=False)
+    network = nn.Sequential(_Square(), nn.Flatten(), linear).double()
+    model = load_model(network, input_size=(3, 8, 6), mean=[0.375, 0.5, 0.625], std=std)
+    images = torch.rand(3, 3, 8, 6, dtype=torch.float64)
+    weight = linear.weight.detach().view(2, 3, 8, 6)
+    baselines: tuple[tuple[Baseline, Tensor], ...] = (
+        ("grey", torch.full_like(images, 0.5)),
+        ("mean", images.mean((2, 3), keepdim=True).expand_as(images)),
+        ("blur", baseline_images(images, "blur", sigma=6 / 8, seed=5)),
+        ("noise", baseline_images(images, "noise", sigma=6 / 8, seed=5)),
+    )
+    for name, start in baselines:
+        difference = model.normalize(images).square() - model.normalize(start).square()
+        predicted = model(images).argmax(1)
+        result = integrated_gradients(model, images, steps=2, baseline=name, seed=5)
+        torch.testing.assert_close(result.maps, (weight[predicted] * difference).sum(1))
+        assert result.targets == tuple(f"class {index}" for index in predicted.tolist())
 
 
 @method(

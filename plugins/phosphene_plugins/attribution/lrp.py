@@ -56,7 +56,8 @@ def equals_gradient_times_input_without_biases() -> None:
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 6, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, bias=False)
     network = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 3 * 3, 2, bias=False))
-    model = load_model(network.double(), input_size=(3, 12, 12))
+    std = [0.25, 0.5, 0.75]  # without a mean, which would be a bias
+    model = load_model(network.double(), input_size=(3, 12, 12), mean=[0.0] * 3, std=std)
     images = torch.rand(2, 3, 12, 12, dtype=torch.float64)
     for index in (0, 1):
         maps = lrp(model, images, index, epsilon=0).maps

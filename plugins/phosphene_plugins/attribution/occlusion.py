@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from phosphene import (
     Class,
@@ -15,7 +15,6 @@ from phosphene import (
     Method,
     batch_size,
     hookimpl,
-    load_model,
     method,
     progress_bar,
     scores,
@@ -38,6 +37,7 @@ from phosphene.spec import (
     size,
 )
 from phosphene.targets import Custom, Objective, Predicted
+from phosphene.testing import linear_model
 
 from ._references import ZEILER_2014
 from ._relations import PROPORTIONAL_TO_THE_SCORE
@@ -56,9 +56,7 @@ def drop_of_a_linear_model_is_a_sum_over_the_window() -> None:
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(1, 3, 6, 6, generator=draw, dtype=torch.float64)
     images = torch.rand(2, 3, 6, 6, generator=draw, dtype=torch.float64)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(108, 1, dtype=torch.float64))
-    network[1].weight.data = weight.flatten(1)
-    maps = occlusion(load_model(network), images, 0, window=2, stride=2, baseline="zero").maps
+    maps = occlusion(linear_model(weight), images, 0, window=2, stride=2, baseline="zero").maps
     blocks = (weight * images).sum(1).unfold(1, 2, 2).unfold(2, 2, 2).sum((3, 4))
     torch.testing.assert_close(maps, blocks.repeat_interleave(2, 1).repeat_interleave(2, 2))
 

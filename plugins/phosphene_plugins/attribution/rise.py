@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from phosphene import (
     Class,
@@ -16,7 +16,6 @@ from phosphene import (
     Reference,
     batch_size,
     hookimpl,
-    load_model,
     method,
     progress_bar,
     scores,
@@ -26,18 +25,19 @@ from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Seed, Target
 from phosphene.spec import Cost, InvariantTo, LinearIn, MapPerPixel, ScalesWith, param, size
 from phosphene.targets import Objective, Predicted
+from phosphene.testing import linear_model
 
 
 def second_moments_of_the_masks_on_a_linear_model() -> None:
     """On a linear model the map is the masks' second moments, times w x, over p."""
-    torch.manual_seed(0)
-    linear = nn.Linear(3 * 6 * 5, 2, bias=False)
-    model = load_model(nn.Sequential(nn.Flatten(), linear).double(), input_size=(3, 6, 5))
-    images = torch.rand(2, 3, 6, 5, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(2, 3, 6, 5, dtype=torch.float64, generator=generator)
+    images = torch.rand(2, 3, 6, 5, dtype=torch.float64, generator=generator)
+    model = linear_model(weight)
     masks = random_masks(40, (6, 5), grid=2, keep_probability=0.4, seed=3)(range(40)).double().flatten(1)
     for index in (0, 1):
         maps = rise(model, images, index, masks=40, grid=2, keep_probability=0.4, score="logit", seed=3).maps
-        contributions = (images * linear.weight[index].view(3, 6, 5)).sum(1).flatten(1)
+        contributions = (images * weight[index]).sum(1).flatten(1)
         torch.testing.assert_close(maps.flatten(1), contributions @ masks.T @ masks / (40 * 0.4))
 
 

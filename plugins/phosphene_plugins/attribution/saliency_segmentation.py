@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from phosphene import (
     InputError,
@@ -14,7 +14,6 @@ from phosphene import (
     Reference,
     hookimpl,
     input_gradient,
-    load_model,
     method,
     progress_bar,
 )
@@ -22,6 +21,7 @@ from phosphene.images import gaussian_blur, to_display
 from phosphene.results import Segmentation
 from phosphene.roles import Images, Masks, Model, Seed, Target
 from phosphene.spec import Agrees, Cost, Equivariant, MapPerPixel, ScalesWith, ZeroWhen, size
+from phosphene.testing import linear_model
 
 from ._references import SIMONYAN_2014
 
@@ -37,10 +37,10 @@ def segments_the_disc_that_a_model_weights() -> None:
     noise = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.1
     image = (torch.tensor([0.8, 0.2, 0.1])[:, None, None] * disc + noise)[None]
     image[:, 1] += 0.6 * ~disc
-    linear = nn.Linear(3 * 32 * 32, 1)
-    linear.weight.data = (1 / (1 + distance)).expand(3, -1, -1).reshape(1, -1).clone()
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 32, 32))
+    weight = 1 / (1 + distance)
+    model = linear_model(weight.expand(1, 3, -1, -1))
     result = saliency_segmentation(model, image, 0, disc[None], smooth=0, seed=0)
+    torch.testing.assert_close(result.maps, weight[None])
     assert torch.equal(result.masks[0], disc)
     assert result.iou is not None and float(result.iou) == 1
 

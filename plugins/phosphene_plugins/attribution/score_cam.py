@@ -12,6 +12,7 @@ from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, InvariantTo, Nonnegative, size
 
 from ._cam import CamLayer, rectified_result, weighted_sum
+from ._oracle_networks import NORMALIZATION
 from ._relations import FLIPS
 
 
@@ -20,13 +21,15 @@ def linear_network_sums_its_score_through_the_masks() -> None:
     torch.manual_seed(0)
     conv, head = nn.Conv2d(3, 5, 1, bias=False), nn.Linear(5, 2)
     network = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).double()
-    model, images = load_model(network), torch.rand(2, 3, 6, 7, dtype=torch.float64)
-    maps = conv(images)
+    model, images = load_model(network, **NORMALIZATION), torch.rand(2, 3, 6, 7, dtype=torch.float64)
+    maps = conv(model.normalize(images))
     for index in (0, 1):
         contributions = torch.einsum("k,nkhw->nhw", head.weight[index], maps)
         masked_scores = torch.einsum("nkhw,nhw->nk", min_max(maps), contributions) / 42
-        expected = weighted_sum(masked_scores.softmax(1), maps).relu()
-        torch.testing.assert_close(score_cam(model, images, index, layer="0").maps, expected)
+        expected = weighted_sum(masked_scores.softmax(1), maps)
+        result = score_cam(model, images, index, layer="0")
+        torch.testing.assert_close(result.maps, expected.relu())
+        torch.testing.assert_close(result.signed_maps[0], expected)
 
 
 @method(

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from phosphene import (
     Method,
@@ -12,7 +12,6 @@ from phosphene import (
     batch_size,
     hookimpl,
     input_gradient,
-    load_model,
     method,
     progress_bar,
 )
@@ -30,6 +29,7 @@ from phosphene.spec import (
     param,
     size,
 )
+from phosphene.testing import linear_model
 
 from ._relations import PROPORTIONAL_TO_THE_SCORE
 
@@ -38,10 +38,10 @@ Average = Literal["mean", "square", "variance"]
 
 def equals_the_weights_of_a_linear_model() -> None:
     """On a linear model every gradient is w: their mean is w, their mean square w^2, their variance 0."""
-    linear = nn.Linear(60, 2)
-    model = load_model(nn.Sequential(nn.Flatten(), linear).double())
-    images = torch.rand(2, 3, 4, 5, dtype=torch.float64)
-    weight = linear.weight[1].view(3, 4, 5).detach()
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(2, 3, 4, 5, dtype=torch.float64, generator=generator)
+    images = torch.rand(2, 3, 4, 5, dtype=torch.float64, generator=generator)
+    model, weight = linear_model(weights), weights[1]
     expectations: dict[Average, Tensor] = {
         "mean": weight.abs(), "square": weight.square(), "variance": 0 * weight,
     }  # fmt: skip

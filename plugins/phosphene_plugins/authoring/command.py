@@ -34,7 +34,8 @@ def check(
         str,
         typer.Argument(
             metavar="NAME|FILE|DISTRIBUTION",
-            help="A method, a .py file with methods, or a distribution with methods.",
+            help="A method, a .py file with methods, or a distribution with methods; with --mutate also a "
+            "module (_name.py) of functions that methods import.",
             autocompletion=_names,
         ),
     ],
@@ -42,6 +43,18 @@ def check(
         str, typer.Option(metavar="quick|ci|thorough", help="Number of examples per check.")
     ] = "ci",
     only: Annotated[list[str], typer.Option(metavar="CHECK", help="Run only this check; repeatable.")] = [],  # noqa: B006
+    mutate: Annotated[
+        bool,
+        typer.Option(
+            "--mutate",
+            help="Instead of the checks, run the oracle on mutants of the method's code and print those that "
+            "no test notices; exit code 1 below 90 %.",
+        ),
+    ] = False,
+    mutants: Annotated[int, typer.Option(min=1, help="With --mutate: at most so many mutants.")] = 60,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="With --mutate: processes at once. Default: the CPUs.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON.")] = False,
 ) -> None:
     """Run the conformance checks of a method; exit code 1 if one fails."""
@@ -55,6 +68,9 @@ def check(
     from ._find_methods import resolve_methods
 
     console = Console() if sys.stdout.isatty() else Console(width=200)
+    if mutate:
+        _print_mutation_scores(console, what, mutants, jobs, as_json)
+        return
     with resolve_methods(what) as selected:
         checks = [[bound.check.name for bound in bound_checks(method, profile)] for method in selected]
         available = dict.fromkeys(name for names in checks for name in names)
@@ -79,6 +95,38 @@ def check(
     else:
         _print_summary(console, reports, time.perf_counter() - clock)
     if not all(report.ok for report in reports):
+        raise typer.Exit(1)
+
+
+#: The least mutation score that passes.
+LEAST_SCORE = 0.9
+
+
+def _print_mutation_scores(
+    console: Console, what: str, mutants: int, jobs: int | None, as_json: bool
+) -> None:
+    """Print the mutation score of each method and the mutants that survive; exit code 1 below 90 %."""
+    from phosphene.testing import mutation_score
+
+    from ._find_methods import resolve_methods
+
+    reports = []
+
+    def test_mutants(target: Any) -> None:
+        reports.append(mutation_score(target, mutants=mutants, jobs=jobs))
+        if not as_json:
+            console.print(Text(str(reports[-1])), soft_wrap=True)
+
+    file = Path(what)
+    if file.suffix == ".py" and file.stem.startswith("_") and file.stem != "__init__":
+        test_mutants(file)
+    else:
+        with resolve_methods(what) as selected:
+            for method in selected:
+                test_mutants(method)
+    if as_json:
+        print(json.dumps([report.model_dump(mode="json") for report in reports], indent=2))
+    if any(report.score < LEAST_SCORE for report in reports):
         raise typer.Exit(1)
 
 

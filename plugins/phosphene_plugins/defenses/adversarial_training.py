@@ -39,9 +39,9 @@ def step_on_a_linear_model_maximizes_the_worst_case_margin() -> None:
     labels = torch.tensor([0, 1, 1, 0, 0])
     dataset = TensorDataset(images, [str(label) for label in labels.tolist()])
     weight, bias = (p.detach().clone().requires_grad_() for p in (linear.weight, linear.bias))
-    x, y = images[:4].flatten(1), labels[:4]
+    x, y = model.normalize(images[:4]).flatten(1), labels[:4]
     difference = weight[y] - weight[1 - y]
-    margin = (difference * x).sum(1) + bias[y] - bias[1 - y] - 0.1 * difference.abs().sum(1)
+    margin = (difference * x).sum(1) + bias[y] - bias[1 - y] - 0.1 * (difference / model.std).abs().sum(1)
     gradients = torch.autograd.grad(F.softplus(-margin).mean(), (weight, bias))
     options: dict[str, Any] = {"steps": 1, "batch": 4, "lr": 0.5, "held_out": 0.2, "seed": 0}
     result = adversarial_training(

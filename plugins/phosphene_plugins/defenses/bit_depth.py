@@ -10,6 +10,7 @@ from phosphene import Reference, hookimpl, method
 from phosphene.optimize import straight_through
 from phosphene.roles import Images, Model
 from phosphene.spec import Cost, PixelRange, SameShape, size
+from phosphene.testing import linear_model
 
 from ._input_transform_result import DefendedImages, Transform, compare_predictions
 
@@ -38,6 +39,10 @@ def one_bit_is_black_and_white() -> None:
         weights: Tensor = torch.arange(4.0, dtype=torch.float64).view_as(pixels)
         (gradient,) = torch.autograd.grad((quantized * weights).sum(), pixels)
         assert torch.equal(gradient, weights)
+    model, images = linear_model(), pixels.detach().view(1, 1, 2, 2)
+    result = bit_depth(model, images, bits=2)
+    torch.testing.assert_close(result.transformed, (images * 3).round() / 3)
+    torch.testing.assert_close(result.confidence_after, model(result.transformed).softmax(1).amax(1))
 
 
 @method(

@@ -7,12 +7,13 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from phosphene import Reference, float64_device, hookimpl, load_model, method, progress_bar
+from phosphene import Reference, float64_device, hookimpl, method, progress_bar
 from phosphene.roles import Images
 from phosphene.roles import Model as ModelInput
 from phosphene.spec import Cost, Nonnegative, param, size
+from phosphene.testing import linear_model
 
 from ._bound_propagation import (
     BoundTensor,
@@ -191,15 +192,14 @@ def worst_case_margins(
 
 def exact_on_a_linear_model() -> None:
     """On a linear model the margin is z_y - z_k - eps |w_y - w_k|_1, and the radius where the first is 0."""
-    linear = nn.Linear(12, 4).double()
     generator = torch.Generator().manual_seed(0)
-    linear.weight.data = torch.randn(4, 12, generator=generator, dtype=torch.float64)
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 2, 2))
+    weight = torch.randn(4, 12, generator=generator, dtype=torch.float64)
+    model = linear_model(weight.view(4, 3, 2, 2), bias=[0.1, -0.2, 0.3, 0.0])
     images = 0.3 + 0.4 * torch.rand(3, 3, 2, 2, generator=generator, dtype=torch.float64)
     logits = model(images)
     labels = logits.argmax(1)
     gaps = (logits.gather(1, labels[:, None]) - logits).scatter(1, labels[:, None], torch.inf)
-    dual_norms = (linear.weight[labels][:, None] - linear.weight).abs().sum(2)
+    dual_norms = (weight[labels][:, None] - weight).abs().sum(2)
     torch.testing.assert_close(worst_case_margins(model, images, labels, 0.01), gaps - 0.01 * dual_norms)
     exact = (gaps / dual_norms).amin(1).detach()
     result = interval_bounds(model, images, eps=0.3, halvings=40)

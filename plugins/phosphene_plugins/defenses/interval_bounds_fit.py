@@ -32,12 +32,21 @@ def loss_on_a_linear_model_is_that_of_the_exact_margin() -> None:
     linear: Any = model.module[1]  # type: ignore[index]
     generator = torch.Generator().manual_seed(0)
     images = 0.3 + 0.4 * torch.rand(3, 1, 2, 2, generator=generator, dtype=torch.float64)
-    difference = (linear.weight[1] - linear.weight[0]).detach()
-    margin = images.flatten(1) @ difference - 0.2 - 0.1 * difference.abs().sum()
-    options: dict[str, Any] = {"steps": 1, "batch": 2, "held_out": 0.34, "seed": 0}
+    weight = linear.weight.detach().clone().requires_grad_()
+    difference = weight[1] - weight[0]
+    bias = (linear.bias[1] - linear.bias[0]).detach()
+    margin = (
+        model.normalize(images).flatten(1) @ difference + bias - 0.1 * (difference / model.std).abs().sum()
+    )
+    options: dict[str, Any] = {"steps": 1, "batch": 2, "lr": 0.01, "held_out": 0.34, "seed": 0}
     dataset = TensorDataset(images, ["1", "1", "0"])
     result = interval_bounds_fit(model, dataset, eps=0.1, kappa=0.0, warm_up=0.0, **options)
-    torch.testing.assert_close(result.losses[0], F.softplus(-margin[:2]).mean())
+    expected = F.softplus(-margin[:2]).mean()
+    torch.testing.assert_close(result.losses[0], expected.detach())
+    (gradient,) = torch.autograd.grad(expected, weight)
+    # The first step of Adam is the learning rate times the gradient's sign.
+    trained = [p.detach() for p in result.network.parameters()]
+    torch.testing.assert_close(trained[0], (weight - 0.01 * gradient.sign()).detach(), rtol=0, atol=1e-6)
 
 
 @method(

@@ -12,6 +12,7 @@ from phosphene import Reference, hookimpl, method
 from phosphene.optimize import jpeg_round_trip, straight_through
 from phosphene.roles import Images, Model
 from phosphene.spec import Cost, PixelRange, SameShape, size
+from phosphene.testing import linear_model
 
 from ._input_transform_result import DefendedImages, Transform, compare_predictions
 
@@ -29,6 +30,10 @@ def equals_a_round_trip_through_pillow() -> None:
     expected = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)[None] / 255
     compressed = compress(60)(levels.permute(2, 0, 1)[None] / 255)
     torch.testing.assert_close(compressed, expected, atol=1 / 255, rtol=0)
+    model = linear_model(torch.linspace(-1, 1, 2 * levels.numel()).view(2, 3, 16, 24))
+    result = jpeg(model, levels.permute(2, 0, 1)[None] / 255, quality=60)
+    torch.testing.assert_close(result.transformed, expected, atol=1 / 255, rtol=0)
+    torch.testing.assert_close(result.confidence_after, model(result.transformed).softmax(1).amax(1))
 
 
 @method(

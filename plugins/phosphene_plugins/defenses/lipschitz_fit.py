@@ -41,10 +41,11 @@ def loss_on_a_linear_model_is_that_of_the_exact_distance() -> None:
     images = torch.rand(3, 1, 2, 2, generator=generator, dtype=torch.float64)
     margin = images.flatten(1) @ (weight[1] - weight[0]) / 0.5 - 0.2
     logit_change = float(torch.linalg.matrix_norm(weight, 2)) / 0.5 * eps
-    options: dict[str, Any] = {"steps": 1, "batch": 2, "held_out": 0.34, "seed": 0}
+    options: dict[str, Any] = {"steps": 1, "batch": 2, "lr": 0.01, "held_out": 0.34, "seed": 0}
     result = lipschitz_fit(model, TensorDataset(images, ["1", "1", "0"]), eps=eps, **options)
     expected = F.softplus(-(margin[:2] - math.sqrt(2) * logit_change) / logit_change).mean()
     torch.testing.assert_close(result.losses[0], expected)
+    assert result is not None
 
 
 @method(

@@ -9,6 +9,7 @@ from torch import Tensor
 from phosphene import hookimpl, method
 from phosphene.roles import Images, Model
 from phosphene.spec import Cost, PixelRange, SameShape, size
+from phosphene.testing import linear_model
 
 from ._input_transform_result import DefendedImages, Transform, compare_predictions
 from .bit_depth import FEATURE_SQUEEZING
@@ -41,6 +42,11 @@ def removes_a_speck_and_preserves_an_edge() -> None:
     assert torch.equal(median_filter(3)(edge), edge)
     noise = torch.rand(1, 2, 5, 6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(median_filter(1)(noise), noise)
+    model = linear_model(torch.linspace(-1, 1, 2 * noise.numel()).view(2, 2, 5, 6))
+    result = median(model, noise, size=3)
+    windows = noise.unfold(2, 3, 1).unfold(3, 3, 1).flatten(-2)
+    assert torch.equal(result.transformed[..., 1:-1, 1:-1], windows.median(-1).values)
+    torch.testing.assert_close(result.confidence_after, model(result.transformed).softmax(1).amax(1))
 
 
 @method(

@@ -7,11 +7,12 @@ import scipy.stats
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from phosphene import Reference, batch_size, hookimpl, load_model, method, progress_bar
+from phosphene import Reference, batch_size, hookimpl, method, progress_bar
 from phosphene.roles import Images, Model, Seed
 from phosphene.spec import Cost, Nonnegative, param, size
+from phosphene.testing import linear_model
 
 from ._certificates import Certificates
 
@@ -25,14 +26,16 @@ def clopper_pearson_lower_bound(counts: NDArray[np.int64], samples: int, alpha: 
 
 def radius_approaches_the_distance_to_the_decision_boundary() -> None:
     """For two classes separated by a plane the radius is close to the distance to it, and never larger."""
-    linear = nn.Linear(4, 2, bias=False).double()
-    linear.weight.data = torch.tensor([[0.0, 0, 0, 0], [0.6, -0.8, 0, 0]], dtype=torch.float64)
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 2, 2))
+    weight = torch.tensor([[0.0, 0, 0, 0], [0.6, -0.8, 0, 0]], dtype=torch.float64)
+    model = linear_model(weight.view(2, 1, 2, 2))
     images = torch.tensor([[[[0.9, 0.3], [0.5, 0.5]]], [[[0.3, 0.8], [0.0, 1.0]]]], dtype=torch.float64)
-    distance = (images.flatten(1) @ linear.weight[1]).abs().detach()
+    distance = (images.flatten(1) @ weight[1]).abs()
     result = randomized_smoothing(model, images, sigma=0.5, samples=4000, selection=20, alpha=1e-3, seed=0)
     assert result.labels.tolist() == [1, 0]
     assert (result.radius <= distance).all() and (result.radius > 0.85 * distance).all()
+    votes = np.round(result.vote_share.numpy() * 4000).astype(np.int64)
+    bounds = scipy.stats.norm.ppf(clopper_pearson_lower_bound(votes, 4000, 1e-3))
+    torch.testing.assert_close(result.radius, 0.5 * torch.from_numpy(bounds))
 
 
 @method(

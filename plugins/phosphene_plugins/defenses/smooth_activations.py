@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Model as AnyModel
-from phosphene import ModelError, Reference, batch_size, hookimpl, method, rewrite_backward
+from phosphene import (
+    ModelError,
+    Reference,
+    TensorDataset,
+    batch_size,
+    hookimpl,
+    load_model,
+    method,
+    rewrite_backward,
+)
 from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import PixelRange
 from phosphene.training import (
@@ -81,6 +90,18 @@ def activations_approach_relu_with_the_sharpness() -> None:
             assert 0.9 * distances[name] <= largest * sharpness <= distances[name], (name, largest)
             (gradient,) = torch.autograd.grad(smooth(zero).sum(), zero)
             assert abs(float(gradient) - slopes[name]) < 1e-9, name
+    torch.manual_seed(0)
+    first, last = nn.Linear(12, 4).double(), nn.Linear(4, 2).double()
+    network = nn.Sequential(nn.Flatten(), first, nn.ReLU(), last)
+    model = load_model(network, input_size=(3, 2, 2), mean=[0.375, 0.5, 0.625], std=[0.25, 0.5, 0.75])
+    images = torch.rand(4, 3, 2, 2, dtype=torch.float64)
+    # So small a learning rate leaves the weights as they are.
+    options: dict[str, Any] = {"steps": 1, "batch": 2, "held_out": 0.25, "lr": 1e-12, "seed": 0}
+    dataset = TensorDataset(images, ["0", "1", "1", "0"])
+    result = smooth_activations(model, dataset, activation="softplus", sharpness=3.0, **options)
+    x = model.normalize(images).flatten(1)
+    torch.testing.assert_close(result.network(model.normalize(images)), last(F.softplus(3 * first(x)) / 3))
+    assert result.note == "1 ReLUs are softplus now"
 
 
 @method(

@@ -10,6 +10,7 @@ from torch import Tensor
 from phosphene import Reference, hookimpl, method
 from phosphene.roles import Images, Model
 from phosphene.spec import Cost, PixelRange, SameShape, size
+from phosphene.testing import linear_model
 
 from ._input_transform_result import DefendedImages, Transform, compare_predictions
 
@@ -60,6 +61,10 @@ def lowers_a_step_by_the_closed_form() -> None:
     denoised = denoise(0.2, 2000)(halves)
     expected = halves + 0.2 / 4 - halves * 0.2 / 2
     torch.testing.assert_close(denoised, expected, atol=1e-3, rtol=0)
+    model = linear_model(torch.linspace(-1, 1, 96, dtype=torch.float64).view(2, 1, 6, 8))
+    result = total_variation(model, halves, weight=0.2, steps=1000)
+    torch.testing.assert_close(result.transformed, expected, atol=2e-3, rtol=0)
+    torch.testing.assert_close(result.confidence_after, model(result.transformed).softmax(1).amax(1))
     flat = torch.full((1, 2, 4, 4), 0.3)
     torch.testing.assert_close(denoise(0.2, 10)(flat), flat)
 

@@ -5,14 +5,15 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from phosphene import Model as AnyModel
-from phosphene import Reference, hookimpl, load_model, method, methods, progress_bar
+from phosphene import Reference, hookimpl, method, methods, progress_bar
 from phosphene.attacks import Norm, build_result
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, SameShape, WithinBall, ceil, param, size
+from phosphene.testing import linear_model
 
 from ..attacks._gradients import raw_gradient
 from ..attacks._losses import cross_entropy
@@ -26,9 +27,7 @@ _EFFORT_STEPS, _EFFORT_QUERIES = ceil(_STEPS * param.effort), ceil(_QUERIES * pa
 def robust_exactly_where_the_margin_of_a_linear_model_exceeds_eps() -> None:
     """An image is robust if and only if (z_y - z_k) / ||w_k - w_y||_q > eps, q of the dual norm."""
     normal = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    linear = nn.Linear(12, 2, bias=False).double()
-    linear.weight.data = torch.stack([normal / 2, -normal / 2])
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 2, 2))
+    model = linear_model(torch.stack([normal / 2, -normal / 2]).view(2, 3, 2, 2))
     gray = torch.full((12,), 0.5, dtype=torch.float64)
     boundary = gray - normal * (gray @ normal) / normal.square().sum()
     norms: list[tuple[Norm, float]] = [("linf", 1.0), ("l2", 2.0), ("l1", torch.inf)]
@@ -39,6 +38,10 @@ def robust_exactly_where_the_margin_of_a_linear_model_exceeds_eps() -> None:
         images = images.view(5, 3, 2, 2)
         result = auto_attack(model, images, (margins < 0).long(), eps=0.05, norm=norm, effort=0.1, seed=0)
         assert result.success.tolist() == [True, True, False, True, False], norm
+        distance, outside = result.distance(norm), ~result.success
+        assert (distance >= 0.05 * margins.abs())[result.success].all() and (distance <= 0.05).all(), norm
+        torch.testing.assert_close(result.adversarial[outside], images[outside])
+        torch.testing.assert_close(result.confidence_after, model(result.adversarial).softmax(1).amax(1))
 
 
 @method(

@@ -6,13 +6,14 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from phosphene import Model as AnyModel
-from phosphene import Reference, batch_size, hookimpl, load_model, method, progress_bar
+from phosphene import Reference, batch_size, hookimpl, method, progress_bar
 from phosphene.attacks import Norm, project, random_point, steepest
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, UnitRange, length, param, size
+from phosphene.testing import linear_model
 
 from ..attacks._gradients import loss_gradient
 from ..attacks._losses import cross_entropy
@@ -33,9 +34,7 @@ def ensemble_of_orthogonal_linear_members_has_the_sum_of_their_margins() -> None
     """
     members = []
     for row in ([1.0, 0.0, -1.0, 0.0], [0.0, 1.0, 0.0, -1.0]):
-        linear = nn.Linear(4, 2, bias=False)
-        linear.weight.data = torch.stack([torch.zeros(4), torch.tensor(row)])
-        members.append(load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 2, 2)))
+        members.append(linear_model(torch.stack([torch.zeros(4), torch.tensor(row)]).view(2, 1, 2, 2)))
     images = torch.tensor([[[[0.56, 0.66], [0.5, 0.5]]], [[[0.56, 0.58], [0.5, 0.5]]]])
     report = _evaluate(
         members, images, torch.tensor([1, 1]), "logits", eps=0.05, step_size=0.02, steps=6, norm="linf",
@@ -44,6 +43,13 @@ def ensemble_of_orthogonal_linear_members_has_the_sum_of_their_margins() -> None
     assert report.accuracy.tolist() == [[1, 1, 1], [0, 1, 1], [1, 0.5, 1], [0, 0.5, 0.5]]
     assert report.worst_transfer_accuracy == 1 and report.ensemble_accuracy == 0.5
     assert report.success.tolist() == [False, True]
+    model = linear_model(torch.tensor([[0.0, 0.0, 0.0, 0.0], [4.0, -3.0, 2.0, -1.0]]).view(2, 1, 2, 2))
+    labels = model(images).argmax(1)
+    report = ensemble_evaluation(model, images, labels, eps=0.05, step_size=0.02, steps=6, seed=0)
+    signs = (1 - 2 * labels[:, None]) * torch.tensor([1.0, -1.0, 1.0, -1.0])
+    torch.testing.assert_close(report.adversarial, images + 0.05 * signs.view_as(images))
+    accuracy = (model(report.adversarial).argmax(1) == labels).float().mean()
+    assert report.accuracy.tolist() == [[1, 1], [accuracy, accuracy], [accuracy, accuracy]]
 
 
 @method(

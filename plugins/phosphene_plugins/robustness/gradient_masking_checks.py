@@ -6,13 +6,14 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from phosphene import InputError, Reference, batch_size, hookimpl, load_model, method, progress_bar
+from phosphene import InputError, Reference, batch_size, hookimpl, method, progress_bar
 from phosphene import Model as AnyModel
 from phosphene.attacks import project
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, PixelRange, UnitRange, length, param, size
+from phosphene.testing import linear_model
 
 from ..attacks._gradients import loss_gradient, raw_gradient
 from ..attacks._losses import Loss, cross_entropy, difference_of_logits_ratio, margin
@@ -42,12 +43,8 @@ _EXAMPLES = 6
 
 def identifies_how_a_linear_model_is_masked() -> None:
     """A linear model passes; behind rounded pixels, with huge logits or with noise it is suspicious."""
-    linear, huge = (nn.Linear(4, 2, bias=False) for _ in range(2))
-    linear.weight.data = torch.tensor([[0.0, 0.0, 0.0, 0.0], [4.0, -3.0, 2.0, -1.0]])
-    huge.weight.data = 1e4 * linear.weight.data
-    plain, saturated = (
-        load_model(nn.Sequential(nn.Flatten(), n), input_size=(1, 2, 2)) for n in (linear, huge)
-    )
+    weight = torch.tensor([[0.0, 0.0, 0.0, 0.0], [4.0, -3.0, 2.0, -1.0]]).view(2, 1, 2, 2)
+    plain, saturated = linear_model(weight), linear_model(1e4 * weight)
     images = torch.tensor([[[[0.5, 0.3], [0.5, 0.5]]], [[[0.4, 0.7], [0.4, 0.6]]]])
     labels = plain(images).argmax(1)
     for model, expected in (
@@ -63,6 +60,16 @@ def identifies_how_a_linear_model_is_masked() -> None:
         suspicious = {check.name for check in result.checks if check.verdict == "suspicious"}
         assert suspicious >= expected, f"{suspicious}, not {expected}"
         assert bool(suspicious) == bool(expected), f"{suspicious}, not {expected}"
+    result = gradient_masking_checks(plain, images, labels, eps=0.05, steps=5, max_queries=30, seed=0)
+    signs = (1 - 2 * labels[:, None]) * torch.tensor([1.0, -1.0, 1.0, -1.0])
+    torch.testing.assert_close(result.adversarial, (images + 0.05 * signs.view_as(images)).clamp(0, 1))
+    margins = plain(images).diff(dim=1).abs()
+    changes = [
+        abs((plain((images + r * signs.view_as(images)).clamp(0, 1)) - plain(images)).diff(dim=1))
+        for r in result.radii
+    ]
+    broken = torch.cat([margins < change for change in changes], 1).float().mean(0)
+    torch.testing.assert_close(result.success_by_eps, broken)
 
 
 @method(

@@ -1,5 +1,6 @@
 """Robust accuracy: accuracy against the radius under several attacks, and under the worst of them."""
 
+import math
 from typing import Annotated, Any, Literal
 
 import torch
@@ -49,6 +50,10 @@ def share_of_margins_beyond_eps_on_a_linear_model() -> None:
                 norm,
                 attack,
             )
+        nearest = (
+            (report.adversarial - report.images).flatten(1).norm(math.inf if norm == "linf" else 2, dim=1)
+        )
+        torch.testing.assert_close(nearest, report.radii.amin(0)[: len(nearest)])
         torch.testing.assert_close(report.radius("fab")[:4], margins[:4].flatten(), rtol=2e-3, atol=0)
 
 

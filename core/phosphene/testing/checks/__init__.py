@@ -1,7 +1,7 @@
 """The checks of the conformance kit, one small function for each promise."""
 
 # Importing a module registers its checks, in this order: the oracle's first run is the watched one.
-from . import work, declaration, single_run, repeated_runs, refusals  # isort: skip
+from . import work, declaration, oracle_examination, single_run, repeated_runs, refusals  # isort: skip
 from . import arithmetic, attacks, training, relations  # isort: skip
 from .base import ARITHMETIC_UNTESTED, CHECKS, Check, checks_of
 
@@ -13,6 +13,7 @@ __all__ = [
     "attacks",
     "checks_of",
     "declaration",
+    "oracle_examination",
     "refusals",
     "relations",
     "repeated_runs",

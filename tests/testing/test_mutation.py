@@ -1,0 +1,215 @@
+"""Mutation scores: which mutants are generated, and which of them the tests of a method kill."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from phosphene import InputError, methods
+from phosphene.cli.main import main
+from phosphene.testing import mutation_score
+from phosphene.testing.mutants import generate_mutants
+
+#: Line 27 has a term that the oracle's images do not reveal, and line 29 a mutant that computes the same.
+METHOD = '''"""Weighted gradient."""
+
+import torch
+from phosphene import Cost, Reference, hookimpl, input_gradient, method
+from phosphene.results import Attribution
+from phosphene.roles import Images, Model, Target
+from phosphene.spec import size
+from phosphene.testing import linear_model
+
+SOURCE = Reference(key="k", title="T", authors="A", year=2020, url="https://example.org")
+
+
+def oracle() -> None:
+    weight = torch.linspace(-1, 1, 24, dtype=torch.float64).view(2, 1, 3, 4)
+    images = torch.ones(1, 1, 3, 4, dtype=torch.float64) * 0.5
+    maps = weighted(linear_model(weight), images, 1).maps
+    torch.testing.assert_close(maps, 2 * weight[1])
+
+
+@method(
+    family="attribution", references=[SOURCE], needs=["gradients"],
+    cost=Cost(forward=size.images, backward=size.images), oracle=oracle,
+)
+def weighted(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Gradient times two."""
+    gradient = input_gradient(model, images, target)
+    maps = scale(gradient).sum(1) + _edge(images)
+    for _ in range(1000):
+        if len(maps) >= 0:  # equivalent mutants: a length is never negative
+            break
+    return Attribution(images=images, maps=maps, targets=target.names(model, len(images)))
+
+
+def scale(x):
+    """Twice x."""
+    if x.ndim != 4:
+        raise ValueError(f"not 4 but {x.ndim}")
+    return FACTOR * x
+
+
+def _edge(images):
+    brightest = images.amax((1, 2, 3), keepdim=True)
+    return (brightest[:, 0] - 0.5).clamp(min=0) * 0.25
+
+
+def unused(x):
+    return x + 1
+
+
+FACTOR = 2.0
+
+
+@hookimpl
+def phosphene_methods():
+    return [weighted]
+'''
+
+
+@pytest.fixture
+def method_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    file = tmp_path / "weighted_gradient.py"
+    file.write_text(METHOD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield file
+    sys.modules.pop("weighted_gradient", None)
+
+
+def changed_lines(diff: str) -> tuple[str, str]:
+    removed, added = (
+        [line[1:].strip() for line in diff.splitlines()[2:] if line.startswith(sign)] for sign in "-+"
+    )
+    return " ".join(removed), " ".join(added)
+
+
+def test_mutants_change_the_method_and_what_it_uses_only(method_file: Path) -> None:
+    mutants, total = generate_mutants(method_file, ["weighted"])
+    assert len(mutants) == total
+    assert {mutant.function for mutant in mutants} == {"weighted", "scale", "_edge", "FACTOR"}
+    changes = {changed_lines(mutant.diff) for mutant in mutants}
+    assert ("return FACTOR * x", "return FACTOR / x") in changes
+    assert ("FACTOR = 2.0", "FACTOR = 3.0") in changes
+    assert ("for _ in range(1000):", "for _ in ():") in changes
+    assert (
+        "maps = scale(gradient).sum(1) + _edge(images)",
+        "maps = scale(gradient).mean(1) + _edge(images)",
+    ) in changes
+    # Neither guards, messages, annotations and decorators, nor what the method does not use.
+    assert not [
+        change for change in changes if "ndim" in change[0] or "@" in change[0] or "def " in change[0]
+    ]
+    for mutant in mutants:
+        compile(mutant.source, "mutant", "exec")
+        assert mutant.source != METHOD
+        assert f"-{METHOD.splitlines()[mutant.line - 1]}" in mutant.diff
+    assert len({mutant.source for mutant in mutants}) == total, "a mutant is generated twice"
+
+
+def test_sample_of_mutants_is_even_and_the_same_each_time(method_file: Path) -> None:
+    every, total = generate_mutants(method_file, ["weighted"])
+    some, again = (generate_mutants(method_file, ["weighted"], 5) for _ in range(2))
+    assert some == again
+    assert some[1] == total
+    assert some[0] == [every[n * total // 5] for n in range(5)]
+
+
+def test_oracle_kills_mutants_that_it_sees_and_no_others(method_file: Path) -> None:
+    report = mutation_score(method_file, jobs=2)
+    outcomes = {changed_lines(outcome.diff): outcome for outcome in report.outcomes}
+    assert report.methods == ["attribution.weighted"]
+    assert not report.failing
+    doubled = outcomes["FACTOR = 2.0", "FACTOR = 3.0"]
+    assert (doubled.verdict, doubled.test, doubled.crashed) == ("killed", "oracle", False)
+    # The oracle's image is not brighter than 0.5, so that it does not see the term of the brightest pixel.
+    edge = "return (brightest[:, 0] - 0.5).clamp(min=0) * 0.25"
+    assert outcomes[edge, edge.replace("* 0.25", "* 1.25")].verdict == "survived"
+    assert outcomes[edge, edge.replace("- 0.5", "+ 0.5")].verdict == "killed"
+    length = "if len(maps) >= 0:  # equivalent mutants: a length is never negative"
+    explained = outcomes[length, length.replace(">= 0", "> 0")]
+    assert (explained.verdict, explained.message) == ("explained", "a length is never negative")
+    killed, survived = report.count("killed"), report.count("survived")
+    assert report.score == killed / (killed + survived)
+    assert len(report.outcomes) == report.total == killed + survived + report.count("explained")
+    # A survivor is printed as a diff with its file and line.
+    text = str(report)
+    assert f"{method_file}" in text
+    assert "+    return (brightest[:, 0] - 0.5).clamp(min=0) * 1.25" in text
+    assert text.splitlines()[-1] == report.summary()
+    assert report.model_dump(mode="json")["score"] == report.score
+
+
+def test_endless_loop_is_killed(method_file: Path) -> None:
+    start = METHOD.index("    for _ in range(1000)")
+    end = METHOD.index("    return Attribution")
+    loop = "    steps = 2\n    while steps > 0:\n        steps -= 1\n"
+    method_file.write_text(METHOD[:start] + loop + METHOD[end:])
+    report = mutation_score(method_file, mutants=8)
+    endless = [outcome for outcome in report.outcomes if outcome.test == "limit"]
+    assert endless
+    assert {(outcome.verdict, outcome.message) for outcome in endless} == {("killed", "time limit")}
+
+
+def test_shared_module_is_tested_by_the_methods_that_import_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "shared_arithmetic"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "_factors.py").write_text(
+        "def twice(x):\n    return 2 * x\n\n\ndef half(x):\n    return x / 2\n"
+    )
+    (package / "weighted.py").write_text(
+        METHOD.replace("from phosphene.spec", "from ._factors import twice\nfrom phosphene.spec").replace(
+            "FACTOR * x", "twice(x)"
+        )
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        report = mutation_score(package / "_factors.py")
+        assert report.methods == ["attribution.weighted"]
+        verdicts = {changed_lines(outcome.diff)[1]: outcome.verdict for outcome in report.outcomes}
+        assert verdicts["return 2 / x"] == "killed"
+        # Nothing uses half.
+        assert verdicts["return x * 2"] == "survived"
+        (package / "_unused.py").write_text("def one():\n    return 1\n")
+        with pytest.raises(InputError, match="no method imports this module"):
+            mutation_score(package / "_unused.py")
+    finally:
+        for name in [name for name in sys.modules if name.startswith("shared_arithmetic")]:
+            del sys.modules[name]
+
+
+def test_command_prints_survivors_and_the_score(
+    method_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str) -> tuple[int, str]:
+        try:
+            main(["check", str(method_file), "--mutate", "--mutants", "6", *arguments])
+        except SystemExit as left:
+            return int(left.code or 0), capsys.readouterr().out
+        return 0, capsys.readouterr().out
+
+    code, text = run()
+    assert "attribution.weighted: " in text.splitlines()[-1]
+    assert "mutation score " in text.splitlines()[-1]
+    _, text = run("--json")
+    (report,) = json.loads(text)
+    assert report["methods"] == ["attribution.weighted"]
+    assert len(report["outcomes"]) == 6
+    assert code == (report["score"] < 0.9)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", sorted(plugin.id for plugin in methods.plugins.values()))
+def test_nine_of_ten_mutants_of_a_method_are_killed(name: str) -> None:
+    report = mutation_score(name, mutants=12)
+    assert not [failure for failure in report.failing if "oracle" in failure], report.failing
+    assert report.score >= 0.9, str(report)
