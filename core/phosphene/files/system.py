@@ -48,9 +48,14 @@ def exchange(first: Path, second: Path) -> bool:
 def move(source: Path, target: Path) -> None:
     """Rename without replacing anything. Raises FileExistsError where ``target`` exists."""
     if not _rename(source, target, _RENAME_NOREPLACE):
+        exists = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
         if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-        os.rename(source, target)
+            raise exists
+        try:
+            os.rename(source, target)
+        except OSError as error:
+            # Another process created a folder there between the two calls.
+            raise exists if error.errno == errno.ENOTEMPTY else error from None
 
 
 def sync(path: Path) -> None:
