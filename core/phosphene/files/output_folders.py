@@ -231,7 +231,10 @@ def _replace(work: Path, target: Path) -> None:
                 _link_other_files(target, work / READY)
                 if system.exchange(work / READY, target):
                     return
-                system.move(target, work / f"{OLD}{attempt}")
+                with system.lock(target.parent):
+                    system.move(target, work / f"{OLD}{attempt}")
+                    system.move(work / READY, target)
+                return
             elif os.path.lexists(target):
                 raise InputError(f"{target} is a file now; results are saved in a folder")
             system.move(work / READY, target)

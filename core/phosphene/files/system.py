@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -9,6 +10,7 @@ import hashlib
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +50,31 @@ def exchange(first: Path, second: Path) -> bool:
 def move(source: Path, target: Path) -> None:
     """Rename without replacing anything. Raises FileExistsError where ``target`` exists."""
     if not _rename(source, target, _RENAME_NOREPLACE):
+        exists = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
         if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-        os.rename(source, target)
+            raise exists
+        try:
+            os.rename(source, target)
+        except OSError as error:
+            # Another process created a folder there between the two calls.
+            raise exists if error.errno == errno.ENOTEMPTY else error from None
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Inside, no other process is inside for the same folder, where the file system has locks."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a network file system without locks: the caller tries again
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync(path: Path) -> None:
