@@ -73,8 +73,10 @@ def smooth_gradient(
 ) -> Attribution:
     """Mean magnitude of the gradient of noisy copies."""
     target, total = target.resolve(model, images), torch.zeros_like(images)
+    generator = torch.Generator().manual_seed(seed or 0)
     for _ in range(samples):
-        total += input_gradient(model, images + 0.1 * torch.randn_like(images[:1]), target).abs()
+        noise = torch.randn(1, *images.shape[1:], generator=generator).to(images)
+        total += input_gradient(model, images + 0.1 * noise, target).abs()
     return attribution(model, images, total.amax(1) / samples, target)
 
 
@@ -185,10 +187,10 @@ def variance_of_the_gradient(
     model: Model, images: Images, target: Target = None, *, samples: Samples = 10, seed: Seed = None
 ) -> Attribution:
     """VarGrad: variance of the gradient over noisy copies."""
-    target = target.resolve(model, images)
-    noise = torch.randn(samples, *images.shape[1:], dtype=images.dtype) * 0.2
+    target, generator = target.resolve(model, images), torch.Generator().manual_seed(seed or 0)
+    noise = torch.randn(samples, *images.shape[1:], generator=generator).to(images) * 0.2
     gradients = torch.stack([input_gradient(model, images + n, target) for n in noise])
-    return attribution(model, images, gradients.var(0).sum(1), target)
+    return attribution(model, images, gradients.var(0, correction=0).sum(1), target)
 
 
 @right()
@@ -224,8 +226,10 @@ def expected_gradients(
 ) -> Attribution:
     """Gradient SHAP: gradients at random points between random baselines and the image."""
     target, total = target.resolve(model, images), torch.zeros_like(images)
+    generator = torch.Generator().manual_seed(seed or 0)
     for _ in range(samples):
-        start, alpha = torch.rand_like(images), torch.rand(1).to(images)
+        start = torch.rand(1, *images.shape[1:], generator=generator).to(images)
+        alpha = torch.rand(1, generator=generator).to(images)
         total += (images - start) * input_gradient(model, start + alpha * (images - start), target)
     return attribution(model, images, total.sum(1) / samples, target)
 
@@ -236,10 +240,11 @@ def sampled_shapley_values(
 ) -> Attribution:
     """Shapley values of the cells of a 4x4 grid, hidden by gray, from random orders."""
     target, size, maps = target.resolve(model, images), images.shape[2:], torch.zeros(len(images), 16)
+    generator = torch.Generator().manual_seed(seed or 0)
     for _ in range(samples):
         visible = torch.zeros(1, 1, 16)
         before = scores(model, torch.full_like(images, 0.5), target).detach()
-        for cell in torch.randperm(16).tolist():
+        for cell in torch.randperm(16, generator=generator).tolist():
             visible[..., cell] = 1
             mask = F.interpolate(visible.view(1, 1, 4, 4), size).to(images)
             after = scores(model, 0.5 + mask * (images - 0.5), target).detach()

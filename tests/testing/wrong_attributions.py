@@ -100,6 +100,15 @@ def transposed_map(model: Model, images: Images, target: Target = None) -> Attri
     return attribution(model, images, F.interpolate(maps[:, None], images.shape[2:])[:, 0], target)
 
 
+@caught_by("equivariant")
+def transposed_cam(
+    model: Model, images: Images, target: Target = None, *, layer: Layer = None
+) -> Attribution:
+    """Grad-CAM's map has the axes (w, h)."""
+    maps, gradients = cam_map(model, images, target, layer)
+    return attribution(model, images, (gradients.mean((2, 3), keepdim=True) * maps).sum(1).relu().mT, target)
+
+
 @caught_by("localizes")
 def flipped_map(model: Model, images: Images, target: Target = None) -> Attribution:
     """Columns are in reverse order."""
