@@ -76,6 +76,11 @@ class function_mode(Restoring):
             torch._C._pop_torch_function_stack()
 
 
+#: All threads share torch's generators: one thread at a time forks or seeds them. The lock is acquired
+#: before any other lock.
+random_lock = threading.RLock()
+
+
 # --- random states -----------------------------------------------------------------------------
 
 

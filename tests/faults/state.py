@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from phosphene.hooks import active_taps, guard, hook_lock
-from phosphene.registry import method as method_module
 from phosphene.testing.observation import changes, state_of
+from phosphene.torch_state import random_lock
 
 _guard_module = __import__(guard.__module__, fromlist=["_frozen"])
 
@@ -64,7 +64,7 @@ def settings() -> dict[str, Any]:
         "taps": active_taps.get(),
         "frozen flags": list(_guard_module._frozen),
         "context": _context(),
-        "locks": [_is_free(lock) for lock in (_guard_module._lock, hook_lock, method_module._seeding)],
+        "locks": [_is_free(lock) for lock in (_guard_module._lock, hook_lock, random_lock)],
     }
 
 

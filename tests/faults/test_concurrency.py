@@ -116,8 +116,9 @@ def compute_number(number: int) -> tuple[int, Any]:
     return number, compute(make_model(False), calls(False)[number])
 
 
+@pytest.mark.nightly
 def test_processes_return_the_bits_of_a_serial_run() -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=context) as pool:
         check_equal(list(pool.map(compute_number, range(0, len(calls(False)), 2))), False)
 
@@ -130,7 +131,7 @@ def save_repeatedly(folder: str, number: int) -> None:
 
 
 def test_four_processes_save_to_one_folder(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     out = tmp_path / "out"
     workers = [context.Process(target=save_repeatedly, args=(str(out), n)) for n in range(4)]
     for worker in workers:

@@ -78,7 +78,7 @@ def test_method_runs_under_another_default_device(name: str) -> None:
         except PhospheneError:
             continue
         finally:
-            torch.set_default_device("cpu")
+            torch.set_default_device(None)
         break
     for (path, tensor), (_, other) in zip(tensors_in(result), tensors_in(expected), strict=True):
         assert tensor.device.type == "cpu", path
@@ -120,7 +120,7 @@ def test_network_sees_the_default_device_of_the_caller() -> None:
     try:
         methods["saliency"](model, torch.rand(1, 3, 2, 2, device="cpu"), 0)
     finally:
-        torch.set_default_device("cpu")
+        torch.set_default_device(None)
     assert set(devices) == {"meta"}
 
 

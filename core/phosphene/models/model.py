@@ -21,7 +21,7 @@ from ..finite_values import NotFiniteError, all_finite, check_finite
 from ..hooks.guard import guard
 from ..hooks.tap import StopForward, Tap
 from ..images.io import read_image, to_pil
-from ..torch_state import call_and_restore, default_device_of_caller, fork_random_state
+from ..torch_state import call_and_restore, default_device_of_caller, fork_random_state, random_lock
 from .arguments import (
     check_class_names,
     check_input_size,
@@ -243,7 +243,7 @@ class Model:
         if has_gradient and isinstance(self.module, Function):
             noise = _noise(1, *self.input_size)
             try:
-                with torch.enable_grad(), fork_random_state():
+                with random_lock, torch.enable_grad(), fork_random_state():
                     has_gradient = self(noise.requires_grad_()).requires_grad
             except RuntimeError:  # raised where a tensor that requires a gradient is converted to NumPy
                 has_gradient = False
@@ -409,7 +409,9 @@ class Model:
 
     def structure_at(self, input_size: tuple[int, int, int]) -> Structure:
         """The structure at an input size (C, H, W), recorded in one forward pass of noise and cached."""
-        with self._cache.lock:
+        if (structure := self._cache.structures.get(tuple(input_size))) is not None:
+            return structure
+        with random_lock, self._cache.lock:
             if (structure := self._cache.structures.get(tuple(input_size))) is None:
                 structure = call_and_restore(self._record_structure, input_size)
                 self._cache.structures[tuple(input_size)] = structure

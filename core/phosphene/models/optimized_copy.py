@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import ModelError
 from ..hooks.tap import active_taps, hook_lock
-from ..torch_state import fork_random_state
+from ..torch_state import fork_random_state, random_lock
 from .digest import checksum, reuse_checksums
 from .introspection import Structure
 
@@ -182,7 +182,7 @@ def _optimized_copy(model: Optimizable, attributes: list[object]) -> nn.Module |
     noise = torch.rand(2, *model.input_size, generator=torch.Generator().manual_seed(0), device="cpu")
     try:
         # A random network must draw the same numbers with and without a copy; no tap reads noise.
-        with model.guard(), torch.inference_mode(False), torch.no_grad(), fork_random_state():
+        with random_lock, model.guard(), torch.inference_mode(False), torch.no_grad(), fork_random_state():
             with hook_lock:
                 network = copy.deepcopy(model.module)
             assert network is not model.module

@@ -8,7 +8,6 @@ import functools
 import inspect
 import platform
 import secrets
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
@@ -41,6 +40,7 @@ from ..torch_state import (
     cpu_by_default,
     deterministic_algorithms,
     fork_random_state,
+    random_lock,
     seed_generators,
 )
 from .docstrings import describe_parameter, with_arguments
@@ -52,10 +52,6 @@ if TYPE_CHECKING:
 
     from ..models import Model
 from .signature import admits, holds_bool, read_signature
-
-#: All threads share torch's generator, so seeded calls run one after another.
-_seeding = threading.RLock()
-
 
 P = ParamSpec("P")
 
@@ -385,7 +381,7 @@ class Method(Generic[P, R]):
         if self.seed is None:
             yield
             return
-        with _seeding, fork_random_state():
+        with random_lock, fork_random_state():
             seed_generators(params[self.seed])
             yield
 

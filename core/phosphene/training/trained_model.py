@@ -23,7 +23,7 @@ from ..models import (
 from ..parameter_text import read_document
 from ..results import TrainedNetwork
 from ..results.base import FindMethod
-from ..torch_state import fork_random_state
+from ..torch_state import fork_random_state, random_lock
 from .loop import TrainingHistory
 
 if TYPE_CHECKING:
@@ -203,7 +203,10 @@ def _rebuild(config: _SavedConfig) -> Model:
         )
     options = {key: value for key, value in config.source.items() if key not in ("weights", "pretrained")}
     settings = {name: getattr(config, name) for name in SavedSettings.model_fields}
-    with fork_random_state():  # initializing the weights must not advance the caller's random state
+    with (
+        random_lock,
+        fork_random_state(),
+    ):  # initializing the weights must not advance the caller's random state
         model = load_saved_model(options | settings)
     model.crop_pct, model.interpolation = config.crop_pct, config.interpolation
     return model
