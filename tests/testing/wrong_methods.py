@@ -872,6 +872,17 @@ def allows_at_most_256_pixels(model: Model, images: Images, target: Target = Non
     return attribution(model, images, maps, target)
 
 
+@caught_by("counts_may_be_too_large", cost=Cost(forward=size.images))
+def takes_the_k_largest_channels(
+    model: Model, images: Images, *,
+    k: Annotated[int, Field(ge=1, le=1000, description="number of channels")] = 2,
+) -> Attribution:  # fmt: skip
+    """More channels than the layer has are an error of torch."""
+    features = model.maps(model.features(images, model.last_map), images).detach()
+    maps = features.topk(k, 1).values.mean(1)
+    return Attribution(images=images, maps=maps, targets=("mean",) * len(images))
+
+
 # --- training -----------------------------------------------------------------------------------------
 
 

@@ -23,8 +23,11 @@ def candidate_values(method: Method[..., Any], name: str, schema: Mapping[str, A
     values = _layer_values(schema, case) if name in method.layers else _values(schema, usual)
     accepted = []
     for value in values:
-        same = list(value) == list(usual) if _are_lists(value, usual) else value == usual
-        if same or value in accepted or not _cheap(method, case, {**case.params, name: value}):
+        if (
+            _is_same(value, usual)
+            or value in accepted
+            or not _cheap(method, case, {**case.params, name: value})
+        ):
             continue
         try:
             method.validate({**arguments, name: value})
@@ -34,8 +37,10 @@ def candidate_values(method: Method[..., Any], name: str, schema: Mapping[str, A
     return accepted
 
 
-def _are_lists(*values: Any) -> bool:
-    return all(isinstance(value, (list, tuple)) for value in values)
+def _is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return list(one) == list(other)
+    return bool(one == other)
 
 
 def _cheap(method: Method[..., Any], case: Case, params: Mapping[str, Any]) -> bool:

@@ -258,7 +258,7 @@ def _robust() -> nn.Module:
     """The same for class 0, whose logit is larger than small changes of the pixels can outweigh."""
     network = _fragile()
     with torch.no_grad():
-        network[3].bias[0] += 12
+        network.get_submodule("3").bias[0] += 12  # type: ignore[index,operator]
     return network
 
 

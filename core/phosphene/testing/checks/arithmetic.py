@@ -128,7 +128,7 @@ def _missed(maps: Tensor, size: tuple[int, int], corners: tuple[tuple[int, int],
 def explains_the_target(method: AnyMethod) -> None:
     if (failures := _localization_failures(method, {})) is None or not failures:
         return
-    larger = larger_parameters(method, Case("colors"), limit=6000)
+    larger = larger_parameters(method, Case("colors"), limit=2500)
     if larger != method.spec.quick:
         failures = _localization_failures(method, larger) or []
     assert not failures, "; ".join(failures[:3])

@@ -71,7 +71,7 @@ COUNT = 4
 
 def _strong_parameters(method: AnyMethod, case: Case, factor: float = 16) -> dict[str, Any]:
     """Parameters with which an attack should succeed: more steps, and a radius of many times the default."""
-    params = larger_parameters(method, case, limit=4000)
+    params = larger_parameters(method, case, limit=1500)
     schema = properties_of(method.spec.params_schema).get("eps", {})
     usual = params.get("eps", schema.get("default"))
     if isinstance(usual, (int, float)):

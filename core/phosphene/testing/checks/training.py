@@ -52,7 +52,7 @@ def training_lowers_the_loss(method: AnyMethod) -> None:
     if (case := _accepted_case(method)) is None:
         return
     # A schedule that makes the task harder may raise the loss in one length of the training.
-    complaints = []
+    complaints: list[str] = []
     for limit in (LIMIT, 3 * LIMIT):
         longer = replace(case, params=larger_parameters(method, case, limit))
         result = _trained(method, longer)

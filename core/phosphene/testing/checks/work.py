@@ -17,7 +17,7 @@ import torch
 from ...errors import PhospheneError
 from ...models.batch_size import max_batch
 from ...results import AdversarialExamples, Attribution, Synthesis
-from ..cases import Case, declared_cost
+from ..cases import MOST_PASSES, Case, declared_cost, properties_of
 from ..observation import (
     Observation,
     assert_same_result,
@@ -148,7 +148,7 @@ def cost_is_near_the_work(method: AnyMethod) -> None:
                 images = getattr(result, "images", None)
                 count = 1 if images is None else len(images)
                 declared = method.spec.cost.evaluate(
-                    method.validate(result.provenance.params), **_sizes(method, case, count)
+                    method.validate(case.arguments(method)), **_sizes(method, case, count)
                 )
             backward = max(passes.backward, passes.from_output)
             ratios["forward"].append((declared[0], passes.forward))
@@ -270,6 +270,29 @@ def large_images(method: AnyMethod) -> None:
     result = run_on(method, case)
     for path, tensor in tensors_in(result) if result is not None else ():
         assert not tensor.is_floating_point() or tensor.isfinite().all(), f"{path} contains NaN or infinity"
+
+
+@register_check(
+    "method",
+    "A count larger than what there is to count is answered or refused with a message.",
+    "k larger than the number of classes, channels or images: min(k, ...), or an InputError",
+)
+def counts_may_be_too_large(method: AnyMethod) -> None:
+    for name, schema in properties_of(method.spec.params_schema).items():
+        branches = schema.get("anyOf", [schema])
+        integer = next((b for b in branches if b.get("type") == "integer"), None)
+        if integer is None or name == method.seed:
+            continue
+        value = min(60, integer.get("maximum", 60))
+        for network in ("gap", "tokens"):
+            case = Case(network, "noise", params={name: value})
+            cost = declared_cost(method, case)
+            if cost is None or sum(cost) > MOST_PASSES:
+                continue
+            try:
+                run_on(method, case)
+            except Exception as error:
+                raise AssertionError(f"{name}={value} raised {type(error).__name__}: {error}") from error
 
 
 # --- another process -----------------------------------------------------------------------------------
