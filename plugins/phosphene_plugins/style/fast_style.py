@@ -67,10 +67,8 @@ def first_loss_is_that_of_the_untrained_network() -> None:
     images, style = (torch.rand(1, 3, 8, 12, generator=draw, dtype=torch.float64) for _ in range(2))
     # So small a learning rate leaves the weights as they are.
     options: Any = {"steps": 1, "batch": 1, "lr": 1e-12, "width": 4, "blocks": 1, "total_variation": 0.0}
-    result = fast_style_fit(
-        _pixels_as_features(), TensorDataset(images), style, content_layer="0", style_layers=["0"],
-        content_weight=2.0, style_weight=5.0, seed=0, **options,
-    )  # fmt: skip
+    options |= {"content_layer": "0", "style_layers": ["0"], "content_weight": 2.0, "style_weight": 5.0}
+    result = fast_style_fit(_pixels_as_features(), TensorDataset(images), style, seed=0, **options)
     with torch.no_grad():
         output = result.network(images, torch.ones(1, 1, dtype=torch.float64))
     gram = lambda x: torch.einsum("nchw,ndhw->ncd", x, x)

@@ -91,7 +91,8 @@ def pixels_as_features_have_a_closed_form() -> None:
     """Features = pixels. Without style it is the content; without content, the blend of the mean squares."""
     # The convolution undoes the normalization.
     pixels = torch.nn.Conv2d(1, 1, 1).double()
-    torch.nn.init.constant_(pixels.weight, 0.5), torch.nn.init.constant_(pixels.bias, 0.25)
+    for parameter, value in (("weight", 0.5), ("bias", 0.25)):
+        torch.nn.init.constant_(pixels.get_parameter(parameter), value)
     network = torch.nn.Sequential(pixels, torch.nn.ReLU())
     model = load_model(network, input_size=(1, 8, 8), mean=[0.25], std=[0.5])
     content = torch.linspace(0.1, 0.6, 64, dtype=torch.float64).view(1, 1, 8, 8)

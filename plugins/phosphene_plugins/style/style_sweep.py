@@ -21,7 +21,8 @@ def higher_weight_is_closer_to_the_style() -> None:
     """Features = pixels: the higher the style weight, the closer the mean square is to the style's."""
     # The convolution undoes the normalization.
     pixels = torch.nn.Conv2d(1, 1, 1).double()
-    torch.nn.init.constant_(pixels.weight, 0.5), torch.nn.init.constant_(pixels.bias, 0.25)
+    for parameter, value in (("weight", 0.5), ("bias", 0.25)):
+        torch.nn.init.constant_(pixels.get_parameter(parameter), value)
     network = torch.nn.Sequential(pixels, torch.nn.ReLU())
     model = load_model(network, input_size=(1, 8, 8), mean=[0.25], std=[0.5])
     content = torch.linspace(0.1, 0.6, 64, dtype=torch.float64).view(1, 1, 8, 8)

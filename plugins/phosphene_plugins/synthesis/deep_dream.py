@@ -21,7 +21,8 @@ def identity_features_are_scaled_by_normalised_steps() -> None:
     """Where features are pixels, I <- clip(I + lr I / rms(I)), and random shifts change nothing."""
     # The convolution undoes the normalization.
     identity = nn.Conv2d(1, 1, 1).double()
-    nn.init.constant_(identity.weight, 0.5), nn.init.constant_(identity.bias, 0.25)
+    for parameter, value in (("weight", 0.5), ("bias", 0.25)):
+        nn.init.constant_(identity.get_parameter(parameter), value)
     network = nn.Sequential(identity, nn.Flatten(), nn.Linear(64, 2).double())
     model = load_model(network, input_size=(1, 8, 8), mean=[0.25], std=[0.5])
     images = torch.rand(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.9
