@@ -91,7 +91,11 @@ class MutationReport(BaseModel):
 
 
 def mutation_score(
-    method: str | Path | Method[..., Any], *, mutants: int = 60, jobs: int | None = None
+    method: str | Path | Method[..., Any],
+    *,
+    mutants: int = 60,
+    jobs: int | None = None,
+    all_checks: bool = True,
 ) -> MutationReport:
     """Test a method's oracle, invariants and relations on mutants of its code.
 
@@ -102,7 +106,8 @@ def mutation_score(
 
     method: a method, its name, or the path of a module of functions that methods of its package import, which
     is tested by the oracles of those methods. mutants: at most so many, evenly from all; the same in every
-    call. jobs: processes at once; default: the number of CPUs.
+    call. jobs: processes at once; default: the number of CPUs. all_checks: without it oracle, invariants and
+    relations alone, on one case each; so for a module, since many methods are tested.
 
     Raises MissingExtra without the extra ``mutation``, InputError for a file that no method uses, PluginError
     where the tests of the unchanged method do not run.
@@ -118,7 +123,12 @@ def mutation_score(
     if not generated:
         return report
     replies = _serve(
-        module.__name__, tested, file, generated, jobs or len(os.sched_getaffinity(0)), brief=len(tested) > 1
+        module.__name__,
+        tested,
+        file,
+        generated,
+        jobs or len(os.sched_getaffinity(0)),
+        brief=len(tested) > 1 or not all_checks,
     )
     baseline = next(replies)
     if "cpu" not in baseline:

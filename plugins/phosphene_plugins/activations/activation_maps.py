@@ -26,9 +26,10 @@ def _oracle() -> None:
     with torch.no_grad():
         convolution.weight[:, :, 0, 0] = torch.eye(3) - 0.5 * torch.eye(3)[[1, 2, 0]]
     layers = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.Linear(192, 2))
-    model = load_model(layers, input_size=(3, 8, 8))
+    model = load_model(layers, input_size=(3, 8, 8), mean=[0.375, 0.5, 0.625], std=[0.25, 0.5, 0.75])
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    before = images - 0.5 * images[:, [1, 2, 0]]
+    pixels = model.normalize(images)
+    before = pixels - 0.5 * pixels[:, [1, 2, 0]]
     low, high = before.amin((2, 3), keepdim=True), before.amax((2, 3), keepdim=True)
     scaled = activation_maps(model, images, layer="1", pre_activation=True).scaled
     assert torch.allclose(scaled, (before - low) / (high - low), atol=1e-6)

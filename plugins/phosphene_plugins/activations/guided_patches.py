@@ -33,13 +33,16 @@ def _oracle() -> None:
     first, last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
     layers = nn.Sequential(first, nn.ReLU(), last, nn.Flatten(), nn.Linear(50, 2)).double()
     images = torch.rand(3, 3, 5, 5, dtype=torch.float64)
-    result = guided_patches(load_model(layers, input_size=(3, 5, 5)), TensorDataset(images), layer="2", k=2)
+    model = load_model(layers, input_size=(3, 5, 5), mean=[0.375, 0.5, 0.625], std=[0.25, 0.5, 0.75])
+    result = guided_patches(model, TensorDataset(images), layer="2", k=2)
+    features, std = model.features(images, "2"), torch.tensor([0.25, 0.5, 0.75])
     assert result.gradients is not None
     for i, (y, x) in enumerate(result.positions.tolist()):
-        active = first(images[int(result.ids[i])])[:, y, x] > 0
+        active = first(model.normalize(images))[int(result.ids[i]), :, y, x] > 0
         passed = last.weight[result.channels[i], :, 0, 0].clamp(min=0) * active
-        expected = (passed @ first.weight.flatten(1))[:, None, None]
+        expected = (passed @ first.weight.flatten(1) / std)[:, None, None]
         torch.testing.assert_close(result.gradients[i], expected)
+        torch.testing.assert_close(result.scores[i], features[int(result.ids[i]), result.channels[i], y, x])
 
 
 @method(

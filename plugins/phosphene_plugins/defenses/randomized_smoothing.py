@@ -33,6 +33,7 @@ def radius_approaches_the_distance_to_the_decision_boundary() -> None:
     result = randomized_smoothing(model, images, sigma=0.5, samples=4000, selection=20, alpha=1e-3, seed=0)
     assert result.labels.tolist() == [1, 0]
     assert (result.radius <= distance).all() and (result.radius > 0.85 * distance).all()
+    assert result.vote_share is not None
     votes = np.round(result.vote_share.numpy() * 4000).astype(np.int64)
     bounds = scipy.stats.norm.ppf(clopper_pearson_lower_bound(votes, 4000, 1e-3))
     torch.testing.assert_close(result.radius, 0.5 * torch.from_numpy(bounds))

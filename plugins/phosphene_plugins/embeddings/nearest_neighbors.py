@@ -19,11 +19,11 @@ from ._nearest_neighbor_search import NearestNeighborSearch
 def _oracle() -> None:
     """For constant images whose features are the means of their halves, gray levels order the neighbors."""
     head = nn.Sequential(nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(2, 2))
-    model = load_model(head, mean=[0.0], std=[1.0], input_size=(1, 4, 4))
+    model = load_model(head, mean=[0.25], std=[0.5], input_size=(1, 4, 4))
     images = torch.tensor([0.9, 0.2, 0.6, 0.35]).view(4, 1, 1, 1).expand(4, 1, 4, 4)
     result = nearest_neighbors(model, images[3:], TensorDataset(images), k=3)
     assert result.indices.tolist() == [[3, 1, 2]]
-    assert torch.allclose(result.distances, torch.tensor([[0.0, 0.15, 0.25]]) * 2**0.5, atol=1e-6)
+    assert torch.allclose(result.distances, torch.tensor([[0.0, 0.15, 0.25]]) * 2**0.5 / 0.5, atol=1e-6)
     assert torch.allclose(result.pixel_distances, torch.tensor([[0.0, 0.15, 0.25]]) * 4, atol=1e-6)
 
 

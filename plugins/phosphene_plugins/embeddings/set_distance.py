@@ -21,15 +21,22 @@ SAMPLES = 40
 def _oracle() -> None:
     """With one feature, Fréchet is (m - m')^2 + (s - s')^2; the kernel distance is summed by hand."""
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
-    model = load_model(network, mean=[0.0], std=[1.0], input_size=(1, 2, 2))
+    model = load_model(network, mean=[0.25], std=[0.5], input_size=(1, 2, 2))
     first, second = torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.4, 0.9])
     sets = [TensorDataset(x[:, None, None, None].expand(-1, 1, 2, 2)) for x in (first, second)]
+    first, second = (first - 0.25) / 0.5, (second - 0.25) / 0.5
     result = set_distance(model, *sets)
     frechet = (first.mean() - second.mean()) ** 2 + (first.std() - second.std()) ** 2
     assert torch.allclose(result.frechet, frechet, atol=1e-6)
-    within = 1.03**3 - 2 * sum((1 + a * b) ** 3 for a in (0.1, 0.3) for b in (0.2, 0.4, 0.9)) / 6
-    other = (1.08**3 + 1.18**3 + 1.36**3) / 3
+    kernel = (1 + torch.cat([first, second])[:, None] * torch.cat([first, second])) ** 3
+    within = float(kernel[0, 1] - 2 * kernel[:2, 2:].mean())
+    other = float(kernel[2, 3] + kernel[2, 4] + kernel[3, 4]) / 3
     assert abs(float(result.kernel) - within - other) < 1e-5
+    # The single principal component is the feature, centered, with either sign.
+    features = torch.cat([first, second])
+    component = torch.cat(result.points)[:, 0]
+    sign = component[0].sign() * (first[0] - features.mean()).sign()
+    torch.testing.assert_close(component * sign, features - features.mean())
 
 
 @method(

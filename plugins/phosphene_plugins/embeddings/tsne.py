@@ -20,11 +20,12 @@ from ._trustworthiness import trustworthiness
 def _oracle() -> None:
     """Two separate clusters of features: the nearest neighbor of every point on the map is in its cluster."""
     network = nn.Sequential(nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(2, 2))
-    model = load_model(network, mean=[0.0], std=[1.0], input_size=(1, 2, 2))
+    model = load_model(network, mean=[0.25], std=[0.5], input_size=(1, 2, 2))
     noise = 0.02 * torch.rand(12, 2, generator=torch.Generator().manual_seed(0))
     halves = noise + torch.tensor([[0.1, 0.1], [0.9, 0.9]]).repeat_interleave(6, 0)
     result = tsne(model, TensorDataset(halves[:, None, None].expand(-1, 1, 2, 2)), perplexity=3)
     assert result.points is not None
+    torch.testing.assert_close(result.features, (halves - 0.25) / 0.5)
     distances = torch.cdist(result.points, result.points).fill_diagonal_(torch.inf)
     assert (distances.argmin(1) // 6).tolist() == [0] * 6 + [1] * 6
 

@@ -75,14 +75,15 @@ def curves_of_an_additive_model_are_cumulative_sums() -> None:
     weight = torch.randn(16, generator=torch.Generator().manual_seed(0))
     linear = nn.Linear(16, 2, bias=False)
     with torch.no_grad():
-        linear.weight.copy_(torch.stack([weight, -weight]))
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 4, 4), mean=[0.0], std=[1.0])
+        linear.weight.copy_(0.5 * torch.stack([weight, -weight]))
+    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 4, 4), mean=[0.0], std=[0.5])
     images = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     contributions = weight * images.flatten()
     result = deletion_insertion(
         model, TensorDataset(images, ["0"]), method="gradient_x_input", steps=16, baseline="zero",
         score="logit", seed=0,
     )  # fmt: skip
+    torch.testing.assert_close(result.maps[0, 0].flatten(), contributions.clamp(min=0))
     sums = torch.cat([torch.zeros(1), contributions.sort(descending=True).values.cumsum(0)])
     torch.testing.assert_close(result.insertion[0], sums)
     torch.testing.assert_close(result.deletion[0], contributions.sum() - sums)

@@ -31,9 +31,11 @@ def maps_stay_where_all_weights_are_equal() -> None:
     linear = nn.Linear(64, 2)
     network = nn.Sequential(nn.Flatten(), linear)
     images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    model = load_model(network, input_size=(1, 8, 8), mean=[0.0], std=[1.0])
+    model = load_model(network, input_size=(1, 8, 8), mean=[0.25], std=[0.5])
     dataset = TensorDataset(images, ["0", "1"])
+    expected = linear.weight.detach()[0].view(8, 8) * images[0, 0] / 0.5
     result = sanity_check(model, dataset, method="gradient_x_input", seed=0)
+    torch.testing.assert_close(result.maps[0, 0], expected.clamp(min=0))
     assert (result.rank < 0.6).all()
     nn.init.constant_(linear.weight, 0.5)
     result = sanity_check(model, dataset, method="gradient_x_input", seed=0)

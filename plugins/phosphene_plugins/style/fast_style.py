@@ -1,11 +1,22 @@
 """Fast style transfer: a feed-forward network trained on a perceptual loss, with conditional norm."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
+from torch import nn
 
-from phosphene import InputError, Reference, UnknownName, hookimpl, method, progress_bar
+from phosphene import (
+    InputError,
+    Reference,
+    TensorDataset,
+    UnknownName,
+    hookimpl,
+    load_model,
+    method,
+    progress_bar,
+)
+from phosphene import Model as AnyModel
 from phosphene.results import Stylization, TrainedNetwork
 from phosphene.roles import Dataset, Frames, Images, Model, Seed, Styles, Stylizer
 from phosphene.spec import Cost, PixelRange, SameShape, param, size
@@ -40,6 +51,34 @@ REFERENCES = [
 ]
 
 
+def _pixels_as_features() -> AnyModel:
+    """A model whose layer "0" returns the pixels: its convolution undoes the normalization."""
+    pixels = nn.Conv2d(3, 3, 1).double()
+    mean, std = torch.tensor([0.375, 0.5, 0.625]), torch.tensor([0.25, 0.5, 0.75])
+    with torch.no_grad():
+        pixels.weight.copy_(torch.diag(std)[:, :, None, None]), pixels.bias.copy_(mean)  # type: ignore[union-attr]
+    return load_model(nn.Sequential(pixels), input_size=(3, 8, 12), mean=mean.tolist(), std=std.tolist())
+
+
+def first_loss_is_that_of_the_untrained_network() -> None:
+    """Features = pixels: the first loss is the equation for the untrained network's output."""
+    conditional_norm_is_instance_norm()
+    draw = torch.Generator().manual_seed(0)
+    images, style = (torch.rand(1, 3, 8, 12, generator=draw, dtype=torch.float64) for _ in range(2))
+    # So small a learning rate leaves the weights as they are.
+    options: Any = {"steps": 1, "batch": 1, "lr": 1e-12, "width": 4, "blocks": 1, "total_variation": 0.0}
+    options |= {"content_layer": "0", "style_layers": ["0"], "content_weight": 2.0, "style_weight": 5.0}
+    result = fast_style_fit(_pixels_as_features(), TensorDataset(images), style, seed=0, **options)
+    with torch.no_grad():
+        output = result.network(images, torch.ones(1, 1, dtype=torch.float64))
+    gram = lambda x: torch.einsum("nchw,ndhw->ncd", x, x)
+    relative = lambda x, y: (x - y).square().sum() / y.square().sum()
+    expected = 2 * relative(output, images) + 5 * relative(gram(output), gram(style))
+    torch.testing.assert_close(result.losses[0], expected.to(result.losses))
+    torch.testing.assert_close(result.previews, output)
+    torch.testing.assert_close(fast_style(images, result).stylized, output)
+
+
 @method(
     family="style",
     references=REFERENCES,
@@ -47,7 +86,7 @@ REFERENCES = [
     needs=["gradients", "dataset", "training"],
     cost=Cost(forward=2 * param.batch * param.steps + size.styles, backward=param.batch * param.steps),
     network=StyleNetwork,
-    oracle=conditional_norm_is_instance_norm,
+    oracle=first_loss_is_that_of_the_untrained_network,
     quick={"steps": 2, "batch": 2, "width": 4, "blocks": 1},
     demo={
         "names": ["bricks", "pebbles", "waves", "swirls"],
@@ -141,7 +180,7 @@ def fast_style_fit(
     references=REFERENCES,
     invariants=[PixelRange(field="stylized"), SameShape(field="stylized")],
     cost=Cost(forward=size.images),
-    oracle=conditional_norm_is_instance_norm,
+    oracle=first_loss_is_that_of_the_untrained_network,
 )
 def fast_style(
     images: Images,

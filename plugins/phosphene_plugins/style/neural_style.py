@@ -89,9 +89,12 @@ def optimize_style(
 
 def pixels_as_features_have_a_closed_form() -> None:
     """Features = pixels. Without style it is the content; without content, the blend of the mean squares."""
-    pixels = torch.nn.Conv2d(1, 1, 1, bias=False).double()
-    torch.nn.init.ones_(pixels.weight)
-    model = load_model(torch.nn.Sequential(pixels, torch.nn.ReLU()), input_size=(1, 8, 8))
+    # The convolution undoes the normalization.
+    pixels = torch.nn.Conv2d(1, 1, 1).double()
+    for parameter, value in (("weight", 0.5), ("bias", 0.25)):
+        torch.nn.init.constant_(pixels.get_parameter(parameter), value)
+    network = torch.nn.Sequential(pixels, torch.nn.ReLU())
+    model = load_model(network, input_size=(1, 8, 8), mean=[0.25], std=[0.5])
     content = torch.linspace(0.1, 0.6, 64, dtype=torch.float64).view(1, 1, 8, 8)
     styles = torch.stack([content[0].flip(1) + 0.1, content[0] / 2])
     options: Any = {

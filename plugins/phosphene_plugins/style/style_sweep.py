@@ -19,14 +19,18 @@ from .neural_style import GATYS, optimize_style
 
 def higher_weight_is_closer_to_the_style() -> None:
     """Features = pixels: the higher the style weight, the closer the mean square is to the style's."""
-    pixels = torch.nn.Conv2d(1, 1, 1, bias=False).double()
-    torch.nn.init.ones_(pixels.weight)
-    model = load_model(torch.nn.Sequential(pixels, torch.nn.ReLU()), input_size=(1, 8, 8))
+    # The convolution undoes the normalization.
+    pixels = torch.nn.Conv2d(1, 1, 1).double()
+    for parameter, value in (("weight", 0.5), ("bias", 0.25)):
+        torch.nn.init.constant_(pixels.get_parameter(parameter), value)
+    network = torch.nn.Sequential(pixels, torch.nn.ReLU())
+    model = load_model(network, input_size=(1, 8, 8), mean=[0.25], std=[0.5])
     content = torch.linspace(0.1, 0.6, 64, dtype=torch.float64).view(1, 1, 8, 8)
     style = torch.full_like(content, 0.9)
     layers: Any = {"content_layer": "0", "style_layers": ["0"]}
-    sweep = style_sweep(model, content, style, values=(0.01, 1.0, 1e4), steps=60, **layers)
+    sweep = style_sweep(model, content, style, values=(1e-9, 1.0, 1e4), steps=60, **layers)
     distance = (sweep.stylized.square().mean((2, 3, 4)) - 0.81).abs()[0]
+    assert (sweep.stylized[:, 0] - content).abs().max() < 0.02, "without a weight it is not the content"
     assert distance[0] > distance[1] > distance[2] and distance[2] < 1e-3, (
         f"mean squares differ by {distance} from the style's"
     )

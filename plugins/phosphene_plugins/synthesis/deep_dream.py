@@ -19,9 +19,12 @@ from phosphene.spec import Cost, PixelRange, SameShape, param, size
 
 def identity_features_are_scaled_by_normalised_steps() -> None:
     """Where features are pixels, I <- clip(I + lr I / rms(I)), and random shifts change nothing."""
-    identity = nn.Conv2d(1, 1, 1, bias=False).double()
-    nn.init.ones_(identity.weight)
-    model = load_model(nn.Sequential(identity, nn.Flatten(), nn.Linear(64, 2).double()), input_size=(1, 8, 8))
+    # The convolution undoes the normalization.
+    identity = nn.Conv2d(1, 1, 1).double()
+    for parameter, value in (("weight", 0.5), ("bias", 0.25)):
+        nn.init.constant_(identity.get_parameter(parameter), value)
+    network = nn.Sequential(identity, nn.Flatten(), nn.Linear(64, 2).double())
+    model = load_model(network, input_size=(1, 8, 8), mean=[0.25], std=[0.5])
     images = torch.rand(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.9
     result = deep_dream(model, images, layers=["0"], octaves=1, steps=2, lr=0.1, total_variation=0, seed=0)
     expected = images

@@ -52,6 +52,7 @@ def two_templates_make_two_facets() -> None:
     """S = max(w_1.I, w_2.I) - lambda ||I - m||^2 has two local maxima, m + w_i / (2 lambda)."""
     weight = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
     weight[0, :, :2], weight[1, :, 2:] = 0.4, 0.4
+    weight[..., 0] *= 0.5  # so that a shifted image differs
     linear = nn.Linear(48, 2, bias=False).double()
     with torch.no_grad():
         linear.weight.copy_(weight.flatten(1))

@@ -9,11 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Reference, hookimpl, load_model, method, optimize
+from phosphene import Reference, hookimpl, method, optimize
 from phosphene.images import noise_images
 from phosphene.optimize import PixelImage, optimize_image, pad_rows
 from phosphene.roles import Frames, Images, LayerName, Model, Seed
 from phosphene.spec import Cost, PixelRange, either, length, param, size
+from phosphene.testing import linear_model
 
 from ._activation_maximization import mean_color
 from ._inversions_result import Inversions
@@ -25,12 +26,11 @@ START_NOISE = 0.02
 def linear_features_have_the_pseudoinverse_solution() -> None:
     """For Phi = A x without penalties, x = s + A^+ (A x_0 - A s): nearest to the start s with A x = A x_0."""
     torch.manual_seed(0)
-    linear = nn.Linear(27, 5, bias=False).double()
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 3, 3))
+    matrix = nn.Linear(27, 5).double().weight.detach()
+    model = linear_model(matrix.view(5, 3, 3, 3))
     images = 0.4 + 0.2 * torch.rand(2, 3, 3, 3, dtype=torch.float64)
     result = feature_inversion(model, images, layers=["1"], total_variation=0, alpha_norm=0, steps=60, seed=0)
-    start = noise_images(images.shape, seed=0, sd=START_NOISE).to(images).flatten(1)
-    matrix = linear.weight.detach()
+    start = noise_images(images.shape, seed=0, mean=mean_color(model), sd=START_NOISE).to(images).flatten(1)
     expected = start + (images.flatten(1) - start) @ matrix.T @ torch.linalg.pinv(matrix).T
     torch.testing.assert_close(result.inversions[:, 0].flatten(1), expected, atol=1e-6, rtol=0)
 

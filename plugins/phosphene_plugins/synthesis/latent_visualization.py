@@ -44,6 +44,8 @@ def linear_decoder_and_unit_have_their_closed_form() -> None:
     for bound in (10.0, active_bound):
         result = latent_visualization(model, Class((0, 1)), generator, l2=1.0, bound=bound, draws=0,
                                       optimizer="sgd", lr=0.2, steps=60, seed=0)  # fmt: skip
+        decoded = result.codes @ decoder.weight.detach().T + decoder.bias.detach()
+        torch.testing.assert_close(result.images, decoded.view(2, 3, 3, 3).clamp(0, 1))
         torch.testing.assert_close(result.codes, expected.clamp(-bound, bound), atol=1e-6, rtol=0)
 
 

@@ -31,6 +31,8 @@ def pixels_as_features_have_a_closed_form() -> None:
     mean_squares = sample.square().mean(), result.images.square().mean()
     assert abs(mean_squares[0] - mean_squares[1]) < 1e-6, f"mean squares differ: {mean_squares}"
     start = noise_images((1, 1, 8, 8), seed=0, mean=sample.mean(), sd=sample.std())
+    # The gradient is a multiple of the image: every step scales it.
+    torch.testing.assert_close(result.images / result.images.mean(), start / start.mean(), rtol=1e-5, atol=0)
     first_loss = (mean_squares[0] - start.square().mean()) ** 2 / 4
     assert abs(result.scores[0, 0] - first_loss) < 1e-12, "the first loss is not E_l of the noise"
 
