@@ -17,6 +17,7 @@ from .relations import (
     Relation,
     ScalesWith,
     ZeroWhen,
+    assert_equal,
 )
 from .spec import Input, MethodSpec, Need, Reference, Role
 
@@ -50,6 +51,7 @@ __all__ = [
     "UnitRange",
     "WithinBall",
     "ZeroWhen",
+    "assert_equal",
     "ceil",
     "either",
     "length",

@@ -3,7 +3,8 @@
 # Importing a module registers its checks, in this order: the oracle's first run is the watched one.
 from . import work, declaration, oracle_examination, single_run, repeated_runs, refusals  # isort: skip
 from . import arithmetic, attacks, training, relations  # isort: skip
-from .base import ARITHMETIC_UNTESTED, CHECKS, Check, checks_of
+from .base import ARITHMETIC_UNTESTED, CHECKS, Check
+from .declared import checks_of
 
 __all__ = [
     "ARITHMETIC_UNTESTED",
