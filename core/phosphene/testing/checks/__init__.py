@@ -1,8 +1,9 @@
 """The checks of the conformance kit, one small function for each promise."""
 
-# Importing a module registers its checks, in this order: the oracle's first run is the watched one.
-from . import work, declaration, oracle_examination, single_run, repeated_runs, refusals  # isort: skip
-from . import arithmetic, attacks, training, relations  # isort: skip
+# Importing a module registers its checks, in this order. The runs that are watched come first: a process-wide
+# switch that an earlier run has set would be the state before a later one.
+from . import watched_oracle, single_run, declaration, oracle_examination, repeated_runs  # isort: skip
+from . import refusals, work, arithmetic, attacks, training, synthesis, relations, maps  # isort: skip
 from .base import ARITHMETIC_UNTESTED, CHECKS, Check
 from .declared import checks_of
 
@@ -14,11 +15,14 @@ __all__ = [
     "attacks",
     "checks_of",
     "declaration",
+    "maps",
     "oracle_examination",
     "refusals",
     "relations",
     "repeated_runs",
     "single_run",
+    "synthesis",
     "training",
+    "watched_oracle",
     "work",
 ]

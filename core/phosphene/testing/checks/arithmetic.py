@@ -155,8 +155,13 @@ def _localization_failures(method: AnyMethod, params: Mapping[str, Any]) -> list
         if maps is None:
             continue
         answered += 1
+        constant = [bool((color_map == color_map.flatten()[0]).all()) for color_map in maps]
         for color, color_map in enumerate(maps):
-            if what := _missed(color_map, size, corners, color):
+            if constant[color] and not all(constant):
+                missed[color].append(
+                    f"the map of class {color} of a {size[0]}x{size[1]} image is constant, others are not"
+                )
+            elif what := _missed(color_map, size, corners, color):
                 missed[color].append(f"the map of class {color} of a {size[0]}x{size[1]} image {what}")
     if not answered:
         return None

@@ -239,5 +239,57 @@ def uses_its_radius(method: AnyMethod) -> None:
     changed = (result.adversarial - result.images).flatten(1).double()
     names = {"l1": (1.0,), "l2": (2.0,), "linf": (float("inf"),)}
     norms = names.get(str(params.get("norm")).lower(), (2.0, float("inf")))
+    sizes = changed.abs()[changed != 0]
+    if "norm" not in params and float(sizes.max()) < 1.001 * float(sizes.median()):
+        norms = (float("inf"),)  # every pixel is changed by as much: a step along the sign of the gradient
     share = max(float(changed.norm(norm, dim=1).max()) for norm in norms) / params["eps"]
-    assert share >= 0.25, f"the largest perturbation is {share:.1%} of eps={params['eps']:.3g}"
+    assert share >= 0.3, f"the largest perturbation is {share:.1%} of eps={params['eps']:.3g}"
+
+
+#: Names of a parameter that is the radius of a ball, and the smallest default that is no numerical constant.
+RADIUS, SMALLEST_RADIUS = ("eps", "epsilon", "radius"), 1e-3
+
+
+def _radius(method: AnyMethod) -> str | None:
+    """The parameter that is the radius of the ball, if the method has one."""
+    for name, schema in properties_of(method.spec.params_schema).items():
+        usual = method.spec.quick.get(name, schema.get("default"))
+        if name in RADIUS and isinstance(usual, (int, float)) and usual >= SMALLEST_RADIUS:
+            return name
+    return None
+
+
+@register_check(
+    "method",
+    "Adversarial examples lie within the radius of the images, in the norm that is named.",
+    "the projection onto the ball after every step, and its norm",
+    lambda method: _no_attack(method) or (None if _radius(method) else "it has no radius"),
+    exemptible=True,
+)
+def stays_within_its_radius(method: AnyMethod) -> None:
+    name, schemas = str(_radius(method)), properties_of(method.spec.params_schema)
+    usual = method.spec.quick.get(name, schemas[name].get("default"))
+    for network in ("robust", "functional"):
+        base = Case(network, "noise", count=2)
+        params = larger_parameters(method, base, limit=600) | {name: max(usual / 4, _smallest(schemas[name]))}
+        for norm in schemas["norm"].get("enum", [None]) if "norm" in schemas else [None]:
+            case = replace(base, params=params | ({} if norm is None else {"norm": norm}))
+            if (run := _attack(method, case)) is not None:
+                _assert_within_radius(run[0], method.validate(case.arguments(method)), name)
+
+
+def _smallest(schema: dict[str, Any]) -> float:
+    """The smallest value that a parameter's bounds allow, up to a margin where they exclude it."""
+    return schema.get("minimum", schema.get("exclusiveMinimum", 0) + 1e-3)
+
+
+def _assert_within_radius(result: Any, params: dict[str, Any], name: str) -> None:
+    norm, radius = str(params.get("norm", "linf")).lower(), params[name]
+    # Without a norm the largest change of a pixel is measured, which no other norm is smaller than.
+    order = {"l1": 1.0, "1": 1.0, "l2": 2.0, "2": 2.0}.get(norm, float("inf"))
+    changed = (result.adversarial.double() - result.images.double()).flatten(1)
+    distances = changed.norm(order, dim=1)
+    worst = int(distances.argmax())
+    assert float(distances[worst]) <= 1.01 * radius + 1e-6 * changed.shape[1] ** (1 / order), (
+        f"image {worst} is changed by {float(distances[worst]):.4g} in {norm}, {name} is {radius:.4g}"
+    )

@@ -36,6 +36,10 @@ _BASELINE_WORDS = ("baseline", "reference")
 _STEP_WORDS = ("steps", "points", "n_steps", "num_steps")
 #: Rank correlation with a wrongly transformed map, and how much smaller that with the right one has to be.
 _CORRELATION, _MARGIN = 0.9, 0.3
+#: What the name of a parameter contains that sets a grid, which need not be symmetric in the image.
+_GRID_WORDS = ("window", "stride", "patch", "kernel", "cell", "grid", "block", "segment", "size", "tile")
+#: The largest difference of a map that has to flip exactly, as a fraction of its norm.
+_LARGEST_ERROR = 0.05
 #: Steps of a path method, and the largest error of its sum as a fraction of the change of the score.
 _STEPS, _COMPLETE = 32, 4e-3
 #: What the name or the description of a path method contains.
@@ -254,7 +258,7 @@ def _on_networks(method: AnyMethod, relation: Relation, params: Mapping[str, Any
 # --- ready-made relations of undeclared methods -------------------------------------------------
 
 
-def _maps_images_of_a_model(method: AnyMethod) -> str | None:
+def maps_images_of_a_model(method: AnyMethod) -> str | None:
     """Why the ready-made relations of attributions do not apply to a method, or None."""
     if method.result is not Attribution or not (method.spec.input("model") and method.spec.input("images")):
         return "it is no attribution of a model's images"
@@ -272,18 +276,18 @@ def _declares(method: AnyMethod, kind: str) -> str | None:
     "method",
     "Its map is larger where the object of the score is.",
     "a map that is transposed, flipped, shuffled, negated or of another image; (h, w) swapped in a reshape",
-    lambda method: _maps_images_of_a_model(method) or _declares(method, "localizes"),
+    lambda method: maps_images_of_a_model(method) or _declares(method, "localizes"),
     exemptible=True,
 )
 def localizes(method: AnyMethod) -> None:
     params = method.validate(_arguments(method))
     baselines = [params[name] for name in params if any(word in name for word in _BASELINE_WORDS)]
-    if "white" in _text_of(method) or any(value == 1 or value == "white" for value in baselines):
+    if "white" in text_of(method) or any(value == 1 or value == "white" for value in baselines):
         raise SkipTest("against a white baseline, bright pixels count against the score")
     _on_networks(method, Localizes(), params)
 
 
-def _text_of(method: AnyMethod) -> str:
+def text_of(method: AnyMethod) -> str:
     """A method's name, title, summary and description in lower case."""
     spec = method.spec
     return " ".join((spec.name, spec.title, spec.summary, spec.description)).lower()
@@ -293,7 +297,7 @@ def _text_of(method: AnyMethod) -> str:
     "method",
     "The map of a flipped or transposed image is the flipped or transposed map.",
     "the axes of the map: (h, w) swapped, reversed or shifted",
-    lambda method: _maps_images_of_a_model(method) or _declares(method, "equivariant"),
+    lambda method: maps_images_of_a_model(method) or _declares(method, "equivariant"),
     exemptible=True,
 )
 def equivariant(method: AnyMethod) -> None:
@@ -342,14 +346,27 @@ def _assert_equivariant(calls: RelationCalls, transform: Transform) -> None:
     assert moved.shape == expected.shape, (
         f"maps has the shape {tuple(moved.shape)} for images under {transform!r}, not {tuple(expected.shape)}"
     )
-    right = _rank_correlation(moved, expected)
-    wrong = {what: _rank_correlation(moved, maps_) for what, maps_ in _reversals(expected, transform)}
+    if _is_exact(calls.method):
+        error = float((moved - expected).norm() / expected.norm().clamp(min=1e-12))
+        assert error < _LARGEST_ERROR, (
+            f"the maps of the images under {transform!r} differ from the transformed maps by {error:.1%} of "
+            "their norm: a gradient's map without a grid of windows, in double precision, does not"
+            f"\non relation_network({calls.network!r})"
+        )
+    right = rank_correlation(moved, expected)
+    wrong = {what: rank_correlation(moved, maps_) for what, maps_ in _reversals(expected, transform)}
     likely = max(wrong, key=wrong.__getitem__)
     assert wrong[likely] < max(_CORRELATION, right + _MARGIN), (
         f"the maps of the images under {transform!r} have rank correlation {right:.2f} with the transformed "
         f"maps, and {wrong[likely]:.2f} with the transformed maps {likely}\n"
         f"on relation_network({calls.network!r})"
     )
+
+
+def _is_exact(method: AnyMethod) -> bool:
+    """Whether the map has to flip exactly: it is computed from gradients and no parameter sets a grid."""
+    names = method.spec.params.model_fields
+    return "gradients" in method.spec.needs and not any(word in n for n in names for word in _GRID_WORDS)
 
 
 def _reversals(maps: Tensor, transform: Transform) -> Iterator[tuple[str, Tensor]]:
@@ -363,7 +380,7 @@ def _reversals(maps: Tensor, transform: Transform) -> Iterator[tuple[str, Tensor
     yield "negated", -maps
 
 
-def _rank_correlation(one: Tensor, other: Tensor) -> float:
+def rank_correlation(one: Tensor, other: Tensor) -> float:
     """The mean over images of Spearman's rank correlation of two maps; 1 for two constant ones."""
 
     def ranks(maps: Tensor) -> Tensor:
@@ -387,7 +404,7 @@ def _path_parameters(method: AnyMethod) -> tuple[str, str] | None:
 
 
 def _is_no_path_method(method: AnyMethod) -> str | None:
-    if (reason := _maps_images_of_a_model(method) or _declares(method, "complete")) is not None:
+    if (reason := maps_images_of_a_model(method) or _declares(method, "complete")) is not None:
         return reason
     return None if _path_parameters(method) else "it has no steps and no baseline"
 
@@ -414,7 +431,7 @@ def complete(method: AnyMethod) -> None:
         raise SkipTest("it draws random numbers: its sum is exact in the mean only")
     change = calls.scores(images) - calls.scores(start)
     error = calls.result.maps.double().flatten(1).sum(1) / change - 1
-    if not re.search(_PATH_METHOD, _text_of(method)) and float(error.abs().min()) > 0.3:
+    if not re.search(_PATH_METHOD, text_of(method)) and float(error.abs().min()) > 0.3:
         raise SkipTest("its map does not nearly sum to the change of the score: it is no path method")
     # A left sum has the first slope once too often and the last one too rarely, a right sum the other way.
     slopes = [(calls.scores(at + 1e-5 * (images - start)) - calls.scores(at)) * 1e5 for at in (start, images)]

@@ -6,11 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 
 from ...errors import PhospheneError
 from ...results import TrainedNetwork
+from ...training import TrainedModel, label_reader
 from ..candidates import larger_parameters
 from ..cases import Case
+from .attacks import logits_of
 from .base import register_check
 
 if TYPE_CHECKING:
@@ -63,8 +66,12 @@ def training_lowers_the_loss(method: AnyMethod) -> None:
         if len(losses) >= FEWEST_STEPS:
             quarter = max(2, len(losses) // 4)
             first, last = float(losses[:quarter].mean()), float(losses[-quarter:].mean())
-            if last < first or last < float(losses[0]):
+            falls = last < first or last < float(losses[0])
+            rise = 0.0 if last < 0.9 * first else _rise_of_the_error(method, longer, result)
+            if falls and rise <= 1e-3:
                 complaints = []
+            elif falls:
+                complaints.append(f"the cross-entropy of the data set rose by {rise:.3g}")
             else:
                 complaints.append(f"the loss went from {first:.4g} to {last:.4g} in {len(losses)} steps")
         shorter = _trained(method, case)
@@ -82,3 +89,20 @@ def training_lowers_the_loss(method: AnyMethod) -> None:
         if not complaints:
             return
     assert not complaints, "; ".join(complaints)
+
+
+def _rise_of_the_error(method: AnyMethod, case: Case, result: Any) -> float:
+    """By how much the training raised the cross-entropy of its labelled data set; 0 without labels."""
+    model, declared = case.model(), method.spec.input("dataset")
+    if not isinstance(result, TrainedModel) or declared is None:
+        return 0.0
+    dataset = case.inputs(method, model)[declared.name]
+    try:
+        labels = label_reader(model, dataset)(range(len(dataset)))
+    except PhospheneError:
+        return 0.0
+    before, after = (
+        float(F.cross_entropy(logits_of(m, dataset.images.to(m.device, m.dtype)).double(), labels))
+        for m in (model, result.model())
+    )
+    return after - before

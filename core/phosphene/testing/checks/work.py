@@ -27,7 +27,6 @@ from ..observation import (
     tensors_in,
     without_tensors,
 )
-from ..side_effects import record_side_effects
 from .base import register_check
 
 if TYPE_CHECKING:
@@ -64,8 +63,10 @@ def accepted_case(method: AnyMethod, case: Case) -> Case | None:
     lambda method: (
         "it takes no model" if not method.spec.input("model")
         else "a training has a batch size of its own" if "training" in method.spec.needs
-        else None if method.spec.batch_independent
         else "it declares that its images depend on each other (batch_independent=False)"
+        if not method.spec.batch_independent
+        else None if method.result.per_image or method.spec.input("dataset")
+        else "its result has no rows of images (per_image), by which a batch could be split"
     ),
     exemptible=True,
 )  # fmt: skip
@@ -345,31 +346,3 @@ def same_in_another_process(method: AnyMethod) -> None:
     assert process.returncode == 0, f"in another process: {process.stderr.strip().splitlines()[-1:]}"
     digest = process.stdout.strip().splitlines()[-1]
     assert digest == digest_of(case.run(method)), f"the result differs with PYTHONHASHSEED={seed}"
-
-
-# --- the oracle ------------------------------------------------------------------------------------
-
-
-@register_check(
-    "method",
-    "The oracle has no side effects: no file, setting, random state, output or patched function.",
-    "what the oracle, or the method inside it, changes and does not restore",
-    lambda method: None if method.spec.oracle else "it has no oracle",
-)
-def oracle_has_no_side_effects(method: AnyMethod) -> None:
-    oracle = method.spec.oracle
-    assert oracle is not None
-    side_effects: list[str] = []
-    imported = set(sys.modules)
-    for _ in range(2):
-        side_effects.clear()
-        with record_side_effects(side_effects):
-            try:
-                oracle()
-            except AssertionError:
-                return  # the check "oracle" reports it
-        if not side_effects or not sys.modules.keys() - imported:
-            break
-    # An oracle may seed the generators that it draws its own inputs from.
-    side_effects = [effect for effect in side_effects if not effect.endswith("random state changed")]
-    assert not side_effects, "; ".join(side_effects)

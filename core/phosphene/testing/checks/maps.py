@@ -1,0 +1,156 @@
+"""Checks of attribution maps that nobody has to declare: the unit of the pixels, the number of samples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from unittest import SkipTest
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import PhospheneError
+from ..cases import Case, properties_of
+from ..symmetric_networks import relation_network
+from .base import register_check
+from .relations import RelationCalls, maps_images_of_a_model, rank_correlation, text_of
+
+if TYPE_CHECKING:
+    from ...models import Model
+    from .base import AnyMethod
+
+#: What the name of a parameter contains that is a number of random samples.
+_SAMPLE_WORDS = ("samples", "masks", "copies", "repeats", "draws")
+#: Numbers of samples that are compared, and the largest ratio of the maps' spreads; 0.25 is expected.
+_FEW, _MANY, _LARGEST_RATIO = 4, 64, 0.6
+
+
+def _explains_layer_inputs(method: AnyMethod) -> str | None:
+    if "relevance" in text_of(method):
+        return "relevance is distributed over the first layer's inputs, which are normalized pixels"
+    return None
+
+
+@register_check(
+    "method",
+    "The map is that of the pixels, wherever the model normalizes them.",
+    "images are pixels in [0, 1]: multiply by them, not by the normalized pixels",
+    lambda method: maps_images_of_a_model(method) or _explains_layer_inputs(method),
+    exemptible=True,
+)
+def explains_pixels(method: AnyMethod) -> None:
+    declared = method.spec.input("images")
+    assert declared is not None
+    refusals = []
+    for network in ("gap", "flat"):
+        try:
+            calls = RelationCalls.start(method, network, Case().arguments(method))
+            if calls.is_random:
+                raise SkipTest("it draws random numbers")
+            # Dark images: a pixel and a normalized pixel have opposite signs.
+            dark = {declared.name: 0.05 + 0.15 * calls.inputs[declared.name]}
+            outside = calls(inputs=dark).maps.double()
+            inside = calls(inputs=dark, model=calls.normalized_inside()).maps.double()
+        except PhospheneError as refusal:
+            refusals.append(str(refusal))
+            continue
+        if outside.shape == inside.shape:
+            correlation = rank_correlation(outside, inside)
+            assert correlation > -0.3, (
+                "of two models with equal logits, one of which normalizes inside its network, the maps "
+                f"have rank correlation {correlation:.2f}\non relation_network({network!r}), with dark images"
+            )
+        return
+    raise SkipTest(f"it refused the networks: {'; '.join(refusals)}")
+
+
+@register_check(
+    "method",
+    "The map does not depend on the order of the color channels.",
+    "sums and maxima over the channels: an index that takes one of them",
+    lambda method: maps_images_of_a_model(method),
+    exemptible=True,
+)
+def independent_of_the_channel_order(method: AnyMethod) -> None:
+    declared, owner = method.spec.input("images"), method.spec.input("model")
+    assert declared is not None and owner is not None
+    order = [2, 0, 1]
+    for network in ("gap", "flat"):
+        try:
+            calls = RelationCalls.start(method, network, Case().arguments(method))
+            if calls.is_random:
+                raise SkipTest("it draws random numbers")
+            inputs = {declared.name: calls.inputs[declared.name][:, order]}
+            reordered = calls(inputs=inputs, model=_with_channels(network, order)).maps.double()
+        except PhospheneError:
+            continue
+        maps = calls.result.maps.double()
+        correlation = rank_correlation(maps, reordered)
+        assert correlation > 0.9, (
+            "with the color channels of the images and of the model's first layer in another order, the map "
+            f"has rank correlation {correlation:.2f} with the map before\non relation_network({network!r})"
+        )
+        return
+    raise SkipTest("it refused the networks")
+
+
+def _with_channels(network: str, order: list[int]) -> Model:
+    """The model of a relation network for images whose color channels are in another order."""
+    model = relation_network(network).model
+    first = next(part for part in model.module.modules() if isinstance(part, nn.Conv2d))
+    with torch.no_grad():
+        first.weight.copy_(first.weight[:, order].clone())
+    model.mean, model.std = model.mean[order], model.std[order]
+    return model
+
+
+def _sample_parameters(method: AnyMethod) -> list[str]:
+    """Parameters for a number of random samples whose bounds allow the numbers that are compared."""
+    names = []
+    for name, schema in properties_of(method.spec.params_schema).items():
+        low = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
+        high = schema.get("maximum", schema.get("exclusiveMaximum", _MANY + 1) - 1)
+        counted = any(name == word or name.endswith(f"_{word}") for word in _SAMPLE_WORDS)
+        if counted and schema.get("type") == "integer" and low <= _FEW and high >= _MANY:
+            names.append(name)
+    return names
+
+
+def _averages_no_samples(method: AnyMethod) -> str | None:
+    if (reason := maps_images_of_a_model(method)) is not None:
+        return reason
+    if method.seed is None or not _sample_parameters(method):
+        return "it has no seed or no number of samples"
+    return None
+
+
+@register_check(
+    "method",
+    "The maps of different seeds differ less when there are more samples.",
+    "the mean over the samples: sum all of them, and draw each of them anew",
+    _averages_no_samples,
+    exemptible=True,
+)
+def samples_reduce_the_noise(method: AnyMethod) -> None:
+    for name in _sample_parameters(method):
+        few, many = (_spread(method, {name: count}) for count in (_FEW, _MANY))
+        if few is None or many is None or few < 1e-6:
+            continue
+        assert many <= _LARGEST_RATIO * few, (
+            f"with {name}={_FEW} the maps of five seeds have a standard deviation of {few:.3g} of their "
+            f"norm, with {name}={_MANY} of {many:.3g}: a mean of independent samples has {few / 4:.3g}"
+        )
+
+
+def _spread(method: AnyMethod, params: dict[str, Any]) -> float | None:
+    """The standard deviation over five seeds of maps of unit norm; None where the method refuses the case."""
+    case, maps = Case(pictures="noise", count=1), []
+    for seed in range(5):
+        try:
+            result = replace(case, params=params | {str(method.seed): seed}).run(method)
+        except PhospheneError:
+            return None
+        maps_of_seed: Any = result
+        rows: Tensor = maps_of_seed.maps.double().flatten(1)
+        maps.append(rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
+    return float(torch.stack(maps).std(0).norm())

@@ -1,0 +1,37 @@
+"""The check of the oracle's first run, which is watched like any call."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from ..side_effects import record_side_effects
+from .base import register_check
+
+if TYPE_CHECKING:
+    from .base import AnyMethod
+
+
+@register_check(
+    "method",
+    "The oracle has no side effects: no file, setting, random state, output or patched function.",
+    "what the oracle, or the method inside it, changes and does not restore",
+    lambda method: None if method.spec.oracle else "it has no oracle",
+)
+def oracle_has_no_side_effects(method: AnyMethod) -> None:
+    oracle = method.spec.oracle
+    assert oracle is not None
+    side_effects: list[str] = []
+    imported = set(sys.modules)
+    for _ in range(2):
+        side_effects.clear()
+        with record_side_effects(side_effects):
+            try:
+                oracle()
+            except AssertionError:
+                return  # the check "oracle" reports it
+        if not side_effects or not sys.modules.keys() - imported:
+            break
+    # An oracle may seed the generators that it draws its own inputs from.
+    side_effects = [effect for effect in side_effects if not effect.endswith("random state changed")]
+    assert not side_effects, "; ".join(side_effects)
