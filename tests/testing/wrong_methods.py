@@ -1029,3 +1029,66 @@ def _oracle_that_changes_a_setting() -> None:
 def changes_a_setting_in_its_oracle(model: Model, images: Images, target: Target = None) -> Attribution:
     """The oracle changes a setting."""
     return attribution(model, images, gradient(model, images, target).abs().amax(1), target)
+
+
+# --- pixels, channels, samples, radii, generated classes ---------------------------------------------
+
+
+@caught_by("explains_pixels")
+def multiplies_by_normalized_pixels(model: Model, images: Images, target: Target = None) -> Attribution:
+    """The gradient is multiplied by the normalized pixels."""
+    products = model.normalize(images) * gradient(model, images, target)
+    return attribution(model, images, products.sum(1), target)
+
+
+@caught_by("independent_of_the_channel_order")
+def reads_the_first_channel(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Only the gradient of the first color counts."""
+    return attribution(model, images, gradient(model, images, target).abs()[:, 0], target)
+
+
+@caught_by("equivariant")
+def shifts_by_one_pixel(model: Model, images: Images, target: Target = None) -> Attribution:
+    """The map is shifted by one pixel."""
+    return attribution(model, images, gradient(model, images, target).abs().amax(1).roll(1, -1), target)
+
+
+@caught_by("samples_reduce_the_noise", quick={"samples": 3},
+           cost=Cost(forward=size.images * param.samples, backward=size.images * param.samples))  # fmt: skip
+def returns_the_last_sample(
+    model: Model, images: Images, target: Target = None, *,
+    samples: Annotated[int, Field(ge=1, le=1000, description="number of noisy copies")] = 20,
+    seed: Seed = None,
+) -> Attribution:  # fmt: skip
+    """The last noisy copy's gradient is returned, not the mean."""
+    maps = images[:, 0]
+    for _ in progress_bar(range(samples), "noisy copies"):
+        noise = 0.1 * torch.randn(1, *images.shape[1:]).to(images)
+        maps = gradient(model, images + noise, target).abs().amax(1)
+    return attribution(model, images, maps, target)
+
+
+@caught_by("stays_within_its_radius", quick={"steps": 2}, cost=None)
+def steps_out_of_the_ball(
+    model: Model, images: Images, labels: Labels, *, eps: Eps = 8 / 255,
+    steps: Annotated[int, Field(ge=1, le=100, description="number of steps")] = 10,
+) -> AdversarialExamples:  # fmt: skip
+    """The steps are clipped to [0, 1] and not projected onto the ball."""
+    adversarial = images
+    for _ in progress_bar(range(steps), "steps"):
+        adversarial = gradient_sign_step(model, adversarial, labels, 0.01)
+    return adversarial_examples(model, images, adversarial, labels)
+
+
+@caught_by("maximizes_the_target", needs=["gradients"], quick={"steps": 8}, cost=None)
+def maximizes_the_negative(
+    model: Model, target: Target, *,
+    steps: Annotated[int, Field(ge=1, le=100, description="number of steps")] = 10,
+) -> Synthesis:  # fmt: skip
+    """The score is minimized."""
+    images = torch.full((1, *model.input_size), 0.5, dtype=model.dtype)
+    for _ in progress_bar(range(steps), "steps"):
+        images = (images - 0.02 * gradient(model, images, target).sign()).clamp(0, 1)
+    with torch.no_grad():
+        values = scores(model, images, target)[None]
+    return Synthesis(images=images, scores=values, targets=target.names(model, 1))

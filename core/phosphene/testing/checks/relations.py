@@ -384,10 +384,9 @@ def rank_correlation(one: Tensor, other: Tensor) -> float:
     """The mean over images of Spearman's rank correlation of two maps; 1 for two constant ones."""
 
     def ranks(maps: Tensor) -> Tensor:
-        values = maps.flatten(1)
-        order = torch.searchsorted(values.sort(1).values, values) + torch.searchsorted(
-            values.sort(1).values, values, right=True
-        )
+        values = maps.flatten(1).contiguous()
+        ordered = values.sort(1).values
+        order = torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True)
         return order.double() - order.double().mean(1, keepdim=True)
 
     a, b = ranks(one), ranks(other)
