@@ -1092,3 +1092,16 @@ def maximizes_the_negative(
     with torch.no_grad():
         values = scores(model, images, target)[None]
     return Synthesis(images=images, scores=values, targets=target.names(model, 1))
+
+
+@caught_by("counts_its_queries", **(ATTACK | {"cost": Cost(forward=12 * size.images, backward=size.images)}))
+def counts_one_query(
+    model: Model, images: Images, labels: Labels, *, eps: Eps = 8 / 255, norm: Norm = "linf"
+) -> AdversarialExamples:
+    """Of ten queries one is counted."""
+    adversarial = gradient_sign_step(model, images, labels, eps)
+    with torch.no_grad():
+        for _ in range(9):
+            model(adversarial)
+    result = adversarial_examples(model, images, adversarial, labels)
+    return replace(result, queries=torch.ones_like(result.labels))

@@ -65,6 +65,21 @@ def honest_before(method: AnyMethod, run: Observation) -> None:
         )
 
 
+@register_check(
+    "observation",
+    "The queries of a black-box attack are the images that it passed through the model.",
+    "count every image that is passed, also those whose change is not accepted",
+    _no_attack,
+)
+def counts_its_queries(method: AnyMethod, run: Observation) -> None:
+    if run.result.queries is None:
+        return
+    reported, passed = float(run.result.queries.sum()), run.passes.forward
+    # The predictions before and after the attack, and of the start, need not be counted.
+    least = passed - 4 * run.case.count
+    assert 0.9 * least <= reported <= passed, f"{reported:.0f} queries are reported, {passed} images passed"
+
+
 #: The number of images of an attack's trial.
 COUNT = 4
 
