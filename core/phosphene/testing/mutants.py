@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
 EQUIVALENT = "# equivalent mutants:"
 
 #: Keyword arguments that change no number on the machine of a test.
-_WITHOUT_EFFECT = {"device", "generator", "desc", "non_blocking", "memory_format", "total"}
+_WITHOUT_EFFECT = {"device", "generator", "desc", "non_blocking", "memory_format", "strict", "total"}
 #: Methods of tensors that change no number either.
 _IDENTITIES = {"contiguous", "to", "cpu", "type_as", "double", "float"}
 #: Functions that are replaced by one of the same signature.
@@ -250,6 +250,8 @@ def _is_excluded(node: cst.CSTNode) -> bool:
         case cst.Annotation() | cst.BaseString() | cst.Decorator() | cst.Raise() | cst.Assert():
             return True
         case cst.Import() | cst.ImportFrom():
+            return True
+        case cst.Arg(keyword=cst.Name(value="strict")):  # of zip: a guard, as a raise statement
             return True
         case cst.If(body=cst.IndentedBlock(body=[cst.SimpleStatementLine(body=[cst.Raise()])]), orelse=None):
             return True
