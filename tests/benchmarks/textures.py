@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 import torch
-from tests import textbook_textures
+from phosphene_plugins.textures import _textbook_textures as textbook_textures
 
 from phosphene import methods, report_progress
 from phosphene.builtin.textures import load_texture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests import textbook_textures
+from phosphene_plugins.textures import _textbook_textures as textbook_textures
 from torch import Tensor
 
 from phosphene import InputError, methods, replay, report_progress, run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests import textbook_textures
+from phosphene_plugins.textures import _textbook_textures as textbook_textures
 from torch import Tensor
 
 from phosphene import InputError, methods, report_progress, run
