@@ -96,7 +96,9 @@ def pixels_as_features_have_a_closed_form() -> None:
     small, large = (resize(styles, size) for size in ((6, 4), (12, 8)))
     both = neural_style(model, content, styles, start, frames=2, **seeded)
     loss = transfer_loss(start, content, large, (0.5, 0.5), weights={"0": 1, "1": 1 / 3}, alpha=1, beta=30)
-    assert torch.allclose(both.losses[0], loss, rtol=1e-10), "the first loss is not that of the initial images"
+    assert torch.allclose(both.losses[0], loss, rtol=1e-10), (
+        "the first loss is not that of the initial images"
+    )
     assert len(both.frames) == 2 and torch.equal(both.sources, styles)
     options: Any = {"content_layer": "1", "style_layers": ["1", "0"], "weights": [2, 0.5], "blend": [1, 3]}
     options |= {"content_weight": 3, "style_weight": 5, "style_scale": 0.5, **seeded}
@@ -107,12 +109,21 @@ def pixels_as_features_have_a_closed_form() -> None:
     ):
         result = neural_style(model, content, styles, init=init, **options)
         loss = transfer_loss(
-            initial, content, small, (0.25, 0.75), content_layer="1", weights={"1": 2, "0": 0.5}, alpha=3, beta=5
+            initial,
+            content,
+            small,
+            (0.25, 0.75),
+            content_layer="1",
+            weights={"1": 2, "0": 0.5},
+            alpha=3,
+            beta=5,
         )
         assert torch.allclose(result.losses[0], loss, rtol=1e-10), f"the first loss is not that of the {init}"
     assert result.style == "25% of style 0 + 75% of style 1"
 
-    style_only = neural_style(model, content, styles, content_weight=0, blend=[1, 3], style_layers=["0"], steps=60)
+    style_only = neural_style(
+        model, content, styles, content_weight=0, blend=[1, 3], style_layers=["0"], steps=60
+    )
     target = 0.25 * gram(large[:1], "0") + 0.75 * gram(large[1:], "0")
     assert relative(gram(style_only.stylized, "0"), target.expand(2, -1, -1)).max() < 1e-6
     smooth = neural_style(model, content, styles, style_weight=0, total_variation=2, steps=60).stylized

@@ -34,9 +34,7 @@ def pixels_as_features_have_a_closed_form() -> None:
         features = torch.nn.functional.avg_pool2d((images - mean) / std, side).flatten(2)
         return features @ features.mT / features.shape[2]
 
-    noise = [
-        noise_images((1, 2, 8, 10), seed=1, mean=s.mean((1, 2)), sd=s.std((1, 2))) for s in sample
-    ]
+    noise = [noise_images((1, 2, 8, 10), seed=1, mean=s.mean((1, 2)), sd=s.std((1, 2))) for s in sample]
     starts = torch.cat(noise), sample[:, :, :8, :10]
     defaults = gram_texture(model, sample, size=(8, 10), steps=60, frames=3, seed=1)
     paper = gram_texture(model, sample, starts[1], layers=["0", "1"], normalization="gatys", steps=2, seed=1)

@@ -16,7 +16,7 @@ from phosphene.roles import Seed, Texture
 from phosphene.spec import Cost, PixelRange
 
 from ._texture_samples import Size, Window, check_window, output_size, sampled_texture
-from ._vector_quantization import Array, Fork, build_codebook, nearest_index
+from ._vector_quantization import Array, Fork, Leaf, build_codebook, nearest_index
 
 
 def coarse_window(window: int) -> int:
@@ -111,7 +111,15 @@ def exhaustive_search_copies_the_same_pixels() -> None:
     vectors = sample.flatten().numpy().reshape(-1, 4)
     indices = np.arange(0, len(vectors), 2)
     codebook = build_codebook(vectors, indices, leaf_size=3)
-    assert isinstance(codebook, Fork)
+    clusters = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 2.0], [10.0, 2.0], [10.0, 4.0]])
+    fork = build_codebook(clusters, np.arange(5), leaf_size=3)
+    assert isinstance(fork, Fork) and fork.normal.tolist() == [10, 1] and fork.offset == 51.5
+    assert [leaf.indices.tolist() for leaf in (fork.near, fork.far) if isinstance(leaf, Leaf)] == [
+        [1, 3, 4],
+        [0, 2],
+    ]
+    assert isinstance(build_codebook(clusters, np.arange(3), leaf_size=2), Fork), "one vector is not apart"
+    assert isinstance(build_codebook(np.ones((5, 2)), np.arange(5), leaf_size=2), Leaf)
     assert all(nearest_index(codebook, vectors[n]) == n for n in indices), "a vector is not nearest to itself"
 
 
