@@ -92,9 +92,7 @@ def training_step_has_a_closed_form() -> None:
                 total += 7.0 * relative(result.network(features), content)
                 for maps in (lambda x: x, lambda x: pixel_features(x, "0")):
                     total += 2.5 * relative(statistics(maps(stylized)), statistics(maps(style)))
-            assert torch.allclose(result.losses[step], total / 5, rtol=1e-4), (
-                f"the loss of step {step} differs"
-            )
+            assert torch.allclose(result.losses[step], total / 5, rtol=1e-4), f"the loss of step {step}"
         # An image is encoded with four positions of padding by replication.
         padded = lambda x: nn.functional.pad(x[None], (8, 8, 8, 8), mode="replicate")
         encode = lambda x: pixel_features(padded(x), "1")[..., 4:-4, 4:-4]

@@ -265,6 +265,7 @@ def fast_style(
     if isinstance(style, int) and not 0 <= style < len(labels):
         raise InputError(f"style {style} does not exist: there are {len(labels)} ({', '.join(labels)})")
     if not isinstance(style, dict):
+        # equivalent mutants: weights are divided by their sum
         style = {style if isinstance(style, str) else labels[style or 0]: 1.0}
     for name in style:
         if name not in labels:
@@ -274,6 +275,7 @@ def fast_style(
     blend = {name: style[name] / sum(style.values()) for name in labels if style.get(name)}
     parameter = next(network.parameters())
     blend_weights = torch.tensor([[blend.get(name, 0.0) for name in labels]]).to(parameter)
+    # equivalent mutants: images do not depend on each other
     stylized = [
         network(image.to(parameter), blend_weights)
         for image in progress_bar(images.split(1), "Stylizing", len(images))

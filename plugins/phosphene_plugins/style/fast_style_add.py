@@ -36,9 +36,7 @@ def one_color_is_learned_and_the_old_style_unchanged() -> None:
     with torch.no_grad():
         stylized = network(batch, torch.ones(2, 1, dtype=torch.float64))
     loss = transfer_loss(stylized, batch, style, weights={"0": 1}, alpha=0, beta=3).mean()
-    assert torch.allclose(extended.losses[0].double(), loss, rtol=1e-5), (
-        "the first loss is not the old style's"
-    )
+    assert torch.allclose(extended.losses[0].double(), loss, rtol=1e-5), "not the old style's loss at first"
     assert relative(gram(extended.previews[1:], "0"), gram(style, "0")) < 0.05, "the new style is not learned"
     assert torch.equal(extended.previews[0], previews[0]), "the old style changed"
     assert extended.labels == ("old", "style 1") and extended.frames.shape == (2, 1, 3, 8, 8)

@@ -89,11 +89,11 @@ def optimize_style(
 
 
 def pixels_as_features_have_a_closed_form() -> None:
-    """Features = pixels: the first loss by hand, the minimum without content, and stages, tiles and colors."""
+    """Features = pixels: the first loss, the minimum, colors, tiles and scales in closed form."""
     model, seeded = load_pixel_model(), {"seed": 1, "steps": 2}
     content, start = draw_images(2, 3, 8, 12, seed=0), draw_images(2, 3, 8, 12, seed=1)
     styles = draw_images(2, 3, 9, 6, seed=2) / 1.5
-    small, large = (resize(styles, size) for size in ((6, 4), (12, 8)))
+    small, large = (resize(styles, sides) for sides in ((6, 4), (12, 8)))
     both = neural_style(model, content, styles, start, frames=2, **seeded)
     loss = transfer_loss(start, content, large, (0.5, 0.5), weights={"0": 1, "1": 1 / 3}, alpha=1, beta=30)
     assert torch.allclose(both.losses[0], loss, rtol=1e-10), (
@@ -134,11 +134,17 @@ def pixels_as_features_have_a_closed_form() -> None:
         moved = neural_style(model, content, styles, optimizer=optimizer, lr=lr, steps=1).stylized
         default = neural_style(model, content, styles, optimizer=optimizer, steps=1).stylized
         assert torch.equal(moved, default) == (lr != 0.05), "the default step length differs"
+    content = 0.3 + 0.3 * content  # of few contrasts: no color is clipped
     for color in ("luminance", "histogram"):
         colored = neural_style(model, content, styles[:1], color=color, steps=1)
         (grey, (style, _)) = prepare_colors(content, large[:1], color)
         loss = transfer_loss(grey[:1], grey[:1], style, weights={"0": 1, "1": 1 / 3}, alpha=1, beta=30)
         assert torch.allclose(colored.losses[0, 0], loss, rtol=1e-10), f"{color}: the first loss differs"
+        flat_content, flat_style = grey[0].flatten(1), style[0].flatten(1)
+        assert torch.allclose(flat_style.mean(1), flat_content.mean(1)), f"{color}: the mean color differs"
+        assert torch.allclose(flat_style.cov(correction=0), flat_content.cov(correction=0), atol=1e-6)
+        luma = torch.einsum("nchw,c->nhw", content, content.new_tensor((0.299, 0.587, 0.114)))
+        assert color == "histogram" or torch.allclose(grey, luma[:, None])
         change = colored.stylized - content  # of the luminance: the same for all channels
         assert (change.std(1).max() < 1e-12) == (color == "luminance")
 
@@ -148,9 +154,9 @@ def pixels_as_features_have_a_closed_form() -> None:
     assert torch.allclose(tiled.losses, plain.losses, rtol=1e-10), "tiles change the loss"
     assert (tiled.stylized - plain.stylized).abs().max() < 1e-9, "tiles change the result"
     stages: list[Stylization] = []
-    for size in ((4, 9), (8, 18), (16, 36)):
-        initial = resize(stages[-1].stylized, size) if stages else None
-        stages.append(neural_style(model, resize(wide, size), styles, initial, **seeded))
+    for sides in ((4, 9), (8, 18), (16, 36)):
+        initial = resize(stages[-1].stylized, sides) if stages else None
+        stages.append(neural_style(model, resize(wide, sides), styles, initial, **seeded))
     scales = neural_style(model, wide, styles, scales=3, **seeded)
     assert torch.equal(scales.stylized, stages[-1].stylized), "scales are not stages that continue"
     assert torch.equal(scales.losses, torch.cat([stage.losses for stage in stages]))

@@ -114,10 +114,8 @@ def exhaustive_search_copies_the_same_pixels() -> None:
     clusters = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 2.0], [10.0, 2.0], [10.0, 4.0]])
     fork = build_codebook(clusters, np.arange(5), leaf_size=3)
     assert isinstance(fork, Fork) and fork.normal.tolist() == [10, 1] and fork.offset == 51.5
-    assert [leaf.indices.tolist() for leaf in (fork.near, fork.far) if isinstance(leaf, Leaf)] == [
-        [1, 3, 4],
-        [0, 2],
-    ]
+    leaves = [leaf.indices.tolist() for leaf in (fork.near, fork.far) if isinstance(leaf, Leaf)]
+    assert leaves == [[1, 3, 4], [0, 2]]
     assert isinstance(build_codebook(clusters, np.arange(3), leaf_size=2), Fork), "one vector is not apart"
     assert isinstance(build_codebook(np.ones((5, 2)), np.arange(5), leaf_size=2), Leaf)
     assert all(nearest_index(codebook, vectors[n]) == n for n in indices), "a vector is not nearest to itself"
