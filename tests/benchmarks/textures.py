@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable
 
 import torch
-from tests import textbook_textures
 
 from phosphene import methods, report_progress
 from phosphene.builtin.textures import load_texture
+from phosphene_plugins.textures import _textbook_textures as textbook_textures
 
 ROUNDS = 3
 SAMPLE, SIDE, WINDOW = 64, 128, 11

@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
 EQUIVALENT = "# equivalent mutants:"
 
 #: Keyword arguments that change no number on the machine of a test.
-_WITHOUT_EFFECT = {"device", "generator", "desc", "non_blocking", "memory_format", "total"}
+_WITHOUT_EFFECT = {"device", "generator", "desc", "non_blocking", "memory_format", "strict", "total"}
 #: Methods of tensors that change no number either.
 _IDENTITIES = {"contiguous", "to", "cpu", "type_as", "double", "float"}
 #: Functions that are replaced by one of the same signature.
@@ -251,6 +251,8 @@ def _is_excluded(node: cst.CSTNode) -> bool:
             return True
         case cst.Import() | cst.ImportFrom():
             return True
+        case cst.Arg(keyword=cst.Name(value="strict")):  # of zip: a guard, as a raise statement
+            return True
         case cst.If(body=cst.IndentedBlock(body=[cst.SimpleStatementLine(body=[cst.Raise()])]), orelse=None):
             return True
     return False
@@ -306,7 +308,7 @@ def _change_arguments(node: cst.Call, optional: set[str]) -> Iterator[cst.CSTNod
 
     Other arguments raise an error when they are missing, which says nothing about a test.
     """
-    if _name(node.func) in ("isinstance", "len") or not node.args:
+    if _name(node.func) in ("isinstance", "len", "progress_bar") or not node.args:
         return
     for changed in mutators.operator_arg_removal(node):
         assert isinstance(changed, cst.Call)

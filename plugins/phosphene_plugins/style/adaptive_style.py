@@ -20,7 +20,7 @@ from phosphene import (
 )
 from phosphene.results import Stylization
 from phosphene.roles import AdaptiveStylizer, Dataset, Images, LayerName, Model, Seed, Styles
-from phosphene.spec import Cost, PixelRange, SameShape, param, size
+from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, param, size
 from phosphene.training import train
 
 from ._adain import channel_statistics, match_statistics
@@ -28,6 +28,7 @@ from ._adaptive_network import AdaptiveNetwork
 from ._color_transfer import prepare_colors, replace_luminance
 from ._decoder import Decoder, decoder_widths, stages_up_to
 from ._parameters import Blend, Color, Training
+from ._pixel_features import MEAN, STD, draw_images, load_pixel_model, pixel_features, relative
 from ._style_blend import normalize_blend, style_title
 from ._style_loss import relative_error
 
@@ -42,23 +43,77 @@ HUANG = Reference(
 PREVIEWS = 4
 
 
+def adain_by_hand(content: Tensor, style: Tensor) -> Tensor:
+    """sigma(s) (c - mu(c)) / sigma(c) + mu(s) of one image's maps, from the definition."""
+    (mean, std), (style_mean, style_std) = (
+        (x.mean((2, 3), keepdim=True), (x.var((2, 3), keepdim=True) + 1e-5).sqrt()) for x in (content, style)
+    )
+    return style_std * (content - mean) / std + style_mean
+
+
 def pixels_as_features_are_adain_of_pixels() -> None:
     """With pixels as features and the identity as decoder, it is AdaIN of the pixels, in closed form."""
-    pixels = nn.Conv2d(3, 3, 1, bias=False).double()
-    pixels.weight.data = torch.eye(3, dtype=torch.float64)[:, :, None, None]
-    encoder = load_model(nn.Sequential(pixels), input_size=(3, 8, 8))
-    stylizer = AdaptiveNetwork.from_decoder(encoder, nn.Conv2d(3, 3, 1, bias=False).double(), "0")
-    stylizer.network.weight.data = pixels.weight.data.clone()
-    random = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.rand(*shape, generator=random, dtype=torch.float64)
-    content, style = 0.4 + 0.2 * draw(1, 3, 8, 8), 0.3 + 0.3 * draw(1, 3, 6, 9)
-    mean = lambda x: x.mean((2, 3), keepdim=True)
-    std = lambda x: (x.var((2, 3), keepdim=True) + 1e-5).sqrt()
-    normalized = std(style) * (content - mean(content)) / std(content) + mean(style)
-    for alpha in (0.0, 0.25, 1.0):
-        stylized = adaptive_style(content, style, stylizer, alpha=alpha).stylized
-        expected = (1 - alpha) * content + alpha * normalized
-        assert (stylized - expected.clamp(0, 1)).abs().max() < 1e-9, f"alpha={alpha} is not the equation"
+    model, decoder = load_pixel_model(), nn.Conv2d(3, 3, 1).double()
+    std, mean = torch.tensor(STD, dtype=torch.float64), torch.tensor(MEAN, dtype=torch.float64)
+    decoder.weight.data, decoder.bias = torch.diag(std)[:, :, None, None], nn.Parameter(mean)
+    stylizer = AdaptiveNetwork.from_decoder(model, decoder, "0")
+    contents, styles = draw_images(2, 3, 8, 9, seed=0), draw_images(2, 3, 6, 9, seed=1)
+
+    def expected(content: Tensor, styles: Tensor, alpha: float) -> Tensor:
+        content, first, second = (pixel_features(i, "0") for i in (content, styles[:1], styles[1:]))
+        blend = 0.25 * adain_by_hand(content, first) + 0.75 * adain_by_hand(content, second)
+        with torch.no_grad():
+            decoded: Tensor = decoder((1 - alpha) * content + alpha * blend)
+        return decoded.clamp(0, 1)
+
+    for alpha, color in ((0.0, "style"), (0.25, "histogram"), (0.5, "luminance"), (None, "style")):
+        options: Any = {} if alpha is None else {"alpha": alpha, "color": color}
+        result = adaptive_style(contents, styles, stylizer, blend=[1, 3], **options)
+        for n, content in enumerate(contents.split(1)):
+            own, colored = prepare_colors(content, styles, options.get("color", "style"))
+            stylized = expected(own, colored[0], 1.0 if alpha is None else alpha)
+            if color == "luminance":
+                stylized = replace_luminance(content, stylized)
+            assert (result.stylized[n] - stylized[0]).abs().max() < 1e-9, f"alpha={alpha}, {color}"
+        assert result.style == "25% of style 0 + 75% of style 1" and torch.equal(result.sources, styles)
+
+
+def training_step_has_a_closed_form() -> None:
+    """The losses of two steps with a negligible learning rate, previews, and a loss that falls."""
+    model, images = load_pixel_model(torch.float32), draw_images(5, 3, 8, 12, seed=0, dtype=torch.float32)
+    styles = draw_images(3, 3, 10, 6, seed=1, dtype=torch.float32) ** 2
+    data = TensorDataset(images), TensorDataset(styles)
+    options: Any = {"layer": "1", "style_layers": ["0"], "style_weight": 2.5, "reconstruction_weight": 7.0}
+    result = adaptive_style_fit(model, *data, **options, steps=2, batch=5, lr=1e-12, seed=3)
+
+    def statistics(maps: Tensor) -> Tensor:
+        return torch.cat([maps.mean((2, 3)), (maps.var((2, 3)) + 1e-5).sqrt()], 1)
+
+    with torch.no_grad():
+        for step in range(2):
+            which = torch.randint(3, (5,), generator=torch.Generator().manual_seed(3 + step))
+            total = torch.zeros(1)
+            for content, style in zip(images.split(1), styles[which].split(1), strict=True):
+                features = pixel_features(content, "1")
+                target = adain_by_hand(features, pixel_features(style, "1"))
+                stylized = result.network(target)
+                total += relative(pixel_features(stylized, "1"), target)
+                total += 7.0 * relative(result.network(features), content)
+                for maps in (lambda x: x, lambda x: pixel_features(x, "0")):
+                    total += 2.5 * relative(statistics(maps(stylized)), statistics(maps(style)))
+            assert torch.allclose(result.losses[step], total / 5, rtol=1e-4), f"the loss of step {step}"
+        # An image is encoded with four positions of padding by replication.
+        padded = lambda x: nn.functional.pad(x[None], (8, 8, 8, 8), mode="replicate")
+        encode = lambda x: pixel_features(padded(x), "1")[..., 4:-4, 4:-4]
+        for n, preview in enumerate(result.previews):
+            target = adain_by_hand(encode(images[n]), encode(styles[n % 3]))
+            assert (preview - result.network(target)[0].clamp(0, 1)).abs().max() < 1e-4, "previews"
+    assert result.labels == tuple(f"in style {data[1].id(n)}" for n in (0, 1, 2, 0)) and result.layer == "1"
+    defaults = adaptive_style_fit(model, *data, steps=30, batch=5, lr=0.01, seed=3)
+    assert defaults.layer == "0" and defaults.losses[-1] < 0.7 * defaults.losses[0], "the loss does not fall"
+    layers: Any = {"layer": "1", "steps": 1, "batch": 5, "seed": 3}
+    both = adaptive_style_fit(model, *data, style_layers=["0", "1"], **layers)
+    assert both.losses == adaptive_style_fit(model, *data, **layers).losses, "the default style layers differ"
 
 
 def first_loss_is_that_of_the_untrained_decoder() -> None:
@@ -97,7 +152,7 @@ def first_loss_is_that_of_the_untrained_decoder() -> None:
     needs=["gradients", "dataset", "training"],
     cost=Cost(forward=3 * param.steps * param.batch + 8, backward=param.steps * param.batch),
     network=lambda widths, channels, **_: Decoder(widths, channels),
-    oracle=first_loss_is_that_of_the_untrained_decoder,
+    oracle=training_step_has_a_closed_form,
     quick={"steps": 2, "batch": 2},
     demo={"styles": "builtin:textures/64", "steps": 120, "batch": 4, "lr": 5e-3},
 )
@@ -206,6 +261,7 @@ def adaptive_style_fit(
     family="style",
     references=[HUANG],
     invariants=[PixelRange(field="stylized"), SameShape(field="stylized")],
+    relations=[InvariantTo("batch_order")],
     cost=Cost(forward=size.images + size.images * size.styles),
     oracle=pixels_as_features_are_adain_of_pixels,
     demo={"styles": ["builtin:swirls"]},

@@ -2,18 +2,18 @@
 
 from functools import partial
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from phosphene import InputError, Reference, hookimpl, method, progress_bar
+from phosphene import InputError, Reference, fork_random_state, hookimpl, method, progress_bar
 from phosphene.generative import Denoiser as NoisePredictor
 from phosphene.hooks import guard
 from phosphene.results import Stylization
 from phosphene.roles import Denoiser, Images, Styles
-from phosphene.spec import Cost, PixelRange, SameShape, param, size
+from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, param, size
 
 from ._adain import adain
 from ._ddim import ddim, encode_padded, timesteps
@@ -25,6 +25,7 @@ from ._diffusion_hooks import (
     select_layers,
     self_attention_layers,
 )
+from ._pixel_features import draw_images
 
 
 class GaussianDenoiser(NoisePredictor):
@@ -47,6 +48,7 @@ class GaussianDenoiser(NoisePredictor):
 
 def gaussian_images_have_a_closed_form() -> None:
     """The inversion's error against the ODE halves with twice the steps; the result approaches AdaIN."""
+    one_step_of_injection_by_hand()
     alphas_cumprod = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
     denoiser = GaussianDenoiser(alphas_cumprod, 0.3, 0.5)
     random = torch.Generator().manual_seed(0)
@@ -65,6 +67,80 @@ def gaussian_images_have_a_closed_form() -> None:
     assert result_errors[0] > result_errors[1] > result_errors[2] and result_errors[2] < 5e-3, (
         f"differences to AdaIN {result_errors}"
     )
+
+
+class TinyDenoiser(NoisePredictor):
+    """Noise of three self-attention layers and two residual blocks, each on the pixels themselves."""
+
+    def __init__(self, alphas_cumprod: Tensor) -> None:
+        super().__init__(alphas_cumprod)
+        self.multiple = 2
+        self.up_blocks = nn.ModuleList(
+            nn.ModuleDict({f"to_{part}": nn.Linear(3, 3) for part in "qkv"}) for _ in range(3)
+        )
+        self.resnets = nn.ModuleList([nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)])
+        for block in self.up_blocks:
+            block.to_q, block.to_k, block.to_v = block["to_q"], block["to_k"], block["to_v"]
+
+    def forward(self, x: Tensor, t: int, change: Any = lambda name, output: output) -> Tensor:
+        """The noise; ``change(name, output)`` replaces the output of a layer."""
+        noise = sum(change(f"resnets.{n}", block(x)) for n, block in enumerate(self.resnets))
+        tokens = x.flatten(2).mT
+        for n, block in enumerate(self.up_blocks):
+            q, k, v = (change(f"up_blocks.{n}.to_{part}", block[f"to_{part}"](tokens)) for part in "qkv")
+            noise = noise + ((q @ k.mT).softmax(2) @ v).mT.unflatten(2, x.shape[2:])
+        assert isinstance(noise, Tensor)
+        return noise
+
+
+def stylize_by_hand(
+    denoiser: TinyDenoiser, image: Tensor, styles: Tensor, layers: list[str], gamma: float, temperature: float
+) -> Tensor:
+    """x_0 of an image after one step up and one down, with the outputs of ``layers`` replaced."""
+    (signal, level), (last_signal, last_level) = denoiser.levels(0), denoiser.levels(2)
+    style: dict[str, Tensor] = {}
+    content: dict[str, Tensor] = {}
+    noisy = []
+    for x, outputs in ((2 * styles - 1, style), (2 * image - 1, content)):
+        noise = denoiser(x, 2, outputs.setdefault)
+        noisy.append(last_signal * (x - level * noise) / signal + last_level * noise)
+    z = adain(noisy[1], noisy[0])
+
+    def inject(name: str, own: Tensor) -> Tensor:
+        if name.partition(".to_")[0] not in layers:
+            return own
+        mixed = gamma * content[name] + (1 - gamma) * own
+        if name.endswith("q"):
+            return temperature * mixed
+        return torch.cat([*style[name]])[None] if name[-1] in "kv" else adain(mixed, style[name])
+
+    noise = denoiser(z, 2, inject)
+    x_0: Tensor = signal * (z - last_level * noise) / last_signal + level * noise
+    return x_0
+
+
+def one_step_of_injection_by_hand() -> None:
+    """One step up and one down, with queries, keys, values and features replaced by hand."""
+    with fork_random_state():
+        torch.manual_seed(0)
+        denoiser = TinyDenoiser(torch.tensor([0.9, 0.6, 0.2])).double().requires_grad_(False)
+    images, styles = draw_images(2, 3, 5, 4, seed=0), draw_images(2, 3, 4, 6, seed=1)
+    padded = torch.cat([images, images[:, :, -1:]], 2)
+    attention = [f"up_blocks.{n}" for n in range(3)]
+    cases: tuple[tuple[Any, float, float, list[str]], ...] = (
+        ({}, 0.75, 1.5, attention[1:]),
+        ({"gamma": 0.25, "temperature": 3.0, "layers": attention[:1]}, 0.25, 3.0, attention[:1]),
+        ({"gamma": 0.25, "inject": "features"}, 0.25, 1.0, ["resnets.0", "resnets.1"]),
+        ({"inject": "features", "layers": ["resnets.1"]}, 0.75, 1.0, ["resnets.1"]),
+        ({"inject": "nothing"}, 0.0, 1.0, []),
+    )
+    for options, gamma, temperature, layers in cases:
+        result = diffusion_style(images, styles, denoiser, steps=1, **options)
+        for stylized, image in zip(result.stylized, padded.split(1), strict=True):
+            x = stylize_by_hand(denoiser, image, styles, layers, gamma, temperature)
+            assert (stylized - (x[0, :, :5] + 1).div(2).clamp(0, 1)).abs().max() < 1e-9, f"{options}"
+        assert torch.equal(result.sources, styles) and torch.equal(result.images, images)
+        assert result.style == f"{options.get('inject', 'attention')} injected"
 
 
 @method(
@@ -87,6 +163,7 @@ def gaussian_images_have_a_closed_form() -> None:
         ),
     ],
     invariants=[PixelRange(field="stylized"), SameShape(field="stylized")],
+    relations=[InvariantTo("batch_order")],
     cost=Cost(forward=param.steps * (2 * size.images + size.styles)),
     oracle=gaussian_images_have_a_closed_form,
     quick={"steps": 2},

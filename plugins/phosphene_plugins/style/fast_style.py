@@ -4,24 +4,23 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from phosphene import (
     InputError,
     Reference,
     TensorDataset,
     UnknownName,
+    fork_random_state,
     hookimpl,
-    load_model,
     method,
     progress_bar,
 )
-from phosphene import Model as AnyModel
 from phosphene.results import Stylization, TrainedNetwork
 from phosphene.roles import Dataset, Frames, Images, Model, Seed, Styles, Stylizer
-from phosphene.spec import Cost, PixelRange, SameShape, param, size
+from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, param, size
 
 from ._parameters import PerceptualLoss, StyleNames, StyleNetworkTraining
+from ._pixel_features import draw_images, load_pixel_model, transfer_loss
 from ._style_loss import StyleLoss
 from ._style_network import (
     Norm,
@@ -51,32 +50,75 @@ REFERENCES = [
 ]
 
 
-def _pixels_as_features() -> AnyModel:
-    """A model whose layer "0" returns the pixels: its convolution undoes the normalization."""
-    pixels = nn.Conv2d(3, 3, 1).double()
-    mean, std = torch.tensor([0.375, 0.5, 0.625]), torch.tensor([0.25, 0.5, 0.75])
-    with torch.no_grad():
-        pixels.weight.copy_(torch.diag(std)[:, :, None, None]), pixels.bias.copy_(mean)  # type: ignore[union-attr]
-    return load_model(nn.Sequential(pixels), input_size=(3, 8, 12), mean=mean.tolist(), std=std.tolist())
+def training_steps_have_a_closed_form() -> None:
+    """The losses of two steps with a negligible learning rate, and a style of one color that is learned."""
+    model, images = load_pixel_model(torch.float32), draw_images(5, 3, 9, 12, seed=0, dtype=torch.float32)
+    styles = draw_images(3, 3, 8, 8, seed=1, dtype=torch.float32) ** 2
+    options: Any = {"steps": 2, "batch": 2, "width": 2, "blocks": 1, "seed": 3, "frames": 2, "lr": 1e-12}
+    options |= {"content_layer": "1", "style_layers": ["1", "0"], "content_weight": 2, "style_weight": 5}
+    fitted = fast_style_fit(
+        model, TensorDataset(images), styles, total_variation=7, names=["a", "b", "c"], **options
+    )
+    with fork_random_state(), torch.no_grad():
+        torch.manual_seed(3)
+        network = StyleNetwork(styles=3, width=2, blocks=1)
+        order = torch.randperm(5, generator=torch.Generator().manual_seed(3))
+        for step, rows in enumerate((order[:2], order[2:4])):
+            torch.manual_seed(3 + step)
+            style = torch.randint(3, (2,))
+            stylized = network(images[rows], torch.eye(3)[style])
+            losses = [
+                transfer_loss(
+                    one,
+                    content,
+                    styles[s, None],
+                    content_layer="1",
+                    weights={"1": 1, "0": 1 / 3},
+                    alpha=2,
+                    beta=5,
+                    smoothness=7,
+                )
+                for one, content, s in zip(stylized.split(1), images[rows].split(1), style, strict=True)
+            ]
+            assert torch.allclose(fitted.losses[step], torch.cat(losses).mean(), rtol=1e-4)
+        previews = torch.cat([network.eval()(images[:1], b[None]) for b in torch.eye(3)])
+    assert (fitted.previews - previews).abs().max() < 1e-5, "previews are not the first image in each style"
+    assert fitted.labels == ("a", "b", "c") and fitted.frames.shape == (2, 3, 3, 9, 12)
+    assert fitted.config == {"styles": 3, "width": 2, "blocks": 1, "norm": "conditional"}
+    color = torch.tensor([0.8, 0.3, 0.5])[None, :, None, None].expand(1, 3, 8, 8)
+    options |= {"steps": 40, "lr": 0.1, "content_weight": 0, "norm": "batch", "frames": 0}
+    learned = fast_style_fit(model, TensorDataset(images), color, total_variation=0, **options)
+    assert learned.labels == ("style 0",) and learned.config["norm"] == "batch"
+    assert (learned.previews.mean((2, 3)) - color[:, :, 0, 0]).abs().max() < 0.1, "the color is not learned"
 
 
-def first_loss_is_that_of_the_untrained_network() -> None:
-    """Features = pixels: the first loss is the equation for the untrained network's output."""
+def styles_and_blends_select_scales_and_shifts() -> None:
+    """By number, by name and in a blend it is the network with those weights, for each image alone."""
     conditional_norm_is_instance_norm()
-    draw = torch.Generator().manual_seed(0)
-    images, style = (torch.rand(1, 3, 8, 12, generator=draw, dtype=torch.float64) for _ in range(2))
-    # So small a learning rate leaves the weights as they are.
-    options: Any = {"steps": 1, "batch": 1, "lr": 1e-12, "width": 4, "blocks": 1, "total_variation": 0.0}
-    options |= {"content_layer": "0", "style_layers": ["0"], "content_weight": 2.0, "style_weight": 5.0}
-    result = fast_style_fit(_pixels_as_features(), TensorDataset(images), style, seed=0, **options)
-    with torch.no_grad():
-        output = result.network(images, torch.ones(1, 1, dtype=torch.float64))
-    gram = lambda x: torch.einsum("nchw,ndhw->ncd", x, x)
-    relative = lambda x, y: (x - y).square().sum() / y.square().sum()
-    expected = 2 * relative(output, images) + 5 * relative(gram(output), gram(style))
-    torch.testing.assert_close(result.losses[0], expected.to(result.losses))
-    torch.testing.assert_close(result.previews, output)
-    torch.testing.assert_close(fast_style(images, result).stylized, output)
+    with fork_random_state(), torch.no_grad():
+        torch.manual_seed(0)
+        network = StyleNetwork(styles=3, width=2, blocks=1).double()
+        for name, parameter in network.named_parameters():
+            if name.endswith((".gamma", ".beta")):
+                parameter.normal_()
+    images = draw_images(2, 3, 9, 8, seed=0)
+    stylizer = TrainedNetwork(
+        network=network.eval(), method="style.fast_style_fit", config=network.config, losses=torch.zeros(1),
+        labels=("ink", "oil", "wax"), previews=images[:1].expand(3, -1, -1, -1),
+    )  # fmt: skip
+    for style, weights, title in (
+        (None, (1, 0, 0), "ink"),
+        (2, (0, 0, 1), "wax"),
+        ("oil", (0, 1, 0), "oil"),
+        ({"wax": 3, "oil": 1}, (0, 0.25, 0.75), "25% oil + 75% wax"),
+        ({"wax": 3, "oil": 0}, (0, 0, 1), "wax"),
+    ):
+        blend_weights = torch.tensor([weights] * 2, dtype=torch.float64)
+        with torch.no_grad():
+            expected = network(images, blend_weights)
+        result = fast_style(images, stylizer, style=style)
+        assert (result.stylized - expected).abs().max() < 1e-6, f"style={style} is not {weights}"
+        assert result.style == title and torch.equal(result.images, images)
 
 
 @method(
@@ -86,7 +128,7 @@ def first_loss_is_that_of_the_untrained_network() -> None:
     needs=["gradients", "dataset", "training"],
     cost=Cost(forward=2 * param.batch * param.steps + size.styles, backward=param.batch * param.steps),
     network=StyleNetwork,
-    oracle=first_loss_is_that_of_the_untrained_network,
+    oracle=training_steps_have_a_closed_form,
     quick={"steps": 2, "batch": 2, "width": 4, "blocks": 1},
     demo={
         "names": ["bricks", "pebbles", "waves", "swirls"],
@@ -179,8 +221,9 @@ def fast_style_fit(
     family="style",
     references=REFERENCES,
     invariants=[PixelRange(field="stylized"), SameShape(field="stylized")],
+    relations=[InvariantTo("batch_order")],
     cost=Cost(forward=size.images),
-    oracle=first_loss_is_that_of_the_untrained_network,
+    oracle=styles_and_blends_select_scales_and_shifts,
 )
 def fast_style(
     images: Images,
@@ -222,6 +265,7 @@ def fast_style(
     if isinstance(style, int) and not 0 <= style < len(labels):
         raise InputError(f"style {style} does not exist: there are {len(labels)} ({', '.join(labels)})")
     if not isinstance(style, dict):
+        # equivalent mutants: weights are divided by their sum
         style = {style if isinstance(style, str) else labels[style or 0]: 1.0}
     for name in style:
         if name not in labels:
@@ -231,6 +275,7 @@ def fast_style(
     blend = {name: style[name] / sum(style.values()) for name in labels if style.get(name)}
     parameter = next(network.parameters())
     blend_weights = torch.tensor([[blend.get(name, 0.0) for name in labels]]).to(parameter)
+    # equivalent mutants: images do not depend on each other
     stylized = [
         network(image.to(parameter), blend_weights)
         for image in progress_bar(images.split(1), "Stylizing", len(images))

@@ -3,44 +3,45 @@
 from typing import Any
 
 import torch
-from torch import nn
 
-from phosphene import InputError, TensorDataset, fork_random_state, hookimpl, load_model, method
+from phosphene import InputError, TensorDataset, fork_random_state, hookimpl, method
 from phosphene.results import TrainedNetwork
 from phosphene.roles import Dataset, Frames, Model, Seed, Styles, Stylizer
 from phosphene.spec import Cost, PixelRange, param, size
 
 from ._parameters import PerceptualLoss, StyleNames, StyleNetworkTraining
+from ._pixel_features import draw_images, gram, load_pixel_model, relative, transfer_loss
 from ._style_loss import StyleLoss
 from ._style_network import StyleNetwork, concatenate_styles, network_for_new_styles, require_style_network
 from ._train_style_network import DUMOULIN, style_labels, style_previews, train_style_network
 
 
 def one_color_is_learned_and_the_old_style_unchanged() -> None:
-    """Features = pixels, no content loss: a style of one color becomes that color, the old one stays."""
-    pixels = nn.Conv2d(3, 3, 1, bias=False)
-    pixels.weight.data = torch.eye(3)[:, :, None, None]
-    model = load_model(nn.Sequential(pixels, nn.ReLU()), input_size=(3, 8, 8))
-    random = torch.Generator().manual_seed(0)
-    images = torch.rand(4, 3, 8, 8, generator=random)
-    color = torch.tensor([0.8, 0.3, 0.5])[None, :, None, None]
+    """Features = pixels: the first loss by hand; a style of one color is learned, the old one stays."""
+    model, images = load_pixel_model(), draw_images(4, 3, 8, 8, seed=0)
+    color = torch.tensor([0.8, 0.3, 0.5], dtype=torch.float64)[None, :, None, None]
     with fork_random_state():
         torch.manual_seed(0)
-        network = StyleNetwork(styles=1, width=2, blocks=0).eval().requires_grad_(False)
+        network = StyleNetwork(styles=1, width=2, blocks=0).double().eval().requires_grad_(False)
+    previews = style_previews(network, images[:1])
     old = TrainedNetwork(
-        network=network,
-        method="style.fast_style_fit",
-        config=network.config,
-        losses=torch.zeros(1),
-        labels=("old",),
-        previews=style_previews(network, images[:1]),
-    )
+        network=network, method="style.fast_style_fit", config=network.config, losses=torch.zeros(1),
+        labels=("old",), previews=previews,
+    )  # fmt: skip
     style = color.expand(1, 3, 8, 8)
-    options: Any = {"content_weight": 0.0, "total_variation": 0.0, "steps": 120, "batch": 2, "lr": 0.1}
-    extended = fast_style_add(model, TensorDataset(images), style, old, seed=0, **options)
-    mean_color = extended.previews[1].mean((1, 2), keepdim=True)
-    assert (mean_color - color[0]).abs().max() < 0.05, "the new style is not the color"
-    assert torch.equal(extended.previews[0], old.previews[0]), "the old style changed"
+    options: Any = {"content_weight": 0.0, "total_variation": 0.0, "batch": 2, "lr": 0.1, "seed": 2}
+    options |= {"style_layers": ["0"], "style_weight": 3.0}
+    extended = fast_style_add(model, TensorDataset(images), style, old, steps=120, frames=2, **options)
+    batch = images[torch.randperm(4, generator=torch.Generator().manual_seed(2))[:2]]
+    with torch.no_grad():
+        stylized = network(batch, torch.ones(2, 1, dtype=torch.float64))
+    loss = transfer_loss(stylized, batch, style, weights={"0": 1}, alpha=0, beta=3).mean()
+    assert torch.allclose(extended.losses[0].double(), loss, rtol=1e-5), "not the old style's loss at first"
+    assert relative(gram(extended.previews[1:], "0"), gram(style, "0")) < 0.05, "the new style is not learned"
+    assert torch.equal(extended.previews[0], previews[0]), "the old style changed"
+    assert extended.labels == ("old", "style 1") and extended.frames.shape == (2, 1, 3, 8, 8)
+    named = fast_style_add(model, TensorDataset(images), style, old, names=["new"], steps=1, **options)
+    assert named.labels == ("old", "new") and named.config["styles"] == 2
 
 
 @method(

@@ -17,6 +17,7 @@ from phosphene.spec import Cost, PixelRange, param, size
 
 from ._adaptive_network import AdaptiveNetwork
 from ._augmented_views import AugmentedViews
+from ._pixel_features import draw_images, load_pixel_model
 from ._style_network import StyleNetwork, check_images, require_style_network
 
 #: Number of images that are stylized together, which limits the memory for large batches.
@@ -147,8 +148,42 @@ def a_view_is_the_weighted_mean_of_image_and_stylized_image() -> None:
         assert (result.views[n] - expected).abs().max() < 1e-6, "a view is not (1 - b) x + b T(x, s)"
     torch.testing.assert_close(result.blend_weights.sum(2), torch.ones(3, 4).to(result.blend_weights))
     assert set(style.flatten().tolist()) == {0, 1}, "one style is never drawn"
-    unchanged = style_augmentation(images, stylizer, p=0.0, views=3, seed=1)
+    panels = result.panels()[1]
+    assert [panel.title for panel in panels] == ["image", *(f"25% {stylizer.labels[s]}" for s in style[1])]
+    assert [panel.is_output for panel in panels] == [False, True, True, True, True]
+    unchanged = style_augmentation(images, stylizer, p=0.0, views=2, seed=1)
     assert torch.equal(unchanged.views, images[:, None].expand_as(unchanged.views)), "p = 0 changes the image"
+    assert unchanged.panels()[0][1].title == "unchanged"
+    blended = style_augmentation(images, stylizer, p=0.5, strength=(0.1, 0.6), blend=True, views=20, seed=1)
+    assert 0 < (blended.strength == 0).double().mean() < 1 and blended.strength.max() <= 0.6
+    weights, b = blended.blend_weights[:, 0], blended.strength[:, :1, None, None]
+    assert (weights.sum(1) - 1).abs().max() < 1e-6 and (weights.amax(1) < 1).all(), "a blend is one style"
+    with torch.no_grad():
+        expected = images.lerp(network(images.double(), weights.double()).float(), b)
+    assert (blended.views[:, 0] - expected).abs().max() < 1e-5, "a blend is not that of the weights"
+    assert any(panel.title.endswith("and others") for panel in blended.panels()[0])
+    bytes_and_statistics_of_styles()
+
+
+def bytes_and_statistics_of_styles() -> None:
+    """With an encoder the styles are the batch or own images; bytes stay bytes, images keep their type."""
+    images = draw_images(3, 3, 8, 9, seed=0, dtype=torch.float32)
+    identity = torch.nn.Conv2d(3, 3, 1, bias=False)
+    identity.weight.data = torch.eye(3)[:, :, None, None] / 2
+    adaptive = AdaptiveNetwork.from_decoder(load_pixel_model(torch.float32), identity, "0")
+    result = style_augmentation(images, adaptive, p=1.0, strength=(1.0, 1.0), views=2, seed=1)
+    statistics = adaptive.style_statistics(images)
+    for view, weights in zip(result.views.unbind(1), result.blend_weights.unbind(1), strict=True):
+        stylized = adaptive.stylize(images, statistics, weights)
+        assert (view - stylized).abs().max() < 1e-6, "a view is not AdaIN of an image"
+    assert result.style_names == ("image 0", "image 1", "image 2")
+    transform = StyleAugmentation(adaptive, 1.0, (0.5, 0.5), styles=images[:1])
+    pixels = tv_tensors.Image((255 * images[:2, None]).byte())
+    view = transform(pixels)
+    assert isinstance(view, tv_tensors.Image) and view.dtype == torch.uint8 and view.shape == pixels.shape
+    content = pixels[:, 0].as_subclass(Tensor) / 255
+    stylized = adaptive.stylize(content, adaptive.style_statistics(images[:1]), torch.ones(2, 1))
+    assert (view[:, 0] / 255 - (content + stylized) / 2).abs().max() < 1.5 / 255, "bytes are not scaled"
 
 
 @method(

@@ -5,47 +5,63 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, PositiveFloat
 
-from phosphene import hookimpl, load_model, method
+from phosphene import hookimpl, method
+from phosphene.images import resize
 from phosphene.roles import Content, Model, Styles
-from phosphene.spec import Cost, PixelRange, length, param, size
+from phosphene.spec import Cost, Equivariant, InvariantTo, PixelRange, length, param, size
 
 from ._parameters import Blend, ContentLayer, StyleLayers
+from ._pixel_features import draw_images, load_pixel_model, transfer_loss
 from ._resize import scale_images, shrink_to
 from ._style_blend import normalize_blend
 from ._style_loss import StyleLoss, StyleTargets
 from ._style_sweep_result import StyleSweep
-from .neural_style import GATYS, optimize_style
+from .neural_style import GATYS, neural_style, optimize_style
 
 
-def higher_weight_is_closer_to_the_style() -> None:
-    """Features = pixels: the higher the style weight, the closer the mean square is to the style's."""
-    # The convolution undoes the normalization.
-    pixels = torch.nn.Conv2d(1, 1, 1).double()
-    for parameter, value in (("weight", 0.5), ("bias", 0.25)):
-        torch.nn.init.constant_(pixels.get_parameter(parameter), value)
-    network = torch.nn.Sequential(pixels, torch.nn.ReLU())
-    model = load_model(network, input_size=(1, 8, 8), mean=[0.25], std=[0.5])
-    content = torch.linspace(0.1, 0.6, 64, dtype=torch.float64).view(1, 1, 8, 8)
-    style = torch.full_like(content, 0.9)
-    layers: Any = {"content_layer": "0", "style_layers": ["0"]}
-    sweep = style_sweep(model, content, style, values=(1e-9, 1.0, 1e4), steps=60, **layers)
-    distance = (sweep.stylized.square().mean((2, 3, 4)) - 0.81).abs()[0]
-    assert (sweep.stylized[:, 0] - content).abs().max() < 0.02, "without a weight it is not the content"
-    assert distance[0] > distance[1] > distance[2] and distance[2] < 1e-3, (
-        f"mean squares differ by {distance} from the style's"
-    )
+def each_value_is_neural_style() -> None:
+    """Features = pixels: each value's images are those of ``neural_style``; the first loss by hand."""
+    model, steps = load_pixel_model(), 3
+    content, styles = draw_images(2, 3, 16, 20, seed=0), draw_images(2, 3, 9, 6, seed=1)
+    default = style_sweep(model, content, styles, over="scale", steps=steps, size=10)
+    assert default.labels == tuple(f"style at {v} of the size" for v in ("0.5", "1", "2", "4"))
+    assert torch.equal(default.images, resize(content, (8, 10)))
+    panels = default.panels()[1]
+    assert [panel.title for panel in panels] == ["", *default.labels]
+    assert [panel.is_output for panel in panels] == [False, True, True, True, True]
+    weights = style_sweep(model, content, styles, steps=steps, total_variation=0.0)
+    assert weights.labels == tuple(f"beta/alpha = {v}" for v in ("0.1", "1", "10", "100"))
+    large = resize(styles, (20, 13))
+    for v, beta in enumerate((0.1, 1.0, 10.0, 100.0)):
+        loss = transfer_loss(
+            content, content, large, (0.5, 0.5), weights={"0": 1, "1": 1 / 3}, alpha=1, beta=beta
+        )
+        assert torch.allclose(weights.losses[0, :, v], loss, rtol=1e-10), f"the first loss at {beta} differs"
+    options: Any = {"blend": [1, 3], "content_layer": "1", "style_layers": ["1", "0"], "steps": steps}
+    options |= {"total_variation": 2.0, "size": 10}
+    for over, parameter, other in (
+        ("intensity", "style_weight", {}),
+        ("scale", "style_scale", {"style_weight": 7.0}),
+    ):
+        values = (0.5, 3.0)
+        sweep = style_sweep(model, content, styles, over=over, values=values, **options, **other)
+        for v, value in enumerate(values):
+            alone = neural_style(model, content, styles, **{parameter: value}, **options, **other)
+            assert torch.allclose(sweep.losses[:, :, v], alone.losses, rtol=1e-8), f"{parameter}={value}"
+            assert (sweep.stylized[:, v] - alone.stylized).abs().max() < 1e-8, f"{parameter}={value}"
 
 
 @method(
     family="style",
     references=[GATYS],
     invariants=[PixelRange(field="stylized")],
+    relations=[Equivariant("hflip"), Equivariant("transpose"), InvariantTo("batch_order")],
     needs=["gradients"],
     cost=Cost(
         forward=size.images * (length(param.values, 4) * (2 * param.steps + 1 + size.styles) + 1),
         backward=size.images * length(param.values, 4) * (2 * param.steps + 1),
     ),
-    oracle=higher_weight_is_closer_to_the_style,
+    oracle=each_value_is_neural_style,
     quick={"steps": 3, "values": (1.0, 2.0)},
     demo={"images": "builtin:scenes/1", "styles": ["builtin:swirls"], "steps": 40},
 )

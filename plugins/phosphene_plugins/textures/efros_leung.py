@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ WINDOW_SIGMAS = 6.4
 #: Absolute tolerance of the errors: rounding gives equal windows different errors.
 ROUNDING_ERROR = 1e-12
 #: Largest number of errors (template by window) in memory at once: 128 MiB.
+# equivalent mutants: a limit of memory changes no pixel
 MAX_ERRORS = 1 << 24
 
 
@@ -86,10 +87,12 @@ def independent_batches(pixels: Tensor, filled: Tensor, window: int) -> tuple[Te
     Two pixels are in one batch only if neither lies in the other's window, and a pixel comes in a later batch
     than the earlier pixels in its window, so the result equals filling one pixel after another.
     """
+    # equivalent mutants: slices end at the edge of a narrower border
     batch, radius = np.zeros([side + window - 1 for side in filled.shape], int), window // 2
     for y, x in pixels.tolist():
         batch[y + radius, x + radius] = batch[y : y + window, x : x + window].max() + 1
     batches = torch.from_numpy(batch).to(pixels.device)[pixels[:, 0] + radius, pixels[:, 1] + radius]
+    # equivalent mutants: the pixels of a batch do not depend on each other
     return batches.argsort(stable=True).split(batches.bincount()[1:].tolist())
 
 
@@ -116,6 +119,7 @@ def fill(
             matches, errors = windows.match(
                 templates, padded_filled[rows, columns].flatten(1), draws[indices]
             )
+            # equivalent mutants: no error equals the limit
             accepted = errors < max_error
             y, x = y[accepted], x[accepted]
             image[:, y, x] = windows.centers[:, matches[accepted]]
@@ -127,15 +131,31 @@ def fill(
             max_error *= 1.1
 
 
-def periodic_texture_is_continued() -> None:
-    """A periodic texture has a single exact match at each pixel, so it is continued for all random draws."""
+def textbook_loops_copy_the_same_pixels() -> None:
+    """Equal to loops over pixels and windows; a periodic texture is continued for all random draws."""
+    from . import _textbook_textures
+
+    noise = torch.rand(2, 2, 8, 9, generator=Generator().manual_seed(0))
+    cases: tuple[tuple[Any, Any], ...] = (
+        ({"size": (10, 8), "max_error": 0.02}, {"max_error": 0.02}),
+        ({"size": (8, 11), "order": "ring", "error_threshold": 0.5}, {"ring": True, "error_threshold": 0.5}),
+        ({"size": (9, 12), "order": "ring", "start": "sample"}, {"ring": True, "from_sample": True}),
+    )
+    for options, textbook_options in cases:
+        result = efros_leung(noise, window=5, seed=1, **options)
+        assert torch.equal(result.sources, noise) and result.scores.shape == (0, 2)
+        for image, sample in zip(result.images, noise, strict=True):
+            steps = _textbook_textures.efros_leung(
+                sample, *options["size"], window=5, seed=1, **textbook_options
+            )
+            (expected,) = deque(steps, maxlen=1)
+            assert torch.equal(image.double(), expected), f"{options}: pixels differ from the textbook's"
     y, x = torch.arange(24)[:, None], torch.arange(28)
-    tile = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tile = torch.rand(2, 3, 4, 5, generator=Generator().manual_seed(0), dtype=torch.float64)
     texture = tile[:, :, y % 4, x % 5]
-    for order in ("exact", "ring"):
-        result = efros_leung(texture[:, :, 5:17, 6:19], size=(24, 28), window=9, start="sample", order=order)
-        shifted = texture[:, :, (y + 5 - 6) % 4, (x + 6 - 7) % 5]
-        assert torch.equal(result.images, shifted), f"{order}: the pattern is not continued"
+    result = efros_leung(texture[:, :, 5:17, 6:19], size=(24, 28), window=9, start="sample")
+    shifted = texture[:, :, (y + 5 - 6) % 4, (x + 6 - 7) % 5]
+    assert torch.equal(result.images, shifted), "the pattern is not continued"
 
 
 @method(
@@ -152,7 +172,7 @@ def periodic_texture_is_continued() -> None:
     ],
     invariants=[PixelRange()],
     cost=Cost(),  # no model
-    oracle=periodic_texture_is_continued,
+    oracle=textbook_loops_copy_the_same_pixels,
     quick={"size": 20, "window": 5, "order": "ring"},
     demo={"sample": ["builtin:pebbles"], "window": 13, "size": 80},
 )

@@ -1,6 +1,6 @@
 """Texture synthesis by Gram matrices (Gatys et al.): noise optimised to a sample's feature correlations."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat
@@ -22,19 +22,42 @@ def gram_energy(gram: Tensor, target: Tensor) -> Tensor:
 
 
 def pixels_as_features_have_a_closed_form() -> None:
-    """Features = pixels, one channel: the Gram matrix is the mean square of the pixels."""
-    pixels = torch.nn.Conv2d(1, 1, 1, bias=False).double()
-    torch.nn.init.ones_(pixels.weight)
-    model = load_model(torch.nn.Sequential(pixels, torch.nn.ReLU()), input_size=(1, 8, 8))
-    sample = torch.linspace(0.2, 0.8, 64, dtype=torch.float64).view(1, 1, 8, 8)
-    result = gram_texture(model, sample, layers=["1"], normalization="gatys", steps=50, seed=0)
-    mean_squares = sample.square().mean(), result.images.square().mean()
-    assert abs(mean_squares[0] - mean_squares[1]) < 1e-6, f"mean squares differ: {mean_squares}"
-    start = noise_images((1, 1, 8, 8), seed=0, mean=sample.mean(), sd=sample.std())
-    # The gradient is a multiple of the image: every step scales it.
-    torch.testing.assert_close(result.images / result.images.mean(), start / start.mean(), rtol=1e-5, atol=0)
-    first_loss = (mean_squares[0] - start.square().mean()) ** 2 / 4
-    assert abs(result.scores[0, 0] - first_loss) < 1e-12, "the first loss is not E_l of the noise"
+    """Features = normalized pixels, and their means over 2 x 2: the loss of the first images by hand."""
+    mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in ((0.25, 0.5), (0.5, 0.75)))
+    pixels = torch.nn.Conv2d(2, 2, 1, bias=False).double()
+    pixels.weight.data = torch.eye(2, dtype=torch.float64)[:, :, None, None]
+    network = torch.nn.Sequential(pixels, torch.nn.AvgPool2d(2))
+    model = load_model(network, input_size=(2, 10, 12), mean=(0.25, 0.5), std=(0.5, 0.75))
+    sample = torch.rand(2, 2, 10, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def gram(images: Tensor, side: int) -> Tensor:
+        features = torch.nn.functional.avg_pool2d((images - mean) / std, side).flatten(2)
+        return features @ features.mT / features.shape[2]
+
+    noise = [noise_images((1, 2, 8, 10), seed=1, mean=s.mean((1, 2)), sd=s.std((1, 2))) for s in sample]
+    starts = torch.cat(noise), sample[:, :, :8, :10]
+    defaults = gram_texture(model, sample, size=(8, 10), steps=60, frames=3, seed=1)
+    paper = gram_texture(model, sample, starts[1], layers=["0", "1"], normalization="gatys", steps=2, seed=1)
+    weighted = gram_texture(model, sample, starts[1], layers=["1"], weights=[5], steps=2, seed=1)
+    for result, start, weights in (
+        (defaults, starts[0], {1: 1, 2: 1 / 3}),
+        (paper, starts[1], {1: 1, 2: 1}),
+        (weighted, starts[1], {2: 5}),
+    ):
+        loss = torch.zeros(2, dtype=torch.float64)
+        for side, weight in weights.items():
+            target = gram(sample, side)
+            scale = 16 if result is paper else target.square().sum((1, 2))  # 4 N^2, or relative
+            loss += weight * (gram(start, side) - target).square().sum((1, 2)) / scale
+        assert (result.scores[0] - loss).abs().max() < 1e-12, "the first loss is not that of the first images"
+        assert torch.equal(result.sources, sample)
+    assert (gram(defaults.images, 1) - gram(sample, 1)).abs().max() < 1e-4, "Gram matrices differ"
+    assert len(defaults.frames) == 3 and (defaults.frames[-1] / 255 - defaults.images).abs().max() < 0.01
+    for optimizer, lr in (("lbfgs", 1.0), ("adam", 0.02), ("adam", 0.05)):
+        options: Any = {"optimizer": optimizer, "steps": 3, "lr": lr}
+        result = gram_texture(model, sample, starts[1], **options)
+        default = gram_texture(model, sample, starts[1], **options | {"lr": None})
+        assert torch.equal(result.images, default.images) == (lr != 0.05), "the default step length differs"
 
 
 @method(
@@ -112,10 +135,9 @@ def gram_texture(
 
     Source: Gatys et al. 2015, sections 3 and 4.
     """
-    layers = list(model.stages) if layers is None else list(layers)
+    layers = list(model.stages) if layers is None else layers
     if not layers or (weights is not None and len(weights) != len(layers)):
-        count = "none" if weights is None else len(weights)
-        raise InputError(f"gram_texture needs one weight per layer: {len(layers)} layers, weights: {count}")
+        raise InputError(f"gram_texture needs one weight per layer: {len(layers)} layers, weights: {weights}")
     with torch.no_grad():
         target_grams = [gram_matrix(model.maps(f, sample)) for f in model.features_of(sample, layers)]
     scales: list[float | Tensor]

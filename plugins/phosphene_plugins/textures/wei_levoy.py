@@ -16,7 +16,7 @@ from phosphene.roles import Seed, Texture
 from phosphene.spec import Cost, PixelRange
 
 from ._texture_samples import Size, Window, check_window, output_size, sampled_texture
-from ._vector_quantization import Array, build_codebook, nearest_index
+from ._vector_quantization import Array, Fork, Leaf, build_codebook, nearest_index
 
 
 def coarse_window(window: int) -> int:
@@ -54,6 +54,7 @@ def interior_pixels(fine: Array, coarse: Array | None, window: int) -> tuple[Arr
     y, x = np.arange(radius, height), np.arange(radius, width - radius)
     if coarse is not None:
         y, x = (
+            # equivalent mutants: x / 2 >= m and x // 2 >= m are the same for an integer m
             line[(line // 2 >= margin) & (line // 2 < side - margin)]
             for line, side in zip((y, x), coarse.shape[:2], strict=True)
         )
@@ -93,22 +94,31 @@ def synthesize(
         coarse_image = image
 
 
-def single_leaf_is_exhaustive_search() -> None:
-    """One leaf, one level: each pixel is that of the sample with the nearest four preceding pixels."""
-    sample = torch.rand(1, 1, 9, 9, dtype=torch.float64, generator=Generator().manual_seed(1))
-    result = wei_levoy(sample, size=8, window=3, levels=1, leaf_size=None, seed=0).images[0, 0]
-    initial = torch.randint(81, (8, 8), generator=Generator().manual_seed(0))
-    source, image = sample[0, 0].tolist(), sample.flatten()[initial].tolist()
+def exhaustive_search_copies_the_same_pixels() -> None:
+    """One leaf: equal to loops over pixels and neighborhoods; in a tree each vector is nearest to itself."""
+    from ._textbook_textures import wei_levoy as textbook
 
-    def distance(y: int, x: int, v: int, u: int) -> float:
-        preceding = ((-1, -1), (-1, 0), (-1, 1), (0, -1))
-        return sum((image[(y + b) % 8][(x + a) % 8] - source[v + b][u + a]) ** 2 for b, a in preceding)
-
-    for y in range(8):
-        for x in range(8):
-            _, v, u = min((distance(y, x, v, u), v, u) for v in range(1, 9) for u in range(1, 8))
-            image[y][x] = source[v][u]
-    assert result.tolist() == image, "the result is not that of an exhaustive search"
+    sample = torch.rand(2, 2, 13, 12, dtype=torch.float64, generator=Generator().manual_seed(1))
+    for levels, used, size in ((1, 1, (8, 9)), (3, 2, (12, 13))):
+        result = wei_levoy(sample, size=size, window=3, levels=levels, leaf_size=None, seed=2)
+        assert torch.equal(result.sources, sample) and result.scores.shape == (0, 2)
+        for image, single in zip(result.images, sample, strict=True):
+            expected = textbook(single, *size, window=3, levels=used, seed=2)
+            assert torch.equal(image, expected), f"{used} levels: not the result of an exhaustive search"
+    on_tree = wei_levoy(sample, size=8, window=3, levels=1, leaf_size=4, seed=2)
+    exhaustive = wei_levoy(sample, size=8, window=3, levels=1, leaf_size=None, seed=2)
+    assert not torch.equal(on_tree.images, exhaustive.images), "the tree is not used"
+    vectors = sample.flatten().numpy().reshape(-1, 4)
+    indices = np.arange(0, len(vectors), 2)
+    codebook = build_codebook(vectors, indices, leaf_size=3)
+    clusters = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 2.0], [10.0, 2.0], [10.0, 4.0]])
+    fork = build_codebook(clusters, np.arange(5), leaf_size=3)
+    assert isinstance(fork, Fork) and fork.normal.tolist() == [10, 1] and fork.offset == 51.5
+    leaves = [leaf.indices.tolist() for leaf in (fork.near, fork.far) if isinstance(leaf, Leaf)]
+    assert leaves == [[1, 3, 4], [0, 2]]
+    assert isinstance(build_codebook(clusters, np.arange(3), leaf_size=2), Fork), "one vector is not apart"
+    assert isinstance(build_codebook(np.ones((5, 2)), np.arange(5), leaf_size=2), Leaf)
+    assert all(nearest_index(codebook, vectors[n]) == n for n in indices), "a vector is not nearest to itself"
 
 
 @method(
@@ -125,7 +135,7 @@ def single_leaf_is_exhaustive_search() -> None:
     ],
     invariants=[PixelRange()],
     cost=Cost(),  # no model
-    oracle=single_leaf_is_exhaustive_search,
+    oracle=exhaustive_search_copies_the_same_pixels,
     quick={"size": 16, "window": 3},
     demo={"sample": ["builtin:bricks"]},
 )
@@ -178,6 +188,7 @@ def wei_levoy(
     check_window(sample, window)
     sides = (height, width, *sample.shape[2:])
     levels = 1 + sum(min(sides) >= 2 * window * 2**level for level in range(1, levels))
+    # equivalent mutants: only the length of the progress bar
     total = sum(-(-height // 2**level) * -(-width // 2**level) for level in range(levels))
     images = []
     for single in sample:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests import textbook_textures
 from torch import Tensor
 
 from phosphene import InputError, methods, replay, report_progress, run
 from phosphene.builtin.textures import load_texture
 from phosphene.images import write_png
 from phosphene.progress import ProgressEvent
+from phosphene_plugins.textures import _textbook_textures as textbook_textures
 from phosphene_plugins.textures.efros_leung import boundary_pixels, independent_batches
 
 efros_leung = methods["textures.efros_leung"]

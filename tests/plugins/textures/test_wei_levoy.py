@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests import textbook_textures
 from torch import Tensor
 
 from phosphene import InputError, methods, report_progress, run
 from phosphene.builtin.textures import load_texture
 from phosphene.progress import ProgressEvent
+from phosphene_plugins.textures import _textbook_textures as textbook_textures
 from phosphene_plugins.textures._vector_quantization import Fork, Leaf, build_codebook, nearest_index
 
 wei_levoy = methods["textures.wei_levoy"]
