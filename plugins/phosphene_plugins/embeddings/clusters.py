@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model, Seed
-from phosphene.spec import Cost, size
+from phosphene.spec import Agrees, Cost, InvariantTo, ScalesWith, size
 
 from ._features import FeatureLayer, embed_dataset, require_images
 from ._principal_components import principal_components
+from ._relations import NeedsImages, distances_to_the_mean_of_the_cluster
 
 
 def _oracle() -> None:
@@ -26,7 +27,13 @@ def _oracle() -> None:
     assert result.clusters is not None
     first, second = result.clusters[::2], result.clusters[1::2]
     assert torch.equal(first, second) and len(set(first.tolist())) == 3
-    assert abs(float(result.metrics["purity"]) - 5 / 6) < 1e-6
+    assert result.center_distances is not None and result.points is not None
+    assert torch.allclose(result.center_distances, torch.full((6,), 0.01), atol=1e-6)
+    # Of 15 pairs of images, 3 are in one cluster, 4 in one class and 2 in both; 3 * 4 / 15 by chance.
+    expected = {"inertia": 6e-4, "purity": 5 / 6, "adjusted Rand index": (2 - 0.8) / (3.5 - 0.8)}
+    assert all(abs(float(result.metrics[name]) - value) < 1e-6 for name, value in expected.items())
+    assert torch.allclose((result.points[:, None] - result.points).norm(dim=2), torch.cdist(halves, halves))
+    assert result.axes == ("component 1", "component 2") and result.layout == "clusters"
 
 
 @method(
@@ -57,6 +64,12 @@ def _oracle() -> None:
     needs=["dataset"],
     cost=Cost(forward=size.dataset),
     oracle=_oracle,
+    relations=[
+        Agrees(distances_to_the_mean_of_the_cluster, fields=("center_distances",)),
+        InvariantTo("normalization", fields=("center_distances",)),
+        ScalesWith("logits", power=0, fields=("center_distances",)),
+        NeedsImages(2, where={"k": 1}),
+    ],
     quick={"k": 3},
 )
 def clusters(

@@ -9,9 +9,10 @@ from torch import nn
 from phosphene import Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model
-from phosphene.spec import Cost, size
+from phosphene.spec import Agrees, Cost, size
 
 from ._features import FeatureLayer, embed_dataset
+from ._relations import classifier_inputs, features_of
 
 
 def _oracle() -> None:
@@ -42,6 +43,7 @@ def _oracle() -> None:
     needs=["dataset"],
     cost=Cost(forward=size.dataset),
     oracle=_oracle,
+    relations=[*features_of("features"), Agrees(classifier_inputs, fields=("features",))],
 )
 def embed(
     model: Model,

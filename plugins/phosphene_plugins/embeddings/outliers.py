@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method, to_float64
 from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model
-from phosphene.spec import Cost, Nonnegative, size
+from phosphene.spec import Agrees, Cost, Nonnegative, size
 
 from ._features import FeatureLayer, embed_dataset, require_images
 from ._nearest_neighbor_search import NearestNeighborSearch
 from ._principal_components import center
+from ._relations import NeedsImages, features_of, neighbor_and_mahalanobis_distances
 
 #: Queries per search: each stores its nearest vectors.
 QUERIES = 1024
@@ -32,6 +33,10 @@ def _oracle() -> None:
     z = (levels - levels.mean()).abs() / levels.std(correction=0)
     assert torch.allclose(result.points[:, 1], z, atol=1e-5)
     assert result.farthest(0, 1) == result.farthest(1, 1) == [2]
+    assert float(result.metrics["shrinkage"]) == 0 and result.layout == "outliers"
+    second = outliers(model, TensorDataset(levels[:, None, None, None].expand(-1, 1, 2, 2)), k=2)
+    assert second.points is not None and second.axes == ("distance to neighbor 2", "Mahalanobis distance")
+    assert torch.allclose(second.points[:, 0], torch.tensor([0.2, 0.1, 0.8, 0.2]), atol=1e-6)
 
 
 @method(
@@ -56,6 +61,11 @@ def _oracle() -> None:
     needs=["dataset"],
     cost=Cost(forward=size.dataset),
     oracle=_oracle,
+    relations=[
+        Agrees(neighbor_and_mahalanobis_distances, fields=("points",)),
+        *features_of("points"),
+        NeedsImages(2, where={"k": 1}),
+    ],
     quick={"k": 2},
 )
 def outliers(
