@@ -14,14 +14,22 @@ from phosphene import (
     batch_size,
     hookimpl,
     load_model,
+    max_batch,
     method,
     resumable_batches,
     to_float64,
 )
 from phosphene.roles import Dataset, LayerName, Model
-from phosphene.spec import Cost, UnitRange, size
+from phosphene.spec import Agrees, Cost, UnitRange, size
 
 from ._channel_statistics_result import ChannelStatistics
+from ._relations import (
+    active_fraction,
+    background_reliance,
+    selectivity,
+    standard_deviation,
+    statistics_of_a_data_set,
+)
 
 
 def _oracle() -> None:
@@ -38,7 +46,9 @@ def _oracle() -> None:
     masks[:, :2, :2] = True
     images[:2, 0, :2, :2] = 1.0  # the object is red in both images of class "red" and in no other
     data = TensorDataset(images, ["red", "red", "none"], masks)
-    result = activation_statistics(load_model(layers, mean=[0.0] * 3, std=[1.0] * 3), data, layer="1")
+    model = load_model(layers, mean=[0.0] * 3, std=[1.0] * 3)
+    with max_batch(2):
+        result = activation_statistics(model, data, layer="1")
     assert result.dead == (1,) and result.always_on == (2,)
     torch.testing.assert_close(result.active_fraction, torch.tensor([8 / 48, 0, 1, 40 / 48]))
     torch.testing.assert_close(result.active_image_fraction, torch.tensor([2 / 3, 0, 1, 1]))
@@ -48,6 +58,15 @@ def _oracle() -> None:
     assert names == ["red", "none", "none", "none"]
     assert result.background_reliance is not None
     torch.testing.assert_close(result.background_reliance, torch.tensor([0, 0, 0.75, 0.9]))
+    assert result.background_area is not None and abs(float(result.background_area) - 0.75) < 1e-6
+    torch.testing.assert_close(result.mean, torch.tensor([1 / 6, 0, 2, 5 / 12]))
+    torch.testing.assert_close(result.std, torch.tensor([5**0.5 / 6, 0, 0, 5**0.5 / 12]))
+    torch.testing.assert_close(result.image_active_fraction, torch.full((3,), 0.5))
+    assert result.ids == ("0", "1", "2") and result.classes == ("none", "red")
+    # The inputs of the classifier have one position, and one class has no selectivity.
+    vectors = activation_statistics(model, TensorDataset(images[1:], ["red", "red"], masks[1:]), layer="3")
+    torch.testing.assert_close(vectors.mean, torch.tensor([1 / 8, 0, 2, 7 / 16]))
+    assert vectors.background_reliance is vectors.selectivity is vectors.preferred_class is None
 
 
 @method(
@@ -76,6 +95,13 @@ def _oracle() -> None:
     needs=["dataset"],
     cost=Cost(forward=size.dataset),
     oracle=_oracle,
+    relations=[
+        Agrees(active_fraction, fields=("active_fraction",)),
+        Agrees(standard_deviation, fields=("std",)),
+        Agrees(selectivity, fields=("selectivity",)),
+        Agrees(background_reliance, fields=("background_reliance",), networks=("flat",)),
+        *statistics_of_a_data_set("active_image_fraction", "mean", "std", "image_active_fraction"),
+    ],
     demo={"layer": "features.18"},
 )
 def activation_statistics(

@@ -15,14 +15,16 @@ from phosphene import (
     batch_size,
     hookimpl,
     load_model,
+    max_batch,
     method,
     resumable_batches,
     to_float64,
 )
 from phosphene.roles import Dataset, LayerName, Model
-from phosphene.spec import Cost, size
+from phosphene.spec import Agrees, Cost, size
 
 from ._channel_redundancy_result import ChannelRedundancy
+from ._relations import correlation, cosine, statistics_of_a_data_set
 
 #: The number of groups in the figure, and of channels of each group.
 MAX_GROUPS, MAX_CHANNELS = 6, 4
@@ -42,6 +44,19 @@ def _oracle() -> None:
     assert result.groups == ((0, 2, 4),) and result.pairs.tolist() == [[0, 2], [0, 4], [2, 4]]
     values = images.transpose(0, 1).flatten(1)
     torch.testing.assert_close(result.similarity[[0, 1, 3]][:, [0, 1, 3]], torch.corrcoef(values))
+    assert result.images is not None and result.maps is not None
+    peak = int(images[:, 0].amax((1, 2)).argmax())
+    assert torch.equal(result.images, images[[peak]])
+    red = images[peak, 0]
+    torch.testing.assert_close(result.maps, torch.stack([red, 2 * red, red + 3, 0 * red])[None])
+    # The offset changes the cosine: only channels 0 and 2 form a group. Three images are read in two batches.
+    with max_batch(2):
+        result = channel_redundancy(
+            load_model(layers), TensorDataset(images[:3]), layer="0", measure="cosine", threshold=0.999
+        )
+    assert result.groups == ((0, 2),) and result.pairs.tolist() == [[0, 2]]
+    unit = nn.functional.normalize(images[:3].transpose(0, 1).flatten(1))
+    torch.testing.assert_close(result.similarity[[0, 1, 3]][:, [0, 1, 3]], unit @ unit.T)
 
 
 @method(
@@ -58,6 +73,11 @@ def _oracle() -> None:
     needs=["dataset"],
     cost=Cost(forward=size.dataset + MAX_GROUPS),
     oracle=_oracle,
+    relations=[
+        Agrees(correlation, fields=("similarity",)),
+        Agrees(cosine, fields=("similarity",), where={"measure": "cosine"}),
+        *statistics_of_a_data_set("similarity"),
+    ],
     demo={"layer": "features.11", "threshold": 0.8},
 )
 def channel_redundancy(

@@ -22,8 +22,9 @@ from phosphene import (
 )
 from phosphene.results import Patches
 from phosphene.roles import Dataset, Model
-from phosphene.spec import Cost, either, minimum, param, size
+from phosphene.spec import Agrees, Cost, InvariantTo, either, minimum, param, size
 
+from ._relations import largest_activations, statistics_of_a_data_set
 from .top_patches import Channels, Count, MapLayer, PerImage, top_patches
 
 
@@ -61,6 +62,11 @@ def _oracle() -> None:
         backward=1 + minimum(param.k, size.dataset * param.per_image) * either(size.channels, 6),
     ),
     oracle=_oracle,
+    relations=[
+        Agrees(largest_activations, fields=("scores",), where={"k": 3}),
+        *statistics_of_a_data_set("scores"),
+        InvariantTo("normalization", fields=("gradients",)),
+    ],
     quick={"k": 2, "channels": [0]},
     demo={"layer": "features.11", "k": 9},
 )
