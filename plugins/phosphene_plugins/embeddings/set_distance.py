@@ -32,6 +32,9 @@ def _oracle() -> None:
     within = 1.12**3 - 2 * sum((1 + a * b) ** 3 for a in (0.2, 0.6) for b in (0.4, 0.6, 0.8)) / 6
     other = (1.24**3 + 1.32**3 + 1.48**3) / 3
     assert abs(float(result.kernel) - within - other) < 1e-5
+    # Of the logits w x + b the distance is |w|^2 times as large.
+    of_logits = set_distance(model, *sets, layer="2").frechet
+    assert torch.allclose(of_logits, frechet * network[2].weight.square().sum(), atol=1e-6)
     # One feature is one component: its distance from the mean of both sets, 0.52.
     for points, levels in zip(result.points, (first, second), strict=True):
         assert torch.allclose(points, torch.stack([levels - 0.52, 0 * levels], 1), atol=1e-6)
