@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from phosphene import (
     Layer,
     Method,
+    ModelError,
     Reference,
     TensorDataset,
     batch_size,
@@ -41,6 +42,12 @@ def _oracle() -> None:
         passed = last.weight[result.channels[i], :, 0, 0].clamp(min=0) * active
         expected = (passed @ first.weight.flatten(1))[:, None, None]
         torch.testing.assert_close(result.gradients[i], expected)
+    message = ""
+    try:
+        guided_patches(load_model(layers, input_size=(3, 5, 5)), TensorDataset(images), layer="3")
+    except ModelError as error:
+        message = str(error)
+    assert message, message
 
 
 @method(
@@ -109,6 +116,7 @@ def guided_patches(
     layer = layer if layer is not None else model.last_map
     # A layer without a map, or without a ReLU below, is refused before the pass over the data set.
     model.map_shape(layer)
+    # equivalent mutants: of an image of any color the same layers run
     blank = torch.full((1, *model.input_size), 0.5, dtype=model.dtype, device=model.device)
     _guided_gradient(model, blank, _Units(layer, torch.zeros(1, 3, dtype=torch.int64, device=model.device)))
     with torch.no_grad():
@@ -120,7 +128,7 @@ def guided_patches(
     for rows in progress_bar(torch.arange(len(units)).split(batch_size(model)), "guided patches"):
         images = top.images[top.image_indices[rows]]
         image_gradients = _guided_gradient(model, images, _Units(layer, units[rows]))
-        for i, gradient in zip(rows.tolist(), image_gradients, strict=True):
+        for i, gradient in enumerate(image_gradients, int(rows[0])):
             y, x, bottom, right = top.boxes[i].tolist()
             gradients[i, :, : bottom - y, : right - x] = gradient[:, y:bottom, x:right]
     return replace(top, gradients=gradients)

@@ -33,6 +33,14 @@ def _oracle() -> None:
     expected = {"inertia": 6e-4, "purity": 5 / 6, "adjusted Rand index": (2 - 0.8) / (3.5 - 0.8)}
     assert all(abs(float(result.metrics[name]) - value) < 1e-6 for name, value in expected.items())
     assert torch.allclose((result.points[:, None] - result.points).norm(dim=2), torch.cdist(halves, halves))
+    # As many clusters as classes, or eight, at most as many as images.
+    default = clusters(model, dataset, seed=0).clusters
+    assert default is not None and len(default.unique()) == 3
+    ramp = torch.linspace(0, 1, 10)[:, None, None, None].expand(-1, 1, 2, 2)
+    for count in (10, 5):
+        of_ramp = clusters(model, TensorDataset(ramp[:count]), seed=0)
+        assert of_ramp.clusters is not None and len(of_ramp.clusters.unique()) == min(count, 8)
+        assert list(of_ramp.metrics) == ["inertia"]
     assert result.axes == ("component 1", "component 2") and result.layout == "clusters"
 
 
@@ -141,6 +149,7 @@ def k_means(features: Tensor, k: int, seed: int) -> tuple[Tensor, Tensor, float]
     """
     from sklearn.cluster import KMeans  # slow to import
 
+    # equivalent mutants: the same clusters where any run finds the minimum; arrays are converted from tensors
     estimator = KMeans(k, n_init=10, random_state=seed)
     assignments = estimator.fit_predict(features.cpu().to(_numpy_dtype(features)).numpy())
     return (
@@ -163,6 +172,7 @@ def _agreement(assignments: Tensor, labels: tuple[str, ...]) -> dict[str, float]
     classes, clustered = torch.tensor([class_numbers[label] for label in labels]), assignments.cpu()
     contingency = torch.zeros(int(clustered.max()) + 1, len(class_numbers), dtype=torch.int64)
     contingency.index_put_((clustered, classes), torch.tensor(1), accumulate=True)
+    # equivalent mutants: scikit-learn converts tensors to arrays itself
     return {
         "purity": int(contingency.amax(1).sum()) / len(labels),
         "adjusted Rand index": adjusted_rand_score(classes.numpy(), clustered.numpy()),

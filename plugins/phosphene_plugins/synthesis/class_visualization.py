@@ -8,7 +8,7 @@ import torch
 from phosphene import Class, hookimpl, load_model, method, scores
 from phosphene.results import Synthesis
 from phosphene.roles import Frames, Model, Seed, Start, Target
-from phosphene.spec import Cost, PixelRange, param, size
+from phosphene.spec import Cost, InvariantTo, Monotone, PixelRange, param, size
 
 from ._activation_maximization import (
     SIMONYAN,
@@ -17,6 +17,7 @@ from ._activation_maximization import (
     class_count,
     maximize_activation,
 )
+from ._relations import agrees_with_ascent, class_ascent
 
 
 def linear_unit_with_l2_has_its_closed_form() -> None:
@@ -40,6 +41,12 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
     needs=["gradients"],
     cost=Cost(forward=size.images * (param.steps + 8), backward=size.images * (param.steps + 8)),
     oracle=linear_unit_with_l2_has_its_closed_form,
+    relations=[
+        agrees_with_ascent(class_ascent),
+        agrees_with_ascent(class_ascent, jitter=0, rotate=0, rescale=1, size=None, clip_contribution=0),
+        Monotone("steps", values=(2, 6, 12), measure="scores", where={"jitter": 0}, networks=("gap",)),
+        InvariantTo("logit_shift", fields=("images",), tolerance=1e-6),
+    ],
     quick={"steps": 4, "size": None},
     demo={"l2": 3e-3, "lr": 0.04},
 )

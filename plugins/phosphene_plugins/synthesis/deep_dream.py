@@ -14,7 +14,19 @@ from phosphene.images import resize
 from phosphene.optimize import Optimization, PixelImage, concatenate_stages, optimize_image
 from phosphene.results import Synthesis
 from phosphene.roles import Content, Frames, Guide, LayerName, Model, Seed
-from phosphene.spec import Cost, PixelRange, SameShape, param, size
+from phosphene.spec import (
+    Agrees,
+    Cost,
+    Equivariant,
+    InvariantTo,
+    PixelRange,
+    SameShape,
+    ScalesWith,
+    param,
+    size,
+)
+
+from ._relations import dream_by_hand
 
 
 def identity_features_are_scaled_by_normalised_steps() -> None:
@@ -51,6 +63,17 @@ def identity_features_are_scaled_by_normalised_steps() -> None:
         backward=size.images * param.octaves * param.steps * (param.zoom + 1),
     ),
     oracle=identity_features_are_scaled_by_normalised_steps,
+    relations=[
+        Agrees(dream_by_hand, fields=("images",), where={"jitter": 0, "octaves": 3, "total_variation": 2.0}),
+        Agrees(dream_by_hand, fields=("images",), where={"jitter": 0, "zoom": 2, "zoom_scale": 1.3}),
+        *(
+            Equivariant(transform, where={"jitter": 0, "octaves": 1})
+            for transform in ("hflip", "vflip", "transpose")
+        ),
+        InvariantTo("batch_order"),
+        InvariantTo("normalization"),
+        ScalesWith("logits", power=0),
+    ],
     quick={"steps": 2, "octaves": 2, "zoom": 0},
     demo={"layers": ["features.16"], "octaves": 2, "steps": 12},
 )

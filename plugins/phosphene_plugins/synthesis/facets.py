@@ -23,7 +23,7 @@ from phosphene import (
     scores,
 )
 from phosphene.roles import Dataset, Frames, Model, Seed, Target
-from phosphene.spec import Cost, PixelRange, minimum, param, size
+from phosphene.spec import Cost, Equivariant, InvariantTo, PixelRange, minimum, param, size
 from phosphene.targets import Objective, Predicted
 
 from ..embeddings._features import FeatureLayer, image_features
@@ -39,6 +39,9 @@ from ._facets_result import Facets
 
 #: Number of example images per facet in the result.
 EXAMPLES = 4
+
+#: Nothing random, and steps on the pixels, which flip with the images.
+SYMMETRIC = {"jitter": 0, "parametrization": "pixels"}
 
 
 class _Maximum(nn.Module):
@@ -90,6 +93,14 @@ def two_templates_make_two_facets() -> None:
         backward=size.images * param.steps,
     ),
     oracle=two_templates_make_two_facets,
+    relations=[
+        *(
+            Equivariant(transform, where=SYMMETRIC, fields=("images", "sources"), tolerance=1e-6)
+            for transform in ("hflip", "vflip")
+        ),
+        InvariantTo("normalization", where={"l2": 0}, tolerance=1e-6),
+        InvariantTo("logit_shift", tolerance=1e-6),
+    ],
     quick={"k": 2, "top": 4, "steps": 4},
     demo={
         "dataset": "builtin:scenes/300",

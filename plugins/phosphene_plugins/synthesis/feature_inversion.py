@@ -13,13 +13,27 @@ from phosphene import Reference, hookimpl, load_model, method, optimize
 from phosphene.images import noise_images
 from phosphene.optimize import PixelImage, optimize_image, pad_rows
 from phosphene.roles import Frames, Images, LayerName, Model, Seed
-from phosphene.spec import Cost, PixelRange, either, length, param, size
+from phosphene.spec import (
+    Agrees,
+    Cost,
+    InvariantTo,
+    Monotone,
+    PixelRange,
+    ScalesWith,
+    either,
+    length,
+    param,
+    size,
+)
 
 from ._activation_maximization import mean_color
 from ._inversions_result import Inversions
+from ._relations import inversion_by_adam
 
 #: Standard deviation of the initial noise; it makes the initial features differ between positions.
 START_NOISE = 0.02
+
+ADAM = {"optimizer": "adam", "beta": 1.5, "alpha": 4.0, "total_variation": 0.5, "alpha_norm": 2.0}
 
 
 def linear_features_have_the_pseudoinverse_solution() -> None:
@@ -54,6 +68,14 @@ def linear_features_have_the_pseudoinverse_solution() -> None:
         backward=size.images * (1 + 2 * param.steps) * length(either(param.layers, size.stages)),
     ),
     oracle=linear_features_have_the_pseudoinverse_solution,
+    relations=[
+        Agrees(inversion_by_adam, fields=("inversions",), where=ADAM),
+        Agrees(inversion_by_adam, fields=("inversions",), where=ADAM | {"total_variation": 0, "lr": 0.05}),
+        Agrees(inversion_by_adam, fields=("inversions",), where=ADAM | {"alpha_norm": 0, "beta": 2.0}),
+        InvariantTo("batch_order", fields=("inversions",)),
+        ScalesWith("logits", power=0),
+        Monotone("steps", values=(2, 6, 12), measure="losses", falls=True),
+    ],
     quick={"steps": 3},
     demo={"images": "builtin:scenes/2", "steps": 50},
 )

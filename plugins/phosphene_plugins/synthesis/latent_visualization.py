@@ -17,7 +17,7 @@ from phosphene.hooks import guard
 from phosphene.images import resize
 from phosphene.optimize import LatentImage, optimize_image
 from phosphene.roles import Frames, Generator, Model, Seed, Target
-from phosphene.spec import Cost, PixelRange, param, size
+from phosphene.spec import Agrees, Cost, InvariantTo, PixelRange, param, size
 
 from ._activation_maximization import (
     SIMONYAN,
@@ -28,6 +28,7 @@ from ._activation_maximization import (
     maximize_activation,
 )
 from ._latent_result import LatentSynthesis
+from ._relations import class_visualization, latent_ascent
 
 
 def linear_decoder_and_unit_have_their_closed_form() -> None:
@@ -67,6 +68,11 @@ def linear_decoder_and_unit_have_their_closed_form() -> None:
         backward=size.images * (2 * param.steps + 1),
     ),
     oracle=linear_decoder_and_unit_have_their_closed_form,
+    relations=[
+        Agrees(latent_ascent, fields=("codes",), where={"optimizer": "sgd", "draws": 5}, networks=("gap",)),
+        Agrees(class_visualization, fields=("pixel_images",), networks=("gap",)),
+        InvariantTo("logit_shift", fields=("images", "pixel_images", "codes"), tolerance=1e-6),
+    ],
     quick={"steps": 4, "draws": 2},
     demo={"steps": 100},
 )

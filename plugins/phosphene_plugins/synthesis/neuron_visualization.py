@@ -10,9 +10,10 @@ from torch import Tensor
 from phosphene import InputError, Reference, batch_size, hookimpl, load_model, method
 from phosphene.results import Synthesis
 from phosphene.roles import Frames, LayerName, Model, Seed, Start
-from phosphene.spec import Cost, PixelRange, param, size
+from phosphene.spec import Cost, Monotone, PixelRange, ScalesWith, param, size
 
 from ._activation_maximization import SIMONYAN, YOSINSKI, ActivationMaximization, maximize_activation
+from ._relations import agrees_with_ascent, unit_ascent
 
 
 def linear_neuron_has_its_closed_form() -> None:
@@ -47,6 +48,16 @@ def linear_neuron_has_its_closed_form() -> None:
     needs=["gradients"],
     cost=Cost(forward=size.channels * (param.steps + 8), backward=size.channels * (param.steps + 8)),
     oracle=linear_neuron_has_its_closed_form,
+    relations=[
+        agrees_with_ascent(unit_ascent),
+        agrees_with_ascent(unit_ascent, unit="neuron", channels=(3, 1)),
+        agrees_with_ascent(unit_ascent, unit="neuron", position=(1, 2), size=None),
+        agrees_with_ascent(unit_ascent, unit="layer"),
+        agrees_with_ascent(unit_ascent, unit="direction", channels=(2, 0), direction=[1.5, -0.5]),
+        agrees_with_ascent(unit_ascent, unit="direction", channels=(2, 4)),
+        ScalesWith("logits", power=0),
+        Monotone("steps", values=(2, 6, 12), measure="scores", where={"jitter": 0}, networks=("gap",)),
+    ],
     quick={"steps": 4, "size": None, "channels": (0, 1)},
     demo={"layer": "relu4_1", "steps": 150},
 )
