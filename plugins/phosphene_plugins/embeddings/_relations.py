@@ -11,6 +11,8 @@ from phosphene import InputError, TensorDataset
 from phosphene.spec import Calls, InvariantTo, Relation, ScalesWith
 from phosphene.spec.relations import assert_equal
 
+from ._principal_components import principal_components
+
 
 def features_of(*fields: str) -> tuple[Relation, ...]:
     """Relations of fields that depend on the features of each image alone, whose rows follow the data set."""
@@ -134,3 +136,52 @@ class NeedsImages(Relation):
         except InputError:
             return
         raise AssertionError(f"a data set of {self.count - 1} images is not refused")
+
+
+def tsne_by_scikit_learn(calls: Calls) -> Tensor:
+    """scikit-learn's map from the principal components, scaled to a standard deviation of 0.0001."""
+    from sklearn.manifold import TSNE
+
+    features = calls.result.features
+    start, _ = principal_components(features, 2)
+    start = 1e-4 * start / start[:, 0].std(correction=0)
+    perplexity = calls.params["perplexity"] or min(30, (len(features) - 1) / 3)
+    return torch.from_numpy(
+        TSNE(perplexity=perplexity, init=start.float().numpy()).fit_transform(features.float())
+    )
+
+
+def umap_by_umap_learn(calls: Calls) -> Tensor:
+    """umap-learn's map, with the seed that the method draws from torch's generator."""
+    from umap import UMAP
+
+    count = len(calls.result.features)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(calls.params["seed"])
+        seed = int(torch.randint(2**31, ()))
+    mapping = UMAP(
+        n_neighbors=calls.params["neighbors"] or min(15, count - 1),
+        min_dist=calls.params["min_dist"],
+        init="random" if count <= 10 else "spectral",
+        random_state=seed,
+        n_jobs=1,
+    )
+    return torch.from_numpy(mapping.fit_transform(calls.result.features.float().numpy()))
+
+
+class Trustworthiness(Relation):
+    """The map's trustworthiness is 1 minus the ranks of its false neighbors, by the paper's formula."""
+
+    kind: Literal["trustworthiness"] = "trustworthiness"
+
+    def check(self, calls: Calls) -> None:
+        features, points = calls.result.features.double(), calls.result.points.double()
+        count, near = len(points), min(5, (len(points) - 1) // 2)
+        # Ranks from 1 of the others in feature space; each image itself is the first, of rank 0.
+        ranks = torch.cdist(features, features).argsort(1).argsort(1)
+        neighbors = torch.cdist(points, points).argsort(1)[:, 1 : near + 1]
+        penalty = (ranks.gather(1, neighbors) - near).clamp(min=0).sum()
+        expected = 1 - 2 * penalty / (count * near * (2 * count - 3 * near - 1))
+        assert_equal(
+            calls.result.metrics["trustworthiness"], expected, 1e-6, "trustworthiness by its formula"
+        )
