@@ -28,7 +28,7 @@ def _oracle() -> None:
     # The second convolution larger than 1 x 1; with only such ones the second.
     deep = nn.Sequential(
         *(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 1), nn.Sequential(nn.Conv2d(2, 4, (1, 2)), nn.ReLU())),
-        *(nn.ReLU(), nn.Conv2d(4, 5, 1), nn.Flatten(), nn.Linear(150, 2)),
+        *(nn.Sequential(nn.ReLU()), nn.Conv2d(4, 5, 1), nn.Flatten(), nn.Linear(150, 2)),
     )
     model = load_model(deep, input_size=(3, 8, 8))
     assert higher_layer_filters(model).layer == "2.0"
@@ -38,11 +38,19 @@ def _oracle() -> None:
     small = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 9, 1), nn.Flatten(), nn.Linear(576, 2))
     bank = higher_layer_filters(load_model(small, input_size=(3, 8, 8)))
     assert bank.layer == "1" and len(bank.weights) == 8
+    assert not bank.weights.requires_grad
     # A refusal names the convolutions inside a layer, or the three that are nearest.
-    for layer, near in (("2", "'2.0'"), ("3", "'1', '2.0', '4'"), ("6", "'1', '2.0', '4'")):
+    four = nn.Sequential(
+        nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(4))), nn.Flatten(), nn.Linear(192, 2)
+    )
+    nested = load_model(four, input_size=(3, 8, 8))
+    for refused, layer, near in (
+        *((model, "2", "'2.0'"), (model, "3", "'1', '2.0', '4'"), (model, "6", "'1', '2.0', '4'")),
+        (nested, "0", "'0.0', '0.1', '0.2'"),
+    ):
         message = ""
         try:
-            higher_layer_filters(model, layer=layer)
+            higher_layer_filters(refused, layer=layer)
         except ModelError as error:
             message = str(error)
         assert message.endswith(f"near it: {near}")
