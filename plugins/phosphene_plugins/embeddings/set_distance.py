@@ -22,7 +22,8 @@ SAMPLES = 40
 
 def _oracle() -> None:
     """With one feature, Fréchet is (m - m')^2 + (s - s')^2; the kernel distance is summed by hand."""
-    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+    linear = nn.Linear(1, 2)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
     model = load_model(network, mean=[0.0], std=[1.0], input_size=(1, 2, 2))
     first, second = torch.tensor([0.2, 0.6]), torch.tensor([0.4, 0.6, 0.8])
     sets = [TensorDataset(x[:, None, None, None].expand(-1, 1, 2, 2)) for x in (first, second)]
@@ -34,7 +35,7 @@ def _oracle() -> None:
     assert abs(float(result.kernel) - within - other) < 1e-5
     # Of the logits w x + b the distance is |w|^2 times as large.
     of_logits = set_distance(model, *sets, layer="2").frechet
-    assert torch.allclose(of_logits, frechet * network[2].weight.square().sum(), atol=1e-6)
+    assert torch.allclose(of_logits, frechet * linear.weight.square().sum(), atol=1e-6)
     # One feature is one component: its distance from the mean of both sets, 0.52.
     for points, levels in zip(result.points, (first, second), strict=True):
         assert torch.allclose(points, torch.stack([levels - 0.52, 0 * levels], 1), atol=1e-6)

@@ -26,15 +26,16 @@ def _oracle() -> None:
     assert (bank.layer, bank.columns, bank.captions) == ("1", 2, ("0[0]", "0[1]"))
     assert torch.allclose(bank.tiles, torch.arange(8.0).view(2, 1, 2, 2) / 7)
     # The second convolution larger than 1 x 1; with only such ones the second.
+    fourth = nn.Conv2d(4, 5, 1)
     deep = nn.Sequential(
         *(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 1), nn.Sequential(nn.Conv2d(2, 4, (1, 2)), nn.ReLU())),
-        *(nn.Sequential(nn.ReLU()), nn.Conv2d(4, 5, 1), nn.Flatten(), nn.Linear(150, 2)),
+        *(nn.Sequential(nn.ReLU()), fourth, nn.Flatten(), nn.Linear(150, 2)),
     )
     model = load_model(deep, input_size=(3, 8, 8))
     assert higher_layer_filters(model).layer == "2.0"
     assert higher_layer_filters(model).weights.shape == (4, 2, 1, 2)
     bank = higher_layer_filters(model, layer="4", filters=3, slices=2)
-    assert torch.equal(bank.weights, deep[4].weight[:3, :2]) and bank.captions[3] == "1[1]"
+    assert torch.equal(bank.weights, fourth.weight[:3, :2]) and bank.captions[3] == "1[1]"
     small = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 9, 1), nn.Flatten(), nn.Linear(576, 2))
     bank = higher_layer_filters(load_model(small, input_size=(3, 8, 8)))
     assert bank.layer == "1" and len(bank.weights) == 8
