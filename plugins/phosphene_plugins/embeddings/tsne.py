@@ -148,9 +148,11 @@ def _fit(features: Tensor, perplexity: float) -> tuple[Tensor, Tensor]:
     """The map (N, 2) and its Kullback-Leibler divergence."""
     from sklearn.manifold import TSNE  # slow to import
 
+    # equivalent mutants: the padding cuts off further components
     start, _ = principal_components(features, 2)
     start = nn.functional.pad(start, (0, 2 - start.shape[1]))
     std = start[:, 0].std(correction=0)
+    # equivalent mutants: without variance the start is 0
     start = 1e-4 * start / torch.where(std > 0, std, 1)
     model = TSNE(perplexity=perplexity, init=start.float().cpu().numpy())
     # In single precision, as scikit-learn computes: otherwise rounding in double precision changes the map.

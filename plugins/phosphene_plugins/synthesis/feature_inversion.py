@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -42,11 +42,21 @@ def linear_features_have_the_pseudoinverse_solution() -> None:
     linear = nn.Linear(27, 5, bias=False).double()
     model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 3, 3))
     images = 0.4 + 0.2 * torch.rand(2, 3, 3, 3, dtype=torch.float64)
-    result = feature_inversion(model, images, layers=["1"], total_variation=0, alpha_norm=0, steps=60, seed=0)
+    plain: Any = {"layers": ["1"], "total_variation": 0, "alpha_norm": 0, "seed": 0}
+    result = feature_inversion(model, images, steps=60, **plain)
     start = noise_images(images.shape, seed=0, sd=START_NOISE).to(images).flatten(1)
     matrix = linear.weight.detach()
     expected = start + (images.flatten(1) - start) @ matrix.T @ torch.linalg.pinv(matrix).T
     torch.testing.assert_close(result.inversions[:, 0].flatten(1), expected, atol=1e-6, rtol=0)
+    assert result.layers == ("1",) and result.losses.shape[1:] == (2, 1) and result.frames is None
+    distance, size = ((x.flatten(1) @ matrix.T).square().sum(1) for x in (images.flatten(1) - start, images))
+    torch.testing.assert_close(result.losses[0, :, 0], distance / size)
+    # Adam's first step is its learning rate, 0.02, in every pixel; two frames of two layers.
+    ascent = (images.flatten(1) - start) @ matrix.T @ matrix
+    one = feature_inversion(model, images, optimizer="adam", steps=1, **plain).inversions
+    torch.testing.assert_close(one.flatten(1), start + 0.02 * ascent.sign(), atol=1e-4, rtol=0)
+    both = feature_inversion(model, images, steps=3, frames=2, **plain | {"layers": ["0", "1"]})
+    assert both.frames is not None and len(both.frames) == 2 and both.inversions.shape == (2, 2, 3, 3, 3)
 
 
 @method(

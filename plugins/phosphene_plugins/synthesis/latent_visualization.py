@@ -46,6 +46,33 @@ def linear_decoder_and_unit_have_their_closed_form() -> None:
         result = latent_visualization(model, Class((0, 1)), generator, l2=1.0, bound=bound, draws=0,
                                       optimizer="sgd", lr=0.2, steps=60, seed=0)  # fmt: skip
         torch.testing.assert_close(result.codes, expected.clamp(-bound, bound), atol=1e-6, rtol=0)
+    assert result.scores.shape == (60, 2) and result.frames is result.reconstruction_error is None
+    assert result.targets == ("class 0", "class 1")
+    assert torch.equal(result.images, generator.decode(result.codes))
+    # A generator of larger grey images: reduced to the model's size for the model, and compared at its own.
+    grey = Decoder(
+        (4,),
+        lambda z: 0.5 + z.view(-1, 1, 2, 2).repeat_interleave(3, 2).repeat_interleave(6, 3) / 8,
+        lambda images: (images.mean((2, 3)) - 0.5).expand(-1, 4) * 8,
+    )
+    result = latent_visualization(model, Class(0), grey, draws=0, steps=2, frames=2, lr=0.01, seed=0)
+    assert result.images.shape == (1, 3, 3, 3) and torch.equal(result.images[:, 0], result.images[:, 2])
+    assert result.frames is not None and len(result.frames) == 2
+    for images, error in (
+        (result.images, result.reconstruction_error),
+        (result.pixel_images, result.pixel_reconstruction_error),
+    ):
+        at_size = resize(images.mean(1, keepdim=True), (6, 12))
+        assert error is not None
+        torch.testing.assert_close(error, at_size.std(dim=(1, 2, 3), correction=0), atol=1e-9, rtol=0)
+    # Neither vectors nor images of another number of channels can be read.
+    for decoder in (nn.Identity(), lambda z: z.view(-1, 2, 2, 1)):
+        message = ""
+        try:
+            latent_visualization(model, Class(0), Decoder((4,), decoder), steps=1)
+        except InputError as error:
+            message = str(error)
+        assert "a generator returns" in message or "the generator returns 2" in message
 
 
 @method(
