@@ -41,7 +41,9 @@ def _oracle() -> None:
         result = guided_patches(model, TensorDataset(images), layer="2", k=2)
     assert result.gradients is not None
     for i, (y, x) in enumerate(result.positions.tolist()):
-        active = first(images[int(result.ids[i])])[:, y, x] > 0
+        below = first(images[int(result.ids[i])])
+        active = below[:, y, x] > 0
+        torch.testing.assert_close(result.scores[i], last(below.relu())[result.channels[i], y, x])
         passed = last.weight[result.channels[i], :, 0, 0].clamp(min=0) * active
         expected = (passed @ first.weight.flatten(1))[:, None, None]
         torch.testing.assert_close(result.gradients[i], expected)

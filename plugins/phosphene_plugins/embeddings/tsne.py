@@ -29,6 +29,7 @@ def _oracle() -> None:
     assert result.points is not None
     distances = torch.cdist(result.points, result.points).fill_diagonal_(torch.inf)
     assert (distances.argmin(1) // 6).tolist() == [0] * 6 + [1] * 6
+    assert torch.allclose(result.features, halves)
     # By default the perplexity is a third of the other images.
     few = TensorDataset(halves[:6, None, None].expand(-1, 1, 2, 2))
     assert tsne(model, few).metrics == tsne(model, few, perplexity=5 / 3).metrics

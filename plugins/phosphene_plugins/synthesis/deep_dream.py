@@ -32,7 +32,7 @@ from ._relations import dream_by_hand
 def identity_features_are_scaled_by_normalised_steps() -> None:
     """Where features are pixels, I <- clip(I + lr I / rms(I)), and random shifts change nothing."""
     network = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(128, 2)).double()
-    model = load_model(network, input_size=(2, 8, 8))
+    model = load_model(network, input_size=(2, 8, 8), mean=[0.0] * 2, std=[0.5] * 2)
     images = torch.rand(2, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.9
     result = deep_dream(model, images, layers=["0"], octaves=1, steps=2, lr=0.1, total_variation=0, seed=0)
     expected = images
@@ -41,7 +41,7 @@ def identity_features_are_scaled_by_normalised_steps() -> None:
         expected = (expected + 0.1 * expected / mean_square.sqrt()).clamp(0, 1)
     torch.testing.assert_close(result.images, expected)
     assert torch.equal(result.sources, images) and result.targets == ("0", "0")
-    energy = images.square().mean((1, 2, 3))
+    energy = (images / 0.5).square().mean((1, 2, 3))
     torch.testing.assert_close(result.scores[0], energy)
     # Two layers with the same features have twice the sum. Of three frames the second octave has two.
     twice = deep_dream(model, images, layers=["0", "1"], octaves=2, steps=2, frames=3, lr=1e-9, jitter=0)
@@ -53,7 +53,7 @@ def identity_features_are_scaled_by_normalised_steps() -> None:
     guided = deep_dream(model, images, guide, layers=["0"], octaves=1, steps=1, lr=0.01)
     larger = images == images.amax(1, keepdim=True)
     torch.testing.assert_close(guided.images, images + 0.01 * 2**0.5 * larger)
-    torch.testing.assert_close(guided.scores[0], 0.5 * images.amax(1).mean((1, 2)))
+    torch.testing.assert_close(guided.scores[0], 2 * images.amax(1).mean((1, 2)))
     assert guided.targets == ("0, guided", "0, guided")
     # A vector is one position: the product with the guide's vector grows along it.
     vector = deep_dream(model, images, guide, layers=["1"], octaves=1, steps=1, lr=0.01, jitter=0)

@@ -40,16 +40,18 @@ def linear_features_have_the_pseudoinverse_solution() -> None:
     """For Phi = A x without penalties, x = s + A^+ (A x_0 - A s): nearest to the start s with A x = A x_0."""
     torch.manual_seed(0)
     linear = nn.Linear(27, 5, bias=False).double()
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 3, 3))
+    network = nn.Sequential(nn.Flatten(), linear)
+    model = load_model(network, input_size=(3, 3, 3), mean=[0.375, 0.5, 0.625], std=[0.5] * 3)
     images = 0.4 + 0.2 * torch.rand(2, 3, 3, 3, dtype=torch.float64)
     plain: Any = {"layers": ["1"], "total_variation": 0, "alpha_norm": 0, "seed": 0}
     result = feature_inversion(model, images, steps=60, **plain)
-    start = noise_images(images.shape, seed=0, sd=START_NOISE).to(images).flatten(1)
-    matrix = linear.weight.detach()
+    start = noise_images(images.shape, seed=0, mean=model.mean, sd=START_NOISE).to(images).flatten(1)
+    matrix = linear.weight.detach() / 0.5
     expected = start + (images.flatten(1) - start) @ matrix.T @ torch.linalg.pinv(matrix).T
     torch.testing.assert_close(result.inversions[:, 0].flatten(1), expected, atol=1e-6, rtol=0)
     assert result.layers == ("1",) and result.losses.shape[1:] == (2, 1) and result.frames is None
-    distance, size = ((x.flatten(1) @ matrix.T).square().sum(1) for x in (images.flatten(1) - start, images))
+    offsets = (images.flatten(1) - start, (images - model.mean[:, None, None]).flatten(1))
+    distance, size = ((offset @ matrix.T).square().sum(1) for offset in offsets)
     torch.testing.assert_close(result.losses[0, :, 0], distance / size)
     # Adam's first step is its learning rate, 0.02, in every pixel; two frames of two layers.
     ascent = (images.flatten(1) - start) @ matrix.T @ matrix
