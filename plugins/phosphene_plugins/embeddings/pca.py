@@ -25,6 +25,18 @@ def _oracle() -> None:
     result = pca(model, TensorDataset(halves[:, None, None].expand(-1, 1, 2, 2)))
     assert result.points is not None
     assert torch.allclose(result.points, (halves - 0.5).flip(1), atol=1e-6)
+    # A third, constant feature has no variance, not rounding errors; neither have equal images.
+    linear = nn.Linear(2, 3)
+    wide = load_model(nn.Sequential(*network[:2], linear, nn.Linear(3, 2)), input_size=(1, 2, 2))
+    with torch.no_grad():
+        linear.weight.copy_(torch.eye(3)[:, :2])
+        for bias in (7.3, -7.3):
+            linear.bias.copy_(torch.tensor([0.0, 0.0, bias]))
+            seven = TensorDataset(halves[[0, 1, 2, 3, 0, 1, 2], None, None].expand(-1, 1, 2, 2))
+            points = pca(wide, seven, components=3).points
+            assert points is not None and not points[:, 2].any()
+    equal = pca(wide, TensorDataset(torch.ones(2, 1, 2, 2))).points
+    assert equal is not None and not equal.any()
     assert result.axes == ("component 1", "component 2")
     fractions = torch.stack([result.metrics[axis] for axis in result.axes])
     assert torch.allclose(fractions, torch.tensor([0.32, 0.02]) / 0.34, atol=1e-5)

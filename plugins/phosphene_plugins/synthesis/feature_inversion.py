@@ -57,6 +57,13 @@ def linear_features_have_the_pseudoinverse_solution() -> None:
     ascent = (images.flatten(1) - start) @ matrix.T @ matrix
     one = feature_inversion(model, images, optimizer="adam", steps=1, **plain).inversions
     torch.testing.assert_close(one.flatten(1), start + 0.02 * ascent.sign(), atol=1e-4, rtol=0)
+    # For features Phi_0 that are all zero, the absolute error.
+    closed = load_model(nn.Sequential(nn.Flatten(), nn.ReLU(), linear), input_size=(3, 3, 3), mean=[0.9] * 3)
+    dark = feature_inversion(closed, 0 * images, steps=2, **plain)
+    error = (
+        noise_images(images.shape, seed=0, mean=torch.full((3,), 0.9), sd=START_NOISE).double() - 0.9
+    ).relu()
+    torch.testing.assert_close(dark.losses[0, :, 0], error.square().sum((1, 2, 3)))
     both = feature_inversion(model, images, steps=3, frames=2, **plain | {"layers": ["0", "1"]})
     assert both.frames is not None and len(both.frames) == 2 and both.inversions.shape == (2, 2, 3, 3, 3)
 
@@ -177,6 +184,7 @@ def feature_inversion(
                 lr=lr or (1.0 if optimizer == "lbfgs" else 0.02),
                 optimizer=optimizer,
                 maximize=False,
+                # equivalent mutants: a penalty of weight 0 is 0
                 regularizer=penalty if total_variation or alpha_norm else None,
                 frames=frames,
             )
