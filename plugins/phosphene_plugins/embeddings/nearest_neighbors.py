@@ -1,13 +1,23 @@
 """Nearest neighbors of images in feature space, beside those in pixel space."""
 
 from typing import Annotated, Literal
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method, progress_bar
+from phosphene import (
+    Reference,
+    TensorDataset,
+    batch_size,
+    hookimpl,
+    load_model,
+    max_batch,
+    method,
+    progress_bar,
+)
 from phosphene.results import Neighbors
 from phosphene.roles import Dataset, Images, Model
 from phosphene.spec import Agrees, Cost, InvariantTo, Nonnegative, ScalesWith, size
@@ -33,6 +43,16 @@ def _oracle() -> None:
     assert torch.equal(result.pixel_neighbors, images[result.pixel_indices])
     assert torch.allclose(result.distances[0], distances / 0.5, atol=1e-6)
     assert torch.allclose(result.pixel_distances[0], distances * 8**0.5, atol=1e-6)
+    # The same from small blocks of vectors and queries, and by faiss where it is installed.
+    for numbers, pairs in ((1, 10**9), (4, 2), (1, 1)):
+        blocks = mock.patch.multiple(NearestNeighborSearch, BLOCK_NUMBERS=numbers, MAX_PAIRS=pairs)
+        with blocks, mock.patch.object(NearestNeighborSearch, "EXTRA_CANDIDATES", 0), max_batch(2):
+            again = nearest_neighbors(model, images[[0, 3]], dataset, k=4)
+        assert torch.equal(again.indices, result.indices)
+        assert torch.allclose(again.distances, result.distances, atol=1e-6)
+    # Of two queries the first is an image of the data set, so that both have four other neighbors.
+    both = torch.cat([images[:1], images[:1] / 2])
+    assert nearest_neighbors(model, both, dataset, k=9, exclude_self=True).indices.shape == (2, 4)
     # phi = (1, 0) against (0.1, 0), (1, 0.5), (1, 1) and (0, 0.5).
     cosine = nearest_neighbors(model, images[:1], dataset, k=9, metric="cosine", exclude_self=True)
     assert cosine.indices.tolist() == [[3, 4, 1, 2]] and cosine.pixel_indices.tolist() == [[4, 3, 1, 2]]
