@@ -36,6 +36,7 @@ class NearestNeighborSearch:
         # The candidates of each query so far.
         self._ranks = queries.new_empty(len(queries), 0)
         self._indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+        # equivalent mutants: replaced before its first use
         self._vectors = queries.new_empty(len(queries), 0, queries.shape[1])
         # Batches that are not ranked yet.
         self._pending: list[tuple[Tensor, tuple[int, ...], Tensor | None]] = []
@@ -47,6 +48,7 @@ class NearestNeighborSearch:
         Either every call has ``exclude`` or none.
         """
         self._pending.append((vectors, indices, exclude))
+        # equivalent mutants: the result does not depend on the blocks
         self._pending_numbers += vectors.numel()
         # equivalent mutants: the result does not depend on the blocks
         if self._pending_numbers >= self.BLOCK_NUMBERS:

@@ -44,15 +44,18 @@ def _oracle() -> None:
     assert torch.allclose(result.distances[0], distances / 0.5, atol=1e-6)
     assert torch.allclose(result.pixel_distances[0], distances * 8**0.5, atol=1e-6)
     # The same from small blocks of vectors and queries, and by faiss where it is installed.
+    result = nearest_neighbors(model, images[[0, 3]], dataset, k=9)
     for numbers, pairs in ((1, 10**9), (4, 2), (1, 1)):
         blocks = mock.patch.multiple(NearestNeighborSearch, BLOCK_NUMBERS=numbers, MAX_PAIRS=pairs)
         with blocks, mock.patch.object(NearestNeighborSearch, "EXTRA_CANDIDATES", 0), max_batch(2):
-            again = nearest_neighbors(model, images[[0, 3]], dataset, k=4)
+            again = nearest_neighbors(model, images[[0, 3]], dataset, k=9)
         assert torch.equal(again.indices, result.indices)
         assert torch.allclose(again.distances, result.distances, atol=1e-6)
     # Of two queries the first is an image of the data set, so that both have four other neighbors.
     both = torch.cat([images[:1], images[:1] / 2])
-    assert nearest_neighbors(model, both, dataset, k=9, exclude_self=True).indices.shape == (2, 4)
+    with max_batch(2):
+        others = nearest_neighbors(model, both, dataset, k=9, exclude_self=True)
+    assert others.indices.shape == (2, 4) and others.indices[0].tolist() == [4, 3, 1, 2]
     # phi = (1, 0) against (0.1, 0), (1, 0.5), (1, 1) and (0, 0.5).
     cosine = nearest_neighbors(model, images[:1], dataset, k=9, metric="cosine", exclude_self=True)
     assert cosine.indices.tolist() == [[3, 4, 1, 2]] and cosine.pixel_indices.tolist() == [[4, 3, 1, 2]]

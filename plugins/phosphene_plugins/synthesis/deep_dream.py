@@ -178,6 +178,7 @@ def deep_dream(
             steps=steps,
             lr=lr,
             optimizer="normalized-sgd",
+            # equivalent mutants: a penalty of weight 0 is 0
             regularizer=penalty if total_variation else None,
             transform=partial(optimize.jitter, pixels=jitter) if jitter else None,
             frames=frames * (octave + 1) // octaves - frames * octave // octaves,
