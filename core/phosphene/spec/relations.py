@@ -600,8 +600,6 @@ def _tensors(named: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
             yield name, value
         elif isinstance(value, (tuple, list)):
             yield from _tensors({f"{name}[{index}]": item for index, item in enumerate(value)})
-        elif isinstance(value, Mapping):
-            yield from _tensors({f"{name}[{key!r}]": item for key, item in value.items()})
 
 
 def _unit_norm(values: Tensor) -> Tensor:
