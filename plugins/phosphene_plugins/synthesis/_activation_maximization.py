@@ -173,6 +173,7 @@ def _transform(params: ActivationMaximization) -> optimize.Transform | None:
         transforms.append(partial(optimize.jitter, pixels=params.jitter))
     if params.rotate:
         transforms.append(partial(optimize.rotate, degrees=params.rotate))
+    # equivalent mutants: a scale factor of 1 leaves the image as it is
     if params.rescale > 1:
         transforms.append(partial(optimize.rescale, factor=params.rescale))
     return optimize.compose(transforms) if transforms else None

@@ -73,6 +73,7 @@ def linear_neuron_has_its_closed_form() -> None:
     oracle=linear_neuron_has_its_closed_form,
     relations=[
         agrees_with_ascent(unit_ascent),
+        agrees_with_ascent(unit_ascent, seed=0),
         agrees_with_ascent(unit_ascent, unit="neuron", channels=(3, 1)),
         agrees_with_ascent(unit_ascent, unit="neuron", position=(1, 2), size=None),
         agrees_with_ascent(unit_ascent, unit="layer"),
