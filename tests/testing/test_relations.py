@@ -208,6 +208,7 @@ def test_monotone_compares_the_measure_over_the_values() -> None:
 
 def test_rows_permute_with_the_data_set() -> None:
     run_relation(methods["embed"], InvariantTo("dataset_order", fields=("features",)))
+    run_relation(methods["set_distance"], InvariantTo("dataset_order", fields=("kernel",)))  # a scalar
     with pytest.raises(AssertionError, match="images after a change of the dataset order"):
         run_relation(sorted_data_set, InvariantTo("dataset_order"))
 

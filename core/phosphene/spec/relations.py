@@ -489,7 +489,7 @@ class InvariantTo(Relation):
             changed, order = calls.permuted("batch" if self.change == "batch_order" else "dataset")
             after = _values(calls(inputs=changed), self.fields)
         for name, values in before.items():
-            if order is not None and len(values) == len(order):
+            if order is not None and values.ndim and len(values) == len(order):
                 values = values[order]
             what = f"{name} after a change of the {self.change.replace('_', ' ')}, against that before"
             assert_equal(after.get(name), values, self.tolerance, what)

@@ -1,6 +1,6 @@
 """Activation maps: the feature maps of a layer's channels, scaled to [0, 1]."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from phosphene.errors import InputError, ModelError
 from phosphene.images import min_max, symmetric
 from phosphene.results import ActivationMaps
 from phosphene.roles import Images, LayerName, Model
-from phosphene.spec import Cost, UnitRange, size
+from phosphene.spec import Cost, Equivariant, InvariantTo, ScalesWith, UnitRange, size
 
 #: Elementwise activation modules: their input is a map of the same size as their output.
 ACTIVATIONS = (
@@ -26,14 +26,39 @@ def _oracle() -> None:
     with torch.no_grad():
         convolution.weight[:, :, 0, 0] = torch.eye(3) - 0.5 * torch.eye(3)[[1, 2, 0]]
     layers = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.Linear(192, 2))
-    model = load_model(layers, input_size=(3, 8, 8), mean=[0.375, 0.5, 0.625], std=[0.25, 0.5, 0.75])
+    model = load_model(layers, input_size=(3, 8, 8), mean=[0.25] * 3, std=[0.5] * 3)
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    pixels = model.normalize(images)
+    pixels = (images - 0.25) / 0.5
     before = pixels - 0.5 * pixels[:, [1, 2, 0]]
     low, high = before.amin((2, 3), keepdim=True), before.amax((2, 3), keepdim=True)
     scaled = activation_maps(model, images, layer="1", pre_activation=True).scaled
     assert torch.allclose(scaled, (before - low) / (high - low), atol=1e-6)
-    assert torch.allclose(activation_maps(model, images, layer="1").maps, before.relu())
+    result = activation_maps(model, images, layer="1")
+    assert torch.allclose(result.maps, before.relu()) and result.channels == (0, 1, 2)
+    assert result.layout == "map" and not result.signed
+    # Of channels 2 and 0 together: one minimum and maximum, or one largest absolute value, for each image.
+    pair: Any = {"layer": "0", "channels": [2, 0], "overlay": True}
+    before = before[:, [2, 0]]
+    low, high = before.amin((1, 2, 3), keepdim=True), before.amax((1, 2, 3), keepdim=True)
+    shared = activation_maps(model, images, scale="shared", **pair)
+    assert torch.allclose(shared.scaled, (before - low) / (high - low), atol=1e-6)
+    assert torch.allclose(shared.maps, before, atol=1e-6) and shared.channels == (2, 0)
+    signed = activation_maps(model, images, scale="signed", **pair)
+    assert torch.allclose(signed.scaled, before / torch.maximum(-low, high) / 2 + 0.5, atol=1e-6)
+    assert signed.layout == "overlay" and signed.signed
+    # Of the resolutions 8, 4 and 2 with activations the middle one, and there the last activation.
+    sizes = nn.Sequential(
+        *(nn.ReLU(), nn.ReLU(), nn.MaxPool2d(2), nn.ReLU(), nn.ReLU(), nn.MaxPool2d(2), nn.ReLU()),
+        *(nn.AdaptiveMaxPool2d(1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 3), nn.ReLU()),
+    )
+    staged = load_model(sizes, input_size=(3, 8, 8))
+    assert activation_maps(staged, images).layer == "4"
+    message = ""
+    try:
+        activation_maps(staged, images, layer="2", pre_activation=True)
+    except ModelError as error:
+        message = str(error)
+    assert message.endswith("name one: '3', '4', '6'")
 
 
 @method(
@@ -50,6 +75,14 @@ def _oracle() -> None:
     invariants=[UnitRange(field="scaled")],
     cost=Cost(forward=size.images),
     oracle=_oracle,
+    relations=[
+        *(Equivariant(transform) for transform in ("hflip", "vflip", "transpose", "shift")),
+        InvariantTo("batch_order"),
+        InvariantTo("normalization"),
+        ScalesWith("logits", power=0),
+        ScalesWith("images", power=1, fields=("maps",)),
+        ScalesWith("images", power=0, fields=("scaled",)),
+    ],
     quick={"channels": [0, 1]},
 )
 def activation_maps(

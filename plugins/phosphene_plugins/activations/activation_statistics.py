@@ -14,14 +14,29 @@ from phosphene import (
     batch_size,
     hookimpl,
     load_model,
+    max_batch,
     method,
     resumable_batches,
     to_float64,
 )
 from phosphene.roles import Dataset, LayerName, Model
-from phosphene.spec import Cost, UnitRange, size
+from phosphene.spec import Agrees, Cost, UnitRange, size
 
 from ._channel_statistics_result import ChannelStatistics
+from ._relations import (
+    active_fraction,
+    background_reliance,
+    selectivity,
+    standard_deviation,
+    statistics_of_a_data_set,
+)
+
+
+class _PartlyMasked(TensorDataset):
+    """A data set of which only the first image has masks of its objects."""
+
+    def masks(self, indices: Sequence[int]) -> Tensor | None:
+        return None if any(indices) else super().masks(indices)
 
 
 def _oracle() -> None:
@@ -38,8 +53,10 @@ def _oracle() -> None:
     masks[:, :2, :2] = True
     images[:2, 0, :2, :2] = 1.0  # the object is red in both images of class "red" and in no other
     data = TensorDataset(images, ["red", "red", "none"], masks)
-    result = activation_statistics(load_model(layers, mean=[0.0] * 3, std=[1.0] * 3), data, layer="1")
-    assert result.dead == (1,) and result.always_on == (2,)
+    model = load_model(layers, mean=[0.0] * 3, std=[1.0] * 3)
+    with max_batch(2):
+        result = activation_statistics(model, data, layer="1")
+    assert (str(result.dead), str(result.always_on)) == ("(1,)", "(2,)")
     torch.testing.assert_close(result.active_fraction, torch.tensor([8 / 48, 0, 1, 40 / 48]))
     torch.testing.assert_close(result.active_image_fraction, torch.tensor([2 / 3, 0, 1, 1]))
     assert result.selectivity is not None and result.preferred_class is not None
@@ -48,6 +65,17 @@ def _oracle() -> None:
     assert names == ["red", "none", "none", "none"]
     assert result.background_reliance is not None
     torch.testing.assert_close(result.background_reliance, torch.tensor([0, 0, 0.75, 0.9]))
+    assert result.background_area is not None and abs(float(result.background_area) - 0.75) < 1e-6
+    torch.testing.assert_close(result.mean, torch.tensor([1 / 6, 0, 2, 5 / 12]))
+    torch.testing.assert_close(result.std, torch.tensor([5**0.5 / 6, 0, 0, 5**0.5 / 12]))
+    torch.testing.assert_close(result.image_active_fraction, torch.full((3,), 0.5))
+    assert result.ids == ("0", "1", "2") and result.classes == ("none", "red")
+    partly = activation_statistics(model, _PartlyMasked(images, objects=masks), layer="1").background_reliance
+    torch.testing.assert_close(partly, torch.tensor([0, 0, 0.75, 1]))
+    # The inputs of the classifier have one position, and one class has no selectivity.
+    vectors = activation_statistics(model, TensorDataset(images[1:], ["red", "red"], masks[1:]), layer="3")
+    torch.testing.assert_close(vectors.mean, torch.tensor([1 / 8, 0, 2, 7 / 16]))
+    assert vectors.background_reliance is vectors.selectivity is vectors.preferred_class is None
 
 
 @method(
@@ -76,6 +104,13 @@ def _oracle() -> None:
     needs=["dataset"],
     cost=Cost(forward=size.dataset),
     oracle=_oracle,
+    relations=[
+        Agrees(active_fraction, fields=("active_fraction",)),
+        Agrees(standard_deviation, fields=("std",)),
+        Agrees(selectivity, fields=("selectivity",)),
+        Agrees(background_reliance, fields=("background_reliance",), networks=("flat",)),
+        *statistics_of_a_data_set("active_image_fraction", "mean", "std", "image_active_fraction"),
+    ],
     demo={"layer": "features.18"},
 )
 def activation_statistics(
@@ -144,7 +179,7 @@ def activation_statistics(
             )
             _add(state, class_sizes=torch.bincount(rows, minlength=len(classes)).double())
         rows_with_masks, masks = _object_masks(dataset, batch.indices)
-        if rows_with_masks and maps[0, 0].numel() > 1:
+        if rows_with_masks and maps.shape[2:].numel() > 1:
             covered = mask_coverage(masks.double(), (maps.shape[2], maps.shape[3]))
             masked = to_float64(positive[rows_with_masks])
             _add(state, on_object=torch.einsum("nchw,nhw->c", masked, covered.to(masked.device)))
@@ -182,6 +217,7 @@ def _statistics(model: Model, layer: str, dataset: Dataset, sums: dict[str, Any]
         preferred_class = preferred_class.to(model.device)
     if "masked_sum" in sums:
         on_background = sums["masked_sum"] - sums["on_object"]
+        # equivalent mutants: only rounding errors are outside [0, 1]
         reliance = convert(_ratio(on_background, sums["masked_sum"]).clamp(0, 1))
         area = convert(1 - sums["covered"] / sums["cells"])[0]
     return ChannelStatistics(
@@ -204,7 +240,7 @@ def _statistics(model: Model, layer: str, dataset: Dataset, sums: dict[str, Any]
 
 def _ratio(part: Tensor, total: Tensor) -> Tensor:
     """part / total, and 0 where the total is 0."""
-    return torch.where(total > 0, part / torch.where(total > 0, total, 1), 0)
+    return torch.where(total > 0, part / total, 0)
 
 
 def _object_masks(dataset: Dataset, indices: Sequence[int]) -> tuple[list[int], Tensor]:
@@ -218,9 +254,7 @@ def _object_masks(dataset: Dataset, indices: Sequence[int]) -> tuple[list[int], 
 
 def mask_coverage(masks: Tensor, grid: tuple[int, int]) -> Tensor:
     """Fraction of every cell that a mask covers, exactly: (n, H, W) -> (n, h, w) on a grid of equal cells."""
-    rows, columns = (
-        _overlap(side, cells).to(masks) for side, cells in zip(masks.shape[1:], grid, strict=True)
-    )
+    rows, columns = (_overlap(masks.shape[axis + 1], grid[axis]).to(masks) for axis in (0, 1))
     return rows @ masks @ columns.T
 
 

@@ -15,14 +15,16 @@ from phosphene import (
     batch_size,
     hookimpl,
     load_model,
+    max_batch,
     method,
     resumable_batches,
     to_float64,
 )
 from phosphene.roles import Dataset, LayerName, Model
-from phosphene.spec import Cost, size
+from phosphene.spec import Agrees, Cost, size
 
 from ._channel_redundancy_result import ChannelRedundancy
+from ._relations import correlation, cosine, statistics_of_a_data_set
 
 #: The number of groups in the figure, and of channels of each group.
 MAX_GROUPS, MAX_CHANNELS = 6, 4
@@ -36,7 +38,12 @@ def _oracle() -> None:
         weight = torch.tensor([[1.0, 0, 0], [0, 1, 0], [2, 0, 0], [0, 0, 1], [1, 0, 0]])
         convolution.weight.copy_(weight[..., None, None])
         convolution.bias.copy_(torch.tensor([0.0, 0, 0, 0, 3]))
-    layers = nn.Sequential(convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2)).double()
+    hidden, head = nn.Linear(5, 6), nn.Linear(6, 2)
+    with torch.no_grad():  # the means of blue, red, red, red, blue and green; twice the same logit
+        hidden.weight.copy_(torch.eye(5)[[3, 0, 0, 0, 3, 1]])
+        head.weight.copy_(torch.tensor([1.0, 2.0])[:, None].expand(2, 6))
+    pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    layers = nn.Sequential(convolution, *pool, hidden, head).double()
     images = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     model = load_model(layers, mean=[0.375, 0.5, 0.625], std=[0.25, 0.5, 0.75])
     result = channel_redundancy(model, TensorDataset(images), layer="0")
@@ -48,6 +55,22 @@ def _oracle() -> None:
     torch.testing.assert_close(result.maps[0, :3], features[strongest, [0, 2, 4]])
     values = images.transpose(0, 1).flatten(1)
     torch.testing.assert_close(result.similarity[[0, 1, 3]][:, [0, 1, 3]], torch.corrcoef(values))
+    assert result.images is not None and result.maps is not None
+    peak = int(images[:, 0].amax((1, 2)).argmax())
+    assert torch.equal(result.images, images[[peak]])
+    red = images[peak, 0]
+    torch.testing.assert_close(result.maps, torch.stack([red, 2 * red, red + 3, 0 * red])[None])
+    of_vectors = channel_redundancy(load_model(layers), TensorDataset(images), layer="3", threshold=0.99)
+    assert of_vectors.groups == ((1, 2, 3), (0, 4)) and sorted(of_vectors.order) == list(range(6))
+    assert channel_redundancy(load_model(layers), TensorDataset(images), layer="4").groups == ((0, 1),)
+    # The offset changes the cosine: only channels 0 and 2 form a group. Three images are read in two batches.
+    with max_batch(2):
+        result = channel_redundancy(
+            load_model(layers), TensorDataset(images[:3]), layer="0", measure="cosine", threshold=0.999
+        )
+    assert result.groups == ((0, 2),) and result.pairs.tolist() == [[0, 2]]
+    unit = nn.functional.normalize(images[:3].transpose(0, 1).flatten(1))
+    torch.testing.assert_close(result.similarity[[0, 1, 3]][:, [0, 1, 3]], unit @ unit.T)
 
 
 @method(
@@ -64,6 +87,11 @@ def _oracle() -> None:
     needs=["dataset"],
     cost=Cost(forward=size.dataset + MAX_GROUPS),
     oracle=_oracle,
+    relations=[
+        Agrees(correlation, fields=("similarity",)),
+        Agrees(cosine, fields=("similarity",), where={"measure": "cosine"}),
+        *statistics_of_a_data_set("similarity"),
+    ],
     demo={"layer": "features.11", "threshold": 0.8},
 )
 def channel_redundancy(
@@ -118,6 +146,7 @@ def channel_redundancy(
             state |= {"peak": zeros - torch.inf, "peak_image": zeros.long()}
         for values in maps.flatten(2):  # one image at a time, since double precision needs twice the memory
             values = to_float64(values)
+            # equivalent mutants: only products of two sums are used
             state["sum"] = state["sum"] + values.sum(1).cpu()
             state["products"] = state["products"] + (values @ values.T).cpu()
         peaks, rows = (value.cpu() for value in to_float64(maps.amax((2, 3))).max(0))
@@ -128,6 +157,7 @@ def channel_redundancy(
     similarity = _similarity(state["sum"], state["products"], state["count"], measure)
     groups, order = _cluster(similarity, threshold)
     above = similarity.triu(1) >= threshold
+    # equivalent mutants: on the CPU every sort of torch is stable
     ranks = similarity[above].sort(descending=True, stable=True).indices
     images, group_maps = None, None
     if first_groups := groups[:MAX_GROUPS]:
@@ -166,6 +196,7 @@ def _similarity(sums: Tensor, products: Tensor, count: int, measure: str) -> Ten
     # The variance of a constant channel is rounding error; its similarity is 0, not noise divided by noise.
     scale = torch.where(variances > 1e-12 * squares, variances, torch.inf).rsqrt()
     # Rounded, so that rounding errors that depend on the batch size cannot decide a tie.
+    # equivalent mutants: a further digit is also above the rounding errors, and 1 is the largest value
     similarity = (moments * torch.outer(scale, scale)).clamp(-1, 1).round(decimals=10)
     return similarity.fill_diagonal_(1)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from phosphene import (
     Layer,
     Method,
+    ModelError,
     Reference,
     TensorDataset,
     batch_size,
@@ -16,14 +17,16 @@ from phosphene import (
     hookimpl,
     input_gradient,
     load_model,
+    max_batch,
     method,
     progress_bar,
     rewrite_backward,
 )
 from phosphene.results import Patches
 from phosphene.roles import Dataset, Model
-from phosphene.spec import Cost, either, minimum, param, size
+from phosphene.spec import Agrees, Cost, InvariantTo, either, minimum, param, size
 
+from ._relations import largest_activations, statistics_of_a_data_set
 from .top_patches import Channels, Count, MapLayer, PerImage, top_patches
 
 
@@ -33,16 +36,23 @@ def _oracle() -> None:
     first, last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
     layers = nn.Sequential(first, nn.ReLU(), last, nn.Flatten(), nn.Linear(50, 2)).double()
     images = torch.rand(3, 3, 5, 5, dtype=torch.float64)
-    model = load_model(layers, input_size=(3, 5, 5), mean=[0.375, 0.5, 0.625], std=[0.25, 0.5, 0.75])
-    result = guided_patches(model, TensorDataset(images), layer="2", k=2)
-    features, std = model.features(images, "2"), torch.tensor([0.25, 0.5, 0.75])
+    model = load_model(layers, input_size=(3, 5, 5))
+    with max_batch(3):
+        result = guided_patches(model, TensorDataset(images), layer="2", k=2)
     assert result.gradients is not None
     for i, (y, x) in enumerate(result.positions.tolist()):
-        active = first(model.normalize(images))[int(result.ids[i]), :, y, x] > 0
+        below = first(images[int(result.ids[i])])
+        active = below[:, y, x] > 0
+        torch.testing.assert_close(result.scores[i], last(below.relu())[result.channels[i], y, x])
         passed = last.weight[result.channels[i], :, 0, 0].clamp(min=0) * active
-        expected = (passed @ first.weight.flatten(1) / std)[:, None, None]
+        expected = (passed @ first.weight.flatten(1))[:, None, None]
         torch.testing.assert_close(result.gradients[i], expected)
-        torch.testing.assert_close(result.scores[i], features[int(result.ids[i]), result.channels[i], y, x])
+    message = ""
+    try:
+        guided_patches(model, TensorDataset(images), layer="3")
+    except ModelError as error:
+        message = str(error)
+    assert "is not a map" in message
 
 
 @method(
@@ -64,6 +74,11 @@ def _oracle() -> None:
         backward=1 + minimum(param.k, size.dataset * param.per_image) * either(size.channels, 6),
     ),
     oracle=_oracle,
+    relations=[
+        Agrees(largest_activations, fields=("scores",), where={"k": 3}),
+        *statistics_of_a_data_set("scores"),
+        InvariantTo("normalization", fields=("gradients",)),
+    ],
     quick={"k": 2, "channels": [0]},
     demo={"layer": "features.11", "k": 9},
 )
@@ -106,7 +121,9 @@ def guided_patches(
     layer = layer if layer is not None else model.last_map
     # A layer without a map, or without a ReLU below, is refused before the pass over the data set.
     model.map_shape(layer)
+    # equivalent mutants: of an image of any color the same layers run
     blank = torch.full((1, *model.input_size), 0.5, dtype=model.dtype, device=model.device)
+    # equivalent mutants: the gradient is not used
     _guided_gradient(model, blank, _Units(layer, torch.zeros(1, 3, dtype=torch.int64, device=model.device)))
     with torch.no_grad():
         top = top_patches.function(model, dataset, layer=layer, channels=channels, k=k, per_image=per_image)
@@ -117,8 +134,8 @@ def guided_patches(
     for rows in progress_bar(torch.arange(len(units)).split(batch_size(model)), "guided patches"):
         images = top.images[top.image_indices[rows]]
         image_gradients = _guided_gradient(model, images, _Units(layer, units[rows]))
-        for i, gradient in zip(rows.tolist(), image_gradients, strict=True):
-            y, x, bottom, right = top.boxes[i].tolist()
+        for i, gradient in enumerate(image_gradients, int(rows[0])):
+            y, x, bottom, right = map(int, top.boxes[i])
             gradients[i, :, : bottom - y, : right - x] = gradient[:, y:bottom, x:right]
     return replace(top, gradients=gradients)
 

@@ -12,6 +12,7 @@ from phosphene import (
     batch_size,
     hookimpl,
     load_model,
+    max_batch,
     method,
     receptive_fields,
     resumable_batches,
@@ -19,7 +20,9 @@ from phosphene import (
 from phosphene.errors import InputError
 from phosphene.results import Patches
 from phosphene.roles import Dataset, LayerName, Model
-from phosphene.spec import Cost, size
+from phosphene.spec import Agrees, Cost, size
+
+from ._relations import largest_activations, statistics_of_a_data_set
 
 MapLayer = Annotated[LayerName | None, Field(description="layer of the channels; default: the last map")]
 Channels = Annotated[
@@ -41,6 +44,14 @@ def _oracle() -> None:
     result = top_patches(model, TensorDataset(images), layer="0", k=2)
     assert result.ids == ("2", "0") and result.scores.tolist() == [1.0, 0.5]
     assert result.boxes.tolist() == [[2, 3, 5, 6], [6, 1, 8, 4]]
+    assert result.positions.tolist() == [[3, 4], [7, 2]] and result.map_size == (8, 8)
+    assert torch.equal(result.images[result.image_indices], images[[2, 0]]) and result.channels == (0, 0)
+    # Several of one image, read one by one: the lit pixels, then the first of the neighbors of the brightest.
+    with max_batch(1):
+        result = top_patches(model, TensorDataset(images), layer="0", k=3, per_image=2)
+    assert result.ids == ("2", "0", "2") and result.positions.tolist() == [[3, 4], [7, 2], [2, 4]]
+    torch.testing.assert_close(result.scores, torch.tensor([1.0, 0.5, 0.1]))
+    assert result.images.shape == (2, 1, 8, 8) and result.image_indices.tolist() == [1, 0, 1]
 
 
 @method(
@@ -71,6 +82,11 @@ def _oracle() -> None:
     needs=["dataset"],
     cost=Cost(forward=size.dataset),
     oracle=_oracle,
+    relations=[
+        Agrees(largest_activations, fields=("scores",), where={"k": 3}),
+        Agrees(largest_activations, fields=("scores",), where={"k": 6, "per_image": 2, "channels": [5, 1]}),
+        *statistics_of_a_data_set("scores"),
+    ],
     quick={"k": 2},
     demo={"layer": "features.11", "k": 9},
 )

@@ -71,6 +71,7 @@ def thumbnails(images: Tensor) -> Tensor:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     squares = images[:, :, top : top + side, left : left + side]
+    # equivalent mutants: an image of this side is resized to itself
     small = resize(squares, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)) if side > THUMBNAIL_SIDE else squares
     return torch.stack([(to_display(image) * 255).round().to(torch.uint8) for image in small])
 

@@ -19,12 +19,15 @@ class NearestNeighborSearch:
     """
 
     #: Numbers to collect before a block of vectors is ranked (64 MB).
+    # equivalent mutants: the result does not depend on the blocks
     BLOCK_NUMBERS = 16_000_000
     #: Candidates beyond k. They are ranked by ||x||^2 - 2 q.x, which loses digits between near vectors, so
     #: all vectors are centered on the queries' mean, and the candidates' distances are computed again at
     #: the end.
+    # equivalent mutants: a further candidate is not among the nearest
     EXTRA_CANDIDATES = 8
     #: Pairs of a query and a vector whose ranks are stored at once (200 MB); faiss ranks larger blocks.
+    # equivalent mutants: the result does not depend on the blocks
     MAX_PAIRS = 50_000_000
 
     def __init__(self, queries: Tensor, k: int) -> None:
@@ -33,15 +36,21 @@ class NearestNeighborSearch:
         # The candidates of each query so far.
         self._ranks = queries.new_empty(len(queries), 0)
         self._indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+        # equivalent mutants: replaced before its first use
         self._vectors = queries.new_empty(len(queries), 0, queries.shape[1])
         # Batches that are not ranked yet.
         self._pending: list[tuple[Tensor, tuple[int, ...], Tensor | None]] = []
         self._pending_numbers = 0
 
     def add(self, vectors: Tensor, indices: tuple[int, ...], exclude: Tensor | None = None) -> None:
-        """Add vectors (n, D) with their indices, except the pairs in ``exclude`` (queries, n) bool."""
+        """Add vectors (n, D) with their indices, except the pairs in ``exclude`` (queries, n) bool.
+
+        Either every call has ``exclude`` or none.
+        """
         self._pending.append((vectors, indices, exclude))
+        # equivalent mutants: the result does not depend on the blocks
         self._pending_numbers += vectors.numel()
+        # equivalent mutants: the result does not depend on the blocks
         if self._pending_numbers >= self.BLOCK_NUMBERS:
             self._rank_pending()
 
@@ -65,6 +74,7 @@ class NearestNeighborSearch:
         vectors = torch.cat([batch for batch, _, _ in self._pending]).sub_(self._mean)
         indices = torch.tensor([i for _, batch, _ in self._pending for i in batch], device=vectors.device)
         exclude = self._pending_exclusions()
+        # equivalent mutants: the result does not depend on the blocks
         self._pending, self._pending_numbers = [], 0
         if exclude is None and self._use_faiss(len(vectors)):
             ranks, rows = self._rank_with_faiss(vectors)
@@ -81,17 +91,12 @@ class NearestNeighborSearch:
 
     def _pending_exclusions(self) -> Tensor | None:
         """Excluded pairs (queries, vectors) of the pending vectors; None if there are none."""
-        if not any(exclude is not None and exclude.any() for _, _, exclude in self._pending):
-            return None
-        none = torch.zeros((), dtype=torch.bool, device=self._queries.device)
-        parts = [
-            none.expand(len(self._queries), len(batch)) if exclude is None else exclude
-            for batch, _, exclude in self._pending
-        ]
-        return torch.cat(parts, 1)
+        parts = [exclude for _, _, exclude in self._pending if exclude is not None]
+        return torch.cat(parts, 1) if any(part.any() for part in parts) else None
 
     def _use_faiss(self, count: int) -> bool:
         supported = self._queries.dtype == torch.float32 and self._queries.device.type == "cpu"
+        # equivalent mutants: the result is the same without faiss
         large = len(self._queries) * count > self.MAX_PAIRS
         return supported and large and importlib.util.find_spec("faiss") is not None
 
@@ -104,8 +109,7 @@ class NearestNeighborSearch:
             if exclude is not None:
                 ranks.masked_fill_(exclude[part], torch.inf)
             parts.append(self._smallest(ranks))
-        ranks, rows = (torch.cat(values) for values in zip(*parts, strict=True))
-        return ranks, rows
+        return torch.cat([ranks for ranks, _ in parts]), torch.cat([rows for _, rows in parts])
 
     def _rank_with_faiss(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """The same: faiss returns ||q - x||^2, from which ||q||^2 is subtracted."""

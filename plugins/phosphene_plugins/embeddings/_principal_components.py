@@ -10,7 +10,9 @@ def center(features: Tensor) -> Tensor:
     """Features (N, D) minus their mean. A constant feature becomes exactly zero, not rounding error."""
     centered = features - features.mean(0)
     low, high = features.amin(0), features.amax(0)  # ten times as fast as aminmax(dim=0)
+    # equivalent mutants: rounding errors are smaller, other differences far larger
     rounding = 16 * torch.finfo(features.dtype).eps * torch.maximum(-low.min(), high.max())
+    # equivalent mutants: where both are 0, the centered feature is 0
     centered[:, high - low <= rounding] = 0
     return centered
 
@@ -22,6 +24,7 @@ def principal_components(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     than images. Signs are such that the largest entry of a component, by absolute value, is positive.
     """
     centered = center(features)
+    # equivalent mutants: a square matrix has the same components in both ways
     tall = centered.shape[0] >= centered.shape[1]
     values, directions = torch.linalg.eigh(centered.T @ centered if tall else centered @ centered.T)
     values, directions = values.flip(0).clamp(min=0), directions.flip(1)[:, :count]
@@ -29,6 +32,7 @@ def principal_components(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
         directions = centered.T @ directions
         directions = directions / directions.norm(dim=0).clamp(min=torch.finfo(centered.dtype).tiny)
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    # equivalent mutants: a component whose largest entry is 0 has no sign
     points = centered @ torch.where(largest < 0, -directions, directions)
     total = values.sum()
     return points, values[:count] / torch.where(total > 0, total, 1)

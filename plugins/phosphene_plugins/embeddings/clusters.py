@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model, Seed
-from phosphene.spec import Cost, size
+from phosphene.spec import Agrees, Cost, InvariantTo, ScalesWith, size
 
 from ._features import FeatureLayer, embed_dataset, require_images
 from ._principal_components import principal_components
+from ._relations import NeedsImages, distances_to_the_mean_of_the_cluster
 
 
 def _oracle() -> None:
@@ -29,7 +30,21 @@ def _oracle() -> None:
     torch.testing.assert_close(result.center_distances, torch.full((6,), 0.02), rtol=1e-4, atol=1e-6)
     first, second = result.clusters[::2], result.clusters[1::2]
     assert torch.equal(first, second) and len(set(first.tolist())) == 3
-    assert abs(float(result.metrics["purity"]) - 5 / 6) < 1e-6
+    assert result.center_distances is not None and result.points is not None
+    assert torch.allclose(result.center_distances, torch.full((6,), 0.01), atol=1e-6)
+    # Of 15 pairs of images, 3 are in one cluster, 4 in one class and 2 in both; 3 * 4 / 15 by chance.
+    expected = {"inertia": 6e-4, "purity": 5 / 6, "adjusted Rand index": (2 - 0.8) / (3.5 - 0.8)}
+    assert all(abs(float(result.metrics[name]) - value) < 1e-6 for name, value in expected.items())
+    assert torch.allclose((result.points[:, None] - result.points).norm(dim=2), torch.cdist(halves, halves))
+    # As many clusters as classes, or eight, at most as many as images.
+    default = clusters(model, dataset, seed=0).clusters
+    assert default is not None and len(default.unique()) == 3
+    ramp = torch.linspace(0, 1, 10)[:, None, None, None].expand(-1, 1, 2, 2)
+    for count in (10, 5):
+        of_ramp = clusters(model, TensorDataset(ramp[:count]), seed=0)
+        assert of_ramp.clusters is not None and len(of_ramp.clusters.unique()) == min(count, 8)
+        assert list(of_ramp.metrics) == ["inertia"]
+    assert result.axes == ("component 1", "component 2") and result.layout == "clusters"
 
 
 @method(
@@ -60,6 +75,12 @@ def _oracle() -> None:
     needs=["dataset"],
     cost=Cost(forward=size.dataset),
     oracle=_oracle,
+    relations=[
+        Agrees(distances_to_the_mean_of_the_cluster, fields=("center_distances",)),
+        InvariantTo("normalization", fields=("center_distances",)),
+        ScalesWith("logits", power=0, fields=("center_distances",)),
+        NeedsImages(2, where={"k": 1}),
+    ],
     quick={"k": 3},
 )
 def clusters(
@@ -131,6 +152,7 @@ def k_means(features: Tensor, k: int, seed: int) -> tuple[Tensor, Tensor, float]
     """
     from sklearn.cluster import KMeans  # slow to import
 
+    # equivalent mutants: the same clusters where any run finds the minimum; arrays are converted from tensors
     estimator = KMeans(k, n_init=10, random_state=seed)
     assignments = estimator.fit_predict(features.cpu().to(_numpy_dtype(features)).numpy())
     return (
@@ -153,6 +175,7 @@ def _agreement(assignments: Tensor, labels: tuple[str, ...]) -> dict[str, float]
     classes, clustered = torch.tensor([class_numbers[label] for label in labels]), assignments.cpu()
     contingency = torch.zeros(int(clustered.max()) + 1, len(class_numbers), dtype=torch.int64)
     contingency.index_put_((clustered, classes), torch.tensor(1), accumulate=True)
+    # equivalent mutants: scikit-learn converts tensors to arrays itself
     return {
         "purity": int(contingency.amax(1).sum()) / len(labels),
         "adjusted Rand index": adjusted_rand_score(classes.numpy(), clustered.numpy()),

@@ -9,9 +9,10 @@ from torch import nn
 from phosphene import Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model
-from phosphene.spec import Cost, size
+from phosphene.spec import Agrees, Cost, size
 
 from ._features import FeatureLayer, embed_dataset
+from ._relations import classifier_inputs, features_of
 
 
 def _oracle() -> None:
@@ -25,6 +26,17 @@ def _oracle() -> None:
     result = embed(model, dataset, layer="0")
     assert torch.allclose(result.features, halves.mean(1, keepdim=True))
     assert result.ids == ("0", "1") and result.labels == ("a", "b")
+    # Thumbnails are the central squares, of at most 48 pixels; features have the model's precision.
+    bytes_ = torch.arange(32.0).view(1, 1, 4, 8)
+    for images, central in (
+        (bytes_, bytes_[..., 2:6]),
+        (bytes_.view(1, 1, 8, 4), bytes_.view(1, 1, 8, 4)[:, :, 2:6]),
+        (torch.full((1, 1, 49, 60), 7.0), torch.full((1, 1, 48, 48), 7.0)),
+    ):
+        double = load_model(nn.Sequential(*layers).double(), input_size=(1, 4, 4))
+        result = embed(double, TensorDataset(images / 255))
+        assert torch.equal(result.thumbnails, central.byte().expand(-1, 3, -1, -1))
+        assert result.features.dtype == torch.float64
 
 
 @method(
@@ -42,6 +54,7 @@ def _oracle() -> None:
     needs=["dataset"],
     cost=Cost(forward=size.dataset),
     oracle=_oracle,
+    relations=[*features_of("features"), Agrees(classifier_inputs, fields=("features",))],
 )
 def embed(
     model: Model,

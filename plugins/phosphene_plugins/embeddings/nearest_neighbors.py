@@ -1,30 +1,69 @@
 """Nearest neighbors of images in feature space, beside those in pixel space."""
 
 from typing import Annotated, Literal
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method, progress_bar
+from phosphene import (
+    Reference,
+    TensorDataset,
+    batch_size,
+    hookimpl,
+    load_model,
+    max_batch,
+    method,
+    progress_bar,
+)
 from phosphene.results import Neighbors
 from phosphene.roles import Dataset, Images, Model
-from phosphene.spec import Cost, Nonnegative, size
+from phosphene.spec import Agrees, Cost, InvariantTo, Nonnegative, ScalesWith, size
 
 from ._features import FeatureLayer, image_features
 from ._nearest_neighbor_search import NearestNeighborSearch
+from ._relations import feature_distances, pixel_distances
+
+DISTANCES = ("distances", "pixel_distances")
 
 
 def _oracle() -> None:
-    """For constant images whose features are the means of their halves, gray levels order the neighbors."""
-    head = nn.Sequential(nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(2, 2))
+    """Images with two constant halves, whose features phi are the halves' levels, (level - 1/4) / (1/2)."""
+    head = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(2, 2))
     model = load_model(head, mean=[0.25], std=[0.5], input_size=(1, 4, 4))
-    images = torch.tensor([0.9, 0.2, 0.6, 0.35]).view(4, 1, 1, 1).expand(4, 1, 4, 4)
-    result = nearest_neighbors(model, images[3:], TensorDataset(images), k=3)
-    assert result.indices.tolist() == [[3, 1, 2]]
-    assert torch.allclose(result.distances, torch.tensor([[0.0, 0.15, 0.25]]) * 2**0.5 / 0.5, atol=1e-6)
-    assert torch.allclose(result.pixel_distances, torch.tensor([[0.0, 0.15, 0.25]]) * 4, atol=1e-6)
+    levels = torch.tensor([[0.75, 0.25], [0.75, 0.75], [0.25, 0.5], [0.3, 0.25], [0.75, 0.5]])
+    images = levels[:, None, None].repeat_interleave(2, 3).expand(-1, 1, 4, 4)
+    dataset, distances = TensorDataset(images), torch.tensor([0, 0.25, 0.45, 0.5])
+    result = nearest_neighbors(model, images[[0, 3]], dataset, k=4)
+    assert result.indices.tolist() == result.pixel_indices.tolist() == [[0, 4, 3, 1], [3, 2, 0, 4]]
+    assert result.ids == (("0", "4", "3", "1"), ("3", "2", "0", "4"))
+    assert torch.equal(result.neighbors, images[result.indices])
+    assert torch.equal(result.pixel_neighbors, images[result.pixel_indices])
+    assert torch.allclose(result.distances[0], distances / 0.5, atol=1e-6)
+    assert torch.allclose(result.pixel_distances[0], distances * 8**0.5, atol=1e-6)
+    # The same from small blocks of vectors and queries, and by faiss where it is installed.
+    result = nearest_neighbors(model, images[[0, 3]], dataset, k=9)
+    for numbers, pairs in ((1, 10**9), (4, 2), (1, 1)):
+        blocks = mock.patch.multiple(NearestNeighborSearch, BLOCK_NUMBERS=numbers, MAX_PAIRS=pairs)
+        with blocks, mock.patch.object(NearestNeighborSearch, "EXTRA_CANDIDATES", 0), max_batch(2):
+            again = nearest_neighbors(model, images[[0, 3]], dataset, k=9)
+        assert torch.equal(again.indices, result.indices)
+        assert torch.allclose(again.distances, result.distances, atol=1e-6)
+    # Of two queries the first is an image of the data set, so that both have four other neighbors.
+    both = torch.cat([images[:1], images[:1] / 2])
+    with max_batch(2):
+        others = nearest_neighbors(model, both, dataset, k=9, exclude_self=True)
+    assert others.indices.shape == (2, 4) and others.indices[0].tolist() == [4, 3, 1, 2]
+    # phi = (1, 0) against (0.1, 0), (1, 0.5), (1, 1) and (0, 0.5).
+    cosine = nearest_neighbors(model, images[:1], dataset, k=9, metric="cosine", exclude_self=True)
+    assert cosine.indices.tolist() == [[3, 4, 1, 2]] and cosine.pixel_indices.tolist() == [[4, 3, 1, 2]]
+    expected = torch.tensor([[0, 1 - 0.8**0.5, 1 - 0.5**0.5, 1]])
+    assert torch.allclose(cosine.distances, expected, atol=1e-6)
+    # Averaged over the positions of a layer: the means of both halves, 0.5 against 0.625, 0.375 and 0.275.
+    mean = nearest_neighbors(model, images[:1], dataset, layer="0", k=4).distances
+    assert torch.allclose(mean, torch.tensor([[0, 0.125, 0.125, 0.225]]) / 0.5, atol=1e-6)
 
 
 @method(
@@ -42,6 +81,14 @@ def _oracle() -> None:
     needs=["dataset"],
     cost=Cost(forward=size.images + size.dataset),
     oracle=_oracle,
+    relations=[
+        Agrees(feature_distances, fields=("distances",), where={"k": 3}),
+        Agrees(feature_distances, fields=("distances",), where={"k": 3, "metric": "cosine"}),
+        Agrees(pixel_distances, fields=("pixel_distances",), where={"k": 3}),
+        *(InvariantTo(change, fields=DISTANCES) for change in ("batch_order", "dataset_order")),
+        InvariantTo("normalization", fields=DISTANCES),
+        ScalesWith("logits", power=0, fields=DISTANCES),
+    ],
     quick={"k": 2},
     demo={"k": 7, "exclude_self": True},
 )

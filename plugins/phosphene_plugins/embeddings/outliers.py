@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method, to_float64
 from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model
-from phosphene.spec import Cost, Nonnegative, size
+from phosphene.spec import Agrees, Cost, Nonnegative, size
 
 from ._features import FeatureLayer, embed_dataset, require_images
 from ._nearest_neighbor_search import NearestNeighborSearch
 from ._principal_components import center
+from ._relations import NeedsImages, features_of, neighbor_and_mahalanobis_distances
 
 #: Queries per search: each stores its nearest vectors.
+# equivalent mutants: the distances do not depend on the size of the blocks
 QUERIES = 1024
 
 
@@ -32,6 +34,12 @@ def _oracle() -> None:
     z = (levels - levels.mean()).abs() / levels.std(correction=0)
     assert torch.allclose(result.points[:, 1], z, atol=1e-5)
     assert result.farthest(0, 1) == result.farthest(1, 1) == [2]
+    assert float(result.metrics["shrinkage"]) == 0 and result.layout == "outliers"
+    constant = outliers(model, TensorDataset(torch.ones(3, 1, 2, 2)), k=1)
+    assert constant.points is not None and constant.points.abs().max() == 0
+    second = outliers(model, TensorDataset(levels[:, None, None, None].expand(-1, 1, 2, 2)), k=2)
+    assert second.points is not None and second.axes == ("distance to neighbor 2", "Mahalanobis distance")
+    assert torch.allclose(second.points[:, 0], torch.tensor([0.2, 0.1, 0.8, 0.2]), atol=1e-6)
 
 
 @method(
@@ -56,6 +64,11 @@ def _oracle() -> None:
     needs=["dataset"],
     cost=Cost(forward=size.dataset),
     oracle=_oracle,
+    relations=[
+        Agrees(neighbor_and_mahalanobis_distances, fields=("points",)),
+        *features_of("points"),
+        NeedsImages(2, where={"k": 1}),
+    ],
     quick={"k": 2},
 )
 def outliers(
@@ -113,11 +126,11 @@ def outliers(
 
 def _neighbor_distances(features: Tensor, k: int) -> Tensor:
     """(N,) distances of the rows to their k-th nearest other row."""
-    rows, distances = torch.arange(len(features), device=features.device), []
-    for queries, query_rows in zip(features.split(QUERIES), rows.split(QUERIES), strict=True):
-        search = NearestNeighborSearch(queries, k)
-        for vectors, others in zip(features.split(QUERIES), rows.split(QUERIES), strict=True):
-            search.add(vectors, tuple(others.tolist()), exclude=query_rows[:, None] == others)
+    blocks, distances = torch.arange(len(features), device=features.device).split(QUERIES), []
+    for queries in blocks:
+        search = NearestNeighborSearch(features[queries], k)
+        for others in blocks:
+            search.add(features[others], tuple(others.tolist()), exclude=queries[:, None] == others)
         distances.append(search.result()[1][:, k - 1])
     return torch.cat(distances)
 
@@ -132,11 +145,13 @@ def _mahalanobis_distances(features: Tensor) -> tuple[Tensor, Tensor]:
 
     centered = to_float64(center(features))
     count, size = centered.shape
+    # equivalent mutants: scikit-learn converts tensors to arrays itself
     shrinkage = float(ledoit_wolf_shrinkage(centered.cpu().numpy(), assume_centered=True))
     left, singular, _ = torch.linalg.svd(centered, full_matrices=False)
     variance = singular.square() / count
     shrunk = (1 - shrinkage) * variance + shrinkage * variance.sum() / size
     # Directions without variance contribute no distance, rather than 0 / 0.
+    # equivalent mutants: variances are either rounding errors or far above every such threshold
     nonzero = singular > singular[0] * count * torch.finfo(centered.dtype).eps
     squares = (left * singular).square()[:, nonzero] / shrunk[nonzero]
     return squares.sum(1).sqrt().to(features), features.new_tensor(shrinkage)

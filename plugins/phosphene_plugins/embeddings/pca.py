@@ -10,10 +10,11 @@ from torch import nn
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model
-from phosphene.spec import Cost, size
+from phosphene.spec import Agrees, Cost, size
 
 from ._features import FeatureLayer, embed_dataset, require_images
 from ._principal_components import principal_components
+from ._relations import NeedsImages, components_by_svd, features_of
 
 
 def _oracle() -> None:
@@ -24,7 +25,21 @@ def _oracle() -> None:
     result = pca(model, TensorDataset(halves[:, None, None].expand(-1, 1, 2, 2)))
     assert result.points is not None
     assert torch.allclose(result.points, (halves - 0.5).flip(1), atol=1e-6)
-    assert abs(float(result.metrics["component 1"]) - 0.32 / 0.34) < 1e-5
+    # A third, constant feature has no variance, not rounding errors; neither have equal images.
+    linear = nn.Linear(2, 3)
+    wide = load_model(nn.Sequential(*network[:2], linear, nn.Linear(3, 2)), input_size=(1, 2, 2))
+    with torch.no_grad():
+        linear.weight.copy_(torch.eye(3)[:, :2])
+        for bias in (7.3, -7.3):
+            linear.bias.copy_(torch.tensor([0.0, 0.0, bias]))
+            seven = TensorDataset(halves[[0, 1, 2, 3, 0, 1, 2], None, None].expand(-1, 1, 2, 2))
+            points = pca(wide, seven, components=3).points
+            assert points is not None and not points[:, 2].any()
+    equal = pca(wide, TensorDataset(torch.ones(2, 1, 2, 2))).points
+    assert equal is not None and not equal.any()
+    assert result.axes == ("component 1", "component 2")
+    fractions = torch.stack([result.metrics[axis] for axis in result.axes])
+    assert torch.allclose(fractions, torch.tensor([0.32, 0.02]) / 0.34, atol=1e-5)
 
 
 @method(
@@ -49,6 +64,12 @@ def _oracle() -> None:
     needs=["dataset"],
     cost=Cost(forward=size.dataset),
     oracle=_oracle,
+    relations=[
+        *features_of("points"),
+        NeedsImages(2, where={"components": 1}),
+        NeedsImages(3, where={"components": 3}),
+        Agrees(components_by_svd, fields=("points",), where={"components": 3}),
+    ],
 )
 def pca(
     model: Model,
@@ -93,7 +114,7 @@ def pca(
         raise InputError(f"there are {count} features, so there can be no {components} components")
     points, fractions = principal_components(embedding.features, components)
     axes = tuple(f"component {n}" for n in range(1, components + 1))
-    metrics = dict(zip(axes, fractions, strict=True))
+    metrics = {axis: fractions[n] for n, axis in enumerate(axes)}
     return dataclasses.replace(embedding, points=points, axes=axes, metrics=metrics)
 
 

@@ -10,9 +10,11 @@ from phosphene.spec import Cost, Nonnegative, size
 
 from ._features import FeatureLayer, embed_dataset, require_images
 from ._principal_components import principal_components
+from ._relations import NeedsImages, SetFormulas, features_of
 from ._set_distance_result import SetDistance
 
 #: Rows of a kernel matrix that are computed at once.
+# equivalent mutants: the sum of blocks does not depend on their size
 KERNEL_ROWS = 1024
 #: Sample images of each set in the figure.
 SAMPLES = 40
@@ -20,23 +22,29 @@ SAMPLES = 40
 
 def _oracle() -> None:
     """With one feature, Fréchet is (m - m')^2 + (s - s')^2; the kernel distance is summed by hand."""
-    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
-    model = load_model(network, mean=[0.25], std=[0.5], input_size=(1, 2, 2))
-    first, second = torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.4, 0.9])
+    linear = nn.Linear(1, 2)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
+    model = load_model(network, mean=[0.0], std=[1.0], input_size=(1, 2, 2))
+    first, second = torch.tensor([0.2, 0.6]), torch.tensor([0.4, 0.6, 0.8])
     sets = [TensorDataset(x[:, None, None, None].expand(-1, 1, 2, 2)) for x in (first, second)]
-    first, second = (first - 0.25) / 0.5, (second - 0.25) / 0.5
     result = set_distance(model, *sets)
     frechet = (first.mean() - second.mean()) ** 2 + (first.std() - second.std()) ** 2
     assert torch.allclose(result.frechet, frechet, atol=1e-6)
-    kernel = (1 + torch.cat([first, second])[:, None] * torch.cat([first, second])) ** 3
-    within = float(kernel[0, 1] - 2 * kernel[:2, 2:].mean())
-    other = float(kernel[2, 3] + kernel[2, 4] + kernel[3, 4]) / 3
+    within = 1.12**3 - 2 * sum((1 + a * b) ** 3 for a in (0.2, 0.6) for b in (0.4, 0.6, 0.8)) / 6
+    other = (1.24**3 + 1.32**3 + 1.48**3) / 3
     assert abs(float(result.kernel) - within - other) < 1e-5
-    # The single principal component is the feature, centered, with either sign.
-    features = torch.cat([first, second])
-    component = torch.cat(result.points)[:, 0]
-    sign = component[0].sign() * (first[0] - features.mean()).sign()
-    torch.testing.assert_close(component * sign, features - features.mean())
+    # Of the logits w x + b the distance is |w|^2 times as large.
+    of_logits = set_distance(model, *sets, layer="2").frechet
+    assert torch.allclose(of_logits, frechet * linear.weight.square().sum(), atol=1e-6)
+    # One feature is one component: its distance from the mean of both sets, 0.52.
+    for points, levels in zip(result.points, (first, second), strict=True):
+        assert torch.allclose(points, torch.stack([levels - 0.52, 0 * levels], 1), atol=1e-6)
+    # The bytes of the mean images, 255 * 0.4 and 255 * 0.6; every second one of 80 sample images.
+    assert (result.mean_thumbnails.flatten(1).unique(dim=1) == torch.tensor([[102], [153]])).all()
+    many = (torch.arange(80.0) / 255)[:, None, None, None].expand(-1, 1, 2, 2)
+    samples, others = set_distance(model, TensorDataset(many), sets[1]).sample_thumbnails
+    assert samples[:, 0, 0, 0].tolist() == list(range(0, 80, 2))
+    assert others[:, 0, 0, 0].tolist() == [102, 153, 204]
 
 
 @method(
@@ -61,6 +69,12 @@ def _oracle() -> None:
     needs=["dataset"],
     cost=Cost(forward=size.dataset),
     oracle=_oracle,
+    relations=[
+        SetFormulas(),
+        *features_of("kernel"),
+        NeedsImages(2),
+        NeedsImages(2, input="other"),
+    ],
     demo={"other": "builtin:biased-scenes", "layer": "features.2"},
 )
 def set_distance(

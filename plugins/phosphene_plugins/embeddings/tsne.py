@@ -10,24 +10,36 @@ from torch import Tensor, nn
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model
-from phosphene.spec import Cost, size
+from phosphene.spec import Agrees, Cost, ScalesWith, size
 
 from ._features import FeatureLayer, embed_dataset, require_images
 from ._principal_components import principal_components
+from ._relations import NeedsImages, Trustworthiness, tsne_by_scikit_learn
 from ._trustworthiness import trustworthiness
 
 
 def _oracle() -> None:
     """Two separate clusters of features: the nearest neighbor of every point on the map is in its cluster."""
     network = nn.Sequential(nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(2, 2))
-    model = load_model(network, mean=[0.25], std=[0.5], input_size=(1, 2, 2))
+    model = load_model(network, mean=[0.0], std=[1.0], input_size=(1, 2, 2))
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
     noise = 0.02 * torch.rand(12, 2, generator=torch.Generator().manual_seed(0))
     halves = noise + torch.tensor([[0.1, 0.1], [0.9, 0.9]]).repeat_interleave(6, 0)
     result = tsne(model, TensorDataset(halves[:, None, None].expand(-1, 1, 2, 2)), perplexity=3)
     assert result.points is not None
-    torch.testing.assert_close(result.features, (halves - 0.25) / 0.5)
     distances = torch.cdist(result.points, result.points).fill_diagonal_(torch.inf)
     assert (distances.argmin(1) // 6).tolist() == [0] * 6 + [1] * 6
+    assert torch.allclose(result.features, halves)
+    # By default the perplexity is a third of the other images.
+    few = TensorDataset(halves[:6, None, None].expand(-1, 1, 2, 2))
+    assert tsne(model, few).metrics == tsne(model, few, perplexity=5 / 3).metrics
+    # One feature, and features without variance, have no second component.
+    for values in (halves[:6, :1], torch.ones(6, 1)):
+        one = tsne(
+            load_model(pooled, input_size=(1, 2, 2)),
+            TensorDataset(values[..., None, None].expand(-1, 1, 2, 2)),
+        )
+        assert one.points is not None and one.points.shape == (6, 2) and one.points.isfinite().all()
 
 
 @method(
@@ -66,6 +78,13 @@ def _oracle() -> None:
     needs=["dataset"],
     cost=Cost(forward=size.dataset),
     oracle=_oracle,
+    relations=[
+        Agrees(tsne_by_scikit_learn, fields=("points",)),
+        Agrees(tsne_by_scikit_learn, fields=("points",), where={"perplexity": None}),
+        Trustworthiness(),
+        ScalesWith("logits", power=0, fields=("points",)),
+        NeedsImages(4, where={"perplexity": 1}),
+    ],
     quick={"perplexity": 2},
 )
 def tsne(
@@ -130,9 +149,11 @@ def _fit(features: Tensor, perplexity: float) -> tuple[Tensor, Tensor]:
     """The map (N, 2) and its Kullback-Leibler divergence."""
     from sklearn.manifold import TSNE  # slow to import
 
+    # equivalent mutants: the padding cuts off further components
     start, _ = principal_components(features, 2)
     start = nn.functional.pad(start, (0, 2 - start.shape[1]))
     std = start[:, 0].std(correction=0)
+    # equivalent mutants: without variance the start is 0
     start = 1e-4 * start / torch.where(std > 0, std, 1)
     model = TSNE(perplexity=perplexity, init=start.float().cpu().numpy())
     # In single precision, as scikit-learn computes: otherwise rounding in double precision changes the map.

@@ -11,10 +11,13 @@ from torch import nn
 from phosphene import InputError, MissingExtra, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model, Seed
-from phosphene.spec import Cost, size
+from phosphene.spec import Agrees, Cost, size
 
 from ._features import FeatureLayer, embed_dataset, require_images
+from ._relations import NeedsImages, Trustworthiness, umap_by_umap_learn
 from ._trustworthiness import trustworthiness
+
+FAR = {"neighbors": None, "min_dist": 0.7}
 
 
 def _oracle() -> None:
@@ -52,6 +55,12 @@ def _oracle() -> None:
     needs=["dataset"],
     cost=Cost(forward=size.dataset),
     oracle=_oracle,
+    relations=[
+        Agrees(umap_by_umap_learn, fields=("points",), networks=("gap",)),
+        Agrees(umap_by_umap_learn, fields=("points",), where=FAR, networks=("gap",)),
+        Trustworthiness(networks=("gap",)),
+        NeedsImages(4, where={"neighbors": 2}),
+    ],
     quick={"neighbors": 3},
 )
 def umap(

@@ -11,7 +11,9 @@ from phosphene.errors import ModelError
 from phosphene.images import min_max
 from phosphene.results import FilterBank
 from phosphene.roles import Model
-from phosphene.spec import Cost, UnitRange
+from phosphene.spec import Cost, InvariantTo, ScalesWith, UnitRange
+
+FIELDS = ("weights", "tiles")
 
 
 def _oracle() -> None:
@@ -23,7 +25,24 @@ def _oracle() -> None:
     layers = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.Linear(98, 2))
     model = load_model(layers, input_size=(3, 8, 8))
     rising = torch.arange(12.0).view(3, 2, 2) / 11
-    assert torch.allclose(first_layer_filters(model).tiles, torch.stack([rising, 1 - rising]))
+    bank = first_layer_filters(model)
+    assert torch.allclose(bank.tiles, torch.stack([rising, 1 - rising]))
+    assert torch.equal(bank.weights, convolution.weight) and bank.captions == ("0", "1")
+    assert (bank.layer, bank.columns) == ("0", 8)
+    # The weights of both filters are from -17 to 11.
+    shared = first_layer_filters(model, scale="shared").tiles
+    assert torch.allclose(shared, (convolution.weight + 17) / 28)
+    # Other filters than those of color images are gray: one image each, or one per channel.
+    for channels, captions, columns in ((1, ("0", "1"), 8), (2, ("0[0]", "0[1]", "1[0]", "1[1]"), 2)):
+        gray = nn.Conv2d(channels, 2, 2)
+        weight = torch.arange(8.0 * channels).view(2, channels, 2, 2)
+        with torch.no_grad():
+            gray.weight.copy_(weight)
+        layers = nn.Sequential(nn.Identity(), gray, nn.Flatten(), nn.Linear(98, 2))
+        bank = first_layer_filters(load_model(layers, input_size=(channels, 8, 8)))
+        slices = (weight % (4 * channels) / (4 * channels - 1)).flatten(0, 1)
+        assert torch.allclose(bank.tiles, slices[:, None].repeat(1, 3, 1, 1))
+        assert (bank.layer, bank.captions, bank.columns) == ("1", captions, columns)
 
 
 @method(
@@ -40,6 +59,7 @@ def _oracle() -> None:
     invariants=[UnitRange(field="tiles")],
     cost=Cost(),
     oracle=_oracle,
+    relations=[InvariantTo("normalization", fields=FIELDS), ScalesWith("logits", power=0, fields=FIELDS)],
 )
 def first_layer_filters(
     model: Model,

@@ -11,7 +11,9 @@ from phosphene.errors import ModelError
 from phosphene.images import min_max
 from phosphene.results import FilterBank
 from phosphene.roles import LayerName, Model
-from phosphene.spec import Cost, UnitRange
+from phosphene.spec import Cost, InvariantTo, ScalesWith, UnitRange
+
+FIELDS = ("weights", "tiles")
 
 
 def _oracle() -> None:
@@ -21,8 +23,38 @@ def _oracle() -> None:
         convolution.weight.copy_(torch.arange(8.0).view(1, 2, 2, 2))
     layers = nn.Sequential(nn.Conv2d(3, 2, 3), convolution, nn.Flatten(), nn.Linear(25, 2))
     bank = higher_layer_filters(load_model(layers, input_size=(3, 8, 8)))
-    assert bank.layer == "1"
-    assert torch.allclose(bank.tiles[:, 0], torch.arange(8.0).view(2, 2, 2) / 7)
+    assert (bank.layer, bank.columns, bank.captions) == ("1", 2, ("0[0]", "0[1]"))
+    assert torch.allclose(bank.tiles, torch.arange(8.0).view(2, 1, 2, 2) / 7)
+    # The second convolution larger than 1 x 1; with only such ones the second.
+    fourth = nn.Conv2d(4, 5, 1)
+    deep = nn.Sequential(
+        *(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 1), nn.Sequential(nn.Conv2d(2, 4, (1, 2)), nn.ReLU())),
+        *(nn.Sequential(nn.ReLU()), fourth, nn.Flatten(), nn.Linear(150, 2)),
+    )
+    model = load_model(deep, input_size=(3, 8, 8))
+    assert higher_layer_filters(model).layer == "2.0"
+    assert higher_layer_filters(model).weights.shape == (4, 2, 1, 2)
+    bank = higher_layer_filters(model, layer="4", filters=3, slices=2)
+    assert torch.equal(bank.weights, fourth.weight[:3, :2]) and bank.captions[3] == "1[1]"
+    small = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 9, 1), nn.Flatten(), nn.Linear(576, 2))
+    bank = higher_layer_filters(load_model(small, input_size=(3, 8, 8)))
+    assert bank.layer == "1" and len(bank.weights) == 8
+    assert not bank.weights.requires_grad
+    # A refusal names the convolutions inside a layer, or the three that are nearest.
+    four = nn.Sequential(
+        nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(4))), nn.Flatten(), nn.Linear(192, 2)
+    )
+    nested = load_model(four, input_size=(3, 8, 8))
+    for refused, layer, near in (
+        *((model, "2", "'2.0'"), (model, "3", "'1', '2.0', '4'"), (model, "6", "'1', '2.0', '4'")),
+        (nested, "0", "'0.0', '0.1', '0.2'"),
+    ):
+        message = ""
+        try:
+            higher_layer_filters(refused, layer=layer)
+        except ModelError as error:
+            message = str(error)
+        assert message.endswith(f"near it: {near}")
 
 
 @method(
@@ -39,6 +71,7 @@ def _oracle() -> None:
     invariants=[UnitRange(field="tiles")],
     cost=Cost(),
     oracle=_oracle,
+    relations=[InvariantTo("normalization", fields=FIELDS), ScalesWith("logits", power=0, fields=FIELDS)],
     demo={"filters": 8, "slices": 24},
 )
 def higher_layer_filters(

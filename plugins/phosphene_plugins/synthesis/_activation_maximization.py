@@ -173,6 +173,7 @@ def _transform(params: ActivationMaximization) -> optimize.Transform | None:
         transforms.append(partial(optimize.jitter, pixels=params.jitter))
     if params.rotate:
         transforms.append(partial(optimize.rotate, degrees=params.rotate))
+    # equivalent mutants: a scale factor of 1 leaves the image as it is
     if params.rescale > 1:
         transforms.append(partial(optimize.rescale, factor=params.rescale))
     return optimize.compose(transforms) if transforms else None
@@ -212,7 +213,7 @@ def _score_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor
 
 
 def _coarse_noise(images: Tensor, seed: int) -> Tensor:
-    """Grey noise (N, C, H, W), blurred by a tenth of the images' side."""
-    count, channels, *sides = images.shape
-    noise = gaussian_blur(noise_images((count, 1, *sides), seed=seed) - 0.5, min(sides) / 10)
-    return (0.5 + 0.2 * noise / noise.std()).clamp(0, 1).expand(-1, channels, -1, -1).to(images)
+    """Grey noise (N, C, H, W), the same for all images, blurred by a tenth of their side."""
+    sides = images.shape[2:]
+    noise = gaussian_blur(noise_images((1, 1, *sides), seed=seed) - 0.5, min(sides) / 10)
+    return (0.5 + 0.2 * noise / noise.std()).clamp(0, 1).expand_as(images).to(images)

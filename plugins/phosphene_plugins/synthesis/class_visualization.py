@@ -8,7 +8,7 @@ import torch
 from phosphene import Class, hookimpl, load_model, method, scores
 from phosphene.results import Synthesis
 from phosphene.roles import Frames, Model, Seed, Start, Target
-from phosphene.spec import Cost, PixelRange, param, size
+from phosphene.spec import Cost, InvariantTo, Monotone, PixelRange, param, size
 
 from ._activation_maximization import (
     SIMONYAN,
@@ -17,6 +17,7 @@ from ._activation_maximization import (
     class_count,
     maximize_activation,
 )
+from ._relations import agrees_with_ascent, class_ascent
 
 
 def linear_unit_with_l2_has_its_closed_form() -> None:
@@ -28,9 +29,17 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
     network = torch.nn.Sequential(torch.nn.Flatten(), linear)
     model = load_model(network, mean=[0.4, 0.5, 0.6], std=[1.0, 1.0, 1.0], input_size=(3, 4, 4))
     plain: Any = {"blur_every": 0, "jitter": 0, "parametrization": "pixels", "optimizer": "sgd", "lr": 0.2}
-    result = class_visualization(model, Class((0, 1)), **plain | {"l2": 0.8})
+    result = class_visualization(model, Class((0, 1)), **plain | {"l2": 0.8, "steps": 60})
     expected = (model.mean.double().view(3, 1, 1) + weight.view(2, 3, 4, 4) / (2 * 0.8)).clamp(0, 1)
     assert (result.images - expected).abs().max() < 1e-6, "not at m + w / (2 lambda)"
+    assert result.targets == ("class 0", "class 1") and result.scores.shape == (60, 2)
+    # One step of one class from a start s: s + lr (w - 2 lambda (s - m)).
+    start = torch.full((1, 3, 4, 4), 0.3, dtype=torch.float64)
+    center = model.mean.double().view(3, 1, 1)
+    one = class_visualization(model, 1, start, steps=1, frames=1, **plain | {"l2": 0.1})
+    step = start + 0.2 * (weight[1].view(3, 4, 4) - 0.2 * (start - center))
+    torch.testing.assert_close(one.images, step.clamp(0, 1))
+    assert one.targets == ("class 1",) and one.frames is not None and len(one.frames) == 1
 
 
 @method(
@@ -40,6 +49,12 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
     needs=["gradients"],
     cost=Cost(forward=size.images * (param.steps + 8), backward=size.images * (param.steps + 8)),
     oracle=linear_unit_with_l2_has_its_closed_form,
+    relations=[
+        agrees_with_ascent(class_ascent),
+        agrees_with_ascent(class_ascent, jitter=0, rotate=0, rescale=1, size=None, clip_contribution=0),
+        Monotone("steps", values=(2, 6, 12), measure="scores", where={"jitter": 0}, networks=("gap",)),
+        InvariantTo("logit_shift", fields=("images",), tolerance=1e-6),
+    ],
     quick={"steps": 4, "size": None},
     demo={"l2": 3e-3, "lr": 0.04},
 )

@@ -14,24 +14,53 @@ from phosphene.images import resize
 from phosphene.optimize import Optimization, PixelImage, concatenate_stages, optimize_image
 from phosphene.results import Synthesis
 from phosphene.roles import Content, Frames, Guide, LayerName, Model, Seed
-from phosphene.spec import Cost, PixelRange, SameShape, param, size
+from phosphene.spec import (
+    Agrees,
+    Cost,
+    Equivariant,
+    InvariantTo,
+    PixelRange,
+    SameShape,
+    ScalesWith,
+    param,
+    size,
+)
+
+from ._relations import dream_by_hand
 
 
 def identity_features_are_scaled_by_normalised_steps() -> None:
     """Where features are pixels, I <- clip(I + lr I / rms(I)), and random shifts change nothing."""
-    # The convolution undoes the normalization.
-    identity = nn.Conv2d(1, 1, 1).double()
-    for parameter, value in (("weight", 0.5), ("bias", 0.25)):
-        nn.init.constant_(identity.get_parameter(parameter), value)
-    network = nn.Sequential(identity, nn.Flatten(), nn.Linear(64, 2).double())
-    model = load_model(network, input_size=(1, 8, 8), mean=[0.25], std=[0.5])
-    images = torch.rand(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.9
+    network = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(128, 2)).double()
+    model = load_model(network, input_size=(2, 8, 8), mean=[0.0] * 2, std=[0.5] * 2)
+    images = torch.rand(2, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.9
     result = deep_dream(model, images, layers=["0"], octaves=1, steps=2, lr=0.1, total_variation=0, seed=0)
     expected = images
     for _ in range(2):
         mean_square = expected.square().mean((1, 2, 3), keepdim=True)
         expected = (expected + 0.1 * expected / mean_square.sqrt()).clamp(0, 1)
     torch.testing.assert_close(result.images, expected)
+    assert torch.equal(result.sources, images) and result.targets == ("0", "0")
+    energy = (images / 0.5).square().mean((1, 2, 3))
+    torch.testing.assert_close(result.scores[0], energy)
+    # Two layers with the same features have twice the sum. Of three frames the second octave has two.
+    twice = deep_dream(model, images, layers=["0", "1"], octaves=2, steps=2, frames=3, lr=1e-9, jitter=0)
+    torch.testing.assert_close(twice.scores[2], 2 * energy)
+    assert twice.frames is not None and len(twice.frames) == 3 and twice.targets[0] == "0 + 1"
+    # Guided by a red and a green pixel, each position adds to its larger channel: one of two, so sqrt(2) lr.
+    guide = torch.zeros(1, 2, 8, 8, dtype=torch.float64)
+    guide[0, 0, 1, 2] = guide[0, 1, 3, 4] = 0.5
+    guided = deep_dream(model, images, guide, layers=["0"], octaves=1, steps=1, lr=0.01)
+    larger = images == images.amax(1, keepdim=True)
+    torch.testing.assert_close(guided.images, images + 0.01 * 2**0.5 * larger)
+    torch.testing.assert_close(guided.scores[0], 2 * images.amax(1).mean((1, 2)))
+    assert guided.targets == ("0, guided", "0, guided")
+    # A vector is one position: the product with the guide's vector grows along it.
+    vector = deep_dream(model, images, guide, layers=["1"], octaves=1, steps=1, lr=0.01, jitter=0)
+    torch.testing.assert_close(vector.images, images + 0.01 * guide / guide.square().mean().sqrt())
+    zoomed = deep_dream(model, images, layers=["0"], octaves=1, steps=1, zoom=2)
+    assert zoomed.frames is not None and len(zoomed.frames) == 3 and len(zoomed.scores) == 3
+    assert torch.equal(zoomed.frames[2], (zoomed.images * 255).round().byte())
 
 
 @method(
@@ -54,6 +83,17 @@ def identity_features_are_scaled_by_normalised_steps() -> None:
         backward=size.images * param.octaves * param.steps * (param.zoom + 1),
     ),
     oracle=identity_features_are_scaled_by_normalised_steps,
+    relations=[
+        Agrees(dream_by_hand, fields=("images",), where={"jitter": 0, "octaves": 3, "total_variation": 2.0}),
+        Agrees(dream_by_hand, fields=("images",), where={"jitter": 0, "zoom": 2, "zoom_scale": 1.3}),
+        *(
+            Equivariant(transform, where={"jitter": 0, "octaves": 1})
+            for transform in ("hflip", "vflip", "transpose")
+        ),
+        InvariantTo("batch_order"),
+        InvariantTo("normalization"),
+        ScalesWith("logits", power=0),
+    ],
     quick={"steps": 2, "octaves": 2, "zoom": 0},
     demo={"layers": ["features.16"], "octaves": 2, "steps": 12},
 )
@@ -138,6 +178,7 @@ def deep_dream(
             steps=steps,
             lr=lr,
             optimizer="normalized-sgd",
+            # equivalent mutants: a penalty of weight 0 is 0
             regularizer=penalty if total_variation else None,
             transform=partial(optimize.jitter, pixels=jitter) if jitter else None,
             frames=frames * (octave + 1) // octaves - frames * octave // octaves,

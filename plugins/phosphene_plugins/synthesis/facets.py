@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import (
+    Channel,
     Class,
     InputError,
     Reference,
@@ -18,12 +19,13 @@ from phosphene import (
     batch_size,
     hookimpl,
     load_model,
+    max_batch,
     method,
     resumable_batches,
     scores,
 )
 from phosphene.roles import Dataset, Frames, Model, Seed, Target
-from phosphene.spec import Cost, PixelRange, minimum, param, size
+from phosphene.spec import Cost, Equivariant, InvariantTo, PixelRange, minimum, param, size
 from phosphene.targets import Objective, Predicted
 
 from ..embeddings._features import FeatureLayer, image_features
@@ -39,6 +41,9 @@ from ._facets_result import Facets
 
 #: Number of example images per facet in the result.
 EXAMPLES = 4
+
+#: Nothing random, and steps on the pixels, which flip with the images.
+SYMMETRIC = {"jitter": 0, "parametrization": "pixels"}
 
 
 class _Maximum(nn.Module):
@@ -69,6 +74,26 @@ def two_templates_make_two_facets() -> None:
     )
     assert result.sizes.tolist() == [8, 5], "not the two clusters"
     assert (result.images - (0.5 + weight / 2)).abs().max() < 0.02, "not at m + w_i / (2 lambda)"
+    assert result.targets == ("class 0, facet 1", "class 0, facet 2") and result.scores.shape == (150, 2)
+    with torch.no_grad():
+        values, features = model(images)[:, 0], model.features(images, "1")
+    clusters = (torch.arange(8), torch.arange(8, 13))
+    torch.testing.assert_close(result.mean_scores, torch.stack([values[c].mean() for c in clusters]))
+    torch.testing.assert_close(result.sources, torch.stack([images[c].mean(0) for c in clusters]))
+    # Of each facet the four nearest to its centre; with ``nearest=2`` the start is the mean of two.
+    order = [c[(features[c] - features[c].mean(0)).norm(dim=1).argsort()] for c in clusters]
+    examples = torch.cat([c[:4] for c in order])
+    assert result.ids == tuple(map(str, examples.tolist())) and result.example_counts.tolist() == [4, 4]
+    assert torch.equal(result.examples, images[examples])
+    few: Any = {"layer": "1", "k": 2, "top": 13, "nearest": 2, "steps": 1, "frames": 1, "seed": 0}
+    with max_batch(5):
+        pairs = facets(model, Class((0,)), TensorDataset(images), **few)
+    torch.testing.assert_close(pairs.sources, torch.stack([images[c[:2]].mean(0) for c in order]))
+    assert pairs.frames is not None and len(pairs.frames) == 1
+    # A channel of a layer as the target: only the first template has images of a positive score.
+    unit = facets(model, Channel("1", 0), TensorDataset(images), **few | {"k": 1, "top": 8})
+    assert unit.sizes.tolist() == [8]
+    torch.testing.assert_close(unit.mean_scores[0], features[:8, 0].mean())
 
 
 @method(
@@ -91,6 +116,14 @@ def two_templates_make_two_facets() -> None:
         backward=size.images * param.steps,
     ),
     oracle=two_templates_make_two_facets,
+    relations=[
+        *(
+            Equivariant(transform, where=SYMMETRIC, fields=("images", "sources"), tolerance=1e-6)
+            for transform in ("hflip", "vflip")
+        ),
+        InvariantTo("normalization", where={"l2": 0}, tolerance=1e-6),
+        InvariantTo("logit_shift", tolerance=1e-6),
+    ],
     quick={"k": 2, "top": 4, "steps": 4},
     demo={
         "dataset": "builtin:scenes/300",

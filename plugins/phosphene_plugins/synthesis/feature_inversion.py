@@ -3,36 +3,69 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Reference, hookimpl, method, optimize
+from phosphene import Reference, hookimpl, load_model, method, optimize
 from phosphene.images import noise_images
 from phosphene.optimize import PixelImage, optimize_image, pad_rows
 from phosphene.roles import Frames, Images, LayerName, Model, Seed
-from phosphene.spec import Cost, PixelRange, either, length, param, size
-from phosphene.testing import linear_model
+from phosphene.spec import (
+    Agrees,
+    Cost,
+    InvariantTo,
+    Monotone,
+    PixelRange,
+    ScalesWith,
+    either,
+    length,
+    param,
+    size,
+)
 
 from ._activation_maximization import mean_color
 from ._inversions_result import Inversions
+from ._relations import inversion_by_adam
 
 #: Standard deviation of the initial noise; it makes the initial features differ between positions.
 START_NOISE = 0.02
+
+ADAM = {"optimizer": "adam", "beta": 1.5, "alpha": 4.0, "total_variation": 0.5, "alpha_norm": 2.0}
 
 
 def linear_features_have_the_pseudoinverse_solution() -> None:
     """For Phi = A x without penalties, x = s + A^+ (A x_0 - A s): nearest to the start s with A x = A x_0."""
     torch.manual_seed(0)
-    matrix = nn.Linear(27, 5).double().weight.detach()
-    model = linear_model(matrix.view(5, 3, 3, 3))
+    linear = nn.Linear(27, 5, bias=False).double()
+    network = nn.Sequential(nn.Flatten(), linear)
+    model = load_model(network, input_size=(3, 3, 3), mean=[0.375, 0.5, 0.625], std=[0.5] * 3)
     images = 0.4 + 0.2 * torch.rand(2, 3, 3, 3, dtype=torch.float64)
-    result = feature_inversion(model, images, layers=["1"], total_variation=0, alpha_norm=0, steps=60, seed=0)
-    start = noise_images(images.shape, seed=0, mean=mean_color(model), sd=START_NOISE).to(images).flatten(1)
+    plain: Any = {"layers": ["1"], "total_variation": 0, "alpha_norm": 0, "seed": 0}
+    result = feature_inversion(model, images, steps=60, **plain)
+    start = noise_images(images.shape, seed=0, mean=model.mean, sd=START_NOISE).to(images).flatten(1)
+    matrix = linear.weight.detach() / 0.5
     expected = start + (images.flatten(1) - start) @ matrix.T @ torch.linalg.pinv(matrix).T
     torch.testing.assert_close(result.inversions[:, 0].flatten(1), expected, atol=1e-6, rtol=0)
+    assert result.layers == ("1",) and result.losses.shape[1:] == (2, 1) and result.frames is None
+    offsets = (images.flatten(1) - start, (images - model.mean[:, None, None]).flatten(1))
+    distance, size = ((offset @ matrix.T).square().sum(1) for offset in offsets)
+    torch.testing.assert_close(result.losses[0, :, 0], distance / size)
+    # Adam's first step is its learning rate, 0.02, in every pixel; two frames of two layers.
+    ascent = (images.flatten(1) - start) @ matrix.T @ matrix
+    one = feature_inversion(model, images, optimizer="adam", steps=1, **plain).inversions
+    torch.testing.assert_close(one.flatten(1), start + 0.02 * ascent.sign(), atol=1e-4, rtol=0)
+    # For features Phi_0 that are all zero, the absolute error.
+    closed = load_model(nn.Sequential(nn.Flatten(), nn.ReLU(), linear), input_size=(3, 3, 3), mean=[0.9] * 3)
+    dark = feature_inversion(closed, 0 * images, steps=2, **plain)
+    error = (
+        noise_images(images.shape, seed=0, mean=torch.full((3,), 0.9), sd=START_NOISE).double() - 0.9
+    ).relu()
+    torch.testing.assert_close(dark.losses[0, :, 0], error.square().sum((1, 2, 3)))
+    both = feature_inversion(model, images, steps=3, frames=2, **plain | {"layers": ["0", "1"]})
+    assert both.frames is not None and len(both.frames) == 2 and both.inversions.shape == (2, 2, 3, 3, 3)
 
 
 @method(
@@ -54,6 +87,14 @@ def linear_features_have_the_pseudoinverse_solution() -> None:
         backward=size.images * (1 + 2 * param.steps) * length(either(param.layers, size.stages)),
     ),
     oracle=linear_features_have_the_pseudoinverse_solution,
+    relations=[
+        Agrees(inversion_by_adam, fields=("inversions",), where=ADAM),
+        Agrees(inversion_by_adam, fields=("inversions",), where=ADAM | {"total_variation": 0, "lr": 0.05}),
+        Agrees(inversion_by_adam, fields=("inversions",), where=ADAM | {"alpha_norm": 0, "beta": 2.0}),
+        InvariantTo("batch_order", fields=("inversions",)),
+        ScalesWith("logits", power=0),
+        Monotone("steps", values=(2, 6, 12), measure="losses", falls=True),
+    ],
     quick={"steps": 3},
     demo={"images": "builtin:scenes/2", "steps": 50},
 )
@@ -143,6 +184,7 @@ def feature_inversion(
                 lr=lr or (1.0 if optimizer == "lbfgs" else 0.02),
                 optimizer=optimizer,
                 maximize=False,
+                # equivalent mutants: a penalty of weight 0 is 0
                 regularizer=penalty if total_variation or alpha_norm else None,
                 frames=frames,
             )

@@ -17,7 +17,7 @@ from phosphene.hooks import guard
 from phosphene.images import resize
 from phosphene.optimize import LatentImage, optimize_image
 from phosphene.roles import Frames, Generator, Model, Seed, Target
-from phosphene.spec import Cost, PixelRange, param, size
+from phosphene.spec import Agrees, Cost, InvariantTo, PixelRange, param, size
 
 from ._activation_maximization import (
     SIMONYAN,
@@ -28,6 +28,7 @@ from ._activation_maximization import (
     maximize_activation,
 )
 from ._latent_result import LatentSynthesis
+from ._relations import class_visualization, latent_ascent
 
 
 def linear_decoder_and_unit_have_their_closed_form() -> None:
@@ -47,6 +48,33 @@ def linear_decoder_and_unit_have_their_closed_form() -> None:
         decoded = result.codes @ decoder.weight.detach().T + decoder.bias.detach()
         torch.testing.assert_close(result.images, decoded.view(2, 3, 3, 3).clamp(0, 1))
         torch.testing.assert_close(result.codes, expected.clamp(-bound, bound), atol=1e-6, rtol=0)
+    assert result.scores.shape == (60, 2) and result.frames is result.reconstruction_error is None
+    assert result.targets == ("class 0", "class 1")
+    assert torch.equal(result.images, generator.decode(result.codes))
+    # A generator of larger grey images: reduced to the model's size for the model, and compared at its own.
+    grey = Decoder(
+        (4,),
+        lambda z: 0.5 + z.view(-1, 1, 2, 2).repeat_interleave(3, 2).repeat_interleave(6, 3) / 8,
+        lambda images: (images.mean((2, 3)) - 0.5).expand(-1, 4) * 8,
+    )
+    result = latent_visualization(model, Class(0), grey, draws=0, steps=2, frames=2, lr=0.01, seed=0)
+    assert result.images.shape == (1, 3, 3, 3) and torch.equal(result.images[:, 0], result.images[:, 2])
+    assert result.frames is not None and len(result.frames) == 2
+    for images, error in (
+        (result.images, result.reconstruction_error),
+        (result.pixel_images, result.pixel_reconstruction_error),
+    ):
+        at_size = resize(images.mean(1, keepdim=True), (6, 12))
+        assert error is not None
+        torch.testing.assert_close(error, at_size.std(dim=(1, 2, 3), correction=0), atol=1e-9, rtol=0)
+    # Neither vectors nor images of another number of channels can be read.
+    for decoder in (nn.Identity(), lambda z: z.view(-1, 2, 2, 1)):
+        message = ""
+        try:
+            latent_visualization(model, Class(0), Decoder((4,), decoder), steps=1)
+        except InputError as error:
+            message = str(error)
+        assert "a generator returns" in message or "the generator returns 2" in message
 
 
 @method(
@@ -69,6 +97,11 @@ def linear_decoder_and_unit_have_their_closed_form() -> None:
         backward=size.images * (2 * param.steps + 1),
     ),
     oracle=linear_decoder_and_unit_have_their_closed_form,
+    relations=[
+        Agrees(latent_ascent, fields=("codes",), where={"optimizer": "sgd", "draws": 5}, networks=("gap",)),
+        Agrees(class_visualization, fields=("pixel_images",), networks=("gap",)),
+        InvariantTo("logit_shift", fields=("images", "pixel_images", "codes"), tolerance=1e-6),
+    ],
     quick={"steps": 4, "draws": 2},
     demo={"steps": 100},
 )

@@ -7,12 +7,13 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from phosphene import InputError, Reference, batch_size, hookimpl, load_model, method
+from phosphene import InputError, Reference, batch_size, hookimpl, load_model, max_batch, method
 from phosphene.results import Synthesis
 from phosphene.roles import Frames, LayerName, Model, Seed, Start
-from phosphene.spec import Cost, PixelRange, param, size
+from phosphene.spec import Cost, Monotone, PixelRange, ScalesWith, param, size
 
 from ._activation_maximization import SIMONYAN, YOSINSKI, ActivationMaximization, maximize_activation
+from ._relations import agrees_with_ascent, unit_ascent
 
 
 def linear_neuron_has_its_closed_form() -> None:
@@ -23,11 +24,34 @@ def linear_neuron_has_its_closed_form() -> None:
         conv.weight.copy_(weight)
     model = load_model(torch.nn.Sequential(conv, torch.nn.ReLU()), input_size=(3, 5, 5))
     plain: Any = {"blur_every": 0, "jitter": 0, "parametrization": "pixels", "optimizer": "sgd", "lr": 0.2}
-    plain |= {"l2": 1.0, "start_noise": 0.0}
+    plain |= {"l2": 1.0, "start_noise": 0.0, "steps": 40}
     result = neuron_visualization(model, layer="0", unit="neuron", channels=(1, 0), position=(1, 2), **plain)
     expected = torch.full((2, 3, 5, 5), 0.5, dtype=torch.float64)
     expected[:, :, 1:4, 2:5] += weight[[1, 0]] / 2
     assert (result.images - expected.clamp(0, 1)).abs().max() < 1e-6, "not at m + w / (2 lambda)"
+    assert result.targets == ("0[1,1,2]", "0[0,1,2]") and result.scores.shape == (40, 2)
+    # The neuron in the centre by default; of a vector, maps of one pixel, the means are its entries.
+    central = neuron_visualization(model, layer="0", unit="neuron", channels=(1, 0), **plain).images
+    assert (central - expected.clamp(0, 1).roll(-1, 3)).abs().max() < 1e-6
+    vector = load_model(torch.nn.Sequential(conv, torch.nn.Flatten()), input_size=(3, 3, 3))
+    with max_batch(1):
+        entries = neuron_visualization(vector, layer="1", channels=(1, 0), frames=2, **plain)
+    assert (entries.images - (0.5 + weight[[1, 0]] / 2).clamp(0, 1)).abs().max() < 1e-6
+    assert entries.targets == ("1[1]", "1[0]") and entries.frames is not None
+    both = neuron_visualization(vector, layer="1", unit="direction", channels=(1, 0), **plain)
+    assert (both.images - (0.5 + weight.sum(0) / 2).clamp(0, 1)).abs().max() < 1e-6
+    assert both.targets == ("1: the direction",)
+    start = torch.full((1, 3, 3, 3), 0.4, dtype=torch.float64)
+    one = neuron_visualization(vector, start, layer="1", channels=(0,), **plain | {"steps": 1}).images
+    assert (one - (start + 0.2 * (weight[0] + 0.2)).clamp(0, 1)).abs().max() < 1e-9
+    # The layer has channels 0 and 1 of 3x3 positions.
+    for outside in ({"channels": (2,)}, {"position": (3, 0)}, {"position": (0, 3)}):
+        refused = False
+        try:
+            neuron_visualization(model, layer="0", **{"channels": (1,)} | outside, **plain)
+        except InputError:
+            refused = True
+        assert refused
 
 
 @method(
@@ -47,6 +71,17 @@ def linear_neuron_has_its_closed_form() -> None:
     needs=["gradients"],
     cost=Cost(forward=size.channels * (param.steps + 8), backward=size.channels * (param.steps + 8)),
     oracle=linear_neuron_has_its_closed_form,
+    relations=[
+        agrees_with_ascent(unit_ascent),
+        agrees_with_ascent(unit_ascent, seed=0),
+        agrees_with_ascent(unit_ascent, unit="neuron", channels=(3, 1)),
+        agrees_with_ascent(unit_ascent, unit="neuron", position=(1, 2), size=None),
+        agrees_with_ascent(unit_ascent, unit="layer"),
+        agrees_with_ascent(unit_ascent, unit="direction", channels=(2, 0), direction=[1.5, -0.5]),
+        agrees_with_ascent(unit_ascent, unit="direction", channels=(2, 4)),
+        ScalesWith("logits", power=0),
+        Monotone("steps", values=(2, 6, 12), measure="scores", where={"jitter": 0}, networks=("gap",)),
+    ],
     quick={"steps": 4, "size": None, "channels": (0, 1)},
     demo={"layer": "relu4_1", "steps": 150},
 )

@@ -98,3 +98,17 @@ def test_units_outside_the_layer_are_refused(model: Model) -> None:
         visualize(model, layer="2", unit="direction", channels=(0, 1), direction=[1.0])
     with pytest.raises(InputError, match="start needs one image, or 2"):
         visualize(model, torch.rand(3, 3, 12, 12), layer="2", channels=(0, 1))
+
+
+def test_coarse_start_noise_does_not_depend_on_the_batch() -> None:
+    conv = nn.Conv2d(3, 3, 1)
+    with torch.no_grad():  # closed on the fine noise around 1/2, open on the bright areas of coarse noise
+        conv.weight.fill_(1)
+        conv.bias.fill_(-2)
+    network = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(768, 2)).double()
+    model = load_model(network, input_size=(3, 16, 16))
+    few: dict[str, Any] = {"layer": "1", "steps": 1, "lr": 1e-12, "seed": 0, "parametrization": "pixels"}
+    together = visualize(model, channels=(0, 1, 2), jitter=0, blur_every=0, start_noise=0.01, **few)
+    alone = visualize(model, channels=(0,), jitter=0, blur_every=0, start_noise=0.01, **few)
+    assert alone.images.std() > 0.1  # coarse
+    torch.testing.assert_close(together.images[:1], alone.images, rtol=0, atol=1e-9)

@@ -1,0 +1,209 @@
+"""Relations that several syntheses declare, and the plain loops that they agree with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from phosphene import optimize, scores
+from phosphene.images import gaussian_blur, noise_images, resize
+from phosphene.spec import Agrees, Calls
+
+Score = Callable[[Tensor], Tensor]
+
+#: Every term, edit and transform of activation maximisation, on the pixels and by the plain gradient step.
+ALL_TERMS: dict[str, Any] = {
+    "parametrization": "pixels",
+    "optimizer": "sgd",
+    "steps": 4,
+    "lr": 0.5,
+    "l2": 0.02,
+    "total_variation": 0.01,
+    "blur_every": 2,
+    "blur_sigma": 0.7,
+    "jitter": 2,
+    "rotate": 10,
+    "rescale": 1.2,
+    "clip_norm": 10,
+    "clip_contribution": 15,
+    "start_noise": 0.1,
+    "size": 20,
+}
+
+
+def gradient_ascent(score: Score, start: Tensor, center: Tensor, params: Mapping[str, Any]) -> Tensor:
+    """Projected gradient ascent on S - l2 ||I - m||^2 - total_variation TV, with all edits and transforms."""
+    random = torch.Generator().manual_seed(params["seed"])
+    images, mean = start.clone(), center.view(-1, 1, 1).to(start)
+    for step in range(1, params["steps"] + 1):
+        variable = images.clone().requires_grad_()
+        inputs: Tensor = variable
+        if params["jitter"]:
+            inputs = optimize.jitter(inputs, random, pixels=params["jitter"])
+        if params["rotate"]:
+            inputs = optimize.rotate(inputs, random, degrees=params["rotate"])
+        if params["rescale"] > 1:
+            inputs = optimize.rescale(inputs, random, factor=params["rescale"])
+        (ascent,) = torch.autograd.grad(score(inputs).sum(), variable)
+        down = (variable[..., 1:, :-1] - variable[..., :-1, :-1]).square().sum()
+        right = (variable[..., :-1, 1:] - variable[..., :-1, :-1]).square().sum()
+        penalty = params["l2"] * (variable - mean).square().sum() + params["total_variation"] * (down + right)
+        images = (images + params["lr"] * (ascent - torch.autograd.grad(penalty, variable)[0])).clamp(0, 1)
+        if params["blur_every"] and step % params["blur_every"] == 0:
+            images = gaussian_blur(images, params["blur_sigma"])
+        if params["clip_norm"]:
+            images = _clip(images, mean, (images - mean).norm(dim=1, keepdim=True), params["clip_norm"])
+        if params["clip_contribution"]:
+            contribution = ((images - mean) * ascent).sum(1, keepdim=True).abs()
+            images = _clip(images, mean, contribution, params["clip_contribution"])
+    return images
+
+
+def _clip(images: Tensor, mean: Tensor, importance: Tensor, percentage: float) -> Tensor:
+    """The least important pixels set to the mean."""
+    threshold = importance.flatten(1).quantile(percentage / 100, dim=1).view(-1, 1, 1, 1)
+    return torch.where(importance < threshold, mean, images)
+
+
+def initial_images(calls: Calls, score: Score, count: int) -> Tensor:
+    """The model's mean colour plus noise; coarse grey noise where the score has no gradient there."""
+    channels, height, width = calls.model.input_size
+    seed, noise = calls.params["seed"], calls.params["start_noise"]
+    shape = (count, channels, calls.params["size"] or height, calls.params["size"] or width)
+    images = noise_images(shape, seed=seed, mean=calls.model.mean, sd=noise).to(calls.model.dtype)
+    for attempt in range(1, 9):
+        variable = images.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(score(variable).sum(), variable)
+        coarse = gaussian_blur(
+            noise_images((1, 1, *shape[2:]), seed=seed + attempt) - 0.5, min(shape[2:]) / 10
+        )
+        coarse = (0.5 + 0.2 * coarse / coarse.std()).clamp(0, 1).to(images)
+        images = torch.where((gradient == 0).flatten(1).all(1).view(-1, 1, 1, 1), coarse, images)
+    return images
+
+
+def class_ascent(calls: Calls) -> Tensor:
+    """Activation maximisation of the target by ``gradient_ascent``."""
+
+    def score(images: Tensor) -> Tensor:
+        return scores(calls.model, images, calls.inputs["target"])
+
+    return gradient_ascent(score, initial_images(calls, score, 1), calls.model.mean, calls.params)
+
+
+def unit_ascent(calls: Calls) -> Tensor:
+    """Activation maximisation of a unit by ``gradient_ascent``, with the unit's formula."""
+    p = calls.params
+    channels = torch.tensor(p["channels"])
+    layer = p["layer"] or calls.model.last_map
+    weights = torch.tensor(p["direction"] or [1.0] * len(channels), dtype=torch.float64)
+
+    def score(images: Tensor) -> Tensor:
+        maps = calls.model.features(images, layer)
+        rows = torch.arange(len(images))
+        y, x = p["position"] or (calls.model.map_shape(layer)[1] // 2, calls.model.map_shape(layer)[2] // 2)
+        formulas = {
+            "neuron": lambda: maps[rows, channels, y, x],
+            "channel": lambda: maps[rows, channels].flatten(1).mean(1),
+            "layer": lambda: (maps**2).flatten(1).mean(1),
+            "direction": lambda: (weights[:, None, None] * maps[:, channels]).sum(1).flatten(1).mean(1),
+        }
+        return formulas[p["unit"]]()
+
+    count = 1 if p["unit"] in ("layer", "direction") else len(channels)
+    return gradient_ascent(score, initial_images(calls, score, count), calls.model.mean, p)
+
+
+def inversion_by_adam(calls: Calls) -> Tensor:
+    """Feature inversion of every stage by Adam on its loss."""
+    p, images, mean = calls.params, calls.inputs["images"], calls.model.mean[:, None, None]
+    inversions = []
+    for layer in calls.model.stages:
+        with torch.no_grad():
+            expected = calls.model.features(images, layer).flatten(1)
+        start = noise_images(images.shape, seed=p["seed"], mean=calls.model.mean, sd=0.02)
+        x = start.to(images).requires_grad_()
+        optimizer = torch.optim.Adam([x], lr=p["lr"] or 0.02)
+        for _ in range(p["steps"]):
+            features = calls.model.features(x, layer).flatten(1)
+            distance = ((features - expected) ** 2).sum(1) / (expected**2).sum(1)
+            across, down = x[..., :-1, 1:] - x[..., :-1, :-1], x[..., 1:, :-1] - x[..., :-1, :-1]
+            variation = ((across**2 + down**2) ** (p["beta"] / 2)).sum((1, 2, 3))
+            norm = ((x - mean).abs() ** p["alpha"]).sum((1, 2, 3))
+            penalty = (p["total_variation"] * variation + p["alpha_norm"] * norm) / images[0, 0].numel()
+            (x.grad,) = torch.autograd.grad((distance + penalty).sum(), x)
+            optimizer.step()
+            x.data.clamp_(0, 1)
+        inversions.append(x.detach())
+    return torch.stack(inversions, 1)
+
+
+def dream_by_hand(calls: Calls) -> Tensor:
+    """DeepDream of the second to last stage, octave by octave, without shifts; zoomed into the centre."""
+    p, layer = calls.params, calls.model.stages[-2]
+    images: Tensor = calls.inputs["images"]
+    height, width = images.shape[2:]
+    for run in range(p["zoom"] + 1):
+        if run:
+            crop = [max(1, round(side / p["zoom_scale"])) for side in (height, width)]
+            top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
+            images = resize(images[..., top : top + crop[0], left : left + crop[1]], (height, width))
+        detail = torch.zeros_like(images)
+        for octave in range(p["octaves"]):
+            factor = p["octave_scale"] ** (octave + 1 - p["octaves"])
+            size = (round(height * factor), round(width * factor))
+            base = resize(images, size)
+            dream = (base + F.interpolate(detail, size, mode="bilinear", antialias=True)).clamp(0, 1)
+            for _ in range(p["steps"]):
+                dream = _dream_step(calls, layer, dream)
+            detail = dream - base
+        images = dream
+    return images
+
+
+def _dream_step(calls: Calls, layer: str, images: Tensor) -> Tensor:
+    """One step of normalised length on the mean square of a layer minus the total variation."""
+    variable = images.clone().requires_grad_()
+    energy = calls.model.features(variable, layer).square().flatten(1).mean(1).sum()
+    down = (variable[..., 1:, :-1] - variable[..., :-1, :-1]).square().sum()
+    right = (variable[..., :-1, 1:] - variable[..., :-1, :-1]).square().sum()
+    penalty = calls.params["total_variation"] * (down + right) / images[0, 0].numel()
+    (gradient,) = torch.autograd.grad(energy - penalty, variable)
+    rms = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
+    return (images + calls.params["lr"] * gradient / rms).clamp(0, 1)
+
+
+def latent_ascent(calls: Calls) -> Tensor:
+    """Codes after projected gradient ascent on S(G(z)) - l2 ||z||^2 from the best of the drawn codes."""
+    p, size = calls.params, calls.model.input_size
+    generator = calls.inputs["generator"].double()
+
+    def score(z: Tensor) -> Tensor:
+        return scores(calls.model, resize(generator.decode(z), (size[1], size[2])), calls.inputs["target"])
+
+    random = torch.Generator().manual_seed(p["seed"])
+    codes = torch.randn(p["draws"], *generator.latent_size, generator=random).double()
+    with torch.no_grad():
+        z = codes[score(codes).argmax()][None]
+    for _ in range(p["steps"]):
+        variable = z.clone().requires_grad_()
+        objective = score(variable).sum() - p["l2"] * variable.square().sum()
+        (gradient,) = torch.autograd.grad(objective, variable)
+        z = (z + p["lr"] * gradient).clamp(-p["bound"], p["bound"])
+    return z
+
+
+def class_visualization(calls: Calls) -> Tensor:
+    """The images of ``class_visualization`` with its defaults, in as many steps."""
+    shared = {name: calls.params[name] for name in ("steps", "seed")}
+    images: Tensor = calls.other("synthesis.class_visualization", shared).images
+    return images
+
+
+def agrees_with_ascent(reference: Callable[[Calls], Tensor], **where: Any) -> Agrees:
+    """Agreement of the images with a plain loop, with all terms."""
+    return Agrees(reference, fields=("images",), where=ALL_TERMS | where, networks=("gap",))
