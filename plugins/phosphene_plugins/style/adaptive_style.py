@@ -8,16 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import (
-    InputError,
-    Reference,
-    TensorDataset,
-    batch_size,
-    hookimpl,
-    load_model,
-    method,
-    progress_bar,
-)
+from phosphene import InputError, Reference, TensorDataset, batch_size, hookimpl, method, progress_bar
 from phosphene.results import Stylization
 from phosphene.roles import AdaptiveStylizer, Dataset, Images, LayerName, Model, Seed, Styles
 from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, param, size
@@ -114,35 +105,6 @@ def training_step_has_a_closed_form() -> None:
     layers: Any = {"layer": "1", "steps": 1, "batch": 5, "seed": 3}
     both = adaptive_style_fit(model, *data, style_layers=["0", "1"], **layers)
     assert both.losses == adaptive_style_fit(model, *data, **layers).losses, "the default style layers differ"
-
-
-def first_loss_is_that_of_the_untrained_decoder() -> None:
-    """Features = pixels: the first loss is the equation for the untrained decoder, which is the result."""
-    pixels = nn.Conv2d(3, 3, 1).double()
-    mean, std = torch.tensor([0.375, 0.5, 0.625]), torch.tensor([0.25, 0.5, 0.75])
-    with torch.no_grad():  # the convolution undoes the normalization
-        pixels.weight.copy_(torch.diag(std)[:, :, None, None])
-        pixels.bias.copy_(mean)  # type: ignore[union-attr]
-    model = load_model(nn.Sequential(pixels), input_size=(3, 8, 12), mean=mean.tolist(), std=std.tolist())
-    draw = torch.Generator().manual_seed(0)
-    content, style = (torch.rand(1, 3, 8, 12, generator=draw, dtype=torch.float64) for _ in range(2))
-    # So small a learning rate leaves the weights as they are.
-    options: Any = {"steps": 1, "batch": 1, "lr": 1e-12, "style_weight": 5.0, "reconstruction_weight": 2.0}
-    result = adaptive_style_fit(
-        model, TensorDataset(content), TensorDataset(style), layer="0", style_layers=["0"], seed=0, **options
-    )
-    moments = lambda x: (x.mean((2, 3), keepdim=True), (x.var((2, 3), keepdim=True) + 1e-5).sqrt())
-    joined = lambda x: torch.cat(moments(x), 1)
-    relative = lambda x, y: (x - y).square().sum() / y.square().sum()
-    (content_mean, content_std), (style_mean, style_std) = moments(content), moments(style)
-    target = style_std * (content - content_mean) / content_std + style_mean
-    with torch.no_grad():
-        output, reconstruction = result.network(target), result.network(content)
-    # The statistics of the pixels and those of the layer are the same here.
-    expected = relative(output, target) + 2 * relative(reconstruction, content)
-    expected += 2 * 5 * relative(joined(output), joined(style))
-    torch.testing.assert_close(result.losses[0], expected.to(result.losses))
-    torch.testing.assert_close(result.previews, output.clamp(0, 1))
 
 
 @method(

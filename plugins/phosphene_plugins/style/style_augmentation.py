@@ -146,7 +146,6 @@ def a_view_is_the_weighted_mean_of_image_and_stylized_image() -> None:
     for n in range(3):
         expected = 0.75 * images[n] + 0.25 * stylized[n, style[n]]
         assert (result.views[n] - expected).abs().max() < 1e-6, "a view is not (1 - b) x + b T(x, s)"
-    torch.testing.assert_close(result.blend_weights.sum(2), torch.ones(3, 4).to(result.blend_weights))
     assert set(style.flatten().tolist()) == {0, 1}, "one style is never drawn"
     panels = result.panels()[1]
     assert [panel.title for panel in panels] == ["image", *(f"25% {stylizer.labels[s]}" for s in style[1])]
