@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from phosphene import Reference, batch_size, hookimpl, method, progress_bar
 from phosphene.roles import Images, Model, Seed
-from phosphene.spec import Cost, Nonnegative, param, size
+from phosphene.spec import Cost, InvariantTo, Monotone, Nonnegative, ScalesWith, param, size
 from phosphene.testing import linear_model
 
 from ._certificates import Certificates
@@ -36,6 +36,22 @@ def radius_approaches_the_distance_to_the_decision_boundary() -> None:
     votes = np.round(result.vote_share.numpy() * 4000).astype(np.int64)
     bounds = scipy.stats.norm.ppf(clopper_pearson_lower_bound(votes, 4000, 1e-3))
     torch.testing.assert_close(result.radius, 0.5 * torch.from_numpy(bounds))
+    # At least k of n successes have the probability alpha where p is the bound.
+    k, n = np.array([0, 1, 2, 7, 9]), 9
+    bounds = clopper_pearson_lower_bound(k, n, 0.05)
+    np.testing.assert_allclose(scipy.stats.binom.sf(k[1:] - 1, n, bounds[1:]), 0.05)
+    assert bounds[0] == 0
+    # Predicting: three classes, the third is never the largest. Of 40 votes at 0.05 it takes 27 not to abstain.
+    model = linear_model(torch.cat([weight, weight[:1]]).view(3, 1, 2, 2), bias=[0.0, 0.0, -9.0])
+    result = randomized_smoothing(model, images, sigma=1.2, samples=40, alpha=0.05, task="predict", seed=3)
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.stack([torch.randn(1, 2, 2, generator=generator) for _ in range(40)]).double()
+    noisy = (images[:, None] + 1.2 * noise).flatten(2) @ weight[1]
+    positive = (noisy > 0).sum(1)
+    votes = torch.maximum(positive, 40 - positive)
+    assert result.labels.tolist() == (positive > 20).long().tolist() and not result.radius.any()
+    torch.testing.assert_close(result.vote_share, votes.double() / 40)
+    assert result.abstained.tolist() == (votes < 27).tolist() == [True, False]
 
 
 @method(
@@ -50,6 +66,12 @@ def radius_approaches_the_distance_to_the_decision_boundary() -> None:
         )
     ],
     invariants=[Nonnegative(field="radius")],
+    relations=[
+        ScalesWith("logits", power=0, fields=("radius", "vote_share")),
+        InvariantTo("logit_shift", fields=("radius", "vote_share")),
+        InvariantTo("batch_order", fields=("radius", "vote_share")),
+        Monotone("alpha", values=(0.001, 0.01, 0.1, 0.4), measure="radius"),
+    ],
     cost=Cost(forward=size.images * (param.selection + param.samples)),
     tags=["certificate"],
     oracle=radius_approaches_the_distance_to_the_decision_boundary,
