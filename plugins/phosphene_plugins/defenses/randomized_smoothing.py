@@ -41,7 +41,7 @@ def radius_approaches_the_distance_to_the_decision_boundary() -> None:
     bounds = clopper_pearson_lower_bound(k, n, 0.05)
     np.testing.assert_allclose(scipy.stats.binom.sf(k[1:] - 1, n, bounds[1:]), 0.05)
     assert bounds[0] == 0
-    # Predicting: three classes, the third is never the largest. Of 40 votes at 0.05 it takes 27 not to abstain.
+    # Predicting with a third class that gets no votes: of 40 votes 27 are enough at 0.05.
     model = linear_model(torch.cat([weight, weight[:1]]).view(3, 1, 2, 2), bias=[0.0, 0.0, -9.0])
     result = randomized_smoothing(model, images, sigma=1.2, samples=40, alpha=0.05, task="predict", seed=3)
     generator = torch.Generator().manual_seed(3)
