@@ -27,6 +27,7 @@ from ._bound_propagation import (
 from ._certificates import Certificates
 
 #: Multiplications in one batch of eigenvalue problems: of large matrices fewer are solved together.
+# equivalent mutants: only how many are solved together
 _MAX_MULTIPLICATIONS = 2**20
 #: Spectral norms by the digest of the weights and the other arguments: every batch of images needs them
 #: again.
@@ -79,6 +80,7 @@ def _circular_spectral_norm(
     spectrum = torch.fft.rfft2(kernel, s=torus).permute(2, 3, 0, 1).flatten(0, 1)
     largest = 0.0  # eigenvalue of A A', the square of the singular value
     for matrices in spectrum.chunk(groups, dim=1):
+        # equivalent mutants: A A' and A' A have the same largest eigenvalue
         matrices = matrices if matrices.shape[1] < matrices.shape[2] else matrices.mH
         products = matrices @ matrices.mH
         # The Frobenius norm is an upper bound: starting with the largest, most frequencies need no solution.
@@ -141,6 +143,7 @@ def _max_pool(
 ) -> LipschitzBound:  # fmt: skip
     """The root of the number of windows that a value lies in."""
     sides = [(n, n) if isinstance(n, int) else tuple(n) for n in (kernel_size, stride or kernel_size)]
+    # equivalent mutants: both are pairs
     windows = math.prod(math.ceil(length / step) for length, step in zip(*sides, strict=True))
     return LipschitzBound(func(x.example, kernel_size, stride, *args, **kwargs), x.bound * math.sqrt(windows))
 
@@ -238,7 +241,7 @@ def convolutions_have_the_norm_of_their_matrix() -> None:
     """The norm of the circular convolution's matrix on a torus as large as map and kernel together."""
     generator = torch.Generator().manual_seed(0)
     for groups, (height, width), dilation in ((1, (3, 2), (1, 1)), (2, (2, 3), (2, 1)), (2, (1, 1), (1, 1))):
-        weight = torch.randn(6, 4 // groups, height, width, generator=generator, dtype=torch.float64)
+        weight = torch.randn(6, 4 // groups, height, width, generator=generator, dtype=torch.float64) / 20
         extents = (dilation[0] * (height - 1), dilation[1] * (width - 1))
         torus = (1, 4, 3 + extents[0], 4 + extents[1])
         units = torch.eye(math.prod(torus), dtype=torch.float64).view(-1, *torus[1:])

@@ -52,6 +52,9 @@ def radius_approaches_the_distance_to_the_decision_boundary() -> None:
     assert result.labels.tolist() == (positive > 20).long().tolist() and not result.radius.any()
     torch.testing.assert_close(result.vote_share, votes.double() / 40)
     assert result.abstained.tolist() == (votes < 27).tolist() == [True, False]
+    # Six votes of six are enough, five of six are not.
+    result = randomized_smoothing(model, images, sigma=1e-6, samples=6, alpha=0.05, task="predict", seed=0)
+    assert not result.abstained.any()
 
 
 @method(
@@ -142,10 +145,10 @@ def randomized_smoothing(
         p = clopper_pearson_lower_bound(votes, samples, alpha)
         radius, abstained = sigma * scipy.stats.norm.ppf(p.clip(0.5)), p <= 0.5
     else:
-        second = counts.scatter(1, labels[:, None], 0).amax(1).cpu().numpy()
-        p_values = [
-            scipy.stats.binomtest(int(a), int(a + b)).pvalue for a, b in zip(votes, second, strict=True)
-        ]
+        second = counts.scatter(1, labels[:, None], 0).amax(1).tolist()
+        # equivalent mutants: there is one number for each image in both
+        pairs = zip(votes.tolist(), second, strict=True)
+        p_values = [scipy.stats.binomtest(first, first + other).pvalue for first, other in pairs]
         radius, abstained = np.zeros(len(images)), np.array(p_values) > alpha
     return Certificates.build(
         model,
