@@ -66,8 +66,8 @@ def assert_trained_plainly(
     optimizer: Any,
     *,
     labels: Tensor | None = None,
-) -> None:
-    """Assert that ``train()`` has the losses and the final logits of the plain loop, and evaluates it."""
+) -> tuple[TrainedModel, Model]:
+    """Assert that ``train()`` has the losses and the final logits of the plain loop; returns both results."""
     with max_batch(PART):
         result = train()
     trained, losses = train_plainly(model, dataset, loss, optimizer, labels=labels)
@@ -80,3 +80,4 @@ def assert_trained_plainly(
     torch.testing.assert_close(result.curves["clean"][-1], accuracy)
     assert result.evaluation_steps.tolist() == [*range(STEPS + 1)]
     torch.testing.assert_close(result.previews[::3], held_out)
+    return result, trained
