@@ -65,6 +65,7 @@ def share_of_margins_beyond_eps_on_a_linear_model() -> None:
     report = robust_accuracy(model, TensorDataset(images), **options)
     assert report.correct.all() and report.counts == (2,), report.counts
     assert report.success.tolist() == [[True, True, False, False, False]]
+    assert robust_accuracy(model, TensorDataset(images), **options | {"budget": 1}).counts == (1,)
     report = robust_accuracy(model, TensorDataset(images), **options | {"budget": 1000})
     assert report.success.tolist() == [[True, True, False, False, True]]
 
@@ -185,6 +186,7 @@ def robust_accuracy(
         "success": first.new_zeros(len(runners), count, dtype=torch.bool),
         "distances": first.new_zeros(len(runners), count),
         "adversarial": example_images.clone(),
+        # equivalent mutants: every negative number is none
         "best_attack": first.new_full((len(example_images),), -1, dtype=torch.int64),  # -1: none so far
     }
     steps = resumable(work, state, "attacking")
@@ -202,8 +204,10 @@ def robust_accuracy(
             with report_progress(False):  # one progress bar for all attacks
                 result = runners[a].run(model, images[rows], labels[rows], radius)
             distance = result.distance(norm)
+            # equivalent mutants: the attacks stay in their balls, but for rounding
             broken = result.success & (distance <= radius * (1 + _ROUNDING))
             distances[a, remaining[broken]] = distance[broken].clamp(max=radius)
+            # equivalent mutants: there is an example for each image
             for n, example in zip(remaining[broken].tolist(), result.adversarial[broken], strict=True):
                 if n >= len(best_attack):
                     continue
