@@ -129,6 +129,10 @@ def _reachable_names(source: str, functions: Sequence[str]) -> set[str]:
                 | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
             ):
                 definitions[name] = [value]
+            case ast.Assign(targets=[ast.Attribute(value=ast.Name(id=name))], value=value):
+                definitions.setdefault(name, []).append(
+                    value
+                )  # a class's attribute, such as a table of rules
     reached: set[str] = set()
     waiting = [name for name in functions if name in definitions]
     while waiting:

@@ -11,9 +11,19 @@ from torch import Tensor
 
 from phosphene import Model, Result
 from phosphene.results import Panel
+from phosphene.spec import Equivariant, InvariantTo, Relation
 
 #: From images (N, C, H, W) in [0, 1] to images of the same shape, each transformed independently.
 Transform: TypeAlias = Callable[[Tensor], Tensor]
+
+#: Of a filter that treats the image's axes and directions equally.
+FLIPS: tuple[Relation, ...] = (Equivariant("hflip"), Equivariant("vflip"), Equivariant("transpose"))
+
+#: Of every transform: images do not depend on each other, probabilities not on a constant in the logits.
+INDEPENDENT: tuple[Relation, ...] = (
+    InvariantTo("batch_order", fields=("transformed", "confidence_before", "confidence_after")),
+    InvariantTo("logit_shift", fields=("confidence_before", "confidence_after")),
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -9,10 +9,10 @@ from torch import Tensor
 from phosphene import Reference, hookimpl, method
 from phosphene.optimize import straight_through
 from phosphene.roles import Images, Model
-from phosphene.spec import Cost, PixelRange, SameShape, size
+from phosphene.spec import Cost, Equivariant, PixelRange, SameShape, size
 from phosphene.testing import linear_model
 
-from ._input_transform_result import DefendedImages, Transform, compare_predictions
+from ._input_transform_result import FLIPS, INDEPENDENT, DefendedImages, Transform, compare_predictions
 
 #: The paper of bit-depth reduction and median smoothing.
 FEATURE_SQUEEZING = Reference(
@@ -31,9 +31,9 @@ def quantize(bits: int) -> Transform:
 
 
 def one_bit_is_black_and_white() -> None:
-    """With one bit pixels are 0 or 1, with two they are thirds; the gradient is the identity's."""
+    """Pixels are multiples of 1, of 1/3 and of 1/7 with one to three bits; the gradient is the identity's."""
     pixels = torch.tensor([[[[0.1, 0.4, 0.6, 0.9]]]], dtype=torch.float64, requires_grad=True)
-    for bits, levels in ((1, [0, 0, 1, 1]), (2, [0, 1 / 3, 2 / 3, 1])):
+    for bits, levels in ((1, [0, 0, 1, 1]), (2, [0, 1 / 3, 2 / 3, 1]), (3, [1 / 7, 3 / 7, 4 / 7, 6 / 7])):
         quantized = quantize(bits)(pixels)
         torch.testing.assert_close(quantized, torch.tensor([[[levels]]], dtype=torch.float64))
         weights: Tensor = torch.arange(4.0, dtype=torch.float64).view_as(pixels)
@@ -50,6 +50,7 @@ def one_bit_is_black_and_white() -> None:
     title="Bit depth",
     references=[FEATURE_SQUEEZING],
     invariants=[PixelRange(field="transformed"), SameShape(field="transformed")],
+    relations=[*FLIPS, Equivariant("shift"), *INDEPENDENT],
     cost=Cost(forward=2 * size.images),
     tags=["input-transform"],
     oracle=one_bit_is_black_and_white,

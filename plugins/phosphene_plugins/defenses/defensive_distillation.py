@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from phosphene import Reference, TensorDataset, batch_size, hookimpl, load_model, method
 from phosphene.roles import Dataset, Model, Seed
-from phosphene.spec import PixelRange
+from phosphene.spec import InvariantTo, PixelRange
 from phosphene.training import (
     Loss,
     TrainedModel,
@@ -23,6 +23,7 @@ from phosphene.training import (
 )
 
 from ._training_evaluation import EvaluationRadius, HeldOutEvaluation, TrainingOptions, training_cost
+from ._training_reference import SHORT_TRAINING, assert_trained_plainly, sample_training, train_plainly
 
 
 def student_logits_scale_with_the_temperature() -> None:
@@ -37,6 +38,33 @@ def student_logits_scale_with_the_temperature() -> None:
     result = defensive_distillation(model, dataset, temperature=5.0, **options)
     logits = result.model()(images[:1])[0]
     torch.testing.assert_close(logits[0] - logits[1], 5 * torch.tensor(9.0).double().log(), rtol=0.02, atol=0)
+
+
+def student_and_teacher_equal_plain_loops() -> None:
+    """A teacher on the predicted classes, then a student on the teacher's probabilities, at temperature 3."""
+    model, dataset = sample_training(nn.BatchNorm1d(3), nn.Tanh())
+
+    def teacher_loss(trained: Model, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+        trained.module.train()
+        return F.cross_entropy(trained(images) / 3, labels, reduction="none")
+
+    def student_loss(trained: Model, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+        trained.module.train()
+        return -((teacher(images) / 3).softmax(1).detach() * (trained(images) / 3).log_softmax(1)).sum(1)
+
+    labels = model(dataset.images).argmax(1)
+    teacher, _ = train_plainly(model, dataset, teacher_loss, torch.optim.Adam, labels=labels)
+    options: dict[str, Any] = {"temperature": 3, "labels": "predicted", **SHORT_TRAINING}
+    assert_trained_plainly(
+        lambda: defensive_distillation(model, dataset, **options), model, dataset, student_loss,
+        torch.optim.Adam, labels=labels,
+    )  # fmt: skip
+
+
+def distills_at_the_temperature() -> None:
+    """The optimum in closed form, and plain loops of teacher and student."""
+    student_logits_scale_with_the_temperature()
+    student_and_teacher_equal_plain_loops()
 
 
 @method(
@@ -58,12 +86,13 @@ def student_logits_scale_with_the_temperature() -> None:
         ),
     ],
     invariants=[PixelRange(field="previews")],
+    relations=[InvariantTo("logit_shift", fields=("losses",))],
     needs=["gradients", "dataset", "training"],
     # Teacher: labels and logits; student: the teacher's logits and its own.
     cost=training_cost(4, 2),
     batch_independent=False,
     tags=["training"],
-    oracle=student_logits_scale_with_the_temperature,
+    oracle=distills_at_the_temperature,
     quick={"steps": 2, "batch": 2, "held_out": 0.2},
     demo={"dataset": "builtin:scenes/64", "steps": 30, "batch": 16, "eps": 2 / 255},
 )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from phosphene import Reference, float64_device, hookimpl, method, progress_bar
+from phosphene import Reference, float64_device, hookimpl, load_model, method, progress_bar
 from phosphene.roles import Images
 from phosphene.roles import Model as ModelInput
-from phosphene.spec import Cost, Nonnegative, param, size
+from phosphene.spec import Cost, Equivariant, InvariantTo, Monotone, Nonnegative, ScalesWith, param, size
 from phosphene.testing import linear_model
 
 from ._bound_propagation import (
@@ -24,6 +25,9 @@ from ._bound_propagation import (
     propagate,
 )
 from ._certificates import Certificates
+
+#: A search of the radius in which the relations' networks have proven radii.
+_SEARCH = {"eps": 1e-3, "halvings": 8}
 
 
 class Interval(BoundTensor):
@@ -168,8 +172,10 @@ def worst_case_margins(
     ``precision`` float32 is enough for training only: it rounds a small box away, and everything would be
     proven.
     """
+    # equivalent mutants: only a device without double precision is replaced
     device = float64_device(images.device) if precision == torch.float64 else images.device
     if device != images.device:
+        # equivalent mutants: as above
         model = model.copy()
         model.module.to(device)
     images, labels = images.to(device).to(precision), labels.to(device)
@@ -204,6 +210,76 @@ def exact_on_a_linear_model() -> None:
     exact = (gaps / dual_norms).amin(1).detach()
     result = interval_bounds(model, images, eps=0.3, halvings=40)
     torch.testing.assert_close(result.radius, exact)
+    assert torch.equal(result.labels, labels)
+    # With fewer halvings it is the multiple of eps / 2^halvings below.
+    result = interval_bounds(model, images, eps=0.3, halvings=3)
+    torch.testing.assert_close(result.radius, (exact / 0.0375).floor() * 0.0375)
+    assert worst_case_margins(model, images, labels, 0.01, torch.float32).dtype == torch.float32
+    constant = linear_model(torch.zeros(3, 1, 2, 2))
+    assert not interval_bounds(constant, torch.rand(2, 1, 2, 2), eps=0.1, halvings=0).radius.any()
+    assert worst_case_margins(constant, images[:, :1].float(), labels * 0, 0.1).dtype == torch.float64
+
+
+def hidden_layer_in_closed_form() -> None:
+    """Two layers: center and radius after W1 and ReLU, then exact margins, or those of the sigmoids."""
+    generator = torch.Generator().manual_seed(1)
+    first, last = nn.Linear(6, 5).double(), nn.Linear(5, 3, bias=False).double()
+    for parameter in (first.weight, first.bias, last.weight):
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    layers = [nn.Flatten(), first, nn.ReLU(), last]
+    options: dict[str, Any] = {"input_size": (1, 2, 3), "mean": [0.4], "std": [0.3]}
+    images = torch.rand(2, 1, 2, 3, generator=generator, dtype=torch.float64)
+    images[0, 0, 0, :2] = torch.tensor([0.02, 0.97])  # the box ends at 0 and 1
+    labels = torch.tensor([2, 0])
+    lower, upper = (((images + end * 0.1).clamp(0, 1) - 0.4).flatten(1) / 0.3 for end in (-1, 1))
+    center, radius = first((lower + upper) / 2), (upper - lower) / 2 @ first.weight.abs().mT
+    lower, upper = (center - radius).relu(), (center + radius).relu()
+    rows = last.weight[labels][:, None] - last.weight
+    margins = (rows * ((lower + upper) / 2)[:, None] - rows.abs() * ((upper - lower) / 2)[:, None]).sum(2)
+    margins = margins.scatter(1, labels[:, None], torch.inf)
+    model = load_model(nn.Sequential(*layers), **options)
+    torch.testing.assert_close(worst_case_margins(model, images, labels, 0.1), margins)
+    center, radius = last((lower + upper) / 2), (upper - lower) / 2 @ last.weight.abs().mT
+    own = (center - radius).sigmoid().gather(1, labels[:, None])
+    margins = (own - (center + radius).sigmoid()).scatter(1, labels[:, None], torch.inf)
+    model = load_model(nn.Sequential(*layers, nn.Sigmoid()), **options)
+    torch.testing.assert_close(worst_case_margins(model, images, labels, 0.1), margins)
+
+
+def single_operations_are_exact() -> None:
+    """The bounds after one operation are its extremes over the corners of the box."""
+    generator = torch.Generator().manual_seed(2)
+    lower = torch.rand(1, 2, 2, 2, generator=generator, dtype=torch.float64) - 0.6
+    ends = torch.stack([lower, lower + torch.rand(lower.shape, generator=generator, dtype=torch.float64)])
+    choices = torch.tensor([*itertools.product((0, 1), repeat=lower.numel())]).view(-1, *lower.shape[1:])
+    corners = torch.where(choices == 1, ends[1], ends[0])
+    norm, conv = nn.BatchNorm2d(2, eps=0.1).double().eval(), nn.Conv2d(2, 4, 2, 2, 1, 1, 2).double()
+    for tensor in (norm.running_mean, norm.weight, norm.bias, conv.weight, conv.bias):
+        assert tensor is not None
+        tensor.data = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    norm.running_var = torch.tensor([0.3, 2.0], dtype=torch.float64)
+    plain = nn.BatchNorm2d(2, affine=False).double().eval()
+    operations: list[Callable[[Any], Any]] = [norm, plain, conv, nn.LeakyReLU(0.2), nn.Dropout().eval()]
+    operations += [lambda x: -0.5 * x, lambda x: x / -4, lambda x: torch.mul(3.0, x), lambda x: x * 2]
+    operations += [lambda x: x[:, :1] + x[:, 1:], lambda x: 1.5 + x, lambda x: x[:, :1] - x[:, 1:]]
+    operations += [lambda x: x - 0.3, lambda x: torch.cat([x[:, 1:], -2 * x[:, :1]], 1)]
+    for operation in operations:
+        bounds, values = operation(Interval(ends[0].clone(), ends[1].clone())), operation(corners).detach()
+        torch.testing.assert_close(bounds.lower.detach(), values.amin(0, True))
+        torch.testing.assert_close(bounds.upper.detach(), values.amax(0, True))
+    try:
+        raise AssertionError(f"1 / x became {torch.div(torch.ones(1), Interval(*ends))}")
+    except UnsupportedOperation:
+        pass
+    Interval(ends[0], ends[1]).relu_()
+    assert torch.equal(ends[0], lower), "an operation in place changed a tensor of the caller"
+
+
+def exact_where_it_has_to_be() -> None:
+    """Exact on linear models, after every single operation, and in closed form behind a hidden layer."""
+    exact_on_a_linear_model()
+    hidden_layer_in_closed_form()
+    single_operations_are_exact()
 
 
 @method(
@@ -219,9 +295,18 @@ def exact_on_a_linear_model() -> None:
         )
     ],
     invariants=[Nonnegative(field="radius")],
+    relations=[
+        *(Equivariant(t, fields=("radius",), where=_SEARCH) for t in ("hflip", "vflip", "transpose")),
+        *(
+            InvariantTo(change, fields=("radius",), where=_SEARCH)
+            for change in ("batch_order", "logit_shift", "normalization")
+        ),
+        ScalesWith("logits", power=0, fields=("radius",), where=_SEARCH),
+        Monotone("eps", values=(1e-5, 1e-4, 1e-3), measure="radius", where={"halvings": 20}),
+    ],
     cost=Cost(forward=size.images * (param.halvings + 2)),
     tags=["certificate"],
-    oracle=exact_on_a_linear_model,
+    oracle=exact_where_it_has_to_be,
     quick={"halvings": 4},
     demo={"eps": 2e-8},
 )

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from phosphene import Reference, TensorDataset, batch_size, hookimpl, method
 from phosphene.roles import Dataset, Model, Seed
-from phosphene.spec import PixelRange
+from phosphene.spec import InvariantTo, PixelRange
 from phosphene.testing import linear_model
 from phosphene.training import (
     TrainedModel,
@@ -23,6 +23,7 @@ from phosphene.training import (
 )
 
 from ._training_evaluation import HeldOutEvaluation, TrainingOptions, training_cost
+from ._training_reference import SHORT_TRAINING, assert_trained_plainly, sample_training
 from .interval_bounds import worst_case_margins
 
 
@@ -49,6 +50,46 @@ def loss_on_a_linear_model_is_that_of_the_exact_margin() -> None:
     torch.testing.assert_close(trained[0], (weight - 0.01 * gradient.sign()).detach(), rtol=0, atol=1e-6)
 
 
+def training_equals_a_plain_loop() -> None:
+    """A plain loop on the predicted classes with the bounds of a hidden layer written out."""
+    model, dataset = sample_training(nn.Tanh())
+
+    def margins(trained: Model, images: Tensor, labels: Tensor, eps: float) -> Tensor:
+        _, first, _, last = trained.module
+        lower, upper = (((images + end).clamp(0, 1) - 0.4).flatten(1) / 0.5 for end in (-eps, eps))
+        center, radius = first((lower + upper) / 2), (upper - lower) / 2 @ first.weight.abs().mT
+        lower, upper = (center - radius).tanh(), (center + radius).tanh()
+        rows = last.weight[labels][:, None] - last.weight
+        middle, half = (lower + upper)[:, None] / 2, (upper - lower)[:, None] / 2
+        return (rows * middle - rows.abs() * half).sum(2) + last.bias[labels][:, None] - last.bias
+
+    def loss(trained: Model, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+        scale = min(1.0, progress / 0.5)
+        k = 1 - scale * (1 - 0.3)
+        clean = F.cross_entropy(trained(images), labels, reduction="none")
+        worst = -margins(trained, images, labels, scale * 5 / 255)
+        return k * clean + (1 - k) * F.cross_entropy(worst, labels, reduction="none")
+
+    labels = model(dataset.images).argmax(1)
+    options: dict[str, Any] = {"eps": 5 / 255, "kappa": 0.3, "warm_up": 0.5, **SHORT_TRAINING}
+    result, trained = assert_trained_plainly(
+        lambda: interval_bounds_fit(model, dataset, labels="predicted", **options), model, dataset, loss,
+        torch.optim.Adam, labels=labels,
+    )  # fmt: skip
+    final = margins(trained, dataset.images[5:], labels[5:], 5 / 255)
+    proven = final.scatter(1, labels[5:, None], torch.inf).amin(1) > 0
+    torch.testing.assert_close(result.curves["proven"][-1], proven.double().mean())
+    assert result.note == "proven within 5/255"
+    radii = (2.000001 / 255, 2.125 / 255)
+    assert [*map(_format_radius, radii)] == ["2/255", "0.00833"]
+
+
+def trains_on_its_bounds() -> None:
+    """The exact margin of a linear model, and a plain loop with a hidden layer."""
+    loss_on_a_linear_model_is_that_of_the_exact_margin()
+    training_equals_a_plain_loop()
+
+
 @method(
     family="defenses",
     title="Training with interval bounds",
@@ -62,12 +103,13 @@ def loss_on_a_linear_model_is_that_of_the_exact_margin() -> None:
         )
     ],
     invariants=[PixelRange(field="previews")],
+    relations=[InvariantTo("logit_shift", fields=("losses",))],
     needs=["gradients", "dataset", "training"],
     # Each step: labels, logits and bounds; each evaluation: bounds.
     cost=training_cost(3, 2, certificate_passes=1),
     batch_independent=False,
     tags=["training", "certificate"],
-    oracle=loss_on_a_linear_model_is_that_of_the_exact_margin,
+    oracle=trains_on_its_bounds,
     quick={"steps": 2, "batch": 2, "held_out": 0.2},
     demo={"dataset": "builtin:scenes/64", "eps": 3e-8, "lr": 1e-4, "steps": 24, "batch": 16, "held_out": 0.2},
 )

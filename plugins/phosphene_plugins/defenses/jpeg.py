@@ -14,7 +14,7 @@ from phosphene.roles import Images, Model
 from phosphene.spec import Cost, PixelRange, SameShape, size
 from phosphene.testing import linear_model
 
-from ._input_transform_result import DefendedImages, Transform, compare_predictions
+from ._input_transform_result import INDEPENDENT, DefendedImages, Transform, compare_predictions
 
 
 def compress(quality: int) -> Transform:
@@ -56,6 +56,7 @@ def equals_a_round_trip_through_pillow() -> None:
         ),
     ],
     invariants=[PixelRange(field="transformed"), SameShape(field="transformed")],
+    relations=INDEPENDENT,
     cost=Cost(forward=2 * size.images),
     tags=["input-transform"],
     oracle=equals_a_round_trip_through_pillow,

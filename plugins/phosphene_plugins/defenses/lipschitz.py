@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phosphene import Reference, hookimpl, load_model, method, to_float64
 from phosphene.roles import Images, Model
-from phosphene.spec import Cost, Nonnegative, size
+from phosphene.spec import Cost, Equivariant, InvariantTo, Nonnegative, ScalesWith, size
+from phosphene.testing import linear_model
 
 from ._bound_propagation import (
     BoundTensor,
@@ -25,6 +27,7 @@ from ._bound_propagation import (
 from ._certificates import Certificates
 
 #: Multiplications in one batch of eigenvalue problems: of large matrices fewer are solved together.
+# equivalent mutants: only how many are solved together
 _MAX_MULTIPLICATIONS = 2**20
 #: Spectral norms by the digest of the weights and the other arguments: every batch of images needs them
 #: again.
@@ -77,6 +80,7 @@ def _circular_spectral_norm(
     spectrum = torch.fft.rfft2(kernel, s=torus).permute(2, 3, 0, 1).flatten(0, 1)
     largest = 0.0  # eigenvalue of A A', the square of the singular value
     for matrices in spectrum.chunk(groups, dim=1):
+        # equivalent mutants: A A' and A' A have the same largest eigenvalue
         matrices = matrices if matrices.shape[1] < matrices.shape[2] else matrices.mH
         products = matrices @ matrices.mH
         # The Frobenius norm is an upper bound: starting with the largest, most frequencies need no solution.
@@ -139,6 +143,7 @@ def _max_pool(
 ) -> LipschitzBound:  # fmt: skip
     """The root of the number of windows that a value lies in."""
     sides = [(n, n) if isinstance(n, int) else tuple(n) for n in (kernel_size, stride or kernel_size)]
+    # equivalent mutants: both are pairs
     windows = math.prod(math.ceil(length / step) for length, step in zip(*sides, strict=True))
     return LipschitzBound(func(x.example, kernel_size, stride, *args, **kwargs), x.bound * math.sqrt(windows))
 
@@ -192,7 +197,69 @@ def radius_is_the_distance_to_the_decision_boundary() -> None:
     linear.weight.data = torch.tensor([[0.6, -0.8, 0, 0], [-0.6, 0.8, 0, 0]], dtype=torch.float64)
     model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 2, 2), std=[0.5])
     images = torch.tensor([[[[0.9, 0.3], [0.5, 0.5]]], [[[0.3, 0.8], [0.0, 1.0]]]], dtype=torch.float64)
-    torch.testing.assert_close(lipschitz(model, images).radius, (images.flatten(1) @ linear.weight[0]).abs())
+    distances = (images.flatten(1) @ linear.weight[0]).abs()
+    result = lipschitz(model, images)
+    torch.testing.assert_close(result.radius, distances)
+    torch.testing.assert_close(lipschitz(model, images[:1]).radius, distances[:1])
+    assert result.labels.tolist() == [0, 1]
+    linear.weight.data *= 0.02
+    linear.bias = nn.Parameter(torch.tensor([0.0, 0.2], dtype=torch.float64))
+    farthest = torch.full((2,), 2.0, dtype=torch.float64)  # the diameter: root of 4 pixels
+    torch.testing.assert_close(lipschitz(model, images).radius, farthest)
+    torch.testing.assert_close(lipschitz(linear_model(images.new_zeros(2, 1, 2, 2)), images).radius, farthest)
+    torch.testing.assert_close(lipschitz(linear_model(images.new_ones(1, 1, 2, 2)), images).radius, farthest)
+
+
+def single_operations_have_their_factor() -> None:
+    """The factor of each operation: the norm of its Jacobian, or the closed form of its bound."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 4, 4, 6, generator=generator, dtype=torch.float64)
+    norm, plain = (nn.BatchNorm2d(4, eps=0.1, affine=affine).double().eval() for affine in (True, False))
+    norm.weight.data = torch.tensor([0.3, -2.0, 1.0, 0.1], dtype=torch.float64)
+    norm.running_var = torch.tensor([0.9, 1.5, 0.4, 0.1], dtype=torch.float64)
+    operations: list[tuple[Callable[[Any], Any], float]] = [
+        (nn.ReLU(), 1), (nn.LeakyReLU(-3.0), 3), (nn.LeakyReLU(0.1), 1), (nn.ELU(alpha=2.5), 2.5),
+        (norm, 2 / 1.6**0.5), (plain, 1 / 1.1**0.5), (nn.Dropout().eval(), 1), (lambda x: x[:, 1:], 1),
+        (lambda x: x + x, 2), (lambda x: x - 1.5, 1), (lambda x: torch.cat([x, x + x, x], 1), 6**0.5),
+        (lambda x: x.mean((2, 3)), 24**-0.5), (lambda x: x.sum(1), 2), (lambda x: F.avg_pool2d(x, 2), 0.5),
+        (nn.MaxPool2d(2), 1), (nn.MaxPool2d(3, 2), 2), (nn.MaxPool2d((3, 2), (2, 1)), 2),
+        (nn.Conv2d(4, 4, 1, groups=4, bias=False).double(), 0.0), (nn.Linear(6, 3).double(), 0.0),
+    ]  # fmt: skip
+    for operation, factor in operations:
+        if isinstance(operation, (nn.Conv2d, nn.Linear)):
+            weight = torch.randn(operation.weight.shape, generator=generator, dtype=torch.float64)
+            operation.weight.data = weight
+            factor = float(weight.abs().max() if weight.ndim == 4 else torch.linalg.matrix_norm(weight, 2))
+        bound = operation(LipschitzBound(x, 0.7))
+        assert math.isclose(bound.bound, 0.7 * factor), (operation, bound.bound, factor)
+        torch.testing.assert_close(bound.example, operation(x))
+    LipschitzBound(original := x.clone(), 1.0).relu_()
+    assert torch.equal(original, x), "an operation in place changed a tensor of the caller"
+
+
+def convolutions_have_the_norm_of_their_matrix() -> None:
+    """The norm of the circular convolution's matrix on a torus as large as map and kernel together."""
+    generator = torch.Generator().manual_seed(0)
+    for groups, (height, width), dilation in ((1, (3, 2), (1, 1)), (2, (2, 3), (2, 1)), (2, (1, 1), (1, 1))):
+        weight = torch.randn(6, 4 // groups, height, width, generator=generator, dtype=torch.float64) / 20
+        extents = (dilation[0] * (height - 1), dilation[1] * (width - 1))
+        torus = (1, 4, 3 + extents[0], 4 + extents[1])
+        units = torch.eye(math.prod(torus), dtype=torch.float64).view(-1, *torus[1:])
+        padded = F.pad(units, (0, extents[1], 0, extents[0]), mode="circular")
+        matrix = F.conv2d(padded, weight, dilation=dilation, groups=groups).flatten(1)
+        expected = float(torch.linalg.matrix_norm(matrix, 2))
+        assert math.isclose(spectral_norm(weight, (3, 4), dilation=dilation, groups=groups), expected)
+        bound = F.conv2d(
+            LipschitzBound(units[:1, :, :3, :4], 2.0), weight, None, 1, 3, dilation, groups
+        ).bound
+        assert math.isclose(bound, 2 * expected)
+
+
+def bounds_in_closed_form() -> None:
+    """The radius on linear models, and the factor of every operation."""
+    radius_is_the_distance_to_the_decision_boundary()
+    single_operations_have_their_factor()
+    convolutions_have_the_norm_of_their_matrix()
 
 
 @method(
@@ -215,9 +282,15 @@ def radius_is_the_distance_to_the_decision_boundary() -> None:
         ),
     ],
     invariants=[Nonnegative(field="radius")],
+    relations=[
+        *(Equivariant(transform, fields=("radius",)) for transform in ("hflip", "vflip", "transpose")),
+        ScalesWith("logits", power=0, fields=("radius",)),
+        InvariantTo("logit_shift", fields=("radius",)),
+        InvariantTo("batch_order", fields=("radius",)),
+    ],
     cost=Cost(forward=size.images + 1),
     tags=["certificate"],
-    oracle=radius_is_the_distance_to_the_decision_boundary,
+    oracle=bounds_in_closed_form,
 )
 def lipschitz(model: Model, images: Images) -> Certificates:
     """Lipschitz bound: certified l2 radius from the product of the layers' spectral norms.

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from phosphene import Reference, batch_size, hookimpl, method, progress_bar
 from phosphene.roles import Images, Model, Seed
-from phosphene.spec import Cost, Nonnegative, param, size
+from phosphene.spec import Cost, InvariantTo, Monotone, Nonnegative, ScalesWith, param, size
 from phosphene.testing import linear_model
 
 from ._certificates import Certificates
@@ -37,6 +37,25 @@ def radius_approaches_the_distance_to_the_decision_boundary() -> None:
     votes = np.round(result.vote_share.numpy() * 4000).astype(np.int64)
     bounds = scipy.stats.norm.ppf(clopper_pearson_lower_bound(votes, 4000, 1e-3))
     torch.testing.assert_close(result.radius, 0.5 * torch.from_numpy(bounds))
+    # At least k of n successes have the probability alpha where p is the bound.
+    k, n = np.array([0, 1, 2, 7, 9]), 9
+    bounds = clopper_pearson_lower_bound(k, n, 0.05)
+    np.testing.assert_allclose(scipy.stats.binom.sf(k[1:] - 1, n, bounds[1:]), 0.05)
+    assert bounds[0] == 0
+    # Predicting with a third class that gets no votes: of 40 votes 27 are enough at 0.05.
+    model = linear_model(torch.cat([weight, weight[:1]]).view(3, 1, 2, 2), bias=[0.0, 0.0, -9.0])
+    result = randomized_smoothing(model, images, sigma=1.2, samples=40, alpha=0.05, task="predict", seed=3)
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.stack([torch.randn(1, 2, 2, generator=generator) for _ in range(40)]).double()
+    noisy = (images[:, None] + 1.2 * noise).flatten(2) @ weight[1]
+    positive = (noisy > 0).sum(1)
+    votes = torch.maximum(positive, 40 - positive)
+    assert result.labels.tolist() == (positive > 20).long().tolist() and not result.radius.any()
+    torch.testing.assert_close(result.vote_share, votes.double() / 40)
+    assert result.abstained.tolist() == (votes < 27).tolist() == [True, False]
+    # Six votes of six are enough, five of six are not.
+    result = randomized_smoothing(model, images, sigma=1e-6, samples=6, alpha=0.05, task="predict", seed=0)
+    assert not result.abstained.any()
 
 
 @method(
@@ -51,6 +70,12 @@ def radius_approaches_the_distance_to_the_decision_boundary() -> None:
         )
     ],
     invariants=[Nonnegative(field="radius")],
+    relations=[
+        ScalesWith("logits", power=0, fields=("radius", "vote_share")),
+        InvariantTo("logit_shift", fields=("radius", "vote_share")),
+        InvariantTo("batch_order", fields=("radius", "vote_share")),
+        Monotone("alpha", values=(0.001, 0.01, 0.1, 0.4), measure="radius"),
+    ],
     cost=Cost(forward=size.images * (param.selection + param.samples)),
     tags=["certificate"],
     oracle=radius_approaches_the_distance_to_the_decision_boundary,
@@ -121,10 +146,10 @@ def randomized_smoothing(
         p = clopper_pearson_lower_bound(votes, samples, alpha)
         radius, abstained = sigma * scipy.stats.norm.ppf(p.clip(0.5)), p <= 0.5
     else:
-        second = counts.scatter(1, labels[:, None], 0).amax(1).cpu().numpy()
-        p_values = [
-            scipy.stats.binomtest(int(a), int(a + b)).pvalue for a, b in zip(votes, second, strict=True)
-        ]
+        second = counts.scatter(1, labels[:, None], 0).amax(1).tolist()
+        # equivalent mutants: there is one number for each image in both
+        pairs = zip(votes.tolist(), second, strict=True)
+        p_values = [scipy.stats.binomtest(first, first + other).pvalue for first, other in pairs]
         radius, abstained = np.zeros(len(images)), np.array(p_values) > alpha
     return Certificates.build(
         model,

@@ -21,7 +21,7 @@ from phosphene import (
     rewrite_backward,
 )
 from phosphene.roles import Dataset, Model, Seed
-from phosphene.spec import PixelRange
+from phosphene.spec import InvariantTo, PixelRange
 from phosphene.training import (
     TrainedModel,
     label_reader,
@@ -32,6 +32,7 @@ from phosphene.training import (
 )
 
 from ._training_evaluation import EvaluationRadius, HeldOutEvaluation, TrainingOptions, training_cost
+from ._training_reference import SHORT_TRAINING, assert_trained_plainly, sample_training
 
 Activation = Literal["softplus", "silu", "gelu", "elu"]
 #: The activations at sharpness 1. With sharpness b, s(b x) / b approaches max(x, 0) as b grows.
@@ -102,6 +103,25 @@ def activations_approach_relu_with_the_sharpness() -> None:
     x = model.normalize(images).flatten(1)
     torch.testing.assert_close(result.network(model.normalize(images)), last(F.softplus(3 * first(x)) / 3))
     assert result.note == "1 ReLUs are softplus now"
+    sample, dataset = sample_training(nn.BatchNorm1d(3), nn.ReLU())
+    smooth = sample.copy()
+    replace_relus(smooth.module, "elu", 2.0)
+
+    def loss(trained: AnyModel, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+        trained.module.train()
+        return F.cross_entropy(trained(images), labels, reduction="none")
+
+    options = {"activation": "elu", "sharpness": 2.0, **SHORT_TRAINING}
+    assert_trained_plainly(
+        lambda: smooth_activations(sample, dataset, **options), smooth, dataset, loss, torch.optim.Adam
+    )
+    for part, reason in ((nn.Tanh(), "no nn.ReLU"), (nn.ReLU6(), "1 ReLUs that are no nn.ReLU modules")):
+        message = "accepted"
+        try:
+            smooth_activations(sample_training(part)[0], dataset)
+        except ModelError as error:
+            message = str(error)
+        assert f"has {reason}" in message, message
 
 
 @method(
@@ -116,6 +136,7 @@ def activations_approach_relu_with_the_sharpness() -> None:
         )
     ],
     invariants=[PixelRange(field="previews")],
+    relations=[InvariantTo("logit_shift", fields=("losses",))],
     needs=["gradients", "dataset", "training", "relu"],
     # Each step: labels and logits; before the first one, a pass that counts the ReLUs left.
     cost=training_cost(2, 1, setup_passes=1),

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from phosphene import Reference, hookimpl, method
 from phosphene.roles import Images, Model
-from phosphene.spec import Cost, PixelRange, SameShape, size
+from phosphene.spec import Cost, Equivariant, PixelRange, SameShape, size
 from phosphene.testing import linear_model
 
-from ._input_transform_result import DefendedImages, Transform, compare_predictions
+from ._input_transform_result import INDEPENDENT, DefendedImages, Transform, compare_predictions
 
 #: Step size s of the dual ascent, with which it converges in two dimensions.
 _STEP_SIZE = 0.25
@@ -31,6 +31,7 @@ def denoise(weight: float, steps: int) -> Transform:
             is_positive = squared_length > 0  # the root has an infinite derivative at 0: flat pixels skip it
             length = torch.where(is_positive, torch.where(is_positive, squared_length, 1).sqrt(), 0)
             dual = (dual + _STEP_SIZE * gradient) / (1 + _STEP_SIZE * length)
+        # equivalent mutants: only rounding leaves [0, 1]: every step preserves the range
         return (images - weight * _divergence(dual)).clamp(0, 1)
 
     return transform
@@ -65,8 +66,21 @@ def lowers_a_step_by_the_closed_form() -> None:
     result = total_variation(model, halves, weight=0.2, steps=1000)
     torch.testing.assert_close(result.transformed, expected, atol=2e-3, rtol=0)
     torch.testing.assert_close(result.confidence_after, model(result.transformed).softmax(1).amax(1))
-    flat = torch.full((1, 2, 4, 4), 0.3)
+    flat = torch.full((1, 2, 4, 4), 0.3, requires_grad=True)
+    assert torch.equal(denoise(0.0, 10)(flat), flat)
     torch.testing.assert_close(denoise(0.2, 10)(flat), flat)
+    assert torch.autograd.grad(denoise(0.2, 10)(flat)[0, 0, 1, 1], flat)[0].isfinite().all()
+    # After one step: x + w grad' p, p = s u / (1 + s |u|), u = -grad x / w.
+    noise = torch.rand(2, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gradient = _differences(noise.requires_grad_())
+    u = -gradient.detach() / 0.3
+    (step,) = torch.autograd.grad(gradient, noise, 0.25 * u / (1 + 0.25 * u.norm(dim=0)))
+    torch.testing.assert_close(denoise(0.3, 1)(noise), noise + 0.3 * step)
+
+
+def _differences(images: Tensor) -> Tensor:
+    below, right = images[..., -1:, :], images[..., -1:]
+    return torch.stack([images.diff(dim=2, append=below), images.diff(dim=3, append=right)])
 
 
 @method(
@@ -89,6 +103,7 @@ def lowers_a_step_by_the_closed_form() -> None:
         ),
     ],
     invariants=[PixelRange(field="transformed"), SameShape(field="transformed")],
+    relations=[Equivariant("transpose"), *INDEPENDENT],
     cost=Cost(forward=2 * size.images),
     tags=["input-transform"],
     oracle=lowers_a_step_by_the_closed_form,

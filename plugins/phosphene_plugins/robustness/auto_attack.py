@@ -12,7 +12,18 @@ from phosphene import Reference, hookimpl, method, methods, progress_bar
 from phosphene.attacks import Norm, build_result
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, PixelRange, SameShape, WithinBall, ceil, param, size
+from phosphene.spec import (
+    Agrees,
+    Cost,
+    InvariantTo,
+    Monotone,
+    PixelRange,
+    SameShape,
+    WithinBall,
+    ceil,
+    param,
+    size,
+)
 from phosphene.testing import linear_model
 
 from ..attacks._gradients import raw_gradient
@@ -42,6 +53,46 @@ def robust_exactly_where_the_margin_of_a_linear_model_exceeds_eps() -> None:
         assert (distance >= 0.05 * margins.abs())[result.success].all() and (distance <= 0.05).all(), norm
         torch.testing.assert_close(result.adversarial[outside], images[outside])
         torch.testing.assert_close(result.confidence_after, model(result.adversarial).softmax(1).amax(1))
+        assert result.broken_by == ("apgd-ce", "apgd-ce", "", "apgd-ce", ""), norm
+        assert result.warnings == (("few classes", "effort"),) * 5, norm
+    assert result.clean_accuracy == 1 and result.robust_accuracy == 0.4
+
+
+def warnings_name_what_is_wrong_with_a_model() -> None:
+    """Probabilities, noise and zero gradients; rounded pixels, where Square alone succeeds."""
+    weight = torch.tensor([[0.0, 0, 0, 0], [4, -3, 2, 0]], dtype=torch.float64).view(2, 1, 2, 2)
+    images = torch.tensor([[[[0.5, 0.55], [0.5, 0.5]]], [[[0.3, 0.8], [0.4, 0.6]]]], dtype=torch.float64)
+    labels = torch.tensor([1, 0])  # the predicted classes
+    noise: Any = lambda x: x + 1e-4 * torch.randn_like(x)
+    normal, constant = linear_model(weight), torch.zeros(2, 1, 2, 2, dtype=torch.float64)
+    models: list[tuple[AnyModel, list[tuple[str, ...]]]] = [
+        (normal, [(), ()]),
+        (normal.defended(noise, "noise"), [("random",)] * 2),
+        (linear_model(weight, bias=[50.0, -50.0]).defended(noise, "noise"), [(), ()]),  # below the tolerance
+        (linear_model(constant), [(), ("no gradient",)]),  # predicts 0, so the first image is wrong already
+        (linear_model(constant, bias=[1.5, -0.5]), [(), ("no gradient",)]),  # the sum alone is 1
+        (linear_model(constant, bias=[2.0, 2.0]), [(), ("no gradient",)]),
+        (linear_model(constant, bias=[1.0, 0.0]), [("probabilities",), ("probabilities", "no gradient")]),
+        (linear_model(constant[:1], bias=[1.0]), [("no gradient",)] * 2),
+    ]
+    for model, expected in models:
+        classes = labels.clamp(max=model(images).shape[1] - 1)
+        assert _inspect(model, images, classes)[1] == expected, model
+    four = linear_model(torch.cat([weight, weight]), bias=[0.0, 0.0, -9.0, -9.0])
+    result = auto_attack(four, images, labels * 0 + 3, seed=0)
+    assert result.broken_by == ("clean",) * 2 and result.warnings == ((),) * 2
+    assert {*result.flags()} == {"labels"} and torch.equal(result.adversarial, images)
+    rounded = normal.defended(lambda x: (10 * x).round() / 10, "rounded")
+    result = auto_attack(rounded, images, labels, eps=0.12, effort=0.02, seed=0)
+    always = ("few classes", "effort")
+    assert result.broken_by == ("", "square")
+    assert result.warnings == (("no gradient", *always), ("no gradient", "square", *always))
+
+
+def robust_where_it_has_to_be() -> None:
+    """Robust exactly beyond the margin of a linear model; warnings about models of other kinds."""
+    robust_exactly_where_the_margin_of_a_linear_model_exceeds_eps()
+    warnings_name_what_is_wrong_with_a_model()
 
 
 @method(
@@ -62,6 +113,12 @@ def robust_exactly_where_the_margin_of_a_linear_model_exceeds_eps() -> None:
         PixelRange(field="adversarial"),
         SameShape(field="adversarial"),
     ],
+    relations=[
+        InvariantTo("logit_shift", fields=("adversarial",)),
+        Monotone("eps", values=(1e-4, 1e-3, 1e-2), measure="success"),
+        # Where the first attack breaks every image.
+        Agrees("attacks.apgd", where={"eps": 0.3}, other={"eps": 0.3, "steps": 1}, fields=("adversarial",)),
+    ],
     needs=["gradients"],
     # Forward per step: 1 of APGD, 1 per class of APGD-T, 2 per class of FAB-T. Besides, a start of APGD per
     # run, and 2, 2 and 12 passes of APGD, APGD-T and FAB-T around their loops, 3 here.
@@ -71,7 +128,7 @@ def robust_exactly_where_the_margin_of_a_linear_model_exceeds_eps() -> None:
         backward=size.images * ((1 + 2 * _CLASSES) * _EFFORT_STEPS + (1 + _CLASSES) + 1),
     ),
     tags=["white-box", "black-box", "fixed-radius"],
-    oracle=robust_exactly_where_the_margin_of_a_linear_model_exceeds_eps,
+    oracle=robust_where_it_has_to_be,
     exempt={"parameters_matter": "effort matters only where the first steps of every attack fail"},
     quick={"effort": 0.005},
     demo={"images": "builtin:scenes/6", "eps": 2 / 255, "effort": 0.04},

@@ -12,7 +12,7 @@ from phosphene import Model as AnyModel
 from phosphene import Reference, batch_size, hookimpl, method, progress_bar
 from phosphene.attacks import Norm, project, random_point, steepest
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, PixelRange, UnitRange, length, param, size
+from phosphene.spec import Agrees, Cost, InvariantTo, Monotone, PixelRange, UnitRange, length, param, size
 from phosphene.testing import linear_model
 
 from ..attacks._gradients import loss_gradient
@@ -30,19 +30,49 @@ from ._ensemble_report import EnsembleReport
 def ensemble_of_orthogonal_linear_members_has_the_sum_of_their_margins() -> None:
     """An attack lowers the average margin of two orthogonal linear members by what it lowers both.
 
-    That is 0.1 each. Their margins are 0.06 and 0.16 on the first image, 0.06 and 0.08 on the second.
+    That is 0.1 each. Their margins are 0.06 and 0.16 on the first image, 0.06 and 0.08 on the second; on the
+    third the second member is wrong, on the fourth the first one, so these images are not attacked alone.
     """
     members = []
     for row in ([1.0, 0.0, -1.0, 0.0], [0.0, 1.0, 0.0, -1.0]):
         members.append(linear_model(torch.stack([torch.zeros(4), torch.tensor(row)]).view(2, 1, 2, 2)))
-    images = torch.tensor([[[[0.56, 0.66], [0.5, 0.5]]], [[[0.56, 0.58], [0.5, 0.5]]]])
+    images = torch.full((4, 1, 2, 2), 0.5)
+    images[:, 0, 0] = torch.tensor([[0.56, 0.66], [0.56, 0.58], [0.61, 0.4], [0.4, 0.61]])
+    labels = torch.tensor([1, 1, 1, 1])
     report = _evaluate(
-        members, images, torch.tensor([1, 1]), "logits", eps=0.05, step_size=0.02, steps=6, norm="linf",
+        members, images, labels, "logits", eps=0.05, step_size=0.02, steps=6, norm="linf", eot_samples=1,
+        seed=0,
+    )  # fmt: skip
+    assert report.accuracy.tolist() == [
+        [0.75, 0.75, 1],
+        [0.25, 0.75, 0.75],
+        [0.75, 0.5, 0.75],
+        [0.25, 0.5, 0.25],
+    ]
+    assert report.worst_transfer_accuracy == 0.5 and report.ensemble_accuracy == 0.25
+    assert report.success.tolist() == [False, True, True, True]
+    # In l2, on averaged logits, along the sum of the weights; on probabilities along their weighted sum.
+    members[1] = linear_model(torch.tensor([[0.0, 0, 0, 0], [0, 9.0, 0, -9.0]]).view(2, 1, 2, 2))
+    images = images[:1]
+    for mean_of, direction in (("logits", [1.0, 9.0, -1.0, -9.0]), ("probabilities", None)):
+        report = _evaluate(
+            members, images, labels[:1], mean_of, eps=0.02, step_size=0.05, steps=30,
+            norm="l2", eot_samples=1, seed=0,
+        )  # fmt: skip
+        moved = (images - report.adversarial).flatten()
+        if direction is None:
+            x = report.adversarial.clone().requires_grad_()
+            probability = sum(member(x).softmax(1)[0, 1] for member in members)
+            (gradient,) = torch.autograd.grad(probability, x)
+            direction = gradient.flatten().tolist()
+        unit = torch.tensor(direction) / torch.tensor(direction).norm()
+        torch.testing.assert_close(moved, 0.02 * unit, rtol=0, atol=1e-4)
+    wrong = _evaluate(
+        members, images, 1 - labels[:1], "logits", eps=0.02, step_size=0.05, steps=2, norm="l2",
         eot_samples=1, seed=0,
     )  # fmt: skip
-    assert report.accuracy.tolist() == [[1, 1, 1], [0, 1, 1], [1, 0.5, 1], [0, 0.5, 0.5]]
-    assert report.worst_transfer_accuracy == 1 and report.ensemble_accuracy == 0.5
-    assert report.success.tolist() == [False, True]
+    assert torch.equal(wrong.adversarial, images) and not wrong.accuracy.any()
+    images = torch.tensor([[[[0.56, 0.66], [0.5, 0.5]]], [[[0.56, 0.58], [0.5, 0.5]]]])
     model = linear_model(torch.tensor([[0.0, 0.0, 0.0, 0.0], [4.0, -3.0, 2.0, -1.0]]).view(2, 1, 2, 2))
     labels = model(images).argmax(1)
     report = ensemble_evaluation(model, images, labels, eps=0.05, step_size=0.02, steps=6, seed=0)
@@ -64,6 +94,16 @@ def ensemble_of_orthogonal_linear_members_has_the_sum_of_their_margins() -> None
         )
     ],
     invariants=[PixelRange(field="adversarial"), UnitRange(field="accuracy")],
+    relations=[
+        Agrees(
+            "attacks.pgd",
+            where={"steps": 3, "step_size": 0.01, "eps": 0.02},
+            other={"steps": 3, "step_size": 0.01, "eps": 0.02},
+            fields=("adversarial",),
+        ),
+        InvariantTo("logit_shift", fields=("adversarial", "accuracy")),
+        Monotone("eps", values=(0.001, 0.01, 0.1), measure="accuracy", falls=True, where={"step_size": 0.1}),
+    ],  # fmt: skip
     needs=["gradients"],
     # Each member is attacked alone and within the ensemble, and classifies the images and all examples.
     cost=Cost(
@@ -159,6 +199,7 @@ def _evaluate(
     def pgd_examples(model: AnyModel) -> Tensor:
         """PGD on the images that the model classifies correctly; the others are returned unchanged."""
         examples = []
+        # equivalent mutants: there is a label for each image
         for batch, y in zip(images.split(max_batch), labels.split(max_batch), strict=True):
             # One seed for every batch: the result does not depend on the batch size.
             start = random_point(batch, eps, norm, torch.Generator().manual_seed(seed))
@@ -182,6 +223,7 @@ def _evaluate(
 
     with ExitStack() as stack:
         for member in members:
+            # equivalent mutants: for networks in training mode
             stack.enter_context(member.guard())
         attacked = progress_bar([*members, average_models(members, mean_of)], "attacking")
         examples = [pgd_examples(model) for model in attacked]

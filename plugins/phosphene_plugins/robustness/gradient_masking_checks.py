@@ -6,13 +6,13 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from phosphene import InputError, Reference, batch_size, hookimpl, method, progress_bar
+from phosphene import InputError, Reference, batch_size, hookimpl, load_model, method, progress_bar
 from phosphene import Model as AnyModel
 from phosphene.attacks import project
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, PixelRange, UnitRange, length, param, size
+from phosphene.spec import Cost, InvariantTo, Monotone, PixelRange, UnitRange, length, param, size
 from phosphene.testing import linear_model
 
 from ..attacks._gradients import loss_gradient, raw_gradient
@@ -70,6 +70,79 @@ def identifies_how_a_linear_model_is_masked() -> None:
     ]
     broken = torch.cat([margins < change for change in changes], 1).float().mean(0)
     torch.testing.assert_close(result.success_by_eps, broken)
+    torch.testing.assert_close(torch.tensor(result.radii), torch.tensor([0.0125, 0.025, 0.05, 0.1, 0.2, 1.0]))
+
+
+def numbers_on_a_linear_model_have_a_closed_form() -> None:
+    """The margin m of w = w_1 - w_0 falls by r |w|_1 over steps of length r along the gradient's signs."""
+    weight = torch.tensor([[0.0, 0.0, 0.0, 0.0], [4.0, -3.0, 2.0, -1.0]]).view(2, 1, 2, 2)
+    model, w = linear_model(weight, bias=[0.0, -1.0]), weight[1].flatten()
+    # Margins 0.03, 0.08, ..., 0.38 of class 1, far from the pixels' bounds.
+    images = 0.5 + (0.05 * torch.arange(8) + 0.03).view(-1, 1, 1, 1) / 30 * weight[1:]
+    labels = torch.ones(8, dtype=torch.int64)
+    steps, eps = 5, 0.02  # the steps change the margin by 0.1 each, and eps by 0.2
+    result = gradient_masking_checks(model, images, labels, eps=eps, steps=steps, max_queries=200, seed=0)
+    torch.testing.assert_close(result.success_by_steps, torch.tensor([0, 2, 4, 4, 4, 4]) / 8)
+    assert len(result.images) == 6 and torch.equal(result.images, images[:6])
+    numbers = {check.name: check.numbers for check in result.checks}
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randint(2, (4, 1, 1, 2, 2), generator=generator).flatten(1) * 2.0 - 1
+    growth = {"better_than_random": 1.0, "gain_ratio": 1.0, "along_gradient": 0.05}
+    growth["along_random"] = -0.005 * float((directions @ w).mean())
+    torch.testing.assert_close(numbers["gradient ascends"], growth, rtol=1e-3, atol=1e-6)
+    assert 0 < numbers["white box beats black box"]["square"] <= 0.5
+
+
+def attacks_by_hand() -> None:
+    """The margins of the white-box attack on its way, growth at the pixels' bounds, and MI-FGSM."""
+    generator = torch.Generator().manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(12, 7), nn.Tanh(), nn.Linear(7, 3)]
+    for layer in (layers[1], layers[3]):
+        for parameter in layer.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+    model = load_model(nn.Sequential(*layers), input_size=(3, 2, 2))
+    images = torch.rand(4, 3, 2, 2, generator=generator)
+    images[1, :, 0] = 1.0
+    labels = model(images).argmax(1)
+    labels[2] = (labels[2] + 1) % 3  # misclassified
+
+    def gradient_of(loss: Loss, points: Tensor) -> Tensor:
+        points = points.detach().requires_grad_()
+        return torch.autograd.grad(loss(model(points), labels).sum(), points)[0]
+
+    x, margins = images, [margin(model(images), labels)]
+    count, momentum, moved = torch.where(margins[0] > 0, 0, 4), torch.zeros_like(images), images
+    for step in range(3):
+        ascent = x + 2.5 * 0.08 / 3 * gradient_of(cross_entropy, x).sign()
+        ascent = torch.minimum(torch.maximum(ascent, images - 0.08), images + 0.08).clamp(0, 1)
+        x = torch.where((count < 4)[:, None, None, None], x, ascent)
+        margins.append(margin(model(x), labels))
+        count = torch.where((margins[-1] > 0) & (count == 4), step + 1, count)
+        gradient = gradient_of(cross_entropy, moved)
+        momentum = momentum + gradient / gradient.abs().mean((1, 2, 3), keepdim=True)
+        moved = moved + 2.5 * 0.08 / 3 * momentum.sign()
+        moved = torch.minimum(torch.maximum(moved, images - 0.08), images + 0.08).clamp(0, 1)
+    attack = white_box_attack(model, images, labels, cross_entropy, 0.08, 3)
+    torch.testing.assert_close(attack.points, x)
+    assert attack.steps_to_success.tolist() == count.tolist()
+    torch.testing.assert_close(attack.initial_margin, margins[0])
+    torch.testing.assert_close(attack.best_margin, torch.stack(margins).amax(0))
+    moved = torch.where(torch.arange(4)[:, None, None, None] == 2, images, moved)
+    torch.testing.assert_close(_momentum_examples(model, images, labels, 0.08, 3), moved)
+    success = model(moved).argmax(1) != labels
+    assert _transfer_success(model, model, images, labels, 0.08, 3).tolist() == success.tolist()
+    gradients = gradient_of(margin, images)
+    along = (images + 0.02 * gradients.sign()).clamp(0, 1)
+    growth, _, predicted = _margin_growth(model, images, labels, gradients, 0.02, 0)
+    torch.testing.assert_close(growth, margin(model(along), labels) - margins[0])
+    torch.testing.assert_close(predicted, ((along - images) * gradients).sum((1, 2, 3)))
+
+
+def measures_what_masks_gradients() -> None:
+    """Verdicts on masked linear models, the numbers behind them, and the attacks that they come from."""
+    identifies_how_a_linear_model_is_masked()
+    numbers_on_a_linear_model_have_a_closed_form()
+    attacks_by_hand()
 
 
 @method(
@@ -95,6 +168,10 @@ def identifies_how_a_linear_model_is_masked() -> None:
         UnitRange(field="success_by_steps"),
         UnitRange(field="success_by_eps"),
     ],
+    relations=[
+        InvariantTo("logit_shift", fields=("adversarial", "success_by_eps", "success_by_steps")),
+        Monotone("eps", values=(0.001, 0.01, 0.1), measure="success_by_steps"),
+    ],
     needs=["gradients"],
     cost=Cost(
         forward=size.images
@@ -109,7 +186,7 @@ def identifies_how_a_linear_model_is_masked() -> None:
     ),
     tags=["evaluation"],
     batch_independent=False,
-    oracle=identifies_how_a_linear_model_is_masked,
+    oracle=measures_what_masks_gradients,
     quick={"steps": 2, "max_queries": 10, "models": ()},
     demo={
         "models": ("builtin:shapes-resnet",),

@@ -19,6 +19,7 @@ from phosphene import (
 )
 from phosphene.attacks import Norm
 from phosphene.roles import Dataset, Model, Seed
+from phosphene.spec import InvariantTo
 from phosphene.testing import linear_model
 from phosphene.training import label_reader
 
@@ -26,6 +27,7 @@ from ._attack_runner import make_runner
 from ._robustness_report import RobustnessReport
 
 #: Relative tolerance of a distance: rounding may place an example outside its ball.
+# equivalent mutants: the attacks stay in their balls, but for rounding
 _ROUNDING = 1e-5
 
 
@@ -46,15 +48,26 @@ def share_of_margins_beyond_eps_on_a_linear_model() -> None:
             params={"pgd": {"step_size": 0.01}, "fab": {"steps": 5}}, seed=0,
         )  # fmt: skip
         for attack in ("pgd", "fab", None):
-            assert [report.accuracy(eps, attack) for eps in (0, 0.02, 0.06)] == [0.8, 0.6, 0.2], (
-                norm,
-                attack,
-            )
+            accuracies = [report.accuracy(eps, attack) for eps in (0, 0.02, 0.06)]
+            assert accuracies == [0.8, 0.6, 0.2], (norm, attack)
         nearest = (
             (report.adversarial - report.images).flatten(1).norm(math.inf if norm == "linf" else 2, dim=1)
         )
         torch.testing.assert_close(nearest, report.radii.amin(0)[: len(nearest)])
         torch.testing.assert_close(report.radius("fab")[:4], margins[:4].flatten(), rtol=2e-3, atol=0)
+    # Of equal distances the first attack counts; the last two images are not broken and misclassified.
+    images = boundary - normal * (margins * normal.norm(1) / normal.square().sum())
+    options: dict[str, Any] = {"attacks": ["fgsm", "pgd"], "eps": [0.04], "examples": 9, "seed": 0}
+    report = robust_accuracy(model, TensorDataset(images, ["0"] * 5), **options)
+    assert report.broken_by == ("fgsm", "fgsm", "", "", "") and report.counts == (5, 5)
+    # Without labels the predicted class is correct. The budget is enough for two images.
+    options |= {"attacks": ["pgd"], "params": {"pgd": {"steps": 10}}, "target": "predicted", "budget": 69}
+    report = robust_accuracy(model, TensorDataset(images), **options)
+    assert report.correct.all() and report.counts == (2,), report.counts
+    assert report.success.tolist() == [[True, True, False, False, False]]
+    assert robust_accuracy(model, TensorDataset(images), **options | {"budget": 1}).counts == (1,)
+    report = robust_accuracy(model, TensorDataset(images), **options | {"budget": 1000})
+    assert report.success.tolist() == [[True, True, False, False, True]]
 
 
 @method(
@@ -68,6 +81,7 @@ def share_of_margins_beyond_eps_on_a_linear_model() -> None:
             url="https://arxiv.org/abs/1902.06705",
         )
     ],
+    relations=[InvariantTo("logit_shift", fields=("adversarial", "radii"))],
     needs=["dataset"],
     oracle=share_of_margins_beyond_eps_on_a_linear_model,
     quick={
@@ -158,8 +172,8 @@ def robust_accuracy(
 
     # How many images each attack runs on.
     first = read(range(1))
-    costs = [runner.passes(model, first) or 0 for runner in runners]
-    counts = tuple(max(1, min(count, budget // max(1, cost))) for cost in costs)
+    costs = [runner.passes(model, first) or 1 for runner in runners]
+    counts = tuple(max(1, min(count, budget // cost)) for cost in costs)
 
     example_images = read(range(min(examples, count)))
     max_batch = batch_size(model)
@@ -172,6 +186,7 @@ def robust_accuracy(
         "success": first.new_zeros(len(runners), count, dtype=torch.bool),
         "distances": first.new_zeros(len(runners), count),
         "adversarial": example_images.clone(),
+        # equivalent mutants: every negative number is none
         "best_attack": first.new_full((len(example_images),), -1, dtype=torch.int64),  # -1: none so far
     }
     steps = resumable(work, state, "attacking")
@@ -189,8 +204,10 @@ def robust_accuracy(
             with report_progress(False):  # one progress bar for all attacks
                 result = runners[a].run(model, images[rows], labels[rows], radius)
             distance = result.distance(norm)
+            # equivalent mutants: the attacks stay in their balls, but for rounding
             broken = result.success & (distance <= radius * (1 + _ROUNDING))
             distances[a, remaining[broken]] = distance[broken].clamp(max=radius)
+            # equivalent mutants: there is an example for each image
             for n, example in zip(remaining[broken].tolist(), result.adversarial[broken], strict=True):
                 if n >= len(best_attack):
                     continue

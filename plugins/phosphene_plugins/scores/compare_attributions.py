@@ -8,6 +8,8 @@ from pydantic import Field
 from phosphene import Method, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.errors import InputError
 from phosphene.roles import Dataset, Model, Seed
+from phosphene.spec import InvariantTo, ScalesWith
+from phosphene.testing import linear_model
 
 from ._evaluate_maps import EvaluationSet, baseline_sources, evaluate_maps, method_source
 from ._parameters import Budget, MapTarget, MaxImages, Steps
@@ -26,10 +28,11 @@ SCORES: tuple[Score, ...] = ("pointing_game", "mask_iou", "deletion_insertion", 
 
 
 def columns_equal_the_scores_run_alone() -> None:
-    """Every column equals that of the score run separately."""
+    """Every column equals that of the score run separately, with the parameters of each method."""
     from .deletion_insertion import deletion_insertion
     from .mask_iou import mask_iou
     from .pointing_game import pointing_game
+    from .sanity_check import sanity_check
 
     generator = torch.Generator().manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
@@ -42,6 +45,27 @@ def columns_equal_the_scores_run_alone() -> None:
         for score in (pointing_game, mask_iou, deletion_insertion)
     ]
     torch.testing.assert_close(table.image_values, torch.cat(single, 2))
+    assert table.columns[1] == "within 4 px"
+    # Sanity: the rank correlation with the maps of a network whose only layer is drawn with the seed.
+    options: dict[str, Any] = {"params": {"smooth_grad": {"samples": 2}}, "seed": 3}
+    table = compare_attributions(
+        model, dataset, methods=["smooth_grad", "saliency"], scores=["sanity_check"], **options
+    )
+    for row, (name, params) in enumerate((("smooth_grad", {"samples": 2}), ("saliency", {}))):
+        cascade = sanity_check(model, dataset, method=name, params=params, seed=3)
+        torch.testing.assert_close(table.image_values[0, row, 0], cascade.rank[0])
+    assert table.counts[0, :, 0].tolist() == [3, 3, 0, 0]
+    # A second model by its URI, in the first one's precision.
+    double = linear_model(torch.rand(10, 3, 64, 64, dtype=torch.float64, generator=generator))
+    images = torch.rand(1, 3, 64, 64, dtype=torch.float64, generator=generator)
+    uri = "builtin:shapes-vgg"
+    options = {"methods": ["saliency"], "scores": ["sanity_check"], "target": "predicted", "seed": 0}
+    table = compare_attributions(double, TensorDataset(images, ["0"]), models=[uri], **options)
+    other = load_model(uri)
+    other.module.double()
+    alone = compare_attributions(other, TensorDataset(images, ["0"]), **options)
+    torch.testing.assert_close(table.image_values[1], alone.image_values[0])
+    assert table.models == (double.name, other.name)
 
 
 @method(
@@ -55,6 +79,11 @@ def columns_equal_the_scores_run_alone() -> None:
             year=2023,
             url="https://arxiv.org/abs/2202.06861",
         )
+    ],
+    relations=[
+        ScalesWith("logits", power=0, fields=("values", "image_values")),
+        InvariantTo("logit_shift", fields=("values", "image_values")),
+        InvariantTo("normalization", fields=("values", "image_values")),
     ],
     needs=["dataset"],
     oracle=columns_equal_the_scores_run_alone,
@@ -129,6 +158,7 @@ def compare_attributions(
     constructors = {
         "pointing_game": lambda: pointing_metric(radius=4),
         "mask_iou": lambda: overlap_metric(threshold=None),
+        # equivalent mutants: a blurred baseline has no seed
         "deletion_insertion": lambda: curve_area_metric(steps, "blur", "probability", seed),
         "sanity_check": lambda: weight_randomization(seed),
     }

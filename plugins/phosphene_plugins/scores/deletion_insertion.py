@@ -6,9 +6,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Method, Reference, TensorDataset, hookimpl, load_model, method
-from phosphene.images import Baseline, baseline_images
+from phosphene import Class, Method, Reference, TensorDataset, hookimpl, load_model, method
+from phosphene.images import Baseline, baseline_images, gaussian_blur
 from phosphene.roles import Dataset, Model, Seed
+from phosphene.spec import InvariantTo, ScalesWith
 
 from ._curve_result import Curves
 from ._evaluate_maps import (
@@ -75,19 +76,31 @@ def curves_of_an_additive_model_are_cumulative_sums() -> None:
     weight = torch.randn(16, generator=torch.Generator().manual_seed(0))
     linear = nn.Linear(16, 2, bias=False)
     with torch.no_grad():
-        linear.weight.copy_(0.5 * torch.stack([weight, -weight]))
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 4, 4), mean=[0.0], std=[0.5])
-    images = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-    contributions = weight * images.flatten()
-    result = deletion_insertion(
-        model, TensorDataset(images, ["0"]), method="gradient_x_input", steps=16, baseline="zero",
-        score="logit", seed=0,
-    )  # fmt: skip
-    torch.testing.assert_close(result.maps[0, 0].flatten(), contributions.clamp(min=0))
-    sums = torch.cat([torch.zeros(1), contributions.sort(descending=True).values.cumsum(0)])
-    torch.testing.assert_close(result.insertion[0], sums)
-    torch.testing.assert_close(result.deletion[0], contributions.sum() - sums)
-    torch.testing.assert_close(result.values[0, 0, 1], torch.trapezoid(sums) / 16)
+        linear.weight.copy_(torch.stack([weight, -weight]))
+    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 4, 4), mean=[0.0], std=[1.0])
+    images = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    dataset = TensorDataset(images, ["0"] * 5)
+    contributions = weight * images.flatten(1)
+    options: dict[str, Any] = {"method": "gradient_x_input", "seed": 0}
+    result = deletion_insertion(model, dataset, steps=16, baseline="zero", score="logit", **options)
+    ordered = contributions.sort(1, descending=True).values
+    sums = torch.cat([torch.zeros(5, 1), ordered.cumsum(1)], 1)
+    areas = torch.stack([ordered.sum(1) - torch.trapezoid(sums) / 16, torch.trapezoid(sums) / 16])
+    torch.testing.assert_close(result.insertion[0], sums.mean(0))
+    torch.testing.assert_close(result.deletion[0], (ordered.sum(1, keepdim=True) - sums).mean(0))
+    torch.testing.assert_close(result.image_values[0, 0], areas)
+    torch.testing.assert_close(result.fractions, torch.arange(17) / 16)
+    assert result.columns == ("deletion", "insertion") and result.higher_is_better == (False, True)
+    assert result.maps.shape == (1, 3, 3, 4, 4)
+    # The two logits are opposite: the probability is the sigmoid of twice the first. Steps of 8 pixels.
+    result = deletion_insertion(model, dataset, steps=2, baseline="zero", **options)
+    torch.testing.assert_close(result.insertion[0], (2 * sums[:, ::8]).sigmoid().mean(0))
+    result = deletion_insertion(model, dataset, score="logit", **options)
+    torch.testing.assert_close(result.insertion[0, 0], model(gaussian_blur(images, 0.5))[:, 0].mean())
+    one = ScoringContext(model, images[:1], contributions[:1].view(1, 4, 4), Class((0,)), None, None)
+    computed = curve_area_metric(16, "zero", "logit", 0).function(one)
+    assert computed is not None
+    torch.testing.assert_close(computed, areas[:, :1].T)
 
 
 @method(
@@ -108,6 +121,11 @@ def curves_of_an_additive_model_are_cumulative_sums() -> None:
             year=2017,
             url="https://arxiv.org/abs/1509.06321",
         ),
+    ],
+    relations=[
+        InvariantTo("logit_shift", fields=("values", "deletion", "insertion")),
+        InvariantTo("normalization", fields=("values", "deletion", "insertion")),
+        ScalesWith("logits", power=1, fields=("values", "deletion", "insertion"), where={"score": "logit"}),
     ],
     needs=["dataset"],
     oracle=curves_of_an_additive_model_are_cumulative_sums,
@@ -165,6 +183,7 @@ def deletion_insertion(
         return score_curves(context, steps, baseline, score, seed).flatten(1)
 
     counts = changed_counts(steps, data.read(range(1))[0][0, 0].numel())
+    # equivalent mutants: of these columns only the number is used
     points = Metric(("",) * 2 * len(counts), (True,) * 2 * len(counts), flat_curves)
     evaluation = evaluate_maps([model], data, sources, [points], budget=budget, examples=3)
     averages, _ = means_and_errors(evaluation.values[0], evaluation.counts[0])

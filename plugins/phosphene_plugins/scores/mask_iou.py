@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from phosphene import Method, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.roles import Dataset, Model, Seed
+from phosphene.spec import InvariantTo, ScalesWith
 
 from ._evaluate_maps import Metric, ScoringContext, pixel_ranks, positive_part
 from ._parameters import Budget, MapTarget, MaxImages, MethodName, MethodParams, Threshold
@@ -30,17 +31,25 @@ def overlap_metric(threshold: float | None) -> Metric:
 
 
 def box_weights_have_a_known_overlap() -> None:
-    """A model with equal weights in a box has all its energy there; half of the object is an IoU of 1/3."""
-    weights, objects = torch.zeros(2, 1, 8, 8), torch.zeros(2, 8, 8, dtype=torch.bool)
+    """A model with weights in a box has all its energy there; half of the object is an IoU of 1/3."""
+    weights, objects = torch.zeros(2, 1, 8, 8), torch.zeros(3, 8, 8, dtype=torch.bool)
     weights[:, :, 2:6, 2:6] = 1.0
     objects[0, 2:6, 2:6] = objects[1, 2:6, 4:8] = True
     linear = nn.Linear(64, 2)
     with torch.no_grad():
         linear.weight.copy_(weights.flatten(1))
     model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 8, 8), mean=[0.0], std=[1.0])
-    dataset = TensorDataset(torch.rand(2, 1, 8, 8), ["0", "1"], objects)
+    dataset = TensorDataset(torch.rand(3, 1, 8, 8), ["0", "1", "0"], objects)  # the last object is empty
     result = mask_iou(model, dataset, method="saliency", seed=0)
-    torch.testing.assert_close(result.image_values[0, 0], torch.tensor([[1.0, 1 / 3], [1.0, 0.5]]))
+    torch.testing.assert_close(result.image_values[0, 0], torch.tensor([[1.0, 1 / 3, 0.0], [1.0, 0.5, 0.0]]))
+    assert result.columns == ("IoU", "energy inside") and result.higher_is_better == (True, True)
+    assert overlap_metric(None).needs_masks
+    # Above half of the maximum are the upper 8 of the box's 16 pixels, and 4 of them in the second object.
+    with torch.no_grad():
+        linear.weight *= 3
+        linear.weight.view(2, 8, 8)[:, 4:] *= 0.4
+    result = mask_iou(model, dataset, method="saliency", threshold=0.5, seed=0)
+    torch.testing.assert_close(result.image_values[0, 0, 0], torch.tensor([8 / 16, 4 / 20, 0.0]))
 
 
 @method(
@@ -61,6 +70,11 @@ def box_weights_have_a_known_overlap() -> None:
             year=2020,
             url="https://arxiv.org/abs/1910.01279",
         ),
+    ],
+    relations=[
+        ScalesWith("logits", power=0, fields=("values", "image_values")),
+        InvariantTo("logit_shift", fields=("values", "image_values")),
+        InvariantTo("normalization", fields=("values", "image_values")),
     ],
     needs=["dataset"],
     oracle=box_weights_have_a_known_overlap,

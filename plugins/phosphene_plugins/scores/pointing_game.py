@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from phosphene import Method, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.data import peak_hits
 from phosphene.roles import Dataset, Model, Seed
+from phosphene.spec import InvariantTo, ScalesWith
 
 from ._evaluate_maps import Metric, ScoringContext, positive_part
 from ._parameters import Budget, MapTarget, MaxImages, MethodName, MethodParams, Radius
@@ -27,15 +28,15 @@ def model_of_one_pixel_hits_objects_at_that_pixel() -> None:
     """A model with weight on one pixel alone hits an object at that pixel and misses distant ones."""
     linear = nn.Linear(81, 2)
     with torch.no_grad():
-        linear.weight.zero_()[:, 41] = 1.0
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 9, 9), mean=[0.25], std=[0.5])
+        linear.weight.zero_()[:, 40] = 1.0
+    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 9, 9), mean=[0.0], std=[1.0])
     objects = torch.zeros(3, 9, 9, dtype=torch.bool)
-    objects[0, 4, 5] = objects[1, 4, 7] = objects[2, 0, 0] = True
+    objects[0, 4, 4] = objects[1, 4, 6] = objects[2, 1, 4] = True
     dataset = TensorDataset(torch.rand(3, 1, 9, 9), ["0", "1", "0"], objects)
     result = pointing_game(model, dataset, method="saliency", radius=2, seed=0)
     assert result.image_values[0, 0].tolist() == [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]
-    assert (result.maps[0, 0].flatten(1).argmax(1) == 41).all()
-    torch.testing.assert_close(result.values[0, 0], torch.tensor([1 / 3, 2 / 3]))
+    assert result.columns == ("pointing", "within 2 px") and result.higher_is_better == (True, True)
+    assert pointing_metric(2).needs_masks
 
 
 @method(
@@ -48,6 +49,11 @@ def model_of_one_pixel_hits_objects_at_that_pixel() -> None:
             year=2018,
             url="https://arxiv.org/abs/1608.00507",
         )
+    ],
+    relations=[
+        ScalesWith("logits", power=0, fields=("values", "image_values")),
+        InvariantTo("logit_shift", fields=("values", "image_values")),
+        InvariantTo("normalization", fields=("values", "image_values")),
     ],
     needs=["dataset"],
     oracle=model_of_one_pixel_hits_objects_at_that_pixel,

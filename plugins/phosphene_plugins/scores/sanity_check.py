@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any
 
+import scipy.stats
 import torch
 from pydantic import Field
 from torch import nn
@@ -12,16 +13,21 @@ from phosphene import (
     TensorDataset,
     hookimpl,
     load_model,
+    max_batch,
     method,
+    methods,
     report_progress,
     resumable,
 )
 from phosphene.errors import ModelError
+from phosphene.images import min_max
+from phosphene.results import Attribution
 from phosphene.roles import Dataset, Model, Seed
+from phosphene.spec import InvariantTo
 
 from ._cascade_result import Cascade
 from ._evaluate_maps import EvaluationSet, method_source, positive_part
-from ._map_similarity import map_similarity
+from ._map_similarity import map_similarity, structural_similarity
 from ._parameters import MapTarget, MaxImages, MethodName, MethodParams
 from ._weight_randomization import layers_with_weights, randomize_weights, split_stages
 
@@ -43,6 +49,51 @@ def maps_stay_where_all_weights_are_equal() -> None:
     torch.testing.assert_close(result.ssim, torch.ones(1, 2))
 
 
+def maps_are_those_of_networks_randomized_by_hand() -> None:
+    """Stage k: the layers from the top down to the k-th, each drawn with the seed of its stage."""
+    generator = torch.Generator().manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 3), nn.Linear(3, 2)]
+    for layer in (layers[1], layers[3], layers[4]):
+        for parameter in layer.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+    model = load_model(nn.Sequential(*layers), input_size=(1, 4, 4), mean=[0.3], std=[0.4])
+    images = torch.rand(5, 1, 4, 4, generator=generator)
+    dataset = TensorDataset(images, ["0", "1", "1", "0", "1"])
+    options: dict[str, Any] = {"samples": 2}
+    with max_batch(2):
+        result = sanity_check(model, dataset, method="smooth_grad", params=options, max_images=4, seed=5)
+    copy, maps = model.copy(), []
+    for stage in range(4):
+        if stage:
+            weights = copy.layers[result.stages[stage - 1]].parameters()
+            generator = torch.Generator().manual_seed(5 + stage - 1)
+            for weight in weights:
+                noise = torch.randn(weight.shape, generator=generator)
+                weight.data = weight.mean() + noise * weight.std(correction=0)
+        # Batches of two, as above: every batch gets the noise of the seed.
+        for start in (0, 2):
+            batch = images[start : start + 2]
+            attribution = methods["smooth_grad"](copy, batch, [start // 2, 1 - start // 2], seed=5, **options)
+            assert isinstance(attribution, Attribution)
+            maps.append(attribution.maps)
+    expected = torch.cat(maps).view(4, 4, 4, 4)
+    assert result.stages == ("4", "3", "1")
+    torch.testing.assert_close(result.images, images[:2])
+    torch.testing.assert_close(result.maps, positive_part(expected[:, :2].flatten(0, 1)).view(4, 2, 4, 4))
+    for stage in range(3):
+        pairs = zip(expected[0].flatten(1), expected[stage + 1].flatten(1), strict=True)
+        ranks = torch.tensor([scipy.stats.spearmanr(a, b).statistic for a, b in pairs])
+        torch.testing.assert_close(result.rank[stage], ranks.float())
+        similarity = structural_similarity(min_max(expected[stage + 1]), min_max(expected[0]))
+        torch.testing.assert_close(result.ssim[stage], similarity)
+
+
+def similarity_to_networks_randomized_by_hand() -> None:
+    """Constant weights preserve the maps; else they are those of networks that are randomized by hand."""
+    maps_stay_where_all_weights_are_equal()
+    maps_are_those_of_networks_randomized_by_hand()
+
+
 @method(
     family="scores",
     references=[
@@ -54,8 +105,11 @@ def maps_stay_where_all_weights_are_equal() -> None:
             url="https://arxiv.org/abs/1810.03292",
         )
     ],
+    relations=[
+        InvariantTo("logit_shift", fields=("rank",)),
+    ],
     needs=["dataset"],
-    oracle=maps_stay_where_all_weights_are_equal,
+    oracle=similarity_to_networks_randomized_by_hand,
     quick={"method": "grad_cam", "params": {}, "max_images": 2, "stages": 2},
     demo={"max_images": 8},
 )
@@ -105,6 +159,7 @@ def sanity_check(
     if not (layers := layers_with_weights(model)):
         raise ModelError(f"{model.name} has no layer with weights that could be randomized")
     parts = split_stages(layers, stages)
+    # equivalent mutants: only its size is used
     first, _ = data.read(range(1))
     examples = min(2, data.count)
     state = {
