@@ -63,6 +63,11 @@ def five_classes(count: int = 1, size: tuple[int, int] = (5, 6)) -> LinearCase:
     return LinearCase(model, images, model(images).argmax(1).detach(), torch.zeros_like(images))
 
 
+def constant_model() -> Model:
+    """Two classes whose logits do not depend on the image (3, 2, 3), of which the first one wins."""
+    return linear_model(torch.zeros(2, 3, 2, 3, dtype=torch.float64), bias=[1.0, 0.0])
+
+
 def unit_step(ascent: Tensor, norm: Norm) -> Tensor:
     """The steepest direction (N, C, H, W) of unit ``norm``; in "l1" of fewer than 150 components."""
     if norm == "linf":
