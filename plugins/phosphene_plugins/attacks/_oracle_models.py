@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-from phosphene import Model
+from phosphene import Model, load_model
 from phosphene.attacks import Norm
 from phosphene.optimize import TransformName, compose
+from phosphene.results import AdversarialExamples
 from phosphene.testing import linear_model
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
@@ -29,6 +30,12 @@ class LinearCase:
     images: Tensor
     labels: Tensor
     ascent: Tensor
+
+    def pixel_weight(self) -> Tensor:
+        """The gradients of the logits (K, C, H, W) with respect to pixels, of a linear model."""
+        x = self.images[:1].detach().requires_grad_()
+        rows = [torch.autograd.grad(logit, x, retain_graph=True)[0][0] for logit in self.model(x)[0]]
+        return torch.stack(rows)
 
     def moved(self, length: float, norm: Norm) -> Tensor:
         """clip(x + length d) with d the steepest direction of unit ``norm``."""
@@ -61,6 +68,37 @@ def five_classes(count: int = 1, size: tuple[int, int] = (5, 6)) -> LinearCase:
     images = 0.5 + 0.05 * torch.randn(count, 3, *size, generator=generator, dtype=torch.float64)
     model = linear_model(weight, bias=(-weight.flatten(1).sum(1) / 2).tolist())
     return LinearCase(model, images, model(images).argmax(1).detach(), torch.zeros_like(images))
+
+
+def rectified(count: int = 4) -> LinearCase:
+    """Five classes of a layer of ReLUs, piecewise linear; on the last image, which is black, all are dead."""
+    generator = torch.Generator().manual_seed(4)
+    first = torch.randn(12, 3, 2, 3, generator=generator, dtype=torch.float64)
+    hidden = linear_model(
+        first, bias=(0.1 - first.clamp(max=0.3).flatten(1).sum(1).relu() / 2 - 0.2).tolist()
+    )
+    last = nn.Linear(12, 5).double()
+    last.weight.data = torch.randn(5, 12, generator=generator, dtype=torch.float64)
+    last.bias.data = 0.1 * torch.randn(5, generator=generator, dtype=torch.float64)
+    module = nn.Sequential(*hidden.module, nn.ReLU(), last)
+    model = load_model(
+        module, input_size=(3, 2, 3), mean=hidden.mean.flatten().tolist(), std=hidden.std.flatten().tolist()
+    )
+    images = torch.rand(count, 3, 2, 3, generator=generator, dtype=torch.float64)
+    images[-1] = 0
+    return LinearCase(model, images, model(images).argmax(1).detach(), torch.zeros_like(images))
+
+
+def assert_predictions(result: AdversarialExamples, case: LinearCase) -> None:
+    """Assert that the fields of predictions are those of the images and of the adversarial examples."""
+    pairs = (
+        (case.images, result.before, result.confidence_before),
+        (result.adversarial, result.after, result.confidence_after),
+    )
+    for points, classes, confidence in pairs:
+        largest, predicted = case.model(points).detach().softmax(1).max(1)
+        assert torch.equal(predicted, classes)
+        torch.testing.assert_close(confidence, largest)
 
 
 def constant_model() -> Model:

@@ -47,20 +47,21 @@ def moves_by_steps_times_step_size_in_the_steepest_direction() -> None:
     case = two_classes()
     corner = bim(case.model, case.images, case.labels, eps=0.1, step_size=0.03, steps=9)
     torch.testing.assert_close(corner.adversarial, case.moved(0.1, "linf"))
-    case, generator = five_classes(2), Generator().manual_seed(3)
-    x, g = case.images, torch.zeros_like(case.images)
-    for _ in range(3):
-        gradient = mean_gradient(case, x, 2, ["rotate"], generator)
-        g = 0.5 * g + gradient / gradient.abs().mean((1, 2, 3), keepdim=True)
-        x = x + 0.03 * unit_step(g, "l2")
-    result = bim(
-        case.model, case.images, case.labels, eps=0.1, step_size=0.03, steps=3, norm="l2", momentum=0.5,
-        eot_samples=2, augmentations=("rotate",), seed=3,
-    )  # fmt: skip
-    torch.testing.assert_close(result.adversarial, x)
+    case = five_classes(2)
+    for seed in (0, 3):
+        x, g, generator = case.images, torch.zeros_like(case.images), Generator().manual_seed(seed)
+        for _ in range(3):
+            gradient = mean_gradient(case, x, 2, ["rotate"], generator)
+            g = 0.5 * g + gradient / gradient.abs().mean((1, 2, 3), keepdim=True)
+            x = x + 0.03 * unit_step(g, "l2")
+        result = bim(
+            case.model, case.images, case.labels, eps=0.1, step_size=0.03, steps=3, norm="l2", momentum=0.5,
+            eot_samples=2, augmentations=("rotate",), seed=seed,
+        )  # fmt: skip
+        torch.testing.assert_close(result.adversarial, x)
     # A gradient of zero moves nothing, though it cannot be divided by its mean.
     images = two_classes().images
-    result = bim(constant_model(), images, torch.zeros(3, dtype=torch.long), momentum=1.0)
+    result = bim(constant_model(), images, torch.zeros(3, dtype=torch.long), norm="l2", momentum=1.0)
     torch.testing.assert_close(result.adversarial, images)
 
 
@@ -153,6 +154,7 @@ def bim(
     x, y = images[active], labels[active]
     sign = -1.0 if targeted else 1.0
     x_adv, accumulated = x, torch.zeros_like(x)
+    # equivalent mutants: steps of an empty batch change nothing
     for step in progress_bar(range(steps if len(x) else 0), "BIM"):
         if step > 0:
             _, gradient, _ = loss_gradient(
@@ -160,6 +162,7 @@ def bim(
                 generator=generator,
             )  # fmt: skip
         if momentum:
+            # equivalent mutants: a factor of all gradients does not change the direction of their sum
             scale = gradient.abs().mean((1, 2, 3), keepdim=True)
             scale = scale.clamp(min=torch.finfo(gradient.dtype).tiny)
             gradient = accumulated = momentum * accumulated + gradient / scale

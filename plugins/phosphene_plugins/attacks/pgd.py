@@ -50,16 +50,16 @@ def moves_in_the_steepest_direction_and_selects_the_first_success() -> None:
         torch.testing.assert_close(result.adversarial, case.moved(0.09, norm))
     corner = pgd(case.model, case.images, case.labels, eps=0.1, step_size=0.06, targeted=True, seed=0)
     torch.testing.assert_close(corner.adversarial, case.moved(0.1, "linf"))
-    for targeted, restarts in product((False, True), (1, 3)):
+    for targeted, (restarts, seed) in product((False, True), ((1, 0), (3, 3))):
         case = five_classes(6)
         labels = (case.labels + 1) % 5 if targeted else case.labels
-        sign, generator = -1 if targeted else 1, torch.Generator().manual_seed(3)
+        sign, generator = -1 if targeted else 1, torch.Generator().manual_seed(seed)
         points, losses = [], []
         for _ in range(restarts):
-            x = random_point(case.images, 0.6, "l2", generator)
+            x = random_point(case.images, 0.3, "l2", generator)
             for _ in range(2):
                 gradient = mean_gradient(replace(case, labels=labels), x, 2, ["rotate"], generator)
-                x = project(x + sign * 0.2 * unit_step(gradient, "l2"), case.images, 0.6, "l2")
+                x = project(x + sign * 0.1 * unit_step(gradient, "l2"), case.images, 0.3, "l2")
             logits = case.model(x).detach()
             success = logits.argmax(1).eq(labels) == targeted
             points.append(x)
@@ -67,8 +67,8 @@ def moves_in_the_steepest_direction_and_selects_the_first_success() -> None:
         run = torch.stack(losses).argmax(0)  # of equal ones the first
         best = torch.stack(points)[run, torch.arange(6)]
         result = pgd(
-            case.model, case.images, labels, eps=0.6, step_size=0.2, steps=2, norm="l2", restarts=restarts,
-            targeted=targeted, eot_samples=2, augmentations=("rotate",), seed=3,
+            case.model, case.images, labels, eps=0.3, step_size=0.1, steps=2, norm="l2", restarts=restarts,
+            targeted=targeted, eot_samples=2, augmentations=("rotate",), seed=seed,
         )  # fmt: skip
         torch.testing.assert_close(result.adversarial, best)
 
@@ -158,6 +158,7 @@ def pgd(
     x, y = images[active], labels[active]
     sign = -1.0 if targeted else 1.0
     best, best_loss = x, x.new_full((len(x),), -torch.inf)
+    # equivalent mutants: runs of an empty batch change nothing
     for _ in range(restarts if len(x) else 0):
         x_adv = random_point(x, eps, norm, generator) if random_start else x
         for _ in progress_bar(range(steps), "PGD"):
@@ -166,6 +167,7 @@ def pgd(
                 generator=generator,
             )  # fmt: skip
             x_adv = project(x_adv + sign * step_size * steepest(gradient, norm), x, eps, norm)
+        # equivalent mutants: of a single run any loss is the highest
         if restarts == 1:
             best = x_adv
             break

@@ -1,0 +1,110 @@
+"""Attacks on a single image, as plain loops of their equations: what the oracles compare batches with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from phosphene import Model
+from phosphene.attacks import Norm, project
+
+from ._oracle_models import unit_step
+
+#: Point (C, H, W) -> loss, its gradient (C, H, W), and whether the point is adversarial.
+Objective = Callable[[Tensor], tuple[float, Tensor, bool]]
+
+
+def deepfool_of_one_image(
+    model: Model, image: Tensor, label: int, norm: Norm, steps: int, overshoot: float, candidates: int
+) -> Tensor:
+    """Moosavi-Dezfooli et al. 2016, algorithm 2, for an image (C, H, W)."""
+    rivals = [k for k in model(image[None])[0].argsort(descending=True).tolist() if k != label]
+    x, total = image, torch.zeros_like(image)
+    for _ in range(steps):
+        leaf = x.detach().requires_grad_()
+        logits = model(leaf[None])[0]
+        if logits.argmax() != label:
+            break
+        moves = []
+        for k in rivals[: candidates - 1]:
+            (w,) = torch.autograd.grad(logits[k] - logits[label], leaf, retain_graph=True)
+            slope = float(w.norm() if norm == "l2" else w.abs().sum())
+            if slope > 0:
+                distance = max((logits[label] - logits[k]).item() / slope, 1e-6)
+                moves.append((distance, w / slope if norm == "l2" else w.sign()))
+        if not moves:
+            break
+        distance, direction = min(moves, key=lambda move: move[0])
+        total = total + distance * direction
+        x = (image + (1 + overshoot) * total).clamp(0, 1)
+    return x
+
+
+def apgd_of_one_image(
+    objective: Objective, start: Tensor, image: Tensor, eps: float, steps: int, norm: Norm
+) -> tuple[Tensor, float, bool]:
+    """Croce & Hein 2020, algorithm 1: the first adversarial point or the best one, its loss, and success."""
+
+    def onto_ball(point: Tensor) -> Tensor:
+        return project(point[None], image[None], eps, norm)[0]
+
+    p = [0.0, 0.22]
+    while p[-1] < 1:
+        p.append(p[-1] + max(p[-1] - p[-2] - 0.03, 0.06))
+    checkpoints = [-int(-round(fraction * steps, 6) // 1) for fraction in p]
+    x = x_before = best = start
+    value = best_value = checkpoint_value = -torch.inf
+    eta = checkpoint_eta = 2 * eps
+    best_gradient, increases = torch.zeros_like(image), 0
+    for step in range(steps + 1):
+        new, gradient, success = objective(x)
+        increases, value = increases + (new > value), new
+        if value > best_value:
+            best, best_value, best_gradient = x, value, gradient
+        if success:
+            return x, value, True
+        if step in checkpoints and step < steps:
+            since = step - max((c for c in checkpoints if c < step), default=0)
+            stalled = increases < 0.75 * since or (eta, best_value) == (checkpoint_eta, checkpoint_value)
+            checkpoint_eta, checkpoint_value, increases = eta, best_value, 0
+            if stalled:
+                eta, x, value, gradient = eta / 2, best, best_value, best_gradient
+        a = 0.75 if step else 1.0
+        z = onto_ball(x + eta * unit_step(gradient[None], norm)[0])
+        x, x_before = onto_ball(x + a * (z - x) + (1 - a) * (x - x_before)), x
+    return best, best_value, False
+
+
+def apgd_l1_of_one_image(
+    objective: Objective, start: Tensor, image: Tensor, eps: float, steps: int
+) -> tuple[Tensor, float, bool]:
+    """Croce & Hein 2021, algorithm 1 in balls of 3, 2 and 1 eps: as ``apgd_of_one_image``."""
+    sparsity, best = 0.2 * image.numel(), start
+    counts = [int(0.3 * steps), int(0.3 * steps)]
+    best_value = -torch.inf
+    for radius, count in zip((3 * eps, 2 * eps, eps), (*counts, steps + 1 - sum(counts)), strict=True):
+        if not count:
+            continue
+        x = best = project(best[None], image[None], radius, "l1")[0]
+        best_value, changed_before, eta, best_gradient = -torch.inf, torch.inf, radius, torch.zeros_like(x)
+        for n in range(count):
+            value, gradient, success = objective(x)
+            if value > best_value:
+                best, best_value, best_gradient = x, value, gradient
+            if success and radius == eps:
+                return x, value, True
+            if n and n % max(1, int(0.04 * count)) == 0:
+                changed = int((best != image).sum())
+                if changed < 0.95 * changed_before:
+                    eta, x, gradient = radius, best, best_gradient
+                else:
+                    eta = max(eta / 1.5, 0.1 * radius)
+                sparsity, changed_before = changed / 1.5, changed
+            k = min(max(int(sparsity), 1), image.numel())
+            moved = gradient.abs() >= gradient.abs().flatten().sort(descending=True).values[k - 1]
+            step = gradient.sign() * moved
+            step = step / max(float(step.abs().sum()), 1)
+            x = project((x + eta * step)[None], image[None], radius, "l1")[0]
+    return best, best_value, False
