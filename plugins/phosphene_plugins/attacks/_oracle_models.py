@@ -66,7 +66,7 @@ def five_classes(count: int = 1, size: tuple[int, int] = (5, 6)) -> LinearCase:
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(5, 3, *size, generator=generator, dtype=torch.float64)
     images = 0.5 + 0.05 * torch.randn(count, 3, *size, generator=generator, dtype=torch.float64)
-    model = linear_model(weight, bias=(-weight.flatten(1).sum(1) / 2).tolist())
+    model = linear_model(weight, bias=-weight.flatten(1).sum(1) / 2)
     return LinearCase(model, images, model(images).argmax(1).detach(), torch.zeros_like(images))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from torch import Tensor
 from phosphene import Model
 from phosphene.attacks import Norm, project
 
-from ._oracle_models import unit_step
+from ._losses import Loss
+from ._oracle_models import LinearCase, unit_step
 
 #: Point (C, H, W) -> loss, its gradient (C, H, W), and whether the point is adversarial.
 Objective = Callable[[Tensor], tuple[float, Tensor, bool]]
@@ -108,3 +109,35 @@ def apgd_l1_of_one_image(
             step = step / max(float(step.abs().sum()), 1)
             x = project((x + eta * step)[None], image[None], radius, "l1")[0]
     return best, best_value, False
+
+
+def best_of_plain_runs(
+    case: LinearCase,
+    labels: Tensor,
+    runs: Sequence[tuple[Tensor, Tensor]],
+    loss: Loss,
+    targeted: bool,
+    eps: float,
+    steps: int,
+    norm: Norm,
+) -> Tensor:
+    """Of runs of APGD on each image, each from starts and labels in the loss, the first success or the best."""
+    results = []
+    for n, (image, label) in enumerate(zip(case.images, labels, strict=True)):
+        outcomes = []
+        for starts, loss_labels in runs:
+
+            def objective(x: Tensor, y: Tensor = loss_labels[n : n + 1]) -> tuple[float, Tensor, bool]:
+                leaf = x[None].detach().requires_grad_()
+                logits = case.model(leaf)
+                value = loss(logits, y)[0]
+                (gradient,) = torch.autograd.grad(value, leaf)
+                return value.item(), gradient[0], bool((logits.argmax() == label) == targeted)
+
+            if norm == "l1":
+                outcomes.append(apgd_l1_of_one_image(objective, starts[n], image, eps, steps))
+            else:
+                outcomes.append(apgd_of_one_image(objective, starts[n], image, eps, steps, norm))
+        successes = [point for point, _, success in outcomes if success]
+        results.append(successes[0] if successes else max(outcomes, key=lambda outcome: outcome[1])[0])
+    return torch.stack(results)

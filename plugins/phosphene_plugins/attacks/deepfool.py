@@ -47,13 +47,15 @@ def crosses_the_nearest_boundary_of_a_linear_model() -> None:
             expected = deepfool_of_one_image(case.model, image, label, norm, steps, 0.1, candidates)
             torch.testing.assert_close(point, expected)
         assert_predictions(result, case)
-    # On the boundary itself the linearized model would not move at all.
-    tie = linear_model(torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double().view(2, 1, 1, 2))
+    # On the boundary itself the linearized model would not move at all; without one nothing moves.
+    weight = torch.tensor([[0.1, 0.0], [0.0, 0.1]], dtype=torch.float64).view(2, 1, 1, 2)
     half = torch.full((1, 1, 1, 2), 0.5, dtype=torch.float64)
-    result = deepfool(tie, half, torch.tensor([0]))
+    result = deepfool(linear_model(weight), half, torch.tensor([0]))
     torch.testing.assert_close(result.distance("l2"), torch.tensor([1.02e-6]).double(), rtol=1e-6, atol=0)
-    one_class = linear_model(torch.ones(1, 1, 1, 2, dtype=torch.float64))
-    assert torch.equal(deepfool(one_class, half, torch.tensor([0])).adversarial, half)
+    overflow = torch.tensor([[0.0, 0.0], [-1.5e308, 1.5e308]], dtype=torch.float64).view(2, 1, 1, 2)
+    image = torch.tensor([[[[0.5, 0.3]]]], dtype=torch.float64)
+    for model in (linear_model(weight[:1]), linear_model(overflow)):
+        assert torch.equal(deepfool(model, image, torch.tensor([0]), norm="linf").adversarial, image)
 
 
 @method(
@@ -121,11 +123,13 @@ def deepfool(
     """
     active = torch.arange(len(images), device=images.device)
     points, total_step = images.clone(), torch.zeros_like(images)
+    # equivalent mutants: replaced in the first step
     before = after = rivals = torch.empty(0)
     for step in progress_bar(range(steps + 1), "DeepFool"):
         x = points[active].requires_grad_()
         logits = differentiable_logits(model, x)
         if step == 0:
+            # equivalent mutants: results are detached
             before = after = logits.detach()
             rivals = top_other_classes(before, labels, candidates)
         else:
@@ -184,6 +188,7 @@ def nearest_boundary(logits: Tensor, x: Tensor, own: Tensor, rivals: Tensor, nor
     ``logits`` (n, K) on the graph of ``x`` (n, C, H, W); takes k backward passes.
     """
     differences = logits.gather(1, own[:, None]) - logits.gather(1, rivals)
+    # equivalent mutants: results are detached
     gaps, slopes = differences.detach(), torch.zeros_like(differences).detach()
     gap = torch.zeros_like(logits[:, 0]).detach()
     distance = torch.full_like(logits[:, 0], torch.inf).detach()

@@ -56,10 +56,10 @@ def moves_in_the_steepest_direction_and_selects_the_first_success() -> None:
         sign, generator = -1 if targeted else 1, torch.Generator().manual_seed(seed)
         points, losses = [], []
         for _ in range(restarts):
-            x = random_point(case.images, 0.3, "l2", generator)
+            x = random_point(case.images, 0.1, "l2", generator)
             for _ in range(2):
                 gradient = mean_gradient(replace(case, labels=labels), x, 2, ["rotate"], generator)
-                x = project(x + sign * 0.1 * unit_step(gradient, "l2"), case.images, 0.3, "l2")
+                x = project(x + sign * 0.02 * unit_step(gradient, "l2"), case.images, 0.1, "l2")
             logits = case.model(x).detach()
             success = logits.argmax(1).eq(labels) == targeted
             points.append(x)
@@ -67,7 +67,7 @@ def moves_in_the_steepest_direction_and_selects_the_first_success() -> None:
         run = torch.stack(losses).argmax(0)  # of equal ones the first
         best = torch.stack(points)[run, torch.arange(6)]
         result = pgd(
-            case.model, case.images, labels, eps=0.3, step_size=0.1, steps=2, norm="l2", restarts=restarts,
+            case.model, case.images, labels, eps=0.1, step_size=0.02, steps=2, norm="l2", restarts=restarts,
             targeted=targeted, eot_samples=2, augmentations=("rotate",), seed=seed,
         )  # fmt: skip
         torch.testing.assert_close(result.adversarial, best)
