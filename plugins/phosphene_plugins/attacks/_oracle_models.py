@@ -70,7 +70,7 @@ def five_classes(count: int = 1, size: tuple[int, int] = (5, 6)) -> LinearCase:
     return LinearCase(model, images, model(images).argmax(1).detach(), torch.zeros_like(images))
 
 
-def rectified(count: int = 4) -> LinearCase:
+def rectified(count: int) -> LinearCase:
     """Five classes of a layer of ReLUs, piecewise linear; on the last image, which is black, all are dead."""
     generator = torch.Generator().manual_seed(4)
     first = torch.randn(12, 3, 2, 3, generator=generator, dtype=torch.float64)

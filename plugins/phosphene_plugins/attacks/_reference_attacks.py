@@ -10,6 +10,7 @@ from torch import Tensor
 from phosphene import Model
 from phosphene.attacks import Norm, project
 
+from ._hyperplane_projection import project_onto_hyperplane
 from ._losses import Loss
 from ._oracle_models import LinearCase, unit_step
 
@@ -121,13 +122,15 @@ def best_of_plain_runs(
     steps: int,
     norm: Norm,
 ) -> Tensor:
-    """Of runs of APGD on each image, each from starts and labels in the loss, the first success or the best."""
+    """Each image's first success of several runs of APGD, or its best point. A run: starts, labels in the loss."""
     results = []
     for n, (image, label) in enumerate(zip(case.images, labels, strict=True)):
         outcomes = []
         for starts, loss_labels in runs:
 
-            def objective(x: Tensor, y: Tensor = loss_labels[n : n + 1]) -> tuple[float, Tensor, bool]:
+            def objective(
+                x: Tensor, y: Tensor = loss_labels[n : n + 1], label: Tensor = label
+            ) -> tuple[float, Tensor, bool]:
                 leaf = x[None].detach().requires_grad_()
                 logits = case.model(leaf)
                 value = loss(logits, y)[0]
@@ -141,3 +144,51 @@ def best_of_plain_runs(
         successes = [point for point, _, success in outcomes if success]
         results.append(successes[0] if successes else max(outcomes, key=lambda outcome: outcome[1])[0])
     return torch.stack(results)
+
+
+def fab_of_one_image(
+    model: Model,
+    image: Tensor,
+    label: int,
+    rivals: Sequence[int],
+    start: Tensor,
+    norm: Norm,
+    targeted: bool,
+    steps: int,
+    alpha: float,
+    beta: float,
+    eta: float,
+) -> tuple[Tensor, float]:
+    """One run of Croce & Hein 2020, algorithm 1: the nearest example of an image, and its distance."""
+    x, best, nearest = start, image, torch.inf
+    for _ in range(steps):
+        leaf = x.detach().requires_grad_()
+        logits = model(leaf[None])[0]
+        own, others = label, rivals
+        if targeted:
+            own, others = max((k for k in range(len(logits)) if k != label), key=lambda k: logits[k]), [label]
+        boundaries = []
+        for k in others:
+            gap = logits[own] - logits[k]
+            (w,) = torch.autograd.grad(-gap, leaf, retain_graph=True)
+            slope = {"linf": w.abs().sum(), "l2": w.norm(), "l1": w.abs().max()}[norm].item()
+            if slope > 0:
+                boundaries.append((abs(gap.item()) / slope, gap.item(), w))
+        if not boundaries:
+            break
+        _, gap_, w = min(boundaries, key=lambda boundary: boundary[0])
+        d, d_0 = (
+            project_onto_hyperplane(point[None], w[None], torch.tensor([offset]).to(point), norm)[0]
+            for point, offset in ((x, gap_), (image, gap_ + (w * (x - image)).sum().item()))
+        )
+        a = min(_size(d, norm) / max(_size(d, norm) + _size(d_0, norm), 1e-300), alpha)
+        x = ((1 - a) * (x + eta * d) + a * (image + eta * d_0)).clamp(0, 1)
+        if (model(x[None]).argmax() == label) == targeted:
+            if _size(x - image, norm) < nearest:
+                best, nearest = x, _size(x - image, norm)
+            x = image + beta * (x - image)
+    return best, nearest
+
+
+def _size(change: Tensor, norm: Norm) -> float:
+    return float(change.flatten().norm(float(norm.removeprefix("l"))))
