@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from phosphene import Model
 from phosphene.attacks import Norm, project
@@ -192,3 +193,84 @@ def fab_of_one_image(
 
 def _size(change: Tensor, norm: Norm) -> float:
     return float(change.flatten().norm(float(norm.removeprefix("l"))))
+
+
+def square_of_one_image(
+    case: LinearCase,
+    n: int,
+    eps: float,
+    norm: Norm,
+    areas: Sequence[float],
+    targeted: bool,
+    generator: Generator,
+) -> tuple[Tensor, int]:
+    """Andriushchenko et al. 2020, algorithm 1 for image ``n``, a query for each area; and the queries."""
+    image, label = case.images[n], int(case.labels[n])
+    (channels, height, width), power = image.shape, 2 if norm == "l2" else 1
+
+    def integer(count: int) -> int:
+        return int(torch.randint(count, (), generator=generator))
+
+    def signs(*shape: int) -> Tensor:
+        return torch.randint(2, shape, generator=generator) * 2.0 - 1
+
+    def unit(change: Tensor) -> Tensor:
+        return change / max(_size(change, norm), 1e-12)
+
+    def bump(side: int) -> Tensor:
+        values = torch.zeros(side, side)
+        for i, j in product(range(side), range(side)):
+            lower = i >= side // 2
+            rows = side - side // 2 if lower else side // 2
+            ring = max(abs(i - lower * (side // 2) - rows // 2), abs(j - side // 2))
+            values[i, j] = (1 - 2 * lower) * sum(1 / (r + 1) ** 2 for r in range(ring, side // 2 + 1))
+        return (values.T if integer(2) else values) / values.norm()
+
+    def first() -> Tensor:
+        if norm == "linf":
+            return image + eps * signs(1, channels, 1, width)[0]
+        change, side = torch.zeros_like(image), max(1, min(height, width) // 5)
+        for top, left in product(range(0, height - side + 1, side), range(0, width - side + 1, side)):
+            sign = signs(1, channels, 1, 1)[0]
+            change[:, top : top + side, left : left + side] = bump(side) * sign
+        return image + eps * unit(change)
+
+    def next_(x: Tensor, area: float) -> Tensor:
+        side = min(max(round((area * height * width) ** 0.5), 1 if norm == "linf" else 3), height, width)
+
+        def window() -> tuple[slice, slice, slice]:
+            top, left = integer(height - side + 1), integer(width - side + 1)
+            return slice(None), slice(top, top + side), slice(left, left + side)
+
+        x = x.clone()
+        if norm == "linf":
+            into = window()
+            x[into] += 2 * eps * signs(1, channels, 1, 1)[0]
+            return x
+        into, out_of = window(), window()
+        sign = signs(1, channels, 1, 1)[0]
+        change = x - image
+        both = torch.zeros_like(image)
+        both[into] = both[out_of] = 1
+        mass = (change.abs() ** power).sum((1, 2))
+        spare = max(eps**power - float(mass.sum()), 0) / channels
+        available = ((change * both).abs() ** power).sum((1, 2)) + spare
+        shape = bump(side) * sign
+        new = shape / (shape.abs() ** power).sum((1, 2), keepdim=True) ** (1 / power) + unit(change[into])
+        size = (new.abs() ** power).sum((1, 2)).clamp(min=1e-12)
+        change[out_of] = 0
+        change[into] = new * ((available / size) ** (1 / power))[:, None, None]
+        return image + eps * unit(change)
+
+    x, lowest = image, torch.inf
+    for query, area in enumerate(areas):
+        tried = next_(x, area) if query else first()
+        tried = project(tried[None], image[None], eps, norm)[0]
+        logits = case.model(tried[None])[0].detach()
+        others = max(float(z) for k, z in enumerate(logits) if k != label)
+        loss = -float(logits.log_softmax(0)[label]) if targeted else float(logits[label]) - others
+        if loss < lowest:
+            x, lowest = tried, loss
+        if (logits.argmax() == label) == targeted:
+            return tried, query + 2
+    return x, len(areas) + 1

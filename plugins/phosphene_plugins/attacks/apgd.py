@@ -34,7 +34,7 @@ from ._losses import (
     difference_of_logits_ratio,
     targeted_difference_of_logits_ratio,
 )
-from ._oracle_models import assert_predictions, five_classes, two_classes
+from ._oracle_models import assert_predictions, five_classes, rectified, two_classes
 from ._parameters import (
     IN_BALL,
     Augmentations,
@@ -59,18 +59,20 @@ def equals_a_plain_loop_over_each_image() -> None:
         case = two_classes(targeted=targeted, margin=2.0)
         result = apgd(case.model, case.images[:1], case.labels[:1], eps=0.01, steps=5, targeted=targeted)
         torch.testing.assert_close(result.adversarial, case.moved(0.01, "linf")[:1])
-    case = five_classes(3)
-    for name, targeted, target_classes, norm, eps, steps, restarts in _ORACLE_CASES:
+    assert _checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99, 105]
+    models = {"linear": five_classes(3), "rectified": rectified(3)}
+    for name, loss_name, targeted, target_classes, norm, eps, steps, restarts in _ORACLE_CASES:
+        case = models[name]
         labels = (case.labels + 1) % 5 if targeted else case.labels
         loss_labels, generator = [labels], torch.Generator().manual_seed(restarts)
         if target_classes:
             others = case.model(case.images).scatter(1, labels[:, None], -torch.inf)
             loss_labels = list(others.argsort(descending=True)[:, :target_classes].T)
         runs = [(random_point(case.images, eps, norm, generator), y) for y in loss_labels * restarts]
-        loss = _OBJECTIVES[name, targeted or target_classes > 0]
+        loss = _OBJECTIVES[loss_name, targeted or target_classes > 0]
         expected = best_of_plain_runs(case, labels, runs, loss, targeted, eps, steps, norm)
         result = apgd(
-            case.model, case.images, labels, eps=eps, steps=steps, norm=norm, loss=name, restarts=restarts,
+            case.model, case.images, labels, eps=eps, steps=steps, norm=norm, loss=loss_name, restarts=restarts,
             targeted=targeted, target_classes=target_classes, seed=restarts,
         )  # fmt: skip
         torch.testing.assert_close(result.adversarial, expected)
@@ -78,13 +80,15 @@ def equals_a_plain_loop_over_each_image() -> None:
 
 
 LossName: TypeAlias = Literal["cross-entropy", "dlr"]
-#: Loss, targeted, target_classes, norm, eps, steps and restarts of the comparisons with a plain loop.
-_ORACLE_CASES: list[tuple[LossName, bool, int, Norm, float, int, int]] = [
-    ("cross-entropy", False, 0, "linf", 0.005, 22, 2),
-    ("dlr", False, 2, "l2", 0.04, 14, 1),
-    ("dlr", True, 0, "l2", 0.06, 14, 1),
-    ("cross-entropy", True, 0, "l1", 0.2, 34, 1),
-    ("dlr", False, 0, "l1", 0.1, 34, 1),
+#: Model, loss, targeted, target_classes, norm, eps, steps and restarts of the comparisons with a plain loop.
+_ORACLE_CASES: list[tuple[str, LossName, bool, int, Norm, float, int, int]] = [
+    ("linear", "cross-entropy", False, 0, "linf", 0.005, 12, 2),
+    ("linear", "cross-entropy", False, 0, "linf", 0.5, 2, 2),
+    ("linear", "dlr", False, 2, "l2", 0.04, 14, 1),
+    ("linear", "cross-entropy", True, 0, "l1", 0.2, 34, 1),
+    ("rectified", "dlr", True, 0, "l2", 0.6, 40, 1),
+    ("rectified", "cross-entropy", False, 0, "linf", 0.1, 40, 1),
+    ("rectified", "dlr", False, 0, "l1", 0.6, 64, 1),
 ]
 #: The maximized loss by its name and by whether the labels are target classes.
 _OBJECTIVES: dict[tuple[LossName, bool], Loss] = {
@@ -237,6 +241,7 @@ def _apgd(
     stops = eot_samples == 1 and not augmentations
     checkpoints = _checkpoints(steps)
     at = _State.at_start(start, images, labels, loss_labels, eta=2 * eps)
+    # equivalent mutants: the loop ends at its last step
     for step in progress_bar(range(steps + 1), "APGD"):
         value, at.gradient, logits = loss_gradient(
             model, at.x, at.loss_labels, loss, eot_samples=eot_samples, augmentations=augmentations,
@@ -252,6 +257,7 @@ def _apgd(
         if step == steps or not len(at.indices):
             break
         if step in checkpoints:
+            # equivalent mutants: at the first checkpoint nothing can have stalled
             at.adapt(step - checkpoints[checkpoints.index(step) - 1] if step else 0)
         alpha = _ALPHA if step else 1.0
         z = project(at.x + at.eta * steepest(at.gradient, norm), at.images, eps, norm)
@@ -313,8 +319,6 @@ class _State:
         stalled = (self.increases < _RHO * steps_since) | unchanged
         self.eta_before, self.best_loss_before = self.eta, self.best_loss
         self.increases = torch.zeros_like(self.increases)
-        if steps_since == 0:  # the first checkpoint, where nothing can have stalled
-            return
         self.eta = torch.where(per_image(stalled), self.eta / 2, self.eta)
         self.x = torch.where(per_image(stalled), self.best, self.x)
         self.value = torch.where(stalled, self.best_loss, self.value)
