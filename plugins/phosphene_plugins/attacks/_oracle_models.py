@@ -89,7 +89,9 @@ def rectified(count: int) -> LinearCase:
     return LinearCase(model, images, model(images).argmax(1).detach(), torch.zeros_like(images))
 
 
-def assert_predictions(result: AdversarialExamples, case: LinearCase) -> None:
+def assert_predictions(
+    result: AdversarialExamples, case: LinearCase, labels: Tensor | None = None, *, targeted: bool = False
+) -> None:
     """Assert that the fields of predictions are those of the images and of the adversarial examples."""
     pairs = (
         (case.images, result.before, result.confidence_before),
@@ -99,6 +101,9 @@ def assert_predictions(result: AdversarialExamples, case: LinearCase) -> None:
         largest, predicted = case.model(points).detach().softmax(1).max(1)
         assert torch.equal(predicted, classes)
         torch.testing.assert_close(confidence, largest)
+    labels = case.labels if labels is None else labels
+    assert torch.equal(result.labels, labels) and result.targeted == targeted
+    assert torch.equal(result.success, result.after.eq(labels) == targeted)
 
 
 def constant_model() -> Model:

@@ -122,8 +122,9 @@ def best_of_plain_runs(
     eps: float,
     steps: int,
     norm: Norm,
+    stops: bool,
 ) -> Tensor:
-    """Each image's first success of several runs of APGD, or its best point. A run: starts, labels in the loss."""
+    """Each image's first success of several runs of APGD, each of starts and labels; else its best point."""
     results = []
     for n, (image, label) in enumerate(zip(case.images, labels, strict=True)):
         outcomes = []
@@ -136,7 +137,7 @@ def best_of_plain_runs(
                 logits = case.model(leaf)
                 value = loss(logits, y)[0]
                 (gradient,) = torch.autograd.grad(value, leaf)
-                return value.item(), gradient[0], bool((logits.argmax() == label) == targeted)
+                return value.item(), gradient[0], stops and bool((logits.argmax() == label) == targeted)
 
             if norm == "l1":
                 outcomes.append(apgd_l1_of_one_image(objective, starts[n], image, eps, steps))

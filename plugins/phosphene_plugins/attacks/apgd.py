@@ -61,7 +61,7 @@ def equals_a_plain_loop_over_each_image() -> None:
         torch.testing.assert_close(result.adversarial, case.moved(0.01, "linf")[:1])
     assert _checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99, 105]
     models = {"linear": five_classes(3), "rectified": rectified(3)}
-    for name, loss_name, targeted, target_classes, norm, eps, steps, restarts in _ORACLE_CASES:
+    for name, loss_name, targeted, target_classes, norm, eps, steps, restarts, samples in _ORACLE_CASES:
         case = models[name]
         labels = (case.labels + 1) % 5 if targeted else case.labels
         loss_labels, generator = [labels], torch.Generator().manual_seed(restarts)
@@ -70,25 +70,28 @@ def equals_a_plain_loop_over_each_image() -> None:
             loss_labels = list(others.argsort(descending=True)[:, :target_classes].T)
         runs = [(random_point(case.images, eps, norm, generator), y) for y in loss_labels * restarts]
         loss = _OBJECTIVES[loss_name, targeted or target_classes > 0]
-        expected = best_of_plain_runs(case, labels, runs, loss, targeted, eps, steps, norm)
+        expected = best_of_plain_runs(case, labels, runs, loss, targeted, eps, steps, norm, samples == 1)
         result = apgd(
-            case.model, case.images, labels, eps=eps, steps=steps, norm=norm, loss=loss_name, restarts=restarts,
-            targeted=targeted, target_classes=target_classes, seed=restarts,
+            case.model, case.images, labels, eps=eps, steps=steps, norm=norm, loss=loss_name,
+            restarts=restarts, targeted=targeted, target_classes=target_classes, seed=restarts,
+            eot_samples=samples,
         )  # fmt: skip
         torch.testing.assert_close(result.adversarial, expected)
-        assert_predictions(result, case)
+        assert_predictions(result, case, labels, targeted=targeted)
 
 
 LossName: TypeAlias = Literal["cross-entropy", "dlr"]
-#: Model, loss, targeted, target_classes, norm, eps, steps and restarts of the comparisons with a plain loop.
-_ORACLE_CASES: list[tuple[str, LossName, bool, int, Norm, float, int, int]] = [
-    ("linear", "cross-entropy", False, 0, "linf", 0.005, 12, 2),
-    ("linear", "cross-entropy", False, 0, "linf", 0.5, 2, 2),
-    ("linear", "dlr", False, 2, "l2", 0.04, 14, 1),
-    ("linear", "cross-entropy", True, 0, "l1", 0.2, 34, 1),
-    ("rectified", "dlr", True, 0, "l2", 0.6, 40, 1),
-    ("rectified", "cross-entropy", False, 0, "linf", 0.1, 40, 1),
-    ("rectified", "dlr", False, 0, "l1", 0.6, 64, 1),
+#: Model, loss, targeted, target_classes, norm, eps, steps, restarts and eot_samples of the comparisons.
+_ORACLE_CASES: list[tuple[str, LossName, bool, int, Norm, float, int, int, int]] = [
+    ("linear", "cross-entropy", False, 0, "linf", 0.005, 12, 2, 1),
+    ("linear", "cross-entropy", False, 0, "linf", 0.5, 2, 2, 1),
+    ("linear", "dlr", False, 2, "l2", 0.04, 14, 1, 1),
+    ("linear", "cross-entropy", True, 0, "l1", 0.2, 34, 1, 1),
+    ("rectified", "dlr", True, 0, "l2", 0.6, 40, 1, 1),
+    ("rectified", "cross-entropy", False, 0, "linf", 0.1, 40, 1, 1),
+    ("rectified", "dlr", False, 0, "l1", 0.6, 64, 1, 1),
+    ("linear", "dlr", False, 1, "l2", 0.04, 6, 1, 2),
+    ("linear", "cross-entropy", False, 0, "l1", 0.2, 20, 1, 2),
 ]
 #: The maximized loss by its name and by whether the labels are target classes.
 _OBJECTIVES: dict[tuple[LossName, bool], Loss] = {
@@ -254,6 +257,7 @@ def _apgd(
             success[at.indices[won]] = True
             if won.any():
                 at = at.select(~won)
+        # equivalent mutants: steps of an empty batch and after the last loss change nothing
         if step == steps or not len(at.indices):
             break
         if step in checkpoints:
@@ -332,6 +336,7 @@ class _State:
 def _checkpoints(steps: int) -> list[int]:
     """The steps at which the step size is adapted, 0 first."""
     fractions = [0.0, 0.22]
+    # equivalent mutants: no fraction is exactly 1
     while fractions[-1] < 1:
         fractions.append(fractions[-1] + max(fractions[-1] - fractions[-2] - 0.03, 0.06))
     # Less 1e-9: rounding in a sum of hundredths would otherwise move a checkpoint by one step.

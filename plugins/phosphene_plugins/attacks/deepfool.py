@@ -46,7 +46,7 @@ def crosses_the_nearest_boundary_of_a_linear_model() -> None:
         for image, label, point in zip(case.images, labels.tolist(), result.adversarial, strict=True):
             expected = deepfool_of_one_image(case.model, image, label, norm, steps, 0.1, candidates)
             torch.testing.assert_close(point, expected)
-        assert_predictions(result, case)
+        assert_predictions(result, case, labels)
     # On the boundary itself the linearized model would not move at all; without one nothing moves.
     weight = torch.tensor([[0.1, 0.0], [0.0, 0.1]], dtype=torch.float64).view(2, 1, 1, 2)
     half = torch.full((1, 1, 1, 2), 0.5, dtype=torch.float64)
@@ -157,6 +157,7 @@ def top_other_classes(logits: Tensor, labels: Tensor, candidates: int) -> Tensor
     Fewer where there are fewer classes, none (k = 0) for a single class.
     """
     others = logits.scatter(1, labels[:, None], -torch.inf)
+    # equivalent mutants: the classes are the last axis
     return others.topk(min(candidates, logits.shape[1]) - 1, dim=1).indices
 
 
@@ -177,6 +178,7 @@ class Boundary(NamedTuple):
 
     def step(self, norm: Norm) -> Tensor:
         """The step to the boundary, (n, C, H, W); zero where there is none."""
+        # equivalent mutants: without a boundary the direction is zero
         size = torch.where(self.distance.isfinite(), self.distance.clamp(min=_MIN_STEP), 0)
         direction = normalize_l2(self.gradient) if norm == "l2" else self.gradient.sign()
         return per_image(size) * direction

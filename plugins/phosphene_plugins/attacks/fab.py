@@ -61,7 +61,7 @@ def _equals_plain_runs(case: LinearCase, norm: LpNorm, targeted: bool, target_cl
         case.model, case.images, labels, norm=norm, steps=6, restarts=2, targeted=targeted,
         target_classes=target_classes, candidates=3, alpha=0.2, beta=0.8, eta=1.1, seed=3,
     )  # fmt: skip
-    assert_predictions(result, case)
+    assert_predictions(result, case, labels, targeted=targeted)
     order = case.model(case.images).scatter(1, labels[:, None], -torch.inf).argsort(descending=True)
     runs = order[:, :target_classes].split(1, dim=1) if target_classes else [order[:, :2]]
     for n, (image, label) in enumerate(zip(case.images, labels.tolist(), strict=True)):

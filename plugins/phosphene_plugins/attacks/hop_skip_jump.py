@@ -1,20 +1,22 @@
 """HopSkipJump: minimum-norm adversarial examples from predicted classes, by gradient estimates."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from phosphene import Reference, hookimpl, load_model, method, progress_bar
+from phosphene import Reference, hookimpl, method, progress_bar
 from phosphene.attacks import l2_norm, normalize_l2
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed, Start
-from phosphene.spec import Cost, param, size
+from phosphene.spec import Cost, InvariantTo, param, size
 
+from ._oracle_models import assert_predictions, five_classes, two_classes
 from ._parameters import IN_RANGE, MaxQueries, MinimizedNorm, Targeted
 from ._query_oracle import QueryOracle
+from ._reference_decisions import PlainQueries, hop_skip_jump_of_one_image
 
 #: Directions are drawn in blocks of this size, so that the draws do not depend on the batch size.
 _BLOCK = 32
@@ -22,27 +24,40 @@ _BLOCK = 32
 _HALVINGS = 25
 
 
-def approaches_the_boundary_of_a_linear_model() -> None:
-    """Within 15 % of the distance to equal logits: (z_y - z_k) / ||w_y - w_k||, in the dual norm."""
-    weight = torch.randn(48, generator=torch.Generator().manual_seed(1))
-    images = 0.5 + 0.05 * torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(2))
-
-    def label(images: Tensor) -> Tensor:
-        return ((images - 0.5).flatten(1) @ weight > 0.5).long()
-
-    mean, std = [0.25] * 3, [0.5] * 3
-    label_normalized = lambda normalized: label(normalized * 0.5 + 0.25)
-    model = load_model(label_normalized, input_size=(3, 4, 4), classes=["below", "above"], mean=mean, std=std)
-    gap = ((images - 0.5).flatten(1) @ weight - 0.5).abs()
-    distances: tuple[tuple[Literal["l2", "linf"], Tensor], ...]
-    distances = (("l2", gap / weight.norm()), ("linf", gap / weight.abs().sum()))
-    for norm, nearest in distances:
+def equals_a_plain_loop_over_each_image() -> None:
+    """Within 25 % of the nearest boundary, (z_y - z_k) / ||w_y - w_k||_q; else algorithm 2 in a plain loop."""
+    case = two_classes()
+    images, labels = case.images[:1], case.labels[:1]
+    gap = case.model(images).detach().diff().abs()[0]
+    for norm, slope in (("l2", case.ascent[0].norm()), ("linf", case.ascent[0].abs().sum())):
+        result = hop_skip_jump(case.model, images, labels, norm=norm, steps=10, max_queries=2000, seed=0)
+        ratio = float(result.distance(norm) / (gap / slope))
+        assert result.success.all() and 1 <= ratio <= 1.25, f"{ratio} times the nearest ({norm})"
+    case = five_classes(2, (5, 6))
+    starts = case.images.roll(1, 0)
+    for norm, targeted, start, max_queries in _ORACLE_CASES:
+        labels = case.labels.roll(1) if targeted else case.labels
         result = hop_skip_jump(
-            model, images, label(images), norm=norm, steps=25, max_queries=20_000, seed=0
+            case.model, case.images, labels, start=starts if start else None, norm=norm, steps=4,
+            max_queries=max_queries, first_directions=20, targeted=targeted, seed=max_queries,
         )  # fmt: skip
-        assert result.success.all()
-        ratio = result.distance(norm) / nearest
-        assert ratio.min() >= 1 and ratio.max() <= 1.15, f"{ratio.tolist()} times the nearest ({norm})"
+        for n, image in enumerate(case.images):
+            queries = PlainQueries(
+                case.model, image, int(labels[n]), norm=norm, targeted=targeted, max_queries=max_queries
+            )
+            first = starts[n] if start else None
+            expected = hop_skip_jump_of_one_image(queries, first, 4, 20, max_queries)
+            torch.testing.assert_close(result.adversarial[n], expected)
+            assert result.queries is not None and result.queries[n] == queries.count
+        assert_predictions(result, case, labels, targeted=targeted)
+
+
+#: Norm, targeted, whether from a start, and max_queries of the comparisons with a plain loop.
+_ORACLE_CASES: list[tuple[MinimizedNorm, bool, bool, int]] = [
+    ("l2", False, False, 200),
+    ("linf", False, False, 170),
+    ("linf", True, True, 150),
+]
 
 
 @method(
@@ -58,9 +73,14 @@ def approaches_the_boundary_of_a_linear_model() -> None:
         )
     ],
     invariants=IN_RANGE,
+    relations=[
+        InvariantTo("logit_shift", fields=("adversarial",)),
+        InvariantTo("normalization", fields=("adversarial",)),
+        InvariantTo("batch_order", fields=("adversarial",)),
+    ],
     cost=Cost(forward=size.images * param.max_queries),
     tags=["black-box", "labels-only", "minimum-norm"],
-    oracle=approaches_the_boundary_of_a_linear_model,
+    oracle=equals_a_plain_loop_over_each_image,
     quick={"max_queries": 45, "steps": 1},
     demo={"images": "builtin:scenes/2", "max_queries": 500},
 )

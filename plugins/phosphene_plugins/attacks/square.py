@@ -44,7 +44,7 @@ def equals_a_plain_search_for_each_image() -> None:
             expected, queries = square_of_one_image(case, n, eps, norm, areas, targeted, generator)
             torch.testing.assert_close(result.adversarial[n], expected)
             assert result.queries is not None and result.queries[n] == queries
-        assert_predictions(result, case)
+        assert_predictions(result, case, targeted=targeted)
     areas = [_area(1.0, query, 10_000) for query in range(10_000)]
     assert [n for n in range(1, 10_000) if 2 * areas[n] == areas[n - 1]] == [
         11,
