@@ -59,13 +59,13 @@ def _equals_plain_runs(case: LinearCase, norm: LpNorm, targeted: bool, target_cl
     labels = (case.labels + 1) % 5 if targeted else case.labels
     result = fab(
         case.model, case.images, labels, norm=norm, steps=6, restarts=2, targeted=targeted,
-        target_classes=target_classes, candidates=3, alpha=0.2, beta=0.8, eta=1.1, seed=3,
+        target_classes=target_classes, candidates=3, alpha=0.2, beta=0.8, eta=1.1, seed=target_classes,
     )  # fmt: skip
     assert_predictions(result, case, labels, targeted=targeted)
     order = case.model(case.images).scatter(1, labels[:, None], -torch.inf).argsort(descending=True)
     runs = order[:, :target_classes].split(1, dim=1) if target_classes else [order[:, :2]]
     for n, (image, label) in enumerate(zip(case.images, labels.tolist(), strict=True)):
-        generator, best, nearest = torch.Generator().manual_seed(3), image, torch.inf
+        generator, best, nearest = torch.Generator().manual_seed(target_classes), image, torch.inf
         for restart, rivals in product((0, 1), runs):
             radius = (nearest if nearest < torch.inf else {"linf": 0.3, "l2": 1.0, "l1": 5.0}[norm]) / 2
             start = random_point(image[None], radius, norm, generator)[0] if restart else image

@@ -25,7 +25,7 @@ _HALVINGS = 25
 
 
 def equals_a_plain_loop_over_each_image() -> None:
-    """Within 25 % of the nearest boundary, (z_y - z_k) / ||w_y - w_k||_q; else algorithm 2 in a plain loop."""
+    """Within 25 % of the distance (z_y - z_k) / ||w_y - w_k||_q; else algorithm 2 in a plain loop."""
     case = two_classes()
     images, labels = case.images[:1], case.labels[:1]
     gap = case.model(images).detach().diff().abs()[0]

@@ -31,7 +31,8 @@ def equals_a_plain_search_for_each_image() -> None:
     result = square(case.model, case.images[:1], case.labels[:1], eps=0.01, max_queries=200, seed=0)
     torch.testing.assert_close(result.adversarial, case.moved(0.01, "linf")[:1])
     case = five_classes(2, (7, 8))
-    radii: tuple[tuple[Norm, float], ...] = (("linf", 0.006), ("l2", 0.08), ("l1", 1.0))
+    case = replace(case, images=(6 * (case.images - 0.5) + 0.5).clamp(0, 1))
+    radii: tuple[tuple[Norm, float], ...] = (("linf", 0.006), ("l2", 0.4), ("l1", 3.0), ("linf", 0.5))
     for (norm, eps), targeted in product(radii, (False, True)):
         case = replace(case, labels=(case.model(case.images).argmax(1) + targeted) % 5)
         result = square(
@@ -137,6 +138,7 @@ def square(
 
     best, best_logits = images.clone(), oracle.before.clone()
     best_loss = oracle.before.new_full((len(images),), torch.inf)
+    # equivalent mutants: it ends where no image has a query left
     for query in progress_bar(range(max_queries - 1), "square attack"):
         area = _area(initial_area, query, max_queries)
         active = oracle.remaining().nonzero()[:, 0]
@@ -191,6 +193,7 @@ def _shift_square(points: Tensor, area: float, eps: float, generator: Generator)
     """Each channel of a square shifted by the ball's diameter, +-2 ``eps``."""
     rows, columns = _random_square(points, _square_side(area, points, 1), generator)
     shifted = points.clone()
+    # equivalent mutants: a longer shift is projected onto the ball
     shifted[:, :, rows, columns] += 2 * eps * _random_signs(generator, 1, points.shape[1], 1, 1).to(points)
     return shifted
 
@@ -225,10 +228,11 @@ def _move_bump(
         return values.abs().pow(power).sum((2, 3), keepdim=True)
 
     # Per channel: the mass of both squares, and an equal share of what clipping to the pixel range removed.
+    # equivalent mutants: the projection leaves the norm below eps
     spare = (eps**power - mass(delta).sum(1, keepdim=True)).clamp(min=0) / points.shape[1]
+    # equivalent mutants: the bump's mass is 1 in l2
     new = bump / mass(bump) ** (1 / power) + _normalize(delta[:, :, *target], norm)
     new = new * ((mass(delta * inside) + spare) / mass(new).clamp(min=1e-12)) ** (1 / power)
-    delta = delta.clone()
     delta[:, :, *source] = 0
     delta[:, :, *target] = new
     return images + eps * _normalize(delta, norm)
@@ -249,6 +253,7 @@ def _bump(side: int, generator: Generator) -> Tensor:
         weights = 1 / torch.arange(1.0, side // 2 + 2).square()
         halves.append(sign * weights.flip(0).cumsum(0).flip(0)[rings])
     bump = torch.cat(halves)
+    # equivalent mutants: a factor of all bumps cancels, in the grid and where the mass is set
     bump = bump / bump.square().sum().sqrt()
     return bump.T if _random_int(2, generator) else bump
 
