@@ -39,14 +39,14 @@ def equals_a_plain_loop_over_each_image() -> None:
         labels = case.labels.roll(1) if targeted else case.labels
         result = hop_skip_jump(
             case.model, case.images, labels, start=starts if start else None, norm=norm, steps=4,
-            max_queries=max_queries, first_directions=20, targeted=targeted, seed=max_queries,
+            max_queries=max_queries, first_directions=20, targeted=targeted, seed=max_queries % 5,
         )  # fmt: skip
         for n, image in enumerate(case.images):
             queries = PlainQueries(
                 case.model, image, int(labels[n]), norm=norm, targeted=targeted, max_queries=max_queries
             )
             first = starts[n] if start else None
-            expected = hop_skip_jump_of_one_image(queries, first, 4, 20, max_queries)
+            expected = hop_skip_jump_of_one_image(queries, first, 4, 20, max_queries % 5)
             torch.testing.assert_close(result.adversarial[n], expected)
             assert result.queries is not None and result.queries[n] == queries.count
         assert_predictions(result, case, labels, targeted=targeted)
@@ -56,7 +56,7 @@ def equals_a_plain_loop_over_each_image() -> None:
 _ORACLE_CASES: list[tuple[MinimizedNorm, bool, bool, int]] = [
     ("l2", False, False, 200),
     ("linf", False, False, 170),
-    ("linf", True, True, 150),
+    ("linf", True, True, 152),
 ]
 
 

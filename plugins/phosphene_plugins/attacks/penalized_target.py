@@ -10,11 +10,12 @@ from phosphene import Reference, hookimpl, method, progress_bar
 from phosphene.attacks import build_result, not_adversarial, per_image, predict_logits
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model
-from phosphene.spec import Cost, param, size
+from phosphene.spec import Cost, Monotone, param, size
 from phosphene.testing import linear_model
 
 from ._gradients import loss_gradient
-from ._parameters import IN_RANGE
+from ._oracle_models import assert_predictions, rectified
+from ._parameters import GRADIENT_RELATIONS, IN_RANGE
 
 #: Bisection steps for the radius of the ball, which determine it to 2^-30.
 _BISECTIONS = 30
@@ -29,9 +30,33 @@ def moves_while_the_gradient_outweighs_the_penalty() -> None:
     target = torch.tensor([1])
     assert model(images).argmax(1) == 0
     for penalty, moves in ((11, [0, 0, 0, 0]), (5, [0.1, -0.2, 0.2, 0.2]), (0.5, [0.1, -0.2, 0.3, 0.4])):
-        result = penalized_target(model, images, target, penalty=penalty, steps=300, step_size=0.01)
+        result = penalized_target(model, images, target, penalty=penalty, steps=30, step_size=0.08)
         move = torch.tensor(moves, dtype=torch.float64).view(1, 1, 2, 2)
         torch.testing.assert_close(result.adversarial - images, move, rtol=0, atol=1e-2)
+    # The proximal step minimizes its objective over all radii.
+    case = rectified(4)
+    points, weight = case.images + 0.3 * (case.images.flip(0) - 0.4), torch.tensor([0.05, 0.3, 1.0, 9.0])
+    nearest = _proximal_step(points, case.images, per_image(weight))
+    radii = torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None, None, None, None]
+    moved = (case.images + (points - case.images).clamp(-radii, radii)).clamp(0, 1)
+    cost = (moved - points).square().sum((2, 3, 4)) / 2 + weight * radii[:, :, 0, 0, 0]
+    best = moved[cost.argmin(0), torch.arange(4)]
+    torch.testing.assert_close(nearest, best, rtol=0, atol=5e-4)
+    # Steps of each image, of which the point of the highest objective is returned.
+    targets = (case.labels + 2).index_fill(0, torch.tensor([1]), int(case.labels[1])) % 5
+    result = penalized_target(case.model, case.images, targets, penalty=2.0, steps=9, step_size=0.2)
+    assert_predictions(result, case, targets, targeted=True)
+    for n, (image, target) in enumerate(zip(case.images, targets.tolist(), strict=True)):
+        x, highest, expected = image, -torch.inf, image
+        for _ in range(9 if case.labels[n] != target else 0):
+            leaf = x[None].detach().requires_grad_()
+            logit = case.model(leaf)[0, target]
+            (gradient,) = torch.autograd.grad(logit, leaf)
+            if (value := logit.item() - 2 * float((x - image).abs().max())) > highest:
+                expected, highest = x, value
+            eta = 0.2 / gradient.abs().max().clamp(min=1e-150)
+            (x,) = _proximal_step(x[None] + eta * gradient, image[None], (2 * eta).view(1, 1, 1, 1))
+        torch.testing.assert_close(result.adversarial[n], expected)
 
 
 @method(
@@ -54,6 +79,7 @@ def moves_while_the_gradient_outweighs_the_penalty() -> None:
         ),
     ],
     invariants=IN_RANGE,
+    relations=[*GRADIENT_RELATIONS, Monotone("penalty", values=(0.1, 1, 10), measure="distance", falls=True)],
     needs=["gradients"],
     cost=Cost(forward=size.images * (param.steps + 2), backward=size.images * param.steps),
     tags=["white-box", "targeted"],
