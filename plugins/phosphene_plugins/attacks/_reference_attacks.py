@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import product
 
@@ -14,6 +15,7 @@ from phosphene.attacks import Norm, project
 from ._hyperplane_projection import project_onto_hyperplane
 from ._losses import Loss
 from ._oracle_models import LinearCase, unit_step
+from ._parameters import MinimizedNorm
 
 #: Point (C, H, W) -> loss, its gradient (C, H, W), and whether the point is adversarial.
 Objective = Callable[[Tensor], tuple[float, Tensor, bool]]
@@ -194,6 +196,91 @@ def fab_of_one_image(
 
 def _size(change: Tensor, norm: Norm) -> float:
     return float(change.flatten().norm(float(norm.removeprefix("l"))))
+
+
+def carlini_wagner_of_one_image(
+    model: Model,
+    image: Tensor,
+    label: int,
+    norm: MinimizedNorm,
+    targeted: bool,
+    steps: int,
+    search_steps: int,
+    kappa: float,
+) -> Tensor:
+    """Carlini & Wagner 2017 from the nearest linearized boundary, the result moved to the boundary."""
+    leaf = image.detach().requires_grad_()
+    logits = model(leaf[None])[0]
+    order = [k for k in logits.argsort(descending=True).tolist() if k != label]
+    own, rivals = (order[0], [label]) if targeted else (label, order[:9])
+    gaps, normals = [], []
+    for k in rivals:
+        gaps.append((logits[own] - logits[k]).item())
+        normals.append(torch.autograd.grad(logits[k] - logits[own], leaf, retain_graph=True)[0])
+    slopes = [float(w.norm() if norm == "l2" else w.abs().sum()) for w in normals]
+    distances = [gap / slope if slope else math.inf for gap, slope in zip(gaps, slopes, strict=True)]
+    n = distances.index(min(distances))
+    start = image
+    if slopes[n]:
+        direction = normals[n] / slopes[n] if norm == "l2" else normals[n].sign()
+        start = (image + 1.02 * max(distances[n], 1e-6) * direction).clamp(0, 1)
+    tiny = torch.finfo(image.dtype).tiny ** 0.5
+    slope, size = max(slopes[0], tiny), image.numel()
+    needed = (gaps[0] + kappa) / slope
+    c = min(max((3 * needed if norm == "l2" else size) / slope, tiny), 1 / tiny)
+    step_size = min(max(needed / (size if norm == "l2" else 64) ** 0.5, 1e-7), 0.05)
+    low, high, tau, nearest, best = 0.0, math.inf, 1.0, math.inf, image
+
+    def lacking(logits: Tensor) -> Tensor:
+        others = torch.stack([z for k, z in enumerate(logits) if k != label]).max()
+        return (kappa + (others - logits[label]) * (1 if targeted else -1)).clamp(min=0)
+
+    def succeeds(point: Tensor) -> bool:
+        logits = model(point[None])[0].detach()
+        return bool((logits.argmax() == label) == targeted and lacking(logits) <= 0)
+
+    for _ in range(search_steps):
+        before, hit, x, lowest, lowest_before = nearest, False, start, math.inf, math.inf
+        mean = square = torch.zeros_like(image)
+        for step in range(steps):
+            leaf = x.detach().requires_grad_()
+            f, delta = lacking(model(leaf[None])[0]), leaf - image
+            first = delta.square().sum() if norm == "l2" else (delta.abs() - tau).clamp(min=0).sum()
+            if succeeds(x):
+                distance = _size(x - image, norm)
+                if distance < nearest:
+                    best, nearest = x, distance
+                hit = hit or norm == "l2" or distance <= tau
+            (gradient,) = torch.autograd.grad(first + c * f, leaf)
+            lowest = min(lowest, (first + c * f).item())
+            if norm == "linf" and hit:
+                break
+            if step % max(1, steps // 10) == 0:
+                if lowest >= 0.999 * lowest_before:
+                    break
+                lowest_before = lowest
+            mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient.square()
+            spread = (square / (1 - 0.999 ** (step + 1))).sqrt() + tiny
+            length = step_size * (1 + math.cos(math.pi * step / steps)) / 2
+            x = (x - length * mean / (1 - 0.9 ** (step + 1)) / spread).clamp(0, 1)
+        start = image
+        step_size = min(step_size * (4 if nearest == math.inf else 1), 0.05)
+        if norm == "linf":
+            tau, c = (0.9 * nearest, c) if hit else (tau, 2 * c)
+            continue
+        low, high = (low, min(high, c)) if hit else (max(low, c), high)
+        c = 4 * c if high == math.inf else low**0.5 * high**0.5 if low else c / 2
+        if nearest > 0.999 * before and high < math.inf:
+            break
+    low, high, result = 0.0, _size(best - image, norm), best
+    for _ in range(10):
+        middle = (low + high) / 2
+        shorter = project(best[None], image[None], middle, norm)[0]
+        if succeeds(shorter):
+            result, high = shorter, middle
+        else:
+            low = middle
+    return result
 
 
 def square_of_one_image(
