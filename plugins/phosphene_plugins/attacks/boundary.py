@@ -14,7 +14,7 @@ from phosphene.roles import Images, Labels, Model, Seed, Start
 from phosphene.spec import Cost, InvariantTo, Monotone, param, size
 from phosphene.testing import linear_model
 
-from ._oracle_models import assert_predictions, five_classes
+from ._oracle_models import assert_predictions, constant_model, five_classes, two_classes
 from ._parameters import IN_RANGE, MaxQueries, Targeted
 from ._query_oracle import QueryOracle
 from ._reference_decisions import PlainQueries, boundary_of_one_image
@@ -34,6 +34,11 @@ def equals_a_plain_walk_from_each_image() -> None:
     result = boundary(model, images, model(images).argmax(1), max_queries=500, seed=0)
     ratio = result.distance("l2") / gap
     assert result.success.all() and ratio.min() >= 1 and ratio.max() <= 1.05, f"{ratio.tolist()} times"
+    # Without a start an image takes the tries, and no queries more.
+    images = two_classes().images
+    result = boundary(constant_model(), images, torch.zeros(3, dtype=torch.long), max_queries=300, seed=0)
+    assert torch.equal(result.adversarial, images)
+    assert result.queries is not None and result.queries.tolist() == [101] * 3
     case = five_classes(2, (5, 6))
     case = replace(case, images=(6 * (case.images - 0.5) + 0.5).clamp(0, 1))
     case = replace(case, labels=case.model(case.images).argmax(1))

@@ -44,6 +44,7 @@ def becomes_white_for_a_brightness_detector() -> None:
     covered = result.adversarial != result.images
     assert (result.adversarial >= result.images).all() and (result.adversarial.amax((1, 2, 3)) > 0.99).all()
     assert covered.any() and covered.float().mean() < 0.5 and 0 < result.fooling_rate <= 1
+    assert patch(model, TensorDataset(images), size=0.01, steps=1, held_out=0).mask.shape == (1, 1)
     for target_class, shape in ((2, "round"), (None, "square")):
         _equals_plain_steps(target_class, shape)
     # Pasted at its own size and angle, it covers a square of its side within the margins.
@@ -199,8 +200,10 @@ def patch(
             images = dataset.read(part.tolist()).to(model.device, model.dtype)
             labels = predictions[part] if target is None else torch.full_like(predictions[part], target)
             draws = Generator().manual_seed((seed + step) % 2**63)  # the same for every part of a step
+            # equivalent mutants: results are detached
             leaf = p.detach().requires_grad_()
             patched = augment(paste(leaf, images, draws), draws)
+            # equivalent mutants: Adam's step does not depend on the scale of the gradients
             loss = cross_entropy(model(patched), labels).sum() * (1 if target is None else -1)
             gradient += torch.autograd.grad(loss, leaf)[0]
         update, mean, square = adam_step(gradient, mean, square, step, lr)
@@ -209,6 +212,7 @@ def patch(
 
     def paste_each(images: Tensor, indices: Sequence[int]) -> Tensor:
         draws = (Generator().manual_seed((seed + steps + index) % 2**63) for index in indices)
+        # equivalent mutants: one draw for each image
         return torch.cat([paste(p, image[None], draw) for image, draw in zip(images, draws, strict=True)])
 
     with torch.no_grad():
@@ -239,6 +243,7 @@ def _paste(
     margins = [max(0, math.floor((extent - side * scale) / 2)) for extent in (height, width)]
     shifts = [int(torch.randint(-margin, margin + 1, (), generator=generator)) for margin in margins]
     canvas = torch.roll(canvas, shifts, (2, 3))
+    # equivalent mutants: the color is at most the mask, so that only rounding is clipped
     return (images * (1 - canvas[:, -1:]) + canvas[:, :-1]).clamp(0, 1)
 
 

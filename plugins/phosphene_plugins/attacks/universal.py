@@ -48,7 +48,13 @@ def is_the_corner_of_the_ball_on_a_linear_model() -> None:
     torch.testing.assert_close(result.perturbation, 0.1 * normal[0].sign())
     torch.testing.assert_close(result.adversarial, (result.images + result.perturbation).clamp(0, 1))
     assert result.fooling_rate == 0.75 and result.held_out_rate is None
-    for norm, eps, target_rate in (("linf", 0.008, 0.9), ("l2", 0.06, 0.9), ("l2", 0.06, 0.2)):
+    for norm, eps, target_rate in (
+        ("linf", 0.008, 0.9),
+        ("l2", 0.06, 0.9),
+        ("l2", 0.06, 0.2),
+        ("l2", 0.1, 0.5),
+        ("l2", 0.1, 0.75),
+    ):
         _equals_algorithm_1(five_classes(11), norm, eps, target_rate)
 
 
@@ -183,12 +189,14 @@ def universal(
                 break
         images = dataset.read(indices).to(model.device, model.dtype)
         labels, points = predictions[indices.start : indices.stop], perturb(images, indices)
+        # equivalent mutants: progress changes no result
         with report_progress(False):  # one progress bar for all, not one for each inner attack
             size = batch_size(model)
             # equivalent mutants: both have the same number of parts
             parts = zip(points.split(size), labels.split(size), strict=True)
             changes = torch.cat([find_example(model, *part) for part in parts]) - points
         v = state["perturbation"]
+        # equivalent mutants: one label and one change for each image
         for image, label, r in zip(images, labels, changes, strict=True):
             if r.any() and (v is state["perturbation"] or _is_class(model, (image + v).clamp(0, 1), label)):
                 v = _project(v + r, eps, norm)
@@ -209,6 +217,7 @@ def _inner_attack(name: str, values: dict[str, Any]) -> Callable[[Model, Tensor,
         )
     params = attack.validate({n: v for n, v in values.items() if n in attack.spec.params.model_fields})
     if attack.spec.cost is not None:
+        # equivalent mutants: the passes of an image do not depend on its size
         passes = attack.spec.cost.evaluate(params, images=1, height=1, width=1, dataset=0)
     if attack.spec.cost is None or max(passes) > _MAX_PASSES * values["steps"] + _MAX_PASSES:
         raise InputError(
