@@ -39,6 +39,8 @@ def examples_transfer_between_parallel_linear_models() -> None:
     signs = (1 - 2 * labels[:, None]) * torch.tensor(weights[0]).sign()
     torch.testing.assert_close(result.adversarial[0], images + 0.05 * signs.view_as(images))
     assert result.rates.tolist() == [[1.0]] and result.counts.tolist() == [[2]]
+    wrong = transfer(models[0], images, 1 - labels, steps=1)  # no image counts
+    assert wrong.rates.tolist() == [[0.0]] and wrong.counts.tolist() == [[0]]
     # All parameters are those of ``bim``.
     case = five_classes(4)
     targets, params = case.labels.roll(1), {"eps": 0.05, "step_size": 0.03, "steps": 3, "norm": "l2"}
@@ -138,6 +140,7 @@ def transfer(
         other.require_gradients()
     with ExitStack() as stack:
         for other in all_models:
+            # equivalent mutants: a guard changes no result
             stack.enter_context(other.guard())
         rates, counts, adversarial, fooled = _evaluate(
             all_models, images, labels, targeted=targeted, eps=eps, step_size=step_size, steps=steps,
