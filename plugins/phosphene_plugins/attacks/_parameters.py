@@ -12,7 +12,7 @@ from pydantic import Field
 
 from phosphene.attacks import Norm as LpNorm
 from phosphene.optimize import TransformName
-from phosphene.spec import Invariant, PixelRange, SameShape, WithinBall
+from phosphene.spec import Equivariant, Invariant, InvariantTo, PixelRange, Relation, SameShape, WithinBall
 
 Eps: TypeAlias = Annotated[
     float, Field(gt=0, le=1000, description="radius of the ball around each image, for pixels in [0, 1]")
@@ -59,3 +59,12 @@ HeldOut: TypeAlias = Annotated[
 #: What every result with ``adversarial`` promises, and what a fixed-radius attack promises.
 IN_RANGE: list[Invariant] = [PixelRange(field="adversarial"), SameShape(field="adversarial")]
 IN_BALL: list[Invariant] = [WithinBall(radius="eps", norm="norm"), *IN_RANGE]
+
+#: What holds for an attack by gradients of a loss of the softmax, without random numbers.
+GRADIENT_RELATIONS: list[Relation] = [
+    Equivariant("hflip", fields=("adversarial",)),
+    Equivariant("transpose", fields=("adversarial",)),
+    InvariantTo("normalization", fields=("adversarial",)),
+    InvariantTo("logit_shift", fields=("adversarial",)),
+    InvariantTo("batch_order", fields=("adversarial",)),
+]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import torch
 from pydantic import Field
@@ -24,8 +24,7 @@ from phosphene.attacks import (
 from phosphene.optimize import TransformName
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, maximum, param, size
-from phosphene.testing import linear_model
+from phosphene.spec import Cost, InvariantTo, Monotone, ScalesWith, maximum, param, size
 
 from ._apgd_l1 import apgd_l1
 from ._gradients import loss_gradient
@@ -35,6 +34,7 @@ from ._losses import (
     difference_of_logits_ratio,
     targeted_difference_of_logits_ratio,
 )
+from ._oracle_models import assert_predictions, five_classes, rectified, two_classes
 from ._parameters import (
     IN_BALL,
     Augmentations,
@@ -46,27 +46,55 @@ from ._parameters import (
     TargetClasses,
     Targeted,
 )
+from ._reference_attacks import best_of_plain_runs
 from .deepfool import top_other_classes
 
 #: The weight of the new step against the last one, and the fraction of steps that must increase the loss.
 _ALPHA, _RHO = 0.75, 0.75
 
 
-def reaches_the_corner_of_a_linear_model() -> None:
-    """On two classes it reaches clip(x + eps sign(w_other - w_true)), wherever it started, in one step."""
-    model = linear_model()
-    weight, _ = (p.detach() for p in model.module.parameters())
-    images = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]], [[[0.0, 1.0], [0.5, 0.75]]]], dtype=torch.float64)
-    true = model(images).argmax(1)
-    normal = (weight[1 - true] - weight[true]).view_as(images)
-    for targeted, labels in ((False, true), (True, 1 - true)):
-        result = apgd(model, images, labels, eps=0.01, steps=5, seed=0, targeted=targeted)
-        assert not result.success.any()  # a success would end the run before the corner
-        torch.testing.assert_close(result.adversarial, (images + 0.01 * normal.sign()).clamp(0, 1))
+def equals_a_plain_loop_over_each_image() -> None:
+    """The corner on two classes; else each image's result is that of algorithm 1 in a plain loop."""
+    for targeted in (False, True):
+        case = two_classes(targeted=targeted, margin=2.0)
+        result = apgd(case.model, case.images[:1], case.labels[:1], eps=0.01, steps=5, targeted=targeted)
+        torch.testing.assert_close(result.adversarial, case.moved(0.01, "linf")[:1])
+    assert _checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99, 105]
+    models = {"linear": five_classes(3), "rectified": rectified(3)}
+    for name, loss_name, targeted, target_classes, norm, eps, steps, restarts, samples in _ORACLE_CASES:
+        case = models[name]
+        labels = (case.labels + 1) % 5 if targeted else case.labels
+        loss_labels, generator = [labels], torch.Generator().manual_seed(restarts)
+        if target_classes:
+            others = case.model(case.images).scatter(1, labels[:, None], -torch.inf)
+            loss_labels = list(others.argsort(descending=True)[:, :target_classes].T)
+        runs = [(random_point(case.images, eps, norm, generator), y) for y in loss_labels * restarts]
+        loss = _OBJECTIVES[loss_name, targeted or target_classes > 0]
+        expected = best_of_plain_runs(case, labels, runs, loss, targeted, eps, steps, norm, samples == 1)
+        result = apgd(
+            case.model, case.images, labels, eps=eps, steps=steps, norm=norm, loss=loss_name,
+            restarts=restarts, targeted=targeted, target_classes=target_classes, seed=restarts,
+            eot_samples=samples,
+        )  # fmt: skip
+        torch.testing.assert_close(result.adversarial, expected)
+        assert_predictions(result, case, labels, targeted=targeted)
 
 
+LossName: TypeAlias = Literal["cross-entropy", "dlr"]
+#: Model, loss, targeted, target_classes, norm, eps, steps, restarts and eot_samples of the comparisons.
+_ORACLE_CASES: list[tuple[str, LossName, bool, int, Norm, float, int, int, int]] = [
+    ("linear", "cross-entropy", False, 0, "linf", 0.005, 12, 2, 1),
+    ("linear", "cross-entropy", False, 0, "linf", 0.5, 2, 2, 1),
+    ("linear", "dlr", False, 2, "l2", 0.04, 14, 1, 1),
+    ("linear", "cross-entropy", True, 0, "l1", 0.2, 34, 1, 1),
+    ("rectified", "dlr", True, 0, "l2", 0.6, 40, 1, 1),
+    ("rectified", "cross-entropy", False, 0, "linf", 0.1, 40, 1, 1),
+    ("rectified", "dlr", False, 0, "l1", 0.6, 64, 1, 1),
+    ("linear", "dlr", False, 1, "l2", 0.04, 6, 1, 2),
+    ("linear", "cross-entropy", False, 0, "l1", 0.2, 20, 1, 2),
+]
 #: The maximized loss by its name and by whether the labels are target classes.
-_OBJECTIVES: dict[tuple[str, bool], Loss] = {
+_OBJECTIVES: dict[tuple[LossName, bool], Loss] = {
     ("cross-entropy", False): cross_entropy,
     ("cross-entropy", True): lambda logits, labels: -cross_entropy(logits, labels),
     ("dlr", False): difference_of_logits_ratio,
@@ -95,6 +123,12 @@ _OBJECTIVES: dict[tuple[str, bool], Loss] = {
         ),
     ],
     invariants=IN_BALL,
+    relations=[
+        InvariantTo("normalization", fields=("adversarial",)),
+        InvariantTo("batch_order", fields=("adversarial",)),
+        ScalesWith("logits", power=0, where={"loss": "dlr"}, fields=("adversarial",)),
+        Monotone("eps", values=(0.001, 0.003, 0.01), measure="loss"),
+    ],
     needs=["gradients"],
     cost=Cost(
         forward=size.images
@@ -106,7 +140,7 @@ _OBJECTIVES: dict[tuple[str, bool], Loss] = {
         * param.eot_samples,
     ),
     tags=["white-box", "fixed-radius"],
-    oracle=reaches_the_corner_of_a_linear_model,
+    oracle=equals_a_plain_loop_over_each_image,
     quick={"steps": 4, "restarts": 1, "eot_samples": 1, "target_classes": 0},
 )
 def apgd(
@@ -118,7 +152,7 @@ def apgd(
     steps: Steps = 100,
     norm: Norm = "linf",
     loss: Annotated[
-        Literal["cross-entropy", "dlr"],
+        LossName,
         Field(description="maximized loss; dlr is invariant to the logits' scale"),
     ] = "cross-entropy",
     restarts: Restarts = 1,
@@ -210,6 +244,7 @@ def _apgd(
     stops = eot_samples == 1 and not augmentations
     checkpoints = _checkpoints(steps)
     at = _State.at_start(start, images, labels, loss_labels, eta=2 * eps)
+    # equivalent mutants: the loop ends at its last step
     for step in progress_bar(range(steps + 1), "APGD"):
         value, at.gradient, logits = loss_gradient(
             model, at.x, at.loss_labels, loss, eot_samples=eot_samples, augmentations=augmentations,
@@ -222,9 +257,11 @@ def _apgd(
             success[at.indices[won]] = True
             if won.any():
                 at = at.select(~won)
+        # equivalent mutants: steps of an empty batch and after the last loss change nothing
         if step == steps or not len(at.indices):
             break
         if step in checkpoints:
+            # equivalent mutants: at the first checkpoint nothing can have stalled
             at.adapt(step - checkpoints[checkpoints.index(step) - 1] if step else 0)
         alpha = _ALPHA if step else 1.0
         z = project(at.x + at.eta * steepest(at.gradient, norm), at.images, eps, norm)
@@ -286,8 +323,6 @@ class _State:
         stalled = (self.increases < _RHO * steps_since) | unchanged
         self.eta_before, self.best_loss_before = self.eta, self.best_loss
         self.increases = torch.zeros_like(self.increases)
-        if steps_since == 0:  # the first checkpoint, where nothing can have stalled
-            return
         self.eta = torch.where(per_image(stalled), self.eta / 2, self.eta)
         self.x = torch.where(per_image(stalled), self.best, self.x)
         self.value = torch.where(stalled, self.best_loss, self.value)
@@ -301,6 +336,7 @@ class _State:
 def _checkpoints(steps: int) -> list[int]:
     """The steps at which the step size is adapted, 0 first."""
     fractions = [0.0, 0.22]
+    # equivalent mutants: no fraction is exactly 1
     while fractions[-1] < 1:
         fractions.append(fractions[-1] + max(fractions[-1] - fractions[-2] - 0.03, 0.06))
     # Less 1e-9: rounding in a sum of hundredths would otherwise move a checkpoint by one step.

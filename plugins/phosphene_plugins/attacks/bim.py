@@ -1,5 +1,7 @@
 """BIM, the basic iterative method (I-FGSM, with momentum MI-FGSM): gradient steps from the image itself."""
 
+from itertools import product
+
 import torch
 from torch import Generator
 
@@ -7,12 +9,20 @@ from phosphene import Reference, hookimpl, method, progress_bar
 from phosphene.attacks import build_result, project, steepest
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, param, size
-from phosphene.testing import linear_model
+from phosphene.spec import Agrees, Cost, Monotone, param, size
 
 from ._gradients import initial_gradient, loss_gradient
 from ._losses import cross_entropy
+from ._oracle_models import (
+    NORMS,
+    constant_model,
+    five_classes,
+    mean_gradient,
+    two_classes,
+    unit_step,
+)
 from ._parameters import (
+    GRADIENT_RELATIONS,
     IN_BALL,
     Augmentations,
     EotSamples,
@@ -25,16 +35,34 @@ from ._parameters import (
 )
 
 
-def moves_a_linear_model_by_steps_times_step_size() -> None:
-    """On a linear model clip(x + min(eps, steps * step_size) sign(w_other - w_true))."""
-    model = linear_model()
-    weight, _ = (p.detach() for p in model.module.parameters())
-    images = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]], [[[0.0, 1.0], [0.5, 0.75]]]], dtype=torch.float64)
-    true = model(images).argmax(1)
-    normal = (weight[1 - true] - weight[true]).view_as(images)
-    for steps, distance in ((2, 0.06), (9, 0.1)):
-        result = bim(model, images, true, eps=0.1, step_size=0.03, steps=steps)
-        torch.testing.assert_close(result.adversarial, (images + distance * normal.sign()).clamp(0, 1))
+def moves_by_steps_times_step_size_in_the_steepest_direction() -> None:
+    """clip(x + min(eps, steps step_size) d) on two classes; on curved losses the loop of MI-FGSM."""
+    for norm, targeted, steps in product(NORMS, (False, True), (1, 2)):
+        case = two_classes(targeted=targeted)
+        result = bim(
+            case.model, case.images, case.labels, eps=0.1, step_size=0.03, steps=steps, norm=norm,
+            targeted=targeted,
+        )  # fmt: skip
+        torch.testing.assert_close(result.adversarial, case.moved(0.03 * steps, norm))
+    case = two_classes()
+    corner = bim(case.model, case.images, case.labels, eps=0.1, step_size=0.03, steps=9)
+    torch.testing.assert_close(corner.adversarial, case.moved(0.1, "linf"))
+    case = five_classes(2)
+    for seed in (0, 3):
+        x, g, generator = case.images, torch.zeros_like(case.images), Generator().manual_seed(seed)
+        for _ in range(3):
+            gradient = mean_gradient(case, x, 2, ["rotate"], generator)
+            g = 0.5 * g + gradient / gradient.abs().mean((1, 2, 3), keepdim=True)
+            x = x + 0.03 * unit_step(g, "l2")
+        result = bim(
+            case.model, case.images, case.labels, eps=0.1, step_size=0.03, steps=3, norm="l2", momentum=0.5,
+            eot_samples=2, augmentations=("rotate",), seed=seed,
+        )  # fmt: skip
+        torch.testing.assert_close(result.adversarial, x)
+    # A gradient of zero moves nothing, though it cannot be divided by its mean.
+    images = two_classes().images
+    result = bim(constant_model(), images, torch.zeros(3, dtype=torch.long), norm="l2", momentum=1.0)
+    torch.testing.assert_close(result.adversarial, images)
 
 
 @method(
@@ -57,13 +85,23 @@ def moves_a_linear_model_by_steps_times_step_size() -> None:
         ),
     ],
     invariants=IN_BALL,
+    relations=[
+        *GRADIENT_RELATIONS,
+        Monotone("eps", values=(0.001, 0.003, 0.01), measure="loss"),
+        Agrees(
+            "attacks.fgsm",
+            where={"eps": 0.01, "step_size": 0.01, "steps": 1},
+            other={"eps": 0.01},
+            fields=("adversarial",),
+        ),
+    ],  # fmt: skip
     needs=["gradients"],
     cost=Cost(
         forward=size.images * (param.steps * param.eot_samples + 2),
         backward=size.images * param.steps * param.eot_samples,
     ),
     tags=["white-box", "fixed-radius"],
-    oracle=moves_a_linear_model_by_steps_times_step_size,
+    oracle=moves_by_steps_times_step_size_in_the_steepest_direction,
     quick={"steps": 3, "eot_samples": 1},
 )
 def bim(
@@ -116,6 +154,7 @@ def bim(
     x, y = images[active], labels[active]
     sign = -1.0 if targeted else 1.0
     x_adv, accumulated = x, torch.zeros_like(x)
+    # equivalent mutants: steps of an empty batch change nothing
     for step in progress_bar(range(steps if len(x) else 0), "BIM"):
         if step > 0:
             _, gradient, _ = loss_gradient(
@@ -123,6 +162,7 @@ def bim(
                 generator=generator,
             )  # fmt: skip
         if momentum:
+            # equivalent mutants: a factor of all gradients does not change the direction of their sum
             scale = gradient.abs().mean((1, 2, 3), keepdim=True)
             scale = scale.clamp(min=torch.finfo(gradient.dtype).tiny)
             gradient = accumulated = momentum * accumulated + gradient / scale

@@ -1,19 +1,23 @@
 """Boundary attack: a random walk along the decision boundary towards the image, from predictions alone."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from phosphene import Reference, hookimpl, load_model, method, progress_bar
+from phosphene import Reference, hookimpl, method, progress_bar
 from phosphene.attacks import l2_norm
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed, Start
-from phosphene.spec import Cost, param, size
+from phosphene.spec import Cost, InvariantTo, Monotone, param, size
+from phosphene.testing import linear_model
 
+from ._oracle_models import assert_predictions, constant_model, five_classes, two_classes
 from ._parameters import IN_RANGE, MaxQueries, Targeted
 from ._query_oracle import QueryOracle
+from ._reference_decisions import PlainQueries, boundary_of_one_image
 
 #: Every so many steps the point on the sphere is queried, too, to adapt ``spherical_step``.
 _SPHERE_EVERY = 5
@@ -21,22 +25,38 @@ _SPHERE_EVERY = 5
 _WINDOW, _FACTOR = 10, 1.5
 
 
-def approaches_the_boundary_of_a_linear_model() -> None:
-    """In four dimensions it ends within 5 % of the distance to the line where both logits are equal."""
-    weight = torch.tensor([1.0, -2.0, 0.5, 1.5])
-    images = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]], [[[0.3, 0.6], [0.4, 0.5]]]])
-
-    def label(images: Tensor) -> Tensor:
-        return ((images - 0.5).flatten(1) @ weight > 0.4).long()
-
-    mean, std = [0.25] * 1, [0.5] * 1
-    label_normalized = lambda normalized: label(normalized * 0.5 + 0.25)
-    model = load_model(label_normalized, input_size=(1, 2, 2), classes=["below", "above"], mean=mean, std=std)
-    nearest = ((images - 0.5).flatten(1) @ weight - 0.4).abs() / weight.norm()
-    result = boundary(model, images, label(images), max_queries=1500, seed=0)
-    assert result.success.all()
-    ratio = result.distance("l2") / nearest
-    assert ratio.min() >= 1 and ratio.max() <= 1.05, f"{ratio.tolist()} times the nearest"
+def equals_a_plain_walk_from_each_image() -> None:
+    """Within 5 % of the nearest boundary in four dimensions; else algorithm 1 in a plain loop."""
+    weight = torch.tensor([[0.0, 0, 0, 0], [1.0, -2.0, 0.5, 1.5]]).double().view(2, 1, 2, 2)
+    images = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]], [[[0.3, 0.6], [0.4, 0.5]]]], dtype=torch.float64)
+    model = linear_model(weight, bias=[0.0, -0.9])
+    gap = model(images)[:, 1].abs().detach() / weight.norm()
+    result = boundary(model, images, model(images).argmax(1), max_queries=500, seed=0)
+    ratio = result.distance("l2") / gap
+    assert result.success.all() and ratio.min() >= 1 and ratio.max() <= 1.05, f"{ratio.tolist()} times"
+    # Without a start an image takes the tries, and no queries more.
+    images = two_classes().images
+    result = boundary(constant_model(), images, torch.zeros(3, dtype=torch.long), max_queries=300, seed=0)
+    assert torch.equal(result.adversarial, images)
+    assert result.queries is not None and result.queries.tolist() == [101] * 3
+    case = five_classes(2, (5, 6))
+    case = replace(case, images=(6 * (case.images - 0.5) + 0.5).clamp(0, 1))
+    case = replace(case, labels=case.model(case.images).argmax(1))
+    for targeted, start, max_queries in ((False, None, 201), (True, case.images.roll(1, 0), 152)):
+        labels = case.labels.roll(1) if targeted else case.labels
+        result = boundary(
+            case.model, case.images, labels, start=start, max_queries=max_queries, spherical_step=0.3,
+            source_step=0.2, targeted=targeted, seed=max_queries % 3,
+        )  # fmt: skip
+        for n, image in enumerate(case.images):
+            queries = PlainQueries(
+                case.model, image, int(labels[n]), norm="l2", targeted=targeted, max_queries=max_queries
+            )
+            first = None if start is None else start[n]
+            expected = boundary_of_one_image(queries, first, 0.3, 0.2, max_queries % 3)
+            torch.testing.assert_close(result.adversarial[n], expected)
+            assert result.queries is not None and result.queries[n] == queries.count
+        assert_predictions(result, case, labels, targeted=targeted)
 
 
 @method(
@@ -53,9 +73,15 @@ def approaches_the_boundary_of_a_linear_model() -> None:
         )
     ],
     invariants=IN_RANGE,
+    relations=[
+        InvariantTo("logit_shift", fields=("adversarial",)),
+        InvariantTo("normalization", fields=("adversarial",)),
+        InvariantTo("batch_order", fields=("adversarial",)),
+        Monotone("max_queries", values=(60, 200), measure="distance", falls=True),
+    ],
     cost=Cost(forward=size.images * param.max_queries),
     tags=["black-box", "labels-only", "minimum-norm"],
-    oracle=approaches_the_boundary_of_a_linear_model,
+    oracle=equals_a_plain_walk_from_each_image,
     quick={"max_queries": 25},
     demo={"images": "builtin:scenes/2", "max_queries": 500},
 )
@@ -122,6 +148,7 @@ def boundary(
         noise = torch.randn(1, *images.shape[1:], generator=generator).to(images)
         image, delta = images[active], points[active] - images[active]
         radius = l2_norm(delta)
+        # equivalent mutants: of an image that is attacked the radius is positive
         outward = delta / radius.clamp(min=torch.finfo(images.dtype).tiny)
         noise = noise - (noise * outward).sum((1, 2, 3), keepdim=True) * outward
         moved = delta + spherical.length(active) * radius * noise / l2_norm(noise).clamp(min=1e-12)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -20,13 +20,14 @@ from phosphene.attacks import (
 )
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model
-from phosphene.spec import Cost, param, size
-from phosphene.testing import linear_model
+from phosphene.spec import Cost, Monotone, param, size
 
 from ._adam import adam_step
 from ._gradients import differentiable_logits, loss_gradient
 from ._losses import margin
-from ._parameters import IN_RANGE, MinimizedNorm, Targeted
+from ._oracle_models import assert_predictions, five_classes, rectified
+from ._parameters import GRADIENT_RELATIONS, IN_RANGE, MinimizedNorm, Targeted
+from ._reference_attacks import carlini_wagner_of_one_image
 from .deepfool import nearest_boundary, top_other_classes
 
 #: Bisection steps between the nearest example and the image, and the factor of tau after a success.
@@ -41,21 +42,40 @@ _FALLING = 0.999
 
 
 def is_within_three_percent_of_the_minimum_on_a_linear_model() -> None:
-    """The exact minimum is min_k (z_y - z_k) / ||w_k - w_y||, in the dual norm."""
-    generator = torch.Generator().manual_seed(2)
-    weight = torch.randn(5, 48, generator=generator, dtype=torch.float64)
-    model = linear_model(weight.view(5, 3, 4, 4), bias=[-100] * 5)
-    images = 0.5 + 0.05 * torch.randn(6, 3, 4, 4, generator=generator, dtype=torch.float64)
-    logits = model(images).detach()
-    labels = logits.argmax(1)
-    normal = weight - weight[labels][:, None]
-    gap = logits.gather(1, labels[:, None]) - logits
-    norms: list[tuple[Literal["l2", "linf"], float]] = [("l2", 2.0), ("linf", 1.0)]
+    """The minimum is min_k (z_y - z_k) / ||w_k - w_y||_q; else every descent is that of a plain loop."""
+    case = five_classes(2)
+    weight, logits, y = case.pixel_weight().flatten(1), case.model(case.images).detach(), case.labels
+    normal, gap = weight - weight[y][:, None], logits.gather(1, y[:, None]) - logits
+    norms: list[tuple[MinimizedNorm, float]] = [("l2", 2.0), ("linf", 1.0)]
     for norm, dual in norms:
-        least = (gap / normal.norm(dual, dim=2)).scatter(1, labels[:, None], torch.inf).amin(1)
-        result = carlini_wagner(model, images, labels, norm=norm, steps=100)
+        least = (gap / normal.norm(dual, dim=2)).scatter(1, y[:, None], torch.inf).amin(1)
+        result = carlini_wagner(case.model, case.images, y, norm=norm, steps=25, search_steps=4)
         ratio = result.distance(norm) / least
         assert result.success.all() and ratio.min() > 0.9999 and ratio.max() < 1.03, ratio
+    case = rectified(3)
+    for norm, targeted, kappa, steps in _ORACLE_CASES:
+        labels = (case.labels + targeted).index_fill(0, torch.tensor([1]), int(case.labels[1])) % 5
+        result = carlini_wagner(
+            case.model, case.images, labels, norm=norm, steps=steps, search_steps=4, kappa=kappa,
+            targeted=targeted,
+        )  # fmt: skip
+        for n, (image, label) in enumerate(zip(case.images, labels.tolist(), strict=True)):
+            expected = image
+            if not (targeted and n == 1):
+                expected = carlini_wagner_of_one_image(
+                    case.model, image, label, norm, targeted, steps, 4, kappa
+                )
+            torch.testing.assert_close(result.adversarial[n], expected)
+        assert_predictions(result, case, labels, targeted=targeted)
+
+
+#: Norm, targeted, kappa and steps of the comparisons with a plain loop.
+_ORACLE_CASES: list[tuple[MinimizedNorm, bool, float, int]] = [
+    ("l2", False, 0.0, 12),
+    ("l2", True, 0.5, 11),
+    ("linf", False, 0.3, 12),
+    ("linf", True, 0.0, 11),
+]
 
 
 @method(
@@ -71,6 +91,7 @@ def is_within_three_percent_of_the_minimum_on_a_linear_model() -> None:
         )
     ],
     invariants=IN_RANGE,
+    relations=[*GRADIENT_RELATIONS, Monotone("kappa", values=(0.0, 1.0, 3.0), measure="distance")],
     needs=["gradients"],
     cost=Cost(
         forward=size.images * (param.search_steps * param.steps + (_BISECTIONS + 3)),

@@ -1,6 +1,7 @@
 """DeepFool: minimum-norm adversarial examples by steps to the nearest boundary of the linearized model."""
 
-from typing import Annotated, Literal, NamedTuple
+from itertools import product
+from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import Field
@@ -10,32 +11,51 @@ from phosphene import Reference, hookimpl, method, progress_bar
 from phosphene.attacks import dual_norm, normalize_l2, not_adversarial, per_image
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model
-from phosphene.spec import Cost, param, size
+from phosphene.spec import Cost, Monotone, param, size
 from phosphene.testing import linear_model
 
 from ._gradients import differentiable_logits
-from ._parameters import IN_RANGE, Candidates, MinimizedNorm, Norm, Steps
+from ._oracle_models import assert_predictions, five_classes, rectified, unit_step
+from ._parameters import GRADIENT_RELATIONS, IN_RANGE, Candidates, MinimizedNorm, Norm, Steps
+from ._reference_attacks import deepfool_of_one_image
 
 #: The shortest step, for pixels in [0, 1]: on the boundary itself the linearized model asks for a zero step.
 _MIN_STEP = 1e-6
 
 
 def crosses_the_nearest_boundary_of_a_linear_model() -> None:
-    """x + 1.02 min_k (z_y - z_k) / ||w_k - w_y||_q in the steepest direction, in one step."""
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(5, 12, generator=generator, dtype=torch.float64)
-    model = linear_model(weight.view(5, 3, 2, 2))
-    images = 0.5 + 0.02 * torch.randn(6, 3, 2, 2, generator=generator, dtype=torch.float64)
-    logits = model(images).detach()
-    labels = logits.argmax(1)
-    normal = weight - weight[labels][:, None]
-    gap = logits.gather(1, labels[:, None]) - logits
-    norms: list[tuple[Literal["l2", "linf"], float]] = [("l2", 2.0), ("linf", 1.0)]
-    for norm, dual in norms:
-        distance = (gap / normal.norm(dual, dim=2)).scatter(1, labels[:, None], torch.inf).amin(1)
-        result = deepfool(model, images, labels, norm=norm)
-        assert result.success.all()
-        torch.testing.assert_close(result.distance(norm), 1.02 * distance, rtol=1e-9, atol=0)
+    """x + 1.02 min_k (z_y - z_k) / ||w_k - w_y||_q in the steepest direction; else step by step."""
+    norms: tuple[MinimizedNorm, ...] = ("l2", "linf")
+    case = five_classes(6)
+    weight, logits, y = case.pixel_weight(), case.model(case.images).detach(), case.labels
+    normal = weight - weight[y][:, None]
+    gap = logits.gather(1, y[:, None]) - logits
+    for norm, dual in zip(norms, (2.0, 1.0), strict=True):
+        distances = (gap / normal.flatten(2).norm(dual, dim=2)).scatter(1, y[:, None], torch.inf)
+        direction = unit_step(normal[torch.arange(6), distances.argmin(1)], norm)
+        result = deepfool(case.model, case.images, y, norm=norm)
+        expected = case.images + 1.02 * per_image(distances.amin(1)) * direction
+        torch.testing.assert_close(result.adversarial, expected)
+        assert_predictions(result, case)
+    case = rectified(7)
+    labels = case.labels.index_fill(0, torch.tensor([0]), 0)
+    for norm, (steps, candidates) in product(norms, ((1, 4), (2, 2), (50, 10))):
+        result = deepfool(
+            case.model, case.images, labels, norm=norm, steps=steps, overshoot=0.1, candidates=candidates
+        )
+        for image, label, point in zip(case.images, labels.tolist(), result.adversarial, strict=True):
+            expected = deepfool_of_one_image(case.model, image, label, norm, steps, 0.1, candidates)
+            torch.testing.assert_close(point, expected)
+        assert_predictions(result, case, labels)
+    # On the boundary itself the linearized model would not move at all; without one nothing moves.
+    weight = torch.tensor([[0.1, 0.0], [0.0, 0.1]], dtype=torch.float64).view(2, 1, 1, 2)
+    half = torch.full((1, 1, 1, 2), 0.5, dtype=torch.float64)
+    result = deepfool(linear_model(weight), half, torch.tensor([0]))
+    torch.testing.assert_close(result.distance("l2"), torch.tensor([1.02e-6]).double(), rtol=1e-6, atol=0)
+    overflow = torch.tensor([[0.0, 0.0], [-1.5e308, 1.5e308]], dtype=torch.float64).view(2, 1, 1, 2)
+    image = torch.tensor([[[[0.5, 0.3]]]], dtype=torch.float64)
+    for model in (linear_model(weight[:1]), linear_model(overflow)):
+        assert torch.equal(deepfool(model, image, torch.tensor([0]), norm="linf").adversarial, image)
 
 
 @method(
@@ -51,6 +71,7 @@ def crosses_the_nearest_boundary_of_a_linear_model() -> None:
         )
     ],
     invariants=IN_RANGE,
+    relations=[*GRADIENT_RELATIONS, Monotone("steps", values=(1, 2, 6), measure="success")],
     needs=["gradients"],
     cost=Cost(
         forward=size.images * (2 * param.steps + 1),
@@ -102,11 +123,13 @@ def deepfool(
     """
     active = torch.arange(len(images), device=images.device)
     points, total_step = images.clone(), torch.zeros_like(images)
+    # equivalent mutants: replaced in the first step
     before = after = rivals = torch.empty(0)
     for step in progress_bar(range(steps + 1), "DeepFool"):
         x = points[active].requires_grad_()
         logits = differentiable_logits(model, x)
         if step == 0:
+            # equivalent mutants: results are detached
             before = after = logits.detach()
             rivals = top_other_classes(before, labels, candidates)
         else:
@@ -134,6 +157,7 @@ def top_other_classes(logits: Tensor, labels: Tensor, candidates: int) -> Tensor
     Fewer where there are fewer classes, none (k = 0) for a single class.
     """
     others = logits.scatter(1, labels[:, None], -torch.inf)
+    # equivalent mutants: the classes are the last axis
     return others.topk(min(candidates, logits.shape[1]) - 1, dim=1).indices
 
 
@@ -154,6 +178,7 @@ class Boundary(NamedTuple):
 
     def step(self, norm: Norm) -> Tensor:
         """The step to the boundary, (n, C, H, W); zero where there is none."""
+        # equivalent mutants: without a boundary the direction is zero
         size = torch.where(self.distance.isfinite(), self.distance.clamp(min=_MIN_STEP), 0)
         direction = normalize_l2(self.gradient) if norm == "l2" else self.gradient.sign()
         return per_image(size) * direction
@@ -165,6 +190,7 @@ def nearest_boundary(logits: Tensor, x: Tensor, own: Tensor, rivals: Tensor, nor
     ``logits`` (n, K) on the graph of ``x`` (n, C, H, W); takes k backward passes.
     """
     differences = logits.gather(1, own[:, None]) - logits.gather(1, rivals)
+    # equivalent mutants: results are detached
     gaps, slopes = differences.detach(), torch.zeros_like(differences).detach()
     gap = torch.zeros_like(logits[:, 0]).detach()
     distance = torch.full_like(logits[:, 0], torch.inf).detach()

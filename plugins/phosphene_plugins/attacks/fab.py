@@ -1,5 +1,6 @@
 """FAB, fast adaptive boundary attack: minimum-norm adversarial examples by linearized projections."""
 
+from itertools import product
 from typing import Annotated
 
 import torch
@@ -20,11 +21,13 @@ from phosphene.attacks import (
 )
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, maximum, minimum, param, size
+from phosphene.spec import Cost, Monotone, maximum, minimum, param, size
 from phosphene.testing import linear_model
 
 from ._hyperplane_projection import project_onto_hyperplane
-from ._parameters import IN_RANGE, Candidates, Restarts, Steps, TargetClasses, Targeted
+from ._oracle_models import NORMS, LinearCase, assert_predictions, rectified
+from ._parameters import GRADIENT_RELATIONS, IN_RANGE, Candidates, Restarts, Steps, TargetClasses, Targeted
+from ._reference_attacks import fab_of_one_image
 from .deepfool import nearest_boundary, top_other_classes
 
 #: Bisection steps between the nearest example and the image.
@@ -41,12 +44,42 @@ def finds_the_nearest_boundary_that_the_pixel_range_allows() -> None:
     weight = torch.stack([torch.zeros_like(normal), normal]).view(2, 3, 2, 2)
     model = linear_model(weight, bias=[0.0, -float(normal @ image) - 0.2])
     free = normal[~at_bound]
-    norms: list[tuple[LpNorm, float]] = [("linf", 1.0), ("l2", 2.0), ("l1", torch.inf)]
-    for norm, dual in norms:
+    for norm, dual in zip(NORMS, (1.0, 2.0, torch.inf), strict=True):
         exact = 0.2 / float(free.norm(dual))
         result = fab(model, image.view(1, 3, 2, 2), torch.tensor([0]), norm=norm, steps=10, seed=0)
         assert result.success.all()
         assert 1 <= float(result.distance(norm)) / exact < 1.002, (norm, result.distance(norm), exact)
+    case = rectified(5)
+    for norm, targeted, target_classes in (("linf", False, 0), ("l2", False, 2), ("l1", True, 0)):
+        _equals_plain_runs(case, norm, targeted, target_classes)
+
+
+def _equals_plain_runs(case: LinearCase, norm: LpNorm, targeted: bool, target_classes: int) -> None:
+    """Two runs of 6 steps, the second from a random point, are those of plain loops over each image."""
+    labels = (case.labels + 1) % 5 if targeted else case.labels
+    result = fab(
+        case.model, case.images, labels, norm=norm, steps=6, restarts=2, targeted=targeted,
+        target_classes=target_classes, candidates=3, alpha=0.2, beta=0.8, eta=1.1, seed=target_classes,
+    )  # fmt: skip
+    assert_predictions(result, case, labels, targeted=targeted)
+    order = case.model(case.images).scatter(1, labels[:, None], -torch.inf).argsort(descending=True)
+    runs = order[:, :target_classes].split(1, dim=1) if target_classes else [order[:, :2]]
+    for n, (image, label) in enumerate(zip(case.images, labels.tolist(), strict=True)):
+        generator, best, nearest = torch.Generator().manual_seed(target_classes), image, torch.inf
+        for restart, rivals in product((0, 1), runs):
+            radius = (nearest if nearest < torch.inf else {"linf": 0.3, "l2": 1.0, "l1": 5.0}[norm]) / 2
+            start = random_point(image[None], radius, norm, generator)[0] if restart else image
+            point, size = fab_of_one_image(
+                case.model, image, label, rivals[n].tolist(), start, norm, targeted, 6, 0.2, 0.8, 1.1
+            )
+            if size < nearest:
+                best, nearest = point, size
+        if nearest < torch.inf:
+            (best,) = shrink_to_boundary(
+                best[None], image[None], norm,
+                lambda x, label=label: case.model(x).argmax(1).eq(label) == targeted, 10,
+            )  # fmt: skip
+        torch.testing.assert_close(result.adversarial[n], best)
 
 
 @method(
@@ -62,6 +95,10 @@ def finds_the_nearest_boundary_that_the_pixel_range_allows() -> None:
         )
     ],
     invariants=IN_RANGE,
+    relations=[
+        *(relation.model_copy(update={"where": {"restarts": 1}}) for relation in GRADIENT_RELATIONS),
+        Monotone("restarts", values=(1, 4), measure="success"),
+    ],
     needs=["gradients"],
     cost=Cost(
         forward=size.images

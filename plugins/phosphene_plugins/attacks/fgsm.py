@@ -1,5 +1,7 @@
 """FGSM, the fast gradient sign method: one step of length eps along the sign of the loss's gradient."""
 
+from itertools import product
+
 import torch
 from torch import Generator
 
@@ -7,24 +9,29 @@ from phosphene import Reference, hookimpl, method
 from phosphene.attacks import build_result, project, steepest
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, param, size
-from phosphene.testing import linear_model
+from phosphene.spec import Cost, Monotone, param, size
 
 from ._gradients import initial_gradient
 from ._losses import cross_entropy
-from ._parameters import IN_BALL, Augmentations, EotSamples, Eps, Norm, Targeted
+from ._oracle_models import NORMS, five_classes, mean_gradient, two_classes, unit_step
+from ._parameters import GRADIENT_RELATIONS, IN_BALL, Augmentations, EotSamples, Eps, Norm, Targeted
 
 
-def reaches_the_corner_of_a_linear_model_in_one_step() -> None:
-    """On two classes clip(x + eps sign(w_other - w_true)): the gradient of a linear loss is constant."""
-    model = linear_model()
-    weight, _ = (p.detach() for p in model.module.parameters())
-    images = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]], [[[0.0, 1.0], [0.5, 0.75]]]], dtype=torch.float64)
-    true = model(images).argmax(1)
-    normal = (weight[1 - true] - weight[true]).view_as(images)
-    for targeted, labels in ((False, true), (True, 1 - true)):
-        result = fgsm(model, images, labels, eps=0.1, targeted=targeted)
-        torch.testing.assert_close(result.adversarial, (images + 0.1 * normal.sign()).clamp(0, 1))
+def moves_by_eps_in_the_steepest_direction() -> None:
+    """clip(x + eps d): d = sign(g), g / ||g||_2, or the sign of the largest component; g = dL/dx."""
+    for norm, targeted, eps in product(NORMS, (False, True), (0.1, 1.5)):
+        case = two_classes(targeted=targeted)
+        result = fgsm(case.model, case.images, case.labels, eps=eps, norm=norm, targeted=targeted)
+        torch.testing.assert_close(result.adversarial, case.moved(eps, norm))
+    case = five_classes()
+    for seed in (0, 3):
+        generator = Generator().manual_seed(seed)
+        step = unit_step(mean_gradient(case, case.images, 2, ["rotate"], generator), "l2")
+        result = fgsm(
+            case.model, case.images, case.labels, eps=0.1, norm="l2", eot_samples=2,
+            augmentations=("rotate",), seed=seed,
+        )  # fmt: skip
+        torch.testing.assert_close(result.adversarial, case.images + 0.1 * step)
 
 
 @method(
@@ -40,10 +47,11 @@ def reaches_the_corner_of_a_linear_model_in_one_step() -> None:
         )
     ],
     invariants=IN_BALL,
+    relations=[*GRADIENT_RELATIONS, Monotone("eps", values=(0.001, 0.003, 0.01), measure="loss")],
     needs=["gradients"],
     cost=Cost(forward=size.images * (param.eot_samples + 2), backward=size.images * param.eot_samples),
     tags=["white-box", "fixed-radius"],
-    oracle=reaches_the_corner_of_a_linear_model_in_one_step,
+    oracle=moves_by_eps_in_the_steepest_direction,
     quick={"eot_samples": 1},
 )
 def fgsm(
@@ -88,6 +96,7 @@ def fgsm(
         model, images, labels, cross_entropy, targeted=targeted, eot_samples=eot_samples,
         augmentations=augmentations, generator=Generator().manual_seed(seed or 0),
     )  # fmt: skip
+    # equivalent mutants: a step longer than eps ends on the boundary of the ball, too
     x, sign = images[active], -1.0 if targeted else 1.0
     x_adv = project(x + sign * eps * steepest(gradient, norm), x, eps, norm)
     adversarial = images.index_copy(0, active, x_adv)

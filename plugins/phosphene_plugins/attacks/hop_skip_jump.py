@@ -1,20 +1,23 @@
 """HopSkipJump: minimum-norm adversarial examples from predicted classes, by gradient estimates."""
 
 import math
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from phosphene import Reference, hookimpl, load_model, method, progress_bar
+from phosphene import Reference, hookimpl, method, progress_bar
 from phosphene.attacks import l2_norm, normalize_l2
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed, Start
-from phosphene.spec import Cost, param, size
+from phosphene.spec import Cost, InvariantTo, param, size
 
+from ._oracle_models import assert_predictions, constant_model, five_classes, two_classes
 from ._parameters import IN_RANGE, MaxQueries, MinimizedNorm, Targeted
 from ._query_oracle import QueryOracle
+from ._reference_decisions import PlainQueries, hop_skip_jump_of_one_image
 
 #: Directions are drawn in blocks of this size, so that the draws do not depend on the batch size.
 _BLOCK = 32
@@ -22,27 +25,54 @@ _BLOCK = 32
 _HALVINGS = 25
 
 
-def approaches_the_boundary_of_a_linear_model() -> None:
-    """Within 15 % of the distance to equal logits: (z_y - z_k) / ||w_y - w_k||, in the dual norm."""
-    weight = torch.randn(48, generator=torch.Generator().manual_seed(1))
-    images = 0.5 + 0.05 * torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(2))
-
-    def label(images: Tensor) -> Tensor:
-        return ((images - 0.5).flatten(1) @ weight > 0.5).long()
-
-    mean, std = [0.25] * 3, [0.5] * 3
-    label_normalized = lambda normalized: label(normalized * 0.5 + 0.25)
-    model = load_model(label_normalized, input_size=(3, 4, 4), classes=["below", "above"], mean=mean, std=std)
-    gap = ((images - 0.5).flatten(1) @ weight - 0.5).abs()
-    distances: tuple[tuple[Literal["l2", "linf"], Tensor], ...]
-    distances = (("l2", gap / weight.norm()), ("linf", gap / weight.abs().sum()))
-    for norm, nearest in distances:
+def equals_a_plain_loop_over_each_image() -> None:
+    """Within 25 % of the distance (z_y - z_k) / ||w_y - w_k||_q; else algorithm 2 in a plain loop."""
+    case = two_classes()
+    images, labels = case.images[:1], case.labels[:1]
+    gap = case.model(images).detach().diff().abs()[0]
+    for norm, slope in (("l2", case.ascent[0].norm()), ("linf", case.ascent[0].abs().sum())):
+        result = hop_skip_jump(case.model, images, labels, norm=norm, steps=10, max_queries=2000, seed=0)
+        ratio = float(result.distance(norm) / (gap / slope))
+        assert result.success.all() and 1 <= ratio <= 1.25, f"{ratio} times the nearest ({norm})"
+    # Where all directions are of one kind, the estimate is their mean.
+    oracle = QueryOracle(case.model, images, labels, targeted=False, norm="l2", max_queries=99)
+    inside, delta = case.moved(1.0, "l2")[:1], torch.full((1, 1, 1, 1), 1e-3, dtype=torch.float64)
+    draws, count = torch.Generator().manual_seed(0), torch.tensor([5])
+    noise = torch.randn(32, *images.shape[1:], generator=torch.Generator().manual_seed(0))[:5].double()
+    mean = (noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).mean(0, keepdim=True)
+    estimate = _estimate_gradient(oracle, inside, torch.tensor([0]), delta, count, draws)
+    torch.testing.assert_close(estimate, mean)
+    # Without a start an image takes the tries, and no queries more.
+    result = hop_skip_jump(constant_model(), images, torch.tensor([0]), max_queries=300, seed=0)
+    assert torch.equal(result.adversarial, images)
+    assert result.queries is not None and result.queries.tolist() == [101]
+    case = five_classes(2, (5, 6))
+    case = replace(case, images=(6 * (case.images - 0.5) + 0.5).clamp(0, 1))
+    case = replace(case, labels=case.model(case.images).argmax(1))
+    starts = case.images.roll(1, 0)
+    for norm, targeted, start, max_queries, steps in _ORACLE_CASES:
+        labels = case.labels.roll(1) if targeted else case.labels
         result = hop_skip_jump(
-            model, images, label(images), norm=norm, steps=25, max_queries=20_000, seed=0
+            case.model, case.images, labels, start=starts if start else None, norm=norm, steps=steps,
+            max_queries=max_queries, first_directions=20, targeted=targeted, seed=max_queries % 5,
         )  # fmt: skip
-        assert result.success.all()
-        ratio = result.distance(norm) / nearest
-        assert ratio.min() >= 1 and ratio.max() <= 1.15, f"{ratio.tolist()} times the nearest ({norm})"
+        for n, image in enumerate(case.images):
+            queries = PlainQueries(
+                case.model, image, int(labels[n]), norm=norm, targeted=targeted, max_queries=max_queries
+            )
+            first = starts[n] if start else None
+            expected = hop_skip_jump_of_one_image(queries, first, steps, 20, max_queries % 5)
+            torch.testing.assert_close(result.adversarial[n], expected)
+            assert result.queries is not None and result.queries[n] == queries.count
+        assert_predictions(result, case, labels, targeted=targeted)
+
+
+#: Norm, targeted, whether from a start, max_queries and steps of the comparisons with a plain loop.
+_ORACLE_CASES: list[tuple[MinimizedNorm, bool, bool, int, int]] = [
+    ("l2", False, False, 200, 2),
+    ("linf", False, False, 170, 4),
+    ("linf", True, True, 152, 4),
+]
 
 
 @method(
@@ -58,9 +88,14 @@ def approaches_the_boundary_of_a_linear_model() -> None:
         )
     ],
     invariants=IN_RANGE,
+    relations=[
+        InvariantTo("logit_shift", fields=("adversarial",)),
+        InvariantTo("normalization", fields=("adversarial",)),
+        InvariantTo("batch_order", fields=("adversarial",)),
+    ],
     cost=Cost(forward=size.images * param.max_queries),
     tags=["black-box", "labels-only", "minimum-norm"],
-    oracle=approaches_the_boundary_of_a_linear_model,
+    oracle=equals_a_plain_loop_over_each_image,
     quick={"max_queries": 45, "steps": 1},
     demo={"images": "builtin:scenes/2", "max_queries": 500},
 )
@@ -177,6 +212,7 @@ def _geometric_step(
     oracle: QueryOracle, points: Tensor, owners: Tensor, direction: Tensor, size: Tensor
 ) -> Tensor:
     """The points moved by ``size`` (M,), halved until they are adversarial; else unchanged."""
+    # equivalent mutants: the caller's points are a copy already
     moved = points.clone()
     rows = torch.arange(len(points), device=points.device)
     for _ in range(_HALVINGS):

@@ -20,10 +20,11 @@ from phosphene import (
 )
 from phosphene.optimize import compose, rescale, rotate
 from phosphene.roles import Dataset, Model, Seed
-from phosphene.spec import Cost, PixelRange, param, size
+from phosphene.spec import Cost, InvariantTo, PixelRange, param, size
 
 from ._adam import adam_step
 from ._losses import cross_entropy
+from ._oracle_models import five_classes
 from ._parameters import Augmentations, HeldOut
 from ._patch_result import AdversarialPatch
 from ._perturbation_evaluation import evaluate_change, predict_classes, training_count
@@ -43,6 +44,59 @@ def becomes_white_for_a_brightness_detector() -> None:
     covered = result.adversarial != result.images
     assert (result.adversarial >= result.images).all() and (result.adversarial.amax((1, 2, 3)) > 0.99).all()
     assert covered.any() and covered.float().mean() < 0.5 and 0 < result.fooling_rate <= 1
+    assert patch(model, TensorDataset(images), size=0.01, steps=1, held_out=0).mask.shape == (1, 1)
+    for target_class, shape in ((2, "round"), (None, "square")):
+        _equals_plain_steps(target_class, shape)
+    # Pasted at its own size and angle, it covers a square of its side within the margins.
+    white = _paste(
+        torch.ones(1, 3, 3), torch.ones(3, 3), torch.zeros(1, 1, 7, 9), Generator(), 0.0, 1.0
+    ).round()
+    assert white.sum() == 9 and white.amax(3).sum() == white.amax(2).sum() == 3
+    assert _outline(4, "round").tolist() == [[0, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0]]
+
+
+def _equals_plain_steps(target_class: int | None, shape: Literal["round", "square"]) -> None:
+    """Three steps of torch's Adam on five linear classes, and success with new draws."""
+    case = five_classes(7, (9, 12))
+    y = case.labels
+    result = patch(
+        case.model, TensorDataset(case.images), target_class=target_class, size=0.45, shape=shape, steps=3,
+        batch=3, lr=0.2, degrees=30.0, scale=1.5, augmentations=("brightness",), held_out=0.3, seed=4,
+    )  # fmt: skip
+    mask = _outline(4, shape).double()
+    assert torch.equal(result.mask.double(), mask)
+    p = torch.full((3, 4, 4), 0.5, dtype=torch.float64, requires_grad=True)
+
+    def paste(images: Tensor, draws: Generator) -> Tensor:
+        canvas = F.pad(torch.cat([p * mask, mask[None]])[None], (4, 4, 2, 3))
+        canvas = rescale(rotate(canvas, draws, degrees=30.0), draws, factor=1.5)
+        down, right = (int(torch.randint(-m, m + 1, (), generator=draws)) for m in (1, 3))
+        color, cover = canvas.roll((down, right), (2, 3)).split([3, 1], dim=1)
+        return (images * (1 - cover) + color).clamp(0, 1)
+
+    # Without epsilon, by which Adam differs here.
+    optimizer = torch.optim.Adam([p], lr=0.2, eps=0, maximize=target_class is None)
+    for step in range(3):
+        rows, draws = [(3 * step + i) % 5 for i in range(3)], Generator().manual_seed(4 + step)
+        views = compose(["brightness"])(paste(case.images[rows], draws), draws)
+        labels = y[rows] if target_class is None else torch.full((3,), target_class)
+        optimizer.zero_grad()
+        F.cross_entropy(case.model(views), labels, reduction="sum").backward()
+        p.grad = p.grad.masked_fill(p.grad == 0, 1e-200)  # type: ignore[union-attr]
+        optimizer.step()
+        p.data.clamp_(0, 1)
+    inside = mask.bool().expand(3, -1, -1)
+    torch.testing.assert_close(result.perturbation[inside], p.detach()[inside])
+    patched = torch.cat([paste(x[None], Generator().manual_seed(7 + n)) for n, x in enumerate(case.images)])
+    after = case.model(patched).argmax(1)
+    eligible = y != (-1 if target_class is None else target_class)
+    success = (after != y if target_class is None else after == target_class) & eligible
+    assert result.fooling_rate == float(success[:5].sum()) / int(eligible[:5].sum())
+    assert result.held_out_rate == float(success[5:].sum()) / max(1, int(eligible[5:].sum()))
+    torch.testing.assert_close(result.adversarial, patched[5:].detach())
+    torch.testing.assert_close(result.images, case.images[5:])
+    assert result.names_before == tuple(case.model.class_name(k) for k in y[5:].tolist())
+    assert result.names_after == tuple(case.model.class_name(k) for k in after[5:].tolist())
 
 
 @method(
@@ -65,6 +119,10 @@ def becomes_white_for_a_brightness_detector() -> None:
         ),
     ],
     invariants=[PixelRange(field="perturbation"), PixelRange(field="adversarial")],
+    relations=[
+        InvariantTo("normalization", fields=("perturbation",)),
+        InvariantTo("logit_shift", fields=("perturbation",)),
+    ],
     needs=["gradients", "dataset"],
     cost=Cost(forward=param.steps * param.batch + 2 * size.dataset, backward=param.steps * param.batch),
     tags=["white-box", "physical"],
@@ -142,8 +200,10 @@ def patch(
             images = dataset.read(part.tolist()).to(model.device, model.dtype)
             labels = predictions[part] if target is None else torch.full_like(predictions[part], target)
             draws = Generator().manual_seed((seed + step) % 2**63)  # the same for every part of a step
+            # equivalent mutants: results are detached
             leaf = p.detach().requires_grad_()
             patched = augment(paste(leaf, images, draws), draws)
+            # equivalent mutants: Adam's step does not depend on the scale of the gradients
             loss = cross_entropy(model(patched), labels).sum() * (1 if target is None else -1)
             gradient += torch.autograd.grad(loss, leaf)[0]
         update, mean, square = adam_step(gradient, mean, square, step, lr)
@@ -152,6 +212,7 @@ def patch(
 
     def paste_each(images: Tensor, indices: Sequence[int]) -> Tensor:
         draws = (Generator().manual_seed((seed + steps + index) % 2**63) for index in indices)
+        # equivalent mutants: one draw for each image
         return torch.cat([paste(p, image[None], draw) for image, draw in zip(images, draws, strict=True)])
 
     with torch.no_grad():
@@ -182,6 +243,7 @@ def _paste(
     margins = [max(0, math.floor((extent - side * scale) / 2)) for extent in (height, width)]
     shifts = [int(torch.randint(-margin, margin + 1, (), generator=generator)) for margin in margins]
     canvas = torch.roll(canvas, shifts, (2, 3))
+    # equivalent mutants: the color is at most the mask, so that only rounding is clipped
     return (images * (1 - canvas[:, -1:]) + canvas[:, :-1]).clamp(0, 1)
 
 

@@ -10,13 +10,15 @@ from phosphene import Reference, hookimpl, method, progress_bar
 from phosphene.attacks import build_result, not_adversarial, per_image, predict_logits
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model
-from phosphene.spec import Cost, param, size
+from phosphene.spec import Cost, Monotone, param, size
 from phosphene.testing import linear_model
 
 from ._gradients import loss_gradient
-from ._parameters import IN_RANGE
+from ._oracle_models import assert_predictions, rectified
+from ._parameters import GRADIENT_RELATIONS, IN_RANGE
 
 #: Bisection steps for the radius of the ball, which determine it to 2^-30.
+# equivalent mutants: further bisections change less than 1e-9
 _BISECTIONS = 30
 
 
@@ -29,9 +31,35 @@ def moves_while_the_gradient_outweighs_the_penalty() -> None:
     target = torch.tensor([1])
     assert model(images).argmax(1) == 0
     for penalty, moves in ((11, [0, 0, 0, 0]), (5, [0.1, -0.2, 0.2, 0.2]), (0.5, [0.1, -0.2, 0.3, 0.4])):
-        result = penalized_target(model, images, target, penalty=penalty, steps=300, step_size=0.01)
+        result = penalized_target(model, images, target, penalty=penalty, steps=30, step_size=0.08)
         move = torch.tensor(moves, dtype=torch.float64).view(1, 1, 2, 2)
         torch.testing.assert_close(result.adversarial - images, move, rtol=0, atol=1e-2)
+    # The proximal step minimizes its objective over all radii.
+    case = rectified(4)
+    points, weight = case.images + 0.3 * (case.images.flip(0) - 0.4), torch.tensor([0.05, 0.3, 1.0, 9.0])
+    nearest = _proximal_step(points, case.images, per_image(weight))
+    radii = torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None, None, None, None]
+    moved = (case.images + (points - case.images).clamp(-radii, radii)).clamp(0, 1)
+    cost = (moved - points).square().sum((2, 3, 4)) / 2 + weight * radii[:, :, 0, 0, 0]
+    best = moved[cost.argmin(0), torch.arange(4)]
+    torch.testing.assert_close(nearest, best, rtol=0, atol=5e-4)
+    # Steps of each image, of which the point of the highest objective is returned.
+    targets = (case.labels + 2).index_fill(0, torch.tensor([1]), int(case.labels[1])) % 5
+    result = penalized_target(case.model, case.images, targets, penalty=2.0, steps=9, step_size=0.2)
+    assert_predictions(result, case, targets, targeted=True)
+    at_once = penalized_target(case.model, case.images, case.labels, steps=1)
+    assert torch.equal(at_once.adversarial, case.images)
+    for n, (image, target) in enumerate(zip(case.images, targets.tolist(), strict=True)):
+        x, highest, expected = image, -torch.inf, image
+        for _ in range(9 if case.labels[n] != target else 0):
+            leaf = x[None].detach().requires_grad_()
+            logit = case.model(leaf)[0, target]
+            (gradient,) = torch.autograd.grad(logit, leaf)
+            if (value := logit.item() - 2 * float((x - image).abs().max())) > highest:
+                expected, highest = x, value
+            eta = 0.2 / gradient.abs().max().clamp(min=1e-150)
+            (x,) = _proximal_step(x[None] + eta * gradient, image[None], (2 * eta).view(1, 1, 1, 1))
+        torch.testing.assert_close(result.adversarial[n], expected)
 
 
 @method(
@@ -54,6 +82,7 @@ def moves_while_the_gradient_outweighs_the_penalty() -> None:
         ),
     ],
     invariants=IN_RANGE,
+    relations=[*GRADIENT_RELATIONS, Monotone("penalty", values=(0.1, 1, 10), measure="distance", falls=True)],
     needs=["gradients"],
     cost=Cost(forward=size.images * (param.steps + 2), backward=size.images * param.steps),
     tags=["white-box", "targeted"],
@@ -107,6 +136,7 @@ def penalized_target(
     active = not_adversarial(before, labels, targeted=True)
     original, targets = images[active], labels[active]
     x, best = original, original
+    # equivalent mutants: only the number of images matters
     best_value = torch.full_like(images[active, 0, 0, 0], -torch.inf)
     for _ in progress_bar(range(steps), "penalized target"):
         if not len(active):
@@ -130,12 +160,14 @@ def _target_logit(logits: Tensor, labels: Tensor) -> Tensor:
 def _proximal_step(points: Tensor, images: Tensor, weight: Tensor) -> Tensor:
     """argmin_u ||u - points||^2 / 2 + weight ||u - images||_inf, pixels in [0, 1]; weight (N, 1, 1, 1)."""
     delta = points - images
+    # equivalent mutants: where delta is 0 nothing exceeds the radius
     margins = torch.where(delta > 0, 1 - images, images)
     low, high = torch.zeros_like(weight), torch.ones_like(weight)
     for _ in range(_BISECTIONS):
         radius = (low + high) / 2
         # Decrease of the first term per unit of radius: pixels at their bounds contribute nothing.
         excess = (delta.abs() - radius).clamp(min=0)
+        # equivalent mutants: a margin equals no radius of the bisection
         gain = torch.where(margins > radius, excess, 0).sum((1, 2, 3), keepdim=True)
         low, high = torch.where(gain > weight, radius, low), torch.where(gain > weight, high, radius)
     radius = torch.where(low > 0, high, 0)

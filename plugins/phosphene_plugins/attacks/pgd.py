@@ -1,5 +1,7 @@
 """PGD, projected gradient descent: gradient steps from a random point, projected onto an l_p ball."""
 
+from dataclasses import replace
+from itertools import product
 from typing import Annotated
 
 import torch
@@ -18,12 +20,13 @@ from phosphene.attacks import (
 )
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, minimum, param, size
-from phosphene.testing import linear_model
+from phosphene.spec import Agrees, Cost, Monotone, minimum, param, size
 
 from ._gradients import loss_gradient
 from ._losses import cross_entropy
+from ._oracle_models import NORMS, five_classes, mean_gradient, two_classes, unit_step
 from ._parameters import (
+    GRADIENT_RELATIONS,
     IN_BALL,
     Augmentations,
     EotSamples,
@@ -36,25 +39,38 @@ from ._parameters import (
 )
 
 
-def finds_the_corner_of_a_linear_model() -> None:
-    """On two classes clip(x + eps sign(w_other - w_true)), and in l2 eps along w_other - w_true."""
-    model = linear_model()
-    weight, _ = (p.detach() for p in model.module.parameters())
-    # All gray, so that in l2 nothing is clipped; and with black and white, so that in linf it is.
-    gray = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
-    images = torch.cat([gray, torch.tensor([[[[0.0, 1.0], [0.5, 0.75]]]], dtype=torch.float64)])
-    true = model(images).argmax(1)
-    normal = (weight[1 - true] - weight[true]).view_as(images)
-    for targeted, labels in ((False, true), (True, 1 - true)):
-        corner = pgd(
-            model, images, labels, eps=0.1, step_size=0.05, steps=4, random_start=False, targeted=targeted
-        )
-        torch.testing.assert_close(corner.adversarial, (images + 0.1 * normal.sign()).clamp(0, 1))
-        point = pgd(
-            model, gray, labels[:1], eps=0.1, step_size=0.05, steps=4, norm="l2", random_start=False,
-            targeted=targeted,
+def moves_in_the_steepest_direction_and_selects_the_first_success() -> None:
+    """clip(x + steps step_size d) on two classes; on curved losses the best of several random starts."""
+    for norm, targeted in product(NORMS, (False, True)):
+        case = two_classes(targeted=targeted)
+        result = pgd(
+            case.model, case.images, case.labels, eps=0.1, step_size=0.03, steps=3, norm=norm,
+            random_start=False, targeted=targeted,
         )  # fmt: skip
-        torch.testing.assert_close(point.adversarial, gray + 0.1 * normal[:1] / normal[:1].norm())
+        torch.testing.assert_close(result.adversarial, case.moved(0.09, norm))
+    corner = pgd(case.model, case.images, case.labels, eps=0.1, step_size=0.06, targeted=True, seed=0)
+    torch.testing.assert_close(corner.adversarial, case.moved(0.1, "linf"))
+    for targeted, (restarts, seed) in product((False, True), ((1, 0), (3, 3))):
+        case = five_classes(6)
+        labels = (case.labels + 1) % 5 if targeted else case.labels
+        sign, generator = -1 if targeted else 1, torch.Generator().manual_seed(seed)
+        points, losses = [], []
+        for _ in range(restarts):
+            x = random_point(case.images, 0.1, "l2", generator)
+            for _ in range(2):
+                gradient = mean_gradient(replace(case, labels=labels), x, 2, ["rotate"], generator)
+                x = project(x + sign * 0.02 * unit_step(gradient, "l2"), case.images, 0.1, "l2")
+            logits = case.model(x).detach()
+            success = logits.argmax(1).eq(labels) == targeted
+            points.append(x)
+            losses.append((sign * cross_entropy(logits, labels)).masked_fill(success, torch.inf))
+        run = torch.stack(losses).argmax(0)  # of equal ones the first
+        best = torch.stack(points)[run, torch.arange(6)]
+        result = pgd(
+            case.model, case.images, labels, eps=0.1, step_size=0.02, steps=2, norm="l2", restarts=restarts,
+            targeted=targeted, eot_samples=2, augmentations=("rotate",), seed=seed,
+        )  # fmt: skip
+        torch.testing.assert_close(result.adversarial, best)
 
 
 @method(
@@ -77,6 +93,11 @@ def finds_the_corner_of_a_linear_model() -> None:
         ),
     ],
     invariants=IN_BALL,
+    relations=[
+        *(relation.model_copy(update={"where": {"random_start": False}}) for relation in GRADIENT_RELATIONS),
+        Monotone("eps", values=(0.001, 0.003, 0.01), measure="loss", where={"random_start": False}),
+        Agrees("attacks.bim", where={"random_start": False}, other={"steps": 3}, fields=("adversarial",)),
+    ],
     needs=["gradients"],
     cost=Cost(
         forward=size.images
@@ -84,7 +105,7 @@ def finds_the_corner_of_a_linear_model() -> None:
         backward=size.images * param.restarts * param.steps * param.eot_samples,
     ),
     tags=["white-box", "fixed-radius"],
-    oracle=finds_the_corner_of_a_linear_model,
+    oracle=moves_in_the_steepest_direction_and_selects_the_first_success,
     quick={"steps": 3, "restarts": 1, "eot_samples": 1},
 )
 def pgd(
@@ -137,6 +158,7 @@ def pgd(
     x, y = images[active], labels[active]
     sign = -1.0 if targeted else 1.0
     best, best_loss = x, x.new_full((len(x),), -torch.inf)
+    # equivalent mutants: runs of an empty batch change nothing
     for _ in range(restarts if len(x) else 0):
         x_adv = random_point(x, eps, norm, generator) if random_start else x
         for _ in progress_bar(range(steps), "PGD"):
@@ -145,6 +167,7 @@ def pgd(
                 generator=generator,
             )  # fmt: skip
             x_adv = project(x_adv + sign * step_size * steepest(gradient, norm), x, eps, norm)
+        # equivalent mutants: of a single run any loss is the highest
         if restarts == 1:
             best = x_adv
             break

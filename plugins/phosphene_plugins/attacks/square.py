@@ -1,6 +1,8 @@
 """Square attack: black-box adversarial examples by random search over squares, from the model's scores."""
 
 import math
+from dataclasses import replace
+from itertools import product
 from typing import Annotated
 
 import torch
@@ -11,28 +13,51 @@ from phosphene import Reference, hookimpl, method, progress_bar
 from phosphene.attacks import l2_norm, project
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, param, size
-from phosphene.testing import linear_model
+from phosphene.spec import Cost, InvariantTo, Monotone, param, size
 
 from ._losses import cross_entropy, margin
+from ._oracle_models import assert_predictions, five_classes, two_classes
 from ._parameters import IN_BALL, Eps, MaxQueries, Norm, Targeted
 from ._query_oracle import QueryOracle
+from ._reference_attacks import square_of_one_image
 
 #: The area of the squares is halved after so many of 10,000 queries.
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
-def reaches_the_corner_of_a_linear_model() -> None:
-    """On a linear model of two classes the result is clip(x + eps sign(w_other - w_true))."""
-    model = linear_model()
-    weight, _ = (p.detach() for p in model.module.parameters())
-    images = torch.tensor([[[[0.9, 0.1], [0.5, 0.1]]]], dtype=torch.float64)
-    true = model(images).argmax(1)
-    normal = (weight[1 - true] - weight[true]).view_as(images)
-    corner = (images + 0.1 * normal.sign()).clamp(0, 1)
-    result = square(model, images, true, eps=0.1, max_queries=200, seed=0)
-    assert not result.success.any(), "the corner is not adversarial, so that the search does not stop before"
-    torch.testing.assert_close(result.adversarial, corner)
+def equals_a_plain_search_for_each_image() -> None:
+    """The corner on two classes; else each image's result is that of algorithm 1 in a plain loop."""
+    case = two_classes(margin=3.0)
+    result = square(case.model, case.images[:1], case.labels[:1], eps=0.01, max_queries=200, seed=0)
+    torch.testing.assert_close(result.adversarial, case.moved(0.01, "linf")[:1])
+    case = five_classes(2, (7, 8))
+    case = replace(case, images=(6 * (case.images - 0.5) + 0.5).clamp(0, 1))
+    radii: tuple[tuple[Norm, float], ...] = (("linf", 0.006), ("l2", 0.4), ("l1", 3.0), ("linf", 0.5))
+    for (norm, eps), targeted in product(radii, (False, True)):
+        case = replace(case, labels=(case.model(case.images).argmax(1) + targeted) % 5)
+        result = square(
+            case.model, case.images, case.labels, eps=eps, norm=norm, max_queries=21, initial_area=0.7,
+            targeted=targeted, seed=int(targeted),
+        )  # fmt: skip
+        areas = [_area(0.7, query, 21) for query in range(20)]
+        for n in range(2):
+            generator = Generator().manual_seed(int(targeted))
+            expected, queries = square_of_one_image(case, n, eps, norm, areas, targeted, generator)
+            torch.testing.assert_close(result.adversarial[n], expected)
+            assert result.queries is not None and result.queries[n] == queries
+        assert_predictions(result, case, targeted=targeted)
+    areas = [_area(1.0, query, 10_000) for query in range(10_000)]
+    assert [n for n in range(1, 10_000) if 2 * areas[n] == areas[n - 1]] == [
+        11,
+        51,
+        201,
+        501,
+        1001,
+        2001,
+        4001,
+        6001,
+        8001,
+    ]
 
 
 @method(
@@ -48,9 +73,15 @@ def reaches_the_corner_of_a_linear_model() -> None:
         )
     ],
     invariants=IN_BALL,
+    relations=[
+        InvariantTo("normalization", fields=("adversarial",)),
+        InvariantTo("logit_shift", fields=("adversarial",)),
+        InvariantTo("batch_order", fields=("adversarial",)),
+        Monotone("eps", values=(0.001, 0.003, 0.01), measure="loss"),
+    ],
     cost=Cost(forward=size.images * param.max_queries),
     tags=["black-box", "fixed-radius"],
-    oracle=reaches_the_corner_of_a_linear_model,
+    oracle=equals_a_plain_search_for_each_image,
     quick={"max_queries": 15},
     demo={"max_queries": 1000},
 )
@@ -107,8 +138,9 @@ def square(
 
     best, best_logits = images.clone(), oracle.before.clone()
     best_loss = oracle.before.new_full((len(images),), torch.inf)
+    # equivalent mutants: it ends where no image has a query left
     for query in progress_bar(range(max_queries - 1), "square attack"):
-        area = initial_area / 2 ** sum(query * 10_000 > limit * max_queries for limit in _HALVED_AFTER)
+        area = _area(initial_area, query, max_queries)
         active = oracle.remaining().nonzero()[:, 0]
         if not len(active):
             break
@@ -126,6 +158,11 @@ def square(
         best[active[better]], best_logits[active[better]] = tried[better], logits[better]
         best_loss[active[better]] = losses[better]
     return oracle.build_result(best, best_logits)
+
+
+def _area(initial: float, query: int, max_queries: int) -> float:
+    """The squares' area at this query, as a fraction of the image."""
+    return initial / 2 ** sum(query * 10_000 > limit * max_queries for limit in _HALVED_AFTER)
 
 
 def _random_int(count: int, generator: Generator) -> int:
@@ -156,6 +193,7 @@ def _shift_square(points: Tensor, area: float, eps: float, generator: Generator)
     """Each channel of a square shifted by the ball's diameter, +-2 ``eps``."""
     rows, columns = _random_square(points, _square_side(area, points, 1), generator)
     shifted = points.clone()
+    # equivalent mutants: a longer shift is projected onto the ball
     shifted[:, :, rows, columns] += 2 * eps * _random_signs(generator, 1, points.shape[1], 1, 1).to(points)
     return shifted
 
@@ -190,10 +228,11 @@ def _move_bump(
         return values.abs().pow(power).sum((2, 3), keepdim=True)
 
     # Per channel: the mass of both squares, and an equal share of what clipping to the pixel range removed.
+    # equivalent mutants: the projection leaves the norm below eps
     spare = (eps**power - mass(delta).sum(1, keepdim=True)).clamp(min=0) / points.shape[1]
+    # equivalent mutants: the bump's mass is 1 in l2
     new = bump / mass(bump) ** (1 / power) + _normalize(delta[:, :, *target], norm)
     new = new * ((mass(delta * inside) + spare) / mass(new).clamp(min=1e-12)) ** (1 / power)
-    delta = delta.clone()
     delta[:, :, *source] = 0
     delta[:, :, *target] = new
     return images + eps * _normalize(delta, norm)
@@ -211,9 +250,10 @@ def _bump(side: int, generator: Generator) -> Tensor:
         y, x = torch.arange(rows)[:, None], torch.arange(side)[None, :]
         rings = torch.maximum((y - rows // 2).abs(), (x - side // 2).abs())
         # A pixel in ring r lies in all squares around the center from the r-th on, of weights 1 / (r + 1)^2.
-        weights = 1 / torch.arange(1.0, max(rows, side) // 2 + 2).square()
-        halves.append(sign * weights.flip(0).cumsum(0).flip(0)[rings.clamp(max=len(weights) - 1)])
+        weights = 1 / torch.arange(1.0, side // 2 + 2).square()
+        halves.append(sign * weights.flip(0).cumsum(0).flip(0)[rings])
     bump = torch.cat(halves)
+    # equivalent mutants: a factor of all bumps cancels, in the grid and where the mass is set
     bump = bump / bump.square().sum().sqrt()
     return bump.T if _random_int(2, generator) else bump
 

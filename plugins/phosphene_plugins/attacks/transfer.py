@@ -11,10 +11,11 @@ from phosphene import Model as AnyModel
 from phosphene import Reference, batch_size, hookimpl, method
 from phosphene.attacks import is_adversarial
 from phosphene.roles import Images, Labels, Model, Seed
-from phosphene.spec import Cost, PixelRange, UnitRange, length, param, size
+from phosphene.spec import Cost, InvariantTo, Monotone, PixelRange, UnitRange, length, param, size
 from phosphene.testing import linear_model
 
 from ..models._ensembles import ModelURIs, load_compatible_models
+from ._oracle_models import five_classes
 from ._parameters import Augmentations, EotSamples, Eps, Momentum, Norm, Steps, StepSize, Targeted
 from ._transfer_result import TransferTable
 from .bim import bim
@@ -38,6 +39,19 @@ def examples_transfer_between_parallel_linear_models() -> None:
     signs = (1 - 2 * labels[:, None]) * torch.tensor(weights[0]).sign()
     torch.testing.assert_close(result.adversarial[0], images + 0.05 * signs.view_as(images))
     assert result.rates.tolist() == [[1.0]] and result.counts.tolist() == [[2]]
+    wrong = transfer(models[0], images, 1 - labels, steps=1)  # no image counts
+    assert wrong.rates.tolist() == [[0.0]] and wrong.counts.tolist() == [[0]]
+    # All parameters are those of ``bim``.
+    case = five_classes(4)
+    targets, params = case.labels.roll(1), {"eps": 0.05, "step_size": 0.03, "steps": 3, "norm": "l2"}
+    params |= {"momentum": 0.5, "augmentations": ("rotate",), "eot_samples": 2, "targeted": True, "seed": 3}
+    result = transfer(case.model, case.images, targets, **params)
+    expected = bim(case.model, case.images, targets, **params)
+    torch.testing.assert_close(result.adversarial[0], expected.adversarial)
+    eligible = case.labels != targets
+    assert torch.equal(result.fooled[0, 0], expected.success & eligible) and result.fooled.any()
+    assert result.rates.tolist() == [[float(result.fooled.sum() / eligible.sum())]]
+    assert result.counts.tolist() == [[int(eligible.sum())]] and result.names == (case.model.name,)
 
 
 @method(
@@ -60,6 +74,11 @@ def examples_transfer_between_parallel_linear_models() -> None:
         ),
     ],
     invariants=[PixelRange(field="adversarial"), UnitRange(field="rates")],
+    relations=[
+        InvariantTo("normalization", where={"augmentations": ()}, fields=("adversarial",)),
+        InvariantTo("logit_shift", where={"augmentations": ()}, fields=("adversarial",)),
+        Monotone("eps", values=(0.001, 0.01, 0.1), measure="rates", where={"augmentations": ()}),
+    ],
     needs=["gradients"],
     cost=Cost(
         forward=size.images
@@ -121,6 +140,7 @@ def transfer(
         other.require_gradients()
     with ExitStack() as stack:
         for other in all_models:
+            # equivalent mutants: a guard changes no result
             stack.enter_context(other.guard())
         rates, counts, adversarial, fooled = _evaluate(
             all_models, images, labels, targeted=targeted, eps=eps, step_size=step_size, steps=steps,
@@ -150,6 +170,7 @@ def _evaluate(
     examples = []
     for surrogate in models:
         # Every batch has the same random draws, so that the batch size does not matter.
+        # equivalent mutants: both have the same number of parts
         batches = zip(images.split(size), labels.split(size), strict=True)
         results = [bim.function(surrogate, x, y, targeted=targeted, **params) for x, y in batches]
         examples.append(torch.cat([result.adversarial for result in results]))

@@ -1,7 +1,7 @@
 """Universal adversarial perturbation: one perturbation that changes the predicted class of most images."""
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from pydantic import Field
@@ -21,13 +21,15 @@ from phosphene import (
 from phosphene.attacks import l2_norm
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Dataset, Model
-from phosphene.spec import Cost, PixelRange, param, size
+from phosphene.spec import Cost, Equivariant, InvariantTo, PixelRange, param, size
 from phosphene.testing import linear_model
 
+from ._oracle_models import LinearCase, five_classes
 from ._parameters import Eps, HeldOut
 from ._perturbation_evaluation import evaluate_change, predict_classes, training_count
 from ._universal_result import UniversalPerturbation
 
+UniversalNorm: TypeAlias = Literal["linf", "l2"]
 #: The largest number of passes for each step that an inner attack may take.
 _MAX_PASSES = 16
 
@@ -46,6 +48,44 @@ def is_the_corner_of_the_ball_on_a_linear_model() -> None:
     torch.testing.assert_close(result.perturbation, 0.1 * normal[0].sign())
     torch.testing.assert_close(result.adversarial, (result.images + result.perturbation).clamp(0, 1))
     assert result.fooling_rate == 0.75 and result.held_out_rate is None
+    for norm, eps, target_rate in (
+        ("linf", 0.008, 0.9),
+        ("l2", 0.06, 0.9),
+        ("l2", 0.06, 0.2),
+        ("l2", 0.1, 0.5),
+        ("l2", 0.1, 0.75),
+    ):
+        _equals_algorithm_1(five_classes(11), norm, eps, target_rate)
+
+
+def _equals_algorithm_1(case: LinearCase, norm: UniversalNorm, eps: float, target_rate: float) -> None:
+    """The result on 11 images, of which 3 are held out, is that of algorithm 1 in a plain loop."""
+    v, images, y = torch.zeros_like(case.images[0]), case.images[:8], case.labels
+
+    def fooled(images: Tensor, labels: Tensor) -> Tensor:
+        return case.model((images + v).clamp(0, 1)).argmax(1) != labels
+
+    for epoch in range(3):
+        if epoch and fooled(images, y[:8]).double().mean() >= target_rate:
+            break
+        for begin in range(0, 8, 3):
+            points, labels = (images[begin : begin + 3] + v).clamp(0, 1), y[:8][begin : begin + 3]
+            attacked = methods["attacks.deepfool"](case.model, points, labels, norm=norm, steps=2)
+            for image, label, r in zip(images[begin:], labels, attacked.adversarial - points, strict=False):
+                if not fooled(image[None], label):
+                    v = v + r
+                    v = v.clamp(-eps, eps) if norm == "linf" else v * min(1, eps / float(v.norm()))
+    result = universal(
+        case.model, TensorDataset(case.images), eps=eps, norm=norm, target_rate=target_rate, epochs=3,
+        steps=2, batch=3, held_out=0.3,
+    )  # fmt: skip
+    torch.testing.assert_close(result.perturbation, v)
+    assert result.fooling_rate == float(fooled(images, y[:8]).double().mean())
+    assert result.held_out_rate == float(fooled(case.images[8:], y[8:]).double().mean())
+    torch.testing.assert_close(result.images, case.images[8:])
+    torch.testing.assert_close(result.adversarial, case.images[8:] + v)
+    changed = [a != b for a, b in zip(result.names_before, result.names_after, strict=True)]
+    assert changed == fooled(case.images[8:], y[8:]).tolist()
 
 
 @method(
@@ -61,6 +101,11 @@ def is_the_corner_of_the_ball_on_a_linear_model() -> None:
         )
     ],
     invariants=[PixelRange(field="adversarial")],
+    relations=[
+        InvariantTo("normalization", fields=("perturbation",)),
+        InvariantTo("logit_shift", fields=("perturbation",)),
+        Equivariant("hflip", fields=("perturbation",)),
+    ],
     needs=["gradients", "dataset"],
     # For each image the passes of the inner attack at most and one where the perturbation has changed since,
     # and one for all images after every epoch.
@@ -81,7 +126,7 @@ def universal(
         str, Field(description="name of the inner attack that finds each image's perturbation")
     ] = "deepfool",
     eps: Eps = 10 / 255,
-    norm: Annotated[Literal["linf", "l2"], Field(description="norm in which the ball is measured")] = "linf",
+    norm: Annotated[UniversalNorm, Field(description="norm in which the ball is measured")] = "linf",
     target_rate: Annotated[
         float, Field(gt=0, le=1, description="fooling rate of the training images at which it stops")
     ] = 0.8,
@@ -144,11 +189,14 @@ def universal(
                 break
         images = dataset.read(indices).to(model.device, model.dtype)
         labels, points = predictions[indices.start : indices.stop], perturb(images, indices)
+        # equivalent mutants: progress changes no result
         with report_progress(False):  # one progress bar for all, not one for each inner attack
             size = batch_size(model)
+            # equivalent mutants: both have the same number of parts
             parts = zip(points.split(size), labels.split(size), strict=True)
             changes = torch.cat([find_example(model, *part) for part in parts]) - points
         v = state["perturbation"]
+        # equivalent mutants: one label and one change for each image
         for image, label, r in zip(images, labels, changes, strict=True):
             if r.any() and (v is state["perturbation"] or _is_class(model, (image + v).clamp(0, 1), label)):
                 v = _project(v + r, eps, norm)
@@ -169,6 +217,7 @@ def _inner_attack(name: str, values: dict[str, Any]) -> Callable[[Model, Tensor,
         )
     params = attack.validate({n: v for n, v in values.items() if n in attack.spec.params.model_fields})
     if attack.spec.cost is not None:
+        # equivalent mutants: the passes of an image do not depend on its size
         passes = attack.spec.cost.evaluate(params, images=1, height=1, width=1, dataset=0)
     if attack.spec.cost is None or max(passes) > _MAX_PASSES * values["steps"] + _MAX_PASSES:
         raise InputError(
