@@ -52,8 +52,10 @@ RuleName = Literal["epsilon", "gamma", "composite"]
 
 
 def equals_explicit_contributions() -> None:
-    """R_i = sum_j c_ij / (sum_i c_ij + epsilon) R_j, where c_ij = x_i w_ij and, by the gamma rule, (1 + gamma)
-    x_i w_ij where it has the sign of z_j. Without biases and epsilon it is x dS/dx, summing to the score.
+    """R_i = sum_j c_ij / (sum_i c_ij + epsilon) R_j with the contributions c_ij = x_i w_ij.
+
+    The gamma rule multiplies those with the sign of z_j by 1 + gamma. Without biases and epsilon the map is x
+    dS/dx, which sums to the score.
     """
     torch.manual_seed(0)
     convolution, dense, head = nn.Conv2d(3, 6, (3, 4)), nn.Linear(6, 5), nn.Linear(5, 2)
@@ -92,7 +94,7 @@ def equals_explicit_contributions() -> None:
 
 
 def _explicit(x: Tensor, weight: Tensor, bias: Tensor, relevance: Tensor, gamma: float) -> Tensor:
-    """The relevance (N, I) of a layer's input x by the contributions (N, J, I) of each input to each output."""
+    """The relevance (N, I) of a layer's input x, by the contributions of each input to each output."""
     contributions = torch.cat([x[:, None] * weight, bias[:, None].expand(len(x), -1, 1)], 2)
     z = contributions.sum(2, keepdim=True)
     contributions = contributions * (1 + gamma * (contributions * z > 0))
