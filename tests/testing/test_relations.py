@@ -24,6 +24,7 @@ from phosphene.spec import (
     Equivariant,
     InvariantTo,
     LinearIn,
+    Localizes,
     MethodSpec,
     Monotone,
     Relation,
@@ -53,6 +54,7 @@ def test_wrong_attribution_fails_its_check(name: str, wrong: Method[Any, Any]) -
 
 @pytest.mark.parametrize("right", RIGHT_ATTRIBUTIONS, ids=[m.spec.short_name for m in RIGHT_ATTRIBUTIONS])
 def test_right_attribution_passes_the_ready_made_relations(right: Method[Any, Any]) -> None:
+    assert check_method(right, profile="quick", only=["explains_the_target"]).ok
     report = check_method(right, profile="quick", only=READY_MADE)
     assert report.ok, str(report)
     assert report.outcomes[0].verdict == "passed", (
@@ -233,8 +235,13 @@ def test_relation_that_does_not_apply_is_skipped_with_the_reason() -> None:
     run_relation(methods["smooth_grad"], when.model_copy(update={"where": {"average": "square"}}))
     with pytest.raises(SkipTest, match="GAP"):
         run_relation(methods["cam"], ZeroWhen("constant", networks=("flat",)))
-    with pytest.raises(UnknownName, match="half-blind"):
-        run_relation(methods["cam"], ZeroWhen("constant", networks=("half-blnd",)))
+
+
+def test_unknown_network_is_refused_with_the_nearest_name_before_any_call() -> None:
+    for networks in (("half-blnd",), ("constant", "half-blnd"), ("halves", "half-blnd")):
+        for relation in (ZeroWhen("constant", networks=networks), Localizes(networks=networks)):
+            with pytest.raises(UnknownName, match="half-blind"):
+                run_relation(methods["saliency"], relation)
 
 
 def test_report_of_a_failure_leads_to_the_difference() -> None:

@@ -19,6 +19,7 @@ from ..errors import UnknownName
 from ..images.blur import gaussian_blur
 from ..models import Model, load_model
 from ..spec.relations import Transform, transformed
+from ..torch_state import fork_random_state
 
 MEAN, STD = (0.42, 0.53, 0.37), (0.21, 0.28, 0.33)
 CLASSES = 4
@@ -50,7 +51,7 @@ def relation_network(name: str) -> RelationNetwork:
     """
     if name not in RELATION_NETWORKS:
         raise UnknownName("network for relations", name, RELATION_NETWORKS)
-    with torch.random.fork_rng([]):
+    with fork_random_state():
         torch.manual_seed(11)
         return RELATION_NETWORKS[name](name)
 

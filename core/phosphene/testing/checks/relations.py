@@ -231,6 +231,7 @@ def _on_networks(method: AnyMethod, relation: Relation, params: Mapping[str, Any
     for name in names:
         if name not in RELATION_NETWORKS:  # a mistake of the declaration, not a refusal of the method
             raise UnknownName("network for relations", name, RELATION_NETWORKS)
+    for name in names:
         try:
             calls = RelationCalls.start(method, name, params)
         except PhospheneError as refusal:
