@@ -1,8 +1,11 @@
 """Layer-wise relevance propagation (LRP) with the epsilon rule, the gamma rule and their composite."""
 
+import itertools
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -22,6 +25,7 @@ from phosphene.spec import (
     size,
 )
 
+from ._lrp_oracle import SIZE, ByFunctions, ByModules, explicit_relevance, model_of
 from ._lrp_rules import Composite, Epsilon, Gamma, LinearLayer, Rule
 from ._relations import EQUIVARIANT
 
@@ -55,51 +59,48 @@ def equals_explicit_contributions() -> None:
     """R_i = sum_j c_ij / (sum_i c_ij + epsilon) R_j with the contributions c_ij = x_i w_ij.
 
     The gamma rule multiplies those with the sign of z_j by 1 + gamma. Without biases and epsilon the map is x
-    dS/dx, which sums to the score.
+    dS/dx, which sums to the score. An operation that divides nothing in proportion is refused.
     """
     torch.manual_seed(0)
-    convolution, dense, head = nn.Conv2d(3, 6, (3, 4)), nn.Linear(6, 5), nn.Linear(5, 2)
-    norm = nn.BatchNorm2d(6, eps=0.5)
-    for values in (norm.running_var, norm.weight, norm.bias, norm.running_mean):
-        nn.init.uniform_(values, 0.5, 1.5)  # type: ignore[arg-type]
-    nn.init.constant_(norm.bias[:2], 7.0)  # above the bound of the ReLU6
-    layers = convolution, norm, nn.ReLU6(), nn.Flatten(), dense, nn.ReLU(), nn.Dropout(), head
-    std = [0.25, 0.5, 0.75]
-    network = nn.Sequential(*layers).double().eval()
-    model = load_model(network, input_size=(3, 3, 4), mean=[0.375, 0.5, 0.625], std=std)
-    images = torch.rand(4, 3, 3, 4, dtype=torch.float64)
-    scale = norm.weight / (norm.running_var + 0.5).sqrt()  # type: ignore[operator]
-    offset = (convolution.bias - norm.running_mean) * scale + norm.bias  # type: ignore[operator]
-    with torch.no_grad():
-        x = model.normalize(images).flatten(1)
-        folded = convolution.weight.flatten(1) * scale[:, None]
-        hidden = (x @ folded.T + offset).clamp(0, 6)
-        last = dense(hidden).relu()
-        for rule, in_convolution, in_dense in (("epsilon", 0, 0), ("gamma", 2, 2), ("composite", 2, 0)):
-            relevance = head(last) * torch.tensor([0, 1])
-            relevance = _explicit(last, head.weight, head.bias, relevance, in_dense)
-            relevance = _explicit(hidden, dense.weight, dense.bias, relevance, in_dense)
-            relevance = _explicit(x, folded, offset, relevance, in_convolution)
-            result = lrp(model, images, 1, rule=rule, epsilon=0.25, gamma=2)  # type: ignore[arg-type]
-            torch.testing.assert_close(result.maps, relevance.view_as(images).sum(1))
-            assert result.targets == ("class 1",) * 4
+    images = torch.rand(4, *SIZE, dtype=torch.float64)
+    gammas: dict[RuleName, tuple[float, ...]] = {
+        "epsilon": (0, 0, 0), "gamma": (2, 2, 2), "composite": (2, 0, 0),
+    }  # fmt: skip
+    for network, (rule, gamma) in itertools.product((ByModules(), ByFunctions()), gammas.items()):
+        model = model_of(network)
+        result = lrp(model, images, 1, rule=rule, epsilon=0.25, gamma=2)
+        expected = explicit_relevance(network, model.normalize(images), 1, gamma, 0.25)
+        torch.testing.assert_close(result.maps, expected.sum(1))
+        assert result.targets == ("class 1",) * 4
     layers = nn.Conv2d(3, 6, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, bias=False)
-    network = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 3 * 3, 2, bias=False))
-    model = load_model(network.double(), input_size=(3, 12, 12), mean=[0.0] * 3, std=std)
+    network = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 3 * 3, 2, bias=False)).double()
+    # Without a mean, which would be a bias.
+    model = load_model(network, input_size=(3, 12, 12), mean=[0.0] * 3, std=[0.25, 0.5, 0.75])
     images = torch.rand(2, 3, 12, 12, dtype=torch.float64)
     for index in (0, 1):
         maps = lrp(model, images, index, epsilon=0).maps
         torch.testing.assert_close(maps, (images * input_gradient(model, images, index)).sum(1))
         torch.testing.assert_close(maps.sum((1, 2)), model(images)[:, index].detach())
+    for call in (F.hardtanh, F.dropout, torch.reciprocal, lambda x: x * x, lambda x: x.mean() / x, F.gelu):
+        assert _is_refused(nn.Sequential(nn.Conv2d(3, 2, 2), _Call(call), nn.Flatten()))
+    assert _is_refused(nn.Sequential(nn.MaxPool2d(3), nn.Flatten()))
 
 
-def _explicit(x: Tensor, weight: Tensor, bias: Tensor, relevance: Tensor, gamma: float) -> Tensor:
-    """The relevance (N, I) of a layer's input x, by the contributions of each input to each output."""
-    contributions = torch.cat([x[:, None] * weight, bias[:, None].expand(len(x), -1, 1)], 2)
-    z = contributions.sum(2, keepdim=True)
-    contributions = contributions * (1 + gamma * (contributions * z > 0))
-    z = contributions.sum(2, keepdim=True)
-    return (contributions / (z + 0.25 * z.sign()) * relevance[..., None]).sum(1)[:, :-1]
+class _Call(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def _is_refused(network: nn.Module) -> bool:
+    try:
+        lrp(model_of(network), torch.rand(1, *SIZE, dtype=torch.float64), 0)
+    except ModelError:
+        return True
+    return False
 
 
 @method(

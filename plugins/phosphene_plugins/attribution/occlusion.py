@@ -98,6 +98,12 @@ def drop_of_a_linear_model_is_a_sum_over_the_window() -> None:
     torch.testing.assert_close(result.maps, drops[..., None].expand(-1, 7, 6))
     assert result.more is not None
     torch.testing.assert_close(result.more[:, 0], change[:, 1, None, None].expand(-1, 7, 6))
+    # By default 1/8 of the shorter side and half a window, rounded up.
+    for shape in ((1, 1, 17, 25), (1, 1, 25, 17)):
+        image = torch.rand(shape, generator=draw, dtype=torch.float64)
+        model = linear_model(torch.randn(shape, generator=draw, dtype=torch.float64))
+        maps = occlusion(model, image, 0, window=3, stride=2).maps
+        torch.testing.assert_close(occlusion(model, image, 0).maps, maps)
 
 
 def drops_by_full_forward_passes(calls: Calls) -> Tensor:
