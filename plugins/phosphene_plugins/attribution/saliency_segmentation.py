@@ -29,20 +29,51 @@ from ._references import SIMONYAN_2014
 _MIN_SEED_PIXELS = 5
 
 
-def segments_the_disc_that_a_model_weights() -> None:
-    """For a linear model with weights around the center of a red disc on green the mask is the disc."""
-    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
-    distance = torch.hypot(y - 15, x - 18)
-    disc = distance < 9
-    noise = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.1
-    image = (torch.tensor([0.8, 0.2, 0.1])[:, None, None] * disc + noise)[None]
-    image[:, 1] += 0.6 * ~disc
-    weight = 1 / (1 + distance)
-    model = linear_model(weight.expand(1, 3, -1, -1))
-    result = saliency_segmentation(model, image, 0, disc[None], smooth=0, seed=0)
-    torch.testing.assert_close(result.maps, weight[None])
-    assert torch.equal(result.masks[0], disc)
-    assert result.iou is not None and float(result.iou) == 1
+def segments_the_discs_that_a_model_weights() -> None:
+    """For a linear model with weights around the center of a red disc on green the mask is the disc.
+
+    On noise it is OpenCV's GrabCut of the same seeds; without seeds it is the pixels fixed as object.
+    """
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(40.0), indexing="ij")
+    distances = torch.stack([torch.hypot(y - 15, x - 18), torch.hypot(y - 17, x - 25)])
+    discs = distances < torch.tensor([9, 7])[:, None, None]
+    noise = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(0))
+    colors = torch.tensor([[0.8, 0.2, 0.1], [0.0, 0.6, 0.0]])[..., None, None]
+    images = torch.where(discs[:, None], colors[0], colors[1]) + 0.1 * noise
+    weights = 1 / (1 + distances)
+    model = linear_model(weights[:, None] * torch.tensor([1, 0.5, -2])[:, None, None])
+    true = discs & (x < 25)
+    result = saliency_segmentation(model, images, [0, 1], true, smooth=0, seed=0)
+    torch.testing.assert_close(result.maps, 2 * weights)
+    assert torch.equal(result.masks, discs)
+    torch.testing.assert_close(result.iou, true.sum((1, 2)) / discs.sum((1, 2)))
+    assert result.targets == ("class 0", "class 1")
+    result = saliency_segmentation(model, images, [0, 1], seed=2**31)
+    torch.testing.assert_close(result.maps, gaussian_blur(2 * weights[:, None], 1)[:, 0])
+    assert torch.equal(result.masks, discs) and result.iou is None
+
+    model = linear_model(noise[1:])
+    ranks = noise[1].amax(0).flatten().argsort().argsort().view(32, 40)
+    for fixed, seed in ((200, 3), (5, 0), (4, 0)):  # fewer than 5 pixels have no color model
+        fractions = {"foreground": (fixed - 0.5) / 1279, "background": 300 / 1279}
+        settings: dict[str, Any] = {**fractions, "smooth": 0, "iterations": 2, "seed": seed}
+        (mask,) = saliency_segmentation(model, noise[:1], 0, **settings).masks
+        expected = ranks >= 1280 - fixed
+        if fixed > 4:
+            expected = _grab_cut(noise[0], expected, ranks < 300, ranks >= 640, seed)
+        assert torch.equal(mask, expected)
+    assert not saliency_segmentation(model, noise[:1], 0, background=0.0, foreground=0.0).masks.any()
+
+
+def _grab_cut(image: Tensor, is_object: Tensor, is_background: Tensor, likely: Tensor, seed: int) -> Tensor:
+    """OpenCV's mask after two iterations; its labels are 0 and 1 for fixed pixels, 2 and 3 for likely ones."""
+    import cv2
+
+    labels = torch.where(is_object, 1, torch.where(is_background, 0, 2 + likely.int())).byte().numpy()
+    cv2.setRNGSeed(seed)
+    pixels = np.ascontiguousarray((255 * image).round().byte().permute(1, 2, 0).numpy())
+    cv2.grabCut(pixels, labels, None, None, None, 2, cv2.GC_INIT_WITH_MASK)
+    return torch.from_numpy(labels % 2 == 1)
 
 
 @method(
@@ -60,7 +91,7 @@ def segments_the_disc_that_a_model_weights() -> None:
     invariants=[MapPerPixel(), MapPerPixel(field="masks")],
     needs=["gradients"],
     cost=Cost(forward=size.images, backward=size.images),
-    oracle=segments_the_disc_that_a_model_weights,
+    oracle=segments_the_discs_that_a_model_weights,
     relations=[
         Agrees("attribution.saliency", where={"smooth": 0}),
         Equivariant("hflip", fields=("maps",)),
