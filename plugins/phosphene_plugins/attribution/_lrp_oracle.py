@@ -25,9 +25,10 @@ class ByModules(nn.Module):
         self.convolution, self.norm = nn.Conv2d(3, 4, (3, 2), stride=2), nn.BatchNorm2d(4, eps=0.5)
         for values in (self.norm.running_var, self.norm.weight, self.norm.bias, self.norm.running_mean):
             nn.init.uniform_(values, 0.5, 1.5)  # type: ignore[arg-type]
-        nn.init.constant_(self.norm.bias[:2], 7.0)  # above the bound of the ReLU6
         self.relu6, self.dropout, self.relu = nn.ReLU6(), nn.Dropout(), nn.ReLU()
         self.hidden, self.head = nn.Linear(8, 5), nn.Linear(5, 2)
+        nn.init.uniform_(self.convolution.weight, -2, 2)
+        nn.init.uniform_(self.head.weight[1], -1, 0.2)  # a negative score
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.dropout(self.relu6(self.norm(self.convolution(x))))
@@ -43,12 +44,16 @@ class ByModules(nn.Module):
 class ByFunctions(ByModules):
     """The same by function calls and in-place calls, without the optional arguments, with factors between."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.head.bias = None  # type: ignore[assignment]
+
     def forward(self, x: Tensor) -> Tensor:
         x = F.conv2d(input=x, weight=self.convolution.weight, stride=2)
         x = F.batch_norm(x, self.norm.running_mean, self.norm.running_var)
         x = F.dropout((F.relu(x.mul(0.5)) * 2).clamp_(0, 6), 0.5, False).flatten(1) / 1
-        x = F.linear(x, self.hidden.weight, self.hidden.bias)
-        return F.linear(F.relu(x), self.head.weight, self.head.bias)
+        x = F.linear(x[:, None], self.hidden.weight, self.hidden.bias)[:, 0]
+        return F.linear(F.relu(x), self.head.weight)
 
     def first_layer(self, x: Tensor) -> Tensor:
         x = F.conv2d(x, self.convolution.weight, stride=2)
@@ -94,7 +99,7 @@ def explicit_relevance(
         layers = (
             (x.flatten(1), matrix, offset),
             *(
-                (values, layer.weight, layer.bias)
+                (values, layer.weight, torch.zeros(2).to(x) if layer.bias is None else layer.bias)
                 for values, layer in ((first, network.hidden), (second, network.head))
             ),
         )

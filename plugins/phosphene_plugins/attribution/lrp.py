@@ -68,10 +68,11 @@ def equals_explicit_contributions() -> None:
     }  # fmt: skip
     for network, (rule, gamma) in itertools.product((ByModules(), ByFunctions()), gammas.items()):
         model = model_of(network)
-        result = lrp(model, images, 1, rule=rule, epsilon=0.25, gamma=2)
-        expected = explicit_relevance(network, model.normalize(images), 1, gamma, 0.25)
-        torch.testing.assert_close(result.maps, expected.sum(1))
-        assert result.targets == ("class 1",) * 4
+        for index in (0, 1):
+            result = lrp(model, images, index, rule=rule, epsilon=0.25, gamma=2)
+            expected = explicit_relevance(network, model.normalize(images), index, gamma, 0.25)
+            torch.testing.assert_close(result.maps, expected.sum(1))
+            assert result.targets == (f"class {index}",) * 4
     layers = nn.Conv2d(3, 6, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, bias=False)
     network = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 3 * 3, 2, bias=False)).double()
     # Without a mean, which would be a bias.

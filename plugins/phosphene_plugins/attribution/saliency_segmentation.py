@@ -66,7 +66,7 @@ def segments_the_discs_that_a_model_weights() -> None:
 
 
 def _grab_cut(image: Tensor, is_object: Tensor, is_background: Tensor, likely: Tensor, seed: int) -> Tensor:
-    """OpenCV's mask after two iterations; its labels are 0 and 1 for fixed pixels, 2 and 3 for likely ones."""
+    """OpenCV's mask after two iterations; labels are 0 and 1 for fixed pixels, 2 and 3 for likely ones."""
     import cv2
 
     labels = torch.where(is_object, 1, torch.where(is_background, 0, 2 + likely.int())).byte().numpy()
