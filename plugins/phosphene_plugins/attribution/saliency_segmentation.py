@@ -17,7 +17,7 @@ from phosphene import (
     method,
     progress_bar,
 )
-from phosphene.images import gaussian_blur, to_display
+from phosphene.images import gaussian_blur, min_max, to_display
 from phosphene.results import Segmentation
 from phosphene.roles import Images, Masks, Model, Seed, Target
 from phosphene.spec import Agrees, Cost, Equivariant, MapPerPixel, ScalesWith, ZeroWhen, size
@@ -32,10 +32,10 @@ _MIN_SEED_PIXELS = 5
 def segments_the_discs_that_a_model_weights() -> None:
     """For a linear model with weights around the center of a red disc on green the mask is the disc.
 
-    On noise it is OpenCV's GrabCut of the same seeds; without seeds it is the pixels fixed as object.
+    On noise it is OpenCV's GrabCut of the same seeds; with few seeds it is the pixels fixed as object.
     """
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(40.0), indexing="ij")
-    distances = torch.stack([torch.hypot(y - 15, x - 18), torch.hypot(y - 17, x - 25)])
+    distances = torch.stack([torch.hypot(y - 15.1, x - 18.25), torch.hypot(y - 17.1, x - 25.25)])
     discs = distances < torch.tensor([9, 7])[:, None, None]
     noise = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(0))
     colors = torch.tensor([[0.8, 0.2, 0.1], [0.0, 0.6, 0.0]])[..., None, None]
@@ -52,28 +52,36 @@ def segments_the_discs_that_a_model_weights() -> None:
     torch.testing.assert_close(result.maps, gaussian_blur(2 * weights[:, None], 1)[:, 0])
     assert torch.equal(result.masks, discs) and result.iou is None
 
-    model = linear_model(noise[1:])
-    ranks = noise[1].amax(0).flatten().argsort().argsort().view(32, 40)
-    for fixed, seed in ((200, 3), (5, 0), (4, 0)):  # fewer than 5 pixels have no color model
-        fractions = {"foreground": (fixed - 0.5) / 1279, "background": 300 / 1279}
-        settings: dict[str, Any] = {**fractions, "smooth": 0, "iterations": 2, "seed": seed}
-        (mask,) = saliency_segmentation(model, noise[:1], 0, **settings).masks
-        expected = ranks >= 1280 - fixed
-        if fixed > 4:
-            expected = _grab_cut(noise[0], expected, ranks < 300, ranks >= 640, seed)
-        assert torch.equal(mask, expected)
-    assert not saliency_segmentation(model, noise[:1], 0, background=0.0, foreground=0.0).masks.any()
+    for fixed in (5, 4):  # fewer than 5 pixels have no color model
+        nearest = distances.flatten(1).argsort(1).argsort(1).view(2, 32, 40) < fixed
+        result = saliency_segmentation(
+            model, images, [0, 1], foreground=(fixed - 0.5) / 1279, smooth=0, seed=0
+        )
+        assert torch.equal(result.masks, discs if fixed == 5 else nearest)
+    result = saliency_segmentation(model, images, [0, 1], foreground=0.0, background=0.0)
+    assert not result.masks.any()
+
+    image, weight = min_max(gaussian_blur(torch.stack([noise[0], noise[1]]), 2))
+    result = saliency_segmentation(
+        linear_model(weight[None]), image[None], 0,
+        foreground=199.5 / 1279, background=299.5 / 1279, smooth=0, iterations=2, seed=3,
+    )  # fmt: skip
+    assert torch.equal(result.masks[0], _grab_cut(image, weight.amax(0), 200, 300, seed=3))
 
 
-def _grab_cut(image: Tensor, is_object: Tensor, is_background: Tensor, likely: Tensor, seed: int) -> Tensor:
+def _grab_cut(image: Tensor, saliency: Tensor, objects: int, background: int, seed: int) -> Tensor:
     """OpenCV's mask after two iterations; labels are 0 and 1 for fixed pixels, 2 and 3 for likely ones."""
     import cv2
 
-    labels = torch.where(is_object, 1, torch.where(is_background, 0, 2 + likely.int())).byte().numpy()
+    ranks = saliency.flatten().argsort().argsort().view(saliency.shape)
+    count = ranks.numel()
+    labels = torch.where(ranks >= count // 2, 3, 2)
+    labels[ranks >= count - objects], labels[ranks < background] = 1, 0
+    labels_of_cv = labels.byte().numpy()
     cv2.setRNGSeed(seed)
     pixels = np.ascontiguousarray((255 * image).round().byte().permute(1, 2, 0).numpy())
-    cv2.grabCut(pixels, labels, None, None, None, 2, cv2.GC_INIT_WITH_MASK)
-    return torch.from_numpy(labels % 2 == 1)
+    cv2.grabCut(pixels, labels_of_cv, None, None, None, 2, cv2.GC_INIT_WITH_MASK)
+    return torch.from_numpy(labels_of_cv % 2 == 1)
 
 
 @method(
