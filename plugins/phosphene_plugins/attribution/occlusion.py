@@ -45,6 +45,7 @@ from phosphene.testing import linear_model
 from ._references import ZEILER_2014
 from ._relations import PROPORTIONAL_TO_THE_SCORE
 from ._windowed_forward import WindowedImages
+from ._windowed_oracle import windows_equal_full_forward_passes
 
 Aggregate = Literal["mean", "sum", "interpolate"]
 
@@ -104,6 +105,7 @@ def drop_of_a_linear_model_is_a_sum_over_the_window() -> None:
         model = linear_model(torch.randn(shape, generator=draw, dtype=torch.float64))
         maps = occlusion(model, image, 0, window=3, stride=2).maps
         torch.testing.assert_close(occlusion(model, image, 0).maps, maps)
+    windows_equal_full_forward_passes()
 
 
 def drops_by_full_forward_passes(calls: Calls) -> Tensor:
