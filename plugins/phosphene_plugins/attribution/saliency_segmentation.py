@@ -52,16 +52,18 @@ def segments_the_discs_that_a_model_weights() -> None:
     torch.testing.assert_close(result.maps, gaussian_blur(2 * weights[:, None], 1)[:, 0])
     assert torch.equal(result.masks, discs) and result.iou is None
 
-    for fixed in (5, 4):  # fewer than 5 pixels have no color model
+    for fixed in (5, 4, 1):  # fewer than 5 pixels have no color model
         nearest = distances.flatten(1).argsort(1).argsort(1).view(2, 32, 40) < fixed
         result = saliency_segmentation(
-            model, images, [0, 1], foreground=(fixed - 0.5) / 1279, smooth=0, seed=0
+            model, images, [0, 1], nearest, foreground=(fixed - 0.5) / 1279, smooth=0, seed=0
         )
         assert torch.equal(result.masks, discs if fixed == 5 else nearest)
+        torch.testing.assert_close(result.iou, fixed / result.masks.sum((1, 2)))
     result = saliency_segmentation(model, images, [0, 1], foreground=0.0, background=0.0)
     assert not result.masks.any()
 
-    image, weight = min_max(gaussian_blur(torch.stack([noise[0], noise[1]]), 2))
+    noise = torch.rand(3, 3, 32, 40, generator=torch.Generator().manual_seed(1))
+    image, _, weight = min_max(gaussian_blur(noise, 2), (1, 2, 3))
     result = saliency_segmentation(
         linear_model(weight[None]), image[None], 0,
         foreground=199.5 / 1279, background=299.5 / 1279, smooth=0, iterations=2, seed=3,
