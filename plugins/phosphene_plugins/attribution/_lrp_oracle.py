@@ -50,14 +50,23 @@ class ByFunctions(ByModules):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.conv2d(input=x, weight=self.convolution.weight, stride=2)
-        x = F.batch_norm(x, self.norm.running_mean, self.norm.running_var)
-        x = F.dropout((F.relu(x.mul(0.5)) * 2).clamp_(0, 6), 0.5, False).flatten(1) / 1
+        x = torch.batch_norm(x, None, None, *self.statistics(), False, 0.1, 1e-5, False)
+        x = F.relu(x.mul(0.5)) * 2
+        x.clamp_(0, 7)
+        F.hardtanh(x, 0, 6, inplace=True)
+        x = F.dropout(x, 0.5, False).flatten(1) / 1
         x = F.linear(x[:, None], self.hidden.weight, self.hidden.bias)[:, 0]
         return F.linear(F.relu(x), self.head.weight)
 
     def first_layer(self, x: Tensor) -> Tensor:
         x = F.conv2d(x, self.convolution.weight, stride=2)
-        return F.batch_norm(x, self.norm.running_mean, self.norm.running_var).flatten(1)
+        return F.batch_norm(x, *self.statistics()).flatten(1)
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """The running mean and variance."""
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None and variance is not None
+        return mean, variance
 
 
 def model_of(network: nn.Module) -> Model:

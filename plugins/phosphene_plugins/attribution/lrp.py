@@ -82,7 +82,15 @@ def equals_explicit_contributions() -> None:
         maps = lrp(model, images, index, epsilon=0).maps
         torch.testing.assert_close(maps, (images * input_gradient(model, images, index)).sum(1))
         torch.testing.assert_close(maps.sum((1, 2)), model(images)[:, index].detach())
-    for call in (F.hardtanh, F.dropout, torch.reciprocal, lambda x: x * x, lambda x: x.mean() / x, F.gelu):
+    for call in (
+        F.hardtanh,
+        F.dropout,
+        lambda x: torch.dropout(x, p=0.5, train=True),
+        torch.reciprocal,
+        lambda x: x * x,
+        lambda x: x.mean() / x,
+        F.gelu,
+    ):
         assert _is_refused(nn.Sequential(nn.Conv2d(3, 2, 2), _Call(call), nn.Flatten()))
     assert _is_refused(nn.Sequential(nn.MaxPool2d(3), nn.Flatten()))
 
@@ -193,7 +201,7 @@ def lrp(
     rules["composite"] = Composite(convolution=rules["gamma"], dense=rules["epsilon"])
     with _RelevancePropagation(rules[rule]) as propagation:
         gradient = input_gradient(model, images, target)
-    if not propagation.layer_count:
+    if propagation.last_layer is None:
         raise ModelError("LRP needs a convolution or a linear layer below the target: use gradient_x_input")
     centered = images - model.mean.to(images)[:, None, None]
     maps = (centered * gradient).sum(1)
@@ -206,9 +214,7 @@ class _RelevancePropagation(TorchFunctionMode):
     def __init__(self, rule: Rule) -> None:
         super().__init__()
         self.rule = rule
-        #: Number of convolutions and linear layers that the rule was applied to.
-        self.layer_count = 0
-        #: The last of these layers and its output: a batch norm that follows directly is folded into it.
+        #: The last convolution or linear layer and its output: a batch norm that follows directly is folded in.
         self.last_layer: LinearLayer | None = None
         self.last_output: Any = None
 
@@ -260,15 +266,16 @@ class _RelevancePropagation(TorchFunctionMode):
             output: Tensor = func(x, weight, bias, *args[3:], **options)
             return output
 
-        self.layer_count += 1
         self.last_layer = LinearLayer(function, x, weight, bias)
         self.last_output = self.rule(self.last_layer)
         output: Tensor = self.last_output
         return output
 
     def _batch_norm(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-        arguments = _by_name(names, args, kwargs)
+        statistics, affine = ("running_mean", "running_var"), ("weight", "bias")
+        # torch.batch_norm has another order than torch.nn.functional.batch_norm.
+        middle = (*affine, *statistics) if func is torch.batch_norm else (*statistics, *affine)
+        arguments = _by_name(("input", *middle, "training", "momentum", "eps"), args, kwargs)
         mean, variance = arguments["running_mean"], arguments["running_var"]
         if arguments.get("training") or mean is None or variance is None:
             raise ModelError("LRP has no rule for 'batch_norm' with the batch's statistics (training mode)")
@@ -276,7 +283,7 @@ class _RelevancePropagation(TorchFunctionMode):
             output: Tensor = func(*args, **kwargs)  # affine: the gradient divides relevance already
             return output
         layer = self.last_layer
-        scale = (variance + arguments.get("eps", 1e-5)).rsqrt()
+        scale = (variance + arguments["eps"]).rsqrt()
         scale = scale if arguments.get("weight") is None else scale * arguments["weight"]
         offset = -mean if layer.bias is None else layer.bias - mean
         offset = offset * scale if arguments.get("bias") is None else offset * scale + arguments["bias"]
