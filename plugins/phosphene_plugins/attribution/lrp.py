@@ -82,15 +82,11 @@ def equals_explicit_contributions() -> None:
         maps = lrp(model, images, index, epsilon=0).maps
         torch.testing.assert_close(maps, (images * input_gradient(model, images, index)).sum(1))
         torch.testing.assert_close(maps.sum((1, 2)), model(images)[:, index].detach())
-    for call in (
-        F.hardtanh,
-        F.dropout,
+    refused: list[Callable[[Tensor], Tensor]] = [
+        F.hardtanh, F.dropout, F.gelu, torch.reciprocal, lambda x: x * x, lambda x: x.mean() / x,
         lambda x: torch.dropout(x, p=0.5, train=True),
-        torch.reciprocal,
-        lambda x: x * x,
-        lambda x: x.mean() / x,
-        F.gelu,
-    ):
+    ]  # fmt: skip
+    for call in refused:
         assert _is_refused(nn.Sequential(nn.Conv2d(3, 2, 2), _Call(call), nn.Flatten()))
     assert _is_refused(nn.Sequential(nn.MaxPool2d(3), nn.Flatten()))
 
@@ -214,7 +210,7 @@ class _RelevancePropagation(TorchFunctionMode):
     def __init__(self, rule: Rule) -> None:
         super().__init__()
         self.rule = rule
-        #: The last convolution or linear layer and its output: a batch norm that follows directly is folded in.
+        #: The last convolution or linear layer and its output, into which a batch norm directly behind is folded.
         self.last_layer: LinearLayer | None = None
         self.last_output: Any = None
 
