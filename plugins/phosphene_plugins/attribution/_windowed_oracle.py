@@ -84,8 +84,8 @@ def windows_equal_full_forward_passes() -> None:
                 source = WindowedImages(image, replacement, _WINDOWS)
                 if operation in local:
                     box = _largest_change(operation(full) - operation(image[None]))
-                for rows in ([0], [1, 2, 3]):
-                    result, reference = operation(source.batch(rows)), operation(full[rows])
+                for indices in ([0], [1, 2, 3]):
+                    result, reference = operation(source.batch(indices)), operation(full[indices])
                     is_windowed = isinstance(result, _Windowed) and result.dense_values is None
                     assert is_windowed == (operation in local)
                     if isinstance(result, _Windowed):

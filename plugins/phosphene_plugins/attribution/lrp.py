@@ -74,9 +74,11 @@ def equals_explicit_contributions() -> None:
             torch.testing.assert_close(result.maps, expected.sum(1))
             assert result.targets == (f"class {index}",) * 4
     layers = nn.Conv2d(3, 6, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, bias=False)
-    network = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 3 * 3, 2, bias=False)).double()
+    last = nn.ReLU(), nn.Flatten(), nn.Linear(8 * 3 * 3, 2, bias=False)
     # Without a mean, which would be a bias.
-    model = load_model(network, input_size=(3, 12, 12), mean=[0.0] * 3, std=[0.25, 0.5, 0.75])
+    std = [0.25, 0.5, 0.75]
+    network_without_biases = nn.Sequential(*layers, *last).double()
+    model = load_model(network_without_biases, input_size=(3, 12, 12), mean=[0.0] * 3, std=std)
     images = torch.rand(2, 3, 12, 12, dtype=torch.float64)
     for index in (0, 1):
         maps = lrp(model, images, index, epsilon=0).maps
@@ -84,7 +86,7 @@ def equals_explicit_contributions() -> None:
         torch.testing.assert_close(maps.sum((1, 2)), model(images)[:, index].detach())
     refused: list[Callable[[Tensor], Tensor]] = [
         F.hardtanh, F.dropout, F.gelu, torch.reciprocal, lambda x: x * x, lambda x: x.mean() / x,
-        lambda x: torch.dropout(x, p=0.5, train=True),
+        lambda x: torch.dropout(x, p=0.5, train=True), lambda x: torch.div(torch.ones_like(x), x),
     ]  # fmt: skip
     for call in refused:
         assert _is_refused(nn.Sequential(nn.Conv2d(3, 2, 2), _Call(call), nn.Flatten()))
@@ -210,7 +212,7 @@ class _RelevancePropagation(TorchFunctionMode):
     def __init__(self, rule: Rule) -> None:
         super().__init__()
         self.rule = rule
-        #: The last convolution or linear layer and its output, into which a batch norm directly behind is folded.
+        #: The last convolution or linear layer and its output: a batch norm that follows is folded into it.
         self.last_layer: LinearLayer | None = None
         self.last_output: Any = None
 
@@ -226,6 +228,7 @@ class _RelevancePropagation(TorchFunctionMode):
         if dependent_count and name in _CAPPED:
             arguments = _by_name(_CAPPED[name], args, kwargs)
             defaults = [(n, value) for n, value in _CAPPED[name].items() if value is not None]
+            # equivalent mutants: a bound that is missing is not 0
             bounds = [arguments.get(n, value) for n, value in defaults] or [0, 6]
             x, (low, high) = arguments["input"], bounds
             if low == 0 and isinstance(high, (int, float)):
