@@ -12,10 +12,11 @@ import pytest
 import torch
 from pydantic import Field
 from right_attributions import RIGHT_ATTRIBUTIONS
+from torch import Tensor
 from wrong_attributions import WRONG_ATTRIBUTIONS
 from wrong_methods import adversarial_examples, attribution, gradient_sign_step
 
-from phosphene import Method, PluginError, UnknownName, input_gradient, method, methods
+from phosphene import Method, ModelError, PluginError, UnknownName, input_gradient, method, methods
 from phosphene.results import AdversarialExamples, Attribution, Synthesis
 from phosphene.roles import Dataset, Images, Labels, Model, Target
 from phosphene.spec import (
@@ -24,6 +25,7 @@ from phosphene.spec import (
     Equivariant,
     InvariantTo,
     LinearIn,
+    Localizes,
     MethodSpec,
     Monotone,
     Relation,
@@ -53,6 +55,7 @@ def test_wrong_attribution_fails_its_check(name: str, wrong: Method[Any, Any]) -
 
 @pytest.mark.parametrize("right", RIGHT_ATTRIBUTIONS, ids=[m.spec.short_name for m in RIGHT_ATTRIBUTIONS])
 def test_right_attribution_passes_the_ready_made_relations(right: Method[Any, Any]) -> None:
+    assert check_method(right, profile="quick", only=["explains_the_target"]).ok
     report = check_method(right, profile="quick", only=READY_MADE)
     assert report.ok, str(report)
     assert report.outcomes[0].verdict == "passed", (
@@ -234,8 +237,57 @@ def test_relation_that_does_not_apply_is_skipped_with_the_reason() -> None:
     run_relation(methods["smooth_grad"], when.model_copy(update={"where": {"average": "square"}}))
     with pytest.raises(SkipTest, match="GAP"):
         run_relation(methods["cam"], ZeroWhen("constant", networks=("flat",)))
-    with pytest.raises(UnknownName, match="half-blind"):
-        run_relation(methods["cam"], ZeroWhen("constant", networks=("half-blnd",)))
+
+
+def test_unknown_network_is_refused_with_the_nearest_name_before_any_call() -> None:
+    for networks in (("half-blnd",), ("constant", "half-blnd"), ("halves", "half-blnd")):
+        for relation in (ZeroWhen("constant", networks=networks), Localizes(networks=networks)):
+            with pytest.raises(UnknownName, match="half-blind"):
+                run_relation(methods["saliency"], relation)
+
+
+def gradient_of_a_transformer(model: Any, images: Tensor, target: Any) -> Tensor:
+    if not any(parameter.ndim == 3 for parameter in model.module.parameters()):
+        raise ModelError("the network has no class token")
+    return input_gradient(model, images, target).abs().amax(1)
+
+
+@method(family="right", needs=["gradients"])
+def transformer_saliency(model: Model, images: Images, target: Target = None) -> Attribution:
+    """Saliency of networks with a class token."""
+    return attribution(model, images, gradient_of_a_transformer(model, images, target), target)
+
+
+@method(family="wrong", needs=["gradients"])
+def flipped_transformer_saliency(model: Model, images: Images, target: Target = None) -> Attribution:
+    """The map is flipped, and 0.1 larger."""
+    maps = gradient_of_a_transformer(model, images, target).flip(-2) + 0.1
+    return attribution(model, images, maps, target)
+
+
+@pytest.mark.parametrize(
+    "relation",
+    [Equivariant("hflip"), Equivariant("vflip"), Equivariant("transpose"), ScalesWith("logits", power=1),
+     LinearIn("target"), ZeroWhen("constant"), InvariantTo("normalization"), InvariantTo("logit_shift")],
+    ids=str,
+)  # fmt: skip
+def test_method_for_transformers_is_tested_on_transformers(relation: Relation) -> None:
+    if isinstance(relation, LinearIn):
+        with pytest.raises(AssertionError, match=r"relation_network\('tokens'\)"):
+            run_relation(transformer_saliency, relation)
+        return
+    run_relation(transformer_saliency, relation)
+    with pytest.raises(SkipTest, match="class token"):
+        run_relation(transformer_saliency, relation.model_copy(update={"networks": ("gap",)}))
+    if isinstance(relation, ScalesWith | ZeroWhen) or relation == Equivariant("transpose"):
+        with pytest.raises(AssertionError, match="tokens"):
+            run_relation(flipped_transformer_saliency, relation)
+
+
+def test_ready_made_equivariance_is_tested_on_transformers() -> None:
+    for tested, verdict in ((transformer_saliency, "passed"), (flipped_transformer_saliency, "failed")):
+        (outcome,) = check_method(tested, profile="quick", only=["equivariant"]).outcomes
+        assert outcome.verdict == verdict, str(outcome)
 
 
 def test_report_of_a_failure_leads_to_the_difference() -> None:

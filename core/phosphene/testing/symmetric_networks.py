@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UnknownName
 from ..images.blur import gaussian_blur
 from ..models import Model, load_model
 from ..spec.relations import Transform, transformed
+from ..torch_state import fork_random_state
 
 MEAN, STD = (0.42, 0.53, 0.37), (0.21, 0.28, 0.33)
 CLASSES = 4
@@ -50,7 +52,7 @@ def relation_network(name: str) -> RelationNetwork:
     """
     if name not in RELATION_NETWORKS:
         raise UnknownName("network for relations", name, RELATION_NETWORKS)
-    with torch.random.fork_rng([]):
+    with fork_random_state():
         torch.manual_seed(11)
         return RELATION_NETWORKS[name](name)
 
@@ -141,6 +143,65 @@ def _asymmetric(name: str) -> RelationNetwork:
     module = nn.Sequential(*_body(nn.MaxPool2d(2)), *(_pooled_head() if name == "gap" else _flat_head(size)))
     images = _images(3, size)
     return RelationNetwork(name, _spread_logits(_model(module, size), images), images)
+
+
+class _Tokens(nn.Module):
+    """A token (N, T, C) for each patch of 4x4 pixels, with position embeddings, behind a class token."""
+
+    def __init__(self, size: tuple[int, int], width: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, STRIDE, stride=STRIDE)
+        self.positions = nn.Parameter(0.5 * torch.randn(1, width, size[0] // STRIDE, size[1] // STRIDE))
+        self.class_token = nn.Parameter(torch.randn(1, 1, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = (self.patches(x) + self.positions).flatten(2).transpose(1, 2)
+        return torch.cat([self.class_token.expand(len(x), -1, -1), tokens], 1)
+
+
+class _Block(nn.Module):
+    """Attention with several heads and a perceptron, each added to its input."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mix, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mixed = self.mix(self.norm1(tokens)).unflatten(2, (3, self.heads, -1))
+        query, key, value = 3 * mixed.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        tokens = tokens + self.project(attended)
+        result: Tensor = tokens + self.mlp(self.norm2(tokens))
+        return result
+
+
+class _ClassToken(nn.Module):
+    """The first token."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens[:, 0]
+
+
+def _transformer(name: str) -> RelationNetwork:
+    """A vision transformer with a class token, without symmetry or symmetric under one transformation."""
+    transform = name.partition("-")[0]
+    size = {"hflip": (32, 48), "vflip": (32, 48), "transpose": (48, 48)}.get(transform, (16, 24))
+    width = 8
+    tokens, head = _Tokens(size, width), nn.Linear(width, CLASSES)
+    if transform in ("hflip", "vflip", "transpose"):
+        for values in (tokens.patches.weight, tokens.positions):
+            values.data = (values.data + transformed(values.data, transform)) / 2  # type: ignore[arg-type]
+    blocks = _Block(width, 2), _Block(width, 4)
+    module = nn.Sequential(tokens, *blocks, nn.LayerNorm(width), _ClassToken(), head)
+    images = _images(3, size)
+    model = _spread_logits(_model(module, size), images)
+    if name == "constant-tokens":
+        nn.init.zeros_(head.weight)
+        nn.init.uniform_(head.bias, -1, 1)
+    return RelationNetwork(name, model, images)
 
 
 def _homogeneous(name: str) -> RelationNetwork:
@@ -253,9 +314,23 @@ RELATION_NETWORKS: dict[str, Callable[[str], RelationNetwork]] = {
     "curved": _curved,
     "curved-gap": _curved,
     "constant": _constant,
+    "tokens": _transformer,
+    "constant-tokens": _transformer,
+    **{f"{transform}-tokens": _transformer for transform in ("hflip", "vflip", "transpose")},
     "half-blind": _half_blind,
     "halves": _halves,
     "halves-gap": _halves,
+}
+
+#: The transformers that replace a relation's networks for a method that refuses all of these.
+TRANSFORMERS = {
+    **{network: "tokens" for network in ("gap", "flat")},
+    **{
+        f"{transform}-{head}": f"{transform}-tokens"
+        for transform in ("hflip", "vflip", "transpose")
+        for head in ("gap", "flat")
+    },
+    "constant": "constant-tokens",
 }
 
 

@@ -72,6 +72,7 @@ class Gamma:
         x, weight = layer.x, layer.weight
         z = layer.function(x.detach(), weight, layer.bias)
         w_plus, w_minus = (weight + self.gamma * part for part in (weight.clamp(min=0), weight.clamp(max=0)))
+        # equivalent mutants: an x of 0 contributes nothing to either
         x_plus, x_minus = torch.where(x >= 0, x, 0), torch.where(x < 0, x, 0)
         positive = layer.function(x_plus, w_plus, None) + layer.function(x_minus, w_minus, None)
         negative = layer.function(x_plus, w_minus, None) + layer.function(x_minus, w_plus, None)

@@ -1,4 +1,4 @@
-"""A small network on which class activation maps have a closed form, for the oracles of the CAM methods."""
+"""Small networks on which attributions have a closed form, for the oracles of the family."""
 
 from __future__ import annotations
 
@@ -24,3 +24,17 @@ def pooled_network() -> tuple[Model, nn.Linear, Tensor]:
     network = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).double()
     model = load_model(network, input_size=(3, 8, 10), **NORMALIZATION)
     return model, head, torch.rand(3, 3, 8, 10, dtype=torch.float64)
+
+
+class _Square(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square()
+
+
+def quadratic_network() -> tuple[Model, Tensor, Tensor]:
+    """A model with S_k = sum w_k z^2 of normalized pixels z, the weights w (2, 3, 8, 6) and three images."""
+    torch.manual_seed(0)
+    head = nn.Linear(3 * 8 * 6, 2, bias=False)
+    network = nn.Sequential(_Square(), nn.Flatten(), head).double()
+    model = load_model(network, input_size=(3, 8, 6), **NORMALIZATION)
+    return model, head.weight.detach().view(2, 3, 8, 6), torch.rand(3, 3, 8, 6, dtype=torch.float64)

@@ -58,9 +58,9 @@ class WindowedImages:
     #: Pass plain tensors throughout, for callables that need them.
     dense: bool = False
     nonlocal_operations: set[str] = field(default_factory=set, init=False)
-    indices: tuple[int, ...] = field(default=(), init=False)
+    indices: tuple[int, ...] = field(init=False)
     _steps: list[tuple[list[object], _CleanStep]] = field(default_factory=list, init=False)
-    _position: int = field(default=0, init=False)
+    _position: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.clean = self.clean[None]
@@ -156,6 +156,7 @@ class _Windowed(Tensor):
         if pad == (0, 0) and boxes == self.boxes:
             return self.crops
         shape = (len(self.crops), padded.shape[1], boxes.height, boxes.width)
+        # equivalent mutants: the memory format changes no value
         channels_last = padded.is_contiguous(memory_format=torch.channels_last) and padded.shape[1] > 1
         regions = padded.new_empty(shape)
         if channels_last:
@@ -284,8 +285,8 @@ def _enclosing_boxes(boxes: Sequence[_Boxes], rows: int, columns: int) -> _Boxes
 
 def _elementwise(func: Any, operands: list[_Windowed], args: Any, kwargs: Any) -> Any:
     """An elementwise operation, in the boxes that enclose those of all its arguments."""
-    source, shape = operands[0].source, operands[0].shape[-2:]
-    if any(a.shape[-2:] != shape or a.source is not source for a in operands):
+    source, shape = operands[0].source, operands[0].shape[2:]
+    if any(a.shape[2:] != shape or a.source is not source for a in operands):
         return NotImplemented
     func = _functional(func)
 

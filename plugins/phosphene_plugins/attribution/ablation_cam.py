@@ -3,9 +3,9 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from phosphene import Method, Reference, batch_size, hookimpl, method, progress_bar, scores
+from phosphene import Method, Reference, batch_size, hookimpl, load_model, method, progress_bar, scores
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, Equivariant, InvariantTo, Nonnegative, ScalesWith, ZeroWhen, size
@@ -23,6 +23,16 @@ def drop_is_the_channels_contribution_before_a_pooled_head() -> None:
         drops = head.weight[index] * maps.mean((2, 3)) / logits[:, index, None].abs()
         expected = weighted_sum(drops, maps).relu()
         torch.testing.assert_close(ablation_cam(model, images, index, layer="1").maps, expected)
+    # Maps z and 2 z of z = (-1/4, -1/2), with mean m = -3/8: S = 2 m - 2 m = 0, M = 2 m z.
+    conv, head = nn.Conv2d(1, 2, 1, bias=False), nn.Linear(2, 1, bias=False)
+    conv.weight.data, head.weight.data = (
+        torch.tensor([1.0, 2.0]).view(2, 1, 1, 1),
+        torch.tensor([[-2.0, 1.0]]),
+    )
+    network = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    model = load_model(network, input_size=(1, 1, 2), mean=[0.5], std=[1.0])
+    maps = ablation_cam(model, torch.tensor([[[[0.25, 0.0]]]]), 0, layer="0").maps
+    torch.testing.assert_close(maps, torch.tensor([[[0.1875, 0.375]]]))
 
 
 @method(

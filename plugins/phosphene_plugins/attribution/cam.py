@@ -3,15 +3,16 @@
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from phosphene import Class, InputError, Method, Reference, hookimpl, method, scores
+from phosphene import Class, InputError, Method, Reference, hookimpl, load_model, method, scores
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, size
 from phosphene.targets import Predicted
 
 from ._cam import signed_result, weighted_sum
-from ._oracle_networks import pooled_network
+from ._oracle_networks import NORMALIZATION, pooled_network
 from ._relations import EQUIVARIANT, PROPORTIONAL_TO_THE_SCORE
 
 
@@ -19,10 +20,28 @@ def mean_of_the_map_and_bias_give_the_logit() -> None:
     """M_c = sum_k w_k^c f_k, and S_c = mean of M_c + bias_c, for every class."""
     model, head, images = pooled_network()
     logits, features = model(images), model.features(images, "1")
-    for index in range(3):
-        maps = cam(model, images, index).maps
-        torch.testing.assert_close(maps, torch.einsum("k,nkhw->nhw", head.weight[index], features))
-        torch.testing.assert_close(maps.mean((1, 2)) + head.bias[index], logits[:, index])
+    functions = load_model(_FunctionalRelu(model.module), input_size=(3, 8, 10), **NORMALIZATION)
+    predicted = logits.argmax(1)
+    for target, indices in (*((k, torch.full_like(predicted, k)) for k in range(3)), (None, predicted)):
+        for network in (model, functions):
+            result = cam(network, images, target)
+            expected = torch.einsum("nk,nkhw->nhw", head.weight[indices], features)
+            torch.testing.assert_close(result.maps, expected)
+            means = result.maps.mean((1, 2)) + head.bias[indices]
+            torch.testing.assert_close(means, logits.gather(1, indices[:, None])[:, 0])
+            assert result.targets == tuple(f"class {index}" for index in indices.tolist())
+
+
+class _FunctionalRelu(nn.Module):
+    """The same network with a ReLU that is no module: its last feature maps are those before it."""
+
+    def __init__(self, layers: Any) -> None:
+        super().__init__()
+        self.convolution, self.head = layers[0], layers[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.convolution(x).relu().mean((2, 3)))
+        return result
 
 
 @method(

@@ -27,7 +27,9 @@ def two_layers_have_a_closed_form() -> None:
     for index in (0, 1):
         passed = last.weight[index].clamp(min=0).expand(2, -1)
         expected = ((passed @ first.weight).view(-1, 3, 2, 3) / std).abs().amax(1)
-        torch.testing.assert_close(deconvnet(model, images, index).maps, expected.expand(2, 2, 3))
+        result = deconvnet(model, images, index)
+        torch.testing.assert_close(result.maps, expected.expand(2, 2, 3))
+        assert result.targets == (f"class {index}",) * 2
 
 
 @method(

@@ -18,12 +18,24 @@ from ._relations import LINEAR_CAM
 
 
 def equals_cam_before_a_pooled_head() -> None:
-    """Before global average pooling and a linear layer alpha_k = w_k / (h w): M = ReLU(CAM) / (h w)."""
+    """Before global average pooling and a linear layer alpha_k = w_k / (h w): M = ReLU(CAM) / (h w).
+
+    One layer below, before the ReLU, alpha_k = w_k / (h w) times the fraction of positive positions.
+    """
     model, head, images = pooled_network()
+    after, before = (model.features(images, layer) for layer in ("1", "0"))
     for index in range(3):
-        weights = head.weight[index].expand(len(images), -1)
-        cam = weighted_sum(weights, model.features(images, "1"))
-        torch.testing.assert_close(grad_cam(model, images, index, layer="1").maps, cam.relu() / 80)
+        weights = head.weight[index].detach() / 80
+        cam = weighted_sum(weights.expand(3, -1), after)
+        torch.testing.assert_close(grad_cam(model, images, index, layer="1").maps, cam.relu())
+        below = weighted_sum(weights * (before > 0).double().mean((2, 3)), before)
+        result = grad_cam(model, images, index, layer=["1", "0"])
+        more = torch.stack([cam, below], 1).relu()
+        low, high = more.amin((2, 3), keepdim=True), more.amax((2, 3), keepdim=True)
+        torch.testing.assert_close(result.more, (more - low) / (high - low))
+        torch.testing.assert_close(result.maps, ((more - low) / (high - low)).mean(1))
+        torch.testing.assert_close(result.signed_maps, (cam, below))
+        assert (result.targets, result.more_names) == ((f"class {index}",) * 3, ("1", "0"))
 
 
 def class_activation_map(calls: Calls) -> Tensor:

@@ -20,7 +20,9 @@ def equals_the_contributions_to_a_linear_score() -> None:
     images = torch.rand(2, 3, 4, 5, dtype=torch.float64, generator=generator)
     model = linear_model(weight, bias=[0.5, -0.25])
     for index, bias in enumerate((0.5, -0.25)):
-        maps = gradient_x_input(model, images, index).maps
+        result = gradient_x_input(model, images, index)
+        maps = result.maps
+        assert result.targets == (f"class {index}",) * 2
         torch.testing.assert_close(maps, (weight[index] * images).sum(1))
         torch.testing.assert_close(maps.sum((1, 2)), model(images)[:, index].detach() - bias)
 

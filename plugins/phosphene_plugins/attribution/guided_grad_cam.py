@@ -48,7 +48,9 @@ def pixelwise_network_has_a_closed_form() -> None:
         coarse = torch.einsum("k,nkhw->nhw", weight, maps).relu() / 20
         fine = torch.einsum("k,kc,nkhw->nchw", weight.relu() / 20, filters, (maps > 0).double())
         expected = (coarse * fine.abs().amax(1)).detach()
-        torch.testing.assert_close(guided_grad_cam(model, images, index, layer="1").maps, expected)
+        result = guided_grad_cam(model, images, index, layer="1")
+        torch.testing.assert_close(result.maps, expected)
+        assert result.targets == (f"class {index}",) * 2
 
 
 def product_of_two_maps(calls: Calls) -> Tensor:

@@ -1,8 +1,11 @@
 """Layer-wise relevance propagation (LRP) with the epsilon rule, the gamma rule and their composite."""
 
+import itertools
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -22,6 +25,7 @@ from phosphene.spec import (
     size,
 )
 
+from ._lrp_oracle import SIZE, ByFunctions, ByModules, explicit_relevance, model_of
 from ._lrp_rules import Composite, Epsilon, Gamma, LinearLayer, Rule
 from ._relations import EQUIVARIANT
 
@@ -51,18 +55,59 @@ _CAPPED: dict[str, dict[str, Any]] = {
 RuleName = Literal["epsilon", "gamma", "composite"]
 
 
-def equals_gradient_times_input_without_biases() -> None:
-    """A ReLU and max-pooling network without biases, epsilon = 0: x dS/dx, summing to the logit."""
+def equals_explicit_contributions() -> None:
+    """R_i = sum_j c_ij / (sum_i c_ij + epsilon) R_j with the contributions c_ij = x_i w_ij.
+
+    The gamma rule multiplies those with the sign of z_j by 1 + gamma. Without biases and epsilon the map is x
+    dS/dx, which sums to the score. An operation that divides nothing in proportion is refused.
+    """
     torch.manual_seed(0)
+    images = torch.rand(4, *SIZE, dtype=torch.float64)
+    gammas: dict[RuleName, tuple[float, ...]] = {
+        "epsilon": (0, 0, 0), "gamma": (2, 2, 2), "composite": (2, 0, 0),
+    }  # fmt: skip
+    for network, (rule, gamma) in itertools.product((ByModules(), ByFunctions()), gammas.items()):
+        model = model_of(network)
+        for index in (0, 1):
+            result = lrp(model, images, index, rule=rule, epsilon=0.25, gamma=2)
+            expected = explicit_relevance(network, model.normalize(images), index, gamma, 0.25)
+            torch.testing.assert_close(result.maps, expected.sum(1))
+            assert result.targets == (f"class {index}",) * 4
     layers = nn.Conv2d(3, 6, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, bias=False)
-    network = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 3 * 3, 2, bias=False))
-    std = [0.25, 0.5, 0.75]  # without a mean, which would be a bias
-    model = load_model(network.double(), input_size=(3, 12, 12), mean=[0.0] * 3, std=std)
+    last = nn.ReLU(), nn.Flatten(), nn.Linear(8 * 3 * 3, 2, bias=False)
+    # Without a mean, which would be a bias.
+    std = [0.25, 0.5, 0.75]
+    network_without_biases = nn.Sequential(*layers, *last).double()
+    model = load_model(network_without_biases, input_size=(3, 12, 12), mean=[0.0] * 3, std=std)
     images = torch.rand(2, 3, 12, 12, dtype=torch.float64)
     for index in (0, 1):
         maps = lrp(model, images, index, epsilon=0).maps
         torch.testing.assert_close(maps, (images * input_gradient(model, images, index)).sum(1))
         torch.testing.assert_close(maps.sum((1, 2)), model(images)[:, index].detach())
+    refused: list[Callable[[Tensor], Tensor]] = [
+        F.hardtanh, F.dropout, F.gelu, torch.reciprocal, lambda x: x * x, lambda x: x.mean() / x,
+        lambda x: torch.dropout(x, p=0.5, train=True), lambda x: torch.div(torch.ones_like(x), x),
+    ]  # fmt: skip
+    for call in refused:
+        assert _is_refused(nn.Sequential(nn.Conv2d(3, 2, 2), _Call(call), nn.Flatten()))
+    assert _is_refused(nn.Sequential(nn.MaxPool2d(3), nn.Flatten()))
+
+
+class _Call(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def _is_refused(network: nn.Module) -> bool:
+    try:
+        lrp(model_of(network), torch.rand(1, *SIZE, dtype=torch.float64), 0)
+    except ModelError:
+        return True
+    return False
 
 
 @method(
@@ -88,7 +133,7 @@ def equals_gradient_times_input_without_biases() -> None:
     invariants=[MapPerPixel()],
     needs=["gradients"],
     cost=Cost(forward=size.images, backward=size.images),
-    oracle=equals_gradient_times_input_without_biases,
+    oracle=equals_explicit_contributions,
     relations=[
         *(
             Complete(0.0, where={"rule": rule, "epsilon": 0}, networks=("homogeneous",), tolerance=1e-6)
@@ -154,7 +199,7 @@ def lrp(
     rules["composite"] = Composite(convolution=rules["gamma"], dense=rules["epsilon"])
     with _RelevancePropagation(rules[rule]) as propagation:
         gradient = input_gradient(model, images, target)
-    if not propagation.layer_count:
+    if propagation.last_layer is None:
         raise ModelError("LRP needs a convolution or a linear layer below the target: use gradient_x_input")
     centered = images - model.mean.to(images)[:, None, None]
     maps = (centered * gradient).sum(1)
@@ -167,9 +212,7 @@ class _RelevancePropagation(TorchFunctionMode):
     def __init__(self, rule: Rule) -> None:
         super().__init__()
         self.rule = rule
-        #: Number of convolutions and linear layers that the rule was applied to.
-        self.layer_count = 0
-        #: The last of these layers and its output: a batch norm that follows directly is folded into it.
+        #: The last convolution or linear layer and its output: a batch norm that follows is folded into it.
         self.last_layer: LinearLayer | None = None
         self.last_output: Any = None
 
@@ -185,6 +228,7 @@ class _RelevancePropagation(TorchFunctionMode):
         if dependent_count and name in _CAPPED:
             arguments = _by_name(_CAPPED[name], args, kwargs)
             defaults = [(n, value) for n, value in _CAPPED[name].items() if value is not None]
+            # equivalent mutants: a bound that is missing is not 0
             bounds = [arguments.get(n, value) for n, value in defaults] or [0, 6]
             x, (low, high) = arguments["input"], bounds
             if low == 0 and isinstance(high, (int, float)):
@@ -221,15 +265,16 @@ class _RelevancePropagation(TorchFunctionMode):
             output: Tensor = func(x, weight, bias, *args[3:], **options)
             return output
 
-        self.layer_count += 1
         self.last_layer = LinearLayer(function, x, weight, bias)
         self.last_output = self.rule(self.last_layer)
         output: Tensor = self.last_output
         return output
 
     def _batch_norm(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-        arguments = _by_name(names, args, kwargs)
+        statistics, affine = ("running_mean", "running_var"), ("weight", "bias")
+        # torch.batch_norm has another order than torch.nn.functional.batch_norm.
+        middle = (*affine, *statistics) if func is torch.batch_norm else (*statistics, *affine)
+        arguments = _by_name(("input", *middle, "training", "momentum", "eps"), args, kwargs)
         mean, variance = arguments["running_mean"], arguments["running_var"]
         if arguments.get("training") or mean is None or variance is None:
             raise ModelError("LRP has no rule for 'batch_norm' with the batch's statistics (training mode)")
@@ -237,7 +282,7 @@ class _RelevancePropagation(TorchFunctionMode):
             output: Tensor = func(*args, **kwargs)  # affine: the gradient divides relevance already
             return output
         layer = self.last_layer
-        scale = (variance + arguments.get("eps", 1e-5)).rsqrt()
+        scale = (variance + arguments["eps"]).rsqrt()
         scale = scale if arguments.get("weight") is None else scale * arguments["weight"]
         offset = -mean if layer.bias is None else layer.bias - mean
         offset = offset * scale if arguments.get("bias") is None else offset * scale + arguments["bias"]

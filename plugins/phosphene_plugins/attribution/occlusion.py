@@ -1,5 +1,6 @@
 """Occlusion sensitivity: drop of the score when a window of the image is replaced."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -23,6 +24,8 @@ from phosphene.images import Baseline, baseline_images, gaussian_blur
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Seed, Target
 from phosphene.spec import (
+    Agrees,
+    Calls,
     Cost,
     Equivariant,
     InvariantTo,
@@ -42,6 +45,7 @@ from phosphene.testing import linear_model
 from ._references import ZEILER_2014
 from ._relations import PROPORTIONAL_TO_THE_SCORE
 from ._windowed_forward import WindowedImages
+from ._windowed_oracle import windows_equal_full_forward_passes
 
 Aggregate = Literal["mean", "sum", "interpolate"]
 
@@ -52,13 +56,71 @@ _ROWS, _COLUMNS = (1 + ceil(maximum(0, side - _WINDOW) / _STRIDE) for side in (s
 
 
 def drop_of_a_linear_model_is_a_sum_over_the_window() -> None:
-    """On a linear model a window's drop is the sum of w (x - baseline) over it."""
+    """On a linear model a window's drop is the sum of w (x - baseline) over it.
+
+    Nine windows of side 3 and stride 2 cover 7 x 6 pixels, those at the right border cut to two columns.
+    """
     draw = torch.Generator().manual_seed(0)
-    weight = torch.randn(1, 3, 6, 6, generator=draw, dtype=torch.float64)
-    images = torch.rand(2, 3, 6, 6, generator=draw, dtype=torch.float64)
-    maps = occlusion(linear_model(weight), images, 0, window=2, stride=2, baseline="zero").maps
-    blocks = (weight * images).sum(1).unfold(1, 2, 2).unfold(2, 2, 2).sum((3, 4))
-    torch.testing.assert_close(maps, blocks.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    weight = torch.randn(3, 3, 7, 6, generator=draw, dtype=torch.float64)
+    images = torch.rand(2, 3, 7, 6, generator=draw, dtype=torch.float64)
+    model = linear_model(weight)
+    windows = torch.zeros(9, 7, 6, dtype=torch.float64)
+    for index, window in enumerate(windows):
+        top, left = 2 * (index // 3), 2 * (index % 3)
+        window[top : top + 3, left : left + 3] = 1
+    vertical, horizontal = (
+        torch.tensor([[6, 0, 0], [6, 0, 0], [3, 3, 0], [0, 6, 0], *last, [0, 0, 6]]).double() / 6
+        for last in ([[0, 3, 3], [0, 0, 6]], [[0, 2, 4]])  # the last center is 5 of 7, 4.5 of 6
+    )
+    baselines: tuple[tuple[Baseline, Tensor], ...] = (
+        ("zero", torch.zeros_like(images)),
+        ("mean", images.mean((2, 3), keepdim=True)),
+        ("blur", baseline_images(images, "blur", sigma=1.5)),
+        ("noise", baseline_images(images, "noise", sigma=1.5, seed=5)),
+    )
+    for name, start in baselines:
+        settings: dict[str, Any] = {"window": 3, "stride": 2, "baseline": name, "seed": 5}
+        drops = torch.einsum("kchw,nchw,phw->nkp", weight, images - start, windows)
+        sums = torch.einsum("nkp,phw->nkhw", drops, windows)
+        result = occlusion(model, images, 0, **settings, classes=[2, 1])
+        means = sums / windows.sum(0)
+        torch.testing.assert_close((result.maps, result.more), (means[:, 0], means[:, [2, 1]]))
+        assert (result.targets, result.more_names) == (("class 0",) * 2, ("class 2", "class 1"))
+        result = occlusion(model, images, 1, **settings, aggregate="sum")
+        torch.testing.assert_close(result.maps, sums[:, 1])
+        assert result.more is None
+        maps = occlusion(model, images, 2, **settings, aggregate="interpolate", smooth=2).maps
+        interpolated = vertical @ drops[:, 2].view(2, 3, 3) @ horizontal.T
+        torch.testing.assert_close(maps, gaussian_blur(interpolated[:, None], 2)[:, 0])
+    # One window, on grey by default, and the predicted class.
+    change = model(images).softmax(1) - model(torch.full_like(images, 0.5)).softmax(1)
+    drops = change.gather(1, model(images).argmax(1, keepdim=True))
+    result = occlusion(model, images, window=9, score="probability", classes=[1])
+    torch.testing.assert_close(result.maps, drops[..., None].expand(-1, 7, 6))
+    assert result.more is not None
+    torch.testing.assert_close(result.more[:, 0], change[:, 1, None, None].expand(-1, 7, 6))
+    # By default 1/8 of the shorter side and half a window, rounded up.
+    for shape in ((1, 1, 17, 25), (1, 1, 25, 17)):
+        image = torch.rand(shape, generator=draw, dtype=torch.float64)
+        model = linear_model(torch.randn(shape, generator=draw, dtype=torch.float64))
+        maps = occlusion(model, image, 0, window=3, stride=2).maps
+        torch.testing.assert_close(occlusion(model, image, 0).maps, maps)
+    windows_equal_full_forward_passes()
+
+
+def drops_by_full_forward_passes(calls: Calls) -> Tensor:
+    """The mean drop of windows of side 5 and stride 3, each by a forward pass of the full image."""
+    images, class_index = calls.inputs["images"], calls.inputs["target"]
+    height, width = images.shape[2:]
+    drops, covers = torch.zeros_like(images[:, 0]), torch.zeros_like(images[:, 0])
+    for top, left in itertools.product(range(0, height - 2, 3), range(0, width - 2, 3)):
+        window = (..., slice(top, top + 5), slice(left, left + 5))
+        occluded = images.clone()
+        occluded[window] = 0.5
+        drop = calls.logits(images) - calls.logits(occluded)
+        drops[window] += drop[:, class_index, None, None]
+        covers[window] += 1
+    return drops / covers
 
 
 @method(
@@ -68,6 +130,7 @@ def drop_of_a_linear_model_is_a_sum_over_the_window() -> None:
     cost=Cost(forward=size.images * (1 + _ROWS * _COLUMNS)),
     oracle=drop_of_a_linear_model_is_a_sum_over_the_window,
     relations=[
+        Agrees(drops_by_full_forward_passes, where={"window": 5, "stride": 3}),
         Equivariant("hflip", where={"window": 8, "stride": 8}),
         Equivariant("transpose", where={"window": 12, "stride": 6}, networks=("transpose-gap",)),
         LinearIn("target"),

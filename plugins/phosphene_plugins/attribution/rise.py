@@ -1,5 +1,6 @@
 """RISE: mean of random masks weighted by the score of the masked image."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from phosphene import (
     Reference,
     batch_size,
     hookimpl,
+    max_batch,
     method,
     progress_bar,
     scores,
@@ -29,16 +31,46 @@ from phosphene.testing import linear_model
 
 
 def second_moments_of_the_masks_on_a_linear_model() -> None:
-    """On a linear model the map is the masks' second moments, times w x, over p."""
+    """On a linear model a mask's score is S(b) + sum m w (x - b), and the map their sum over masks by N p.
+
+    A mask is a linear interpolation between the two cells along each side. One that is 1 everywhere makes
+    the map the score.
+    """
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(2, 3, 6, 5, dtype=torch.float64, generator=generator)
-    images = torch.rand(2, 3, 6, 5, dtype=torch.float64, generator=generator)
+    weight = torch.randn(2, 3, 7, 5, dtype=torch.float64, generator=generator)
+    images = torch.rand(2, 3, 7, 5, dtype=torch.float64, generator=generator)
     model = linear_model(weight)
-    masks = random_masks(40, (6, 5), grid=2, keep_probability=0.4, seed=3)(range(40)).double().flatten(1)
-    for index in (0, 1):
-        maps = rise(model, images, index, masks=40, grid=2, keep_probability=0.4, score="logit", seed=3).maps
-        contributions = (images * weight[index]).sum(1).flatten(1)
-        torch.testing.assert_close(maps.flatten(1), contributions @ masks.T @ masks / (40 * 0.4))
+    baselines: tuple[tuple[Baseline, Tensor], ...] = (
+        ("zero", torch.zeros_like(images)),
+        ("mean", images.mean((2, 3), keepdim=True).expand_as(images)),
+        ("blur", baseline_images(images, "blur", sigma=5 / 8)),
+        ("noise", baseline_images(images, "noise", sigma=5 / 8, seed=0)),
+    )
+    draw = torch.Generator().manual_seed(0)
+    cells = (torch.rand(40, 2, 2, generator=draw) < 0.4).double()
+    vertical, horizontal = (
+        # Enlarged by the factor 3 step / 2, with a random offset in front of the first pixel.
+        ((torch.randint(0, step, (40, 1), generator=draw) + torch.arange(side) + 0.5) / (1.5 * step) - 0.5)
+        .clamp(0, 1)
+        .double()
+        for side, step in ((7, 4), (5, 3))
+    )
+    vertical, horizontal = (torch.stack([1 - at, at], 2) for at in (vertical, horizontal))
+    masks = (vertical @ cells @ horizontal.mT).flatten(1)
+    for index, (name, start) in itertools.product((0, 1), baselines):
+        settings: dict[str, Any] = {"masks": 40, "grid": 2, "keep_probability": 0.4, "seed": 0}
+        with max_batch(16):
+            result = rise(model, images, index, **settings, baseline=name, score="logit")
+        changes = ((images - start) * weight[index]).sum(1).flatten(1)
+        values = changes @ masks.T + (start * weight[index]).sum((1, 2, 3))[:, None]
+        torch.testing.assert_close(result.maps.flatten(1), values @ masks / (40 * 0.4))
+        assert result.targets == (f"class {index}",) * 2
+    predicted = model(images).softmax(1).amax(1)
+    for score in (None, "probability"):
+        maps = rise(model, images, masks=3, grid=1, keep_probability=1, score=score, seed=0).maps  # type: ignore[arg-type]
+        torch.testing.assert_close(maps, predicted[:, None, None].expand_as(maps))
+    maps = rise(model, images, lambda logits: logits[:, 1], masks=3, grid=1, keep_probability=1, seed=0).maps
+    torch.testing.assert_close(maps, model(images)[:, 1, None, None].expand_as(maps))
 
 
 @method(
@@ -140,6 +172,7 @@ def random_masks(
 ) -> Callable[[range], Tensor]:
     """A function that returns the masks of a range of indices, (n, H, W) in [0, 1]."""
     generator = torch.Generator().manual_seed(seed or 0)
+    # equivalent mutants: a draw is never equal to the probability
     cells = (torch.rand(count, 1, grid, grid, generator=generator) < keep_probability).float()
     steps = [math.ceil(side / grid) for side in size]
     shifts = torch.stack(

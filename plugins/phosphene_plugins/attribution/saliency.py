@@ -21,9 +21,10 @@ def equals_the_weights_of_a_linear_model() -> None:
     network[1].weight.data = weight.flatten(1)
     model = load_model(network, mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.5])
     for index in (0, 1):
-        maps = saliency(model, torch.rand(2, 3, 4, 5), index).maps
+        result = saliency(model, torch.rand(2, 3, 4, 5), index)
         expected = (weight[index] / torch.tensor([0.2, 0.25, 0.5])[:, None, None]).abs().amax(0)
-        torch.testing.assert_close(maps, expected.expand(2, 4, 5))
+        torch.testing.assert_close(result.maps, expected.expand(2, 4, 5))
+        assert result.targets == (f"class {index}",) * 2
 
 
 @method(

@@ -17,7 +17,7 @@ from phosphene import (
     method,
     progress_bar,
 )
-from phosphene.images import gaussian_blur, to_display
+from phosphene.images import gaussian_blur, min_max, to_display
 from phosphene.results import Segmentation
 from phosphene.roles import Images, Masks, Model, Seed, Target
 from phosphene.spec import Agrees, Cost, Equivariant, MapPerPixel, ScalesWith, ZeroWhen, size
@@ -29,20 +29,61 @@ from ._references import SIMONYAN_2014
 _MIN_SEED_PIXELS = 5
 
 
-def segments_the_disc_that_a_model_weights() -> None:
-    """For a linear model with weights around the center of a red disc on green the mask is the disc."""
-    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
-    distance = torch.hypot(y - 15, x - 18)
-    disc = distance < 9
-    noise = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.1
-    image = (torch.tensor([0.8, 0.2, 0.1])[:, None, None] * disc + noise)[None]
-    image[:, 1] += 0.6 * ~disc
-    weight = 1 / (1 + distance)
-    model = linear_model(weight.expand(1, 3, -1, -1))
-    result = saliency_segmentation(model, image, 0, disc[None], smooth=0, seed=0)
-    torch.testing.assert_close(result.maps, weight[None])
-    assert torch.equal(result.masks[0], disc)
-    assert result.iou is not None and float(result.iou) == 1
+def segments_the_discs_that_a_model_weights() -> None:
+    """For a linear model with weights around the center of a red disc on green the mask is the disc.
+
+    On noise it is OpenCV's GrabCut of the same seeds; with few seeds it is the pixels fixed as object.
+    """
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(40.0), indexing="ij")
+    distances = torch.stack([torch.hypot(y - 15.1, x - 18.25), torch.hypot(y - 17.1, x - 25.25)])
+    discs = distances < torch.tensor([9, 7])[:, None, None]
+    noise = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(0))
+    colors = torch.tensor([[0.8, 0.2, 0.1], [0.0, 0.6, 0.0]])[..., None, None]
+    images = torch.where(discs[:, None], colors[0], colors[1]) + 0.1 * noise
+    weights = 1 / (1 + distances)
+    model = linear_model(weights[:, None] * torch.tensor([1, 0.5, -2])[:, None, None])
+    true = discs & (x < 25)
+    result = saliency_segmentation(model, images, [0, 1], true, smooth=0, seed=0)
+    torch.testing.assert_close(result.maps, 2 * weights)
+    assert torch.equal(result.masks, discs)
+    torch.testing.assert_close(result.iou, true.sum((1, 2)) / discs.sum((1, 2)))
+    assert result.targets == ("class 0", "class 1")
+    result = saliency_segmentation(model, images, [0, 1], seed=2**31)
+    torch.testing.assert_close(result.maps, gaussian_blur(2 * weights[:, None], 1)[:, 0])
+    assert torch.equal(result.masks, discs) and result.iou is None
+
+    for fixed in (5, 4, 1):  # fewer than 5 pixels have no color model
+        nearest = distances.flatten(1).argsort(1).argsort(1).view(2, 32, 40) < fixed
+        result = saliency_segmentation(
+            model, images, [0, 1], nearest, foreground=(fixed - 0.5) / 1279, smooth=0, seed=0
+        )
+        assert torch.equal(result.masks, discs if fixed == 5 else nearest)
+        torch.testing.assert_close(result.iou, fixed / result.masks.sum((1, 2)))
+    result = saliency_segmentation(model, images, [0, 1], foreground=0.0, background=0.0)
+    assert not result.masks.any()
+
+    noise = torch.rand(3, 3, 32, 40, generator=torch.Generator().manual_seed(1))
+    image, _, weight = min_max(gaussian_blur(noise, 2), (1, 2, 3))
+    result = saliency_segmentation(
+        linear_model(weight[None]), image[None], 0,
+        foreground=199.5 / 1279, background=299.5 / 1279, smooth=0, iterations=2, seed=3,
+    )  # fmt: skip
+    assert torch.equal(result.masks[0], _grab_cut(image, weight.amax(0), 200, 300, seed=3))
+
+
+def _grab_cut(image: Tensor, saliency: Tensor, objects: int, background: int, seed: int) -> Tensor:
+    """OpenCV's mask after two iterations; labels are 0 and 1 for fixed pixels, 2 and 3 for likely ones."""
+    import cv2
+
+    ranks = saliency.flatten().argsort().argsort().view(saliency.shape)
+    count = ranks.numel()
+    labels = torch.where(ranks >= count // 2, 3, 2)
+    labels[ranks >= count - objects], labels[ranks < background] = 1, 0
+    labels_of_cv = labels.byte().numpy()
+    cv2.setRNGSeed(seed)
+    pixels = np.ascontiguousarray((255 * image).round().byte().permute(1, 2, 0).numpy())
+    cv2.grabCut(pixels, labels_of_cv, None, None, None, 2, cv2.GC_INIT_WITH_MASK)
+    return torch.from_numpy(labels_of_cv % 2 == 1)
 
 
 @method(
@@ -60,7 +101,7 @@ def segments_the_disc_that_a_model_weights() -> None:
     invariants=[MapPerPixel(), MapPerPixel(field="masks")],
     needs=["gradients"],
     cost=Cost(forward=size.images, backward=size.images),
-    oracle=segments_the_disc_that_a_model_weights,
+    oracle=segments_the_discs_that_a_model_weights,
     relations=[
         Agrees("attribution.saliency", where={"smooth": 0}),
         Equivariant("hflip", fields=("maps",)),

@@ -12,6 +12,7 @@ from phosphene import (
     batch_size,
     hookimpl,
     input_gradient,
+    max_batch,
     method,
     progress_bar,
 )
@@ -29,25 +30,42 @@ from phosphene.spec import (
     param,
     size,
 )
-from phosphene.testing import linear_model
 
+from ._oracle_networks import quadratic_network
 from ._relations import PROPORTIONAL_TO_THE_SCORE
 
 Average = Literal["mean", "square", "variance"]
 
 
-def equals_the_weights_of_a_linear_model() -> None:
-    """On a linear model every gradient is w: their mean is w, their mean square w^2, their variance 0."""
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randn(2, 3, 4, 5, dtype=torch.float64, generator=generator)
-    images = torch.rand(2, 3, 4, 5, dtype=torch.float64, generator=generator)
-    model, weight = linear_model(weights), weights[1]
-    expectations: dict[Average, Tensor] = {
-        "mean": weight.abs(), "square": weight.square(), "variance": 0 * weight,
-    }  # fmt: skip
-    for average, expected in expectations.items():
-        maps = smooth_grad(model, images, 1, samples=5, average=average, seed=0).maps
-        torch.testing.assert_close(maps, expected.amax(0).expand(2, 4, 5))
+def equals_the_gradients_of_a_quadratic_score() -> None:
+    """Of S = sum w z^2, z the normalized pixels, the gradient at I + n is 2 w z(I + n) / std.
+
+    The noise n has the standard deviation 0.25 (max I - min I), a separate one for each image. Without noise
+    every gradient is the same, and the variance 0.
+    """
+    model, weight, images = quadratic_network()
+    images[1] = 0.5 + images[1] / 4
+    predicted = model(images).argmax(1)
+    values = images.flatten(1)
+    sigma = 0.25 * (values.max(1).values - values.min(1).values)
+    for seed in (0, 3):
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.stack([torch.randn(1, 3, 8, 6, generator=generator) for _ in range(5)])
+        noisy = images + sigma[:, None, None, None] * noise.double()
+        z = model.normalize(noisy.flatten(0, 1)).view_as(noisy)
+        gradients = 2 * weight[predicted] * z / model.std[:, None, None].double()
+        expectations: dict[Average, Tensor] = {
+            "mean": gradients.mean(0).abs(),
+            "square": gradients.square().mean(0),
+            "variance": gradients.var(0, correction=0),
+        }
+        for average, expected in expectations.items():
+            with max_batch(6):
+                result = smooth_grad(model, images, samples=5, noise_level=0.25, average=average, seed=seed)
+            torch.testing.assert_close(result.maps, expected.amax(1))
+            assert result.targets == tuple(f"class {index}" for index in predicted.tolist())
+    maps = smooth_grad(model, images, 1, samples=3, noise_level=0, average="variance", seed=0).maps
+    torch.testing.assert_close(maps, torch.zeros_like(maps))
 
 
 def squared_saliency(calls: Calls) -> Tensor:
@@ -71,7 +89,7 @@ def squared_saliency(calls: Calls) -> Tensor:
     invariants=[Nonnegative(), MapPerPixel()],
     needs=["gradients"],
     cost=Cost(forward=size.images * (param.samples + 1), backward=size.images * param.samples),
-    oracle=equals_the_weights_of_a_linear_model,
+    oracle=equals_the_gradients_of_a_quadratic_score,
     relations=[
         Agrees("attribution.saliency", where={"noise_level": 0}),
         Agrees(squared_saliency, where={"noise_level": 0, "average": "square"}),

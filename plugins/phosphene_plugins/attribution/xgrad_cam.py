@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
+from torch import nn
 
-from phosphene import Method, Reference, hookimpl, layer_gradients, method
+from phosphene import Method, Reference, hookimpl, layer_gradients, load_model, method
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import Agrees, Cost, Nonnegative, size
@@ -21,6 +22,13 @@ def equals_grad_cam_before_a_pooled_head() -> None:
         weights = head.weight[index].expand(len(images), -1)
         expected = weighted_sum(weights, model.features(images, "1")).relu() / 80
         torch.testing.assert_close(xgrad_cam(model, images, index, layer="1").maps, expected)
+    # Maps (-1/4, 1/4) and (1/4, 3/4): the first sums to 0, the second to 1 with the gradients (1, 2).
+    conv, head = nn.Conv2d(1, 2, 1), nn.Linear(4, 1, bias=False)
+    conv.weight.data, conv.bias.data = torch.ones(2, 1, 1, 1), torch.tensor([0.0, 0.5])  # type: ignore[union-attr]
+    head.weight.data = torch.tensor([[5.0, -3.0, 1.0, 2.0]])
+    model = load_model(nn.Sequential(conv, nn.Flatten(), head), input_size=(1, 1, 2), mean=[0.5], std=[1.0])
+    maps = xgrad_cam(model, torch.tensor([[[[0.25, 0.75]]]]), 0, layer="0").maps
+    torch.testing.assert_close(maps, 1.75 * torch.tensor([[[0.25, 0.75]]]))
 
 
 @method(

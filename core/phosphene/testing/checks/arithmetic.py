@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -89,9 +89,12 @@ def colored_patches(size: tuple[int, int], corners: tuple[tuple[int, int], ...])
     return image
 
 
-def _missed(maps: Tensor, size: tuple[int, int], corners: tuple[tuple[int, int], ...], color: int) -> str:
+def _missed(
+    maps: Sequence[Tensor], size: tuple[int, int], corners: tuple[tuple[int, int], ...], color: int
+) -> str:
     """What is wrong with the map (h, w) of a color's class; empty where the patch has the largest mean."""
-    heat = F.interpolate(maps[None, None].double(), size, mode="bilinear")[0, 0]
+    enlarged = [F.interpolate(m[None, None].double(), size, mode="bilinear")[0, 0] for m in maps]
+    heat = enlarged[color]
     spread = float(heat.std())
     if spread <= 1e-6 * float(heat.abs().max()):
         return ""  # constant: it names no region, and ``images_matter`` fails where all maps are constant
@@ -104,9 +107,11 @@ def _missed(maps: Tensor, size: tuple[int, int], corners: tuple[tuple[int, int],
     if largest != color:
         where, where_not = names[largest], names[color]
         return f"is largest on {where} ({means[largest]:.3g}), not on {where_not} ({means[color]:.3g})"
-    bright = (heat > 0.5 * heat.max()).double()
-    if float(bright.sum()) > 2 * PATCH**2:
+    if float((heat > 0.5 * heat.max()).sum()) > 2 * PATCH**2:
         return ""  # too coarse for a statement about pixels
+    # The gradient of a loss is not 0 on the other patches: the mean map of the other classes is subtracted.
+    contrast = heat - (torch.stack(enlarged).sum(0) - heat) / (len(enlarged) - 1)
+    bright = (contrast > 0.5 * contrast.max()).double()
     top, left = corners[color]
     for axis, corner in ((0, top), (1, left)):
         center = float((bright.sum(1 - axis) * torch.arange(size[axis])).sum() / bright.sum())
@@ -156,12 +161,12 @@ def _localization_failures(method: AnyMethod, params: Mapping[str, Any]) -> list
             continue
         answered += 1
         constant = [bool((color_map == color_map.flatten()[0]).all()) for color_map in maps]
-        for color, color_map in enumerate(maps):
+        for color in range(3):
             if constant[color] and not all(constant):
                 missed[color].append(
                     f"the map of class {color} of a {size[0]}x{size[1]} image is constant, others are not"
                 )
-            elif what := _missed(color_map, size, corners, color):
+            elif what := _missed(maps, size, corners, color):
                 missed[color].append(f"the map of class {color} of a {size[0]}x{size[1]} image {what}")
     if not answered:
         return None

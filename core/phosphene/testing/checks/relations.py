@@ -24,7 +24,13 @@ from ...spec.relations import Localizes, Relation, Transform, baseline_of, trans
 from ...targets import scores
 from ..cases import Case
 from ..observation import record_structure, tensors_in
-from ..symmetric_networks import RELATION_NETWORKS, RelationNetwork, normalized_inside, relation_network
+from ..symmetric_networks import (
+    RELATION_NETWORKS,
+    TRANSFORMERS,
+    RelationNetwork,
+    normalized_inside,
+    relation_network,
+)
 
 if TYPE_CHECKING:
     from .base import AnyMethod
@@ -229,12 +235,20 @@ def _arguments(method: AnyMethod) -> dict[str, Any]:
 
 
 def _on_networks(method: AnyMethod, relation: Relation, params: Mapping[str, Any]) -> None:
-    """Check a relation on its networks. Raises SkipTest where the method refuses all of them."""
+    """Check a relation on its networks. Raises SkipTest where the method refuses all of them.
+
+    Where it refuses all that are not transformers, it is checked on the transformers that replace them.
+    """
     refusals: dict[str, str] = {}
     names = relation.network_names()
+    transformers = [] if relation.networks else [TRANSFORMERS[name] for name in names if name in TRANSFORMERS]
     for name in names:
         if name not in RELATION_NETWORKS:  # a mistake of the declaration, not a refusal of the method
             raise UnknownName("network for relations", name, RELATION_NETWORKS)
+    tested = (*names, *dict.fromkeys(transformers))
+    for name in tested:
+        if name in transformers and len(refusals) < len(names):
+            break
         try:
             calls = RelationCalls.start(method, name, params)
         except PhospheneError as refusal:
@@ -251,8 +265,8 @@ def _on_networks(method: AnyMethod, relation: Relation, params: Mapping[str, Any
             ) from error
         if relation.one_network:
             return
-    if len(refusals) == len(names):
-        raise SkipTest(f"it refused the networks {', '.join(names)}: {'; '.join(refusals.values())}")
+    if len(refusals) == len(tested):
+        raise SkipTest(f"it refused the networks {', '.join(tested)}: {'; '.join(refusals.values())}")
 
 
 # --- ready-made relations of undeclared methods -------------------------------------------------
@@ -304,7 +318,7 @@ def equivariant(method: AnyMethod) -> None:
     tested = 0
     transforms: tuple[Transform, ...] = ("hflip", "vflip", "transpose")
     for transform in transforms:
-        for head in ("gap", "flat"):
+        for head in ("gap", "flat", "tokens"):
             try:
                 calls = RelationCalls.start(method, f"{transform}-{head}", _arguments(method))
             except PhospheneError:
@@ -313,7 +327,7 @@ def equivariant(method: AnyMethod) -> None:
                 raise SkipTest("it draws random numbers, which do not flip with the image")
             tested += 1
             _assert_equivariant(calls, transform)
-            break  # the flattened head is for methods that refuse the pooled one
+            break  # the others are for methods that refuse the pooled head
     if not tested:
         raise SkipTest("it refused the symmetric networks")
 
@@ -329,7 +343,11 @@ class _RandomDraws(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        names = [argument.name for argument in func._schema.arguments]
+        arguments = dict(zip(names, args, strict=False)) | (kwargs or {})
+        # Attention draws for its dropout only.
+        no_dropout = "dropout_p" in names and not arguments.get("dropout_p")
+        if torch.Tag.nondeterministic_seeded in func.tags and not no_dropout:
             modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_stack(None))
             self.count += not any(name.startswith("phosphene.models.optimized_copy") for name in modules)
         return func(*args, **(kwargs or {}))

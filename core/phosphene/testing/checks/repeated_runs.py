@@ -22,6 +22,7 @@ from ...results import Result
 from ...results.reading import read_result
 from ...roles import AS_OBJECT, ROLES, InputContext, model_for_inputs
 from ...runs.saved_results import load_result
+from ...torch_state import fork_random_state
 from ..cases import Case, fixed_cases
 from ..networks import make_network, network_names
 from ..observation import (
@@ -72,7 +73,7 @@ def _depends_on_batch(method: AnyMethod) -> str | None:
 def same_seed_same_bits(method: AnyMethod, case: Case) -> None:
     if (first := run_case(method, case)) is None:
         return
-    with torch.random.fork_rng([]):
+    with fork_random_state():
         torch.manual_seed(1)
         again = run_case(method, case)
     assert again is not None, "the second call was refused"
