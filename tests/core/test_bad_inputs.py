@@ -337,14 +337,34 @@ ARGUMENTS = [
     Case("a scripted module", lambda: load_model(torch.jit.script(nn.Sequential(nn.Flatten()))),
          "is compiled", 0),
     Case("a compiled module", lambda: load_model(torch.compile(Small()), input_size=(3, 16, 16)), ACCEPTED),
-    Case("on the meta device", lambda: load_model(Small().to("meta")),
-         "on the meta device and has no values", 0),
+    Case("on the meta device, its layers", lambda: load_model(Small().to("meta")).layers, ACCEPTED),
+    Case("on the meta device, its logits", lambda: load_model(Small().to("meta"))(images()),
+         "'c.weight' .* on the meta device and has no values", 1),
+    *[Case(f"on the meta device, {name}", lambda call=call: call(load_model(
+        Small().to("meta"), input_size=(3, 16, 16))), "'c.weight' .* on the meta device and has no values", 0)
+      for name, call in {
+          "its structure": lambda model: model.structure,
+          "its features": lambda model: model.features(images(), "c"),
+          "a method": lambda model: saliency(model=model),
+      }.items()],
+    *[Case(f"on the meta device in part, {name}", lambda call=call: call(partly_on_meta()),
+           "'l.weight' .* on the meta device and has no values")
+      for name, call in {
+          "its logits": lambda model: model(images()), "its structure": lambda model: model.structure,
+          "a method": lambda model: saliency(model=model),
+      }.items()],
     Case("moved to the meta device", lambda: moved_to_meta(), "on the meta device and has no values", 0),
     Case("integer weights", lambda: load_model(integer_weights()),
          "are torch.int8, and a Conv2d computes", 0),
     Case("half precision", lambda: saliency(model=load(dtype=torch.float16)), ACCEPTED),
     Case("double precision", lambda: saliency(model=load(dtype=torch.float64)), ACCEPTED),
 ]  # fmt: skip
+
+
+def partly_on_meta() -> Model:
+    network = Small()
+    network.l.to("meta")
+    return load_model(network, input_size=(3, 16, 16))
 
 
 def moved_to_meta() -> Result:

@@ -81,14 +81,18 @@ def check_callable(value: Any, what: str) -> None:
         )
 
 
-def check_network(module: nn.Module, name: str) -> None:
-    """Refuse, with ModelError, a network whose weights have no values, or none that its layers can use."""
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    if empty := next((n for n, tensor in tensors if tensor.is_meta), None):
-        raise ModelError(
-            f"the weight {empty!r} of {name} is on the meta device and has no values; load the weights "
-            "first: network.to_empty(device='cpu'), then network.load_state_dict(...)"
-        )
+def check_has_values(module: nn.Module, name: str) -> None:
+    """Refuse, with ModelError, a network with a weight that has no values: its layers can be read, not run."""
+    for weight, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise ModelError(
+                f"the weight {weight!r} of {name} is on the meta device and has no values; load the weights "
+                "first: network.to_empty(device='cpu'), then network.load_state_dict(...)"
+            )
+
+
+def check_weight_types(module: nn.Module, name: str) -> None:
+    """Refuse, with ModelError, a network with weights that its layers cannot compute with."""
     for part_name, part in module.named_modules():
         weight = getattr(part, "weight", None)
         if type(part) in (nn.Conv2d, nn.Linear) and weight is not None and not weight.is_floating_point():

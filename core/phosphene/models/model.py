@@ -24,9 +24,10 @@ from ..images.io import read_image, to_pil
 from ..torch_state import call_and_restore, default_device_of_caller, fork_random_state, random_lock
 from .arguments import (
     check_class_names,
+    check_has_values,
     check_input_size,
-    check_network,
     check_preprocessing,
+    check_weight_types,
     finite_numbers,
     non_finite_weight,
 )
@@ -89,6 +90,8 @@ class Model:
     A network that masks classes with -inf needs a finite number for them, as ``output=lambda z:
     z.clamp(min=-100)`` returns it.
 
+    A network on the meta device can be wrapped and its layers be listed, but it cannot run.
+
     No call changes a model. ``input_size`` (C, H, W) is what was passed or what the loader defines
     (``size_known``), else (C, 224, 224). ``for_images(images)`` is the same model at another input size.
 
@@ -123,7 +126,7 @@ class Model:
         self.module: nn.Module = getattr(module, "_orig_mod", module)
         _refuse_compiled(self.module)
         self.name = name or f"module:{type(self.module).__name__}"
-        check_network(self.module, self.name)
+        check_weight_types(self.module, self.name)
         mean = None if mean is None else finite_numbers(mean, "mean")
         std = None if std is None else finite_numbers(std, "std")
         conv = next((m for m in self.module.modules() if isinstance(m, nn.Conv2d)), None)
@@ -188,7 +191,9 @@ class Model:
             )
 
     def _check_finite(self, what: str, values: Tensor, images: Tensor) -> None:
-        """Refuse logits or features with NaN or infinity."""
+        """Refuse logits or features with NaN or infinity, or without values."""
+        if values.is_meta:  # a part of the weights has no values
+            check_has_values(self.module, self.name)
         if not self.module.training:  # a training checks its loss, and proposes another learning rate
             # Detached: an error that is raised later must not keep the graph of a pass.
             values, images = values.detach(), images.detach()
@@ -261,9 +266,11 @@ class Model:
             with default_device_of_caller():
                 return (self.module if network is None else network)(pixels)
         except _REFUSALS as error:
+            if isinstance(error, _UNTRANSLATED):
+                raise
+            check_has_values(self.module, self.name)
             size = tuple(images.shape[1:])
-            accepted = size in self._cache.structures or (self.size_known and size == self.input_size)
-            if accepted or isinstance(error, _UNTRANSLATED):
+            if size in self._cache.structures or (self.size_known and size == self.input_size):
                 raise
             own = f"; its input size is {self.input_size}" if self.size_known else ""
             message = f"{self.name} does not take images of {size}{own}. Its error: {error}"
@@ -271,7 +278,9 @@ class Model:
 
     def normalize(self, images: Tensor) -> Tensor:
         """(images - mean) / std, on the model's device and in its precision, after its defenses."""
-        images = images.to(self.device, self.dtype)
+        if (device := self.device).type == "meta":
+            check_has_values(self.module, self.name)
+        images = images.to(device, self.dtype)
         for _, transform in self.defenses:
             images = transform(images)
         mean, std = (t.to(images)[:, None, None] for t in (self.mean, self.std))
@@ -431,6 +440,7 @@ class Model:
         except _REFUSALS as error:
             if isinstance(error, _UNTRANSLATED):
                 raise
+            check_has_values(self.module, self.name)
             default = (self.input_size[0], DEFAULT_SIDE, DEFAULT_SIDE)
             assumed = not self.size_known and tuple(input_size) == default
             raise ModelError(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias
 from ..errors import InputError
 from ..models import Model as _Model
 from ..models import SavedSource, check_saved_options, load_model
-from ..models.arguments import check_network
+from ..models.arguments import check_has_values, check_weight_types
 from ..spec.spec import Role
 from .base import InputContext, InputRole, SampleRequest, check_type
 
@@ -40,7 +40,8 @@ class ModelRole(InputRole):
 
     def check(self, value: Any, context: InputContext) -> _Model:
         model: _Model = check_type(value, _Model, "as load_model(module, mean=..., std=...) returns it")
-        check_network(model.module, model.name)  # it may have been moved or quantized since it was loaded
+        check_has_values(model.module, model.name)
+        check_weight_types(model.module, model.name)  # it may have been quantized since it was loaded
         return model
 
     def sample(self, request: SampleRequest) -> _Model:
