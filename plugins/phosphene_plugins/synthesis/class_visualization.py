@@ -36,7 +36,7 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
     # One step of one class from a start s: s + lr (w - 2 lambda (s - m)).
     start = torch.full((1, 3, 4, 4), 0.3, dtype=torch.float64)
     center = model.mean.double().view(3, 1, 1)
-    one = class_visualization(model, 1, start, steps=1, frames=1, **plain | {"l2": 0.1})
+    one = class_visualization(model, 1, start, frames=1, **plain | {"l2": 0.1, "steps": 1})
     step = start + 0.2 * (weight[1].view(3, 4, 4) - 0.2 * (start - center))
     torch.testing.assert_close(one.images, step.clamp(0, 1))
     assert one.targets == ("class 1",) and one.frames is not None and len(one.frames) == 1

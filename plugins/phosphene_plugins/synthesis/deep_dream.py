@@ -40,7 +40,8 @@ def identity_features_are_scaled_by_normalised_steps() -> None:
         mean_square = expected.square().mean((1, 2, 3), keepdim=True)
         expected = (expected + 0.1 * expected / mean_square.sqrt()).clamp(0, 1)
     torch.testing.assert_close(result.images, expected)
-    assert torch.equal(result.sources, images) and result.targets == ("0", "0")
+    assert result.sources is not None and torch.equal(result.sources, images)
+    assert result.targets == ("0", "0")
     energy = (images / 0.5).square().mean((1, 2, 3))
     torch.testing.assert_close(result.scores[0], energy)
     # Two layers with the same features have twice the sum. Of three frames the second octave has two.

@@ -44,11 +44,9 @@ def linear_decoder_and_unit_have_their_closed_form() -> None:
     active_bound = 0.75 * float(expected.abs().max())
     for bound in (10.0, active_bound):
         result = latent_visualization(model, Class((0, 1)), generator, l2=1.0, bound=bound, draws=0,
-                                      optimizer="sgd", lr=0.2, steps=60, seed=0)  # fmt: skip
-        decoded = result.codes @ decoder.weight.detach().T + decoder.bias.detach()
-        torch.testing.assert_close(result.images, decoded.view(2, 3, 3, 3).clamp(0, 1))
+                                      optimizer="sgd", lr=0.2, steps=40, seed=0)  # fmt: skip
         torch.testing.assert_close(result.codes, expected.clamp(-bound, bound), atol=1e-6, rtol=0)
-    assert result.scores.shape == (60, 2) and result.frames is result.reconstruction_error is None
+    assert result.scores.shape == (40, 2) and result.frames is result.reconstruction_error is None
     assert result.targets == ("class 0", "class 1")
     assert torch.equal(result.images, generator.decode(result.codes))
     # A generator of larger grey images: reduced to the model's size for the model, and compared at its own.
@@ -68,10 +66,10 @@ def linear_decoder_and_unit_have_their_closed_form() -> None:
         assert error is not None
         torch.testing.assert_close(error, at_size.std(dim=(1, 2, 3), correction=0), atol=1e-9, rtol=0)
     # Neither vectors nor images of another number of channels can be read.
-    for decoder in (nn.Identity(), lambda z: z.view(-1, 2, 2, 1)):
+    for unreadable in (nn.Identity(), nn.Unflatten(1, (2, 2, 1))):
         message = ""
         try:
-            latent_visualization(model, Class(0), Decoder((4,), decoder), steps=1)
+            latent_visualization(model, Class(0), Decoder((4,), unreadable), steps=1)
         except InputError as error:
             message = str(error)
         assert "a generator returns" in message or "the generator returns 2" in message
