@@ -192,28 +192,30 @@ class deterministic_algorithms(Restoring):
 _callers_device: ContextVar[torch.device | None] = ContextVar("phosphene_default_device", default=None)
 
 
-class cpu_by_default(function_mode, ContextDecorator):
+class cpu_by_default(Restoring, ContextDecorator):
     """Inside, new tensors are on the CPU, whatever ``torch.set_default_device`` says; also a decorator.
 
     Random numbers are drawn on the CPU and then moved, so that they are the same on every device.
     """
 
-    def __init__(self) -> None:
-        super().__init__(DeviceContext(torch.device("cpu")))
+    #: The mode, and the caller's device outside the block; None where the default is the CPU already.
+    _mode: function_mode | None = None
+    _outer_device: torch.device | None = None
 
     def _recreate_cm(self) -> cpu_by_default:
         return cpu_by_default()  # for each call of a decorated function
 
     def open(self) -> None:
-        self._callers_device = _callers_device.get()
         if (device := torch.get_default_device()).type != "cpu":
+            self._outer_device = _callers_device.get()
+            self._mode = function_mode(DeviceContext(torch.device("cpu")))
             _callers_device.set(device)
-            super().open()
+            self._mode.open()
 
     def close(self) -> None:
-        super().close()
-        if hasattr(self, "_callers_device"):
-            _callers_device.set(self._callers_device)
+        if self._mode is not None:
+            self._mode.close()
+            _callers_device.set(self._outer_device)
 
 
 def default_device_of_caller() -> AbstractContextManager[object]:

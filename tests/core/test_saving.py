@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -639,6 +639,54 @@ def test_processes_that_save_into_one_folder(tmp_path: Path, renaming: str) -> N
     assert is_complete(out)
     assert has_notes(out)
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_replaced_folder_is_removed_between_the_renames_of_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is at the output folder when the replaced one's other files return to it, until the lock."""
+    monkeypatch.setattr(system, "_renameat2", lambda: None)
+    out, away = prepare_folder(tmp_path), tmp_path / "away"
+    move, lock, renamed = system.move, system.lock, list[Path]()
+
+    def move_after_rename(source: Path, target: Path) -> None:
+        if target.parent == out and source.parent.name.startswith("old") and not renamed:
+            renamed.append(out.rename(away))  # the other process's first rename
+        move(source, target)
+
+    def lock_after_rename(folder: Path) -> AbstractContextManager[None]:
+        if away.exists():
+            away.rename(out)  # its second one
+        return lock(folder)
+
+    monkeypatch.setattr(system, "move", move_after_rename)
+    monkeypatch.setattr(system, "lock", lock_after_rename)
+    plain(2).save(out)
+    monkeypatch.undo()
+    assert len(load_result(out).images) == 2
+    assert is_complete(out)
+    assert has_notes(out)
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_files_of_a_result_that_replaces_another_meanwhile_are_not_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renaming: str
+) -> None:
+    """The result with 4 images replaces the one with 1 while the files beside it are linked."""
+    out, other = plain(1).save(tmp_path / "a"), plain(4).save(tmp_path / "b")
+    iterdir, away = Path.iterdir, tmp_path / "away"
+
+    def list_after_replacement(folder: Path) -> Iterator[Path]:
+        if folder == out and not away.exists():
+            out.rename(away)
+            other.rename(out)
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", list_after_replacement)
+    plain(2).save(out)
+    monkeypatch.undo()
+    assert names(out) == own_names(2)
+    plain(1).save(out)
 
 
 def test_reader_never_mixes_two_results(tmp_path: Path) -> None:

@@ -59,8 +59,13 @@ def read_own_files(folder: Path) -> Set[str] | None:
     if not isinstance(names, list):
         names = result_names(folder)
     # Whatever a document lists, only names that a result writes are its own.
-    own = {name for name in names if isinstance(name, str) and _OWN_FILE.fullmatch(name)} | {RESULT}
+    own = {name for name in names if isinstance(name, str) and is_result_name(name)} | {RESULT}
     return {name for name in own if _is_file(folder / name) and not (folder / name).parent.is_symlink()}
+
+
+def is_result_name(name: str) -> bool:
+    """Whether ``Result.save`` may write a file of this name, a path relative to the folder."""
+    return _OWN_FILE.fullmatch(name) is not None
 
 
 def result_names(folder: Path) -> list[str]:
@@ -70,7 +75,7 @@ def result_names(folder: Path) -> list[str]:
         pictures = folder / PICTURES
         if pictures.is_dir() and not pictures.is_symlink():
             names += [f"{PICTURES}/{name}" for name in os.listdir(pictures)]
-    return sorted(name for name in names if _OWN_FILE.fullmatch(name))
+    return sorted(filter(is_result_name, names))
 
 
 def list_files(folder: Path) -> list[str]:

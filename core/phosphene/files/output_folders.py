@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from . import system
-from .documents import PICTURES, RESULT, read_own_files, result_names
+from .documents import PICTURES, RESULT, is_result_name, read_own_files, result_names
 from .work_folders import OLD, READY, WRITING, sweep, work_folder
 
 #: Bytes that a checkpoint's name has besides the folder's: ``.NAME.unfinished``.
@@ -249,13 +249,14 @@ def _link_other_files(folder: Path, ready: Path) -> None:
 
     So they are in place at every moment. What cannot be linked is moved after the replacement.
     """
-    own = read_own_files(folder) or set()
     paths = [*folder.iterdir()]
     if (folder / PICTURES).is_dir():
         paths += (folder / PICTURES).iterdir()
     for path in paths:
         name = path.relative_to(folder)
-        if name.as_posix() not in own and not (path.is_dir() and not path.is_symlink()):
+        # By the name, not by the folder's document: another process may replace both between two calls, and
+        # ``_check_replaceable`` accepts no other file of such a name.
+        if not is_result_name(name.as_posix()) and not (path.is_dir() and not path.is_symlink()):
             if name.parent.name:
                 (ready / name.parent).mkdir(exist_ok=True)
             with contextlib.suppress(OSError):  # a file system without links, or a file of another user

@@ -67,7 +67,7 @@ def sweep(parent: Path, target: str | None = None) -> None:
     """
     # A folder that cannot be read or changed is none of this user's to clean; it harms nothing.
     with contextlib.suppress(OSError):
-        for entry in sorted(os.listdir(parent)):
+        for entry in sorted(filter(_NAME.fullmatch, os.listdir(parent))):
             if _is_abandoned(parent / entry) and target in (None, _target(parent / entry)):
                 with contextlib.suppress(OSError):
                     _remove(parent / entry)
@@ -119,12 +119,7 @@ def _remove(folder: Path) -> None:
             (path for path in complete if _is_folder(path)), key=lambda path: path.name != READY
         )
         for path in complete:
-            # A process was killed between two renames: the newest complete folder takes the name.
-            if not os.path.lexists(target):
-                with contextlib.suppress(FileExistsError, FileNotFoundError):
-                    system.move(path, target)
-            if _is_folder(path) and _is_folder(target):
-                return_files(path, target)
+            _complete(path, target)
         writing = folder / WRITING
         if _is_folder(writing):
             shutil.rmtree(writing, ignore_errors=True)
@@ -138,40 +133,59 @@ def _remove(folder: Path) -> None:
         folder.rmdir()
 
 
+def _complete(folder: Path, target: Path) -> None:
+    """Rename a complete folder to ``target`` where that is missing, else return its other files there."""
+    if _is_folder(target):
+        with contextlib.suppress(FileNotFoundError):  # ``target`` was renamed meanwhile
+            return_files(folder, target)
+            return
+    # Without an exchange of folders, ``target`` is missing while another process is between its two renames.
+    # Inside the lock it is missing only if a process was killed there: the newest folder takes the name.
+    with system.lock(target.parent):
+        if not os.path.lexists(target):
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                system.move(folder, target)
+        if _is_folder(folder) and _is_folder(target):
+            return_files(folder, target)
+
+
 def return_files(old: Path, target: Path) -> None:
     """Delete a replaced result folder ``old``; every file in it that is not the result's goes to ``target``.
 
-    Raises OSError if a file cannot be moved; it is then left in ``old``.
+    Raises OSError if a file cannot be moved; it is then left in ``old``. FileNotFoundError: ``target`` is
+    missing.
     """
     for attempt in range(10):
         try:
             _return_files(old, target)
             return
         except OSError as error:
-            # Another process returned a file into ``old`` before it was replaced: that file is moved as well.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == 9:
+            if not _is_folder(old):  # another process deleted it
+                return
+            # ENOTEMPTY: another process returned a file into ``old`` before it was replaced; that file is
+            # moved as well. ENOENT: another process moved one of its files.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT) or attempt == 9:
                 raise
 
 
 def _return_files(old: Path, target: Path) -> None:
     own = read_own_files(old) or set()
-    with contextlib.suppress(FileNotFoundError):  # another process deletes the same folder
-        for path in list(old.iterdir()):
-            if path.name == PICTURES and _is_folder(path):
-                for picture in list(path.iterdir()):
-                    if f"{PICTURES}/{picture.name}" not in own:
-                        (target / PICTURES).mkdir(exist_ok=True)
-                        _move_back(picture, target / PICTURES / picture.name)
-            elif path.name not in own:
-                _move_back(path, target / path.name)
-        for name in own - {RESULT}:
-            (old / name).unlink(missing_ok=True)
-        if _is_folder(old / PICTURES):
-            (old / PICTURES).rmdir()
-        # The document last: without it, the folder's other files would no longer be recognised.
-        if RESULT in own:
-            (old / RESULT).unlink(missing_ok=True)
-        old.rmdir()
+    for path in list(old.iterdir()):
+        if path.name == PICTURES and _is_folder(path):
+            for picture in list(path.iterdir()):
+                if f"{PICTURES}/{picture.name}" not in own:
+                    (target / PICTURES).mkdir(exist_ok=True)
+                    _move_back(picture, target / PICTURES / picture.name)
+        elif path.name not in own:
+            _move_back(path, target / path.name)
+    for name in own - {RESULT}:
+        (old / name).unlink(missing_ok=True)
+    if _is_folder(old / PICTURES):
+        (old / PICTURES).rmdir()
+    # The document last: without it, the folder's other files would no longer be recognised.
+    if RESULT in own:
+        (old / RESULT).unlink(missing_ok=True)
+    old.rmdir()
 
 
 def _move_back(path: Path, target: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,9 +64,8 @@ class Tap(Restoring):
     def close(self) -> None:
         active_taps.set(tuple(tap for tap in active_taps.get() if tap is not self))
         self._followed.clear()
-        while self._hooks:
-            remove_hook(*self._hooks[-1])
-            self._hooks.pop()
+        remove_hooks(self._hooks)
+        self._hooks.clear()
 
     def follow(self, network: nn.Module) -> None:
         """Read the layers of the same names in another network as well (an optimized copy), until closed."""
@@ -127,16 +126,17 @@ class layer_hooks(Restoring):
                 module.register_forward_hook(hook)
 
     def close(self) -> None:
-        for module, hook in self._hooks.items():
-            remove_hook(module, hook)
+        remove_hooks(self._hooks.items())
 
 
-def remove_hook(module: nn.Module, hook: Callable[..., Any]) -> None:
-    """Remove a forward (pre-)hook, if it is registered."""
-    with hook_lock:
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, registered in hooks.items() if registered is hook]:
-                del hooks[key]
+def remove_hooks(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> None:
+    """Remove forward (pre-)hooks, those that are registered."""
+    for module, hook in hooks:
+        with hook_lock:
+            for registered in (module._forward_hooks, module._forward_pre_hooks):
+                for key, other in tuple(registered.items()):
+                    if other is hook:
+                        del registered[key]
 
 
 def replace_output_tensor(output: Any, tensor: Tensor) -> Any:

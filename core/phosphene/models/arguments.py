@@ -82,7 +82,7 @@ def check_callable(value: Any, what: str) -> None:
 
 
 def check_has_values(module: nn.Module, name: str) -> None:
-    """Refuse, with ModelError, a network with a weight that has no values: its layers can be read, not run."""
+    """Refuse, with ModelError, a network with a weight without values: its layers can be read, not run."""
     for weight, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_meta:
             raise ModelError(

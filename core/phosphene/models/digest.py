@@ -66,15 +66,17 @@ def state_checksums(module: nn.Module) -> tuple[tuple[str, int], ...]:
 
     Writes through ``.data`` change neither a tensor's version nor its address, so the values are read.
     """
-    return tuple((name, checksum(value)) for name, value in _state_tensors(module))
+    return tuple([(name, checksum(value)) for name, value in _state_tensors(module)])
 
 
-def _state_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _state_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Names and values of all weights and buffers; of a quantized layer's packed weights the parts."""
-    for name, value in module.state_dict().items():
-        for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, Tensor):
-                yield name, part.dequantize() if part.is_quantized else part
+    return [
+        (name, part.dequantize() if part.is_quantized else part)
+        for name, value in module.state_dict().items()
+        for part in (value if isinstance(value, tuple) else (value,))
+        if isinstance(part, Tensor)
+    ]
 
 
 def state_digest(module: nn.Module, names: Sequence[str] = ()) -> str:

@@ -92,7 +92,7 @@ def record_structure(
         outputs.pop(name, None)
         calls = layers.pop(name).calls + 1 if name in layers else 1
         shape = tuple(value.shape[1:]) if isinstance(value, Tensor) else None
-        layers[name] = LayerInfo(type(part).__name__, shape, calls, sum(p.numel() for p in part.parameters()))
+        layers[name] = LayerInfo(type(part).__name__, shape, calls, sum(map(Tensor.numel, part.parameters())))
         value_in = args[0] if args and isinstance(args[0], Tensor) else None
         if value_in is not None:
             inputs[name] = value_in
@@ -209,7 +209,7 @@ def _folds(
     nodes: list[Any] = [logits.grad_fn] if logits.requires_grad else []
     while nodes:
         below = [node for node, _ in nodes.pop().next_functions if node is not None]
-        nodes += {node for node in below if node not in consumers}
+        nodes += set(below) - consumers.keys()
         consumers.update(below)
     convolutions = {
         output_nodes[name]: name

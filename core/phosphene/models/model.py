@@ -524,7 +524,8 @@ class Model:
     @property
     def device(self) -> torch.device:
         """The device of the network's weights."""
-        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        weight = next(self.module.parameters(), None)
+        return torch.device("cpu") if weight is None else weight.device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -77,8 +77,8 @@ class Methods(Mapping[str, "Method[..., Any]"]):
     def _names(self) -> dict[str, list[Plugin]]:
         """The plugins that each short name, id and qualified name belongs to."""
         names: dict[str, list[Plugin]] = {}
-        for plugin in self.plugins.values():
-            for name in {plugin.qualified, plugin.id, plugin.short_name}:
+        for qualified, plugin in self.plugins.items():
+            for name in {qualified, plugin.id, plugin.id.rpartition(".")[2]}:
                 names.setdefault(name, []).append(plugin)
         return names
 

@@ -10,7 +10,7 @@ import math
 import operator
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,7 +180,7 @@ class Operation(Expression):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "precedence", _OPERATORS[self.symbol][0])
-        object.__setattr__(self, "_depth", _nesting(self.left, self.right))
+        object.__setattr__(self, "_depth", _nesting([self.left, self.right]))
 
     def evaluate(self, params: Mapping[str, Any], sizes: Mapping[str, Any]) -> Any:
         left, right = self.left.evaluate(params, sizes), self.right.evaluate(params, sizes)
@@ -215,7 +215,7 @@ class Call(Expression):
     arguments: tuple[Expression, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_depth", _nesting(*self.arguments))
+        object.__setattr__(self, "_depth", _nesting(self.arguments))
 
     def evaluate(self, params: Mapping[str, Any], sizes: Mapping[str, Any]) -> Any:
         return _FUNCTIONS[self.function](*(a.evaluate(params, sizes) for a in self.arguments))
@@ -249,9 +249,9 @@ class Printed(Expression):
         return self.text
 
 
-def _nesting(*parts: Expression) -> int:
+def _nesting(parts: Sequence[Expression]) -> int:
     """The depth of an expression with these parts. Raises InputError for one that Python could not print."""
-    depth = 1 + max((part._depth for part in parts), default=0)
+    depth = 1 + max([part._depth for part in parts], default=0)
     if depth > _MOST_NESTED:
         raise InputError(f"a cost can have at most {_MOST_NESTED} nested operations")
     return depth
