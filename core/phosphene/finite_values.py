@@ -10,11 +10,15 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from .errors import ModelError
+from .errors import DivergenceError, ModelError
 
 
 class NotFiniteError(ModelError):
     """Logits or features with NaN or infinity."""
+
+
+class NonFiniteResultError(ModelError, DivergenceError):
+    """A method's result with NaN or infinity, from inputs and weights that are finite."""
 
 
 #: Checks whose outcome is not read yet, by what they check: the flag on its device, and the error to raise.

@@ -18,17 +18,22 @@ from phosphene import Cost, Reference, hookimpl, method, scores
 from phosphene.results import Attribution
 from phosphene.spec import Nonnegative, size
 from phosphene.roles import Images, Model, Target
+from phosphene.testing import linear_model
 {more}
 SOURCE = Reference(key="k", title="T", authors="A", year=2020, url="https://example.org")
 
 
-def shows_red() -> None:
-    assert True
+def equals_positive_weights() -> None:
+    """For a linear model with positive weights the map is the largest of a pixel's weights."""
+    weight = torch.rand(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(1, 3, 4, 6, generator=torch.Generator().manual_seed(1))
+    maps = {name}(linear_model(weight), images, 0).maps
+    torch.testing.assert_close(maps[0], weight[0].amax(0))
 
 
 @method(
     family="{family}", references=[SOURCE], invariants=[Nonnegative()], needs=["gradients"],
-    cost=Cost(forward=size.images, backward=size.images), oracle=shows_red,
+    cost=Cost(forward=size.images, backward=size.images), oracle=equals_positive_weights,
 )
 def {name}(model: Model, images: Images, target: Target = None) -> Attribution:
     """Show the size of the gradient."""

@@ -10,6 +10,8 @@ import venv
 from pathlib import Path
 from typing import NamedTuple
 
+import phosphene
+import phosphene_plugins
 from phosphene import load_result
 
 PAGE = (Path(__file__).parents[2] / "docs" / "first-plugin.md").read_text()
@@ -38,9 +40,13 @@ class Author:
         venv.create(home / "venv", symlinks=True)
         (bin_,) = {path.parent for path in (home / "venv").glob("*/python*") if path.name == "python"}
         (site,) = (home / "venv").glob("lib/*/site-packages")
-        # Libraries come from the tests' environment; installations go into the fresh one.
+        # Libraries come from the tests' environment, Phosphene from where the tests import it, which may be
+        # another checkout than the installed one; installations go into the fresh one.
         borrowed = sysconfig.get_path("purelib")
-        (site / "borrowed.pth").write_text(f"import site; site.addsitedir({borrowed!r})\n")
+        code = [Path(str(module.__file__)).parents[1] for module in (phosphene, phosphene_plugins)]
+        (site / "borrowed.pth").write_text(
+            "".join(f"{folder}\n" for folder in code) + f"import site; site.addsitedir({borrowed!r})\n"
+        )
         for command in ("pip", "pytest", "phosphene"):
             script = bin_ / command
             script.write_text(
@@ -78,21 +84,23 @@ class Author:
         return output
 
 
-def write_between_the_marks(file: Path, lines: str) -> None:
-    start, mark, rest = re.split(r"(    # --- your method: [^\n]*\n)", file.read_text())
-    _, end = rest.split("    # --- end of your method ---\n")
-    file.write_text(f"{start}{mark}{lines}    # --- end of your method ---\n{end}")
+def write_between_the_marks(file: Path, lines: str, part: str = "method") -> None:
+    start, mark, rest = re.split(rf"(    # --- your {part}: [^\n]*\n)", file.read_text())
+    _, end = rest.split(f"    # --- end of your {part} ---\n")
+    file.write_text(f"{start}{mark}{lines}    # --- end of your {part} ---\n{end}")
 
 
 def test_tutorial_commands(tmp_path: Path) -> None:
     author, outputs = Author(tmp_path), {}
-    five_lines, complete_file, *_ = PYTHON
+    five_lines, oracle_lines, complete_file, *_ = PYTHON
     assert len(five_lines.splitlines()) == 5
     for block in BLOCKS:
         if block.text == complete_file:
             break
         if block.text == five_lines:
             write_between_the_marks(author.folder / METHOD, five_lines)
+        if block.text == oracle_lines:
+            write_between_the_marks(author.folder / METHOD, oracle_lines, "oracle")
         if block.language == "sh":
             outputs |= {line: author.do(line) for line in block.text.splitlines()}
     assert "Successfully installed phosphene-gradient-entropy-0.1.0" in outputs["pip install -e ."]
@@ -117,7 +125,7 @@ def test_tutorial_second_part(tmp_path: Path) -> None:
     author = Author(tmp_path)
     for line in ("phosphene new gradient_entropy", "cd phosphene-gradient-entropy", "pip install -e ."):
         author.do(line)
-    five_lines, complete_file, *_ = PYTHON
+    five_lines, _, complete_file, *_ = PYTHON
     file = author.folder / METHOD
     # The page's output of a division by zero, with the file of its first half.
     careless = five_lines.replace(".clamp(min=tiny)\n", "\n", 1)
@@ -141,5 +149,5 @@ def test_tutorial_second_part(tmp_path: Path) -> None:
 
 def test_tutorial_fragments_run() -> None:
     namespace: dict[str, object] = {}
-    for fragment in PYTHON[2:]:
+    for fragment in PYTHON[3:]:
         exec(compile(fragment, "docs/first-plugin.md", "exec"), namespace)

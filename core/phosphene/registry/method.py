@@ -20,8 +20,8 @@ from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
 
 from ..checkpoints import claim_checkpoint
-from ..errors import DivergenceError, InputError, ModelError, PluginError, UnknownName
-from ..finite_values import contains_non_finite, defer_checks
+from ..errors import InputError, ModelError, PluginError, UnknownName
+from ..finite_values import NonFiniteResultError, contains_non_finite, defer_checks
 from ..graceful_stop import stopped_early_at
 from ..hooks.guard import guard
 from ..models.arguments import non_finite_weight
@@ -330,12 +330,12 @@ class Method(Generic[P, R]):
             if contains_non_finite(value):
                 message = f"{self.spec.short_name}: {name} of the result is not finite"
                 if model is None:
-                    raise DivergenceError(message)
+                    raise NonFiniteResultError(message)
                 if (weight := non_finite_weight(model.module)) is not None:
                     message += f": the weight {weight!r} of {model.name} contains NaN or infinity"
                     raise ModelError(message)
                 half = "; in half precision values overflow early" if model.dtype.itemsize == 2 else ""
-                raise ModelError(
+                raise NonFiniteResultError(
                     f"{message}; gradients or features of {model.name} may have overflowed{half}"
                 )
 

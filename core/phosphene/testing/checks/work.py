@@ -184,13 +184,15 @@ def _near(declared: int, actual: int) -> bool:
 
 
 @register_check(
-    "observation",
+    "run",
     "The pixels passed to the network are finite.",
     "divisions by zero and steps without bound",
     lambda method: None if method.spec.input("model") else "it takes no model",
 )
 def finite_pixels(method: AnyMethod, run: Observation) -> None:
-    assert run.passes.finite, "the network was passed NaN or infinity"
+    # Such a pass is refused, which is right for a parameter without bound, such as a learning rate.
+    refused_parameters = run.refusal is not None and run.case.params
+    assert run.passes.finite or refused_parameters, "the network was passed NaN or infinity"
 
 
 @register_check(
