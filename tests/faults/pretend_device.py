@@ -154,10 +154,11 @@ class _DeviceMode(TorchDispatchMode):
 
 
 @functools.cache
-def _register() -> torch.library.Library:
+def register_device() -> torch.library.Library:
     """Register the device type, and the operators with which ``torch.tensor`` and lists as indices copy.
 
-    These bypass every dispatch mode.
+    These bypass every dispatch mode. Must precede the first backward pass of the process, at which
+    torch's autograd engine fixes its number of device queues.
     """
     torch.utils.backend_registration._setup_privateuseone_for_python_backend(DEVICE)
     # Autocast asks for the supported types, also where it is disabled.
@@ -180,7 +181,7 @@ def _register() -> torch.library.Library:
 @contextmanager
 def pretend_device(*, float64: bool = True) -> Iterator[torch.device]:
     """Inside, the device exists; without ``float64``, double precision on it raises TypeError, as on MPS."""
-    _register()
+    register_device()
     swap = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:

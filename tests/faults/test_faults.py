@@ -160,7 +160,8 @@ def run_with_fault(number: int) -> tuple[list[str], bool]:
     torch.manual_seed(number)
     network, before, process = network_state(model), settings(), process_state()
     ended, raised = False, ""
-    handler = signal.signal(signal.SIGALRM, _raise_interrupt)
+    # Of pytest-timeout, which stops a test that hangs.
+    alarm, handler = signal.getitimer(signal.ITIMER_REAL), signal.signal(signal.SIGALRM, _raise_interrupt)
     try:
         with fault(model, draw):
             if draw.random() < 0.5:
@@ -174,6 +175,7 @@ def run_with_fault(number: int) -> tuple[list[str], bool]:
         faults = changes(network, network_state(model)) + differences(before, settings())
     finally:
         signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *alarm)
     faults += differences(process, process_state())
     return [f"{number} {name} {fault.__name__} {raised}: {what}" for what in faults], ended
 
@@ -199,6 +201,15 @@ def run_many(count: int) -> tuple[list[str], int]:
 def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other processes write to the system's folder at the same time."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def restored_random_state() -> Iterator[None]:
+    """The runs are seeded; the process's other tests draw as before."""
+    state = random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        yield
+    random.setstate(state)
 
 
 def test_forty_faults_leave_nothing() -> None:
