@@ -33,6 +33,7 @@ def radius_approaches_the_distance_to_the_decision_boundary() -> None:
     result = randomized_smoothing(model, images, sigma=0.5, samples=4000, selection=20, alpha=1e-3, seed=0)
     assert result.labels.tolist() == [1, 0]
     assert (result.radius <= distance).all() and (result.radius > 0.85 * distance).all()
+    assert result.vote_share is not None
     votes = np.round(result.vote_share.numpy() * 4000).astype(np.int64)
     bounds = scipy.stats.norm.ppf(clopper_pearson_lower_bound(votes, 4000, 1e-3))
     torch.testing.assert_close(result.radius, 0.5 * torch.from_numpy(bounds))
@@ -48,10 +49,10 @@ def radius_approaches_the_distance_to_the_decision_boundary() -> None:
     noise = torch.stack([torch.randn(1, 2, 2, generator=generator) for _ in range(40)]).double()
     noisy = (images[:, None] + 1.2 * noise).flatten(2) @ weight[1]
     positive = (noisy > 0).sum(1)
-    votes = torch.maximum(positive, 40 - positive)
+    majority = torch.maximum(positive, 40 - positive)
     assert result.labels.tolist() == (positive > 20).long().tolist() and not result.radius.any()
-    torch.testing.assert_close(result.vote_share, votes.double() / 40)
-    assert result.abstained.tolist() == (votes < 27).tolist() == [True, False]
+    torch.testing.assert_close(result.vote_share, majority.double() / 40)
+    assert result.abstained.tolist() == (majority < 27).tolist() == [True, False]
     # Six votes of six are enough, five of six are not.
     result = randomized_smoothing(model, images, sigma=1e-6, samples=6, alpha=0.05, task="predict", seed=0)
     assert not result.abstained.any()
