@@ -87,7 +87,7 @@ def training_equals_a_plain_loop() -> None:
     for algorithm, steps, step_size, warm_up in (
         ("pgd", 2, 0.02, 0.5), ("trades", 2, 0.02, 0.0), ("trades", 1, 0.02, 0.5), ("fast", 1, 0.1, 0.0)
     ):  # fmt: skip
-        own = {
+        own: dict[str, Any] = {
             "algorithm": algorithm,
             "attack_steps": steps if algorithm != "fast" else 7,
             "warm_up": warm_up,

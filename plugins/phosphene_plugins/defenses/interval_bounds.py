@@ -267,8 +267,9 @@ def single_operations_are_exact() -> None:
         bounds, values = operation(Interval(ends[0].clone(), ends[1].clone())), operation(corners).detach()
         torch.testing.assert_close(bounds.lower.detach(), values.amin(0, True))
         torch.testing.assert_close(bounds.upper.detach(), values.amax(0, True))
+    divisor: Any = Interval(ends[0], ends[1])
     try:
-        raise AssertionError(f"1 / x became {torch.div(torch.ones(1), Interval(*ends))}")
+        raise AssertionError(f"1 / x became {torch.div(torch.ones(1), divisor)}")
     except UnsupportedOperation:
         pass
     Interval(ends[0], ends[1]).relu_()

@@ -55,7 +55,8 @@ def training_equals_a_plain_loop() -> None:
     model, dataset = sample_training(nn.Tanh())
 
     def margins(trained: Model, images: Tensor, labels: Tensor, eps: float) -> Tensor:
-        _, first, _, last = trained.module
+        layers: Any = trained.module
+        first, last = layers[1], layers[3]
         lower, upper = (((images + end).clamp(0, 1) - 0.4).flatten(1) / 0.5 for end in (-eps, eps))
         center, radius = first((lower + upper) / 2), (upper - lower) / 2 @ first.weight.abs().mT
         lower, upper = (center - radius).tanh(), (center + radius).tanh()
@@ -71,9 +72,15 @@ def training_equals_a_plain_loop() -> None:
         return k * clean + (1 - k) * F.cross_entropy(worst, labels, reduction="none")
 
     labels = model(dataset.images).argmax(1)
-    options: dict[str, Any] = {"eps": 5 / 255, "kappa": 0.3, "warm_up": 0.5, **SHORT_TRAINING}
+    options: dict[str, Any] = {
+        "eps": 5 / 255,
+        "kappa": 0.3,
+        "warm_up": 0.5,
+        "labels": "predicted",
+        **SHORT_TRAINING,
+    }
     result, trained = assert_trained_plainly(
-        lambda: interval_bounds_fit(model, dataset, labels="predicted", **options), model, dataset, loss,
+        lambda: interval_bounds_fit(model, dataset, **options), model, dataset, loss,
         torch.optim.Adam, labels=labels,
     )  # fmt: skip
     final = margins(trained, dataset.images[5:], labels[5:], 5 / 255)

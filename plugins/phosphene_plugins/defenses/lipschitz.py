@@ -249,10 +249,9 @@ def convolutions_have_the_norm_of_their_matrix() -> None:
         matrix = F.conv2d(padded, weight, dilation=dilation, groups=groups).flatten(1)
         expected = float(torch.linalg.matrix_norm(matrix, 2))
         assert math.isclose(spectral_norm(weight, (3, 4), dilation=dilation, groups=groups), expected)
-        bound = F.conv2d(
-            LipschitzBound(units[:1, :, :3, :4], 2.0), weight, None, 1, 3, dilation, groups
-        ).bound
-        assert math.isclose(bound, 2 * expected)
+        inputs: Any = LipschitzBound(units[:1, :, :3, :4], 2.0)
+        bound: Any = F.conv2d(inputs, weight, None, 1, 3, dilation, groups)
+        assert math.isclose(bound.bound, 2 * expected)
 
 
 def bounds_in_closed_form() -> None:

@@ -84,7 +84,7 @@ def training_equals_a_plain_loop() -> None:
     labels = model(dataset.images).argmax(1)
     trained, losses = train_plainly(model, dataset, loss, torch.optim.Adam, labels=labels)
     with max_batch(2):
-        result = lipschitz_fit(model, dataset, eps=0.2, labels="predicted", **SHORT_TRAINING)
+        result = lipschitz_fit(model, dataset, eps=0.2, **SHORT_TRAINING | {"labels": "predicted"})
     torch.testing.assert_close(result.losses, losses)
     layers = trained.module[1], trained.module[3]  # type: ignore[index]
     exact = [layer.weight / torch.linalg.matrix_norm(layer.weight, 2) for layer in layers]

@@ -49,10 +49,10 @@ def radius_approaches_the_distance_to_the_decision_boundary() -> None:
     noise = torch.stack([torch.randn(1, 2, 2, generator=generator) for _ in range(40)]).double()
     noisy = (images[:, None] + 1.2 * noise).flatten(2) @ weight[1]
     positive = (noisy > 0).sum(1)
-    votes = torch.maximum(positive, 40 - positive)
+    majority = torch.maximum(positive, 40 - positive)
     assert result.labels.tolist() == (positive > 20).long().tolist() and not result.radius.any()
-    torch.testing.assert_close(result.vote_share, votes.double() / 40)
-    assert result.abstained.tolist() == (votes < 27).tolist() == [True, False]
+    torch.testing.assert_close(result.vote_share, majority.double() / 40)
+    assert result.abstained.tolist() == (majority < 27).tolist() == [True, False]
     # Six votes of six are enough, five of six are not.
     result = randomized_smoothing(model, images, sigma=1e-6, samples=6, alpha=0.05, task="predict", seed=0)
     assert not result.abstained.any()

@@ -104,8 +104,8 @@ def activations_approach_relu_with_the_sharpness() -> None:
     torch.testing.assert_close(result.network(model.normalize(images)), last(F.softplus(3 * first(x)) / 3))
     assert result.note == "1 ReLUs are softplus now"
     sample, dataset = sample_training(nn.BatchNorm1d(3), nn.ReLU())
-    smooth = sample.copy()
-    replace_relus(smooth.module, "elu", 2.0)
+    smoothed: Any = sample.copy()
+    replace_relus(smoothed.module, "elu", 2.0)
 
     def loss(trained: AnyModel, images: Tensor, labels: Tensor, progress: float) -> Tensor:
         trained.module.train()
@@ -113,7 +113,7 @@ def activations_approach_relu_with_the_sharpness() -> None:
 
     options = {"activation": "elu", "sharpness": 2.0, **SHORT_TRAINING}
     assert_trained_plainly(
-        lambda: smooth_activations(sample, dataset, **options), smooth, dataset, loss, torch.optim.Adam
+        lambda: smooth_activations(sample, dataset, **options), smoothed, dataset, loss, torch.optim.Adam
     )
     for part, reason in ((nn.Tanh(), "no nn.ReLU"), (nn.ReLU6(), "1 ReLUs that are no nn.ReLU modules")):
         message = "accepted"

@@ -54,15 +54,16 @@ def ensemble_of_orthogonal_linear_members_has_the_sum_of_their_margins() -> None
     # In l2, on averaged logits, along the sum of the weights; on probabilities along their weighted sum.
     members[1] = linear_model(torch.tensor([[0.0, 0, 0, 0], [0, 9.0, 0, -9.0]]).view(2, 1, 2, 2))
     images = images[:1]
-    for mean_of, direction in (("logits", [1.0, 9.0, -1.0, -9.0]), ("probabilities", None)):
+    averages: dict[MeanOf, list[float]] = {"logits": [1.0, 9.0, -1.0, -9.0], "probabilities": []}
+    for mean_of, direction in averages.items():
         report = _evaluate(
             members, images, labels[:1], mean_of, eps=0.02, step_size=0.05, steps=30,
             norm="l2", eot_samples=1, seed=0,
         )  # fmt: skip
         moved = (images - report.adversarial).flatten()
-        if direction is None:
+        if not direction:
             x = report.adversarial.clone().requires_grad_()
-            probability = sum(member(x).softmax(1)[0, 1] for member in members)
+            probability = torch.stack([member(x).softmax(1)[0, 1] for member in members]).sum()
             (gradient,) = torch.autograd.grad(probability, x)
             direction = gradient.flatten().tolist()
         unit = torch.tensor(direction) / torch.tensor(direction).norm()
