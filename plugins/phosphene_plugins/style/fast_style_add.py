@@ -18,6 +18,7 @@ from ._train_style_network import DUMOULIN, style_labels, style_previews, train_
 
 def one_color_is_learned_and_the_old_style_unchanged() -> None:
     """Features = pixels: the first loss by hand; a style of one color is learned, the old one stays."""
+    tested: Any = fast_style_add  # its result has every field here
     model, images = load_pixel_model(), draw_images(4, 3, 8, 8, seed=0)
     color = torch.tensor([0.8, 0.3, 0.5], dtype=torch.float64)[None, :, None, None]
     with fork_random_state():
@@ -31,7 +32,7 @@ def one_color_is_learned_and_the_old_style_unchanged() -> None:
     style = color.expand(1, 3, 8, 8)
     options: Any = {"content_weight": 0.0, "total_variation": 0.0, "batch": 2, "lr": 0.1, "seed": 2}
     options |= {"style_layers": ["0"], "style_weight": 3.0}
-    extended = fast_style_add(model, TensorDataset(images), style, old, steps=120, frames=2, **options)
+    extended = tested(model, TensorDataset(images), style, old, steps=120, frames=2, **options)
     batch = images[torch.randperm(4, generator=torch.Generator().manual_seed(2))[:2]]
     with torch.no_grad():
         stylized = network(batch, torch.ones(2, 1, dtype=torch.float64))
@@ -40,7 +41,7 @@ def one_color_is_learned_and_the_old_style_unchanged() -> None:
     assert relative(gram(extended.previews[1:], "0"), gram(style, "0")) < 0.05, "the new style is not learned"
     assert torch.equal(extended.previews[0], previews[0]), "the old style changed"
     assert extended.labels == ("old", "style 1") and extended.frames.shape == (2, 1, 3, 8, 8)
-    named = fast_style_add(model, TensorDataset(images), style, old, names=["new"], steps=1, **options)
+    named = tested(model, TensorDataset(images), style, old, names=["new"], steps=1, **options)
     assert named.labels == ("old", "new") and named.config["styles"] == 2
 
 

@@ -133,6 +133,7 @@ def fill(
 
 def textbook_loops_copy_the_same_pixels() -> None:
     """Equal to loops over pixels and windows; a periodic texture is continued for all random draws."""
+    tested: Any = efros_leung  # its result has every field here
     from . import _textbook_textures
 
     noise = torch.rand(2, 2, 8, 9, generator=Generator().manual_seed(0))
@@ -142,7 +143,7 @@ def textbook_loops_copy_the_same_pixels() -> None:
         ({"size": (9, 12), "order": "ring", "start": "sample"}, {"ring": True, "from_sample": True}),
     )
     for options, textbook_options in cases:
-        result = efros_leung(noise, window=5, seed=1, **options)
+        result = tested(noise, window=5, seed=1, **options)
         assert torch.equal(result.sources, noise) and result.scores.shape == (0, 2)
         for image, sample in zip(result.images, noise, strict=True):
             steps = _textbook_textures.efros_leung(
@@ -153,7 +154,7 @@ def textbook_loops_copy_the_same_pixels() -> None:
     y, x = torch.arange(24)[:, None], torch.arange(28)
     tile = torch.rand(2, 3, 4, 5, generator=Generator().manual_seed(0), dtype=torch.float64)
     texture = tile[:, :, y % 4, x % 5]
-    result = efros_leung(texture[:, :, 5:17, 6:19], size=(24, 28), window=9, start="sample")
+    result = tested(texture[:, :, 5:17, 6:19], size=(24, 28), window=9, start="sample")
     shifted = texture[:, :, (y + 5 - 6) % 4, (x + 6 - 7) % 5]
     assert torch.equal(result.images, shifted), "the pattern is not continued"
 

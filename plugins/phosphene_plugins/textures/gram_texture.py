@@ -23,6 +23,7 @@ def gram_energy(gram: Tensor, target: Tensor) -> Tensor:
 
 def pixels_as_features_have_a_closed_form() -> None:
     """Features = normalized pixels, and their means over 2 x 2: the loss of the first images by hand."""
+    tested: Any = gram_texture  # its result has every field here
     mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in ((0.25, 0.5), (0.5, 0.75)))
     pixels = torch.nn.Conv2d(2, 2, 1, bias=False).double()
     pixels.weight.data = torch.eye(2, dtype=torch.float64)[:, :, None, None]
@@ -36,9 +37,9 @@ def pixels_as_features_have_a_closed_form() -> None:
 
     noise = [noise_images((1, 2, 8, 10), seed=1, mean=s.mean((1, 2)), sd=s.std((1, 2))) for s in sample]
     starts = torch.cat(noise), sample[:, :, :8, :10]
-    defaults = gram_texture(model, sample, size=(8, 10), steps=60, frames=3, seed=1)
-    paper = gram_texture(model, sample, starts[1], layers=["0", "1"], normalization="gatys", steps=2, seed=1)
-    weighted = gram_texture(model, sample, starts[1], layers=["1"], weights=[5], steps=2, seed=1)
+    defaults = tested(model, sample, size=(8, 10), steps=60, frames=3, seed=1)
+    paper = tested(model, sample, starts[1], layers=["0", "1"], normalization="gatys", steps=2, seed=1)
+    weighted = tested(model, sample, starts[1], layers=["1"], weights=[5], steps=2, seed=1)
     for result, start, weights in (
         (defaults, starts[0], {1: 1, 2: 1 / 3}),
         (paper, starts[1], {1: 1, 2: 1}),
@@ -55,8 +56,8 @@ def pixels_as_features_have_a_closed_form() -> None:
     assert len(defaults.frames) == 3 and (defaults.frames[-1] / 255 - defaults.images).abs().max() < 0.01
     for optimizer, lr in (("lbfgs", 1.0), ("adam", 0.02), ("adam", 0.05)):
         options: Any = {"optimizer": optimizer, "steps": 3, "lr": lr}
-        result = gram_texture(model, sample, starts[1], **options)
-        default = gram_texture(model, sample, starts[1], **options | {"lr": None})
+        result = tested(model, sample, starts[1], **options)
+        default = tested(model, sample, starts[1], **options | {"lr": None})
         assert torch.equal(result.images, default.images) == (lr != 0.05), "the default step length differs"
 
 
