@@ -22,11 +22,9 @@ SAMPLE = {
 
 
 def every_method() -> list[Any]:
-    """All methods; those outside the sample are nightly."""
-    return [
-        pytest.param(name, marks=() if name in SAMPLE else pytest.mark.nightly, id=name)
-        for name in sorted(methods)
-    ]
+    """All methods; those outside the sample are nightly, with time in which UMAP's code compiles."""
+    nightly = (pytest.mark.nightly, pytest.mark.timeout(1200))
+    return [pytest.param(name, marks=() if name in SAMPLE else nightly, id=name) for name in sorted(methods)]
 
 
 def cases() -> Iterator[Case]:
