@@ -81,7 +81,9 @@ def training_steps_have_a_closed_form() -> None:
             ]
             assert torch.allclose(fitted.losses[step], torch.cat(losses).mean(), rtol=1e-4)
         previews = torch.cat([network.eval()(images[:1], b[None]) for b in torch.eye(3)])
+        returned = torch.cat([fitted.network(images[:1], b[None]) for b in torch.eye(3)])
     assert (fitted.previews - previews).abs().max() < 1e-5, "previews are not the first image in each style"
+    assert (returned - previews).abs().max() < 1e-5, "the network is not the trained one"
     assert fitted.labels == ("a", "b", "c") and fitted.frames.shape == (2, 3, 3, 9, 12)
     assert fitted.config == {"styles": 3, "width": 2, "blocks": 1, "norm": "conditional"}
     color = torch.tensor([0.8, 0.3, 0.5])[None, :, None, None].expand(1, 3, 8, 8)

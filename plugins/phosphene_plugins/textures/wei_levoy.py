@@ -106,8 +106,8 @@ def exhaustive_search_copies_the_same_pixels() -> None:
         for image, single in zip(result.images, sample, strict=True):
             expected = textbook(single, *size, window=3, levels=used, seed=2)
             assert torch.equal(image, expected), f"{used} levels: not the result of an exhaustive search"
-    on_tree = tested(sample, size=8, window=3, levels=1, leaf_size=4, seed=2)
-    exhaustive = tested(sample, size=8, window=3, levels=1, leaf_size=None, seed=2)
+    on_tree = tested(sample, size=(8, 9), window=3, levels=1, leaf_size=4, seed=2)
+    exhaustive = tested(sample, size=(8, 9), window=3, levels=1, leaf_size=None, seed=2)
     assert not torch.equal(on_tree.images, exhaustive.images), "the tree is not used"
     vectors = sample.flatten().numpy().reshape(-1, 4)
     indices = np.arange(0, len(vectors), 2)
