@@ -80,7 +80,7 @@ def rectified(count: int) -> LinearCase:
     last = nn.Linear(12, 5).double()
     last.weight.data = torch.randn(5, 12, generator=generator, dtype=torch.float64)
     last.bias.data = 0.1 * torch.randn(5, generator=generator, dtype=torch.float64)
-    module = nn.Sequential(*hidden.module, nn.ReLU(), last)
+    module = nn.Sequential(hidden.module, nn.ReLU(), last)
     model = load_model(
         module, input_size=(3, 2, 3), mean=hidden.mean.flatten().tolist(), std=hidden.std.flatten().tolist()
     )

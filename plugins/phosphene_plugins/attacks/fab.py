@@ -77,7 +77,7 @@ def _equals_plain_runs(case: LinearCase, norm: LpNorm, targeted: bool, target_cl
         if nearest < torch.inf:
             (best,) = shrink_to_boundary(
                 best[None], image[None], norm,
-                lambda x, label=label: case.model(x).argmax(1).eq(label) == targeted, 10,
+                lambda x: case.model(x).argmax(1).eq(label) == targeted, 10,  # noqa: B023
             )  # fmt: skip
         torch.testing.assert_close(result.adversarial[n], best)
 

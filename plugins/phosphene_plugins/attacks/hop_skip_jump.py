@@ -30,7 +30,8 @@ def equals_a_plain_loop_over_each_image() -> None:
     case = two_classes()
     images, labels = case.images[:1], case.labels[:1]
     gap = case.model(images).detach().diff().abs()[0]
-    for norm, slope in (("l2", case.ascent[0].norm()), ("linf", case.ascent[0].abs().sum())):
+    slopes: dict[MinimizedNorm, Tensor] = {"l2": case.ascent[0].norm(), "linf": case.ascent[0].abs().sum()}
+    for norm, slope in slopes.items():
         result = hop_skip_jump(case.model, images, labels, norm=norm, steps=10, max_queries=2000, seed=0)
         ratio = float(result.distance(norm) / (gap / slope))
         assert result.success.all() and 1 <= ratio <= 1.25, f"{ratio} times the nearest ({norm})"

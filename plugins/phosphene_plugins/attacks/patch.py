@@ -45,8 +45,8 @@ def becomes_white_for_a_brightness_detector() -> None:
     assert (result.adversarial >= result.images).all() and (result.adversarial.amax((1, 2, 3)) > 0.99).all()
     assert covered.any() and covered.float().mean() < 0.5 and 0 < result.fooling_rate <= 1
     assert patch(model, TensorDataset(images), size=0.01, steps=1, held_out=0).mask.shape == (1, 1)
-    for target_class, shape in ((2, "round"), (None, "square")):
-        _equals_plain_steps(target_class, shape)
+    _equals_plain_steps(2, "round")
+    _equals_plain_steps(None, "square")
     # Pasted at its own size and angle, it covers a square of its side within the margins.
     white = _paste(
         torch.ones(1, 3, 3), torch.ones(3, 3), torch.zeros(1, 1, 7, 9), Generator(), 0.0, 1.0
@@ -82,7 +82,8 @@ def _equals_plain_steps(target_class: int | None, shape: Literal["round", "squar
         labels = y[rows] if target_class is None else torch.full((3,), target_class)
         optimizer.zero_grad()
         F.cross_entropy(case.model(views), labels, reduction="sum").backward()
-        p.grad = p.grad.masked_fill(p.grad == 0, 1e-200)  # type: ignore[union-attr]
+        assert p.grad is not None
+        p.grad[p.grad == 0] = 1e-200
         optimizer.step()
         p.data.clamp_(0, 1)
     inside = mask.bool().expand(3, -1, -1)

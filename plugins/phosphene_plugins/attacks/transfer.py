@@ -43,7 +43,8 @@ def examples_transfer_between_parallel_linear_models() -> None:
     assert wrong.rates.tolist() == [[0.0]] and wrong.counts.tolist() == [[0]]
     # All parameters are those of ``bim``.
     case = five_classes(4)
-    targets, params = case.labels.roll(1), {"eps": 0.05, "step_size": 0.03, "steps": 3, "norm": "l2"}
+    targets = case.labels.roll(1)
+    params: dict[str, Any] = {"eps": 0.05, "step_size": 0.03, "steps": 3, "norm": "l2"}
     params |= {"momentum": 0.5, "augmentations": ("rotate",), "eot_samples": 2, "targeted": True, "seed": 3}
     result = transfer(case.model, case.images, targets, **params)
     expected = bim(case.model, case.images, targets, **params)

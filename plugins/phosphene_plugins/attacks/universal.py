@@ -48,13 +48,14 @@ def is_the_corner_of_the_ball_on_a_linear_model() -> None:
     torch.testing.assert_close(result.perturbation, 0.1 * normal[0].sign())
     torch.testing.assert_close(result.adversarial, (result.images + result.perturbation).clamp(0, 1))
     assert result.fooling_rate == 0.75 and result.held_out_rate is None
-    for norm, eps, target_rate in (
+    cases: list[tuple[UniversalNorm, float, float]] = [
         ("linf", 0.008, 0.9),
         ("l2", 0.06, 0.9),
         ("l2", 0.06, 0.2),
         ("l2", 0.1, 0.5),
         ("l2", 0.1, 0.75),
-    ):
+    ]
+    for norm, eps, target_rate in cases:
         _equals_algorithm_1(five_classes(11), norm, eps, target_rate)
 
 

@@ -77,8 +77,8 @@ def curves_of_an_additive_model_are_cumulative_sums() -> None:
     linear = nn.Linear(16, 2, bias=False)
     with torch.no_grad():
         linear.weight.copy_(torch.stack([weight, -weight]))
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 4, 4), mean=[0.0], std=[1.0])
-    images = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 2, 8), mean=[0.0], std=[1.0])
+    images = torch.rand(5, 1, 2, 8, generator=torch.Generator().manual_seed(1))
     dataset = TensorDataset(images, ["0"] * 5)
     contributions = weight * images.flatten(1)
     options: dict[str, Any] = {"method": "gradient_x_input", "seed": 0}
@@ -91,13 +91,16 @@ def curves_of_an_additive_model_are_cumulative_sums() -> None:
     torch.testing.assert_close(result.image_values[0, 0], areas)
     torch.testing.assert_close(result.fractions, torch.arange(17) / 16)
     assert result.columns == ("deletion", "insertion") and result.higher_is_better == (False, True)
-    assert result.maps.shape == (1, 3, 3, 4, 4)
+    assert result.maps.shape == (1, 3, 3, 2, 8)
+    torch.testing.assert_close(result.maps[0, 0], contributions[:3].view(3, 2, 8).clamp(min=0))
+    torch.testing.assert_close(result.values[0, 0], areas.mean(1))
+    torch.testing.assert_close(result.standard_errors[0, 0], areas.std(1) / 5**0.5)
     # The two logits are opposite: the probability is the sigmoid of twice the first. Steps of 8 pixels.
     result = deletion_insertion(model, dataset, steps=2, baseline="zero", **options)
     torch.testing.assert_close(result.insertion[0], (2 * sums[:, ::8]).sigmoid().mean(0))
     result = deletion_insertion(model, dataset, score="logit", **options)
-    torch.testing.assert_close(result.insertion[0, 0], model(gaussian_blur(images, 0.5))[:, 0].mean())
-    one = ScoringContext(model, images[:1], contributions[:1].view(1, 4, 4), Class((0,)), None, None)
+    torch.testing.assert_close(result.insertion[0, 0], model(gaussian_blur(images, 0.25))[:, 0].mean())
+    one = ScoringContext(model, images[:1], contributions[:1].view(1, 2, 8), Class((0,)), None, None)
     computed = curve_area_metric(16, "zero", "logit", 0).function(one)
     assert computed is not None
     torch.testing.assert_close(computed, areas[:, :1].T)

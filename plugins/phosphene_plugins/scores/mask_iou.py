@@ -32,22 +32,26 @@ def overlap_metric(threshold: float | None) -> Metric:
 
 def box_weights_have_a_known_overlap() -> None:
     """A model with weights in a box has all its energy there; half of the object is an IoU of 1/3."""
-    weights, objects = torch.zeros(2, 1, 8, 8), torch.zeros(3, 8, 8, dtype=torch.bool)
-    weights[:, :, 2:6, 2:6] = 1.0
-    objects[0, 2:6, 2:6] = objects[1, 2:6, 4:8] = True
-    linear = nn.Linear(64, 2)
+    weights, objects = torch.zeros(2, 1, 6, 10), torch.zeros(3, 6, 10, dtype=torch.bool)
+    weights[:, :, 1:5, 2:6] = 1.0
+    objects[0, 1:5, 2:6] = objects[1, 1:5, 4:8] = True
+    linear = nn.Linear(60, 2)
     with torch.no_grad():
         linear.weight.copy_(weights.flatten(1))
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 8, 8), mean=[0.0], std=[1.0])
-    dataset = TensorDataset(torch.rand(3, 1, 8, 8), ["0", "1", "0"], objects)  # the last object is empty
+    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 6, 10), mean=[0.0], std=[1.0])
+    dataset = TensorDataset(torch.rand(3, 1, 6, 10), ["0", "1", "0"], objects)  # the last object is empty
     result = mask_iou(model, dataset, method="saliency", seed=0)
-    torch.testing.assert_close(result.image_values[0, 0], torch.tensor([[1.0, 1 / 3, 0.0], [1.0, 0.5, 0.0]]))
+    expected = torch.tensor([[1.0, 1 / 3, 0.0], [1.0, 0.5, 0.0]])
+    torch.testing.assert_close(result.image_values[0, 0], expected)
+    torch.testing.assert_close(result.values[0, 0], expected.mean(1))
+    torch.testing.assert_close(result.standard_errors[0, 0], expected.std(1) / 3**0.5)
+    torch.testing.assert_close(result.maps[0, 0], weights[:1, 0].expand(3, -1, -1))
     assert result.columns == ("IoU", "energy inside") and result.higher_is_better == (True, True)
     assert overlap_metric(None).needs_masks
     # Above half of the maximum are the upper 8 of the box's 16 pixels, and 4 of them in the second object.
     with torch.no_grad():
         linear.weight *= 3
-        linear.weight.view(2, 8, 8)[:, 4:] *= 0.4
+        linear.weight.view(2, 6, 10)[:, 3:] *= 0.4
     result = mask_iou(model, dataset, method="saliency", threshold=0.5, seed=0)
     torch.testing.assert_close(result.image_values[0, 0, 0], torch.tensor([8 / 16, 4 / 20, 0.0]))
 

@@ -26,15 +26,20 @@ def pointing_metric(radius: int) -> Metric:
 
 def model_of_one_pixel_hits_objects_at_that_pixel() -> None:
     """A model with weight on one pixel alone hits an object at that pixel and misses distant ones."""
-    linear = nn.Linear(81, 2)
+    weight = torch.zeros(7, 10)
+    weight[4, 3] = 2.0
+    linear = nn.Linear(70, 2)
     with torch.no_grad():
-        linear.weight.zero_()[:, 40] = 1.0
-    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 9, 9), mean=[0.0], std=[1.0])
-    objects = torch.zeros(3, 9, 9, dtype=torch.bool)
-    objects[0, 4, 4] = objects[1, 4, 6] = objects[2, 1, 4] = True
-    dataset = TensorDataset(torch.rand(3, 1, 9, 9), ["0", "1", "0"], objects)
+        linear.weight.copy_(weight.flatten().expand(2, -1))
+    model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(1, 7, 10), mean=[0.0], std=[1.0])
+    objects = torch.zeros(3, 7, 10, dtype=torch.bool)
+    objects[0, 4, 3] = objects[1, 4, 5] = objects[2, 1, 3] = True
+    dataset = TensorDataset(torch.rand(3, 1, 7, 10), ["0", "1", "0"], objects)
     result = pointing_game(model, dataset, method="saliency", radius=2, seed=0)
     assert result.image_values[0, 0].tolist() == [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]
+    torch.testing.assert_close(result.values[0, 0], torch.tensor([1 / 3, 2 / 3]))
+    torch.testing.assert_close(result.standard_errors[0, 0], torch.tensor([1 / 3, 1 / 3]))
+    torch.testing.assert_close(result.maps[0, 0], weight.expand(3, -1, -1))
     assert result.columns == ("pointing", "within 2 px") and result.higher_is_better == (True, True)
     assert pointing_metric(2).needs_masks
 
