@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from phosphene import InputError, TensorDataset
-from phosphene.spec import Calls, InvariantTo, Relation, ScalesWith
-from phosphene.spec.relations import assert_equal
+from phosphene.spec import Calls, InvariantTo, Relation, ScalesWith, assert_equal
 
 from ._principal_components import principal_components
 
