@@ -152,10 +152,10 @@ def pixels_as_features_have_a_closed_form() -> None:
     plain = tested(model, wide, styles, wide.flip(3), steps=3, total_variation=2.0)
     assert torch.allclose(tiled.losses, plain.losses, rtol=1e-10), "tiles change the loss"
     assert (tiled.stylized - plain.stylized).abs().max() < 1e-9, "tiles change the result"
-    stages: list[Stylization] = []
+    stages: list[Any] = []
     for sides in ((4, 9), (8, 18), (16, 36)):
-        initial = resize(stages[-1].stylized, sides) if stages else None
-        stages.append(tested(model, resize(wide, sides), styles, initial, **seeded))
+        previous = resize(stages[-1].stylized, sides) if stages else None
+        stages.append(tested(model, resize(wide, sides), styles, previous, **seeded))
     scales = tested(model, wide, styles, scales=3, **seeded)
     assert torch.equal(scales.stylized, stages[-1].stylized), "scales are not stages that continue"
     assert torch.equal(scales.losses, torch.cat([stage.losses for stage in stages]))
