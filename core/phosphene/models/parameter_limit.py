@@ -47,8 +47,8 @@ def _count_module(module: Any, name: str, child: Any) -> None:
         counter.add("modules", 1)
 
 
-# Registered once: torch loops over these global hooks whenever a network is built, and a hook that is added or
-# removed meanwhile by another thread ends that loop with a RuntimeError.
+# Registered once: torch loops over these global hooks whenever a network is built, and a hook that another
+# thread adds or removes meanwhile ends that loop with a RuntimeError.
 registration.register_module_parameter_registration_hook(_count_tensor)
 registration.register_module_buffer_registration_hook(_count_tensor)
 registration.register_module_module_registration_hook(_count_module)
