@@ -76,9 +76,9 @@ def examples_transfer_between_parallel_linear_models() -> None:
     ],
     invariants=[PixelRange(field="adversarial"), UnitRange(field="rates")],
     relations=[
-        InvariantTo("normalization", where={"augmentations": ()}, fields=("adversarial",)),
-        InvariantTo("logit_shift", where={"augmentations": ()}, fields=("adversarial",)),
-        Monotone("eps", values=(0.001, 0.01, 0.1), measure="rates", where={"augmentations": ()}),
+        InvariantTo("normalization", where={"augmentations": []}, fields=("adversarial",)),
+        InvariantTo("logit_shift", where={"augmentations": []}, fields=("adversarial",)),
+        Monotone("eps", values=(0.001, 0.01, 0.1), measure="rates", where={"augmentations": []}),
     ],
     needs=["gradients"],
     cost=Cost(
