@@ -14,7 +14,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from pydantic import Field, field_serializer
+from pydantic import Field, field_serializer, field_validator
 
 from ..errors import InputError, UnknownName
 from .base import FrozenModel
@@ -107,6 +107,11 @@ class Relation(FrozenModel):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
+
+    @field_validator("where")
+    @classmethod
+    def _as_in_json(cls, where: dict[str, Any]) -> dict[str, Any]:
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in where.items()}
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
