@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -56,6 +56,10 @@ class Tap(Restoring):
     _calls: Counter[str] = field(default_factory=Counter, init=False)
     _hooks: list[tuple[nn.Module, Callable[..., Any]]] = field(default_factory=list, init=False)
     _followed: list[nn.Module] = field(default_factory=list, init=False)
+
+    if TYPE_CHECKING:
+
+        def __enter__(self) -> Tap: ...
 
     def open(self) -> None:
         self._register(self.layers)
