@@ -15,7 +15,7 @@ from phosphene import (
     resumable_batches,
 )
 from phosphene.builtin.scenes import draw_scenes
-from phosphene.data import open_dataset
+from phosphene.data import bundled, open_dataset
 from phosphene.images import read_image
 
 
@@ -28,6 +28,7 @@ def test_scattered_indices_read_the_same_scenes_as_consecutive_ones(monkeypatch)
         return draw_scenes(count, **options)
 
     monkeypatch.setattr("phosphene.data.bundled.draw_scenes", counting_draw_scenes)
+    bundled._cached_test_scenes.cache_clear()  # another test may have read the same batch
     dataset = SceneDataset(10**6)
     assert torch.equal(dataset.read([11, 0, 3]), stream[[11, 0, 3]])
     dataset.read([0, 10**6 - 1])

@@ -119,7 +119,11 @@ def test_figure_draws_names_as_they_are(name: str, tmp_path: Path) -> None:
 
 
 def test_every_result_type_is_drawn() -> None:
-    types = {name for name, kind in Result.types.items() if kind.__module__.startswith("phosphene")}
+    types = {
+        name
+        for name, kind in Result.types.items()
+        if kind.__module__.startswith(("phosphene.", "phosphene_plugins."))
+    }
     assert types - {*QUICK, *SLOW} <= {"AdaptiveNetwork"}  # drawn as a TrainedNetwork
 
 

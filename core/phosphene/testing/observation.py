@@ -22,7 +22,7 @@ from ..errors import PhospheneError
 from ..progress import ProgressEvent, report_progress
 from ..results import Result
 from ..roles import model_for_inputs
-from .side_effects import record_side_effects
+from .side_effects import EXIT_FUNCTIONS, record_side_effects
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -55,8 +55,9 @@ def observe(method: Method[..., Any], case: Case) -> Observation:
     """Run a case once and record everything observable about it."""
     imported = set(sys.modules)
     observation = _observe(method, case)
-    # A library's side effects at its first import are not the method's.
-    if observation.side_effects and sys.modules.keys() - imported:
+    # A library's side effects at its first import or first use are not the method's.
+    effects = observation.side_effects
+    if effects == [EXIT_FUNCTIONS] or (effects and sys.modules.keys() - imported):
         observation = _observe(method, case)
     return observation
 

@@ -306,6 +306,9 @@ _STATE: dict[str, Callable[[], Any]] = {
     "the atexit functions": atexit._ncallbacks,
 }
 
+#: The side effect of a library at its first use, which is one of a method only if it recurs.
+EXIT_FUNCTIONS = "the atexit functions changed"
+
 #: Modules and classes whose functions must stay what they are.
 _NAMESPACES: dict[str, Any] = {
     "torch": torch,
