@@ -6,12 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from ..errors import UnknownName
-from .base import FrozenModel
-from .expressions import Condition
+from .declared_condition import DeclaredCondition
 
 
-class Invariant(FrozenModel):
+class Invariant(DeclaredCondition):
     """A condition that results meet. Subclass it with a ``kind`` and a ``check``, and it is registered.
 
     ``when`` limits it to some values of a parameter: ``when=param.targeted.is_true()``,
@@ -19,26 +17,6 @@ class Invariant(FrozenModel):
     """
 
     kinds: ClassVar[dict[str, type[Invariant]]] = {}
-    kind: str
-    when: Condition | None = None
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        kind = cls.model_fields["kind"].default
-        if not isinstance(kind, str):
-            raise TypeError(f"{cls.__name__} needs a kind: Literal['...'] = '...'")
-        owner = Invariant.kinds.get(kind, cls).__module__
-        if owner != cls.__module__:
-            raise TypeError(f"{cls.__name__} needs another kind: {kind!r} is one of {owner}")
-        Invariant.kinds[kind] = cls
-
-    def parameters(self) -> set[str]:
-        """Names of the method's parameters that it depends on."""
-        return {self.when.parameter} if self.when else set()
-
-    def applies(self, params: Mapping[str, Any]) -> bool:
-        """Whether it has to be met under these parameters."""
-        return self.when is None or self.when.holds(params)
 
     def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
         """Raise AssertionError where it is not met."""
@@ -115,13 +93,3 @@ class MapPerPixel(Invariant):
     def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
         shape, expected = tuple(getattr(result, self.field).shape), tuple(inputs["images"][:, 0].shape)
         assert shape == expected, f"{self.field} has shape {shape}, the images' pixels {expected}"
-
-
-def invariant_from_json(value: Any) -> Any:
-    """An invariant from its JSON form. A plugin's kinds exist once its module is imported."""
-    if not isinstance(value, Mapping):
-        return value
-    kind = value.get("kind")
-    if kind not in Invariant.kinds:
-        raise UnknownName("invariant kind", kind, Invariant.kinds)
-    return Invariant.kinds[kind].model_validate(value)

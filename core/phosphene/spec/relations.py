@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from pydantic import Field, field_serializer, field_validator
 
 from ..errors import InputError, UnknownName
-from .base import FrozenModel
-from .expressions import Condition
+from .declared_condition import DeclaredCondition
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +81,7 @@ class Calls(Protocol):
         """The result of another registered method on the same inputs."""
 
 
-class Relation(FrozenModel):
+class Relation(DeclaredCondition):
     """A condition on the results of several calls. Subclass it with a ``kind`` and a ``check``.
 
     ``where``: parameters of the calls, beside the method's quick ones: ``where={"random_start": False}``.
@@ -98,8 +97,6 @@ class Relation(FrozenModel):
     default_networks: ClassVar[tuple[str, ...]] = ("gap", "flat")
     #: Whether the first network that the method accepts is enough.
     one_network: ClassVar[bool] = False
-    kind: str
-    when: Condition | None = None
     where: dict[str, Any] = {}
     fields: tuple[str, ...] | None = None
     tolerance: float = Field(default=1e-7, gt=0)
@@ -113,23 +110,9 @@ class Relation(FrozenModel):
     def _as_in_json(cls, where: dict[str, Any]) -> dict[str, Any]:
         return {n: list(v) if isinstance(v, tuple) else v for n, v in where.items()}
 
-    @classmethod
-    def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        kind = cls.model_fields["kind"].default
-        if not isinstance(kind, str):
-            raise TypeError(f"{cls.__name__} needs a kind: Literal['...'] = '...'")
-        owner = Relation.kinds.get(kind, cls).__module__
-        if owner != cls.__module__:
-            raise TypeError(f"{cls.__name__} needs another kind: {kind!r} is one of {owner}")
-        Relation.kinds[kind] = cls
-
     def parameters(self) -> set[str]:
         """Names of the method's parameters that it depends on."""
-        return {*self.where} | ({self.when.parameter} if self.when else set())
-
-    def applies(self, params: Mapping[str, Any]) -> bool:
-        """Whether it has to be met under these parameters."""
-        return self.when is None or self.when.holds(params)
+        return super().parameters() | {*self.where}
 
     def network_names(self) -> tuple[str, ...]:
         """The kit's networks that it is tested on."""
@@ -646,13 +629,3 @@ def _measure(calls: Calls, result: Any, measure: str) -> float:
             return float((result.adversarial - result.images).flatten(1).norm(dim=1).mean())
     (values,) = _values(result, (measure,)).values()
     return float(values.mean())
-
-
-def relation_from_json(value: Any) -> Any:
-    """A relation from its JSON form. A plugin's kinds exist once its module is imported."""
-    if not isinstance(value, Mapping):
-        return value
-    kind = value.get("kind")
-    if kind not in Relation.kinds:
-        raise UnknownName("relation kind", kind, Relation.kinds)
-    return Relation.kinds[kind].model_validate(value)

@@ -18,8 +18,9 @@ from pydantic import (
 from ..errors import PluginError, UnknownName
 from .base import FrozenModel
 from .cost import Cost
-from .invariants import Invariant, invariant_from_json
-from .relations import Relation, relation_from_json
+from .declared_condition import DeclaredCondition
+from .invariants import Invariant
+from .relations import Relation
 
 #: What a method may need of a model or of its caller.
 Need = Literal["gradients", "gap_head", "dataset", "training", "generator", "relu"]
@@ -68,8 +69,8 @@ class MethodSpec(FrozenModel):
     params: type[BaseModel] = Field(exclude=True)
     returns: str
     references: tuple[Reference, ...] = ()
-    invariants: tuple[Annotated[SerializeAsAny[Invariant], BeforeValidator(invariant_from_json)], ...] = ()
-    relations: tuple[Annotated[SerializeAsAny[Relation], BeforeValidator(relation_from_json)], ...] = ()
+    invariants: tuple[Annotated[SerializeAsAny[Invariant], BeforeValidator(Invariant.from_json)], ...] = ()
+    relations: tuple[Annotated[SerializeAsAny[Relation], BeforeValidator(Relation.from_json)], ...] = ()
     #: Checks that the method is not to meet, by name, each with the reason.
     exempt: dict[str, str] = {}
     needs: tuple[Need, ...] = ()
@@ -103,7 +104,7 @@ class MethodSpec(FrozenModel):
     @model_validator(mode="after")
     def _names_exist(self) -> MethodSpec:
         fields = self.params.model_fields
-        declared: tuple[Invariant | Relation, ...] = (*self.invariants, *self.relations)
+        declared: tuple[DeclaredCondition, ...] = (*self.invariants, *self.relations)
         used = [(condition.kind, condition.parameters()) for condition in declared]
         used += [("quick", {*self.quick}), ("demo", {*self.demonstration()[1]})]
         used += [("cost", self.cost.names())] if self.cost else []
