@@ -211,3 +211,12 @@ def test_nine_of_ten_mutants_of_a_method_are_killed(name: str) -> None:
     report = mutation_score(name, mutants=12)
     assert not [failure for failure in report.failing if "oracle" in failure], report.failing
     assert report.score >= 0.9, str(report)
+
+
+def test_checks_left_out_of_mutation_runs_exist() -> None:
+    from phosphene.testing.checks import CHECKS
+    from phosphene.testing.mutation_server import MANNERS
+
+    assert MANNERS <= CHECKS.keys()
+    # It compares with a process that runs the unchanged code.
+    assert "same_in_another_process" in MANNERS

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     AnyMethod = Method[..., Any]
 
-#: Checks of manners and documentation, in which a change of the arithmetic does not show.
+#: Checks of manners and documentation, in which a change of the arithmetic does not show, and the check against
+#: another process, which runs the unchanged code: it would fail for every mutant with another result.
 MANNERS = frozenset(
     {
         "answers",
@@ -48,11 +49,12 @@ MANNERS = frozenset(
         "model_unchanged",
         "oracle",
         "panels_in_range",
-        "reports_progress",
         "runs_on_cuda",
         "same_seed_same_bits",
+        "same_in_another_process",
         "same_values_everywhere",
         "saves_and_replays",
+        "shows_progress",
         "valid_defaults",
     }
 )
