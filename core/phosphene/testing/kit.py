@@ -150,10 +150,10 @@ def check(method: AnyMethod, name: str, case: Case | None = None) -> None:
     checks = {check.name: check for check in checks_of(method)}
     if name not in checks:
         raise UnknownName("check", name, checks, method.spec.name)
-    _run_check(checks[name], method, case or Case(), {})
+    run_check(checks[name], method, case or Case(), {})
 
 
-def _run_check(check: Check, method: AnyMethod, case: Case, observations: dict[Case, Observation]) -> bool:
+def run_check(check: Check, method: AnyMethod, case: Case, observations: dict[Case, Observation]) -> bool:
     """Whether the method accepted the case. Raises AssertionError where the check fails or crashes."""
     try:
         if check.on == "method":
@@ -247,7 +247,7 @@ class Examination:
 
     def _error(self, check: Check, case: Case, outcome: Outcome | None = None) -> AssertionError | None:
         try:
-            accepted = _run_check(check, self.method, case, self.observations)
+            accepted = run_check(check, self.method, case, self.observations)
         except AssertionError as error:
             return error
         finally:

@@ -25,7 +25,7 @@ import torch
 
 from .cases import Case, fixed_cases
 from .checks import CHECKS, checks_of
-from .kit import _run_check as run_check
+from .kit import run_check
 from .observation import observe
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     AnyMethod = Method[..., Any]
 
-#: Checks of manners and documentation, in which a change of the arithmetic does not show, and the check against
-#: another process, which runs the unchanged code: it would fail for every mutant with another result.
+#: Checks of manners and documentation, in which a change of the arithmetic does not show, and the check
+#: against another process, which runs the unchanged code: it would fail for every mutant with another result.
 MANNERS = frozenset(
     {
         "answers",

@@ -22,7 +22,7 @@ from ..errors import PhospheneError
 from ..progress import ProgressEvent, report_progress
 from ..results import Result
 from ..roles import model_for_inputs
-from .side_effects import EXIT_FUNCTIONS, record_side_effects
+from .side_effects import is_first_use, record_side_effects
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -55,9 +55,7 @@ def observe(method: Method[..., Any], case: Case) -> Observation:
     """Run a case once and record everything observable about it."""
     imported = set(sys.modules)
     observation = _observe(method, case)
-    # A library's side effects at its first import or first use are not the method's.
-    effects = observation.side_effects
-    if effects == [EXIT_FUNCTIONS] or (effects and sys.modules.keys() - imported):
+    if is_first_use(observation.side_effects, imported):
         observation = _observe(method, case)
     return observation
 
@@ -108,12 +106,13 @@ _COMPUTED = frozenset(("_cache", "layers", "vgg_layer_aliases"))
 def state_of(model: Model) -> dict[str, dict[Any, Any]]:
     """Everything about a model that a method must leave unchanged."""
     module = model.module
+    saved = module.state_dict()
     return {
         "the Model's attributes": {
             name: _snapshot(value) for name, value in vars(model).items() if name not in _COMPUTED
         },
-        "the weights": {n: t.detach().clone() for n, t in module.state_dict().items()},
-        "the buffers": {n: t.detach().clone() for n, t in module.named_buffers()},
+        "the weights": {n: t.detach().clone() for n, t in saved.items()},
+        "the buffers": {n: t.detach().clone() for n, t in module.named_buffers() if n not in saved},
         "the parameters": {
             n: (p.data_ptr(), p.requires_grad, p.dtype, p.device, id(p), sorted(vars(p)), _hooks_of(p))
             for n, p in module.named_parameters()
@@ -293,6 +292,11 @@ def rank_correlation(one: Tensor, other: Tensor) -> float:
         return float(all(constant))
     ranks = torch.stack([_ranks(v) for v in values])
     return float(torch.corrcoef(ranks)[0, 1])
+
+
+def mean_rank_correlation(maps: Tensor, others: Tensor) -> float:
+    """The mean over images of the rank correlation of two maps of one shape."""
+    return sum(map(rank_correlation, maps, others)) / len(maps)
 
 
 def _ranks(values: Tensor) -> Tensor:

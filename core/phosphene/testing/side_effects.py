@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -293,6 +293,9 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "pyplot's figures": (_figures, _close_figures),
 }
 
+#: What a library changes at its first use, and a method only if it does so at each call.
+_EXIT = "the atexit functions"
+
 #: State that is read only.
 _STATE: dict[str, Callable[[], Any]] = {
     "torch's random state": torch.get_rng_state,
@@ -303,11 +306,8 @@ _STATE: dict[str, Callable[[], Any]] = {
     "autocast": lambda: (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")),
     "the hooks of all modules": _global_hooks,
     "the torch function modes": torch.overrides._get_current_function_mode_stack,
-    "the atexit functions": atexit._ncallbacks,
+    _EXIT: atexit._ncallbacks,
 }
-
-#: The side effect of a library at its first use, which is one of a method only if it recurs.
-EXIT_FUNCTIONS = "the atexit functions changed"
 
 #: Modules and classes whose functions must stay what they are.
 _NAMESPACES: dict[str, Any] = {
@@ -370,3 +370,11 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         return torch.equal(one, other)
     return bool(one == other)
+
+
+def is_first_use(side_effects: list[str], imported: Set[str]) -> bool:
+    """Whether side effects may be a library's at its first import or use: they are a method's if they recur.
+
+    ``imported``: the names of the modules that were imported before.
+    """
+    return side_effects == [f"{_EXIT} changed"] or bool(side_effects and sys.modules.keys() - imported)

@@ -25,10 +25,9 @@ from ..observation import (
     record_structure,
     tensors_in,
 )
-from .base import register_check
+from .base import register_check, result_of
 
 if TYPE_CHECKING:
-    from ...models import Model
     from .base import AnyMethod
 
 #: Maps of two networks or of two images with a larger rank correlation than this are equal in all but name.
@@ -39,14 +38,6 @@ WORK_ONLY = frozenset(
 )
 #: Calls with other parameters that are tried before a parameter counts as ignored.
 MOST_TRIALS = 80
-
-
-def result_of(method: AnyMethod, case: Case, model: Model | None = None, **changed: Any) -> Any:
-    """A case's result; None where the method refuses the case."""
-    try:
-        return case.run(method, model, **changed)
-    except PhospheneError:
-        return None
 
 
 def same_result(first: Result, second: Result) -> bool:

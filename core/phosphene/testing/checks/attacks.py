@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,10 @@ def _no_attack(method: AnyMethod) -> str | None:
 
 def _no_labels(method: AnyMethod) -> str | None:
     return _no_attack(method) or (None if method.spec.input("labels") else "it takes no labels")
+
+
+def _no_eps(method: AnyMethod) -> str | None:
+    return _no_attack(method) or (None if "eps" in method.spec.params.model_fields else "it has no eps")
 
 
 def logits_of(model: Model, images: Tensor) -> Tensor:
@@ -203,9 +208,7 @@ def labels_matter(method: AnyMethod) -> None:
     "method",
     "A larger eps does not perturb less or fool less, on average.",
     "where eps enters: the step, the projection, their units (pixels in [0, 1])",
-    lambda method: (
-        _no_attack(method) or (None if "eps" in method.spec.params.model_fields else "it has no eps")
-    ),
+    _no_eps,
     exemptible=True,
 )
 def larger_eps_perturbs_more(method: AnyMethod) -> None:
@@ -234,9 +237,7 @@ def larger_eps_perturbs_more(method: AnyMethod) -> None:
     "method",
     "Where no small perturbation succeeds, it uses at least a part of the radius eps.",
     "the unit of eps (pixels in [0, 1]), the size of a step",
-    lambda method: (
-        _no_attack(method) or (None if "eps" in method.spec.params.model_fields else "it has no eps")
-    ),
+    _no_eps,
     exemptible=True,
 )
 def uses_its_radius(method: AnyMethod) -> None:
@@ -251,14 +252,20 @@ def uses_its_radius(method: AnyMethod) -> None:
     if bool(result.success.any()) or unchanged:  # an attack that fails may return the images
         return
     params = method.validate(case.arguments(method))
-    changed = (result.adversarial - result.images).flatten(1).double()
-    names = {"l1": (1.0,), "l2": (2.0,), "linf": (float("inf"),)}
-    norms = names.get(str(params.get("norm")).lower(), (2.0, float("inf")))
-    sizes = changed.abs()[changed != 0]
+    norm = _norm(params)
+    norms = ("l2", "linf") if norm is None else (norm,)
+    sizes = (result.adversarial - result.images).abs()
+    sizes = sizes[sizes != 0].double()
     if "norm" not in params and float(sizes.max()) < 1.001 * float(sizes.median()):
-        norms = (float("inf"),)  # every pixel is changed by as much: a step along the sign of the gradient
-    share = max(float(changed.norm(norm, dim=1).max()) for norm in norms) / params["eps"]
+        norms = ("linf",)  # every pixel is changed by as much: a step along the sign of the gradient
+    share = max(float(result.distance(norm).max()) for norm in norms) / params["eps"]
     assert share >= 0.3, f"the largest perturbation is {share:.1%} of eps={params['eps']:.3g}"
+
+
+def _norm(params: Mapping[str, Any]) -> str | None:
+    """The norm that the parameters name; None if they name none, or another than l1, l2 and linf."""
+    name = f"l{str(params.get('norm')).lower().removeprefix('l')}"
+    return name if name in ("l1", "l2", "linf") else None
 
 
 #: Names of a parameter that is the radius of a ball, and the smallest default that is no numerical constant.
@@ -299,12 +306,11 @@ def _smallest(schema: dict[str, Any]) -> float:
 
 
 def _assert_within_radius(result: Any, params: dict[str, Any], name: str) -> None:
-    norm, radius = str(params.get("norm", "linf")).lower(), params[name]
     # Without a norm the largest change of a pixel is measured, which no other norm is smaller than.
-    order = {"l1": 1.0, "1": 1.0, "l2": 2.0, "2": 2.0}.get(norm, float("inf"))
-    changed = (result.adversarial.double() - result.images.double()).flatten(1)
-    distances = changed.norm(order, dim=1)
+    norm, radius = _norm(params) or "linf", params[name]
+    distances = result.distance(norm)
     worst = int(distances.argmax())
-    assert float(distances[worst]) <= 1.01 * radius + 1e-6 * changed.shape[1] ** (1 / order), (
+    rounding = 1e-6 * result.images[0].numel() ** (1 / float(norm.removeprefix("l")))
+    assert float(distances[worst]) <= 1.01 * radius + rounding, (
         f"image {worst} is changed by {float(distances[worst]):.4g} in {norm}, {name} is {radius:.4g}"
     )

@@ -6,7 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ...errors import PhospheneError
+from ..cases import Case
+
 if TYPE_CHECKING:
+    from ...models import Model
     from ...registry.method import Method
 
     AnyMethod = Method[..., Any]
@@ -63,3 +67,11 @@ def register_check(
         return function
 
     return register
+
+
+def result_of(method: AnyMethod, case: Case, model: Model | None = None, **changed: Any) -> Any:
+    """A case's result; None where the method refuses the case."""
+    try:
+        return case.run(method, model, **changed)
+    except PhospheneError:
+        return None

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...errors import PhospheneError
 from ..cases import Case, properties_of
+from ..observation import mean_rank_correlation
 from ..symmetric_networks import relation_network
-from .base import register_check
-from .relations import RelationCalls, maps_images_of_a_model, rank_correlation, text_of
+from .base import register_check, result_of
+from .relations import RelationCalls, maps_images_of_a_model, text_of
 
 if TYPE_CHECKING:
     from ...models import Model
@@ -39,6 +41,49 @@ def _explains_layer_inputs(method: AnyMethod) -> str | None:
     exemptible=True,
 )
 def explains_pixels(method: AnyMethod) -> None:
+    def compare(calls: RelationCalls, images: str) -> None:
+        # Dark images: a pixel and a normalized pixel have opposite signs.
+        dark = {images: 0.05 + 0.15 * calls.inputs[images]}
+        outside = calls(inputs=dark).maps
+        inside = calls(inputs=dark, model=calls.normalized_inside()).maps
+        if outside.shape == inside.shape:
+            correlation = mean_rank_correlation(outside, inside)
+            assert correlation > -0.3, (
+                "of two models with equal logits, one of which normalizes inside its network, the maps have "
+                f"rank correlation {correlation:.2f} on dark images\non relation_network({calls.network!r})"
+            )
+
+    _on_a_network(method, compare)
+
+
+@register_check(
+    "method",
+    "The map does not depend on the order of the color channels.",
+    "sums and maxima over the channels: an index that takes one of them",
+    maps_images_of_a_model,
+    exemptible=True,
+)
+def independent_of_the_channel_order(method: AnyMethod) -> None:
+    order = [2, 0, 1]
+
+    def compare(calls: RelationCalls, images: str) -> None:
+        inputs = {images: calls.inputs[images][:, order]}
+        reordered = calls(inputs=inputs, model=_with_channels(calls.network, order)).maps
+        correlation = mean_rank_correlation(calls.result.maps, reordered)
+        assert correlation > 0.9, (
+            "with the color channels of the images and of the model's first layer in another order, the map "
+            f"has rank correlation {correlation:.2f} with the map before\n"
+            f"on relation_network({calls.network!r})"
+        )
+
+    _on_a_network(method, compare)
+
+
+def _on_a_network(method: AnyMethod, compare: Callable[[RelationCalls, str], None]) -> None:
+    """Call ``compare`` with the calls on the first network that is not refused, and the input of images.
+
+    Raises SkipTest where all networks are refused, and for a method that draws random numbers.
+    """
     declared = method.spec.input("images")
     assert declared is not None
     refusals = []
@@ -47,51 +92,11 @@ def explains_pixels(method: AnyMethod) -> None:
             calls = RelationCalls.start(method, network, Case().arguments(method))
             if calls.is_random:
                 raise SkipTest("it draws random numbers")
-            # Dark images: a pixel and a normalized pixel have opposite signs.
-            dark = {declared.name: 0.05 + 0.15 * calls.inputs[declared.name]}
-            outside = calls(inputs=dark).maps.double()
-            inside = calls(inputs=dark, model=calls.normalized_inside()).maps.double()
+            compare(calls, declared.name)
+            return
         except PhospheneError as refusal:
             refusals.append(str(refusal))
-            continue
-        if outside.shape == inside.shape:
-            correlation = rank_correlation(outside, inside)
-            assert correlation > -0.3, (
-                "of two models with equal logits, one of which normalizes inside its network, the maps "
-                f"have rank correlation {correlation:.2f}\non relation_network({network!r}), with dark images"
-            )
-        return
     raise SkipTest(f"it refused the networks: {'; '.join(refusals)}")
-
-
-@register_check(
-    "method",
-    "The map does not depend on the order of the color channels.",
-    "sums and maxima over the channels: an index that takes one of them",
-    lambda method: maps_images_of_a_model(method),
-    exemptible=True,
-)
-def independent_of_the_channel_order(method: AnyMethod) -> None:
-    declared, owner = method.spec.input("images"), method.spec.input("model")
-    assert declared is not None and owner is not None
-    order = [2, 0, 1]
-    for network in ("gap", "flat"):
-        try:
-            calls = RelationCalls.start(method, network, Case().arguments(method))
-            if calls.is_random:
-                raise SkipTest("it draws random numbers")
-            inputs = {declared.name: calls.inputs[declared.name][:, order]}
-            reordered = calls(inputs=inputs, model=_with_channels(network, order)).maps.double()
-        except PhospheneError:
-            continue
-        maps = calls.result.maps.double()
-        correlation = rank_correlation(maps, reordered)
-        assert correlation > 0.9, (
-            "with the color channels of the images and of the model's first layer in another order, the map "
-            f"has rank correlation {correlation:.2f} with the map before\non relation_network({network!r})"
-        )
-        return
-    raise SkipTest("it refused the networks")
 
 
 def _with_channels(network: str, order: list[int]) -> Model:
@@ -146,11 +151,9 @@ def _spread(method: AnyMethod, params: dict[str, Any]) -> float | None:
     """The standard deviation over five seeds of maps of unit norm; None where the method refuses the case."""
     case, maps = Case(pictures="noise", count=1), []
     for seed in range(5):
-        try:
-            result = replace(case, params=params | {str(method.seed): seed}).run(method)
-        except PhospheneError:
+        result = result_of(method, replace(case, params=params | {str(method.seed): seed}))
+        if result is None:
             return None
-        maps_of_seed: Any = result
-        rows: Tensor = maps_of_seed.maps.double().flatten(1)
+        rows = result.maps.double().flatten(1)
         maps.append(rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
     return float(torch.stack(maps).std(0).norm())

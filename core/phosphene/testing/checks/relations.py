@@ -23,7 +23,7 @@ from ...roles import ROLES
 from ...spec.relations import Localizes, Relation, Transform, baseline_of, transformed
 from ...targets import scores
 from ..cases import Case
-from ..observation import record_structure, tensors_in
+from ..observation import mean_rank_correlation, record_structure, tensors_in
 from ..symmetric_networks import (
     RELATION_NETWORKS,
     TRANSFORMERS,
@@ -371,8 +371,8 @@ def _assert_equivariant(calls: RelationCalls, transform: Transform) -> None:
             "their norm: a gradient's map without a grid of windows, in double precision, does not"
             f"\non relation_network({calls.network!r})"
         )
-    right = rank_correlation(moved, expected)
-    wrong = {what: rank_correlation(moved, maps_) for what, maps_ in _reversals(expected, transform)}
+    right = mean_rank_correlation(moved, expected)
+    wrong = {what: mean_rank_correlation(moved, maps_) for what, maps_ in _reversals(expected, transform)}
     likely = max(wrong, key=wrong.__getitem__)
     assert wrong[likely] < max(_CORRELATION, right + _MARGIN), (
         f"the maps of the images under {transform!r} have rank correlation {right:.2f} with the transformed "
@@ -401,20 +401,6 @@ def _reversals(maps: Tensor, transform: Transform) -> Iterator[tuple[str, Tensor
         yield "flipped vertically", maps.flip(-2)
     yield "rotated by 180 degrees", maps.flip(-1, -2)
     yield "negated", -maps
-
-
-def rank_correlation(one: Tensor, other: Tensor) -> float:
-    """The mean over images of Spearman's rank correlation of two maps; 1 for two constant ones."""
-
-    def ranks(maps: Tensor) -> Tensor:
-        values = maps.flatten(1).contiguous()
-        ordered = values.sort(1).values
-        order = torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True)
-        return order.double() - order.double().mean(1, keepdim=True)
-
-    a, b = ranks(one), ranks(other)
-    norms = a.norm(dim=1) * b.norm(dim=1)
-    return float(torch.where(norms > 0, (a * b).sum(1) / norms.clamp(min=1e-30), 1.0).mean())
 
 
 def _path_parameters(method: AnyMethod) -> tuple[str, str] | None:

@@ -14,7 +14,7 @@ from ...training import TrainedModel, label_reader
 from ..candidates import larger_parameters
 from ..cases import Case
 from .attacks import logits_of
-from .base import register_check
+from .base import register_check, result_of
 
 if TYPE_CHECKING:
     from .base import AnyMethod
@@ -29,17 +29,10 @@ def _no_training(method: AnyMethod) -> str | None:
     return None if issubclass(method.result, TrainedNetwork) else "it trains no network"
 
 
-def _trained(method: AnyMethod, case: Case) -> Any:
-    try:
-        return case.run(method)
-    except PhospheneError:
-        return None
-
-
 def _accepted_case(method: AnyMethod) -> Case | None:
     for network in ("gap", "shapes-vgg", "functional", "tokens"):
         case = Case(network, dataset=12)
-        if _trained(method, case) is not None:
+        if result_of(method, case) is not None:
             return case
     return None
 
@@ -58,7 +51,7 @@ def training_lowers_the_loss(method: AnyMethod) -> None:
     complaints: list[str] = []
     for limit in (LIMIT, 3 * LIMIT):
         longer = replace(case, params=larger_parameters(method, case, limit))
-        result = _trained(method, longer)
+        result = result_of(method, longer)
         if result is None:
             continue
         losses = result.losses.double().flatten()
@@ -74,7 +67,7 @@ def training_lowers_the_loss(method: AnyMethod) -> None:
                 complaints.append(f"the cross-entropy of the data set rose by {rise:.3g}")
             else:
                 complaints.append(f"the loss went from {first:.4g} to {last:.4g} in {len(losses)} steps")
-        shorter = _trained(method, case)
+        shorter = result_of(method, case)
         if shorter is not None and len(shorter.losses) != len(losses):
             weights = [dict(r.network.named_parameters()) for r in (shorter, result)]
             if weights[0].keys() == weights[1].keys() and weights[0]:

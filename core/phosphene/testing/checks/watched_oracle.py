@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from ..side_effects import EXIT_FUNCTIONS, record_side_effects
+from ..side_effects import is_first_use, record_side_effects
 from .base import register_check
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ def oracle_has_no_side_effects(method: AnyMethod) -> None:
                 oracle()
             except AssertionError:
                 return  # the check "oracle" reports it
-        # Libraries register a function for the exit at their first use; what a method registers grows.
-        if side_effects != [EXIT_FUNCTIONS] and not (side_effects and sys.modules.keys() - imported):
+        if not is_first_use(side_effects, imported):
             break
     # An oracle may seed the generators that it draws its own inputs from.
     side_effects = [effect for effect in side_effects if not effect.endswith("random state changed")]

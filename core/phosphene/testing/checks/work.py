@@ -18,17 +18,17 @@ from ...errors import PhospheneError
 from ...finite_values import NonFiniteResultError
 from ...models.batch_size import max_batch
 from ...results import AdversarialExamples, Attribution, Synthesis
-from ..cases import MOST_PASSES, Case, declared_cost, properties_of
+from ..cases import MOST_PASSES, Case, declared_cost, properties_of, sizes
 from ..observation import (
     Observation,
     assert_same_result,
     count_passes,
-    rank_correlation,
+    mean_rank_correlation,
     record_structure,
     tensors_in,
     without_tensors,
 )
-from .base import register_check
+from .base import register_check, result_of
 
 if TYPE_CHECKING:
     from .base import AnyMethod
@@ -37,19 +37,11 @@ if TYPE_CHECKING:
 USUAL_NETWORKS = ("gap", "functional", "flat", "tokens", "shapes-vgg", "gelu")
 
 
-def run_on(method: AnyMethod, case: Case) -> Any:
-    """A case's result; None where the method refuses the case."""
-    try:
-        return case.run(method)
-    except PhospheneError:
-        return None
-
-
 def accepted_case(method: AnyMethod, case: Case) -> Case | None:
     """The case on the first network that the method accepts."""
     for network in USUAL_NETWORKS:
         candidate = replace(case, network=network)
-        if run_on(method, candidate) is not None:
+        if result_of(method, candidate) is not None:
             return candidate
     return None
 
@@ -77,8 +69,8 @@ def within_the_batch_size(method: AnyMethod) -> None:
         record_structure(model, {})
         inputs, params = case.inputs(method, model), case.arguments(method)
         # A parameter may set another size; an image and its baseline may share a pass.
-        sizes = [v for n, v in method.validate(params).items() if n.startswith("batch") and v]
-        limit = 2 * max([2, *sizes])
+        batches = [v for n, v in method.validate(params).items() if n.startswith("batch") and v]
+        limit = 2 * max([2, *batches])
         try:
             with max_batch(2), count_passes(model.module) as passes:
                 method(**inputs, **params)
@@ -108,7 +100,7 @@ def batches_are_joined(method: AnyMethod) -> None:
         results = []
         for size in (9, 4):
             with max_batch(size):
-                results.append(run_on(method, case_or_none))
+                results.append(result_of(method, case_or_none))
         together, split = results
         assert split is not None, "it is refused with a batch size of 4"
         try:
@@ -150,7 +142,7 @@ def cost_is_near_the_work(method: AnyMethod) -> None:
                 images = getattr(result, "images", None)
                 count = 1 if images is None else len(images)
                 declared = method.spec.cost.evaluate(
-                    method.validate(case.arguments(method)), **_sizes(method, case, count)
+                    method.validate(case.arguments(method)), **(sizes(method, case) | {"images": count})
                 )
             backward = max(passes.backward, passes.from_output)
             ratios["forward"].append((declared[0], passes.forward))
@@ -163,12 +155,6 @@ def cost_is_near_the_work(method: AnyMethod) -> None:
             raise AssertionError(
                 f"{declared_passes} images {direction} are declared, {actual} went {direction}"
             )
-
-
-def _sizes(method: AnyMethod, case: Case, count: int) -> dict[str, int]:
-    from ..cases import sizes
-
-    return {**sizes(method, case), "images": count}
 
 
 def _stops_early(pairs: list[tuple[int, int]]) -> bool:
@@ -236,7 +222,7 @@ def half_precision(method: AnyMethod) -> None:
     case = accepted_case(method, Case(pictures="noise"))
     if case is None:
         return
-    single = run_on(method, case)
+    single = result_of(method, case)
     for precision in ("bfloat16", "float16"):
         try:
             half = replace(case, precision=precision).run(method)
@@ -250,8 +236,7 @@ def half_precision(method: AnyMethod) -> None:
             # PyTorch has no such operation on the CPU; it may have one on a GPU.
             continue
         if isinstance(half, Attribution) and half.maps.shape == single.maps.shape:
-            pairs = zip(half.maps, single.maps, strict=True)
-            correlation = sum(rank_correlation(*pair) for pair in pairs) / len(half.maps)
+            correlation = mean_rank_correlation(half.maps, single.maps)
             assert correlation > 0.3, (
                 f"in {precision}, the rank correlation with the maps in float32 is {correlation:.2f}"
             )
@@ -269,7 +254,7 @@ def large_images(method: AnyMethod) -> None:
     cost = declared_cost(method, case)
     if cost is not None and sum(cost) > 60:
         return  # the time of many passes is no property of the size
-    result = run_on(method, case)
+    result = result_of(method, case)
     for path, tensor in tensors_in(result) if result is not None else ():
         assert not tensor.is_floating_point() or tensor.isfinite().all(), f"{path} contains NaN or infinity"
 
@@ -292,7 +277,7 @@ def counts_may_be_too_large(method: AnyMethod) -> None:
             if cost is None or sum(cost) > MOST_PASSES:
                 continue
             try:
-                run_on(method, case)
+                result_of(method, case)
             except Exception as error:
                 raise AssertionError(f"{name}={value} raised {type(error).__name__}: {error}") from error
 
