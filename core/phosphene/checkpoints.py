@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
 import time
 import warnings
@@ -17,10 +16,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .files.system import error_text, sync
+from .files.tensors import save_tensors
 from .files.work_folders import WRITING, sweep, work_folder
 
 #: Seconds between two writes: the most work that a crash loses.
@@ -124,10 +123,7 @@ class Checkpoint:
         with work_folder(self.file) as work:
             partial = work / WRITING
             partial.mkdir()
-            (partial / "mode").touch()
-            save_file(stored, partial / "checkpoint", {_METADATA: metadata})
-            # safetensors creates files that only their owner can read.
-            shutil.copymode(partial / "mode", partial / "checkpoint")
+            save_tensors(stored, partial / "checkpoint", {_METADATA: metadata})
             sync(partial / "checkpoint")
             os.replace(partial / "checkpoint", self.file)
         sync(self.file.parent)

@@ -179,7 +179,7 @@ def test_checkpoint_that_cannot_be_written_is_one_warning(
         writes.append(1)
         raise error
 
-    monkeypatch.setattr(checkpoints, "save_file", fail)
+    monkeypatch.setattr(checkpoints, "save_tensors", fail)
     with pytest.warns(checkpoints.CheckpointWarning, match="cannot resume if it is interrupted") as caught:
         result = make(tmp_path / "result")
     assert len(caught) == len(writes) == 1
@@ -194,7 +194,7 @@ def test_interruption_after_a_failed_checkpoint_promises_nothing(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", fail)
+    monkeypatch.setattr(checkpoints, "save_tensors", fail)
     cuts.append(3)
     with pytest.warns(checkpoints.CheckpointWarning), pytest.raises(KeyboardInterrupt) as caught:
         make(tmp_path / "result")
@@ -205,7 +205,7 @@ def test_interruption_after_a_failed_checkpoint_promises_nothing(
 def test_earlier_checkpoint_remains_when_a_later_one_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, count = checkpoints.save_file, itertools.count()
+    write, count = checkpoints.save_tensors, itertools.count()
 
     def fail_from_the_third(*arguments: Any) -> None:
         if next(count) >= 2:
@@ -213,7 +213,7 @@ def test_earlier_checkpoint_remains_when_a_later_one_fails(
         write(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "save_file", fail_from_the_third)
+        patched.setattr(checkpoints, "save_tensors", fail_from_the_third)
         with pytest.warns(checkpoints.CheckpointWarning):
             interrupt_run(tmp_path / "result")
     read.clear()

@@ -460,7 +460,7 @@ def test_symbolic_link_is_preserved(toy: Model, images: Tensor, tmp_path: Path) 
 
 @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()], ids=["error", "interrupt"])
 @pytest.mark.parametrize("before", [False, True], ids=["new", "existing"])
-@pytest.mark.parametrize("broken", ["save_file", "write_png"])
+@pytest.mark.parametrize("broken", ["save_tensors", "write_png"])
 def test_interrupted_saving_leaves_no_partial_result(
     toy: Model,
     images: Tensor,

@@ -112,13 +112,10 @@ def _remove(folder: Path) -> None:
     """Remove a work folder after completing the replacement that was begun in it."""
     if (name := _target(folder)) is not None:
         target = folder.parent / name
-        complete = sorted(
-            path for path in folder.iterdir() if path.name == READY or path.name.startswith(OLD)
-        )
-        complete = sorted(
-            (path for path in complete if _is_folder(path)), key=lambda path: path.name != READY
-        )
-        for path in complete:
+        folders = [
+            path for path in folder.iterdir() if path.name.startswith((READY, OLD)) and _is_folder(path)
+        ]
+        for path in sorted(folders, key=lambda path: (path.name != READY, path.name)):
             _complete(path, target)
         writing = folder / WRITING
         if _is_folder(writing):

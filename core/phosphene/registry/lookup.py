@@ -12,7 +12,7 @@ from ..errors import InputError, PluginError, UnknownName
 from .extensions import extensions
 from .families import family_rank
 from .hookspecs import METHODS_GROUP
-from .method_info import Metadata, MethodInfo, broken_text
+from .method_info import Metadata, MethodInfo, broken_text, load_method
 from .plugins import FIRST_PARTY, BrokenPlugin, Outline, Plugin, list_plugins, load_plugin
 
 if TYPE_CHECKING:
@@ -145,10 +145,7 @@ class Methods(Mapping[str, "Method[..., Any]"]):
         return "\n".join(lines)
 
     def __getitem__(self, name: str) -> Method[..., Any]:
-        loaded: Method[..., Any] | BrokenPlugin = load_plugin(self.resolve(name))
-        if isinstance(loaded, BrokenPlugin):
-            raise PluginError(broken_text(loaded))
-        return loaded
+        return load_method(self.resolve(name))
 
     def __iter__(self) -> Iterator[str]:
         """Each method's id; where two third parties share one, ``distribution:id``."""

@@ -109,10 +109,7 @@ class MethodInfo:
 
     def load(self) -> Method[..., Any]:
         """The method itself. Raises PluginError if its module can no longer be imported."""
-        loaded: Method[..., Any] | BrokenPlugin = load_plugin(self.plugin)
-        if isinstance(loaded, BrokenPlugin):
-            raise PluginError(broken_text(loaded))
-        return loaded
+        return load_method(self.plugin)
 
     @property
     def spec(self) -> MethodSpec:
@@ -123,6 +120,14 @@ class MethodInfo:
         """Load the method and call it."""
         result: Result = self.load()(*args, **kwargs)
         return result
+
+
+def load_method(plugin: Plugin) -> Method[..., Any]:
+    """A plugin's method. Raises PluginError if it cannot be loaded."""
+    loaded: Method[..., Any] | BrokenPlugin = load_plugin(plugin)
+    if isinstance(loaded, BrokenPlugin):
+        raise PluginError(broken_text(loaded))
+    return loaded
 
 
 def broken_text(broken: BrokenPlugin) -> str:

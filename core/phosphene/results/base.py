@@ -10,7 +10,6 @@ import io
 import itertools
 import json
 import os
-import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,13 +21,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import InputError, PhospheneError
 from ..files.documents import list_files
 from ..files.output_folders import atomic_folder
 from ..files.system import error_text
+from ..files.tensors import save_tensors
 from ..images.charts import plain_label, printable, show_text_literally
 from ..images.color import to_display
 from ..images.io import write_gif, write_mp4, write_png
@@ -248,10 +247,8 @@ class Result:
             "inputs": {n: encode(v, f"inputs.{n}", tensors) for n, v in self.inputs.items()},
             "provenance": self.provenance.model_dump(mode="json") if self.provenance else None,
         }
-        save_file(tensors, folder / "arrays.safetensors")
+        save_tensors(tensors, folder / "arrays.safetensors")
         (folder / "picture.png").write_bytes(self.png())
-        # safetensors creates files that only their owner can read; the umask decides about all others.
-        shutil.copymode(folder / "picture.png", folder / "arrays.safetensors")
         outputs = [panel.image for group in self.panels() for panel in group if panel.is_output]
         for number, image in enumerate(outputs):
             (folder / "pictures").mkdir(exist_ok=True)
