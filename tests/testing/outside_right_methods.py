@@ -5,6 +5,23 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from outside_shared import (
+    FLIPS,
+    GOODFELLOW,
+    IN_RANGE,
+    MADRY,
+    PROPORTIONAL,
+    SHRIKUMAR,
+    SIMONYAN,
+    ZEILER,
+    Eps,
+    FeatureLayer,
+    OneLayer,
+    StepSize,
+    attribution,
+    loss_gradient,
+    paper,
+)
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -12,7 +29,6 @@ from phosphene import (
     InputError,
     Method,
     ModelError,
-    Reference,
     attention_maps,
     batch_size,
     input_gradient,
@@ -44,7 +60,7 @@ from phosphene.results import (
     Result,
     Synthesis,
 )
-from phosphene.roles import Dataset, Images, Labels, LayerName, Model, Seed, Target, Texture
+from phosphene.roles import Dataset, Images, Labels, Model, Seed, Target, Texture
 from phosphene.spec import (
     Agrees,
     Cost,
@@ -69,55 +85,13 @@ from phosphene.training import TrainedModel, label_reader, train, trainable_copy
 RIGHT: list[Method[Any, Any]] = []
 
 
-def right(made: Method[Any, Any]) -> Method[Any, Any]:
+def right(registered: Method[Any, Any]) -> Method[Any, Any]:
     """Add a method to the list."""
-    RIGHT.append(made)
-    return made
+    RIGHT.append(registered)
+    return registered
 
 
-def paper(key: str, title: str, authors: str, year: int, url: str) -> list[Reference]:
-    """The only reference of a method."""
-    return [Reference(key=key, title=title, authors=authors, year=year, url=url)]
-
-
-SIMONYAN = paper(
-    "simonyan2014", "Deep Inside Convolutional Networks: Visualising Image Classification Models and Saliency Maps",
-    "Simonyan, Vedaldi, Zisserman", 2014, "https://arxiv.org/abs/1312.6034",
-)  # fmt: skip
-SHRIKUMAR = paper(
-    "shrikumar2016", "Not Just a Black Box: Learning Important Features Through Propagating Activation Differences",
-    "Shrikumar, Greenside, Shcherbina, Kundaje", 2016, "https://arxiv.org/abs/1605.01713",
-)  # fmt: skip
-ZEILER = paper(
-    "zeiler2014", "Visualizing and Understanding Convolutional Networks", "Zeiler, Fergus", 2014,
-    "https://arxiv.org/abs/1311.2901",
-)  # fmt: skip
-GOODFELLOW = paper(
-    "goodfellow2015", "Explaining and Harnessing Adversarial Examples", "Goodfellow, Shlens, Szegedy", 2015,
-    "https://arxiv.org/abs/1412.6572",
-)  # fmt: skip
-MADRY = paper(
-    "madry2018", "Towards Deep Learning Models Resistant to Adversarial Attacks",
-    "Madry, Makelov, Schmidt, Tsipras, Vladu", 2018, "https://arxiv.org/abs/1706.06083",
-)  # fmt: skip
-
-FLIPS = [Equivariant("hflip"), Equivariant("vflip"), Equivariant("transpose")]
-PROPORTIONAL = [ScalesWith("logits", power=1), InvariantTo("logit_shift")]
-
-Eps = Annotated[float, Field(gt=0, le=1, description="radius of the ball, for pixels in [0, 1]")]
-StepSize = Annotated[float, Field(gt=0, le=1, description="length of one step, for pixels in [0, 1]")]
 Steps = Annotated[int, Field(ge=1, le=1000, description="number of steps")]
-OneLayer = Annotated[
-    LayerName | None, Field(description="layer of the maps; default: the last layer with spatial positions")
-]
-FeatureLayer = Annotated[
-    LayerName | None, Field(description="layer of the features; default: the input of the classifier")
-]
-
-
-def attribution(model: Model, images: Tensor, target: Any, maps: Tensor, **fields: Any) -> Attribution:
-    """A result with the names of its targets."""
-    return Attribution(images=images, maps=maps, targets=target.names(model, len(images)), **fields)
 
 
 # --- attribution -------------------------------------------------------------------------------------------
@@ -836,15 +810,6 @@ def confusion_table(model: Model, dataset: Dataset) -> ConfusionTable:
 
 # --- attacks -----------------------------------------------------------------------------------------------
 
-IN_RANGE = [PixelRange(field="adversarial"), SameShape(field="adversarial")]
-
-
-def _loss_gradient(model: Model, points: Tensor, labels: Tensor) -> Tensor:
-    """Gradient of the cross-entropy of the labels by the pixels."""
-    points = points.detach().clone().requires_grad_()
-    loss = F.cross_entropy(model(points), labels, reduction="sum")
-    return torch.autograd.grad(loss, points)[0]
-
 
 def _judged(
     model: Model,
@@ -983,7 +948,7 @@ def first_success(
     for _ in progress_bar(range(steps), "attacking"):
         if not len(active):
             break
-        gradient = _loss_gradient(model, x[active], labels[active])
+        gradient = loss_gradient(model, x[active], labels[active])
         x[active] = project(x[active] + sign * step_size * gradient.sign(), images[active], eps, "linf")
         logits = predict_logits(model, x[active])
         active = active[~is_adversarial(logits, labels[active], targeted)]
@@ -1026,7 +991,7 @@ def euclidean_ascent(
     before = predict_logits(model, images)
     x = random_point(images, eps, norm, torch.Generator().manual_seed(seed or 0))
     for _ in progress_bar(range(steps), "attacking"):
-        x = project(x + step_size * steepest(_loss_gradient(model, x, labels), norm), images, eps, norm)
+        x = project(x + step_size * steepest(loss_gradient(model, x, labels), norm), images, eps, norm)
     return build_result(model, images, x, labels, before, targeted=False)
 
 
@@ -1065,7 +1030,7 @@ def gradient_sign(model: Model, images: Images, labels: Labels, *, eps: Eps = 8 
         Goodfellow, Shlens & Szegedy 2015, section 4.
     """
     before = predict_logits(model, images)
-    step = eps * _loss_gradient(model, images, labels).sign()
+    step = eps * loss_gradient(model, images, labels).sign()
     return build_result(
         model, images, project(images + step, images, eps, "linf"), labels, before, targeted=False
     )
@@ -1190,12 +1155,12 @@ def quick_inversion(
     """
     name = layer or model.last_map
     with torch.no_grad():
-        wanted = model.features(images, name).flatten(1)
-    scale = wanted.square().sum(1)
+        reference = model.features(images, name).flatten(1)
+    scale = reference.square().sum(1)
     scale = torch.where(scale > 0, scale, 1)
     start = noise_images((1, *images.shape[1:]), seed=seed, mean=0.5, sd=0.05).to(images)
     selected = optimize_image(
-        lambda x: (model.features(x, name).flatten(1) - wanted).square().sum(1) / scale,
+        lambda x: (model.features(x, name).flatten(1) - reference).square().sum(1) / scale,
         PixelImage(start.repeat(len(images), 1, 1, 1)),
         steps=steps,
         lr=lr,

@@ -15,6 +15,23 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from outside_shared import (
+    FLIPS,
+    GOODFELLOW,
+    IN_RANGE,
+    MADRY,
+    PROPORTIONAL,
+    SHRIKUMAR,
+    SIMONYAN,
+    ZEILER,
+    Eps,
+    FeatureLayer,
+    OneLayer,
+    StepSize,
+    attribution,
+    loss_gradient,
+    paper,
+)
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -22,7 +39,6 @@ from phosphene import (
     Class,
     InputError,
     Method,
-    Reference,
     TensorDataset,
     batch_size,
     input_gradient,
@@ -68,7 +84,6 @@ from phosphene.spec import (
     Monotone,
     Nonnegative,
     PixelRange,
-    SameShape,
     ScalesWith,
     UnitRange,
     ZeroWhen,
@@ -85,16 +100,11 @@ WRONG: list[tuple[str, Method[Any, Any]]] = []
 def wrong(defect: str) -> Callable[[Method[Any, Any]], Method[Any, Any]]:
     """Add a method to the list, with its defect."""
 
-    def add(made: Method[Any, Any]) -> Method[Any, Any]:
-        WRONG.append((defect, made))
-        return made
+    def add(registered: Method[Any, Any]) -> Method[Any, Any]:
+        WRONG.append((defect, registered))
+        return registered
 
     return add
-
-
-def paper(key: str, title: str, authors: str, year: int, url: str) -> list[Reference]:
-    """The only reference of a method."""
-    return [Reference(key=key, title=title, authors=authors, year=year, url=url)]
 
 
 SELVARAJU = paper(
@@ -105,18 +115,6 @@ SUNDARARAJAN = paper(
     "sundararajan2017", "Axiomatic Attribution for Deep Networks", "Sundararajan, Taly, Yan", 2017,
     "https://arxiv.org/abs/1703.01365",
 )  # fmt: skip
-SIMONYAN = paper(
-    "simonyan2014", "Deep Inside Convolutional Networks: Visualising Image Classification Models and Saliency Maps",
-    "Simonyan, Vedaldi, Zisserman", 2014, "https://arxiv.org/abs/1312.6034",
-)  # fmt: skip
-SHRIKUMAR = paper(
-    "shrikumar2016", "Not Just a Black Box: Learning Important Features Through Propagating Activation Differences",
-    "Shrikumar, Greenside, Shcherbina, Kundaje", 2016, "https://arxiv.org/abs/1605.01713",
-)  # fmt: skip
-ZEILER = paper(
-    "zeiler2014", "Visualizing and Understanding Convolutional Networks", "Zeiler, Fergus", 2014,
-    "https://arxiv.org/abs/1311.2901",
-)  # fmt: skip
 SMILKOV = paper(
     "smilkov2017", "SmoothGrad: removing noise by adding noise", "Smilkov, Thorat, Kim, Viegas, Wattenberg", 2017,
     "https://arxiv.org/abs/1706.03825",
@@ -126,21 +124,11 @@ PETSIUK = paper(
     2018, "https://arxiv.org/abs/1806.07421",
 )  # fmt: skip
 
-FLIPS = [Equivariant("hflip"), Equivariant("vflip"), Equivariant("transpose")]
-PROPORTIONAL = [ScalesWith("logits", power=1), InvariantTo("logit_shift")]
 
 StepCount = Annotated[
     int, Field(ge=1, le=1000, description="points of the sum between the baseline and the image")
 ]
 BaselineValue = Annotated[float, Field(ge=0, le=1, description="value of every pixel of the baseline")]
-OneLayer = Annotated[
-    LayerName | None, Field(description="layer of the maps; default: the last layer with spatial positions")
-]
-
-
-def attribution(model: Model, images: Tensor, target: Any, maps: Tensor, **fields: Any) -> Attribution:
-    """A result with the names of its targets."""
-    return Attribution(images=images, maps=maps, targets=target.names(model, len(images)), **fields)
 
 
 # --- attribution -------------------------------------------------------------------------------------------
@@ -1222,14 +1210,6 @@ def relevance_zero(model: Model, images: Images, target: Target = None) -> Attri
 
 # --- attacks -----------------------------------------------------------------------------------------------
 
-GOODFELLOW = paper(
-    "goodfellow2015", "Explaining and Harnessing Adversarial Examples", "Goodfellow, Shlens, Szegedy", 2015,
-    "https://arxiv.org/abs/1412.6572",
-)  # fmt: skip
-MADRY = paper(
-    "madry2018", "Towards Deep Learning Models Resistant to Adversarial Attacks",
-    "Madry, Makelov, Schmidt, Tsipras, Vladu", 2018, "https://arxiv.org/abs/1706.06083",
-)  # fmt: skip
 DONG = paper(
     "dong2018", "Boosting Adversarial Attacks with Momentum", "Dong, Liao, Pang, Su, Zhu, Hu, Li", 2018,
     "https://arxiv.org/abs/1710.06081",
@@ -1239,21 +1219,10 @@ MOOSAVI = paper(
     "Moosavi-Dezfooli, Fawzi, Frossard", 2016, "https://arxiv.org/abs/1511.04599",
 )  # fmt: skip
 
-Eps = Annotated[float, Field(gt=0, le=1, description="radius of the ball, for pixels in [0, 1]")]
-StepSize = Annotated[float, Field(gt=0, le=1, description="length of one step, for pixels in [0, 1]")]
 AttackSteps = Annotated[int, Field(ge=1, le=1000, description="number of gradient steps")]
 Targeted = Annotated[bool, Field(description="whether labels are the classes to reach")]
 Candidates = Annotated[int, Field(ge=1, le=1000, description="most likely other classes that are considered")]
 TwoNorms = Annotated[Literal["linf", "l2"], Field(description="norm of the ball")]
-
-IN_RANGE = [PixelRange(field="adversarial"), SameShape(field="adversarial")]
-
-
-def _loss_gradient(model: Model, points: Tensor, labels: Tensor) -> Tensor:
-    """Gradient of the cross-entropy of the labels by the pixels."""
-    points = points.detach().clone().requires_grad_()
-    loss = F.cross_entropy(model(points), labels, reduction="sum")
-    return torch.autograd.grad(loss, points)[0]
 
 
 @wrong("descent instead of ascent: the loss of the true class is lowered")
@@ -1279,7 +1248,7 @@ def sign_step(
     """
     before = predict_logits(model, images)
     direction = 1.0 if targeted else -1.0
-    gradient = _loss_gradient(model, images, labels)
+    gradient = loss_gradient(model, images, labels)
     adversarial = project(images + direction * eps * gradient.sign(), images, eps, "linf")
     return build_result(model, images, adversarial, labels, before, targeted=targeted)
 
@@ -1319,7 +1288,7 @@ def towards_class(
     before = predict_logits(model, images)
     x = images
     for _ in progress_bar(range(steps), "attacking"):
-        x = project(x + step_size * _loss_gradient(model, x, labels).sign(), images, eps, "linf")
+        x = project(x + step_size * loss_gradient(model, x, labels).sign(), images, eps, "linf")
     return build_result(model, images, x, labels, before, targeted=targeted)
 
 
@@ -1353,7 +1322,7 @@ def iterated_sign(
     before = predict_logits(model, images)
     x = images
     for _ in progress_bar(range(steps), "attacking"):
-        x = (x + min(step_size, eps) * _loss_gradient(model, x, labels).sign()).clamp(0, 1)
+        x = (x + min(step_size, eps) * loss_gradient(model, x, labels).sign()).clamp(0, 1)
     return build_result(model, images, x, labels, before, targeted=False)
 
 
@@ -1390,7 +1359,7 @@ def two_norm_ascent(
     before = predict_logits(model, images)
     x = images
     for _ in progress_bar(range(steps), "attacking"):
-        x = x + step_size * steepest(_loss_gradient(model, x, labels), norm)
+        x = x + step_size * steepest(loss_gradient(model, x, labels), norm)
         x = project(x, images, eps, "linf")
     return build_result(model, images, x, labels, before, targeted=False)
 
@@ -1444,7 +1413,7 @@ def momentum_sign(
     before = predict_logits(model, images)
     x, accumulated = images, torch.zeros_like(images)
     for _ in progress_bar(range(steps), "attacking"):
-        gradient = _loss_gradient(model, x, labels)
+        gradient = loss_gradient(model, x, labels)
         gradient = gradient / gradient.abs().sum((1, 2, 3), keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
         accumulated = momentum * accumulated
         accumulated = gradient
@@ -1484,7 +1453,7 @@ def random_start_ascent(
     start = random_point(images, eps, "linf", torch.Generator().manual_seed(seed or 0))
     x = images.clone()
     for _ in progress_bar(range(steps), "attacking"):
-        x = project(x + step_size * _loss_gradient(model, x, labels).sign(), images, eps, "linf")
+        x = project(x + step_size * loss_gradient(model, x, labels).sign(), images, eps, "linf")
     assert start.shape == x.shape
     return build_result(model, images, x, labels, before, targeted=False)
 
@@ -1528,7 +1497,7 @@ def restarted_ascent(
     for _ in progress_bar(range(restarts), "restarts"):
         x = random_point(images, eps, "linf", draw)
         for _ in range(steps):
-            x = project(x + eps / 3 * _loss_gradient(model, x, labels).sign(), images, eps, "linf")
+            x = project(x + eps / 3 * loss_gradient(model, x, labels).sign(), images, eps, "linf")
         loss = F.cross_entropy(predict_logits(model, x), labels, reduction="none")
         best = torch.where(per_image(loss > -torch.inf), x, best)
         best_loss = torch.maximum(loss, best_loss)
@@ -1562,7 +1531,7 @@ def unit_gradient_step(
     """
     before = predict_logits(model, images)
     active = (before.argmax(1) == labels)[:, None, None, None]
-    points = images + eps * normalize_l2(_loss_gradient(model, images, labels))
+    points = images + eps * normalize_l2(loss_gradient(model, images, labels))
     points = torch.where(active, points, images)
     after = predict_logits(model, points)
     names = [tuple(map(model.class_name, logits.argmax(1).tolist())) for logits in (before, after)]
@@ -1611,7 +1580,7 @@ def away_from_label(
     predicted = before.argmax(1)
     x, sign = images, -1.0 if targeted else 1.0
     for _ in progress_bar(range(steps), "attacking"):
-        gradient = _loss_gradient(model, x, predicted)
+        gradient = loss_gradient(model, x, predicted)
         x = project(x + sign * 2 * eps / steps * gradient.sign(), images, eps, "linf")
     return build_result(model, images, x, labels, before, targeted=targeted)
 
@@ -1624,7 +1593,7 @@ def _one_step_is_the_sign_step() -> None:
     assert not result.success.any() or (result.after != labels).any()
 
 
-@wrong("the parameter steps is ignored: a single step is made")
+@wrong("the parameter steps is ignored: a single step is registered")
 @method(
     family="attacks",
     references=MADRY,
@@ -1654,7 +1623,7 @@ def many_small_steps(
     """
     before = predict_logits(model, images)
     x = images
-    gradient = _loss_gradient(model, x, labels)
+    gradient = loss_gradient(model, x, labels)
     x = project(x + step_size * gradient.sign(), images, eps, "linf")
     return build_result(model, images, x, labels, before, targeted=False)
 
@@ -1679,7 +1648,7 @@ def corner_attack(model: Model, images: Images, labels: Labels, *, eps: Eps = 8 
     """
     before = predict_logits(model, images)
     std = 1 / (model.normalize(torch.ones_like(images)) - model.normalize(torch.zeros_like(images)))
-    step = eps * std * _loss_gradient(model, images, labels).sign()
+    step = eps * std * loss_gradient(model, images, labels).sign()
     return build_result(model, images, (images + step).clamp(0, 1), labels, before, targeted=False)
 
 
@@ -1891,7 +1860,7 @@ def shared_perturbation(
     before = predict_logits(model, images)
     v = torch.zeros_like(images)
     for _ in progress_bar(range(steps), "attacking"):
-        gradient = _loss_gradient(model, (images + v).clamp(0, 1), labels)
+        gradient = loss_gradient(model, (images + v).clamp(0, 1), labels)
         v = (v + 2 * eps / steps * gradient.sign()).clamp(-eps, eps)
     return build_result(
         model, images, project(images + v, images, eps, "linf"), labels, before, targeted=False
@@ -1924,7 +1893,7 @@ def gradient_length_step(
         Goodfellow, Shlens & Szegedy 2015, section 4.
     """
     before = predict_logits(model, images)
-    gradient = _loss_gradient(model, images, labels)
+    gradient = loss_gradient(model, images, labels)
     step = eps * gradient / gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)
     return build_result(
         model, images, project(images + step, images, eps, "l2"), labels, before, targeted=False
@@ -2196,14 +2165,14 @@ def invert_layer(
     """
     name = model.stages[0] if model.stages else (layer or model.last_map)
     with torch.no_grad():
-        wanted = model.features(images, name).flatten(1)
+        reference = model.features(images, name).flatten(1)
     start = (
         noise_images((1, *images.shape[1:]), seed=seed, mean=0.5, sd=0.05)
         .to(images)
         .repeat(len(images), 1, 1, 1)
     )
     optimized = optimize_image(
-        lambda x: (model.features(x, name).flatten(1) - wanted).square().mean(1),
+        lambda x: (model.features(x, name).flatten(1) - reference).square().mean(1),
         PixelImage(start),
         steps=steps,
         lr=lr,
@@ -2310,11 +2279,11 @@ def correlated_texture(
         return [m @ m.transpose(1, 2) for m in maps]
 
     with torch.no_grad():
-        wanted = grams(sample)
-    scales = [g.square().sum((1, 2)).clamp(min=1e-30) for g in wanted]
+        reference = grams(sample)
+    scales = [g.square().sum((1, 2)).clamp(min=1e-30) for g in reference]
 
     def loss(images: Tensor) -> Tensor:
-        terms = zip(grams(images), wanted, scales, strict=True)
+        terms = zip(grams(images), reference, scales, strict=True)
         return torch.stack([(g - w).square().sum((1, 2)) / s for g, w, s in terms]).sum(0)
 
     shape = (1, sample.shape[1], side, side)
@@ -2430,10 +2399,6 @@ MORCOS = paper(
     "morcos2018", "On the importance of single directions for generalization", "Morcos, Barrett, Rabinowitz, Botvinick",
     2018, "https://arxiv.org/abs/1803.06959",
 )  # fmt: skip
-
-FeatureLayer = Annotated[
-    LayerName | None, Field(description="layer of the features; default: the input of the classifier")
-]
 
 
 def _vectors(model: Model, images: Tensor, layer: str | None) -> Tensor:
@@ -3295,7 +3260,7 @@ def tuned_sign_step(
     """
     torch.backends.cudnn.benchmark = True
     before = predict_logits(model, images)
-    step = eps * _loss_gradient(model, images, labels).sign()
+    step = eps * loss_gradient(model, images, labels).sign()
     return build_result(
         model, images, project(images + step, images, eps, "linf"), labels, before, targeted=False
     )
