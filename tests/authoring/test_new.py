@@ -107,8 +107,9 @@ def test_every_template_passes_the_checks(
 ) -> None:
     folder = write_project("gradient_entropy", family=family, template=template, into=tmp_path)
     file = folder / "src" / "phosphene_gradient_entropy" / "__init__.py"
-    assert phosphene("check", str(file), "--profile", "quick") == 0
+    status = phosphene("check", str(file), "--profile", "quick")
     output = capsys.readouterr().out
+    assert status == 0, output[-2000:]
     assert output.startswith(f"{family}.gradient_entropy")
     relations = ("equivariant", "invariant_to", "monotone")
     assert template == "training" or any(relation in output for relation in relations)
