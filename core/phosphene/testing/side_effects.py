@@ -294,7 +294,7 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 }
 
 #: What a library changes at its first use, and a method only if it does so at each call.
-_EXIT = "the atexit functions"
+_EXIT = "an exit function was registered (atexit)"
 
 #: State that is read only.
 _STATE: dict[str, Callable[[], Any]] = {
@@ -306,7 +306,6 @@ _STATE: dict[str, Callable[[], Any]] = {
     "autocast": lambda: (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")),
     "the hooks of all modules": _global_hooks,
     "the torch function modes": torch.overrides._get_current_function_mode_stack,
-    _EXIT: atexit._ncallbacks,
 }
 
 #: Modules and classes whose functions must stay what they are.
@@ -338,6 +337,7 @@ def _process_state() -> dict[str, Any]:
     return {
         "settings": {name: read() for name, (read, _) in _SETTINGS.items()},
         "state": {name: read() for name, read in _STATE.items()},
+        "exit functions": atexit._ncallbacks(),
         "functions": {where: dict(vars(owner)) for where, owner in _NAMESPACES.items()},
         "modules": dict(sys.modules),
     }
@@ -353,6 +353,9 @@ def _changes(before: Mapping[str, Any]) -> list[str]:
     for name, read in _STATE.items():
         if not _same(before["state"][name], read()):
             sentences.append(f"{name} changed")
+    # Fewer are no effect of the block: garbage collection removes those of objects from before it.
+    if atexit._ncallbacks() > before["exit functions"]:
+        sentences.append(_EXIT)
     for where, owner in _NAMESPACES.items():
         now = vars(owner)
         for name, value in before["functions"][where].items():
@@ -377,4 +380,4 @@ def is_first_use(side_effects: list[str], imported: Set[str]) -> bool:
 
     ``imported``: the names of the modules that were imported before.
     """
-    return side_effects == [f"{_EXIT} changed"] or bool(side_effects and sys.modules.keys() - imported)
+    return side_effects == [_EXIT] or bool(side_effects and sys.modules.keys() - imported)
