@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 from ..errors import InputError
 from ..spec.spec import Role
-from ..targets.objectives import Custom, Direction, Objective
+from ..targets.objectives import Objective
 from ..targets.parse import parse_target
 from .base import InputContext, InputRole, SampleRequest
 
@@ -49,8 +49,7 @@ class TargetRole(InputRole):
         return value.to_json() if isinstance(value, Objective) else super().record(value)
 
     def is_identified(self, value: Any) -> bool:
-        # Only the name of a callable or a direction is recorded, and two may have the same name.
-        return not isinstance(value, (Custom, Direction)) and super().is_identified(value)
+        return value.is_identified if isinstance(value, Objective) else super().is_identified(value)
 
     def sample(self, request: SampleRequest) -> Any:
         return self.make(request.target, request)
