@@ -425,7 +425,6 @@ class Method(Generic[P, R]):
                 results.append(call(batch))
         return self.result.concatenate(results), size
 
-
     def _on_objective(
         self, model: Model, labels: str, call: Callable[[Mapping[str, Any]], R]
     ) -> Callable[[Mapping[str, Any]], R]:

@@ -30,7 +30,7 @@ class LabelsRole(InputRole):
     name, value_type, per_image = "labels", Tensor, True
     metavar = "TEXT,..."
     description = "class index of each image, (N,); or an objective: 'region:person', 'box:person'"
-    help = "class of each image, by name or number, or an objective such as region:person (default: predicted)"
+    help = "class of each image, by name or number, or an objective: region:person (default: predicted)"
 
     def read(self, value: Any, context: InputContext) -> Any:
         if value is not None or context.model is None:

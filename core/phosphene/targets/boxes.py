@@ -25,19 +25,19 @@ class Box(Objective):
     where that is set, the one of the highest score. In later passes it is the best box of the same class
     that overlaps it by an IoU of ``min_iou`` or more; without one the score is 0.
 
-    An attack succeeds where that score is below ``threshold``.
+    An attack succeeds where that score is below ``threshold``; default: half the score in the image itself.
     """
 
     index: int | None = None
     point: tuple[int, int] | None = None
     min_iou: float = 0.5
-    threshold: float = 0.5
+    threshold: float | None = None
     name: str = ""
-    _references: list[tuple[int, Tensor]] | None = field(default=None, repr=False)
+    _references: list[tuple[int, Tensor, float]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for what, value in (("min_iou", self.min_iou), ("threshold", self.threshold)):
-            if not 0 < value < 1:
+            if value is not None and not 0 < value < 1:
                 raise InputError(f"{what} must be between 0 and 1, not {value}")
 
     def score(self, values: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class Box(Objective):
         if len(self._references) != len(images):
             raise InputError(f"the boxes are of {len(self._references)} images, not {len(images)}")
         scores = []
-        for (label, box), found, image in zip(self._references, detections, images, strict=True):
+        for (label, box, _), found, image in zip(self._references, detections, images, strict=True):
             matching = (found.labels == label) & (box_iou(found.boxes.detach(), box) >= self.min_iou)
             # Without a box the score is the constant 0, on the graph with a gradient of zero.
             scores.append(found.scores[matching].max() if matching.any() else 0.0 * image.sum())
@@ -59,7 +59,9 @@ class Box(Objective):
 
     def margin(self, model: Model, images: Tensor) -> Tensor:
         score = self.evaluate(model, images).clamp(1e-6, 1 - 1e-6)
-        return score.logit() - torch.logit(torch.tensor(self.threshold)).to(score)
+        assert self._references is not None
+        thresholds = [self.threshold or max(first / 2, 1e-6) for _, _, first in self._references]
+        return score.logit() - torch.tensor(thresholds, dtype=torch.float64).logit().to(score)
 
     def select(self, rows: Sequence[int]) -> Box:
         references = None if self._references is None else [self._references[row] for row in rows]
@@ -74,10 +76,10 @@ class Box(Objective):
     def names(self, model: Model, count: int) -> tuple[str, ...]:
         if self._references is None or len(self._references) != count:
             return super().names(model, count)
-        return tuple(f"box:{model.class_name(label)}" for label, _ in self._references)
+        return tuple(f"box:{model.class_name(label)}" for label, *_ in self._references)
 
-    def _choose(self, model: Model, number: int, found: Detection) -> tuple[int, Tensor]:
-        """Label and box (4,) of the object in image ``number``; InputError, with those that are there."""
+    def _choose(self, model: Model, number: int, found: Detection) -> tuple[int, Tensor, float]:
+        """Label, box (4,) and score of the object in image ``number``; InputError without one."""
         boxes, labels, scores = (part.detach() for part in found)
         matching = torch.ones_like(labels, dtype=torch.bool)
         if self.index is not None:
@@ -94,7 +96,7 @@ class Box(Objective):
                 f"{model.name} detects no {what}{at} in image {number}; it detects {listed or 'nothing'}"
             )
         chosen = int(scores.masked_fill(~matching, -1).argmax())
-        return int(labels[chosen]), boxes[chosen]
+        return int(labels[chosen]), boxes[chosen], float(scores[chosen])
 
     def __str__(self) -> str:
         at = "" if self.point is None else f"@{self.point[0]},{self.point[1]}"
