@@ -57,7 +57,7 @@ class Structure:
     stages: one layer for each resolution, finest first.
     classifier: the linear layer that computes the logits.
     head: set where CAM's equation holds.
-    classes: the number of logits, at each position of a segmentation; 0 where the output has none.
+    classes: the number of logits; 0 where the output is not a vector.
     folds: pairs of a convolution and the batch norm that is the only consumer of its output.
     unfolded: the layers whose input or output lies between such a pair; they do not exist in a network
         with folded norms.
@@ -144,7 +144,7 @@ def record_structure(
                 last_map = name
                 break
             last_map = last_map or name
-    classes = logits.shape[1] if logits.ndim in (2, 4) else 0
+    classes = logits.shape[1] if logits.ndim == 2 else 0
     once = {name: part for name, part in modules.items() if name in layers and layers[name].calls == 1}
     folds = _folds(once, inputs, output_nodes, logits)
     stages = _stages(modules, maps, size[0])

@@ -526,8 +526,14 @@ class Model:
 
     @property
     def class_count(self) -> int:
-        """The number of logits."""
-        return len(self.classes) if self.classes is not None else self.structure.classes
+        """The number of logits, at each position of a segmentation."""
+        if self.classes is not None:
+            return len(self.classes)
+        if self.task != "segmentation":
+            return self.structure.classes
+        _, *size = self.input_size
+        self.structure_at(self.input_size)  # its pass has counted them
+        return next(n for shape, n in self._cache.class_counts.items() if shape[1:] == tuple(size))
 
     @property
     def last_map(self) -> str:

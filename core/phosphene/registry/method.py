@@ -443,8 +443,7 @@ class Method(Generic[P, R]):
         """Refuse an objective as label where the method is not run on each image by itself."""
         if isinstance(value, Objective) and not (self.spec.batch_independent and self.result.per_image):
             raise InputError(
-                f"{self.spec.short_name} works on class labels only, not on {value}: its images depend on "
-                "each other"
+                f"{self.spec.short_name} takes labels of exclusive classes, one per image, not {value}"
             )
 
 

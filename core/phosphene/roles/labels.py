@@ -14,8 +14,9 @@ from ..models import Model
 from ..models.batch_size import batch_size
 from ..models.tasks import no_classes
 from ..spec.spec import Role
-from ..targets.objectives import Class, Contrast, Layer, Objective, Predicted
+from ..targets.objectives import Class, Contrast, Layer, Objective
 from ..targets.parse import parse_target
+from ..targets.predicted import Predicted
 from .base import InputContext, InputRole, SampleRequest, check_dense
 
 #: Class indices: int64 (N,). Left out of ``run``, the classes that the model predicts. Of a method on single
@@ -75,7 +76,9 @@ class LabelsRole(InputRole):
     def parse_option(self, texts: Sequence[str]) -> list[str]:
         return [label.strip() for text in texts for label in text.split(",")]
 
-    def sample(self, request: SampleRequest) -> Tensor:
+    def sample(self, request: SampleRequest) -> Tensor | Objective:
+        if request.model.task not in (None, "classification", "binary"):
+            return Predicted()
         # The predicted class for the first image and another for the next: an attack that stops where the
         # label is already wrong has work to do on one of them, targeted or not.
         labels = torch.arange(request.count)

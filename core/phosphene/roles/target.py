@@ -27,7 +27,10 @@ class TargetRole(InputRole):
     def read(self, value: Any, context: InputContext) -> Any:
         # Without images there is no predicted class: the first five classes.
         if value is None and context.model is not None and "images" not in context.inputs:
-            return tuple(range(min(5, context.model.class_count)))
+            model = context.model
+            if model.class_count == 0 or model.task in ("segmentation", "embedding"):
+                raise InputError(f"{model.name} has no classes: name a layer's unit, target='layer[17]'")
+            return tuple(range(min(5, model.class_count)))
         return value
 
     def check(self, value: Any, context: InputContext) -> Objective:

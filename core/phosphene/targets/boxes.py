@@ -44,6 +44,8 @@ class Box(Objective):
         raise ModelError("a box is scored by a detector's boxes, not by logits")
 
     def evaluate(self, model: Model, images: Tensor) -> Tensor:
+        if not len(images):
+            return images.flatten(1).sum(1)
         detections = model.detections(images)
         if self._references is None:
             chosen = [self._choose(model, number, found) for number, found in enumerate(detections)]

@@ -68,10 +68,10 @@ class Class(Objective):
     index: int | tuple[int, ...]
 
     def evaluate(self, model: Model, images: Tensor) -> Tensor:
-        return self.score(_class_values(model, images))
+        return self.score(class_values(model, images))
 
     def margin(self, model: Model, images: Tensor) -> Tensor:
-        values = _class_values(model, images)
+        values = class_values(model, images)
         own = self.score(values)
         if model.task == "multilabel":
             return own
@@ -87,7 +87,7 @@ class Class(Objective):
         return torch.tensor(index, device=values.device)
 
     def score(self, values: Tensor) -> Tensor:
-        return _logits(values).gather(1, self._indices(values)[:, None])[:, 0]
+        return check_logits(values).gather(1, self._indices(values)[:, None])[:, 0]
 
     def to_json(self) -> Any:
         return self.index if isinstance(self.index, int) else list(self.index)
@@ -103,56 +103,6 @@ class Class(Objective):
         return f"class:{self.index}"
 
 
-class Predicted(Objective):
-    """The logit of the class that the model predicts for each image.
-
-    The classes are fixed at the first call of ``score``, for the images themselves, and used for perturbed
-    images in later calls, which may be predicted otherwise.
-    """
-
-    _resolved: Objective | None = None
-
-    def score(self, values: Tensor) -> Tensor:
-        self._resolved = self._resolved or Class(tuple(_logits(values).argmax(dim=1).tolist()))
-        return self._resolved.score(values)
-
-    def evaluate(self, model: Model, images: Tensor) -> Tensor:
-        if self._resolved is None and model.task == "detection":
-            from .boxes import Box
-
-            self._resolved = Box()
-        if self._resolved is not None:
-            return self._resolved.evaluate(model, images)
-        values = _class_values(model, images)
-        if model.task == "regression" and values.shape[1] > 1:
-            raise InputError(
-                f"{model.name} is a regression with {values.shape[1]} outputs, none of which is predicted: "
-                "name one, target=0"
-            )
-        return self.score(values)
-
-    def margin(self, model: Model, images: Tensor) -> Tensor:
-        return self.resolve(model, images).margin(model, images)
-
-    def resolve(self, model: Model, images: Tensor) -> Objective:
-        if self._resolved is None:
-            with torch.no_grad():
-                self.evaluate(model, images)
-        return self._resolved or self
-
-    def to_json(self) -> Any:
-        return None
-
-    def select(self, rows: Sequence[int]) -> Objective:
-        return self._resolved.select(rows) if self._resolved else Predicted()
-
-    def names(self, model: Model, count: int) -> tuple[str, ...]:
-        return self._resolved.names(model, count) if self._resolved else super().names(model, count)
-
-    def __str__(self) -> str:
-        return "the predicted class"
-
-
 @dataclass(frozen=True)
 class Contrast(Objective):
     """The difference of two classes' logits, z_a - z_b; an attack succeeds where it changes the sign."""
@@ -165,11 +115,11 @@ class Contrast(Objective):
             raise InputError(f"a contrast is of two different classes, not of class {self.first} twice")
 
     def score(self, values: Tensor) -> Tensor:
-        logits = _logits(values)
+        logits = check_logits(values)
         return logits[:, self.first] - logits[:, self.second]
 
     def evaluate(self, model: Model, images: Tensor) -> Tensor:
-        return self.score(_class_values(model, images))
+        return self.score(class_values(model, images))
 
     def margin(self, model: Model, images: Tensor) -> Tensor:
         return self.evaluate(model, images)
@@ -312,15 +262,18 @@ class Direction(Layer):
         return f"a direction in {self.name}"
 
 
-def _class_values(model: Model, images: Tensor) -> Tensor:
+def class_values(model: Model, images: Tensor) -> Tensor:
     """(N, K): logits of classes, exclusive or not, or the values of a regression."""
     return model.outputs(images) if model.task in ("multilabel", "regression") else model(images)
 
 
-def _logits(values: Tensor) -> Tensor:
+def check_logits(values: Tensor) -> Tensor:
     if values.ndim != 2:
         shape = tuple(values.shape)
-        raise ModelError(f"this model has no classes: its output is {shape}; name a layer's unit instead")
+        raise ModelError(
+            f"this model has no classes: its output is {shape}, not (N, K); name a layer's unit, or a region "
+            "of a segmentation"
+        )
     return values
 
 

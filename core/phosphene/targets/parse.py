@@ -15,7 +15,8 @@ from ..errors import InputError, UnknownName
 if TYPE_CHECKING:
     from ..models import Model
 from .boxes import Box
-from .objectives import Channel, Class, Contrast, Custom, Layer, Neuron, Objective, Predicted
+from .objectives import Channel, Class, Contrast, Custom, Layer, Neuron, Objective
+from .predicted import Predicted
 from .regions import Region
 from .similarity import Similar
 
