@@ -400,7 +400,7 @@ class Method(Generic[P, R]):
         """The function's result and the batch size; computed in batches where each row is of one image."""
         function: Callable[..., R] = self.function
 
-        def call(inputs: Mapping[str, Any]) -> R:
+        def run_function(inputs: Mapping[str, Any]) -> R:
             result = function(**inputs, **gather(params, self.groups))
             if not isinstance(result, self.result):
                 raise PluginError(
@@ -410,6 +410,7 @@ class Method(Generic[P, R]):
 
         size = batch_size(model) if model is not None else None
         count = self.image_count(inputs) or 1
+        call: Callable[[Mapping[str, Any]], R] = run_function
         labels = self.spec.input("labels")
         if labels is not None and model is not None and isinstance(inputs[labels.name], Objective):
             size, call = 1, self._on_objective(model, labels.name, call)

@@ -48,15 +48,15 @@ class Box(Objective):
             return images.flatten(1).sum(1)
         detections = model.detections(images)
         if self._references is None:
-            chosen = [self._choose(model, number, found) for number, found in enumerate(detections)]
+            chosen = [self._choose(model, number, detection) for number, detection in enumerate(detections)]
             self._references = chosen
         if len(self._references) != len(images):
             raise InputError(f"the boxes are of {len(self._references)} images, not {len(images)}")
         scores = []
-        for (label, box, _), found, image in zip(self._references, detections, images, strict=True):
-            matching = (found.labels == label) & (box_iou(found.boxes.detach(), box) >= self.min_iou)
+        for (label, box, _), detection, image in zip(self._references, detections, images, strict=True):
+            matching = (detection.labels == label) & (box_iou(detection.boxes.detach(), box) >= self.min_iou)
             # Without a box the score is the constant 0, on the graph with a gradient of zero.
-            scores.append(found.scores[matching].max() if matching.any() else 0.0 * image.sum())
+            scores.append(detection.scores[matching].max() if matching.any() else 0.0 * image.sum())
         return torch.stack(scores)
 
     def margin(self, model: Model, images: Tensor) -> Tensor:
@@ -80,9 +80,9 @@ class Box(Objective):
             return super().names(model, count)
         return tuple(f"box:{model.class_name(label)}" for label, *_ in self._references)
 
-    def _choose(self, model: Model, number: int, found: Detection) -> tuple[int, Tensor, float]:
+    def _choose(self, model: Model, number: int, detection: Detection) -> tuple[int, Tensor, float]:
         """Label, box (4,) and score of the object in image ``number``; InputError without one."""
-        boxes, labels, scores = (part.detach() for part in found)
+        boxes, labels, scores = (part.detach() for part in detection)
         matching = torch.ones_like(labels, dtype=torch.bool)
         if self.index is not None:
             matching &= labels == self.index
