@@ -62,7 +62,10 @@ def observe(method: Method[..., Any], case: Case) -> Observation:
 
 def _observe(method: Method[..., Any], case: Case) -> Observation:
     model = case.model()
-    inputs = case.inputs(method, model)
+    try:
+        inputs = case.inputs(method, model)
+    except PhospheneError as refusal:  # an output from which no input can be made, such as labels
+        return Observation(case, model, {}, {}, refusal=refusal)
     tensors_before = {name: tensor.clone() for name, tensor in input_tensors(inputs).items()}
     run = Observation(case, model, inputs, tensors_before)
     record_structure(model, inputs)

@@ -206,9 +206,9 @@ def apgd(
     if target_classes and not targeted:
         all_loss_labels = list(top_other_classes(before, labels, target_classes + 1).T)
     objective = _OBJECTIVES[loss, targeted or target_classes > 0]
-    zero: Tensor | None = None
+    zero = torch.zeros_like(active, dtype=torch.bool)
     run = apgd_l1 if norm == "l1" else partial(_apgd, norm=norm)
-    for loss_labels in all_loss_labels * restarts:
+    for number, loss_labels in enumerate(all_loss_labels * restarts):
         start = random_point(images, eps, norm, generator)[active]
         if not len(active):
             break
@@ -217,7 +217,7 @@ def apgd(
             steps=steps, targeted=targeted, eot_samples=eot_samples, augmentations=augmentations,
             generator=generator,
         )  # fmt: skip
-        zero = first_zero if zero is None else zero
+        zero = zero if number else first_zero
         better = success | (losses > best_loss[active])
         adversarial[active[better]], best_loss[active[better]] = points[better], losses[better]
         active = active[~success]

@@ -155,7 +155,7 @@ def carlini_wagner(
     logits = differentiable_logits(model, x)
     before, adversarial = logits.detach(), images.clone()
     active = not_adversarial(before, labels, targeted)
-    zero: Tensor | None = None
+    zero = torch.zeros_like(active, dtype=torch.bool)
     if len(active) and before.shape[1] > 1:
         if len(active) < len(images):  # one more forward pass costs less than backward passes for all
             x = images[active].requires_grad_()

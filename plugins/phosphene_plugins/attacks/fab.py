@@ -171,9 +171,9 @@ def fab(
     if target_classes and not targeted:
         rivals_per_run = list(top_other_classes(before[active], y, target_classes + 1).split(1, dim=1))
     best, nearest = x.clone(), torch.full_like(before[active, 0], torch.inf)
-    zero: Tensor | None = None
+    zero = torch.zeros_like(y, dtype=torch.bool)
     for restart in range(restarts):
-        for rivals in rivals_per_run:
+        for run, rivals in enumerate(rivals_per_run):
             start = x
             if restart:
                 radius = torch.where(nearest.isfinite(), nearest, _ASSUMED_DISTANCE[norm]) / 2
@@ -182,7 +182,7 @@ def fab(
                 model, x, y, rivals, start, norm=norm, steps=steps, targeted=targeted, alpha=alpha,
                 beta=beta, eta=eta,
             )  # fmt: skip
-            zero = first_zero if zero is None else zero
+            zero = first_zero if restart == run == 0 else zero
             closer = distances < nearest
             best[closer], nearest[closer] = points[closer], distances[closer]
     success = nearest.isfinite()
