@@ -42,7 +42,7 @@ def test_caption_maps_peak_on_the_named_object(targets: dict[str, Any]) -> None:
 
 
 def test_caption_score_is_the_sum_over_its_words(targets: dict[str, Any]) -> None:
-    logits = targets["captioner"](targets["arrow"])
+    logits = targets["captioner"].outputs(targets["arrow"])
     words = [targets["VOCABULARY"].index(word) for word in ("an", "arrow")]
     probabilities = logits.softmax(2)[0, [0, 1], words]
     torch.testing.assert_close(

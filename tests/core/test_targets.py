@@ -58,11 +58,13 @@ def test_short_forms_of_targets(model, text, expected):
     assert parse_target(text, model) == expected
 
 
-def test_number_as_text_is_the_layer_of_that_name():
+def test_number_as_text_may_be_a_layer_or_a_class():
     model = load_model(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3)), input_size=(3, 8, 8)
     )
-    assert parse_target("1", model) == Layer("1")
+    with pytest.raises(InputError, match="'class:1' or 'layer:1'"):
+        parse_target("1", model)
+    assert parse_target("layer:1", model) == Layer("1")
     assert parse_target("class:1", model) == Class(1)
     assert parse_target(1, model) == Class(1)
 

@@ -12,7 +12,7 @@ from .lp_balls import (
     shrink_to_boundary,
     steepest,
 )
-from .success import build_result, is_adversarial, not_adversarial, predict_logits
+from .success import build_result, is_adversarial, is_zero, not_adversarial, predict_logits
 
 __all__ = [
     "Norm",
@@ -20,6 +20,7 @@ __all__ = [
     "distance",
     "dual_norm",
     "is_adversarial",
+    "is_zero",
     "l2_norm",
     "normalize_l2",
     "not_adversarial",

@@ -26,17 +26,33 @@ def not_adversarial(logits: Tensor, labels: Tensor, targeted: bool) -> Tensor:
     return (~is_adversarial(logits, labels, targeted)).nonzero()[:, 0]
 
 
+def is_zero(gradient: Tensor) -> Tensor:
+    """(N,) bool: the gradient of an image (N, C, H, W) is zero at every pixel."""
+    return gradient.flatten(1).eq(0).all(1)
+
+
 def build_result(
-    model: Model, images: Tensor, adversarial: Tensor, labels: Tensor, before: Tensor, *, targeted: bool
+    model: Model,
+    images: Tensor,
+    adversarial: Tensor,
+    labels: Tensor,
+    before: Tensor,
+    *,
+    targeted: bool,
+    zero_gradient: Tensor | None = None,
 ) -> AdversarialExamples:
     """An attack's result from ``adversarial`` (N, C, H, W) and the images' logits ``before`` (N, K).
 
     Images that are adversarial by ``before`` are returned unchanged; ``adversarial`` is ignored there.
+    ``zero_gradient`` has an element for each of the other images (n,): see ``is_zero``.
     """
     active = not_adversarial(before, labels, targeted)
     adversarial, after = images.index_copy(0, active, adversarial[active]), before
     if len(active):
         after = before.index_copy(0, active, predict_logits(model, adversarial[active]))
+    if zero_gradient is not None:
+        none = torch.zeros_like(labels, dtype=torch.bool)
+        zero_gradient = none.index_copy(0, active, zero_gradient)
     return AdversarialExamples.from_logits(
-        model, images, adversarial, labels, before, after, targeted=targeted
+        model, images, adversarial, labels, before, after, targeted=targeted, zero_gradient=zero_gradient
     )

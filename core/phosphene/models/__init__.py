@@ -1,6 +1,7 @@
 """Vision networks behind one convention: ``Model``, and ``load_model`` for URIs, modules and functions."""
 
 from .attention import attention_maps
+from .detections import Detection
 from .loading import Loader, fill_weights, load_model, read_weights
 from .model import Model
 from .parameter_limit import limit_parameters, parameter_limit
@@ -11,12 +12,15 @@ from .saved_source import (
     load_saved_model,
     saved_options,
 )
+from .tasks import Task
 
 __all__ = [
+    "Detection",
     "Loader",
     "Model",
     "SavedSettings",
     "SavedSource",
+    "Task",
     "attention_maps",
     "check_saved_options",
     "fill_weights",

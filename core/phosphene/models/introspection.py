@@ -6,7 +6,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -72,6 +72,14 @@ class Structure:
     folds: tuple[tuple[str, str], ...]
     unfolded: frozenset[str]
 
+    def with_two_logits(self) -> Structure:
+        """The structure of a network with one logit z, presented as the two logits (-z/2, z/2)."""
+        head = self.head
+        if head is not None:
+            weight, bias = (torch.cat([-0.5 * part, 0.5 * part]) for part in (head.weight, head.bias))
+            head = replace(head, weight=weight, bias=bias)
+        return replace(self, head=head, classes=2)
+
 
 def record_structure(
     module: nn.Module, normalized: Tensor, read_logits: Callable[[Any], Tensor]
@@ -110,7 +118,11 @@ def record_structure(
         with default_device_of_caller():
             logits = read_logits(module(image))
         size, prefix = (image.shape[2], image.shape[3]), prefix_tokens(module)
-        maps = {name: m for name, o in outputs.items() if (m := _maps(o, size, prefix)) is not None}
+        # A layer that runs once for each box or window of an image has no map of the image.
+        rows = {name: o for name, o in outputs.items() if o.ndim > 0 and len(o) == 1}
+        maps = {name: m for name, o in rows.items() if (m := _maps(o, size, prefix)) is not None}
+        if logits.ndim == 1:
+            maps = _trunk(maps)
         classifier = _classifier(modules, inputs, logits) if logits.ndim == 2 else None
         # Gradients of the classifier's input: a new head's weights can all be zero (MLP-Mixer).
         embedding = torch.atleast_2d(logits if classifier is None else inputs[classifier]).flatten(1)
@@ -128,7 +140,7 @@ def record_structure(
                     modules[classifier], name, maps[name].detach(), embedding.detach(), logits.detach()
                 )
             # One channel per class and no such head: the maps are class scores (SqueezeNet); search below.
-            if head is not None or logits.ndim != 2 or maps[name].shape[1] != logits.shape[1]:
+            if head is not None or logits.ndim == 1 or maps[name].shape[1] != logits.shape[1]:
                 last_map = name
                 break
             last_map = last_map or name
@@ -154,9 +166,22 @@ def _candidates(modules: dict[str, nn.Module], outputs: dict[str, Tensor]) -> di
     return {n: v for n, v in maps.items() if v.ndim != 3 or tokens.get(n, 0) == width}
 
 
+def _trunk(maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a detector's maps those that all of its boxes depend on: the backbone's, before its pyramid.
+
+    Not the coarsest ones, of a few positions each, which are for boxes as large as the image.
+    """
+    parts = ("backbone.body.", "backbone.", "")
+    trunk = next(p for p in parts if p == "" or any(name.startswith(p) for name in maps))
+    fine = {n: m for n, m in maps.items() if n.startswith(trunk) and min(m.shape[2:]) >= 7}
+    return fine or maps
+
+
 def _classifier(modules: dict[str, nn.Module], inputs: dict[str, Tensor], logits: Tensor) -> str | None:
     """The last linear layer (or pointwise convolution) with as many outputs as there are logits."""
     for name, value_in in reversed(inputs.items()):
+        if value_in.ndim < 2:
+            continue  # a module of a vector: a temperature, an embedding of positions
         layer, shape = modules[name], (logits.shape[1], value_in.flatten(1).shape[1])
         if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.weight.flatten(1).shape == shape:
             return name

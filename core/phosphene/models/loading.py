@@ -21,6 +21,7 @@ from ..registry.extensions import extensions
 from .arguments import check_callable, check_device, check_dtype, move
 from .logits import Function
 from .model import Model
+from .tasks import Task, check_task
 
 #: Suffixes of weights files; their content is never unpickled.
 _WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin")
@@ -83,6 +84,7 @@ def load_model(
     input_size: tuple[int, int, int] | None = None,
     classes: Sequence[str] | None = None,
     output: Callable[[Any], Tensor] | None = None,
+    task: Task | None = None,
     **options: Any,
 ) -> Model:
     """A ``Model`` from ``"scheme:name"``, from a torch module or from a function.
@@ -98,6 +100,8 @@ def load_model(
         where it has none, 224x224.
     classes: class names, one for each logit.
     output: a function from what the module returns to logits (N, K).
+    task: what the output means: "classification", "binary" (one logit), "multilabel", "regression",
+        "segmentation", "detection" or "embedding". Default: the scheme's, or classification.
     options: passed to the scheme's factory.
 
     Raises InputError for invalid weights or options, ModelError for weights that do not fit or cannot be
@@ -113,6 +117,7 @@ def load_model(
         kind = type(weights).__name__
         raise InputError(f"weights must be a file, a state dict or a name of the scheme's, not a {kind}")
     arguments = {"mean": mean, "std": std, "input_size": input_size, "classes": classes, "output": output}
+    arguments["task"] = check_task(task)
     settings: dict[str, Any] = {name: value for name, value in arguments.items() if value is not None}
     state, weights_name = None, None
     if isinstance(weights, Mapping):
@@ -140,8 +145,8 @@ def load_model(
         )
     elif isinstance(model, nn.Module):
         wrapped = Model(model, **settings)
-    elif input_size is None or classes is None:
-        raise InputError("a function needs input_size=(C, H, W) and classes=[...]")
+    elif input_size is None or (classes is None and task in (None, "classification", "multilabel")):
+        raise InputError("a function needs input_size=(C, H, W) and classes=[...], or another task")
     elif state is not None:
         raise InputError("a function has no weights that could be loaded")
     else:

@@ -23,18 +23,41 @@ class Function(nn.Module):
         return self.function(images)
 
 
-def read_logits(output: Any) -> Tensor:
-    """The logits (N, K) in a network's output: a tensor, a tuple, a mapping or an object with ``.logits``."""
+def read_logits(output: Any, classes: int | None = None) -> Tensor:
+    """The logits in a network's output: a tensor, or ``.logits``, ``["logits"]`` or ``["out"]`` of it.
+
+    Of a tuple or another mapping the only tensor that can be logits: (N, K) or (N,), else (N, K, H, W).
+    Where several can be, the one with ``classes`` columns. Raises ModelError for none, and for several.
+    """
     logits = getattr(output, "logits", output)
     if isinstance(output, Mapping):
-        logits = output.get("logits", output.get("out", tuple(output.values())))
-    if isinstance(logits, (tuple, list)):
-        logits = next((o for o in logits if isinstance(o, Tensor) and o.ndim == 2), None)
+        logits = output.get("logits", output.get("out", output))
     if isinstance(logits, np.ndarray):
         logits = torch.from_numpy(logits)
-    if not isinstance(logits, Tensor):
+    if isinstance(logits, Tensor):
+        return logits
+    named: dict[str, Any] = {}
+    if isinstance(logits, Mapping):
+        named = {repr(key): value for key, value in logits.items()}
+    elif isinstance(logits, (tuple, list)):
+        named = {str(index): value for index, value in enumerate(logits)}
+    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    vectors = {name: value for name, value in tensors.items() if value.ndim in (1, 2)}
+    candidates = vectors or {name: value for name, value in tensors.items() if value.ndim == 4}
+    if len(candidates) > 1 and classes is not None:
+        fitting = {n: v for n, v in candidates.items() if v.ndim > 1 and v.shape[1] == classes}
+        candidates = fitting if len(fitting) == 1 else candidates
+    if len(candidates) == 1:
+        return next(iter(candidates.values()))
+    kind = type(output).__name__
+    if not candidates:
         raise ModelError(
-            f"this model returns a {type(output).__name__} without recognisable logits; "
+            f"this model returns a {kind} without recognisable logits; "
             "pass a function that returns them: load_model(..., output=lambda result: ...)"
         )
-    return logits
+    shapes = " and ".join(f"[{name}] {tuple(value.shape)}" for name, value in candidates.items())
+    first = next(iter(candidates))
+    raise ModelError(
+        f"this model returns a {kind} in which several tensors can be the logits, {shapes}; choose one: "
+        f"load_model(..., output=lambda result: result[{first}])"
+    )

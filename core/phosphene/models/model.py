@@ -32,12 +32,14 @@ from .arguments import (
     non_finite_weight,
 )
 from .class_names import class_index
+from .detections import Detection, differentiable_values, read_detections
 from .digest import state_checksums, state_digest
 from .introspection import Head, Structure, record_structure
 from .layer_aliases import vgg_layer_aliases
 from .logits import Function, read_logits
 from .optimized_copy import network_for_call
 from .preprocessing import resize_and_crop
+from .tasks import Task, ambiguous_output, binary_logits, binary_names, check_task, no_classes
 from .token_maps import as_maps, prefix_tokens
 
 T = TypeVar("T")
@@ -82,9 +84,15 @@ class _Cache:
 class Model:
     """A vision network and all that a method needs to know about it. Wrapping does not change the network.
 
-    ``model(images)`` takes (N, C, H, W) RGB pixels in [0, 1] and returns logits (N, K); the normalization
-    that the network was trained with happens inside. Where a network returns labels alone, (N,)
-    integers, the logits are 100 for that class and 0 for all other ``classes``.
+    ``model(images)`` takes (N, C, H, W) RGB pixels in [0, 1] and returns the logits (N, K) of classes that
+    exclude each other; the normalization that the network was trained with happens inside. Where a network
+    returns labels alone, (N,) integers, the logits are 100 for that class and 0 for all other ``classes``.
+
+    ``task`` says what the network's output means. Without one, two or more columns are the logits of a
+    classification; one number per image may be a logit or a regression, so ``task`` has to say which. With
+    "binary", one logit z (N, 1) or (N,) is presented as the two logits (-z/2, z/2). The outputs of other
+    tasks are read by ``outputs`` (multilabel, regression, embedding, segmentation) and ``detections``;
+    ``model(images)`` refuses them, as they have no logits of exclusive classes.
 
     Every pass must return one row for each image, the same number of logits as before, and finite logits.
     A network that masks classes with -inf needs a finite number for them, as ``output=lambda z:
@@ -100,7 +108,9 @@ class Model:
     mean, std: normalization of pixels in [0, 1], one number per channel. Default: none.
     input_size: (C, H, W) of its images.
     classes: class names, one for each logit, synonyms separated by commas.
-    output: a function from what the module returns to logits.
+    output: a function from what the module returns to logits. Default: ``read_logits``.
+    task: "classification", "binary", "multilabel", "regression", "segmentation", "detection" or
+        "embedding". Default: classification, where the output has two columns or more.
     crop_pct, interpolation: preprocessing of image files, see ``transform``.
     defenses: transforms of the images in front of the network, see ``defended``.
     """
@@ -118,6 +128,7 @@ class Model:
         crop_pct: float = 1.0,
         interpolation: str = "bilinear",
         defenses: Sequence[Defense] = (),
+        task: Task | None = None,
     ) -> None:
         if input_size is not None:
             input_size = check_input_size(input_size)
@@ -144,7 +155,10 @@ class Model:
                 )
         if self.std.min() <= 0:
             raise InputError(f"pixels are divided by std, which must be greater than 0, not {std}")
-        self.classes = check_class_names(classes) if classes is not None else None
+        #: What the output means, where that is declared; None: a classification, if its shape allows that.
+        self.task = check_task(task)
+        names = check_class_names(classes) if classes is not None else None
+        self.classes = binary_names(names) if self.task == "binary" else names
         self.crop_pct = crop_pct
         self.interpolation = interpolation
         #: What changes the pixels in front of the network, outermost first; see ``defended``.
@@ -160,13 +174,45 @@ class Model:
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W) in [0, 1].
 
-        Raises ModelError for logits that are not finite, for another number of rows than of images, and for
-        another number of classes than before.
+        Raises ModelError for a network without exclusive classes, for logits that are not finite, for
+        another number of rows than of images, and for another number of classes than before.
+        """
+        logits = self.outputs(images)
+        if self.task not in (None, "classification", "binary"):
+            raise ModelError(no_classes(self.name, self.task, tuple(logits.shape)))
+        if logits.ndim != 2:
+            raise ModelError(no_classes(self.name, None, tuple(logits.shape)))
+        if logits.shape[1] == 1 and self.task is None:
+            raise ModelError(ambiguous_output(self.name))
+        return logits
+
+    def outputs(self, images: Tensor) -> Tensor:
+        """The network's output: (N, K) logits, values or embeddings, or the (N, K, H, W) of a segmentation.
+
+        As ``model(images)``, without the check that it is the logits of exclusive classes.
         """
         logits = self._logits(self._run(images, network_for_call(self)))
         self._check_shape(logits, images)
         self._check_finite("logits", logits, images)
         return logits
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """(N, K): softmax of the logits, or the sigmoid of each where several classes can be present."""
+        return self.outputs(images).sigmoid() if self.task == "multilabel" else self(images).softmax(1)
+
+    def detections(self, images: Tensor) -> list[Detection]:
+        """The objects that a detector finds, for each image: boxes, labels, scores, on the graph."""
+        if self.task != "detection":
+            raise ModelError(f"{self.name} is no detector: load_model(..., task='detection') declares one")
+        output = self._run(images)
+        output = output if self.output is read_logits else self.output(output)
+        detections = read_detections(output, (images.shape[2], images.shape[3]), self.name)
+        if len(detections) != len(images):
+            raise ModelError(f"{self.name} returned {len(detections)} detections for {len(images)} images")
+        for name in Detection._fields:
+            values = torch.cat([getattr(detection, name).flatten() for detection in detections])
+            self._check_finite(name, values, images)
+        return detections
 
     def _check_shape(self, logits: Tensor, images: Tensor) -> None:
         """Refuse logits that do not have one row for each image, or a changed number of classes."""
@@ -176,8 +222,12 @@ class Model:
                 f"{tuple(images.shape[1:])}, not one row for each image (a view or a reshape in the network "
                 "may mix images and positions)"
             )
-        if logits.ndim != 2:
-            return  # no classes; targets that need one say so
+        if self.task == "segmentation" and logits.ndim != 4:
+            raise ModelError(
+                f"{self.name} returned {tuple(logits.shape)}, and a segmentation returns (N, K, H, W)"
+            )
+        if logits.ndim not in (2, 4):
+            return  # only a callable target can read it
         count = logits.shape[1]
         if count == 0:
             raise ModelError(f"{self.name} returned no logits: their shape is {tuple(logits.shape)}")
@@ -222,8 +272,20 @@ class Model:
         )
 
     def _logits(self, output: Any) -> Tensor:
-        """The logits in what the network returned."""
-        logits = self.output(output)
+        """The logits in what the network returned; of a binary network both."""
+        logits = self._raw_logits(output)
+        if self.task == "binary":
+            return binary_logits(logits, self.name)
+        return logits[:, None] if logits.ndim == 1 else logits
+
+    def _raw_logits(self, output: Any) -> Tensor:
+        """What the network returned as logits, with the network's own number of columns."""
+        if self.task == "detection":
+            raise ModelError(no_classes(self.name, "detection", ()))
+        if self.output is read_logits:
+            logits = read_logits(output, None if self.classes is None else len(self.classes))
+        else:
+            logits = self.output(output)
         if not isinstance(logits, Tensor):
             raise ModelError(f"output returned a {type(logits).__name__} for {self.name}, not logits (N, K)")
         if logits.is_complex():
@@ -249,7 +311,7 @@ class Model:
             noise = _noise(1, *self.input_size)
             try:
                 with random_lock, torch.enable_grad(), fork_random_state():
-                    has_gradient = self(noise.requires_grad_()).requires_grad
+                    has_gradient = self.outputs(noise.requires_grad_()).requires_grad
             except RuntimeError:  # raised where a tensor that requires a gradient is converted to NumPy
                 has_gradient = False
         if not has_gradient:
@@ -334,7 +396,7 @@ class Model:
     @property
     def settings(self) -> dict[str, Any]:
         """The arguments with which ``Model(network, **settings)`` treats another network as this one."""
-        names = ("name", "input_size", "classes", "crop_pct", "interpolation", "defenses", "output")
+        names = ("name", "input_size", "classes", "crop_pct", "interpolation", "defenses", "output", "task")
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         return settings | {"mean": tuple(self.mean.tolist()), "std": tuple(self.std.tolist())}
 
@@ -383,7 +445,9 @@ class Model:
         return self.features_of(images, [layer], inputs=True)[0]
 
     def embed(self, images: Tensor) -> Tensor:
-        """Penultimate features (N, D): the input of the classifier."""
+        """Penultimate features (N, D): the input of the classifier; of an embedding network its output."""
+        if self.task == "embedding":
+            return self.outputs(images).flatten(1)
         classifier = self.for_images(images).structure.classifier
         what = "linear classifier whose input could be read; name a layer instead"
         return self.input_of(images, self._require(classifier, what)).flatten(1)
@@ -430,13 +494,18 @@ class Model:
         noise = _noise(1, *input_size)
 
         def read(output: Any) -> Tensor:
-            self._check_shape(logits := self._logits(output), noise)
-            return logits
+            if self.task == "detection":
+                return differentiable_values(output)
+            self._check_shape(self._logits(output), noise)
+            logits = self._raw_logits(output)
+            return logits[:, None] if logits.ndim == 1 else logits
 
         try:
             # A network that draws random numbers must draw the same ones whether or not this pass ran.
             with fork_random_state():
                 structure = record_structure(self.module, self.normalize(noise), read)
+                if self.task == "binary":
+                    structure = structure.with_two_logits()
         except _REFUSALS as error:
             if isinstance(error, _UNTRANSLATED):
                 raise
@@ -457,8 +526,14 @@ class Model:
 
     @property
     def class_count(self) -> int:
-        """The number of logits."""
-        return len(self.classes) if self.classes is not None else self.structure.classes
+        """The number of logits, at each position of a segmentation."""
+        if self.classes is not None:
+            return len(self.classes)
+        if self.task != "segmentation":
+            return self.structure.classes
+        _, *size = self.input_size
+        self.structure_at(self.input_size)  # its pass has counted them
+        return next(n for shape, n in self._cache.class_counts.items() if shape[1:] == tuple(size))
 
     @property
     def last_map(self) -> str:
@@ -511,13 +586,17 @@ class Model:
     def class_index(self, name: str | int) -> int:
         """The index of a class by its name, one of its comma-separated synonyms, or its index."""
         index = class_index(name, self.classes, self.name)
+        if self.task == "detection" and self.classes is None and index >= 0:
+            return index  # how many classes a detector has, its output does not say
         if not 0 <= index < self.class_count:
             raise InputError(f"class {index} does not exist: {self.name} has {self.class_count} classes")
         return index
 
     def class_name(self, index: int) -> str:
         """The name of a class, or its number where the model has no names."""
-        return self.classes[index] if self.classes is not None else f"class {index}"
+        if self.classes is not None:
+            return self.classes[index]
+        return f"{'output' if self.task == 'regression' else 'class'} {index}"
 
     # --- the network's state --------------------------------------------------------------------------
 

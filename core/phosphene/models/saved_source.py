@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..parameter_text import read_document
 from .loading import load_model, loaders
 from .model import Model
+from .tasks import Task
 
 #: Largest integer, list and text in a saved option, and most numbers in an image of a saved input size.
 MAX_NUMBER, MAX_PIXELS = 100_000, 2**28
@@ -25,7 +26,7 @@ Statistics = Annotated[tuple[FiniteFloat, ...], Field(max_length=4096)]
 
 
 class SavedSettings(BaseModel):
-    """How a saved model prepares images, and its classes."""
+    """How a saved model prepares images, its classes and what its output means."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,6 +34,7 @@ class SavedSettings(BaseModel):
     std: Statistics | None = None
     input_size: tuple[Size, Size, Size] | None = None
     classes: Annotated[tuple[str, ...], Field(max_length=MAX_NUMBER)] | None = None
+    task: Task | None = None
 
     @model_validator(mode="after")
     def _bound_images(self) -> SavedSettings:

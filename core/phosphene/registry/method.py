@@ -35,6 +35,7 @@ from ..spec.invariants import Invariant
 from ..spec.parameter_group import ParameterGroup, gather
 from ..spec.relations import Relation
 from ..spec.spec import Input, MethodSpec, Need, Reference, Role
+from ..targets import Objective, ObjectiveClassifier
 from ..torch_state import (
     call_and_restore,
     cpu_by_default,
@@ -223,6 +224,8 @@ class Method(Generic[P, R]):
         """
         context = InputContext(self._model(checked), checked)
         checked[declared.name] = ROLES[declared.role].check(value, context)
+        if declared.role == "labels":
+            self._check_objective(checked[declared.name])
         if (owner := self.spec.input("model")) is not None and owner.name in checked:
             model = self._at_size_parameter(checked[owner.name], params)
             checked[owner.name] = model_for_inputs(model, checked)
@@ -397,7 +400,7 @@ class Method(Generic[P, R]):
         """The function's result and the batch size; computed in batches where each row is of one image."""
         function: Callable[..., R] = self.function
 
-        def call(inputs: Mapping[str, Any]) -> R:
+        def run_function(inputs: Mapping[str, Any]) -> R:
             result = function(**inputs, **gather(params, self.groups))
             if not isinstance(result, self.result):
                 raise PluginError(
@@ -407,6 +410,12 @@ class Method(Generic[P, R]):
 
         size = batch_size(model) if model is not None else None
         count = self.image_count(inputs) or 1
+        call: Callable[[Mapping[str, Any]], R] = run_function
+        labels = self.spec.input("labels")
+        if labels is not None and model is not None and isinstance(inputs[labels.name], Objective):
+            size, call = 1, self._on_objective(model, labels.name, call)
+            if count == 1:
+                return call(inputs), size
         if size is None or count <= size or not (self.spec.batch_independent and self.result.per_image):
             return call(inputs), size
         results = []
@@ -416,6 +425,27 @@ class Method(Generic[P, R]):
                 batch = {i.name: ROLES[i.role].select(inputs[i.name], rows) for i in self.spec.inputs}
                 results.append(call(batch))
         return self.result.concatenate(results), size
+
+    def _on_objective(
+        self, model: Model, labels: str, call: Callable[[Mapping[str, Any]], R]
+    ) -> Callable[[Mapping[str, Any]], R]:
+        """``call`` for one image and an objective as its label: the model as a classifier of it, label 1."""
+        names = {declared.role: declared.name for declared in self.spec.inputs}
+
+        def call_on_objective(inputs: Mapping[str, Any]) -> R:
+            image = inputs[names["images"]]
+            view = ObjectiveClassifier.view(model, inputs[labels], image)
+            label = torch.ones(1, dtype=torch.long, device=image.device)
+            return call({**inputs, names["model"]: view, labels: label})
+
+        return call_on_objective
+
+    def _check_objective(self, value: Any) -> None:
+        """Refuse an objective as label where the method is not run on each image by itself."""
+        if isinstance(value, Objective) and not (self.spec.batch_independent and self.result.per_image):
+            raise InputError(
+                f"{self.spec.short_name} takes labels of exclusive classes, one per image, not {value}"
+            )
 
 
 def _roles_in(metadata: Sequence[Any], annotation: Any) -> Iterator[str]:

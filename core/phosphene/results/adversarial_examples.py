@@ -23,7 +23,9 @@ class AdversarialExamples(Result):
     the target classes; ``before``, ``after`` (N,) the predicted classes with their probabilities
     ``confidence_before``, ``confidence_after`` (N,) and names; ``success`` (N,) whether the prediction after
     is wrong, or the target. ``queries`` (N,), of black-box attacks: how many images the model was evaluated
-    on for each image, the image itself included.
+    on for each image, the image itself included. ``zero_gradient`` (N,), of attacks that follow a gradient:
+    whether it was zero at every pixel in the first step, so that the attack had no direction (a saturated
+    softmax or sigmoid in the network, for example); False where there was nothing to attack.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {
@@ -38,11 +40,12 @@ class AdversarialExamples(Result):
         "names_before": "N",
         "names_after": "N",
         "queries": "N",
+        "zero_gradient": "N",
     }
 
     per_image: ClassVar[tuple[str, ...]] = (
         *("images", "adversarial", "labels", "before", "after", "confidence_before", "confidence_after"),
-        *("success", "names_before", "names_after", "queries"),
+        *("success", "names_before", "names_after", "queries", "zero_gradient"),
     )
     groups_per_row: ClassVar[int] = 2
 
@@ -57,6 +60,7 @@ class AdversarialExamples(Result):
     names_before: tuple[str, ...]
     names_after: tuple[str, ...]
     queries: Tensor | None = None
+    zero_gradient: Tensor | None = None
     targeted: bool = False
 
     @classmethod
@@ -69,6 +73,7 @@ class AdversarialExamples(Result):
         *logits: Tensor,
         targeted: bool,
         queries: Tensor | None = None,
+        zero_gradient: Tensor | None = None,
     ) -> Self:
         """An attack's result from the model's logits (N, K) of the images and of the adversarial examples."""
         fields: dict[str, Any] = {}
@@ -77,7 +82,7 @@ class AdversarialExamples(Result):
             fields[f"names_{when}"] = tuple(model.class_name(i) for i in fields[when].tolist())
         success = fields["after"].eq(labels) if targeted else fields["after"].ne(labels)
         fields |= {"images": images, "adversarial": adversarial, "labels": labels, "queries": queries}
-        return cls(success=success, targeted=targeted, **fields)
+        return cls(success=success, targeted=targeted, zero_gradient=zero_gradient, **fields)
 
     def distance(self, norm: Literal["l1", "l2", "linf"]) -> Tensor:
         """The norm (N,) of each perturbation, pixels in [0, 1]."""
@@ -95,6 +100,8 @@ class AdversarialExamples(Result):
             title = [change.title, *([f"l2 {distance:.3g}"] if distance else [])]
             if self.queries is not None:
                 title.append(f"{int(self.queries[n])} queries")
+            if self.zero_gradient is not None and self.zero_gradient[n]:
+                title.append("zero gradient")
             attacked = Panel(self.adversarial[n], after, is_output=True)
             groups.append([Panel(self.images[n], before), attacked, Panel(change.image, ", ".join(title))])
         return groups

@@ -53,7 +53,7 @@ class DatasetRole(InputRole):
     def sample(self, request: SampleRequest) -> TensorDataset:
         model, count = request.model, request.dataset_size
         images = request.draw(count, model.input_size[0]).to(model.dtype)
-        classes = [str(i % min(request.classes, model.class_count)) for i in range(count)]
+        classes = [str(i % min(request.classes, model.class_count or 1)) for i in range(count)]
         return TensorDataset(images, classes, _box_masks(count, request.size))
 
     def bad_values(self, good: _Dataset, context: InputContext) -> Iterator[tuple[str, Any]]:

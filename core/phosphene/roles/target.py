@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 from ..errors import InputError
 from ..spec.spec import Role
-from ..targets.objectives import Custom, Direction, Objective
+from ..targets.objectives import Objective
 from ..targets.parse import parse_target
 from .base import InputContext, InputRole, SampleRequest
 
@@ -27,7 +27,10 @@ class TargetRole(InputRole):
     def read(self, value: Any, context: InputContext) -> Any:
         # Without images there is no predicted class: the first five classes.
         if value is None and context.model is not None and "images" not in context.inputs:
-            return tuple(range(min(5, context.model.class_count)))
+            model = context.model
+            if model.class_count == 0 or model.task in ("segmentation", "embedding"):
+                raise InputError(f"{model.name} has no classes: name a layer's unit, target='layer[17]'")
+            return tuple(range(min(5, model.class_count)))
         return value
 
     def check(self, value: Any, context: InputContext) -> Objective:
@@ -49,8 +52,7 @@ class TargetRole(InputRole):
         return value.to_json() if isinstance(value, Objective) else super().record(value)
 
     def is_identified(self, value: Any) -> bool:
-        # Only the name of a callable or a direction is recorded, and two may have the same name.
-        return not isinstance(value, (Custom, Direction)) and super().is_identified(value)
+        return value.is_identified if isinstance(value, Objective) else super().is_identified(value)
 
     def sample(self, request: SampleRequest) -> Any:
         return self.make(request.target, request)

@@ -1,18 +1,28 @@
 """Targets (objectives): one scalar per image, which methods differentiate, maximize or minimize."""
 
+from .boxes import Box
 from .gradients import input_gradient, layer_gradients, scores
-from .objectives import Channel, Class, Custom, Direction, Layer, Neuron, Objective, Predicted
+from .objective_classifier import ObjectiveClassifier
+from .objectives import Channel, Class, Contrast, Custom, Direction, Layer, Neuron, Objective
 from .parse import parse_target
+from .predicted import Predicted
+from .regions import Region
+from .similarity import Similar
 
 __all__ = [
+    "Box",
     "Channel",
     "Class",
+    "Contrast",
     "Custom",
     "Direction",
     "Layer",
     "Neuron",
     "Objective",
+    "ObjectiveClassifier",
     "Predicted",
+    "Region",
+    "Similar",
     "input_gradient",
     "layer_gradients",
     "parse_target",

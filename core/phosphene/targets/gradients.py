@@ -11,7 +11,6 @@ from ..errors import ModelError
 
 if TYPE_CHECKING:
     from ..models import Model
-from .objectives import Custom, Layer
 from .parse import parse_target
 
 
@@ -67,12 +66,4 @@ def scores(model: Model, images: Tensor, target: Any) -> Tensor:
     An open ``Tap`` reads its layers in the same pass, except those above the target's.
     """
     model = model.for_images(images)
-    objective = parse_target(target, model)
-    if isinstance(objective, Layer):
-        features = model.features(images, objective.name)
-        return objective.score(model.maps(features, images) if features.ndim > 2 else features)
-    if isinstance(objective, Custom) and objective.takes_tap():
-        layers = [name for name, layer in model.structure.layers.items() if layer.shape is not None]
-        with model.tap(*layers) as tap:
-            return objective.score(model(images), tap)
-    return objective.score(model(images))
+    return parse_target(target, model).evaluate(model, images)

@@ -1,4 +1,4 @@
-"""Objectives: class, predicted class, layer, channel, neuron, direction, function of the logits."""
+"""Objectives: class, contrast of classes, layer, channel, neuron, direction, function of the logits."""
 
 from __future__ import annotations
 
@@ -19,11 +19,30 @@ if TYPE_CHECKING:
 
 
 class Objective(ABC):
-    """A scalar per image, computed from the logits or a layer, to be explained, maximized or minimized."""
+    """A scalar per image, to be explained, maximized or minimized, or changed in sign by an attack."""
 
     @abstractmethod
     def score(self, values: Tensor) -> Tensor:
         """(N,) from the logits (N, K), or, of a ``Layer``, from its maps (N, C, h, w) or features (N, C)."""
+
+    def evaluate(self, model: Model, images: Tensor) -> Tensor:
+        """The score of each image (N, C, H, W) in [0, 1], (N,), on the graph."""
+        return self.score(model.outputs(images))
+
+    def margin(self, model: Model, images: Tensor) -> Tensor:
+        """(N,), positive where the objective holds: an attack succeeds where it changes the sign.
+
+        Raises InputError for an objective without a criterion, such as a layer's activation.
+        """
+        raise InputError(
+            f"{self} has no criterion by which an attack on it succeeds; attack a class, 'contrast:a,b', "
+            "'region:...', 'box:...' or 'similar:...'"
+        )
+
+    @property
+    def is_identified(self) -> bool:
+        """Whether ``to_json`` differs from that of every other objective."""
+        return True
 
     def to_json(self) -> Any:
         """The target as JSON that ``parse_target`` accepts; of a callable or a direction only its name."""
@@ -48,11 +67,27 @@ class Class(Objective):
 
     index: int | tuple[int, ...]
 
-    def score(self, values: Tensor) -> Tensor:
+    def evaluate(self, model: Model, images: Tensor) -> Tensor:
+        return self.score(class_values(model, images))
+
+    def margin(self, model: Model, images: Tensor) -> Tensor:
+        values = class_values(model, images)
+        own = self.score(values)
+        if model.task == "multilabel":
+            return own
+        if model.task == "regression":
+            raise InputError(f"{self} is a value, and has no criterion by which an attack on it succeeds")
+        others = values.scatter(1, self._indices(values)[:, None], -torch.inf)
+        return own - others.amax(1)
+
+    def _indices(self, values: Tensor) -> Tensor:
         index = (self.index,) * len(values) if isinstance(self.index, int) else self.index
         if len(index) != len(values):
             raise InputError(f"{len(values)} images need one class, or one each, not {len(index)}")
-        return _logits(values).gather(1, torch.tensor(index, device=values.device)[:, None])[:, 0]
+        return torch.tensor(index, device=values.device)
+
+    def score(self, values: Tensor) -> Tensor:
+        return check_logits(values).gather(1, self._indices(values)[:, None])[:, 0]
 
     def to_json(self) -> Any:
         return self.index if isinstance(self.index, int) else list(self.index)
@@ -68,36 +103,32 @@ class Class(Objective):
         return f"class:{self.index}"
 
 
-class Predicted(Objective):
-    """The logit of the class that the model predicts for each image.
+@dataclass(frozen=True)
+class Contrast(Objective):
+    """The difference of two classes' logits, z_a - z_b; an attack succeeds where it changes the sign."""
 
-    The classes are fixed at the first call of ``score``, for the images themselves, and used for perturbed
-    images in later calls, which may be predicted otherwise.
-    """
+    first: int
+    second: int
 
-    _resolved: Class | None = None
+    def __post_init__(self) -> None:
+        if self.first == self.second:
+            raise InputError(f"a contrast is of two different classes, not of class {self.first} twice")
 
     def score(self, values: Tensor) -> Tensor:
-        self._resolved = self._resolved or Class(tuple(_logits(values).argmax(dim=1).tolist()))
-        return self._resolved.score(values)
+        logits = check_logits(values)
+        return logits[:, self.first] - logits[:, self.second]
 
-    def resolve(self, model: Model, images: Tensor) -> Objective:
-        if self._resolved is None:
-            with torch.no_grad():
-                self.score(model(images))
-        return self._resolved or self
+    def evaluate(self, model: Model, images: Tensor) -> Tensor:
+        return self.score(class_values(model, images))
 
-    def to_json(self) -> Any:
-        return None
-
-    def select(self, rows: Sequence[int]) -> Objective:
-        return self._resolved.select(rows) if self._resolved else Predicted()
+    def margin(self, model: Model, images: Tensor) -> Tensor:
+        return self.evaluate(model, images)
 
     def names(self, model: Model, count: int) -> tuple[str, ...]:
-        return self._resolved.names(model, count) if self._resolved else super().names(model, count)
+        return (f"{model.class_name(self.first)} - {model.class_name(self.second)}",) * count
 
     def __str__(self) -> str:
-        return "the predicted class"
+        return f"contrast:{self.first},{self.second}"
 
 
 @dataclass(frozen=True)
@@ -108,6 +139,17 @@ class Custom(Objective):
     """
 
     function: Callable[..., Tensor]
+
+    def evaluate(self, model: Model, images: Tensor) -> Tensor:
+        if not self.takes_tap():
+            return self.score(model.outputs(images))
+        layers = [name for name, layer in model.structure.layers.items() if layer.shape is not None]
+        with model.tap(*layers) as tap:
+            return self.score(model.outputs(images), tap)
+
+    @property
+    def is_identified(self) -> bool:
+        return False
 
     def score(self, values: Tensor, *tap: Any) -> Tensor:
         score = self.function(values, *tap)
@@ -141,6 +183,10 @@ class Layer(Objective):
     """A layer: the mean square of its values (DeepDream's objective up to a factor)."""
 
     name: str
+
+    def evaluate(self, model: Model, images: Tensor) -> Tensor:
+        features = model.features(images, self.name)
+        return self.score(model.maps(features, images) if features.ndim > 2 else features)
 
     def score(self, values: Tensor) -> Tensor:
         return values.flatten(1).square().mean(1)
@@ -198,6 +244,10 @@ class Direction(Layer):
         error = InputError(f"the direction in layer {self.name!r} contains NaN or infinity")
         check_finite(self.vector, "direction", lambda: error)
 
+    @property
+    def is_identified(self) -> bool:
+        return False
+
     # Compared by identity: ``==`` of tensors is elementwise, and Layer's own compares names alone.
     __eq__, __hash__ = object.__eq__, object.__hash__
 
@@ -212,10 +262,18 @@ class Direction(Layer):
         return f"a direction in {self.name}"
 
 
-def _logits(values: Tensor) -> Tensor:
+def class_values(model: Model, images: Tensor) -> Tensor:
+    """(N, K): logits of classes, exclusive or not, or the values of a regression."""
+    return model.outputs(images) if model.task in ("multilabel", "regression") else model(images)
+
+
+def check_logits(values: Tensor) -> Tensor:
     if values.ndim != 2:
         shape = tuple(values.shape)
-        raise ModelError(f"this model has no classes: its output is {shape}; name a layer's unit instead")
+        raise ModelError(
+            f"this model has no classes: its output is {shape}, not (N, K); name a layer's unit, or a region "
+            "of a segmentation"
+        )
     return values
 
 

@@ -46,4 +46,5 @@ def linear_model(
         input_size=size,
         mean=list(mean[:channels]),
         std=list(std[:channels]),
+        task="classification",  # of a single class, too
     )

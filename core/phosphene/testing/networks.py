@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UnknownName
 from ..models import Model, load_model
+from ..models.tasks import Task
 from ..torch_state import fork_random_state
 
 CLASSES = 5
@@ -213,6 +214,55 @@ def _few_classes(classes: int) -> nn.Module:
     return network
 
 
+def _one_logit() -> nn.Module:
+    return nn.Sequential(_few_classes(1), nn.Flatten(0))
+
+
+def _headless() -> nn.Module:
+    network = _gap()
+    network[8] = nn.Identity()
+    return network
+
+
+class _Dense(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = _gap()[:6]
+        self.classifier = nn.Conv2d(12, CLASSES, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        logits = self.classifier(self.body(x))
+        return {"out": F.interpolate(logits, x.shape[2:], mode="bilinear")}
+
+
+class _Detector(nn.Module):
+    """A box for each class, where its map is largest; the score is the largest value's sigmoid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = _gap()[:6]
+        self.classifier = nn.Conv2d(12, CLASSES, 1)
+
+    def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
+        maps = self.classifier(self.backbone(x)).sigmoid()
+        scores, peaks = maps.flatten(2).max(2)
+        centers = 2 * torch.stack([peaks % maps.shape[3], peaks // maps.shape[3]], 2).to(x)
+        boxes = torch.cat([centers - 6, centers + 6], 2)
+        labels = torch.arange(CLASSES, device=x.device)
+        return [{"boxes": b, "labels": labels, "scores": s} for b, s in zip(boxes, scores, strict=True)]
+
+
+class _TwoOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = _headless()
+        self.classifier = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(x)
+        return features, self.classifier(features)
+
+
 def _identities() -> nn.Module:
     """Each ``copy`` returns the output of the layer before it unchanged."""
     layers = {
@@ -305,7 +355,26 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "multihead": (lambda: _Heads(_MultiheadBlock), "nn.MultiheadAttention with several heads"),
     "heads": (lambda: _Heads(_HeadsBlock), "F.scaled_dot_product_attention with several heads"),
     "two": (lambda: _few_classes(2), "two classes"),
-    "one": (lambda: _few_classes(1), "one logit"),
+    "one": (lambda: _few_classes(1), "a single class, which is always predicted"),
+    "binary": (_one_logit, "one logit (N,) of a binary classifier"),
+    "undeclared": (lambda: _few_classes(1), "one number per image, a logit or a regression: not declared"),
+    "multilabel": (_gap, "several classes can be present"),
+    "regression": (_gap, "values, no classes"),
+    "dense": (_Dense, "a segmentation: logits (N, K, H, W)"),
+    "detector": (_Detector, "boxes, labels and scores for each image"),
+    "headless": (_headless, "an embedding, no classes"),
+    "two outputs": (_TwoOutputs, "features and logits, either of which can be the logits"),
+}
+
+#: What the output of a network means, where that is declared.
+TASKS: dict[str, Task] = {
+    "one": "classification",
+    "binary": "binary",
+    "multilabel": "multilabel",
+    "regression": "regression",
+    "dense": "segmentation",
+    "detector": "detection",
+    "headless": "embedding",
 }
 
 #: Networks that single checks need, on which not every method is run.
@@ -333,7 +402,7 @@ def make_network(name: str) -> Model:
     normalization: dict[str, Any] = {"mean": [0.5] * channels, "std": [0.25] * channels}
     if name == "unsized":
         return load_model(module, classes=[f"class {n}" for n in range(CLASSES)], **normalization)
-    return load_model(module, input_size=(channels, SIZE, SIZE), **normalization)
+    return load_model(module, input_size=(channels, SIZE, SIZE), task=TASKS.get(name), **normalization)
 
 
 def network_names() -> Iterable[str]:

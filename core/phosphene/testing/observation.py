@@ -22,6 +22,7 @@ from ..errors import PhospheneError
 from ..progress import ProgressEvent, report_progress
 from ..results import Result
 from ..roles import model_for_inputs
+from ..targets import Objective, ObjectiveClassifier
 from .side_effects import is_first_use, record_side_effects
 
 if TYPE_CHECKING:
@@ -50,6 +51,26 @@ class Observation:
     #: Other side effects: files, threads, settings, output.
     side_effects: list[str] = field(default_factory=list)
 
+    def attacked_models(self, method: Method[..., Any]) -> list[Model] | None:
+        """Of an attack on an objective the classifier of it for each image; None for labels of classes."""
+        labels, images = method.spec.input("labels"), method.spec.input("images")
+        if labels is None or images is None or not isinstance(self.inputs[labels.name], Objective):
+            return None
+        objective, pixels = self.inputs[labels.name], self.inputs[images.name]
+        with self.model.guard():
+            return [
+                ObjectiveClassifier.view(self.model, objective.select([n]), pixels[n : n + 1])
+                for n in range(len(pixels))
+            ]
+
+    def logits(self, method: Method[..., Any], images: Tensor) -> Tensor:
+        """The logits (N, K) of the classes that an attack changes, one row for each of the case's images."""
+        views = self.attacked_models(method)
+        with self.model.guard(), torch.no_grad():
+            if views is None:
+                return self.model(images)
+            return torch.cat([view(images[n : n + 1]) for n, view in enumerate(views)])
+
 
 def observe(method: Method[..., Any], case: Case) -> Observation:
     """Run a case once and record everything observable about it."""
@@ -62,7 +83,10 @@ def observe(method: Method[..., Any], case: Case) -> Observation:
 
 def _observe(method: Method[..., Any], case: Case) -> Observation:
     model = case.model()
-    inputs = case.inputs(method, model)
+    try:
+        inputs = case.inputs(method, model)
+    except PhospheneError as refusal:  # an output from which no input can be made, such as labels
+        return Observation(case, model, {}, {}, refusal=refusal)
     tensors_before = {name: tensor.clone() for name, tensor in input_tensors(inputs).items()}
     run = Observation(case, model, inputs, tensors_before)
     record_structure(model, inputs)

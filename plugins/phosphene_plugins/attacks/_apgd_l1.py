@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from phosphene import Model, progress_bar
-from phosphene.attacks import is_adversarial, per_image, project
+from phosphene.attacks import is_adversarial, is_zero, per_image, project
 from phosphene.optimize import TransformName
 
 from ._gradients import loss_gradient
@@ -41,8 +41,10 @@ def apgd_l1(
     eot_samples: int,
     augmentations: Sequence[TransformName],
     generator: Generator,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One run: each image's first adversarial point or its best one, the loss there, and success (N,).
+
+    And whether the first gradient was zero, (N,).
 
     x <- P(x + eta s),  s = sign(g) / k at the k largest |g|, else 0
 
@@ -55,6 +57,7 @@ def apgd_l1(
     """
     points, losses = start.clone(), start.new_full((len(start),), -torch.inf)
     success = torch.zeros_like(labels, dtype=torch.bool)
+    zero: Tensor | None = None
     # A success by chance does not count, so a stochastic gradient never ends a run.
     stops = eot_samples == 1 and not augmentations
     at = _State.at_start(start, images, labels, loss_labels)
@@ -66,6 +69,7 @@ def apgd_l1(
             model, at.x, at.loss_labels, loss, eot_samples=eot_samples, augmentations=augmentations,
             generator=generator,
         )  # fmt: skip
+        zero = is_zero(at.gradient) if zero is None else zero
         at.keep_best(value)
         if radius == eps:
             won = is_adversarial(logits, at.labels, targeted) & stops
@@ -81,7 +85,7 @@ def apgd_l1(
             at.adapt(radius)
         step = per_image(at.eta) * _sparse_sign(at.gradient, at.sparsity)
         at.x = project(at.x + step, at.images, radius, "l1")
-    return points, losses, success
+    return points, losses, success, success.new_zeros(len(success)) if zero is None else zero
 
 
 @dataclass

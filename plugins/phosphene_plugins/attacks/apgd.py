@@ -14,6 +14,7 @@ from phosphene import Reference, hookimpl, method, progress_bar
 from phosphene.attacks import (
     build_result,
     is_adversarial,
+    is_zero,
     not_adversarial,
     per_image,
     predict_logits,
@@ -205,20 +206,22 @@ def apgd(
     if target_classes and not targeted:
         all_loss_labels = list(top_other_classes(before, labels, target_classes + 1).T)
     objective = _OBJECTIVES[loss, targeted or target_classes > 0]
+    zero = torch.zeros_like(active, dtype=torch.bool)
     run = apgd_l1 if norm == "l1" else partial(_apgd, norm=norm)
-    for loss_labels in all_loss_labels * restarts:
+    for number, loss_labels in enumerate(all_loss_labels * restarts):
         start = random_point(images, eps, norm, generator)[active]
         if not len(active):
             break
-        points, losses, success = run(
+        points, losses, success, first_zero = run(
             model, start, images[active], labels[active], loss_labels[active], objective, eps=eps,
             steps=steps, targeted=targeted, eot_samples=eot_samples, augmentations=augmentations,
             generator=generator,
         )  # fmt: skip
+        zero = zero if number else first_zero
         better = success | (losses > best_loss[active])
         adversarial[active[better]], best_loss[active[better]] = points[better], losses[better]
         active = active[~success]
-    return build_result(model, images, adversarial, labels, before, targeted=targeted)
+    return build_result(model, images, adversarial, labels, before, targeted=targeted, zero_gradient=zero)
 
 
 def _apgd(
@@ -236,10 +239,14 @@ def _apgd(
     eot_samples: int,
     augmentations: Sequence[TransformName],
     generator: Generator,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One run: each image's first adversarial point or its best one, the loss there, and success (N,)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One run: each image's first adversarial point or its best one, the loss there, and success (N,).
+
+    And whether the first gradient was zero, (N,).
+    """
     points, losses = start.clone(), start.new_full((len(start),), -torch.inf)
-    success = torch.zeros_like(labels, dtype=torch.bool)
+    success = zero = torch.zeros_like(labels, dtype=torch.bool)
+    success = success.clone()
     # A success by chance does not count, so a stochastic gradient never ends a run.
     stops = eot_samples == 1 and not augmentations
     checkpoints = _checkpoints(steps)
@@ -250,6 +257,8 @@ def _apgd(
             model, at.x, at.loss_labels, loss, eot_samples=eot_samples, augmentations=augmentations,
             generator=generator,
         )  # fmt: skip
+        if step == 0:
+            zero = is_zero(at.gradient)
         at.keep_best(value)
         if stops:
             won = is_adversarial(logits, at.labels, targeted)
@@ -268,7 +277,7 @@ def _apgd(
         further = at.x + alpha * (z - at.x) + (1 - alpha) * (at.x - at.x_before)
         at.x_before, at.x = at.x, project(further, at.images, eps, norm)
     points[at.indices], losses[at.indices] = at.best, at.best_loss
-    return points, losses, success
+    return points, losses, success, zero
 
 
 @dataclass

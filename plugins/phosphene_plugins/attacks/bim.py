@@ -6,7 +6,7 @@ import torch
 from torch import Generator
 
 from phosphene import Reference, hookimpl, method, progress_bar
-from phosphene.attacks import build_result, project, steepest
+from phosphene.attacks import build_result, is_zero, project, steepest
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Agrees, Cost, Monotone, param, size
@@ -151,6 +151,7 @@ def bim(
         model, images, labels, cross_entropy, targeted=targeted, eot_samples=eot_samples,
         augmentations=augmentations, generator=generator,
     )  # fmt: skip
+    zero = is_zero(gradient)
     x, y = images[active], labels[active]
     sign = -1.0 if targeted else 1.0
     x_adv, accumulated = x, torch.zeros_like(x)
@@ -168,7 +169,7 @@ def bim(
             gradient = accumulated = momentum * accumulated + gradient / scale
         x_adv = project(x_adv + sign * step_size * steepest(gradient, norm), x, eps, norm)
     adversarial = images.index_copy(0, active, x_adv)
-    return build_result(model, images, adversarial, labels, before, targeted=targeted)
+    return build_result(model, images, adversarial, labels, before, targeted=targeted, zero_gradient=zero)
 
 
 @hookimpl

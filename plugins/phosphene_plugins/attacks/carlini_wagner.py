@@ -13,6 +13,7 @@ from phosphene.attacks import (
     build_result,
     distance,
     is_adversarial,
+    is_zero,
     not_adversarial,
     per_image,
     predict_logits,
@@ -154,6 +155,7 @@ def carlini_wagner(
     logits = differentiable_logits(model, x)
     before, adversarial = logits.detach(), images.clone()
     active = not_adversarial(before, labels, targeted)
+    zero = torch.zeros_like(active, dtype=torch.bool)
     if len(active) and before.shape[1] > 1:
         if len(active) < len(images):  # one more forward pass costs less than backward passes for all
             x = images[active].requires_grad_()
@@ -161,8 +163,9 @@ def carlini_wagner(
         search = _Search(model, x, logits, labels[active], kappa, targeted, norm)
         for _ in progress_bar(range(search_steps), "Carlini-Wagner"):
             search.descend(steps)
+        zero = search.zero_gradient
         adversarial[active] = search.shrink_to_boundary()
-    return build_result(model, images, adversarial, labels, before, targeted=targeted)
+    return build_result(model, images, adversarial, labels, before, targeted=targeted, zero_gradient=zero)
 
 
 class _Search:
@@ -186,6 +189,7 @@ class _Search:
             own, rivals = logits.detach().argmax(1), labels[:, None]
         boundary = nearest_boundary(logits, x, own, rivals, norm)
         self.start = (self.images + _BEYOND * boundary.step(norm)).clamp(0, 1)
+        self.zero_gradient = is_zero(boundary.gradient)
         tiny = torch.finfo(x.dtype).tiny ** 0.5
         slope, size = boundary.slopes[:, 0].clamp(min=tiny), x[0].numel()
         needed = (boundary.gaps[:, 0] + kappa) / slope

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from phosphene import Reference, hookimpl, method, progress_bar
-from phosphene.attacks import dual_norm, normalize_l2, not_adversarial, per_image
+from phosphene.attacks import dual_norm, is_zero, normalize_l2, not_adversarial, per_image
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model
 from phosphene.spec import Cost, Monotone, param, size
@@ -123,6 +123,7 @@ def deepfool(
     """
     active = torch.arange(len(images), device=images.device)
     points, total_step = images.clone(), torch.zeros_like(images)
+    zero = torch.zeros_like(labels, dtype=torch.bool)
     # equivalent mutants: replaced in the first step
     before = after = rivals = torch.empty(0)
     for step in progress_bar(range(steps + 1), "DeepFool"):
@@ -143,12 +144,16 @@ def deepfool(
             logits = differentiable_logits(model, x)
         boundary = nearest_boundary(logits, x, labels[active], rivals[active], norm)
         reachable = boundary.distance.isfinite()
+        if step == 0:
+            zero[active] = is_zero(boundary.gradient)
         active, change = active[reachable], boundary.step(norm)[reachable]
         if not len(active):
             break
         total_step[active] += change
         points[active] = (images[active] + (1 + overshoot) * total_step[active]).clamp(0, 1)
-    return AdversarialExamples.from_logits(model, images, points, labels, before, after, targeted=False)
+    return AdversarialExamples.from_logits(
+        model, images, points, labels, before, after, targeted=False, zero_gradient=zero
+    )
 
 
 def top_other_classes(logits: Tensor, labels: Tensor, candidates: int) -> Tensor:

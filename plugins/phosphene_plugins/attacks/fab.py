@@ -13,6 +13,7 @@ from phosphene.attacks import (
     build_result,
     distance,
     is_adversarial,
+    is_zero,
     not_adversarial,
     per_image,
     predict_logits,
@@ -170,16 +171,18 @@ def fab(
     if target_classes and not targeted:
         rivals_per_run = list(top_other_classes(before[active], y, target_classes + 1).split(1, dim=1))
     best, nearest = x.clone(), torch.full_like(before[active, 0], torch.inf)
+    zero = torch.zeros_like(y, dtype=torch.bool)
     for restart in range(restarts):
-        for rivals in rivals_per_run:
+        for run, rivals in enumerate(rivals_per_run):
             start = x
             if restart:
                 radius = torch.where(nearest.isfinite(), nearest, _ASSUMED_DISTANCE[norm]) / 2
                 start = random_point(x, per_image(radius), norm, generator)
-            points, distances = _run(
+            points, distances, first_zero = _run(
                 model, x, y, rivals, start, norm=norm, steps=steps, targeted=targeted, alpha=alpha,
                 beta=beta, eta=eta,
             )  # fmt: skip
+            zero = first_zero if restart == run == 0 else zero
             closer = distances < nearest
             best[closer], nearest[closer] = points[closer], distances[closer]
     success = nearest.isfinite()
@@ -189,7 +192,7 @@ def fab(
 
     best[success] = shrink_to_boundary(best[success], x[success], norm, succeeds, _BISECTIONS)
     adversarial = images.index_copy(0, active, best)
-    return build_result(model, images, adversarial, labels, before, targeted=targeted)
+    return build_result(model, images, adversarial, labels, before, targeted=targeted, zero_gradient=zero)
 
 
 def _run(
@@ -205,11 +208,15 @@ def _run(
     alpha: float,
     beta: float,
     eta: float,
-) -> tuple[Tensor, Tensor]:
-    """One run from ``x``: the nearest examples (n, C, H, W) and their distances (n,), or infinity."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One run from ``x``: the nearest examples (n, C, H, W) and their distances (n,), or infinity.
+
+    And whether no class had a gradient in the first step, (n,).
+    """
     best, nearest = images.clone(), images.new_full((len(images),), torch.inf)
     active = torch.arange(len(images), device=images.device)
-    for _ in progress_bar(range(steps), "FAB"):
+    zero = torch.zeros_like(labels, dtype=torch.bool)
+    for step in progress_bar(range(steps), "FAB"):
         if not len(active):
             break
         x = x.detach().requires_grad_()
@@ -218,6 +225,8 @@ def _run(
         if targeted:  # the boundary between the target class and the most likely other class
             own, others = logits.detach().scatter(1, own[:, None], -torch.inf).argmax(1), own[:, None]
         boundary = nearest_boundary(logits, x, own, others, norm)
+        if step == 0:
+            zero = is_zero(boundary.gradient)
         x, gap, normal = x.detach(), boundary.gap, boundary.gradient
         if not (reachable := boundary.distance.isfinite()).all():  # no class has a gradient: drop it
             active, x, gap, normal = active[reachable], x[reachable], gap[reachable], normal[reachable]
@@ -236,7 +245,7 @@ def _run(
         closer = success & (distances < nearest[active])
         best[active[closer]], nearest[active[closer]] = x[closer], distances[closer]
         x = torch.where(per_image(success), image + beta * (x - image), x)
-    return best, nearest
+    return best, nearest, zero
 
 
 @hookimpl

@@ -6,7 +6,7 @@ import torch
 from torch import Generator
 
 from phosphene import Reference, hookimpl, method
-from phosphene.attacks import build_result, project, steepest
+from phosphene.attacks import build_result, is_zero, project, steepest
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, Monotone, param, size
@@ -98,9 +98,10 @@ def fgsm(
     )  # fmt: skip
     # equivalent mutants: a step longer than eps ends on the boundary of the ball, too
     x, sign = images[active], -1.0 if targeted else 1.0
+    zero = is_zero(gradient)
     x_adv = project(x + sign * eps * steepest(gradient, norm), x, eps, norm)
     adversarial = images.index_copy(0, active, x_adv)
-    return build_result(model, images, adversarial, labels, before, targeted=targeted)
+    return build_result(model, images, adversarial, labels, before, targeted=targeted, zero_gradient=zero)
 
 
 @hookimpl

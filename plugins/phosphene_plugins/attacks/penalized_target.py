@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from phosphene import Reference, hookimpl, method, progress_bar
-from phosphene.attacks import build_result, not_adversarial, per_image, predict_logits
+from phosphene.attacks import build_result, is_zero, not_adversarial, per_image, predict_logits
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model
 from phosphene.spec import Cost, Monotone, param, size
@@ -138,10 +138,13 @@ def penalized_target(
     x, best = original, original
     # equivalent mutants: only the number of images matters
     best_value = torch.full_like(images[active, 0, 0, 0], -torch.inf)
-    for _ in progress_bar(range(steps), "penalized target"):
+    zero = torch.zeros_like(targets, dtype=torch.bool)
+    for step in progress_bar(range(steps), "penalized target"):
         if not len(active):
             break
         logit, gradient, _ = loss_gradient(model, x, targets, _target_logit)
+        if step == 0:
+            zero = is_zero(gradient)
         change = (x - original).abs().amax((1, 2, 3))
         value = logit - penalty * change
         best = torch.where(per_image(value > best_value), x, best)
@@ -150,7 +153,7 @@ def penalized_target(
         eta = step_size / largest.clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
         x = _proximal_step(x + eta * gradient, original, eta * penalty)
     adversarial = images.index_copy(0, active, best)
-    return build_result(model, images, adversarial, labels, before, targeted=True)
+    return build_result(model, images, adversarial, labels, before, targeted=True, zero_gradient=zero)
 
 
 def _target_logit(logits: Tensor, labels: Tensor) -> Tensor:

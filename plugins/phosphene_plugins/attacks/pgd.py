@@ -11,6 +11,7 @@ from phosphene import Reference, hookimpl, method, progress_bar
 from phosphene.attacks import (
     build_result,
     is_adversarial,
+    is_zero,
     not_adversarial,
     per_image,
     predict_logits,
@@ -157,15 +158,18 @@ def pgd(
     active = not_adversarial(before, labels, targeted)
     x, y = images[active], labels[active]
     sign = -1.0 if targeted else 1.0
+    zero = torch.zeros_like(y, dtype=torch.bool)
     best, best_loss = x, x.new_full((len(x),), -torch.inf)
     # equivalent mutants: runs of an empty batch change nothing
-    for _ in range(restarts if len(x) else 0):
+    for restart in range(restarts if len(x) else 0):
         x_adv = random_point(x, eps, norm, generator) if random_start else x
-        for _ in progress_bar(range(steps), "PGD"):
+        for step in progress_bar(range(steps), "PGD"):
             _, gradient, _ = loss_gradient(
                 model, x_adv, y, cross_entropy, eot_samples=eot_samples, augmentations=augmentations,
                 generator=generator,
             )  # fmt: skip
+            if restart == step == 0:
+                zero = is_zero(gradient)
             x_adv = project(x_adv + sign * step_size * steepest(gradient, norm), x, eps, norm)
         # equivalent mutants: of a single run any loss is the highest
         if restarts == 1:
@@ -176,7 +180,7 @@ def pgd(
         best = torch.where(per_image(loss > best_loss), x_adv, best)
         best_loss = torch.maximum(best_loss, loss)
     adversarial = images.index_copy(0, active, best)
-    return build_result(model, images, adversarial, labels, before, targeted=targeted)
+    return build_result(model, images, adversarial, labels, before, targeted=targeted, zero_gradient=zero)
 
 
 @hookimpl

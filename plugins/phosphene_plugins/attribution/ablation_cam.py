@@ -30,7 +30,7 @@ def drop_is_the_channels_contribution_before_a_pooled_head() -> None:
         torch.tensor([[-2.0, 1.0]]),
     )
     network = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
-    model = load_model(network, input_size=(1, 1, 2), mean=[0.5], std=[1.0])
+    model = load_model(network, input_size=(1, 1, 2), mean=[0.5], std=[1.0], task="regression")
     maps = ablation_cam(model, torch.tensor([[[[0.25, 0.0]]]]), 0, layer="0").maps
     torch.testing.assert_close(maps, torch.tensor([[[0.1875, 0.375]]]))
 

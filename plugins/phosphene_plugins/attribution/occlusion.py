@@ -215,8 +215,7 @@ def occlusion(
         """Scores of the target and of the further classes, (B, 1 + M)."""
         if not isinstance(batch_target, (Class, Predicted)):
             return scores(model, batch, batch_target)[:, None]
-        values = model(batch)
-        values = values.softmax(1) if score == "probability" else values
+        values = model.probabilities(batch) if score == "probability" else model.outputs(batch)
         return torch.cat([batch_target.score(values)[:, None], values[:, further]], 1)
 
     baselines = baseline_images(images, baseline, sigma=window / 2, seed=seed)

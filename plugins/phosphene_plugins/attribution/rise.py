@@ -147,7 +147,7 @@ def rise(
     def weights_of(batch: Tensor, batch_target: Objective) -> Tensor:
         if score == "logit" or not is_class:
             return scores(model, batch, batch_target)
-        return batch_target.score(model(batch).softmax(1))
+        return batch_target.score(model.probabilities(batch))
 
     count, _, height, width = images.shape
     weights_of(images, target)  # a predicted target becomes the class predicted for the unmasked image

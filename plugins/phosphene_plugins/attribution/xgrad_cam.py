@@ -26,7 +26,8 @@ def equals_grad_cam_before_a_pooled_head() -> None:
     conv, head = nn.Conv2d(1, 2, 1), nn.Linear(4, 1, bias=False)
     conv.weight.data, conv.bias.data = torch.ones(2, 1, 1, 1), torch.tensor([0.0, 0.5])  # type: ignore[union-attr]
     head.weight.data = torch.tensor([[5.0, -3.0, 1.0, 2.0]])
-    model = load_model(nn.Sequential(conv, nn.Flatten(), head), input_size=(1, 1, 2), mean=[0.5], std=[1.0])
+    network = nn.Sequential(conv, nn.Flatten(), head)
+    model = load_model(network, input_size=(1, 1, 2), mean=[0.5], std=[1.0], task="regression")
     maps = xgrad_cam(model, torch.tensor([[[[0.25, 0.75]]]]), 0, layer="0").maps
     torch.testing.assert_close(maps, 1.75 * torch.tensor([[[0.25, 0.75]]]))
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from phosphene import Model, ModelError
@@ -120,12 +121,17 @@ def propagate(model: Model, inputs: BoundTensor) -> Any:
     logits = next(_find_logits(model.module(inputs), type(inputs)), None)
     if logits is None:
         raise ModelError(f"{model.name} returns no logits that {inputs.description} could be read from")
-    return logits
+    if model.task != "binary":
+        return logits
+    # One logit z as the two logits (-z/2, z/2).
+    return F.linear(logits, torch.tensor([[-0.5], [0.5]]).to(logits.example_tensor()))  # type: ignore[arg-type]
 
 
 def _find_logits(output: Any, kind: type[BoundTensor]) -> Iterator[BoundTensor]:
-    """All bounds on (N, K) in a tensor, tuple, mapping or object with ``logits``."""
-    if isinstance(output, kind) and output.dim() == 2:
+    """All bounds on (N, K), or (N,) as (N, 1), in a tensor, tuple, mapping or object with ``logits``."""
+    if isinstance(output, kind) and output.dim() == 1:
+        yield output.unsqueeze(1)
+    elif isinstance(output, kind) and output.dim() == 2:
         yield output
     elif isinstance(output, (list, tuple, Mapping)) or hasattr(output, "logits"):
         parts = output.values() if isinstance(output, Mapping) else output

@@ -37,8 +37,9 @@ def score_curves(
     ranks = pixel_ranks(context.maps)[:, None]
 
     def score_of(batch: Tensor) -> Tensor:
-        logits = context.model(batch)
-        return context.target.score(logits.softmax(1) if score == "probability" else logits)
+        if score == "logit":
+            return context.target.evaluate(context.model, batch)
+        return context.target.score(context.model.probabilities(batch))
 
     full, empty = score_of(images), score_of(replacement)
     inner_counts = changed_counts(steps, ranks[0].numel())[1:-1]

@@ -242,7 +242,7 @@ def dataset_scores(model: Model, dataset: Dataset, units: Sequence[Objective]) -
     for batch in resumable_batches(dataset, batch_size(model), state, "top images"):
         images = batch.images.to(model.device, model.dtype)
         if isinstance(units[0], Class):
-            logits = model(images)
+            logits = model.outputs(images)
             new = torch.stack([unit.score(logits) for unit in units])
         else:
             new = torch.stack([scores(model, images, unit) for unit in units])

@@ -101,7 +101,8 @@ def test_dlr_is_defined_for_few_classes(classes: int) -> None:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, classes)).double()
-    model, images = load_model(module, input_size=(3, 8, 8)), random_images()
+    model = load_model(module, input_size=(3, 8, 8), task="classification")
+    images = random_images()
     labels = model(images).argmax(1)
     result = apgd(model, images, labels, eps=0.5, loss="dlr", steps=10, target_classes=9, seed=0)
     assert result.adversarial.isfinite().all()

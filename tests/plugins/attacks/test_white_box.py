@@ -48,7 +48,7 @@ def network(classes: int = 5, gain: float = 1.0) -> Model:
             nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(8 * 36, classes)
         ).double()
     module[3].weight.data *= gain
-    return load_model(module, input_size=(3, 6, 6))
+    return load_model(module, input_size=(3, 6, 6), task="classification")
 
 
 def random_images(count: int = 4) -> Tensor:

@@ -52,7 +52,7 @@ def honest_before(method: AnyMethod, run: Observation) -> None:
         if (declared := method.spec.input(name)) is not None and declared.name in run.tensors_before:
             passed = run.tensors_before[declared.name]
             assert torch.equal(getattr(result, name).to(passed), passed), f"{name} are not those passed in"
-    logits = logits_of(run.model, result.images)
+    logits, views = run.logits(method, result.images), run.attacked_models(method)
     top = logits.topk(min(2, logits.shape[1])).values
     clear = (top[:, 0] - top[:, -1] > 1e-5 * top[:, 0].abs()) if top.shape[1] > 1 else top[:, 0] == top[:, 0]
     confidence = logits.softmax(1).amax(1)
@@ -61,8 +61,9 @@ def honest_before(method: AnyMethod, run: Observation) -> None:
         assert int(result.before[n]) == predicted, (
             f"image {n}: before is class {int(result.before[n])}, the model predicts {predicted}"
         )
-        assert result.names_before[n] == run.model.class_name(predicted), (
-            f"image {n}: names_before is {result.names_before[n]!r}, not {run.model.class_name(predicted)!r}"
+        name = (run.model if views is None else views[n]).class_name(predicted)
+        assert result.names_before[n] == name, (
+            f"image {n}: names_before is {result.names_before[n]!r}, not {name!r}"
         )
         reported = float(result.confidence_before[n])
         assert abs(reported - float(confidence[n])) < 1e-3, (
