@@ -60,10 +60,10 @@ class Payload:
 # --- torchvision -------------------------------------------------------------------------------
 
 
-def test_torchvision_names_are_the_classifiers():
-    names = loaders()["torchvision"].names()
-    assert {"resnet18", "vit_b_16", "swin_t"} <= set(names)
-    assert "fcn_resnet50" not in names
+def test_torchvision_names_are_those_of_networks_that_take_images():
+    names = set(loaders()["torchvision"].names())
+    assert {"resnet18", "vit_b_16", "fcn_resnet50", "ssd300_vgg16", "quantized_resnet18"} <= names
+    assert not names & {"r3d_18", "raft_small"}
 
 
 def test_without_weights_the_default_preset_sets_the_preprocessing():
@@ -92,7 +92,8 @@ def test_options_of_model_and_factory():
     ("uri", "options", "error", "message"),
     [
         ("torchvision:resnet19", {}, UnknownName, "did you mean 'resnet18'"),
-        ("torchvision:fcn_resnet50", {}, ModelError, "is no image classifier: build it and pass the module"),
+        ("torchvision:r3d_18", {}, ModelError, r"takes clips \(N, C, T, H, W\), and Phosphene single images"),
+        ("torchvision:raft_small", {}, ModelError, "takes two images at a time"),
         ("torchvision:resnet18", {"weights": "IMAGENET1K_V9"}, UnknownName, "did you mean 'IMAGENET1K_V1'"),
         ("torchvision:resnet18", {"flavour": 3}, InputError, "cannot be built .* 'flavour'"),
         ("torchvision:resnet18", {"weights": "absent.safetensors"}, InputError, "there is no weights file"),
@@ -338,7 +339,7 @@ def test_module_is_used_as_it_is():
         load_model(module, pretrained=True)
 
 
-@pytest.mark.parametrize("weights", ["DEFAULT", "absent.ckpt", Path("absent")])
+@pytest.mark.parametrize("weights", ["DEFAULT", "absent.tag", Path("absent")])
 def test_named_weights_need_a_scheme(weights):
     with pytest.raises(InputError, match="named or pretrained weights .* need a URI"):
         load_model(nn.Linear(2, 2), weights=weights)

@@ -1,7 +1,7 @@
 """Vision networks behind one convention: ``Model``, and ``load_model`` for URIs, modules and functions."""
 
 from .attention import attention_maps
-from .loading import Loader, fill_weights, load_model, read_weights
+from .loading import Loader, fill_weights, load_model, read_weights, refuse_user_code
 from .model import Model
 from .parameter_limit import limit_parameters, parameter_limit
 from .saved_source import (
@@ -25,5 +25,6 @@ __all__ = [
     "load_saved_model",
     "parameter_limit",
     "read_weights",
+    "refuse_user_code",
     "saved_options",
 ]

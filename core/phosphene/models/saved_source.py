@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from ..errors import InputError
 from ..parameter_text import read_document
-from .loading import load_model, loaders
+from .loading import load_model, loaders, refuse_user_code
 from .model import Model
 
 #: Largest integer, list and text in a saved option, and most numbers in an image of a saved input size.
@@ -32,7 +32,11 @@ class SavedSettings(BaseModel):
     mean: Statistics | None = None
     std: Statistics | None = None
     input_size: tuple[Size, Size, Size] | None = None
-    classes: Annotated[tuple[str, ...], Field(max_length=MAX_NUMBER)] | None = None
+    classes: (
+        Annotated[tuple[str, ...], Field(max_length=MAX_NUMBER)]
+        | Annotated[str, Field(max_length=100)]
+        | None
+    ) = None
 
     @model_validator(mode="after")
     def _bound_images(self) -> SavedSettings:
@@ -104,9 +108,12 @@ def load_saved_model(source: Mapping[str, Any]) -> Model:
             "pass the model instead"
         )
     arguments = {name: getattr(read, name) for name in read.model_fields_set}
-    return load_model(arguments.pop("uri"), **arguments)
+    with refuse_user_code():
+        return load_model(arguments.pop("uri"), **arguments)
 
 
 def _may_hold_code(path: Path) -> bool:
     """Whether the path is a file of weights in another format than safetensors, such as a pickle."""
-    return path.suffix in (".pth", ".pt", ".bin") or (path.suffix != ".safetensors" and path.is_file())
+    return path.suffix in (".pth", ".pt", ".bin", ".ckpt") or (
+        path.suffix != ".safetensors" and path.is_file()
+    )
