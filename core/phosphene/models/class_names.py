@@ -40,15 +40,18 @@ def class_index(name: str | int, classes: Sequence[str] | None, model: str) -> i
     """The index of a class by its name, one of its comma-separated synonyms, or its number.
 
     Where the classes are those of ImageNet, also by its WordNet id ("n01440764"), by which folders of images
-    are called. ``model`` is the model's name in error messages. A number is not compared with the number of classes.
+    are called. ``model`` is the model's name in error messages. A number is not compared with the number of
+    classes.
     Raises UnknownName with the nearest name, InputError for what is neither a name nor an index.
     """
     if isinstance(name, str):
-        if (index := _index_by_name(tuple(classes or ())).get(name.strip().lower())) is not None:
+        index = _index_by_name(tuple(classes or ())).get(name.strip().lower())
+        if index is not None:
             return index
-        if re.fullmatch(r"n\d{8}", name.strip()) and classes is not None:
-            if (index := _index_by_wordnet_id(tuple(classes)).get(name.strip())) is not None:
-                return index
+        if classes is not None and re.fullmatch(r"n\d{8}", name.strip()):
+            index = _index_by_wordnet_id(tuple(classes)).get(name.strip())
+        if index is not None:
+            return index
         if not name.isdecimal() and classes is None:
             raise InputError(f"{model} has no class names; pass the index instead of {name!r}")
         if not name.isdecimal():

@@ -87,8 +87,8 @@ def loaders() -> dict[str, Loader]:
 def refuse_user_code() -> Iterator[None]:
     """Inside, a URI that would import a user's module (``module:``) raises InputError.
 
-    It surrounds everything that loads models whose URIs come from a file: a saved result, a plan or a request,
-    which may be a stranger's.
+    It surrounds everything that loads models whose URIs come from a file: a saved result, a plan or a
+    request, which may be a stranger's.
     """
     token = _user_code_refused.set(True)
     try:
@@ -201,8 +201,8 @@ def _by_uri(
     loader = schemes[scheme]
     if _user_code_refused.get() and getattr(loader, "runs_user_code", False):
         raise InputError(
-            f"{uri} imports code, and a saved result, a plan or a request may not name what is imported: load "
-            f"the model yourself, load_model({uri!r}), and pass it"
+            f"{uri} imports code, and a saved result, a plan or a request may not name what is imported: "
+            f"load the model yourself, load_model({uri!r}), and pass it"
         )
     filled = state is not None and getattr(loader, "fills", False)
     try:
@@ -278,8 +278,9 @@ def _pickled_types(path: str | Path) -> str:
     if not names:
         return ""
     return (
-        f"beside tensors it contains objects of {', '.join(sorted(names)[:5])}, such as hyper-parameters that "
-        "Lightning saves; where you trust the file, save its weights alone, torch.save(network.state_dict(), path)"
+        f"beside tensors it contains objects of {', '.join(sorted(names)[:5])}, such as hyper-parameters "
+        "that Lightning saves; where you trust the file, save its weights alone, "
+        "torch.save(network.state_dict(), path)"
     )
 
 

@@ -339,17 +339,8 @@ class Model:
     @property
     def settings(self) -> dict[str, Any]:
         """The arguments with which ``Model(network, **settings)`` treats another network as this one."""
-        names = (
-            "name",
-            "input_size",
-            "classes",
-            "crop_pct",
-            "crop_mode",
-            "interpolation",
-            "defenses",
-            "output",
-        )
-        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
+        names = ("name", "input_size", "classes", "crop_pct", "crop_mode", "interpolation", "defenses")
+        settings: dict[str, Any] = {name: getattr(self, name) for name in (*names, "output", "task")}
         return settings | {"mean": tuple(self.mean.tolist()), "std": tuple(self.std.tolist())}
 
     # --- layers -----------------------------------------------------------------------------------

@@ -32,9 +32,9 @@ def preprocess(
     - ``"squash"`` (timm, transformers): resized to S without its aspect ratio, cropped at the center.
     - ``"border"`` (timm): resized to fit into S, padded on all sides with ``mean``, cropped at the center.
     - ``"pad"`` (transformers): resized to fit into (H, W), padded at the right and the bottom with ``mean``.
-    - ``"resize"`` (segmentation, detection): the shorter side is resized to min(H, W), and the longer one to at
-      most max(H, W), where H and W differ. Nothing is cropped. ``"resize-16"`` (YOLOS) rounds both down to
-      multiples of 16.
+    - ``"resize"`` (segmentation, detection): the shorter side is resized to min(H, W), and the longer one to
+      at most max(H, W), where H and W differ. Nothing is cropped. ``"resize-16"`` (YOLOS) rounds both down
+      to multiples of 16.
     - ``"none"``: the image at its own size.
 
     The corner of a crop is rounded to the nearest pixel, with the suffix ``-floor`` down, as transformers
@@ -82,7 +82,7 @@ def _resized_size(
     if target[0] != target[1]:  # timm rounds the sides to the nearest pixel where the input is no square
         return round(size[0] / min(ratios)), round(size[1] / min(ratios))
     scale = max(target[0] / size[0], target[1] / size[1])
-    return max(input_size[0], int(size[0] * scale + 1e-6)), max(input_size[1], int(size[1] * scale + 1e-6))
+    return int(size[0] * scale + 1e-6), int(size[1] * scale + 1e-6)
 
 
 def _limited_size(size: tuple[int, int], shorter: int, longer: int) -> tuple[int, int]:
@@ -98,7 +98,7 @@ def _limited_size(size: tuple[int, int], shorter: int, longer: int) -> tuple[int
 
 
 def _add_border(pixels: Tensor, size: tuple[int, int], mean: Sequence[float]) -> Tensor:
-    """Pixels (C, h, w) in [0, 255], centered on a canvas of at least ``size`` (H, W) with the color ``mean``."""
+    """Pixels (C, h, w) in [0, 255], centered on a canvas of at least ``size`` (H, W) of this color."""
     channels, *sides = pixels.shape
     if all(side >= least for side, least in zip(sides, size, strict=True)):
         return pixels

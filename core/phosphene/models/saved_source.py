@@ -24,6 +24,10 @@ Size = Annotated[int, Field(strict=True, ge=1, le=MAX_NUMBER)]
 Statistics = Annotated[tuple[FiniteFloat, ...], Field(max_length=4096)]
 
 
+#: Class names, or the name of a list of them.
+ClassNames = Annotated[tuple[str, ...], Field(max_length=MAX_NUMBER)] | Annotated[str, Field(max_length=100)]
+
+
 class SavedSettings(BaseModel):
     """How a saved model prepares images, and its classes."""
 
@@ -32,11 +36,7 @@ class SavedSettings(BaseModel):
     mean: Statistics | None = None
     std: Statistics | None = None
     input_size: tuple[Size, Size, Size] | None = None
-    classes: (
-        Annotated[tuple[str, ...], Field(max_length=MAX_NUMBER)]
-        | Annotated[str, Field(max_length=100)]
-        | None
-    ) = None
+    classes: ClassNames | None = None
 
     @model_validator(mode="after")
     def _bound_images(self) -> SavedSettings:

@@ -209,11 +209,8 @@ def _rebuild(config: _SavedConfig) -> Model:
         fork_random_state(),
     ):  # initializing the weights must not advance the caller's random state
         model = load_saved_model(options | settings)
-    model.crop_pct, model.crop_mode, model.interpolation = (
-        config.crop_pct,
-        config.crop_mode,
-        config.interpolation,
-    )
+    model.crop_pct, model.crop_mode = config.crop_pct, config.crop_mode
+    model.interpolation = config.interpolation
     return model
 
 

@@ -90,9 +90,9 @@ def _repository_unavailable(repository: str, file: str, error: Exception) -> Mod
     """The error for a repository whose configuration is neither cached nor downloadable."""
     reason = next(iter(str(error).splitlines()), type(error).__name__)
     return ModelError(
-        f"{repository}/{file} is not in the cache of the Hugging Face hub and cannot be downloaded ({reason}): "
-        f"run `hf download {repository} --local-dir FOLDER` on a machine with access to the hub, and load the "
-        "folder instead (hf:FOLDER, timm:local-dir:FOLDER)"
+        f"{repository}/{file} is not in the cache of the Hugging Face hub and cannot be downloaded "
+        f"({reason}): run `hf download {repository} --local-dir FOLDER` on a machine with access to the hub, "
+        "and load the folder instead (hf:FOLDER, timm:local-dir:FOLDER)"
     )
 
 

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from phosphene import ModelError
 from phosphene.models.preprocessing import preprocess
 
-#: Largest difference from a processor's output, in pixel values of 255: libraries round resized pixels otherwise.
+#: Largest difference from a processor's output, of 255: libraries round resized pixels otherwise.
 _ROUNDING = 3
 
 
@@ -124,7 +124,7 @@ def image_settings(folder: Path, config: Any, uri: str, pretrained: bool) -> dic
     if not any(file.is_file() for file in files):
         if pretrained:
             raise ModelError(
-                f"{uri} has no preprocessor_config.json, so how its images are prepared is not known: save its "
+                f"{uri} has no preprocessor_config.json, which says how images are prepared: save its "
                 "processor there, or build the network yourself and pass it, load_model(network, mean=..., "
                 "std=..., input_size=...)"
             )
@@ -137,8 +137,8 @@ def image_settings(folder: Path, config: Any, uri: str, pretrained: bool) -> dic
         if all(_reproduces(candidate, processor, size, reverse_channels) for size in ((67, 113), (301, 200))):
             return candidate | {"reverse_channels": reverse_channels}
     raise ModelError(
-        f"the {type(processor).__name__} of {uri} prepares images in a way that Model has no options for: build "
-        "the network yourself and pass it, load_model(network, mean=..., std=..., input_size=...)"
+        f"the {type(processor).__name__} of {uri} prepares images in a way that Model has no options for: "
+        "build the network yourself and pass it, load_model(network, mean=..., std=..., input_size=...)"
     )
 
 
@@ -195,9 +195,9 @@ def _measure_normalization(processor: Any, uri: str) -> tuple[list[float], list[
 def _configured(processor: Any, name: str, measured: Tensor) -> list[float]:
     """The attribute of the processor, where it is what was measured in float32, else the measured values."""
     values = getattr(processor, name, None)
-    if isinstance(values, (list, tuple)) and len(values) == 3:
-        if (torch.tensor(values, dtype=torch.float64) - measured).abs().max() < 1e-5:
-            return [float(value) for value in values]
+    values = [float(value) for value in values] if isinstance(values, (list, tuple)) else []
+    if len(values) == 3 and (torch.tensor(values, dtype=torch.float64) - measured).abs().max() < 1e-5:
+        return values
     return [round(value, 6) + 0.0 for value in measured.tolist()]  # no -0.0
 
 

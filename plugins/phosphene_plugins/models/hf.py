@@ -106,8 +106,8 @@ def _folder(name: str, pretrained: bool, revision: str | None, cache: str | None
             (folder / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json")
         ):
             raise ModelError(
-                f"{folder} contains no model.safetensors, and pickled weights are never loaded: write it with "
-                "network.save_pretrained(folder), or leave pretrained=False for random weights"
+                f"{folder} contains no model.safetensors, and pickled weights are never loaded: write it "
+                "with network.save_pretrained(folder), or leave pretrained=False for random weights"
             )
         return folder.resolve(), f"hf:{folder.resolve()}"
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():

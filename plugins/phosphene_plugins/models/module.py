@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from phosphene import InputError, ModelError, UnknownName, hookimpl
+from phosphene import InputError, ModelError, PhospheneError, UnknownName, hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,12 +46,13 @@ class ModuleLoader:
             options["pretrained"] = True
         with _current_folder_first():
             factory = _factory(module_name, attribute)
-            network = factory(**options)
+            network = _call(factory, name, options)
         if isinstance(network, Model):
             return network.module, network.settings | {"name": f"module:{name}"}
         if not isinstance(network, nn.Module):
             raise ModelError(
-                f"{attribute} in {module_name} returned a {type(network).__name__}, not a torch module or a Model"
+                f"{attribute} in {module_name} returned an object of type {type(network).__name__}, not a "
+                "torch module or a Model"
             )
         return network, {"name": f"module:{name}"}
 
@@ -78,9 +79,20 @@ def _factory(module_name: str, attribute: str) -> Any:
     factory = getattr(module, attribute)
     if not callable(factory):
         raise InputError(
-            f"{attribute} in {module_name} is a {type(factory).__name__}, not a function that returns a network"
+            f"{attribute} in {module_name} is of type {type(factory).__name__}, and no function that returns "
+            "a network"
         )
     return factory
+
+
+def _call(factory: Any, name: str, options: dict[str, Any]) -> Any:
+    """What the factory returns. A TypeError or ValueError is left to the caller, which names the options."""
+    try:
+        return factory(**options)
+    except (PhospheneError, TypeError, ValueError):
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise ModelError(f"module:{name} raised {type(error).__name__}: {error}") from error
 
 
 @contextmanager

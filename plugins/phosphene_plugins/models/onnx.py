@@ -19,8 +19,8 @@ class OnnxLoader:
     """An ONNX file with one image input (N, C, H, W) of floating-point numbers.
 
     onnxruntime computes no gradients: methods that need none (occlusion, RISE, square, HopSkipJump) work, and
-    all others are refused. A fixed batch size is served in parts of that size. Channels, height and width come
-    from the file where they are fixed. Options: ``output_name``, where the graph has several outputs;
+    all others are refused. A fixed batch size is served in parts of that size. Channels, height and width
+    come from the file where they are fixed. Options: ``output_name``, where the graph has several outputs;
     ``layout="NHWC"`` for images with channels last; ``providers``, those of onnxruntime (default: the CPU's).
     Normalization and class names are the caller's: ``load_model("onnx:file.onnx", mean=..., std=...,
     classes=[...])``.
@@ -112,8 +112,8 @@ def _image_input(session: Any, path: Path, layout: str | None) -> Any:
     _, first, _, last = images.shape
     if layout is None and isinstance(first, int) and first not in (1, 3) and last in (1, 3):
         raise InputError(
-            f"the input {images.name!r} of {path.name} has the shape {images.shape}: pass layout='NHWC' where "
-            "the channels are last, layout='NCHW' where they are first"
+            f"the input {images.name!r} of {path.name} has the shape {images.shape}: pass layout='NHWC' "
+            "where the channels are last, layout='NCHW' where they are first"
         )
     return images
 

@@ -81,7 +81,7 @@ def _load_saved(
     import timm
 
     if weights not in (None, "DEFAULT"):
-        raise InputError(f"timm:{name} has one set of weights, 'DEFAULT'; there are none called {weights!r}")
+        raise InputError(f"timm:{name} has no weights called {weights!r}, only 'DEFAULT'")
     pretrained = pretrained or weights is not None
     if name.startswith(_FOLDER):
         folder = Path(name.removeprefix(_FOLDER)).resolve()
