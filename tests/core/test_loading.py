@@ -9,18 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
-from timm.data import ImageNetInfo
 from torch import nn
 from torchvision import models
 from torchvision.models._api import WeightsEnum
 
-from phosphene import InputError, Model, ModelError, UnknownName, load_model, methods, run
-from phosphene.data import FolderDataset
+from phosphene import InputError, Model, ModelError, UnknownName, load_model, methods
 from phosphene.models import load_saved_model
 from phosphene.models.loading import loaders
-from phosphene.training.labels import label_reader
 
 
 @pytest.fixture
@@ -529,37 +525,6 @@ def test_imagenet_names_for_another_number_of_logits_are_refused():
 def test_other_lists_of_class_names_are_refused_with_the_nearest(name):
     with pytest.raises(UnknownName, match="there is imagenet, imagenet-12k"):
         thousand(classes=name)
-
-
-@pytest.mark.parametrize("uri", ["torchvision:squeezenet1_1", "timm:test_resnet"])
-def test_wordnet_ids_are_classes_of_imagenet_models(uri):
-    info = ImageNetInfo()
-    model = load_model(uri)
-    for index in (0, 1, 134, 639, 999):
-        assert model.class_index(info.index_to_label_name(index)) == index
-    with pytest.raises(UnknownName, match="no class 'n00000001'"):
-        model.class_index("n00000001")
-
-
-def test_wordnet_ids_are_no_classes_of_other_models():
-    for classes in (None, [f"class {n}" for n in range(1000)], ["n01440764", "other"]):
-        model = load_model(nn.Sequential(nn.Flatten(), nn.Linear(12, len(classes or "ab"))), classes=classes)
-        if classes is not None and len(classes) == 2:
-            assert model.class_index("n01440764") == 0  # its own name
-            continue
-        with pytest.raises((InputError, UnknownName)):
-            model.class_index("n01440764")
-
-
-def test_standard_layout_of_imagenet_is_labelled_by_its_folders(tmp_path):
-    """Folders called by WordNet ids, as the validation images are published."""
-    for wordnet_id in ("n01443537", "n01440764"):
-        (tmp_path / wordnet_id).mkdir()
-        Image.new("RGB", (64, 64), "red").save(tmp_path / wordnet_id / "1.png")
-    model = load_model("timm:test_resnet", input_size=(3, 64, 64))
-    assert label_reader(model, FolderDataset(tmp_path, model.transform))([0, 1]).tolist() == [0, 1]
-    options = {"attacks": ["fgsm"], "eps": [0.01], "progress": False}
-    assert len(run("robust_accuracy", model=model, dataset=tmp_path, **options).correct) == 2
 
 
 # --- real weights ----------------------------------------------------------------------------------

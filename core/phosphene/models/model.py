@@ -524,10 +524,7 @@ class Model:
         )
 
     def class_index(self, name: str | int) -> int:
-        """The index of a class by its name, one of its comma-separated synonyms, or its index.
-
-        The classes of ImageNet also have their WordNet ids, such as "n01440764".
-        """
+        """The index of a class by its name, one of its comma-separated synonyms, or its index."""
         index = class_index(name, self.classes, self.name)
         if not 0 <= index < self.class_count:
             raise InputError(f"class {index} does not exist: {self.name} has {self.class_count} classes")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,29 +16,40 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from phosphene import ModelError
+from phosphene.models import fill_weights
 from phosphene.models.preprocessing import preprocess
 
 #: Largest difference from a processor's output, of 255: libraries round resized pixels otherwise.
 _ROUNDING = 3
 
 
-def build(class_name: str, config: Any, folder: Path | None, uri: str) -> nn.Module:
-    """The network in float32, with the weights in ``folder``, or random ones.
+def build(class_name: str, config: Any, weights: Path | Mapping[str, Tensor] | None, uri: str) -> nn.Module:
+    """The network in float32, with the weights in a folder or a state dict, or random ones.
 
-    Raises ModelError where the file lacks weights of the network, which would stay random.
+    Raises ModelError where weights of the network are missing, which would stay random.
     """
     network_class = getattr(transformers, class_name, None)
     if network_class is None:
         raise ModelError(f"transformers {transformers.__version__} has no {class_name}, which {uri} needs")
-    if folder is None:
-        if class_name.startswith("Auto"):
-            return network_class.from_config(config, dtype=torch.float32)
-        return network_class._from_config(config, dtype=torch.float32)
+    if isinstance(weights, Path):
+        options = {"use_safetensors": True, "local_files_only": True}
+        return _read(network_class, weights, uri, config=config, **options)
+    random = network_class.from_config if class_name.startswith("Auto") else network_class._from_config
+    network = random(config, dtype=torch.float32)
+    if weights is None:
+        return network
+    try:
+        fill_weights(network, weights, "passed", uri)
+    except ModelError:  # a file of transformers' may have older names, which it converts
+        return _read(type(network), None, uri, config=config, state_dict=dict(weights))
+    return network
+
+
+def _read(network_class: Any, folder: Path | None, uri: str, **options: Any) -> nn.Module:
     with _quiet():  # what is missing is raised below
         network, info = network_class.from_pretrained(
-            folder, config=config, use_safetensors=True, local_files_only=True, dtype=torch.float32,
-            output_loading_info=True,
-        )  # fmt: skip
+            folder, dtype=torch.float32, output_loading_info=True, **options
+        )
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"the weights of {uri} lack {len(missing)} tensors of {type(network).__name__}, such as "

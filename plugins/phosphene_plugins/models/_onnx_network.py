@@ -32,7 +32,8 @@ class OnnxNetwork(Function):
 
     def run(self, images: Tensor) -> Tensor:
         """The output for images of any number, as float32 on the device of the images."""
-        plain = images.detach().as_subclass(Tensor).cpu().to(self.input_type)
+        # Reshaped, a batch of a tensor subclass that is computed lazily becomes a plain tensor.
+        plain = images.detach().flatten(1).view(images.shape).cpu().to(self.input_type)
         plain = plain.permute(0, 2, 3, 1) if self.nhwc else plain
         parts = plain.split(self.batch) if self.batch else (plain,)
         outputs = [self._run_part(part.contiguous()) for part in parts]

@@ -6,7 +6,7 @@ transformers is imported when a network is loaded: this module is imported for e
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,11 +50,13 @@ class HuggingFaceLoader:
     configuration (``num_labels=2``).
     """
 
+    fills = True
+
     def load(
         self,
         name: str,
         *,
-        weights: str | None,
+        weights: Any,
         pretrained: bool,
         head: str | None = None,
         revision: str | None = None,
@@ -65,18 +67,18 @@ class HuggingFaceLoader:
             raise MissingExtra(f"hf:{name}", "transformers")
         from ._hf_networks import as_image_network, build, image_settings
 
-        if weights not in (None, "DEFAULT"):
-            raise InputError(
-                f"hf:{name} has one set of weights, 'DEFAULT'; there are none called {weights!r}"
-            )
+        state = weights if isinstance(weights, Mapping) else None
+        if state is None and weights not in (None, "DEFAULT"):
+            raise InputError(f"hf:{name} has no weights called {weights!r}, only 'DEFAULT'")
         if head is not None and head not in _HEADS:
             raise UnknownName("head", head, _HEADS, f"hf:{name}")
-        pretrained = pretrained or weights is not None
+        pretrained = state is None and (pretrained or weights is not None)
         folder, uri = _folder(name, pretrained, revision, cache_dir)
         config = _config(folder, uri, options)
         class_name, task = _architecture(config, head, uri)
-        network = build(class_name, config, folder if pretrained else None, uri)
-        settings: dict[str, Any] = image_settings(folder, config, uri, pretrained)
+        network = build(class_name, config, folder if pretrained else state, uri)
+        is_trained = pretrained or state is not None
+        settings: dict[str, Any] = image_settings(folder, config, uri, is_trained)
         network, output = as_image_network(network, task, settings.pop("reverse_channels"), uri)
         if output is not None:
             settings["output"] = output
@@ -97,11 +99,9 @@ class HuggingFaceLoader:
 def _folder(name: str, pretrained: bool, revision: str | None, cache: str | None) -> tuple[Path, str]:
     """The local folder of a network, and its URI with an absolute path."""
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name.strip() and folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise InputError(
-                f"{folder} contains no config.json, as network.save_pretrained(folder) writes it"
-            )
+            raise InputError(f"{folder} contains no config.json, which network.save_pretrained writes")
         if pretrained and not any(
             (folder / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json")
         ):
@@ -164,11 +164,9 @@ def _architecture(config: Any, head: str | None, uri: str) -> tuple[str, str]:
             return architecture, task
     if str(architecture).endswith(("VisionModel", "VisionModelWithProjection")):
         return architecture, "embedding"
-    is_named = (
-        f"its architecture {architecture} has another head" if architecture else "it names no architecture"
-    )
+    reason = f"its architecture is {architecture}" if architecture else "it names no architecture"
     raise InputError(
-        f"the head of {uri} cannot be read from its configuration ({is_named}): choose head= one of "
+        f"the head of {uri} cannot be read from its configuration ({reason}): choose head= one of "
         f"{', '.join(map(repr, _HEADS))}"
     )
 
