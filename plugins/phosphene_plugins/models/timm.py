@@ -141,6 +141,8 @@ def _class_names(module: Any) -> list[str] | None:
     """The class names in the network's configuration, or those of the ImageNet with as many classes."""
     from timm import data
 
+    if module.num_classes == 0:  # timm would infer the classes that the head had
+        return None
     names = module.pretrained_cfg.get("label_names")
     if names and len(names) == module.num_classes:
         descriptions = module.pretrained_cfg.get("label_descriptions") or {}
