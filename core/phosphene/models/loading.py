@@ -52,7 +52,7 @@ class Loader(Protocol):
     def load(
         self, name: str, *, weights: Any, pretrained: bool, **options: Any
     ) -> tuple[nn.Module, dict[str, Any]]:
-        """The network and keyword arguments for ``Model`` (``mean``, ``classes``, ...), where defined.
+        """The network and keyword arguments for ``Model`` (``mean``, ``classes``, ``task``, ...).
 
         ``uri`` among them replaces ``scheme:name`` in the record of a result, for example of a relative path.
         """

@@ -1,4 +1,4 @@
-"""``torchvision:`` - segmenters, detectors and quantized classifiers compute what torchvision's builders do."""
+"""``torchvision:`` - segmenters, detectors and quantized classifiers, as torchvision's builders make them."""
 
 import hashlib
 import socket
@@ -25,14 +25,13 @@ QUANTIZED = models.list_models(module=models.quantization)
 
 #: One network of each kind for the normal run; the nightly one goes through all of them.
 SMALL = [
-    "lraspp_mobilenet_v3_large",
-    "ssdlite320_mobilenet_v3_large",
-    "fasterrcnn_mobilenet_v3_large_320_fpn",
+    *("lraspp_mobilenet_v3_large", "ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn"),
+    *("quantized_mobilenet_v2", "quantized_shufflenet_v2_x0_5"),
 ]
 
 
-def nightly(names: list[str], quick: list[str]) -> list[Any]:
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.nightly) for name in names]
+def small_or_nightly(names: list[str]) -> list[Any]:
+    return [name if name in SMALL else pytest.param(name, marks=pytest.mark.nightly) for name in names]
 
 
 @pytest.fixture
@@ -71,7 +70,7 @@ def with_statistics(network: nn.Module) -> nn.Module:
     return network
 
 
-@pytest.mark.parametrize("name", nightly(SEGMENTERS, SMALL))
+@pytest.mark.parametrize("name", small_or_nightly(SEGMENTERS))
 def test_segmenters_compute_what_torchvisions_builders_do(
     name: str, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +89,7 @@ def test_segmenters_compute_what_torchvisions_builders_do(
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", nightly(DETECTORS, SMALL))
+@pytest.mark.parametrize("name", small_or_nightly(DETECTORS))
 def test_detectors_compute_what_torchvisions_builders_do(
     name: str, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,9 +130,7 @@ def test_batch_norms_of_the_first_coco_weights_add_nothing_to_the_variance(
     assert len(ours) == len(norms) and {part.eps for part in ours} == {0.0}
 
 
-@pytest.mark.parametrize(
-    "name", nightly(QUANTIZED, ["quantized_mobilenet_v2", "quantized_shufflenet_v2_x0_5"])
-)
+@pytest.mark.parametrize("name", small_or_nightly(QUANTIZED))
 @pytest.mark.filterwarnings("ignore")  # torch's quantization warns in many places
 def test_quantized_classifiers_compute_without_gradients(name: str) -> None:
     engine = torch.backends.quantized.engine
