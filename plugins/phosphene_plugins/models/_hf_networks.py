@@ -35,7 +35,11 @@ def build(class_name: str, config: Any, weights: Path | Mapping[str, Tensor] | N
         options = {"use_safetensors": True, "local_files_only": True}
         return _read(network_class, weights, uri, config=config, **options)
     random = network_class.from_config if class_name.startswith("Auto") else network_class._from_config
-    network = random(config, dtype=torch.float32)
+    try:
+        network = random(config, dtype=torch.float32)
+    except ImportError as error:  # a few architectures need libraries of their own
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{uri} cannot be built: {reason}") from error
     if weights is None:
         return network
     try:

@@ -75,11 +75,12 @@ class HuggingFaceLoader:
         pretrained = state is None and (pretrained or weights is not None)
         folder, uri = _folder(name, pretrained, revision, cache_dir)
         config = _config(folder, uri, options)
-        class_name, task = _architecture(config, head, uri)
+        class_name, kind = _architecture(config, head, uri)
+        task: str | None = kind
         network = build(class_name, config, folder if pretrained else state, uri)
         is_trained = pretrained or state is not None
         settings: dict[str, Any] = image_settings(folder, config, uri, is_trained)
-        network, output = as_image_network(network, task, settings.pop("reverse_channels"), uri)
+        network, output = as_image_network(network, kind, settings.pop("reverse_channels"), uri)
         if output is not None:
             settings["output"] = output
         if task == "classification":
@@ -118,9 +119,9 @@ def _folder(name: str, pretrained: bool, revision: str | None, cache: str | None
         if find_on_hub(name, file, **where) is not None:
             break
     if pretrained:
-        file = fetch_from_hub(name, "model.safetensors", "model.safetensors.index.json", **where)
-        if file.suffix == ".json":
-            shards = json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()
+        path = fetch_from_hub(name, "model.safetensors", "model.safetensors.index.json", **where)
+        if path.suffix == ".json":
+            shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
             for shard in sorted(set(shards)):
                 fetch_from_hub(name, shard, **where)
     return config.parent, f"hf:{name}"

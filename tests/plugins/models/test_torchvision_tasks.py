@@ -104,10 +104,10 @@ def test_detectors_compute_what_torchvisions_builders_do(
     pixels = model.transform(image)
     assert torch.equal(pixels, entry.transforms()(image))
     with model.guard(), torch.no_grad():
-        (found,), (expected,) = model.module(model.normalize(pixels[None])), theirs(pixels[None])
-    assert found.keys() == expected.keys()
+        (boxes,), (expected,) = model.module(model.normalize(pixels[None])), theirs(pixels[None])
+    assert boxes.keys() == expected.keys()
     for key, values in expected.items():
-        torch.testing.assert_close(found[key], values, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(boxes[key], values, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", [
