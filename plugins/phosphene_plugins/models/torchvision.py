@@ -61,7 +61,7 @@ class TorchvisionLoader:
             if options.get("aux_logits") is False:
                 state = {k: v for k, v in state.items() if not k.lower().startswith("aux")}
             fill_weights(module, state, entry, f"torchvision:{name} with {options}")
-            if name in _WITHOUT_EPS and chosen == "COCO_V1":
+            if name in _WITHOUT_EPS and entry.name == "COCO_V1":  # DEFAULT is an alias
                 _set_eps(module, 0.0)
         return module, _preprocessing(members[chosen], kind, options)
 
