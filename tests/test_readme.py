@@ -8,7 +8,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 #: tests/authoring/test_tutorial.py runs docs/first-plugin.md with its shell commands, and
 #: tests/parity/test_moving.py the other libraries' lines of docs/moving.md.
-PAGES = ["README.md", "docs/quickstart.md", "docs/concepts.md", "docs/moving.md", "docs/programs.md"]
+PAGES = [
+    *("README.md", "docs/quickstart.md", "docs/concepts.md", "docs/models.md", "docs/moving.md"),
+    "docs/programs.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

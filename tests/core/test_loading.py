@@ -14,7 +14,8 @@ from torch import nn
 from torchvision import models
 from torchvision.models._api import WeightsEnum
 
-from phosphene import InputError, ModelError, UnknownName, load_model, methods
+from phosphene import InputError, Model, ModelError, UnknownName, load_model, methods
+from phosphene.models import load_saved_model
 from phosphene.models.loading import loaders
 
 
@@ -60,10 +61,10 @@ class Payload:
 # --- torchvision -------------------------------------------------------------------------------
 
 
-def test_torchvision_names_are_the_classifiers():
-    names = loaders()["torchvision"].names()
-    assert {"resnet18", "vit_b_16", "swin_t"} <= set(names)
-    assert "fcn_resnet50" not in names
+def test_torchvision_names_are_those_of_networks_that_take_images():
+    names = set(loaders()["torchvision"].names())
+    assert {"resnet18", "vit_b_16", "fcn_resnet50", "ssd300_vgg16", "quantized_resnet18"} <= names
+    assert not names & {"r3d_18", "raft_small"}
 
 
 def test_without_weights_the_default_preset_sets_the_preprocessing():
@@ -92,7 +93,8 @@ def test_options_of_model_and_factory():
     ("uri", "options", "error", "message"),
     [
         ("torchvision:resnet19", {}, UnknownName, "did you mean 'resnet18'"),
-        ("torchvision:fcn_resnet50", {}, ModelError, "is no image classifier: build it and pass the module"),
+        ("torchvision:r3d_18", {}, ModelError, r"takes clips \(N, C, T, H, W\), and Phosphene single images"),
+        ("torchvision:raft_small", {}, ModelError, "takes two images at a time"),
         ("torchvision:resnet18", {"weights": "IMAGENET1K_V9"}, UnknownName, "did you mean 'IMAGENET1K_V1'"),
         ("torchvision:resnet18", {"flavour": 3}, InputError, "cannot be built .* 'flavour'"),
         ("torchvision:resnet18", {"weights": "absent.safetensors"}, InputError, "there is no weights file"),
@@ -338,7 +340,7 @@ def test_module_is_used_as_it_is():
         load_model(module, pretrained=True)
 
 
-@pytest.mark.parametrize("weights", ["DEFAULT", "absent.ckpt", Path("absent")])
+@pytest.mark.parametrize("weights", ["DEFAULT", "absent.tag", Path("absent")])
 def test_named_weights_need_a_scheme(weights):
     with pytest.raises(InputError, match="named or pretrained weights .* need a URI"):
         load_model(nn.Linear(2, 2), weights=weights)
@@ -373,6 +375,156 @@ def test_device_and_precision():
     model = load_model("timm:test_resnet", dtype=torch.float64)
     assert model.dtype is torch.float64
     assert model(torch.rand(1, 3, 64, 64)).dtype is torch.float64
+
+
+# --- checkpoints of trainings ----------------------------------------------------------------------
+
+
+def plain_network() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+
+
+def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def assert_loaded(path: Path, state: dict[str, torch.Tensor]) -> None:
+    loaded = load_model(plain_network(), weights=path, input_size=(3, 8, 8)).module.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize("entry", ["state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema"])
+def test_state_dict_is_read_from_a_checkpoint(entry, tmp_path):
+    state = plain_network().state_dict()
+    optimizer = torch.optim.Adam(plain_network().parameters()).state_dict()
+    torch.save({entry: state, "optimizer": optimizer, "epoch": 3}, tmp_path / "checkpoint.pth")
+    assert_loaded(tmp_path / "checkpoint.pth", state)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod.", "model.module."])
+def test_prefixes_of_wrappers_are_removed(prefix, tmp_path):
+    state = plain_network().state_dict()
+    torch.save({"model": prefixed(state, prefix)}, tmp_path / "checkpoint.pt")
+    assert_loaded(tmp_path / "checkpoint.pt", state)
+
+
+def test_averaged_and_wrapped_networks_are_read_as_torch_saves_them(tmp_path):
+    network = plain_network()
+    wrappers = (
+        torch.optim.swa_utils.AveragedModel(network),
+        nn.DataParallel(network),
+        torch.compile(network),
+    )
+    for wrapper in wrappers:
+        torch.save(wrapper.state_dict(), tmp_path / "wrapped.pth")
+        assert_loaded(tmp_path / "wrapped.pth", network.state_dict())
+
+
+def test_prefixes_that_the_network_has_itself_stay():
+    class Wrapping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = plain_network()
+
+        def forward(self, images):
+            return self.model(images)
+
+    torch.manual_seed(0)
+    state = Wrapping().state_dict()
+    for weights in (state, prefixed(state, "model."), prefixed(state, "module.")):
+        loaded = load_model(Wrapping(), weights=weights, input_size=(3, 8, 8)).module.state_dict()
+        assert all(torch.equal(loaded[name], value) for name, value in state.items())
+
+
+def lightning_checkpoint(state: dict[str, torch.Tensor], hyper_parameters: object) -> dict[str, object]:
+    """What ``Trainer.save_checkpoint`` writes."""
+    return {
+        "epoch": 1, "global_step": 2, "pytorch-lightning_version": "2.6.6", "loops": {}, "callbacks": {},
+        "state_dict": prefixed(state, "model."), "hyper_parameters": hyper_parameters,
+    }  # fmt: skip
+
+
+def test_lightning_checkpoint_is_read_without_its_hyper_parameters(tmp_path):
+    state = plain_network().state_dict()
+    torch.save(lightning_checkpoint(state, {"lr": 0.1}), tmp_path / "last.ckpt")
+    assert_loaded(tmp_path / "last.ckpt", state)
+
+
+def test_pickled_hyper_parameters_are_named_and_not_loaded(tmp_path):
+    torch.save(
+        lightning_checkpoint(plain_network().state_dict(), {"config": Payload(tmp_path / "touched")}),
+        tmp_path / "last.ckpt",
+    )
+    message = r"never loaded\): beside tensors it contains objects of .*pathlib.*save its weights alone"
+    with pytest.raises(InputError, match=message):
+        load_model(plain_network(), weights=tmp_path / "last.ckpt")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_checkpoint_with_two_state_dicts_is_refused_with_both_names(tmp_path):
+    first, second = plain_network().state_dict(), plain_network().state_dict()
+    path = tmp_path / "timm.pth"
+    torch.save({"state_dict": first, "state_dict_ema": second}, path)
+    with pytest.raises(InputError, match="contains 2 state dicts, state_dict and state_dict_ema; choose one"):
+        load_model(plain_network(), weights=path)
+    weights = torch.load(path, weights_only=True)["state_dict_ema"]  # as the sentence says
+    loaded = load_model(plain_network(), weights=weights).module.state_dict()
+    assert torch.equal(loaded["0.weight"], second["0.weight"])
+
+
+def test_checkpoint_without_a_state_dict_is_refused_with_its_entries(tmp_path):
+    torch.save({"weights": plain_network().state_dict(), "epoch": 3}, tmp_path / "odd.pth")
+    with pytest.raises(
+        InputError, match="contains no state dict: none of its entries weights, epoch is one of"
+    ):
+        load_model(plain_network(), weights=tmp_path / "odd.pth")
+
+
+def test_ckpt_is_the_suffix_of_a_file(tmp_path):
+    with pytest.raises(InputError, match="there is no weights file .*absent.ckpt"):
+        load_model("torchvision:squeezenet1_1", weights="absent.ckpt")
+    path = tmp_path / "mine.ckpt"
+    torch.save({"state_dict": plain_network().state_dict()}, path)
+    with pytest.raises(InputError, match="no safetensors file"):  # a saved result may come from a stranger
+        load_saved_model({"uri": "torchvision:squeezenet1_1", "weights": str(path)})
+
+
+# --- class names of ImageNet -------------------------------------------------------------------------
+
+
+def thousand(**options):
+    return load_model(nn.Sequential(nn.Flatten(), nn.Linear(12, 1000)), input_size=(3, 2, 2), **options)
+
+
+def test_module_with_a_thousand_outputs_has_names_only_where_they_are_asked_for():
+    assert thousand().classes is None
+    model = thousand(classes="imagenet")
+    assert model.class_name(1) == "goldfish, Carassius auratus"
+    assert model.class_index("goldfish") == 1
+    assert model(torch.rand(1, 3, 2, 2)).shape == (1, 1000)
+    with pytest.raises(InputError, match="has no class names; pass the index"):
+        thousand().class_index("goldfish")
+
+
+def test_names_of_imagenet_belong_to_uris_and_saved_sources_as_well():
+    model = load_model("torchvision:squeezenet1_1", classes="imagenet")
+    assert model.source["classes"] == "imagenet"
+    again = load_saved_model(model.source)
+    assert again.classes == model.classes and len(again.classes) == 1000
+    assert load_model("timm:test_resnet", classes="imagenet").classes == model.classes
+    assert Model(nn.Flatten(), classes="imagenet-22k").class_count == 21841
+
+
+def test_imagenet_names_for_another_number_of_logits_are_refused():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
+    with pytest.raises(ModelError, match="returns 10 logits, but has 1000 class names"):
+        load_model(network, input_size=(3, 2, 2), classes="imagenet")(torch.rand(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize("name", ["imagenet-21k", "ImageNet-1k", "cifar10"])
+def test_other_lists_of_class_names_are_refused_with_the_nearest(name):
+    with pytest.raises(UnknownName, match="there is imagenet, imagenet-12k"):
+        thousand(classes=name)
 
 
 # --- real weights ----------------------------------------------------------------------------------

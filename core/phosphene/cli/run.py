@@ -119,6 +119,7 @@ class _MethodCommands(TyperGroup):
 
 def _run(method: Method[..., Any], **values: Any) -> None:
     from ..checkpoints import RESUME_HINT, checkpoint_path
+    from ..models import refuse_user_code
     from ..results.base import reuse_panels
     from ..runs.run import run
     from .json_requests import format_response, read_request
@@ -138,6 +139,7 @@ def _run(method: Method[..., Any], **values: Any) -> None:
             with ExitStack() as stack:
                 if file:  # standard output must hold the response only, not what a method prints
                     stack.enter_context(redirect_stdout(sys.stderr))
+                    stack.enter_context(refuse_user_code())
                 result = run(method, progress=progress, **arguments)
         except KeyboardInterrupt as error:  # typer would not print the error's notes
             print("\n", *getattr(error, "__notes__", ()), sep="", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 from .attention import attention_maps
 from .detections import Detection
-from .loading import Loader, fill_weights, load_model, read_weights
+from .loading import Loader, fill_weights, load_model, read_weights, refuse_user_code
 from .model import Model
 from .parameter_limit import limit_parameters, parameter_limit
 from .saved_source import (
@@ -29,5 +29,6 @@ __all__ = [
     "load_saved_model",
     "parameter_limit",
     "read_weights",
+    "refuse_user_code",
     "saved_options",
 ]

@@ -13,6 +13,8 @@ from torch import nn
 
 from ..errors import InputError, ModelError
 from ..finite_values import all_finite
+from .class_names import imagenet_class_names
+from .preprocessing import CROP_MODES
 
 #: The precisions in which torch's layers compute.
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -47,8 +49,10 @@ def finite_numbers(value: Any, what: str) -> list[float]:
 
 
 def check_class_names(value: Any) -> tuple[str, ...]:
-    """Class names as a tuple of text."""
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
+    """Class names as a tuple of text, of a list or of a name such as "imagenet"."""
+    if isinstance(value, str):
+        return imagenet_class_names(value)
+    if not hasattr(value, "__iter__"):
         raise InputError(f"classes must be a list of names, one for each logit, not {value!r:.80}")
     names = tuple(value)
     if not names:
@@ -60,10 +64,14 @@ def check_class_names(value: Any) -> tuple[str, ...]:
     return names
 
 
-def check_preprocessing(crop_pct: Any, interpolation: Any, defenses: Sequence[Any], output: Any) -> None:
+def check_preprocessing(
+    crop_pct: Any, crop_mode: Any, interpolation: Any, defenses: Sequence[Any], output: Any
+) -> None:
     """The other arguments of ``Model``."""
     if not _is_number(crop_pct) or not 0 < crop_pct <= 10:
         raise InputError(f"crop_pct must be a number greater than 0, usually 0.875 or 1, not {crop_pct!r}")
+    if crop_mode not in CROP_MODES:
+        raise InputError(f"crop_mode must be one of {', '.join(CROP_MODES)}, not {crop_mode!r}")
     names = [name.lower() for name in Image.Resampling.__members__]
     if not isinstance(interpolation, str) or interpolation.lower() not in names:
         raise InputError(f"interpolation must be one of {', '.join(names)}, not {interpolation!r}")

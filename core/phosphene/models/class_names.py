@@ -37,3 +37,26 @@ def _index_by_name(classes: tuple[str, ...]) -> dict[str, int]:
     names = list(enumerate(classes))
     synonyms = [(index, synonym) for index, name in names for synonym in name.split(",")]
     return {name.strip().lower(): index for index, name in reversed(names + synonyms)}
+
+
+#: What ``classes`` may be instead of a list, with timm's name of that version of ImageNet.
+IMAGENETS = {
+    "imagenet": "imagenet-1k",
+    "imagenet-12k": "imagenet-12k",
+    "imagenet-21k-goog": "imagenet-21k-goog",
+    "imagenet-21k-miil": "imagenet-21k-miil",
+    "imagenet-22k": "imagenet-22k",
+    "imagenet-22k-ms": "imagenet-22k-ms",
+}
+
+
+def imagenet_class_names(name: str) -> tuple[str, ...]:
+    """The class names of ImageNet, "imagenet", or of one of its larger versions, in timm's order.
+
+    There is no "imagenet-21k": its versions have other classes. Raises UnknownName with the nearest name.
+    """
+    from timm.data import ImageNetInfo  # late: class names do not need it
+
+    if name not in IMAGENETS:
+        raise UnknownName("list of class names", name, IMAGENETS)
+    return tuple(ImageNetInfo(IMAGENETS[name]).label_descriptions())

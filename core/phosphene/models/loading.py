@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +25,16 @@ from .model import Model
 from .tasks import Task, check_task
 
 #: Suffixes of weights files; their content is never unpickled.
-_WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin")
+_WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+
+#: The entries of a training's checkpoint that are state dicts.
+_STATE_DICTS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
+
+#: What wrappers put in front of the names of weights: DataParallel, Lightning and torch.compile.
+_WRAPPERS = ("module.", "model.", "_orig_mod.")
+
+#: Whether URIs come from a file, so that none may import the user's code.
+_user_code_refused: ContextVar[bool] = ContextVar("phosphene_user_code_refused", default=False)
 
 
 class Loader(Protocol):
@@ -35,12 +45,15 @@ class Loader(Protocol):
 
     A method ``saved_options(name)`` returns the names of the options that may come from a file: a saved
     result, a plan or a request, which may be a stranger's. No path belongs among them. Default: none.
+
+    A loader with ``runs_user_code = True`` imports what the name says. It is not called inside
+    ``refuse_user_code()``.
     """
 
     def load(
         self, name: str, *, weights: Any, pretrained: bool, **options: Any
     ) -> tuple[nn.Module, dict[str, Any]]:
-        """The network and keyword arguments for ``Model`` (``mean``, ``classes``, ...), where defined.
+        """The network and keyword arguments for ``Model`` (``mean``, ``classes``, ``task``, ...).
 
         ``uri`` among them replaces ``scheme:name`` in the record of a result, for example of a relative path.
         """
@@ -71,6 +84,20 @@ def loaders() -> dict[str, Loader]:
     return {"builtin": _Builtin()} | extensions.gather("phosphene_model_loaders")
 
 
+@contextmanager
+def refuse_user_code() -> Iterator[None]:
+    """Inside, a URI that would import a user's module (``module:``) raises InputError.
+
+    It surrounds everything that loads models whose URIs come from a file: a saved result, a plan or a
+    request, which may be a stranger's.
+    """
+    token = _user_code_refused.set(True)
+    try:
+        yield
+    finally:
+        _user_code_refused.reset(token)
+
+
 @torch.inference_mode(False)  # parameters created in inference mode could never be differentiated
 def load_model(
     model: str | nn.Module | Callable[[Tensor], Any],
@@ -82,7 +109,7 @@ def load_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_size: tuple[int, int, int] | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | str | None = None,
     output: Callable[[Any], Tensor] | None = None,
     task: Task | None = None,
     **options: Any,
@@ -92,13 +119,15 @@ def load_model(
     model: ``"timm:resnet50"``, ``"torchvision:vgg16"``, ``"builtin:shapes-vgg"`` or a plugin's scheme; a
         module; or a function of images (N, C, H, W) that returns logits or labels alone, (N,) integers, for
         which ``input_size`` and ``classes`` are required.
-    weights: a safetensors or ``weights_only`` .pth file, the folder of a training's result, a state dict, or
-        a name of the scheme's ("DEFAULT"). Default: random weights, or the scheme's own.
+    weights: a safetensors file, a ``weights_only`` .pth file or a Lightning .ckpt, the folder of a training's
+        result, a state dict, or a name of the scheme's ("DEFAULT"). Default: random weights, or the scheme's
+        own. Of a training's checkpoint its state dict is read; prefixes of wrappers ("module.", "model.",
+        "_orig_mod.") are removed where the network has no names with them.
     pretrained: the scheme's default weights.
     mean, std: normalization of pixels in [0, 1]; of a module none by default.
     input_size: (C, H, W). Default: the scheme's; without one, a method uses the size of its images or,
         where it has none, 224x224.
-    classes: class names, one for each logit.
+    classes: class names, one for each logit, or "imagenet" for its 1,000 names. A module gets none by guess.
     output: a function from what the module returns to logits (N, K).
     task: what the output means: "classification", "binary" (one logit), "multilabel", "regression",
         "segmentation", "detection" or "embedding". Default: the scheme's, or classification.
@@ -175,6 +204,11 @@ def _by_uri(
     if scheme not in schemes:
         raise UnknownName("model scheme", scheme, sorted(schemes))
     loader = schemes[scheme]
+    if _user_code_refused.get() and getattr(loader, "runs_user_code", False):
+        raise InputError(
+            f"{uri} imports code, and a saved result, a plan or a request may not name what is imported: "
+            f"load the model yourself, load_model({uri!r}), and pass it"
+        )
     filled = state is not None and getattr(loader, "fills", False)
     try:
         source = state if filled else weights
@@ -212,13 +246,60 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickled code is refused by an UnpicklingError, damaged files raise others
         raise InputError(
-            f"{path} cannot be read as weights alone (pickled code is never loaded): {error}"
+            f"{path} cannot be read as weights alone (pickled code is never loaded): "
+            f"{_pickled_types(path) or error}"
         ) from error
-    state = state.get("state_dict", state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping):
         raise InputError(f"{path} contains a {type(state).__name__}, not a state dict")
+    state = _state_dict(state, path)
     # DenseNet's published files have module names with dots ("norm.1"), which torch no longer allows.
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", k): v for k, v in state.items()}
+
+
+def _state_dict(checkpoint: Mapping[str, Any], path: str | Path) -> Mapping[str, Tensor]:
+    """The state dict in a training's checkpoint; a state dict itself is returned unchanged."""
+    entries = [name for name in _STATE_DICTS if isinstance(checkpoint.get(name), Mapping)]
+    if len(entries) > 1:
+        raise InputError(
+            f"{path} contains {len(entries)} state dicts, {' and '.join(entries)}; choose one: "
+            f"weights=torch.load({str(path)!r}, weights_only=True)[{entries[0]!r}]"
+        )
+    if entries:
+        return checkpoint[entries[0]]
+    if checkpoint and not any(isinstance(value, Tensor) for value in checkpoint.values()):
+        raise InputError(
+            f"{path} contains no state dict: none of its entries {', '.join(map(str, checkpoint))} is one of "
+            f"{', '.join(_STATE_DICTS)}, and none is a tensor"
+        )
+    return checkpoint
+
+
+def _pickled_types(path: str | Path) -> str:
+    """A sentence about the types in a file that torch refuses to unpickle; "" where they cannot be listed."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # no zip file of torch's: the error of the reading itself says what is wrong
+        return ""
+    if not names:
+        return ""
+    return (
+        f"beside tensors it contains objects of {', '.join(sorted(names)[:5])}, such as hyper-parameters "
+        "that Lightning saves; where you trust the file, save its weights alone, "
+        "torch.save(network.state_dict(), path)"
+    )
+
+
+def _without_wrappers(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """The state without the prefixes of wrappers, where more of the network's ``names`` fit without them."""
+    state, names = dict(state), set(names)
+    if all(name == "n_averaged" or name.startswith("module.") for name in state):
+        state.pop("n_averaged", None)  # torch's AveragedModel counts its updates
+    while prefix := next((p for p in _WRAPPERS if state and all(name.startswith(p) for name in state)), None):
+        shorter = {name.removeprefix(prefix): value for name, value in state.items()}
+        if names & state.keys() and len(names & shorter.keys()) <= len(names & state.keys()):
+            break
+        state = shorter
+    return state
 
 
 def fill_weights(
@@ -226,10 +307,11 @@ def fill_weights(
 ) -> None:
     """Load a state dict into a network; ``what`` and ``name`` describe the two in the ModelError.
 
+    Prefixes of wrappers, such as "module.", are removed where the network has no names with them.
     ``assign`` replaces the network's tensors, so that it has the precision of the state dict.
     """
     try:
-        module.load_state_dict(dict(state), assign=assign)
+        module.load_state_dict(_without_wrappers(state, module.state_dict().keys()), assign=assign)
     except RuntimeError as error:
         reason = textwrap.shorten(str(error), 300, placeholder=" ...")  # torch's message lists every tensor
         raise ModelError(f"the weights {what} do not fit {name}: {reason}") from error

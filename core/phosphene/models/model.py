@@ -38,7 +38,7 @@ from .introspection import Head, Structure, record_structure
 from .layer_aliases import vgg_layer_aliases
 from .logits import Function, read_logits
 from .optimized_copy import network_for_call
-from .preprocessing import resize_and_crop
+from .preprocessing import preprocess
 from .tasks import Task, ambiguous_output, binary_logits, binary_names, check_task, no_classes
 from .token_maps import as_maps, prefix_tokens
 
@@ -107,11 +107,11 @@ class Model:
     name: its name in results. Default: "module:" and its type.
     mean, std: normalization of pixels in [0, 1], one number per channel. Default: none.
     input_size: (C, H, W) of its images.
-    classes: class names, one for each logit, synonyms separated by commas.
+    classes: class names, one for each logit, synonyms separated by commas; or "imagenet", its 1,000 names.
     output: a function from what the module returns to logits. Default: ``read_logits``.
     task: "classification", "binary", "multilabel", "regression", "segmentation", "detection" or
         "embedding". Default: classification, where the output has two columns or more.
-    crop_pct, interpolation: preprocessing of image files, see ``transform``.
+    crop_pct, crop_mode, interpolation: preprocessing of image files, see ``transform``.
     defenses: transforms of the images in front of the network, see ``defended``.
     """
 
@@ -123,16 +123,17 @@ class Model:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         input_size: tuple[int, int, int] | None = None,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str] | str | None = None,
         output: Callable[[Any], Tensor] = read_logits,
         crop_pct: float = 1.0,
+        crop_mode: str = "center",
         interpolation: str = "bilinear",
         defenses: Sequence[Defense] = (),
         task: Task | None = None,
     ) -> None:
         if input_size is not None:
             input_size = check_input_size(input_size)
-        check_preprocessing(crop_pct, interpolation, defenses, output)
+        check_preprocessing(crop_pct, crop_mode, interpolation, defenses, output)
         # A compiled model is replaced by its original: hooks do not reach into compiled code.
         self.module: nn.Module = getattr(module, "_orig_mod", module)
         _refuse_compiled(self.module)
@@ -143,7 +144,7 @@ class Model:
         conv = next((m for m in self.module.modules() if isinstance(m, nn.Conv2d)), None)
         channels = conv.in_channels if conv is not None else 3 if mean is None else len(mean)
         #: Whether ``input_size`` was passed or is the loader's; else it is the default or that of images.
-        self.size_known = input_size is not None
+        self.size_known = input_size is not None and crop_mode not in ("resize", "resize-16", "none")
         channels, height, width = input_size or (channels, DEFAULT_SIDE, DEFAULT_SIDE)
         self.input_size = (channels, height, width)
         self.mean = torch.tensor([0.0] * channels if mean is None else mean, device="cpu")
@@ -160,6 +161,7 @@ class Model:
         names = check_class_names(classes) if classes is not None else None
         self.classes = binary_names(names) if self.task == "binary" else names
         self.crop_pct = crop_pct
+        self.crop_mode = crop_mode
         self.interpolation = interpolation
         #: What changes the pixels in front of the network, outermost first; see ``defended``.
         self.defenses = tuple(defenses)
@@ -396,8 +398,8 @@ class Model:
     @property
     def settings(self) -> dict[str, Any]:
         """The arguments with which ``Model(network, **settings)`` treats another network as this one."""
-        names = ("name", "input_size", "classes", "crop_pct", "interpolation", "defenses", "output", "task")
-        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
+        names = ("name", "input_size", "classes", "crop_pct", "crop_mode", "interpolation", "defenses")
+        settings: dict[str, Any] = {name: getattr(self, name) for name in (*names, "output", "task")}
         return settings | {"mean": tuple(self.mean.tolist()), "std": tuple(self.std.tolist())}
 
     # --- layers -----------------------------------------------------------------------------------
@@ -574,14 +576,24 @@ class Model:
     # --- images and classes -------------------------------------------------------------------------
 
     def transform(self, image: str | Path | Image.Image) -> Tensor:
-        """An image file or PIL image as (C, H, W) in [0, 1]: resized and cropped as for the training."""
+        """An image file or PIL image as (C, H, W) in [0, 1], prepared as for the training.
+
+        ``crop_pct``, ``crop_mode`` and ``interpolation`` decide how, see ``preprocessing.preprocess``: with
+        the modes "resize" and "none" the sides follow from the image's.
+        """
         if (channels := self.input_size[0]) not in (1, 3):
             raise InputError(
                 f"{self.name} takes {channels} channels: pass tensors, image files have 1 or 3 channels"
             )
         pixels = image if isinstance(image, Image.Image) else to_pil(read_image(image))
-        options: dict[str, Any] = {"crop_pct": self.crop_pct, "interpolation": self.interpolation}
-        return resize_and_crop(pixels, self.input_size, **options)
+        return preprocess(
+            pixels,
+            self.input_size,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            interpolation=self.interpolation,
+            mean=self.mean.tolist(),
+        )
 
     def class_index(self, name: str | int) -> int:
         """The index of a class by its name, one of its comma-separated synonyms, or its index."""

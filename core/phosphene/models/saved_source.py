@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from ..errors import InputError
 from ..parameter_text import read_document
-from .loading import load_model, loaders
+from .loading import load_model, loaders, refuse_user_code
 from .model import Model
 from .tasks import Task
 
@@ -25,6 +25,10 @@ Size = Annotated[int, Field(strict=True, ge=1, le=MAX_NUMBER)]
 Statistics = Annotated[tuple[FiniteFloat, ...], Field(max_length=4096)]
 
 
+#: Class names, or the name of a list of them.
+ClassNames = Annotated[tuple[str, ...], Field(max_length=MAX_NUMBER)] | Annotated[str, Field(max_length=100)]
+
+
 class SavedSettings(BaseModel):
     """How a saved model prepares images, its classes and what its output means."""
 
@@ -33,7 +37,7 @@ class SavedSettings(BaseModel):
     mean: Statistics | None = None
     std: Statistics | None = None
     input_size: tuple[Size, Size, Size] | None = None
-    classes: Annotated[tuple[str, ...], Field(max_length=MAX_NUMBER)] | None = None
+    classes: ClassNames | None = None
     task: Task | None = None
 
     @model_validator(mode="after")
@@ -106,9 +110,12 @@ def load_saved_model(source: Mapping[str, Any]) -> Model:
             "pass the model instead"
         )
     arguments = {name: getattr(read, name) for name in read.model_fields_set}
-    return load_model(arguments.pop("uri"), **arguments)
+    with refuse_user_code():
+        return load_model(arguments.pop("uri"), **arguments)
 
 
 def _may_hold_code(path: Path) -> bool:
     """Whether the path is a file of weights in another format than safetensors, such as a pickle."""
-    return path.suffix in (".pth", ".pt", ".bin") or (path.suffix != ".safetensors" and path.is_file())
+    return path.suffix in (".pth", ".pt", ".bin", ".ckpt") or (
+        path.suffix != ".safetensors" and path.is_file()
+    )

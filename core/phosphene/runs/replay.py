@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..models import Model, load_saved_model
+from ..models import Model, load_saved_model, refuse_user_code
 from ..registry.lookup import methods
 from ..results import Provenance, Result
 from ..roles import AS_OBJECT
@@ -74,7 +74,8 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
         "device": None if provenance.model else provenance.device,
         "progress": False,
     }
-    again = run(name, **how, **saved.inputs, **models, **provenance.params)
+    with refuse_user_code():  # parameters of the saved result may name further models
+        again = run(name, **how, **saved.inputs, **models, **provenance.params)
     now = again.provenance
     assert now is not None
     versions = provenance.versions

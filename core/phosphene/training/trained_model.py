@@ -59,6 +59,7 @@ class _SavedConfig(SavedSettings):
     name: str
     changes: dict[str, Any] | None
     crop_pct: Annotated[float, Field(gt=0, le=10)]
+    crop_mode: str = "center"
     interpolation: str
 
 
@@ -97,7 +98,7 @@ class TrainedModel(TrainedNetwork):
         ``changes`` are the arguments of the method's ``network`` function, where it modified the
         architecture.
         """
-        names = ("input_size", "classes", "crop_pct", "interpolation", "mean", "std")
+        names = ("input_size", "classes", "crop_pct", "crop_mode", "interpolation", "mean", "std")
         config = {name: base.settings[name] for name in names} | {"changes": changes}
         return cls(
             network=trained.module,
@@ -208,7 +209,8 @@ def _rebuild(config: _SavedConfig) -> Model:
         fork_random_state(),
     ):  # initializing the weights must not advance the caller's random state
         model = load_saved_model(options | settings)
-    model.crop_pct, model.interpolation = config.crop_pct, config.interpolation
+    model.crop_pct, model.crop_mode = config.crop_pct, config.crop_mode
+    model.interpolation = config.interpolation
     return model
 
 

@@ -44,6 +44,7 @@ def batch(
     from tqdm.auto import tqdm
 
     from phosphene import progress_bar, report_progress
+    from phosphene.models import refuse_user_code
 
     from ._execute_plan import open_batch
     from ._plan import read_plan
@@ -51,12 +52,14 @@ def batch(
 
     console = Console(stderr=as_json, soft_wrap=True)
     parsed = read_plan(plan)
-    work = open_batch(parsed, Path(out or parsed.out or f"phosphene-out/{plan.stem}"))
+    with refuse_user_code():  # a plan may be a stranger's
+        work = open_batch(parsed, Path(out or parsed.out or f"phosphene-out/{plan.stem}"))
     report, runs = Report(work), len(work.combinations)
     # With --json, standard output holds the report only, whatever a method prints.
     with (
         report_progress(_print_event if events else None),
         redirect_stdout(sys.stderr) if as_json else nullcontext(),
+        refuse_user_code(),
     ):
         try:
             for outcome in progress_bar(work.outcomes(dry=dry_run), plan.name, runs, note=report.summary):

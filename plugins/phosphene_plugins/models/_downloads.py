@@ -8,7 +8,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
 
-from phosphene import ModelError
+from phosphene import InputError, ModelError
 
 
 def fetch_weights(url: str) -> Path:
@@ -42,28 +42,58 @@ def fetch_from_hub(
 
     Raises ModelError at once, without retries, where the hub cannot be reached.
     """
-    from huggingface_hub import (
-        get_hf_file_metadata,
-        hf_hub_download,
-        hf_hub_url,
-        try_to_load_from_cache,
-    )
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import try_to_load_from_cache
 
     for file in files:
         cached = try_to_load_from_cache(repository, file, cache_dir=cache, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
     for file in files:
-        try:
-            # One request first: without a network the download itself would retry for most of a minute.
-            get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
-            return Path(hf_hub_download(repository, file, revision=revision, cache_dir=cache))
-        except EntryNotFoundError:
-            continue  # an older repository, without safetensors
-        except Exception as error:  # its type depends on the HTTP library of the hub's client
-            raise weights_unavailable(f"{repository}/{file}", error) from error
+        if (path := find_on_hub(repository, file, revision=revision, cache=cache)) is not None:
+            return path
     raise ModelError(f"{repository} on the Hugging Face hub has no {' or '.join(files)}")
+
+
+def find_on_hub(
+    repository: str, file: str, *, revision: str | None = None, cache: str | None = None
+) -> Path | None:
+    """A file of a repository on the Hugging Face hub, cached or downloaded; None where it has no such file.
+
+    Raises ModelError at once, without retries, where the hub cannot be reached.
+    """
+    from huggingface_hub import (
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(repository, file, cache_dir=cache, revision=revision)
+        if cached is not None:  # a path, or the marker of a file that the repository does not have
+            return Path(cached) if isinstance(cached, str) else None
+        # One request first: without a network the download itself would retry for most of a minute.
+        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
+        return Path(hf_hub_download(repository, file, revision=revision, cache_dir=cache))
+    except EntryNotFoundError:
+        return None  # an older repository without safetensors, for example
+    except HFValidationError as error:
+        raise InputError(f"{repository!r} is no name of a repository on the hub: {error}") from error
+    except Exception as error:  # its type depends on the HTTP library of the hub's client
+        if file.endswith(".json"):
+            raise _repository_unavailable(repository, file, error) from error
+        raise weights_unavailable(f"{repository}/{file}", error) from error
+
+
+def _repository_unavailable(repository: str, file: str, error: Exception) -> ModelError:
+    """The error for a repository whose configuration is neither cached nor downloadable."""
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return ModelError(
+        f"{repository}/{file} is not in the cache of the Hugging Face hub and cannot be downloaded "
+        f"({reason}): run `hf download {repository} --local-dir FOLDER` on a machine with access to the hub, "
+        "and load the folder instead (hf:FOLDER, timm:local-dir:FOLDER)"
+    )
 
 
 def weights_unavailable(weights: str, error: Exception) -> ModelError:

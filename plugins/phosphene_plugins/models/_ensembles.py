@@ -77,7 +77,7 @@ class EnsembleNetwork(nn.Module):
 
 def input_settings(model: Model) -> dict[str, Any]:
     """How images are prepared for a model, and its classes, as arguments of ``Model``."""
-    names = ("input_size", "classes", "crop_pct", "interpolation")
+    names = ("input_size", "classes", "crop_pct", "crop_mode", "interpolation")
     return {name: getattr(model, name) for name in names}
 
 

@@ -5,10 +5,12 @@ timm is imported when a network is loaded: this module is imported for every mod
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phosphene import ModelError, UnknownName, hookimpl
+from phosphene import InputError, ModelError, UnknownName, hookimpl
 
 from ._downloads import fetch_from_hub, fetch_weights
 
@@ -23,10 +25,16 @@ _ARCHITECTURE_OPTIONS = (
 )
 
 
+#: The prefixes of names that are no architecture: repositories on the hub, and folders.
+_HUB, _FOLDER = "hf-hub:", "local-dir:"
+
+
 class TimmLoader:
     """Every name of ``timm.list_models`` and ``timm.list_pretrained``: ``resnet18``, ``resnet18.a1_in1k``.
 
     ``weights`` is a pretrained tag of the architecture (``"a1_in1k"``), or ``"DEFAULT"``.
+    ``hf-hub:owner/name`` is a timm network on the Hugging Face hub (``@revision`` may follow), and
+    ``local-dir:folder`` one in a folder, as ``timm.models.save_for_hf`` writes it.
     """
 
     def load(
@@ -34,6 +42,13 @@ class TimmLoader:
     ) -> tuple[nn.Module, dict[str, Any]]:
         import timm
 
+        if name.startswith((_HUB, _FOLDER)):
+            return _load_saved(name, weights, pretrained, options)
+        if "/" in name:
+            raise InputError(
+                f"timm:{name} is no name of timm's: write timm:{_HUB}{name} for a repository on the hub, "
+                f"timm:{_FOLDER}{name} for a folder"
+            )
         architecture, tag = timm.models.split_model_name_tag(name)
         if not timm.models.is_model(architecture):
             raise UnknownName("timm model", name, self.names())
@@ -57,6 +72,32 @@ class TimmLoader:
         import timm
 
         return sorted({*timm.list_models(), *timm.list_pretrained()})
+
+
+def _load_saved(
+    name: str, weights: str | None, pretrained: bool, options: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A network from its ``config.json``, in a folder or in a repository on the hub."""
+    import timm
+
+    if weights not in (None, "DEFAULT"):
+        raise InputError(f"timm:{name} has no weights called {weights!r}, only 'DEFAULT'")
+    pretrained = pretrained or weights is not None
+    if name.startswith(_FOLDER):
+        folder = Path(name.removeprefix(_FOLDER)).resolve()
+        name = f"{_FOLDER}{folder}"  # absolute, so that a result can be replayed in any folder
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder} contains no config.json, as timm.models.save_for_hf writes it")
+    else:
+        repository, _, revision = name.removeprefix(_HUB).partition("@")
+        where: dict[str, Any] = {"revision": revision or None, "cache": options.get("cache_dir")}
+        folder = fetch_from_hub(repository, "config.json", **where).parent
+        if pretrained:
+            fetch_from_hub(repository, "model.safetensors", "pytorch_model.bin", **where)
+    if "architecture" not in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        raise InputError(f"timm:{name} is no timm network: its config.json names no architecture; try hf:")
+    module = timm.create_model(f"local-dir:{folder}", pretrained=pretrained, **options)
+    return module, {"name": f"timm:{name}", "uri": f"timm:{name}", **_preprocessing(module, options)}
 
 
 def _weights_file(name: str, overlay: Mapping[str, Any], cache: str | None) -> str:
@@ -85,14 +126,29 @@ def _preprocessing(module: nn.Module, options: Mapping[str, Any]) -> dict[str, A
     height, width = config["input_size"][1:]
     if size := options.get("img_size"):
         height, width = (size, size) if isinstance(size, int) else size
-    subset = data.infer_imagenet_subset(module)
     return {
         **{name: _adapt_channels(config[name], channels) for name in ("mean", "std")},
         "input_size": (channels, height, width),
         "crop_pct": config["crop_pct"],
+        "crop_mode": config["crop_mode"] or "center",
         "interpolation": config["interpolation"],
-        "classes": data.ImageNetInfo(subset).label_descriptions() if subset else None,
+        "classes": _class_names(module),
+        "task": "embedding" if module.num_classes == 0 else None,
     }
+
+
+def _class_names(module: Any) -> list[str] | None:
+    """The class names in the network's configuration, or those of the ImageNet with as many classes."""
+    from timm import data
+
+    if module.num_classes == 0:  # timm would infer the classes that the head had
+        return None
+    names = module.pretrained_cfg.get("label_names")
+    if names and len(names) == module.num_classes:
+        descriptions = module.pretrained_cfg.get("label_descriptions") or {}
+        return [str(descriptions.get(name, name)) for name in names]
+    subset = data.infer_imagenet_subset(module) if not names else None
+    return data.ImageNetInfo(subset).label_descriptions() if subset else None
 
 
 def _adapt_channels(statistics: Sequence[float], channels: int) -> list[float]:

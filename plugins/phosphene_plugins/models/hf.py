@@ -1,0 +1,184 @@
+"""``hf:`` - vision networks of transformers, from a folder or the Hugging Face hub.
+
+transformers is imported when a network is loaded: this module is imported for every model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phosphene import InputError, MissingExtra, ModelError, UnknownName, hookimpl
+
+from ._downloads import fetch_from_hub, find_on_hub
+
+if TYPE_CHECKING:
+    from torch import nn
+
+#: The heads that can be chosen: transformers' automatic class, its table of architectures, the task.
+_HEADS = {
+    "classification": (
+        "AutoModelForImageClassification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES", "classification"
+    ),
+    "segmentation": (
+        "AutoModelForSemanticSegmentation", "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES", "segmentation"
+    ),
+    "detection": ("AutoModelForObjectDetection", "MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES", "detection"),
+    "backbone": ("AutoBackbone", "MODEL_FOR_BACKBONE_MAPPING_NAMES", "embedding"),
+    "none": ("AutoModel", "MODEL_MAPPING_NAMES", "embedding"),
+}  # fmt: skip
+
+#: The tasks of classifiers by ``problem_type`` in their configuration.
+_PROBLEMS = {
+    "single_label_classification": "classification",
+    "multi_label_classification": "multilabel",
+    "regression": "regression",
+}
+
+
+class HuggingFaceLoader:
+    """A repository of the hub, ``owner/name``, or a folder, as ``save_pretrained`` writes it.
+
+    The architecture in its configuration decides the head; ``head`` chooses another: "classification",
+    "segmentation", "detection", "backbone" (the mean of the last feature map), "none" (the pooled features).
+    Preprocessing, class names and task come from the repository's processor and configuration. Weights are
+    read from safetensors only, and code in a repository is never run. Without ``pretrained`` the weights are
+    random. ``revision`` and ``cache_dir`` are those of the hub's client; other options replace values of the
+    configuration (``num_labels=2``).
+    """
+
+    fills = True
+
+    def load(
+        self,
+        name: str,
+        *,
+        weights: Any,
+        pretrained: bool,
+        head: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | None = None,
+        **options: Any,
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        if find_spec("transformers") is None:
+            raise MissingExtra(f"hf:{name}", "transformers")
+        from ._hf_networks import as_image_network, build, image_settings
+
+        state = weights if isinstance(weights, Mapping) else None
+        if state is None and weights not in (None, "DEFAULT"):
+            raise InputError(f"hf:{name} has no weights called {weights!r}, only 'DEFAULT'")
+        if head is not None and head not in _HEADS:
+            raise UnknownName("head", head, _HEADS, f"hf:{name}")
+        pretrained = state is None and (pretrained or weights is not None)
+        folder, uri = _folder(name, pretrained, revision, cache_dir)
+        config = _config(folder, uri, options)
+        class_name, kind = _architecture(config, head, uri)
+        task: str | None = kind
+        network = build(class_name, config, folder if pretrained else state, uri)
+        is_trained = pretrained or state is not None
+        settings: dict[str, Any] = image_settings(folder, config, uri, is_trained)
+        network, output = as_image_network(network, kind, settings.pop("reverse_channels"), uri)
+        if output is not None:
+            settings["output"] = output
+        if task == "classification":
+            task = _PROBLEMS.get(config.problem_type, "classification" if config.num_labels > 1 else None)
+        classes = _class_names(config) if task != "embedding" else None
+        return network, settings | {"name": uri, "uri": uri, "task": task, "classes": classes}
+
+    def saved_options(self, name: str) -> Sequence[str]:
+        """The head, the revision, and what changes the network; no folder of a cache."""
+        return ("head", "revision", "num_labels", "image_size")
+
+    def names(self) -> Sequence[str]:
+        """Empty: names are repositories and folders, which are not listed."""
+        return []
+
+
+def _folder(name: str, pretrained: bool, revision: str | None, cache: str | None) -> tuple[Path, str]:
+    """The local folder of a network, and its URI with an absolute path."""
+    folder = Path(name).expanduser()
+    if name.strip() and folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder} contains no config.json, which network.save_pretrained writes")
+        if pretrained and not any(
+            (folder / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json")
+        ):
+            raise ModelError(
+                f"{folder} contains no model.safetensors, and pickled weights are never loaded: write it "
+                "with network.save_pretrained(folder), or leave pretrained=False for random weights"
+            )
+        return folder.resolve(), f"hf:{folder.resolve()}"
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
+        raise InputError(f"there is no folder {name!r}, and a repository is hf:owner/name")
+    where: dict[str, Any] = {"revision": revision, "cache": cache}
+    config = fetch_from_hub(name, "config.json", **where)
+    for file in ("preprocessor_config.json", "processor_config.json"):
+        if find_on_hub(name, file, **where) is not None:
+            break
+    if pretrained:
+        path = fetch_from_hub(name, "model.safetensors", "model.safetensors.index.json", **where)
+        if path.suffix == ".json":
+            shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+            for shard in sorted(set(shards)):
+                fetch_from_hub(name, shard, **where)
+    return config.parent, f"hf:{name}"
+
+
+def _config(folder: Path, uri: str, options: dict[str, Any]) -> Any:
+    """The configuration with the options in it; ModelError for an architecture that transformers lacks."""
+    import transformers
+
+    if "architecture" in (document := json.loads((folder / "config.json").read_text(encoding="utf-8"))):
+        timm = uri.replace("hf:", "timm:local-dir:" if Path(uri[3:]).is_dir() else "timm:hf-hub:")
+        raise InputError(f"{uri} is a network of timm's: load it as {timm}")
+    try:
+        config, unused = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, return_unused_kwargs=True, **options
+        )
+    except (KeyError, ValueError) as error:
+        kind = document.get("model_type")
+        if kind in transformers.CONFIG_MAPPING:
+            raise
+        raise ModelError(
+            f"transformers {transformers.__version__} has no architecture {kind!r} for {uri}, and code in a "
+            "repository is never run: build the network yourself and pass it, load_model(network, mean=..., "
+            "std=..., input_size=...)"
+        ) from error
+    if unused:
+        raise InputError(f"the configuration of {uri} has no {', '.join(map(repr, unused))}")
+    return config
+
+
+def _architecture(config: Any, head: str | None, uri: str) -> tuple[str, str]:
+    """The name of the network's class and its task; InputError where the configuration names no head."""
+    from transformers.models.auto import modeling_auto
+
+    if head is not None:
+        return _HEADS[head][0], _HEADS[head][2]
+    architecture = (config.architectures or [None])[0]
+    for _, table, task in _HEADS.values():
+        names = getattr(modeling_auto, table).values()
+        if any(architecture in ([n] if isinstance(n, str) else n) for n in names):
+            return architecture, task
+    if str(architecture).endswith(("VisionModel", "VisionModelWithProjection")):
+        return architecture, "embedding"
+    reason = f"its architecture is {architecture}" if architecture else "it names no architecture"
+    raise InputError(
+        f"the head of {uri} cannot be read from its configuration ({reason}): choose head= one of "
+        f"{', '.join(map(repr, _HEADS))}"
+    )
+
+
+def _class_names(config: Any) -> list[str] | None:
+    """The class names in the configuration; None where it has only numbered ones (LABEL_0)."""
+    names = [str(config.id2label[index]) for index in sorted(config.id2label)]
+    is_numbered = all(name == f"LABEL_{index}" for index, name in enumerate(names))
+    return None if is_numbered else names
+
+
+@hookimpl
+def phosphene_model_loaders():
+    return {"hf": HuggingFaceLoader()}
