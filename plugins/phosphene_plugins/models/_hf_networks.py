@@ -13,6 +13,7 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor, nn
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.utils import logging
 
 from phosphene import ModelError
@@ -21,6 +22,9 @@ from phosphene.models.preprocessing import preprocess
 
 #: Largest difference from a processor's output, of 255: libraries round resized pixels otherwise.
 _ROUNDING = 3
+
+#: The files in which a processor is saved.
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def build(class_name: str, config: Any, weights: Path | Mapping[str, Tensor] | None, uri: str) -> nn.Module:
@@ -111,6 +115,42 @@ class ImageInput(nn.Module):
         return call(pixel_values=images)
 
 
+class DetectionBoxes(nn.Module):
+    """A detector of transformers, whose output is converted to boxes by its image processor.
+
+    For images (N, 3, H, W) a list of ``boxes`` (M, 4) in pixels, ``labels`` and ``scores`` (M,), one box for
+    each query, on the graph.
+    """
+
+    def __init__(self, network: nn.Module, processor: Any) -> None:
+        super().__init__()
+        self.network, self.processor = network, processor
+
+    def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
+        sizes = [(images.shape[2], images.shape[3])] * len(images)
+        output = self.network(images)
+        boxes: list[dict[str, Tensor]] = self.processor.post_process_object_detection(
+            output, threshold=0.0, target_sizes=sizes
+        )
+        return boxes
+
+
+def detection_boxes(network: nn.Module, folder: Path, config: Any, uri: str) -> DetectionBoxes:
+    """The detector with the conversion of its saved image processor, or of the one of its architecture."""
+    if any((folder / file).is_file() for file in _PROCESSOR_FILES):
+        processor = _read_processor(folder, uri)
+    else:
+        kinds = IMAGE_PROCESSOR_MAPPING.get(type(config), None) or {}
+        kind = next(iter(kinds.values() if isinstance(kinds, dict) else filter(None, kinds)), None)
+        processor = kind() if kind is not None else None
+    if not hasattr(processor, "post_process_object_detection"):
+        raise ModelError(
+            f"the {type(processor).__name__} of {uri} does not convert its output to boxes: "
+            "load_model(network, task='detection', output=...)"
+        )
+    return DetectionBoxes(network, processor)
+
+
 def image_features(output: Any) -> Tensor:
     """Features (N, D) in the output of a network without a head: projected, pooled, or a map's mean."""
     if isinstance(output, Tensor):
@@ -135,8 +175,7 @@ def image_settings(folder: Path, config: Any, uri: str, pretrained: bool) -> dic
     Normalization is measured on plain images, and the geometry compared with the processor's output, so that
     what is returned reproduces it. Raises ModelError for a processor that does something else.
     """
-    files = [folder / file for file in ("preprocessor_config.json", "processor_config.json")]
-    if not any(file.is_file() for file in files):
+    if not any((folder / file).is_file() for file in _PROCESSOR_FILES):
         if pretrained:
             raise ModelError(
                 f"{uri} has no preprocessor_config.json, which says how images are prepared: save its "

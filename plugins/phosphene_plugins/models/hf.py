@@ -65,7 +65,7 @@ class HuggingFaceLoader:
     ) -> tuple[nn.Module, dict[str, Any]]:
         if find_spec("transformers") is None:
             raise MissingExtra(f"hf:{name}", "transformers")
-        from ._hf_networks import as_image_network, build, image_settings
+        from ._hf_networks import as_image_network, build, detection_boxes, image_settings
 
         state = weights if isinstance(weights, Mapping) else None
         if state is None and weights not in (None, "DEFAULT"):
@@ -83,6 +83,8 @@ class HuggingFaceLoader:
         network, output = as_image_network(network, kind, settings.pop("reverse_channels"), uri)
         if output is not None:
             settings["output"] = output
+        if kind == "detection":
+            network = detection_boxes(network, folder, config, uri)
         if task == "classification":
             task = _PROBLEMS.get(config.problem_type, "classification" if config.num_labels > 1 else None)
         classes = _class_names(config) if task != "embedding" else None

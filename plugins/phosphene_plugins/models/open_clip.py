@@ -62,6 +62,7 @@ class OpenClipLoader:
         return ZeroShotClassifier(clip, tokens), {
             "name": f"open_clip:{architecture}" + (f".{cfg['tag']}" if cfg else ""),
             "classes": prompts,
+            "task": "classification",
             "input_size": (3, size, size) if isinstance(size, int) else (3, *size),
             **{key: preprocessing[key] for key in ("mean", "std", "interpolation")},
         }

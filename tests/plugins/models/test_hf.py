@@ -92,7 +92,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, str, Callable[[Any], Tensor
     ),
     "detector": (
         yolos, tf.YolosImageProcessor(size={"shortest_edge": 32, "longest_edge": 48}),
-        "detection", lambda o: o.logits, ("cat", "dog", "eel"),
+        "detection", lambda o: o.logits.softmax(2)[..., :-1].amax(2), ("cat", "dog", "eel"),
     ),
     "dinov2": (
         lambda: tf.Dinov2Model(tf.Dinov2Config(**vit())),
@@ -141,7 +141,10 @@ def test_logits_of_a_file_are_those_of_the_processor_and_the_network(
         pixels = processor(images=[image], return_tensors="pt")["pixel_values"]
         with torch.no_grad():
             expected = read(network(pixels))
-            logits = model(model.transform(image)[None])
+            pixels = model.transform(image)[None]
+            logits = (
+                model.detections(pixels)[0].scores[None] if task == "detection" else model.outputs(pixels)
+            )
         assert logits.shape == expected.shape
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
     assert (model.task, model.classes) == (task, classes)
@@ -367,7 +370,7 @@ def test_head_that_the_configuration_does_not_name_must_be_chosen(tmp_path: Path
     with pytest.raises(InputError, match="its architecture is ViTForMaskedImageModeling"):
         load_model(uri)
     model = load_model(uri, head="none")
-    assert model.task == "embedding" and model(torch.rand(2, 3, 32, 32)).shape == (2, 16)
+    assert model.task == "embedding" and model.outputs(torch.rand(2, 3, 32, 32)).shape == (2, 16)
 
 
 def test_networks_without_images_are_refused(tmp_path: Path) -> None:
@@ -392,7 +395,7 @@ def test_both_towers_of_clip_are_loaded_and_images_are_embedded(tmp_path: Path) 
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         expected = network.get_image_features(pixel_values=model.normalize(images)).pooler_output
-        torch.testing.assert_close(model(images), expected)
+        torch.testing.assert_close(model.outputs(images), expected)
     assert model.task == "embedding"
 
 
@@ -400,9 +403,9 @@ def test_features_that_are_not_pooled_need_a_choice(tmp_path: Path) -> None:
     uri = write_config(tmp_path, model_type="vit_mae", architectures=["ViTMAEModel"], **vit(), mask_ratio=0.0)
     images = torch.rand(2, 3, 32, 32)
     with pytest.raises(ModelError, match=r"without pooled features; choose some: load_model\(..., output="):
-        load_model(uri)(images)
+        load_model(uri).outputs(images)
     model = load_model(uri, output=lambda result: result.last_hidden_state.mean(1))
-    assert model(images).shape == (2, 16)
+    assert model.outputs(images).shape == (2, 16)
 
 
 def test_saved_results_name_no_folder_of_a_cache(folders: dict[str, Path]) -> None:

@@ -81,5 +81,5 @@ def test_names_that_are_ambiguous_or_wrong_are_refused(folder: Path, tmp_path: P
 def test_network_without_a_head_embeds_images() -> None:
     model = load_model("timm:test_vit", num_classes=0)
     assert model.task == "embedding" and model.classes is None
-    assert model(torch.rand(1, *model.input_size)).shape == (1, model.module.num_features)
+    assert model.outputs(torch.rand(1, *model.input_size)).shape == (1, model.module.num_features)
     assert load_model("timm:test_vit").task is None

@@ -83,7 +83,7 @@ def test_segmenters_compute_what_torchvisions_builders_do(
     image = photograph(260, 390)
     with model.guard(), torch.no_grad():
         expected = models.get_model(name, weights=entry).eval()(entry.transforms()(image)[None])["out"]
-        logits = model(model.transform(image)[None])
+        logits = model.outputs(model.transform(image)[None])
     assert logits.shape == (1, 21, 520, 780)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
@@ -161,7 +161,7 @@ def test_methods_on_quantized_classifiers_run_or_name_the_missing_gradient() -> 
 def test_other_numbers_of_classes_have_no_names(options: Any, classes: int | None) -> None:
     model = load_model("torchvision:lraspp_mobilenet_v3_large", **options)
     assert (model.classes and len(model.classes)) == classes
-    assert model(torch.rand(1, 3, 64, 64)).shape[1] == options.get("num_classes", 21)
+    assert model.outputs(torch.rand(1, 3, 64, 64)).shape[1] == options.get("num_classes", 21)
 
 
 def test_names_are_those_of_networks_that_take_images() -> None:
