@@ -39,7 +39,7 @@ def equals_a_plain_walk_from_each_image() -> None:
     result = boundary(constant_model(), images, torch.zeros(3, dtype=torch.long), max_queries=300, seed=0)
     assert torch.equal(result.adversarial, images)
     assert result.queries is not None and result.queries.tolist() == [101] * 3
-    case = five_classes(2, (5, 6))
+    case = five_classes(3, (5, 6))
     case = replace(case, images=(6 * (case.images - 0.5) + 0.5).clamp(0, 1))
     case = replace(case, labels=case.model(case.images).argmax(1))
     for targeted, start, max_queries in ((False, None, 201), (True, case.images.roll(1, 0), 152)):
