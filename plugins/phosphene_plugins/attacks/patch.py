@@ -65,8 +65,9 @@ def _equals_plain_steps(target_class: int | None, shape: Literal["round", "squar
     case = replace(case, images=case.images.float().double())
     y = case.labels
     result = patch(
-        case.model, TensorDataset(case.images.float()), target_class=target_class, size=0.45, shape=shape, steps=3,
-        batch=3, lr=0.2, degrees=30.0, scale=1.5, augmentations=("brightness",), held_out=0.3, seed=seed,
+        case.model, TensorDataset(case.images.float()), target_class=target_class, size=0.45, shape=shape,
+        steps=3, batch=3, lr=0.2, degrees=30.0, scale=1.5, augmentations=("brightness",), held_out=0.3,
+        seed=seed,
     )  # fmt: skip
     mask = _outline(4, shape).double()
     assert torch.equal(result.mask, mask)
