@@ -78,10 +78,9 @@ def is_within_three_percent_of_the_minimum_on_a_linear_model() -> None:
 
 def _constants_follow_the_last_descent(case: LinearCase) -> None:
     """c, tau and the step size after two hits and two misses, and the first term of the objective in linf."""
-    x = case.images.clone().requires_grad_()
-    arguments = case.model, x, case.model(x), case.labels, 0.0, False
+    x, norms = case.images.clone().requires_grad_(), ("l2", "linf")
+    l2, linf = (_Search(case.model, x, case.model(x), case.labels, 0.0, False, norm) for norm in norms)
     hit, distances = torch.tensor([True, True, False, False]), torch.tensor([0.1, 0.2, torch.inf, 0.3])
-    l2, linf = _Search(*arguments, "l2"), _Search(*arguments, "linf")
     for search in (l2, linf):
         search.c, search.distances = torch.tensor([8.0, 4.0, 8.0, 1.0]), distances
         search.step_size, search.tau = torch.tensor([0.01, 0.06, 0.01, 0.03]), torch.full((4,), 0.5)

@@ -48,7 +48,7 @@ def equals_a_plain_loop_over_each_image() -> None:
     # delta is a d-th of the distance, of which rounding leaves nothing near the image.
     moved = torch.stack([images[0], images[0] + 0.01])
     lengths = torch.tensor([8 * 2**-52 * 18**0.5, 0.01 / 18**0.5], dtype=torch.float64)
-    torch.testing.assert_close(_probe_length(2, moved, images).flatten(), lengths)
+    torch.testing.assert_close(_probe_length(2, moved, images).flatten(), lengths, rtol=1e-6, atol=0)
     torch.testing.assert_close(_probe_length(1, moved, images).flatten(), torch.full_like(lengths, 0.1))
     _step_is_halved_until_it_succeeds(case.model, images, labels, case.ascent[:1], float(gap))
     # Without a start an image takes the tries, and no queries more.

@@ -174,7 +174,7 @@ def _proximal_step(points: Tensor, images: Tensor, weight: Tensor) -> Tensor:
         radius = (low + high) / 2
         # Decrease of the first term per unit of radius: pixels at their bounds contribute nothing.
         excess = (delta.abs() - radius).clamp(min=0)
-        # equivalent mutants: a margin equals no radius of the bisection
+        # equivalent mutants: a pixel counts or not at its margin itself, which moves the radius by 2^-30
         gain = torch.where(margins > radius, excess, 0).sum((1, 2, 3), keepdim=True)
         # equivalent mutants: at equality the radius itself is the minimizer
         larger = gain > weight
