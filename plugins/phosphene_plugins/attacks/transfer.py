@@ -60,6 +60,7 @@ def _is_in_eval_mode(model: AnyModel, images: Tensor) -> None:
     """Every model is in eval mode, and one without gradients is refused before any attack."""
     dropout = load_model(nn.Sequential(nn.Dropout(0.5), model.module), input_size=(1, 2, 2))
     black_box = load_model(lambda x: model(x).detach(), input_size=(1, 2, 2), classes=["a", "b"])
+    dropout.module.eval()
     expected = dropout(images)
     dropout.module.train()
     with _in_eval_mode([model, dropout]):
