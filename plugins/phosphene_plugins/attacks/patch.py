@@ -46,6 +46,12 @@ def becomes_white_for_a_brightness_detector() -> None:
     assert (result.adversarial >= result.images).all() and (result.adversarial.amax((1, 2, 3)) > 0.99).all()
     assert covered.any() and covered.float().mean() < 0.5 and 0 < result.fooling_rate <= 1
     assert patch(model, TensorDataset(images[:1]), size=0.01, steps=1, held_out=0).mask.shape == (1, 1)
+    # Adam's first step is the sign of the gradient, down to the root of the smallest number.
+    tiny = torch.finfo(torch.float64).tiny ** 0.5
+    gradient, zero = torch.tensor([tiny, -1.0, 0.0], dtype=torch.float64), torch.zeros(3).double()
+    update, mean, square = adam_step(gradient, zero, zero, 0, 0.1)
+    torch.testing.assert_close(update, torch.tensor([0.05, -0.1, 0], dtype=torch.float64))
+    torch.testing.assert_close((mean, square), (0.1 * gradient, 0.001 * gradient.square()))
     _equals_plain_steps(2, "round", 4)
     _equals_plain_steps(None, "square", 2**63 - 2)
     # Pasted at its own size and angle, it covers a square of its side within the margins.

@@ -56,6 +56,10 @@ def is_the_corner_of_the_ball_on_a_linear_model() -> None:
     case = five_classes(11)
     images = (4 * (case.images - 0.5) + 0.5).clamp(0, 1).float()
     case = replace(case, images=images.double(), labels=case.model(images.double()).argmax(1))
+    # Without held-out images the first six are returned.
+    first = universal(case.model, TensorDataset(images), eps=0.1, epochs=1, steps=1, held_out=0)
+    torch.testing.assert_close(first.images, case.images[:6])
+    assert training_count(TensorDataset(images), 0.99) == 1
     cases: list[tuple[UniversalNorm, float, float]] = [
         ("linf", 0.008, 0.9),
         ("linf", 0.008, 0.25),
