@@ -226,7 +226,6 @@ def patch(
 
     def paste_each(images: Tensor, indices: Sequence[int]) -> Tensor:
         draws = (Generator().manual_seed((seed + steps + index) % 2**63) for index in indices)
-        # equivalent mutants: one draw for each image
         return torch.cat([paste(p, image[None], draw) for image, draw in zip(images, draws, strict=True)])
 
     with torch.no_grad():

@@ -190,7 +190,6 @@ def _evaluate(
     examples = []
     for surrogate in models:
         # Every batch has the same random draws, so that the batch size does not matter.
-        # equivalent mutants: both have the same number of parts
         batches = zip(images.split(size), labels.split(size), strict=True)
         results = [bim.function(surrogate, x, y, targeted=targeted, **params) for x, y in batches]
         examples.append(torch.cat([result.adversarial for result in results]))

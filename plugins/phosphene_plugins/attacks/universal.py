@@ -208,11 +208,9 @@ def universal(
         # equivalent mutants: progress changes no result
         with report_progress(False):  # one progress bar for all, not one for each inner attack
             size = batch_size(model)
-            # equivalent mutants: both have the same number of parts
             parts = zip(points.split(size), labels.split(size), strict=True)
             changes = torch.cat([find_example(model, *part) for part in parts]) - points
         v = state["perturbation"]
-        # equivalent mutants: one label and one change for each image
         for image, label, r in zip(images, labels, changes, strict=True):
             if r.any() and (v is state["perturbation"] or _is_class(model, (image + v).clamp(0, 1), label)):
                 v = _project(v + r, eps, norm)
