@@ -61,6 +61,7 @@ def equals_a_plain_loop_over_each_image() -> None:
         result = apgd(case.model, case.images[:1], case.labels[:1], eps=0.01, steps=5, targeted=targeted)
         torch.testing.assert_close(result.adversarial, case.moved(0.01, "linf")[:1])
     assert _checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99, 105]
+    _losses_have_their_closed_forms()
     models = {"linear": five_classes(3), "rectified": rectified(3)}
     for name, loss_name, targeted, target_classes, norm, eps, steps, restarts, samples in _ORACLE_CASES:
         case = models[name]
@@ -79,6 +80,22 @@ def equals_a_plain_loop_over_each_image() -> None:
         )  # fmt: skip
         torch.testing.assert_close(result.adversarial, expected)
         assert_predictions(result, case, labels, targeted=targeted)
+
+
+def _losses_have_their_closed_forms() -> None:
+    """DLR -2/4, towards the second class -2/4.5, for logits 5, 3, 1, 0; with fewer the last one counts."""
+    y, second = torch.tensor([0]), torch.tensor([1])
+    for logits, ratio, targeted_ratio in (
+        ([5.0, 3, 1, 0], -2 / 4, -2 / 4.5),
+        ([5.0, 3, 1], -2 / 4, -2 / 4),
+        ([5.0, 3], -2, -2),
+        ([2e-12, 0, 0], -2 / 3, -2 / 3),
+    ):
+        z = torch.tensor([logits], dtype=torch.float64)
+        assert math.isclose(float(difference_of_logits_ratio(z, y)), ratio)
+        assert math.isclose(float(targeted_difference_of_logits_ratio(z, second)), targeted_ratio)
+    assert float(difference_of_logits_ratio(torch.tensor([[3.0]]), y)) == -3
+    torch.testing.assert_close(cross_entropy(torch.tensor([[1.0, 1]]), y), torch.tensor([math.log(2)]))
 
 
 LossName: TypeAlias = Literal["cross-entropy", "dlr"]

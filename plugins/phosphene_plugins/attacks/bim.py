@@ -1,18 +1,21 @@
 """BIM, the basic iterative method (I-FGSM, with momentum MI-FGSM): gradient steps from the image itself."""
 
+from contextlib import suppress
 from itertools import product
 
 import torch
-from torch import Generator
+import torch.nn.functional as F
+from torch import Generator, Tensor
 
-from phosphene import Reference, hookimpl, method, progress_bar
+from phosphene import ModelError, Reference, hookimpl, load_model, method, progress_bar
 from phosphene.attacks import build_result, is_zero, project, steepest
+from phosphene.optimize import compose
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Agrees, Cost, Monotone, param, size
 
-from ._gradients import initial_gradient, loss_gradient
-from ._losses import cross_entropy
+from ._gradients import initial_gradient, loss_gradient, raw_gradient
+from ._losses import cross_entropy, margin
 from ._oracle_models import (
     NORMS,
     constant_model,
@@ -59,10 +62,50 @@ def moves_by_steps_times_step_size_in_the_steepest_direction() -> None:
             eot_samples=2, augmentations=("rotate",), seed=seed,
         )  # fmt: skip
         torch.testing.assert_close(result.adversarial, x)
+    _gradients_are_means_of_passes()
     # A gradient of zero moves nothing, though it cannot be divided by its mean.
     images = two_classes().images
     result = bim(constant_model(), images, torch.zeros(3, dtype=torch.long), norm="l2", momentum=1.0)
     torch.testing.assert_close(result.adversarial, images)
+
+
+def _gradients_are_means_of_passes() -> None:
+    """Loss, gradient and logits of two random views are means; NaN becomes 0; no gradient is an error."""
+    case = five_classes(2)
+    leaf, generator = case.images.detach().requires_grad_(), Generator().manual_seed(0)
+    views = [case.model(compose(["rotate"])(leaf, generator)) for _ in range(2)]
+    loss = sum(F.cross_entropy(z, case.labels, reduction="none") / 2 for z in views)
+    assert isinstance(loss, Tensor)
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    expected = loss.detach(), gradient, ((views[0] + views[1]) / 2).detach()
+    case_arguments = case.model, case.images, case.labels
+    actual = loss_gradient(*case_arguments, cross_entropy, eot_samples=2, augmentations=["rotate"])
+    torch.testing.assert_close(actual, expected)
+    nan, logits = raw_gradient(*case_arguments, lambda z, y: (0 * z[:, 0]).sqrt())
+    torch.testing.assert_close(logits, case.model(case.images).detach())
+    zero = loss_gradient(*case_arguments, lambda z, y: (0 * z[:, 0]).sqrt())[1]
+    assert nan.isnan().all() and not zero.any()
+    # Only images that are not adversarial yet have a first gradient.
+    case = two_classes()
+    for samples in (1, 2):
+        before, active, gradient = initial_gradient(
+            case.model, case.images, case.labels, margin, targeted=False, eot_samples=samples
+        )
+        torch.testing.assert_close(before, case.model(case.images).detach())
+        assert active.tolist() == [0, 1]
+        torch.testing.assert_close(gradient, case.ascent[:2])
+        rest = initial_gradient(
+            case.model, case.images[2:], case.labels[2:], margin, targeted=False, eot_samples=samples
+        )
+        assert rest[1].tolist() == [] and rest[2].shape == (0, 3, 2, 3)
+    detached = load_model(lambda x: case.model(x).detach(), input_size=(3, 2, 3), classes=["a", "b"])
+    for model, objective in (
+        (detached, cross_entropy),
+        (case.model, lambda z, y: torch.ones(len(z), requires_grad=True)),
+    ):
+        with suppress(ModelError):
+            loss_gradient(model, case.images, case.labels, objective)
+            raise AssertionError("a model without gradients is refused")
 
 
 @method(

@@ -14,7 +14,7 @@ from phosphene.roles import Images, Labels, Model, Seed, Start
 from phosphene.spec import Cost, InvariantTo, Monotone, param, size
 from phosphene.testing import linear_model
 
-from ._oracle_models import assert_predictions, constant_model, five_classes, two_classes
+from ._oracle_models import LinearCase, assert_predictions, constant_model, five_classes, two_classes
 from ._parameters import IN_RANGE, MaxQueries, Targeted
 from ._query_oracle import QueryOracle
 from ._reference_decisions import PlainQueries, boundary_of_one_image
@@ -35,28 +35,46 @@ def equals_a_plain_walk_from_each_image() -> None:
     ratio = result.distance("l2") / gap
     assert result.success.all() and ratio.min() >= 1 and ratio.max() <= 1.05, f"{ratio.tolist()} times"
     # Without a start an image takes the tries, and no queries more.
-    images = two_classes().images
-    result = boundary(constant_model(), images, torch.zeros(3, dtype=torch.long), max_queries=300, seed=0)
-    assert torch.equal(result.adversarial, images)
+    others = two_classes().images
+    result = boundary(constant_model(), others, torch.zeros(3, dtype=torch.long), max_queries=300, seed=0)
+    assert torch.equal(result.adversarial, others)
     assert result.queries is not None and result.queries.tolist() == [101] * 3
-    case = five_classes(2, (5, 6))
+    case = five_classes(3, (5, 6))
     case = replace(case, images=(6 * (case.images - 0.5) + 0.5).clamp(0, 1))
     case = replace(case, labels=case.model(case.images).argmax(1))
-    for targeted, start, max_queries in ((False, None, 201), (True, case.images.roll(1, 0), 152)):
-        labels = case.labels.roll(1) if targeted else case.labels
-        result = boundary(
-            case.model, case.images, labels, start=start, max_queries=max_queries, spherical_step=0.3,
-            source_step=0.2, targeted=targeted, seed=max_queries % 3,
-        )  # fmt: skip
-        for n, image in enumerate(case.images):
-            queries = PlainQueries(
-                case.model, image, int(labels[n]), norm="l2", targeted=targeted, max_queries=max_queries
-            )
-            first = None if start is None else start[n]
-            expected = boundary_of_one_image(queries, first, 0.3, 0.2, max_queries % 3)
-            torch.testing.assert_close(result.adversarial[n], expected)
-            assert result.queries is not None and result.queries[n] == queries.count
-        assert_predictions(result, case, labels, targeted=targeted)
+    _equals_plain_walks(case, False, None, 201, (0.3, 0.2))
+    _equals_plain_walks(case, True, case.images.roll(1, 0), 152, (0.3, 0.2))
+    small = LinearCase(model, images, model(images).argmax(1), torch.zeros_like(images))
+    for max_queries in range(70, 76):  # the last query is of either kind
+        _equals_plain_walks(small, False, None, max_queries, (0.49, 0.49))
+    # A tenth, a fifth, two fifths and a half of ten steps succeed; the last image takes none.
+    step = _AdaptiveStep(torch.zeros(5, 1, 1, 1), 0.3, target_rate=0.4, longest=0.5)
+    for n in range(10):
+        step.adapt(torch.arange(4), torch.tensor([n < 1, n < 2, n < 4, n < 5]))
+    torch.testing.assert_close(step.lengths, torch.tensor([0.2, 0.3, 0.3, 0.45, 0.3]))
+    for _ in range(10):
+        step.adapt(torch.tensor([3]), torch.tensor([True]))
+    torch.testing.assert_close(step.lengths, torch.tensor([0.2, 0.3, 0.3, 0.5, 0.3]))
+
+
+def _equals_plain_walks(
+    case: LinearCase, targeted: bool, start: Tensor | None, max_queries: int, lengths: tuple[float, float]
+) -> None:
+    """Each image's result and number of queries are those of algorithm 1 in a plain loop."""
+    labels = case.labels.roll(1) if targeted else case.labels
+    result = boundary(
+        case.model, case.images, labels, start=start, max_queries=max_queries, spherical_step=lengths[0],
+        source_step=lengths[1], targeted=targeted, seed=max_queries % 3,
+    )  # fmt: skip
+    for n, image in enumerate(case.images):
+        queries = PlainQueries(
+            case.model, image, int(labels[n]), norm="l2", targeted=targeted, max_queries=max_queries
+        )
+        first = None if start is None else start[n]
+        expected = boundary_of_one_image(queries, first, *lengths, max_queries % 3)
+        torch.testing.assert_close(result.adversarial[n], expected)
+        assert result.queries is not None and result.queries[n] == queries.count
+    assert_predictions(result, case, labels, targeted=targeted)
 
 
 @method(
@@ -182,7 +200,7 @@ class _AdaptiveStep:
         self.tried[indices] += 1
         self.succeeded[indices] += success.to(self.succeeded)
         due = self.tried >= _WINDOW
-        rate = self.succeeded / self.tried.clamp(min=1)
+        rate = self.succeeded / self.tried
         adapted = torch.where(rate > self.target_rate, self.lengths * _FACTOR, self.lengths)
         adapted = torch.where(rate < self.target_rate / 2, self.lengths / _FACTOR, adapted)
         self.lengths = torch.where(due, adapted.clamp(1e-7, self.longest), self.lengths)

@@ -1,7 +1,7 @@
 """Carlini-Wagner: minimum-norm adversarial examples that trade the perturbation's norm against the margin."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated
 
 import torch
@@ -22,11 +22,12 @@ from phosphene.attacks import (
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model
 from phosphene.spec import Cost, Monotone, param, size
+from phosphene.testing import linear_model
 
 from ._adam import adam_step
 from ._gradients import differentiable_logits, loss_gradient
 from ._losses import margin
-from ._oracle_models import assert_predictions, five_classes, rectified
+from ._oracle_models import LinearCase, assert_predictions, five_classes, rectified
 from ._parameters import GRADIENT_RELATIONS, IN_RANGE, MinimizedNorm, Targeted
 from ._reference_attacks import carlini_wagner_of_one_image
 from .deepfool import nearest_boundary, top_other_classes
@@ -53,7 +54,13 @@ def is_within_three_percent_of_the_minimum_on_a_linear_model() -> None:
         result = carlini_wagner(case.model, case.images, y, norm=norm, steps=25, search_steps=4)
         ratio = result.distance(norm) / least
         assert result.success.all() and ratio.min() > 0.9999 and ratio.max() < 1.03, ratio
-    case = rectified(3)
+    single = linear_model(torch.ones(1, 3, 2, 3, dtype=torch.float64))  # no class to change to
+    case = rectified(4)
+    unchanged = carlini_wagner(single, case.images, torch.zeros_like(case.labels), steps=1)
+    assert torch.equal(unchanged.adversarial, case.images)
+    _constants_follow_the_last_descent(case)
+    case = replace(case, images=(3 * (case.images[1:] - 0.5) + 0.5).clamp(0, 1))
+    case = replace(case, labels=case.model(case.images).argmax(1))
     for norm, targeted, kappa, steps in _ORACLE_CASES:
         labels = (case.labels + targeted).index_fill(0, torch.tensor([1]), int(case.labels[1])) % 5
         result = carlini_wagner(
@@ -70,12 +77,33 @@ def is_within_three_percent_of_the_minimum_on_a_linear_model() -> None:
         assert_predictions(result, case, labels, targeted=targeted)
 
 
+def _constants_follow_the_last_descent(case: LinearCase) -> None:
+    """c, tau and the step size after two hits and two misses, and the first term of the objective in linf."""
+    x, norms = case.images.clone().requires_grad_(), ("l2", "linf")
+    l2, linf = (_Search(case.model, x, case.model(x), case.labels, 0.0, False, norm) for norm in norms)
+    hit, distances = torch.tensor([True, True, False, False]), torch.tensor([0.1, 0.2, torch.inf, 0.3])
+    for search in (l2, linf):
+        search.c, search.distances = torch.tensor([8.0, 4.0, 8.0, 1.0]), distances
+        search.step_size, search.tau = torch.tensor([0.01, 0.06, 0.01, 0.03]), torch.full((4,), 0.5)
+        search.low, search.high = torch.tensor([0.0, 0.25, 0.0, 0.25]), torch.tensor([9, 9, torch.inf, 16])
+        search._update_constants(hit)
+        torch.testing.assert_close(search.step_size, torch.tensor([0.01, 0.05, 0.04, 0.03]))
+    assert l2.c.tolist() == [4, 1, 32, 4] and linf.c.tolist() == [8, 4, 16, 2]
+    assert l2.low.tolist() == [0, 0.25, 8, 1] and l2.high.tolist() == [8, 4, torch.inf, 16]
+    torch.testing.assert_close(linf.tau, torch.tensor([0.09, 0.18, 0.5, 0.5]))
+    delta = torch.tensor([0.6, -0.7, 0.4], dtype=torch.float64).repeat(6).view(1, 3, 2, 3)
+    at = _Descent.at_start(torch.tensor([3]), linf.images[3:] + delta)
+    size, gradient = linf._perturbation_size(at)
+    torch.testing.assert_close(size, torch.tensor([1.8], dtype=torch.float64))
+    torch.testing.assert_close(gradient, torch.tensor([1.0, -1, 0]).double().repeat(6).view(1, 3, 2, 3))
+
+
 #: Norm, targeted, kappa and steps of the comparisons with a plain loop.
 _ORACLE_CASES: list[tuple[MinimizedNorm, bool, float, int]] = [
     ("l2", False, 0.0, 12),
     ("l2", True, 0.5, 11),
-    ("linf", False, 0.3, 12),
-    ("linf", True, 0.0, 11),
+    ("linf", False, 0.3, 45),
+    ("linf", True, 0.0, 25),
 ]
 
 
@@ -153,10 +181,12 @@ def carlini_wagner(
     """
     x = images.detach().requires_grad_()
     logits = differentiable_logits(model, x)
-    before, adversarial = logits.detach(), images.clone()
+    before = logits.detach()  # equivalent mutants: results are detached
+    adversarial = images.clone()
     active = not_adversarial(before, labels, targeted)
     zero = torch.zeros_like(active, dtype=torch.bool)
     if len(active) and before.shape[1] > 1:
+        # equivalent mutants: a second pass computes the same logits
         if len(active) < len(images):  # one more forward pass costs less than backward passes for all
             x = images[active].requires_grad_()
             logits = differentiable_logits(model, x)
@@ -184,14 +214,14 @@ class _Search:
         self.model, self.images, self.labels, self.kappa = model, x.detach(), labels, kappa
         self.targeted, self.norm = targeted, norm
         # The constants for the model linearized at the images, on the graph from x to logits.
-        own, rivals = labels, top_other_classes(logits.detach(), labels, _CANDIDATES)
+        own, rivals = labels, top_other_classes(logits, labels, _CANDIDATES)
         if targeted:
-            own, rivals = logits.detach().argmax(1), labels[:, None]
+            own, rivals = logits.argmax(1), labels[:, None]
         boundary = nearest_boundary(logits, x, own, rivals, norm)
         self.start = (self.images + _BEYOND * boundary.step(norm)).clamp(0, 1)
         self.zero_gradient = is_zero(boundary.gradient)
         tiny = torch.finfo(x.dtype).tiny ** 0.5
-        slope, size = boundary.slopes[:, 0].clamp(min=tiny), x[0].numel()
+        slope, size = boundary.slopes[:, 0].clamp(min=tiny), x.shape[1:].numel()
         needed = (boundary.gaps[:, 0] + kappa) / slope
         self.c = ((3 * needed if norm == "l2" else size) / slope).clamp(tiny, 1 / tiny)
         self.step_size = (needed / math.sqrt(size if norm == "l2" else 64)).clamp(1e-7, 0.05)

@@ -47,6 +47,13 @@ def crosses_the_nearest_boundary_of_a_linear_model() -> None:
             expected = deepfool_of_one_image(case.model, image, label, norm, steps, 0.1, candidates)
             torch.testing.assert_close(point, expected)
         assert_predictions(result, case, labels)
+    # A class that wins already is as far away behind its boundary; one of the same gradient has none.
+    rows = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    x = torch.full((1, 1, 1, 2), 0.5, dtype=torch.float64, requires_grad=True)
+    z = linear_model(rows.view(3, 1, 1, 2))(x)
+    nearest = nearest_boundary(z, x, torch.tensor([0]), torch.tensor([[1, 2]]), "l2")
+    torch.testing.assert_close(nearest.distance, torch.tensor([0.5 / 5**0.5], dtype=torch.float64))
+    torch.testing.assert_close(nearest.gap, torch.tensor([-0.5], dtype=torch.float64))
     # On the boundary itself the linearized model would not move at all; without one nothing moves.
     weight = torch.tensor([[0.1, 0.0], [0.0, 0.1]], dtype=torch.float64).view(2, 1, 1, 2)
     half = torch.full((1, 1, 1, 2), 0.5, dtype=torch.float64)
@@ -126,6 +133,7 @@ def deepfool(
     zero = torch.zeros_like(labels, dtype=torch.bool)
     # equivalent mutants: replaced in the first step
     before = after = rivals = torch.empty(0)
+    # equivalent mutants: the loop ends at the last step by itself
     for step in progress_bar(range(steps + 1), "DeepFool"):
         x = points[active].requires_grad_()
         logits = differentiable_logits(model, x)
@@ -134,10 +142,12 @@ def deepfool(
             before = after = logits.detach()
             rivals = top_other_classes(before, labels, candidates)
         else:
+            # equivalent mutants: results are detached
             after = after.index_copy(0, active, logits.detach())
         remaining = not_adversarial(logits, labels[active], targeted=False)
         if not len(remaining) or step == steps:
             break
+        # equivalent mutants: a second pass computes the same logits
         if len(remaining) < len(active):  # one more forward pass costs less than backward passes for all
             active = active[remaining]
             x = points[active].requires_grad_()
@@ -201,6 +211,7 @@ def nearest_boundary(logits: Tensor, x: Tensor, own: Tensor, rivals: Tensor, nor
     distance = torch.full_like(logits[:, 0], torch.inf).detach()
     gradient = torch.zeros_like(x)
     for n in range(rivals.shape[1]):
+        # equivalent mutants: a graph that is retained once more changes no gradient
         (ascent,) = torch.autograd.grad(-differences[:, n].sum(), x, retain_graph=n + 1 < rivals.shape[1])
         slopes[:, n] = slope = dual_norm(ascent, norm)
         candidate = torch.where((slope > 0) & slope.isfinite(), gaps[:, n].abs() / slope, torch.inf)

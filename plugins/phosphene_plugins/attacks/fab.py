@@ -50,9 +50,38 @@ def finds_the_nearest_boundary_that_the_pixel_range_allows() -> None:
         result = fab(model, image.view(1, 3, 2, 2), torch.tensor([0]), norm=norm, steps=10, seed=0)
         assert result.success.all()
         assert 1 <= float(result.distance(norm)) / exact < 1.002, (norm, result.distance(norm), exact)
+        _projects_onto_hyperplanes(norm)
     case = rectified(5)
     for norm, targeted, target_classes in (("linf", False, 0), ("l2", False, 2), ("l1", True, 0)):
         _equals_plain_runs(case, norm, targeted, target_classes)
+
+
+def _projects_onto_hyperplanes(norm: LpNorm) -> None:
+    """The changes are min(limit, k speed) with k by bisection; in "l1" the largest gains come first."""
+    generator = torch.Generator().manual_seed(3)
+    points = (2 * torch.rand(6, 1, 2, 4, generator=generator, dtype=torch.float64) - 0.5).clamp(0, 1)
+    normal = torch.randn(6, 1, 2, 4, generator=generator, dtype=torch.float64)
+    offset = torch.tensor([0.3, -0.3, 1.0, -1e-200, 99.0, 0.5], dtype=torch.float64)
+    normal[0, 0, 0, 0], normal[5] = 0, 0
+    normal[3] *= 1e-200
+    changes = project_onto_hyperplane(points, normal, offset, norm)
+    for x, w, missing, change in zip(points, normal, offset.tolist(), changes, strict=True):
+        sign, gain = w.sign() * (1 if missing > 0 else -1), w.abs() / max(float(w.abs().max()), 1e-300)
+        limit, missing = torch.where(sign > 0, 1 - x, x), abs(missing) / max(float(w.abs().max()), 1e-300)
+        size = torch.zeros_like(x)
+        if norm == "l1":
+            for i in gain.flatten().argsort(descending=True).tolist():
+                size.view(-1)[i] = min(
+                    float(limit.view(-1)[i]), missing / max(float(gain.view(-1)[i]), 1e-300)
+                )
+                missing -= float(size.view(-1)[i] * gain.view(-1)[i])
+        else:
+            low, high, speed = 0.0, 1e4, gain if norm == "l2" else sign.abs()
+            for _ in range(70):
+                k = (low + high) / 2
+                size = torch.minimum(limit, k * speed)
+                low, high = (k, high) if float((gain * size).sum()) < missing else (low, k)
+        torch.testing.assert_close(change, sign * size)
 
 
 def _equals_plain_runs(case: LinearCase, norm: LpNorm, targeted: bool, target_classes: int) -> None:

@@ -10,6 +10,7 @@ from phosphene.attacks import build_result, is_zero, project, steepest
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, Monotone, param, size
+from phosphene.testing import linear_model
 
 from ._gradients import initial_gradient
 from ._losses import cross_entropy
@@ -23,6 +24,20 @@ def moves_by_eps_in_the_steepest_direction() -> None:
         case = two_classes(targeted=targeted)
         result = fgsm(case.model, case.images, case.labels, eps=eps, norm=norm, targeted=targeted)
         torch.testing.assert_close(result.adversarial, case.moved(eps, norm))
+    # Of 200 pixels two share the step in l1; what the bound of one cuts off does not go to the other.
+    weight = torch.stack([torch.zeros(200), torch.linspace(0.1, 0.5, 200)]).double().view(2, 1, 10, 20)
+    for label, sign, bound in ((0, 1, 0.9), (1, -1, 0.1)):
+        image, expected = torch.full((2, 1, 1, 10, 20), 0.5, dtype=torch.float64)
+        image[..., -1, -2], expected[..., -1, -2], expected[..., -1, -1] = (
+            bound,
+            0.5 + sign / 2,
+            0.5 + 0.3 * sign,
+        )
+        model = linear_model(weight, bias=[0.0, -float(weight[1].sum()) / 2 - sign])
+        for targeted in (False, True):
+            labels = torch.tensor([1 - label if targeted else label])
+            result = fgsm(model, image, labels, eps=0.6, norm="l1", targeted=targeted)
+            torch.testing.assert_close(result.adversarial, expected)
     case = five_classes()
     for seed in (0, 3):
         generator = Generator().manual_seed(seed)
@@ -96,7 +111,6 @@ def fgsm(
         model, images, labels, cross_entropy, targeted=targeted, eot_samples=eot_samples,
         augmentations=augmentations, generator=Generator().manual_seed(seed or 0),
     )  # fmt: skip
-    # equivalent mutants: a step longer than eps ends on the boundary of the ball, too
     x, sign = images[active], -1.0 if targeted else 1.0
     zero = is_zero(gradient)
     x_adv = project(x + sign * eps * steepest(gradient, norm), x, eps, norm)

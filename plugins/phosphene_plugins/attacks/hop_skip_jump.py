@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from phosphene import Model as AnyModel
 from phosphene import Reference, hookimpl, method, progress_bar
 from phosphene.attacks import l2_norm, normalize_l2
 from phosphene.results import AdversarialExamples
@@ -35,44 +36,72 @@ def equals_a_plain_loop_over_each_image() -> None:
         result = hop_skip_jump(case.model, images, labels, norm=norm, steps=10, max_queries=2000, seed=0)
         ratio = float(result.distance(norm) / (gap / slope))
         assert result.success.all() and 1 <= ratio <= 1.25, f"{ratio} times the nearest ({norm})"
-    # Where all directions are of one kind, the estimate is their mean.
+    # Where all directions are of one kind, the estimate is their mean, away from points of the other kind.
     oracle = QueryOracle(case.model, images, labels, targeted=False, norm="l2", max_queries=99)
-    inside, delta = case.moved(1.0, "l2")[:1], torch.full((1, 1, 1, 1), 1e-3, dtype=torch.float64)
-    draws, count = torch.Generator().manual_seed(0), torch.tensor([5])
-    noise = torch.randn(32, *images.shape[1:], generator=torch.Generator().manual_seed(0))[:5].double()
-    mean = (noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).mean(0, keepdim=True)
-    estimate = _estimate_gradient(oracle, inside, torch.tensor([0]), delta, count, draws)
-    torch.testing.assert_close(estimate, mean)
+    points = torch.cat([case.moved(1.0, "l2")[:1], images])
+    owners, delta = torch.tensor([0, 0]), torch.full((2, 1, 1, 1), 1e-3, dtype=torch.float64)
+    counts, draws = torch.tensor([5, 40]), torch.Generator().manual_seed(0)
+    noise = [torch.randn(32, *images.shape[1:], generator=draws) for _ in range(2)]
+    units = normalize_l2(torch.cat(noise).double())
+    estimate = _estimate_gradient(oracle, points, owners, delta, counts, draws.manual_seed(0))
+    torch.testing.assert_close(estimate, torch.stack([units[:5].mean(0), -units[:40].mean(0)]))
+    # delta is a d-th of the distance, of which rounding leaves nothing near the image.
+    moved = torch.stack([images[0], images[0] + 0.01])
+    lengths = torch.tensor([8 * 2**-52 * 18**0.5, 0.01 / 18**0.5], dtype=torch.float64)
+    torch.testing.assert_close(_probe_length(2, moved, images).flatten(), lengths, rtol=1e-6, atol=0)
+    torch.testing.assert_close(_probe_length(1, moved, images).flatten(), torch.full_like(lengths, 0.1))
+    _step_is_halved_until_it_succeeds(case.model, images, labels, case.ascent[:1], float(gap))
     # Without a start an image takes the tries, and no queries more.
     result = hop_skip_jump(constant_model(), images, torch.tensor([0]), max_queries=300, seed=0)
     assert torch.equal(result.adversarial, images)
     assert result.queries is not None and result.queries.tolist() == [101]
-    case = five_classes(2, (5, 6))
+    case = five_classes(3, (5, 6))
     case = replace(case, images=(6 * (case.images - 0.5) + 0.5).clamp(0, 1))
     case = replace(case, labels=case.model(case.images).argmax(1))
     starts = case.images.roll(1, 0)
-    for norm, targeted, start, max_queries, steps in _ORACLE_CASES:
+    for norm, targeted, start, max_queries, steps, directions in _ORACLE_CASES:
         labels = case.labels.roll(1) if targeted else case.labels
         result = hop_skip_jump(
             case.model, case.images, labels, start=starts if start else None, norm=norm, steps=steps,
-            max_queries=max_queries, first_directions=20, targeted=targeted, seed=max_queries % 5,
+            max_queries=max_queries, first_directions=directions, targeted=targeted, seed=max_queries % 5,
         )  # fmt: skip
         for n, image in enumerate(case.images):
             queries = PlainQueries(
                 case.model, image, int(labels[n]), norm=norm, targeted=targeted, max_queries=max_queries
             )
             first = starts[n] if start else None
-            expected = hop_skip_jump_of_one_image(queries, first, steps, 20, max_queries % 5)
+            expected = hop_skip_jump_of_one_image(queries, first, steps, directions, max_queries % 5)
             torch.testing.assert_close(result.adversarial[n], expected)
             assert result.queries is not None and result.queries[n] == queries.count
         assert_predictions(result, case, labels, targeted=targeted)
 
 
-#: Norm, targeted, whether from a start, max_queries and steps of the comparisons with a plain loop.
-_ORACLE_CASES: list[tuple[MinimizedNorm, bool, bool, int, int]] = [
-    ("l2", False, False, 200, 2),
-    ("linf", False, False, 170, 4),
-    ("linf", True, True, 152, 4),
+def _step_is_halved_until_it_succeeds(
+    model: AnyModel, images: Tensor, labels: Tensor, ascent: Tensor, gap: float
+) -> None:
+    """From twice the distance d of the boundary a step back of 5 d is halved three times, to 5/8 d."""
+    point, zero = images + 2 * gap * ascent / ascent.square().sum(), torch.zeros_like(images)
+    owner, length = torch.tensor([0]), 5 * gap / ascent.norm()[None]
+    back = -ascent / ascent.norm()
+    for max_queries, start, direction, moved, queries in (
+        (99, point, back, length / 8 * back, 5),
+        (4, point, back, zero, 3),  # one query is left for the result
+        (99, images, zero, zero, 26),  # never adversarial
+    ):
+        oracle = QueryOracle(model, images, labels, targeted=False, norm="l2", max_queries=max_queries)
+        step = _geometric_step(oracle, start, owner, direction, length)
+        torch.testing.assert_close(step, start + moved)
+        assert oracle.queries.tolist() == [queries]
+
+
+#: Norm, targeted, whether from a start, max_queries, steps and directions of comparisons with a plain loop.
+_ORACLE_CASES: list[tuple[MinimizedNorm, bool, bool, int, int, int]] = [
+    ("l2", False, False, 200, 2, 40),
+    ("linf", False, False, 170, 4, 20),
+    ("linf", True, True, 152, 4, 20),
+    # What the first step takes at least, and one query less.
+    ("l2", False, True, 29, 1, 20),
+    ("l2", False, True, 28, 1, 20),
 ]
 
 
@@ -150,8 +179,7 @@ def hop_skip_jump(
     generator = torch.Generator().manual_seed(seed or 0)
     oracle = QueryOracle(model, images, labels, targeted=targeted, norm=norm, max_queries=max_queries)
     size = images[0].numel()
-    epsilon = torch.finfo(images.dtype).eps
-    precision = max(size**-1.5, 4 * epsilon)
+    precision = max(size**-1.5, 4 * torch.finfo(images.dtype).eps)
     # What a step needs after its gradient estimate: a few halvings and a bisection.
     reserve = 4 + math.ceil(-math.log2(precision))
 
@@ -165,15 +193,21 @@ def hop_skip_jump(
         if not len(active):
             break
         x, distances = points[active], oracle.distance(points[active], active)
-        delta = 0.1 if step == 1 else l2_norm(x - images[active]) / size
-        delta = torch.as_tensor(delta).to(images).clamp(min=8 * epsilon * size**0.5)
-        delta = delta.expand(len(active), 1, 1, 1)
+        delta = _probe_length(step, x, images[active])
         count = (oracle.remaining()[active] - reserve).clamp(max=round(first_directions * step**0.5))
         direction = _estimate_gradient(oracle, x, active, delta, count, draws)
         direction = direction.sign() if norm == "linf" else normalize_l2(direction)
         moved = _geometric_step(oracle, x, active, direction, distances / step**0.5)
         points[active] = oracle.bisect(moved, active, precision)
     return oracle.build_result()
+
+
+def _probe_length(step: int, points: Tensor, images: Tensor) -> Tensor:
+    """delta of a step (from 1): the length of the directions tried around the points, (M, 1, 1, 1)."""
+    size = points[0].numel()
+    delta = 0.1 if step == 1 else l2_norm(points - images) / size
+    delta = torch.as_tensor(delta).to(images).clamp(min=8 * torch.finfo(images.dtype).eps * size**0.5)
+    return delta.expand(len(points), 1, 1, 1)
 
 
 def _estimate_gradient(
@@ -187,6 +221,7 @@ def _estimate_gradient(
     """The direction (M, C, H, W) of adversarial points, from ``count`` (M,) random directions each."""
     signed_sum, total_sum = torch.zeros_like(points), torch.zeros_like(points)
     phi_sum = torch.zeros_like(delta)
+    # equivalent mutants: the batch size does not change the result
     images_per_batch = max(1, oracle.batch_size // _BLOCK)
     for first in range(0, int(count.max()), _BLOCK):
         draw = torch.rand if oracle.norm == "linf" else torch.randn

@@ -14,7 +14,7 @@ from phosphene.spec import Cost, Monotone, param, size
 from phosphene.testing import linear_model
 
 from ._gradients import loss_gradient
-from ._oracle_models import assert_predictions, rectified
+from ._oracle_models import LinearCase, assert_predictions, rectified
 from ._parameters import GRADIENT_RELATIONS, IN_RANGE
 
 #: Bisection steps for the radius of the ball, which determine it to 2^-30.
@@ -43,22 +43,28 @@ def moves_while_the_gradient_outweighs_the_penalty() -> None:
     cost = (moved - points).square().sum((2, 3, 4)) / 2 + weight * radii[:, :, 0, 0, 0]
     best = moved[cost.argmin(0), torch.arange(4)]
     torch.testing.assert_close(nearest, best, rtol=0, atol=5e-4)
-    # Steps of each image, of which the point of the highest objective is returned.
-    targets = (case.labels + 2).index_fill(0, torch.tensor([1]), int(case.labels[1])) % 5
-    result = penalized_target(case.model, case.images, targets, penalty=2.0, steps=9, step_size=0.2)
-    assert_predictions(result, case, targets, targeted=True)
+    assert torch.equal(_proximal_step(points, case.images, per_image(100 * weight))[2:], case.images[2:])
     at_once = penalized_target(case.model, case.images, case.labels, steps=1)
     assert torch.equal(at_once.adversarial, case.images)
+    for penalty in (2.0, 8.0):
+        _equals_plain_steps(case, penalty)
+
+
+def _equals_plain_steps(case: LinearCase, penalty: float) -> None:
+    """Nine steps of each image, of which the point of the highest objective is returned."""
+    targets = (case.labels + 2).index_fill(0, torch.tensor([1]), int(case.labels[1])) % 5
+    result = penalized_target(case.model, case.images, targets, penalty=penalty, steps=9, step_size=0.2)
+    assert_predictions(result, case, targets, targeted=True)
     for n, (image, target) in enumerate(zip(case.images, targets.tolist(), strict=True)):
         x, highest, expected = image, -torch.inf, image
         for _ in range(9 if case.labels[n] != target else 0):
             leaf = x[None].detach().requires_grad_()
             logit = case.model(leaf)[0, target]
             (gradient,) = torch.autograd.grad(logit, leaf)
-            if (value := logit.item() - 2 * float((x - image).abs().max())) > highest:
+            if (value := logit.item() - penalty * float((x - image).abs().max())) > highest:
                 expected, highest = x, value
             eta = 0.2 / gradient.abs().max().clamp(min=1e-150)
-            (x,) = _proximal_step(x[None] + eta * gradient, image[None], (2 * eta).view(1, 1, 1, 1))
+            (x,) = _proximal_step(x[None] + eta * gradient, image[None], (penalty * eta).view(1, 1, 1, 1))
         torch.testing.assert_close(result.adversarial[n], expected)
 
 
@@ -150,6 +156,7 @@ def penalized_target(
         best = torch.where(per_image(value > best_value), x, best)
         best_value = torch.maximum(best_value, value)
         largest = gradient.abs().amax((1, 2, 3), keepdim=True)
+        # equivalent mutants: a zero gradient moves nothing, however small the divisor
         eta = step_size / largest.clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
         x = _proximal_step(x + eta * gradient, original, eta * penalty)
     adversarial = images.index_copy(0, active, best)
@@ -170,9 +177,11 @@ def _proximal_step(points: Tensor, images: Tensor, weight: Tensor) -> Tensor:
         radius = (low + high) / 2
         # Decrease of the first term per unit of radius: pixels at their bounds contribute nothing.
         excess = (delta.abs() - radius).clamp(min=0)
-        # equivalent mutants: a margin equals no radius of the bisection
+        # equivalent mutants: a pixel counts or not at its margin itself, which moves the radius by 2^-30
         gain = torch.where(margins > radius, excess, 0).sum((1, 2, 3), keepdim=True)
-        low, high = torch.where(gain > weight, radius, low), torch.where(gain > weight, high, radius)
+        # equivalent mutants: at equality the radius itself is the minimizer
+        larger = gain > weight
+        low, high = torch.where(larger, radius, low), torch.where(larger, high, radius)
     radius = torch.where(low > 0, high, 0)
     return (images + delta.clamp(-radius, radius)).clamp(0, 1)
 

@@ -30,7 +30,7 @@ def equals_a_plain_search_for_each_image() -> None:
     case = two_classes(margin=3.0)
     result = square(case.model, case.images[:1], case.labels[:1], eps=0.01, max_queries=200, seed=0)
     torch.testing.assert_close(result.adversarial, case.moved(0.01, "linf")[:1])
-    case = five_classes(2, (10, 12))
+    case = five_classes(2, (11, 17))
     case = replace(case, images=(6 * (case.images - 0.5) + 0.5).clamp(0, 1))
     radii: tuple[tuple[Norm, float], ...] = (("linf", 0.006), ("l2", 0.4), ("l1", 3.0), ("linf", 0.5))
     for (norm, eps), targeted in product(radii, (False, True)):
@@ -186,6 +186,7 @@ def _random_square(images: Tensor, side: int, generator: Generator) -> tuple[sli
 
 def _stripes(images: Tensor, eps: float, generator: Generator) -> Tensor:
     """Each column of each channel shifted by +-``eps``."""
+    # equivalent mutants: a sign is its own inverse
     return images + eps * _random_signs(generator, 1, images.shape[1], 1, images.shape[3]).to(images)
 
 
@@ -209,8 +210,7 @@ def _bump_grid(images: Tensor, eps: float, norm: Norm, generator: Generator) -> 
             signs = _random_signs(generator, 1, images.shape[1], 1, 1)
             # equivalent mutants: a sign is its own inverse
             delta[:, :, top : top + side, left : left + side] = _bump(side, generator) * signs
-    delta = delta.to(images)
-    return images + eps * _normalize(delta, norm)
+    return images + eps * _normalize(delta.to(images), norm)
 
 
 def _move_bump(
@@ -220,10 +220,11 @@ def _move_bump(
     side = _square_side(area, points, 3)
     target, source = _random_square(points, side, generator), _random_square(points, side, generator)
     signs = _random_signs(generator, 1, points.shape[1], 1, 1)
+    # equivalent mutants: a sign is its own inverse
     bump = (_bump(side, generator) * signs).to(points)
     delta = points - images
-    inside = torch.zeros_like(delta[:1, :1], dtype=torch.bool)
-    inside[:, :, *target] = inside[:, :, *source] = True
+    inside = torch.zeros_like(delta[:1, :1])
+    inside[:, :, *target] = inside[:, :, *source] = 1
     power = 2 if norm == "l2" else 1
 
     def mass(values: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
 """Transferability: adversarial examples computed on each model by MI-FGSM, evaluated on all others."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from phosphene import Model as AnyModel
-from phosphene import Reference, batch_size, hookimpl, method
+from phosphene import ModelError, Reference, batch_size, hookimpl, load_model, method
 from phosphene.attacks import is_adversarial
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, InvariantTo, Monotone, PixelRange, UnitRange, length, param, size
@@ -41,6 +41,7 @@ def examples_transfer_between_parallel_linear_models() -> None:
     assert result.rates.tolist() == [[1.0]] and result.counts.tolist() == [[2]]
     wrong = transfer(models[0], images, 1 - labels, steps=1)  # no image counts
     assert wrong.rates.tolist() == [[0.0]] and wrong.counts.tolist() == [[0]]
+    _is_in_eval_mode(models[0], images)
     # All parameters are those of ``bim``.
     case = five_classes(4)
     targets = case.labels.roll(1)
@@ -53,6 +54,19 @@ def examples_transfer_between_parallel_linear_models() -> None:
     assert torch.equal(result.fooled[0, 0], expected.success & eligible) and result.fooled.any()
     assert result.rates.tolist() == [[float(result.fooled.sum() / eligible.sum())]]
     assert result.counts.tolist() == [[int(eligible.sum())]] and result.names == (case.model.name,)
+
+
+def _is_in_eval_mode(model: AnyModel, images: Tensor) -> None:
+    """Every model is in eval mode, and one without gradients is refused before any attack."""
+    dropout = load_model(nn.Sequential(nn.Dropout(0.5), model.module), input_size=(1, 2, 2))
+    black_box = load_model(lambda x: model(x).detach(), input_size=(1, 2, 2), classes=["a", "b"])
+    dropout.module.eval()
+    expected = dropout(images)
+    dropout.module.train()
+    with _in_eval_mode([model, dropout]):
+        torch.testing.assert_close(dropout(images), expected)
+    with suppress(ModelError), _in_eval_mode([model, black_box]):
+        raise AssertionError("a model without gradients is refused at once")
 
 
 @method(
@@ -137,12 +151,7 @@ def transfer(
     Source: Dong et al. 2018, algorithm 1; Xie et al. 2019, section 3.2; Papernot et al. 2016 for the idea.
     """
     all_models = [model, *load_compatible_models(model, models)]
-    for other in all_models[1:]:
-        other.require_gradients()
-    with ExitStack() as stack:
-        for other in all_models:
-            # equivalent mutants: a guard changes no result
-            stack.enter_context(other.guard())
+    with _in_eval_mode(all_models):
         rates, counts, adversarial, fooled = _evaluate(
             all_models, images, labels, targeted=targeted, eps=eps, step_size=step_size, steps=steps,
             norm=norm, momentum=momentum, augmentations=augmentations, eot_samples=eot_samples, seed=seed,
@@ -155,6 +164,16 @@ def transfer(
         adversarial=adversarial,
         fooled=fooled,
     )
+
+
+@contextmanager
+def _in_eval_mode(models: Sequence[AnyModel]) -> Iterator[None]:
+    """Eval mode inside the block; ModelError at once where no gradient flows through a model."""
+    with ExitStack() as stack:
+        for model in models:
+            model.require_gradients()
+            stack.enter_context(model.guard())
+        yield
 
 
 def _evaluate(
@@ -171,7 +190,6 @@ def _evaluate(
     examples = []
     for surrogate in models:
         # Every batch has the same random draws, so that the batch size does not matter.
-        # equivalent mutants: both have the same number of parts
         batches = zip(images.split(size), labels.split(size), strict=True)
         results = [bim.function(surrogate, x, y, targeted=targeted, **params) for x, y in batches]
         examples.append(torch.cat([result.adversarial for result in results]))
