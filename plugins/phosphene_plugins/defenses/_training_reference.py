@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from phosphene import Model, TensorDataset, load_model, max_batch
 from phosphene.training import TrainedModel
@@ -68,8 +69,12 @@ def assert_trained_plainly(
     labels: Tensor | None = None,
 ) -> tuple[TrainedModel, Model]:
     """Assert that ``train()`` has the losses and the final logits of the plain loop; returns both results."""
+    sizes: list[int] = []
+    record = register_module_forward_pre_hook(lambda layer, inputs: sizes.append(len(inputs[0])))
     with max_batch(PART):
         result = train()
+    record.remove()
+    assert max(sizes) == PART
     trained, losses = train_plainly(model, dataset, loss, optimizer, labels=labels)
     torch.testing.assert_close(result.losses, losses)
     torch.testing.assert_close(result.model()(dataset.images), trained(dataset.images))
