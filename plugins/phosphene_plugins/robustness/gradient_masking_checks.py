@@ -30,6 +30,7 @@ from ._masking_verdicts import (
     check_more_steps_help,
     check_unbounded_attack_succeeds,
 )
+from ._verdict_cases import verdicts_on_written_out_measurements
 
 #: The radii tried, in units of eps, beside 1: in that ball lies every image.
 _RADII = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -162,6 +163,7 @@ def measures_what_masks_gradients() -> None:
     numbers_on_a_linear_model_have_a_closed_form()
     attacks_by_hand()
     one_step_transfers_to_the_same_model()
+    verdicts_on_written_out_measurements()
 
 
 @method(
