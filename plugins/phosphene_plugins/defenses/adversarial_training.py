@@ -24,7 +24,14 @@ from phosphene.training import (
 )
 
 from ._training_evaluation import UNDER_PGD, HeldOutEvaluation, TrainingOptions, pgd_points, training_cost
-from ._training_reference import SHORT_TRAINING, PlainLoss, assert_trained_plainly, sample_training
+from ._training_reference import (
+    SHORT_TRAINING,
+    PlainLoss,
+    assert_trained_plainly,
+    cost_by_hand,
+    evaluation_by_hand,
+    sample_training,
+)
 
 
 def kl_divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
@@ -108,9 +115,11 @@ def note_reports_a_drop_beyond_chance() -> None:
 
 
 def trains_on_the_worst_case() -> None:
-    """The margin of a linear model in closed form, a plain loop for each algorithm, and the note."""
+    """A linear model in closed form, a plain loop for each algorithm, evaluation, cost, and the note."""
     step_on_a_linear_model_maximizes_the_worst_case_margin()
     training_equals_a_plain_loop()
+    evaluation_by_hand()
+    cost_by_hand()
     note_reports_a_drop_beyond_chance()
 
 

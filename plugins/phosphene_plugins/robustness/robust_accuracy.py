@@ -80,10 +80,11 @@ def attacks_without_gradients_are_refused_before_the_first_one() -> None:
     model = load_model(
         lambda x: (next(passes), plain(x).detach())[1], input_size=(1, 2, 2), classes=["0", "1"]
     )
-    dataset = TensorDataset(torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64))
+    dataset = TensorDataset(torch.full((3, 1, 2, 2), 0.5, dtype=torch.float64))
     options: dict[str, Any] = {"target": "predicted", "params": {"square": {"max_queries": 99}}, "seed": 0}
     assert robust_accuracy(model, dataset, attacks=["square"], eps=[1e-4], **options).correct.all()
     before = next(passes)
+    assert before < 150  # all images in one batch
     try:
         raise AssertionError(robust_accuracy(model, dataset, attacks=["square", "fgsm"], **options).lines())
     except ModelError:
@@ -233,10 +234,9 @@ def robust_accuracy(
             # equivalent mutants: the attacks stay in their balls, but for rounding
             broken = result.success & (distance <= radius * (1 + _ROUNDING))
             distances[a, remaining[broken]] = distance[broken].clamp(max=radius)
-            # equivalent mutants: there is an example for each image
             for n, example in zip(remaining[broken].tolist(), result.adversarial[broken], strict=True):
                 if n >= len(best_attack):
-                    continue
+                    break
                 if best_attack[n] < 0 or distances[a, n] < distances[best_attack[n], n]:
                     adversarial[n], best_attack[n] = example, a
             # Last, because an interrupted step is repeated on the images without a success.
