@@ -53,6 +53,7 @@ class LipschitzBound(BoundTensor):
         return LipschitzBound(self.example.clone(), self.bound)
 
 
+@torch.no_grad()
 def spectral_norm(
     weight: Tensor, size: tuple[int, int], *, dilation: tuple[int, int] = (1, 1), groups: int = 1
 ) -> float:
@@ -62,10 +63,10 @@ def spectral_norm(
     large as map and kernel together, whose singular values are those of its (O, I) matrix at each frequency.
     Source: Sedghi, Gupta & Long 2019.
     """
-    data = weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    data = weight.cpu().contiguous().view(torch.uint8).numpy().tobytes()
     key = (hashlib.sha256(data).digest(), weight.dtype, weight.shape, size, dilation, groups)
     if key not in _norm_cache:
-        _norm_cache[key] = _circular_spectral_norm(weight.detach(), size, dilation, groups)
+        _norm_cache[key] = _circular_spectral_norm(weight, size, dilation, groups)
     return _norm_cache[key]
 
 
@@ -84,6 +85,7 @@ def _circular_spectral_norm(
         matrices = matrices if matrices.shape[1] < matrices.shape[2] else matrices.mH
         products = matrices @ matrices.mH
         # The Frobenius norm is an upper bound: starting with the largest, most frequencies need no solution.
+        # equivalent mutants: only how many are solved together
         max_batch = max(16, _MAX_MULTIPLICATIONS // matrices.shape[1] ** 3)
         # equivalent mutants: the order decides how many are solved, not which eigenvalue is the largest
         upper_bounds, order = torch.linalg.matrix_norm(products).sort(descending=True)
@@ -252,8 +254,10 @@ def convolutions_have_the_norm_of_their_matrix() -> None:
         expected = float(torch.linalg.matrix_norm(matrix, 2))
         assert math.isclose(spectral_norm(weight, (3, 4), dilation=dilation, groups=groups), expected)
         inputs: Any = LipschitzBound(units[:1, :, :3, :4], 2.0)
-        bound: Any = F.conv2d(inputs, weight, None, 1, 3, dilation, groups)
+        options: Any = (torch.arange(6.0, dtype=torch.float64), (2, 1), (3, 2), dilation, groups)
+        bound: Any = F.conv2d(inputs, weight, *options)
         assert math.isclose(bound.bound, 2 * expected)
+        torch.testing.assert_close(bound.example, F.conv2d(inputs.example, weight, *options))
 
 
 def bounds_in_closed_form() -> None:

@@ -74,7 +74,7 @@ def count_relus(model: AnyModel, image: Tensor) -> int:
         suppress(ModelError),
         rewrite_backward(lambda gradient, gate: gradient) as rewritten,
     ):
-        model(image.detach().requires_grad_())
+        model(image.requires_grad_())
     return rewritten.count
 
 

@@ -101,7 +101,7 @@ def baselines_and_budget_in_closed_form() -> None:
     ranks = pixel_ranks(torch.tensor([[[0.0, 2.0], [1.0, 2.0]]]))
     assert ranks.tolist() == [[[3, 0], [2, 1]]]
     try:
-        raise AssertionError(compare_attributions(linear_model(weight), dataset, methods=["deep_dream"]))
+        raise AssertionError(compare_attributions(linear_model(weight), dataset, methods=["activation_maps"]))
     except InputError as error:
         message = str(error)
     assert "guided_grad_cam" in message
