@@ -40,7 +40,7 @@ def kl_divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
 
 
 def step_on_a_linear_model_maximizes_the_worst_case_margin() -> None:
-    """A step on a linear model is one on the margin m - eps |w|_1 of w = w_own - w_other, in closed form."""
+    """A step on a linear model is one on the margin m - eps |w|_q of w = w_own - w_other, in closed form."""
     model = linear_model(bias=[0.1, -0.1])
     linear: Any = model.module[1]  # type: ignore[index]
     generator = torch.Generator().manual_seed(0)
@@ -50,15 +50,22 @@ def step_on_a_linear_model_maximizes_the_worst_case_margin() -> None:
     weight, bias = (p.detach().clone().requires_grad_() for p in (linear.weight, linear.bias))
     x, y = model.normalize(images[:4]).flatten(1), labels[:4]
     difference = weight[y] - weight[1 - y]
-    margin = (difference * x).sum(1) + bias[y] - bias[1 - y] - 0.1 * (difference / model.std).abs().sum(1)
-    gradients = torch.autograd.grad(F.softplus(-margin).mean(), (weight, bias))
+    clean = (difference * x).sum(1) + bias[y] - bias[1 - y]
     options: dict[str, Any] = {"steps": 1, "batch": 4, "lr": 0.5, "held_out": 0.2, "seed": 0}
-    result = adversarial_training(
-        model, dataset, eps=0.1, step_size=0.1, attack_steps=2, weight_decay=0.0, **options
-    )
-    trained = [p.detach() for p in result.network.parameters()]
-    torch.testing.assert_close(trained[0], (weight - 0.5 * gradients[0]).detach())
-    torch.testing.assert_close(trained[1], (bias - 0.5 * gradients[1]).detach())
+    norms: tuple[tuple[Literal["linf", "l2"], int], ...] = (("linf", 1), ("l2", 2))
+    for norm, dual in norms:
+        margin = clean - 0.1 * (difference / model.std).norm(dual, dim=1)
+        loss = F.softplus(-margin).mean()
+        gradients = torch.autograd.grad(loss, (weight, bias), retain_graph=True)
+        # Steps so long that the random start does not matter.
+        result = adversarial_training(
+            model, dataset, eps=0.1, norm=norm, step_size=1000.0, attack_steps=3, weight_decay=0.0, **options
+        )
+        trained = [p.detach() for p in result.network.parameters()]
+        torch.testing.assert_close(trained[0], (weight - 0.5 * gradients[0]).detach())
+        torch.testing.assert_close(trained[1], (bias - 0.5 * gradients[1]).detach())
+        if norm == "l2":
+            assert (result.previews[1:] - images[4]).flatten(1).norm(dim=1).amax() <= 0.1 + 1e-9
 
 
 def training_equals_a_plain_loop() -> None:
