@@ -24,7 +24,14 @@ from phosphene.training import (
 )
 
 from ._training_evaluation import UNDER_PGD, HeldOutEvaluation, TrainingOptions, pgd_points, training_cost
-from ._training_reference import SHORT_TRAINING, PlainLoss, assert_trained_plainly, sample_training
+from ._training_reference import (
+    SHORT_TRAINING,
+    PlainLoss,
+    assert_trained_plainly,
+    cost_by_hand,
+    evaluation_by_hand,
+    sample_training,
+)
 
 
 def kl_divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
@@ -33,7 +40,7 @@ def kl_divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
 
 
 def step_on_a_linear_model_maximizes_the_worst_case_margin() -> None:
-    """A step on a linear model is one on the margin m - eps |w|_1 of w = w_own - w_other, in closed form."""
+    """A step on a linear model is one on the margin m - eps |w|_q of w = w_own - w_other, in closed form."""
     model = linear_model(bias=[0.1, -0.1])
     linear: Any = model.module[1]  # type: ignore[index]
     generator = torch.Generator().manual_seed(0)
@@ -43,15 +50,22 @@ def step_on_a_linear_model_maximizes_the_worst_case_margin() -> None:
     weight, bias = (p.detach().clone().requires_grad_() for p in (linear.weight, linear.bias))
     x, y = model.normalize(images[:4]).flatten(1), labels[:4]
     difference = weight[y] - weight[1 - y]
-    margin = (difference * x).sum(1) + bias[y] - bias[1 - y] - 0.1 * (difference / model.std).abs().sum(1)
-    gradients = torch.autograd.grad(F.softplus(-margin).mean(), (weight, bias))
+    clean = (difference * x).sum(1) + bias[y] - bias[1 - y]
     options: dict[str, Any] = {"steps": 1, "batch": 4, "lr": 0.5, "held_out": 0.2, "seed": 0}
-    result = adversarial_training(
-        model, dataset, eps=0.1, step_size=0.1, attack_steps=2, weight_decay=0.0, **options
-    )
-    trained = [p.detach() for p in result.network.parameters()]
-    torch.testing.assert_close(trained[0], (weight - 0.5 * gradients[0]).detach())
-    torch.testing.assert_close(trained[1], (bias - 0.5 * gradients[1]).detach())
+    norms: tuple[tuple[Literal["linf", "l2"], int], ...] = (("linf", 1), ("l2", 2))
+    for norm, dual in norms:
+        margin = clean - 0.1 * (difference / model.std).norm(dual, dim=1)
+        loss = F.softplus(-margin).mean()
+        gradients = torch.autograd.grad(loss, (weight, bias), retain_graph=True)
+        # Steps so long that the random start does not matter.
+        result = adversarial_training(
+            model, dataset, eps=0.1, norm=norm, step_size=1000.0, attack_steps=3, weight_decay=0.0, **options
+        )
+        trained = [p.detach() for p in result.network.parameters()]
+        torch.testing.assert_close(trained[0], (weight - 0.5 * gradients[0]).detach())
+        torch.testing.assert_close(trained[1], (bias - 0.5 * gradients[1]).detach())
+        if norm == "l2":
+            assert (result.previews[1:] - images[4]).flatten(1).norm(dim=1).amax() <= 0.1 + 1e-9
 
 
 def training_equals_a_plain_loop() -> None:
@@ -108,9 +122,11 @@ def note_reports_a_drop_beyond_chance() -> None:
 
 
 def trains_on_the_worst_case() -> None:
-    """The margin of a linear model in closed form, a plain loop for each algorithm, and the note."""
+    """A linear model in closed form, a plain loop for each algorithm, evaluation, cost, and the note."""
     step_on_a_linear_model_maximizes_the_worst_case_margin()
     training_equals_a_plain_loop()
+    evaluation_by_hand()
+    cost_by_hand()
     note_reports_a_drop_beyond_chance()
 
 

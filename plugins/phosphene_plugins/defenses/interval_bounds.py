@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Reference, float64_device, hookimpl, load_model, method, progress_bar
+from phosphene import ModelError, Reference, float64_device, hookimpl, load_model, method, progress_bar
 from phosphene.roles import Images
 from phosphene.roles import Model as ModelInput
 from phosphene.spec import Cost, Equivariant, InvariantTo, Monotone, Nonnegative, ScalesWith, param, size
@@ -211,6 +212,8 @@ def exact_on_a_linear_model() -> None:
     result = interval_bounds(model, images, eps=0.3, halvings=40)
     torch.testing.assert_close(result.radius, exact)
     assert torch.equal(result.labels, labels)
+    radius = float(exact.min()) / 2
+    assert interval_bounds(model, images, eps=radius, halvings=0).radius.tolist() == [radius] * 3
     # With fewer halvings it is the multiple of eps / 2^halvings below.
     result = interval_bounds(model, images, eps=0.3, halvings=3)
     torch.testing.assert_close(result.radius, (exact / 0.0375).floor() * 0.0375)
@@ -244,6 +247,29 @@ def hidden_layer_in_closed_form() -> None:
     margins = (own - (center + radius).sigmoid()).scatter(1, labels[:, None], torch.inf)
     model = load_model(nn.Sequential(*layers, nn.Sigmoid()), **options)
     torch.testing.assert_close(worst_case_margins(model, images, labels, 0.1), margins)
+
+
+def logits_are_read_from_any_output() -> None:
+    """The first (N, K) of a list, a mapping or an object is the logits; an output without one is refused."""
+    linear = nn.Linear(6, 3).double()
+    network = nn.Sequential(nn.Flatten(), linear)
+    images = torch.rand(2, 1, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels, model = torch.tensor([2, 0]), load_model(network, input_size=(1, 2, 3))
+    margins = worst_case_margins(model, images, labels, 0.1)
+    outputs: list[Callable[[Any], Any]] = [
+        lambda z: [z[:, None], "loss", z],
+        lambda z: {"features": z[:, None], "scores": (z, z + 1.0)},
+        lambda z: SimpleNamespace(features=z + 1.0, logits=z),
+    ]
+    for output in outputs:
+        hook = network.register_forward_hook(lambda module, inputs, z: output(z))  # noqa: B023
+        torch.testing.assert_close(worst_case_margins(model, images, labels, 0.1), margins)
+        hook.remove()
+    network.register_forward_hook(lambda module, inputs, z: (z[:, None], "loss"))
+    try:
+        raise AssertionError(worst_case_margins(model, images, labels, 0.1))
+    except ModelError:
+        pass
 
 
 def single_operations_are_exact() -> None:
@@ -280,6 +306,7 @@ def exact_where_it_has_to_be() -> None:
     """Exact on linear models, after every single operation, and in closed form behind a hidden layer."""
     exact_on_a_linear_model()
     hidden_layer_in_closed_form()
+    logits_are_read_from_any_output()
     single_operations_are_exact()
 
 

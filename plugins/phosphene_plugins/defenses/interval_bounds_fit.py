@@ -39,15 +39,24 @@ def loss_on_a_linear_model_is_that_of_the_exact_margin() -> None:
     margin = (
         model.normalize(images).flatten(1) @ difference + bias - 0.1 * (difference / model.std).abs().sum()
     )
-    options: dict[str, Any] = {"steps": 1, "batch": 2, "lr": 0.01, "held_out": 0.34, "seed": 0}
+    options: dict[str, Any] = {"steps": 1, "batch": 1, "lr": 0.01, "held_out": 0.34, "seed": 0}
     dataset = TensorDataset(images, ["1", "1", "0"])
     result = interval_bounds_fit(model, dataset, eps=0.1, kappa=0.0, warm_up=0.0, **options)
-    expected = F.softplus(-margin[:2]).mean()
+    # The order of the two images is that of the seed.
+    expected = F.softplus(-margin[torch.randperm(2, generator=torch.Generator().manual_seed(0))[0]])
     torch.testing.assert_close(result.losses[0], expected.detach())
     (gradient,) = torch.autograd.grad(expected, weight)
     # The first step of Adam is the learning rate times the gradient's sign.
     trained = [p.detach() for p in result.network.parameters()]
     torch.testing.assert_close(trained[0], (weight - 0.01 * gradient.sign()).detach(), rtol=0, atol=1e-6)
+    # Margins of 0 prove nothing.
+    result = interval_bounds_fit(linear_model(torch.zeros(2, 1, 2, 2)), dataset, eps=0.1, **options)
+    assert result.curves["clean"][0] == 1 and result.curves["proven"][0] == 0
+    # The training is in single precision, which rounds this box away.
+    sensitive = linear_model(2.0**30 * torch.eye(2, 4).view(2, 1, 2, 2), mean=[0.0], std=[1.0])
+    dataset = TensorDataset(torch.full((3, 1, 2, 2), 0.5), ["1", "1", "0"])
+    result = interval_bounds_fit(sensitive, dataset, eps=1e-9, kappa=0.0, warm_up=0.0, **options)
+    torch.testing.assert_close(result.losses, torch.tensor([math.log(2)]))
 
 
 def training_equals_a_plain_loop() -> None:
@@ -87,8 +96,8 @@ def training_equals_a_plain_loop() -> None:
     proven = final.scatter(1, labels[5:, None], torch.inf).amin(1) > 0
     torch.testing.assert_close(result.curves["proven"][-1], proven.double().mean())
     assert result.note == "proven within 5/255"
-    radii = (2.000001 / 255, 2.125 / 255)
-    assert [*map(_format_radius, radii)] == ["2/255", "0.00833"]
+    radii = (2.000001 / 255, 2.5 / 255, 2.125 / 255)
+    assert [*map(_format_radius, radii)] == ["2/255", "2.5/255", "0.00833"]
 
 
 def trains_on_its_bounds() -> None:

@@ -53,6 +53,7 @@ class LipschitzBound(BoundTensor):
         return LipschitzBound(self.example.clone(), self.bound)
 
 
+@torch.no_grad()
 def spectral_norm(
     weight: Tensor, size: tuple[int, int], *, dilation: tuple[int, int] = (1, 1), groups: int = 1
 ) -> float:
@@ -62,10 +63,10 @@ def spectral_norm(
     large as map and kernel together, whose singular values are those of its (O, I) matrix at each frequency.
     Source: Sedghi, Gupta & Long 2019.
     """
-    data = weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    data = weight.cpu().contiguous().view(torch.uint8).numpy().tobytes()
     key = (hashlib.sha256(data).digest(), weight.dtype, weight.shape, size, dilation, groups)
     if key not in _norm_cache:
-        _norm_cache[key] = _circular_spectral_norm(weight.detach(), size, dilation, groups)
+        _norm_cache[key] = _circular_spectral_norm(weight, size, dilation, groups)
     return _norm_cache[key]
 
 
@@ -84,7 +85,9 @@ def _circular_spectral_norm(
         matrices = matrices if matrices.shape[1] < matrices.shape[2] else matrices.mH
         products = matrices @ matrices.mH
         # The Frobenius norm is an upper bound: starting with the largest, most frequencies need no solution.
+        # equivalent mutants: only how many are solved together
         max_batch = max(16, _MAX_MULTIPLICATIONS // matrices.shape[1] ** 3)
+        # equivalent mutants: the order decides how many are solved, not which eigenvalue is the largest
         upper_bounds, order = torch.linalg.matrix_norm(products).sort(descending=True)
         for bounds, frequencies in zip(upper_bounds.split(max_batch), order.split(max_batch), strict=True):
             if float(bounds[0]) <= largest:
@@ -222,6 +225,7 @@ def single_operations_have_their_factor() -> None:
         (norm, 2 / 1.6**0.5), (plain, 1 / 1.1**0.5), (nn.Dropout().eval(), 1), (lambda x: x[:, 1:], 1),
         (lambda x: x + x, 2), (lambda x: x - 1.5, 1), (lambda x: torch.cat([x, x + x, x], 1), 6**0.5),
         (lambda x: x.mean((2, 3)), 24**-0.5), (lambda x: x.sum(1), 2), (lambda x: F.avg_pool2d(x, 2), 0.5),
+        (lambda x: F.avg_pool2d(x, 2, 1), 1), (lambda x: F.avg_pool2d(x, 3, 1, 1), 1),
         (nn.MaxPool2d(2), 1), (nn.MaxPool2d(3, 2), 2), (nn.MaxPool2d((3, 2), (2, 1)), 2),
         (nn.Conv2d(4, 4, 1, groups=4, bias=False).double(), 0.0), (nn.Linear(6, 3).double(), 0.0),
     ]  # fmt: skip
@@ -250,8 +254,10 @@ def convolutions_have_the_norm_of_their_matrix() -> None:
         expected = float(torch.linalg.matrix_norm(matrix, 2))
         assert math.isclose(spectral_norm(weight, (3, 4), dilation=dilation, groups=groups), expected)
         inputs: Any = LipschitzBound(units[:1, :, :3, :4], 2.0)
-        bound: Any = F.conv2d(inputs, weight, None, 1, 3, dilation, groups)
+        options: Any = (torch.arange(6.0, dtype=torch.float64), (2, 1), (3, 2), dilation, groups)
+        bound: Any = F.conv2d(inputs, weight, *options)
         assert math.isclose(bound.bound, 2 * expected)
+        torch.testing.assert_close(bound.example, F.conv2d(inputs.example, weight, *options))
 
 
 def bounds_in_closed_form() -> None:

@@ -23,6 +23,7 @@ from phosphene.training import (
     trainable_copy,
 )
 
+from ._spectral_cases import layers_of_unit_norm, orthogonal_weights
 from ._spectral_layers import LayerKind, UnitNormLayers
 from ._training_evaluation import HeldOutEvaluation, TrainingOptions, training_cost
 from ._training_reference import SHORT_TRAINING, sample_training, train_plainly
@@ -102,9 +103,11 @@ def training_equals_a_plain_loop() -> None:
 
 
 def trains_on_the_exact_distance() -> None:
-    """The loss of a linear model in closed form, and a plain loop with two layers."""
+    """The loss of a linear model in closed form, a plain loop with two layers, and layers of norm 1."""
     loss_on_a_linear_model_is_that_of_the_exact_distance()
     training_equals_a_plain_loop()
+    layers_of_unit_norm()
+    orthogonal_weights()
 
 
 @method(

@@ -74,7 +74,7 @@ def count_relus(model: AnyModel, image: Tensor) -> int:
         suppress(ModelError),
         rewrite_backward(lambda gradient, gate: gradient) as rewritten,
     ):
-        model(image.detach().requires_grad_())
+        model(image.requires_grad_())
     return rewritten.count
 
 
@@ -93,13 +93,14 @@ def activations_approach_relu_with_the_sharpness() -> None:
             assert abs(float(gradient) - slopes[name]) < 1e-9, name
     torch.manual_seed(0)
     first, last = nn.Linear(12, 4).double(), nn.Linear(4, 2).double()
-    network = nn.Sequential(nn.Flatten(), first, nn.ReLU(), last)
+    network = nn.Sequential(nn.Flatten(), nn.Sequential(first, nn.ReLU()), last)
     model = load_model(network, input_size=(3, 2, 2), mean=[0.375, 0.5, 0.625], std=[0.25, 0.5, 0.75])
-    images = torch.rand(4, 3, 2, 2, dtype=torch.float64)
+    images = torch.rand(4, 3, 2, 2)
     # So small a learning rate leaves the weights as they are.
     options: dict[str, Any] = {"steps": 1, "batch": 2, "held_out": 0.25, "lr": 1e-12, "seed": 0}
     dataset = TensorDataset(images, ["0", "1", "1", "0"])
     result = smooth_activations(model, dataset, activation="softplus", sharpness=3.0, **options)
+    images = images.double()
     x = model.normalize(images).flatten(1)
     torch.testing.assert_close(result.network(model.normalize(images)), last(F.softplus(3 * first(x)) / 3))
     assert result.note == "1 ReLUs are softplus now"

@@ -71,7 +71,7 @@ def warnings_name_what_is_wrong_with_a_model() -> None:
     models: list[tuple[AnyModel, list[tuple[str, ...]]]] = [
         (normal, [(), ()]),
         (normal.defended(noise, "noise"), [("random",)] * 2),
-        (linear_model(weight, bias=[50.0, -50.0]).defended(noise, "noise"), [(), ()]),  # below the tolerance
+        (linear_model(weight, bias=[0.0, -50.0]).defended(noise, "noise"), [(), ()]),  # below the tolerance
         (linear_model(constant), [(), ("no gradient",)]),  # predicts 0, so the first image is wrong already
         (linear_model(constant, bias=[1.5, -0.5]), [(), ("no gradient",)]),  # the sum alone is 1
         (linear_model(constant, bias=[2.0, 2.0]), [(), ("no gradient",)]),
@@ -199,7 +199,7 @@ def auto_attack(
         if name == "fab":  # a minimum-norm attack: its example may lie outside the ball
             success = success & (result.distance(norm) <= eps)
         adversarial[remaining[success]] = result.adversarial[success]
-        for n in remaining[success].tolist():
+        for n in remaining[success]:
             broken_by[n] = stage
         remaining = remaining[~success]
     examples = build_result(model, images, adversarial, labels, before, targeted=False)

@@ -200,7 +200,6 @@ def _evaluate(
     def pgd_examples(model: AnyModel) -> Tensor:
         """PGD on the images that the model classifies correctly; the others are returned unchanged."""
         examples = []
-        # equivalent mutants: there is a label for each image
         for batch, y in zip(images.split(max_batch), labels.split(max_batch), strict=True):
             # One seed for every batch: the result does not depend on the batch size.
             start = random_point(batch, eps, norm, torch.Generator().manual_seed(seed))

@@ -30,6 +30,7 @@ from ._masking_verdicts import (
     check_more_steps_help,
     check_unbounded_attack_succeeds,
 )
+from ._verdict_cases import verdicts_on_written_out_measurements
 
 #: The radii tried, in units of eps, beside 1: in that ball lies every image.
 _RADII = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -100,8 +101,9 @@ def attacks_by_hand() -> None:
     for layer in (layers[1], layers[3]):
         for parameter in layer.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator)
+    layers[1].weight.data[:, 0] = 0.0  # type: ignore[union-attr, index]
     model = load_model(nn.Sequential(*layers), input_size=(3, 2, 2))
-    images = torch.rand(4, 3, 2, 2, generator=generator)
+    images, eps = torch.rand(4, 3, 2, 2, generator=generator), 0.2
     images[1, :, 0] = 1.0
     labels = model(images).argmax(1)
     labels[2] = (labels[2] + 1) % 3  # misclassified
@@ -113,29 +115,46 @@ def attacks_by_hand() -> None:
     x, margins = images, [margin(model(images), labels)]
     count, momentum, moved = torch.where(margins[0] > 0, 0, 4), torch.zeros_like(images), images
     for step in range(3):
-        ascent = x + 2.5 * 0.08 / 3 * gradient_of(cross_entropy, x).sign()
-        ascent = torch.minimum(torch.maximum(ascent, images - 0.08), images + 0.08).clamp(0, 1)
+        ascent = x + 2.5 * eps / 3 * gradient_of(cross_entropy, x).sign()
+        ascent = torch.minimum(torch.maximum(ascent, images - eps), images + eps).clamp(0, 1)
         x = torch.where((count < 4)[:, None, None, None], x, ascent)
         margins.append(margin(model(x), labels))
         count = torch.where((margins[-1] > 0) & (count == 4), step + 1, count)
         gradient = gradient_of(cross_entropy, moved)
         momentum = momentum + gradient / gradient.abs().mean((1, 2, 3), keepdim=True)
-        moved = moved + 2.5 * 0.08 / 3 * momentum.sign()
-        moved = torch.minimum(torch.maximum(moved, images - 0.08), images + 0.08).clamp(0, 1)
-    attack = white_box_attack(model, images, labels, cross_entropy, 0.08, 3)
+        moved = moved + 2.5 * eps / 3 * momentum.sign()
+        moved = torch.minimum(torch.maximum(moved, images - eps), images + eps).clamp(0, 1)
+    attack = white_box_attack(model, images, labels, cross_entropy, eps, 3)
     torch.testing.assert_close(attack.points, x)
     assert attack.steps_to_success.tolist() == count.tolist()
     torch.testing.assert_close(attack.initial_margin, margins[0])
     torch.testing.assert_close(attack.best_margin, torch.stack(margins).amax(0))
     moved = torch.where(torch.arange(4)[:, None, None, None] == 2, images, moved)
-    torch.testing.assert_close(_momentum_examples(model, images, labels, 0.08, 3), moved)
+    torch.testing.assert_close(_momentum_examples(model, images, labels, eps, 3), moved)
     success = model(moved).argmax(1) != labels
-    assert _transfer_success(model, model, images, labels, 0.08, 3).tolist() == success.tolist()
+    assert _transfer_success(model, model, images, labels, eps, 3).tolist() == success.tolist()
     gradients = gradient_of(margin, images)
     along = (images + 0.02 * gradients.sign()).clamp(0, 1)
-    growth, _, predicted = _margin_growth(model, images, labels, gradients, 0.02, 0)
+    growth, along_random, predicted = _margin_growth(model, images, labels, gradients, 0.02, 0)
     torch.testing.assert_close(growth, margin(model(along), labels) - margins[0])
+    signs = torch.randint(2, (4, 1, 3, 2, 2), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    moved = (images + 0.02 * signs).clamp(0, 1).flatten(0, 1)
+    grown = margin(model(moved), labels.repeat(4)).view(4, 4) - margins[0]
+    torch.testing.assert_close(along_random, grown)
     torch.testing.assert_close(predicted, ((along - images) * gradients).sum((1, 2, 3)))
+
+
+def one_step_transfers_to_the_same_model() -> None:
+    """After one step MI-FGSM is the white-box attack, so both succeed on the same images."""
+    model = load_model("builtin:shapes-resnet")
+    images = torch.rand(4, *model.input_size, generator=torch.Generator().manual_seed(0))
+    labels = model(images).argmax(1)
+    result = gradient_masking_checks(
+        model, images, labels, eps=0.0015, steps=1, max_queries=1, models=("builtin:shapes-resnet",), seed=0
+    )
+    assert result.numbers[-1] == {"white box": 0.5, "builtin:shapes-resnet": 0.5}
+    assert result.names_before == tuple(map(model.class_name, labels.tolist()))
+    assert result.names_after == tuple(map(model.class_name, model(result.adversarial).argmax(1).tolist()))
 
 
 def measures_what_masks_gradients() -> None:
@@ -143,6 +162,8 @@ def measures_what_masks_gradients() -> None:
     identifies_how_a_linear_model_is_masked()
     numbers_on_a_linear_model_have_a_closed_form()
     attacks_by_hand()
+    one_step_transfers_to_the_same_model()
+    verdicts_on_written_out_measurements()
 
 
 @method(

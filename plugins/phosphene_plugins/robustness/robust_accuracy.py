@@ -1,5 +1,6 @@
 """Robust accuracy: accuracy against the radius under several attacks, and under the worst of them."""
 
+import itertools
 import math
 from typing import Annotated, Any, Literal
 
@@ -9,10 +10,12 @@ from torch import Tensor
 
 from phosphene import (
     InputError,
+    ModelError,
     Reference,
     TensorDataset,
     batch_size,
     hookimpl,
+    load_model,
     method,
     report_progress,
     resumable,
@@ -61,13 +64,37 @@ def share_of_margins_beyond_eps_on_a_linear_model() -> None:
     report = robust_accuracy(model, TensorDataset(images, ["0"] * 5), **options)
     assert report.broken_by == ("fgsm", "fgsm", "", "", "") and report.counts == (5, 5)
     # Without labels the predicted class is correct. The budget is enough for two images.
-    options |= {"attacks": ["pgd"], "params": {"pgd": {"steps": 10}}, "target": "predicted", "budget": 69}
+    options |= {"attacks": ["pgd"], "params": {"pgd": {"steps": 10}}, "target": "predicted", "budget": 95}
     report = robust_accuracy(model, TensorDataset(images), **options)
     assert report.correct.all() and report.counts == (2,), report.counts
     assert report.success.tolist() == [[True, True, False, False, False]]
     assert robust_accuracy(model, TensorDataset(images), **options | {"budget": 1}).counts == (1,)
     report = robust_accuracy(model, TensorDataset(images), **options | {"budget": 1000})
     assert report.success.tolist() == [[True, True, False, False, True]]
+
+
+def attacks_without_gradients_are_refused_before_the_first_one() -> None:
+    """A network without gradients is attacked by Square alone; with FGSM as well, Square does not run."""
+    passes = itertools.count()
+    plain = linear_model()
+    model = load_model(
+        lambda x: (next(passes), plain(x).detach())[1], input_size=(1, 2, 2), classes=["0", "1"]
+    )
+    dataset = TensorDataset(torch.full((3, 1, 2, 2), 0.5, dtype=torch.float64))
+    options: dict[str, Any] = {"target": "predicted", "params": {"square": {"max_queries": 99}}, "seed": 0}
+    assert robust_accuracy(model, dataset, attacks=["square"], eps=[1e-4], **options).correct.all()
+    before = next(passes)
+    assert before < 150  # all images in one batch
+    try:
+        raise AssertionError(robust_accuracy(model, dataset, attacks=["square", "fgsm"], **options).lines())
+    except ModelError:
+        assert next(passes) - before < 99
+
+
+def accuracy_is_that_of_the_margins() -> None:
+    """On a linear model that of the distances to its boundary; networks without gradients."""
+    share_of_margins_beyond_eps_on_a_linear_model()
+    attacks_without_gradients_are_refused_before_the_first_one()
 
 
 @method(
@@ -83,7 +110,7 @@ def share_of_margins_beyond_eps_on_a_linear_model() -> None:
     ],
     relations=[InvariantTo("logit_shift", fields=("adversarial", "radii"))],
     needs=["dataset"],
-    oracle=share_of_margins_beyond_eps_on_a_linear_model,
+    oracle=accuracy_is_that_of_the_margins,
     quick={
         "attacks": ["pgd", "fgsm"],
         "eps": [0.05, 0.5],
@@ -207,10 +234,9 @@ def robust_accuracy(
             # equivalent mutants: the attacks stay in their balls, but for rounding
             broken = result.success & (distance <= radius * (1 + _ROUNDING))
             distances[a, remaining[broken]] = distance[broken].clamp(max=radius)
-            # equivalent mutants: there is an example for each image
             for n, example in zip(remaining[broken].tolist(), result.adversarial[broken], strict=True):
                 if n >= len(best_attack):
-                    continue
+                    break
                 if best_attack[n] < 0 or distances[a, n] < distances[best_attack[n], n]:
                     adversarial[n], best_attack[n] = example, a
             # Last, because an interrupted step is repeated on the images without a success.

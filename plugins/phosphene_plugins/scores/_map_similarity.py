@@ -19,12 +19,12 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
 
     It is 1 for two constant maps, and 0 where only one is constant.
     """
-    values = (m.detach().flatten(1).cpu().double().numpy() for m in (maps, others))
+    values = (m.flatten(1).cpu().double().numpy() for m in (maps, others))
     ranks = [torch.from_numpy(rankdata(v, axis=1)) for v in values]
     a, b = (t - t.mean(1, keepdim=True) for t in ranks)
     norms = a.norm(dim=1) * b.norm(dim=1)
     both_constant = ((a == 0).all(1) & (b == 0).all(1)).double()
-    return torch.where(norms > 0, (a * b).sum(1) / norms.clamp(min=1e-12), both_constant).to(maps)
+    return torch.where(norms > 0, (a * b).sum(1) / norms, both_constant).to(maps)
 
 
 def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:

@@ -11,7 +11,14 @@ from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import InvariantTo, ScalesWith
 from phosphene.testing import linear_model
 
-from ._evaluate_maps import EvaluationSet, baseline_sources, evaluate_maps, method_source
+from ._evaluate_maps import (
+    EvaluationSet,
+    baseline_sources,
+    evaluate_maps,
+    method_source,
+    pixel_ranks,
+    positive_part,
+)
 from ._parameters import Budget, MapTarget, MaxImages, Steps
 from ._score_table import Scores
 from ._weight_randomization import weight_randomization
@@ -54,7 +61,7 @@ def columns_equal_the_scores_run_alone() -> None:
     for row, (name, params) in enumerate((("smooth_grad", {"samples": 2}), ("saliency", {}))):
         cascade = sanity_check(model, dataset, method=name, params=params, seed=3)
         torch.testing.assert_close(table.image_values[0, row, 0], cascade.rank[0])
-    assert table.counts[0, :, 0].tolist() == [3, 3, 0, 0]
+    assert table.counts[0, :, 0].tolist() == [3, 3, 0, 0] and table.higher_is_better == (False,)
     # A second model by its URI, in the first one's precision.
     double = linear_model(torch.rand(10, 3, 64, 64, dtype=torch.float64, generator=generator))
     images = torch.rand(1, 3, 64, 64, dtype=torch.float64, generator=generator)
@@ -66,6 +73,44 @@ def columns_equal_the_scores_run_alone() -> None:
     alone = compare_attributions(other, TensorDataset(images, ["0"]), **options)
     torch.testing.assert_close(table.image_values[1], alone.image_values[0])
     assert table.models == (double.name, other.name)
+
+
+def baselines_and_budget_in_closed_form() -> None:
+    """The maps of the baselines, how many images a budget is enough for, and the evidence in a map."""
+    weight = torch.arange(1.0, 129).view(2, 1, 8, 8)
+    dataset = TensorDataset(torch.rand(3, 1, 8, 8), ["0", "1", "0"], torch.ones(3, 8, 8) > 0)
+    options: dict[str, Any] = {"methods": ["saliency"], "seed": 4}
+    # Saliency takes a forward and a backward pass, that counts two; the sanity check runs it twice.
+    for score, budget, counts in (
+        ("sanity_check", 12, [2, 0, 0]),
+        ("sanity_check", 11, [1, 0, 0]),
+        ("pointing_game", 6, [2, 3, 3]),
+        ("pointing_game", 2, [1, 2, 2]),
+    ):
+        table = compare_attributions(linear_model(weight), dataset, scores=[score], budget=budget, **options)
+        assert table.counts[0, :, 0].tolist() == counts, (score, budget)
+    table = compare_attributions(linear_model(weight), dataset, scores=["pointing_game"], **options)
+    assert table.names == ("saliency", "centre point", "random maps")
+    side = torch.linspace(-1, 1, 8).square()
+    torch.testing.assert_close(table.maps[0, 1, 0], torch.exp(-2 * (side[:, None] + side)))
+    noise = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(table.maps[0, 2], noise[: len(table.images)].clamp(min=0))
+    maps = torch.tensor([[-1.0, 2.0], [-0.5, -0.2], [-3.0, -3.0], [0.0, 0.0]])[:, None]
+    expected = torch.tensor([[0.0, 2.0], [0.0, 0.3], [1.0, 1.0], [1.0, 1.0]])[:, None]
+    torch.testing.assert_close(positive_part(maps), expected)
+    ranks = pixel_ranks(torch.tensor([[[0.0, 2.0], [1.0, 2.0]]]))
+    assert ranks.tolist() == [[[3, 0], [2, 1]]]
+    try:
+        raise AssertionError(compare_attributions(linear_model(weight), dataset, methods=["activation_maps"]))
+    except InputError as error:
+        message = str(error)
+    assert "guided_grad_cam" in message
+
+
+def scores_and_baselines() -> None:
+    """The columns of single scores; baselines and budget in closed form."""
+    columns_equal_the_scores_run_alone()
+    baselines_and_budget_in_closed_form()
 
 
 @method(
@@ -86,7 +131,7 @@ def columns_equal_the_scores_run_alone() -> None:
         InvariantTo("normalization", fields=("values", "image_values")),
     ],
     needs=["dataset"],
-    oracle=columns_equal_the_scores_run_alone,
+    oracle=scores_and_baselines,
     quick={
         "methods": ["grad_cam"],
         "models": [],

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Class, Method, Reference, TensorDataset, hookimpl, load_model, method
+from phosphene import Class, Method, Reference, TensorDataset, hookimpl, load_model, method, methods
 from phosphene.images import Baseline, baseline_images, gaussian_blur
 from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import InvariantTo, ScalesWith
@@ -21,6 +21,7 @@ from ._evaluate_maps import (
     evaluate_maps,
     method_source,
     pixel_ranks,
+    positive_part,
 )
 from ._parameters import Budget, MapTarget, MaxImages, MethodName, MethodParams, Steps
 from ._score_table import Scores, means_and_errors
@@ -72,6 +73,27 @@ def curve_area_metric(steps: int, baseline: Baseline, score: ClassScore, seed: i
     return Metric(("deletion", "insertion"), (False, True), compute)
 
 
+def seed_of_the_noise_and_of_the_maps() -> None:
+    """SmoothGrad's maps of a hidden layer and the noise that pixels are replaced by have the seed."""
+    generator = torch.Generator().manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.Tanh(), nn.Linear(5, 2))
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    model = load_model(network, input_size=(1, 4, 4), mean=[0.0], std=[1.0])
+    images = torch.rand(2, 1, 4, 4, generator=generator)
+    result = deletion_insertion(
+        model, TensorDataset(images, ["0", "0"]), method="smooth_grad", params={"samples": 2},
+        baseline="noise", score="logit", steps=40, seed=5,
+    )  # fmt: skip
+    maps: Any = methods["smooth_grad"](model, images, 0, samples=2, seed=5)
+    torch.testing.assert_close(result.maps[0, 0], positive_part(maps.maps))
+    scores = model(baseline_images(images, "noise", sigma=0.5, seed=5))[:, 0]
+    torch.testing.assert_close(result.deletion[0, -1], scores.mean().detach())
+    torch.testing.assert_close(result.fractions, torch.arange(17) / 16)  # no more steps than pixels
+    curve = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    assert abs(float(curve_areas(curve, [0, 1, 3])) - 2.5) < 1e-12
+
+
 def curves_of_an_additive_model_are_cumulative_sums() -> None:
     """Where the score is a sum over pixels, every step removes what its pixels contribute."""
     weight = torch.randn(16, generator=torch.Generator().manual_seed(0))
@@ -107,6 +129,12 @@ def curves_of_an_additive_model_are_cumulative_sums() -> None:
     torch.testing.assert_close(computed, areas[:, :1].T)
 
 
+def curves_and_areas() -> None:
+    """The curves of an additive model in closed form, and what is drawn at random."""
+    curves_of_an_additive_model_are_cumulative_sums()
+    seed_of_the_noise_and_of_the_maps()
+
+
 @method(
     family="scores",
     title="Deletion and insertion",
@@ -132,7 +160,7 @@ def curves_of_an_additive_model_are_cumulative_sums() -> None:
         ScalesWith("logits", power=1, fields=("values", "deletion", "insertion"), where={"score": "logit"}),
     ],
     needs=["dataset"],
-    oracle=curves_of_an_additive_model_are_cumulative_sums,
+    oracle=curves_and_areas,
     quick={"method": "grad_cam", "params": {}, "max_images": 2, "budget": 40, "steps": 3},
     demo={"max_images": 8},
 )

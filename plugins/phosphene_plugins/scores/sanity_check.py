@@ -1,5 +1,6 @@
 """Sanity check by weight randomization: similarity of maps before and after it."""
 
+from collections import OrderedDict
 from typing import Annotated, Any
 
 import scipy.stats
@@ -27,7 +28,7 @@ from phosphene.spec import InvariantTo
 
 from ._cascade_result import Cascade
 from ._evaluate_maps import EvaluationSet, method_source, positive_part
-from ._map_similarity import map_similarity, structural_similarity
+from ._map_similarity import map_similarity, rank_correlation, structural_similarity
 from ._parameters import MapTarget, MaxImages, MethodName, MethodParams
 from ._weight_randomization import layers_with_weights, randomize_weights, split_stages
 
@@ -52,11 +53,13 @@ def maps_stay_where_all_weights_are_equal() -> None:
 def maps_are_those_of_networks_randomized_by_hand() -> None:
     """Stage k: the layers from the top down to the k-th, each drawn with the seed of its stage."""
     generator = torch.Generator().manual_seed(0)
-    layers = [nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 3), nn.Linear(3, 2)]
-    for layer in (layers[1], layers[3], layers[4]):
+    first, hidden, last = nn.Linear(16, 5), nn.Linear(5, 3), nn.Linear(3, 2)
+    for layer in (first, hidden, last):
         for parameter in layer.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator)
-    model = load_model(nn.Sequential(*layers), input_size=(1, 4, 4), mean=[0.3], std=[0.4])
+    layers = {"flat": nn.Flatten(), "first": first, "relu": nn.ReLU(), "middle": nn.Sequential(hidden)}
+    network = nn.Sequential(OrderedDict(layers | {"last": last}))
+    model = load_model(network, input_size=(1, 4, 4), mean=[0.3], std=[0.4])
     images = torch.rand(5, 1, 4, 4, generator=generator)
     dataset = TensorDataset(images, ["0", "1", "1", "0", "1"])
     options: dict[str, Any] = {"samples": 2}
@@ -77,7 +80,7 @@ def maps_are_those_of_networks_randomized_by_hand() -> None:
             assert isinstance(attribution, Attribution)
             maps.append(attribution.maps)
     expected = torch.cat(maps).view(4, 4, 4, 4)
-    assert result.stages == ("4", "3", "1")
+    assert result.stages == ("last", "middle.0", "first")
     torch.testing.assert_close(result.images, images[:2])
     torch.testing.assert_close(result.maps, positive_part(expected[:, :2].flatten(0, 1)).view(4, 2, 4, 4))
     for stage in range(3):
@@ -88,8 +91,29 @@ def maps_are_those_of_networks_randomized_by_hand() -> None:
         torch.testing.assert_close(result.ssim[stage], similarity)
 
 
+def similarities_have_a_closed_form() -> None:
+    """Rank correlations of two pixels and of constant maps; SSIM of constants and of checkerboards."""
+    maps = torch.tensor([[0.0, 3.0], [0.0, 3.0], [2.0, 2.0], [2.0, 2.0]])[:, None]
+    others = torch.tensor([[1.0, 2.0], [5.0, 4.0], [7.0, 7.0], [0.0, 3.0]])[:, None]
+    torch.testing.assert_close(rank_correlation(maps, others), torch.tensor([1.0, -1.0, 1.0, 0.0]))
+    # C1 = 1e-4 and C2 = 9e-4. On a checkerboard the local mean is 0.01, the local variance 1e-4.
+    constant = torch.ones(1, 24, 24, dtype=torch.float64)
+    row = torch.arange(24) % 2
+    board = 0.02 * (row[:, None] ^ row).double()[None]
+    pairs = [
+        (0.1 * constant, 0.2 * constant, 0.0401 / 0.0501),
+        (board, board, 1.0),
+        (board, 0.01 * constant, 9 / 10),
+        (board, 0.02 - board, 7 / 11),
+    ]
+    for a, b, expected in pairs:
+        ssim = structural_similarity(a, b)
+        torch.testing.assert_close(ssim, torch.full_like(ssim, expected), rtol=1e-4, atol=0)
+
+
 def similarity_to_networks_randomized_by_hand() -> None:
     """Constant weights preserve the maps; else they are those of networks that are randomized by hand."""
+    similarities_have_a_closed_form()
     maps_stay_where_all_weights_are_equal()
     maps_are_those_of_networks_randomized_by_hand()
 
