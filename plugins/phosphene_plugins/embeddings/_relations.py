@@ -152,9 +152,13 @@ def tsne_by_scikit_learn(calls: Calls) -> Tensor:
 
 def umap_by_umap_learn(calls: Calls) -> Tensor:
     """umap-learn's map, with the seed that the method draws from torch's generator."""
+    return _umap(calls, calls.result.features)
+
+
+def _umap(calls: Calls, features: Tensor) -> Tensor:
     from umap import UMAP
 
-    count = len(calls.result.features)
+    count = len(features)
     with torch.random.fork_rng([]):
         torch.manual_seed(calls.params["seed"])
         seed = int(torch.randint(2**31, ()))
@@ -165,7 +169,22 @@ def umap_by_umap_learn(calls: Calls) -> Tensor:
         random_state=seed,
         n_jobs=1,
     )
-    return torch.from_numpy(mapping.fit_transform(calls.result.features.float().numpy()))
+    return torch.from_numpy(mapping.fit_transform(features.float().numpy()))
+
+
+class UmapOfCounts(Relation):
+    """Agreement with umap-learn for numbers of images with other initializations and numbers of neighbors."""
+
+    one_network = True
+    kind: Literal["umap_of_counts"] = "umap_of_counts"
+
+    def check(self, calls: Calls) -> None:
+        images = calls.inputs["dataset"].images
+        images = torch.cat([images * 0.9**n for n in range(1 + 18 // len(images))])
+        for count in (10, 11, 18):
+            result = calls(inputs={"dataset": TensorDataset(images[:count])})
+            expected = _umap(calls, result.features)
+            assert_equal(result.points, expected, self.tolerance, f"the map of {count} images")
 
 
 class Trustworthiness(Relation):

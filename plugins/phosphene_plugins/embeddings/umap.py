@@ -14,7 +14,7 @@ from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import Agrees, Cost, size
 
 from ._features import FeatureLayer, embed_dataset, require_images
-from ._relations import NeedsImages, Trustworthiness, umap_by_umap_learn
+from ._relations import NeedsImages, Trustworthiness, UmapOfCounts, umap_by_umap_learn
 from ._trustworthiness import trustworthiness
 
 FAR = {"neighbors": None, "min_dist": 0.7}
@@ -31,6 +31,12 @@ def _oracle() -> None:
     torch.testing.assert_close(result.features, (halves - 0.25) / 0.5)
     distances = torch.cdist(result.points, result.points).fill_diagonal_(torch.inf)
     assert (distances.argmin(1) // 8).tolist() == [0] * 8 + [1] * 8
+    refused = False
+    try:
+        umap(model, TensorDataset(halves[:8, None, None].expand(-1, 1, 2, 2)), neighbors=8)
+    except InputError:
+        refused = True
+    assert refused, "each of 8 images has 7 neighbors"
 
 
 @method(
@@ -58,6 +64,7 @@ def _oracle() -> None:
     relations=[
         Agrees(umap_by_umap_learn, fields=("points",), networks=("gap",)),
         Agrees(umap_by_umap_learn, fields=("points",), where=FAR, networks=("gap",)),
+        UmapOfCounts(where={"neighbors": None}, networks=("gap",)),
         Trustworthiness(networks=("gap",)),
         NeedsImages(4, where={"neighbors": 2}),
     ],
@@ -126,13 +133,14 @@ def umap(
         # The spectral initialization fails for very few images.
         init="spectral" if len(dataset) > 10 else "random",
         random_state=int(torch.randint(2**31, ())),
-        n_jobs=1,
+        n_jobs=1,  # equivalent mutants: with a random state umap-learn uses one thread
     )
     threads = torch.get_num_threads()  # numba, at its first call, changes the number for the process
     try:
         with warnings.catch_warnings():
             # umap-learn warns of sizes and types that it converts itself.
             warnings.simplefilter("ignore", category=UserWarning)
+            # equivalent mutants: umap-learn converts tensors to arrays itself
             points = mapping.fit_transform(embedding.features.float().cpu().numpy())
     finally:
         torch.set_num_threads(threads)

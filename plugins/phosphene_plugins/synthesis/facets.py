@@ -85,15 +85,21 @@ def two_templates_make_two_facets() -> None:
     examples = torch.cat([c[:4] for c in order])
     assert result.ids == tuple(map(str, examples.tolist())) and result.example_counts.tolist() == [4, 4]
     assert torch.equal(result.examples, images[examples])
-    few: Any = {"layer": "1", "k": 2, "top": 13, "nearest": 2, "steps": 1, "frames": 1, "seed": 0}
+    few: Any = plain | {"layer": "1", "k": 2, "top": 13, "nearest": 2, "lr": 0.03, "steps": 1, "frames": 1}
     with max_batch(5):
-        pairs = facets(model, Class((0,)), TensorDataset(images), **few)
+        pairs = facets(model, Class((0,)), TensorDataset(images), seed=2**32, **few)
     torch.testing.assert_close(pairs.sources, torch.stack([images[c[:2]].mean(0) for c in order]))
+    # The first step of Adam is of length lr.
+    steps = (pairs.images - pairs.sources).abs()
+    torch.testing.assert_close(steps.amax((1, 2, 3)), steps.new_full((2,), 0.03), atol=1e-5, rtol=0)
     assert pairs.frames is not None and len(pairs.frames) == 1
+    for seed in range(6):
+        assert [len(c) for c in cluster_images(model, images[:13], "1", 2, seed)] == [8, 5]
     # A channel of a layer as the target: only the first template has images of a positive score.
-    unit = facets(model, Channel("1", 0), TensorDataset(images), **few | {"k": 1, "top": 8})
-    assert unit.sizes.tolist() == [8]
-    torch.testing.assert_close(unit.mean_scores[0], features[:8, 0].mean())
+    # Images of another precision are converted to the model's.
+    unit = facets(model, Channel("1", 0), TensorDataset(images.float()), **few | {"k": 1, "top": 8})
+    assert unit.sizes.tolist() == [8] and unit.examples.dtype == images.dtype
+    torch.testing.assert_close(unit.mean_scores[0], features[:8, 0].mean(), atol=1e-6, rtol=0)
 
 
 @method(
@@ -197,6 +203,7 @@ def facets(
     results: list[Facets] = []
     # equivalent mutants: there is one row of scores per unit
     for unit, unit_scores in zip(units, dataset_scores(model, dataset, units), strict=True):
+        # equivalent mutants: on the CPU every sort of torch is stable
         top_scores, indices = (values[:count] for values in unit_scores.sort(descending=True, stable=True))
         images = dataset.read(indices.tolist()).to(model.device, model.dtype)
         clusters = cluster_images(model, images, layer, k, seed)
@@ -218,7 +225,7 @@ def facets(
                 ),
                 examples=images[examples],
                 example_counts=examples.new_tensor([min(EXAMPLES, len(cluster)) for cluster in clusters]),
-                ids=tuple(dataset.id(int(indices[n])) for n in examples.tolist()),
+                ids=tuple(map(dataset.id, indices[examples.cpu()].tolist())),
             )
         )
     return Facets.concatenate(results)
@@ -228,6 +235,7 @@ def cluster_images(model: Model, images: Tensor, layer: str | None, k: int, seed
     """k-means of the images' features: indices of each cluster, nearest to its mean first, largest first."""
     with torch.no_grad():
         features = torch.cat([image_features(model, part, layer) for part in images.split(batch_size(model))])
+    # equivalent mutants: the same clusters where any run finds the minimum
     labels, _, _ = k_means(features, k, (seed or 0) % 2**32)
     clusters = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
     clusters.sort(key=len, reverse=True)

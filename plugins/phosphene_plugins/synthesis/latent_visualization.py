@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -33,14 +33,14 @@ from ._relations import class_visualization, latent_ascent
 
 def linear_decoder_and_unit_have_their_closed_form() -> None:
     """max w.(D z + c) - l2 ||z||^2 is attained at z = D^T w / (2 l2), clipped to the bound."""
-    decoder, linear = nn.Linear(6, 27).double(), nn.Linear(27, 2).double()
+    decoder, linear = nn.Linear(6, 27), nn.Linear(27, 2).double()
     with torch.no_grad():
         decoder.weight.copy_(0.02 * torch.linspace(-1, 1, 162).view(27, 6).sin())
         decoder.bias.fill_(0.5)
         linear.weight.copy_(torch.linspace(-2, 2, 54).view(2, 27).cos())
     model = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 3, 3))
     generator = Decoder((6,), nn.Sequential(decoder, nn.Unflatten(1, (3, 3, 3))))
-    expected = linear.weight.detach() @ decoder.weight.detach() / 2
+    expected = linear.weight.detach() @ decoder.weight.detach().double() / 2
     active_bound = 0.75 * float(expected.abs().max())
     for bound in (10.0, active_bound):
         result = latent_visualization(model, Class((0, 1)), generator, l2=1.0, bound=bound, draws=0,
@@ -48,15 +48,22 @@ def linear_decoder_and_unit_have_their_closed_form() -> None:
         torch.testing.assert_close(result.codes, expected.clamp(-bound, bound), atol=1e-6, rtol=0)
     assert result.scores.shape == (40, 2) and result.frames is result.reconstruction_error is None
     assert result.targets == ("class 0", "class 1")
-    assert torch.equal(result.images, generator.decode(result.codes))
+    # The generator is copied to the model's precision.
+    assert decoder.weight.dtype == torch.float32
+    assert torch.equal(result.images, generator.double().decode(result.codes))
+    # The start is the best of the drawn codes for each class.
+    codes = torch.randn(5, 6, generator=torch.Generator().manual_seed(3)).double()
+    start: Any = {"draws": 5, "optimizer": "sgd", "lr": 1e-9, "steps": 1, "seed": 3}
+    result = latent_visualization(model, Class((0, 1)), generator, **start)
+    torch.testing.assert_close(result.codes, codes[(codes @ expected.T).argmax(0)])
     # A generator of larger grey images: reduced to the model's size for the model, and compared at its own.
     grey = Decoder(
         (4,),
         lambda z: 0.5 + z.view(-1, 1, 2, 2).repeat_interleave(3, 2).repeat_interleave(6, 3) / 8,
         lambda images: (images.mean((2, 3)) - 0.5).expand(-1, 4) * 8,
     )
-    result = latent_visualization(model, Class(0), grey, draws=0, steps=2, frames=2, lr=0.01, seed=0)
-    assert result.images.shape == (1, 3, 3, 3) and torch.equal(result.images[:, 0], result.images[:, 2])
+    result = latent_visualization(model, Class((1, 0)), grey, draws=0, steps=2, frames=2, lr=0.01, seed=0)
+    assert result.images.shape == (2, 3, 3, 3) and torch.equal(result.images[:, 0], result.images[:, 2])
     assert result.frames is not None and len(result.frames) == 2
     for images, error in (
         (result.images, result.reconstruction_error),
@@ -97,6 +104,7 @@ def linear_decoder_and_unit_have_their_closed_form() -> None:
     oracle=linear_decoder_and_unit_have_their_closed_form,
     relations=[
         Agrees(latent_ascent, fields=("codes",), where={"optimizer": "sgd", "draws": 5}, networks=("gap",)),
+        Agrees(latent_ascent, fields=("codes",), where={"optimizer": "sgd", "seed": 0}, networks=("gap",)),
         Agrees(class_visualization, fields=("pixel_images",), networks=("gap",)),
         InvariantTo("logit_shift", fields=("images", "pixel_images", "codes"), tolerance=1e-6),
     ],
@@ -226,6 +234,7 @@ def match_shape(images: Tensor, shape: tuple[int, ...]) -> Tensor:
     channels, height, width = shape
     if images.shape[1] != channels:
         images = images.mean(1, keepdim=True).expand(-1, channels, -1, -1)
+    # equivalent mutants: an image of this size is resized to itself
     return images if tuple(images.shape[2:]) == (height, width) else resize(images, (height, width))
 
 
