@@ -15,6 +15,11 @@ from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, param, size
 from phosphene.training import train
 
 from ._adain import channel_statistics, match_statistics
+from ._adaptive_closed_forms import (
+    decoder_is_convolutions_and_upsampling,
+    network_pads_and_crops,
+    statistics_of_few_positions,
+)
 from ._adaptive_network import AdaptiveNetwork
 from ._color_transfer import prepare_colors, replace_luminance
 from ._decoder import Decoder, decoder_widths, stages_up_to
@@ -72,6 +77,9 @@ def pixels_as_features_are_adain_of_pixels() -> None:
 
 def training_step_has_a_closed_form() -> None:
     """The losses of two steps with a negligible learning rate, previews, and a loss that falls."""
+    statistics_of_few_positions()
+    decoder_is_convolutions_and_upsampling()
+    network_pads_and_crops()
     call: Any = adaptive_style_fit  # its result has every field here
     model, images = load_pixel_model(torch.float32), draw_images(5, 3, 8, 12, seed=0, dtype=torch.float32)
     styles = draw_images(3, 3, 10, 6, seed=1, dtype=torch.float32) ** 2

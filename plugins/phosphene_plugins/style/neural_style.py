@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat
-from torch import Tensor
+from torch import Tensor, nn
 
-from phosphene import Reference, hookimpl, method
+from phosphene import InputError, Reference, hookimpl, load_model, method
 from phosphene.images import noise_images, resize
 from phosphene.optimize import (
     Optimization,
@@ -21,7 +21,7 @@ from phosphene.results import Stylization
 from phosphene.roles import Content, Frames, Model, Seed, Start, Styles
 from phosphene.spec import Cost, PixelRange, ceil, either, minimum, param, size
 
-from ._color_transfer import prepare_colors, replace_luminance
+from ._color_transfer import luminance, match_color_statistics, prepare_colors, replace_luminance
 from ._parameters import Blend, Color, ContentLayer, StyleLayers
 from ._pixel_features import draw_images, gram, load_pixel_model, relative, transfer_loss
 from ._resize import scale_images, shrink_to
@@ -88,8 +88,43 @@ def optimize_style(
     )
 
 
+def colors_are_matched_and_clipped() -> None:
+    """(x - m) s_r / s_x + m_r of one channel, the luminance of primary colors, and a single color."""
+    image = torch.tensor([0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 1], dtype=torch.float64).view(1, 1, 2, 4)
+    reference = torch.tensor([[[[0.0, 1.0]]]], dtype=torch.float64)
+    assert (match_color_statistics(image, reference) - image).abs().max() < 1e-12, "2 x - 0.5 is not clipped"
+    matched = match_color_statistics(image, 0.25 + reference / 4)  # of deviation 1 / 8 and mean 3 / 8
+    assert (matched - (image - 0.5) / 2 - 0.375).abs().max() < 1e-12
+    flat = match_color_statistics(torch.full_like(image, 0.25), reference)
+    assert (flat - 0.5).abs().max() < 1e-12, "the mean of an image of one color is not the reference's"
+    colors = torch.eye(3, dtype=torch.float64)[None, :, None]  # a red, a green and a blue pixel
+    red = colors[..., :1]
+    assert luminance(colors).flatten().tolist() == [0.299, 0.587, 0.114]
+    white, black = replace_luminance(red, torch.ones_like(red)), replace_luminance(red, torch.zeros_like(red))
+    assert (white.flatten() - red.new_tensor([1, 0.701, 0.701])).abs().max() < 1e-12
+    assert (black.flatten() - red.new_tensor([0.701, 0, 0])).abs().max() < 1e-12
+
+
+def layers_and_weights_have_defaults() -> None:
+    """The middle one of three stages, weights 3^-j, and an error relative to zero."""
+    stages = [layer for _ in range(3) for layer in (nn.Conv2d(3, 3, 1), nn.MaxPool2d(2))][:-1]
+    loss = StyleLoss(load_model(nn.Sequential(*stages), input_size=(3, 16, 16)))
+    assert loss.layers == [*loss.model.stages, loss.model.stages[1]] and loss.weights == [1, 1 / 3, 1 / 9]
+    zeros = torch.zeros(2, 3)
+    assert relative_error(zeros, zeros).tolist() == [0, 0], "zero features are not equal to themselves"
+    for layers, weights in (([], None), (["0"], [1.0, 2.0])):
+        refused = False
+        try:
+            StyleLoss(loss.model, None, layers, weights)
+        except InputError:
+            refused = True
+        assert refused, f"layers {layers} with weights {weights}"
+
+
 def pixels_as_features_have_a_closed_form() -> None:
     """Features = pixels: the first loss, the minimum, colors, tiles and scales in closed form."""
+    colors_are_matched_and_clipped()
+    layers_and_weights_have_defaults()
     tested: Any = neural_style  # its result has every field here
     model, seeded = load_pixel_model(), {"seed": 1, "steps": 2}
     content, start = draw_images(2, 3, 8, 12, seed=0), draw_images(2, 3, 8, 12, seed=1)
