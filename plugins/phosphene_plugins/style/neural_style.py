@@ -112,13 +112,16 @@ def layers_and_weights_have_defaults() -> None:
     assert loss.layers == [*loss.model.stages, loss.model.stages[1]] and loss.weights == [1, 1 / 3, 1 / 9]
     zeros = torch.zeros(2, 3)
     assert relative_error(zeros, zeros).tolist() == [0, 0], "zero features are not equal to themselves"
-    for layers, weights in (([], None), (["0"], [1.0, 2.0])):
+    styles = torch.zeros(3, 1)
+    assert normalize_blend([1e300, 0.0, 3e300], styles).tolist() == [0.25, 0, 0.75], "large weights"
+    calls: list[Any] = [partial(StyleLoss, loss.model, None, *args) for args in (([],), (["0"], [1.0, 2.0]))]
+    for call in calls + [partial(normalize_blend, blend, styles) for blend in ([], [1.0], [0.0, 0.0, 0.0])]:
         refused = False
         try:
-            StyleLoss(loss.model, None, layers, weights)
+            call()
         except InputError:
             refused = True
-        assert refused, f"layers {layers} with weights {weights}"
+        assert refused, f"{call.args[1:]} is accepted"
 
 
 def pixels_as_features_have_a_closed_form() -> None:
