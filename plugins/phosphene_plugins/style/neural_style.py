@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
-from phosphene import InputError, Reference, hookimpl, load_model, method
+from phosphene import InputError, ModelError, Reference, hookimpl, load_model, method
 from phosphene.images import noise_images, resize
 from phosphene.optimize import (
     Optimization,
@@ -124,10 +124,50 @@ def layers_and_weights_have_defaults() -> None:
         assert refused, f"{call.args[1:]} is accepted"
 
 
+def sizes_are_rounded() -> None:
+    """Smaller images and a factor of one return the images; no side is shorter than one pixel."""
+    image = torch.zeros(1, 3, 10, 40)
+    assert shrink_to(image, 40) is image and shrink_to(image, 41) is image and scale_images(image, 1) is image
+    sizes = [tuple(scale_images(image, factor).shape[2:]) for factor in (2, 0.26, 0.03)]
+    assert sizes == [(20, 80), (3, 10), (1, 1)] and shrink_to(image, 20).shape[2:] == (5, 20)
+
+
+def tiles_cover_images() -> None:
+    """The windows of tiles, also of an asymmetric layer; the loss of two images of odd sides."""
+    loss_network = StyleLoss(load_pixel_model(), "1", ["0", "1"])
+    images = draw_images(2, 3, 15, 37, seed=0)
+    tiles = split_into_tiles(loss_network, images, 17)
+    assert tiles is not None and split_into_tiles(loss_network, images, 38) is None
+    columns = [slice(0, 18), slice(14, 34), slice(30, 37)]
+    assert [tile.window for tile in tiles] == [(slice(0, 15), column) for column in columns]
+    one_layer = StyleLoss(load_model(nn.Sequential(nn.AvgPool2d(4, 1, 1)), input_size=(3, 16, 16)))
+    right = split_into_tiles(one_layer, images, 19)
+    assert right is not None and [tile.window[1] for tile in right] == [slice(0, 21), slice(17, 37)]
+    targets = StyleTargets(
+        loss_network.content_features(images.flip(2)),
+        loss_network.style_grams(images[:1] / 2, images.new_ones(1)),
+    )
+    images.requires_grad_()
+    betas = images.new_tensor([5.0, 7.0])
+    plain = style_transfer_loss(loss_network, targets, 3.0, betas, images)
+    tiled = tiled_loss(loss_network, targets, tiles, 3.0, betas, images)
+    gradients = [torch.autograd.grad(loss.sum(), images)[0] for loss in (plain, tiled)]
+    assert torch.allclose(plain, tiled, rtol=1e-10), "tiles change the loss"
+    assert (gradients[0] - gradients[1]).abs().max() < 1e-10, "tiles change the gradient"
+    everywhere = load_model(nn.Sequential(nn.InstanceNorm2d(3)), input_size=(3, 16, 16))
+    try:
+        split_into_tiles(StyleLoss(everywhere), images, 16)
+    except ModelError:
+        return
+    raise AssertionError("a layer that depends on all pixels is split into tiles")
+
+
 def pixels_as_features_have_a_closed_form() -> None:
     """Features = pixels: the first loss, the minimum, colors, tiles and scales in closed form."""
     colors_are_matched_and_clipped()
     layers_and_weights_have_defaults()
+    sizes_are_rounded()
+    tiles_cover_images()
     tested: Any = neural_style  # its result has every field here
     model, seeded = load_pixel_model(), {"seed": 1, "steps": 2}
     content, start = draw_images(2, 3, 8, 12, seed=0), draw_images(2, 3, 8, 12, seed=1)

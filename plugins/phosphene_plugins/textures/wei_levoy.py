@@ -118,6 +118,14 @@ def exhaustive_search_copies_the_same_pixels() -> None:
     leaves = [leaf.indices.tolist() for leaf in (fork.near, fork.far) if isinstance(leaf, Leaf)]
     assert leaves == [[1, 3, 4], [0, 2]]
     assert isinstance(build_codebook(clusters, np.arange(3), leaf_size=2), Fork), "one vector is not apart"
+    rectangle = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 6.0], [10.0, 6.0]])
+    for points, normal, offset in (
+        (rectangle, [10, 0], 50),  # split along the longer side
+        ([[0.0], [4.0], [5.0], [7.0]], [4], 16),  # 4 is the mean, and later as near to 2 as to 6
+        ([[0.0], [6.0], [7.0], [8.0], [8.0], [10.0], [11.0]], [25 / 3], 34.722),  # after several steps
+    ):
+        fork = build_codebook(np.array(points), np.arange(len(points)), leaf_size=len(points) - 1)
+        assert isinstance(fork, Fork) and np.allclose([*fork.normal, fork.offset], [*normal, offset], 1e-4)
     assert isinstance(build_codebook(np.ones((5, 2)), np.arange(5), leaf_size=2), Leaf)
     assert all(nearest_index(codebook, vectors[n]) == n for n in indices), "a vector is not nearest to itself"
 
