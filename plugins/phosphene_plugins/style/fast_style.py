@@ -56,6 +56,7 @@ REFERENCES = [
 def training_steps_have_a_closed_form() -> None:
     """The losses of two steps with a negligible learning rate, and a style of one color that is learned."""
     tested: Any = fast_style_fit  # its result has every field here
+    frames_do_not_change_the_training()
     model, images = load_pixel_model(torch.float32), draw_images(5, 3, 9, 12, seed=0, dtype=torch.float32)
     styles = draw_images(3, 3, 8, 8, seed=1, dtype=torch.float32) ** 2
     options: Any = {"steps": 2, "batch": 2, "width": 2, "blocks": 1, "seed": 3, "frames": 2, "lr": 1e-12}
@@ -88,12 +89,25 @@ def training_steps_have_a_closed_form() -> None:
     assert (fitted.previews - previews).abs().max() < 1e-5, "previews are not the first image in each style"
     assert (returned - previews).abs().max() < 1e-5, "the network is not the trained one"
     assert fitted.labels == ("a", "b", "c") and fitted.frames.shape == (2, 3, 3, 9, 12)
+    assert (fitted.frames / 255 - previews).abs().max() < 0.003, "frames are not previews during training"
     assert fitted.config == {"styles": 3, "width": 2, "blocks": 1, "norm": "conditional"}
     color = torch.tensor([0.8, 0.3, 0.5])[None, :, None, None].expand(1, 3, 8, 8)
     options |= {"steps": 40, "lr": 0.1, "content_weight": 0, "norm": "batch", "frames": 0}
     learned = tested(model, TensorDataset(images), color, total_variation=0, **options)
     assert learned.labels == ("style 0",) and learned.config["norm"] == "batch"
     assert (learned.previews.mean((2, 3)) - color[:, :, 0, 0]).abs().max() < 0.1, "the color is not learned"
+
+
+def frames_do_not_change_the_training() -> None:
+    """Batch norm is trained on the contents alone; frames are 128 pixels wide; a model in float64."""
+    call: Any = fast_style_fit  # its result has every field here
+    wide = TensorDataset(draw_images(2, 3, 8, 136, seed=0, dtype=torch.float32)), torch.zeros(1, 3, 8, 8)
+    options: Any = {"steps": 3, "batch": 1, "width": 1, "blocks": 0, "norm": "batch", "seed": 0}
+    model = load_pixel_model()
+    without, with_frames = (call(model, wide[0], wide[1].double(), **options, frames=n) for n in (0, 3))
+    assert with_frames.frames.shape == (3, 1, 3, 8, 128) and with_frames.previews.dtype == torch.float64
+    assert torch.equal(without.losses, with_frames.losses), "frames change the losses"
+    assert torch.equal(without.previews, with_frames.previews), "frames change the statistics"
 
 
 def apply_by_hand(network: StyleNetwork, images: Tensor, blend_weights: Tensor) -> Tensor:
