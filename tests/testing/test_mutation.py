@@ -177,6 +177,33 @@ def test_shared_module_is_tested_by_the_methods_that_import_it(
             del sys.modules[name]
 
 
+def test_numbers_of_classes_are_changed_and_their_fields_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "shared_classes"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "_scale.py").write_text(
+        "from dataclasses import dataclass, field\n\n\n@dataclass\nclass Scale:\n    FACTOR = 2.0\n"
+        "    unit: float = field(default=1.0, repr=False)\n\n"
+        "    def apply(self, x):\n        return self.FACTOR * x\n"
+    )
+    (package / "weighted.py").write_text(
+        METHOD.replace("from phosphene.spec", "from ._scale import Scale\nfrom phosphene.spec").replace(
+            "FACTOR * x", "Scale().apply(x)"
+        )
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        report = mutation_score(package / "_scale.py")
+    finally:
+        for name in [name for name in sys.modules if name.startswith("shared_classes")]:
+            del sys.modules[name]
+    outcomes = {changed_lines(outcome.diff): outcome.test for outcome in report.outcomes}
+    assert outcomes["FACTOR = 2.0", "FACTOR = 3.0"] == "oracle"
+    assert {removed for removed, _ in outcomes} == {"FACTOR = 2.0", "return self.FACTOR * x"}
+
+
 def test_command_prints_survivors_and_the_score(
     method_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

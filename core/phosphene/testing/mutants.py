@@ -179,9 +179,7 @@ class _Changes(cst.CSTVisitor):
         if not self._definitions:
             return self._visit_definition(node)
         if isinstance(node, (cst.FunctionDef, cst.ClassDef)):
-            self._definitions.append(node.name.value)
-            node.body.visit(self)
-            self._definitions.pop()
+            self._visit_body(node)
             return False
         if _is_excluded(node):
             return False
@@ -203,20 +201,35 @@ class _Changes(cst.CSTVisitor):
         if isinstance(node, (cst.FunctionDef, cst.ClassDef)):
             if node.name.value in self.names and node.name.value not in _HOOKS:
                 self._optional = _optional_parameters(node) if isinstance(node, cst.FunctionDef) else set()
-                self._definitions.append(node.name.value)
-                node.body.visit(self)
-                self._definitions.pop()
+                self._visit_body(node)
             return False
         if isinstance(node, cst.SimpleStatementLine):
             for statement in node.body:
                 target, value = _assignment(statement)
                 if target in self.names and value is not None and _is_number(value):
                     self._definitions.append(target)
-                    self._statements.append(self._position(node)[0])
-                    value.visit(self)
-                    self._statements.pop()
+                    self._visit_number(node, value)
                     self._definitions.pop()
         return False
+
+    def _visit_body(self, node: cst.FunctionDef | cst.ClassDef) -> None:
+        """A function's statements; a class's methods and numbers, as its fields are declarations."""
+        self._definitions.append(node.name.value)
+        if isinstance(node, cst.FunctionDef):
+            node.body.visit(self)
+        else:
+            for part in node.body.body:
+                match part:
+                    case cst.FunctionDef() | cst.ClassDef():
+                        part.visit(self)
+                    case cst.SimpleStatementLine(body=[cst.Assign(value=value)]) if _is_number(value):
+                        self._visit_number(part, value)
+        self._definitions.pop()
+
+    def _visit_number(self, statement: cst.SimpleStatementLine, value: cst.BaseExpression) -> None:
+        self._statements.append(self._position(statement)[0])
+        value.visit(self)
+        self._statements.pop()
 
     def _position(self, node: cst.CSTNode) -> tuple[int, int, int, int]:
         position = self.get_metadata(PositionProvider, node)

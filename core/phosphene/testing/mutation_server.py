@@ -7,6 +7,7 @@ refers to them (methods, oracles, other modules) uses the mutant.
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 import json
@@ -237,16 +238,28 @@ def apply_source(
     functions = live[name]
     for existing in functions:
         existing.__code__ = changed[existing.__code__.co_qualname]
-    if not functions:  # a constant
+    if isinstance(value := getattr(module, name), type):
+        for attribute, number in _class_numbers(source, name):
+            if vars(value)[attribute] != number:
+                setattr(value, attribute, number)
+    elif not functions:  # a constant
         namespace = dict(vars(module))
         statements = [s for s in _assignments(source, name)]
         exec(compile("\n".join(statements), file, "exec"), namespace)
-        _replace_everywhere(name, getattr(module, name), namespace[name])
+        _replace_everywhere(name, value, namespace[name])
+
+
+def _class_numbers(source: str, name: str) -> Iterator[tuple[str, Any]]:
+    """The attributes of a class that are numbers, with their values."""
+    for node in ast.parse(source).body:
+        for part in node.body if isinstance(node, ast.ClassDef) and node.name == name else ():
+            match part:
+                case ast.Assign(targets=[ast.Name(id=attribute)], value=value):
+                    if not any(isinstance(p, (ast.Name, ast.Call)) for p in ast.walk(value)):
+                        yield attribute, eval(ast.unparse(value), {})
 
 
 def _assignments(source: str, name: str) -> Iterator[str]:
-    import ast
-
     for node in ast.parse(source).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):

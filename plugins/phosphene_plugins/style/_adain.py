@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 
@@ -11,7 +13,7 @@ def channel_statistics(features: Tensor, *, per_image: bool = False) -> tuple[Te
     ``per_image``: over the positions of each image alone, (S, C, 1, 1).
     """
     dims = (2, 3) if per_image else (0, 2, 3)
-    count = features.numel() // features.shape[1] // (len(features) if per_image else 1)
+    count = math.prod(features.shape[dim] for dim in dims)
     variance = features.var(dims, keepdim=True, correction=min(1, count - 1))
     return features.mean(dims, keepdim=True), (variance + 1e-5).sqrt()
 

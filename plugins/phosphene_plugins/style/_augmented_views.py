@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,7 +35,7 @@ class AugmentedViews(Result):
     def panels(self) -> list[list[Panel]]:
         groups = []
         for image, views, strengths, weights in zip(
-            self.images, self.views, self.strength.tolist(), self.blend_weights.tolist(), strict=True
+            self.images, self.views, self.strength, self.blend_weights, strict=True
         ):
             titles = [
                 f"{b:.0%} {self._style_name(w)}" if b else "unchanged"
@@ -45,7 +45,7 @@ class AugmentedViews(Result):
             groups.append([Panel(image, "image"), *panels])
         return groups
 
-    def _style_name(self, weights: Sequence[float]) -> str:
-        """The name of the style with the largest weight, plus " and others" for a blend."""
-        largest = max(range(len(weights)), key=weights.__getitem__)
+    def _style_name(self, weights: Tensor) -> str:
+        """The name of the style with the largest of the weights (S,), plus " and others" for a blend."""
+        largest = int(weights.argmax())
         return self.style_names[largest] + (" and others" if weights[largest] < 1 else "")

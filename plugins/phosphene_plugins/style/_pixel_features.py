@@ -17,7 +17,7 @@ MEAN, STD = (0.25, 0.5, 0.125), (0.5, 0.75, 0.25)
 def load_pixel_model(dtype: torch.dtype = torch.float64) -> Model:
     """Layer "0" is the normalized pixels (x - mean) / std, layer "1" their means over 3 x 3, stride 2."""
     pixels = nn.Conv2d(3, 3, 1, bias=False)
-    pixels.weight.data = torch.eye(3)[:, :, None, None]
+    nn.init.dirac_(pixels.weight)
     network = nn.Sequential(pixels, nn.AvgPool2d(3, 2, 1)).to(dtype)
     return load_model(network, input_size=(3, 16, 16), mean=MEAN, std=STD)
 

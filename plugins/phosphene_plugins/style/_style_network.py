@@ -162,17 +162,3 @@ def require_style_network(stylizer: TrainedNetwork) -> StyleNetwork:
     if not isinstance(stylizer.network, StyleNetwork):
         raise InputError(f"a style network of fast_style_fit is needed, not one of {stylizer.method}")
     return stylizer.network
-
-
-def conditional_norm_is_instance_norm() -> None:
-    """With one style it equals F.instance_norm with affine parameters; between two styles it is linear."""
-    random = torch.Generator().manual_seed(0)
-    norm = ConditionalInstanceNorm(2, 5).double()
-    nn.init.normal_(norm.gamma, generator=random)
-    nn.init.normal_(norm.beta, generator=random)
-    x = torch.randn(3, 5, 6, 7, dtype=torch.float64, generator=random)
-    blends = torch.tensor([[1, 0], [0, 1], [0.3, 0.7]], dtype=torch.float64)
-    first, second, both = (norm(x, blend.expand(3, -1)) for blend in blends)
-    affine = F.instance_norm(x, weight=norm.gamma[0], bias=norm.beta[0])
-    assert (first - affine).abs().max() < 1e-12, "one style is not instance norm"
-    assert (both - (0.3 * first + 0.7 * second)).abs().max() < 1e-12, "a blend is not linear"

@@ -81,7 +81,7 @@ def train_style_network(
         network.eval()
         frame = shrink_to(style_previews(network, first), _FRAME_SIDE)
         network.train()
-        return frame.clamp(0, 1)
+        return frame
 
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], training.lr)
     history = train(

@@ -8,13 +8,27 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import InputError, Reference, TensorDataset, batch_size, hookimpl, method, progress_bar
+from phosphene import (
+    InputError,
+    Reference,
+    TensorDataset,
+    batch_size,
+    hookimpl,
+    load_model,
+    method,
+    progress_bar,
+)
 from phosphene.results import Stylization
 from phosphene.roles import AdaptiveStylizer, Dataset, Images, LayerName, Model, Seed, Styles
 from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, param, size
 from phosphene.training import train
 
 from ._adain import channel_statistics, match_statistics
+from ._adaptive_closed_forms import (
+    decoder_is_convolutions_and_upsampling,
+    network_pads_and_crops,
+    statistics_of_few_positions,
+)
 from ._adaptive_network import AdaptiveNetwork
 from ._color_transfer import prepare_colors, replace_luminance
 from ._decoder import Decoder, decoder_widths, stages_up_to
@@ -72,41 +86,57 @@ def pixels_as_features_are_adain_of_pixels() -> None:
 
 def training_step_has_a_closed_form() -> None:
     """The losses of two steps with a negligible learning rate, previews, and a loss that falls."""
+    statistics_of_few_positions()
+    decoder_is_convolutions_and_upsampling()
+    network_pads_and_crops()
     call: Any = adaptive_style_fit  # its result has every field here
-    model, images = load_pixel_model(torch.float32), draw_images(5, 3, 8, 12, seed=0, dtype=torch.float32)
+    model, images = load_pixel_model(torch.float32), draw_images(5, 3, 8, 11, seed=0, dtype=torch.float32)
     styles = draw_images(3, 3, 10, 6, seed=1, dtype=torch.float32) ** 2
     data = TensorDataset(images), TensorDataset(styles)
     options: Any = {"layer": "1", "style_layers": ["0"], "style_weight": 2.5, "reconstruction_weight": 7.0}
-    result = call(model, *data, **options, steps=2, batch=5, lr=1e-12, seed=3)
+    result = call(model, *data, **options, steps=2, batch=2, lr=1e-12, seed=3)
+    # Images are padded by replication to a multiple of the stride 2, and outputs are cropped.
+    pad = lambda x: nn.functional.pad(x, (0, x.shape[3] % 2, 0, 0), mode="replicate")
 
     def statistics(maps: Tensor) -> Tensor:
         return torch.cat([maps.mean((2, 3)), (maps.var((2, 3)) + 1e-5).sqrt()], 1)
 
     with torch.no_grad():
-        for step in range(2):
+        order = torch.randperm(5, generator=torch.Generator().manual_seed(3))
+        for step, rows in enumerate((order[:2], order[2:4])):
             which = torch.randint(3, (5,), generator=torch.Generator().manual_seed(3 + step))
             total = torch.zeros(1)
-            for content, style in zip(images.split(1), styles[which].split(1), strict=True):
-                features = pixel_features(content, "1")
+            for content, style in zip(images[rows].split(1), styles[which[rows]].split(1), strict=True):
+                features = pixel_features(pad(content), "1")
                 target = adain_by_hand(features, pixel_features(style, "1"))
-                stylized = result.network(target)
+                stylized = pad(result.network(target)[..., :11])
                 total += relative(pixel_features(stylized, "1"), target)
-                total += 7.0 * relative(result.network(features), content)
+                total += 7.0 * relative(result.network(features)[..., :11], content)
                 for maps in (lambda x: x, lambda x: pixel_features(x, "0")):
                     total += 2.5 * relative(statistics(maps(stylized)), statistics(maps(style)))
-            assert torch.allclose(result.losses[step], total / 5, rtol=1e-4), f"the loss of step {step}"
+            assert torch.allclose(result.losses[step], total / 2, rtol=1e-4), f"the loss of step {step}"
         # An image is encoded with four positions of padding by replication.
-        padded = lambda x: nn.functional.pad(x[None], (8, 8, 8, 8), mode="replicate")
+        padded = lambda x: nn.functional.pad(pad(x[None]), (8, 8, 8, 8), mode="replicate")
         encode = lambda x: pixel_features(padded(x), "1")[..., 4:-4, 4:-4]
         for n, preview in enumerate(result.previews):
             target = adain_by_hand(encode(images[n]), encode(styles[n % 3]))
-            assert (preview - result.network(target)[0].clamp(0, 1)).abs().max() < 1e-4, "previews"
+            expected = result.network(target)[0, ..., :11].clamp(0, 1)
+            assert (preview - expected).abs().max() < 1e-4, "previews"
+    assert len(result.previews) == 4
+    moved = call(model, *data, **options, steps=2, batch=2, lr=0.01, seed=3)
+    pairs = zip(moved.network.parameters(), result.network.parameters(), strict=True)
+    most = max((after - before).abs().max() for after, before in pairs)
+    assert 0.012 < most < 0.016, f"two steps of Adam of length 0.01 and 0.005 move a weight by {most}"
     assert result.labels == tuple(f"in style {data[1].id(n)}" for n in (0, 1, 2, 0)) and result.layer == "1"
     defaults = call(model, *data, steps=30, batch=5, lr=0.01, seed=3)
     assert defaults.layer == "0" and defaults.losses[-1] < 0.7 * defaults.losses[0], "the loss does not fall"
     layers: Any = {"layer": "1", "steps": 1, "batch": 5, "seed": 3}
     both = call(model, *data, style_layers=["0", "1"], **layers)
     assert both.losses == call(model, *data, **layers).losses, "the default style layers differ"
+    stages = [nn.Conv2d(3, 3, 1), nn.MaxPool2d(2), nn.Conv2d(3, 3, 1), nn.MaxPool2d(2)]
+    three = load_model(nn.Sequential(*stages), input_size=(3, 16, 16))
+    middle = call(three, *data, steps=1, batch=1).layer
+    assert len(three.stages) == 3 and middle == three.stages[1], "the default layer is not the middle stage"
 
 
 @method(

@@ -48,6 +48,7 @@ class GaussianDenoiser(NoisePredictor):
 
 def gaussian_images_have_a_closed_form() -> None:
     """The inversion's error against the ODE halves with twice the steps; the result approaches AdaIN."""
+    times_are_even_and_the_noisier_ones()
     one_step_of_injection_by_hand()
     alphas_cumprod = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
     denoiser = GaussianDenoiser(alphas_cumprod, 0.3, 0.5)
@@ -69,6 +70,22 @@ def gaussian_images_have_a_closed_form() -> None:
     )
 
 
+def times_are_even_and_the_noisier_ones() -> None:
+    """Equal intervals, or each time once; both directions evaluate the network at the same times."""
+    assert timesteps(11, 4) == [0, 2, 5, 8, 10] and timesteps(3, 9) == [0, 1, 2] == timesteps(3, 2)
+    assert timesteps(54, 50)[25] == 26, "26.5 is not rounded to the even number"
+    denoiser = GaussianDenoiser(torch.tensor([0.9, 0.6, 0.2]), 0.0, 1.0)
+    evaluated: list[int] = []
+
+    def eps(x: Tensor, t: int) -> Tensor:
+        evaluated.append(t)
+        return torch.zeros_like(x)
+
+    for times in ((0, 1, 2), (2, 1, 0)):
+        ddim(denoiser, eps, torch.zeros(1, 3, 1, 1), times, "")
+    assert evaluated == [1, 2, 2, 1]
+
+
 class TinyAttention(nn.Module):
     """The projections of a self-attention layer of three channels."""
 
@@ -80,7 +97,7 @@ class TinyAttention(nn.Module):
 class TinyDenoiser(NoisePredictor):
     """Noise of three self-attention layers and two residual blocks, each on the pixels themselves."""
 
-    multiple = 2
+    multiple = 4
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
         super().__init__(alphas_cumprod)
@@ -133,7 +150,7 @@ def one_step_of_injection_by_hand() -> None:
         torch.manual_seed(0)
         denoiser = TinyDenoiser(torch.tensor([0.9, 0.6, 0.2])).double().requires_grad_(False)
     images, styles = draw_images(2, 3, 5, 4, seed=0), draw_images(2, 3, 4, 6, seed=1)
-    padded = torch.cat([images, images[:, :, -1:]], 2)
+    padded, padded_styles = images[:, :, [*range(5), 4, 4, 4]], styles[..., [*range(6), 5, 5]]
     attention = [f"up_blocks.{n}" for n in range(3)]
     cases: tuple[tuple[Any, float, float, list[str]], ...] = (
         ({}, 0.75, 1.5, attention[1:]),
@@ -145,7 +162,7 @@ def one_step_of_injection_by_hand() -> None:
     for options, gamma, temperature, layers in cases:
         result = tested(images, styles, denoiser, steps=1, **options)
         for stylized, image in zip(result.stylized, padded.split(1), strict=True):
-            x = stylize_by_hand(denoiser, image, styles, layers, gamma, temperature)
+            x = stylize_by_hand(denoiser, image, padded_styles, layers, gamma, temperature)
             assert (stylized - (x[0, :, :5] + 1).div(2).clamp(0, 1)).abs().max() < 1e-9, f"{options}"
         assert torch.equal(result.sources, styles) and torch.equal(result.images, images)
         assert result.style == f"{options.get('inject', 'attention')} injected"

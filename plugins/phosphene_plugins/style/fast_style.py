@@ -3,7 +3,9 @@
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
+from torch import Tensor
 
 from phosphene import (
     InputError,
@@ -26,7 +28,8 @@ from ._style_network import (
     Norm,
     StyleNetwork,
     check_images,
-    conditional_norm_is_instance_norm,
+    concatenate_styles,
+    network_for_new_styles,
     require_style_network,
 )
 from ._train_style_network import DUMOULIN, style_labels, style_previews, train_style_network
@@ -53,6 +56,7 @@ REFERENCES = [
 def training_steps_have_a_closed_form() -> None:
     """The losses of two steps with a negligible learning rate, and a style of one color that is learned."""
     tested: Any = fast_style_fit  # its result has every field here
+    frames_do_not_change_the_training()
     model, images = load_pixel_model(torch.float32), draw_images(5, 3, 9, 12, seed=0, dtype=torch.float32)
     styles = draw_images(3, 3, 8, 8, seed=1, dtype=torch.float32) ** 2
     options: Any = {"steps": 2, "batch": 2, "width": 2, "blocks": 1, "seed": 3, "frames": 2, "lr": 1e-12}
@@ -85,6 +89,7 @@ def training_steps_have_a_closed_form() -> None:
     assert (fitted.previews - previews).abs().max() < 1e-5, "previews are not the first image in each style"
     assert (returned - previews).abs().max() < 1e-5, "the network is not the trained one"
     assert fitted.labels == ("a", "b", "c") and fitted.frames.shape == (2, 3, 3, 9, 12)
+    assert (fitted.frames / 255 - previews).abs().max() < 0.003, "frames are not previews during training"
     assert fitted.config == {"styles": 3, "width": 2, "blocks": 1, "norm": "conditional"}
     color = torch.tensor([0.8, 0.3, 0.5])[None, :, None, None].expand(1, 3, 8, 8)
     options |= {"steps": 40, "lr": 0.1, "content_weight": 0, "norm": "batch", "frames": 0}
@@ -93,10 +98,80 @@ def training_steps_have_a_closed_form() -> None:
     assert (learned.previews.mean((2, 3)) - color[:, :, 0, 0]).abs().max() < 0.1, "the color is not learned"
 
 
+def frames_do_not_change_the_training() -> None:
+    """Batch norm is trained on the contents alone; frames are 128 pixels wide; a model in float64."""
+    call: Any = fast_style_fit  # its result has every field here
+    wide = TensorDataset(draw_images(2, 3, 8, 136, seed=0, dtype=torch.float32)), torch.zeros(1, 3, 8, 8)
+    options: Any = {"steps": 3, "batch": 1, "width": 1, "blocks": 0, "norm": "batch", "seed": 0}
+    model = load_pixel_model()
+    without, with_frames = (call(model, wide[0], wide[1].double(), **options, frames=n) for n in (0, 3))
+    assert with_frames.frames.shape == (3, 1, 3, 8, 128) and with_frames.previews.dtype == torch.float64
+    assert torch.equal(without.losses, with_frames.losses), "frames change the losses"
+    assert torch.equal(without.previews, with_frames.previews), "frames change the statistics"
+
+
+def apply_by_hand(network: StyleNetwork, images: Tensor, blend_weights: Tensor) -> Tensor:
+    """T(x; gamma, beta): downsampling by four, residual blocks, upsampling with skip connections."""
+
+    def layer(x: Tensor, layer: Any, *, upsample: bool = False) -> Tensor:
+        if upsample:
+            x = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        x = F.pad(x, (layer.conv.weight.shape[-1] // 2,) * 4, mode="reflect")
+        x = F.conv2d(x, layer.conv.weight, stride=layer.conv.stride)
+        variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
+        gamma, beta = ((blend_weights @ p)[:, :, None, None] for p in (layer.norm.gamma, layer.norm.beta))
+        return gamma * (x - mean) / (variance + 1e-5).sqrt() + beta
+
+    full = layer(images, network.down[0]).clamp(min=0)
+    half = layer(full, network.down[1]).clamp(min=0)
+    x = layer(half, network.down[2]).clamp(min=0)
+    for block in network.residual:
+        x = x + layer(layer(x, block["first"]).clamp(min=0), block["second"])  # type: ignore[index]
+    for up, skip in zip(network.up, (half, full), strict=True):
+        x = (layer(x, up, upsample=True)[:, :, : skip.shape[2], : skip.shape[3]] + skip).clamp(min=0)
+    return layer(x, network.paint).sigmoid()
+
+
+def network_has_a_closed_form() -> None:
+    """The network by hand, in training and without gradients; its initial filters; new styles for it."""
+    with fork_random_state():
+        torch.manual_seed(0)
+        network = StyleNetwork(styles=2, width=2, blocks=2)
+        torch.manual_seed(0)
+        filters = torch.nn.Conv2d(3, 2, 9, bias=False).weight
+        for name, parameter in network.named_parameters():
+            if name.endswith((".gamma", ".beta")):
+                assert torch.all(parameter == float(".gamma" in name and ".second" not in name)), name
+                torch.nn.init.normal_(parameter)
+    distance = torch.arange(-4, 5)
+    gaussian = torch.exp(-(distance**2 + distance[:, None] ** 2) / 2)
+    gaussian *= 9 / gaussian.norm()  # as large as 81 ones
+    assert (network.down[0].conv.weight - filters * gaussian).abs().max() < 1e-6, "the initial filters"
+    images, blend_weights = draw_images(3, 3, 9, 14, seed=0), torch.tensor([[1, 0], [0, 1], [0.3, 0.7]])
+    network, blend_weights = network.double(), blend_weights.double()
+    expected = apply_by_hand(network, images, blend_weights)
+    assert (network(images, blend_weights) - expected).abs().max() < 1e-12, (
+        "not the network of the definition"
+    )
+    with torch.no_grad():
+        assert (network(images, blend_weights) - expected).abs().max() < 1e-12, "it differs without gradients"
+    new = network_for_new_styles(network, 3)
+    assert [n for n, p in new.named_parameters() if p.requires_grad] == [
+        n for n, _ in new.named_parameters() if n.endswith(("gamma", "beta"))
+    ]
+    both = concatenate_styles(network, new.float())
+    assert not both.training and not any(p.requires_grad for p in both.parameters())
+    one_hot, mean = torch.eye(5).double(), torch.tensor([[0.5, 0.5]]).double()
+    assert torch.equal(both(images, one_hot[:2][[1, 0, 1]]), network(images, one_hot[:2, :2][[1, 0, 1]]))
+    assert (both(images, one_hot[2:]) - network(images, mean.expand(3, -1))).abs().max() < 1e-6
+    addresses = [{p.data_ptr() for p in each.parameters()} for each in (network, both)]
+    assert addresses[0].isdisjoint(addresses[1]), "the networks share parameters"
+
+
 def styles_and_blends_select_scales_and_shifts() -> None:
     """By number, by name and in a blend it is the network with those weights, for each image alone."""
     call: Any = fast_style  # its result has every field here
-    conditional_norm_is_instance_norm()
+    network_has_a_closed_form()
     with fork_random_state(), torch.no_grad():
         torch.manual_seed(0)
         network = StyleNetwork(styles=3, width=2, blocks=1).double()

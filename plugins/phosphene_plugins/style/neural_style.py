@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat
-from torch import Tensor
+from torch import Tensor, nn
 
-from phosphene import Reference, hookimpl, method
+from phosphene import InputError, ModelError, Reference, hookimpl, load_model, method
 from phosphene.images import noise_images, resize
 from phosphene.optimize import (
     Optimization,
@@ -21,7 +21,7 @@ from phosphene.results import Stylization
 from phosphene.roles import Content, Frames, Model, Seed, Start, Styles
 from phosphene.spec import Cost, PixelRange, ceil, either, minimum, param, size
 
-from ._color_transfer import prepare_colors, replace_luminance
+from ._color_transfer import luminance, match_color_statistics, prepare_colors, replace_luminance
 from ._parameters import Blend, Color, ContentLayer, StyleLayers
 from ._pixel_features import draw_images, gram, load_pixel_model, relative, transfer_loss
 from ._resize import scale_images, shrink_to
@@ -88,8 +88,86 @@ def optimize_style(
     )
 
 
+def colors_are_matched_and_clipped() -> None:
+    """(x - m) s_r / s_x + m_r of one channel, the luminance of primary colors, and a single color."""
+    image = torch.tensor([0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 1], dtype=torch.float64).view(1, 1, 2, 4)
+    reference = torch.tensor([[[[0.0, 1.0]]]], dtype=torch.float64)
+    assert (match_color_statistics(image, reference) - image).abs().max() < 1e-12, "2 x - 0.5 is not clipped"
+    matched = match_color_statistics(image, 0.25 + reference / 4)  # of deviation 1 / 8 and mean 3 / 8
+    assert (matched - (image - 0.5) / 2 - 0.375).abs().max() < 1e-12
+    flat = match_color_statistics(torch.full_like(image, 0.25), reference)
+    assert (flat - 0.5).abs().max() < 1e-12, "the mean of an image of one color is not the reference's"
+    colors = torch.eye(3, dtype=torch.float64)[None, :, None]  # a red, a green and a blue pixel
+    red = colors[..., :1]
+    assert luminance(colors).flatten().tolist() == [0.299, 0.587, 0.114]
+    white, black = replace_luminance(red, torch.ones_like(red)), replace_luminance(red, torch.zeros_like(red))
+    assert (white.flatten() - red.new_tensor([1, 0.701, 0.701])).abs().max() < 1e-12
+    assert (black.flatten() - red.new_tensor([0.701, 0, 0])).abs().max() < 1e-12
+
+
+def layers_and_weights_have_defaults() -> None:
+    """The middle one of three stages, weights 3^-j, and an error relative to zero."""
+    stages = [layer for _ in range(3) for layer in (nn.Conv2d(3, 3, 1), nn.MaxPool2d(2))][:-1]
+    loss = StyleLoss(load_model(nn.Sequential(*stages), input_size=(3, 16, 16)))
+    assert loss.layers == [*loss.model.stages, loss.model.stages[1]] and loss.weights == [1, 1 / 3, 1 / 9]
+    zeros = torch.zeros(2, 3)
+    assert relative_error(zeros, zeros).tolist() == [0, 0], "zero features are not equal to themselves"
+    styles = torch.zeros(3, 1)
+    assert normalize_blend([1e300, 0.0, 3e300], styles).tolist() == [0.25, 0, 0.75], "large weights"
+    calls: list[Any] = [partial(StyleLoss, loss.model, None, *args) for args in (([],), (["0"], [1.0, 2.0]))]
+    for call in calls + [partial(normalize_blend, blend, styles) for blend in ([], [1.0], [0.0, 0.0, 0.0])]:
+        refused = False
+        try:
+            call()
+        except InputError:
+            refused = True
+        assert refused, f"{call.args[1:]} is accepted"
+
+
+def sizes_are_rounded() -> None:
+    """Smaller images and a factor of one return the images; no side is shorter than one pixel."""
+    image = torch.zeros(1, 3, 10, 40)
+    assert shrink_to(image, 40) is image and shrink_to(image, 41) is image and scale_images(image, 1) is image
+    sizes = [tuple(scale_images(image, factor).shape[2:]) for factor in (2, 0.26, 0.03)]
+    assert sizes == [(20, 80), (3, 10), (1, 1)] and shrink_to(image, 20).shape[2:] == (5, 20)
+
+
+def tiles_cover_images() -> None:
+    """The windows of tiles, also of an asymmetric layer; the loss of two images of odd sides."""
+    loss_network = StyleLoss(load_pixel_model(), "1", ["0", "1"])
+    images = draw_images(2, 3, 15, 37, seed=0)
+    tiles = split_into_tiles(loss_network, images, 17)
+    assert tiles is not None and split_into_tiles(loss_network, images, 38) is None
+    columns = [slice(0, 18), slice(14, 34), slice(30, 37)]
+    assert [tile.window for tile in tiles] == [(slice(0, 15), column) for column in columns]
+    one_layer = StyleLoss(load_model(nn.Sequential(nn.AvgPool2d(4, 1, 1)), input_size=(3, 16, 16)))
+    right = split_into_tiles(one_layer, images, 19)
+    assert right is not None and [tile.window[1] for tile in right] == [slice(0, 21), slice(17, 37)]
+    targets = StyleTargets(
+        loss_network.content_features(images.flip(2)),
+        loss_network.style_grams(images[:1] / 2, images.new_ones(1)),
+    )
+    images.requires_grad_()
+    betas = images.new_tensor([5.0, 7.0])
+    plain = style_transfer_loss(loss_network, targets, 3.0, betas, images)
+    tiled = tiled_loss(loss_network, targets, tiles, 3.0, betas, images)
+    gradients = [torch.autograd.grad(loss.sum(), images)[0] for loss in (plain, tiled)]
+    assert torch.allclose(plain, tiled, rtol=1e-10), "tiles change the loss"
+    assert (gradients[0] - gradients[1]).abs().max() < 1e-10, "tiles change the gradient"
+    everywhere = load_model(nn.Sequential(nn.InstanceNorm2d(3)), input_size=(3, 16, 16))
+    try:
+        split_into_tiles(StyleLoss(everywhere), images, 16)
+    except ModelError:
+        return
+    raise AssertionError("a layer that depends on all pixels is split into tiles")
+
+
 def pixels_as_features_have_a_closed_form() -> None:
     """Features = pixels: the first loss, the minimum, colors, tiles and scales in closed form."""
+    colors_are_matched_and_clipped()
+    layers_and_weights_have_defaults()
+    sizes_are_rounded()
+    tiles_cover_images()
     tested: Any = neural_style  # its result has every field here
     model, seeded = load_pixel_model(), {"seed": 1, "steps": 2}
     content, start = draw_images(2, 3, 8, 12, seed=0), draw_images(2, 3, 8, 12, seed=1)

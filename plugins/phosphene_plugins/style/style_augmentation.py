@@ -21,6 +21,7 @@ from ._pixel_features import draw_images, load_pixel_model
 from ._style_network import StyleNetwork, check_images, require_style_network
 
 #: Number of images that are stylized together, which limits the memory for large batches.
+# equivalent mutants: images do not depend on each other
 BATCH = 32
 Strength: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
@@ -177,6 +178,7 @@ def bytes_and_statistics_of_styles() -> None:
         assert (view - stylized).abs().max() < 1e-6, "a view is not AdaIN of an image"
     assert result.style_names == ("image 0", "image 1", "image 2")
     transform = StyleAugmentation(adaptive, 1.0, (0.5, 0.5), styles=images[:1])
+    assert transform({"label": 3}) == {"label": 3}, "a sample without images changes"
     pixels = tv_tensors.Image((255 * images[:2, None]).byte())
     view = transform(pixels)
     assert isinstance(view, tv_tensors.Image) and view.dtype == torch.uint8 and view.shape == pixels.shape

@@ -131,9 +131,33 @@ def fill(
             max_error *= 1.1
 
 
+def sizes_and_windows_are_checked() -> None:
+    """The default size; even windows, windows larger than the sample, and too many of them are refused."""
+    sample = torch.zeros(1, 1, 8, 9)
+    sizes = [output_size(each, size) for each in (sample, sample[0]) for size in (None, 12, (5, 6))]
+    assert sizes == [(8, 9), (12, 12), (5, 6)] * 2
+    # 2 x 9 x 5461 x 5461 numbers are the most below 2^29.
+    for height, width, window, accepted in (
+        (8, 9, 7, True),
+        (8, 9, 8, False),
+        (7, 9, 9, False),
+        (9, 7, 9, False),
+        (5463, 5463, 3, True),
+        (5464, 5463, 3, False),
+        (5463, 5464, 3, False),
+    ):
+        refused = False
+        try:
+            check_window(torch.zeros(1, 1, 1, 1).expand(1, 1, height, width), window)
+        except InputError:
+            refused = True
+        assert refused != accepted, f"windows of {window} in {height} x {width}"
+
+
 def textbook_loops_copy_the_same_pixels() -> None:
     """Equal to loops over pixels and windows; a periodic texture is continued for all random draws."""
     tested: Any = efros_leung  # its result has every field here
+    sizes_and_windows_are_checked()
     from . import _textbook_textures
 
     noise = torch.rand(2, 2, 8, 9, generator=Generator().manual_seed(0))

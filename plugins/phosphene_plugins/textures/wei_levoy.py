@@ -100,11 +100,16 @@ def exhaustive_search_copies_the_same_pixels() -> None:
     from ._textbook_textures import wei_levoy as textbook
 
     sample = torch.rand(2, 2, 13, 12, dtype=torch.float64, generator=Generator().manual_seed(1))
-    for levels, used, size in ((1, 1, (8, 9)), (3, 2, (12, 13))):
-        result = tested(sample, size=size, window=3, levels=levels, leaf_size=None, seed=2)
-        assert torch.equal(result.sources, sample) and result.scores.shape == (0, 2)
-        for image, single in zip(result.images, sample, strict=True):
-            expected = textbook(single, *size, window=3, levels=used, seed=2)
+    for rows, size, window, levels, used in (
+        (13, (8, 9), 5, 1, 1),
+        (13, (12, 13), 3, 3, 2),
+        (11, (12, 13), 3, 3, 1),
+    ):
+        cropped = sample[:, :, :rows]
+        result = tested(cropped, size=size, window=window, levels=levels, leaf_size=None, seed=2)
+        assert torch.equal(result.sources, cropped) and result.scores.shape == (0, 2)
+        for image, single in zip(result.images, cropped, strict=True):
+            expected = textbook(single, *size, window=window, levels=used, seed=2)
             assert torch.equal(image, expected), f"{used} levels: not the result of an exhaustive search"
     on_tree = tested(sample, size=(8, 9), window=3, levels=1, leaf_size=4, seed=2)
     exhaustive = tested(sample, size=(8, 9), window=3, levels=1, leaf_size=None, seed=2)
@@ -118,6 +123,14 @@ def exhaustive_search_copies_the_same_pixels() -> None:
     leaves = [leaf.indices.tolist() for leaf in (fork.near, fork.far) if isinstance(leaf, Leaf)]
     assert leaves == [[1, 3, 4], [0, 2]]
     assert isinstance(build_codebook(clusters, np.arange(3), leaf_size=2), Fork), "one vector is not apart"
+    rectangle = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 6.0], [10.0, 6.0]])
+    for points, normal, offset in (
+        (rectangle, [10, 0], 50),  # split along the longer side
+        ([[0.0], [4.0], [5.0], [7.0]], [4], 16),  # 4 is the mean, and later as near to 2 as to 6
+        ([[0.0], [6.0], [7.0], [8.0], [8.0], [10.0], [11.0]], [25 / 3], 34.722),  # after several steps
+    ):
+        fork = build_codebook(np.array(points), np.arange(len(points)), leaf_size=len(points) - 1)
+        assert isinstance(fork, Fork) and np.allclose([*fork.normal, fork.offset], [*normal, offset], 1e-4)
     assert isinstance(build_codebook(np.ones((5, 2)), np.arange(5), leaf_size=2), Leaf)
     assert all(nearest_index(codebook, vectors[n]) == n for n in indices), "a vector is not nearest to itself"
 
