@@ -72,6 +72,8 @@ class _Cache:
     returns_labels: bool = False
     #: The number of logits of the first pass at each image size.
     class_counts: dict[tuple[int, ...], int] = field(default_factory=dict)
+    #: The pixels at which the units of a layer are centered, by layer and input size; see ``unit_centers``.
+    centers: dict[tuple[str, tuple[int, ...]], tuple[Tensor, Tensor] | None] = field(default_factory=dict)
     #: Lock for recording a structure, so that concurrent threads record it once.
     lock: AbstractContextManager[bool] = field(default_factory=threading.RLock)
 
