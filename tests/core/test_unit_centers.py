@@ -252,7 +252,7 @@ def test_windows_of_ceil_mode_are_centered_at_what_they_cover() -> None:
 
 
 def test_the_heat_of_a_dot_is_not_half_a_cell_off() -> None:
-    """Five stride-2 convolutions with padding 1: cells enlarged as shares of the image are off by 15 pixels."""
+    """Five stride-2 convolutions with padding 1: cells that share the image are off by 15 pixels."""
     layers: list[nn.Module] = []
     for channels in (3, 4, 4, 4, 4):
         layer = nn.Conv2d(channels, 4, 3, stride=2, padding=1, bias=False)
