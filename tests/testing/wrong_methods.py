@@ -1053,6 +1053,13 @@ def shifts_by_one_pixel(model: Model, images: Images, target: Target = None) -> 
     return attribution(model, images, gradient(model, images, target).abs().amax(1).roll(1, -1), target)
 
 
+@caught_by("lies_where_the_units_are_centered", cost=Cost(forward=size.images))
+def enlarges_cells_as_shares_of_the_image(model: Model, images: Images) -> Attribution:
+    """The result does not have the centers of the layer's units."""
+    maps = model.maps(model.features(images, model.last_map), images).relu().sum(1)
+    return Attribution(images=images, maps=maps, targets=("all",) * len(images))
+
+
 @caught_by("samples_reduce_the_noise", quick={"samples": 3},
            cost=Cost(forward=size.images * param.samples, backward=size.images * param.samples))  # fmt: skip
 def returns_the_last_sample(

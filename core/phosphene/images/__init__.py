@@ -2,7 +2,7 @@
 
 from .baselines import Baseline, baseline_images
 from .blur import gaussian_blur
-from .color import colorize, enlarge, enlarge_maps, min_max, overlay, resize, symmetric, to_display
+from .color import Centers, colorize, enlarge, enlarge_maps, min_max, overlay, resize, symmetric, to_display
 from .io import (
     IMAGE_SUFFIXES,
     MASK_SUFFIX,
@@ -18,6 +18,7 @@ from .noise import noise_images
 
 __all__ = [
     "Baseline",
+    "Centers",
     "IMAGE_SUFFIXES",
     "MASK_SUFFIX",
     "baseline_images",

@@ -75,11 +75,57 @@ def enlarge(images: Tensor, factor: int) -> Tensor:
     return images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
 
-def enlarge_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps (N, h, w) at another size (H, W), bilinear between pixel centers; unchanged at their own size."""
+#: The pixels at which the rows and the columns of a map are centered; see ``unit_centers``.
+Centers = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def enlarge_maps(maps: Tensor, size: Sequence[int], centers: Centers | None = None) -> Tensor:
+    """Maps (N, h, w) at the size (H, W) of their images: linear between the centers of the cells.
+
+    Args:
+        centers: the pixels at which the maps' rows and columns are centered, as ``unit_centers`` returns
+            them; a map is constant beyond the outermost. Default: cell i of n covers its share of the image,
+            with center (i + 1/2) H / n - 1/2, which is torch's bilinear interpolation.
+
+    Returns:
+        (N, H, W); the maps themselves where they have one value for each pixel already.
+
+    Raises:
+        InputError for centers of a map of another size.
+    """
+    if centers is not None:
+        grid = tuple(map(len, centers))
+        if grid != tuple(maps.shape[1:]):
+            raise InputError(f"centers of a map of {grid} do not fit maps of {tuple(maps.shape[1:])}")
+        if not all(map(_share_the_image, centers, size)):
+            for dim, positions in enumerate(centers, 1):
+                maps = _interpolate(maps, positions, int(size[dim - 1]), dim)
+            return maps
     if maps.shape[1:] == tuple(size):
         return maps
     return F.interpolate(maps[:, None], tuple(size), mode="bilinear")[:, 0]
+
+
+def _share_the_image(centers: Sequence[float], side: int) -> bool:
+    """Whether cells of equal sides that cover the image have these centers."""
+    count = len(centers)
+    return count == 1 or all(abs(c - ((i + 0.5) * side / count - 0.5)) < 1e-3 for i, c in enumerate(centers))
+
+
+def _interpolate(maps: Tensor, centers: Sequence[float], side: int, dim: int) -> Tensor:
+    """Values at the pixels 0 to side - 1 along a dimension, from those at the centers."""
+    positions, cell = torch.tensor(centers, dtype=torch.float64, device="cpu").unique(return_inverse=True)
+    if cell.tolist() != [*range(len(cell))]:  # sorted, with the mean of those at one position
+        cells = [(cell == number).nonzero()[:, 0].to(maps.device) for number in range(len(positions))]
+        maps = torch.stack([maps.index_select(dim, c).mean(dim) for c in cells], dim)
+    if len(positions) == 1:
+        return maps.repeat_interleave(side, dim)
+    pixels = torch.arange(side, dtype=torch.float64, device="cpu")
+    above = torch.searchsorted(positions, pixels, right=True).clamp(1, len(positions) - 1)
+    fraction = (pixels - positions[above - 1]) / (positions[above] - positions[above - 1])
+    weight = fraction.clamp(0, 1).to(maps).view(-1, *[1] * (2 - dim))
+    above = above.to(maps.device)
+    return torch.lerp(maps.index_select(dim, above - 1), maps.index_select(dim, above), weight)
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -83,13 +83,18 @@ def _with_positive_weights(module: nn.Module, device: torch.device, generator: t
         neutral = {"running_mean": torch.zeros_like, "running_var": torch.ones_like}
         value = neutral.get(name.rpartition(".")[2], torch.clone)(buffer.detach().to(device))
         memo[id(buffer)] = value.double() if value.is_floating_point() else value
-    positive = copy.deepcopy(module, memo).eval()
-    # Users' hooks and taps must not run on the copy; torch's own hooks compute weights (pruning).
-    for part in positive.modules():
+    return copy_without_hooks(module, memo)
+
+
+def copy_without_hooks(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A copy in eval mode, without users' hooks and taps; ``memo`` as in ``copy.deepcopy``."""
+    duplicate = copy.deepcopy(module, memo).eval()
+    for part in duplicate.modules():
         for hooks in (part._forward_hooks, part._forward_pre_hooks):
+            # Torch's own hooks compute weights (pruning).
             for key in [k for k, hook in hooks.items() if not str(hook.__module__).startswith("torch.")]:
                 del hooks[key]
-    return positive
+    return duplicate
 
 
 def _identity(func: Any, input: Tensor, *_: Any, **__: Any) -> Tensor:

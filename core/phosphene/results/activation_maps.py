@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ..images.color import colorize, overlay, to_display
+from ..images.color import Centers, colorize, enlarge_maps, overlay, to_display
 from .base import Panel, Result, shorten_title
 
 
@@ -17,9 +17,10 @@ class ActivationMaps(Result):
     """Activation maps of K channels of a layer.
 
     ``images`` (N, C, H, W); ``maps`` (N, K, h, w), the activations; ``scaled`` (N, K, h, w), the same in
-    [0, 1] for display, zero at 1/2 if ``signed``; ``channels``, K channel numbers. With more than nine
-    channels, figures show those of largest activation; titles give a map's range, so that a nearly
-    constant map is not mistaken for a strong one.
+    [0, 1] for display, zero at 1/2 if ``signed``; ``channels``, K channel numbers; ``centers``, the pixels at
+    which rows (h,) and columns (w,) are centered, where overlays draw them (None: cells share the image
+    equally). With more than nine channels, figures show those of largest activation; titles give a map's
+    range, so that a nearly constant map is not mistaken for a strong one.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {
@@ -38,6 +39,7 @@ class ActivationMaps(Result):
     layer: str
     layout: Literal["overlay", "map"] = "map"
     signed: bool = False
+    centers: Centers | None = None
 
     def panels(self) -> list[list[Panel]]:
         groups = []
@@ -47,7 +49,8 @@ class ActivationMaps(Result):
             for k in strongest if len(maps) > 9 else range(len(maps)):
                 drawn = colorize(scaled[k], "RdBu_r" if self.signed else "viridis")
                 if self.layout == "overlay":
-                    drawn = overlay(to_display(image), scaled[k])
+                    enlarged = enlarge_maps(scaled[k][None].float(), image.shape[1:], self.centers)[0]
+                    drawn = overlay(to_display(image), enlarged)
                 value_range = f"{float(maps[k].min()):.2g} to {float(maps[k].max()):.2g}"
                 group.append(Panel(drawn, f"channel {self.channels[k]}: {value_range}"))
             groups.append(group)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..images.color import colorize, enlarge_maps, min_max, overlay, symmetric, to_display
+from ..images.color import Centers, colorize, enlarge_maps, min_max, overlay, symmetric, to_display
 from .base import Panel, Result
 from .conventions import Convention, check_convention, finish_maps, scale_maps
 
@@ -25,7 +25,9 @@ class Attribution(Result):
     ``more_names``: of other classes, or of several layers (then each scaled to [0, 1] and enlarged to the
     image). ``signed_maps`` are, for methods whose equation ends in a ReLU, the maps before it: (N, h, w) for
     each layer, at the layer's own size. ``convention`` is the display convention of ``maps``, None for raw
-    maps; see ``as_convention``.
+    maps; see ``as_convention``. ``centers`` are the pixels at which the rows (h,) and columns (w,) of the
+    maps are centered, as ``phosphene.unit_centers`` computes them for a layer: 0, 32, 64, ... in a ResNet.
+    None: cells that share the image equally. ``more`` of the same size has the same centers.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {
@@ -46,6 +48,7 @@ class Attribution(Result):
     more_names: tuple[str, ...] = ()
     signed_maps: tuple[Tensor, ...] = ()
     convention: str | None = None
+    centers: Centers | None = None
     #: "overlay" for maps coarser than the image, "map" for ones that are clearer without it.
     layout: Literal["overlay", "map"] = "overlay"
 
@@ -56,7 +59,10 @@ class Attribution(Result):
         return dataclasses.replace(super().concatenate(results), signed_maps=signed_maps)
 
     def heat(self) -> Tensor:
-        """The maps at the images' size (bilinear), each scaled to [0, 1]: (N, H, W)."""
+        """The maps at the images' size, each scaled to [0, 1]: (N, H, W).
+
+        Linear between the ``centers``, and constant beyond the outermost.
+        """
         return self._heat(self.maps)
 
     def as_convention(self, convention: Convention) -> Self:
@@ -66,6 +72,8 @@ class Attribution(Result):
         enlarged to the image (bilinear) and scaled again. "torchcam": as "minmax", with 1e-8 in the divisor.
         "captum": the map before the method's final ReLU. "pair-saliency": ReLU, divided by the largest value.
         Several layers' maps are scaled, enlarged and averaged; pytorch-grad-cam scales the average again.
+        The libraries enlarge maps as if cells shared the image equally, and so do their conventions: the
+        result has no ``centers``, except by "minmax", which only scales.
 
         Returns:
             A result of the same type, with ``convention`` set. ``maps`` are (N, H, W) for "pytorch-grad-cam"
@@ -85,21 +93,27 @@ class Attribution(Result):
             raise InputError(f"maps are scaled by {self.convention!r} already: convert the raw result")
         size = self.images.shape[2:]
         if self.signed_maps and self.more is not None:
+            if convention == "minmax":  # as they are
+                return dataclasses.replace(self, convention=convention)
             layers = [maps if convention == "captum" else maps.relu() for maps in self.signed_maps]
             scaled = torch.stack([enlarge_maps(scale_maps(maps, convention), size) for maps in layers], 1)
             # The layers' maps have the image's size here, so finishing only scales their average again.
             average = finish_maps(scaled.mean(1), size, convention)
-            return dataclasses.replace(self, maps=average, more=scaled, convention=convention)
+            return dataclasses.replace(self, maps=average, more=scaled, convention=convention, centers=None)
 
         def convert(maps: Tensor) -> Tensor:
             return finish_maps(scale_maps(maps, convention), size, convention)
 
         (unscaled,) = self.signed_maps if self.signed_maps and convention == "captum" else (self.maps,)
         more = None if self.more is None else torch.stack([*map(convert, self.more.unbind(1))], 1)
-        return dataclasses.replace(self, maps=convert(unscaled), more=more, convention=convention)
+        centers = self.centers if convention == "minmax" else None
+        return dataclasses.replace(
+            self, maps=convert(unscaled), more=more, convention=convention, centers=centers
+        )
 
     def _heat(self, maps: Tensor) -> Tensor:
-        maps = enlarge_maps(maps.float(), self.images.shape[2:])
+        centers = self.centers if maps.shape[1:] == self.maps.shape[1:] else None
+        maps = enlarge_maps(maps.float(), self.images.shape[2:], centers)
         # Evidence against the target is not heat, unless there is no evidence for it.
         return min_max(torch.where(maps.amax((1, 2), keepdim=True) > 0, maps.clamp(min=0), maps))
 

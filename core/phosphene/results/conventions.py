@@ -36,7 +36,7 @@ def scale_maps(maps: Tensor, convention: Convention) -> Tensor:
 
 
 def finish_maps(maps: Tensor, size: torch.Size, convention: Convention) -> Tensor:
-    """What the library does after scaling: pytorch-grad-cam enlarges to the image and scales again."""
+    """What the library does after scaling: pytorch-grad-cam enlarges, in equal cells, and scales again."""
     return _stretch(enlarge_maps(maps, size)) if convention == "pytorch-grad-cam" else maps
 
 

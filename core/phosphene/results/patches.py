@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..images.color import enlarge, resize, to_display
+from ..images.color import Centers, enlarge, resize, to_display
 from .base import Panel, Result, shorten_title
 
 
@@ -22,8 +22,9 @@ class Patches(Result):
     the layer's map of ``map_size``, ``boxes[i]`` (M, 4), the unit's receptive field clipped at the image's
     border (top, left, bottom, right; the last two exclusive), and the id of its image, which is
     ``images[image_indices[i]]`` of (P, C, H, W). ``gradients`` (M, C, h, w): guided gradient of the unit
-    with respect to its box, from the upper left corner on, padded with zeros. With more than twelve
-    channels, figures show the patches without their images.
+    with respect to its box, from the upper left corner on, padded with zeros. ``centers`` are the pixels at
+    which the map's rows and columns are centered (None: cells share the image equally). With more than
+    twelve channels, figures show the patches without their images.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {
@@ -48,6 +49,7 @@ class Patches(Result):
     boxes: Tensor
     ids: tuple[str, ...]
     gradients: Tensor | None = None
+    centers: Centers | None = None
 
     def panels(self) -> list[list[Panel]]:
         of_channel: dict[int, list[int]] = {}
@@ -137,9 +139,18 @@ class Patches(Result):
         top, left, bottom, right = self.boxes[i].tolist()
         height, width = image.shape[1:]
         if (top, left, bottom, right) == (0, 0, height, width):
-            (y, x), (rows, columns) = self.positions[i].tolist(), self.map_size
-            top, bottom = y * height // rows, -(-(y + 1) * height // rows)
-            left, right = x * width // columns, -(-(x + 1) * width // columns)
+            y, x = self.positions[i].tolist()
+            top, bottom = self._cell(0, y, height)
+            left, right = self._cell(1, x, width)
         dimmed = 0.35 * image + 0.3
         dimmed[:, top:bottom, left:right] = image[:, top:bottom, left:right]
         return dimmed
+
+    def _cell(self, axis: int, position: int, side: int) -> tuple[int, int]:
+        """First and last pixel (exclusive) of a position of the map: its share of the side, centered."""
+        count = self.map_size[axis]
+        first, last = position * side // count, -(-(position + 1) * side // count)
+        if self.centers is None:
+            return first, last
+        shift = round(float(self.centers[axis][position]) - ((position + 0.5) * side / count - 0.5))
+        return max(0, first + shift), min(side, last + shift)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from phosphene.images import charts, colorize, enlarge, min_max, overlay, to_display
+from phosphene.images import Centers, charts, colorize, enlarge, enlarge_maps, min_max, overlay, to_display
 from phosphene.results import Panel, Result
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class ChannelRedundancy(Result):
     channels in the order of the clustering's leaves. ``images`` (G, 3, H, W), one for each of the first
     groups: the one that activates the group's first channel most; ``maps`` (G, M, h, w), the activations of
     the group's first M channels on it, zeros where the group has fewer. Both None without groups.
+    ``centers``: the pixels at which the maps' rows and columns are centered; None: cells share the image.
     """
 
     layer: str
@@ -35,6 +36,7 @@ class ChannelRedundancy(Result):
     order: tuple[int, ...]
     images: Tensor | None = None
     maps: Tensor | None = None
+    centers: Centers | None = None
 
     def panels(self) -> list[list[Panel]]:
         order = list(self.order)
@@ -72,8 +74,9 @@ class ChannelRedundancy(Result):
         for image, maps, group in zip(self.images, self.maps, self.groups, strict=False):
             row = [Panel(image, f"group of {len(group)}")]
             if maps[0].numel() > 1:
-                for channel_map, channel in zip(maps, group, strict=False):
-                    row.append(Panel(overlay(to_display(image), min_max(channel_map)), f"channel {channel}"))
+                enlarged = enlarge_maps(min_max(maps), image.shape[1:], self.centers)
+                for channel_map, channel in zip(enlarged, group, strict=False):
+                    row.append(Panel(overlay(to_display(image), channel_map), f"channel {channel}"))
             rows.append(row)
         return rows
 

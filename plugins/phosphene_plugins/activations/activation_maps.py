@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Reference, hookimpl, load_model, method
+from phosphene import Reference, hookimpl, load_model, method, unit_centers
 from phosphene.errors import InputError, ModelError
 from phosphene.images import min_max, symmetric
 from phosphene.results import ActivationMaps
@@ -117,7 +117,8 @@ def activation_maps(
 
     Returns:
         ``maps`` (N, K, h, w): the activations of K channels, ``scaled`` (N, K, h, w): the same in [0, 1].
-        Figures show the nine channels of largest activation of each image.
+        Figures show the nine channels of largest activation of each image,
+        with ``overlay`` where the units are centered (``centers``).
 
     Raises:
         InputError: a channel that the layer does not have.
@@ -151,6 +152,7 @@ def activation_maps(
         layer=layer,
         layout="overlay" if overlay else "map",
         signed=scale == "signed",
+        centers=unit_centers(model, layer, images.shape[2:]),
     )
 
 

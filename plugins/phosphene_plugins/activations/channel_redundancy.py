@@ -19,6 +19,7 @@ from phosphene import (
     method,
     resumable_batches,
     to_float64,
+    unit_centers,
 )
 from phosphene.roles import Dataset, LayerName, Model
 from phosphene.spec import Agrees, Cost, size
@@ -153,11 +154,13 @@ def channel_redundancy(
     above = similarity.triu(1) >= threshold
     # equivalent mutants: on the CPU every sort of torch is stable
     ranks = similarity[above].sort(descending=True, stable=True).indices
-    images, group_maps = None, None
+    images, group_maps, centers = None, None, None
     if first_groups := groups[:MAX_GROUPS]:
         images = dataset.read([int(state["peak_image"][group[0]]) for group in first_groups])
         images = images.to(model.device, model.dtype)
         maps = _channel_maps(model, images, layer)
+        if maps[0, 0].numel() > 1:
+            centers = unit_centers(model, layer, images.shape[2:])
         group_maps = maps.new_zeros(len(first_groups), MAX_CHANNELS, *maps.shape[2:])
         for n, group in enumerate(first_groups):
             group_maps[n, : len(group)] = maps[n, list(group[:MAX_CHANNELS])]
@@ -171,6 +174,7 @@ def channel_redundancy(
         order=order,
         images=images,
         maps=group_maps,
+        centers=centers,
     )
 
 

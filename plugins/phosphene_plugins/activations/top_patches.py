@@ -16,6 +16,7 @@ from phosphene import (
     method,
     receptive_fields,
     resumable_batches,
+    unit_centers,
 )
 from phosphene.errors import InputError
 from phosphene.results import Patches
@@ -171,6 +172,7 @@ def top_patches(
         map_size=tuple(state["map_size"]),
         boxes=boxes.to(model.device),
         ids=tuple(dataset.id(i) for i, _, _ in units),
+        centers=unit_centers(model, layer, images.shape[2:]),
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from phosphene import Model, Reference
+from phosphene import Model, Reference, unit_centers
 from phosphene.results import Attribution
 from phosphene.roles import LayerName
 from phosphene.targets import Objective
@@ -34,12 +35,15 @@ def weighted_sum(weights: Tensor, maps: Tensor) -> Tensor:
     return torch.einsum("nk,nkhw->nhw", weights, maps)
 
 
-def rectified_result(model: Model, images: Tensor, target: Objective, signed: Tensor) -> Attribution:
+def rectified_result(
+    model: Model, layer: str, images: Tensor, target: Objective, signed: Tensor
+) -> Attribution:
     """The result of a method whose map is ReLU(``signed``), with ``signed`` (N, h, w) as ``signed_maps``."""
-    names = target.names(model, len(images))
-    return Attribution(images=images, maps=signed.relu(), signed_maps=(signed,), targets=names)
+    result = signed_result(model, layer, images, target, signed)
+    return replace(result, maps=signed.relu(), signed_maps=(signed,))
 
 
-def signed_result(model: Model, images: Tensor, target: Objective, maps: Tensor) -> Attribution:
-    """The result of a method whose maps (N, h, w) are signed: its equation has no ReLU."""
-    return Attribution(images=images, maps=maps, targets=target.names(model, len(images)))
+def signed_result(model: Model, layer: str, images: Tensor, target: Objective, maps: Tensor) -> Attribution:
+    """The result of a method whose maps (N, h, w) of a layer are signed: its equation has no ReLU."""
+    names, centers = target.names(model, len(images)), unit_centers(model, layer, images.shape[2:])
+    return Attribution(images=images, maps=maps, targets=names, centers=centers)

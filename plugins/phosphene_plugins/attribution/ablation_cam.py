@@ -106,7 +106,7 @@ def ablation_cam(
     drops = clean[:, None] - torch.cat(ablated).view(count, channels)
     magnitude = clean.abs()[:, None]
     weights = drops / torch.where(magnitude > 0, magnitude, 1)
-    return rectified_result(model, images, target, weighted_sum(weights, maps))
+    return rectified_result(model, layer, images, target, weighted_sum(weights, maps))
 
 
 @hookimpl

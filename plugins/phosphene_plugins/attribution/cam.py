@@ -97,7 +97,7 @@ def cam(model: Model, images: Images, target: Target = None) -> Attribution:
     indices = torch.arange(len(head.weight), device=maps.device)
     classes = target.score(indices.expand(len(images), -1))
     weights = head.weight.to(maps)[classes]
-    return signed_result(model, images, target, weighted_sum(weights, maps))
+    return signed_result(model, head.layer, images, target, weighted_sum(weights, maps))
 
 
 @hookimpl

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from phosphene import Method, Reference, hookimpl, load_model, method
+from phosphene import Method, Reference, hookimpl, load_model, method, unit_centers
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model
 from phosphene.spec import Cost, InvariantTo, size
@@ -79,7 +79,8 @@ def eigen_cam(model: Model, images: Images, *, layer: CamLayer = None) -> Attrib
     highest, lowest = component.amax(1, keepdim=True), component.amin(1, keepdim=True)
     component = torch.where(highest < -lowest, -component, component).unflatten(1, maps.shape[2:])
     names = (f"first component of {layer}",) * len(images)
-    return Attribution(images=images, maps=component, targets=names)
+    centers = unit_centers(model, layer, images.shape[2:])
+    return Attribution(images=images, maps=component, targets=names, centers=centers)
 
 
 @hookimpl

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from phosphene import Method, hookimpl, layer_gradients, method
+from phosphene import Method, hookimpl, layer_gradients, method, unit_centers
 from phosphene.images import enlarge_maps, min_max
 from phosphene.results import Attribution
 from phosphene.roles import Images, LayerName, Model, Target
@@ -100,8 +100,13 @@ def grad_cam(
         for maps, gradients in layer_gradients(model, images, target, *layers)
     ]
     if not isinstance(layer, list):
-        return rectified_result(model, images, target, signed[0])
-    more = torch.stack([enlarge_maps(min_max(maps.relu()), images.shape[2:]) for maps in signed], 1)
+        return rectified_result(model, layers[0], images, target, signed[0])
+    size = images.shape[2:]
+    enlarged = [
+        enlarge_maps(min_max(maps.relu()), size, unit_centers(model, name, size))
+        for name, maps in zip(layers, signed, strict=True)
+    ]
+    more = torch.stack(enlarged, 1)
     return Attribution(
         images=images,
         maps=more.mean(1),

@@ -71,10 +71,11 @@ def grad_cam_plus_plus(
     Source:
         Chattopadhay et al. 2018, equations 5, 7 and 19.
     """
-    [(maps, gradients)] = layer_gradients(model, images, target, layer or model.last_map)
+    layer = layer or model.last_map
+    [(maps, gradients)] = layer_gradients(model, images, target, layer)
     divisor = 2 + gradients * maps.sum((2, 3), keepdim=True)
     weights = (gradients.relu() / torch.where(divisor != 0, divisor, 2)).sum((2, 3))
-    return rectified_result(model, images, target, weighted_sum(weights, maps))
+    return rectified_result(model, layer, images, target, weighted_sum(weights, maps))
 
 
 @hookimpl

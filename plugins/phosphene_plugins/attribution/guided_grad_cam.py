@@ -14,6 +14,7 @@ from phosphene import (
     load_model,
     method,
     rewrite_backward,
+    unit_centers,
 )
 from phosphene.images import enlarge_maps
 from phosphene.results import Attribution
@@ -55,8 +56,8 @@ def pixelwise_network_has_a_closed_form() -> None:
 
 def product_of_two_maps(calls: Calls) -> Tensor:
     """Guided backpropagation's map times Grad-CAM's, enlarged."""
-    coarse, fine = (calls.other(f"attribution.{name}").maps for name in ("grad_cam", "guided_backprop"))
-    product: Tensor = enlarge_maps(coarse, (fine.shape[-2], fine.shape[-1])) * fine
+    coarse, fine = (calls.other(f"attribution.{name}") for name in ("grad_cam", "guided_backprop"))
+    product: Tensor = enlarge_maps(coarse.maps, fine.maps.shape[1:], coarse.centers) * fine.maps
     return product
 
 
@@ -86,7 +87,8 @@ def guided_grad_cam(
     M_ij = L_ij max_c | R_cij |,  L = Grad-CAM enlarged to the image,  R = the guided-backpropagation gradient
 
     Guided backpropagation is sharp and nearly the same for every class; Grad-CAM is coarse and
-    class-specific; the product is sharp and class-specific. ``layer`` is the layer of Grad-CAM.
+    class-specific; the product is sharp and class-specific. ``layer`` is the layer of Grad-CAM, whose cells
+    are enlarged from the pixels at which its units are centered.
 
     Returns:
         ``maps`` (N, H, W), raw, one value per pixel.
@@ -104,13 +106,15 @@ def guided_grad_cam(
     Source:
         Selvaraju et al. 2017, section 3.1.
     """
-    [(maps, gradients)] = layer_gradients(model, images, target, layer or model.last_map)
+    layer = layer or model.last_map
+    [(maps, gradients)] = layer_gradients(model, images, target, layer)
     coarse = weighted_sum(gradients.mean((2, 3)), maps).relu()
     with rewrite_backward(guided):
         fine = input_gradient(model, images, target)
+    centers = unit_centers(model, layer, images.shape[2:])
     return Attribution(
         images=images,
-        maps=enlarge_maps(coarse, images.shape[2:]) * fine.abs().amax(1),
+        maps=enlarge_maps(coarse, images.shape[2:], centers) * fine.abs().amax(1),
         targets=target.names(model, len(images)),
         layout="map",
     )

@@ -72,8 +72,9 @@ def hires_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
     Source:
         Draelos & Carin 2020, equation 7.
     """
-    [(maps, gradients)] = layer_gradients(model, images, target, layer or model.last_map)
-    return signed_result(model, images, target, (maps * gradients).sum(1))
+    layer = layer or model.last_map
+    [(maps, gradients)] = layer_gradients(model, images, target, layer)
+    return signed_result(model, layer, images, target, (maps * gradients).sum(1))
 
 
 @hookimpl

@@ -64,8 +64,9 @@ def layer_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
     Source:
         Jiang et al. 2021, equations 5 to 7.
     """
-    [(maps, gradients)] = layer_gradients(model, images, target, layer or model.last_map)
-    return rectified_result(model, images, target, (gradients.relu() * maps).sum(1))
+    layer = layer or model.last_map
+    [(maps, gradients)] = layer_gradients(model, images, target, layer)
+    return rectified_result(model, layer, images, target, (gradients.relu() * maps).sum(1))
 
 
 @hookimpl

@@ -5,7 +5,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from phosphene import Method, Reference, batch_size, hookimpl, load_model, method, progress_bar, scores
+from phosphene import (
+    Method,
+    Reference,
+    batch_size,
+    hookimpl,
+    load_model,
+    method,
+    progress_bar,
+    scores,
+    unit_centers,
+)
 from phosphene.images import enlarge_maps, min_max
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
@@ -57,8 +67,9 @@ def score_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
     X is the normalized image that the network receives: a masked pixel becomes the model's mean color, or
     black where it has none. The paper subtracts the score of an empty image, which is the same for all
     feature maps and does not change the softmax. A predicted target is the class predicted for the unmasked
-    image. One forward pass per channel. Masks are enlarged bilinearly between pixel centers, then scaled;
-    pytorch-grad-cam aligns corners instead.
+    image. One forward pass per channel. Masks are enlarged linearly between the pixels at which the layer's
+    units are centered, then scaled, so that a mask passes what its channel detected; pytorch-grad-cam aligns
+    the corners of map and image instead.
 
     Returns:
         ``maps`` (N, h, w), raw, at the layer's own size.
@@ -80,17 +91,18 @@ def score_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
         scores(model, images, target)  # a predicted target becomes the class of the unmasked image
         maps = model.maps(tap[layer], images)
     count, channels = maps.shape[:2]
+    centers = unit_centers(model, layer, images.shape[2:])
     mean = model.mean.to(images)[:, None, None]
     pairs = [(n, k) for n in range(count) for k in range(channels)]
     size, masked_scores = batch_size(model), []
     for start in progress_bar(range(0, len(pairs), size), "masking"):
         rows, masked_by = map(list, zip(*pairs[start : start + size], strict=True))
-        masks = min_max(enlarge_maps(maps[rows, masked_by], images.shape[2:]))[:, None]
+        masks = min_max(enlarge_maps(maps[rows, masked_by], images.shape[2:], centers))[:, None]
         # The pixels whose normalization is H * (x - m) / s are m + H (x - m).
         masked = mean + masks * (images[rows] - mean)
         masked_scores.append(scores(model, masked, target.select(rows)))
     alpha = torch.cat(masked_scores).view(count, channels).softmax(1)
-    return rectified_result(model, images, target, weighted_sum(alpha, maps))
+    return rectified_result(model, layer, images, target, weighted_sum(alpha, maps))
 
 
 @hookimpl

@@ -74,11 +74,12 @@ def xgrad_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
     Source:
         Fu et al. 2020, equation 9.
     """
-    [(maps, gradients)] = layer_gradients(model, images, target, layer or model.last_map)
+    layer = layer or model.last_map
+    [(maps, gradients)] = layer_gradients(model, images, target, layer)
     total = maps.sum((2, 3))
     share = (maps * gradients).sum((2, 3))
     alpha = torch.where(total != 0, share / torch.where(total != 0, total, 1), 0)
-    return rectified_result(model, images, target, weighted_sum(alpha, maps))
+    return rectified_result(model, layer, images, target, weighted_sum(alpha, maps))
 
 
 @hookimpl

@@ -94,8 +94,8 @@ def method_source(name: str, params: Mapping[str, Any], seed: int) -> MapSource:
         return {declared.name: values[declared.role] for declared in method.spec.inputs}
 
     def compute(model: Model, images: Tensor, target: Class, indices: range) -> Tensor:
-        maps: Tensor = method(**inputs(model, images, target), **arguments).maps
-        return enlarge_maps(maps.to(images), images.shape[2:])
+        result: Attribution = method(**inputs(model, images, target), **arguments)
+        return enlarge_maps(result.maps.to(images), images.shape[2:], result.centers)
 
     def passes(model: Model, images: Tensor) -> int | None:
         cost = method.passes(inputs(model, images, None), method.validate(arguments))

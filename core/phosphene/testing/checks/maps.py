@@ -1,4 +1,4 @@
-"""Checks of attribution maps that nobody has to declare: the unit of the pixels, the number of samples."""
+"""Checks of attribution maps that nobody has to declare: units of pixels, positions, numbers of samples."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...errors import PhospheneError
+from ...models import load_model
 from ..cases import Case, properties_of
 from ..observation import mean_rank_correlation
 from ..symmetric_networks import relation_network
@@ -107,6 +108,50 @@ def _with_channels(network: str, order: list[int]) -> Model:
         first.weight.copy_(first.weight[:, order].clone())
     model.mean, model.std = model.mean[order], model.std[order]
     return model
+
+
+#: An image and its bright dots, at centers of units of ``_strided_model``, whose last map is 6x8.
+_STRIDED_SIZE, _DOTS = (96, 128), ((32, 48), (64, 96), (48, 16))
+
+
+@register_check(
+    "method",
+    "A map that is coarser than the image is enlarged around the pixels at which its units are centered.",
+    "the result's centers: Attribution(..., centers=unit_centers(model, layer, images.shape[2:]))",
+    lambda method: maps_images_of_a_model(method) or (method.seed and "it draws random numbers"),
+    exemptible=True,
+)
+def lies_where_the_units_are_centered(method: AnyMethod) -> None:
+    for y, x in _DOTS:
+        images = torch.zeros(1, 3, *_STRIDED_SIZE)
+        images[:, :, y - 2 : y + 3, x - 2 : x + 3] = 1
+        model = _strided_model()
+        result = result_of(method, Case(count=1, size=_STRIDED_SIZE, target=0), model, images=images)
+        if result is None or tuple(result.maps.shape[1:]) == _STRIDED_SIZE:
+            raise SkipTest("its maps have a value for each pixel" if result else "it refused the network")
+        heat = result.heat()[0]
+        if float(heat.max() - heat.min()) < 1e-6:
+            raise SkipTest("its map is constant")
+        rows, columns = (heat == heat.max()).nonzero().double().mean(0).tolist()
+        assert max(abs(rows - y), abs(columns - x)) <= 2, (
+            f"the heat of a dot at {(y, x)}, where a unit of the last layer is centered, is largest at "
+            f"({rows:g}, {columns:g})"
+        )
+
+
+def _strided_model() -> Model:
+    """Four convolutions with stride 2 and padding 1: unit i is centered at 16 i, and not at 16 i + 7.5."""
+    layers: list[nn.Module] = []
+    for channels in (3, 4, 4, 4):
+        layer = nn.Conv2d(channels, 4, 3, stride=2, padding=1, bias=False)
+        nn.init.constant_(layer.weight, 0.05)
+        with torch.no_grad():
+            layer.weight[:, :, 1, 1] = 1
+        layers += [layer, nn.ReLU()]
+    head = nn.Linear(4, 2)
+    nn.init.constant_(head.weight, 1)
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    return load_model(network, input_size=(3, *_STRIDED_SIZE))
 
 
 def _sample_parameters(method: AnyMethod) -> list[str]:
