@@ -38,7 +38,7 @@ from .layer_aliases import vgg_layer_aliases
 from .logits import Function, read_logits
 from .optimized_copy import network_for_call
 from .preprocessing import resize_and_crop
-from .token_maps import as_maps, prefix_tokens
+from .token_maps import Layout
 
 T = TypeVar("T")
 
@@ -476,15 +476,41 @@ class Model:
         what = "GAP + linear head, which CAM needs; use grad_cam, which works on any layer"
         return self._require(self.structure.head, what)
 
-    def maps(self, features: Tensor, images: Tensor) -> Tensor:
-        """A layer's output as (N, C, h, w): from tokens (class tokens dropped) and channels-last layouts."""
+    def maps(self, features: Tensor, images: Tensor, layer: str | None = None) -> Tensor:
+        """A layer's output as (N, C, h, w): from tokens (class tokens dropped) and channels-last layouts.
+
+        ``features`` is the output of ``layer`` for ``images``, or a tensor of its shape (its gradient). Without
+        a ``layer`` its shape must say which layers it can belong to. Raises ModelError where it is not a map:
+        an output is one if its positions respond most to the parts of the image that they lie over.
+        """
+        shape = tuple(features.shape)
         if len(features) != len(images):
             raise ModelError(
-                f"an output of shape {tuple(features.shape)} is not a map per image: "
+                f"an output of shape {shape} is not a map per image: "
                 f"it has {len(features)} rows for {len(images)} images (attention windows, perhaps)"
             )
-        size = (images.shape[-2], images.shape[-1])
-        return as_maps(features, size, prefix_tokens(self.module))
+        # Axes do not depend on the image size, but the grid of tokens does.
+        sized = self if features.ndim == 4 else self.at_size((self.input_size[0], *images.shape[-2:]))
+        structure = sized.structure if features.ndim in (3, 4) else self.structure
+        if layer is None:
+            layouts = _layouts_of_shape(structure, shape)
+            what = f"an output of shape {shape}"
+        else:
+            layouts = {structure.layouts.get(self.layer_name(layer))}
+            what = f"the output of layer {layer!r}, of shape {shape},"
+        fitting = {layout for layout in layouts if layout is not None and layout.fits(features)}
+        if len(fitting) > 1 or (fitting and None in layouts):
+            raise ModelError(
+                f"{what} is a map in some layers of {self.name} and not, or another one, in others; name its "
+                "layer: model.maps(features, images, layer)"
+            )
+        if not fitting:
+            size = f"{images.shape[-2]}x{images.shape[-1]}"
+            raise ModelError(
+                f"{what} is not a map over a {size} image: neither (N, C, h, w), nor (N, h, w, C), nor tokens "
+                "on a grid, with positions that respond most to the parts of the image that they lie over"
+            )
+        return fitting.pop().maps(features)
 
     def map_shape(self, layer: str) -> tuple[int, int, int]:
         """(C, h, w) of a layer's maps for one image of the model's input size; ModelError without maps."""
@@ -493,7 +519,7 @@ class Model:
         if info is None or info.shape is None:
             raise ModelError(f"layer {name!r} returns no tensor in a forward pass of {self.name}")
         output, image = (torch.empty(1, *shape, device="meta") for shape in (info.shape, self.input_size))
-        _, channels, height, width = self.maps(output, image).shape
+        _, channels, height, width = self.maps(output, image, name).shape
         return channels, height, width
 
     # --- images and classes -------------------------------------------------------------------------
@@ -541,6 +567,28 @@ class Model:
             names += [f"{name}|" for name, _ in self.defenses]
             self._cache.digest = (checksums, state_digest(self.module, names))
         return self._cache.digest[1]
+
+
+def _layouts_of_shape(structure: Structure, shape: tuple[int, ...]) -> set[Layout | None]:
+    """The layouts of the layers that a tensor of this shape may belong to; None for a layer without maps.
+
+    Those are the layers with the same output shape; else, since images of another size may be passed, those
+    with the same number of channels; else all with as many axes.
+    """
+    shapes = {name: info.shape for name, info in structure.layers.items() if info.shape is not None}
+    same = [name for name, own in shapes.items() if own == shape[1:]]
+    proven = {structure.layouts.get(n) for n in same if n in structure.layouts or n in structure.not_maps}
+    if same:
+        return proven
+    channels = {
+        layout
+        for name, layout in structure.layouts.items()
+        if len(layout.axes) == len(shape)
+        and shapes[name][layout.channel_axis - 1] == shape[layout.channel_axis]
+    }
+    return {
+        *(channels or (layout for layout in structure.layouts.values() if len(layout.axes) == len(shape)))
+    }
 
 
 def _noise(*shape: int) -> Tensor:

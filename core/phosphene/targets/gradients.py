@@ -46,12 +46,12 @@ def layer_gradients(model: Model, images: Tensor, target: Any, *layers: str) -> 
     gradients = torch.autograd.grad(score.sum(), outputs, allow_unused=True)
     pairs = []
     for layer, output, gradient in zip(layers, outputs, gradients, strict=True):
-        activations = model.maps(output.detach(), images)
+        activations = model.maps(output.detach(), images, layer)
         if gradient is None:
             raise ModelError(
                 f"{objective} does not depend on the last output of layer {layer!r}: choose another"
             )
-        gradient_maps = model.maps(gradient, images)
+        gradient_maps = model.maps(gradient, images, layer)
         if gradient.any() and not gradient_maps.any():
             raise ModelError(
                 f"{objective} depends only on the class token of layer {layer!r}, which has no position in "
@@ -70,7 +70,9 @@ def scores(model: Model, images: Tensor, target: Any) -> Tensor:
     objective = parse_target(target, model)
     if isinstance(objective, Layer):
         features = model.features(images, objective.name)
-        return objective.score(model.maps(features, images) if features.ndim > 2 else features)
+        return objective.score(
+            model.maps(features, images, objective.name) if features.ndim > 2 else features
+        )
     if isinstance(objective, Custom) and objective.takes_tap():
         layers = [name for name, layer in model.structure.layers.items() if layer.shape is not None]
         with model.tap(*layers) as tap:

@@ -71,7 +71,7 @@ def eigen_cam(model: Model, images: Images, *, layer: CamLayer = None) -> Attrib
         Muhammad & Yeasin 2020, section III, with the maps centered, as principal components require.
     """
     layer = layer or model.last_map
-    maps = model.maps(model.features(images, layer), images)
+    maps = model.maps(model.features(images, layer), images, layer)
     vectors = maps.flatten(2).transpose(1, 2)
     centered = vectors - vectors.mean(1, keepdim=True)
     left, values, _ = torch.linalg.svd(centered, full_matrices=False)

@@ -32,7 +32,7 @@ def image_features(model: Model, images: Tensor, layer: str | None, *, pooled: b
         return model.embed(images)
     features = model.features(images, layer)
     if pooled and features.ndim > 2:
-        return model.maps(features, images).mean((2, 3))
+        return model.maps(features, images, layer).mean((2, 3))
     if len(features) != len(images):
         raise ModelError(f"layer {layer!r} returns {len(features)} rows for {len(images)} images")
     return features.flatten(1)

@@ -48,12 +48,13 @@ class StyleLoss:
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Feature maps (N, C, h, w) of ``layers``; the network is evaluated up to the last of them only."""
-        return [self.model.maps(f, images) for f in self.model.features_of(images, self.layers)]
+        features = zip(self.model.features_of(images, self.layers), self.layers, strict=True)
+        return [self.model.maps(values, images, layer) for values, layer in features]
 
     @torch.no_grad()
     def content_features(self, images: Tensor) -> Tensor:
         """phi(I): feature maps (N, C, h, w) of the content layer."""
-        return self.model.maps(self.model.features(images, self.content_layer), images)
+        return self.model.maps(self.model.features(images, self.content_layer), images, self.content_layer)
 
     @torch.no_grad()
     def style_grams(self, styles: Tensor, blend_weights: Tensor) -> list[Tensor]:

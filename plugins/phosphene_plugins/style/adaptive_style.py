@@ -186,7 +186,9 @@ def adaptive_style_fit(
     def encode(images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """f (N, C, h, w), and m_j (N, 2 C_j): means and deviations of the pixels and the style layers."""
         images = stylizer.pad(images)
-        features = [model.maps(f, images) for f in model.features_of(images, [layer, *loss_layers])]
+        layers = [layer, *loss_layers]
+        outputs = zip(model.features_of(images, layers), layers, strict=True)
+        features = [model.maps(output, images, name) for output, name in outputs]
         statistics = [channel_statistics(f, per_image=True) for f in (images, *features[1:])]
         return features[0], [torch.cat(mean_and_std, 1).flatten(1) for mean_and_std in statistics]
 

@@ -232,8 +232,11 @@ def guide_similarity(
 
 def features_by_position(model: Model, layers: Sequence[str], images: Tensor) -> list[Tensor]:
     """Features (N, positions, C) of every layer; a vector counts as one position."""
-    features = model.features_of(images, layers)
-    return [f[:, None] if f.ndim == 2 else model.maps(f, images).flatten(2).transpose(1, 2) for f in features]
+    features = zip(model.features_of(images, layers), layers, strict=True)
+    return [
+        f[:, None] if f.ndim == 2 else model.maps(f, images, layer).flatten(2).transpose(1, 2)
+        for f, layer in features
+    ]
 
 
 def enlarge_center(images: Tensor, scale: float) -> Tensor:
