@@ -12,7 +12,7 @@ from phosphene import InputError, Reference, TensorDataset, batch_size, hookimpl
 from phosphene.results import Stylization
 from phosphene.roles import AdaptiveStylizer, Dataset, Images, LayerName, Model, Seed, Styles
 from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, param, size
-from phosphene.training import train
+from phosphene.training import single_precision, train
 
 from ._adain import channel_statistics, match_statistics
 from ._adaptive_network import AdaptiveNetwork
@@ -175,6 +175,7 @@ def adaptive_style_fit(
 
     Source: Huang and Belongie 2017, section 6, equations 9 to 13.
     """
+    model = single_precision(model)
     first = dataset.read(range(min(PREVIEWS, len(dataset)))).to(model.device, model.dtype)
     layer = layer or model.stages[(len(model.stages) - 1) // 2]
     loss_layers = style_layers or stages_up_to(model, layer)

@@ -9,7 +9,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import InputError, Reference, hookimpl, load_model, method, optimize, stopped_early_at
+from phosphene import (
+    InputError,
+    Reference,
+    at_least_float32,
+    hookimpl,
+    load_model,
+    method,
+    optimize,
+    stopped_early_at,
+)
 from phosphene.images import resize
 from phosphene.optimize import Optimization, PixelImage, concatenate_stages, optimize_image
 from phosphene.results import Synthesis
@@ -188,7 +197,7 @@ def deep_dream(
 
     def dream(images: Tensor) -> Optimization:
         stages: list[Optimization] = []
-        detail = torch.zeros_like(images)
+        detail = at_least_float32(torch.zeros_like(images))
         for octave, shape in enumerate(octave_sizes(images, octaves, octave_scale)):
             base = resize(images, shape)
             detail = F.interpolate(detail, shape, mode="bilinear", antialias=True)
