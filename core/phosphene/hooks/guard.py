@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import ModelError
 from ..restoration import Restoring
 from .tap import Tap, active_taps
 
@@ -58,6 +59,17 @@ class guard(Restoring):
         self._flags += [(part, "training") for module in self._modules for part in module.modules()]
         self._flags += [(p, "requires_grad") for module in self._modules for p in module.parameters()]
         _freeze(self._flags, self)
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        cause = error[1] if len(error) > 1 else None
+        if isinstance(cause, RuntimeError) and "use_reentrant=True" in str(cause):
+            names = " and ".join(dict.fromkeys(type(module).__name__ for module in self._modules))
+            raise ModelError(
+                f"{names} recomputes layers by torch.utils.checkpoint(..., use_reentrant=True), which allows no "
+                "gradients with respect to images and layers; pass use_reentrant=False, or turn checkpointing "
+                "off (in transformers: gradient_checkpointing_disable())"
+            ) from cause
 
     def close(self) -> None:
         _restore(self._flags, self)

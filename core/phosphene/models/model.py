@@ -39,6 +39,7 @@ from .logits import Function, read_logits
 from .optimized_copy import network_for_call
 from .preprocessing import resize_and_crop
 from .token_maps import Layout
+from .wrappers import WITHOUT_GRADIENTS, is_exported, reason_for_type_error, reason_without_gradient, unwrap
 
 T = TypeVar("T")
 
@@ -122,8 +123,7 @@ class Model:
         if input_size is not None:
             input_size = check_input_size(input_size)
         check_preprocessing(crop_pct, interpolation, defenses, output)
-        # A compiled model is replaced by its original: hooks do not reach into compiled code.
-        self.module: nn.Module = getattr(module, "_orig_mod", module)
+        self.module: nn.Module = unwrap(module)
         _refuse_compiled(self.module)
         self.name = name or f"module:{type(self.module).__name__}"
         check_weight_types(self.module, self.name)
@@ -265,6 +265,8 @@ class Model:
             pixels = self.normalize(images)
             with default_device_of_caller():
                 return (self.module if network is None else network)(pixels)
+        except TypeError as error:
+            raise self._type_error(error) from error
         except _REFUSALS as error:
             if isinstance(error, _UNTRANSLATED):
                 raise
@@ -275,6 +277,11 @@ class Model:
             own = f"; its input size is {self.input_size}" if self.size_known else ""
             message = f"{self.name} does not take images of {size}{own}. Its error: {error}"
             raise InputError(message) from error
+
+    def _type_error(self, error: TypeError) -> TypeError | ModelError:
+        """The reason why the network cannot be called with images alone; else the error itself."""
+        reason = reason_for_type_error(self.module)
+        return error if reason is None else ModelError(f"{self.name} {reason}")
 
     def normalize(self, images: Tensor) -> Tensor:
         """(images - mean) / std, on the model's device and in its precision, after its defenses."""
@@ -437,6 +444,8 @@ class Model:
             # A network that draws random numbers must draw the same ones whether or not this pass ran.
             with fork_random_state():
                 structure = record_structure(self.module, self.normalize(noise), read)
+        except TypeError as error:
+            raise self._type_error(error) from error
         except _REFUSALS as error:
             if isinstance(error, _UNTRANSLATED):
                 raise
@@ -450,7 +459,21 @@ class Model:
             ) from error
         return structure
 
+    def no_gradient(self, what: str = "no gradient flows through it to the image") -> ModelError:
+        """The error for a method that needs gradients, with the reason where the network's layers show it."""
+        reason = reason_without_gradient(self.module) or what
+        return ModelError(
+            f"{self.name} has no gradient with respect to the image: {reason}. {WITHOUT_GRADIENTS}"
+        )
+
     def _require(self, part: T | None, what: str) -> T:
+        if not part and is_exported(self.module):
+            raise ModelError(
+                f"{self.name} is an exported network, a graph without layers that could be read, so it has no "
+                f"{what}; load the network as it was before torch.export"
+            )
+        if not part and (reason := reason_without_gradient(self.module)) is not None:
+            raise ModelError(f"{self.name} has no {what}: {reason}")
         if not part:
             raise ModelError(f"{self.name} has no {what}")
         return part
@@ -479,9 +502,9 @@ class Model:
     def maps(self, features: Tensor, images: Tensor, layer: str | None = None) -> Tensor:
         """A layer's output as (N, C, h, w): from tokens (class tokens dropped) and channels-last layouts.
 
-        ``features`` is the output of ``layer`` for ``images``, or a tensor of its shape (its gradient). Without
-        a ``layer`` its shape must say which layers it can belong to. Raises ModelError where it is not a map:
-        an output is one if its positions respond most to the parts of the image that they lie over.
+        ``features`` is the output of ``layer`` for ``images``, or a tensor of its shape, as its gradient.
+        Without a ``layer`` its shape must say which layers it can belong to. Raises ModelError where it is
+        not a map: a map's positions respond most to the parts of the image that they lie over.
         """
         shape = tuple(features.shape)
         if len(features) != len(images):
@@ -507,8 +530,9 @@ class Model:
         if not fitting:
             size = f"{images.shape[-2]}x{images.shape[-1]}"
             raise ModelError(
-                f"{what} is not a map over a {size} image: neither (N, C, h, w), nor (N, h, w, C), nor tokens "
-                "on a grid, with positions that respond most to the parts of the image that they lie over"
+                f"{what} is not a map over a {size} image: neither (N, C, h, w), nor (N, h, w, C), nor "
+                "tokens on a grid, with positions that respond most to the parts of the image over which "
+                "they lie"
             )
         return fitting.pop().maps(features)
 

@@ -164,11 +164,10 @@ def proven_layouts(
 ) -> tuple[dict[str, Layout], frozenset[str]]:
     """Layouts of tensors whose positions respond to the blocks of the image that they lie in.
 
-    And the tensors that respond, but not by position. ``grids`` are those of the network's other maps: patch tokens lie on the grid of a convolution, or on one
-    of a half, a quarter, ... of its resolution. ``size`` is the image's (H, W).
-
-    Tokens that no block changes (class tokens before the first attention) have no position; all layers with
-    the same number of tokens have them in the same positions.
+    And the tensors that respond, but not by position. ``grids`` are those of the network's other maps: patch
+    tokens lie on the grid of a convolution, or on one of a half, a quarter, ... of its resolution. ``size``
+    is the image's (H, W). Tokens that no block changes (class tokens before the first attention) have no
+    position; all layers with the same number of tokens have them at the same indices.
     """
     grids = _downsampled([size, *grids])
     #: Tokens before and after the patches by number of tokens.

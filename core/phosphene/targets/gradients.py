@@ -20,12 +20,10 @@ def input_gradient(model: Model, images: Tensor, target: Any) -> Tensor:
     images = images.detach().clone().requires_grad_()
     score = scores(model, images, target)
     if not score.requires_grad:
-        raise ModelError(f"no gradient flows through {model.name} to the image")
+        raise model.no_gradient()
     (gradient,) = torch.autograd.grad(score.sum(), images, allow_unused=True)
     if gradient is None:
-        raise ModelError(
-            f"no gradient flows through {model.name} to the image: the target does not depend on it"
-        )
+        raise model.no_gradient("the target does not depend on it")
     return gradient
 
 
