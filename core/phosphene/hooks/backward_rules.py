@@ -33,6 +33,7 @@ def deconvnet(gradient: Tensor, relu_gradient: Tensor) -> Tensor:
 class _RewrittenRelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rectifier: Rectifier, rule: BackwardRule) -> Tensor:  # type: ignore[override]
+        ctx.set_materialize_grads(False)  # behind a quantized layer there is no gradient, which is not 0
         upper = rectifier.upper
         output = x.clamp_(0, upper) if rectifier.in_place else x.clamp(0, upper)
         saved = {"input": x, "output": output}.get(rectifier.saves)
@@ -44,7 +45,9 @@ class _RewrittenRelu(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
+        if gradient is None:
+            return None, None, None
         (saved,) = ctx.saved_tensors
         relu_gradient = torch.ops.aten.hardtanh_backward(gradient, saved, 0, ctx.upper)
         return ctx.rule(gradient, relu_gradient), None, None

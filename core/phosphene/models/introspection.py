@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..hooks.guard import guard
+from ..hooks.guard import guard, is_reentrant_checkpoint
 from ..hooks.tap import layer_hooks, replace_output_tensor
 from ..torch_state import default_device_of_caller
 from .token_maps import Layout, Responses, certain_layouts, changed_blocks, proven_layouts, uncertain
@@ -63,6 +63,7 @@ class Structure:
     folds: pairs of a convolution and the batch norm that is the only consumer of its output.
     unfolded: the layers whose input or output lies between such a pair; they do not exist in a network
         with folded norms.
+    reentrant: whether layers run under reentrant checkpoints, so that no gradient can be computed.
     """
 
     layers: dict[str, LayerInfo]
@@ -75,6 +76,7 @@ class Structure:
     classes: int
     folds: tuple[tuple[str, str], ...]
     unfolded: frozenset[str]
+    reentrant: bool
 
 
 def record_structure(
@@ -127,9 +129,15 @@ def record_structure(
         mixed = (embedding * torch.linspace(1, 2, embedding.shape[1], device="cpu").to(embedding)).sum()
         # After a ViT's last attention the logits depend on the class token only: the patch tokens of its
         # last block have no gradient, and a map there would be empty.
-        head, last_map = None, None
+        head, last_map, reentrant = None, None, False
         for name, value in _candidates(modules, {name: outputs[name] for name in maps}).items():
-            (gradient,) = torch.autograd.grad(mixed, value, retain_graph=True, allow_unused=True)
+            try:
+                (gradient,) = torch.autograd.grad(mixed, value, retain_graph=True, allow_unused=True)
+            except RuntimeError as error:
+                if not is_reentrant_checkpoint(error):
+                    raise
+                reentrant = True  # methods without gradients run
+                break
             if gradient is None or not layouts[name].maps(gradient).any():
                 continue
             if classifier is not None:
@@ -145,7 +153,9 @@ def record_structure(
     once = {name: part for name, part in modules.items() if name in layers and layers[name].calls == 1}
     folds = _folds(once, inputs, output_nodes, logits)
     stages = _stages(modules, maps, image.shape[2])
-    return Structure(layers, last_map, layouts, not_maps, stages, classifier, head, classes, *folds)
+    return Structure(
+        layers, last_map, layouts, not_maps, stages, classifier, head, classes, *folds, reentrant
+    )
 
 
 def _layouts(

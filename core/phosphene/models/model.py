@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import DivergenceError, InputError, ModelError, PhospheneError, UnknownName
 from ..finite_values import NotFiniteError, all_finite, check_finite
-from ..hooks.guard import guard
+from ..hooks.guard import REENTRANT_CHECKPOINT, guard
 from ..hooks.tap import StopForward, Tap
 from ..images.io import read_image, to_pil
 from ..torch_state import call_and_restore, default_device_of_caller, fork_random_state, random_lock
@@ -459,19 +459,22 @@ class Model:
             ) from error
         return structure
 
-    def no_gradient(self, what: str = "no gradient flows through it to the image") -> ModelError:
-        """The error for a method that needs gradients, with the reason where the network's layers show it."""
-        reason = reason_without_gradient(self.module) or what
+    def no_gradient(self, reason: str = "") -> ModelError:
+        """The error of a method that needs gradients, with the reason where the network's layers show it."""
+        reason = reason_without_gradient(self.module) or reason
+        colon = ": " if reason else ""
         return ModelError(
-            f"{self.name} has no gradient with respect to the image: {reason}. {WITHOUT_GRADIENTS}"
+            f"no gradient flows through {self.name} to the image{colon}{reason}; {WITHOUT_GRADIENTS}"
         )
 
     def _require(self, part: T | None, what: str) -> T:
         if not part and is_exported(self.module):
             raise ModelError(
-                f"{self.name} is an exported network, a graph without layers that could be read, so it has no "
-                f"{what}; load the network as it was before torch.export"
+                f"{self.name} is an exported network, a graph without layers that could be read, so it has "
+                f"no {what}; load the network as it was before torch.export"
             )
+        if not part and self.structure.reentrant:
+            raise ModelError(f"{self.name} {REENTRANT_CHECKPOINT}")
         if not part and (reason := reason_without_gradient(self.module)) is not None:
             raise ModelError(f"{self.name} has no {what}: {reason}")
         if not part:

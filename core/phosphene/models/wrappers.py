@@ -68,4 +68,4 @@ def reason_without_gradient(module: nn.Module) -> str | None:
 
 
 #: Methods that evaluate the network without its gradient, as messages name them.
-WITHOUT_GRADIENTS = "occlusion and rise need none, nor do the attacks square and hop_skip_jump"
+WITHOUT_GRADIENTS = "occlusion, rise, and the attacks square and hop_skip_jump need none"
