@@ -210,13 +210,7 @@ def pixels_in_range(method: AnyMethod, run: Observation) -> None:
     "In half precision the result is finite and near that in single precision.",
     "numbers that underflow, such as 1e-8; sums and norms of many values, linear algebra, Fourier transforms "
     "and resizing: compute them in at_least_float32(values)",
-    lambda method: (
-        "it takes no model"
-        if not method.spec.input("model")
-        else "it trains"
-        if "training" in method.spec.needs
-        else None
-    ),
+    lambda method: None if method.spec.input("model") else "it takes no model",
     exemptible=True,
 )
 def half_precision(method: AnyMethod) -> None:
