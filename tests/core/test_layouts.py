@@ -233,13 +233,13 @@ FAMILIES = {
         (112, 224),
     ),
     "timm mixer": (of_timm, "mixer_s32_224", {"img_size": 128}, {"img_size": 160}, (128, 128), (160, 160)),
-    "timm hiera": (
-        of_timm,
-        "hiera_tiny_224",
-        {"stages": (1, 1, 1, 1)},
-        {"img_size": (224, 448), "stages": (1, 1, 1, 1)},
-        (224, 224),
-        (224, 448),
+    "DeiT": (
+        of_transformers,
+        "DeiT",
+        _VIT | {"image_size": 64},
+        _VIT | {"image_size": (48, 160)},
+        (64, 64),
+        (48, 160),
     ),
     "torchvision vit": (
         of_torchvision,
@@ -287,7 +287,13 @@ FAMILIES = {
 
 #: More families at one size, in the nightly run.
 MORE: dict[str, tuple[Callable[..., Model], str, dict[str, Any], tuple[int, int]]] = {
-    "DeiT": (of_transformers, "DeiT", _VIT | {"image_size": 64}, (64, 64)),
+    "timm hiera": (of_timm, "hiera_tiny_224", {"stages": (1, 1, 1, 1)}, (224, 224)),
+    "timm hiera, wide": (
+        of_timm,
+        "hiera_tiny_224",
+        {"img_size": (224, 448), "stages": (1, 1, 1, 1)},
+        (224, 448),
+    ),
     "Swinv2": (of_transformers, "Swinv2", _SWIN | {"image_size": 64}, (64, 64)),
     "Dinov2": (of_transformers, "Dinov2", _VIT | {"image_size": 70}, (70, 70)),
     "Beit": (of_transformers, "Beit", _VIT | {"image_size": 64}, (64, 64)),
@@ -360,7 +366,7 @@ MORE: dict[str, tuple[Callable[..., Model], str, dict[str, Any], tuple[int, int]
 
 
 def calibrate(network: nn.Module, images: Tensor) -> None:
-    """Set the statistics of batch norms: without, random weights make all features of a deep network alike."""
+    """Set the statistics of batch norms: without, random weights make all features of deep networks equal."""
     for part in network.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.momentum = 1.0

@@ -76,7 +76,7 @@ class Responses:
         #: By pass, tensor and axes of its positions.
         self.changes: list[dict[tuple[str, tuple[int, ...]], Tensor]] = []
         #: By tensor and axis, the positions that any block changes.
-        self.moved: dict[tuple[str, int], Tensor] = {}
+        self.responding: dict[tuple[str, int], Tensor] = {}
 
     def start_pass(self) -> None:
         """Begin the pass of the next block."""
@@ -90,8 +90,8 @@ class Responses:
         for axes in ((0,), (1,)) if change.ndim == 2 else ((0, 1), (1, 2)):
             other = tuple(axis for axis in range(change.ndim) if axis not in axes)
             if change.ndim == 2:
-                moved = change.abs().amax(other) > 0
-                self.moved[name, axes[0]] = self.moved.get((name, axes[0]), False) | moved
+                responds = change.abs().amax(other) > 0
+                self.responding[name, axes[0]] = self.responding.get((name, axes[0]), False) | responds
             deviation = change - change.mean(axes, keepdim=True)
             self.changes[-1][name, axes] = deviation.square().sum(other).flatten()
 
@@ -172,13 +172,13 @@ def proven_layouts(
     grids = _downsampled([size, *grids])
     #: Tokens before and after the patches by number of tokens.
     fixed: dict[int, tuple[int, int]] = {}
-    for (name, axis), moved in responses.moved.items():
-        still = ~responses.moved[name, axis]
-        if still.any() and moved.any():
-            positions = moved.nonzero().flatten()
+    for responds in responses.responding.values():
+        unchanged = ~responds
+        if unchanged.any() and responds.any():
+            positions = responds.nonzero().flatten()
             first, last = int(positions[0]), int(positions[-1])
-            if bool(moved[first : last + 1].all()):
-                fixed.setdefault(len(moved), (first, len(moved) - 1 - last))
+            if bool(responds[first : last + 1].all()):
+                fixed.setdefault(len(responds), (first, len(responds) - 1 - last))
     layouts: dict[str, Layout] = {}
     not_maps: set[str] = set()
     for name, original in responses.originals.items():
@@ -228,8 +228,8 @@ def _hypotheses(
             if patches < 2:
                 continue
             # A network that cuts patches without a convolution has no grid that is known beforehand.
-            known = [grid for grid in grids if grid[0] * grid[1] == patches]
-            for grid in known or _rectangles(patches, size):
+            matching = [grid for grid in grids if grid[0] * grid[1] == patches]
+            for grid in matching or _rectangles(patches, size):
                 yield Layout(axes, grid, before, after)  # type: ignore[arg-type]
 
 
