@@ -28,6 +28,7 @@ from .models.batch_size import batch_size as batch_size
 from .models.batch_size import max_batch as max_batch
 from .models.receptive_fields import receptive_fields as receptive_fields
 from .models.unit_centers import unit_centers as unit_centers
+from .precision import at_least_float32 as at_least_float32
 from .precision import float64_device as float64_device
 from .precision import to_float64 as to_float64
 from .progress import ProgressEvent as ProgressEvent

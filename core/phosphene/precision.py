@@ -1,4 +1,4 @@
-"""Double precision on devices that may not have it."""
+"""Precisions: float64 on devices that may not have it, float32 where half precision does not suffice."""
 
 from __future__ import annotations
 
@@ -18,3 +18,10 @@ def float64_device(device: torch.device) -> torch.device:
 def to_float64(tensor: Tensor) -> Tensor:
     """The tensor in float64, on ``float64_device``; ``result.to(tensor)`` moves a result back."""
     return tensor.to(float64_device(tensor.device)).double()
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor, of half precision in float32: linear algebra, Fourier transforms and resizing have no half
+    precision on the CPU, and sums of many squares overflow in float16. ``result.to(tensor)`` moves back.
+    """
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -10,7 +10,6 @@ from torch import nn
 
 from phosphene import InputError, Model, ModelError, UnknownName, load_model, methods, replay, run
 from phosphene.data import TensorDataset
-from phosphene.models.token_maps import as_maps
 
 
 def small(channels: int = 3, classes: int = 3, **parts: nn.Module) -> nn.Sequential:
@@ -373,45 +372,6 @@ def test_embeddings_are_the_classifiers_input():
     model = load_model(small(), input_size=(3, 8, 8))
     images = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(model.module[4](model.embed(images)), model(images))
-
-
-# --- layouts -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("shape", "size", "prefix", "expected"),
-    [
-        ((2, 5, 7, 7), (224, 224), None, (2, 5, 7, 7)),
-        ((2, 7, 7, 96), (224, 224), None, (2, 96, 7, 7)),
-        ((2, 7, 14, 96), (224, 448), None, (2, 96, 7, 14)),
-        ((2, 16, 13, 10), (25, 20), None, (2, 16, 13, 10)),  # channels that could be rows
-        ((2, 197, 8), (224, 224), None, (2, 8, 14, 14)),
-        ((2, 198, 8), (224, 224), 2, (2, 8, 14, 14)),
-        ((2, 201, 8), (224, 224), 5, (2, 8, 14, 14)),
-        ((2, 196, 8), (224, 224), 1, (2, 8, 14, 14)),
-        ((2, 1 + 7 * 14, 8), (224, 448), 1, (2, 8, 7, 14)),
-    ],
-)
-def test_layouts_are_converted_to_maps(shape, size, prefix, expected):
-    features = torch.arange(torch.Size(shape).numel(), dtype=torch.float32).view(shape)
-    maps = as_maps(features, size, prefix)
-    assert maps.shape == expected
-    if len(shape) == 3:  # the last token is the lower right patch
-        assert torch.equal(maps[:, :, -1, -1], features[:, -1])
-
-
-@pytest.mark.parametrize("shape", [(2, 10), (2, 199, 8), (2, 3, 4, 5), (2,)])
-def test_outputs_that_are_not_maps_are_refused(shape):
-    with pytest.raises(ModelError, match="is not a map over a 224x224 image"):
-        as_maps(torch.zeros(shape), (224, 224), 1)
-
-
-def test_attention_windows_are_not_read_as_images():
-    model = load_model("timm:swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1), num_classes=3)
-    images = torch.rand(1, 3, 224, 224)
-    with pytest.raises(ModelError, match="64 rows for 1 images"):
-        model.maps(model.features(images, "layers.0.blocks.0.attn"), images)
-    assert model.maps(model.features(images, "layers.0"), images).shape == (1, 96, 56, 56)
 
 
 # --- layers, classes, identity -------------------------------------------------------------------

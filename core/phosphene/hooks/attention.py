@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .backward_calls import is_backward, run_backward
+
 #: ``F.multi_head_attention_forward`` passes itself to an active mode, which would never see the attention
 #: call inside; this copy does not.
 _multi_head_attention = FunctionType(
@@ -41,6 +43,8 @@ class RecordAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if is_backward(func):
+            return run_backward(self, func, args, kwargs)
         if func is F.scaled_dot_product_attention:
             return self._attend(*args, **kwargs)
         if func is F.multi_head_attention_forward:

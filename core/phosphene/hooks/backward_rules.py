@@ -11,6 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError
 from ..torch_state import function_mode
+from .backward_calls import is_backward, run_backward
+from .rectifiers import Rectifier, read_rectifier
 
 #: ``rule(gradient, relu_gradient) -> gradient``: the gradient with respect to a ReLU's input, from the
 #: gradient with respect to its output and from the usual gradient of ReLU, which is ``gradient`` where the
@@ -30,33 +32,25 @@ def deconvnet(gradient: Tensor, relu_gradient: Tensor) -> Tensor:
 
 class _RewrittenRelu(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, upper: float | None, in_place: bool, save_output: bool, rule: BackwardRule
-    ) -> Tensor:
-        output = x.clamp_(0, upper) if in_place else x.clamp(0, upper)
-        ctx.save_for_backward(output if save_output else x)
+    def forward(ctx: Any, x: Tensor, rectifier: Rectifier, rule: BackwardRule) -> Tensor:  # type: ignore[override]
+        ctx.set_materialize_grads(False)  # behind a quantized layer there is no gradient, which is not 0
+        upper = rectifier.upper
+        output = x.clamp_(0, upper) if rectifier.in_place else x.clamp(0, upper)
+        saved = {"input": x, "output": output}.get(rectifier.saves)
+        # Of neither it is a copy, since the network may overwrite both.
+        ctx.save_for_backward(x.clone() if saved is None else saved)
         ctx.upper, ctx.rule = float("inf") if upper is None else upper, rule
-        if in_place:
+        if rectifier.in_place:
             ctx.mark_dirty(x)
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
+        if gradient is None:
+            return None, None, None
         (saved,) = ctx.saved_tensors
         relu_gradient = torch.ops.aten.hardtanh_backward(gradient, saved, 0, ctx.upper)
-        return ctx.rule(gradient, relu_gradient), None, None, None, None
-
-
-#: Functions that are or may be a ReLU: their parameters in order, with defaults.
-_CLAMP = {"input": None, "min": None, "max": None}
-
-
-_RELUS: dict[str, dict[str, Any]] = {
-    "relu": {"input": None, "inplace": False, "min": 0, "max": None},
-    "relu6": {"input": None, "inplace": False, "min": 0, "max": 6},
-    "hardtanh": {"input": None, "min": -1, "max": 1, "inplace": False},
-    **dict.fromkeys(("clamp", "clip", "clamp_min"), _CLAMP),
-}
+        return ctx.rule(gradient, relu_gradient), None, None
 
 
 class BackwardRewrite(TorchFunctionMode):
@@ -69,29 +63,27 @@ class BackwardRewrite(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        function_name = getattr(func, "__name__", "")
-        if (defaults := _RELUS.get(function_name.removesuffix("_"))) is None:
+        if is_backward(func):
+            count = self.count
+            gradients = run_backward(self, func, args, kwargs)
+            self.count = count
+            return gradients
+        rectifier = read_rectifier(func, args, kwargs)
+        # Without requires_grad the input does not depend on the pixels (Swin V2's position bias).
+        if rectifier is None or not rectifier.input.requires_grad:
             return func(*args, **kwargs)
-        named = {name.removesuffix("_val"): value for name, value in kwargs.items()}
-        arguments = defaults | dict(zip(defaults, args, strict=False)) | named
-        x, low, high = arguments["input"], arguments["min"], arguments["max"]
-        numbers = not isinstance(low, Tensor) and not isinstance(high, Tensor)
-        # Clamping pixels to [0, 1] is not a ReLU, and without requires_grad the input does not depend on
-        # the pixels (Swin V2's position bias).
-        if not (numbers and low == 0 and high in (None, 6) and x.requires_grad):
+        if rectifier.clamp and rectifier.upper == 1:  # clamping pixels to [0, 1] is not a ReLU
             return func(*args, **kwargs)
         self.count += 1
-        in_place = function_name.endswith("_") or arguments.get("inplace", False)
-        # Save the tensor that autograd itself saves for this function: the network may overwrite the other.
-        save_output = in_place or function_name == "relu"
-        return _RewrittenRelu.apply(x, high, in_place, save_output, self.rule)
+        return _RewrittenRelu.apply(rectifier.input, rectifier, self.rule)
 
 
 class rewrite_backward(function_mode):
     """Inside, ``rule`` replaces the backward pass of ReLU and ReLU6; no module is changed.
 
     The function calls themselves are intercepted, so it applies to modules, in-place, reused and functional
-    ReLUs, tensor methods and clamps at 0. Yields the ``BackwardRewrite``. Raises ModelError at the end where
+    ReLUs, tensor methods, clamps and thresholds at 0, the maximum with 0 and products with ``x > 0``, of any
+    upper bound (``read_rectifier``). Yields the ``BackwardRewrite``. Raises ModelError at the end where
     no ReLU was called: the result would be the plain gradient under a wrong name.
     """
 

@@ -7,8 +7,16 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import ModelError
 from ..restoration import Restoring
 from .tap import Tap, active_taps
+
+#: Why a network under reentrant checkpoints has no gradients, after its name.
+REENTRANT_CHECKPOINT = (
+    "recomputes layers by torch.utils.checkpoint(..., use_reentrant=True), which allows no gradients with "
+    "respect to images and layers; pass use_reentrant=False, or turn checkpointing off (in transformers: "
+    "gradient_checkpointing_disable())"
+)
 
 _lock = threading.Lock()
 
@@ -39,6 +47,11 @@ def _restore(flags: list[tuple[Any, str]], guard: object) -> None:
         flags.pop()
 
 
+def is_reentrant_checkpoint(error: RuntimeError) -> bool:
+    """Whether it is torch's error for ``autograd.grad`` through a reentrant checkpoint."""
+    return "use_reentrant=True" in str(error)
+
+
 class guard(Restoring):
     """Modules in eval mode, parameters frozen, taps opened outside inactive, for the duration of the block.
 
@@ -58,6 +71,13 @@ class guard(Restoring):
         self._flags += [(part, "training") for module in self._modules for part in module.modules()]
         self._flags += [(p, "requires_grad") for module in self._modules for p in module.parameters()]
         _freeze(self._flags, self)
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        cause = error[1] if len(error) > 1 else None
+        if isinstance(cause, RuntimeError) and is_reentrant_checkpoint(cause):
+            names = " and ".join(dict.fromkeys(type(module).__name__ for module in self._modules))
+            raise ModelError(f"{names} {REENTRANT_CHECKPOINT}") from cause
 
     def close(self) -> None:
         _restore(self._flags, self)

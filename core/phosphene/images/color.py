@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
+from ..precision import at_least_float32
 
 
 def to_display(image: Tensor) -> Tensor:
@@ -131,5 +132,5 @@ def _interpolate(maps: Tensor, centers: Sequence[float], side: int, dim: int) ->
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resizing of images (..., C, H, W) to (H', W'), antialiased, differentiable, within [0, 1]."""
     batch = images.reshape(-1, *images.shape[-3:])
-    resized = F.interpolate(batch, size, mode="bilinear", antialias=True).clamp(0, 1)
-    return resized.reshape(*images.shape[:-2], *size)
+    resized = F.interpolate(at_least_float32(batch), size, mode="bilinear", antialias=True).clamp(0, 1)
+    return resized.to(images.dtype).reshape(*images.shape[:-2], *size)

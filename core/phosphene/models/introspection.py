@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..hooks.guard import guard
+from ..hooks.guard import guard, is_reentrant_checkpoint
 from ..hooks.tap import layer_hooks, replace_output_tensor
 from ..torch_state import default_device_of_caller
-from .token_maps import _maps, as_maps, prefix_tokens
+from .token_maps import Layout, Responses, certain_layouts, changed_blocks, proven_layouts, uncertain
 
 #: Global pooling: its output is never the "last map" of a model.
 _GLOBAL_POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
@@ -54,6 +54,8 @@ class Structure:
 
     layers: the layers that ran, in the order in which they finished.
     last_map: the last layer with a spatial map that the logits depend on.
+    layouts: the layers whose outputs are maps, and how they are read.
+    not_maps: layers whose outputs depend on the image, but not by position (queries, latents, mixed tokens).
     stages: one layer for each resolution, finest first.
     classifier: the linear layer that computes the logits.
     head: set where CAM's equation holds.
@@ -61,16 +63,20 @@ class Structure:
     folds: pairs of a convolution and the batch norm that is the only consumer of its output.
     unfolded: the layers whose input or output lies between such a pair; they do not exist in a network
         with folded norms.
+    reentrant: whether layers run under reentrant checkpoints, so that no gradient can be computed.
     """
 
     layers: dict[str, LayerInfo]
     last_map: str | None
+    layouts: dict[str, Layout]
+    not_maps: frozenset[str]
     stages: tuple[str, ...]
     classifier: str | None
     head: Head | None
     classes: int
     folds: tuple[tuple[str, str], ...]
     unfolded: frozenset[str]
+    reentrant: bool
 
     def with_two_logits(self) -> Structure:
         """The structure of a network with one logit z, presented as the two logits (-z/2, z/2)."""
@@ -88,6 +94,7 @@ def record_structure(
     layers: dict[str, LayerInfo] = {}
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}  # outputs, views of inputs as well
     output_nodes: dict[str, Any] = {}  # autograd's node of every layer's output
     modules = {name: m for name, m in module.named_modules() if name}
     thread = threading.get_ident()
@@ -107,20 +114,22 @@ def record_structure(
         if not (isinstance(value, Tensor) and value.requires_grad):
             return None
         output_nodes[name] = value.grad_fn
+        values.pop(name, None)
+        values[name] = value
         if value_in is None or not _is_view(value_in, value):
             outputs[name] = value
         # A clone, because DenseNet overwrites its features by an in-place functional ReLU.
         return replace_output_tensor(output, value.clone())
 
     hooks = {part: partial(record, name) for name, part in modules.items()}
-    with torch.inference_mode(False), torch.enable_grad(), guard(module), layer_hooks(hooks):
+    with torch.inference_mode(False), torch.enable_grad(), guard(module):
         image = normalized.clone().requires_grad_()
-        with default_device_of_caller():
+        with layer_hooks(hooks), default_device_of_caller():
+            random_state = torch.get_rng_state()
             logits = read_logits(module(image))
-        size, prefix = (image.shape[2], image.shape[3]), prefix_tokens(module)
-        # A layer that runs once for each box or window of an image has no map of the image.
-        rows = {name: o for name, o in outputs.items() if o.ndim > 0 and len(o) == 1}
-        maps = {name: m for name, o in rows.items() if (m := _maps(o, size, prefix)) is not None}
+        layouts, not_maps = _layouts(module, modules, image, values, inputs, random_state)
+        maps = {name: layouts[name].maps(output) for name, output in outputs.items() if name in layouts}
+        maps = {name: m for name, m in maps.items() if m.shape[2] * m.shape[3] > 1}
         if logits.ndim == 1:
             maps = _trunk(maps)
         classifier = _classifier(modules, inputs, logits) if logits.ndim == 2 else None
@@ -130,10 +139,16 @@ def record_structure(
         mixed = (embedding * torch.linspace(1, 2, embedding.shape[1], device="cpu").to(embedding)).sum()
         # After a ViT's last attention the logits depend on the class token only: the patch tokens of its
         # last block have no gradient, and a map there would be empty.
-        head, last_map = None, None
+        head, last_map, reentrant = None, None, False
         for name, value in _candidates(modules, {name: outputs[name] for name in maps}).items():
-            (gradient,) = torch.autograd.grad(mixed, value, retain_graph=True, allow_unused=True)
-            if gradient is None or not as_maps(gradient, size, prefix).any():
+            try:
+                (gradient,) = torch.autograd.grad(mixed, value, retain_graph=True, allow_unused=True)
+            except RuntimeError as error:
+                if not is_reentrant_checkpoint(error):
+                    raise
+                reentrant = True  # methods without gradients run
+                break
+            if gradient is None or not layouts[name].maps(gradient).any():
                 continue
             if classifier is not None:
                 head = _head(
@@ -147,8 +162,56 @@ def record_structure(
     classes = logits.shape[1] if logits.ndim == 2 else 0
     once = {name: part for name, part in modules.items() if name in layers and layers[name].calls == 1}
     folds = _folds(once, inputs, output_nodes, logits)
-    stages = _stages(modules, maps, size[0])
-    return Structure(layers, last_map, stages, classifier, head, classes, *folds)
+    stages = _stages(modules, maps, image.shape[2])
+    return Structure(
+        layers, last_map, layouts, not_maps, stages, classifier, head, classes, *folds, reentrant
+    )
+
+
+def _layouts(
+    module: nn.Module,
+    modules: dict[str, nn.Module],
+    image: Tensor,
+    values: dict[str, Tensor],
+    inputs: dict[str, Tensor],
+    random_state: Tensor,
+) -> tuple[dict[str, Layout], frozenset[str]]:
+    """The layouts of all layers whose outputs are maps, and the layers whose outputs certainly are none.
+
+    Where shapes and types do not decide, the network runs again with one block of the image changed at a
+    time, with the same random numbers.
+    """
+    certain = certain_layouts(modules, values, inputs)
+    originals = {n: v for n, v in values.items() if uncertain(n, v, certain)}
+    if not originals:
+        return certain, frozenset()
+    # Inputs show the tokens before the first layer that mixes them; they come before the layer's output.
+    tokens = {n: v for n, v in inputs.items() if v.ndim == 3 and len(v) == 1 and v.numel() > 1}
+    responses = Responses({f"input of {n}": v for n, v in tokens.items()} | originals)
+    thread = threading.get_ident()
+
+    def record(name: str, part: nn.Module, args: Any, output: Any) -> None:
+        if threading.get_ident() != thread:
+            return
+        if name in tokens and args and isinstance(args[0], Tensor):
+            responses.add(f"input of {name}", args[0])
+        value = output[0] if isinstance(output, (tuple, list)) and output else output
+        if name in originals and isinstance(value, Tensor):
+            responses.add(name, value)
+
+    hooks = {modules[name]: partial(record, name) for name in dict.fromkeys((*tokens, *originals))}
+    with torch.no_grad(), layer_hooks(hooks):
+        for changed in changed_blocks(image):
+            torch.set_rng_state(random_state)
+            responses.start_pass()
+            with default_device_of_caller():
+                module(changed)
+    size = (image.shape[2], image.shape[3])
+    grids = [(m.shape[2], m.shape[3]) for m in (layout.maps(values[n]) for n, layout in certain.items())]
+    proven, not_maps = proven_layouts(responses, grids, size)
+    return certain | {
+        n: layout for n, layout in proven.items() if n in originals
+    }, not_maps & originals.keys()
 
 
 def _is_view(value_in: Tensor, value: Tensor) -> bool:

@@ -13,13 +13,15 @@ from ..errors import ModelError
 
 
 class Function(nn.Module):
-    """A function of images (N, C, H, W) as a module without weights or layers."""
+    """A function of plain tensors (N, C, H, W) as a module without weights or layers."""
 
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.function = function
 
     def forward(self, images: Tensor) -> Any:
+        if type(images) is not Tensor:  # a subclass: NumPy, and sessions that take arrays, refuse it
+            images = torch.empty(images.shape, dtype=images.dtype, device=images.device).copy_(images)
         return self.function(images)
 
 

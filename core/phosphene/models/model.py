@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import DivergenceError, InputError, ModelError, PhospheneError, UnknownName
 from ..finite_values import NotFiniteError, all_finite, check_finite
-from ..hooks.guard import guard
+from ..hooks.guard import REENTRANT_CHECKPOINT, guard
 from ..hooks.tap import StopForward, Tap
 from ..images.color import Centers
 from ..images.io import read_image, to_pil
@@ -41,7 +41,8 @@ from .logits import Function, read_logits
 from .optimized_copy import network_for_call
 from .preprocessing import preprocess
 from .tasks import Task, ambiguous_output, binary_logits, binary_names, check_task, no_classes
-from .token_maps import as_maps, prefix_tokens
+from .token_maps import Layout
+from .wrappers import WITHOUT_GRADIENTS, is_exported, reason_for_type_error, reason_without_gradient, unwrap
 
 T = TypeVar("T")
 
@@ -137,8 +138,7 @@ class Model:
         if input_size is not None:
             input_size = check_input_size(input_size)
         check_preprocessing(crop_pct, crop_mode, interpolation, defenses, output)
-        # A compiled model is replaced by its original: hooks do not reach into compiled code.
-        self.module: nn.Module = getattr(module, "_orig_mod", module)
+        self.module: nn.Module = unwrap(module)
         _refuse_compiled(self.module)
         self.name = name or f"module:{type(self.module).__name__}"
         check_weight_types(self.module, self.name)
@@ -332,6 +332,8 @@ class Model:
             pixels = self.normalize(images)
             with default_device_of_caller():
                 return (self.module if network is None else network)(pixels)
+        except TypeError as error:
+            raise self._type_error(error) from error
         except _REFUSALS as error:
             if isinstance(error, _UNTRANSLATED):
                 raise
@@ -342,6 +344,11 @@ class Model:
             own = f"; its input size is {self.input_size}" if self.size_known else ""
             message = f"{self.name} does not take images of {size}{own}. Its error: {error}"
             raise InputError(message) from error
+
+    def _type_error(self, error: TypeError) -> TypeError | ModelError:
+        """The reason why the network cannot be called with images alone; else the error itself."""
+        reason = reason_for_type_error(self.module)
+        return error if reason is None else ModelError(f"{self.name} {reason}")
 
     def normalize(self, images: Tensor) -> Tensor:
         """(images - mean) / std, on the model's device and in its precision, after its defenses."""
@@ -511,6 +518,8 @@ class Model:
                 structure = record_structure(self.module, self.normalize(noise), read)
                 if self.task == "binary":
                     structure = structure.with_two_logits()
+        except TypeError as error:
+            raise self._type_error(error) from error
         except _REFUSALS as error:
             if isinstance(error, _UNTRANSLATED):
                 raise
@@ -524,7 +533,24 @@ class Model:
             ) from error
         return structure
 
+    def no_gradient(self, reason: str = "") -> ModelError:
+        """The error of a method that needs gradients, with the reason where the network's layers show it."""
+        reason = reason_without_gradient(self.module) or reason
+        colon = ": " if reason else ""
+        return ModelError(
+            f"no gradient flows through {self.name} to the image{colon}{reason}; {WITHOUT_GRADIENTS}"
+        )
+
     def _require(self, part: T | None, what: str) -> T:
+        if not part and is_exported(self.module):
+            raise ModelError(
+                f"{self.name} is an exported network, a graph without layers that could be read, so it has "
+                f"no {what}; load the network as it was before torch.export"
+            )
+        if not part and self.structure.reentrant:
+            raise ModelError(f"{self.name} {REENTRANT_CHECKPOINT}")
+        if not part and (reason := reason_without_gradient(self.module)) is not None:
+            raise ModelError(f"{self.name} has no {what}: {reason}")
         if not part:
             raise ModelError(f"{self.name} has no {what}")
         return part
@@ -556,15 +582,42 @@ class Model:
         what = "GAP + linear head, which CAM needs; use grad_cam, which works on any layer"
         return self._require(self.structure.head, what)
 
-    def maps(self, features: Tensor, images: Tensor) -> Tensor:
-        """A layer's output as (N, C, h, w): from tokens (class tokens dropped) and channels-last layouts."""
+    def maps(self, features: Tensor, images: Tensor, layer: str | None = None) -> Tensor:
+        """A layer's output as (N, C, h, w): from tokens (class tokens dropped) and channels-last layouts.
+
+        ``features`` is the output of ``layer`` for ``images``, or a tensor of its shape, as its gradient.
+        Without a ``layer`` its shape must say which layers it can belong to. Raises ModelError where it is
+        not a map: a map's positions respond most to the parts of the image that they lie over.
+        """
+        shape = tuple(features.shape)
         if len(features) != len(images):
             raise ModelError(
-                f"an output of shape {tuple(features.shape)} is not a map per image: "
+                f"an output of shape {shape} is not a map per image: "
                 f"it has {len(features)} rows for {len(images)} images (attention windows, perhaps)"
             )
-        size = (images.shape[-2], images.shape[-1])
-        return as_maps(features, size, prefix_tokens(self.module))
+        # Axes do not depend on the image size, but the grid of tokens does.
+        sized = self if features.ndim == 4 else self.at_size((self.input_size[0], *images.shape[-2:]))
+        structure = sized.structure if features.ndim in (3, 4) else self.structure
+        if layer is None:
+            layouts = _layouts_of_shape(structure, shape)
+            what = f"an output of shape {shape}"
+        else:
+            layouts = {structure.layouts.get(self.layer_name(layer))}
+            what = f"the output of layer {layer!r}, of shape {shape},"
+        fitting = {layout for layout in layouts if layout is not None and layout.fits(features)}
+        if len(fitting) > 1 or (fitting and None in layouts):
+            raise ModelError(
+                f"{what} is a map in some layers of {self.name} and not, or another one, in others; name its "
+                "layer: model.maps(features, images, layer)"
+            )
+        if not fitting:
+            size = f"{images.shape[-2]}x{images.shape[-1]}"
+            raise ModelError(
+                f"{what} is not a map over a {size} image: neither (N, C, h, w), nor (N, h, w, C), nor "
+                "tokens on a grid, with positions that respond most to the parts of the image over which "
+                "they lie"
+            )
+        return fitting.pop().maps(features)
 
     def map_shape(self, layer: str) -> tuple[int, int, int]:
         """(C, h, w) of a layer's maps for one image of the model's input size; ModelError without maps."""
@@ -573,7 +626,7 @@ class Model:
         if info is None or info.shape is None:
             raise ModelError(f"layer {name!r} returns no tensor in a forward pass of {self.name}")
         output, image = (torch.empty(1, *shape, device="meta") for shape in (info.shape, self.input_size))
-        _, channels, height, width = self.maps(output, image).shape
+        _, channels, height, width = self.maps(output, image, name).shape
         return channels, height, width
 
     # --- images and classes -------------------------------------------------------------------------
@@ -635,6 +688,28 @@ class Model:
             names += [f"{name}|" for name, _ in self.defenses]
             self._cache.digest = (checksums, state_digest(self.module, names))
         return self._cache.digest[1]
+
+
+def _layouts_of_shape(structure: Structure, shape: tuple[int, ...]) -> set[Layout | None]:
+    """The layouts of the layers that a tensor of this shape may belong to; None for a layer without maps.
+
+    Those are the layers with the same output shape; else, since images of another size may be passed, those
+    with the same number of channels; else all with as many axes.
+    """
+    shapes = {name: info.shape for name, info in structure.layers.items() if info.shape is not None}
+    same = [name for name, own in shapes.items() if own == shape[1:]]
+    proven = {structure.layouts.get(n) for n in same if n in structure.layouts or n in structure.not_maps}
+    if same:
+        return proven
+    channels = {
+        layout
+        for name, layout in structure.layouts.items()
+        if len(layout.axes) == len(shape)
+        and shapes[name][layout.channel_axis - 1] == shape[layout.channel_axis]
+    }
+    return {
+        *(channels or (layout for layout in structure.layouts.values() if len(layout.axes) == len(shape)))
+    }
 
 
 def _noise(*shape: int) -> Tensor:

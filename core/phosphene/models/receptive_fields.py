@@ -36,11 +36,13 @@ def receptive_fields(
         try:
             device = float64_device(model.device)
             positive = Model(_with_positive_weights(model.module, device, generator), input_size=shape)
-            positive._cache.structures[shape] = model.structure  # taps need the layers' numbers of calls
+            positive._cache.structures[shape] = model.structure_at(
+                shape
+            )  # taps need the layers' numbers of calls
             image = 0.5 + torch.rand(1, *shape, generator=generator, dtype=torch.float64)
             image = image.to(device).requires_grad_()
             with positive.guard(), _Unsaturated():
-                maps = positive.maps(positive.features(image, layer), image)[0]
+                maps = positive.maps(positive.features(image, layer), image, layer)[0]
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
             raise ModelError(
                 f"cannot find the receptive fields of layer {layer!r} of {model.name} in images of "

@@ -58,7 +58,7 @@ def _centers(model: Model, layer: str, shape: tuple[int, int, int]) -> Centers |
             output = _output(model, layer, image)
             if output is None:
                 return None
-            maps = model.maps(output, image)
+            maps = model.maps(output, image, layer)
             if not isinstance(maps, _Positions):
                 return None
             centers = _unwrap(maps).nanmean((0, 1, 3 - axis))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..precision import at_least_float32
 
 
 class Parametrization(ABC):
@@ -42,14 +43,14 @@ class PixelImage(Parametrization):
     """Pixels, clipped to [0, 1] after every step: projected gradient ascent.
 
     Args:
-        init: images (N, C, H, W) in [0, 1], copied.
+        init: images (N, C, H, W) in [0, 1], copied; of half precision in float32, which small steps need.
 
     Raises:
         InputError: another shape, type or range.
     """
 
     def __init__(self, init: Tensor) -> None:
-        self.parameter = _copy_images(init).requires_grad_()
+        self.parameter = at_least_float32(_copy_images(init)).requires_grad_()
 
     def image(self) -> Tensor:
         return self.parameter
@@ -90,7 +91,7 @@ class FourierImage(Parametrization):
         count, channels, height, self.width = _copy_images(init).shape
         # In half precision there is no Fourier transform on the CPU: at least single precision, then rounded.
         self.dtype = init.dtype
-        init = init.to(torch.promote_types(init.dtype, torch.float32))
+        init = at_least_float32(init)
         # The W//2 + 1 columns that irfft reads, for odd W, too: a further one would never get a gradient.
         vertical = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
         horizontal = torch.fft.rfftfreq(self.width, dtype=torch.float64)

@@ -19,12 +19,10 @@ def input_gradient(model: Model, images: Tensor, target: Any) -> Tensor:
     images = images.detach().clone().requires_grad_()
     score = scores(model, images, target)
     if not score.requires_grad:
-        raise ModelError(f"no gradient flows through {model.name} to the image")
+        raise model.no_gradient()
     (gradient,) = torch.autograd.grad(score.sum(), images, allow_unused=True)
     if gradient is None:
-        raise ModelError(
-            f"no gradient flows through {model.name} to the image: the target does not depend on it"
-        )
+        raise model.no_gradient("the target does not depend on it")
     return gradient
 
 
@@ -45,12 +43,12 @@ def layer_gradients(model: Model, images: Tensor, target: Any, *layers: str) -> 
     gradients = torch.autograd.grad(score.sum(), outputs, allow_unused=True)
     pairs = []
     for layer, output, gradient in zip(layers, outputs, gradients, strict=True):
-        activations = model.maps(output.detach(), images)
+        activations = model.maps(output.detach(), images, layer)
         if gradient is None:
             raise ModelError(
                 f"{objective} does not depend on the last output of layer {layer!r}: choose another"
             )
-        gradient_maps = model.maps(gradient, images)
+        gradient_maps = model.maps(gradient, images, layer)
         if gradient.any() and not gradient_maps.any():
             raise ModelError(
                 f"{objective} depends only on the class token of layer {layer!r}, which has no position in "

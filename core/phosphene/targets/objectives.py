@@ -186,7 +186,7 @@ class Layer(Objective):
 
     def evaluate(self, model: Model, images: Tensor) -> Tensor:
         features = model.features(images, self.name)
-        return self.score(model.maps(features, images) if features.ndim > 2 else features)
+        return self.score(model.maps(features, images, self.name) if features.ndim > 2 else features)
 
     def score(self, values: Tensor) -> Tensor:
         return values.flatten(1).square().mean(1)

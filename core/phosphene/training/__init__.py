@@ -1,6 +1,6 @@
 """Training networks on a data set: the loop, labels and splits, and the trained model as a result."""
 
-from .labels import MAX_HELD_OUT, label_reader, train_test_split, trainable_copy
+from .labels import MAX_HELD_OUT, label_reader, single_precision, train_test_split, trainable_copy
 from .loop import EVALUATIONS, Loss, Metrics, TrainingHistory, linear_decay, train
 from .trained_model import TrainedModel, WeightsOnly
 
@@ -14,6 +14,7 @@ __all__ = [
     "WeightsOnly",
     "label_reader",
     "linear_decay",
+    "single_precision",
     "train",
     "train_test_split",
     "trainable_copy",

@@ -17,14 +17,27 @@ from ..models.batch_size import batch_size
 MAX_HELD_OUT = 64
 
 
+def single_precision(model: Model) -> Model:
+    """The model, or a copy in float32 of one in half precision.
+
+    Training in float16 diverges: Adam's squares of gradients underflow.
+    """
+    if model.dtype.itemsize > 2:
+        return model
+    copied = model.copy()
+    copied.module.float()
+    return copied
+
+
 def trainable_copy(model: Model) -> Model:
-    """A copy of a model whose weights all require gradients, in eval mode.
+    """A copy of a model whose weights all require gradients, in eval mode, at least in single precision.
 
     Raises ModelError for a model without floating-point weights.
     """
     if not any(p.is_floating_point() for p in model.module.parameters()):
         raise ModelError(f"{model.name} has no weights that could be trained")
-    copied = model.copy()
+    copied = single_precision(model)
+    copied = model.copy() if copied is model else copied
     copied.module.requires_grad_(True)
     return copied
 

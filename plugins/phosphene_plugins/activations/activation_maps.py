@@ -143,7 +143,8 @@ def activation_maps(
     if pre_activation and not isinstance(model.layers[layer], ACTIVATIONS):
         raise ModelError(_not_an_activation(model, layer))
     features = model.input_of(images, layer) if pre_activation else model.features(images, layer)
-    maps = model.maps(features, images)[:, list(selected)]
+    # The input of a layer may have another layout than its output.
+    maps = model.maps(features, images, None if pre_activation else layer)[:, list(selected)]
     return ActivationMaps(
         images=images,
         maps=maps,

@@ -165,7 +165,7 @@ def activation_statistics(
         images = batch.images.to(model.device, model.dtype)
         features = model.features(images, layer)
         # (n, C, h, w); a vector is a map with one position.
-        maps = features[:, :, None, None] if features.ndim == 2 else model.maps(features, images)
+        maps = features[:, :, None, None] if features.ndim == 2 else model.maps(features, images, layer)
         active, positive = maps > 0, maps.clamp(min=0)
         _add(state, positions=torch.tensor([maps[:, 0].numel()]), active=active.sum((0, 2, 3)))
         _add(state, active_images=active.any(3).any(2).sum(0))

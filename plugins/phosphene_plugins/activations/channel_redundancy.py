@@ -181,7 +181,7 @@ def channel_redundancy(
 def _channel_maps(model: Model, images: Tensor, layer: str) -> Tensor:
     """Activations (n, C, h, w) of a layer, class tokens dropped; a vector is a map with one position."""
     features = model.features(images, layer)
-    return features[:, :, None, None] if features.ndim == 2 else model.maps(features, images)
+    return features[:, :, None, None] if features.ndim == 2 else model.maps(features, images, layer)
 
 
 def _similarity(sums: Tensor, products: Tensor, count: int, measure: str) -> Tensor:

@@ -148,7 +148,7 @@ def top_patches(
     }
     for batch in resumable_batches(dataset, size, state, "top patches"):
         images = batch.images.to(model.device, model.dtype)
-        maps = model.maps(model.features(images, layer), images)
+        maps = model.maps(model.features(images, layer), images, layer)
         state["map_size"] = maps.shape[2:]
         if channels != "all":
             maps = maps[:, selected]

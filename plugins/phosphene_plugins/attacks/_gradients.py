@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from phosphene import Model, ModelError
+from phosphene import Model
 from phosphene.attacks import not_adversarial, predict_logits
 from phosphene.optimize import TransformName, compose
 
@@ -93,7 +93,7 @@ def differentiable_logits(model: Model, points: Tensor) -> Tensor:
     """The logits (N, K) on the graph; ModelError where no gradient flows from them to the images."""
     logits = model(points)
     if not logits.requires_grad:
-        raise _no_gradient(model)
+        raise model.no_gradient()
     return logits
 
 
@@ -101,11 +101,5 @@ def _gradient_at(points: Tensor, values: Tensor, model: Model) -> Tensor:
     """The gradient of the values' sum with respect to the points; ModelError where they are not connected."""
     (gradient,) = torch.autograd.grad(values.sum(), points, allow_unused=True)
     if gradient is None:  # only parameters require a gradient, as behind a quantized layer
-        raise _no_gradient(model)
+        raise model.no_gradient()
     return gradient
-
-
-def _no_gradient(model: Model) -> ModelError:
-    return ModelError(
-        f"no gradient flows through {model.name} to the image; square and hop_skip_jump need none"
-    )

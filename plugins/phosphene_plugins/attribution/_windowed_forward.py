@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -142,6 +143,13 @@ class _Windowed(Tensor):
             for image, crop, i in zip(self.dense_values, self.crops, self.source.indices, strict=True):
                 _crop(image, self.boxes, i).copy_(crop)
         return self.dense_values
+
+    def numpy(self, *, force: bool = False) -> np.ndarray[Any, Any]:
+        """The batch as an array, for modules that leave torch."""
+        return self.materialize().numpy(force=force)
+
+    def __array__(self, dtype: Any = None) -> np.ndarray[Any, Any]:
+        return np.asarray(self.materialize(), dtype)
 
     def assign(self, other: Tensor) -> None:
         """Replace the values by another tensor's, as an in-place operation does."""

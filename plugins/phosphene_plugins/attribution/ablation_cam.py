@@ -89,7 +89,7 @@ def ablation_cam(
     layer = layer or model.last_map
     with model.tap(layer) as tap:
         clean = scores(model, images, target)
-        maps = model.maps(tap[layer], images)
+        maps = model.maps(tap[layer], images, layer)
     count, channels = maps.shape[:2]
     pairs = [(n, k) for n in range(count) for k in range(channels)]
     size, ablated = batch_size(model), []
@@ -98,7 +98,7 @@ def ablation_cam(
         batch = images[rows]
 
         def ablate(output: Tensor, batch: Tensor = batch, removed: list[int] = removed) -> Tensor:
-            model.maps(output, batch)[range(len(removed)), removed] = 0  # a view of the output
+            model.maps(output, batch, layer)[range(len(removed)), removed] = 0  # a view of the output
             return output
 
         with model.tap(layer, replace=ablate):

@@ -90,7 +90,7 @@ def cam(model: Model, images: Images, target: Target = None) -> Attribution:
     head = model.head
     with model.tap(head.layer) as tap:
         scores(model, images, target)
-        maps = model.maps(tap[head.layer], images)
+        maps = model.maps(tap[head.layer], images, head.layer)
     if head.relu:
         maps = maps.relu()
     # Applied to class indices instead of logits, ``score`` returns the class of each image.

@@ -5,7 +5,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from phosphene import Method, Reference, hookimpl, load_model, method, unit_centers
+from phosphene import (
+    Method,
+    Reference,
+    at_least_float32,
+    hookimpl,
+    load_model,
+    method,
+    unit_centers,
+)
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model
 from phosphene.spec import Cost, InvariantTo, size
@@ -71,8 +79,8 @@ def eigen_cam(model: Model, images: Images, *, layer: CamLayer = None) -> Attrib
         Muhammad & Yeasin 2020, section III, with the maps centered, as principal components require.
     """
     layer = layer or model.last_map
-    maps = model.maps(model.features(images, layer), images)
-    vectors = maps.flatten(2).transpose(1, 2)
+    maps = model.maps(model.features(images, layer), images, layer)
+    vectors = at_least_float32(maps).flatten(2).transpose(1, 2)
     centered = vectors - vectors.mean(1, keepdim=True)
     left, values, _ = torch.linalg.svd(centered, full_matrices=False)
     component = left[:, :, 0] * values[:, :1]

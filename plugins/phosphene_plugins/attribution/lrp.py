@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from phosphene import Method, ModelError, Reference, hookimpl, input_gradient, load_model, method
+from phosphene.hooks import is_backward, read_rectifier, run_backward
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import (
@@ -44,14 +45,6 @@ _PRODUCTS = {"mul", "imul", "rmul", "multiply"}
 _SCALING = _PRODUCTS | {"div", "truediv", "itruediv", "true_divide"}
 _DROPOUT = {"dropout", "dropout1d", "dropout2d", "alpha_dropout", "feature_dropout"}
 _LINEAR = {"linear", "conv1d", "conv2d", "conv3d"}
-#: ReLU6 and the calls that can express it, with their arguments' defaults. Above the upper bound the gradient
-#: is 0, but relevance is passed on, so the gradient of these calls is replaced.
-_CAPPED: dict[str, dict[str, Any]] = {
-    "relu6": {"input": None, "inplace": None},
-    "hardtanh": {"input": None, "min_val": -1, "max_val": 1, "inplace": None},
-    **dict.fromkeys(("clamp", "clip"), {"input": None, "min": "none", "max": "none"}),
-}
-
 RuleName = Literal["epsilon", "gamma", "composite"]
 
 
@@ -218,25 +211,24 @@ class _RelevancePropagation(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        in_place, name = name.endswith("_") and not name.endswith("__"), name.strip("_")
+        if is_backward(func):
+            return run_backward(self, func, args, kwargs)
+        name = getattr(func, "__name__", "").partition(".")[0].strip("_")  # "relu.default" is "relu"
         dependent_count = _count_dependent((args, kwargs))
         if dependent_count and name in _LINEAR:
             return self._linear(func, args, kwargs)
         if dependent_count and name == "batch_norm":
             return self._batch_norm(func, args, kwargs)
-        if dependent_count and name in _CAPPED:
-            arguments = _by_name(_CAPPED[name], args, kwargs)
-            defaults = [(n, value) for n, value in _CAPPED[name].items() if value is not None]
-            # equivalent mutants: a bound that is missing is not 0
-            bounds = [arguments.get(n, value) for n, value in defaults] or [0, 6]
-            x, (low, high) = arguments["input"], bounds
-            if low == 0 and isinstance(high, (int, float)):
-                share = torch.where(x > 0, x.clamp(max=high) / x, 0).detach()
-                return x.mul_(share) if in_place or arguments.get("inplace") else x * share
+        rectifier = read_rectifier(func, args, kwargs) if dependent_count else None
+        if rectifier is not None and rectifier.upper is not None:
+            # Above the upper bound the gradient is 0, but relevance is passed on.
+            x = rectifier.input
+            share = torch.where(x > 0, x.clamp(max=rectifier.upper) / x, 0).detach()
+            return x.mul_(share) if rectifier.in_place else x * share
         result = func(*args, **kwargs)
         if (
             not dependent_count
+            or rectifier is not None
             or not _count_dependent(result)
             or self._is_proportional(name, args, kwargs, dependent_count)
         ):

@@ -89,7 +89,7 @@ def score_cam(model: Model, images: Images, target: Target = None, *, layer: Cam
     layer = layer or model.last_map
     with model.tap(layer) as tap:
         scores(model, images, target)  # a predicted target becomes the class of the unmasked image
-        maps = model.maps(tap[layer], images)
+        maps = model.maps(tap[layer], images, layer)
     count, channels = maps.shape[:2]
     centers = unit_centers(model, layer, images.shape[2:])
     mean = model.mean.to(images)[:, None, None]

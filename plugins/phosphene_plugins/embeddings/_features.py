@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from phosphene import Dataset, InputError, Model, ModelError, batch_size, resumable_batches
+from phosphene import Dataset, InputError, Model, ModelError, at_least_float32, batch_size, resumable_batches
 from phosphene.images import resize, to_display
 from phosphene.results import Embedding
 from phosphene.roles import LayerName
@@ -26,13 +26,15 @@ THUMBNAIL_SIDE = 48
 def image_features(model: Model, images: Tensor, layer: str | None, *, pooled: bool = True) -> Tensor:
     """Features (n, D) of images: the classifier's input, or a layer's output averaged over its positions.
 
+    In single precision of a network in half precision: sums over features would overflow.
+
     ``pooled=False`` flattens a layer's output instead of averaging it.
     """
     if layer is None:
-        return model.embed(images)
-    features = model.features(images, layer)
+        return at_least_float32(model.embed(images))
+    features = at_least_float32(model.features(images, layer))
     if pooled and features.ndim > 2:
-        return model.maps(features, images).mean((2, 3))
+        return model.maps(features, images, layer).mean((2, 3))
     if len(features) != len(images):
         raise ModelError(f"layer {layer!r} returns {len(features)} rows for {len(images)} images")
     return features.flatten(1)

@@ -144,7 +144,9 @@ class AdaptiveNetwork(TrainedNetwork):
         self.encoder.module.to(parameter.device)
         padded = self.pad(images, MARGIN)
         with self.encoder.guard():
-            features = self.encoder.maps(self.encoder.features(padded, self.layer), padded).to(parameter)
+            features = self.encoder.maps(self.encoder.features(padded, self.layer), padded, self.layer).to(
+                parameter
+            )
         height, width = self.map_size(images)
         top, left = (features.shape[2] - height) // 2, (features.shape[3] - width) // 2
         return features[..., top : top + height, left : left + width]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from phosphene import InputError, Model
+from phosphene import InputError, Model, at_least_float32
 from phosphene.optimize import gram_matrix
 
 
@@ -48,12 +48,15 @@ class StyleLoss:
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Feature maps (N, C, h, w) of ``layers``; the network is evaluated up to the last of them only."""
-        return [self.model.maps(f, images) for f in self.model.features_of(images, self.layers)]
+        features = zip(self.model.features_of(images, self.layers), self.layers, strict=True)
+        # Sums over all features overflow in float16.
+        return [at_least_float32(self.model.maps(values, images, layer)) for values, layer in features]
 
     @torch.no_grad()
     def content_features(self, images: Tensor) -> Tensor:
         """phi(I): feature maps (N, C, h, w) of the content layer."""
-        return self.model.maps(self.model.features(images, self.content_layer), images)
+        features = self.model.features(images, self.content_layer)
+        return at_least_float32(self.model.maps(features, images, self.content_layer))
 
     @torch.no_grad()
     def style_grams(self, styles: Tensor, blend_weights: Tensor) -> list[Tensor]:
@@ -64,7 +67,9 @@ class StyleLoss:
         grams = zip(
             *([gram_matrix(f) for f in self.features(style)[:-1]] for style in styles.split(1)), strict=True
         )
-        return [torch.einsum("s,scd->cd", blend_weights, torch.cat(layer))[None] for layer in grams]
+        return [
+            torch.einsum("s,scd->cd", blend_weights.to(layer[0]), torch.cat(layer))[None] for layer in grams
+        ]
 
     def style_loss(self, grams: Sequence[Tensor], target_grams: Sequence[Tensor]) -> Tensor:
         """sum_j w_j |G_j - G_js|_F^2 / |G_js|_F^2: (N,)."""

@@ -21,7 +21,7 @@ from phosphene import (
 from phosphene.results import Stylization
 from phosphene.roles import AdaptiveStylizer, Dataset, Images, LayerName, Model, Seed, Styles
 from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, param, size
-from phosphene.training import train
+from phosphene.training import single_precision, train
 
 from ._adain import channel_statistics, match_statistics
 from ._adaptive_closed_forms import (
@@ -205,6 +205,7 @@ def adaptive_style_fit(
 
     Source: Huang and Belongie 2017, section 6, equations 9 to 13.
     """
+    model = single_precision(model)
     first = dataset.read(range(min(PREVIEWS, len(dataset)))).to(model.device, model.dtype)
     layer = layer or model.stages[(len(model.stages) - 1) // 2]
     loss_layers = style_layers or stages_up_to(model, layer)
@@ -216,7 +217,9 @@ def adaptive_style_fit(
     def encode(images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """f (N, C, h, w), and m_j (N, 2 C_j): means and deviations of the pixels and the style layers."""
         images = stylizer.pad(images)
-        features = [model.maps(f, images) for f in model.features_of(images, [layer, *loss_layers])]
+        layers = [layer, *loss_layers]
+        outputs = zip(model.features_of(images, layers), layers, strict=True)
+        features = [model.maps(output, images, name) for output, name in outputs]
         statistics = [channel_statistics(f, per_image=True) for f in (images, *features[1:])]
         return features[0], [torch.cat(mean_and_std, 1).flatten(1) for mean_and_std in statistics]
 

@@ -20,6 +20,7 @@ from phosphene import (
 from phosphene.results import Stylization, TrainedNetwork
 from phosphene.roles import Dataset, Frames, Images, Model, Seed, Styles, Stylizer
 from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, param, size
+from phosphene.training import single_precision
 
 from ._parameters import PerceptualLoss, StyleNames, StyleNetworkTraining
 from ._pixel_features import draw_images, load_pixel_model, transfer_loss
@@ -271,6 +272,7 @@ def fast_style_fit(
     labels = style_labels(names, styles)
     if len(styles) > 1 and norm != "conditional":
         raise InputError(f'{norm} norm has a single style; {len(styles)} need norm="conditional"')
+    model = single_precision(model)
     loss_network = StyleLoss(model, perceptual_loss.content_layer, perceptual_loss.style_layers)
     network = StyleNetwork(len(styles), width, blocks, norm).to(model.device, model.dtype)
     history, first = train_style_network(

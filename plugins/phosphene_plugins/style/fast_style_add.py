@@ -8,6 +8,7 @@ from phosphene import InputError, TensorDataset, fork_random_state, hookimpl, me
 from phosphene.results import TrainedNetwork
 from phosphene.roles import Dataset, Frames, Model, Seed, Styles, Stylizer
 from phosphene.spec import Cost, PixelRange, param, size
+from phosphene.training import single_precision
 
 from ._parameters import PerceptualLoss, StyleNames, StyleNetworkTraining
 from ._pixel_features import draw_images, gram, load_pixel_model, relative, transfer_loss
@@ -107,6 +108,7 @@ def fast_style_add(
     old, labels = require_style_network(stylizer), style_labels(names, styles, stylizer.labels)
     if old.config["norm"] == "batch":
         raise InputError("a network with batch norm has a single style; train one with conditional norm")
+    model = single_precision(model)
     loss_network = StyleLoss(model, perceptual_loss.content_layer, perceptual_loss.style_layers)
     new = network_for_new_styles(old, len(styles)).to(model.device, model.dtype)
     trained = sum(p.numel() for p in new.parameters() if p.requires_grad)

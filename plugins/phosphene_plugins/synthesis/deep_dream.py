@@ -9,7 +9,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import InputError, Reference, hookimpl, load_model, method, optimize, stopped_early_at
+from phosphene import (
+    InputError,
+    Reference,
+    at_least_float32,
+    hookimpl,
+    load_model,
+    method,
+    optimize,
+    stopped_early_at,
+)
 from phosphene.images import resize
 from phosphene.optimize import Optimization, PixelImage, concatenate_stages, optimize_image
 from phosphene.results import Synthesis
@@ -188,7 +197,7 @@ def deep_dream(
 
     def dream(images: Tensor) -> Optimization:
         stages: list[Optimization] = []
-        detail = torch.zeros_like(images)
+        detail = at_least_float32(torch.zeros_like(images))
         for octave, shape in enumerate(octave_sizes(images, octaves, octave_scale)):
             base = resize(images, shape)
             detail = F.interpolate(detail, shape, mode="bilinear", antialias=True)
@@ -232,8 +241,11 @@ def guide_similarity(
 
 def features_by_position(model: Model, layers: Sequence[str], images: Tensor) -> list[Tensor]:
     """Features (N, positions, C) of every layer; a vector counts as one position."""
-    features = model.features_of(images, layers)
-    return [f[:, None] if f.ndim == 2 else model.maps(f, images).flatten(2).transpose(1, 2) for f in features]
+    features = zip(model.features_of(images, layers), layers, strict=True)
+    return [
+        f[:, None] if f.ndim == 2 else model.maps(f, images, layer).flatten(2).transpose(1, 2)
+        for f, layer in features
+    ]
 
 
 def enlarge_center(images: Tensor, scale: float) -> Tensor:

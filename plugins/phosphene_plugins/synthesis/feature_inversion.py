@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Reference, hookimpl, load_model, method, optimize
+from phosphene import Reference, at_least_float32, hookimpl, load_model, method, optimize
 from phosphene.images import noise_images
 from phosphene.optimize import PixelImage, optimize_image, pad_rows
 from phosphene.roles import Frames, Images, LayerName, Model, Seed
@@ -161,8 +161,11 @@ def feature_inversion(
     layers_to_invert = tuple(layers or model.stages)
     center, pixel_count = mean_color(model), images[0, 0].numel()
 
+    def features_of(x: Tensor, layer: str) -> Tensor:
+        return at_least_float32(model.features(x, layer).flatten(1))
+
     def feature_distance(x: Tensor, layer: str, features: Tensor, norm: Tensor) -> Tensor:
-        return (model.features(x, layer).flatten(1) - features).square().sum(1) / norm
+        return (features_of(x, layer) - features).square().sum(1) / norm
 
     def penalty(x: Tensor) -> Tensor:
         alpha_term = (x - center.to(x)[:, None, None]).abs().pow(alpha).sum((1, 2, 3))
@@ -173,7 +176,7 @@ def feature_inversion(
     optimizations = []
     for layer in layers_to_invert:
         with torch.no_grad():
-            features = model.features(images, layer).flatten(1)
+            features = features_of(images, layer)
         norm = features.square().sum(1)
         norm = torch.where(norm > 0, norm, 1)
         optimizations.append(

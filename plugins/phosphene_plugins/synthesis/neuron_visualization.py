@@ -181,7 +181,7 @@ def _map_shape(model: Model, layer: str) -> tuple[int, int, int]:
 def _feature_maps(model: Model, images: Tensor, layer: str) -> Tensor:
     """Feature maps (N, C, H, W) at a layer; a vector as maps of one pixel."""
     features = model.features(images, layer)
-    return model.maps(features, images) if features.ndim > 2 else features[..., None, None]
+    return model.maps(features, images, layer) if features.ndim > 2 else features[..., None, None]
 
 
 @hookimpl

@@ -1,5 +1,6 @@
 """Texture synthesis by Gram matrices (Gatys et al.): noise optimised to a sample's feature correlations."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -140,7 +141,7 @@ def gram_texture(
     if not layers or (weights is not None and len(weights) != len(layers)):
         raise InputError(f"gram_texture needs one weight per layer: {len(layers)} layers, weights: {weights}")
     with torch.no_grad():
-        target_grams = [gram_matrix(model.maps(f, sample)) for f in model.features_of(sample, layers)]
+        target_grams = _gram_matrices(model, sample, layers)
     scales: list[float | Tensor]
     if normalization == "gatys":
         scales = list(weights or [1.0] * len(layers))
@@ -151,8 +152,7 @@ def gram_texture(
 
     def loss(images: Tensor) -> Tensor:
         """L(I): (N,)."""
-        grams = [gram_matrix(model.maps(f, images)) for f in model.features_of(images, layers)]
-        terms = zip(scales, grams, target_grams, strict=True)
+        terms = zip(scales, _gram_matrices(model, images, layers), target_grams, strict=True)
         return torch.stack([scale * gram_energy(gram, target) for scale, gram, target in terms]).sum(0)
 
     if start is None:
@@ -169,6 +169,12 @@ def gram_texture(
         frames=frames,
     )
     return Synthesis(**optimization._asdict(), targets=("texture",) * len(sample), sources=sample)
+
+
+def _gram_matrices(model: Model, images: Tensor, layers: Sequence[str]) -> list[Tensor]:
+    """Gram matrices (N, C, C) of the maps of every layer."""
+    features = zip(model.features_of(images, layers), layers, strict=True)
+    return [gram_matrix(model.maps(values, images, layer)) for values, layer in features]
 
 
 @hookimpl
