@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..images.io import MASK_SUFFIX, find_images
+from ..images.paths import MASK_SUFFIX, find_images
 from .datasets import Dataset, stack
 
 

@@ -13,7 +13,7 @@ from ..data.datasets import Dataset as _Dataset
 from ..data.datasets import TensorDataset
 from ..data.open import open_dataset
 from ..errors import InputError
-from ..images.io import read_image
+from ..images.decode import read_image
 from ..spec.spec import Role
 from .base import InputContext, InputRole, SampleRequest
 from .images import bad_images, check_images
