@@ -160,9 +160,11 @@ def read_items(
         elif (pixels := item_pixels(item, fit, channels)) is not None:
             yield check_pixels(pixels)
         else:
+            # A value that prints in a word; a list would print all its pixels.
+            short = item is None or isinstance(item, (bool, int, float))
             raise InputError(
                 "images are files, folders, glob patterns, Pillow images, NumPy arrays or tensors, "
-                f"not a {type(item).__name__}"
+                f"not {repr(item) if short else f'a {type(item).__name__}'}"
             )
 
 
