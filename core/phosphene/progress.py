@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from .errors import InputError
+from .errors import InputError, value_repr
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ def check_reporter(to: Any) -> None:
     """Raise InputError for what is no ``Reporter``."""
     if to is not None and not isinstance(to, bool) and not callable(to):
         raise InputError(
-            f"progress must be True, False, None or a function of a ProgressEvent, not {to!r:.80}"
+            f"progress must be True, False, None or a function of a ProgressEvent, not {value_repr(to)}"
         )
 
 

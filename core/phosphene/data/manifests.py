@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ..errors import InputError, MissingExtra
+from ..errors import InputError, MissingExtra, value_repr
 from ..images.decode import read_image
 from ..images.paths import local_path
 from ..models.class_names import ClassLabel
@@ -84,11 +84,12 @@ class ManifestDataset(ItemDataset):
                 boxes.append((float(left), float(top), float(right), float(bottom)))
         except (TypeError, ValueError, IndexError):
             raise InputError(
-                f"row {index + 1} of {self._file}: a box is 'left top right bottom', not {value!r:.60}"
+                f"row {index + 1} of {self._file}: "
+                f"a box is 'left top right bottom', not {value_repr(value, 60)}"
             ) from None
         for left, top, right, bottom in boxes:
             if not (left < right and top < bottom):
-                raise InputError(f"row {index + 1} of {self._file}: the box {value!r:.60} is empty")
+                raise InputError(f"row {index + 1} of {self._file}: the box {value_repr(value, 60)} is empty")
         return tuple(boxes)
 
 

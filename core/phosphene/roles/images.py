@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..data.open import open_dataset
-from ..errors import InputError, UnknownName
+from ..errors import InputError, UnknownName, value_repr
 from ..images.decode import item_pixels, open_rgb, read_image, to_pixels
 from ..images.paths import expand_path
 from ..models import Model
@@ -134,7 +134,8 @@ def _read_size(size: Any) -> tuple[int, int]:
             raise ValueError
     except (TypeError, ValueError):
         raise InputError(
-            f"an image size is a side or (height, width), at most {_LARGEST_SIDE:,} pixels, not {size!r:.40}"
+            f"an image size is a side or (height, width), at most {_LARGEST_SIDE:,} pixels, "
+            f"not {value_repr(size, 40)}"
         ) from None
     return height, width
 
