@@ -67,3 +67,16 @@ def table(
     result = load_result(folder)
     (result.to_csv if out.suffix.lower() == ".csv" else result.to_parquet)(out)
     print(out)
+
+
+@app.command()
+def export(
+    source: Annotated[
+        str, typer.Argument(metavar="RESULT|MODEL", help="Folder of a trained network, or a model's URI.")
+    ],
+    out: Annotated[Path, typer.Argument(help="File to write: .pt2 (torch.export) or .onnx.")],
+) -> None:
+    """Write a classifier or a style network as a program of torch.export, or as ONNX."""
+    from ..runs.export import export as export_network
+
+    print(export_network(source, out))

@@ -243,10 +243,8 @@ class Result:
                 what = "maps" if option == "cmap" else "maps that are laid over images"
                 raise InputError(f"{option}= has no effect: this {type(self).__name__} shows no {what}")
         if dpi is not None:
-            from matplotlib.backend_bases import FigureCanvasBase
-
             drawn.set_dpi(dpi)
-            FigureCanvasBase(drawn)  # saves at the resolution that the figure had when its canvas was created
+            setattr(drawn, "_original_dpi", dpi)  # noqa: B010  (at which savefig saves)
         show_text_literally(drawn)
         return drawn
 

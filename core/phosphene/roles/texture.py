@@ -31,7 +31,7 @@ def read_textures(value: Any) -> list[Tensor]:
                 raise UnknownName("bundled texture", name, TEXTURES)
             textures.append(load_texture(name))
         else:
-            textures += [image for batch in read_items(item) for image in batch]
+            textures += [image for batch in read_items([item]) for image in batch]
     return textures
 
 
