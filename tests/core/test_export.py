@@ -22,12 +22,8 @@ ONNX_TOLERANCE = {"rtol": 1e-3, "atol": 1e-4}
 def classifier(dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(0)
     network = nn.Sequential(
-        nn.Conv2d(3, 4, 3, 2),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(4, 5),
+        *(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)),
     )
     settings: dict[str, Any] = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "input_size": (3, 32, 32)}
     return load_model(network.to(dtype), **settings)
@@ -117,6 +113,21 @@ def test_command_exports_a_saved_training(tmp_path: Path) -> None:
 class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+
+class Halving(nn.Module):
+    """Reads images of even sides in another way: a program that is traced on even sides is wrong on odd ones."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3)) if images.shape[2] % 2 == 0 else images.amax((2, 3))
+
+
+def test_networks_that_depend_on_the_size_are_exported_for_their_own(tmp_path: Path) -> None:
+    model = load_model(Halving(), input_size=(3, 8, 8))
+    exported = export(model, tmp_path / "a.pt2")
+    assert exported.dynamic == ("batch",)
+    images = torch.rand(5, 3, 8, 8)
+    torch.testing.assert_close(run_program(exported.path, images=images), model(images))
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

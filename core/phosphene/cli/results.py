@@ -31,8 +31,8 @@ def figure(
     """Draw a saved result as PNG, PDF or SVG."""
     from ..runs.saved_results import load_result
 
-    shown = False if titles is False else None
-    load_result(folder).save_figure(out, cmap=cmap, alpha=alpha, columns=columns, titles=shown, dpi=dpi)
+    options = {"cmap": cmap, "alpha": alpha, "columns": columns, "dpi": dpi}
+    load_result(folder).save_figure(out, titles=False if titles is False else None, **options)
     print(out)
 
 

@@ -67,8 +67,9 @@ class CocoDataset(ItemDataset):
         size = None if height is None or width is None else (int(height), int(width))
         boxes = tuple(_corners(item["bbox"]) for item in objects if "bbox" in item)
         label = _single_name([self._names[item["category_id"]] for item in objects])
-        is_segmented = size is not None and objects and all(item.get("segmentation") for item in objects)
-        mask = partial(_union, objects, size) if is_segmented else None
+        mask = None
+        if size is not None and objects and all(item.get("segmentation") for item in objects):
+            mask = partial(_union, objects, size)
         return Item(self._find(name), label, mask, boxes, size)
 
     def _find(self, name: str) -> Path:

@@ -121,8 +121,11 @@ class TorchDataset(ItemDataset):
             mask = mask.any(0)  # of several objects
         if getattr(getattr(boxes, "format", None), "name", "XYXY") != "XYXY":
             raise InputError("boxes of a data set are left, top, right and bottom: convert them to XYXY")
-        corners = None if boxes is None else torch.as_tensor(boxes).reshape(-1, 4).tolist()
-        return Item(image, self._label(label), mask, corners and tuple(map(tuple, corners)))
+        corners = None
+        if boxes is not None:
+            rows = torch.as_tensor(boxes).reshape(-1, 4).tolist()
+            corners = tuple((left, top, right, bottom) for left, top, right, bottom in rows)
+        return Item(image, self._label(label), mask, corners)
 
     def _label(self, label: Any) -> str | None:
         if isinstance(label, str):

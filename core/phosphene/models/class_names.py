@@ -26,8 +26,8 @@ class ClassLabel(str):
         label.number = number
         return label
 
-    def __getnewargs__(self) -> tuple[str, int]:  # for pickle
-        return str(self), self.number
+    def __reduce__(self) -> tuple[type[ClassLabel], tuple[str, int]]:
+        return ClassLabel, (str(self), self.number)
 
 
 def class_index(name: str | int, classes: Sequence[str] | None, model: str) -> int:

@@ -270,9 +270,9 @@ class Result:
         count = sum(map(len, rows))
         texts = [""] * count if titles is False else titles
         if isinstance(texts, str) or len(texts) != count:
-            found = 1 if isinstance(texts, str) else len(texts)
+            passed = 1 if isinstance(texts, str) else len(texts)
             raise InputError(
-                f"titles need a text for each of the {count} panels, not {found}; False for none"
+                f"titles need a text for each of the {count} panels, not {passed}; False for none"
             )
         remaining = iter(texts)
         return [[dataclasses.replace(panel, title=next(remaining)) for panel in row] for row in rows]

@@ -44,6 +44,9 @@ class Exported:
 class _Classifier(nn.Module):
     """A model with its normalisation and its choice of the logits: pixels in [0, 1] to logits."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.network = model.module
@@ -91,12 +94,17 @@ def export(
     file = Path(path)
     if file.suffix.lower() not in SUFFIXES:
         raise UnknownName("suffix of an exported network", file.suffix or str(file), SUFFIXES)
+    if not file.parent.is_dir():
+        raise InputError(f"the network cannot be written to {file}: there is no folder {file.parent}")
     if file.suffix.lower() == ".onnx":
         _require_onnx()
     network, inputs, name = _network_and_inputs(source)
     with torch.no_grad():
-        program = _trace(network, inputs, name)
-        _compare(program, network, inputs, name)
+        program = _trace(network, inputs, name, list(_AXES))
+        if not _agrees(program, network, inputs):
+            program = _trace(network, inputs, name, [0])
+            if not _agrees(program, network, inputs):
+                raise ModelError(f"the exported program of {name} computes other values than the network")
         try:
             if file.suffix.lower() == ".pt2":
                 torch.export.save(program, file)
@@ -137,10 +145,12 @@ def _network_and_inputs(source: Any) -> tuple[nn.Module, dict[str, Tensor], str]
     raise InputError(f"a model, its URI, or the result of a training can be exported, not {what}")
 
 
-def _trace(network: nn.Module, inputs: dict[str, Tensor], name: str) -> torch.export.ExportedProgram:
-    """The network as a program whose axes vary where the network allows it."""
+def _trace(
+    network: nn.Module, inputs: dict[str, Tensor], name: str, image_axes: list[int]
+) -> torch.export.ExportedProgram:
+    """The network as a program in which these axes of the images vary where the network allows it."""
     axes = {key: {0: torch.export.Dim.AUTO} for key in inputs}
-    axes["images"] = dict.fromkeys(_AXES, torch.export.Dim.AUTO)
+    axes["images"] = dict.fromkeys(image_axes, torch.export.Dim.AUTO)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own modules
@@ -157,22 +167,22 @@ def _dynamic_axes(program: torch.export.ExportedProgram) -> list[int]:
     return [axis for axis in _AXES if not isinstance(node.meta["val"].shape[axis], int)]
 
 
-def _compare(
-    program: torch.export.ExportedProgram, network: nn.Module, inputs: dict[str, Tensor], name: str
-) -> None:
-    """Raise ModelError where the program computes something else than the network, on other sizes."""
+def _agrees(program: torch.export.ExportedProgram, network: nn.Module, inputs: dict[str, Tensor]) -> bool:
+    """Whether the program computes what the network does, at another batch size, height and width."""
     axes = _dynamic_axes(program)
     images = inputs["images"]
     _, channels, height, width = images.shape
-    size = (height + 32 if 2 in axes else height, width + 64 if 3 in axes else width)
+    # No multiples of a stride: a program may hold for these alone.
+    size = (height + 37 if 2 in axes else height, width + 58 if 3 in axes else width)
     generator = torch.Generator().manual_seed(1)
     count = 3 if 0 in axes else len(images)
-    other = torch.rand(count, channels, *size, generator=generator).to(images)
     rest = {key: value[:1].expand(count, *value.shape[1:]) for key, value in inputs.items()}
-    rest["images"] = other
-    expected, computed = network(**rest), program.module()(**rest)
-    if not torch.allclose(expected, computed, rtol=1e-3, atol=1e-4):
-        raise ModelError(f"the exported program of {name} computes other values than the network")
+    rest["images"] = torch.rand(count, channels, *size, generator=generator).to(images)
+    try:
+        expected, computed = network(**rest), program.module()(**rest)
+    except (AssertionError, RuntimeError):  # a condition of the program on the size
+        return False
+    return torch.allclose(expected, computed, rtol=1e-3, atol=1e-4)
 
 
 def _write_onnx(

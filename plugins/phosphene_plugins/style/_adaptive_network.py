@@ -89,7 +89,7 @@ class AdaptiveNetwork(TrainedNetwork):
         return restored
 
     def export_network(self) -> tuple[nn.Module, dict[str, Tensor]]:
-        """Raises ModelError: the encoder's features are read by hooks, which ``torch.export`` does not trace."""
+        """Raises ModelError: hooks read the encoder's features, which ``torch.export`` does not trace."""
         raise ModelError(
             "a network of adaptive_style_fit cannot be exported: it reads the features of another model by "
             "hooks; networks of fast_style_fit can"
