@@ -44,6 +44,8 @@ from .registry.plugins import Plugin as Plugin
 from .registry.spec_json import spec_from_json as spec_from_json
 from .results import Result as Result
 from .roles.images import read_images as read_images
+from .runs.export import Exported as Exported
+from .runs.export import export as export
 from .runs.prepare import prepare as prepare
 from .runs.prepared_run import PreparedRun as PreparedRun
 from .runs.replay import replay as replay

@@ -13,7 +13,35 @@ PhospheneDeprecationWarning (DeprecationWarning)
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+
+class _ShortRepr(reprlib.Repr):
+    """``repr`` for error messages: arrays and tensors by type and shape, long containers shortened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxtuple = self.maxlist = self.maxdict = self.maxset = self.maxfrozenset = self.maxdeque = 20
+        self.maxstring = self.maxother = self.maxlong = 200
+
+    def repr_instance(self, x: object, level: int) -> str:
+        shape = getattr(x, "shape", None)
+        if hasattr(x, "dtype") and isinstance(shape, tuple) and shape:
+            return f"<{type(x).__name__} of shape {tuple(shape)}>"
+        return " ".join(super().repr_instance(x, level).split())
+
+
+_short = _ShortRepr()
+
+
+def value_repr(value: object, most: int = 80) -> str:
+    """A value in an error message: its ``repr`` in at most ``most`` characters.
+
+    Of arrays and tensors, also inside a container, only type and shape: "<Tensor of shape (2, 3, 64, 64)>".
+    """
+    text = _short.repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 class PhospheneError(Exception):
@@ -59,7 +87,7 @@ class UnknownName(PhospheneError, KeyError):
     """
 
     def __init__(self, kind: str, name: object, known: Iterable[str], owner: str = "") -> None:
-        super().__init__(kind, str(name), tuple(known), owner)
+        super().__init__(kind, name if isinstance(name, str) else value_repr(name), tuple(known), owner)
 
     def __str__(self) -> str:
         kind, name, names, owner = self.args

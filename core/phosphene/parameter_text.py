@@ -10,7 +10,7 @@ from fractions import Fraction
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from .errors import InputError, UnknownName
+from .errors import InputError, UnknownName, value_repr
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -144,7 +144,7 @@ def fault_text(fault: Mapping[str, Any]) -> str:
     name = ".".join(map(str, fault["loc"]))
     if fault["type"] == "missing":
         return f"{name!r} is missing"
-    return f"{name}={fault['input']!r:.80} {_message(fault)}".removeprefix("=")
+    return f"{name}={value_repr(fault['input'])} {_message(fault)}".removeprefix("=")
 
 
 def _message(fault: Mapping[str, Any]) -> str:

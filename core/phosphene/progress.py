@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from .errors import InputError
+from .errors import InputError, value_repr
 
 T = TypeVar("T")
 
@@ -39,7 +41,7 @@ def check_reporter(to: Any) -> None:
     """Raise InputError for what is no ``Reporter``."""
     if to is not None and not isinstance(to, bool) and not callable(to):
         raise InputError(
-            f"progress must be True, False, None or a function of a ProgressEvent, not {to!r:.80}"
+            f"progress must be True, False, None or a function of a ProgressEvent, not {value_repr(to)}"
         )
 
 
@@ -54,20 +56,45 @@ def report_progress(to: Reporter) -> Iterator[None]:
         _reporter.reset(token)
 
 
+#: Seconds between two lines in a log.
+LOG_SECONDS = 30
+
+
+def log_line(description: str, done: int, total: float | None, seconds: float, note: str = "") -> str:
+    """A line of progress for a log: ``attacking: 12/100, 1:05 elapsed, 7:56 left, loss 0.3``."""
+    steps, rest = f"{done}", ""
+    if total is not None:
+        steps, rest = f"{done}/{int(total)}", f", {_duration(seconds * (total - done) / done)} left"
+    return f"{description}: {steps}, {_duration(seconds)} elapsed{rest}{f', {note}' if note else ''}"
+
+
+def _duration(seconds: float) -> str:
+    """A duration as minutes and seconds, or with hours: 1:05, 2:00:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 def progress_bar(
     iterable: Iterable[T], description: str, total: int | None = None, *, note: Callable[[], str] = str
 ) -> Iterator[T]:
     """Iterate and report the progress; ``note`` is called after every step for a text such as the loss.
 
-    A bar is drawn only if standard error is a terminal (or in a notebook), and only after one second.
+    A bar is drawn if standard error is a terminal, or in a notebook, and only after one second. Into a file
+    or a pipe, such as the log of a batch job, a line is written every 30 seconds.
     """
     from tqdm.auto import tqdm  # late: listing methods does not need it
 
     reporter = _reporter.get()
     silent = callable(reporter) or (None if reporter is None else not reporter)
     with tqdm(iterable, description, total, disable=silent, leave=False, delay=1) as bar:
+        started = logged = time.monotonic()
         for done, item in enumerate(bar, start=1):
             yield item
+            if reporter is None and bar.disable and (now := time.monotonic()) >= logged + LOG_SECONDS:
+                line = log_line(description, done, bar.total, now - started, note())
+                print(line, file=sys.stderr, flush=True)
+                logged = now
             if callable(reporter):
                 total = None if bar.total is None else int(bar.total)
                 reporter(ProgressEvent(description, done, total, note()))

@@ -132,7 +132,7 @@ def test_help_and_list_import_no_torch_and_build_no_spec(words: list[str]) -> No
         ("phosphene show sal", ["saliency", "saliency_segmentation"]),
         ("phosphene run sal", ["saliency", "saliency_segmentation"]),
         ("phosphene run pgd --st", ["--step-size", "--steps"]),
-        ("phosphene run pgd --im", ["--image"]),
+        ("phosphene run pgd --im", ["--image", "--image-size"]),
     ],
 )
 def test_completion_offers_names_and_options_without_torch(line: str, offered: list[str]) -> None:

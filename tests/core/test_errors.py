@@ -3,8 +3,10 @@
 import pickle
 
 import pytest
+import torch
 
-from phosphene import InputError, MissingExtra, UnknownName
+from phosphene import InputError, MissingExtra, PhospheneError, UnknownName, methods, prepare, run
+from phosphene.errors import value_repr
 
 
 @pytest.mark.parametrize(
@@ -33,3 +35,37 @@ def test_unknown_name_lists_names_and_the_nearest():
 def test_missing_extra_names_the_install_command():
     message = str(MissingExtra("phosphene check", "testing"))
     assert message == "phosphene check needs an optional library: pip install 'phosphene[testing]'"
+
+
+def test_no_error_prints_an_array() -> None:
+    tensor = torch.rand(1, 3, 8, 8)
+    for value in (tensor, tensor.numpy(), [tensor], (tensor.numpy(), 1), {"a": tensor}, tensor > 0.5):
+        options = {option: value for option in ("progress", "executor", "device", "batch_size", "out")}
+        calls = [("pgd", name, item) for name, item in options.items()]
+        calls += [("pgd", name, value) for name in methods["pgd"].spec.params.model_fields]
+        calls += [("grad_cam", "layer", value), ("pgd", "model", value), ("pgd", "image", value)]
+        calls += [(name, i.name, value) for name in ("pgd", "saliency", "embed", "deep_dream", "style_sweep")
+                  for i in methods[name].spec.inputs if i.name != "model"]  # fmt: skip
+        for method, argument, item in calls:
+            try:
+                (run if argument == "out" else prepare)(method, **{argument: item})
+            except PhospheneError as error:
+                text = str(error)
+                assert "tensor(" not in text and "array(" not in text and "[[" not in text, (method, argument)
+
+
+def test_a_misspelled_input_is_named() -> None:
+    for method, wrong, right in (
+        ("pgd", "image", "images"),
+        ("embed", "data", "dataset"),
+        ("pgd", "label", "labels"),
+    ):
+        with pytest.raises(UnknownName, match=f"did you mean '{right}'"):
+            run(method, **{wrong: 3})
+
+
+def test_values_in_messages_are_short():
+    assert value_repr([torch.zeros(2, 3), 1.5, "a"]) == "[<Tensor of shape (2, 3)>, 1.5, 'a']"
+    assert value_repr(torch.zeros(2).numpy()) == "<ndarray of shape (2,)>"
+    assert value_repr({"x": 1}) == "{'x': 1}" and value_repr("ab" * 99, 10) == "'ababab..."
+    assert value_repr(list(range(12))) == str(list(range(12)))

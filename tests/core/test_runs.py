@@ -124,7 +124,7 @@ def test_target_is_a_class_by_name_or_number(scenes: Any, target: Any) -> None:
     assert run("saliency", images=scenes.images, target=target).targets == ("star",) * 3
 
 
-@pytest.mark.parametrize("value", [3, [], {}, b"picture", [torch.zeros(3, 2, 2)]], ids=repr)
+@pytest.mark.parametrize("value", [3, [], {}, b"picture", [{"a": torch.zeros(3, 2, 2)}]], ids=repr)
 @pytest.mark.parametrize(
     ("name", "role"),
     [("saliency", "images"), ("saliency", "model"), ("gram_texture", "sample"), ("top_patches", "dataset"),
@@ -132,7 +132,7 @@ def test_target_is_a_class_by_name_or_number(scenes: Any, target: Any) -> None:
 )  # fmt: skip
 def test_values_of_a_wrong_type_are_refused(name: str, role: str, value: Any) -> None:
     with pytest.raises(PhospheneError):
-        run(name, **{role: value})
+        prepare(name, **{role: value})
 
 
 def test_unknown_device_is_refused(toy: Model, images: Tensor) -> None:

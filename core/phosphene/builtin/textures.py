@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..images.io import read_image
+from ..images.decode import read_image
 
 TEXTURE_FOLDER = Path(__file__).parent / "pictures"
 TEXTURES = ("bricks", "pebbles", "waves", "swirls", "mosaic")

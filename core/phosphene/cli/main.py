@@ -14,6 +14,7 @@ from ..errors import PhospheneError
 from ..graceful_stop import allow_early_stop
 from ..registry.extensions import extensions
 from . import list as _list_commands  # noqa: F401  (registers its commands)
+from . import results as _result_commands  # noqa: F401
 from .app import app
 from .run import _MethodCommands
 

@@ -47,6 +47,12 @@ _MODEL_OPTIONS: dict[str, tuple[Any, str]] = {
 }
 
 
+#: The options of images that are read from files: type and help text.
+_IMAGE_OPTIONS: dict[str, tuple[Any, str]] = {
+    "image_size": (str | None, "resize and crop files to SIDE or HEIGHT,WIDTH, instead of the model's size"),
+}
+
+
 #: The options of every run: type and help text.
 _RUN_OPTIONS: dict[str, tuple[Any, str]] = {
     "out": (str | None, "folder to save the result in [default phosphene-out/NAME]"),
@@ -78,7 +84,9 @@ def _options(spec: MethodSpec) -> list[Any]:
         flag, panel = field and field.annotation is bool, "Parameters" if field else "Inputs"
         kind, option = (bool | None, f"{option}/--no-{option[2:]}") if flag else (list[str], option)
         options.append(_option(name, kind, option, text, panel, metavar=None if flag else metavar))
-    for name, (kind, text) in ((_MODEL_OPTIONS if spec.input("model") else {}) | _RUN_OPTIONS).items():
+    optional = [("model", _MODEL_OPTIONS), ("images", _IMAGE_OPTIONS)]
+    declared = {n: o for role, options in optional if spec.input(role) for n, o in options.items()}
+    for name, (kind, text) in (declared | _RUN_OPTIONS).items():
         options.append(_option(f"_{name}", kind, f"--{name.replace('_', '-')}", text))
     return options
 
@@ -104,7 +112,8 @@ class _MethodCommands(TyperGroup):
         plugin = methods.resolve(cmd_name)
         outline = methods.outline(plugin)
         names = [option_name(name, plugin.short_name) for name in outline.arguments]
-        names += [f"--{name.replace('_', '-')}" for name in (*_MODEL_OPTIONS, *_RUN_OPTIONS)]
+        more = _IMAGE_OPTIONS if "images" in outline.arguments else ()
+        names += [f"--{name.replace('_', '-')}" for name in (*_MODEL_OPTIONS, *more, *_RUN_OPTIONS)]
         options = [_option(f"_{n}", str | None, option) for n, option in enumerate(names)]
         return _command(cmd_name, lambda **_: None, options, outline.summary, family_title(plugin.family))
 
@@ -175,4 +184,10 @@ def _arguments(spec: MethodSpec, values: dict[str, Any]) -> dict[str, Any]:
         if owner.name not in arguments:
             raise InputError(f"--{next(iter(settings))} is an option of a model: add --{owner.name}")
         arguments[owner.name] = {"uri": arguments[owner.name], **settings}
+    if (size := values.get("_image_size")) is not None:
+        images = spec.input("images")
+        assert images is not None  # the option exists only for such a method
+        if images.name not in arguments:
+            raise InputError(f"--image-size is an option of files: add --{images.name}")
+        arguments[images.name] = {"files": arguments[images.name], "size": size}
     return arguments | {key: v for key in _RUN_ARGUMENTS if (v := values[f"_{key}"]) is not None}

@@ -1,20 +1,31 @@
-"""Data sets: folders, tensors and the bundled scenes and textures, read in batches."""
+"""Data sets: files, annotations, tensors, torch data sets and the bundled scenes, read in batches."""
 
+from .annotations import CocoDataset, VocDataset
 from .bundled import SceneDataset, TextureDataset
 from .datasets import Batch, Dataset, TensorDataset, stack
-from .folders import FolderDataset
+from .folders import FileDataset, FolderDataset
+from .items import Item, ItemDataset
 from .localization import Localization, dilate_masks, localization, peak_hits
+from .manifests import ManifestDataset
 from .open import open_dataset
 from .resumable import resumable, resumable_batches
+from .torch_datasets import TorchDataset
 
 __all__ = [
     "Batch",
+    "CocoDataset",
     "Dataset",
+    "FileDataset",
     "FolderDataset",
+    "Item",
+    "ItemDataset",
     "Localization",
+    "ManifestDataset",
     "SceneDataset",
     "TensorDataset",
     "TextureDataset",
+    "TorchDataset",
+    "VocDataset",
     "dilate_masks",
     "localization",
     "open_dataset",

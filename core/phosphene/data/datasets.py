@@ -45,6 +45,12 @@ class Dataset(ABC):
         """Masks (n, H, W) bool of the objects in these images; None where one has no mask."""
         return None
 
+    def boxes(self, indices: Sequence[int]) -> tuple[Tensor, ...] | None:
+        """Boxes (K, 4) of the objects of each image: left, top, right, bottom in pixels of the image that
+        ``read`` returns; None where one has no boxes.
+        """
+        return None
+
     def batches(self, size: int, start: int = 0) -> Iterator[Batch]:
         """All images in order, at most ``size`` at a time, starting at index ``start``."""
         for first in range(start, len(self), size):

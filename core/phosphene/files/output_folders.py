@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, value_repr
 from . import system
 from .documents import PICTURES, RESULT, is_result_name, read_own_files, result_names
 from .work_folders import OLD, READY, WRITING, sweep, work_folder
@@ -79,7 +79,7 @@ def _matches(file: Path, is_own: Callable[[str], bool]) -> bool:
 def _check_path(path: str | os.PathLike[str], purpose: str) -> Path:
     """The path with the working directory, without following links. Raises InputError for what is no path."""
     if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
-        raise InputError(f"{path!r} is no path; {purpose}")
+        raise InputError(f"{value_repr(path)} is no path; {purpose}")
     text = os.fspath(path)
     if "\0" in text:
         raise InputError(f"{text!r} contains a NUL character, which no path may contain")

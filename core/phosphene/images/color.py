@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..precision import at_least_float32
+from .map_style import chosen_alpha, chosen_cmap
 
 
 def to_display(image: Tensor) -> Tensor:
@@ -57,18 +58,21 @@ def symmetric(maps: Tensor) -> Tensor:
 def colorize(maps: Tensor, cmap: str = "viridis") -> Tensor:
     """Apply a matplotlib colour map to maps in [0, 1]: (..., H, W) -> (..., 3, H, W).
 
-    Values outside [0, 1] are clipped; scale with ``min_max`` or ``symmetric`` first.
+    Values outside [0, 1] are clipped; scale with ``min_max`` or ``symmetric`` first. Inside ``map_style`` its
+    colour map is used.
     """
     from matplotlib import colormaps  # imported here: reading and writing images does not need it
 
-    colors = colormaps[cmap](maps.detach().float().cpu().numpy())[..., :3]
+    colors = colormaps[chosen_cmap(cmap)](maps.detach().float().cpu().numpy())[..., :3]
     return torch.from_numpy(colors).to(maps.device, torch.float32).movedim(-1, -3)
 
 
 def overlay(image: Tensor, heat: Tensor) -> Tensor:
     """Blend an image (C, H, W) with a heat map (h, w) in [0, 1], resized to it: (image + colours) / 2."""
     enlarged = F.interpolate(heat[None, None].float(), image.shape[1:], mode="bilinear")[0, 0]
-    return (image.detach() + colorize(enlarged, "turbo").to(image)) / 2
+    colors, alpha = colorize(enlarged, "turbo").to(image), chosen_alpha()
+    # Not the weighted sum at 1/2, which is rounded differently.
+    return (image.detach() + colors) / 2 if alpha == 0.5 else image.detach() * (1 - alpha) + colors * alpha
 
 
 def enlarge(images: Tensor, factor: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, value_repr
 from ..finite_values import all_finite
 from .class_names import imagenet_class_names
 from .preprocessing import CROP_MODES
@@ -42,7 +42,7 @@ def finite_numbers(value: Any, what: str) -> list[float]:
             raise TypeError
         numbers = [float(number) for number in numbers]
     except (TypeError, ValueError):
-        raise InputError(f"{what} must be one number for each channel, not {value!r:.80}") from None
+        raise InputError(f"{what} must be one number for each channel, not {value_repr(value)}") from None
     if not all(map(math.isfinite, numbers)):
         raise InputError(f"{what} must be finite, not {numbers}")
     return numbers
@@ -53,13 +53,13 @@ def check_class_names(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         return imagenet_class_names(value)
     if not hasattr(value, "__iter__"):
-        raise InputError(f"classes must be a list of names, one for each logit, not {value!r:.80}")
+        raise InputError(f"classes must be a list of names, one for each logit, not {value_repr(value)}")
     names = tuple(value)
     if not names:
         raise InputError("classes must have at least one name; leave it out where the classes have none")
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise InputError(
-            f"a class name must be text, not {wrong[0]!r:.40}: classes=[str(name) for name in ...]"
+            f"a class name must be text, not {value_repr(wrong[0], 40)}: classes=[str(name) for name in ...]"
         )
     return names
 
@@ -78,14 +78,15 @@ def check_preprocessing(
     check_callable(output, "output")
     for defense in defenses:
         if not (isinstance(defense, tuple) and len(defense) == 2 and callable(defense[1])):
-            raise InputError(f"a defense is a name and a function of images, not {defense!r:.80}")
+            raise InputError(f"a defense is a name and a function of images, not {value_repr(defense)}")
 
 
 def check_callable(value: Any, what: str) -> None:
     """Refuse an ``output`` that is no function."""
     if not callable(value):
         raise InputError(
-            f"{what} must be a function from what the module returns to logits (N, K), not {value!r:.80}"
+            f"{what} must be a function from what the module returns to logits (N, K), "
+            f"not {value_repr(value)}"
         )
 
 
@@ -132,11 +133,11 @@ def check_device(device: Any) -> None:
         parsed = device
     else:
         if not isinstance(device, (str, int)) or isinstance(device, bool):
-            raise InputError(f"device must be a name such as 'cpu' or 'cuda:0', not {device!r:.80}")
+            raise InputError(f"device must be a name such as 'cpu' or 'cuda:0', not {value_repr(device)}")
         try:
             parsed = torch.device(device)
         except RuntimeError as error:
-            raise InputError(f"there is no device {device!r}; torch has {_devices()}") from error
+            raise InputError(f"there is no device {value_repr(device)}; torch has {_devices()}") from error
     if parsed is not None and parsed.type == "meta":
         raise InputError("the meta device has no values to compute with; choose 'cpu' or an accelerator")
 

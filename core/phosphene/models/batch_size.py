@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, value_repr
 
 if TYPE_CHECKING:
     from . import Model
@@ -33,7 +33,7 @@ _MEMORY_SHARE = 0.25
 def max_batch(size: int | None) -> Iterator[None]:
     """At most ``size`` images at once inside this block; None: as many as fit, up to 32."""
     if size is not None and (isinstance(size, bool) or not isinstance(size, Integral)):
-        raise InputError(f"the batch size must be an integer, not {size!r:.80}")
+        raise InputError(f"the batch size must be an integer, not {value_repr(size)}")
     if size is not None and size < 1:
         raise InputError(f"the batch size must be at least 1, not {size}")
     token = _max_batch.set(size if size is not None else _max_batch.get())

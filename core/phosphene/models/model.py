@@ -21,7 +21,8 @@ from ..finite_values import NotFiniteError, all_finite, check_finite
 from ..hooks.guard import REENTRANT_CHECKPOINT, guard
 from ..hooks.tap import StopForward, Tap
 from ..images.color import Centers
-from ..images.io import read_image, to_pil
+from ..images.decode import read_image
+from ..images.io import to_pil
 from ..torch_state import call_and_restore, default_device_of_caller, fork_random_state, random_lock
 from .arguments import (
     check_class_names,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Never
 
-from ..errors import InputError, PluginError, UnknownName
+from ..errors import InputError, PluginError, UnknownName, value_repr
 from .extensions import extensions
 from .families import family_rank
 from .hookspecs import METHODS_GROUP
@@ -306,7 +306,7 @@ def _year_range(year: int | tuple[int, int] | None) -> tuple[float, float]:
 
 def _limit(name: str, value: int | None) -> int | None:
     if value is not None and (not isinstance(value, int) or value < 0):
-        raise InputError(f"{name}={value!r} should be a number of images, 0 or more")
+        raise InputError(f"{name}={value_repr(value)} should be a number of images, 0 or more")
     return value
 
 

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
 
 from ..checkpoints import claim_checkpoint
-from ..errors import InputError, ModelError, PluginError, UnknownName
+from ..errors import InputError, ModelError, PluginError, UnknownName, value_repr
 from ..finite_values import NonFiniteResultError, contains_non_finite, defer_checks
 from ..graceful_stop import stopped_early_at
 from ..hooks.guard import guard
@@ -171,12 +171,12 @@ class Method(Generic[P, R]):
         for name in params:
             if name not in fields:
                 # The inputs, too: images= is the near miss of image=.
-                allowed = [*fields, *(i.name for i in self.spec.inputs)]
+                allowed = [*(i.name for i in self.spec.inputs), *fields]
                 raise UnknownName("parameter", name, allowed, self.spec.short_name)
             # pydantic takes True for 1, which hides a parameter that was mistaken for a switch.
             kind = fields[name].annotation
             if holds_bool(params[name]) and admits(kind, int, float) and not admits(kind, bool):
-                value = f"{name}={params[name]!r:.80}"
+                value = f"{name}={value_repr(params[name])}"
                 raise InputError(f"{self.spec.short_name}: {value} should be a number, not true or false")
         try:
             return dict(self.spec.params.model_validate(dict(params)))

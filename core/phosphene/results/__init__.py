@@ -4,10 +4,11 @@ from ..files import check_output_folder
 from .activation_maps import ActivationMaps
 from .adversarial_examples import AdversarialExamples
 from .attribution import Attribution
-from .base import Panel, Result, shorten_title
+from .base import Panel, Result, shorten_title, write_figure
 from .embedding import Embedding
 from .filter_bank import FilterBank
 from .neighbors import Neighbors
+from .panel import panel
 from .patches import Patches
 from .provenance import Provenance
 from .segmentation import Segmentation
@@ -31,5 +32,7 @@ __all__ = [
     "Synthesis",
     "TrainedNetwork",
     "check_output_folder",
+    "panel",
     "shorten_title",
+    "write_figure",
 ]

@@ -17,13 +17,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..errors import InputError, PhospheneError
+from ..errors import InputError, PhospheneError, UnknownName, value_repr
 from ..files.documents import list_files
 from ..files.output_folders import atomic_folder
 from ..files.system import error_text
@@ -31,13 +31,26 @@ from ..files.tensors import save_tensors
 from ..images.charts import plain_label, printable, show_text_literally
 from ..images.color import to_display
 from ..images.io import write_gif, write_mp4, write_png
+from ..images.map_style import is_styled, map_style
 from ..optimize.image_optimizer import pad_rows
 from ..torch_state import cpu_by_default
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.figure import Figure
 from .provenance import Provenance
 from .saving import FORMAT, encode
+from .tables import Table, arrays, data_frame, image_table, write_csv, write_parquet
+
+#: Largest resolution of a figure, dots per inch.
+_MAX_DPI = 2400
+
+#: Suffixes of figures, and the metadata that would differ between two files of the same figure.
+FIGURE_SUFFIXES: dict[str, dict[str, Any]] = {
+    ".png": {},
+    ".pdf": {"CreationDate": None},
+    ".svg": {"Date": None},
+}
 
 #: Loads a method by its name: the training method that rebuilds a saved network.
 FindMethod = Callable[[str], Any]
@@ -65,17 +78,23 @@ class Panel:
         return cls(0.5 + delta * factor, f"difference ×{factor:.0f}" if largest else "unchanged")
 
 
-def _with_literal_text(draw: Callable[[Any], Figure]) -> Callable[[Any], Figure]:
-    """A result type's ``figure`` with literal text, and with errors that name a damaged folder."""
+def write_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a figure as PNG, PDF or SVG, by the file's suffix; text in PDF and SVG stays text.
 
-    @functools.wraps(draw)
-    def figure(self: Any) -> Figure:
-        with _explain_saved_fields(self):
-            drawn = draw(self)
-        show_text_literally(drawn)
-        return drawn
+    Raises InputError for another suffix and for a file that cannot be written.
+    """
+    from matplotlib import rc_context
 
-    return figure
+    file = Path(path)
+    if (suffix := file.suffix.lower()) not in FIGURE_SUFFIXES:
+        raise UnknownName("suffix of a figure", suffix or str(file), FIGURE_SUFFIXES)
+    try:
+        # Fonts as TrueType, which journals ask for, and the same names inside SVG in every run.
+        with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "phosphene"}):
+            figure.savefig(file, format=suffix[1:], metadata=FIGURE_SUFFIXES[suffix])
+    except OSError as error:
+        raise InputError(f"the figure cannot be written to {file}: {error_text(error)}") from error
+    return file
 
 
 @contextmanager
@@ -118,13 +137,14 @@ class Result:
 
     def __init_subclass__(cls) -> None:
         Result.types[cls.__name__] = cls
-        for name in ("panels", "figure", "lines"):
+        if "figure" in vars(cls):  # the name that ``draw`` had
+            cls.draw = vars(cls)["figure"]  # type: ignore[method-assign]
+            del cls.figure
+        for name in ("panels", "draw", "lines"):
             if name in vars(cls):
                 setattr(cls, name, cpu_by_default()(vars(cls)[name]))
         if "panels" in vars(cls):
             setattr(cls, "panels", _computed_once(vars(cls)["panels"]))  # noqa: B010
-        if "figure" in vars(cls):
-            setattr(cls, "figure", _with_literal_text(vars(cls)["figure"]))  # noqa: B010
         if "__repr__" not in vars(cls):  # the dataclass decorator would write one that prints whole tensors
             setattr(cls, "__repr__", cls.__repr__)  # noqa: B010
 
@@ -181,12 +201,85 @@ class Result:
         return dataclasses.replace(results[0], **merged)
 
     @cpu_by_default()
-    @_with_literal_text
-    def figure(self) -> Figure:
-        """All panels as a matplotlib figure. Raises InputError if there are none."""
+    def figure(
+        self,
+        *,
+        cmap: str | None = None,
+        alpha: float | None = None,
+        columns: int | None = None,
+        titles: Sequence[str] | Literal[False] | None = None,
+        dpi: float | None = None,
+    ) -> Figure:
+        """The result as a matplotlib figure: all panels, or the chart of a result type that has one.
+
+        Args:
+            cmap: matplotlib's name of the colour map of maps, such as "viridis".
+            alpha: opacity of maps that are laid over images, 0 to 1.
+            columns: number of panels in a row, rounded down to complete groups.
+            titles: a title for each panel, in order; False for none.
+            dpi: dots per inch.
+
+        Raises:
+            InputError: an option without an effect on this result, or a result without images to draw.
+
+        Example::
+            from phosphene import run
+
+            result = run("grad_cam", images="builtin:scenes/2")
+            result.figure(cmap="viridis", alpha=0.7, dpi=300).savefig("maps.png")
+        """
+        if dpi is not None and not (isinstance(dpi, (int, float)) and 1 <= dpi <= _MAX_DPI):
+            raise InputError(f"dpi is a number from 1 to {_MAX_DPI}, not {value_repr(dpi)}")
+        with map_style(cmap, alpha) as style, _explain_saved_fields(self):
+            if columns is None and titles is None:
+                drawn = self.draw()
+            elif type(self).draw is Result.draw:
+                drawn = self._draw_rows(self._titled_rows(columns, titles))
+            else:
+                option = "titles" if columns is None else "columns"
+                raise InputError(f"{option}= has no effect: this {type(self).__name__} is drawn as a chart")
+        for option, value, used in (("cmap", cmap, style.used_cmap), ("alpha", alpha, style.used_alpha)):
+            if value is not None and not used:
+                what = "maps" if option == "cmap" else "maps that are laid over images"
+                raise InputError(f"{option}= has no effect: this {type(self).__name__} shows no {what}")
+        if dpi is not None:
+            drawn.set_dpi(dpi)
+            setattr(drawn, "_original_dpi", dpi)  # noqa: B010  (at which savefig saves)
+        show_text_literally(drawn)
+        return drawn
+
+    def draw(self) -> Figure:
+        """Draw the figure. A result type that has a chart overrides it."""
+        return self._draw_rows(self.rows())
+
+    def _titled_rows(
+        self, columns: int | None, titles: Sequence[str] | Literal[False] | None
+    ) -> list[list[Panel]]:
+        """The rows of the figure with another number of columns, and other titles."""
+        rows = self.rows()
+        if columns is not None:
+            if isinstance(columns, bool) or not isinstance(columns, int) or columns < 1:
+                raise InputError(f"columns is a number of panels, 1 or more, not {value_repr(columns)}")
+            groups = self.panels()
+            widest = max(map(len, groups), default=1)
+            per_row = max(1, columns // widest)
+            starts = range(0, len(groups), per_row)
+            rows = [list(itertools.chain(*groups[start : start + per_row])) for start in starts]
+        if titles is None:
+            return rows
+        count = sum(map(len, rows))
+        texts = [""] * count if titles is False else titles
+        if isinstance(texts, str) or len(texts) != count:
+            passed = 1 if isinstance(texts, str) else len(texts)
+            raise InputError(
+                f"titles need a text for each of the {count} panels, not {passed}; False for none"
+            )
+        remaining = iter(texts)
+        return [[dataclasses.replace(panel, title=next(remaining)) for panel in row] for row in rows]
+
+    def _draw_rows(self, rows: list[list[Panel]]) -> Figure:
         from matplotlib.figure import Figure
 
-        rows = self.rows()
         if not any(rows):
             raise InputError(f"this {type(self).__name__} has no images to draw")
         columns = max(map(len, rows))
@@ -213,9 +306,61 @@ class Result:
             self.figure().savefig(stream, format="png")
         return stream.getvalue()
 
-    def _repr_html_(self) -> str:
+    def save_figure(self, path: str | os.PathLike[str], **options: Any) -> Path:
+        """Write the figure as PNG, PDF or SVG, by the file's suffix; ``options`` are those of ``figure``.
+
+        Text in PDF and SVG stays text, and the same result is the same file. Raises InputError for another
+        suffix and for a file that cannot be written.
+        """
+        figure = self.figure(**options)
+        with _explain_saved_fields(self):
+            return write_figure(figure, path)
+
+    def alt_text(self) -> str:
+        """A line that describes the figure to people who do not see it: type, method and titles."""
+        method = f" of {self.provenance.method}" if self.provenance else ""
+        text = f"{type(self).__name__}{method}: {'; '.join(' '.join(line.split()) for line in self.lines())}"
+        return textwrap.shorten(text, 300, placeholder=" ...")
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
+        """The figure and its description, for notebooks."""
         picture = base64.b64encode(self.png()).decode()
-        return f'<img alt="{html.escape(type(self).__name__)}" src="data:image/png;base64,{picture}">'
+        data = {"text/plain": repr(self), "text/html": self._image_tag(picture), "image/png": picture}
+        return data, {"image/png": {"alt": self.alt_text()}}
+
+    def _repr_html_(self) -> str:
+        return self._image_tag(base64.b64encode(self.png()).decode())
+
+    def _image_tag(self, picture: str) -> str:
+        return f'<img alt="{html.escape(self.alt_text())}" src="data:image/png;base64,{picture}">'
+
+    def to_numpy(self) -> dict[str, Any]:
+        """The tensors as NumPy arrays by field name; several tensors of a field as a tuple or mapping."""
+        return arrays(dict(self.fields()))
+
+    def table(self) -> Table:
+        """The result as a table, values by column: a row for each image, unless the type says otherwise.
+
+        Images, maps and other fields of more than two axes are left out. Raises InputError for a result
+        without a table.
+        """
+        rows = [name for name, axes in self.shapes.items() if axes.split()[0] == "N"]
+        table = image_table(dict(self.fields()), list(dict.fromkeys([*self.per_image, *rows])))
+        if not table:
+            raise InputError(f"a {type(self).__name__} has no table; to_numpy() returns its tensors")
+        return table
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """``table()`` as a ``pandas.DataFrame``. Raises MissingExtra without the extra ``tables``."""
+        return data_frame(self.table())
+
+    def to_csv(self, path: str | os.PathLike[str]) -> Path:
+        """Write ``table()`` as a CSV file. Raises InputError where it cannot be written."""
+        return write_csv(self.table(), path)
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> Path:
+        """Write ``table()`` as a Parquet file. Raises MissingExtra without the extra ``tables``."""
+        return write_parquet(self.table(), path)
 
     @cpu_by_default()
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -282,7 +427,7 @@ def _computed_once(panels: Callable[[Any], list[list[Panel]]]) -> Callable[[Any]
     @functools.wraps(panels)
     def compute(self: Any) -> list[list[Panel]]:
         computed = _panels.get()
-        if computed is None:
+        if computed is None or is_styled():
             return panels(self)
         key = (id(self), panels)
         if key not in computed:

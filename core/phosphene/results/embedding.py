@@ -109,7 +109,7 @@ class Embedding(Result):
             images.append((title, self._strip(rows[:10], 10, colors)))
         return images
 
-    def figure(self) -> Figure:
+    def draw(self) -> Figure:
         """The points beside their thumbnails; without points, the cosine similarities of the features."""
         images = self._thumbnail_images()[:MAX_ROWS]
         figure = charts.new_figure(max(4.8, 0.62 * len(images)))

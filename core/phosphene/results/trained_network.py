@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -52,6 +53,21 @@ class TrainedNetwork(Result):
             network = method.network(**fields["config"])
         fill_weights(network, state, "saved", f"the network of {method.spec.name}", assign=True)
         return cls(network=network.eval(), **fields, **rest)
+
+    def export_network(self) -> tuple[nn.Module, dict[str, Tensor]]:
+        """The module that ``export`` writes and example inputs by name.
+
+        ``images`` (N, C, H, W) in [0, 1]; a network with a second argument also takes the weights (N, S) of
+        its ``labels``, under the argument's name. A type that calls its network otherwise overrides this.
+        """
+        names = list(inspect.signature(self.network.forward).parameters)
+        generator = torch.Generator().manual_seed(0)
+        weight = next(self.network.parameters(), torch.empty(0))
+        inputs = {names[0]: torch.rand(2, 3, 64, 96, generator=generator).to(weight)}
+        if len(names) > 1:
+            count = max(1, len(self.labels))
+            inputs[names[1]] = torch.full((2, count), 1 / count).to(weight)
+        return self.network, inputs
 
     def panels(self) -> list[list[Panel]]:
         return [[Panel(preview, name)] for preview, name in zip(self.previews, self.labels, strict=False)]

@@ -13,12 +13,12 @@ from ..data.datasets import Dataset as _Dataset
 from ..data.datasets import TensorDataset
 from ..data.open import open_dataset
 from ..errors import InputError
-from ..images.io import read_image
+from ..images.decode import read_image
 from ..spec.spec import Role
 from .base import InputContext, InputRole, SampleRequest
 from .images import bad_images, check_images
 
-#: Many images, read in batches: a folder, a tensor, the bundled scenes.
+#: Many images, read in batches: a folder, a manifest, a torch data set, a tensor, the bundled scenes.
 Dataset: TypeAlias = Annotated[_Dataset, Role("dataset")]
 
 
@@ -26,9 +26,12 @@ class DatasetRole(InputRole):
     """A data set; default: the bundled scenes."""
 
     name, value_type, default, size_name = "dataset", _Dataset, "builtin:scenes", "dataset"
-    metavar = "FOLDER"
+    metavar = "FOLDER|FILE"
     description = "a ``Dataset``, or images (N, C, H, W) in [0, 1]"
-    help = "folder of images, builtin:scenes/1000 or builtin:textures/64 (default: builtin:scenes)"
+    help = (
+        "folder of images, manifest (.csv, .parquet), COCO file (.json), Pascal VOC folder, "
+        "builtin:scenes/1000 or builtin:textures/64 (default: builtin:scenes)"
+    )
 
     def read(self, value: Any, context: InputContext) -> _Dataset:
         if context.model is None:
@@ -41,7 +44,8 @@ class DatasetRole(InputRole):
             dataset = dataclasses.replace(dataset, images=check_images(dataset.images, context))
         if not isinstance(dataset, _Dataset):
             raise InputError(
-                f"a data set must be a phosphene Dataset or a tensor, not a {type(value).__name__}"
+                f"a data set must be a phosphene Dataset or a tensor, not a {type(value).__name__}; "
+                "phosphene.data.open_dataset(value, model.transform, size) opens files and other data sets"
             )
         if len(dataset) == 0:
             raise InputError("the data set is empty")

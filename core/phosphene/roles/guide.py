@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeAlias
 
 from torch import Tensor
 
+from ..data.datasets import stack
 from ..spec.spec import Role
 from .base import InputContext, InputRole
 from .images import check_images
@@ -24,7 +25,7 @@ class GuideRole(InputRole):
     help = "guide image, or builtin:bricks; repeatable (default: none)"
 
     def read(self, value: Any, context: InputContext) -> Tensor | None:
-        return None if value is None else read_textures(value)
+        return None if value is None else stack(read_textures(value))
 
     def check(self, value: Any, context: InputContext) -> Tensor | None:
         return None if value is None else check_images(value, context)

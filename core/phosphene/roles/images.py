@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import os
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeAlias
 
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..data.datasets import stack
 from ..data.open import open_dataset
-from ..errors import InputError
-from ..images.io import find_images, read_image
+from ..errors import InputError, UnknownName, value_repr
+from ..images.decode import item_pixels, open_rgb, read_image, to_pixels
+from ..images.paths import expand_path
 from ..models import Model
 from ..spec.spec import Role
 from .base import InputContext, InputRole, SampleRequest, check_dense
@@ -28,21 +29,39 @@ Content: TypeAlias = Annotated[Tensor, Role("images", own_size=True)]
 #: How many bundled images are one batch in memory; a data set of more is read in batches.
 _MOST_BUNDLED = 10_000
 
+#: Largest side of ``size``.
+_LARGEST_SIDE = 16_384
+
 
 def check_pixels(value: Any, channels: int | None = None) -> Tensor:
     """Float images (N, C, H, W) in [0, 1], or an InputError that says what is wrong and what to do."""
     if not isinstance(value, Tensor):
-        raise InputError(f"images must be a tensor (N, C, H, W), not a {type(value).__name__}")
+        raise InputError(
+            f"images must be a tensor (N, C, H, W), not a {type(value).__name__}; "
+            "phosphene.read_images(value, model) reads arrays, Pillow images and files"
+        )
     check_dense(value, "images")
+    last = "; images (N, H, W, C) become (N, C, H, W) by images.permute(0, 3, 1, 2)"
+    shape = tuple(value.shape)
+    is_last = value.ndim == 4 and value.shape[3] in (1, 3) and value.shape[1] not in (1, 2, 3, 4, channels)
     if not value.is_floating_point():
-        raise InputError(f"images must be floats in [0, 1], not {value.dtype}: divide bytes by 255")
+        raise InputError(
+            f"images must be floats in [0, 1], not {value.dtype}: "
+            f"divide bytes by 255{last if is_last else ''}"
+        )
     if value.ndim != 4:
         hint = "; add the batch axis: images[None]" if value.ndim == 3 else ""
-        raise InputError(f"images must have shape (N, C, H, W), not {tuple(value.shape)}{hint}")
+        raise InputError(f"images must have shape (N, C, H, W), not {shape}{hint}")
     if value.numel() == 0:
-        raise InputError(f"images of shape {tuple(value.shape)} are empty")
+        raise InputError(f"images of shape {shape} are empty")
     if channels is not None and value.shape[1] != channels:
-        raise InputError(f"the model takes {channels} channels, the images have {value.shape[1]}")
+        hint = last if value.shape[3] == channels else ""
+        raise InputError(f"the model takes {channels} channels, the images have {value.shape[1]}{hint}")
+    if channels is None and is_last:
+        raise InputError(
+            f"images of shape {shape} have two readings: {value.shape[1]} channels (N, C, H, W), or "
+            f"{value.shape[3]} channels (N, H, W, C){last}; the first is not supported without a model"
+        )
     low, high = (float(v) for v in value.aminmax())
     if not (low >= -1e-6 and high <= 1 + 1e-6):
         what = "are not all finite" if low != low or high != high else f"lie in [{low:.4g}, {high:.4g}]"
@@ -58,23 +77,104 @@ def check_images(value: Any, context: InputContext) -> Tensor:
     return check_pixels(value, model.input_size[0]).to(model.device, model.dtype)
 
 
-def read_images(value: Any, model: Model | None = None) -> Tensor:
-    """Images (N, C, H, W) in [0, 1] as ``run`` reads them: a path, a list, a folder, ``builtin:scenes/8``.
+def read_images(
+    value: Any, model: Model | None = None, *, size: int | tuple[int, int] | None = None
+) -> Tensor:
+    """Images (N, C, H, W) in [0, 1] as ``run`` reads them.
 
-    They are resized and cropped as for ``model``; without one they keep their own size, which must be the
-    same for all. Raises InputError for what is no image.
+    Args:
+        value: a file, folder or glob pattern (a path or a ``file://`` URI), a Pillow image, a NumPy array
+            (H, W, C) or (N, H, W, C) of bytes or of floats in [0, 1], a tensor, ``builtin:scenes/8``, or a
+            list of these. ``{"files": value, "size": size}`` is the same with a size.
+        model: files and Pillow images are resized and cropped as for this model; without one they keep their
+            own size. Arrays and tensors are not resized.
+        size: resize and crop files and Pillow images to this square, or to (H, W), instead.
+
+    Raises:
+        InputError: no image, an array with two readings, or images of different sizes.
+
+    Example::
+
+        from phosphene import load_model, read_images
+
+        model = load_model("builtin:shapes-vgg")
+        read_images("builtin:scenes/2", model).shape  # (2, 3, 64, 64)
     """
-    if isinstance(value, str) and value.startswith("builtin:"):
-        transform, size = (read_image, (64, 64)) if model is None else (model.transform, model.input_size[1:])
-        dataset = open_dataset(value, transform, size)
-        if len(dataset) > _MOST_BUNDLED:
-            raise InputError(f"{value!r} are more images than a batch can hold, at most {_MOST_BUNDLED:,}")
-        return dataset.read(range(len(dataset)))
-    paths: list[Any] = []
+    if isinstance(value, Mapping):
+        value, size = _read_request(value, size)
+    images = list(read_items(value, model, None if size is None else _read_size(size)))
+    if len(sizes := sorted({tuple(image.shape[2:]) for image in images})) > 1:
+        listed = ", ".join(f"{height}x{width}" for height, width in sizes[:4])
+        raise InputError(
+            f"images of different sizes cannot be one batch: {listed}{', ...' if len(sizes) > 4 else ''} "
+            "(height x width). Resize and crop files and Pillow images to one size: --image-size 256, "
+            'images={"files": ..., "size": 256} or read_images(files, size=256); or run each on its own'
+        )
+    if len(counts := sorted({image.shape[1] for image in images})) > 1:
+        raise InputError(f"images of {' and '.join(map(str, counts))} channels cannot be one batch")
+    return torch.cat(images)
+
+
+def _read_request(value: Mapping[str, Any], size: Any) -> tuple[Any, Any]:
+    """Files and size of ``{"files": ..., "size": ...}``."""
+    for key in value:
+        if key not in ("files", "size"):
+            raise UnknownName("key", key, ("files", "size"), "images")
+    if "files" not in value:
+        raise InputError('images as a mapping need the key "files": {"files": ..., "size": 256}')
+    return value["files"], value.get("size", size)
+
+
+def _read_size(size: Any) -> tuple[int, int]:
+    """(H, W) of a size: a number, "256", "256,384" or (H, W)."""
+    parts = str(size).split(",") if isinstance(size, (str, int)) else size
+    try:
+        height, width = [int(part) for part in parts] * (2 if len(parts) == 1 else 1)
+        if isinstance(size, bool) or not 1 <= min(height, width) <= max(height, width) <= _LARGEST_SIDE:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise InputError(
+            f"an image size is a side or (height, width), at most {_LARGEST_SIDE:,} pixels, "
+            f"not {value_repr(size, 40)}"
+        ) from None
+    return height, width
+
+
+def read_items(
+    value: Any, model: Model | None = None, size: tuple[int, int] | None = None
+) -> Iterator[Tensor]:
+    """Each image, or batch of images, among the items of ``value``: (N, C, H, W). See ``read_images``."""
+    channels = None if model is None else model.input_size[0]
+
+    def fit(image: Image.Image) -> Tensor:
+        if size is not None:
+            fitted = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
+            return to_pixels(fitted.convert("L") if channels == 1 else fitted)
+        return to_pixels(image) if model is None else model.transform(image)
+
     for item in as_list(value):
-        paths += find_images(item) if isinstance(item, (str, Path)) and Path(item).is_dir() else [item]
-    read = read_image if model is None else model.transform
-    return stack([read(path) for path in paths])
+        if isinstance(item, str) and item.startswith("builtin:"):
+            yield _bundled_images(item, model, size)
+        elif isinstance(item, (str, os.PathLike)):
+            for path in expand_path(item):
+                yield fit(open_rgb(path))[None]
+        elif (pixels := item_pixels(item, fit, channels)) is not None:
+            yield check_pixels(pixels)
+        else:
+            # A value that prints in a word; a list would print all its pixels.
+            short = item is None or isinstance(item, (bool, int, float))
+            raise InputError(
+                "images are files, folders, glob patterns, Pillow images, NumPy arrays or tensors, "
+                f"not {repr(item) if short else f'a {type(item).__name__}'}"
+            )
+
+
+def _bundled_images(uri: str, model: Model | None, size: tuple[int, int] | None) -> Tensor:
+    default = (64, 64) if model is None else (model.input_size[1], model.input_size[2])
+    dataset = open_dataset(uri, read_image, size or default)
+    if len(dataset) > _MOST_BUNDLED:
+        raise InputError(f"{uri!r} are more images than a batch can hold, at most {_MOST_BUNDLED:,}")
+    return dataset.read(range(len(dataset)))
 
 
 def as_list(value: Any) -> list[Any]:
@@ -113,7 +213,7 @@ class ImagesRole(InputRole):
     default = "builtin:scenes/4"
     metavar = "FILE|FOLDER"
     description = "images (N, C, H, W) in [0, 1]"
-    help = "image file or folder, repeatable; or builtin:scenes/8 (default: builtin:scenes/4)"
+    help = "image file, folder or pattern, repeatable; or builtin:scenes/8 (default: builtin:scenes/4)"
 
     def read(self, value: Any, context: InputContext) -> Tensor:
         return read_images(value, context.model)

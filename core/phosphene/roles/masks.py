@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..data.bundled import SceneDataset
 from ..errors import InputError
+from ..images.decode import array_masks
 from ..spec.spec import Role
 from .base import InputContext, InputRole, check_dense
 from .images import read_images
@@ -27,6 +29,8 @@ class MasksRole(InputRole):
     help = "mask of each image, white in the object; repeatable (default: the bundled scenes' ground truth)"
 
     def read(self, value: Any, context: InputContext) -> Tensor | None:
+        if isinstance(value, np.ndarray):
+            return array_masks(value)
         if value is not None:
             return read_images(value, context.model).mean(1) > 0.5
         images = context.inputs["images"]

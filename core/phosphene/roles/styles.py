@@ -12,8 +12,8 @@ from ..data.datasets import stack
 from ..images.color import resize
 from ..spec.spec import Role
 from .base import InputContext, InputRole, SampleRequest
-from .images import as_list, bad_images, check_images
-from .texture import read_texture
+from .images import bad_images, check_images
+from .texture import read_textures
 
 #: Style images: float (S, 3, H, W) in [0, 1].
 Styles: TypeAlias = Annotated[Tensor, Role("styles")]
@@ -33,7 +33,7 @@ class StylesRole(InputRole):
         images = context.inputs.get("images")
         size = 128 if images is None else min(images.shape[2:])
         squares = []
-        for style in map(read_texture, as_list(value)):
+        for style in read_textures(value):
             side = min(style.shape[1:])
             top, left = (style.shape[1] - side) // 2, (style.shape[2] - side) // 2
             squares.append(resize(style[:, top : top + side, left : left + side], (size, size)))

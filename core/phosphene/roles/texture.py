@@ -10,28 +10,29 @@ from torch import Tensor
 from ..builtin.textures import TEXTURES, load_texture
 from ..data.datasets import stack
 from ..errors import UnknownName
-from ..images.io import read_image
 from ..spec.spec import Role
 from .base import InputContext, InputRole, SampleRequest
-from .images import as_list, bad_images, check_images
+from .images import as_list, bad_images, check_images, read_items
 
 #: A texture sample: float (N, 3, H, W) in [0, 1].
 Texture: TypeAlias = Annotated[Tensor, Role("texture")]
 
 
-def read_texture(value: Any) -> Tensor:
-    """An image (3, H, W) from a file, or a bundled texture by its name ("builtin:bricks")."""
-    if isinstance(value, str) and value.startswith("builtin:"):
-        name = value.removeprefix("builtin:")
-        if name not in TEXTURES:
-            raise UnknownName("bundled texture", name, TEXTURES)
-        return load_texture(name)
-    return read_image(value)
+def read_textures(value: Any) -> list[Tensor]:
+    """The images (3, H, W) of files, Pillow images, arrays and tensors, and of textures by name.
 
-
-def read_textures(value: Any) -> Tensor:
-    """One texture or several, (N, 3, H, W), at their own size, which must be the same for all."""
-    return stack([read_texture(item) for item in as_list(value)])
+    A bundled texture is ``builtin:bricks``. Each has its own size.
+    """
+    textures: list[Tensor] = []
+    for item in as_list(value):
+        if isinstance(item, str) and item.startswith("builtin:"):
+            name = item.removeprefix("builtin:")
+            if name not in TEXTURES:
+                raise UnknownName("bundled texture", name, TEXTURES)
+            textures.append(load_texture(name))
+        else:
+            textures += [image for batch in read_items([item]) for image in batch]
+    return textures
 
 
 class TextureRole(InputRole):
@@ -44,7 +45,7 @@ class TextureRole(InputRole):
     help = f"image file, or builtin:bricks; repeatable (default: builtin:{TEXTURES[0]})"
 
     def read(self, value: Any, context: InputContext) -> Tensor:
-        return read_textures(value)
+        return stack(read_textures(value))
 
     def check(self, value: Any, context: InputContext) -> Tensor:
         return check_images(value, context)

@@ -19,7 +19,7 @@ def executors() -> dict[str, Executor]:
 
 def find_executor(name: str) -> Executor:
     """The executor of this name. Raises UnknownName."""
-    if name == "local":
+    if isinstance(name, str) and name == "local":
         return PreparedRun.execute_locally
     available = executors()
     if not isinstance(name, str) or name not in available:

@@ -61,8 +61,8 @@ def label_reader(
     first = dataset.labels([0])
     if first is None:
         raise InputError(
-            'the data set has no labels: use labels="predicted", sort its images into one folder per class, '
-            "or pass TensorDataset(images, classes)"
+            'the data set has no labels, or not one per image: use labels="predicted", sort its images into '
+            "one folder per class, or pass a manifest with a column label or TensorDataset(images, classes)"
         )
     # Labels are cached: a data set that draws its images draws them again to label them.
     cache = {0: model.class_index(first[0])}

@@ -152,7 +152,7 @@ class TrainedModel(TrainedNetwork):
         loss, *rest = super().lines()
         return [loss, *ends, *rest]
 
-    def figure(self) -> Figure:
+    def draw(self) -> Figure:
         """The loss and the metrics over the steps, and the previews below."""
         groups = self.panels()[: 2 * self.groups_per_row]
         columns = min(self.groups_per_row, max(1, len(groups)))

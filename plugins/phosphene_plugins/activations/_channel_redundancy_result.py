@@ -50,7 +50,7 @@ class ChannelRedundancy(Result):
         head = f"{self.layer}, {len(self.order)} channels: {counts} at {limit}"
         return [head, *("group: " + ", ".join(map(str, group)) for group in self.groups)]
 
-    def figure(self) -> Figure:
+    def draw(self) -> Figure:
         """The similarity matrix in the order of the clustering, groups framed, beside images of groups."""
         groups = self._group_panels()
         figure = charts.new_figure(4.8 if groups else 5.2)

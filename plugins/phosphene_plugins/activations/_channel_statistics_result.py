@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -51,6 +51,19 @@ class ChannelStatistics(Result):
         names = [self.classes[i] for i in self.preferred_class[channels].tolist()]
         return list(zip(channels.tolist(), names, values.tolist(), strict=True))[:count]
 
+    def table(self) -> dict[str, list[Any]]:
+        """A row for each channel of the layer."""
+        count = len(self.active_fraction)
+        columns: dict[str, list[Any]] = {"channel": list(range(count))}
+        for name in ("active_fraction", "active_image_fraction", "mean", "std", "selectivity"):
+            if (values := getattr(self, name)) is not None:
+                columns[name] = values.cpu().tolist()
+        if self.preferred_class is not None:
+            columns["preferred_class"] = [self.classes[i] for i in self.preferred_class.tolist()]
+        if self.background_reliance is not None:
+            columns["background_reliance"] = self.background_reliance.cpu().tolist()
+        return columns
+
     def panels(self) -> list[list[Panel]]:
         heights = torch.linspace(1, 0, 64, device=self.active_fraction.device)[:, None]
         # A bar chart of the sorted values, one pixel column per channel.
@@ -72,7 +85,7 @@ class ChannelStatistics(Result):
             lines.append(f"background reliance above the background's area ({area}): {count} channels")
         return lines
 
-    def figure(self) -> Figure:
+    def draw(self) -> Figure:
         """Sorted active fractions, selectivity against background reliance, the most selective channels."""
         figure = charts.new_figure(3.6)
         left, middle, right = figure.subplots(1, 3)

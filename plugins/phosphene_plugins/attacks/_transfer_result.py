@@ -60,7 +60,17 @@ class TransferTable(Result):
             lines.append(f"{strip_schemes(name)} -> {', '.join(rates)}")
         return lines
 
-    def figure(self) -> Figure:
+    def table(self) -> dict[str, list[Any]]:
+        """A row for each pair of models: the share of images fooled, and the number of images."""
+        pairs = [(i, j) for i in range(len(self.names)) for j in range(len(self.names))]
+        return {
+            "computed_on": [self.names[i] for i, _ in pairs],
+            "evaluated_on": [self.names[j] for _, j in pairs],
+            "rate": [float(self.rates[pair]) for pair in pairs],
+            "images": [int(self.counts[pair]) for pair in pairs],
+        }
+
+    def draw(self) -> Figure:
         """The table as a heat map beside some of the examples."""
         from matplotlib.figure import Figure
 

@@ -75,7 +75,7 @@ class Certificates(Result):
         outcome = "abstains" if self.abstained[n] else f"{self.norm} {float(self.radius[n]):.3g}"
         return f"{self.names[n]}: {outcome}"
 
-    def figure(self) -> Figure:
+    def draw(self) -> Figure:
         """The images with their radii, and the share of predictions proven at each radius."""
         chosen = charts.evenly_spaced(len(self.images), _FIGURE_IMAGES)
         columns = min(4, len(chosen))

@@ -51,7 +51,7 @@ class SetDistance(Result):
         distances = f"Fréchet distance {float(self.frechet):.4g}, kernel distance {float(self.kernel):.4g}"
         return [f"{distances} between {' and '.join(self.names)}"]
 
-    def figure(self) -> Figure:
+    def draw(self) -> Figure:
         """Both sets on their common principal components, beside mean and sample images."""
         figure = charts.new_figure()
         left, right = cast(Sequence[Any], figure.subfigures(1, 2, width_ratios=(1, 1.08)))

@@ -23,7 +23,7 @@ def panel_rows(result: Result) -> list[list[Panel]]:
 
     Raises InputError for a result without panels.
     """
-    if type(result).figure is not Result.figure:
+    if type(result).draw is not Result.draw:
         return [[Panel(to_tensor(Image.open(io.BytesIO(result.png()))))]]
     rows = [row for row in result.rows() if row]
     if not rows:

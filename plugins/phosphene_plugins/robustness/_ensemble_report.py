@@ -68,6 +68,17 @@ class EnsembleReport(Result):
     def lines(self) -> list[str]:
         return [f"{title}: {before:.0%} -> {after:.0%}" for title, before, after in self._bars()]
 
+    def table(self) -> dict[str, list[Any]]:
+        """A row for each set of images and classifier: the accuracy."""
+        sets = ["clean", *(f"computed on {name}" for name in self.names), "computed on the ensemble"]
+        classifiers = [*self.names, "ensemble"]
+        cells = [(r, c) for r in range(len(sets)) for c in range(len(classifiers))]
+        return {
+            "images": [sets[r] for r, _ in cells],
+            "classifier": [classifiers[c] for _, c in cells],
+            "accuracy": [float(self.accuracy[cell]) for cell in cells],
+        }
+
     def panels(self) -> list[list[Panel]]:
         titles = ("ensemble: not broken", "ensemble: broken")
         examples = zip(self.images, self.adversarial, self.success.tolist(), strict=True)
@@ -80,7 +91,7 @@ class EnsembleReport(Result):
             for image, adversarial, success in examples
         ]
 
-    def figure(self) -> Figure:
+    def draw(self) -> Figure:
         """Bars of clean accuracy and accuracy under attack, and some examples computed on the ensemble."""
         bars = self._bars()
         figure = new_figure(1.2 + 0.42 * max(5, len(bars)))

@@ -72,6 +72,10 @@ class GradientMasking(Result):
     def lines(self) -> list[str]:
         return [f"{check.verdict:12}  {check.name}: {check.reason}" for check in self.checks]
 
+    def table(self) -> dict[str, list[Any]]:
+        """A row for each check: its name, verdict and reason."""
+        return {"check": [*self.names], "verdict": [*self.verdicts], "reason": [*self.reasons]}
+
     def panels(self) -> list[list[Panel]]:
         examples = zip(self.images, self.names_before, self.adversarial, self.names_after, strict=True)
         return [
@@ -79,7 +83,7 @@ class GradientMasking(Result):
             for image, before, adversarial, after in examples
         ]
 
-    def figure(self) -> Figure:
+    def draw(self) -> Figure:
         """The verdicts with their reasons, and the success rate over the steps and over the radius."""
         reasons = [textwrap.wrap(check.reason, _LINE_WIDTH) for check in self.checks]
         heights = [max(1, len(lines)) + 0.6 for lines in reasons]

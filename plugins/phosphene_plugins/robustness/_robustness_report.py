@@ -70,6 +70,16 @@ class RobustnessReport(Result):
         padded.insert(1, ["-" * width for width in widths])
         return [f"| {' | '.join(row)} |" for row in padded]
 
+    def table(self) -> dict[str, list[Any]]:
+        """A row for each attack and radius: the accuracy, and the number of images."""
+        rows = [
+            (name, float(eps), self.accuracy(eps, None if name == WORST_CASE else name), count)
+            for name, count in [*zip(self.attacks, self.counts, strict=True), (WORST_CASE, len(self.correct))]
+            for eps in (0.0, *self.eps)
+        ]
+        columns = ("attack", "eps", "accuracy", "images")
+        return {name: list(values) for name, values in zip(columns, zip(*rows, strict=True), strict=True)}
+
     def _format_radius(self, eps: float) -> str:
         return f"{eps * 255:.3g}/255" if self.norm == "linf" else f"{eps:.3g}"
 
@@ -85,7 +95,7 @@ class RobustnessReport(Result):
             groups.append([Panel(image, "original"), output, Panel.difference(image, adversarial)])
         return groups
 
-    def figure(self) -> Figure:
+    def draw(self) -> Figure:
         """Accuracy over eps for each attack and for all of them, and some examples."""
         groups = self.panels()
         figure = charts.new_figure(max(3.6, 1.3 * len(groups)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -38,6 +38,16 @@ class Cascade(Result):
             f"down to {stage}: rank correlation {rank:.3f}, SSIM {ssim:.3f}" for stage, rank, ssim in rows
         ]
 
+    def table(self) -> dict[str, list[Any]]:
+        """A row for each stage and image: rank correlation and SSIM with the trained network's map."""
+        cells = [(s, n) for s in range(len(self.stages)) for n in range(self.rank.shape[1])]
+        return {
+            "stage": [self.stages[s] for s, _ in cells],
+            "image": [n for _, n in cells],
+            "rank_correlation": [float(self.rank[cell]) for cell in cells],
+            "ssim": [float(self.ssim[cell]) for cell in cells],
+        }
+
     def panels(self) -> list[list[Panel]]:
         groups = []
         for image, maps in zip(self.images, self.maps.unbind(1), strict=True):
@@ -48,7 +58,7 @@ class Cascade(Result):
             groups.append([Panel(image, self.name), *(Panel(picture, title) for picture, title in colored)])
         return groups
 
-    def figure(self) -> Figure:
+    def draw(self) -> Figure:
         from matplotlib.figure import Figure
 
         groups = self.panels()

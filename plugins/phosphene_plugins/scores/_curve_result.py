@@ -25,7 +25,7 @@ class Curves(Scores):
     deletion: Tensor
     insertion: Tensor
 
-    def figure(self) -> Figure:
+    def draw(self) -> Figure:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(9, 3.4), dpi=110, layout="constrained")

@@ -80,6 +80,26 @@ class Scores(Result):
         cell = (self.models.index(model) if model else 0, self.names.index(name), self.columns.index(column))
         return float(self.values[cell]) if self.counts[cell] else None
 
+    def table(self) -> dict[str, list[Any]]:
+        """A row for each model, method and score: mean, standard error and number of images."""
+        table: dict[str, list[Any]] = {}
+        for m, model in enumerate(self.models):
+            for r, name in enumerate(self.names):
+                for c, column in enumerate(self.columns):
+                    count = int(self.counts[m, r, c])
+                    row = {
+                        "model": model,
+                        "method": name,
+                        "score": column,
+                        "mean": float(self.values[m, r, c]) if count else None,
+                        "standard_error": float(self.standard_errors[m, r, c]) if count else None,
+                        "images": count,
+                        "higher_is_better": self.higher_is_better[c],
+                    }
+                    for key, value in row.items():
+                        table.setdefault(key, []).append(value)
+        return table
+
     def lines(self) -> list[str]:
         """The table in Markdown."""
         cells = [["", *(f"{column} {arrow}" for _, column, arrow in self._headers())]]
@@ -105,7 +125,7 @@ class Scores(Result):
         scales = maps.flatten(1).float().cpu().quantile(0.99, dim=1).clamp(min=1e-30).to(maps.device)
         return colorize(maps / scales[:, None, None], "inferno")
 
-    def figure(self) -> Figure:
+    def draw(self) -> Figure:
         from matplotlib.figure import Figure
 
         strips = len(self.models) * len(self.images)

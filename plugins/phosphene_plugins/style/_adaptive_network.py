@@ -88,6 +88,13 @@ class AdaptiveNetwork(TrainedNetwork):
         assert isinstance(restored, AdaptiveNetwork)
         return restored
 
+    def export_network(self) -> tuple[nn.Module, dict[str, Tensor]]:
+        """Raises ModelError: hooks read the encoder's features, which ``torch.export`` does not trace."""
+        raise ModelError(
+            "a network of adaptive_style_fit cannot be exported: it reads the features of another model by "
+            "hooks; networks of fast_style_fit can"
+        )
+
     @property
     def layer(self) -> str:
         """The encoder's layer whose features are stylized."""

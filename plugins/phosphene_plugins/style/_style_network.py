@@ -115,6 +115,8 @@ class StyleNetwork(nn.Module):
             x = x + block["second"](block["first"](x, blend_weights).relu_(), blend_weights)
         for layer, skip in zip(self.up, skips[-2::-1], strict=True):
             x = layer(x, blend_weights)[:, :, : skip.shape[2], : skip.shape[3]]  # cropped for odd sides
+            if torch.compiler.is_exporting():  # a cropped view would be exported for some sizes only
+                x = x.clone(memory_format=torch.contiguous_format)
             x = (x + skip).relu_()
         return self.paint(x, blend_weights).sigmoid_()
 
