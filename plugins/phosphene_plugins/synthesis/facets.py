@@ -201,7 +201,6 @@ def facets(
     has_classes = isinstance(target, Class) and isinstance(target.index, tuple)
     units = list(map(Class, target.index)) if has_classes else [target]
     results: list[Facets] = []
-    # equivalent mutants: there is one row of scores per unit
     for unit, unit_scores in zip(units, dataset_scores(model, dataset, units), strict=True):
         # equivalent mutants: on the CPU every sort of torch is stable
         top_scores, indices = (values[:count] for values in unit_scores.sort(descending=True, stable=True))
