@@ -301,7 +301,7 @@ ARGUMENTS = [
     Case("class names too few", lambda: saliency(model=load(classes=["a"])),
          "returns 5 logits, but has 1", 0),
     Case("class names numbers", lambda: load(classes=range(5)), "class name must be text, not 0", 0),
-    Case("class names one text", lambda: load(classes="abcde"), "classes must be a list of names", 0),
+    Case("class names one text", lambda: load(classes="abcde"), "no list of class names 'abcde'", 0),
     Case("class names none", lambda: load(classes=[]), "classes must have at least one name", 0),
     Case("class names of NumPy", lambda: load(classes=np.array(list("abcde"))), ACCEPTED),
     Case("input_size 2", lambda: load(input_size=(16, 16)), r"must be \(C, H, W\), not \(16, 16\)", 0),

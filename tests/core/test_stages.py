@@ -56,5 +56,5 @@ def test_network_without_a_head_has_no_classes() -> None:
 
     model = load_model(nn.Sequential(conv(3, 4), nn.ReLU()), input_size=(3, 8, 8))
     assert (model.class_count, model.last_map) == (0, "1")
-    with pytest.raises(ModelError, match="no classes"):
+    with pytest.raises(ModelError, match="not logits"):
         scores(model, torch.rand(2, 3, 8, 8), None)

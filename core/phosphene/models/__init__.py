@@ -3,8 +3,10 @@
 from .attention import attention_maps
 from .detections import Detection
 from .loading import Loader, fill_weights, load_model, read_weights, refuse_user_code
+from .logits import Function
 from .model import Model
 from .parameter_limit import limit_parameters, parameter_limit
+from .preprocessing import preprocess
 from .saved_source import (
     SavedSettings,
     SavedSource,
@@ -16,6 +18,7 @@ from .tasks import Task
 
 __all__ = [
     "Detection",
+    "Function",
     "Loader",
     "Model",
     "SavedSettings",
@@ -28,6 +31,7 @@ __all__ = [
     "load_model",
     "load_saved_model",
     "parameter_limit",
+    "preprocess",
     "read_weights",
     "refuse_user_code",
     "saved_options",

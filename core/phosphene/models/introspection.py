@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..hooks.guard import guard, is_reentrant_checkpoint
 from ..hooks.tap import layer_hooks, replace_output_tensor
 from ..torch_state import default_device_of_caller
-from .token_maps import Layout, Responses, certain_layouts, changed_blocks, proven_layouts, uncertain
+from .token_maps import Layout, Responses, certain_layouts, changed_blocks, proven_layouts, uncertain_outputs
 
 #: Global pooling: its output is never the "last map" of a model.
 _GLOBAL_POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
@@ -182,7 +182,7 @@ def _layouts(
     time, with the same random numbers.
     """
     certain = certain_layouts(modules, values, inputs)
-    originals = {n: v for n, v in values.items() if uncertain(n, v, certain)}
+    originals = uncertain_outputs(values, certain)
     if not originals:
         return certain, frozenset()
     # Inputs show the tokens before the first layer that mixes them; they come before the layer's output.

@@ -197,7 +197,8 @@ def _by_uri(
 ) -> tuple[nn.Module, dict[str, Any], bool]:
     """The network, arguments for ``Model``, and whether ``state`` was loaded into it already."""
     scheme, colon, name = uri.partition(":")
-    schemes = loaders()
+    # The bundled networks need none of the plugins.
+    schemes = {"builtin": _Builtin()} if scheme == "builtin" and colon else loaders()
     if not colon:
         names = ", ".join(sorted(schemes))
         raise InputError(f"{uri!r} is not a model: write scheme:name, with a scheme of {names}")

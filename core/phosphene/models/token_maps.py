@@ -154,9 +154,13 @@ def certain_layouts(
     return layouts
 
 
-def uncertain(name: str, value: Tensor, certain: Mapping[str, Layout]) -> bool:
-    """Whether a tensor's layout can be decided only from its responses to changes of the image."""
-    return name not in certain and value.ndim in (3, 4) and len(value) == 1 and value.numel() > 1
+def uncertain_outputs(values: Mapping[str, Tensor], certain: Mapping[str, Layout]) -> dict[str, Tensor]:
+    """The tensors whose layouts can be decided only from their responses to changes of the image."""
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in certain and value.ndim in (3, 4) and len(value) == 1 and value.numel() > 1
+    }
 
 
 def proven_layouts(

@@ -17,8 +17,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.utils import logging
 
 from phosphene import ModelError
-from phosphene.models import fill_weights
-from phosphene.models.preprocessing import preprocess
+from phosphene.models import fill_weights, preprocess
 
 #: Largest difference from a processor's output, of 255: libraries round resized pixels otherwise.
 _ROUNDING = 3

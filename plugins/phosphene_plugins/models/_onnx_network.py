@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phosphene.models.logits import Function
+from phosphene.models import Function
 
 
 class OnnxNetwork(Function):
