@@ -3,7 +3,7 @@
 from .boxes import Box
 from .gradients import input_gradient, layer_gradients, scores
 from .objective_classifier import ObjectiveClassifier
-from .objectives import Channel, Class, Contrast, Custom, Direction, Layer, Neuron, Objective
+from .objectives import Channel, Class, Contrast, Custom, Direction, Layer, Neuron, Objective, class_values
 from .parse import parse_target
 from .predicted import Predicted
 from .regions import Region
@@ -23,6 +23,7 @@ __all__ = [
     "Predicted",
     "Region",
     "Similar",
+    "class_values",
     "input_gradient",
     "layer_gradients",
     "parse_target",

@@ -39,7 +39,7 @@ from phosphene.spec import (
     param,
     size,
 )
-from phosphene.targets import Custom, Objective, Predicted
+from phosphene.targets import Custom, Objective, Predicted, class_values
 from phosphene.testing import linear_model
 
 from ._references import ZEILER_2014
@@ -215,7 +215,7 @@ def occlusion(
         """Scores of the target and of the further classes, (B, 1 + M)."""
         if not isinstance(batch_target, (Class, Predicted)):
             return scores(model, batch, batch_target)[:, None]
-        values = model.probabilities(batch) if score == "probability" else model.outputs(batch)
+        values = model.probabilities(batch) if score == "probability" else class_values(model, batch)
         return torch.cat([batch_target.score(values)[:, None], values[:, further]], 1)
 
     baselines = baseline_images(images, baseline, sigma=window / 2, seed=seed)

@@ -26,7 +26,7 @@ from phosphene import (
 )
 from phosphene.roles import Dataset, Frames, Model, Seed, Target
 from phosphene.spec import Cost, Equivariant, InvariantTo, PixelRange, minimum, param, size
-from phosphene.targets import Objective, Predicted
+from phosphene.targets import Objective, Predicted, class_values
 
 from ..embeddings._features import FeatureLayer, image_features
 from ..embeddings.clusters import k_means
@@ -249,7 +249,7 @@ def dataset_scores(model: Model, dataset: Dataset, units: Sequence[Objective]) -
     for batch in resumable_batches(dataset, batch_size(model), state, "top images"):
         images = batch.images.to(model.device, model.dtype)
         if isinstance(units[0], Class):
-            logits = model.outputs(images)
+            logits = class_values(model, images)
             new = torch.stack([unit.score(logits) for unit in units])
         else:
             new = torch.stack([scores(model, images, unit) for unit in units])
