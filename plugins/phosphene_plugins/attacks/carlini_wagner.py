@@ -79,7 +79,7 @@ def is_within_three_percent_of_the_minimum_on_a_linear_model() -> None:
 
 def _constants_follow_the_last_descent(case: LinearCase) -> None:
     """c, tau and the step size after two hits and two misses, and the first term of the objective in linf."""
-    x, norms = case.images.clone().requires_grad_(), ("l2", "linf")
+    x, norms = case.images.clone().requires_grad_(), list[MinimizedNorm](["l2", "linf"])
     l2, linf = (_Search(case.model, x, case.model(x), case.labels, 0.0, False, norm) for norm in norms)
     hit, distances = torch.tensor([True, True, False, False]), torch.tensor([0.1, 0.2, torch.inf, 0.3])
     for search in (l2, linf):

@@ -100,8 +100,8 @@ def _equals_plain_steps(target_class: int | None, shape: Literal["round", "squar
         p.data.clamp_(0, 1)
     inside = mask.bool().expand(3, -1, -1)
     torch.testing.assert_close(result.perturbation[inside], p.detach()[inside])
-    draws = [Generator().manual_seed((seed + 3 + n) % 2**63) for n in range(7)]
-    patched = torch.cat([paste(x[None], draw) for x, draw in zip(case.images, draws, strict=True)])
+    new_draws = [Generator().manual_seed((seed + 3 + n) % 2**63) for n in range(7)]
+    patched = torch.cat([paste(x[None], draw) for x, draw in zip(case.images, new_draws, strict=True)])
     after = case.model(patched).argmax(1)
     eligible = y != (-1 if target_class is None else target_class)
     success = (after != y if target_class is None else after == target_class) & eligible
