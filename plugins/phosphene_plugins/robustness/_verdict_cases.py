@@ -126,7 +126,7 @@ def _verdicts_on_attacks() -> None:
     _assert_check(check, "suspicious", "50% at 0.1, 40% at 0.2", **{"0.1": 0.5, "0.2": 0.4, "1": 1.0})
     check = unbounded({0.1: _first(6), 0.2: _first(5), 1.0: _first(20)})
     _assert_check(check, "pass", "success rates: 30% at 0.1", **{"0.1": 0.3, "0.2": 0.25, "1": 1.0})
-    _assert_check(unbounded({1.0: _first(20)}), "pass", **{"1": 1.0})
+    _assert_check(unbounded({1.0: _first(20)}), "pass", "100% at 1", **{"1": 1.0})
 
 
 def verdicts_on_written_out_measurements() -> None:

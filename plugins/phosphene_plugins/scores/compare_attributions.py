@@ -78,15 +78,16 @@ def columns_equal_the_scores_run_alone() -> None:
 def baselines_and_budget_in_closed_form() -> None:
     """The maps of the baselines, how many images a budget is enough for, and the evidence in a map."""
     weight = torch.arange(1.0, 129).view(2, 1, 8, 8)
-    dataset = TensorDataset(torch.rand(3, 1, 8, 8), ["0", "1", "0"], torch.ones(3, 8, 8) > 0)
+    dataset = TensorDataset(torch.ones(3, 1, 8, 8), ["0", "1", "0"], torch.ones(3, 8, 8) > 0)
     options: dict[str, Any] = {"methods": ["saliency"], "seed": 4}
     # Saliency takes a forward and a backward pass, that counts two; the sanity check runs it twice.
-    for score, budget, counts in (
+    runs: list[tuple[Score, int, list[int]]] = [
         ("sanity_check", 12, [2, 0, 0]),
         ("sanity_check", 11, [1, 0, 0]),
         ("pointing_game", 6, [2, 3, 3]),
         ("pointing_game", 2, [1, 2, 2]),
-    ):
+    ]
+    for score, budget, counts in runs:
         table = compare_attributions(linear_model(weight), dataset, scores=[score], budget=budget, **options)
         assert table.counts[0, :, 0].tolist() == counts, (score, budget)
     table = compare_attributions(linear_model(weight), dataset, scores=["pointing_game"], **options)
