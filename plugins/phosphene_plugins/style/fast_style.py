@@ -344,8 +344,9 @@ def fast_style(
     if isinstance(style, int) and not 0 <= style < len(labels):
         raise InputError(f"style {style} does not exist: there are {len(labels)} ({', '.join(labels)})")
     if not isinstance(style, dict):
+        name = style if isinstance(style, str) else labels[style or 0]
         # equivalent mutants: weights are divided by their sum
-        style = {style if isinstance(style, str) else labels[style or 0]: 1.0}
+        style = {name: 1.0}
     for name in style:
         if name not in labels:
             raise UnknownName("style", name, labels, "this stylizer")
@@ -355,9 +356,10 @@ def fast_style(
     parameter = next(network.parameters())
     blend_weights = torch.tensor([[blend.get(name, 0.0) for name in labels]]).to(parameter)
     # equivalent mutants: images do not depend on each other
+    batches = images.split(1)
     stylized = [
         network(image.to(parameter), blend_weights)
-        for image in progress_bar(images.split(1), "Stylizing", len(images))
+        for image in progress_bar(batches, "Stylizing", len(images))
     ]
     titles = list(blend) if len(blend) == 1 else [f"{weight:.0%} {name}" for name, weight in blend.items()]
     return Stylization(images=images, stylized=torch.cat(stylized).to(images), style=" + ".join(titles))

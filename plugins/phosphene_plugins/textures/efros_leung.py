@@ -87,8 +87,9 @@ def independent_batches(pixels: Tensor, filled: Tensor, window: int) -> tuple[Te
     Two pixels are in one batch only if neither lies in the other's window, and a pixel comes in a later batch
     than the earlier pixels in its window, so the result equals filling one pixel after another.
     """
+    radius = window // 2
     # equivalent mutants: slices end at the edge of a narrower border
-    batch, radius = np.zeros([side + window - 1 for side in filled.shape], int), window // 2
+    batch = np.zeros([side + window - 1 for side in filled.shape], int)
     for y, x in pixels.tolist():
         batch[y + radius, x + radius] = batch[y : y + window, x : x + window].max() + 1
     batches = torch.from_numpy(batch).to(pixels.device)[pixels[:, 0] + radius, pixels[:, 1] + radius]

@@ -54,8 +54,7 @@ def interior_pixels(fine: Array, coarse: Array | None, window: int) -> tuple[Arr
     y, x = np.arange(radius, height), np.arange(radius, width - radius)
     if coarse is not None:
         y, x = (
-            # equivalent mutants: x / 2 >= m and x // 2 >= m are the same for an integer m
-            line[(line // 2 >= margin) & (line // 2 < side - margin)]
+            line[(line >= 2 * margin) & (line < 2 * (side - margin))]
             for line, side in zip((y, x), coarse.shape[:2], strict=True)
         )
     return np.repeat(y, len(x)), np.tile(x, len(y))
