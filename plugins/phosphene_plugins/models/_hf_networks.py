@@ -95,6 +95,11 @@ def as_image_network(
         network = ImageInput(network, "get_image_features", reverse_channels)
     elif "pixel_values" not in parameters:
         raise ModelError(f"{uri} is a {type(network).__name__}, which takes no images (pixel_values)")
+    elif "spatial_shapes" in parameters:
+        raise ModelError(
+            f"{uri} is a {type(network).__name__}, which takes patches with their positions, not images "
+            "(N, C, H, W): put it into a module that cuts an image into patches, and pass that module"
+        )
     elif parameters[0] != "pixel_values" or reverse_channels:
         network = ImageInput(network, "forward", reverse_channels)
     return network, image_features if task == "embedding" else None

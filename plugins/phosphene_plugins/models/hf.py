@@ -176,7 +176,8 @@ def _architecture(config: Any, head: str | None, uri: str) -> tuple[str, str]:
 
 def _class_names(config: Any) -> list[str] | None:
     """The class names in the configuration; None where it has only numbered ones (LABEL_0)."""
-    names = [str(config.id2label[index]) for index in sorted(config.id2label)]
+    labels = config.id2label or {}
+    names = [str(labels[index]) for index in sorted(labels)]
     is_numbered = all(name == f"LABEL_{index}" for index, name in enumerate(names))
     return None if is_numbered else names
 

@@ -380,6 +380,23 @@ def test_networks_without_images_are_refused(tmp_path: Path) -> None:
         load_model(f"hf:{tmp_path}")
 
 
+def test_networks_of_patches_are_refused(tmp_path: Path) -> None:
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = tf.Siglip2Config(vision_config=small, text_config={**small, "vocab_size": 50})
+    config.architectures = ["Siglip2ForImageClassification"]
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="takes patches with their positions, not images"):
+        load_model(f"hf:{tmp_path}")
+
+
+def test_configuration_without_labels_has_no_class_names(tmp_path: Path) -> None:
+    sizes = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4}
+    config = tf.PvtConfig(image_size=64, **sizes, architectures=["PvtForImageClassification"])
+    config.save_pretrained(tmp_path)
+    model = load_model(f"hf:{tmp_path}")
+    assert model.classes is None and model(torch.rand(1, 3, 64, 64)).shape[0] == 1
+
+
 def test_networks_of_timm_are_referred_to_their_own_scheme(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a network of timm's: load it as timm:local-dir:"):
         load_model(write_config(tmp_path, architecture="resnet18", num_classes=3))
