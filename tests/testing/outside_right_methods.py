@@ -19,6 +19,7 @@ from outside_shared import (
     OneLayer,
     StepSize,
     attribution,
+    layer_attribution,
     loss_gradient,
     paper,
 )
@@ -428,7 +429,7 @@ def squared_gradient_cam(
     """
     ((maps, gradients),) = layer_gradients(model, images, target, layer or model.last_map)
     alpha = gradients.square().mean((2, 3), keepdim=True)
-    return attribution(model, images, target, (alpha * maps).sum(1).relu())
+    return layer_attribution(model, images, target, layer or model.last_map, (alpha * maps).sum(1).relu())
 
 
 @right

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from phosphene import (
     Reference,
+    unit_centers,
 )
 from phosphene.results import (
     Attribution,
@@ -50,6 +51,11 @@ OneLayer = Annotated[
 def attribution(model: Model, images: Tensor, target: Any, maps: Tensor, **fields: Any) -> Attribution:
     """A result with the names of its targets."""
     return Attribution(images=images, maps=maps, targets=target.names(model, len(images)), **fields)
+
+
+def layer_attribution(model: Model, images: Tensor, target: Any, layer: str, maps: Tensor) -> Attribution:
+    """A result whose maps (N, h, w) are those of a layer, at the centers of its units."""
+    return attribution(model, images, target, maps, centers=unit_centers(model, layer, images.shape[2:]))
 
 
 GOODFELLOW = paper(

@@ -29,6 +29,7 @@ from outside_shared import (
     OneLayer,
     StepSize,
     attribution,
+    layer_attribution,
     loss_gradient,
     paper,
 )
@@ -166,7 +167,7 @@ def cam_by_position(
     name = distinct[-1] if distinct else name
     ((maps, gradients),) = layer_gradients(model, images, target, name)
     alpha = gradients.mean((2, 3), keepdim=True)
-    return attribution(model, images, target, (alpha * maps).sum(1).relu())
+    return layer_attribution(model, images, target, name, (alpha * maps).sum(1).relu())
 
 
 @wrong("Grad-CAM that ignores its parameter layer and always takes the last map")
@@ -193,7 +194,7 @@ def cam_of_layer(
     """
     ((maps, gradients),) = layer_gradients(model, images, target, model.last_map)
     alpha = gradients.mean((2, 3), keepdim=True)
-    return attribution(model, images, target, (alpha * maps).sum(1).relu())
+    return layer_attribution(model, images, target, model.last_map, (alpha * maps).sum(1).relu())
 
 
 @wrong("Grad-CAM whose weights are means over the channels instead of the positions")
@@ -220,7 +221,7 @@ def weighted_cam(
     """
     ((maps, gradients),) = layer_gradients(model, images, target, layer or model.last_map)
     alpha = gradients.mean(1, keepdim=True)
-    return attribution(model, images, target, (alpha * maps).sum(1).relu())
+    return layer_attribution(model, images, target, layer or model.last_map, (alpha * maps).sum(1).relu())
 
 
 @wrong("Grad-CAM without the ReLU that its documentation promises")
@@ -243,7 +244,7 @@ def rectified_cam(model: Model, images: Images, target: Target = None) -> Attrib
     """
     ((maps, gradients),) = layer_gradients(model, images, target, model.last_map)
     alpha = gradients.mean((2, 3), keepdim=True)
-    return attribution(model, images, target, (alpha * maps).sum(1))
+    return layer_attribution(model, images, target, model.last_map, (alpha * maps).sum(1))
 
 
 @wrong("Grad-CAM enlarged with align_corners=True, which does not fit the pixel centres")
@@ -3485,7 +3486,13 @@ def stored_cam(model: Model, images: Images, target: Target = None, *, layer: On
     """
     ((maps, gradients),) = layer_gradients(model, images, target, layer or model.last_map)
     model.module.gradcam_activations = maps
-    return attribution(model, images, target, (gradients.mean((2, 3), keepdim=True) * maps).sum(1).relu())
+    return layer_attribution(
+        model,
+        images,
+        target,
+        layer or model.last_map,
+        (gradients.mean((2, 3), keepdim=True) * maps).sum(1).relu(),
+    )
 
 
 @wrong("all noisy copies pass at once: the batch limit is ignored")
@@ -3544,7 +3551,7 @@ def costly_cam(model: Model, images: Images, target: Target = None, *, layer: On
         Selvaraju et al. 2017, with the weights of each position.
     """
     ((maps, gradients),) = layer_gradients(model, images, target, layer or model.last_map)
-    return attribution(model, images, target, (gradients * maps).sum(1).relu())
+    return layer_attribution(model, images, target, layer or model.last_map, (gradients * maps).sum(1).relu())
 
 
 @wrong("the declared cost is a single pass, whatever the number of masks")

@@ -30,6 +30,7 @@ from phosphene import (
     progress_bar,
     rewrite_backward,
     scores,
+    unit_centers,
 )
 from phosphene.results import (
     AdversarialExamples,
@@ -122,8 +123,10 @@ def mean_activation(
     layer: Annotated[LayerName | None, Field(description="layer (default: the last feature map)")] = None,
 ) -> Attribution:  # fmt: skip
     """Mean over the channels of a layer of any layout."""
-    maps = model.maps(model.features(images, layer or model.last_map), images).mean(1)
-    return Attribution(images=images, maps=maps, targets=("mean",) * len(images))
+    layer = layer or model.last_map
+    maps = model.maps(model.features(images, layer), images).mean(1)
+    centers = unit_centers(model, layer, images.shape[2:])
+    return Attribution(images=images, maps=maps, targets=("mean",) * len(images), centers=centers)
 
 
 @right(needs=["gradients"])

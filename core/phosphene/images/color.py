@@ -75,8 +75,8 @@ def enlarge(images: Tensor, factor: int) -> Tensor:
     return images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
 
-#: The pixels at which the rows (h,) and the columns (w,) of a map are centered; see ``unit_centers``.
-Centers = tuple[Tensor, Tensor]
+#: The pixels at which the rows and the columns of a map are centered; see ``unit_centers``.
+Centers = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def enlarge_maps(maps: Tensor, size: Sequence[int], centers: Centers | None = None) -> Tensor:
@@ -99,33 +99,33 @@ def enlarge_maps(maps: Tensor, size: Sequence[int], centers: Centers | None = No
             raise InputError(f"centers of a map of {grid} do not fit maps of {tuple(maps.shape[1:])}")
         if not all(map(_share_the_image, centers, size)):
             for dim, positions in enumerate(centers, 1):
-                maps = _interpolate(maps, positions.to(maps.device), int(size[dim - 1]), dim)
+                maps = _interpolate(maps, positions, int(size[dim - 1]), dim)
             return maps
     if maps.shape[1:] == tuple(size):
         return maps
     return F.interpolate(maps[:, None], tuple(size), mode="bilinear")[:, 0]
 
 
-def _share_the_image(centers: Tensor, side: int) -> bool:
+def _share_the_image(centers: Sequence[float], side: int) -> bool:
     """Whether cells of equal sides that cover the image have these centers."""
-    cells = (torch.arange(len(centers), device=centers.device) + 0.5) * side / len(centers) - 0.5
-    return len(centers) == 1 or bool((centers - cells).abs().max() < 1e-3)
+    count = len(centers)
+    return count == 1 or all(abs(c - ((i + 0.5) * side / count - 0.5)) < 1e-3 for i, c in enumerate(centers))
 
 
-def _interpolate(maps: Tensor, centers: Tensor, side: int, dim: int) -> Tensor:
+def _interpolate(maps: Tensor, centers: Sequence[float], side: int, dim: int) -> Tensor:
     """Values at the pixels 0 to side - 1 along a dimension, from those at the centers."""
-    positions, cell = centers.unique(return_inverse=True)
+    positions, cell = torch.tensor(centers, dtype=torch.float64, device="cpu").unique(return_inverse=True)
+    if cell.tolist() != [*range(len(cell))]:  # sorted, with the mean of those at one position
+        cells = [(cell == number).nonzero()[:, 0].to(maps.device) for number in range(len(positions))]
+        maps = torch.stack([maps.index_select(dim, c).mean(dim) for c in cells], dim)
     if len(positions) == 1:
-        return maps.mean(dim, keepdim=True).repeat_interleave(side, dim)
-    if len(positions) < len(centers) or (centers.diff() < 0).any():  # the mean of those at one position
-        means = [maps.index_select(dim, c.nonzero()[:, 0]).mean(dim) for c in cell == cell.unique()[:, None]]
-        maps = torch.stack(means, dim)
-    pixels = torch.arange(side, dtype=positions.dtype, device=positions.device)
+        return maps.repeat_interleave(side, dim)
+    pixels = torch.arange(side, dtype=torch.float64, device="cpu")
     above = torch.searchsorted(positions, pixels, right=True).clamp(1, len(positions) - 1)
-    below = above - 1
-    fraction = (pixels - positions[below]) / (positions[above] - positions[below])
-    weight = fraction.clamp(0, 1).to(maps.dtype).view(-1, *[1] * (2 - dim))
-    return torch.lerp(maps.index_select(dim, below), maps.index_select(dim, above), weight)
+    fraction = (pixels - positions[above - 1]) / (positions[above] - positions[above - 1])
+    weight = fraction.clamp(0, 1).to(maps).view(-1, *[1] * (2 - dim))
+    above = above.to(maps.device)
+    return torch.lerp(maps.index_select(dim, above - 1), maps.index_select(dim, above), weight)
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -20,6 +20,7 @@ from ..errors import DivergenceError, InputError, ModelError, PhospheneError, Un
 from ..finite_values import NotFiniteError, all_finite, check_finite
 from ..hooks.guard import guard
 from ..hooks.tap import StopForward, Tap
+from ..images.color import Centers
 from ..images.io import read_image, to_pil
 from ..torch_state import call_and_restore, default_device_of_caller, fork_random_state, random_lock
 from .arguments import (
@@ -73,7 +74,7 @@ class _Cache:
     #: The number of logits of the first pass at each image size.
     class_counts: dict[tuple[int, ...], int] = field(default_factory=dict)
     #: The pixels at which the units of a layer are centered, by layer and input size; see ``unit_centers``.
-    centers: dict[tuple[str, tuple[int, ...]], tuple[Tensor, Tensor] | None] = field(default_factory=dict)
+    centers: dict[tuple[str, tuple[int, ...]], Centers | None] = field(default_factory=dict)
     #: Lock for recording a structure, so that concurrent threads record it once.
     lock: AbstractContextManager[bool] = field(default_factory=threading.RLock)
 

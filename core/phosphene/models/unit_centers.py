@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..hooks.tap import StopForward, Tap
+from ..images.color import Centers
 from ..precision import float64_device
 from . import Model
 from .receptive_fields import copy_without_hooks
@@ -20,15 +21,15 @@ from .receptive_fields import copy_without_hooks
 Pair = tuple[int, int]
 
 
-def unit_centers(model: Model, layer: str, size: Sequence[int]) -> tuple[Tensor, Tensor] | None:
-    """Centers of a layer's units in images of ``size`` (H, W): y (h,) of its rows, x (w,) of its columns.
+def unit_centers(model: Model, layer: str, size: Sequence[int]) -> Centers | None:
+    """Centers of a layer's units in images of ``size`` (H, W): the y of its rows and the x of its columns.
 
-    In pixels, 0 for the center of the first pixel; float32, on the model's device. The center of a unit is
-    that of its receptive field, as if the image extended beyond its borders by the network's own padding:
-    row i of a stack of stride-2 convolutions with padding 1 is centered at i times the total stride, token i
-    of a grid of patches at (i + 1/2) * patch - 1/2. Windows that ceil mode lets extend beyond the padding
-    are centered at what they cover. Of branches with different centers it is the mean. Attention, global
-    pooling and gates computed from it do not move a unit: what depends on the entire image has no position.
+    In pixels, 0 for the center of the first pixel. The center of a unit is that of its receptive field, as if
+    the image extended beyond its borders by the network's own padding: row i of a stack of stride-2
+    convolutions with padding 1 is centered at i times the total stride, token i of a grid of patches at
+    (i + 1/2) * patch - 1/2. Windows that ceil mode lets extend beyond the padding are centered at what they
+    cover. Of branches with different centers it is the mean. Attention, global pooling and gates computed
+    from it do not move a unit: what depends on the entire image has no position.
 
     Returns None where the network's functions do not reveal the positions, as a Fourier transform. Raises
     UnknownName for a layer that does not exist and ModelError for one without a map.
@@ -37,52 +38,52 @@ def unit_centers(model: Model, layer: str, size: Sequence[int]) -> tuple[Tensor,
         from phosphene import load_model, unit_centers
 
         y, x = unit_centers(load_model("torchvision:resnet18"), "layer4", (224, 224))
-        y  # 0, 32, 64, ..., 192; the cells of a 7x7 grid are centered at 15.5, 47.5, ..., 207.5
+        y  # (0.0, 32.0, 64.0, ..., 192.0); cells that share the image: 15.5, 47.5, ..., 207.5
     """
     name = model.layer_name(layer)
     shape = (model.input_size[0], int(size[0]), int(size[1]))
     computed = model._cache.centers
     if (name, shape) not in computed:
-        computed[name, shape] = _centers(model.at_size(shape), name)
-    centers = computed[name, shape]
-    return None if centers is None else (centers[0].clone(), centers[1].clone())
+        computed[name, shape] = _centers(model, name, shape)
+    return computed[name, shape]
 
 
-def _centers(model: Model, layer: str) -> tuple[Tensor, Tensor] | None:
-    _, *grid = model.map_shape(layer)
-    channels, *sides = model.input_size
+def _centers(model: Model, layer: str, shape: tuple[int, int, int]) -> Centers | None:
+    channels, *sides = shape
     axes = []
     with torch.inference_mode(False), torch.no_grad():
-        for axis in (0, 1):
-            pixels = torch.arange(sides[axis], dtype=torch.float64, device=float64_device(model.device))
-            image = pixels.unflatten(0, (-1, 1) if axis == 0 else (1, -1)).expand(1, channels, *sides)
-            positions = _positions(model, layer, image.clone())
-            if positions is None or positions.shape[2:] != torch.Size(grid):
+        for axis, side in enumerate(sides):
+            pixels = torch.arange(side, dtype=torch.float64, device=float64_device(model.device))
+            image = pixels.unflatten(0, (-1, 1) if axis == 0 else (1, -1)).expand(1, *shape).clone()
+            output = _output(model, layer, image)
+            if output is None:
                 return None
-            centers = positions.nanmean((0, 1, 3 - axis))
-            if grid[axis] == 1:  # one unit for all pixels of this axis
-                centers = centers.new_full((1,), (sides[axis] - 1) / 2)
+            maps = model.maps(output, image)
+            if not isinstance(maps, _Positions):
+                return None
+            centers = _unwrap(maps).nanmean((0, 1, 3 - axis))
+            if len(centers) == 1:  # one unit for all pixels of this axis
+                centers = centers.new_full((1,), (side - 1) / 2)
             # A network that reverses or mixes the order of its units is not followed.
             if not (centers.isfinite().all() and (centers.diff() >= 0).all()):
                 return None
-            axes.append(centers.to(model.device, torch.float32))
+            axes.append(tuple(centers.tolist()))
     return axes[0], axes[1]
 
 
-def _positions(model: Model, layer: str, image: Tensor) -> Tensor | None:
-    """The map (1, C, h, w) of a layer in a pass of one image of coordinates; None where it fails."""
+def _output(model: Model, layer: str, image: Tensor) -> Tensor | None:
+    """The output of a layer in a pass of one image of coordinates; None where the pass fails."""
+    calls = model.for_images(image).structure.layers[layer].calls
+    # A copy that shares its weights: other threads may be using the module, and taps may be open.
+    weights = {id(value): value for value in model.module.parameters()}
     try:
-        # A copy that shares its weights: other threads may be using the module, and taps may be open.
-        weights = {id(value): value for value in model.module.parameters()}
         network = copy_without_hooks(model.module, weights)
-        module = network.get_submodule(layer)
-        with Tap({layer: module}, stop_after={layer: model.structure.layers[layer].calls}) as tap:
+        with Tap({layer: network.get_submodule(layer)}, stop_after={layer: calls}) as tap:
             with suppress(StopForward):
                 network(_wrap(image))
-            positions = model.maps(tap[layer], image)
+            return tap[layer]
     except Exception:  # foreign code may raise anything for tensors whose values it does not expect
         return None
-    return _unwrap(positions) if isinstance(positions, _Positions) else None
 
 
 # --- the pass of coordinates --------------------------------------------------------------------
