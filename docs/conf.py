@@ -10,6 +10,7 @@ from comparing_cams import write_comparison  # noqa: E402
 from method_pages import sources_digest, write_method_pages  # noqa: E402
 from normalisation import write_normalisation  # noqa: E402
 from sphinx.util import logging  # noqa: E402
+from where_units_look import write_placements  # noqa: E402
 
 project = "Phosphene"
 copyright = "the Phosphene authors"
@@ -29,3 +30,4 @@ write_method_pages(here / "methods", logging.getLogger(__name__).info)
 write_comparison(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
 write_cheating(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
 write_normalisation(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
+write_placements(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phosphene import Model, ModelError, load_model, methods
+from phosphene.images import enlarge_maps
 
 guided_grad_cam = methods["attribution.guided_grad_cam"]
 
@@ -36,7 +37,8 @@ def images() -> Tensor:
 def test_it_equals_enlarged_grad_cam_times_guided_backprop(model: Model, images: Tensor) -> None:
     coarse = methods["grad_cam"](model, images, [2, 0], layer="conv2").maps
     fine = methods["guided_backprop"](model, images, [2, 0]).maps
-    large = F.interpolate(coarse[:, None], (9, 11), mode="bilinear")[:, 0]
+    # A unit of the second layer covers three pixels, two pixels apart, without padding.
+    large = enlarge_maps(coarse, (9, 11), ((1, 3, 5, 7), (1, 3, 5, 7, 9)))
     maps = guided_grad_cam(model, images, [2, 0], layer="conv2").maps
     assert maps.any()
     torch.testing.assert_close(maps, large * fine, rtol=1e-12, atol=1e-16)
