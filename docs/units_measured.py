@@ -1,7 +1,7 @@
-"""The pointing scores of the page on the positions of maps: photographs at exact positions, MobileNetV2.
+"""The pointing scores of the page on the centers of units: photographs at exact positions, MobileNetV2.
 
-Usage: python docs/units_measured.py WEIGHTS FOLDER, with the weights of a torchvision MobileNetV2 and a folder
-of photographs of ImageNet's classes (n01440764_tench.JPEG).
+Usage: python docs/units_measured.py WEIGHTS FOLDER, with weights of torchvision's MobileNetV2 and a folder of
+photographs of ImageNet's classes (n01440764_tench.JPEG).
 """
 
 import sys
@@ -35,7 +35,7 @@ def pasted(model: Model, files: list[Path]) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def main() -> None:
-    """Print the table: hits, and the median distance (y, x) of the heat's maximum from the photograph's center."""
+    """Print hits, and the median distance (y, x) of the heat's maximum from the photograph's center."""
     weights, folder = sys.argv[1:]
     model = load_model("torchvision:mobilenet_v2", weights=weights, input_size=(3, SIDE, SIDE))
     files = sorted(Path(folder).glob("*.JPEG"))

@@ -91,7 +91,7 @@ def rows(model: Model, scenes: Scenes) -> list[list[Panel]]:
 def numbers(models: list[Model], scenes: Scenes) -> str:
     """Pointing scores of both placements, and how far the heat lies from the object's center."""
     lines = [
-        "| network | method | hits: shares | centers | y, x of the heat from the object's: shares | centers |",
+        "| network | method | hits: shares | centers | offset (y, x): shares | centers |",
         "| --- " * 6 + "|",
     ]
     for model in models:
@@ -103,9 +103,8 @@ def numbers(models: list[Model], scenes: Scenes) -> str:
                 "{:+.1f}, {:+.1f}".format(*(middle(heat) - middle(scenes.masks.float())).mean(0).tolist())
                 for heat in heats
             ]
-            lines.append(
-                f"| {model.name} | {methods[name].spec.title} | {' | '.join(scores)} | {' | '.join(offsets)} |"
-            )
+            cells = [model.name, methods[name].spec.title, *scores, *offsets]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -111,6 +111,23 @@ def test_comparison_of_cams_matches_its_page(monkeypatch: pytest.MonkeyPatch) ->
     assert maps["grad_cam"].max() < 0.05 * maps["layer_cam"].max()
 
 
+def test_maps_lie_at_the_centers_of_their_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    execute("where-units-look.md")
+    module = load_script("where_units_look", monkeypatch)
+    titles = [[panel.title for panel in row[1:]] for row in module.dots(module.strided_network())]
+    assert titles[0] == ["shares: largest at 79, 79", "centers: largest at 64, 64"]
+    models = [load_model(f"builtin:{name}") for name in module.NETWORKS]
+    table = module.numbers(models, draw_scenes(20, seed=5, split="test")).splitlines()[2:]
+    for cells in ([cell.strip() for cell in line.strip("| ").split(" | ")] for line in table):
+        if cells[0] == "builtin:shapes-vgg":
+            assert cells[2] == cells[3] and cells[4] == cells[5]
+        else:
+            shares, centers = ([float(v) for v in cell.split(", ")] for cell in cells[4:])
+            assert all(3 < a - b < 4 for a, b in zip(shares, centers, strict=True))
+    rows = module.rows(models[0], draw_scenes(1, seed=3, split="test"))
+    assert [panel.title for panel in rows[0]] == ["", "shares", "centers"]
+
+
 def test_biased_network_predicts_the_background_class() -> None:
     namespace = execute("cheating.md")
     assert namespace["follows_background"] > 0.9

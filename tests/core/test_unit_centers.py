@@ -1,4 +1,4 @@
-"""Centers of units: against closed forms, receptive fields and gradients; maps lie where their units look."""
+"""Centers of units: against closed forms, receptive fields and gradients; the heat of dots lies there."""
 
 from __future__ import annotations
 
