@@ -55,10 +55,15 @@ def test_stacks_equal_the_recursion(windows: list[Window], side: int) -> None:
         pad = nn.ZeroPad2d((before, after, before, after))
         layers += [pad, nn.Conv2d(3, 3, kernel, stride, dilation=dilation), nn.ReLU()]
     try:
-        count = nn.Sequential(*layers)(torch.zeros(1, 3, side, side)).shape[2]
+        maps, counts = torch.zeros(1, 3, side, side), []
+        for layer in layers:
+            maps = layer(maps)
+            counts.append(maps.shape[2])
     except RuntimeError:
         assume(False)
-    assume(1 < count <= 2 * side)
+    # One unit for the entire image has no position, and padding around it cannot continue the coordinates.
+    count = counts[-1]
+    assume(min(counts) > 1 and count <= 2 * side)
     expected = torch.arange(count, dtype=torch.float64)
     for kernel, stride, before, _, dilation in reversed(windows):
         expected = expected * stride - before + dilation * (kernel - 1) / 2
@@ -316,6 +321,42 @@ def test_dots_in_token_networks_are_found_at_their_positions(kind: str) -> None:
         heat = run("eigen_cam", model=model, images=images, layer=layer, progress=False).heat()[0]
         peak = divmod(int(heat.argmax()), side)
         assert max(abs(peak[0] - y), abs(peak[1] - x)) <= 2
+
+
+def test_attention_of_torch_does_not_move_tokens() -> None:
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    network = VisionTransformer(64, 16, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=3)
+    model = load_model(network, input_size=(3, 64, 64))
+    for layer in ("encoder.layers.encoder_layer_1", "encoder.layers.encoder_layer_0.self_attention"):
+        assert centers_of(model, layer, (64, 64)) == ((7.5, 23.5, 39.5, 55.5),) * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("resnet18", "layer2"),
+        ("mobilenet_v2", "features.6"),
+        ("regnet_x_400mf", "trunk_output.block2"),
+        ("shufflenet_v2_x0_5", "stage2"),
+        ("squeezenet1_0", "features.5"),
+        ("densenet121", "features.transition1"),
+        ("googlenet", "inception3a"),
+        ("convnext_tiny", "features.0"),
+    ],
+)
+def test_centers_are_those_of_receptive_fields(name: str, layer: str) -> None:
+    """For a unit whose field lies inside the image; of branches that differ, fields are the union."""
+    import torchvision.models
+
+    build = getattr(torchvision.models, name)
+    network = build(weights=None, **({"init_weights": False} if name == "googlenet" else {}))
+    model = load_model(network, input_size=(3, 160, 192))
+    y, x = centers_of(model, layer, (160, 192))
+    unit = (len(y) // 2, len(x) // 2)
+    ((top, left, bottom, right),) = receptive_fields(model, layer, (160, 192), [unit]).tolist()
+    assert 0 < top < bottom < 160 and 0 < left < right < 192
+    assert (y[unit[0]], x[unit[1]]) == ((top + bottom - 1) / 2, (left + right - 1) / 2)
 
 
 # --- results -----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError, ModelError
+from ..hooks.tap import hook_lock
 from ..precision import float64_device
 from . import Model
 
@@ -90,7 +91,8 @@ def _with_positive_weights(module: nn.Module, device: torch.device, generator: t
 
 def copy_without_hooks(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """A copy in eval mode, without users' hooks and taps; ``memo`` as in ``copy.deepcopy``."""
-    duplicate = copy.deepcopy(module, memo).eval()
+    with hook_lock:
+        duplicate = copy.deepcopy(module, memo).eval()
     for part in duplicate.modules():
         for hooks in (part._forward_hooks, part._forward_pre_hooks):
             # Torch's own hooks compute weights (pruning).

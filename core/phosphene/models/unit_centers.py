@@ -49,41 +49,46 @@ def unit_centers(model: Model, layer: str, size: Sequence[int]) -> Centers | Non
 
 
 def _centers(model: Model, layer: str, shape: tuple[int, int, int]) -> Centers | None:
-    channels, *sides = shape
-    axes = []
+    images, axes = _coordinates(model, shape), []
     with torch.inference_mode(False), torch.no_grad():
-        for axis, side in enumerate(sides):
-            pixels = torch.arange(side, dtype=torch.float64, device=float64_device(model.device))
-            image = pixels.unflatten(0, (-1, 1) if axis == 0 else (1, -1)).expand(1, *shape).clone()
-            output = _output(model, layer, image)
-            if output is None:
-                return None
-            maps = model.maps(output, image, layer)
+        for axis, output in enumerate(_outputs(model, layer, images)):
+            side, maps = shape[1 + axis], model.maps(output, images[axis], layer)
             if not isinstance(maps, _Positions):
-                return None
+                break
             centers = _unwrap(maps).nanmean((0, 1, 3 - axis))
             if len(centers) == 1:  # one unit for all pixels of this axis
                 centers = centers.new_full((1,), (side - 1) / 2)
             # A network that reverses or mixes the order of its units is not followed.
             if not (centers.isfinite().all() and (centers.diff() >= 0).all()):
-                return None
+                break
             axes.append(tuple(centers.tolist()))
-    return axes[0], axes[1]
+    return (axes[0], axes[1]) if len(axes) == 2 else None
 
 
-def _output(model: Model, layer: str, image: Tensor) -> Tensor | None:
-    """The output of a layer in a pass of one image of coordinates; None where the pass fails."""
-    calls = model.for_images(image).structure.layers[layer].calls
+def _coordinates(model: Model, shape: tuple[int, int, int]) -> list[Tensor]:
+    """An image (1, C, H, W) of the y coordinates of its pixels, and one of the x coordinates."""
+    with torch.inference_mode(False):
+        device = float64_device(model.device)
+        y, x = (torch.arange(side, dtype=torch.float64, device=device) for side in shape[1:])
+        return [v.expand(1, *shape).clone() for v in (y[:, None], x)]
+
+
+def _outputs(model: Model, layer: str, images: list[Tensor]) -> list[Tensor]:
+    """The output of a layer in a pass of each image of coordinates; none where a pass fails."""
+    calls = model.for_images(images[0]).structure.layers[layer].calls
     # A copy that shares its weights: other threads may be using the module, and taps may be open.
     weights = {id(value): value for value in model.module.parameters()}
+    outputs = []
     try:
         network = copy_without_hooks(model.module, weights)
-        with Tap({layer: network.get_submodule(layer)}, stop_after={layer: calls}) as tap:
-            with suppress(StopForward):
-                network(_wrap(image))
-            return tap[layer]
+        for image in images:
+            with Tap({layer: network.get_submodule(layer)}, stop_after={layer: calls}) as tap:
+                with suppress(StopForward):
+                    network(_wrap(image))
+                outputs.append(tap[layer])
     except Exception:  # foreign code may raise anything for tensors whose values it does not expect
-        return None
+        return []
+    return outputs
 
 
 # --- the pass of coordinates --------------------------------------------------------------------
