@@ -198,7 +198,7 @@ def _by_uri(
     """The network, arguments for ``Model``, and whether ``state`` was loaded into it already."""
     scheme, colon, name = uri.partition(":")
     # The bundled networks need none of the plugins.
-    schemes = {"builtin": _Builtin()} if scheme == "builtin" and colon else loaders()
+    schemes: dict[str, Loader] = {"builtin": _Builtin()} if scheme == "builtin" and colon else loaders()
     if not colon:
         names = ", ".join(sorted(schemes))
         raise InputError(f"{uri!r} is not a model: write scheme:name, with a scheme of {names}")

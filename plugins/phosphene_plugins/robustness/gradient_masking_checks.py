@@ -101,7 +101,7 @@ def attacks_by_hand() -> None:
     for layer in (layers[1], layers[3]):
         for parameter in layer.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator)
-    layers[1].weight.data[:, 0] = 0.0  # type: ignore[union-attr, index]
+    layers[1].weight.data[:, 0] = 0.0  # type: ignore[union-attr, index, operator]
     model = load_model(nn.Sequential(*layers), input_size=(3, 2, 2))
     images, eps = torch.rand(4, 3, 2, 2, generator=generator), 0.2
     images[1, :, 0] = 1.0

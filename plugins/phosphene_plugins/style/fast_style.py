@@ -147,7 +147,8 @@ def network_has_a_closed_form() -> None:
     distance = torch.arange(-4, 5)
     gaussian = torch.exp(-(distance**2 + distance[:, None] ** 2) / 2)
     gaussian *= 9 / gaussian.norm()  # as large as 81 ones
-    assert (network.down[0].conv.weight - filters * gaussian).abs().max() < 1e-6, "the initial filters"
+    first: Any = network.down[0].conv
+    assert (first.weight - filters * gaussian).abs().max() < 1e-6, "the initial filters"
     images, blend_weights = draw_images(3, 3, 9, 14, seed=0), torch.tensor([[1, 0], [0, 1], [0.3, 0.7]])
     network, blend_weights = network.double(), blend_weights.double()
     expected = apply_by_hand(network, images, blend_weights)

@@ -114,7 +114,8 @@ def layers_and_weights_have_defaults() -> None:
     assert relative_error(zeros, zeros).tolist() == [0, 0], "zero features are not equal to themselves"
     styles = torch.zeros(3, 1)
     assert normalize_blend([1e300, 0.0, 3e300], styles).tolist() == [0.25, 0, 0.75], "large weights"
-    calls: list[Any] = [partial(StyleLoss, loss.model, None, *args) for args in (([],), (["0"], [1.0, 2.0]))]
+    layers: list[tuple[Any, ...]] = [([],), (["0"], [1.0, 2.0])]
+    calls: list[Any] = [partial(StyleLoss, loss.model, None, *args) for args in layers]
     for call in calls + [partial(normalize_blend, blend, styles) for blend in ([], [1.0], [0.0, 0.0, 0.0])]:
         refused = False
         try:
