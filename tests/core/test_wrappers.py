@@ -197,7 +197,7 @@ def test_quantized_networks_run_methods_without_gradients():
         methods["lrp"](model_of(network), IMAGES, 0)
     for name in ("pgd", "fgsm"):
         with pytest.raises(ModelError, match=f"{refusal}.*square and hop_skip_jump need none"):
-            methods[name](model_of(network), IMAGES, model_of(network)(IMAGES).argmax(1))
+            methods[name](model_of(network), IMAGES, small()(IMAGES).argmax(1).tolist())
 
 
 def test_exported_networks_have_the_maps_of_the_network():

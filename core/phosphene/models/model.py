@@ -550,8 +550,8 @@ class Model:
             )
         if not part and self.structure.reentrant:
             raise ModelError(f"{self.name} {REENTRANT_CHECKPOINT}")
-        if not part and (reason := reason_without_gradient(self.module)) is not None:
-            raise ModelError(f"{self.name} has no {what}: {reason}")
+        if not part and reason_without_gradient(self.module) is not None:
+            raise self.no_gradient()
         if not part:
             raise ModelError(f"{self.name} has no {what}")
         return part

@@ -193,9 +193,16 @@ def proven_layouts(
             continue
         best = max(range(len(hypotheses)), key=correlations.__getitem__)
         height, width = hypotheses[best].maps(original).shape[2:]
-        # Either reading of the axes is a grid of this network: the better one is right.
-        either = len(shape) == 3 and shape[:2] in grids and shape[1:] in grids
-        if either or correlations[best] >= _required_correlation(height * width):
+        proven = correlations[best] >= _required_correlation(height * width)
+        if (
+            len(shape) == 3
+            and shape[:2] in grids
+            and shape[1:] in grids
+            and not (proven and height * width >= 9)
+        ):
+            # Either reading is a grid of this network, and without evidence channels are first, as usual.
+            layouts[name] = Layout("NChw")
+        elif proven:
             layouts[name] = hypotheses[best]
         elif height * width >= 16 and 0 != correlations[best] < 0.5:
             not_maps.add(name)

@@ -14,9 +14,8 @@ def unwrap(module: nn.Module) -> nn.Module:
     Hooks do not reach into compiled code, and copies on several devices would call every hook several times.
     """
     while True:
-        original = getattr(module, "_orig_mod", None)
-        if isinstance(original, nn.Module):
-            module = original
+        if isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+            module = inner
         elif isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             module = module.module
         else:
