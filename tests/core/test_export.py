@@ -116,7 +116,7 @@ class Branching(nn.Module):
 
 
 class Halving(nn.Module):
-    """Reads images of even sides in another way: a program traced on even sides is wrong on odd ones."""
+    """Reads images of even height in another way: a program traced on one of them is wrong on others."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.mean((2, 3)) if images.shape[2] % 2 == 0 else images.amax((2, 3))

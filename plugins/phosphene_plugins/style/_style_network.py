@@ -114,11 +114,17 @@ class StyleNetwork(nn.Module):
             assert isinstance(block, nn.ModuleDict)
             x = x + block["second"](block["first"](x, blend_weights).relu_(), blend_weights)
         for layer, skip in zip(self.up, skips[-2::-1], strict=True):
-            x = layer(x, blend_weights)[:, :, : skip.shape[2], : skip.shape[3]]  # cropped for odd sides
-            if torch.compiler.is_exporting():  # a cropped view would be exported for some sizes only
-                x = x.clone(memory_format=torch.contiguous_format)
+            x = _crop(layer(x, blend_weights), skip.shape[2], skip.shape[3])  # for odd sides
             x = (x + skip).relu_()
         return self.paint(x, blend_weights).sigmoid_()
+
+
+def _crop(x: Tensor, height: int, width: int) -> Tensor:
+    """The upper left (height, width) of feature maps (N, C, H, W)."""
+    if torch.compiler.is_exporting():  # a view would be exported for the sizes that need no cropping only
+        rows, columns = (torch.arange(size, device=x.device) for size in (height, width))
+        return x.index_select(2, rows).index_select(3, columns)
+    return x[:, :, :height, :width]
 
 
 def network_for_new_styles(network: StyleNetwork, styles: int) -> StyleNetwork:
