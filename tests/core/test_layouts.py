@@ -285,8 +285,9 @@ FAMILIES = {
     "Segformer": (of_transformers, "Segformer", _SEGFORMER, _SEGFORMER, (96, 96), (64, 224)),
 }
 
-#: More families at one size, in the nightly run. Deep networks of convolutions whose random weights spread every
-#: change over the entire map (EfficientNet, ConvMixer, RepViT, MobileViT of transformers) cannot be tested so.
+#: More families at one size, in the nightly run. Deep networks of convolutions whose random weights spread
+#: every change over the entire map (EfficientNet, ConvMixer, RepViT, MobileViT of transformers) cannot be
+#: tested so.
 MORE: dict[str, tuple[Callable[..., Model], str, dict[str, Any], tuple[int, int]]] = {
     "timm hiera": (of_timm, "hiera_tiny_224", {"stages": (1, 1, 1, 1)}, (224, 224)),
     "timm hiera, wide": (
