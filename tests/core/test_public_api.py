@@ -176,8 +176,8 @@ def test_names_members_attributes_and_hooks_count_and_private_ones_do_not(checko
     )
     names = [line.partition("(")[0] for line in changes(checkout)]
     assert names == [
-        "- phosphene.models.Model.crop_pct",
         "+ phosphene.models.Model.crop",
+        "- phosphene.models.Model.crop_pct",
         "+ phosphene.parameter_text.NEW = 1",
         "- phosphene.registry.phosphene_before_run",
         "+ phosphene.registry.phosphene_before_run",
