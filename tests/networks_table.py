@@ -372,12 +372,14 @@ def spread(network: nn.Module, images: Tensor) -> None:
             norm.eval()
 
 
-def cell(check: Callable[[Model, Row, Tensor], None], model: Model, row: Row, images: Tensor) -> str:
+def cell(
+    check: Callable[[Model, Row, Tensor], None], model: Model, row: Row, images: Tensor, folder: str
+) -> str:
     """ "right", the sentence of a refusal, or "WRONG" with the reason."""
     try:
         check(model, row, images)
     except PhospheneError as error:
-        return str(error)
+        return str(error).replace(f"{folder}/", "")
     except Exception as error:
         return f"WRONG: {type(error).__name__} {str(error)[:150]}"
     return "right"
@@ -399,7 +401,7 @@ def main() -> int:
                 model = model.at_size((channels, *row.size))
             cells = []
             for name, check in CHECKS.items():
-                outcome = cell(check, model, row, images)
+                outcome = cell(check, model, row, images, folder)
                 print(f"{row.name} | {name} | {outcome}", flush=True)
                 wrong += outcome.startswith("WRONG")
                 if outcome != "right":

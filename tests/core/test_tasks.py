@@ -225,6 +225,42 @@ def test_attacks_remove_a_box(name: str) -> None:
         run(name, model=model, images=images, labels=[1, 2], **settings)
 
 
+class Backbone(nn.Module):
+    """Two levels of a pyramid, as an SSD has them: the coarse one is computed from the fine one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        fine = self.fine(x)
+        return {"0": fine, "1": self.coarse(fine.relu())}
+
+
+class TwoLevels(nn.Module):
+    """A detector with one box from each level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = Backbone(), nn.Conv2d(4, 1, 1)
+
+    def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
+        levels = self.backbone(x).values()
+        scores = torch.stack([self.head(level).sigmoid().mean((1, 2, 3)) for level in levels], 1)
+        boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 16, 16]])
+        return [{"boxes": boxes, "labels": torch.tensor([1, 2]), "scores": row} for row in scores]
+
+
+def test_all_boxes_depend_on_the_last_map_of_a_detector() -> None:
+    torch.manual_seed(0)
+    model = load_model(TwoLevels(), input_size=(3, 16, 16), task="detection")
+    assert model.last_map == "backbone.fine"
+    for name in ("grad_cam", "occlusion"):
+        for target in ("box:1", "box:2"):
+            assert run(name, model=model, images=IMAGES, target=target).maps.flatten(1).any(1).all()
+    assert run("occlusion", model=model, images=IMAGES).maps.any()
+
+
 def test_boxes_overlap_by_intersection_over_union() -> None:
     boxes = torch.tensor([[0.0, 0, 2, 2], [1, 1, 3, 3], [5, 5, 6, 6]])
     torch.testing.assert_close(box_iou(boxes, boxes[0]), torch.tensor([1, 1 / 7, 0]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -95,6 +95,7 @@ def record_structure(
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     values: dict[str, Tensor] = {}  # outputs, views of inputs as well
+    levels: dict[str, Tensor] = {}  # of a detector's pyramid
     output_nodes: dict[str, Any] = {}  # autograd's node of every layer's output
     modules = {name: m for name, m in module.named_modules() if name}
     thread = threading.get_ident()
@@ -102,6 +103,8 @@ def record_structure(
     def record(name: str, part: nn.Module, args: Any, output: Any) -> Any:
         if threading.get_ident() != thread:
             return None  # a run on this model in another thread
+        if name == "backbone" and isinstance(output, Mapping):
+            levels.update((key, level) for key, level in output.items() if isinstance(level, Tensor))
         value = output[0] if isinstance(output, (tuple, list)) and output else output
         # Removed and inserted again, so that layers are in the order of their last calls.
         outputs.pop(name, None)
@@ -130,32 +133,38 @@ def record_structure(
         layouts, not_maps = _layouts(module, modules, image, values, inputs, random_state)
         maps = {name: layouts[name].maps(output) for name, output in outputs.items() if name in layouts}
         maps = {name: m for name, m in maps.items() if m.shape[2] * m.shape[3] > 1}
-        if logits.ndim == 1:
-            maps = _trunk(maps)
+        is_detector = logits.ndim == 1
+        if is_detector:
+            maps = _without_coarse(maps)
         classifier = _classifier(modules, inputs, logits) if logits.ndim == 2 else None
         # Gradients of the classifier's input: a new head's weights can all be zero (MLP-Mixer).
         embedding = torch.atleast_2d(logits if classifier is None else inputs[classifier]).flatten(1)
         # A sum with fixed, unequal weights: in a plain sum gradients can cancel.
         mixed = (embedding * torch.linspace(1, 2, embedding.shape[1], device="cpu").to(embedding)).sum()
+        # Every box of a detector must depend on its last map, whichever level of the pyramid it comes from.
+        pyramid = [level.square().sum() for level in levels.values() if level.requires_grad]
+        ends = pyramid if is_detector and pyramid else [mixed]
         # After a ViT's last attention the logits depend on the class token only: the patch tokens of its
         # last block have no gradient, and a map there would be empty.
         head, last_map, reentrant = None, None, False
         for name, value in _candidates(modules, {name: outputs[name] for name in maps}).items():
             try:
-                (gradient,) = torch.autograd.grad(mixed, value, retain_graph=True, allow_unused=True)
+                gradients = [
+                    torch.autograd.grad(end, value, retain_graph=True, allow_unused=True)[0] for end in ends
+                ]
             except RuntimeError as error:
                 if not is_reentrant_checkpoint(error):
                     raise
                 reentrant = True  # methods without gradients run
                 break
-            if gradient is None or not layouts[name].maps(gradient).any():
+            if any(g is None or not layouts[name].maps(g).any() for g in gradients):
                 continue
             if classifier is not None:
                 head = _head(
                     modules[classifier], name, maps[name].detach(), embedding.detach(), logits.detach()
                 )
             # One channel per class and no such head: the maps are class scores (SqueezeNet); search below.
-            if head is not None or logits.ndim == 1 or maps[name].shape[1] != logits.shape[1]:
+            if head is not None or is_detector or maps[name].shape[1] != logits.shape[1]:
                 last_map = name
                 break
             last_map = last_map or name
@@ -229,15 +238,9 @@ def _candidates(modules: dict[str, nn.Module], outputs: dict[str, Tensor]) -> di
     return {n: v for n, v in maps.items() if v.ndim != 3 or tokens.get(n, 0) == width}
 
 
-def _trunk(maps: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of a detector's maps those that all of its boxes depend on: the backbone's, before its pyramid.
-
-    Not the coarsest ones, of a few positions each, which are for boxes as large as the image.
-    """
-    parts = ("backbone.body.", "backbone.", "")
-    trunk = next(p for p in parts if p == "" or any(name.startswith(p) for name in maps))
-    fine = {n: m for n, m in maps.items() if n.startswith(trunk) and min(m.shape[2:]) >= 7}
-    return fine or maps
+def _without_coarse(maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A detector's maps without those of a few positions, which are for boxes as large as the image."""
+    return {name: m for name, m in maps.items() if min(m.shape[2:]) >= 7} or maps
 
 
 def _classifier(modules: dict[str, nn.Module], inputs: dict[str, Tensor], logits: Tensor) -> str | None:
