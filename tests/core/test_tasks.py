@@ -261,6 +261,25 @@ def test_all_boxes_depend_on_the_last_map_of_a_detector() -> None:
     assert run("occlusion", model=model, images=IMAGES).maps.any()
 
 
+def test_tasks_are_inferred_where_the_library_says_them() -> None:
+    from timm import create_model
+    from torchvision.models import detection, segmentation
+
+    options: dict[str, Any] = {"weights": None, "weights_backbone": None}
+    segmenter = segmentation.lraspp_mobilenet_v3_large(num_classes=3, **options)
+    boxes = detection.ssdlite320_mobilenet_v3_large(num_classes=3, **options).eval()
+    assert load_model(segmenter).task == "segmentation"
+    assert load_model(boxes, input_size=(3, 64, 64)).task == "detection"
+    assert load_model(create_model("test_resnet", num_classes=0)).task == "embedding"
+    assert load_model(create_model("test_resnet", num_classes=3)).task is None
+    images = torch.rand(1, 3, 64, 64)
+    assert (
+        run("saliency", model=load_model(boxes, input_size=(3, 64, 64)), images=images).maps.isfinite().all()
+    )
+    with pytest.raises(ModelError, match="task='detection'"):
+        run("saliency", model=load_model(BrightBox(), input_size=(3, 8, 8)), images=images[:, :, :8, :8])
+
+
 def test_boxes_overlap_by_intersection_over_union() -> None:
     boxes = torch.tensor([[0.0, 0, 2, 2], [1, 1, 3, 3], [5, 5, 6, 6]])
     torch.testing.assert_close(box_iou(boxes, boxes[0]), torch.tensor([1, 1 / 7, 0]))

@@ -41,7 +41,7 @@ from .layer_aliases import vgg_layer_aliases
 from .logits import Function, read_logits
 from .optimized_copy import network_for_call
 from .preprocessing import preprocess
-from .tasks import Task, ambiguous_output, binary_logits, binary_names, check_task, no_classes
+from .tasks import Task, ambiguous_output, binary_logits, binary_names, check_task, infer_task, no_classes
 from .token_maps import Layout
 from .wrappers import WITHOUT_GRADIENTS, is_exported, reason_for_type_error, reason_without_gradient, unwrap
 
@@ -115,7 +115,8 @@ class Model:
     classes: class names, one for each logit, synonyms separated by commas; or "imagenet", its 1,000 names.
     output: a function from what the module returns to logits. Default: ``read_logits``.
     task: "classification", "binary", "multilabel", "regression", "segmentation", "detection" or
-        "embedding". Default: classification, where the output has two columns or more.
+        "embedding". Default: what the network's library says, else classification where the output has two
+        columns or more.
     crop_pct, crop_mode, interpolation: preprocessing of image files, see ``transform``.
     defenses: transforms of the images in front of the network, see ``defended``.
     """
@@ -161,7 +162,7 @@ class Model:
         if self.std.min() <= 0:
             raise InputError(f"pixels are divided by std, which must be greater than 0, not {std}")
         #: What the output means, where that is declared; None: a classification, if its shape allows that.
-        self.task = check_task(task)
+        self.task = check_task(task) or infer_task(self.module)
         names = check_class_names(classes) if classes is not None else None
         self.classes = binary_names(names) if self.task == "binary" else names
         self.crop_pct = crop_pct

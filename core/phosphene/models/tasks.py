@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError, ModelError, UnknownName
 
@@ -36,6 +36,31 @@ def check_task(task: Any) -> Task | None:
         raise UnknownName("task", task, TASKS)
     checked: Task | None = task
     return checked
+
+
+def infer_task(module: nn.Module) -> Task | None:
+    """The task of a network whose library says it by its class or configuration; None for any other.
+
+    Segmentation and detection networks of torchvision, networks of timm without a classifier, and classifiers
+    and segmentation networks of transformers.
+    """
+    home, name = type(module).__module__, type(module).__name__
+    if home.startswith("torchvision.models.segmentation."):
+        return "segmentation"
+    if home.startswith("torchvision.models.detection."):
+        return "detection"
+    if home.startswith("timm.models.") and getattr(module, "num_classes", None) == 0:
+        return "embedding"
+    if home.startswith("transformers.models."):
+        if name.endswith("ForSemanticSegmentation"):
+            return "segmentation"
+        problems: dict[Any, Task] = {
+            "regression": "regression",
+            "single_label_classification": "classification",
+            "multi_label_classification": "multilabel",
+        }
+        return problems.get(getattr(module.config, "problem_type", None))
+    return None
 
 
 def binary_logits(logit: Tensor, name: str) -> Tensor:
