@@ -273,9 +273,8 @@ def test_tasks_are_inferred_where_the_library_says_them() -> None:
     assert load_model(create_model("test_resnet", num_classes=0)).task == "embedding"
     assert load_model(create_model("test_resnet", num_classes=3)).task is None
     images = torch.rand(1, 3, 64, 64)
-    assert (
-        run("saliency", model=load_model(boxes, input_size=(3, 64, 64)), images=images).maps.isfinite().all()
-    )
+    model = load_model(boxes, input_size=(3, 64, 64))
+    assert run("saliency", model=model, images=images).maps.isfinite().all()
     with pytest.raises(ModelError, match="task='detection'"):
         run("saliency", model=load_model(BrightBox(), input_size=(3, 8, 8)), images=images[:, :, :8, :8])
 

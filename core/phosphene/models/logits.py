@@ -52,12 +52,8 @@ def read_logits(output: Any, classes: int | None = None) -> Tensor:
     if len(candidates) == 1:
         return next(iter(candidates.values()))
     kind = type(output).__name__
-    if (
-        isinstance(output, (list, tuple))
-        and output
-        and isinstance(output[0], Mapping)
-        and "boxes" in output[0]
-    ):
+    items = output if isinstance(output, (list, tuple)) else []
+    if any(isinstance(item, Mapping) and "boxes" in item for item in items):
         raise ModelError(
             "this model returns boxes, as a detector: declare it by load_model(..., task='detection')"
         )
