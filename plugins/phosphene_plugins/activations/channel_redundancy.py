@@ -66,6 +66,22 @@ def _oracle() -> None:
     assert result.groups == ((0, 2),) and result.pairs.tolist() == [[0, 2]]
     unit = nn.functional.normalize(images[:3].transpose(0, 1).flatten(1))
     torch.testing.assert_close(result.similarity[[0, 1, 3]][:, [0, 1, 3]], unit @ unit.T)
+    # The strongest image comes first, in a batch of its own. All cells of the map are pixels.
+    peak = int(images[:, 0].amax((1, 2)).argmax())
+    ordered = torch.cat([images[peak:], images[:peak]])
+    with max_batch(1):
+        result = channel_redundancy(load_model(layers), TensorDataset(ordered), layer="0")
+    assert result.images is not None and torch.equal(result.images, ordered[:1])
+    assert result.centers == ((0, 1, 2, 3, 4), (0, 1, 2, 3, 4))
+    # A constant channel is similar to itself alone; an offset costs no digits in single precision.
+    single = nn.Sequential(nn.Conv2d(3, 3, 1), *pool, nn.Linear(3, 2))
+    with torch.no_grad():
+        single[0].weight.copy_(torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 0, 0]])[..., None, None])  # type: ignore[operator, union-attr]
+        single[0].bias.copy_(torch.tensor([1.0, 0, 1000]))  # type: ignore[operator, union-attr]
+    result = channel_redundancy(load_model(single), TensorDataset(images), layer="0")
+    expected = torch.tensor([[1.0, 0, 0], [0, 1, 1], [0, 1, 1]])
+    torch.testing.assert_close(result.similarity, expected, rtol=0, atol=1e-5)
+    assert result.images is not None and result.images.dtype == torch.float32
 
 
 @method(
