@@ -252,6 +252,41 @@ class _Detector(nn.Module):
         return [{"boxes": b, "labels": labels, "scores": s} for b, s in zip(boxes, scores, strict=True)]
 
 
+class _Latents(nn.Module):
+    """A Perceiver: nine latents, as many as a grid of 3 x 3 has cells, attend to the patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 12, 4, stride=4)
+        self.latents = nn.Parameter(torch.randn(9, 12))
+        self.block, self.norm, self.head = _Attention(12), nn.LayerNorm(12), nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(self.latents.expand(len(x), -1, -1), tokens, tokens)
+        return self.head(self.norm(self.block(attended)).mean(1))
+
+
+class _Rows(nn.Module):
+    """A network for images of 12x12 that reshapes larger ones to several rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.classifier = _gap()[:6], nn.Linear(12 * 36, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.body(x).reshape(-1, 12 * 36))
+
+
+class _NotFinite(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = _gap()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) * torch.nan
+
+
 class _TwoOutputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -363,6 +398,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "dense": (_Dense, "a segmentation: logits (N, K, H, W)"),
     "detector": (_Detector, "boxes, labels and scores for each image"),
     "headless": (_headless, "an embedding, no classes"),
+    "latents": (_Latents, "tokens without positions: latents that attend to the patches"),
+    "rows": (_Rows, "four rows of logits for each image, which mix positions and images"),
+    "nan": (_NotFinite, "logits that are NaN"),
     "two outputs": (_TwoOutputs, "features and logits, either of which can be the logits"),
 }
 
