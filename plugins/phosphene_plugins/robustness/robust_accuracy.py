@@ -2,10 +2,11 @@
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from phosphene import (
@@ -97,6 +98,15 @@ def accuracy_is_that_of_the_margins() -> None:
     attacks_without_gradients_are_refused_before_the_first_one()
 
 
+def _attack_names(attacks: Any) -> Any:
+    """The names of a mapping from attacks to no parameters; another value unchanged."""
+    if not isinstance(attacks, Mapping):
+        return attacks
+    if any(attacks.values()):
+        raise ValueError(f"the parameters of attacks are set by params={dict(attacks)}")
+    return list(attacks)
+
+
 @method(
     family="robustness",
     references=[
@@ -131,7 +141,9 @@ def robust_accuracy(
     dataset: Dataset,
     *,
     attacks: Annotated[
-        list[str], Field(min_length=1, description="names of untargeted fixed-radius or minimum-norm attacks")
+        list[str],
+        BeforeValidator(_attack_names),
+        Field(min_length=1, description="names of untargeted fixed-radius or minimum-norm attacks"),
     ] = ["fgsm", "pgd", "apgd"],  # noqa: B006
     eps: Annotated[
         list[Annotated[float, Field(gt=0, le=1000)]],

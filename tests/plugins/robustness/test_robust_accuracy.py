@@ -211,3 +211,11 @@ def test_invalid_attacks_and_parameters_are_refused_before_any_work(
 def test_data_set_without_labels_is_refused() -> None:
     with pytest.raises(InputError, match="has no labels"):
         robust_accuracy(network(), TensorDataset(random_images(2)), seed=0)
+
+
+def test_attacks_may_be_a_mapping_without_parameters() -> None:
+    options = {"dataset": "builtin:scenes/2", "eps": [1 / 255], "seed": 0}
+    result = run("robust_accuracy", attacks={"fgsm": {}}, **options)  # type: ignore[arg-type]
+    assert result.attacks == ("fgsm",)
+    with pytest.raises(InputError, match="params="):
+        run("robust_accuracy", attacks={"fgsm": {"eot_samples": 2}}, **options)  # type: ignore[arg-type]
