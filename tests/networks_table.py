@@ -405,6 +405,7 @@ def main() -> int:
                 print(f"{row.name} | {name} | {outcome}", flush=True)
                 wrong += outcome.startswith("WRONG")
                 if outcome != "right":
+                    outcome = outcome.replace(f"{folder}/", "")
                     outcome = str(sentences.setdefault(outcome, len(sentences) + 1))
                 cells.append(outcome)
             table.append(f"| {row.name} | {' | '.join(cells)} |\n")

@@ -135,7 +135,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path, monkeypatch: pytest.
         export(classifier(), tmp_path / "a.pth")
     with pytest.raises(InputError, match="can be exported, not <Tensor of shape"):
         export(torch.zeros(2, 3), tmp_path / "a.pt2")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="not a Attribution"):
+    with pytest.raises(InputError, match="not a result of type Attribution"):
         export(run("saliency"), tmp_path / "a.pt2")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="torch.export cannot trace"):
         export(load_model(Branching(), input_size=(3, 8, 8)), tmp_path / "a.pt2")

@@ -248,7 +248,7 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
     except Exception as error:  # pickled code is refused by an UnpicklingError, damaged files raise others
         raise InputError(
             f"{path} cannot be read as weights alone (pickled code is never loaded): "
-            f"{_pickled_types(path) or error}"
+            f"{_pickled_types(path) or _reading_failure(error)}"
         ) from error
     if not isinstance(state, Mapping):
         raise InputError(f"{path} contains a {type(state).__name__}, not a state dict")
@@ -273,6 +273,19 @@ def _state_dict(checkpoint: Mapping[str, Any], path: str | Path) -> Mapping[str,
             f"{', '.join(_STATE_DICTS)}, and none is a tensor"
         )
     return checkpoint
+
+
+def _reading_failure(error: Exception) -> str:
+    """Why a file cannot be read, without torch's advice to load it with weights_only=False.
+
+    Of a file that is no pickle, unpickling raises a KeyError, an EOFError or "Unsupported operand".
+    """
+    text = str(error)
+    if reason := re.search(r"WeightsUnpickler error:(.*?)(?:Check the documentation|$)", text, re.DOTALL):
+        text = reason[1].strip()
+    if isinstance(error, (LookupError, EOFError)) or text.startswith("Unsupported operand"):
+        return "it is no file that torch.save or safetensors wrote"
+    return text
 
 
 def _pickled_types(path: str | Path) -> str:

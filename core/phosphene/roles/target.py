@@ -22,7 +22,7 @@ class TargetRole(InputRole):
     name, value_type = "target", Objective
     metavar = "TEXT"
     description = "class, unit of a layer, callable or ``Objective``; None: the predicted class"
-    help = "class, or one for each image, or a unit: layer4[17] (default: the predicted class)"
+    help = "class (repeated: one for each image) or unit: layer4[17] (default: the predicted class)"
 
     def read(self, value: Any, context: InputContext) -> Any:
         # Without images there is no predicted class: the first five classes.

@@ -141,7 +141,7 @@ def _network_and_inputs(source: Any) -> tuple[nn.Module, dict[str, Tensor], str]
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(2, channels, height, width, generator=generator).to(source.device, source.dtype)
         return _Classifier(source).eval(), {"images": images}, source.name
-    what = f"a {type(source).__name__}" if isinstance(source, Result) else value_repr(source)
+    what = f"a result of type {type(source).__name__}" if isinstance(source, Result) else value_repr(source)
     raise InputError(f"a model, its URI, or the result of a training can be exported, not {what}")
 
 

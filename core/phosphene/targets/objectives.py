@@ -76,7 +76,10 @@ class Class(Objective):
         if model.task == "multilabel":
             return own
         if model.task == "regression":
-            raise InputError(f"{self} is a value, and has no criterion by which an attack on it succeeds")
+            raise InputError(
+                f"{model.name} returns values (task 'regression'), and an attack on a value has no criterion "
+                "of success"
+            )
         others = values.scatter(1, self._indices(values)[:, None], -torch.inf)
         return own - others.amax(1)
 
