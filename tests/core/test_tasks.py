@@ -312,6 +312,18 @@ def test_contrast_is_the_difference_of_two_logits() -> None:
         Contrast(1, 1)
 
 
+def test_objectives_and_classes_on_the_command_line(tmp_path: Path) -> None:
+    from phosphene.roles.labels import LABELS
+
+    assert LABELS.parse_option(["contrast:star,square"]) == ["contrast:star,square"]
+    assert LABELS.parse_option(["star, square"]) == ["star", "square"]
+    for labels in ("contrast:star,square", ["contrast:star,square"]):
+        names = run("fgsm", images="builtin:scenes/2", labels=labels).names_before
+        assert names[0].removeprefix("not ") == "star - square"
+    named = run("fgsm", images="builtin:scenes/2", labels=["class:star", "class:square"])
+    assert torch.equal(named.labels, run("fgsm", images="builtin:scenes/2", labels=["star", "square"]).labels)
+
+
 def test_text_that_names_a_layer_and_a_class_is_refused() -> None:
     model = load_model(body(5), input_size=(3, 16, 16))
     with pytest.raises(InputError, match="'class:3' or 'layer:3'"):

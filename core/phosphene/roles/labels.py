@@ -56,6 +56,7 @@ class LabelsRole(InputRole):
             raise InputError(
                 f"labels must be classes of a model, one per image, not a {type(value).__name__}"
             )
+        items = [item.strip().removeprefix("class:") if isinstance(item, str) else item for item in items]
         indices = [model.class_index(item) for item in items]
         context.need_one_each(indices, "label")
         if model.task == "multilabel":
@@ -74,6 +75,8 @@ class LabelsRole(InputRole):
         return value.is_identified if isinstance(value, Objective) else super().is_identified(value)
 
     def parse_option(self, texts: Sequence[str]) -> list[str]:
+        if any(_is_objective(text) for text in texts):
+            return list(texts)  # their commas separate two classes, or x and y
         return [label.strip() for text in texts for label in text.split(",")]
 
     def sample(self, request: SampleRequest) -> Tensor | Objective:
