@@ -85,9 +85,12 @@ def progress_bar(
     """
     from tqdm.auto import tqdm  # late: listing methods does not need it
 
+    class Bar(tqdm):  # type: ignore[type-arg]
+        monitor_interval = 0  # no thread, and no exit function, of its own
+
     reporter = _reporter.get()
     silent = callable(reporter) or (None if reporter is None else not reporter)
-    with tqdm(iterable, description, total, disable=silent, leave=False, delay=1) as bar:
+    with Bar(iterable, description, total, disable=silent, leave=False, delay=1, miniters=1) as bar:
         started = logged = time.monotonic()
         for done, item in enumerate(bar, start=1):
             yield item

@@ -31,6 +31,16 @@ def small_network(*, scale: float = 1.0) -> nn.Module:
     return network.double().eval()
 
 
+def aligned_network() -> nn.Module:
+    """As ``small_network``, for 12x16 images of which the cells of map "3" have equal shares."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 2, stride=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(8 * 6 * 8, 12), nn.ReLU(), nn.Linear(12, 4),
+    )  # fmt: skip
+    return network.double().eval()
+
+
 def pooled_network() -> nn.Module:
     torch.manual_seed(0)
     conv, pool = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.AdaptiveAvgPool2d(1)
@@ -45,7 +55,7 @@ def images() -> Tensor:
 def ours(
     name: str, network: nn.Module, images: Tensor, *, convention: str | None = None, **params: object
 ) -> Tensor:
-    model = load_model(network, input_size=(3, 13, 17))
+    model = load_model(network, input_size=(3, *images.shape[2:]))
     inputs = () if name == "eigen_cam" else (CLASSES,)
     result = methods[f"attribution.{name}"](model, images, *inputs, **params)
     return (result.as_convention(convention) if convention else result).maps
@@ -133,7 +143,7 @@ def test_grad_cam_plus_plus_equals_pytorch_grad_cam_where_its_epsilon_is_negligi
 
 
 def test_guided_grad_cam_equals_captum_with_bilinear_interpolation(images: Tensor) -> None:
-    network = small_network()
+    network, images = aligned_network(), images[..., :12, :16]
     theirs = GuidedGradCam(network, network[3]).attribute(
         images.clone(), target=CLASSES, interpolate_mode="bilinear"
     )
@@ -169,11 +179,11 @@ def test_score_cam_masks_normalised_images(images: Tensor) -> None:
 
 
 def test_score_cam_scales_masks_after_enlarging_them(images: Tensor) -> None:
-    network = small_network()
+    network, images = aligned_network(), images[..., :12, :16]
     maps = network[:4](images)
     weights = []
     for image, coarse, index in zip(images, maps, CLASSES, strict=True):
-        masks = F.interpolate(coarse[None], (13, 17), mode="bilinear", align_corners=False)[0]
+        masks = F.interpolate(coarse[None], (12, 16), mode="bilinear", align_corners=False)[0]
         low, high = masks.amin((1, 2), keepdim=True), masks.amax((1, 2), keepdim=True)
         masks = (masks - low) / (high - low).clamp(min=1e-12)
         weights.append(network(image * masks[:, None])[:, index].softmax(0))

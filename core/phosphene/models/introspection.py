@@ -6,6 +6,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -85,6 +86,10 @@ class Structure:
             weight, bias = (torch.cat([-0.5 * part, 0.5 * part]) for part in (head.weight, head.bias))
             head = replace(head, weight=weight, bias=bias)
         return replace(self, head=head, classes=2)
+
+
+#: Whether the passes that run now record a network's structure, once for each image size.
+recording_structure: ContextVar[bool] = ContextVar("recording_structure", default=False)
 
 
 def record_structure(

@@ -36,7 +36,7 @@ from .arguments import (
 from .class_names import class_index
 from .detections import Detection, differentiable_values, read_detections
 from .digest import state_checksums, state_digest
-from .introspection import Head, Structure, record_structure
+from .introspection import Head, Structure, record_structure, recording_structure
 from .layer_aliases import vgg_layer_aliases
 from .logits import Function, read_logits
 from .optimized_copy import network_for_call
@@ -517,7 +517,11 @@ class Model:
         try:
             # A network that draws random numbers must draw the same ones whether or not this pass ran.
             with fork_random_state():
-                structure = record_structure(self.module, self.normalize(noise), read)
+                token = recording_structure.set(True)
+                try:
+                    structure = record_structure(self.module, self.normalize(noise), read)
+                finally:
+                    recording_structure.reset(token)
                 if self.task == "binary":
                     structure = structure.with_two_logits()
         except TypeError as error:

@@ -107,7 +107,7 @@ class Responses:
         if len(recorded) != BLOCKS**2:
             return -1.0
         h, w = grid
-        responses = torch.stack(recorded).double()[:, before : before + h * w]
+        responses = torch.stack(recorded).cpu().double()[:, before : before + h * w]
         responses = responses / responses.mean(0).clamp(min=1e-300)
         responses = responses / responses.mean(1, keepdim=True).clamp(min=1e-300)
         responses = (responses / responses.sum(0).clamp(min=1e-300)).cpu()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..data.datasets import TensorDataset
 from ..errors import PhospheneError
+from ..models.introspection import recording_structure
 from ..progress import ProgressEvent, report_progress
 from ..results import Result
 from ..roles import model_for_inputs
@@ -118,9 +119,11 @@ def input_tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def record_structure(model: Model, inputs: Mapping[str, Any]) -> None:
     """Record the model's structure at the inputs' size, so that this pass is not counted as the method's."""
-    sized = model_for_inputs(model, inputs)
-    with contextlib.suppress(PhospheneError):  # refusing a size is left to the method
-        sized.structure  # type: ignore[union-attr]  # noqa: B018
+    tensors = [tensor for tensor in input_tensors(inputs).values() if tensor.ndim == 4]
+    sizes = [(model.input_size[0], *tensor.shape[2:]) for tensor in tensors]
+    for size in (model_for_inputs(model, inputs).input_size, *sizes):
+        with contextlib.suppress(PhospheneError):  # refusing a size is left to the method
+            model.structure_at(size)
 
 
 #: Attributes of a ``Model`` that are computed at their first use, and its cache of computed values.
@@ -223,10 +226,15 @@ def _first_layer(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def count_passes(module: nn.Module, model: Model | None = None) -> Iterator[Passes]:
-    """Count the passes through a network inside this block; with its ``model``, record the pixels as well."""
+    """Count the passes through a network inside this block; with its ``model``, record the pixels as well.
+
+    Passes that record the network's structure are not counted.
+    """
     passes = Passes()
 
     def start(_: nn.Module, args: Any) -> None:
+        if recording_structure.get():
+            return  # once for each image size, before the method's own passes
         passes.started += 1
         if args and isinstance(args[0], Tensor) and args[0].ndim == 4 and args[0].numel():
             passes.largest = max(passes.largest, len(args[0]))
@@ -240,6 +248,8 @@ def count_passes(module: nn.Module, model: Model | None = None) -> Iterator[Pass
         passes.lowest, passes.highest = min(passes.lowest, low), max(passes.highest, high)
 
     def finish(_: nn.Module, args: Any, output: Any) -> None:
+        if recording_structure.get():
+            return
         tensor = output[0] if isinstance(output, (tuple, list)) and output else output
         if isinstance(tensor, Tensor) and tensor.requires_grad:
             count = len(tensor)
@@ -250,6 +260,8 @@ def count_passes(module: nn.Module, model: Model | None = None) -> Iterator[Pass
             tensor.register_hook(backward)
 
     def forward(_: nn.Module, args: Any, output: Tensor) -> None:
+        if recording_structure.get():
+            return
         count = len(output)
         passes.forward += count
 

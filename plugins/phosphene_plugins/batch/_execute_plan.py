@@ -233,7 +233,7 @@ def _settings(plan: Plan, number: int, faults: _Faults) -> list[_Setting]:
             for name in getattr(entry, key):
                 with faults.at("methods", number, key, name):
                     if name not in spec.params.model_fields:
-                        allowed = [*spec.params.model_fields, *(i.name for i in spec.inputs)]
+                        allowed = [*(i.name for i in spec.inputs), *spec.params.model_fields]
                         raise UnknownName("parameter", name, allowed, spec.short_name)
                     if key == "grid" and name in entry.params:
                         raise InputError(f"{name!r} is in 'params' already")

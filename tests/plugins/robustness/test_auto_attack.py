@@ -37,7 +37,7 @@ def build_model(classes: int = 5, **changes: Callable[[Tensor], Tensor]) -> Mode
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         module = SmallNetwork(classes, **changes).double()
-    return load_model(module, input_size=SIZE)
+    return load_model(module, input_size=SIZE, task="classification")
 
 
 def random_images(count: int = 6) -> Tensor:

@@ -156,7 +156,7 @@ def test_all_regularisers_work_together(model: Model) -> None:
     [
         "2[3]",
         "2[3,1,1]",
-        "2",
+        "layer:2",
         Direction("2", torch.linspace(-1, 1, 8)),
         lambda logits: logits[:, 1] - logits[:, 2],
     ],
