@@ -85,12 +85,11 @@ def progress_bar(
     """
     from tqdm.auto import tqdm  # late: listing methods does not need it
 
-    class Bar(tqdm):  # type: ignore[type-arg]
-        monitor_interval = 0  # no thread, and no exit function, of its own
-
+    # Without a thread, and an exit function, of its own.
+    bar_type: Any = type("Bar", (tqdm,), {"monitor_interval": 0})
     reporter = _reporter.get()
     silent = callable(reporter) or (None if reporter is None else not reporter)
-    with Bar(iterable, description, total, disable=silent, leave=False, delay=1, miniters=1) as bar:
+    with bar_type(iterable, description, total, disable=silent, leave=False, delay=1, miniters=1) as bar:
         started = logged = time.monotonic()
         for done, item in enumerate(bar, start=1):
             yield item

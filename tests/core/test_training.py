@@ -255,3 +255,12 @@ def test_defended_model_is_trained_through_its_defense(tmp_path: Path) -> None:
     model = load_model(f"trained:{tmp_path / 'd'}")
     assert [name for name, _ in model.defenses] == ["bit_depth(bits=3)"]
     assert model.digest == result.model().digest
+
+
+def test_losses_of_a_double_network_may_exceed_single_precision() -> None:
+    from phosphene import methods
+    from phosphene.testing import Case
+
+    result = Case("double", params={"eps": 1e-55}).run(methods["lipschitz_fit"])
+    assert result.losses.dtype == torch.float64 and result.losses.isfinite().all()
+    assert result.losses.max() > 1e39

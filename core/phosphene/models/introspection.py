@@ -153,16 +153,17 @@ def record_structure(
         # last block have no gradient, and a map there would be empty.
         head, last_map, reentrant = None, None, False
         for name, value in _candidates(modules, {name: outputs[name] for name in maps}).items():
+            empty = False
             try:
-                gradients = [
-                    torch.autograd.grad(end, value, retain_graph=True, allow_unused=True)[0] for end in ends
-                ]
+                for end in ends:
+                    (gradient,) = torch.autograd.grad(end, value, retain_graph=True, allow_unused=True)
+                    empty |= gradient is None or not layouts[name].maps(gradient).any()
             except RuntimeError as error:
                 if not is_reentrant_checkpoint(error):
                     raise
                 reentrant = True  # methods without gradients run
                 break
-            if any(g is None or not layouts[name].maps(g).any() for g in gradients):
+            if empty:
                 continue
             if classifier is not None:
                 head = _head(

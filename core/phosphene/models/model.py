@@ -510,9 +510,10 @@ class Model:
         def read(output: Any) -> Tensor:
             if self.task == "detection":
                 return differentiable_values(output)
-            self._check_shape(self._logits(output), noise)
             logits = self._raw_logits(output)
-            return logits[:, None] if logits.ndim == 1 else logits
+            logits = logits[:, None] if logits.ndim == 1 else logits
+            self._check_shape(binary_logits(logits, self.name) if self.task == "binary" else logits, noise)
+            return logits
 
         try:
             # A network that draws random numbers must draw the same ones whether or not this pass ran.

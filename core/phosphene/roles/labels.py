@@ -56,8 +56,10 @@ class LabelsRole(InputRole):
             raise InputError(
                 f"labels must be classes of a model, one per image, not a {type(value).__name__}"
             )
-        items = [item.strip().removeprefix("class:") if isinstance(item, str) else item for item in items]
-        indices = [model.class_index(item) for item in items]
+        indices = [
+            model.class_index(item.strip().removeprefix("class:") if isinstance(item, str) else item)
+            for item in items
+        ]
         context.need_one_each(indices, "label")
         if model.task == "multilabel":
             return Class(tuple(indices))

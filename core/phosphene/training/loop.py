@@ -144,7 +144,7 @@ def train(
         )
     names = evaluations[0][1] if evaluations else ()
     return TrainingHistory(
-        losses=torch.tensor(losses).to(parameter),
+        losses=torch.tensor(losses, dtype=torch.float64).to(parameter.dtype).to(parameter.device),
         evaluation_steps=torch.tensor([step for step, _ in evaluations], device=parameter.device),
         curves={
             name: torch.tensor([float(metrics[name]) for _, metrics in evaluations]).to(parameter)
