@@ -150,6 +150,25 @@ def test_region_score_is_the_mean_logit_of_its_pixels() -> None:
     torch.testing.assert_close(gradient, expected)
 
 
+def test_regions_and_boxes_are_those_of_the_image_itself_when_it_is_occluded() -> None:
+    model, image = red_square()
+    # Black pixels are tied, so that red is predicted there as well.
+    options: dict[str, Any] = {"window": 1, "stride": 1, "baseline": "zero"}
+    maps = run("occlusion", model=model, images=image, target="region:red", **options).maps
+    expected = torch.zeros(1, 12, 12)
+    expected[:, 3:7, 2:8] = 4.5 / 24
+    torch.testing.assert_close(maps, expected)
+    images = torch.full((1, 3, 8, 8), 0.5)
+    images[..., :4] = 0.6
+    options |= {"window": 4, "stride": 4}
+    maps = run("occlusion", model=detector(), images=images, **options).maps
+    torch.testing.assert_close(maps, torch.tensor([0.3, 0.0]).repeat_interleave(4).expand(1, 8, 8))
+    target = Region(0)
+    for shifted in (image, image.roll(2, 3)):  # an object is used for several images
+        maps = run("saliency", model=model, images=shifted, target=target).maps
+        torch.testing.assert_close(maps.bool(), 10 * shifted[:, 0] > 4)
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attacks_change_a_region(name: str) -> None:
     model, image = red_square()

@@ -14,7 +14,7 @@ from .saved_source import (
     load_saved_model,
     saved_options,
 )
-from .tasks import Task
+from .tasks import Task, infer_task
 
 __all__ = [
     "Detection",
@@ -27,6 +27,7 @@ __all__ = [
     "attention_maps",
     "check_saved_options",
     "fill_weights",
+    "infer_task",
     "limit_parameters",
     "load_model",
     "load_saved_model",

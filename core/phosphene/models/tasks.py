@@ -15,6 +15,9 @@ Task = Literal[
 
 TASKS: tuple[str, ...] = get_args(Task)
 
+#: The tasks whose classes exclude each other; an undeclared one is a classification.
+EXCLUSIVE: tuple[Task | None, ...] = (None, "classification", "binary")
+
 
 #: What is said of a network without logits of exclusive classes, and what works on it instead.
 _NO_CLASSES = {
@@ -25,6 +28,14 @@ _NO_CLASSES = {
     "predicted), 'region:3@120,80' (the pixel at x, y) or 'region:3@all'",
     "detection": "it returns boxes: name one, as 'box:3' (the highest score of class 3) or 'box:3@120,80'",
     "embedding": "its output is an embedding: name a layer's unit or an image, as 'similar:dog.png'",
+}
+
+
+#: The tasks of classifiers of transformers by the ``problem_type`` in their configuration.
+_PROBLEMS: dict[Any, Task] = {
+    "single_label_classification": "classification",
+    "multi_label_classification": "multilabel",
+    "regression": "regression",
 }
 
 
@@ -54,12 +65,7 @@ def infer_task(module: nn.Module) -> Task | None:
     if home.startswith("transformers.models."):
         if name.endswith("ForSemanticSegmentation"):
             return "segmentation"
-        problems: dict[Any, Task] = {
-            "regression": "regression",
-            "single_label_classification": "classification",
-            "multi_label_classification": "multilabel",
-        }
-        return problems.get(getattr(module.config, "problem_type", None))
+        return _PROBLEMS.get(getattr(module.config, "problem_type", None))
     return None
 
 

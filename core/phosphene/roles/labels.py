@@ -12,11 +12,10 @@ from torch import Tensor
 from ..errors import InputError, ModelError, PhospheneError
 from ..models import Model
 from ..models.batch_size import batch_size
-from ..models.tasks import no_classes
+from ..models.tasks import EXCLUSIVE, no_classes
 from ..spec.spec import Role
-from ..targets.objectives import Class, Contrast, Layer, Objective
+from ..targets.objectives import Class, Layer, Objective
 from ..targets.parse import parse_target
-from ..targets.predicted import Predicted
 from .base import InputContext, InputRole, SampleRequest, check_dense
 
 #: Class indices: int64 (N,). Left out of ``run``, the classes that the model predicts. Of a method on single
@@ -37,8 +36,8 @@ class LabelsRole(InputRole):
         if value is not None or context.model is None:
             return value
         model, images = context.model, context.inputs["images"]
-        if model.task not in (None, "classification", "binary"):
-            return Predicted()
+        if model.task not in EXCLUSIVE:
+            return parse_target(None, model)
         with model.guard(), torch.no_grad():
             return torch.cat([model(some).argmax(1) for some in images.split(batch_size(model))])
 
@@ -48,7 +47,7 @@ class LabelsRole(InputRole):
         model = context.model
         if model is None:
             raise InputError("labels need a model: declare the model before them")
-        if isinstance(value, (Class, Contrast)) or _is_objective(value):
+        if _is_objective(value):
             return _parse_objective(value, model)
         items = value.tolist() if isinstance(value, Tensor) else value
         items = [items] if isinstance(items, (int, str)) else items
@@ -63,7 +62,7 @@ class LabelsRole(InputRole):
         context.need_one_each(indices, "label")
         if model.task == "multilabel":
             return Class(tuple(indices))
-        if model.task not in (None, "classification", "binary"):
+        if model.task not in EXCLUSIVE:
             raise ModelError(no_classes(model.name, model.task, ()))
         return torch.tensor(indices, device=model.device)
 
@@ -82,8 +81,8 @@ class LabelsRole(InputRole):
         return [label.strip() for text in texts for label in text.split(",")]
 
     def sample(self, request: SampleRequest) -> Tensor | Objective:
-        if request.model.task not in (None, "classification", "binary"):
-            return Predicted()
+        if request.model.task not in EXCLUSIVE:
+            return parse_target(None, request.model)
         # The predicted class for the first image and another for the next: an attack that stops where the
         # label is already wrong has work to do on one of them, targeted or not.
         labels = torch.arange(request.count)
@@ -113,7 +112,7 @@ def _parse_objective(value: Any, model: Model) -> Objective:
     value = value[0] if isinstance(value, (list, tuple)) else value
     if isinstance(value, Layer):
         raise InputError(f"labels are classes or an objective with a criterion of success, not {value}")
-    return parse_target(value, model)
+    return parse_target(value, model).unresolved()
 
 
 LABELS = LabelsRole()

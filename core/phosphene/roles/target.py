@@ -36,7 +36,7 @@ class TargetRole(InputRole):
     def check(self, value: Any, context: InputContext) -> Objective:
         if context.model is None:
             raise InputError("a target needs a model: declare the model before it")
-        target = parse_target(value, context.model)
+        target = parse_target(value, context.model).unresolved()
         if isinstance(index := getattr(target, "index", None), tuple):
             context.need_one_each(index, "class")
         return target

@@ -3,9 +3,19 @@
 from .boxes import Box
 from .gradients import input_gradient, layer_gradients, scores
 from .objective_classifier import ObjectiveClassifier
-from .objectives import Channel, Class, Contrast, Custom, Direction, Layer, Neuron, Objective, class_values
+from .objectives import (
+    Channel,
+    Class,
+    Contrast,
+    Custom,
+    Direction,
+    Layer,
+    Neuron,
+    Objective,
+    Predicted,
+    class_values,
+)
 from .parse import parse_target
-from .predicted import Predicted
 from .regions import Region
 from .similarity import Similar
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -74,6 +74,9 @@ class Box(Objective):
             with torch.no_grad():
                 self.evaluate(model, images)
         return self
+
+    def unresolved(self) -> Box:
+        return replace(self, _references=None)
 
     def names(self, model: Model, count: int) -> tuple[str, ...]:
         if self._references is None or len(self._references) != count:

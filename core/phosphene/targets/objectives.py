@@ -56,6 +56,10 @@ class Objective(ABC):
         """The target with the class fixed: for ``Predicted`` that of these images, else the target itself."""
         return self
 
+    def unresolved(self) -> Objective:
+        """The target for other images: without the class, region or box that earlier ones fixed."""
+        return self
+
     def names(self, model: Model, count: int) -> tuple[str, ...]:
         """The target's name for each of ``count`` images."""
         return (str(self),) * count
@@ -104,6 +108,55 @@ class Class(Objective):
 
     def __str__(self) -> str:
         return f"class:{self.index}"
+
+
+class Predicted(Objective):
+    """The logit of the class that the model predicts for each image.
+
+    The classes are fixed at the first call of ``score``, for the images themselves, and used for perturbed
+    images in later calls, which may be predicted otherwise.
+    """
+
+    _resolved: Class | None = None
+
+    def score(self, values: Tensor) -> Tensor:
+        self._resolved = self._resolved or Class(tuple(check_logits(values).argmax(dim=1).tolist()))
+        return self._resolved.score(values)
+
+    def evaluate(self, model: Model, images: Tensor) -> Tensor:
+        if self._resolved is not None:
+            return self._resolved.evaluate(model, images)
+        values = class_values(model, images)
+        if model.task == "regression" and values.shape[1] > 1:
+            raise InputError(
+                f"{model.name} is a regression with {values.shape[1]} outputs, none of which is predicted: "
+                "name one, target=0"
+            )
+        return self.score(values)
+
+    def margin(self, model: Model, images: Tensor) -> Tensor:
+        return self.resolve(model, images).margin(model, images)
+
+    def resolve(self, model: Model, images: Tensor) -> Objective:
+        if self._resolved is None:
+            with torch.no_grad():
+                self.evaluate(model, images)
+        return self._resolved or self
+
+    def unresolved(self) -> Predicted:
+        return Predicted()
+
+    def to_json(self) -> Any:
+        return None
+
+    def select(self, rows: Sequence[int]) -> Objective:
+        return self._resolved.select(rows) if self._resolved else Predicted()
+
+    def names(self, model: Model, count: int) -> tuple[str, ...]:
+        return self._resolved.names(model, count) if self._resolved else super().names(model, count)
+
+    def __str__(self) -> str:
+        return "the predicted class"
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from ..errors import InputError, UnknownName
 if TYPE_CHECKING:
     from ..models import Model
 from .boxes import Box
-from .objectives import Channel, Class, Contrast, Custom, Layer, Neuron, Objective
-from .predicted import Predicted
+from .objectives import Channel, Class, Contrast, Custom, Layer, Neuron, Objective, Predicted
 from .regions import Region
 from .similarity import Similar
 
@@ -33,16 +32,12 @@ def parse_target(target: Any, model: Model) -> Objective:
     Raises UnknownName with the nearest classes and layers, InputError for what is none of these and for
     text that names both a class and a layer.
     """
-    if target is None:
-        return Predicted()
+    if target is None or isinstance(target, Predicted):
+        return Box() if model.task == "detection" else target or Predicted()
     if isinstance(target, Layer):
         return replace(target, name=model.layer_name(target.name))
     if isinstance(target, Class):
         target = target.index
-    if isinstance(target, Region):
-        return replace(target, _predicted=None)  # the region of this call's images
-    if isinstance(target, Box):
-        return replace(target, _references=None)
     if isinstance(target, Objective):
         return target
     if isinstance(target, Tensor) and (target.is_meta or target.is_nested or target.layout is not strided):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,6 +68,9 @@ class Region(Objective):
         with torch.no_grad():
             self.evaluate(model, images)
         return self
+
+    def unresolved(self) -> Region:
+        return replace(self, _predicted=None)
 
     @property
     def is_identified(self) -> bool:

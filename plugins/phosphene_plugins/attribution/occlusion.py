@@ -213,7 +213,7 @@ def occlusion(
 
     def all_scores(batch: Tensor, batch_target: Objective) -> Tensor:
         """Scores of the target and of the further classes, (B, 1 + M)."""
-        if not isinstance(batch_target, (Class, Predicted)) or model.task == "detection":
+        if not isinstance(batch_target, (Class, Predicted)):
             return scores(model, batch, batch_target)[:, None]
         values = model.probabilities(batch) if score == "probability" else class_values(model, batch)
         return torch.cat([batch_target.score(values)[:, None], values[:, further]], 1)
