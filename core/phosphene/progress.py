@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -75,6 +76,14 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+@functools.cache
+def _bar_type() -> Any:
+    """tqdm's bars without a monitor, which has a thread and an exit function."""
+    from tqdm.auto import tqdm  # late: listing methods does not need it
+
+    return type("Bar", (tqdm,), {"monitor_interval": 0})
+
+
 def progress_bar(
     iterable: Iterable[T], description: str, total: int | None = None, *, note: Callable[[], str] = str
 ) -> Iterator[T]:
@@ -83,13 +92,9 @@ def progress_bar(
     A bar is drawn if standard error is a terminal, or in a notebook, and only after one second. Into a file
     or a pipe, such as the log of a batch job, a line is written every 30 seconds.
     """
-    from tqdm.auto import tqdm  # late: listing methods does not need it
-
-    # Without a thread, and an exit function, of its own.
-    bar_type: Any = type("Bar", (tqdm,), {"monitor_interval": 0})
     reporter = _reporter.get()
     silent = callable(reporter) or (None if reporter is None else not reporter)
-    with bar_type(iterable, description, total, disable=silent, leave=False, delay=1, miniters=1) as bar:
+    with _bar_type()(iterable, description, total, disable=silent, leave=False, delay=1, miniters=1) as bar:
         started = logged = time.monotonic()
         for done, item in enumerate(bar, start=1):
             yield item

@@ -208,11 +208,11 @@ def test_panel_has_a_row_per_image_and_a_column_per_result(results: dict[str, An
     assert [axes.get_title() for axes in figure.axes[:4]] == ["image", "grad_cam", "saliency", "pgd"]
     assert [axes.get_ylabel() for axes in figure.axes[::4]] == ["a", "b", "c"]
     outputs = [group[1].image for result in listed for group in result.panels()]
-    shown = [torch.from_numpy(np.asarray(axes.images[0].get_array())) for axes in figure.axes]
+    drawn = [torch.from_numpy(np.asarray(axes.images[0].get_array())) for axes in figure.axes]
     for column in range(3):
         for row in range(3):
             expected = outputs[3 * column + row].permute(1, 2, 0)
-            torch.testing.assert_close(shown[4 * row + column + 1].to(expected), expected)
+            torch.testing.assert_close(drawn[4 * row + column + 1].to(expected), expected)
     named = panel({"ours": listed[0], "theirs": listed[1]}, cmap="gray")
     assert [axes.get_title() for axes in named.axes[:3]] == ["image", "ours", "theirs"]
     targets = [axes.get_ylabel() for axes in named.axes[::3]]

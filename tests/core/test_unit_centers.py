@@ -420,11 +420,11 @@ def test_scores_overlays_and_products_lie_at_the_centers() -> None:
     mask[:, 29:36, 13:20] = True
     score = methods["pointing_game"](model, TensorDataset(images, ["0"], mask), method="grad_cam", seed=0)
     assert score.image_values[0, 0, 0].tolist() == [1.0]
-    shown = methods["activation_maps"](model, images, layer="0", channels=[0], overlay=True)
-    assert shown.centers == ((0, 16, 32, 48),) * 2
-    heat = enlarge_maps(shown.scaled[0], (side, side), shown.centers)[0]
+    result = methods["activation_maps"](model, images, layer="0", channels=[0], overlay=True)
+    assert result.centers == ((0, 16, 32, 48),) * 2
+    heat = enlarge_maps(result.scaled[0], (side, side), result.centers)[0]
     assert divmod(int(heat.argmax()), side) == (32, 16)
-    torch.testing.assert_close(shown.panels()[0][1].image, overlay(images[0], heat))
+    torch.testing.assert_close(result.panels()[0][1].image, overlay(images[0], heat))
     coarse = methods["grad_cam"](model, images, 0)
     fine = methods["guided_backprop"](model, images, 0).maps
     product = methods["guided_grad_cam"](model, images, 0).maps

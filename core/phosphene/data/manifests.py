@@ -14,7 +14,7 @@ from ..images.decode import read_image
 from ..images.paths import local_path
 from ..models.class_names import ClassLabel
 from .items import Box, Item, ItemDataset, Transform
-from .torch_datasets import BOX_KEYS, IMAGE_KEYS, LABEL_KEYS, MASK_KEYS
+from .torch_datasets import BOX_KEYS, IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, find_column
 
 #: Suffixes of manifests, and what separates the columns of the text ones.
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -41,9 +41,9 @@ class ManifestDataset(ItemDataset):
         is_text = file.suffix.lower() in SEPARATORS
         self._table: _Text | _Parquet = _Text(file) if is_text else _Parquet(file)
         names = self._table.names
-        self._image_column = _column(names, IMAGE_KEYS, file)
+        self._image_column = find_column(names, IMAGE_KEYS, str(file))
         optional = (LABEL_KEYS, MASK_KEYS, BOX_KEYS)
-        self._optional = [_column(names, keys, file, required=False) for keys in optional]
+        self._optional = [find_column(names, keys, str(file), required=False) for keys in optional]
 
     def __len__(self) -> int:
         return len(self._table)
@@ -156,13 +156,3 @@ def _huggingface_names(metadata: Mapping[bytes, bytes]) -> Sequence[str]:
     """The class names that a data set of Hugging Face writes into a Parquet file."""
     features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     return next((features[key].get("names", ()) for key in LABEL_KEYS if key in features), ())
-
-
-def _column(names: Sequence[str], keys: Sequence[str], file: Path, *, required: bool = True) -> str:
-    """The column for one of these keys; InputError where there are several, or none and it is required."""
-    existing = [key for key in keys if key in names]
-    if len(existing) > 1:
-        raise InputError(f"{file} has several columns that may be the {keys[0]}: {', '.join(existing)}")
-    if required and not existing:
-        raise InputError(f"{file} has no column {keys[0]!r} but {', '.join(map(repr, names)) or 'none'}")
-    return existing[0] if existing else ""

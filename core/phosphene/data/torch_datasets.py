@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -115,7 +115,7 @@ class TorchDataset(ItemDataset):
         return Item(sample)
 
     def _parse_mapping(self, sample: Mapping[str, Any]) -> Item:
-        image = find_key(sample, IMAGE_KEYS, "image")
+        image = sample[find_column(sample, IMAGE_KEYS, "the data set")]
         label, mask, boxes = (_first(sample, keys) for keys in (LABEL_KEYS, MASK_KEYS, BOX_KEYS))
         if isinstance(mask, Tensor) and mask.ndim == 3 and mask.dtype in (torch.bool, torch.uint8):
             mask = mask.any(0)  # of several objects
@@ -188,15 +188,15 @@ def _class_names(source: Any) -> Sequence[str] | None:
     return [name if isinstance(name, str) else ", ".join(name) for name in names]
 
 
-def find_key(sample: Mapping[str, Any], keys: Sequence[str], what: str) -> Any:
-    """The value of the first key that exists. Raises InputError where two or none do."""
-    existing = [key for key in keys if key in sample]
-    if len(existing) == 1:
-        return sample[existing[0]]
-    listed = ", ".join(map(repr, sample))
-    if existing:
-        raise InputError(f"several columns may be the {what}: {', '.join(existing)}; leave one of them")
-    raise InputError(f"there is no column {what!r} but {listed or 'none'}: rename one to {what!r}")
+def find_column(names: Iterable[str], keys: Sequence[str], source: str, *, required: bool = True) -> str:
+    """The column for one of the keys; "" if it is absent and not required. InputError for several columns."""
+    names = tuple(names)
+    existing = [key for key in keys if key in names]
+    if len(existing) > 1:
+        raise InputError(f"{source} has several columns that may be the {keys[0]}: {', '.join(existing)}")
+    if required and not existing:
+        raise InputError(f"{source} has no column {keys[0]!r} but {', '.join(map(repr, names)) or 'none'}")
+    return existing[0] if existing else ""
 
 
 def _first(sample: Mapping[str, Any], keys: Sequence[str]) -> Any:

@@ -41,7 +41,16 @@ from .layer_aliases import vgg_layer_aliases
 from .logits import Function, read_logits
 from .optimized_copy import network_for_call
 from .preprocessing import preprocess
-from .tasks import Task, ambiguous_output, binary_logits, binary_names, check_task, infer_task, no_classes
+from .tasks import (
+    EXCLUSIVE,
+    Task,
+    ambiguous_output,
+    binary_logits,
+    binary_names,
+    check_task,
+    infer_task,
+    no_classes,
+)
 from .token_maps import Layout
 from .wrappers import WITHOUT_GRADIENTS, is_exported, reason_for_type_error, reason_without_gradient, unwrap
 
@@ -185,10 +194,9 @@ class Model:
         another number of rows than of images, and for another number of classes than before.
         """
         logits = self.outputs(images)
-        if self.task not in (None, "classification", "binary"):
-            raise ModelError(no_classes(self.name, self.task, tuple(logits.shape)))
-        if logits.ndim != 2:
-            raise ModelError(no_classes(self.name, None, tuple(logits.shape)))
+        if self.task not in EXCLUSIVE or logits.ndim != 2:
+            task = None if self.task in EXCLUSIVE else self.task
+            raise ModelError(no_classes(self.name, task, tuple(logits.shape)))
         if logits.shape[1] == 1 and self.task is None:
             raise ModelError(ambiguous_output(self.name))
         return logits
@@ -567,11 +575,8 @@ class Model:
         """The number of logits, at each position of a segmentation."""
         if self.classes is not None:
             return len(self.classes)
-        if self.task != "segmentation":
-            return self.structure.classes
-        _, *size = self.input_size
-        self.structure_at(self.input_size)  # its pass has counted them
-        return next(n for shape, n in self._cache.class_counts.items() if shape[1:] == tuple(size))
+        classes = self.structure.classes
+        return self._cache.class_counts[self.input_size] if self.task == "segmentation" else classes
 
     @property
     def last_map(self) -> str:

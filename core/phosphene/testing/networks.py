@@ -112,7 +112,6 @@ class _Tokens(nn.Module):
         self.blocks = nn.Sequential(_Attention(12), _Attention(12))
         self.norm = nn.LayerNorm(12)
         self.head = nn.Linear(12, CLASSES)
-        self.num_prefix_tokens = 1
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.patches(x).flatten(2).transpose(1, 2)

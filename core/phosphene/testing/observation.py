@@ -90,7 +90,6 @@ def _observe(method: Method[..., Any], case: Case) -> Observation:
         return Observation(case, model, {}, {}, refusal=refusal)
     tensors_before = {name: tensor.clone() for name, tensor in input_tensors(inputs).items()}
     run = Observation(case, model, inputs, tensors_before)
-    record_structure(model, inputs)
     before, clock = state_of(model), time.perf_counter()
     with (
         record_side_effects(run.side_effects),
@@ -118,12 +117,10 @@ def input_tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def record_structure(model: Model, inputs: Mapping[str, Any]) -> None:
-    """Record the model's structure at the inputs' size, so that this pass is not counted as the method's."""
-    tensors = [tensor for tensor in input_tensors(inputs).values() if tensor.ndim == 4]
-    sizes = [(model.input_size[0], *tensor.shape[2:]) for tensor in tensors]
-    for size in (model_for_inputs(model, inputs).input_size, *sizes):
-        with contextlib.suppress(PhospheneError):  # refusing a size is left to the method
-            model.structure_at(size)
+    """Record the model's structure at the inputs' size, where another pass would be the method's."""
+    sized = model_for_inputs(model, inputs)
+    with contextlib.suppress(PhospheneError):  # refusing a size is left to the method
+        sized.structure  # type: ignore[union-attr]  # noqa: B018
 
 
 #: Attributes of a ``Model`` that are computed at their first use, and its cache of computed values.

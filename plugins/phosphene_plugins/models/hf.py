@@ -31,13 +31,6 @@ _HEADS = {
     "none": ("AutoModel", "MODEL_MAPPING_NAMES", "embedding"),
 }  # fmt: skip
 
-#: The tasks of classifiers by ``problem_type`` in their configuration.
-_PROBLEMS = {
-    "single_label_classification": "classification",
-    "multi_label_classification": "multilabel",
-    "regression": "regression",
-}
-
 
 class HuggingFaceLoader:
     """A repository of the hub, ``owner/name``, or a folder, as ``save_pretrained`` writes it.
@@ -65,6 +58,8 @@ class HuggingFaceLoader:
     ) -> tuple[nn.Module, dict[str, Any]]:
         if find_spec("transformers") is None:
             raise MissingExtra(f"hf:{name}", "transformers")
+        from phosphene.models import infer_task  # imported here: lists do not need torch
+
         from ._hf_networks import as_image_network, build, detection_boxes, image_settings
 
         state = weights if isinstance(weights, Mapping) else None
@@ -80,13 +75,14 @@ class HuggingFaceLoader:
         network = build(class_name, config, folder if pretrained else state, uri)
         is_trained = pretrained or state is not None
         settings: dict[str, Any] = image_settings(folder, config, uri, is_trained)
+        inferred = infer_task(network)  # of the network itself, before what is put around it
         network, output = as_image_network(network, kind, settings.pop("reverse_channels"), uri)
         if output is not None:
             settings["output"] = output
         if kind == "detection":
             network = detection_boxes(network, folder, config, uri)
         if task == "classification":
-            task = _PROBLEMS.get(config.problem_type, "classification" if config.num_labels > 1 else None)
+            task = inferred or ("classification" if config.num_labels > 1 else None)
         classes = _class_names(config) if task != "embedding" else None
         return network, settings | {"name": uri, "uri": uri, "task": task, "classes": classes}
 

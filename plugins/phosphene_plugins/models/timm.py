@@ -133,7 +133,6 @@ def _preprocessing(module: nn.Module, options: Mapping[str, Any]) -> dict[str, A
         "crop_mode": config["crop_mode"] or "center",
         "interpolation": config["interpolation"],
         "classes": _class_names(module),
-        "task": "embedding" if module.num_classes == 0 else None,
     }
 
 

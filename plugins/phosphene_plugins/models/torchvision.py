@@ -141,17 +141,17 @@ def _set_eps(module: nn.Module, eps: float) -> None:
 
 
 def _preprocessing(entry: Any, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The preprocessing, class names and task of these weights."""
+    """The preprocessing and class names of these weights, and the task of a classifier."""
     preset = entry.transforms()
     categories = entry.meta.get("categories")
     is_named = categories and options.get("num_classes", len(categories)) == len(categories)
     settings: dict[str, Any] = {"classes": categories if is_named else None}
     if kind == "detection":
-        return settings | {"task": "detection", "crop_mode": "none"}
+        return settings | {"crop_mode": "none"}
     settings |= {"mean": preset.mean, "std": preset.std, "interpolation": preset.interpolation.value}
     if kind == "segmentation":
         side = preset.resize_size[0]
-        return settings | {"task": "segmentation", "input_size": (3, side, side), "crop_mode": "resize"}
+        return settings | {"input_size": (3, side, side), "crop_mode": "resize"}
     side = options.get("image_size", preset.crop_size[0])
     crop_pct = preset.crop_size[0] / preset.resize_size[0]
     return settings | {"task": "classification", "input_size": (3, side, side), "crop_pct": crop_pct}

@@ -31,7 +31,6 @@ class Layouts(nn.Module):
     def __init__(self, layout: str) -> None:
         super().__init__()
         self.layout = layout
-        self.num_prefix_tokens = 3 * (layout == "tokens")
         self.conv = nn.Conv2d(3, 16, 4, stride=4)
         self.block = nn.Identity()
         self.fc = nn.Linear(16, 3)

@@ -20,7 +20,6 @@ class ChannelsLast(nn.Module):
     def __init__(self, layout: str) -> None:
         super().__init__()
         self.layout = layout
-        self.num_prefix_tokens = int(layout == "tokens")
         self.conv = nn.Conv2d(3, 16, 4, stride=4)
         self.block = nn.Identity()
         self.fc = nn.Linear(16, 3)
@@ -40,7 +39,6 @@ class ClassToken(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.num_prefix_tokens = 1
         self.conv = nn.Conv2d(3, 6, 4, stride=4)
         self.mix, self.last, self.fc = nn.Linear(7, 7), nn.Linear(6, 6), nn.Linear(6, 3)
 

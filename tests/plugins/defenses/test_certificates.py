@@ -67,5 +67,5 @@ def test_figure_of_many_images_has_twelve_of_them() -> None:
     radii: list[float] = (torch.arange(1, 26) / 8).tolist()
     left, _, data = curve(build(radii))
     assert len(left.axes) == 12 and len(data.values) == 26
-    shown: Tensor = torch.tensor([float(axis.get_title(loc="left").split()[-1]) for axis in left.axes])
-    assert shown[0] == radii[0] and (shown.diff() > 0).all()
+    titled: Tensor = torch.tensor([float(axis.get_title(loc="left").split()[-1]) for axis in left.axes])
+    assert titled[0] == radii[0] and (titled.diff() > 0).all()

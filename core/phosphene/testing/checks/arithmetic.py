@@ -22,7 +22,6 @@ from ..observation import (
     assert_same_result,
     count_passes,
     rank_correlation,
-    record_structure,
     tensors_in,
 )
 from .base import register_check, result_of
@@ -365,7 +364,6 @@ class _Trials:
         """A case's result and passes; None where it is refused or raises."""
         if case not in self.runs:
             model = case.model()
-            record_structure(model, {})
             try:
                 with count_passes(model.module) as passes:
                     self.runs[case] = case.run(self.method, model), passes

@@ -8,7 +8,7 @@ from ...errors import PhospheneError
 from ...roles import ROLES, InputContext
 from ..cases import Case, properties_of
 from ..networks import make_network
-from ..observation import count_passes, record_structure
+from ..observation import count_passes
 from .base import register_check
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 def _assert_refused(method: AnyMethod, inputs: dict[str, Any], params: dict[str, Any], what: str) -> None:
     """Assert that a call raises a PhospheneError with a message, before any forward pass."""
     model = next((v for v in inputs.values() if hasattr(v, "module")), make_network("double"))
-    record_structure(model, inputs)
     with count_passes(model.module) as passes:
         try:
             method(**inputs, **params)

@@ -24,7 +24,6 @@ from ..observation import (
     assert_same_result,
     count_passes,
     mean_rank_correlation,
-    record_structure,
     tensors_in,
     without_tensors,
 )
@@ -66,7 +65,6 @@ def accepted_case(method: AnyMethod, case: Case) -> Case | None:
 def within_the_batch_size(method: AnyMethod) -> None:
     for case in (Case(pictures="noise", count=3, dataset=9), Case("functional", count=5)):
         model = case.model()
-        record_structure(model, {})
         inputs, params = case.inputs(method, model), case.arguments(method)
         # A parameter may set another size; an image and its baseline may share a pass.
         batches = [v for n, v in method.validate(params).items() if n.startswith("batch") and v]
@@ -130,7 +128,6 @@ def cost_is_near_the_work(method: AnyMethod) -> None:
             case = Case(network, "noise", count=count)
             declared = declared_cost(method, case)
             model = case.model()
-            record_structure(model, {})
             if declared is None:
                 continue
             try:
