@@ -6,6 +6,7 @@ from .data.bundled import SceneDataset as SceneDataset
 from .data.datasets import Dataset as Dataset
 from .data.datasets import TensorDataset as TensorDataset
 from .data.folders import FolderDataset as FolderDataset
+from .data.folds import Fold as Fold
 from .data.resumable import resumable as resumable
 from .data.resumable import resumable_batches as resumable_batches
 from .errors import DivergenceError as DivergenceError
