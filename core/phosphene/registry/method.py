@@ -251,6 +251,11 @@ class Method(Generic[P, R]):
         declared = self.spec.input("model")
         return inputs.get(declared.name) if declared else None
 
+    def _modules(self, inputs: Mapping[str, Any]) -> list[nn.Module]:
+        """The networks of all models among the inputs."""
+        names = [i.name for i in self.spec.inputs if i.role in ("model", "other_model")]
+        return [inputs[name].module for name in names if inputs[name] is not None]
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         names = [i.name for i in self.spec.inputs]
         if len(args) > len(names):
@@ -289,7 +294,7 @@ class Method(Generic[P, R]):
             gradients = not {"gradients", "training"}.isdisjoint(self.spec.needs)
             with (
                 torch.set_grad_enabled(gradients),
-                guard(*([model.module] if model is not None else [])),
+                guard(*self._modules(inputs)),
                 deterministic_algorithms(on_cuda),
                 self._seeded(params),
                 allow_optimized(model, sum(self.passes(inputs, params) or ())) as optimized,

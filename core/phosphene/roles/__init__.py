@@ -10,6 +10,7 @@ from .images import Content, Images, check_images, check_pixels, read_images
 from .labels import Labels
 from .masks import Masks
 from .model import Model
+from .other_model import OtherModel
 from .parameters import Frames, LayerName, Seed
 from .start import Start
 from .styles import Styles
@@ -34,6 +35,7 @@ __all__ = [
     "LayerName",
     "Masks",
     "Model",
+    "OtherModel",
     "ROLES",
     "SampleRequest",
     "Seed",
