@@ -173,10 +173,7 @@ def patch_similarity(
         tuple((n + 0.5) * side / cells - 0.5 for n in range(cells))
         for side, cells in zip((height, width), maps.shape[2:], strict=True)
     )
-    y, x = (
-        min(range(len(axis)), key=lambda n, axis=axis, value=value: abs(axis[n] - value))
-        for axis, value in zip(positions, pixel, strict=True)
-    )
+    y, x = (_nearest(axis, value) for axis, value in zip(positions, pixel, strict=True))
     features = F.normalize(maps, dim=1)
     cosines = torch.einsum("nchw,c->nhw", features, features[image, :, y, x]).clamp(-1, 1)
     best = cosines.flatten(1).argmax(1).tolist()
@@ -190,6 +187,11 @@ def patch_similarity(
         layer=layer,
         centers=centers,
     )
+
+
+def _nearest(axis: tuple[float, ...], value: int) -> int:
+    """The index of the coordinate nearest to a value."""
+    return min(range(len(axis)), key=lambda n: abs(axis[n] - value))
 
 
 @hookimpl
