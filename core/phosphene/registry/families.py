@@ -7,6 +7,7 @@ FAMILIES: dict[str, str] = {
     "activations": "Activations: feature maps, their statistics and the images that maximise them",
     "embeddings": "Embeddings: features of images, their neighbours and projections",
     "attribution": "Attribution: the pixels that a score depends on",
+    "concepts": "Concepts: directions of a layer that stand for something with a name",
     "comparison": "Comparison: what the representations of models, or of layers, have in common",
     "scores": "Scores: quality measures of attribution maps",
     "attacks": "Attacks: small perturbations that change the prediction",
