@@ -84,7 +84,7 @@ def concept_vectors(
     *,
     layer: Annotated[LayerName | None, Field(description="layer to read; default: the last map")] = None,
     classifier: Classifier = "linear",
-    strength: Strength = 0.01,
+    strength: Strength = 1.0,
     held_out: Annotated[
         float, Field(gt=0, lt=1, description="share of the images that the accuracy is of")
     ] = 0.25,

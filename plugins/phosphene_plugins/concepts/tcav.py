@@ -154,7 +154,7 @@ def tcav(
     layer: Annotated[LayerName | None, Field(description="layer to read; default: the last map")] = None,
     runs: Annotated[int, Field(ge=2, le=1000, description="number of sets of random images")] = 20,
     classifier: Classifier = "linear",
-    strength: Strength = 0.01,
+    strength: Strength = 1.0,
     seed: Seed = None,
 ) -> ConceptSensitivity:
     """TCAV: share of a class's images whose score rises along a concept's vector, with a p-value.
