@@ -189,7 +189,7 @@ def concept_factorization(
 
         result = run("concept_factorization", images="builtin:scenes/4", concepts=3, seed=0)
         result.maps.shape  # (4, 3, 8, 8)
-        run("deep_dream", images="builtin:scenes/1", target=result.direction(0), steps=2)
+        run("class_visualization", target=result.direction(0), steps=2)
 
     Source:
         Collins et al. 2018, section 3 (NMF); Fel et al. 2023, section 3 (importance of concepts).

@@ -59,5 +59,5 @@ def test_a_concept_is_a_target_of_other_methods():
     maps = run("hires_cam", images="builtin:scenes/1", target=target, layer="features.11").maps
     assert float(maps.max()) > 0
     concepts = run("concept_factorization", images="builtin:scenes/4", concepts=3, seed=0)
-    drawn = run("neuron_visualization", target=concepts.direction(0), steps=2, seed=0)
-    assert drawn.images.shape[0] == 1
+    drawn = run("class_visualization", target=concepts.direction(0), steps=8, seed=0)
+    assert float(drawn.scores[-1]) > float(drawn.scores[0])
