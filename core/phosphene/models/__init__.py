@@ -1,6 +1,6 @@
 """Vision networks behind one convention: ``Model``, and ``load_model`` for URIs, modules and functions."""
 
-from .attention import attention_maps
+from .attention import AttentionLayer
 from .detections import Detection
 from .loading import Loader, fill_weights, load_model, read_weights, refuse_user_code
 from .logits import Function
@@ -17,6 +17,7 @@ from .saved_source import (
 from .tasks import Task, infer_task
 
 __all__ = [
+    "AttentionLayer",
     "Detection",
     "Function",
     "Loader",
@@ -24,7 +25,6 @@ __all__ = [
     "SavedSettings",
     "SavedSource",
     "Task",
-    "attention_maps",
     "check_saved_options",
     "fill_weights",
     "infer_task",
