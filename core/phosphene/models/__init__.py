@@ -15,11 +15,13 @@ from .saved_source import (
     saved_options,
 )
 from .tasks import Task, infer_task
+from .token_maps import Layout
 
 __all__ = [
     "AttentionLayer",
     "Detection",
     "Function",
+    "Layout",
     "Loader",
     "Model",
     "SavedSettings",

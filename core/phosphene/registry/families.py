@@ -7,6 +7,7 @@ FAMILIES: dict[str, str] = {
     "activations": "Activations: feature maps, their statistics and the images that maximise them",
     "embeddings": "Embeddings: features of images, their neighbours and projections",
     "attribution": "Attribution: the pixels that a score depends on",
+    "attention": "Attention: what the tokens of a transformer attend to, and what that does to a score",
     "scores": "Scores: quality measures of attribution maps",
     "attacks": "Attacks: small perturbations that change the prediction",
     "defenses": "Defences: input transformations, robust training and certificates",
