@@ -1,4 +1,4 @@
-"""Attention methods agree with torchcam, and with the published equations written out for torchvision's ViT."""
+"""Attention methods agree with torchcam and with the published equations for torchvision's ViT."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from phosphene.images import Centers, colorize, enlarge_maps, min_max, overlay, to_display
 from phosphene.results import Panel, Result, shorten_title
 
+from ._tokens import layer_rows
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AttentionMaps(Result):
@@ -47,17 +49,17 @@ class AttentionMaps(Result):
 
     def layer_mean(self, layer: str) -> Tensor:
         """(N, h, w): the mean over the heads of a layer."""
-        return self.maps[:, [n for n, name in enumerate(self.layers) if name == layer]].mean(1)
+        return self.maps[:, layer_rows(self.layers)[layer]].mean(1)
 
     def panels(self) -> list[list[Panel]]:
         groups = []
         for number, image in enumerate(self.images):
             size = image.shape[1:]
-            for layer in dict.fromkeys(self.layers):
+            for layer, heads in layer_rows(self.layers).items():
                 mean = min_max(enlarge_maps(self.layer_mean(layer).float()[number, None], size, self.centers))
                 drawn = self._with_point(overlay(to_display(image), mean[0]))
                 group = [Panel(drawn, f"{shorten_title(layer)}, {self.query}", is_output=True)]
-                for n in [n for n, name in enumerate(self.layers) if name == layer]:
+                for n in heads:
                     enlarged = enlarge_maps(self.maps[number, n, None].float(), size, self.centers)
                     share = float(self.maps[number, n].sum())
                     title = f"head {self.heads[n]}: {share:.0%} on patches"

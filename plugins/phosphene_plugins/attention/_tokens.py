@@ -170,3 +170,8 @@ def _shared_layout(model: Model, layers: dict[str, AttentionLayer], method: str)
     if layout is None:
         raise ModelError(f"{method} needs attention between patch tokens, and {model.name} has none")
     return layout
+
+
+def layer_rows(layers: tuple[str, ...]) -> dict[str, list[int]]:
+    """The positions of each layer's heads, by layer."""
+    return {name: [n for n, other in enumerate(layers) if other == name] for name in dict.fromkeys(layers)}

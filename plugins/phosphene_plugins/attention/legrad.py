@@ -42,7 +42,8 @@ def equals_the_closed_form_of_linear_blocks() -> None:
     references=[
         Reference(
             key="bousselham2024",
-            title="LeGrad: An Explainability Method for Vision Transformers via Feature Formation Sensitivity",
+            title="LeGrad: An Explainability Method for Vision Transformers via Feature Formation "
+            "Sensitivity",
             authors="Bousselham, Boggust, Chaybouti, Strobelt, Kuehne",
             year=2024,
             url="https://arxiv.org/abs/2404.03214",
