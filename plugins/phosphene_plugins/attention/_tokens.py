@@ -107,13 +107,18 @@ def query_tokens(
     return tokens.read, "class token" if tokens.read == (0,) and tokens.layout.before else "read token"
 
 
+def at_size_of(model: Model, images: Tensor) -> Model:
+    """The model at the size of the images, of which the number of tokens depends."""
+    return model.at_size((model.input_size[0], images.shape[2], images.shape[3]))
+
+
 def global_tokens(model: Model, images: Tensor, method: str, layers: Sequence[str] | None = None) -> Tokens:
     """The tokens of a model's layers of attention, all by default.
 
     Raises ModelError for a model without attention, and where a layer attends inside windows, to tokens that
     are no grid of patches, or to other tokens than the other layers.
     """
-    model = model.for_images(images)
+    model = at_size_of(model, images)
     computed = model.attention_layers
     if not computed or layers:
         model.attention(images[:1], layers)  # raises for a model without attention and for unknown names

@@ -12,6 +12,7 @@ from phosphene.spec import Cost, Equivariant, InvariantTo, Nonnegative, ScalesWi
 
 from ._attention_distances_result import AttentionDistances
 from ._oracle_networks import GRID, PATCH, linear_transformer
+from ._tokens import at_size_of
 
 
 def equals_the_weighted_mean_of_the_distances() -> None:
@@ -82,7 +83,7 @@ def attention_distance(model: Model, images: Images) -> AttentionDistances:
     Source:
         Dosovitskiy et al. 2021, section 4.5 and appendix D.7.
     """
-    model, shape = model.for_images(images), images.shape[2:]
+    model, shape = at_size_of(model, images), images.shape[2:]
     maps = {name: values.detach() for name, values in model.attention(images).items()}
     distances, uniform, layers, heads = [], [], [], []
     for name, layer in model.attention_layers.items():

@@ -13,7 +13,7 @@ from phosphene.spec import Cost, Nonnegative, size
 
 from ._oracle_networks import linear_transformer
 from ._relations import OF_A_SCORE
-from ._tokens import global_tokens
+from ._tokens import at_size_of, global_tokens
 
 
 def equals_the_closed_form_of_uniform_attention() -> None:
@@ -97,19 +97,20 @@ def gradient_attention(model: Model, images: Images, target: Target = None) -> A
     Source:
         Chefer et al. 2021, equations 5 and 6, and section 3.1.
     """
+    model = at_size_of(model, images)
     tokens = global_tokens(model, images, "gradient_attention")
     # The first layer's attention is a leaf of the graph: nothing below it is differentiated.
     with model.record_attention(lambda _, a: a if a.requires_grad else a.requires_grad_()) as recording:
         score = scores(model, images, target)
     maps = {layer: recording.maps[layer] for layer in recording.maps if layer in model.attention_layers}
+    if not maps or not score.requires_grad:
+        raise ModelError(f"{target} does not depend on the attention of any layer of {model.name}")
     gradients = torch.autograd.grad(score.sum(), [*maps.values()], allow_unused=True)
     pairs = {
         layer: (attention.detach(), gradient)
         for (layer, attention), gradient in zip(maps.items(), gradients, strict=True)
         if gradient is not None
     }
-    if not pairs:
-        raise ModelError(f"{target} does not depend on the attention of {model.name}")
     identity = torch.eye(tokens.count).to(score)
     relevance = identity.expand(len(images), -1, -1)
     for layer in tokens.layers:

@@ -13,6 +13,7 @@ from phosphene.spec import Cost, InvariantTo, ScalesWith, size
 
 from ._head_ablation_result import HeadAblation
 from ._oracle_networks import linear_transformer
+from ._tokens import at_size_of
 
 
 def equals_what_the_head_adds() -> None:
@@ -94,7 +95,7 @@ def head_ablation(
     Source:
         Michel et al. 2019, section 3.2, with a score instead of the accuracy.
     """
-    model = model.for_images(images)
+    model = at_size_of(model, images)
     if not model.attention_layers:
         model.attention(images[:1])  # raises the error of a model without attention
     with torch.no_grad():

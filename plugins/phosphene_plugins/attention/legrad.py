@@ -15,7 +15,7 @@ from phosphene.spec import Cost, Nonnegative, ScalesWith, size
 from ._blocks import block_of_each_layer
 from ._oracle_networks import linear_transformer
 from ._relations import OF_A_SCORE
-from ._tokens import global_tokens
+from ._tokens import at_size_of, global_tokens
 
 
 def equals_the_closed_form_of_linear_blocks() -> None:
@@ -83,7 +83,7 @@ def legrad(model: Model, images: Images, target: Target = None) -> Attribution:
     Source:
         Bousselham et al. 2024, equations 6 to 10; the mean over layers is unscaled.
     """
-    model = model.for_images(images)
+    model = at_size_of(model, images)
     tokens = global_tokens(model, images, "legrad")
     blocks = block_of_each_layer(model, tokens, "legrad")
     last = blocks[tokens.layers[-1]]

@@ -13,7 +13,7 @@ from phosphene.spec import Agrees, Calls, Cost, InvariantTo, ScalesWith, UnitRan
 from ._blocks import block_of_each_layer
 from ._logit_lens_result import LogitLens
 from ._oracle_networks import linear_transformer
-from ._tokens import global_tokens
+from ._tokens import at_size_of, global_tokens
 
 
 def equals_the_head_of_the_tokens_behind_each_block() -> None:
@@ -89,7 +89,7 @@ def logit_lens(model: Model, images: Images) -> LogitLens:
     Source:
         nostalgebraist 2020.
     """
-    model = model.for_images(images)
+    model = at_size_of(model, images)
     tokens = global_tokens(model, images, "logit_lens")
     blocks = list(block_of_each_layer(model, tokens, "logit_lens").values())
     several = model.task == "multilabel"

@@ -14,7 +14,7 @@ from ._blocks import block_of_each_layer
 from ._oracle_networks import WIDTH, linear_transformer
 from ._relations import FLIPS
 from ._token_norms_result import TokenNorms, high_norms
-from ._tokens import global_tokens
+from ._tokens import at_size_of, global_tokens
 
 
 def equals_the_norms_of_the_tokens() -> None:
@@ -101,7 +101,7 @@ def token_norms(
     Source:
         Darcet et al. 2024, section 2.1, with a threshold relative to the median instead of a fixed one.
     """
-    model = model.for_images(images)
+    model = at_size_of(model, images)
     tokens = global_tokens(model, images, "token_norms")
     blocks = dict.fromkeys(block_of_each_layer(model, tokens, "token_norms").values())
     with torch.no_grad():
