@@ -85,6 +85,16 @@ def allow_optimized(model: Optimizable | None, passes: int) -> Iterator[Optimize
         _optimized_pass.reset(token)
 
 
+@contextmanager
+def without_optimized() -> Iterator[None]:
+    """Inside, passes run through the network itself, whose modules a mode of torch's functions knows."""
+    token = _optimized_pass.set(None)
+    try:
+        yield
+    finally:
+        _optimized_pass.reset(token)
+
+
 def network_for_call(model: Optimizable) -> nn.Module:
     """The network to run: the optimized copy where the run allows it and it has all tapped layers."""
     optimized, taps = _optimized_pass.get(), active_taps.get()

@@ -362,10 +362,14 @@ class Method(Generic[P, R]):
         return self.spec.cost.evaluate(params, **sizes | counted, **self.sizes(self._model(inputs), params))
 
     def sizes(self, model: Model | None, params: Mapping[str, Any]) -> dict[str, Any]:
-        """``channels`` and ``stages`` for the declared cost, where it depends on them."""
+        """The sizes of the model that the declared cost depends on."""
         if model is None or (cost := self.spec.cost) is None:
             return {}
         sizes: dict[str, Any] = {"stages": model.structure.stages} if cost.depends_on("stages") else {}
+        if cost.depends_on("attention_layers") or cost.depends_on("attention_heads"):
+            attention = model.attention_layers.values()
+            sizes["attention_layers"] = len(attention)
+            sizes["attention_heads"] = sum(layer.heads for layer in attention)
         if not cost.depends_on("channels"):
             return sizes
         if (chosen := params.get("channels", "all")) != "all":
