@@ -170,7 +170,9 @@ class ResultStream(Result):
         try:
             number = range(self.count)[index]
         except TypeError:
-            raise InputError(f"an image of a stream is a number or a slice, not {value_repr(index)}") from None
+            raise InputError(
+                f"an image of a stream is a number or a slice, not {value_repr(index)}"
+            ) from None
         except IndexError:
             raise IndexError(f"image {index} of a stream of {self.count}") from None
         return self._select(range(number, number + 1))

@@ -177,7 +177,9 @@ class _Batches:
             raise InputError("the data set is empty")
         from_dataset = tuple(i for i in spec.inputs if _is_from_dataset(i, fixed.get(i.name), dataset, model))
         fixed = {n: v for n, v in fixed.items() if n not in {i.name for i in from_dataset}}
-        each = {i.name: fixed.pop(i.name) for i in spec.inputs if _is_list(i, fixed.get(i.name), len(dataset))}
+        each = {
+            i.name: fixed.pop(i.name) for i in spec.inputs if _is_list(i, fixed.get(i.name), len(dataset))
+        }
         size = how["batch_size"] or (1 if model is None else default_batch_size(model))
         seed = requested_seed = complete[method.seed] if method.seed is not None else None
         if method.seed is not None and seed is None:
