@@ -426,8 +426,8 @@ def test_other_runs_do_not_resume(
         changed = {"model": model, "images": dataset, **change}
         stream("saliency", tmp_path / "a", **changed)
         assert sum(batches) == COUNT
+    dataset.error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt) as caught:  # a callable cannot be compared
-        dataset.error = KeyboardInterrupt()
         stream("saliency", tmp_path / "b", model=model, images=dataset, target=sum_of_logits)
     assert not hasattr(caught.value, "__notes__")
     assert os.listdir(tmp_path) == ["a"]
@@ -633,7 +633,6 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def main_without_exit(*words: str) -> None:
-    try:
+    with pytest.raises(SystemExit) as left:
         main(words)
-    except SystemExit as left:
-        assert not left.code, words
+    assert not left.value.code, words

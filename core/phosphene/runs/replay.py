@@ -57,8 +57,8 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
         raise InputError(f"the result in {folder} has no provenance, so it cannot be run again")
     if isinstance(saved, ResultStream):
         raise InputError(
-            f"{folder} is a stream of {len(saved):,} results, and a stream is not replayed: run it again into "
-            "another folder and compare the two"
+            f"{folder} is a stream of {len(saved):,} results, and a stream is not replayed: run it again "
+            "into another folder and compare the two"
         )
     if missing := provenance.inputs.keys() - saved.inputs.keys():
         names = ", ".join(sorted(missing))

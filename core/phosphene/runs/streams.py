@@ -453,7 +453,7 @@ def _finish(batches: _Batches, folder: UnfinishedFolder) -> None:
         read_shard_document(folder.writing / shard_name(number)) for number in range(_next_shard(folder))
     )
     provenance: dict[str, Any] = {}
-    seconds, started = 0.0, ""
+    seconds = 0.0
     for document in documents:
         provenance = provenance or document["provenance"]
         seconds += document["provenance"]["seconds"]
