@@ -145,9 +145,8 @@ class UnfinishedFolder:
         with _explain(self.target):
             system.sync_tree(self.writing)
             check_output_folder(self.target)
-            self._exchanged = (
-                True  # from here on ``writing`` may be the earlier result, with files of the user
-            )
+            # From here on ``writing`` may be the earlier result, with files of the user.
+            self._exchanged = True
             replace_folder(self.writing, self._folder / OLD, self.target)
             system.sync(self.target.parent)
             for path in (self.writing, *self._folder.glob(f"{OLD}*")):
