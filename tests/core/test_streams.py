@@ -461,6 +461,12 @@ def test_graceful_stop_loses_only_the_running_batch(
     assert_same_result(stream("feature_inversion", tmp_path / "a", **arguments)[:], straight[:])
 
 
+@pytest.fixture
+def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than everything else."""
+    monkeypatch.setattr(Result, "png", lambda self: b"")
+
+
 @pytest.fixture(params=["exchange", "two renames"])
 def renaming(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "two renames":
@@ -510,6 +516,7 @@ def kill_at_operations(
     return last
 
 
+@pytest.mark.usefixtures("no_figure")
 @pytest.mark.parametrize("before", [False, True], ids=["new", "replacing"])
 def test_killed_stream_resumes(
     before: bool, renaming: str, model: Model, data: TensorDataset, tmp_path: Path, batches: list[int]
@@ -521,6 +528,7 @@ def test_killed_stream_resumes(
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("no_figure")
 @pytest.mark.parametrize("before", [False, True], ids=["new", "replacing"])
 def test_stream_killed_at_every_operation_resumes(
     before: bool, renaming: str, model: Model, data: TensorDataset, tmp_path: Path, batches: list[int]
