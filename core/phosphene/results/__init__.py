@@ -11,6 +11,7 @@ from .neighbors import Neighbors
 from .panel import panel
 from .patches import Patches
 from .provenance import Provenance
+from .result_stream import ResultStream
 from .segmentation import Segmentation
 from .stylization import Stylization
 from .synthesis import Synthesis
@@ -27,6 +28,7 @@ __all__ = [
     "Patches",
     "Provenance",
     "Result",
+    "ResultStream",
     "Segmentation",
     "Stylization",
     "Synthesis",
