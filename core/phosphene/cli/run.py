@@ -129,6 +129,7 @@ class _MethodCommands(TyperGroup):
 def _run(method: Method[..., Any], **values: Any) -> None:
     from ..checkpoints import RESUME_HINT, checkpoint_path
     from ..models import refuse_user_code
+    from ..results import ResultSequence
     from ..results.base import reuse_panels
     from ..runs.run import run
     from .json_requests import format_response, read_request
@@ -156,7 +157,11 @@ def _run(method: Method[..., Any], **values: Any) -> None:
         if file:
             print(format_response(result, out, time.perf_counter() - start))
         elif not quiet:
-            print(*result.lines(), f"{spec.title}: saved in {out}, see {out / 'picture.png'}", sep="\n")
+            where, first = str(out), out
+            if isinstance(result, ResultSequence):
+                first, last = (result.subfolder(out, number) for number in (0, len(result) - 1))
+                where = f"{first} to {last}"
+            print(*result.lines(), f"{spec.title}: saved in {where}, see {first / 'picture.png'}", sep="\n")
     if result.provenance and result.provenance.interrupted:
         hint = f"; {RESUME_HINT}" if checkpoint_path(out).is_file() else ""
         print(f"interrupted {result.provenance.interrupted}{hint}", file=sys.stderr)

@@ -12,6 +12,7 @@ from .panel import panel
 from .patches import Patches
 from .provenance import Provenance
 from .segmentation import Segmentation
+from .sequence import ResultSequence
 from .stylization import Stylization
 from .synthesis import Synthesis
 from .trained_network import TrainedNetwork
@@ -27,6 +28,7 @@ __all__ = [
     "Patches",
     "Provenance",
     "Result",
+    "ResultSequence",
     "Segmentation",
     "Stylization",
     "Synthesis",

@@ -341,13 +341,17 @@ class Result:
     def table(self) -> Table:
         """The result as a table, values by column: a row for each image, unless the type says otherwise.
 
-        Images, maps and other fields of more than two axes are left out. Raises InputError for a result
+        The column ``file`` names the images that were read from files. Images, maps and other fields of more
+        than two axes are left out. Raises InputError for a result
         without a table.
         """
         rows = [name for name, axes in self.shapes.items() if axes.split()[0] == "N"]
         table = image_table(dict(self.fields()), list(dict.fromkeys([*self.per_image, *rows])))
         if not table:
             raise InputError(f"a {type(self).__name__} has no table; to_numpy() returns its tensors")
+        files = self.provenance.files if self.provenance else ()
+        if len(files) == len(table["image"]):
+            table = {"image": table["image"], "file": list(files), **table}
         return table
 
     def to_pandas(self) -> pandas.DataFrame:

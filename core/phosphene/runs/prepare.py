@@ -16,7 +16,7 @@ from ..progress import ProgressEvent, check_reporter
 from ..registry.lookup import methods
 from ..registry.method import Method
 from ..results import TrainedNetwork
-from ..roles import ROLES, InputContext
+from ..roles import ROLES, InputContext, image_files
 from ..torch_state import cpu_by_default
 from .executors import find_executor
 from .prepared_run import PreparedRun
@@ -47,6 +47,7 @@ def prepare(
     params = {n: v for n, v in arguments.items() if n not in names}
     complete = method.validate(params)  # before the model is loaded: bad parameters fail early
     inputs: dict[str, Any] = {}
+    files: tuple[str, ...] = ()
     owner = method.spec.input("model")
     # The default labels run the model; tensors created in inference mode could never be differentiated.
     with max_batch(batch_size), torch.inference_mode(False), cpu_by_default():
@@ -55,6 +56,8 @@ def prepare(
             context = InputContext(model, inputs, load_result)
             value = ROLES[declared.role].make(arguments.get(declared.name), context)
             method.add_checked(inputs, declared, move_to_device(value, device), complete)
+            if declared.role == "images" and arguments.get(declared.name) is not None:
+                files = image_files(arguments[declared.name])
         complete = method.resolve_layers(complete, inputs)
     return PreparedRun(
         method=name if isinstance(name, str) else method.spec.short_name,
@@ -63,6 +66,7 @@ def prepare(
         batch_size=batch_size,
         progress=progress,
         executor=executor,
+        files=files,
         implementation=method,
         complete_params=complete,
     )
