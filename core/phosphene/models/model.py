@@ -686,7 +686,9 @@ class Model:
         if self.task == "detection" and self.classes is None and index >= 0:
             return index  # how many classes a detector has, its output does not say
         if not 0 <= index < self.class_count:
-            raise InputError(f"class {index} does not exist: {self.name} has {self.class_count} classes")
+            kind = "output" if self.task == "regression" else "class"
+            plural = f"{kind}{'es' if kind == 'class' else 's' if self.class_count != 1 else ''}"
+            raise InputError(f"{kind} {index} does not exist: {self.name} has {self.class_count} {plural}")
         return index
 
     def class_name(self, index: int) -> str:

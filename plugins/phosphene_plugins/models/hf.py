@@ -43,6 +43,7 @@ class HuggingFaceLoader:
     configuration (``num_labels=2``).
     """
 
+    random_by_default = True
     fills = True
 
     def load(

@@ -34,6 +34,7 @@ class OpenClipLoader:
     squeezed ones.
     """
 
+    random_by_default = True
     fills = True
 
     def load(
