@@ -20,6 +20,7 @@ from ..registry.families import family_title
 from ..registry.lookup import methods
 from .app import app, method_names, print_event
 from .argument_rows import argument_rows
+from .model_options import MODEL_OPTIONS, model_settings
 
 if TYPE_CHECKING:
     from ..registry.method import Method
@@ -35,16 +36,6 @@ def replay(folder: Annotated[Path, typer.Argument(help="Folder of a saved result
     print(f"{folder}: {outcome}")
     if not outcome.same:
         raise typer.Exit(1)
-
-
-#: The options of a model: type and help text.
-_MODEL_OPTIONS: dict[str, tuple[Any, str]] = {
-    "weights": (
-        str | None,
-        "weights of the model: a safetensors or .pth file, or the name of published weights",
-    ),
-    "pretrained": (bool, "load the model with its scheme's default weights"),
-}
 
 
 #: The options of images that are read from files: type and help text.
@@ -88,7 +79,7 @@ def _options(spec: MethodSpec) -> list[Any]:
         flag, panel = field and field.annotation is bool, "Parameters" if field else "Inputs"
         kind, option = (bool | None, f"{option}/--no-{option[2:]}") if flag else (list[str], option)
         options.append(_option(name, kind, option, text, panel, metavar=None if flag else metavar))
-    optional = [("model", _MODEL_OPTIONS), ("images", _IMAGE_OPTIONS)]
+    optional = [("model", MODEL_OPTIONS), ("images", _IMAGE_OPTIONS)]
     declared = {n: o for role, options in optional if spec.input(role) for n, o in options.items()}
     for name, (kind, text) in (declared | _RUN_OPTIONS).items():
         options.append(_option(f"_{name}", kind, f"--{name.replace('_', '-')}", text))
@@ -117,7 +108,7 @@ class _MethodCommands(TyperGroup):
         outline = methods.outline(plugin)
         names = [option_name(name, plugin.short_name) for name in outline.arguments]
         more = _IMAGE_OPTIONS if "images" in outline.arguments else ()
-        names += [f"--{name.replace('_', '-')}" for name in (*_MODEL_OPTIONS, *more, *_RUN_OPTIONS)]
+        names += [f"--{name.replace('_', '-')}" for name in (*MODEL_OPTIONS, *more, *_RUN_OPTIONS)]
         options = [_option(f"_{n}", str | None, option) for n, option in enumerate(names)]
         return _command(cmd_name, lambda **_: None, options, outline.summary, family_title(plugin.family))
 
@@ -133,6 +124,7 @@ class _MethodCommands(TyperGroup):
 def _run(method: Method[..., Any], **values: Any) -> None:
     from ..checkpoints import RESUME_HINT, checkpoint_path
     from ..models import refuse_user_code
+    from ..results import ResultSequence
     from ..results.base import reuse_panels
     from ..runs.run import run
     from .json_requests import format_response, read_request
@@ -160,7 +152,11 @@ def _run(method: Method[..., Any], **values: Any) -> None:
         if file:
             print(format_response(result, out, time.perf_counter() - start))
         elif not quiet:
-            print(*result.lines(), f"{spec.title}: saved in {out}, see {out / 'picture.png'}", sep="\n")
+            where, first = str(out), out
+            if isinstance(result, ResultSequence):
+                first, last = (result.subfolder(out, number) for number in (0, len(result) - 1))
+                where = f"{first} to {last}"
+            print(*result.lines(), f"{spec.title}: saved in {where}, see {first / 'picture.png'}", sep="\n")
     if result.provenance and result.provenance.interrupted:
         hint = f"; {RESUME_HINT}" if checkpoint_path(out).is_file() else ""
         print(f"interrupted {result.provenance.interrupted}{hint}", file=sys.stderr)
@@ -183,10 +179,12 @@ def _arguments(spec: MethodSpec, values: dict[str, Any]) -> dict[str, Any]:
         if (text := values[key]) not in (None, []):
             # A repeated option is one list: --layers a --layers b is --layers a,b.
             arguments[key] = text if field.annotation is bool else read_option(",".join(text), field)
-    owner, settings = spec.input("model"), {key: v for key in _MODEL_OPTIONS if (v := values.get(f"_{key}"))}
+    described = {key: values.get(f"_{key}") for key in MODEL_OPTIONS}
+    owner, settings = spec.input("model"), model_settings(described)
     if owner and settings:
         if owner.name not in arguments:
-            raise InputError(f"--{next(iter(settings))} is an option of a model: add --{owner.name}")
+            option = next(key for key, value in described.items() if value).replace("_", "-")
+            raise InputError(f"--{option} is an option of a model: add --{owner.name}")
         arguments[owner.name] = {"uri": arguments[owner.name], **settings}
     if (size := values.get("_image_size")) is not None:
         images = spec.input("images")

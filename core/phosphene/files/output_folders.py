@@ -29,10 +29,11 @@ _TEST_SIZE = 4096
 def check_output_folder(folder: str | os.PathLike[str]) -> None:
     """Raise InputError where no result can be saved.
 
-    A folder is accepted if it does not exist, is empty, or contains a saved result. Refused are: every other
-    folder, the working directory and what contains it, mount points, files, devices, FIFOs, sockets, symbolic
-    links to nothing, also as a parent, names that are too long, and locations that cannot be written to,
-    which is tested with a small file. What a killed save left beside the folder is completed and removed.
+    A folder is accepted if it does not exist, is empty, or contains a saved result, or only saved results in
+    numbered folders. Refused are: every other folder, the working directory and what contains it, mount
+    points, files, devices, FIFOs, sockets, symbolic links to nothing, also as a parent, names that are too
+    long, and locations that cannot be written to, which is tested with a small file. What a killed save left
+    beside the folder is completed and removed.
     """
     folder = _check_path(folder, "results are saved in a folder")
     for path in (folder, *folder.parents):
@@ -189,6 +190,8 @@ def _problem(folder: Path) -> str | None:
     if not names:
         return None
     own = read_own_files(folder)
+    if own is None and all(name.isdecimal() and read_own_files(folder / name) is not None for name in names):
+        return None  # the results of images of different sizes, a folder each
     if own is None:
         listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         unknown = f"; its {RESULT} is no saved result of Phosphene" if RESULT in names else ""

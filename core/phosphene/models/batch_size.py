@@ -45,6 +45,8 @@ def max_batch(size: int | None) -> Iterator[None]:
 
 def batch_size(model: Model) -> int:
     """How many images to pass through the model at once: the limit set by ``max_batch``, else what fits."""
+    if model.row_by_row:
+        return 1
     if (limit := _max_batch.get()) is not None:
         return limit
     if not model.layers:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..builtin.networks import MEAN, NETWORKS, STD, load_network
 from ..builtin.scenes import CLASSES
 from ..errors import InputError, ModelError, PhospheneError, UnknownName
+from ..random_weights import has_random_weights
 from ..registry.extensions import extensions
 from .arguments import check_callable, check_device, check_dtype, move
 from .logits import Function
@@ -45,6 +46,9 @@ class Loader(Protocol):
 
     A method ``saved_options(name)`` returns the names of the options that may come from a file: a saved
     result, a plan or a request, which may be a stranger's. No path belongs among them. Default: none.
+
+    A loader with ``random_by_default = True`` builds networks with random weights where neither ``weights``
+    nor ``pretrained`` is set; the command line says so.
 
     A loader with ``runs_user_code = True`` imports what the name says. It is not called inside
     ``refuse_user_code()``.
@@ -220,6 +224,9 @@ def _by_uri(
         raise InputError(f"{uri} cannot be built with {options}: {error}") from error
     except (RuntimeError, OSError) as error:
         raise ModelError(f"{uri} cannot be loaded: {str(error) or type(error).__name__}") from error
+    is_random = getattr(loader, "random_by_default", False) and "checkpoint_path" not in options
+    if is_random and state is None and weights is None and not pretrained:
+        has_random_weights(uri)
     return module.eval(), settings, filled
 
 

@@ -131,6 +131,7 @@ class Model:
         columns or more.
     crop_pct, crop_mode, interpolation: preprocessing of image files, see ``transform``.
     defenses: transforms of the images in front of the network, see ``defended``.
+    embed_text: a function from a text to a vector (D,) in the space of ``embed``, of CLIP and its kind.
     """
 
     def __init__(
@@ -148,6 +149,7 @@ class Model:
         interpolation: str = "bilinear",
         defenses: Sequence[Defense] = (),
         task: Task | None = None,
+        embed_text: Callable[[str], Tensor] | None = None,
     ) -> None:
         if input_size is not None:
             input_size = check_input_size(input_size)
@@ -185,6 +187,8 @@ class Model:
         #: The arguments with which ``load_model`` rebuilds it; None for a module passed as an object.
         self.source: Mapping[str, Any] | None = None
         self.output = output
+        #: The embedding (D,) of a text, comparable with ``embed``; None for a model of images alone.
+        self.embed_text = embed_text
         self._cache = _Cache()
 
     def __repr__(self) -> str:
@@ -381,6 +385,19 @@ class Model:
             return self
         height, width = images.shape[-2:]
         return self.at_size((self.input_size[0], height, width))
+
+    @property
+    def row_by_row(self) -> bool:
+        """Whether each image of a call has a classifier of its own, ``for_rows([row])``."""
+        return False
+
+    def for_rows(self, rows: Sequence[int] | Tensor) -> Model:
+        """The model for these images of a call, by their indices: itself.
+
+        That of an objective (``phosphene.targets.ObjectiveClassifier``) differs from image to image. Methods
+        on many images that pass ``model.for_rows(rows)`` on work for objectives as well.
+        """
+        return self
 
     def at_size(self, input_size: tuple[int, int, int]) -> Model:
         """A view with another input size, which shares the network and all that is cached about it."""
@@ -731,7 +748,9 @@ class Model:
         if self.task == "detection" and self.classes is None and index >= 0:
             return index  # how many classes a detector has, its output does not say
         if not 0 <= index < self.class_count:
-            raise InputError(f"class {index} does not exist: {self.name} has {self.class_count} classes")
+            kind = "output" if self.task == "regression" else "class"
+            plural = f"{kind}{'es' if kind == 'class' else 's' if self.class_count != 1 else ''}"
+            raise InputError(f"{kind} {index} does not exist: {self.name} has {self.class_count} {plural}")
         return index
 
     def class_name(self, index: int) -> str:

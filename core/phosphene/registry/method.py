@@ -224,8 +224,6 @@ class Method(Generic[P, R]):
         """
         context = InputContext(self._model(checked), checked)
         checked[declared.name] = ROLES[declared.role].check(value, context)
-        if declared.role == "labels":
-            self._check_objective(checked[declared.name])
         if (owner := self.spec.input("model")) is not None and owner.name in checked:
             model = self._at_size_parameter(checked[owner.name], params)
             checked[owner.name] = model_for_inputs(model, checked)
@@ -422,10 +420,12 @@ class Method(Generic[P, R]):
         call: Callable[[Mapping[str, Any]], R] = run_function
         labels = self.spec.input("labels")
         if labels is not None and model is not None and isinstance(inputs[labels.name], Objective):
+            if not self._runs_in_batches:
+                return call(self._on_objectives(model, labels.name, inputs)), 1
             size, call = 1, self._on_objective(model, labels.name, call)
             if count == 1:
                 return call(inputs), size
-        if size is None or count <= size or not (self.spec.batch_independent and self.result.per_image):
+        if size is None or count <= size or not self._runs_in_batches:
             return call(inputs), size
         results = []
         with claim_checkpoint():  # without a checkpoint: no batch may resume from another's progress
@@ -449,12 +449,18 @@ class Method(Generic[P, R]):
 
         return call_on_objective
 
-    def _check_objective(self, value: Any) -> None:
-        """Refuse an objective as label where the method is not run on each image by itself."""
-        if isinstance(value, Objective) and not (self.spec.batch_independent and self.result.per_image):
-            raise InputError(
-                f"{self.spec.short_name} takes labels of exclusive classes, one per image, not {value}"
-            )
+    def _on_objectives(self, model: Model, labels: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs for several images and an objective as label: a classifier of each, labels 1."""
+        names = {declared.role: declared.name for declared in self.spec.inputs}
+        images = inputs[names["images"]]
+        views = ObjectiveClassifier.of_images(model, inputs[labels], images)
+        ones = torch.ones(len(images), dtype=torch.long, device=images.device)
+        return {**inputs, names["model"]: views, labels: ones}
+
+    @property
+    def _runs_in_batches(self) -> bool:
+        """Whether the rows of a result depend on their own images alone, so that batches can be joined."""
+        return self.spec.batch_independent and bool(self.result.per_image)
 
 
 def _roles_in(metadata: Sequence[Any], annotation: Any) -> Iterator[str]:

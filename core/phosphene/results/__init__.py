@@ -13,6 +13,7 @@ from .patches import Patches
 from .provenance import Provenance
 from .result_stream import ResultStream
 from .segmentation import Segmentation
+from .sequence import ResultSequence
 from .stylization import Stylization
 from .synthesis import Synthesis
 from .trained_network import TrainedNetwork
@@ -29,6 +30,7 @@ __all__ = [
     "Provenance",
     "Result",
     "ResultStream",
+    "ResultSequence",
     "Segmentation",
     "Stylization",
     "Synthesis",

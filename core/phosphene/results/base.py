@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import os
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -95,6 +96,15 @@ def write_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise InputError(f"the figure cannot be written to {file}: {error_text(error)}") from error
     return file
+
+
+def _refuse_option(name: str) -> None:
+    """Raise an error for an option that ``figure`` does not have, with the nearest one."""
+    options = ("cmap", "alpha", "columns", "titles", "dpi")
+    if re.fullmatch("colou?r(_?map)?s?", name):
+        listed = ", ".join(options)
+        raise InputError(f"no option of a figure {name!r}; figure() has {listed} - did you mean 'cmap'?")
+    raise UnknownName("option of a figure", name, options, "figure()")
 
 
 @contextmanager
@@ -228,17 +238,19 @@ class Result:
         columns: int | None = None,
         titles: Sequence[str] | Literal[False] | None = None,
         dpi: float | None = None,
+        **unknown: Any,
     ) -> Figure:
         """The result as a matplotlib figure: all panels, or the chart of a result type that has one.
 
         Args:
-            cmap: matplotlib's name of the colour map of maps, such as "viridis".
+            cmap: matplotlib's name of the color map of maps, such as "viridis".
             alpha: opacity of maps that are laid over images, 0 to 1.
             columns: number of panels in a row, rounded down to complete groups.
             titles: a title for each panel, in order; False for none.
             dpi: dots per inch.
 
         Raises:
+            UnknownName: an option that does not exist, with the nearest one.
             InputError: an option without an effect on this result, or a result without images to draw.
 
         Example::
@@ -247,6 +259,8 @@ class Result:
             result = run("grad_cam", images="builtin:scenes/2")
             result.figure(cmap="viridis", alpha=0.7, dpi=300).savefig("maps.png")
         """
+        if unknown:
+            _refuse_option(next(iter(unknown)))
         if dpi is not None and not (isinstance(dpi, (int, float)) and 1 <= dpi <= _MAX_DPI):
             raise InputError(f"dpi is a number from 1 to {_MAX_DPI}, not {value_repr(dpi)}")
         with map_style(cmap, alpha) as style, _explain_saved_fields(self):
@@ -360,13 +374,17 @@ class Result:
     def table(self) -> Table:
         """The result as a table, values by column: a row for each image, unless the type says otherwise.
 
-        Images, maps and other fields of more than two axes are left out. Raises InputError for a result
+        The column ``file`` names the images that were read from files. Images, maps and other fields of more
+        than two axes are left out. Raises InputError for a result
         without a table.
         """
         rows = [name for name, axes in self.shapes.items() if axes.split()[0] == "N"]
         table = image_table(dict(self.fields()), list(dict.fromkeys([*self.per_image, *rows])))
         if not table:
             raise InputError(f"a {type(self).__name__} has no table; to_numpy() returns its tensors")
+        files = self.provenance.files if self.provenance else ()
+        if len(files) == len(table["image"]):
+            table = {"image": table["image"], "file": list(files), **table}
         return table
 
     def to_pandas(self) -> pandas.DataFrame:

@@ -26,3 +26,5 @@ class Provenance(BaseModel):
     seconds: float
     #: Where Ctrl-C ended it early ("after 12 of 200 steps"); None if it is complete.
     interrupted: str | None = None
+    #: The files of the images, where all were files.
+    files: tuple[str, ...] = ()

@@ -6,7 +6,15 @@ from .dataset import Dataset
 from .denoiser import Denoiser
 from .generator import Generator
 from .guide import Guide
-from .images import Content, Images, check_images, check_pixels, read_images
+from .images import (
+    Content,
+    DifferentSizesError,
+    Images,
+    check_images,
+    check_pixels,
+    image_files,
+    read_images,
+)
 from .labels import Labels
 from .masks import Masks
 from .model import Model
@@ -25,6 +33,7 @@ __all__ = [
     "Content",
     "Dataset",
     "Denoiser",
+    "DifferentSizesError",
     "Frames",
     "Generator",
     "Guide",
@@ -48,6 +57,7 @@ __all__ = [
     "check_pixels",
     "check_type",
     "image_count",
+    "image_files",
     "model_for_inputs",
     "read_images",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -36,6 +36,37 @@ _MOST_BUNDLED = 10_000
 
 #: Largest side of ``size``.
 _LARGEST_SIDE = 16_384
+
+
+class DifferentSizesError(InputError):
+    """Images of different sizes, which are no batch: ``images``, each (1, C, H, W), and their ``files``.
+
+    ``files`` is empty where not all of them were read from files.
+    """
+
+    def __init__(self, images: Sequence[Tensor], files: Sequence[str]) -> None:
+        self.images, self.files = tuple(images), tuple(files)
+        sizes = sorted({tuple(image.shape[2:]) for image in images})
+        listed = ", ".join(f"{height}x{width}" for height, width in sizes[:4])
+        super().__init__(
+            f"images of different sizes cannot be one batch: {listed}{', ...' if len(sizes) > 4 else ''} "
+            "(height x width). Resize and crop files and Pillow images to one size: --image-size 256, "
+            'images={"files": ..., "size": 256} or read_images(files, size=256); or run each on its own'
+        )
+
+    def __reduce__(self) -> tuple[type[DifferentSizesError], tuple[Any, Any]]:
+        return DifferentSizesError, (self.images, self.files)
+
+
+def image_files(value: Any) -> tuple[str, ...]:
+    """The file of each image, where all images are files, as paths, folders or patterns; else empty."""
+    value = value.get("files") if isinstance(value, Mapping) else value
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(item, (str, os.PathLike)) for item in items):
+        return ()
+    if any(str(item).startswith("builtin:") for item in items):
+        return ()
+    return tuple(str(path) for item in items for path in expand_path(item))
 
 
 def check_pixels(value: Any, channels: int | None = None) -> Tensor:
@@ -108,13 +139,8 @@ def read_images(
     if isinstance(value, Mapping):
         value, size = _read_request(value, size)
     images = list(read_items(value, model, None if size is None else _read_size(size)))
-    if len(sizes := sorted({tuple(image.shape[2:]) for image in images})) > 1:
-        listed = ", ".join(f"{height}x{width}" for height, width in sizes[:4])
-        raise InputError(
-            f"images of different sizes cannot be one batch: {listed}{', ...' if len(sizes) > 4 else ''} "
-            "(height x width). Resize and crop files and Pillow images to one size: --image-size 256, "
-            'images={"files": ..., "size": 256} or read_images(files, size=256); or run each on its own'
-        )
+    if len({tuple(image.shape[2:]) for image in images}) > 1:
+        raise DifferentSizesError([image for batch in images for image in batch.split(1)], image_files(value))
     if len(counts := sorted({image.shape[1] for image in images})) > 1:
         raise InputError(f"images of {' and '.join(map(str, counts))} channels cannot be one batch")
     return torch.cat(images)

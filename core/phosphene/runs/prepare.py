@@ -16,7 +16,7 @@ from ..progress import ProgressEvent, check_reporter
 from ..registry.lookup import methods
 from ..registry.method import Method
 from ..results import TrainedNetwork
-from ..roles import ROLES, InputContext
+from ..roles import ROLES, InputContext, image_files
 from ..torch_state import cpu_by_default
 from .executors import find_executor
 from .prepared_run import PreparedRun
@@ -47,6 +47,7 @@ def prepare(
     # The default labels run the model; tensors created in inference mode could never be differentiated.
     with max_batch(batch_size), torch.inference_mode(False), cpu_by_default():
         inputs = read_inputs(method, arguments, complete, device)
+        files = _image_files(method, arguments)
         complete = method.resolve_layers(complete, inputs)
     return PreparedRun(
         method=name if isinstance(name, str) else method.spec.short_name,
@@ -55,6 +56,7 @@ def prepare(
         batch_size=batch_size,
         progress=progress,
         executor=executor,
+        files=files,
         implementation=method,
         complete_params=complete,
     )
@@ -82,6 +84,13 @@ def read_inputs(
         value = ROLES[declared.role].make(arguments.get(declared.name), context)
         method.add_checked(inputs, declared, move_to_device(value, device), params)
     return inputs
+
+
+def _image_files(method: Method[..., Any], arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the files of the images; empty for images that are none."""
+    declared = method.spec.input("images")
+    value = None if declared is None else arguments.get(declared.name)
+    return () if value is None else image_files(value)
 
 
 def move_to_device(value: Any, device: str | torch.device | None, dtype: torch.dtype | None = None) -> Any:

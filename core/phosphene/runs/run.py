@@ -14,9 +14,11 @@ from ..graceful_stop import allow_early_stop
 from ..progress import ProgressEvent
 from ..registry.method import Method
 from ..results import Result, check_output_folder
+from ..roles import DifferentSizesError
 from ..torch_state import restored
 from .executors import execute
 from .prepare import find_method, prepare
+from .separate_images import run_separately
 from .streams import is_streamed, run_stream
 
 
@@ -49,6 +51,10 @@ def run(
             a path, a list, a folder or ``builtin:scenes/8``; a target is ``"tabby"`` or ``"layer4[17]"``; a
             data set is a folder or a ``Dataset``.
 
+    Images of different sizes are no batch: a method whose results belong to single images runs on each by
+    itself, and ``run`` returns a ``ResultSequence``, a result for each image in order, saved in ``out/000``,
+    ``out/001``, ... Other methods refuse them.
+
     The first Ctrl-C or SIGTERM ends an optimisation after the current step and returns its result, with the
     step in ``provenance.interrupted``. A second one, and any in other work, raises KeyboardInterrupt.
     """
@@ -65,7 +71,10 @@ def run(
     if out is not None:
         check_output_folder(out)
     how: dict[str, Any] = {"device": device, "batch_size": batch_size, "progress": progress}
-    prepared = prepare(name, executor=executor, **how, **arguments)
+    try:
+        prepared = prepare(name, executor=executor, **how, **arguments)
+    except DifferentSizesError as error:
+        return run_separately(run, name, error, arguments, out=out, executor=executor, **how)
     identity = None if out is None else prepared.identity()
     with ExitStack() as stack:
         checkpoint = None

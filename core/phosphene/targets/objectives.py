@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from ..models import Model
 
 
+class AbsentObjective(InputError):
+    """An image without the object that an objective names: no such region is predicted, no such box found."""
+
+
 class Objective(ABC):
     """A scalar per image, to be explained, maximized or minimized, or changed in sign by an attack."""
 
@@ -58,6 +62,10 @@ class Objective(ABC):
 
     def unresolved(self) -> Objective:
         """The target for other images: without the class, region or box that earlier ones fixed."""
+        return self
+
+    def for_model(self, model: Model) -> Objective:
+        """The same target for another model with the same classes."""
         return self
 
     def names(self, model: Model, count: int) -> tuple[str, ...]:
