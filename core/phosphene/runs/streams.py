@@ -198,7 +198,7 @@ class _Batches:
             first=None,  # type: ignore[arg-type]
         )
         indices = tuple(range(min(size, len(dataset))))
-        values = batches._inputs(Batch(indices, dataset.read(indices)))
+        values = batches._inputs(Batch(indices, dataset.read(indices), dataset))
         first = prepare(name, **{**how, "batch_size": size}, progress=False, **values, **params)
         # Read once: networks, styles, a target.
         shared = [i.name for i in spec.inputs if i.role not in _PER_IMAGE or i.role == "target"]
