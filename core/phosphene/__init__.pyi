@@ -6,6 +6,7 @@ from .data.bundled import SceneDataset as SceneDataset
 from .data.datasets import Dataset as Dataset
 from .data.datasets import TensorDataset as TensorDataset
 from .data.folders import FolderDataset as FolderDataset
+from .data.folds import Fold as Fold
 from .data.resumable import resumable as resumable
 from .data.resumable import resumable_batches as resumable_batches
 from .errors import DivergenceError as DivergenceError
@@ -22,11 +23,11 @@ from .hooks.backward_rules import deconvnet as deconvnet
 from .hooks.backward_rules import guided as guided
 from .hooks.backward_rules import rewrite_backward as rewrite_backward
 from .models import Model as Model
-from .models import attention_maps as attention_maps
 from .models import load_model as load_model
 from .models.batch_size import batch_size as batch_size
 from .models.batch_size import max_batch as max_batch
 from .models.receptive_fields import receptive_fields as receptive_fields
+from .models.unit_centers import attention_centers as attention_centers
 from .models.unit_centers import unit_centers as unit_centers
 from .precision import at_least_float32 as at_least_float32
 from .precision import float64_device as float64_device

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import stat
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from torch import Tensor
 from .files.system import error_text, sync
 from .files.tensors import save_tensors
 from .files.work_folders import WRITING, sweep, work_folder
+from .rows import Rows
 
 #: Seconds between two writes: the most work that a crash loses.
 INTERVAL = 10.0
@@ -31,6 +34,9 @@ RESUME_HINT = "the progress is saved: the same run with the same output folder r
 
 
 _METADATA = "phosphene"
+
+#: The name of the folder of rows beside a checkpoint: its name, and random digits.
+_ROWS = r"{}\.rows-[0-9a-f]{{8}}"
 
 
 class CheckpointWarning(UserWarning):
@@ -58,6 +64,9 @@ class Checkpoint:
     stored: bool = field(default=False, init=False)
     #: Whether writing failed: it is not tried again before the end of the run.
     failed: bool = field(default=False, init=False)
+    #: The hidden folder with the rows of folds, and one of an earlier run that is replaced.
+    rows: Path | None = field(default=None, init=False)
+    replaced_rows: Path | None = field(default=None, init=False)
     #: Whether a file that is no checkpoint has the checkpoint's name.
     blocked: bool = field(default=False, init=False)
     _written: float = field(default_factory=time.monotonic)
@@ -80,7 +89,11 @@ class Checkpoint:
             return
         with safe_open(self.file, "pt") as file:
             metadata = json.loads((file.metadata() or {})[_METADATA])
-            if metadata["identity"] == self.identity:
+            rows = self._rows_folder(metadata.get("rows"))
+            if metadata["identity"] != self.identity:
+                self.replaced_rows = rows
+            elif rows is None or _is_folder(rows):
+                self.rows = rows
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 self.seed, self.state = metadata["seed"], metadata["state"] | tensors
                 self.stored = True
@@ -91,12 +104,42 @@ class Checkpoint:
         if error is None and not self.unfinished:
             try:
                 self.file.unlink(missing_ok=True)
+                for folder in (self.rows, self.replaced_rows):
+                    _remove_rows(folder)
             except OSError as problem:
                 self._warn(f"the checkpoint {self.file} cannot be deleted", problem)
         elif self.state:
             self.write()
             if error is not None and self.stored:
                 error.add_note(RESUME_HINT)
+
+    def _rows_folder(self, name: Any) -> Path | None:
+        """The folder of rows that a checkpoint names; ValueError for a name that is no such folder's."""
+        if name is None:
+            return None
+        if not isinstance(name, str) or not re.fullmatch(_ROWS.format(re.escape(self.file.name)), name):
+            raise ValueError(f"it names an invalid folder {name!r:.80}")
+        return self.file.with_name(name)
+
+    def store_rows(self, name: str, rows: Rows) -> None:
+        """Store the rows that are merged into ``rows`` from now on in a file, each once.
+
+        Where no checkpoint can be written, they stay in memory.
+        """
+        if self.rows is None and not self.failed:
+            folder = self.file.with_name(f"{self.file.name}.rows-{secrets.token_hex(4)}")
+            self.rows = folder
+            self.write()  # first, so that a folder of a killed run is named by its checkpoint
+            try:
+                if not self.failed:
+                    folder.mkdir(0o700)
+            except OSError as error:
+                self._fail(error)
+        if not self.failed and self.rows is not None:
+            try:
+                rows.to_file(self.rows / f"{name}.rows", self._fail)
+            except OSError as error:
+                self._fail(error)
 
     def due(self) -> bool:
         """Whether the interval is over, so that the state is to be written."""
@@ -107,14 +150,23 @@ class Checkpoint:
         try:
             self._write()
         except (OSError, SafetensorError) as error:
-            if not self.failed:
-                self.failed = True
-                self._warn(f"the checkpoint {self.file} cannot be written", error)
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if not self.failed:
+            self.failed = True
+            self._warn(f"the checkpoint {self.file} cannot be written", error)
 
     def _write(self) -> None:
         tensors = {name: value for name, value in self.state.items() if isinstance(value, Tensor)}
         rest = {name: value for name, value in self.state.items() if name not in tensors}
-        metadata = json.dumps({"identity": self.identity, "seed": self.seed, "state": rest})
+        for name, value in rest.items():
+            if isinstance(value, Rows):
+                value.sync()
+                tensors |= {f"{name}.{n}": chunk for n, chunk in enumerate(value.chunks.values())}
+                rest[name] = value.record()
+        rows = {} if self.rows is None else {"rows": self.rows.name}
+        metadata = json.dumps({"identity": self.identity, "seed": self.seed, "state": rest, **rows})
         stored = {
             n: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
             for n, t in tensors.items()
@@ -127,12 +179,29 @@ class Checkpoint:
             sync(partial / "checkpoint")
             os.replace(partial / "checkpoint", self.file)
         sync(self.file.parent)
+        _remove_rows(self.replaced_rows)
+        self.replaced_rows = None
         self.stored = True
         self._written = time.monotonic()
 
     def _warn(self, problem: str, error: Exception) -> None:
         text = f"{problem} ({error_text(error)}): the run continues, but cannot resume if it is interrupted"
         warnings.warn(text, CheckpointWarning, stacklevel=2)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _remove_rows(folder: Path | None) -> None:
+    """Remove a folder of rows; other files in it, and what is no folder, stay."""
+    if folder is not None and _is_folder(folder):
+        for file in folder.glob("*.rows"):
+            file.unlink()
+        folder.rmdir()
 
 
 def checkpoint_path(out: str | os.PathLike[str]) -> Path:
@@ -206,13 +275,27 @@ class CheckpointSlot:
             saved = self._checkpoint.state.items()
             self.state = {k.removeprefix(self._name): v for k, v in saved if k.startswith(self._name)}
 
+    @property
+    def rows_folder(self) -> Path | None:
+        """The folder with the rows that were stored before an interruption."""
+        return None if self._checkpoint is None else self._checkpoint.rows
+
+    def store_rows(self, name: str, rows: Rows) -> None:
+        """Store the rows that are merged into ``rows`` in a file, if this run has a checkpoint."""
+        if self._checkpoint is not None:
+            self._checkpoint.store_rows(self._name + name, rows)
+
     def due(self) -> bool:
         """Whether the interval is over, so that a state that is costly to assemble will be written."""
         return self._checkpoint is not None and self._checkpoint.due()
 
-    def save(self, **state: Any) -> None:
-        """``save_progress`` for this loop alone. Its tensors must not be changed in place afterwards."""
+    def save(self, state: Mapping[str, Any], *, write: bool = True) -> None:
+        """``save_progress`` for this loop alone. Its tensors must not be changed in place afterwards.
+
+        ``write=False``: it is written only if the run is interrupted by an exception.
+        """
         if self._checkpoint is not None:
-            save_progress(
-                **self._checkpoint.state | {self._name + name: value for name, value in state.items()}
-            )
+            values = {self._name + name: value for name, value in state.items()}
+            self._checkpoint.state = self._checkpoint.state | values
+            if write and self._checkpoint.due():
+                self._checkpoint.write()

@@ -49,6 +49,10 @@ _RUN_OPTIONS: dict[str, tuple[Any, str]] = {
     "out": (str | None, "folder to save the result in [default phosphene-out/NAME]"),
     "batch_size": (int | None, "largest number of images in one pass through the model"),
     "device": (str | None, "device: cpu, cuda"),
+    "stream": (
+        bool,
+        "read the images batch by batch, as a data set, and save a row for each in shards, for any number",
+    ),
     "executor": (str | None, "where the run is executed: local, or the name of a plugin's executor"),
     "json": (str | None, "JSON file with the request (- for standard input); the response is JSON, too"),
     "events": (bool, "progress as JSON lines on standard error, instead of bars"),
@@ -160,7 +164,7 @@ def _run(method: Method[..., Any], **values: Any) -> None:
 
 
 #: The arguments of ``run`` that are options of every method.
-_RUN_ARGUMENTS = ("out", "device", "batch_size", "executor")
+_RUN_ARGUMENTS = ("out", "device", "batch_size", "executor", "stream")
 
 
 def _arguments(spec: MethodSpec, values: dict[str, Any]) -> dict[str, Any]:
@@ -188,4 +192,4 @@ def _arguments(spec: MethodSpec, values: dict[str, Any]) -> dict[str, Any]:
         if images.name not in arguments:
             raise InputError(f"--image-size is an option of files: add --{images.name}")
         arguments[images.name] = {"files": arguments[images.name], "size": size}
-    return arguments | {key: v for key in _RUN_ARGUMENTS if (v := values[f"_{key}"]) is not None}
+    return arguments | {k: v for k in _RUN_ARGUMENTS if (v := values[f"_{k}"]) is not None and v is not False}

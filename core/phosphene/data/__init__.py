@@ -1,9 +1,11 @@
 """Data sets: files, annotations, tensors, torch data sets and the bundled scenes, read in batches."""
 
+from ..rows import LabelRows, Rows
 from .annotations import CocoDataset, VocDataset
 from .bundled import SceneDataset, TextureDataset
 from .datasets import Batch, Dataset, TensorDataset, stack
 from .folders import FileDataset, FolderDataset
+from .folds import Fold, ShardExecutor, State, shard_ranges, shard_state, use_shard_executor
 from .items import Item, ItemDataset
 from .localization import Localization, dilate_masks, localization, peak_hits
 from .manifests import ManifestDataset
@@ -16,12 +18,17 @@ __all__ = [
     "CocoDataset",
     "Dataset",
     "FileDataset",
+    "Fold",
     "FolderDataset",
     "Item",
     "ItemDataset",
+    "LabelRows",
     "Localization",
     "ManifestDataset",
+    "Rows",
     "SceneDataset",
+    "ShardExecutor",
+    "State",
     "TensorDataset",
     "TextureDataset",
     "TorchDataset",
@@ -32,5 +39,8 @@ __all__ = [
     "peak_hits",
     "resumable",
     "resumable_batches",
+    "shard_ranges",
+    "shard_state",
     "stack",
+    "use_shard_executor",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,6 +18,22 @@ class Batch:
 
     indices: tuple[int, ...]
     images: Tensor
+    dataset: Dataset = field(repr=False)
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The class names of the images; None for a data set without classes."""
+        return self.dataset.labels(self.indices)
+
+    @property
+    def masks(self) -> Tensor | None:
+        """Masks (n, H, W) bool of the objects; None where an image has none."""
+        return self.dataset.masks(self.indices)
+
+    @property
+    def boxes(self) -> tuple[Tensor, ...] | None:
+        """Boxes (K, 4) of the objects of each image; None where an image has none."""
+        return self.dataset.boxes(self.indices)
 
 
 class Dataset(ABC):
@@ -51,11 +67,10 @@ class Dataset(ABC):
         """
         return None
 
-    def batches(self, size: int, start: int = 0) -> Iterator[Batch]:
-        """All images in order, at most ``size`` at a time, starting at index ``start``."""
-        for first in range(start, len(self), size):
-            indices = tuple(range(first, min(first + size, len(self))))
-            yield Batch(indices, self.read(indices))
+    def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """The images from index ``start`` to ``stop`` (default: all) in order, at most ``size`` at a time."""
+        for indices in batch_indices(len(self), size, start, stop):
+            yield Batch(indices, self.read(indices), self)
 
 
 @dataclass(eq=False)
@@ -80,6 +95,12 @@ class TensorDataset(Dataset):
 
     def masks(self, indices: Sequence[int]) -> Tensor | None:
         return None if self.objects is None else self.objects[list(indices)]
+
+
+def batch_indices(length: int, size: int, start: int, stop: int | None) -> list[tuple[int, ...]]:
+    """The indices of every batch of at most ``size`` images from ``start`` to ``stop`` of ``length``."""
+    stop = length if stop is None else stop
+    return [tuple(range(first, min(first + size, stop))) for first in range(start, stop, size)]
 
 
 def stack(images: Sequence[Tensor]) -> Tensor:

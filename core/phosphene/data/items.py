@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..images.decode import array_masks, decode_image, item_pixels, open_rgb, read_image, to_rgb
 from ..images.paths import MASK_SUFFIX
-from .datasets import Batch, Dataset, stack
+from .datasets import Batch, Dataset, batch_indices, stack
 
 #: Reads a file, or a Pillow image, as a tensor (C, H, W); resizes and crops it as for a model.
 Transform = Callable[[Any], Tensor]
@@ -76,16 +76,15 @@ class ItemDataset(Dataset):
         present = [box for box in boxes if box is not None]
         return tuple(present) if len(present) == len(boxes) else None
 
-    def batches(self, size: int, start: int = 0) -> Iterator[Batch]:
-        """All images in order; the next batch is decoded while the last one is used."""
-        starts = range(start, len(self), size)
-        parts = [tuple(range(first, min(first + size, len(self)))) for first in starts]
+    def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """The images in order; the next batch is decoded while the last one is used."""
+        parts = batch_indices(len(self), size, start, stop)
         with ThreadPoolExecutor(max_workers=1) as pool:
             pending = [pool.submit(self.read, part) for part in parts[:1]]
             for number, part in enumerate(parts):
                 images = pending.pop().result()
                 pending += [pool.submit(self.read, following) for following in parts[number + 1 : number + 2]]
-                yield Batch(part, images)
+                yield Batch(part, images, self)
 
     def _map(self, function: Callable[[int], Any], indices: Sequence[int]) -> list[Any]:
         with ThreadPoolExecutor(max_workers=_THREADS) as pool:

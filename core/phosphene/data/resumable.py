@@ -66,4 +66,4 @@ def _save_after_each(
     """The items of ``steps``; after each one, ``state`` is saved with its position."""
     for done, item in steps:
         yield item
-        slot.save(**state, done=done)
+        slot.save({**state, "done": done})

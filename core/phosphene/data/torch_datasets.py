@@ -73,13 +73,13 @@ class TorchDataset(ItemDataset):
         labels = [self._labels[index] for index in indices]
         return None if None in labels else tuple(label for label in labels if label is not None)
 
-    def batches(self, size: int, start: int = 0) -> Iterator[Batch]:
-        """All images in order, decoded by the workers of the ``DataLoader``, if one was passed."""
+    def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """The images in order, decoded by the workers of the ``DataLoader``, if one was passed."""
         if self._loader is None or not self._loader.num_workers:
-            yield from super().batches(size, start)
+            yield from super().batches(size, start, stop)
             return
         loader = DataLoader(
-            _Rows(self, start),
+            _Rows(self, range(start, len(self) if stop is None else stop)),
             batch_size=size,
             num_workers=self._loader.num_workers,
             prefetch_factor=self._loader.prefetch_factor,
@@ -91,7 +91,7 @@ class TorchDataset(ItemDataset):
         for rows in loader:
             indices = tuple(range(first, first + len(rows)))
             self._labels.update(zip(indices, (label for _, label in rows), strict=True))
-            yield Batch(indices, stack([image for image, _ in rows]))
+            yield Batch(indices, stack([image for image, _ in rows]), self)
             first += len(rows)
 
     def _map(self, function: Callable[[int], Any], indices: Sequence[int]) -> list[Any]:
@@ -150,16 +150,16 @@ class TorchDataset(ItemDataset):
 
 
 class _Rows(torch.utils.data.Dataset[tuple[Tensor, str | None]]):
-    """Images and labels from an index on, for the workers of a ``DataLoader``."""
+    """Images and labels of some indices, for the workers of a ``DataLoader``."""
 
-    def __init__(self, dataset: TorchDataset, start: int) -> None:
-        self._dataset, self._start = dataset, start
+    def __init__(self, dataset: TorchDataset, indices: range) -> None:
+        self._dataset, self._indices = dataset, indices
 
     def __len__(self) -> int:
-        return len(self._dataset) - self._start
+        return len(self._indices)
 
     def __getitem__(self, row: int) -> tuple[Tensor, str | None]:
-        index = self._start + row
+        index = self._indices[row]
         return self._dataset._image(index), self._dataset.item(index).label
 
 

@@ -220,27 +220,31 @@ def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         yield work / WRITING
         system.sync_tree(work / WRITING)
         (work / WRITING).rename(work / READY)
-        _replace(work, target)
+        replace_folder(work / READY, work / OLD, target)
         system.sync(target.parent)
 
 
-def _replace(work: Path, target: Path) -> None:
-    """Rename the complete folder in ``work`` to ``target``; an earlier one is in ``work`` afterwards."""
+def replace_folder(ready: Path, old: Path, target: Path) -> None:
+    """Rename a complete folder to ``target``.
+
+    An earlier folder there is afterwards at ``ready``, or, on a system that cannot exchange folders, at
+    ``old`` with a digit.
+    """
     for attempt in range(20):  # another process may replace ``target`` between two calls
         try:
             if target.is_dir():
                 _check_replaceable(target)
-                shutil.copymode(target, work / READY)
-                _link_other_files(target, work / READY)
-                if system.exchange(work / READY, target):
+                shutil.copymode(target, ready)
+                _link_other_files(target, ready)
+                if system.exchange(ready, target):
                     return
                 with system.lock(target.parent):
-                    system.move(target, work / f"{OLD}{attempt}")
-                    system.move(work / READY, target)
+                    system.move(target, old.with_name(f"{old.name}{attempt}"))
+                    system.move(ready, target)
                 return
             elif os.path.lexists(target):
                 raise InputError(f"{target} is a file now; results are saved in a folder")
-            system.move(work / READY, target)
+            system.move(ready, target)
             return
         except (FileNotFoundError, FileExistsError):
             continue

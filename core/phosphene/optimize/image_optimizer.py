@@ -179,7 +179,7 @@ def _save(
         state["frames"] = torch.stack(record.frames)
     # Cloned, because the file may be written after further steps have changed these tensors in place.
     copies = {name: value.clone() for name, value in state.items()}
-    checkpoint.save(generator=generator.get_state(), **copies)
+    checkpoint.save({"generator": generator.get_state(), **copies})
 
 
 def _resume(

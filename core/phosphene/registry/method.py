@@ -250,6 +250,11 @@ class Method(Generic[P, R]):
         declared = self.spec.input("model")
         return inputs.get(declared.name) if declared else None
 
+    def _modules(self, inputs: Mapping[str, Any]) -> list[nn.Module]:
+        """The networks of all models among the inputs."""
+        names = [i.name for i in self.spec.inputs if i.role in ("model", "other_model")]
+        return [inputs[name].module for name in names if inputs[name] is not None]
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         names = [i.name for i in self.spec.inputs]
         if len(args) > len(names):
@@ -288,7 +293,7 @@ class Method(Generic[P, R]):
             gradients = not {"gradients", "training"}.isdisjoint(self.spec.needs)
             with (
                 torch.set_grad_enabled(gradients),
-                guard(*([model.module] if model is not None else [])),
+                guard(*self._modules(inputs)),
                 deterministic_algorithms(on_cuda),
                 self._seeded(params),
                 allow_optimized(model, sum(self.passes(inputs, params) or ())) as optimized,
@@ -370,10 +375,14 @@ class Method(Generic[P, R]):
         return self.spec.cost.evaluate(params, **sizes | counted, **self.sizes(self._model(inputs), params))
 
     def sizes(self, model: Model | None, params: Mapping[str, Any]) -> dict[str, Any]:
-        """``channels`` and ``stages`` for the declared cost, where it depends on them."""
+        """The sizes of the model that the declared cost depends on."""
         if model is None or (cost := self.spec.cost) is None:
             return {}
         sizes: dict[str, Any] = {"stages": model.structure.stages} if cost.depends_on("stages") else {}
+        if cost.depends_on("attention_layers") or cost.depends_on("attention_heads"):
+            attention = model.attention_layers.values()
+            sizes["attention_layers"] = len(attention)
+            sizes["attention_heads"] = sum(layer.heads for layer in attention)
         if not cost.depends_on("channels"):
             return sizes
         if (chosen := params.get("channels", "all")) != "all":

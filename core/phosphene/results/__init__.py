@@ -11,6 +11,7 @@ from .neighbors import Neighbors
 from .panel import panel
 from .patches import Patches
 from .provenance import Provenance
+from .result_stream import ResultStream
 from .segmentation import Segmentation
 from .sequence import ResultSequence
 from .stylization import Stylization
@@ -28,6 +29,7 @@ __all__ = [
     "Patches",
     "Provenance",
     "Result",
+    "ResultStream",
     "ResultSequence",
     "Segmentation",
     "Stylization",

@@ -213,6 +213,25 @@ class Result:
                 merged[name] = torch.cat(pad_rows(values), 1)
         return dataclasses.replace(results[0], **merged)
 
+    def select(self, rows: Sequence[int]) -> Self:
+        """The result of some images alone: their rows, in this order.
+
+        Its ``inputs`` are empty, since they are those of all images. Raises InputError for a result without
+        a row per image.
+        """
+        if not self.per_image:
+            raise InputError(f"a {type(self).__name__} has no row for each image")
+        selected: dict[str, Any] = {"inputs": {}}
+        for name in self.per_image:
+            value = getattr(self, name)
+            if value is not None:
+                tensor = isinstance(value, Tensor)
+                selected[name] = value[list(rows)] if tensor else tuple(value[row] for row in rows)
+        for name in self.per_step:
+            if (value := getattr(self, name)) is not None:
+                selected[name] = value[:, list(rows)]
+        return dataclasses.replace(self, **selected)
+
     @cpu_by_default()
     def figure(
         self,

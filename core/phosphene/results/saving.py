@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 FORMAT = 1
 
 
 def encode(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
-    """A value as JSON, its tensors added to ``tensors``: copies, since safetensors refuses shared memory."""
+    """A value as JSON, its tensors added to ``tensors``.
+
+    Only tensors that share memory with another are copied, since safetensors refuses them: the features of a
+    large data set are in a file, which is not read into memory.
+    """
     match value:
         case Tensor():
-            tensors[key] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            tensor = value.detach().cpu().contiguous()
+            storage = tensor.untyped_storage()
+            memory = {other.untyped_storage().data_ptr() for other in tensors.values()}
+            is_shared = storage.data_ptr() in memory or storage.nbytes() != tensor.nbytes
+            tensors[key] = tensor.clone() if is_shared else tensor
             return {"$tensor": key}
         case nn.Module():
             encode(value.state_dict(), key, tensors)

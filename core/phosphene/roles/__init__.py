@@ -18,6 +18,7 @@ from .images import (
 from .labels import Labels
 from .masks import Masks
 from .model import Model
+from .other_model import OtherModel
 from .parameters import Frames, LayerName, Seed
 from .start import Start
 from .styles import Styles
@@ -43,6 +44,7 @@ __all__ = [
     "LayerName",
     "Masks",
     "Model",
+    "OtherModel",
     "ROLES",
     "SampleRequest",
     "Seed",

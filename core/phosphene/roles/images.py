@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
-from ..data.open import open_dataset
+from ..data.datasets import Dataset
+from ..data.open import DATASET_SUFFIXES, open_dataset
 from ..errors import InputError, UnknownName, value_repr
 from ..images.decode import item_pixels, open_rgb, read_image, to_pixels
-from ..images.paths import expand_path
+from ..images.paths import expand_path, local_path
 from ..models import Model
 from ..spec.spec import Role
 from .base import InputContext, InputRole, SampleRequest, check_dense
@@ -171,13 +176,7 @@ def read_items(
 ) -> Iterator[Tensor]:
     """Each image, or batch of images, among the items of ``value``: (N, C, H, W). See ``read_images``."""
     channels = None if model is None else model.input_size[0]
-
-    def fit(image: Image.Image) -> Tensor:
-        if size is not None:
-            fitted = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
-            return to_pixels(fitted.convert("L") if channels == 1 else fitted)
-        return to_pixels(image) if model is None else model.transform(image)
-
+    fit = _image_transform(model, size)
     for item in as_list(value):
         if isinstance(item, str) and item.startswith("builtin:"):
             yield _bundled_images(item, model, size)
@@ -195,11 +194,73 @@ def read_items(
             )
 
 
+def _image_transform(
+    model: Model | None, size: tuple[int, int] | None
+) -> Callable[[str | Path | Image.Image], Tensor]:
+    """How a file or a Pillow image becomes an image (C, H, W): in ``size``, else as for the model."""
+
+    def fit(image: str | Path | Image.Image) -> Tensor:
+        pixels = image if isinstance(image, Image.Image) else open_rgb(image)
+        if size is not None:
+            fitted = ImageOps.fit(pixels, (size[1], size[0]), Image.Resampling.BICUBIC)
+            return to_pixels(fitted.convert("L") if model and model.input_size[0] == 1 else fitted)
+        return to_pixels(pixels) if model is None else model.transform(pixels)
+
+    return fit
+
+
+def read_dataset(value: Any, model: Model | None = None) -> Dataset:
+    """The images that ``read_images`` reads, as a data set that is read in batches; see ``open_dataset``.
+
+    A mapping with files and size is read in that size; other images as ``read_images`` does.
+    """
+    size = None
+    if isinstance(value, Mapping) and "files" in value:
+        value, size = _read_request(value, None)
+        size = None if size is None else _read_size(size)
+    default = (64, 64) if model is None else (model.input_size[1], model.input_size[2])
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        value = value[0]
+    is_path = isinstance(value, (str, os.PathLike))
+    if isinstance(value, Image.Image) or (
+        is_path and not _names_dataset(value) and local_path(value).is_file()
+    ):
+        value = [value]
+    return open_dataset(value, _image_transform(model, size), size or default)
+
+
+def is_dataset(value: Any) -> bool:
+    """Whether a value is read only as a data set, not as a batch of images.
+
+    That is a ``Dataset``, a torch data set or ``DataLoader``, another sequence of items such as a Hugging
+    Face data set, a manifest, a COCO file or a list of Pascal VOC.
+    """
+    if isinstance(value, Mapping) and not isinstance(value, (TorchDataset, DataLoader)):
+        return is_dataset(value["files"]) if "files" in value else False
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, (str, os.PathLike)):
+        return _names_dataset(value)
+    if isinstance(value, (list, tuple, Tensor, np.ndarray, Image.Image)):
+        return False
+    if isinstance(value, (Dataset, TorchDataset, DataLoader)):
+        return True
+    return hasattr(value, "__getitem__") and hasattr(value, "__len__")
+
+
+def _names_dataset(path: str | os.PathLike[str]) -> bool:
+    text = os.fspath(path)
+    return isinstance(text, str) and Path(text).suffix.lower() in DATASET_SUFFIXES
+
+
 def _bundled_images(uri: str, model: Model | None, size: tuple[int, int] | None) -> Tensor:
     default = (64, 64) if model is None else (model.input_size[1], model.input_size[2])
     dataset = open_dataset(uri, read_image, size or default)
     if len(dataset) > _MOST_BUNDLED:
-        raise InputError(f"{uri!r} are more images than a batch can hold, at most {_MOST_BUNDLED:,}")
+        raise InputError(
+            f"{uri!r} are more images than a batch can hold, at most {_MOST_BUNDLED:,}; "
+            "stream them: run(..., stream=True, out=folder)"
+        )
     return dataset.read(range(len(dataset)))
 
 

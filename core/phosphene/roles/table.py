@@ -16,6 +16,7 @@ from .images import IMAGES
 from .labels import LABELS
 from .masks import MASKS
 from .model import MODEL
+from .other_model import OTHER_MODEL
 from .start import START
 from .styles import STYLES
 from .stylizer import STYLIZER
@@ -25,7 +26,7 @@ from .texture import TEXTURE
 _CORE: dict[str, InputRole] = {
     role.name: role
     for role in (
-        *(MODEL, IMAGES, LABELS, MASKS, START, GUIDE, TARGET, DATASET, TEXTURE, STYLES),
+        *(MODEL, OTHER_MODEL, IMAGES, LABELS, MASKS, START, GUIDE, TARGET, DATASET, TEXTURE, STYLES),
         *(STYLIZER, ADAPTIVE_STYLIZER, DENOISER, GENERATOR),
     )
 }

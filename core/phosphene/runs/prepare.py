@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -38,26 +38,16 @@ def prepare(
     knows its cost (``passes()``) and recognizes its saved result (``produced(saved)``). Raises InputError,
     ModelError or UnknownName for what cannot run.
     """
-    if not isinstance(name, (str, Method)):
-        raise InputError(f"a method is a name such as 'pgd' or a Method, not a {type(name).__name__}")
-    method = methods[name] if isinstance(name, str) else name
+    method = find_method(name)
     find_executor(executor)
     check_reporter(progress)
     names = {i.name for i in method.spec.inputs}
     params = {n: v for n, v in arguments.items() if n not in names}
     complete = method.validate(params)  # before the model is loaded: bad parameters fail early
-    inputs: dict[str, Any] = {}
-    files: tuple[str, ...] = ()
-    owner = method.spec.input("model")
     # The default labels run the model; tensors created in inference mode could never be differentiated.
     with max_batch(batch_size), torch.inference_mode(False), cpu_by_default():
-        for declared in method.spec.inputs:
-            model = None if owner is None or declared.own_size else inputs.get(owner.name)
-            context = InputContext(model, inputs, load_result)
-            value = ROLES[declared.role].make(arguments.get(declared.name), context)
-            method.add_checked(inputs, declared, move_to_device(value, device), complete)
-            if declared.role == "images" and arguments.get(declared.name) is not None:
-                files = image_files(arguments[declared.name])
+        inputs = read_inputs(method, arguments, complete, device)
+        files = _image_files(method, arguments)
         complete = method.resolve_layers(complete, inputs)
     return PreparedRun(
         method=name if isinstance(name, str) else method.spec.short_name,
@@ -70,6 +60,37 @@ def prepare(
         implementation=method,
         complete_params=complete,
     )
+
+
+def find_method(name: str | Method[..., Any]) -> Method[..., Any]:
+    """The method of a name, or the ``Method`` itself. Raises InputError, UnknownName."""
+    if not isinstance(name, (str, Method)):
+        raise InputError(f"a method is a name such as 'pgd' or a Method, not a {type(name).__name__}")
+    return methods[name] if isinstance(name, str) else name
+
+
+def read_inputs(
+    method: Method[..., Any],
+    arguments: Mapping[str, Any],
+    params: Mapping[str, Any],
+    device: str | torch.device | None,
+) -> dict[str, Any]:
+    """The method's inputs by name, read from arguments of ``run`` and checked; ``params`` are complete."""
+    inputs: dict[str, Any] = {}
+    owner = method.spec.input("model")
+    for declared in method.spec.inputs:
+        model = None if owner is None or declared.own_size else inputs.get(owner.name)
+        context = InputContext(model, inputs, load_result)
+        value = ROLES[declared.role].make(arguments.get(declared.name), context)
+        method.add_checked(inputs, declared, move_to_device(value, device), params)
+    return inputs
+
+
+def _image_files(method: Method[..., Any], arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the files of the images; empty for images that are none."""
+    declared = method.spec.input("images")
+    value = None if declared is None else arguments.get(declared.name)
+    return () if value is None else image_files(value)
 
 
 def move_to_device(value: Any, device: str | torch.device | None, dtype: torch.dtype | None = None) -> Any:

@@ -17,7 +17,8 @@ from ..results import Result, check_output_folder
 from ..roles import DifferentSizesError
 from ..torch_state import restored
 from .executors import execute
-from .prepare import prepare
+from .prepare import find_method, prepare
+from .streams import is_streamed, run_stream
 
 
 @restored
@@ -29,6 +30,7 @@ def run(
     batch_size: int | None = None,
     progress: bool | None | Callable[[ProgressEvent], None] = None,
     executor: str = "local",
+    stream: bool | None = None,
     **arguments: Any,
 ) -> Result:
     """Run a method by name (or a ``Method``); default inputs are bundled images and models.
@@ -41,6 +43,9 @@ def run(
         batch_size: largest number of images in one pass through the model (default: what fits, up to 32).
         progress: False for no progress bars, or a callable that receives every ``ProgressEvent``.
         executor: where it runs, "local" or the name of a plugin's executor.
+        stream: True to run a per-image method batch by batch over images of which one batch is in memory at
+            a time, and to return a ``ResultStream`` in ``out``. None: only where ``images`` is a data set, a
+            manifest or a COCO file.
         arguments: the method's inputs and parameters. A model is a ``Model`` or a URI; images are a tensor,
             a path, a list, a folder or ``builtin:scenes/8``; a target is ``"tabby"`` or ``"layer4[17]"``; a
             data set is a folder or a ``Dataset``.
@@ -52,6 +57,16 @@ def run(
     The first Ctrl-C or SIGTERM ends an optimisation after the current step and returns its result, with the
     step in ``provenance.interrupted``. A second one, and any in other work, raises KeyboardInterrupt.
     """
+    if is_streamed(find_method(name), arguments, stream):
+        return run_stream(
+            name,
+            out=out,
+            device=device,
+            batch_size=batch_size,
+            progress=progress,
+            executor=executor,
+            **arguments,
+        )
     if out is not None:
         check_output_folder(out)
     how: dict[str, Any] = {"device": device, "batch_size": batch_size, "progress": progress}

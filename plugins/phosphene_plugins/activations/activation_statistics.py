@@ -1,6 +1,7 @@
 """Activation statistics: activation frequency, class selectivity and background reliance of channels."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -8,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import (
+    Fold,
     Method,
     Reference,
     TensorDataset,
@@ -16,9 +18,9 @@ from phosphene import (
     load_model,
     max_batch,
     method,
-    resumable_batches,
     to_float64,
 )
+from phosphene.data import Batch, Rows, State
 from phosphene.roles import Dataset, LayerName, Model
 from phosphene.spec import Agrees, Cost, UnitRange, size
 
@@ -160,57 +162,84 @@ def activation_statistics(
         Morcos et al. 2018, section 2.4 (selectivity); Hu et al. 2016, section 3 (dead channels).
     """
     layer = layer if layer is not None else model.last_map
-    state: dict[str, Any] = {"classes": []}
-    for batch in resumable_batches(dataset, batch_size(model), state, "activation statistics"):
+    return _Statistics(model, dataset, layer).run(dataset, batch_size(model))
+
+
+@dataclass
+class _Statistics(Fold[ChannelStatistics]):
+    """Sums over the images and positions; ``class_sums`` and ``class_sizes`` by the sorted ``classes``."""
+
+    title = "activation statistics"
+    model: Model
+    dataset: Dataset
+    layer: str
+
+    def start(self) -> State:
+        return {"image_active": Rows(), "classes": []}
+
+    def update(self, state: State, batch: Batch) -> State:
+        model = self.model
         images = batch.images.to(model.device, model.dtype)
-        features = model.features(images, layer)
+        features = model.features(images, self.layer)
         # (n, C, h, w); a vector is a map with one position.
-        maps = features[:, :, None, None] if features.ndim == 2 else model.maps(features, images, layer)
+        maps = features[:, :, None, None] if features.ndim == 2 else model.maps(features, images, self.layer)
         active, positive = maps > 0, maps.clamp(min=0)
-        _add(state, positions=torch.tensor([maps[:, 0].numel()]), active=active.sum((0, 2, 3)))
-        _add(state, active_images=active.any(3).any(2).sum(0))
-        _add(state, sum=to_float64(maps).sum((0, 2, 3)), squares=to_float64(maps).square().sum((0, 2, 3)))
-        if (labels := dataset.labels(batch.indices)) is not None:
-            state["classes"] = classes = list(dict.fromkeys([*state["classes"], *labels]))
+        sums: State = {
+            "positions": torch.tensor([maps[:, 0].numel()]),
+            "active": active.sum((0, 2, 3)),
+            "active_images": active.any(3).any(2).sum(0),
+            "sum": to_float64(maps).sum((0, 2, 3)),
+            "squares": to_float64(maps).square().sum((0, 2, 3)),
+        }
+        classes: list[str] = []
+        if (labels := batch.labels) is not None:
+            classes = sorted({*labels})
             rows = torch.tensor([classes.index(name) for name in labels])
             means = to_float64(positive).mean((2, 3)).cpu()
-            _add(
-                state, class_sums=torch.zeros(len(classes), maps.shape[1]).double().index_add(0, rows, means)
-            )
-            _add(state, class_sizes=torch.bincount(rows, minlength=len(classes)).double())
-        rows_with_masks, masks = _object_masks(dataset, batch.indices)
+            sums["class_sums"] = means.new_zeros(len(classes), maps.shape[1]).index_add(0, rows, means)
+            sums["class_sizes"] = torch.bincount(rows).double()
+        rows_with_masks, masks = _object_masks(batch)
         if rows_with_masks and maps.shape[2:].numel() > 1:
             covered = mask_coverage(masks.double(), (maps.shape[2], maps.shape[3]))
             masked = to_float64(positive[rows_with_masks])
-            _add(state, on_object=torch.einsum("nchw,nhw->c", masked, covered.to(masked.device)))
-            _add(state, masked_sum=masked.sum((0, 2, 3)))
-            _add(state, cells=torch.tensor([covered.numel()]), covered=covered.sum()[None])
-        fractions = to_float64(active.flatten(1)).mean(1).cpu()
-        state["image_active"] = torch.cat([state.get("image_active", fractions[:0]), fractions])
-    return _statistics(model, layer, dataset, state)
+            sums["on_object"] = torch.einsum("nchw,nhw->c", masked, covered.to(masked.device))
+            sums["masked_sum"] = masked.sum((0, 2, 3))
+            sums |= {"cells": torch.tensor([covered.numel()]), "covered": covered.sum()[None]}
+        fractions = Rows()
+        fractions.write(batch.indices[0], to_float64(active.flatten(1)).mean(1))
+        sums = {name: value.detach().cpu() for name, value in sums.items()}
+        return self.merge(state, sums | {"image_active": fractions, "classes": classes})
+
+    def merge(self, first: State, second: State) -> State:
+        sums = first | second
+        sums["image_active"] = first["image_active"].merge(second["image_active"])
+        sums["classes"] = sorted({*first["classes"], *second["classes"]})
+        for name in first.keys() & second.keys() - {"image_active", "classes"}:
+            values = [first[name], second[name]]
+            if name in ("class_sums", "class_sizes"):
+                values = [_align(s[name], s["classes"], sums["classes"]) for s in (first, second)]
+            sums[name] = values[0] + values[1]
+        return sums
+
+    def finish(self, state: State) -> ChannelStatistics:
+        return _statistics(self.model, self.layer, self.dataset, state)
 
 
-def _add(state: dict[str, Any], **values: Tensor) -> None:
-    """Add values to the sums in ``state``; a new class makes a value longer than its sum."""
-    for name, value in values.items():
-        value = value.detach().cpu()
-        if (total := state.get(name)) is not None:
-            padded = value.new_zeros(value.shape)
-            padded[: len(total)] = total
-            value = value + padded
-        state[name] = value
+def _align(values: Tensor, classes: list[str], all_classes: list[str]) -> Tensor:
+    """Rows of classes among those of all classes; zeros for the others."""
+    rows = torch.tensor([all_classes.index(name) for name in classes])
+    return values.new_zeros(len(all_classes), *values.shape[1:]).index_copy(0, rows, values)
 
 
-def _statistics(model: Model, layer: str, dataset: Dataset, sums: dict[str, Any]) -> ChannelStatistics:
+def _statistics(model: Model, layer: str, dataset: Dataset, sums: State) -> ChannelStatistics:
     def convert(value: Tensor) -> Tensor:
         return value.to(model.device, model.dtype)
 
     mean = sums["sum"] / sums["positions"]
-    classes = sorted(sums["classes"]) if len(sums["classes"]) > 1 else []
+    classes = sums["classes"] if len(sums["classes"]) > 1 else []
     selectivity, preferred_class, reliance, area = None, None, None, None
     if classes:
         means = sums["class_sums"] / sums["class_sizes"][:, None]
-        means = means[[sums["classes"].index(name) for name in classes]]
         largest, preferred_class = means.max(0)
         rest = (means.sum(0) - largest).clamp(min=0) / (len(classes) - 1)
         selectivity = convert(_ratio(largest - rest, largest + rest))
@@ -228,7 +257,7 @@ def _statistics(model: Model, layer: str, dataset: Dataset, sums: dict[str, Any]
         std=convert((sums["squares"] / sums["positions"] - mean.square()).clamp(min=0).sqrt()),
         dead=tuple((sums["active"] == 0).nonzero().flatten().tolist()),
         always_on=tuple((sums["active"] == sums["positions"]).nonzero().flatten().tolist()),
-        image_active_fraction=convert(sums["image_active"]),
+        image_active_fraction=convert(sums["image_active"].tensor()),
         ids=tuple(dataset.id(i) for i in range(len(dataset))),
         selectivity=selectivity,
         preferred_class=preferred_class,
@@ -243,11 +272,11 @@ def _ratio(part: Tensor, total: Tensor) -> Tensor:
     return torch.where(total > 0, part / total, 0)
 
 
-def _object_masks(dataset: Dataset, indices: Sequence[int]) -> tuple[list[int], Tensor]:
+def _object_masks(batch: Batch) -> tuple[list[int], Tensor]:
     """The rows of a batch whose objects have masks, and these masks."""
-    if (masks := dataset.masks(indices)) is not None:
-        return list(range(len(indices))), masks
-    single = {row: dataset.masks([index]) for row, index in enumerate(indices)}
+    if (masks := batch.masks) is not None:
+        return list(range(len(batch.indices))), masks
+    single = {row: batch.dataset.masks([index]) for row, index in enumerate(batch.indices)}
     available = {row: mask for row, mask in single.items() if mask is not None}
     return list(available), torch.cat(list(available.values())) if available else torch.empty(0)
 

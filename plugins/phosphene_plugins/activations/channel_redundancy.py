@@ -1,5 +1,6 @@
 """Channel redundancy: correlated channels of a layer, grouped by hierarchical clustering."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -9,6 +10,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 
 from phosphene import (
+    Fold,
     Method,
     Reference,
     TensorDataset,
@@ -17,10 +19,10 @@ from phosphene import (
     load_model,
     max_batch,
     method,
-    resumable_batches,
     to_float64,
     unit_centers,
 )
+from phosphene.data import Batch, State
 from phosphene.roles import Dataset, LayerName, Model
 from phosphene.spec import Agrees, Cost, size
 
@@ -148,23 +150,7 @@ def channel_redundancy(
         Li et al. 2015, section 2 (within-network correlation).
     """
     layer = layer if layer is not None else model.last_map
-    state: dict[str, Any] = {"count": 0}
-    for batch in resumable_batches(dataset, batch_size(model), state, "channel redundancy"):
-        maps = _channel_maps(model, batch.images.to(model.device, model.dtype), layer)
-        if "sum" not in state:
-            zeros = torch.zeros(maps.shape[1], dtype=torch.float64)
-            state |= {"sum": zeros, "products": torch.outer(zeros, zeros)}
-            state |= {"peak": zeros - torch.inf, "peak_image": zeros.long()}
-        for values in maps.flatten(2):  # one image at a time, since double precision needs twice the memory
-            values = to_float64(values)
-            # equivalent mutants: only products of two sums are used
-            state["sum"] = state["sum"] + values.sum(1).cpu()
-            state["products"] = state["products"] + (values @ values.T).cpu()
-        peaks, rows = (value.cpu() for value in to_float64(maps.amax((2, 3))).max(0))
-        larger = peaks > state["peak"]
-        state["peak"] = torch.where(larger, peaks, state["peak"])
-        state["peak_image"] = torch.where(larger, torch.tensor(batch.indices)[rows], state["peak_image"])
-        state["count"] += maps[:, 0].numel()
+    state = _Moments(model, layer).run(dataset, batch_size(model))
     similarity = _similarity(state["sum"], state["products"], state["count"], measure)
     groups, order = _cluster(similarity, threshold)
     above = similarity.triu(1) >= threshold
@@ -192,6 +178,39 @@ def channel_redundancy(
         maps=group_maps,
         centers=centers,
     )
+
+
+@dataclass
+class _Moments(Fold[State]):
+    """Sums and products of the channels, and the image of the largest activation of each."""
+
+    title = "channel redundancy"
+    model: Model
+    layer: str
+
+    def update(self, state: State, batch: Batch) -> State:
+        images = batch.images.to(self.model.device, self.model.dtype)
+        maps = _channel_maps(self.model, images, self.layer)
+        for row, values in zip(batch.indices, maps, strict=True):  # one at a time: double precision is large
+            values = to_float64(values.flatten(1))
+            peaks = values.amax(1)
+            moments = {"sum": values.sum(1), "products": values @ values.T, "peak": peaks}
+            image: State = {name: value.cpu() for name, value in moments.items()}
+            image |= {"peak_image": torch.full(peaks.shape, row), "count": values.shape[1]}
+            state = self.merge(state, image)
+        return state
+
+    def merge(self, first: State, second: State) -> State:
+        if not first:
+            return second
+        # equivalent mutants: only products of two sums are used
+        sums = {name: first[name] + second[name] for name in ("sum", "products", "count")}
+        peak, image = (first["peak"], second["peak"]), (first["peak_image"], second["peak_image"])
+        is_first = (peak[0] > peak[1]) | (peak[0] == peak[1]) & (image[0] < image[1])
+        return sums | {"peak": torch.maximum(*peak), "peak_image": torch.where(is_first, *image)}
+
+    def finish(self, state: State) -> State:
+        return state
 
 
 def _channel_maps(model: Model, images: Tensor, layer: str) -> Tensor:

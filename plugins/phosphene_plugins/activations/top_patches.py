@@ -1,12 +1,14 @@
 """Top patches: the image patches of a data set that activate a channel most."""
 
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import (
+    Fold,
     Reference,
     TensorDataset,
     batch_size,
@@ -15,9 +17,9 @@ from phosphene import (
     max_batch,
     method,
     receptive_fields,
-    resumable_batches,
     unit_centers,
 )
+from phosphene.data import Batch, State
 from phosphene.errors import InputError
 from phosphene.results import Patches
 from phosphene.roles import Dataset, LayerName, Model
@@ -140,22 +142,7 @@ def top_patches(
         if not 0 <= channel < count:
             raise InputError(f"layer {layer!r} has {count} channels, so there is no number {channel}")
     size = batch_size(model)
-    # Per channel, the largest activations so far and the (image, y, x) of each.
-    state: dict[str, Any] = {
-        "scores": torch.empty(len(selected), 0),
-        "units": torch.empty(len(selected), 0, 3).long(),
-        "map_size": (0, 0),
-    }
-    for batch in resumable_batches(dataset, size, state, "top patches"):
-        images = batch.images.to(model.device, model.dtype)
-        maps = model.maps(model.features(images, layer), images, layer)
-        state["map_size"] = maps.shape[2:]
-        if channels != "all":
-            maps = maps[:, selected]
-        scores, units = _largest_per_image(maps, torch.tensor(batch.indices), per_image)
-        scores, order = _top_k(torch.cat([state["scores"].to(scores), scores], 1), k)
-        units = torch.cat([state["units"], units], 1).gather(1, order[..., None].expand(-1, -1, 3))
-        state["scores"], state["units"] = scores, units
+    state = _TopUnits(model, layer, None if channels == "all" else selected, k, per_image).run(dataset, size)
     units = state["units"].flatten(0, 1).tolist()
     distinct = sorted({i for i, _, _ in units})
     parts = [dataset.read(distinct[start : start + size]) for start in range(0, len(distinct), size)]
@@ -174,6 +161,40 @@ def top_patches(
         ids=tuple(dataset.id(i) for i, _, _ in units),
         centers=unit_centers(model, layer, images.shape[2:]),
     )
+
+
+@dataclass
+class _TopUnits(Fold[State]):
+    """Per channel, the largest activations ``scores`` (K, k) and the (image, y, x) of each, (K, k, 3)."""
+
+    title = "top patches"
+    model: Model
+    layer: str
+    channels: list[int] | None
+    k: int
+    per_image: int
+
+    def update(self, state: State, batch: Batch) -> State:
+        images = batch.images.to(self.model.device, self.model.dtype)
+        maps = self.model.maps(self.model.features(images, self.layer), images, self.layer)
+        if self.channels is not None:
+            maps = maps[:, self.channels]
+        scores, units = _largest_per_image(maps, torch.tensor(batch.indices), self.per_image)
+        return self.merge(state, {"scores": scores, "units": units, "map_size": [*maps.shape[2:]]})
+
+    def merge(self, first: State, second: State) -> State:
+        if not first:
+            first = {"scores": second["scores"][:, :0], "units": second["units"][:, :0]}
+        scores, units = (torch.cat([first[name], second[name]], 1) for name in ("scores", "units"))
+        # Of equal values the earlier image first, then the upper, then the left position.
+        for axis in (2, 1, 0):
+            order = units[..., axis].sort(dim=1, stable=True).indices
+            scores, units = scores.gather(1, order), units.gather(1, order[..., None].expand(-1, -1, 3))
+        scores, order = _top_k(scores, self.k)
+        return second | {"scores": scores, "units": units.gather(1, order[..., None].expand(-1, -1, 3))}
+
+    def finish(self, state: State) -> State:
+        return state
 
 
 def _top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:

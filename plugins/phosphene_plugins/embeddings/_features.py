@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from phosphene import Dataset, InputError, Model, ModelError, at_least_float32, batch_size, resumable_batches
+from phosphene import Dataset, Fold, InputError, Model, ModelError, at_least_float32, batch_size
+from phosphene.data import Batch, LabelRows, Rows, State
 from phosphene.images import resize, to_display
 from phosphene.results import Embedding
 from phosphene.roles import LayerName
@@ -47,24 +49,42 @@ def embed_dataset(
 
     ``title``: description of the progress bar.
     """
-    state: dict[str, Any] = {"labels": []}
-    for batch in resumable_batches(dataset, batch_size(model), state, title):
-        images = batch.images.to(model.device, model.dtype)
-        rows = slice(batch.indices[0], batch.indices[-1] + 1)
-        for name, values in (
-            ("features", image_features(model, images, layer, pooled=pooled)),
-            ("thumbnails", thumbnails(images)),
-        ):
-            if name not in state:
-                state[name] = values.new_empty(len(dataset), *values.shape[1:])
-            state[name][rows] = values
-        state["labels"] = [*state["labels"], *(dataset.labels(batch.indices) or ())]
+    state = _Features(model, layer, pooled, title).run(dataset, batch_size(model))
+    labels = state["labels"].labels()
     return Embedding(
         ids=tuple(dataset.id(i) for i in range(len(dataset))),
-        features=state["features"].to(model.device),
-        thumbnails=state["thumbnails"].to(model.device),
-        labels=tuple(state["labels"]) or None,
+        features=state["features"].tensor().to(model.device),
+        thumbnails=state["thumbnails"].tensor().to(model.device),
+        labels=labels if len(labels) == len(dataset) else None,
     )
+
+
+@dataclass
+class _Features(Fold[State]):
+    """Features, thumbnails and labels of every image."""
+
+    model: Model
+    layer: str | None
+    pooled: bool
+    title: str
+
+    def start(self) -> State:
+        return {"features": Rows(), "thumbnails": Rows(), "labels": LabelRows()}
+
+    def update(self, state: State, batch: Batch) -> State:
+        first = batch.indices[0]
+        images = batch.images.to(self.model.device, self.model.dtype)
+        state["features"].write(first, image_features(self.model, images, self.layer, pooled=self.pooled))
+        state["thumbnails"].write(first, thumbnails(images))
+        if (labels := batch.labels) is not None:
+            state["labels"].write_labels(first, labels)
+        return state
+
+    def merge(self, first: State, second: State) -> State:
+        return {name: rows.merge(second[name]) for name, rows in first.items()}
+
+    def finish(self, state: State) -> State:
+        return state
 
 
 def thumbnails(images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from phosphene import (
     Channel,
     Class,
+    Fold,
     InputError,
     Reference,
     TensorDataset,
@@ -21,9 +23,9 @@ from phosphene import (
     load_model,
     max_batch,
     method,
-    resumable_batches,
     scores,
 )
+from phosphene.data import Batch, Rows, State
 from phosphene.roles import Dataset, Frames, Model, Seed, Target
 from phosphene.spec import Cost, Equivariant, InvariantTo, PixelRange, minimum, param, size
 from phosphene.targets import Objective, Predicted, class_values
@@ -242,19 +244,39 @@ def cluster_images(model: Model, images: Tensor, layer: str | None, k: int, seed
     return [cluster[distance.argsort()] for cluster, distance in zip(clusters, distances, strict=True)]
 
 
-@torch.no_grad()
 def dataset_scores(model: Model, dataset: Dataset, units: Sequence[Objective]) -> Tensor:
     """Score of every image of a data set for every unit, (U, N); resumes after an interruption."""
-    state = {"scores": torch.empty(len(units), 0)}
-    for batch in resumable_batches(dataset, batch_size(model), state, "top images"):
-        images = batch.images.to(model.device, model.dtype)
-        if isinstance(units[0], Class):
-            logits = class_values(model, images)
-            new = torch.stack([unit.score(logits) for unit in units])
+    return _Scores(model, units).run(dataset, batch_size(model))
+
+
+@dataclass
+class _Scores(Fold[Tensor]):
+    """The scores of every image for every unit."""
+
+    title = "top images"
+    model: Model
+    units: Sequence[Objective]
+
+    def start(self) -> State:
+        return {"scores": Rows()}
+
+    @torch.no_grad()
+    def update(self, state: State, batch: Batch) -> State:
+        images = batch.images.to(self.model.device, self.model.dtype)
+        if isinstance(self.units[0], Class):
+            logits = class_values(self.model, images)
+            new = torch.stack([unit.score(logits) for unit in self.units], 1)
         else:
-            new = torch.stack([scores(model, images, unit) for unit in units])
-        state["scores"] = torch.cat([state["scores"].to(new), new], 1)
-    return state["scores"].cpu()
+            new = torch.stack([scores(self.model, images, unit) for unit in self.units], 1)
+        state["scores"].write(batch.indices[0], new)
+        return state
+
+    def merge(self, first: State, second: State) -> State:
+        return {"scores": first["scores"].merge(second["scores"])}
+
+    def finish(self, state: State) -> Tensor:
+        scores: Tensor = state["scores"].tensor().T
+        return scores
 
 
 @hookimpl

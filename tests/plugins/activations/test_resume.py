@@ -26,8 +26,8 @@ def test_resumed_run_equals_an_uninterrupted_one(name, cut, tmp_path, monkeypatc
 
     complete, read, original_batches = run_method(None), [], SceneDataset.batches
 
-    def batches(self, size: int, start: int = 0) -> Iterator[Batch]:
-        for batch in original_batches(self, size, start):
+    def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        for batch in original_batches(self, size, start, stop):
             if batch.indices[0] == cut:
                 raise KeyboardInterrupt
             read.extend(batch.indices)
@@ -42,9 +42,9 @@ def test_resumed_run_equals_an_uninterrupted_one(name, cut, tmp_path, monkeypatc
             run_method(tmp_path / "out")
     assert read == list(range(cut))
 
-    def rest(self, size: int, start: int = 0) -> Iterator[Batch]:
+    def rest(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         assert start == cut
-        return original_batches(self, size, start)
+        return original_batches(self, size, start, stop)
 
     monkeypatch.setattr(SceneDataset, "batches", rest)
     again = run_method(tmp_path / "out")
