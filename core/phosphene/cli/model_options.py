@@ -31,17 +31,16 @@ MODEL_OPTIONS: dict[str, tuple[Any, str]] = {
 }
 
 
-def _declared(name: str) -> Any:
-    return typer.Option(help=MODEL_OPTIONS[name][1], rich_help_panel="Model", show_default=False)
-
+#: How the options of functions are declared.
+_STYLE: dict[str, Any] = {"rich_help_panel": "Model", "show_default": False}
 
 #: The same options for commands that are declared as functions.
-Weights = Annotated[str | None, _declared("weights")]
-Pretrained = Annotated[bool, _declared("pretrained")]
-ModelTask = Annotated[str | None, _declared("model_task")]
-ModelClasses = Annotated[str | None, _declared("model_classes")]
-ModelMean = Annotated[str | None, _declared("model_mean")]
-ModelStd = Annotated[str | None, _declared("model_std")]
+Weights = Annotated[str | None, typer.Option(help=MODEL_OPTIONS["weights"][1], **_STYLE)]
+Pretrained = Annotated[bool, typer.Option(help=MODEL_OPTIONS["pretrained"][1], **_STYLE)]
+ModelTask = Annotated[str | None, typer.Option(help=MODEL_OPTIONS["model_task"][1], **_STYLE)]
+ModelClasses = Annotated[str | None, typer.Option(help=MODEL_OPTIONS["model_classes"][1], **_STYLE)]
+ModelMean = Annotated[str | None, typer.Option(help=MODEL_OPTIONS["model_mean"][1], **_STYLE)]
+ModelStd = Annotated[str | None, typer.Option(help=MODEL_OPTIONS["model_std"][1], **_STYLE)]
 
 
 def model_settings(values: Mapping[str, Any]) -> dict[str, Any]:

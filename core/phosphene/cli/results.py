@@ -66,6 +66,9 @@ def panel(
 def table(
     folder: _Folder,
     out: Annotated[Path, typer.Argument(help="File to write: .csv or .parquet.")],
+    detections: Annotated[
+        bool, typer.Option("--detections", help="A row for each object that the detector finds.")
+    ] = False,
 ) -> None:
     """Write a saved result's table, such as a row for each image, as CSV or Parquet."""
     from ..runs.saved_results import load_result
@@ -74,7 +77,8 @@ def table(
     if out.suffix.lower() not in suffixes:
         raise UnknownName("suffix of a table", out.suffix or str(out), suffixes)
     result = load_result(folder)
-    (result.to_csv if out.suffix.lower() == ".csv" else result.to_parquet)(out)
+    write = result.to_csv if out.suffix.lower() == ".csv" else result.to_parquet
+    write(out, "detections" if detections else "results")
     print(out)
 
 

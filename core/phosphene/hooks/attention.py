@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .backward_calls import is_backward, run_backward
+from .saved_tensors import save_tensors
 
 #: ``F.multi_head_attention_forward`` passes itself to an active mode, which would never see the attention
 #: call inside; this copy does not.
@@ -55,6 +56,11 @@ class RecordAttention(TorchFunctionMode):
         kwargs = kwargs or {}
         if is_backward(func):
             return run_backward(self, func, args, kwargs)
+        # The probabilities have gradients after the block, where a checkpoint would not compute them again.
+        with save_tensors():
+            return self._call(func, args, kwargs)
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func is F.scaled_dot_product_attention:
             return self._attend(*args, **kwargs)
         if func is F.multi_head_attention_forward:

@@ -26,6 +26,7 @@ from ..graceful_stop import stopped_early_at
 from ..hooks.guard import guard
 from ..models.arguments import non_finite_weight
 from ..models.batch_size import batch_size
+from ..models.detections import detection_table
 from ..models.optimized_copy import allow_optimized
 from ..parameter_text import fault_text, value_text
 from ..results import Provenance, Result
@@ -300,6 +301,7 @@ class Method(Generic[P, R]):
             ):
                 result, size = self._run(model, inputs, params)
                 self._check_result(result, model)
+                detections = self._detections(model, inputs, result, size)
                 if model is not None and digest is None:
                     digest = model.digest
         recorded = self.record_inputs(inputs)
@@ -327,8 +329,21 @@ class Method(Generic[P, R]):
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.perf_counter() - clock, 4),
             interrupted=stopped_early_at(),
+            detections=detections,
         )
         return dataclasses.replace(result, inputs=recorded, provenance=provenance)
+
+    def _detections(
+        self, model: Model | None, inputs: Mapping[str, Any], result: Result, size: int | None
+    ) -> dict[str, list[Any]]:
+        """What a detector finds in the images of the call, and in the adversarial examples of the result."""
+        declared = self.spec.input("images")
+        if model is None or model.task != "detection" or declared is None:
+            return {}
+        versions, changed = {"original": inputs[declared.name]}, getattr(result, "adversarial", None)
+        if isinstance(changed, Tensor) and changed.shape == versions["original"].shape:
+            versions["adversarial"] = changed
+        return detection_table(model, versions, size or 1)
 
     def _check_result(self, result: Result, model: Model | None) -> None:
         """Raise an error that names the first field with NaN or infinity, and its cause where it is known."""

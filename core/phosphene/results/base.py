@@ -53,6 +53,9 @@ FIGURE_SUFFIXES: dict[str, dict[str, Any]] = {
     ".svg": {"Date": None},
 }
 
+#: Which table of a result: its own, or what a detector finds in its images.
+Rows = Literal["results", "detections"]
+
 #: Loads a method by its name: the training method that rebuilds a saved network.
 FindMethod = Callable[[str], Any]
 
@@ -387,17 +390,40 @@ class Result:
             table = {"image": table["image"], "file": list(files), **table}
         return table
 
-    def to_pandas(self) -> pandas.DataFrame:
-        """``table()`` as a ``pandas.DataFrame``. Raises MissingExtra without the extra ``tables``."""
-        return data_frame(self.table())
+    def detections(self) -> Table:
+        """The objects that the model finds in the images, a row for each; of an attack also those after it.
 
-    def to_csv(self, path: str | os.PathLike[str]) -> Path:
-        """Write ``table()`` as a CSV file. Raises InputError where it cannot be written."""
-        return write_csv(self.table(), path)
+        Columns: ``image``, ``file`` where the images were files, ``version`` ("original" or "adversarial"),
+        ``class``, ``score`` and the box ``x0``, ``y0``, ``x1``, ``y1`` in pixels. Raises InputError for a
+        result of a model that is no detector.
+        """
+        table = self.provenance.detections if self.provenance else {}
+        if not table:
+            raise InputError(
+                f"this {type(self).__name__} has no table of detections: it is not the result of a detector "
+                "(task 'detection') on images"
+            )
+        files = self.provenance.files if self.provenance else ()
+        if not files:
+            return dict(table)
+        return {"image": table["image"], "file": [files[number] for number in table["image"]], **table}
 
-    def to_parquet(self, path: str | os.PathLike[str]) -> Path:
-        """Write ``table()`` as a Parquet file. Raises MissingExtra without the extra ``tables``."""
-        return write_parquet(self.table(), path)
+    def _table_of(self, rows: Rows) -> Table:
+        if rows not in ("results", "detections"):
+            raise UnknownName("table", str(rows), ("results", "detections"))
+        return self.detections() if rows == "detections" else self.table()
+
+    def to_pandas(self, rows: Rows = "results") -> pandas.DataFrame:
+        """``table()`` or ``detections()`` as a data frame. Raises MissingExtra without pandas."""
+        return data_frame(self._table_of(rows))
+
+    def to_csv(self, path: str | os.PathLike[str], rows: Rows = "results") -> Path:
+        """Write ``table()``, or ``detections()``, as CSV. Raises InputError where it cannot be written."""
+        return write_csv(self._table_of(rows), path)
+
+    def to_parquet(self, path: str | os.PathLike[str], rows: Rows = "results") -> Path:
+        """Write ``table()`` or ``detections()`` as Parquet. Raises MissingExtra without pyarrow."""
+        return write_parquet(self._table_of(rows), path)
 
     @cpu_by_default()
     def save(self, folder: str | os.PathLike[str]) -> Path:

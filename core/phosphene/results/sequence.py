@@ -58,7 +58,13 @@ class ResultSequence(Result):
 
     def table(self) -> Table:
         """The tables of all results, one below the other, with the number of the image."""
-        tables = [result.table() for result in self.results]
+        return self._joined([result.table() for result in self.results])
+
+    def detections(self) -> Table:
+        """The detections of all results, one below the other, with the number of the image."""
+        return self._joined([result.detections() for result in self.results])
+
+    def _joined(self, tables: list[Table]) -> Table:
         joined: Table = {name: [] for table in tables for name in table}
         for number, table in enumerate(tables):
             count = len(next(iter(table.values())))

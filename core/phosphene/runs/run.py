@@ -18,7 +18,6 @@ from ..roles import DifferentSizesError
 from ..torch_state import restored
 from .executors import execute
 from .prepare import find_method, prepare
-from .separate_images import run_separately
 from .streams import is_streamed, run_stream
 
 
@@ -74,6 +73,8 @@ def run(
     try:
         prepared = prepare(name, executor=executor, **how, **arguments)
     except DifferentSizesError as error:
+        from .separate_images import run_separately
+
         return run_separately(run, name, error, arguments, out=out, executor=executor, **how)
     identity = None if out is None else prepared.identity()
     with ExitStack() as stack:
