@@ -27,8 +27,10 @@ _LOSSLESS_SIDE = 96
 #: Pages beside the first, ``index.html``.
 _PAGE = re.compile(r"page-([0-9]{2,})\.html")
 
-#: Columns of the index that are shown in words of their own.
-_OWN_COLUMNS = ("id", "target", "prediction", "confidence", "shard", "row")
+#: Columns of the index that are shown in another form, and numbers of classes, whose names are shown.
+_OMITTED_COLUMNS = (
+    *("id", "target", "prediction", "confidence", "shard", "row", "labels", "before", "after", "names"),
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def write_pages(stream: ResultStream, out: Path, title: str) -> Path:
             "neighbors": _neighbors(number, count),
             "picture_uri": _picture_uri,
             # Pixels that a card needs for its panels, four in a row at most.
-            "widest": max([150 * min(4, len(card.panels)) for card in cards] + [240]),
+            "widest": max([125 * min(4, len(card.panels)) for card in cards] + [250]),
         }
         write_page(out / page_name(number), "phosphene_plugins.pages", "stream.html.j2", **values)
     for path in earlier:
@@ -98,8 +100,8 @@ def _panels(result: Result) -> list[Panel]:
 
 
 def _further_columns(row: Mapping[str, Any]) -> dict[str, str]:
-    """The columns of the index beside the usual ones as text, names of classes and truth values only."""
-    more = {name: value for name, value in row.items() if name not in _OWN_COLUMNS}
+    """The other columns of the index, as text."""
+    more = {name: value for name, value in row.items() if name not in _OMITTED_COLUMNS}
     return {name.replace("_", " "): _text(value) for name, value in more.items()}
 
 
