@@ -57,6 +57,7 @@ MANNERS = frozenset(
         "same_values_everywhere",
         "saves_and_replays",
         "shows_progress",
+        "streams_equal_the_call",
         "valid_defaults",
     }
 )

@@ -9,12 +9,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import SkipTest
 
 import torch
 from PIL import Image
 
+from ...data.datasets import TensorDataset
 from ...errors import PhospheneError
 from ...models.batch_size import max_batch
 from ...progress import ProgressEvent, report_progress
@@ -23,6 +26,7 @@ from ...results import Result
 from ...results.reading import read_result
 from ...roles import AS_OBJECT, ROLES, InputContext, model_for_inputs
 from ...runs.saved_results import load_result
+from ...runs.streams import run_stream
 from ...torch_state import fork_random_state
 from ..cases import Case, fixed_cases
 from ..networks import make_network, network_names
@@ -277,6 +281,43 @@ def saves_and_replays(method: AnyMethod, case: Case) -> None:
         assert_same_result(again, result)
     except AssertionError as error:
         raise AssertionError(f"the replay differs: {error}") from None
+
+
+def _is_no_stream(method: AnyMethod) -> str | None:
+    if method.spec.input("images") is None or not method.result.per_image:
+        return "its result has no row for each input image"
+    if method.seed is not None:
+        return "it is random, and each batch of a stream has a seed of its own"
+    return _depends_on_batch(method)
+
+
+@register_check(
+    "method",
+    "Streamed over a data set in batches, it returns the same bits as for all images at once.",
+    "fields of per_image; an override of Result.concatenate without one of Result.select",
+    _is_no_stream,
+)
+def streams_equal_the_call(method: AnyMethod) -> None:
+    if find_spec("pyarrow") is None:
+        raise SkipTest("the index of a stream needs pyarrow")
+    images = method.spec.input("images")
+    assert images is not None
+    for case in on_other_networks(Case(count=3)):
+        model = case.model()
+        arguments = case.inputs(method, model) | case.arguments(method)
+        try:
+            with max_batch(2):
+                expected = method(**arguments)
+        except PhospheneError:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            arguments[images.name] = TensorDataset(arguments[images.name])
+            out = Path(folder, "stream")
+            stream = run_stream(method, out=out, batch_size=2, progress=False, **arguments)
+            assert_same_result(stream[:], expected)
+            singles = [stream[number] for number in range(len(stream))]
+            assert_same_result(type(expected).concatenate(singles), expected)
+        return
 
 
 @register_check(
