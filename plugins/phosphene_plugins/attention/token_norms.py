@@ -65,6 +65,7 @@ def norms_of_the_features(calls: Calls) -> torch.Tensor:
         InvariantTo("normalization"),
         ScalesWith("logits", power=0, fields=("maps", "others")),
     ],
+    demo={"model": "builtin:shapes-vit"},
 )
 def token_norms(
     model: Model,
@@ -92,11 +93,10 @@ def token_norms(
             or without blocks that output its tokens.
 
     Example::
-        from phosphene import load_model, run
+        from phosphene import run
 
-        vit = load_model("timm:vit_tiny_patch16_224", pretrained=False)
-        result = run("token_norms", model=vit, images="builtin:scenes/2")
-        result.maps.shape  # (2, 12, 14, 14)
+        result = run("token_norms", model="builtin:shapes-vit", images="builtin:scenes/2")
+        result.maps.shape  # (2, 4, 8, 8)
 
     Source:
         Darcet et al. 2024, section 2.1, with a threshold relative to the median instead of a fixed one.
