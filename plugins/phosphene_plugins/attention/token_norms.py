@@ -82,7 +82,8 @@ def token_norms(
 
     Large vision transformers store information about the image in a few patches of the background, whose
     norms are several times those of the others, and which attract the attention of all. Maps of attention
-    and of features show them as speckles. Register tokens take their part, if the network has any.
+    and of features show them as speckles. Register tokens take their part, if the network has any; the model
+    ``registers:URI`` is the network at URI with one that was not trained.
 
     Returns:
         ``maps`` (N, L, h, w) of L blocks, ``others`` (N, L, S), the norms of class and register tokens, and
