@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     *("README.md", "docs/quickstart.md", "docs/concepts.md", "docs/models.md", "docs/moving.md"),
     "docs/programs.md",
+    "docs/attention.md",
 ]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ContextDecorator, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -222,3 +222,63 @@ def default_device_of_caller() -> AbstractContextManager[object]:
     """Inside, the default device is the caller's again: a network may create tensors on it."""
     device = _callers_device.get()
     return nullcontext() if device is None else device
+
+
+# --- all settings that results depend on -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TorchSettings:
+    """Torch's settings that results depend on bit by bit; ``apply`` them to compute the same elsewhere.
+
+    Sums and convolutions depend on the number of threads, too.
+    """
+
+    threads: int
+    gradients: bool
+    dtype: torch.dtype
+    device: torch.device
+    matmul_precision: str
+    autocast: dict[str, tuple[bool, torch.dtype]]
+    deterministic: dict[str, Any]
+
+    @classmethod
+    def current(cls) -> TorchSettings:
+        """Those of this process and thread; ``device`` is the caller's default device."""
+        return cls(
+            threads=torch.get_num_threads(),
+            gradients=torch.is_grad_enabled(),
+            dtype=torch.get_default_dtype(),
+            device=_callers_device.get() or torch.get_default_device(),
+            matmul_precision=torch.get_float32_matmul_precision(),
+            autocast={
+                kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+                for kind in ("cpu", "cuda")
+            },
+            deterministic=_deterministic_settings(),
+        )
+
+    @contextmanager
+    def apply(self) -> Iterator[None]:
+        """Compute with these settings inside the block, in which new tensors are on the CPU."""
+        before = TorchSettings.current()
+        with ExitStack() as stack:
+            stack.callback(before._set)
+            self._set()
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.set_grad_enabled(self.gradients))
+            for kind, (enabled, dtype) in self.autocast.items():
+                if enabled or torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, dtype, enabled))
+            if self.device.type != "cpu":
+                stack.enter_context(self.device)
+            stack.enter_context(cpu_by_default())
+            yield
+
+    def _set(self) -> None:
+        """Set what belongs to the process."""
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        torch.set_default_dtype(self.dtype)
+        torch.set_float32_matmul_precision(self.matmul_precision)
+        _set_deterministic(self.deterministic)

@@ -289,7 +289,7 @@ def test_attention_of_more_axes_is_refused() -> None:
             tokens = x.mean(1).flatten(1).view(len(x), 2, 4, 32, 4)
             return F.scaled_dot_product_attention(tokens, tokens, tokens).flatten(1)[:, :3]
 
-    with pytest.raises(ModelError, match="more than four axes"):
+    with pytest.raises(ModelError, match="cannot be distinguished"):
         load_model(nn.Sequential(Windows()), input_size=(3, 32, 32)).attention(IMAGES)
 
 

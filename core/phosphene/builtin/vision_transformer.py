@@ -1,4 +1,4 @@
-"""The bundled vision transformer: a convolutional stem, a class token, and blocks of attention."""
+"""The bundled vision transformer: the first stages of shapes-vgg, a class token, and blocks of attention."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from .scenes import CLASSES, SIZE
 VIT = "shapes-vit"
 #: Width of the tokens, number of blocks, heads of each, and pixels per side of a patch.
 WIDTH, DEPTH, HEADS, PATCH = 64, 4, 4, 8
+#: Channels of the stem's stages, those of shapes-vgg.
+STEM_WIDTHS = (24, 48, 96)
 
 
 class Attention(nn.Module):
@@ -44,20 +46,22 @@ class Block(nn.Module):
 
 
 class ShapesViT(nn.Module):
-    """A small vision transformer with a convolutional stem and a class token, its layers named as in timm.
+    """A small vision transformer on the first three stages of shapes-vgg, its blocks named as in timm.
 
     Takes normalized images (N, 3, 64, 64), returns logits (N, 10).
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch_embed = nn.Sequential(
-            nn.Conv2d(3, 24, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(24, 48, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(48, WIDTH, 3, stride=2, padding=1),
-        )
+        layers: list[nn.Module] = []
+        channels = 3
+        for width in STEM_WIDTHS:
+            for _ in range(2):
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+        self.stem = nn.Sequential(*layers)
+        self.patch_embed = nn.Conv2d(channels, WIDTH, 1)
         count = (SIZE // PATCH) ** 2
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, WIDTH))
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + count, WIDTH))
@@ -69,11 +73,11 @@ class ShapesViT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.05)
                 nn.init.zeros_(module.bias)
 
-    def tokens(self, images: Tensor) -> Tensor:
-        """The normalized tokens (N, 65, 64) behind the last block, the class token first."""
-        patches = self.patch_embed(images).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], 1) + self.pos_embed
+    def tokens(self, maps: Tensor) -> Tensor:
+        """From the stem's maps (N, 96, 8, 8) the normalized tokens (N, 65, 64), the class token first."""
+        patches = self.patch_embed(maps).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.cls_token.expand(len(maps), -1, -1), patches], 1) + self.pos_embed
         return self.norm(self.blocks(tokens))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.tokens(images)[:, 0])
+        return self.head(self.tokens(self.stem(images))[:, 0])

@@ -4,6 +4,7 @@ from ..rows import LabelRows, Rows
 from .annotations import CocoDataset, VocDataset
 from .bundled import SceneDataset, TextureDataset
 from .datasets import Batch, Dataset, TensorDataset, stack
+from .fold_tasks import ComputedShard, FoldTask
 from .folders import FileDataset, FolderDataset
 from .folds import Fold, ShardExecutor, State, shard_ranges, shard_state, use_shard_executor
 from .items import Item, ItemDataset
@@ -16,9 +17,11 @@ from .torch_datasets import TorchDataset
 __all__ = [
     "Batch",
     "CocoDataset",
+    "ComputedShard",
     "Dataset",
     "FileDataset",
     "Fold",
+    "FoldTask",
     "FolderDataset",
     "Item",
     "ItemDataset",

@@ -6,7 +6,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -15,7 +15,7 @@ import torch
 from ..checkpoints import CheckpointSlot
 from ..progress import progress_bar
 from ..rows import Rows
-from ..torch_state import seed_generators
+from ..torch_state import fork_random_state, seed_generators
 from .datasets import Batch, Dataset
 
 R = TypeVar("R")
@@ -88,13 +88,15 @@ class Fold(ABC, Generic[R]):
         stop = len(dataset) if stop is None else stop
         position = _Position(self)
         executor = _executor.get()
-        if executor is None:
-            self._run_locally(dataset, size, stop, position)
-        else:
-            shards = shard_ranges(position.first, stop, size)
-            states = executor.states(self, dataset, size, shards, position.seed)
-            for shard, state in zip(shards, progress_bar(states, self.title, len(shards)), strict=True):
-                position.add(self, state, shard.stop)
+        # What is drawn after the fold must not depend on who computed its batches.
+        with nullcontext() if position.seed is None else fork_random_state():
+            if executor is None:
+                self._run_locally(dataset, size, stop, position)
+            else:
+                shards = shard_ranges(position.first, stop, size)
+                states = executor.states(self, dataset, size, shards, position.seed)
+                for shard, state in zip(shards, progress_bar(states, self.title, len(shards)), strict=True):
+                    position.add(self, state, shard.stop)
         return self.finish(position.total)
 
     def _run_locally(self, dataset: Dataset, size: int, stop: int, position: _Position) -> None:
@@ -118,7 +120,7 @@ class Fold(ABC, Generic[R]):
 
 
 class ShardExecutor(Protocol):
-    """Computes the states of shards somewhere, such as in other processes."""
+    """Computes the states of shards somewhere, such as in other processes; see ``FoldTask``."""
 
     def states(
         self, fold: Fold[Any], dataset: Dataset, size: int, shards: Sequence[range], seed: int | None

@@ -87,24 +87,26 @@ def read_attention_layers(model: Attending) -> dict[str, AttentionLayer]:
                 read = _read_queries(model, noise[:1], one)
         finally:
             recording_structure.reset(token)
-    layers = {}
+    layers, unclear = {}, set(one.unreadable)
     for name, maps in one.maps.items():
         windows, heads, queries, keys = maps.shape
         pair = two.maps.get(name)
         # The windows of the first image come first, and the second image does not change them.
-        joined = pair is not None and pair.shape == (2 * windows, heads, queries, keys)
-        if not joined or (windows > 1 and not torch.allclose(pair[:windows], maps, rtol=0, atol=0.05)):
-            continue
+        if pair is None or pair.shape != (2 * windows, heads, queries, keys):
+            unclear.add(name)
+        elif windows > 1 and not torch.allclose(pair[:windows], maps, rtol=0, atol=0.05):
+            unclear.add(name)
         tokens, layout = None, None
         if windows == 1 and queries == keys:
             tokens, layout = _token_layout(model, name, queries)
         layers[name] = AttentionLayer(
             heads, windows, queries, keys, one.calls[name], layout, tokens, read.get(name, ())
         )
-    if not layers and one.unreadable:
+    if unclear:
         raise ModelError(
-            f"{', '.join(sorted(one.unreadable))} of {model.name} computes attention with more than four "
-            "axes, whose heads and windows cannot be distinguished"
+            f"{', '.join(sorted(unclear))} in {model.name} computes attention whose images, windows and heads "
+            "cannot be distinguished by the axes of its probabilities: they are not (N * windows, heads, "
+            "queries, keys), images first"
         )
     return layers
 

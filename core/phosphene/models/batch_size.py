@@ -43,6 +43,11 @@ def max_batch(size: int | None) -> Iterator[None]:
         _max_batch.reset(token)
 
 
+def batch_limit() -> int | None:
+    """The limit set by ``max_batch``; None where what fits is computed."""
+    return _max_batch.get()
+
+
 def batch_size(model: Model) -> int:
     """How many images to pass through the model at once: the limit set by ``max_batch``, else what fits."""
     if model.row_by_row:

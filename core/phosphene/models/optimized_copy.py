@@ -110,6 +110,22 @@ def without_optimized() -> Iterator[None]:
         _optimized_pass.reset(token)
 
 
+def current_pass() -> OptimizedPass | None:
+    """The permission of the current run to use an optimized copy; None outside runs."""
+    return _optimized_pass.get()
+
+
+@contextmanager
+def repeat_pass(model: Optimizable | None) -> Iterator[OptimizedPass]:
+    """Inside, ``model``'s optimized copy is used as in the run that permitted it; none where it is None."""
+    token = _optimized_pass.set(repeated := OptimizedPass(model))
+    try:
+        with reuse_checksums():
+            yield repeated
+    finally:
+        _optimized_pass.reset(token)
+
+
 def network_for_call(model: Optimizable) -> nn.Module:
     """The network to run: the optimized copy where the run allows it and it has all tapped layers."""
     optimized, taps = _optimized_pass.get(), active_taps.get()

@@ -4,6 +4,7 @@ from .adaptive_stylizer import AdaptiveStylizer
 from .base import AS_OBJECT, InputContext, InputRole, SampleRequest, check_type, image_count, model_for_inputs
 from .dataset import Dataset
 from .denoiser import Denoiser
+from .features import Features
 from .generator import Generator
 from .guide import Guide
 from .images import (
@@ -34,6 +35,7 @@ __all__ = [
     "Dataset",
     "Denoiser",
     "DifferentSizesError",
+    "Features",
     "Frames",
     "Generator",
     "Guide",

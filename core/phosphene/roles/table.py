@@ -10,6 +10,7 @@ from .adaptive_stylizer import ADAPTIVE_STYLIZER
 from .base import InputRole
 from .dataset import DATASET
 from .denoiser import DENOISER
+from .features import FEATURES
 from .generator import GENERATOR
 from .guide import GUIDE
 from .images import IMAGES
@@ -27,7 +28,7 @@ _CORE: dict[str, InputRole] = {
     role.name: role
     for role in (
         *(MODEL, OTHER_MODEL, IMAGES, LABELS, MASKS, START, GUIDE, TARGET, DATASET, TEXTURE, STYLES),
-        *(STYLIZER, ADAPTIVE_STYLIZER, DENOISER, GENERATOR),
+        *(STYLIZER, ADAPTIVE_STYLIZER, DENOISER, GENERATOR, FEATURES),
     )
 }
 

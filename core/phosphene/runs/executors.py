@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..errors import UnknownName
+from ..errors import InputError, UnknownName
 from ..registry.extensions import extensions
 from ..results import Result
 from .prepared_run import PreparedRun
@@ -18,13 +18,27 @@ def executors() -> dict[str, Executor]:
 
 
 def find_executor(name: str) -> Executor:
-    """The executor of this name. Raises UnknownName."""
+    """The executor of this name; in "processes:4", "4" is the argument of the executor "processes".
+
+    An executor with an argument, or with requirements, has a method ``configure(argument: str)``, which
+    returns the configured executor or raises an error before anything runs; without an argument it is "".
+    Raises UnknownName, and InputError for an argument that is not taken.
+    """
     if isinstance(name, str) and name == "local":
         return PreparedRun.execute_locally
     available = executors()
-    if not isinstance(name, str) or name not in available:
+    base, argument = name, ""
+    if isinstance(name, str) and name not in available:
+        base, _, argument = name.partition(":")
+    if not isinstance(name, str) or base not in available or (argument == "" and name != base):
         raise UnknownName("executor", name, available)
-    return available[name]
+    executor = available[base]
+    configure = getattr(executor, "configure", None)
+    if configure is not None:
+        executor = configure(argument)
+    elif argument:
+        raise InputError(f"the executor {base!r} takes no argument, so it is {base!r}, not {name!r}")
+    return executor
 
 
 def execute(prepared: PreparedRun) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ..models.batch_size import max_batch
 from ..progress import ProgressEvent, check_reporter
 from ..registry.lookup import methods
 from ..registry.method import Method
-from ..results import TrainedNetwork
+from ..results import Embedding, TrainedNetwork
 from ..roles import ROLES, InputContext, image_files
 from ..torch_state import cpu_by_default
 from .executors import find_executor
@@ -78,7 +79,11 @@ def read_inputs(
     """The method's inputs by name, read from arguments of ``run`` and checked; ``params`` are complete."""
     inputs: dict[str, Any] = {}
     owner = method.spec.input("model")
+    replaced = method.spec.replaced_inputs(arguments)
     for declared in method.spec.inputs:
+        if declared.name in replaced:
+            inputs[declared.name] = None
+            continue
         model = None if owner is None or declared.own_size else inputs.get(owner.name)
         context = InputContext(model, inputs, load_result)
         value = ROLES[declared.role].make(arguments.get(declared.name), context)
@@ -100,4 +105,10 @@ def move_to_device(value: Any, device: str | torch.device | None, dtype: torch.d
             move(lambda: network.to(device, dtype), "the model", device)
         case Tensor():
             return move(lambda: value.to(device), "an input", device)
+        case Embedding() if device is not None:
+            return replace(
+                value,
+                features=move(lambda: value.features.to(device), "an input", device),
+                thumbnails=value.thumbnails.to(device),
+            )
     return value

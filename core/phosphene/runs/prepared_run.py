@@ -56,9 +56,10 @@ class PreparedRun:
 
     @cached_property
     def model_digest(self) -> str | None:
-        """The digest of the model's weights; None for a method without a model. Computed once."""
+        """The digest of the model's weights; None for a run without a model. Computed once."""
         declared = self.implementation.spec.input("model")
-        return self.inputs[declared.name].digest if declared else None
+        model = self.inputs[declared.name] if declared else None
+        return None if model is None else model.digest
 
     @cached_property
     def _recorded(self) -> dict[str, Any]:
@@ -66,7 +67,7 @@ class PreparedRun:
 
     def _is_identified(self) -> bool:
         """Whether the record of every input identifies it; that of a callable or an object does not."""
-        declared = [i for i in self.implementation.spec.inputs if i.role != "model"]
+        declared = self.implementation.spec.recorded_inputs(self.inputs)
         return all(ROLES[i.role].is_identified(self.inputs[i.name]) for i in declared)
 
     @cached_property
@@ -81,8 +82,7 @@ class PreparedRun:
         method = self.implementation
         inputs = {
             i.name: ROLES[i.role].fingerprint(self.inputs[i.name])
-            for i in method.spec.inputs
-            if i.role != "model"
+            for i in method.spec.recorded_inputs(self.inputs)
         }
         parts = [method.spec.name, method.distribution, self._json_params, inputs, self.model_digest]
         return hashlib.sha256(json.dumps(parts, default=repr).encode()).hexdigest()

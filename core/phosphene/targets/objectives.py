@@ -297,9 +297,15 @@ class Neuron(Channel):
 
 @dataclass(frozen=True, eq=False)
 class Direction(Layer):
-    """A direction in a layer's channels, ``vector`` (C,): the mean over positions of <vector, features>."""
+    """A direction in a layer's channels, ``vector`` (C,): the mean over positions of <vector, features>.
+
+    ``source`` is the text that it was read from, ``concept:folder#name``, or "". An image has the concept
+    where its score is above the ``threshold``; without one, an attack has no criterion of success.
+    """
 
     vector: Tensor
+    source: str = ""
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.vector, Tensor) or self.vector.ndim != 1:
@@ -310,7 +316,12 @@ class Direction(Layer):
 
     @property
     def is_identified(self) -> bool:
-        return False
+        return bool(self.source)
+
+    def margin(self, model: Model, images: Tensor) -> Tensor:
+        if self.threshold is None:
+            return super().margin(model, images)
+        return self.evaluate(model, images) - self.threshold
 
     # Compared by identity: ``==`` of tensors is elementwise, and Layer's own compares names alone.
     __eq__, __hash__ = object.__eq__, object.__hash__
@@ -323,7 +334,7 @@ class Direction(Layer):
         return torch.einsum("nc...,c->n...", values, self.vector.to(values)).reshape(len(values), -1).mean(1)
 
     def __str__(self) -> str:
-        return f"a direction in {self.name}"
+        return self.source or f"a direction in {self.name}"
 
 
 def class_values(model: Model, images: Tensor) -> Tensor:

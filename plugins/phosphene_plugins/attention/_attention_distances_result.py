@@ -73,6 +73,7 @@ class AttentionDistances(Result):
         axes.set_ylabel("mean distance in pixels", fontsize=8)
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=7, frameon=False)
-        axes.tick_params(axis="y", labelsize=7), axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(axis="y", labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
         figure.tight_layout()
         return figure

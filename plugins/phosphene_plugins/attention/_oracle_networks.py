@@ -13,6 +13,9 @@ from phosphene import Model, fork_random_state, load_model
 #: Width of the tokens, side of a patch and of the images, and the grid of patches.
 WIDTH, PATCH, SIDE, GRID = 8, 4, 16, (4, 4)
 CLASSES = 3
+#: What the head reads.
+Pool = Literal["class", "mean"]
+POOLS: tuple[Pool, ...] = ("class", "mean")
 
 
 class LinearAttention(nn.Module):
@@ -54,7 +57,7 @@ class LinearAttention(nn.Module):
 class LinearTransformer(nn.Module):
     """Patches with positions, a class token, blocks, and a linear head of the class token or of the mean."""
 
-    def __init__(self, heads: tuple[int, ...], sharpness: float, pool: Literal["class", "mean"]) -> None:
+    def __init__(self, heads: tuple[int, ...], sharpness: float, pool: Pool) -> None:
         super().__init__()
         self.pool = pool
         self.patches = nn.Conv2d(3, WIDTH, PATCH, PATCH)
@@ -62,6 +65,11 @@ class LinearTransformer(nn.Module):
         self.class_token = nn.Parameter(torch.randn(1, 1, WIDTH))
         self.blocks = nn.Sequential(*(LinearAttention(count, sharpness) for count in heads))
         self.head = nn.Linear(WIDTH, CLASSES)
+
+    @property
+    def layers(self) -> list[LinearAttention]:
+        """The blocks in order."""
+        return [block for block in self.blocks if isinstance(block, LinearAttention)]
 
     def tokens(self, images: Tensor) -> Tensor:
         """The tokens (N, T, width) before the first block."""
@@ -76,14 +84,14 @@ class LinearTransformer(nn.Module):
     def probabilities(self, images: Tensor) -> list[Tensor]:
         """The attention of each block by einsum, (N, heads, T, T)."""
         tokens, computed = self.tokens(images), []
-        for block in self.blocks:
-            computed.append(block.probabilities(tokens))  # type: ignore[operator]
+        for block in self.layers:
+            computed.append(block.probabilities(tokens))
             tokens = block(tokens)
         return computed
 
 
 def linear_transformer(
-    heads: tuple[int, ...] = (2, 4), sharpness: float = 4.0, pool: Literal["class", "mean"] = "class"
+    heads: tuple[int, ...] = (2, 4), sharpness: float = 4.0, pool: Pool = "class"
 ) -> tuple[LinearTransformer, Model, Tensor]:
     """A transformer in double precision, the model of it, and two images (2, 3, 16, 16) in [0, 1].
 

@@ -11,7 +11,7 @@ from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, Nonnegative, size
 
-from ._oracle_networks import linear_transformer
+from ._oracle_networks import POOLS, linear_transformer
 from ._relations import OF_A_SCORE
 from ._tokens import at_size_of, global_tokens
 
@@ -22,9 +22,9 @@ def equals_the_closed_form_of_uniform_attention() -> None:
     With v_hj what head h adds for token j: dS/dA2_h0j = w . v_hj, and dS/dA1_hij = u_i . v_hj, where u_i is
     what the score gains per unit of token i behind the first layer.
     """
-    for pool, count in (("class", 1), ("mean", 17)):
+    for pool, count in zip(POOLS, (1, 17), strict=True):
         network, model, images = linear_transformer(heads=(2, 4), sharpness=0, pool=pool)
-        first, second = network.blocks
+        first, second = network.layers
         before = network.tokens(model.normalize(images))
         between, weight = first(before), network.head.weight[1]
         # (N, heads, T): w . v_hj; each of the tokens that are read has 1 / count of the score.

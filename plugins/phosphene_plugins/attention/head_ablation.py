@@ -22,7 +22,7 @@ def equals_what_the_head_adds() -> None:
     Instead of its own attention, uniform attention adds the mean w . v_j.
     """
     network, model, images = linear_transformer(heads=(2, 4))
-    first, last = network.blocks
+    first, last = network.layers
     tokens = first(network.tokens(model.normalize(images)))
     attention = last.probabilities(tokens)[:, :, 0]
     gains = last.head_values(tokens) @ network.head.weight[2]

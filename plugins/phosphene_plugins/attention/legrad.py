@@ -13,7 +13,7 @@ from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, Nonnegative, ScalesWith, size
 
 from ._blocks import block_of_each_layer
-from ._oracle_networks import linear_transformer
+from ._oracle_networks import POOLS, linear_transformer
 from ._relations import OF_A_SCORE
 from ._tokens import at_size_of, global_tokens
 
@@ -23,10 +23,10 @@ def equals_the_closed_form_of_linear_blocks() -> None:
 
     v_hj is what head h adds for token j: E_j is the mean over heads of ReLU(w . v_hj) / T.
     """
-    for pool in ("class", "mean"):
+    for pool in POOLS:
         network, model, images = linear_transformer(heads=(2, 4, 1), pool=pool)
         tokens, layers = network.tokens(model.normalize(images)), []
-        for block in network.blocks:
+        for block in network.layers:
             gain = block.head_values(tokens) @ network.head.weight[2]
             layers.append((gain / 17).relu().mean(1))
             tokens = block(tokens)

@@ -12,16 +12,16 @@ from phosphene.spec import Agrees, Calls, Cost, InvariantTo, ScalesWith, UnitRan
 
 from ._blocks import block_of_each_layer
 from ._logit_lens_result import LogitLens
-from ._oracle_networks import linear_transformer
+from ._oracle_networks import POOLS, linear_transformer
 from ._tokens import at_size_of, global_tokens
 
 
 def equals_the_head_of_the_tokens_behind_each_block() -> None:
     """Without a norm the logits behind block l are W x^l + b of the class token, or of the mean."""
-    for pool in ("class", "mean"):
+    for pool in POOLS:
         network, model, images = linear_transformer(heads=(2, 4, 1), pool=pool)
         tokens, expected = network.tokens(model.normalize(images)), []
-        for block in network.blocks:
+        for block in network.layers:
             tokens = block(tokens)
             read = tokens[:, 0] if pool == "class" else tokens.mean(1)
             expected.append(read @ network.head.weight.T + network.head.bias)

@@ -20,7 +20,7 @@ from ._tokens import at_size_of, global_tokens
 def equals_the_norms_of_the_tokens() -> None:
     """Blocks that add nothing keep |W x + p|; one patch that is ten times as large as the others is high."""
     network, model, images = linear_transformer(heads=(2, 4))
-    for block in network.blocks:
+    for block in network.layers:
         block.project.weight.zero_()
     nn.init.zeros_(network.positions)
     patches = network.patches(model.normalize(images)).flatten(2).transpose(1, 2)

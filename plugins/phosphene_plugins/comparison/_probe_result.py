@@ -67,9 +67,9 @@ class ProbeAccuracy(Result):
         figure = charts.new_figure(4.6)
         left, right = cast(Any, figure.subplots(1, 2))
         steps = range(len(self.layers))
-        left.plot(steps, self.accuracy.float().cpu(), marker="o", label="held out")
+        left.plot(steps, self.accuracy.tolist(), marker="o", label="held out")
         if self.train_accuracy is not None:
-            left.plot(steps, self.train_accuracy.float().cpu(), marker=".", color="0.6", label="training")
+            left.plot(steps, self.train_accuracy.tolist(), marker=".", color="0.6", label="training")
         left.axhline(self.chance, color="0.4", linestyle=":", label="most frequent class")
         left.set_ylim(0, 1.02)
         left.set_ylabel("accuracy", fontsize=9)
@@ -78,7 +78,7 @@ class ProbeAccuracy(Result):
         left.spines[["top", "right"]].set_visible(False)
         left.legend(fontsize=7, frameon=False, loc="lower right")
         shares = self.confusion / self.confusion.sum(1, keepdim=True).clamp(min=1)
-        right.imshow(shares.float().cpu(), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+        right.imshow(shares.float().cpu().numpy(), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
         right.set_title(f"confusion, {charts.plain_label(self.best)}", fontsize=8, loc="left", color="0.3")
         names = [charts.plain_label(name, 16) for name in self.classes]
         if len(names) <= 24:

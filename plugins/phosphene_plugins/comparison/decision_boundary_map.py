@@ -211,7 +211,7 @@ def decision_boundary_map(
     Source:
         Rodrigues et al. 2019, section 3, with the inverse of a linear projection, which is exact.
     """
-    require_images(dataset, 3, "a plane")
+    require_images(dataset, None, 3, "a plane")
     embedding = embed_dataset(model, dataset, None)
     features = embedding.features
     mean, centered = features.mean(0), center(features)

@@ -54,7 +54,8 @@ class ConceptVectors(Result):
         """
         if concept not in self.concepts:
             raise UnknownName("concept", concept, self.concepts)
-        return Direction(self.layer, self.vectors[self.concepts.index(concept)])
+        row = self.concepts.index(concept)
+        return Direction(self.layer, self.vectors[row], threshold=float(self.offsets[row]))
 
     def panels(self) -> list[list[Panel]]:
         cosines = (self.vectors @ self.vectors.T).float()
@@ -71,13 +72,13 @@ class ConceptVectors(Result):
         left, right = cast(Any, figure.subplots(1, 2))
         names = [charts.plain_label(name) for name in self.concepts]
         rows = range(len(names))
-        left.barh(rows, self.accuracy.float().cpu(), color="tab:blue")
+        left.barh(rows, self.accuracy.tolist(), color="tab:blue")
         left.axvline(0.5, color="0.4", linestyle=":")
         left.set_yticks(rows, names, fontsize=7)
         left.set_xlim(0, 1), left.invert_yaxis()
         left.set_xlabel("accuracy on held-out images", fontsize=8)
         left.spines[["top", "right"]].set_visible(False)
-        cosines = (self.vectors @ self.vectors.T).float().cpu()
+        cosines = (self.vectors @ self.vectors.T).float().cpu().numpy()
         image = right.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
         figure.colorbar(image, ax=right, shrink=0.7, label="cosine")
         right.set_yticks(rows, names, fontsize=7), right.set_xticks(rows, names, fontsize=7, rotation=90)

@@ -102,7 +102,7 @@ class Dissection(Result):
         figure = charts.new_figure(4.6)
         left, right = cast(Any, figure.subplots(1, 2, width_ratios=(1.4, 1)))
         order = self.iou.max(1).values.sort(descending=True).indices[:40].tolist()
-        image = left.imshow(self.iou[order].float().cpu(), cmap="magma", aspect="auto", vmin=0)
+        image = left.imshow(self.iou[order].float().cpu().numpy(), cmap="magma", aspect="auto", vmin=0)
         figure.colorbar(image, ax=left, shrink=0.7, label="IoU")
         names = [charts.plain_label(name) for name in self.concepts]
         left.set_xticks(range(len(names)), names, fontsize=7, rotation=90)

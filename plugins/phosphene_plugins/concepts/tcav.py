@@ -83,7 +83,7 @@ class ConceptSensitivity(Result):
             groups.append(("random", self.random_scores[n].float().cpu()))
             for row, (name, scores) in enumerate(groups):
                 axes.barh(row, float(scores.mean()), color="tab:blue" if name in chosen else "0.75")
-                axes.plot(scores, [row] * len(scores), ".", color="black", markersize=3, alpha=0.5)
+                axes.plot(scores.tolist(), [row] * len(scores), ".", color="black", markersize=3, alpha=0.5)
             axes.axvline(0.5, color="0.4", linestyle=":")
             axes.set_xlim(0, 1)
             axes.set_title(charts.plain_label(target, 40), fontsize=9, loc="left")

@@ -421,7 +421,7 @@ def _pairs(method: AnyMethod, name: str, schemas: Mapping[str, Any]) -> Iterator
         for value in values(name, base):
             yield base, replace(base, params={**base.params, name: value})
 
-    for base in bases:
+    for base in bases[:2]:
         yield from itertools.islice(pairs(base), 4)
     others = [[(other, v) for v in values(other, bases[0])[:6]] for other in schemas if other != name]
     rows = [list(filter(None, row)) for row in itertools.zip_longest(*others)]
@@ -432,9 +432,11 @@ def _pairs(method: AnyMethod, name: str, schemas: Mapping[str, Any]) -> Iterator
             for number, base in enumerate(bases[:2]):
                 yield from itertools.islice(pairs(replace(base, params={other: value})), number, number + 1)
 
-    # It may matter only under one choice of another parameter, or in a longer call.
+    # It may matter only under one choice of another parameter, on another network, or in a longer call.
     for row in rows[:1]:
         yield from combined(row)
+    for base in bases[2:]:
+        yield from itertools.islice(pairs(base), 4)
     larger = larger_parameters(method, bases[0], limit=1500)
     if larger != method.spec.quick:
         for base in bases[:2]:
