@@ -257,8 +257,8 @@ class Method(Generic[P, R]):
             for name in self.layers if self.spec.input("model") else ():
                 if params[name] is not None:
                     raise InputError(
-                        f"{self.spec.short_name}: {name}={value_repr(params[name])} is a layer of a model, and "
-                        f"the features are computed already: leave out {name}"
+                        f"{self.spec.short_name}: {name}={value_repr(params[name])} is a layer of a model, "
+                        f"and the features are computed already: leave out {name}"
                     )
             return dict(params)
         return {**params, **{name: _layer_names(params[name], model) for name in self.layers}}

@@ -51,7 +51,7 @@ class Reference(FrozenModel):
 
 
 class Input(FrozenModel):
-    """One positional input of a method: its name, its role and the inputs that it can be passed instead of."""
+    """One positional input of a method: its name, its role and the inputs that it can replace."""
 
     name: str
     role: str

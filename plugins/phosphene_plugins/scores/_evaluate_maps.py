@@ -55,8 +55,8 @@ class Metric:
     """One or several numbers per map: ``function`` returns (n, columns), or None where it is undefined.
 
     ``higher_is_better`` has an entry for each column; ``recomputations`` is the number of times that the
-    function computes all maps again, which counts towards the budget. The function is sent to other processes:
-    an instance of a class at the top of a module, not a closure.
+    function computes all maps again, which counts towards the budget. The function is sent to other
+    processes: an instance of a class at the top of a module, not a closure.
     """
 
     columns: tuple[str, ...]
