@@ -30,6 +30,23 @@ NAMES = (
 
 #: A quick method for each result type: these in every run, all others in the nightly one.
 QUICK = {
+    "AttentionDistances": "attention_distance",
+    "AttentionMaps": "attention_maps",
+    "ConceptMaps": "concept_factorization",
+    "ConceptSensitivity": "tcav",
+    "ConceptVectors": "concept_vectors",
+    "DecisionRegions": "decision_boundary_map",
+    "Dissection": "network_dissection",
+    "HeadAblation": "head_ablation",
+    "LayerSimilarity": "cka",
+    "LogitLens": "logit_lens",
+    "PatchComponents": "patch_pca",
+    "PatchSimilarity": "patch_similarity",
+    "ProbeAccuracy": "knn_probe",
+    "ReceptiveField": "effective_receptive_field",
+    "ReceptiveFields": "receptive_field",
+    "TokenAttribution": "attention_rollout",
+    "TokenNorms": "token_norms",
     "ActivationMaps": "activation_maps",
     "AdversarialExamples": "pgd",
     "Attribution": "grad_cam",
@@ -124,8 +141,9 @@ def test_every_result_type_is_drawn() -> None:
         for name, kind in Result.types.items()
         if kind.__module__.startswith(("phosphene.", "phosphene_plugins."))
     }
-    # Drawn as a TrainedNetwork, and as the results in it.
-    assert types - {*QUICK, *SLOW} <= {"AdaptiveNetwork", "ResultSequence"}
+    # Drawn as a TrainedNetwork, as the results in them, and as an Embedding.
+    others = {"AdaptiveNetwork", "ResultSequence", "ResultStream", "NeighborIndex"}
+    assert types - {*QUICK, *SLOW} <= others
 
 
 def test_class_names_reach_a_saved_result(tmp_path: Path) -> None:

@@ -256,8 +256,8 @@ class Method(Generic[P, R]):
             for name in self.layers if self.spec.input("model") else ():
                 if params[name] is not None:
                     raise InputError(
-                        f"{self.spec.short_name}: {name}={value_repr(params[name])} is a layer of a model, and "
-                        f"the features are computed already: leave out {name}"
+                        f"{self.spec.short_name}: {name}={value_repr(params[name])} is a layer of a model, "
+                        f"and the features are computed already: leave out {name}"
                     )
             return dict(params)
         return {**params, **{name: _layer_names(params[name], model) for name in self.layers}}
@@ -321,7 +321,7 @@ class Method(Generic[P, R]):
                 if model is not None and digest is None:
                     digest = model.digest
         recorded = self.record_inputs(inputs)
-        where = model or next(self._tensors(inputs), torch.empty(0))
+        where = model or (self._tensors(inputs) or [torch.empty(0)])[0]
         shapes = {n: f"tensor {tuple(v.shape)}" if isinstance(v, Tensor) else v for n, v in recorded.items()}
         provenance = Provenance(
             method=self.spec.name,
@@ -439,15 +439,13 @@ class Method(Generic[P, R]):
     def _devices(self, inputs: Mapping[str, Any]) -> set[torch.device]:
         """The devices of the model and of the tensors among the inputs."""
         model = self._model(inputs)
-        tensors = {tensor.device for tensor in self._tensors(inputs)}
-        return tensors if model is None else {*tensors, model.device}
+        tensors = [tensor.device for tensor in self._tensors(inputs)]
+        return {*tensors, *([] if model is None else [model.device])}
 
-    def _tensors(self, inputs: Mapping[str, Any]) -> Iterator[Tensor]:
+    def _tensors(self, inputs: Mapping[str, Any]) -> list[Tensor]:
         """The tensors among the inputs, the features of embeddings included."""
-        for value in inputs.values():
-            tensor = value.features if isinstance(value, Embedding) else value
-            if isinstance(tensor, Tensor):
-                yield tensor
+        values = [value.features if isinstance(value, Embedding) else value for value in inputs.values()]
+        return [value for value in values if isinstance(value, Tensor)]
 
     def _run(
         self, model: Model | None, inputs: Mapping[str, Any], params: Mapping[str, Any]

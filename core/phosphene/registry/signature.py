@@ -87,21 +87,22 @@ def read_signature(function: Callable[..., Any]) -> Signature:
 def _role(annotation: Any) -> Role | None:
     """The role of an input's annotation, also of ``Model | None``."""
     for part in get_args(annotation):
-        role = part if isinstance(part, Role) else _role(part) if get_args(part) else None
-        if role is not None:
+        if isinstance(part, Role):
+            return part
+        if get_args(part) and (role := _role(part)) is not None:
             return role
     return None
 
 
 def _require_replaced(inputs: list[Input]) -> tuple[Input, ...]:
     """The inputs, those required that have a default only because others can replace them."""
-    replaced = {name for i in inputs for name in i.replaces}
-    return tuple(
-        i.model_copy(update={"required": True})
-        if i.name in replaced or (replaced and i.role == "model")
-        else i
-        for i in inputs
-    )
+    replaced: list[str] = []
+    for i in inputs:
+        replaced += i.replaces
+    for n, i in enumerate(inputs):
+        if i.name in replaced or (replaced and i.role == "model"):
+            inputs[n] = i.model_copy(update={"required": True})
+    return tuple(inputs)
 
 
 def _default(default: Any) -> Any:

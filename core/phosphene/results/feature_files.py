@@ -28,9 +28,9 @@ def read_features(path: Path) -> Embedding:
     """Features (N, D) from a ``.npy``, ``.npz`` or ``.parquet`` file.
 
     - ``.npy``: the array (N, D).
-    - ``.npz``: the array ``features`` or the only one; ``ids``, ``labels`` and ``thumbnails`` where it has them.
+    - ``.npz``: the array ``features`` or the only one, and if there are any ``ids``, ``labels``, ``thumbnails``.
     - ``.parquet``: a row per image with the columns ``features_0``, ``features_1``, ..., which
-      ``Embedding.to_parquet`` writes, or ``features``, a list; ``ids`` and ``labels`` where it has them.
+      ``Embedding.to_parquet`` writes, or ``features``, a list; ``ids`` and ``labels`` if there are any.
 
     Raises InputError for a file without features, MissingExtra where pyarrow is missing.
     """
@@ -74,9 +74,11 @@ def _read_npz(path: Path) -> dict[str, Any]:
         names = archive.files
         if "features" not in names and len(names) != 1:
             raise UnknownName("array", "features", names, str(path))
-        known = [name for name in ("features", "ids", "labels", "thumbnails") if name in names]
-        values = {name: _value(path, lambda name=name: archive[name]) for name in known}
-        return values if "features" in names else {"features": _value(path, lambda: archive[names[0]])}
+        if "features" not in names:
+            return {"features": _value(path, lambda: archive[names[0]])}
+        used = [name for name in ("features", "ids", "labels", "thumbnails") if name in names]
+        arrays: dict[str, Any] = _value(path, lambda: {name: archive[name] for name in used})
+        return arrays
 
 
 def _load(path: Path, **options: Any) -> Any:

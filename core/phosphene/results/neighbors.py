@@ -16,8 +16,8 @@ class Neighbors(Result):
     """The k nearest images of a data set to each of N images, in feature space and in pixel space.
 
     ``images`` (N, C, H, W): the query images. In feature space, nearest first: ``indices`` and ``distances``
-    (N, k), ``neighbors`` (N, k, C, H, W), ``ids``. The same with ``pixel_`` in pixel space. Where the data set's
-    features were searched instead of its images, there are only ``thumbnails`` (N, k, 3, s, s), bytes.
+    (N, k), ``neighbors`` (N, k, C, H, W), ``ids``. The same with ``pixel_`` in pixel space. Where features
+    were searched instead of images, there are only ``thumbnails`` (N, k, 3, s, s), bytes.
     ``recall``: the fraction of the nearest neighbors that an approximate search returned in its test.
     """
 

@@ -1,4 +1,4 @@
-"""The role ``features``: features of a data set that were computed before, instead of a model and the images."""
+"""The role ``features``: features that were computed before, instead of a model and a data set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..spec.spec import Role
 from .base import InputContext, InputRole, check_dense
 
 #: Features (N, D) of N images, passed instead of the input ``dataset`` and, where no other input needs it, of
-#: the model. Declare the three as ``Model | None = None``, ``Dataset | None = None``, ``Features | None = None``.
+#: the model. Declare all three as optional: ``features: Features | None = None``.
 Features: TypeAlias = Annotated[Embedding, Role("features", replaces=("dataset",))]
 
 

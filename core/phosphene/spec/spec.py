@@ -51,7 +51,7 @@ class Reference(FrozenModel):
 
 
 class Input(FrozenModel):
-    """One positional input of a method: its name, its role and the inputs that it can be passed instead of."""
+    """One positional input of a method: its name, its role and the inputs that it can replace."""
 
     name: str
     role: str
@@ -105,10 +105,16 @@ class MethodSpec(FrozenModel):
         The model is needed as long as another input is not replaced. Raises InputError where an input is
         passed together with its replacement.
         """
-        replacing = {i.name: i.replaces for i in self.inputs if i.replaces and inputs.get(i.name) is not None}
-        replaced = {name for names in replacing.values() for name in names}
+        replacing: list[str] = []
+        replaced: set[str] = set()
+        for i in self.inputs:
+            if i.replaces and inputs.get(i.name) is not None:
+                replacing.append(i.name)
+                replaced.update(i.replaces)
+        if not replaced:
+            return replaced
         remaining = [i for i in self.inputs if i.name not in replaced and not i.replaces]
-        if replaced and all(i.role == "model" for i in remaining):
+        if all(i.role == "model" for i in remaining):
             replaced |= {i.name for i in remaining}
         if any(inputs.get(name) is not None for name in replaced):
             names = " and ".join(replacing)
@@ -121,12 +127,12 @@ class MethodSpec(FrozenModel):
 
     def recorded_inputs(self, inputs: Mapping[str, Any]) -> list[Input]:
         """The inputs that a result records: all but the model, and but those that others replace."""
-        alternatives = {name for i in self.inputs for name in (i.replaces and (i.name, *i.replaces))}
-        return [
-            i
-            for i in self.inputs
-            if i.role != "model" and not (i.name in alternatives and inputs[i.name] is None)
-        ]
+        recorded = [i for i in self.inputs if i.role != "model"]
+        for i in self.inputs:
+            if i.replaces:
+                names = (i.name, *i.replaces)
+                recorded = [j for j in recorded if j.name not in names or inputs[j.name] is not None]
+        return recorded
 
     def demonstration(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The inputs and the parameters in ``demo``."""

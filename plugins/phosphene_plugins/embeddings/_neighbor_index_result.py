@@ -20,9 +20,9 @@ Metric = Literal["l2", "cosine"]
 class NeighborIndex(Embedding):
     """Features of a data set in lists: each image is in the list of the nearest center.
 
-    ``centers`` (C, D); ``lists`` (N,): the number of each image's list; ``probes``: how many lists are searched
-    for a query; ``metric``: the distance. ``metrics["recall"]``: the fraction of the nearest neighbors that the
-    search returned in its test.
+    ``centers`` (C, D); ``lists`` (N,): the number of each image's list; ``probes``: how many lists are
+    searched for a query; ``metric``: the distance. ``metrics["recall"]``: the fraction of the nearest
+    neighbors that the search returned in its test.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {**Embedding.shapes, "centers": "C D", "lists": "N"}
@@ -50,7 +50,7 @@ def search_index(index: Embedding, queries: Tensor, k: int, metric: Metric) -> t
     """
     if not isinstance(index, NeighborIndex):
         raise InputError(
-            "an approximate search needs the lists of an index: pass a saved result of neighbor_index as features"
+            "an approximate search needs the lists of an index: pass a result of neighbor_index as features"
         )
     if index.metric != metric:
         raise InputError(f"the index was built for metric={index.metric!r}, not {metric!r}")

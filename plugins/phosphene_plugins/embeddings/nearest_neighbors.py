@@ -42,6 +42,8 @@ def _oracle() -> None:
     images = levels[:, None, None].repeat_interleave(2, 3).expand(-1, 1, 4, 4)
     dataset, distances = TensorDataset(images), torch.tensor([0, 0.25, 0.45, 0.5])
     result = nearest_neighbors(model, images[[0, 3]], dataset, k=4)
+    assert result.neighbors is not None and result.pixel_neighbors is not None
+    assert result.pixel_indices is not None and result.pixel_distances is not None
     assert result.indices.tolist() == result.pixel_indices.tolist() == [[0, 4, 3, 1], [3, 2, 0, 4]]
     assert result.ids == (("0", "4", "3", "1"), ("3", "2", "0", "4"))
     assert torch.equal(result.neighbors, images[result.indices])
@@ -63,6 +65,7 @@ def _oracle() -> None:
     assert others.indices.shape == (2, 4) and others.indices[0].tolist() == [4, 3, 1, 2]
     # phi = (1, 0) against (0.1, 0), (1, 0.5), (1, 1) and (0, 0.5).
     cosine = nearest_neighbors(model, images[:1], dataset, k=9, metric="cosine", exclude_self=True)
+    assert cosine.pixel_indices is not None
     assert cosine.indices.tolist() == [[3, 4, 1, 2]] and cosine.pixel_indices.tolist() == [[4, 3, 1, 2]]
     expected = torch.tensor([[0, 1 - 0.8**0.5, 1 - 0.5**0.5, 1]])
     assert torch.allclose(cosine.distances, expected, atol=1e-6)
@@ -203,8 +206,8 @@ def _search_features(
     vectors, recall = features.features, None
     if vectors.shape[1] != queries.shape[1]:
         raise InputError(
-            f"the images have {queries.shape[1]} features, those to search have {vectors.shape[1]}: they are of "
-            "another model or layer"
+            f"the images have {queries.shape[1]} features, those to search have {vectors.shape[1]}: they are "
+            "of another model or layer"
         )
     if search == "approximate":
         indices, distances, recall = search_index(features, queries, k, metric)

@@ -31,7 +31,7 @@ BLOCK_ROWS = 8192
 
 
 def _oracle() -> None:
-    """Two separate clusters are two lists; an image's neighbors are in its own list, so one probe suffices."""
+    """Two separate clusters are two lists: the neighbors are in the own list, so one probe suffices."""
     network = nn.Sequential(nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(2, 2))
     model = load_model(network, mean=[0.0], std=[1.0], input_size=(1, 2, 2))
     noise = 0.02 * torch.rand(24, 2, generator=torch.Generator().manual_seed(0))
@@ -125,14 +125,14 @@ def neighbor_index(
     c(i) = argmin_c ||phi_i - m_c||,  candidates(q) = {i: m_c(i) is among the p nearest centers to phi(q)}
 
     The centers m are those of k-means, by faiss. ``nearest_neighbors(features=index)`` searches all images,
-    exactly, or with ``search="approximate"`` the p lists whose centers are nearest. p is the smallest power of
-    two, at most all lists, for which the measured recall is at least ``recall``: the fraction of the 10 nearest
-    other images that the search returns, on average over 256 images of the data set, evenly spaced. The recall
-    for images unlike the data set's may be lower.
+    exactly, or with ``search="approximate"`` the p lists whose centers are nearest. p is the smallest power
+    of two, at most all lists, for which the measured recall is at least ``recall``: the fraction of the 10
+    nearest other images that the search returns, on average over 256 images of the data set, evenly spaced.
+    The recall for images unlike the data set's may be lower.
 
     Returns:
-        ``centers`` (C, D) and ``lists`` (N,), the list of each image; ``probes``, p; ``metrics``: ``recall``, as
-        measured. ``features`` (N, D), ``ids``, ``labels``, ``thumbnails`` as ``embed`` returns them.
+        ``centers`` (C, D) and ``lists`` (N,), the list of each image; ``probes``, p; ``metrics``: ``recall``,
+        as measured. ``features`` (N, D), ``ids``, ``labels``, ``thumbnails`` as ``embed`` returns them.
 
     Raises:
         InputError: fewer than two images, or more lists than images.
@@ -194,7 +194,7 @@ def _probes(vectors: Tensor, centers: Tensor, numbers: Tensor, recall: float) ->
     lists, probes = build_lists(vectors, centers, numbers), 1
     while True:
         indices, distances = search_lists(lists, vectors, queries, k + 1, probes)
-        # A tie with the farthest is as near; the distances are computed in the same way, but for the centering.
+        # A tie with the farthest is as near. The exact search subtracts a mean first: rounding differs.
         near = (distances <= farthest * (1 + 1e-5)) & (indices != rows[:, None])
         measured = float(near.sum(1).clamp(max=k).double().mean() / k)
         if measured >= recall or probes == len(centers):

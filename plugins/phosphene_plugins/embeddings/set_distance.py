@@ -33,14 +33,14 @@ def _oracle() -> None:
     model = load_model(network, mean=[0.0], std=[1.0], input_size=(1, 2, 2))
     first, second = torch.tensor([0.2, 0.6]), torch.tensor([0.4, 0.6, 0.8])
     sets = [TensorDataset(x[:, None, None, None].expand(-1, 1, 2, 2)) for x in (first, second)]
-    result = set_distance(model, *sets)
+    result = set_distance(model, sets[0], sets[1])
     frechet = (first.mean() - second.mean()) ** 2 + (first.std() - second.std()) ** 2
     assert torch.allclose(result.frechet, frechet, atol=1e-6)
     within = 1.12**3 - 2 * sum((1 + a * b) ** 3 for a in (0.2, 0.6) for b in (0.4, 0.6, 0.8)) / 6
     other = (1.24**3 + 1.32**3 + 1.48**3) / 3
     assert abs(float(result.kernel) - within - other) < 1e-5
     # Of the logits w x + b the distance is |w|^2 times as large.
-    of_logits = set_distance(model, *sets, layer="2").frechet
+    of_logits = set_distance(model, sets[0], sets[1], layer="2").frechet
     assert torch.allclose(of_logits, frechet * linear.weight.square().sum(), atol=1e-6)
     # One feature is one component: its distance from the mean of both sets, 0.52.
     for points, levels in zip(result.points, (first, second), strict=True):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,13 +13,14 @@ from torch import Tensor
 from phosphene import (
     Class,
     Dataset,
+    Fold,
     Method,
     Model,
     batch_size,
     methods,
     report_progress,
-    resumable,
 )
+from phosphene.data import Batch, Rows, State
 from phosphene.errors import InputError
 from phosphene.images import enlarge_maps
 from phosphene.results import Attribution
@@ -53,7 +55,8 @@ class Metric:
     """One or several numbers per map: ``function`` returns (n, columns), or None where it is undefined.
 
     ``higher_is_better`` has an entry for each column; ``recomputations`` is the number of times that the
-    function computes all maps again, which counts towards the budget.
+    function computes all maps again, which counts towards the budget. The function is sent to other
+    processes: an instance of a class at the top of a module, not a closure.
     """
 
     columns: tuple[str, ...]
@@ -63,18 +66,43 @@ class Metric:
     recomputations: int = 0
 
 
-@dataclass(frozen=True)
-class MapSource:
-    """A source of maps: ``compute(model, images, target, indices)`` returns raw maps (n, H, W).
-
-    ``indices`` are the images' positions in the data set. ``passes`` is the cost of one image in forward
-    passes, a backward pass counting two, or None where it is unknown.
-    """
+class MapSource(ABC):
+    """A source of maps. It is sent to other processes, so it holds data and no functions."""
 
     name: str
-    compute: Callable[[Model, Tensor, Class, range], Tensor]
-    passes: Callable[[Model, Tensor], int | None] = lambda model, images: 0
-    depends_on_model: bool = False
+    #: Whether the maps of another model differ.
+    depends_on_model: ClassVar[bool] = False
+
+    @abstractmethod
+    def compute(self, model: Model, images: Tensor, target: Class, indices: range) -> Tensor:
+        """Raw maps (n, H, W) of images; ``indices`` are their positions in the data set."""
+
+    def passes(self, model: Model, images: Tensor) -> int | None:
+        """The cost of one image in forward passes, a backward pass counting two; None where it is unknown."""
+        return 0
+
+
+@dataclass(frozen=True)
+class MethodMaps(MapSource):
+    """Maps of a registered method."""
+
+    name: str
+    method: str
+    arguments: Mapping[str, Any]
+    depends_on_model: ClassVar[bool] = True
+
+    def compute(self, model: Model, images: Tensor, target: Class, indices: range) -> Tensor:
+        result: Attribution = methods[self.method](**self._inputs(model, images, target), **self.arguments)
+        return enlarge_maps(result.maps.to(images), images.shape[2:], result.centers)
+
+    def passes(self, model: Model, images: Tensor) -> int | None:
+        method = methods[self.method]
+        cost = method.passes(self._inputs(model, images, None), method.validate(self.arguments))
+        return None if cost is None else cost[0] + 2 * cost[1]
+
+    def _inputs(self, model: Model, images: Tensor, target: Any) -> dict[str, Any]:
+        values = {"model": model, "images": images, "target": target}
+        return {declared.name: values[declared.role] for declared in methods[self.method].spec.inputs}
 
 
 def method_source(name: str, params: Mapping[str, Any], seed: int) -> MapSource:
@@ -88,36 +116,36 @@ def method_source(name: str, params: Mapping[str, Any], seed: int) -> MapSource:
         )
     arguments = ({method.seed: seed} if method.seed is not None else {}) | dict(params)
     method.validate(arguments)
+    return MethodMaps(method.spec.short_name, name, arguments)
 
-    def inputs(model: Model, images: Tensor, target: Any) -> dict[str, Any]:
-        values = {"model": model, "images": images, "target": target}
-        return {declared.name: values[declared.role] for declared in method.spec.inputs}
 
-    def compute(model: Model, images: Tensor, target: Class, indices: range) -> Tensor:
-        result: Attribution = method(**inputs(model, images, target), **arguments)
-        return enlarge_maps(result.maps.to(images), images.shape[2:], result.centers)
+@dataclass(frozen=True)
+class CenterPoint(MapSource):
+    """A Gaussian about the image's center, with a quarter of the image's side as standard deviation."""
 
-    def passes(model: Model, images: Tensor) -> int | None:
-        cost = method.passes(inputs(model, images, None), method.validate(arguments))
-        return None if cost is None else cost[0] + 2 * cost[1]
+    name: str = "centre point"
 
-    return MapSource(method.spec.short_name, compute, passes, depends_on_model=True)
+    def compute(self, model: Model, images: Tensor, target: Class, indices: range) -> Tensor:
+        height, width = images.shape[2:]
+        y, x = (torch.linspace(-1, 1, side, dtype=images.dtype) for side in (height, width))
+        return torch.exp(-2 * (y[:, None] ** 2 + x**2)).to(images).expand(len(images), -1, -1)
+
+
+@dataclass(frozen=True)
+class RandomMaps(MapSource):
+    """Smooth random maps: ``noise`` (N, 8, 8) of each image, enlarged."""
+
+    noise: Tensor
+    name: str = "random maps"
+
+    def compute(self, model: Model, images: Tensor, target: Class, indices: range) -> Tensor:
+        return enlarge_maps(self.noise[indices.start : indices.stop].to(images), images.shape[2:])
 
 
 def baseline_sources(count: int, seed: int) -> list[MapSource]:
     """Maps that ignore the model: a Gaussian about the image's center, and smooth random maps."""
     noise = torch.randn(count, 8, 8, generator=torch.Generator().manual_seed(seed))
-
-    def center(model: Model, images: Tensor, target: Class, indices: range) -> Tensor:
-        height, width = images.shape[2:]
-        y, x = (torch.linspace(-1, 1, side, dtype=images.dtype) for side in (height, width))
-        # The standard deviation is a quarter of the image's side.
-        return torch.exp(-2 * (y[:, None] ** 2 + x**2)).to(images).expand(len(images), -1, -1)
-
-    def random(model: Model, images: Tensor, target: Class, indices: range) -> Tensor:
-        return enlarge_maps(noise[indices.start : indices.stop].to(images), images.shape[2:])
-
-    return [MapSource("centre point", center), MapSource("random maps", random)]
+    return [CenterPoint(), RandomMaps(noise)]
 
 
 def positive_part(maps: Tensor) -> Tensor:
@@ -174,23 +202,20 @@ class EvaluationSet:
                 )
             model.class_index(labels[0])
 
-    def batches(self) -> list[range]:
-        """The indices of each batch."""
-        return [range(i, min(i + self.size, self.count)) for i in range(0, self.count, self.size)]
-
     def read(self, indices: range) -> tuple[Tensor, Tensor | None]:
         """Images (n, C, H, W) and masks (n, H, W), None for a data set without masks."""
         images = self.dataset.read(indices).to(self._device, self._dtype)
         masks = self.dataset.masks(indices)
         return images, None if masks is None else masks.to(self._device)
 
-    def classes(self, model: Model, images: Tensor, indices: range) -> Class:
-        """The class that each image's map explains."""
-        if self.target == "predicted":
-            return Class(tuple(model(images).argmax(1).tolist()))
-        labels = self.dataset.labels(indices)
-        assert labels is not None
-        return Class(tuple(map(model.class_index, labels)))
+
+def explained_class(model: Model, target: TargetSource, images: Tensor, batch: Batch) -> Class:
+    """The class that each image's map explains: the predicted one or that of its label."""
+    if target == "predicted":
+        return Class(tuple(model(images).argmax(1).tolist()))
+    labels = batch.labels
+    assert labels is not None
+    return Class(tuple(map(model.class_index, labels)))
 
 
 def evaluate_maps(
@@ -212,37 +237,67 @@ def evaluate_maps(
     columns = sum(len(metric.columns) for metric in metrics)
     shape = (len(models), len(sources), columns)
     examples = min(examples, data.count)
-    state = {
-        "values": first.new_zeros(*shape, data.count),
-        "counts": torch.zeros(shape, dtype=torch.int64, device=first.device),
-        "maps": first.new_zeros(*shape[:2], examples, *first.shape[2:]),
-    }
-    work = [(b, m, s) for b in data.batches() for m in range(len(models)) for s in range(len(sources))]
-    batch: tuple[range, Tensor, Tensor | None] | None = None
-    for indices, m, s in resumable(work, state, "scoring maps"):
-        scored = range(indices.start, min(indices.stop, limits[m][s]))
-        if not scored:
-            continue
-        if batch is None or batch[0] != indices:
-            batch = (indices, *data.read(indices))
-        images, masks = batch[1][: len(scored)], None if batch[2] is None else batch[2][: len(scored)]
-        with report_progress(False):  # one progress bar for all, not one for each batch of each method
-            target = data.classes(models[m], images, scored)
-            source = sources[s]
-            maps = source.compute(models[m], images, target, scored)
-            recompute = _recompute(source, images, target, scored) if source.depends_on_model else None
-            context = ScoringContext(models[m], images, maps, target, masks, recompute)
-            column = 0
-            for metric in metrics:
-                result = metric.function(context)
-                part = slice(column, column := column + len(metric.columns))
-                if result is not None:
-                    state["values"][m, s, part, scored.start : scored.stop] = result.T.to(first)
-                    state["counts"][m, s, part] = scored.stop
-        count = max(0, min(examples, scored.stop) - scored.start)
-        state["maps"][m, s, scored.start : scored.start + count] = positive_part(maps[:count])
+    values = first.new_zeros(*shape, data.count)
+    counts = torch.zeros(shape, dtype=torch.int64, device=first.device)
+    maps = first.new_zeros(*shape[:2], examples, *first.shape[2:])
+    for m, model in enumerate(models):
+        for s, source in enumerate(sources):
+            title = f"scoring {source.name}"
+            fold = MapScores(model, source, tuple(metrics), data.target, examples, title)
+            state = fold.run(data.dataset, data.size, stop=limits[m][s])
+            rows, some = state["values"].tensor(), state["maps"].tensor()
+            values[m, s, :, : len(rows)] = rows.T.to(first)
+            counts[m, s] = state["counts"].to(first.device)
+            maps[m, s, : len(some)] = some.to(first)
     images, masks = data.read(range(examples))
-    return Evaluation(state["values"], state["counts"], images, masks, state["maps"])
+    return Evaluation(values, counts, images, masks, maps)
+
+
+@dataclass
+class MapScores(Fold[State]):
+    """The metrics of a source's maps on a model: ``values`` (n, columns), and ``counts``, where defined.
+
+    ``maps`` (E, H, W) are those of the first ``examples`` images.
+    """
+
+    model: Model
+    source: MapSource
+    metrics: tuple[Metric, ...]
+    target: TargetSource
+    examples: int
+    title: str
+
+    def start(self) -> State:
+        columns = sum(len(metric.columns) for metric in self.metrics)
+        counts = torch.zeros(columns, dtype=torch.int64)
+        return {"values": Rows(), "maps": Rows(), "counts": counts}
+
+    def update(self, state: State, batch: Batch) -> State:
+        model, source, first = self.model, self.source, batch.indices[0]
+        images, indices = batch.images.to(model.device, model.dtype), range(first, batch.indices[-1] + 1)
+        masks = None if (objects := batch.masks) is None else objects.to(model.device)
+        parts, counts = [], []
+        with report_progress(False):  # one progress bar for a source, not one for each of its batches
+            target = explained_class(model, self.target, images, batch)
+            maps = source.compute(model, images, target, indices)
+            recompute = _recompute(source, images, target, indices) if source.depends_on_model else None
+            context = ScoringContext(model, images, maps, target, masks, recompute)
+            for metric in self.metrics:
+                result = metric.function(context)
+                undefined = images.new_zeros(len(images), len(metric.columns))
+                parts.append(undefined if result is None else result.to(images))
+                counts += [0 if result is None else len(images)] * len(metric.columns)
+        state["values"].write(first, torch.cat(parts, 1))
+        if first < self.examples:
+            state["maps"].write(first, positive_part(maps[: self.examples - first]))
+        return state | {"counts": state["counts"] + torch.tensor(counts)}
+
+    def merge(self, first: State, second: State) -> State:
+        rows = {name: first[name].merge(second[name]) for name in ("values", "maps")}
+        return rows | {"counts": first["counts"] + second["counts"]}
+
+    def finish(self, state: State) -> State:
+        return state
 
 
 def _recompute(source: MapSource, images: Tensor, target: Class, indices: range) -> Callable[[Model], Tensor]:

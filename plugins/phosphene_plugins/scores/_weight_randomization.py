@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,18 +45,28 @@ def split_stages(layers: list[str], stages: int) -> list[list[str]]:
     return [layers[start:end] for start, end in zip(ends, ends[1:], strict=False)]
 
 
-def weight_randomization(seed: int) -> Metric:
-    """Rank correlation of a fully randomized network's maps with the trained network's."""
-    randomized: dict[int, Model] = {}
+class _RandomizedMaps:
+    """Rank correlation (n, 1) with the maps of a copy of the model whose weights are drawn with a seed."""
 
-    def compute(context: ScoringContext) -> Tensor | None:
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._copies: dict[int, Model] = {}
+
+    def __call__(self, context: ScoringContext) -> Tensor | None:
         if context.recompute_maps is None:
             return None
         model = context.model
-        if id(model) not in randomized:
-            randomized[id(model)] = copy = model.copy()
-            randomize_weights(copy, layers_with_weights(copy), torch.Generator().manual_seed(seed))
-        maps = context.recompute_maps(randomized[id(model)])
+        if id(model) not in self._copies:
+            self._copies[id(model)] = copy = model.copy()
+            randomize_weights(copy, layers_with_weights(copy), torch.Generator().manual_seed(self._seed))
+        maps = context.recompute_maps(self._copies[id(model)])
         return rank_correlation(maps, context.maps)[:, None]
 
-    return Metric(("sanity",), (False,), compute, recomputations=1)
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the copies: in another process, the same weights are drawn again."""
+        return {"_seed": self._seed, "_copies": {}}
+
+
+def weight_randomization(seed: int) -> Metric:
+    """Rank correlation of a fully randomized network's maps with the trained network's."""
+    return Metric(("sanity",), (False,), _RandomizedMaps(seed), recomputations=1)

@@ -1,5 +1,6 @@
 """Deletion and insertion: areas under the score as pixels are removed or added in a map's order."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -63,14 +64,31 @@ def curve_areas(curves: Tensor, counts: list[int]) -> Tensor:
     return torch.trapezoid(curves, fractions)
 
 
+@dataclass(frozen=True)
+class _Curves:
+    """Both curves, point after point: (n, 2 (steps + 1))."""
+
+    steps: int
+    baseline: Baseline
+    score: ClassScore
+    seed: int
+
+    def __call__(self, context: ScoringContext) -> Tensor:
+        return score_curves(context, self.steps, self.baseline, self.score, self.seed).flatten(1)
+
+
+class _CurveAreas(_Curves):
+    """The areas under both curves: (n, 2)."""
+
+    def __call__(self, context: ScoringContext) -> Tensor:
+        counts = changed_counts(self.steps, context.maps[0].numel())
+        return curve_areas(super().__call__(context).unflatten(1, (2, len(counts))), counts)
+
+
 def curve_area_metric(steps: int, baseline: Baseline, score: ClassScore, seed: int) -> Metric:
     """The areas under the deletion and the insertion curve."""
-
-    def compute(context: ScoringContext) -> Tensor:
-        counts = changed_counts(steps, context.maps[0].numel())
-        return curve_areas(score_curves(context, steps, baseline, score, seed), counts)
-
-    return Metric(("deletion", "insertion"), (False, True), compute)
+    areas = _CurveAreas(steps, baseline, score, seed)
+    return Metric(("deletion", "insertion"), (False, True), areas)
 
 
 def seed_of_the_noise_and_of_the_maps() -> None:
@@ -209,14 +227,11 @@ def deletion_insertion(
     assert seed is not None
     data = EvaluationSet(model, dataset, max_images, target, needs_masks=False)
     sources = [method_source(method, params, seed), *baseline_sources(data.count, seed)]
-
-    # One column per point of the two curves: the areas are computed from the evaluated curves below.
-    def flat_curves(context: ScoringContext) -> Tensor:
-        return score_curves(context, steps, baseline, score, seed).flatten(1)
-
     counts = changed_counts(steps, data.read(range(1))[0][0, 0].numel())
+    # One column per point of the two curves: the areas are computed from the evaluated curves below.
     # equivalent mutants: of these columns only the number is used
-    points = Metric(("",) * 2 * len(counts), (True,) * 2 * len(counts), flat_curves)
+    curves = _Curves(steps, baseline, score, seed)
+    points = Metric(("",) * 2 * len(counts), (True,) * 2 * len(counts), curves)
     evaluation = evaluate_maps([model], data, sources, [points], budget=budget, examples=3)
     averages, _ = means_and_errors(evaluation.values[0], evaluation.counts[0])
     deletion, insertion = averages.unflatten(1, (2, len(counts))).unbind(1)

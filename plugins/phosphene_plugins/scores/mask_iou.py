@@ -1,5 +1,6 @@
 """Mask IoU: overlap of a thresholded attribution map with the object, and its energy inside the object."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,20 +15,24 @@ from ._parameters import Budget, MapTarget, MaxImages, MethodName, MethodParams,
 from ._score_table import Scores, score_method
 
 
-def overlap_metric(threshold: float | None) -> Metric:
-    """IoU of the map's highest pixels with the object, and the fraction of the map's energy inside it."""
+@dataclass(frozen=True)
+class _Overlap:
+    threshold: float | None
 
-    def compute(context: ScoringContext) -> Tensor:
+    def __call__(self, context: ScoringContext) -> Tensor:
         maps, objects = positive_part(context.maps), context.object_masks()
-        if threshold is None:
+        if self.threshold is None:
             highest = pixel_ranks(maps) < objects.sum((1, 2), keepdim=True)
         else:
-            highest = maps >= threshold * maps.amax((1, 2), True)
+            highest = maps >= self.threshold * maps.amax((1, 2), True)
         intersection, union = (highest & objects).sum((1, 2)), (highest | objects).sum((1, 2))
         energy = (maps * objects).sum((1, 2)) / maps.sum((1, 2))
         return torch.stack([intersection / union.clamp(min=1), energy], 1)
 
-    return Metric(("IoU", "energy inside"), (True, True), compute, needs_masks=True)
+
+def overlap_metric(threshold: float | None) -> Metric:
+    """IoU of the map's highest pixels with the object, and the fraction of the map's energy inside it."""
+    return Metric(("IoU", "energy inside"), (True, True), _Overlap(threshold), needs_masks=True)
 
 
 def box_weights_have_a_known_overlap() -> None:

@@ -1,5 +1,6 @@
 """Pointing game: whether an attribution map's maximum lies in the object."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,13 +16,17 @@ from ._parameters import Budget, MapTarget, MaxImages, MethodName, MethodParams,
 from ._score_table import Scores, score_method
 
 
+@dataclass(frozen=True)
+class _PeakHits:
+    radius: int
+
+    def __call__(self, context: ScoringContext) -> Tensor:
+        return peak_hits(positive_part(context.maps), context.object_masks(), radius=self.radius)
+
+
 def pointing_metric(radius: int) -> Metric:
     """Hits inside the object, and at most ``radius`` pixels from it."""
-
-    def compute(context: ScoringContext) -> Tensor:
-        return peak_hits(positive_part(context.maps), context.object_masks(), radius=radius)
-
-    return Metric(("pointing", f"within {radius} px"), (True, True), compute, needs_masks=True)
+    return Metric(("pointing", f"within {radius} px"), (True, True), _PeakHits(radius), needs_masks=True)
 
 
 def model_of_one_pixel_hits_objects_at_that_pixel() -> None:

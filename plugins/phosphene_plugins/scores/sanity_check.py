@@ -1,14 +1,16 @@
 """Sanity check by weight randomization: similarity of maps before and after it."""
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import scipy.stats
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from phosphene import (
+    Fold,
     Method,
     Reference,
     TensorDataset,
@@ -18,8 +20,9 @@ from phosphene import (
     method,
     methods,
     report_progress,
-    resumable,
 )
+from phosphene import Model as _Model
+from phosphene.data import Batch, Rows, State
 from phosphene.errors import ModelError
 from phosphene.images import min_max
 from phosphene.results import Attribution
@@ -27,9 +30,9 @@ from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import InvariantTo
 
 from ._cascade_result import Cascade
-from ._evaluate_maps import EvaluationSet, method_source, positive_part
+from ._evaluate_maps import EvaluationSet, MapSource, explained_class, method_source, positive_part
 from ._map_similarity import map_similarity, rank_correlation, structural_similarity
-from ._parameters import MapTarget, MaxImages, MethodName, MethodParams
+from ._parameters import MapTarget, MaxImages, MethodName, MethodParams, TargetSource
 from ._weight_randomization import layers_with_weights, randomize_weights, split_stages
 
 
@@ -183,42 +186,69 @@ def sanity_check(
     if not (layers := layers_with_weights(model)):
         raise ModelError(f"{model.name} has no layer with weights that could be randomized")
     parts = split_stages(layers, stages)
-    # equivalent mutants: only its size is used
-    first, _ = data.read(range(1))
     examples = min(2, data.count)
-    state = {
-        "trained": first.new_zeros(data.count, *first.shape[2:]),
-        "similarity": first.new_zeros(2, len(parts), data.count),
-        "maps": first.new_zeros(1 + len(parts), examples, *first.shape[2:]),
-    }
-    copy, randomized = model.copy(), 0
-    work = [(stage, indices) for stage in range(1 + len(parts)) for indices in data.batches()]
-    for stage, indices in resumable(work, state, "randomizing"):
-        while randomized < stage:
-            # A seed for each stage: a resumed run draws the same weights.
-            generator = torch.Generator().manual_seed(seed + randomized)
-            randomize_weights(copy, parts[randomized], generator)
-            randomized += 1
-        images, _ = data.read(indices)
-        with report_progress(False):
-            maps = source.compute(copy, images, data.classes(model, images, indices), indices)
-        rows = slice(indices.start, indices.stop)
-        if stage == 0:
-            state["trained"][rows] = maps
-        else:
-            state["similarity"][:, stage - 1, rows] = torch.stack(
-                map_similarity(maps, state["trained"][rows])
-            )
-        count = max(0, min(examples, indices.stop) - indices.start)
-        state["maps"][stage, indices.start : indices.start + count] = positive_part(maps[:count])
+    trained = _StageMaps(model, model, source, target, examples, None).run(
+        data.dataset, data.size, data.count
+    )
+    trained_maps, maps, similarity = trained["maps"].tensor(), [trained["examples"].tensor()], []
+    copy = model
+    for stage, part in enumerate(parts):
+        copy = copy.copy()  # another process may have the copy of the stage before
+        randomize_weights(copy, part, torch.Generator().manual_seed(seed + stage))  # a seed for each stage
+        fold = _StageMaps(model, copy, source, target, examples, trained_maps)
+        state = fold.run(data.dataset, data.size, data.count)
+        similarity.append(state["similarity"].tensor())
+        maps.append(state["examples"].tensor())
+    images, _ = data.read(range(examples))
+    rank, ssim = torch.stack(similarity).to(images).unbind(2)
     return Cascade(
         name=source.name,
         stages=tuple(part[-1] for part in parts),
-        rank=state["similarity"][0],
-        ssim=state["similarity"][1],
-        images=data.read(range(examples))[0],
-        maps=state["maps"],
+        rank=rank.contiguous(),
+        ssim=ssim.contiguous(),
+        images=images,
+        maps=torch.stack(maps).to(images),
     )
+
+
+@dataclass
+class _StageMaps(Fold[State]):
+    """The maps of the model ``copy``, or their similarity to those of the trained ``model``.
+
+    ``trained`` (N, H, W): the maps of the trained model, or None for the model itself.
+    """
+
+    model: _Model
+    copy: _Model
+    source: MapSource
+    target: TargetSource
+    examples: int
+    trained: Tensor | None
+    title: str = "randomizing"
+
+    def start(self) -> State:
+        return {"maps" if self.trained is None else "similarity": Rows(), "examples": Rows()}
+
+    def update(self, state: State, batch: Batch) -> State:
+        first, stop = batch.indices[0], batch.indices[-1] + 1
+        images = batch.images.to(self.model.device, self.model.dtype)
+        with report_progress(False):
+            target = explained_class(self.model, self.target, images, batch)
+            maps = self.source.compute(self.copy, images, target, range(first, stop))
+        if self.trained is None:
+            state["maps"].write(first, maps)
+        else:
+            trained = self.trained[first:stop].to(maps)
+            state["similarity"].write(first, torch.stack(map_similarity(maps, trained), 1))
+        if first < self.examples:
+            state["examples"].write(first, positive_part(maps[: self.examples - first]))
+        return state
+
+    def merge(self, first: State, second: State) -> State:
+        return {name: rows.merge(second[name]) for name, rows in first.items()}
+
+    def finish(self, state: State) -> State:
+        return state
 
 
 @hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,14 @@ from phosphene import (
     checkpoints,
     load_model,
     load_result,
+    max_batch,
     methods,
     report_progress,
     run,
 )
-from phosphene_plugins.scores._evaluate_maps import EvaluationSet
+from phosphene.data import Batch, State, shard_state, use_shard_executor
+from phosphene.testing.observation import assert_same_result
+from phosphene_plugins.scores._evaluate_maps import MapScores
 from phosphene_plugins.scores._score_table import Scores, means_and_errors
 
 compare_attributions = methods["scores.compare_attributions"]
@@ -44,17 +48,23 @@ def test_a_resumed_comparison_equals_an_uninterrupted_one(
     uninterrupted = run("compare_attributions", **params)
 
     def cut(event: ProgressEvent) -> None:
-        if event.done == 7:
+        if event.description == "scoring saliency" and event.done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run("compare_attributions", out=tmp_path / "table", progress=cut, **params)
-    assert [path.name for path in tmp_path.iterdir()] == [".table.unfinished"]
-    ranges: list[range] = []
-    read = EvaluationSet.read
-    monkeypatch.setattr(EvaluationSet, "read", lambda self, rows: ranges.append(rows) or read(self, rows))
+    assert {path.name.partition(".rows-")[0] for path in tmp_path.iterdir()} == {".table.unfinished"}
+    scored: list[tuple[str, int]] = []
+    update = MapScores.update
+
+    def record(self: MapScores, state: State, batch: Batch) -> State:
+        scored.append((self.source.name, batch.indices[0]))
+        return update(self, state, batch)
+
+    monkeypatch.setattr(MapScores, "update", record)
     resumed = run("compare_attributions", out=tmp_path / "table", progress=False, **params)
-    assert range(0, 4) not in ranges and range(8, 12) in ranges
+    baselines = [(name, start) for name in ("centre point", "random maps") for start in (0, 4, 8)]
+    assert scored == [("saliency", 8), *baselines]
     for name in ("values", "standard_errors", "counts", "image_values", "maps"):
         assert torch.equal(getattr(resumed, name), getattr(uninterrupted, name)), name
     loaded = load_result(tmp_path / "table")
@@ -100,12 +110,31 @@ def test_the_budget_limits_the_images_of_an_expensive_method(model) -> None:  # 
     assert result.image_values[0, 1, :, 3:].abs().sum() == 0
 
 
-def test_there_is_one_progress_bar(model) -> None:  # type: ignore[no-untyped-def]
+def test_there_is_one_progress_bar_for_each_source(model) -> None:  # type: ignore[no-untyped-def]
     events: list[ProgressEvent] = []
-    with report_progress(events.append):
+    with report_progress(events.append), max_batch(2):
         compare_attributions(model, SceneDataset(4), methods=["smooth_grad"], scores=["mask_iou"], seed=0)
-    assert [event.description for event in events] == ["scoring maps"] * 3
-    assert [event.done for event in events] == [1, 2, 3]
+    names = [name for name in ("smooth_grad", "centre point", "random maps") for _ in range(2)]
+    assert [event.description for event in events] == [f"scoring {name}" for name in names]
+    assert [event.done for event in events] == [1, 2] * 3
+
+
+@pytest.mark.parametrize("name", ["compare_attributions", "sanity_check"])
+def test_scores_in_another_process_are_the_same(model, name: str) -> None:  # type: ignore[no-untyped-def]
+    """Shards whose folds were pickled and loaded again, and were computed in reverse, give the same bits."""
+
+    class Pickled:
+        def states(self, fold, dataset, size, shards, seed):  # type: ignore[no-untyped-def]
+            fold, dataset = pickle.loads(pickle.dumps((fold, dataset)))
+            states = [shard_state(fold, dataset, size, shard, seed) for shard in reversed(shards)]
+            return iter(pickle.loads(pickle.dumps(states[::-1])))
+
+    params = {"stages": 2} if name == "sanity_check" else {"methods": ["smooth_grad"], "steps": 2}
+    images, score = SceneDataset(11), methods[name]
+    with max_batch(2):
+        expected = score(model, images, seed=0, **params)
+        with use_shard_executor(Pickled()):
+            assert_same_result(score(model, images, seed=0, **params), expected)
 
 
 def test_the_sanity_column_is_undefined_for_baselines(model) -> None:  # type: ignore[no-untyped-def]

@@ -9,7 +9,17 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from phosphene import ModelError, SceneDataset, TensorDataset, checkpoints, load_model, method, methods, run
+from phosphene import (
+    ModelError,
+    ProgressEvent,
+    SceneDataset,
+    TensorDataset,
+    checkpoints,
+    load_model,
+    method,
+    methods,
+    run,
+)
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene_plugins.scores import _evaluate_maps
@@ -69,8 +79,11 @@ def test_a_resumed_run_draws_the_same_random_weights(tmp_path: Path, monkeypatch
     params = {"dataset": "builtin:scenes/6", "batch_size": 2, "stages": 3, "seed": 5}
     uninterrupted = run("sanity_check", **params)
 
-    def cut(event) -> None:  # type: ignore[no-untyped-def]
-        if event.done == 8:
+    events: list[ProgressEvent] = []
+
+    def cut(event: ProgressEvent) -> None:
+        events.append(event)
+        if len(events) == 8:  # in the third of four stages of three batches
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
