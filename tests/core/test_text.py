@@ -124,8 +124,8 @@ def test_every_result_type_is_drawn() -> None:
         for name, kind in Result.types.items()
         if kind.__module__.startswith(("phosphene.", "phosphene_plugins."))
     }
-    # Drawn as a TrainedNetwork, and as the results in it.
-    assert types - {*QUICK, *SLOW} <= {"AdaptiveNetwork", "ResultSequence"}
+    # Drawn as a TrainedNetwork, as the results in it, and as the first results of a stream.
+    assert types - {*QUICK, *SLOW} <= {"AdaptiveNetwork", "ResultSequence", "ResultStream"}
 
 
 def test_class_names_reach_a_saved_result(tmp_path: Path) -> None:
