@@ -73,7 +73,7 @@ def fit(scenes: Scenes, *, steps: int, seed: int) -> ShapesViT:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = ShapesViT()
-    vgg = load_network(STEM).features
+        vgg = load_network(STEM).features
     assert isinstance(vgg, nn.Sequential)
     network.stem.load_state_dict(vgg[: len(network.stem)].state_dict())
     network.stem.requires_grad_(False)

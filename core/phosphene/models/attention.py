@@ -90,11 +90,7 @@ def read_attention_layers(model: Attending) -> dict[str, AttentionLayer]:
     layers, unclear = {}, set(one.unreadable)
     for name, maps in one.maps.items():
         windows, heads, queries, keys = maps.shape
-        pair = two.maps.get(name)
-        # The windows of the first image come first, and the second image does not change them.
-        if pair is None or pair.shape != (2 * windows, heads, queries, keys):
-            unclear.add(name)
-        elif windows > 1 and not torch.allclose(pair[:windows], maps, rtol=0, atol=0.05):
+        if not _images_first(two.maps.get(name), maps):
             unclear.add(name)
         tokens, layout = None, None
         if windows == 1 and queries == keys:
@@ -104,11 +100,20 @@ def read_attention_layers(model: Attending) -> dict[str, AttentionLayer]:
         )
     if unclear:
         raise ModelError(
-            f"{', '.join(sorted(unclear))} in {model.name} computes attention whose images, windows and heads "
-            "cannot be distinguished by the axes of its probabilities: they are not (N * windows, heads, "
-            "queries, keys), images first"
+            f"{', '.join(sorted(unclear))} in {model.name} computes attention whose images, windows and "
+            "heads cannot be distinguished by the axes of its probabilities: they are not (N * windows, "
+            "heads, queries, keys), images first"
         )
     return layers
+
+
+def _images_first(two: Tensor | None, one: Tensor) -> bool:
+    """Whether the rows of two images begin with those of the first image alone."""
+    windows = len(one)
+    if two is None or two.shape != (2 * windows, *one.shape[1:]):
+        return False
+    # Images are mixed up where the second one changes the rows of the first.
+    return windows == 1 or torch.allclose(two[:windows], one, rtol=0, atol=0.05)
 
 
 def _token_layout(model: Attending, layer: str, count: int) -> tuple[str | None, Layout | None]:

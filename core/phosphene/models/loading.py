@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..builtin.networks import MEAN, NETWORKS, STD, load_network
+from ..builtin.networks import CLASSIFIERS, MEAN, STD, load_network
 from ..builtin.scenes import CLASSES
 from ..errors import InputError, ModelError, PhospheneError, UnknownName
 from ..random_weights import has_random_weights
@@ -72,15 +72,15 @@ class _Builtin:
     def load(
         self, name: str, *, weights: str | None, pretrained: bool, **options: Any
     ) -> tuple[nn.Module, dict[str, Any]]:
-        if name not in NETWORKS:
-            raise UnknownName("bundled model", name, NETWORKS)
+        if name not in CLASSIFIERS:
+            raise UnknownName("bundled model", name, CLASSIFIERS)
         if weights is not None:
             raise InputError(f"builtin:{name} has its own weights; there are none called {weights!r}")
         settings = {"mean": MEAN, "std": STD, "input_size": (3, 64, 64), "classes": CLASSES}
         return load_network(name, **options), settings
 
     def names(self) -> Iterable[str]:
-        return NETWORKS
+        return CLASSIFIERS
 
 
 def loaders() -> dict[str, Loader]:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 from torch import Tensor
@@ -121,14 +121,14 @@ class ResultStream(Result):
     shard_size: int
     result_type: str
     #: Loads the method, which defines the type of the results.
-    find_method: FindMethod | None = field(default=None, repr=False, metadata={"saved": False})
+    _find_method: FindMethod | None = field(default=None, repr=False, metadata={"saved": False})
     _last: list[tuple[int, Result]] = field(
         default_factory=list, init=False, repr=False, metadata={"saved": False}
     )
 
     @classmethod
     def restore(cls, fields: dict[str, Any], find_method: FindMethod, **rest: Any) -> Result:
-        stream = cls(**fields, find_method=find_method, **rest)
+        stream = cls(**fields, _find_method=find_method, **rest)
         if stream.count < 1 or stream.shard_size < 1:
             raise InputError("a stream has at least one image, and one in each shard")
         if stream.result_type not in Result.types and stream.provenance is not None:
@@ -159,10 +159,6 @@ class ResultStream(Result):
     def __len__(self) -> int:
         return self.count
 
-    @overload
-    def __getitem__(self, index: int) -> Result: ...
-    @overload
-    def __getitem__(self, index: slice) -> Result: ...
     def __getitem__(self, index: int | slice) -> Result:
         """The result of one image, or of those of a slice. Raises IndexError, InputError for no image."""
         if isinstance(index, slice):
@@ -209,8 +205,8 @@ class ResultStream(Result):
                 tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
             fields = {name: decode(value, tensors) for name, value in document["fields"].items()}
             check_fields(cls, fields)
-            assert self.find_method is not None
-            result = cls.restore(fields, self.find_method, provenance=self.provenance)
+            assert self._find_method is not None
+            result = cls.restore(fields, self._find_method, provenance=self.provenance)
         except PhospheneError as error:
             raise InputError(f"{file} is no shard of a stream: {error}") from error
         except Exception as error:  # safetensors and constructors each raise their own
@@ -257,20 +253,21 @@ class ResultStream(Result):
             if rows:
                 yield rows
 
-    def write_summary(self, folder: Path, token: str) -> None:
-        """Write all files but the shards, which are in ``self.folder``, into an empty folder.
-
-        ``token`` is stored in ``result.json``.
-        """
-        names = [shard_name(number) for number in range(self._shard_count)]
-        write_index([self.folder / name for name in names], folder / INDEX)
-        super()._write(folder)
-        document = json.loads((folder / "result.json").read_text())
-        document |= {"files": sorted([*document["files"], *names]), "token": token}
-        (folder / "result.json").write_text(json.dumps(document, indent=2))
-
     def _write(self, folder: Path) -> None:
         """Copy the stream into an empty folder."""
         for file in (*map(self._shard_file, range(self._shard_count)), self.folder / INDEX):
             shutil.copyfile(file, folder / file.name)
         super()._write(folder)
+
+
+def write_summary(stream: ResultStream, folder: Path, token: str) -> None:
+    """Write all files of a stream but its shards, which are in ``stream.folder``, into an empty folder.
+
+    ``token`` is stored in ``result.json``.
+    """
+    names = [shard_name(number) for number in range(stream._shard_count)]
+    write_index([stream.folder / name for name in names], folder / INDEX)
+    Result._write(stream, folder)
+    document = json.loads((folder / "result.json").read_text())
+    document |= {"files": sorted([*document["files"], *names]), "token": token}
+    (folder / "result.json").write_text(json.dumps(document, indent=2))

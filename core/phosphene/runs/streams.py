@@ -40,6 +40,7 @@ from ..results.result_stream import (
     load_pyarrow,
     read_shard_document,
     shard_name,
+    write_summary,
 )
 from ..results.tables import Table
 from ..roles import AS_OBJECT, ROLES, InputContext
@@ -469,11 +470,11 @@ def _finish(batches: _Batches, folder: UnfinishedFolder) -> None:
         count=len(batches.dataset),
         shard_size=batches.size,
         result_type=method.result.__name__,
-        find_method=lambda name: method,
+        _find_method=lambda name: method,
         provenance=summary,
         inputs=recorded,
         uri=str(folder.writing),
     )
     with folder.new_files() as new:
-        stream.write_summary(new, folder.token)
+        write_summary(stream, new, folder.token)
     folder.finish()

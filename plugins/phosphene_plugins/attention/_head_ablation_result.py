@@ -71,10 +71,12 @@ class HeadAblation(Result):
         axes = figure.subplots()
         image = axes.imshow(grid.numpy(), "RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
         axes.set_yticks(range(len(rows)), [shorten_title(name, 30) for name in rows], fontsize=6)
+        axes.set_xticks(range(most))
         axes.set_xlabel("head", fontsize=8)
         axes.tick_params(axis="x", labelsize=7)
-        names = ", ".join(dict.fromkeys(self.targets))
-        axes.set_title(f"mean drop of the score: {shorten_title(names, 40)}", fontsize=8, loc="left")
+        names = list(dict.fromkeys(self.targets))
+        what = ", ".join(names) if len(names) < 4 else f"{len(names)} targets"
+        axes.set_title(f"mean drop of the score of {shorten_title(what, 40)}", fontsize=8, loc="left")
         figure.colorbar(image).ax.tick_params(labelsize=7)
         figure.tight_layout()
         return figure

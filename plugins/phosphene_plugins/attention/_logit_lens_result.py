@@ -69,7 +69,7 @@ class LogitLens(Result):
             axes.set_ylim(-0.02, 1.02), axes.set_xticks(steps, [""] * len(steps))
             (
                 axes.set_ylabel("probability", fontsize=7),
-                axes.legend(fontsize=6, frameon=False, loc="upper left"),
+                axes.legend(fontsize=6, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5)),
             )
             axes.tick_params(labelsize=6), axes.spines[["top", "right"]].set_visible(False)
         names = [shorten_title(name, 24) for name in self.layers]

@@ -25,7 +25,8 @@ class Tokens:
     layout: the grid of the patch tokens, and the class and register tokens before and after them.
     centers: the pixels at which the patches are centered.
     read: the tokens behind the last layer that the model's output depends on.
-    pooling: a layer behind the last in which a query of its own attends to all tokens, if there is one.
+    pooling: a layer behind the last in which queries of its own attend to all tokens, if there is one.
+    pooled: of these queries those that the model's output depends on.
     """
 
     layers: tuple[str, ...]
@@ -34,6 +35,7 @@ class Tokens:
     centers: Centers | None
     read: tuple[int, ...]
     pooling: str | None
+    pooled: tuple[int, ...]
 
     @property
     def count(self) -> int:
@@ -138,6 +140,7 @@ def global_tokens(model: Model, images: Tensor, method: str, layers: Sequence[st
         centers=None if behind.tokens is None else unit_centers(model, behind.tokens, size),
         read=behind.read,
         pooling=pooling,
+        pooled=() if pooling is None else computed[pooling].read,
     )
 
 

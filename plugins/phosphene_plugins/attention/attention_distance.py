@@ -54,6 +54,7 @@ def equals_the_weighted_mean_of_the_distances() -> None:
         InvariantTo("normalization", fields=("distances",)),
         ScalesWith("logits", power=0, fields=("distances",)),
     ],
+    demo={"model": "builtin:shapes-vit"},
 )
 def attention_distance(model: Model, images: Images) -> AttentionDistances:
     """Attention distance: the mean distance from a patch to the patches that it attends to, by head.
@@ -74,11 +75,10 @@ def attention_distance(model: Model, images: Images) -> AttentionDistances:
             positions.
 
     Example::
-        from phosphene import load_model, run
+        from phosphene import run
 
-        vit = load_model("timm:vit_tiny_patch16_224", pretrained=False)
-        result = run("attention_distance", model=vit, images="builtin:scenes/2")
-        result.distances.shape  # (2, 36)
+        result = run("attention_distance", model="builtin:shapes-vit", images="builtin:scenes/2")
+        result.distances.shape  # (2, 16)
 
     Source:
         Dosovitskiy et al. 2021, section 4.5 and appendix D.7.

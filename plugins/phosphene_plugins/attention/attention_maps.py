@@ -46,6 +46,7 @@ def equals_the_softmax_of_the_products() -> None:
     cost=Cost(forward=size.images),
     oracle=equals_the_softmax_of_the_products,
     relations=WITHOUT_A_SCORE,
+    demo={"model": "builtin:shapes-vit"},
 )
 def attention_maps(
     model: Model,
@@ -79,11 +80,10 @@ def attention_maps(
         InputError: a head that a layer does not have, or a pixel outside the image.
 
     Example::
-        from phosphene import load_model, run
+        from phosphene import run
 
-        vit = load_model("timm:vit_tiny_patch16_224", pretrained=False)
-        result = run("attention_maps", model=vit, images="builtin:scenes/2", query=[100, 60])
-        result.maps.shape  # (2, 36, 14, 14)
+        result = run("attention_maps", model="builtin:shapes-vit", images="builtin:scenes/2", query=[30, 20])
+        result.maps.shape  # (2, 16, 8, 8)
 
     Source:
         Vaswani et al. 2017, section 3.2.1; Caron et al. 2021, figure 3.

@@ -78,6 +78,7 @@ def product_of_the_layers(calls: Calls) -> Tensor:
     cost=Cost(forward=size.images),
     oracle=equals_the_power_of_uniform_attention,
     relations=[Agrees(product_of_the_layers, networks=("tokens",)), *WITHOUT_A_SCORE],
+    demo={"model": "builtin:shapes-vit"},
 )
 def attention_rollout(
     model: Model,
@@ -112,19 +113,20 @@ def attention_rollout(
         InputError: a pixel outside the image.
 
     Example::
-        from phosphene import load_model, run
+        from phosphene import run
 
-        vit = load_model("timm:vit_tiny_patch16_224", pretrained=False)
-        result = run("attention_rollout", model=vit, images="builtin:scenes/2")
-        result.maps.shape  # (2, 14, 14)
+        result = run("attention_rollout", model="builtin:shapes-vit", images="builtin:scenes/2")
+        result.maps.shape  # (2, 8, 8)
 
     Source:
         Abnar and Zuidema 2020, section 3, equations 1 and 2. ``discard`` and the fusion of heads: Gildenblat
         2020, "Exploring Explainability for Vision Transformers".
     """
     tokens = global_tokens(model, images, "attention_rollout")
-    pooled = tokens.pooling is not None and query is None
-    queries, name = ((), "pooled tokens") if pooled else query_tokens(query, tokens, model, images.shape[2:])
+    pooling = tokens.pooling if query is None and tokens.pooled else None
+    queries, name = tokens.pooled, "pooled tokens"
+    if pooling is None:
+        queries, name = query_tokens(query, tokens, model, images.shape[2:])
     attention = {layer: maps.detach() for layer, maps in model.attention(images).items()}
     identity = torch.eye(tokens.count, device=images.device)
     rollout = identity.expand(len(images), -1, -1)
@@ -132,11 +134,10 @@ def attention_rollout(
         fused = _discard_smallest(_fuse(attention[layer], fusion), discard, tokens)
         mixed = fused + identity
         rollout = mixed / mixed.sum(2, keepdim=True) @ rollout.to(mixed)
-    if pooled:
-        weights = _fuse(attention[str(tokens.pooling)], fusion)
-        row = (weights / weights.sum(2, keepdim=True) @ rollout).mean(1)
-    else:
-        row = rollout[:, list(queries)].mean(1)
+    if pooling is not None:
+        weights = _fuse(attention[pooling], fusion)
+        rollout = weights / weights.sum(2, keepdim=True) @ rollout
+    row = rollout[:, list(queries)].mean(1)
     return TokenAttribution(
         images=images,
         maps=tokens.maps(row),

@@ -67,6 +67,7 @@ def equals_the_closed_form_of_uniform_attention() -> None:
     cost=Cost(forward=size.images, backward=size.images),
     oracle=equals_the_closed_form_of_uniform_attention,
     relations=OF_A_SCORE,
+    demo={"model": "builtin:shapes-vit"},
 )
 def gradient_attention(model: Model, images: Images, target: Target = None) -> Attribution:
     """Gradient-weighted attention: relevance of each patch for a target, through all layers.
@@ -88,11 +89,11 @@ def gradient_attention(model: Model, images: Images, target: Target = None) -> A
             and a target that depends on no layer's attention.
 
     Example::
-        from phosphene import load_model, run
+        from phosphene import run
 
-        vit = load_model("timm:vit_tiny_patch16_224", pretrained=False)
-        result = run("gradient_attention", model=vit, images="builtin:scenes/2", target=3)
-        result.maps.shape  # (2, 14, 14)
+        vit, images = "builtin:shapes-vit", "builtin:scenes/2"
+        result = run("gradient_attention", model=vit, images=images, target="star")
+        result.maps.shape  # (2, 8, 8)
 
     Source:
         Chefer et al. 2021, equations 5 and 6, and section 3.1.

@@ -60,6 +60,7 @@ def equals_what_the_head_adds() -> None:
         InvariantTo("batch_order", fields=("drops",)),
         InvariantTo("normalization", fields=("drops",)),
     ],
+    demo={"model": "builtin:shapes-vit"},
 )
 def head_ablation(
     model: Model,
@@ -86,11 +87,10 @@ def head_ablation(
         ModelError: a model without attention.
 
     Example::
-        from phosphene import load_model, run
+        from phosphene import run
 
-        vit = load_model("timm:vit_tiny_patch16_224", pretrained=False)
-        result = run("head_ablation", model=vit, images="builtin:scenes/1", target=3)
-        result.drops.shape  # (1, 36)
+        result = run("head_ablation", model="builtin:shapes-vit", images="builtin:scenes/2", target="star")
+        result.drops.shape  # (2, 16)
 
     Source:
         Michel et al. 2019, section 3.2, with a score instead of the accuracy.

@@ -56,6 +56,7 @@ def equals_the_closed_form_of_linear_blocks() -> None:
     ),
     oracle=equals_the_closed_form_of_linear_blocks,
     relations=[*OF_A_SCORE, ScalesWith("logits", power=1)],
+    demo={"model": "builtin:shapes-vit"},
 )
 def legrad(model: Model, images: Images, target: Target = None) -> Attribution:
     """LeGrad: the sensitivity of each layer's own score to its attention, averaged over layers.
@@ -74,11 +75,10 @@ def legrad(model: Model, images: Images, target: Target = None) -> Attribution:
             or without blocks that output its tokens, and a target that does not depend on the last block.
 
     Example::
-        from phosphene import load_model, run
+        from phosphene import run
 
-        vit = load_model("timm:vit_tiny_patch16_224", pretrained=False)
-        result = run("legrad", model=vit, images="builtin:scenes/2", target=3)
-        result.maps.shape  # (2, 14, 14)
+        result = run("legrad", model="builtin:shapes-vit", images="builtin:scenes/2", target="star")
+        result.maps.shape  # (2, 8, 8)
 
     Source:
         Bousselham et al. 2024, equations 6 to 10; the mean over layers is unscaled.

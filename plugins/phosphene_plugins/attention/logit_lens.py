@@ -61,6 +61,7 @@ def logits_of_the_model(calls: Calls) -> Tensor:
         InvariantTo("batch_order", fields=("logits",)),
         InvariantTo("normalization", fields=("logits",)),
     ],
+    demo={"model": "builtin:shapes-vit"},
 )
 def logit_lens(model: Model, images: Images) -> LogitLens:
     """Logit lens: the logits of the tokens behind each block, through the model's own norm and head.
@@ -80,11 +81,10 @@ def logit_lens(model: Model, images: Images) -> LogitLens:
             that output its tokens.
 
     Example::
-        from phosphene import load_model, run
+        from phosphene import run
 
-        vit = load_model("timm:vit_tiny_patch16_224", pretrained=False, num_classes=5)
-        result = run("logit_lens", model=vit, images="builtin:scenes/2")
-        result.logits.shape  # (2, 12, 5)
+        result = run("logit_lens", model="builtin:shapes-vit", images="builtin:scenes/2")
+        result.logits.shape  # (2, 4, 10)
 
     Source:
         nostalgebraist 2020.

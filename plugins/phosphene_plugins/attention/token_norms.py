@@ -65,6 +65,7 @@ def norms_of_the_features(calls: Calls) -> torch.Tensor:
         InvariantTo("normalization"),
         ScalesWith("logits", power=0, fields=("maps", "others")),
     ],
+    demo={"model": "builtin:shapes-vit"},
 )
 def token_norms(
     model: Model,
@@ -81,7 +82,8 @@ def token_norms(
 
     Large vision transformers store information about the image in a few patches of the background, whose
     norms are several times those of the others, and which attract the attention of all. Maps of attention
-    and of features show them as speckles. Register tokens take their part, if the network has any.
+    and of features show them as speckles. Register tokens take their part, if the network has any; the model
+    ``registers:URI`` is the network at URI with one that was not trained.
 
     Returns:
         ``maps`` (N, L, h, w) of L blocks, ``others`` (N, L, S), the norms of class and register tokens, and
@@ -92,11 +94,10 @@ def token_norms(
             or without blocks that output its tokens.
 
     Example::
-        from phosphene import load_model, run
+        from phosphene import run
 
-        vit = load_model("timm:vit_tiny_patch16_224", pretrained=False)
-        result = run("token_norms", model=vit, images="builtin:scenes/2")
-        result.maps.shape  # (2, 12, 14, 14)
+        result = run("token_norms", model="builtin:shapes-vit", images="builtin:scenes/2")
+        result.maps.shape  # (2, 4, 8, 8)
 
     Source:
         Darcet et al. 2024, section 2.1, with a threshold relative to the median instead of a fixed one.

@@ -88,6 +88,42 @@ def test_a_pooling_query_is_the_last_factor() -> None:
     assert bool((run("legrad", images=IMAGES, model=model).maps > 0).any())  # type: ignore[attr-defined]
 
 
+def test_only_the_pooling_queries_that_are_read_count() -> None:
+    class Pooled(torch.nn.Module):
+        """Three queries attend to the tokens, and the head reads the second."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = vit(class_token=False, global_pool="", num_classes=0).module
+            self.queries = torch.nn.Parameter(torch.randn(1, 3, 24))
+            self.pool = torch.nn.MultiheadAttention(24, 2, batch_first=True)
+            self.head = torch.nn.Linear(24, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.body(x)
+            pooled, _ = self.pool(self.queries.expand(len(x), -1, -1), tokens, tokens)
+            logits: Tensor = self.head(pooled[:, 1])
+            return logits
+
+    model = load_model(Pooled(), input_size=(3, 32, 32))
+    first, last, pool = (a.detach() for a in model.attention(IMAGES).values())
+    identity = torch.eye(16)
+    rows = pool.mean(1) @ ((last.mean(1) + identity) / 2) @ ((first.mean(1) + identity) / 2)
+    result: Any = run("attention_rollout", images=IMAGES, model=model)
+    torch.testing.assert_close(result.maps, rows[:, 1].unflatten(1, (4, 4)))
+
+
+def test_prompts_of_open_clip_are_targets() -> None:
+    from tests.plugins.models.test_open_clip import CAT, DOG, tiny
+
+    model = tiny("ViT-B-32")
+    dog: Any = run("gradient_attention", images=IMAGES, model=model, target=DOG)
+    cat: Any = run("gradient_attention", images=IMAGES, model=model, target=CAT)
+    assert dog.targets == (DOG, DOG) and dog.maps.shape == (2, 4, 4)
+    assert bool((dog.maps > 0).any()) and not torch.equal(dog.maps, cat.maps)
+    assert run("legrad", images=IMAGES, model=model, target=DOG).targets == (DOG, DOG)  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_registers_are_no_patches(name: str) -> None:
     model = vit(reg_tokens=2)

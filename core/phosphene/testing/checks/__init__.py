@@ -4,7 +4,7 @@
 # switch that an earlier run has set would be the state before a later one.
 from . import watched_oracle, single_run, declaration, oracle_examination, repeated_runs  # isort: skip
 from . import refusals, work, arithmetic, attacks, training, synthesis, relations, maps  # isort: skip
-from . import folds, features  # isort: skip
+from . import folds, features, claims, images, resumption  # isort: skip
 from .base import ARITHMETIC_UNTESTED, CHECKS, Check
 from .declared import checks_of
 
@@ -15,14 +15,17 @@ __all__ = [
     "arithmetic",
     "attacks",
     "checks_of",
+    "claims",
     "declaration",
     "features",
     "folds",
+    "images",
     "maps",
     "oracle_examination",
     "refusals",
     "relations",
     "repeated_runs",
+    "resumption",
     "single_run",
     "synthesis",
     "training",
