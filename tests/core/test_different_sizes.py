@@ -1,5 +1,6 @@
 """Images of different sizes: a result for each, in order, from Python and from the command line."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,18 @@ def test_files_of_their_own_size_have_a_result_each(folder: Path, tmp_path: Path
         saved = load_result(tmp_path / "out" / f"00{number}")
         assert saved.provenance is not None and saved.provenance.files == (str(file),)
     assert replay(tmp_path / "out/001").same
+    loaded = load_result(tmp_path / "out")
+    assert isinstance(loaded, ResultSequence) and loaded.table() == results.table() and loaded.png()
+    with pytest.raises(InputError, match="a result for each of 3 images"):
+        replay(tmp_path / "out")
     assert len(results.lines()) == 3 and results.lines()[2].startswith("002")
     assert results.figure().axes and "3 results" in repr(results)
     table = results.table()
     assert table["image"] == [0, 1, 2] and table["file"] == [str(folder / f"{n}.png") for n in "abc"]
     run("deep_dream", images=folder, out=tmp_path / "out", **DREAM)  # an earlier result is replaced
+    shutil.rmtree(tmp_path / "out/001")
+    with pytest.raises(InputError, match="lacks the result 001"):
+        load_result(tmp_path / "out")
 
 
 def test_labels_and_targets_belong_to_their_images() -> None:

@@ -19,7 +19,6 @@ from phosphene import (
     ModelError,
     TensorDataset,
     at_least_float32,
-    attention_maps,
     load_model,
     methods,
 )
@@ -186,7 +185,7 @@ def test_attention_of_a_checkpointed_block_has_gradients():
             gradients.append(torch.autograd.grad(values.square().sum(), images)[0])
         # After the block, where the checkpoint would compute fused attention again.
         images = IMAGES.clone().requires_grad_()
-        (values,) = attention_maps(model_of(network), images).values()
+        (values,) = model_of(network).attention(images).values()
         gradients.append(torch.autograd.grad(values.square().sum(), images)[0])
     assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
 

@@ -19,7 +19,7 @@ class ResultSequence(Result):
     """The results of images of different sizes, which are no batch: one for each image, in their order.
 
     ``sequence[i]`` is the result of image i. ``save`` writes each into a folder of its own, ``000``, ``001``,
-    ..., from which ``load_result`` and ``replay`` read it.
+    ..., which ``load_result`` reads together or one by one, and ``replay`` one by one.
     """
 
     results: tuple[Result, ...]

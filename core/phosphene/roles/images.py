@@ -61,6 +61,8 @@ class DifferentSizesError(InputError):
 def image_files(value: Any) -> tuple[str, ...]:
     """The file of each image, where all images are files, as paths, folders or patterns; else empty."""
     value = value.get("files") if isinstance(value, Mapping) else value
+    if isinstance(value, Tensor) or (isinstance(value, str) and value.startswith("builtin:")):
+        return ()
     items = list(value) if isinstance(value, (list, tuple)) else [value]
     if not all(isinstance(item, (str, os.PathLike)) for item in items):
         return ()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..models import Model, load_saved_model, refuse_user_code
 from ..registry.lookup import methods
-from ..results import Provenance, Result, ResultStream
+from ..results import Provenance, Result, ResultSequence, ResultStream
 from ..roles import AS_OBJECT
 from .prepare import move_to_device
 from .run import run
@@ -52,6 +52,11 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
     Raises InputError for a result without provenance, and where an input or the model cannot be restored.
     """
     saved = load_result(folder)
+    if isinstance(saved, ResultSequence):
+        raise InputError(
+            f"{folder} holds a result for each of {len(saved)} images: run one of them again, "
+            f"{ResultSequence.subfolder(folder, 0)}"
+        )
     provenance = saved.provenance
     if provenance is None:
         raise InputError(f"the result in {folder} has no provenance, so it cannot be run again")

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, TypeAlias
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from phosphene import Model
 from phosphene.targets import Box, Objective, ObjectiveClassifier, parse_target
 
+_PATTERN = "^(class|contrast|region|box|similar):"
+
+
+def check_objective_text(value: object) -> object:
+    """The value; ValueError for a text that is no objective with a criterion of success."""
+    if isinstance(value, str) and not re.match(_PATTERN, value):
+        raise ValueError(
+            "should be an objective, as 'class:tabby', 'contrast:tabby,lynx', 'region:person', 'box:person' "
+            "or 'similar:dog.png'"
+        )
+    return value
+
+
 #: An objective as text. Names of classes alone are none, so that they cannot be mistaken for other choices.
-ObjectiveText: TypeAlias = Annotated[str, Field(pattern="^(class|contrast|region|box|similar):")]
+ObjectiveText: TypeAlias = Annotated[
+    str, BeforeValidator(check_objective_text), Field(json_schema_extra={"pattern": _PATTERN})
+]
 
 
 def parse_objective(text: str | None, model: Model) -> Objective | None:

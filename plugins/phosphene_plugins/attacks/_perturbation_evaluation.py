@@ -92,9 +92,11 @@ def evaluate_change(
     def rate(part: slice) -> float:
         return float(success[part].sum()) / max(1, int(eligible[part].sum()))
 
+    has_held_out = bool(eligible[count:].any())
+
     return {
         "fooling_rate": rate(slice(count)),
-        "held_out_rate": rate(slice(count, None)) if count < len(dataset) else None,
+        "held_out_rate": rate(slice(count, None)) if has_held_out else None,
         "images": images,
         "adversarial": change(images, indices),
         "names_before": tuple(name(row, index, predictions) for row, index in enumerate(indices)),

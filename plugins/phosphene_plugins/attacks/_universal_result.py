@@ -15,9 +15,9 @@ class UniversalPerturbation(Result):
     """One perturbation for all images, its fooling rates, and some perturbed images.
 
     ``perturbation`` (C, H, W) is added to an image. ``fooling_rate``: the fraction of the training images
-    whose predicted class it changes; ``held_out_rate``: that of the held-out images, None without any.
-    ``images``, ``adversarial`` (P, C, H, W) in [0, 1] with their predicted classes ``names_before`` and
-    ``names_after``.
+    whose predicted class it changes; ``held_out_rate``: that of the held-out images, None where none of them
+    counts. ``images``, ``adversarial`` (P, C, H, W) in [0, 1] with their predicted classes ``names_before``
+    and ``names_after``.
     """
 
     groups_per_row: ClassVar[int] = 3

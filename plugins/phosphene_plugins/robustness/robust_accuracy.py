@@ -28,13 +28,23 @@ from phosphene.spec import InvariantTo
 from phosphene.testing import linear_model
 from phosphene.training import label_reader
 
-from ..attacks._objectives import ObjectiveText, classifier_of, parse_objective
+from ..attacks._objectives import ObjectiveText, check_objective_text, classifier_of, parse_objective
 from ._attack_runner import make_runner
 from ._robustness_report import RobustnessReport
 
 #: Relative tolerance of a distance: rounding may place an example outside its ball.
 # equivalent mutants: the attacks stay in their balls, but for rounding
 _ROUNDING = 1e-5
+
+
+def _check_target(value: object) -> object:
+    """The value of ``target``; ValueError for a text that is neither a choice nor an objective."""
+    if value not in ("label", "predicted"):
+        try:
+            check_objective_text(value)
+        except ValueError as error:
+            raise ValueError(f"{str(error).replace('should be', 'should be label, predicted or')}") from None
+    return value
 
 
 def share_of_margins_beyond_eps_on_a_linear_model() -> None:
@@ -157,6 +167,7 @@ def robust_accuracy(
     ] = {},  # noqa: B006
     target: Annotated[
         Literal["label", "predicted"] | ObjectiveText,
+        BeforeValidator(_check_target),
         Field(description="what is correct: the data set's label, the predicted class, or an objective"),
     ] = "label",
     pictures: Annotated[

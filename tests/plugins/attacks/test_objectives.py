@@ -182,8 +182,12 @@ def test_refusals_of_objectives() -> None:
             run(name, model=model, dataset=dataset, objective="region:red")
         with pytest.raises(ModelError, match="region:3"):  # without an objective
             run(name, model=model, dataset=dataset)
-        with pytest.raises(InputError, match="pattern"):
+        with pytest.raises(InputError, match="should be an objective, as 'class:tabby'"):
             run(name, model=classifier(), dataset=dataset, objective="r")
+    with pytest.raises(InputError, match="target='r' should be label, predicted or an objective"):
+        run("robust_accuracy", model=classifier(), dataset=dataset, target="r")
+    mixed = TensorDataset(images)  # the held-out image does not show the region
+    assert run("universal", model=model, dataset=mixed, objective="region:red").held_out_rate is None
     with pytest.raises(InputError, match="leave one of them out"):
         run("patch", model=classifier(), dataset=dataset, objective="contrast:r,g", target_class="r")
     settings = SETTINGS["gradient_masking_checks"]

@@ -105,7 +105,8 @@ def test_detectors_compute_what_torchvisions_builders_do(
     assert torch.equal(pixels, entry.transforms()(image))
     with model.guard(), torch.no_grad():
         (boxes,), (expected,) = model.module(model.normalize(pixels[None])), theirs(pixels[None].double())
-        batch = pixels[None].double()
+        # At the detector's own size: SSD's last layers need 300 pixels.
+        batch = theirs.transform([pixels.double()])[0].tensors
         ours, features = model.module.backbone(batch), theirs.backbone(batch)  # there may be no boxes
     for key, values in features.items():
         torch.testing.assert_close(ours[key], values, rtol=1e-9, atol=1e-9)
