@@ -33,6 +33,7 @@ from phosphene import (
     UnknownName,
     load_model,
     load_result,
+    methods,
     read_images,
     replay,
     run,
@@ -252,6 +253,18 @@ def test_folders_files_and_patterns_stream_where_asked(folder: Path, tmp_path: P
     assert sized[0].images.shape == (1, 3, 32, 32)  # type: ignore[attr-defined]
 
 
+def test_calls_in_memory_name_the_stream(model: Model, data: TensorDataset, folder: Path) -> None:
+    with pytest.raises(InputError, match=r"not a TensorDataset, which is streamed: phosphene.run\(name"):
+        methods["saliency"](model, data, None)
+    with pytest.raises(InputError, match="a TensorDataset is a data set, which is streamed"):
+        read_images(data, model)
+    manifest = folder / "photos.csv"
+    manifest.write_text("image\n0.png\n")
+    for value in (manifest, [folder / "0.png", manifest]):
+        with pytest.raises(InputError, match="photos.csv is a data set, which is streamed"):
+            read_images(value, model)
+
+
 def test_calls_that_cannot_stream_are_refused(
     model: Model, data: TensorDataset, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,8 +436,14 @@ def test_interrupted_stream_resumes(
 def test_other_runs_do_not_resume(
     model: Model, data: TensorDataset, tmp_path: Path, batches: list[int]
 ) -> None:
-    other = TensorDataset(data.images.flip(0))
-    for change in ({"target": 1}, {"images": other}, {"batch_size": 1}, {"target": sum_of_logits}):
+    middle = data.images.clone()
+    middle[2] = middle[0]
+    named = TensorDataset(data.images, ["star"] * COUNT)
+    changes: list[dict[str, Any]] = [
+        *({"target": 1}, {"batch_size": 1}, {"target": sum_of_logits}),
+        *({"images": TensorDataset(middle)}, {"images": named}),
+    ]
+    for change in changes:
         dataset = Interrupting(data.images)
         dataset.error = KeyboardInterrupt()
         with pytest.raises(KeyboardInterrupt):

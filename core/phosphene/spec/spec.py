@@ -94,7 +94,10 @@ class MethodSpec(FrozenModel):
 
     def input(self, role: str) -> Input | None:
         """The input with this role, if the method takes one."""
-        return next((i for i in self.inputs if i.role == role), None)
+        for declared in self.inputs:  # no generator, whose items are a Python call each
+            if declared.role == role:
+                return declared
+        return None
 
     def demonstration(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The inputs and the parameters in ``demo``."""
