@@ -307,10 +307,12 @@ def test_folder_and_index(model: Model, data: TensorDataset, tmp_path: Path) -> 
     assert [*frame.row] == [0, 1, 0, 1, 0]
     examples: Any = loaded[:]
     assert [*frame.success] == examples.success.tolist()
+    maps = stream("saliency", tmp_path / "maps", model=model, images=data).to_pandas()
     with torch.no_grad():
-        expected = torch.cat([model(part).double().softmax(1) for part in data.images.split(SIZE)])
-    assert np.array_equal(frame.confidence, expected.amax(1))
-    assert [*frame.prediction] == [model.class_name(i) for i in expected.argmax(1).tolist()]
+        expected = model(data.images).softmax(1)
+    for table in (frame, maps):  # of the attack's own predictions, and computed
+        np.testing.assert_allclose(table.confidence, expected.amax(1), rtol=1e-5)
+        assert [*table.prediction] == [model.class_name(i) for i in expected.argmax(1).tolist()]
     assert [len(rows) for rows in loaded.index_rows(3)] == [3, 2]
     assert loaded.save_figure(tmp_path / "figure.png").stat().st_size > 1000
     assert loaded.lines() == ["5 images in 3 shards of AdversarialExamples"]

@@ -29,7 +29,7 @@ from ..models import Model
 from ..models.batch_size import batch_size as default_batch_size
 from ..models.batch_size import max_batch
 from ..models.digest import checksum
-from ..models.optimized_copy import plan_passes
+from ..models.optimized_copy import allow_optimized, plan_passes
 from ..models.tasks import EXCLUSIVE
 from ..progress import ProgressEvent, check_reporter, progress_bar, report_progress
 from ..registry.method import Method
@@ -377,7 +377,7 @@ def _shard_columns(folder: UnfinishedFolder) -> list[str]:
 
 def _index_rows(batches: _Batches, prepared: PreparedRun, result: Result, batch: Batch) -> Table:
     """The rows of the index for a batch: id, target, prediction, confidence, one-valued fields."""
-    predictions, confidences = _predict(batches, prepared)
+    predictions, confidences = _predictions(batches, prepared, result)
     table: Table = {
         "id": [batches.dataset.id(index) for index in batch.indices],
         "target": _target_names(batches, prepared, result),
@@ -410,8 +410,16 @@ def _target_names(batches: _Batches, prepared: PreparedRun, result: Result) -> l
     return [model.class_name(index) for index in value.tolist()]
 
 
-def _predict(batches: _Batches, prepared: PreparedRun) -> tuple[list[str | None], list[float | None]]:
-    """The class that the model predicts for each image, and its probability; None without such classes."""
+def _predictions(
+    batches: _Batches, prepared: PreparedRun, result: Result
+) -> tuple[list[str | None], list[float | None]]:
+    """The class that the model predicts for each image, and its probability; None without such classes.
+
+    They are those in the result, or computed.
+    """
+    names, confidences = (getattr(result, f"{field}_before", None) for field in ("names", "confidence"))
+    if names is not None and isinstance(confidences, Tensor):
+        return [*names], confidences.tolist()
     images = prepared.inputs[_images(batches.method.spec).name]
     nothing: tuple[list[str | None], list[float | None]] = ([None] * len(images), [None] * len(images))
     owner = batches.method.spec.input("model")
@@ -422,7 +430,13 @@ def _predict(batches: _Batches, prepared: PreparedRun) -> tuple[list[str | None]
         return nothing
     seed = 0 if batches.method.seed is None else prepared.complete_params[batches.method.seed] or 0
     try:
-        with model.guard(), torch.no_grad(), random_lock, fork_random_state():
+        with (
+            model.guard(),
+            torch.no_grad(),
+            random_lock,
+            fork_random_state(),
+            allow_optimized(model, len(images)),
+        ):
             seed_generators(seed)
             logits = model(images)
     except ModelError:  # an undeclared network whose output is no logits, of which a layer is explained
