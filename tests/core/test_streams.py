@@ -33,6 +33,7 @@ from phosphene import (
     UnknownName,
     load_model,
     load_result,
+    methods,
     read_images,
     replay,
     run,
@@ -252,6 +253,18 @@ def test_folders_files_and_patterns_stream_where_asked(folder: Path, tmp_path: P
     assert sized[0].images.shape == (1, 3, 32, 32)  # type: ignore[attr-defined]
 
 
+def test_calls_in_memory_name_the_stream(model: Model, data: TensorDataset, folder: Path) -> None:
+    with pytest.raises(InputError, match=r"not a TensorDataset, which is streamed: phosphene.run\(name"):
+        methods["saliency"](model, data, None)
+    with pytest.raises(InputError, match="a TensorDataset is a data set, which is streamed"):
+        read_images(data, model)
+    manifest = folder / "photos.csv"
+    manifest.write_text("image\n0.png\n")
+    for value in (manifest, [folder / "0.png", manifest]):
+        with pytest.raises(InputError, match="photos.csv is a data set, which is streamed"):
+            read_images(value, model)
+
+
 def test_calls_that_cannot_stream_are_refused(
     model: Model, data: TensorDataset, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,10 +307,12 @@ def test_folder_and_index(model: Model, data: TensorDataset, tmp_path: Path) -> 
     assert [*frame.row] == [0, 1, 0, 1, 0]
     examples: Any = loaded[:]
     assert [*frame.success] == examples.success.tolist()
+    maps = stream("saliency", tmp_path / "maps", model=model, images=data).to_pandas()
     with torch.no_grad():
-        expected = torch.cat([model(part).double().softmax(1) for part in data.images.split(SIZE)])
-    assert np.array_equal(frame.confidence, expected.amax(1))
-    assert [*frame.prediction] == [model.class_name(i) for i in expected.argmax(1).tolist()]
+        expected = model(data.images).softmax(1)
+    for table in (frame, maps):  # of the attack's own predictions, and computed
+        np.testing.assert_allclose(table.confidence, expected.amax(1), rtol=1e-5)
+        assert [*table.prediction] == [model.class_name(i) for i in expected.argmax(1).tolist()]
     assert [len(rows) for rows in loaded.index_rows(3)] == [3, 2]
     assert loaded.save_figure(tmp_path / "figure.png").stat().st_size > 1000
     assert loaded.lines() == ["5 images in 3 shards of AdversarialExamples"]
@@ -423,8 +438,14 @@ def test_interrupted_stream_resumes(
 def test_other_runs_do_not_resume(
     model: Model, data: TensorDataset, tmp_path: Path, batches: list[int]
 ) -> None:
-    other = TensorDataset(data.images.flip(0))
-    for change in ({"target": 1}, {"images": other}, {"batch_size": 1}, {"target": sum_of_logits}):
+    middle = data.images.clone()
+    middle[2] = middle[0]
+    named = TensorDataset(data.images, ["star"] * COUNT)
+    changes: list[dict[str, Any]] = [
+        *({"target": 1}, {"batch_size": 1}, {"target": sum_of_logits}),
+        *({"images": TensorDataset(middle)}, {"images": named}),
+    ]
+    for change in changes:
         dataset = Interrupting(data.images)
         dataset.error = KeyboardInterrupt()
         with pytest.raises(KeyboardInterrupt):

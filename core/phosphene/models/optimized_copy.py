@@ -93,10 +93,12 @@ def allow_optimized(model: Optimizable | None, passes: int) -> Iterator[Optimize
     passes = max(passes, math.ceil(_stream_passes.get()))
     optimized = OptimizedPass(model if suitable and passes * max(1, scale) >= MIN_PASSES else None)
     token = _optimized_pass.set(optimized)
+    planned = _stream_passes.set(0)  # not for the methods that this one calls
     try:
-        with reuse_checksums(), plan_passes(0):  # not for the methods that this one calls
+        with reuse_checksums():
             yield optimized
     finally:
+        _stream_passes.reset(planned)
         _optimized_pass.reset(token)
 
 

@@ -73,6 +73,11 @@ def image_files(value: Any) -> tuple[str, ...]:
 
 def check_pixels(value: Any, channels: int | None = None) -> Tensor:
     """Float images (N, C, H, W) in [0, 1], or an InputError that says what is wrong and what to do."""
+    if isinstance(value, (Dataset, TorchDataset, DataLoader)):
+        raise InputError(
+            f"images must be a tensor (N, C, H, W), not a {type(value).__name__}, which is streamed: "
+            "phosphene.run(name, images=dataset, out=folder)"
+        )
     if not isinstance(value, Tensor):
         raise InputError(
             f"images must be a tensor (N, C, H, W), not a {type(value).__name__}; "
@@ -183,10 +188,15 @@ def read_items(
         if isinstance(item, str) and item.startswith("builtin:"):
             yield _bundled_images(item, model, size)
         elif isinstance(item, (str, os.PathLike)):
+            if _names_dataset(item):
+                raise InputError(f"{item} is a data set, which is streamed: run(..., images=..., out=folder)")
             for path in expand_path(item):
                 yield fit(open_rgb(path))[None]
         elif (pixels := item_pixels(item, fit, channels)) is not None:
             yield check_pixels(pixels)
+        elif is_dataset(item):
+            kind = type(item).__name__
+            raise InputError(f"a {kind} is a data set, which is streamed: run(..., images=..., out=folder)")
         else:
             # A value that prints in a word; a list would print all its pixels.
             short = item is None or isinstance(item, (bool, int, float))

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 from ..checkpoints import Checkpoint, checkpoint_path, use_checkpoint
+from ..errors import InputError
 from ..graceful_stop import allow_early_stop
 from ..progress import ProgressEvent
 from ..registry.method import Method
 from ..results import Result, check_output_folder
 from ..roles import DifferentSizesError
+from ..roles.images import is_dataset
 from ..torch_state import restored
 from .executors import execute
 from .prepare import find_method, prepare
-from .streams import is_streamed, run_stream
 
 
 @restored
@@ -57,7 +58,9 @@ def run(
     The first Ctrl-C or SIGTERM ends an optimisation after the current step and returns its result, with the
     step in ``provenance.interrupted``. A second one, and any in other work, raises KeyboardInterrupt.
     """
-    if is_streamed(find_method(name), arguments, stream):
+    if _is_streamed(find_method(name), arguments, stream):
+        from .streams import run_stream  # late: most runs do not need it
+
         return run_stream(
             name,
             out=out,
@@ -89,3 +92,25 @@ def run(
         if out is not None:
             result.save(out)
         return result
+
+
+def _is_streamed(method: Method[..., Any], arguments: Mapping[str, Any], stream: bool | None) -> bool:
+    """Whether a call is a stream: where ``stream`` is true, and where its images can only be a data set.
+
+    Raises InputError for a stream of a method without a row of its result for each image, and where
+    ``stream`` is false for such images.
+    """
+    declared = method.spec.input("images")
+    value = None if declared is None else arguments.get(declared.name)
+    of_dataset = value is not None and is_dataset(value)
+    if not (of_dataset if stream is None else stream or of_dataset):
+        return False
+    if declared is None or not (method.spec.batch_independent and method.result.per_image):
+        raise InputError(
+            f"{method.spec.short_name} cannot be streamed: its result has no row of its own for each image"
+        )
+    if stream is False:
+        raise InputError(
+            f"{declared.name} is a data set, which is only streamed: leave stream=False out, or pass images"
+        )
+    return True

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import RESUME_HINT
-from ..data.datasets import Batch, Dataset
+from ..data.datasets import Batch, Dataset, TensorDataset
 from ..errors import InputError, ModelError
 from ..files.unfinished_folders import UnfinishedFolder
 from ..graceful_stop import StopRequest, allow_early_stop
@@ -29,7 +29,7 @@ from ..models import Model
 from ..models.batch_size import batch_size as default_batch_size
 from ..models.batch_size import max_batch
 from ..models.digest import checksum
-from ..models.optimized_copy import plan_passes
+from ..models.optimized_copy import allow_optimized, plan_passes
 from ..models.tasks import EXCLUSIVE
 from ..progress import ProgressEvent, check_reporter, progress_bar, report_progress
 from ..registry.method import Method
@@ -44,7 +44,7 @@ from ..results.result_stream import (
 )
 from ..results.tables import Table
 from ..roles import AS_OBJECT, ROLES, InputContext
-from ..roles.images import is_dataset, read_dataset
+from ..roles.images import read_dataset
 from ..spec.spec import Input, MethodSpec
 from ..targets import Objective
 from ..torch_state import cpu_by_default, fork_random_state, random_lock, seed_generators
@@ -62,28 +62,6 @@ _PER_IMAGE = ("target", "labels", "masks", "start")
 
 #: The columns of every index that are no fields of the result.
 _COLUMNS = ("id", "target", "prediction", "confidence", "shard", "row")
-
-
-def is_streamed(method: Method[..., Any], arguments: Mapping[str, Any], stream: bool | None) -> bool:
-    """Whether a call is a stream: where ``stream`` is true, and where its images can only be a data set.
-
-    Raises InputError for a stream of a method without a row of its result for each image, and where
-    ``stream`` is false for such images.
-    """
-    declared = method.spec.input("images")
-    value = None if declared is None else arguments.get(declared.name)
-    of_dataset = value is not None and is_dataset(value)
-    if not (of_dataset if stream is None else stream or of_dataset):
-        return False
-    if declared is None or not (method.spec.batch_independent and method.result.per_image):
-        raise InputError(
-            f"{method.spec.short_name} cannot be streamed: its result has no row of its own for each image"
-        )
-    if stream is False:
-        raise InputError(
-            f"{declared.name} is a data set, which is only streamed: leave stream=False out, or pass images"
-        )
-    return True
 
 
 def run_stream(
@@ -262,7 +240,8 @@ class _Batches:
     def identity(self) -> str | None:
         """A digest of the run without its batches; None if an input has no record to compare.
 
-        A data set is compared by its name, or, without one, by its first and last image.
+        A data set is compared by its name and first image; without a name by its first and last image, and in
+        memory by all images, labels and masks.
         """
         spec, recorded = self.method.spec, dict[str, Any]()
         for declared in spec.inputs:
@@ -277,7 +256,11 @@ class _Batches:
                 if not role.is_identified(value):
                     return None
                 recorded[declared.name] = role.fingerprint(value)
-        if self.dataset.uri is None:
+        if isinstance(self.dataset, TensorDataset):
+            classes, objects = self.dataset.classes, self.dataset.objects
+            masks = None if objects is None else checksum(objects)
+            recorded["in memory"] = [checksum(self.dataset.images), classes and [*classes], masks]
+        elif self.dataset.uri is None:
             recorded["last"] = checksum(self.dataset.read([len(self.dataset) - 1]))
         params = dict(self.first.complete_params)
         if self.method.seed is not None:
@@ -394,7 +377,7 @@ def _shard_columns(folder: UnfinishedFolder) -> list[str]:
 
 def _index_rows(batches: _Batches, prepared: PreparedRun, result: Result, batch: Batch) -> Table:
     """The rows of the index for a batch: id, target, prediction, confidence, one-valued fields."""
-    predictions, confidences = _predict(batches, prepared)
+    predictions, confidences = _predictions(batches, prepared, result)
     table: Table = {
         "id": [batches.dataset.id(index) for index in batch.indices],
         "target": _target_names(batches, prepared, result),
@@ -427,8 +410,16 @@ def _target_names(batches: _Batches, prepared: PreparedRun, result: Result) -> l
     return [model.class_name(index) for index in value.tolist()]
 
 
-def _predict(batches: _Batches, prepared: PreparedRun) -> tuple[list[str | None], list[float | None]]:
-    """The class that the model predicts for each image, and its probability; None without such classes."""
+def _predictions(
+    batches: _Batches, prepared: PreparedRun, result: Result
+) -> tuple[list[str | None], list[float | None]]:
+    """The class that the model predicts for each image, and its probability; None without such classes.
+
+    They are those in the result, or computed.
+    """
+    names, confidences = (getattr(result, f"{field}_before", None) for field in ("names", "confidence"))
+    if names is not None and isinstance(confidences, Tensor):
+        return [*names], confidences.tolist()
     images = prepared.inputs[_images(batches.method.spec).name]
     nothing: tuple[list[str | None], list[float | None]] = ([None] * len(images), [None] * len(images))
     owner = batches.method.spec.input("model")
@@ -439,7 +430,13 @@ def _predict(batches: _Batches, prepared: PreparedRun) -> tuple[list[str | None]
         return nothing
     seed = 0 if batches.method.seed is None else prepared.complete_params[batches.method.seed] or 0
     try:
-        with model.guard(), torch.no_grad(), random_lock, fork_random_state():
+        with (
+            model.guard(),
+            torch.no_grad(),
+            random_lock,
+            fork_random_state(),
+            allow_optimized(model, len(images)),
+        ):
             seed_generators(seed)
             logits = model(images)
     except ModelError:  # an undeclared network whose output is no logits, of which a layer is explained

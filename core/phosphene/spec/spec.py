@@ -97,7 +97,10 @@ class MethodSpec(FrozenModel):
 
     def input(self, role: str) -> Input | None:
         """The input with this role, if the method takes one."""
-        return next((i for i in self.inputs if i.role == role), None)
+        for declared in self.inputs:  # no generator, whose items are a Python call each
+            if declared.role == role:
+                return declared
+        return None
 
     def replaced_inputs(self, inputs: Mapping[str, Any]) -> set[str]:
         """Names of the inputs that others replace: a data set by its features, and then the model as well.
