@@ -299,3 +299,15 @@ def test_no_hook_is_registered_and_the_mode_is_restored() -> None:
     model.attention(IMAGES)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.module.modules())
     assert [module.training for module in model.module.modules()] == training
+
+
+def test_maps_equal_those_that_timm_extracts() -> None:
+    from timm.utils import AttentionExtract
+
+    model = vit(False)
+    with torch.no_grad():
+        expected = AttentionExtract(model.module, method="hook")(model.normalize(IMAGES))
+    maps = model.attention(IMAGES)
+    assert len(expected) == len(maps)
+    for values, reference in zip(maps.values(), expected.values(), strict=True):
+        torch.testing.assert_close(values, reference, rtol=0, atol=1e-6)

@@ -109,7 +109,11 @@ def make_gallery(
                 exhibit = replace(exhibit, curve=_robustness_curve(call, loaded, settings or {}, images))
             exhibits.append(exhibit)
             report(exhibit)
-    attributions = {e.call: methods[e.call] for e in exhibits if isinstance(e.result, Attribution)}
+    attributions = {
+        e.call: methods[e.call]
+        for e in exhibits
+        if isinstance(e.result, Attribution) and (model is not None or not _has_own_model(e.spec))
+    }
     scored = attributions if loaded.classes == CLASSES else {}
     scores = _localization_scores(scored, loaded)
     gallery = Gallery(page, exhibits, scores, broken, model is None and not images)
@@ -152,6 +156,12 @@ def make_exhibit(
     seconds = time.perf_counter() - clock
     arguments = (call, spec, inputs, settings if takes_model else {}, params)
     return Exhibit(call, spec, _command(*arguments), _python(*arguments), seconds, result, rows, failure)
+
+
+def _has_own_model(spec: MethodSpec) -> bool:
+    """Whether a method's demo names a model, as that of a method for transformers does."""
+    takes_model = spec.input("model")
+    return takes_model is not None and takes_model.name in spec.demo
 
 
 def _robustness_curve(
