@@ -58,7 +58,8 @@ _RUN_OPTIONS: dict[str, tuple[Any, str]] = {
     "out": (str | None, "folder to save the result in [default phosphene-out/NAME]"),
     "batch_size": (int | None, "largest number of images in one pass through the model"),
     "device": (str | None, "device: cpu, cuda"),
-    "executor": (str | None, "where the run is executed: local, or the name of a plugin's executor"),
+    "executor": (str | None, "where the run is executed: local, processes, processes:4, ray, ..."),
+    "address": (str | None, "address of the executor's cluster, such as auto"),
     "json": (str | None, "JSON file with the request (- for standard input); the response is JSON, too"),
     "events": (bool, "progress as JSON lines on standard error, instead of bars"),
     "quiet": (bool, "print nothing and draw no progress bars"),
@@ -190,4 +191,9 @@ def _arguments(spec: MethodSpec, values: dict[str, Any]) -> dict[str, Any]:
         if images.name not in arguments:
             raise InputError(f"--image-size is an option of files: add --{images.name}")
         arguments[images.name] = {"files": arguments[images.name], "size": size}
-    return arguments | {key: v for key in _RUN_ARGUMENTS if (v := values[f"_{key}"]) is not None}
+    arguments |= {key: v for key in _RUN_ARGUMENTS if (v := values[f"_{key}"]) is not None}
+    if (address := values["_address"]) is not None:
+        if "executor" not in arguments:
+            raise InputError("--address is an option of an executor: add --executor ray")
+        arguments["executor"] += f":{address}"
+    return arguments

@@ -39,7 +39,8 @@ def run(
         device: device for model and tensors, such as "cuda".
         batch_size: largest number of images in one pass through the model (default: what fits, up to 32).
         progress: False for no progress bars, or a callable that receives every ``ProgressEvent``.
-        executor: where it runs, "local" or the name of a plugin's executor.
+        executor: where it runs: "local"; "processes" or "processes:4", worker processes that share the work
+            over a data set; "ray" or "ray:ADDRESS", a Ray cluster; or the name of a plugin's executor.
         arguments: the method's inputs and parameters. A model is a ``Model`` or a URI; images are a tensor,
             a path, a list, a folder or ``builtin:scenes/8``; a target is ``"tabby"`` or ``"layer4[17]"``; a
             data set is a folder or a ``Dataset``.
