@@ -23,11 +23,11 @@ from .hooks.backward_rules import deconvnet as deconvnet
 from .hooks.backward_rules import guided as guided
 from .hooks.backward_rules import rewrite_backward as rewrite_backward
 from .models import Model as Model
-from .models import attention_maps as attention_maps
 from .models import load_model as load_model
 from .models.batch_size import batch_size as batch_size
 from .models.batch_size import max_batch as max_batch
 from .models.receptive_fields import receptive_fields as receptive_fields
+from .models.unit_centers import attention_centers as attention_centers
 from .models.unit_centers import unit_centers as unit_centers
 from .precision import at_least_float32 as at_least_float32
 from .precision import float64_device as float64_device

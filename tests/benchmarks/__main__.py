@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from tests.benchmarks import attacks, attribution, embeddings
+from tests.benchmarks import attacks, attribution, embeddings, reading
 
 Work = Callable[[], object]
 ROUNDS = 5
@@ -22,6 +22,7 @@ SUITES = (
     *(attacks.fgsm, attacks.pgd, attacks.carlini_wagner, attacks.deepfool),
     *(attacks.hop_skip_jump, attacks.universal),
     *(embeddings.nearest_neighbors, embeddings.pca),
+    reading.reading,
 )
 
 

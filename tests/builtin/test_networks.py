@@ -6,6 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -16,16 +17,18 @@ import train_denoiser
 import train_fast_style
 import train_networks
 import train_robust
+import train_vit
 import typer
 from model_cards import accuracy, predictions, write_file
 from torch import nn
 from train_denoiser import squared_error
 
-from phosphene import load_model, load_result
+from phosphene import load_model, load_result, run
 from phosphene.builtin.autoencoder import load_autoencoder
 from phosphene.builtin.denoiser import ShapesDenoiser, load_denoiser
-from phosphene.builtin.networks import BIASED, NETWORKS, ROBUST, WEIGHTS, load_network, normalize
+from phosphene.builtin.networks import BIASED, CLASSIFIERS, NETWORKS, ROBUST, WEIGHTS, load_network, normalize
 from phosphene.builtin.scenes import CLASSES, Scenes, draw_scenes
+from phosphene.builtin.vision_transformer import VIT
 from phosphene.data import localization
 from phosphene_plugins.attacks.pgd import pgd
 from phosphene_plugins.attribution.cam import cam
@@ -41,7 +44,7 @@ def unseen() -> Scenes:
     return draw_scenes(1000, seed=0, split="test", start=50_000)
 
 
-@pytest.mark.parametrize("name", ACCURATE)
+@pytest.mark.parametrize("name", [*ACCURATE, VIT])
 def test_accuracy_on_unseen_scenes(name: str, unseen: Scenes) -> None:
     assert accuracy(load_network(name), unseen) >= 0.97
 
@@ -118,14 +121,46 @@ def test_robust_network_resists_an_attack_that_fools_the_plain_one(unseen: Scene
     assert accuracy(load_network(ROBUST), unseen) >= ROBUST_ACCURACY
 
 
+def test_the_transformer_reads_its_class_token() -> None:
+    model = load_model(f"builtin:{VIT}")
+    layers = model.attention_layers
+    assert [*layers] == [f"blocks.{n}.attn" for n in range(4)]
+    assert {(a.heads, a.queries) for a in layers.values()} == {(4, 65)}
+    assert layers["blocks.3.attn"].read == (0,) and layers["blocks.0.attn"].layout.grid == (8, 8)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("method", "near"), [("attention_rollout", 0.97), ("gradient_attention", 0.97), ("legrad", 0.7)]
+)
+def test_maps_of_the_transformer_point_at_the_object(method: str, near: float, unseen: Scenes) -> None:
+    target = {} if method == "attention_rollout" else {"target": unseen.labels[:200].tolist()}
+    result: Any = run(method, model=f"builtin:{VIT}", images=unseen.images[:200], **target)
+    score = localization(result.heat(), unseen.masks[:200], radius=4)
+    assert score.near >= near > 0.35 > score.chance_near
+
+
+def test_training_of_the_transformer_is_deterministic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_vit, "TEST_SCENES", 20)
+    state = torch.get_rng_state()
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        train_vit.train(tmp_path / folder, scenes=70, steps=2, seed=5)
+    assert torch.equal(state, torch.get_rng_state())
+    for suffix in ("safetensors", "md"):
+        first = (tmp_path / "first" / f"{VIT}.{suffix}").read_bytes()
+        assert first == (tmp_path / "second" / f"{VIT}.{suffix}").read_bytes()
+
+
 def test_vgg_is_plain() -> None:
     kinds = {type(module) for module in load_network("shapes-vgg").features}  # type: ignore[union-attr]
     assert kinds == {nn.Conv2d, nn.ReLU, nn.MaxPool2d}
 
 
 def test_weights_are_small_and_match_their_cards() -> None:
-    assert sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors")) < 7_200_000
-    for name in NETWORKS:
+    assert sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors")) < 7_900_000
+    for name in CLASSIFIERS:
         card = dict(re.findall(r"^\| (.+?) \| (.+) \|$", (WEIGHTS / f"{name}.md").read_text(), re.MULTILINE))
         content = (WEIGHTS / f"{name}.safetensors").read_bytes()
         assert card["sha256"] == hashlib.sha256(content).hexdigest()

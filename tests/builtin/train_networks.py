@@ -16,11 +16,13 @@ import train_classifiers
 import train_denoiser
 import train_fast_style
 import train_robust
+import train_vit
 import typer
 
 from phosphene.builtin.autoencoder import AUTOENCODER
 from phosphene.builtin.denoiser import DENOISER
 from phosphene.builtin.networks import NETWORKS, ROBUST, WEIGHTS
+from phosphene.builtin.vision_transformer import VIT
 
 CLASSIFIERS = [name for name in NETWORKS if name != ROBUST]
 #: The other trainings, which take the output folder and a seed.
@@ -29,6 +31,7 @@ TRAININGS: dict[str, Callable[..., None]] = {
     train_adaptive_style.NAME: train_adaptive_style.train,
     DENOISER: train_denoiser.train,
     AUTOENCODER: train_autoencoder.train,
+    VIT: train_vit.train,
 }
 NAMES = [*NETWORKS, *TRAININGS]
 

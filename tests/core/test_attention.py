@@ -8,11 +8,13 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
-from phosphene import ModelError, UnknownName, attention_maps, load_model
+from phosphene import ModelError, UnknownName, attention_centers, load_model
 from phosphene.hooks import RecordAttention
 from phosphene.models import Model
+from phosphene.models.token_maps import Layout
 from phosphene.testing.networks import make_network
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -62,13 +64,14 @@ def assert_distributions(maps: Tensor, heads: int, tokens: int) -> None:
 
 
 def test_fused_and_unfused_attention_have_the_same_maps() -> None:
-    fused, unfused = attention_maps(vit(True), IMAGES), attention_maps(vit(False), IMAGES)
+    fused, unfused = vit(True).attention(IMAGES), vit(False).attention(IMAGES)
     assert list(fused) == list(unfused) == ["blocks.0.attn", "blocks.1.attn"]
     for name, maps in fused.items():
         assert_distributions(maps, heads=3, tokens=17)
         torch.testing.assert_close(maps, unfused[name])
     assert not torch.equal(fused["blocks.0.attn"], fused["blocks.1.attn"])
-    torch.testing.assert_close(attention_maps(vit(True), IMAGES, "blocks.1.attn"), fused["blocks.1.attn"])
+    (last,) = vit(True).attention(IMAGES, ["blocks.1.attn"]).values()
+    torch.testing.assert_close(last, fused["blocks.1.attn"])
 
 
 def test_maps_are_the_softmax_of_the_scaled_products() -> None:
@@ -77,13 +80,13 @@ def test_maps_are_the_softmax_of_the_scaled_products() -> None:
     tokens = model.input_of(IMAGES, "blocks.0.attn")
     query, key, _ = attention.qkv(tokens).unflatten(2, (3, 3, 64)).permute(2, 0, 3, 1, 4)  # type: ignore[operator]
     expected = (query @ key.transpose(-2, -1) / 8).softmax(-1)
-    torch.testing.assert_close(attention_maps(model, IMAGES, "blocks.0.attn"), expected)
+    torch.testing.assert_close(model.attention(IMAGES, ["blocks.0.attn"])["blocks.0.attn"], expected)
 
 
 def test_network_of_the_kit_has_one_head() -> None:
     model = make_network("tokens")
     images = torch.rand(2, *model.input_size)
-    for maps in attention_maps(model, images).values():
+    for maps in model.attention(images).values():
         assert maps.shape[:2] == (2, 1)
         torch.testing.assert_close(maps.sum(-1), torch.ones_like(maps[..., 0]))
 
@@ -96,11 +99,11 @@ def test_multihead_attention_of_torch(batch_first: bool) -> None:
     with torch.no_grad():
         logits, own = model(IMAGES), encoder.own
         assert own is not None
-        maps = attention_maps(model, IMAGES, "attention")
+        maps = model.attention(IMAGES, ["attention"])["attention"]
     assert_distributions(maps, heads=2, tokens=16)
     torch.testing.assert_close(maps, own)
     encoder.weights = False
-    torch.testing.assert_close(attention_maps(model, IMAGES, "attention"), own)
+    torch.testing.assert_close(model.attention(IMAGES, ["attention"])["attention"], own)
     with RecordAttention(model.layers):
         torch.testing.assert_close(model(IMAGES), logits)
 
@@ -115,7 +118,7 @@ def test_maps_are_on_the_graph_of_images_and_logits(layer: str) -> None:
     )
     images = IMAGES.clone().requires_grad_()
     (image_gradient,) = torch.autograd.grad(
-        next(iter(attention_maps(model, images).values()))[:, :, 0].max(), images
+        next(iter(model.attention(images).values()))[:, :, 0].max(), images
     )
     assert image_gradient.abs().max() > 0
     with model.guard(), RecordAttention(model.layers) as recording:
@@ -150,25 +153,149 @@ def test_output_equals_that_of_the_fused_call(mask: str) -> None:
 
 def test_networks_without_attention_and_unknown_layers_are_refused() -> None:
     with pytest.raises(ModelError, match="no attention"):
-        attention_maps(load_model("builtin:shapes-vgg"), torch.rand(1, 3, 64, 64))
+        load_model("builtin:shapes-vgg").attention(torch.rand(1, 3, 64, 64))
     with pytest.raises(UnknownName, match=r"did you mean 'blocks\.1\.attn'"):
-        attention_maps(vit(True), IMAGES, "block.1.attn")
+        vit(True).attention(IMAGES, ["block.1.attn"])
 
 
-def test_attention_inside_windows_is_no_map_per_image() -> None:
-    network = timm.create_model(
-        "swin_tiny_patch4_window7_224", pretrained=False, num_classes=3, depths=(1, 1, 1, 1)
+def swin(fused: bool) -> Model:
+    """Windows of 4x4 of a map of 8x8, the second block shifted by 2; a last stage of one window."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"img_size": 32, "window_size": 4, "num_classes": 3, "depths": (2, 1)}
+    network = timm.models.swin_transformer.SwinTransformer(embed_dim=12, num_heads=(3, 6), **settings)
+    for module in network.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = fused
+    return load_model(network, input_size=(3, 32, 32))
+
+
+def test_attention_inside_windows_has_an_axis_of_windows() -> None:
+    model = swin(True)
+    maps, unfused = model.attention(IMAGES), swin(False).attention(IMAGES)
+    assert [tuple(m.shape) for m in maps.values()] == [
+        *[(2, 4, 3, 16, 16)] * 2,
+        (2, 6, 16, 16),
+    ]
+    for name, values in maps.items():
+        torch.testing.assert_close(values, unfused[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(values.sum(-1), torch.ones_like(values[..., 0]))
+        # The windows are of the images that they are reported for.
+        torch.testing.assert_close(values[1:], model.attention(IMAGES[1:])[name], rtol=0, atol=1e-6)
+    layer = model.attention_layers["layers.0.blocks.1.attn"]
+    assert (layer.windows, layer.heads, layer.layout) == (4, 3, None)
+    # A shifted window attends inside each region of the image that it joins.
+    shifted = maps["layers.0.blocks.1.attn"][:, 3, :, 0]
+    assert (shifted.unflatten(-1, (4, 4))[..., 2:, :] < 1e-6).all()
+
+
+def test_windows_have_the_positions_of_their_tokens() -> None:
+    model = swin(True)
+    pixels = torch.stack(torch.meshgrid(*(4.0 * torch.arange(8) + 1.5,) * 2, indexing="ij"), -1)
+    for name, shift in (("layers.0.blocks.0.attn", 0), ("layers.0.blocks.1.attn", 2)):
+        rolled = pixels.roll((-shift, -shift), (0, 1))
+        expected = rolled.unflatten(0, (2, 4)).unflatten(2, (2, 4)).transpose(1, 2).reshape(4, 16, 2)
+        centers = attention_centers(model, name, (32, 32))
+        assert centers is not None
+        torch.testing.assert_close(centers, expected.double())
+    with pytest.raises(UnknownName, match="attention layer"):
+        attention_centers(model, "layers.0", (32, 32))
+
+
+def test_windows_of_torchvision_are_read() -> None:
+    torch.manual_seed(0)
+    network = torchvision.models.SwinTransformer([4, 4], 12, [2], [3], [4, 4], num_classes=3)
+    model = load_model(network, input_size=(3, 32, 32))
+    assert [(a.windows, a.queries) for a in model.attention_layers.values()] == [(4, 16)] * 2
+    for values in model.attention(IMAGES).values():
+        torch.testing.assert_close(values.sum(-1), torch.ones_like(values[..., 0]))
+    centers = attention_centers(model, "features.1.1.attn", (32, 32))
+    assert centers is not None and centers[0, 0].tolist() == [9.5, 9.5]
+
+
+def test_layers_say_which_tokens_attend_and_are_read() -> None:
+    layers = vit(True).attention_layers
+    assert [(a.heads, a.windows, a.queries, a.keys, a.calls) for a in layers.values()] == [
+        (3, 1, 17, 17, 1)
+    ] * 2
+    first, last = layers.values()
+    assert first.layout == last.layout == Layout("NTC", (4, 4), before=1)
+    assert (first.read, last.read) == (tuple(range(17)), (0,))  # the head reads the class token
+    assert vit(True, global_pool="avg").attention_layers["blocks.1.attn"].read == tuple(range(1, 17))
+    pooled = vit(True, global_pool="map", class_token=False).attention_layers
+    assert (pooled["attn_pool"].queries, pooled["attn_pool"].keys, pooled["attn_pool"].layout) == (
+        1,
+        16,
+        None,
     )
-    model, images = load_model(network, input_size=(3, 224, 224)), torch.rand(1, 3, 224, 224)
-    maps = attention_maps(model, images)
-    assert list(maps) == ["layers.3.blocks.0.attn"]  # one window is the image there
-    with pytest.raises(ModelError, match="inside windows"):
-        attention_maps(model, images, "layers.0.blocks.0.attn")
+    assert load_model("builtin:shapes-vgg").attention_layers == {}
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_attention_of_transformers(implementation: str) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, image_size=32,
+        patch_size=8, attn_implementation=implementation,
+    )  # fmt: skip
+    network = ViTForImageClassification(config).eval()
+    maps = load_model(network, input_size=(3, 32, 32)).attention(IMAGES)
+    network.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = network(IMAGES, output_attentions=True).attentions
+    for values, reference in zip(maps.values(), expected, strict=True):
+        torch.testing.assert_close(values, reference, rtol=0, atol=1e-6)
+
+
+def test_attention_of_torchvision_and_open_clip_is_that_of_their_multihead_attention() -> None:
+    from open_clip.transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    of_torchvision = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=3)
+    of_open_clip = VisionTransformer(32, 8, 16, 2, 2, 2.0, output_dim=6)
+    for network in (of_torchvision, of_open_clip):
+        model = load_model(network, input_size=(3, 32, 32), task="embedding")
+        maps = model.attention(IMAGES)
+        assert len(maps) == 2
+        for name, values in maps.items():
+            module = model.layers[name]
+            assert isinstance(module, nn.MultiheadAttention)
+            tokens = model.input_of(IMAGES, name)
+            _, expected = module(tokens, tokens, tokens, average_attn_weights=False)
+            torch.testing.assert_close(values, expected, rtol=0, atol=1e-6)
+
+
+def test_attention_is_replaced() -> None:
+    model = vit(False)
+
+    def without_first_head(name: str, probabilities: Tensor) -> Tensor:
+        heads = torch.tensor([0.0 if name == "blocks.1.attn" else 1, 1, 1])
+        return probabilities * heads[:, None, None]
+
+    with model.record_attention(without_first_head) as recording:
+        logits = model(IMAGES)
+    assert not recording.maps["blocks.1.attn"][:, 0].any() and recording.maps["blocks.0.attn"][:, 0].any()
+    projection = model.layers["blocks.1.attn.proj"]
+    with model.tap("blocks.1.attn.norm", replace=lambda x: torch.cat([0 * x[..., :64], x[..., 64:]], -1)):
+        expected = model(IMAGES)
+    assert isinstance(projection, nn.Linear)
+    torch.testing.assert_close(logits, expected)
+
+
+def test_attention_of_more_axes_is_refused() -> None:
+    class Windows(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = x.mean(1).flatten(1).view(len(x), 2, 4, 32, 4)
+            return F.scaled_dot_product_attention(tokens, tokens, tokens).flatten(1)[:, :3]
+
+    with pytest.raises(ModelError, match="cannot be distinguished"):
+        load_model(nn.Sequential(Windows()), input_size=(3, 32, 32)).attention(IMAGES)
 
 
 def test_no_hook_is_registered_and_the_mode_is_restored() -> None:
     model = vit(True)
     training = [module.train().training for module in model.module.modules()]
-    attention_maps(model, IMAGES)
+    model.attention(IMAGES)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.module.modules())
     assert [module.training for module in model.module.modules()] == training

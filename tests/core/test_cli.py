@@ -131,7 +131,7 @@ def test_help_and_list_import_no_torch_and_build_no_spec(words: list[str]) -> No
         ("phosphene sho", ["show"]),
         ("phosphene show sal", ["saliency", "saliency_segmentation"]),
         ("phosphene run sal", ["saliency", "saliency_segmentation"]),
-        ("phosphene run pgd --st", ["--step-size", "--steps"]),
+        ("phosphene run pgd --ste", ["--step-size", "--steps"]),
         ("phosphene run pgd --im", ["--image", "--image-size"]),
     ],
 )

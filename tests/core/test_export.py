@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from phosphene import InputError, MissingExtra, ModelError, UnknownName, export, load_model, run
+from phosphene import InputError, MissingExtra, ModelError, UnknownName, export, load_model, load_result, run
 from phosphene.cli.app import app
 from phosphene.results import TrainedNetwork
+from phosphene_plugins.style._adaptive_network import AdaptiveNetwork
 from phosphene_plugins.style._style_network import StyleNetwork
 
 ONNX_TOLERANCE = {"rtol": 1e-3, "atol": 1e-4}
@@ -81,6 +82,33 @@ def test_style_networks_take_any_size_and_blend(suffix: str, tmp_path: Path) -> 
     output = run_program(exported.path, images=images, blend_weights=weights)
     torch.testing.assert_close(output, expected, **ONNX_TOLERANCE)
     assert np.isfinite(output.numpy()).all()
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_networks_of_arbitrary_styles_take_any_image_and_style(suffix: str, tmp_path: Path) -> None:
+    require(suffix)
+    stylizer: Any = load_result("builtin:shapes-adaptive")
+    exported = export(stylizer, tmp_path / f"a{suffix}")
+    assert exported.dynamic == ("batch", "height", "width")
+    for size in ((75, 90), (64, 64), (33, 47)):
+        images, style = torch.rand(1, 3, *size), torch.rand(1, 3, size[0] + 5, 61)
+        expected = stylizer.stylize(images, stylizer.style_statistics(style), torch.ones(1, 1))
+        output = run_program(exported.path, images=images, style=style)
+        torch.testing.assert_close(output, expected.detach(), **ONNX_TOLERANCE)
+
+
+def test_encoder_that_cannot_be_cut_off_is_refused(tmp_path: Path) -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, 2, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x if x.sum() > 0 else -x).mean((2, 3))
+
+    stylizer = AdaptiveNetwork.from_decoder(load_model(Branching()), nn.ConvTranspose2d(4, 3, 2, 2), "conv")
+    with pytest.raises(ModelError, match=r"torch.fx cannot cut off its encoder module:Branching at 'conv'"):
+        export(stylizer, tmp_path / "a.pt2")
 
 
 @pytest.mark.nightly

@@ -2,6 +2,7 @@
 
 import itertools
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from timm.models import get_pretrained_cfg
 from torchvision import models
 
 from phosphene import InputError, Model, load_model
+from phosphene.images import read_image, to_pil
+from phosphene.images.decode import image_size, open_rgb
 from phosphene.models.preprocessing import CROP_MODES, preprocess
 from phosphene_plugins.models.torchvision import _kind, _preprocessing
 
@@ -149,3 +152,39 @@ def test_sizes_of_models_whose_images_are_not_cropped_follow_the_images() -> Non
 def test_unknown_crop_modes_are_refused(crop_mode: object) -> None:
     with pytest.raises(InputError, match="crop_mode must be one of center, center-floor, squash"):
         Model(torch.nn.Flatten(), crop_mode=crop_mode)  # type: ignore[arg-type]
+
+
+# --- files ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1", "I;16"])
+def test_a_file_is_prepared_as_its_pixels(mode: str, tmp_path: Path) -> None:
+    model = load_model(models.mobilenet_v2(), input_size=(3, 96, 96))
+    image = noise(150, 200).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    file = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
+    image.save(file)
+    assert torch.equal(model.transform(file), model.transform(to_pil(read_image(file))))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_draft_decodes_a_fraction_that_covers_the_input(orientation: int, tmp_path: Path) -> None:
+    model = load_model(models.mobilenet_v2(), input_size=(3, 96, 96))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    large, small = tmp_path / "large.jpg", tmp_path / "small.jpg"
+    smooth = noise(12, 18).resize((1201, 803), Image.Resampling.BICUBIC)
+    smooth.save(large, quality=95, exif=exif)
+    noise(150, 200).save(small, quality=95, exif=exif)
+    turned = orientation in (6, 8)
+    assert image_size(large) == ((803, 1201) if turned else (1201, 803))
+    # 803 pixels cover 96 up to 1/8, 150 only at 1/1.
+    sizes = ((96, 144), (101, 151)) if turned else ((144, 96), (151, 101))
+    assert open_rgb(large, sizes[0]).size == sizes[1]
+    assert torch.equal(model.transform(small, draft=True), model.transform(small))
+    full, draft = model.transform(large), model.transform(large, draft=True)
+    assert full.shape == draft.shape
+    assert 0 < (full - draft).abs().mean() < 0.02
+    noise(803, 1201).save(tmp_path / "large.png")  # only JPEG files have smaller decodings
+    assert torch.equal(*(model.transform(tmp_path / "large.png", draft=value) for value in (False, True)))

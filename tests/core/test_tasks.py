@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from phosphene import InputError, Model, ModelError, UnknownName, load_model, methods, run
+from phosphene import InputError, Model, ModelError, UnknownName, load_model, load_result, methods, run
 from phosphene.models.detections import box_iou
 from phosphene.targets import Box, Class, Contrast, Region, Similar, input_gradient, parse_target, scores
 
@@ -184,7 +184,9 @@ def test_attacks_change_a_region(name: str) -> None:
 
 def test_region_that_is_predicted_nowhere_is_refused_with_those_that_are() -> None:
     model, image = red_square()
-    with pytest.raises(InputError, match=r"no pixel of image 0; predicted there: 0 \(17%\), 2 \(83%\)"):
+    with pytest.raises(
+        InputError, match=r"green is predicted at no pixel of image 0; predicted there: blue \(83%\), red"
+    ):
         run("saliency", model=model, images=image, target="region:green")
     for wrong, message in (
         ("region:grean", "green"),
@@ -195,8 +197,6 @@ def test_region_that_is_predicted_nowhere_is_refused_with_those_that_are() -> No
             run("saliency", model=model, images=image, target=wrong)
     with pytest.raises(ModelError, match="region:"):
         run("saliency", model=model, images=image)
-    with pytest.raises(InputError, match="labels of exclusive classes"):
-        run("ensemble_evaluation", model=model, images=image, labels="region:red@all", models=[])
 
 
 class BrightBox(nn.Module):
@@ -242,6 +242,25 @@ def test_attacks_remove_a_box(name: str) -> None:
     assert (after < before / 2).all()
     with pytest.raises(ModelError, match="box:3"):
         run(name, model=model, images=images, labels=[1, 2], **settings)
+
+
+def test_a_result_of_a_detector_has_a_table_of_detections(tmp_path: Path) -> None:
+    model, images = detector(), torch.full((2, 3, 8, 8), 0.4)
+    images[1, :, :, 4:] = 0.9
+    attacked = run("fgsm", model=model, images=images, labels="box:dog", eps=0.3, out=tmp_path / "out")
+    frame = attacked.to_pandas("detections")
+    assert list(frame.columns) == ["image", "version", "class", "score", "x0", "y0", "x1", "y1"]
+    before = frame[(frame.image == 1) & (frame.version == "original")]
+    assert before["class"].tolist() == ["dog", "cat"] and before.score.tolist() == [0.9, 0.4]
+    assert before[["x0", "y0", "x1", "y1"]].iloc[0].tolist() == [4, 0, 8, 8]
+    after = frame[(frame.image == 0) & (frame["class"] == "dog") & (frame.version == "adversarial")]
+    assert after.score.tolist() == pytest.approx([0.1])
+    assert load_result(tmp_path / "out").detections() == attacked.detections()
+    maps = run("saliency", model=model, images=images)
+    assert set(maps.detections()["version"]) == {"original"}
+    assert "targets" in maps.to_pandas().columns
+    with pytest.raises(InputError, match="not the result of a detector"):
+        run("saliency", images="builtin:scenes/1").to_csv(tmp_path / "boxes.csv", "detections")
 
 
 class Backbone(nn.Module):

@@ -124,7 +124,8 @@ def test_every_result_type_is_drawn() -> None:
         for name, kind in Result.types.items()
         if kind.__module__.startswith(("phosphene.", "phosphene_plugins."))
     }
-    assert types - {*QUICK, *SLOW} <= {"AdaptiveNetwork"}  # drawn as a TrainedNetwork
+    # Drawn as a TrainedNetwork, and as the results in it.
+    assert types - {*QUICK, *SLOW} <= {"AdaptiveNetwork", "ResultSequence"}
 
 
 def test_class_names_reach_a_saved_result(tmp_path: Path) -> None:

@@ -257,6 +257,35 @@ def test_defended_model_is_trained_through_its_defense(tmp_path: Path) -> None:
     assert model.digest == result.model().digest
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_network_trained_from_half_precision_is_not_rounded_when_it_is_loaded(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = load_model("builtin:shapes-vgg", dtype=dtype)
+    trained: Any = run(
+        "adversarial_training", model=model, dataset="builtin:scenes/8", **QUICK, out=tmp_path / "out"
+    )
+    loaded: Any = load_result(tmp_path / "out")
+    state = trained.network.state_dict()
+    assert {tensor.dtype for tensor in state.values() if tensor.is_floating_point()} == {torch.float32}
+    for name, tensor in loaded.network.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(loaded.model()(images), trained.model()(images))
+    assert torch.equal(load_model(f"trained:{tmp_path / 'out'}")(images), trained.model()(images))
+
+
+def test_weights_of_several_precisions_are_loaded_as_they_are_saved(tmp_path: Path) -> None:
+    model = load_model("builtin:shapes-vgg")
+    trained: Any = run("adversarial_training", model=model, dataset="builtin:scenes/8", **QUICK)
+    first = next(iter(trained.network.state_dict()))
+    trained.network.get_submodule(first.rpartition(".")[0]).half()
+    trained.save(tmp_path / "out")
+    loaded: Any = load_result(tmp_path / "out")
+    for name, tensor in trained.network.state_dict().items():
+        assert torch.equal(loaded.network.state_dict()[name], tensor), name
+
+
 def test_losses_of_a_double_network_may_exceed_single_precision() -> None:
     from phosphene import methods
     from phosphene.testing import Case

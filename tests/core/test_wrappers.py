@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.ao.quantization import quantize_dynamic
 from torch.utils.checkpoint import checkpoint
 
-from phosphene import InputError, Model, ModelError, TensorDataset, at_least_float32, load_model, methods
+from phosphene import (
+    InputError,
+    Model,
+    ModelError,
+    TensorDataset,
+    at_least_float32,
+    attention_maps,
+    load_model,
+    methods,
+)
 from phosphene.builtin.scenes import draw_scenes
 from phosphene.hooks import RecordAttention
 
@@ -175,7 +184,24 @@ def test_attention_of_a_checkpointed_block_has_gradients():
             network(images)
             (values,) = recording.maps.values()
             gradients.append(torch.autograd.grad(values.square().sum(), images)[0])
-    assert torch.equal(*gradients)
+        # After the block, where the checkpoint would compute fused attention again.
+        images = IMAGES.clone().requires_grad_()
+        (values,) = attention_maps(model_of(network), images).values()
+        gradients.append(torch.autograd.grad(values.square().sum(), images)[0])
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
+@pytest.mark.parametrize("layer", ["first", "block.0", "block.2", "block"])
+@pytest.mark.parametrize("options", [{}, {"leaf": True}, {"replace": lambda values: 1.5 * values}])
+def test_gradients_after_a_tap_in_a_checkpoint(layer, options):
+    gradients = []
+    for reentrant in (None, False):
+        model, images = model_of(Checkpointed(reentrant).eval()), IMAGES.clone().requires_grad_()
+        with model.guard():
+            with model.tap(layer, **options) as tap:
+                score = model(images)[:, 1].sum()
+            gradients.append(torch.autograd.grad(score, tap[layer] if "leaf" in options else images)[0])
+    assert torch.equal(*gradients) and gradients[0].any()
 
 
 # --- quantized and exported networks ------------------------------------------------------------

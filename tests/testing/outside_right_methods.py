@@ -30,7 +30,6 @@ from phosphene import (
     InputError,
     Method,
     ModelError,
-    attention_maps,
     batch_size,
     input_gradient,
     layer_gradients,
@@ -487,7 +486,8 @@ def received_attention(model: Model, images: Images) -> ActivationMaps:
     Source:
         Caron et al. 2021, figure 3, with the mean over all queries.
     """
-    by_layer = attention_maps(model, images)
+    layers = model.for_images(images).attention_layers
+    by_layer = {n: maps for n, maps in model.attention(images).items() if layers[n].windows == 1}
     if not by_layer:
         raise ModelError("the network computes attention inside windows only")
     layer, attention = list(by_layer.items())[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from phosphene.roles import Images
 from phosphene.testing import Case, check, check_method, parametrize_with_checks
 
 FOLDER = Path(__file__).parent
+#: "quick", or "ci" in ``make test-nightly``.
+PROFILE = os.environ.get("PHOSPHENE_PROFILE", "quick")
 
 
 @pytest.mark.parametrize(("name", "wrong"), WRONG, ids=[m.spec.short_name for _, m in WRONG])
@@ -33,7 +36,7 @@ def test_wrong_method_fails_its_check(name: str, wrong: Method[Any, Any]) -> Non
 
 @pytest.mark.parametrize("right", RIGHT, ids=[m.spec.short_name for m in RIGHT])
 def test_right_method_passes_all_checks(right: Method[Any, Any]) -> None:
-    report = check_method(right)
+    report = check_method(right, profile=PROFILE)
     assert report.ok, str(report)
     for outcome in report.outcomes:
         assert outcome.verdict == "passed" or outcome.reason, "a skipped check has a reason"
@@ -90,12 +93,11 @@ def test_side_effects_of_importing_a_library_are_ignored(
 
 
 def test_method_for_some_networks_is_tested_on_those_networks() -> None:
-    for profile in ("quick", "ci"):
-        report = check_method(by_name("transformers_only"), profile=profile)
-        assert report.ok, str(report)
-        for outcome in report.outcomes:
-            if outcome.check in ("finite", "batch_equals_single", "saves_and_replays"):
-                assert outcome.refused < outcome.cases
+    report = check_method(by_name("transformers_only"), profile=PROFILE)
+    assert report.ok, str(report)
+    for outcome in report.outcomes:
+        if outcome.check in ("finite", "batch_equals_single", "saves_and_replays"):
+            assert outcome.refused < outcome.cases
 
 
 def test_setting_that_an_oracle_changes_at_its_first_run_only_is_reported() -> None:

@@ -247,3 +247,15 @@ def test_checks_left_out_of_mutation_runs_exist() -> None:
     assert CHECKS.keys() >= MANNERS
     # It compares with a process that runs the unchanged code.
     assert "same_in_another_process" in MANNERS
+
+
+def test_checks_from_which_a_method_is_exempt_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from phosphene.testing import mutation_server
+    from phosphene.testing.checks import CHECKS
+
+    exempt = methods["attacks.deepfool"]
+    assert "parameters_matter" in exempt.spec.exempt
+    monkeypatch.setattr(mutation_server, "_checks", lambda method: [CHECKS["parameters_matter"]])
+    monkeypatch.setattr(mutation_server, "_cases", lambda method: [])
+    baseline = mutation_server.Tests([exempt], brief=False).baseline()
+    assert (baseline["plan"], baseline["failing"]) == ([], [])

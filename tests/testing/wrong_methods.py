@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -544,6 +544,20 @@ def returns_blank_images(model: Model, images: Images, target: Target = None) ->
     """Every image is grey."""
     grey = torch.full_like(images, 0.5)
     return Synthesis(images=grey, scores=grey.new_zeros(1, len(grey)), targets=("grey",) * len(grey))
+
+
+class ReversedRows(Attribution):
+    """The rows of some images are those of others."""
+
+    def select(self, rows: Sequence[int]) -> "ReversedRows":
+        return super().select([len(self.maps) - 1 - row for row in rows])
+
+
+@caught_by("streams_equal_the_call")
+def selects_other_rows(model: Model, images: Images, target: Target = None) -> ReversedRows:
+    """The result of one image is that of another."""
+    result = attribution(model, images, gradient(model, images, target).abs().amax(1), target)
+    return ReversedRows(images=result.images, maps=result.maps, targets=result.targets)
 
 
 # --- the arithmetic of attributions ------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The bundled classifiers: small networks with an 8x8 map, global average pooling and a linear layer."""
+"""The bundled classifiers: networks with an 8x8 map, average pooling and a linear layer; a transformer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..torch_state import cpu_by_default
 from .scenes import CLASSES
+from .vision_transformer import VIT, ShapesViT
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
@@ -95,12 +96,15 @@ class ShapesResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
+#: The convolutional networks.
 NETWORKS: dict[str, type[nn.Module]] = {
     "shapes-vgg": ShapesVGG,
     "shapes-resnet": ShapesResNet,
     "shapes-biased": ShapesVGG,
     "shapes-robust": ShapesVGG,
 }
+#: All bundled classifiers.
+CLASSIFIERS: dict[str, type[nn.Module]] = NETWORKS | {VIT: ShapesViT}
 #: Trained on scenes whose background determines the class; its predictions follow the background.
 BIASED = "shapes-biased"
 #: Trained on adversarial examples.
@@ -115,8 +119,8 @@ def normalize(images: Tensor) -> Tensor:
 
 @cpu_by_default()
 def load_network(name: str) -> nn.Module:
-    """Load a trained network by its name in ``NETWORKS``, in eval mode, on the CPU."""
-    network = NETWORKS[name]()
+    """Load a trained network by its name in ``CLASSIFIERS``, in eval mode, on the CPU."""
+    network = CLASSIFIERS[name]()
     network.load_state_dict(load_file(WEIGHTS / f"{name}.safetensors"))
     return network.eval()
 

@@ -30,6 +30,7 @@ class Request(BaseModel):
     device: str | None = None
     batch_size: int | None = Field(default=None, ge=1)
     executor: str | None = None
+    stream: bool | None = None
 
 
 def read_request(file: str, spec: MethodSpec) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import json
+import re
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -16,6 +19,7 @@ from ..registry.families import family_title
 from ..registry.lookup import methods
 from ..registry.plugins import Plugin, import_costs, incompatible_plugins, shadowed_distributions
 from .app import app, method_names, show_table
+from .model_options import ModelTask, Pretrained, Weights, model_settings
 
 _AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
@@ -96,9 +100,28 @@ def find(
         rows = [
             (Text(methods.shortest_name(info.plugin), "cyan"), info.title, info.summary) for info in matching
         ]
-        show_table("method", "title", "summary", rows=rows)
+        if rows:
+            show_table("method", "title", "summary", rows=rows)
     if not matching:
+        print(_no_match(text), file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _no_match(text: str) -> str:
+    """What is said where no method matches, with the nearest words of names, titles and summaries."""
+    if not text:
+        return "no method has all of these properties"
+    known = set()
+    for plugins_of_family in methods.by_family().values():
+        for name, plugin in plugins_of_family.items():
+            outline = methods.outline(plugin)
+            known |= {name, *re.findall(r"[a-z0-9]{3,}", f"{name} {outline.title} {outline.summary}".lower())}
+    nearest = []
+    for word in text.lower().split():
+        if word not in known:
+            nearest += difflib.get_close_matches(word, sorted(known), n=2, cutoff=0.6)
+    hint = f" - did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+    return f"no method matches {text!r}{hint}"
 
 
 def _split(values: list[str]) -> list[str]:
@@ -200,11 +223,15 @@ def models(
 @app.command()
 def layers(
     model: Annotated[str, typer.Argument(help="Model as scheme:name, such as timm:resnet18.")],
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    model_task: ModelTask = None,
 ) -> None:
     """List a model's layers in the order they run, with type, output shape and number of parameters."""
     from ..models import load_model
 
-    loaded = load_model(model)
+    values = {"weights": weights, "pretrained": pretrained, "model_task": model_task}
+    loaded = load_model(model, **model_settings(values))
     structure, rows = loaded.structure, []
     for name, info in structure.layers.items():
         shape = "x".join(map(str, info.shape or "-"))

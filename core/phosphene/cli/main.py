@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import typer
 
 from ..errors import PhospheneError
 from ..graceful_stop import allow_early_stop
+from ..random_weights import report_random_weights
 from ..registry.extensions import extensions
 from . import list as _list_commands  # noqa: F401  (registers its commands)
 from . import results as _result_commands  # noqa: F401
@@ -35,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         extensions.notify("phosphene_commands", app=app)
     stop = allow_early_stop()
     try:
-        with stop:
+        _print_random_weights.cache_clear()
+        with stop, report_random_weights(_print_random_weights):
             app(words, prog_name="phosphene", obj={"debug": debug})
     except SystemExit as left:
         if left.code == INTERRUPTED:
@@ -50,6 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"phosphene: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         sys.exit(2)
+
+
+@functools.cache
+def _print_random_weights(uri: str) -> None:
+    """Say on standard error, once for each model, that its weights are random."""
+    hint = "--pretrained loads its published weights, --weights a file"
+    print(f"phosphene: the weights of {uri} are random; {hint}", file=sys.stderr)
 
 
 @app.callback(invoke_without_command=True)

@@ -7,11 +7,20 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UnknownName
+from ..errors import InputError, UnknownName
 from .app import app
+from .model_options import (
+    ModelClasses,
+    ModelMean,
+    ModelStd,
+    ModelTask,
+    Pretrained,
+    Weights,
+    model_settings,
+)
 
 _Folder = Annotated[Path, typer.Argument(metavar="RESULT", help="Folder of a saved result.")]
-_Cmap = Annotated[str | None, typer.Option(help="Colour map of maps, by matplotlib's name: viridis.")]
+_Cmap = Annotated[str | None, typer.Option(help="Color map of maps, by matplotlib's name: viridis.")]
 _Alpha = Annotated[float | None, typer.Option(help="Opacity of maps over images, 0 to 1.")]
 _Dpi = Annotated[float | None, typer.Option(help="Dots per inch.")]
 
@@ -57,6 +66,9 @@ def panel(
 def table(
     folder: _Folder,
     out: Annotated[Path, typer.Argument(help="File to write: .csv or .parquet.")],
+    detections: Annotated[
+        bool, typer.Option("--detections", help="A row for each object that the detector finds.")
+    ] = False,
 ) -> None:
     """Write a saved result's table, such as a row for each image, as CSV or Parquet."""
     from ..runs.saved_results import load_result
@@ -65,7 +77,8 @@ def table(
     if out.suffix.lower() not in suffixes:
         raise UnknownName("suffix of a table", out.suffix or str(out), suffixes)
     result = load_result(folder)
-    (result.to_csv if out.suffix.lower() == ".csv" else result.to_parquet)(out)
+    write = result.to_csv if out.suffix.lower() == ".csv" else result.to_parquet
+    write(out, "detections" if detections else "results")
     print(out)
 
 
@@ -75,8 +88,21 @@ def export(
         str, typer.Argument(metavar="RESULT|MODEL", help="Folder of a trained network, or a model's URI.")
     ],
     out: Annotated[Path, typer.Argument(help="File to write: .pt2 (torch.export) or .onnx.")],
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    model_task: ModelTask = None,
+    model_classes: ModelClasses = None,
+    model_mean: ModelMean = None,
+    model_std: ModelStd = None,
 ) -> None:
     """Write a classifier or a style network as a program of torch.export, or as ONNX."""
+    from ..models import load_model
     from ..runs.export import export as export_network
 
-    print(export_network(source, out))
+    values = {"weights": weights, "pretrained": pretrained, "model_task": model_task}
+    values |= {"model_classes": model_classes, "model_mean": model_mean, "model_std": model_std}
+    settings = model_settings(values)
+    if settings and Path(source, "result.json").is_file():
+        option = next(name for name, value in values.items() if value).replace("_", "-")
+        raise InputError(f"--{option} is an option of a model's URI, and {source} is a saved result")
+    print(export_network(load_model(source, **settings) if settings else source, out))

@@ -20,6 +20,7 @@ from ..registry.families import family_title
 from ..registry.lookup import methods
 from .app import app, method_names, print_event
 from .argument_rows import argument_rows
+from .model_options import MODEL_OPTIONS, model_settings
 
 if TYPE_CHECKING:
     from ..registry.method import Method
@@ -37,16 +38,6 @@ def replay(folder: Annotated[Path, typer.Argument(help="Folder of a saved result
         raise typer.Exit(1)
 
 
-#: The options of a model: type and help text.
-_MODEL_OPTIONS: dict[str, tuple[Any, str]] = {
-    "weights": (
-        str | None,
-        "weights of the model: a safetensors or .pth file, or the name of published weights",
-    ),
-    "pretrained": (bool, "load the model with its scheme's default weights"),
-}
-
-
 #: The options of images that are read from files: type and help text.
 _IMAGE_OPTIONS: dict[str, tuple[Any, str]] = {
     "image_size": (str | None, "resize and crop files to SIDE or HEIGHT,WIDTH, instead of the model's size"),
@@ -58,6 +49,10 @@ _RUN_OPTIONS: dict[str, tuple[Any, str]] = {
     "out": (str | None, "folder to save the result in [default phosphene-out/NAME]"),
     "batch_size": (int | None, "largest number of images in one pass through the model"),
     "device": (str | None, "device: cpu, cuda"),
+    "stream": (
+        bool,
+        "read the images batch by batch, as a data set, and save a row for each in shards, for any number",
+    ),
     "executor": (str | None, "where the run is executed: local, processes, processes:4, ray, ..."),
     "address": (str | None, "address of the executor's cluster, such as auto"),
     "json": (str | None, "JSON file with the request (- for standard input); the response is JSON, too"),
@@ -85,7 +80,7 @@ def _options(spec: MethodSpec) -> list[Any]:
         flag, panel = field and field.annotation is bool, "Parameters" if field else "Inputs"
         kind, option = (bool | None, f"{option}/--no-{option[2:]}") if flag else (list[str], option)
         options.append(_option(name, kind, option, text, panel, metavar=None if flag else metavar))
-    optional = [("model", _MODEL_OPTIONS), ("images", _IMAGE_OPTIONS)]
+    optional = [("model", MODEL_OPTIONS), ("images", _IMAGE_OPTIONS)]
     declared = {n: o for role, options in optional if spec.input(role) for n, o in options.items()}
     for name, (kind, text) in (declared | _RUN_OPTIONS).items():
         options.append(_option(f"_{name}", kind, f"--{name.replace('_', '-')}", text))
@@ -114,7 +109,7 @@ class _MethodCommands(TyperGroup):
         outline = methods.outline(plugin)
         names = [option_name(name, plugin.short_name) for name in outline.arguments]
         more = _IMAGE_OPTIONS if "images" in outline.arguments else ()
-        names += [f"--{name.replace('_', '-')}" for name in (*_MODEL_OPTIONS, *more, *_RUN_OPTIONS)]
+        names += [f"--{name.replace('_', '-')}" for name in (*MODEL_OPTIONS, *more, *_RUN_OPTIONS)]
         options = [_option(f"_{n}", str | None, option) for n, option in enumerate(names)]
         return _command(cmd_name, lambda **_: None, options, outline.summary, family_title(plugin.family))
 
@@ -130,6 +125,7 @@ class _MethodCommands(TyperGroup):
 def _run(method: Method[..., Any], **values: Any) -> None:
     from ..checkpoints import RESUME_HINT, checkpoint_path
     from ..models import refuse_user_code
+    from ..results import ResultSequence
     from ..results.base import reuse_panels
     from ..runs.run import run
     from .json_requests import format_response, read_request
@@ -157,7 +153,11 @@ def _run(method: Method[..., Any], **values: Any) -> None:
         if file:
             print(format_response(result, out, time.perf_counter() - start))
         elif not quiet:
-            print(*result.lines(), f"{spec.title}: saved in {out}, see {out / 'picture.png'}", sep="\n")
+            where, first = str(out), out
+            if isinstance(result, ResultSequence):
+                first, last = (result.subfolder(out, number) for number in (0, len(result) - 1))
+                where = f"{first} to {last}"
+            print(*result.lines(), f"{spec.title}: saved in {where}, see {first / 'picture.png'}", sep="\n")
     if result.provenance and result.provenance.interrupted:
         hint = f"; {RESUME_HINT}" if checkpoint_path(out).is_file() else ""
         print(f"interrupted {result.provenance.interrupted}{hint}", file=sys.stderr)
@@ -165,7 +165,7 @@ def _run(method: Method[..., Any], **values: Any) -> None:
 
 
 #: The arguments of ``run`` that are options of every method.
-_RUN_ARGUMENTS = ("out", "device", "batch_size", "executor")
+_RUN_ARGUMENTS = ("out", "device", "batch_size", "executor", "stream")
 
 
 def _arguments(spec: MethodSpec, values: dict[str, Any]) -> dict[str, Any]:
@@ -180,10 +180,12 @@ def _arguments(spec: MethodSpec, values: dict[str, Any]) -> dict[str, Any]:
         if (text := values[key]) not in (None, []):
             # A repeated option is one list: --layers a --layers b is --layers a,b.
             arguments[key] = text if field.annotation is bool else read_option(",".join(text), field)
-    owner, settings = spec.input("model"), {key: v for key in _MODEL_OPTIONS if (v := values.get(f"_{key}"))}
+    described = {key: values.get(f"_{key}") for key in MODEL_OPTIONS}
+    owner, settings = spec.input("model"), model_settings(described)
     if owner and settings:
         if owner.name not in arguments:
-            raise InputError(f"--{next(iter(settings))} is an option of a model: add --{owner.name}")
+            option = next(key for key, value in described.items() if value).replace("_", "-")
+            raise InputError(f"--{option} is an option of a model: add --{owner.name}")
         arguments[owner.name] = {"uri": arguments[owner.name], **settings}
     if (size := values.get("_image_size")) is not None:
         images = spec.input("images")
@@ -191,7 +193,7 @@ def _arguments(spec: MethodSpec, values: dict[str, Any]) -> dict[str, Any]:
         if images.name not in arguments:
             raise InputError(f"--image-size is an option of files: add --{images.name}")
         arguments[images.name] = {"files": arguments[images.name], "size": size}
-    arguments |= {key: v for key in _RUN_ARGUMENTS if (v := values[f"_{key}"]) is not None}
+    arguments |= {k: v for k in _RUN_ARGUMENTS if (v := values[f"_{k}"]) is not None and v is not False}
     if (address := values["_address"]) is not None:
         if "executor" not in arguments:
             raise InputError("--address is an option of an executor: add --executor ray")

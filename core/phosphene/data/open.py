@@ -24,6 +24,9 @@ from .items import Transform
 from .manifests import SEPARATORS, ManifestDataset
 from .torch_datasets import TorchDataset
 
+#: Suffixes of the files that list a data set: manifests, COCO annotations, lists of Pascal VOC.
+DATASET_SUFFIXES = (*SEPARATORS, ".parquet", ".json", ".txt")
+
 #: Digits of the largest bundled data set.
 _MOST_DIGITS = 9
 

@@ -17,6 +17,7 @@ PICTURES = "pictures"
 #: Every file that ``Result.save`` may write, as a path relative to the folder.
 _OWN_FILE = re.compile(
     r"result\.json|arrays\.safetensors|picture\.png|film\.gif|film\.mp4|pictures/[0-9]{3,}\.png"
+    r"|index\.parquet|shard-[0-9]{6,}\.safetensors"
 )
 
 

@@ -29,10 +29,11 @@ _TEST_SIZE = 4096
 def check_output_folder(folder: str | os.PathLike[str]) -> None:
     """Raise InputError where no result can be saved.
 
-    A folder is accepted if it does not exist, is empty, or contains a saved result. Refused are: every other
-    folder, the working directory and what contains it, mount points, files, devices, FIFOs, sockets, symbolic
-    links to nothing, also as a parent, names that are too long, and locations that cannot be written to,
-    which is tested with a small file. What a killed save left beside the folder is completed and removed.
+    A folder is accepted if it does not exist, is empty, or contains a saved result, or only saved results in
+    numbered folders. Refused are: every other folder, the working directory and what contains it, mount
+    points, files, devices, FIFOs, sockets, symbolic links to nothing, also as a parent, names that are too
+    long, and locations that cannot be written to, which is tested with a small file. What a killed save left
+    beside the folder is completed and removed.
     """
     folder = _check_path(folder, "results are saved in a folder")
     for path in (folder, *folder.parents):
@@ -189,6 +190,8 @@ def _problem(folder: Path) -> str | None:
     if not names:
         return None
     own = read_own_files(folder)
+    if own is None and all(name.isdecimal() and read_own_files(folder / name) is not None for name in names):
+        return None  # the results of images of different sizes, a folder each
     if own is None:
         listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         unknown = f"; its {RESULT} is no saved result of Phosphene" if RESULT in names else ""
@@ -217,27 +220,31 @@ def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         yield work / WRITING
         system.sync_tree(work / WRITING)
         (work / WRITING).rename(work / READY)
-        _replace(work, target)
+        replace_folder(work / READY, work / OLD, target)
         system.sync(target.parent)
 
 
-def _replace(work: Path, target: Path) -> None:
-    """Rename the complete folder in ``work`` to ``target``; an earlier one is in ``work`` afterwards."""
+def replace_folder(ready: Path, old: Path, target: Path) -> None:
+    """Rename a complete folder to ``target``.
+
+    An earlier folder there is afterwards at ``ready``, or, on a system that cannot exchange folders, at
+    ``old`` with a digit.
+    """
     for attempt in range(20):  # another process may replace ``target`` between two calls
         try:
             if target.is_dir():
                 _check_replaceable(target)
-                shutil.copymode(target, work / READY)
-                _link_other_files(target, work / READY)
-                if system.exchange(work / READY, target):
+                shutil.copymode(target, ready)
+                _link_other_files(target, ready)
+                if system.exchange(ready, target):
                     return
                 with system.lock(target.parent):
-                    system.move(target, work / f"{OLD}{attempt}")
-                    system.move(work / READY, target)
+                    system.move(target, old.with_name(f"{old.name}{attempt}"))
+                    system.move(ready, target)
                 return
             elif os.path.lexists(target):
                 raise InputError(f"{target} is a file now; results are saved in a folder")
-            system.move(work / READY, target)
+            system.move(ready, target)
             return
         except (FileNotFoundError, FileExistsError):
             continue

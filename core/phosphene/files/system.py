@@ -79,6 +79,26 @@ def lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def exclusive(file: Path) -> Iterator[bool]:
+    """Whether no other process is inside for the same file; True where the file system has no locks.
+
+    The lock ends with the process, and processes that it started do not have it.
+    """
+    if os.name != "posix":
+        yield True
+        return
+    import fcntl
+
+    with file.open("a") as stream:
+        free = True
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:  # ENOLCK, ENOTSUP: a network file system without locks
+            free = error.errno not in (errno.EACCES, errno.EAGAIN)
+        yield free
+
+
 def sync(path: Path) -> None:
     """Write a file or the entries of a folder to the disk, so that they outlast a power failure."""
     if os.name != "posix":  # other systems cannot open a folder

@@ -75,7 +75,7 @@ def sweep(parent: Path, target: str | None = None) -> None:
 
 def _is_abandoned(folder: Path) -> bool:
     """Whether it is a work folder of this user whose process has ended."""
-    if (name := _NAME.fullmatch(folder.name)) is None or not _is_folder(folder):
+    if (name := _NAME.fullmatch(folder.name)) is None or not is_folder(folder):
         return False
     if hasattr(os, "geteuid") and folder.lstat().st_uid != os.geteuid():
         return False
@@ -88,7 +88,7 @@ def _is_abandoned(folder: Path) -> bool:
     return now is None or ("" not in (now, start) and now != start)
 
 
-def _is_folder(path: Path) -> bool:
+def is_folder(path: Path) -> bool:
     """Whether it is a folder itself, not a symbolic link to one."""
     try:
         return stat.S_ISDIR(path.lstat().st_mode)
@@ -113,12 +113,12 @@ def _remove(folder: Path) -> None:
     if (name := _target(folder)) is not None:
         target = folder.parent / name
         folders = [
-            path for path in folder.iterdir() if path.name.startswith((READY, OLD)) and _is_folder(path)
+            path for path in folder.iterdir() if path.name.startswith((READY, OLD)) and is_folder(path)
         ]
         for path in sorted(folders, key=lambda path: (path.name != READY, path.name)):
-            _complete(path, target)
+            complete_folder(path, target)
         writing = folder / WRITING
-        if _is_folder(writing):
+        if is_folder(writing):
             shutil.rmtree(writing, ignore_errors=True)
         else:
             writing.unlink(missing_ok=True)
@@ -130,9 +130,9 @@ def _remove(folder: Path) -> None:
         folder.rmdir()
 
 
-def _complete(folder: Path, target: Path) -> None:
+def complete_folder(folder: Path, target: Path) -> None:
     """Rename a complete folder to ``target`` where that is missing, else return its other files there."""
-    if _is_folder(target):
+    if is_folder(target):
         with contextlib.suppress(FileNotFoundError):  # ``target`` was renamed meanwhile
             return_files(folder, target)
             return
@@ -142,7 +142,7 @@ def _complete(folder: Path, target: Path) -> None:
         if not os.path.lexists(target):
             with contextlib.suppress(FileExistsError, FileNotFoundError):
                 system.move(folder, target)
-        if _is_folder(folder) and _is_folder(target):
+        if is_folder(folder) and is_folder(target):
             return_files(folder, target)
 
 
@@ -157,7 +157,7 @@ def return_files(old: Path, target: Path) -> None:
             _return_files(old, target)
             return
         except OSError as error:
-            if not _is_folder(old):  # another process deleted it
+            if not is_folder(old):  # another process deleted it
                 return
             # ENOTEMPTY: another process returned a file into ``old`` before it was replaced; that file is
             # moved as well. ENOENT: another process moved one of its files.
@@ -168,7 +168,7 @@ def return_files(old: Path, target: Path) -> None:
 def _return_files(old: Path, target: Path) -> None:
     own = read_own_files(old) or set()
     for path in list(old.iterdir()):
-        if path.name == PICTURES and _is_folder(path):
+        if path.name == PICTURES and is_folder(path):
             for picture in list(path.iterdir()):
                 if f"{PICTURES}/{picture.name}" not in own:
                     (target / PICTURES).mkdir(exist_ok=True)
@@ -177,7 +177,7 @@ def _return_files(old: Path, target: Path) -> None:
             _move_back(path, target / path.name)
     for name in own - {RESULT}:
         (old / name).unlink(missing_ok=True)
-    if _is_folder(old / PICTURES):
+    if is_folder(old / PICTURES):
         (old / PICTURES).rmdir()
     # The document last: without it, the folder's other files would no longer be recognised.
     if RESULT in own:

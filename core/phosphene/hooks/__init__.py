@@ -1,6 +1,6 @@
 """Hooks: read, cut and replace layers (``Tap``), attention, backward rules for ReLU, frozen networks."""
 
-from .attention import RecordAttention
+from .attention import RecordAttention, RecordQueries
 from .backward_calls import is_backward, run_backward
 from .backward_rules import BackwardRewrite, BackwardRule, deconvnet, guided, rewrite_backward
 from .guard import guard
@@ -11,6 +11,7 @@ __all__ = [
     "BackwardRewrite",
     "BackwardRule",
     "RecordAttention",
+    "RecordQueries",
     "Rectifier",
     "StopForward",
     "Tap",

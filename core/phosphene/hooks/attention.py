@@ -1,9 +1,10 @@
-"""``RecordAttention``: the probabilities of every attention call, without changing a module."""
+"""``RecordAttention``, ``RecordQueries``: the attention calls of a network, without changing a module."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from inspect import signature
 from types import FunctionType
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .backward_calls import is_backward, run_backward
+from .saved_tensors import save_tensors
 
 #: ``F.multi_head_attention_forward`` passes itself to an active mode, which would never see the attention
 #: call inside; this copy does not.
@@ -27,17 +29,26 @@ _multi_head_attention = FunctionType(
 class RecordAttention(TorchFunctionMode):
     """Records the probabilities softmax(Q K^T / sqrt(d)) of the attention calls inside its ``with`` block.
 
-    ``maps`` has them by the name of the module whose ``forward`` calls, (N, heads, T, T), on the graph: the
-    network continues with these tensors. They are computed explicitly, also where the call is fused; a
-    softmax over the last axis of a tensor with four axes is an unfused attention. Of a module that calls
-    several times it is the last call.
+    ``maps`` has them by the name of the module whose ``forward`` calls, (N, heads, queries, keys), on the
+    graph: the network continues with these tensors. They are computed explicitly, also where the call is
+    fused; a softmax over the last axis of a tensor with four axes is an unfused attention. Attention inside
+    windows has the windows of all images on the first axis. ``calls`` counts the calls of each module, of
+    which ``maps`` has the last. ``unreadable`` are modules whose attention has more axes, so that heads and
+    windows cannot be distinguished.
 
     modules: the modules by name.
+    replace: returns what the network continues with instead of the probabilities, of the module's name and
+        the probabilities; what it returns is recorded.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self, modules: Mapping[str, nn.Module], replace: Callable[[str, Tensor], Tensor] | None = None
+    ) -> None:
         super().__init__()
         self.maps: dict[str, Tensor] = {}
+        self.calls: Counter[str] = Counter()
+        self.unreadable: set[str] = set()
+        self._replace = replace
         # A softmax that is a module of its own belongs to the module that calls it.
         self._names = {id(m): name for name, m in modules.items() if not isinstance(m, nn.Softmax)}
 
@@ -45,15 +56,20 @@ class RecordAttention(TorchFunctionMode):
         kwargs = kwargs or {}
         if is_backward(func):
             return run_backward(self, func, args, kwargs)
+        # The probabilities have gradients after the block, where a checkpoint would not compute them again.
+        with save_tensors():
+            return self._call(func, args, kwargs)
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func is F.scaled_dot_product_attention:
             return self._attend(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             return self._attend_multi_head(*args, **kwargs)
         output = func(*args, **kwargs)
-        if getattr(func, "__name__", "") == "softmax" and output.ndim == 4:
+        if getattr(func, "__name__", "") == "softmax" and output.ndim >= 4:
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            if dim in (-1, 3):
-                self._record(output)
+            if dim in (-1, output.ndim - 1):
+                return self._record(output)
         return output
 
     def _attend(
@@ -102,7 +118,15 @@ class RecordAttention(TorchFunctionMode):
         return output, weights if bound.arguments["query"].ndim == 3 else weights[0]
 
     def _record(self, probabilities: Tensor) -> Tensor:
-        self.maps[self._caller()] = probabilities
+        """Record an attention's probabilities. Returns what the network continues with."""
+        name = self._caller()
+        self.calls[name] += 1
+        if probabilities.ndim != 4:
+            self.unreadable.add(name)
+            return probabilities
+        if self._replace is not None:
+            probabilities = self._replace(name, probabilities)
+        self.maps[name] = probabilities
         return probabilities
 
     def _caller(self) -> str:
@@ -114,3 +138,26 @@ class RecordAttention(TorchFunctionMode):
                 return name
             frame = frame.f_back
         return ""
+
+
+class RecordQueries(RecordAttention):
+    """Records the queries of the attention calls inside its block, which run unchanged.
+
+    ``queries`` has them by module: (N, heads, queries, d), or of an unfused attention the probabilities.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__(modules)
+        self.queries: dict[str, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is F.scaled_dot_product_attention:
+            query = args[0] if args else (kwargs or {})["query"]
+            self.queries[self._caller()] = query if query.ndim == 4 else query[:, None]
+        elif func is F.multi_head_attention_forward:
+            query = args[0] if args else (kwargs or {})["query"]
+            self.queries[self._caller()] = query.transpose(0, 1)[:, None]
+        elif getattr(func, "__name__", "") == "softmax" and output.ndim == 4:
+            self.queries[self._caller()] = output
+        return output

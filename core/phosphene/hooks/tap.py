@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, UnknownName
 from ..restoration import Restoring
+from ..torch_state import function_mode
+from .saved_tensors import SaveTensors
 
 #: The taps that are active in this thread and run. A new thread or run starts with none, so that two
 #: runs on one model do not read each other's layers.
@@ -56,6 +58,7 @@ class Tap(Restoring):
     _calls: Counter[str] = field(default_factory=Counter, init=False)
     _hooks: list[tuple[nn.Module, Callable[..., Any]]] = field(default_factory=list, init=False)
     _followed: list[nn.Module] = field(default_factory=list, init=False)
+    _mode: function_mode = field(default_factory=lambda: function_mode(SaveTensors()), init=False)
 
     if TYPE_CHECKING:
 
@@ -64,8 +67,11 @@ class Tap(Restoring):
     def open(self) -> None:
         self._register(self.layers)
         active_taps.set((*active_taps.get(), self))
+        if self.replace:  # a checkpoint that computes layers again after the block would not replace them
+            self._mode.open()
 
     def close(self) -> None:
+        self._mode.close()
         active_taps.set(tuple(tap for tap in active_taps.get() if tap is not self))
         self._followed.clear()
         remove_hooks(self._hooks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties
@@ -69,7 +70,7 @@ def show_text_literally(figure: Figure) -> None:
     from matplotlib.text import Text
     from matplotlib.ticker import FixedFormatter, FuncFormatter
 
-    axes: Any = figure.findobj(Axis)
+    axes: Any = [artist for artist in _drawn_artists(figure) if isinstance(artist, Axis)]
     for axis in axes:
         if isinstance(axis.get_major_formatter(), (FuncFormatter, FixedFormatter, StrCategoryFormatter)):
             labels = [label.get_text() for label in axis.get_ticklabels()]
@@ -81,7 +82,7 @@ def show_text_literally(figure: Figure) -> None:
     logarithmic = [axis for axis in axes if axis.get_scale() == "log"]
     ticks = [tick for axis in logarithmic for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())]
     formulas = {id(text) for tick in ticks for text in (tick.label1, tick.label2)}
-    texts: Any = figure.findobj(Text)
+    texts = [artist for artist in _drawn_artists(figure) if isinstance(artist, Text)]
     for text in texts:
         if id(text) in formulas:
             continue
@@ -89,6 +90,17 @@ def show_text_literally(figure: Figure) -> None:
         lines = text.get_text().split("\n")[:_MAX_LINES]
         font = text.get_fontproperties()
         text.set_text("\n".join(_plain_line(line, font, _MAX_CHARACTERS) for line in lines))
+
+
+def _drawn_artists(artist: Artist) -> Iterator[Artist]:
+    """An artist and all inside it, without the ticks and labels of axes that are off."""
+    from matplotlib.axes import Axes
+
+    yield artist
+    hidden = [artist.xaxis, artist.yaxis] if isinstance(artist, Axes) and not artist.axison else []
+    for child in artist.get_children():
+        if child not in hidden:
+            yield from _drawn_artists(child)
 
 
 def _plain_line(text: str, properties: FontProperties, most: int) -> str:

@@ -6,16 +6,18 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from ..errors import InputError
 from .paths import local_path
+
+T = TypeVar("T")
 
 #: Numbers of channels of an array's last axis: gray, RGB and RGBA.
 ARRAY_CHANNELS = (1, 3, 4)
@@ -36,26 +38,57 @@ def read_image(path: str | os.PathLike[str] | Image.Image) -> Tensor:
     return to_pixels(to_rgb(path) if isinstance(path, Image.Image) else open_rgb(path))
 
 
-def open_rgb(path: str | os.PathLike[str]) -> Image.Image:
-    """An image file as a Pillow RGB image; see ``read_image``."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise InputError(f"an image file is a path or a file:// URI, not a {type(path).__name__}")
-    if not (file := local_path(path)).is_file():
-        raise InputError(f"there is no image file at {str(path)!r}")
-    return _decode(file, repr(str(path)))
+def open_rgb(path: str | os.PathLike[str], at_least: tuple[int, int] | None = None) -> Image.Image:
+    """An image file as a Pillow RGB image; see ``read_image``.
+
+    ``at_least`` (width, height): a JPEG file is decoded at 1/2, 1/4 or 1/8 of its size, the smallest that
+    still covers this size. That is faster, and its pixels are averages of those of the file.
+    """
+    return _decode(_image_file(path), repr(str(path)), lambda file: to_rgb(_draft(file, at_least)))
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(width, height) of an image file with its EXIF orientation applied, from its header."""
+    return _decode(_image_file(path), repr(str(path)), _oriented_size)
 
 
 def decode_image(content: bytes) -> Image.Image:
     """The content of an image file as a Pillow RGB image."""
-    return _decode(io.BytesIO(content), f"an image of {len(content)} bytes")
+    return _decode(io.BytesIO(content), f"an image of {len(content)} bytes", to_rgb)
 
 
-def _decode(source: Path | io.BytesIO, name: str) -> Image.Image:
+def _image_file(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"an image file is a path or a file:// URI, not a {type(path).__name__}")
+    if not (file := local_path(path)).is_file():
+        raise InputError(f"there is no image file at {str(path)!r}")
+    return file
+
+
+def _decode(source: Path | io.BytesIO, name: str, read: Callable[[Image.Image], T]) -> T:
     try:
         with Image.open(source) as file:
-            return to_rgb(file)
+            return read(file)
     except Exception as error:  # Pillow's decoders raise any exception on a damaged file
         raise InputError(f"{name} cannot be read as an image: {error}") from error
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether the EXIF orientation exchanges width and height."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+
+
+def _oriented_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if _is_turned(image) else (width, height)
+
+
+def _draft(image: Image.Image, at_least: tuple[int, int] | None) -> Image.Image:
+    """A file that will be decoded at a fraction of its size; only JPEG files can."""
+    if at_least is not None:
+        width, height = at_least
+        image.draft(None, (height, width) if _is_turned(image) else (width, height))
+    return image
 
 
 def to_pixels(image: Image.Image) -> Tensor:

@@ -1,4 +1,4 @@
-"""``map_style``: another colour map and opacity of the maps that a figure shows."""
+"""``map_style``: another color map and opacity of the maps that a figure shows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import InputError, UnknownName, value_repr
 
 @dataclass
 class MapStyle:
-    """The colour map and the opacity of maps over images, None for the usual one; and which were used."""
+    """The color map and the opacity of maps over images, None for the usual one; and which were used."""
 
     cmap: str | None = None
     alpha: float | None = None
@@ -25,16 +25,16 @@ _style: ContextVar[MapStyle | None] = ContextVar("phosphene_map_style", default=
 
 @contextmanager
 def map_style(cmap: str | None = None, alpha: float | None = None) -> Iterator[MapStyle]:
-    """Inside, ``colorize`` uses the colour map ``cmap`` and ``overlay`` the opacity ``alpha`` of the map.
+    """Inside, ``colorize`` uses the color map ``cmap`` and ``overlay`` the opacity ``alpha`` of the map.
 
-    Raises UnknownName for a colour map that matplotlib does not have, InputError for an ``alpha`` outside
+    Raises UnknownName for a color map that matplotlib does not have, InputError for an ``alpha`` outside
     [0, 1].
     """
     if cmap is not None:
         from matplotlib import colormaps  # late: it is slow to import
 
         if cmap not in colormaps:
-            raise UnknownName("colour map", cmap, list(colormaps), "matplotlib")
+            raise UnknownName("color map", cmap, list(colormaps), "matplotlib")
     number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
     if alpha is not None and not (number and 0 <= alpha <= 1):
         raise InputError(f"alpha is the opacity of a map over its image, 0 to 1, not {value_repr(alpha)}")
@@ -47,7 +47,7 @@ def map_style(cmap: str | None = None, alpha: float | None = None) -> Iterator[M
 
 
 def chosen_cmap(usual: str) -> str:
-    """The colour map to use: that of ``map_style``, or the usual one."""
+    """The color map to use: that of ``map_style``, or the usual one."""
     style = _style.get()
     if style is None or style.cmap is None:
         return usual

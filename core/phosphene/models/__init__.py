@@ -1,6 +1,6 @@
 """Vision networks behind one convention: ``Model``, and ``load_model`` for URIs, modules and functions."""
 
-from .attention import attention_maps
+from .attention import AttentionLayer
 from .detections import Detection
 from .loading import Loader, fill_weights, load_model, read_weights, refuse_user_code
 from .logits import Function
@@ -15,16 +15,18 @@ from .saved_source import (
     saved_options,
 )
 from .tasks import Task, infer_task
+from .token_maps import Layout
 
 __all__ = [
+    "AttentionLayer",
     "Detection",
     "Function",
+    "Layout",
     "Loader",
     "Model",
     "SavedSettings",
     "SavedSource",
     "Task",
-    "attention_maps",
     "check_saved_options",
     "fill_weights",
     "infer_task",

@@ -50,6 +50,8 @@ def batch_limit() -> int | None:
 
 def batch_size(model: Model) -> int:
     """How many images to pass through the model at once: the limit set by ``max_batch``, else what fits."""
+    if model.row_by_row:
+        return 1
     if (limit := _max_batch.get()) is not None:
         return limit
     if not model.layers:

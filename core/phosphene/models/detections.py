@@ -41,6 +41,30 @@ def read_detections(output: Any, size: tuple[int, int], name: str) -> list[Detec
     return [Detection(*(item[key] for key in keys)) for item in output]
 
 
+def detection_table(
+    model: Any, images: Mapping[str, Tensor], batch: int, lowest_score: float = 0.05
+) -> dict[str, list[Any]]:
+    """The objects that a detector finds in images (N, C, H, W), a table with a row for each, best first.
+
+    ``model`` is a ``Model`` for detection; ``images`` by their version, such as "original". Columns:
+    ``image``, ``version``, ``class``, ``score`` and the box, ``x0``, ``y0``, ``x1``, ``y1`` in pixels.
+    Objects below ``lowest_score`` are left out.
+    """
+    columns = ("image", "version", "class", "score", "x0", "y0", "x1", "y1")
+    rows = []
+    for version, pixels in images.items():
+        with torch.no_grad():
+            detections = [detection for some in pixels.split(batch) for detection in model.detections(some)]
+        for number, (boxes, labels, scores) in enumerate(detections):
+            for row in scores.argsort(descending=True).tolist():
+                if scores[row] >= lowest_score:
+                    box = [round(side, 2) for side in boxes[row].tolist()]
+                    score = round(float(scores[row]), 4)
+                    rows.append((number, version, model.class_name(int(labels[row])), score, *box))
+    rows.sort(key=lambda row: row[0])
+    return {name: [row[column] for row in rows] for column, name in enumerate(columns)}
+
+
 def box_iou(boxes: Tensor, box: Tensor) -> Tensor:
     """(M,) intersection over union of boxes (M, 4) and one box (4,)."""
     corner, opposite = boxes[:, :2].maximum(box[:2]), boxes[:, 2:].minimum(box[2:])

@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..builtin.networks import MEAN, NETWORKS, STD, load_network
+from ..builtin.networks import CLASSIFIERS, MEAN, STD, load_network
 from ..builtin.scenes import CLASSES
 from ..errors import InputError, ModelError, PhospheneError, UnknownName
+from ..random_weights import has_random_weights
 from ..registry.extensions import extensions
 from .arguments import check_callable, check_device, check_dtype, move
 from .logits import Function
@@ -46,6 +47,9 @@ class Loader(Protocol):
     A method ``saved_options(name)`` returns the names of the options that may come from a file: a saved
     result, a plan or a request, which may be a stranger's. No path belongs among them. Default: none.
 
+    A loader with ``random_by_default = True`` builds networks with random weights where neither ``weights``
+    nor ``pretrained`` is set; the command line says so.
+
     A loader with ``runs_user_code = True`` imports what the name says. It is not called inside
     ``refuse_user_code()``.
     """
@@ -68,15 +72,15 @@ class _Builtin:
     def load(
         self, name: str, *, weights: str | None, pretrained: bool, **options: Any
     ) -> tuple[nn.Module, dict[str, Any]]:
-        if name not in NETWORKS:
-            raise UnknownName("bundled model", name, NETWORKS)
+        if name not in CLASSIFIERS:
+            raise UnknownName("bundled model", name, CLASSIFIERS)
         if weights is not None:
             raise InputError(f"builtin:{name} has its own weights; there are none called {weights!r}")
         settings = {"mean": MEAN, "std": STD, "input_size": (3, 64, 64), "classes": CLASSES}
         return load_network(name, **options), settings
 
     def names(self) -> Iterable[str]:
-        return NETWORKS
+        return CLASSIFIERS
 
 
 def loaders() -> dict[str, Loader]:
@@ -220,6 +224,9 @@ def _by_uri(
         raise InputError(f"{uri} cannot be built with {options}: {error}") from error
     except (RuntimeError, OSError) as error:
         raise ModelError(f"{uri} cannot be loaded: {str(error) or type(error).__name__}") from error
+    is_random = getattr(loader, "random_by_default", False) and "checkpoint_path" not in options
+    if is_random and state is None and weights is None and not pretrained:
+        has_random_weights(uri)
     return module.eval(), settings, filled
 
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from ..errors import DivergenceError, InputError, ModelError, PhospheneError, UnknownName
 from ..finite_values import NotFiniteError, all_finite, check_finite
+from ..hooks.attention import RecordAttention
 from ..hooks.guard import REENTRANT_CHECKPOINT, guard
 from ..hooks.tap import StopForward, Tap
 from ..images.color import Centers
-from ..images.decode import read_image
-from ..images.io import to_pil
+from ..images.decode import image_size, open_rgb
 from ..torch_state import call_and_restore, default_device_of_caller, fork_random_state, random_lock
 from .arguments import (
     check_class_names,
@@ -33,6 +33,7 @@ from .arguments import (
     finite_numbers,
     non_finite_weight,
 )
+from .attention import AttentionLayer, attention, read_attention_layers, record_attention
 from .class_names import class_index
 from .detections import Detection, differentiable_values, read_detections
 from .digest import state_checksums, state_digest
@@ -40,7 +41,7 @@ from .introspection import Head, Structure, record_structure, recording_structur
 from .layer_aliases import vgg_layer_aliases
 from .logits import Function, read_logits
 from .optimized_copy import network_for_call
-from .preprocessing import preprocess
+from .preprocessing import preprocess, resized_size
 from .tasks import (
     EXCLUSIVE,
     Task,
@@ -88,6 +89,8 @@ class _Cache:
     class_counts: dict[tuple[int, ...], int] = field(default_factory=dict)
     #: The pixels at which the units of a layer are centered, by layer and input size; see ``unit_centers``.
     centers: dict[tuple[str, tuple[int, ...]], Centers | None] = field(default_factory=dict)
+    #: The layers with attention, by input size.
+    attention: dict[tuple[int, ...], dict[str, AttentionLayer]] = field(default_factory=dict)
     #: Lock for recording a structure, so that concurrent threads record it once.
     lock: AbstractContextManager[bool] = field(default_factory=threading.RLock)
 
@@ -128,6 +131,7 @@ class Model:
         columns or more.
     crop_pct, crop_mode, interpolation: preprocessing of image files, see ``transform``.
     defenses: transforms of the images in front of the network, see ``defended``.
+    embed_text: a function from a text to a vector (D,) in the space of ``embed``, of CLIP and its kind.
     """
 
     def __init__(
@@ -145,6 +149,7 @@ class Model:
         interpolation: str = "bilinear",
         defenses: Sequence[Defense] = (),
         task: Task | None = None,
+        embed_text: Callable[[str], Tensor] | None = None,
     ) -> None:
         if input_size is not None:
             input_size = check_input_size(input_size)
@@ -182,6 +187,8 @@ class Model:
         #: The arguments with which ``load_model`` rebuilds it; None for a module passed as an object.
         self.source: Mapping[str, Any] | None = None
         self.output = output
+        #: The embedding (D,) of a text, comparable with ``embed``; None for a model of images alone.
+        self.embed_text = embed_text
         self._cache = _Cache()
 
     def __repr__(self) -> str:
@@ -379,6 +386,19 @@ class Model:
         height, width = images.shape[-2:]
         return self.at_size((self.input_size[0], height, width))
 
+    @property
+    def row_by_row(self) -> bool:
+        """Whether each image of a call has a classifier of its own, ``for_rows([row])``."""
+        return False
+
+    def for_rows(self, rows: Sequence[int] | Tensor) -> Model:
+        """The model for these images of a call, by their indices: itself.
+
+        That of an objective (``phosphene.targets.ObjectiveClassifier``) differs from image to image. Methods
+        on many images that pass ``model.for_rows(rows)`` on work for objectives as well.
+        """
+        return self
+
     def at_size(self, input_size: tuple[int, int, int]) -> Model:
         """A view with another input size, which shares the network and all that is cached about it."""
         if tuple(input_size) == self.input_size:
@@ -473,6 +493,53 @@ class Model:
         classifier = self.for_images(images).structure.classifier
         what = "linear classifier whose input could be read; name a layer instead"
         return self.input_of(images, self._require(classifier, what)).flatten(1)
+
+    def attention(self, images: Tensor, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Attention probabilities softmax(Q K^T / sqrt(d)) of images (N, C, H, W), by layer, in one pass.
+
+        They are on the graph, so that they have gradients with respect to images that require them. Fused
+        and unfused attention and ``torch.nn.MultiheadAttention`` are read in the same way. ``layers`` are
+        names of ``attention_layers``; default: all, in the order in which they run.
+
+        Returns:
+            (N, heads, T, T) for each layer: row i is the distribution over the tokens that token i attends
+            to. Of attention inside windows (N, windows, heads, T, T), T tokens in a window;
+            ``phosphene.attention_centers`` are their positions in the image.
+
+        Raises:
+            ModelError: the model computes no attention.
+            UnknownName: a layer computes no attention.
+
+        Example::
+            from phosphene import load_model, read_images
+
+            model = load_model("timm:vit_tiny_patch16_224", pretrained=False)
+            maps = model.attention(read_images("builtin:scenes/2", model))
+            maps["blocks.0.attn"].shape  # (2, 3, 197, 197)
+
+        Source:
+            Vaswani et al. 2017, section 3.2.1.
+        """
+        return attention(self, images, layers)
+
+    def record_attention(
+        self, replace: Callable[[str, Tensor], Tensor] | None = None
+    ) -> AbstractContextManager[RecordAttention]:
+        """Record the attention of passes inside a ``with`` block, in which the model is frozen.
+
+        ``replace(layer, probabilities)`` returns what the network continues with. See ``RecordAttention``.
+        """
+        return record_attention(self, replace)
+
+    @property
+    def attention_layers(self) -> dict[str, AttentionLayer]:
+        """The layers that compute attention at the model's input size; recorded once, empty without any."""
+        structure = self.structure  # refuses an input size that the network does not take
+        with random_lock, self._cache.lock:
+            if self.input_size not in self._cache.attention:
+                without = is_exported(self.module) or not structure.layers
+                self._cache.attention[self.input_size] = {} if without else read_attention_layers(self)
+            return self._cache.attention[self.input_size]
 
     def guard(self) -> AbstractContextManager[None]:
         """Eval mode and frozen parameters inside the block, restored afterwards."""
@@ -643,17 +710,28 @@ class Model:
 
     # --- images and classes -------------------------------------------------------------------------
 
-    def transform(self, image: str | Path | Image.Image) -> Tensor:
+    def transform(self, image: str | Path | Image.Image, *, draft: bool = False) -> Tensor:
         """An image file or PIL image as (C, H, W) in [0, 1], prepared as for the training.
 
         ``crop_pct``, ``crop_mode`` and ``interpolation`` decide how, see ``preprocessing.preprocess``: with
         the modes "resize" and "none" the sides follow from the image's.
+
+        ``draft``: decode JPEG files at the smallest of 1/1, 1/2, 1/4 and 1/8 of their size that covers the
+        size they are resized to. Large photographs are read several times faster, with other pixels.
         """
         if (channels := self.input_size[0]) not in (1, 3):
             raise InputError(
                 f"{self.name} takes {channels} channels: pass tensors, image files have 1 or 3 channels"
             )
-        pixels = image if isinstance(image, Image.Image) else to_pil(read_image(image))
+        full_size = None
+        if isinstance(image, Image.Image):
+            pixels = image
+        elif draft:
+            full_size = image_size(image)
+            crop = {"crop_pct": self.crop_pct, "crop_mode": self.crop_mode}
+            pixels = open_rgb(image, resized_size(full_size, self.input_size, **crop))  # type: ignore[arg-type]
+        else:
+            pixels = open_rgb(image)
         return preprocess(
             pixels,
             self.input_size,
@@ -661,6 +739,7 @@ class Model:
             crop_mode=self.crop_mode,
             interpolation=self.interpolation,
             mean=self.mean.tolist(),
+            full_size=full_size,
         )
 
     def class_index(self, name: str | int) -> int:
@@ -669,7 +748,9 @@ class Model:
         if self.task == "detection" and self.classes is None and index >= 0:
             return index  # how many classes a detector has, its output does not say
         if not 0 <= index < self.class_count:
-            raise InputError(f"class {index} does not exist: {self.name} has {self.class_count} classes")
+            kind = "output" if self.task == "regression" else "class"
+            plural = f"{kind}{'es' if kind == 'class' else 's' if self.class_count != 1 else ''}"
+            raise InputError(f"{kind} {index} does not exist: {self.name} has {self.class_count} {plural}")
         return index
 
     def class_name(self, index: int) -> str:

@@ -70,17 +70,42 @@ class OptimizedPass:
 _optimized_pass: ContextVar[OptimizedPass | None] = ContextVar("phosphene_optimized_pass", default=None)
 
 
+#: Images that all batches of a stream pass, forward and backward; 0 outside a stream.
+_stream_passes: ContextVar[float] = ContextVar("phosphene_stream_passes", default=0)
+
+
+@contextmanager
+def plan_passes(passes: float) -> Iterator[None]:
+    """For runs that are batches of one call: whether a copy is used depends on the passes of all of them."""
+    token = _stream_passes.set(passes)
+    try:
+        yield
+    finally:
+        _stream_passes.reset(token)
+
+
 @contextmanager
 def allow_optimized(model: Optimizable | None, passes: int) -> Iterator[OptimizedPass]:
     """Inside, the optimized copy may replace ``model``'s network, if ``passes`` images outweigh its cost."""
     # CPU only: on a GPU convolutions are less exact (TF32), and the gain there was not measured.
     suitable = model is not None and model.device.type == "cpu" and _has_convolutions(model.module)
     scale = math.prod(model.input_size[1:]) // CHANNELS_LAST_SIDE**2 if model is not None else 1
+    passes = max(passes, math.ceil(_stream_passes.get()))
     optimized = OptimizedPass(model if suitable and passes * max(1, scale) >= MIN_PASSES else None)
     token = _optimized_pass.set(optimized)
     try:
-        with reuse_checksums():
+        with reuse_checksums(), plan_passes(0):  # not for the methods that this one calls
             yield optimized
+    finally:
+        _optimized_pass.reset(token)
+
+
+@contextmanager
+def without_optimized() -> Iterator[None]:
+    """Inside, passes run through the network itself, whose modules a mode of torch's functions knows."""
+    token = _optimized_pass.set(None)
+    try:
+        yield
     finally:
         _optimized_pass.reset(token)
 

@@ -23,6 +23,7 @@ def preprocess(
     crop_mode: str = "center",
     interpolation: str = "bilinear",
     mean: Sequence[float] = (0.0, 0.0, 0.0),
+    full_size: tuple[int, int] | None = None,
 ) -> Tensor:
     """A PIL image as (C, h, w) in [0, 1]; C is 1 (gray) or 3 (RGB).
 
@@ -38,15 +39,13 @@ def preprocess(
     - ``"none"``: the image at its own size.
 
     The corner of a crop is rounded to the nearest pixel, with the suffix ``-floor`` down, as transformers
-    does. Other sizes are rounded as in the library that has the mode.
+    does. Other sizes are rounded as in the library that has the mode. ``full_size`` (width, height) is the
+    size of the image where it was decoded at a fraction of it.
     """
     channels, height, width = input_size
     mode, _, variant = crop_mode.partition("-")
     image = image.convert("L" if channels == 1 else "RGB")
-    target = (int(width / crop_pct + 1e-6), int(height / crop_pct + 1e-6))
-    resized = _resized_size(image.size, (width, height), target, mode)
-    if variant == "16":
-        resized = (resized[0] // 16 * 16, resized[1] // 16 * 16)
+    resized = resized_size(full_size or image.size, input_size, crop_pct=crop_pct, crop_mode=crop_mode)
     if resized != image.size:
         image = image.resize(resized, Image.Resampling[interpolation.upper()])
     pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, channels).permute(2, 0, 1)
@@ -61,6 +60,17 @@ def preprocess(
     corners = [(pixels.shape[1] - height) / 2, (pixels.shape[2] - width) / 2]
     top, left = (int(corner) if variant else round(corner) for corner in corners)
     return pixels[:, top : top + height, left : left + width].contiguous() / 255
+
+
+def resized_size(
+    size: tuple[int, int], input_size: tuple[int, int, int], *, crop_pct: float, crop_mode: str
+) -> tuple[int, int]:
+    """(width, height) that ``preprocess`` resizes an image of this ``size`` (width, height) to."""
+    _, height, width = input_size
+    mode, _, variant = crop_mode.partition("-")
+    target = (int(width / crop_pct + 1e-6), int(height / crop_pct + 1e-6))
+    resized = _resized_size(size, (width, height), target, mode)
+    return (resized[0] // 16 * 16, resized[1] // 16 * 16) if variant == "16" else resized
 
 
 def _resized_size(

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..errors import UnknownName
+from ..hooks.attention import RecordQueries
 from ..hooks.tap import StopForward, Tap
 from ..images.color import Centers
 from ..precision import float64_device
@@ -46,6 +48,40 @@ def unit_centers(model: Model, layer: str, size: Sequence[int]) -> Centers | Non
     if (name, shape) not in computed:
         computed[name, shape] = _centers(model, name, shape)
     return computed[name, shape]
+
+
+def attention_centers(model: Model, layer: str, size: Sequence[int]) -> Tensor | None:
+    """The pixels (y, x) at which the tokens of a layer's attention are centered, (windows, tokens, 2).
+
+    For images of ``size`` (H, W), in double precision on the CPU; NaN for class and register tokens and for
+    the padding of windows. ``layer`` is one of ``model.attention_layers``. None where the network's functions
+    do not reveal the positions. Raises UnknownName for a layer without attention.
+
+    Example::
+        from phosphene import attention_centers, load_model
+
+        model = load_model("timm:swin_tiny_patch4_window7_224", pretrained=False)
+        attention_centers(model, "layers.0.blocks.0.attn", (224, 224)).shape  # (64, 49, 2)
+    """
+    model = model.at_size((model.input_size[0], int(size[0]), int(size[1])))
+    attention = model.attention_layers
+    if layer not in attention:
+        raise UnknownName("attention layer", layer, attention, model.name)
+    windows, queries = attention[layer].windows, attention[layer].queries
+    weights = {id(value): value for value in model.module.parameters()}
+    axes = []
+    with torch.inference_mode(False), torch.no_grad():
+        try:
+            network = copy_without_hooks(model.module, weights)
+            for image in _coordinates(model, model.input_size):
+                with RecordQueries(dict(network.named_modules())) as recording:
+                    network(_wrap(image))
+                axes.append(_unwrap(recording.queries[layer]).nanmean(-1).cpu())
+        except Exception:  # foreign code may raise anything for tensors whose values it does not expect
+            return None
+    # The heads of a token have the same position.
+    centers = torch.stack([axis.nanmean(1) for axis in axes], -1)
+    return centers if centers.shape == (windows, queries, 2) and not centers.isnan().all() else None
 
 
 def _centers(model: Model, layer: str, shape: tuple[int, int, int]) -> Centers | None:

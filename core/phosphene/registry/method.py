@@ -26,9 +26,10 @@ from ..graceful_stop import stopped_early_at
 from ..hooks.guard import guard
 from ..models.arguments import non_finite_weight
 from ..models.batch_size import batch_size
-from ..models.optimized_copy import allow_optimized
+from ..models.detections import detection_table
+from ..models.optimized_copy import MIN_PASSES, allow_optimized
 from ..parameter_text import fault_text, value_text
-from ..results import Provenance, Result
+from ..results import Embedding, Provenance, Result
 from ..roles import ROLES, InputContext, model_for_inputs
 from ..spec.cost import Cost
 from ..spec.invariants import Invariant
@@ -209,9 +210,16 @@ class Method(Generic[P, R]):
     def check_inputs(self, inputs: Mapping[str, Any], params: Mapping[str, Any] = {}) -> dict[str, Any]:
         """The inputs checked, on the model's device and in its precision."""
         checked: dict[str, Any] = {}
+        replaced = self.spec.replaced_inputs(inputs)
         for declared in self.spec.inputs:
+            if declared.name in replaced:
+                checked[declared.name] = None
+                continue
             if declared.name not in inputs and declared.required:
-                raise InputError(f"{self.spec.short_name} needs {declared.name} ({declared.role})")
+                others = [i.name for i in self.spec.inputs if i.replaces]
+                can_be_replaced = declared.name in self.spec.replaced_inputs(dict.fromkeys(others, True))
+                instead = f", or {' and '.join(others)} instead" if can_be_replaced else ""
+                raise InputError(f"{self.spec.short_name} needs {declared.name} ({declared.role}){instead}")
             self.add_checked(checked, declared, inputs.get(declared.name), params)
         return checked
 
@@ -224,11 +232,9 @@ class Method(Generic[P, R]):
         """
         context = InputContext(self._model(checked), checked)
         checked[declared.name] = ROLES[declared.role].check(value, context)
-        if declared.role == "labels":
-            self._check_objective(checked[declared.name])
-        if (owner := self.spec.input("model")) is not None and owner.name in checked:
-            model = self._at_size_parameter(checked[owner.name], params)
-            checked[owner.name] = model_for_inputs(model, checked)
+        owner = self.spec.input("model")
+        if owner is not None and (model := checked.get(owner.name)) is not None:
+            checked[owner.name] = model_for_inputs(self._at_size_parameter(model, params), checked)
 
     def _at_size_parameter(self, model: Model, params: Mapping[str, Any]) -> Model:
         """A model without an input size of its own, at the ``size`` of the images that the method creates.
@@ -242,14 +248,28 @@ class Method(Generic[P, R]):
         return model.at_size((model.input_size[0], side, side))
 
     def resolve_layers(self, params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters with layer aliases replaced by the model's layer names. Raises UnknownName."""
+        """The parameters with layer aliases replaced by the model's layer names. Raises UnknownName.
+
+        Raises InputError for a layer where other inputs replace the model.
+        """
         if (model := self._model(inputs)) is None:
+            for name in self.layers if self.spec.input("model") else ():
+                if params[name] is not None:
+                    raise InputError(
+                        f"{self.spec.short_name}: {name}={value_repr(params[name])} is a layer of a model, and "
+                        f"the features are computed already: leave out {name}"
+                    )
             return dict(params)
         return {**params, **{name: _layer_names(params[name], model) for name in self.layers}}
 
     def _model(self, inputs: Mapping[str, Any]) -> Model | None:
         declared = self.spec.input("model")
         return inputs.get(declared.name) if declared else None
+
+    def _modules(self, inputs: Mapping[str, Any]) -> list[nn.Module]:
+        """The networks of all models among the inputs."""
+        names = [i.name for i in self.spec.inputs if i.role in ("model", "other_model")]
+        return [inputs[name].module for name in names if inputs[name] is not None]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         names = [i.name for i in self.spec.inputs]
@@ -289,18 +309,19 @@ class Method(Generic[P, R]):
             gradients = not {"gradients", "training"}.isdisjoint(self.spec.needs)
             with (
                 torch.set_grad_enabled(gradients),
-                guard(*([model.module] if model is not None else [])),
+                guard(*self._modules(inputs)),
                 deterministic_algorithms(on_cuda),
                 self._seeded(params),
-                allow_optimized(model, sum(self.passes(inputs, params) or ())) as optimized,
+                allow_optimized(model, self._passes_to_optimize(inputs, params)) as optimized,
                 defer_checks(),
             ):
                 result, size = self._run(model, inputs, params)
                 self._check_result(result, model)
+                detections = self._detections(model, inputs, result, size)
                 if model is not None and digest is None:
                     digest = model.digest
         recorded = self.record_inputs(inputs)
-        where = model or next((v for v in inputs.values() if isinstance(v, Tensor)), torch.empty(0))
+        where = model or next(self._tensors(inputs), torch.empty(0))
         shapes = {n: f"tensor {tuple(v.shape)}" if isinstance(v, Tensor) else v for n, v in recorded.items()}
         provenance = Provenance(
             method=self.spec.name,
@@ -324,8 +345,21 @@ class Method(Generic[P, R]):
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.perf_counter() - clock, 4),
             interrupted=stopped_early_at(),
+            detections=detections,
         )
         return dataclasses.replace(result, inputs=recorded, provenance=provenance)
+
+    def _detections(
+        self, model: Model | None, inputs: Mapping[str, Any], result: Result, size: int | None
+    ) -> dict[str, list[Any]]:
+        """What a detector finds in the images of the call, and in the adversarial examples of the result."""
+        declared = self.spec.input("images")
+        if model is None or model.task != "detection" or declared is None:
+            return {}
+        versions, changed = {"original": inputs[declared.name]}, getattr(result, "adversarial", None)
+        if isinstance(changed, Tensor) and changed.shape == versions["original"].shape:
+            versions["adversarial"] = changed
+        return detection_table(model, versions, size or 1)
 
     def _check_result(self, result: Result, model: Model | None) -> None:
         """Raise an error that names the first field with NaN or infinity, and its cause where it is known."""
@@ -349,18 +383,32 @@ class Method(Generic[P, R]):
         sizes = {"images": 1, "height": 0, "width": 0, "dataset": 0, "styles": 0}
         counted: dict[str, int] = {}
         for declared in self.spec.inputs:
-            if declared.name in inputs:
+            if inputs.get(declared.name) is not None:
                 for size, value in ROLES[declared.role].cost_sizes(inputs[declared.name]).items():
                     if size == "dataset":  # of two data sets the sum
                         value += counted.get(size, 0)
                     counted[size] = value if size == "dataset" else counted.get(size, value)
         return self.spec.cost.evaluate(params, **sizes | counted, **self.sizes(self._model(inputs), params))
 
+    def _passes_to_optimize(self, inputs: Mapping[str, Any], params: Mapping[str, Any]) -> int:
+        """The number of passes that decides whether the optimized copy of the model is used.
+
+        With features that were computed before it is as then: its features differ in the last digits.
+        """
+        for value in inputs.values():
+            if isinstance(value, Embedding) and value.provenance and value.provenance.model:
+                return MIN_PASSES if value.provenance.model.get("optimized_copy") else 0
+        return sum(self.passes(inputs, params) or ())
+
     def sizes(self, model: Model | None, params: Mapping[str, Any]) -> dict[str, Any]:
-        """``channels`` and ``stages`` for the declared cost, where it depends on them."""
+        """The sizes of the model that the declared cost depends on."""
         if model is None or (cost := self.spec.cost) is None:
             return {}
         sizes: dict[str, Any] = {"stages": model.structure.stages} if cost.depends_on("stages") else {}
+        if cost.depends_on("attention_layers") or cost.depends_on("attention_heads"):
+            attention = model.attention_layers.values()
+            sizes["attention_layers"] = len(attention)
+            sizes["attention_heads"] = sum(layer.heads for layer in attention)
         if not cost.depends_on("channels"):
             return sizes
         if (chosen := params.get("channels", "all")) != "all":
@@ -371,7 +419,7 @@ class Method(Generic[P, R]):
 
     def record_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs as a result saves them, without the model: tensors, and JSON for all else."""
-        return {i.name: ROLES[i.role].record(inputs[i.name]) for i in self.spec.inputs if i.role != "model"}
+        return {i.name: ROLES[i.role].record(inputs[i.name]) for i in self.spec.recorded_inputs(inputs)}
 
     def image_count(self, inputs: Mapping[str, Any]) -> int | None:
         """How many images a call is for; None where no input determines it."""
@@ -391,8 +439,15 @@ class Method(Generic[P, R]):
     def _devices(self, inputs: Mapping[str, Any]) -> set[torch.device]:
         """The devices of the model and of the tensors among the inputs."""
         model = self._model(inputs)
-        tensors = [value.device for value in inputs.values() if isinstance(value, Tensor)]
-        return {*tensors, *([] if model is None else [model.device])}
+        tensors = {tensor.device for tensor in self._tensors(inputs)}
+        return tensors if model is None else {*tensors, model.device}
+
+    def _tensors(self, inputs: Mapping[str, Any]) -> Iterator[Tensor]:
+        """The tensors among the inputs, the features of embeddings included."""
+        for value in inputs.values():
+            tensor = value.features if isinstance(value, Embedding) else value
+            if isinstance(tensor, Tensor):
+                yield tensor
 
     def _run(
         self, model: Model | None, inputs: Mapping[str, Any], params: Mapping[str, Any]
@@ -413,10 +468,12 @@ class Method(Generic[P, R]):
         call: Callable[[Mapping[str, Any]], R] = run_function
         labels = self.spec.input("labels")
         if labels is not None and model is not None and isinstance(inputs[labels.name], Objective):
+            if not self._runs_in_batches:
+                return call(self._on_objectives(model, labels.name, inputs)), 1
             size, call = 1, self._on_objective(model, labels.name, call)
             if count == 1:
                 return call(inputs), size
-        if size is None or count <= size or not (self.spec.batch_independent and self.result.per_image):
+        if size is None or count <= size or not self._runs_in_batches:
             return call(inputs), size
         results = []
         with claim_checkpoint():  # without a checkpoint: no batch may resume from another's progress
@@ -440,12 +497,18 @@ class Method(Generic[P, R]):
 
         return call_on_objective
 
-    def _check_objective(self, value: Any) -> None:
-        """Refuse an objective as label where the method is not run on each image by itself."""
-        if isinstance(value, Objective) and not (self.spec.batch_independent and self.result.per_image):
-            raise InputError(
-                f"{self.spec.short_name} takes labels of exclusive classes, one per image, not {value}"
-            )
+    def _on_objectives(self, model: Model, labels: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs for several images and an objective as label: a classifier of each, labels 1."""
+        names = {declared.role: declared.name for declared in self.spec.inputs}
+        images = inputs[names["images"]]
+        views = ObjectiveClassifier.of_images(model, inputs[labels], images)
+        ones = torch.ones(len(images), dtype=torch.long, device=images.device)
+        return {**inputs, names["model"]: views, labels: ones}
+
+    @property
+    def _runs_in_batches(self) -> bool:
+        """Whether the rows of a result depend on their own images alone, so that batches can be joined."""
+        return self.spec.batch_independent and bool(self.result.per_image)
 
 
 def _roles_in(metadata: Sequence[Any], annotation: Any) -> Iterator[str]:

@@ -59,12 +59,20 @@ def read_signature(function: Callable[..., Any]) -> Signature:
         if parameter.kind is parameter.KEYWORD_ONLY:
             fields[name] = (parameter.annotation, ... if required else parameter.default)
             continue
-        role = next((a for a in get_args(parameter.annotation) if isinstance(a, Role)), None)
+        role = _role(parameter.annotation)
         if role is None:
             raise TypeError(f"{function.__name__}: input {name!r} needs a role (phosphene.roles.Images, ...)")
         if role.name not in ROLES:
             raise UnknownName("input role", role.name, ROLES)
-        inputs.append(Input(name=name, role=role.name, required=required, own_size=role.own_size))
+        inputs.append(
+            Input(
+                name=name,
+                role=role.name,
+                required=required,
+                own_size=role.own_size,
+                replaces=role.replaces,
+            )
+        )
         call.append(parameter.replace(annotation=plain_type(parameter.annotation)))
     result = signature.return_annotation
     if not (isinstance(result, type) and issubclass(result, Result)):
@@ -73,7 +81,27 @@ def read_signature(function: Callable[..., Any]) -> Signature:
         value = Parameter.empty if (default := _default(default)) is ... else default
         call.append(Parameter(name, Parameter.KEYWORD_ONLY, default=value, annotation=plain_type(annotation)))
     plain = inspect.Signature(call, return_annotation=result)
-    return Signature(tuple(inputs), fields, groups, result, plain)
+    return Signature(_require_replaced(inputs), fields, groups, result, plain)
+
+
+def _role(annotation: Any) -> Role | None:
+    """The role of an input's annotation, also of ``Model | None``."""
+    for part in get_args(annotation):
+        role = part if isinstance(part, Role) else _role(part) if get_args(part) else None
+        if role is not None:
+            return role
+    return None
+
+
+def _require_replaced(inputs: list[Input]) -> tuple[Input, ...]:
+    """The inputs, those required that have a default only because others can replace them."""
+    replaced = {name for i in inputs for name in i.replaces}
+    return tuple(
+        i.model_copy(update={"required": True})
+        if i.name in replaced or (replaced and i.role == "model")
+        else i
+        for i in inputs
+    )
 
 
 def _default(default: Any) -> Any:

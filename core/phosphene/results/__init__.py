@@ -11,7 +11,9 @@ from .neighbors import Neighbors
 from .panel import panel
 from .patches import Patches
 from .provenance import Provenance
+from .result_stream import ResultStream
 from .segmentation import Segmentation
+from .sequence import ResultSequence
 from .stylization import Stylization
 from .synthesis import Synthesis
 from .trained_network import TrainedNetwork
@@ -27,6 +29,8 @@ __all__ = [
     "Patches",
     "Provenance",
     "Result",
+    "ResultStream",
+    "ResultSequence",
     "Segmentation",
     "Stylization",
     "Synthesis",

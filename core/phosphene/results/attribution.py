@@ -58,6 +58,10 @@ class Attribution(Result):
         signed_maps = tuple(torch.cat(maps) for maps in layers)
         return dataclasses.replace(super().concatenate(results), signed_maps=signed_maps)
 
+    def select(self, rows: Sequence[int]) -> Self:
+        signed_maps = tuple(maps[list(rows)] for maps in self.signed_maps)
+        return dataclasses.replace(super().select(rows), signed_maps=signed_maps)
+
     def heat(self) -> Tensor:
         """The maps at the images' size, each scaled to [0, 1]: (N, H, W).
 

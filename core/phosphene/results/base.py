@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import os
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,6 +52,9 @@ FIGURE_SUFFIXES: dict[str, dict[str, Any]] = {
     ".pdf": {"CreationDate": None},
     ".svg": {"Date": None},
 }
+
+#: Which table of a result: its own, or what a detector finds in its images.
+Rows = Literal["results", "detections"]
 
 #: Loads a method by its name: the training method that rebuilds a saved network.
 FindMethod = Callable[[str], Any]
@@ -95,6 +99,15 @@ def write_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise InputError(f"the figure cannot be written to {file}: {error_text(error)}") from error
     return file
+
+
+def _refuse_option(name: str) -> None:
+    """Raise an error for an option that ``figure`` does not have, with the nearest one."""
+    options = ("cmap", "alpha", "columns", "titles", "dpi")
+    if re.fullmatch("colou?r(_?map)?s?", name):
+        listed = ", ".join(options)
+        raise InputError(f"no option of a figure {name!r}; figure() has {listed} - did you mean 'cmap'?")
+    raise UnknownName("option of a figure", name, options, "figure()")
 
 
 @contextmanager
@@ -200,6 +213,25 @@ class Result:
                 merged[name] = torch.cat(pad_rows(values), 1)
         return dataclasses.replace(results[0], **merged)
 
+    def select(self, rows: Sequence[int]) -> Self:
+        """The result of some images alone: their rows, in this order.
+
+        Its ``inputs`` are empty, since they are those of all images. Raises InputError for a result without
+        a row per image.
+        """
+        if not self.per_image:
+            raise InputError(f"a {type(self).__name__} has no row for each image")
+        selected: dict[str, Any] = {"inputs": {}}
+        for name in self.per_image:
+            value = getattr(self, name)
+            if value is not None:
+                tensor = isinstance(value, Tensor)
+                selected[name] = value[list(rows)] if tensor else tuple(value[row] for row in rows)
+        for name in self.per_step:
+            if (value := getattr(self, name)) is not None:
+                selected[name] = value[:, list(rows)]
+        return dataclasses.replace(self, **selected)
+
     @cpu_by_default()
     def figure(
         self,
@@ -209,17 +241,19 @@ class Result:
         columns: int | None = None,
         titles: Sequence[str] | Literal[False] | None = None,
         dpi: float | None = None,
+        **unknown: Any,
     ) -> Figure:
         """The result as a matplotlib figure: all panels, or the chart of a result type that has one.
 
         Args:
-            cmap: matplotlib's name of the colour map of maps, such as "viridis".
+            cmap: matplotlib's name of the color map of maps, such as "viridis".
             alpha: opacity of maps that are laid over images, 0 to 1.
             columns: number of panels in a row, rounded down to complete groups.
             titles: a title for each panel, in order; False for none.
             dpi: dots per inch.
 
         Raises:
+            UnknownName: an option that does not exist, with the nearest one.
             InputError: an option without an effect on this result, or a result without images to draw.
 
         Example::
@@ -228,6 +262,8 @@ class Result:
             result = run("grad_cam", images="builtin:scenes/2")
             result.figure(cmap="viridis", alpha=0.7, dpi=300).savefig("maps.png")
         """
+        if unknown:
+            _refuse_option(next(iter(unknown)))
         if dpi is not None and not (isinstance(dpi, (int, float)) and 1 <= dpi <= _MAX_DPI):
             raise InputError(f"dpi is a number from 1 to {_MAX_DPI}, not {value_repr(dpi)}")
         with map_style(cmap, alpha) as style, _explain_saved_fields(self):
@@ -341,26 +377,53 @@ class Result:
     def table(self) -> Table:
         """The result as a table, values by column: a row for each image, unless the type says otherwise.
 
-        Images, maps and other fields of more than two axes are left out. Raises InputError for a result
+        The column ``file`` names the images that were read from files. Images, maps and other fields of more
+        than two axes are left out. Raises InputError for a result
         without a table.
         """
         rows = [name for name, axes in self.shapes.items() if axes.split()[0] == "N"]
         table = image_table(dict(self.fields()), list(dict.fromkeys([*self.per_image, *rows])))
         if not table:
             raise InputError(f"a {type(self).__name__} has no table; to_numpy() returns its tensors")
+        files = self.provenance.files if self.provenance else ()
+        if len(files) == len(table["image"]):
+            table = {"image": table["image"], "file": list(files), **table}
         return table
 
-    def to_pandas(self) -> pandas.DataFrame:
-        """``table()`` as a ``pandas.DataFrame``. Raises MissingExtra without the extra ``tables``."""
-        return data_frame(self.table())
+    def detections(self) -> Table:
+        """The objects that the model finds in the images, a row for each; of an attack also those after it.
 
-    def to_csv(self, path: str | os.PathLike[str]) -> Path:
-        """Write ``table()`` as a CSV file. Raises InputError where it cannot be written."""
-        return write_csv(self.table(), path)
+        Columns: ``image``, ``file`` where the images were files, ``version`` ("original" or "adversarial"),
+        ``class``, ``score`` and the box ``x0``, ``y0``, ``x1``, ``y1`` in pixels. Raises InputError for a
+        result of a model that is no detector.
+        """
+        table = self.provenance.detections if self.provenance else {}
+        if not table:
+            raise InputError(
+                f"this {type(self).__name__} has no table of detections: it is not the result of a detector "
+                "(task 'detection') on images"
+            )
+        files = self.provenance.files if self.provenance else ()
+        if not files:
+            return dict(table)
+        return {"image": table["image"], "file": [files[number] for number in table["image"]], **table}
 
-    def to_parquet(self, path: str | os.PathLike[str]) -> Path:
-        """Write ``table()`` as a Parquet file. Raises MissingExtra without the extra ``tables``."""
-        return write_parquet(self.table(), path)
+    def _table_of(self, rows: Rows) -> Table:
+        if rows not in ("results", "detections"):
+            raise UnknownName("table", str(rows), ("results", "detections"))
+        return self.detections() if rows == "detections" else self.table()
+
+    def to_pandas(self, rows: Rows = "results") -> pandas.DataFrame:
+        """``table()`` or ``detections()`` as a data frame. Raises MissingExtra without pandas."""
+        return data_frame(self._table_of(rows))
+
+    def to_csv(self, path: str | os.PathLike[str], rows: Rows = "results") -> Path:
+        """Write ``table()``, or ``detections()``, as CSV. Raises InputError where it cannot be written."""
+        return write_csv(self._table_of(rows), path)
+
+    def to_parquet(self, path: str | os.PathLike[str], rows: Rows = "results") -> Path:
+        """Write ``table()`` or ``detections()`` as Parquet. Raises MissingExtra without pyarrow."""
+        return write_parquet(self._table_of(rows), path)
 
     @cpu_by_default()
     def save(self, folder: str | os.PathLike[str]) -> Path:

@@ -33,7 +33,7 @@ def panel(
     Args:
         results: results of the same images, such as maps of several methods; the keys of a mapping are the
             columns' titles.
-        cmap: matplotlib's name of the colour map of maps.
+        cmap: matplotlib's name of the color map of maps.
         alpha: opacity of maps that are laid over images, 0 to 1.
         titles: the columns' titles; default: the methods' names.
         row_titles: a title for each image, such as its class; default: the first result's titles, where all

@@ -26,3 +26,7 @@ class Provenance(BaseModel):
     seconds: float
     #: Where Ctrl-C ended it early ("after 12 of 200 steps"); None if it is complete.
     interrupted: str | None = None
+    #: What a detector finds in the images, and in the adversarial examples: a table, values by column.
+    detections: dict[str, list[Any]] = {}
+    #: The files of the images, where all were files.
+    files: tuple[str, ...] = ()

@@ -4,12 +4,22 @@ from .adaptive_stylizer import AdaptiveStylizer
 from .base import AS_OBJECT, InputContext, InputRole, SampleRequest, check_type, image_count, model_for_inputs
 from .dataset import Dataset
 from .denoiser import Denoiser
+from .features import Features
 from .generator import Generator
 from .guide import Guide
-from .images import Content, Images, check_images, check_pixels, read_images
+from .images import (
+    Content,
+    DifferentSizesError,
+    Images,
+    check_images,
+    check_pixels,
+    image_files,
+    read_images,
+)
 from .labels import Labels
 from .masks import Masks
 from .model import Model
+from .other_model import OtherModel
 from .parameters import Frames, LayerName, Seed
 from .start import Start
 from .styles import Styles
@@ -24,6 +34,8 @@ __all__ = [
     "Content",
     "Dataset",
     "Denoiser",
+    "DifferentSizesError",
+    "Features",
     "Frames",
     "Generator",
     "Guide",
@@ -34,6 +46,7 @@ __all__ = [
     "LayerName",
     "Masks",
     "Model",
+    "OtherModel",
     "ROLES",
     "SampleRequest",
     "Seed",
@@ -46,6 +59,7 @@ __all__ = [
     "check_pixels",
     "check_type",
     "image_count",
+    "image_files",
     "model_for_inputs",
     "read_images",
 ]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
-from ..data.open import open_dataset
+from ..data.datasets import Dataset
+from ..data.open import DATASET_SUFFIXES, open_dataset
 from ..errors import InputError, UnknownName, value_repr
 from ..images.decode import item_pixels, open_rgb, read_image, to_pixels
-from ..images.paths import expand_path
+from ..images.paths import expand_path, local_path
 from ..models import Model
 from ..spec.spec import Role
 from .base import InputContext, InputRole, SampleRequest, check_dense
@@ -31,6 +36,37 @@ _MOST_BUNDLED = 10_000
 
 #: Largest side of ``size``.
 _LARGEST_SIDE = 16_384
+
+
+class DifferentSizesError(InputError):
+    """Images of different sizes, which are no batch: ``images``, each (1, C, H, W), and their ``files``.
+
+    ``files`` is empty where not all of them were read from files.
+    """
+
+    def __init__(self, images: Sequence[Tensor], files: Sequence[str]) -> None:
+        self.images, self.files = tuple(images), tuple(files)
+        sizes = sorted({tuple(image.shape[2:]) for image in images})
+        listed = ", ".join(f"{height}x{width}" for height, width in sizes[:4])
+        super().__init__(
+            f"images of different sizes cannot be one batch: {listed}{', ...' if len(sizes) > 4 else ''} "
+            "(height x width). Resize and crop files and Pillow images to one size: --image-size 256, "
+            'images={"files": ..., "size": 256} or read_images(files, size=256); or run each on its own'
+        )
+
+    def __reduce__(self) -> tuple[type[DifferentSizesError], tuple[Any, Any]]:
+        return DifferentSizesError, (self.images, self.files)
+
+
+def image_files(value: Any) -> tuple[str, ...]:
+    """The file of each image, where all images are files, as paths, folders or patterns; else empty."""
+    value = value.get("files") if isinstance(value, Mapping) else value
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(item, (str, os.PathLike)) for item in items):
+        return ()
+    if any(str(item).startswith("builtin:") for item in items):
+        return ()
+    return tuple(str(path) for item in items for path in expand_path(item))
 
 
 def check_pixels(value: Any, channels: int | None = None) -> Tensor:
@@ -103,13 +139,8 @@ def read_images(
     if isinstance(value, Mapping):
         value, size = _read_request(value, size)
     images = list(read_items(value, model, None if size is None else _read_size(size)))
-    if len(sizes := sorted({tuple(image.shape[2:]) for image in images})) > 1:
-        listed = ", ".join(f"{height}x{width}" for height, width in sizes[:4])
-        raise InputError(
-            f"images of different sizes cannot be one batch: {listed}{', ...' if len(sizes) > 4 else ''} "
-            "(height x width). Resize and crop files and Pillow images to one size: --image-size 256, "
-            'images={"files": ..., "size": 256} or read_images(files, size=256); or run each on its own'
-        )
+    if len({tuple(image.shape[2:]) for image in images}) > 1:
+        raise DifferentSizesError([image for batch in images for image in batch.split(1)], image_files(value))
     if len(counts := sorted({image.shape[1] for image in images})) > 1:
         raise InputError(f"images of {' and '.join(map(str, counts))} channels cannot be one batch")
     return torch.cat(images)
@@ -145,13 +176,7 @@ def read_items(
 ) -> Iterator[Tensor]:
     """Each image, or batch of images, among the items of ``value``: (N, C, H, W). See ``read_images``."""
     channels = None if model is None else model.input_size[0]
-
-    def fit(image: Image.Image) -> Tensor:
-        if size is not None:
-            fitted = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
-            return to_pixels(fitted.convert("L") if channels == 1 else fitted)
-        return to_pixels(image) if model is None else model.transform(image)
-
+    fit = _image_transform(model, size)
     for item in as_list(value):
         if isinstance(item, str) and item.startswith("builtin:"):
             yield _bundled_images(item, model, size)
@@ -169,11 +194,73 @@ def read_items(
             )
 
 
+def _image_transform(
+    model: Model | None, size: tuple[int, int] | None
+) -> Callable[[str | Path | Image.Image], Tensor]:
+    """How a file or a Pillow image becomes an image (C, H, W): in ``size``, else as for the model."""
+
+    def fit(image: str | Path | Image.Image) -> Tensor:
+        pixels = image if isinstance(image, Image.Image) else open_rgb(image)
+        if size is not None:
+            fitted = ImageOps.fit(pixels, (size[1], size[0]), Image.Resampling.BICUBIC)
+            return to_pixels(fitted.convert("L") if model and model.input_size[0] == 1 else fitted)
+        return to_pixels(pixels) if model is None else model.transform(pixels)
+
+    return fit
+
+
+def read_dataset(value: Any, model: Model | None = None) -> Dataset:
+    """The images that ``read_images`` reads, as a data set that is read in batches; see ``open_dataset``.
+
+    A mapping with files and size is read in that size; other images as ``read_images`` does.
+    """
+    size = None
+    if isinstance(value, Mapping) and "files" in value:
+        value, size = _read_request(value, None)
+        size = None if size is None else _read_size(size)
+    default = (64, 64) if model is None else (model.input_size[1], model.input_size[2])
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        value = value[0]
+    is_path = isinstance(value, (str, os.PathLike))
+    if isinstance(value, Image.Image) or (
+        is_path and not _names_dataset(value) and local_path(value).is_file()
+    ):
+        value = [value]
+    return open_dataset(value, _image_transform(model, size), size or default)
+
+
+def is_dataset(value: Any) -> bool:
+    """Whether a value is read only as a data set, not as a batch of images.
+
+    That is a ``Dataset``, a torch data set or ``DataLoader``, another sequence of items such as a Hugging
+    Face data set, a manifest, a COCO file or a list of Pascal VOC.
+    """
+    if isinstance(value, Mapping) and not isinstance(value, (TorchDataset, DataLoader)):
+        return is_dataset(value["files"]) if "files" in value else False
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, (str, os.PathLike)):
+        return _names_dataset(value)
+    if isinstance(value, (list, tuple, Tensor, np.ndarray, Image.Image)):
+        return False
+    if isinstance(value, (Dataset, TorchDataset, DataLoader)):
+        return True
+    return hasattr(value, "__getitem__") and hasattr(value, "__len__")
+
+
+def _names_dataset(path: str | os.PathLike[str]) -> bool:
+    text = os.fspath(path)
+    return isinstance(text, str) and Path(text).suffix.lower() in DATASET_SUFFIXES
+
+
 def _bundled_images(uri: str, model: Model | None, size: tuple[int, int] | None) -> Tensor:
     default = (64, 64) if model is None else (model.input_size[1], model.input_size[2])
     dataset = open_dataset(uri, read_image, size or default)
     if len(dataset) > _MOST_BUNDLED:
-        raise InputError(f"{uri!r} are more images than a batch can hold, at most {_MOST_BUNDLED:,}")
+        raise InputError(
+            f"{uri!r} are more images than a batch can hold, at most {_MOST_BUNDLED:,}; "
+            "stream them: run(..., stream=True, out=folder)"
+        )
     return dataset.read(range(len(dataset)))
 
 

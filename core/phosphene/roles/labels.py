@@ -17,6 +17,7 @@ from ..spec.spec import Role
 from ..targets.objectives import Class, Layer, Objective
 from ..targets.parse import parse_target
 from .base import InputContext, InputRole, SampleRequest, check_dense
+from .concepts import is_concept, read_concept
 
 #: Class indices: int64 (N,). Left out of ``run``, the classes that the model predicts. Of a method on single
 #: images, callers may pass an objective instead ("region:person"): the method receives the model as a binary
@@ -33,6 +34,8 @@ class LabelsRole(InputRole):
     help = "class of each image, by name or number, or an objective: region:person (default: predicted)"
 
     def read(self, value: Any, context: InputContext) -> Any:
+        if is_concept(value):
+            return read_concept(value, context)
         if value is not None or context.model is None:
             return value
         model, images = context.model, context.inputs["images"]
@@ -110,7 +113,7 @@ def _is_objective(value: Any) -> bool:
 
 def _parse_objective(value: Any, model: Model) -> Objective:
     value = value[0] if isinstance(value, (list, tuple)) else value
-    if isinstance(value, Layer):
+    if isinstance(value, Layer) and getattr(value, "threshold", None) is None:
         raise InputError(f"labels are classes or an objective with a criterion of success, not {value}")
     return parse_target(value, model).unresolved()
 

@@ -10,12 +10,14 @@ from .adaptive_stylizer import ADAPTIVE_STYLIZER
 from .base import InputRole
 from .dataset import DATASET
 from .denoiser import DENOISER
+from .features import FEATURES
 from .generator import GENERATOR
 from .guide import GUIDE
 from .images import IMAGES
 from .labels import LABELS
 from .masks import MASKS
 from .model import MODEL
+from .other_model import OTHER_MODEL
 from .start import START
 from .styles import STYLES
 from .stylizer import STYLIZER
@@ -25,8 +27,8 @@ from .texture import TEXTURE
 _CORE: dict[str, InputRole] = {
     role.name: role
     for role in (
-        *(MODEL, IMAGES, LABELS, MASKS, START, GUIDE, TARGET, DATASET, TEXTURE, STYLES),
-        *(STYLIZER, ADAPTIVE_STYLIZER, DENOISER, GENERATOR),
+        *(MODEL, OTHER_MODEL, IMAGES, LABELS, MASKS, START, GUIDE, TARGET, DATASET, TEXTURE, STYLES),
+        *(STYLIZER, ADAPTIVE_STYLIZER, DENOISER, GENERATOR, FEATURES),
     )
 }
 

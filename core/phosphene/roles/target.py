@@ -10,6 +10,7 @@ from ..spec.spec import Role
 from ..targets.objectives import Objective
 from ..targets.parse import parse_target
 from .base import InputContext, InputRole, SampleRequest
+from .concepts import is_concept, read_concept
 
 #: One scalar per image. Callers pass a class, a unit ("layer4[17]"), a callable or None (the predicted
 #: class); the method receives an ``Objective``.
@@ -22,7 +23,10 @@ class TargetRole(InputRole):
     name, value_type = "target", Objective
     metavar = "TEXT"
     description = "class, unit of a layer, callable or ``Objective``; None: the predicted class"
-    help = "class (repeated: one for each image) or unit: layer4[17] (default: the predicted class)"
+    help = (
+        "class (repeated: one for each image), unit: layer4[17], or concept: concept:folder#name "
+        "(default: the predicted class)"
+    )
 
     def read(self, value: Any, context: InputContext) -> Any:
         # Without images there is no predicted class: the first five classes.
@@ -31,7 +35,7 @@ class TargetRole(InputRole):
             if model.class_count == 0 or model.task in ("segmentation", "embedding"):
                 raise InputError(f"{model.name} has no classes: name a layer's unit, target='layer[17]'")
             return tuple(range(min(5, model.class_count)))
-        return value
+        return read_concept(value, context) if is_concept(value) else value
 
     def check(self, value: Any, context: InputContext) -> Objective:
         if context.model is None:

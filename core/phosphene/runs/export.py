@@ -110,6 +110,7 @@ def export(
                 torch.export.save(program, file)
             else:
                 _write_onnx(program, inputs, file, name)
+                _check_onnx(file, network, _other_inputs(program, inputs), name)
         except OSError as error:
             raise InputError(f"the network cannot be written to {file}: {error_text(error)}") from error
     shapes = {key: tuple(value.shape) for key, value in inputs.items()}
@@ -149,8 +150,10 @@ def _trace(
     network: nn.Module, inputs: dict[str, Tensor], name: str, image_axes: list[int]
 ) -> torch.export.ExportedProgram:
     """The network as a program in which these axes of the images vary where the network allows it."""
-    axes = {key: {0: torch.export.Dim.AUTO} for key in inputs}
-    axes["images"] = dict.fromkeys(image_axes, torch.export.Dim.AUTO)
+    axes = {
+        key: dict.fromkeys(image_axes if value.ndim == 4 else [0], torch.export.Dim.AUTO)
+        for key, value in inputs.items()
+    }
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own modules
@@ -169,6 +172,16 @@ def _dynamic_axes(program: torch.export.ExportedProgram) -> list[int]:
 
 def _agrees(program: torch.export.ExportedProgram, network: nn.Module, inputs: dict[str, Tensor]) -> bool:
     """Whether the program computes what the network does, at another batch size, height and width."""
+    rest = _other_inputs(program, inputs)
+    try:
+        expected, computed = network(**rest), program.module()(**rest)
+    except (AssertionError, RuntimeError):  # a condition of the program on the size
+        return False
+    return torch.allclose(expected, computed, rtol=1e-3, atol=1e-4)
+
+
+def _other_inputs(program: torch.export.ExportedProgram, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs of another batch size, height and width, as far as they may vary."""
     axes = _dynamic_axes(program)
     images = inputs["images"]
     _, channels, height, width = images.shape
@@ -177,12 +190,27 @@ def _agrees(program: torch.export.ExportedProgram, network: nn.Module, inputs: d
     generator = torch.Generator().manual_seed(1)
     count = 3 if 0 in axes else len(images)
     rest = {key: value[:1].expand(count, *value.shape[1:]) for key, value in inputs.items()}
-    rest["images"] = torch.rand(count, channels, *size, generator=generator).to(images)
+    return {**rest, "images": torch.rand(count, channels, *size, generator=generator).to(images)}
+
+
+def _check_onnx(file: Path, network: nn.Module, inputs: dict[str, Tensor], name: str) -> None:
+    """Compare the written file with the network, where onnxruntime is installed. Raises ModelError."""
     try:
-        expected, computed = network(**rest), program.module()(**rest)
-    except (AssertionError, RuntimeError):  # a condition of the program on the size
-        return False
-    return torch.allclose(expected, computed, rtol=1e-3, atol=1e-4)
+        import onnxruntime
+    except ImportError:
+        return
+    arrays = {key: value.cpu().numpy() for key, value in inputs.items()}
+    try:
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        (computed,) = session.run(None, arrays)
+    except Exception as error:  # onnxruntime has an exception of its own for each of its status codes
+        file.unlink()
+        reason = " ".join(str(error).split())
+        raise ModelError(f"onnxruntime cannot run {name} as ONNX: {reason:.300}") from error
+    expected = network(**inputs)
+    if not torch.allclose(torch.from_numpy(computed).to(expected), expected, rtol=1e-2, atol=1e-3):
+        file.unlink()
+        raise ModelError(f"{name} as ONNX computes other values than the network")
 
 
 def _write_onnx(

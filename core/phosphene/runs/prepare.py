@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from ..models.batch_size import max_batch
 from ..progress import ProgressEvent, check_reporter
 from ..registry.lookup import methods
 from ..registry.method import Method
-from ..results import TrainedNetwork
-from ..roles import ROLES, InputContext
+from ..results import Embedding, TrainedNetwork
+from ..roles import ROLES, InputContext, image_files
 from ..torch_state import cpu_by_default
 from .executors import find_executor
 from .prepared_run import PreparedRun
@@ -38,23 +39,16 @@ def prepare(
     knows its cost (``passes()``) and recognizes its saved result (``produced(saved)``). Raises InputError,
     ModelError or UnknownName for what cannot run.
     """
-    if not isinstance(name, (str, Method)):
-        raise InputError(f"a method is a name such as 'pgd' or a Method, not a {type(name).__name__}")
-    method = methods[name] if isinstance(name, str) else name
+    method = find_method(name)
     find_executor(executor)
     check_reporter(progress)
     names = {i.name for i in method.spec.inputs}
     params = {n: v for n, v in arguments.items() if n not in names}
     complete = method.validate(params)  # before the model is loaded: bad parameters fail early
-    inputs: dict[str, Any] = {}
-    owner = method.spec.input("model")
     # The default labels run the model; tensors created in inference mode could never be differentiated.
     with max_batch(batch_size), torch.inference_mode(False), cpu_by_default():
-        for declared in method.spec.inputs:
-            model = None if owner is None or declared.own_size else inputs.get(owner.name)
-            context = InputContext(model, inputs, load_result)
-            value = ROLES[declared.role].make(arguments.get(declared.name), context)
-            method.add_checked(inputs, declared, move_to_device(value, device), complete)
+        inputs = read_inputs(method, arguments, complete, device)
+        files = _image_files(method, arguments)
         complete = method.resolve_layers(complete, inputs)
     return PreparedRun(
         method=name if isinstance(name, str) else method.spec.short_name,
@@ -63,9 +57,45 @@ def prepare(
         batch_size=batch_size,
         progress=progress,
         executor=executor,
+        files=files,
         implementation=method,
         complete_params=complete,
     )
+
+
+def find_method(name: str | Method[..., Any]) -> Method[..., Any]:
+    """The method of a name, or the ``Method`` itself. Raises InputError, UnknownName."""
+    if not isinstance(name, (str, Method)):
+        raise InputError(f"a method is a name such as 'pgd' or a Method, not a {type(name).__name__}")
+    return methods[name] if isinstance(name, str) else name
+
+
+def read_inputs(
+    method: Method[..., Any],
+    arguments: Mapping[str, Any],
+    params: Mapping[str, Any],
+    device: str | torch.device | None,
+) -> dict[str, Any]:
+    """The method's inputs by name, read from arguments of ``run`` and checked; ``params`` are complete."""
+    inputs: dict[str, Any] = {}
+    owner = method.spec.input("model")
+    replaced = method.spec.replaced_inputs(arguments)
+    for declared in method.spec.inputs:
+        if declared.name in replaced:
+            inputs[declared.name] = None
+            continue
+        model = None if owner is None or declared.own_size else inputs.get(owner.name)
+        context = InputContext(model, inputs, load_result)
+        value = ROLES[declared.role].make(arguments.get(declared.name), context)
+        method.add_checked(inputs, declared, move_to_device(value, device), params)
+    return inputs
+
+
+def _image_files(method: Method[..., Any], arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the files of the images; empty for images that are none."""
+    declared = method.spec.input("images")
+    value = None if declared is None else arguments.get(declared.name)
+    return () if value is None else image_files(value)
 
 
 def move_to_device(value: Any, device: str | torch.device | None, dtype: torch.dtype | None = None) -> Any:
@@ -75,4 +105,10 @@ def move_to_device(value: Any, device: str | torch.device | None, dtype: torch.d
             move(lambda: network.to(device, dtype), "the model", device)
         case Tensor():
             return move(lambda: value.to(device), "an input", device)
+        case Embedding() if device is not None:
+            return replace(
+                value,
+                features=move(lambda: value.features.to(device), "an input", device),
+                thumbnails=value.thumbnails.to(device),
+            )
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,8 +25,8 @@ class PreparedRun:
     """One request, as observers and executors receive it: everything is checked, nothing has run.
 
     ``method`` is its name, ``inputs`` the finished inputs by name, ``params`` the parameters as they were
-    passed, ``complete_params`` with the defaults. ``implementation`` is the ``Method``; when a run is
-    pickled, it is looked up again by its name.
+    passed, ``complete_params`` with the defaults. ``files`` are those of the images, where all were files.
+    ``implementation`` is the ``Method``; when a run is pickled, it is looked up again by its name.
     """
 
     method: str
@@ -35,6 +35,7 @@ class PreparedRun:
     batch_size: int | None = None
     progress: bool | None | Callable[[ProgressEvent], None] = field(default=None, repr=False)
     executor: str = "local"
+    files: tuple[str, ...] = ()
     implementation: Method[..., Any] = field(kw_only=True, repr=False)
     complete_params: Mapping[str, Any] = field(kw_only=True, repr=False)
 
@@ -44,7 +45,10 @@ class PreparedRun:
             # The digest is passed on only if it has been computed: most runs need it once, at the end.
             digest = vars(self).get("model_digest")
             result: Result = self.implementation.execute(self.inputs, self.complete_params, digest)
-            return result
+        if self.files and result.provenance is not None:
+            named = result.provenance.model_copy(update={"files": self.files})
+            result = replace(result, provenance=named)
+        return result
 
     def passes(self) -> tuple[int, int] | None:
         """How many images will pass forward and backward by the declared cost; None if none is declared."""
@@ -52,9 +56,10 @@ class PreparedRun:
 
     @cached_property
     def model_digest(self) -> str | None:
-        """The digest of the model's weights; None for a method without a model. Computed once."""
+        """The digest of the model's weights; None for a run without a model. Computed once."""
         declared = self.implementation.spec.input("model")
-        return self.inputs[declared.name].digest if declared else None
+        model = self.inputs[declared.name] if declared else None
+        return None if model is None else model.digest
 
     @cached_property
     def _recorded(self) -> dict[str, Any]:
@@ -62,7 +67,7 @@ class PreparedRun:
 
     def _is_identified(self) -> bool:
         """Whether the record of every input identifies it; that of a callable or an object does not."""
-        declared = [i for i in self.implementation.spec.inputs if i.role != "model"]
+        declared = self.implementation.spec.recorded_inputs(self.inputs)
         return all(ROLES[i.role].is_identified(self.inputs[i.name]) for i in declared)
 
     @cached_property
@@ -77,8 +82,7 @@ class PreparedRun:
         method = self.implementation
         inputs = {
             i.name: ROLES[i.role].fingerprint(self.inputs[i.name])
-            for i in method.spec.inputs
-            if i.role != "model"
+            for i in method.spec.recorded_inputs(self.inputs)
         }
         parts = [method.spec.name, method.distribution, self._json_params, inputs, self.model_digest]
         return hashlib.sha256(json.dumps(parts, default=repr).encode()).hexdigest()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..models import Model, load_saved_model, refuse_user_code
 from ..registry.lookup import methods
-from ..results import Provenance, Result
+from ..results import Provenance, Result, ResultStream
 from ..roles import AS_OBJECT
 from .prepare import move_to_device
 from .run import run
@@ -55,6 +55,17 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
     provenance = saved.provenance
     if provenance is None:
         raise InputError(f"the result in {folder} has no provenance, so it cannot be run again")
+    if isinstance(saved, ResultStream):
+        raise InputError(
+            f"{folder} is a stream of {len(saved):,} results, and a stream is not replayed: run it again "
+            "into another folder and compare the two"
+        )
+    if missing := provenance.inputs.keys() - saved.inputs.keys():
+        names = ", ".join(sorted(missing))
+        raise InputError(
+            f"the result in {folder} is part of a stream or of a larger result, without the inputs ({names}) "
+            "of its own, so it cannot be run again"
+        )
     # Several distributions may have a method of this name; the one that computed the result comes first.
     name = f"{provenance.distribution.partition(' ')[0]}:{provenance.method}"
     name = name if name in methods else provenance.method

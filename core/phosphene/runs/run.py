@@ -14,9 +14,11 @@ from ..graceful_stop import allow_early_stop
 from ..progress import ProgressEvent
 from ..registry.method import Method
 from ..results import Result, check_output_folder
+from ..roles import DifferentSizesError
 from ..torch_state import restored
 from .executors import execute
-from .prepare import prepare
+from .prepare import find_method, prepare
+from .streams import is_streamed, run_stream
 
 
 @restored
@@ -28,6 +30,7 @@ def run(
     batch_size: int | None = None,
     progress: bool | None | Callable[[ProgressEvent], None] = None,
     executor: str = "local",
+    stream: bool | None = None,
     **arguments: Any,
 ) -> Result:
     """Run a method by name (or a ``Method``); default inputs are bundled images and models.
@@ -41,17 +44,39 @@ def run(
         progress: False for no progress bars, or a callable that receives every ``ProgressEvent``.
         executor: where it runs: "local"; "processes" or "processes:4", worker processes that share the work
             over a data set; "ray" or "ray:ADDRESS", a Ray cluster; or the name of a plugin's executor.
+        stream: True to run a per-image method batch by batch over images of which one batch is in memory at
+            a time, and to return a ``ResultStream`` in ``out``. None: only where ``images`` is a data set, a
+            manifest or a COCO file.
         arguments: the method's inputs and parameters. A model is a ``Model`` or a URI; images are a tensor,
             a path, a list, a folder or ``builtin:scenes/8``; a target is ``"tabby"`` or ``"layer4[17]"``; a
             data set is a folder or a ``Dataset``.
 
+    Images of different sizes are no batch: a method whose results belong to single images runs on each by
+    itself, and ``run`` returns a ``ResultSequence``, a result for each image in order, saved in ``out/000``,
+    ``out/001``, ... Other methods refuse them.
+
     The first Ctrl-C or SIGTERM ends an optimisation after the current step and returns its result, with the
     step in ``provenance.interrupted``. A second one, and any in other work, raises KeyboardInterrupt.
     """
+    if is_streamed(find_method(name), arguments, stream):
+        return run_stream(
+            name,
+            out=out,
+            device=device,
+            batch_size=batch_size,
+            progress=progress,
+            executor=executor,
+            **arguments,
+        )
     if out is not None:
         check_output_folder(out)
     how: dict[str, Any] = {"device": device, "batch_size": batch_size, "progress": progress}
-    prepared = prepare(name, executor=executor, **how, **arguments)
+    try:
+        prepared = prepare(name, executor=executor, **how, **arguments)
+    except DifferentSizesError as error:
+        from .separate_images import run_separately
+
+        return run_separately(run, name, error, arguments, out=out, executor=executor, **how)
     identity = None if out is None else prepared.identity()
     with ExitStack() as stack:
         checkpoint = None

@@ -2,7 +2,16 @@
 
 from .cost import Cost
 from .expressions import SIZES, Condition, Expression, ceil, either, length, maximum, minimum, param, size
-from .invariants import Invariant, MapPerPixel, Nonnegative, PixelRange, SameShape, UnitRange, WithinBall
+from .invariants import (
+    Invariant,
+    MapPerPixel,
+    Nonnegative,
+    PixelRange,
+    SameShape,
+    SumsToOne,
+    UnitRange,
+    WithinBall,
+)
 from .parameter_group import ParameterGroup
 from .relations import (
     Agrees,
@@ -47,6 +56,7 @@ __all__ = [
     "Role",
     "SIZES",
     "SameShape",
+    "SumsToOne",
     "ScalesWith",
     "UnitRange",
     "WithinBall",

@@ -29,8 +29,9 @@ class Cost(FrozenModel):
     ``size.dataset`` (its length, of two their sum), ``size.styles`` (how many style images), ``size.stages``
     (the model's stages, to be counted with ``length``) and ``size.channels`` (of the layer that a parameter
     names, else of the last feature map; where a parameter ``channels`` lists some, how many, and None where
-    it is None). Beside ``+ - * / //`` there are ``ceil``, ``length``, ``minimum``, ``maximum`` and
-    ``either(a, b)``, which is b where a is None::
+    it is None), ``size.attention_layers`` and ``size.attention_heads`` (how many the model has). Beside
+    ``+ - * / //`` there are ``ceil``, ``length``, ``minimum``, ``maximum`` and ``either(a, b)``, which is b
+    where a is None::
 
         Cost(forward=size.images * (param.steps + 2), backward=size.images * param.steps)
     """
@@ -53,7 +54,7 @@ class Cost(FrozenModel):
         return self.forward.names() | self.backward.names()
 
     def depends_on(self, size: str) -> bool:
-        """Whether it depends on this size, which the model must be asked for: "channels" or "stages"."""
+        """Whether it depends on this size, such as "channels"."""
         return size in self._sizes
 
     @cached_property

@@ -18,7 +18,10 @@ from ..errors import InputError
 from .base import FrozenModel
 
 #: What a cost may depend on beside the method's parameters; see ``Cost``.
-SIZES = ("images", "height", "width", "dataset", "styles", "stages", "channels")
+SIZES = (
+    *("images", "height", "width", "dataset", "styles"),
+    *("stages", "channels", "attention_layers", "attention_heads"),
+)
 _OPERATORS: dict[str, tuple[int, Callable[[Any, Any], Any]]] = {
     "or": (0, lambda a, b: b if a is None else a),
     "+": (1, operator.add),

@@ -73,6 +73,27 @@ class Nonnegative(Invariant):
         assert low >= 0, f"{self.field} goes down to {low}"
 
 
+class SumsToOne(Invariant):
+    """Each map of ``field`` (..., h, w) and its values ``rest`` (..., S) are nonnegative and sum to 1.
+
+    Of a row of an attention matrix: ``field`` are the patches, ``rest`` class and register tokens.
+    """
+
+    kind: Literal["sums_to_one"] = "sums_to_one"
+    field: str = "maps"
+    rest: str
+
+    def check(self, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any) -> None:
+        maps, rest = getattr(result, self.field), getattr(result, self.rest)
+        # A softmax in half precision is exact to its last digit, times the number of tokens at most.
+        slack = 1e-5 if maps.element_size() > 2 else 0.05
+        low = min(float(values.min()) for values in (maps, rest) if values.numel())
+        assert low >= 0, f"{self.field} or {self.rest} goes down to {low}"
+        sums = maps.double().sum((-2, -1)) + rest.double().sum(-1)
+        worst = float((sums - 1).abs().max())
+        assert worst <= slack, f"{self.field} and {self.rest} sum to 1 only up to {worst}"
+
+
 class SameShape(Invariant):
     """``field`` has the shape of the input images."""
 

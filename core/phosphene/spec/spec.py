@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..errors import PluginError, UnknownName
+from ..errors import InputError, PluginError, UnknownName
 from .base import FrozenModel
 from .cost import Cost
 from .declared_condition import DeclaredCondition
@@ -31,11 +31,13 @@ class Role:
     """Marks the role of an input, or a parameter that is more than a value (``layer``, ``seed``).
 
     ``Annotated[Tensor, Role("images")]`` is an input that the role ``images`` of ``phosphene.roles`` reads
-    and checks. With ``own_size`` image files keep their size, whatever the model's input size is.
+    and checks. With ``own_size`` image files keep their size, whatever the model's input size is. An input
+    may be passed instead of those that it ``replaces``, and of the model, where no other input needs it.
     """
 
     name: str
     own_size: bool = False
+    replaces: tuple[str, ...] = ()
 
 
 class Reference(FrozenModel):
@@ -49,12 +51,13 @@ class Reference(FrozenModel):
 
 
 class Input(FrozenModel):
-    """One positional input of a method: its name and its role."""
+    """One positional input of a method: its name, its role and the inputs that it can be passed instead of."""
 
     name: str
     role: str
     required: bool = True
     own_size: bool = False
+    replaces: tuple[str, ...] = ()
 
 
 class MethodSpec(FrozenModel):
@@ -95,6 +98,35 @@ class MethodSpec(FrozenModel):
     def input(self, role: str) -> Input | None:
         """The input with this role, if the method takes one."""
         return next((i for i in self.inputs if i.role == role), None)
+
+    def replaced_inputs(self, inputs: Mapping[str, Any]) -> set[str]:
+        """Names of the inputs that others replace: a data set by its features, and then the model as well.
+
+        The model is needed as long as another input is not replaced. Raises InputError where an input is
+        passed together with its replacement.
+        """
+        replacing = {i.name: i.replaces for i in self.inputs if i.replaces and inputs.get(i.name) is not None}
+        replaced = {name for names in replacing.values() for name in names}
+        remaining = [i for i in self.inputs if i.name not in replaced and not i.replaces]
+        if replaced and all(i.role == "model" for i in remaining):
+            replaced |= {i.name for i in remaining}
+        if any(inputs.get(name) is not None for name in replaced):
+            names = " and ".join(replacing)
+            others = " and ".join(i.name for i in self.inputs if i.name in replaced)
+            raise InputError(
+                f"{self.short_name} takes {names}, computed before, or {others}, from which features are "
+                f"computed: leave out {names}, or {others}"
+            )
+        return replaced
+
+    def recorded_inputs(self, inputs: Mapping[str, Any]) -> list[Input]:
+        """The inputs that a result records: all but the model, and but those that others replace."""
+        alternatives = {name for i in self.inputs for name in (i.replaces and (i.name, *i.replaces))}
+        return [
+            i
+            for i in self.inputs
+            if i.role != "model" and not (i.name in alternatives and inputs[i.name] is None)
+        ]
 
     def demonstration(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The inputs and the parameters in ``demo``."""

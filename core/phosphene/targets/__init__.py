@@ -4,6 +4,7 @@ from .boxes import Box
 from .gradients import input_gradient, layer_gradients, scores
 from .objective_classifier import ObjectiveClassifier
 from .objectives import (
+    AbsentObjective,
     Channel,
     Class,
     Contrast,
@@ -20,6 +21,7 @@ from .regions import Region
 from .similarity import Similar
 
 __all__ = [
+    "AbsentObjective",
     "Box",
     "Channel",
     "Class",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError, ModelError
 from ..models.detections import Detection, box_iou
-from .objectives import Objective
+from .objectives import AbsentObjective, Objective
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -75,6 +75,10 @@ class Box(Objective):
                 self.evaluate(model, images)
         return self
 
+    @property
+    def is_identified(self) -> bool:
+        return self.min_iou == 0.5 and self.threshold is None
+
     def unresolved(self) -> Box:
         return replace(self, _references=None)
 
@@ -97,7 +101,7 @@ class Box(Objective):
             listed = ", ".join(f"{model.class_name(int(labels[i]))} {float(scores[i]):.2f}" for i in best)
             at = "" if self.point is None else f" at {self.point[0]},{self.point[1]}"
             what = "object" if self.index is None else model.class_name(self.index)
-            raise InputError(
+            raise AbsentObjective(
                 f"{model.name} detects no {what}{at} in image {number}; it detects {listed or 'nothing'}"
             )
         chosen = int(scores.masked_fill(~matching, -1).argmax())

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from ..models import Model
 
 
+class AbsentObjective(InputError):
+    """An image without the object that an objective names: no such region is predicted, no such box found."""
+
+
 class Objective(ABC):
     """A scalar per image, to be explained, maximized or minimized, or changed in sign by an attack."""
 
@@ -58,6 +62,10 @@ class Objective(ABC):
 
     def unresolved(self) -> Objective:
         """The target for other images: without the class, region or box that earlier ones fixed."""
+        return self
+
+    def for_model(self, model: Model) -> Objective:
+        """The same target for another model with the same classes."""
         return self
 
     def names(self, model: Model, count: int) -> tuple[str, ...]:
@@ -289,9 +297,15 @@ class Neuron(Channel):
 
 @dataclass(frozen=True, eq=False)
 class Direction(Layer):
-    """A direction in a layer's channels, ``vector`` (C,): the mean over positions of <vector, features>."""
+    """A direction in a layer's channels, ``vector`` (C,): the mean over positions of <vector, features>.
+
+    ``source`` is the text that it was read from, ``concept:folder#name``, or "". An image has the concept
+    where its score is above the ``threshold``; without one, an attack has no criterion of success.
+    """
 
     vector: Tensor
+    source: str = ""
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.vector, Tensor) or self.vector.ndim != 1:
@@ -302,7 +316,12 @@ class Direction(Layer):
 
     @property
     def is_identified(self) -> bool:
-        return False
+        return bool(self.source)
+
+    def margin(self, model: Model, images: Tensor) -> Tensor:
+        if self.threshold is None:
+            return super().margin(model, images)
+        return self.evaluate(model, images) - self.threshold
 
     # Compared by identity: ``==`` of tensors is elementwise, and Layer's own compares names alone.
     __eq__, __hash__ = object.__eq__, object.__hash__
@@ -315,7 +334,7 @@ class Direction(Layer):
         return torch.einsum("nc...,c->n...", values, self.vector.to(values)).reshape(len(values), -1).mean(1)
 
     def __str__(self) -> str:
-        return f"a direction in {self.name}"
+        return self.source or f"a direction in {self.name}"
 
 
 def class_values(model: Model, images: Tensor) -> Tensor:

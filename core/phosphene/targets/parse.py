@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, strided
 
 from ..errors import InputError, UnknownName
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 from .boxes import Box
 from .objectives import Channel, Class, Contrast, Custom, Layer, Neuron, Objective, Predicted
 from .regions import Region
-from .similarity import Similar
+from .similarity import read_reference
 
 
 def parse_target(target: Any, model: Model) -> Objective:
@@ -26,8 +25,9 @@ def parse_target(target: Any, model: Model) -> Objective:
     ``None`` (the predicted class), ``281``, ``"tabby"``, ``"class:tabby"``, ``"layer4"``, ``"layer:3"``,
     ``"layer4[17]"`` (a channel), ``"layer4[17,3,5]"`` (a unit: channel, y, x), ``"contrast:tabby,lynx"``
     (z_tabby - z_lynx), ``"region:person"``, ``"region:person@120,80"`` (the pixel at x, y),
-    ``"region:person@all"``, ``"box:person"``, ``"box:person@120,80"``, ``"similar:dog.png"``, one class per
-    image, a callable, or an ``Objective``.
+    ``"region:person@all"``, ``"box:person"``, ``"box:person@120,80"``, ``"similar:dog.png"``,
+    ``"similar:text:a dog"`` (of models that embed text), one class per image, a callable, or an
+    ``Objective``.
 
     Raises UnknownName with the nearest classes and layers, InputError for what is none of these and for
     text that names both a class and a layer.
@@ -137,17 +137,11 @@ def _point(where: str, text: str) -> tuple[int, int] | None:
     return int(numbers[1]), int(numbers[2])
 
 
-def _similar(text: str, model: Model) -> Objective:
-    image = model.transform(text)[None].to(model.device, model.dtype)
-    with model.guard(), torch.no_grad():
-        return Similar(model.embed(image)[0], text)
-
-
 _PREFIXES: dict[str, Callable[[str, Model], Objective]] = {
     "class": _class,
     "layer": _layer,
     "contrast": _contrast,
     "region": _region,
     "box": _box,
-    "similar": _similar,
+    "similar": read_reference,
 }

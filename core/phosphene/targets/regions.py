@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError, ModelError
-from .objectives import Objective
+from .objectives import AbsentObjective, Objective
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -49,7 +49,8 @@ class Region(Objective):
         return _mean_over(logits[:, self.index], self._mask(logits))
 
     def evaluate(self, model: Model, images: Tensor) -> Tensor:
-        return self.score(self._at_image_size(model, images))
+        logits = _segmentation_logits(self._at_image_size(model, images), self.index)
+        return _mean_over(logits[:, self.index], self._mask(logits, model))
 
     def margin(self, model: Model, images: Tensor) -> Tensor:
         logits = _segmentation_logits(self._at_image_size(model, images), self.index)
@@ -57,7 +58,7 @@ class Region(Objective):
         if logits.shape[1] > 1:
             others = torch.cat([logits[:, : self.index], logits[:, self.index + 1 :]], 1)
             own = own - others.amax(1)
-        return _mean_over(own, self._mask(logits))
+        return _mean_over(own, self._mask(logits, model))
 
     def select(self, rows: Sequence[int]) -> Region:
         mask = self.mask[rows] if self.mask is not None and self.mask.ndim == 3 else self.mask
@@ -83,7 +84,7 @@ class Region(Objective):
             logits = F.interpolate(logits, images.shape[2:], mode="bilinear")
         return logits
 
-    def _mask(self, logits: Tensor) -> Tensor:
+    def _mask(self, logits: Tensor, model: Model | None = None) -> Tensor:
         """The region, (N, H, W) bool."""
         count, _, height, width = logits.shape
         if self.everywhere:
@@ -104,13 +105,13 @@ class Region(Objective):
                 raise InputError("a mask of a region is empty")
             return self.mask.to(logits.device).expand(count, -1, -1)
         if self._predicted is None:
-            self._predicted = self._predict(logits)
+            self._predicted = self._predict(logits, model)
         if len(self._predicted) != count:
             raise InputError(f"the region is of {len(self._predicted)} images, not {count}")
         return self._predicted
 
-    def _predict(self, logits: Tensor) -> Tensor:
-        """Where the class is predicted; InputError, with the predicted classes, for an image without it."""
+    def _predict(self, logits: Tensor, model: Model | None) -> Tensor:
+        """Where the class is predicted; AbsentObjective, naming the predicted classes, where it is not."""
         if logits.shape[1] == 1:
             mask = logits.detach()[:, 0] > 0
         else:
@@ -118,17 +119,17 @@ class Region(Objective):
             mask = classes == self.index
         for number, present in enumerate(mask.flatten(1).any(1).tolist()):
             if not present:
-                share = "; it is predicted nowhere"
-                if logits.shape[1] > 1:
-                    indices, counts = classes[number].unique(return_counts=True)
-                    parts = zip(indices.tolist(), counts.tolist(), strict=True)
-                    total = classes[number].numel()
-                    listed = ", ".join(f"{index} ({count / total:.0%})" for index, count in parts)
-                    share = f"; predicted there: {listed}"
-                raise InputError(
-                    f"class {self.index} is predicted at no pixel of image {number}{share}. Choose one of "
-                    f"these, or all pixels: 'region:{self.name or self.index}@all'"
-                )
+                own = self.name or (model.class_name(self.index) if model else f"class {self.index}")
+                what = f"{own} is predicted at no pixel of image {number}"
+                choice = f"all pixels: 'region:{self.name or self.index}@all'"
+                if logits.shape[1] == 1:
+                    raise AbsentObjective(f"{what}. Choose {choice}")
+                shares = classes[number].flatten().bincount() / classes[number].numel()
+                largest = shares.argsort(descending=True)[: min(5, int((shares > 0).sum()))].tolist()
+                names = [model.class_name(index) if model else f"class {index}" for index in largest]
+                parts = zip(names, shares[largest].tolist(), strict=True)
+                listed = ", ".join(f"{name} ({share:.0%})" for name, share in parts)
+                raise AbsentObjective(f"{what}; predicted there: {listed}. Choose one of these, or {choice}")
         return mask
 
     def __str__(self) -> str:

@@ -172,7 +172,8 @@ def sizes(method: Method[..., Any], case: Case) -> dict[str, int]:
     for role in (ROLES[declared.role] for declared in method.spec.inputs):
         if role.size_name:
             sizes[role.size_name] += len(role.sample(case.request(_network(case.network))))
-    if (cost := method.spec.cost) is None or not (cost.depends_on("channels") or cost.depends_on("stages")):
+    of_the_model = ("channels", "stages", "attention_layers", "attention_heads")
+    if (cost := method.spec.cost) is None or not any(map(cost.depends_on, of_the_model)):
         return sizes
     params = method.validate(case.arguments(method))
     model = make_network(case.network)

@@ -126,7 +126,8 @@ class TrainedModel(TrainedNetwork):
                     base.module = _change(change, base.module, config.changes or {})
             if precisions := [t.dtype for t in state.values() if t.is_floating_point()]:
                 base.module.to(dtype=precisions[0])
-            fill_weights(base.module, state, "saved", config.name)
+            # Assigned: weights of other precisions than the first one's are not rounded to it.
+            fill_weights(base.module, state, "saved", config.name, assign=True)
         except PhospheneError as error:
             return cls(network=WeightsOnly(state, str(error)), **fields, **rest)
         return cls(network=base.module.requires_grad_(False), base=base, **fields, **rest)

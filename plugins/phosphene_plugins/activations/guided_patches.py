@@ -33,20 +33,26 @@ from .top_patches import Channels, Count, MapLayer, PerImage, top_patches
 def _oracle() -> None:
     """Behind one ReLU, the guided gradient is max(w2, 0) times w1 where the unit below is active."""
     torch.manual_seed(0)
-    first, last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
-    layers = nn.Sequential(first, nn.ReLU(), last, nn.Flatten(), nn.Linear(50, 2)).double()
-    images = torch.rand(3, 3, 5, 5, dtype=torch.float64)
-    model = load_model(layers, input_size=(3, 5, 5))
+    first, last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+    layers = nn.Sequential(first, nn.ReLU(), last, nn.Flatten(), nn.Linear(60, 2)).double()
+    images = torch.rand(3, 3, 5, 6, dtype=torch.float64)
+    model = load_model(layers, input_size=(3, 5, 6))
     with max_batch(3):
-        result = guided_patches(model, TensorDataset(images), layer="2", k=2)
-    assert result.gradients is not None
+        result = guided_patches(model, TensorDataset(images), layer="2", channels=[1, 0], k=5, per_image=2)
+    assert result.layer == "2" and result.channels == (1, 1, 1, 1, 1, 0, 0, 0, 0, 0)
+    assert result.gradients is not None and len(result.gradients) == 10
+    expected = torch.zeros(10, 3, 3, 3, dtype=torch.float64)
     for i, (y, x) in enumerate(result.positions.tolist()):
         below = first(images[int(result.ids[i])])
-        active = below[:, y, x] > 0
         torch.testing.assert_close(result.scores[i], last(below.relu())[result.channels[i], y, x])
-        passed = last.weight[result.channels[i], :, 0, 0].clamp(min=0) * active
-        expected = (passed @ first.weight.flatten(1))[:, None, None]
-        torch.testing.assert_close(result.gradients[i], expected)
+        passed = last.weight[result.channels[i], :, 0, 0].clamp(min=0) * (below[:, y, x] > 0)
+        kernel = torch.einsum("m,mchw->chw", passed.detach(), first.weight.detach())
+        # The part of the kernel that lies inside the image, in the upper left corner.
+        top, left, bottom, right = max(y - 1, 0), max(x - 1, 0), min(y + 2, 5), min(x + 2, 6)
+        part = kernel[:, top - y + 1 : bottom - y + 1, left - x + 1 : right - x + 1]
+        expected[i, :, : bottom - top, : right - left] = part
+    torch.testing.assert_close(result.gradients, expected)
+    assert 0 < result.gradients[:, :, 2].ne(0).any(1).any(1).sum() < 10, "no patch at the border"
     message = ""
     try:
         guided_patches(model, TensorDataset(images), layer="3")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +110,18 @@ def assert_predictions(
 def constant_model() -> Model:
     """Two classes whose logits do not depend on the image (3, 2, 3), of which the first one wins."""
     return linear_model(torch.zeros(2, 3, 2, 3, dtype=torch.float64), bias=[1.0, 0.0])
+
+
+def assert_zero_gradients(attack: Callable[..., AdversarialExamples], **parameters: Any) -> None:
+    """Assert that images without a gradient are reported, except those that are adversarial already."""
+    case, constant = two_classes(), constant_model()
+    for model, labels, zero in (
+        (constant, torch.zeros_like(case.labels), True),
+        (constant, torch.ones_like(case.labels), False),
+        (case.model, case.labels, False),
+    ):
+        result = attack(model, case.images, labels, **parameters)
+        assert result.zero_gradient is not None and result.zero_gradient.tolist() == 3 * [zero]
 
 
 def unit_step(ascent: Tensor, norm: Norm) -> Tensor:

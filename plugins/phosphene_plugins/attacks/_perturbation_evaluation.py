@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phosphene import batch_size
+from phosphene import InputError, batch_size
 from phosphene.roles import Dataset, Model
+from phosphene.targets import Objective
+
+from ._objectives import classifier_of
 
 #: Images (N, C, H, W) of a data set and their indices in it -> the images changed.
 Change = Callable[[Tensor, Sequence[int]], Tensor]
@@ -23,9 +26,16 @@ def training_count(dataset: Dataset, held_out: float) -> int:
 
 
 def predict_classes(
-    model: Model, dataset: Dataset, change: Change | None = None, count: int | None = None
+    model: Model,
+    dataset: Dataset,
+    change: Change | None = None,
+    count: int | None = None,
+    objective: Objective | None = None,
 ) -> Tensor:
-    """The predicted classes of the first ``count`` images, changed by ``change``, (count,)."""
+    """The predicted classes of the first ``count`` images, changed by ``change``, (count,).
+
+    With an ``objective`` 1 where it holds, else 0.
+    """
     count = len(dataset) if count is None else count
     predictions = []
     with torch.no_grad():
@@ -33,25 +43,51 @@ def predict_classes(
             if batch.indices[0] >= count:
                 break
             images = batch.images.to(model.device, model.dtype)
-            logits = model(images if change is None else change(images, batch.indices))
-            predictions.append(logits.argmax(1))
+            classifier = classifier_of(model, objective, images)
+            changed = images if change is None else change(images, batch.indices)
+            parts = torch.arange(len(images)).split(batch_size(classifier))
+            predictions += [classifier.for_rows(rows)(changed[rows]).argmax(1) for rows in parts]
     return torch.cat(predictions)[:count]
 
 
+def eligible_rows(predictions: Tensor, objective: Objective, model: Model) -> Tensor:
+    """Indices of the images in which the objective holds; InputError where there are none."""
+    rows = predictions.nonzero()[:, 0]
+    if not len(rows):
+        raise InputError(
+            f"{objective} holds in none of the {len(predictions)} training images for {model.name}: there is "
+            "nothing to change"
+        )
+    return rows
+
+
 def evaluate_change(
-    model: Model, dataset: Dataset, count: int, predictions: Tensor, change: Change, target: int | None
+    model: Model,
+    dataset: Dataset,
+    count: int,
+    predictions: Tensor,
+    change: Change,
+    target: int | None,
+    objective: Objective | None = None,
 ) -> dict[str, Any]:
     """The fields of a result: on what fraction ``change`` fools the model, and examples.
 
     ``predictions``: the predicted classes of all images without it, of which the first ``count`` are training
-    images. ``target``: the class that counts as success; any other class than before where None.
+    images. ``target``: the class that counts as success; any other class than before where None. With an
+    ``objective`` success is that it does not hold any more, among the images in which it did.
     """
-    after = predict_classes(model, dataset, change)
+    after = predict_classes(model, dataset, change, None, objective)
+    target = target if objective is None else 0
     indices = range(count, len(dataset))[:_EXAMPLES] or range(count)[:_EXAMPLES]
     images = dataset.read(indices).to(model.device, model.dtype)
     # Images of the target class cannot be fooled into it and do not count.
     eligible = torch.ones_like(predictions, dtype=torch.bool) if target is None else predictions.ne(target)
     success = (after.ne(predictions) if target is None else after.eq(target)) & eligible
+
+    examples = classifier_of(model, objective, images)
+
+    def name(row: int, index: int, of: Tensor) -> str:
+        return examples.for_rows([row]).class_name(int(of[index]))
 
     def rate(part: slice) -> float:
         return float(success[part].sum()) / max(1, int(eligible[part].sum()))
@@ -61,6 +97,6 @@ def evaluate_change(
         "held_out_rate": rate(slice(count, None)) if count < len(dataset) else None,
         "images": images,
         "adversarial": change(images, indices),
-        "names_before": tuple(model.class_name(int(predictions[i])) for i in indices),
-        "names_after": tuple(model.class_name(int(after[i])) for i in indices),
+        "names_before": tuple(name(row, index, predictions) for row, index in enumerate(indices)),
+        "names_after": tuple(name(row, index, after) for row, index in enumerate(indices)),
     }

@@ -35,7 +35,14 @@ from ._losses import (
     difference_of_logits_ratio,
     targeted_difference_of_logits_ratio,
 )
-from ._oracle_models import assert_predictions, five_classes, rectified, two_classes
+from ._oracle_models import (
+    NORMS,
+    assert_predictions,
+    assert_zero_gradients,
+    five_classes,
+    rectified,
+    two_classes,
+)
 from ._parameters import (
     IN_BALL,
     Augmentations,
@@ -62,6 +69,7 @@ def equals_a_plain_loop_over_each_image() -> None:
         torch.testing.assert_close(result.adversarial, case.moved(0.01, "linf")[:1])
     assert _checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99, 105]
     _losses_have_their_closed_forms()
+    _stalled_images_restart_from_their_best_points()
     models = {"linear": five_classes(3), "rectified": rectified(3)}
     for name, loss_name, targeted, target_classes, norm, eps, steps, restarts, samples in _ORACLE_CASES:
         case = models[name]
@@ -80,6 +88,8 @@ def equals_a_plain_loop_over_each_image() -> None:
         )  # fmt: skip
         torch.testing.assert_close(result.adversarial, expected)
         assert_predictions(result, case, labels, targeted=targeted)
+    for norm in NORMS:
+        assert_zero_gradients(apgd, norm=norm, steps=2)
 
 
 def _losses_have_their_closed_forms() -> None:
@@ -96,6 +106,21 @@ def _losses_have_their_closed_forms() -> None:
         assert math.isclose(float(targeted_difference_of_logits_ratio(z, second)), targeted_ratio)
     assert float(difference_of_logits_ratio(torch.tensor([[3.0]]), y)) == -3
     torch.testing.assert_close(cross_entropy(torch.tensor([[1.0, 1]]), y), torch.tensor([math.log(2)]))
+
+
+def _stalled_images_restart_from_their_best_points() -> None:
+    """Stalled: less than 3 of 4 losses increased, or neither the step size nor the best loss has changed."""
+    x, y = torch.arange(4.0).view(4, 1, 1, 1), torch.arange(4)
+    at = _State.at_start(x, x, y, y, eta=8.0)
+    at.gradient, at.best, at.best_gradient = x + 10, x + 20, x + 30
+    at.value, at.best_loss, at.increases = torch.zeros(4), torch.ones(4), torch.tensor([2.0, 3, 3, 3])
+    at.best_loss_before, at.eta_before = torch.tensor([0.0, 0, 1, 1]), torch.tensor([8.0, 8, 8, 16])
+    at.eta_before = at.eta_before.view(4, 1, 1, 1)
+    at.adapt(4)
+    assert at.eta.flatten().tolist() == [4, 8, 4, 8] and at.eta_before.flatten().tolist() == [8, 8, 8, 8]
+    assert at.x.flatten().tolist() == [20, 1, 22, 3] and at.gradient.flatten().tolist() == [30, 11, 32, 13]
+    assert at.value.tolist() == [1, 0, 1, 0] and at.best_loss_before.tolist() == [1, 1, 1, 1]
+    assert at.increases.tolist() == [0, 0, 0, 0]
 
 
 LossName: TypeAlias = Literal["cross-entropy", "dlr"]
@@ -261,7 +286,7 @@ def _apgd(
 
     And whether the first gradient was zero, (N,).
     """
-    points, losses = start.clone(), start.new_full((len(start),), -torch.inf)
+    points, losses = torch.empty_like(start), start.new_empty(len(start))
     success = zero = torch.zeros_like(labels, dtype=torch.bool)
     success = success.clone()
     # A success by chance does not count, so a stochastic gradient never ends a run.

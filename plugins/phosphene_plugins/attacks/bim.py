@@ -18,6 +18,7 @@ from ._gradients import initial_gradient, loss_gradient, raw_gradient
 from ._losses import cross_entropy, margin
 from ._oracle_models import (
     NORMS,
+    assert_zero_gradients,
     constant_model,
     five_classes,
     mean_gradient,
@@ -67,6 +68,7 @@ def moves_by_steps_times_step_size_in_the_steepest_direction() -> None:
     images = two_classes().images
     result = bim(constant_model(), images, torch.zeros(3, dtype=torch.long), norm="l2", momentum=1.0)
     torch.testing.assert_close(result.adversarial, images)
+    assert_zero_gradients(bim, steps=2)
 
 
 def _gradients_are_means_of_passes() -> None:

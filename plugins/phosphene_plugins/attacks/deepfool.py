@@ -15,7 +15,7 @@ from phosphene.spec import Cost, Monotone, param, size
 from phosphene.testing import linear_model
 
 from ._gradients import differentiable_logits
-from ._oracle_models import assert_predictions, five_classes, rectified, unit_step
+from ._oracle_models import assert_predictions, assert_zero_gradients, five_classes, rectified, unit_step
 from ._parameters import GRADIENT_RELATIONS, IN_RANGE, Candidates, MinimizedNorm, Norm, Steps
 from ._reference_attacks import deepfool_of_one_image
 
@@ -63,6 +63,7 @@ def crosses_the_nearest_boundary_of_a_linear_model() -> None:
     image = torch.tensor([[[[0.5, 0.3]]]], dtype=torch.float64)
     for model in (linear_model(weight[:1]), linear_model(overflow)):
         assert torch.equal(deepfool(model, image, torch.tensor([0]), norm="linf").adversarial, image)
+    assert_zero_gradients(deepfool)
 
 
 @method(

@@ -26,7 +26,7 @@ from phosphene.spec import Cost, Monotone, maximum, minimum, param, size
 from phosphene.testing import linear_model
 
 from ._hyperplane_projection import project_onto_hyperplane
-from ._oracle_models import NORMS, LinearCase, assert_predictions, rectified
+from ._oracle_models import NORMS, LinearCase, assert_predictions, assert_zero_gradients, rectified
 from ._parameters import GRADIENT_RELATIONS, IN_RANGE, Candidates, Restarts, Steps, TargetClasses, Targeted
 from ._reference_attacks import fab_of_one_image
 from .deepfool import nearest_boundary, top_other_classes
@@ -54,6 +54,7 @@ def finds_the_nearest_boundary_that_the_pixel_range_allows() -> None:
     case = rectified(5)
     for norm, targeted, target_classes in (("linf", False, 0), ("l2", False, 2), ("l1", True, 0)):
         _equals_plain_runs(case, norm, targeted, target_classes)
+    assert_zero_gradients(fab, steps=2, restarts=2)
 
 
 def _projects_onto_hyperplanes(norm: LpNorm) -> None:

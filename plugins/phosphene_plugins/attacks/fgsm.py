@@ -14,7 +14,7 @@ from phosphene.testing import linear_model
 
 from ._gradients import initial_gradient
 from ._losses import cross_entropy
-from ._oracle_models import NORMS, five_classes, mean_gradient, two_classes, unit_step
+from ._oracle_models import NORMS, assert_zero_gradients, five_classes, mean_gradient, two_classes, unit_step
 from ._parameters import GRADIENT_RELATIONS, IN_BALL, Augmentations, EotSamples, Eps, Norm, Targeted
 
 
@@ -47,6 +47,7 @@ def moves_by_eps_in_the_steepest_direction() -> None:
             augmentations=("rotate",), seed=seed,
         )  # fmt: skip
         torch.testing.assert_close(result.adversarial, case.images + 0.1 * step)
+    assert_zero_gradients(fgsm)
 
 
 @method(

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from phosphene import (
+    InputError,
     Reference,
     TensorDataset,
     batch_size,
@@ -25,10 +26,11 @@ from phosphene.spec import Cost, InvariantTo, PixelRange, param, size
 
 from ._adam import adam_step
 from ._losses import cross_entropy
+from ._objectives import ObjectiveText, classifier_of, parse_objective
 from ._oracle_models import five_classes
 from ._parameters import Augmentations, HeldOut
 from ._patch_result import AdversarialPatch
-from ._perturbation_evaluation import evaluate_change, predict_classes, training_count
+from ._perturbation_evaluation import eligible_rows, evaluate_change, predict_classes, training_count
 
 
 def becomes_white_for_a_brightness_detector() -> None:
@@ -151,6 +153,10 @@ def patch(
     target_class: Annotated[
         str | int | None, Field(description="class to be predicted; None: any but the predicted one")
     ] = None,
+    objective: Annotated[
+        ObjectiveText | None,
+        Field(description="objective to change, as 'region:person'; None: the predicted class"),
+    ] = None,
     size: Annotated[
         float, Field(gt=0, le=0.5, description="side of the patch, as a fraction of the image's shorter side")
     ] = 0.35,
@@ -174,12 +180,19 @@ def patch(
     updates the patch by Adam, clipped to [0, 1]. The last images of the data set, a fraction ``held_out``,
     are not trained on. An interrupted run can be resumed.
 
+    With an ``objective`` ("region:person", "box:person", "similar:dog.png", "contrast:tabby,lynx") the patch
+    changes its sign in the images in which it holds; the others are not trained on and not counted. The
+    region or box is the one of each image without the patch. For a detector the default is the box of the
+    highest score.
+
     Returns:
         AdversarialPatch with ``perturbation`` (C, p, p) and ``mask`` (p, p), ``fooling_rate`` on the training
         images, ``held_out_rate``, each with new draws of t, and some images (P, C, H, W) with and without it.
 
     Raises:
         UnknownName: the model has no such class.
+        InputError: ``target_class`` and ``objective`` are both set, or the objective holds in none of the
+            training images.
         ModelError: no gradient flows from the model's logits to the images.
 
     Example::
@@ -190,7 +203,13 @@ def patch(
 
     Source: Brown et al. 2017, section 2; Athalye et al. 2018, section 2.
     """
+    if target_class is not None and objective is not None:
+        raise InputError(
+            f"target_class={target_class!r} is a class to be predicted and objective={objective!r} what is "
+            "changed instead of the predicted class: leave one of them out"
+        )
     target = None if target_class is None else model.class_index(target_class)
+    criterion = parse_objective(objective, model) if target is None else None
     count = training_count(dataset, held_out)
     channels, height, width = dataset.read([0]).shape[1:]
     side = max(1, round(size * min(height, width)))
@@ -200,17 +219,23 @@ def patch(
     state = {"patch": gray, "mean": torch.zeros_like(gray), "square": torch.zeros_like(gray)}
     remaining_steps = resumable(range(steps), state, "adversarial patch")
     if "predictions" not in state:
-        state["predictions"] = predict_classes(model, dataset)
+        state["predictions"] = predict_classes(model, dataset, objective=criterion)
     predictions = state["predictions"].to(model.device)
+    trained = (
+        torch.arange(count)
+        if criterion is None
+        else eligible_rows(predictions[:count], criterion, model).cpu()
+    )
+    part_size = batch_size(model) if criterion is None else 1
     p, mean, square = state["patch"], state["mean"], state["square"]
 
     def paste(p: Tensor, images: Tensor, generator: Generator) -> Tensor:
         return _paste(p, mask, images, generator, degrees, scale)
 
     for step in remaining_steps:
-        indices = [(step * batch + i) % count for i in range(min(batch, count))]
+        indices = [(step * batch + i) % len(trained) for i in range(min(batch, len(trained)))]
         gradient = torch.zeros_like(p)
-        for part in torch.tensor(indices).split(batch_size(model)):
+        for part in trained[indices].split(part_size):
             images = dataset.read(part.tolist()).to(model.device, model.dtype)
             labels = predictions[part] if target is None else torch.full_like(predictions[part], target)
             draws = Generator().manual_seed((seed + step) % 2**63)  # the same for every part of a step
@@ -218,7 +243,9 @@ def patch(
             leaf = p.detach().requires_grad_()
             patched = augment(paste(leaf, images, draws), draws)
             # equivalent mutants: Adam's step does not depend on the scale of the gradients
-            loss = cross_entropy(model(patched), labels).sum() * (1 if target is None else -1)
+            loss = cross_entropy(classifier_of(model, criterion, images)(patched), labels).sum() * (
+                1 if target is None else -1
+            )
             gradient += torch.autograd.grad(loss, leaf)[0]
         update, mean, square = adam_step(gradient, mean, square, step, lr)
         p = (p + update).clamp(0, 1)
@@ -229,7 +256,7 @@ def patch(
         return torch.cat([paste(p, image[None], draw) for image, draw in zip(images, draws, strict=True)])
 
     with torch.no_grad():
-        evaluation = evaluate_change(model, dataset, count, predictions, paste_each, target)
+        evaluation = evaluate_change(model, dataset, count, predictions, paste_each, target, criterion)
     return AdversarialPatch(perturbation=p, mask=mask, **evaluation)
 
 

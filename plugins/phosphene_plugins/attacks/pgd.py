@@ -25,7 +25,7 @@ from phosphene.spec import Agrees, Cost, Monotone, minimum, param, size
 
 from ._gradients import loss_gradient
 from ._losses import cross_entropy
-from ._oracle_models import NORMS, five_classes, mean_gradient, two_classes, unit_step
+from ._oracle_models import NORMS, assert_zero_gradients, five_classes, mean_gradient, two_classes, unit_step
 from ._parameters import (
     GRADIENT_RELATIONS,
     IN_BALL,
@@ -72,6 +72,7 @@ def moves_in_the_steepest_direction_and_selects_the_first_success() -> None:
             targeted=targeted, eot_samples=2, augmentations=("rotate",), seed=seed,
         )  # fmt: skip
         torch.testing.assert_close(result.adversarial, best)
+    assert_zero_gradients(pgd, steps=1)
 
 
 @method(

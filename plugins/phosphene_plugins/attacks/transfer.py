@@ -180,18 +180,20 @@ def _evaluate(
     models: Sequence[AnyModel], images: Tensor, labels: Tensor, *, targeted: bool, **params: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rates, counts (M, M), examples (M, N, C, H, W) and success (M, M, N) of BIM with these parameters."""
-    size = batch_size(models[0])
+    batches = torch.arange(len(images)).split(batch_size(models[0]))
 
     def success(victim: AnyModel, points: Tensor) -> Tensor:
         with torch.no_grad():
-            logits = torch.cat([victim(batch) for batch in points.split(size)])
+            logits = torch.cat([victim.for_rows(rows)(points[rows]) for rows in batches])
         return is_adversarial(logits.to(images), labels, targeted)
 
     examples = []
     for surrogate in models:
         # Every batch has the same random draws, so that the batch size does not matter.
-        batches = zip(images.split(size), labels.split(size), strict=True)
-        results = [bim.function(surrogate, x, y, targeted=targeted, **params) for x, y in batches]
+        results = [
+            bim.function(surrogate.for_rows(rows), images[rows], labels[rows], targeted=targeted, **params)
+            for rows in batches
+        ]
         examples.append(torch.cat([result.adversarial for result in results]))
     before = torch.stack([success(victim, images) for victim in models])
     after = torch.stack([torch.stack([success(v, points) for v in models]) for points in examples])

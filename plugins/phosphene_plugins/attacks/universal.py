@@ -25,9 +25,10 @@ from phosphene.roles import Dataset, Model
 from phosphene.spec import Cost, Equivariant, InvariantTo, PixelRange, param, size
 from phosphene.testing import linear_model
 
+from ._objectives import ObjectiveText, classifier_of, parse_objective
 from ._oracle_models import LinearCase, constant_model, five_classes
 from ._parameters import Eps, HeldOut
-from ._perturbation_evaluation import evaluate_change, predict_classes, training_count
+from ._perturbation_evaluation import eligible_rows, evaluate_change, predict_classes, training_count
 from ._universal_result import UniversalPerturbation
 
 UniversalNorm: TypeAlias = Literal["linf", "l2"]
@@ -149,6 +150,10 @@ def universal(
     epochs: Annotated[
         int, Field(ge=1, le=1000, description="largest number of passes over the training images")
     ] = 5,
+    objective: Annotated[
+        ObjectiveText | None,
+        Field(description="objective to change, as 'region:person'; None: the predicted class"),
+    ] = None,
     steps: Annotated[
         int, Field(ge=1, le=10_000, description="largest number of steps of the inner attack")
     ] = 10,
@@ -168,12 +173,17 @@ def universal(
     labels; it receives ``norm``, ``eps`` and ``steps`` where it has such parameters. The last images of the
     data set, a fraction ``held_out``, are not trained on. An interrupted run can be resumed.
 
+    With an ``objective`` ("region:person", "box:person", "similar:dog.png", "contrast:tabby,lynx") v changes
+    its sign in the images in which it holds; the others are not attacked and not counted. The region or box
+    is the one of each image without v. For a detector the default is the box of the highest score.
+
     Returns:
         UniversalPerturbation with ``perturbation`` (C, H, W), ``fooling_rate`` on the training images,
         ``held_out_rate``, and some images (P, C, H, W) with and without it.
 
     Raises:
-        InputError: the inner attack takes other inputs, returns another result or needs too many passes.
+        InputError: the inner attack takes other inputs, returns another result or needs too many passes, or
+            the objective holds in none of the training images.
         UnknownName: there is no such attack.
         ModelError: no gradient flows from the model's logits to the images.
 
@@ -193,29 +203,38 @@ def universal(
         for start in range(0, count, batch)
     ]
     state = {"perturbation": torch.zeros_like(dataset.read([0])[0]).to(model.device, model.dtype)}
-    predictions = predict_classes(model, dataset)
+    criterion = parse_objective(objective, model)
+    predictions = predict_classes(model, dataset, objective=criterion)
+    counted = (
+        range(count) if criterion is None else eligible_rows(predictions[:count], criterion, model).tolist()
+    )
 
     def perturb(images: Tensor, indices: Sequence[int]) -> Tensor:
         return (images + state["perturbation"]).clamp(0, 1)
 
     for epoch, indices in resumable(batches, state, "universal perturbation"):
         if epoch > 0 and indices.start == 0:
-            perturbed = predict_classes(model, dataset, perturb, count)
-            if float(perturbed.ne(predictions[:count]).cpu().double().mean()) >= target_rate:
+            perturbed = predict_classes(model, dataset, perturb, count, criterion)
+            if float(perturbed.ne(predictions[:count])[counted].cpu().double().mean()) >= target_rate:
                 break
-        images = dataset.read(indices).to(model.device, model.dtype)
-        labels, points = predictions[indices.start : indices.stop], perturb(images, indices)
+        attacked = [index for index in indices if index in counted]
+        if not attacked:
+            continue
+        images = dataset.read(attacked).to(model.device, model.dtype)
+        labels, points = predictions[attacked], perturb(images, attacked)
+        classifier = classifier_of(model, criterion, images)
         # equivalent mutants: progress changes no result
         with report_progress(False):  # one progress bar for all, not one for each inner attack
-            size = batch_size(model)
-            parts = zip(points.split(size), labels.split(size), strict=True)
-            changes = torch.cat([find_example(model, *part) for part in parts]) - points
+            parts = torch.arange(len(images)).split(batch_size(classifier))
+            examples = [find_example(classifier.for_rows(rows), points[rows], labels[rows]) for rows in parts]
+            changes = torch.cat(examples) - points
         v = state["perturbation"]
-        for image, label, r in zip(images, labels, changes, strict=True):
-            if r.any() and (v is state["perturbation"] or _is_class(model, (image + v).clamp(0, 1), label)):
+        for row, (image, label, r) in enumerate(zip(images, labels, changes, strict=True)):
+            own = classifier.for_rows([row])
+            if r.any() and (v is state["perturbation"] or _is_class(own, (image + v).clamp(0, 1), label)):
                 v = _project(v + r, eps, norm)
         state["perturbation"] = v
-    evaluation = evaluate_change(model, dataset, count, predictions, perturb, None)
+    evaluation = evaluate_change(model, dataset, count, predictions, perturb, None, criterion)
     return UniversalPerturbation(perturbation=state["perturbation"], **evaluation)
 
 

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from phosphene import MethodSpec, Result, methods
 from phosphene.files import write_file
-from phosphene.images import resize
 from phosphene.results import Panel
 
-from ..pages._single_file_page import panel_rows, write_page
+from ..pages._single_file_page import panel_rows, shrink, write_page
 from ._execute_plan import Batch, Combination, Outcome
 
 FORMAT = 1
@@ -137,15 +136,7 @@ def _input_panels(spec: MethodSpec, result: Result) -> list[Panel]:
 def _shrink_rows(rows: Sequence[Sequence[Panel]]) -> list[list[Panel]]:
     """Rows of panels, reduced to the size at which the page shows them."""
     max_side = MAX_SIDE_SINGLE if sum(map(len, rows)) == 1 else MAX_SIDE
-    return [[_shrink(panel, max_side) for panel in row] for row in rows]
-
-
-def _shrink(panel: Panel, max_side: int) -> Panel:
-    sides = panel.image.shape[1:]
-    if max(sides) <= max_side:
-        return panel
-    height, width = (max(1, round(side * max_side / max(sides))) for side in sides)
-    return Panel(resize(panel.image, (height, width)), panel.title, panel.is_output)
+    return [[shrink(panel, max_side) for panel in row] for row in rows]
 
 
 def _record(outcome: Outcome, out: Path) -> dict[str, Any]:

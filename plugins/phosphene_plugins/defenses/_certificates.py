@@ -88,7 +88,7 @@ class Certificates(Result):
             axis.set_axis_off()
         panels = self.panels()
         for axis, n in zip(axes, chosen, strict=False):
-            charts.show_image(axis, resize(panels[n][0].image, (96, 96)).clamp(0, 1), panels[n][0].title)
+            charts.show_image(axis, resize(panels[n][0].image, (96, 96)), panels[n][0].title)
         self._plot_certified_share(right.subplots())
         return figure
 

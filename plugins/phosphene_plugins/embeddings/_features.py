@@ -42,6 +42,40 @@ def image_features(model: Model, images: Tensor, layer: str | None, *, pooled: b
     return features.flatten(1)
 
 
+def load_features(
+    model: Model | None,
+    dataset: Dataset | None,
+    features: Embedding | None,
+    layer: str | None,
+    *,
+    title: str = "features",
+) -> Embedding:
+    """Features that were computed before, or those of a data set as ``embed_dataset`` computes them."""
+    if features is None:
+        assert model is not None and dataset is not None  # the call was checked: features replace both
+        return embed_dataset(model, dataset, layer, title=title)
+    if model is not None:
+        require_layer(model, features, layer)
+    return Embedding(
+        ids=features.ids,
+        features=features.features,
+        thumbnails=features.thumbnails,
+        labels=features.labels,
+    )
+
+
+def require_layer(model: Model, features: Embedding, layer: str | None) -> None:
+    """Raise InputError where features that were computed before are not those of the model's ``layer``."""
+    params = features.provenance.params if features.provenance else {}
+    if not params.get("pooled", True):
+        raise InputError("the features were computed with pooled=False, those of images are pooled")
+    if "layer" in params and params["layer"] != layer:
+        computed = "without a layer" if params["layer"] is None else f"with layer={params['layer']!r}"
+        raise InputError(
+            f"the features were computed {computed}, so layer={layer!r} is not the same: pass that"
+        )
+
+
 def embed_dataset(
     model: Model, dataset: Dataset, layer: str | None, *, pooled: bool = True, title: str = "features"
 ) -> Embedding:
@@ -98,7 +132,13 @@ def thumbnails(images: Tensor) -> Tensor:
     return torch.stack([(to_display(image) * 255).round().to(torch.uint8) for image in small])
 
 
-def require_images(dataset: Dataset, count: int, purpose: str) -> None:
-    """Raise InputError for a data set with fewer than ``count`` images; ``purpose`` starts the message."""
-    if len(dataset) < count:
-        raise InputError(f"{purpose} needs at least {count} images, the data set has {len(dataset)}")
+def require_images(dataset: Dataset | None, features: Embedding | None, count: int, purpose: str) -> int:
+    """The number of images of a data set, or of features that were computed before.
+
+    Raises InputError for fewer than ``count``; ``purpose`` starts the message.
+    """
+    assert dataset is not None or features is not None  # the call was checked
+    images = len(features.ids) if features is not None else len(dataset or ())
+    if images < count:
+        raise InputError(f"{purpose} needs at least {count} images, the data set has {images}")
+    return images

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
-from phosphene.roles import Dataset, Model, Seed
+from phosphene.roles import Dataset, Features, Model, Seed
 from phosphene.spec import Agrees, Cost, InvariantTo, ScalesWith, size
 
-from ._features import FeatureLayer, embed_dataset, require_images
+from ._features import FeatureLayer, load_features, require_images
 from ._principal_components import principal_components
 from ._relations import NeedsImages, distances_to_the_mean_of_the_cluster
 
@@ -81,8 +81,9 @@ def _oracle() -> None:
     quick={"k": 3},
 )
 def clusters(
-    model: Model,
-    dataset: Dataset,
+    model: Model | None = None,
+    dataset: Dataset | None = None,
+    features: Features | None = None,
     *,
     layer: FeatureLayer = None,
     k: Annotated[
@@ -121,13 +122,13 @@ def clusters(
         Lloyd 1982; initialization: Arthur and Vassilvitskii 2007, section 2.2; adjusted Rand index: Hubert
         and Arabie 1985.
     """
-    require_images(dataset, 2, "clustering")
-    if k is not None and k > len(dataset):
-        raise InputError(f"{len(dataset)} images make at most {len(dataset)} clusters, not {k}")
-    embedding = embed_dataset(model, dataset, layer)
+    count = require_images(dataset, features, 2, "clustering")
+    if k is not None and k > count:
+        raise InputError(f"{count} images make at most {count} clusters, not {k}")
+    embedding = load_features(model, dataset, features, layer)
     default = 8 if embedding.labels is None else len(set(embedding.labels))
     sklearn_seed = int(torch.randint(2**31, ()))
-    assignments, centers, inertia = k_means(embedding.features, k or min(default, len(dataset)), sklearn_seed)
+    assignments, centers, inertia = k_means(embedding.features, k or min(default, count), sklearn_seed)
     points, _ = principal_components(embedding.features, 2)
     agreement = {} if embedding.labels is None else _agreement(assignments, embedding.labels)
     metrics = {"inertia": inertia, **agreement}

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import (
+    InputError,
     Reference,
     TensorDataset,
     batch_size,
@@ -18,15 +19,19 @@ from phosphene import (
     method,
     progress_bar,
 )
-from phosphene.results import Neighbors
-from phosphene.roles import Dataset, Images, Model
+from phosphene.results import Embedding, Neighbors
+from phosphene.roles import Dataset, Features, Images, Model
 from phosphene.spec import Agrees, Cost, InvariantTo, Nonnegative, ScalesWith, size
 
-from ._features import FeatureLayer, image_features
+from ._features import FeatureLayer, image_features, require_layer
 from ._nearest_neighbor_search import NearestNeighborSearch
+from ._neighbor_index_result import search_index
 from ._relations import feature_distances, pixel_distances
 
 DISTANCES = ("distances", "pixel_distances")
+#: Rows of features that are searched at once.
+# equivalent mutants: the result does not depend on the blocks
+BLOCK_ROWS = 8192
 
 
 def _oracle() -> None:
@@ -95,7 +100,8 @@ def _oracle() -> None:
 def nearest_neighbors(
     model: Model,
     images: Images,
-    dataset: Dataset,
+    dataset: Dataset | None = None,
+    features: Features | None = None,
     *,
     k: Annotated[int, Field(ge=1, le=1000, description="number of neighbors per image")] = 5,
     layer: FeatureLayer = None,
@@ -103,6 +109,10 @@ def nearest_neighbors(
     exclude_self: Annotated[
         bool, Field(description="leave out data set images equal to the query image, pixel for pixel")
     ] = False,
+    search: Annotated[
+        Literal["exact", "approximate"],
+        Field(description="search of an index: exact, or approximate and fast"),
+    ] = "exact",
 ) -> Neighbors:
     """Nearest neighbors of images in feature space, in a data set, beside those by pixel distance.
 
@@ -113,12 +123,19 @@ def nearest_neighbors(
     the nearest candidates are stored. An image of the data set is its own neighbor at distance 0, unless
     ``exclude_self``. With the extra ``faiss``, large data sets are searched faster, with the same result.
 
+    ``features`` are those of the data set's images, computed before by the same model; only the query images
+    pass through it, and there are no pixel distances. Of a result of ``neighbor_index``, ``search`` may be
+    "approximate": much faster, and a part of the neighbors, 1 - recall on average, are not the nearest.
+
     Returns:
         ``indices``, ``distances`` (N, k) and ``neighbors`` (N, k, C, H, W), nearest first; ``ids``. The
-        same with ``pixel_`` for the pixel distance. Fewer than k if the data set has fewer images.
+        same with ``pixel_`` for the pixel distance. Fewer than k if the data set has fewer images. With
+        ``features``, ``thumbnails`` (N, k, 3, s, s) instead of ``neighbors``; with an approximate search its
+        ``recall``.
 
     Raises:
-        InputError: the data set holds nothing but the image itself, with ``exclude_self``.
+        InputError: the data set holds nothing but the image itself, with ``exclude_self``; ``features`` of
+            another model or layer; an approximate search without an index.
         ModelError: no layer is named and the model has no linear classifier.
 
     Example::
@@ -136,7 +153,17 @@ def nearest_neighbors(
         return F.normalize(features) if metric == "cosine" else features
 
     size = batch_size(model)
-    by_features = NearestNeighborSearch(torch.cat([embed(part) for part in images.split(size)]), k)
+    if features is not None:
+        if exclude_self:
+            raise InputError("exclude_self compares pixels, which features do not have: pass dataset instead")
+        require_layer(model, features, layer)
+    elif search == "approximate":
+        raise InputError('an approximate search needs features="...", a saved result of neighbor_index')
+    queries = torch.cat([embed(part) for part in images.split(size)])
+    if features is not None:
+        return _search_features(features, images, queries, k, metric, search)
+    assert dataset is not None  # the call was checked: it has features or a data set
+    by_features = NearestNeighborSearch(queries, k)
     by_pixels = NearestNeighborSearch(images.flatten(1), k)
     for batch in progress_bar(dataset.batches(size), "nearest neighbors", -(-len(dataset) // size)):
         candidates = batch.images.to(images)
@@ -161,6 +188,39 @@ def nearest_neighbors(
         pixel_neighbors=read(pixel_indices),
         pixel_indices=pixel_indices,
         pixel_distances=pixel_distances,
+    )
+
+
+def _search_features(
+    features: Embedding,
+    images: Tensor,
+    queries: Tensor,
+    k: int,
+    metric: Literal["l2", "cosine"],
+    search: Literal["exact", "approximate"],
+) -> Neighbors:
+    """The neighbors of query vectors among features that were computed before."""
+    vectors, recall = features.features, None
+    if vectors.shape[1] != queries.shape[1]:
+        raise InputError(
+            f"the images have {queries.shape[1]} features, those to search have {vectors.shape[1]}: they are of "
+            "another model or layer"
+        )
+    if search == "approximate":
+        indices, distances, recall = search_index(features, queries, k, metric)
+    else:
+        by_features = NearestNeighborSearch(queries, k)
+        for rows in torch.arange(len(vectors)).split(BLOCK_ROWS):
+            block = vectors[int(rows[0]) : int(rows[-1]) + 1].to(queries)
+            by_features.add(F.normalize(block) if metric == "cosine" else block, tuple(rows.tolist()))
+        indices, distances = by_features.result()
+    return Neighbors(
+        images=images,
+        indices=indices,
+        distances=distances.square() / 2 if metric == "cosine" else distances,
+        ids=tuple(tuple(features.ids[i] for i in row) for row in indices.tolist()),
+        thumbnails=features.thumbnails[indices.to(features.thumbnails.device)],
+        recall=recall,
     )
 
 

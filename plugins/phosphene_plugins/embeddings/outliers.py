@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method, to_float64
 from phosphene.results import Embedding
-from phosphene.roles import Dataset, Model
+from phosphene.roles import Dataset, Features, Model
 from phosphene.spec import Agrees, Cost, Nonnegative, size
 
-from ._features import FeatureLayer, embed_dataset, require_images
+from ._features import FeatureLayer, load_features, require_images
 from ._nearest_neighbor_search import NearestNeighborSearch
 from ._principal_components import center
 from ._relations import NeedsImages, features_of, neighbor_and_mahalanobis_distances
@@ -72,8 +72,9 @@ def _oracle() -> None:
     quick={"k": 2},
 )
 def outliers(
-    model: Model,
-    dataset: Dataset,
+    model: Model | None = None,
+    dataset: Dataset | None = None,
+    features: Features | None = None,
     *,
     layer: FeatureLayer = None,
     k: Annotated[
@@ -110,10 +111,10 @@ def outliers(
     Source:
         Ramaswamy et al. 2000 (distance to the k-th neighbor); Ledoit and Wolf 2004, section 3.3 (shrinkage).
     """
-    require_images(dataset, 2, "finding outliers")
-    if k >= len(dataset):
-        raise InputError(f"{len(dataset)} images have at most {len(dataset) - 1} neighbors, not {k}")
-    embedding = embed_dataset(model, dataset, layer)
+    count = require_images(dataset, features, 2, "finding outliers")
+    if k >= count:
+        raise InputError(f"{count} images have at most {count - 1} neighbors, not {k}")
+    embedding = load_features(model, dataset, features, layer)
     mahalanobis, shrinkage = _mahalanobis_distances(embedding.features)
     return dataclasses.replace(
         embedding,

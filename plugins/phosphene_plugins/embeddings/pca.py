@@ -9,10 +9,10 @@ from torch import nn
 
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
-from phosphene.roles import Dataset, Model
+from phosphene.roles import Dataset, Features, Model
 from phosphene.spec import Agrees, Cost, size
 
-from ._features import FeatureLayer, embed_dataset, require_images
+from ._features import FeatureLayer, load_features, require_images
 from ._principal_components import principal_components
 from ._relations import NeedsImages, components_by_svd, features_of
 
@@ -72,8 +72,9 @@ def _oracle() -> None:
     ],
 )
 def pca(
-    model: Model,
-    dataset: Dataset,
+    model: Model | None = None,
+    dataset: Dataset | None = None,
+    features: Features | None = None,
     *,
     layer: FeatureLayer = None,
     components: Annotated[
@@ -108,8 +109,8 @@ def pca(
     Source:
         Pearson 1901; Jolliffe 2002, section 1.1.
     """
-    require_images(dataset, max(2, components), f"{components} principal components")
-    embedding = embed_dataset(model, dataset, layer)
+    require_images(dataset, features, max(2, components), f"{components} principal components")
+    embedding = load_features(model, dataset, features, layer)
     if components > (count := embedding.features.shape[1]):
         raise InputError(f"there are {count} features, so there can be no {components} components")
     points, fractions = principal_components(embedding.features, components)

@@ -1,14 +1,16 @@
 """Set distance: Fréchet and kernel distance between two data sets in feature space, as in FID and KID."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
-from phosphene import Reference, TensorDataset, hookimpl, load_model, method, to_float64
+from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method, to_float64
 from phosphene.results import Embedding
-from phosphene.roles import Dataset, Model
-from phosphene.spec import Cost, Nonnegative, size
+from phosphene.roles import Dataset, Features, Model
+from phosphene.spec import Cost, Nonnegative, Role, size
 
-from ._features import FeatureLayer, embed_dataset, require_images
+from ._features import FeatureLayer, load_features, require_images
 from ._principal_components import principal_components
 from ._relations import NeedsImages, SetFormulas, features_of
 from ._set_distance_result import SetDistance
@@ -18,6 +20,10 @@ from ._set_distance_result import SetDistance
 KERNEL_ROWS = 1024
 #: Sample images of each set in the figure.
 SAMPLES = 40
+
+
+#: Features instead of the second data set.
+OtherFeatures = Annotated[Embedding, Role("features", replaces=("other",))]
 
 
 def _oracle() -> None:
@@ -78,9 +84,11 @@ def _oracle() -> None:
     demo={"other": "builtin:biased-scenes", "layer": "features.2"},
 )
 def set_distance(
-    model: Model,
-    dataset: Dataset,
-    other: Dataset,
+    model: Model | None = None,
+    dataset: Dataset | None = None,
+    other: Dataset | None = None,
+    features: Features | None = None,
+    other_features: OtherFeatures | None = None,
     *,
     layer: FeatureLayer = None,
 ) -> SetDistance:
@@ -115,12 +123,15 @@ def set_distance(
     Source:
         Heusel et al. 2017, equation 6 (FID); Binkowski et al. 2018, section 4 (KID).
     """
-    require_images(dataset, 2, "a covariance")
-    require_images(other, 2, "a covariance")
+    require_images(dataset, features, 2, "a covariance")
+    require_images(other, other_features, 2, "a covariance")
     embeddings = (
-        embed_dataset(model, dataset, layer, title="features of the first set"),
-        embed_dataset(model, other, layer, title="features of the second set"),
+        load_features(model, dataset, features, layer, title="features of the first set"),
+        load_features(model, other, other_features, layer, title="features of the second set"),
     )
+    sizes = [embedding.features.shape[1] for embedding in embeddings]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"both sets need the same features: the first has {sizes[0]}, the second {sizes[1]}")
     first, second = (to_float64(embedding.features) for embedding in embeddings)
     points, _ = principal_components(torch.cat([embedding.features for embedding in embeddings]), 2)
     if points.shape[1] < 2:
@@ -131,8 +142,13 @@ def set_distance(
         points=(points[: len(first)].clone(), points[len(first) :].clone()),
         mean_thumbnails=torch.stack([_mean_thumbnail(embedding) for embedding in embeddings]),
         sample_thumbnails=(_sample_thumbnails(embeddings[0]), _sample_thumbnails(embeddings[1])),
-        names=(dataset.uri or "first set", other.uri or "second set"),
+        names=(_name(dataset, features) or "first set", _name(other, other_features) or "second set"),
     )
+
+
+def _name(dataset: Dataset | None, features: Embedding | None) -> str | None:
+    """The name of a data set, or where its features were loaded from."""
+    return dataset.uri if dataset is not None else features.uri if features is not None else None
 
 
 def _frechet_distance(first: Tensor, second: Tensor) -> Tensor:

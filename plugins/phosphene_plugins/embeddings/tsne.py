@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
-from phosphene.roles import Dataset, Model
+from phosphene.roles import Dataset, Features, Model
 from phosphene.spec import Agrees, Cost, ScalesWith, size
 
-from ._features import FeatureLayer, embed_dataset, require_images
+from ._features import FeatureLayer, load_features, require_images
 from ._principal_components import principal_components
 from ._relations import NeedsImages, Trustworthiness, tsne_by_scikit_learn
 from ._trustworthiness import trustworthiness
@@ -88,8 +88,9 @@ def _oracle() -> None:
     quick={"perplexity": 2},
 )
 def tsne(
-    model: Model,
-    dataset: Dataset,
+    model: Model | None = None,
+    dataset: Dataset | None = None,
+    features: Features | None = None,
     *,
     layer: FeatureLayer = None,
     perplexity: Annotated[
@@ -131,11 +132,10 @@ def tsne(
         van der Maaten and Hinton 2008, section 3; Barnes-Hut: van der Maaten 2014; initialization: Kobak and
         Linderman 2021; trustworthiness: Venna and Kaski 2001.
     """
-    require_images(dataset, 4, "t-SNE")
-    limit = len(dataset) - 1
+    limit = require_images(dataset, features, 4, "t-SNE") - 1
     if perplexity is not None and perplexity > limit:
-        raise InputError(f"{len(dataset)} images allow a perplexity of at most {limit}, not {perplexity:g}")
-    embedding = embed_dataset(model, dataset, layer)
+        raise InputError(f"{limit + 1} images allow a perplexity of at most {limit}, not {perplexity:g}")
+    embedding = load_features(model, dataset, features, layer)
     default = min(30.0, limit / 3)
     points, divergence = _fit(embedding.features, default if perplexity is None else perplexity)
     metrics = {

@@ -10,10 +10,10 @@ from torch import nn
 
 from phosphene import InputError, MissingExtra, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.results import Embedding
-from phosphene.roles import Dataset, Model, Seed
+from phosphene.roles import Dataset, Features, Model, Seed
 from phosphene.spec import Agrees, Cost, size
 
-from ._features import FeatureLayer, embed_dataset, require_images
+from ._features import FeatureLayer, load_features, require_images
 from ._relations import NeedsImages, Trustworthiness, UmapOfCounts, umap_by_umap_learn
 from ._trustworthiness import trustworthiness
 
@@ -71,8 +71,9 @@ def _oracle() -> None:
     quick={"neighbors": 3},
 )
 def umap(
-    model: Model,
-    dataset: Dataset,
+    model: Model | None = None,
+    dataset: Dataset | None = None,
+    features: Features | None = None,
     *,
     layer: FeatureLayer = None,
     neighbors: Annotated[
@@ -118,20 +119,19 @@ def umap(
     Source:
         McInnes et al. 2018, section 3 and appendix C; trustworthiness: Venna and Kaski 2001.
     """
-    require_images(dataset, 4, "UMAP")
-    limit = len(dataset) - 1
+    limit = require_images(dataset, features, 4, "UMAP") - 1
     if neighbors is not None and neighbors > limit:
-        raise InputError(f"{len(dataset)} images have at most {limit} neighbors, not {neighbors}")
+        raise InputError(f"{limit + 1} images have at most {limit} neighbors, not {neighbors}")
     try:
         from umap import UMAP  # an extra
     except ImportError as error:
         raise MissingExtra("umap", "umap") from error
-    embedding = embed_dataset(model, dataset, layer)
+    embedding = load_features(model, dataset, features, layer)
     mapping = UMAP(
         n_neighbors=neighbors or min(15, limit),
         min_dist=min_dist,
         # The spectral initialization fails for very few images.
-        init="spectral" if len(dataset) > 10 else "random",
+        init="spectral" if limit >= 10 else "random",
         random_state=int(torch.randint(2**31, ())),
         n_jobs=1,  # equivalent mutants: with a random state umap-learn uses one thread
     )

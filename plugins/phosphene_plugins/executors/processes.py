@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from phosphene import InputError, PreparedRun, Result, hookimpl
+from phosphene import InputError, hookimpl
+
+if TYPE_CHECKING:
+    from phosphene import PreparedRun, Result
 
 
 @dataclass(frozen=True)

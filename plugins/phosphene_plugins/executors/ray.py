@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from phosphene import InputError, MissingExtra, PhospheneError, PreparedRun, Result, hookimpl
+from phosphene import InputError, MissingExtra, PhospheneError, hookimpl
 
 from .processes import warn_not_shared
+
+if TYPE_CHECKING:
+    from phosphene import PreparedRun, Result
 
 
 @dataclass(frozen=True)

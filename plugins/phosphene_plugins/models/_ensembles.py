@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import InputError, Model, ModelError, load_model
+from phosphene.targets import ObjectiveClassifier
 
 #: Parameters that name further models, and what an ensemble averages.
 ModelURIs: TypeAlias = Annotated[
@@ -27,6 +28,11 @@ def load_compatible_models(model: Model, uris: Sequence[str], *, pretrained: boo
 
     Raises ModelError for a model with another number of classes, InputError for one with another input size.
     """
+    if isinstance(model, ObjectiveClassifier):  # the same objective of every model
+        return [
+            model.of_model(other)
+            for other in load_compatible_models(model.viewed, uris, pretrained=pretrained)
+        ]
     others = []
     for uri in uris:
         other = load_model(uri, pretrained=pretrained)

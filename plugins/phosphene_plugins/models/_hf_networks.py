@@ -19,11 +19,20 @@ from transformers.utils import logging
 from phosphene import ModelError
 from phosphene.models import fill_weights, preprocess
 
+from ._downloads import find_on_hub
+
 #: Largest difference from a processor's output, of 255: libraries round resized pixels otherwise.
 _ROUNDING = 3
 
 #: The files in which a processor is saved.
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+#: The files of tokenizers: the tokens themselves, one of the first five, and their settings.
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model"),
+    *("merges.txt", "special_tokens_map.json", "tokenizer_config.json"),
+)
 
 
 def build(class_name: str, config: Any, weights: Path | Mapping[str, Tensor] | None, uri: str) -> nn.Module:
@@ -153,6 +162,51 @@ def detection_boxes(network: nn.Module, folder: Path, config: Any, uri: str) -> 
             "load_model(network, task='detection', output=...)"
         )
     return DetectionBoxes(network, processor)
+
+
+class TextFeatures:
+    """The embedding (D,) of a text by the text tower of a CLIP or its kind, comparable with its images'."""
+
+    def __init__(self, network: Any, folder: Path, hub: Mapping[str, Any] | None, uri: str) -> None:
+        self.network, self.folder, self.hub, self.uri = network, folder, hub, uri
+
+    def __call__(self, text: str) -> Tensor:
+        config = self.network.config
+        # SigLIP was trained on texts that are padded to its full length.
+        padding = "max_length" if config.model_type.startswith("siglip") else False
+        length = config.text_config.max_position_embeddings
+        tokens = self._tokenizer()(
+            [text], padding=padding, truncation=True, max_length=length, return_tensors="pt"
+        )
+        accepted = inspect.signature(self.network.get_text_features).parameters
+        inputs = {name: ids.to(self.network.device) for name, ids in tokens.items() if name in accepted}
+        return image_features(self.network.get_text_features(**inputs))[0]
+
+    def _tokenizer(self) -> Any:
+        if self.hub is not None:
+            for file in _TOKENIZER_FILES:
+                find_on_hub(
+                    self.hub["repository"], file, revision=self.hub["revision"], cache=self.hub["cache"]
+                )
+        if not any((self.folder / file).is_file() for file in _TOKENIZER_FILES[:5]):
+            raise ModelError(
+                f"{self.uri} has no tokenizer, which turns a text into numbers: save it there, "
+                "tokenizer.save_pretrained(folder)"
+            )
+        with _quiet():
+            return transformers.AutoTokenizer.from_pretrained(
+                self.folder, local_files_only=True, trust_remote_code=False
+            )
+
+
+def text_features(
+    network: nn.Module, folder: Path, hub: Mapping[str, Any] | None, uri: str
+) -> TextFeatures | None:
+    """The embedding of texts by a network of images and text; None for a network of images alone."""
+    has_text = isinstance(network, ImageInput) and network.method == "get_image_features"
+    if not has_text or not hasattr(network.network, "get_text_features"):
+        return None
+    return TextFeatures(network.network, folder, hub, uri)
 
 
 def image_features(output: Any) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,3 +35,17 @@ class ZeroShotClassifier(nn.Module):
         features = self.visual(images)
         features = features[0] if isinstance(features, tuple) else features  # CoCa also returns its tokens
         return self.prompts(F.normalize(features, dim=-1))
+
+
+class TextTower:
+    """The normalized embedding (D,) of a text by the text tower of a CLIP model, on the CPU."""
+
+    def __init__(self, clip: Any, tokenize: Callable[[str], Tensor]) -> None:
+        # A shallow copy without the image tower, which belongs to the classifier and moves with it.
+        self.clip = copy.copy(clip)
+        self.clip._modules = {name: part for name, part in clip._modules.items() if name != "visual"}
+        self.tokenize = tokenize
+
+    def __call__(self, text: str) -> Tensor:
+        embedding: Tensor = self.clip.encode_text(self.tokenize(text), normalize=True)[0]
+        return embedding

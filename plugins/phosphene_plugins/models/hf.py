@@ -43,6 +43,7 @@ class HuggingFaceLoader:
     configuration (``num_labels=2``).
     """
 
+    random_by_default = True
     fills = True
 
     def load(
@@ -60,7 +61,7 @@ class HuggingFaceLoader:
             raise MissingExtra(f"hf:{name}", "transformers")
         from phosphene.models import infer_task  # imported here: lists do not need torch
 
-        from ._hf_networks import as_image_network, build, detection_boxes, image_settings
+        from ._hf_networks import as_image_network, build, detection_boxes, image_settings, text_features
 
         state = weights if isinstance(weights, Mapping) else None
         if state is None and weights not in (None, "DEFAULT"):
@@ -79,6 +80,10 @@ class HuggingFaceLoader:
         network, output = as_image_network(network, kind, settings.pop("reverse_channels"), uri)
         if output is not None:
             settings["output"] = output
+        repository = None if Path(name).expanduser().is_dir() else name
+        hub = {"repository": repository, "revision": revision, "cache": cache_dir} if repository else None
+        if (embed_text := text_features(network, folder, hub, uri)) is not None:
+            settings["embed_text"] = embed_text
         if kind == "detection":
             network = detection_boxes(network, folder, config, uri)
         if task == "classification":

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ class OpenClipLoader:
     squeezed ones.
     """
 
+    random_by_default = True
     fills = True
 
     def load(
@@ -42,7 +44,7 @@ class OpenClipLoader:
             import open_clip
         except ImportError as error:
             raise MissingExtra(f"open_clip:{name}", "open_clip") from error
-        from ._zero_shot_classifier import ZeroShotClassifier
+        from ._zero_shot_classifier import TextTower, ZeroShotClassifier
 
         match = _PATTERN.fullmatch(name)
         architecture = match["architecture"] if match else name
@@ -63,6 +65,7 @@ class OpenClipLoader:
             "name": f"open_clip:{architecture}" + (f".{cfg['tag']}" if cfg else ""),
             "classes": prompts,
             "task": "classification",
+            "embed_text": TextTower(clip, partial(_tokens_of, architecture, clip.context_length)),
             "input_size": (3, size, size) if isinstance(size, int) else (3, *size),
             **{key: preprocessing[key] for key in ("mean", "std", "interpolation")},
         }
@@ -135,6 +138,10 @@ def _tokens(architecture: str, length: int, prompts: Sequence[str]) -> Tensor:
         raise ModelError(
             f"the tokenizer of open_clip:{architecture} is not installed: pip install transformers ({error})"
         ) from error
+
+
+def _tokens_of(architecture: str, length: int, text: str) -> Tensor:
+    return _tokens(architecture, length, [text])
 
 
 def _fill(clip: nn.Module, state: Mapping[str, Tensor], name: str) -> None:

@@ -37,6 +37,8 @@ class TimmLoader:
     ``local-dir:folder`` one in a folder, as ``timm.models.save_for_hf`` writes it.
     """
 
+    random_by_default = True
+
     def load(
         self, name: str, *, weights: str | None, pretrained: bool, **options: Any
     ) -> tuple[nn.Module, dict[str, Any]]:

@@ -33,6 +33,8 @@ class TorchvisionLoader:
     [0, 1] and return boxes. Quantized networks (``quantized_resnet18``) run on the CPU and have no gradients.
     """
 
+    random_by_default = True
+
     def load(
         self, name: str, *, weights: str | None, pretrained: bool, **options: Any
     ) -> tuple[nn.Module, dict[str, Any]]:

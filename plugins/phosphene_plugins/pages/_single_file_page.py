@@ -14,7 +14,7 @@ from torchvision.transforms.functional import to_tensor
 
 from phosphene import InputError, Result
 from phosphene.files import write_file
-from phosphene.images import data_uri
+from phosphene.images import data_uri, resize
 from phosphene.results import Panel
 
 
@@ -29,6 +29,15 @@ def panel_rows(result: Result) -> list[list[Panel]]:
     if not rows:
         raise InputError(f"this {type(result).__name__} has no images to show")
     return rows
+
+
+def shrink(panel: Panel, max_side: int) -> Panel:
+    """The panel with its longer side reduced to ``max_side`` pixels."""
+    sides = panel.image.shape[1:]
+    if max(sides) <= max_side:
+        return panel
+    height, width = (max(1, round(side * max_side / max(sides))) for side in sides)
+    return Panel(resize(panel.image, (height, width)), panel.title, panel.is_output)
 
 
 def write_page(page: Path, package: str, template: str, **values: Any) -> None:

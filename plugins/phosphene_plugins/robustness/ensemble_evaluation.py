@@ -1,6 +1,6 @@
 """Evaluation of ensembles of weak defenses: accuracy of the average and of each member under PGD."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Annotated
 
@@ -197,10 +197,16 @@ def _evaluate(
 ) -> EnsembleReport:
     max_batch = batch_size(members[0])
 
-    def pgd_examples(model: AnyModel) -> Tensor:
+    batches = torch.arange(len(images)).split(max_batch)
+
+    def ensemble(rows: Tensor) -> AnyModel:
+        return average_models([member.for_rows(rows) for member in members], mean_of)
+
+    def pgd_examples(classifier: Callable[[Tensor], AnyModel]) -> Tensor:
         """PGD on the images that the model classifies correctly; the others are returned unchanged."""
         examples = []
-        for batch, y in zip(images.split(max_batch), labels.split(max_batch), strict=True):
+        for rows in batches:
+            batch, y, model = images[rows], labels[rows], classifier(rows)
             # One seed for every batch: the result does not depend on the batch size.
             start = random_point(batch, eps, norm, torch.Generator().manual_seed(seed))
             with torch.no_grad():
@@ -217,7 +223,9 @@ def _evaluate(
     def classify(batch: Tensor) -> Tensor:
         """(M + 1, N) bool, which images each member and, last, the ensemble classifies correctly."""
         with torch.no_grad():
-            logits = [torch.cat([member(x) for x in batch.split(max_batch)]) for member in members]
+            logits = [
+                torch.cat([member.for_rows(rows)(batch[rows]) for rows in batches]) for member in members
+            ]
         logits.append(average_logits(logits, mean_of))
         return torch.stack([z.argmax(1).to(labels.device) == labels for z in logits])
 
@@ -225,8 +233,8 @@ def _evaluate(
         for member in members:
             # equivalent mutants: for networks in training mode
             stack.enter_context(member.guard())
-        attacked = progress_bar([*members, average_models(members, mean_of)], "attacking")
-        examples = [pgd_examples(model) for model in attacked]
+        attacked = progress_bar([*(member.for_rows for member in members), ensemble], "attacking")
+        examples = [pgd_examples(classifier) for classifier in attacked]
         correct = torch.stack([classify(batch) for batch in (images, *examples)])
     return EnsembleReport(
         names=tuple(member.name for member in members),

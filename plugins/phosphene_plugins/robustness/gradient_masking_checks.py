@@ -277,7 +277,7 @@ def gradient_masking_checks(
         raise InputError(
             f"{model.name} classifies none of the images as its label: there is nothing to attack"
         )
-    x, y = images[correct], labels[correct]
+    x, y, model = images[correct], labels[correct], model.for_rows(correct.nonzero()[:, 0])
     loss_gradients, margin_gradients = (_gradients(model, x, y, loss) for loss in (cross_entropy, margin))
     radii = sorted({min(1.0, factor * eps) for factor in _RADII} | {1.0})
     by_radius = {
@@ -287,8 +287,15 @@ def gradient_masking_checks(
     white_box = by_radius[eps]
     single_step = white_box_attack(model, x, y, cross_entropy, eps, 1, step_size=eps)
     by_ratio = white_box_attack(model, x, y, difference_of_logits_ratio, eps, steps)
-    black_box = square(model, x, y, eps=eps, max_queries=max_queries, seed=seed).success
-    transfer = {other.name: _transfer_success(other, model, x, y, eps, steps) for other in others}
+    queried = [
+        square(model.for_rows(rows), x[rows], y[rows], eps=eps, max_queries=max_queries, seed=seed)
+        for rows in _batches(model, x)
+    ]
+    black_box = torch.cat([result.success for result in queried])
+    transfer = {
+        other.name: _transfer_success(other.for_rows(correct.nonzero()[:, 0]), model, x, y, eps, steps)
+        for other in others
+    }
     growth = _margin_growth(model, x, y, margin_gradients, _STEP * eps, seed or 0)
     by_gradient = {"white box": white_box.success}
     checks = [
@@ -305,7 +312,7 @@ def gradient_masking_checks(
         check_beats_weaker_attack("white box beats transfer", by_gradient, transfer),
     ]
     examples = slice(_EXAMPLES)
-    predictions = _predict_logits(model, white_box.points[examples]).argmax(1)
+    predictions = _predict_logits(model, white_box.points).argmax(1)[examples]
     by_steps = [white_box.success_rate_after(count) for count in range(steps + 1)]
     by_eps = [attack.success.cpu().double().mean() for attack in by_radius.values()]
     return GradientMasking(
@@ -342,7 +349,7 @@ def white_box_attack(
         if not len(active):
             break
         for rows in active.split(batch_size(model)):
-            _, gradient, logits = loss_gradient(model, points[rows], labels[rows], loss)
+            _, gradient, logits = loss_gradient(model.for_rows(rows), points[rows], labels[rows], loss)
             current_margin = margin(logits, labels[rows])
             best_margin = best_margin.index_copy(0, rows, torch.maximum(best_margin[rows], current_margin))
             success = logits.argmax(1) != labels[rows]
@@ -357,14 +364,20 @@ def white_box_attack(
 
 def _predict_logits(model: AnyModel, images: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.cat([model(batch) for batch in images.split(batch_size(model))])
+        return torch.cat([model.for_rows(rows)(images[rows]) for rows in _batches(model, images)])
+
+
+def _batches(model: AnyModel, images: Tensor) -> tuple[Tensor, ...]:
+    """Indices of the images of each batch."""
+    return torch.arange(len(images)).split(batch_size(model))
 
 
 def _gradients(model: AnyModel, images: Tensor, labels: Tensor, loss: Loss) -> Tensor:
     """The gradients at the images, NaN and infinity included."""
-    max_batch = batch_size(model)
-    batches = zip(images.split(max_batch), labels.split(max_batch), strict=True)
-    return torch.cat([raw_gradient(model, x, y, loss)[0] for x, y in batches])
+    batches = _batches(model, images)
+    return torch.cat(
+        [raw_gradient(model.for_rows(rows), images[rows], labels[rows], loss)[0] for rows in batches]
+    )
 
 
 def _margin_growth(
@@ -394,10 +407,13 @@ def _transfer_success(
 ) -> Tensor:
     """(N,) bool, whether the model misclassifies examples computed on the surrogate."""
     surrogate.require_gradients()
-    max_batch = batch_size(surrogate)
-    batches = zip(images.split(max_batch), labels.split(max_batch), strict=True)
     with surrogate.guard():
-        examples = torch.cat([_momentum_examples(surrogate, x, y, eps, steps) for x, y in batches])
+        examples = torch.cat(
+            [
+                _momentum_examples(surrogate.for_rows(rows), images[rows], labels[rows], eps, steps)
+                for rows in _batches(surrogate, images)
+            ]
+        )
     return _predict_logits(model, examples).argmax(1) != labels
 
 

@@ -21,12 +21,14 @@ from phosphene import (
     report_progress,
     resumable,
 )
+from phosphene import Model as AnyModel
 from phosphene.attacks import Norm
 from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import InvariantTo
 from phosphene.testing import linear_model
 from phosphene.training import label_reader
 
+from ..attacks._objectives import ObjectiveText, classifier_of, parse_objective
 from ._attack_runner import make_runner
 from ._robustness_report import RobustnessReport
 
@@ -154,8 +156,8 @@ def robust_accuracy(
         dict[str, dict[str, Any]], Field(description="parameters of the attacks, by the attack's name")
     ] = {},  # noqa: B006
     target: Annotated[
-        Literal["label", "predicted"],
-        Field(description="the correct class: the data set's label, or the predicted class"),
+        Literal["label", "predicted"] | ObjectiveText,
+        Field(description="what is correct: the data set's label, the predicted class, or an objective"),
     ] = "label",
     pictures: Annotated[
         int, Field(ge=1, description="largest number of the data set's images to attack")
@@ -175,6 +177,10 @@ def robust_accuracy(
     never rises with eps. A minimum-norm attack (``deepfool``, ``carlini_wagner``, ``fab``) runs once for
     all radii. All attacks get the same ``norm`` and seed; other parameters are set by ``params``, as in
     ``{"apgd": {"steps": 20}}``. ``auto_attack`` is an attack, too.
+
+    With an objective as ``target`` ("region:person", "box:person", "similar:dog.png", "contrast:tabby,lynx")
+    an image is correct where the objective holds, and an attack succeeds where it does not any more. The
+    region or box is the one of each image without attack; an image without one is not correct.
 
     These accuracies are upper bounds: accuracy under a better attack may be lower. An attack runs on as many
     images as ``budget`` allows, at least one; the table has their number. The worst case is over all
@@ -202,6 +208,7 @@ def robust_accuracy(
     names, radii = tuple(dict.fromkeys(attacks)), tuple(sorted({*eps}))
     if unused := params.keys() - {*names}:
         raise InputError(f"params names {sorted(unused)[0]!r}, which is not among attacks={attacks}")
+    objective = None if target in ("label", "predicted") else parse_objective(target, model)
     read_labels = label_reader(model, dataset) if target == "label" else None
     count = min(pictures, len(dataset))
     runners = [make_runner(name, params.get(name, {}), radii, norm, seed, model) for name in names]
@@ -234,14 +241,27 @@ def robust_accuracy(
     for batch, a, radius in steps:
         if batch != current:
             current, images = batch, read(batch)
-            labels = model(images).argmax(1) if read_labels is None else read_labels(batch)
-            correct[batch.start : batch.stop] = model(images).argmax(1).eq(labels)
+            classifier = classifier_of(model, objective, images)
+            predictions = torch.cat(
+                [classifier.for_rows(rows)(images[rows]).argmax(1) for rows in _parts(classifier, images)]
+            )
+            if objective is not None:
+                labels = torch.ones_like(predictions)
+            else:
+                labels = predictions if read_labels is None else read_labels(batch)
+            correct[batch.start : batch.stop] = predictions.eq(labels)
         remaining = torch.arange(count, device=first.device)[batch.start : min(batch.stop, counts[a])]
         remaining = remaining[correct[remaining] & ~success[a, remaining]]
         if len(remaining):
             rows = remaining - batch.start
             with report_progress(False):  # one progress bar for all attacks
-                result = runners[a].run(model, images[rows], labels[rows], radius)
+                # Image by image where each has a classifier of its own.
+                parts = [rows[part] for part in _parts(classifier, rows)]
+                results = [
+                    runners[a].run(classifier.for_rows(part), images[part], labels[part], radius)
+                    for part in parts
+                ]
+                result = results[0] if len(results) == 1 else type(results[0]).concatenate(results)
             distance = result.distance(norm)
             # equivalent mutants: the attacks stay in their balls, but for rounding
             broken = result.success & (distance <= radius * (1 + _ROUNDING))
@@ -266,6 +286,12 @@ def robust_accuracy(
         adversarial=adversarial,
         broken_by=tuple(runners[a].name if a >= 0 else "" for a in best_attack.tolist()),
     )
+
+
+def _parts(classifier: AnyModel, values: Tensor) -> tuple[Tensor, ...]:
+    """Indices of the rows that are passed through a classifier at once: all, or single ones."""
+    rows = torch.arange(len(values), device=values.device)
+    return rows.split(1) if classifier.row_by_row else (rows,)
 
 
 @hookimpl

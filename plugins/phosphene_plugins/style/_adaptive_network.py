@@ -89,11 +89,30 @@ class AdaptiveNetwork(TrainedNetwork):
         return restored
 
     def export_network(self) -> tuple[nn.Module, dict[str, Tensor]]:
-        """Raises ModelError: hooks read the encoder's features, which ``torch.export`` does not trace."""
-        raise ModelError(
-            "a network of adaptive_style_fit cannot be exported: it reads the features of another model by "
-            "hooks; networks of fast_style_fit can"
-        )
+        """A network from ``images`` (N, C, H, W) and a ``style`` (N, C, H', W') each to stylized images.
+
+        Raises ModelError for an encoder whose layers ``torch.fx`` cannot cut off.
+        """
+        network = StyleProgram(self)
+        generator = torch.Generator().manual_seed(0)
+        weight = next(self.network.parameters())
+        channels = self.encoder.input_size[0]
+        # Of different sizes: torch.export takes equal ones of an example to be equal always.
+        sizes = {"images": (64, 96), "style": (56, 80)}
+        inputs = {
+            n: torch.rand(2, channels, *size, generator=generator).to(weight) for n, size in sizes.items()
+        }
+        with torch.no_grad():
+            computed = network(**inputs)
+            expected = self.stylize(
+                inputs["images"][:1], self.style_statistics(inputs["style"][:1]), torch.ones(1, 1)
+            )
+        if not torch.allclose(computed[:1], expected, rtol=1e-3, atol=1e-4):
+            raise ModelError(
+                f"the network of adaptive_style_fit cannot be exported: cut off at {self.layer!r}, "
+                f"{self.encoder.name} computes other features"
+            )
+        return network, inputs
 
     @property
     def layer(self) -> str:
@@ -184,3 +203,74 @@ class AdaptiveNetwork(TrainedNetwork):
         )
         blended = content.lerp(match_statistics(content, mean, std), alpha)
         return self.decode(blended, images).clamp(0, 1).to(images)
+
+
+class StyleProgram(nn.Module):
+    """g(AdaIN(f(c), f(s))) of images c and styles s, with the encoder f as a network that ends at a layer.
+
+    Raises ModelError for an encoder that ``torch.fx`` cannot trace, and a layer without maps (N, C, h, w).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, stylizer: AdaptiveNetwork) -> None:
+        super().__init__()
+        from torchvision.models.feature_extraction import create_feature_extractor
+
+        encoder, layer = stylizer.encoder, stylizer.layer
+        with encoder.guard():
+            images = torch.zeros(1, *encoder.input_size, device=encoder.device, dtype=encoder.dtype)
+            features = encoder.features(images, layer)
+            if not torch.equal(encoder.maps(features, images, layer), features):
+                raise ModelError(
+                    f"the network of adaptive_style_fit cannot be exported: layer {layer!r} of "
+                    f"{encoder.name} has tokens, not maps (N, C, h, w)"
+                )
+            try:
+                network = create_feature_extractor(encoder.module, {layer: "features"})
+            except Exception as error:  # torch.fx raises whatever the network's code runs into
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise ModelError(
+                    f"the network of adaptive_style_fit cannot be exported: torch.fx cannot cut off its "
+                    f"encoder {encoder.name} at {layer!r}: {reason:.200}"
+                ) from error
+        self.encoder, self.decoder = network.eval().requires_grad_(False), stylizer.network
+        self.transforms = [transform for _, transform in encoder.defenses]
+        self.stride, self.margin = stylizer.stride, MARGIN
+        for name, values in (("mean", encoder.mean), ("std", encoder.std)):
+            self.register_buffer(name, values.to(images)[:, None, None])
+
+    def forward(self, images: Tensor, style: Tensor) -> Tensor:
+        content, styled = self._encode(images), self._encode(style)
+        decoded = self.decoder(match_statistics(content, *channel_statistics(styled, per_image=True)))
+        size = [self.stride * count for count in self._map_size(images)]
+        if list(decoded.shape[2:]) != size:
+            decoded = F.interpolate(decoded, size, mode="bilinear")
+        return _crop(decoded, 0, 0, images.shape[2], images.shape[3]).clamp(0, 1)
+
+    def _map_size(self, images: Tensor) -> list[int]:
+        """Rows and columns of the layer's map; of positive numbers: ONNX rounds negative ones otherwise."""
+        return [(side + self.stride - 1) // self.stride for side in images.shape[2:]]
+
+    def _encode(self, images: Tensor) -> Tensor:
+        height, width = self._map_size(images)
+        start = self.margin * self.stride
+        down, right = (
+            self.stride * n - side for n, side in zip((height, width), images.shape[2:], strict=True)
+        )
+        padded = F.pad(images, (start, right + start, start, down + start), mode="replicate")
+        for transform in self.transforms:
+            padded = transform(padded)
+        features = self.encoder((padded - self.mean) / self.std)["features"]
+        top, left = (features.shape[2] - height) // 2, (features.shape[3] - width) // 2
+        return features[..., top : top + height, left : left + width]
+
+
+def _crop(maps: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    """The rows and columns of a rectangle, by indices.
+
+    A slice would fix in an exported program whether the size is a multiple of the stride.
+    """
+    rows, columns = (torch.arange(count, device=maps.device) for count in (height, width))
+    return maps.index_select(2, rows + top).index_select(3, columns + left)

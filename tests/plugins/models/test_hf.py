@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers as tf
 from PIL import Image
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from phosphene import InputError, MissingExtra, ModelError, UnknownName, load_model, methods, replay, run
 from phosphene.models import load_saved_model
 from phosphene.models.loading import loaders
+from phosphene.targets import Similar, parse_target, scores
 
 LABELS = {0: "cat", 1: "dog", 2: "eel"}
 
@@ -414,6 +416,41 @@ def test_both_towers_of_clip_are_loaded_and_images_are_embedded(tmp_path: Path) 
         expected = network.get_image_features(pixel_values=model.normalize(images)).pooler_output
         torch.testing.assert_close(model.outputs(images), expected)
     assert model.task == "embedding"
+
+
+def test_texts_are_compared_with_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = clip().eval()
+    network.save_pretrained(tmp_path)
+    sizes = {"size": {"shortest_edge": 37}, "crop_size": {"height": 32, "width": 32}}
+    tf.CLIPImageProcessor(**sizes).save_pretrained(tmp_path)
+    uri, images = f"hf:{tmp_path}", torch.rand(2, 3, 32, 32)
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        parse_target("similar:a dog", load_model(uri, pretrained=True))
+    words = {word: number for number, word in enumerate(["[UNK]", "<s>", "</s>", "a", "dog", "cat"])}
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    core.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tf.PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=77).save_pretrained(tmp_path)
+    model = load_model(uri, pretrained=True)
+    with torch.no_grad():
+        text = network.get_text_features(input_ids=torch.tensor([[1, 3, 4, 2]])).pooler_output
+        expected = torch.cosine_similarity(model.embed(images), text)
+    for spelling in ("similar:a dog", "similar:text:a dog"):
+        torch.testing.assert_close(scores(model, images, spelling), expected)
+    # An attack succeeds at half the image's own cosine.
+    own = expected.sign() * expected
+    target = Similar(text[0] * float(expected[0].sign()), "text:a dog", threshold=None)
+    torch.testing.assert_close(target.resolve(model, images[:1]).margin(model, images[:1]), own[:1] / 2)
+    assert run("saliency", model=model, images=images, target="similar:a dog").maps.any()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a dog").mkdir()
+    with pytest.raises(InputError, match="write 'similar:text:a dog' or 'similar:image:a dog'"):
+        parse_target("similar:a dog", model)
+    with pytest.raises(InputError, match="there is no image file at 'dog.png'"):
+        parse_target("similar:dog.png", model)
 
 
 def test_features_that_are_not_pooled_need_a_choice(tmp_path: Path) -> None:

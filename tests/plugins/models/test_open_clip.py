@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import pickle
 import socket
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from phosphene import (
 )
 from phosphene.cli.main import main
 from phosphene.models.loading import loaders
+from phosphene.targets import scores
 
 DOG, CAT = "a photo of a dog", "a photo of a cat"
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 4, "heads": 1, "layers": 1}
@@ -65,6 +67,18 @@ def towers(name: str, seed: int = 1, **more: Any) -> Any:
 
 def random_images(model: Model, count: int = 2) -> Tensor:
     return torch.rand(count, *model.input_size, generator=torch.Generator().manual_seed(5))
+
+
+def test_a_text_is_a_target_like_a_prompt(tmp_path: Path) -> None:
+    for name in TINY:
+        model = tiny(name)
+        images = random_images(model)
+        weights = model.module.prompts.weight
+        assert isinstance(weights, Tensor)
+        expected = torch.cosine_similarity(model.embed(images), weights[:1].detach())
+        torch.testing.assert_close(scores(model, images, f"similar:{DOG}"), expected)
+        copied = pickle.loads(pickle.dumps(model))
+        torch.testing.assert_close(scores(copied, images, f"similar:text:{DOG}"), expected)
 
 
 def command(*words: str) -> None:

@@ -3,7 +3,8 @@
 # Importing a module registers its checks, in this order. The runs that are watched come first: a process-wide
 # switch that an earlier run has set would be the state before a later one.
 from . import watched_oracle, single_run, declaration, oracle_examination, repeated_runs  # isort: skip
-from . import refusals, work, arithmetic, attacks, training, synthesis, relations, maps, folds  # isort: skip
+from . import refusals, work, arithmetic, attacks, training, synthesis, relations, maps  # isort: skip
+from . import folds, features, claims, images, resumption  # isort: skip
 from .base import ARITHMETIC_UNTESTED, CHECKS, Check
 from .declared import checks_of
 
@@ -14,13 +15,17 @@ __all__ = [
     "arithmetic",
     "attacks",
     "checks_of",
+    "claims",
     "declaration",
+    "features",
     "folds",
+    "images",
     "maps",
     "oracle_examination",
     "refusals",
     "relations",
     "repeated_runs",
+    "resumption",
     "single_run",
     "synthesis",
     "training",

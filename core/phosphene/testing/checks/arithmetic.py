@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from ..observation import (
     rank_correlation,
     tensors_in,
 )
+from .attacks import logits_of
 from .base import register_check, result_of
 
 if TYPE_CHECKING:
@@ -161,6 +163,33 @@ def _localization_failures(method: AnyMethod, params: Mapping[str, Any]) -> list
     if not answered:
         return None
     return [faults[0] for faults in missed.values() if 2 * len(faults) > answered]
+
+
+@register_check(
+    "method",
+    "Without a target, the class that is predicted for the image is explained.",
+    "resolve the target on the images, before they are changed: target = target.resolve(model, images)",
+    lambda method: (
+        "it explains no target by a map"
+        if not is_attribution(method) or not method.spec.input("images")
+        else None
+        if any(i.role == "target" and not i.required for i in method.spec.inputs)
+        else "it needs a target"
+    ),
+    exemptible=True,
+)
+def explains_the_predicted_class(method: AnyMethod) -> None:
+    for network in ("fragile", "functional", "shapes-vgg"):
+        case = Case(network, "noise", count=3)
+        model = case.model()
+        images = case.inputs(method, model)[str(getattr(method.spec.input("images"), "name", ""))]
+        predicted = logits_of(model, images).argmax(1).tolist()
+        without, named = result_of(method, case), result_of(method, replace(case, target=predicted))
+        if without is not None and named is not None:
+            assert _near_tensors(without, named), (
+                f"without a target the maps are not those of target={predicted}, the predicted classes,\n"
+                f"on the network {network!r}"
+            )
 
 
 # --- weights and images --------------------------------------------------------------------------
@@ -390,18 +419,39 @@ class _Trials:
 def parameters_matter(method: AnyMethod) -> None:
     trials = _Trials(method)
     schemas = {n: s for n, s in properties_of(method.spec.params_schema).items() if n != method.seed}
-    ignored = []
+    ignored, switches = [], []
     for name in schemas:
         tried, pairs = 0, 0
         for one, other in itertools.islice(_pairs(method, name, schemas), MOST_TRIALS):
             differ = trials.differ(one, other, name in WORK_ONLY)
             tried, pairs = tried + (differ is not None), pairs + 1
             if differ:
+                if (same := _values_of_a_switch(trials, name, schemas[name], one)) is not None:
+                    switches.append(f"{name} only by whether it is at the end of its range: {same} are equal")
                 break
         else:
             if 4 * tried > pairs:  # else it depends on the inputs which values are valid
                 ignored.append(f"{name} ({tried} pairs of values tried)")
     assert not ignored, f"no result depends on {', '.join(ignored)}"
+    assert not switches, f"the result depends on {'; '.join(switches)}"
+
+
+def _values_of_a_switch(trials: _Trials, name: str, schema: Mapping[str, Any], case: Case) -> str | None:
+    """Values of a number that is read as a switch: those inside its range return one result."""
+    usual = case.arguments(trials.method).get(name, schema.get("default"))
+    if schema.get("type") != "number" or not usual:
+        return None
+    low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
+    values = [v for v in (usual, 2 * usual, usual / 2, usual / 5, usual / 50) if low < v < high]
+    compared = 0
+    for network in (case.network, "fragile", "functional", "gap"):
+        base = replace(case, network=network, pictures="noise")
+        cases = [replace(base, params={**base.params, name: v}) for v in values]
+        differ = [trials.differ(cases[0], other, False) for other in cases[1:]]
+        if any(differ):
+            return None
+        compared += differ.count(False) >= 3
+    return ", ".join(f"{v:.3g}" for v in values) if compared > 1 else None
 
 
 def _pairs(method: AnyMethod, name: str, schemas: Mapping[str, Any]) -> Iterator[tuple[Case, Case]]:
@@ -421,7 +471,7 @@ def _pairs(method: AnyMethod, name: str, schemas: Mapping[str, Any]) -> Iterator
         for value in values(name, base):
             yield base, replace(base, params={**base.params, name: value})
 
-    for base in bases:
+    for base in bases[:2]:
         yield from itertools.islice(pairs(base), 4)
     others = [[(other, v) for v in values(other, bases[0])[:6]] for other in schemas if other != name]
     rows = [list(filter(None, row)) for row in itertools.zip_longest(*others)]
@@ -432,9 +482,11 @@ def _pairs(method: AnyMethod, name: str, schemas: Mapping[str, Any]) -> Iterator
             for number, base in enumerate(bases[:2]):
                 yield from itertools.islice(pairs(replace(base, params={other: value})), number, number + 1)
 
-    # It may matter only under one choice of another parameter, or in a longer call.
+    # It may matter only under one choice of another parameter, on another network, or in a longer call.
     for row in rows[:1]:
         yield from combined(row)
+    for base in bases[2:]:
+        yield from itertools.islice(pairs(base), 4)
     larger = larger_parameters(method, bases[0], limit=1500)
     if larger != method.spec.quick:
         for base in bases[:2]:

@@ -73,6 +73,37 @@ def honest_before(method: AnyMethod, run: Observation) -> None:
 
 @register_check(
     "observation",
+    "What a field ``before`` has for the images are the classes that the model predicts for them.",
+    "the prediction before the change: of the images, not of the changed ones",
+    lambda method: (
+        "its result has no field before"
+        if "before" not in getattr(method.result, "__dataclass_fields__", {})
+        else "the check honest_before tests it"
+        if issubclass(method.result, AdversarialExamples)
+        else None
+        if method.spec.input("model") and method.spec.input("images")
+        else "it takes no images of a model"
+    ),
+    exemptible=True,
+)
+def predictions_before_are_of_the_images(method: AnyMethod, run: Observation) -> None:
+    before, images = run.result.before, run.inputs[str(getattr(method.spec.input("images"), "name", ""))]
+    logits = logits_of(run.model, images)
+    if logits.ndim != 2 or logits.shape[1] < 2 or tuple(before.shape) != (len(images),):
+        return
+    top = logits.topk(2).values
+    clear = top[:, 0] - top[:, 1] > 1e-5 * top[:, 0].abs()
+    if before.is_floating_point():
+        return
+    wrong = (clear & before.ne(logits.argmax(1))).nonzero().flatten().tolist()
+    assert not wrong, (
+        f"image {wrong[0]}: before is class {int(before[wrong[0]])}, the model predicts "
+        f"{int(logits[wrong[0]].argmax())}"
+    )
+
+
+@register_check(
+    "observation",
     "The queries of a black-box attack are the images that it passed through the model.",
     "count every image that is passed, also those whose change is not accepted",
     _no_attack,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -202,3 +203,25 @@ def _spread(method: AnyMethod, params: dict[str, Any]) -> float | None:
         rows = result.maps.double().flatten(1)
         maps.append(rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
     return float(torch.stack(maps).std(0).norm())
+
+
+@register_check(
+    "method",
+    "The size of a map does not grow with the number of samples: it is their mean.",
+    "divide the sum over the samples by their number",
+    lambda method: (
+        _averages_no_samples(method)
+        or ("its text calls the map a sum" if re.search(r"\bsums?\b(?! over)", text_of(method)) else None)
+    ),
+    exemptible=True,
+)
+def samples_are_averaged(method: AnyMethod) -> None:
+    for name in _sample_parameters(method):
+        case = Case(pictures="noise", count=1)
+        runs = [result_of(method, replace(case, params={name: count})) for count in (_FEW, _MANY)]
+        if None in runs:
+            continue
+        few, many = (float(run.maps.double().norm()) for run in runs)
+        assert many <= 0.5 * few * _MANY / _FEW, (
+            f"with {name}={_MANY} the norm of the map is {many / few:.1f} times that with {name}={_FEW}"
+        )

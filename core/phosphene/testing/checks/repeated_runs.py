@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import SkipTest
 
 import torch
 from PIL import Image
 
+from ...data.datasets import TensorDataset
 from ...errors import PhospheneError
 from ...models.batch_size import max_batch
 from ...progress import ProgressEvent, report_progress
@@ -22,6 +26,7 @@ from ...results import Result
 from ...results.reading import read_result
 from ...roles import AS_OBJECT, ROLES, InputContext, model_for_inputs
 from ...runs.saved_results import load_result
+from ...runs.streams import run_stream
 from ...torch_state import fork_random_state
 from ..cases import Case, fixed_cases
 from ..networks import make_network, network_names
@@ -88,8 +93,9 @@ def same_seed_same_bits(method: AnyMethod, case: Case) -> None:
 )
 def seed_matters(method: AnyMethod) -> None:
     comparisons, seed = 0, str(method.seed)
-    # The seed may matter for one choice of one parameter only.
-    for case in (Case(), Case("functional", "noise"), *fixed_cases(method, all_pairs=False)):
+    # The seed may matter for one choice of one parameter only: these cases come first.
+    fixed = sorted(fixed_cases(method, all_pairs=False), key=lambda case: not case.params)
+    for case in (Case(), Case("functional", "noise"), *fixed):
         results = [run_case(method, replace(case, params={**case.params, seed: n})) for n in (0, 1, 2)]
         for other in results[1:]:
             if results[0] is not None and other is not None:
@@ -264,7 +270,7 @@ def saves_and_replays(method: AnyMethod, case: Case) -> None:
         assert_same_result(back.inputs, result.inputs)
         inputs: dict[str, Any] = {}
         for declared in method.spec.inputs:
-            value = model if declared.role == "model" else back.inputs[declared.name]
+            value = model if declared.role == "model" else back.inputs.get(declared.name)
             if isinstance(value, str) and value.endswith(AS_OBJECT):
                 return  # a data set in memory or a callable is not saved
             context = InputContext(model_for_inputs(model, inputs), inputs, load_result)
@@ -275,6 +281,43 @@ def saves_and_replays(method: AnyMethod, case: Case) -> None:
         assert_same_result(again, result)
     except AssertionError as error:
         raise AssertionError(f"the replay differs: {error}") from None
+
+
+def _is_no_stream(method: AnyMethod) -> str | None:
+    if method.spec.input("images") is None or not method.result.per_image:
+        return "its result has no row for each input image"
+    if method.seed is not None:
+        return "it is random, and each batch of a stream has a seed of its own"
+    return _depends_on_batch(method)
+
+
+@register_check(
+    "method",
+    "Streamed over a data set in batches, it returns the same bits as for all images at once.",
+    "fields of per_image; an override of Result.concatenate without one of Result.select",
+    _is_no_stream,
+)
+def streams_equal_the_call(method: AnyMethod) -> None:
+    if find_spec("pyarrow") is None:
+        raise SkipTest("the index of a stream needs pyarrow")
+    images = method.spec.input("images")
+    assert images is not None
+    for case in on_other_networks(Case(count=3)):
+        model = case.model()
+        arguments = case.inputs(method, model) | case.arguments(method)
+        try:
+            with max_batch(2):
+                expected = method(**arguments)
+        except PhospheneError:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            arguments[images.name] = TensorDataset(arguments[images.name])
+            out = Path(folder, "stream")
+            stream = run_stream(method, out=out, batch_size=2, progress=False, **arguments)
+            assert_same_result(stream[:], expected)
+            singles = [stream[number] for number in range(len(stream))]
+            assert_same_result(type(expected).concatenate(singles), expected)
+        return
 
 
 @register_check(
@@ -289,9 +332,12 @@ def figure_not_blank(method: AnyMethod) -> None:
         return  # the method refuses every network
     images = [panel.image for group in result.panels() for panel in group]
     assert any(image.amax() - image.amin() > 0.05 for image in images), "every panel is blank"
-    drawn = Image.open(io.BytesIO(result.png())).convert("RGB")
-    assert len(drawn.getcolors(maxcolors=2**24) or ()) > 2, "the figure is blank"
-    assert "<img" in result._repr_html_(), "a notebook would show no image"
+    page = result._repr_html_()
+    assert "<img" in page, "a notebook would show no image"
+    drawn = Image.open(io.BytesIO(base64.b64decode(page.partition("base64,")[2].partition('"')[0])))
+    colors = torch.tensor(bytearray(drawn.convert("RGB").tobytes()), dtype=torch.uint8).view(-1, 3)
+    drawn_on_ground = colors[(colors != colors[0]).any(1)]
+    assert len(drawn_on_ground) and (drawn_on_ground != drawn_on_ground[0]).any(), "the figure is blank"
 
 
 @register_check(

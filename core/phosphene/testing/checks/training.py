@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,10 @@ from ...results import TrainedNetwork
 from ...training import TrainedModel, label_reader
 from ..candidates import larger_parameters
 from ..cases import Case
+from ..observation import Observation
 from .attacks import logits_of
 from .base import register_check, result_of
+from .relations import text_of
 
 if TYPE_CHECKING:
     from .base import AnyMethod
@@ -60,7 +63,7 @@ def training_lowers_the_loss(method: AnyMethod) -> None:
             quarter = max(2, len(losses) // 4)
             first, last = float(losses[:quarter].mean()), float(losses[-quarter:].mean())
             falls = last < first or last < float(losses[0])
-            rise = 0.0 if last < 0.9 * first else _rise_of_the_error(method, longer, result)
+            rise = 0.0 if 0 < last < 0.9 * first else _rise_of_the_error(method, longer, result)
             if falls and rise <= 1e-3:
                 complaints = []
             elif falls:
@@ -82,6 +85,48 @@ def training_lowers_the_loss(method: AnyMethod) -> None:
         if not complaints:
             return
     assert not complaints, "; ".join(complaints)
+
+
+@register_check(
+    "observation",
+    "A trained network is returned in eval mode.",
+    "network.eval() after the last step: dropout and batch norm are off in what is saved and used",
+    _no_training,
+)
+def trained_network_is_in_eval_mode(method: AnyMethod, run: Observation) -> None:
+    training = [name for name, part in run.result.network.named_modules() if part.training]
+    assert not training, f"the network is in train mode: {training[0] or 'all of it'}"
+
+
+#: Words for a training of a part of the weights.
+_PART = (
+    r"\bbias|\bheads?\b|\blast\b|\blayers?\b|\bnorm|adapter|fr[eo]ez|\bpart\b|linear probe|\bonly\b|\bnew\b"
+)
+
+
+@register_check(
+    "method",
+    "A training changes all weights, unless its text names the part that it trains.",
+    "which parameters the optimizer holds",
+    lambda method: (
+        _no_training(method)
+        or ("its text names a part of the weights" if re.search(_PART, text_of(method)) else None)
+    ),
+    exemptible=True,
+)
+def trains_all_weights(method: AnyMethod) -> None:
+    if (case := _accepted_case(method)) is None or not method.spec.input("model"):
+        return
+    model = case.model()
+    before = {n: weight.detach().clone() for n, weight in model.module.named_parameters()}
+    if (result := result_of(method, case, model)) is None:
+        return
+    after = dict(result.network.named_parameters())
+    shared = [n for n in before if n in after and after[n].shape == before[n].shape]
+    same = [n for n in shared if torch.equal(after[n], before[n])]
+    assert 2 * len(same) < max(1, len(shared)), (
+        f"{len(same)} of {len(shared)} weights are unchanged: {', '.join(same[:5])}"
+    )
 
 
 def _rise_of_the_error(method: AnyMethod, case: Case, result: Any) -> float:

@@ -1,0 +1,79 @@
+"""The check that saved progress is complete, and not changed afterwards."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import SkipTest
+
+import torch
+from torch import Tensor
+
+from ...checkpoints import Checkpoint, use_checkpoint
+from ...errors import PhospheneError
+from ...models.batch_size import max_batch
+from ..cases import Case
+from ..observation import assert_same_result
+from .base import register_check
+from .work import accepted_case
+
+if TYPE_CHECKING:
+    from .base import AnyMethod
+
+
+@dataclass
+class _ProgressInMemory(Checkpoint):
+    """A checkpoint that is never written: each saved state, and a copy of it from when it was saved."""
+
+    saved: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "state" and "saved" in vars(self):
+            self.saved.append((value, _copied(value)))
+        super().__setattr__(name, value)
+
+    def due(self) -> bool:
+        return False
+
+    def interrupted(self, number: int) -> Iterator[dict[str, Any]]:
+        """A saved state, and the one that is saved where an interruption follows the next step's changes."""
+        (tensors, state), (later_tensors, later) = self.saved[number : number + 2]
+        yield state
+        changed = [n for n, v in tensors.items() if isinstance(v, Tensor) and v is later_tensors.get(n)]
+        if any(not torch.equal(state[n], later[n]) for n in changed):
+            yield state | {n: later[n] for n in changed}
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    return {n: v.detach().clone() if isinstance(v, Tensor) else copy.deepcopy(v) for n, v in state.items()}
+
+
+@register_check(
+    "method",
+    "An interrupted run that resumes returns the same bits.",
+    "the saved state: all that a step reads; sums in new tensors, total = total + x, not total += x",
+)
+def resumes(method: AnyMethod) -> None:
+    with max_batch(2):
+        case = accepted_case(method, Case(pictures="noise", count=3, dataset=7))
+        if case is None:
+            raise SkipTest("it refused the networks")
+        progress = _ProgressInMemory(Path("checkpoint"), "kit")
+        with use_checkpoint(progress):
+            complete = case.run(method)
+        if len(progress.saved) < 2:
+            raise SkipTest("it saves no progress, or once")
+        number = (len(progress.saved) - 1) // 2
+        for state, when in zip(progress.interrupted(number), ("between", "within"), strict=False):
+            resumed = _ProgressInMemory(Path("checkpoint"), "kit", state=_copied(state))
+            try:
+                with use_checkpoint(resumed):
+                    again = case.run(method)
+                assert_same_result(again, complete)
+            except (AssertionError, PhospheneError) as error:
+                raise AssertionError(
+                    f"resumed from saved state {number + 1} of {len(progress.saved)}, {when} two steps: {error}"
+                ) from error

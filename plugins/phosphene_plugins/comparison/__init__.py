@@ -1,0 +1,1 @@
+"""Comparison: what two models, or the layers of one, have in common."""

@@ -1,0 +1,1 @@
+"""Concepts: directions in a layer that stand for something a person can name."""
