@@ -59,7 +59,7 @@ class RayShards:
         stored = ray.put(np.frombuffer(pack(task), dtype=np.uint8))
         cpus = min(task.settings.threads, _largest_machine())
         options = {"num_cpus": cpus, "max_retries": ATTEMPTS - 1}
-        if task.model is not None and task.model.device.type == "cuda":
+        if _uses_gpu(fold):
             options["num_gpus"] = 1
         compute = ray.remote(**options)(_compute)
         waiting = deque(shards)
@@ -73,6 +73,12 @@ class RayShards:
                 yield task.receive(answer)
         finally:
             self._cancel()
+
+
+def _uses_gpu(fold: Fold[Any]) -> bool:
+    """Whether a model or a tensor of the fold is on a GPU."""
+    devices = [getattr(value, "device", None) for value in vars(fold).values()]
+    return any(getattr(device, "type", None) == "cuda" for device in devices)
 
 
 def _compute(key: str, stored: list[Any], shard: range, path: list[str]) -> bytes:
