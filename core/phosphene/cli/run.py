@@ -53,7 +53,8 @@ _RUN_OPTIONS: dict[str, tuple[Any, str]] = {
         bool,
         "read the images batch by batch, as a data set, and save a row for each in shards, for any number",
     ),
-    "executor": (str | None, "where the run is executed: local, or the name of a plugin's executor"),
+    "executor": (str | None, "where the run is executed: local, processes, processes:4, ray, ..."),
+    "address": (str | None, "address of the executor's cluster, such as auto"),
     "json": (str | None, "JSON file with the request (- for standard input); the response is JSON, too"),
     "events": (bool, "progress as JSON lines on standard error, instead of bars"),
     "quiet": (bool, "print nothing and draw no progress bars"),
@@ -192,4 +193,9 @@ def _arguments(spec: MethodSpec, values: dict[str, Any]) -> dict[str, Any]:
         if images.name not in arguments:
             raise InputError(f"--image-size is an option of files: add --{images.name}")
         arguments[images.name] = {"files": arguments[images.name], "size": size}
-    return arguments | {k: v for k in _RUN_ARGUMENTS if (v := values[f"_{k}"]) is not None and v is not False}
+    arguments |= {k: v for k in _RUN_ARGUMENTS if (v := values[f"_{k}"]) is not None and v is not False}
+    if (address := values["_address"]) is not None:
+        if "executor" not in arguments:
+            raise InputError("--address is an option of an executor: add --executor ray")
+        arguments["executor"] += f":{address}"
+    return arguments

@@ -43,7 +43,8 @@ def run(
         device: device for model and tensors, such as "cuda".
         batch_size: largest number of images in one pass through the model (default: what fits, up to 32).
         progress: False for no progress bars, or a callable that receives every ``ProgressEvent``.
-        executor: where it runs, "local" or the name of a plugin's executor.
+        executor: where it runs: "local"; "processes" or "processes:4", worker processes that share the work
+            over a data set; "ray" or "ray:ADDRESS", a Ray cluster; or the name of a plugin's executor.
         stream: True to run a per-image method batch by batch over images of which one batch is in memory at
             a time, and to return a ``ResultStream`` in ``out``. None: only where ``images`` is a data set, a
             manifest or a COCO file.

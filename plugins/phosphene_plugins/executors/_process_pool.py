@@ -66,12 +66,8 @@ class ProcessPool:
         with _in_memory(task) as path:
             workers = min(self._count, len(shards))
             run = _FoldRun(self._workers, workers, (self._folds, path), shards)
-            try:
-                for computed in run.results():
-                    yield task.receive(computed)
-            finally:
-                if run.is_pending():  # an error, or Ctrl-C: the workers compute shards of this fold
-                    self.close()
+            for computed in run.results():
+                yield task.receive(computed)
 
 
 class _FoldRun:
@@ -82,10 +78,6 @@ class _FoldRun:
         self._queue = deque(range(len(shards)))
         self._computed: dict[int, ComputedShard] = {}
         self._deaths: Counter[int] = Counter()
-
-    def is_pending(self) -> bool:
-        """Whether a worker has a shard."""
-        return any(worker.shards for worker in self._workers)
 
     def results(self) -> Iterator[ComputedShard]:
         """The computed shards, in their order."""
@@ -115,31 +107,35 @@ class _FoldRun:
             except (EOFError, OSError):
                 self._replace(worker)
                 continue
+            task, number = worker.shards.popleft()
+            if task != self._task:  # of an earlier fold, which an error ended
+                continue
             if isinstance(answer, Exception):
                 raise answer
-            self._computed[worker.shards.popleft()] = answer
+            self._computed[number] = answer
 
     def _replace(self, worker: _Worker) -> None:
         """Remove a dead worker; its shards are computed by others."""
         code = worker.kill()
         self._workers.remove(worker)
-        if worker.shards:
-            self._deaths[worker.shards[0]] += 1
-            if self._deaths[worker.shards[0]] >= ATTEMPTS:
-                shard = self._shards[worker.shards[0]]
+        own = [number for task, number in worker.shards if task == self._task]
+        if own and worker.shards[0][0] == self._task:  # which it was computing
+            self._deaths[own[0]] += 1
+            if self._deaths[own[0]] >= ATTEMPTS:
+                shard = self._shards[own[0]]
                 raise PhospheneError(
                     f"the worker process that computed images {shard.start} to {shard.stop - 1} "
                     f"{_end_text(code)}, {ATTEMPTS} times; a smaller batch_size needs less memory, and "
                     "executor='local' computes them in this process"
                 )
-        self._queue.extendleft(reversed(worker.shards))
+        self._queue.extendleft(reversed(own))
 
 
 class _Worker:
-    """A worker process, and the shards that it was sent, the first of which it computes."""
+    """A worker process, and the shards that it was sent with their folds; it computes the first."""
 
     def __init__(self) -> None:
-        self.shards: deque[int] = deque()
+        self.shards: deque[tuple[SentTask, int]] = deque()
         ours, theirs = socket.socketpair()
         with theirs:
             path = [str(entry) for entry in sys.path]
@@ -159,7 +155,7 @@ class _Worker:
 
     def send(self, task: SentTask, number: int, shard: range) -> None:
         """Send a shard. That the worker is dead is noticed when its answer is read."""
-        self.shards.append(number)
+        self.shards.append((task, number))
         with suppress(OSError):
             self.connection.send((task, shard))
 

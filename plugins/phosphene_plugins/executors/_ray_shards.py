@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -58,14 +59,15 @@ class RayShards:
         stored = ray.put(np.frombuffer(pack(task), dtype=np.uint8))
         cpus = min(task.settings.threads, _largest_machine())
         options = {"num_cpus": cpus, "max_retries": ATTEMPTS - 1}
-        if task.model is not None and task.model.device.type == "cuda":
+        if _uses_gpu(fold):
             options["num_gpus"] = 1
         compute = ray.remote(**options)(_compute)
         waiting = deque(shards)
         try:
             for shard in shards:
                 while waiting and len(self._pending) < _IN_FLIGHT * max(1, _cpus() // cpus):
-                    self._pending.append(compute.remote(key, [stored], waiting.popleft()))
+                    sent = compute.remote(key, [stored], waiting.popleft(), sys.path)
+                    self._pending.append(sent)
                 answer = _result(self._pending[0], shard)
                 self._pending.popleft()
                 yield task.receive(answer)
@@ -73,10 +75,17 @@ class RayShards:
             self._cancel()
 
 
-def _compute(key: str, stored: list[Any], shard: range) -> bytes:
-    """The task of Ray: the packed ``ComputedShard``, or the error."""
+def _uses_gpu(fold: Fold[Any]) -> bool:
+    """Whether a model or a tensor of the fold is on a GPU."""
+    devices = [getattr(value, "device", None) for value in vars(fold).values()]
+    return any(getattr(device, "type", None) == "cuda" for device in devices)
+
+
+def _compute(key: str, stored: list[Any], shard: range, path: list[str]) -> bytes:
+    """The task of Ray: the packed ``ComputedShard``, or the error. ``path`` is that of the run's modules."""
     try:
         if key not in _loaded:
+            sys.path += [entry for entry in path if entry not in sys.path]
             _loaded.clear()
             _loaded[key] = unpack(ray.get(stored[0]).data)
         return pack(_loaded[key].compute(shard))

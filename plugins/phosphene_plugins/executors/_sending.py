@@ -43,8 +43,10 @@ def describe_error(error: Exception) -> Exception:
 
 def check_sendable(run: PreparedRun, executor: str) -> None:
     """Raise InputError for a model or a data set that cannot be sent to another process."""
-    inputs = {i.name: run.inputs[i.name] for i in run.implementation.spec.inputs if i.role != "images"}
-    for name, value in inputs.items():
+    images = run.implementation.spec.input("images")
+    for name, value in run.inputs.items():
+        if images is not None and name == images.name:
+            continue
         if (error := _pickle_error(value)) is not None:
             path, part, error = _unpicklable_part(name, value, error)
             raise InputError(

@@ -23,6 +23,7 @@ from phosphene import (
     methods,
     run,
 )
+from phosphene.cli import main
 from phosphene.data import FoldTask, Rows, use_shard_executor
 from phosphene.models.batch_size import max_batch
 from phosphene.testing.cases import Case
@@ -318,3 +319,16 @@ def test_no_process_is_left_behind(tmp_path, number):
     assert len(gone) == 2 and not alive
     if number == signal.SIGINT:
         assert "KeyboardInterrupt" in text and "_process_worker" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--address", "auto"], "--address is an option of an executor: add --executor ray"),
+        (["--executor", "processes", "--address", "auto"], "executor='processes:auto' should be the number"),
+    ],
+)
+def test_the_address_is_the_argument_of_the_executor(capsys, words, text):
+    with pytest.raises(SystemExit) as left:
+        main(["run", "embed", *words])
+    assert left.value.code == 2 and text in capsys.readouterr().err
