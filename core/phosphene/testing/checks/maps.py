@@ -17,7 +17,7 @@ from ..cases import Case, properties_of
 from ..observation import mean_rank_correlation
 from ..symmetric_networks import relation_network
 from .base import register_check, result_of
-from .relations import RelationCalls, maps_images_of_a_model, text_of
+from .relations import RelationCalls, maps_images_of_a_model, prose_of, text_of
 
 if TYPE_CHECKING:
     from ...models import Model
@@ -211,7 +211,7 @@ def _spread(method: AnyMethod, params: dict[str, Any]) -> float | None:
     "divide the sum over the samples by their number",
     lambda method: (
         _averages_no_samples(method)
-        or ("its text calls the map a sum" if re.search(r"\bsums?\b(?! over)", text_of(method)) else None)
+        or ("its text calls the map a sum" if re.search(r"\bsums?\b(?! over)", prose_of(method)) else None)
     ),
     exemptible=True,
 )
