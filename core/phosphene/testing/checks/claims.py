@@ -537,7 +537,7 @@ _RESTARTS, _SINGLE = 6, 8
     exemptible=True,
 )
 def best_restart_is_returned(method: AnyMethod) -> None:
-    name, case = str(_restarts(method)), Case("functional", "noise", count=6)
+    name, case = str(_restarts(method)), Case("functional", "noise", count=10)
     schemas = properties_of(method.spec.params_schema)
     random = {n: True for n, schema in schemas.items() if "random" in n and schema.get("type") == "boolean"}
     # A radius at which nothing succeeds: a success may end an attack before all restarts.
@@ -556,7 +556,7 @@ def best_restart_is_returned(method: AnyMethod) -> None:
         return (-1 if result.targeted else 1) * torch.stack([entropies, margins]).cpu()
 
     one = [losses(1, seed) for seed in range(_SINGLE)]
-    many = [losses(_RESTARTS, seed) for seed in range(3)]
+    many = [losses(_RESTARTS, seed) for seed in range(_SINGLE)]
     if any(loss is None for loss in (*one, *many)):
         raise SkipTest("it refused the case")
     single, best = torch.stack(one), torch.stack(many)  # type: ignore[arg-type]
