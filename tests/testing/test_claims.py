@@ -15,7 +15,7 @@ from wrong_methods import adversarial_examples, attribution, gradient
 
 from phosphene import Method, batch_size, method, resumable_batches
 from phosphene.attacks import project, random_point
-from phosphene.images import gaussian_blur, min_max
+from phosphene.images import gaussian_blur, min_max, resize
 from phosphene.results import (
     AdversarialExamples,
     Attribution,
@@ -23,9 +23,10 @@ from phosphene.results import (
     FilterBank,
     Panel,
     Result,
+    Stylization,
     Synthesis,
 )
-from phosphene.roles import Dataset, Images, Labels, LayerName, Model, Seed, Target
+from phosphene.roles import Content, Dataset, Images, Labels, LayerName, Model, Seed, Styles, Target
 from phosphene.testing import check_method
 
 #: By name of the check: a function of whether the method has the defect.
@@ -122,6 +123,46 @@ def _(wrong: bool) -> Callable[..., Any]:
         return attribution(model, images, (images * total).sum(1), target)
 
     return path_gradient
+
+
+@caught_by("covers_the_image")
+def _(wrong: bool) -> Callable[..., Any]:
+    def bands(model: Model, images: Images, target: Target = None) -> Attribution:
+        """The change of the score with bands of eight rows in grey."""
+        maps, height = torch.zeros_like(images[:, 0]), images.shape[2]
+        with torch.no_grad():
+            for top in range(0, height - 7 if wrong else height, 8):
+                hidden = images.clone()
+                hidden[:, :, top : top + 8] = 0.5
+                change = target.score(model(images)) - target.score(model(hidden))
+                maps[:, top : top + 8] = change[:, None, None]
+        return attribution(model, images, maps, target)
+
+    return bands
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Values(Result):
+    """A number ``values`` (N,) for each of ``images`` (N, C, H, W)."""
+
+    per_image: ClassVar[tuple[str, ...]] = ("images", "values")
+
+    images: Tensor
+    values: Tensor
+
+    def panels(self) -> list[list[Panel]]:
+        return [[Panel(image, "value")] for image in self.images]
+
+
+@caught_by("numbers_are_the_same_for_transposed_images")
+def _(wrong: bool) -> Callable[..., Any]:
+    def largest_share(model: Model, images: Images, target: Target = None) -> Values:
+        """The share of the largest gradient."""
+        maps = gradient(model, images, target).abs().sum(1)
+        rows = maps.amax(1).mean(1) if wrong else maps.amax((1, 2))
+        return Values(images=images, values=rows / maps.mean((1, 2)).clamp(min=1e-12))
+
+    return largest_share
 
 
 # --- layers and filters ------------------------------------------------------------------------------
@@ -336,6 +377,38 @@ def _(wrong: bool) -> Callable[..., Any]:
         return Synthesis(images=images, scores=values, targets=target.names(model, 1))
 
     return ascent
+
+
+@caught_by("scores_are_of_their_step")
+def _(wrong: bool) -> Callable[..., Any]:
+    def repeated_ascent(
+        model: Model,
+        target: Target,
+        *,
+        steps: Annotated[int, Field(ge=2, le=100, description="number of steps")] = 4,
+    ) -> Synthesis:
+        """Steps that increase the score."""
+        start = 0.1 * torch.randn((1, *model.input_size), generator=torch.Generator().manual_seed(0))
+        images, history = 0.5 + start, []
+        for _ in range(steps):
+            with torch.no_grad():
+                history.append(target.score(model(images)))
+            images = (images + gradient(model, images, target).sign() / 50).clamp(0, 1)
+        scores = torch.stack([history[0], *history[:-1]] if wrong else history)
+        return Synthesis(images=images, scores=scores, targets=target.names(model, 1))
+
+    return repeated_ascent
+
+
+@caught_by("positions_are_those_of_the_content")
+def _(wrong: bool) -> Callable[..., Any]:
+    def mixed(images: Content, styles: Styles) -> Stylization:
+        """The content with the mean color of the style."""
+        style = resize(styles[:1], (images.shape[2], images.shape[3]))
+        added = style if wrong else style.mean((2, 3), keepdim=True)
+        return Stylization(images=images, stylized=(images + added) / 2, style="mean", sources=styles)
+
+    return mixed
 
 
 # --- attacks -------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
 
@@ -15,7 +16,9 @@ from torch import Tensor
 from ...errors import PhospheneError
 from ...models.introspection import recording_structure
 from ...results import AdversarialExamples, Attribution, Stylization, Synthesis
+from ..candidates import larger_parameters
 from ..cases import Case
+from .attacks import logits_of
 from .base import register_check, result_of
 from .claims import title_of
 
@@ -172,11 +175,77 @@ def returns_the_pixels_that_were_passed(method: AnyMethod) -> None:
         shift, spread = min(differences, key=sum)
         assert shift < 0.2 and spread < math.log(3), (
             f"of the images passed to the network, the one nearest to the result differs by {shift:.2f} in "
-            f"the mean of a channel, and the result's standard deviation is {math.exp(spread):.2f} times its\n"
+            f"the mean of a channel, and its standard deviation is 1/{math.exp(spread):.2f} of the result's\n"
             f"on the network {network!r}"
         )
         return
     raise SkipTest("it refused the networks, or passed them no image")
+
+
+@register_check(
+    "method",
+    "The history of scores has a value for each step, not an earlier one again.",
+    "append the score of the step's own image",
+    lambda method: (
+        None
+        if issubclass(method.result, Synthesis) and method.spec.input("model") and method.spec.input("target")
+        else "it generates no image for a target"
+    ),
+    exemptible=True,
+)
+def scores_are_of_their_step(method: AnyMethod) -> None:
+    for network in ("functional", "gap", "shapes-vgg"):
+        case = Case(network, count=1, target=0)
+        case = replace(case, params=larger_parameters(method, case, limit=100))
+        model = case.model()
+        with _record_pixels(model) as passed:
+            result = result_of(method, case, model)
+        later = next((pixels for pixels in passed if not torch.equal(pixels, passed[0])), None)
+        if result is None or later is None or len(result.scores) < 2:
+            continue
+        first, second = (float(logits_of(model, pixels)[0, 0]) for pixels in (passed[0], later))
+        scores = result.scores[:2, 0].tolist()
+        assert scores[0] != scores[1] or abs(first - second) < 1e-4, (
+            f"the first two scores are {scores[0]:.4g}, of the images of these steps {first:.4g} and "
+            f"{second:.4g}\non the network {network!r}"
+        )
+        return
+    raise SkipTest("it refused the networks, or takes one step")
+
+
+@register_check(
+    "method",
+    "A stylized image has nothing at the position where the style image has it.",
+    "content and style exchanged: correlations are the style's, positions the content's",
+    lambda method: (
+        None
+        if issubclass(method.result, Stylization)
+        and method.spec.input("images")
+        and any(declared.role == "styles" for declared in method.spec.inputs)
+        else "it takes no style images"
+    ),
+    exemptible=True,
+)
+def positions_are_those_of_the_content(method: AnyMethod) -> None:
+    styles = next(declared.name for declared in method.spec.inputs if declared.role == "styles")
+    for network in ("functional", "gap", "shapes-vgg"):
+        case = Case(network, "noise", count=1)
+        case = replace(case, params=larger_parameters(method, case, limit=300))
+        model = case.model()
+        inputs = case.inputs(method, model)
+        images = inputs[str(getattr(method.spec.input("images"), "name", ""))]
+        style = torch.rand(images.shape, generator=torch.Generator().manual_seed(8)).to(images)
+        if (result := result_of(method, case, model, **{styles: style})) is None:
+            continue
+        change = result.stylized - images
+        if change.shape != style.shape or not change.any():
+            continue
+        correlation = float(torch.corrcoef(torch.stack([change.flatten(), style.flatten()]))[0, 1])
+        assert correlation < 0.2, (
+            f"the change of the image correlates with the style image, pixel by pixel, by {correlation:.2f}"
+            f"\non the network {network!r}"
+        )
+        return
 
 
 @contextmanager
