@@ -420,7 +420,7 @@ def _(wrong: bool) -> Callable[..., Any]:
         """The smallest step over a linear boundary."""
         with torch.no_grad():
             logits = model(images)
-        found = []
+        points = []
         for n in range(len(images)):
             point = images[n : n + 1].clone().requires_grad_()
             values = model(point)[0]
@@ -432,8 +432,8 @@ def _(wrong: bool) -> Callable[..., Any]:
                     gap = (logits[n, labels[n]] - logits[n, k]).clamp(min=0)
                     steps.append(1.02 * gap * normal / normal.square().sum().clamp(min=1e-12))
             steps.sort(key=lambda step: float(step.norm()))
-            found.append(images[n : n + 1] + steps[-1 if wrong else 0])
-        return adversarial_examples(model, images, torch.cat(found).clamp(0, 1).detach(), labels)
+            points.append(images[n : n + 1] + steps[-1 if wrong else 0])
+        return adversarial_examples(model, images, torch.cat(points).clamp(0, 1).detach(), labels)
 
     return minimal_step
 

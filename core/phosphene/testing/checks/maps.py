@@ -247,8 +247,8 @@ def covers_the_image(method: AnyMethod) -> None:
                     empty["row"].append(inside and not result.maps[:, -1].any())
                     empty["column"].append(inside and not result.maps[:, :, -1].any())
                     break
-        for side, found in empty.items():
-            assert len(found) < 2 or not all(found), (
+        for side, zeros in empty.items():
+            assert len(zeros) < 2 or not all(zeros), (
                 f"the last {side} of the map is zero for images of {sizes[0]} and of {sizes[1]} pixels"
             )
 
