@@ -23,6 +23,7 @@ from .networks import CLASSES, image_size, make_network, network_names
 if TYPE_CHECKING:
     from ..registry.method import Method
     from ..results import Result
+    from ..spec.spec import Input
 
 IMAGE_KINDS = ("scenes", "noise", "flat", "binary", "black")
 #: The environment variable with the device that the kit's networks are on, such as "cuda"; default: the CPU.
@@ -98,7 +99,7 @@ class Case:
         """Every input of the method."""
         inputs: dict[str, Any] = {}
         for declared in method.spec.inputs:
-            inputs[declared.name] = ROLES[declared.role].sample(self.request(model, inputs))
+            inputs[declared.name] = sample_input(declared, self.request(model, inputs))
         return inputs
 
     def request(self, model: Model, inputs: Mapping[str, Any] = {}) -> SampleRequest:
@@ -136,6 +137,14 @@ class Case:
             yield replace(self, count=count)
         for name in self.params:
             yield replace(self, params={n: v for n, v in self.params.items() if n != name})
+
+
+def sample_input(declared: Input, request: SampleRequest) -> Any:
+    """A value for an input: its role's sample, or images where that is None and the input is required."""
+    sample = ROLES[declared.role].sample(request)
+    if sample is None and declared.required and declared.role in ("guide", "start"):
+        return ROLES["images"].sample(request)
+    return sample
 
 
 # --- which cases -----------------------------------------------------------------------------

@@ -179,7 +179,7 @@ def _localization_failures(method: AnyMethod, params: Mapping[str, Any]) -> list
     exemptible=True,
 )
 def explains_the_predicted_class(method: AnyMethod) -> None:
-    for network in ("fragile", "functional", "shapes-vgg"):
+    for network in ("functional", "gap", "flat", "shapes-vgg"):
         case = Case(network, "noise", count=3)
         model = case.model()
         images = case.inputs(method, model)[str(getattr(method.spec.input("images"), "name", ""))]

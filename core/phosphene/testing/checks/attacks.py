@@ -13,9 +13,9 @@ from torch import Tensor
 from ...errors import PhospheneError
 from ...results import AdversarialExamples
 from ..candidates import larger_parameters
-from ..cases import Case, properties_of
+from ..cases import MOST_PASSES, Case, declared_cost, properties_of
 from ..observation import Observation
-from .base import register_check
+from .base import register_check, result_of
 
 if TYPE_CHECKING:
     from ...models import Model
@@ -73,6 +73,21 @@ def honest_before(method: AnyMethod, run: Observation) -> None:
 
 @register_check(
     "observation",
+    "The queries of a black-box attack are the images that it passed through the model.",
+    "count every image that is passed, also those whose change is not accepted",
+    _no_attack,
+)
+def counts_its_queries(method: AnyMethod, run: Observation) -> None:
+    if run.result.queries is None:
+        return
+    reported, passed = float(run.result.queries.sum()), run.passes.forward
+    # The predictions before and after the attack, and of the start, need not be counted.
+    least = passed - 4 * run.case.count
+    assert 0.9 * least <= reported <= passed, f"{reported:.0f} queries are reported, {passed} images passed"
+
+
+@register_check(
+    "method",
     "What a field ``before`` has for the images are the classes that the model predicts for them.",
     "the prediction before the change: of the images, not of the changed ones",
     lambda method: (
@@ -86,35 +101,25 @@ def honest_before(method: AnyMethod, run: Observation) -> None:
     ),
     exemptible=True,
 )
-def predictions_before_are_of_the_images(method: AnyMethod, run: Observation) -> None:
-    before, images = run.result.before, run.inputs[str(getattr(method.spec.input("images"), "name", ""))]
-    logits = logits_of(run.model, images)
-    if logits.ndim != 2 or logits.shape[1] < 2 or tuple(before.shape) != (len(images),):
-        return
-    top = logits.topk(2).values
-    clear = top[:, 0] - top[:, 1] > 1e-5 * top[:, 0].abs()
-    if before.is_floating_point():
-        return
-    wrong = (clear & before.ne(logits.argmax(1))).nonzero().flatten().tolist()
-    assert not wrong, (
-        f"image {wrong[0]}: before is class {int(before[wrong[0]])}, the model predicts "
-        f"{int(logits[wrong[0]].argmax())}"
-    )
-
-
-@register_check(
-    "observation",
-    "The queries of a black-box attack are the images that it passed through the model.",
-    "count every image that is passed, also those whose change is not accepted",
-    _no_attack,
-)
-def counts_its_queries(method: AnyMethod, run: Observation) -> None:
-    if run.result.queries is None:
-        return
-    reported, passed = float(run.result.queries.sum()), run.passes.forward
-    # The predictions before and after the attack, and of the start, need not be counted.
-    least = passed - 4 * run.case.count
-    assert 0.9 * least <= reported <= passed, f"{reported:.0f} queries are reported, {passed} images passed"
+def predictions_before_are_of_the_images(method: AnyMethod) -> None:
+    name = str(getattr(method.spec.input("images"), "name", ""))
+    schemas = {n: s for n, s in properties_of(method.spec.params_schema).items() if n != method.seed}
+    ends = [{n: s[end]} for n, s in schemas.items() for end in ("minimum", "maximum") if end in s]
+    for params in ({}, *ends):
+        case = Case("fragile", "noise", count=6, params=params)
+        model, cost = case.model(), declared_cost(method, case)
+        if cost is not None and sum(cost) > MOST_PASSES:
+            continue
+        if (result := result_of(method, case, model)) is None:
+            continue
+        logits, before = logits_of(model, case.inputs(method, model)[name]), result.before
+        if not isinstance(before, Tensor) or tuple(before.shape) != (6,) or before.is_floating_point():
+            return
+        wrong = before.ne(logits.argmax(1)).nonzero().flatten().tolist()
+        assert not wrong, (
+            f"image {wrong[0]}: before is class {int(before[wrong[0]])}, the model predicts "
+            f"{int(logits[wrong[0]].argmax())}{f', with {params}' if params else ''}"
+        )
 
 
 #: The number of images of an attack's trial.

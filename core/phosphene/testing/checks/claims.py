@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,15 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...data.datasets import TensorDataset
 from ...errors import PhospheneError
-from ...results import AdversarialExamples, Embedding
+from ...results import AdversarialExamples, Embedding, FilterBank
 from ..candidates import larger_parameters
 from ..cases import Case, properties_of
 from ..linear_model import linear_model
+from ..networks import redraw_weights
 from ..symmetric_networks import relation_network
 from .attacks import _attack, _radius, logits_of
 from .base import register_check, result_of
-from .relations import RelationCalls, maps_images_of_a_model, text_of
+from .relations import RelationCalls, maps_images_of_a_model, prose_of, text_of
 from .work import accepted_case
 
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ def _claims(pattern: str, text: str, *, but_not: str = r"(?!)") -> bool:
 #: Words for a map without negative values, and words for one that has some.
 _NONNEGATIVE = (
     r"\b(m|l|map|maps|cam) ?= ?relu ?\(|\brelu of (the|its|this) (map|weighted|sum)|rectified|non-?negative"
-    r"|absolute|magnitude|\|d\w*/d\w*\|"
+    r"|absolute|magnitude|\|d\w*/d\w*\||\bm\w* ?= ?(max|sum|mean)?_?\w* ?\|"
 )
 _SIGNED = (
     r"\bsigned?\b|negative (value|evidence|part|contribution)|non-?negative (matrix|factor|weights)|against"
@@ -56,7 +59,9 @@ _SIGNED = (
     "the ReLU or the absolute value at the end; declare Nonnegative",
     lambda method: (
         maps_images_of_a_model(method)
-        or (None if _claims(_NONNEGATIVE, text_of(method), but_not=_SIGNED) else "its text does not claim it")
+        or (
+            None if _claims(_NONNEGATIVE, prose_of(method), but_not=_SIGNED) else "its text does not claim it"
+        )
     ),
     exemptible=True,
 )
@@ -92,7 +97,8 @@ _OTHER_SCORES = (
         maps_images_of_a_model(method)
         or (
             None
-            if _claims(r"\blogits?\b", text_of(method), but_not=_OTHER_SCORES) and method.spec.input("target")
+            if _claims(r"\blogits?\b", prose_of(method), but_not=_OTHER_SCORES)
+            and method.spec.input("target")
             else "its text names no logit as its score"
         )
     ),
@@ -141,7 +147,7 @@ _POWERS = (
         maps_images_of_a_model(method)
         or (
             None
-            if _claims(r"gradient", text_of(method), but_not=_POWERS)
+            if _claims(r"gradient", prose_of(method), but_not=_POWERS)
             else "its text names no gradient, or a power of it"
         )
     ),
@@ -171,7 +177,7 @@ def grows_with_the_gradient(method: AnyMethod) -> None:
         maps_images_of_a_model(method)
         or (
             None
-            if _claims(r"\blrp\b|relevance propagation|propagates? (the )?relevance", text_of(method))
+            if _claims(r"\blrp\b|relevance propagation|propagates? (the )?relevance", prose_of(method))
             else "it propagates no relevance"
         )
     ),
@@ -247,6 +253,58 @@ def _tensors(result: Any) -> Iterator[tuple[str, Tensor]]:
     yield from tensors_in(result)
 
 
+@register_check(
+    "method",
+    "What its text calls the first layer is the first: the weights of others change nothing.",
+    "the first of the model's convolutions, not the last",
+    lambda method: (
+        None
+        if _claims(r"\bfirst[- ](layer|convolution)", prose_of(method))
+        and not method.layers
+        and [declared.role for declared in method.spec.inputs] == ["model"]
+        else "its text names no first layer of a model alone"
+    ),
+    exemptible=True,
+)
+def reads_the_first_layer_as_documented(method: AnyMethod) -> None:
+    for network in ("gap", "functional", "shapes-vgg"):
+        case = Case(network)
+        model = case.model()
+        first = next((part for part in model.module.modules() if isinstance(part, nn.Conv2d)), None)
+        if first is None or (usual := result_of(method, case)) is None:
+            continue
+        weight = first.weight.detach().clone()
+        redraw_weights(model.module, 1)
+        with torch.no_grad():
+            first.weight.copy_(weight)
+        changed = result_of(method, case, model)
+        assert changed is None or _same_tensors(usual, changed), (
+            f"the result changes with other weights than those of the first convolution, of {network!r}"
+        )
+
+
+@register_check(
+    "method",
+    "Filters that are each scaled by their own values, as the text says, have all values from 0 to 1.",
+    "the axes of the minimum and maximum: all but that of the filters",
+    lambda method: (
+        None
+        if issubclass(method.result, FilterBank) and _claims(r"\beach\b[^.]*\bown\b", prose_of(method))
+        else "its text does not call each filter scaled by itself"
+    ),
+    exemptible=True,
+)
+def filters_are_scaled_as_documented(method: AnyMethod) -> None:
+    for network in ("gap", "functional", "shapes-vgg"):
+        if (result := result_of(method, Case(network))) is None:
+            continue
+        low = float(result.tiles.flatten(1).amin(1).max())
+        high = float(result.tiles.flatten(1).amax(1).min())
+        assert low < 0.01 and high > 0.99, (
+            f"a filter of {network!r} has values from {low:.2f}, one up to {high:.2f}"
+        )
+
+
 # --- features ----------------------------------------------------------------------------------------
 
 
@@ -301,6 +359,66 @@ def coordinates_differ(method: AnyMethod) -> None:
             f"coordinate {constant[0]} is {float(result.points[0, constant[0]]):.3g} for all images"
             f"{f', with {params}' if params else ''}"
         )
+
+
+@register_check(
+    "method",
+    "Distances grow as the features do, or as a power of them that the text names.",
+    "a Euclidean distance is the root of a sum of squares",
+    lambda method: (
+        None
+        if issubclass(method.result, Embedding)
+        and _claims(r"euclidean|\bdistances?\b", prose_of(method), but_not=r"squar|power|normali[sz]|cosine")
+        else "its text names no distances"
+    ),
+    exemptible=True,
+)
+def grows_with_the_features(method: AnyMethod) -> None:
+    if (calls := _calls(method, "homogeneous")) is None or calls.result.points is None:
+        raise SkipTest("it refused the network homogeneous, or returned no points")
+    # The network has no biases and does not normalize: its features are twice as large.
+    points = calls.result.points.double()
+    twice = calls(inputs=calls.transformed(lambda images: images / 2)).points.double() * 2
+    for column, (one, other) in enumerate(zip(points.T, twice.T, strict=True)):
+        size, half = float(one.norm()), float(other.norm()) / 2
+        if min(size, half) == 0 or float((one / size - other / half / 2).norm()) > 1e-3:
+            continue  # another function of the features
+        power = math.log2(size / half)
+        assert abs(power) < 0.05 or abs(power - 1) < 0.05, (
+            f"coordinate {column} is 2^{power:.2f} times as large for images that are twice as bright, on a "
+            "network without biases"
+        )
+
+
+@register_check(
+    "method",
+    "A method that its text calls unsupervised reads no labels of the data set.",
+    "means over the images of a label",
+    lambda method: (
+        "it takes no data set"
+        if not any(declared.role == "dataset" for declared in method.spec.inputs)
+        else None
+        if _claims(r"without (using )?(the |any )?(labels|classes)|unsupervised", prose_of(method))
+        else "its text does not call it unsupervised"
+    ),
+    exemptible=True,
+)
+def labels_are_not_read(method: AnyMethod) -> None:
+    case = accepted_case(method, Case(pictures="noise", dataset=9))
+    if case is None:
+        return
+    model = case.model()
+    inputs = case.inputs(method, model)
+    names = [name for name, value in inputs.items() if isinstance(value, TensorDataset)]
+    runs = []
+    for count in (2, 3):
+        classes = {n: [str(i % count) for i in range(len(inputs[n]))] for n in names}
+        changed = {n: replace(inputs[n], classes=classes[n]) for n in names}
+        try:
+            runs.append(method(**(inputs | changed | case.arguments(method))))
+        except PhospheneError:
+            return
+    assert _same_tensors(*runs), "the result changes with the labels of the data set"
 
 
 # --- attacks -----------------------------------------------------------------------------------------
@@ -419,7 +537,7 @@ _RESTARTS, _SINGLE = 6, 8
     exemptible=True,
 )
 def best_restart_is_returned(method: AnyMethod) -> None:
-    name, case = str(_restarts(method)), Case("functional", "noise", count=6)
+    name, case = str(_restarts(method)), Case("functional", "noise", count=10)
     schemas = properties_of(method.spec.params_schema)
     random = {n: True for n, schema in schemas.items() if "random" in n and schema.get("type") == "boolean"}
     # A radius at which nothing succeeds: a success may end an attack before all restarts.
@@ -438,7 +556,7 @@ def best_restart_is_returned(method: AnyMethod) -> None:
         return (-1 if result.targeted else 1) * torch.stack([entropies, margins]).cpu()
 
     one = [losses(1, seed) for seed in range(_SINGLE)]
-    many = [losses(_RESTARTS, seed) for seed in range(3)]
+    many = [losses(_RESTARTS, seed) for seed in range(_SINGLE)]
     if any(loss is None for loss in (*one, *many)):
         raise SkipTest("it refused the case")
     single, best = torch.stack(one), torch.stack(many)  # type: ignore[arg-type]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
 
@@ -13,11 +16,14 @@ from torch import Tensor
 from ...errors import PhospheneError
 from ...models.introspection import recording_structure
 from ...results import AdversarialExamples, Attribution, Stylization, Synthesis
+from ..candidates import larger_parameters
 from ..cases import Case
+from .attacks import logits_of
 from .base import register_check, result_of
 from .claims import title_of
 
 if TYPE_CHECKING:
+    from ...models import Model
     from .base import AnyMethod
 
 
@@ -82,8 +88,8 @@ _FILTERS = r"bit.?depth|quanti[sz]|squeez|median|\bblur|smooth|jpeg|compress|den
 
 @register_check(
     "method",
-    "A filter or a quantization leaves a black and a white image as they are.",
-    "the levels of a quantization: 0 and 1 are two of them; borders that are padded with zeros",
+    "A filter or a quantization leaves black and white images, and the brightness of noise, as they are.",
+    "the levels of a quantization: 0 and 1 are two of them, and rounding; borders that are padded with zeros",
     lambda method: (
         _maps_no_images(method)
         or (
@@ -95,7 +101,7 @@ _FILTERS = r"bit.?depth|quanti[sz]|squeez|median|\bblur|smooth|jpeg|compress|den
     ),
     exemptible=True,
 )
-def black_and_white_are_unchanged(method: AnyMethod) -> None:
+def brightness_is_unchanged(method: AnyMethod) -> None:
     declared = method.spec.input("images")
     assert declared is not None
     for value in (0.0, 1.0):
@@ -106,12 +112,50 @@ def black_and_white_are_unchanged(method: AnyMethod) -> None:
         for name, computed in _images_of(method, result, images.shape):
             change = float((computed - value).abs().max())
             assert change < 0.02, f"{name} of an image of {value:g} differs from it by {change:.3g}"
+    noise = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+    result = result_of(method, Case(), None, **{declared.name: noise})
+    for name, computed in _images_of(method, result, noise.shape) if result is not None else ():
+        change = float((computed - noise).mean())
+        assert abs(change) < 0.02, (
+            f"the mean of {name} of noise differs from that of the noise by {change:.3f}"
+        )
 
 
 @register_check(
     "method",
-    "The image that is returned has the mean and the spread of the one that the network was passed last.",
-    "the returned pixels: in [0, 1] and not normalized, of the last step",
+    "The smoothed image of a transposed image is the transposed smoothed image.",
+    "a filter along one axis only, or twice along the same",
+    lambda method: (
+        _maps_no_images(method)
+        or (
+            None
+            if re.search(r"\bblur|\bmean filter|median|smooth|gaussian filter|box filter", title_of(method))
+            and not issubclass(method.result, (AdversarialExamples, Synthesis, Stylization))
+            and method.seed is None
+            else "it smooths no images"
+        )
+    ),
+    exemptible=True,
+)
+def smooths_both_axes(method: AnyMethod) -> None:
+    declared = method.spec.input("images")
+    assert declared is not None
+    noise = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+    runs = [result_of(method, Case(), None, **{declared.name: x}) for x in (noise, noise.mT.contiguous())]
+    if None in runs:
+        raise SkipTest("it refused noise")
+    for (name, one), (_, other) in zip(*(_images_of(method, run, noise.shape) for run in runs), strict=True):
+        change, error = float((one - noise).norm()), float((one.mT - other).norm())
+        assert error <= 0.1 * change, (
+            f"{name} of the transposed images differs from the transposed {name} by {error / change:.0%} of "
+            "what the method changes"
+        )
+
+
+@register_check(
+    "method",
+    "The image that is returned has the mean and the spread of one that the network was passed.",
+    "the returned pixels: in [0, 1] and not normalized",
     lambda method: (
         None
         if issubclass(method.result, Synthesis) and method.spec.input("model")
@@ -121,27 +165,109 @@ def black_and_white_are_unchanged(method: AnyMethod) -> None:
 )
 def returns_the_pixels_that_were_passed(method: AnyMethod) -> None:
     for network in ("functional", "gap", "shapes-vgg"):
-        case = Case(network, count=1)
+        case = Case(network, count=1, target=0 if method.spec.input("target") else None)
         model = case.model()
-        last: list[Tensor] = []
-        mean, std = (t[:, None, None] for t in (model.mean, model.std))
-
-        def record(_: Any, args: Any, last: list[Tensor] = last, mean: Any = mean, std: Any = std) -> None:
-            if args and not recording_structure.get() and args[0].ndim == 4:
-                last[:] = [args[0].detach() * std.to(args[0]) + mean.to(args[0])]
-
-        handle = model.module.register_forward_pre_hook(record)
-        try:
+        with _record_pixels(model) as passed:
             result = result_of(method, case, model)
-        finally:
-            handle.remove()
-        if result is None or not last:
+        if result is None or not passed:
             continue
-        passed, returned = (t.double().transpose(0, 1).flatten(1) for t in (last[0], result.images))
-        shift = float((passed.mean(1) - returned.mean(1)).abs().max())
-        spread = float(passed.std() / returned.std().clamp(min=1e-6))
-        assert shift < 0.2 and 1 / 3 < spread < 3, (
-            f"the mean of a channel differs by up to {shift:.2f}, the standard deviations have the ratio "
-            f"{spread:.2f}\non the network {network!r}"
+        differences = [_difference(pixels, result.images) for pixels in passed]
+        shift, spread = min(differences, key=sum)
+        assert shift < 0.2 and spread < math.log(3), (
+            f"of the images passed to the network, the one nearest to the result differs by {shift:.2f} in "
+            f"the mean of a channel, and its standard deviation is 1/{math.exp(spread):.2f} of the result's\n"
+            f"on the network {network!r}"
         )
         return
+    raise SkipTest("it refused the networks, or passed them no image")
+
+
+@register_check(
+    "method",
+    "The history of scores has a value for each step, not an earlier one again.",
+    "append the score of the step's own image",
+    lambda method: (
+        None
+        if issubclass(method.result, Synthesis) and method.spec.input("model") and method.spec.input("target")
+        else "it generates no image for a target"
+    ),
+    exemptible=True,
+)
+def scores_are_of_their_step(method: AnyMethod) -> None:
+    for network in ("functional", "gap", "shapes-vgg"):
+        case = Case(network, count=1, target=0)
+        case = replace(case, params=larger_parameters(method, case, limit=100))
+        model = case.model()
+        with _record_pixels(model) as passed:
+            result = result_of(method, case, model)
+        later = next((pixels for pixels in passed if not torch.equal(pixels, passed[0])), None)
+        if result is None or later is None or len(result.scores) < 2:
+            continue
+        first, second = (float(logits_of(model, pixels)[0, 0]) for pixels in (passed[0], later))
+        scores = result.scores[:2, 0].tolist()
+        assert scores[0] != scores[1] or abs(first - second) < 1e-4, (
+            f"the first two scores are {scores[0]:.4g}, of the images of these steps {first:.4g} and "
+            f"{second:.4g}\non the network {network!r}"
+        )
+        return
+    raise SkipTest("it refused the networks, or takes one step")
+
+
+@register_check(
+    "method",
+    "A stylized image has nothing at the position where the style image has it.",
+    "content and style exchanged: correlations are the style's, positions the content's",
+    lambda method: (
+        None
+        if issubclass(method.result, Stylization)
+        and method.spec.input("images")
+        and any(declared.role == "styles" for declared in method.spec.inputs)
+        else "it takes no style images"
+    ),
+    exemptible=True,
+)
+def positions_are_those_of_the_content(method: AnyMethod) -> None:
+    styles = next(declared.name for declared in method.spec.inputs if declared.role == "styles")
+    for network in ("functional", "gap", "shapes-vgg"):
+        case = Case(network, "noise", count=1)
+        case = replace(case, params=larger_parameters(method, case, limit=300))
+        model = case.model()
+        inputs = case.inputs(method, model)
+        images = inputs[str(getattr(method.spec.input("images"), "name", ""))]
+        style = torch.rand(images.shape, generator=torch.Generator().manual_seed(8)).to(images)
+        if (result := result_of(method, case, model, **{styles: style})) is None:
+            continue
+        change = result.stylized - images
+        if change.shape != style.shape or not change.any():
+            continue
+        correlation = float(torch.corrcoef(torch.stack([change.flatten(), style.flatten()]))[0, 1])
+        assert correlation < 0.2, (
+            f"the change of the image correlates with the style image, pixel by pixel, by {correlation:.2f}"
+            f"\non the network {network!r}"
+        )
+        return
+
+
+@contextmanager
+def _record_pixels(model: Model) -> Iterator[list[Tensor]]:
+    """The images (N, C, H, W) that are passed to a network inside this block, before normalization."""
+    passed: list[Tensor] = []
+    mean, std = (t[:, None, None] for t in (model.mean, model.std))
+
+    def record(_: Any, args: Any) -> None:
+        if args and not recording_structure.get() and args[0].ndim == 4:
+            passed.append(args[0].detach() * std.to(args[0]) + mean.to(args[0]))
+
+    handle = model.module.register_forward_pre_hook(record)
+    try:
+        yield passed
+    finally:
+        handle.remove()
+
+
+def _difference(pixels: Tensor, others: Tensor) -> tuple[float, float]:
+    """The largest difference of a channel's mean, and the log of how much larger the spread is."""
+    one, other = (t.double().transpose(0, 1).flatten(1) for t in (pixels, others))
+    shift = float((one.mean(1) - other.mean(1)).abs().max())
+    deviations = (float(t.std().clamp(min=1e-3)) for t in (one, other))
+    return shift, max(0.0, -math.log(next(deviations) / next(deviations)))

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import PhospheneError
 from ...models import load_model
+from ...results import AdversarialExamples
 from ..cases import Case, properties_of
 from ..observation import mean_rank_correlation
 from ..symmetric_networks import relation_network
 from .base import register_check, result_of
-from .relations import RelationCalls, maps_images_of_a_model, text_of
+from .relations import RelationCalls, maps_images_of_a_model, prose_of, text_of
 
 if TYPE_CHECKING:
     from ...models import Model
@@ -211,7 +212,7 @@ def _spread(method: AnyMethod, params: dict[str, Any]) -> float | None:
     "divide the sum over the samples by their number",
     lambda method: (
         _averages_no_samples(method)
-        or ("its text calls the map a sum" if re.search(r"\bsums?\b(?! over)", text_of(method)) else None)
+        or ("its text calls the map a sum" if re.search(r"\bsums?\b(?! over)", prose_of(method)) else None)
     ),
     exemptible=True,
 )
@@ -225,3 +226,65 @@ def samples_are_averaged(method: AnyMethod) -> None:
         assert many <= 0.5 * few * _MANY / _FEW, (
             f"with {name}={_MANY} the norm of the map is {many / few:.1f} times that with {name}={_FEW}"
         )
+
+
+@register_check(
+    "method",
+    "A map with a value for each pixel has values up to the last row and the last column.",
+    "loops over windows that end before the border, or run over one side for both",
+    maps_images_of_a_model,
+    exemptible=True,
+)
+def covers_the_image(method: AnyMethod) -> None:
+    for sizes in (((27, 21), (35, 22)), ((21, 27), (22, 35))):  # of tall and of wide images
+        empty: dict[str, list[bool]] = {"row": [], "column": []}
+        for size in sizes:
+            for network in ("functional", "gap", "tokens"):
+                case = Case(network, "noise", size=size, target=0 if method.spec.input("target") else None)
+                result = result_of(method, case)
+                if result is not None and result.maps.shape[1:] == size:
+                    inside = bool(result.maps[:, : size[0] // 2, : size[1] // 2].any())
+                    empty["row"].append(inside and not result.maps[:, -1].any())
+                    empty["column"].append(inside and not result.maps[:, :, -1].any())
+                    break
+        for side, zeros in empty.items():
+            assert len(zeros) < 2 or not all(zeros), (
+                f"the last {side} of the map is zero for images of {sizes[0]} and of {sizes[1]} pixels"
+            )
+
+
+@register_check(
+    "method",
+    "A number for each image is the same for the transposed images, on a symmetric network.",
+    "sums, sorts and means over the rows instead of all pixels",
+    lambda method: (
+        "it takes no images of a model"
+        if not (method.spec.input("model") and method.spec.input("images"))
+        else "it declares that its images depend on each other"
+        if not method.spec.batch_independent
+        else "an attack may end in another point where gradients are rounded"
+        if issubclass(method.result, AdversarialExamples)
+        else None
+    ),
+    exemptible=True,
+)
+def numbers_are_the_same_for_transposed_images(method: AnyMethod) -> None:
+    for network in ("transpose-gap", "transpose-flat", "transpose-tokens"):
+        try:
+            calls = RelationCalls.start(method, network, Case().arguments(method))
+            if calls.is_random:
+                raise SkipTest("it draws random numbers")
+            transposed = calls(inputs=calls.transformed(lambda tensor: tensor.mT.contiguous()))
+        except PhospheneError:
+            continue
+        count = len(calls.setting.images)
+        for name, value in calls.result.fields():
+            if not isinstance(value, Tensor) or value.shape != (count,) or not value.is_floating_point():
+                continue
+            other, scale = getattr(transposed, name), float(value.abs().max().clamp(min=1e-6))
+            difference = float((other - value).abs().max()) / scale
+            assert difference < 2e-4, (
+                f"{name} of the transposed images differs by {difference:.1%}\n"
+                f"on relation_network({network!r})"
+            )
+        return

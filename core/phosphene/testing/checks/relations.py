@@ -22,7 +22,7 @@ from ...results import Attribution
 from ...roles import ROLES
 from ...spec.relations import Localizes, Relation, Transform, baseline_of, transformed
 from ...targets import scores
-from ..cases import Case
+from ..cases import Case, sample_input
 from ..observation import mean_rank_correlation, record_structure, tensors_in
 from ..symmetric_networks import (
     RELATION_NETWORKS,
@@ -198,7 +198,7 @@ def _sample_inputs(method: AnyMethod, setting: RelationNetwork) -> dict[str, Any
         if declared.role == "images":
             inputs[declared.name] = images
         else:
-            inputs[declared.name] = ROLES[declared.role].sample(request)
+            inputs[declared.name] = sample_input(declared, request)
     return inputs
 
 
@@ -305,6 +305,11 @@ def text_of(method: AnyMethod) -> str:
     """A method's name, title, summary and description in lower case."""
     spec = method.spec
     return " ".join((spec.name, spec.title, spec.summary, spec.description)).lower()
+
+
+def prose_of(method: AnyMethod) -> str:
+    """A method's summary and description in lower case."""
+    return f"{method.spec.summary} {method.spec.description}".lower()
 
 
 @register_check(

@@ -74,6 +74,5 @@ def resumes(method: AnyMethod) -> None:
                     again = case.run(method)
                 assert_same_result(again, complete)
             except (AssertionError, PhospheneError) as error:
-                raise AssertionError(
-                    f"resumed from saved state {number + 1} of {len(progress.saved)}, {when} two steps: {error}"
-                ) from error
+                what = f"saved state {number + 1} of {len(progress.saved)}, {when} two steps"
+                raise AssertionError(f"resumed from {what}: {error}") from error
