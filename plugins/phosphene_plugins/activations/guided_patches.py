@@ -38,9 +38,7 @@ def _oracle() -> None:
     images = torch.rand(3, 3, 5, 6, dtype=torch.float64)
     model = load_model(layers, input_size=(3, 5, 6))
     with max_batch(3):
-        result = guided_patches(
-            model, TensorDataset(images), layer="2", channels=[1, 0], k=5, per_image=2
-        )
+        result = guided_patches(model, TensorDataset(images), layer="2", channels=[1, 0], k=5, per_image=2)
     assert result.layer == "2" and result.channels == (1, 1, 1, 1, 1, 0, 0, 0, 0, 0)
     assert result.gradients is not None and len(result.gradients) == 10
     expected = torch.zeros(10, 3, 3, 3, dtype=torch.float64)

@@ -56,7 +56,11 @@ def certificates_of_known_radii() -> None:
         lone: Any = _certificates([0.0], torch.float64, abstained).draw()
         (axes,) = lone.subfigs[1].axes
         data = axes.patches[0].get_data()
-        assert data.values.tolist() == values and data.edges.tolist() == [0.0, *(len(values) - 1) * [0.0], 1.0]
+        assert data.values.tolist() == values and data.edges.tolist() == [
+            0.0,
+            *(len(values) - 1) * [0.0],
+            1.0,
+        ]
         assert len(lone.subfigs[0].axes) == 1 and axes.get_xlim() == (0, 1)
 
 
