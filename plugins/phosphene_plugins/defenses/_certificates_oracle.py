@@ -67,6 +67,11 @@ def certificates_have_their_closed_forms() -> None:
 def _certificates(radii: list[float], dtype: torch.dtype, abstained: bool | None = None) -> Certificates:
     images = torch.eye(2, dtype=dtype).expand(len(radii), 1, 2, 2)
     return Certificates.build(
-        linear_model(), images, torch.arange(len(radii)) % 2, torch.tensor(radii, dtype=torch.float64),
-        norm="l2", subject="L = 2", abstained=None if abstained is None else torch.tensor(len(radii) * [abstained]),
-    )  # fmt: skip
+        linear_model(),
+        images,
+        torch.arange(len(radii)) % 2,
+        torch.tensor(radii, dtype=torch.float64),
+        norm="l2",
+        subject="L = 2",
+        abstained=None if abstained is None else torch.full((len(radii),), abstained),
+    )
