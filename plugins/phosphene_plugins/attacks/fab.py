@@ -54,7 +54,17 @@ def finds_the_nearest_boundary_that_the_pixel_range_allows() -> None:
     case = rectified(5)
     for norm, targeted, target_classes in (("linf", False, 0), ("l2", False, 2), ("l1", True, 0)):
         _equals_plain_runs(case, norm, targeted, target_classes)
-    assert_zero_gradients(fab, steps=2, restarts=2)
+    # The most likely other class is four times as far away as the next one, which counts only with two.
+    weight = torch.tensor([[0.0, 0.0], [0.25, 0.0], [0.0, 2.0]], dtype=torch.float64).view(3, 1, 1, 2)
+    half, label = torch.full((1, 1, 1, 2), 0.5, dtype=torch.float64), torch.tensor([0])
+    model = linear_model(weight, bias=[0.0, -0.225, -1.2])
+    for target_classes, exact in ((1, 0.4), (2, 0.1)):
+        result = fab(model, half, label, norm="l2", steps=10, target_classes=target_classes)
+        assert 1 <= float(result.distance("l2")) / exact < 1.002
+    # On the boundary itself no step has a length.
+    result = fab(linear_model(0.1 * torch.eye(2).double().view(2, 1, 1, 2)), half, label, steps=2)
+    assert torch.equal(result.adversarial, half) and not result.success.any()
+    assert_zero_gradients(fab, steps=2)
 
 
 def _projects_onto_hyperplanes(norm: LpNorm) -> None:
@@ -201,6 +211,7 @@ def fab(
     if target_classes and not targeted:
         rivals_per_run = list(top_other_classes(before[active], y, target_classes + 1).split(1, dim=1))
     best, nearest = x.clone(), torch.full_like(before[active, 0], torch.inf)
+    # equivalent mutants: replaced in the first run
     zero = torch.zeros_like(y, dtype=torch.bool)
     for restart in range(restarts):
         for run, rivals in enumerate(rivals_per_run):

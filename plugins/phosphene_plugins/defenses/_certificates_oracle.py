@@ -1,4 +1,4 @@
-"""Certificates of known radii: rounding, titles, and the figure's share of proven predictions."""
+"""Closed forms of certificates: rounding, titles, and the figure's share of proven predictions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from phosphene.testing import linear_model
 from ._certificates import Certificates
 
 
-def certificates_of_known_radii() -> None:
+def certificates_have_their_closed_forms() -> None:
     """Radii are rounded down, and the curve of the figure steps down by 1/N at each of them."""
     radii = [0.5, 0.1, 0.25, 0.0, 1 / 3]
     rounded = _certificates(radii, torch.float32)
@@ -45,8 +45,8 @@ def certificates_of_known_radii() -> None:
     assert not any(axis.axison for axis in left.axes) and figure.get_figheight() == 3
     assert abs(left.bbox.width / right.bbox.width - 1.2) < 1e-6
     image = resize(panels[4].image, (96, 96))
-    shown = torch.from_numpy(left.axes[4].images[0].get_array().data)
-    torch.testing.assert_close(shown, image.permute(1, 2, 0).float())
+    pixels = torch.from_numpy(left.axes[4].images[0].get_array().data)
+    torch.testing.assert_close(pixels, image.permute(1, 2, 0).float())
     # Of 25 images twelve; a radius of 0 that is not abstained from, or no proven prediction, ends at 1.
     many: Any = _certificates([n / 8 for n in range(25)], torch.float64).draw()
     drawn = [axis.get_title(loc="left") for axis in many.subfigs[0].axes]
@@ -67,6 +67,11 @@ def certificates_of_known_radii() -> None:
 def _certificates(radii: list[float], dtype: torch.dtype, abstained: bool | None = None) -> Certificates:
     images = torch.eye(2, dtype=dtype).expand(len(radii), 1, 2, 2)
     return Certificates.build(
-        linear_model(), images, torch.arange(len(radii)) % 2, torch.tensor(radii, dtype=torch.float64),
-        norm="l2", subject="L = 2", abstained=None if abstained is None else torch.tensor(len(radii) * [abstained]),
-    )  # fmt: skip
+        linear_model(),
+        images,
+        torch.arange(len(radii)) % 2,
+        torch.tensor(radii, dtype=torch.float64),
+        norm="l2",
+        subject="L = 2",
+        abstained=None if abstained is None else torch.full((len(radii),), abstained),
+    )

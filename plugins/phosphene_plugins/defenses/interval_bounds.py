@@ -26,7 +26,7 @@ from ._bound_propagation import (
     propagate,
 )
 from ._certificates import Certificates
-from ._certificates_oracle import certificates_of_known_radii
+from ._certificates_oracle import certificates_have_their_closed_forms
 
 #: A search of the radius in which the relations' networks have proven radii.
 _SEARCH = {"eps": 1e-3, "halvings": 8}
@@ -305,7 +305,7 @@ def single_operations_are_exact() -> None:
 
 def exact_where_it_has_to_be() -> None:
     """Exact on linear models, after every single operation, and in closed form behind a hidden layer."""
-    certificates_of_known_radii()
+    certificates_have_their_closed_forms()
     exact_on_a_linear_model()
     hidden_layer_in_closed_form()
     logits_are_read_from_any_output()

@@ -42,6 +42,19 @@ def _oracle() -> None:
         assert of_ramp.clusters is not None and len(of_ramp.clusters.unique()) == min(count, 8)
         assert list(of_ramp.metrics) == ["inertia"]
     assert result.axes == ("component 1", "component 2") and result.layout == "clusters"
+    # Without clear clusters they depend on the seed, which is drawn from torch's generator.
+    from sklearn.cluster import KMeans  # slow to import
+
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d((1, 3)), nn.Flatten(), nn.Linear(3, 2))
+    thirds = torch.rand(60, 1, 1, 3, generator=torch.Generator().manual_seed(0))
+    model = load_model(pool, mean=[0.0], std=[1.0], input_size=(1, 1, 3))
+    for seed in (1, 2):
+        result = clusters(model, TensorDataset(thirds), k=8, seed=seed)
+        drawn = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(seed)))
+        expected_clusters = KMeans(8, n_init=10, random_state=drawn).fit_predict(thirds.flatten(1).numpy())
+        assert result.clusters is not None and result.clusters.dtype == torch.int64
+        assert result.clusters.tolist() == expected_clusters.tolist()
+        assert result.points is not None and result.points.shape == (60, 2)
 
 
 @method(
@@ -152,6 +165,7 @@ def k_means(features: Tensor, k: int, seed: int) -> tuple[Tensor, Tensor, float]
 
     # equivalent mutants: the same clusters where any run finds the minimum; arrays are converted from tensors
     estimator = KMeans(k, n_init=10, random_state=seed)
+    # equivalent mutants: scikit-learn converts tensors to arrays itself
     assignments = estimator.fit_predict(features.cpu().to(_numpy_dtype(features)).numpy())
     return (
         torch.from_numpy(assignments).to(features.device, torch.int64),
@@ -171,6 +185,7 @@ def _agreement(assignments: Tensor, labels: tuple[str, ...]) -> dict[str, float]
 
     class_numbers = {name: n for n, name in enumerate(sorted(set(labels)))}
     classes, clustered = torch.tensor([class_numbers[label] for label in labels]), assignments.cpu()
+    # equivalent mutants: a further row of zeros adds nothing
     contingency = torch.zeros(int(clustered.max()) + 1, len(class_numbers), dtype=torch.int64)
     contingency.index_put_((clustered, classes), torch.tensor(1), accumulate=True)
     # equivalent mutants: scikit-learn converts tensors to arrays itself

@@ -51,6 +51,18 @@ def _oracle() -> None:
     samples, others = set_distance(model, TensorDataset(many), sets[1]).sample_thumbnails
     assert samples[:, 0, 0, 0].tolist() == list(range(0, 80, 2))
     assert others[:, 0, 0, 0].tolist() == [102, 153, 204]
+    # Bytes 0, 0 and 2 have the mean 0.67, which is rounded up; names are those of the sets, if they have any.
+    dark = TensorDataset((many * 2)[[0, 0, 1]])
+    named = set_distance(model, dark, sets[1])
+    assert named.mean_thumbnails[0].unique().tolist() == [1]
+    assert named.names == ("first set", "second set")
+    # Of three features the first two components are returned.
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d((1, 3)), nn.Flatten(), nn.Linear(3, 2))
+    thirds = torch.rand(9, 1, 1, 3, generator=torch.Generator().manual_seed(0))
+    wide = load_model(pool, mean=[0.0], std=[1.0], input_size=(1, 1, 3))
+    result = set_distance(wide, TensorDataset(thirds[:4]), TensorDataset(thirds[4:]))
+    assert [points.shape for points in result.points] == [(4, 2), (5, 2)]
+    assert torch.linalg.matrix_rank(torch.cat(result.points)) == 2
 
 
 @method(
@@ -169,6 +181,7 @@ def _kernel_distance(first: Tensor, second: Tensor) -> Tensor:
     """Unbiased estimate of the squared maximum mean discrepancy, with a block of kernel rows at a time."""
 
     def kernel_sum(x: Tensor, y: Tensor) -> Tensor:
+        # equivalent mutants: the sum does not depend on the blocks
         parts = [(rows @ y.T / x.shape[1] + 1).pow(3).sum() for rows in x.split(KERNEL_ROWS)]
         return torch.stack(parts).sum()
 

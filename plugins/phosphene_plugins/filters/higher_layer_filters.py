@@ -24,16 +24,18 @@ def _oracle() -> None:
     layers = nn.Sequential(nn.Conv2d(3, 2, 3), convolution, nn.Flatten(), nn.Linear(25, 2))
     bank = higher_layer_filters(load_model(layers, input_size=(3, 8, 8)))
     assert (bank.layer, bank.columns, bank.captions) == ("1", 2, ("0[0]", "0[1]"))
-    assert torch.allclose(bank.tiles, torch.arange(8.0).view(2, 1, 2, 2) / 7)
+    assert torch.allclose(bank.tiles, torch.arange(8.0).view(2, 1, 2, 2).expand(-1, 3, -1, -1) / 7)
+    assert bank.tiles.shape == (2, 3, 2, 2)
     # The second convolution larger than 1 x 1; with only such ones the second.
     fourth = nn.Conv2d(4, 5, 1)
     deep = nn.Sequential(
-        *(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 1), nn.Sequential(nn.Conv2d(2, 4, (1, 2)), nn.ReLU())),
+        *(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 1), nn.Sequential(nn.Conv2d(2, 4, (2, 1)), nn.ReLU())),
         *(nn.Sequential(nn.ReLU()), fourth, nn.Flatten(), nn.Linear(150, 2)),
     )
+    deep[6].spare = nn.Identity()  # never called
     model = load_model(deep, input_size=(3, 8, 8))
     assert higher_layer_filters(model).layer == "2.0"
-    assert higher_layer_filters(model).weights.shape == (4, 2, 1, 2)
+    assert higher_layer_filters(model).weights.shape == (4, 2, 2, 1)
     bank = higher_layer_filters(model, layer="4", filters=3, slices=2)
     assert torch.equal(bank.weights, fourth.weight[:3, :2]) and bank.captions[3] == "1[1]"
     small = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 9, 1), nn.Flatten(), nn.Linear(576, 2))
@@ -47,6 +49,7 @@ def _oracle() -> None:
     nested = load_model(four, input_size=(3, 8, 8))
     for refused, layer, near in (
         *((model, "2", "'2.0'"), (model, "3", "'1', '2.0', '4'"), (model, "6", "'1', '2.0', '4'")),
+        (model, "6.spare", "'1', '2.0', '4'"),
         (nested, "0", "'0.0', '0.1', '0.2'"),
     ):
         message = ""
@@ -114,7 +117,7 @@ def higher_layer_filters(
         kind = type(model.layers[layer]).__name__
         near = ", ".join(repr(n) for n in _nearest_convolutions(model, layer)) or "this model has none"
         raise ModelError(f"layer {layer!r} ({kind}) has no 2-D filters; convolutions near it: {near}")
-    weights = weight.detach()[:filters, :slices].clone()
+    weights = weight[:filters, :slices].clone()
     rows, columns = weights.shape[:2]
     tiles = min_max(weights, (1, 2, 3)).flatten(0, 1)
     return FilterBank(

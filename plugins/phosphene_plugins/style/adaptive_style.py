@@ -94,7 +94,9 @@ def training_step_has_a_closed_form() -> None:
     styles = draw_images(3, 3, 10, 6, seed=1, dtype=torch.float32) ** 2
     data = TensorDataset(images), TensorDataset(styles)
     options: Any = {"layer": "1", "style_layers": ["0"], "style_weight": 2.5, "reconstruction_weight": 7.0}
-    result = call(model, *data, **options, steps=2, batch=2, lr=1e-12, seed=3)
+    last = 2**63 - 1  # after which the seeds of steps start again
+    result = call(model, *data, **options, steps=2, batch=2, lr=1e-12, seed=last)
+    assert result.config["channels"] == 3 and result.config["widths"] == decoder_widths(model, "1")
     # Images are padded by replication to a multiple of the stride 2, and outputs are cropped.
     pad = lambda x: nn.functional.pad(x, (0, x.shape[3] % 2, 0, 0), mode="replicate")
 
@@ -102,9 +104,9 @@ def training_step_has_a_closed_form() -> None:
         return torch.cat([maps.mean((2, 3)), (maps.var((2, 3)) + 1e-5).sqrt()], 1)
 
     with torch.no_grad():
-        order = torch.randperm(5, generator=torch.Generator().manual_seed(3))
+        order = torch.randperm(5, generator=torch.Generator().manual_seed(last))
         for step, rows in enumerate((order[:2], order[2:4])):
-            which = torch.randint(3, (5,), generator=torch.Generator().manual_seed(3 + step))
+            which = torch.randint(3, (5,), generator=torch.Generator().manual_seed((last + step) % 2**63))
             total = torch.zeros(1)
             for content, style in zip(images[rows].split(1), styles[which[rows]].split(1), strict=True):
                 features = pixel_features(pad(content), "1")
@@ -123,7 +125,7 @@ def training_step_has_a_closed_form() -> None:
             expected = result.network(target)[0, ..., :11].clamp(0, 1)
             assert (preview - expected).abs().max() < 1e-4, "previews"
     assert len(result.previews) == 4
-    moved = call(model, *data, **options, steps=2, batch=2, lr=0.01, seed=3)
+    moved = call(model, *data, **options, steps=2, batch=2, lr=0.01, seed=last)
     pairs = zip(moved.network.parameters(), result.network.parameters(), strict=True)
     most = max((after - before).abs().max() for after, before in pairs)
     assert 0.012 < most < 0.016, f"two steps of Adam of length 0.01 and 0.005 move a weight by {most}"
@@ -221,6 +223,7 @@ def adaptive_style_fit(
         outputs = zip(model.features_of(images, layers), layers, strict=True)
         features = [model.maps(output, images, name) for output, name in outputs]
         statistics = [channel_statistics(f, per_image=True) for f in (images, *features[1:])]
+        # equivalent mutants: a loss does not depend on the order of the statistics
         return features[0], [torch.cat(mean_and_std, 1).flatten(1) for mean_and_std in statistics]
 
     def loss(images: Tensor, indices: Sequence[int], progress: float) -> Tensor:
