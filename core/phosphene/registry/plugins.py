@@ -179,10 +179,19 @@ def load_plugin(plugin: Plugin) -> Any:
 
 @dataclass(frozen=True)
 class ImportCost:
-    """The CPU seconds that importing a plugin's module took, and the libraries that were imported with it."""
+    """The CPU seconds that importing a plugin's module took, and the modules before and after it."""
 
     seconds: float
-    libraries: tuple[str, ...]
+    package: str
+    before: frozenset[str]
+    after: frozenset[str]
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """The libraries that were imported with it."""
+        packages = {name.partition(".")[0] for name in self.after - self.before}
+        packages -= {name.partition(".")[0] for name in self.before} | {self.package}
+        return tuple(sorted(p for p in packages - sys.stdlib_module_names if not p.startswith("_")))
 
 
 #: What importing each plugin's module cost in this process; a library counts for the first that imports it.
@@ -190,17 +199,12 @@ import_costs: dict[Plugin, ImportCost] = {}
 
 
 def _timed_import(plugin: Plugin) -> Any:
-    before, start = {*sys.modules}, time.process_time()
+    before, start = frozenset(sys.modules), time.process_time()
     try:
         return plugin.entry_point.load()
     finally:
-        seconds = time.process_time() - start
-        packages = {name.partition(".")[0] for name in {*sys.modules} - before}
-        packages -= {name.partition(".")[0] for name in before} | {
-            plugin.entry_point.module.partition(".")[0]
-        }
-        libraries = sorted(p for p in packages - sys.stdlib_module_names if not p.startswith("_"))
-        import_costs[plugin] = ImportCost(seconds, tuple(libraries))
+        seconds, package = time.process_time() - start, plugin.entry_point.module.partition(".")[0]
+        import_costs[plugin] = ImportCost(seconds, package, before, frozenset(sys.modules))
 
 
 def plugin_manager(*modules: Any) -> pluggy.PluginManager:

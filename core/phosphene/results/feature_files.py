@@ -28,8 +28,8 @@ def read_features(path: Path) -> Embedding:
     """Features (N, D) from a ``.npy``, ``.npz`` or ``.parquet`` file.
 
     - ``.npy``: the array (N, D).
-    - ``.npz``: the array ``features`` or the only one, and ``ids``, ``labels`` and ``thumbnails`` if there are
-      any.
+    - ``.npz``: the array ``features`` or the only one, and ``ids``, ``labels`` and ``thumbnails`` if it has
+      them.
     - ``.parquet``: a row per image with the columns ``features_0``, ``features_1``, ..., which
       ``Embedding.to_parquet`` writes, or ``features``, a list; ``ids`` and ``labels`` if there are any.
 
