@@ -35,6 +35,9 @@ from phosphene_plugins.executors._process_pool import ProcessPool
 from phosphene_plugins.executors._sending import describe_error
 from phosphene_plugins.executors.processes import default_workers
 
+#: One pool for all tests.
+pytestmark = pytest.mark.xdist_group("executors")
+
 #: Trainings read a data set in an order that matters, so they are no folds. UMAP compiles for a minute.
 OVER_DATA_SETS = [
     pytest.param(name, marks=pytest.mark.nightly if name == "embeddings.umap" else ())

@@ -23,6 +23,9 @@ from phosphene.testing.observation import assert_same_result
 
 ray = pytest.importorskip("ray", reason="the extra phosphene[ray] is not installed")
 
+#: One Ray for all tests, and no other executor's processes beside it.
+pytestmark = pytest.mark.xdist_group("executors")
+
 #: Trainings read a data set in an order that matters, so they are no folds. UMAP compiles for a minute.
 OVER_DATA_SETS = [
     pytest.param(name, marks=() if name.startswith("activations.") else pytest.mark.nightly)
@@ -36,7 +39,7 @@ def shards():
     """The executor on a local Ray with two workers."""
     from phosphene_plugins.executors._ray_shards import RayShards
 
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, object_store_memory=10**8, include_dashboard=False, log_to_driver=False)
     with RayShards() as shards:
         yield shards
     ray.shutdown()
