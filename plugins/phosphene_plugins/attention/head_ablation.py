@@ -25,19 +25,19 @@ def equals_what_the_head_adds() -> None:
     first, last = network.layers
     tokens = first(network.tokens(model.normalize(images)))
     attention = last.probabilities(tokens)[:, :, 0]
-    gains = last.head_values(tokens) @ network.head.weight[2]
+    gains = last.head_values(tokens) @ network.head.weight[1]
     added, mean = (attention * gains).sum(2), gains.mean(2)
-    result = head_ablation(model, images, 2)
-    torch.testing.assert_close(result.scores, model(images)[:, 2])
+    result = head_ablation(model, images, 1)
+    torch.testing.assert_close(result.scores, model(images)[:, 1])
     torch.testing.assert_close(result.drops[:, 2:], added)
-    uniform = head_ablation(model, images, 2, replacement="uniform")
+    uniform = head_ablation(model, images, 1, replacement="uniform")
     torch.testing.assert_close(uniform.drops[:, 2:], added - mean)
     assert (result.layers, result.heads) == (("blocks.0",) * 2 + ("blocks.1",) * 4, (0, 1, 0, 1, 2, 3))
-    assert result.targets == ("class 2",) * 2
+    assert result.targets == ("class 1",) * 2
     # In the first layer it is the difference to a network without the head's columns of the projection.
     weight = first.project.weight.clone()
     first.project.weight[:, 4:] = 0
-    torch.testing.assert_close(result.drops[:, 1], result.scores - model(images)[:, 2])
+    torch.testing.assert_close(result.drops[:, 1], result.scores - model(images)[:, 1])
     first.project.weight.copy_(weight)
 
 
