@@ -29,7 +29,7 @@ class Extensions:
             if isinstance(module, BrokenPlugin):
                 warnings.warn(f"extension {plugin.qualified} is left out: {module.reason}", stacklevel=2)
             elif not manager.is_registered(module):
-                manager.register(module, name=plugin.qualified)
+                manager.register(module)
         return manager
 
     def gather(self, hook: str, name_of: Callable[[Any], str] | None = None) -> dict[str, Any]:
