@@ -61,6 +61,10 @@ P = ParamSpec("P")
 R = TypeVar("R", bound="Result")
 
 
+#: Sizes of a model that a cost may depend on.
+_MODEL_SIZES = ("stages", "channels", "attention_layers", "attention_heads")
+
+
 def method(
     *,
     family: str,
@@ -268,8 +272,11 @@ class Method(Generic[P, R]):
 
     def _modules(self, inputs: Mapping[str, Any]) -> list[nn.Module]:
         """The networks of all models among the inputs."""
-        names = [i.name for i in self.spec.inputs if i.role in ("model", "other_model")]
-        return [inputs[name].module for name in names if inputs[name] is not None]
+        networks = []
+        for declared in self.spec.inputs:
+            if declared.role in ("model", "other_model") and inputs[declared.name] is not None:
+                networks.append(inputs[declared.name].module)
+        return networks
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         names = [i.name for i in self.spec.inputs]
@@ -402,10 +409,10 @@ class Method(Generic[P, R]):
 
     def sizes(self, model: Model | None, params: Mapping[str, Any]) -> dict[str, Any]:
         """The sizes of the model that the declared cost depends on."""
-        if model is None or (cost := self.spec.cost) is None:
+        if model is None or (cost := self.spec.cost) is None or not cost.depends_on(*_MODEL_SIZES):
             return {}
         sizes: dict[str, Any] = {"stages": model.structure.stages} if cost.depends_on("stages") else {}
-        if cost.depends_on("attention_layers") or cost.depends_on("attention_heads"):
+        if cost.depends_on("attention_layers", "attention_heads"):
             attention = model.attention_layers.values()
             sizes["attention_layers"] = len(attention)
             sizes["attention_heads"] = sum(layer.heads for layer in attention)

@@ -48,7 +48,9 @@ def prepare(
     # The default labels run the model; tensors created in inference mode could never be differentiated.
     with max_batch(batch_size), torch.inference_mode(False), cpu_by_default():
         inputs = read_inputs(method, arguments, complete, device)
-        files = _image_files(method, arguments)
+        images = method.spec.input("images")
+        paths = None if images is None else arguments.get(images.name)
+        files = () if paths is None else image_files(paths)
         complete = method.resolve_layers(complete, inputs)
     return PreparedRun(
         method=name if isinstance(name, str) else method.spec.short_name,
@@ -89,13 +91,6 @@ def read_inputs(
         value = ROLES[declared.role].make(arguments.get(declared.name), context)
         method.add_checked(inputs, declared, move_to_device(value, device), params)
     return inputs
-
-
-def _image_files(method: Method[..., Any], arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the files of the images; empty for images that are none."""
-    declared = method.spec.input("images")
-    value = None if declared is None else arguments.get(declared.name)
-    return () if value is None else image_files(value)
 
 
 def move_to_device(value: Any, device: str | torch.device | None, dtype: torch.dtype | None = None) -> Any:

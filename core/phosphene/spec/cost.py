@@ -53,9 +53,9 @@ class Cost(FrozenModel):
         """Names of the parameters that it depends on."""
         return self.forward.names() | self.backward.names()
 
-    def depends_on(self, size: str) -> bool:
-        """Whether it depends on this size, such as "channels"."""
-        return size in self._sizes
+    def depends_on(self, *sizes: str) -> bool:
+        """Whether it depends on one of these sizes, such as "channels"."""
+        return not self._sizes.isdisjoint(sizes)
 
     @cached_property
     def _sizes(self) -> set[str]:
