@@ -239,7 +239,7 @@ def covers_the_image(method: AnyMethod) -> None:
     for sizes in (((27, 21), (35, 22)), ((21, 27), (22, 35))):  # of tall and of wide images
         empty: dict[str, list[bool]] = {"row": [], "column": []}
         for size in sizes:
-            for network in ("functional", "gap", "tokens"):
+            for network in ("functional", "gap"):  # patches may leave the last rows out
                 case = Case(network, "noise", size=size, target=0 if method.spec.input("target") else None)
                 result = result_of(method, case)
                 if result is not None and result.maps.shape[1:] == size:

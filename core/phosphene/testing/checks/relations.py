@@ -389,9 +389,12 @@ def _assert_equivariant(calls: RelationCalls, transform: Transform) -> None:
 def _is_exact(method: AnyMethod) -> bool:
     """Whether the map has to flip exactly: it is computed from gradients and no parameter sets a grid.
 
-    At a baseline of one color pools and ReLUs have ties, which rounding decides.
+    At a baseline of one color pools and ReLUs have ties, which rounding decides. Images of several passes
+    may be changed by patterns of their own, which do not flip.
     """
     names = method.spec.params.model_fields
+    if method.spec.cost is not None and method.spec.cost.names() & set(names):
+        return False
     grid = any(word in name for name in names for word in (*_GRID_WORDS, *_BASELINE_WORDS))
     path = re.search(rf"{_PATH_METHOD}|baseline", text_of(method)) is not None
     return "gradients" in method.spec.needs and not grid and not path
