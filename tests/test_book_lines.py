@@ -163,3 +163,11 @@ def test_instance_norm_has_a_lower_loss_and_is_invariant_to_contrast(monkeypatch
         < (original[1].image - pale[1].image).abs().max()
     )
     assert module.losses(networks).image.shape[0] == 3
+
+
+def test_features_replace_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = execute("embeddings.md")
+    assert page["groups"].provenance.model is None and page["points"].shape == (60, 2)
+    assert page["index"].metrics["recall"] >= 0.9 and page["near"].recall == page["index"].metrics["recall"]
+    assert page["exact"].indices[:, 0].tolist() == [0, 1] == page["near"].indices[:, 0].tolist()

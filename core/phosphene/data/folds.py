@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from ..checkpoints import CheckpointSlot
+from ..checkpoints import CheckpointSlot, claim_checkpoint
 from ..progress import progress_bar
 from ..rows import Rows
 from ..torch_state import fork_random_state, seed_generators
@@ -66,6 +66,8 @@ class Fold(ABC, Generic[R]):
     title: str = "images"
     #: Whether ``update`` draws random numbers: every batch has a seed of its own.
     random: bool = False
+    #: Whether checkpoints hold the state: not that of a short fold that a method runs many times.
+    saved: bool = True
 
     def start(self) -> State:
         """The state of no images."""
@@ -86,6 +88,10 @@ class Fold(ABC, Generic[R]):
     def run(self, dataset: Dataset, size: int, stop: int | None = None) -> R:
         """The result for the first ``stop`` images of a data set (default: all), in batches of ``size``."""
         stop = len(dataset) if stop is None else stop
+        with nullcontext() if self.saved else claim_checkpoint():
+            return self._run(dataset, size, stop)
+
+    def _run(self, dataset: Dataset, size: int, stop: int) -> R:
         position = _Position(self)
         executor = _executor.get()
         # What is drawn after the fold must not depend on who computed its batches.

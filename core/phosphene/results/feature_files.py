@@ -16,7 +16,7 @@ from ..files.system import error_text
 from .embedding import Embedding
 
 #: Side in pixels of the gray thumbnails of features that come without images.
-_BLANK_SIDE = 16
+_BLANK_SIDE = 4
 
 
 def is_feature_file(path: Path) -> bool:
@@ -28,8 +28,7 @@ def read_features(path: Path) -> Embedding:
     """Features (N, D) from a ``.npy``, ``.npz`` or ``.parquet`` file.
 
     - ``.npy``: the array (N, D).
-    - ``.npz``: the array ``features`` or the only one, and ``ids``, ``labels`` and ``thumbnails`` if it has
-      them.
+    - ``.npz``: the array ``features`` or the only one, ``ids``, ``labels``, ``thumbnails`` if any.
     - ``.parquet``: a row per image with the columns ``features_0``, ``features_1``, ..., which
       ``Embedding.to_parquet`` writes, or ``features``, a list; ``ids`` and ``labels`` if there are any.
 

@@ -10,6 +10,20 @@ from torch import Tensor
 from phosphene import InputError
 
 
+def smallest_distances(indices: Tensor, distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k smallest distances of each row, and their indices; of equal distances the smaller index first."""
+    indices, order = indices.sort(dim=1)
+    distances, nearest = distances.gather(1, order).sort(dim=1, stable=True)
+    return indices.gather(1, nearest)[:, :k], distances[:, :k]
+
+
+def complete_columns(indices: Tensor, distances: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns in which every row has a neighbor, at a finite distance. Raises InputError if none has."""
+    if not (count := int(distances.isfinite().sum(1).min())):
+        raise InputError("the data set holds no image but the query image itself")
+    return indices[:, :count], distances[:, :count]
+
+
 class NearestNeighborSearch:
     """The k nearest vectors of a stream to each query, by Euclidean distance.
 
@@ -59,15 +73,15 @@ class NearestNeighborSearch:
 
         Fewer than k columns if a query has fewer neighbors.
         """
+        return complete_columns(*self.nearest())
+
+    def nearest(self) -> tuple[Tensor, Tensor]:
+        """The same with at most k columns; the distances of missing neighbors are infinite."""
         if self._pending:
             self._rank_pending()
-        count = int(self._ranks.isfinite().sum(1).min())
-        if not count:
-            raise InputError("the data set holds no image but the query image itself")
-        distances = (self._queries[:, None] - self._vectors[:, :count]).norm(dim=2)
-        indices, order = self._indices[:, :count].sort(dim=1)
-        distances, nearest = distances.gather(1, order).sort(dim=1, stable=True)
-        return indices.gather(1, nearest)[:, : self._k], distances[:, : self._k]
+        distances = (self._queries[:, None] - self._vectors).norm(dim=2)
+        distances = distances.masked_fill(self._ranks == torch.inf, torch.inf)
+        return smallest_distances(self._indices, distances, self._k)
 
     def _rank_pending(self) -> None:
         """Merge the pending vectors into the candidates of each query."""

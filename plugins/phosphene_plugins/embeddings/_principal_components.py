@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from ._feature_folds import Moments, RowFunction, is_large, map_rows, moments
 
 
 def center(features: Tensor) -> Tensor:
@@ -21,8 +25,11 @@ def principal_components(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Coordinates (N, count) on the first principal components, and each one's fraction of the variance.
 
     From the eigenvectors of the covariance matrix, or of the N x N Gram matrix if there are more features
-    than images. Signs are such that the largest entry of a component, by absolute value, is positive.
+    than images. Signs are such that the largest entry of a component, by absolute value, is positive. The
+    covariance of a large matrix is added up block by block, in double precision.
     """
+    if is_large(features):
+        return _components_of_blocks(features, count)
     centered = center(features)
     # equivalent mutants: a square matrix has the same components in both ways
     tall = centered.shape[0] >= centered.shape[1]
@@ -31,8 +38,34 @@ def principal_components(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if not tall:
         directions = centered.T @ directions
         directions = directions / directions.norm(dim=0).clamp(min=torch.finfo(centered.dtype).tiny)
-    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-    # equivalent mutants: a component whose largest entry is 0 has no sign
-    points = centered @ torch.where(largest < 0, -directions, directions)
+    points = centered @ _with_signs(directions)
     total = values.sum()
     return points, values[:count] / torch.where(total > 0, total, 1)
+
+
+def _with_signs(directions: Tensor) -> Tensor:
+    """Components (D, count) whose largest entries are positive."""
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    # equivalent mutants: a component whose largest entry is 0 has no sign
+    return torch.where(largest < 0, -directions, directions)
+
+
+def _components_of_blocks(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """``principal_components`` without a copy of the features."""
+    about = moments(features)
+    values, directions = torch.linalg.eigh(about.scatter)
+    values, directions = values.flip(0).clamp(min=0), _with_signs(directions.flip(1)[:, :count])
+    points = map_rows(features, _Coordinates(about, directions), "principal components")
+    total = values.sum()
+    return points.to(features), (values[:count] / torch.where(total > 0, total, 1)).to(features)
+
+
+@dataclass
+class _Coordinates(RowFunction):
+    """The coordinates (n, count) of rows on components (D, count) through the mean."""
+
+    about: Moments
+    directions: Tensor
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return self.about.center(rows.cpu()) @ self.directions

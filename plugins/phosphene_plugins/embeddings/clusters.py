@@ -7,14 +7,38 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
+from phosphene import (
+    InputError,
+    Reference,
+    TensorDataset,
+    hookimpl,
+    load_model,
+    method,
+    progress_bar,
+    report_progress,
+)
 from phosphene.results import Embedding
 from phosphene.roles import Dataset, Features, Model, Seed
 from phosphene.spec import Agrees, Cost, InvariantTo, ScalesWith, size
 
+from ._feature_folds import (
+    BLOCK_ROWS,
+    LARGE,
+    FeatureRows,
+    LloydStep,
+    RowFunction,
+    is_large,
+    map_rows,
+    nearest_center,
+)
 from ._features import FeatureLayer, load_features, require_images
 from ._principal_components import principal_components
 from ._relations import NeedsImages, distances_to_the_mean_of_the_cluster
+
+#: Rows of a large matrix from which the first centers are computed, at least 100 per cluster.
+SAMPLE_ROWS = 20_000
+#: Most steps with all rows, and the squared shift of the centers at which they end, in mean variances.
+STEPS, TOLERANCE = 300, 1e-4
 
 
 def _oracle() -> None:
@@ -142,6 +166,8 @@ def clusters(
     default = 8 if embedding.labels is None else len(set(embedding.labels))
     sklearn_seed = int(torch.randint(2**31, ()))
     assignments, centers, inertia = k_means(embedding.features, k or min(default, count), sklearn_seed)
+    blocks = zip(embedding.features.split(BLOCK_ROWS), assignments.split(BLOCK_ROWS), strict=True)
+    distances = [(rows - centers[numbers]).norm(dim=1) for rows, numbers in blocks]
     points, _ = principal_components(embedding.features, 2)
     agreement = {} if embedding.labels is None else _agreement(assignments, embedding.labels)
     metrics = {"inertia": inertia, **agreement}
@@ -150,7 +176,7 @@ def clusters(
         points=points,
         axes=("component 1", "component 2")[: points.shape[1]],
         clusters=assignments,
-        center_distances=(embedding.features - centers[assignments]).norm(dim=1),
+        center_distances=torch.cat(distances),
         metrics={name: embedding.features.new_tensor(value) for name, value in metrics.items()},
         layout="clusters",
     )
@@ -159,8 +185,16 @@ def clusters(
 def k_means(features: Tensor, k: int, seed: int) -> tuple[Tensor, Tensor, float]:
     """Cluster of each row (N,), cluster centers (k, D) and the sum of squared distances to them.
 
-    By scikit-learn, the best of ten runs; ``seed`` < 2^32.
+    By scikit-learn, the best of ten runs; ``seed`` < 2^32. For a large matrix these runs cluster a sample of
+    its rows, and Lloyd's algorithm with all rows starts from the centers.
     """
+    if not is_large(features):
+        return _k_means_in_memory(features, k, seed)
+    step = max(len(features) // max(SAMPLE_ROWS, 100 * k), -(-features.numel() // LARGE))
+    return _lloyd(features, _k_means_in_memory(features[::step], k, seed)[1].double().cpu())
+
+
+def _k_means_in_memory(features: Tensor, k: int, seed: int) -> tuple[Tensor, Tensor, float]:
     from sklearn.cluster import KMeans  # slow to import
 
     # equivalent mutants: the same clusters where any run finds the minimum; arrays are converted from tensors
@@ -172,6 +206,35 @@ def k_means(features: Tensor, k: int, seed: int) -> tuple[Tensor, Tensor, float]
         torch.from_numpy(estimator.cluster_centers_).to(features),
         float(estimator.inertia_),
     )
+
+
+def _lloyd(features: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Clusters, centers and sum of squares of Lloyd's algorithm, until the centers stay."""
+    rows, tolerance = FeatureRows(features), None
+    for _ in progress_bar(range(STEPS), "k-means steps", STEPS):
+        with report_progress(False):
+            state = LloydStep(centers).run(rows, BLOCK_ROWS)
+        counts = state["counts"][:, None]
+        moved = torch.where(counts > 0, state["sums"] / counts.clamp(min=1), centers)  # an empty one stays
+        if tolerance is None:
+            tolerance = TOLERANCE * float(state["inertia"]) / features.numel()
+        shift, centers = float((moved - centers).square().sum()), moved
+        if shift <= tolerance:
+            break
+    with report_progress(False):
+        inertia = float(LloydStep(centers).run(rows, BLOCK_ROWS)["inertia"])
+    assignments = map_rows(features, _Nearest(centers), "clusters")
+    return assignments, centers.to(features), inertia
+
+
+@dataclasses.dataclass
+class _Nearest(RowFunction):
+    """The number of the nearest center to each row."""
+
+    centers: Tensor
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return nearest_center(rows, self.centers.to(rows))[0]
 
 
 def _numpy_dtype(features: Tensor) -> torch.dtype:

@@ -1,14 +1,15 @@
 """Nearest neighbors of images in feature space, beside those in pixel space."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import (
+    Fold,
     InputError,
     Reference,
     TensorDataset,
@@ -17,15 +18,16 @@ from phosphene import (
     load_model,
     max_batch,
     method,
-    progress_bar,
 )
+from phosphene import Model as _Model
+from phosphene.data import Batch, State
 from phosphene.results import Embedding, Neighbors
 from phosphene.roles import Dataset, Features, Images, Model
 from phosphene.spec import Agrees, Cost, InvariantTo, Nonnegative, ScalesWith, size
 
 from ._features import FeatureLayer, image_features, require_layer
-from ._nearest_neighbor_search import NearestNeighborSearch
-from ._neighbor_index_result import search_index
+from ._nearest_neighbor_search import NearestNeighborSearch, complete_columns, smallest_distances
+from ._neighbor_index_result import Metric, search_index, unit_vectors
 from ._relations import feature_distances, pixel_distances
 
 DISTANCES = ("distances", "pixel_distances")
@@ -150,11 +152,6 @@ def nearest_neighbors(
     Source:
         Krizhevsky et al. 2012, section 6.1 and figure 4.
     """
-
-    def embed(images: Tensor) -> Tensor:
-        features = image_features(model, images, layer)
-        return F.normalize(features) if metric == "cosine" else features
-
     size = batch_size(model)
     if features is not None:
         if exclude_self:
@@ -162,21 +159,14 @@ def nearest_neighbors(
         require_layer(model, features, layer)
     elif search == "approximate":
         raise InputError('an approximate search needs features="...", a saved result of neighbor_index')
-    queries = torch.cat([embed(part) for part in images.split(size)])
+    queries = torch.cat([_vectors(model, part, layer, metric) for part in images.split(size)])
     if features is not None:
         return _search_features(features, images, queries, k, metric, search)
     assert dataset is not None  # the call was checked: it has features or a data set
-    by_features = NearestNeighborSearch(queries, k)
-    by_pixels = NearestNeighborSearch(images.flatten(1), k)
-    for batch in progress_bar(dataset.batches(size), "nearest neighbors", -(-len(dataset) // size)):
-        candidates = batch.images.to(images)
-        exclude = None
-        if exclude_self:
-            exclude = torch.stack([(candidates == image).flatten(1).all(1) for image in images])
-        by_features.add(embed(candidates), batch.indices, exclude)
-        by_pixels.add(candidates.flatten(1), batch.indices, exclude)
-    indices, distances = by_features.result()
-    pixel_indices, pixel_distances = by_pixels.result()
+    state = _NearestImages(model, layer, metric, images, queries, k, exclude_self).run(dataset, size)
+    nearest = {name: values.to(images.device) for name, values in state.items()}
+    indices, distances = complete_columns(nearest["indices"], nearest["distances"])
+    pixel_indices, pixel_distances = complete_columns(nearest["pixel_indices"], nearest["pixel_distances"])
 
     def read(indices: Tensor) -> Tensor:
         return torch.stack([dataset.read(row) for row in indices.tolist()]).to(images)
@@ -194,12 +184,61 @@ def nearest_neighbors(
     )
 
 
+def _vectors(model: _Model, images: Tensor, layer: str | None, metric: Metric) -> Tensor:
+    """Features (n, D) of images as they are compared by Euclidean distance."""
+    return unit_vectors(image_features(model, images, layer), metric)
+
+
+@dataclass
+class _NearestImages(Fold[State]):
+    """Indices and distances (N, k) of the images nearest to N images by features, and by ``pixel_``."""
+
+    model: _Model
+    layer: str | None
+    metric: Metric
+    images: Tensor
+    queries: Tensor
+    k: int
+    exclude_self: bool
+    title: str = "nearest neighbors"
+
+    def update(self, state: State, batch: Batch) -> State:
+        candidates, exclude = batch.images.to(self.images), None
+        if self.exclude_self:
+            exclude = torch.stack([(candidates == image).flatten(1).all(1) for image in self.images])
+        vectors = _vectors(self.model, candidates, self.layer, self.metric)
+        pairs = {"": (self.queries, vectors), "pixel_": (self.images.flatten(1), candidates.flatten(1))}
+        part: State = {}
+        for space, (queries, others) in pairs.items():
+            search = NearestNeighborSearch(queries, self.k)
+            search.add(others, batch.indices, exclude)
+            indices, distances = search.nearest()
+            part |= {f"{space}indices": indices.cpu(), f"{space}distances": distances.cpu()}
+        return self.merge(state, part)
+
+    def merge(self, first: State, second: State) -> State:
+        if not first or not second:
+            return first or second
+        merged: State = {}
+        for space in ("", "pixel_"):
+            indices, distances = (
+                torch.cat([first[f"{space}{name}"], second[f"{space}{name}"]], 1)
+                for name in ("indices", "distances")
+            )
+            indices, distances = smallest_distances(indices, distances, self.k)
+            merged |= {f"{space}indices": indices, f"{space}distances": distances}
+        return merged
+
+    def finish(self, state: State) -> State:
+        return state
+
+
 def _search_features(
     features: Embedding,
     images: Tensor,
     queries: Tensor,
     k: int,
-    metric: Literal["l2", "cosine"],
+    metric: Metric,
     search: Literal["exact", "approximate"],
 ) -> Neighbors:
     """The neighbors of query vectors among features that were computed before."""
@@ -215,7 +254,7 @@ def _search_features(
         by_features = NearestNeighborSearch(queries, k)
         for rows in torch.arange(len(vectors)).split(BLOCK_ROWS):
             block = vectors[int(rows[0]) : int(rows[-1]) + 1].to(queries)
-            by_features.add(F.normalize(block) if metric == "cosine" else block, tuple(rows.tolist()))
+            by_features.add(unit_vectors(block, metric), tuple(rows.tolist()))
         indices, distances = by_features.result()
     return Neighbors(
         images=images,

@@ -12,6 +12,7 @@ from phosphene.results import Embedding
 from phosphene.roles import Dataset, Features, Model
 from phosphene.spec import Agrees, Cost, Nonnegative, size
 
+from ._feature_folds import Moments, RowFunction, is_large, map_rows, moments
 from ._features import FeatureLayer, load_features, require_images
 from ._nearest_neighbor_search import NearestNeighborSearch
 from ._principal_components import center
@@ -142,6 +143,8 @@ def _mahalanobis_distances(features: Tensor) -> tuple[Tensor, Tensor]:
     Without inverting a D x D matrix: with the centered features X = U diag(r) V^T, the squared distance is
     sum_j U_ij^2 r_j^2 / ((1 - s) r_j^2 / N + s tr(S) / D).
     """
+    if is_large(features):
+        return _mahalanobis_of_blocks(features)
     from sklearn.covariance import ledoit_wolf_shrinkage  # slow to import
 
     centered = to_float64(center(features))
@@ -156,6 +159,37 @@ def _mahalanobis_distances(features: Tensor) -> tuple[Tensor, Tensor]:
     nonzero = singular > singular[0] * count * torch.finfo(centered.dtype).eps
     squares = (left * singular).square()[:, nonzero] / shrunk[nonzero]
     return squares.sum(1).sqrt().to(features), features.new_tensor(shrinkage)
+
+
+def _mahalanobis_of_blocks(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The same without a copy of the features, from the eigenvectors of their covariance.
+
+    The shrinkage is min(b / d, 1) with d = ||S - tr(S)/D I||^2 and b = (sum_i ||x_i||^4 / N - ||S||^2) / N.
+    """
+    about, (count, size) = moments(features), features.shape
+    covariance = about.scatter / count
+    variance, directions = torch.linalg.eigh(covariance)
+    variance, mean = variance.clamp(min=0), covariance.trace() / size
+    spread = covariance.square().sum() - size * mean**2
+    error = (about.fourth / count - covariance.square().sum()) / count
+    shrinkage = torch.where(spread > 0, (error / spread).clamp(0, 1), 0)
+    shrunk = (1 - shrinkage) * variance + shrinkage * mean
+    # Directions without variance contribute no distance. An eigenvalue has the rounding error of the largest.
+    nonzero = variance > variance[-1] * size * torch.finfo(variance.dtype).eps
+    scaled = directions[:, nonzero] / shrunk[nonzero].sqrt()
+    distances = map_rows(features, _ScaledNorm(about, scaled), "Mahalanobis distances")
+    return distances.to(features), features.new_tensor(float(shrinkage))
+
+
+@dataclasses.dataclass
+class _ScaledNorm(RowFunction):
+    """The norms (n,) of centered rows on scaled directions."""
+
+    about: Moments
+    scaled: Tensor
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return (self.about.center(rows.cpu()) @ self.scaled).norm(dim=1)
 
 
 @hookimpl

@@ -14,6 +14,7 @@ from phosphene import (
     Model,
     ModelError,
     TensorDataset,
+    checkpoints,
     load_model,
     load_result,
     max_batch,
@@ -151,3 +152,22 @@ def test_faiss_returns_the_same_neighbors(monkeypatch, excluded):
     exact = torch.cdist(queries.double(), vectors.double())
     if not excluded:
         assert torch.equal(results[1][0], exact.topk(5, largest=False).indices)
+
+
+def test_an_interrupted_search_resumes(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
+    arguments = {"images": "builtin:scenes/3", "dataset": "builtin:scenes/20", "k": 4, "batch_size": 2}
+    expected = run("nearest_neighbors", progress=False, **arguments)
+    events = []
+
+    def cut(event):
+        events.append(event.done)
+        if event.done == 6 and len(events) == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("nearest_neighbors", out=tmp_path / "near", progress=cut, **arguments)
+    resumed = run("nearest_neighbors", out=tmp_path / "near", progress=cut, **arguments)
+    assert events == [*range(1, 7), *range(1, 5)]
+    for name in ("indices", "distances", "neighbors", "pixel_indices", "pixel_distances"):
+        assert torch.equal(getattr(resumed, name), getattr(expected, name)), name
