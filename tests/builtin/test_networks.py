@@ -314,6 +314,6 @@ def test_failed_writing_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_unknown_network_is_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(typer.BadParameter, match="shapes-vit; there are shapes-vgg"):
-        train_networks.main(["shapes-vit"], tmp_path / "out")
+    with pytest.raises(typer.BadParameter, match="shapes-mlp; there are shapes-vgg"):
+        train_networks.main(["shapes-mlp"], tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -119,8 +119,11 @@ def renamed(result: Result) -> Result:
 )
 def test_figure_draws_names_as_they_are(name: str, tmp_path: Path) -> None:
     spec = methods[name].spec
-    paths = {"images": "builtin:scenes/2", "dataset": "builtin:scenes/8"}
+    count = 60 if spec.family in ("comparison", "concepts") else 8  # several of each concept
+    paths = {"images": "builtin:scenes/2", "dataset": f"builtin:scenes/{count}"}
     inputs = {i.name: paths[i.role] for i in spec.inputs if i.role in paths}
+    if "model" in spec.demo:
+        inputs["model"] = spec.demo["model"]
     result = renamed(run(name, progress=False, **inputs, **spec.quick))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a missing glyph, a layout that collapsed

@@ -30,7 +30,10 @@ from phosphene.results import (
 )
 from phosphene_plugins.activations._channel_redundancy_result import ChannelRedundancy
 from phosphene_plugins.activations._channel_statistics_result import ChannelStatistics
+from phosphene_plugins.activations._receptive_field_result import ReceptiveField, ReceptiveFields
 from phosphene_plugins.embeddings._set_distance_result import SetDistance
+from phosphene_plugins.embeddings.patch_pca import PatchComponents
+from phosphene_plugins.embeddings.patch_similarity import PatchSimilarity
 
 SIDE, CLASSES = 64, 6
 
@@ -235,6 +238,20 @@ def check_result(name: str, result: Result, model: Model) -> None:
         assert result.distances.amin() > 0
     elif isinstance(result, SetDistance):
         assert result.frechet > 0
+    elif isinstance(result, PatchComponents):
+        assert result.components.shape == (2, 3, rows, columns)
+        assert (result.variance.diff() <= 0).all() and result.components.std() > 0
+    elif isinstance(result, PatchSimilarity):
+        assert result.maps.shape == (2, rows, columns)
+        assert float(result.maps[0].max()) == pytest.approx(1, abs=1e-5)
+        assert result.maps.amin() < 1 - 1e-4 and result.maps.amin() >= -1
+    elif isinstance(result, ReceptiveFields):
+        assert (result.boxes[:, 2:] > result.boxes[:, :2]).all() and result.boxes.amax() <= SIDE
+    elif isinstance(result, ReceptiveField):
+        assert result.field.shape == (SIDE, SIDE) and result.field.amin() >= 0
+        top, left, bottom, right = result.box
+        inside = result.field[top:bottom, left:right].sum()
+        assert float(inside) == pytest.approx(float(result.field.sum()), rel=1e-5)
     else:
         assert isinstance(result, Embedding), "a result type that this test does not check"
         assert result.features.shape[0] == len(result.ids) == 8

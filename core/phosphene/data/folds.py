@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Generic, Protocol, TypeVar
@@ -201,8 +201,7 @@ class _Position:
             if name.startswith(prefix)
         }
         for name, rows in state.items():
-            if isinstance(rows, Rows) and name in saved:
-                record = saved[name]
+            if isinstance(rows, Rows) and isinstance(record := saved.get(name), Mapping):
                 chunks = [saved.pop(f"{name}.{n}") for n in range(len(record["chunks"]))]
                 rows.restore(record, chunks, self._slot.rows_folder)
                 saved[name] = rows

@@ -12,6 +12,14 @@ from torch.overrides import TorchFunctionMode
 from .backward_calls import is_backward, run_backward
 
 
+def _detached(tensor: Tensor) -> Tensor:
+    """Without its graph: a function that saves its own output would refer to itself, and never be freed.
+
+    autograd attaches the graph again when it reads the tensor.
+    """
+    return tensor.detach()
+
+
 def _same(tensor: Tensor) -> Tensor:
     return tensor
 
@@ -22,7 +30,7 @@ def save_tensors() -> AbstractContextManager[Any]:
     A checkpoint would compute them again, in the backward pass: after a block in which a layer computes
     something else, that would be other tensors.
     """
-    return saved_tensors_hooks(_same, _same)
+    return saved_tensors_hooks(_detached, _same)
 
 
 class SaveTensors(TorchFunctionMode):

@@ -316,7 +316,8 @@ def _is_from_dataset(declared: Input, value: Any, dataset: Dataset, model: Model
 
 def _is_list(declared: Input, value: Any, count: int) -> bool:
     """Whether an input has a value for each image of the data set. InputError for another number."""
-    if declared.role not in _PER_IMAGE or not isinstance(value, (list, tuple, Tensor, np.ndarray)):
+    per_image = declared.role in _PER_IMAGE or ROLES[declared.role].per_image
+    if not per_image or not isinstance(value, (list, tuple, Tensor, np.ndarray)):
         return False
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
         return False

@@ -10,7 +10,7 @@ from torch import nn
 
 from phosphene import Reference, hookimpl, load_model, method, receptive_fields, unit_centers
 from phosphene.roles import LayerName, Model
-from phosphene.spec import InvariantTo, ScalesWith
+from phosphene.spec import Cost, InvariantTo, ScalesWith
 
 from ._receptive_field_result import ReceptiveFields
 
@@ -50,6 +50,7 @@ def _oracle() -> None:
         InvariantTo("normalization", fields=("boxes", "sizes")),
         ScalesWith("logits", power=0, fields=("boxes", "sizes")),
     ],
+    cost=Cost(),
     oracle=_oracle,
     exempt={"weights_matter": "it describes the connections, for any weights"},
 )

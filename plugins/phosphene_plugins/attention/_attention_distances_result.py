@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from phosphene.results import Panel, Result, shorten_title
+from phosphene.images import charts
+from phosphene.results import Panel, Result
 
 from ._tokens import layer_rows
 
@@ -69,11 +70,10 @@ class AttentionDistances(Result):
             steps, [float(uniform[heads].mean()) for heads in rows.values()], "--", color="0.5", lw=1,
             label="uniform attention",
         )  # fmt: skip
-        axes.set_xticks(steps, [shorten_title(name, 24) for name in rows], rotation=90, fontsize=6)
+        axes.set_xticks(steps, [charts.plain_label(name, 24) for name in rows], rotation=90, fontsize=6)
         axes.set_ylabel("mean distance in pixels", fontsize=8)
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=7, frameon=False)
         axes.tick_params(axis="y", labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.tight_layout()
         return figure

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from phosphene.results import Panel, Result, shorten_title
+from phosphene.images import charts
+from phosphene.results import Panel, Result
 
 from ._tokens import layer_rows
 
@@ -70,13 +71,12 @@ class HeadAblation(Result):
         figure = Figure(figsize=(max(4.0, 0.4 * most + 3), max(2.2, 0.3 * len(rows) + 1)), dpi=110)
         axes = figure.subplots()
         image = axes.imshow(grid.numpy(), "RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
-        axes.set_yticks(range(len(rows)), [shorten_title(name, 30) for name in rows], fontsize=6)
+        axes.set_yticks(range(len(rows)), [charts.plain_label(name, 30) for name in rows], fontsize=6)
         axes.set_xticks(range(most))
         axes.set_xlabel("head", fontsize=8)
         axes.tick_params(axis="x", labelsize=7)
         names = list(dict.fromkeys(self.targets))
         what = ", ".join(names) if len(names) < 4 else f"{len(names)} targets"
-        axes.set_title(f"mean drop of the score of {shorten_title(what, 40)}", fontsize=8, loc="left")
+        axes.set_title(f"mean drop of the score of {charts.plain_label(what, 40)}", fontsize=8, loc="left")
         figure.colorbar(image).ax.tick_params(labelsize=7)
-        figure.tight_layout()
         return figure

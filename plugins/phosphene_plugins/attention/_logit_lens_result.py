@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from phosphene.images import charts
 from phosphene.results import Panel, Result, shorten_title
 
 if TYPE_CHECKING:
@@ -65,14 +66,15 @@ class LogitLens(Result):
             picture.imshow(panel.image.permute(1, 2, 0).float().cpu().numpy())
             picture.set_axis_off()
             for k in values.amax(0).sort(descending=True, stable=True).indices[:_DRAWN].tolist():
-                axes.plot(steps, values[:, k], marker=".", lw=1, label=shorten_title(self.classes[k], 20))
+                axes.plot(
+                    steps, values[:, k], marker=".", lw=1, label=charts.plain_label(self.classes[k], 20)
+                )
             axes.set_ylim(-0.02, 1.02), axes.set_xticks(steps, [""] * len(steps))
             (
                 axes.set_ylabel("probability", fontsize=7),
                 axes.legend(fontsize=6, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5)),
             )
             axes.tick_params(labelsize=6), axes.spines[["top", "right"]].set_visible(False)
-        names = [shorten_title(name, 24) for name in self.layers]
+        names = [charts.plain_label(name, 24) for name in self.layers]
         grid[-1, 1].set_xticks(steps, names, rotation=90, fontsize=6)
-        figure.tight_layout()
         return figure

@@ -126,7 +126,7 @@ def trains_on_its_bounds() -> None:
     batch_independent=False,
     tags=["training", "certificate"],
     oracle=trains_on_its_bounds,
-    quick={"steps": 2, "batch": 2, "held_out": 0.2},
+    quick={"steps": 4, "batch": 2, "held_out": 0.2},
     demo={"dataset": "builtin:scenes/64", "eps": 3e-8, "lr": 1e-4, "steps": 24, "batch": 16, "held_out": 0.2},
 )
 def interval_bounds_fit(

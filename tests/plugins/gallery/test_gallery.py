@@ -203,6 +203,9 @@ def test_result_with_its_own_figure_is_drawn_by_it() -> None:
 def test_every_method_has_a_nonblank_figure(name: str) -> None:
     spec = methods[name].spec
     seed = {} if methods[name].seed is None else {methods[name].seed: 0}  # as in the gallery
-    few = {declared.name: "builtin:scenes/20" for declared in spec.inputs if declared.name == "dataset"}
-    result = run(name, progress=False, **few, **spec.quick, **seed)
+    # Classes and concepts need several images of each.
+    count = 60 if spec.family in ("comparison", "concepts") else 20
+    few = {i.name: f"builtin:scenes/{count}" for i in spec.inputs if i.name in ("dataset", "concepts")}
+    model = {"model": spec.demo["model"]} if "model" in spec.demo else {}
+    result = run(name, progress=False, **few, **model, **spec.quick, **seed)
     assert max(panel.image.std() for row in panel_rows(result) for panel in row) > 0.01

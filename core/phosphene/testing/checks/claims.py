@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...data.datasets import TensorDataset
 from ...errors import PhospheneError
 from ...results import AdversarialExamples, Embedding, FilterBank
+from ...spec.invariants import Nonnegative
 from ..candidates import larger_parameters
 from ..cases import Case, properties_of
 from ..linear_model import linear_model
@@ -60,7 +61,11 @@ _SIGNED = (
     lambda method: (
         maps_images_of_a_model(method)
         or (
-            None if _claims(_NONNEGATIVE, prose_of(method), but_not=_SIGNED) else "its text does not claim it"
+            "it declares that its maps are not negative"
+            if any(isinstance(i, Nonnegative) and i.field == "maps" for i in method.spec.invariants)
+            else None
+            if _claims(_NONNEGATIVE, prose_of(method), but_not=_SIGNED)
+            else "its text does not claim it"
         )
     ),
     exemptible=True,
@@ -398,7 +403,10 @@ def grows_with_the_features(method: AnyMethod) -> None:
         "it takes no data set"
         if not any(declared.role == "dataset" for declared in method.spec.inputs)
         else None
-        if _claims(r"without (using )?(the |any )?(labels|classes)|unsupervised", prose_of(method))
+        if _claims(
+            r"without (using )?(the |any )?labels|unsupervised",
+            prose_of(method),
+        )
         else "its text does not call it unsupervised"
     ),
     exemptible=True,

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...checkpoints import Checkpoint, use_checkpoint
 from ...errors import PhospheneError
 from ...models.batch_size import max_batch
+from ...rows import Rows
 from ..cases import Case
 from ..observation import assert_same_result
 from .base import register_check
@@ -37,6 +38,12 @@ class _ProgressInMemory(Checkpoint):
 
     def due(self) -> bool:
         return False
+
+    def store_rows(self, name: str, rows: Rows) -> None:
+        """Rows stay in memory."""
+
+    def write(self) -> None:
+        """Nothing is written."""
 
     def interrupted(self, number: int) -> Iterator[dict[str, Any]]:
         """A saved state, and the one that is saved where an interruption follows the next step's changes."""
