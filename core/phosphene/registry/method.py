@@ -430,8 +430,10 @@ class Method(Generic[P, R]):
 
     def image_count(self, inputs: Mapping[str, Any]) -> int | None:
         """How many images a call is for; None where no input determines it."""
-        counts = (ROLES[i.role].image_count(inputs[i.name]) for i in self.spec.inputs)
-        return next((count for count in counts if count is not None), None)
+        for declared in self.spec.inputs:
+            if (count := ROLES[declared.role].image_count(inputs[declared.name])) is not None:
+                return count
+        return None
 
     @contextmanager
     def _seeded(self, params: Mapping[str, Any]) -> Iterator[None]:
