@@ -9,7 +9,7 @@ import secrets
 import stat
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .files.system import error_text, sync
 from .files.tensors import save_tensors
-from .files.work_folders import WRITING, sweep, work_folder
+from .files.work_folders import WRITING, is_folder, sweep, work_folder
 from .rows import Rows
 
 #: Seconds between two writes: the most work that a crash loses.
@@ -92,7 +92,7 @@ class Checkpoint:
             rows = self._rows_folder(metadata.get("rows"))
             if metadata["identity"] != self.identity:
                 self.replaced_rows = rows
-            elif rows is None or _is_folder(rows):
+            elif rows is None or is_folder(rows):
                 self.rows = rows
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 self.seed, self.state = metadata["seed"], metadata["state"] | tensors
@@ -134,12 +134,12 @@ class Checkpoint:
                 if not self.failed:
                     folder.mkdir(0o700)
             except OSError as error:
-                self._fail(error)
+                self.warn_unwritable(error)
         if not self.failed and self.rows is not None:
             try:
-                rows.to_file(self.rows / f"{name}.rows", self._fail)
+                rows.to_file(self.rows / f"{name}.rows", self.warn_unwritable)
             except OSError as error:
-                self._fail(error)
+                self.warn_unwritable(error)
 
     def due(self) -> bool:
         """Whether the interval is over, so that the state is to be written."""
@@ -150,9 +150,10 @@ class Checkpoint:
         try:
             self._write()
         except (OSError, SafetensorError) as error:
-            self._fail(error)
+            self.warn_unwritable(error)
 
-    def _fail(self, error: Exception) -> None:
+    def warn_unwritable(self, error: Exception) -> None:
+        """Warn, once, that writing failed; nothing is written afterwards."""
         if not self.failed:
             self.failed = True
             self._warn(f"the checkpoint {self.file} cannot be written", error)
@@ -189,16 +190,9 @@ class Checkpoint:
         warnings.warn(text, CheckpointWarning, stacklevel=2)
 
 
-def _is_folder(path: Path) -> bool:
-    try:
-        return stat.S_ISDIR(path.lstat().st_mode)
-    except FileNotFoundError:
-        return False
-
-
 def _remove_rows(folder: Path | None) -> None:
     """Remove a folder of rows; other files in it, and what is no folder, stay."""
-    if folder is not None and _is_folder(folder):
+    if folder is not None and is_folder(folder):
         for file in folder.glob("*.rows"):
             file.unlink()
         folder.rmdir()
@@ -275,10 +269,10 @@ class CheckpointSlot:
             saved = self._checkpoint.state.items()
             self.state = {k.removeprefix(self._name): v for k, v in saved if k.startswith(self._name)}
 
-    @property
-    def rows_folder(self) -> Path | None:
-        """The folder with the rows that were stored before an interruption."""
-        return None if self._checkpoint is None else self._checkpoint.rows
+    def restore_rows(self, rows: Rows, record: Mapping[str, Any], chunks: Sequence[Tensor]) -> None:
+        """Set ``rows`` to those that were stored before an interruption; further ones are stored as well."""
+        assert self._checkpoint is not None
+        rows.restore(record, chunks, self._checkpoint.rows, self._checkpoint.warn_unwritable)
 
     def store_rows(self, name: str, rows: Rows) -> None:
         """Store the rows that are merged into ``rows`` in a file, if this run has a checkpoint."""

@@ -82,12 +82,18 @@ class Rows:
             record |= {"file": self._file.name, "shape": self._shape, "dtype": dtype, "count": self._count}
         return record
 
-    def restore(self, record: Mapping[str, Any], chunks: Sequence[Tensor], folder: Path | None) -> None:
-        """Set them to those of a ``record`` with its chunks; its file is in ``folder``.
+    def restore(
+        self,
+        record: Mapping[str, Any],
+        chunks: Sequence[Tensor],
+        folder: Path | None,
+        on_failure: Callable[[OSError], None],
+    ) -> None:
+        """Set them to those of a ``record`` with its chunks; its file is in ``folder``, as of ``to_file``.
 
         Raises InputError for a record without its file.
         """
-        self.chunks = dict(zip(record["chunks"], chunks, strict=True))
+        self.chunks, self._on_failure = dict(zip(record["chunks"], chunks, strict=True)), on_failure
         if "file" not in record:
             return
         name, dtype = record["file"], getattr(torch, record["dtype"], None)
@@ -168,6 +174,12 @@ class LabelRows(Rows):
     def record(self) -> dict[str, Any]:
         return super().record() | {"names": self.names}
 
-    def restore(self, record: Mapping[str, Any], chunks: Sequence[Tensor], folder: Path | None) -> None:
-        super().restore(record, chunks, folder)
+    def restore(
+        self,
+        record: Mapping[str, Any],
+        chunks: Sequence[Tensor],
+        folder: Path | None,
+        on_failure: Callable[[OSError], None],
+    ) -> None:
+        super().restore(record, chunks, folder, on_failure)
         self.names = list(record["names"])

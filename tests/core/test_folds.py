@@ -158,6 +158,47 @@ def _interrupt(file, identity, **attributes):
         raise KeyboardInterrupt
 
 
+def test_a_disk_that_is_full_after_resuming_is_a_warning_too(dataset, tmp_path, monkeypatch):
+    """Restored rows warn of a later failure as those of an uninterrupted run do."""
+    monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
+    expected = Means().run(dataset, 3)
+
+    class Interrupted(Means):
+        def update(self, state, batch):
+            if batch.indices[0] == 24:
+                raise KeyboardInterrupt
+            return super().update(state, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        _run_with_checkpoint(Interrupted(), dataset, tmp_path / "c")
+
+    def fail(self, first, rows):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Rows, "_append", fail)
+    with pytest.warns(CheckpointWarning, match="No space left"):
+        means, labels, total = _run_with_checkpoint(Means(), dataset, tmp_path / "c")
+    assert torch.equal(means, expected[0]) and (labels, total) == expected[1:]
+
+
+def _run_with_checkpoint(fold, dataset, file):
+    with Checkpoint(file, "x") as checkpoint, use_checkpoint(checkpoint), claim_checkpoint():
+        return fold.run(dataset, 3)
+
+
+def test_sums_and_rows_are_merged_by_default(dataset):
+    """The default merge adds numbers and tensors and joins rows; another value needs a merge of its own."""
+    rows = Rows()
+    rows.write(0, torch.ones(2))
+    other = Rows()
+    other.write(2, torch.zeros(1))
+    merged = Fold.merge(Noise(), {"n": 1, "rows": rows, "a": torch.ones(2)}, {"n": 2, "rows": other})
+    assert merged["n"] == 3 and merged["rows"].tensor().tolist() == [1, 1, 0]
+    assert merged["a"].tolist() == [1, 1]
+    with pytest.raises(TypeError, match="merge of its own for 'names', a list"):
+        Fold.merge(Noise(), {"names": ["a"]}, {"names": ["b"]})
+
+
 def test_a_checkpoint_that_names_a_foreign_folder_or_file_is_refused(tmp_path):
     foreign = tmp_path / "photos"
     foreign.mkdir()
@@ -170,9 +211,9 @@ def test_a_checkpoint_that_names_a_foreign_folder_or_file_is_refused(tmp_path):
     rows = Rows()
     record = {"chunks": [], "file": "../x.rows", "shape": [], "dtype": "float64", "count": 1}
     with pytest.raises(Exception, match="invalid file"):
-        rows.restore(record, [], tmp_path)
+        rows.restore(record, [], tmp_path, print)
     with pytest.raises(Exception, match="missing"):
-        rows.restore(record | {"file": "x.rows"}, [], tmp_path)
+        rows.restore(record | {"file": "x.rows"}, [], tmp_path, print)
 
 
 def test_rows_of_a_replaced_run_are_removed(tmp_path):

@@ -8,9 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
+from torch import Tensor
 
 from ..checkpoints import CheckpointSlot, claim_checkpoint
 from ..progress import progress_bar
@@ -33,11 +34,11 @@ class Fold(ABC, Generic[R]):
     merge(update(update(start(), batch_1), batch_2), update(start(), batch_3)) = the state of three batches
 
     ``run`` shows the progress, saves the state inside ``phosphene.run(..., out=folder)``, resumes after an
-    interruption, and computes shards of the data set wherever the executor of the run does. States must be
-    merged in any order with the same result: break ties by the index of the image, and add in double
-    precision. A state holds tensors on the CPU, ``Rows`` (one row per image, created by ``start``) and JSON
-    values, by name; ``update`` and ``merge`` return a new mapping and change no tensor in place, since an
-    interrupted step is repeated.
+    interruption, and computes shards of the data set wherever the executor of the run does. A fold whose
+    states are not sums and rows has a ``merge`` of its own. States must be merged in any order with the same
+    result: break ties by the index of the image, and add in double precision. A state holds tensors on the
+    CPU, ``Rows`` (one row per image, created by ``start``) and JSON values, by name; ``update`` and ``merge``
+    return a new mapping and change no tensor in place, since an interrupted step is repeated.
 
     A fold is sent to other processes with what it refers to, such as the model.
 
@@ -52,9 +53,6 @@ class Fold(ABC, Generic[R]):
             def update(self, state: State, batch: Batch) -> State:
                 colors = batch.images.double().mean((2, 3)).sum(0)
                 return {"sum": state["sum"] + colors, "count": state["count"] + len(batch.images)}
-
-            def merge(self, first: State, second: State) -> State:
-                return {name: first[name] + second[name] for name in first}
 
             def finish(self, state: State) -> Tensor:
                 return state["sum"] / state["count"]
@@ -77,13 +75,26 @@ class Fold(ABC, Generic[R]):
     def update(self, state: State, batch: Batch) -> State:
         """The state after another batch."""
 
-    @abstractmethod
     def merge(self, first: State, second: State) -> State:
-        """The state of the images of both."""
+        """The state of the images of both. By default, ``Rows`` are joined, tensors and numbers are added.
 
-    @abstractmethod
+        Raises TypeError for another value, which a fold has to merge itself.
+        """
+        merged = first | second
+        for name in first.keys() & second.keys():
+            value = first[name]
+            if isinstance(value, Rows):
+                merged[name] = value.merge(second[name])
+            elif isinstance(value, (Tensor, int, float)):
+                merged[name] = value + second[name]
+            else:
+                kind = type(value).__name__
+                raise TypeError(f"{type(self).__name__} needs a merge of its own for {name!r}, a {kind}")
+        return merged
+
     def finish(self, state: State) -> R:
-        """The result of the state of all images."""
+        """The result of the state of all images; by default the state itself."""
+        return cast("R", state)
 
     def run(self, dataset: Dataset, size: int, stop: int | None = None) -> R:
         """The result for the first ``stop`` images of a data set (default: all), in batches of ``size``."""
@@ -203,6 +214,6 @@ class _Position:
         for name, rows in state.items():
             if isinstance(rows, Rows) and isinstance(record := saved.get(name), Mapping):
                 chunks = [saved.pop(f"{name}.{n}") for n in range(len(record["chunks"]))]
-                rows.restore(record, chunks, self._slot.rows_folder)
+                self._slot.restore_rows(rows, record, chunks)
                 saved[name] = rows
         return state | saved

@@ -209,9 +209,6 @@ class _Moments(Fold[State]):
         is_first = (peak[0] > peak[1]) | (peak[0] == peak[1]) & (image[0] < image[1])
         return sums | {"peak": torch.maximum(*peak), "peak_image": torch.where(is_first, *image)}
 
-    def finish(self, state: State) -> State:
-        return state
-
 
 def _channel_maps(model: Model, images: Tensor, layer: str) -> Tensor:
     """Activations (n, C, h, w) of a layer, class tokens dropped; a vector is a map with one position."""

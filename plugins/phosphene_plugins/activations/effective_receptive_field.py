@@ -178,9 +178,6 @@ class _Derivatives(Fold[Tensor]):
         sums = to_float64(gradient.abs().nan_to_num()).sum((0, 1)).cpu()
         return self.merge(state, {"sum": sums})
 
-    def merge(self, first: State, second: State) -> State:
-        return {"sum": first["sum"] + second["sum"]} if first else second
-
     def finish(self, state: State) -> Tensor:
         field: Tensor = state["sum"]
         return field

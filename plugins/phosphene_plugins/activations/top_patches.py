@@ -193,9 +193,6 @@ class _TopUnits(Fold[State]):
         scores, order = _top_k(scores, self.k)
         return second | {"scores": scores, "units": units.gather(1, order[..., None].expand(-1, -1, 3))}
 
-    def finish(self, state: State) -> State:
-        return state
-
 
 def _top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest along the last axis and their indices; of equal values the first."""

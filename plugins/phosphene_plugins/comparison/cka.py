@@ -250,12 +250,6 @@ class _Estimates(Fold[State]):
         return [_gram(_vectors(name, images, *values), self.kernel, self.sigma)
                 for name, values in zip(layers, outputs, strict=True)]  # fmt: skip
 
-    def merge(self, first: State, second: State) -> State:
-        return {name: first[name] + second[name] for name in first} if first else second
-
-    def finish(self, state: State) -> State:
-        return state
-
 
 def _vectors(name: str, images: Tensor, *outputs: Tensor) -> Tensor:
     """A layer's output as one vector per image, (n, D)."""

@@ -10,14 +10,23 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import InputError, ModelError, Reference, TensorDataset, hookimpl, load_model, method
+from phosphene import (
+    InputError,
+    ModelError,
+    Reference,
+    TensorDataset,
+    hookimpl,
+    load_model,
+    method,
+    to_float64,
+)
 from phosphene.images import charts, enlarge
 from phosphene.results import Panel, Result
 from phosphene.roles import Dataset, Model
 from phosphene.spec import Cost, InvariantTo, UnitRange, size
 
 from ..embeddings._features import embed_dataset, require_images
-from ..embeddings._principal_components import center
+from ..embeddings._principal_components import center, principal_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -215,12 +224,10 @@ def decision_boundary_map(
     embedding = embed_dataset(model, dataset, None)
     features = embedding.features
     mean, centered = features.mean(0), center(features)
-    _, singular, axes = torch.linalg.svd(centered, full_matrices=False)
-    if len(singular) < 2 or not float(singular[1]) > 1e-6 * float(singular[0]):
+    components, variance = principal_axes(to_float64(centered), 2)
+    if len(variance) < 2 or not float(variance[1]) > 1e-12 * float(variance[0]):
         raise InputError("the features of the images vary along fewer than two axes: they span no plane")
-    axes = axes[:2]
-    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
-    axes = torch.where(largest < 0, -axes, axes)
+    axes = components.T.to(features)
     points = centered @ axes.T
     low, high = points.amin(0), points.amax(0)
     space = margin * (high - low)
@@ -242,7 +249,7 @@ def decision_boundary_map(
         predictions=predictions,
         plane_predictions=plane_predictions,
         agreement=(predictions == plane_predictions).double().mean().to(model.dtype),
-        variance=(singular[:2].square() / singular.square().sum()).to(model.dtype),
+        variance=variance.to(model.device, model.dtype),
         ids=embedding.ids,
         names={str(n): model.class_name(n) for n in occurring},
         labels=embedding.labels,

@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
-from phosphene.roles import Dataset, LayerName, Model
+from phosphene.roles import Dataset, Model
 from phosphene.spec import Agrees, Calls, Cost, InvariantTo, UnitRange, size
 
-from ._layer_features import layer_features
+from ._layer_features import ProbedLayers, classified_features
 from ._probe_result import ProbeAccuracy, confusion_matrix
 
 #: Rows of the similarity matrix that are computed at once.
@@ -94,9 +94,7 @@ def knn_probe(
     model: Model,
     dataset: Dataset,
     *,
-    layers: Annotated[
-        list[LayerName] | None, Field(min_length=1, description="layers to read; default: the model's stages")
-    ] = None,
+    layers: ProbedLayers = None,
     k: Annotated[int, Field(ge=1, le=1000, description="number of neighbors")] = 20,
     metric: Annotated[Literal["cosine", "euclidean"], Field(description="similarity of features")] = "cosine",
     weights: Annotated[
@@ -134,7 +132,7 @@ def knn_probe(
     if len(dataset) <= k:
         raise InputError(f"{k} neighbors need at least {k + 1} images, the data set has {len(dataset)}")
     names = layers or list(model.stages)
-    features, labels = layer_features(model, dataset, names, "k-NN probe")
+    features, labels = classified_features(model, dataset, names, "k-NN probe")
     classes = sorted(set(labels))
     numbers = torch.tensor([classes.index(label) for label in labels])
     shares = [

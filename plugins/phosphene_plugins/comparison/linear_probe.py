@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
-from phosphene.roles import Dataset, LayerName, Model, Seed
+from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import Cost, InvariantTo, UnitRange, size
 
-from ._layer_features import layer_features
+from ._layer_features import ProbedLayers, classified_features
 from ._probe_result import ProbeAccuracy, confusion_matrix
 
 
@@ -76,9 +76,7 @@ def linear_probe(
     model: Model,
     dataset: Dataset,
     *,
-    layers: Annotated[
-        list[LayerName] | None, Field(min_length=1, description="layers to read; default: the model's stages")
-    ] = None,
+    layers: ProbedLayers = None,
     held_out: Annotated[
         float, Field(gt=0, lt=1, description="share of each class's images that the accuracy is of")
     ] = 0.25,
@@ -117,7 +115,7 @@ def linear_probe(
         Alain and Bengio 2016, section 3.
     """
     names = layers or list(model.stages)
-    features, labels = layer_features(model, dataset, names, "linear probe")
+    features, labels = classified_features(model, dataset, names, "linear probe")
     classes = sorted(set(labels))
     numbers = torch.tensor([classes.index(label) for label in labels])
     sizes = torch.bincount(numbers)

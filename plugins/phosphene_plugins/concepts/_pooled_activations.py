@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from phosphene import Fold, InputError, Model, ModelError, at_least_float32, batch_size, layer_gradients
-from phosphene.data import Batch, Dataset, LabelRows, Rows, State
+from phosphene import Fold, InputError, Model, at_least_float32, layer_gradients
+from phosphene.data import Batch, Dataset, Rows, State
 from phosphene.targets import Objective
+
+from ..comparison._layer_features import layer_features
 
 #: The fewest images of a concept, and of random ones: one to fit and one to test a vector with.
 LEAST_IMAGES = 2
 
 
-def pooled_activations(model: Model, dataset: Dataset, layer: str, title: str) -> tuple[Tensor, list[str]]:
-    """Activations (N, C) averaged over the layer's positions, and the class names, or an empty list."""
-    state = _Activations(model, layer, title).run(dataset, batch_size(model))
-    labels = list(state["labels"].labels())
-    return state["features"].tensor(), labels if len(labels) == len(dataset) else []
+def pooled_activations(
+    model: Model, dataset: Dataset, layer: str, title: str
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Activations (N, C) averaged over the layer's positions, and the class names, if all images have one."""
+    features, labels = layer_features(model, dataset, [layer], title)
+    return features[layer], labels
 
 
-def by_concept(features: Tensor, labels: list[str], dataset: Dataset) -> dict[str, Tensor]:
+def by_concept(features: Tensor, labels: Sequence[str], dataset: Dataset) -> dict[str, Tensor]:
     """The activations of each concept, by name: the classes of a data set, or all of it.
 
     Raises InputError for a concept with fewer than two images.
@@ -37,35 +41,6 @@ def by_concept(features: Tensor, labels: list[str], dataset: Dataset) -> dict[st
                 f"concept {name!r} has {len(rows)} image; a vector needs at least {LEAST_IMAGES}"
             )
     return groups
-
-
-@dataclass
-class _Activations(Fold[State]):
-    model: Model
-    layer: str
-    title: str
-
-    def start(self) -> State:
-        return {"features": Rows(), "labels": LabelRows()}
-
-    @torch.no_grad()
-    def update(self, state: State, batch: Batch) -> State:
-        images = batch.images.to(self.model.device, self.model.dtype)
-        features = at_least_float32(self.model.features(images, self.layer))
-        if features.ndim > 2:
-            features = self.model.maps(features, images, self.layer).mean((2, 3))
-        if len(features) != len(images):
-            raise ModelError(f"layer {self.layer!r} returns {len(features)} rows for {len(images)} images")
-        state["features"].write(batch.indices[0], features)
-        if (labels := batch.labels) is not None:
-            state["labels"].write_labels(batch.indices[0], labels)
-        return state
-
-    def merge(self, first: State, second: State) -> State:
-        return {name: rows.merge(second[name]) for name, rows in first.items()}
-
-    def finish(self, state: State) -> State:
-        return state
 
 
 @dataclass
@@ -86,9 +61,6 @@ class PooledGradients(Fold[Tensor]):
             ((_, gradients),) = layer_gradients(self.model, images, self.target, self.layer)
         state["gradients"].write(batch.indices[0], at_least_float32(gradients).sum((2, 3)))
         return state
-
-    def merge(self, first: State, second: State) -> State:
-        return {"gradients": first["gradients"].merge(second["gradients"])}
 
     def finish(self, state: State) -> Tensor:
         gradients: Tensor = state["gradients"].tensor()

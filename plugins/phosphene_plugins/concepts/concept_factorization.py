@@ -30,6 +30,8 @@ from phosphene.roles import Images, LayerName, Model, Seed, Target
 from phosphene.spec import Cost, InvariantTo, ScalesWith, size
 from phosphene.targets import parse_target
 
+from ..embeddings._principal_components import principal_axes
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ConceptMaps(Result):
@@ -286,11 +288,8 @@ def _kmeans(values: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tens
 
 def _pca(values: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     mean = values.mean(0)
-    _, _, axes = torch.linalg.svd(values - mean, full_matrices=False)
-    axes = axes[:count]
-    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
-    axes = torch.where(largest < 0, -axes, axes)
-    return (values - mean) @ axes.T, axes, mean
+    axes, _ = principal_axes(values - mean, count)
+    return (values - mean) @ axes, axes.T, mean
 
 
 def _ica(values: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -263,9 +263,6 @@ class _Largest(Fold[State]):
         top = values.topk(min(self.most, values.shape[1]), dim=1).values
         return {"values": top, "image": torch.where(is_first, *images)}
 
-    def finish(self, state: State) -> State:
-        return state
-
 
 @dataclass
 class _Overlap(Fold[State]):
@@ -303,12 +300,6 @@ class _Overlap(Fold[State]):
             counts["pixels"][concept] += int(mask.sum())
             counts["both"][:, concept] += (active & mask.to(active.device)).sum((1, 2)).cpu()
         return self.merge(state, counts)
-
-    def merge(self, first: State, second: State) -> State:
-        return {name: first[name] + second[name] for name in first}
-
-    def finish(self, state: State) -> State:
-        return state
 
 
 @hookimpl

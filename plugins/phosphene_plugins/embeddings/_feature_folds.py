@@ -83,9 +83,6 @@ class _Sums(Fold[State]):
             "high": torch.maximum(first["high"], second["high"]),
         }
 
-    def finish(self, state: State) -> State:
-        return state
-
 
 @dataclass
 class _Scatter(Fold[Moments]):
@@ -100,11 +97,6 @@ class _Scatter(Fold[Moments]):
         rows[:, self.constant.to(rows.device)] = 0
         part = {"scatter": (rows.T @ rows).cpu(), "fourth": rows.square().sum(1).square().sum().cpu()}
         return self.merge(state, part)
-
-    def merge(self, first: State, second: State) -> State:
-        if not first or not second:
-            return first or second
-        return {name: first[name] + second[name] for name in first}
 
     def finish(self, state: State) -> Moments:
         return Moments(self.mean, state["scatter"], state["fourth"])
@@ -135,9 +127,6 @@ class _RowValues(Fold[Tensor]):
         state["values"].write(batch.indices[0], self.function(batch.images))
         return state
 
-    def merge(self, first: State, second: State) -> State:
-        return {"values": first["values"].merge(second["values"])}
-
     def finish(self, state: State) -> Tensor:
         values: Tensor = state["values"].tensor()
         return values
@@ -156,14 +145,6 @@ class LloydStep(Fold[State]):
         sums = torch.zeros_like(self.centers).to(rows).index_add_(0, nearest, rows).cpu()
         counts = nearest.bincount(minlength=len(self.centers)).cpu()
         return self.merge(state, {"sums": sums, "counts": counts, "inertia": distances.square().sum().cpu()})
-
-    def merge(self, first: State, second: State) -> State:
-        if not first or not second:
-            return first or second
-        return {name: first[name] + second[name] for name in first}
-
-    def finish(self, state: State) -> State:
-        return state
 
 
 def nearest_center(rows: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:

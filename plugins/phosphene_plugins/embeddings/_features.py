@@ -34,12 +34,23 @@ def image_features(model: Model, images: Tensor, layer: str | None, *, pooled: b
     """
     if layer is None:
         return at_least_float32(model.embed(images))
-    features = at_least_float32(model.features(images, layer))
+    return layer_vectors(model, model.features(images, layer), images, layer, pooled=pooled)
+
+
+def layer_vectors(model: Model, output: Tensor, images: Tensor, layer: str, *, pooled: bool = True) -> Tensor:
+    """A layer's output as one vector per image (n, D), averaged over its positions or flattened."""
+    features = at_least_float32(output)
     if pooled and features.ndim > 2:
         return model.maps(features, images, layer).mean((2, 3))
     if len(features) != len(images):
         raise ModelError(f"layer {layer!r} returns {len(features)} rows for {len(images)} images")
     return features.flatten(1)
+
+
+def position_features(model: Model, images: Tensor, layer: str) -> Tensor:
+    """Features (n, C, h, w) at every position of a layer's map, computed in batches."""
+    parts = images.split(batch_size(model))
+    return torch.cat([at_least_float32(model.maps(model.features(p, layer), p, layer)) for p in parts])
 
 
 def load_features(
@@ -112,12 +123,6 @@ class _Features(Fold[State]):
         state["thumbnails"].write(first, thumbnails(images))
         if (labels := batch.labels) is not None:
             state["labels"].write_labels(first, labels)
-        return state
-
-    def merge(self, first: State, second: State) -> State:
-        return {name: rows.merge(second[name]) for name, rows in first.items()}
-
-    def finish(self, state: State) -> State:
         return state
 
 

@@ -31,6 +31,12 @@ def principal_components(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if is_large(features):
         return _components_of_blocks(features, count)
     centered = center(features)
+    axes, fractions = principal_axes(centered, count)
+    return centered @ axes, fractions
+
+
+def principal_axes(centered: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Principal components (D, count) of centered features, and each one's fraction of the variance."""
     # equivalent mutants: a square matrix has the same components in both ways
     tall = centered.shape[0] >= centered.shape[1]
     values, directions = torch.linalg.eigh(centered.T @ centered if tall else centered @ centered.T)
@@ -38,9 +44,8 @@ def principal_components(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if not tall:
         directions = centered.T @ directions
         directions = directions / directions.norm(dim=0).clamp(min=torch.finfo(centered.dtype).tiny)
-    points = centered @ _with_signs(directions)
     total = values.sum()
-    return points, values[:count] / torch.where(total > 0, total, 1)
+    return _with_signs(directions), values[:count] / torch.where(total > 0, total, 1)
 
 
 def _with_signs(directions: Tensor) -> Tensor:

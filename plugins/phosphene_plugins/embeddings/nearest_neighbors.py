@@ -229,9 +229,6 @@ class _NearestImages(Fold[State]):
             merged |= {f"{space}indices": indices, f"{space}distances": distances}
         return merged
 
-    def finish(self, state: State) -> State:
-        return state
-
 
 def _search_features(
     features: Embedding,

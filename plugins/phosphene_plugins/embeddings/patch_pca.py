@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from phosphene import (
     InputError,
     Reference,
-    at_least_float32,
-    batch_size,
     hookimpl,
     load_model,
     max_batch,
     method,
+    to_float64,
     unit_centers,
 )
 from phosphene.images import Centers, enlarge_maps
@@ -26,7 +25,8 @@ from phosphene.results import Panel, Result
 from phosphene.roles import Images, LayerName, Model
 from phosphene.spec import Cost, Equivariant, InvariantTo, ScalesWith, UnitRange, size
 
-from ._principal_components import center
+from ._features import position_features
+from ._principal_components import principal_components
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -185,8 +185,7 @@ def patch_pca(
         Oquab et al. 2023, section 7.5 and figure 1; Amir et al. 2021, section 3.
     """
     layer = layer if layer is not None else model.last_map
-    parts = images.split(batch_size(model))
-    maps = torch.cat([at_least_float32(model.maps(model.features(p, layer), p, layer)) for p in parts])
+    maps = position_features(model, images, layer)
     count, channels, height, width = maps.shape
     features = maps.movedim(1, -1).flatten(0, 2)
     inside = torch.ones(len(features), dtype=torch.bool, device=features.device)
@@ -217,13 +216,7 @@ def _components(features: Tensor, count: int, what: str) -> tuple[Tensor, Tensor
             f"{what} has {features.shape[0]} positions of {features.shape[1]} channels, "
             f"so there can be no {count} components"
         )
-    centered = center(features)
-    left, singular, axes = torch.linalg.svd(centered, full_matrices=False)
-    axes = axes[:count]
-    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
-    axes = torch.where(largest < 0, -axes, axes)
-    total = singular.square().sum()
-    return centered @ axes.T, singular[:count].square() / torch.where(total > 0, total, 1)
+    return principal_components(to_float64(features), count)
 
 
 @hookimpl

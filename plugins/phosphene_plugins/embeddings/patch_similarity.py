@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from phosphene import (
     InputError,
     Reference,
-    at_least_float32,
-    batch_size,
     hookimpl,
     load_model,
     max_batch,
@@ -26,6 +24,8 @@ from phosphene.images import Centers, enlarge_maps, overlay, to_display
 from phosphene.results import Panel, Result
 from phosphene.roles import Images, LayerName, Model
 from phosphene.spec import Cost, InvariantTo, ScalesWith, size
+
+from ._features import position_features
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -166,8 +166,7 @@ def patch_similarity(
     pixel = position if position is not None else (height // 2, width // 2)
     if not (0 <= pixel[0] < height and 0 <= pixel[1] < width):
         raise InputError(f"the images are {height}x{width}, so there is no pixel {pixel[0]}, {pixel[1]}")
-    parts = images.split(batch_size(model))
-    maps = torch.cat([at_least_float32(model.maps(model.features(p, layer), p, layer)) for p in parts])
+    maps = position_features(model, images, layer)
     centers = unit_centers(model, layer, images.shape[2:])
     positions = centers or tuple(
         tuple((n + 0.5) * side / cells - 0.5 for n in range(cells))

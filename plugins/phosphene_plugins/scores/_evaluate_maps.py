@@ -292,13 +292,6 @@ class MapScores(Fold[State]):
             state["maps"].write(first, positive_part(maps[: self.examples - first]))
         return state | {"counts": state["counts"] + torch.tensor(counts)}
 
-    def merge(self, first: State, second: State) -> State:
-        rows = {name: first[name].merge(second[name]) for name in ("values", "maps")}
-        return rows | {"counts": first["counts"] + second["counts"]}
-
-    def finish(self, state: State) -> State:
-        return state
-
 
 def _recompute(source: MapSource, images: Tensor, target: Class, indices: range) -> Callable[[Model], Tensor]:
     """The source's maps of the same images and classes as a function of the model."""

@@ -244,12 +244,6 @@ class _StageMaps(Fold[State]):
             state["examples"].write(first, positive_part(maps[: self.examples - first]))
         return state
 
-    def merge(self, first: State, second: State) -> State:
-        return {name: rows.merge(second[name]) for name, rows in first.items()}
-
-    def finish(self, state: State) -> State:
-        return state
-
 
 @hookimpl
 def phosphene_methods() -> list[Method[Any, Any]]:

@@ -271,9 +271,6 @@ class _Scores(Fold[Tensor]):
         state["scores"].write(batch.indices[0], new)
         return state
 
-    def merge(self, first: State, second: State) -> State:
-        return {"scores": first["scores"].merge(second["scores"])}
-
     def finish(self, state: State) -> Tensor:
         scores: Tensor = state["scores"].tensor().T
         return scores
