@@ -57,3 +57,8 @@ class Roles(Mapping[str, InputRole]):
 
 
 ROLES = Roles()
+
+
+def is_per_image(role: str) -> bool:
+    """Whether an input of this role may have a value of its own for each image."""
+    return role == "target" or ROLES[role].per_image

@@ -16,6 +16,7 @@ from ..registry.lookup import methods
 from ..registry.method import Method
 from ..results import Result, ResultSequence
 from ..roles import ROLES, DifferentSizesError, InputContext
+from ..roles.table import is_per_image
 from .saved_results import load_result
 
 
@@ -62,7 +63,7 @@ def run_separately(
 
 def _own_value(role: str, value: Any, number: int, count: int) -> Any:
     """The part of an input's value that belongs to one of ``count`` images; the value where it is of all."""
-    if not (ROLES[role].per_image or role == "target") or count == 1:
+    if not is_per_image(role) or count == 1:
         return value
     if role in ("masks", "start") and isinstance(value, (str, os.PathLike)):
         files = [] if Path(value, "result.json").is_file() else expand_path(value)

@@ -45,6 +45,7 @@ from ..results.result_stream import (
 from ..results.tables import Table
 from ..roles import AS_OBJECT, ROLES, InputContext
 from ..roles.images import read_dataset
+from ..roles.table import is_per_image
 from ..spec.spec import Input, MethodSpec
 from ..targets import Objective
 from ..torch_state import cpu_by_default, fork_random_state, random_lock, seed_generators
@@ -56,9 +57,6 @@ from .saved_results import load_result
 
 #: The value of a target, labels or masks that stands for those of the data set.
 FROM_DATASET = {"target": "label", "labels": "label", "masks": "mask"}
-
-#: The roles with one value for each image, which a list as long as the data set provides.
-_PER_IMAGE = ("target", "labels", "masks", "start")
 
 #: The columns of every index that are no fields of the result.
 _COLUMNS = ("id", "target", "prediction", "confidence", "shard", "row")
@@ -180,8 +178,8 @@ class _Batches:
         values = batches._inputs(Batch(indices, dataset.read(indices), dataset))
         first = prepare(name, **{**how, "batch_size": size}, progress=False, **values, **params)
         # Read once: networks, styles, a target.
-        shared = [i.name for i in spec.inputs if i.role not in _PER_IMAGE or i.role == "target"]
-        shared = [n for n in shared if n != images.name and n not in values.keys() - fixed.keys()]
+        shared = [i.name for i in spec.inputs if not ROLES[i.role].per_image]
+        shared = [n for n in shared if n not in values.keys() - fixed.keys()]
         fixed |= {n: first.inputs[n] for n in shared}
         return dataclasses.replace(batches, fixed=fixed, first=first)
 
@@ -316,8 +314,7 @@ def _is_from_dataset(declared: Input, value: Any, dataset: Dataset, model: Model
 
 def _is_list(declared: Input, value: Any, count: int) -> bool:
     """Whether an input has a value for each image of the data set. InputError for another number."""
-    per_image = declared.role in _PER_IMAGE or ROLES[declared.role].per_image
-    if not per_image or not isinstance(value, (list, tuple, Tensor, np.ndarray)):
+    if not is_per_image(declared.role) or not isinstance(value, (list, tuple, Tensor, np.ndarray)):
         return False
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
         return False
