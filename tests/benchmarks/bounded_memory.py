@@ -1,18 +1,26 @@
-"""Memory of methods over data sets by the number of images.
+"""Memory, time and bytes written of methods over data sets by the number of images.
 
-``python -m tests.benchmarks.bounded_memory [FEWER MORE [METHOD ...]]`` runs each call in its own process with
-an output folder. Memory is the peak of private memory (RssAnon), sampled while it runs: rows of features are
-in a file that is mapped, whose pages the system can reclaim.
+``python -m tests.benchmarks.bounded_memory [FEWER MORE [METHOD ...]]`` writes bundled scenes as JPEG files
+with a manifest of their labels into a temporary folder, and runs each call in its own process with an output
+folder. Memory is the peak of private memory (RssAnon), sampled while it runs: rows of features are in a file
+that is mapped, whose pages the system can reclaim. Time is that of the processor. Checkpoints are
+the bytes that are written beside those of the result.
 """
 
 from __future__ import annotations
 
+import csv
+import os
 import subprocess
 import sys
 import tempfile
 import textwrap
 import time
 from pathlib import Path
+
+from PIL import Image
+
+from phosphene.data import SceneDataset
 
 CALLS = {
     "embed": {},
@@ -22,41 +30,66 @@ CALLS = {
 }
 
 _PROGRAM = """
-    import sys
     from phosphene import run
-    run({name!r}, dataset="builtin:scenes/{count}", out={out!r}, progress=False, **{params!r})
+    run({name!r}, dataset={manifest!r}, out={out!r}, progress=False, **{params!r})
 """
 
 
-def measure(name: str, count: int) -> tuple[float, float, float]:
-    """Seconds, peak of private memory in MB and size of the result in MB."""
+def write_scenes(folder: Path, counts: list[int]) -> None:
+    """Bundled scenes as ``n.jpg`` and manifests ``COUNT.csv`` of the first ones."""
+    scenes = SceneDataset(max(counts))
+    rows = []
+    for batch in scenes.batches(500):
+        pixels = (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        for index, label, image in zip(batch.indices, batch.labels or (), pixels, strict=True):
+            Image.fromarray(image).save(folder / f"{index}.jpg", quality=95)
+            rows.append((f"{index}.jpg", label))
+    for count in counts:
+        with (folder / f"{count}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("image", "label"), *rows[:count]])
+
+
+def measure(name: str, manifest: Path) -> tuple[float, float, float, float]:
+    """Seconds of the processor, peak of private memory, size of the result and bytes written in MB."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out")
-        code = textwrap.dedent(_PROGRAM).format(name=name, count=count, out=str(out), params=CALLS[name])
-        started, peak = time.perf_counter(), 0
-        process = subprocess.Popen([sys.executable, "-c", code])
-        while process.poll() is None:
+        values = {"name": name, "manifest": str(manifest), "out": str(out), "params": CALLS[name]}
+        process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(_PROGRAM).format(**values)])
+        peak, written = 0, 0
+        while True:
             try:
-                lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                peak = max([peak, *(int(line.split()[1]) for line in status if line.startswith("RssAnon"))])
+                counters = Path(f"/proc/{process.pid}/io").read_text().splitlines()
+                written = max([written, *(int(line.split()[1]) for line in counters if line[:5] == "wchar")])
             except OSError:
+                pass
+            done, code, usage = os.wait4(process.pid, os.WNOHANG)
+            if done:
                 break
-            peak = max([peak, *(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))])
             time.sleep(0.02)
-        if process.wait():
-            raise RuntimeError(f"{name} with {count} images ended with {process.returncode}")
+        if code:
+            raise RuntimeError(f"{name} with {manifest} ended with {code}")
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-        return time.perf_counter() - started, peak / 1024, size / 1e6
+        return usage.ru_utime + usage.ru_stime, peak / 1024, size / 1e6, written / 1e6
 
 
 def main() -> None:
     small, large = (int(text) for text in (sys.argv[1:3] or ["5000", "100000"]))
-    print(f"| method | s, {small:,} | {large:,} | ratio | MB, {small:,} | {large:,} | ratio | result, MB |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name in sys.argv[3:] or CALLS:
-        first, second = measure(name, small), measure(name, large)
-        cells = [f"{first[0]:.0f}", f"{second[0]:.0f}", f"{second[0] / first[0]:.1f}"]
-        cells += [f"{first[1]:.0f}", f"{second[1]:.0f}", f"{second[1] / first[1]:.2f}", f"{second[2]:.1f}"]
-        print("| " + " | ".join([name, *cells]) + " |", flush=True)
+    print(
+        f"| method | CPU s, {small:,} | {large:,} | ratio | MB, {small:,} | {large:,} | ratio "
+        "| result, MB | checkpoints, MB | ratio |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as folder:
+        write_scenes(Path(folder), [small, large])
+        for name in sys.argv[3:] or CALLS:
+            first, second = (measure(name, Path(folder, f"{count}.csv")) for count in (small, large))
+            cells = [f"{first[0]:.0f}", f"{second[0]:.0f}", f"{second[0] / first[0]:.1f}"]
+            cells += [f"{first[1]:.0f}", f"{second[1]:.0f}", f"{second[1] / first[1]:.2f}"]
+            checkpoints = second[3] - second[2]
+            cells += [f"{second[2]:.1f}", f"{checkpoints:.1f}", f"{checkpoints / second[2]:.2f}"]
+            print("| " + " | ".join([name, *cells]) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,6 @@ R = TypeVar("R")
 #: What a fold has computed of some images: tensors on the CPU, ``Rows`` and what JSON holds, by name.
 State = dict[str, Any]
 
-#: Batches of a shard, the part of a data set that is computed by itself and then merged.
-SHARD_BATCHES = 4
-
 
 class Fold(ABC, Generic[R]):
     """A computation over all images of a data set, one batch at a time.
@@ -62,6 +59,8 @@ class Fold(ABC, Generic[R]):
 
     #: Description of the progress bar.
     title: str = "images"
+    #: Batches of a shard, the part of a data set that is computed by itself and then merged and saved.
+    shard_batches: int = 4
     #: Whether ``update`` draws random numbers: every batch has a seed of its own.
     random: bool = False
     #: Whether checkpoints hold the state: not that of a short fold that a method runs many times.
@@ -110,7 +109,7 @@ class Fold(ABC, Generic[R]):
             if executor is None:
                 self._run_locally(dataset, size, stop, position)
             else:
-                shards = shard_ranges(position.first, stop, size)
+                shards = shard_ranges(position.first, stop, size * self.shard_batches)
                 states = executor.states(self, dataset, size, shards, position.seed)
                 for shard, state in zip(shards, progress_bar(states, self.title, len(shards)), strict=True):
                     position.add(self, state, shard.stop)
@@ -118,7 +117,7 @@ class Fold(ABC, Generic[R]):
 
     def _run_locally(self, dataset: Dataset, size: int, stop: int, position: _Position) -> None:
         """Compute shard after shard in this process."""
-        step, done = SHARD_BATCHES * size, position.done
+        step, done = self.shard_batches * size, position.done
         batches = dataset.batches(size, done, stop)
         for batch in progress_bar(batches, self.title, math.ceil((stop - done) / size)):
             state = self.update_batch(position.part, batch, position.seed)
@@ -154,9 +153,8 @@ def shard_state(fold: Fold[Any], dataset: Dataset, size: int, shard: range, seed
     return state
 
 
-def shard_ranges(start: int, stop: int, size: int) -> list[range]:
-    """The shards of the images from ``start`` to ``stop`` in batches of ``size``."""
-    step = SHARD_BATCHES * size
+def shard_ranges(start: int, stop: int, step: int) -> list[range]:
+    """The shards of the images from ``start`` to ``stop``, of ``step`` images each."""
     return [range(first, min(first + step, stop)) for first in range(start, stop, step)]
 
 

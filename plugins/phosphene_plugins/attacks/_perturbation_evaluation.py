@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from phosphene import InputError, batch_size
+from phosphene import Fold, InputError, batch_size
+from phosphene.data import Batch, Rows, State
 from phosphene.roles import Dataset, Model
 from phosphene.targets import Objective
 
 from ._objectives import classifier_of
 
-#: Images (N, C, H, W) of a data set and their indices in it -> the images changed.
+#: Images (N, C, H, W) of a data set and their indices in it -> the images changed. It is sent to other
+#: processes: an instance of a class at the top of a module, not a closure.
 Change = Callable[[Tensor, Sequence[int]], Tensor]
 #: The number of images in a result.
 _EXAMPLES = 6
@@ -31,23 +34,41 @@ def predict_classes(
     change: Change | None = None,
     count: int | None = None,
     objective: Objective | None = None,
+    saved: bool = True,
 ) -> Tensor:
     """The predicted classes of the first ``count`` images, changed by ``change``, (count,).
 
-    With an ``objective`` 1 where it holds, else 0.
+    With an ``objective`` 1 where it holds, else 0. ``saved=False`` inside a loop that is resumed.
     """
-    count = len(dataset) if count is None else count
-    predictions = []
-    with torch.no_grad():
-        for batch in dataset.batches(batch_size(model)):
-            if batch.indices[0] >= count:
-                break
-            images = batch.images.to(model.device, model.dtype)
-            classifier = classifier_of(model, objective, images)
-            changed = images if change is None else change(images, batch.indices)
-            parts = torch.arange(len(images)).split(batch_size(classifier))
-            predictions += [classifier.for_rows(rows)(changed[rows]).argmax(1) for rows in parts]
-    return torch.cat(predictions)[:count]
+    fold = _Predictions(model, change, objective, saved)
+    return fold.run(dataset, batch_size(model), count).to(model.device)
+
+
+@dataclass
+class _Predictions(Fold[Tensor]):
+    """The predicted classes (n,) of images changed by ``change``, or whether an objective holds in them."""
+
+    title = "predictions"
+    model: Model
+    change: Change | None
+    objective: Objective | None
+    saved: bool
+
+    def start(self) -> State:
+        return {"classes": Rows()}
+
+    @torch.no_grad()
+    def update(self, state: State, batch: Batch) -> State:
+        images = batch.images.to(self.model.device, self.model.dtype)
+        classifier = classifier_of(self.model, self.objective, images)
+        changed = images if self.change is None else self.change(images, batch.indices)
+        parts = torch.arange(len(images)).split(batch_size(classifier))
+        classes = [classifier.for_rows(rows)(changed[rows]).argmax(1) for rows in parts]
+        state["classes"].write(batch.indices[0], torch.cat(classes))
+        return state
+
+    def finish(self, state: State) -> Tensor:
+        return state["classes"].tensor()
 
 
 def eligible_rows(predictions: Tensor, objective: Objective, model: Model) -> Tensor:

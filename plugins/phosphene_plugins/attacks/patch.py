@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -218,9 +218,7 @@ def patch(
     gray = torch.full((channels, side, side), 0.5, device=model.device, dtype=model.dtype)
     state = {"patch": gray, "mean": torch.zeros_like(gray), "square": torch.zeros_like(gray)}
     remaining_steps = resumable(range(steps), state, "adversarial patch")
-    if "predictions" not in state:
-        state["predictions"] = predict_classes(model, dataset, objective=criterion)
-    predictions = state["predictions"].to(model.device)
+    predictions = predict_classes(model, dataset, objective=criterion)
     trained = (
         torch.arange(count)
         if criterion is None
@@ -228,9 +226,6 @@ def patch(
     )
     part_size = batch_size(model) if criterion is None else 1
     p, mean, square = state["patch"], state["mean"], state["square"]
-
-    def paste(p: Tensor, images: Tensor, generator: Generator) -> Tensor:
-        return _paste(p, mask, images, generator, degrees, scale)
 
     for step in remaining_steps:
         indices = [(step * batch + i) % len(trained) for i in range(min(batch, len(trained)))]
@@ -241,7 +236,7 @@ def patch(
             draws = Generator().manual_seed((seed + step) % 2**63)  # the same for every part of a step
             # equivalent mutants: results are detached
             leaf = p.detach().requires_grad_()
-            patched = augment(paste(leaf, images, draws), draws)
+            patched = augment(_paste(leaf, mask, images, draws, degrees, scale), draws)
             # equivalent mutants: Adam's step does not depend on the scale of the gradients
             loss = cross_entropy(classifier_of(model, criterion, images)(patched), labels).sum() * (
                 1 if target is None else -1
@@ -251,13 +246,29 @@ def patch(
         p = (p + update).clamp(0, 1)
         state |= {"patch": p, "mean": mean, "square": square}
 
-    def paste_each(images: Tensor, indices: Sequence[int]) -> Tensor:
-        draws = (Generator().manual_seed((seed + steps + index) % 2**63) for index in indices)
-        return torch.cat([paste(p, image[None], draw) for image, draw in zip(images, draws, strict=True)])
-
+    paste_each = _PastePatch(p, mask, degrees, scale, seed + steps)
     with torch.no_grad():
         evaluation = evaluate_change(model, dataset, count, predictions, paste_each, target, criterion)
     return AdversarialPatch(perturbation=p, mask=mask, **evaluation)
+
+
+@dataclass(frozen=True)
+class _PastePatch:
+    """Images (N, C, H, W) with the patch ``p`` (C, p, p), each transformed by draws of its own."""
+
+    p: Tensor
+    mask: Tensor
+    degrees: float
+    scale: float
+    seed: int
+
+    def __call__(self, images: Tensor, indices: Sequence[int]) -> Tensor:
+        draws = (Generator().manual_seed((self.seed + index) % 2**63) for index in indices)
+        pasted = [
+            _paste(self.p, self.mask, image[None], draw, self.degrees, self.scale)
+            for image, draw in zip(images, draws, strict=True)
+        ]
+        return torch.cat(pasted)
 
 
 def _outline(side: int, shape: str) -> Tensor:

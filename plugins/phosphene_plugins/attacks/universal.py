@@ -1,7 +1,7 @@
 """Universal adversarial perturbation: one perturbation that changes the predicted class of most images."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
@@ -209,19 +209,18 @@ def universal(
         range(count) if criterion is None else eligible_rows(predictions[:count], criterion, model).tolist()
     )
 
-    def perturb(images: Tensor, indices: Sequence[int]) -> Tensor:
-        return (images + state["perturbation"]).clamp(0, 1)
-
     for epoch, indices in resumable(batches, state, "universal perturbation"):
         if epoch > 0 and indices.start == 0:
-            perturbed = predict_classes(model, dataset, perturb, count, criterion)
+            perturb = _AddPerturbation(state["perturbation"])
+            with report_progress(False):
+                perturbed = predict_classes(model, dataset, perturb, count, criterion, saved=False)
             if float(perturbed.ne(predictions[:count])[counted].cpu().double().mean()) >= target_rate:
                 break
         attacked = [index for index in indices if index in counted]
         if not attacked:
             continue
         images = dataset.read(attacked).to(model.device, model.dtype)
-        labels, points = predictions[attacked], perturb(images, attacked)
+        labels, points = predictions[attacked], (images + state["perturbation"]).clamp(0, 1)
         classifier = classifier_of(model, criterion, images)
         # equivalent mutants: progress changes no result
         with report_progress(False):  # one progress bar for all, not one for each inner attack
@@ -234,8 +233,19 @@ def universal(
             if r.any() and (v is state["perturbation"] or _is_class(own, (image + v).clamp(0, 1), label)):
                 v = _project(v + r, eps, norm)
         state["perturbation"] = v
+    perturb = _AddPerturbation(state["perturbation"])
     evaluation = evaluate_change(model, dataset, count, predictions, perturb, None, criterion)
     return UniversalPerturbation(perturbation=state["perturbation"], **evaluation)
+
+
+@dataclass(frozen=True)
+class _AddPerturbation:
+    """Images (N, C, H, W) with the perturbation (C, H, W) added."""
+
+    perturbation: Tensor
+
+    def __call__(self, images: Tensor, indices: Sequence[int]) -> Tensor:
+        return (images + self.perturbation).clamp(0, 1)
 
 
 def _inner_attack(name: str, values: dict[str, Any]) -> Callable[[Model, Tensor, Tensor], Tensor]:

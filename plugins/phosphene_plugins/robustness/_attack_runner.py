@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +16,34 @@ from phosphene.results import AdversarialExamples
 
 @dataclass(frozen=True)
 class AttackRunner:
-    """A registered attack: ``run(model, images, labels, radius)``, to be called once for each of ``radii``.
+    """A registered attack with its ``arguments``, to be run once for each of ``radii``.
 
-    A minimum-norm attack has the one radius inf. ``passes(model, image)`` is the cost of one image, forward
-    passes plus twice the backward passes, or None where it is unknown.
+    A minimum-norm attack has the one radius inf. A runner is sent to other processes: it holds no functions.
     """
 
-    name: str
-    run: Callable[[Model, Tensor, Tensor, float], AdversarialExamples]
+    method: str
+    arguments: Mapping[str, Any]
     radii: tuple[float, ...]
-    passes: Callable[[Model, Tensor], int | None]
+
+    @property
+    def name(self) -> str:
+        """The name of the attack without its family."""
+        return self.method.rpartition(".")[2]
+
+    def run(self, model: Model, images: Tensor, labels: Tensor, radius: float) -> AdversarialExamples:
+        """The attack of images (n, C, H, W) with labels (n,), within ``radius``."""
+        result: AdversarialExamples = methods[self.method](model, images, labels, **self._at(radius))
+        return result
+
+    def passes(self, model: Model, image: Tensor) -> int | None:
+        """The cost of one image, forward passes plus twice the backward passes; None where it is unknown."""
+        method = methods[self.method]
+        params = method.validate(self._at(self.radii[-1]))
+        cost = method.passes({"model": model, "images": image}, params)
+        return None if cost is None else len(self.radii) * (cost[0] + 2 * cost[1])
+
+    def _at(self, radius: float) -> dict[str, Any]:
+        return dict(self.arguments) | ({} if math.isinf(radius) else {"eps": radius})
 
 
 def make_runner(
@@ -48,23 +66,14 @@ def make_runner(
             f"{method.spec.name} is no untargeted attack with a fixed radius or a minimum norm; "
             "pgd, apgd, fab, deepfool, square and auto_attack are"
         )
-    has_radius = "eps" in fields
     common = {"norm": norm, "seed": seed, "eps": eps[-1], "targeted": False}
     common = {n: v for n, v in common.items() if n in fields}
     if conflicts := common.keys() & params.keys():
         raise InputError(f"params sets {sorted(conflicts)[0]!r} of {name}, which is the same for all attacks")
-    validated = method.validate(dict(params) | common)
+    method.validate(dict(params) | common)
     if "gradients" in method.spec.needs:
         model.require_gradients()
-    radii = tuple(eps) if has_radius else (math.inf,)
-
-    def run(model: Model, images: Tensor, labels: Tensor, radius: float) -> AdversarialExamples:
-        arguments = dict(params) | common | ({"eps": radius} if has_radius else {})
-        result: AdversarialExamples = method(model, images, labels, **arguments)
-        return result
-
-    def passes(model: Model, image: Tensor) -> int | None:
-        cost = method.passes({"model": model, "images": image}, validated)
-        return None if cost is None else len(radii) * (cost[0] + 2 * cost[1])
-
-    return AttackRunner(name, run, radii, passes)
+    common.pop("eps", None)
+    return AttackRunner(
+        method.spec.name, dict(params) | common, tuple(eps) if "eps" in fields else (math.inf,)
+    )

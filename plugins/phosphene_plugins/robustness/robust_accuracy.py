@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from phosphene import (
+    Fold,
     InputError,
     ModelError,
     Reference,
@@ -19,17 +21,17 @@ from phosphene import (
     load_model,
     method,
     report_progress,
-    resumable,
 )
-from phosphene import Model as AnyModel
 from phosphene.attacks import Norm
+from phosphene.data import Batch, Rows, State
 from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import InvariantTo
+from phosphene.targets import Objective
 from phosphene.testing import linear_model
 from phosphene.training import label_reader
 
 from ..attacks._objectives import ObjectiveText, check_objective_text, classifier_of, parse_objective
-from ._attack_runner import make_runner
+from ._attack_runner import AttackRunner, make_runner
 from ._robustness_report import RobustnessReport
 
 #: Relative tolerance of a distance: rounding may place an example outside its ball.
@@ -220,86 +222,135 @@ def robust_accuracy(
     if unused := params.keys() - {*names}:
         raise InputError(f"params names {sorted(unused)[0]!r}, which is not among attacks={attacks}")
     objective = None if target in ("label", "predicted") else parse_objective(target, model)
-    read_labels = label_reader(model, dataset) if target == "label" else None
+    if target == "label":
+        label_reader(model, dataset)  # refuses a data set without classes
     count = min(pictures, len(dataset))
     runners = [make_runner(name, params.get(name, {}), radii, norm, seed, model) for name in names]
 
-    def read(indices: range) -> Tensor:
-        return dataset.read(indices).to(model.device, model.dtype)
-
+    images = dataset.read(range(min(examples, count))).to(model.device, model.dtype)
     # How many images each attack runs on.
-    first = read(range(1))
-    costs = [runner.passes(model, first) or 1 for runner in runners]
+    costs = [runner.passes(model, images[:1]) or 1 for runner in runners]
     counts = tuple(max(1, min(count, budget // cost)) for cost in costs)
 
-    example_images = read(range(min(examples, count)))
-    max_batch = batch_size(model)
-    batches = [range(i, min(i + max_batch, count)) for i in range(0, count, max_batch)]
-    work = [
-        (batch, a, radius) for batch in batches for a, runner in enumerate(runners) for radius in runner.radii
-    ]
-    state = {
-        "correct": first.new_zeros(count, dtype=torch.bool),
-        "success": first.new_zeros(len(runners), count, dtype=torch.bool),
-        "distances": first.new_zeros(len(runners), count),
-        "adversarial": example_images.clone(),
-        # equivalent mutants: every negative number is none
-        "best_attack": first.new_full((len(example_images),), -1, dtype=torch.int64),  # -1: none so far
-    }
-    steps = resumable(work, state, "attacking")
-    correct, success, distances, adversarial, best_attack = state.values()
-    current: range | None = None
-    for batch, a, radius in steps:
-        if batch != current:
-            current, images = batch, read(batch)
-            classifier = classifier_of(model, objective, images)
-            predictions = torch.cat(
-                [classifier.for_rows(rows)(images[rows]).argmax(1) for rows in _parts(classifier, images)]
-            )
-            if objective is not None:
-                labels = torch.ones_like(predictions)
-            else:
-                labels = predictions if read_labels is None else read_labels(batch)
-            correct[batch.start : batch.stop] = predictions.eq(labels)
-        remaining = torch.arange(count, device=first.device)[batch.start : min(batch.stop, counts[a])]
-        remaining = remaining[correct[remaining] & ~success[a, remaining]]
-        if len(remaining):
-            rows = remaining - batch.start
-            with report_progress(False):  # one progress bar for all attacks
-                # Image by image where each has a classifier of its own.
-                parts = [rows[part] for part in _parts(classifier, rows)]
-                results = [
-                    runners[a].run(classifier.for_rows(part), images[part], labels[part], radius)
-                    for part in parts
-                ]
-                result = results[0] if len(results) == 1 else type(results[0]).concatenate(results)
-            distance = result.distance(norm)
-            # equivalent mutants: the attacks stay in their balls, but for rounding
-            broken = result.success & (distance <= radius * (1 + _ROUNDING))
-            distances[a, remaining[broken]] = distance[broken].clamp(max=radius)
-            for n, example in zip(remaining[broken].tolist(), result.adversarial[broken], strict=True):
-                if n >= len(best_attack):
-                    break
-                if best_attack[n] < 0 or distances[a, n] < distances[best_attack[n], n]:
-                    adversarial[n], best_attack[n] = example, a
-            # Last, because an interrupted step is repeated on the images without a success.
-            success[a, remaining[broken]] = True
+    labels, correct = _Labels(model, objective, target == "label").run(dataset, batch_size(model), count)
+    success = torch.zeros(len(runners), count, dtype=torch.bool)
+    distances = torch.zeros(len(runners), count, dtype=model.dtype)
+    adversarial, broken_by, nearest = images.clone(), [""] * len(images), [math.inf] * len(images)
+    for a, (runner, stop) in enumerate(zip(runners, counts, strict=True)):
+        fold = _AttackDistances(model, runner, norm, objective, labels, correct, len(images), runner.name)
+        attacked = fold.run(dataset, batch_size(model), stop)
+        success[a, :stop], distances[a, :stop] = attacked["success"].tensor(), attacked["distances"].tensor()
+        for n, example in enumerate(attacked["adversarial"].tensor()):
+            # Of equal distances the first attack counts.
+            if success[a, n] and distances[a, n] < nearest[n]:
+                adversarial[n], broken_by[n], nearest[n] = example, runner.name, float(distances[a, n])
     return RobustnessReport(
         model=model.name,
         attacks=tuple(runner.name for runner in runners),
         norm=norm,
         eps=radii,
-        correct=correct,
-        success=success,
-        radii=distances,
+        correct=correct.to(model.device),
+        success=success.to(model.device),
+        radii=distances.to(model.device),
         counts=counts,
-        images=example_images,
+        images=images,
         adversarial=adversarial,
-        broken_by=tuple(runners[a].name if a >= 0 else "" for a in best_attack.tolist()),
+        broken_by=tuple(broken_by),
     )
 
 
-def _parts(classifier: AnyModel, values: Tensor) -> tuple[Tensor, ...]:
+@dataclass
+class _Labels(Fold[tuple[Tensor, Tensor]]):
+    """What is correct of each image (P,), and whether it is predicted (P,).
+
+    The data set's classes where ``truth``, else the predicted ones; with an ``objective`` class 1.
+    """
+
+    title = "predictions"
+    model: Model
+    objective: Objective | None
+    truth: bool
+
+    def start(self) -> State:
+        return {"labels": Rows(), "correct": Rows()}
+
+    @torch.no_grad()
+    def update(self, state: State, batch: Batch) -> State:
+        images = batch.images.to(self.model.device, self.model.dtype)
+        classifier = classifier_of(self.model, self.objective, images)
+        predictions = torch.cat(
+            [classifier.for_rows(rows)(images[rows]).argmax(1) for rows in _parts(classifier, images)]
+        )
+        if self.objective is not None:
+            labels = torch.ones_like(predictions)
+        elif self.truth:
+            if (names := batch.labels) is None:
+                raise InputError("some images of the data set have no class")
+            labels = torch.tensor([self.model.class_index(name) for name in names], device=images.device)
+        else:
+            labels = predictions
+        state["labels"].write(batch.indices[0], labels)
+        state["correct"].write(batch.indices[0], predictions.eq(labels))
+        return state
+
+    def finish(self, state: State) -> tuple[Tensor, Tensor]:
+        return state["labels"].tensor(), state["correct"].tensor()
+
+
+@dataclass
+class _AttackDistances(Fold[State]):
+    """One attack of the correctly classified images: ``success`` (n,), and ``distances`` (n,), 0 without it.
+
+    ``adversarial`` (E, C, H, W) are the examples of the first ``examples`` images, or these themselves.
+    """
+
+    model: Model
+    runner: AttackRunner
+    norm: Norm
+    objective: Objective | None
+    labels: Tensor
+    correct: Tensor
+    examples: int
+    title: str
+    shard_batches = 1  # attacks take long
+
+    def start(self) -> State:
+        return {"success": Rows(), "distances": Rows(), "adversarial": Rows()}
+
+    def update(self, state: State, batch: Batch) -> State:
+        first, indices = batch.indices[0], list(batch.indices)
+        images = batch.images.to(self.model.device, self.model.dtype)
+        labels = self.labels[indices].to(self.model.device)
+        remaining = self.correct[indices].to(self.model.device)
+        success = torch.zeros_like(remaining)
+        distances, adversarial = images.new_zeros(len(images)), images.clone()
+        classifier = classifier_of(self.model, self.objective, images)
+        for radius in self.runner.radii:
+            rows = (remaining & ~success).nonzero()[:, 0]
+            if not len(rows):
+                break
+            with report_progress(False):  # one progress bar for the attack, not one for each of its batches
+                # Image by image where each has a classifier of its own.
+                parts = [rows[part] for part in _parts(classifier, rows)]
+                results = [
+                    self.runner.run(classifier.for_rows(part), images[part], labels[part], radius)
+                    for part in parts
+                ]
+            result = results[0] if len(results) == 1 else type(results[0]).concatenate(results)
+            distance = result.distance(self.norm)
+            # equivalent mutants: the attacks stay in their balls, but for rounding
+            broken = result.success & (distance <= radius * (1 + _ROUNDING))
+            success[rows[broken]] = True
+            distances[rows[broken]] = distance[broken].clamp(max=radius)
+            adversarial[rows[broken]] = result.adversarial[broken]
+        state["success"].write(first, success)
+        state["distances"].write(first, distances)
+        if first < self.examples:
+            state["adversarial"].write(first, adversarial[: self.examples - first])
+        return state
+
+
+def _parts(classifier: Model, values: Tensor) -> tuple[Tensor, ...]:
     """Indices of the rows that are passed through a classifier at once: all, or single ones."""
     rows = torch.arange(len(values), device=values.device)
     return rows.split(1) if classifier.row_by_row else (rows,)

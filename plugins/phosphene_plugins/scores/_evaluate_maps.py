@@ -266,6 +266,7 @@ class MapScores(Fold[State]):
     target: TargetSource
     examples: int
     title: str
+    shard_batches = 1  # a batch takes many passes
 
     def start(self) -> State:
         columns = sum(len(metric.columns) for metric in self.metrics)

@@ -10,7 +10,7 @@ from torch import Generator
 
 from phosphene import TensorDataset, UnknownName, load_model, max_batch, methods, run
 from phosphene.data import SceneDataset
-from phosphene.progress import report_progress
+from phosphene.progress import ProgressEvent, report_progress
 from phosphene_plugins.attacks.patch import _outline, _paste
 
 patch = methods["attacks.patch"]
@@ -73,20 +73,19 @@ def test_examples_show_the_returned_patch() -> None:
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     params = {"model": "builtin:shapes-vgg", "dataset": "builtin:scenes/24", "steps": 8, "seed": 0}
     complete = run("patch", **params)
-    events: list[object] = []
 
-    def stop(event: object) -> None:
-        events.append(event)
-        if len(events) == 5:
+    def stop(event: ProgressEvent) -> None:
+        if (event.description, event.done) == ("adversarial patch", 4):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), report_progress(stop):
         run("patch", **params, out=tmp_path / "patch")
-    again: list[object] = []
+    again: list[ProgressEvent] = []
     with report_progress(again.append):
         resumed = run("patch", **params, out=tmp_path / "patch")
     assert torch.equal(resumed.perturbation, complete.perturbation)
-    assert len(again) <= 4
+    # The predictions before the loop are restored; those after it are computed.
+    assert [event.description for event in again] == ["adversarial patch"] * 4 + ["predictions"]
 
 
 def test_unknown_class_raises() -> None:

@@ -109,13 +109,14 @@ def test_stops_at_the_target_rate() -> None:
     assert 0 < len(events) < 100 * 5 / 2
 
 
-def test_one_progress_bar_and_none_of_the_inner_attack() -> None:
+def test_progress_of_the_loop_and_of_predictions_but_not_of_the_inner_attack() -> None:
     events: list[ProgressEvent] = []
     with report_progress(events.append):
-        universal(network(), TensorDataset(random_images()), epochs=1, batch=4)
+        universal(network(), TensorDataset(random_images()), epochs=2, batch=4, target_rate=1.0)
+    predictions = ("predictions", 1, 1)
     assert [(e.description, e.done, e.total) for e in events] == [
-        ("universal perturbation", done, 3) for done in (1, 2, 3)
-    ]
+        predictions, *(("universal perturbation", done, 6) for done in range(1, 7)), predictions
+    ]  # fmt: skip
 
 
 def test_batch_of_one_equals_the_algorithm_of_the_paper() -> None:

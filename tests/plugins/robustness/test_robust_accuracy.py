@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,14 @@ def test_expensive_attack_runs_on_as_many_images_as_the_budget_allows() -> None:
     assert len(report.radius()) == 16
 
 
+def record_call(name: str, function: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        return function(*args, **kwargs)
+
+    return call
+
+
 def test_interrupted_run_resumes_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
     options = {
@@ -141,19 +150,21 @@ def test_interrupted_run_resumes_to_the_same_result(tmp_path: Path, monkeypatch:
     complete = run("robust_accuracy", progress=False, **options)
 
     def interrupt(event: ProgressEvent) -> None:
-        if event.done == 7:  # of 12: between the two radii of an attack
+        if event.description == "pgd" and event.done == 2:  # of three batches of the second attack
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run("robust_accuracy", out=tmp_path / "report", progress=interrupt, **options)
-    assert [path.name for path in tmp_path.iterdir()] == [".report.unfinished"]
-    attacked: list[int] = []
-    fgsm = methods["attacks.fgsm"]
-    function = fgsm.function
-    monkeypatch.setattr(fgsm, "function", lambda *a, **k: attacked.append(1) or function(*a, **k))
+    assert (tmp_path / ".report.unfinished").is_file()
+    attacked: list[str] = []
+    for name in ("fgsm", "pgd"):
+        method = methods[f"attacks.{name}"]
+        monkeypatch.setattr(method, "function", record_call(name, method.function, attacked))
     resumed = run("robust_accuracy", out=tmp_path / "report", progress=False, **options)
-    assert len(attacked) <= 4  # those of the second and third batch at most
+    # The two radii of the last batch at most.
+    assert 0 < len(attacked) <= 2 and {*attacked} == {"pgd"}
     assert_same_result(resumed, complete)
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
     loaded = load_result(tmp_path / "report")
     assert isinstance(loaded, RobustnessReport)
     assert loaded.lines() == complete.lines()
