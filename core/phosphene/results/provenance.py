@@ -30,3 +30,5 @@ class Provenance(BaseModel):
     detections: dict[str, list[Any]] = {}
     #: The files of the images, where all were files.
     files: tuple[str, ...] = ()
+    #: Number of processes of a training, on which its result depends.
+    processes: int = 1

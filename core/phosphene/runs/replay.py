@@ -90,6 +90,14 @@ def replay(folder: str | os.PathLike[str], *, model: Model | None = None) -> Rep
         "device": None if provenance.model else provenance.device,
         "progress": False,
     }
+    if (processes := provenance.processes) != 1:
+        cores = os.cpu_count() or 1
+        if not 1 <= processes <= cores:
+            raise InputError(
+                f"the result was trained by {processes} processes, and this machine has {cores} cores: run "
+                f"it again with executor='processes:{processes}'"
+            )
+        how["executor"] = f"processes:{processes}"
     with refuse_user_code():  # parameters of the saved result may name further models
         again = run(name, **how, **saved.inputs, **models, **provenance.params)
     now = again.provenance

@@ -1,15 +1,27 @@
 """Training networks on a data set: the loop, labels and splits, and the trained model as a result."""
 
+from .gradient_steps import (
+    GradientSteps,
+    Loss,
+    OneProcess,
+    ProcessGroup,
+    TrainingExecutor,
+    use_training_executor,
+)
 from .labels import MAX_HELD_OUT, label_reader, single_precision, train_test_split, trainable_copy
-from .loop import EVALUATIONS, Loss, Metrics, TrainingHistory, linear_decay, train
+from .loop import EVALUATIONS, Metrics, TrainingHistory, linear_decay, train
 from .trained_model import TrainedModel, WeightsOnly
 
 __all__ = [
     "EVALUATIONS",
     "MAX_HELD_OUT",
+    "GradientSteps",
     "Loss",
     "Metrics",
+    "OneProcess",
+    "ProcessGroup",
     "TrainedModel",
+    "TrainingExecutor",
     "TrainingHistory",
     "WeightsOnly",
     "label_reader",
@@ -18,4 +30,5 @@ __all__ = [
     "train",
     "train_test_split",
     "trainable_copy",
+    "use_training_executor",
 ]

@@ -63,7 +63,7 @@ class ProcessPool:
         """The state of every shard, in their order."""
         task = FoldTask.capture(fold, dataset, size, seed)
         self._folds += 1
-        with _in_memory(task) as path:
+        with in_memory(task) as path:
             workers = min(self._count, len(shards))
             run = _FoldRun(self._workers, workers, (self._folds, path), shards)
             for computed in run.results():
@@ -125,7 +125,7 @@ class _FoldRun:
                 shard = self._shards[own[0]]
                 raise PhospheneError(
                     f"the worker process that computed images {shard.start} to {shard.stop - 1} "
-                    f"{_end_text(code)}, {ATTEMPTS} times; a smaller batch_size needs less memory, and "
+                    f"{end_text(code)}, {ATTEMPTS} times; a smaller batch_size needs less memory, and "
                     "executor='local' computes them in this process"
                 )
         self._queue.extendleft(reversed(own))
@@ -136,22 +136,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self.shards: deque[tuple[SentTask, int]] = deque()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            path = [str(entry) for entry in sys.path]
-            code = (
-                f"import sys; sys.path[:] = {path!r}; "
-                f"from phosphene_plugins.executors._process_worker import main; main({theirs.fileno()})"
-            )
-            # A process group of its own: the terminal's Ctrl-C is for this process, which ends the workers.
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # standard output may be a document
-                pass_fds=[theirs.fileno()],
-                process_group=0,
-            )
-        self.connection = Connection(ours.detach())
+        self._process, self.connection = start_process("_process_worker")
 
     def send(self, task: SentTask, number: int, shard: range) -> None:
         """Send a shard. That the worker is dead is noticed when its answer is read."""
@@ -162,13 +147,38 @@ class _Worker:
     def kill(self) -> int:
         """Kill the process, and those that it started; its exit code, negative for a signal."""
         self.connection.close()
-        code = self._process.poll()
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        return self._process.wait() if code is None else code
+        return end_process(self._process)
 
 
-def _end_text(code: int) -> str:
+def start_process(module: str) -> tuple[subprocess.Popen[bytes], Connection]:
+    """A process that runs ``main`` of a module of this package with its end of the connection."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        path = [str(entry) for entry in sys.path]
+        code = (
+            f"import sys; sys.path[:] = {path!r}; "
+            f"from phosphene_plugins.executors.{module} import main; main({theirs.fileno()})"
+        )
+        # A process group of its own: the terminal's Ctrl-C is for this process, which ends the others.
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            stdout=2,  # standard output may be a document
+            pass_fds=[theirs.fileno()],
+            process_group=0,
+        )
+    return process, Connection(ours.detach())
+
+
+def end_process(process: subprocess.Popen[bytes]) -> int:
+    """Kill a process, and those that it started; its exit code, negative for a signal."""
+    code = process.poll()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait() if code is None else code
+
+
+def end_text(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
     hint = ", as it is when memory runs out" if code == -signal.SIGKILL else ""
@@ -176,7 +186,7 @@ def _end_text(code: int) -> str:
 
 
 @contextmanager
-def _in_memory(task: FoldTask) -> Iterator[str]:
+def in_memory(task: Any) -> Iterator[str]:
     """The path of a file in memory with the task; it has no name and ends with this process."""
     descriptor = os.memfd_create("phosphene")
     try:

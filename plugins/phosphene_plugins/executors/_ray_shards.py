@@ -65,7 +65,7 @@ class RayShards:
         waiting = deque(shards)
         try:
             for shard in shards:
-                while waiting and len(self._pending) < _IN_FLIGHT * max(1, _cpus() // cpus):
+                while waiting and len(self._pending) < _IN_FLIGHT * max(1, cluster_cpus() // cpus):
                     sent = compute.remote(key, [stored], waiting.popleft(), sys.path)
                     self._pending.append(sent)
                 answer = _result(self._pending[0], shard)
@@ -116,7 +116,8 @@ def _result(reference: Any, shard: range) -> ComputedShard:
     return answer
 
 
-def _cpus() -> int:
+def cluster_cpus() -> int:
+    """The CPUs of all machines of the cluster."""
     return int(ray.cluster_resources().get("CPU", 0))
 
 

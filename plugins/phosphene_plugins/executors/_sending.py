@@ -47,7 +47,7 @@ def check_sendable(run: PreparedRun, executor: str) -> None:
     for name, value in run.inputs.items():
         if images is not None and name == images.name:
             continue
-        if (error := _pickle_error(value)) is not None:
+        if (error := pickle_error(value)) is not None:
             path, part, error = _unpicklable_part(name, value, error)
             raise InputError(
                 f"{path} ({value_repr(part)}) cannot be sent to the processes of executor={executor!r}: "
@@ -64,7 +64,7 @@ def _unpicklable_part(path: str, value: Any, error: Exception) -> tuple[str, Any
             if id(part) in visited:
                 continue
             visited.add(id(part))
-            if (part_error := _pickle_error(part)) is not None:
+            if (part_error := pickle_error(part)) is not None:
                 path, value, error = path + name, part, part_error
                 break
         else:
@@ -82,7 +82,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     yield from ((f".{name}", part) for name, part in getattr(value, "__dict__", {}).items())
 
 
-def _pickle_error(value: Any) -> Exception | None:
+def pickle_error(value: Any) -> Exception | None:
     """The error of pickling a value, whose tensors and arrays are left out; None where there is none."""
     try:
         _StructurePickler(_Nowhere(), protocol=5, buffer_callback=lambda buffer: None).dump(value)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from phosphene import InputError, hookimpl
 
 if TYPE_CHECKING:
     from phosphene import PreparedRun, Result
+
+    from ._ray_training import RayTrainingProcesses
+    from ._training_processes import TrainingProcesses
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,9 @@ class Processes:
 
     Results are those of ``local``, bit for bit: every worker computes with as many threads as this process
     has (``torch.get_num_threads()``). By default there are as many workers as the cores allow.
+
+    A training is computed by that many processes, this one among them, each of which has a share of every
+    batch; its result depends on their number, ``phosphene.training.GradientSteps``.
     """
 
     workers: int | None = None
@@ -43,14 +49,30 @@ class Processes:
 
         from ._process_pool import ProcessPool
         from ._sending import check_sendable
+        from ._training_processes import TrainingProcesses
 
         if run.implementation.spec.input("dataset") is not None:
             check_sendable(run, run.executor)
-        with ProcessPool(self.workers or default_workers()) as pool, use_shard_executor(pool):
+        workers = self.workers or default_workers()
+        if "training" in run.implementation.spec.needs:
+            return execute_training(run, TrainingProcesses(workers))
+        with ProcessPool(workers) as pool, use_shard_executor(pool):
             result = run.execute_locally()
         if not pool.was_used:
             warn_not_shared(run)
         return result
+
+
+def execute_training(run: PreparedRun, executor: TrainingProcesses | RayTrainingProcesses) -> Result:
+    """Execute a training by several processes; their number is part of the result's provenance."""
+    from phosphene.training import use_training_executor
+
+    with use_training_executor(executor):
+        result = run.execute_locally()
+    if result.provenance is None:
+        return result
+    provenance = result.provenance.model_copy(update={"processes": executor.largest_group})
+    return replace(result, provenance=provenance)
 
 
 def default_workers() -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from phosphene import InputError, MissingExtra, PhospheneError, hookimpl
 
-from .processes import warn_not_shared
+from .processes import execute_training, warn_not_shared
 
 if TYPE_CHECKING:
     from phosphene import PreparedRun, Result
@@ -33,6 +33,10 @@ class RayCluster:
 
     Results are those of ``local``, bit for bit on CPUs of the same type: every task computes with as many
     threads as this process has, and reserves as many CPUs.
+
+    A training is computed by as many processes as the cluster has CPUs for, this one among them, each of
+    which has a share of every batch; its result depends on their number,
+    ``phosphene.training.GradientSteps``.
     """
 
     address: str | None = None
@@ -57,6 +61,11 @@ class RayCluster:
 
         if run.implementation.spec.input("dataset") is not None:
             check_sendable(run, run.executor)
+        if "training" in run.implementation.spec.needs:
+            from ._ray_training import RayTrainingProcesses
+
+            with _connection(self.address):
+                return execute_training(run, RayTrainingProcesses())
         with _connection(self.address), RayShards() as shards, use_shard_executor(shards):
             result = run.execute_locally()
         if not shards.was_used:

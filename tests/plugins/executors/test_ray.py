@@ -105,6 +105,14 @@ def test_a_killed_worker_is_replaced_and_its_shard_is_computed_again(shards, mod
     assert ray.is_initialized()
 
 
+def test_a_training_on_ray_is_that_of_two_processes(shards):
+    options = {"dataset": "builtin:scenes/12", "steps": 3, "batch": 5, "seed": 0, "progress": False}
+    expected = run("smooth_activations", executor="processes:2", **options)
+    result = run("smooth_activations", executor="ray:auto", **options)
+    assert_same_result(result, expected, rtol=0, atol=0)
+    assert result.provenance.processes == 2
+
+
 @pytest.mark.nightly
 def test_a_shard_that_kills_its_workers_three_times_is_an_error(shards, model, dataset, tmp_path):
     with use_shard_executor(shards), pytest.raises(PhospheneError, match=r"images 16 to 23 died 3 times"):
