@@ -13,6 +13,7 @@ import logging
 import os
 import pickle
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -33,6 +34,8 @@ from .. import models
 
 #: Variables and files that torch's optimizers create at their first use.
 _TORCH = "TORCHINDUCTOR"
+#: Files in which ``phosphene.methods`` caches what it looks up, and their folders.
+_LOOKUP_CACHE = re.compile(r"\.cache(/phosphene(/[^/]+-(outlines|infos)\.json)?)?")
 
 
 @contextmanager
@@ -71,7 +74,9 @@ def record_side_effects(side_effects: list[str]) -> Iterator[None]:
                 side_effects.append("the working directory changed")
             for what, folder in folders.items():
                 names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
-                names = [name for name in names if not name.startswith(_TORCH.lower())]
+                names = [
+                    n for n in names if not n.startswith(_TORCH.lower()) and not _LOOKUP_CACHE.fullmatch(n)
+                ]
                 if names:
                     side_effects.append(f"files were left in the {what} directory: {', '.join(names[:3])}")
             for stream, name in ((out, "standard output"), (err, "standard error")):

@@ -61,7 +61,7 @@ def receptive_field(
         list[LayerName] | None, Field(min_length=1, description="layers; default: the model's stages")
     ] = None,
     size: Annotated[
-        int | None, Field(ge=1, le=8192, description="side of the image; default: the model's input size")
+        int | None, Field(ge=1, le=2048, description="side of the image; default: the model's input size")
     ] = None,
 ) -> ReceptiveFields:
     """Theoretical receptive fields: the pixels that the central unit of each layer can depend on.

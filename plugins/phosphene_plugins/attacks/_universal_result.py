@@ -40,7 +40,8 @@ class UniversalPerturbation(Result):
 
     def _perturbation_panel(self) -> Panel:
         largest = float(self.perturbation.abs().max())
-        factor = 0.5 / largest if largest else 1.0
+        # The inverse of a subnormal number overflows.
+        factor = 0.5 / max(largest, 1e-30) if largest else 1.0
         return Panel(0.5 + self.perturbation * factor, f"×{factor:.0f}: {self._rates()}", is_output=True)
 
     def _rates(self) -> str:

@@ -261,7 +261,10 @@ def _linear_classifier(model: Model, features: Tensor, dataset: Dataset) -> Call
 
     Raises ModelError where the model's logits are not those of its linear classifier alone.
     """
-    layer = model.layers[str(model.structure.classifier)]
+    name = model.structure.classifier
+    if name is None:
+        raise ModelError(f"{model.name} has no linear classifier: there are no regions to draw")
+    layer = model.layers[name]
     weight = cast(Tensor, layer.weight).detach().flatten(1).to(features.dtype)
     bias = cast("Tensor | None", layer.bias)
     offset = weight.new_zeros(len(weight)) if bias is None else bias.detach().to(features.dtype)
@@ -277,7 +280,7 @@ def _linear_classifier(model: Model, features: Tensor, dataset: Dataset) -> Call
     ):
         raise ModelError(
             f"the logits of {model.name} are not the output of its last linear layer, "
-            f"{model.structure.classifier}: there are no regions in the space of its inputs"
+            f"{name}: there are no regions in the space of its inputs"
         )
     return logits
 

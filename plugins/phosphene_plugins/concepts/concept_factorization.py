@@ -220,6 +220,8 @@ def concept_factorization(
             f'layer {layer!r} has negative values, which NMF cannot have: use algorithm="semi_nmf", '
             "or the layer of the ReLU after it"
         )
+    if not float((positions - positions[0]).abs().max()) > 0:
+        raise InputError(f"the output of layer {layer!r} is the same at all positions: it has no concepts")
     sklearn_seed = int(torch.randint(2**31, ()))
     values = positions.double().cpu()
     occurrences, vectors, mean = _ALGORITHMS[algorithm](values, concepts, sklearn_seed)

@@ -122,8 +122,11 @@ def within_cost(method: AnyMethod, run: Observation) -> None:
     forward, backward = method.spec.cost.evaluate(params, **known_sizes)
     if run.attacked_models(method) is not None:
         forward += known_sizes["images"]  # where the objective's reference is fixed
+    if "objective" in params and (params["objective"] is not None or run.model.task == "detection"):
+        forward *= 2  # the objective is that of each image itself, which passes once before it is changed
     if run.model.task == "detection":
-        forward += known_sizes["images"]  # for the table of detections in the provenance
+        # For the table of detections in the provenance, of the images and of those of the result.
+        forward += known_sizes["images"] * (2 if hasattr(run.result, "adversarial") else 1)
     passes = run.passes
     assert passes.forward <= forward, f"{passes.forward} images went forward, {forward} are declared"
     assert passes.backward <= backward, f"{passes.backward} images went backward, {backward} are declared"
