@@ -33,6 +33,7 @@ QUICK = {
     "AttentionDistances": "attention_distance",
     "AttentionMaps": "attention_maps",
     "ConceptMaps": "concept_factorization",
+    "ConceptRelevance": "concept_relevance",
     "ConceptSensitivity": "tcav",
     "ConceptVectors": "concept_vectors",
     "DecisionRegions": "decision_boundary_map",

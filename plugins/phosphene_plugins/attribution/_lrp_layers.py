@@ -32,6 +32,29 @@ RuleText = Annotated[
     Field(pattern=r"^(zplus|box|flat|w_square|(epsilon|gamma|alpha_beta)(\([0-9.]+(e-?[0-9]+)?\))?)$"),
 ]
 
+# Parameters of the methods that propagate relevance.
+RuleOption = Annotated[
+    RuleName,
+    Field(
+        description="rule of all layers, or a combination; composite: gamma for convolutions, epsilon "
+        "for linear layers; others by their rules of linear layers, convolutions and the first layer"
+    ),
+]
+RulesByLayer = Annotated[
+    dict[str, RuleText],
+    Field(
+        description="rules of single layers, by name or by type of module: epsilon(0.25), gamma(0.1), "
+        "zplus, alpha_beta(2); of the layer that reads the pixels also box, flat, w_square"
+    ),
+]
+EpsilonOption = Annotated[
+    float, Field(ge=0, le=1, description="stabilizer added to the magnitude of each denominator")
+]
+GammaOption = Annotated[
+    float,
+    Field(ge=0, le=1000, description="gamma rule: extra weight of contributions with the output's sign"),
+]
+
 
 class LayerRules:
     """The rule of each convolution and linear layer.
@@ -121,8 +144,9 @@ def _with_number(name: str, number: str, epsilon: float) -> Rule:
     allowed = {"epsilon": (0, 1), "gamma": (0, 1000), "alpha_beta": (1, 1000)}[name]
     if not allowed[0] <= value <= allowed[1]:
         raise InputError(f"rules: {name} takes a number from {allowed[0]} to {allowed[1]}, not {number}")
-    return {
+    rules: dict[str, Rule] = {
         "epsilon": Epsilon(value),
         "gamma": Gamma(value, epsilon),
         "alpha_beta": AlphaBeta(value, epsilon),
-    }[name]
+    }
+    return rules[name]

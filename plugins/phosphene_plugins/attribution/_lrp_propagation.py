@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -25,6 +26,13 @@ from ._lrp_rules import LinearLayer
 
 #: CP-LRP: attention probabilities and gates are constants. AttnLRP: they have relevance as well.
 AttentionRule = Literal["cp_lrp", "attn_lrp"]
+AttentionOption = Annotated[
+    AttentionRule,
+    Field(
+        description="cp_lrp: attention probabilities and gates have no relevance; attn_lrp: both factors of "
+        "a product have half"
+    ),
+]
 
 #: Calls that need no rule: their ordinary gradient already divides R = x dS/dx in proportion to the inputs
 #: (ReLU, pooling, sums, reshaping).
@@ -77,10 +85,20 @@ class RelevancePropagation(TorchFunctionMode):
 
     rules: the rule of each convolution and linear layer.
     attention: how relevance passes attention and gates.
+    fold_tapped: whether a batch norm is folded into a layer whose output is tapped, so that this output
+        has no relevance itself.
     """
 
-    def __init__(self, model: Model, rules: LayerRules, attention: AttentionRule = "cp_lrp") -> None:
+    def __init__(
+        self,
+        model: Model,
+        rules: LayerRules,
+        attention: AttentionRule = "cp_lrp",
+        *,
+        fold_tapped: bool = True,
+    ) -> None:
         super().__init__()
+        self.fold_tapped = fold_tapped
         self.rules = rules
         self.attention = attention
         self.model = model
@@ -149,7 +167,8 @@ class RelevancePropagation(TorchFunctionMode):
             return self._quotient(func, args, kwargs)
         result = func(*args, **kwargs)
         if not _dependent(result) or self._is_proportional(name, args, kwargs):
-            if name == "clone" and args[0] is self.last_output:  # a tap clones the layer's output
+            # A tap clones the layer's output.
+            if name == "clone" and args[0] is self.last_output and self.fold_tapped:
                 self.last_output = result
             if name == "clone" and args[0] in self._activations:
                 self._activations[result] = True

@@ -2,11 +2,10 @@
 
 import itertools
 from collections.abc import Callable
-from typing import Annotated, Any, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Method, ModelError, Reference, hookimpl, input_gradient, load_model, method
@@ -24,9 +23,9 @@ from phosphene.spec import (
     size,
 )
 
-from ._lrp_layers import LayerRules, RuleName, RuleText
+from ._lrp_layers import EpsilonOption, GammaOption, LayerRules, RuleName, RuleOption, RulesByLayer
 from ._lrp_oracle import SIZE, ByFunctions, ByModules, SmallTransformer, explicit_relevance, model_of
-from ._lrp_propagation import AttentionRule, RelevancePropagation, relevance_of_pixels
+from ._lrp_propagation import AttentionOption, AttentionRule, RelevancePropagation, relevance_of_pixels
 from ._oracle_networks import NORMALIZATION
 from ._relations import EQUIVARIANT
 
@@ -168,34 +167,11 @@ def lrp(
     images: Images,
     target: Target = None,
     *,
-    rule: Annotated[
-        RuleName,
-        Field(
-            description="rule of all layers, or a combination; composite: gamma for convolutions, epsilon "
-            "for linear layers; others by their rules of linear layers, convolutions and the first layer"
-        ),
-    ] = "epsilon",
-    rules: Annotated[
-        dict[str, RuleText],
-        Field(
-            description="rules of single layers, by name or by type of module: epsilon(0.25), gamma(0.1), "
-            "zplus, alpha_beta(2); of the layer that reads the pixels also box, flat, w_square"
-        ),
-    ] = {},  # noqa: B006
-    attention: Annotated[
-        AttentionRule,
-        Field(
-            description="cp_lrp: attention probabilities and gates have no relevance; attn_lrp: both factors "
-            "of a product have half"
-        ),
-    ] = "cp_lrp",
-    epsilon: Annotated[
-        float, Field(ge=0, le=1, description="stabilizer added to the magnitude of each denominator")
-    ] = 1e-6,
-    gamma: Annotated[
-        float,
-        Field(ge=0, le=1000, description="gamma rule: extra weight of contributions with the output's sign"),
-    ] = 0.25,
+    rule: RuleOption = "epsilon",
+    rules: RulesByLayer = {},  # noqa: B006
+    attention: AttentionOption = "cp_lrp",
+    epsilon: EpsilonOption = 1e-6,
+    gamma: GammaOption = 0.25,
 ) -> Attribution:
     """Layer-wise relevance propagation (LRP) of convolutional networks and transformers.
 
