@@ -42,6 +42,7 @@ QUICK = {
     "LayerSimilarity": "cka",
     "LogitLens": "logit_lens",
     "PatchComponents": "patch_pca",
+    "RelevantPatches": "relevant_patches",
     "PatchSimilarity": "patch_similarity",
     "ProbeAccuracy": "knn_probe",
     "ReceptiveField": "effective_receptive_field",

@@ -33,8 +33,7 @@ def all_channels(model: object, layer: str, images: Tensor, **params: object) ->
     return concept_relevance(model, images, 1, layer=layer, k=1000, **params)
 
 
-@pytest.mark.parametrize("rule", ["epsilon", "epsilon_gamma_box"])
-@pytest.mark.parametrize("layer", ["stem.3", "patch_embed"])
+@pytest.mark.parametrize(("layer", "rule"), [("stem.3", "epsilon_gamma_box"), ("patch_embed", "epsilon")])
 def test_maps_of_all_channels_sum_to_that_of_lrp_where_nothing_bypasses_the_layer(
     layer: str, rule: str
 ) -> None:
