@@ -43,7 +43,7 @@ class RelevantPatches(Patches):
     """Patches of the largest relevance of channels, and of their largest activations.
 
     ``by_relevance`` (M,): whether the patch was chosen by its relevance, which is then its score in
-    ``scores`` (M,), else by its activation. Of each channel there are k patches of the one and k of the other.
+    ``scores`` (M,), else by its activation. Of each channel there are k patches of either.
     """
 
     shapes: ClassVar[Mapping[str, str]] = Patches.shapes | {"by_relevance": "M"}
@@ -169,8 +169,8 @@ def relevant_patches(
     clipped at the image's border.
 
     Returns:
-        2 M patches, the M of relevance first, k per channel, the largest first: ``by_relevance`` (2 M,),
-        ``channels``, ``ids``, ``scores``, ``positions``, ``boxes``, ``images`` and ``image_indices`` as in ``top_patches``.
+        2 M patches, the M of relevance first, k per channel, the largest first: ``by_relevance`` (2 M,), and
+        the fields of ``top_patches``.
 
     Raises:
         InputError: a channel that the layer does not have.
