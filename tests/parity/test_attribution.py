@@ -23,8 +23,8 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 from torchvision.models.googlenet import BasicConv2d
 from zennit.attribution import Gradient as RuleGradient
-from zennit.composites import LayerMapComposite
-from zennit.rules import Epsilon, Gamma, Pass
+from zennit.composites import LayerMapComposite, SpecialFirstLayerMapComposite
+from zennit.rules import AlphaBeta, Epsilon, Flat, Gamma, Pass, WSquare, ZBox, ZPlus
 from zennit.types import Activation
 
 from phosphene import Model, deconvnet, guided, load_model, methods, rewrite_backward, scores
@@ -162,6 +162,29 @@ def test_lrp_equals_zennit_for_activation_modules(rule: str, images: Tensor) -> 
         one_hot = torch.eye(4, dtype=torch.float64)[CLASSES]
         _, theirs = peer(images.clone(), lambda output: output * one_hot)
     ours = attribute("lrp", load_model(net), images, CLASSES, rule=rule)
+    torch.testing.assert_close(ours, theirs.sum(1), rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("first", ["box", "flat", "w_square", None])
+@pytest.mark.parametrize("rule", ["zplus", "alpha_beta", "alpha_beta(3)", "gamma(0.5)"])
+def test_rules_of_layers_equal_zennit(rule: str, first: str | None, images: Tensor) -> None:
+    net = network("in place")
+    model = load_model(net, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.25])
+    low, high = (model.normalize(torch.full((1, 3, 1, 1), bound, dtype=torch.float64)) for bound in (0, 1))
+    inner = {"zplus": ZPlus(), "alpha_beta": AlphaBeta(), "alpha_beta(3)": AlphaBeta(3, 2)}.get(
+        rule, Gamma(0.5)
+    )
+    layers = [(nn.Conv2d, inner), (nn.Linear, Epsilon(1e-6)), (Activation, Pass())]
+    rules = {"Conv2d": rule}
+    composite = LayerMapComposite(layers)
+    if first is not None:
+        peers = {"box": ZBox(low, high), "flat": Flat(), "w_square": WSquare()}
+        composite = SpecialFirstLayerMapComposite(layers, [(nn.Conv2d, peers[first])])
+        rules["0"] = first
+    with RuleGradient(model=net, composite=composite) as peer:
+        one_hot = torch.eye(4, dtype=torch.float64)[CLASSES]
+        _, theirs = peer(model.normalize(images), lambda output: output * one_hot)
+    ours = attribute("lrp", model, images, CLASSES, rules=rules)
     torch.testing.assert_close(ours, theirs.sum(1), rtol=1e-9, atol=1e-14)
 
 

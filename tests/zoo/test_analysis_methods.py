@@ -45,8 +45,6 @@ class Architecture:
     make: Callable[[], nn.Module]
     #: Whether it has ReLUs; otherwise guided backpropagation must be refused.
     relus: bool = True
-    #: The first function that LRP has no rule for.
-    no_rule: str | None = None
     #: Whether CAM's equation holds.
     pooled: bool = True
 
@@ -73,20 +71,18 @@ ARCHITECTURES = {
     "densenet": Architecture(densenet),  # concatenation, a functional ReLU at the end
     "googlenet": Architecture(of_torchvision("googlenet", init_weights=False, aux_logits=False)),
     "mobilenet_v2": Architecture(of_torchvision("mobilenet_v2", width_mult=0.35)),  # ReLU6
-    "efficientnet": Architecture(of_torchvision("efficientnet_b0"), relus=False, no_rule="silu"),
+    "efficientnet": Architecture(of_torchvision("efficientnet_b0"), relus=False),
     "convnext": Architecture(
         of_timm("convnext_atto", depths=(1, 1, 2, 1), dims=(8, 16, 24, 32)),
         relus=False,
-        no_rule="layer_norm",
         pooled=False,
     ),
-    "vit": Architecture(vision_transformer, relus=False, no_rule="layer_norm", pooled=False),
+    "vit": Architecture(vision_transformer, relus=False, pooled=False),
     "vit with registers": Architecture(
         of_timm(
             "vit_tiny_patch16_224", img_size=SIDE, depth=2, embed_dim=24, num_heads=2, reg_tokens=4
         ),
         relus=False,
-        no_rule="layer_norm",
         pooled=False,
     ),
     "swin": Architecture(
@@ -95,7 +91,6 @@ ARCHITECTURES = {
             img_size=SIDE, embed_dim=8, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2),
         ),
         relus=False,
-        no_rule="layer_norm",
     ),
 }  # fmt: skip
 
@@ -175,8 +170,6 @@ def refusal(name: str, architecture: Architecture) -> str | None:
     """The error message with which a method must refuse this architecture; None where it must not."""
     if name in GUIDED and not architecture.relus:
         return "found no ReLU in this model .* use saliency"
-    if name == "lrp" and architecture.no_rule:
-        return f"LRP has no rule for '{architecture.no_rule}'.*: use integrated_gradients"
     if name == "cam" and not architecture.pooled:
         return "which CAM needs; use grad_cam"
     return None

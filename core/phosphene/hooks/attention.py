@@ -17,13 +17,27 @@ from torch.overrides import TorchFunctionMode
 from .backward_calls import is_backward, run_backward
 from .saved_tensors import save_tensors
 
-#: ``F.multi_head_attention_forward`` passes itself to an active mode, which would never see the attention
-#: call inside; this copy does not.
-_multi_head_attention = FunctionType(
+#: ``F.multi_head_attention_forward`` passes itself to an active mode, which would never see the calls inside;
+#: this copy does not.
+multi_head_attention: Callable[..., tuple[Tensor, Tensor | None]] = FunctionType(
     F.multi_head_attention_forward.__code__,
     {**vars(F), "has_torch_function": lambda tensors: False},
     argdefs=F.multi_head_attention_forward.__defaults__,
 )
+
+
+def calling_module(names: Mapping[int, str]) -> str:
+    """The name of the innermost module whose code is running; empty for the network itself.
+
+    names: the names of the modules, by their ``id``.
+    """
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        # By frame and not by hook: no interruption can leave a hook behind.
+        if (name := names.get(id(frame.f_locals.get("self")))) is not None:
+            return name
+        frame = frame.f_back
+    return ""
 
 
 class RecordAttention(TorchFunctionMode):
@@ -109,7 +123,7 @@ class RecordAttention(TorchFunctionMode):
         bound.arguments["need_weights"] = False  # else it computes the softmax itself, in three axes
         name = self._caller()
         with self:
-            output, _ = _multi_head_attention(*bound.args, **bound.kwargs)
+            output, _ = multi_head_attention(*bound.args, **bound.kwargs)
         if not needs_weights:
             return output, None
         weights = self.maps[name]
@@ -130,14 +144,7 @@ class RecordAttention(TorchFunctionMode):
         return probabilities
 
     def _caller(self) -> str:
-        """The name of the innermost module whose code is running; empty for the network itself."""
-        frame: Any = sys._getframe(1)
-        while frame is not None:
-            # By frame and not by hook: no interruption can leave a hook behind.
-            if (name := self._names.get(id(frame.f_locals.get("self")))) is not None:
-                return name
-            frame = frame.f_back
-        return ""
+        return calling_module(self._names)
 
 
 class RecordQueries(RecordAttention):

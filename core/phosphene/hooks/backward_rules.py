@@ -101,5 +101,5 @@ class rewrite_backward(function_mode):
             raise ModelError(
                 f"the {getattr(self.rewrite.rule, '__name__', 'backward')} rule found no ReLU in this model "
                 "(GELU and SiLU networks have none), so its result would be the plain gradient; "
-                "use saliency, or a model with ReLUs"
+                "use saliency, or lrp, which has rules for GELU, SiLU and attention"
             )

@@ -5,6 +5,7 @@ from .detections import Detection
 from .loading import Loader, fill_weights, load_model, read_weights, refuse_user_code
 from .logits import Function
 from .model import Model
+from .optimized_copy import without_optimized
 from .parameter_limit import limit_parameters, parameter_limit
 from .preprocessing import preprocess
 from .saved_source import (
@@ -38,4 +39,5 @@ __all__ = [
     "read_weights",
     "refuse_user_code",
     "saved_options",
+    "without_optimized",
 ]

@@ -142,7 +142,7 @@ def top_patches(
         if not 0 <= channel < count:
             raise InputError(f"layer {layer!r} has {count} channels, so there is no number {channel}")
     size = batch_size(model)
-    state = _TopUnits(model, layer, None if channels == "all" else selected, k, per_image).run(dataset, size)
+    state = TopUnits(model, layer, None if channels == "all" else selected, k, per_image).run(dataset, size)
     units = state["units"].flatten(0, 1).tolist()
     distinct = sorted({i for i, _, _ in units})
     parts = [dataset.read(distinct[start : start + size]) for start in range(0, len(distinct), size)]
@@ -164,7 +164,7 @@ def top_patches(
 
 
 @dataclass
-class _TopUnits(Fold[State]):
+class TopUnits(Fold[State]):
     """Per channel, the largest activations ``scores`` (K, k) and the (image, y, x) of each, (K, k, 3)."""
 
     title = "top patches"
@@ -179,7 +179,7 @@ class _TopUnits(Fold[State]):
         maps = self.model.maps(self.model.features(images, self.layer), images, self.layer)
         if self.channels is not None:
             maps = maps[:, self.channels]
-        scores, units = _largest_per_image(maps, torch.tensor(batch.indices), self.per_image)
+        scores, units = largest_per_image(maps, torch.tensor(batch.indices), self.per_image)
         return self.merge(state, {"scores": scores, "units": units, "map_size": [*maps.shape[2:]]})
 
     def merge(self, first: State, second: State) -> State:
@@ -203,7 +203,7 @@ def _top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values[..., :k], order[..., :k]
 
 
-def _largest_per_image(maps: Tensor, indices: Tensor, per_image: int) -> tuple[Tensor, Tensor]:
+def largest_per_image(maps: Tensor, indices: Tensor, per_image: int) -> tuple[Tensor, Tensor]:
     """Largest values of (n, K, h, w) maps: (K, n * per_image), and the (image, y, x) of each, on the CPU."""
     values, positions = _top_k(maps.flatten(2), per_image)
     values, positions = (t.transpose(0, 1).cpu() for t in (values, positions))

@@ -1,4 +1,4 @@
-"""Two small networks whose relevance follows from explicit contributions, for the oracle of LRP."""
+"""Small networks whose relevance follows from explicit contributions, for the oracle of LRP."""
 
 from __future__ import annotations
 
@@ -76,27 +76,50 @@ def model_of(network: nn.Module) -> Model:
 
 @dataclass
 class Contributions:
-    """The contributions c = x w of a layer's inputs to its outputs, the bias last: (N, J, I + 1)."""
+    """How much each input of a layer, and its bias as the last, contributes to its outputs: (N, J, I + 1)."""
 
-    values: Tensor
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    #: The smallest and largest values of the inputs (I,), where they are pixels.
+    bounds: tuple[Tensor, Tensor] | None = None
 
-    @classmethod
-    def of(cls, x: Tensor, weight: Tensor, bias: Tensor) -> Contributions:
-        """Those of an input (N, I), a weight (J, I) and a bias (J,)."""
-        return cls(torch.cat([x[:, None] * weight, bias[:, None].expand(len(x), -1, 1)], 2))
-
-    def relevance(self, relevance: Tensor, gamma: float, epsilon: float) -> Tensor:
+    def relevance(self, relevance: Tensor, rule: str, gamma: float, epsilon: float) -> Tensor:
         """The relevance (N, I) of the inputs, from that of the outputs (N, J)."""
-        z = self.values.sum(2, keepdim=True)
-        favored = self.values * (1 + gamma * (self.values * z > 0))
-        z = favored.sum(2, keepdim=True)
-        return (favored / (z + epsilon * z.sign()) * relevance[..., None]).sum(1)[:, :-1]
+        values = torch.cat([self.x[:, None] * self.weight, self.bias[:, None].expand(len(self.x), -1, 1)], 2)
+        shares = {
+            "epsilon": lambda: _divided(values, epsilon),
+            "gamma": lambda: _divided(values * (1 + gamma * (values * values.sum(2, True) > 0)), epsilon),
+            "zplus": lambda: _divided(values.clamp(min=0), epsilon),
+            "alpha_beta": lambda: (
+                2 * _divided(values.clamp(min=0), epsilon) - _divided(values.clamp(max=0), epsilon)
+            ),
+            "box": lambda: _divided(self._above_bounds(), epsilon),
+            "flat": lambda: _divided((self.weight != 0).to(values).expand(len(values), -1, -1), epsilon),
+            "w_square": lambda: _divided(
+                torch.cat([self.weight, self.bias[:, None]], 1).square().expand_as(values), epsilon
+            ),
+        }[rule]()
+        return (shares * relevance[..., None]).sum(1)[:, : self.x.shape[1]]
+
+    def _above_bounds(self) -> Tensor:
+        """x w minus its smallest value for inputs within the bounds, (N, J, I)."""
+        assert self.bounds is not None
+        low, high = self.bounds
+        return self.x[:, None] * self.weight - torch.minimum(low * self.weight, high * self.weight)
+
+
+def _divided(values: Tensor, epsilon: float) -> Tensor:
+    """Contributions (N, J, I) as shares of their sum; none where it is 0."""
+    z = values.sum(2, keepdim=True)
+    return torch.where(z == 0, 0, values / (z + epsilon * z.sign()))
 
 
 def explicit_relevance(
-    network: ByModules, x: Tensor, index: int, gammas: Sequence[float], epsilon: float
+    network: ByModules, model: Model, images: Tensor, index: int, rules: Sequence[str], epsilon: float
 ) -> Tensor:
-    """The relevance (N, C, H, W) of normalized pixels x for a class, with one gamma for each layer."""
+    """The relevance (N, C, H, W) of pixels for a class, with a rule for each layer, and gamma 2."""
+    x = model.normalize(images)
     with torch.no_grad():
         zero = torch.zeros_like(x[:1])
         units = torch.eye(zero.numel()).to(x).view(-1, *SIZE)
@@ -105,13 +128,83 @@ def explicit_relevance(
         first = network.first_layer(x).clamp(0, 6)
         second: Any = network.hidden(first).relu()
         relevance = network.head(second) * F.one_hot(torch.tensor(index), 2)
-        layers = (
-            (x.flatten(1), matrix, offset),
-            *(
-                (values, layer.weight, torch.zeros(2).to(x) if layer.bias is None else layer.bias)
-                for values, layer in ((first, network.hidden), (second, network.head))
-            ),
-        )
-        for layer, gamma in reversed(list(zip(layers, gammas, strict=True))):
-            relevance = Contributions.of(*layer).relevance(relevance, gamma, epsilon)
+        black, white = (model.normalize(torch.full_like(images[:1], value)).flatten() for value in (0.0, 1.0))
+        last_bias = torch.zeros(2).to(x) if network.head.bias is None else network.head.bias
+        layers = [
+            Contributions(x.flatten(1), matrix, offset, (black, white)),
+            Contributions(first, network.hidden.weight, network.hidden.bias),
+            Contributions(second, network.head.weight, last_bias),
+        ]
+        for layer, rule in reversed(list(zip(layers, rules, strict=True))):
+            relevance = layer.relevance(relevance, rule, 2, epsilon)
         return relevance.view_as(x)
+
+
+class SmallTransformer(nn.Module):
+    """Two patches and a class token: layer norm, attention, RMS norm, a gated perceptron, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 4, (3, 2), stride=2)
+        self.class_token, self.positions = nn.Parameter(torch.randn(1, 1, 4)), nn.Parameter(torch.randn(3, 4))
+        self.norm, self.rms_norm = nn.LayerNorm(4, eps=0.2), nn.RMSNorm(4, eps=0.1)
+        self.mix, self.project = nn.Linear(4, 12), nn.Linear(4, 4)
+        self.gate, self.up, self.down = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(5, 4)
+        self.hidden, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+        for parameter in (*self.norm.parameters(), *self.rms_norm.parameters()):
+            nn.init.uniform_(parameter, 0.5, 1.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1) + self.positions
+        query, key, value = _heads(self.mix(self.norm(x)))
+        x = x + self.project(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        normed = self.rms_norm(x)
+        x = x + self.down(F.silu(self.gate(normed)) * self.up(normed))
+        result: Tensor = self.head(F.gelu(self.hidden(x[:, 0])))
+        return result
+
+    def linear_relevance(self, x: Tensor, index: int, attention: str) -> Tensor:
+        """The relevance (1, C, H, W) of the normalized pixels x of one image, without gradients.
+
+        With its factors fixed at their values for x, and without biases, the network is linear: the relevance
+        of a pixel is the score of that pixel alone.
+        """
+        # Values at x.
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_token, tokens], 1) + self.positions
+        deviation = (tokens.var(2, correction=0, keepdim=True) + 0.2).sqrt()
+        query, key, value = _heads(self.mix(self.norm(tokens)))
+        probabilities = (torch.einsum("nhid,nhjd->nhij", query, key) / 2**0.5).softmax(3)
+        attended = torch.einsum("nhij,nhjd->nhid", probabilities, value)
+        tokens = tokens + self.project(attended.transpose(1, 2).flatten(2))
+        size = (tokens.square().mean(2, keepdim=True) + 0.1).sqrt()
+        gate, up = self.gate(self.rms_norm(tokens)), self.up(self.rms_norm(tokens))
+        tokens = tokens + self.down(gate * gate.sigmoid() * up)
+        hidden = self.hidden(tokens[:, 0])
+        # The linear network on each pixel alone.
+        units = torch.diag(x.flatten()).view(-1, *SIZE)
+        t = F.conv2d(units, self.patches.weight, stride=2).flatten(2).transpose(1, 2)
+        t = torch.cat([torch.zeros(len(t), 1, 4).to(t), t], 1)
+        normed = (t - t.mean(2, keepdim=True)) / deviation * self.norm.weight
+        q, k, v = _heads(normed @ self.mix.weight.T)
+        mixed = torch.einsum("nhij,nhjd->nhid", probabilities.expand(len(t), -1, -1, -1), v)
+        if attention == "attn_lrp":
+            logits = torch.einsum("nhid,nhjd->nhij", q, key.expand_as(k))
+            logits = (logits + torch.einsum("nhid,nhjd->nhij", query.expand_as(q), k)) / 2 / 2**0.5
+            change = probabilities * (logits - (probabilities * logits).sum(3, keepdim=True))
+            mixed = (mixed + torch.einsum("nhij,nhjd->nhid", change, value.expand_as(v))) / 2
+        t = t + mixed.transpose(1, 2).flatten(2) @ self.project.weight.T
+        normed = t / size * self.rms_norm.weight
+        product = gate * gate.sigmoid() * (normed @ self.up.weight.T)
+        if attention == "attn_lrp":
+            product = (product + gate.sigmoid() * (normed @ self.gate.weight.T) * up) / 2
+        t = t + product @ self.down.weight.T
+        h = t[:, 0] @ self.hidden.weight.T * F.gelu(hidden) / hidden
+        return (h @ self.head.weight[index]).view(1, *SIZE)
+
+
+def _heads(mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value (N, 2, T, 2) of two heads."""
+    query, key, value = mixed.unflatten(2, (3, 2, 2)).permute(2, 0, 3, 1, 4)
+    return query, key, value

@@ -1,17 +1,14 @@
-"""Layer-wise relevance propagation (LRP) with the epsilon rule, the gamma rule and their composite."""
+"""Layer-wise relevance propagation (LRP) of convolutional networks and transformers."""
 
 import itertools
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from phosphene import Method, ModelError, Reference, hookimpl, input_gradient, load_model, method
-from phosphene.hooks import is_backward, read_rectifier, run_backward
 from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import (
@@ -26,46 +23,48 @@ from phosphene.spec import (
     size,
 )
 
-from ._lrp_oracle import SIZE, ByFunctions, ByModules, explicit_relevance, model_of
-from ._lrp_rules import Composite, Epsilon, Gamma, LinearLayer, Rule
+from ._lrp_layers import EpsilonOption, GammaOption, LayerRules, RuleName, RuleOption, RulesByLayer
+from ._lrp_oracle import SIZE, ByFunctions, ByModules, SmallTransformer, explicit_relevance, model_of
+from ._lrp_propagation import AttentionOption, AttentionRule, RelevancePropagation, relevance_of_pixels
+from ._oracle_networks import NORMALIZATION
 from ._relations import EQUIVARIANT
-
-#: Calls that need no rule: their ordinary gradient already divides R = x dS/dx in proportion to the inputs
-#: (ReLU, pooling, sums, reshaping).
-_PROPORTIONAL = {
-    *("relu", "max_pool2d", "boolean_dispatch", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"),
-    *("mean", "sum", "add", "iadd", "radd", "sub", "isub", "neg", "cat", "concat", "stack", "chunk", "split"),
-    *("flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "movedim", "expand"),
-    *("getitem", "get", "select", "narrow", "gather", "diagonal", "unbind", "repeat_interleave", "pad"),
-    *("channel_shuffle", "pixel_shuffle", "clone", "contiguous", "to", "type_as", "float", "double"),
-    *("requires_grad", "alias", "detach", "einsum"),
-}
-#: Products and quotients: no rule is needed if only one factor, or the dividend alone, depends on the pixels.
-_PRODUCTS = {"mul", "imul", "rmul", "multiply"}
-_SCALING = _PRODUCTS | {"div", "truediv", "itruediv", "true_divide"}
-_DROPOUT = {"dropout", "dropout1d", "dropout2d", "alpha_dropout", "feature_dropout"}
-_LINEAR = {"linear", "conv1d", "conv2d", "conv3d"}
-RuleName = Literal["epsilon", "gamma", "composite"]
 
 
 def equals_explicit_contributions() -> None:
-    """R_i = sum_j c_ij / (sum_i c_ij + epsilon) R_j with the contributions c_ij = x_i w_ij.
+    """R_i = sum_j c_ij / (sum_i c_ij + epsilon) R_j with the contributions c_ij = x_i w_ij of each rule.
 
-    The gamma rule multiplies those with the sign of z_j by 1 + gamma. Without biases and epsilon the map is x
-    dS/dx, which sums to the score. An operation that divides nothing in proportion is refused.
+    Without biases and epsilon the map is x dS/dx, which sums to the score. With constant attention, norms and
+    gates a transformer is linear: a pixel's relevance is the score of this pixel alone. An operation that
+    divides nothing in proportion is refused.
     """
     torch.manual_seed(0)
     images = torch.rand(4, *SIZE, dtype=torch.float64)
-    gammas: dict[RuleName, tuple[float, ...]] = {
-        "epsilon": (0, 0, 0), "gamma": (2, 2, 2), "composite": (2, 0, 0),
+    images[0, :, 0, 0] = torch.tensor(NORMALIZATION["mean"])  # pixels of value 0 have relevance, too
+    combinations: dict[RuleName, tuple[str, str, str]] = {
+        "epsilon": ("epsilon",) * 3, "gamma": ("gamma",) * 3, "zplus": ("zplus",) * 3,
+        "alpha_beta": ("alpha_beta",) * 3, "composite": ("gamma", "epsilon", "epsilon"),
+        "epsilon_plus": ("zplus", "epsilon", "epsilon"), "epsilon_plus_flat": ("flat", "epsilon", "epsilon"),
+        "epsilon_gamma_box": ("box", "epsilon", "epsilon"),
     }  # fmt: skip
-    for network, (rule, gamma) in itertools.product((ByModules(), ByFunctions()), gammas.items()):
+    for network, (rule, names) in itertools.product((ByModules(), ByFunctions()), combinations.items()):
         model = model_of(network)
         for index in (0, 1):
             result = lrp(model, images, index, rule=rule, epsilon=0.25, gamma=2)
-            expected = explicit_relevance(network, model.normalize(images), index, gamma, 0.25)
+            expected = explicit_relevance(network, model, images, index, names, 0.25)
             torch.testing.assert_close(result.maps, expected.sum(1))
             assert result.targets == (f"class {index}",) * 4
+    network = ByModules()
+    rules = {"convolution": "w_square", "Linear": "zplus", "head": "gamma(2)"}
+    maps = lrp(model_of(network), images, 1, rules=rules, epsilon=0.25).maps
+    names = ("w_square", "zplus", "gamma")
+    expected = explicit_relevance(network, model_of(network), images, 1, names, 0.25)
+    torch.testing.assert_close(maps, expected.sum(1))
+    transformer = SmallTransformer()
+    model = model_of(transformer)
+    for attention, index in itertools.product(get_args(AttentionRule), (0, 1)):
+        maps = lrp(model, images[:2], index, attention=attention, epsilon=0).maps
+        rows = [transformer.linear_relevance(x[None], index, attention) for x in model.normalize(images[:2])]
+        torch.testing.assert_close(maps, torch.cat(rows).sum(1))
     layers = nn.Conv2d(3, 6, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, bias=False)
     last = nn.ReLU(), nn.Flatten(), nn.Linear(8 * 3 * 3, 2, bias=False)
     # Without a mean, which would be a bias.
@@ -78,7 +77,7 @@ def equals_explicit_contributions() -> None:
         torch.testing.assert_close(maps, (images * input_gradient(model, images, index)).sum(1))
         torch.testing.assert_close(maps.sum((1, 2)), model(images)[:, index].detach())
     refused: list[Callable[[Tensor], Tensor]] = [
-        F.hardtanh, F.dropout, F.gelu, torch.reciprocal, lambda x: x * x, lambda x: x.mean() / x,
+        F.softplus, F.dropout, torch.exp, torch.reciprocal, lambda x: x.sigmoid() + x,
         lambda x: torch.dropout(x, p=0.5, train=True), lambda x: torch.div(torch.ones_like(x), x),
     ]  # fmt: skip
     for call in refused:
@@ -122,6 +121,27 @@ def _is_refused(network: nn.Module) -> bool:
             year=2019,
             url="https://doi.org/10.1007/978-3-030-28954-6_10",
         ),
+        Reference(
+            key="montavon2017",
+            title="Explaining NonLinear Classification Decisions with Deep Taylor Decomposition",
+            authors="Montavon, Lapuschkin, Binder, Samek, Mueller",
+            year=2017,
+            url="https://arxiv.org/abs/1512.02479",
+        ),
+        Reference(
+            key="ali2022",
+            title="XAI for Transformers: Better Explanations through Conservative Propagation",
+            authors="Ali, Schnake, Eberle, Montavon, Mueller, Wolf",
+            year=2022,
+            url="https://arxiv.org/abs/2202.07304",
+        ),
+        Reference(
+            key="achtibat2024",
+            title="AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers",
+            authors="Achtibat, Hatefi, Dreyer, Jain, Wiegand, Lapuschkin, Samek",
+            year=2024,
+            url="https://arxiv.org/abs/2402.05602",
+        ),
     ],
     invariants=[MapPerPixel()],
     needs=["gradients"],
@@ -130,7 +150,7 @@ def _is_refused(network: nn.Module) -> bool:
     relations=[
         *(
             Complete(0.0, where={"rule": rule, "epsilon": 0}, networks=("homogeneous",), tolerance=1e-6)
-            for rule in ("epsilon", "gamma", "composite")
+            for rule in ("epsilon", "gamma", "composite", "epsilon_gamma_box")
         ),
         Agrees("attribution.gradient_x_input", where={"epsilon": 0}, networks=("homogeneous",)),
         LinearIn("target", where={"epsilon": 0}, networks=("gap",)),
@@ -147,153 +167,64 @@ def lrp(
     images: Images,
     target: Target = None,
     *,
-    rule: Annotated[
-        RuleName,
-        Field(description="rule of the layers; composite: gamma for convolutions, epsilon for linear layers"),
-    ] = "epsilon",
-    epsilon: Annotated[
-        float, Field(ge=0, le=1, description="stabilizer added to the magnitude of each denominator")
-    ] = 1e-6,
-    gamma: Annotated[
-        float,
-        Field(ge=0, le=1000, description="gamma rule: extra weight of contributions with the output's sign"),
-    ] = 0.25,
+    rule: RuleOption = "epsilon",
+    rules: RulesByLayer = {},  # noqa: B006
+    attention: AttentionOption = "cp_lrp",
+    epsilon: EpsilonOption = 1e-6,
+    gamma: GammaOption = 0.25,
 ) -> Attribution:
-    """Layer-wise relevance propagation (LRP) with epsilon, gamma or composite rule.
+    """Layer-wise relevance propagation (LRP) of convolutional networks and transformers.
 
     R_i = sum_j x_i w'_ij / (z'_j + epsilon sign z'_j) R_j,  z' = sum_i x_i w'_ij + b'_j,  M = sum_c R_c
 
     "epsilon": w' = w. "gamma": w' = w + gamma max(w, 0) where x_i and z_j have the same sign, and w + gamma
     min(w, 0) where they differ, so that contributions with the sign of z_j are favored (b' is as w' for x_i =
-    1). On a network without biases the map sums to the score, up to what ``epsilon`` absorbs. The relevance
-    is that of the network's input, pixels minus the model's mean.
+    1). "zplus": positive contributions x_i w_ij alone. "alpha_beta": the positive ones times alpha = 2, minus
+    the negative ones times alpha - 1. Of the layer that reads the pixels also "box" (contributions above the
+    smallest that a pixel in [0, 1] can have), "flat" (equal parts) and "w_square" (in proportion to w^2). The
+    relevance is that of the network's input, pixels minus the model's mean.
 
     Convolutional and linear layers follow the rule, as modules or as functions, with a directly following
-    batch norm folded in; ReLU, ReLU6, pooling, sums, dropout in eval mode, other batch norms and reshaping
-    pass relevance on in proportion.
+    batch norm folded in. ReLU, GELU, SiLU, Hardswish and other activations with f(0) = 0, pooling, sums,
+    dropout in eval mode, other batch norms and reshaping pass relevance on in proportion. Layer norm, RMS
+    norm and group norm do so with their standard deviation as a constant; so are all divisors, and sigmoid
+    gates.
+
+    "cp_lrp": attention probabilities are constants, and so is the activation that multiplies another tensor
+    in a gated perceptron (SwiGLU). "attn_lrp": both factors of a product have half of its relevance, and that
+    of attention probabilities passes softmax by its gradient to queries and keys.
+
+    On a network without biases, and with "cp_lrp", the map sums to the score, up to what ``epsilon`` absorbs.
+    Biases have relevance, too, which no pixel has: those of layers and norms, class tokens and positions. In
+    a transformer that is often more than half of the score.
 
     Returns:
         ``maps`` (N, H, W), raw and signed: the relevance of each pixel, summed over channels.
 
     Raises:
-        ModelError, naming the operation, for one without a rule (softmax, GELU, SiLU, layer norm, attention,
-        gates), and for a network without convolutional and linear layers.
+        ModelError, naming the operation and the layer, for one without a rule (exp, softplus, a softmax or
+            sigmoid that multiplies nothing), for a network without convolutional and linear layers, and for
+            ``rules`` of a layer that the target does not depend on.
+        UnknownName: ``rules`` of a layer or type that the model does not have.
+        InputError: a rule for pixels for a layer that does not read them.
 
     Example::
         from phosphene import run
 
-        result = run("lrp", images="builtin:scenes/2", rule="composite")
+        rules = {"Conv2d": "gamma(0.25)", "features.0": "box"}
+        result = run("lrp", images="builtin:scenes/2", rules=rules)
         result.maps.shape  # (2, 64, 64)
+        run("lrp", model="builtin:shapes-vit", rule="epsilon_gamma_box", attention="attn_lrp")
 
     Source:
-        Bach et al. 2015, equation 58; Montavon et al. 2019, section 10.2.
+        Bach et al. 2015, equations 58 and 60; Montavon et al. 2017 (box, w_square); Montavon et al. 2019,
+        section 10.2; Ali et al. 2022, section 3 ("cp_lrp"); Achtibat et al. 2024, section 3 ("attn_lrp").
     """
-    rules: dict[RuleName, Rule] = {"epsilon": Epsilon(epsilon), "gamma": Gamma(gamma, epsilon)}
-    rules["composite"] = Composite(convolution=rules["gamma"], dense=rules["epsilon"])
-    with _RelevancePropagation(rules[rule]) as propagation:
-        gradient = input_gradient(model, images, target)
-    if propagation.last_layer is None:
-        raise ModelError("LRP needs a convolution or a linear layer below the target: use gradient_x_input")
-    centered = images - model.mean.to(images)[:, None, None]
-    maps = (centered * gradient).sum(1)
-    return Attribution(images=images, maps=maps, targets=target.names(model, len(images)), layout="map")
-
-
-class _RelevancePropagation(TorchFunctionMode):
-    """Rewrites every call so that relevance is input times gradient, R = x dS/dx, at every layer."""
-
-    def __init__(self, rule: Rule) -> None:
-        super().__init__()
-        self.rule = rule
-        #: The last convolution or linear layer and its output: a batch norm that follows is folded into it.
-        self.last_layer: LinearLayer | None = None
-        self.last_output: Any = None
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if is_backward(func):
-            return run_backward(self, func, args, kwargs)
-        name = getattr(func, "__name__", "").partition(".")[0].strip("_")  # "relu.default" is "relu"
-        dependent_count = _count_dependent((args, kwargs))
-        if dependent_count and name in _LINEAR:
-            return self._linear(func, args, kwargs)
-        if dependent_count and name == "batch_norm":
-            return self._batch_norm(func, args, kwargs)
-        rectifier = read_rectifier(func, args, kwargs) if dependent_count else None
-        if rectifier is not None and rectifier.upper is not None:
-            # Above the upper bound the gradient is 0, but relevance is passed on.
-            x = rectifier.input
-            share = torch.where(x > 0, x.clamp(max=rectifier.upper) / x, 0).detach()
-            return x.mul_(share) if rectifier.in_place else x * share
-        result = func(*args, **kwargs)
-        if (
-            not dependent_count
-            or rectifier is not None
-            or not _count_dependent(result)
-            or self._is_proportional(name, args, kwargs, dependent_count)
-        ):
-            if name == "clone" and args[0] is self.last_output:  # a tap clones the layer's output
-                self.last_output = result
-            return result
-        raise ModelError(
-            f"LRP has no rule for {name!r}, which this network calls: "
-            "use integrated_gradients or gradient_x_input, which take any differentiable network"
-        )
-
-    def _is_proportional(self, name: str, args: Any, kwargs: Any, dependent_count: int) -> bool:
-        """Whether a call's own gradient divides relevance in proportion to its inputs."""
-        if name in _SCALING:
-            return dependent_count == 1 and (name in _PRODUCTS or _count_dependent(args[1:]) == 0)
-        if name in _DROPOUT:
-            return not _by_name(("input", "p", "training"), args, kwargs).get("training", True)
-        return name in _PROPORTIONAL
-
-    def _linear(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        arguments = _by_name(("input", "weight", "bias"), args, kwargs)
-        x, weight, bias = arguments.pop("input"), arguments.pop("weight"), arguments.pop("bias", None)
-        options = {name: value for name, value in arguments.items() if name in kwargs}
-
-        def function(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            output: Tensor = func(x, weight, bias, *args[3:], **options)
-            return output
-
-        self.last_layer = LinearLayer(function, x, weight, bias)
-        self.last_output = self.rule(self.last_layer)
-        output: Tensor = self.last_output
-        return output
-
-    def _batch_norm(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        statistics, affine = ("running_mean", "running_var"), ("weight", "bias")
-        # torch.batch_norm has another order than torch.nn.functional.batch_norm.
-        middle = (*affine, *statistics) if func is torch.batch_norm else (*statistics, *affine)
-        arguments = _by_name(("input", *middle, "training", "momentum", "eps"), args, kwargs)
-        mean, variance = arguments["running_mean"], arguments["running_var"]
-        if arguments.get("training") or mean is None or variance is None:
-            raise ModelError("LRP has no rule for 'batch_norm' with the batch's statistics (training mode)")
-        if self.last_layer is None or arguments["input"] is not self.last_output:
-            output: Tensor = func(*args, **kwargs)  # affine: the gradient divides relevance already
-            return output
-        layer = self.last_layer
-        scale = (variance + arguments["eps"]).rsqrt()
-        scale = scale if arguments.get("weight") is None else scale * arguments["weight"]
-        offset = -mean if layer.bias is None else layer.bias - mean
-        offset = offset * scale if arguments.get("bias") is None else offset * scale + arguments["bias"]
-        weight = layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1))
-        return self.rule(LinearLayer(layer.function, layer.x, weight, offset))
-
-
-def _by_name(names: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """The arguments of a call by name."""
-    return dict(zip(names, args, strict=False)) | kwargs
-
-
-def _count_dependent(value: Any) -> int:
-    """How many of the tensors inside a value depend on the pixels."""
-    if isinstance(value, Tensor):
-        return int(value.requires_grad)
-    if isinstance(value, dict):
-        value = value.values()
-    return sum(map(_count_dependent, value)) if isinstance(value, (tuple, list, type({}.values()))) else 0
+    layers = LayerRules(model, rule, rules, epsilon, gamma)
+    relevance = relevance_of_pixels(RelevancePropagation(model, layers, attention), images, target)
+    return Attribution(
+        images=images, maps=relevance.sum(1), targets=target.names(model, len(images)), layout="map"
+    )
 
 
 @hookimpl

@@ -463,6 +463,8 @@ def _pairs(method: AnyMethod, name: str, schemas: Mapping[str, Any]) -> Iterator
         bases = [Case("functional", "noise"), *bases]
     if method.spec.input("labels"):  # a label is the predicted class for the first image only
         bases += [Case("fragile", pictures, count=1) for pictures in ("noise", "scenes", "binary")]
+    if method.spec.input("model"):  # it may concern attention
+        bases.append(Case("heads", "noise"))
 
     def values(of: str, base: Case) -> list[Any]:
         return candidate_values(method, of, schemas[of], base)

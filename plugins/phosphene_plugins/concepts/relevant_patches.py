@@ -1,0 +1,264 @@
+"""Relevance-maximising patches (RelMax): where in a data set a channel is most relevant for a target."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from phosphene import (
+    Fold,
+    InputError,
+    Model,
+    TensorDataset,
+    batch_size,
+    hookimpl,
+    load_model,
+    max_batch,
+    method,
+    receptive_fields,
+    unit_centers,
+)
+from phosphene.data import Batch, State
+from phosphene.results import Panel, Patches
+from phosphene.roles import Dataset
+from phosphene.roles import Model as ModelRole
+from phosphene.spec import Cost, InvariantTo, size
+from phosphene.targets import Objective, Predicted, parse_target
+
+from ..activations.top_patches import Channels, Count, MapLayer, PerImage, TopUnits, largest_per_image
+from ..attribution._lrp_layers import EpsilonOption, GammaOption, LayerRules, RuleOption, RulesByLayer
+from ..attribution._lrp_propagation import AttentionOption, RelevancePropagation
+from ._conditional_relevance import LayerRelevance
+from .concept_relevance import ACHTIBAT_2023
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RelevantPatches(Patches):
+    """Patches of the largest relevance of channels, and of their largest activations.
+
+    ``by_relevance`` (M,): whether the patch was chosen by its relevance, which is then its score in
+    ``scores`` (M,), else by its activation. Of each channel there are k patches of either.
+    """
+
+    shapes: ClassVar[Mapping[str, str]] = Patches.shapes | {"by_relevance": "M"}
+
+    by_relevance: Tensor
+
+    def most_relevant(self) -> Patches:
+        """The patches of largest relevance."""
+        return self._patches_where(self.by_relevance)
+
+    def most_active(self) -> Patches:
+        """The patches of largest activation, as ``top_patches`` returns them."""
+        return self._patches_where(~self.by_relevance)
+
+    def _patches_where(self, mask: Tensor) -> Patches:
+        rows = mask.nonzero()[:, 0].tolist()
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Patches)}
+        for name in ("scores", "image_indices", "positions", "boxes"):
+            fields[name] = fields[name][rows]
+        for name in ("channels", "ids"):
+            fields[name] = tuple(fields[name][i] for i in rows)
+        return Patches(**fields)
+
+    def panels(self) -> list[list[Panel]]:
+        parts = {"relevance": self.most_relevant(), "activation": self.most_active()}
+        panels = {name: part.panels() for name, part in parts.items()}
+        if any(len(groups) != 2 * len(set(self.channels)) for groups in panels.values()):  # strips
+            return [group for pair in zip(*panels.values(), strict=True) for group in pair]
+        groups = []
+        for start in range(0, 2 * len(set(self.channels)), 2):
+            for name, part in parts.items():
+                patches, images = panels[name][start : start + 2]
+                first = start // 2 * len(patches)
+                titles = [f"{score:.2g}" for score in part.scores[first : first + len(patches)].tolist()]
+                titles[0] = f"{part.channels[first]}: {name} {titles[0]}"
+                groups.append([dataclasses.replace(p, title=t) for p, t in zip(patches, titles, strict=True)])
+                groups.append(images)
+        return groups
+
+    def lines(self) -> list[str]:
+        relevance, activation = self.most_relevant().lines(), self.most_active().lines()
+        return [
+            *(f"relevance: {line}" for line in relevance),
+            *(f"activation: {line}" for line in activation),
+        ]
+
+
+def _oracle() -> None:
+    """Behind a ReLU, the relevance of unit (c, p) is h_cp w_cp, which a negative weight makes least."""
+    torch.manual_seed(0)
+    convolution, head = nn.Conv2d(3, 4, 2), nn.Linear(24, 2)
+    network = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), head).double()
+    model = load_model(network, input_size=(3, 3, 4), mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.25])
+    images = torch.rand(5, 3, 3, 4, dtype=torch.float64)
+    activations = convolution(model.normalize(images)).relu().detach()
+    with torch.no_grad():  # both classes are predicted
+        head.bias[0] -= (head(activations.flatten(1)) @ torch.tensor([1.0, -1.0]).double()).median()
+    scores = head(activations.flatten(1)).detach()
+    options: dict[str, Any] = {"layer": "1", "channels": [3, 1], "k": 4, "epsilon": 0.25}
+    predicted = scores.argmax(1)
+    assert len(predicted.unique()) == 2
+    for target, index, limit in (("class:0", 0, 2), ("class:1", 1, 5), ("predicted", predicted, 2)):
+        index = torch.as_tensor(index).expand(5)
+        chosen = scores[torch.arange(5), index]
+        stabilized = chosen / (chosen + 0.25 * chosen.sign())
+        relevance = activations * head.weight[index].view(5, 4, 2, 3) * stabilized[:, None, None, None]
+        with max_batch(limit):
+            result = relevant_patches(model, TensorDataset(images), target=target, per_image=2, **options)
+        assert result.by_relevance.tolist() == [True] * 8 + [False] * 8
+        assert result.channels == ((3,) * 4 + (1,) * 4) * 2
+        rows = torch.tensor([int(name) for name in result.ids])
+        y, x = result.positions.T
+        units = activations[rows, list(result.channels), y, x]
+        torch.testing.assert_close(result.scores[8:], units[8:])
+        torch.testing.assert_close(result.scores[:8], relevance[rows, list(result.channels), y, x][:8])
+        for values, start in ((relevance, 0), (activations, 8)):
+            for part, channel in enumerate((3, 1)):
+                best = values[:, channel].flatten(1).topk(2, dim=1).values.flatten().topk(4).values
+                largest = result.scores[start + 4 * part : start + 4 * part + 4]
+                torch.testing.assert_close(largest, best.detach())
+        assert torch.equal(result.boxes, torch.stack([y, x, y + 2, x + 2], 1))
+        assert torch.equal(result.images[result.image_indices], images[rows])
+
+
+@method(
+    family="concepts",
+    references=[ACHTIBAT_2023],
+    needs=["gradients", "dataset"],
+    cost=Cost(forward=size.dataset, backward=size.dataset),
+    oracle=_oracle,
+    relations=[InvariantTo("dataset_order", fields=("scores",))],
+    quick={"k": 2, "channels": [0]},
+    demo={"layer": "features.11", "k": 6, "channels": [83, 37]},
+)
+def relevant_patches(
+    model: ModelRole,
+    dataset: Dataset,
+    *,
+    target: Annotated[
+        str,
+        Field(
+            description="score of all images: predicted (the predicted class of each), a class, or a unit of "
+            "a layer"
+        ),
+    ] = "predicted",
+    layer: MapLayer = None,
+    channels: Channels = None,
+    k: Count = 6,
+    per_image: PerImage = 1,
+    rule: RuleOption = "epsilon_plus",
+    rules: RulesByLayer = {},  # noqa: B006
+    attention: AttentionOption = "cp_lrp",
+    epsilon: EpsilonOption = 1e-6,
+    gamma: GammaOption = 0.25,
+) -> RelevantPatches:
+    """Relevance-maximising patches (RelMax): the patches of a data set in which a channel matters most.
+
+    top-k over images x and positions (h, w) of R_c[h, w](x) = A_c[h, w] dS/dA_c[h, w]
+
+    by the rules of LRP, and beside them the top-k of the activations A_c[h, w] themselves, as ``top_patches``
+    has them. The largest activations show what the channel responds to; the largest relevance shows for which
+    of this the network uses it. S is the target's score. A patch is the unit's theoretical receptive field,
+    clipped at the image's border.
+
+    Returns:
+        2 M patches, the M of relevance first, k per channel, the largest first: ``by_relevance`` (2 M,), and
+        the fields of ``top_patches``.
+
+    Raises:
+        InputError: a channel that the layer does not have.
+        UnknownName: a target that is neither a class nor a layer.
+        ModelError: the layer's output is not a map, an operation without a rule, or a target that does not
+            depend on the layer.
+
+    Example::
+        from phosphene import run
+
+        result = run("relevant_patches", dataset="builtin:scenes/32", layer="features.11", channels=[3], k=4)
+        result.scores  # (8,): four of relevance, four of activation
+        result.most_relevant().ids
+
+    Source:
+        Achtibat et al. 2023, section 4.2 (relevance maximization).
+    """
+    layer = layer if layer is not None else model.last_map
+    count = model.map_shape(layer)[0]
+    objective = Predicted() if target == "predicted" else parse_target(target, model)
+    if channels is None:
+        channels = sorted({i * count // 6 for i in range(6)})
+    selected = list(range(count)) if channels == "all" else list(channels)
+    for channel in selected:
+        if not 0 <= channel < count:
+            raise InputError(f"layer {layer!r} has {count} channels, so there is no number {channel}")
+    layers = LayerRules(model, rule, rules, epsilon, gamma)
+    fold = _TopRelevance(model, layer, selected, k, per_image, objective, layers, attention)
+    states = fold.run(dataset, batch_size(model))
+    order = ("relevance", "activation")
+    units = torch.cat([states[name]["units"].flatten(0, 1) for name in order]).tolist()
+    distinct = sorted({i for i, _, _ in units})
+    step = batch_size(model)
+    parts = [dataset.read(distinct[start : start + step]) for start in range(0, len(distinct), step)]
+    images = torch.cat([part.to(model.device, model.dtype) for part in parts])
+    row_of = {i: row for row, i in enumerate(distinct)}
+    per_channel = states["relevance"]["units"].shape[1]
+    half = tuple(channel for channel in selected for _ in range(per_channel))
+    boxes = receptive_fields(model, layer, (*images.shape[2:],), [(y, x) for _, y, x in units])
+    return RelevantPatches(
+        layer=layer,
+        channels=half * 2,
+        by_relevance=torch.arange(2 * len(half), device=model.device) < len(half),
+        scores=torch.cat([states[name]["scores"].flatten() for name in order]).to(model.device),
+        images=images,
+        image_indices=torch.tensor([row_of[i] for i, _, _ in units]).to(model.device),
+        positions=torch.tensor(units)[:, 1:].to(model.device),
+        map_size=tuple(states["relevance"]["map_size"]),
+        boxes=boxes.to(model.device),
+        ids=tuple(dataset.id(i) for i, _, _ in units),
+        centers=unit_centers(model, layer, images.shape[2:]),
+    )
+
+
+@dataclass
+class _TopRelevance(Fold[State]):
+    """Per channel, the units of largest relevance and those of largest activation; see ``TopUnits``."""
+
+    title = "relevant patches"
+    model: Model
+    layer: str
+    channels: list[int]
+    k: int
+    per_image: int
+    target: Objective
+    layers: LayerRules
+    attention: Any
+
+    def start(self) -> State:
+        return {"relevance": {}, "activation": {}}
+
+    def update(self, state: State, batch: Batch) -> State:
+        images = batch.images.to(self.model.device, self.model.dtype)
+        propagation = RelevancePropagation(self.model, self.layers, self.attention, fold_tapped=False)
+        with torch.enable_grad(), propagation.network(), propagation:
+            at = LayerRelevance(propagation, images, self.target.unresolved(), self.layer)
+        tops = {}
+        for name, values in (("relevance", at.relevance), ("activation", at.output.detach())):
+            maps = self.model.maps(values, images, self.layer)[:, self.channels]
+            scores, units = largest_per_image(maps, torch.tensor(batch.indices), self.per_image)
+            tops[name] = {"scores": scores, "units": units, "map_size": [*maps.shape[2:]]}
+        return self.merge(state, tops)
+
+    def merge(self, first: State, second: State) -> State:
+        top = TopUnits(self.model, self.layer, self.channels, self.k, self.per_image)
+        return {name: top.merge(first[name], second[name]) for name in second}
+
+
+@hookimpl
+def phosphene_methods():
+    return [relevant_patches]
