@@ -2,6 +2,7 @@
 
 from .adaptive_stylizer import AdaptiveStylizer
 from .base import AS_OBJECT, InputContext, InputRole, SampleRequest, check_type, image_count, model_for_inputs
+from .checkpoints import Checkpoint, Checkpoints
 from .dataset import Dataset
 from .denoiser import Denoiser
 from .features import Features
@@ -31,6 +32,8 @@ from .texture import Texture
 __all__ = [
     "AS_OBJECT",
     "AdaptiveStylizer",
+    "Checkpoint",
+    "Checkpoints",
     "Content",
     "Dataset",
     "Denoiser",

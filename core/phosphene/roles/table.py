@@ -8,6 +8,7 @@ from ..errors import UnknownName
 from ..registry.extensions import extensions
 from .adaptive_stylizer import ADAPTIVE_STYLIZER
 from .base import InputRole
+from .checkpoints import CHECKPOINTS
 from .dataset import DATASET
 from .denoiser import DENOISER
 from .features import FEATURES
@@ -28,7 +29,7 @@ _CORE: dict[str, InputRole] = {
     role.name: role
     for role in (
         *(MODEL, OTHER_MODEL, IMAGES, LABELS, MASKS, START, GUIDE, TARGET, DATASET, TEXTURE, STYLES),
-        *(STYLIZER, ADAPTIVE_STYLIZER, DENOISER, GENERATOR, FEATURES),
+        *(STYLIZER, ADAPTIVE_STYLIZER, DENOISER, GENERATOR, FEATURES, CHECKPOINTS),
     )
 }
 
