@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from phosphene import Fold, InputError, Model, ModelError
 from phosphene.data import Batch, Dataset, LabelRows, Rows, State
 from phosphene.roles import Checkpoint, LayerName
-from phosphene.training import label_reader, trainable_copy
+from phosphene.training import trainable_copy
 
 #: The parameter ``layers`` of the methods that differentiate weights.
 WeightLayers = Annotated[
@@ -33,7 +33,13 @@ def require_classes(model: Model, dataset: Dataset) -> None:
     """Raise InputError for a data set without classes, and for an objective instead of labels."""
     if model.row_by_row:
         raise InputError("labels must be classes, since the training images have classes, not objectives")
-    label_reader(model, dataset)  # refuses a data set without labels, and a first label that is no class
+    first = dataset.labels([0])
+    if first is None:
+        raise InputError(
+            "the data set has no classes: sort its images into one folder per class, or pass "
+            "TensorDataset(images, classes)"
+        )
+    model.class_index(first[0])  # refuses a label that is no class of the model
 
 
 def class_indices(model: Model, batch: Batch) -> Tensor:
