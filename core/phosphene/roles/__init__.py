@@ -22,6 +22,7 @@ from .masks import Masks
 from .model import Model
 from .other_model import OtherModel
 from .parameters import Frames, LayerName, Seed
+from .sources import Sources
 from .start import Start
 from .styles import Styles
 from .stylizer import Stylizer
@@ -53,6 +54,7 @@ __all__ = [
     "ROLES",
     "SampleRequest",
     "Seed",
+    "Sources",
     "Start",
     "Styles",
     "Stylizer",

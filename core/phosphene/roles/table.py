@@ -19,6 +19,7 @@ from .labels import LABELS
 from .masks import MASKS
 from .model import MODEL
 from .other_model import OTHER_MODEL
+from .sources import SOURCES
 from .start import START
 from .styles import STYLES
 from .stylizer import STYLIZER
@@ -29,7 +30,7 @@ _CORE: dict[str, InputRole] = {
     role.name: role
     for role in (
         *(MODEL, OTHER_MODEL, IMAGES, LABELS, MASKS, START, GUIDE, TARGET, DATASET, TEXTURE, STYLES),
-        *(STYLIZER, ADAPTIVE_STYLIZER, DENOISER, GENERATOR, FEATURES, CHECKPOINTS),
+        *(STYLIZER, ADAPTIVE_STYLIZER, DENOISER, GENERATOR, FEATURES, CHECKPOINTS, SOURCES),
     )
 }
 

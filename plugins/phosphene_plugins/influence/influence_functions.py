@@ -314,6 +314,7 @@ def _draw_classes(logits: Tensor, indices: Sequence[int], seed: int) -> Tensor:
 
 def _factored_layers(model: Model, layers: Sequence[str] | None) -> list[str]:
     """The linear layers and convolutions that run once, among ``layers`` or what they contain."""
+    weights_of(model, layers)  # refuses layers without weights
     ran = model.structure.layers
     names = []
     for name, layer in model.layers.items():
