@@ -140,11 +140,26 @@ class Case:
 
 
 def sample_input(declared: Input, request: SampleRequest) -> Any:
-    """A value for an input: its role's sample, or images where that is None and the input is required."""
+    """A value for an input: its role's sample; of one that is required and has none by default, another.
+
+    That is images for ``guide`` and ``start``, and a copy with other weights for ``other_model``.
+    """
     sample = ROLES[declared.role].sample(request)
     if sample is None and declared.required and declared.role in ("guide", "start"):
         return ROLES["images"].sample(request)
+    if sample is None and declared.required and declared.role == "other_model":
+        return _other_weights(request.model)
     return sample
+
+
+def _other_weights(model: Model) -> Model:
+    """A copy of a model whose weights are each scaled by another factor between 1/2 and 3/2."""
+    other = model.copy()
+    with torch.no_grad():
+        for number, weight in enumerate(other.module.parameters()):
+            steps = torch.arange(weight.numel(), device=weight.device).view(weight.shape)
+            weight.mul_((1 + 0.5 * (1 + number + steps).double().sin()).to(weight))
+    return other
 
 
 # --- which cases -----------------------------------------------------------------------------
