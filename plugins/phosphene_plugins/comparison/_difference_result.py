@@ -72,8 +72,11 @@ class ModelDifference(Result):
 
     def lines(self) -> list[str]:
         count = len(self.divergences)
-        head = f"{self.names[0]} and {self.names[1]}: same class for {self.agreement:.1%} of {count} images"
-        lines = [head, f"mean divergence ({self.measure}) {float(self.divergences.mean()):.3g}"]
+        mean = f"mean divergence ({self.measure}) {float(self.divergences.mean()):.3g}"
+        lines = [
+            f"{self.names[0]} and {self.names[1]}",
+            f"same class for {self.agreement:.1%} of {count} images, {mean}",
+        ]
         for n, index in enumerate(self.indices.tolist()):
             label = "" if self.labels is None else f" ({self.labels[n]})"
             both = " / ".join(self._prediction(index, model) for model in (0, 1))
@@ -84,9 +87,9 @@ class ModelDifference(Result):
         """Each image with both maps, two images in a row; above them the names of the models."""
         groups = self.panels()[:MAX_IMAGES]
         rows = -(-len(groups) // 2)
-        figure = charts.new_figure(0.5 + 1.75 * rows)
-        head = f"{charts.plain_label(self.lines()[0], 110)}\nimage, {self.attribution} of each"
-        figure.suptitle(head, fontsize=8, x=0.01, ha="left", color="0.3")
+        figure = charts.new_figure(0.7 + 1.75 * rows)
+        head = "\n".join([*self.lines()[:2], f"divergence of each image, {self.attribution} of both models"])
+        figure.suptitle(charts.plain_label(head, 72), fontsize=8, x=0.01, ha="left", color="0.3")
         grid = cast(Any, figure.subplots(rows, 6, squeeze=False))
         for axes in grid.flatten():
             axes.set_axis_off()

@@ -34,25 +34,24 @@ from ._difference_result import ModelDifference
 def divergences_of_linear_models() -> None:
     """Of two linear models, divergences by their definitions and saliency maps |w| of each prediction."""
     draw = torch.Generator().manual_seed(0)
-    settings = {"mean": [0.4], "std": [0.2], "input_size": (1, 2, 3)}
-    networks = [nn.Sequential(nn.Flatten(), nn.Linear(6, 3)).double() for _ in range(2)]
+    settings: dict[str, Any] = {"mean": [0.4], "std": [0.2], "input_size": (1, 2, 3)}
+    heads = [nn.Linear(6, 3).double() for _ in range(2)]
     with torch.no_grad():
-        for network in networks:
-            network[1].weight.normal_(generator=draw), network[1].bias.normal_(generator=draw)
+        for head in heads:
+            head.weight.normal_(generator=draw), head.bias.normal_(generator=draw)
     names = ["a", "b", "c"]
-    models = [load_model(network, classes=names, **settings) for network in networks]
+    models = [load_model(nn.Sequential(nn.Flatten(), head), classes=names, **settings) for head in heads]
     images = torch.rand(9, 1, 2, 3, generator=draw, dtype=torch.float64)
     with torch.no_grad():
         p, q = (model(images).softmax(1) for model in models)
     middle = (p + q) / 2
 
     def divergence(a: Tensor, b: Tensor) -> Tensor:
-        return torch.stack(
-            [sum(x * (x / y).log() for x, y in zip(*rows, strict=True)) for rows in zip(a, b, strict=True)]
-        )
+        return torch.stack([torch.dot(x, (x / y).log()) for x, y in zip(a, b, strict=True)])
 
     js = (divergence(p, middle) + divergence(q, middle)) / 2
-    for measure, expected in (("js", js), ("kl", divergence(p, q))):
+    measures: dict[Any, Tensor] = {"js": js, "kl": divergence(p, q)}
+    for measure, expected in measures.items():
         result = model_difference(
             models[0], TensorDataset(images), models[1], measure=measure, k=4, attribution="saliency"
         )
@@ -63,22 +62,23 @@ def divergences_of_linear_models() -> None:
     assert torch.equal(result.predictions, both)
     torch.testing.assert_close(result.confidences, torch.stack([p.amax(1), q.amax(1)], 1))
     assert result.agreement == float((both[:, 0] == both[:, 1]).double().mean())
-    for number, network in enumerate(networks):
-        weights = network[1].weight.detach()[both[result.indices, number]].abs() / 0.2
+    for number, head in enumerate(heads):
+        weights = head.weight.detach()[both[result.indices, number]].abs() / 0.2
         torch.testing.assert_close(result.maps[:, number], weights.view(4, 2, 3))
     # The same classes in another order are compared by their names; larger images are resized.
     order = [2, 0, 1]
-    network = nn.Sequential(nn.Upsample(scale_factor=0.5), nn.Flatten(), nn.Linear(6, 3)).double()
+    permuted = nn.Linear(6, 3).double()
+    network = nn.Sequential(nn.Upsample(scale_factor=0.5), nn.Flatten(), permuted)
     with torch.no_grad():
-        network[2].weight.copy_(networks[1][1].weight[order])
-        network[2].bias.copy_(networks[1][1].bias[order])
+        permuted.weight.copy_(heads[1].weight[order]), permuted.bias.copy_(heads[1].bias[order])
     settings |= {"input_size": (1, 4, 6), "classes": [names[n] for n in order]}
     flat = images.mean((2, 3), keepdim=True).expand(-1, -1, 2, 3)
-    data, options = TensorDataset(flat), {"k": 2, "attribution": "saliency"}
+    data = TensorDataset(flat)
+    options: dict[str, Any] = {"k": 2, "attribution": "saliency"}
     result = model_difference(models[0], data, load_model(network, **settings), **options)
-    expected = model_difference(models[0], data, models[1], **options)
-    torch.testing.assert_close(result.divergences, expected.divergences)
-    assert torch.equal(result.predictions, expected.predictions) and result.maps.shape == (2, 2, 2, 3)
+    same = model_difference(models[0], data, models[1], **options)
+    torch.testing.assert_close(result.divergences, same.divergences)
+    assert torch.equal(result.predictions, same.predictions) and result.maps.shape == (2, 2, 2, 3)
 
 
 def jensen_shannon(calls: Calls) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,7 @@ def equals_the_inverse_curvature() -> None:
     draw = torch.Generator().manual_seed(0)
     linear = nn.Linear(6, 2)
     network = nn.Sequential(nn.Conv2d(3, 6, (2, 1)), nn.Flatten(), linear).double()
-    settings = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "input_size": (3, 2, 1)}
+    settings: dict[str, Any] = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "input_size": (3, 2, 1)}
     model = load_model(network, **settings)
     images = torch.rand(15, 3, 2, 1, generator=draw, dtype=torch.float64)
     numbers = torch.randint(2, (12,), generator=draw)
@@ -99,7 +99,8 @@ def predicts_retraining() -> None:
     images = torch.rand(210, 1, 1, 3, generator=draw, dtype=torch.float64)
     noise = 0.2 * torch.randn(210, generator=draw, dtype=torch.float64)
     numbers = (images[:, 0, 0] @ torch.tensor([1.0, -2.0, 0.5]).double() + noise > -0.25).long()
-    network = nn.Sequential(nn.Flatten(), nn.Linear(3, 2)).double()
+    linear = nn.Linear(3, 2)
+    network = nn.Sequential(nn.Flatten(), linear).double()
     model = load_model(network, mean=[0.5], std=[0.25], input_size=(1, 1, 3))
     features = F.pad(model.normalize(images).flatten(1), (0, 1), value=1.0)
     strength = 0.05
@@ -117,7 +118,7 @@ def predicts_retraining() -> None:
 
     trained = optimum(torch.arange(200))
     with torch.no_grad():
-        network[1].weight.copy_(trained[:, :3]), network[1].bias.copy_(trained[:, 3])
+        linear.weight.copy_(trained[:, :3]), linear.bias.copy_(trained[:, 3])
     data = TensorDataset(images[:200], [str(int(n)) for n in numbers[:200]])
     result = influence_functions(
         model, images[200:], data, numbers[200:], approximation="cg", damping=strength, steps=30, seed=0
@@ -212,7 +213,7 @@ def influence_functions(
     model: Model,
     images: Images,
     dataset: Dataset,
-    labels: Labels = None,
+    labels: Labels,
     *,
     approximation: Annotated[
         Literal["ekfac", "cg"],
@@ -271,13 +272,12 @@ def influence_functions(
     network, batch = copy_at(model, None), batch_size(model)
     assert isinstance(seed, int)  # the call drew one
     if approximation == "ekfac":
-        names = [name for name in _factored_layers(model, layers)]
-        bases = _eigenbases(_Factors(network, names, seed).run(dataset, batch))
-        eigenvalues = _Eigenvalues(network, names, bases, seed).run(dataset, batch)
-        gradients = torch.stack([*image_gradients(network, weights_of(network, names), images, labels)])
-        solved = _divide(network, names, gradients, bases, eigenvalues, damping)
+        layers = _factored_layers(model, layers)
+        bases = _eigenbases(_Factors(network, layers, seed).run(dataset, batch))
+        eigenvalues = _Eigenvalues(network, layers, bases, seed).run(dataset, batch)
+        gradients = torch.stack([*image_gradients(network, weights_of(network, layers), images, labels)])
+        solved = _divide(network, layers, gradients, bases, eigenvalues, damping)
     else:
-        names = layers
         weights = weights_of(network, layers)
         gradients = torch.stack([*image_gradients(network, weights, images, labels)])
         if damping is None:
@@ -288,7 +288,7 @@ def influence_functions(
             return _CurvatureProducts(network, layers, vectors).run(dataset, batch)
 
         solved = _conjugate_gradients(curvature, gradients, damping, steps)
-    products = GradientProducts(network, names, solved.to(gradients.dtype)).run(dataset, batch)
+    products = GradientProducts(network, layers, solved.to(gradients.dtype)).run(dataset, batch)
     values = products["products"].tensor().T / len(dataset)
     classes = products["classes"].labels()
     return training_influence(model, images, labels, dataset, classes, values, k, "influence function")
@@ -313,24 +313,34 @@ def _draw_classes(logits: Tensor, indices: Sequence[int], seed: int) -> Tensor:
 
 
 def _factored_layers(model: Model, layers: Sequence[str] | None) -> list[str]:
-    """The linear layers and convolutions that run once, among ``layers`` or what they contain."""
+    """The linear layers and convolutions that run once, among ``layers`` or what they contain.
+
+    Not those with other weights than weight and bias, or with weights of a layer before them.
+    """
     weights_of(model, layers)  # refuses layers without weights
     ran = model.structure.layers
-    names = []
+    names, used = [], set[int]()
     for name, layer in model.layers.items():
         chosen = layers is None or any(name == own or name.startswith(f"{own}.") for own in layers)
-        if chosen and isinstance(layer, (nn.Linear, nn.Conv2d)) and name in ran and ran[name].calls == 1:
-            side = max(_sides(layer))
-            if side > MAX_FACTOR:
-                raise InputError(
-                    f"the Kronecker factor of layer {name!r} has {side:,} rows, more than {MAX_FACTOR:,}: "
-                    "name other layers, layers=[...]"
-                )
-            names.append(name)
+        once = name in ran and ran[name].calls == 1
+        if not (chosen and once and isinstance(layer, (nn.Linear, nn.Conv2d))):
+            continue
+        weights = dict(layer.named_parameters())
+        own_weights = ["weight"] if layer.bias is None else ["weight", "bias"]
+        if list(weights) != own_weights or used & set(map(id, weights.values())):
+            continue
+        if (side := max(_sides(layer))) > MAX_FACTOR:
+            raise InputError(
+                f"the Kronecker factor of layer {name!r} has {side:,} rows, more than {MAX_FACTOR:,}: "
+                "name other layers, layers=[...]"
+            )
+        used |= set(map(id, weights.values()))
+        names.append(name)
     if not names:
+        among = "" if layers is None else f" among {', '.join(layers)}"
         raise ModelError(
-            f"{model.name} has no linear layer or convolution that runs once"
-            f"{'' if layers is None else f' in {chr(44).join(layers)}'}: use approximation='cg'"
+            f"{model.name} has no linear layer or convolution{among} with Kronecker factors (it runs once, "
+            "with weight and bias alone): use approximation='cg'"
         )
     return names
 
@@ -416,6 +426,7 @@ class _Factors(Fold[State]):
         moments: State = {}
         for name, end, gradient in zip(self.layers, ends, gradients, strict=True):
             layer = parts[name]
+            assert isinstance(layer, (nn.Linear, nn.Conv2d))
             rows = _inputs(layer, inputs[name].detach())
             errors = _outputs(layer, torch.zeros_like(end) if gradient is None else gradient)
             for kind, values in (("inputs", rows), ("outputs", errors)):

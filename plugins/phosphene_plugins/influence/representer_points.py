@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ def sums_to_the_fitted_logit() -> None:
     """The values sum to the logit of the optimum, that a general optimizer reaches from the same loss."""
     draw = torch.Generator().manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Tanh(), nn.Linear(4, 3)).double()
-    settings = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "input_size": (3, 2, 2)}
+    settings: dict[str, Any] = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "input_size": (3, 2, 2)}
     model = load_model(network, **settings)
     images = torch.rand(32, 3, 2, 2, generator=draw, dtype=torch.float64)
     numbers = torch.randint(3, (30,), generator=draw)
@@ -113,7 +113,7 @@ def representer_points(
     model: Model,
     images: Images,
     dataset: Dataset,
-    labels: Labels = None,
+    labels: Labels,
     *,
     fit: Annotated[
         Literal["predictions", "classes"],
@@ -244,7 +244,7 @@ def _fit(features: Tensor, goal: Tensor, strength: float) -> Tensor:
     first = float(np.linalg.norm(loss(start)[1]))
     if first == 0:
         return torch.zeros(shape, dtype=torch.float64)
-    options = {"gtol": TOLERANCE * first, "maxiter": 1000}
+    options: dict[str, Any] = {"gtol": TOLERANCE * first, "maxiter": 1000}
     result = minimize(loss, start, jac=True, hessp=curvature, method="trust-ncg", options=options)
     remaining = float(np.linalg.norm(loss(result.x)[1]))
     if not remaining <= 100 * TOLERANCE * first:

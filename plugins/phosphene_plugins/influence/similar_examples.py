@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ def _oracle() -> None:
     """Cosines and inner products of the normalized pixels, negative for images of other classes."""
     draw = torch.Generator().manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).double()
-    settings = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "input_size": (3, 2, 2)}
+    settings: dict[str, Any] = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "input_size": (3, 2, 2)}
     model = load_model(network, **settings)
     images = torch.rand(9, 3, 2, 2, generator=draw, dtype=torch.float64)
     classes = ["0", "2", "2", "1", "0", "2", "1"]
@@ -83,7 +83,7 @@ def similar_examples(
     model: Model,
     images: Images,
     dataset: Dataset,
-    labels: Labels = None,
+    labels: Labels,
     *,
     similarity: Annotated[
         Literal["cosine", "dot"], Field(description="cosine or inner product of the features")

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import InputError, Reference, TensorDataset, batch_size, hookimpl, load_model, method
-from phosphene.roles import Checkpoints, Dataset, Images, Labels, Model
+from phosphene.roles import Checkpoint, Checkpoints, Dataset, Images, Labels, Model
 from phosphene.spec import Agrees, Calls, Cost, InvariantTo, maximum, size
 
 from ._influence_result import TrainingInfluence, training_influence
@@ -46,14 +46,15 @@ def _oracle() -> None:
         norms = grams.diagonal().sqrt()
         products.append(grams[7:, :7])
         cosines.append((grams / norms / norms[:, None])[7:, :7])
-    result = tracin(model, images[7:], data, labels, states, learning_rates=[0.1, 0.02], k=3)
+    checkpoints = tuple(map(Checkpoint, states))
+    result = tracin(model, images[7:], data, labels, checkpoints, learning_rates=[0.1, 0.02], k=3)
     expected = 0.1 * products[0] + 0.02 * products[1]
     torch.testing.assert_close(result.values, expected)
     order = expected[0].argsort(descending=True).tolist()
     assert result.proponents[0].tolist() == order[:3] and result.opponents[0].tolist() == order[:-4:-1]
     assert torch.equal(result.opponent_images[1], images[result.opponents[1]])
     assert result.targets == ("class 2", "class 0") and result.classes[0] == str(int(numbers[0]))
-    result = tracin(model, images[7:], data, labels, states, normalize=True)
+    result = tracin(model, images[7:], data, labels, checkpoints, normalize=True)
     torch.testing.assert_close(result.values, cosines[0] + cosines[1])
     # Without checkpoints the model's own weights, at a learning rate of 1.
     model = load_model(network, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4], weights=states[0])
@@ -62,7 +63,7 @@ def _oracle() -> None:
 
 def gradient_products(calls: Calls) -> Tensor:
     """The sum over checkpoints of products of the gradients of all weights, each by ``backward``."""
-    data, total = calls.inputs["dataset"], 0
+    data, products = calls.inputs["dataset"], []
     for checkpoint in calls.inputs["checkpoints"]:
         copied = calls.model.copy()
         copied.module.load_state_dict(dict(checkpoint.weights))
@@ -78,9 +79,8 @@ def gradient_products(calls: Calls) -> Tensor:
             rows.append(torch.cat([w.grad.flatten() for w in copied.module.parameters()]))
         gradients = torch.stack(rows)
         count = len(calls.inputs["images"])
-        total = total + gradients[:count] @ gradients[count:].T
-    assert isinstance(total, Tensor)
-    return total
+        products.append(gradients[:count] @ gradients[count:].T)
+    return torch.stack(products).sum(0)
 
 
 @method(
@@ -112,7 +112,7 @@ def tracin(
     model: Model,
     images: Images,
     dataset: Dataset,
-    labels: Labels = None,
+    labels: Labels,
     checkpoints: Checkpoints = None,
     *,
     learning_rates: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from phosphene import Fold, InputError, Reference, TensorDataset, batch_size, hookimpl, load_model, method
 from phosphene.data import Batch, LabelRows, Rows, State
-from phosphene.roles import Checkpoints, Dataset, Images, Labels, Model, Seed
+from phosphene.roles import Checkpoint, Checkpoints, Dataset, Images, Labels, Model, Seed
 from phosphene.spec import Agrees, Calls, Cost, InvariantTo, maximum, size
 
 from ._influence_result import TrainingInfluence, training_influence
@@ -39,7 +39,7 @@ def exact_kernel_of_a_linear_layer() -> None:
     """Without a projection, values are those of the gradients' kernel; with one, they are close to them."""
     draw = torch.Generator().manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).double()
-    settings = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "input_size": (3, 2, 2)}
+    settings: dict[str, Any] = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "input_size": (3, 2, 2)}
     model = load_model(network, **settings)
     images = torch.rand(62, 3, 2, 2, generator=draw, dtype=torch.float64)
     numbers = torch.randint(3, (60,), generator=draw)
@@ -61,13 +61,14 @@ def exact_kernel_of_a_linear_layer() -> None:
         halves.append(gradients[60:] @ torch.linalg.inv(gram) @ gradients[:60].T)
         misses.append(1 - own[:60, 0])
     exact = (halves[0] + halves[1]) / 2 * (misses[0] + misses[1]) / 2
-    options = {"damping": 0.7, "seed": 0}
-    result = trak(model, images[60:], data, labels, states, dimensions=None, **options)
+    options: dict[str, Any] = {"damping": 0.7, "seed": 0}
+    checkpoints = tuple(map(Checkpoint, states))
+    result = trak(model, images[60:], data, labels, checkpoints, dimensions=None, **options)
     torch.testing.assert_close(result.values, exact)
     assert torch.equal(result.proponent_images, images[result.proponents])
     assert torch.equal(result.opponent_images, images[result.opponents])
     # A count sketch on as many dimensions as the kernel's rank preserves it up to collisions.
-    sketched = trak(model, images[60:], data, labels, states, dimensions=4096, **options).values
+    sketched = trak(model, images[60:], data, labels, checkpoints, dimensions=4096, **options).values
     assert float((sketched - exact).norm() / exact.norm()) < 0.1
     # With the default damping, and fewer gradients than weights: the dual form of the same equation.
     few = TensorDataset(images[:20], [str(int(n)) for n in numbers[:20]])
@@ -144,7 +145,7 @@ def trak(
     model: Model,
     images: Images,
     dataset: Dataset,
-    labels: Labels = None,
+    labels: Labels,
     checkpoints: Checkpoints = None,
     *,
     dimensions: Annotated[

@@ -134,7 +134,8 @@ class PatchingEffects(Result):
 
             scale = ScalarMappable(Normalize(-1, 1), "RdBu_r")
             bar = figure.colorbar(scale, ax=list(grid[:, -1]), shrink=0.7, ticks=[-1, 0, 1])
-            bar.set_label("effect / largest", fontsize=7), bar.ax.tick_params(labelsize=7)
+            bar.set_label("effect / largest", fontsize=7)
+            bar.ax.tick_params(labelsize=7)
         return figure
 
     def _draw_channels(self, axes: Any, n: int, number: int) -> None:

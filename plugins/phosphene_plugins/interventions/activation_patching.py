@@ -23,9 +23,9 @@ def effects_of_a_linear_head() -> None:
     Below it, the effect is that of the layers above on activations that are replaced by hand.
     """
     draw = torch.Generator().manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 2), nn.Flatten(), nn.Linear(5 * 12, 3)
-    ).double()
+    head = nn.Linear(5 * 12, 3)
+    layers = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 2), nn.Flatten(), head)
+    network = nn.Sequential(*layers).double()
     model = load_model(network, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4], input_size=(3, 6, 7))
     images, sources = torch.rand(2, 2, 3, 6, 7, generator=draw, dtype=torch.float64)
     with torch.no_grad():
@@ -35,7 +35,7 @@ def effects_of_a_linear_head() -> None:
         torch.testing.assert_close(torch.cat([result.scores, result.source_scores]), both)
         torch.testing.assert_close(result.layer_effects, (both[2:] - both[:2])[:, None].expand(-1, 2))
         assert result.sizes == ((4, 5), (3, 4)) and not result.token_effects.any()
-        products = (outputs[1][1] - outputs[1][0]) * network[4].weight[2].view(5, 3, 4)
+        products = (outputs[1][1] - outputs[1][0]) * head.weight[2].view(5, 3, 4)
         torch.testing.assert_close(result.of_layer("2"), products.sum(1))
         for n, row, column in ((0, 0, 0), (1, 3, 4), (0, 2, 1)):
             replaced = outputs[0][0][n : n + 1].clone()
@@ -207,7 +207,8 @@ def _parts(
     positions = model.maps(numbers, image, layer)[0].long()
     channels, height, width = positions.shape
     if unit == "channel":
-        label, shape = torch.arange(channels)[:, None, None].expand_as(positions), (channels,)
+        label = torch.arange(channels)[:, None, None].expand_as(positions)
+        shape: tuple[int, ...] = (channels,)
     else:
         rows, columns = min(grid, height), min(grid, width)
         row, column = torch.arange(height) * rows // height, torch.arange(width) * columns // width

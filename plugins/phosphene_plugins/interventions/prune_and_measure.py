@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -30,11 +30,13 @@ def accuracy_without_columns() -> None:
     draw = torch.Generator().manual_seed(0)
     convolution, head = nn.Conv2d(3, 6, 1), nn.Linear(6, 3)
     network = nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).double()
+    bias = convolution.bias
+    assert bias is not None
     with torch.no_grad():
         convolution.weight.normal_(generator=draw)
-        convolution.bias.fill_(0.5)
-        convolution.bias[[1, 4]] = -100
-        convolution.weight[5], convolution.bias[5] = convolution.weight[2], convolution.bias[2] - 0.05
+        bias.fill_(0.5)
+        bias[[1, 4]] = -100
+        convolution.weight[5], bias[5] = convolution.weight[2], bias[2] - 0.05
         head.weight.normal_(generator=draw)
     model = load_model(network, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4], input_size=(3, 2, 3))
     images = torch.rand(40, 3, 2, 3, generator=draw, dtype=torch.float64)
@@ -50,8 +52,9 @@ def accuracy_without_columns() -> None:
         active = (network[:2](model.normalize(images)) > 0).double().mean((0, 2, 3))
         assert list(result.order) == active.argsort(stable=True).tolist()
         torch.testing.assert_close(result.ranks, active[list(result.order)])
-        options = {"layer": "1", "steps": 3, "repeats": 1, "seed": 0}
-        for replacement, value in (("zero", torch.zeros(6).double()), ("mean", mean)):
+        options: dict[str, Any] = {"layer": "1", "steps": 3, "repeats": 1, "seed": 0}
+        replacements: dict[Any, Tensor] = {"zero": torch.zeros(6).double(), "mean": mean}
+        for replacement, value in replacements.items():
             result = prune_and_measure(model, data, replacement=replacement, **options)
             for count, accuracy in zip(result.counts, result.accuracy.tolist(), strict=True):
                 changed = pooled.clone()
