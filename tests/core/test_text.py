@@ -41,14 +41,19 @@ QUICK = {
     "HeadAblation": "head_ablation",
     "LayerSimilarity": "cka",
     "LogitLens": "logit_lens",
+    "ModelDifference": "model_difference",
     "PatchComponents": "patch_pca",
     "RelevantPatches": "relevant_patches",
     "PatchSimilarity": "patch_similarity",
+    "PatchingEffects": "activation_patching",
     "ProbeAccuracy": "knn_probe",
+    "PruningCurves": "prune_and_measure",
     "ReceptiveField": "effective_receptive_field",
     "ReceptiveFields": "receptive_field",
     "TokenAttribution": "attention_rollout",
+    "RepresenterInfluence": "representer_points",
     "TokenNorms": "token_norms",
+    "TrainingInfluence": "similar_examples",
     "ActivationMaps": "activation_maps",
     "AdversarialExamples": "pgd",
     "Attribution": "grad_cam",
@@ -124,6 +129,7 @@ def test_figure_draws_names_as_they_are(name: str, tmp_path: Path) -> None:
     count = 60 if spec.family in ("comparison", "concepts") else 8  # several of each concept
     paths = {"images": "builtin:scenes/2", "dataset": f"builtin:scenes/{count}"}
     inputs = {i.name: paths[i.role] for i in spec.inputs if i.role in paths}
+    inputs |= {i.name: "builtin:shapes-resnet" for i in spec.inputs if i.role == "other_model" and i.required}
     if "model" in spec.demo:
         inputs["model"] = spec.demo["model"]
     result = renamed(run(name, progress=False, **inputs, **spec.quick))

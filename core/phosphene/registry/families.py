@@ -9,6 +9,8 @@ FAMILIES: dict[str, str] = {
     "attribution": "Attribution: the pixels that a score depends on",
     "concepts": "Concepts: directions of a layer that stand for something with a name",
     "comparison": "Comparison: what the representations of models, or of layers, have in common",
+    "influence": "Influence: the training images that a prediction depends on",
+    "interventions": "Interventions: what a score or the accuracy is with activations replaced",
     "attention": "Attention: what the tokens of a transformer attend to, and what that does to a score",
     "scores": "Scores: quality measures of attribution maps",
     "attacks": "Attacks: small perturbations that change the prediction",

@@ -387,7 +387,7 @@ class Method(Generic[P, R]):
         """How many images will pass forward and backward by the declared cost; None if none is declared."""
         if self.spec.cost is None:
             return None
-        sizes = {"images": 1, "height": 0, "width": 0, "dataset": 0, "styles": 0}
+        sizes = {"images": 1, "height": 0, "width": 0, "dataset": 0, "styles": 0, "checkpoints": 0}
         counted: dict[str, int] = {}
         for declared in self.spec.inputs:
             if inputs.get(declared.name) is not None:
@@ -420,9 +420,11 @@ class Method(Generic[P, R]):
             return sizes
         if (chosen := params.get("channels", "all")) != "all":
             return sizes | {"channels": None if chosen is None else len(chosen)}
-        named = (params[name] for name in self.layers)
-        layer = next(filter(None, named), None) or model.last_map
-        return sizes | {"channels": model.map_shape(layer)[0]}
+        named = next(filter(None, (params[name] for name in self.layers)), None)
+        if named is None:
+            named = model.stages if "layers" in self.layers else model.last_map
+        layers = [named] if isinstance(named, str) else named
+        return sizes | {"channels": max(model.map_shape(layer)[0] for layer in layers)}
 
     def record_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs as a result saves them, without the model: tensors, and JSON for all else."""

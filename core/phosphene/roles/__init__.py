@@ -2,6 +2,7 @@
 
 from .adaptive_stylizer import AdaptiveStylizer
 from .base import AS_OBJECT, InputContext, InputRole, SampleRequest, check_type, image_count, model_for_inputs
+from .checkpoints import Checkpoint, Checkpoints
 from .dataset import Dataset
 from .denoiser import Denoiser
 from .features import Features
@@ -21,6 +22,7 @@ from .masks import Masks
 from .model import Model
 from .other_model import OtherModel
 from .parameters import Frames, LayerName, Seed
+from .sources import Sources
 from .start import Start
 from .styles import Styles
 from .stylizer import Stylizer
@@ -31,6 +33,8 @@ from .texture import Texture
 __all__ = [
     "AS_OBJECT",
     "AdaptiveStylizer",
+    "Checkpoint",
+    "Checkpoints",
     "Content",
     "Dataset",
     "Denoiser",
@@ -50,6 +54,7 @@ __all__ = [
     "ROLES",
     "SampleRequest",
     "Seed",
+    "Sources",
     "Start",
     "Styles",
     "Stylizer",

@@ -8,6 +8,7 @@ from ..errors import UnknownName
 from ..registry.extensions import extensions
 from .adaptive_stylizer import ADAPTIVE_STYLIZER
 from .base import InputRole
+from .checkpoints import CHECKPOINTS
 from .dataset import DATASET
 from .denoiser import DENOISER
 from .features import FEATURES
@@ -18,6 +19,7 @@ from .labels import LABELS
 from .masks import MASKS
 from .model import MODEL
 from .other_model import OTHER_MODEL
+from .sources import SOURCES
 from .start import START
 from .styles import STYLES
 from .stylizer import STYLIZER
@@ -28,7 +30,7 @@ _CORE: dict[str, InputRole] = {
     role.name: role
     for role in (
         *(MODEL, OTHER_MODEL, IMAGES, LABELS, MASKS, START, GUIDE, TARGET, DATASET, TEXTURE, STYLES),
-        *(STYLIZER, ADAPTIVE_STYLIZER, DENOISER, GENERATOR, FEATURES),
+        *(STYLIZER, ADAPTIVE_STYLIZER, DENOISER, GENERATOR, FEATURES, CHECKPOINTS, SOURCES),
     )
 }
 

@@ -140,11 +140,26 @@ class Case:
 
 
 def sample_input(declared: Input, request: SampleRequest) -> Any:
-    """A value for an input: its role's sample, or images where that is None and the input is required."""
+    """A value for an input: its role's sample; of one that is required and has none by default, another.
+
+    That is images for ``guide`` and ``start``, and a copy with other weights for ``other_model``.
+    """
     sample = ROLES[declared.role].sample(request)
     if sample is None and declared.required and declared.role in ("guide", "start"):
         return ROLES["images"].sample(request)
+    if sample is None and declared.required and declared.role == "other_model":
+        return _other_weights(request.model)
     return sample
+
+
+def _other_weights(model: Model) -> Model:
+    """A copy of a model whose weights are each scaled by another factor between 1/2 and 3/2."""
+    other = model.copy()
+    with torch.no_grad():
+        for number, weight in enumerate(other.module.parameters()):
+            steps = torch.arange(weight.numel(), device=weight.device).view(weight.shape)
+            weight.mul_((1 + 0.5 * (1 + number + steps).double().sin()).to(weight))
+    return other
 
 
 # --- which cases -----------------------------------------------------------------------------
@@ -177,7 +192,8 @@ def declared_cost(method: Method[..., Any], case: Case) -> tuple[int, int] | Non
 def sizes(method: Method[..., Any], case: Case) -> dict[str, int]:
     """The sizes that a cost expression may refer to, for this case."""
     height, width = case.size or _size_and_layers(case.network)[0]
-    sizes = {"images": case.count, "height": height, "width": width, "dataset": 0, "styles": 0}
+    sizes = {"images": case.count, "height": height, "width": width}
+    sizes |= {"dataset": 0, "styles": 0, "checkpoints": 0}
     for role in (ROLES[declared.role] for declared in method.spec.inputs):
         if role.size_name:
             sizes[role.size_name] += len(role.sample(case.request(_network(case.network))))

@@ -1,0 +1,1 @@
+"""Influence: the training images that a prediction depends on."""

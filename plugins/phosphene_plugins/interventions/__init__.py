@@ -1,0 +1,1 @@
+"""Interventions: what a score or the accuracy is with activations replaced."""

@@ -1,0 +1,45 @@
+"""Activation patching of networks with tokens, and what it refuses."""
+
+import pytest
+import torch
+
+from phosphene import InputError, load_model, read_images, run
+
+
+def test_after_the_last_attention_only_the_class_token_has_an_effect():
+    model = load_model("builtin:shapes-vit")
+    images = read_images("builtin:scenes/2", model)
+    layers = [f"blocks.{n}" for n in range(4)]
+    result = run("activation_patching", model=model, images=images, layers=layers)
+    change = (result.source_scores - result.scores)[:, None].expand(-1, 4)
+    torch.testing.assert_close(result.layer_effects, change)
+    torch.testing.assert_close(result.token_effects[:, 3], change[:, 3])
+    assert not result.of_layer("blocks.3").any() and result.of_layer("blocks.0").any()
+    assert result.sizes == ((8, 8),) * 4
+    by_channel = run("activation_patching", model=model, images=images, layers=layers[:1], unit="channel")
+    assert by_channel.of_layer("blocks.0").shape == (2, model.map_shape("blocks.0")[0])
+
+
+def test_the_effect_lies_on_the_object():
+    """Of scenes, the block of largest effect on the first layer is one that the object covers."""
+    data = load_model("builtin:shapes-vgg")
+    from phosphene.data import open_dataset
+
+    scenes = open_dataset("builtin:scenes/6", data.transform, (64, 64))
+    result = run("activation_patching", images=scenes.read(range(6)), layers=["features.1"])
+    masks = scenes.masks(range(6))
+    blocks = torch.nn.functional.adaptive_max_pool2d(masks.float(), 8)
+    best = result.of_layer("features.1").abs().flatten(1).argmax(1)
+    assert int(blocks.flatten(1).gather(1, best[:, None]).sum()) >= 5
+
+
+def test_sources_of_another_number_or_size_are_refused():
+    images = torch.rand(3, 3, 64, 64)
+    one = run("activation_patching", images=images, sources=images[:1], layers=["features.16"], grid=2)
+    assert torch.equal(one.sources, images[:1].expand(3, -1, -1, -1))
+    with pytest.raises(InputError, match="one source, or 3, not 2"):
+        run("activation_patching", images=images, sources=images[:2])
+    with pytest.raises(InputError, match="not \\(3, 32, 32\\)"):
+        run("activation_patching", images=images, sources=torch.rand(1, 3, 32, 32))
+    with pytest.raises(InputError, match="pass another image"):
+        run("activation_patching", images=images[:1])
