@@ -17,6 +17,7 @@ import train_denoiser
 import train_fast_style
 import train_networks
 import train_robust
+import train_sparse_codes
 import train_vit
 import typer
 from model_cards import accuracy, predictions, write_file
@@ -233,6 +234,22 @@ def test_the_adaptive_style_is_written_with_its_card(tmp_path: Path, monkeypatch
     assert arrays.read_bytes() == (second / "arrays.safetensors").read_bytes()
     assert load_result(first).inputs["styles"] == "builtin:textures/3, 2 scenes of seed 2, given as an object"
     assert "| styles that are textures | 3 |" in first.with_suffix(".md").read_text()
+
+
+def test_the_sparse_codes_are_written_with_their_card_and_explain_unseen_scenes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unseen: Scenes
+) -> None:
+    card = dict(re.findall(r"^\| (.+?) \| (.+) \|$", (WEIGHTS / "shapes-codes.md").read_text(), re.MULTILINE))
+    arrays = (WEIGHTS / "shapes-codes" / "arrays.safetensors").read_bytes()
+    assert card["sha256"] == hashlib.sha256(arrays).hexdigest() and len(arrays) < 250_000
+    result: Any = run("sparse_autoencoder", dataset=unseen.images[:50], count=1, steps=0)
+    assert float(result.r2) > float(card["r2"]) - 0.05
+    assert float(result.l0) == pytest.approx(float(card["l0"]))
+    monkeypatch.setattr(train_sparse_codes, "SCENES", 4)
+    monkeypatch.setattr(train_sparse_codes, "TRAINING", {"steps": 2, "codes": 8, "k": 2, "batch": 2})
+    train_networks.main(["shapes-codes"], tmp_path, seed=1)
+    assert load_result(tmp_path / "shapes-codes").codes.k == 2
+    assert "| steps | 2 |" in (tmp_path / "shapes-codes.md").read_text()
 
 
 def test_adaptive_style_matches_its_card_and_halves_the_distance_to_an_unseen_style() -> None:

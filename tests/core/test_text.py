@@ -35,6 +35,8 @@ QUICK = {
     "ConceptMaps": "concept_factorization",
     "ConceptSensitivity": "tcav",
     "ConceptVectors": "concept_vectors",
+    "SparseAutoencoder": "sparse_autoencoder_fit",
+    "SparseCodes": "sparse_autoencoder",
     "DecisionRegions": "decision_boundary_map",
     "Dissection": "network_dissection",
     "HeadAblation": "head_ablation",
