@@ -36,6 +36,7 @@ QUICK = {
     "ConceptSensitivity": "tcav",
     "ConceptVectors": "concept_vectors",
     "SparseAutoencoder": "sparse_autoencoder_fit",
+    "UnitNames": "name_units",
     "SparseCodes": "sparse_autoencoder",
     "DecisionRegions": "decision_boundary_map",
     "Dissection": "network_dissection",

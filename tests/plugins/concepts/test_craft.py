@@ -40,9 +40,7 @@ def test_concepts_that_matter_only_together_have_large_sobol_indices() -> None:
     options: dict[str, Any] = {"layer": "features", "concepts": 2, "designs": 512, "seed": 0}
     result: Any = run("concept_factorization", model=model, images=images, target=0, **options)
     torch.testing.assert_close(result.sobol, torch.full((2, 2), 4 / 7), rtol=0, atol=0.02)
-    batched: Any = run(
-        "concept_factorization", model=model, images=images, target=0, batch_size=3, **options
-    )
+    batched: Any = run("concept_factorization", model=model, images=images, target=0, batch_size=3, **options)
     torch.testing.assert_close(batched.sobol, result.sobol)
 
 
