@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import train_adaptive_style
+import train_answers
 import train_autoencoder
 import train_classifiers
 import train_denoiser
@@ -20,6 +21,7 @@ import train_sparse_codes
 import train_vit
 import typer
 
+from phosphene.builtin.answers import ANSWERS
 from phosphene.builtin.autoencoder import AUTOENCODER
 from phosphene.builtin.denoiser import DENOISER
 from phosphene.builtin.networks import NETWORKS, ROBUST, WEIGHTS
@@ -34,6 +36,7 @@ TRAININGS: dict[str, Callable[..., None]] = {
     DENOISER: train_denoiser.train,
     AUTOENCODER: train_autoencoder.train,
     VIT: train_vit.train,
+    ANSWERS: train_answers.train,
 }
 NAMES = [*NETWORKS, *TRAININGS]
 

@@ -37,6 +37,7 @@ QUICK = {
     "ConceptVectors": "concept_vectors",
     "SparseAutoencoder": "sparse_autoencoder_fit",
     "UnitNames": "name_units",
+    "AnswerMaps": "answer_attribution",
     "SparseCodes": "sparse_autoencoder",
     "DecisionRegions": "decision_boundary_map",
     "Dissection": "network_dissection",

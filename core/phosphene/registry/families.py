@@ -10,6 +10,7 @@ FAMILIES: dict[str, str] = {
     "concepts": "Concepts: directions of a layer that stand for something with a name",
     "comparison": "Comparison: what the representations of models, or of layers, have in common",
     "attention": "Attention: what the tokens of a transformer attend to, and what that does to a score",
+    "vision_language": "Vision and language: the pixels that the words of an answer depend on",
     "scores": "Scores: quality measures of attribution maps",
     "attacks": "Attacks: small perturbations that change the prediction",
     "defenses": "Defences: input transformations, robust training and certificates",
