@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 import train_adaptive_style
+import train_answers
 import train_autoencoder
 import train_classifiers
 import train_denoiser
 import train_fast_style
 import train_networks
 import train_robust
+import train_sparse_codes
 import train_vit
 import typer
 from model_cards import accuracy, predictions, write_file
@@ -24,6 +26,7 @@ from torch import nn
 from train_denoiser import squared_error
 
 from phosphene import load_model, load_result, run
+from phosphene.builtin.answers import ANSWERS, load_answers
 from phosphene.builtin.autoencoder import load_autoencoder
 from phosphene.builtin.denoiser import ShapesDenoiser, load_denoiser
 from phosphene.builtin.networks import BIASED, CLASSIFIERS, NETWORKS, ROBUST, WEIGHTS, load_network, normalize
@@ -159,7 +162,7 @@ def test_vgg_is_plain() -> None:
 
 
 def test_weights_are_small_and_match_their_cards() -> None:
-    assert sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors")) < 7_900_000
+    assert sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors")) < 8_200_000
     for name in CLASSIFIERS:
         card = dict(re.findall(r"^\| (.+?) \| (.+) \|$", (WEIGHTS / f"{name}.md").read_text(), re.MULTILINE))
         content = (WEIGHTS / f"{name}.safetensors").read_bytes()
@@ -233,6 +236,37 @@ def test_the_adaptive_style_is_written_with_its_card(tmp_path: Path, monkeypatch
     assert arrays.read_bytes() == (second / "arrays.safetensors").read_bytes()
     assert load_result(first).inputs["styles"] == "builtin:textures/3, 2 scenes of seed 2, given as an object"
     assert "| styles that are textures | 3 |" in first.with_suffix(".md").read_text()
+
+
+def test_the_sparse_codes_are_written_with_their_card_and_explain_unseen_scenes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unseen: Scenes
+) -> None:
+    card = dict(re.findall(r"^\| (.+?) \| (.+) \|$", (WEIGHTS / "shapes-codes.md").read_text(), re.MULTILINE))
+    arrays = (WEIGHTS / "shapes-codes" / "arrays.safetensors").read_bytes()
+    assert card["sha256"] == hashlib.sha256(arrays).hexdigest() and len(arrays) < 250_000
+    result: Any = run("sparse_autoencoder", dataset=unseen.images[:50], count=1, steps=0)
+    assert float(result.r2) > float(card["r2"]) - 0.05
+    assert float(result.l0) == pytest.approx(float(card["l0"]))
+    monkeypatch.setattr(train_sparse_codes, "SCENES", 4)
+    monkeypatch.setattr(train_sparse_codes, "TRAINING", {"steps": 2, "codes": 8, "k": 2, "batch": 2})
+    train_networks.main(["shapes-codes"], tmp_path, seed=1)
+    assert load_result(tmp_path / "shapes-codes").codes.k == 2
+    assert "| steps | 2 |" in (tmp_path / "shapes-codes.md").read_text()
+
+
+def test_answers_are_as_correct_as_their_card_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = WEIGHTS / f"{ANSWERS}.safetensors"
+    card = dict(re.findall(r"^\| (.+?) \| (.+) \|$", weights.with_suffix(".md").read_text(), re.MULTILINE))
+    assert card["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    scenes = draw_scenes(200, seed=0, split="test", start=50_000)
+    for question, share in train_answers.accuracies(load_answers()[1], scenes).items():
+        assert share > float(card[f"correct answers to {question!r}"]) - 0.04 > 0.94
+    monkeypatch.setattr(train_answers, "TEST_SCENES", 2)
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        train_answers.train(tmp_path / folder, scenes=8, steps=2, seed=3)
+    names = [tmp_path / folder / f"{ANSWERS}.safetensors" for folder in ("first", "second")]
+    assert names[0].read_bytes() == names[1].read_bytes()
 
 
 def test_adaptive_style_matches_its_card_and_halves_the_distance_to_an_unseen_style() -> None:

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Annotated
 
 import train_adaptive_style
+import train_answers
 import train_autoencoder
 import train_classifiers
 import train_denoiser
 import train_fast_style
 import train_robust
+import train_sparse_codes
 import train_vit
 import typer
 
+from phosphene.builtin.answers import ANSWERS
 from phosphene.builtin.autoencoder import AUTOENCODER
 from phosphene.builtin.denoiser import DENOISER
 from phosphene.builtin.networks import NETWORKS, ROBUST, WEIGHTS
@@ -29,9 +32,11 @@ CLASSIFIERS = [name for name in NETWORKS if name != ROBUST]
 TRAININGS: dict[str, Callable[..., None]] = {
     train_fast_style.NAME: train_fast_style.train,
     train_adaptive_style.NAME: train_adaptive_style.train,
+    train_sparse_codes.NAME: train_sparse_codes.train,
     DENOISER: train_denoiser.train,
     AUTOENCODER: train_autoencoder.train,
     VIT: train_vit.train,
+    ANSWERS: train_answers.train,
 }
 NAMES = [*NETWORKS, *TRAININGS]
 

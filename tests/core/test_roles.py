@@ -13,8 +13,11 @@ from phosphene.roles import ROLES, InputContext, InputRole
 from phosphene.roles.table import _CORE
 from phosphene.testing import Case
 
+#: The roles of this project's own plugins.
+PLUGIN_ROLES = ("autoencoder", "text_model", "answer_model")
 
-@pytest.mark.parametrize("name", _CORE)
+
+@pytest.mark.parametrize("name", [*_CORE, *PLUGIN_ROLES])
 def test_every_role_describes_itself(name: str) -> None:
     role = ROLES[name]
     assert role.name == name
@@ -24,7 +27,7 @@ def test_every_role_describes_itself(name: str) -> None:
     assert (type(role).__doc__ or "").endswith(".")
 
 
-@pytest.mark.parametrize("name", _CORE)
+@pytest.mark.parametrize("name", [*_CORE, *PLUGIN_ROLES])
 def test_samples_are_accepted_and_bad_values_refused(name: str) -> None:
     case = Case(count=3)
     model, inputs = case.model(), {}
@@ -44,7 +47,7 @@ def test_samples_are_accepted_and_bad_values_refused(name: str) -> None:
 
 def test_every_role_of_a_method_is_in_the_table() -> None:
     used = {declared.role for each in methods.load_all().values() for declared in each.spec.inputs}
-    assert used == set(_CORE)
+    assert used == set(ROLES)
 
 
 class Captions(InputRole):
@@ -77,8 +80,8 @@ def captions() -> Any:
 
 def test_plugins_roles_are_looked_up_by_name(captions: InputRole) -> None:
     assert ROLES["captions"] is captions
-    assert [*ROLES] == [*_CORE, "captions"]
-    assert len(ROLES) == len(_CORE) + 1
+    assert [*ROLES] == [*_CORE, *PLUGIN_ROLES, "captions"]
+    assert len(ROLES) == len(_CORE) + len(PLUGIN_ROLES) + 1
     with pytest.raises(UnknownName, match="did you mean 'captions'"):
         ROLES["caption"]
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..builtin.networks import CLASSIFIERS, MEAN, STD, load_network
 from ..builtin.scenes import CLASSES
+from ..builtin.words import WORDS, ClassWords
 from ..errors import InputError, ModelError, PhospheneError, UnknownName
 from ..random_weights import has_random_weights
 from ..registry.extensions import extensions
@@ -72,15 +73,18 @@ class _Builtin:
     def load(
         self, name: str, *, weights: str | None, pretrained: bool, **options: Any
     ) -> tuple[nn.Module, dict[str, Any]]:
-        if name not in CLASSIFIERS:
-            raise UnknownName("bundled model", name, CLASSIFIERS)
+        if name not in self.names():
+            raise UnknownName("bundled model", name, self.names())
         if weights is not None:
             raise InputError(f"builtin:{name} has its own weights; there are none called {weights!r}")
         settings = {"mean": MEAN, "std": STD, "input_size": (3, 64, 64), "classes": CLASSES}
-        return load_network(name, **options), settings
+        if name != WORDS:
+            return load_network(name, **options), settings
+        network: Any = load_network("shapes-vgg", **options)
+        return network, settings | {"embed_text": ClassWords(network.classifier)}
 
-    def names(self) -> Iterable[str]:
-        return CLASSIFIERS
+    def names(self) -> Sequence[str]:
+        return [*CLASSIFIERS, WORDS]
 
 
 def loaders() -> dict[str, Loader]:

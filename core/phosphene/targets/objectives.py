@@ -6,12 +6,12 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, UnknownName
 from ..finite_values import check_finite
 
 if TYPE_CHECKING:
@@ -299,15 +299,19 @@ class Neuron(Channel):
 class Direction(Layer):
     """A direction in a layer's channels, ``vector`` (C,): the mean over positions of <vector, features>.
 
-    ``source`` is the text that it was read from, ``concept:folder#name``, or "". An image has the concept
-    where its score is above the ``threshold``; without one, an attack has no criterion of success.
+    ``pooling`` "max" is the largest value over the positions instead. ``source`` is the text that it was read
+    from, ``concept:folder#name``, or "". An image has the concept where its score is above the ``threshold``;
+    without one, an attack has no criterion of success.
     """
 
     vector: Tensor
     source: str = ""
     threshold: float | None = None
+    pooling: Literal["mean", "max"] = "mean"
 
     def __post_init__(self) -> None:
+        if self.pooling not in ("mean", "max"):
+            raise UnknownName("pooling", str(self.pooling), ("mean", "max"))
         if not isinstance(self.vector, Tensor) or self.vector.ndim != 1:
             kind = tuple(self.vector.shape) if isinstance(self.vector, Tensor) else type(self.vector).__name__
             raise InputError(f"the vector of a direction must be a tensor (C,), not {kind}")
@@ -331,7 +335,8 @@ class Direction(Layer):
             raise InputError(
                 f"layer {self.name!r} has {values.shape[1]} channels, the direction has {len(self.vector)}"
             )
-        return torch.einsum("nc...,c->n...", values, self.vector.to(values)).reshape(len(values), -1).mean(1)
+        products = torch.einsum("nc...,c->n...", values, self.vector.to(values)).reshape(len(values), -1)
+        return products.mean(1) if self.pooling == "mean" else products.amax(1)
 
     def __str__(self) -> str:
         return self.source or f"a direction in {self.name}"

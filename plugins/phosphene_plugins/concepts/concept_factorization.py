@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,15 +23,24 @@ from phosphene import (
     load_model,
     max_batch,
     method,
+    progress_bar,
+    scores,
     unit_centers,
 )
-from phosphene.images import Centers, enlarge_maps, overlay, to_display
+from phosphene.images import Centers, enlarge_maps, overlay, resize, to_display
 from phosphene.results import Panel, Result
 from phosphene.roles import Images, LayerName, Model, Seed, Target
-from phosphene.spec import Cost, InvariantTo, ScalesWith, size
-from phosphene.targets import parse_target
+from phosphene.spec import Cost, InvariantTo, ScalesWith, ceil, either, param, size
+from phosphene.targets import Objective, parse_target
 
+from ..embeddings._features import layer_vectors
 from ..embeddings._principal_components import principal_axes
+from ._sobol_indices import sobol_designs, sobol_indices, total_indices
+
+#: Crops of each concept in the result.
+CROPS = 8
+#: How many crops an image is cut into.
+_CROPS = (ceil(2 / either(param.crop, 1) - 2) + 1) * (ceil(2 / either(param.crop, 1) - 2) + 1)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -40,7 +50,9 @@ class ConceptMaps(Result):
     ``maps`` (N, K, h, w): how strongly concept k occurs at each position; ``vectors`` (K, C): the concepts,
     directions of the layer's channels; ``mean`` (C,): the part that all positions share (zeros for NMF and
     k-means); ``importance`` (N, K): contribution of the concept to each image's score, gradient times
-    occurrence; ``explained``: the share of the maps' squared deviation that the product explains.
+    occurrence; ``sobol`` (N, K): total Sobol indices of the score, or None; ``explained``: the share of the
+    maps' squared deviation that the product explains. ``crop_images`` (K, B, C, H, W): of a factorization of
+    crops those in which each concept is strongest.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {
@@ -50,6 +62,8 @@ class ConceptMaps(Result):
         "mean": "channels",
         "importance": "N K",
         "targets": "N",
+        "sobol": "N K",
+        "crop_images": "K B C p q",
     }
 
     images: Tensor
@@ -62,6 +76,8 @@ class ConceptMaps(Result):
     layer: str
     algorithm: str
     centers: Centers | None = None
+    sobol: Tensor | None = None
+    crop_images: Tensor | None = None
 
     def direction(self, concept: int) -> Direction:
         """A concept as the target of other methods. Raises InputError for a number that does not exist."""
@@ -71,7 +87,8 @@ class ConceptMaps(Result):
 
     def panels(self) -> list[list[Panel]]:
         # One scale for a concept in all images; figures have the concepts of largest importance.
-        order = self.importance.mean(0).abs().sort(descending=True, stable=True).indices[:6].tolist()
+        weights = self.importance if self.sobol is None else self.sobol
+        order = weights.mean(0).abs().sort(descending=True, stable=True).indices[:6].tolist()
         tops = self.maps.amax((0, 2, 3)).clamp(min=1e-12)
         groups = []
         for n, (image, maps) in enumerate(zip(self.images, self.maps, strict=True)):
@@ -79,15 +96,25 @@ class ConceptMaps(Result):
             for k in order:
                 heat = (maps[k] / tops[k]).clamp(0, 1)[None].float()
                 enlarged = enlarge_maps(heat, image.shape[1:], self.centers)[0]
-                title = f"concept {k}: {float(self.importance[n, k]):+.2g}"
+                title = f"concept {k}: {float(weights[n, k]):{'.2f' if self.sobol is not None else '+.2g'}}"
                 group.append(Panel(overlay(to_display(image), enlarged), title, is_output=True))
             groups.append(group)
+        if self.crop_images is not None:
+            for k in order:
+                crops = self.crop_images[k, : len(order) + 1]
+                titles = [f"crops of concept {k}"] + [""] * (len(crops) - 1)
+                pairs = zip(crops, titles, strict=True)
+                groups.append([Panel(crop, title, is_output=True) for crop, title in pairs])
         return groups
 
     def lines(self) -> list[str]:
         shares = ", ".join(f"{k}: {value:+.3g}" for k, value in enumerate(self.importance.mean(0).tolist()))
         head = f"{self.algorithm} of {self.layer}: {float(self.explained):.1%} explained"
-        return [head, f"mean importance of the concepts {shares}"]
+        lines = [head, f"mean importance of the concepts {shares}"]
+        if self.sobol is not None:
+            indices = ", ".join(f"{k}: {value:.2f}" for k, value in enumerate(self.sobol.mean(0).tolist()))
+            lines.append(f"mean total Sobol indices {indices}")
+        return lines
 
 
 def _oracle() -> None:
@@ -120,9 +147,43 @@ def _oracle() -> None:
         rebuilt = torch.einsum("nkhw,kc->nchw", result.maps, result.vectors) + result.mean[:, None, None]
         torch.testing.assert_close(rebuilt, images, rtol=0.02, atol=0.01)
         assert result.explained > 0.999
+    # The score is linear in the occurrences: the total index of a concept is its share of the variance.
+    result = concept_factorization(model, images, 0, designs=256, **options)
+    assert result.sobol is not None
+    squares = result.importance.square()
+    torch.testing.assert_close(result.sobol, squares / squares.sum(1, keepdim=True), rtol=0, atol=0.03)
+    assert result.sobol.mean(0).diff() <= 0
+    # Crops of half the sides: the same concepts, and the crops in which they fill the image.
+    result = concept_factorization(model, images, 0, crop=0.5, **options)
+    parts = torch.einsum("nkhw,kc->nkchw", result.maps, result.vectors)
+    torch.testing.assert_close(parts, product[:, order], rtol=0.02, atol=0.01)
+    assert result.crop_images is not None and result.crop_images.shape == (2, 8, 3, 4, 6)
+    for k, concept in enumerate(order.tolist()):
+        pooled = result.crop_images[k].mean((0, 2, 3))
+        assert torch.nn.functional.cosine_similarity(pooled, concepts[concept], dim=0) > 0.9
+    _indices_have_closed_forms()
     clusters = concept_factorization(model, images, 1, algorithm="kmeans", **options)
     assert ((clusters.maps > 0).sum(1) <= 1).all() and 0.3 < clusters.explained < 1
     assert clusters.targets == ("class 1", "class 1")
+
+
+def _indices_have_closed_forms() -> None:
+    """Total Sobol indices of a sum, a product and Ishigami's function are those of their integrals."""
+    functions: list[tuple[Callable[[Tensor], Tensor], list[float]]] = [
+        (lambda x: 3 * x[:, 0] - x[:, 1] + 0 * x[:, 2], [0.9, 0.1, 0.0]),
+        (lambda x: x[:, 0] * x[:, 1], [4 / 7, 4 / 7, 0.0]),  # (1/3 1/12) / (1/9 - 1/16)
+        (_ishigami, [0.5576, 0.4424, 0.2437]),
+        (lambda x: x[:, 0] * 0 + 2, [0.0, 0.0, 0.0]),
+    ]
+    for function, expected in functions:
+        indices = sobol_indices(function, 3, 2048, seed=0)
+        assert (indices - torch.tensor(expected)).abs().max() < 0.01, f"{indices.tolist()}, not {expected}"
+
+
+def _ishigami(x: Tensor) -> Tensor:
+    """sin y_1 + 7 sin^2 y_2 + 0.1 y_3^4 sin y_1 with y uniform in [-pi, pi], Ishigami and Homma 1990."""
+    y = (2 * x - 1) * torch.pi
+    return y[:, 0].sin() + 7 * y[:, 1].sin().square() + 0.1 * y[:, 2] ** 4 * y[:, 0].sin()
 
 
 @method(
@@ -149,7 +210,9 @@ def _oracle() -> None:
         ScalesWith("logits", power=0, fields=("explained",), where={"algorithm": "pca"}),
     ],
     needs=["gradients"],
-    cost=Cost(forward=size.images * 2, backward=size.images),
+    cost=Cost(
+        forward=size.images * (3 + _CROPS + param.designs * (param.concepts + 2)), backward=size.images
+    ),
     batch_independent=False,
     oracle=_oracle,
     quick={"concepts": 2},
@@ -166,24 +229,44 @@ def concept_factorization(
         Literal["nmf", "semi_nmf", "kmeans", "pca", "ica"],
         Field(description="NMF, semi-NMF for layers with negative values, k-means, PCA or FastICA"),
     ] = "nmf",
+    crop: Annotated[
+        float | None,
+        Field(ge=0.05, le=1, description="share of the image's sides of crops to factorize; None: positions"),
+    ] = None,
+    designs: Annotated[
+        int, Field(ge=0, le=2**16, description="designs of the Sobol indices, a power of two; 0: none")
+    ] = 0,
     seed: Seed = None,
 ) -> ConceptMaps:
     """Concept factorization: a layer's activations as concepts times occurrences (DFF, CRAFT).
 
     A ~ U V + m,  min ||A - U V - m||^2;  importance_k = sum_p U_pk V_k . dS / dA_p
 
-    with the rows of A the layer's activations at all positions of all images, V (K, C) the concepts, of
-    length 1, and U their occurrences. "nmf": U, V >= 0, m = 0, for layers after a ReLU; "semi_nmf": U >= 0;
-    "kmeans": one concept at each position; "pca" and "ica": U of any sign, m the mean. Importance is gradient
-    times occurrence, for each image and its target. Concepts are ordered by mean importance. NMF and ICA are
-    not unique: compare seeds before reading a concept as one. By scikit-learn.
+    sobol_k = E Var(S(c) | c_j, j != k) / Var S(c),  S(c) the score with A = sum_k c_k U_k V_k + m
+
+    with c uniform in [0, 1], the rows of A the layer's activations at all positions of all images, V (K, C)
+    the concepts, of length 1, and U their occurrences. "nmf": U, V >= 0, m = 0, for layers after a ReLU;
+    "semi_nmf": U >= 0; "kmeans": one concept at each position; "pca" and "ica": U of any sign, m the mean.
+    Importance is gradient times occurrence, for each image and its target. Concepts are ordered by mean
+    importance, or by the Sobol indices where they are computed. NMF and ICA are not unique: compare seeds
+    before reading a concept as one. By scikit-learn.
+
+    CRAFT is ``crop=0.25, designs=32``: NMF of the activations of overlapping crops, enlarged to the image's
+    size and averaged over their positions; U of the images then minimises |A - U V| with U >= 0. It is
+    recursive: ``crop_images[k]`` are the images of a second run at a layer further down, which splits concept
+    k into parts. ``designs`` are the points of a scrambled Sobol sequence at which the score is computed, for
+    each concept, with the concepts scaled by c; what the concepts do not explain of A is left out. The total
+    index is the share of the score's variance that a concept has a part in, alone or with others (estimator
+    of Jansen): it has no sign, and sums to 1 or more.
 
     Returns:
-        ``maps`` (N, K, h, w), U; ``vectors`` (K, C), V; ``importance`` (N, K); ``explained``, the share of
-        the squared deviation of A from its mean. ``result.direction(k)`` is a target for any method.
+        ``maps`` (N, K, h, w), U; ``vectors`` (K, C), V; ``importance`` and ``sobol`` (N, K); ``explained``,
+        the share of the squared deviation of A from its mean; ``crop_images`` (K, B, C, H, W).
+        ``result.direction(k)`` is a target for any method.
 
     Raises:
-        InputError: more concepts than positions or channels allow, or "nmf" of a layer with negative values.
+        InputError: more concepts than positions or channels allow, "nmf" of a layer with negative values,
+            crops of another algorithm, or ``designs`` that are no power of two.
         ModelError: the layer's output is no map, or the target does not depend on it.
 
     Example::
@@ -192,10 +275,18 @@ def concept_factorization(
         result = run("concept_factorization", images="builtin:scenes/4", concepts=3, seed=0)
         result.maps.shape  # (4, 3, 8, 8)
         run("class_visualization", target=result.direction(0), steps=2)
+        options = {"concepts": 2, "seed": 0}
+        crafted = run("concept_factorization", images="builtin:scenes/4", crop=0.5, designs=8, **options)
+        run("concept_factorization", images=crafted.crop_images[0], layer="features.7", **options)
 
     Source:
-        Collins et al. 2018, section 3 (NMF); Fel et al. 2023, section 3 (importance of concepts).
+        Collins et al. 2018, section 3 (NMF); Fel et al. 2023, sections 3.1 to 3.3 (crops, recursion, Sobol).
     """
+    if crop is not None and algorithm != "nmf":
+        raise InputError(f"crops are factorized by NMF, not by {algorithm}: algorithm='nmf', or crop=None")
+    if designs & (designs - 1):
+        nearest = 2 ** round(math.log2(designs))
+        raise InputError(f"designs are points of a Sobol sequence, a power of two: {nearest}, not {designs}")
     layer = layer if layer is not None else model.last_map
     objective = parse_target(target, model)
     maps, gradients = [], []
@@ -209,11 +300,13 @@ def concept_factorization(
     features = torch.cat(maps)
     count, channels, height, width = features.shape
     positions = features.movedim(1, -1).flatten(0, 2)
-    most = min(positions.shape) if algorithm in ("pca", "ica", "nmf") else len(positions)
+    crops = None if crop is None else _cut(images, crop)
+    rows_of_a = positions if crops is None else _pooled(model, crops, layer)
+    most = min(rows_of_a.shape) if algorithm in ("pca", "ica", "nmf") else len(rows_of_a)
     if concepts > most:
         raise InputError(
-            f"{algorithm} of {len(positions)} positions and {channels} channels has at most {most} concepts, "
-            f"not {concepts}"
+            f"{algorithm} of {len(rows_of_a)} {'positions' if crops is None else 'crops'} and {channels} "
+            f"channels has at most {most} concepts, not {concepts}"
         )
     if algorithm == "nmf" and float(positions.min()) < 0:
         raise InputError(
@@ -224,7 +317,10 @@ def concept_factorization(
         raise InputError(f"the output of layer {layer!r} is the same at all positions: it has no concepts")
     sklearn_seed = int(torch.randint(2**31, ()))
     values = positions.double().cpu()
-    occurrences, vectors, mean = _ALGORITHMS[algorithm](values, concepts, sklearn_seed)
+    occurrences, vectors, mean = _ALGORITHMS[algorithm](rows_of_a.double().cpu(), concepts, sklearn_seed)
+    in_crops = occurrences
+    if crops is not None:
+        occurrences = _nonnegative_least_squares(values, vectors)
     lengths = vectors.norm(dim=1).clamp(min=1e-300)
     occurrences, vectors = occurrences * lengths, vectors / lengths[:, None]
     deviation = (values - values.mean(0)).square().sum().clamp(min=1e-300)
@@ -232,7 +328,14 @@ def concept_factorization(
     slopes = torch.einsum("nchw,kc->nkhw", torch.cat(gradients).double().cpu(), vectors)
     grid = occurrences.view(count, height, width, -1).movedim(-1, 1)
     importance = (grid * slopes).sum((2, 3))
-    order = importance.mean(0).sort(descending=True, stable=True).indices
+    sobol = None
+    if designs:
+        rebuilt = torch.einsum("nkhw,kc->nkchw", grid, vectors).to(features), mean.to(features)
+        sobol = _total_sobol_indices(model, images, objective, layer, *rebuilt, designs, sklearn_seed)
+    order = (importance if sobol is None else sobol).mean(0).sort(descending=True, stable=True).indices
+    best = None
+    if crops is not None:
+        best = torch.stack([crops[in_crops[:, k].argsort(descending=True)[:CROPS]] for k in order.tolist()])
 
     def convert(tensor: Tensor) -> Tensor:
         return tensor.contiguous().to(model.device, model.dtype)
@@ -248,7 +351,71 @@ def concept_factorization(
         layer=layer,
         algorithm=algorithm,
         centers=unit_centers(model, layer, images.shape[2:]),
+        sobol=None if sobol is None else convert(sobol[:, order]),
+        crop_images=best,
     )
+
+
+def _cut(images: Tensor, share: float) -> Tensor:
+    """Crops (M, C, H, W) of a share of the sides, every half crop apart, enlarged to the image's size."""
+    height, width = (max(1, round(share * side)) for side in images.shape[2:])
+    crops = []
+    for top in _starts(images.shape[2], height, share):
+        for left in _starts(images.shape[3], width, share):
+            crops.append(images[:, :, top : top + height, left : left + width])
+    return resize(torch.stack(crops, 1).flatten(0, 1), (images.shape[2], images.shape[3])).clamp(0, 1)
+
+
+def _starts(side: int, length: int, share: float) -> list[int]:
+    """Where crops of a side start, evenly from the first to the last."""
+    count = math.ceil(2 / share - 2) + 1
+    return [round(n * (side - length) / max(1, count - 1)) for n in range(count)]
+
+
+def _pooled(model: Model, images: Tensor, layer: str) -> Tensor:
+    """A layer's activations (M, C), averaged over the positions."""
+    with torch.no_grad():
+        parts = images.split(batch_size(model))
+        return torch.cat([layer_vectors(model, model.features(part, layer), part, layer) for part in parts])
+
+
+def _nonnegative_least_squares(values: Tensor, vectors: Tensor) -> Tensor:
+    """U (P, K) >= 0 of least |values - U vectors| for values (P, C) and vectors (K, C)."""
+    from scipy.optimize import nnls
+
+    basis = vectors.T.numpy()
+    return torch.stack([torch.from_numpy(nnls(basis, row)[0]) for row in values.numpy()])
+
+
+def _total_sobol_indices(
+    model: Model,
+    images: Tensor,
+    target: Objective,
+    layer: str,
+    parts: Tensor,
+    mean: Tensor,
+    designs: int,
+    seed: int,
+) -> Tensor:
+    """Total indices (N, K) of the score with the concepts' parts (N, K, C, h, w) of the maps scaled."""
+    factors = parts.shape[1]
+    points = sobol_designs(factors, designs, seed)
+    indices = []
+    for n in progress_bar(range(len(images)), "Sobol indices", len(images)):
+        single = target.select([n]).resolve(model, images[n : n + 1])
+        values = []
+        for masks in points.split(batch_size(model)):
+            batch = images[n : n + 1].expand(len(masks), -1, -1, -1)
+            scaled = torch.einsum("mk,kchw->mchw", masks.to(parts), parts[n]) + mean[:, None, None]
+
+            def replace(output: Tensor, batch: Tensor = batch, scaled: Tensor = scaled) -> Tensor:
+                model.maps(output, batch, layer)[:] = scaled.to(output)  # a view of the output
+                return output
+
+            with torch.no_grad(), model.tap(layer, replace=replace):
+                values.append(scores(model, batch, single.select([0] * len(masks))).double().cpu())
+        indices.append(total_indices(torch.cat(values), factors))
+    return torch.stack(indices)
 
 
 # Each returns occurrences (P, K), concepts (K, C) and the mean (C,) of activations (P, C).

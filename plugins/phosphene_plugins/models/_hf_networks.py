@@ -62,7 +62,7 @@ def build(class_name: str, config: Any, weights: Path | Mapping[str, Tensor] | N
 
 
 def _read(network_class: Any, folder: Path | None, uri: str, **options: Any) -> nn.Module:
-    with _quiet():  # what is missing is raised below
+    with quiet():  # what is missing is raised below
         network, info = network_class.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, **options
         )
@@ -75,7 +75,7 @@ def _read(network_class: Any, folder: Path | None, uri: str, **options: Any) -> 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' warnings and progress bars; both settings are restored."""
     verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -193,7 +193,7 @@ class TextFeatures:
                 f"{self.uri} has no tokenizer, which turns a text into numbers: save it there, "
                 "tokenizer.save_pretrained(folder)"
             )
-        with _quiet():
+        with quiet():
             return transformers.AutoTokenizer.from_pretrained(
                 self.folder, local_files_only=True, trust_remote_code=False
             )
@@ -267,7 +267,7 @@ def _read_processor(folder: Path, uri: str) -> Any:
     """The image processor; its version on PIL images where transformers has one."""
     options = {"local_files_only": True, "trust_remote_code": False}
     try:
-        with _quiet():
+        with quiet():
             return transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
     except (KeyError, ValueError, ImportError) as error:
         raise ModelError(f"the image processor of {uri} cannot be built: {error}") from error

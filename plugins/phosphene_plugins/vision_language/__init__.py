@@ -1,0 +1,1 @@
+"""Vision and language: which pixels the words of an answer depend on."""
