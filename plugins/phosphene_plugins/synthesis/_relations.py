@@ -12,6 +12,7 @@ from torch import Tensor
 from phosphene import optimize, scores
 from phosphene.images import gaussian_blur, noise_images, resize
 from phosphene.spec import Agrees, Calls
+from phosphene.targets import parse_target
 
 Score = Callable[[Tensor], Tensor]
 
@@ -174,6 +175,28 @@ def phases_by_adam(calls: Calls) -> Tensor:
         mean, square = moments[0] / (1 - 0.9**step), moments[1] / (1 - 0.999**step)
         phases = phases.detach() + p["lr"] * mean / (square.sqrt() + 1e-8)
     return image()
+
+
+def accentuation_by_hand(calls: Calls) -> Tensor:
+    """Feature accentuation by plain gradient steps on the pixels."""
+    p = calls.params
+    layer = p["layer"] or calls.model.stages[len(calls.model.stages) // 2]
+    start: Tensor = calls.inputs["images"]
+    with torch.no_grad():
+        expected = calls.model.features(start, layer).flatten(1)
+    target = parse_target(calls.inputs["target"], calls.model).resolve(calls.model, start)
+    random = torch.Generator().manual_seed(p["seed"])
+    x = start.clone()
+    for _ in range(p["steps"]):
+        x = x.detach().requires_grad_()
+        inputs = optimize.jitter(x, random, pixels=p["jitter"])
+        inputs = optimize.rotate(inputs, random, degrees=p["rotate"])
+        inputs = optimize.rescale(inputs, random, factor=p["rescale"])
+        difference = calls.model.features(x, layer).flatten(1) - expected
+        share = (difference**2).sum(1) / (expected**2).sum(1)
+        objective = scores(calls.model, inputs, target) - p["weight"] * share
+        x = (x + p["lr"] * torch.autograd.grad(objective.sum(), x)[0]).clamp(0, 1)
+    return x.detach()
 
 
 def inversion_by_adam(calls: Calls) -> Tensor:

@@ -32,7 +32,7 @@ from phosphene.roles import Dataset, Frames, Model, Seed, Target
 from phosphene.spec import Agrees, Cost, InvariantTo, PixelRange, ScalesWith, UnitRange, param
 from phosphene.spec import size as call_size
 
-from ._activation_maximization import LearningRate, Steps, class_count, mean_color
+from ._activation_maximization import ImageSide, LearningRate, Steps, class_count, mean_color
 from ._relations import phases_by_adam
 
 #: Exponent of the magnitudes' decay and standard deviation of each decorrelated channel before the sigmoid:
@@ -89,7 +89,8 @@ def magnitudes_are_those_of_the_data() -> None:
     references=[
         Reference(
             key="fel2023maco",
-            title="Unlocking Feature Visualization for Deeper Networks with MAgnitude Constrained Optimization",
+            title="Unlocking Feature Visualization for Deeper Networks with MAgnitude Constrained "
+            "Optimization",
             authors="Fel, Boissin, Boutin, Picard, Novello, Colin, Linsley, Rousseau, Cadene, Gardes, Serre",
             year=2023,
             url="https://arxiv.org/abs/2306.06805",
@@ -115,10 +116,7 @@ def maco(
     target: Target,
     dataset: Dataset | None = None,
     *,
-    size: Annotated[
-        int | None,
-        Field(ge=8, le=4096, description="side of the image in pixels; default: the model's input size"),
-    ] = None,
+    size: ImageSide = None,
     crops: Annotated[
         int, Field(ge=1, le=256, description="number of random crops of the image per step")
     ] = 4,

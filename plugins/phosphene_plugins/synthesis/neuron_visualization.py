@@ -7,12 +7,12 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from phosphene import InputError, Reference, batch_size, hookimpl, load_model, max_batch, method
+from phosphene import InputError, batch_size, hookimpl, load_model, max_batch, method
 from phosphene.results import Synthesis
 from phosphene.roles import Frames, LayerName, Model, Seed, Start
 from phosphene.spec import Cost, Monotone, PixelRange, ScalesWith, param, size
 
-from ._activation_maximization import SIMONYAN, YOSINSKI, ActivationMaximization, maximize_activation
+from ._activation_maximization import OLAH, SIMONYAN, YOSINSKI, ActivationMaximization, maximize_activation
 from ._relations import agrees_with_ascent, unit_ascent
 
 
@@ -59,13 +59,7 @@ def linear_neuron_has_its_closed_form() -> None:
     references=[
         YOSINSKI,
         SIMONYAN,
-        Reference(
-            key="olah2017",
-            title="Feature Visualization",
-            authors="Olah, Mordvintsev, Schubert",
-            year=2017,
-            url="https://distill.pub/2017/feature-visualization",
-        ),
+        OLAH,
     ],
     invariants=[PixelRange()],
     needs=["gradients"],
