@@ -84,6 +84,11 @@ CosinePower: TypeAlias = Annotated[
     float, Field(ge=0, le=20, description="exponent of the cosine; 0: the dot product alone")
 ]
 
+ImageParametrization: TypeAlias = Annotated[
+    Literal["pixels", "fourier"],
+    Field(description="optimised variables: pixels, or a Fourier spectrum with decorrelated colours"),
+]
+
 #: Largest number of times that an initial image without gradient is replaced by other noise.
 RESTARTS = 8
 
@@ -93,19 +98,16 @@ class Regularizers(ParameterGroup):
 
     l2: Annotated[
         float, Field(ge=0, description="weight lambda of the penalty ||I - m||^2, m the model's mean colour")
-    ] = 1e-3
+    ] = 0.0
     total_variation: Annotated[float, Field(ge=0, description="weight of the total variation")] = 0.0
     blur_every: Annotated[
         int, Field(ge=0, description="number of steps between Gaussian blurs; 0: no blur")
-    ] = 4
+    ] = 0
     blur_sigma: Annotated[
         float, Field(ge=0, le=50, description="standard deviation of the Gaussian blur, in pixels")
     ] = 0.8
     jitter: Jitter = 8
-    parametrization: Annotated[
-        Literal["pixels", "fourier"],
-        Field(description="optimised variables: pixels, or a Fourier spectrum with decorrelated colours"),
-    ] = "fourier"
+    parametrization: ImageParametrization = "fourier"
 
 
 class ActivationMaximization(Regularizers):
@@ -123,14 +125,20 @@ class ActivationMaximization(Regularizers):
             description="percentage of pixels set to the mean colour, smallest contribution first",
         ),
     ] = 0
-    rotate: Rotate = 0.0
-    rescale: Rescale = 1.0
+    rotate: Rotate = 10.0
+    rescale: Rescale = 1.2
     optimizer: UpdateRule = "adam"
     steps: Steps = 200
     lr: LearningRate = 0.05
     start_noise: Annotated[
-        float, Field(ge=0, le=1, description="standard deviation of the noise in the initial image")
-    ] = 0.0
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="standard deviation of the noise in the initial image: white in pixels, with "
+            "amplitudes 1/f in a Fourier spectrum",
+        ),
+    ] = 0.02
     size: ImageSide = None
 
 

@@ -36,6 +36,10 @@ ALL_TERMS: dict[str, Any] = {
 }
 
 
+#: No random augmentation.
+PLAIN: dict[str, Any] = {"jitter": 0, "rotate": 0, "rescale": 1}
+
+
 def gradient_ascent(score: Score, start: Tensor, center: Tensor, params: Mapping[str, Any]) -> Tensor:
     """Projected gradient ascent on S - l2 ||I - m||^2 - total_variation TV, with all edits and transforms."""
     random = torch.Generator().manual_seed(params["seed"])

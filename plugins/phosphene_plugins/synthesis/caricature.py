@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -18,6 +18,7 @@ from ._activation_maximization import (
     CARTER,
     OLAH,
     CosinePower,
+    ImageParametrization,
     Jitter,
     LearningRate,
     Rescale,
@@ -27,6 +28,7 @@ from ._activation_maximization import (
     random_transform,
     start_images,
 )
+from ._relations import PLAIN
 
 
 def linear_layer_has_its_closed_form() -> None:
@@ -39,7 +41,7 @@ def linear_layer_has_its_closed_form() -> None:
     center = model.mean.double().repeat_interleave(8)
     matrix = linear.weight.detach() / model.std.double().repeat_interleave(8)
     features = (images.flatten(1) - center) @ matrix.T
-    plain: Any = {"jitter": 0, "rotate": 0, "rescale": 1, "parametrization": "pixels", "optimizer": "sgd"}
+    plain: Any = {"parametrization": "pixels", "optimizer": "sgd", **PLAIN}
     plain |= {"layer": "1", "seed": 0, "start_noise": 0.0}
     norms = features.square().sum(1, keepdim=True)
     slope = features @ matrix / norms
@@ -70,9 +72,7 @@ def linear_layer_has_its_closed_form() -> None:
         InvariantTo("logit_shift", fields=("images",), tolerance=1e-6),
         InvariantTo("batch_order", fields=("images",)),
         ScalesWith("logits", power=0),
-        Monotone(
-            "steps", values=(2, 6, 12), measure="scores", where={"jitter": 0, "rotate": 0, "rescale": 1}
-        ),
+        Monotone("steps", values=(2, 6, 12), measure="scores", where=PLAIN),
     ],
     quick={"steps": 4},
     demo={"images": "builtin:scenes/3"},
@@ -89,10 +89,7 @@ def caricature(
     jitter: Jitter = 4,
     rotate: Rotate = 3.0,
     rescale: Rescale = 1.05,
-    parametrization: Annotated[
-        Literal["pixels", "fourier"],
-        Field(description="optimised variables: pixels, or a Fourier spectrum with decorrelated colours"),
-    ] = "fourier",
+    parametrization: ImageParametrization = "fourier",
     optimizer: UpdateRule = "adam",
     steps: Steps = 200,
     lr: LearningRate = 0.05,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from phosphene.roles import Frames, Images, LayerName, Model, Seed, Target
 from phosphene.spec import Agrees, Cost, InvariantTo, Monotone, PixelRange, UnitRange, param, size
 
 from ._activation_maximization import (
+    ImageParametrization,
     Jitter,
     LearningRate,
     Rescale,
@@ -23,7 +24,7 @@ from ._activation_maximization import (
     UpdateRule,
     random_transform,
 )
-from ._relations import accentuation_by_hand
+from ._relations import PLAIN, accentuation_by_hand
 
 #: Every term and augmentation, with plain steps on the pixels.
 ALL_ON: dict[str, Any] = {
@@ -46,7 +47,7 @@ def linear_unit_and_layer_have_their_closed_form() -> None:
     matrix = first.weight.detach() / scale
     features = (images.flatten(1) - model.mean.double().repeat_interleave(4)) @ matrix.T
     weights = (second.weight.detach() @ matrix)[[1, 2]]
-    plain: Any = {"jitter": 0, "rotate": 0, "rescale": 1, "parametrization": "pixels", "optimizer": "sgd"}
+    plain: Any = {"parametrization": "pixels", "optimizer": "sgd", **PLAIN}
     weight = 4.0
     result = feature_accentuation(
         model, images, (1, 2), layer="1", weight=weight, steps=300, lr=0.01, **plain
@@ -85,9 +86,7 @@ def linear_unit_and_layer_have_their_closed_form() -> None:
         Agrees(accentuation_by_hand, fields=("images",), where=ALL_ON | {"weight": 0}, networks=("gap",)),
         InvariantTo("logit_shift", fields=("images",), tolerance=1e-6),
         InvariantTo("batch_order", fields=("images",)),
-        Monotone(
-            "steps", values=(2, 6, 12), measure="scores", where={"jitter": 0, "rotate": 0, "rescale": 1}
-        ),
+        Monotone("steps", values=(2, 6, 12), measure="scores", where=PLAIN),
     ],
     quick={"steps": 4},
     demo={"images": "builtin:scenes/3"},
@@ -107,10 +106,7 @@ def feature_accentuation(
     jitter: Jitter = 8,
     rotate: Rotate = 5.0,
     rescale: Rescale = 1.1,
-    parametrization: Annotated[
-        Literal["pixels", "fourier"],
-        Field(description="optimised variables: pixels, or a Fourier spectrum with decorrelated colours"),
-    ] = "fourier",
+    parametrization: ImageParametrization = "fourier",
     optimizer: UpdateRule = "adam",
     steps: Steps = 100,
     lr: LearningRate = 0.05,
