@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from phosphene.optimize import (
     LatentImage,
     Optimization,
     Parametrization,
+    PhaseImage,
     PixelImage,
     clip_smallest,
     concatenate_stages,
@@ -73,6 +75,52 @@ def test_fourier_represents_its_initial_images(c: int, h: int, w: int, decay: fl
     images = rand(2, c, h, w) * 0.9997 + 0.00015
     result = FourierImage(images, decay=decay)
     torch.testing.assert_close(result.image().detach(), images, atol=1e-12, rtol=0)
+
+
+@given(c=st.integers(1, 4), h=sizes, w=sizes, seed=st.integers(0, 99))
+@few
+def test_phase_image_keeps_every_magnitude_whatever_its_phases(c: int, h: int, w: int, seed: int) -> None:
+    images = 0.1 + 0.8 * rand(2, c, h, w, seed=seed)
+    spectra = PhaseImage.spectrum(images)
+    magnitudes = spectra[0].abs()
+    magnitudes[:, 0, 0] = spectra[0, :, 0, 0].real
+    image = PhaseImage(magnitudes, spectra.angle(), w)
+    torch.testing.assert_close(image.image()[0].detach(), images[0], atol=1e-9, rtol=0)
+    with torch.no_grad():
+        image.parameter.add_(randn(2, c, h, w // 2 + 1, seed=seed))
+    changed = PhaseImage.spectrum(image.image().detach(), eps=1e-12)
+    torch.testing.assert_close(changed.abs(), magnitudes.abs().expand_as(changed), atol=1e-6, rtol=0)
+    torch.testing.assert_close(changed[:, :, 0, 0].real, spectra[:1, :, 0, 0].real.expand(2, -1))
+
+
+def test_phase_image_refuses_shapes_and_magnitudes() -> None:
+    magnitudes, phases = rand(3, 4, 3), randn(2, 3, 4, 3)
+    for wrong in ((magnitudes[0], phases, 5), (magnitudes, phases[0], 5), (magnitudes, phases, 7)):
+        with pytest.raises(InputError, match="phases"):
+            PhaseImage(*wrong)
+    for bad in (-1.0, math.nan, math.inf):
+        wrong_magnitudes = magnitudes.clone()
+        wrong_magnitudes[0, 1, 1] = bad
+        with pytest.raises(InputError, match="finite and nonnegative"):
+            PhaseImage(wrong_magnitudes, phases, 5)
+    with pytest.raises(InputError, match="PhaseImage cannot be set from pixels"):
+        PhaseImage(magnitudes, phases, 5).assign(rand(2, 3, 4, 5))
+
+
+def test_opacity_is_the_sum_of_absolute_gradients_over_its_80th_percentile() -> None:
+    weight = randn(2, 3, 4, 5)
+    weight[1, :, :2] = 0
+    score = lambda images: (weight * images).sum((1, 2, 3))
+    result = optimize_image(score, PixelImage(rand(2, 3, 4, 5)), steps=3, lr=0.01, opacity=True)
+    mean = weight.abs().mean(1)
+    percentile = mean.flatten(1).quantile(0.8, dim=1)[:, None, None]
+    torch.testing.assert_close(result.alpha, (mean / percentile).clamp(max=1))
+    assert optimize_image(score, PixelImage(rand(2, 3, 4, 5)), steps=1, lr=0.01).alpha is None
+    weight = torch.zeros(1, 1, 4, 5).double()
+    weight[..., 0, 0] = 1
+    single = optimize_image(score, PixelImage(rand(1, 1, 4, 5)), steps=1, lr=0.01, opacity=True)
+    weight = weight[0]
+    torch.testing.assert_close(single.alpha, weight)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

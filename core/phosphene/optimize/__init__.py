@@ -27,7 +27,14 @@ from .image_optimizer import (
     optimize_image,
     pad_rows,
 )
-from .parametrizations import FourierImage, LatentImage, Parametrization, PixelImage
+from .parametrizations import (
+    FourierImage,
+    LatentImage,
+    Parametrization,
+    PhaseImage,
+    PixelImage,
+    fourier_frequencies,
+)
 from .regularizers import clip_smallest, l2_penalty, total_variation
 
 __all__ = [
@@ -38,6 +45,7 @@ __all__ = [
     "Optimizer",
     "Parametrization",
     "PerImage",
+    "PhaseImage",
     "PixelImage",
     "TRANSFORMS",
     "Transform",
@@ -48,6 +56,7 @@ __all__ = [
     "clip_smallest",
     "compose",
     "concatenate_stages",
+    "fourier_frequencies",
     "gram_matrix",
     "jitter",
     "jpeg",

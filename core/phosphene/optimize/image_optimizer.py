@@ -15,6 +15,7 @@ from ..checkpoints import CheckpointSlot
 from ..errors import InputError, UnknownName
 from ..graceful_stop import stoppable
 from ..images.noise import seeded_generator
+from ..precision import at_least_float32
 from ..progress import progress_bar
 from .augmentations import Transform
 from .evaluation import (
@@ -41,12 +42,14 @@ Optimizer = Literal["adam", "sgd", "normalized-sgd", "lbfgs"]
 class Optimization(NamedTuple):
     """Optimised images (N, C, H, W) and the objective at the start of every step, (steps, N).
 
-    ``frames`` (F, N, C, H, W), uint8, are the images during the optimisation, if any were asked for.
+    ``frames`` (F, N, C, H, W), uint8, are the images during the optimisation, and ``alpha`` (N, H, W) in
+    [0, 1] is their opacity, if any were asked for.
     """
 
     images: Tensor
     scores: Tensor
     frames: Tensor | None = None
+    alpha: Tensor | None = None
 
 
 def optimize_image(
@@ -60,6 +63,7 @@ def optimize_image(
     regularizer: PerImage | None = None,
     transform: Transform | None = None,
     after_step: AfterStep | None = None,
+    opacity: bool = False,
     frames: int = 0,
     seed: int | None = None,
 ) -> Optimization:
@@ -80,6 +84,9 @@ def optimize_image(
         regularizer: images -> penalties (N,).
         transform: (images, generator) -> augmented images for the objective, drawn anew at every step.
         after_step: (images, pixel gradient of the objective, step) -> images, an edit between steps.
+        opacity: also return ``alpha``, the sum over the steps of the absolute gradient of the objective at
+            each pixel, mean over the channels, divided by its 80th percentile in the image and clipped to 1:
+            near 0 where the objective does not depend on the image (MACO, Fel et al. 2023).
         frames: number of images to record, evenly spread over the steps; the last one is the result.
         seed: seed of the transform's generator.
 
@@ -96,7 +103,7 @@ def optimize_image(
     generator = seeded_generator(seed)
     evaluate = Evaluator(image, objective, maximize, regularizer, transform, generator)
     stepper = Lbfgs(evaluate, lr) if optimizer == "lbfgs" else FirstOrder(evaluate, lr, optimizer)
-    record = _Record(image, steps, frames)
+    record = _Record(image, steps, frames, opacity)
     checkpoint = CheckpointSlot()
     if checkpoint.state:
         _resume(checkpoint, record, stepper, generator)
@@ -112,6 +119,7 @@ def optimize_image(
             evaluation = evaluation or evaluate()
             check_finite(evaluation, step, lr)
             record.scores.append(evaluation.scores)
+            record.add_gradient(evaluation.pixel_gradient)
             if step < FLAT_STEPS:
                 no_gradient_yet = no_gradient_yet & zero_gradient(evaluation, maximize)
                 # A random transform may hide a unit from some steps, but not from all of them.
@@ -152,8 +160,16 @@ class _Record:
     image: Parametrization
     steps: int
     frame_count: int
+    opacity: bool
     scores: list[Tensor] = field(default_factory=list)
     frames: list[Tensor] = field(default_factory=list)
+    #: Sum over the steps of the mean absolute gradient at each pixel, (N, H, W).
+    gradient_sum: Tensor | None = None
+
+    def add_gradient(self, gradient: Tensor) -> None:
+        if self.opacity:
+            added = at_least_float32(gradient).abs().mean(1)
+            self.gradient_sum = added if self.gradient_sum is None else self.gradient_sum + added
 
     def add_frame(self) -> None:
         self.frames.append((self.image.image().detach() * 255).round().byte())
@@ -166,7 +182,17 @@ class _Record:
     def optimization(self) -> Optimization:
         images = self.image.image().detach().clone()
         frames = torch.stack(self.frames) if self.frames else None
-        return Optimization(images, torch.stack(self.scores), frames)
+        alpha = None if self.gradient_sum is None else _opacity(self.gradient_sum).to(images)
+        return Optimization(images, torch.stack(self.scores), frames, alpha)
+
+
+def _opacity(gradient_sum: Tensor) -> Tensor:
+    """(N, H, W) divided by the 80th percentile of each image and clipped to 1; where that is 0, all of it."""
+    flat = gradient_sum.flatten(1)
+    threshold = torch.quantile(flat, 0.8, dim=1)[:, None]
+    # equivalent mutants: a sum without any gradient has been refused
+    scaled = torch.where(threshold > 0, flat / threshold, (flat > 0).to(flat))
+    return scaled.clamp(max=1).view_as(gradient_sum)
 
 
 def _save(
@@ -177,6 +203,8 @@ def _save(
     state |= stepper.state_dict()
     if record.frames:
         state["frames"] = torch.stack(record.frames)
+    if record.gradient_sum is not None:
+        state["gradient_sum"] = record.gradient_sum
     # Cloned, because the file may be written after further steps have changed these tensors in place.
     copies = {name: value.clone() for name, value in state.items()}
     checkpoint.save({"generator": generator.get_state(), **copies})
@@ -192,6 +220,7 @@ def _resume(
     # Adam's step count stays on the CPU.
     state = {name: value if name == "step" else value.to(device) for name, value in state.items()}
     record.scores, record.frames = list(state.pop("scores")), list(state.pop("frames", ()))
+    record.gradient_sum = state.pop("gradient_sum", None)
     with torch.no_grad():
         record.image.parameter.copy_(state.pop("parameter"))
     stepper.load_state_dict(state)

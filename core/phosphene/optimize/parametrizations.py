@@ -1,4 +1,4 @@
-"""Image parametrizations: pixels, Fourier spectrum, latent code of a decoder."""
+"""Image parametrizations: pixels, Fourier spectrum, phases of a spectrum, latent code of a decoder."""
 
 from __future__ import annotations
 
@@ -92,15 +92,8 @@ class FourierImage(Parametrization):
         # In half precision there is no Fourier transform on the CPU: at least single precision, then rounded.
         self.dtype = init.dtype
         init = at_least_float32(init)
-        # The W//2 + 1 columns that irfft reads, for odd W, too: a further one would never get a gradient.
-        vertical = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
-        horizontal = torch.fft.rfftfreq(self.width, dtype=torch.float64)
-        frequency = torch.hypot(vertical, horizontal).clamp_min(1 / max(height, self.width))
-        self.scale = (frequency**-decay).to(init)
-        mix = torch.eye(channels, dtype=torch.float64)
-        if channels == 3:
-            mix = torch.tensor(_COLOR_COVARIANCE_SQRT, dtype=torch.float64)
-            mix /= mix.norm(dim=0).max()
+        self.scale = (fourier_frequencies(height, self.width) ** -decay).to(init)
+        mix = _color_mix(channels)
         self.mix, self.unmix = mix.to(init), torch.linalg.inv(mix).to(init)
         self.parameter = init.new_zeros(count, channels, *self.scale.shape, 2).requires_grad_()
         self.assign(init)
@@ -118,6 +111,96 @@ class FourierImage(Parametrization):
         logits = torch.logit(images.to(self.parameter.dtype), eps=1e-4)
         signal = torch.einsum("ij,njhw->nihw", self.unmix, logits) * 4
         self.parameter.copy_(torch.view_as_real(torch.fft.rfft2(signal, norm="ortho") / self.scale))
+
+
+def fourier_frequencies(height: int, width: int) -> Tensor:
+    """Frequencies (H, W//2 + 1) of ``rfft2``, cycles per pixel, at least 1/max(H, W), in double precision."""
+    # The W//2 + 1 columns that irfft reads, for odd W, too: a further one would never get a gradient.
+    vertical = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
+    horizontal = torch.fft.rfftfreq(width, dtype=torch.float64)
+    return torch.hypot(vertical, horizontal).clamp_min(1 / max(height, width))
+
+
+def _color_mix(channels: int) -> Tensor:
+    """M (C, C) of ``FourierImage``, in double precision."""
+    if channels != 3:
+        return torch.eye(channels, dtype=torch.float64)
+    mix = torch.tensor(_COLOR_COVARIANCE_SQRT, dtype=torch.float64)
+    return mix / mix.norm(dim=0).max()
+
+
+class PhaseImage(Parametrization):
+    """Phases of a Fourier spectrum with constant magnitudes.
+
+    image = sigmoid(M irfft2(r exp(i phi)))
+
+    with the magnitudes r (C, H, W//2 + 1), the phases phi, which are optimised, the orthonormal transform and
+    the colour matrix M of ``FourierImage``. The spectrum stays that of a real image, so every magnitude of
+    the image before the sigmoid is r. The coefficients of frequency zero, the mean colour, and the others
+    that are real keep the sign that they have at the start.
+
+    Args:
+        magnitudes: r; the entry of frequency zero is a coefficient, which may be negative.
+        phases: initial phases (N, C, H, W//2 + 1), copied: those of the spectra of real images.
+        width: W, which the columns determine only up to its parity.
+
+    Raises:
+        InputError: shapes that do not belong together, or magnitudes that are not finite and nonnegative.
+
+    Source:
+        Fel et al., "Unlocking Feature Visualization for Deeper Networks with MAgnitude Constrained
+        Optimization", 2023, equation 2.
+    """
+
+    def __init__(self, magnitudes: Tensor, phases: Tensor, width: int) -> None:
+        channels, height, columns = magnitudes.shape if magnitudes.ndim == 3 else (0, 0, 0)
+        if phases.ndim != 4 or phases.shape[1:] != magnitudes.shape or columns != width // 2 + 1:
+            raise InputError(
+                f"magnitudes (C, H, W//2 + 1) of width {width} and phases (N, C, H, W//2 + 1) are needed, "
+                f"not phases {tuple(phases.shape)} and {tuple(magnitudes.shape)}"
+            )
+        nonnegative = magnitudes.clone()
+        nonnegative[:, 0, 0] = nonnegative[:, 0, 0].abs()
+        if not bool((nonnegative.isfinite() & (nonnegative >= 0)).all()):
+            raise InputError("magnitudes must be finite and nonnegative, but at frequency zero")
+        self.width, self.dtype = width, phases.dtype
+        self.magnitudes = at_least_float32(magnitudes.detach()).to(phases.device)
+        self.mix = _color_mix(channels).to(self.magnitudes)
+        self.parameter = at_least_float32(phases.detach()).clone().requires_grad_()
+        self.magnitudes = self.magnitudes.to(self.parameter)
+        # The spectrum of a real image is s(-k) = conj s(k): within the columns 0 and, of even widths, W/2
+        # phases are antisymmetric in the rows, and where k = -k the coefficient is real.
+        mirrored = -torch.arange(height) % height
+        self._mirrored = mirrored.to(phases.device)
+        self._edges = [0] if width % 2 else [0, columns - 1]
+        self._fixed = torch.zeros(height, columns, dtype=torch.bool, device=phases.device)
+        for column in self._edges:
+            self._fixed[:, column] = self._mirrored == torch.arange(height, device=phases.device)
+        initial = self.parameter.detach()
+        self._real = torch.where(initial.cos() < 0, math.pi, 0.0).to(initial)
+        self._real[:, :, 0, 0] = 0
+
+    def phases(self) -> Tensor:
+        """phi (N, C, H, W//2 + 1), those of a real image, on the autograd graph."""
+        phases = self.parameter
+        edges = phases[..., self._edges]
+        antisymmetric = (edges - edges[:, :, self._mirrored]) / 2
+        phases = phases.index_copy(3, torch.tensor(self._edges, device=phases.device), antisymmetric)
+        return torch.where(self._fixed, self._real, phases)
+
+    def image(self) -> Tensor:
+        phases = self.phases()
+        spectrum = torch.complex(self.magnitudes * phases.cos(), self.magnitudes * phases.sin())
+        columns = torch.fft.ifft(spectrum, dim=-2, norm="ortho")
+        signal = torch.fft.irfft(columns, n=self.width, dim=-1, norm="ortho")
+        return torch.einsum("ij,njhw->nihw", self.mix, signal).sigmoid().to(self.dtype)
+
+    @staticmethod
+    def spectrum(images: Tensor, *, eps: float = 1e-4) -> Tensor:
+        """Complex spectra (N, C, H, W//2 + 1) before the sigmoid of images, clipped to [eps, 1 - eps]."""
+        logits = torch.logit(at_least_float32(images), eps=eps)
+        unmix = torch.linalg.inv(_color_mix(images.shape[1])).to(logits)
+        return torch.fft.rfft2(torch.einsum("ij,njhw->nihw", unmix, logits), norm="ortho")
 
 
 class LatentImage(Parametrization):

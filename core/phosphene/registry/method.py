@@ -234,8 +234,9 @@ class Method(Generic[P, R]):
 
         A model without an input size of its own is replaced by its view at the images' size.
         """
-        context = InputContext(self._model(checked), checked)
-        checked[declared.name] = ROLES[declared.role].check(value, context)
+        context, role = InputContext(self._model(checked), checked), ROLES[declared.role]
+        absent = value is None and not declared.required and role.optional_is_none
+        checked[declared.name] = None if absent else role.check(value, context)
         owner = self.spec.input("model")
         if owner is not None and (model := checked.get(owner.name)) is not None:
             checked[owner.name] = model_for_inputs(self._at_size_parameter(model, params), checked)

@@ -18,7 +18,7 @@ class Synthesis(Result):
     ``images`` (N, C, H, W) in [0, 1], with a name in ``targets`` each; ``scores`` (steps, N), the objective
     at every step, (0, N) without optimisation; ``sources`` (N, C, H, W), the samples or
     inputs that they were computed from, if any; ``frames`` (F, N, C, H, W), uint8, the images during the
-    optimisation, if any were asked for.
+    optimisation, and ``alpha`` (N, H, W) in [0, 1], the images' opacity, if any were asked for.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {
@@ -27,9 +27,10 @@ class Synthesis(Result):
         "targets": "N",
         "sources": "N c h w",
         "frames": "F N C p q",
+        "alpha": "N H W",
     }
 
-    per_image: ClassVar[tuple[str, ...]] = ("images", "targets", "sources")
+    per_image: ClassVar[tuple[str, ...]] = ("images", "targets", "sources", "alpha")
     per_step: ClassVar[tuple[str, ...]] = ("scores", "frames")
     groups_per_row: ClassVar[int] = 5
 
@@ -38,13 +39,26 @@ class Synthesis(Result):
     targets: tuple[str, ...]
     sources: Tensor | None = None
     frames: Tensor | None = None
+    alpha: Tensor | None = None
+
+    def on_background(self, background: float = 1.0) -> Tensor:
+        """Images (N, C, H, W) blended by their opacity with a grey level in [0, 1]; unchanged without one."""
+        if self.alpha is None:
+            return self.images
+        alpha = self.alpha[:, None].to(self.images)
+        return alpha * self.images + (1 - alpha) * background
 
     def panels(self) -> list[list[Panel]]:
-        """Per image: its source, if any, and the image."""
+        """Per image: its source, if any, the image, and the image on white, if it has an opacity."""
         groups = [
             [Panel(image, name, is_output=True)]
             for image, name in zip(self.images, self.targets, strict=True)
         ]
+        if self.alpha is not None:
+            groups = [
+                [*group, Panel(image, "with opacity", is_output=True)]
+                for group, image in zip(groups, self.on_background(), strict=True)
+            ]
         if self.sources is None:
             return groups
         return [[Panel(s, "sample"), *group] for s, group in zip(self.sources, groups, strict=True)]

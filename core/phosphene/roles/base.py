@@ -83,6 +83,8 @@ class InputRole(ABC):
     value_type: ClassVar[type]
     #: The value that is read by default; None where ``read`` itself supplies a default.
     default: ClassVar[Any] = None
+    #: Whether an optional input that is not passed is None, instead of the default.
+    optional_is_none: ClassVar[bool] = False
     #: Whether row i belongs to image i, so that a large call can be split into batches.
     per_image: ClassVar[bool] = False
     #: The size of a cost expression that the value's length adds to ("dataset", "styles").

@@ -26,6 +26,7 @@ class DatasetRole(InputRole):
     """A data set; default: the bundled scenes."""
 
     name, value_type, default, size_name = "dataset", _Dataset, "builtin:scenes", "dataset"
+    optional_is_none = True
     metavar = "FOLDER|FILE"
     description = "a ``Dataset``, or images (N, C, H, W) in [0, 1]"
     help = (
@@ -51,8 +52,8 @@ class DatasetRole(InputRole):
             raise InputError("the data set is empty")
         return dataset
 
-    def fingerprint(self, value: _Dataset) -> Any:
-        return [super().fingerprint(value), len(value)]
+    def fingerprint(self, value: _Dataset | None) -> Any:
+        return None if value is None else [super().fingerprint(value), len(value)]
 
     def sample(self, request: SampleRequest) -> TensorDataset:
         model, count = request.model, request.dataset_size

@@ -39,6 +39,22 @@ YOSINSKI = Reference(
     url="https://arxiv.org/abs/1506.06579",
 )
 
+OLAH = Reference(
+    key="olah2017",
+    title="Feature Visualization",
+    authors="Olah, Mordvintsev, Schubert",
+    year=2017,
+    url="https://distill.pub/2017/feature-visualization",
+)
+
+CARTER = Reference(
+    key="carter2019",
+    title="Activation Atlas",
+    authors="Carter, Armstrong, Schubert, Johnson, Olah",
+    year=2019,
+    url="https://distill.pub/2019/activation-atlas",
+)
+
 UpdateRule: TypeAlias = Annotated[
     Literal["adam", "sgd", "normalized-sgd"], Field(description="optimizer of the ascent")
 ]
@@ -46,6 +62,32 @@ UpdateRule: TypeAlias = Annotated[
 Steps: TypeAlias = Annotated[int, Field(ge=1, le=100_000, description="number of optimisation steps")]
 
 LearningRate: TypeAlias = Annotated[float, Field(gt=0, le=1000, description="learning rate")]
+
+Jitter: TypeAlias = Annotated[
+    int, Field(ge=0, le=1024, description="largest random shift per step, in pixels")
+]
+
+Rotate: TypeAlias = Annotated[
+    float, Field(ge=0, le=180, description="largest random rotation per step, in degrees")
+]
+
+Rescale: TypeAlias = Annotated[
+    float, Field(ge=1, le=4, description="largest random scale factor per step; 1: no scaling")
+]
+
+ImageSide: TypeAlias = Annotated[
+    int | None,
+    Field(ge=8, le=4096, description="side of the image in pixels; default: the model's input size"),
+]
+
+CosinePower: TypeAlias = Annotated[
+    float, Field(ge=0, le=20, description="exponent of the cosine; 0: the dot product alone")
+]
+
+ImageParametrization: TypeAlias = Annotated[
+    Literal["pixels", "fourier"],
+    Field(description="optimised variables: pixels, or a Fourier spectrum with decorrelated colours"),
+]
 
 #: Largest number of times that an initial image without gradient is replaced by other noise.
 RESTARTS = 8
@@ -56,19 +98,16 @@ class Regularizers(ParameterGroup):
 
     l2: Annotated[
         float, Field(ge=0, description="weight lambda of the penalty ||I - m||^2, m the model's mean colour")
-    ] = 1e-3
+    ] = 0.0
     total_variation: Annotated[float, Field(ge=0, description="weight of the total variation")] = 0.0
     blur_every: Annotated[
         int, Field(ge=0, description="number of steps between Gaussian blurs; 0: no blur")
-    ] = 4
+    ] = 0
     blur_sigma: Annotated[
         float, Field(ge=0, le=50, description="standard deviation of the Gaussian blur, in pixels")
     ] = 0.8
-    jitter: Annotated[int, Field(ge=0, le=1024, description="largest random shift per step, in pixels")] = 8
-    parametrization: Annotated[
-        Literal["pixels", "fourier"],
-        Field(description="optimised variables: pixels, or a Fourier spectrum with decorrelated colours"),
-    ] = "fourier"
+    jitter: Jitter = 8
+    parametrization: ImageParametrization = "fourier"
 
 
 class ActivationMaximization(Regularizers):
@@ -86,22 +125,21 @@ class ActivationMaximization(Regularizers):
             description="percentage of pixels set to the mean colour, smallest contribution first",
         ),
     ] = 0
-    rotate: Annotated[
-        float, Field(ge=0, le=180, description="largest random rotation per step, in degrees")
-    ] = 0.0
-    rescale: Annotated[
-        float, Field(ge=1, le=4, description="largest random scale factor per step; 1: no scaling")
-    ] = 1.0
+    rotate: Rotate = 10.0
+    rescale: Rescale = 1.2
     optimizer: UpdateRule = "adam"
     steps: Steps = 200
     lr: LearningRate = 0.05
     start_noise: Annotated[
-        float, Field(ge=0, le=1, description="standard deviation of the noise in the initial image")
-    ] = 0.0
-    size: Annotated[
-        int | None,
-        Field(ge=8, le=4096, description="side of the image in pixels; default: the model's input size"),
-    ] = None
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="standard deviation of the noise in the initial image: white in pixels, with "
+            "amplitudes 1/f in a Fourier spectrum",
+        ),
+    ] = 0.02
+    size: ImageSide = None
 
 
 def maximize_activation(
@@ -147,7 +185,7 @@ def maximize_activation(
         lr=params.lr,
         optimizer=params.optimizer,
         regularizer=penalty if params.l2 or params.total_variation else None,
-        transform=_transform(params),
+        transform=random_transform(params.jitter, params.rotate, params.rescale),
         after_step=blur_and_clip
         if params.blur_every or params.clip_norm or params.clip_contribution
         else None,
@@ -166,16 +204,16 @@ def mean_color(model: Model) -> Tensor:
     return model.mean if model.mean.any() else torch.full_like(model.mean, 0.5)
 
 
-def _transform(params: ActivationMaximization) -> optimize.Transform | None:
+def random_transform(jitter: int, rotate: float, rescale: float) -> optimize.Transform | None:
     """Random shift, rotation and scale, composed; None if all are off."""
     transforms: list[optimize.Transform] = []
-    if params.jitter:
-        transforms.append(partial(optimize.jitter, pixels=params.jitter))
-    if params.rotate:
-        transforms.append(partial(optimize.rotate, degrees=params.rotate))
+    if jitter:
+        transforms.append(partial(optimize.jitter, pixels=jitter))
+    if rotate:
+        transforms.append(partial(optimize.rotate, degrees=rotate))
     # equivalent mutants: a scale factor of 1 leaves the image as it is
-    if params.rescale > 1:
-        transforms.append(partial(optimize.rescale, factor=params.rescale))
+    if rescale > 1:
+        transforms.append(partial(optimize.rescale, factor=rescale))
     return optimize.compose(transforms) if transforms else None
 
 
@@ -193,14 +231,38 @@ def _initial_images(
     """
     channels, height, width = model.input_size
     shape = (count, channels, params.size or height, params.size or width)
-    images = noise_images(shape, seed=seed, mean=mean_color(model), sd=params.start_noise)
-    images = images.to(model.device, model.dtype)
+    images = start_images(model, shape, params.parametrization, params.start_noise, seed)
     for attempt in range(1, RESTARTS + 1 if params.start_noise else 1):
         no_gradient = (_score_gradient(score, images) == 0).flatten(1).all(1)
         if not no_gradient.any():
             break
         images[no_gradient] = _coarse_noise(images[no_gradient], (seed or 0) + attempt)
     return images
+
+
+def start_images(
+    model: Model, shape: tuple[int, ...], parametrization: str, deviation: float, seed: int | None
+) -> Tensor:
+    """The model's mean colour plus noise, (N, C, H, W): white in the pixels, 1/f in a Fourier spectrum."""
+    if parametrization == "pixels" or not deviation:
+        images = noise_images(shape, seed=seed, mean=mean_color(model), sd=deviation)
+    else:
+        images = _pink_noise_images(shape, seed, mean_color(model), deviation)
+    return images.to(model.device, model.dtype)
+
+
+def _pink_noise_images(shape: tuple[int, ...], seed: int | None, mean: Tensor, deviation: float) -> Tensor:
+    """Noise images (N, C, H, W) as ``noise_images``, with amplitudes that fall with the frequency.
+
+    White noise stays in the image as grain: the steps of a Fourier spectrum barely change high frequencies.
+    """
+    white = noise_images((1, *shape[1:]), seed=seed).double() - 0.5
+    decay = 1 / optimize.fourier_frequencies(*shape[2:])
+    decay[0, 0] = 0
+    noise = torch.fft.irfft2(torch.fft.rfft2(white) * decay, s=shape[2:])
+    noise = deviation * noise / noise.std().clamp(min=1e-12)
+    images: Tensor = (mean.double().cpu()[None, :, None, None] + noise).clamp(0, 1)
+    return images.repeat(shape[0], 1, 1, 1)
 
 
 def _score_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

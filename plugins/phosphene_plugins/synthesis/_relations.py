@@ -12,6 +12,7 @@ from torch import Tensor
 from phosphene import optimize, scores
 from phosphene.images import gaussian_blur, noise_images, resize
 from phosphene.spec import Agrees, Calls
+from phosphene.targets import parse_target
 
 Score = Callable[[Tensor], Tensor]
 
@@ -33,6 +34,10 @@ ALL_TERMS: dict[str, Any] = {
     "start_noise": 0.1,
     "size": 20,
 }
+
+
+#: No random augmentation.
+PLAIN: dict[str, Any] = {"jitter": 0, "rotate": 0, "rescale": 1}
 
 
 def gradient_ascent(score: Score, start: Tensor, center: Tensor, params: Mapping[str, Any]) -> Tensor:
@@ -116,6 +121,86 @@ def unit_ascent(calls: Calls) -> Tensor:
 
     count = 1 if p["unit"] in ("layer", "direction") else len(channels)
     return gradient_ascent(score, initial_images(calls, score, count), calls.model.mean, p)
+
+
+def phases_by_adam(calls: Calls) -> Tensor:
+    """MACO by Adam on all phases, in double precision."""
+    p, (channels, height, width) = calls.params, calls.model.input_size
+    rows, columns = p["size"] or height, p["size"] or width
+    random = torch.Generator().manual_seed(p["seed"])
+    noise = noise_images((1, channels, rows, columns), seed=p["seed"]).double()
+    phases = torch.fft.rfft2(noise - 0.5).angle()
+    color = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]]).double()
+    color = color / color.norm(dim=0).max()
+    y, x = torch.meshgrid(
+        torch.fft.fftfreq(rows).double(), torch.fft.fftfreq(columns).double(), indexing="ij"
+    )
+    decay = torch.where((y == 0) & (x == 0), 0, (x**2 + y**2).clamp(min=1e-12) ** -0.6)
+    decay = 1.8 * decay / (decay.square().sum() / (rows * columns)).sqrt()
+    level = torch.linalg.solve(color, calls.model.mean.double().logit()) * (rows * columns) ** 0.5
+    magnitudes = decay[:, : columns // 2 + 1].repeat(channels, 1, 1)
+    if (data := calls.inputs["dataset"]) is not None:
+        pixels = data.read(range(len(data))).double().clamp(0.02, 0.98).logit()
+        spectra = torch.fft.rfft2(torch.linalg.solve(color, pixels.flatten(2)).view_as(pixels), norm="ortho")
+        magnitudes, level = spectra.abs().mean(0), spectra[..., 0, 0].real.mean(0)
+    moments = [torch.zeros_like(phases), torch.zeros_like(phases)]
+
+    def image() -> Tensor:
+        spectrum = magnitudes * torch.exp(1j * phases)
+        spectrum[:, :, 0, 0] = level.to(spectrum)
+        signal = torch.fft.irfft2(spectrum, s=(rows, columns), norm="ortho")
+        return torch.einsum("ij,njhw->nihw", color, signal).sigmoid()
+
+    for step in range(1, p["steps"] + 1):
+        phases = phases.detach().requires_grad_()
+        x_image = image()
+        values = []
+        for _ in range(p["crops"]):
+            part = p["crop_min"] + (p["crop_max"] - p["crop_min"]) * float(torch.rand((), generator=random))
+            sides = [max(1, round(part * side)) for side in (rows, columns)]
+            centers = 0.5 + 0.15 * torch.randn(2, generator=random)
+            starts = [
+                min(max(round(float(c) * n - s / 2), 0), n - s)
+                for c, n, s in zip(centers, (rows, columns), sides, strict=True)
+            ]
+            window = x_image[..., starts[0] :, starts[1] :][..., : sides[0], : sides[1]]
+            crop = F.interpolate(window, (height, width), mode="bilinear", antialias=True)
+            grain = torch.randn(1, channels, height, width, generator=random).double()
+            crop = (crop + p["noise"] * grain).clamp(0, 1)
+            values.append(scores(calls.model, crop, calls.inputs["target"]))
+        score = torch.stack(values).mean(0).sum()
+        (gradient,) = torch.autograd.grad(score, phases)
+        # Coefficients that are real: those whose frequency is its own negative.
+        for row in {0, rows / 2} & {*range(rows)}:
+            for column in {0, columns / 2} & {*range(columns // 2 + 1)}:
+                gradient[..., int(row), int(column)] = 0
+        moments[0] = 0.9 * moments[0] + 0.1 * gradient
+        moments[1] = 0.999 * moments[1] + 0.001 * gradient**2
+        mean, square = moments[0] / (1 - 0.9**step), moments[1] / (1 - 0.999**step)
+        phases = phases.detach() + p["lr"] * mean / (square.sqrt() + 1e-8)
+    return image()
+
+
+def accentuation_by_hand(calls: Calls) -> Tensor:
+    """Feature accentuation by plain gradient steps on the pixels."""
+    p = calls.params
+    layer = p["layer"] or calls.model.stages[len(calls.model.stages) // 2]
+    start: Tensor = calls.inputs["images"]
+    with torch.no_grad():
+        expected = calls.model.features(start, layer).flatten(1)
+    target = parse_target(calls.inputs["target"], calls.model).resolve(calls.model, start)
+    random = torch.Generator().manual_seed(p["seed"])
+    x = start.clone()
+    for _ in range(p["steps"]):
+        x = x.detach().requires_grad_()
+        inputs = optimize.jitter(x, random, pixels=p["jitter"])
+        inputs = optimize.rotate(inputs, random, degrees=p["rotate"])
+        inputs = optimize.rescale(inputs, random, factor=p["rescale"])
+        difference = calls.model.features(x, layer).flatten(1) - expected
+        share = (difference**2).sum(1) / (expected**2).sum(1)
+        objective = scores(calls.model, inputs, target) - p["weight"] * share
+        x = (x + p["lr"] * torch.autograd.grad(objective.sum(), x)[0]).clamp(0, 1)
+    return x.detach()
 
 
 def inversion_by_adam(calls: Calls) -> Tensor:

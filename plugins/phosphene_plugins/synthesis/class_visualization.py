@@ -17,7 +17,7 @@ from ._activation_maximization import (
     class_count,
     maximize_activation,
 )
-from ._relations import agrees_with_ascent, class_ascent
+from ._relations import PLAIN, agrees_with_ascent, class_ascent
 
 
 def linear_unit_with_l2_has_its_closed_form() -> None:
@@ -28,7 +28,7 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
         linear.weight.copy_(weight)
     network = torch.nn.Sequential(torch.nn.Flatten(), linear)
     model = load_model(network, mean=[0.4, 0.5, 0.6], std=[1.0, 1.0, 1.0], input_size=(3, 4, 4))
-    plain: Any = {"blur_every": 0, "jitter": 0, "parametrization": "pixels", "optimizer": "sgd", "lr": 0.2}
+    plain: Any = {"parametrization": "pixels", "optimizer": "sgd", "lr": 0.2, "start_noise": 0.0, **PLAIN}
     result = class_visualization(model, Class((0, 1)), **plain | {"l2": 0.8, "steps": 60})
     expected = (model.mean.double().view(3, 1, 1) + weight.view(2, 3, 4, 4) / (2 * 0.8)).clamp(0, 1)
     assert (result.images - expected).abs().max() < 1e-6, "not at m + w / (2 lambda)"
@@ -62,11 +62,16 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
     relations=[
         agrees_with_ascent(class_ascent),
         agrees_with_ascent(class_ascent, jitter=0, rotate=0, rescale=1, size=None, clip_contribution=0),
-        Monotone("steps", values=(2, 6, 12), measure="scores", where={"jitter": 0}, networks=("gap",)),
+        Monotone(
+            "steps",
+            values=(2, 6, 12),
+            measure="scores",
+            where=PLAIN,
+            networks=("gap",),
+        ),
         InvariantTo("logit_shift", fields=("images",), tolerance=1e-6),
     ],
     quick={"steps": 4, "size": None},
-    demo={"l2": 3e-3, "lr": 0.04},
 )
 def class_visualization(
     model: Model,

@@ -160,7 +160,7 @@ def facets(
             ge=1, le=10_000, description="number of images, nearest to a facet's centre, in its mean image"
         ),
     ] = 15,
-    regularizers: Regularizers = Regularizers(jitter=4),
+    regularizers: Regularizers = Regularizers(l2=1e-3, blur_every=4, jitter=4),
     steps: Steps = 100,
     lr: LearningRate = 0.01,
     frames: Frames = 0,
@@ -199,7 +199,7 @@ def facets(
     count = min(top, len(dataset))
     if k > count:
         raise InputError(f"{count} images form at most {count} facets, not {k}")
-    params = ActivationMaximization(**regularizers.model_dump(), steps=steps, lr=lr)
+    params = ActivationMaximization(**regularizers.model_dump(), rotate=0, rescale=1, steps=steps, lr=lr)
     has_classes = isinstance(target, Class) and isinstance(target.index, tuple)
     units = list(map(Class, target.index)) if has_classes else [target]
     results: list[Facets] = []

@@ -7,13 +7,13 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from phosphene import InputError, Reference, batch_size, hookimpl, load_model, max_batch, method
+from phosphene import InputError, batch_size, hookimpl, load_model, max_batch, method
 from phosphene.results import Synthesis
 from phosphene.roles import Frames, LayerName, Model, Seed, Start
 from phosphene.spec import Cost, Monotone, PixelRange, ScalesWith, param, size
 
-from ._activation_maximization import SIMONYAN, YOSINSKI, ActivationMaximization, maximize_activation
-from ._relations import agrees_with_ascent, unit_ascent
+from ._activation_maximization import OLAH, SIMONYAN, YOSINSKI, ActivationMaximization, maximize_activation
+from ._relations import PLAIN, agrees_with_ascent, unit_ascent
 
 
 def linear_neuron_has_its_closed_form() -> None:
@@ -23,8 +23,8 @@ def linear_neuron_has_its_closed_form() -> None:
     with torch.no_grad():
         conv.weight.copy_(weight)
     model = load_model(torch.nn.Sequential(conv, torch.nn.ReLU()), input_size=(3, 5, 5))
-    plain: Any = {"blur_every": 0, "jitter": 0, "parametrization": "pixels", "optimizer": "sgd", "lr": 0.2}
-    plain |= {"l2": 1.0, "start_noise": 0.0, "steps": 40}
+    plain: Any = {"parametrization": "pixels", "optimizer": "sgd", "lr": 0.2, "start_noise": 0.0, **PLAIN}
+    plain |= {"l2": 1.0, "steps": 40}
     result = neuron_visualization(model, layer="0", unit="neuron", channels=(1, 0), position=(1, 2), **plain)
     expected = torch.full((2, 3, 5, 5), 0.5, dtype=torch.float64)
     expected[:, :, 1:4, 2:5] += weight[[1, 0]] / 2
@@ -59,13 +59,7 @@ def linear_neuron_has_its_closed_form() -> None:
     references=[
         YOSINSKI,
         SIMONYAN,
-        Reference(
-            key="olah2017",
-            title="Feature Visualization",
-            authors="Olah, Mordvintsev, Schubert",
-            year=2017,
-            url="https://distill.pub/2017/feature-visualization",
-        ),
+        OLAH,
     ],
     invariants=[PixelRange()],
     needs=["gradients"],
@@ -80,7 +74,13 @@ def linear_neuron_has_its_closed_form() -> None:
         agrees_with_ascent(unit_ascent, unit="direction", channels=(2, 0), direction=[1.5, -0.5]),
         agrees_with_ascent(unit_ascent, unit="direction", channels=(2, 4)),
         ScalesWith("logits", power=0),
-        Monotone("steps", values=(2, 6, 12), measure="scores", where={"jitter": 0}, networks=("gap",)),
+        Monotone(
+            "steps",
+            values=(2, 6, 12),
+            measure="scores",
+            where=PLAIN,
+            networks=("gap",),
+        ),
     ],
     quick={"steps": 4, "size": None, "channels": (0, 1)},
     demo={"layer": "relu4_1", "steps": 150},

@@ -27,8 +27,8 @@ from phosphene.optimize import clip_smallest, l2_penalty, total_variation
 visualize = methods["synthesis.class_visualization"]
 
 PLAIN: dict[str, Any] = {
-    "l2": 0.0, "blur_every": 0, "jitter": 0, "parametrization": "pixels", "start_noise": 0.05,
-    "seed": 3, "steps": 20,
+    "l2": 0.0, "blur_every": 0, "jitter": 0, "rotate": 0, "rescale": 1, "seed": 3, "steps": 20,
+    "parametrization": "pixels", "start_noise": 0.05,
 }  # fmt: skip
 
 

@@ -29,7 +29,8 @@ def test_oracle() -> None:
 
 
 def test_score_of_each_kind_of_unit(model: Model) -> None:
-    few: dict[str, Any] = {"layer": "2", "steps": 1, "seed": 0, "jitter": 0, "parametrization": "pixels"}
+    few: dict[str, Any] = {"layer": "2", "steps": 1, "seed": 0, "parametrization": "pixels"}
+    few |= {"jitter": 0, "rotate": 0, "rescale": 1}
     start = visualize(model, lr=1e-12, **few).images[:1]
     maps = model.features(start, "2")[0]
     result = {unit: visualize(model, unit=unit, channels=(1, 3), direction=[2.0, -1.0], **few)
@@ -51,7 +52,7 @@ def test_every_regulariser_alone_and_all_together(model: Model) -> None:
         {"parametrization": "fourier"}, {"optimizer": "sgd"},
     ]  # fmt: skip
     bare: dict[str, Any] = {"l2": 0.0, "blur_every": 0, "jitter": 0, "parametrization": "pixels"}
-    bare |= {"layer": "2", "channels": (0, 1), "steps": 10, "seed": 0}
+    bare |= {"rotate": 0, "rescale": 1, "layer": "2", "channels": (0, 1), "steps": 10, "seed": 0}
     plain = visualize(model, **bare)
     assert (plain.scores[-1] > plain.scores[0]).all()
     together: dict[str, Any] = {}
