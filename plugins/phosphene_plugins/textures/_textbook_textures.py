@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import Generator, Tensor
+
+from phosphene.images import resize
 
 
 def efros_leung(
@@ -111,3 +114,99 @@ def wei_levoy(sample: Tensor, height: int, width: int, *, window: int, levels: i
                 image[y, x] = fine[v, u]
         coarse_image = image
     return torch.from_numpy(image).permute(2, 0, 1)
+
+
+def image_quilting(
+    sample: Tensor, height: int, width: int, *, block: int, overlap: int | None = None, seed: int,
+    error_threshold: float = 0.1, guide: Tensor | None = None, sample_guide: Tensor | None = None,
+    guide_weight: float = 0.5, periodic: bool = False,
+) -> Tensor:  # fmt: skip
+    """Image quilting: an image (C, height, width) from blocks of a sample (C, H, W), pixel by pixel."""
+    generator = Generator().manual_seed(seed)
+    source = sample.double().numpy()
+    channels, sample_height, sample_width = source.shape
+    overlap = max(1, block // 6) if overlap is None else overlap
+    maps = np.zeros((0, sample_height, sample_width)), np.zeros((0, height, width))
+    if guide is not None:
+        resized = resize(guide.double(), (height, width))[0].numpy()
+        if sample_guide is not None:
+            maps = sample_guide.double().numpy(), resized
+        else:
+            own = source.mean(0) if channels != 3 else np.tensordot([0.299, 0.587, 0.114], source, 1)
+            other = np.tensordot([0.299, 0.587, 0.114], resized, 1)
+            maps = own[None], ((other - other.mean()) / other.std() * own.std() + own.mean())[None]
+
+    def starts(length: int) -> list[int]:
+        step, count = block - overlap, 1
+        if periodic:
+            while count * step < length:
+                count += 1
+            return [math.floor(n * length / count) for n in range(count)]
+        while block + (count - 1) * step < length:
+            count += 1
+        return [math.floor(n * (length - block) / (count - 1)) if n else 0 for n in range(count)]
+
+    def cut(errors):  # type: ignore[no-untyped-def]
+        totals = errors.copy()
+        for row in range(1, len(totals)):
+            for column in range(totals.shape[1]):
+                totals[row, column] += totals[row - 1, max(0, column - 1) : column + 2].min()
+        path = [int(totals[-1].argmin())]
+        for row in range(len(totals) - 2, -1, -1):
+            left = max(0, path[-1] - 1)
+            path.append(left + int(totals[row, left : path[-1] + 2].argmin()))
+        return path[::-1]
+
+    image, filled = np.zeros((channels, height, width)), np.zeros((height, width), bool)
+    inside = range(block)
+    for top in starts(height):
+        for left in starts(width):
+            at = {(i, j): ((top + i) % height, (left + j) % width) for i in inside for j in inside}
+            errors = np.zeros((sample_height - block + 1, sample_width - block + 1))
+            for v in range(errors.shape[0]):
+                for u in range(errors.shape[1]):
+                    overlaps = [
+                        ((source[:, v + i, u + j] - image[:, y, x]) ** 2).mean()
+                        for (i, j), (y, x) in at.items() if filled[y, x]
+                    ]  # fmt: skip
+                    guides = [
+                        ((maps[0][:, v + i, u + j] - maps[1][:, y, x]) ** 2).mean()
+                        for (i, j), (y, x) in at.items() if len(maps[0])
+                    ]  # fmt: skip
+                    errors[v, u] = (1 - guide_weight) * np.mean(overlaps) if overlaps else 0
+                    errors[v, u] += guide_weight * np.mean(guides) if guides else 0
+            matches = np.argwhere(errors <= errors.min() * (1 + error_threshold) + 1e-12)
+            draw = float(torch.rand((), dtype=torch.float64, generator=generator))
+            v, u = matches[int(draw * len(matches))]
+            new = source[:, v : v + block, u : u + block]
+            old = np.array([[image[:, *at[i, j]] for j in inside] for i in inside]).transpose(2, 0, 1)
+            is_old = np.array([[filled[at[i, j]] for j in inside] for i in inside])
+            difference, keeps_old = ((new - old) ** 2).sum(0), np.zeros((block, block), bool)
+            for side in ("left", "right", "top", "bottom"):
+                # The block as it is read with this side on the left, its rows in the order of the cut.
+                e, f = difference, is_old
+                if side in ("top", "bottom"):
+                    e, f = e.T, f.T
+                if side in ("right", "bottom"):
+                    e, f = e[:, ::-1], f[:, ::-1]
+                if side in ("right", "top"):
+                    e, f = e[::-1], f[::-1]
+                span = 0
+                while span < block and f[:, span].all():
+                    span += 1
+                if not 0 < span < block:
+                    continue
+                old_side = np.zeros((block, block), bool)
+                for row, column in enumerate(cut(e[:, :span])):
+                    old_side[row, :column] = True
+                if side in ("right", "top"):
+                    old_side = old_side[::-1]
+                if side in ("right", "bottom"):
+                    old_side = old_side[:, ::-1]
+                keeps_old |= old_side.T if side in ("top", "bottom") else old_side
+            for (i, j), (y, x) in at.items():
+                if not keeps_old[i, j]:
+                    image[:, y, x] = new[:, i, j]
+            for y, x in at.values():
+                filled[y, x] = True
+    return torch.from_numpy(image)
