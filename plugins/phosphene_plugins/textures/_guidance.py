@@ -32,9 +32,7 @@ def guidance_maps(
     """
     if guide is None:
         if sample_guide is not None:
-            raise InputError(
-                "sample_guide is the guidance map of the sample: it needs a guide for the output"
-            )
+            raise InputError("sample_guide maps the sample: it needs a guide, that of the output")
         return sample[:, :0], sample.new_zeros(len(sample), 0, height, width)
     count = len(sample)
     for name, value in (("guide", guide), ("sample_guide", sample_guide)):

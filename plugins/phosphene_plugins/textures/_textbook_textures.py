@@ -15,7 +15,7 @@ from phosphene.images import resize
 
 def efros_leung(
     sample: Tensor, height: int, width: int, *, window: int, seed: int, ring: bool = False,
-    error_threshold: float = 0.1, max_error: float = 0.3, from_sample: bool = False,
+    error_threshold: float = 0.1, max_error: float = 0.3, from_sample: bool = False, periodic: bool = False,
 ) -> Iterator[Tensor]:  # fmt: skip
     """Efros-Leung: yields the image (C, height, width) after each pixel copied from a sample (C, H, W)."""
     generator = Generator().manual_seed(seed)
@@ -38,6 +38,10 @@ def efros_leung(
     gauss = np.array([np.exp(-(y * y + x * x) / (2 * sigma**2)) for y, x in offsets]).reshape(window, window)
 
     def neighbors(y: int, x: int) -> int:
+        if periodic:
+            return int(
+                sum(filled[(y + dy) % height, (x + dx) % width] for dy in (-1, 0, 1) for dx in (-1, 0, 1))
+            )
         return int(filled[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].sum())
 
     while not filled.all():
@@ -53,8 +57,9 @@ def efros_leung(
             template = np.zeros((channels, window, window))
             weights = np.zeros((window, window))
             for dy, dx in offsets:
-                if 0 <= y + dy < height and 0 <= x + dx < width and visible[y + dy, x + dx]:
-                    template[:, dy + radius, dx + radius] = values[:, y + dy, x + dx]
+                v, u = ((y + dy) % height, (x + dx) % width) if periodic else (y + dy, x + dx)
+                if 0 <= v < height and 0 <= u < width and visible[v, u]:
+                    template[:, dy + radius, dx + radius] = values[:, v, u]
                     weights[dy + radius, dx + radius] = gauss[dy + radius, dx + radius]
             weights /= weights.sum() * channels
             errors = np.empty(len(centers))

@@ -25,7 +25,7 @@ Window: TypeAlias = Annotated[
 
 Periodic: TypeAlias = Annotated[
     bool,
-    Field(description="whether opposite edges of the output continue each other, so that it can be tiled"),
+    Field(description="whether the output continues at its opposite edges, so that it can be tiled"),
 ]
 
 #: Largest number of elements in all windows of a sample: 4 GiB in double precision.
