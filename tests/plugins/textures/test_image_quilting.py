@@ -24,9 +24,7 @@ def test_a_cut_by_hand() -> None:
     assert minimum_error_cut(errors).tolist() == [1, 2, 3, 3]
 
 
-@pytest.mark.parametrize(
-    ("length", "block", "overlap"), [(64, 24, 4), (25, 24, 4), (24, 24, 1), (49, 9, 8)]
-)
+@pytest.mark.parametrize(("length", "block", "overlap"), [(64, 24, 4), (25, 24, 4), (24, 24, 1), (49, 9, 8)])
 @pytest.mark.parametrize("periodic", [False, True])
 def test_blocks_cover_a_side_and_overlap(length: int, block: int, overlap: int, periodic: bool) -> None:
     starts = block_starts(length, block, overlap, periodic)
