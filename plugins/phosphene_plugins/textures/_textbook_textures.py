@@ -12,6 +12,8 @@ from torch import Generator, Tensor
 
 from phosphene.images import resize
 
+from ._vector_quantization import Array
+
 
 def efros_leung(
     sample: Tensor, height: int, width: int, *, window: int, seed: int, ring: bool = False,
@@ -121,6 +123,20 @@ def wei_levoy(sample: Tensor, height: int, width: int, *, window: int, levels: i
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
+def guidance(
+    source: Array, height: int, width: int, guide: Tensor | None, sample_guide: Tensor | None
+) -> tuple[Array, Array]:
+    """Guidance maps (G, H, W) of a sample (C, H, W) and (G, height, width) of the output."""
+    if guide is None:
+        return source[:0], np.zeros((0, height, width))
+    resized = resize(guide.double(), (height, width))[0].numpy()
+    if sample_guide is not None:
+        return sample_guide.double().numpy(), resized
+    own = source.mean(0) if len(source) != 3 else np.tensordot([0.299, 0.587, 0.114], source, 1)
+    other = np.tensordot([0.299, 0.587, 0.114], resized, 1)
+    return own[None], ((other - other.mean()) / other.std() * own.std() + own.mean())[None]
+
+
 def image_quilting(
     sample: Tensor, height: int, width: int, *, block: int, overlap: int | None = None, seed: int,
     error_threshold: float = 0.1, guide: Tensor | None = None, sample_guide: Tensor | None = None,
@@ -131,15 +147,7 @@ def image_quilting(
     source = sample.double().numpy()
     channels, sample_height, sample_width = source.shape
     overlap = max(1, block // 6) if overlap is None else overlap
-    maps = np.zeros((0, sample_height, sample_width)), np.zeros((0, height, width))
-    if guide is not None:
-        resized = resize(guide.double(), (height, width))[0].numpy()
-        if sample_guide is not None:
-            maps = sample_guide.double().numpy(), resized
-        else:
-            own = source.mean(0) if channels != 3 else np.tensordot([0.299, 0.587, 0.114], source, 1)
-            other = np.tensordot([0.299, 0.587, 0.114], resized, 1)
-            maps = own[None], ((other - other.mean()) / other.std() * own.std() + own.mean())[None]
+    maps = guidance(source, height, width, guide, sample_guide)
 
     def starts(length: int) -> list[int]:
         step, count = block - overlap, 1
@@ -214,4 +222,111 @@ def image_quilting(
                     image[:, y, x] = new[:, i, j]
             for y, x in at.values():
                 filled[y, x] = True
+    return torch.from_numpy(image)
+
+
+def patchmatch(
+    sample: Tensor, height: int, width: int, *, window: int, levels: int = 1, steps: int = 6, seed: int,
+    completeness: float = 1.0, guide: Tensor | None = None, sample_guide: Tensor | None = None,
+    guide_weight: float = 0.5, periodic: bool = False,
+) -> Tensor:  # fmt: skip
+    """PatchMatch synthesis: an image (C, height, width) from a sample (C, H, W), patch by patch."""
+    generator = Generator().manual_seed(seed)
+    source = sample.double().numpy()
+    pyramid = [(source, *guidance(source, height, width, guide, sample_guide))]
+    for _ in range(levels - 1):
+        blurred = (gaussian_filter(t, (0, 1, 1), mode="reflect") if len(t) else t for t in pyramid[-1])
+        pyramid.append(tuple(t[:, ::2, ::2] for t in blurred))  # type: ignore[arg-type]
+    cells = [(i, j) for i in range(window) for j in range(window)]
+
+    def draw(*shape: int) -> Array:
+        drawn: Array = torch.rand(*shape, 2, dtype=torch.float64, generator=generator).numpy()
+        return drawn
+
+    def inside(position, grid):  # type: ignore[no-untyped-def]
+        return tuple(int(min(max(p, 0), side - 1)) for p, side in zip(position, grid, strict=True))
+
+    def improve(field, grid, other_grid, distance):  # type: ignore[no-untyped-def]
+        best = {p: distance(p, q) for p, q in field.items()}
+
+        def offer(candidates):  # type: ignore[no-untyped-def]
+            for p, candidate in candidates.items():
+                candidate = inside(candidate, other_grid)
+                error = distance(p, candidate)
+                if error < best[p]:
+                    field[p], best[p] = candidate, error
+
+        for jump in (8, 4, 2, 1):
+            for dy, dx in ((0, jump), (jump, 0), (0, -jump), (-jump, 0)):
+                neighbor = {(y, x): field[(y - dy) % grid[0], (x - dx) % grid[1]] for y, x in field}
+                offer({p: (q[0] + dy, q[1] + dx) for p, q in neighbor.items()})
+        radius = max(other_grid)
+        while radius:
+            drawn = draw(*grid)
+            offer({p: np.round((2 * drawn[p] - 1) * radius) + q for p, q in field.items()})
+            radius //= 2
+
+    def start(grid, other_grid):  # type: ignore[no-untyped-def]
+        drawn = draw(*(-(-side // window) for side in grid))
+        field = {}
+        for y in range(grid[0]):
+            for x in range(grid[1]):
+                top, left = np.floor(drawn[y // window, x // window] * other_grid)
+                field[y, x] = inside((top + y % window, left + x % window), other_grid)
+        return field
+
+    def refine(coarse, coarse_grid, grid, other_grid):  # type: ignore[no-untyped-def]
+        field = {}
+        for y in range(grid[0]):
+            for x in range(grid[1]):
+                v, u = coarse[inside((y // 2, x // 2), coarse_grid)]
+                field[y, x] = inside((2 * v + y % 2, 2 * u + x % 2), other_grid)
+        return field
+
+    def vote(coherent, complete, pixels, size, weight):  # type: ignore[no-untyped-def]
+        total, weights = np.zeros((len(pixels), *size)), np.zeros(size)
+        pairs = [(t, s, 1 / len(coherent)) for t, s in coherent.items()]
+        pairs += [(t, s, weight / len(complete)) for s, t in complete.items() if weight]
+        for (y, x), (v, u), w in pairs:
+            for i, j in cells:
+                total[:, (y + i) % size[0], (x + j) % size[1]] += w * pixels[:, v + i, u + j]
+                weights[(y + i) % size[0], (x + j) % size[1]] += w
+        return total / weights
+
+    fields = coarse_grids = None
+    for pixels, sample_map, output_map in reversed(pyramid):
+        size = output_map.shape[1:]
+        grids = (
+            tuple(side if periodic else side - window + 1 for side in size),
+            tuple(side - window + 1 for side in pixels.shape[1:]),
+        )
+        if fields is None or coarse_grids is None:
+            fields = start(*grids), start(*grids[::-1])
+            image = vote(*fields, pixels, size, 0)
+        else:
+            fields = (
+                refine(fields[0], coarse_grids[0], *grids),
+                refine(fields[1], coarse_grids[1], *grids[::-1]),
+            )
+            image = vote(*fields, pixels, size, completeness)
+        coarse_grids = grids
+        for _ in range(steps):
+
+            def distance(
+                t, s, current=image, pixels=pixels, sample_map=sample_map, output_map=output_map, size=size
+            ):  # type: ignore[no-untyped-def]
+                error = guide_error = 0.0
+                for i, j in cells:
+                    at, source_at = ((t[0] + i) % size[0], (t[1] + j) % size[1]), (s[0] + i, s[1] + j)
+                    error += ((current[:, *at] - pixels[:, *source_at]) ** 2).mean()
+                    if len(sample_map):
+                        guide_error += ((output_map[:, *at] - sample_map[:, *source_at]) ** 2).mean()
+                if not len(sample_map):
+                    return error
+                return (1 - guide_weight) * error + guide_weight * guide_error
+
+            improve(fields[0], *grids, distance)
+            if completeness:
+                improve(fields[1], *grids[::-1], lambda s, t: distance(t, s))
+            image = vote(*fields, pixels, size, completeness)
     return torch.from_numpy(image)
