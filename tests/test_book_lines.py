@@ -171,3 +171,9 @@ def test_features_replace_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert page["groups"].provenance.model is None and page["points"].shape == (60, 2)
     assert page["index"].metrics["recall"] >= 0.9 and page["near"].recall == page["index"].metrics["recall"]
     assert page["exact"].indices[:, 0].tolist() == [0, 1] == page["near"].indices[:, 0].tolist()
+
+
+def test_textures_of_the_page_are_tiled_and_guided() -> None:
+    page = execute("textures.md")
+    assert page["tiled"].shape == (1, 3, 160, 240)
+    assert page["guided"][:, :, :16].mean() > 0.5 > page["guided"][:, :, -16:].mean()

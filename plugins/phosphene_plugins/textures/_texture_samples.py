@@ -23,6 +23,11 @@ Window: TypeAlias = Annotated[
     int, Field(ge=3, le=101, description="side of the square neighborhood that is compared, odd")
 ]
 
+Periodic: TypeAlias = Annotated[
+    bool,
+    Field(description="whether the output continues at its opposite edges, so that it can be tiled"),
+]
+
 #: Largest number of elements in all windows of a sample: 4 GiB in double precision.
 MAX_ELEMENTS = 1 << 29
 

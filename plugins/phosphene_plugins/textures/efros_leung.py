@@ -15,7 +15,7 @@ from phosphene.results import Synthesis
 from phosphene.roles import Seed, Texture
 from phosphene.spec import Cost, PixelRange
 
-from ._texture_samples import Size, Window, check_window, output_size, sampled_texture
+from ._texture_samples import Periodic, Size, Window, check_window, output_size, sampled_texture
 
 #: Window side in standard deviations of the Gaussian weights, as in the authors' implementation.
 WINDOW_SIGMAS = 6.4
@@ -73,49 +73,67 @@ def seed_canvas(
     return F.pad(sample, margins), F.pad(torch.ones_like(sample[0], dtype=torch.bool), margins)
 
 
-def boundary_pixels(filled: Tensor, generator: Generator) -> Tensor:
+def boundary_pixels(filled: Tensor, generator: Generator, *, periodic: bool = False) -> Tensor:
     """Empty pixels (R, 2) next to filled ones (H, W), most filled neighbors first, ties shuffled."""
-    neighbors = F.avg_pool2d(filled[None].double(), 3, 1, 1)[0] * ~filled
+    surrounded = F.pad(filled[None].double(), [1] * 4, mode="circular" if periodic else "constant")
+    neighbors = F.avg_pool2d(surrounded, 3, 1)[0] * ~filled
     pixels = neighbors.nonzero()
     pixels = pixels[torch.randperm(len(pixels), generator=generator).to(filled.device)]
     return pixels[neighbors[pixels[:, 0], pixels[:, 1]].argsort(descending=True, stable=True)]
 
 
-def independent_batches(pixels: Tensor, filled: Tensor, window: int) -> tuple[Tensor, ...]:
+def independent_batches(
+    pixels: Tensor, filled: Tensor, window: int, *, periodic: bool = False
+) -> tuple[Tensor, ...]:
     """Group pixels (R, 2) into batches, as indices, that can be filled together.
 
     Two pixels are in one batch only if neither lies in the other's window, and a pixel comes in a later batch
     than the earlier pixels in its window, so the result equals filling one pixel after another.
     """
-    radius = window // 2
-    # equivalent mutants: slices end at the edge of a narrower border
-    batch = np.zeros([side + window - 1 for side in filled.shape], int)
-    for y, x in pixels.tolist():
-        batch[y + radius, x + radius] = batch[y : y + window, x : x + window].max() + 1
-    batches = torch.from_numpy(batch).to(pixels.device)[pixels[:, 0] + radius, pixels[:, 1] + radius]
+    radius, span = window // 2, np.arange(window)
+    margin = 0 if periodic else radius
+    batch = np.zeros([side + 2 * margin for side in filled.shape], int)
+    height, width = batch.shape
+    for y, x in (pixels + margin).tolist():
+        rows, columns = (y - radius + span) % height, (x - radius + span) % width
+        batch[y, x] = batch[rows[:, None], columns].max() + 1
+    batches = torch.from_numpy(batch).to(pixels.device)[pixels[:, 0] + margin, pixels[:, 1] + margin]
     # equivalent mutants: the pixels of a batch do not depend on each other
     return batches.argsort(stable=True).split(batches.bincount()[1:].tolist())
 
 
 def fill(
-    windows: SampleWindows, image: Tensor, filled: Tensor, order: str, max_error: float, generator: Generator
+    windows: SampleWindows,
+    image: Tensor,
+    filled: Tensor,
+    order: str,
+    max_error: float,
+    periodic: bool,
+    generator: Generator,
 ) -> Iterator[Tensor]:
-    """Fill the empty pixels (H, W) of an image (C, H, W); yields the image after each pixel."""
+    """Fill the empty pixels (H, W) of an image (C, H, W); yields the image after each pixel.
+
+    Windows wrap around: of a periodic image at its edges, else at those of an empty margin.
+    """
     window = round(len(windows.weights) ** 0.5)
     radius, span = window // 2, torch.arange(window, device=image.device)
-    padded_image, padded_filled = F.pad(image, [radius] * 4), F.pad(filled, [radius] * 4)
-    image, filled = (t[..., radius:-radius, radius:-radius] for t in (padded_image, padded_filled))
+    margin = 0 if periodic else radius
+    padded_image, padded_filled = F.pad(image, [margin] * 4), F.pad(filled, [margin] * 4)
+    padded_height, padded_width = padded_filled.shape
+    inside = slice(margin, padded_height - margin), slice(margin, padded_width - margin)
+    image, filled = (t[..., *inside] for t in (padded_image, padded_filled))
     batch_size = max(1, MAX_ERRORS // windows.table.shape[1])
     while not filled.all():
-        pixels, progressed = boundary_pixels(filled, generator), False
+        pixels, progressed = boundary_pixels(filled, generator, periodic=periodic), False
         draws = torch.rand(len(pixels), dtype=torch.float64, generator=generator).to(image.device)
         if order == "exact":
-            batches = independent_batches(pixels, filled, window)
+            batches = independent_batches(pixels, filled, window, periodic=periodic)
         else:
             batches = (torch.arange(len(pixels)),)
         for indices in (part for batch in batches for part in batch.split(batch_size)):
             y, x = pixels[indices].T
-            rows, columns = (y[:, None] + span)[:, :, None], (x[:, None] + span)[:, None]
+            rows = ((y[:, None] + margin - radius + span) % padded_height)[:, :, None]
+            columns = ((x[:, None] + margin - radius + span) % padded_width)[:, None]
             templates = padded_image[:, rows, columns].movedim(0, 1).flatten(2).double()
             matches, errors = windows.match(
                 templates, padded_filled[rows, columns].flatten(1), draws[indices]
@@ -166,6 +184,8 @@ def textbook_loops_copy_the_same_pixels() -> None:
         ({"size": (10, 8), "max_error": 0.02}, {"max_error": 0.02}),
         ({"size": (8, 11), "order": "ring", "error_threshold": 0.5}, {"ring": True, "error_threshold": 0.5}),
         ({"size": (9, 12), "order": "ring", "start": "sample"}, {"ring": True, "from_sample": True}),
+        ({"size": (11, 8), "periodic": True}, {"periodic": True}),
+        ({"size": (8, 10), "order": "ring", "periodic": True}, {"ring": True, "periodic": True}),
     )
     for options, textbook_options in cases:
         result = tested(noise, window=5, seed=1, **options)
@@ -221,6 +241,7 @@ def efros_leung(
     max_error: Annotated[
         float, Field(ge=0.01, le=1, description="error that a match stays below; increased where none does")
     ] = 0.3,
+    periodic: Periodic = False,
     seed: Seed = None,
 ) -> Synthesis:
     """Efros-Leung texture synthesis by non-parametric sampling: textures of any size grown from a sample.
@@ -235,7 +256,8 @@ def efros_leung(
     filling any: faster, and less exact.
 
     Growth starts at the center, from a random 3 x 3 patch of the sample (``start`` "patch") or from the
-    sample ("sample"). Samples are (N, C, H, W) with any number of channels.
+    sample ("sample"). The windows of a ``periodic`` output wrap around at its edges. Samples are (N, C, H, W)
+    with any number of channels.
 
     Returns:
         ``images`` (N, C, H', W') of that ``size``, each pixel a pixel of its sample; ``sources``
@@ -266,7 +288,7 @@ def efros_leung(
         generator = Generator().manual_seed(seed or 0)
         image, filled = seed_canvas(single, height, width, start=start, generator=generator)
         windows = SampleWindows(single, window, error_threshold)
-        filling = fill(windows, image, filled, order, max_error, generator)
+        filling = fill(windows, image, filled, order, max_error, periodic, generator)
         (image,) = deque(progress_bar(filling, "Filling", int((~filled).sum())), maxlen=1)
         images.append(image.to(sample.device))
     return sampled_texture(sample, images)

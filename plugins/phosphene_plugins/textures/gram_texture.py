@@ -1,20 +1,24 @@
-"""Texture synthesis by Gram matrices (Gatys et al.): noise optimised to a sample's feature correlations."""
+"""Texture synthesis by feature statistics: Gram matrices (Gatys et al.) or sliced Wasserstein distances."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat
-from torch import Tensor
+from torch import Generator, Tensor
 
 from phosphene import InputError, Reference, hookimpl, load_model, method
 from phosphene.images import noise_images
-from phosphene.optimize import PixelImage, gram_matrix, optimize_image
+from phosphene.optimize import Optimization, PixelImage, concatenate_stages, gram_matrix, optimize_image
 from phosphene.results import Synthesis
 from phosphene.roles import Frames, LayerName, Model, Seed, Start, Texture
-from phosphene.spec import Cost, PixelRange, param, size
+from phosphene.spec import Cost, PixelRange, ceil, param, size
 
-from ._texture_samples import Size, output_size
+from ._periodic_features import feature_maps
+from ._texture_samples import Periodic, Size, output_size
+
+#: Steps after which the sliced Wasserstein loss draws new directions.
+REDRAW_STEPS = 20
 
 
 def gram_energy(gram: Tensor, target: Tensor) -> Tensor:
@@ -22,8 +26,111 @@ def gram_energy(gram: Tensor, target: Tensor) -> Tensor:
     return (gram - target).square().sum((1, 2)) / (4 * target.shape[-1] ** 2)
 
 
+def sorted_projections(features: Tensor, directions: Tensor) -> Tensor:
+    """The projections <v, F_p> on directions (K, C), sorted over positions p of (N, C, h, w): (N, K, h w)."""
+    return torch.einsum("kc,ncp->nkp", directions.to(features), features.flatten(2)).sort(2).values
+
+
+def sliced_energy(projections: Tensor, target: Tensor) -> Tensor:
+    """The mean squared difference of sorted projections (N, K, M) and (N or 1, K, M'): (N,).
+
+    It is the squared Wasserstein distance of each pair of projections for M = M', averaged over directions;
+    otherwise the target's quantiles at the ranks (i + 1/2) / M are compared.
+    """
+    ranks = torch.arange(projections.shape[2], device=target.device) + 0.5
+    ranks = (ranks * (target.shape[2] / projections.shape[2])).long()
+    return (projections - target[:, :, ranks]).square().mean((1, 2))
+
+
+def draw_directions(channels: Sequence[int], seed: int) -> list[Tensor]:
+    """For each layer of C channels, C random unit vectors (C, C)."""
+    generator = Generator().manual_seed(seed)
+    drawn = [torch.randn(c, c, dtype=torch.float64, generator=generator) for c in channels]
+    return [vectors / vectors.norm(dim=1, keepdim=True) for vectors in drawn]
+
+
+class TextureLoss:
+    """L(I) = sum_l w_l E_l of images: their features' Gram matrices against those of samples (N, C, H, W).
+
+    With ``direction_seed``, their features' distributions along random directions instead.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        sample: Tensor,
+        layers: Sequence[str],
+        weights: Sequence[float] | None,
+        normalization: str,
+        periodic: bool,
+        direction_seed: int | None,
+    ) -> None:
+        self.model, self.layers, self.periodic = model, layers, periodic
+        with torch.no_grad():
+            features = feature_maps(model, sample, layers, periodic=False)
+        self.directions: list[Tensor] | None = None
+        if direction_seed is not None:
+            self.directions = draw_directions([maps.shape[1] for maps in features], direction_seed)
+        self.energy = gram_energy if self.directions is None else sliced_energy
+        self.targets = self.statistics(features)
+        self.scales: list[float | Tensor]
+        if normalization == "gatys":
+            self.scales = list(weights or [1.0] * len(layers))
+        else:
+            energies = [self.energy(torch.zeros_like(t), t).clamp(min=1e-30) for t in self.targets]
+            layer_weights = weights or [3.0**-depth for depth in range(len(layers))]
+            self.scales = [w / e for w, e in zip(layer_weights, energies, strict=True)]
+
+    def statistics(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The Gram matrix or the sorted projections of each layer's maps (N, C, h, w)."""
+        if self.directions is None:
+            return [gram_matrix(maps) for maps in features]
+        return [sorted_projections(maps, d) for maps, d in zip(features, self.directions, strict=True)]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        features = feature_maps(self.model, images, self.layers, periodic=self.periodic)
+        terms = zip(self.scales, self.statistics(features), self.targets, strict=True)
+        return torch.stack([scale * self.energy(values, target) for scale, values, target in terms]).sum(0)
+
+
+def sliced_distances_have_a_closed_form() -> None:
+    """Sorted values against each other, quantiles of unequal counts, unit directions; the first loss."""
+    first, second = (torch.tensor(v, dtype=torch.float64).view(1, 1, 1, -1) for v in ((3, 1, 2), (5, 2, 2)))
+    one = torch.ones(1, 1, dtype=torch.float64)
+    projections = [sorted_projections(values, one) for values in (first, second, first.repeat(1, 1, 1, 2))]
+    assert sliced_energy(projections[0], projections[1]).tolist() == [(1 + 0 + 4) / 3]
+    assert sliced_energy(projections[2], projections[0]).tolist() == [0]
+    assert sliced_energy(projections[0], projections[2]).tolist() == [0]
+    tested: Any = gram_texture
+    mean, std = torch.tensor((0.25, 0.5)), torch.tensor((0.5, 0.75))
+    pixels = torch.nn.Conv2d(2, 2, 1, bias=False).double()
+    pixels.weight.data = torch.eye(2, dtype=torch.float64)[:, :, None, None]
+    model = load_model(torch.nn.Sequential(pixels), input_size=(2, 8, 9), mean=(0.25, 0.5), std=(0.5, 0.75))
+    sample, start = torch.rand(2, 2, 2, 8, 9, dtype=torch.float64, generator=Generator().manual_seed(1))
+    options: Any = {"layers": ["0"], "statistics": "sliced_wasserstein", "seed": 3}
+    result = tested(model, sample, start, steps=REDRAW_STEPS + 1, **options)
+    paper = tested(model, sample, start, steps=1, normalization="gatys", weights=[2.0], **options)
+    (drawn,) = draw_directions([2], 3)
+    assert (drawn.norm(dim=1) - 1).abs().max() < 1e-12 and (drawn[0] - drawn[1]).abs().max() > 0.1
+    for n in range(2):
+        rows = [
+            ((images[n] - mean[:, None, None]) / std[:, None, None]).flatten(1) for images in (start, sample)
+        ]
+        distance = energy = 0.0
+        for direction in drawn:
+            x, y = ((direction[:, None] * r).sum(0).sort().values for r in rows)
+            distance += float((x - y).square().mean()) / 2
+            energy += float(y.square().mean()) / 2
+        assert abs(float(result.scores[0, n]) - distance / energy) < 1e-9, "the first loss differs"
+        assert abs(float(paper.scores[0, n]) - 2 * distance) < 1e-9, "the loss without normalization differs"
+    continued = tested(model, sample, tested(model, sample, start, steps=REDRAW_STEPS, **options).images,
+                       steps=1, **options | {"seed": 3 + REDRAW_STEPS})  # fmt: skip
+    assert torch.equal(continued.images, result.images), "new directions are not drawn"
+
+
 def pixels_as_features_have_a_closed_form() -> None:
     """Features = normalized pixels, and their means over 2 x 2: the loss of the first images by hand."""
+    sliced_distances_have_a_closed_form()
     tested: Any = gram_texture  # its result has every field here
     mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in ((0.25, 0.5), (0.5, 0.75)))
     pixels = torch.nn.Conv2d(2, 2, 1, bias=False).double()
@@ -71,12 +178,25 @@ def pixels_as_features_have_a_closed_form() -> None:
             authors="Gatys, Ecker, Bethge",
             year=2015,
             url="https://arxiv.org/abs/1505.07376",
-        )
+        ),
+        Reference(
+            key="heitz2021",
+            title="A Sliced Wasserstein Loss for Neural Texture Synthesis",
+            authors="Heitz, Vanhoey, Chambon, Belcour",
+            year=2021,
+            url="https://arxiv.org/abs/2006.07229",
+        ),
     ],
     invariants=[PixelRange()],
     needs=["gradients"],
     # L-BFGS evaluates the loss once or twice per step.
-    cost=Cost(forward=size.images * (2 * param.steps + 2), backward=size.images * (2 * param.steps + 1)),
+    # A periodic image is evaluated with half an image at each edge.
+    cost=Cost(
+        forward=size.images
+        * (2 * param.steps + 2 + ceil(param.steps / REDRAW_STEPS))
+        * (1 + 3 * param.periodic),
+        backward=size.images * (2 * param.steps + 1) * (1 + 3 * param.periodic),
+    ),
     oracle=pixels_as_features_have_a_closed_form,
     quick={"steps": 4, "size": 32},
     demo={"steps": 200},
@@ -87,18 +207,25 @@ def gram_texture(
     start: Start = None,
     *,
     layers: Annotated[
-        list[LayerName] | None, Field(description="layers l of the Gram matrices; default: every stage")
+        list[LayerName] | None, Field(description="layers l of the statistics; default: every stage")
     ] = None,
     weights: Annotated[
         list[NonNegativeFloat] | None,
         Field(description="w_l: weight of each layer; default: 3^-l for relative, 1 for gatys"),
     ] = None,
+    statistics: Annotated[
+        Literal["gram", "sliced_wasserstein"],
+        Field(
+            description="statistics of the features: Gram matrices, or distributions by sliced Wasserstein"
+        ),
+    ] = "gram",
     normalization: Annotated[
         Literal["relative", "gatys"],
-        Field(description="scale of E_l: relative to the energy of a zero Gram matrix, or as in the paper"),
+        Field(description="scale of E_l: relative to the energy of zero features, or as in the paper"),
     ] = "relative",
     steps: Annotated[int, Field(ge=1, le=100_000, description="number of optimisation steps")] = 100,
     size: Size = None,
+    periodic: Periodic = False,
     optimizer: Annotated[
         Literal["lbfgs", "adam"], Field(description="optimiser; lbfgs reaches lower losses")
     ] = "lbfgs",
@@ -113,14 +240,23 @@ def gram_texture(
     L(I) = sum_l w_l E_l,  E_l = 1/(4 N_l^2 M_l^2) sum_cc' (G_cc' - Ĝ_cc')^2,  G = F F^T
 
     with F the layer's N_l feature maps at their M_l positions; where the sizes of image and sample differ,
-    each Gram matrix is divided by its own M. ``normalization`` "gatys" is that E_l, with w_l = 1 by
-    default; "relative" divides it by the E_l of a zero Gram matrix, so that the scale of features does not
-    matter, and w_l is 3^-l by default: deeper layers, whose losses fall slowly, would otherwise delay the
-    finer ones. In other conventions: Gram matrices also divided by N_l (Johnson et al. 2016) give 4 E_l as
-    the sum of their squared differences, and 4 E_l / N_l^2 as their mean.
+    each Gram matrix is divided by its own M. ``statistics`` "sliced_wasserstein" compares distributions
+    instead of correlations (Heitz et al.):
+
+    E_l = mean_v 1/M_l |sort(v . F) - sort(v . F̂)|^2
+
+    over N_l random unit vectors v, drawn anew every 20 steps; for another size, with the sample's quantiles.
+
+    ``normalization`` "gatys" is that E_l, with w_l = 1 by default; "relative" divides it by the E_l of zero
+    features, so that the scale of features does not matter, and w_l is 3^-l by default: deeper layers,
+    whose losses fall slowly, would otherwise delay the finer ones. In other conventions: Gram matrices also
+    divided by N_l (Johnson et al. 2016) give 4 E_l as the sum of their squared differences, and 4 E_l / N_l^2
+    as their mean.
 
     ``layers`` default to the first activation at each resolution (relu1_1 ... relu5_1 of a VGG). The initial
     noise has the sample's mean and standard deviation in each channel; ``start`` (N, C, H, W) replaces it.
+    A ``periodic`` image is evaluated with half of itself beyond each edge, at four times the cost; it can be
+    tiled without seams where receptive fields are no larger than the image.
 
     Returns:
         ``images`` (N, C, H', W') of that ``size``, ``scores`` (steps, N) the loss L at each step,
@@ -135,46 +271,33 @@ def gram_texture(
         result = run("gram_texture", sample="builtin:pebbles", size=32, steps=2, seed=0)
         result.images.shape  # (1, 3, 32, 32)
 
-    Source: Gatys et al. 2015, sections 3 and 4.
+    Source: Gatys et al. 2015, sections 3 and 4; Heitz et al. 2021, section 3.
     """
     layers = list(model.stages) if layers is None else layers
     if not layers or (weights is not None and len(weights) != len(layers)):
         raise InputError(f"gram_texture needs one weight per layer: {len(layers)} layers, weights: {weights}")
-    with torch.no_grad():
-        target_grams = _gram_matrices(model, sample, layers)
-    scales: list[float | Tensor]
-    if normalization == "gatys":
-        scales = list(weights or [1.0] * len(layers))
-    else:
-        zero_energies = [gram_energy(torch.zeros_like(g), g).clamp(min=1e-30) for g in target_grams]
-        layer_weights = weights or [3.0**-depth for depth in range(len(layers))]
-        scales = [w / e for w, e in zip(layer_weights, zero_energies, strict=True)]
-
-    def loss(images: Tensor) -> Tensor:
-        """L(I): (N,)."""
-        terms = zip(scales, _gram_matrices(model, images, layers), target_grams, strict=True)
-        return torch.stack([scale * gram_energy(gram, target) for scale, gram, target in terms]).sum(0)
 
     if start is None:
         shape = (1, sample.shape[1], *output_size(sample, size))
-        statistics = [{"mean": s.mean((1, 2)), "sd": s.std((1, 2))} for s in sample]
-        start = torch.cat([noise_images(shape, seed=seed, **s) for s in statistics])
-    optimization = optimize_image(
-        loss,
-        PixelImage(start),
-        steps=steps,
-        lr=lr or (1.0 if optimizer == "lbfgs" else 0.02),
-        optimizer=optimizer,
-        maximize=False,
-        frames=frames,
-    )
+        colors = [{"mean": s.mean((1, 2)), "sd": s.std((1, 2))} for s in sample]
+        start = torch.cat([noise_images(shape, seed=seed, **c) for c in colors])
+    stages: list[Optimization] = []
+    for done in range(0, steps, steps if statistics == "gram" else REDRAW_STEPS):
+        directions = None if statistics == "gram" else (seed or 0) + done
+        end = steps if statistics == "gram" else min(steps, done + REDRAW_STEPS)
+        stages.append(
+            optimize_image(
+                TextureLoss(model, sample, layers, weights, normalization, periodic, directions),
+                PixelImage(stages[-1].images if stages else start),
+                steps=end - done,
+                lr=lr or (1.0 if optimizer == "lbfgs" else 0.02),
+                optimizer=optimizer,
+                maximize=False,
+                frames=frames * end // steps - frames * done // steps,
+            )
+        )
+    optimization = concatenate_stages(stages)
     return Synthesis(**optimization._asdict(), targets=("texture",) * len(sample), sources=sample)
-
-
-def _gram_matrices(model: Model, images: Tensor, layers: Sequence[str]) -> list[Tensor]:
-    """Gram matrices (N, C, C) of the maps of every layer."""
-    features = zip(model.features_of(images, layers), layers, strict=True)
-    return [gram_matrix(model.maps(values, images, layer)) for values, layer in features]
 
 
 @hookimpl

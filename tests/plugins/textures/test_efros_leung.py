@@ -67,6 +67,22 @@ def test_a_periodic_texture_is_continued_exactly(order: str, period: tuple[int, 
     assert torch.equal(result, expected)
 
 
+@pytest.mark.parametrize("order", ["exact", "ring"])
+def test_periodic_outputs_equal_the_reference(bricks: Tensor, order: str) -> None:
+    result = efros_leung(bricks, size=(13, 16), window=7, order=order, periodic=True, seed=3).images[0]
+    reference = textbook_textures.efros_leung(
+        bricks[0], 13, 16, window=7, seed=3, ring=order == "ring", periodic=True
+    )
+    assert torch.equal(result.double(), deque(reference, maxlen=1)[0])
+
+
+def test_a_periodic_texture_is_continued_across_the_edges() -> None:
+    texture = tiled((4, 5), 24, 30)
+    sample = texture[..., 3:19, 4:21]
+    result = efros_leung(sample, size=(24, 30), window=9, start="sample", periodic=True, seed=0).images
+    assert torch.equal(result, texture.roll((1, 2), (2, 3)))
+
+
 def test_pixels_in_a_batch_are_not_in_each_others_windows() -> None:
     filled = torch.zeros(30, 24, dtype=torch.bool)
     filled[10:20, 8:15] = True

@@ -158,6 +158,38 @@ def test_lbfgs_reaches_a_lower_loss_than_adam() -> None:
     assert losses[0] < losses[1] / 2
 
 
+@pytest.mark.parametrize("statistics", ["gram", "sliced_wasserstein"])
+def test_the_loss_of_a_periodic_image_does_not_change_when_it_is_shifted(
+    model: Model, samples: Tensor, statistics: str
+) -> None:
+    """By multiples of the stride, around the edges; without the option it does."""
+    start = torch.rand(2, 3, 16, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    options = {"statistics": statistics, "steps": 3, "seed": 0}
+    for periodic in (True, False):
+        first = gram_texture(model, samples, start, periodic=periodic, **options)
+        shifted = gram_texture(model, samples, start.roll((6, -4), (2, 3)), periodic=periodic, **options)
+        same = torch.allclose(first.scores, shifted.scores, rtol=1e-9)
+        assert same == periodic
+        assert torch.allclose(first.images.roll((6, -4), (2, 3)), shifted.images, atol=1e-6) == periodic
+
+
+def test_a_periodic_image_of_odd_sides(model: Model, samples: Tensor) -> None:
+    result = gram_texture(model, samples, size=(13, 18), periodic=True, steps=10, seed=0)
+    assert result.images.shape == (2, 3, 13, 18)
+    assert (result.scores[-1] < result.scores[0]).all()
+
+
+def test_the_sliced_loss_falls_for_any_size(model: Model, samples: Tensor) -> None:
+    for size in (None, (24, 13)):
+        result = gram_texture(
+            model, samples, size=size, statistics="sliced_wasserstein", steps=25, frames=5, seed=0
+        )
+        assert (result.scores[-1] < 0.3 * result.scores[0]).all()
+        assert result.scores.shape == (25, 2) and len(result.frames) == 5
+    same = gram_texture(model, samples, samples, statistics="sliced_wasserstein", steps=1, seed=0)
+    assert same.scores.abs().max() < 1e-20
+
+
 def test_the_output_can_have_any_size(model: Model, samples: Tensor) -> None:
     assert gram_texture(model, samples, size=27, steps=1, seed=0).images.shape == (2, 3, 27, 27)
     result = gram_texture(model, samples, size=(27, 22), steps=15, seed=0)
