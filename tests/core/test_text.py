@@ -32,6 +32,7 @@ NAMES = (
 QUICK = {
     "AttentionDistances": "attention_distance",
     "AttentionMaps": "attention_maps",
+    "ClassInversions": "deep_inversion",
     "ConceptMaps": "concept_factorization",
     "ConceptSensitivity": "tcav",
     "ConceptVectors": "concept_vectors",
