@@ -47,6 +47,7 @@ QUICK = {
     "ReceptiveField": "effective_receptive_field",
     "ReceptiveFields": "receptive_field",
     "TokenAttribution": "attention_rollout",
+    "RecoveredImages": "training_set_recovery",
     "TokenNorms": "token_norms",
     "ActivationMaps": "activation_maps",
     "AdversarialExamples": "pgd",

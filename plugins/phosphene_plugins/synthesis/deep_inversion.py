@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -192,7 +193,8 @@ def deep_inversion(
         raise InputError(f'DeepInversion draws classes, and {target} is none: for example target="star"')
     classes = (target.index,) if isinstance(target.index, int) else target.index
     labels = torch.tensor(classes * per_class)
-    inversion, distances = invert_classes(model, labels, options, frames=frames, seed=seed)
+    prior = BatchNormPrior(model)
+    inversion, distances = invert_classes(model, labels, options, prior, frames=frames, seed=seed)
     with torch.no_grad():
         logits = torch.cat([model(images) for images in inversion.images.split(options.batch)])
     return ClassInversions(
@@ -204,13 +206,20 @@ def deep_inversion(
 
 
 def invert_classes(
-    model: Model, labels: Tensor, options: InversionOptions, *, frames: int = 0, seed: int | None
+    model: Model,
+    labels: Tensor,
+    options: InversionOptions,
+    prior: BatchNormPrior | None,
+    *,
+    frames: int = 0,
+    seed: int | None,
 ) -> tuple[Optimization, Tensor]:
-    """Images of the classes ``labels`` (N,), a batch after another, and the distances (B, 2) of the batches.
+    """Images of the classes ``labels`` (N,), one batch after another, and the distances of the batches.
 
-    The distance of a batch's statistics from the stored ones, at the start and at the end.
+    The distances (B, 2) of a batch's statistics from the stored ones are those at the start and at the end;
+    (0, 2) without a ``prior``, whose term is then left out.
     """
-    prior, center = BatchNormPrior(model), mean_color(model)
+    center = mean_color(model)
     # Each image has noise of its own: ``noise_images`` draws the same for all images of a call.
     seeds = [None if seed is None else seed + n for n in range(len(labels))]
     shape, sd = (1, *model.input_size), options.start_noise
@@ -219,16 +228,18 @@ def invert_classes(
     parametrization = PixelImage if options.parametrization == "pixels" else FourierImage
 
     def objective(images: Tensor, labels: Tensor) -> Tensor:
-        with prior.record() as tap:
+        with prior.record() if prior else nullcontext() as tap:
             logits = at_least_float32(model(images))
         likelihoods = -F.cross_entropy(logits, labels, reduction="none")
+        if prior is None or tap is None:
+            return likelihoods
         return likelihoods - options.statistics * prior.distances(tap, together=True).sum()
 
     def penalty(images: Tensor) -> Tensor:
         variation = options.total_variation * total_variation(images)
         return variation + options.l2 * l2_penalty(images, center)
 
-    inversions, distances = [], []
+    inversions, distances = [], [start.new_zeros(0, 2)]
     for images, classes in zip(start.split(options.batch), labels.split(options.batch), strict=True):
         inversion = optimize_image(
             partial(objective, labels=classes.to(model.device)),
@@ -242,15 +253,16 @@ def invert_classes(
             seed=seed,
         )
         inversions.append(inversion)
-        with torch.no_grad():
-            ends = [prior(x, together=True).sum() for x in (images, inversion.images)]
-        distances.append(torch.stack(ends))
+        if prior is not None:
+            with torch.no_grad():
+                ends = [prior(x, together=True).sum() for x in (images, inversion.images)]
+            distances.append(torch.stack(ends)[None])
     recorded = [inversion.frames for inversion in inversions if inversion.frames is not None]
     return Optimization(
         images=torch.cat([inversion.images for inversion in inversions]),
         scores=torch.cat(pad_rows([inversion.scores for inversion in inversions]), 1),
         frames=torch.cat(pad_rows(recorded), 1) if recorded else None,
-    ), torch.stack(distances)
+    ), torch.cat([part.to(distances[-1]) for part in distances])
 
 
 @hookimpl

@@ -22,7 +22,7 @@ def test_statistics_approach_the_stored_ones_and_images_of_a_class_differ() -> N
     assert result.distances[0, 1] < 0.5 * result.distances[0, 0]
     assert result.probabilities.mean() > 0.4 and (result.images[0] - result.images[2]).abs().max() > 0.1
     plain = deep_inversion(model, target=("star", "ring"), per_class=2, steps=30, seed=0, statistics=0)
-    assert result.distances[0, 1] < 0.5 * plain.distances[0, 1]
+    assert result.distances[0, 1] < 0.8 * plain.distances[0, 1]
 
 
 def test_each_batch_is_optimised_alone_and_frames_have_all_images() -> None:
