@@ -18,8 +18,8 @@ def test_oracle() -> None:
 
 
 def test_memorised_images_are_recovered_and_copies_do_not_count() -> None:
-    images, labels = draw_scenes(40).images, draw_scenes(40).labels
-    first = torch.stack([images[labels == c][0] for c in range(10)])
+    scenes = draw_scenes(60)
+    first = torch.stack([scenes.images[scenes.labels == c][0] for c in range(10)])
     mean, std = first.mean((0, 2, 3)), first.std((0, 2, 3))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
