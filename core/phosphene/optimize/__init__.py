@@ -28,7 +28,7 @@ from .image_optimizer import (
     pad_rows,
 )
 from .parametrizations import FourierImage, LatentImage, Parametrization, PixelImage
-from .regularizers import clip_smallest, l2_penalty, total_variation
+from .regularizers import clip_gradient, clip_smallest, l2_penalty, total_variation
 
 __all__ = [
     "AfterStep",
@@ -45,6 +45,7 @@ __all__ = [
     "affine",
     "blur",
     "brightness",
+    "clip_gradient",
     "clip_smallest",
     "compose",
     "concatenate_stages",

@@ -86,6 +86,10 @@ class ActivationMaximization(Regularizers):
             description="percentage of pixels set to the mean colour, smallest contribution first",
         ),
     ] = 0
+    clip_gradient: Annotated[
+        float,
+        Field(ge=0, le=100, description="percentage of pixels whose gradient is zero, smallest norm first"),
+    ] = 0
     rotate: Annotated[
         float, Field(ge=0, le=180, description="largest random rotation per step, in degrees")
     ] = 0.0
@@ -167,8 +171,10 @@ def mean_color(model: Model) -> Tensor:
 
 
 def _transform(params: ActivationMaximization) -> optimize.Transform | None:
-    """Random shift, rotation and scale, composed; None if all are off."""
+    """Clipping of the gradient, random shift, rotation and scale, composed; None if all are off."""
     transforms: list[optimize.Transform] = []
+    if params.clip_gradient:  # first, so that the gradient of the image itself is clipped
+        transforms.append(lambda images, generator: optimize.clip_gradient(images, params.clip_gradient))
     if params.jitter:
         transforms.append(partial(optimize.jitter, pixels=params.jitter))
     if params.rotate:
