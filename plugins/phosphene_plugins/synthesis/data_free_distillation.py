@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from phosphene import (
     Class,
+    InputError,
     ModelError,
     Reference,
     TensorDataset,
@@ -20,7 +21,7 @@ from phosphene import (
     method,
 )
 from phosphene import Model as AnyModel
-from phosphene.roles import Dataset, Model, OtherModel, Seed
+from phosphene.roles import Dataset, LayerName, Model, OtherModel, Seed
 from phosphene.spec import Cost, InvariantTo, PixelRange, minimum, param, size
 from phosphene.training import (
     EVALUATIONS,
@@ -90,9 +91,13 @@ def training_equals_a_plain_loop() -> None:
     assert all((weights[0][n] != w).any() for n, w in teacher.module.named_parameters())
     assert (weights[0]["1.weight"] != weights[1]["1.weight"]).all() and (weights[0]["2.weight"] > 0.99).all()
     assert float(own.network.get_buffer("2.num_batches_tracked")) == 1
+    part = data_free_distillation(teacher, dataset, **options, new_layers=["4"], steps=1, batch=7, lr=1e-6)
+    changes = {n: (w - dict(part.network.named_parameters())[n]).abs().max() for n, w in
+               teacher.module.named_parameters()}  # fmt: skip
+    assert changes.pop("4.weight") > 0.1 and changes.pop("4.bias") > 0.1 and max(changes.values()) < 1e-5
     for network, allowed in ((_Positions(), False), (nn.Linear(4, 2), True)):
         try:
-            initialize(load_model(nn.Sequential(nn.Flatten(), network), input_size=(1, 2, 2)), 0)
+            initialize(load_model(nn.Sequential(nn.Flatten(), network), input_size=(1, 2, 2)), None, 0)
         except ModelError:
             assert not allowed
         else:
@@ -136,6 +141,7 @@ class _Positions(nn.Module):
     tags=["training"],
     oracle=training_equals_a_plain_loop,
     exempt={
+        "reads_the_named_layer": "the layers are initialized, and not read",
         "training_lowers_the_loss": "the student starts from initial weights, not from the teacher's",
         "images_matter": "the data set is evaluated on, and not trained on",
     },
@@ -143,10 +149,11 @@ class _Positions(nn.Module):
     demo={
         "model": "builtin:shapes-resnet",
         "dataset": "builtin:scenes/64",
-        "images": 20,
+        "new_layers": ["fc"],
+        "images": 40,
         "inversion_steps": 60,
-        "steps": 100,
-        "batch": 10,
+        "steps": 60,
+        "batch": 16,
     },
 )
 def data_free_distillation(
@@ -166,6 +173,10 @@ def data_free_distillation(
     temperature: Annotated[
         float, Field(ge=1, le=1000, description="softmax temperature T of teacher and student")
     ] = 3.0,
+    new_layers: Annotated[
+        list[LayerName] | None,
+        Field(min_length=1, description="layers of the teacher's copy to initialize anew; default: all"),
+    ] = None,
     shift: Annotated[
         int, Field(ge=0, le=1024, description="largest random circular shift of a training image, in pixels")
     ] = 8,
@@ -181,10 +192,10 @@ def data_free_distillation(
     min_G mean_i T^2 KL(softmax(F(x_i) / T) || softmax(G(x_i) / T)),   x_i by ``deep_inversion`` of F
 
     The teacher F is the model, whose batch norms hold the only statistics of its training images that are
-    used. The student G is a copy of ``student``, trained from its weights, or by default the teacher's
-    architecture with newly initialized weights. No image of the ``dataset`` is trained on: it measures how
-    often student and teacher agree. Adam trains
-    all weights of the student, on images that are shifted at random.
+    used. The student G is a copy of ``student``, trained from its weights, or by default a copy of the
+    teacher with newly initialized weights, all of them or those of ``new_layers``. Adam trains all weights of
+    the student, on images that are shifted at random. No image of the ``dataset`` is trained on: it measures
+    how often student and teacher agree.
 
     Returns:
         ``model()`` is the student. ``losses`` (steps,); ``curves`` has the agreement with the teacher on the
@@ -194,6 +205,7 @@ def data_free_distillation(
     Raises:
         ModelError: a teacher without batch norm; a student with other classes; an architecture whose weights
             cannot be initialized.
+        InputError: ``new_layers`` beside a student.
         DivergenceError: the loss or a weight is not finite.
 
     Example::
@@ -213,9 +225,11 @@ def data_free_distillation(
             f"the student needs the teacher's {model.class_count} classes and images of {model.input_size}; "
             f"{base.name} has {base.class_count} and {base.input_size}"
         )
+    if student is not None and new_layers is not None:
+        raise InputError("new_layers are those of the teacher's copy: pass them or a student, not both")
     trained = trainable_copy(base)
     if student is None:
-        initialize(trained, seed or 0)
+        initialize(trained, new_layers, seed or 0)
     labels = torch.arange(images) % model.class_count
     options = InversionOptions(statistics=statistics, steps=inversion_steps)
     inversion, _ = invert_classes(model, labels, options, prior, seed=seed)
@@ -262,11 +276,14 @@ def data_free_distillation(
     )
 
 
-def initialize(model: AnyModel, seed: int) -> None:
-    """Initialize all weights and statistics of a network anew. ModelError where a layer has no way to."""
+def initialize(model: AnyModel, layers: Sequence[str] | None, seed: int) -> None:
+    """Initialize these layers of a network, or all, anew. ModelError where a layer has no way to."""
+    tops = [""] if layers is None else [model.layer_name(layer) for layer in layers]
     with fork_random_state():
         torch.manual_seed(seed)
         for name, layer in model.module.named_modules():
+            if not any(not top or f"{name}.".startswith(f"{top}.") for top in tops):
+                continue
             reset = getattr(layer, "reset_parameters", None)
             if callable(reset):
                 reset()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from phosphene import ModelError, TensorDataset, load_model, methods
+from phosphene import InputError, ModelError, TensorDataset, load_model, methods
 
 distill = methods["synthesis.data_free_distillation"]
 
@@ -39,3 +39,5 @@ def test_unsuitable_teachers_and_students_are_refused() -> None:
     other = load_model(nn.Sequential(nn.Flatten(), nn.Linear(12288, 3)), input_size=(3, 64, 64))
     with pytest.raises(ModelError, match="needs the teacher's 10 classes"):
         distill(teacher, dataset, other, steps=1)
+    with pytest.raises(InputError, match="not both"):
+        distill(teacher, dataset, teacher, new_layers=["fc"], steps=1)
