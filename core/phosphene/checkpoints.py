@@ -236,7 +236,7 @@ def claim_checkpoint() -> Iterator[Checkpoint | None]:
 def saved_progress() -> dict[str, Any]:
     """The last ``save_progress`` of this run before it was interrupted; empty if it starts anew."""
     checkpoint = _active.get()
-    return {} if checkpoint is None else dict(checkpoint.state)
+    return {} if checkpoint is None else {n: v for n, v in checkpoint.state.items() if not _is_slot(n)}
 
 
 def is_checkpointing() -> bool:
@@ -252,9 +252,15 @@ def save_progress(**state: Any) -> None:
     """
     checkpoint = _active.get()
     if checkpoint is not None:
-        checkpoint.state = state
+        slots = {name: value for name, value in checkpoint.state.items() if _is_slot(name)}
+        checkpoint.state = slots | state
         if checkpoint.due():
             checkpoint.write()
+
+
+def _is_slot(name: str) -> bool:
+    """Whether a value of a checkpoint's state is a ``CheckpointSlot``'s, such as "0.scores"."""
+    return name.partition(".")[0].isdigit()
 
 
 class CheckpointSlot:

@@ -32,6 +32,7 @@ NAMES = (
 QUICK = {
     "AttentionDistances": "attention_distance",
     "AttentionMaps": "attention_maps",
+    "ClassInversions": "deep_inversion",
     "ConceptMaps": "concept_factorization",
     "ConceptRelevance": "concept_relevance",
     "ConceptSensitivity": "tcav",
@@ -56,6 +57,7 @@ QUICK = {
     "ReceptiveFields": "receptive_field",
     "TokenAttribution": "attention_rollout",
     "RepresenterInfluence": "representer_points",
+    "RecoveredImages": "training_set_recovery",
     "TokenNorms": "token_norms",
     "TrainingInfluence": "similar_examples",
     "ActivationMaps": "activation_maps",

@@ -35,7 +35,7 @@ from .parametrizations import (
     PixelImage,
     fourier_frequencies,
 )
-from .regularizers import clip_smallest, l2_penalty, total_variation
+from .regularizers import clip_gradient, clip_smallest, l2_penalty, total_variation
 
 __all__ = [
     "AfterStep",
@@ -53,6 +53,7 @@ __all__ = [
     "affine",
     "blur",
     "brightness",
+    "clip_gradient",
     "clip_smallest",
     "compose",
     "concatenate_stages",

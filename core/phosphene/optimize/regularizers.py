@@ -1,6 +1,8 @@
-"""Image regularizers: L2 penalty, total variation, clipping of small pixels or contributions."""
+"""Image regularizers: L2 penalty, total variation, clipping of small pixels, gradients or contributions."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,3 +48,31 @@ def clip_smallest(
         importance = (offset * gradient).sum(1, keepdim=True).abs()
     threshold = torch.quantile(importance.flatten(1), percentile / 100, dim=1).view(-1, 1, 1, 1)
     return torch.where(importance < threshold, broadcast_color(center, images), images)
+
+
+def clip_gradient(images: Tensor, percentile: float) -> Tensor:
+    """The images themselves, (N, C, H, W), through which the smallest gradients flow back as zero.
+
+    Clips the gradient of the pixels below the percentile (0 to 100) of their image, by its norm over the
+    channels, so that a step of gradient ascent changes the other pixels only.
+
+    Source:
+        Lecture 21.6.1; the contribution (gradient times pixel) of Yosinski et al. 2015 is ``clip_smallest``.
+    """
+    clipped: Tensor = _ClipGradient.apply(images, percentile)
+    return clipped
+
+
+class _ClipGradient(torch.autograd.Function):
+    """Identity, with the smallest gradients set to zero."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, percentile: float) -> Tensor:
+        ctx.percentile = percentile
+        return images.view_as(images)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        norms = gradient.norm(dim=1, keepdim=True)
+        threshold = torch.quantile(norms.flatten(1), ctx.percentile / 100, dim=1).view(-1, 1, 1, 1)
+        return torch.where(norms < threshold, 0, gradient), None

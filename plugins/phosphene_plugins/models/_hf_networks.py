@@ -175,28 +175,28 @@ class TextFeatures:
         # SigLIP was trained on texts that are padded to its full length.
         padding = "max_length" if config.model_type.startswith("siglip") else False
         length = config.text_config.max_position_embeddings
-        tokens = self._tokenizer()(
+        tokens = load_tokenizer(self.folder, self.hub, self.uri)(
             [text], padding=padding, truncation=True, max_length=length, return_tensors="pt"
         )
         accepted = inspect.signature(self.network.get_text_features).parameters
         inputs = {name: ids.to(self.network.device) for name, ids in tokens.items() if name in accepted}
         return image_features(self.network.get_text_features(**inputs))[0]
 
-    def _tokenizer(self) -> Any:
-        if self.hub is not None:
-            for file in _TOKENIZER_FILES:
-                find_on_hub(
-                    self.hub["repository"], file, revision=self.hub["revision"], cache=self.hub["cache"]
-                )
-        if not any((self.folder / file).is_file() for file in _TOKENIZER_FILES[:5]):
-            raise ModelError(
-                f"{self.uri} has no tokenizer, which turns a text into numbers: save it there, "
-                "tokenizer.save_pretrained(folder)"
-            )
-        with quiet():
-            return transformers.AutoTokenizer.from_pretrained(
-                self.folder, local_files_only=True, trust_remote_code=False
-            )
+
+def load_tokenizer(folder: Path, hub: Mapping[str, Any] | None, uri: str) -> Any:
+    """The tokenizer in a folder, or of a repository; ModelError where there is none."""
+    if hub is not None:
+        for file in _TOKENIZER_FILES:
+            find_on_hub(hub["repository"], file, revision=hub["revision"], cache=hub["cache"])
+    if not any((folder / file).is_file() for file in _TOKENIZER_FILES[:5]):
+        raise ModelError(
+            f"{uri} has no tokenizer, which turns a text into numbers: save it there, "
+            "tokenizer.save_pretrained(folder)"
+        )
+    with quiet():
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
 
 
 def text_features(

@@ -28,6 +28,13 @@ _HEADS = {
     ),
     "detection": ("AutoModelForObjectDetection", "MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES", "detection"),
     "backbone": ("AutoBackbone", "MODEL_FOR_BACKBONE_MAPPING_NAMES", "embedding"),
+    "text": (
+        "AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "classification"
+    ),
+    "answers": (
+        "AutoModelForVisualQuestionAnswering", "MODEL_FOR_VISUAL_QUESTION_ANSWERING_MAPPING_NAMES",
+        "classification",
+    ),
     "none": ("AutoModel", "MODEL_MAPPING_NAMES", "embedding"),
 }  # fmt: skip
 
@@ -36,7 +43,9 @@ class HuggingFaceLoader:
     """A repository of the hub, ``owner/name``, or a folder, as ``save_pretrained`` writes it.
 
     The architecture in its configuration decides the head; ``head`` chooses another: "classification",
-    "segmentation", "detection", "backbone" (the mean of the last feature map), "none" (the pooled features).
+    "segmentation", "detection", "backbone" (the mean of the last feature map), "none" (the pooled features),
+    "text" (a captioner: its classes are the texts ``answers``, its logits their log-probabilities after the
+    text ``question``, if any), "answers" (a classifier of the answers to a ``question``).
     Preprocessing, class names and task come from the repository's processor and configuration. Weights are
     read from safetensors only, and code in a repository is never run. Without ``pretrained`` the weights are
     random. ``revision`` and ``cache_dir`` are those of the hub's client; other options replace values of the
@@ -55,13 +64,23 @@ class HuggingFaceLoader:
         head: str | None = None,
         revision: str | None = None,
         cache_dir: str | None = None,
+        question: str | None = None,
+        answers: Sequence[str] | None = None,
         **options: Any,
     ) -> tuple[nn.Module, dict[str, Any]]:
         if find_spec("transformers") is None:
             raise MissingExtra(f"hf:{name}", "transformers")
         from phosphene.models import infer_task  # imported here: lists do not need torch
 
-        from ._hf_networks import as_image_network, build, detection_boxes, image_settings, text_features
+        from ._hf_networks import (
+            as_image_network,
+            build,
+            detection_boxes,
+            image_settings,
+            load_tokenizer,
+            text_features,
+        )
+        from ._image_text import image_text_network
 
         state = weights if isinstance(weights, Mapping) else None
         if state is None and weights not in (None, "DEFAULT"):
@@ -72,16 +91,25 @@ class HuggingFaceLoader:
         folder, uri = _folder(name, pretrained, revision, cache_dir)
         config = _config(folder, uri, options)
         class_name, kind = _architecture(config, head, uri)
+        is_text = head in ("text", "answers") or class_name in _text_architectures()
+        if not is_text and (question is not None or answers is not None):
+            raise InputError(f"{uri} is a {class_name}, which takes no question and no answers")
         task: str | None = kind
         network = build(class_name, config, folder if pretrained else state, uri)
         is_trained = pretrained or state is not None
         settings: dict[str, Any] = image_settings(folder, config, uri, is_trained)
+        repository = None if Path(name).expanduser().is_dir() else name
+        hub = {"repository": repository, "revision": revision, "cache": cache_dir} if repository else None
         inferred = infer_task(network)  # of the network itself, before what is put around it
+        if is_text:
+            settings.pop("reverse_channels")
+            tokenizer = load_tokenizer(folder, hub, uri)
+            network, texts = image_text_network(network, tokenizer, question, answers, uri)
+            classes = texts or _class_names(config)
+            return network, settings | {"name": uri, "uri": uri, "task": task, "classes": classes}
         network, output = as_image_network(network, kind, settings.pop("reverse_channels"), uri)
         if output is not None:
             settings["output"] = output
-        repository = None if Path(name).expanduser().is_dir() else name
-        hub = {"repository": repository, "revision": revision, "cache": cache_dir} if repository else None
         if (embed_text := text_features(network, folder, hub, uri)) is not None:
             settings["embed_text"] = embed_text
         if kind == "detection":
@@ -93,7 +121,7 @@ class HuggingFaceLoader:
 
     def saved_options(self, name: str) -> Sequence[str]:
         """The head, the revision, and what changes the network; no folder of a cache."""
-        return ("head", "revision", "num_labels", "image_size")
+        return ("head", "revision", "num_labels", "image_size", "question", "answers")
 
     def names(self) -> Sequence[str]:
         """Empty: names are repositories and folders, which are not listed."""
@@ -153,6 +181,13 @@ def _config(folder: Path, uri: str, options: dict[str, Any]) -> Any:
     if unused:
         raise InputError(f"the configuration of {uri} has no {', '.join(map(repr, unused))}")
     return config
+
+
+def _text_architectures() -> set[str]:
+    """The classes of networks that take an image and a text, and write or select a text."""
+    from transformers.models.auto import modeling_auto
+
+    return {name for head in ("text", "answers") for name in getattr(modeling_auto, _HEADS[head][1]).values()}
 
 
 def _architecture(config: Any, head: str | None, uri: str) -> tuple[str, str]:

@@ -125,6 +125,10 @@ class ActivationMaximization(Regularizers):
             description="percentage of pixels set to the mean colour, smallest contribution first",
         ),
     ] = 0
+    clip_gradient: Annotated[
+        float,
+        Field(ge=0, le=100, description="percentage of pixels whose gradient is zero, smallest norm first"),
+    ] = 0
     rotate: Rotate = 10.0
     rescale: Rescale = 1.2
     optimizer: UpdateRule = "adam"
@@ -185,7 +189,7 @@ def maximize_activation(
         lr=params.lr,
         optimizer=params.optimizer,
         regularizer=penalty if params.l2 or params.total_variation else None,
-        transform=random_transform(params.jitter, params.rotate, params.rescale),
+        transform=_transform(params),
         after_step=blur_and_clip
         if params.blur_every or params.clip_norm or params.clip_contribution
         else None,
@@ -202,6 +206,19 @@ def class_count(target: Objective) -> int:
 def mean_color(model: Model) -> Tensor:
     """The colour (C,) that normalisation maps to zero; mid-grey for a model without a mean."""
     return model.mean if model.mean.any() else torch.full_like(model.mean, 0.5)
+
+
+def _transform(params: ActivationMaximization) -> optimize.Transform | None:
+    """Clipping of the gradient and the random transform, composed; None if all are off."""
+    moved = random_transform(params.jitter, params.rotate, params.rescale)
+    if not params.clip_gradient:
+        return moved
+
+    def clip(images: Tensor, generator: torch.Generator) -> Tensor:
+        return optimize.clip_gradient(images, params.clip_gradient)
+
+    # First, so that the gradient of the image itself is clipped.
+    return clip if moved is None else optimize.compose([clip, moved])
 
 
 def random_transform(jitter: int, rotate: float, rescale: float) -> optimize.Transform | None:

@@ -31,6 +31,7 @@ ALL_TERMS: dict[str, Any] = {
     "rescale": 1.2,
     "clip_norm": 10,
     "clip_contribution": 15,
+    "clip_gradient": 12,
     "start_noise": 0.1,
     "size": 20,
 }
@@ -54,6 +55,9 @@ def gradient_ascent(score: Score, start: Tensor, center: Tensor, params: Mapping
         if params["rescale"] > 1:
             inputs = optimize.rescale(inputs, random, factor=params["rescale"])
         (ascent,) = torch.autograd.grad(score(inputs).sum(), variable)
+        if params["clip_gradient"]:
+            zero, norms = ascent.new_zeros(()), ascent.norm(dim=1, keepdim=True)
+            ascent = _clip(ascent, zero, norms, params["clip_gradient"])
         down = (variable[..., 1:, :-1] - variable[..., :-1, :-1]).square().sum()
         right = (variable[..., :-1, 1:] - variable[..., :-1, :-1]).square().sum()
         penalty = params["l2"] * (variable - mean).square().sum() + params["total_variation"] * (down + right)
@@ -69,7 +73,7 @@ def gradient_ascent(score: Score, start: Tensor, center: Tensor, params: Mapping
 
 
 def _clip(images: Tensor, mean: Tensor, importance: Tensor, percentage: float) -> Tensor:
-    """The least important pixels set to the mean."""
+    """The least important pixels set to the mean, or their gradients to zero."""
     threshold = importance.flatten(1).quantile(percentage / 100, dim=1).view(-1, 1, 1, 1)
     return torch.where(importance < threshold, mean, images)
 

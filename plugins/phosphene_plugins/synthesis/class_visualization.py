@@ -91,8 +91,9 @@ def class_visualization(
 
     Regularisers, each off at 0: the two penalties; a Gaussian blur of width ``blur_sigma`` after every
     ``blur_every`` steps; clipping to m of the ``clip_norm`` per cent of pixels nearest to m and of the
-    ``clip_contribution`` per cent that contribute least to the score, after every step; random shifts
-    (``jitter``), rotations (``rotate``) and scales (``rescale``) of the network's input. The default
+    ``clip_contribution`` per cent that contribute least to the score, after every step; a gradient of zero
+    for the ``clip_gradient`` per cent of pixels with the smallest one; random shifts (``jitter``), rotations
+    (``rotate``) and scales (``rescale``) of the network's input. The default
     ``parametrization`` is a Fourier spectrum with the amplitudes of natural images and decorrelated colours;
     "pixels" optimises the pixels, with ``optimizer`` "sgd" by the plain gradient step.
 

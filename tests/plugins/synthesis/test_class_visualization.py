@@ -114,6 +114,18 @@ def test_contributions_use_the_gradient_of_the_score(model: Model) -> None:
     torch.testing.assert_close(clipped, expected, rtol=0, atol=1e-6)
 
 
+def test_pixels_with_the_smallest_gradients_do_not_change(model: Model) -> None:
+    options = PLAIN | {"steps": 1, "optimizer": "sgd", "lr": 1.0, "start_noise": 0.05}
+    start = noise_images((1, 3, 12, 12), seed=options["seed"], mean=model.mean, sd=0.05).double()
+    start.requires_grad_()
+    (gradient,) = torch.autograd.grad(model(start)[0, 1], start)
+    plain, clipped = (visualize(model, 1, **options | {"clip_gradient": c}).images for c in (0, 40))
+    norms = gradient.norm(dim=1, keepdim=True)
+    large = norms >= norms.quantile(0.4)
+    torch.testing.assert_close(clipped, torch.where(large, plain, start.detach()), rtol=0, atol=1e-12)
+    assert 0.55 < large.double().mean() < 0.65
+
+
 def test_l2_reduces_the_distance_to_the_mean_color(model: Model) -> None:
     distances = [
         l2_penalty(visualize(model, Class(1), **PLAIN | {"l2": w}).images, model.mean) for w in (0.0, 0.1)
@@ -142,7 +154,7 @@ def test_clipping_sets_its_percentage_of_pixels_to_the_mean(model: Model, clippi
 def test_all_regularisers_work_together(model: Model) -> None:
     everything = PLAIN | {
         "l2": 0.01, "total_variation": 0.02, "blur_every": 3, "blur_sigma": 0.5, "clip_norm": 10.0,
-        "clip_contribution": 20.0, "jitter": 2,
+        "clip_contribution": 20.0, "clip_gradient": 10.0, "jitter": 2,
     }  # fmt: skip
     plain, regular = (visualize(model, Class(1), **options) for options in (PLAIN, everything))
     assert l2_penalty(regular.images, model.mean) < l2_penalty(plain.images, model.mean)
