@@ -329,8 +329,13 @@ def _location(method: AnyMethod) -> str:
     return f"{code.co_filename}, line {code.co_firstlineno}" if code else function.__module__
 
 
-def parametrize_with_checks(names: Sequence[str | AnyMethod], *, profile: str = "ci") -> Callable[..., Any]:
+def parametrize_with_checks(
+    names: Sequence[str | AnyMethod], *, profile: str = "ci", only_declared: bool = False
+) -> Callable[..., Any]:
     """A pytest decorator: the test function is called with every ``check`` of every method.
+
+    ``only_declared`` leaves out the checks that skip a method because of what it declares; in a project of
+    many methods they are most of the tests, and none of the time.
 
     ::
 
@@ -340,6 +345,8 @@ def parametrize_with_checks(names: Sequence[str | AnyMethod], *, profile: str = 
     import pytest
 
     bound = [b for name in names for b in bound_checks(name, profile)]
+    if only_declared:
+        bound = [b for b in bound if b.check.reason_to_skip(b.examination.method) is None]
     return pytest.mark.parametrize("check", [pytest.param(b, id=b.id, marks=b.marks()) for b in bound])
 
 
