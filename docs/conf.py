@@ -9,6 +9,7 @@ from cheating_picture import write_cheating  # noqa: E402
 from comparing_cams import write_comparison  # noqa: E402
 from method_pages import sources_digest, write_method_pages  # noqa: E402
 from normalisation import write_normalisation  # noqa: E402
+from one_transformer import write_transformer  # noqa: E402
 from sphinx.util import logging  # noqa: E402
 from where_units_look import write_placements  # noqa: E402
 
@@ -31,3 +32,4 @@ write_comparison(here / "_build" / "pictures", sources_digest(), logging.getLogg
 write_cheating(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
 write_normalisation(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
 write_placements(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
+write_transformer(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)

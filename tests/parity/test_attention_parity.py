@@ -82,3 +82,38 @@ def test_gradient_attention_equals_the_published_recursion(
         relevance = relevance + (gradient * layer).clamp(min=0).mean(1) @ relevance
     result = run("gradient_attention", model=model, images=images, target=CLASS)
     torch.testing.assert_close(result.maps, relevance[:, 0, 1:].unflatten(1, (4, 4)))
+
+
+@pytest.mark.parametrize("attention", ["cp_lrp", "attn_lrp"])
+def test_lrp_equals_gradient_x_input_of_the_published_formulation(
+    attention: str, network: VisionTransformer, model: Model, images: Tensor
+) -> None:
+    """The forward formulation of Achtibat et al. 2024, with constant factors; lxt computes the same."""
+
+    def scaled(x: Tensor, share: float) -> Tensor:
+        return share * x + (1 - share) * x.detach()
+
+    def normed(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+        deviation = (x.var(-1, correction=0, keepdim=True) + layer.eps).sqrt().detach()
+        return (x - x.mean(-1, keepdim=True)) / deviation * layer.weight + layer.bias
+
+    pixels = model.normalize(images).requires_grad_()
+    tokens = network._process_input(pixels)
+    tokens = torch.cat([network.class_token.expand(2, -1, -1), tokens], 1) + network.encoder.pos_embedding
+    for block in network.encoder.layers:
+        layer = block.self_attention
+        mixed = nn.functional.linear(normed(block.ln_1, tokens), layer.in_proj_weight, layer.in_proj_bias)
+        query, key, value = mixed.unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        if attention == "attn_lrp":
+            query, key, value = scaled(query, 0.25), scaled(key, 0.25), scaled(value, 0.5)
+        probabilities = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
+        if attention == "cp_lrp":
+            probabilities = probabilities.detach()
+        tokens = tokens + layer.out_proj((probabilities @ value).transpose(1, 2).flatten(2))
+        hidden = block.mlp[0](normed(block.ln_2, tokens))
+        hidden = hidden * (nn.functional.gelu(hidden) / hidden).detach()
+        tokens = tokens + block.mlp[3](hidden)
+    logits = network.heads(normed(network.encoder.ln, tokens)[:, 0])
+    (gradient,) = torch.autograd.grad(logits[:, CLASS].sum(), pixels)
+    result = run("lrp", model=model, images=images, target=CLASS, attention=attention, epsilon=0)
+    torch.testing.assert_close(result.maps, (pixels * gradient).sum(1).detach())

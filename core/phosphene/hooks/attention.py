@@ -19,11 +19,17 @@ from .saved_tensors import save_tensors
 
 #: ``F.multi_head_attention_forward`` passes itself to an active mode, which would never see the calls inside;
 #: this copy does not.
-multi_head_attention: Callable[..., tuple[Tensor, Tensor | None]] = FunctionType(
+_multi_head_attention = FunctionType(
     F.multi_head_attention_forward.__code__,
     {**vars(F), "has_torch_function": lambda tensors: False},
     argdefs=F.multi_head_attention_forward.__defaults__,
 )
+
+
+def multi_head_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """``F.multi_head_attention_forward``, of which an active mode receives the calls inside."""
+    result: tuple[Tensor, Tensor | None] = _multi_head_attention(*args, **kwargs)
+    return result
 
 
 def calling_module(names: Mapping[int, str]) -> str:

@@ -58,7 +58,7 @@ class AttentionDistances(Result):
         from matplotlib.figure import Figure
 
         rows = layer_rows(self.layers)
-        figure = Figure(figsize=(max(4.0, 0.45 * len(rows) + 2), 3.2), dpi=110)
+        figure = Figure(figsize=(max(4.0, 0.45 * len(rows) + 2), 3.2), dpi=110, layout="constrained")
         axes = figure.subplots()
         mean, uniform = self.distances.float().cpu().mean(0), self.uniform.float().cpu()
         for position, heads in enumerate(rows.values()):

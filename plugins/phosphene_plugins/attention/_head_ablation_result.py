@@ -68,7 +68,9 @@ class HeadAblation(Result):
         for row, heads in enumerate(rows.values()):
             grid[row, : len(heads)] = mean[heads]
         largest = float(mean.abs().max()) or 1.0
-        figure = Figure(figsize=(max(4.0, 0.4 * most + 3), max(2.2, 0.3 * len(rows) + 1)), dpi=110)
+        figure = Figure(
+            figsize=(max(4.0, 0.4 * most + 3), max(2.2, 0.3 * len(rows) + 1)), dpi=110, layout="constrained"
+        )
         axes = figure.subplots()
         image = axes.imshow(grid.numpy(), "RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
         axes.set_yticks(range(len(rows)), [charts.plain_label(name, 30) for name in rows], fontsize=6)

@@ -57,7 +57,8 @@ class LogitLens(Result):
         from matplotlib.figure import Figure
 
         count, side = len(self.images), 2.2
-        figure = Figure(figsize=(side + max(3.5, 0.4 * len(self.layers) + 1.5), side * count + 0.7), dpi=110)
+        width = side + max(3.5, 0.4 * len(self.layers) + 1.5)
+        figure = Figure(figsize=(width, side * count + 0.7), dpi=110, layout="constrained")
         grid = figure.subplots(count, 2, squeeze=False, width_ratios=(1, 2))
         steps = list(range(len(self.layers)))
         for (panel,), (picture, axes), values in zip(

@@ -179,10 +179,11 @@ def lrp(
 
     "epsilon": w' = w. "gamma": w' = w + gamma max(w, 0) where x_i and z_j have the same sign, and w + gamma
     min(w, 0) where they differ, so that contributions with the sign of z_j are favored (b' is as w' for x_i =
-    1). "zplus": positive contributions x_i w_ij alone. "alpha_beta": the positive ones times alpha = 2, minus
-    the negative ones times alpha - 1. Of the layer that reads the pixels also "box" (contributions above the
-    smallest that a pixel in [0, 1] can have), "flat" (equal parts) and "w_square" (in proportion to w^2). The
-    relevance is that of the network's input, pixels minus the model's mean.
+    1). "zplus": positive contributions x_i w_ij alone; an output without any passes no relevance on.
+    "alpha_beta": the positive ones times alpha = 2, minus the negative ones times alpha - 1. Of the layer
+    that reads the pixels also "box" (contributions above the smallest that a pixel in [0, 1] can have),
+    "flat" (equal parts) and "w_square" (in proportion to w^2). The relevance is that of the network's input,
+    pixels minus the model's mean.
 
     Convolutional and linear layers follow the rule, as modules or as functions, with a directly following
     batch norm folded in. ReLU, GELU, SiLU, Hardswish and other activations with f(0) = 0, pooling, sums,
@@ -194,9 +195,9 @@ def lrp(
     in a gated perceptron (SwiGLU). "attn_lrp": both factors of a product have half of its relevance, and that
     of attention probabilities passes softmax by its gradient to queries and keys.
 
-    On a network without biases, and with "cp_lrp", the map sums to the score, up to what ``epsilon`` absorbs.
-    Biases have relevance, too, which no pixel has: those of layers and norms, class tokens and positions. In
-    a transformer that is often more than half of the score.
+    With "epsilon" or "gamma" and "cp_lrp", the map of a network without biases sums to the score, up to what
+    ``epsilon`` absorbs. Biases of layers and norms, class tokens and positions have relevance, too, which no
+    pixel has: in a transformer often more than half of the score.
 
     Returns:
         ``maps`` (N, H, W), raw and signed: the relevance of each pixel, summed over channels.

@@ -112,12 +112,12 @@ def _oracle() -> None:
         result = concept_relevance(model, images, index, channels=[5, 0], **options)
         torch.testing.assert_close(result.maps, expected[:, [5, 0]])
     # Of a map, a channel's relevance is the sum over its positions.
-    convolution = nn.Conv2d(3, 4, 2)
-    network = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)).double()
+    convolution, last = nn.Conv2d(3, 4, 2), nn.Linear(8, 2)
+    network = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), last).double()
     model = load_model(network, input_size=(3, 2, 3))
     result = concept_relevance(model, images, 1, layer="1", channels=[2], rule="epsilon", epsilon=0)
     maps = convolution(images).relu()
-    parts = (maps.flatten(1) * network[3].weight[1]).view(3, 4, 2)
+    parts = (maps.flatten(1) * last.weight[1]).view(3, 4, 2)
     torch.testing.assert_close(result.relevance, parts.sum(2))
     patches = torch.stack([images[:, :, :, p : p + 2] for p in range(2)], 1)
     weights = patches * convolution.weight[2] / convolution(images)[:, 2, 0, :, None, None, None]

@@ -46,7 +46,7 @@ class RelevantPatches(Patches):
     ``scores`` (M,), else by its activation. Of each channel there are k patches of either.
     """
 
-    shapes: ClassVar[Mapping[str, str]] = Patches.shapes | {"by_relevance": "M"}
+    shapes: ClassVar[Mapping[str, str]] = {**Patches.shapes, "by_relevance": "M"}
 
     by_relevance: Tensor
 

@@ -16,6 +16,8 @@ from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from torch import Tensor, nn
 
 from phosphene import InputError, Model, ModelError, UnknownName, load_model, methods
+from phosphene.builtin.scenes import draw_scenes
+from phosphene.data import localization
 
 lrp = methods["attribution.lrp"]
 
@@ -255,6 +257,22 @@ def test_an_operation_without_a_rule_is_refused_by_name(
 ) -> None:
     with pytest.raises(ModelError, match=f"no rule for '{name}'.*: use integrated_gradients"):
         maps_of(function)
+
+
+@pytest.mark.parametrize(
+    ("rule", "count"),
+    [
+        ("epsilon_gamma_box", 24),
+        *(pytest.param(rule, 200, marks=pytest.mark.nightly) for rule in ("epsilon", "epsilon_gamma_box")),
+    ],
+)
+def test_relevance_of_the_bundled_transformer_is_largest_in_the_object(rule: str, count: int) -> None:
+    scenes = draw_scenes(count, seed=5, split="test")
+    model = load_model("builtin:shapes-vit")
+    for attention in ("cp_lrp", "attn_lrp"):
+        result = lrp(model, scenes.images, scenes.labels.tolist(), rule=rule, attention=attention)
+        hits = localization(result.heat(), scenes.masks)
+        assert hits.inside >= 0.85 and hits.chance_inside < 0.2
 
 
 # --- rules of single layers -------------------------------------------------------------------------
