@@ -197,7 +197,7 @@ def _cost(spec: MethodSpec, seconds: float) -> str:
         method = methods[spec.name]
         demo = method.validate(spec.demonstration()[1])
         sizes = method.sizes(load_model("builtin:shapes-vgg"), demo)
-        sample = {"images": 4, "height": 64, "width": 64, "dataset": 1000, "styles": 4}
+        sample = {"images": 4, "height": 64, "width": 64, "dataset": 1000, "styles": 4, "checkpoints": 4}
         forward, backward = spec.cost.evaluate(demo, **sample, **sizes)
         formula += f" For four images of 64 x 64 pixels: {forward} forward, {backward} backward."
     return f"{formula} {duration}"

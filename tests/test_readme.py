@@ -15,6 +15,7 @@ PAGES = [
         "docs/attention.md",
         "docs/one-transformer.md",
         "docs/comparing-models.md",
+        "docs/influence.md",
         "docs/streams.md",
     ),
 ]

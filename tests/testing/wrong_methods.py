@@ -33,6 +33,7 @@ from phosphene.spec import (
     SameShape,
     UnitRange,
     WithinBall,
+    length,
     param,
     size,
 )
@@ -510,6 +511,15 @@ def has_a_default_out_of_bounds(
 ) -> Attribution:  # fmt: skip
     """A default is outside its declared bounds."""
     return attribution(model, images, gradient(model, images, target).abs().amax(1) ** power, target)
+
+
+@caught_by("valid_defaults", cost=Cost(forward=size.images * length(param.layers), backward=size.images))
+def has_no_cost_by_default(
+    model: Model, images: Images, target: Target = None, *,
+    layers: Annotated[list[LayerName] | None, Field(description="layers to read; default: none")] = None,
+) -> Attribution:  # fmt: skip
+    """The cost cannot be evaluated for the default parameters: None has no length."""
+    return attribution(model, images, gradient(model, images, target).abs().amax(1), target)
 
 
 @caught_by("refuses_bad_parameters")

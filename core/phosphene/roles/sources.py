@@ -18,21 +18,18 @@ Sources: TypeAlias = Annotated[Tensor, Role("sources")]
 
 
 class SourcesRole(InputRole):
-    """An image for each image, or one for all; default: the next image of the call."""
+    """An image for each image, or one for all; default: a blank image of the image's mean color."""
 
     name, value_type, per_image = "sources", Tensor, True
     metavar = "FILE|FOLDER"
     description = "an image for each image, or one for all, whose activations replace the image's"
-    help = "image whose activations replace the image's, one for all or one each (default: the next image)"
+    help = "image whose activations replace the image's, one for all or one each (default: blank)"
 
     def read(self, value: Any, context: InputContext) -> Tensor:
         if value is not None:
             return read_images(value, context.model)
-        images = context.inputs["images"]
-        if len(images) == 1:
-            raise InputError("a single image has no next one: pass another image as sources")
-        rolled: Tensor = images.roll(-1, 0)
-        return rolled
+        images: Tensor = context.inputs["images"]
+        return images.mean((2, 3), keepdim=True).expand_as(images)
 
     def check(self, value: Any, context: InputContext) -> Tensor:
         sources, images = check_images(value, context), context.inputs["images"]

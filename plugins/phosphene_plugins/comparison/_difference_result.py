@@ -68,7 +68,7 @@ class ModelDifference(Result):
 
     def _prediction(self, index: int, model: int) -> str:
         name = self.classes[int(self.predictions[index, model])]
-        return f"{name} {float(self.confidences[index, model]):.0%}"
+        return f"{float(self.confidences[index, model]):.0%} {name.partition(',')[0]}"
 
     def lines(self) -> list[str]:
         count = len(self.divergences)

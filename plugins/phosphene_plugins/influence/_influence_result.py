@@ -62,7 +62,7 @@ class TrainingInfluence(Result):
                 ("proponents", self.proponents, self.proponent_images),
                 ("opponents", self.opponents, self.opponent_images),
             ):
-                row = [Panel(image, f"{side} of {charts.plain_label(self.targets[n])}")]
+                row = [Panel(image, f"{side} of {self.targets[n].partition(',')[0]}")]
                 for index, example in zip(indices[n].tolist(), examples[n], strict=True):
                     row.append(Panel(example, self._title(n, index), is_output=True))
                 groups.append(row)
@@ -78,11 +78,8 @@ class TrainingInfluence(Result):
 
     def _title(self, row: int, index: int) -> str:
         value = float(self.values[row, index])
-        return (
-            f"{value:+.3g} {self.classes[index]}"
-            if abs(value) < 1000
-            else f"{value:+.0f} {self.classes[index]}"
-        )
+        number = f"{value:+.3g}" if abs(value) < 1000 else f"{value:+.0f}"
+        return f"{number} {self.classes[index].partition(',')[0]}"
 
     def draw(self) -> Figure:
         """Each explained image, then its proponents and opponents with value and class."""

@@ -304,9 +304,9 @@ def _draw_classes(logits: Tensor, indices: Sequence[int], seed: int) -> Tensor:
         generator = torch.Generator().manual_seed((seed + 1_000_003 * index) % 2**63)
         torch.rand((), generator=generator)  # the first number of neighboring seeds is correlated
         uniform.append(torch.rand((), generator=generator, dtype=torch.float64))
-    thresholds = torch.stack(uniform)[:, None].to(logits.device)
-    cumulative = to_float64(logits.detach()).softmax(1).cumsum(1)
-    return (cumulative < thresholds).sum(1).clamp(max=logits.shape[1] - 1)
+    cumulative = to_float64(logits.detach()).cpu().softmax(1).cumsum(1)
+    drawn = (cumulative < torch.stack(uniform)[:, None]).sum(1).clamp(max=logits.shape[1] - 1)
+    return drawn.to(logits.device)
 
 
 # --- Kronecker factors -----------------------------------------------------------------------------------

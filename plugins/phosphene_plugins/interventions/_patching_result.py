@@ -75,16 +75,16 @@ class PatchingEffects(Result):
         groups = []
         for n, image in enumerate(self.images):
             row = [
-                Panel(image, f"{self.targets[n]} {float(self.scores[n]):.3g}"),
+                Panel(image, f"{self.targets[n].partition(',')[0]} {float(self.scores[n]):.3g}"),
                 Panel(self.sources[n], f"source {float(self.source_scores[n]):.3g}"),
             ]
             # One scale for all layers, so that their effects can be compared.
             largest = float(self.effects[n].abs().max()) or 1.0
             for number, layer in enumerate(self.layers):
                 effect = self.of_layer(layer)[n] / largest / 2 + 0.5
-                title = f"{layer} {float(self.layer_effects[n, number]):+.2g}"
+                title = f"{layer}, all: {float(self.layer_effects[n, number]):+.2g}"
                 if self.token_effects[n, number] != 0:
-                    title += f", tokens {float(self.token_effects[n, number]):+.2g}"
+                    title += f", tokens: {float(self.token_effects[n, number]):+.2g}"
                 row.append(Panel(self._effect_image(image, effect), title, is_output=True))
             groups.append(row)
         return groups
@@ -126,7 +126,8 @@ class PatchingEffects(Result):
                     self._draw_channels(axes, n, number - 2)
                 else:
                     charts.show_image(axes, panel.image)
-                title = "\n".join(charts.plain_label(line) for line in panel.title.split(", ", 1))
+                most = 24 if columns < 7 else 150 // columns
+                title = "\n".join(charts.plain_label(line, most) for line in panel.title.split(", ", 1))
                 axes.set_title(title, fontsize=7, loc="left")
         if not of_channels:
             from matplotlib.cm import ScalarMappable

@@ -105,7 +105,7 @@ def score_differences(calls: Calls) -> Tensor:
     ),
     oracle=effects_of_a_linear_head,
     quick={"grid": 2},
-    demo={"images": "builtin:scenes/4"},
+    demo={"images": "builtin:scenes/4", "sources": "builtin:textures/1"},
 )
 def activation_patching(
     model: Model,
@@ -136,7 +136,8 @@ def activation_patching(
     (``layer_effects``); around skip connections it gives the layer's part. Of a transformer's layer the class
     token and registers have no position; they are replaced together (``token_effects``).
 
-    A model's images should differ in what is studied alone, such as the object before the same background.
+    An image and its source should differ in what is studied alone, such as the object before the same
+    background. By default the source is blank: all pixels have the image's mean color.
 
     Returns:
         ``effects`` (N, L, U); ``of_layer(name)`` (N, h, w) or (N, C); ``layer_effects`` and
@@ -149,7 +150,8 @@ def activation_patching(
     Example::
         from phosphene import run
 
-        result = run("activation_patching", images="builtin:scenes/2", layers=["features.15"], grid=4)
+        inputs = {"images": "builtin:scenes/2", "sources": "builtin:textures/1"}
+        result = run("activation_patching", **inputs, layers=["features.15"], grid=4)
         result.of_layer("features.15").shape  # (2, 4, 4)
 
     Source:

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from ...parameter_text import read_option, value_text
+from ...registry.method_info import NOMINAL_SIZES
 from ...spec.spec import MethodSpec
 from ..cases import Case
 
@@ -32,7 +33,9 @@ def documented(method: AnyMethod) -> None:
 
 
 @register_check(
-    "method", "Defaults, quick and demo parameters are within the schema's own bounds.", "quick=, demo="
+    "method",
+    "Defaults, quick and demo parameters are within the schema's own bounds, and have a cost.",
+    "quick=, demo=; cost=: length(either(param.layers, size.stages)) for a list that may be None",
 )
 def valid_defaults(method: AnyMethod) -> None:
     schema = method.spec.params_schema
@@ -41,8 +44,11 @@ def valid_defaults(method: AnyMethod) -> None:
     for name in required:
         assert name in method.spec.quick, f"{name!r} has no default: give quick= a value for test calls"
     needed = {n: method.spec.quick[n] for n in required}
+    sizes = NOMINAL_SIZES | {"attention_layers": 12, "attention_heads": 144}
     for values in (defaults, method.spec.quick, method.spec.demonstration()[1]):
-        method.validate(needed | values)
+        params = method.validate(needed | values)
+        if method.spec.cost is not None:  # an error in a call would be a refusal of that call
+            method.spec.cost.evaluate(params, **sizes)
 
 
 @register_check(
