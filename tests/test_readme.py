@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent
 #: tests/parity/test_moving.py the other libraries' lines of docs/moving.md.
 PAGES = [
     *("README.md", "docs/quickstart.md", "docs/concepts.md", "docs/models.md", "docs/moving.md"),
-    *("docs/programs.md", "docs/attention.md", "docs/comparing-models.md", "docs/streams.md"),
+    *("docs/programs.md", "docs/attention.md", "docs/comparing-models.md", "docs/vision-language.md"),
+    "docs/streams.md",
 ]
 
 
