@@ -16,6 +16,7 @@ PAGES = [
         "docs/one-transformer.md",
         "docs/comparing-models.md",
         "docs/influence.md",
+        "docs/vision-language.md",
         "docs/streams.md",
     ),
 ]

@@ -25,7 +25,6 @@ from phosphene.builtin.answers import (
     Trunk,
     correct_answer,
 )
-from phosphene.builtin.networks import normalize
 from phosphene.builtin.scenes import Scenes, draw_scenes
 
 # data
@@ -65,7 +64,7 @@ def encode(text: str) -> list[int]:
 def trunk_maps(scenes: Scenes) -> Tensor:
     """The maps (N, 224, 8, 8) of all scenes."""
     trunk = Trunk().eval()
-    return torch.cat([trunk(normalize(part)) for part in scenes.images.split(256)])
+    return torch.cat([trunk(part) for part in scenes.images.split(256)])
 
 
 def fit(scenes: Scenes, *, steps: int, seed: int) -> ShapesAnswers:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .networks import load_generator, load_network
+from ..torch_state import cpu_by_default
+from .networks import load_generator, load_network, normalize
 from .scenes import BACKGROUNDS, CLASSES
 
 #: The bundled network that answers questions.
@@ -88,8 +89,8 @@ class Trunk(nn.Module):
         self.layers = load_network("shapes-vgg").get_submodule("features")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps of normalized images (N, 3, 64, 64)."""
-        maps = []
+        """Maps of images (N, 3, 64, 64), pixels in [0, 1]."""
+        images, maps = normalize(images), []
         for index, layer in enumerate(self.layers.children()):
             images = layer(images)
             if index == 13:  # the third stage's last ReLU
@@ -97,6 +98,7 @@ class Trunk(nn.Module):
         return torch.cat([*maps, images], 1)
 
 
+@cpu_by_default()
 def load_answers() -> tuple[Trunk, ShapesAnswers]:
     """The trunk and the trained decoder, in eval mode, on the CPU."""
     return Trunk().eval(), load_generator(ShapesAnswers, ANSWERS)

@@ -251,14 +251,14 @@ class SparseAutoencoder(TrainedNetwork):
                 "(Prisma) or centered=False (SAELens by default)"
             )
         count, channels = self.codes.encoder.shape
-        config = {"channels": channels, "codes": count, "activation": activation, "k": options.k or 1}
+        config: dict[str, Any] = {"channels": channels, "codes": count, "activation": activation, "k": options.k or 1}
         config["normalization"] = options.normalization or "none"
         network = AutoencoderNetwork(**config).to(self.codes.encoder)
         network.load_state_dict(self.codes.state_dict())
         centered = self.config["centered"] if options.centered is None else options.centered
         if not centered:  # the network subtracts b: its contribution is added again
             with torch.no_grad():
-                network.encoder_bias += network.encoder @ network.bias
+                network.encoder_bias.add_(network.encoder @ network.bias)
         network.eval().requires_grad_(False)
         return replace(self, network=network, layer=layer, config=config)
 

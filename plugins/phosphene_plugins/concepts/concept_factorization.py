@@ -277,7 +277,7 @@ def concept_factorization(
         run("class_visualization", target=result.direction(0), steps=2)
         options = {"concepts": 2, "seed": 0}
         crafted = run("concept_factorization", images="builtin:scenes/4", crop=0.5, designs=8, **options)
-        run("concept_factorization", images=crafted.crop_images[0], layer="features.7", **options)
+        run("concept_factorization", images=crafted.crop_images[0], layer="features.8", **options)
 
     Source:
         Collins et al. 2018, section 3 (NMF); Fel et al. 2023, sections 3.1 to 3.3 (crops, recursion, Sobol).

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from phosphene import InputError, at_least_float32, fork_random_state
 from phosphene.builtin.answers import ANSWERS, END, VOCABULARY, load_answers
-from phosphene.builtin.networks import normalize
 from phosphene.images import resize
 
 
@@ -95,7 +94,7 @@ class ShapesAnswersModel(AnswerModel):
     def image_tokens(self, image: Tensor) -> Tensor:
         image = at_least_float32(image)
         trunk, network = self._like(image)
-        tokens: Tensor = network.image_tokens(trunk(normalize(image).to(image.dtype)))[0]
+        tokens: Tensor = network.image_tokens(trunk(image))[0]
         return tokens
 
     def read(self, tokens: Tensor, ids: Sequence[int]) -> Pass:
