@@ -10,13 +10,14 @@ style is one image through the bundled network.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torchvision
-from lucent.optvis import objectives, render
+from lucent.optvis import objectives, param, render
 from lucent.optvis import transform as lucent_transform
 from torch import Tensor, nn
 
@@ -129,6 +130,26 @@ def lucent_channel(module: nn.Module, start: Tensor) -> Work:
     return run
 
 
+def lucent_class(module: nn.Module) -> Work:
+    """A class in lucent's Fourier image with its shifts and scales; its rotations need a kornia of 2020."""
+    scales = [1 + (step - 5) / 50 for step in range(11)]
+    transforms = [
+        lucent_transform.jitter(8),
+        lucent_transform.random_scale(scales),
+        lucent_transform.jitter(4),
+    ]
+
+    def run(steps: int) -> float:
+        (image,) = render.render_vis(
+            module, objectives.channel("labels", 7), lambda: param.image(SIDE), transforms=transforms,
+            thresholds=(steps,), progress=False, show_image=False,
+        )  # fmt: skip
+        with torch.no_grad():
+            return float(module(normalized(torch.from_numpy(image).permute(0, 3, 1, 2)))[0, 7])
+
+    return run
+
+
 def plain_fast_style(stylizer: TrainedNetwork, images: Tensor) -> Work:
     """The stylizer's network for its first style alone, built from PyTorch layers."""
 
@@ -178,6 +199,9 @@ def rows() -> dict[str, tuple[Work, dict[str, Work]]]:
     neural_style, neuron_visualization, fast_style = (
         methods[name] for name in ("neural_style", "neuron_visualization", "fast_style")
     )
+    resnet = torchvision.models.resnet18(weights=None).eval()
+    class_model = load_model(resnet, mean=MEAN, std=STD, input_size=(3, SIDE, SIDE))
+    class_visualization = methods["class_visualization"]
     stylizer = load_result("builtin:shapes-styles")
     assert isinstance(stylizer, TrainedNetwork)
     images = torch.rand(1 + STEPS, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
@@ -198,6 +222,10 @@ def rows() -> dict[str, tuple[Work, dict[str, Work]]]:
                 "full network": plain_channel(network(), content, full_network=True),
                 "lucent": lucent_channel(network(), content),
             },
+        ),
+        "class visualisation": (
+            lambda steps: float(class_visualization(class_model, 7, steps=steps, seed=0).scores[-1]),
+            {"lucent": lucent_class(copy.deepcopy(resnet))},
         ),
         "fast style": (
             lambda steps: float(fast_style(images[:steps], stylizer).stylized[-1].mean()),

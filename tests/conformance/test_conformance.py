@@ -13,7 +13,6 @@ import pytest
 from phosphene import methods
 from phosphene.testing import BoundCheck, parametrize_with_checks
 
-
 PROFILE = os.environ.get("PHOSPHENE_PROFILE", "quick")
 
 

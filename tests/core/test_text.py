@@ -30,6 +30,8 @@ NAMES = (
 
 #: A quick method for each result type: these in every run, all others in the nightly one.
 QUICK = {
+    "ActivationAtlas": "activation_atlas",
+    "ActivationGrid": "activation_grid",
     "AttentionDistances": "attention_distance",
     "AttentionMaps": "attention_maps",
     "ClassInversions": "deep_inversion",

@@ -79,6 +79,7 @@ class FourierImage(Parametrization):
     Args:
         init: images (N, C, H, W) in [0, 1]; represented exactly where pixels lie in [1e-4, 1 - 1e-4].
         decay: exponent of the frequency; 1 is the spectrum of natural images.
+        opacity: the last channel is no colour but an opacity, whose spectrum is not mixed with the others.
 
     Raises:
         InputError: another shape, type or range.
@@ -87,13 +88,15 @@ class FourierImage(Parametrization):
         Olah, Mordvintsev, Schubert, "Feature Visualization", Distill 2017.
     """
 
-    def __init__(self, init: Tensor, *, decay: float = 1.0) -> None:
+    def __init__(self, init: Tensor, *, decay: float = 1.0, opacity: bool = False) -> None:
         count, channels, height, self.width = _copy_images(init).shape
         # In half precision there is no Fourier transform on the CPU: at least single precision, then rounded.
         self.dtype = init.dtype
         init = at_least_float32(init)
         self.scale = (fourier_frequencies(height, self.width) ** -decay).to(init)
         mix = _color_mix(channels)
+        if opacity:
+            mix = torch.block_diag(_color_mix(channels - 1), torch.ones(1, 1, dtype=torch.float64))
         self.mix, self.unmix = mix.to(init), torch.linalg.inv(mix).to(init)
         self.parameter = init.new_zeros(count, channels, *self.scale.shape, 2).requires_grad_()
         self.assign(init)

@@ -251,7 +251,12 @@ class SparseAutoencoder(TrainedNetwork):
                 "(Prisma) or centered=False (SAELens by default)"
             )
         count, channels = self.codes.encoder.shape
-        config: dict[str, Any] = {"channels": channels, "codes": count, "activation": activation, "k": options.k or 1}
+        config: dict[str, Any] = {
+            "channels": channels,
+            "codes": count,
+            "activation": activation,
+            "k": options.k or 1,
+        }
         config["normalization"] = options.normalization or "none"
         network = AutoencoderNetwork(**config).to(self.codes.encoder)
         network.load_state_dict(self.codes.state_dict())

@@ -23,6 +23,9 @@ from phosphene.optimize import (
 from phosphene.spec import ParameterGroup
 from phosphene.targets import Objective
 
+from ._batch_norm_prior import BatchNormPrior
+from ._image_priors import diversity_penalty, transparent_score, with_background
+
 SIMONYAN = Reference(
     key="simonyan2014",
     title="Deep Inside Convolutional Networks: Visualising Image Classification Models and Saliency Maps",
@@ -144,6 +147,20 @@ class ActivationMaximization(Regularizers):
         ),
     ] = 0.02
     size: ImageSide = None
+    minimize: Annotated[
+        bool, Field(description="minimise the score instead: what the unit responds to least")
+    ] = False
+    variants: Annotated[int, Field(ge=1, le=64, description="number of different images of each unit")] = 1
+    diversity: Annotated[
+        float, Field(ge=0, description="weight of the similarity of a unit's variants, which is penalised")
+    ] = 0.0
+    batch_norm: Annotated[
+        float,
+        Field(ge=0, description="weight of the distance from the running statistics of batch normalisation"),
+    ] = 0.0
+    transparent: Annotated[
+        bool, Field(description="optimise an opacity as well, before random backgrounds")
+    ] = False
 
 
 def maximize_activation(
@@ -153,25 +170,49 @@ def maximize_activation(
     start: Tensor | None,
     params: ActivationMaximization,
     *,
+    layer: str | None = None,
     frames: int = 0,
     seed: int | None,
 ) -> Optimization:
     """Activation maximisation: argmax_I S(I) - l2 ||I - m||^2 - total_variation TV(I), ``count`` images.
 
     Args:
-        score: images (N, C, H, W) -> S (N,).
+        score: images (N, C, H, W) -> S (N,); consecutive images are the variants of a unit.
         start: initial images, one or ``count``; None: the mean colour m of the model plus noise.
+        layer: layer in which the variants' similarity is measured; default: the last one with a map.
     """
     center = mean_color(model)
+    _check_options(params, start)
     if start is None:
         start = _initial_images(model, score, count, params, seed)
     if len(start) not in (1, count):
         raise InputError(f"start needs one image, or {count}, not {len(start)}")
     start = start.expand(count, -1, -1, -1)
 
+    channels = start.shape[1]
+    image: FourierImage | PixelImage
+    transform, objective = _transform(params), score
+    if params.transparent:
+        half = torch.full_like(start[:, :1], 0.5)
+        image = FourierImage(torch.cat([start, half], 1), opacity=True)
+        transform, objective = with_background(transform), transparent_score(score)
+    else:
+        image = (PixelImage if params.parametrization == "pixels" else FourierImage)(start)
+    similarity = deviation = None
+    if params.diversity:
+        similarity = diversity_penalty(model, layer or model.last_map, params.variants)
+    if params.batch_norm:
+        deviation = BatchNormPrior(model)
+
     def penalty(images: Tensor) -> Tensor:
+        images = images[:, :channels]
         distance = l2_penalty(images, center)
-        return params.l2 * distance + params.total_variation * optimize.total_variation(images)
+        total = params.l2 * distance + params.total_variation * optimize.total_variation(images)
+        if similarity is not None:
+            total = total + params.diversity * similarity(images)
+        if deviation is not None:
+            total = total + params.batch_norm * deviation(images)
+        return total
 
     def blur_and_clip(images: Tensor, gradient: Tensor, step: int) -> Tensor:
         if params.blur_every and (step + 1) % params.blur_every == 0:
@@ -182,20 +223,47 @@ def maximize_activation(
             images = clip_smallest(images, params.clip_contribution, center, gradient=gradient)
         return images
 
-    return optimize_image(
-        score,
-        (PixelImage if params.parametrization == "pixels" else FourierImage)(start),
+    has_penalty = params.l2 or params.total_variation or params.diversity or params.batch_norm
+    optimization = optimize_image(
+        objective,
+        image,
         steps=params.steps,
         lr=params.lr,
         optimizer=params.optimizer,
-        regularizer=penalty if params.l2 or params.total_variation else None,
-        transform=_transform(params),
+        maximize=not params.minimize,
+        regularizer=penalty if has_penalty else None,
+        transform=transform,
         after_step=blur_and_clip
         if params.blur_every or params.clip_norm or params.clip_contribution
         else None,
         frames=frames,
         seed=seed,
     )
+    if not params.transparent:
+        return optimization
+    recorded = optimization.frames
+    return optimization._replace(
+        images=optimization.images[:, :channels],
+        alpha=optimization.images[:, channels],
+        frames=None if recorded is None else recorded[:, :, :channels],
+    )
+
+
+def _check_options(params: ActivationMaximization, start: Tensor | None) -> None:
+    """Refuse, with InputError, options that exclude each other."""
+    if params.transparent and params.parametrization == "pixels":
+        raise InputError('transparent needs parametrization="fourier", not "pixels"')
+    if params.transparent and (params.clip_norm or params.clip_contribution or params.clip_gradient):
+        raise InputError(
+            "transparent images have no mean colour to clip to: set clip_norm, clip_contribution and "
+            "clip_gradient to 0"
+        )
+    if params.transparent and params.minimize:
+        raise InputError("a transparent image loses score by its opacity, which minimize would reward")
+    if params.variants == 1 and params.diversity:
+        raise InputError("diversity is between the variants of a unit: set variants to 2 or more")
+    if params.variants > 1 and (start is not None or not params.start_noise):
+        raise InputError("variants differ by the noise of their start: use start_noise above 0 and no start")
 
 
 def class_count(target: Objective) -> int:
@@ -248,12 +316,25 @@ def _initial_images(
     """
     channels, height, width = model.input_size
     shape = (count, channels, params.size or height, params.size or width)
-    images = start_images(model, shape, params.parametrization, params.start_noise, seed)
+    variants = [
+        start_images(
+            model,
+            (1, *shape[1:]),
+            params.parametrization,
+            params.start_noise,
+            seed if seed is None else seed + n,
+        )
+        for n in range(params.variants)
+    ]
+    images = torch.cat(variants).repeat(count // params.variants, 1, 1, 1)
     for attempt in range(1, RESTARTS + 1 if params.start_noise else 1):
         no_gradient = (_score_gradient(score, images) == 0).flatten(1).all(1)
         if not no_gradient.any():
             break
-        images[no_gradient] = _coarse_noise(images[no_gradient], (seed or 0) + attempt)
+        for n in range(params.variants):
+            rows = no_gradient.nonzero()[:, 0]
+            rows = rows[rows % params.variants == n]
+            images[rows] = _coarse_noise(images[rows], (seed or 0) + attempt + RESTARTS * n)
     return images
 
 

@@ -96,7 +96,7 @@ def linear_layer_has_its_closed_form() -> None:
     images[0, :, :2, :4] = model.mean.double()[:, None, None]  # a cell without activations
     plain: Any = {"layer": "0", "cells": 3, "tile": 8, "jitter": 0, "rotate": 0, "rescale": 1, "seed": 0}
     plain |= {"parametrization": "pixels", "optimizer": "sgd"}
-    result = activation_grid(model, images, power=0.0, steps=20, lr=1e3, **plain)
+    result = activation_grid(model, images, **plain | {"power": 0.0, "steps": 20, "lr": 1e3})
     normal = (images - model.mean.double()[:, None, None]) / model.std.double()[:, None, None]
     maps = torch.einsum("kc,nchw->nkhw", weight, normal)
     torch.testing.assert_close(result.vectors, F.adaptive_avg_pool2d(maps, 3).permute(0, 2, 3, 1))
@@ -114,7 +114,7 @@ def linear_layer_has_its_closed_form() -> None:
     ends = torch.where(active, (slope > 0).double(), color)
     assert active.sum() == 17
     torch.testing.assert_close(result.tiles, ends[..., None, None].expand_as(result.tiles))
-    empty = activation_grid(model, images[:1], power=2.0, steps=1, **plain | {"cells": 2})
+    empty = activation_grid(model, images[:1], **plain | {"cells": 2, "power": 2.0, "steps": 1})
     assert empty.tiles.shape == (1, 2, 2, 3, 8, 8)
 
 

@@ -48,7 +48,7 @@ def linear_layer_has_its_closed_form() -> None:
     one = caricature(model, images, power=0.0, lr=0.02, steps=2, **plain)
     torch.testing.assert_close(one.images.flatten(1), center + 2 * 0.02 * slope, atol=1e-9, rtol=0)
     torch.testing.assert_close(one.scores[1], 0.02 * slope.square().sum(1))
-    assert torch.equal(one.sources, images) and one.targets == ("1", "1")
+    assert one.sources is not None and torch.equal(one.sources, images) and one.targets == ("1", "1")
     # The start has activations 0; the second score has the cosine of those after the first step.
     two = caricature(model, images, power=3.0, lr=0.02, steps=2, **plain)
     reached = (two.images.flatten(1) - center) @ matrix.T

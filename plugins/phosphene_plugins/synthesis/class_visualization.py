@@ -57,7 +57,10 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
     references=[SIMONYAN, YOSINSKI],
     invariants=[PixelRange()],
     needs=["gradients"],
-    cost=Cost(forward=size.images * (param.steps + 8), backward=size.images * (param.steps + 8)),
+    cost=Cost(
+        forward=size.images * param.variants * (param.steps + 8),
+        backward=size.images * param.variants * (param.steps + 8),
+    ),
     oracle=linear_unit_with_l2_has_its_closed_form,
     relations=[
         agrees_with_ascent(class_ascent),
@@ -72,6 +75,7 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
         InvariantTo("logit_shift", fields=("images",), tolerance=1e-6),
     ],
     quick={"steps": 4, "size": None},
+    demo={"total_variation": 0.05},
 )
 def class_visualization(
     model: Model,
@@ -87,9 +91,9 @@ def class_visualization(
     I* = argmax_I S(I) - l2 ||I - m||^2 - total_variation TV(I)
 
     by steps I <- I + lr grad from I = m, the model's mean colour, which normalisation maps to zero (mid-grey
-    for a model without a mean). S is the logit of a class, or any other target.
+    for a model without a mean), plus ``start_noise``. S is the logit of a class, or any other target.
 
-    Regularisers, each off at 0: the two penalties; a Gaussian blur of width ``blur_sigma`` after every
+    Regularisers, off at 0: the two penalties; a Gaussian blur of width ``blur_sigma`` after every
     ``blur_every`` steps; clipping to m of the ``clip_norm`` per cent of pixels nearest to m and of the
     ``clip_contribution`` per cent that contribute least to the score, after every step; a gradient of zero
     for the ``clip_gradient`` per cent of pixels with the smallest one; random shifts (``jitter``), rotations
@@ -97,9 +101,16 @@ def class_visualization(
     ``parametrization`` is a Fourier spectrum with the amplitudes of natural images and decorrelated colours;
     "pixels" optimises the pixels, with ``optimizer`` "sgd" by the plain gradient step.
 
+    ``minimize`` is the negative side of a unit. Several ``variants`` of an image start at other noise, and
+    ``diversity`` penalises the cosine of the Gram matrices of their last maps. ``batch_norm`` penalises the
+    distance of the statistics of every normalised layer from those of the training,
+    sum_l ||mean_l(I) - m_l|| + ||var_l(I) - v_l||. A ``transparent`` image has an opacity alpha and is laid
+    before a random background at every step; S is multiplied by 1 - mean alpha, so that only what S needs
+    is opaque.
+
     Returns:
-        ``images`` (N, C, size, size) in [0, 1], one per class of the target, else one; ``scores``
-        (steps, N), S at every step.
+        ``images`` (N, C, size, size) in [0, 1], ``variants`` per class of the target in a row, else of one
+        target; ``scores`` (steps, N), S at every step; ``alpha`` (N, size, size) if ``transparent``.
 
     Raises:
         DivergenceError: the gradient is zero at the start; try ``start_noise`` or another seed.
@@ -112,12 +123,15 @@ def class_visualization(
 
     Source:
         Simonyan et al. 2014, section 2. Blur and clipping: Yosinski et al. 2015, section 3. Fourier
-        parametrization: Olah et al. 2017.
+        parametrization, augmentations and diversity: Olah et al. 2017. Statistics of batch normalisation:
+        Yin et al. 2020, equation 4.
     """
     count = class_count(target)
-    score = partial(scores, model, target=target)
-    optimization = maximize_activation(model, score, count, start, params, frames=frames, seed=seed)
-    return Synthesis(**optimization._asdict(), targets=target.names(model, count))
+    rows = torch.arange(count).repeat_interleave(params.variants).tolist()
+    score = partial(scores, model, target=target.select(rows))
+    optimization = maximize_activation(model, score, len(rows), start, params, frames=frames, seed=seed)
+    names = target.names(model, count)
+    return Synthesis(**optimization._asdict(), targets=tuple(names[row] for row in rows))
 
 
 @hookimpl

@@ -59,7 +59,11 @@ def linear_unit_and_layer_have_their_closed_form() -> None:
     torch.testing.assert_close(
         result.scores[0], torch.einsum("nc,nc->n", features, second.weight.detach()[[1, 2]])
     )
-    assert result.targets == ("class 1", "class 2") and torch.equal(result.sources, images)
+    assert (
+        result.targets == ("class 1", "class 2")
+        and result.sources is not None
+        and torch.equal(result.sources, images)
+    )
     assert result.alpha is not None
     slope = weights.view(2, 3, 2, 2).abs().mean(1)
     quantile = slope.flatten(1).quantile(0.8, dim=1)[:, None, None]

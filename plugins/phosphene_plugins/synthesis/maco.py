@@ -53,8 +53,8 @@ def magnitudes_are_those_of_the_data() -> None:
     )
     with torch.no_grad():
         linear.weight.copy_(torch.randn(2, 126, dtype=torch.float64, generator=random))
-    whole: Any = {"crop_min": 1.0, "crop_max": 1.0, "crops": 1, "noise": 0.0, "seed": 3}
-    result = maco(model, Class((0, 1)), TensorDataset(images), size=None, steps=5, lr=0.1, **whole)
+    full_image: Any = {"crop_min": 1.0, "crop_max": 1.0, "crops": 1, "noise": 0.0, "seed": 3}
+    result = maco(model, Class((0, 1)), TensorDataset(images), size=None, steps=5, lr=0.1, **full_image)
     spectra = PhaseImage.spectrum(images, eps=LOGIT_CLIP)
     spectrum = PhaseImage.spectrum(result.images, eps=1e-9)
     expected = spectra.abs().mean(0)
@@ -75,7 +75,7 @@ def magnitudes_are_those_of_the_data() -> None:
     )
     assert larger.shape == (1, 3, 9, 5)
     torch.testing.assert_close(larger[0, :, 3, 0].abs(), expected[:, 2, 0], atol=1e-6, rtol=0)
-    decay = PhaseImage.spectrum(maco(model, 1, **whole, steps=1, lr=1e-9).images, eps=1e-9)[0]
+    decay = PhaseImage.spectrum(maco(model, 1, **full_image, steps=1, lr=1e-9).images, eps=1e-9)[0]
     frequencies = torch.hypot(torch.fft.fftfreq(6)[:, None], torch.fft.rfftfreq(7)).double()
     ratio = decay.abs() * frequencies**NATURAL_DECAY
     torch.testing.assert_close(ratio.flatten(1)[:, 2:], ratio[:, :1, 1].expand(-1, 22), atol=1e-6, rtol=1e-6)

@@ -63,7 +63,10 @@ def linear_neuron_has_its_closed_form() -> None:
     ],
     invariants=[PixelRange()],
     needs=["gradients"],
-    cost=Cost(forward=size.channels * (param.steps + 8), backward=size.channels * (param.steps + 8)),
+    cost=Cost(
+        forward=size.channels * param.variants * (param.steps + 8),
+        backward=size.channels * param.variants * (param.steps + 8),
+    ),
     oracle=linear_neuron_has_its_closed_form,
     relations=[
         agrees_with_ascent(unit_ascent),
@@ -93,7 +96,8 @@ def neuron_visualization(
         LayerName | None, Field(description="layer of the units; default: the last one with feature maps")
     ] = None,
     unit: Annotated[
-        Literal["neuron", "channel", "layer", "direction"], Field(description="kind of unit to maximise")
+        Literal["neuron", "channel", "layer", "direction", "pair"],
+        Field(description="kind of unit to maximise"),
     ] = "channel",
     channels: Annotated[
         tuple[NonNegativeInt, ...], Field(min_length=1, description="channel indices c, one image each")
@@ -114,7 +118,7 @@ def neuron_visualization(
     I* = argmax_I S(I) - l2 ||I - m||^2 - total_variation TV(I)
 
     S = F_c(y, x) of a "neuron", mean F_c of a "channel", mean F^2 of a "layer", mean sum_c v_c F_c of a
-    "direction", with F the feature maps at ``layer``
+    "direction", mean (F_c + F_d) / 2 of a "pair", with F the feature maps at ``layer``
 
     The network is evaluated up to the layer only. Regularisers and optimizers are those of
     ``class_visualization``. The start is noise, because most ReLUs of a layer are closed on a uniform image;
@@ -122,7 +126,9 @@ def neuron_visualization(
 
     Returns:
         ``images`` (N, C, size, size) in [0, 1], one for each of the ``channels``, or one in all for a layer
-        or a direction; ``scores`` (steps, N), S at every step.
+        or a direction, or one for each pair of the channels, (0, 0), (0, 1), ... (1, 1), ..., each with its
+        ``variants`` in a row; ``scores`` (steps, N), S at every step; ``alpha`` (N, size, size) if
+        ``transparent``.
 
     Raises:
         InputError: channels, a position or a direction that the layer does not have.
@@ -158,16 +164,33 @@ def neuron_visualization(
                 return maps[rows, channel].mean((1, 2))
             case "layer":
                 return maps.square().mean((1, 2, 3))
+            case "pair":
+                return maps[rows[:, None], channel].mean((1, 2, 3))
         return torch.einsum("nchw,c->nhw", maps, weights).mean((1, 2))
 
     one_image = unit in ("layer", "direction")
     suffix = f",{y},{x}" if unit == "neuron" else ""
     results = []
-    for batch in torch.tensor(channels[:1] if one_image else channels).split(batch_size(model)):
+    units = torch.tensor(channels[:1] if one_image else channels)
+    if unit == "pair":
+        first, second = torch.triu_indices(len(channels), len(channels))
+        units = torch.stack([units[first], units[second]], 1)
+    for batch in units.split(max(1, batch_size(model) // params.variants)):
+        batch = batch.repeat_interleave(params.variants, 0)
         optimization = maximize_activation(
-            model, partial(score, channel=batch), len(batch), start, params, frames=frames, seed=seed
+            model,
+            partial(score, channel=batch),
+            len(batch),
+            start,
+            params,
+            layer=layer,
+            frames=frames,
+            seed=seed,
         )
-        names = [f"{layer}: the {unit}" if one_image else f"{layer}[{c}{suffix}]" for c in batch.tolist()]
+        if unit == "pair":
+            names = [f"{layer}[{c}] + {layer}[{d}]" if c != d else f"{layer}[{c}]" for c, d in batch.tolist()]
+        else:
+            names = [f"{layer}: the {unit}" if one_image else f"{layer}[{c}{suffix}]" for c in batch.tolist()]
         results.append(Synthesis(**optimization._asdict(), targets=tuple(names)))
     return Synthesis.concatenate(results)
 
