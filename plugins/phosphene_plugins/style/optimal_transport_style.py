@@ -105,7 +105,7 @@ def pixels_as_features_have_a_closed_form() -> None:
     """Features = pixels and their means at all positions: the first loss; the style itself has none."""
     distances_by_hand()
     tested: Any = optimal_transport_style  # its result has every field here
-    model, content, start = load_pixel_model(), *(draw_images(2, 3, 5, 6, seed=s) for s in (0, 1))
+    model, content, start = load_pixel_model(), *(draw_images(2, 3, 6, 6, seed=s) for s in (0, 1))
     styles = draw_images(2, 3, 6, 5, seed=2)
 
     def columns(images: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def pixels_as_features_have_a_closed_form() -> None:
     ),
     oracle=pixels_as_features_have_a_closed_form,
     quick={"steps": 3, "scales": 1, "positions": 50},
-    demo={"images": "builtin:scenes/2", "styles": ["builtin:swirls"], "scales": 3, "total_variation": 2},
+    demo={"images": "builtin:scenes/2", "styles": ["builtin:swirls"], "scales": 2, "total_variation": 0.5},
 )
 def optimal_transport_style(
     model: Model,
