@@ -169,7 +169,7 @@ def pixels_as_features_have_a_closed_form() -> None:
     ),
     oracle=pixels_as_features_have_a_closed_form,
     quick={"steps": 3, "scales": 1, "positions": 50},
-    demo={"images": "builtin:scenes/2", "styles": ["builtin:swirls"], "scales": 2, "total_variation": 0.5},
+    demo={"images": "builtin:scenes/2", "styles": ["builtin:swirls"], "alpha": 2, "total_variation": 1},
 )
 def optimal_transport_style(
     model: Model,
