@@ -64,18 +64,19 @@ def by_width(records: list[dict[str, Any]], curve: str) -> tuple[list[int], list
 
 
 def draw_widths(records: list[dict[str, Any]]) -> Figure:
-    """Training, test and robust error after the last epoch against the number of parameters."""
+    """Training, test and robust error after two numbers of epochs against the number of parameters."""
     figure = charts.new_figure(3.6)
-    axes = figure.subplots()
-    for curve, label in (("robust", "robust (PGD)"), ("test", "test"), ("training", "training")):
-        _, parameters, values = by_width(records, curve)
-        last = values[:, :, -1]
-        axes.plot(parameters, last.mean(1), marker="o", markersize=3, label=label)
-        axes.fill_between(parameters, last.amin(1), last.amax(1), alpha=0.15)
-    axes.set(xscale="log", xlabel="parameters", ylabel="error", ylim=(-0.02, 1.02))
-    axes.set_title(f"after {EPOCHS[-1]} epochs; mean and range of four trainings", fontsize=9, loc="left")
+    for axes, epochs in zip(figure.subplots(1, 2, sharey=True), (500, 2000), strict=True):
+        for curve, label in (("robust", "robust (PGD)"), ("test", "test"), ("training", "training")):
+            _, parameters, values = by_width(records, curve)
+            errors = values[:, :, EPOCHS.index(epochs)]
+            axes.plot(parameters, errors.mean(1), marker="o", markersize=3, label=label)
+            axes.fill_between(parameters, errors.amin(1), errors.amax(1), alpha=0.15)
+        axes.set(xscale="log", xlabel="parameters", ylim=(-0.02, 1.02))
+        axes.set_title(f"{epochs} epochs", fontsize=9, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("error")
     axes.legend(fontsize=8, frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
