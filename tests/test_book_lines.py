@@ -196,7 +196,8 @@ def test_calls_of_the_lecture_are_valid() -> None:
 
     def check(name: str, **arguments: Any) -> None:
         method = methods[name]
-        assert method.validate({n: v for n, v in arguments.items() if method.spec.input(n) is None})
+        inputs = {declared.name for declared in method.spec.inputs}
+        method.validate({n: v for n, v in arguments.items() if n not in inputs})
 
     lines = re.findall(r"^(?:run|few|regularizers|resnet).*$", LECTURE, re.MULTILINE)
     namespace: dict[str, Any] = {"run": check}
