@@ -7,6 +7,7 @@ here = Path(__file__).parent
 sys.path.insert(0, str(here))
 from cheating_picture import write_cheating  # noqa: E402
 from comparing_cams import write_comparison  # noqa: E402
+from measured_figures import write_measured_figures  # noqa: E402
 from method_pages import sources_digest, write_method_pages  # noqa: E402
 from normalisation import write_normalisation  # noqa: E402
 from one_transformer import write_transformer  # noqa: E402
@@ -30,6 +31,7 @@ smartquotes = False
 write_method_pages(here / "methods", logging.getLogger(__name__).info)
 write_comparison(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
 write_cheating(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
+write_measured_figures(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
 write_normalisation(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
 write_placements(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
 write_transformer(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)

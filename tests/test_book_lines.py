@@ -177,3 +177,58 @@ def test_textures_of_the_page_are_tiled_and_guided() -> None:
     page = execute("textures.md")
     assert page["tiled"].shape == (1, 3, 160, 240)
     assert page["guided"][:, :, :16].mean() > 0.5 > page["guided"][:, :, -16:].mean()
+
+
+LECTURE = (DOCS / "lecture.md").read_text()
+#: The sections of the lecture that name methods.
+SECTIONS = (
+    *("21.1.1", "21.1.2", "21.2.1", "21.2.2", "21.3.1", "21.4.1", "21.4.2", "21.5.1", "21.5.2", "21.5.3"),
+    *("21.6.1", "21.6.2", "21.7.1", "21.7.2", "21.7.3", "21.7.4", "21.7.5", "21.7.6", "21.8.1", "21.8.2"),
+    *("21.9", "21.10", "21.11.1", "21.11.2", "21.12.1", "21.12.2"),
+)
+
+
+def test_every_section_of_the_lecture_has_methods_that_exist() -> None:
+    assert [section for section in SECTIONS if f"{section} " not in LECTURE] == []
+    pages = {*re.findall(r"methods/([a-z_.]+?)\.(?:md|html)", LECTURE)}
+    assert len(pages) > 80 and pages <= {*methods}
+    # Every method that is called on the page is in one of its tables.
+    called = {*re.findall(r'^run\("([a-z_]+)"', LECTURE, re.MULTILINE)}
+    assert called <= {page.partition(".")[2] for page in pages}
+
+
+def test_calls_of_the_lecture_are_valid() -> None:
+    """The inputs and parameters of every call, without running it."""
+
+    def check(name: str, **arguments: Any) -> None:
+        method = methods[name]
+        inputs = {declared.name for declared in method.spec.inputs}
+        method.validate({n: v for n, v in arguments.items() if n not in inputs})
+
+    lines = re.findall(r"^(?:run|few|regularizers|resnet).*$", LECTURE, re.MULTILINE)
+    namespace: dict[str, Any] = {"run": check}
+    for line in lines:
+        exec(compile(line, "docs/lecture.md", "exec"), namespace)
+    assert len(lines) > 45
+
+
+@pytest.mark.nightly
+def test_lecture_runs_and_recovers_memorised_images() -> None:
+    namespace = execute("lecture.md")
+    recovery = namespace["recovery"]
+    assert recovery.ids == ("5", "7") and (recovery.recovered > recovery.baseline).all()
+
+
+def test_measured_figures_are_drawn_from_their_numbers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = load_script("measured_figures", monkeypatch)
+    log: list[str] = []
+    for _ in range(2):
+        module.write_measured_figures(tmp_path, "sources", log.append)
+    assert log == ["drawing measured figures"]
+    names = {"double-descent", "double-descent-epochs", "rectifiers"}
+    assert names <= {path.stem for path in tmp_path.glob("*.html")}
+    table = (tmp_path / "rectifiers-numbers.md").read_text().splitlines()
+    sparsity = [float(line.split("|")[3].strip(" %")) for line in table[2:]]
+    assert sparsity[0] > 5 * sparsity[2]

@@ -122,6 +122,32 @@ def test_a_text_conditioned_latent_pipeline(latent: Path) -> None:
         assert torch.allclose(denoiser.decode(x), (decoded + 1) / 2, atol=1e-5)
 
 
+def test_prompts_condition_a_pipeline_and_its_style_transfer(latent: Path, pixels: Path) -> None:
+    denoiser = load_pipeline(latent)
+    prompted = denoiser.prompted("a a")
+    assert prompted.unet is denoiser.unet and denoiser.prompted("").prompt.equal(denoiser.prompt)
+    assert not prompted.prompt.equal(denoiser.prompt)
+    x = torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        output = denoiser.unet(x, 300, encoder_hidden_states=prompted.prompt).sample
+        assert torch.allclose(prompted(x, 300), output) and not torch.allclose(denoiser(x, 300), output)
+    options = {"images": torch.rand(1, 3, 16, 16), "styles": torch.rand(1, 3, 16, 16), "steps": 2}
+    plain, *others = (
+        run("diffusion_style", denoiser=latent, **options, **prompts).stylized
+        for prompts in (
+            {},
+            {"content_prompt": "a"},
+            {"style_prompt": "a a"},
+            {"style_prompt": "a a", "guidance": 4},
+        )
+    )
+    assert all(not torch.equal(other, plain) for other in others)
+    with pytest.raises(InputError, match="takes no prompt"):
+        run("diffusion_style", denoiser=pixels, **options, style_prompt="a")
+    with pytest.raises(InputError, match="guidance is the weight of a text"):
+        run("diffusion_style", denoiser=latent, **options, guidance=2)
+
+
 def test_pickles_are_refused(pixels: Path, tmp_path: Path) -> None:
     unet = diffusers.UNet2DModel.from_pretrained(pixels / "unet")
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(

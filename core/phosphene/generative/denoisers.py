@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +56,10 @@ class Denoiser(nn.Module):
                 return noise * x + signal * output
         return (x - signal * output) / noise
 
+    def prompted(self, text: str) -> Denoiser:
+        """The same model, conditioned on a text. Raises InputError for a model without text."""
+        raise InputError("this diffusion model is not conditioned on text, so it takes no prompt")
+
     def encode(self, images: Tensor) -> Tensor:
         """x_0 of images in [0, 1]: 2 I - 1."""
         return 2 * images - 1
@@ -66,18 +72,25 @@ class Denoiser(nn.Module):
 class Pipeline(Denoiser):
     """A UNet of diffusers with its noise schedule, and the autoencoder of a latent diffusion model.
 
-    ``prompt`` (1, L, D) is the text embedding that a text-conditioned UNet receives.
+    ``prompt`` (1, L, D) is the text embedding that a text-conditioned UNet receives, and ``encode_prompt``
+    computes it from a text.
     """
 
     prompt: Tensor | None
 
     def __init__(
-        self, unet: Any, scheduler: Any, autoencoder: Any = None, prompt: Tensor | None = None
+        self,
+        unet: Any,
+        scheduler: Any,
+        autoencoder: Any = None,
+        prompt: Tensor | None = None,
+        encode_prompt: Callable[[str], Tensor] | None = None,
     ) -> None:
         super().__init__(scheduler.alphas_cumprod)
         self.prediction = scheduler.config.get("prediction_type", "epsilon")
         self.unet, self.autoencoder = unet, autoencoder
         self.register_buffer("prompt", prompt)
+        self.encode_prompt = encode_prompt
         self.channels = (unet if autoencoder is None else autoencoder).config.in_channels
         networks = [unet] if autoencoder is None else [unet, autoencoder]
         self.multiple = math.prod(2 ** (len(n.config.block_out_channels) - 1) for n in networks)
@@ -86,6 +99,14 @@ class Pipeline(Denoiser):
         if self.prompt is None:
             return self.unet(x, t).sample
         return self.unet(x, t, encoder_hidden_states=self.prompt.expand(len(x), -1, -1)).sample
+
+    def prompted(self, text: str) -> Pipeline:
+        if self.prompt is None or self.encode_prompt is None:
+            super().prompted(text)
+        assert self.prompt is not None and self.encode_prompt is not None
+        view = copy.copy(self)  # its networks are this pipeline's
+        view._buffers = {**self._buffers, "prompt": self.encode_prompt(text).to(self.prompt)}
+        return view
 
     def encode(self, images: Tensor) -> Tensor:
         """x_0 of images in [0, 1]: pixels, or the autoencoder's scaled latents (the posterior's mode)."""
@@ -113,7 +134,7 @@ def load_pipeline(folder: str | os.PathLike[str]) -> Pipeline:
     """Load a diffusion model from a diffusers folder: an unconditional one, or one like Stable Diffusion.
 
     Only safetensors are read, and nothing is downloaded. A text-conditioned model gets the embedding of the
-    empty prompt.
+    empty prompt; ``prompted(text)`` is the same model with another one.
 
     Raises:
         MissingExtra: diffusers is not installed.
@@ -130,7 +151,8 @@ def load_pipeline(folder: str | os.PathLike[str]) -> Pipeline:
         components = {name: _load_component(folder, name, index, diffusers) for name in ("unet", "scheduler")}
         latent = next((name for name in ("vae", "vqvae") if name in index), None)
         autoencoder = _load_component(folder, latent, index, diffusers) if latent else None
-        prompt = _empty_prompt(folder, index) if "text_encoder" in index else None
+        encode_prompt = _prompt_encoder(folder, index) if "text_encoder" in index else None
+        prompt = encode_prompt("") if encode_prompt is not None else None
     except ImportError as error:
         raise MissingExtra("a diffusion pipeline", "diffusion") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -149,7 +171,9 @@ def load_pipeline(folder: str | os.PathLike[str]) -> Pipeline:
         raise ModelError(
             f"{kind} is conditioned on more than time and text ({names}), which is not supported"
         )
-    pipeline = Pipeline(**components, autoencoder=autoencoder, prompt=prompt).eval()
+    pipeline = Pipeline(
+        **components, autoencoder=autoencoder, prompt=prompt, encode_prompt=encode_prompt
+    ).eval()
     pipeline.uri = str(folder.resolve())
     return pipeline
 
@@ -161,15 +185,19 @@ def _load_component(folder: Path, name: str, index: dict[str, Any], library: Any
     return kind.from_pretrained(folder / name, local_files_only=True, **options)
 
 
-def _empty_prompt(folder: Path, index: dict[str, Any]) -> Tensor:
-    """The text encoder's embedding of the empty prompt: (1, L, D)."""
+def _prompt_encoder(folder: Path, index: dict[str, Any]) -> Callable[[str], Tensor]:
+    """A function from a text to the text encoder's embedding of it, (1, L, D)."""
     import transformers
 
     tokenizer, encoder = (
         _load_component(folder, name, index, transformers) for name in ("tokenizer", "text_encoder")
     )
-    tokens = tokenizer(
-        "", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-    )
-    with torch.no_grad():
-        return encoder.eval()(tokens.input_ids)[0]
+    encoder.eval().requires_grad_(False)
+    padding = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
+
+    @torch.no_grad()
+    def encode_prompt(text: str) -> Tensor:
+        embedding: Tensor = encoder(tokenizer(text, return_tensors="pt", **padding).input_ids)[0]
+        return embedding
+
+    return encode_prompt

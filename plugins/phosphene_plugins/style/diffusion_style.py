@@ -1,5 +1,7 @@
 """Diffusion style transfer (StyleID): a style's attention keys and values injected into DDIM sampling."""
 
+import copy
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -13,7 +15,7 @@ from phosphene.generative import Denoiser as NoisePredictor
 from phosphene.hooks import guard
 from phosphene.results import Stylization
 from phosphene.roles import Denoiser, Images, Styles
-from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, param, size
+from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, ceil, maximum, minimum, param, size
 
 from ._adain import adain
 from ._ddim import ddim, encode_padded, timesteps
@@ -101,12 +103,13 @@ class TinyDenoiser(NoisePredictor):
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
         super().__init__(alphas_cumprod)
+        self.shift = 0.0
         self.up_blocks = nn.ModuleList(TinyAttention() for _ in range(3))
         self.resnets = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(2))
 
     def forward(self, x: Tensor, t: int, change: Any = lambda name, output: output) -> Tensor:
         """The noise; ``change(name, output)`` replaces the output of a layer."""
-        noise = torch.zeros_like(x)
+        noise = torch.full_like(x, self.shift)
         for n, block in enumerate(self.resnets):
             noise = noise + change(f"resnets.{n}", block(x))
         tokens = x.flatten(2).mT
@@ -116,17 +119,33 @@ class TinyDenoiser(NoisePredictor):
             noise = noise + ((q @ k.mT).softmax(2) @ v).mT.unflatten(2, x.shape[2:])
         return noise
 
+    def prompted(self, text: str) -> "TinyDenoiser":
+        """A text adds a tenth of its length to the noise."""
+        view = copy.copy(self)
+        view.shift = len(text) / 10
+        return view
+
 
 def stylize_by_hand(
-    denoiser: TinyDenoiser, image: Tensor, styles: Tensor, layers: list[str], gamma: float, temperature: float
+    denoiser: TinyDenoiser,
+    image: Tensor,
+    styles: Tensor,
+    layers: list[str],
+    gamma: float,
+    temperature: float,
+    texts: Sequence[str] = ("", "", ""),
+    guidance: float = 1.0,
 ) -> Tensor:
-    """x_0 of an image after one step up and one down, with the outputs of ``layers`` replaced."""
+    """x_0 of an image after one step up and one down, with the outputs of ``layers`` replaced.
+
+    ``texts``: of the style's inversion, of the content's, and of the sampling.
+    """
     (signal, level), (last_signal, last_level) = denoiser.levels(0), denoiser.levels(2)
     style: dict[str, Tensor] = {}
     content: dict[str, Tensor] = {}
     noisy = []
-    for x, outputs in ((2 * styles - 1, style), (2 * image - 1, content)):
-        noise = denoiser(x, 2, outputs.setdefault)
+    for x, outputs, text in ((2 * styles - 1, style, texts[0]), (2 * image - 1, content, texts[1])):
+        noise = denoiser.prompted(text)(x, 2, outputs.setdefault)
         noisy.append(last_signal * (x - level * noise) / signal + last_level * noise)
     z = adain(noisy[1], noisy[0])
 
@@ -138,7 +157,8 @@ def stylize_by_hand(
             return temperature * mixed
         return torch.cat([*style[name]])[None] if name[-1] in "kv" else adain(mixed, style[name])
 
-    noise = denoiser(z, 2, inject)
+    empty, noise = (denoiser.prompted(text)(z, 2, inject) for text in ("", texts[2]))
+    noise = empty + guidance * (noise - empty)
     x_0: Tensor = signal * (z - last_level * noise) / last_signal + level * noise
     return x_0
 
@@ -166,6 +186,20 @@ def one_step_of_injection_by_hand() -> None:
             assert (stylized - (x[0, :, :5] + 1).div(2).clamp(0, 1)).abs().max() < 1e-9, f"{options}"
         assert torch.equal(result.sources, styles) and torch.equal(result.images, images)
         assert result.style == f"{options.get('inject', 'attention')} injected"
+    prompts: tuple[tuple[Any, tuple[str, str, str]], ...] = (
+        ({"content_prompt": "a ball"}, ("", "a ball", "a ball")),
+        ({"style_prompt": "ink", "guidance": 2.5}, ("ink", "", "ink")),
+        (
+            {"content_prompt": "a ball", "style_prompt": "ink", "guidance": 1.5},
+            ("ink", "a ball", "a ball, ink"),
+        ),
+    )
+    for options, texts in prompts:
+        result = tested(images, styles, denoiser, steps=1, **options)
+        layers, guidance = attention[1:], options.get("guidance", 1.0)
+        for stylized, image in zip(result.stylized, padded.split(1), strict=True):
+            x = stylize_by_hand(denoiser, image, padded_styles, layers, 0.75, 1.5, texts, guidance)
+            assert (stylized - (x[0, :, :5] + 1).div(2).clamp(0, 1)).abs().max() < 1e-9, f"{options}"
 
 
 @method(
@@ -186,10 +220,21 @@ def one_step_of_injection_by_hand() -> None:
             year=2021,
             url="https://arxiv.org/abs/2010.02502",
         ),
+        Reference(
+            key="hu2024",
+            title="DiffuseST: Unleashing the Capability of the Diffusion Model for Style Transfer",
+            authors="Hu, Zhuang, Gao",
+            year=2024,
+            url="https://arxiv.org/abs/2410.15007",
+        ),
     ],
     invariants=[PixelRange(field="stylized"), SameShape(field="stylized")],
     relations=[InvariantTo("batch_order")],
-    cost=Cost(forward=param.steps * (2 * size.images + size.styles)),
+    # Guidance other than 1 evaluates the noise without the text as well.
+    cost=Cost(
+        forward=param.steps * (2 * size.images + size.styles)
+        + param.steps * size.images * minimum(1, ceil(maximum(param.guidance - 1, 1 - param.guidance)))
+    ),
     oracle=gaussian_images_have_a_closed_form,
     quick={"steps": 2},
     demo={"styles": "builtin:swirls", "gamma": 0.25, "steps": 25},
@@ -219,6 +264,15 @@ def diffusion_style(
             description="layers whose outputs are replaced; default: the finer two thirds of the up blocks"
         ),
     ] = None,
+    content_prompt: Annotated[
+        str, Field(description="caption of the content, for a text-conditioned model")
+    ] = "",
+    style_prompt: Annotated[
+        str, Field(description="description of the style, for a text-conditioned model")
+    ] = "",
+    guidance: Annotated[
+        float, Field(ge=0, le=100, description="weight of the text against the empty text in the sampling")
+    ] = 1.0,
 ) -> Stylization:
     """Diffusion style transfer (StyleID): images resampled with a style's self-attention keys and values.
 
@@ -231,17 +285,22 @@ def diffusion_style(
     features f to the style's: AdaIN(gamma f_content + (1 - gamma) f_z, f_style). With several ``styles``
     attention is over the positions of all, and statistics are those of all together. Nothing is trained.
 
+    A text-conditioned model takes captions of both images (the textual embeddings of DiffuseST): the
+    content is inverted with ``content_prompt``, the style with ``style_prompt``, and the result is sampled
+    with "content_prompt, style_prompt" and eps = eps_empty + guidance (eps_text - eps_empty).
+
     Images (N, C, H, W) and styles (S, C, H', W') are in [0, 1], best of the size that the model was trained
     on. ``denoiser`` is the bundled one, the folder of a diffusers pipeline (unconditional, or a Stable
-    Diffusion with the empty prompt), or a ``Denoiser``. The model can only transfer what it can generate:
-    the bundled pixel model, a small one, transfers color and layout more than brushwork.
+    Diffusion, by default with the empty prompt), or a ``Denoiser``. The model can only transfer what it can
+    generate: the bundled pixel model, a small one, transfers color and layout more than brushwork.
 
     Returns:
         ``images`` (N, C, H, W) the content, ``stylized`` (N, C, H, W) in [0, 1], ``sources`` (S, C, H', W')
         the styles.
 
     Raises:
-        InputError: images with other channels than the model's.
+        InputError: images with other channels than the model's; a prompt or guidance for a model without
+            text.
         ModelError: a model without layers to inject into.
         UnknownName: layers that the model does not have.
 
@@ -251,13 +310,18 @@ def diffusion_style(
         result = run("diffusion_style", images="builtin:scenes/1", styles="builtin:swirls", steps=2)
         result.stylized.shape  # (1, 3, 64, 64)
 
-    Source: Chung et al. 2024 (StyleID), section 4.
+    Source: Chung et al. 2024 (StyleID), section 4; the prompts: Hu et al. 2024, section 3.
     """
     for batch, name in ((images, "images"), (styles, "styles")):
         if batch.shape[1] != denoiser.channels:
             raise InputError(
                 f"the diffusion model takes {denoiser.channels} channels, the {name} have {batch.shape[1]}"
             )
+    prompt = ", ".join(text for text in (content_prompt, style_prompt) if text)
+    if guidance != 1 and not prompt:
+        raise InputError("guidance is the weight of a text: pass content_prompt or style_prompt")
+    of_text = {text: denoiser.prompted(text) if text else denoiser for text in
+               ("", content_prompt, style_prompt, prompt)}  # fmt: skip
     content_outputs: LayerOutputs = {}
     style_outputs: LayerOutputs = {}
 
@@ -284,9 +348,17 @@ def diffusion_style(
         case _:
             of_content = of_style = {}
     replacements = {name: partial(function, name) for name, function in (of_content | of_style).items()}
-    record_content = record_outputs(denoiser, of_content, content_outputs)
-    record_style = record_outputs(denoiser, of_style, style_outputs)
-    inject_style = replace_outputs(denoiser, replacements)
+    record_content = record_outputs(of_text[content_prompt], of_content, content_outputs)
+    record_style = record_outputs(of_text[style_prompt], of_style, style_outputs)
+    inject_text, inject_empty = (replace_outputs(of_text[text], replacements) for text in (prompt, ""))
+
+    def inject_style(x: Tensor, t: int) -> Tensor:
+        noise = inject_text(x, t)
+        if guidance == 1:
+            return noise
+        empty = inject_empty(x, t)
+        return empty + guidance * (noise - empty)
+
     times = timesteps(len(denoiser.alphas_cumprod), steps)
     stylized = []
     with guard(denoiser):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -80,7 +82,7 @@ def _has_statistics(layer: nn.Module) -> bool:
     return all(isinstance(value, Tensor) and value.ndim == 1 for value in statistics)
 
 
-def _distances(layer: nn.Module, inputs: Tensor, together: bool) -> Tensor:
+def _distances(layer: Any, inputs: Tensor, together: bool) -> Tensor:
     """||mu - m|| + ||v - s|| (N,) from inputs (N, C, ...): of each image, or of the batch in equal shares."""
     values = at_least_float32(inputs).flatten(2) if inputs.ndim > 2 else at_least_float32(inputs)[:, :, None]
     axes = (0, 2) if together else (2,)

@@ -73,8 +73,8 @@ def first_step_has_its_closed_form() -> None:
     network = nn.Sequential(norm, nn.Flatten(), linear).eval()
     model = load_model(network, input_size=(3, 2, 2), mean=mean.tolist(), std=std.tolist())
     plain: Any = {"parametrization": "pixels", "optimizer": "sgd", "jitter": 0, "steps": 1, "lr": 0.01}
-    weights: Any = {"statistics": 0.7, "total_variation": 0.03, "l2": 0.2, "start_noise": 0.1}
-    result = deep_inversion(model, Class((2, 0)), per_class=2, batch=2, seed=5, **plain, **weights)
+    weights: Any = {"statistics": 0.7, "total_variation": 0.03, "l2": 0.2, "start_noise": 0.1, "batch": 2}
+    result = deep_inversion(model, Class((2, 0)), per_class=2, seed=5, **plain, **weights)
     start = torch.cat([noise_images((1, 3, 2, 2), seed=n, mean=mean, sd=0.1).double() for n in range(5, 9)])
     expected, objectives, distances = [], [], []
     assert norm.running_mean is not None and norm.running_var is not None

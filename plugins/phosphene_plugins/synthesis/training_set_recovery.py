@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +46,9 @@ def template_classifier_recovers_its_templates() -> None:
     model = load_model(
         nn.Sequential(nn.Flatten(), linear), input_size=(3, 4, 4), mean=mean_color, std=[0.2, 0.3, 0.4]
     )
-    result = training_set_recovery(
-        model, Class((1, 2)), TensorDataset(images), parametrization="pixels", optimizer="sgd", jitter=0,
-        steps=1, lr=0.03, total_variation=0, start_noise=0.01, seed=4,
-    )  # fmt: skip
+    plain: Any = {"parametrization": "pixels", "optimizer": "sgd", "jitter": 0, "steps": 1, "lr": 0.03}
+    plain |= {"total_variation": 0, "start_noise": 0.01}
+    result = training_set_recovery(model, Class((1, 2)), TensorDataset(images), **plain, seed=4)
     colors, scale = torch.tensor([mean_color, [0.2, 0.3, 0.4]], dtype=torch.float64)[:, :, None, None]
     start = torch.cat([noise_images((1, 3, 4, 4), seed=n, mean=colors.flatten(), sd=0.01) for n in (4, 5)])
     probabilities = (((start - colors) / scale).flatten(1) @ linear.weight.T).softmax(1)

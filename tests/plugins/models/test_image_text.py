@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from phosphene import InputError, Model, ModelError, load_model, methods
-from phosphene_plugins.attacks._question_attack import attack_question
+from phosphene_plugins.attacks.question_attack import attack_question
 from phosphene_plugins.models._image_text import ImageTextNetwork
 
 tf = pytest.importorskip("transformers")
