@@ -1,4 +1,4 @@
-"""The role ``sources``: for each image another one, from which activations are taken."""
+"""The role ``sources``: for each image another one, whose activations replace the image's."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def similar_examples(
 
     with s the cosine or the inner product, phi the input of the model's linear classifier, or the output of
     ``layer`` averaged over its positions, and y the explained class. Proponents are the most similar images
-    of that class, opponents those of other classes: what the image could most easily be taken for. Nothing
+    of that class, opponents those of the classes that the image could most easily be confused with. Nothing
     here depends on how the model was trained; it is the baseline of every measure of influence.
 
     Returns:

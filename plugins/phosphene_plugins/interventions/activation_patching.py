@@ -125,7 +125,7 @@ def activation_patching(
         int, Field(ge=1, le=64, description="most blocks of positions along each side of a layer's map")
     ] = 8,
 ) -> PatchingEffects:
-    """Activation patching: the change of a score by each part of a layer taken from another image.
+    """Activation patching: the change of a score by each part of a layer from another image.
 
     effect_p = S(x; A_p = A_p(source)) - S(x)
 

@@ -122,7 +122,7 @@ def prune_and_measure(
     "inactive" cuts the channels in the order of the fraction of positions at which they are active, as
     ``activation_statistics`` returns it, the dead ones first. "redundant" cuts, after the dead ones, of the
     two most similar channels that remain the less active one, by the absolute ``similarity`` that
-    ``channel_redundancy`` returns. A criterion is worth something where its curve lies above that of random
+    ``channel_redundancy`` returns. A criterion is useful where its curve lies above that of random
     channels. Nothing is trained after the cut; a network that is fine-tuned recovers much of the accuracy.
     The model is not changed: its activations are replaced. With ``mean`` the layer above gets a constant,
     which its bias could absorb.

@@ -16,7 +16,7 @@ def linear(classes, side=4, seed=0):
 
 
 def test_a_biased_network_depends_on_the_background():
-    """On the images of largest divergence, Grad-CAM of the biased network lies on the background."""
+    """On the images of largest divergence, Grad-CAM of the biased network covers the background."""
     result = run("model_difference", dataset="builtin:scenes/60", other="builtin:shapes-biased", k=6)
     assert result.agreement < 0.3 and bool((result.divergences[result.indices] > 0.68).all())
     same = run("model_difference", dataset="builtin:scenes/12", other="builtin:shapes-vgg", k=2)
