@@ -174,9 +174,11 @@ class SparseAutoencoder(TrainedNetwork):
         return code_direction(self.codes, self.layer, code)
 
     def export_network(self) -> tuple[nn.Module, dict[str, Tensor]]:
-        """The network from activations (N, C) to what their codes stand for."""
-        draw = torch.Generator().manual_seed(0)
-        return self.network, {"x": torch.randn(2, len(self.codes.bias), generator=draw).to(self.codes.bias)}
+        """Raises InputError: the network's input is no image."""
+        raise InputError(
+            "a sparse autoencoder takes activations of a layer and not images, which export writes programs "
+            "of: torch.export.export(result.network, (activations,))"
+        )
 
     def lines(self) -> list[str]:
         count, channels = self.codes.encoder.shape
@@ -211,8 +213,9 @@ class SparseAutoencoder(TrainedNetwork):
         right.set_title(f"{len(active)} codes; {dead} never active", fontsize=9, loc="left")
         for axes in (left, right):
             axes.spines[["top", "right"]].set_visible(False)
-            axes.tick_params(labelsize=7)
-        figure.suptitle(charts.plain_label(f"{self.lines()[0]}; {self.lines()[-1]}", 100), fontsize=8)
+            axes.tick_params(labelsize=7, which="both")
+        title = f"{self.layer}, {self.codes.activation}: {self.lines()[-1]}"
+        figure.suptitle(charts.plain_label(title, 100), fontsize=8)
         return figure
 
     def complete(self, options: PublishedOptions, layer: str | None) -> SparseAutoencoder:
@@ -221,7 +224,7 @@ class SparseAutoencoder(TrainedNetwork):
         Raises InputError for a file whose meaning is not determined, and for options of a fit.
         """
         passed = [name for name, value in options if value is not None]
-        if self.config["activation"] is not None:
+        if self.config.get("activation") is not None:
             if passed:
                 raise InputError(
                     f"{passed[0]}= is for a published file; this autoencoder has its own "
@@ -233,19 +236,19 @@ class SparseAutoencoder(TrainedNetwork):
                 "a published file does not name the layer that its codes are of: pass layer=, and "
                 "phosphene layers lists those of the model"
             )
-        activation = options.activation or ("jump_relu" if self.config["thresholds"] else None)
+        activation = options.activation or ("jump_relu" if self.config.get("thresholds") else None)
         if activation is None:
             raise InputError(
                 "the file has no thresholds, so that its codes are either those of a ReLU or the k largest: "
                 "pass activation='relu', or activation='topk' and k="
             )
-        if activation == "batch_topk" and not self.config["thresholds"]:
+        if activation == "batch_topk" and not self.config.get("thresholds"):
             raise InputError("a BatchTopK needs the threshold of its training, which the file lacks")
         if (options.k is None) == (activation == "topk"):
             raise InputError(
                 f"activation={activation!r} " + ("needs k=" if activation == "topk" else "takes no k")
             )
-        if options.centered is None and self.config["centered"] is None:
+        if options.centered is None and self.config.get("centered") is None:
             raise InputError(
                 "the file does not say whether b_dec is subtracted before the encoder: pass centered=True "
                 "(Prisma) or centered=False (SAELens by default)"
@@ -260,7 +263,7 @@ class SparseAutoencoder(TrainedNetwork):
         config["normalization"] = options.normalization or "none"
         network = AutoencoderNetwork(**config).to(self.codes.encoder)
         network.load_state_dict(self.codes.state_dict())
-        centered = self.config["centered"] if options.centered is None else options.centered
+        centered = self.config.get("centered") if options.centered is None else options.centered
         if not centered:  # the network subtracts b: its contribution is added again
             with torch.no_grad():
                 network.encoder_bias.add_(network.encoder @ network.bias)

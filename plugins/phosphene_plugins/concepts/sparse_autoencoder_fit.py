@@ -130,7 +130,7 @@ def _oracle() -> None:
     network=build_network,
     oracle=_oracle,
     quick={"codes": 12, "k": 3, "steps": 2, "batch": 2},
-    demo={"dataset": "builtin:scenes/200", "codes": 256, "k": 8, "steps": 600, "batch": 16},
+    demo={"dataset": "builtin:scenes/200", "codes": 128, "k": 8, "steps": 120, "batch": 8},
 )
 def sparse_autoencoder_fit(
     model: ModelInput,

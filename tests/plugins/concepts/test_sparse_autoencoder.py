@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from phosphene import InputError, TensorDataset, load_model, load_result, run
+from phosphene import InputError, TensorDataset, export, load_model, load_result, run
 from phosphene.results import Result
 
 CHANNELS, CODES = 3, 5
@@ -158,6 +158,8 @@ def test_a_saved_fit_is_loaded_and_its_codes_are_targets(tmp_path: Path) -> None
         "pgd", images="builtin:scenes/2", labels=f"concept:{tmp_path / 'fit'}#{code}", steps=2
     )
     assert attacked.inputs["labels"] == f"concept:{tmp_path / 'fit'}#{code}"
+    with pytest.raises(InputError, match="takes activations of a layer and not images"):
+        export(fit, tmp_path / "codes.pt2")
     with pytest.raises(InputError, match="activation= is for a published file"):
         run("sparse_autoencoder", dataset="builtin:scenes/4", autoencoder=fit, activation="relu")
 
