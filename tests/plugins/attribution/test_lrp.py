@@ -209,6 +209,10 @@ SPELLINGS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor
         lambda x: x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6),
     ),
     "l2 norm": (lambda x: F.normalize(x, dim=1), lambda x: x / x.norm(dim=1, keepdim=True).expand_as(x)),
+    "cosine similarity": (
+        lambda x: x * F.cosine_similarity(x, x.flip(1))[:, None],
+        lambda x: x * ((x / x.norm(dim=1)[:, None]) * (x.flip(1) / x.norm(dim=1)[:, None])).sum(1)[:, None],
+    ),
     "silu": (F.silu, lambda x: x * x.sigmoid()),
     "gelu": (F.gelu, lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5))),
     "hardswish in place": (lambda x: F.hardswish(x, inplace=True), lambda x: x * F.hardsigmoid(x)),
