@@ -337,8 +337,9 @@ def test_many_images_have_the_rules_of_few() -> None:
         ),
         ({"2": "gamma"}, ModelError, "no convolution or linear layer below the target is '2'"),
         ({"1": "gamma(2000)"}, InputError, "gamma takes a number from 0 to 1000, not 2000"),
-        ({"1": "gama"}, InputError, "rules"),
-        ({"1": "zplus(2)"}, InputError, "rules"),
+        ({"1": "gama"}, InputError, "rules.*should be epsilon, gamma, zplus"),
+        ({"1": "zplus(2)"}, InputError, "rules.*should be epsilon, gamma, zplus"),
+        ({"1": "gamma(1.2.3)"}, InputError, "rules.*should be epsilon, gamma, zplus"),
     ],
 )
 def test_wrong_rules_are_refused(rules: dict[str, str], error: type[Exception], message: str) -> None:
