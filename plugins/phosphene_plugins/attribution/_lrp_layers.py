@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import nn
 
 from phosphene import InputError, Model, ModelError, UnknownName
@@ -26,11 +27,22 @@ RuleName = Literal[
     "epsilon_alpha2_beta1_flat",
     "epsilon_gamma_box",
 ]
+_PATTERN = r"^(zplus|box|flat|w_square|(epsilon|gamma|alpha_beta)(\([0-9]+(\.[0-9]+)?(e-?[0-9]+)?\))?)$"
+
+
+def _check_rule(value: object) -> object:
+    """The value; ValueError for a text that is no rule."""
+    if isinstance(value, str) and not re.match(_PATTERN, value):
+        raise ValueError(
+            "should be epsilon, gamma, zplus, alpha_beta, box, flat or w_square, the first two and "
+            "alpha_beta also with a number, as 'gamma(0.1)'"
+        )
+    return value
+
+
 #: A rule with its number, where it has one: ``gamma(0.1)``.
-RuleText = Annotated[
-    str,
-    Field(pattern=r"^(zplus|box|flat|w_square|(epsilon|gamma|alpha_beta)(\([0-9.]+(e-?[0-9]+)?\))?)$"),
-]
+RuleText = Annotated[str, BeforeValidator(_check_rule), Field(json_schema_extra={"pattern": _PATTERN})]
+
 
 # Parameters of the methods that propagate relevance.
 RuleOption = Annotated[
@@ -100,7 +112,7 @@ class LayerRules:
         for key, text in by_layer.items():
             if key not in names:
                 raise UnknownName("layer or type of layer", key, names, model.name)
-            name, _, number = text.rstrip(")").partition("(")
+            name, _, number = text.strip().rstrip(")").partition("(")
             self._by_layer[key] = _with_number(name, number, epsilon) if number else (simple | pixels)[name]
         self._unused = set(by_layer)
 

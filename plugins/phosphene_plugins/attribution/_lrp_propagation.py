@@ -145,6 +145,8 @@ class RelevancePropagation(TorchFunctionMode):
         if name == "normalize":
             x = args[0] if args else kwargs["input"]
             return x * _share(func, x, args, kwargs)
+        if name == "cosine_similarity":
+            return _cosine_similarity(*args, **kwargs)
         if name in _FACTORS or (name == "pow" and not _is_power(args, kwargs)):
             return self._factor(name, func(*args, **kwargs))
         if name == "var_mean":
@@ -364,6 +366,15 @@ def relevance_of_pixels(propagation: RelevancePropagation, images: Tensor, targe
         score = scores(propagation.model, pixels, target)
         propagation.check_score(score)
         return propagation.read(score.sum(), pixels)
+
+
+def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """x1 . x2 / (|x1| |x2|), whose norms have no relevance; of two inputs with relevance each has half."""
+    share = 0.5 if x1.requires_grad and x2.requires_grad else 1
+    first, second = (
+        _scale_gradient(x, share) / x.detach().norm(dim=dim, keepdim=True).clamp(min=eps) for x in (x1, x2)
+    )
+    return (first * second).sum(dim)
 
 
 def _standardized(

@@ -209,6 +209,10 @@ SPELLINGS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor
         lambda x: x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6),
     ),
     "l2 norm": (lambda x: F.normalize(x, dim=1), lambda x: x / x.norm(dim=1, keepdim=True).expand_as(x)),
+    "cosine similarity": (
+        lambda x: x * F.cosine_similarity(x, x.flip(1))[:, None],
+        lambda x: x * ((x / x.norm(dim=1)[:, None]) * (x.flip(1) / x.norm(dim=1)[:, None])).sum(1)[:, None],
+    ),
     "silu": (F.silu, lambda x: x * x.sigmoid()),
     "gelu": (F.gelu, lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5))),
     "hardswish in place": (lambda x: F.hardswish(x, inplace=True), lambda x: x * F.hardsigmoid(x)),
@@ -333,8 +337,9 @@ def test_many_images_have_the_rules_of_few() -> None:
         ),
         ({"2": "gamma"}, ModelError, "no convolution or linear layer below the target is '2'"),
         ({"1": "gamma(2000)"}, InputError, "gamma takes a number from 0 to 1000, not 2000"),
-        ({"1": "gama"}, InputError, "rules"),
-        ({"1": "zplus(2)"}, InputError, "rules"),
+        ({"1": "gama"}, InputError, "rules.*should be epsilon, gamma, zplus"),
+        ({"1": "zplus(2)"}, InputError, "rules.*should be epsilon, gamma, zplus"),
+        ({"1": "gamma(1.2.3)"}, InputError, "rules.*should be epsilon, gamma, zplus"),
     ],
 )
 def test_wrong_rules_are_refused(rules: dict[str, str], error: type[Exception], message: str) -> None:
