@@ -203,8 +203,8 @@ def data_free_distillation(
         images with their classes.
 
     Raises:
-        ModelError: a teacher without batch norm; a student with other classes; an architecture whose weights
-            cannot be initialized.
+        ModelError: a teacher without classes or batch norm; a student with other classes; an architecture
+            whose weights cannot be initialized.
         InputError: ``new_layers`` beside a student.
         DivergenceError: the loss or a weight is not finite.
 
@@ -218,6 +218,8 @@ def data_free_distillation(
     Source:
         Yin et al. 2020, section 3 and equation 1; Hinton et al. 2015, section 2 (lecture 21.9).
     """
+    if model.class_count == 0:
+        raise ModelError(f"{model.name} has no classes to draw images of: load a classifier")
     prior = BatchNormPrior(model)
     base = model if student is None else student
     if base.class_count != model.class_count or base.input_size != model.input_size:

@@ -169,7 +169,9 @@ def deep_inversion(
     mu_l and v_l are the mean and variance per channel at the input of batch norm l, over the positions and
     the images of a ``batch``; m_l and s_l are the running mean and variance that the layer has stored in its
     training. Without any training image, the result therefore resembles the training images more than the
-    classes' optima do: compare ``statistics=0``. Images of a class differ by the noise that they start from.
+    classes' optima do: compare ``statistics=0``. R adds up over the layers: the default weight suits the
+    bundled network, 0.01 a deep network of ImageNet. Images of a class differ by the noise that they start
+    from.
 
     Returns:
         ``images`` (N, C, H, W) in [0, 1], ``per_class`` times the classes of the target in their order;
