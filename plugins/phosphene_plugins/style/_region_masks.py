@@ -38,7 +38,7 @@ def erode(masks: Tensor, radius: int) -> Tensor:
 
 def region_weights(masks: Tensor, shape: torch.Size) -> Tensor:
     """1 at the positions (N, 1, h, w) of maps of this shape whose cells lie inside the masks, else 0."""
-    return (F.adaptive_avg_pool2d(masks[:, None].float(), shape[-2:]) > 1 - 1e-6).float()
+    return (F.adaptive_avg_pool2d(masks[:, None].float(), (shape[-2], shape[-1])) > 1 - 1e-6).float()
 
 
 def region_gram(features: Tensor, weights: Tensor) -> Tensor:

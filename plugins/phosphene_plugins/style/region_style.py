@@ -59,7 +59,7 @@ def regions_are_stylized_separately() -> None:
     stylized = pixel_features(split.stylized, "0")
     for part, target in zip((stylized[..., :5], stylized[..., 5:]), targets, strict=True):
         assert relative(gram(part), target.expand(2, -1, -1)).max() < 1e-6, "a region has another style"
-    assert split.style == "style 0 inside, the others outside" and torch.equal(split.sources, styles)
+    assert split.style == "styles by region" and torch.equal(split.sources, styles)
 
 
 def eroded_masks_by_hand() -> None:
@@ -89,7 +89,7 @@ def eroded_masks_by_hand() -> None:
     needs=["gradients"],
     # L-BFGS evaluates the loss once or twice per step.
     cost=Cost(
-        forward=size.images * (2 * param.steps + 2) + size.styles,
+        forward=size.images * (2 * param.steps + 2) + size.styles + 1,
         backward=size.images * (2 * param.steps + 1),
     ),
     oracle=regions_are_stylized_separately,
@@ -243,7 +243,7 @@ def region_style(
     return Stylization(
         images=content,
         stylized=optimization.images,
-        style="in the style" if len(styles) == 1 else "style 0 inside, the others outside",
+        style="in the style" if len(styles) == 1 else "styles by region",
         sources=shrink_to(styles, size),
         losses=optimization.scores,
         frames=optimization.frames,
