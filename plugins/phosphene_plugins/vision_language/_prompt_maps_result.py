@@ -22,7 +22,7 @@ class PromptMaps(Result):
     """
 
     shapes: ClassVar[Mapping[str, str]] = {"image": "C H w", "maps": "W H w", "words": "W"}
-    groups_per_row: ClassVar[int] = 5
+    groups_per_row: ClassVar[int] = 6
 
     image: Tensor
     maps: Tensor
