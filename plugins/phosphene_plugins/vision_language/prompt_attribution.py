@@ -71,7 +71,8 @@ class _TinyTextDenoiser(Denoiser):
         return torch.stack(heads).softmax(2)
 
     def forward(self, x: Tensor, t: int) -> Tensor:
-        self.up_blocks[1].to_q(x[0].flatten(1).T), self.up_blocks[1].to_k(x[0].flatten(1).T)
+        without_text: Any = self.up_blocks[1]
+        without_text.to_q(x.flatten(2).mT), without_text.to_k(x.flatten(2).mT)
         layers = ((self.down_blocks[0], 2), (self.up_blocks[0], 1), (self.mid_block, 2))
         bias = sum(self.scores(layer, x[0], pooled)[..., 0].mean() for layer, pooled in layers)
         return 0.3 * x + bias
