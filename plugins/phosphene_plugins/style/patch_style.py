@@ -38,7 +38,7 @@ def best_matches(patches: Tensor, style_patches: Tensor) -> Tensor:
     return torch.stack(indices).gather(0, chunk)[0]
 
 
-def patch_error(maps: Tensor, style_patches: Tensor, sides: list[int]) -> Tensor:
+def patch_error(maps: Tensor, style_patches: Tensor, sides: tuple[int, ...]) -> Tensor:
     """Mean over patches i of |Psi_i - Psi_NN(i)|^2, relative to the style patches' mean square norm: (N,).
 
     The patches have ``sides`` (height, width): maps (N, C, h, w), style_patches (m, C height width).
@@ -81,8 +81,8 @@ def pixels_as_features_have_a_closed_form() -> None:
     styles = draw_images(2, 3, 8, 5, seed=2)
     for side, layers, weights in ((3, ["0", "1"], [1.0, 1.0]), (2, ["1", "0"], [2.0, 0.5])):
         options: Any = {"patch_size": side, "style_layers": layers, "content_layer": "0"}
-        options |= {} if side == 3 else {"weights": weights, "content_weight": 3.0, "style_weight": 5.0}
-        alpha, beta = (1.0, 1.0) if side == 3 else (3.0, 5.0)
+        options |= {} if side == 3 else {"weights": weights, "content_weight": 3.0, "style_weight": 7.0}
+        alpha, beta = (1.0, 5.0) if side == 3 else (3.0, 7.0)
         result = tested(model, content, styles, start, steps=2, frames=2, **options)
         style_loss = sum(
             (w * loss_by_loops(start, styles, layer, side) for w, layer in zip(weights, layers, strict=True)),
@@ -106,14 +106,20 @@ def pixels_as_features_have_a_closed_form() -> None:
     assert gradient.abs().max() < 1e-6, "it is not the minimum of content and smoothness"
     # A map of 2 x 3 positions has one patch of 2 x 3; chunks of style patches are one set.
     small = draw_images(1, 3, 3, 6, seed=3)
-    result = tested(model, small, small / 2, style_layers=["1"], content_weight=0, steps=1)
+    result = tested(model, small, small / 2, style_layers=["1"], content_weight=0, style_weight=1, steps=1)
     features = [pixel_features(images, "1") for images in (small, small / 2)]
     assert torch.allclose(result.losses[0], relative(*features), rtol=1e-10), "patches larger than the map"
     patches, others = draw_images(2, 2500, 4, seed=4), draw_images(4000, 4, seed=5)
     similarity = F.normalize(patches, dim=2) @ F.normalize(others, dim=1).T
     assert torch.equal(best_matches(patches, others), similarity.argmax(2))
     # Of the style's 40 pixels every third: 0, 3, ..., 39.
-    options = {"patch_size": 1, "style_layers": ["0"], "content_weight": 0.0, "max_patches": 14}
+    options = {
+        "patch_size": 1,
+        "style_layers": ["0"],
+        "content_weight": 0.0,
+        "max_patches": 14,
+        "style_weight": 1.0,
+    }
     thinned = tested(model, near, styles[:1], steps=1, **options)
     fewer = torch.cat([styles[:1].flatten(2)[..., ::3]], 0).view(1, 3, 14, 1)
     loss = loss_by_loops(near, fewer, "0", 1)
@@ -140,7 +146,16 @@ def pixels_as_features_have_a_closed_form() -> None:
     ),
     oracle=pixels_as_features_have_a_closed_form,
     quick={"steps": 3, "scales": 1, "style_scale": 0.5, "max_patches": 100},
-    demo={"images": "builtin:scenes/2", "styles": ["builtin:swirls"], "total_variation": 1},
+    demo={
+        "images": "builtin:scenes/2",
+        "styles": ["builtin:swirls"],
+        "style_layers": ["features.1"],
+        "max_patches": 1024,
+        "style_weight": 10,
+        "total_variation": 3,
+        "scales": 2,
+        "steps": 30,
+    },
 )
 def patch_style(
     model: Model,
@@ -167,7 +182,7 @@ def patch_style(
     content_weight: Annotated[
         float, Field(ge=0, le=1e12, description="alpha: weight of the content loss")
     ] = 1.0,
-    style_weight: Annotated[float, Field(ge=0, le=1e12, description="beta: weight of the style loss")] = 1.0,
+    style_weight: Annotated[float, Field(ge=0, le=1e12, description="beta: weight of the style loss")] = 5.0,
     total_variation: Annotated[
         float, Field(ge=0, le=1e6, description="weight of the total-variation loss, per pixel")
     ] = 0.0,
@@ -219,10 +234,9 @@ def patch_style(
 
     Source: Li and Wand 2016, section 3, equations 1 to 4.
     """
-    if style_layers is None:
-        middle = (len(model.stages) - 1) // 2
-        style_layers = model.stages[middle : middle + 2]
-    loss_network = StyleLoss(model, content_layer, style_layers, weights or [1.0] * len(style_layers))
+    middle = (len(model.stages) - 1) // 2
+    layers = model.stages[middle : middle + 2] if style_layers is None else style_layers
+    loss_network = StyleLoss(model, content_layer, layers, weights or [1.0] * len(layers))
     content = shrink_to(images, size)
 
     def smoothness_loss(candidates: Tensor) -> Tensor:
@@ -239,7 +253,7 @@ def patch_style(
         layer_patches = []
         for shape, *maps in zip(shapes, *style_maps, strict=True):
             lengths = zip(shape, *(m.shape[2:] for m in maps), strict=True)
-            sides = [min(patch_size, *both) for both in lengths]
+            sides = tuple(min(patch_size, *both) for both in lengths)
             patches = torch.cat([F.unfold(m, sides).mT[0] for m in maps])
             if len(patches) > max_patches:
                 evenly = torch.linspace(0, len(patches) - 1, max_patches, dtype=torch.float64)
@@ -249,7 +263,7 @@ def patch_style(
         def loss(
             candidates: Tensor,
             content_features: Tensor = content_features,
-            layer_patches: list[tuple[Tensor, list[int]]] = layer_patches,
+            layer_patches: list[tuple[Tensor, tuple[int, ...]]] = layer_patches,
         ) -> Tensor:
             *features, candidate_content = loss_network.features(candidates)
             terms = zip(loss_network.weights, features, layer_patches, strict=True)
