@@ -42,6 +42,7 @@ QUICK = {
     "SparseAutoencoder": "sparse_autoencoder_fit",
     "UnitNames": "name_units",
     "AnswerMaps": "answer_attribution",
+    "PromptMaps": "prompt_attribution",
     "SparseCodes": "sparse_autoencoder",
     "DecisionRegions": "decision_boundary_map",
     "Dissection": "network_dissection",

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,8 @@ class Denoiser(nn.Module):
     prediction: Prediction = "epsilon"
     channels: int = 3
     multiple: int = 1
+    #: Height and width of the images that it was trained on; None where it is not recorded.
+    image_size: tuple[int, int] | None = None
     #: Path or name that it was loaded from.
     uri: str | None = None
 
@@ -60,6 +63,13 @@ class Denoiser(nn.Module):
         """The same model, conditioned on a text. Raises InputError for a model without text."""
         raise InputError("this diffusion model is not conditioned on text, so it takes no prompt")
 
+    def word_tokens(self, text: str) -> list[tuple[str, list[int]]]:
+        """The words of a text, each with the positions of its tokens in the text embedding.
+
+        Raises InputError for a model without text, or a text with more tokens than the model reads.
+        """
+        raise InputError("this diffusion model is not conditioned on text, so it reads no words")
+
     def encode(self, images: Tensor) -> Tensor:
         """x_0 of images in [0, 1]: 2 I - 1."""
         return 2 * images - 1
@@ -72,8 +82,8 @@ class Denoiser(nn.Module):
 class Pipeline(Denoiser):
     """A UNet of diffusers with its noise schedule, and the autoencoder of a latent diffusion model.
 
-    ``prompt`` (1, L, D) is the text embedding that a text-conditioned UNet receives, and ``encode_prompt``
-    computes it from a text.
+    ``prompt`` (1, L, D) is the text embedding that a text-conditioned UNet receives, ``encode_prompt``
+    computes it from a text, and ``tokenizer`` is that of the text encoder.
     """
 
     prompt: Tensor | None
@@ -85,15 +95,21 @@ class Pipeline(Denoiser):
         autoencoder: Any = None,
         prompt: Tensor | None = None,
         encode_prompt: Callable[[str], Tensor] | None = None,
+        tokenizer: Any = None,
     ) -> None:
         super().__init__(scheduler.alphas_cumprod)
         self.prediction = scheduler.config.get("prediction_type", "epsilon")
         self.unet, self.autoencoder = unet, autoencoder
         self.register_buffer("prompt", prompt)
-        self.encode_prompt = encode_prompt
+        self.encode_prompt, self.tokenizer = encode_prompt, tokenizer
         self.channels = (unet if autoencoder is None else autoencoder).config.in_channels
         networks = [unet] if autoencoder is None else [unet, autoencoder]
-        self.multiple = math.prod(2 ** (len(n.config.block_out_channels) - 1) for n in networks)
+        factors = [2 ** (len(n.config.block_out_channels) - 1) for n in networks]
+        self.multiple = math.prod(factors)
+        if size := unet.config.get("sample_size"):
+            height, width = (size, size) if isinstance(size, int) else size
+            pixels = math.prod(factors[1:])  # per latent position and axis
+            self.image_size = height * pixels, width * pixels
 
     def forward(self, x: Tensor, t: int) -> Tensor:
         if self.prompt is None:
@@ -107,6 +123,28 @@ class Pipeline(Denoiser):
         view = copy.copy(self)  # its networks are this pipeline's
         view._buffers = {**self._buffers, "prompt": self.encode_prompt(text).to(self.prompt)}
         return view
+
+    def word_tokens(self, text: str) -> list[tuple[str, list[int]]]:
+        """The words of a text, without punctuation, each with the positions of its tokens.
+
+        Raises InputError for a model without text, or a text with more tokens than the model reads;
+        ModelError for a tokenizer that does not say which characters a token stands for.
+        """
+        if self.tokenizer is None:
+            return super().word_tokens(text)
+        if not self.tokenizer.is_fast:
+            kind = type(self.tokenizer).__name__
+            raise ModelError(f"{kind} does not say which word a token belongs to: pass a fast tokenizer")
+        spans = self.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        longest = self.tokenizer.model_max_length
+        if len(spans) > longest:
+            raise InputError(f"the text has {len(spans)} tokens, of which the model reads {longest}")
+        words = [(match[0], match.span()) for match in re.finditer(r"\w+(?:['’-]\w+)*", text)]
+        # Special tokens stand for no characters.
+        return [
+            (word, [n for n, (a, b) in enumerate(spans) if max(a, start) < min(b, end)])
+            for word, (start, end) in words
+        ]
 
     def encode(self, images: Tensor) -> Tensor:
         """x_0 of images in [0, 1]: pixels, or the autoencoder's scaled latents (the posterior's mode)."""
@@ -151,7 +189,7 @@ def load_pipeline(folder: str | os.PathLike[str]) -> Pipeline:
         components = {name: _load_component(folder, name, index, diffusers) for name in ("unet", "scheduler")}
         latent = next((name for name in ("vae", "vqvae") if name in index), None)
         autoencoder = _load_component(folder, latent, index, diffusers) if latent else None
-        encode_prompt = _prompt_encoder(folder, index) if "text_encoder" in index else None
+        tokenizer, encode_prompt = _prompt_encoder(folder, index) if "text_encoder" in index else (None, None)
         prompt = encode_prompt("") if encode_prompt is not None else None
     except ImportError as error:
         raise MissingExtra("a diffusion pipeline", "diffusion") from error
@@ -172,7 +210,11 @@ def load_pipeline(folder: str | os.PathLike[str]) -> Pipeline:
             f"{kind} is conditioned on more than time and text ({names}), which is not supported"
         )
     pipeline = Pipeline(
-        **components, autoencoder=autoencoder, prompt=prompt, encode_prompt=encode_prompt
+        **components,
+        autoencoder=autoencoder,
+        prompt=prompt,
+        encode_prompt=encode_prompt,
+        tokenizer=tokenizer,
     ).eval()
     pipeline.uri = str(folder.resolve())
     return pipeline
@@ -185,8 +227,8 @@ def _load_component(folder: Path, name: str, index: dict[str, Any], library: Any
     return kind.from_pretrained(folder / name, local_files_only=True, **options)
 
 
-def _prompt_encoder(folder: Path, index: dict[str, Any]) -> Callable[[str], Tensor]:
-    """A function from a text to the text encoder's embedding of it, (1, L, D)."""
+def _prompt_encoder(folder: Path, index: dict[str, Any]) -> tuple[Any, Callable[[str], Tensor]]:
+    """The tokenizer, and a function from a text to the text encoder's embedding of it, (1, L, D)."""
     import transformers
 
     tokenizer, encoder = (
@@ -200,4 +242,4 @@ def _prompt_encoder(folder: Path, index: dict[str, Any]) -> Callable[[str], Tens
         embedding: Tensor = encoder(tokenizer(text, return_tensors="pt", **padding).input_ids)[0]
         return embedding
 
-    return encode_prompt
+    return tokenizer, encode_prompt

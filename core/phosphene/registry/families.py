@@ -12,7 +12,7 @@ FAMILIES: dict[str, str] = {
     "influence": "Influence: the training images that a prediction depends on",
     "interventions": "Interventions: what a score or the accuracy is with activations replaced",
     "attention": "Attention: what the tokens of a transformer attend to, and what that does to a score",
-    "vision_language": "Vision and language: the pixels that the words of an answer depend on",
+    "vision_language": "Vision and language: the pixels of the words of an answer or a prompt",
     "scores": "Scores: quality measures of attribution maps",
     "attacks": "Attacks: small perturbations that change the prediction",
     "defenses": "Defences: input transformations, robust training and certificates",

@@ -1,1 +1,1 @@
-"""Vision and language: which pixels the words of an answer depend on."""
+"""Vision and language: the pixels of the words of an answer or a prompt."""
