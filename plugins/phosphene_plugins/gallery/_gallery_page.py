@@ -9,11 +9,13 @@ import shlex
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pydantic.fields import FieldInfo
 
 from phosphene import (
@@ -30,7 +32,7 @@ from phosphene import (
     run,
 )
 from phosphene.builtin.scenes import CLASSES, SIZE, draw_scenes
-from phosphene.data import Localization, localization
+from phosphene.data import Localization, localization, open_dataset
 from phosphene.files import check_output_file
 from phosphene.parameter_text import option_name, read_option, value_text
 from phosphene.registry import family_title
@@ -50,9 +52,13 @@ MAX_PASSES = 3_000
 #: Largest number of the user's images on a card.
 IMAGES_PER_CARD = 4
 
-#: Parameters of demos that number channels of one network, and those that are lengths in pixels of its input.
+#: Parameters of demos that number channels of one network, and those that suit the bundled images' 64 pixels.
 CHANNEL_PARAMETERS = frozenset({"channels"})
-PIXEL_PARAMETERS = frozenset({"window", "stride", "smooth", "jitter"})
+PIXEL_PARAMETERS = frozenset({"window", "stride", "smooth", "jitter", "octaves"})
+
+#: Parameters that say where a data set's classes come from, and their values for its own labels.
+LABEL_PARAMETERS = frozenset({"target", "labels"})
+_OWN_LABELS = ("label", "truth")
 
 #: How the URIs of bundled trained networks begin, other than those of textures and data sets.
 _BUNDLED_NETWORK = "builtin:shapes-"
@@ -64,6 +70,7 @@ class Source:
 
     ``uri`` is None for the network of each method's demo. ``images`` are files, folders or patterns, and
     ``files`` the first images among them, at most one card's; both are empty for the bundled ones.
+    ``predicted`` is the class number of each of these, where the model is a classifier.
     """
 
     model: Model
@@ -71,6 +78,7 @@ class Source:
     settings: Mapping[str, Any] = field(default_factory=dict)
     images: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    predicted: tuple[int, ...] = ()
 
     @classmethod
     def read(
@@ -81,9 +89,17 @@ class Source:
         bundled = tuple(image for image in images if image.startswith("builtin:"))
         files = image_files([i for i in images if i not in bundled]) if len(bundled) < len(images) else ()
         source = cls(model, uri, settings, tuple(images), (*bundled, *files[:count])[:count])
-        if source.files:  # before any method runs
-            read_images(list(source.files), model)
-        return source
+        if not source.files:
+            return source
+        pixels = read_images(list(source.files), model)
+        if model.task not in (None, "classification"):
+            return source
+        try:
+            with torch.no_grad():
+                predicted = model(pixels.to(model.device, model.dtype)).argmax(1)
+        except ModelError:  # a network without logits: methods of classes refuse it on their cards
+            return source
+        return replace(source, predicted=tuple(predicted.tolist()))
 
     @property
     def knows_scenes(self) -> bool:
@@ -101,10 +117,24 @@ class Source:
         """The images as a data set: one folder, whose subfolders are classes, or all of several."""
         return self.images[0] if len(self.images) == 1 else list(self.images)
 
-    def card_images(self, demo: Any, own_size: bool) -> Any:
-        """The images of a card, no more than its demo has; files of any size become the model's."""
+    @property
+    def has_labels(self) -> bool:
+        """Whether the images are one folder with a subfolder for each class, or a bundled data set."""
+        if len(self.images) != 1 or not (
+            self.images[0].startswith("builtin:") or Path(self.images[0]).is_dir()
+        ):
+            return not self.images
+        dataset = open_dataset(self.images[0], self.model.transform, self.model.input_size[1:])
+        return dataset.labels([0]) is not None
+
+    def card_files(self, demo: Any) -> list[str]:
+        """The files of a card, no more than its demo has images."""
         number = re.fullmatch(r"builtin:\w+/(\d+)", demo) if isinstance(demo, str) else None
-        files = list(self.files[: int(number[1])] if number else self.files)
+        return list(self.files[: int(number[1])] if number else self.files)
+
+    def card_images(self, demo: Any, own_size: bool) -> Any:
+        """The images of a card; with ``own_size`` they are read in the size of the model's input."""
+        files = self.card_files(demo)
         chosen = files[0] if len(files) == 1 else files
         return {"files": chosen, "size": self.model.input_size[1:]} if own_size else chosen
 
@@ -204,29 +234,23 @@ def make_gallery(
 def make_exhibit(call: str, source: Source) -> Exhibit:
     """Run one method with the parameters of its spec's ``demo``; an error becomes part of the example.
 
-    With another network than the demo's, parameters that name its layers or channels are left at their
-    defaults, and if the rest is refused, all but the numbers.
+    Parameters that name layers, channels or classes of the demo's network are not used with another one.
     """
     method, spec = methods[call], methods[call].spec
     takes_model = spec.input("model")
     inputs, missing = _card_inputs(spec, source)
-    attempts = [_seed(method) | demo for demo in _demo_parameters(method, source)]
-    params, result, rows, failure = attempts[0], None, [], missing
+    params = _seed(method) | _demo_parameters(method, source)
+    result, rows, failure = None, [], missing
     clock = time.perf_counter()
     try:
         # A demo may name a model of its own, which is used unless the caller chose one.
         demo_model = takes_model is not None and source.uri is None and takes_model.name in inputs
         model = {takes_model.name: source.model} if takes_model and not demo_model else {}
-        for params in attempts if not missing else ():
-            try:
-                result = run(call, **inputs | params | model)
-                break
-            except (InputError, ModelError, UnknownName):
-                if params is attempts[-1]:
-                    raise
-        if result and result.provenance and result.provenance.interrupted:
-            raise KeyboardInterrupt  # Ctrl-C stops the gallery, not only this method
-        rows = panel_rows(result) if result else []
+        if not missing:
+            result, params = _run_on_network(call, inputs | model, params, source)
+            if result.provenance and result.provenance.interrupted:
+                raise KeyboardInterrupt  # Ctrl-C stops the gallery, not only this method
+            rows = panel_rows(result)
     except Exception as error:  # a plugin may raise anything; the page shows the message
         failure = str(error) if isinstance(error, PhospheneError) else f"{type(error).__name__}: {error}"
     seconds = time.perf_counter() - clock
@@ -238,10 +262,12 @@ def _card_inputs(spec: MethodSpec, source: Source) -> tuple[dict[str, Any], str]
     """The inputs of a card, and what its method needs that the gallery lacks, as a sentence or "".
 
     The bundled inputs of the demo belong to networks trained on the bundled scenes. Another network gets the
-    user's images, also as data set, and the demo's textures; an input for which there is only a bundled
-    trained network, or another data set of scenes, is lacking.
+    user's images, also as data set, the classes predicted for them as targets of a method without images, and
+    the demo's textures; an input for which there is only a bundled trained network, or another data set of
+    scenes, is lacking.
     """
     inputs, _ = spec.demonstration()
+    takes_images = spec.input("images")
     lacking = ""
     for declared in spec.inputs:
         name, role = declared.name, ROLES[declared.role]
@@ -253,18 +279,26 @@ def _card_inputs(spec: MethodSpec, source: Source) -> tuple[dict[str, Any], str]
             if source.files:
                 own_size = declared.own_size or spec.input("model") is None
                 inputs[name] = source.card_images(inputs.get(name), own_size)
-        elif source.knows_scenes or bundled is None:
+        elif source.knows_scenes:
+            continue
+        elif declared.role == "target":
+            inputs.pop(name, None)
+            if source.predicted and not takes_images:
+                inputs[name] = list(dict.fromkeys(source.predicted))
+        elif declared.role == "labels" and name in inputs:  # classes to attack towards, one for each image
+            inputs.pop(name)
+            if source.predicted and takes_images:
+                count = len(source.card_files(spec.demo.get(takes_images.name)))
+                classes = source.model.class_count or 1
+                inputs[name] = [(k + 1) % classes for k in source.predicted[:count]]
+        elif bundled is None:
             continue
         elif declared.role == "dataset" and str(bundled).startswith("builtin:scenes"):
             if source.images:
                 inputs[name] = source.dataset()
-        elif declared.role in ("target", "labels"):
-            del inputs[name]
-        elif (
-            _BUNDLED_NETWORK in str(bundled) or declared.role == "dataset" and "textures" not in str(bundled)
-        ):
+        elif _BUNDLED_NETWORK in str(bundled) or "builtin:biased-scenes" in str(bundled):
             inputs[name] = role.metavar
-            what = re.sub(r" \(default: [^)]*\)", "", role.help)
+            what = re.split(r",| \(", role.help)[0]
             lacking = lacking or (
                 f"{bundled} is of the bundled scenes, not of this network's images: "
                 f"pass {option_name(name, spec.short_name)}, a {what}"
@@ -272,19 +306,48 @@ def _card_inputs(spec: MethodSpec, source: Source) -> tuple[dict[str, Any], str]
     return inputs, lacking
 
 
-def _demo_parameters(method: Method[..., Any], source: Source) -> list[dict[str, Any]]:
-    """The demo's parameters that make sense for the network, and those to fall back to if it refuses them."""
+def _demo_parameters(method: Method[..., Any], source: Source) -> dict[str, Any]:
+    """The demo's parameters that make sense for the network and the images."""
     _, demo = method.spec.demonstration()
     if method.spec.input("model") is None or source.is_demo_model(method.spec):
-        return [demo]
+        return demo
     left_out = {*method.layers, *CHANNEL_PARAMETERS}
     if source.model.input_size != (3, SIZE, SIZE):
         left_out |= PIXEL_PARAMETERS
     if not source.knows_scenes:
         left_out |= {name for name, value in demo.items() if "builtin:" in str(value)}
-    sensible = {name: value for name, value in demo.items() if name not in left_out}
-    numbers = {name: value for name, value in sensible.items() if isinstance(value, (bool, int, float))}
-    return [sensible] if numbers == sensible else [sensible, numbers]
+    params = {name: value for name, value in demo.items() if name not in left_out}
+    if not source.knows_scenes and not source.has_labels:
+        fields = method.spec.params.model_fields
+        labels = [name for name in LABEL_PARAMETERS & fields.keys() if fields[name].default in _OWN_LABELS]
+        params |= dict.fromkeys(labels, "predicted")
+    return params
+
+
+def _run_on_network(
+    call: str, inputs: Mapping[str, Any], params: dict[str, Any], source: Source
+) -> tuple[Result, dict[str, Any]]:
+    """The result, and the parameters that the network accepts.
+
+    Another network than the demo's may refuse names among the parameters, such as a rule: then they are left
+    at their defaults; or may lack the default layer: then it is the last one with feature maps. Raises the
+    error of the first attempt.
+    """
+    method = methods[call]
+    try:
+        return run(call, **inputs, **params), params
+    except (InputError, ModelError, UnknownName) as error:
+        if method.spec.input("model") is None or source.is_demo_model(method.spec):
+            raise
+        numbers = {n: v for n, v in params.items() if n == method.seed or isinstance(v, (bool, int, float))}
+        attempts = [numbers] if numbers != params else []
+        if isinstance(error, ModelError) and "layer" in method.layers:
+            with suppress(ModelError):
+                attempts.append(params | {"layer": source.model.last_map})
+        for other in attempts:
+            with suppress(InputError, ModelError, UnknownName):
+                return run(call, **inputs, **other), other
+        raise
 
 
 def _has_own_model(spec: MethodSpec) -> bool:
@@ -297,7 +360,7 @@ def _robustness_curve(call: str, source: Source) -> Exhibit | None:
     """Robust accuracy of the model with a defense, with the parameters of the defense's ``demo``."""
     if "robust_accuracy" not in methods or source.model.source is None:
         return None
-    parameters = _demo_parameters(methods[call], source)[0]
+    parameters = _demo_parameters(methods[call], source)
     defended = methods[call].defend(source.model, **parameters)
     assert defended.source is not None
     return make_exhibit("robust_accuracy", replace(source, model=defended, uri=defended.source["uri"]))
