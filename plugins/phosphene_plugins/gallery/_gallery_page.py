@@ -19,6 +19,7 @@ import torch
 from pydantic.fields import FieldInfo
 
 from phosphene import (
+    DivergenceError,
     InputError,
     Method,
     MethodSpec,
@@ -330,13 +331,13 @@ def _run_on_network(
     """The result, and the parameters that the network accepts.
 
     Another network than the demo's may refuse names among the parameters, such as a rule: then they are left
-    at their defaults; or may lack the default layer: then it is the last one with feature maps. Raises the
-    error of the first attempt.
+    at their defaults; or may lack the default layer: then it is the last one with feature maps; or may have
+    no gradient at the start: then the seed is another. Raises the error of the first attempt.
     """
     method = methods[call]
     try:
         return run(call, **inputs, **params), params
-    except (InputError, ModelError, UnknownName) as error:
+    except (DivergenceError, InputError, ModelError, UnknownName) as error:
         if method.spec.input("model") is None or source.is_demo_model(method.spec):
             raise
         numbers = {n: v for n, v in params.items() if n == method.seed or isinstance(v, (bool, int, float))}
@@ -344,8 +345,10 @@ def _run_on_network(
         if isinstance(error, ModelError) and "layer" in method.layers:
             with suppress(ModelError):
                 attempts.append(params | {"layer": source.model.last_map})
+        if isinstance(error, DivergenceError):
+            attempts = [params | {method.seed: 1}] if method.seed else []
         for other in attempts:
-            with suppress(InputError, ModelError, UnknownName):
+            with suppress(DivergenceError, InputError, ModelError, UnknownName):
                 return run(call, **inputs, **other), other
         raise
 

@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from phosphene import InputError, UnknownName, load_model, load_result, methods, read_images, run
+from phosphene import (
+    DivergenceError,
+    InputError,
+    UnknownName,
+    load_model,
+    load_result,
+    methods,
+    read_images,
+    run,
+)
 from phosphene.cli.main import main
 from phosphene.images import write_png
 from phosphene.models import Model
@@ -151,6 +160,19 @@ def test_name_that_the_network_refuses_is_left_at_its_default(
     assert not exhibit.failure and "--rule" not in exhibit.command
     bundled = make_exhibit("lrp", Source(load_model("builtin:shapes-vgg")))  # its demo must run as it is
     assert "no rule 'composite'" in bundled.failure
+
+
+def test_start_without_a_gradient_is_drawn_with_another_seed(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(call: str, **arguments: Any) -> Result:
+        if arguments["seed"] == 0:
+            raise DivergenceError("the gradient is zero at every pixel")
+        return run(call, **arguments)
+
+    monkeypatch.setattr(gallery, "run", refuse)
+    exhibit = make_exhibit("occlusion", source)
+    assert not exhibit.failure and "--seed 1" in exhibit.command
 
 
 def test_images_of_different_sizes_are_read_in_the_networks_size(
