@@ -26,9 +26,15 @@ $(VENV)/.docs: $(VENV)/.package
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
+# make demo MODEL=torchvision:resnet50 WEIGHTS=DEFAULT IMAGES=folder; by default the bundled network and images.
+MODEL :=
+WEIGHTS :=
+IMAGES :=
+
 demo: $(VENV)/.package
 	# Spinning idle threads slow the others down on few cores.
-	GOMP_SPINCOUNT=0 $(BIN)/phosphene demo --out gallery
+	GOMP_SPINCOUNT=0 $(BIN)/phosphene demo --out gallery \
+		$(if $(MODEL),--model "$(MODEL)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(IMAGES),--image "$(IMAGES)")
 
 test: $(VENV)/.develop
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not nightly" tests

@@ -21,7 +21,7 @@ from phosphene.registry import family_title
 from phosphene.results import Result
 from phosphene.roles import ROLES
 from phosphene.spec import Invariant, Relation
-from phosphene_plugins.gallery._gallery_page import make_exhibit
+from phosphene_plugins.gallery._gallery_page import Source, make_exhibit
 from phosphene_plugins.pages._single_file_page import picture
 
 #: A figure's command and Python lines, its seconds, and a digest of the sources that it was drawn with.
@@ -73,7 +73,7 @@ def cached_demo(stem: Path, sources: str) -> Demo | None:
 def draw(call: str, stem: Path, sources: str, log: Callable[[str], None]) -> Demo:
     """Run a method's demo, and write its figure and the commands that reproduce it."""
     log(f"drawing {call}")
-    exhibit = make_exhibit(call, load_model("builtin:shapes-vgg"))
+    exhibit = make_exhibit(call, Source(load_model("builtin:shapes-vgg")))
     if exhibit.failure:
         raise RuntimeError(f"the demo of {call} failed: {exhibit.failure}")
     demo = {"command": exhibit.command, "python": exhibit.python, "seconds": exhibit.seconds}

@@ -228,7 +228,7 @@ def test_only_web_addresses_are_links() -> None:
 def test_gallery_drops_links_that_are_no_web_address(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
-    from phosphene_plugins.gallery._gallery_page import Gallery, _write
+    from phosphene_plugins.gallery._gallery_page import Gallery, Source, _write
 
     references = [
         SimpleNamespace(url=url, title=NAMES[4], authors=NAMES[3], year=2020)
@@ -241,8 +241,9 @@ def test_gallery_drops_links_that_are_no_web_address(tmp_path: Path) -> None:
         spec=spec, failure=NAMES[3], rows=[], command="c", python="p", seconds=1.0, curve=None
     )
     file, exhibits = tmp_path / "page.html", [exhibit]
-    gallery = Gallery(page=file, exhibits=exhibits, scores={}, broken=[], bundled=True)  # type: ignore[arg-type]
-    _write(file, gallery, SimpleNamespace(name=NAMES[3]))  # type: ignore[arg-type]
+    source = Source(SimpleNamespace(name=NAMES[3], classes=None))  # type: ignore[arg-type]
+    gallery = Gallery(page=file, exhibits=exhibits, scores={}, broken=[], source=source)  # type: ignore[arg-type]
+    _write(file, gallery)
     page = file.read_text()
     assert "https://arxiv.org/abs/1" in page and "javascript:" not in page
     assert "<script" not in page and "<img" not in page

@@ -21,18 +21,33 @@ def demo(
         str | None, typer.Option(help="Model URI, such as timm:resnet18 (default: bundled).", metavar="URI")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Weights of the model, as for 'run'.", metavar="FILE")
+        str | None,
+        typer.Option(
+            help="Weights of the model: a file, or a name of its loader, such as DEFAULT.",
+            metavar="FILE|NAME",
+        ),
     ] = None,
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Load the default pretrained weights.")
     ] = False,
     image: Annotated[
-        list[str], typer.Option(help="Input image; repeatable (default: bundled).", metavar="FILE|FOLDER")
+        list[str],
+        typer.Option(
+            help="Input image, folder or pattern; repeatable (default: bundled). With a network of other "
+            "classes than the bundled scenes' they are also the data set.",
+            metavar="FILE|FOLDER",
+        ),
     ] = [],  # noqa: B006
+    count: Annotated[
+        int, typer.Option(min=1, help="Largest number of input images per method; data sets have all.")
+    ] = 4,
     only: Annotated[list[str], typer.Option(help="Run only this method; repeatable.", metavar="NAME")] = [],  # noqa: B006
     out: Annotated[str, typer.Option(help="Output folder of the page.", metavar="FOLDER")] = "gallery",
 ) -> None:
-    """Run every method on the bundled images and network, and write an HTML gallery of the results."""
+    """Run every method on a network and images (default: bundled), and write an HTML gallery of the results.
+
+    A method that needs another network, or an input that the gallery lacks, gets a card with the reason.
+    """
     from ._gallery_page import make_gallery
 
     console = Console(width=None if sys.stdout.isatty() else 200)
@@ -43,7 +58,9 @@ def demo(
         console.print(Text.assemble(seconds, (f"{exhibit.call:22}", "cyan"), text))
 
     settings = {key: v for key, v in (("weights", weights), ("pretrained", pretrained)) if v}
-    gallery = make_gallery(out, model=model, settings=settings, images=image, only=only, report=report)
+    gallery = make_gallery(
+        out, model=model, settings=settings, images=image, count=count, only=only, report=report
+    )
     if gallery.scores:
         table = Table(
             "maximum of the map", "in the object", "within 4 pixels", "by chance", "scenes", box=None
@@ -54,10 +71,13 @@ def demo(
         console.print("", table, "", sep="\n")
     for broken in gallery.broken:
         console.print(Text(f"broken plugin {broken.plugin.qualified}: {broken.reason}", "yellow"))
+    if gallery.warning:
+        console.print(Text(gallery.warning, "yellow"))
     failed = [exhibit.call for exhibit in gallery.exhibits if exhibit.failure]
     if failed:
-        message = f"{len(failed)} of {len(gallery.exhibits)} methods failed: {', '.join(failed)}"
-        console.print(Text(message, "red"))
+        verb, style = ("failed", "red") if gallery.bundled else ("did not run", "yellow")
+        message = f"{len(failed)} of {len(gallery.exhibits)} methods {verb}: {', '.join(failed)}"
+        console.print(Text(message, style))
     print(gallery.page.resolve().as_uri())
     if failed and gallery.bundled:
         raise typer.Exit(1)
