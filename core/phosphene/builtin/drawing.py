@@ -20,19 +20,21 @@ from torch import Tensor
 Keys: TypeAlias = NDArray[np.uint64]
 
 
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+#: The first eight bytes of a digest, as a number.
+_NUMBER = np.dtype("<u8")
 
 
 def keys_of(names: Iterable[str]) -> Keys:
     """Hash each name to the key of one image, (N,)."""
-    return np.array([_digest(name) for name in names], dtype=np.uint64)
+    digests = b"".join(hashlib.sha256(name.encode()).digest()[:8] for name in names)
+    return np.frombuffer(digests, _NUMBER).astype(np.uint64)
 
 
 def _bits(keys: Keys, draw: str, shape: tuple[int, ...]) -> Keys:
     """Independent 64-bit integers (N, *shape): the splitmix64 hash of key, draw and position."""
     counter = np.arange(1, math.prod(shape) + 1, dtype=np.uint64)
-    state = (keys ^ np.uint64(_digest(draw)))[:, None] + counter * np.uint64(0x9E3779B97F4A7C15)
+    own = np.frombuffer(hashlib.sha256(draw.encode()).digest(), _NUMBER, 1).astype(np.uint64)
+    state = (keys ^ own)[:, None] + counter * np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
         state ^= state >> shift
         state *= factor

@@ -244,6 +244,7 @@ class _TopRelevance(Fold[State]):
 
     def update(self, state: State, batch: Batch) -> State:
         images = batch.images.to(self.model.device, self.model.dtype)
+        self.model.structure  # noqa: B018  # recorded before the rules replace the functions of its passes
         propagation = RelevancePropagation(self.model, self.layers, self.attention, fold_tapped=False)
         with torch.enable_grad(), propagation.network(), propagation:
             at = LayerRelevance(propagation, images, self.target.unresolved(), self.layer)

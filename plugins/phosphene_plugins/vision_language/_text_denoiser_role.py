@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 from phosphene import InputError
-from phosphene.builtin.denoiser import load_denoiser
 from phosphene.generative import Denoiser, load_pipeline
-from phosphene.roles import InputContext, InputRole, check_type
+from phosphene.roles import ROLES, InputContext, InputRole, check_type
 from phosphene.spec import Role
 
 from ._color_words import ColorWords
@@ -47,7 +46,7 @@ class TextDenoiserRole(InputRole):
 
     def bad_values(self, good: Any, context: InputContext) -> Iterator[tuple[str, Any]]:
         yield "a name", "resnet18"
-        yield "a model without text", load_denoiser()
+        yield "a model without text", ROLES["denoiser"].make(None, context)
 
 
 TEXT_DENOISER = TextDenoiserRole()

@@ -206,6 +206,6 @@ def test_every_method_has_a_nonblank_figure(name: str) -> None:
     # Classes and concepts need several images of each.
     count = 60 if spec.family in ("comparison", "concepts") else 20
     few = {i.name: f"builtin:scenes/{count}" for i in spec.inputs if i.name in ("dataset", "concepts")}
-    model = {"model": spec.demo["model"]} if "model" in spec.demo else {}
-    result = run(name, progress=False, **few, **model, **spec.quick, **seed)
+    models = {name: spec.demo[name] for name in ("model", "other") if name in spec.demo}
+    result = run(name, progress=False, **few | models, **spec.quick, **seed)
     assert max(panel.image.std() for row in panel_rows(result) for panel in row) > 0.01

@@ -154,5 +154,5 @@ def test_options_that_exclude_each_other_are_refused(
 
 def test_network_without_batch_norm_is_refused() -> None:
     model = load_model(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), input_size=(3, 4, 4))
-    with pytest.raises(ModelError, match="no batch normalisation with running statistics"):
+    with pytest.raises(ModelError, match="no batch norm with running statistics"):
         visualize_class(model, 0, batch_norm=1.0)
