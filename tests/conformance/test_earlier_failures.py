@@ -33,6 +33,8 @@ from phosphene.testing.networks import make_network
         # The extent is of numbers, not a tensor.
         ("comparison.decision_boundary_map", "batch_equals_single", Case(network="heads", count=1)),
         ("concepts.concept_factorization", "finite", Case(network="flat", pictures="flat", count=1)),
+        # The structure of the network was recorded inside the rules of LRP.
+        ("concepts.concept_relevance", "batch_equals_single", Case(count=1, params={"layer": "0"})),
         ("robustness.ensemble_evaluation", "within_cost", Case(network="detector", count=1)),
     ],
 )

@@ -189,6 +189,7 @@ def concept_relevance(
         Achtibat et al. 2023, section 4.1 (equations 6 to 8).
     """
     layer = layer if layer is not None else model.last_map
+    model.structure  # noqa: B018  # recorded before the rules replace the functions of its passes
     propagation = RelevancePropagation(
         model, LayerRules(model, rule, rules, epsilon, gamma), attention, fold_tapped=False
     )
