@@ -8,7 +8,15 @@ from .gradient_steps import (
     TrainingExecutor,
     use_training_executor,
 )
-from .labels import MAX_HELD_OUT, label_reader, single_precision, train_test_split, trainable_copy
+from .labels import (
+    MAX_HELD_OUT,
+    class_indices,
+    label_reader,
+    require_classes,
+    single_precision,
+    train_test_split,
+    trainable_copy,
+)
 from .loop import EVALUATIONS, Metrics, TrainingHistory, linear_decay, train
 from .trained_model import TrainedModel, WeightsOnly
 
@@ -24,8 +32,10 @@ __all__ = [
     "TrainingExecutor",
     "TrainingHistory",
     "WeightsOnly",
+    "class_indices",
     "label_reader",
     "linear_decay",
+    "require_classes",
     "single_precision",
     "train",
     "train_test_split",

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..data.datasets import Dataset
+from ..data.datasets import Batch, Dataset
 from ..errors import InputError, ModelError
 from ..models import Model
 from ..models.batch_size import batch_size
@@ -74,6 +74,22 @@ def label_reader(
         return torch.tensor([cache[index] for index in indices], device=model.device)
 
     return true_labels
+
+
+def require_classes(dataset: Dataset) -> None:
+    """Raise InputError for a data set without classes."""
+    if dataset.labels([0]) is None:
+        raise InputError(
+            "the data set has no classes: sort its images into one folder per class, or pass "
+            "TensorDataset(images, classes)"
+        )
+
+
+def class_indices(model: Model, batch: Batch) -> Tensor:
+    """The indices (n,) of the classes of a batch. Raises InputError for an image without one."""
+    if (names := batch.labels) is None:
+        raise InputError("some images of the data set have no class")
+    return torch.tensor([model.class_index(name) for name in names], device=model.device)
 
 
 def train_test_split(dataset: Dataset, held_out: float, max_test: int = MAX_HELD_OUT) -> tuple[int, range]:

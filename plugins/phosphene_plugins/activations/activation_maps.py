@@ -7,11 +7,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import Reference, hookimpl, load_model, method, unit_centers
-from phosphene.errors import InputError, ModelError
+from phosphene.errors import ModelError
 from phosphene.images import min_max, symmetric
 from phosphene.results import ActivationMaps
 from phosphene.roles import Images, LayerName, Model
 from phosphene.spec import Cost, Equivariant, InvariantTo, ScalesWith, UnitRange, size
+
+from ._channel_numbers import require_channels
 
 #: Elementwise activation modules: their input is a map of the same size as their output.
 ACTIVATIONS = (
@@ -137,9 +139,7 @@ def activation_maps(
     layer = layer if layer is not None else _middle_activation(model)
     count = model.map_shape(layer)[0]
     selected = range(count) if channels is None else channels
-    for channel in selected:
-        if not 0 <= channel < count:
-            raise InputError(f"layer {layer!r} has {count} channels, so there is no number {channel}")
+    require_channels(selected, layer, count)
     if pre_activation and not isinstance(model.layers[layer], ACTIVATIONS):
         raise ModelError(_not_an_activation(model, layer))
     features = model.input_of(images, layer) if pre_activation else model.features(images, layer)

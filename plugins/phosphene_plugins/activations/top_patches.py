@@ -1,7 +1,7 @@
 """Top patches: the image patches of a data set that activate a channel most."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -20,11 +20,11 @@ from phosphene import (
     unit_centers,
 )
 from phosphene.data import Batch, State
-from phosphene.errors import InputError
 from phosphene.results import Patches
 from phosphene.roles import Dataset, LayerName, Model
 from phosphene.spec import Agrees, Cost, size
 
+from ._channel_numbers import require_channels
 from ._relations import largest_activations, statistics_of_a_data_set
 
 MapLayer = Annotated[LayerName | None, Field(description="layer of the channels; default: the last map")]
@@ -138,29 +138,35 @@ def top_patches(
     if channels is None:
         channels = sorted({i * count // 6 for i in range(6)})
     selected = list(range(count)) if channels == "all" else list(channels)
-    for channel in selected:
-        if not 0 <= channel < count:
-            raise InputError(f"layer {layer!r} has {count} channels, so there is no number {channel}")
+    require_channels(selected, layer, count)
     size = batch_size(model)
     state = TopUnits(model, layer, None if channels == "all" else selected, k, per_image).run(dataset, size)
-    units = state["units"].flatten(0, 1).tolist()
-    distinct = sorted({i for i, _, _ in units})
-    parts = [dataset.read(distinct[start : start + size]) for start in range(0, len(distinct), size)]
-    images = torch.cat([part.to(model.device, model.dtype) for part in parts])
-    row_of = {i: row for row, i in enumerate(distinct)}
-    boxes = receptive_fields(model, layer, (*images.shape[2:],), [(y, x) for _, y, x in units])
     return Patches(
         layer=layer,
         channels=tuple(channel for channel in selected for _ in range(state["units"].shape[1])),
         scores=state["scores"].flatten().to(model.device),
-        images=images,
-        image_indices=torch.tensor([row_of[i] for i, _, _ in units]).to(model.device),
-        positions=state["units"].flatten(0, 1)[:, 1:].to(model.device),
         map_size=tuple(state["map_size"]),
-        boxes=boxes.to(model.device),
-        ids=tuple(dataset.id(i) for i, _, _ in units),
-        centers=unit_centers(model, layer, images.shape[2:]),
+        **located_units(model, dataset, layer, state["units"].flatten(0, 1)),
     )
+
+
+def located_units(model: Model, dataset: Dataset, layer: str, units: Tensor) -> dict[str, Any]:
+    """The fields of ``Patches`` that locate units (M, 3), (image, y, x): images, boxes, ids, ..."""
+    numbers, size = units[:, 0].tolist(), batch_size(model)
+    distinct = sorted({*numbers})
+    parts = [dataset.read(distinct[start : start + size]) for start in range(0, len(distinct), size)]
+    images = torch.cat([part.to(model.device, model.dtype) for part in parts])
+    row_of = {number: row for row, number in enumerate(distinct)}
+    positions = units[:, 1:]
+    boxes = receptive_fields(model, layer, (*images.shape[2:],), [(y, x) for y, x in positions.tolist()])
+    return {
+        "images": images,
+        "image_indices": torch.tensor([row_of[number] for number in numbers]).to(model.device),
+        "positions": positions.to(model.device),
+        "boxes": boxes.to(model.device),
+        "ids": tuple(dataset.id(number) for number in numbers),
+        "centers": unit_centers(model, layer, images.shape[2:]),
+    }
 
 
 @dataclass

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, TypeAlias
 
+import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from phosphene import Model
+from phosphene import Model, batch_size
 from phosphene.targets import Box, Objective, ObjectiveClassifier, parse_target
 
 _PATTERN = "^(class|contrast|region|box|similar):"
@@ -44,3 +45,9 @@ def classifier_of(model: Model, objective: Objective | None, images: Tensor) -> 
     ``for_rows([n])``. Without one, the classes are the model's.
     """
     return model if objective is None else ObjectiveClassifier.of_images(model, objective, images)
+
+
+def predict_each(classifier: Model, images: Tensor) -> Tensor:
+    """The predicted classes (n,) of images, each by the classifier of its own where there is one."""
+    parts = torch.arange(len(images)).split(batch_size(classifier))
+    return torch.cat([classifier.for_rows(rows)(images[rows]).argmax(1) for rows in parts])

@@ -14,7 +14,7 @@ from phosphene.data import Batch, Rows, State
 from phosphene.roles import Dataset, Model
 from phosphene.targets import Objective
 
-from ._objectives import classifier_of
+from ._objectives import classifier_of, predict_each
 
 #: Images (N, C, H, W) of a data set and their indices in it -> the images changed. It is sent to other
 #: processes: an instance of a class at the top of a module, not a closure.
@@ -62,9 +62,7 @@ class _Predictions(Fold[Tensor]):
         images = batch.images.to(self.model.device, self.model.dtype)
         classifier = classifier_of(self.model, self.objective, images)
         changed = images if self.change is None else self.change(images, batch.indices)
-        parts = torch.arange(len(images)).split(batch_size(classifier))
-        classes = [classifier.for_rows(rows)(changed[rows]).argmax(1) for rows in parts]
-        state["classes"].write(batch.indices[0], torch.cat(classes))
+        state["classes"].write(batch.indices[0], predict_each(classifier, changed))
         return state
 
     def finish(self, state: State) -> Tensor:

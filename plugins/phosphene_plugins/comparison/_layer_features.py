@@ -13,6 +13,7 @@ from torch import Tensor
 from phosphene import Fold, InputError, Model, batch_size
 from phosphene.data import Batch, Dataset, LabelRows, Rows, State
 from phosphene.roles import LayerName
+from phosphene.training import require_classes
 
 from ..embeddings._features import layer_vectors
 
@@ -41,11 +42,7 @@ def classified_features(
 
     Raises InputError for a data set in which an image has no class, or all have the same.
     """
-    if dataset.labels([0]) is None:
-        raise InputError(
-            "the data set has no classes: sort its images into one folder per class, or pass "
-            "TensorDataset(images, classes)"
-        )
+    require_classes(dataset)
     features, labels = layer_features(model, dataset, layers, title)
     if not labels:
         raise InputError("some images of the data set have no class")

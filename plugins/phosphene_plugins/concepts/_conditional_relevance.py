@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from phosphene import Model, ModelError, scores
 from phosphene.targets import Objective
 
-from ..attribution._lrp_propagation import RelevancePropagation
+from ..attribution._lrp_layers import LayerRules
+from ..attribution._lrp_propagation import AttentionRule, RelevancePropagation
+
+
+@contextmanager
+def layer_relevance(
+    model: Model, rules: LayerRules, attention: AttentionRule, images: Tensor, target: Objective, layer: str
+) -> Iterator[LayerRelevance]:
+    """The relevance of a layer's output for a target; inside the block, that of pixels can be read."""
+    sized = model.for_images(images)
+    sized.structure  # noqa: B018  # recorded here: inside the block its passes would follow the rules
+    propagation = RelevancePropagation(model, rules, attention, fold_tapped=False)
+    with propagation.network(), propagation:
+        yield LayerRelevance(propagation, sized, images, target, layer)
 
 
 class LayerRelevance:
-    """The relevance of a layer's output for a target, and its way down to the pixels.
+    """The relevance of a layer's output for a target, and its way down to the pixels; ``layer_relevance``.
 
     ``output`` is the layer's output, ``relevance`` of its shape its relevance, ``channel_axis`` the axis of
-    its channels. The propagation's block must be open while pixels are read.
+    its channels.
     """
 
     def __init__(
-        self, propagation: RelevancePropagation, images: Tensor, target: Objective, layer: str
+        self, propagation: RelevancePropagation, model: Model, images: Tensor, target: Objective, layer: str
     ) -> None:
-        model = propagation.model.for_images(images)
         self._propagation = propagation
         self._pixels = images.detach().clone().requires_grad_()
         with model.tap(layer) as tap:

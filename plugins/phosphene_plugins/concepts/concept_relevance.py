@@ -10,15 +10,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import InputError, Reference, hookimpl, load_model, method, progress_bar
+from phosphene import Reference, hookimpl, load_model, method, progress_bar
 from phosphene.images import colorize
 from phosphene.results import Panel, Result
 from phosphene.roles import Images, LayerName, Model, Target
 from phosphene.spec import Cost, Equivariant, InvariantTo, length, maximum, param, size
 
+from ..activations._channel_numbers import require_channels
 from ..attribution._lrp_layers import EpsilonOption, GammaOption, LayerRules, RuleOption, RulesByLayer
-from ..attribution._lrp_propagation import AttentionOption, RelevancePropagation
-from ._conditional_relevance import LayerRelevance
+from ..attribution._lrp_propagation import AttentionOption
+from ._conditional_relevance import layer_relevance
 
 ACHTIBAT_2023 = Reference(
     key="achtibat2023",
@@ -189,17 +190,11 @@ def concept_relevance(
         Achtibat et al. 2023, section 4.1 (equations 6 to 8).
     """
     layer = layer if layer is not None else model.last_map
-    model.structure  # noqa: B018  # recorded before the rules replace the functions of its passes
-    propagation = RelevancePropagation(
-        model, LayerRules(model, rule, rules, epsilon, gamma), attention, fold_tapped=False
-    )
-    with propagation.network(), propagation:
-        below = LayerRelevance(propagation, images, target, layer)
+    layer_rules = LayerRules(model, rule, rules, epsilon, gamma)
+    with layer_relevance(model, layer_rules, attention, images, target, layer) as below:
         relevance = below.of_channels()
         count = relevance.shape[1]
-        for channel in channels or ():
-            if not 0 <= channel < count:
-                raise InputError(f"layer {layer!r} has {count} channels, so there is no number {channel}")
+        require_channels(channels or (), layer, count)
         if channels is None:
             selected = relevance.sort(dim=1, descending=True, stable=True).indices[:, :k]
         else:

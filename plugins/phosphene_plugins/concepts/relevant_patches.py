@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from phosphene import (
     Fold,
-    InputError,
     Model,
     TensorDataset,
     batch_size,
@@ -21,8 +20,6 @@ from phosphene import (
     load_model,
     max_batch,
     method,
-    receptive_fields,
-    unit_centers,
 )
 from phosphene.data import Batch, State
 from phosphene.results import Panel, Patches
@@ -31,10 +28,19 @@ from phosphene.roles import Model as ModelRole
 from phosphene.spec import Cost, InvariantTo, size
 from phosphene.targets import Objective, Predicted, parse_target
 
-from ..activations.top_patches import Channels, Count, MapLayer, PerImage, TopUnits, largest_per_image
+from ..activations._channel_numbers import require_channels
+from ..activations.top_patches import (
+    Channels,
+    Count,
+    MapLayer,
+    PerImage,
+    TopUnits,
+    largest_per_image,
+    located_units,
+)
 from ..attribution._lrp_layers import EpsilonOption, GammaOption, LayerRules, RuleOption, RulesByLayer
-from ..attribution._lrp_propagation import AttentionOption, RelevancePropagation
-from ._conditional_relevance import LayerRelevance
+from ..attribution._lrp_propagation import AttentionOption
+from ._conditional_relevance import layer_relevance
 from .concept_relevance import ACHTIBAT_2023
 
 
@@ -194,34 +200,21 @@ def relevant_patches(
     if channels is None:
         channels = sorted({i * count // 6 for i in range(6)})
     selected = list(range(count)) if channels == "all" else list(channels)
-    for channel in selected:
-        if not 0 <= channel < count:
-            raise InputError(f"layer {layer!r} has {count} channels, so there is no number {channel}")
+    require_channels(selected, layer, count)
     layers = LayerRules(model, rule, rules, epsilon, gamma)
     fold = _TopRelevance(model, layer, selected, k, per_image, objective, layers, attention)
     states = fold.run(dataset, batch_size(model))
     order = ("relevance", "activation")
-    units = torch.cat([states[name]["units"].flatten(0, 1) for name in order]).tolist()
-    distinct = sorted({i for i, _, _ in units})
-    step = batch_size(model)
-    parts = [dataset.read(distinct[start : start + step]) for start in range(0, len(distinct), step)]
-    images = torch.cat([part.to(model.device, model.dtype) for part in parts])
-    row_of = {i: row for row, i in enumerate(distinct)}
+    units = torch.cat([states[name]["units"].flatten(0, 1) for name in order])
     per_channel = states["relevance"]["units"].shape[1]
     half = tuple(channel for channel in selected for _ in range(per_channel))
-    boxes = receptive_fields(model, layer, (*images.shape[2:],), [(y, x) for _, y, x in units])
     return RelevantPatches(
         layer=layer,
         channels=half * 2,
         by_relevance=torch.arange(2 * len(half), device=model.device) < len(half),
         scores=torch.cat([states[name]["scores"].flatten() for name in order]).to(model.device),
-        images=images,
-        image_indices=torch.tensor([row_of[i] for i, _, _ in units]).to(model.device),
-        positions=torch.tensor(units)[:, 1:].to(model.device),
         map_size=tuple(states["relevance"]["map_size"]),
-        boxes=boxes.to(model.device),
-        ids=tuple(dataset.id(i) for i, _, _ in units),
-        centers=unit_centers(model, layer, images.shape[2:]),
+        **located_units(model, dataset, layer, units),
     )
 
 
@@ -244,12 +237,13 @@ class _TopRelevance(Fold[State]):
 
     def update(self, state: State, batch: Batch) -> State:
         images = batch.images.to(self.model.device, self.model.dtype)
-        self.model.structure  # noqa: B018  # recorded before the rules replace the functions of its passes
-        propagation = RelevancePropagation(self.model, self.layers, self.attention, fold_tapped=False)
-        with torch.enable_grad(), propagation.network(), propagation:
-            at = LayerRelevance(propagation, images, self.target.unresolved(), self.layer)
-        tops = {}
-        for name, values in (("relevance", at.relevance), ("activation", at.output.detach())):
+        target, tops = self.target.unresolved(), {}
+        with (
+            torch.enable_grad(),
+            layer_relevance(self.model, self.layers, self.attention, images, target, self.layer) as at,
+        ):
+            relevance, activation = at.relevance, at.output.detach()
+        for name, values in (("relevance", relevance), ("activation", activation)):
             maps = self.model.maps(values, images, self.layer)[:, self.channels]
             scores, units = largest_per_image(maps, torch.tensor(batch.indices), self.per_image)
             tops[name] = {"scores": scores, "units": units, "map_size": [*maps.shape[2:]]}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from phosphene import Fold, InputError, Model, ModelError
 from phosphene.data import Batch, Dataset, LabelRows, Rows, State
 from phosphene.roles import Checkpoint, LayerName
-from phosphene.training import trainable_copy
+from phosphene.training import class_indices, require_classes, trainable_copy
 
 #: The parameter ``layers`` of the methods that differentiate weights.
 WeightLayers = Annotated[
@@ -29,25 +29,13 @@ Count = Annotated[int, Field(ge=1, le=1000, description="number of proponents, a
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def require_classes(model: Model, dataset: Dataset) -> None:
+def require_class_labels(model: Model, dataset: Dataset) -> None:
     """Raise InputError for a data set without classes, and for an objective instead of labels."""
     if model.row_by_row:
         raise InputError("labels must be classes, since the training images have classes, not objectives")
-    first = dataset.labels([0])
-    if first is None:
-        raise InputError(
-            "the data set has no classes: sort its images into one folder per class, or pass "
-            "TensorDataset(images, classes)"
-        )
+    require_classes(dataset)
+    first = dataset.labels([0]) or ()
     model.class_index(first[0])  # refuses a label that is no class of the model
-
-
-def class_indices(model: Model, batch: Batch) -> Tensor:
-    """The class indices (n,) of a batch. Raises InputError for an image without one."""
-    labels = batch.labels
-    if labels is None:
-        raise InputError("some images of the data set have no class")
-    return torch.tensor([model.class_index(label) for label in labels], device=model.device)
 
 
 def copy_at(model: Model, checkpoint: Checkpoint | None) -> Model:

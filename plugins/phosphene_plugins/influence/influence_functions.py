@@ -36,7 +36,7 @@ from ._weight_gradients import (
     WeightLayers,
     copy_at,
     image_gradients,
-    require_classes,
+    require_class_labels,
     weights_of,
 )
 
@@ -268,7 +268,7 @@ def influence_functions(
         Koh and Liang 2017, section 2.1, with G for the Hessian; EK-FAC: George et al. 2018, section 3.1,
         Grosse et al. 2023, section 2.2; of convolutions: Grosse and Martens 2016, section 3.
     """
-    require_classes(model, dataset)
+    require_class_labels(model, dataset)
     network, batch = copy_at(model, None), batch_size(model)
     assert isinstance(seed, int)  # the call drew one
     if approximation == "ekfac":

@@ -32,7 +32,7 @@ from phosphene.spec import Calls, Cost, InvariantTo, Relation, assert_equal, siz
 
 from ._influence_result import training_influence
 from ._representer_result import RepresenterInfluence
-from ._weight_gradients import Count, require_classes
+from ._weight_gradients import Count, require_class_labels
 
 #: The largest gradient of the loss, by the gradient at weights of 0, at which the layer is fitted.
 TOLERANCE = 1e-9
@@ -157,7 +157,7 @@ def representer_points(
     if model.row_by_row:
         raise InputError("labels must be classes: the fitted layer has the model's classes")
     if fit == "classes":
-        require_classes(model, dataset)
+        require_class_labels(model, dataset)
     parts = images.split(batch_size(model))
     queries = torch.cat([to_float64(model.embed(part)) for part in parts])
     own = torch.cat([to_float64(model(part)) for part in parts]).gather(1, labels[:, None])[:, 0]

@@ -15,7 +15,7 @@ from phosphene.spec import Agrees, Calls, Cost, InvariantTo, size
 
 from ..embeddings._features import FeatureLayer, embed_dataset, image_features
 from ._influence_result import TrainingInfluence, training_influence
-from ._weight_gradients import Count, require_classes
+from ._weight_gradients import Count, require_class_labels
 
 
 def _oracle() -> None:
@@ -117,7 +117,7 @@ def similar_examples(
     Source:
         Hanawa et al. 2021, section 2.1; by nearest neighbors, `nearest_neighbors`.
     """
-    require_classes(model, dataset)
+    require_class_labels(model, dataset)
     size = batch_size(model)
     queries = torch.cat([image_features(model, part, layer) for part in images.split(size)])
     embedding = embed_dataset(model, dataset, layer)

@@ -19,7 +19,7 @@ from ._weight_gradients import (
     WeightLayers,
     copy_at,
     image_gradients,
-    require_classes,
+    require_class_labels,
     unit_scale,
     weights_of,
 )
@@ -156,7 +156,7 @@ def tracin(
     Source:
         Pruthi et al. 2020, section 3.2, equation 1.
     """
-    require_classes(model, dataset)
+    require_class_labels(model, dataset)
     states = checkpoints or (None,)
     rates = learning_rates or [1.0] * len(states)
     if len(rates) != len(states):

@@ -15,15 +15,15 @@ from phosphene import Fold, InputError, Reference, TensorDataset, batch_size, ho
 from phosphene.data import Batch, LabelRows, Rows, State
 from phosphene.roles import Checkpoint, Checkpoints, Dataset, Images, Labels, Model, Seed
 from phosphene.spec import Agrees, Calls, Cost, InvariantTo, maximum, size
+from phosphene.training import class_indices
 
 from ._influence_result import TrainingInfluence, training_influence
 from ._weight_gradients import (
     Count,
     WeightLayers,
-    class_indices,
     copy_at,
     image_gradients,
-    require_classes,
+    require_class_labels,
     weights_of,
 )
 
@@ -191,7 +191,7 @@ def trak(
         Park et al. 2023, section 3.2, equation 13, with lambda; projection: Kane and Nelson 2014,
         section 1.2.
     """
-    require_classes(model, dataset)
+    require_class_labels(model, dataset)
     assert isinstance(seed, int)  # the call drew one
     count = sum(weight.numel() for weight in weights_of(model, layers))
     if dimensions is None and count * len(dataset) > MAX_NUMBERS:

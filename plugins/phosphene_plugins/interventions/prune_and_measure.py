@@ -15,10 +15,11 @@ from phosphene import Model as _Model
 from phosphene.data import Batch, State
 from phosphene.roles import Dataset, LayerName, Model, Seed
 from phosphene.spec import Cost, InvariantTo, UnitRange, param, size
+from phosphene.training import class_indices
 
 from ..activations.activation_statistics import activation_statistics
 from ..activations.channel_redundancy import MAX_GROUPS, channel_redundancy
-from ..influence._weight_gradients import class_indices, require_classes
+from ..influence._weight_gradients import require_class_labels
 from ._pruning_result import PruningCurves
 
 
@@ -144,7 +145,7 @@ def prune_and_measure(
     Source:
         Hu et al. 2016, section 3; beside random channels: Mittal et al. 2018; lecture 21.3.
     """
-    require_classes(model, dataset)
+    require_class_labels(model, dataset)
     layer = layer if layer is not None else model.last_map
     statistics = activation_statistics(model, dataset, layer=layer)
     active = statistics.active_fraction.double().cpu()

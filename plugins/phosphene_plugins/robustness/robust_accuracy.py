@@ -28,9 +28,15 @@ from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import InvariantTo
 from phosphene.targets import Objective
 from phosphene.testing import linear_model
-from phosphene.training import label_reader
+from phosphene.training import class_indices, label_reader
 
-from ..attacks._objectives import ObjectiveText, check_objective_text, classifier_of, parse_objective
+from ..attacks._objectives import (
+    ObjectiveText,
+    check_objective_text,
+    classifier_of,
+    parse_objective,
+    predict_each,
+)
 from ._attack_runner import AttackRunner, make_runner
 from ._robustness_report import RobustnessReport
 
@@ -277,16 +283,11 @@ class _Labels(Fold[tuple[Tensor, Tensor]]):
     @torch.no_grad()
     def update(self, state: State, batch: Batch) -> State:
         images = batch.images.to(self.model.device, self.model.dtype)
-        classifier = classifier_of(self.model, self.objective, images)
-        predictions = torch.cat(
-            [classifier.for_rows(rows)(images[rows]).argmax(1) for rows in _parts(classifier, images)]
-        )
+        predictions = predict_each(classifier_of(self.model, self.objective, images), images)
         if self.objective is not None:
             labels = torch.ones_like(predictions)
         elif self.truth:
-            if (names := batch.labels) is None:
-                raise InputError("some images of the data set have no class")
-            labels = torch.tensor([self.model.class_index(name) for name in names], device=images.device)
+            labels = class_indices(self.model, batch)
         else:
             labels = predictions
         state["labels"].write(batch.indices[0], labels)

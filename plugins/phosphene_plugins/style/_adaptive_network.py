@@ -274,3 +274,11 @@ def _crop(maps: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
     """
     rows, columns = (torch.arange(count, device=maps.device) for count in (height, width))
     return maps.index_select(2, rows + top).index_select(3, columns + left)
+
+
+def require_adaptive_network(stylizer: object, method: str) -> AdaptiveNetwork:
+    """The stylizer. Raises InputError where it is not a result of ``adaptive_style_fit``."""
+    if not isinstance(stylizer, AdaptiveNetwork):
+        origin = getattr(stylizer, "method", "another source")
+        raise InputError(f"{method} applies a network of adaptive_style_fit, not one of {origin}")
+    return stylizer

@@ -29,6 +29,33 @@ StyleLayers: TypeAlias = Annotated[
     list[LayerName] | None, Field(description="layers of the Gram matrices G_j; default: every stage")
 ]
 
+LayerWeights: TypeAlias = Annotated[
+    list[NonNegativeFloat] | None,
+    Field(description="w_j: weight of each style layer; default: 3^-j, layer 0 the finest"),
+]
+
+ContentWeight: TypeAlias = Annotated[
+    float, Field(ge=0, le=1e12, description="alpha: weight of the content loss")
+]
+
+StyleWeight: TypeAlias = Annotated[float, Field(ge=0, le=1e12, description="beta: weight of the style loss")]
+
+TotalVariation: TypeAlias = Annotated[
+    float, Field(ge=0, le=1e6, description="weight of the total-variation loss, per pixel")
+]
+
+StyleScale: TypeAlias = Annotated[
+    float, Field(gt=0, le=8, description="longer side of the styles, relative to the content's")
+]
+
+LongestSide: TypeAlias = Annotated[
+    int, Field(ge=8, le=16384, description="longer side that larger images are shrunk to")
+]
+
+Scales: TypeAlias = Annotated[
+    int, Field(ge=1, le=8, description="number of image sizes, coarse to fine, each twice the last")
+]
+
 StyleNames: TypeAlias = Annotated[
     list[str] | None, Field(description="names of the styles; default: style 0, style 1, ...")
 ]

@@ -1,6 +1,8 @@
-"""Image sizes: a limit on the longer side, and a factor of both sides."""
+"""Image sizes: a limit on the longer side, a factor of both sides, and sizes from coarse to fine."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from torch import Tensor
 
@@ -16,3 +18,17 @@ def scale_images(images: Tensor, factor: float) -> Tensor:
     """The images (N, C, H, W) at ``factor`` times their height and width."""
     height, width = (max(1, round(side * factor)) for side in images.shape[2:])
     return images if factor == 1 else resize(images, (height, width))
+
+
+def scale_styles(styles: Tensor, content: Tensor, style_scale: float) -> Tensor:
+    """The styles, whose longer side is ``style_scale`` times the content's."""
+    return scale_images(styles, style_scale * max(content.shape[2:]) / max(styles.shape[2:]))
+
+
+def coarse_to_fine(
+    content: Tensor, styles: Tensor, scales: int, style_scale: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Content and styles at ``scales`` sizes, each twice the last; the finest is the content's own."""
+    for scale in reversed(range(scales)):
+        scaled = scale_images(content, 2.0**-scale)
+        yield scaled, scale_styles(styles, scaled, style_scale)

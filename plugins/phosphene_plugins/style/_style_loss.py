@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from phosphene import InputError, Model, at_least_float32
-from phosphene.optimize import gram_matrix
+from phosphene.optimize import gram_matrix, total_variation
 
 
 class StyleTargets(NamedTuple):
@@ -81,3 +81,12 @@ def relative_error(values: Tensor, target: Tensor) -> Tensor:
     """|values - target|^2 / |target|^2 of each row: (N,)."""
     difference = (values - target).square().flatten(1).sum(1)
     return difference / target.square().flatten(1).sum(1).clamp(min=1e-30)
+
+
+def smoothness_loss(weight: float) -> Callable[[Tensor], Tensor] | None:
+    """The weighted total variation per pixel (N,) of images (N, C, H, W); None where the weight is 0."""
+
+    def smoothness(images: Tensor) -> Tensor:
+        return weight * total_variation(images) / images[0, 0].numel()
+
+    return smoothness if weight else None

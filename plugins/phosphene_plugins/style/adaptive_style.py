@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import (
-    InputError,
     Reference,
     TensorDataset,
     batch_size,
@@ -29,7 +28,7 @@ from ._adaptive_closed_forms import (
     network_pads_and_crops,
     statistics_of_few_positions,
 )
-from ._adaptive_network import AdaptiveNetwork
+from ._adaptive_network import AdaptiveNetwork, require_adaptive_network
 from ._color_transfer import prepare_colors, replace_luminance
 from ._decoder import Decoder, decoder_widths, stages_up_to
 from ._parameters import Blend, Color, Training
@@ -304,7 +303,8 @@ def adaptive_style(
 
     Source: Huang and Belongie 2017, sections 5 and 6.4.
     """
-    network, blend_weights = require_adaptive_network(stylizer), normalize_blend(blend, styles)
+    network = require_adaptive_network(stylizer, "adaptive_style")
+    blend_weights = normalize_blend(blend, styles)
     content, style_images = prepare_colors(images, styles, color)
     statistics = [network.style_statistics(s) for s in style_images]
     batches = []
@@ -318,14 +318,6 @@ def adaptive_style(
         style=style_title(blend_weights),
         sources=styles,
     )
-
-
-def require_adaptive_network(stylizer: object) -> AdaptiveNetwork:
-    """The stylizer. Raises InputError where it is not a result of ``adaptive_style_fit``."""
-    if not isinstance(stylizer, AdaptiveNetwork):
-        origin = getattr(stylizer, "method", "another source")
-        raise InputError(f"adaptive_style applies a network of adaptive_style_fit, not one of {origin}")
-    return stylizer
 
 
 @hookimpl

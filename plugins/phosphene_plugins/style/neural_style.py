@@ -4,7 +4,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import InputError, ModelError, Reference, hookimpl, load_model, method
@@ -15,18 +15,29 @@ from phosphene.optimize import (
     concatenate_stages,
     gram_matrix,
     optimize_image,
-    total_variation,
 )
 from phosphene.results import Stylization
 from phosphene.roles import Content, Frames, Model, Seed, Start, Styles
 from phosphene.spec import Cost, PixelRange, ceil, either, minimum, param, size
 
 from ._color_transfer import luminance, match_color_statistics, prepare_colors, replace_luminance
-from ._parameters import Blend, Color, ContentLayer, StyleLayers
+from ._parameters import (
+    Blend,
+    Color,
+    ContentLayer,
+    ContentWeight,
+    LayerWeights,
+    LongestSide,
+    Scales,
+    StyleLayers,
+    StyleScale,
+    StyleWeight,
+    TotalVariation,
+)
 from ._pixel_features import draw_images, gram, load_pixel_model, relative, transfer_loss
-from ._resize import scale_images, shrink_to
+from ._resize import coarse_to_fine, scale_images, shrink_to
 from ._style_blend import normalize_blend, style_title
-from ._style_loss import StyleLoss, StyleTargets, relative_error
+from ._style_loss import StyleLoss, StyleTargets, relative_error, smoothness_loss
 from ._tiled_gradient import split_into_tiles, tiled_loss
 
 GATYS = Reference(
@@ -72,10 +83,6 @@ def optimize_style(
         loss = partial(style_transfer_loss, loss_network, targets, content_weight, style_weight)
     else:
         loss = partial(tiled_loss, loss_network, targets, tiles, content_weight, style_weight)
-
-    def smoothness_loss(images: Tensor) -> Tensor:
-        return tv_weight * total_variation(images) / images[0, 0].numel()
-
     return optimize_image(
         loss,
         PixelImage(start),
@@ -83,7 +90,7 @@ def optimize_style(
         lr=lr or (1.0 if optimizer == "lbfgs" else 0.02),
         optimizer=optimizer,
         maximize=False,
-        regularizer=smoothness_loss if tv_weight else None,
+        regularizer=smoothness_loss(tv_weight),
         frames=frames,
     )
 
@@ -287,30 +294,17 @@ def neural_style(
     blend: Blend = None,
     content_layer: ContentLayer = None,
     style_layers: StyleLayers = None,
-    weights: Annotated[
-        list[NonNegativeFloat] | None,
-        Field(description="w_j: weight of each style layer; default: 3^-j, layer 0 the finest"),
-    ] = None,
-    content_weight: Annotated[
-        float, Field(ge=0, le=1e12, description="alpha: weight of the content loss")
-    ] = 1.0,
-    style_weight: Annotated[float, Field(ge=0, le=1e12, description="beta: weight of the style loss")] = 30.0,
-    total_variation: Annotated[
-        float, Field(ge=0, le=1e6, description="weight of the total-variation loss, per pixel")
-    ] = 0.0,
-    style_scale: Annotated[
-        float, Field(gt=0, le=8, description="longer side of the styles, relative to the content's")
-    ] = 1.0,
+    weights: LayerWeights = None,
+    content_weight: ContentWeight = 1.0,
+    style_weight: StyleWeight = 30.0,
+    total_variation: TotalVariation = 0.0,
+    style_scale: StyleScale = 1.0,
     init: Annotated[
         Literal["content", "noise", "style"], Field(description="initial image, unless start is set")
     ] = "content",
     color: Color = "style",
-    size: Annotated[
-        int, Field(ge=8, le=16384, description="longer side that larger images are shrunk to")
-    ] = 512,
-    scales: Annotated[
-        int, Field(ge=1, le=8, description="number of image sizes, coarse to fine, each twice the last")
-    ] = 1,
+    size: LongestSide = 512,
+    scales: Scales = 1,
     tile: Annotated[
         int | None,
         Field(
@@ -364,9 +358,8 @@ def neural_style(
     loss_network = StyleLoss(model, content_layer, style_layers, weights)
     blend_weights, content = normalize_blend(blend, styles), shrink_to(images, size)
     stages: list[Optimization] = []
-    for scaled_content in (scale_images(content, 2.0**-scale) for scale in reversed(range(scales))):
+    for scaled_content, scaled_styles in coarse_to_fine(content, styles, scales, style_scale):
         height, width = scaled_content.shape[2:]
-        scaled_styles = scale_images(styles, style_scale * max(height, width) / max(styles.shape[2:]))
         content_image, style_images = prepare_colors(scaled_content, scaled_styles, color)
         grams = zip(*(loss_network.style_grams(s, blend_weights) for s in style_images), strict=True)
         targets = StyleTargets(loss_network.content_features(content_image), [*map(torch.cat, grams)])

@@ -10,14 +10,14 @@ from torch import Generator, Tensor
 from phosphene import Reference, hookimpl, method
 from phosphene.images import resize
 from phosphene.optimize import Optimization, PixelImage, concatenate_stages, optimize_image
-from phosphene.optimize import total_variation as image_variation
 from phosphene.results import Stylization
 from phosphene.roles import Content, Frames, LayerName, Model, Seed, Start, Styles
 from phosphene.spec import Cost, PixelRange, ceil, param, size
 
+from ._parameters import LongestSide, Scales, StyleScale, TotalVariation
 from ._pixel_features import draw_images, load_pixel_model, pixel_features
-from ._resize import scale_images, shrink_to
-from ._style_loss import StyleLoss
+from ._resize import coarse_to_fine, shrink_to
+from ._style_loss import StyleLoss, smoothness_loss
 from ._transport_loss import (
     cosine_distances,
     draw_positions,
@@ -190,18 +190,10 @@ def optimal_transport_style(
     positions: Annotated[
         int, Field(ge=16, le=16384, description="number of positions whose features are compared")
     ] = 1024,
-    total_variation: Annotated[
-        float, Field(ge=0, le=1e6, description="weight of the total-variation loss, per pixel")
-    ] = 0.0,
-    style_scale: Annotated[
-        float, Field(gt=0, le=8, description="longer side of the styles, relative to the content's")
-    ] = 1.0,
-    size: Annotated[
-        int, Field(ge=8, le=16384, description="longer side that larger images are shrunk to")
-    ] = 512,
-    scales: Annotated[
-        int, Field(ge=1, le=8, description="number of image sizes, coarse to fine, each twice the last")
-    ] = 1,
+    total_variation: TotalVariation = 0.0,
+    style_scale: StyleScale = 1.0,
+    size: LongestSide = 512,
+    scales: Scales = 1,
     steps: Annotated[int, Field(ge=1, le=100_000, description="optimisation steps at each scale")] = 100,
     lr: Annotated[float, Field(gt=0, le=1, description="learning rate of Adam")] = 0.02,
     frames: Frames = 0,
@@ -243,13 +235,9 @@ def optimal_transport_style(
     loss_network, content = StyleLoss(model, None, style_layers), shrink_to(images, size)
     generator = Generator().manual_seed(seed or 0)
 
-    def smoothness_loss(candidates: Tensor) -> Tensor:
-        return total_variation * image_variation(candidates) / candidates[0, 0].numel()
-
     stages: list[Optimization] = []
-    for scaled_content in (scale_images(content, 2.0**-scale) for scale in reversed(range(scales))):
+    for scaled_content, scaled_styles in coarse_to_fine(content, styles, scales, style_scale):
         height, width = scaled_content.shape[2:]
-        scaled_styles = scale_images(styles, style_scale * max(height, width) / max(styles.shape[2:]))
         if stages:
             initial = resize(stages[-1].images, (height, width))
         else:
@@ -266,7 +254,7 @@ def optimal_transport_style(
                     steps=end - done,
                     lr=lr,
                     maximize=False,
-                    regularizer=smoothness_loss if total_variation else None,
+                    regularizer=smoothness_loss(total_variation),
                     frames=frames * end // steps - frames * done // steps,
                 )
             )

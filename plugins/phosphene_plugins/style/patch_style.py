@@ -10,15 +10,22 @@ from torch import Tensor
 from phosphene import Reference, hookimpl, method
 from phosphene.images import resize
 from phosphene.optimize import Optimization, PixelImage, concatenate_stages, optimize_image
-from phosphene.optimize import total_variation as image_variation
 from phosphene.results import Stylization
 from phosphene.roles import Content, Frames, LayerName, Model, Start, Styles
 from phosphene.spec import Cost, PixelRange, param, size
 
-from ._parameters import ContentLayer
+from ._parameters import (
+    ContentLayer,
+    ContentWeight,
+    LongestSide,
+    Scales,
+    StyleScale,
+    StyleWeight,
+    TotalVariation,
+)
 from ._pixel_features import draw_images, load_pixel_model, pixel_features, relative, transfer_loss
-from ._resize import scale_images, shrink_to
-from ._style_loss import StyleLoss, relative_error
+from ._resize import coarse_to_fine, shrink_to
+from ._style_loss import StyleLoss, relative_error, smoothness_loss
 
 #: Number of correlations that are computed at once.
 _CHUNK = 2**24
@@ -179,22 +186,12 @@ def patch_style(
         int,
         Field(ge=1, le=1_000_000, description="largest number of style patches per layer, evenly spaced"),
     ] = 4096,
-    content_weight: Annotated[
-        float, Field(ge=0, le=1e12, description="alpha: weight of the content loss")
-    ] = 1.0,
-    style_weight: Annotated[float, Field(ge=0, le=1e12, description="beta: weight of the style loss")] = 5.0,
-    total_variation: Annotated[
-        float, Field(ge=0, le=1e6, description="weight of the total-variation loss, per pixel")
-    ] = 0.0,
-    style_scale: Annotated[
-        float, Field(gt=0, le=8, description="longer side of the styles, relative to the content's")
-    ] = 1.0,
-    size: Annotated[
-        int, Field(ge=8, le=16384, description="longer side that larger images are shrunk to")
-    ] = 384,
-    scales: Annotated[
-        int, Field(ge=1, le=8, description="number of image sizes, coarse to fine, each twice the last")
-    ] = 1,
+    content_weight: ContentWeight = 1.0,
+    style_weight: StyleWeight = 5.0,
+    total_variation: TotalVariation = 0.0,
+    style_scale: StyleScale = 1.0,
+    size: LongestSide = 384,
+    scales: Scales = 1,
     steps: Annotated[int, Field(ge=1, le=100_000, description="L-BFGS steps at each scale")] = 100,
     frames: Frames = 0,
 ) -> Stylization:
@@ -239,13 +236,9 @@ def patch_style(
     loss_network = StyleLoss(model, content_layer, layers, weights or [1.0] * len(layers))
     content = shrink_to(images, size)
 
-    def smoothness_loss(candidates: Tensor) -> Tensor:
-        return total_variation * image_variation(candidates) / candidates[0, 0].numel()
-
     stages: list[Optimization] = []
-    for scaled_content in (scale_images(content, 2.0**-scale) for scale in reversed(range(scales))):
+    for scaled_content, scaled_styles in coarse_to_fine(content, styles, scales, style_scale):
         height, width = scaled_content.shape[2:]
-        scaled_styles = scale_images(styles, style_scale * max(height, width) / max(styles.shape[2:]))
         content_features = loss_network.content_features(scaled_content)
         with torch.no_grad():
             shapes = [maps.shape[2:] for maps in loss_network.features(scaled_content[:1])[:-1]]
@@ -283,7 +276,7 @@ def patch_style(
                 lr=1.0,
                 optimizer="lbfgs",
                 maximize=False,
-                regularizer=smoothness_loss if total_variation else None,
+                regularizer=smoothness_loss(total_variation),
                 frames=frames,
             )
         )

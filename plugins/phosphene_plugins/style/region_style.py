@@ -4,22 +4,30 @@ from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 from torch import Tensor
 
 from phosphene import InputError, Reference, hookimpl, method
 from phosphene.images import resize
 from phosphene.optimize import PixelImage, optimize_image
-from phosphene.optimize import total_variation as image_variation
 from phosphene.results import Stylization
 from phosphene.roles import Content, Frames, Guide, Masks, Model, Start, Styles
 from phosphene.spec import Cost, PixelRange, param, size
 
-from ._parameters import ContentLayer, StyleLayers
+from ._parameters import (
+    ContentLayer,
+    ContentWeight,
+    LayerWeights,
+    LongestSide,
+    StyleLayers,
+    StyleScale,
+    StyleWeight,
+    TotalVariation,
+)
 from ._pixel_features import draw_images, load_pixel_model, pixel_features, relative, transfer_loss
 from ._region_masks import erode, field_reach, region_gram, region_weights
-from ._resize import scale_images, shrink_to
-from ._style_loss import StyleLoss, relative_error
+from ._resize import scale_styles, shrink_to
+from ._style_loss import StyleLoss, relative_error, smoothness_loss
 
 
 def regions_are_stylized_separately() -> None:
@@ -112,27 +120,16 @@ def region_style(
     *,
     content_layer: ContentLayer = None,
     style_layers: StyleLayers = None,
-    weights: Annotated[
-        list[NonNegativeFloat] | None,
-        Field(description="w_j: weight of each style layer; default: 3^-j, layer 0 the finest"),
-    ] = None,
-    content_weight: Annotated[
-        float, Field(ge=0, le=1e12, description="alpha: weight of the content loss")
-    ] = 1.0,
-    style_weight: Annotated[float, Field(ge=0, le=1e12, description="beta: weight of the style loss")] = 30.0,
-    total_variation: Annotated[
-        float, Field(ge=0, le=1e6, description="weight of the total-variation loss, per pixel")
-    ] = 0.0,
+    weights: LayerWeights = None,
+    content_weight: ContentWeight = 1.0,
+    style_weight: StyleWeight = 30.0,
+    total_variation: TotalVariation = 0.0,
     erosion: Annotated[
         float,
         Field(ge=0, le=1, description="erosion of regions, as a fraction of the extent of receptive fields"),
     ] = 0.5,
-    style_scale: Annotated[
-        float, Field(gt=0, le=8, description="longer side of the styles, relative to the content's")
-    ] = 1.0,
-    size: Annotated[
-        int, Field(ge=8, le=16384, description="longer side that larger images are shrunk to")
-    ] = 512,
+    style_scale: StyleScale = 1.0,
+    size: LongestSide = 512,
     steps: Annotated[int, Field(ge=1, le=100_000, description="number of optimisation steps")] = 100,
     frames: Frames = 0,
 ) -> Stylization:
@@ -174,7 +171,7 @@ def region_style(
     inside = torch.ones_like(images[:, 0], dtype=torch.bool) if masks is None else masks
     if inside.shape[1:] != (height, width):
         inside = F.interpolate(inside[:, None].float(), (height, width))[:, 0] > 0.5
-    scaled_styles = scale_images(styles, style_scale * max(height, width) / max(styles.shape[2:]))
+    scaled_styles = scale_styles(styles, content, style_scale)
     style_inside = _style_regions(styles, style_masks, scaled_styles)
     # The extent of receptive fields only matters at the edge of a region.
     has_edges = not (bool(inside.all()) and bool(style_inside.all()))
@@ -227,9 +224,6 @@ def region_style(
         content_loss = relative_error(candidate_content, content_features)
         return content_weight * content_loss + style_weight * sum(style_losses[1:], style_losses[0])
 
-    def smoothness_loss(candidates: Tensor) -> Tensor:
-        return total_variation * image_variation(candidates) / candidates[0, 0].numel()
-
     optimization = optimize_image(
         loss,
         PixelImage(content if start is None else resize(start, (height, width)).expand_as(content)),
@@ -237,7 +231,7 @@ def region_style(
         lr=1.0,
         optimizer="lbfgs",
         maximize=False,
-        regularizer=smoothness_loss if total_variation else None,
+        regularizer=smoothness_loss(total_variation),
         frames=frames,
     )
     return Stylization(

@@ -6,12 +6,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import InputError, Reference, hookimpl, method, progress_bar, to_float64
+from phosphene import Reference, hookimpl, method, progress_bar, to_float64
 from phosphene.results import Stylization
 from phosphene.roles import AdaptiveStylizer, Images, Styles
 from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, size
 
-from ._adaptive_network import AdaptiveNetwork
+from ._adaptive_network import AdaptiveNetwork, require_adaptive_network
 from ._color_transfer import prepare_colors, replace_luminance
 from ._parameters import Blend, Color
 from ._pixel_features import MEAN, STD, draw_images, load_pixel_model, pixel_features
@@ -161,19 +161,16 @@ def wct(
 
     Source: Li et al. 2017, section 3.
     """
-    if not isinstance(stylizer, AdaptiveNetwork):
-        origin = getattr(stylizer, "method", "another source")
-        raise InputError(f"wct applies a network of adaptive_style_fit, not one of {origin}")
-    blend_weights = normalize_blend(blend, styles)
+    network, blend_weights = require_adaptive_network(stylizer, "wct"), normalize_blend(blend, styles)
     content, style_images = prepare_colors(images, styles, color)
-    style_features = [[stylizer.encode(style)[0] for style in batch.split(1)] for batch in style_images]
+    style_features = [[network.encode(style)[0] for style in batch.split(1)] for batch in style_images]
     batches = []
     for n, image in enumerate(progress_bar(content.split(1), "Stylizing", len(images))):
         own_styles = style_features[n % len(style_features)]  # one list for all images, or one for each
-        features = stylizer.encode(image)[0]
+        features = network.encode(image)[0]
         transformed = torch.stack([whiten_and_color(features, style) for style in own_styles])
         target = torch.einsum("s,schw->chw", blend_weights.to(features), transformed)
-        stylized = stylizer.decode(features.lerp(target, alpha)[None], image)
+        stylized = network.decode(features.lerp(target, alpha)[None], image)
         batches.append(stylized.clamp(0, 1).to(images))
     stylized = torch.cat(batches)
     return Stylization(

@@ -82,9 +82,9 @@ def test_grey_model_and_opacity_on_a_background() -> None:
     model = load_model(network, mean=[0.5], std=[0.2], input_size=(1, 6, 6))
     result = maco(model, 2, steps=2, seed=0)
     assert result.images.shape == (1, 1, 6, 6) and result.alpha.shape == (1, 6, 6)
-    shown = result.on_background(0.25)
+    composed = result.on_background(0.25)
     torch.testing.assert_close(
-        shown, result.alpha[:, None] * result.images + (1 - result.alpha[:, None]) * 0.25
+        composed, result.alpha[:, None] * result.images + (1 - result.alpha[:, None]) * 0.25
     )
 
 
