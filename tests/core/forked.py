@@ -9,6 +9,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+# Autograd's first pass in a process decides whether it starts threads, as it would after torch.export. With
+# them, a forked process cannot use it.
+torch.ones(1, requires_grad=True).sum().backward()
+
 
 class Killed(Exception):
     """The process was ended by SIGKILL."""

@@ -11,8 +11,9 @@ import torch
 from tests.faults.method_sample import every_method, run_first_accepted
 from tests.faults.pretend_device import DEVICE, pretend_device, register_device
 
-from phosphene import methods
+from phosphene import methods, unit_centers
 from phosphene.testing import check_method
+from phosphene.testing.cases import Case
 from phosphene.testing.observation import tensors_in
 
 register_device()
@@ -45,6 +46,17 @@ def test_method_runs_on_a_device(name: str, float64: bool) -> None:
         wrong = [path for path, tensor in tensors_in(result) if tensor.device.type != DEVICE]
         assert not (has_model and wrong), f"on the CPU: {wrong}"
         result.panels()
+
+
+@pytest.mark.parametrize("network", ["tokens", "nhwc", "shapes-vgg"])
+def test_units_have_the_centers_of_the_cpu(network: str) -> None:
+    model = Case(network=network).model()
+    expected = [unit_centers(model, layer, model.input_size[1:]) for layer in model.stages]
+    assert any(centers is not None for centers in expected)
+    with pretend_device(float64=False) as device:
+        moved = Case(network=network).model()
+        moved.module.to(device)
+        assert [unit_centers(moved, layer, moved.input_size[1:]) for layer in moved.stages] == expected
 
 
 @pytest.mark.parametrize(

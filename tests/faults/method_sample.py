@@ -44,4 +44,4 @@ def run_first_accepted(name: str, device: torch.device | None = None) -> Any:
             return method(**(case.inputs(method, model) | case.arguments(method)))
         except PhospheneError as refusal:
             refusals.append(str(refusal))
-    raise AssertionError(f"{name} refused every network: {refusals[0]}")
+    raise AssertionError(f"{name} refused every network: {refusals}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, UnknownName
 from ..restoration import Restoring
-from ..torch_state import function_mode
+from ..torch_state import cpu_by_default, function_mode
 from .saved_tensors import SaveTensors
 
 #: The taps that are active in this thread and run. A new thread or run starts with none, so that two
@@ -117,8 +117,11 @@ class Tap(Restoring):
             self._calls[name] += 1
             if self.stop_after and all(self._calls[n] >= calls for n, calls in self.stop_after.items()):
                 raise StopForward
-            calls, function = self.replace.get(name, (1, Tensor.clone))
-            continued = value.clone() if self._calls[name] % calls else function(value.clone())
+            continued = value.clone()
+            calls, function = self.replace.get(name, (0, None))
+            if function is not None and self._calls[name] % calls == 0:
+                with cpu_by_default():  # the network runs with the caller's default device
+                    continued = function(continued)
             return replace_output_tensor(output, continued)
 
         return hook

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import UnknownName
 from ..hooks.attention import RecordQueries
 from ..hooks.tap import StopForward, Tap
 from ..images.color import Centers
-from ..precision import float64_device
 from . import Model
 from .receptive_fields import copy_without_hooks
 
@@ -68,15 +67,14 @@ def attention_centers(model: Model, layer: str, size: Sequence[int]) -> Tensor |
     if layer not in attention:
         raise UnknownName("attention layer", layer, attention, model.name)
     windows, queries = attention[layer].windows, attention[layer].queries
-    weights = {id(value): value for value in model.module.parameters()}
     axes = []
     with torch.inference_mode(False), torch.no_grad():
         try:
-            network = copy_without_hooks(model.module, weights)
-            for image in _coordinates(model, model.input_size):
+            network = _copy_on_cpu(model.module)
+            for image in _coordinates(model.input_size):
                 with RecordQueries(dict(network.named_modules())) as recording:
                     network(_wrap(image))
-                axes.append(_unwrap(recording.queries[layer]).nanmean(-1).cpu())
+                axes.append(_unwrap(recording.queries[layer]).nanmean(-1))
         except Exception:  # foreign code may raise anything for tensors whose values it does not expect
             return None
     # The heads of a token have the same position.
@@ -85,7 +83,7 @@ def attention_centers(model: Model, layer: str, size: Sequence[int]) -> Tensor |
 
 
 def _centers(model: Model, layer: str, shape: tuple[int, int, int]) -> Centers | None:
-    images, axes = _coordinates(model, shape), []
+    images, axes = _coordinates(shape), []
     with torch.inference_mode(False), torch.no_grad():
         for axis, output in enumerate(_outputs(model, layer, images)):
             side, maps = shape[1 + axis], model.maps(output, images[axis], layer)
@@ -101,22 +99,19 @@ def _centers(model: Model, layer: str, shape: tuple[int, int, int]) -> Centers |
     return (axes[0], axes[1]) if len(axes) == 2 else None
 
 
-def _coordinates(model: Model, shape: tuple[int, int, int]) -> list[Tensor]:
+def _coordinates(shape: tuple[int, int, int]) -> list[Tensor]:
     """An image (1, C, H, W) of the y coordinates of its pixels, and one of the x coordinates."""
     with torch.inference_mode(False):
-        device = float64_device(model.device)
-        y, x = (torch.arange(side, dtype=torch.float64, device=device) for side in shape[1:])
+        y, x = (torch.arange(side, dtype=torch.float64) for side in shape[1:])
         return [v.expand(1, *shape).clone() for v in (y[:, None], x)]
 
 
 def _outputs(model: Model, layer: str, images: list[Tensor]) -> list[Tensor]:
     """The output of a layer in a pass of each image of coordinates; none where a pass fails."""
     calls = model.for_images(images[0]).structure.layers[layer].calls
-    # A copy that shares its weights: other threads may be using the module, and taps may be open.
-    weights = {id(value): value for value in model.module.parameters()}
     outputs = []
     try:
-        network = copy_without_hooks(model.module, weights)
+        network = _copy_on_cpu(model.module)
         for image in images:
             with Tap({layer: network.get_submodule(layer)}, stop_after={layer: calls}) as tap:
                 with suppress(StopForward):
@@ -125,6 +120,20 @@ def _outputs(model: Model, layer: str, images: list[Tensor]) -> list[Tensor]:
     except Exception:  # foreign code may raise anything for tensors whose values it does not expect
         return []
     return outputs
+
+
+def _copy_on_cpu(module: nn.Module) -> nn.Module:
+    """A copy, since other threads may be using the module, and taps may be open.
+
+    Coordinates are in double precision, which some devices do not have. Weights on the CPU are shared.
+    """
+    memo: dict[int, Any] = {id(value): value for value in module.parameters()}
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.device.type != "cpu":
+            moved = tensor.detach().cpu()
+            is_weight = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(moved, tensor.requires_grad) if is_weight else moved
+    return copy_without_hooks(module, memo)
 
 
 # --- the pass of coordinates --------------------------------------------------------------------

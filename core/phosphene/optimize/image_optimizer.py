@@ -182,7 +182,7 @@ class _Record:
     def optimization(self) -> Optimization:
         images = self.image.image().detach().clone()
         frames = torch.stack(self.frames) if self.frames else None
-        alpha = None if self.gradient_sum is None else _opacity(self.gradient_sum).to(images)
+        alpha = None if self.gradient_sum is None else _opacity(self.gradient_sum.cpu()).to(images)
         return Optimization(images, torch.stack(self.scores), frames, alpha)
 
 

@@ -157,7 +157,7 @@ def _other_weights(model: Model) -> Model:
     other = model.copy()
     with torch.no_grad():
         for number, weight in enumerate(other.module.parameters()):
-            steps = torch.arange(weight.numel(), device=weight.device).view(weight.shape)
+            steps = torch.arange(weight.numel()).view(weight.shape)
             weight.mul_((1 + 0.5 * (1 + number + steps).double().sin()).to(weight))
     return other
 

@@ -248,7 +248,7 @@ def decision_boundary_map(
         points=points.to(model.dtype),
         predictions=predictions,
         plane_predictions=plane_predictions,
-        agreement=(predictions == plane_predictions).double().mean().to(model.dtype),
+        agreement=to_float64(predictions == plane_predictions).mean().to(model.device, model.dtype),
         variance=variance.to(model.device, model.dtype),
         ids=embedding.ids,
         names={str(n): model.class_name(n) for n in occurring},

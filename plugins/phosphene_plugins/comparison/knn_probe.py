@@ -175,7 +175,7 @@ def _votes(
         if weights == "exponential":  # the largest vote is 1: exp of a large similarity would overflow
             votes = ((values - values[:, :1]) / temperature).exp()
         sums = torch.zeros(len(rows), classes, dtype=torch.float64)
-        sums = sums.scatter_add(1, numbers[nearest], votes.double().cpu())
+        sums = sums.scatter_add(1, numbers[nearest], votes.cpu().double())
         shares.append(sums / sums.sum(1, keepdim=True))
     return torch.cat(shares)
 

@@ -316,8 +316,8 @@ def concept_factorization(
     if not float((positions - positions[0]).abs().max()) > 0:
         raise InputError(f"the output of layer {layer!r} is the same at all positions: it has no concepts")
     sklearn_seed = int(torch.randint(2**31, ()))
-    values = positions.double().cpu()
-    occurrences, vectors, mean = _ALGORITHMS[algorithm](rows_of_a.double().cpu(), concepts, sklearn_seed)
+    values = positions.cpu().double()
+    occurrences, vectors, mean = _ALGORITHMS[algorithm](rows_of_a.cpu().double(), concepts, sklearn_seed)
     in_crops = occurrences
     if crops is not None:
         occurrences = _nonnegative_least_squares(values, vectors)
@@ -325,7 +325,7 @@ def concept_factorization(
     occurrences, vectors = occurrences * lengths, vectors / lengths[:, None]
     deviation = (values - values.mean(0)).square().sum().clamp(min=1e-300)
     explained = 1 - (values - occurrences @ vectors - mean).square().sum() / deviation
-    slopes = torch.einsum("nchw,kc->nkhw", torch.cat(gradients).double().cpu(), vectors)
+    slopes = torch.einsum("nchw,kc->nkhw", torch.cat(gradients).cpu().double(), vectors)
     grid = occurrences.view(count, height, width, -1).movedim(-1, 1)
     importance = (grid * slopes).sum((2, 3))
     sobol = None
@@ -413,7 +413,7 @@ def _total_sobol_indices(
                 return output
 
             with torch.no_grad(), model.tap(layer, replace=replace):
-                values.append(scores(model, batch, single.select([0] * len(masks))).double().cpu())
+                values.append(scores(model, batch, single.select([0] * len(masks))).cpu().double())
         indices.append(total_indices(torch.cat(values), factors))
     return torch.stack(indices)
 

@@ -199,7 +199,7 @@ def _probes(vectors: Tensor, centers: Tensor, numbers: Tensor, recall: float) ->
         indices, distances = search_lists(lists, vectors, queries, k + 1, probes)
         # A tie with the farthest is as near. The exact search subtracts a mean first: rounding differs.
         near = (distances <= farthest * (1 + 1e-5)) & (indices != rows[:, None])
-        measured = float(near.sum(1).clamp(max=k).double().mean() / k)
+        measured = float(near.sum(1).clamp(max=k).cpu().double().mean() / k)
         if measured >= recall or probes == len(centers):
             return probes, measured
         probes = min(2 * probes, len(centers))

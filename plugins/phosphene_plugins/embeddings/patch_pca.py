@@ -187,7 +187,7 @@ def patch_pca(
     layer = layer if layer is not None else model.last_map
     maps = position_features(model, images, layer)
     count, channels, height, width = maps.shape
-    features = maps.movedim(1, -1).flatten(0, 2)
+    features = to_float64(maps.movedim(1, -1).flatten(0, 2))
     inside = torch.ones(len(features), dtype=torch.bool, device=features.device)
     if foreground != "all":
         first = _components(features, 1, f"layer {layer!r}")[0][:, 0]
@@ -200,10 +200,10 @@ def patch_pca(
     grid = (count, height, width, -1)
     return PatchComponents(
         images=images,
-        components=coordinates.view(grid).movedim(-1, 1).to(model.dtype).contiguous(),
-        colors=colors.view(grid).movedim(-1, 1).to(model.dtype).contiguous(),
-        foreground=inside.view(grid[:3]),
-        variance=variance.to(model.dtype),
+        components=coordinates.view(grid).movedim(-1, 1).to(model.device, model.dtype).contiguous(),
+        colors=colors.view(grid).movedim(-1, 1).to(model.device, model.dtype).contiguous(),
+        foreground=inside.view(grid[:3]).to(maps.device),
+        variance=variance.to(model.device, model.dtype),
         layer=layer,
         centers=unit_centers(model, layer, images.shape[2:]),
     )
@@ -216,7 +216,7 @@ def _components(features: Tensor, count: int, what: str) -> tuple[Tensor, Tensor
             f"{what} has {features.shape[0]} positions of {features.shape[1]} channels, "
             f"so there can be no {count} components"
         )
-    return principal_components(to_float64(features), count)
+    return principal_components(features, count)
 
 
 @hookimpl

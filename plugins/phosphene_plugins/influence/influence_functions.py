@@ -288,7 +288,7 @@ def influence_functions(
             return _CurvatureProducts(network, layers, vectors).run(dataset, batch)
 
         solved = _conjugate_gradients(curvature, gradients, damping, steps)
-    products = GradientProducts(network, layers, solved.to(gradients.dtype)).run(dataset, batch)
+    products = GradientProducts(network, layers, solved.to(gradients)).run(dataset, batch)
     values = products["products"].tensor().T / len(dataset)
     classes = products["classes"].labels()
     return training_influence(model, images, labels, dataset, classes, values, k, "influence function")
@@ -585,7 +585,6 @@ def _conjugate_gradients(
     product: Callable[[Tensor], Tensor], right: Tensor, damping: float, steps: int
 ) -> Tensor:
     """(G + lambda I)^-1 b for each row b of ``right`` (Q, P), all rows in step."""
-    device = right.device
     right = right.cpu().double()
     solution, residual, direction = torch.zeros_like(right), right, right
     squares = residual.square().sum(1)
@@ -603,7 +602,7 @@ def _conjugate_gradients(
             residual + torch.where(active, after / torch.where(active, squares, 1), 0)[:, None] * direction
         )
         squares = torch.where(active, after, squares)
-    return solution.to(device)
+    return solution
 
 
 @hookimpl

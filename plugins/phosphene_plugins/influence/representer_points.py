@@ -160,7 +160,7 @@ def representer_points(
         require_class_labels(model, dataset)
     parts = images.split(batch_size(model))
     queries = torch.cat([to_float64(model.embed(part)) for part in parts])
-    own = torch.cat([to_float64(model(part)) for part in parts]).gather(1, labels[:, None])[:, 0]
+    own = torch.cat([to_float64(model(part)) for part in parts]).cpu().gather(1, labels.cpu()[:, None])[:, 0]
     rows = _FeaturesAndLogits(model).run(dataset, batch_size(model))
     features, logits, names = (rows[name] for name in ("features", "logits", "classes"))
     features, logits, names = features.tensor().double(), logits.tensor().double(), names.labels()
@@ -187,7 +187,7 @@ def representer_points(
     return RepresenterInfluence(
         **fields,
         scores=scores.to(model.device, model.dtype),
-        model_scores=own.to(model.dtype),
+        model_scores=own.to(model.device, model.dtype),
         agreement=float((fitted.argmax(1) == predicted).double().mean()),
     )
 

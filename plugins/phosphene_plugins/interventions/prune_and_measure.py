@@ -148,10 +148,10 @@ def prune_and_measure(
     require_class_labels(model, dataset)
     layer = layer if layer is not None else model.last_map
     statistics = activation_statistics(model, dataset, layer=layer)
-    active = statistics.active_fraction.double().cpu()
+    active = statistics.active_fraction.cpu().double()
     order, ranks = _order_by_activity(active)
     if criterion == "redundant":
-        similarity = channel_redundancy(model, dataset, layer=layer).similarity.double().cpu()
+        similarity = channel_redundancy(model, dataset, layer=layer).similarity.cpu().double()
         order, ranks = _order_by_similarity(similarity.abs(), active)
     count = len(order)
     counts = sorted({round(step * count / steps) for step in range(steps + 1)})

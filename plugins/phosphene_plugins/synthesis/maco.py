@@ -23,6 +23,7 @@ from phosphene import (
     load_model,
     method,
     scores,
+    to_float64,
 )
 from phosphene.data import Batch, State
 from phosphene.images import noise_images, resize
@@ -223,14 +224,14 @@ def random_crops(
 
 def natural_magnitudes(model: Model, sides: tuple[int, int]) -> Tensor:
     """f^-1.2 with the standard deviation 1.8 in each decorrelated channel, about the model's mean colour."""
-    color = mean_color(model).to(model.device)
-    magnitudes = (fourier_frequencies(*sides) ** -NATURAL_DECAY).to(model.device, torch.float64)
+    color = mean_color(model).cpu()
+    magnitudes = (fourier_frequencies(*sides) ** -NATURAL_DECAY).double()
     magnitudes[0, 0] = 0
     magnitudes = magnitudes * NATURAL_DEVIATION / _deviation(magnitudes, sides)
     uniform = color.double()[None, :, None, None].expand(1, -1, *sides)
     magnitudes = magnitudes.repeat(len(color), 1, 1)
     magnitudes[:, 0, 0] = PhaseImage.spectrum(uniform)[0, :, 0, 0].real
-    return magnitudes.to(model.dtype)
+    return magnitudes.to(model.device, model.dtype)
 
 
 def _deviation(magnitudes: Tensor, sides: tuple[int, int]) -> float:
@@ -264,7 +265,7 @@ class _MeanSpectrum(Fold[State]):
     title = "spectra"
 
     def update(self, state: State, batch: Batch) -> State:
-        spectra = PhaseImage.spectrum(batch.images.double(), eps=LOGIT_CLIP)
+        spectra = PhaseImage.spectrum(to_float64(batch.images), eps=LOGIT_CLIP)
         part = {
             "magnitudes": spectra.abs().sum(0).cpu(),
             "mean": spectra[:, :, 0, 0].real.sum(0).cpu(),

@@ -64,8 +64,8 @@ def search(field: Tensor, queries: Patches, patches: Patches, generator: Generat
             offer(field.roll(step, (0, 1)) + torch.tensor(step, device=field.device))
     radius = max(height, width)
     while radius >= 1:
-        drawn = torch.rand(field.shape, dtype=torch.float64, generator=generator).to(field.device)
-        offer(field + ((2 * drawn - 1) * radius).round().long())
+        drawn = torch.rand(field.shape, dtype=torch.float64, generator=generator)
+        offer(field + ((2 * drawn - 1) * radius).round().long().to(field.device))
         radius //= 2
     return field
 
@@ -125,8 +125,8 @@ def initial_field(
 ) -> Tensor:
     """A field (h, w, 2) of random matches that are moved along with the position inside squares."""
     squares = [-(-side // window) for side in grid]
-    drawn = torch.rand(*squares, 2, dtype=torch.float64, generator=generator).to(like.device)
-    matches = (drawn * torch.tensor(matched_grid, device=like.device)).long()
+    drawn = torch.rand(*squares, 2, dtype=torch.float64, generator=generator)
+    matches = (drawn * torch.tensor(matched_grid)).long().to(like.device)
     y, x = (at := positions(grid, like)).unbind(-1)
     return clamp_positions(matches[y // window, x // window] + at % window, matched_grid)
 
