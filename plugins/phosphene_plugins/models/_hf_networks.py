@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -170,12 +171,16 @@ class TextFeatures:
     def __init__(self, network: Any, folder: Path, hub: Mapping[str, Any] | None, uri: str) -> None:
         self.network, self.folder, self.hub, self.uri = network, folder, hub, uri
 
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.folder, self.hub, self.uri)
+
     def __call__(self, text: str) -> Tensor:
         config = self.network.config
         # SigLIP was trained on texts that are padded to its full length.
         padding = "max_length" if config.model_type.startswith("siglip") else False
         length = config.text_config.max_position_embeddings
-        tokens = load_tokenizer(self.folder, self.hub, self.uri)(
+        tokens = self.tokenizer(
             [text], padding=padding, truncation=True, max_length=length, return_tensors="pt"
         )
         accepted = inspect.signature(self.network.get_text_features).parameters

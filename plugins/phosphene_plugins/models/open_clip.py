@@ -5,9 +5,10 @@ open_clip is imported when a network is loaded: this module is imported for ever
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -130,10 +131,16 @@ def _weights(
 
 
 def _tokens(architecture: str, length: int, prompts: Sequence[str]) -> Tensor:
+    tokens: Tensor = _tokenizer(architecture, length)(list(prompts))
+    return tokens
+
+
+@functools.cache
+def _tokenizer(architecture: str, length: int) -> Callable[[list[str]], Tensor]:
     import open_clip
 
     try:
-        return open_clip.get_tokenizer(architecture, context_length=length)(prompts)
+        return open_clip.get_tokenizer(architecture, context_length=length)
     except ImportError as error:
         raise ModelError(
             f"the tokenizer of open_clip:{architecture} is not installed: pip install transformers ({error})"

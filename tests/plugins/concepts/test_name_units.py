@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 
@@ -22,12 +23,14 @@ def clip() -> Any:
     return load_model(uri, embed_dim=8, text_cfg=TEXT, vision_cfg=VISION)
 
 
-def test_units_have_names_of_prompts_or_of_words(clip: Any) -> None:
+def test_units_have_names_of_prompts_or_of_words(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"dataset": "builtin:scenes/12", "text_model": clip, "layer": "features.5"}
     result: Any = run("name_units", **options)
     assert result.words == ("a dog", "a cat", "a tree") and result.similarity.shape == (48, 3)
     assert {*result.names} <= {*result.words, ""}
     scenes = draw_scenes(12, split="test").images
+    # The tokenizer was loaded with the model; reading its vocabulary takes longer than embedding 300 texts.
+    monkeypatch.setattr(open_clip, "get_tokenizer", None)
     common: Any = run("name_units", **options, words="common", template="a photo of a {}")
     assert common.words == COMMON_WORDS and len(set(COMMON_WORDS)) == len(COMMON_WORDS) > 300
     # The cosines that the names are computed from are those of both towers.
