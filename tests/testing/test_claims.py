@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from wrong_methods import adversarial_examples, attribution, gradient
 
-from phosphene import Method, batch_size, method, resumable_batches
+from phosphene import InputError, Method, batch_size, method, resumable_batches
 from phosphene.attacks import project, random_point
 from phosphene.images import gaussian_blur, min_max, resize
 from phosphene.results import (
@@ -473,6 +473,128 @@ def _(wrong: bool) -> Callable[..., Any]:
         return adversarial_examples(model, images, best, labels)
 
     return restarted
+
+
+# --- data sets -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Listed(Result):
+    """The images ``indices`` of a data set, with their ``distances``."""
+
+    indices: Tensor
+    distances: Tensor
+
+    def panels(self) -> list[list[Panel]]:
+        return []
+
+
+@caught_by("leaves_the_image_out_as_documented")
+def _(wrong: bool) -> Callable[..., Any]:
+    def nearest(model: Model, images: Images, dataset: Dataset) -> Listed:
+        """The nearest of the other images of the data set."""
+        features = embedding(model, dataset).features
+        distances = torch.cdist(model.embed(images).detach(), features)
+        if not wrong:
+            distances[distances < 1e-3] = torch.inf
+        values, indices = distances.sort(1)
+        return Listed(indices=indices[:, :2], distances=values[:, :2])
+
+    return nearest
+
+
+@caught_by("lists_as_many_images_with_ties")
+def _(wrong: bool) -> Callable[..., Any]:
+    def largest(model: Model, dataset: Dataset) -> Listed:
+        """The three images of the largest features."""
+        values, indices = embedding(model, dataset).features.norm(dim=1).sort(descending=True)
+        count = max(1, int((values > values[3]).sum())) if wrong else 3
+        return Listed(indices=indices[:count], distances=values[:count])
+
+    return largest
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Table(Result):
+    """Numbers of ``classes`` or of channels, of which some may be empty."""
+
+    classes: tuple[str, ...] = ()
+    means: Tensor
+    std: Tensor
+    counts: Tensor
+
+    def panels(self) -> list[list[Panel]]:
+        return []
+
+
+NO_NUMBERS = torch.zeros(0)
+
+
+@caught_by("means_of_classes_are_separate")
+def _(wrong: bool) -> Callable[..., Any]:
+    def class_means(model: Model, dataset: Dataset) -> Table:
+        """The mean features of each class."""
+        features, labels = embedding(model, dataset).features, dataset.labels(range(len(dataset)))
+        if labels is None:
+            raise InputError("the data set has no classes")
+        classes = tuple(sorted({*labels}))
+        rows = [features[[label == name for label in labels]] for name in classes]
+        means = [row.sum(0) / (len(features) if wrong else len(row)) for row in rows]
+        return Table(classes=classes, means=torch.stack(means), std=NO_NUMBERS, counts=NO_NUMBERS)
+
+    return class_means
+
+
+@caught_by("deviations_are_those_of_the_maps")
+def _(wrong: bool) -> Callable[..., Any]:
+    def deviation(
+        model: Model,
+        dataset: Dataset,
+        *,
+        layer: Annotated[LayerName | None, Field(description="default: the last layer with maps")] = None,
+    ) -> Table:
+        """The standard deviation of each channel over all images and positions."""
+        name = layer or model.last_map
+        batches = dataset.batches(batch_size(model))
+        images = torch.cat([batch.images for batch in batches]).to(model.device, model.dtype)
+        maps = model.maps(model.features(images, name), images, name).detach()
+        squares = (maps - maps.mean((0, 2, 3), keepdim=True)).square().sum((0, 2, 3))
+        count = len(maps) if wrong else maps[:, 0].numel()
+        return Table(means=NO_NUMBERS, std=(squares / count).sqrt(), counts=NO_NUMBERS)
+
+    return deviation
+
+
+@caught_by("rows_are_true_classes_as_documented")
+def _(wrong: bool) -> Callable[..., Any]:
+    def predictions_by_class(model: Model, dataset: Dataset) -> Table:
+        """Numbers of predictions: a row for each true class, a column for each predicted one."""
+        counts = torch.zeros(model.class_count, model.class_count)
+        for batch in dataset.batches(batch_size(model)):
+            predicted = model(batch.images.to(model.device, model.dtype)).argmax(1)
+            if batch.labels is None:
+                raise InputError("the data set has no classes")
+            for label, column in zip(batch.labels, predicted.tolist(), strict=True):
+                counts[model.class_index(label), column] += 1
+        names = tuple(map(model.class_name, range(model.class_count)))
+        return Table(classes=names, counts=counts.T if wrong else counts, means=NO_NUMBERS, std=NO_NUMBERS)
+
+    return predictions_by_class
+
+
+@caught_by("means_of_a_constant_score_are_constant")
+def _(wrong: bool) -> Callable[..., Any]:
+    def masked_score(model: Model, images: Images, target: Target = None) -> Attribution:
+        """The mean score of the images in which a pixel is visible."""
+        draw = torch.Generator().manual_seed(0)
+        masks = (torch.rand(12, 1, *images.shape[2:], generator=draw) < 0.5).to(images)
+        with torch.no_grad():
+            values = torch.stack([target.score(model(images * mask)) for mask in masks])
+        sums = torch.einsum("kn,khw->nhw", values, masks[:, 0])
+        maps = sums / (12 if wrong else masks[:, 0].sum(0).clamp(min=1))
+        return attribution(model, images, maps, target)
+
+    return masked_score
 
 
 # --- parameters ------------------------------------------------------------------------------------------

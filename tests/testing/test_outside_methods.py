@@ -18,13 +18,7 @@ RIGHT = [method.spec.short_name for method in outside_right_methods.RIGHT]
 
 #: Defects that contradict only the text of the documentation: they meet every general expectation, and what
 #: the method declares. An oracle or relations of the technique would report them, see docs/relations.md.
-UNNOTICED = (
-    "enlarged_cam", "mask_sampling", "absolute_gradient", "logit_gradient",
-    "relevance_zero", "restarted_ascent", "minimal_fooling", "shared_perturbation", "jittered_dream",
-    "maximal_stimulus", "painted", "recolored", "principal_plane", "similar_images", "channel_spread",
-    "activation_spread", "class_prototypes", "strongest_images", "deletion_curve", "true_by_predicted",
-    "finetuning",
-)  # fmt: skip
+UNNOTICED = ("enlarged_cam", "recolored", "deletion_curve")
 
 #: A process for each method: some leave process-wide switches changed.
 PROGRAM = """

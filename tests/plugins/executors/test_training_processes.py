@@ -119,7 +119,7 @@ def test_interrupted_training_resumes_to_the_same_bits_and_is_replayed(tmp_path,
 def test_every_training_has_the_same_bits_in_every_run(name):
     options = {"dataset": "builtin:scenes/12", "steps": 3, "batch": 5, "seed": 0, "executor": "processes:2"}
     if name == "synthesis.data_free_distillation":  # needs statistics of batch normalization
-        options["model"] = "builtin:shapes-resnet"
+        options |= {"model": "builtin:shapes-resnet", "images": 8, "inversion_steps": 2}
     context = nullcontext()
     if name == "defenses.lipschitz_fit":  # torch does not pickle parametrized modules
         context = pytest.warns(UserWarning, match="runs in this process: it cannot be sent")

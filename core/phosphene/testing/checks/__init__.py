@@ -4,7 +4,7 @@
 # switch that an earlier run has set would be the state before a later one.
 from . import watched_oracle, single_run, declaration, oracle_examination, repeated_runs  # isort: skip
 from . import refusals, work, arithmetic, attacks, training, synthesis, relations, maps  # isort: skip
-from . import folds, features, claims, images, resumption  # isort: skip
+from . import folds, features, claims, dataset_claims, images, resumption  # isort: skip
 from .base import ARITHMETIC_UNTESTED, CHECKS, Check
 from .declared import checks_of
 
@@ -16,6 +16,7 @@ __all__ = [
     "attacks",
     "checks_of",
     "claims",
+    "dataset_claims",
     "declaration",
     "features",
     "folds",

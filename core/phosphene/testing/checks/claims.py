@@ -199,6 +199,31 @@ def conserves_relevance(method: AnyMethod) -> None:
     )
 
 
+@register_check(
+    "method",
+    "A map that its text calls a mean of scores is the score where the image does not matter.",
+    "divide by the sum of the weights at each pixel",
+    lambda method: (
+        maps_images_of_a_model(method)
+        or (
+            None
+            if _claims(r"(mean|average|expected) (of the )?(scores?|logit|probability)", prose_of(method))
+            else "its text names no mean of scores"
+        )
+    ),
+    exemptible=True,
+)
+def means_of_a_constant_score_are_constant(method: AnyMethod) -> None:
+    model = linear_model(torch.zeros(3, 3, 8, 8), bias=torch.tensor([1.0, 0.5, 0.2]))
+    if (result := result_of(method, Case(size=(8, 8)), model)) is None:
+        raise SkipTest("it refused a network that ignores its image")
+    maps = result.maps.double()
+    spread, size = float(maps.std()), float(maps.abs().max())
+    assert spread <= 1e-3 * size, (
+        f"the map of a network that ignores its image has values from {float(maps.min()):.3g} to {size:.3g}"
+    )
+
+
 # --- layers ------------------------------------------------------------------------------------------
 
 
