@@ -104,7 +104,7 @@ class Checkpoint:
     def _drop_damaged(self) -> None:
         """Drop the first loop whose rows are damaged and what was computed after it, with a warning."""
         records = {name: value for name, value in self.state.items() if isinstance(value, Mapping)}
-        slots = {}
+        slots: dict[int, InputError] = {}
         for name, record in records.items():
             if _is_slot(name) and "chunks" in record:
                 chunks = [n for n in range(len(record["chunks"])) if f"{name}.{n}" in self.state]

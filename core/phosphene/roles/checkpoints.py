@@ -120,9 +120,9 @@ def _read_item(item: Any) -> Iterator[Checkpoint]:
         yield Checkpoint(item)
     elif isinstance(item, (str, os.PathLike)):
         path = Path(item).resolve()
-        folder, number = (path, None) if path.exists() else _numbered(path)
-        if (folder / "result.json").is_file():
-            yield from _of_training(folder, number)
+        training, number = (path, None) if path.exists() else _numbered(path)
+        if (training / "result.json").is_file():
+            yield from _of_training(training, number)
             return
         if path.is_dir():
             files = sorted(path.glob("*.safetensors"))
@@ -150,8 +150,8 @@ def _of_training(folder: Path, number: int | None) -> Iterator[Checkpoint]:
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in arrays.items():
         if name.startswith("checkpoints."):
-            _, index, weight = name.split(".", 2)
-            states.setdefault(int(index) + 1, {})[weight] = tensor
+            _, position, weight = name.split(".", 2)
+            states.setdefault(int(position) + 1, {})[weight] = tensor
     if number is not None and number not in states:
         raise InputError(f"the training in {folder} stored {len(states)} checkpoints, there is no #{number}")
     if not states:
