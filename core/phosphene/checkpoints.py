@@ -9,7 +9,7 @@ import secrets
 import stat
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -68,6 +68,8 @@ class Checkpoint:
     #: The hidden folder with the rows of folds, and one of an earlier run that is replaced.
     rows: Path | None = field(default=None, init=False)
     replaced_rows: Path | None = field(default=None, init=False)
+    #: Whether the model's optimized copy computed a part of the state.
+    optimized: Callable[[], bool] = field(default_factory=lambda: lambda: False, init=False)
     #: Whether a file that is no checkpoint has the checkpoint's name.
     blocked: bool = field(default=False, init=False)
     _written: float = field(default_factory=time.monotonic)
@@ -100,6 +102,8 @@ class Checkpoint:
             self.rows = rows if rows is not None and is_folder(rows) else None
             self._drop_damaged()
             self.stored = bool(self.state)
+            optimized = self.stored and bool(metadata.get("optimized"))
+            self.optimized = lambda: optimized
 
     def _drop_damaged(self) -> None:
         """Drop the first loop whose rows are damaged and what was computed after it, with a warning."""
@@ -188,7 +192,8 @@ class Checkpoint:
                 tensors |= {f"{name}.{n}": chunk for n, chunk in enumerate(value.chunks.values())}
                 rest[name] = value.record()
         rows = {} if self.rows is None else {"rows": self.rows.name}
-        metadata = json.dumps({"identity": self.identity, "seed": self.seed, "state": rest, **rows})
+        own = {"identity": self.identity, "seed": self.seed, "optimized": self.optimized()}
+        metadata = json.dumps({**own, "state": rest, **rows})
         stored = {
             n: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
             for n, t in tensors.items()
@@ -324,6 +329,8 @@ class CheckpointSlot:
         """
         if self._checkpoint is not None:
             values = {self._name + name: value for name, value in state.items()}
-            self._checkpoint.state = self._checkpoint.state | values
+            # Values of an earlier state that this one lacks must not be restored with it.
+            rest = {n: v for n, v in self._checkpoint.state.items() if not n.startswith(self._name)}
+            self._checkpoint.state = rest | values
             if write and self._checkpoint.due():
                 self._checkpoint.write()

@@ -217,6 +217,51 @@ def test_a_checkpoint_that_names_a_foreign_folder_or_file_is_refused(tmp_path):
         rows.restore(record | {"file": "x.rows"}, [], tmp_path, print)
 
 
+def test_the_copy_that_computed_a_part_is_recorded_by_the_run_that_resumes(tmp_path, monkeypatch):
+    """A run whose images were complete when it was interrupted makes no pass of its own."""
+    options = {"dataset": "builtin:scenes/24", "progress": False}
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("phosphene_plugins.activations.top_patches.located_units", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run("top_patches", **options, out=tmp_path / "result")
+    resumed = run("top_patches", **options, out=tmp_path / "result")
+    complete = run("top_patches", **options)
+    assert resumed.provenance.model["optimized_copy"] is complete.provenance.model["optimized_copy"] is True
+    assert torch.equal(resumed.scores, complete.scores)
+
+
+class Largest(Fold):
+    """The indices of all images, in a state that is empty at first."""
+
+    def update(self, state, batch):
+        return self.merge(state, {"indices": [*batch.indices]})
+
+    def merge(self, first, second):
+        return {"indices": [*first.get("indices", ()), *second.get("indices", ())]}
+
+
+@pytest.mark.parametrize("stop", range(0, 37, 3))
+def test_no_image_is_merged_twice(dataset, tmp_path, monkeypatch, stop):
+    """What was merged at the end of a shard is no longer a part of the shard in progress."""
+    monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
+
+    class Killed(Largest):
+        def update(self, state, batch):
+            if batch.indices[0] == stop:
+                # As after SIGKILL: the checkpoint is the last one that was written.
+                monkeypatch.setattr(Checkpoint, "write", lambda self: None)
+                raise KeyboardInterrupt
+            return super().update(state, batch)
+
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as monkeypatch:
+        _run_with_checkpoint(Killed(), dataset, tmp_path / "c")
+    assert _run_with_checkpoint(Largest(), dataset, tmp_path / "c")["indices"] == [*range(37)]
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [

@@ -62,4 +62,6 @@ def test_attacks_without_a_word_or_an_answer_are_refused() -> None:
             return super(_SumOfWords, self).embedding(tokens)
 
     with pytest.raises(ModelError, match=r"implement embedding\(tokens\)"):
-        run("question_attack", images=torch.rand(1, 3, 2, 2), answer_model=Unknown(), question="137", tokens=1)
+        run(
+            "question_attack", images=torch.rand(1, 3, 2, 2), answer_model=Unknown(), question="137", tokens=1
+        )
