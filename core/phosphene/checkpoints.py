@@ -9,7 +9,7 @@ import secrets
 import stat
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,10 +20,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .errors import InputError
 from .files.system import error_text, sync
 from .files.tensors import save_tensors
 from .files.work_folders import WRITING, is_folder, sweep, work_folder
-from .rows import Rows
+from .rows import Rows, check_record
 
 #: Seconds between two writes: the most work that a crash loses.
 INTERVAL = 10.0
@@ -40,7 +41,7 @@ _ROWS = r"{}\.rows-[0-9a-f]{{8}}"
 
 
 class CheckpointWarning(UserWarning):
-    """No checkpoint can be read or written: the run continues, but cannot resume if it is interrupted."""
+    """A checkpoint cannot be read or written, or is damaged: the run continues without it or a part of it."""
 
 
 @dataclass
@@ -67,6 +68,8 @@ class Checkpoint:
     #: The hidden folder with the rows of folds, and one of an earlier run that is replaced.
     rows: Path | None = field(default=None, init=False)
     replaced_rows: Path | None = field(default=None, init=False)
+    #: Whether the model's optimized copy computed a part of the state.
+    optimized: Callable[[], bool] = field(default_factory=lambda: lambda: False, init=False)
     #: Whether a file that is no checkpoint has the checkpoint's name.
     blocked: bool = field(default=False, init=False)
     _written: float = field(default_factory=time.monotonic)
@@ -77,6 +80,7 @@ class Checkpoint:
             self._read()
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             self.failed = self.blocked = True
+            self.seed, self.state, self.rows = None, {}, None
             self._warn(f"{self.file} is no checkpoint that can be read", error)
         return self
 
@@ -92,11 +96,32 @@ class Checkpoint:
             rows = self._rows_folder(metadata.get("rows"))
             if metadata["identity"] != self.identity:
                 self.replaced_rows = rows
-            elif rows is None or is_folder(rows):
-                self.rows = rows
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                self.seed, self.state = metadata["seed"], metadata["state"] | tensors
-                self.stored = True
+                return
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            self.seed, self.state = metadata["seed"], metadata["state"] | tensors
+            self.rows = rows if rows is not None and is_folder(rows) else None
+            self._drop_damaged()
+            self.stored = bool(self.state)
+            optimized = self.stored and bool(metadata.get("optimized"))
+            self.optimized = lambda: optimized
+
+    def _drop_damaged(self) -> None:
+        """Drop the first loop whose rows are damaged and what was computed after it, with a warning."""
+        records = {name: value for name, value in self.state.items() if isinstance(value, Mapping)}
+        slots: dict[int, InputError] = {}
+        for name, record in records.items():
+            if _is_slot(name) and "chunks" in record:
+                chunks = [n for n in range(len(record["chunks"])) if f"{name}.{n}" in self.state]
+                try:
+                    check_record(record, len(chunks), self.rows)
+                except InputError as error:
+                    slots.setdefault(_slot_number(name), error)
+        if slots:
+            first = min(slots)
+            sound = [name for name in self.state if _is_slot(name) and _slot_number(name) < first]
+            self.state = {name: self.state[name] for name in sound}
+            text = f"the checkpoint {self.file} is damaged ({slots[first]}): what it lacks is computed again"
+            warnings.warn(text, CheckpointWarning, stacklevel=2)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if self.blocked:
@@ -167,7 +192,8 @@ class Checkpoint:
                 tensors |= {f"{name}.{n}": chunk for n, chunk in enumerate(value.chunks.values())}
                 rest[name] = value.record()
         rows = {} if self.rows is None else {"rows": self.rows.name}
-        metadata = json.dumps({"identity": self.identity, "seed": self.seed, "state": rest, **rows})
+        own = {"identity": self.identity, "seed": self.seed, "optimized": self.optimized()}
+        metadata = json.dumps({**own, "state": rest, **rows})
         stored = {
             n: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
             for n, t in tensors.items()
@@ -194,8 +220,10 @@ def _remove_rows(folder: Path | None) -> None:
     """Remove a folder of rows; other files in it, and what is no folder, stay."""
     if folder is not None and is_folder(folder):
         for file in folder.glob("*.rows"):
-            file.unlink()
-        folder.rmdir()
+            if stat.S_ISREG(file.lstat().st_mode):
+                file.unlink()
+        if not os.listdir(folder):
+            folder.rmdir()
 
 
 def checkpoint_path(out: str | os.PathLike[str]) -> Path:
@@ -263,6 +291,11 @@ def _is_slot(name: str) -> bool:
     return name.partition(".")[0].isdigit()
 
 
+def _slot_number(name: str) -> int:
+    """The number of the slot whose value has this name."""
+    return int(name.partition(".")[0])
+
+
 class CheckpointSlot:
     """The progress of one of several loops in a call; ``state`` is the one before an interruption."""
 
@@ -296,6 +329,8 @@ class CheckpointSlot:
         """
         if self._checkpoint is not None:
             values = {self._name + name: value for name, value in state.items()}
-            self._checkpoint.state = self._checkpoint.state | values
+            # Values of an earlier state that this one lacks must not be restored with it.
+            rest = {n: v for n, v in self._checkpoint.state.items() if not n.startswith(self._name)}
+            self._checkpoint.state = rest | values
             if write and self._checkpoint.due():
                 self._checkpoint.write()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .files.system import sync
+from .files.system import error_text, sync
 
 
 class Rows:
@@ -66,6 +68,8 @@ class Rows:
 
     def to_file(self, file: Path, on_failure: Callable[[OSError], None]) -> None:
         """Store rows that are merged from now on in a file; if that fails later, they stay in memory."""
+        if os.path.lexists(file) and not _is_regular(file):
+            raise FileExistsError(errno.EEXIST, "it is not a file", str(file))
         file.open("wb").close()
         self._file, self._on_failure = file, on_failure
 
@@ -91,20 +95,15 @@ class Rows:
     ) -> None:
         """Set them to those of a ``record`` with its chunks; its file is in ``folder``, as of ``to_file``.
 
-        Raises InputError for a record without its file.
+        Raises InputError for a record without its file, see ``check_record``.
         """
+        check_record(record, len(chunks), folder)
         self.chunks, self._on_failure = dict(zip(record["chunks"], chunks, strict=True)), on_failure
         if "file" not in record:
             return
-        name, dtype = record["file"], getattr(torch, record["dtype"], None)
-        self._shape, self._dtype, self._count = tuple(record["shape"]), dtype, record["count"]
-        if folder is None or os.path.basename(name) != name:
-            raise InputError(f"the checkpoint names an invalid file {name!r:.80}")
-        self._file = folder / name
-        if not self._file.is_file() or self._file.is_symlink():
-            raise InputError(f"the rows of the checkpoint are missing: {self._file}")
-        if self._count and self._file.stat().st_size < self._count * self._row_bytes():
-            raise InputError(f"the rows of the checkpoint are incomplete: {self._file}")
+        assert folder is not None
+        self._file = folder / record["file"]
+        self._shape, self._dtype, self._count = tuple(record["shape"]), _dtype(record), record["count"]
 
     def _row_bytes(self) -> int:
         assert self._dtype is not None
@@ -130,6 +129,45 @@ class Rows:
             return torch.empty(self._count, *self._shape, dtype=self._dtype)
         rows = torch.from_file(str(self._file), shared=False, size=size, dtype=self._dtype)
         return rows.view(self._count, *self._shape)
+
+
+def check_record(record: Mapping[str, Any], chunks: int, folder: Path | None) -> None:
+    """Raise InputError for a record of ``Rows`` that cannot be restored from its chunks and its file."""
+    if len(record["chunks"]) != chunks:
+        raise InputError(f"it has {chunks} of {len(record['chunks'])} chunks of rows")
+    if "file" not in record:
+        return
+    name, count = record["file"], record["count"]
+    if not isinstance(name, str) or os.path.basename(name) != name:
+        raise InputError(f"it names an invalid file {name!r:.80}")
+    if folder is None or not _is_regular(folder / name):
+        raise InputError(f"the file of rows {name} is missing")
+    dtype = _dtype(record)
+    if count and (dtype is None or (folder / name).stat().st_size < _size(record, dtype)):
+        raise InputError(f"the file of rows {name} is incomplete")
+    try:
+        (folder / name).open("r+b").close()
+    except OSError as error:
+        raise InputError(f"the file of rows {name} cannot be opened: {error_text(error)}") from error
+
+
+def _dtype(record: Mapping[str, Any]) -> torch.dtype | None:
+    """The type of the rows of a record; None before the first row."""
+    dtype = getattr(torch, record["dtype"], None)
+    return dtype if isinstance(dtype, torch.dtype) else None
+
+
+def _size(record: Mapping[str, Any], dtype: torch.dtype) -> int:
+    """The bytes of the rows of a record."""
+    return int(record["count"]) * math.prod(record["shape"]) * dtype.itemsize
+
+
+def _is_regular(file: Path) -> bool:
+    """Whether it is a file itself, not a symbolic link to one."""
+    try:
+        return stat.S_ISREG(file.lstat().st_mode)
+    except OSError:
+        return False
 
 
 class LabelRows(Rows):

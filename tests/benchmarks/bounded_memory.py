@@ -49,12 +49,17 @@ def write_scenes(folder: Path, counts: list[int]) -> None:
             csv.writer(file).writerows([("image", "label"), *rows[:count]])
 
 
+def start_run(name: str, manifest: Path, out: Path) -> subprocess.Popen[bytes]:
+    """A process that runs the call of a method over the images of a manifest and saves the result."""
+    values = {"name": name, "manifest": str(manifest), "out": str(out), "params": CALLS[name]}
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(_PROGRAM).format(**values)])
+
+
 def measure(name: str, manifest: Path) -> tuple[float, float, float, float]:
     """Seconds of the processor, peak of private memory, size of the result and bytes written in MB."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out")
-        values = {"name": name, "manifest": str(manifest), "out": str(out), "params": CALLS[name]}
-        process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(_PROGRAM).format(**values)])
+        process = start_run(name, manifest, out)
         peak, written = 0, 0
         while True:
             try:

@@ -21,12 +21,13 @@ def test_conformance(check: BoundCheck) -> None:
     check()
 
 
-#: Scores and the first two have no cost of their own: it depends on the methods that they run. The last one
-#: runs a model of answers, whose passes depend on the length of the answer.
+#: Scores and the first two have no cost of their own: it depends on the methods that they run. The last two
+#: run a model of answers, whose passes depend on the length of the answer.
 WITHOUT_COST = (
     "robustness.robust_accuracy",
     "comparison.model_difference",
     "vision_language.answer_attribution",
+    "vision_language.question_attack",
 )
 
 

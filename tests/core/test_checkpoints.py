@@ -158,6 +158,16 @@ def test_resumable_without_a_checkpoint_is_a_plain_loop() -> None:
     assert state == {"count": 5}
 
 
+def test_a_state_replaces_that_of_its_loop(tmp_path: Path) -> None:
+    checkpoint = checkpoints.Checkpoint(tmp_path / "checkpoint", "id")
+    with checkpoints.use_checkpoint(checkpoint), checkpoints.claim_checkpoint():
+        first, second = checkpoints.CheckpointSlot(), checkpoints.CheckpointSlot()
+        first.save({"total": 1, "part": 2})
+        second.save({"total": 3})
+        first.save({"total": 4})
+    assert checkpoint.state == {"0.total": 4, "1.total": 3}
+
+
 # --- a checkpoint is a help, not a risk -----------------------------------------------------------
 
 

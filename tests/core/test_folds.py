@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -214,6 +215,139 @@ def test_a_checkpoint_that_names_a_foreign_folder_or_file_is_refused(tmp_path):
         rows.restore(record, [], tmp_path, print)
     with pytest.raises(Exception, match="missing"):
         rows.restore(record | {"file": "x.rows"}, [], tmp_path, print)
+
+
+def test_the_copy_that_computed_a_part_is_recorded_by_the_run_that_resumes(tmp_path, monkeypatch):
+    """A run whose images were complete when it was interrupted makes no pass of its own."""
+    options = {"dataset": "builtin:scenes/24", "progress": False}
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("phosphene_plugins.activations.top_patches.located_units", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run("top_patches", **options, out=tmp_path / "result")
+    resumed = run("top_patches", **options, out=tmp_path / "result")
+    complete = run("top_patches", **options)
+    assert resumed.provenance.model["optimized_copy"] is complete.provenance.model["optimized_copy"] is True
+    assert torch.equal(resumed.scores, complete.scores)
+
+
+class Largest(Fold):
+    """The indices of all images, in a state that is empty at first."""
+
+    def update(self, state, batch):
+        return self.merge(state, {"indices": [*batch.indices]})
+
+    def merge(self, first, second):
+        return {"indices": [*first.get("indices", ()), *second.get("indices", ())]}
+
+
+@pytest.mark.parametrize("stop", range(0, 37, 3))
+def test_no_image_is_merged_twice(dataset, tmp_path, monkeypatch, stop):
+    """What was merged at the end of a shard is no longer a part of the shard in progress."""
+    monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
+
+    class Killed(Largest):
+        def update(self, state, batch):
+            if batch.indices[0] == stop:
+                # As after SIGKILL: the checkpoint is the last one that was written.
+                monkeypatch.setattr(Checkpoint, "write", lambda self: None)
+                raise KeyboardInterrupt
+            return super().update(state, batch)
+
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as monkeypatch:
+        _run_with_checkpoint(Killed(), dataset, tmp_path / "c")
+    assert _run_with_checkpoint(Largest(), dataset, tmp_path / "c")["indices"] == [*range(37)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda folder: shutil.rmtree(folder), "missing"),
+        (lambda folder: (folder / "0.means.rows").unlink(), "missing"),
+        (lambda folder: os.truncate(folder / "0.labels.rows", 8), "incomplete"),
+        (lambda folder: _replace_by_link(folder / "0.means.rows"), "missing"),
+        (lambda folder: _replace_by_folder(folder), "missing"),
+    ],
+    ids=["folder missing", "file missing", "short file", "link", "folder replaced by a link"],
+)
+def test_damaged_rows_are_a_warning_and_are_computed_again(dataset, tmp_path, monkeypatch, damage, problem):
+    """Without the rows of a checkpoint, the fold starts again; files of others stay as they are."""
+    monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
+    expected = Means().run(dataset, 3)
+    (tmp_path / "mine").write_bytes(b"mine")
+
+    class Interrupted(Means):
+        def update(self, state, batch):
+            if batch.indices[0] == 24:
+                raise KeyboardInterrupt
+            return super().update(state, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        _run_with_checkpoint(Interrupted(), dataset, tmp_path / "c")
+    (folder,) = tmp_path.glob("c.rows-*")
+    damage(folder)
+    with pytest.warns(CheckpointWarning, match=f"is damaged .*rows is {problem}") as caught:
+        means, labels, total = _run_with_checkpoint(Means(), dataset, tmp_path / "c")
+    assert torch.equal(means, expected[0]) and (labels, total) == expected[1:]
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+    # A link stays where the file would be written: the rows are in memory then.
+    assert len(caught) == 1 + (folder / "0.means.rows").is_symlink()
+
+
+def _replace_by_link(file):
+    file.unlink()
+    file.symlink_to(file.parent.parent / "mine")
+
+
+def _replace_by_folder(folder):
+    (folder.parent / "photos").mkdir()
+    shutil.rmtree(folder)
+    folder.symlink_to(folder.parent / "photos")
+
+
+def test_loops_before_damaged_rows_are_not_computed_again(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
+    computed, cut = [], [True]
+
+    class Counted(Means):
+        def __init__(self, name):
+            self.name = name
+
+        def update(self, state, batch):
+            if cut and self.name == "third":
+                raise KeyboardInterrupt
+            computed.append(self.name)
+            return super().update(state, batch)
+
+    def attempt():
+        with (
+            Checkpoint(tmp_path / "c", "x") as checkpoint,
+            use_checkpoint(checkpoint),
+            claim_checkpoint(),
+        ):
+            return [Counted(name).run(dataset, 3) for name in ("first", "second", "third")]
+
+    with pytest.raises(KeyboardInterrupt):
+        attempt()
+    (folder,) = tmp_path.glob("c.rows-*")
+    (folder / "1.means.rows").unlink()
+    computed.clear(), cut.clear()
+    with pytest.warns(CheckpointWarning, match=r"1\.means\.rows is missing"):
+        results = attempt()
+    assert {*computed} == {"second", "third"} and not list(tmp_path.iterdir())
+    assert all(torch.equal(result[0], Means().run(dataset, 3)[0]) for result in results)
+
+
+def test_a_file_of_others_in_the_folder_of_rows_stays(dataset, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        _interrupt(tmp_path / "c", "x")
+    (folder,) = tmp_path.glob("c.rows-*")
+    (folder / "notes.txt").write_text("mine")
+    _run_with_checkpoint(Means(), dataset, tmp_path / "c")
+    assert [*tmp_path.iterdir()] == [folder] and (folder / "notes.txt").read_text() == "mine"
 
 
 def test_rows_of_a_replaced_run_are_removed(tmp_path):

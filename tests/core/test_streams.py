@@ -39,6 +39,7 @@ from phosphene import (
     run,
 )
 from phosphene.builtin.scenes import CLASSES
+from phosphene.checkpoints import CheckpointWarning
 from phosphene.cli.main import main
 from phosphene.files import system
 from phosphene.images import write_png
@@ -433,6 +434,33 @@ def test_interrupted_stream_resumes(
     straight = stream("smooth_grad", tmp_path / "b", **arguments)
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert_same_result(straight[:], resumed[:])
+
+
+@pytest.mark.parametrize("damage", ["short", "other format"])
+def test_damaged_shard_is_a_warning_and_is_computed_again(
+    damage: str, model: Model, data: TensorDataset, tmp_path: Path, batches: list[int]
+) -> None:
+    class Failing(TensorDataset):
+        broken = True
+
+        def batches(self, size: int, start: int = 0) -> Iterator[Any]:
+            for batch in super().batches(size, start):
+                if self.broken and 4 in batch.indices:
+                    raise KeyboardInterrupt
+                yield batch
+
+    dataset = Failing(data.images)
+    with pytest.raises(KeyboardInterrupt):
+        stream("saliency", tmp_path / "a", model=model, images=dataset)
+    shard = tmp_path / ".a.stream" / "writing" / "shard-000001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:100] if damage == "short" else b"{}")
+    dataset.broken = False
+    batches.clear()
+    with pytest.warns(CheckpointWarning, match="shard-000001.* is no shard .* computed again"):
+        resumed = stream("saliency", tmp_path / "a", model=model, images=dataset)
+    assert batches == [2, 1] and os.listdir(tmp_path) == ["a"]
+    straight = stream("saliency", tmp_path / "b", model=model, images=data.images, stream=True)
+    assert_same_result(resumed[:], straight[:])
 
 
 def test_other_runs_do_not_resume(

@@ -111,6 +111,19 @@ def test_previews_are_drawn_at_equal_intervals(dataset: TensorDataset) -> None:
     assert run_loop(network(), dataset, preview=lambda: torch.ones(1))[0].frames is None
 
 
+def test_checkpoints_are_stored_at_equal_intervals(dataset: TensorDataset) -> None:
+    net = network()
+    history, _ = run_loop(net, dataset, checkpoints=3)
+    assert history.checkpoint_steps == (3, 5, 7) and len(history.checkpoints) == 3
+    for steps, saved in zip(history.checkpoint_steps, history.checkpoints, strict=True):
+        # The learning rate is constant, so a shorter training is the beginning of this one.
+        shorter = network()
+        run_loop(shorter, dataset, steps=steps)
+        assert all(torch.equal(saved[name], tensor) for name, tensor in shorter.state_dict().items())
+    assert run_loop(network(), dataset, steps=2, checkpoints=9)[0].checkpoint_steps == (1, 2)
+    assert run_loop(network(), dataset)[0].checkpoints == ()
+
+
 def test_images_are_read_once_while_they_fit_into_the_cache() -> None:
     class Counted(SceneDataset):
         def read(self, indices: Sequence[int]) -> Tensor:
@@ -125,7 +138,7 @@ def test_images_are_read_once_while_they_fit_into_the_cache() -> None:
 
 
 def test_interrupted_training_resumes_bit_by_bit(tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"dataset": "builtin:scenes/8", **QUICK, "steps": 6}
+    arguments: dict[str, Any] = {"dataset": "builtin:scenes/8", **QUICK, "steps": 6, "checkpoints": 3}
     complete = run("adversarial_training", **arguments, out=tmp_path / "complete")
 
     def stop(event: ProgressEvent) -> None:
@@ -142,6 +155,9 @@ def test_interrupted_training_resumes_bit_by_bit(tmp_path: Path) -> None:
     )
     for one, other in zip(complete.network.parameters(), again.network.parameters(), strict=True):
         assert torch.equal(one, other)
+    assert again.checkpoint_steps == (2, 4, 6)
+    for saved, expected in zip(again.checkpoints, complete.checkpoints, strict=True):
+        assert all(torch.equal(saved[name], tensor) for name, tensor in expected.items())
 
 
 def test_original_model_is_unchanged(dataset: TensorDataset) -> None:

@@ -323,6 +323,9 @@ class Method(Generic[P, R]):
                 allow_optimized(model, self._passes_to_optimize(inputs, params)) as optimized,
                 defer_checks(),
             ):
+                if checkpoint:  # what was computed before an interruption is a part of the result
+                    optimized.used = checkpoint.optimized()
+                    checkpoint.optimized = lambda: optimized.used
                 result, size = self._run(model, inputs, params)
                 self._check_result(result, model)
                 detections = self._detections(model, inputs, result, size)

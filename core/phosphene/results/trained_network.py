@@ -22,7 +22,8 @@ class TrainedNetwork(Result):
     ``network`` is built by ``method`` (an id) from ``config``; ``losses`` (steps,) is the training's loss;
     ``labels`` are the names of what it was trained for, such as its styles; ``previews`` (P, 3, H, W) are
     images that it produced; ``note`` is a remark on the training. ``frames`` (F, P, 3, h, w), uint8, are
-    previews during the training, or None.
+    previews during the training, or None. ``checkpoints`` are the state dicts of the network after
+    ``checkpoint_steps`` steps, where the training stored some.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {
@@ -40,6 +41,8 @@ class TrainedNetwork(Result):
     previews: Tensor
     note: str = ""
     frames: Tensor | None = None
+    checkpoints: tuple[dict[str, Tensor], ...] = ()
+    checkpoint_steps: tuple[int, ...] = ()
 
     @classmethod
     def restore(cls, fields: dict[str, Any], find_method: FindMethod, **rest: Any) -> TrainedNetwork:

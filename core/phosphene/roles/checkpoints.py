@@ -45,7 +45,11 @@ class CheckpointsRole(InputRole):
     help = "weights (.safetensors, .pth) or folder of a training, repeatable (default: the model's own)"
 
     def read(self, value: Any, context: InputContext) -> Any:
-        """Files, folders of results, folders of weights files (in the order of their names), state dicts."""
+        """Files, folders of weights files (in the order of their names), state dicts, trainings.
+
+        A training is a folder of a result: all checkpoints that it stored, "folder#2" the second of them, or
+        its final weights where it stored none.
+        """
         if value is None:
             return None
         single = isinstance(value, (str, os.PathLike, Mapping, Checkpoint, TrainedNetwork))
@@ -105,16 +109,22 @@ def _read_item(item: Any) -> Iterator[Checkpoint]:
     if isinstance(item, Checkpoint):
         yield item
     elif isinstance(item, TrainedNetwork):
-        yield Checkpoint(
-            item.network.state_dict(), None if item.uri is None else str(Path(item.uri).resolve())
-        )
+        folder = None if item.uri is None else str(Path(item.uri).resolve())
+        if not item.checkpoints:
+            yield Checkpoint(item.network.state_dict(), folder)
+        for number, weights in enumerate(item.checkpoints, start=1):
+            yield Checkpoint(weights, None if folder is None else f"{folder}#{number}")
     elif isinstance(item, Mapping):
         if not item or not all(isinstance(value, Tensor) for value in item.values()):
             raise InputError("a state dict is a mapping of names to tensors")
         yield Checkpoint(item)
     elif isinstance(item, (str, os.PathLike)):
         path = Path(item).resolve()
-        if path.is_dir() and not (path / "result.json").is_file():
+        training, number = (path, None) if path.exists() else _numbered(path)
+        if (training / "result.json").is_file():
+            yield from _of_training(training, number)
+            return
+        if path.is_dir():
             files = sorted(path.glob("*.safetensors"))
             if not files:
                 raise InputError(f"{path} holds neither a result nor weights (.safetensors)")
@@ -126,6 +136,28 @@ def _read_item(item: Any) -> Iterator[Checkpoint]:
         raise InputError(
             f"checkpoints are weights files, folders of trainings or state dicts, not a {type(item).__name__}"
         )
+
+
+def _numbered(path: Path) -> tuple[Path, int | None]:
+    """The folder and the number of "folder#2", the second checkpoint of a training; else path and None."""
+    name, mark, number = path.name.rpartition("#")
+    return (path.with_name(name), int(number)) if name and mark and number.isdecimal() else (path, None)
+
+
+def _of_training(folder: Path, number: int | None) -> Iterator[Checkpoint]:
+    """The checkpoints that a training stored with its result, or one of them; else its final weights."""
+    arrays = read_weights(folder / "arrays.safetensors")
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in arrays.items():
+        if name.startswith("checkpoints."):
+            _, position, weight = name.split(".", 2)
+            states.setdefault(int(position) + 1, {})[weight] = tensor
+    if number is not None and number not in states:
+        raise InputError(f"the training in {folder} stored {len(states)} checkpoints, there is no #{number}")
+    if not states:
+        yield Checkpoint(read_weights(folder), str(folder))
+    for index in sorted(states) if number is None else [number]:
+        yield Checkpoint(states[index], f"{folder}#{index}")
 
 
 CHECKPOINTS = CheckpointsRole()

@@ -22,10 +22,13 @@ class TargetRole(InputRole):
 
     name, value_type = "target", Objective
     metavar = "TEXT"
-    description = "class, unit of a layer, callable or ``Objective``; None: the predicted class"
+    description = (
+        "class, unit of a layer, callable or ``Objective``; None: the predicted class, of a method without "
+        "images the first five classes"
+    )
     help = (
         "class (repeated: one for each image), unit: layer4[17], or concept: concept:folder#name "
-        "(default: the predicted class)"
+        "(default: the predicted class, without images the first five classes)"
     )
 
     def read(self, value: Any, context: InputContext) -> Any:

@@ -22,7 +22,10 @@ def find_executor(name: str) -> Executor:
 
     An executor with an argument, or with requirements, has a method ``configure(argument: str)``, which
     returns the configured executor or raises an error before anything runs; without an argument it is "".
-    Raises UnknownName, and InputError for an argument that is not taken.
+    One that computes the batches of a stream elsewhere has a method ``shard_executor(inputs, executor)``, a
+    context manager that yields a ``ShardExecutor``; ``executor`` is the name as it was passed. An executor
+    without it executes each batch as a run. Raises UnknownName, and InputError for an argument that is not
+    taken.
     """
     if isinstance(name, str) and name == "local":
         return PreparedRun.execute_locally

@@ -109,13 +109,18 @@ class PreparedRun:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle: the method by the name that no other distribution's method has."""
+        """For pickle: a registered method by the name that no other distribution's method has."""
         distribution, _, version = self.implementation.distribution.partition(" ")
         name = self.implementation.spec.name
-        return vars(self) | {"implementation": f"{distribution}:{name}" if version else self.method}
+        name = f"{distribution}:{name}" if version else self.method
+        is_registered = name in methods and methods[name] is self.implementation
+        return vars(self) | {"implementation": name if is_registered else self.implementation}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state | {"implementation": methods[state["implementation"]]})
+        implementation = state["implementation"]
+        if isinstance(implementation, str):
+            implementation = methods[implementation]
+        vars(self).update(state | {"implementation": implementation})
 
 
 def same_input(value: Any, saved: Any) -> bool:

@@ -2,7 +2,7 @@
 
 The result of batch b is that of the same batch in a run on all images at once, bit for bit, where the method
 is not random. A random method draws batch 0 from the run's seed, and batch b from a seed that is derived from
-the run's seed and b: a stream is the same wherever it was interrupted.
+the run's seed and b: a stream is the same wherever it was interrupted, and wherever its batches are computed.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import hashlib
 import json
 import os
 import secrets
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints import RESUME_HINT
+from ..checkpoints import RESUME_HINT, CheckpointWarning
 from ..data.datasets import Batch, Dataset, TensorDataset
+from ..data.folds import Fold, ShardExecutor, State, shard_ranges
 from ..errors import InputError, ModelError
 from ..files.unfinished_folders import UnfinishedFolder
 from ..graceful_stop import StopRequest, allow_early_stop
@@ -85,9 +87,11 @@ def run_stream(
         )
     check_output_folder(out)
     load_pyarrow()
-    find_executor(executor)
+    # An executor that computes shards has all batches of the stream at once, any other one batch as a run.
+    shards = getattr(find_executor(executor), "shard_executor", None)
     check_reporter(progress)
-    how: dict[str, Any] = {"device": device, "batch_size": batch_size, "executor": executor}
+    each = executor if shards is None else "local"
+    how: dict[str, Any] = {"device": device, "batch_size": batch_size, "executor": each}
     with torch.inference_mode(False), cpu_by_default(), max_batch(batch_size):
         batches = _Batches.read(name, method, how, arguments)
         identity = batches.identity()
@@ -96,7 +100,11 @@ def run_stream(
             batches = dataclasses.replace(batches, **folder.settings)
             try:
                 with report_progress(progress), allow_early_stop() as stop:
-                    _write_shards(batches, folder, stop)
+                    if shards is None:
+                        _write_shards(batches, folder, stop)
+                    else:
+                        with shards(batches.shared(), executor) as workers:
+                            _write_computed_shards(batches, folder, workers)
             except BaseException as error:
                 if identity is not None and _next_shard(folder):
                     error.add_note(RESUME_HINT)
@@ -182,6 +190,26 @@ class _Batches:
         shared = [n for n in shared if n not in values.keys() - fixed.keys()]
         fixed |= {n: first.inputs[n] for n in shared}
         return dataclasses.replace(batches, fixed=fixed, first=first)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"method": None}  # that of ``first``, which is pickled by its name
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"method": state["first"].implementation})
+
+    def shared(self) -> dict[str, Any]:
+        """What all batches are computed from, by the name of the input."""
+        return {**self.fixed, **self.each, _images(self.method.spec).name: self.dataset}
+
+    @property
+    def title(self) -> str:
+        """Description of the progress bar."""
+        return f"{self.method.spec.short_name} over {len(self.dataset):,} images"
+
+    @property
+    def passes(self) -> float:
+        """Images of all batches that pass the model, forward and backward."""
+        return sum(self.first.passes() or ()) * len(self.dataset) / min(self.size, len(self.dataset))
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """The inputs of a batch, as ``run`` takes them."""
@@ -343,34 +371,90 @@ def _next_shard(folder: UnfinishedFolder) -> int:
     return number
 
 
+def _sound_shards(folder: UnfinishedFolder) -> int:
+    """The number of complete shards before the first that cannot be read, of which it warns."""
+    for number in range(count := _next_shard(folder)):
+        try:
+            read_shard_document(folder.writing / shard_name(number))
+        except InputError as error:
+            warnings.warn(
+                f"{error}: it and those after it are computed again", CheckpointWarning, stacklevel=2
+            )
+            return number
+    return count
+
+
+class _Shard(TypedDict):
+    """A shard before it is written: its tensors, its metadata and the columns of its index."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    columns: list[str]
+
+
+def _compute_shard(batches: _Batches, batch: Batch) -> _Shard:
+    """The shard of a batch, whose number follows from its first image."""
+    prepared = batches.prepare(batch, batch.indices[0] // batches.size)
+    result = execute(prepared)
+    index = _index_rows(batches, prepared, result, batch)
+    tensors, metadata = encode_shard(result, index)
+    return {"tensors": tensors, "metadata": metadata, "columns": [*index]}
+
+
+def _save_shard(batches: _Batches, folder: UnfinishedFolder, number: int, shard: _Shard) -> None:
+    """Write a shard. Raises InputError where the columns of its index are not those of the first shard."""
+    columns = shard["columns"]
+    if number and columns != (first := [*read_shard_document(folder.writing / shard_name(0))["index"]]):
+        names = ", ".join(sorted({*first} ^ {*columns}))
+        start = number * batches.size
+        indices = range(start, min(start + batches.size, len(batches.dataset)))
+        raise InputError(f"{_range_text(indices)}: the images before them differ in {names}")
+    folder.save_tensors(shard_name(number), shard["tensors"], shard["metadata"])
+
+
 def _write_shards(batches: _Batches, folder: UnfinishedFolder, stop: StopRequest) -> None:
-    """Compute the batches that have no shard yet."""
-    done, size, dataset = _next_shard(folder), batches.size, batches.dataset
+    """Compute the batches that have no shard yet in this process, or with an executor of single runs."""
+    done, size, dataset = _sound_shards(folder), batches.size, batches.dataset
     total = -(-len(dataset) // size)
     if done == total:
         return
-    passes = sum(batches.first.passes() or ()) * len(dataset) / min(size, len(dataset))
-    title = f"{batches.method.spec.short_name} over {len(dataset):,} images"
-    remaining = progress_bar(dataset.batches(size, done * size), title, total - done)
-    with plan_passes(passes):
+    remaining = progress_bar(dataset.batches(size, done * size), batches.title, total - done)
+    with plan_passes(batches.passes):
         for number, batch in enumerate(remaining, start=done):
-            prepared = batches.prepare(batch, number)
-            result = execute(prepared)
+            shard = _compute_shard(batches, batch)
             if stop.stopped_at is not None:
                 raise KeyboardInterrupt  # the batch ended early: the next run computes it again
-            index = _index_rows(batches, prepared, result, batch)
-            if number and [*index] != (columns := _shard_columns(folder)):
-                names = ", ".join(sorted({*columns} ^ {*index}))
-                raise InputError(f"{_range_text(batch.indices)}: the images before them differ in {names}")
-            folder.save_tensors(shard_name(number), *encode_shard(result, index))
+            _save_shard(batches, folder, number, shard)
+
+
+class _Shards(Fold[Any]):
+    """The shards of a stream as states of a fold, one for each batch, which are not merged."""
+
+    shard_batches = 1
+
+    def __init__(self, batches: _Batches) -> None:
+        self.batches = batches
+        owner = batches.method.spec.input("model")
+        self.model: Model | None = None if owner is None else batches.fixed[owner.name]
+
+    def update(self, state: State, batch: Batch) -> State:
+        with plan_passes(self.batches.passes):
+            return {**_compute_shard(self.batches, batch)}
+
+
+def _write_computed_shards(batches: _Batches, folder: UnfinishedFolder, workers: ShardExecutor) -> None:
+    """Have the batches that have no shard yet computed elsewhere, and write them in their order."""
+    done, size, dataset = _sound_shards(folder), batches.size, batches.dataset
+    ranges = shard_ranges(done * size, len(dataset), size)
+    if not ranges:
+        return
+    states = workers.states(_Shards(batches), dataset, size, ranges, None)
+    for number, state in enumerate(progress_bar(states, batches.title, len(ranges)), start=done):
+        _save_shard(batches, folder, number, cast("_Shard", state))
 
 
 def _range_text(indices: Sequence[int]) -> str:
     return f"images {indices[0]} to {indices[-1]}"
-
-
-def _shard_columns(folder: UnfinishedFolder) -> list[str]:
-    return [*read_shard_document(folder.writing / shard_name(0))["index"]]
 
 
 def _index_rows(batches: _Batches, prepared: PreparedRun, result: Result, batch: Batch) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,12 +30,15 @@ class TrainingHistory:
 
     ``losses`` (steps,) is the mean loss of each batch. ``curves`` has the metrics by name, each (M,), after
     ``evaluation_steps`` (M,) steps. ``frames`` (F, P, C, H, W), uint8, are the previews, or None.
+    ``checkpoints`` are the state dicts after ``checkpoint_steps`` steps.
     """
 
     losses: Tensor
     evaluation_steps: Tensor
     curves: dict[str, Tensor]
     frames: Tensor | None = None
+    checkpoints: tuple[dict[str, Tensor], ...] = ()
+    checkpoint_steps: tuple[int, ...] = ()
 
 
 def linear_decay(progress: float) -> float:
@@ -57,6 +61,8 @@ def train(
     evaluate: Metrics | None = None,
     frames: int = 0,
     preview: Callable[[], Tensor] | None = None,
+    checkpoints: int = 0,
+    weights: Callable[[], Mapping[str, Tensor]] | None = None,
     stage: int = 0,
 ) -> TrainingHistory:
     """Minimize the mean of ``loss`` over the first ``count`` images of a data set.
@@ -70,6 +76,8 @@ def train(
     evaluate: called before the first step and ``EVALUATIONS`` times after it, the last time at the end.
     frames, preview: ``preview()`` returns images (P, C, H, W) in [0, 1]; it is called ``frames`` times at
         equal intervals, the last time at the end.
+    checkpoints, weights: how often ``weights()``, the state dict of the trained network, is stored, at equal
+        intervals, the last time at the end. Default: ``network.state_dict``.
     stage: a method that trains several networks in turn passes all of them as one ``network`` each time and
         numbers its calls. A stage that was completed before an interruption is not run again.
 
@@ -81,6 +89,10 @@ def train(
     count = len(dataset) if count is None else count
     parameter = next(network.parameters())
     evaluation_steps = {round(n * steps / EVALUATIONS) for n in range(EVALUATIONS + 1)} if evaluate else set()
+    stored = min(checkpoints, steps)
+    checkpoint_steps = tuple(math.ceil(n * steps / stored) for n in range(1, stored + 1))
+    weights = weights or network.state_dict
+    states: list[dict[str, Tensor]] = []
     losses: list[float] = []
     evaluations: list[tuple[int, Mapping[str, float]]] = []
     previews: list[Tensor] = []
@@ -95,6 +107,7 @@ def train(
     else:
         losses, evaluations = state["losses"].tolist(), state["evaluations"]
         previews = list(state.get("frames", ()))
+        states = _saved_checkpoints(state, sum(step <= len(losses) for step in checkpoint_steps))
         _load_state(network, optimizer, state)
 
     first, most = len(losses), max_batch or batch
@@ -111,9 +124,14 @@ def train(
                     previews.append((preview() * 255).round().byte().cpu())
             except NotFiniteError as error:
                 raise DivergenceError(f"step {step}: {error}; lower lr (now {task.rates[0]:g})") from error
+            if step + 1 in checkpoint_steps:
+                states.append({name: tensor.detach().clone() for name, tensor in weights().items()})
             if is_checkpointing():
                 progress = {"losses": torch.tensor(losses, dtype=torch.float64), "evaluations": evaluations}
                 drawn = {"frames": torch.stack(previews)} if previews else {}
+                drawn |= {
+                    f"checkpoint.{n}.{k}": t for n, saved in enumerate(states) for k, t in saved.items()
+                }
                 save_progress(stage=stage, **progress, **drawn, **_copy_state(network, optimizer))
 
     optimizer.zero_grad()
@@ -131,7 +149,15 @@ def train(
             for name in names
         },
         frames=torch.stack(previews).to(parameter.device) if previews else None,
+        checkpoints=tuple(states),
+        checkpoint_steps=checkpoint_steps if states else (),
     )
+
+
+def _saved_checkpoints(state: Mapping[str, Any], count: int) -> list[dict[str, Tensor]]:
+    """The first ``count`` state dicts that an interrupted training had stored."""
+    prefixes = [f"checkpoint.{n}." for n in range(count)]
+    return [{n.removeprefix(p): t for n, t in state.items() if n.startswith(p)} for p in prefixes]
 
 
 def _copy_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

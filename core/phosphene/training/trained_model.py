@@ -69,7 +69,7 @@ class TrainedModel(TrainedNetwork):
 
     ``losses`` (steps,) is the loss of each step; ``curves`` has metrics in [0, 1] by name, each (M,), after
     ``evaluation_steps`` (M,) steps; ``note`` is a remark on the training. ``previews`` (P, C, H, W) are
-    images with ``labels``.
+    images with ``labels``; ``checkpoints`` are the weights after ``checkpoint_steps`` steps, if stored.
 
     The saved folder holds the weights and the source of the network. Where that is a name,
     ``load_model("trained:folder")`` builds the model; a network that was passed as an object must be built by
@@ -107,6 +107,8 @@ class TrainedModel(TrainedNetwork):
             losses=history.losses,
             evaluation_steps=history.evaluation_steps,
             curves=history.curves,
+            checkpoints=history.checkpoints,
+            checkpoint_steps=history.checkpoint_steps,
             base=base,
             **fields,
         )

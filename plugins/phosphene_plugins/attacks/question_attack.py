@@ -12,6 +12,7 @@ from phosphene import InputError, Model, ModelError, at_least_float32, progress_
 from phosphene.hooks import layer_hooks
 
 from ..models._image_text import ImageTextNetwork
+from ._hotflip import replacement_trials
 
 
 @dataclass(frozen=True)
@@ -150,12 +151,6 @@ def _best_replacement(
 ) -> Tensor:
     """The tokens after the single replacement of the lowest margin among the most promising ones."""
     vectors = network.embedding.weight
-    change = sign * (gradient[positions] @ vectors.T - (gradient * vectors[tokens]).sum(1)[positions, None])
-    change[:, special] = torch.inf
-    change.scatter_(1, tokens[positions, None], torch.inf)
-    count = min(candidates, int(change.isfinite().sum()))
-    best = change.flatten().topk(count, largest=False).indices
-    trials = tokens.repeat(count, 1)
-    trials[torch.arange(count), positions[best // len(vectors)]] = best % len(vectors)
-    logits = network.logits(pixels.expand(count, -1, -1, -1), trials)
+    trials = replacement_trials(sign * gradient, vectors, tokens, positions, special, candidates)
+    logits = network.logits(pixels.expand(len(trials), -1, -1, -1), trials)
     return trials[(sign * _margins(logits, label)).argmin()]

@@ -167,7 +167,8 @@ def tcav(
     images; ``p_values`` are of a two-sided t-test (Welch) between both. Images of the target's class are used
     where the data set has classes; a score of 0.5 means that the concept does not matter, one near 0 that it
     counts against the class. Below a linear classifier the derivative is the same for all images, and every
-    score 0 or 1: choose a layer further down to tell images apart.
+    score 0 or 1: choose a layer further down to tell images apart. Without a ``target`` the first five
+    classes of the model are tested; ``significant`` corrects for all of them.
 
     Returns:
         ``scores`` (T, K, R) of T targets, ``random_scores`` (T, R), ``p_values`` (T, K), ``magnitudes``

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization, remove_parametrizations
 
 from phosphene import Model, ModelError
 
@@ -201,6 +203,16 @@ class UnitNormLayers:
 
     def release(self) -> None:
         """Replace the parametrizations by the weights that they compute: a plain network remains."""
-        for layer in self.layers:
-            for name in list(layer.parametrizations):
-                remove_parametrizations(layer, name, leave_parametrized=True)
+        _release(self.layers)
+
+    def weights(self, network: nn.Module) -> dict[str, Tensor]:
+        """The state dict that the network of these layers would have after ``release``."""
+        copied = copy.deepcopy(network)
+        _release([module for module in copied.modules() if is_parametrized(module)])
+        return copied.state_dict()
+
+
+def _release(layers: Iterable[Any]) -> None:
+    for layer in layers:
+        for name in list(layer.parametrizations):
+            remove_parametrizations(layer, name, leave_parametrized=True)

@@ -45,6 +45,10 @@ class TrainingOptions(ParameterGroup):
             description=f"share of the images to evaluate on, the last ones, at most {MAX_HELD_OUT}",
         ),
     ] = 0.1
+    checkpoints: Annotated[
+        int,
+        Field(ge=0, le=1000, description="number of times that the weights are stored, at equal intervals"),
+    ] = 0
 
 
 #: The radius of trainings that have no ball of their own.

@@ -271,6 +271,7 @@ def adversarial_training(
     history = train(
         trained.module, dataset, loss, optimizer, steps=training.steps, batch=training.batch, seed=seed or 0,
         count=count, max_batch=batch_size(model), schedule=linear_decay, evaluate=evaluation,
+        checkpoints=training.checkpoints,
     )  # fmt: skip
     clean, robust = (history.curves[name].tolist() for name in ("clean", UNDER_PGD))
     note = overfitting_note(clean, robust, history.evaluation_steps.tolist(), len(evaluation.images))

@@ -146,6 +146,7 @@ def defensive_distillation(
         return train(
             networks, dataset, loss, optimizer, steps=training.steps, batch=training.batch, seed=seed or 0,
             count=count, max_batch=batch_size(model), schedule=linear_decay, evaluate=evaluation, stage=stage,
+            checkpoints=stage * training.checkpoints, weights=student.module.state_dict,
         )  # fmt: skip
 
     def teacher_loss(images: Tensor, indices: Sequence[int], progress: float) -> Tensor:

@@ -198,6 +198,7 @@ def interval_bounds_fit(
     history = train(
         trained.module, dataset, loss, optimizer, steps=training.steps, batch=training.batch, seed=seed or 0,
         count=count, max_batch=batch_size(model), schedule=linear_decay, evaluate=evaluate,
+        checkpoints=training.checkpoints,
     )  # fmt: skip
     name, note = "defenses.interval_bounds_fit", f"proven within {_format_radius(eps)}"
     return TrainedModel.from_training(name, trained, model, history, note=note, **evaluation.previews())

@@ -214,6 +214,7 @@ def lipschitz_fit(
     history = train(
         trained.module, dataset, loss, optimizer, steps=training.steps, batch=training.batch, seed=seed or 0,
         count=count, max_batch=batch_size(model), schedule=linear_decay, evaluate=evaluate,
+        checkpoints=training.checkpoints, weights=lambda: unit_layers.weights(trained.module),
     )  # fmt: skip
     unit_layers.release()
     final_bound = lipschitz_bound(trained, evaluation.images)

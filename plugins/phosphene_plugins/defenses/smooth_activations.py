@@ -209,6 +209,7 @@ def smooth_activations(
     history = train(
         trained.module, dataset, loss, optimizer, steps=training.steps, batch=training.batch, seed=seed or 0,
         count=count, max_batch=batch_size(model), schedule=linear_decay, evaluate=evaluation,
+        checkpoints=training.checkpoints,
     )  # fmt: skip
     changes = {"activation": activation, "sharpness": sharpness}
     note = f"{replaced} ReLUs are {activation} now"

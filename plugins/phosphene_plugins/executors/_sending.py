@@ -41,12 +41,18 @@ def describe_error(error: Exception) -> Exception:
     return error
 
 
-def check_sendable(run: PreparedRun, executor: str) -> None:
-    """Raise InputError for a model or a data set that cannot be sent to another process."""
-    images = run.implementation.spec.input("images")
-    for name, value in run.inputs.items():
-        if images is not None and name == images.name:
-            continue
+def sent_inputs(run: PreparedRun) -> dict[str, Any]:
+    """The inputs that work over a run's data set may send to another process; none without a data set."""
+    spec = run.implementation.spec
+    images = spec.input("images")
+    if spec.input("dataset") is None:
+        return {}
+    return {n: value for n, value in run.inputs.items() if images is None or n != images.name}
+
+
+def check_sendable(inputs: Mapping[str, Any], executor: str) -> None:
+    """Raise InputError for a model, a data set or another input that another process cannot receive."""
+    for name, value in inputs.items():
         if (error := pickle_error(value)) is not None:
             path, part, error = _unpicklable_part(name, value, error)
             raise InputError(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from phosphene import InputError, hookimpl
 if TYPE_CHECKING:
     from phosphene import PreparedRun, Result
 
+    from ._process_pool import ProcessPool
     from ._ray_training import RayTrainingProcesses
     from ._training_processes import TrainingProcesses
 
@@ -47,20 +50,27 @@ class Processes:
         """Execute a run; what it does not compute over a data set is computed in this process."""
         from phosphene.data import use_shard_executor
 
-        from ._process_pool import ProcessPool
-        from ._sending import check_sendable
+        from ._sending import check_sendable, sent_inputs
         from ._training_processes import TrainingProcesses
 
-        if run.implementation.spec.input("dataset") is not None:
-            check_sendable(run, run.executor)
-        workers = self.workers or default_workers()
         if "training" in run.implementation.spec.needs:
-            return execute_training(run, TrainingProcesses(workers))
-        with ProcessPool(workers) as pool, use_shard_executor(pool):
+            check_sendable(sent_inputs(run), run.executor)
+            return execute_training(run, TrainingProcesses(self.workers or default_workers()))
+        with self.shard_executor(sent_inputs(run), run.executor) as pool, use_shard_executor(pool):
             result = run.execute_locally()
         if not pool.was_used:
             warn_not_shared(run)
         return result
+
+    @contextmanager
+    def shard_executor(self, inputs: Mapping[str, Any], executor: str) -> Iterator[ProcessPool]:
+        """The pool that computes shards from these inputs. Raises InputError for one that cannot be sent."""
+        from ._process_pool import ProcessPool
+        from ._sending import check_sendable
+
+        check_sendable(inputs, executor)
+        with ProcessPool(self.workers or default_workers()) as pool:
+            yield pool
 
 
 def execute_training(run: PreparedRun, executor: TrainingProcesses | RayTrainingProcesses) -> Result:

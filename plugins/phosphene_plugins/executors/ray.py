@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,6 +19,8 @@ from .processes import execute_training, warn_not_shared
 
 if TYPE_CHECKING:
     from phosphene import PreparedRun, Result
+
+    from ._ray_shards import RayShards
 
 
 @dataclass(frozen=True)
@@ -56,21 +58,29 @@ class RayCluster:
         """Execute a run; what it does not compute over a data set is computed in this process."""
         from phosphene.data import use_shard_executor
 
-        from ._ray_shards import RayShards
-        from ._sending import check_sendable
+        from ._sending import check_sendable, sent_inputs
 
-        if run.implementation.spec.input("dataset") is not None:
-            check_sendable(run, run.executor)
         if "training" in run.implementation.spec.needs:
             from ._ray_training import RayTrainingProcesses
 
+            check_sendable(sent_inputs(run), run.executor)
             with _connection(self.address):
                 return execute_training(run, RayTrainingProcesses())
-        with _connection(self.address), RayShards() as shards, use_shard_executor(shards):
+        with self.shard_executor(sent_inputs(run), run.executor) as shards, use_shard_executor(shards):
             result = run.execute_locally()
         if not shards.was_used:
             warn_not_shared(run)
         return result
+
+    @contextmanager
+    def shard_executor(self, inputs: Mapping[str, Any], executor: str) -> Iterator[RayShards]:
+        """The tasks that compute shards from these inputs. Raises InputError for one that cannot be sent."""
+        from ._ray_shards import RayShards
+        from ._sending import check_sendable
+
+        check_sendable(inputs, executor)
+        with _connection(self.address), RayShards() as shards:
+            yield shards
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from phosphene import InputError, at_least_float32, fork_random_state
+from phosphene import InputError, ModelError, at_least_float32, fork_random_state
 from phosphene.builtin.answers import ANSWERS, END, VOCABULARY, load_answers
 from phosphene.images import resize
 
@@ -67,6 +67,15 @@ class AnswerModel(ABC):
         """The tokens that end an answer."""
 
     @property
+    def special(self) -> frozenset[int]:
+        """The tokens that are no words of a text, such as its ends."""
+        return self.ends
+
+    def embedding(self, tokens: Tensor) -> nn.Embedding:
+        """The layer by which ``read`` embeds the words beside these image tokens. Raises ModelError."""
+        raise ModelError(f"{self.name} does not say how its words are embedded: implement embedding(tokens)")
+
+    @property
     @abstractmethod
     def uri(self) -> str | None:
         """What ``load_answer_model`` loads it from; None for an object."""
@@ -90,6 +99,7 @@ class ShapesAnswersModel(AnswerModel):
     def __init__(self) -> None:
         with fork_random_state():
             self.trunk, self.network = load_answers()
+        self._moved: dict[Any, Any] = {}
 
     def image_tokens(self, image: Tensor) -> Tensor:
         image = at_least_float32(image)
@@ -124,13 +134,31 @@ class ShapesAnswersModel(AnswerModel):
     def decode(self, number: int) -> str:
         return VOCABULARY[number]
 
+    def embedding(self, tokens: Tensor) -> nn.Embedding:
+        layer: nn.Embedding = self._like(tokens)[1].words
+        return layer
+
     def _like(self, tensor: Tensor) -> tuple[Any, Any]:
         """The trunk and the decoder on the device and in the precision of a tensor."""
-        weight = self.network.head.weight
-        if weight.device == tensor.device and weight.dtype == tensor.dtype:
+        weight, key = self.network.head.weight, (tensor.device, tensor.dtype)
+        if (weight.device, weight.dtype) == key:
             return self.trunk, self.network
-        moved = (copy.deepcopy(part).to(tensor.device, tensor.dtype) for part in (self.trunk, self.network))
-        return next(moved), next(moved)
+        if key not in self._moved:
+            parts = (self.trunk, self.network)
+            self._moved[key] = tuple(copy.deepcopy(part).to(tensor.device, tensor.dtype) for part in parts)
+        return self._moved[key]
+
+
+def generate_answer(model: AnswerModel, tokens: Tensor, prompt: Sequence[int], most: int) -> list[int]:
+    """The likeliest token at each step, up to ``most``, without the one that ends the answer."""
+    numbers: list[int] = []
+    with torch.no_grad():
+        while len(numbers) < most:
+            best = int(model.read(tokens, [*prompt, *numbers]).logits[-1].argmax())
+            if best in model.ends:
+                break
+            numbers.append(best)
+    return numbers
 
 
 def load_answer_model(value: str) -> AnswerModel:

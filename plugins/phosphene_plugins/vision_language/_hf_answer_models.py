@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from phosphene import InputError, MissingExtra, ModelError, fork_random_state
 
@@ -41,6 +41,11 @@ class _HuggingFaceAnswers(AnswerModel):
         configured = (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id)
         return frozenset(number for number in configured if number is not None)
 
+    @property
+    def special(self) -> frozenset[int]:
+        rows = self.network.get_input_embeddings().num_embeddings  # more than the tokenizer has, as padding
+        return frozenset([*self.tokenizer.all_special_ids, *range(len(self.tokenizer), rows)])
+
     def normalize(self, image: Tensor) -> Tensor:
         """The network's input, in its precision and on its device."""
         weight = next(self.network.parameters())
@@ -65,6 +70,14 @@ class LlavaAnswers(_HuggingFaceAnswers):
         config = self.network.config
         number = getattr(config, "image_token_id", None)
         return int(config.image_token_index if number is None else number)
+
+    @property
+    def special(self) -> frozenset[int]:
+        return super().special | {self.image_id}
+
+    def embedding(self, tokens: Tensor) -> nn.Embedding:
+        layer: nn.Embedding = self.network.get_input_embeddings()
+        return layer
 
     def image_tokens(self, image: Tensor) -> Tensor:
         features = self.network.get_image_features(pixel_values=self.normalize(image))
@@ -104,6 +117,10 @@ class LlavaAnswers(_HuggingFaceAnswers):
 
 class BlipAnswers(_HuggingFaceAnswers):
     """BLIP: words attend to the patch features of a vision tower by cross-attention."""
+
+    def embedding(self, tokens: Tensor) -> nn.Embedding:
+        layer: nn.Embedding = self.network.text_decoder.get_input_embeddings()
+        return layer
 
     def image_tokens(self, image: Tensor) -> Tensor:
         features: Tensor = self.network.vision_model(pixel_values=self.normalize(image)).last_hidden_state

@@ -15,7 +15,7 @@ from phosphene.roles import Images
 from phosphene.spec import UnitRange
 
 from ._answer_maps_result import AnswerMaps
-from ._answer_models import AnswerModel, Pass
+from ._answer_models import AnswerModel, Pass, generate_answer
 from ._answer_role import Answerer
 
 #: A sink receives more than this many times the mean attention of an image token.
@@ -225,7 +225,7 @@ def _explain(
     pixels = model.prepare(image)
     with torch.no_grad():
         content = model.image_tokens(pixels)
-        numbers = list(fixed) if fixed is not None else _generate(model, content, prompt, most)
+        numbers = list(fixed) if fixed is not None else generate_answer(model, content, prompt, most)
         control = model.image_tokens(pixels.mean((2, 3), keepdim=True).expand_as(pixels).contiguous())
     height, width = model.grid
     shape = (most, height, width)
@@ -245,17 +245,6 @@ def _explain(
     words = [model.decode(number) for number in numbers] + [""] * (most - len(numbers))
     similarity = _correlation(maps.flatten(1), controls.flatten(1))
     return tuple(words), maps, probabilities, similarity, on_sinks, sinks
-
-
-def _generate(model: AnswerModel, tokens: Tensor, prompt: Sequence[int], most: int) -> list[int]:
-    """The likeliest token at each step, up to ``most``, without the one that ends the answer."""
-    numbers: list[int] = []
-    while len(numbers) < most:
-        best = int(model.read(tokens, [*prompt, *numbers]).logits[-1].argmax())
-        if best in model.ends:
-            break
-        numbers.append(best)
-    return numbers
 
 
 def _maps(

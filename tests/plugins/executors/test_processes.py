@@ -7,10 +7,12 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import nullcontext
 
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from phosphene import (
     Dataset,
@@ -18,6 +20,7 @@ from phosphene import (
     InputError,
     Model,
     PhospheneError,
+    Result,
     TensorDataset,
     UnknownName,
     methods,
@@ -33,7 +36,7 @@ from phosphene.testing.observation import assert_same_result
 from phosphene.torch_state import TorchSettings
 from phosphene_plugins.executors._process_pool import ProcessPool
 from phosphene_plugins.executors._sending import describe_error
-from phosphene_plugins.executors.processes import default_workers
+from phosphene_plugins.executors.processes import Processes, default_workers
 
 #: One pool for all tests.
 pytestmark = pytest.mark.xdist_group("executors")
@@ -195,6 +198,35 @@ def test_a_shard_that_kills_its_workers_three_times_is_an_error(pool, model, dea
     ):
         run("embed", model=model, dataset=deadly, batch_size=2)
     assert len([*deadly.lives.iterdir()]) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("pgd", {"labels": "label", "steps": 2, "seed": 3}),
+        ("grad_cam", {"target": [*range(3)] * 13 + [0, 1]}),
+    ],
+)
+def test_a_stream_is_the_same_on_processes_and_a_killed_worker_is_replaced(
+    pool, model, dataset, tmp_path, monkeypatch, name, arguments
+):
+    monkeypatch.setattr(Processes, "shard_executor", lambda *_: nullcontext(pool))
+    monkeypatch.setattr(Result, "png", lambda self: b"")  # drawing takes longer than everything else
+    count = model(dataset.images[:1]).shape[1]
+    names = [f"class {n}" for n in range(count)]
+    model = Model(model.module, input_size=model.input_size, classes=names)
+    options = {"model": model, "batch_size": 4, "progress": False, **arguments}
+    expected = run(name, images=dataset, out=tmp_path / "local", **options)
+    (tmp_path / "lives").mkdir()
+    (tmp_path / "lives" / "0").touch()
+    deadly = Deadly(dataset, lives=tmp_path / "lives")
+    result = run(name, images=deadly, out=tmp_path / "shared", executor="processes:2", **options)
+    assert not [*deadly.lives.iterdir()]
+    assert result.to_pandas().equals(expected.to_pandas())
+    assert_same_result(result[:], expected[:], rtol=0, atol=0)
+    for file in sorted((tmp_path / "local").glob("shard-*")):
+        first, second = load_file(file), load_file(tmp_path / "shared" / file.name)
+        assert first.keys() == second.keys() and all(first[key].equal(second[key]) for key in first)
 
 
 class Faulty(Fold):

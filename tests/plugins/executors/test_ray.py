@@ -11,15 +11,26 @@ import time
 import psutil
 import pytest
 import torch
+from tests.plugins.executors.test_training_processes import IMAGES, Faulty
 
 import phosphene_plugins.executors.ray as executor
-from phosphene import Dataset, InputError, MissingExtra, PhospheneError, TensorDataset, methods, run
+from phosphene import (
+    Dataset,
+    DivergenceError,
+    InputError,
+    MissingExtra,
+    PhospheneError,
+    TensorDataset,
+    methods,
+    run,
+)
 from phosphene.data import use_shard_executor
 from phosphene.models.batch_size import max_batch
 from phosphene.testing.cases import Case
 from phosphene.testing.checks.work import accepted_case
 from phosphene.testing.networks import make_network
 from phosphene.testing.observation import assert_same_result
+from phosphene.training import train, use_training_executor
 
 ray = pytest.importorskip("ray", reason="the extra phosphene[ray] is not installed")
 
@@ -111,6 +122,36 @@ def test_a_training_on_ray_is_that_of_two_processes(shards):
     result = run("smooth_activations", executor="ray:auto", **options)
     assert_same_result(result, expected, rtol=0, atol=0)
     assert result.provenance.processes == 2
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        ("kill", PhospheneError, "process 1 of the training ended"),
+        ("error", InputError, "no loss for images"),
+        ("infinite", DivergenceError, "step 1: the loss is no longer finite"),
+    ],
+)
+def test_fault_of_another_process_ends_a_training_on_ray(shards, fault, error, message):
+    from phosphene_plugins.executors._ray_training import RayTrainingProcesses
+
+    network, data = Faulty(fault), TensorDataset(IMAGES)
+    optimizer = torch.optim.SGD(network.parameters(), 0.01)
+    with use_training_executor(RayTrainingProcesses()), pytest.raises(error, match=message):
+        train(network, data, network.loss, optimizer, steps=4, batch=5, seed=3)
+
+
+@pytest.mark.nightly
+def test_a_stream_is_the_same_on_ray_and_a_killed_worker_is_replaced(shards, model, dataset, tmp_path):
+    options = {"labels": [n % 3 for n in range(41)], "steps": 2, "seed": 3, "batch_size": 4, "model": model}
+    expected = run("pgd", images=dataset, out=tmp_path / "local", **options)
+    (tmp_path / "notes").mkdir()
+    slow = Slow(dataset, tmp_path / "notes", deaths=1)
+    result = run("pgd", images=slow, out=tmp_path / "shared", executor="ray:auto", **options)
+    assert len([*slow.folder.glob("death*")]) == 1
+    assert result.to_pandas().equals(expected.to_pandas())
+    assert_same_result(result[:], expected[:], rtol=0, atol=0)
 
 
 @pytest.mark.nightly

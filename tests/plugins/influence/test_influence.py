@@ -7,6 +7,7 @@ from torch import nn
 
 from phosphene import InputError, ModelError, TensorDataset, load_model, replay, run
 from phosphene.testing.networks import make_network
+from phosphene.training import TrainedModel, train, trainable_copy
 
 GRADIENT_METHODS = ("tracin", "influence_functions", "trak")
 
@@ -40,8 +41,9 @@ def test_checkpoints_are_read_from_files_and_folders(linear, tmp_path):
     torch.testing.assert_close(alone[1], run("tracin", **inputs).values)
 
 
-def test_a_training_is_a_checkpoint_and_the_run_can_be_repeated(tmp_path):
-    options = {"dataset": "builtin:scenes/12", "seed": 0, "steps": 2, "batch": 4}
+@pytest.mark.parametrize("stored", [0, 1])
+def test_a_training_is_a_checkpoint_and_the_run_can_be_repeated(tmp_path, stored):
+    options = {"dataset": "builtin:scenes/12", "seed": 0, "steps": 2, "batch": 4, "checkpoints": stored}
     run("adversarial_training", **options, attack_steps=1, out=tmp_path / "training")
     inputs = {"images": "builtin:scenes/1", "dataset": "builtin:scenes/6", "layers": ["classifier"]}
     result = run("tracin", **inputs, checkpoints=tmp_path / "training", out=tmp_path / "out")
@@ -49,6 +51,43 @@ def test_a_training_is_a_checkpoint_and_the_run_can_be_repeated(tmp_path):
     assert torch.equal(result.values, trained.values)
     assert not torch.equal(result.values, run("tracin", **inputs).values)
     assert replay(tmp_path / "out").same
+
+
+def test_checkpoints_within_a_training_are_those_of_gradient_descent(linear, tmp_path):
+    """A linear layer: weights of gradient descent and products of gradients in closed form."""
+    draw = torch.Generator().manual_seed(1)
+    images = torch.rand(7, 3, 2, 2, generator=draw, dtype=torch.float64)
+    network, data = linear.module.double(), TensorDataset(images[:5], ["2", "0", "1", "1", "0"])
+    model = load_model(network, input_size=(3, 2, 2))
+    features = model.normalize(images).flatten(1)
+    classes = torch.eye(3, dtype=torch.float64)[[*map(int, data.classes), 2, 0]]
+    weight, bias, products = network[1].weight.detach(), network[1].bias.detach(), []
+    for _ in range(4):
+        errors = ((features @ weight.T + bias).softmax(1) - classes)[:5] / 5
+        weight, bias = weight - 0.3 * errors.T @ features[:5], bias - 0.3 * errors.sum(0)
+        errors = (features @ weight.T + bias).softmax(1) - classes
+        products.append(((errors @ errors.T) * (features @ features.T + 1))[5:, :5])
+
+    trained = trainable_copy(model)
+
+    def loss(images, indices, progress):
+        return nn.functional.cross_entropy(trained(images), classes[indices].argmax(1), reduction="none")
+
+    optimizer = torch.optim.SGD(trained.module.parameters(), 0.3)
+    history = train(trained.module, data, loss, optimizer, steps=4, batch=5, seed=0, checkpoints=2)
+    fields = {"labels": (), "previews": images[:0]}
+    result = TrainedModel.from_training("defenses.adversarial_training", trained, model, history, **fields)
+    result.save(tmp_path / "training")
+    inputs = {"model": model, "images": images[5:], "labels": [2, 0], "dataset": data}
+    rates = {"learning_rates": [0.3, 0.1]}
+    expected = 0.3 * products[1] + 0.1 * products[3]
+    for checkpoints in (result, tmp_path / "training", [f"{tmp_path}/training#{n}" for n in (1, 2)]):
+        values = run("tracin", **inputs, checkpoints=checkpoints, **rates).values
+        torch.testing.assert_close(values, expected)
+    alone = run("tracin", **inputs, checkpoints=f"{tmp_path}/training#2").values
+    torch.testing.assert_close(alone, products[3])
+    with pytest.raises(InputError, match="stored 2 checkpoints, there is no #3"):
+        run("tracin", **inputs, checkpoints=f"{tmp_path}/training#3")
 
 
 @pytest.mark.parametrize("name", ["relu6", "gelu", "tokens", "nhwc", "heads", "multihead", "functional"])
