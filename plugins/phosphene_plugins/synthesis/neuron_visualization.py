@@ -77,6 +77,7 @@ def linear_neuron_has_its_closed_form() -> None:
         backward=size.channels * param.variants * (param.steps + 8),
     ),
     oracle=linear_neuron_has_its_closed_form,
+    exempt={"parameters_matter": "pair_weight matters only for pairs"},
     relations=[
         agrees_with_ascent(unit_ascent),
         agrees_with_ascent(unit_ascent, seed=0),
