@@ -16,6 +16,7 @@ import train_autoencoder
 import train_classifiers
 import train_denoiser
 import train_fast_style
+import train_predicted_style
 import train_robust
 import train_sparse_codes
 import train_vit
@@ -32,6 +33,7 @@ CLASSIFIERS = [name for name in NETWORKS if name != ROBUST]
 TRAININGS: dict[str, Callable[..., None]] = {
     train_fast_style.NAME: train_fast_style.train,
     train_adaptive_style.NAME: train_adaptive_style.train,
+    train_predicted_style.NAME: train_predicted_style.train,
     train_sparse_codes.NAME: train_sparse_codes.train,
     DENOISER: train_denoiser.train,
     AUTOENCODER: train_autoencoder.train,

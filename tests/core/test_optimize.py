@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from phosphene.errors import DivergenceError, InputError, UnknownName
 from phosphene.images import gaussian_blur, noise_images
 from phosphene.optimize import (
+    CppnImage,
     FourierImage,
     LatentImage,
     Optimization,
@@ -121,6 +122,49 @@ def test_opacity_is_the_sum_of_absolute_gradients_over_its_80th_percentile() -> 
     single = optimize_image(score, PixelImage(rand(1, 1, 4, 5)), steps=1, lr=0.01, opacity=True)
     weight = weight[0]
     torch.testing.assert_close(single.alpha, weight)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_cppn_image_is_the_network_of_its_formula(channels: int) -> None:
+    opacity, (h, w) = channels == 4, (5, 8)
+    color = torch.tensor([0.3, 0.6, 0.4, 0.5][:channels]).double()
+    draw = lambda seed, sd=0.1: CppnImage.initial_weights(color, deviation=sd, opacity=opacity, seed=seed)
+    weights = torch.stack([draw(0), draw(1)])
+    image = CppnImage(weights, (h, w), channels, opacity=opacity)
+    with torch.no_grad():
+        image.parameter.add_(randn(*image.parameter.shape))
+    mix = FourierImage(rand(1, channels, 4, 4), opacity=opacity).mix
+    y, x = ((2 * np.arange(n) + 1 - n) / w * np.sqrt(3) for n in (h, w))
+    for row, actual in zip(image.parameter.detach().numpy() / 10, image.image().detach(), strict=True):
+        z, start = np.stack(np.meshgrid(x, y), -1), 0
+        for n, outputs in enumerate([24] * 8 + [channels]):
+            if n:
+                z = np.concatenate([np.arctan(z) / 0.671, (np.arctan(z) ** 2 - 0.45) / 0.396], -1)
+            inputs = z.shape[-1]
+            matrix = row[start : start + inputs * outputs].reshape(inputs, outputs)
+            start += inputs * outputs + outputs
+            z = z @ matrix + row[start - outputs : start]
+        expected = 1 / (1 + np.exp(-z @ mix.numpy().T))
+        np.testing.assert_allclose(actual, expected.transpose(2, 0, 1), atol=1e-10)
+        assert start == len(row)
+    # About the colour and of the standard deviation at the start; of a larger size the same function.
+    first = CppnImage(torch.stack([draw(n, 0.02) for n in range(20)]), (16, 16), channels, opacity=opacity)
+    assert (first.image().mean((0, 2, 3)) - color).abs().max() < 0.03
+    difference = first.image().detach() - color[:, None, None]
+    assert float(difference.square().mean().sqrt()) == pytest.approx(0.02, rel=0.4)
+    assert (draw(0, 0.0).reshape(1, -1) == draw(0, 0.0)).all()
+    uniform = CppnImage(draw(0, 0.0)[None], (3, 3), channels, opacity=opacity).image()
+    torch.testing.assert_close(uniform[0], color[:, None, None].expand(-1, 3, 3))
+    torch.testing.assert_close(first.render(48, 48)[..., 1::3, 1::3], first.image())
+
+
+def test_cppn_image_refuses_weights_of_another_shape_and_pixels() -> None:
+    weights = CppnImage.initial_weights(torch.full((3,), 0.5), deviation=0.1, seed=0)
+    for wrong in (weights, weights[None, 1:], weights[None].long()):
+        with pytest.raises(InputError, match="an image of 3 channels needs floats"):
+            CppnImage(wrong, (4, 4), 3)
+    with pytest.raises(InputError, match="CppnImage cannot be set from pixels"):
+        CppnImage(weights[None], (4, 4), 3).assign(rand(1, 3, 4, 4))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

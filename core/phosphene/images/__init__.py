@@ -13,6 +13,7 @@ from .io import (
 )
 from .noise import noise_images
 from .paths import IMAGE_SUFFIXES, MASK_SUFFIX, find_images
+from .video import read_video
 
 __all__ = [
     "Baseline",
@@ -32,6 +33,7 @@ __all__ = [
     "noise_images",
     "overlay",
     "read_image",
+    "read_video",
     "resize",
     "symmetric",
     "to_display",

@@ -17,6 +17,7 @@ from .augmentations import (
     rotate,
     straight_through,
 )
+from .cppn import CppnImage
 from .evaluation import PerImage
 from .gram import gram_matrix
 from .image_optimizer import (
@@ -39,6 +40,7 @@ from .regularizers import clip_gradient, clip_smallest, l2_penalty, total_variat
 
 __all__ = [
     "AfterStep",
+    "CppnImage",
     "FourierImage",
     "LatentImage",
     "Optimization",

@@ -94,9 +94,7 @@ class FourierImage(Parametrization):
         self.dtype = init.dtype
         init = at_least_float32(init)
         self.scale = (fourier_frequencies(height, self.width) ** -decay).to(init)
-        mix = _color_mix(channels)
-        if opacity:
-            mix = torch.block_diag(_color_mix(channels - 1), torch.ones(1, 1, dtype=torch.float64))
+        mix = color_mix(channels, opacity=opacity)
         self.mix, self.unmix = mix.to(init), torch.linalg.inv(mix).to(init)
         self.parameter = init.new_zeros(count, channels, *self.scale.shape, 2).requires_grad_()
         self.assign(init)
@@ -124,8 +122,10 @@ def fourier_frequencies(height: int, width: int) -> Tensor:
     return torch.hypot(vertical, horizontal).clamp_min(1 / max(height, width))
 
 
-def _color_mix(channels: int) -> Tensor:
-    """M (C, C) of ``FourierImage``, in double precision."""
+def color_mix(channels: int, *, opacity: bool = False) -> Tensor:
+    """M (C, C) of ``FourierImage``, in double precision; an opacity, the last channel, is not mixed."""
+    if opacity:
+        return torch.block_diag(color_mix(channels - 1), torch.ones(1, 1, dtype=torch.float64))
     if channels != 3:
         return torch.eye(channels, dtype=torch.float64)
     mix = torch.tensor(_COLOR_COVARIANCE_SQRT, dtype=torch.float64)
@@ -168,7 +168,7 @@ class PhaseImage(Parametrization):
             raise InputError("magnitudes must be finite and nonnegative, but at frequency zero")
         self.width, self.dtype = width, phases.dtype
         self.magnitudes = at_least_float32(magnitudes.detach()).to(phases.device)
-        self.mix = _color_mix(channels).to(self.magnitudes)
+        self.mix = color_mix(channels).to(self.magnitudes)
         self.parameter = at_least_float32(phases.detach()).clone().requires_grad_()
         self.magnitudes = self.magnitudes.to(self.parameter)
         # The spectrum of a real image is s(-k) = conj s(k): within the columns 0 and, of even widths, W/2
@@ -202,7 +202,7 @@ class PhaseImage(Parametrization):
     def spectrum(images: Tensor, *, eps: float = 1e-4) -> Tensor:
         """Complex spectra (N, C, H, W//2 + 1) before the sigmoid of images, clipped to [eps, 1 - eps]."""
         logits = torch.logit(at_least_float32(images), eps=eps)
-        unmix = torch.linalg.inv(_color_mix(images.shape[1])).to(logits)
+        unmix = torch.linalg.inv(color_mix(images.shape[1])).to(logits)
         return torch.fft.rfft2(torch.einsum("ij,njhw->nihw", unmix, logits), norm="ortho")
 
 

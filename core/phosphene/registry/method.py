@@ -391,7 +391,8 @@ class Method(Generic[P, R]):
         """How many images will pass forward and backward by the declared cost; None if none is declared."""
         if self.spec.cost is None:
             return None
-        sizes = {"images": 1, "height": 0, "width": 0, "dataset": 0, "styles": 0, "checkpoints": 0}
+        sizes = {"images": 1, "height": 0, "width": 0}
+        sizes |= {"dataset": 0, "styles": 0, "frames": 0, "checkpoints": 0}
         counted: dict[str, int] = {}
         for declared in self.spec.inputs:
             if inputs.get(declared.name) is not None:

@@ -27,6 +27,7 @@ NOMINAL_SIZES: dict[str, Any] = {
     "width": 224,
     "dataset": 1000,
     "styles": 1,
+    "frames": 6,
     "checkpoints": 1,
     "channels": 2048,
     "stages": ("",) * 5,

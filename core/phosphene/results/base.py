@@ -183,6 +183,11 @@ class Result:
         titles = [", ".join(panel.title for panel in group if panel.title) for group in self.panels()]
         return [f"{number:03d}  {line}" for number, line in enumerate(titles)]
 
+    @property
+    def frame_seconds(self) -> float:
+        """Seconds for which ``save`` shows each of the ``animation_frames``."""
+        return 0.1
+
     def animation_frames(self) -> list[Tensor]:
         """Frames (3, H, W) of the optimisation in order; ``save`` writes them as a GIF. None by default."""
         return []
@@ -462,9 +467,9 @@ class Result:
             (folder / "pictures").mkdir(exist_ok=True)
             write_png(image, folder / "pictures" / f"{number:03d}.png")
         if frames := self.animation_frames():
-            write_gif(frames, folder / "film.gif")
+            write_gif(frames, folder / "film.gif", seconds=self.frame_seconds)
             if find_spec("imageio_ffmpeg"):
-                write_mp4(frames, folder / "film.mp4")
+                write_mp4(frames, folder / "film.mp4", seconds=self.frame_seconds)
         # The files that a later result in this folder replaces; others in it stay.
         document["files"] = sorted(["result.json", *list_files(folder)])
         (folder / "result.json").write_text(json.dumps(document, indent=2))

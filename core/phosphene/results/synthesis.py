@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -18,7 +19,8 @@ class Synthesis(Result):
     ``images`` (N, C, H, W) in [0, 1], with a name in ``targets`` each; ``scores`` (steps, N), the objective
     at every step, (0, N) without optimisation; ``sources`` (N, C, H, W), the samples or
     inputs that they were computed from, if any; ``frames`` (F, N, C, H, W), uint8, the images during the
-    optimisation, and ``alpha`` (N, H, W) in [0, 1], the images' opacity, if any were asked for.
+    optimisation, and ``alpha`` (N, H, W) in [0, 1], the images' opacity, if any were asked for. ``layout``
+    (R, K) is the number of the image in every cell of the figure, for images that form a grid.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {
@@ -28,6 +30,7 @@ class Synthesis(Result):
         "sources": "N c h w",
         "frames": "F N C p q",
         "alpha": "N H W",
+        "layout": "R K",
     }
 
     per_image: ClassVar[tuple[str, ...]] = ("images", "targets", "sources", "alpha")
@@ -40,6 +43,7 @@ class Synthesis(Result):
     sources: Tensor | None = None
     frames: Tensor | None = None
     alpha: Tensor | None = None
+    layout: Tensor | None = None
 
     def on_background(self, background: float = 1.0) -> Tensor:
         """Images (N, C, H, W) blended by their opacity with a grey level in [0, 1]; unchanged without one."""
@@ -62,6 +66,17 @@ class Synthesis(Result):
         if self.sources is None:
             return groups
         return [[Panel(s, "sample"), *group] for s, group in zip(self.sources, groups, strict=True)]
+
+    def rows(self) -> list[list[Panel]]:
+        """The rows of the figure: those of ``layout``, else five images each."""
+        if self.layout is None:
+            return super().rows()
+        groups = self.panels()
+        return [[panel for n in row for panel in groups[n]] for row in self.layout.tolist()]
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """The result of some images alone: their rows, in this order, without a layout."""
+        return dataclasses.replace(super().select(rows), layout=None)
 
     def animation_frames(self) -> list[Tensor]:
         return side_by_side_frames(self.frames)

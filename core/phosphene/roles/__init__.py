@@ -22,6 +22,7 @@ from .masks import Masks
 from .model import Model
 from .other_model import OtherModel
 from .parameters import Frames, LayerName, Seed
+from .predicted_stylizer import PredictedStylizer
 from .sources import Sources
 from .start import Start
 from .styles import Styles
@@ -29,6 +30,7 @@ from .stylizer import Stylizer
 from .table import ROLES
 from .target import Target
 from .texture import Texture
+from .video import Video
 
 __all__ = [
     "AS_OBJECT",
@@ -51,6 +53,7 @@ __all__ = [
     "Masks",
     "Model",
     "OtherModel",
+    "PredictedStylizer",
     "ROLES",
     "SampleRequest",
     "Seed",
@@ -60,6 +63,7 @@ __all__ = [
     "Stylizer",
     "Target",
     "Texture",
+    "Video",
     "check_images",
     "check_pixels",
     "check_type",

@@ -87,7 +87,7 @@ class InputRole(ABC):
     optional_is_none: ClassVar[bool] = False
     #: Whether row i belongs to image i, so that a large call can be split into batches.
     per_image: ClassVar[bool] = False
-    #: The size of a cost expression that the value's length adds to ("dataset", "styles", "checkpoints").
+    #: The size of a cost expression that the value's length adds to ("dataset", "styles", "frames", ...).
     size_name: ClassVar[str | None] = None
     #: What a Python caller passes, a phrase that stands alone; ``help(method)`` shows it.
     description: ClassVar[str] = ""

@@ -19,18 +19,21 @@ from .labels import LABELS
 from .masks import MASKS
 from .model import MODEL
 from .other_model import OTHER_MODEL
+from .predicted_stylizer import PREDICTED_STYLIZER
 from .sources import SOURCES
 from .start import START
 from .styles import STYLES
 from .stylizer import STYLIZER
 from .target import TARGET
 from .texture import TEXTURE
+from .video import VIDEO
 
 _CORE: dict[str, InputRole] = {
     role.name: role
     for role in (
         *(MODEL, OTHER_MODEL, IMAGES, LABELS, MASKS, START, GUIDE, TARGET, DATASET, TEXTURE, STYLES),
-        *(STYLIZER, ADAPTIVE_STYLIZER, DENOISER, GENERATOR, FEATURES, CHECKPOINTS, SOURCES),
+        *(STYLIZER, ADAPTIVE_STYLIZER, DENOISER, GENERATOR, FEATURES, CHECKPOINTS, SOURCES, VIDEO),
+        PREDICTED_STYLIZER,
     )
 }
 

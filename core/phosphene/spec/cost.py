@@ -26,11 +26,11 @@ class Cost(FrozenModel):
 
     An expression is built from numbers, the method's parameters (``param.steps``) and the sizes of a call:
     ``size.images`` (how many are passed in, or synthesized), ``size.height`` and ``size.width`` (pixels),
-    ``size.dataset`` (its length, of two their sum), ``size.styles`` (how many style images),
-    ``size.checkpoints`` (how many, 0 without any), ``size.stages`` (the model's stages, to be counted with
-    ``length``) and ``size.channels`` (of the layer that a parameter names, of several the most, else of the
-    last feature map, or of the stages where a parameter is called ``layers``; where a parameter ``channels``
-    lists some, how many, and None where it is None),
+    ``size.dataset`` (its length, of two their sum), ``size.styles`` (how many style images), ``size.frames``
+    (of a video), ``size.checkpoints`` (how many, 0 without any), ``size.stages`` (the model's stages, to be
+    counted with ``length``) and ``size.channels`` (of the layer that a parameter names, of several the most,
+    else of the last feature map, or of the stages where a parameter is called ``layers``; where a parameter
+    ``channels`` lists some, how many, and None where it is None),
     ``size.attention_layers`` and ``size.attention_heads`` (how many the model has). Beside ``+ - * / //``
     there are ``ceil``, ``length``, ``minimum``, ``maximum`` and ``either(a, b)``, which is b where a is
     None::

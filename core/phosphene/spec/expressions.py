@@ -19,7 +19,7 @@ from .base import FrozenModel
 
 #: What a cost may depend on beside the method's parameters; see ``Cost``.
 SIZES = (
-    *("images", "height", "width", "dataset", "styles", "checkpoints"),
+    *("images", "height", "width", "dataset", "styles", "frames", "checkpoints"),
     *("stages", "channels", "attention_layers", "attention_heads"),
 )
 _OPERATORS: dict[str, tuple[int, Callable[[Any, Any], Any]]] = {

@@ -193,7 +193,7 @@ def sizes(method: Method[..., Any], case: Case) -> dict[str, int]:
     """The sizes that a cost expression may refer to, for this case."""
     height, width = case.size or _size_and_layers(case.network)[0]
     sizes = {"images": case.count, "height": height, "width": width}
-    sizes |= {"dataset": 0, "styles": 0, "checkpoints": 0}
+    sizes |= {"dataset": 0, "styles": 0, "frames": 0, "checkpoints": 0}
     for role in (ROLES[declared.role] for declared in method.spec.inputs):
         if role.size_name:
             sizes[role.size_name] += len(role.sample(case.request(_network(case.network))))

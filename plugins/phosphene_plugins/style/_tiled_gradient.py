@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated, NamedTuple, TypeAlias
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from phosphene import ModelError, receptive_fields
-from phosphene.optimize import gram_matrix
+from phosphene.optimize import PerImage, gram_matrix
+from phosphene.spec import ceil, either, param, size
 
 from ._style_loss import StyleLoss, StyleTargets
+
+TileSide: TypeAlias = Annotated[
+    int | None,
+    Field(ge=16, le=4096, description="longest side of tiles to process one at a time; default: no tiles"),
+]
+
+#: Largest number of tiles of an image; a tile may be half as large as ``tile`` allows.
+TILE_COUNT = ceil(2 * size.height / either(param.tile, 2 * size.height)) * ceil(
+    2 * size.width / either(param.tile, 2 * size.width)
+)
+
+#: Loss (N,) of the features (N, C, h, w) at all layers of a ``StyleLoss`` and of the images themselves.
+FeatureLoss: TypeAlias = Callable[[list[Tensor], Tensor], Tensor]
 
 
 class Tile(NamedTuple):
@@ -125,3 +141,60 @@ def tiled_loss(
             gradient[..., *tile.window] += torch.autograd.grad(tile_loss, window)[0]
     loss = (content_weight * content_loss + style_loss).detach()
     return loss + (gradient * (images - pixels)).sum((1, 2, 3))
+
+
+def image_loss(loss_network: StyleLoss, loss: FeatureLoss, images: Tensor, tile: int | None) -> PerImage:
+    """A loss of features as one of images of the size of ``images``, in tiles where ``tile`` is a number."""
+    tiles = None if tile is None else split_into_tiles(loss_network, images, tile)
+    if tiles is None:
+        return lambda candidates: loss(loss_network.features(candidates), candidates)
+    return partial(tiled_feature_loss, loss_network, loss, tiles)
+
+
+def tiled_feature_loss(
+    loss_network: StyleLoss, loss: FeatureLoss, tiles: Sequence[Tile], images: Tensor
+) -> Tensor:
+    """A loss (N,) of features, with its gradient computed tile by tile.
+
+    A first pass computes the feature maps, tile by tile, which unlike all activations of the network stay in
+    memory. With dL/dF computed the gradient is a sum over tiles: dL = sum_j <dL/dF_j, dF_j>. The value that
+    is returned depends on ``images`` linearly, with that gradient.
+    """
+    pixels = images.detach()
+
+    def features_of(tile: Tile, window: Tensor) -> list[Tensor]:
+        maps = loss_network.features(window)
+        return [f[..., y, x] for f, (y, x) in zip(maps, tile.in_window, strict=True)]
+
+    with torch.no_grad():
+        parts = [[f.clone() for f in features_of(tile, pixels[..., *tile.window])] for tile in tiles]
+        maps = []
+        for j, layer_parts in enumerate(zip(*parts, strict=True)):
+            corners = [(y.start, x.start) for y, x in (tile.in_image[j] for tile in tiles)]
+            ends = [
+                (top + part.shape[2], left + part.shape[3])
+                for (top, left), part in zip(corners, layer_parts, strict=True)
+            ]
+            height, width = (max(sides) for sides in zip(*ends, strict=True))
+            complete = layer_parts[0].new_empty(*layer_parts[0].shape[:2], height, width)
+            for tile, part in zip(tiles, layer_parts, strict=True):
+                complete[..., *tile.in_image[j]] = part
+            maps.append(complete)
+        del parts
+    with torch.enable_grad():
+        maps = [complete.requires_grad_() for complete in maps]
+        variable = pixels.clone().requires_grad_()
+        values = loss(maps, variable)
+        *map_gradients, gradient = torch.autograd.grad(values.sum(), [*maps, variable], allow_unused=True)
+        gradient = torch.zeros_like(pixels) if gradient is None else gradient.clone()
+        for tile in tiles:
+            window = pixels[..., *tile.window].clone().requires_grad_()
+            products = [
+                (f * g[..., *slices]).sum()
+                for f, g, slices in zip(
+                    features_of(tile, window), map_gradients, tile.in_image, strict=True
+                )
+                if g is not None
+            ]  # fmt: skip
+            gradient[..., *tile.window] += torch.autograd.grad(torch.stack(products).sum(), window)[0]
+    return values.detach() + (gradient * (images - pixels)).sum((1, 2, 3))

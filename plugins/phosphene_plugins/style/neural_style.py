@@ -18,7 +18,7 @@ from phosphene.optimize import (
 )
 from phosphene.results import Stylization
 from phosphene.roles import Content, Frames, Model, Seed, Start, Styles
-from phosphene.spec import Cost, PixelRange, ceil, either, minimum, param, size
+from phosphene.spec import Cost, PixelRange, either, minimum, param, size
 
 from ._color_transfer import luminance, match_color_statistics, prepare_colors, replace_luminance
 from ._parameters import (
@@ -38,7 +38,7 @@ from ._pixel_features import draw_images, gram, load_pixel_model, relative, tran
 from ._resize import coarse_to_fine, scale_images, shrink_to
 from ._style_blend import normalize_blend, style_title
 from ._style_loss import StyleLoss, StyleTargets, relative_error, smoothness_loss
-from ._tiled_gradient import split_into_tiles, tiled_loss
+from ._tiled_gradient import TILE_COUNT, TileSide, split_into_tiles, tiled_loss
 
 GATYS = Reference(
     key="gatys2016",
@@ -249,12 +249,6 @@ def pixels_as_features_have_a_closed_form() -> None:
     assert torch.equal(shrunk.images, resize(wide, (4, 8))) and shrunk.sources.shape[2:] == (8, 5)
 
 
-#: Largest number of tiles of an image; a tile may be half as large as ``tile`` allows.
-_TILES = ceil(2 * size.height / either(param.tile, 2 * size.height)) * ceil(
-    2 * size.width / either(param.tile, 2 * size.width)
-)
-
-
 @method(
     family="style",
     references=[
@@ -273,8 +267,8 @@ _TILES = ceil(2 * size.height / either(param.tile, 2 * size.height)) * ceil(
     cost=Cost(
         forward=param.scales
         * size.images
-        * ((2 * param.steps + 1) * minimum(2, either(param.tile, 1)) * _TILES + 1 + size.styles),
-        backward=param.scales * size.images * (2 * param.steps + 1) * _TILES,
+        * ((2 * param.steps + 1) * minimum(2, either(param.tile, 1)) * TILE_COUNT + 1 + size.styles),
+        backward=param.scales * size.images * (2 * param.steps + 1) * TILE_COUNT,
     ),
     oracle=pixels_as_features_have_a_closed_form,
     quick={"steps": 3, "scales": 1, "tile": None},
@@ -305,12 +299,7 @@ def neural_style(
     color: Color = "style",
     size: LongestSide = 512,
     scales: Scales = 1,
-    tile: Annotated[
-        int | None,
-        Field(
-            ge=16, le=4096, description="longest side of tiles to process one at a time; default: no tiles"
-        ),
-    ] = None,
+    tile: TileSide = None,
     steps: Annotated[int, Field(ge=1, le=100_000, description="optimisation steps at each scale")] = 100,
     optimizer: Annotated[
         Literal["lbfgs", "adam"], Field(description="optimiser; lbfgs reaches lower losses")

@@ -12,12 +12,13 @@ from phosphene.images import resize
 from phosphene.optimize import Optimization, PixelImage, concatenate_stages, optimize_image
 from phosphene.results import Stylization
 from phosphene.roles import Content, Frames, LayerName, Model, Seed, Start, Styles
-from phosphene.spec import Cost, PixelRange, ceil, param, size
+from phosphene.spec import Cost, PixelRange, ceil, either, minimum, param, size
 
 from ._parameters import LongestSide, Scales, StyleScale, TotalVariation
 from ._pixel_features import draw_images, load_pixel_model, pixel_features
 from ._resize import coarse_to_fine, shrink_to
 from ._style_loss import StyleLoss, smoothness_loss
+from ._tiled_gradient import TILE_COUNT, TileSide, image_loss
 from ._transport_loss import (
     cosine_distances,
     draw_positions,
@@ -45,23 +46,26 @@ class TransportLoss:
         count: int,
         generator: Generator,
     ) -> None:
-        self.loss_network, self.alpha, self.transport = loss_network, alpha, transport
+        self.alpha, self.transport = alpha, transport
         self.positions = draw_positions(content.shape[2:], count, generator)
         style_positions = [draw_positions(styles.shape[2:], count, generator) for _ in styles]
         with torch.no_grad():
-            self.content_features, _ = self.sample(content, self.positions)
-            samples = [self.sample(s, p) for s, p in zip(styles.split(1), style_positions, strict=True)]
+            self.content_features, _ = self.sample(loss_network.features(content), content, self.positions)
+            samples = [
+                self.sample(loss_network.features(s), s, p)
+                for s, p in zip(styles.split(1), style_positions, strict=True)
+            ]
         self.style_features, self.style_colors = (torch.cat(part, 1) for part in zip(*samples, strict=True))
         depth = self.style_features.shape[2]
         self.directions = F.normalize(torch.randn(depth, depth, dtype=torch.float64, generator=generator))
 
-    def sample(self, images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, maps: list[Tensor], images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Hypercolumns (N, n, D) and colors (N, n, 3) of images at positions."""
-        maps = self.loss_network.features(images)[:-1]
-        return hypercolumns(maps, positions), hypercolumns([images], positions).to(maps[0])
+        style_maps = maps[:-1]
+        return hypercolumns(style_maps, positions), hypercolumns([images], positions).to(maps[0])
 
-    def __call__(self, images: Tensor) -> Tensor:
-        features, colors = self.sample(images, self.positions)
+    def __call__(self, maps: list[Tensor], images: Tensor) -> Tensor:
+        features, colors = self.sample(maps, images, self.positions)
         if self.transport == "relaxed_emd":
             distances = cosine_distances(features, self.style_features)
             transport = relaxed_emd(distances) + moment_distance(features, self.style_features)
@@ -164,8 +168,11 @@ def pixels_as_features_have_a_closed_form() -> None:
     # Every 20 steps have targets of their own.
     cost=Cost(
         forward=param.scales
-        * (size.images * param.steps + ceil(param.steps / REDRAW_STEPS) * (size.images + size.styles)),
-        backward=param.scales * size.images * param.steps,
+        * (
+            size.images * param.steps * minimum(2, either(param.tile, 1)) * TILE_COUNT
+            + ceil(param.steps / REDRAW_STEPS) * (size.images + size.styles)
+        ),
+        backward=param.scales * size.images * param.steps * TILE_COUNT,
     ),
     oracle=pixels_as_features_have_a_closed_form,
     quick={"steps": 3, "scales": 1, "positions": 50},
@@ -194,6 +201,7 @@ def optimal_transport_style(
     style_scale: StyleScale = 1.0,
     size: LongestSide = 512,
     scales: Scales = 1,
+    tile: TileSide = None,
     steps: Annotated[int, Field(ge=1, le=100_000, description="optimisation steps at each scale")] = 100,
     lr: Annotated[float, Field(gt=0, le=1, description="learning rate of Adam")] = 0.02,
     frames: Frames = 0,
@@ -216,6 +224,7 @@ def optimal_transport_style(
 
     Several styles are one distribution. The content (N, 3, H, W) is processed at its own size, up to
     ``size``; ``scales`` optimises from coarse to fine. Optimisation begins at ``start``, or at the content.
+    ``tile`` computes the same gradient without the activations of all layers in memory, at twice the time.
 
     Returns:
         ``images`` (N, 3, H, W) the content, ``stylized`` (N, 3, H, W) in [0, 1], ``losses`` (steps, N),
@@ -223,6 +232,7 @@ def optimal_transport_style(
 
     Raises:
         InputError: no style layers.
+        ModelError: tiles for a layer whose receptive field covers the image.
 
     Example::
         from phosphene import run
@@ -249,7 +259,7 @@ def optimal_transport_style(
             )
             stages.append(
                 optimize_image(
-                    loss,
+                    image_loss(loss_network, loss, scaled_content, tile),
                     PixelImage(initial),
                     steps=end - done,
                     lr=lr,

@@ -12,7 +12,7 @@ from phosphene.images import resize
 from phosphene.optimize import Optimization, PixelImage, concatenate_stages, optimize_image
 from phosphene.results import Stylization
 from phosphene.roles import Content, Frames, LayerName, Model, Start, Styles
-from phosphene.spec import Cost, PixelRange, param, size
+from phosphene.spec import Cost, PixelRange, either, minimum, param, size
 
 from ._parameters import (
     ContentLayer,
@@ -26,6 +26,7 @@ from ._parameters import (
 from ._pixel_features import draw_images, load_pixel_model, pixel_features, relative, transfer_loss
 from ._resize import coarse_to_fine, shrink_to
 from ._style_loss import StyleLoss, relative_error, smoothness_loss
+from ._tiled_gradient import TILE_COUNT, TileSide, image_loss
 
 #: Number of correlations that are computed at once.
 _CHUNK = 2**24
@@ -148,8 +149,13 @@ def pixels_as_features_have_a_closed_form() -> None:
     needs=["gradients"],
     # L-BFGS evaluates the loss once or twice per step.
     cost=Cost(
-        forward=param.scales * (size.images * (2 * param.steps + 2) + size.styles + 1),
-        backward=param.scales * size.images * (2 * param.steps + 1),
+        forward=param.scales
+        * (
+            size.images * ((2 * param.steps + 1) * minimum(2, either(param.tile, 1)) * TILE_COUNT + 1)
+            + size.styles
+            + 1
+        ),
+        backward=param.scales * size.images * (2 * param.steps + 1) * TILE_COUNT,
     ),
     oracle=pixels_as_features_have_a_closed_form,
     quick={"steps": 3, "scales": 1, "style_scale": 0.5, "max_patches": 100},
@@ -192,6 +198,7 @@ def patch_style(
     style_scale: StyleScale = 1.0,
     size: LongestSide = 384,
     scales: Scales = 1,
+    tile: TileSide = None,
     steps: Annotated[int, Field(ge=1, le=100_000, description="L-BFGS steps at each scale")] = 100,
     frames: Frames = 0,
 ) -> Stylization:
@@ -214,7 +221,8 @@ def patch_style(
 
     The content (N, 3, H, W) is processed at its own size, up to ``size``; ``scales`` optimises from coarse to
     fine. Optimisation begins at ``start``, or at the content. Time grows with the number of positions of the
-    image times that of style patches, which ``max_patches`` limits.
+    image times that of style patches, which ``max_patches`` limits. ``tile`` computes the same gradient
+    without the activations of all layers in memory, at twice the time of the network.
 
     Returns:
         ``images`` (N, 3, H, W) the content, ``stylized`` (N, 3, H, W) in [0, 1], ``losses`` (steps, N),
@@ -222,6 +230,7 @@ def patch_style(
 
     Raises:
         InputError: no style layers, or another number of weights than of layers.
+        ModelError: tiles for a layer whose receptive field covers the image.
 
     Example::
         from phosphene import run
@@ -254,11 +263,12 @@ def patch_style(
             layer_patches.append((patches, sides))
 
         def loss(
+            candidate_features: list[Tensor],
             candidates: Tensor,
             content_features: Tensor = content_features,
             layer_patches: list[tuple[Tensor, tuple[int, ...]]] = layer_patches,
         ) -> Tensor:
-            *features, candidate_content = loss_network.features(candidates)
+            *features, candidate_content = candidate_features
             terms = zip(loss_network.weights, features, layer_patches, strict=True)
             errors = [weight * patch_error(maps, *patches) for weight, maps, patches in terms]
             content_loss = relative_error(candidate_content, content_features)
@@ -270,7 +280,7 @@ def patch_style(
             initial = scaled_content if start is None else resize(start, (height, width))
         stages.append(
             optimize_image(
-                loss,
+                image_loss(loss_network, loss, scaled_content, tile),
                 PixelImage(initial.expand_as(scaled_content)),
                 steps=steps,
                 lr=1.0,

@@ -12,7 +12,7 @@ from phosphene.images import resize
 from phosphene.optimize import PixelImage, optimize_image
 from phosphene.results import Stylization
 from phosphene.roles import Content, Frames, Guide, Masks, Model, Start, Styles
-from phosphene.spec import Cost, PixelRange, param, size
+from phosphene.spec import Cost, PixelRange, either, minimum, param, size
 
 from ._parameters import (
     ContentLayer,
@@ -28,6 +28,7 @@ from ._pixel_features import draw_images, load_pixel_model, pixel_features, rela
 from ._region_masks import erode, field_reach, region_gram, region_weights
 from ._resize import scale_styles, shrink_to
 from ._style_loss import StyleLoss, relative_error, smoothness_loss
+from ._tiled_gradient import TILE_COUNT, TileSide, image_loss
 
 
 def regions_are_stylized_separately() -> None:
@@ -97,8 +98,10 @@ def eroded_masks_by_hand() -> None:
     needs=["gradients"],
     # L-BFGS evaluates the loss once or twice per step.
     cost=Cost(
-        forward=size.images * (2 * param.steps + 2) + size.styles + 1,
-        backward=size.images * (2 * param.steps + 1),
+        forward=size.images * ((2 * param.steps + 1) * minimum(2, either(param.tile, 1)) * TILE_COUNT + 1)
+        + size.styles
+        + 1,
+        backward=size.images * (2 * param.steps + 1) * TILE_COUNT,
     ),
     oracle=regions_are_stylized_separately,
     quick={"steps": 3},
@@ -130,6 +133,7 @@ def region_style(
     ] = 0.5,
     style_scale: StyleScale = 1.0,
     size: LongestSide = 512,
+    tile: TileSide = None,
     steps: Annotated[int, Field(ge=1, le=100_000, description="number of optimisation steps")] = 100,
     frames: Frames = 0,
 ) -> Stylization:
@@ -147,7 +151,8 @@ def region_style(
     A position belongs to a region if all pixels of its cell do, after the mask is eroded by ``erosion`` times
     the extent of the layer's receptive fields: otherwise a style bleeds into its neighbor. A layer at which
     nothing of a region remains does not contribute to it. ``style_masks`` (1 or S, C, H, W), white where a
-    style is to be taken from, limit the styles in the same way.
+    style is to be taken from, limit the styles in the same way. ``tile`` computes the same gradient without
+    the activations of all layers in memory, at twice the time.
 
     Returns:
         ``images`` (N, 3, H, W) the content, ``stylized`` (N, 3, H, W) in [0, 1], ``losses`` (steps, N),
@@ -156,6 +161,7 @@ def region_style(
     Raises:
         InputError: layer weights that do not fit the layers, style masks that do not fit the styles, or a
             region or style mask of which nothing remains at any layer.
+        ModelError: tiles for a layer whose receptive field covers the image.
 
     Example::
         from phosphene import run
@@ -211,8 +217,8 @@ def region_style(
             "smaller erosion, finer style_layers or larger masks"
         )
 
-    def loss(candidates: Tensor) -> Tensor:
-        *features, candidate_content = loss_network.features(candidates)
+    def loss(candidate_features: list[Tensor], candidates: Tensor) -> Tensor:
+        *features, candidate_content = candidate_features
         style_losses = []
         for region_layers in regions:
             terms = zip(loss_network.weights, features, region_layers, strict=True)
@@ -225,7 +231,7 @@ def region_style(
         return content_weight * content_loss + style_weight * sum(style_losses[1:], style_losses[0])
 
     optimization = optimize_image(
-        loss,
+        image_loss(loss_network, loss, content, tile),
         PixelImage(content if start is None else resize(start, (height, width)).expand_as(content)),
         steps=steps,
         lr=1.0,

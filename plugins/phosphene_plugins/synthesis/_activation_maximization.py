@@ -13,8 +13,10 @@ from torch import Tensor
 from phosphene import Class, InputError, Model, Reference, optimize
 from phosphene.images import gaussian_blur, noise_images
 from phosphene.optimize import (
+    CppnImage,
     FourierImage,
     Optimization,
+    Parametrization,
     PixelImage,
     clip_smallest,
     l2_penalty,
@@ -48,6 +50,14 @@ OLAH = Reference(
     authors="Olah, Mordvintsev, Schubert",
     year=2017,
     url="https://distill.pub/2017/feature-visualization",
+)
+
+MORDVINTSEV = Reference(
+    key="mordvintsev2018",
+    title="Differentiable Image Parameterizations",
+    authors="Mordvintsev, Pezzotti, Schubert, Olah",
+    year=2018,
+    url="https://distill.pub/2018/differentiable-parameterizations",
 )
 
 CARTER = Reference(
@@ -137,6 +147,13 @@ class ActivationMaximization(Regularizers):
     optimizer: UpdateRule = "adam"
     steps: Steps = 200
     lr: LearningRate = 0.05
+    parametrization: Annotated[
+        Literal["pixels", "fourier", "cppn"],
+        Field(
+            description="optimised variables: pixels, a Fourier spectrum with decorrelated colours, or the "
+            "weights of a network of the pixels' coordinates"
+        ),
+    ] = "fourier"
     start_noise: Annotated[
         float,
         Field(
@@ -147,6 +164,14 @@ class ActivationMaximization(Regularizers):
         ),
     ] = 0.02
     size: ImageSide = None
+    render_size: Annotated[
+        int | None,
+        Field(
+            ge=8,
+            le=8192,
+            description="side of the returned images of a network of coordinates, in pixels; default: size",
+        ),
+    ] = None
     minimize: Annotated[
         bool, Field(description="minimise the score instead: what the unit responds to least")
     ] = False
@@ -181,23 +206,12 @@ def maximize_activation(
         start: initial images, one or ``count``; None: the mean colour m of the model plus noise.
         layer: layer in which the variants' similarity is measured; default: the last one with a map.
     """
-    center = mean_color(model)
+    center, channels = mean_color(model), model.input_size[0]
     _check_options(params, start)
-    if start is None:
-        start = _initial_images(model, score, count, params, seed)
-    if len(start) not in (1, count):
-        raise InputError(f"start needs one image, or {count}, not {len(start)}")
-    start = start.expand(count, -1, -1, -1)
-
-    channels = start.shape[1]
-    image: FourierImage | PixelImage
     transform, objective = _transform(params), score
     if params.transparent:
-        half = torch.full_like(start[:, :1], 0.5)
-        image = FourierImage(torch.cat([start, half], 1), opacity=True)
         transform, objective = with_background(transform), transparent_score(score)
-    else:
-        image = (PixelImage if params.parametrization == "pixels" else FourierImage)(start)
+    image = _initial_parametrization(model, score, count, start, params, seed)
     similarity = deviation = None
     if params.diversity:
         similarity = diversity_penalty(model, layer or model.last_map, params.variants)
@@ -239,12 +253,13 @@ def maximize_activation(
         frames=frames,
         seed=seed,
     )
-    if not params.transparent:
-        return optimization
-    recorded = optimization.frames
+    images, recorded = optimization.images, optimization.frames
+    if params.render_size is not None:
+        assert isinstance(image, CppnImage)
+        images = image.render(params.render_size, params.render_size).detach()
     return optimization._replace(
-        images=optimization.images[:, :channels],
-        alpha=optimization.images[:, channels],
+        images=images[:, :channels],
+        alpha=images[:, channels] if params.transparent else None,
         frames=None if recorded is None else recorded[:, :, :channels],
     )
 
@@ -252,7 +267,20 @@ def maximize_activation(
 def _check_options(params: ActivationMaximization, start: Tensor | None) -> None:
     """Refuse, with InputError, options that exclude each other."""
     if params.transparent and params.parametrization == "pixels":
-        raise InputError('transparent needs parametrization="fourier", not "pixels"')
+        raise InputError('transparent needs parametrization="fourier" or "cppn", not "pixels"')
+    if params.parametrization == "cppn":
+        if start is not None:
+            raise InputError('parametrization="cppn" has no start: its weights cannot be set from pixels')
+        if params.blur_every or params.clip_norm or params.clip_contribution:
+            raise InputError(
+                'parametrization="cppn" optimises weights, not pixels: set blur_every, clip_norm and '
+                "clip_contribution to 0"
+            )
+    elif params.render_size is not None:
+        raise InputError(
+            f'render_size needs parametrization="cppn", not "{params.parametrization}", whose images have '
+            "the pixels of size alone"
+        )
     if params.transparent and (params.clip_norm or params.clip_contribution or params.clip_gradient):
         raise InputError(
             "transparent images have no mean colour to clip to: set clip_norm, clip_contribution and "
@@ -300,6 +328,62 @@ def random_transform(jitter: int, rotate: float, rescale: float) -> optimize.Tra
     if rescale > 1:
         transforms.append(partial(optimize.rescale, factor=rescale))
     return optimize.compose(transforms) if transforms else None
+
+
+def _initial_parametrization(
+    model: Model,
+    score: Callable[[Tensor], Tensor],
+    count: int,
+    start: Tensor | None,
+    params: ActivationMaximization,
+    seed: int | None,
+) -> Parametrization:
+    """What is optimised, at the start: the images ``start``, or the mean colour plus noise."""
+    if params.parametrization == "cppn":
+        return _initial_network(model, score, count, params, seed)
+    if start is None:
+        start = _initial_images(model, score, count, params, seed)
+    if len(start) not in (1, count):
+        raise InputError(f"start needs one image, or {count}, not {len(start)}")
+    start = start.expand(count, -1, -1, -1)
+    if params.transparent:
+        return FourierImage(torch.cat([start, torch.full_like(start[:, :1], 0.5)], 1), opacity=True)
+    return (PixelImage if params.parametrization == "pixels" else FourierImage)(start)
+
+
+def _initial_network(
+    model: Model,
+    score: Callable[[Tensor], Tensor],
+    count: int,
+    params: ActivationMaximization,
+    seed: int | None,
+) -> CppnImage:
+    """Networks of coordinates that draw the mean colour plus noise, of more contrast without gradient."""
+    channels, height, width = model.input_size
+    color = mean_color(model)
+    if params.transparent:
+        color = torch.cat([color, color.new_full((1,), 0.5)])
+
+    def draw(rows: int, deviation: float, seed: int | None) -> Tensor:
+        weights = CppnImage.initial_weights(color, deviation=deviation, opacity=params.transparent, seed=seed)
+        return weights.to(model.device, model.dtype).expand(rows, -1)
+
+    variants = [
+        draw(1, params.start_noise, seed if seed is None else seed + n) for n in range(params.variants)
+    ]
+    weights = torch.cat(variants).repeat(count // params.variants, 1)
+    size = (params.size or height, params.size or width)
+    image = CppnImage(weights, size, len(color), opacity=params.transparent)
+    for attempt in range(1, RESTARTS + 1 if params.start_noise else 1):
+        no_gradient = (_score_gradient(score, image.image()[:, :channels]) == 0).flatten(1).all(1)
+        if not no_gradient.any():
+            break
+        rows = no_gradient.nonzero()[:, 0]
+        for n in range(params.variants):
+            of_variant = rows[rows % params.variants == n]
+            weights[of_variant] = draw(len(of_variant), 0.2, (seed or 0) + attempt + RESTARTS * n)
+        image = CppnImage(weights, size, len(color), opacity=params.transparent)
+    return image
 
 
 def _initial_images(

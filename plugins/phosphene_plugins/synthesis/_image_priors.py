@@ -52,11 +52,18 @@ def with_background(geometric: Transform | None) -> Transform:
 
 
 def transparent_score(score: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """S of an image over its background times 1 - its mean opacity, of ``with_background``'s output: (N,)."""
+    """(S(image over background) - S(background)) (1 - mean opacity) of ``with_background``'s output: (N,).
+
+    Relative to the background: else a unit that the noise itself activates would be best left to it, with an
+    opacity of zero.
+    """
 
     def objective(inputs: Tensor) -> Tensor:
         channels = inputs.shape[1] // 2
         colors, alpha, background = inputs.split([channels, 1, channels], 1)
-        return score(alpha * colors + (1 - alpha) * background) * (1 - alpha.mean((1, 2, 3)))
+        with torch.no_grad():
+            ground = score(background)
+        difference = score(alpha * colors + (1 - alpha) * background) - ground
+        return difference * (1 - alpha.mean((1, 2, 3)))
 
     return objective

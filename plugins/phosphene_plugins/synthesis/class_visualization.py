@@ -11,6 +11,7 @@ from phosphene.roles import Frames, Model, Seed, Start, Target
 from phosphene.spec import Cost, InvariantTo, Monotone, PixelRange, param, size
 
 from ._activation_maximization import (
+    MORDVINTSEV,
     SIMONYAN,
     YOSINSKI,
     ActivationMaximization,
@@ -54,11 +55,11 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
 
 @method(
     family="synthesis",
-    references=[SIMONYAN, YOSINSKI],
+    references=[SIMONYAN, YOSINSKI, MORDVINTSEV],
     invariants=[PixelRange()],
     needs=["gradients"],
     cost=Cost(
-        forward=size.images * param.variants * (param.steps + 8),
+        forward=size.images * param.variants * ((1 + param.transparent) * param.steps + 8),
         backward=size.images * param.variants * (param.steps + 8),
     ),
     oracle=linear_unit_with_l2_has_its_closed_form,
@@ -99,18 +100,20 @@ def class_visualization(
     for the ``clip_gradient`` per cent of pixels with the smallest one; random shifts (``jitter``), rotations
     (``rotate``) and scales (``rescale``) of the network's input. The default
     ``parametrization`` is a Fourier spectrum with the amplitudes of natural images and decorrelated colours;
-    "pixels" optimises the pixels, with ``optimizer`` "sgd" by the plain gradient step.
+    "pixels" optimises the pixels, with ``optimizer`` "sgd" by the plain gradient step; "cppn" the weights of
+    a small network of the pixels' coordinates, whose image is smooth and returned at any ``render_size``.
 
     ``minimize`` is the negative side of a unit. Several ``variants`` of an image start at other noise, and
     ``diversity`` penalises the cosine of the Gram matrices of their last maps. ``batch_norm`` penalises the
     distance of the statistics of every normalised layer from those of the training,
     sum_l ||mean_l(I) - m_l|| + ||var_l(I) - v_l||. A ``transparent`` image has an opacity alpha and is laid
-    before a random background at every step; S is multiplied by 1 - mean alpha, so that only what S needs
-    is opaque.
+    before a random background at every step; (S - S of the background) (1 - mean alpha) is maximised, so that
+    only what S needs is opaque.
 
     Returns:
-        ``images`` (N, C, size, size) in [0, 1], ``variants`` per class of the target in a row, else of one
-        target; ``scores`` (steps, N), S at every step; ``alpha`` (N, size, size) if ``transparent``.
+        ``images`` (N, C, size, size) in [0, 1], or of ``render_size``, ``variants`` per class of the target
+        in a row, else of one target; ``scores`` (steps, N), S at every step; ``alpha`` (N, size, size) if
+        ``transparent``.
 
     Raises:
         DivergenceError: the gradient is zero at the start; try ``start_noise`` or another seed.
@@ -123,8 +126,8 @@ def class_visualization(
 
     Source:
         Simonyan et al. 2014, section 2. Blur and clipping: Yosinski et al. 2015, section 3. Fourier
-        parametrization, augmentations and diversity: Olah et al. 2017. Statistics of batch normalisation:
-        Yin et al. 2020, equation 4.
+        parametrization, augmentations and diversity: Olah et al. 2017. Networks of coordinates and opacity:
+        Mordvintsev et al. 2018. Statistics of batch normalisation: Yin et al. 2020, equation 4.
     """
     count = class_count(target)
     rows = torch.arange(count).repeat_interleave(params.variants).tolist()

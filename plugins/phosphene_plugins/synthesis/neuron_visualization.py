@@ -1,5 +1,6 @@
 """Neuron visualisation by activation maximisation: neurons, channels, layers and directions."""
 
+import dataclasses
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,14 @@ from phosphene.results import Synthesis
 from phosphene.roles import Frames, LayerName, Model, Seed, Start
 from phosphene.spec import Cost, Monotone, PixelRange, ScalesWith, param, size
 
-from ._activation_maximization import OLAH, SIMONYAN, YOSINSKI, ActivationMaximization, maximize_activation
+from ._activation_maximization import (
+    MORDVINTSEV,
+    OLAH,
+    SIMONYAN,
+    YOSINSKI,
+    ActivationMaximization,
+    maximize_activation,
+)
 from ._relations import PLAIN, agrees_with_ascent, unit_ascent
 
 
@@ -60,14 +68,16 @@ def linear_neuron_has_its_closed_form() -> None:
         YOSINSKI,
         SIMONYAN,
         OLAH,
+        MORDVINTSEV,
     ],
     invariants=[PixelRange()],
     needs=["gradients"],
     cost=Cost(
-        forward=size.channels * param.variants * (param.steps + 8),
+        forward=size.channels * param.variants * ((1 + param.transparent) * param.steps + 8),
         backward=size.channels * param.variants * (param.steps + 8),
     ),
     oracle=linear_neuron_has_its_closed_form,
+    exempt={"parameters_matter": "pair_weight matters only for pairs"},
     relations=[
         agrees_with_ascent(unit_ascent),
         agrees_with_ascent(unit_ascent, seed=0),
@@ -109,6 +119,10 @@ def neuron_visualization(
     direction: Annotated[
         list[float] | None, Field(description="weights v_c of the channels in a direction; default: all 1")
     ] = None,
+    pair_weight: Annotated[
+        float,
+        Field(ge=0, le=1, description="weight of the first channel of a pair; the second has the rest"),
+    ] = 0.5,
     params: ActivationMaximization = ActivationMaximization(start_noise=0.1),
     frames: Frames = 0,
     seed: Seed = None,
@@ -118,17 +132,23 @@ def neuron_visualization(
     I* = argmax_I S(I) - l2 ||I - m||^2 - total_variation TV(I)
 
     S = F_c(y, x) of a "neuron", mean F_c of a "channel", mean F^2 of a "layer", mean sum_c v_c F_c of a
-    "direction", mean (F_c + F_d) / 2 of a "pair", with F the feature maps at ``layer``
+    "direction", mean (w F_c + (1 - w) F_d) of a "pair" with ``pair_weight`` w, and F the feature maps at
+    ``layer``
 
     The network is evaluated up to the layer only. Regularisers and optimizers are those of
     ``class_visualization``. The start is noise, because most ReLUs of a layer are closed on a uniform image;
     where the noise does not activate a unit, coarser noise is tried.
 
+    The figure of all pairs is the grid of the channels' interactions: row c, column d, and the single
+    channels on the diagonal. With a ``pair_weight`` of 1/2 a pair has one image, which is in two cells; with
+    another one, the images of (c, d) and (d, c) lean towards the channel of their row.
+
     Returns:
         ``images`` (N, C, size, size) in [0, 1], one for each of the ``channels``, or one in all for a layer
-        or a direction, or one for each pair of the channels, (0, 0), (0, 1), ... (1, 1), ..., each with its
-        ``variants`` in a row; ``scores`` (steps, N), S at every step; ``alpha`` (N, size, size) if
-        ``transparent``.
+        or a direction, or one for each pair of the channels, (0, 0), (0, 1), ... (1, 1), ..., for a
+        ``pair_weight`` that is not 1/2 also (1, 0), ..., each with its ``variants`` in a row; ``scores``
+        (steps, N), S at every step; ``alpha`` (N, size, size) if ``transparent``; of pairs ``layout``, the
+        number of the image in each cell of the grid.
 
     Raises:
         InputError: channels, a position or a direction that the layer does not have.
@@ -165,16 +185,19 @@ def neuron_visualization(
             case "layer":
                 return maps.square().mean((1, 2, 3))
             case "pair":
-                return maps[rows[:, None], channel].mean((1, 2, 3))
+                first, second = maps[rows[:, None], channel].mean((2, 3)).unbind(1)
+                return pair_weight * first + (1 - pair_weight) * second
         return torch.einsum("nchw,c->nhw", maps, weights).mean((1, 2))
 
     one_image = unit in ("layer", "direction")
     suffix = f",{y},{x}" if unit == "neuron" else ""
     results = []
     units = torch.tensor(channels[:1] if one_image else channels)
+    layout = None
     if unit == "pair":
-        first, second = torch.triu_indices(len(channels), len(channels))
-        units = torch.stack([units[first], units[second]], 1)
+        cells = _grid_cells(len(channels), symmetric=pair_weight == 0.5)
+        units = units[cells]
+        layout = _grid_layout(cells, len(channels), params.variants)
     for batch in units.split(max(1, batch_size(model) // params.variants)):
         batch = batch.repeat_interleave(params.variants, 0)
         optimization = maximize_activation(
@@ -188,11 +211,33 @@ def neuron_visualization(
             seed=seed,
         )
         if unit == "pair":
-            names = [f"{layer}[{c}] + {layer}[{d}]" if c != d else f"{layer}[{c}]" for c, d in batch.tolist()]
+            names = [_pair_name(layer, c, d, pair_weight) for c, d in batch.tolist()]
         else:
             names = [f"{layer}: the {unit}" if one_image else f"{layer}[{c}{suffix}]" for c in batch.tolist()]
         results.append(Synthesis(**optimization._asdict(), targets=tuple(names)))
-    return Synthesis.concatenate(results)
+    return dataclasses.replace(Synthesis.concatenate(results), layout=layout)
+
+
+def _grid_cells(count: int, *, symmetric: bool) -> Tensor:
+    """Rows and columns (P, 2) of the cells of a grid; of a symmetric one, those on and above the diagonal."""
+    cells = torch.cartesian_prod(torch.arange(count), torch.arange(count)).view(-1, 2)
+    return cells[cells[:, 0] <= cells[:, 1]] if symmetric else cells
+
+
+def _grid_layout(cells: Tensor, count: int, variants: int) -> Tensor:
+    """The number of the image in every cell (count, count * variants), variants side by side."""
+    grid = torch.empty(count, count, dtype=torch.long)
+    grid[cells[:, 1], cells[:, 0]] = torch.arange(len(cells))
+    grid[cells[:, 0], cells[:, 1]] = torch.arange(len(cells))
+    return (variants * grid[..., None] + torch.arange(variants)).flatten(1)
+
+
+def _pair_name(layer: str, first: int, second: int, weight: float) -> str:
+    if first == second:
+        return f"{layer}[{first}]"
+    if weight == 0.5:
+        return f"{layer}[{first}] + {layer}[{second}]"
+    return f"{weight:g} {layer}[{first}] + {1 - weight:g} {layer}[{second}]"
 
 
 def _map_shape(model: Model, layer: str) -> tuple[int, int, int]:

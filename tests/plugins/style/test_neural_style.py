@@ -14,7 +14,7 @@ from phosphene import InputError, Model, ModelError, load_model, methods, run
 from phosphene.optimize import gram_matrix
 from phosphene_plugins.style._color_transfer import luminance, match_color_statistics, replace_luminance
 from phosphene_plugins.style._style_loss import StyleLoss, StyleTargets, relative_error
-from phosphene_plugins.style._tiled_gradient import split_into_tiles, tiled_loss
+from phosphene_plugins.style._tiled_gradient import image_loss, split_into_tiles, tiled_loss
 
 neural_style = methods["style.neural_style"]
 
@@ -162,6 +162,27 @@ def test_tiles_have_the_same_loss_and_gradient(model: Model, height: int, width:
     torch.testing.assert_close(tiled, loss)
     (gradient,), (tiled_gradient,) = (torch.autograd.grad(value.sum(), images) for value in (loss, tiled))
     torch.testing.assert_close(tiled_gradient, gradient, atol=1e-12 * float(gradient.abs().max()), rtol=1e-9)
+
+
+def test_windows_of_tiles_bound_what_passes_through_the_network(model: Model) -> None:
+    """Any loss of features has the same gradient in tiles, and no pass is larger than a window."""
+    loss_network = StyleLoss(model, content_layer="relu2_2", style_layers=["relu1_1", "relu2_1"])
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(1, 3, 130, 75, dtype=torch.float64, generator=random)  # no ties in max pooling
+    images.requires_grad_()
+
+    def loss(features: list[Tensor], candidates: Tensor) -> Tensor:
+        deviations = [f.std((2, 3)).sum(1) for f in features]  # no sum over positions
+        return sum(deviations, candidates.square().mean((1, 2, 3)))
+
+    passed: list[int] = []
+    hook = model.module.register_forward_pre_hook(lambda _, inputs: passed.append(max(inputs[0].shape[2:])))
+    values = [image_loss(loss_network, loss, images, tile)(images) for tile in (None, 48)]
+    hook.remove()
+    assert passed[0] == 130 and max(passed[1:]) < 100
+    torch.testing.assert_close(values[1], values[0])
+    gradients = [torch.autograd.grad(value.sum(), images)[0] for value in values]
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-12, rtol=1e-9)
 
 
 def test_layers_with_a_global_receptive_field_have_no_tiles(model: Model) -> None:

@@ -75,3 +75,12 @@ def test_images_of_a_batch_are_independent(model: Model, content: Tensor, styles
 def test_no_style_layers_are_refused(model: Model, content: Tensor, styles: Tensor) -> None:
     with pytest.raises(InputError, match="at least one layer"):
         optimal_transport_style(model, content, styles, style_layers=[])
+
+
+@pytest.mark.parametrize("transport", ["relaxed_emd", "sliced_wasserstein"])
+def test_tiles_have_the_same_result(model: Model, styles: Tensor, transport: str) -> None:
+    content = torch.rand(2, 3, 37, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    options = {"steps": 3, "positions": 200, "transport": transport, "seed": 0}
+    plain, tiled = (optimal_transport_style(model, content, styles, tile=t, **options) for t in (None, 16))
+    torch.testing.assert_close(tiled.losses, plain.losses, rtol=1e-9, atol=0)
+    torch.testing.assert_close(tiled.stylized, plain.stylized, rtol=0, atol=1e-8)

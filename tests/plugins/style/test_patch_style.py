@@ -79,3 +79,11 @@ def test_layers_and_weights_that_do_not_fit_are_refused(
         patch_style(model, content, styles, style_layers=[])
     with pytest.raises(InputError, match="2 layers, 1 weights"):
         patch_style(model, content, styles, weights=[1.0])
+
+
+def test_tiles_have_the_same_result(model: Model, styles: Tensor) -> None:
+    content = torch.rand(2, 3, 44, 36, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    options = {"steps": 3, "scales": 2, "max_patches": 50}
+    plain, tiled = (patch_style(model, content, styles, tile=tile, **options) for tile in (None, 16))
+    torch.testing.assert_close(tiled.losses, plain.losses, rtol=1e-9, atol=0)
+    torch.testing.assert_close(tiled.stylized, plain.stylized, rtol=0, atol=1e-8)

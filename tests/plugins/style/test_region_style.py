@@ -95,3 +95,12 @@ def test_regions_that_vanish_are_refused(model: Model, content: Tensor, styles: 
 def test_style_masks_of_another_size_are_refused(model: Model, content: Tensor, styles: Tensor) -> None:
     with pytest.raises(InputError, match="style_masks must have the styles' shape"):
         region_style(model, content, styles, None, styles[..., :10])
+
+
+def test_tiles_have_the_same_result(model: Model, content: Tensor, styles: Tensor) -> None:
+    options = {"steps": 4, "total_variation": 1.0, "erosion": 0.2}
+    masks = left_half(content)
+    plain = region_style(model, content, styles, masks, **options)
+    tiled = region_style(model, content, styles, masks, tile=16, **options)
+    torch.testing.assert_close(tiled.losses, plain.losses, rtol=1e-9, atol=0)
+    torch.testing.assert_close(tiled.stylized, plain.stylized, rtol=0, atol=1e-8)

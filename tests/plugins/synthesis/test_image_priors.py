@@ -142,6 +142,10 @@ def test_fourier_image_with_opacity_does_not_mix_it() -> None:
         ({"transparent": True, "clip_norm": 5}, "no mean colour to clip to"),
         ({"transparent": True, "minimize": True}, "minimize would reward"),
         ({"diversity": 1.0}, "set variants to 2 or more"),
+        ({"parametrization": "cppn", "start": torch.full((1, 3, 12, 12), 0.5)}, "has no start"),
+        ({"parametrization": "cppn", "blur_every": 2}, "set blur_every"),
+        ({"parametrization": "cppn", "clip_norm": 2}, "set blur_every"),
+        ({"render_size": 24}, 'render_size needs parametrization="cppn"'),
         ({"variants": 2, "start_noise": 0.0}, "start_noise above 0"),
     ],
 )
@@ -152,7 +156,56 @@ def test_options_that_exclude_each_other_are_refused(
         visualize_class(model, 0, **FEW | options)
 
 
+def test_network_of_coordinates_raises_the_score_and_is_rendered_at_any_size(model: Model) -> None:
+    options = FEW | {"parametrization": "cppn", "layer": "3", "channels": (1, 4)}
+    result = visualize_neuron(model, **options, frames=2)
+    assert (result.scores[-1] > result.scores[0]).all() and result.alpha is None
+    assert result.frames.shape == (2, 2, 3, 12, 12)
+    large = visualize_neuron(model, **options, render_size=36)
+    assert large.images.shape == (2, 3, 36, 36)
+    torch.testing.assert_close(large.images[..., 1::3, 1::3], result.images, atol=1e-6, rtol=0)
+    alone = visualize_neuron(model, **options | {"channels": (4,)})
+    torch.testing.assert_close(result.images[1:], alone.images, atol=1e-6, rtol=0)
+    variants = visualize_neuron(model, variants=2, diversity=1.0, **options)
+    assert variants.images.shape == (4, 3, 12, 12)
+    assert (variants.images[0] - variants.images[1]).abs().max() > 0.01
+    transparent = visualize_neuron(model, transparent=True, **options | {"size": 10, "render_size": 20})
+    assert transparent.images.shape == (2, 3, 20, 20) and transparent.alpha.shape == (2, 20, 20)
+
+
+def test_network_of_coordinates_restarts_where_a_unit_has_no_gradient(model: Model) -> None:
+    """A unit that the mean colour and faint noise do not activate is reached by more contrast."""
+    network = nn.Sequential(nn.Conv2d(3, 1, 1), nn.ReLU()).double()
+    with torch.no_grad():
+        network[0].weight.fill_(1)
+        network[0].bias.fill_(-0.3)
+    dark = load_model(network, mean=[0.5] * 3, input_size=(3, 12, 12))
+    options = FEW | {"layer": "1", "channels": (0,), "parametrization": "cppn", "start_noise": 1e-3}
+    result = visualize_neuron(dark, unit="channel", **options, variants=2)
+    assert (result.scores[-1] > result.scores[0]).all() and (result.scores[0] > 0).all()
+
+
 def test_network_without_batch_norm_is_refused() -> None:
     model = load_model(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), input_size=(3, 4, 4))
     with pytest.raises(ModelError, match="no batch norm with running statistics"):
         visualize_class(model, 0, batch_norm=1.0)
+
+
+def test_pairs_form_the_grid_of_interactions(model: Model) -> None:
+    options = FEW | {"layer": "3", "channels": (1, 4, 6)}
+    pairs = visualize_neuron(model, unit="pair", **options)
+    assert pairs.layout.tolist() == [[0, 1, 2], [1, 3, 4], [2, 4, 5]]
+    titles = [[panel.title for panel in row] for row in pairs.rows()]
+    assert titles[2] == ["3[1] + 3[6]", "3[4] + 3[6]", "3[6]"]
+    assert pairs.select([1, 2]).layout is None and len(pairs.select([1, 2]).rows()) == 1
+    # Another weight: all cells differ, and (c, d) is the direction w F_c + (1 - w) F_d.
+    leaning = visualize_neuron(model, unit="pair", pair_weight=0.75, **options, variants=2, transparent=True)
+    assert leaning.layout.tolist()[1] == [6, 7, 8, 9, 10, 11] and leaning.images.shape[0] == 18
+    assert leaning.targets[6] == "0.75 3[4] + 0.25 3[1]"
+    assert [len(row) for row in leaning.rows()] == [12, 12, 12]
+    one = visualize_neuron(model, unit="pair", pair_weight=0.75, **options)
+    direction = visualize_neuron(
+        model, unit="direction", direction=[0.25, 0.75], **options | {"channels": (1, 6)}
+    )
+    torch.testing.assert_close(one.images[6:7], direction.images, atol=1e-9, rtol=0)
+    assert visualize_neuron(model, **options).layout is None
