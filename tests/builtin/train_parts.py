@@ -44,7 +44,7 @@ WEIGHT_DECAY = 0.1  # of convolutions and linear layers; none for biases and nor
 FIRST_LAYER_DECAY = 0.5  # smooths the first layer's filters
 
 RECIPE = (
-    f"free adversarial training with eps {EPS * 255:g}/255 and {REPLAYS} updates of a batch; AdamW, batches of "
+    f"free adversarial training, eps {EPS * 255:g}/255, {REPLAYS} updates of a batch; AdamW, batches of "
     f"{BATCH}, bf16; shifts up to {SHIFT} px, mirroring, exchanged color channels, brightness, contrast and "
     f"noise; cross-entropy plus {SPREAD_WEIGHT} x the spread of the last map; stored in half precision"
 )
