@@ -1,6 +1,6 @@
 """Draws the bundled paintings: ``python tests/builtin/draw_paintings.py`` writes the files.
 
-Styles of 256x256 pixels, drawn like the textures of ``draw_textures`` and stored with a palette of 128 colors.
+Styles of 256x256 pixels, drawn like the textures of ``draw_textures``, stored with a palette of 128 colors.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def _dabs(
     key: Keys,
     image: Tensor,
     flow: Tensor,
+    name: str,
     *,
     count: int,
     length: float,
     width: float,
     jitter: float,
-    name: str,
 ) -> Tensor:
     """Repaint an image (3, fine, fine) with strokes along ``flow``, an angle for each pixel."""
     position = uniform(key, f"{name} dabs", 2, count, low=0, high=SIZE)[0]
@@ -87,7 +87,7 @@ def _night(key: Keys, x: Tensor, y: Tensor) -> Tensor:
         shade = 1 + 0.3 * ((y - ridge) / 4).sin()
         image = paint(image, _palette(color)[0] * shade, cover)
         flow = torch.where(cover > 0.5, slope.expand_as(flow), flow)
-    return _dabs(key, image, flow, count=11000, length=11, width=3.0, jitter=0.16, name="night")
+    return _dabs(key, image, flow, "night", count=11000, length=11, width=3.0, jitter=0.16)
 
 
 def _sea(key: Keys, x: Tensor, y: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def _meadow(key: Keys, x: Tensor, y: Tensor) -> Tensor:
     ground = smoothstep(y - near, -0.5, 0.5)
     image = paint(image, _blend(grass, patches), ground)
     flow = torch.where(ground > 0.5, math.pi / 2 + 0.6 * _noise(key, "blades", SIZE, 50, 2), flow)
-    image = _dabs(key, image, flow, count=14000, length=8, width=2.4, jitter=0.12, name="meadow")
+    image = _dabs(key, image, flow, "meadow", count=14000, length=8, width=2.4, jitter=0.12)
     count = 900
     depth, across, kind = uniform(key, "poppies", 3, count)[0]
     order = depth.argsort()  # the near ones last
@@ -196,7 +196,7 @@ def _circles(key: Keys, x: Tensor, y: Tensor) -> Tensor:
     image = _pick(palette, table[number])
     around = torch.where(ring < 4, torch.atan2(u, -v), 0.4 * _noise(key, "square", SIZE, 60, 2))
     image = image * (1 + 0.1 * _noise(key, "wash", SIZE, 30, 5))
-    return _dabs(key, image, around, count=9000, length=7, width=2.6, jitter=0.09, name="circles")
+    return _dabs(key, image, around, "circles", count=9000, length=7, width=2.6, jitter=0.09)
 
 
 def _marbling(key: Keys, x: Tensor, y: Tensor) -> Tensor:
