@@ -23,25 +23,28 @@ from tqdm import tqdm
 from train_classifiers import CLIP_NORM, SPREAD_WEIGHT, spread
 
 from phosphene.builtin.networks import MEAN, STD, normalize
-from phosphene.builtin.part_scenes import PART_CLASSES, SIZE, draw_part_scenes
+from phosphene.builtin.part_scenes import PART_CLASSES, draw_part_scenes
 from phosphene.builtin.parts_resnet import PARTS_RESNET, PartsResNet
 
 # data
 SCENES = 6_000
 TEST_SCENES = 1_000
 SHIFT = 12  # largest random shift in pixels
-SIGMA = 0.08  # largest standard deviation of the noise
+SIGMA = 0.1  # largest standard deviation of the noise
 # adversarial examples
-EPS = 3 / 255
+EPS = 8 / 255
 RAMP = 1 / 3  # fraction of the batches in which the budget rises from 0 to EPS
 REPLAYS = 2  # updates on each batch: on images with noise, then on images moved by that update's gradient
 # optimizer
-EPOCHS = 6
+EPOCHS = 8
 BATCH = 64
 LEARNING_RATE = 3e-3  # maximum of the one-cycle schedule
 WARM_UP = 0.15
 WEIGHT_DECAY = 0.1  # of convolutions and linear layers; none for biases and norms
-FIRST_LAYER_DECAY = 0.5  # smooths the first layer's filters
+# The first layer starts small and learns slowly, so that its filters are smooth and not grained by noise.
+FIRST_LAYER_START = 0.1  # times the usual standard deviation
+FIRST_LAYER_RATE = 1e-3
+FIRST_LAYER_DECAY = 1.0
 
 RECIPE = (
     f"free adversarial training, eps {EPS * 255:g}/255, {REPLAYS} updates of a batch; AdamW, batches of "
@@ -84,11 +87,12 @@ def fit(
     images: Tensor, labels: Tensor, *, epochs: int, seed: int,
     after_epoch: Callable[[nn.Module, int], None] = lambda network, epoch: None,
 ) -> nn.Module:  # fmt: skip
-    """Train a new network on images (N, 3, 128, 128) uint8 and labels (N,); returns it in eval mode."""
+    """Train a new network on images (N, 3, H, W) uint8 and labels (N,); returns it in eval mode."""
     # model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = PartsResNet()
+    network.conv1.weight.data *= FIRST_LAYER_START
     network.to(memory_format=torch.channels_last)
     last_maps: list[Tensor] = []
     hook = network.avgpool.register_forward_pre_hook(lambda _, inputs: last_maps.append(inputs[0]))
@@ -104,7 +108,7 @@ def fit(
     per_epoch = math.ceil(len(images) / BATCH)
     batches = epochs * per_epoch
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, batches * REPLAYS, pct_start=WARM_UP
+        optimizer, [FIRST_LAYER_RATE, LEARNING_RATE, LEARNING_RATE], batches * REPLAYS, pct_start=WARM_UP
     )
 
     # data
@@ -143,12 +147,12 @@ def fit(
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Random shift, mirroring, channel order, contrast, brightness and noise of pixels (N, 3, H, W)."""
-    count = len(images)
+    count, size = len(images), images.shape[-1]
     padded = F.pad(images, (SHIFT,) * 4, mode="reflect")
     corners = torch.randint(2 * SHIFT + 1, (count, 2), generator=generator).tolist()
     orders = torch.rand(count, 3, generator=generator).argsort(dim=1)
     crops = [
-        image[order, y : y + SIZE, x : x + SIZE]
+        image[order, y : y + size, x : x + size]
         for image, order, (y, x) in zip(padded, orders, corners, strict=True)
     ]
     images = torch.stack(crops)
