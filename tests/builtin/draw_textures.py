@@ -148,9 +148,10 @@ def _waves(key: Keys, size: int, x: Tensor, y: Tensor) -> Tensor:
     return image
 
 
-def _strokes(image: Tensor, position: Tensor, angle: Tensor, color: Tensor) -> Tensor:
+def _strokes(
+    image: Tensor, position: Tensor, angle: Tensor, color: Tensor, length: float = 6.0, width: float = 1.8
+) -> Tensor:
     """Paint round-ended strokes (K,) one over another; position (2, K) y and x, color (3, K)."""
-    length, width = 6.0, 1.8
     reach = math.ceil((length / 2 + width) * _FINE) + 1
     canvas = F.pad(image[None], (2 * reach,) * 4, mode="reflect")[0]
     line = (torch.arange(2 * reach, dtype=torch.float32) - reach + 0.5) / _FINE

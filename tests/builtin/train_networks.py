@@ -16,6 +16,7 @@ import train_autoencoder
 import train_classifiers
 import train_denoiser
 import train_fast_style
+import train_parts
 import train_predicted_style
 import train_robust
 import train_sparse_codes
@@ -25,7 +26,7 @@ import typer
 from phosphene.builtin.answers import ANSWERS
 from phosphene.builtin.autoencoder import AUTOENCODER
 from phosphene.builtin.denoiser import DENOISER
-from phosphene.builtin.networks import NETWORKS, ROBUST, WEIGHTS
+from phosphene.builtin.networks import NETWORKS, PARTS_RESNET, ROBUST, WEIGHTS
 from phosphene.builtin.vision_transformer import VIT
 
 CLASSIFIERS = [name for name in NETWORKS if name != ROBUST]
@@ -39,6 +40,7 @@ TRAININGS: dict[str, Callable[..., None]] = {
     AUTOENCODER: train_autoencoder.train,
     VIT: train_vit.train,
     ANSWERS: train_answers.train,
+    PARTS_RESNET: train_parts.train,
 }
 NAMES = [*NETWORKS, *TRAININGS]
 

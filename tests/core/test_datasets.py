@@ -14,6 +14,7 @@ from phosphene import (
     methods,
     resumable_batches,
 )
+from phosphene.builtin.part_scenes import PARTS, draw_part_scenes
 from phosphene.builtin.scenes import draw_scenes
 from phosphene.data import bundled, open_dataset
 from phosphene.images import read_image
@@ -37,8 +38,34 @@ def test_scattered_indices_read_the_same_scenes_as_consecutive_ones(monkeypatch)
     assert counts[5:] == [5]
 
 
+def test_part_scenes_have_labels_masks_boxes_and_images_without_each_part():
+    dataset = open_dataset("builtin:part-scenes/9", read_image, (128, 128))
+    scenes = draw_part_scenes(2, split="test", start=3)
+    assert len(dataset) == 9 and dataset.uri == "builtin:part-scenes/9"
+    assert torch.equal(dataset.read([4, 3]), scenes.images[[1, 0]])
+    assert torch.equal(dataset.masks([3, 4]), scenes.masks)
+    (parts,), (label,), (box,) = dataset.parts([3]), dataset.labels([3]), dataset.boxes([3])
+    assert parts.names == PARTS[label] == scenes.parts(0)
+    assert torch.equal(parts.masks, scenes.part_masks(0))
+    bare = draw_part_scenes(1, split="test", start=3, remove=[parts.names[1]])
+    assert torch.equal(parts.without[1], bare.images[0])
+    left, top, right, bottom = box[0].int().tolist()
+    inside = torch.zeros(128, 128, dtype=torch.bool)
+    inside[top:bottom, left:right] = True
+    assert (
+        not (scenes.masks[0] & ~inside).any()
+        and scenes.masks[0][top].any()
+        and scenes.masks[0][:, left].any()
+    )
+    small = open_dataset("builtin:part-scenes/9", read_image, (64, 96))
+    assert small.read([3]).shape == (1, 3, 64, 96) and small.masks([3]).shape == (1, 64, 96)
+    assert small.parts([3])[0].without.shape == (len(parts.names), 3, 64, 96)
+    assert open_dataset("builtin:scenes/2", read_image, (64, 64)).parts([0]) is None
+
+
 @pytest.mark.parametrize(
-    "uri", ["builtin:scene", "builtin:scenes/0", "builtin:scenes/-1", "builtin:scenes/x"]
+    "uri",
+    ["builtin:part-textures", "builtin:scene", "builtin:scenes/0", "builtin:scenes/-1", "builtin:scenes/x"],
 )
 def test_unknown_bundled_data_set_is_refused(uri):
     with pytest.raises(InputError, match="no bundled data set"):

@@ -109,6 +109,8 @@ CLASSIFIERS: dict[str, type[nn.Module]] = NETWORKS | {VIT: ShapesViT}
 BIASED = "shapes-biased"
 #: Trained on adversarial examples.
 ROBUST = "shapes-robust"
+#: The network of ``parts_resnet``, for scenes of objects made of parts.
+PARTS_RESNET = "parts-resnet"
 
 
 def normalize(images: Tensor) -> Tensor:

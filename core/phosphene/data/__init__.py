@@ -2,8 +2,8 @@
 
 from ..rows import LabelRows, Rows
 from .annotations import CocoDataset, VocDataset
-from .bundled import SceneDataset, TextureDataset
-from .datasets import Batch, Dataset, TensorDataset, stack
+from .bundled import PartSceneDataset, SceneDataset, TextureDataset
+from .datasets import Batch, Dataset, Parts, TensorDataset, stack
 from .fold_tasks import ComputedShard, FoldTask
 from .folders import FileDataset, FolderDataset
 from .folds import Fold, ShardExecutor, State, shard_ranges, shard_state, use_shard_executor
@@ -28,6 +28,8 @@ __all__ = [
     "LabelRows",
     "Localization",
     "ManifestDataset",
+    "PartSceneDataset",
+    "Parts",
     "Rows",
     "SceneDataset",
     "ShardExecutor",

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..builtin.drawing import integers, keys_of, normal, uniform
+from ..builtin.part_scenes import PART_CLASSES, PARTS, draw_part_scenes
 from ..builtin.scenes import CLASSES, Scenes, draw_scenes
 from ..builtin.textures import TEXTURES, load_texture
 from ..images.color import resize
-from .datasets import Dataset, stack
+from .datasets import Dataset, Parts, stack
 
 
 class SceneDataset(Dataset):
@@ -56,6 +57,62 @@ def _test_scenes(count: int, start: int, biased: bool) -> Scenes:
 
 #: Drawing a scene takes longer than a small network does: the last 32 batches are cached (54 MB).
 _cached_test_scenes = lru_cache(maxsize=32)(_test_scenes)
+
+
+class PartSceneDataset(Dataset):
+    """The first ``count`` bundled scenes of objects made of parts, of the test split, in ``size`` (H, W).
+
+    They are drawn when they are read, ``parts`` with each part removed.
+    """
+
+    def __init__(self, count: int = 512, *, size: tuple[int, int] = (128, 128)) -> None:
+        self.uri = f"builtin:part-scenes/{count}"
+        self._count, self._size = count, size
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        images = torch.stack([_part_scene(index)[0] for index in indices])
+        return images if images.shape[2:] == self._size else resize(images, self._size)
+
+    def labels(self, indices: Sequence[int]) -> tuple[str, ...]:
+        return tuple(_part_scene(index)[1] for index in indices)
+
+    def masks(self, indices: Sequence[int]) -> Tensor:
+        return torch.stack([self._masks((_part_scene(index)[2] >= 0)[None])[0] for index in indices])
+
+    def boxes(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        return tuple(torch.stack([_box_around(mask)]) for mask in self.masks(indices))
+
+    def parts(self, indices: Sequence[int]) -> tuple[Parts, ...]:
+        return tuple(map(self._parts, indices))
+
+    def _parts(self, index: int) -> Parts:
+        _, label, part_map = _part_scene(index)
+        names = PARTS[label]
+        without = torch.stack([_part_scene(index, name)[0] for name in names])
+        if without.shape[2:] != self._size:
+            without = resize(without, self._size)
+        return Parts(names, self._masks(part_map == torch.arange(len(names))[:, None, None]), without)
+
+    def _masks(self, masks: Tensor) -> Tensor:
+        """Masks (n, 128, 128) in the size of the images."""
+        return F.interpolate(masks[:, None].float(), self._size, mode="nearest")[:, 0].bool()
+
+
+@lru_cache(maxsize=256)  # 80 MB: a scene takes longer to draw than the network to classify it
+def _part_scene(index: int, removed: str | None = None) -> tuple[Tensor, str, Tensor]:
+    """Image (3, 128, 128), class and part map of a test scene, with a part removed."""
+    remove = () if removed is None else (removed,)
+    scenes = draw_part_scenes(1, split="test", start=index, remove=remove)
+    return scenes.images[0], PART_CLASSES[int(scenes.labels[0])], scenes.part_maps[0]
+
+
+def _box_around(mask: Tensor) -> Tensor:
+    """Left, top, right and bottom (4,) of the True pixels of a mask (H, W)."""
+    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+    return torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
 
 
 class TextureDataset(Dataset):

@@ -35,6 +35,24 @@ class Batch:
         """Boxes (K, 4) of the objects of each image; None where an image has none."""
         return self.dataset.boxes(self.indices)
 
+    @property
+    def parts(self) -> tuple[Parts, ...] | None:
+        """The parts of each image's object; None for a data set without parts."""
+        return self.dataset.parts(self.indices)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of the object in one image, for measuring their importance by intervention.
+
+    ``names`` of the P parts; ``masks`` (P, H, W) bool, the visible pixels of each; ``without`` (P, C, H, W),
+    the image with each part removed and nothing else changed.
+    """
+
+    names: tuple[str, ...]
+    masks: Tensor
+    without: Tensor
+
 
 class Dataset(ABC):
     """Images with ids, read in batches; never all in memory at once."""
@@ -67,6 +85,10 @@ class Dataset(ABC):
         """
         return None
 
+    def parts(self, indices: Sequence[int]) -> tuple[Parts, ...] | None:
+        """The parts of the object in each image; None for a data set that cannot remove parts."""
+        return None
+
     def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """The images from index ``start`` to ``stop`` (default: all) in order, at most ``size`` at a time."""
         for indices in batch_indices(len(self), size, start, stop):
@@ -77,12 +99,14 @@ class Dataset(ABC):
 class TensorDataset(Dataset):
     """Images in memory: (N, C, H, W) in [0, 1].
 
-    ``classes``: N class names. ``objects``: masks (N, H, W) bool of the objects.
+    ``classes``: N class names. ``objects``: masks (N, H, W) bool of the objects. ``object_parts``: the parts
+    of each image's object.
     """
 
     images: Tensor
     classes: Sequence[str] | None = None
     objects: Tensor | None = None
+    object_parts: Sequence[Parts] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -95,6 +119,9 @@ class TensorDataset(Dataset):
 
     def masks(self, indices: Sequence[int]) -> Tensor | None:
         return None if self.objects is None else self.objects[list(indices)]
+
+    def parts(self, indices: Sequence[int]) -> tuple[Parts, ...] | None:
+        return None if self.object_parts is None else tuple(self.object_parts[i] for i in indices)
 
 
 def batch_indices(length: int, size: int, start: int, stop: int | None) -> list[tuple[int, ...]]:

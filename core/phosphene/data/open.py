@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..images.decode import array_images
 from ..images.paths import expand_path, local_path
 from .annotations import CocoDataset, VocDataset, is_voc
-from .bundled import SceneDataset, TextureDataset
+from .bundled import PartSceneDataset, SceneDataset, TextureDataset
 from .datasets import Dataset, TensorDataset
 from .folders import FileDataset, FolderDataset
 from .items import Transform
@@ -38,7 +38,8 @@ def open_dataset(value: object, transform: Transform, size: tuple[int, int]) -> 
         value: a folder, a glob pattern, a list of files or images, a manifest (``.csv``, ``.tsv``,
             ``.parquet``), a COCO annotation file (``.json``), a Pascal VOC folder or a list of names in it
             (``.txt``), a tensor (N, C, H, W), an array (N, H, W, C), a map-style torch data set or a
-            ``DataLoader``, a Hugging Face data set, ``builtin:scenes/1000`` or ``builtin:textures/64``.
+            ``DataLoader``, a Hugging Face data set, ``builtin:scenes/1000``,
+            ``builtin:part-scenes/100`` or ``builtin:textures/64``.
         transform: reads a file or a Pillow image as a tensor (C, H, W).
         size: (H, W) that bundled images are resized to.
 
@@ -93,12 +94,17 @@ def _from_path(text: str, transform: Transform) -> Dataset:
 
 
 def _bundled(uri: str, size: tuple[int, int]) -> Dataset:
-    match = re.fullmatch(r"builtin:(biased-)?(scenes|textures)(?:/0*([1-9]\d*))?", uri)
+    match = re.fullmatch(r"builtin:(biased-|part-)?(scenes|textures)(?:/0*([1-9]\d*))?", uri)
     if match is None or match[1] and match[2] == "textures":
-        allowed = "builtin:scenes, builtin:biased-scenes, builtin:textures, and builtin:scenes/1000"
+        allowed = (
+            "builtin:scenes, builtin:biased-scenes, builtin:part-scenes, builtin:textures, "
+            "and builtin:scenes/1000"
+        )
         raise InputError(f"no bundled data set {uri!r}; there are {allowed}")
     if len(match[3] or "") > _MOST_DIGITS:
         raise InputError(f"{uri!r:.60} is too large: at most {10**_MOST_DIGITS - 1:,} images")
     if match[2] == "textures":
         return TextureDataset(int(match[3] or 256), size=size)
-    return SceneDataset(int(match[3] or 512), size=size, biased=match[1] is not None)
+    if match[1] == "part-":
+        return PartSceneDataset(int(match[3] or 512), size=size)
+    return SceneDataset(int(match[3] or 512), size=size, biased=match[1] == "biased-")

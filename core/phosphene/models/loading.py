@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..builtin.networks import CLASSIFIERS, MEAN, STD, load_network
+from ..builtin.networks import CLASSIFIERS, MEAN, PARTS_RESNET, STD, load_network
 from ..builtin.scenes import CLASSES
 from ..builtin.words import WORDS, ClassWords
 from ..errors import InputError, ModelError, PhospheneError, UnknownName
@@ -77,6 +77,12 @@ class _Builtin:
             raise UnknownName("bundled model", name, self.names())
         if weights is not None:
             raise InputError(f"builtin:{name} has its own weights; there are none called {weights!r}")
+        if name == PARTS_RESNET:
+            from ..builtin.part_scenes import PART_CLASSES, SIZE
+            from ..builtin.parts_resnet import load_parts_resnet
+
+            settings = {"mean": MEAN, "std": STD, "input_size": (3, SIZE, SIZE), "classes": PART_CLASSES}
+            return load_parts_resnet(**options), settings
         settings = {"mean": MEAN, "std": STD, "input_size": (3, 64, 64), "classes": CLASSES}
         if name != WORDS:
             return load_network(name, **options), settings
@@ -84,7 +90,7 @@ class _Builtin:
         return network, settings | {"embed_text": ClassWords(network.classifier)}
 
     def names(self) -> Sequence[str]:
-        return [*CLASSIFIERS, WORDS]
+        return [*CLASSIFIERS, WORDS, PARTS_RESNET]
 
 
 def loaders() -> dict[str, Loader]:

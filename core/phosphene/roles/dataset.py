@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.datasets import Dataset as _Dataset
-from ..data.datasets import TensorDataset
+from ..data.datasets import Parts, TensorDataset
 from ..data.open import open_dataset
 from ..errors import InputError
 from ..images.decode import read_image
@@ -31,7 +31,7 @@ class DatasetRole(InputRole):
     description = "a ``Dataset``, or images (N, C, H, W) in [0, 1]"
     help = (
         "folder of images, manifest (.csv, .parquet), COCO file (.json), Pascal VOC folder, "
-        "builtin:scenes/1000 or builtin:textures/64 (default: builtin:scenes)"
+        "builtin:scenes/1000, builtin:part-scenes/100 or builtin:textures/64 (default: builtin:scenes)"
     )
 
     def read(self, value: Any, context: InputContext) -> _Dataset:
@@ -59,7 +59,8 @@ class DatasetRole(InputRole):
         model, count = request.model, request.dataset_size
         images = request.draw(count, model.input_size[0]).to(model.dtype)
         classes = [str(i % min(request.classes, model.class_count or 1)) for i in range(count)]
-        return TensorDataset(images, classes, _box_masks(count, request.size))
+        masks = _box_masks(count, request.size)
+        return TensorDataset(images, classes, masks, list(map(_sample_parts, images, masks)))
 
     def bad_values(self, good: _Dataset, context: InputContext) -> Iterator[tuple[str, Any]]:
         yield "an empty data set", TensorDataset(torch.zeros(0, 3, 32, 32))
@@ -75,6 +76,13 @@ def _box_masks(count: int, size: tuple[int, int]) -> Tensor:
         top, left = (side * (n + 1) // (3 * count) for side in size)
         mask[top : height - top, left : width - left] = True
     return masks
+
+
+def _sample_parts(image: Tensor, mask: Tensor) -> Parts:
+    """The upper and the lower part of an object, each removed by drawing it in gray."""
+    upper = torch.arange(len(mask)) < len(mask) // 2
+    masks = torch.stack([mask & upper[:, None], mask & ~upper[:, None]])
+    return Parts(("upper", "lower"), masks, torch.where(masks[:, None].to(image.device), 0.5, image))
 
 
 DATASET = DatasetRole()

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 from torch import Tensor
 
-from ..builtin.textures import TEXTURES, load_texture
+from ..builtin.textures import PAINTINGS, TEXTURES, load_painting, load_texture
 from ..data.datasets import stack
 from ..errors import UnknownName
 from ..spec.spec import Role
@@ -21,15 +21,15 @@ Texture: TypeAlias = Annotated[Tensor, Role("texture")]
 def read_textures(value: Any) -> list[Tensor]:
     """The images (3, H, W) of files, Pillow images, arrays and tensors, and of textures by name.
 
-    A bundled texture is ``builtin:bricks``. Each has its own size.
+    A bundled texture is ``builtin:bricks``, a painting ``builtin:night``. Each has its own size.
     """
     textures: list[Tensor] = []
     for item in as_list(value):
         if isinstance(item, str) and item.startswith("builtin:"):
             name = item.removeprefix("builtin:")
-            if name not in TEXTURES:
-                raise UnknownName("bundled texture", name, TEXTURES)
-            textures.append(load_texture(name))
+            if name not in (*TEXTURES, *PAINTINGS):
+                raise UnknownName("bundled texture", name, (*TEXTURES, *PAINTINGS))
+            textures.append(load_painting(name) if name in PAINTINGS else load_texture(name))
         else:
             textures += [image for batch in read_items([item]) for image in batch]
     return textures

@@ -32,6 +32,8 @@ from phosphene import (
     methods,
     run,
 )
+from phosphene.builtin.networks import PARTS_RESNET
+from phosphene.builtin.part_scenes import PART_CLASSES
 from phosphene.builtin.scenes import CLASSES, SIZE, draw_scenes
 from phosphene.data import Localization, localization, open_dataset
 from phosphene.files import check_output_file
@@ -63,6 +65,9 @@ _OWN_LABELS = ("label", "truth")
 
 #: How the URIs of bundled trained networks begin, other than those of textures and data sets.
 _BUNDLED_NETWORK = "builtin:shapes-"
+
+#: How the URIs of bundled scenes begin whose classes a network of the same scenes has.
+_BUNDLED_SCENES = ("builtin:scenes", "builtin:part-scenes")
 
 
 @dataclass(frozen=True)
@@ -104,15 +109,26 @@ class Source:
 
     @property
     def knows_scenes(self) -> bool:
-        """Whether the network has the classes of the bundled scenes."""
-        return self.model.classes == CLASSES
+        """Whether the network has the classes of bundled scenes, of either kind."""
+        return self.model.classes in (CLASSES, PART_CLASSES)
 
     def is_demo_model(self, spec: MethodSpec) -> bool:
         """Whether the network is that of the method's demo, whose layers the demo names."""
-        takes_model = spec.input("model")
-        default = ROLES["model"].default
-        demo = default if takes_model is None else spec.demo.get(takes_model.name, default)
-        return self.uri is None or self.uri == demo
+        return self.uri is None or self.uri == _demo_model(spec)
+
+    def has_demo_classes(self, spec: MethodSpec) -> bool:
+        """Whether the network has the classes of that of the method's demo."""
+        of_parts = _demo_model(spec) == f"builtin:{PARTS_RESNET}"
+        return self.uri is None or self.model.classes == (PART_CLASSES if of_parts else CLASSES)
+
+    def own_scenes(self, value: Any) -> Any:
+        """Bundled scenes of a demo, replaced by those that a network of the user's was trained on."""
+        if isinstance(value, dict):
+            return value | {"files": self.own_scenes(value["files"])}
+        if self.uri is None or not isinstance(value, str) or not value.startswith(_BUNDLED_SCENES):
+            return value
+        kind = "part-scenes" if self.model.classes == PART_CLASSES else "scenes"
+        return re.sub(r"^builtin:(part-)?scenes", f"builtin:{kind}", value)
 
     def dataset(self) -> str | list[str]:
         """The images as a data set: one folder, whose subfolders are classes, or all of several."""
@@ -130,7 +146,8 @@ class Source:
 
     def card_files(self, demo: Any) -> list[str]:
         """The files of a card, no more than its demo has images."""
-        number = re.fullmatch(r"builtin:\w+/(\d+)", demo) if isinstance(demo, str) else None
+        demo = demo["files"] if isinstance(demo, dict) else demo
+        number = re.fullmatch(r"builtin:[\w-]+/(\d+)", demo) if isinstance(demo, str) else None
         return list(self.files[: int(number[1])] if number else self.files)
 
     def card_images(self, demo: Any, own_size: bool) -> Any:
@@ -221,7 +238,7 @@ def make_gallery(
     except KeyboardInterrupt:
         _write(page, gallery)
         raise
-    if source.knows_scenes:
+    if source.model.classes == CLASSES:
         attributions = {
             e.call: methods[e.call]
             for e in gallery.exhibits
@@ -272,7 +289,9 @@ def _card_inputs(spec: MethodSpec, source: Source) -> tuple[dict[str, Any], str]
     lacking = ""
     for declared in spec.inputs:
         name, role = declared.name, ROLES[declared.role]
-        bundled = inputs.get(name, role.default if declared.required else None)
+        bundled = source.own_scenes(inputs.get(name, role.default if declared.required else None))
+        if name in inputs or bundled != role.default and bundled is not None:
+            inputs[name] = bundled
         if declared.role == "model":
             if source.uri is not None:
                 inputs[name] = source.uri
@@ -280,7 +299,7 @@ def _card_inputs(spec: MethodSpec, source: Source) -> tuple[dict[str, Any], str]
             if source.files:
                 own_size = declared.own_size or spec.input("model") is None
                 inputs[name] = source.card_images(inputs.get(name), own_size)
-        elif source.knows_scenes:
+        elif source.has_demo_classes(spec):
             continue
         elif declared.role == "target":
             inputs.pop(name, None)
@@ -294,7 +313,7 @@ def _card_inputs(spec: MethodSpec, source: Source) -> tuple[dict[str, Any], str]
                 inputs[name] = [(k + 1) % classes for k in source.predicted[:count]]
         elif bundled is None:
             continue
-        elif declared.role == "dataset" and str(bundled).startswith("builtin:scenes"):
+        elif declared.role == "dataset" and str(bundled).startswith(_BUNDLED_SCENES):
             if source.images:
                 inputs[name] = source.dataset()
         elif _BUNDLED_NETWORK in str(bundled) or "builtin:biased-scenes" in str(bundled):
@@ -315,7 +334,7 @@ def _demo_parameters(method: Method[..., Any], source: Source) -> dict[str, Any]
     left_out = {*method.layers, *CHANNEL_PARAMETERS}
     if source.model.input_size != (3, SIZE, SIZE):
         left_out |= PIXEL_PARAMETERS
-    if not source.knows_scenes:
+    if not source.has_demo_classes(method.spec):
         left_out |= {name for name, value in demo.items() if "builtin:" in str(value)}
     params = {name: value for name, value in demo.items() if name not in left_out}
     if not source.knows_scenes and not source.has_labels:
@@ -351,6 +370,13 @@ def _run_on_network(
             with suppress(DivergenceError, InputError, ModelError, UnknownName):
                 return run(call, **inputs, **other), other
         raise
+
+
+def _demo_model(spec: MethodSpec) -> str:
+    """The URI of the network of a method's demo."""
+    takes_model = spec.input("model")
+    default = str(ROLES["model"].default)
+    return default if takes_model is None else spec.demo.get(takes_model.name, default)
 
 
 def _has_own_model(spec: MethodSpec) -> bool:

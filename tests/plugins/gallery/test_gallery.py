@@ -207,5 +207,6 @@ def test_every_method_has_a_nonblank_figure(name: str) -> None:
     count = 60 if spec.family in ("comparison", "concepts") else 20
     few = {i.name: f"builtin:scenes/{count}" for i in spec.inputs if i.name in ("dataset", "concepts")}
     models = {name: spec.demo[name] for name in ("model", "other") if name in spec.demo}
+    few |= {name: value for name, value in spec.demo.items() if str(value).startswith("builtin:part-scenes")}
     result = run(name, progress=False, **few | models, **spec.quick, **seed)
     assert max(panel.image.std() for row in panel_rows(result) for panel in row) > 0.01
