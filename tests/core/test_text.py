@@ -43,6 +43,7 @@ QUICK = {
     "UnitNames": "name_units",
     "AnswerMaps": "answer_attribution",
     "PromptMaps": "prompt_attribution",
+    "LearnedStylization": "inst_style",
     "SparseCodes": "sparse_autoencoder",
     "DecisionRegions": "decision_boundary_map",
     "Dissection": "network_dissection",

@@ -82,6 +82,18 @@ class Denoiser(nn.Module):
                 return x + signal * output
         return (x - signal * output) / noise
 
+    def target(self, clean: Tensor, noise: Tensor, t: int) -> Tensor:
+        """What ``predict(x_t, t)`` is trained to return, of x_0 and the noise in x_t."""
+        signal, level = self.levels(t)
+        match self.prediction:
+            case "epsilon":
+                return noise
+            case "v_prediction":
+                return signal * noise - level * clean
+            case "flow_prediction":
+                return noise - clean
+        return clean
+
     def step(self, x: Tensor, output: Tensor, t: int, next_t: int) -> Tensor:
         """x_t moved along to time step ``next_t`` by one deterministic step (DDIM, or Euler's of a flow).
 
