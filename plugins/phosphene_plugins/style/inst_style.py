@@ -1,4 +1,4 @@
-"""InST: a style learned as words of a diffusion model's prompt (textual inversion), then applied to images."""
+"""InST: a style learned as words of a diffusion model's prompt (textual inversion), applied to images."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def learned_words_are_the_least_squares_solution() -> None:
     for inversion, tolerance in (("embedding", 1e-3), ("attention", 1e-2)):
         options = {"inversion": inversion, "fit_steps": 400, "lr": 0.05, "seed": 3}
         result = call(images, styles, denoiser, strength=1.0, steps=2, **options)
-        found = result.tokens.mean(0)  # which the prediction depends on
-        assert (found - expected).abs().max() < tolerance, f"{inversion}: {found} is not {expected}"
+        learned = result.tokens.mean(0)  # which the prediction depends on
+        assert (learned - expected).abs().max() < tolerance, f"{inversion}: {learned} is not {expected}"
         residual = (2 * styles - 1 - (weight @ expected)[:, None, None]).square().mean()
         assert abs(result.fit_losses[-1] - residual) < tolerance
         # z_2 = s z_0 + l eps, from which the network's noise is subtracted and added again; then two steps.
-        drawn = (weight @ found)[:, None, None]
+        drawn = (weight @ learned)[:, None, None]
         noise = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         clean = 2 * images - 1
         (signal, level), levels = denoiser.levels(2), [denoiser.levels(t) for t in (1, 0)]
@@ -139,7 +139,8 @@ class _Words(nn.Module):
         ),
         Reference(
             key="gal2023",
-            title="An Image is Worth One Word: Personalizing Text-to-Image Generation using Textual Inversion",
+            title="An Image is Worth One Word: Personalizing Text-to-Image Generation using Textual "
+            "Inversion",
             authors="Gal, Alaluf, Atzmon, Patashnik, Bermano, Chechik, Cohen-Or",
             year=2023,
             url="https://arxiv.org/abs/2208.01618",
