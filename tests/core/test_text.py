@@ -44,6 +44,7 @@ QUICK = {
     "AnswerMaps": "answer_attribution",
     "PromptMaps": "prompt_attribution",
     "ChangedQuestions": "question_attack",
+    "LearnedStylization": "inst_style",
     "SparseCodes": "sparse_autoencoder",
     "DecisionRegions": "decision_boundary_map",
     "Dissection": "network_dissection",

@@ -9,7 +9,7 @@ from ..builtin.denoiser import DENOISER as _BUNDLED
 from ..builtin.denoiser import load_denoiser
 from ..errors import InputError
 from ..generative.denoisers import Denoiser as _Denoiser
-from ..generative.denoisers import load_pipeline
+from ..generative.pipelines import load_pipeline
 from ..spec.spec import Role
 from .base import InputContext, InputRole, check_type
 

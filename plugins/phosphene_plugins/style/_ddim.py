@@ -12,23 +12,22 @@ from torch import Tensor
 from phosphene import progress_bar
 from phosphene.generative import Denoiser
 
-from ._diffusion_hooks import Eps
+from ._diffusion_hooks import Predict
 
 
-def ddim(denoiser: Denoiser, eps: Eps, x: Tensor, times: Sequence[int], description: str) -> Tensor:
+def ddim(denoiser: Denoiser, predict: Predict, x: Tensor, times: Sequence[int], description: str) -> Tensor:
     """x moved along the time steps, upwards (inversion) or downwards (sampling), by the same update.
 
     x_t' = sqrt(abar_t') (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t) + sqrt(1 - abar_t') eps
 
-    with eps at x_t and at the noisier of t and t', so that both directions evaluate the network at the same
-    times. ``description`` is the title of the progress bar.
+    or, of a flow-matching model, x_t' = x_t + (sigma_t' - sigma_t) v, with ``predict`` at x_t and at the
+    noisier of t and t', so that both directions evaluate the network at the same times. ``description`` is
+    the title of the progress bar.
 
     Source: Song, Meng and Ermon 2021, equation 12 with sigma = 0.
     """
     for t, next_t in progress_bar(list(pairwise(times)), description):
-        noise = eps(x, max(t, next_t))
-        (signal, level), (next_signal, next_level) = denoiser.levels(t), denoiser.levels(next_t)
-        x = next_signal * (x - level * noise) / signal + next_level * noise
+        x = denoiser.step(x, predict(x, max(t, next_t)), t, next_t)
     return x
 
 

@@ -13,26 +13,37 @@ from phosphene import ModelError, UnknownName
 from phosphene.generative import Denoiser
 from phosphene.hooks import Tap
 
-#: eps(x, t): the noise in x at a time step t.
-Eps: TypeAlias = Callable[[Tensor, int], Tensor]
+#: predict(x, t): what a denoiser's network predicts of x at a time step t.
+Predict: TypeAlias = Callable[[Tensor, int], Tensor]
 
 #: Layer outputs, by time step and layer name.
 LayerOutputs: TypeAlias = dict[int, dict[str, Tensor]]
+
+
+def _layers(denoiser: Denoiser) -> list[tuple[str, nn.Module]]:
+    """Layers of the network that predicts noise, by name, without those of a pipeline's autoencoder."""
+    return [(name, layer) for name, layer in denoiser.named_modules() if not name.startswith("autoencoder.")]
 
 
 def self_attention_layers(denoiser: Denoiser) -> list[str]:
     """Names of the self-attention layers: modules with to_q, to_k and to_v that take no text."""
     return [
         name
-        for name, layer in denoiser.named_modules()
+        for name, layer in _layers(denoiser)
         if all(hasattr(layer, f"to_{projection}") for projection in "qkv")
         and not getattr(layer, "is_cross_attention", False)
     ]
 
 
+def query_layer(denoiser: Denoiser, attention: str) -> str:
+    """Name of the layer whose output is the queries of an attention layer: the normalization, if any."""
+    normalized = getattr(denoiser.get_submodule(attention), "norm_q", None) is not None
+    return f"{attention}.{'norm_q' if normalized else 'to_q'}"
+
+
 def residual_blocks(denoiser: Denoiser) -> list[str]:
     """Names of the residual blocks, which diffusers calls ``resnets.N``."""
-    return [name for name, _ in denoiser.named_modules() if re.search(r"resnets\.\d+$", name)]
+    return [name for name, _ in _layers(denoiser) if re.search(r"resnets\.\d+$", name)]
 
 
 def finer_up_blocks(layers: list[str]) -> list[str]:
@@ -57,25 +68,27 @@ def select_layers(available: list[str], requested: list[str] | None, kind: str) 
     return requested or finer_up_blocks(available)
 
 
-def record_outputs(denoiser: Denoiser, layers: Iterable[str], outputs: LayerOutputs) -> Eps:
-    """eps(x, t) that also stores the layers' outputs in ``outputs``."""
+def record_outputs(denoiser: Denoiser, layers: Iterable[str], outputs: LayerOutputs) -> Predict:
+    """predict(x, t) that also stores the layers' outputs in ``outputs``."""
     modules = {name: denoiser.get_submodule(name) for name in layers}
 
-    def eps(x: Tensor, t: int) -> Tensor:
+    def predict(x: Tensor, t: int) -> Tensor:
         with Tap(modules) as tap:
-            noise = denoiser.eps(x, t)
+            output = denoiser.predict(x, t)
             outputs[t] = {name: tap[name] for name in modules}
-        return noise
+        return output
 
-    return eps
+    return predict
 
 
-def replace_outputs(denoiser: Denoiser, replacements: Mapping[str, Callable[[int, Tensor], Tensor]]) -> Eps:
-    """eps(x, t) in which each layer's output is replaced by ``replacements[name](t, output)``."""
+def replace_outputs(
+    denoiser: Denoiser, replacements: Mapping[str, Callable[[int, Tensor], Tensor]]
+) -> Predict:
+    """predict(x, t) in which each layer's output is replaced by ``replacements[name](t, output)``."""
     modules: dict[str, nn.Module] = {name: denoiser.get_submodule(name) for name in replacements}
 
-    def eps(x: Tensor, t: int) -> Tensor:
+    def predict(x: Tensor, t: int) -> Tensor:
         with Tap(modules, replace={name: (1, partial(f, t)) for name, f in replacements.items()}):
-            return denoiser.eps(x, t)
+            return denoiser.predict(x, t)
 
-    return eps
+    return predict

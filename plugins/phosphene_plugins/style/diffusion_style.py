@@ -21,6 +21,7 @@ from ._adain import adain
 from ._ddim import ddim, encode_padded, timesteps
 from ._diffusion_hooks import (
     LayerOutputs,
+    query_layer,
     record_outputs,
     replace_outputs,
     residual_blocks,
@@ -60,7 +61,7 @@ def gaussian_images_have_a_closed_form() -> None:
     inversion_errors, result_errors = [], []
     for steps in (50, 100, 200):
         x = denoiser.encode(content)
-        inverted = ddim(denoiser, denoiser.eps, x, timesteps(1000, steps), "")
+        inverted = ddim(denoiser, denoiser.predict, x, timesteps(1000, steps), "")
         inversion_errors.append((inverted - denoiser.solve_ode(x, 999)).abs().max().item())
         result = diffusion_style(content, style, denoiser, inject="nothing", steps=steps)
         result_errors.append((result.stylized - adain(content, style)).abs().max().item())
@@ -290,8 +291,11 @@ def diffusion_style(
     with "content_prompt, style_prompt" and eps = eps_empty + guidance (eps_text - eps_empty).
 
     Images (N, C, H, W) and styles (S, C, H', W') are in [0, 1], best of the size that the model was trained
-    on. ``denoiser`` is the bundled one, the folder of a diffusers pipeline (unconditional, or a Stable
-    Diffusion, by default with the empty prompt), or a ``Denoiser``. The model can only transfer what it can
+    on. ``denoiser`` is the bundled one, the folder of a diffusers pipeline (unconditional, Stable Diffusion
+    1, 2, XL or 3, or Flux, by default with the empty prompt), or a ``Denoiser``. Stable Diffusion 3 and
+    Flux have attention over image and text together: the image's queries, keys and values are replaced (in
+    Flux's single blocks the text's too), queries after their normalization; without residual blocks they
+    take no features, and Flux takes one style of the images' size. The model can only transfer what it can
     generate: the bundled pixel model, a small one, transfers color and layout more than brushwork.
 
     Returns:
@@ -338,7 +342,8 @@ def diffusion_style(
     match inject:
         case "attention":
             attention = select_layers(self_attention_layers(denoiser), layers, "self-attention layer")
-            of_content = {f"{name}.to_q": queries for name in attention}
+            of_content = {query_layer(denoiser, name): queries for name in attention}
+            _require_same_positions(denoiser, images, styles)
             of_style = {
                 f"{name}.to_{projection}": keys_or_values for name in attention for projection in "kv"
             }
@@ -359,7 +364,7 @@ def diffusion_style(
         empty = inject_empty(x, t)
         return empty + guidance * (noise - empty)
 
-    times = timesteps(len(denoiser.alphas_cumprod), steps)
+    times = timesteps(denoiser.time_steps, steps)
     stylized = []
     with guard(denoiser):
         y = ddim(denoiser, record_style, encode_padded(denoiser, styles), times, "Inverting styles")
@@ -370,6 +375,19 @@ def diffusion_style(
     return Stylization(
         images=images, stylized=torch.cat(stylized).to(images), style=f"{inject} injected", sources=styles
     )
+
+
+def _require_same_positions(denoiser: NoisePredictor, images: Tensor, styles: Tensor) -> None:
+    """Raises InputError where keys carry positions, which those of another size do not share."""
+    size, other = (
+        [-(-side // denoiser.multiple) * denoiser.multiple for side in batch.shape[2:]]
+        for batch in (images, styles)
+    )
+    if denoiser.positional_keys and (len(styles) > 1 or size != other):
+        raise InputError(
+            f"the keys of this model carry their position, so it takes one style of the images' size, "
+            f"{size[0]} x {size[1]}, not {len(styles)} of {other[0]} x {other[1]}"
+        )
 
 
 @hookimpl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 
 import torch
@@ -58,9 +59,13 @@ class ColorWords(Denoiser):
     linear in features of the word once ||x_t||^2 cancels: a layer of cross-attention with the probabilities
     r. Then E[x_0 | x_t] = (1 - a^2 s^2 / v) sum_w r_w c_w + (a s^2 / v) x_t. The empty prompt is the mixture
     of all ``WORDS``; other words draw nothing. x_0 has half the image's resolution.
+
+    A learned word is eight numbers: c_w in [-1, 1], the center (row, column), the logarithm of the spread
+    (row, column), and the log weight.
     """
 
     multiple, image_size = 2, (64, 64)
+    token_width = 8
     uri = "builtin:color-words"
 
     def __init__(self) -> None:
@@ -69,7 +74,7 @@ class ColorWords(Denoiser):
         unknown = [0.0] * 8 + [_NEVER]
         self.table = nn.Parameter(torch.tensor([*rows, unknown], device="cpu"), requires_grad=False)
         self.attention = WordAttention()
-        self.numbers = list(range(len(WORDS)))
+        self.words = self.table[: len(WORDS)]
 
     def forward(self, x: Tensor, t: int) -> Tensor:
         a, sigma = self.levels(t)
@@ -80,7 +85,7 @@ class ColorWords(Denoiser):
         one = torch.ones_like(row)
         fixed = torch.stack([-(a**2) / (2 * v) * one, row**2, row, column**2, column, one]).to(x)
         features = torch.cat([a / v * x, fixed.expand(len(x), -1, -1, -1)], 1).flatten(2).mT
-        words = self.table[self.numbers].to(x).expand(len(x), -1, -1)
+        words = self.words.to(x).expand(len(x), -1, -1)
         color = self.attention(features, words).mT.unflatten(2, x.shape[2:])
         share = a * SPREAD**2 / v
         return (x - a * ((1 - a * share) * color + share * x)) / sigma
@@ -93,11 +98,33 @@ class ColorWords(Denoiser):
         words = _split(text.lower())
         if words and not set(words) & set(vocabulary):
             raise InputError(f"{self.uri} draws none of these words; it draws {', '.join(vocabulary)}")
-        # The last row of the table draws nothing.
-        view.numbers = [
-            vocabulary.index(word) if word in WORDS else len(WORDS) for word in words
-        ] or self.numbers
+        if words:
+            # The last row of the table draws nothing.
+            numbers = [vocabulary.index(word) if word in WORDS else len(WORDS) for word in words]
+            view.words = self.table[numbers]
+        else:
+            view.words = self.table[: len(WORDS)]
         return view
+
+    def with_tokens(self, text: str, tokens: Tensor) -> ColorWords:
+        if tokens.ndim != 2 or tokens.shape[1] != 8:
+            raise InputError(f"tokens have the shape (n, 8) for this model, not {tuple(tokens.shape)}")
+        if "*" not in text:
+            raise InputError(f"the text {text!r} has no *, which stands for the learned tokens")
+        learned = _token_rows(tokens).to(self.table)
+        view = copy.copy(self)
+        rows = []
+        for word in re.findall(r"\w+|\*", text.lower()):
+            number = list(WORDS).index(word) if word in WORDS else len(WORDS)
+            rows.append(learned if word == "*" else self.table[number : number + 1])
+        view.words = torch.cat(rows)
+        return view
+
+    def token_embedding(self, word: str) -> Tensor:
+        """Of a word without a color: gray, in the center, as wide as half the image."""
+        color, center, spread, weight = WORDS.get(word.lower(), ((0.5,) * 3, (0.5, 0.5), (0.5, 0.5), 0.0))
+        numbers = [2 * value - 1 for value in color] + [*center, *map(math.log, spread), weight]
+        return torch.tensor(numbers, device=self.table.device)
 
     def encode(self, images: Tensor) -> Tensor:
         """x_0 of images in [0, 1]: 2 I - 1 at half the resolution."""
@@ -111,6 +138,16 @@ class ColorWords(Denoiser):
 def _split(text: str) -> list[str]:
     """The words of a text, without punctuation."""
     return re.findall(r"\w+", text)
+
+
+def _token_rows(tokens: Tensor) -> Tensor:
+    """The rows (n, 9) of the table of learned words (n, 8), as ``_embedding`` has those of ``WORDS``."""
+    color, center, weight = tokens[:, :3], tokens[:, 3:5], tokens[:, 7]
+    spread = tokens[:, 5:7].exp()
+    quadratic, linear = -0.5 / spread**2, center / spread**2
+    constant = weight - 0.5 * (center / spread).square().sum(1)
+    position = torch.stack([quadratic, linear], 2).flatten(1)
+    return torch.cat([color, color.square().sum(1, keepdim=True), position, constant[:, None]], 1)
 
 
 def _embedding(

@@ -23,7 +23,7 @@ class TextDenoiserRole(InputRole):
     name, value_type, default = "text_denoiser", Denoiser, ColorWords.uri
     metavar = "FOLDER"
     description = "text-conditioned diffusion model, a ``Denoiser``"
-    help = f"folder of a Stable Diffusion pipeline (default: {ColorWords.uri})"
+    help = f"folder of a text-to-image pipeline (default: {ColorWords.uri})"
 
     def read(self, value: Any, context: InputContext) -> Denoiser:
         if value == self.default:
@@ -40,7 +40,7 @@ class TextDenoiserRole(InputRole):
             denoiser.prompted("")
         except InputError as error:
             raise InputError(
-                f"{error}: pass the folder of a Stable Diffusion pipeline, or {self.default}"
+                f"{error}: pass the folder of a text-to-image pipeline, or {self.default}"
             ) from error
         return denoiser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -22,8 +23,8 @@ from phosphene import (
     method,
     progress_bar,
 )
-from phosphene.generative import Denoiser
-from phosphene.hooks import Tap, guard
+from phosphene.generative import Denoiser, Pipeline
+from phosphene.hooks import RecordAttention, Tap, guard
 from phosphene.roles import Seed
 from phosphene.spec import Agrees, Cost, PixelRange, UnitRange, ceil, maximum, minimum, param
 
@@ -259,11 +260,17 @@ def prompt_attribution(
     Attention tells where the word was read. What other words would have drawn, it does not tell, and text
     encoders mix words: an adjective's map often covers its object, and words of one category each other's.
 
-    ``text_denoiser`` is the folder of a Stable Diffusion pipeline of diffusers, or a ``Denoiser`` with
-    ``prompted`` and ``word_tokens`` whose cross-attention layers have the parts of diffusers (``to_q``,
-    ``to_k``, ``heads``, ``is_cross_attention``). The default, builtin:color-words, draws landscapes from
-    ten words without a trained network: its attention is the posterior probability that a word drew the
-    pixel, so that its maps are right by construction. It shows the method, not a model.
+    In Stable Diffusion 3 and Flux image and text attend to each other in one layer: F is then the part of
+    softmax(Q [K_image, K_text]^T / sqrt(d)) of image positions to text tokens, so that a position's
+    attention to other positions lowers all words' maps. The attention of one layer is in memory at a time,
+    (heads, L, L) for the L tokens of image and text.
+
+    ``text_denoiser`` is the folder of a text-to-image pipeline of diffusers (Stable Diffusion 1, 2, XL or 3,
+    Flux), or a ``Denoiser`` with ``prompted`` and ``word_tokens`` whose cross-attention layers have the
+    parts of diffusers (``to_q``, ``to_k``, ``heads``, ``is_cross_attention``). The default,
+    builtin:color-words, draws landscapes from ten words without a trained network: its attention is the
+    posterior probability that a word drew the pixel, so that its maps are right by construction. It shows
+    the method, not a model.
 
     Returns:
         ``image`` (C, H, W) in [0, 1], ``maps`` (words, H, W) in [0, 1], raw, and ``words``.
@@ -291,7 +298,9 @@ def prompt_attribution(
         raise InputError("this diffusion model does not record its image size: pass size=[height, width]")
     chosen = _cross_attention(text_denoiser, layers)
     with_prompt, with_empty = text_denoiser.prompted(prompt), text_denoiser.prompted("")
-    parts = [f"{name}.{part}" for name in chosen for part in ("to_q", "to_k")]
+    joint_layers = [name for name in chosen if not _is_cross(with_prompt.get_submodule(name))]
+    cross_layers = [name for name in chosen if name not in joint_layers]
+    parts = [f"{name}.{part}" for name in cross_layers for part in ("to_q", "to_k")]
     modules = {part: with_prompt.get_submodule(part) for part in parts}
     weight = next(text_denoiser.parameters(), torch.zeros(()))
     multiple = text_denoiser.multiple
@@ -302,21 +311,30 @@ def prompt_attribution(
         shape = text_denoiser.encode(blank).shape
         random = torch.Generator().manual_seed(seed or 0)
         x = torch.randn(shape, generator=random, dtype=blank.dtype).to(blank)
-        times = _times(len(text_denoiser.alphas_cumprod), steps)
+        times = _times(text_denoiser.time_steps, steps)
         attention: dict[str, Tensor] = {}  # (words, positions), summed over the steps
+
+        def add(name: str, probabilities: Tensor) -> None:
+            by_word = torch.stack([probabilities[:, tokens].sum(1) for _, tokens in words])
+            attention[name] = attention.get(name, 0) + by_word
+
+        def add_joint(name: str, probabilities: Tensor) -> Tensor:
+            joint.maps.clear()  # else the attention of all layers would be in memory at once
+            if name:
+                add(name, _image_to_text(probabilities[0], with_prompt))
+            return probabilities
+
+        joint = RecordAttention({name: with_prompt.get_submodule(name) for name in joint_layers}, add_joint)
         for t, next_t in progress_bar(list(pairwise(times)), "Sampling"):
-            with Tap(modules) as tap:
-                noise = with_prompt.eps(x, t)
-                for name in chosen:
+            with Tap(modules) as tap, joint if joint_layers else nullcontext():
+                output = with_prompt.predict(x, t)
+                for name in cross_layers:
                     layer = with_prompt.get_submodule(name)
-                    probabilities = _attention(layer, tap[f"{name}.to_q"], tap[f"{name}.to_k"])
-                    by_word = torch.stack([probabilities[:, tokens].sum(1) for _, tokens in words])
-                    attention[name] = attention.get(name, 0) + by_word
+                    add(name, _attention(layer, tap[f"{name}.to_q"], tap[f"{name}.to_k"]))
             if guidance != 1:
-                empty = with_empty.eps(x, t)
-                noise = empty + guidance * (noise - empty)
-            (signal, level), (next_signal, next_level) = (text_denoiser.levels(time) for time in (t, next_t))
-            x = next_signal * (x - level * noise) / signal + next_level * noise
+                empty = with_empty.predict(x, t)
+                output = empty + guidance * (output - empty)
+            x = text_denoiser.step(x, output, t, next_t)
         maps = torch.stack([_upsample(a, name, shape[2:], padded) for name, a in attention.items()]).mean(0)
         image = text_denoiser.decode(x)[0].clamp(0, 1)
     return PromptMaps(
@@ -335,11 +353,11 @@ def _times(count: int, steps: int) -> list[int]:
 
 
 def _cross_attention(denoiser: Denoiser, requested: list[str] | None) -> list[str]:
-    """Names of the cross-attention layers: those requested, or all outside the middle block."""
+    """Names of the layers in which positions attend to text: those requested, or all outside the middle."""
     available = [
         name
         for name, layer in denoiser.named_modules()
-        if getattr(layer, "is_cross_attention", False) and hasattr(layer, "to_q") and hasattr(layer, "to_k")
+        if _is_cross(layer) or _is_joint(denoiser, name, layer)
     ]
     if not available:
         raise ModelError("this diffusion model has no cross-attention between positions and words")
@@ -349,6 +367,31 @@ def _cross_attention(denoiser: Denoiser, requested: list[str] | None) -> list[st
         if name not in available:
             raise UnknownName("cross-attention layer", name, available, "this diffusion model")
     return requested or [name for name in available if "mid_block" not in name] or available
+
+
+def _is_cross(layer: Any) -> bool:
+    return bool(
+        getattr(layer, "is_cross_attention", False) and hasattr(layer, "to_q") and hasattr(layer, "to_k")
+    )
+
+
+def _is_joint(denoiser: Denoiser, name: str, layer: Any) -> bool:
+    """Whether a layer's attention is over image and text together: with projections of the text of its own,
+    or in a block whose tokens are both."""
+    return (
+        isinstance(denoiser, Pipeline)
+        and denoiser.joint_attention is not None
+        and hasattr(layer, "to_q")
+        and (getattr(layer, "added_kv_proj_dim", None) is not None or "single_transformer_blocks" in name)
+    )
+
+
+def _image_to_text(probabilities: Tensor, denoiser: Any) -> Tensor:
+    """Attention (positions, tokens), the mean over the heads, from that of all tokens (heads, L, L)."""
+    text = denoiser.prompt.shape[1]
+    if denoiser.joint_attention == "image first":
+        return probabilities[:, :-text, -text:].mean(0)
+    return probabilities[:, text:, :text].mean(0)
 
 
 def _attention(layer: Any, query: Tensor, key: Tensor) -> Tensor:

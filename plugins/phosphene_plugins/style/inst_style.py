@@ -1,0 +1,333 @@
+"""InST: a style learned as words of a diffusion model's prompt (textual inversion), applied to images."""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from phosphene import InputError, Reference, fork_random_state, hookimpl, method, progress_bar
+from phosphene.generative import Denoiser
+from phosphene.hooks import guard
+from phosphene.roles import Content, Seed, Styles
+from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, ceil, maximum, minimum, param, size
+
+from ..vision_language._text_denoiser_role import TextDenoiser
+from ._ddim import ddim, encode_padded, timesteps
+from ._learned_style_result import LearnedStylization
+from ._pixel_features import draw_images
+
+
+class _LinearDenoiser(Denoiser):
+    """Predicts x_0 = B v at every position and time, of the mean v (D,) of the prompt's words."""
+
+    prediction = "sample"
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(torch.tensor([0.95, 0.8, 0.4]))
+        self.weight = nn.Parameter(weight)
+        self.words = weight.new_zeros(1, weight.shape[1])
+
+    @property
+    def token_width(self) -> int:
+        return self.weight.shape[1]
+
+    def prompted(self, text: str) -> _LinearDenoiser:
+        return self
+
+    def with_tokens(self, text: str, tokens: Tensor) -> _LinearDenoiser:
+        view = copy.copy(self)
+        view.words = tokens
+        return view
+
+    def token_embedding(self, word: str) -> Tensor:
+        return torch.linspace(-1, 2, self.token_width, dtype=self.weight.dtype)
+
+    def forward(self, x: Tensor, t: int) -> Tensor:
+        color = self.weight @ self.words.mean(0)
+        return color[:, None, None].expand_as(x)
+
+
+def learned_words_are_the_least_squares_solution() -> None:
+    """v = pinv(B) mean(x_0) of two styles, and the stylized image by hand; B has more rows than columns."""
+    with fork_random_state():
+        torch.manual_seed(0)
+        weight = torch.linalg.qr(torch.randn(3, 2, dtype=torch.float64))[0] @ torch.diag(
+            torch.tensor([1.0, 0.6], dtype=torch.float64)
+        )
+    denoiser = _LinearDenoiser(weight)
+    styles, images = draw_images(2, 3, 4, 5, seed=1), draw_images(2, 3, 4, 4, seed=2)
+    color = (2 * styles - 1).mean((0, 2, 3))
+    expected = torch.linalg.lstsq(weight, color[:, None]).solution[:, 0]
+    call: Any = inst_style
+    for inversion, tolerance in (("embedding", 1e-3), ("attention", 1e-2)):
+        options = {"inversion": inversion, "fit_steps": 400, "lr": 0.05, "seed": 3}
+        result = call(images, styles, denoiser, strength=1.0, steps=2, **options)
+        learned = result.tokens.mean(0)  # which the prediction depends on
+        assert (learned - expected).abs().max() < tolerance, f"{inversion}: {learned} is not {expected}"
+        residual = (2 * styles - 1 - (weight @ expected)[:, None, None]).square().mean()
+        assert abs(result.fit_losses[-1] - residual) < tolerance
+        # z_2 = s z_0 + l eps, from which the network's noise is subtracted and added again; then two steps.
+        drawn = (weight @ learned)[:, None, None]
+        noise = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        clean = 2 * images - 1
+        (signal, level), levels = denoiser.levels(2), [denoiser.levels(t) for t in (1, 0)]
+        predicted = (signal * clean + level * noise - signal * drawn) / level
+        x = signal * clean + level * predicted
+        for next_signal, next_level in levels:
+            eps = (x - signal * drawn) / level
+            x = next_signal * drawn + next_level * eps
+            signal, level = next_signal, next_level
+        assert torch.allclose(result.stylized, ((x + 1) / 2).clamp(0, 1), atol=1e-9)
+
+
+class _Attention(nn.Module):
+    """Words computed from a style's positions by layers of cross-attention: v <- v + O softmax(Q K^T) V.
+
+    ``start`` (n, D) are the words before the first step, because O begins at zero; ``features`` (L, C) those
+    of the style's positions, standardized.
+    """
+
+    def __init__(self, start: Tensor, features: Tensor, layers: int = 2, width: int = 32) -> None:
+        super().__init__()
+        self.start, self.features, self.width = start, features, width
+        self.unit = _deviation(start)
+        names = [f"{kind}{n}" for n in range(layers) for kind in "qkvo"]
+        inputs = {"q": start.shape[1], "k": features.shape[1], "v": features.shape[1], "o": width}
+        outputs = {"q": width, "k": width, "v": width, "o": start.shape[1]}
+        self.layers = nn.ModuleDict({n: nn.Linear(inputs[n[0]], outputs[n[0]]) for n in names}).to(start)
+        for n in range(layers):
+            nn.init.zeros_(self.layers[f"o{n}"].weight)
+            nn.init.zeros_(self.layers[f"o{n}"].bias)
+        self.depth = layers
+
+    def forward(self) -> Tensor:
+        words = self.start
+        for n in range(self.depth):
+            query = self.layers[f"q{n}"](words / self.unit)
+            key, value = self.layers[f"k{n}"](self.features), self.layers[f"v{n}"](self.features)
+            attended = (query @ key.mT / self.width**0.5).softmax(1) @ value
+            words = words + self.unit * self.layers[f"o{n}"](attended)
+        return words
+
+
+class _Words(nn.Module):
+    """The words themselves as parameters, in units of ``unit``."""
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.unit = _deviation(start)
+        self.scaled = nn.Parameter(start / self.unit)
+
+    def forward(self) -> Tensor:
+        return self.unit * self.scaled
+
+
+@method(
+    family="style",
+    references=[
+        Reference(
+            key="zhang2023",
+            title="Inversion-Based Style Transfer with Diffusion Models",
+            authors="Zhang, Huang, Tang, Huang, Ma, Dong, Xu",
+            year=2023,
+            url="https://arxiv.org/abs/2211.13203",
+        ),
+        Reference(
+            key="gal2023",
+            title="An Image is Worth One Word: Personalizing Text-to-Image Generation using Textual "
+            "Inversion",
+            authors="Gal, Alaluf, Atzmon, Patashnik, Bermano, Chechik, Cohen-Or",
+            year=2023,
+            url="https://arxiv.org/abs/2208.01618",
+        ),
+    ],
+    invariants=[PixelRange(field="stylized"), SameShape(field="stylized")],
+    relations=[InvariantTo("batch_order")],
+    needs=["gradients", "training"],
+    # Guidance other than 1 evaluates the noise without the text as well.
+    cost=Cost(
+        forward=param.fit_steps * size.styles
+        + size.images * (1 + param.invert_content * (param.steps - 1))
+        + size.images * param.steps * (1 + minimum(1, ceil(maximum(param.guidance - 1, 1 - param.guidance)))),
+        backward=param.fit_steps * size.styles,
+    ),
+    oracle=learned_words_are_the_least_squares_solution,
+    quick={"fit_steps": 3, "steps": 2},
+    demo={
+        "images": "builtin:scenes/2",
+        "styles": "builtin:mosaic",
+        "tokens": 16,
+        "inversion": "embedding",
+        "invert_content": True,
+        "content_prompt": "sky, snow, night, mountain",
+    },
+)
+def inst_style(
+    images: Content,
+    styles: Styles,
+    text_denoiser: TextDenoiser,
+    *,
+    text: Annotated[str, Field(description="prompt, in which * stands for the learned words")] = "*",
+    tokens: Annotated[int, Field(ge=1, le=64, description="number of learned words")] = 8,
+    inversion: Annotated[
+        Literal["attention", "embedding"],
+        Field(description="words computed from the style by cross-attention, or free parameters"),
+    ] = "attention",
+    initial: Annotated[
+        str, Field(min_length=1, description="word whose embedding the learned words start from")
+    ] = "style",
+    fit_steps: Annotated[
+        int, Field(ge=1, le=100_000, description="optimisation steps of the learned words")
+    ] = 500,
+    lr: Annotated[
+        float,
+        Field(gt=0, le=1, description="learning rate of Adam, in units of the initial word's deviation"),
+    ] = 0.05,
+    strength: Annotated[
+        float, Field(gt=0, le=1, description="time at which the content's sampling begins; 1: pure noise")
+    ] = 0.6,
+    steps: Annotated[int, Field(ge=1, le=10_000, description="number of DDIM steps of the sampling")] = 50,
+    invert_content: Annotated[
+        bool, Field(description="noise of the content by DDIM inversion, not by prediction of a drawn one")
+    ] = False,
+    content_prompt: Annotated[
+        str, Field(description="caption of the content, for its inversion by DDIM")
+    ] = "",
+    guidance: Annotated[
+        float, Field(ge=0, le=100, description="weight of the text against the empty text in the sampling")
+    ] = 1.0,
+    seed: Seed = None,
+) -> LearnedStylization:
+    """InST: a style learned as words of a diffusion model by textual inversion, then applied to images.
+
+    v = argmin_v E_{x_0, t, eps} | y_t - f_theta(x_t, t, prompt(v)) |^2        (x_0 the styles; theta fixed)
+
+    with y_t what the network predicts (noise, v, x_0 or velocity). "attention" computes the words from the
+    style: v = v_0 + sum over two layers of O softmax(Q(v) K(x_0)^T / sqrt(d)) V(x_0), with the projections
+    as parameters and x_0 at up to 8 x 8 positions. "embedding" optimises v itself, as textual inversion
+    does. The paper attends to a CLIP embedding of the style, here it is the diffusion model's own x_0.
+
+    Content z_0 is stylized from time t = ``strength`` T: noise is added, and replaced by what the network
+    predicts of it with the words (stochastic inversion, which preserves the content),
+
+    eps' = eps_theta(sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps, t, v)
+    z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps'
+
+    and z_t is sampled to time 0 with the words. All images have the same eps. ``invert_content`` computes z_t
+    by DDIM inversion with ``content_prompt`` instead, which adds no noise. Several styles are learned as
+    one. The paper learns one word; more than one start beside ``initial``, at random.
+
+    ``text_denoiser`` is the folder of a text-to-image pipeline of diffusers (Stable Diffusion 1, 2, XL or 3,
+    Flux), or a ``Denoiser`` with ``with_tokens``. The bundled builtin:color-words draws each position in the
+    color of one word: its words learn the colors of a style and where they are, not its strokes. Positions
+    are independent of each other in it, so that the predicted noise remains as grain, and only
+    ``invert_content`` repaints an image smoothly with the style's palette.
+
+    Returns:
+        ``images`` (N, C, H, W) the content, ``stylized`` (N, C, H, W) in [0, 1], ``sources`` (S, C, H', W')
+        the styles, ``tokens`` (n, D) the words' input embeddings, ``fit_losses`` (fit_steps,), ``text``.
+
+    Raises:
+        InputError: images with other channels than the model's, a text without ``*``, or a model that
+            learns no words.
+
+    Example::
+        from phosphene import run
+
+        result = run("inst_style", images="builtin:scenes/1", styles="builtin:swirls", fit_steps=20, steps=5)
+        result.stylized.shape  # (1, 3, 64, 64)
+        result.tokens.shape    # (8, 8)
+
+    Source: Zhang et al. 2023, sections 3.2 and 3.3; Gal et al. 2023, equation 2.
+    """
+    denoiser = text_denoiser
+    for batch, name in ((images, "images"), (styles, "styles")):
+        if batch.shape[1] != denoiser.channels:
+            raise InputError(
+                f"the diffusion model takes {denoiser.channels} channels, the {name} have {batch.shape[1]}"
+            )
+    if "*" not in text:
+        raise InputError(f"the text {text!r} has no *, which stands for the learned words")
+    random = torch.Generator().manual_seed(seed or 0)
+    with guard(denoiser):
+        content, style = (encode_padded(denoiser, batch).detach() for batch in (images, styles))
+        noise = torch.randn(1, *content.shape[1:], generator=random, dtype=content.dtype).to(content)
+        start = denoiser.token_embedding(initial).to(content).expand(tokens, -1)
+        if tokens > 1:  # equal words would have equal gradients and stay equal
+            offsets = torch.randn(start.shape, generator=random, dtype=start.dtype).to(start)
+            start = start + _deviation(start[:1]) / 2 * offsets
+        with fork_random_state():
+            torch.manual_seed(seed or 0)
+            words = _Words(start) if inversion == "embedding" else _Attention(start, _positions(style))
+        optimizer = torch.optim.Adam(words.parameters(), lr=lr)
+        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / fit_steps)
+        losses = []
+        for _ in progress_bar(range(fit_steps), "Learning words"):
+            t = int(torch.randint(denoiser.time_steps, (), generator=random))
+            eps = torch.randn(style.shape, generator=random, dtype=style.dtype).to(style)
+            signal, level = denoiser.levels(t)
+            with torch.enable_grad():
+                output = denoiser.with_tokens(text, words()).predict(signal * style + level * eps, t)
+                loss = F.mse_loss(output, denoiser.target(style, eps, t))
+                optimizer.zero_grad()
+                loss.backward()
+            optimizer.step()
+            decay.step()
+            losses.append(loss.detach())
+        with torch.no_grad():
+            learned = words()
+            with_words, empty = denoiser.with_tokens(text, learned), denoiser.prompted("")
+            with_caption = denoiser.prompted(content_prompt)
+
+            def predict(x: Tensor, t: int) -> Tensor:
+                output = with_words.predict(x, t)
+                if guidance == 1:
+                    return output
+                away = empty.predict(x, t)
+                return away + guidance * (output - away)
+
+            times = timesteps(max(1, round(strength * (denoiser.time_steps - 1))) + 1, steps)
+            stylized = []
+            for image, x_0 in zip(images.split(1), content.split(1), strict=True):
+                if invert_content:
+                    z = ddim(denoiser, with_caption.predict, x_0, times, "Inverting")
+                else:
+                    signal, level = denoiser.levels(times[-1])
+                    eps = with_words.eps(signal * x_0 + level * noise, times[-1])
+                    z = signal * x_0 + level * eps
+                z = ddim(denoiser, predict, z, times[::-1], "Sampling")
+                stylized.append(denoiser.decode(z)[..., : image.shape[2], : image.shape[3]].clamp(0, 1))
+    return LearnedStylization(
+        images=images,
+        stylized=torch.cat(stylized).to(images),
+        style=f"{tokens} learned words" if tokens > 1 else "a learned word",
+        sources=styles,
+        tokens=learned.to(images),
+        fit_losses=torch.stack(losses).to(images),
+        text=text,
+    )
+
+
+def _deviation(start: Tensor) -> Tensor:
+    """Standard deviation of the components of a word, the unit of steps; 1 where it is zero."""
+    deviation = start[0].std(correction=0)
+    return torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+
+
+def _positions(style: Tensor) -> Tensor:
+    """Standardized features (S h w, C + 2) of a style's x_0 at up to 8 x 8 positions, and the positions."""
+    pooled = F.adaptive_avg_pool2d(style, [min(8, side) for side in style.shape[2:]])
+    axes = [torch.linspace(-1, 1, side).to(style) for side in pooled.shape[2:]]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(style), -1, -1, -1)
+    features = torch.cat([pooled, grid], 1).movedim(1, -1).flatten(0, 2)
+    return (features - features.mean(0)) / (features.std(0, correction=0) + 1e-6)
+
+
+@hookimpl
+def phosphene_methods():
+    return [inst_style]

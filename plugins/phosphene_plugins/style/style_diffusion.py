@@ -1,0 +1,261 @@
+"""StyleDiffusion: a diffusion model fine-tuned so that an image moves as the style differs from its content."""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from phosphene import InputError, Model, Reference, at_least_float32, hookimpl, method, progress_bar
+from phosphene.generative import Denoiser as NoisePredictor
+from phosphene.hooks import guard
+from phosphene.results import Stylization
+from phosphene.roles import Content, Denoiser, LayerName, Styles
+from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, param, size
+
+from ._color_transfer import luminance
+from ._ddim import ddim, encode_padded, timesteps
+from ._pixel_features import draw_images, load_pixel_model
+
+
+class _ColorNoise(NoisePredictor):
+    """Predicts the same noise, a color, at every position: zero at first."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.tensor([0.95, 0.8, 0.4]))
+        self.color = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+
+    def forward(self, x: Tensor, t: int) -> Tensor:
+        return self.color[:, None, None].expand_as(x)
+
+
+def mean_colors_have_a_closed_form() -> None:
+    """Without noise the content is the gray image; the loss is zero where gray is shifted by mean(I_s - gray)."""
+    images, styles = draw_images(2, 3, 6, 4, seed=1), draw_images(2, 3, 5, 5, seed=2)
+    denoiser, model = _ColorNoise(), load_pixel_model()
+    gray, gray_styles = luminance(images), luminance(styles)
+    shift = (styles - gray_styles).mean((0, 2, 3))
+    call: Any = style_diffusion
+    for steps in (1, 2):
+        result = call(
+            model,
+            images,
+            styles,
+            denoiser,
+            layers=["0"],
+            reconstruction=0.0,
+            steps=steps,
+            fit_steps=400,
+            lr=0.02,
+        )
+        expected = (gray.expand(-1, 3, -1, -1) + shift[:, None, None]).clamp(0, 1)
+        assert (result.stylized - expected).abs().max() < 1e-3, (result.stylized - expected).abs().max()
+        assert (result.losses[-1] < 2e-2).all()
+        assert not denoiser.color.any(), "the model that was passed has been trained"
+    # Reconstruction alone: the color that turns the styles' gray images into the styles, of median error.
+    result = call(
+        model, images, styles[:1], denoiser, layers=["0"], l1=0.0, direction=0.0, reconstruction=1.0, steps=1,
+        fit_steps=400, lr=0.02,
+    )  # fmt: skip
+    shift = (styles[:1] - gray_styles[:1]).transpose(0, 1).flatten(1).quantile(0.5, 1)
+    expected = (gray.expand(-1, 3, -1, -1) + shift[:, None, None]).clamp(0, 1)
+    assert (result.stylized - expected).abs().max() < 1e-2
+
+
+@method(
+    family="style",
+    references=[
+        Reference(
+            key="wang2023",
+            title="StyleDiffusion: Controllable Disentangled Style Transfer via Diffusion Models",
+            authors="Wang, Zhao, Xing",
+            year=2023,
+            url="https://arxiv.org/abs/2308.07863",
+        ),
+        Reference(
+            key="kim2022",
+            title="DiffusionCLIP: Text-Guided Diffusion Models for Robust Image Manipulation",
+            authors="Kim, Kwon, Ye",
+            year=2022,
+            url="https://arxiv.org/abs/2110.02711",
+        ),
+    ],
+    invariants=[PixelRange(field="stylized"), SameShape(field="stylized")],
+    relations=[InvariantTo("batch_order")],
+    needs=["gradients", "training"],
+    # Passes through the diffusion model (removal, inversion, training, result) and the embedding network.
+    cost=Cost(
+        forward=size.images * (4 * param.steps + 1 + param.fit_steps * (param.steps + 1))
+        + size.styles * (3 * param.steps + 2)
+        + size.images * size.styles * param.fit_steps * param.steps,
+        backward=size.images * param.fit_steps * (param.steps + 1)
+        + size.images * size.styles * param.fit_steps * param.steps,
+    ),
+    oracle=mean_colors_have_a_closed_form,
+    quick={"fit_steps": 1, "steps": 1},
+    demo={"images": "builtin:scenes/2", "styles": "builtin:swirls"},
+)
+def style_diffusion(
+    model: Model,
+    images: Content,
+    styles: Styles,
+    denoiser: Denoiser,
+    *,
+    features: Annotated[
+        Literal["moments", "embedding"],
+        Field(description="embedding: means and deviations of channels, or the model's own, as of a CLIP"),
+    ] = "moments",
+    layers: Annotated[
+        list[LayerName] | None, Field(description="layers of the moments; default: every stage")
+    ] = None,
+    removal: Annotated[
+        float, Field(ge=0, le=1, description="time up to which the style is removed; 0: colors only")
+    ] = 0.6,
+    strength: Annotated[
+        float, Field(gt=0, le=1, description="time from which the fine-tuned model samples")
+    ] = 0.3,
+    steps: Annotated[
+        int, Field(ge=1, le=1000, description="number of DDIM steps of each inversion and sampling")
+    ] = 6,
+    fit_steps: Annotated[int, Field(ge=1, le=100_000, description="steps of the fine-tuning")] = 40,
+    lr: Annotated[float, Field(gt=0, le=1, description="learning rate of Adam")] = 3e-4,
+    l1: Annotated[
+        float, Field(ge=0, le=1000, description="weight of the relative L1 distance of directions")
+    ] = 1.0,
+    direction: Annotated[
+        float, Field(ge=0, le=1000, description="weight of the cosine distance of directions")
+    ] = 1.0,
+    reconstruction: Annotated[
+        float, Field(ge=0, le=1000, description="weight of the styles' reconstruction from their content")
+    ] = 1.0,
+) -> Stylization:
+    """StyleDiffusion: content and style disentangled, and a diffusion model fine-tuned to add the difference.
+
+    I^c = sampling(inversion(luminance(I)))                       (style removal, up to time ``removal`` T)
+    D_s = E(I_s) - E(I_s^c),   D = E(J) - E(I^c)                  (what the style adds in an embedding E)
+    L = ``l1`` |D - D_s|_1 / |D_s|_1 + ``direction`` (1 - cos(D, D_s)) + ``reconstruction`` |J_s - I_s|_1
+
+    The content I^c of an image is its luminance, moved by DDIM to time ``removal`` T and back, which aligns
+    it with what the diffusion model draws. J is sampled by a copy of the model from the inversion of I^c up
+    to ``strength`` T; the copy is fine-tuned by L, through all steps, for each image. J_s is its image from
+    the style's content, so that it learns to draw the style itself. Of several styles D_s is the mean.
+
+    The paper's E is a CLIP's: ``model="open_clip:..."`` with ``features="embedding"``. "moments" are the
+    means and standard deviations of each layer's channels, a direction for each layer, which any network
+    has; the embedding of a classifier says more of its classes than of a style.
+
+    ``denoiser`` is the bundled one, the folder of a diffusers pipeline, or a ``Denoiser``; its copy, the
+    gradients and Adam's state need four times the memory of its network. The color of the content is
+    removed by definition: colors are the style's.
+
+    Returns:
+        ``images`` (N, 3, H, W) the content, ``stylized`` (N, 3, H, W) in [0, 1], ``sources`` (S, 3, H', W')
+        the styles, ``losses`` (fit_steps, N).
+
+    Raises:
+        InputError: images without three channels, or a model of other channels.
+
+    Example::
+        from phosphene import run
+
+        result = run("style_diffusion", images="builtin:scenes/1", styles="builtin:swirls", fit_steps=2, steps=2)
+        result.stylized.shape  # (1, 3, 64, 64)
+
+    Source: Wang et al. 2023, sections 3.2 (removal), 3.3 (transfer) and 3.4 (losses, equations 4 to 8).
+    """
+    for batch, name in ((images, "images"), (styles, "styles")):
+        if batch.shape[1] != 3 or denoiser.channels != 3:
+            raise InputError(
+                f"luminance needs red, green and blue: the {name} have {batch.shape[1]} channels, "
+                f"the diffusion model takes {denoiser.channels}"
+            )
+    up_to_removal, up_to_strength = (
+        timesteps(max(1, round(share * (denoiser.time_steps - 1))) + 1, steps) if share else []
+        for share in (removal, strength)
+    )
+    names = list(model.stages if layers is None else layers)
+
+    def remove_style(batch: Tensor) -> Tensor:
+        """x_0 of the content domain."""
+        x = encode_padded(denoiser, luminance(batch).expand_as(batch))
+        for times in (up_to_removal, up_to_removal[::-1]):
+            x = ddim(denoiser, denoiser.predict, x, times, "Removing style")
+        return x
+
+    def draw(network: NoisePredictor, noisy: Tensor, like: Tensor) -> Tensor:
+        """Images sampled from x at time ``strength`` T."""
+        x = noisy
+        for t, next_t in zip(up_to_strength[:0:-1], up_to_strength[-2::-1], strict=True):
+            x = network.step(x, network.predict(x, t), t, next_t)
+        return network.decode(x)[..., : like.shape[2], : like.shape[3]].to(like)
+
+    def embed(batch: Tensor) -> list[Tensor]:
+        """Embeddings (N, D), one, or one of each layer."""
+        if features == "embedding":
+            return [at_least_float32(model.embed(batch))]
+        maps = (
+            at_least_float32(model.maps(values, batch, name)).flatten(2)
+            for values, name in zip(model.features_of(batch, names), names, strict=True)
+        )
+        return [torch.cat([m.mean(2), m.std(2, correction=0)], 1) for m in maps]
+
+    with guard(denoiser):
+        with torch.no_grad():
+            style_contents = remove_style(styles)
+            plain = denoiser.decode(style_contents)[..., : styles.shape[2], : styles.shape[3]].to(styles)
+            noisy_styles = ddim(
+                denoiser, denoiser.predict, style_contents, up_to_strength, "Inverting styles"
+            )
+            style_directions = [
+                (a - b).mean(0, keepdim=True) for a, b in zip(embed(styles), embed(plain), strict=True)
+            ]
+        stylized, losses = [], []
+        for image in progress_bar(images.split(1), "Stylizing", len(images)):
+            with torch.no_grad():
+                content = remove_style(image)
+                start = denoiser.decode(content)[..., : image.shape[2], : image.shape[3]].to(image)
+                origin = embed(start)
+                noisy = ddim(denoiser, denoiser.predict, content, up_to_strength, "Inverting")
+            tuned = copy.deepcopy(denoiser)
+            parameters = [
+                parameter.requires_grad_()
+                for name, parameter in tuned.named_parameters()
+                if not name.startswith("autoencoder.") and parameter.is_floating_point()
+            ]
+            optimizer = torch.optim.Adam(parameters, lr=lr)
+            decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / fit_steps)
+            for _ in progress_bar(range(fit_steps), "Fine-tuning"):
+                with torch.enable_grad():
+                    drawn = draw(tuned, noisy, image)
+                    ends = zip(embed(drawn), origin, style_directions, strict=True)
+                    terms = [
+                        l1 * (end - begin - toward).abs().sum() / toward.abs().sum().clamp(min=1e-12)
+                        + direction * (1 - F.cosine_similarity(end - begin, toward, eps=1e-12).mean())
+                        for end, begin, toward in ends
+                    ]
+                    loss = torch.stack(terms).mean()
+                    if reconstruction:
+                        loss = loss + reconstruction * F.l1_loss(draw(tuned, noisy_styles, styles), styles)
+                    optimizer.zero_grad()
+                    loss.backward()
+                optimizer.step()
+                decay.step()
+                losses.append(loss.detach())
+            with torch.no_grad():
+                stylized.append(draw(tuned, noisy, image).clamp(0, 1))
+    return Stylization(
+        images=images,
+        stylized=torch.cat(stylized).to(images),
+        style="fine-tuned",
+        sources=styles,
+        losses=torch.stack(losses).view(len(images), fit_steps).T.to(images),
+    )
+
+
+@hookimpl
+def phosphene_methods():
+    return [style_diffusion]
