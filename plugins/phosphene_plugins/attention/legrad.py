@@ -13,7 +13,7 @@ from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, Nonnegative, ScalesWith, size
 
 from ._blocks import block_of_each_layer
-from ._oracle_networks import POOLS, linear_transformer
+from ._oracle_networks import CENTERS, GRID, POOLS, TOKENS, linear_transformer
 from ._relations import OF_A_SCORE
 from ._tokens import at_size_of, global_tokens
 
@@ -28,12 +28,12 @@ def equals_the_closed_form_of_linear_blocks() -> None:
         tokens, layers = network.tokens(model.normalize(images)), []
         for block in network.layers:
             gain = block.head_values(tokens) @ network.head.weight[2]
-            layers.append((gain / 17).relu().mean(1))
+            layers.append((gain / TOKENS).relu().mean(1))
             tokens = block(tokens)
         result = legrad(model, images, 2)
-        expected = torch.stack(layers).mean(0)[:, 1:].unflatten(1, (4, 4))
+        expected = torch.stack(layers).mean(0)[:, 1:].unflatten(1, GRID)
         torch.testing.assert_close(result.maps, expected)
-        assert result.targets == ("class 2",) * 2
+        assert (result.targets, result.centers) == (("class 2",) * 2, CENTERS)
 
 
 @method(
