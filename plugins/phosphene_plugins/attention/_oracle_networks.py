@@ -122,11 +122,11 @@ class LinearTransformer(nn.Module):
 
 
 def linear_transformer(
-    heads: tuple[int, ...] = (2, 4), sharpness: float = 4.0, pool: Pool = "class"
+    heads: tuple[int, ...] = (2, 4), sharpness: float = 4.0, pool: Pool = "class", **options: Any
 ) -> tuple[LinearTransformer, Model, Tensor]:
     """A transformer in double precision, the model of it, and two images (2, 3, 12, 20) in [0, 1].
 
-    The network itself takes ``model.normalize(images)``.
+    The network itself takes ``model.normalize(images)``. ``options``: further ones of ``load_model``.
     """
     size = (GRID[0] * PATCH, GRID[1] * PATCH)
     with fork_random_state():
@@ -134,4 +134,4 @@ def linear_transformer(
         network = LinearTransformer(heads, sharpness, pool).double().eval().requires_grad_(False)
         images = torch.rand(2, 3, *size, dtype=torch.float64)
     normalization: dict[str, Any] = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
-    return network, load_model(network, input_size=(3, *size), **normalization), images
+    return network, load_model(network, input_size=(3, *size), **normalization, **options), images
