@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Literal
 
 import torch
@@ -17,6 +18,7 @@ from ._layer_features import ProbedLayers, classified_features
 from ._probe_result import ProbeAccuracy, confusion_matrix
 
 #: Rows of the similarity matrix that are computed at once.
+# equivalent mutants: only how many are computed at once
 ROWS = 1024
 
 
@@ -43,6 +45,35 @@ def _oracle() -> None:
     nearest = (torch.cdist(points, points) + 9 * torch.eye(5)).argmin(1)
     is_low = torch.tensor([True, True, True, False, False])
     assert float(result.accuracy[0]) == float((is_low[nearest] == is_low).double().mean())
+    _votes_by_their_definition()
+    result = knn_probe(model, data, layers=["0"], k=3, temperature=0.5)
+    shares = _votes(points, (is_low).long(), 2, 3, "cosine", "exponential", 0.5)
+    assert result.probability is not None
+    torch.testing.assert_close(result.probability[0], shares[torch.arange(5), is_low.long()].mean())
+
+
+def _votes_by_their_definition() -> None:
+    """The shares of the classes from loops over images and neighbors."""
+    draw = torch.Generator().manual_seed(2)
+    features = torch.rand(7, 3, generator=draw, dtype=torch.float64)
+    features[6] = features[5]
+    numbers = torch.tensor([0, 2, 1, 2, 0, 0, 1])
+    for metric, weights in itertools.product(("cosine", "euclidean"), ("exponential", "uniform")):
+        expected = torch.zeros(7, 3, dtype=torch.float64)
+        for n, row in enumerate(features):
+            cosines = F.cosine_similarity(row[None], features)
+            similarity = cosines if metric == "cosine" else -(features - row).norm(dim=1)
+            near = sorted((m for m in range(7) if m != n), key=lambda m: -float(similarity[m]))[:4]
+            scale = 1.0 if metric == "cosine" else -similarity[near].mean()
+            for m in near:
+                vote = (similarity[m] / scale / 0.2).exp() if weights == "exponential" else 1
+                expected[n, numbers[m]] += vote
+        expected = expected / expected.sum(1, keepdim=True)
+        shares = _votes(features, numbers, 3, 4, metric, weights, 0.2)
+        torch.testing.assert_close(shares, expected)
+    # Neighbors at distance 0 have equal votes.
+    same = _votes(torch.ones(3, 2), torch.tensor([0, 1, 1]), 2, 2, "euclidean", "exponential", 0.2)
+    torch.testing.assert_close(same, torch.tensor([[0, 1], [0.5, 0.5], [0.5, 0.5]]).double())
 
 
 @torch.no_grad()

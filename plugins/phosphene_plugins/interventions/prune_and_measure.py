@@ -10,7 +10,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Fold, Reference, TensorDataset, batch_size, hookimpl, load_model, method
+from phosphene import (
+    Fold,
+    Reference,
+    TensorDataset,
+    batch_size,
+    fork_random_state,
+    hookimpl,
+    load_model,
+    method,
+)
 from phosphene import Model as _Model
 from phosphene.data import Batch, State
 from phosphene.roles import Dataset, LayerName, Model, Seed
@@ -62,6 +71,14 @@ def accuracy_without_columns() -> None:
                 changed[:, list(result.order[:count])] = value[list(result.order[:count])]
                 assert abs(float((head(changed).argmax(1) == labels).double().mean()) - accuracy) < 1e-12
         assert result.counts == (0, 2, 4, 6) and result.removable()[:2] == (1, 4)
+        torch.testing.assert_close(result.shares, torch.tensor([0, 1 / 3, 2 / 3, 1]).double())
+        with fork_random_state():
+            torch.manual_seed(0)
+            order = torch.randperm(6)
+        for count, accuracy in zip(result.counts, result.random_accuracy[0].tolist(), strict=True):
+            changed = pooled.clone()
+            changed[:, order[:count]] = mean[order[:count]]
+            assert abs(float((head(changed).argmax(1) == labels).double().mean()) - accuracy) < 1e-12
         # Of the most similar pair the less active channel is cut first, and dead ones before all.
         result = prune_and_measure(model, data, criterion="redundant", **options)
         assert active[5] < active[2] and result.order[:3] == (1, 4, 5)
