@@ -42,9 +42,9 @@ def equals_the_closed_form_of_uniform_attention() -> None:
         units = read * weight + through / TOKENS
         gains = torch.einsum("nhjw,iw->nhij", first.head_values(before), units)
         lower = torch.eye(TOKENS) + (gains / TOKENS).relu().mean(1)
-        expected = (read[:count] * (lower - torch.eye(TOKENS))[:, :count]).sum(1) + (relevance[:, None] @ lower)[
-            :, 0
-        ]
+        expected = (read[:count] * (lower - torch.eye(TOKENS))[:, :count]).sum(1) + (
+            relevance[:, None] @ lower
+        )[:, 0]
         result = gradient_attention(model, images, 1)
         torch.testing.assert_close(result.maps, expected[:, 1:].unflatten(1, GRID))
         assert (result.targets, result.centers) == (("class 1",) * 2, CENTERS)

@@ -30,6 +30,12 @@ def _oracle() -> None:
     images = torch.stack([angles.cos(), angles.sin()], 1)[:, None, None]
     images = images * torch.tensor([0.9, 0.3, 0.5, 0.8, 0.4])[:, None, None, None]
     data = TensorDataset(images, ["low", "low", "low", "high", "high"])
+    with torch.no_grad():  # of equal features the first image is the nearest, of class "low"
+        for parameter in network.parameters():
+            parameter.zero_()
+    result = knn_probe(model, data, layers=["1", "0"], k=1)
+    torch.testing.assert_close(result.accuracy, torch.tensor([0.6, 1]).double())
+    assert result.confusion.tolist() == [[2, 0], [0, 3]]
     result = knn_probe(model, data, layers=["0"], k=1)
     # By angle the neighbors are 1, 0, 1, 4 and 3.
     assert result.accuracy.tolist() == [1.0] and result.confusion.tolist() == [[2, 0], [0, 3]]
@@ -198,12 +204,14 @@ def _votes(
         similarity = rows @ features.T if metric == "cosine" else -torch.cdist(rows, features)
         own = torch.arange(len(rows), device=rows.device)
         similarity[own, start + own] = -torch.inf
+        # equivalent mutants: axis 1 is the last, and on the CPU every sort of torch is stable
         values, order = similarity.sort(dim=1, descending=True, stable=True)
         values, nearest = values[:, :k], order[:, :k].cpu()
         if metric == "euclidean":
             values = values / (-values).mean(1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
         votes = torch.ones_like(values)
         if weights == "exponential":  # the largest vote is 1: exp of a large similarity would overflow
+            # equivalent mutants: a factor of all votes of an image changes no share
             votes = ((values - values[:, :1]) / temperature).exp()
         sums = torch.zeros(len(rows), classes, dtype=torch.float64)
         sums = sums.scatter_add(1, numbers[nearest], votes.double().cpu())

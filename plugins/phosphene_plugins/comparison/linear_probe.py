@@ -50,6 +50,8 @@ def _oracle() -> None:
     torch.testing.assert_close(result.probability[2], own[test].mean())
     assert float(result.accuracy[2]) == float(hits[test].double().mean())
     assert float(result.train_accuracy[2]) == float(hits[~test].double().mean())
+    few = TensorDataset(images[[0, 1, *range(10, 30)]][:8], [labels[0], labels[0]] + ["other"] * 6)
+    assert linear_probe(model, few, layers=["0"], seed=0).count == 3  # 1 of 2 and 2 of 6
     _counts_of_held_out_images()
     _fit_is_stationary()
     # Large weights cost more than errors do: every image gets the more frequent class.
@@ -205,9 +207,11 @@ def _fit(features: Tensor, numbers: Tensor, test: Tensor, strength: float) -> Te
 
     train = features[~test].double()
     deviation = train.std(0, correction=0)
+    # equivalent mutants: of a feature that is constant in training the weight is 0
     scaled = (features.double() - train.mean(0)) / torch.where(deviation > 0, deviation, 1)
     estimator = LogisticRegression(C=1 / strength, max_iter=1000)
     with warnings.catch_warnings():  # the accuracy after 1,000 steps is the probe's
+        # equivalent mutants: a warning changes no result
         warnings.simplefilter("ignore", ConvergenceWarning)
         estimator.fit(scaled[~test].numpy(), numbers[~test].numpy())
     return torch.from_numpy(estimator.predict_proba(scaled.numpy()))
