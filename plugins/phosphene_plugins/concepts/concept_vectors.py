@@ -77,9 +77,9 @@ def _oracle() -> None:
             right = int((test.double() @ vector > offset).sum() + (rest.double() @ vector <= offset).sum())
             assert abs(float(result.accuracy[number]) - right / (len(test) + len(rest))) < 1e-6
     assert result.layer == "1" and result.vectors.dtype == torch.float32
-    for count, share, size in ((7, 0.25, 2), (7, 0.95, 6), (2, 0.1, 1), (5, 0.5, 2)):
+    for count, share, length in ((7, 0.25, 2), (7, 0.95, 6), (2, 0.1, 1), (5, 0.5, 2)):
         fitted, test = _split(torch.arange(count), share)
-        assert len(test) == size and sorted(torch.cat([fitted, test]).tolist()) == list(range(count))
+        assert len(test) == length and sorted(torch.cat([fitted, test]).tolist()) == list(range(count))
 
 
 @method(

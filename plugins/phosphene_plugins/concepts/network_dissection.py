@@ -138,6 +138,12 @@ def _oracle() -> None:
     assert result.iou[2].tolist() == [0.0, 0.0]
     assert result.detectors() == {0: "apple", 1: "leaf"} and result.example_channels[:2] == (1, 0)
     assert torch.equal(result.examples[0], images[1]) and torch.equal(result.example_maps[1], images[0, 0])
+    assert torch.equal(result.examples[2], images[0])  # the first of equal ones
+    single = load_model(network.float(), mean=[0.0] * 3, std=[1.0] * 3, input_size=(3, 6, 8))
+    result = network_dissection(single, data, layer="1", quantile=0.5)
+    assert result.layer == "1" and result.iou.dtype == result.thresholds.dtype == torch.float32
+    # Of one position, the mean: green is above its threshold in the second image alone, everywhere.
+    torch.testing.assert_close(result.iou[1], torch.tensor([0, 4 / 48]))
 
 
 @method(
@@ -213,6 +219,7 @@ def network_dissection(
     centers = unit_centers(model, layer, first.shape[2:])
     counts = _Overlap(model, layer, thresholds, concepts, centers).run(dataset, batch_size(model))
     union = counts["active"][:, None] + counts["pixels"] - counts["both"]
+    # equivalent mutants: where the union is empty the quotient is not used
     iou = torch.where(union > 0, counts["both"].double() / union.clamp(min=1), 0)
     chosen = iou.amax(1).sort(descending=True, stable=True).indices[:MAX_CHANNELS].tolist()
     examples = torch.cat([dataset.read([int(largest["image"][c])]) for c in chosen])
@@ -248,6 +255,7 @@ class _Largest(Fold[State]):
         # max returns the first of equal values: the image of the lowest index.
         row = maps.amax((2, 3)).max(0).indices
         part = {
+            # equivalent mutants: axis 1 is the last
             "values": values.topk(min(self.most, values.shape[1]), dim=1).values.cpu(),
             "image": torch.tensor(batch.indices)[row.cpu()],
         }
@@ -260,6 +268,7 @@ class _Largest(Fold[State]):
         peaks, images = (s["values"].amax(1) for s in (first, second)), (first["image"], second["image"])
         one, other = peaks
         is_first = (one > other) | (one == other) & (images[0] < images[1])
+        # equivalent mutants: axis 1 is the last
         top = values.topk(min(self.most, values.shape[1]), dim=1).values
         return {"values": top, "image": torch.where(is_first, *images)}
 

@@ -181,6 +181,9 @@ def _oracle() -> None:
     # A drawing raises the code's largest pre-activation above that of the mean color, which is 0.
     options: dict[str, Any] = {"top": 1, "codes": [1], "steps": 12, "seed": 0}
     drawing = call(model, TensorDataset(images), autoencoder, **options).drawings
+    assert result.centers == ((0, 1, 2), (0, 1, 2, 3))
+    few = call(model, TensorDataset(images), autoencoder, **options | {"steps": 2}).drawings
+    assert not torch.equal(few, drawing)
     assert float(target.evaluate(model, drawing)) > 0.1
 
 
