@@ -119,7 +119,10 @@ class Dissection(Result):
 
 def _oracle() -> None:
     """A channel that is the red of the image overlaps with red objects as two squares do."""
-    network = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).double()
+    same = nn.Conv2d(3, 3, 1, bias=False)
+    network = nn.Sequential(same, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).double()
+    with torch.no_grad():
+        same.weight.copy_(torch.eye(3)[..., None, None])
     model = load_model(network, mean=[0.0] * 3, std=[1.0] * 3, input_size=(3, 6, 8))
     images, masks = torch.zeros(3, 3, 6, 8, dtype=torch.float64), torch.zeros(3, 6, 8, dtype=torch.bool)
     images[0, 0, 1:4, 1:5], masks[0, 1:4, 3:7] = 1.0, True  # 12 red pixels, 6 of them in the mask of 12
@@ -140,6 +143,7 @@ def _oracle() -> None:
     assert torch.equal(result.examples[0], images[1]) and torch.equal(result.example_maps[1], images[0, 0])
     assert torch.equal(result.examples[2], images[0])  # the first of equal ones
     single = load_model(network.float(), mean=[0.0] * 3, std=[1.0] * 3, input_size=(3, 6, 8))
+    assert network_dissection(single, data).layer == "0"
     result = network_dissection(single, data, layer="1", quantile=0.5)
     assert result.layer == "1" and result.iou.dtype == result.thresholds.dtype == torch.float32
     # Of one position, the mean: green is above its threshold in the second image alone, everywhere.
