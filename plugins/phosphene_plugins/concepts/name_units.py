@@ -146,7 +146,9 @@ def _oracle() -> None:
     network = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2)).double()
     one = load_model(network, mean=[0.5], std=[0.5], input_size=(1, 4, 4))
     grey = images[:, :1, :1, :1] * torch.linspace(0.1, 0.4, 16).view(4, 4)
-    result = call(one, TensorDataset(grey), clip, **options | {"measure": "cosine_cubed"})
+    result = call(one, TensorDataset(grey.float()), clip, **options | {"measure": "cosine_cubed"})
+    assert result.examples.dtype == torch.float64 and type(result.example_units[0]) is int
+    grey = grey.float().double()
     cosines = F.normalize(tower(grey.expand(-1, 3, -1, -1) - 0.125).detach(), dim=1)[:, [1, 0, 2]]
     expected = _by_definition(one.features(grey, "0").mean((2, 3)), cosines, "cosine_cubed", 4)
     torch.testing.assert_close(result.similarity, expected)
@@ -294,6 +296,7 @@ def name_units(
     # equivalent mutants: axis 1 is the last
     best = similarity.topk(2, 1)
     margins = best.values[:, 0] - best.values[:, 1]
+    # equivalent mutants: on the CPU every sort of torch is stable
     chosen = margins.sort(descending=True, stable=True).indices[:MAX_UNITS].tolist()
     # equivalent mutants: on the CPU every sort of torch is stable
     rows = [units[:, unit].sort(descending=True, stable=True).indices[:EXAMPLES].tolist() for unit in chosen]
@@ -364,6 +367,7 @@ class _Activations(Fold[State]):
             resized = resized.expand(-1, other.input_size[0], -1, -1)
         if resized.shape[1] != other.input_size[0]:
             raise InputError(f"{other.name} takes {other.input_size[0]} channels, not {images.shape[1]}")
+        # equivalent mutants: an image of this size is resized to itself
         if resized.shape[2:] != other.input_size[1:]:
             resized = resize(resized, other.input_size[1:]).clamp(0, 1)
         state["units"].write(batch.indices[0], at_least_float32(units))

@@ -148,6 +148,37 @@ def _oracle() -> None:
     assert result.layer == "1" and result.iou.dtype == result.thresholds.dtype == torch.float32
     # Of one position, the mean: green is above its threshold in the second image alone, everywhere.
     torch.testing.assert_close(result.iou[1], torch.tensor([0, 4 / 48]))
+    _maps_are_enlarged_between_centers()
+
+
+@torch.no_grad()
+def _maps_are_enlarged_between_centers() -> None:
+    """Units of stride 2 are centered at even pixels; between two of them the map is their mean."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(5, 3, 6, 8, generator=draw, dtype=torch.float64)
+    masks, labels = torch.rand(5, 6, 8, generator=draw) < 0.4, ["b", "a", "b", "b", "a"]
+    layer = nn.Conv2d(3, 7, 1, 2).double()
+    network = nn.Sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, 2)).double()
+    model = load_model(network, mean=[0.0] * 3, std=[1.0] * 3, input_size=(3, 6, 8))
+    with max_batch(2):
+        result = network_dissection(model, TensorDataset(images, labels, masks), quantile=0.2)
+    maps = layer(images)
+    between = torch.tensor([[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0, 1, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 1, 0]])
+    rows = torch.cat([between[:, :3], between[4:, :3]]).double()
+    columns = torch.cat([between, torch.tensor([[0, 0, 0.5, 0.5], *[[0, 0, 0, 1]] * 2])]).double()
+    enlarged = rows @ maps @ columns.T
+    thresholds = maps.transpose(0, 1).flatten(1).sort(dim=1, descending=True).values[:, 12]  # of 60
+    torch.testing.assert_close(result.thresholds, thresholds)
+    active = enlarged > thresholds[:, None, None]
+    for number, name in enumerate("ab"):
+        own = torch.tensor([label == name for label in labels])
+        both = (active[own] & masks[own, None]).sum((0, 2, 3))
+        union = active.sum((0, 2, 3)) + masks[own].sum() - both
+        torch.testing.assert_close(result.iou[:, number], both.double() / union)
+    assert len(result.example_channels) == MAX_CHANNELS == 6 and type(result.example_channels[0]) is int
+    for n, channel in enumerate(result.example_channels):
+        image = int(maps[:, channel].amax((1, 2)).argmax())
+        torch.testing.assert_close(result.example_maps[n], enlarged[image, channel])
 
 
 @method(
