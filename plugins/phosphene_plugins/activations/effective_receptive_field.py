@@ -59,6 +59,9 @@ def _oracle() -> None:
     for share, radius in zip(result.shares, result.radii.tolist(), strict=True):
         assert float(result.field[distances <= radius].sum()) >= share * float(result.field.sum())
         assert float(result.field[distances < radius].sum()) < share * float(result.field.sum())
+    single = effective_receptive_field(model, TensorDataset(images.float()))
+    assert single.layer == "1" and torch.equal(single.image, images[0].float().double())
+    torch.testing.assert_close(single.field, result.field)
     corner = effective_receptive_field(model, TensorDataset(images), layer="0", position=(0, 1), shares=[1.0])
     expected = torch.zeros(17, 21, dtype=torch.float64)
     kernel = (weights[0].sum(0) / std[:, None, None]).abs().sum(0)

@@ -16,7 +16,7 @@ from ._receptive_field_result import ReceptiveFields
 
 
 def _oracle() -> None:
-    """Of two convolutions and a pooling the fields are 3, 5 and 11 pixels, the strides 1, 2 and 6."""
+    """Of two convolutions and a pooling the fields are 3, 5 and 9 pixels, the strides 1, 2 and 6."""
     layers = [nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, stride=2, padding=1), nn.MaxPool2d(3, 3)]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2)]
     model = load_model(nn.Sequential(*layers), input_size=(1, 36, 48))

@@ -78,7 +78,8 @@ class PatchComponents(Result):
 def _oracle() -> None:
     """Features with variances 9, 4 and 1 along known axes have these axes as components, in that order."""
     channels = nn.Conv2d(3, 4, 1, bias=False)
-    network = nn.Sequential(channels, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).double()
+    last = nn.Conv2d(4, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2)
+    network = nn.Sequential(channels, *last).double()
     with torch.no_grad():  # blue is weighted most, then red; the last channel is constant
         channels.weight.copy_(
             torch.tensor([[0, 0, 3.0], [-2.0, 0, 0], [0, 1.0, 0], [0, 0, 0]])[..., None, None]
@@ -97,6 +98,7 @@ def _oracle() -> None:
     torch.testing.assert_close(result.colors[0], (result.components[0, :3].sign() + 1) / 2)
     torch.testing.assert_close(result.components[1], result.components[0].flip(2))
     assert result.foreground.all() and result.layer == "0"
+    assert result.centers == ((0, 1), (0, 1, 2, 3)) and result.components.dtype == torch.float64
     # The foreground are the patches of positive first component: blue. Its components are red, then green.
     result = patch_pca(model, images, layer="0", foreground="positive")
     assert torch.equal(result.foreground[0], blue > 0)
@@ -106,6 +108,11 @@ def _oracle() -> None:
     assert (result.colors[0, :, ~inside] == 0).all() and (result.components[0, :, ~inside] == 0).all()
     negative = patch_pca(model, images, layer="0", foreground="negative")
     assert torch.equal(negative.foreground, ~result.foreground)
+    # Of the last map by default, in the model's precision.
+    model = load_model(network.float(), mean=[0.5] * 3, std=[1.0] * 3, input_size=(3, 2, 4))
+    result = patch_pca(model, images.float(), components=3)
+    assert (result.layer, result.components.shape) == ("1", (2, 3, 2, 4))
+    assert {result.components.dtype, result.colors.dtype, result.variance.dtype} == {torch.float32}
 
 
 @method(

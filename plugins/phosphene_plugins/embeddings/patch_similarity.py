@@ -80,7 +80,10 @@ def _mark(image: Tensor, pixel: tuple[float, float]) -> Tensor:
 
 def _oracle() -> None:
     """The cosines of colors: equal ones have 1, orthogonal ones 0, and so across images."""
-    network = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).double()
+    same, last = nn.Conv2d(3, 3, 1, bias=False), nn.Conv2d(3, 3, 1)
+    network = nn.Sequential(same, last, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).double()
+    with torch.no_grad():
+        same.weight.copy_(torch.eye(3)[..., None, None])
     model = load_model(network, mean=[0.0] * 3, std=[1.0] * 3, input_size=(3, 2, 3))
     images = torch.zeros(2, 3, 2, 3, dtype=torch.float64)
     images[0, 0], images[0, 1, 0, 2] = 0.5, 0.5  # red, and yellow in the upper right corner
@@ -94,6 +97,13 @@ def _oracle() -> None:
     assert (
         result.query == (0, 0, 2) and result.pixel == (0.0, 2.0) and result.best.tolist() == [[0, 2], [1, 0]]
     )
+    assert result.centers == ((0, 1), (0, 1, 2))
+    # Of the last map by default, and of the patch at the center of the first image.
+    result = patch_similarity(model, images)
+    assert result.layer == "1" and result.query == (0, 1, 1)
+    outputs = model.features(images, "1").detach()
+    cosines = F.cosine_similarity(outputs, outputs[:1, :, 1:2, 1:2])
+    torch.testing.assert_close(result.maps, cosines)
     # Of another image, by a pixel of an enlarged one: its patches are 4 x 4 pixels.
     pooled = nn.Sequential(nn.AvgPool2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).double()
     model = load_model(pooled, mean=[0.0] * 3, std=[1.0] * 3, input_size=(3, 8, 12))
