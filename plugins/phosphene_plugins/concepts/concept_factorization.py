@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import (
+    Class,
     Direction,
     InputError,
     Reference,
@@ -168,6 +169,15 @@ def _oracle() -> None:
     clusters = concept_factorization(model, images, 1, algorithm="kmeans", **options)
     assert ((clusters.maps > 0).sum(1) <= 1).all() and 0.3 < clusters.explained < 1
     assert clusters.targets == ("class 1", "class 1")
+    more = concept_factorization(model, images, 1, algorithm="kmeans", **options | {"concepts": 4})
+    assert more.vectors.shape == (4, 3)  # more than channels
+    # The predicted class is that of the image, whatever part of its concepts is left.
+    predicted = model(images).argmax(1).tolist()
+    indices = [
+        concept_factorization(model, images, target, designs=64, **options).sobol
+        for target in (None, Class(tuple(predicted)))
+    ]
+    torch.testing.assert_close(*indices)
 
 
 def _crops_are_half_a_crop_apart(images: Tensor) -> None:
@@ -441,6 +451,7 @@ def _nmf(values: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]
 
     estimator = NMF(count, init="nndsvda", max_iter=1000, tol=1e-6, random_state=seed)
     with warnings.catch_warnings():  # the factors after 1,000 steps are as good as they get
+        # equivalent mutants: a warning changes no result
         warnings.simplefilter("ignore", ConvergenceWarning)
         occurrences = estimator.fit_transform(values.numpy())
     zero = values.new_zeros(values.shape[1])
@@ -481,6 +492,7 @@ def _ica(values: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]
 
     estimator = FastICA(count, whiten="unit-variance", max_iter=1000, random_state=seed)
     with warnings.catch_warnings():
+        # equivalent mutants: a warning changes no result
         warnings.simplefilter("ignore", ConvergenceWarning)
         occurrences = torch.from_numpy(estimator.fit_transform(values.numpy()))
     vectors = torch.from_numpy(estimator.mixing_.T)
