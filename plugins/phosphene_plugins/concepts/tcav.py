@@ -134,7 +134,7 @@ def _oracle() -> None:
     assert result.counts.tolist() == [3, 2] and result.layer == "0"
     assert result.magnitudes.dtype == result.scores.dtype == result.p_values.dtype == torch.float32
     network.double()
-    assert tcav(model, images, data, TensorDataset(random), Class(1), layer="1", runs=2).layer == "1"
+    assert tcav(model, images, data, TensorDataset(random), Class(1), layer="1", runs=3).layer == "1"
     # A concept of the same distribution as the random images has no significant score.
     similar = TensorDataset(0.3 + 0.3 * torch.rand(12, 3, 2, 4, generator=draw, dtype=torch.float64))
     result = tcav(model, images, similar, TensorDataset(random), Class(1), layer="0", runs=20, seed=0)

@@ -108,6 +108,15 @@ def _oracle() -> None:
     assert (result.colors[0, :, ~inside] == 0).all() and (result.components[0, :, ~inside] == 0).all()
     negative = patch_pca(model, images, layer="0", foreground="negative")
     assert torch.equal(negative.foreground, ~result.foreground)
+    enlarged = result.enlarged()
+    torch.testing.assert_close(enlarged, result.colors)
+    # Three components of known range: each is scaled to [0, 1] by its own; the sign of the second is free.
+    colors = torch.rand(2, 3, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    result = patch_pca(model, colors, layer="0", components=3)
+    points = result.components.movedim(1, -1).flatten(0, 2)
+    low, high = points.min(0).values, points.max(0).values
+    scaled = ((points - low) / (high - low)).view(2, 2, 4, 3).movedim(-1, 1)
+    torch.testing.assert_close(result.colors, scaled)
     # Of the last map by default, in the model's precision.
     model = load_model(network.float(), mean=[0.5] * 3, std=[1.0] * 3, input_size=(3, 2, 4))
     result = patch_pca(model, images.float(), components=3)
@@ -197,6 +206,7 @@ def patch_pca(
     features = maps.movedim(1, -1).flatten(0, 2)
     inside = torch.ones(len(features), dtype=torch.bool, device=features.device)
     if foreground != "all":
+        # equivalent mutants: only the first is used
         first = _components(features, 1, f"layer {layer!r}")[0][:, 0]
         inside = first > 0 if foreground == "positive" else first < 0
     points, variance = _components(features[inside], components, f"the foreground of layer {layer!r}")
