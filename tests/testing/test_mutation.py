@@ -231,6 +231,22 @@ def test_checks_of_results_kill_mutants_that_the_oracle_does_not_see(method_file
     assert some.count("killed") > few.count("killed")
 
 
+def test_what_displays_a_result_is_not_changed(tmp_path: Path) -> None:
+    file = tmp_path / "displayed.py"
+    file.write_text(
+        "class Regions(Result):\n"
+        "    def share(self):\n        return self._total() + _scaled(1)\n\n"
+        "    def draw(self):\n        return self._colors() + _wide(self._total()) + 4\n\n"
+        "    def _colors(self):\n        return _scaled(5)\n\n"
+        "    def _total(self):\n        return 2\n\n\n"
+        "def _scaled(x):\n    return x * 3\n\n\n"
+        "def _wide(x):\n    return x * 6\n\n\n"
+        "def method():\n    return Regions()\n"
+    )
+    mutants, _ = generate_mutants(file, ["method"])
+    assert {mutant.function for mutant in mutants} == {"Regions.share", "Regions._total", "_scaled"}
+
+
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", sorted(plugin.id for plugin in methods.plugins.values()))

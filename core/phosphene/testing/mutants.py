@@ -68,13 +68,15 @@ def generate_mutants(
 
     ``functions``: names of functions and classes at the top level of the file. ``limit``: at most so many
     mutants, evenly from all; the same in every call. Not changed are strings, annotations, decorators, raise
-    statements and conditions that guard nothing but one.
+    statements and conditions that guard nothing but one, and the methods of a result that display it, since
+    no check of its numbers runs them.
 
     Raises MissingExtra without the packages of the extra ``mutation``.
     """
     source = file.read_text(encoding="utf-8")
     wrapper = MetadataWrapper(cst.parse_module(source), unsafe_skip_copy=True)
-    changes = _Changes(_reachable_names(source, functions), _imported_names(source))
+    names = _reachable_names(source, functions)
+    changes = _Changes(names, _imported_names(source), _display_functions(source))
     wrapper.visit(changes)
     changed = changes.changes
     if limit is not None and len(changed) > limit:
@@ -149,6 +151,38 @@ def _reachable_names(source: str, functions: Sequence[str]) -> set[str]:
     return reached
 
 
+#: Methods of a result that turn it into panels, lines and figures.
+_DISPLAYS = {"animation_frames", "draw", "lines", "panels", "rows"}
+
+
+def _display_functions(source: str) -> set[str]:
+    """The qualified names of methods that display a result, and of private functions that only these use."""
+    uses: dict[str, set[str]] = {}
+    for node in ast.parse(source).body:
+        parts = node.body if isinstance(node, ast.ClassDef) else []
+        methods = [part for part in parts if isinstance(part, ast.FunctionDef)]
+        for method in methods:
+            uses[f"{getattr(node, 'name', '')}.{method.name}"] = _used_names([method])
+        if not methods:
+            uses[getattr(node, "name", str(node))] = _used_names([node])
+    displays = {name for name in uses if "." in name and name.rpartition(".")[2] in _DISPLAYS}
+
+    def is_display(name: str) -> bool:
+        own = name.rpartition(".")[2]
+        users = {user for user, used in uses.items() if own in used and user != name}
+        return own.startswith("_") and not own.startswith("__") and bool(users) and users <= displays
+
+    while added := {name for name in uses if name not in displays and is_display(name)}:
+        displays |= added
+    return displays
+
+
+def _used_names(nodes: Sequence[ast.AST]) -> set[str]:
+    parts = [part for node in nodes for part in ast.walk(node)]
+    names = {part.id for part in parts if isinstance(part, ast.Name)}
+    return names | {part.attr for part in parts if isinstance(part, ast.Attribute)}
+
+
 def _imported_names(source: str) -> set[str]:
     return {
         alias.asname or alias.name.split(".")[0]
@@ -163,9 +197,10 @@ class _Changes(cst.CSTVisitor):
 
     METADATA_DEPENDENCIES = (PositionProvider,)
 
-    def __init__(self, names: set[str], imported: set[str]) -> None:
+    def __init__(self, names: set[str], imported: set[str], displays: set[str]) -> None:
         super().__init__()
         self.names = names
+        self.displays = displays
         self.imported = imported
         self.changes: list[_Change] = []
         self._definitions: list[str] = []
@@ -215,7 +250,9 @@ class _Changes(cst.CSTVisitor):
     def _visit_body(self, node: cst.FunctionDef | cst.ClassDef) -> None:
         """A function's statements; a class's methods and numbers, as its fields are declarations."""
         self._definitions.append(node.name.value)
-        if isinstance(node, cst.FunctionDef):
+        if ".".join(self._definitions) in self.displays:
+            pass
+        elif isinstance(node, cst.FunctionDef):
             node.body.visit(self)
         else:
             for part in node.body.body:

@@ -29,6 +29,7 @@ from phosphene.data import Batch, State
 from phosphene.roles import Dataset, LayerName, Model
 from phosphene.spec import Cost, InvariantTo, Nonnegative, ScalesWith, size
 
+from ._dense_maps import dense_map_network
 from ._receptive_field_result import ReceptiveField
 
 
@@ -59,12 +60,23 @@ def _oracle() -> None:
     for share, radius in zip(result.shares, result.radii.tolist(), strict=True):
         assert float(result.field[distances <= radius].sum()) >= share * float(result.field.sum())
         assert float(result.field[distances < radius].sum()) < share * float(result.field.sum())
+    single = effective_receptive_field(model, TensorDataset(images.float()))
+    assert single.layer == "1" and torch.equal(single.image, images[0].float().double())
+    torch.testing.assert_close(single.field, result.field)
     corner = effective_receptive_field(model, TensorDataset(images), layer="0", position=(0, 1), shares=[1.0])
     expected = torch.zeros(17, 21, dtype=torch.float64)
     kernel = (weights[0].sum(0) / std[:, None, None]).abs().sum(0)
     expected[:2, 1:4] = kernel[1:]
     torch.testing.assert_close(corner.field, expected)
     assert corner.box == (0, 1, 2, 4) and corner.center == (0.0, 2.0)
+    # Units that all depend on the entire image have no center of their own: they share its area.
+    network, weight = dense_map_network()
+    model = load_model(network, mean=[0.4, 0.5], std=std.tolist(), input_size=(2, 6, 8))
+    data = TensorDataset(images[:, :, :6, :8])
+    shared = effective_receptive_field(model, data, layer="2", position=(2, 1))
+    assert shared.center == (4.5, 2.5) and shared.box == (0, 0, 6, 8)
+    slopes = weight[:, 2, 1].sum(0) / std[:, None, None]
+    torch.testing.assert_close(shared.field, slopes.abs().sum(0))
 
 
 @method(
@@ -186,6 +198,7 @@ class _Derivatives(Fold[Tensor]):
 def _radii(field: Tensor, center: tuple[float, float], shares: list[float]) -> Tensor:
     """The smallest distances from the center within which the field sums to each share of its total."""
     y, x = (torch.arange(side, dtype=field.dtype) - c for side, c in zip(field.shape, center, strict=True))
+    # equivalent mutants: on the CPU every sort of torch is stable
     distances, order = (y[:, None].square() + x.square()).sqrt().flatten().sort(stable=True)
     sums = field.flatten()[order].cumsum(0)
     # Rounding of the sums must not move the radius of 100 % beyond the field.

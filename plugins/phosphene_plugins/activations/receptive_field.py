@@ -12,11 +12,12 @@ from phosphene import Reference, hookimpl, load_model, method, receptive_fields,
 from phosphene.roles import LayerName, Model
 from phosphene.spec import Cost, InvariantTo, ScalesWith
 
+from ._dense_maps import dense_map_network
 from ._receptive_field_result import ReceptiveFields
 
 
 def _oracle() -> None:
-    """Of two convolutions and a pooling the fields are 3, 5 and 11 pixels, the strides 1, 2 and 6."""
+    """Of two convolutions and a pooling the fields are 3, 5 and 9 pixels, the strides 1, 2 and 6."""
     layers = [nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, stride=2, padding=1), nn.MaxPool2d(3, 3)]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2)]
     model = load_model(nn.Sequential(*layers), input_size=(1, 36, 48))
@@ -31,6 +32,13 @@ def _oracle() -> None:
     one_row = receptive_field(model, layers=["3"])
     assert one_row.strides.tolist() == [[36, 48]] and one_row.boxes.tolist() == [[0, 0, 36, 48]]
     assert receptive_field(model).layers[-1] == "2"
+    # Units without centers share the image; the stride is that in the middle.
+    network, _ = dense_map_network()
+    shared = receptive_field(load_model(network, input_size=(2, 6, 8)), layers=["2"])
+    assert shared.strides.tolist() == [[2, 2]] and shared.boxes.tolist() == [[0, 0, 6, 8]]
+    assert shared.strides.dtype == torch.float64
+    assert _stride((0.0, 1.0, 4.0, 9.0, 16.0, 25.0), 7.0) == 5 and _stride((2.0, 5.0), 7.0) == 3
+    assert _stride((3.0,), 7.0) == 7
     larger = receptive_field(load_model(nn.Sequential(*layers)), layers=["2"], size=60)
     assert larger.size == (60, 60) and larger.sizes.tolist() == [[10, 10]]
 

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from phosphene import Model, fork_random_state, load_model
 
-#: Width of the tokens, side of a patch and of the images, and the grid of patches.
-WIDTH, PATCH, SIDE, GRID = 8, 4, 16, (4, 4)
+#: Width of the tokens, side of a patch, the grid of patches, and the number of tokens with the class token.
+WIDTH, PATCH, GRID, TOKENS = 8, 4, (3, 5), 16
+#: The centers of the patches.
+CENTERS = ((1.5, 5.5, 9.5), (1.5, 5.5, 9.5, 13.5, 17.5))
 CLASSES = 3
-#: What the head reads.
-Pool = Literal["class", "mean"]
+#: What the head reads; "attention": the second of two queries that attend to all tokens.
+Pool = Literal["class", "mean", "attention"]
 POOLS: tuple[Pool, ...] = ("class", "mean")
 
 
@@ -54,8 +56,32 @@ class LinearAttention(nn.Module):
         return torch.einsum("njhd,whd->nhjw", value, weight)
 
 
+class AttentionPooling(nn.Module):
+    """Two queries of its own that attend to all tokens, with two heads; the second is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(4 * torch.randn(2, WIDTH))
+        self.key = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.value = nn.Linear(WIDTH, WIDTH, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        queries = self.queries.expand(len(tokens), -1, -1)
+        query, key, value = (
+            t.unflatten(2, (2, -1)).transpose(1, 2) for t in (queries, self.key(tokens), self.value(tokens))
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)
+        output: Tensor = attended.transpose(1, 2).flatten(2)[:, 1]
+        return output
+
+    def probabilities(self, tokens: Tensor) -> Tensor:
+        """softmax(Q K^T / sqrt(d)) by einsum, (N, 2 heads, 2 queries, T)."""
+        query, key = (t.unflatten(-1, (2, -1)) for t in (self.queries, self.key(tokens)))
+        return (torch.einsum("ihd,njhd->nhij", query, key) / (WIDTH / 2) ** 0.5).softmax(-1)
+
+
 class LinearTransformer(nn.Module):
-    """Patches with positions, a class token, blocks, and a linear head of the class token or of the mean."""
+    """Patches with positions, a class token, blocks, and a linear head of what ``pool`` names."""
 
     def __init__(self, heads: tuple[int, ...], sharpness: float, pool: Pool) -> None:
         super().__init__()
@@ -65,6 +91,7 @@ class LinearTransformer(nn.Module):
         self.class_token = nn.Parameter(torch.randn(1, 1, WIDTH))
         self.blocks = nn.Sequential(*(LinearAttention(count, sharpness) for count in heads))
         self.head = nn.Linear(WIDTH, CLASSES)
+        self.pooling = AttentionPooling() if pool == "attention" else None
 
     @property
     def layers(self) -> list[LinearAttention]:
@@ -78,28 +105,33 @@ class LinearTransformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.blocks(self.tokens(images))
-        logits: Tensor = self.head(tokens[:, 0] if self.pool == "class" else tokens.mean(1))
+        if self.pooling is not None:
+            read = self.pooling(tokens)
+        else:
+            read = tokens[:, 0] if self.pool == "class" else tokens.mean(1)
+        logits: Tensor = self.head(read)
         return logits
 
     def probabilities(self, images: Tensor) -> list[Tensor]:
-        """The attention of each block by einsum, (N, heads, T, T)."""
+        """The attention of each block by einsum, (N, heads, T, T), and that of the pooling."""
         tokens, computed = self.tokens(images), []
         for block in self.layers:
             computed.append(block.probabilities(tokens))
             tokens = block(tokens)
-        return computed
+        return computed if self.pooling is None else [*computed, self.pooling.probabilities(tokens)]
 
 
 def linear_transformer(
-    heads: tuple[int, ...] = (2, 4), sharpness: float = 4.0, pool: Pool = "class"
+    heads: tuple[int, ...] = (2, 4), sharpness: float = 4.0, pool: Pool = "class", **options: Any
 ) -> tuple[LinearTransformer, Model, Tensor]:
-    """A transformer in double precision, the model of it, and two images (2, 3, 16, 16) in [0, 1].
+    """A transformer in double precision, the model of it, and two images (2, 3, 12, 20) in [0, 1].
 
-    The network itself takes ``model.normalize(images)``.
+    The network itself takes ``model.normalize(images)``. ``options``: further ones of ``load_model``.
     """
+    size = (GRID[0] * PATCH, GRID[1] * PATCH)
     with fork_random_state():
         torch.manual_seed(0)
         network = LinearTransformer(heads, sharpness, pool).double().eval().requires_grad_(False)
-        images = torch.rand(2, 3, SIDE, SIDE, dtype=torch.float64)
+        images = torch.rand(2, 3, *size, dtype=torch.float64)
     normalization: dict[str, Any] = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
-    return network, load_model(network, input_size=(3, SIDE, SIDE), **normalization), images
+    return network, load_model(network, input_size=(3, *size), **normalization, **options), images

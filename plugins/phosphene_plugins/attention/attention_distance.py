@@ -17,8 +17,8 @@ from ._tokens import at_size_of
 
 def equals_the_weighted_mean_of_the_distances() -> None:
     """Of uniform attention it is the mean distance on the grid, of sharp attention sum_j A_ij d_ij."""
-    columns = torch.arange(16, dtype=torch.float64) % GRID[1]
-    rows = torch.arange(16, dtype=torch.float64) // GRID[1]
+    columns = torch.arange(15, dtype=torch.float64) % GRID[1]
+    rows = torch.arange(15, dtype=torch.float64) // GRID[1]
     distance = PATCH * ((rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2).sqrt()
     _, model, images = linear_transformer(heads=(2, 1), sharpness=0)
     result = attention_distance(model, images)
@@ -31,6 +31,11 @@ def equals_the_weighted_mean_of_the_distances() -> None:
     attention = torch.cat(network.probabilities(model.normalize(images)), 1)[:, :, 1:, 1:]
     weights = attention / attention.sum(3, keepdim=True)
     torch.testing.assert_close(result.distances, (weights * distance).sum(3).mean(2))
+    # Two tokens at a distance of 5 after a class token: the query that attends to that alone does not count.
+    between = torch.tensor([[0.0, 0, 0], [0, 0, 5], [0, 5, 0]])[None, None]
+    rows = torch.tensor([[[1.0, 0, 0], [1, 0, 0], [0.5, 0.1, 0.4]], [[1, 0, 0]] * 3])[:, None, None]
+    counted = _mean_distance(rows, between, torch.tensor([0.0, 1, 1])[None, None])
+    torch.testing.assert_close(counted, torch.tensor([[1.0], [0]]))
 
 
 @method(
@@ -84,6 +89,7 @@ def attention_distance(model: Model, images: Images) -> AttentionDistances:
         Dosovitskiy et al. 2021, section 4.5 and appendix D.7.
     """
     model, shape = at_size_of(model, images), images.shape[2:]
+    # equivalent mutants: results are detached
     maps = {name: values.detach() for name, values in model.attention(images).items()}
     distances, uniform, layers, heads = [], [], [], []
     for name, layer in model.attention_layers.items():
@@ -94,6 +100,7 @@ def attention_distance(model: Model, images: Images) -> AttentionDistances:
         positions = centers.isfinite().all(2).to(attention)  # (W, T), 0 for class tokens and padding
         between = torch.cdist(centers.nan_to_num(), centers.nan_to_num()).to(attention)
         distances.append(_mean_distance(attention, between[:, None], positions[:, None]))
+        # equivalent mutants: the first image's is used, and all heads have the same
         equal = torch.ones_like(attention[:1, :, :1])
         uniform.append(_mean_distance(equal, between[:, None], positions[:, None])[0].expand(layer.heads))
         layers += [name] * layer.heads

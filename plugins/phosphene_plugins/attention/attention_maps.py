@@ -11,7 +11,7 @@ from phosphene.roles import Images, LayerName, Model
 from phosphene.spec import Cost, SumsToOne, UnitRange, size
 
 from ._attention_maps_result import AttentionMaps
-from ._oracle_networks import linear_transformer
+from ._oracle_networks import CENTERS, GRID, linear_transformer
 from ._relations import CARON_2021, VASWANI_2017, WITHOUT_A_SCORE
 from ._tokens import Query, global_tokens, query_tokens
 
@@ -22,15 +22,17 @@ def equals_the_softmax_of_the_products() -> None:
     first, last = network.probabilities(model.normalize(images))
     rows = torch.cat([first, last], 1)
     result = attention_maps(model, images)
-    torch.testing.assert_close(result.maps, rows[:, :, 0, 1:].unflatten(2, (4, 4)))
+    torch.testing.assert_close(result.maps, rows[:, :, 0, 1:].unflatten(2, GRID))
     torch.testing.assert_close(result.others, rows[:, :, 0, :1])
     assert (result.layers, result.heads) == (("blocks.0",) * 2 + ("blocks.1",) * 4, (0, 1, 0, 1, 2, 3))
-    # The patch of the pixel x = 13, y = 6 is that of row 1, column 3: token 1 + 7.
-    clicked = attention_maps(model, images, layers=["blocks.1"], heads=[3, 0], query=[13, 6])
-    torch.testing.assert_close(clicked.maps, last[:, [3, 0], 8, 1:].unflatten(2, (4, 4)))
+    # The patch of the pixel x = 17, y = 6 is that of row 1, column 4: token 1 + 9.
+    clicked = attention_maps(model, images, layers=["blocks.1"], heads=[3, 0], query=[17, 6])
+    torch.testing.assert_close(clicked.maps, last[:, [3, 0], 10, 1:].unflatten(2, GRID))
     mean = attention_maps(model, images, layers=["blocks.1"], query="mean")
-    torch.testing.assert_close(mean.maps, last[:, :, 1:, 1:].mean(2).unflatten(2, (4, 4)))
-    assert [r.query for r in (result, clicked, mean)] == ["class token", "patch at 13, 6", "mean of patches"]
+    torch.testing.assert_close(mean.maps, last[:, :, 1:, 1:].mean(2).unflatten(2, GRID))
+    assert [r.query for r in (result, clicked, mean)] == ["class token", "patch at 17, 6", "mean of patches"]
+    assert [r.point for r in (result, clicked, mean)] == [None, (17, 6), None]
+    assert result.centers == CENTERS
     # A head on the mean of all tokens reads all of them.
     network, model, images = linear_transformer(pool="mean")
     read = attention_maps(model, images, layers=["blocks.1"])
@@ -95,10 +97,12 @@ def attention_maps(
         for head in heads or ():
             if not 0 <= head < count:
                 raise InputError(f"layer {layer!r} has {count} heads, so there is no number {head}")
+    # equivalent mutants: the attention of further layers is not used
     maps = model.attention(images, tokens.layers)
     rows, names, numbers = [], [], []
     for layer, count in zip(tokens.layers, tokens.heads, strict=True):
         selected = list(range(count)) if heads is None else heads
+        # equivalent mutants: results are detached
         rows.append(maps[layer].detach()[:, selected][:, :, list(queries)].mean(2))
         names += [layer] * len(selected)
         numbers += selected

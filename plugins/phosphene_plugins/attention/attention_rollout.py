@@ -10,7 +10,7 @@ from phosphene import Method, Reference, hookimpl, method
 from phosphene.roles import Images, Model
 from phosphene.spec import Agrees, Calls, Cost, SumsToOne, UnitRange, size
 
-from ._oracle_networks import linear_transformer
+from ._oracle_networks import CENTERS, GRID, TOKENS, linear_transformer
 from ._relations import WITHOUT_A_SCORE
 from ._token_attribution_result import TokenAttribution
 from ._tokens import Query, Tokens, global_tokens, query_tokens
@@ -23,11 +23,11 @@ def equals_the_power_of_uniform_attention() -> None:
     """
     _, model, images = linear_transformer(heads=(2, 4, 1), sharpness=0)
     result = attention_rollout(model, images)
-    expected = torch.full((2, 4, 4), (1 - 2**-3) / 17, dtype=torch.float64)
+    expected = torch.full((2, *GRID), (1 - 2**-3) / TOKENS, dtype=torch.float64)
     torch.testing.assert_close(result.maps, expected)
     torch.testing.assert_close(result.others, expected[:, 0, :1] + 2**-3)
     network, model, images = linear_transformer(heads=(2, 4))
-    identity = torch.eye(17, dtype=torch.float64)
+    identity = torch.eye(TOKENS, dtype=torch.float64)
     attention = network.probabilities(model.normalize(images))
     for fusion in ("mean", "max", "min"):
         first, last = (
@@ -36,20 +36,31 @@ def equals_the_power_of_uniform_attention() -> None:
         )
         rows = last / last.sum(2, keepdim=True) @ (first / first.sum(2, keepdim=True))
         fused = attention_rollout(model, images, fusion=fusion)
-        torch.testing.assert_close(fused.maps, rows[:, 0, 1:].unflatten(1, (4, 4)))
+        torch.testing.assert_close(fused.maps, rows[:, 0, 1:].unflatten(1, GRID))
     patch = attention_rollout(model, images, fusion="min", query=[15, 0])
-    torch.testing.assert_close(patch.maps, rows[:, 4, 1:].unflatten(1, (4, 4)))
+    torch.testing.assert_close(patch.maps, rows[:, 4, 1:].unflatten(1, GRID))
     mean = attention_rollout(model, images, fusion="min", query="mean")
     torch.testing.assert_close(mean.others, rows[:, 1:, :1].mean(1))
-    # A discarded weight is 0, except that to the class token; half of 17 x 17 weights are 144.
+    # A discarded weight is 0, except that to the class token; half of 16 x 16 weights are 128.
     cut = [a.mean(1) for a in attention]
     for matrix in cut:
-        largest_discarded = matrix.flatten(1).sort(1).values[:, 143, None, None]
+        largest_discarded = matrix.flatten(1).sort(1).values[:, 127, None, None]
         matrix[:, :, 1:] *= matrix[:, :, 1:] > largest_discarded
     first, last = (a + identity for a in cut)
     rows = last / last.sum(2, keepdim=True) @ (first / first.sum(2, keepdim=True))
     discarded = attention_rollout(model, images, discard=0.5)
-    torch.testing.assert_close(discarded.maps, rows[:, 0, 1:].unflatten(1, (4, 4)))
+    torch.testing.assert_close(discarded.maps, rows[:, 0, 1:].unflatten(1, GRID))
+    assert discarded.centers == CENTERS
+    # Queries of their own attend to the patches behind the last layer, and the model reads the second.
+    network, model, images = linear_transformer(heads=(2,), pool="attention")
+    layer, pooling = (a.max(1).values for a in network.probabilities(model.normalize(images)))
+    rollout = (layer + identity) / (layer + identity).sum(2, keepdim=True)
+    row = (pooling[:, 1:] / pooling[:, 1:].sum(2, keepdim=True) @ rollout)[:, 0]
+    pooled = attention_rollout(model, images, fusion="max")
+    torch.testing.assert_close(torch.cat([pooled.others, pooled.maps.flatten(1)], 1), row)
+    by_class = attention_rollout(model, images, fusion="max", query="class")
+    torch.testing.assert_close(by_class.maps, rollout[:, 0, 1:].unflatten(1, GRID))
+    assert (pooled.targets, by_class.targets) == (("pooled tokens",) * 2, ("class token",) * 2)
 
 
 def product_of_the_layers(calls: Calls) -> Tensor:
@@ -127,8 +138,10 @@ def attention_rollout(
     queries, name = tokens.pooled, "pooled tokens"
     if pooling is None:
         queries, name = query_tokens(query, tokens, model, images.shape[2:])
+    # equivalent mutants: results are detached
     attention = {layer: maps.detach() for layer, maps in model.attention(images).items()}
     identity = torch.eye(tokens.count, device=images.device)
+    # equivalent mutants: the product with the first layer's attention repeats it for each image
     rollout = identity.expand(len(images), -1, -1)
     for layer in tokens.layers:
         fused = _discard_smallest(_fuse(attention[layer], fusion), discard, tokens)
@@ -159,6 +172,7 @@ def _discard_smallest(attention: Tensor, fraction: float, tokens: Tokens) -> Ten
     count = int(fraction * attention[0].numel())
     if count == 0:
         return attention
+    # equivalent mutants: axis 1 is the last
     smallest = attention.flatten(1).topk(count, dim=1, largest=False).indices
     cut = attention.flatten(1).scatter(1, smallest, 0).view_as(attention)
     if tokens.layout.before:

@@ -11,7 +11,7 @@ from phosphene.results import Attribution
 from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, Nonnegative, size
 
-from ._oracle_networks import POOLS, linear_transformer
+from ._oracle_networks import CENTERS, GRID, POOLS, TOKENS, linear_transformer
 from ._relations import OF_A_SCORE
 from ._tokens import at_size_of, global_tokens
 
@@ -22,14 +22,14 @@ def equals_the_closed_form_of_uniform_attention() -> None:
     With v_hj what head h adds for token j: dS/dA2_h0j = w . v_hj, and dS/dA1_hij = u_i . v_hj, where u_i is
     what the score gains per unit of token i behind the first layer.
     """
-    for pool, count in zip(POOLS, (1, 17), strict=True):
+    for pool, count in zip(POOLS, (1, TOKENS), strict=True):
         network, model, images = linear_transformer(heads=(2, 4), sharpness=0, pool=pool)
         first, second = network.layers
         before = network.tokens(model.normalize(images))
         between, weight = first(before), network.head.weight[1]
         # (N, heads, T): w . v_hj; each of the tokens that are read has 1 / count of the score.
         gain = second.head_values(between) @ weight / count
-        relevance = (gain / 17).relu().mean(1)  # of each token that is read
+        relevance = (gain / TOKENS).relu().mean(1)  # of each token that is read
         # Each token reaches all others through the uniform attention of the second layer.
         through = torch.stack(
             [
@@ -37,17 +37,25 @@ def equals_the_closed_form_of_uniform_attention() -> None:
                 for unit in torch.eye(8, dtype=torch.float64)[:, None, None]
             ]
         )
-        read = torch.zeros(17, 1, dtype=torch.float64)
+        read = torch.zeros(TOKENS, 1, dtype=torch.float64)
         read[:count] = 1 / count
-        units = read * weight + through / 17
+        units = read * weight + through / TOKENS
         gains = torch.einsum("nhjw,iw->nhij", first.head_values(before), units)
-        lower = torch.eye(17) + (gains / 17).relu().mean(1)
-        expected = (read[:count] * (lower - torch.eye(17))[:, :count]).sum(1) + (relevance[:, None] @ lower)[
-            :, 0
-        ]
+        lower = torch.eye(TOKENS) + (gains / TOKENS).relu().mean(1)
+        expected = (read[:count] * (lower - torch.eye(TOKENS))[:, :count]).sum(1) + (
+            relevance[:, None] @ lower
+        )[:, 0]
         result = gradient_attention(model, images, 1)
-        torch.testing.assert_close(result.maps, expected[:, 1:].unflatten(1, (4, 4)))
-        assert result.targets == ("class 1",) * 2
+        torch.testing.assert_close(result.maps, expected[:, 1:].unflatten(1, GRID))
+        assert (result.targets, result.centers) == (("class 1",) * 2, CENTERS)
+        # Of one layer only the tokens that are read have a relevance.
+        network, model, images = linear_transformer(heads=(4,), sharpness=0, pool=pool)
+        (layer,) = network.layers
+        gain = layer.head_values(network.tokens(model.normalize(images))) @ network.head.weight[2] / count
+        expected = (gain / TOKENS).relu().mean(1)[:, 1:].unflatten(1, GRID)
+        torch.testing.assert_close(gradient_attention(model, images, 2).maps, expected)
+        network.head.weight.zero_()
+        assert not gradient_attention(model, images, 2).maps.any()
 
 
 @method(
@@ -101,6 +109,7 @@ def gradient_attention(model: Model, images: Images, target: Target = None) -> A
     model = at_size_of(model, images)
     tokens = global_tokens(model, images, "gradient_attention")
     # The first layer's attention is a leaf of the graph: nothing below it is differentiated.
+    # equivalent mutants: what requires a gradient is left as it is
     with model.record_attention(lambda _, a: a if a.requires_grad else a.requires_grad_()) as recording:
         score = scores(model, images, target)
     maps = {layer: recording.maps[layer] for layer in recording.maps if layer in model.attention_layers}
@@ -113,6 +122,7 @@ def gradient_attention(model: Model, images: Images, target: Target = None) -> A
         if gradient is not None
     }
     identity = torch.eye(tokens.count).to(score)
+    # equivalent mutants: the product with the first layer's attention repeats it for each image
     relevance = identity.expand(len(images), -1, -1)
     for layer in tokens.layers:
         if layer in pairs:

@@ -97,7 +97,8 @@ def head_ablation(
     """
     model = at_size_of(model, images)
     if not model.attention_layers:
-        model.attention(images[:1])  # raises the error of a model without attention
+        # equivalent mutants: of any number of images it raises the error of a model without attention
+        model.attention(images[:1])
     with torch.no_grad():
         before = scores(model, images, target)  # fixes the predicted classes
         drops, layers, heads = [], [], []
@@ -125,6 +126,7 @@ def _ablate(
     def replace(name: str, attention: Tensor) -> Tensor:
         if name != layer:
             return attention
+        # equivalent mutants: nothing else reads the attention of a pass without gradients
         attention = attention.clone()
         attention[:, head] = 0 if replacement == "zero" else 1 / attention.shape[3]
         return attention

@@ -13,7 +13,7 @@ from phosphene.roles import Images, Model, Target
 from phosphene.spec import Cost, Nonnegative, ScalesWith, size
 
 from ._blocks import block_of_each_layer
-from ._oracle_networks import POOLS, linear_transformer
+from ._oracle_networks import CENTERS, GRID, POOLS, TOKENS, linear_transformer
 from ._relations import OF_A_SCORE
 from ._tokens import at_size_of, global_tokens
 
@@ -21,19 +21,31 @@ from ._tokens import at_size_of, global_tokens
 def equals_the_closed_form_of_linear_blocks() -> None:
     """Without a norm s^l = w . mean_t x_t^l + b, so that ds/dA_hij = w . v_hj / T for every query i.
 
-    v_hj is what head h adds for token j: E_j is the mean over heads of ReLU(w . v_hj) / T.
+    v_hj is what head h adds for token j: E_j is the mean over heads of ReLU(w . v_hj) / T. Of the square of
+    the logit it is 2 s^l times as large.
     """
     for pool in POOLS:
         network, model, images = linear_transformer(heads=(2, 4, 1), pool=pool)
-        tokens, layers = network.tokens(model.normalize(images)), []
-        for block in network.layers:
-            gain = block.head_values(tokens) @ network.head.weight[2]
-            layers.append((gain / 17).relu().mean(1))
-            tokens = block(tokens)
-        result = legrad(model, images, 2)
-        expected = torch.stack(layers).mean(0)[:, 1:].unflatten(1, (4, 4))
-        torch.testing.assert_close(result.maps, expected)
-        assert result.targets == ("class 2",) * 2
+        predicted = network(model.normalize(images)).argmax(1)
+        for target, classes in ((2, torch.tensor([2, 2])), (None, predicted), (_square_of_class_2, [2, 2])):
+            weight, bias = network.head.weight[classes], network.head.bias[classes]
+            tokens, layers = network.tokens(model.normalize(images)), []
+            for block in network.layers:
+                gain = torch.einsum("nhjc,nc->nhj", block.head_values(tokens), weight)
+                tokens = block(tokens)
+                if callable(target):
+                    gain = gain * 2 * ((tokens.mean(1) * weight).sum(1) + bias)[:, None, None]
+                layers.append((gain / TOKENS).relu().mean(1))
+            result = legrad(model, images, target)
+            expected = torch.stack(layers).mean(0)[:, 1:].unflatten(1, GRID)
+            torch.testing.assert_close(result.maps, expected)
+            assert result.centers == CENTERS
+            if not callable(target):
+                assert result.targets == tuple(f"class {index}" for index in classes.tolist())
+
+
+def _square_of_class_2(logits: Tensor) -> Tensor:
+    return logits[:, 2].square()
 
 
 @method(

@@ -31,6 +31,11 @@ def equals_the_head_of_the_tokens_behind_each_block() -> None:
         torch.testing.assert_close(result.probabilities, logits.exp() / logits.exp().sum(2, keepdim=True))
         assert result.layers == ("blocks.0", "blocks.1", "blocks.2")
         assert result.classes == ("class 0", "class 1", "class 2")
+        # Classes that do not exclude each other have a probability each.
+        _, several, images = linear_transformer(heads=(2, 4, 1), pool=pool, task="multilabel")
+        result = logit_lens(several, images)
+        torch.testing.assert_close(result.logits, logits)
+        torch.testing.assert_close(result.probabilities, 1 / (1 + (-logits).exp()))
 
 
 def logits_of_the_model(calls: Calls) -> Tensor:

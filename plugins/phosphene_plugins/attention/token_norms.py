@@ -11,7 +11,7 @@ from phosphene.roles import Images, Model
 from phosphene.spec import Agrees, Calls, Cost, InvariantTo, Nonnegative, ScalesWith, size
 
 from ._blocks import block_of_each_layer
-from ._oracle_networks import WIDTH, linear_transformer
+from ._oracle_networks import GRID, WIDTH, linear_transformer
 from ._relations import FLIPS
 from ._token_norms_result import TokenNorms, high_norms
 from ._tokens import at_size_of, global_tokens
@@ -24,14 +24,14 @@ def equals_the_norms_of_the_tokens() -> None:
         block.project.weight.zero_()
     nn.init.zeros_(network.positions)
     patches = network.patches(model.normalize(images)).flatten(2).transpose(1, 2)
-    expected = patches.square().sum(2).sqrt().unflatten(1, (4, 4))
+    expected = patches.square().sum(2).sqrt().unflatten(1, GRID)
     result = token_norms(model, images)
     torch.testing.assert_close(result.maps, torch.stack([expected, expected], 1))
     length = network.class_token.square().sum().sqrt()
     torch.testing.assert_close(result.others, length.expand(2, 2, 1))
     network.positions[0, 5] = 1000 / WIDTH**0.5  # a vector of norm 1000
     result = token_norms(model, images, factor=10)
-    assert result.high.tolist() == [[1, 1], [1, 1]] and bool(result.is_high()[:, :, 1, 1].all())
+    assert result.high.tolist() == [[1, 1], [1, 1]] and bool(result.is_high()[:, :, 1, 0].all())
     assert result.images_with_high_norms() == {"blocks.0": [0, 1], "blocks.1": [0, 1]}
     assert token_norms(model, images, factor=1e6).images_with_high_norms() == {}
 

@@ -152,6 +152,16 @@ def _oracle() -> None:
     torch.testing.assert_close(result.probabilities, logits.softmax(2).amax(2))
     assert torch.equal(result.predictions, result.plane_predictions) and result.agreement == 1
     assert result.names["1"] == "b" and result.labels == tuple("abcab") and result.ids[4] == "4"
+    # One logit v: class 1 has the probability 1 / (1 + exp(-v)).
+    single = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        single.weight.copy_(torch.tensor([[3.0, -2, 0, 0]]))
+    one = nn.Sequential(nn.Flatten(), single).double()
+    binary = load_model(one, mean=[0.0], std=[1.0], input_size=(1, 2, 2), task="binary")
+    result = decision_boundary_map(binary, TensorDataset(images), grid=21, margin=0.5)
+    value = (plane @ single.weight.detach().T)[..., 0]
+    assert torch.equal(result.regions, (value > 0).long()) and len(result.regions.unique()) == 2
+    torch.testing.assert_close(result.probabilities, 1 / (1 + (-value.abs()).exp()))
     # A third axis decides for one image: the plane does not show it.
     images[4, 0, 1, 1] = 0.06
     result = decision_boundary_map(model, TensorDataset(images), grid=5)

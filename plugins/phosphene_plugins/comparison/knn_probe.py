@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Literal
 
 import torch
@@ -17,6 +18,7 @@ from ._layer_features import ProbedLayers, classified_features
 from ._probe_result import ProbeAccuracy, confusion_matrix
 
 #: Rows of the similarity matrix that are computed at once.
+# equivalent mutants: only how many are computed at once
 ROWS = 1024
 
 
@@ -28,6 +30,12 @@ def _oracle() -> None:
     images = torch.stack([angles.cos(), angles.sin()], 1)[:, None, None]
     images = images * torch.tensor([0.9, 0.3, 0.5, 0.8, 0.4])[:, None, None, None]
     data = TensorDataset(images, ["low", "low", "low", "high", "high"])
+    with torch.no_grad():  # of equal features the first image is the nearest, of class "low"
+        for parameter in network.parameters():
+            parameter.zero_()
+    result = knn_probe(model, data, layers=["1", "0"], k=1)
+    torch.testing.assert_close(result.accuracy, torch.tensor([0.6, 1]).double())
+    assert result.confusion.tolist() == [[2, 0], [0, 3]]
     result = knn_probe(model, data, layers=["0"], k=1)
     # By angle the neighbors are 1, 0, 1, 4 and 3.
     assert result.accuracy.tolist() == [1.0] and result.confusion.tolist() == [[2, 0], [0, 3]]
@@ -43,6 +51,35 @@ def _oracle() -> None:
     nearest = (torch.cdist(points, points) + 9 * torch.eye(5)).argmin(1)
     is_low = torch.tensor([True, True, True, False, False])
     assert float(result.accuracy[0]) == float((is_low[nearest] == is_low).double().mean())
+    _votes_by_their_definition()
+    result = knn_probe(model, data, layers=["0"], k=3, temperature=0.5)
+    shares = _votes(points, (is_low).long(), 2, 3, "cosine", "exponential", 0.5)
+    assert result.probability is not None
+    torch.testing.assert_close(result.probability[0], shares[torch.arange(5), is_low.long()].mean())
+
+
+def _votes_by_their_definition() -> None:
+    """The shares of the classes from loops over images and neighbors."""
+    draw = torch.Generator().manual_seed(2)
+    features = torch.rand(7, 3, generator=draw, dtype=torch.float64)
+    features[6] = features[5]
+    numbers = torch.tensor([0, 2, 1, 2, 0, 0, 1])
+    for metric, weights in itertools.product(("cosine", "euclidean"), ("exponential", "uniform")):
+        expected = torch.zeros(7, 3, dtype=torch.float64)
+        for n, row in enumerate(features):
+            cosines = F.cosine_similarity(row[None], features)
+            similarity = cosines if metric == "cosine" else -(features - row).norm(dim=1)
+            near = sorted((m for m in range(7) if m != n), key=lambda m: -float(similarity[m]))[:4]
+            scale = 1.0 if metric == "cosine" else -similarity[near].mean()
+            for m in near:
+                vote = (similarity[m] / scale / 0.2).exp() if weights == "exponential" else 1
+                expected[n, numbers[m]] += vote
+        expected = expected / expected.sum(1, keepdim=True)
+        shares = _votes(features, numbers, 3, 4, metric, weights, 0.2)
+        torch.testing.assert_close(shares, expected)
+    # Neighbors at distance 0 have equal votes.
+    same = _votes(torch.ones(3, 2), torch.tensor([0, 1, 1]), 2, 2, "euclidean", "exponential", 0.2)
+    torch.testing.assert_close(same, torch.tensor([[0, 1], [0.5, 0.5], [0.5, 0.5]]).double())
 
 
 @torch.no_grad()
@@ -167,12 +204,14 @@ def _votes(
         similarity = rows @ features.T if metric == "cosine" else -torch.cdist(rows, features)
         own = torch.arange(len(rows), device=rows.device)
         similarity[own, start + own] = -torch.inf
+        # equivalent mutants: axis 1 is the last, and on the CPU every sort of torch is stable
         values, order = similarity.sort(dim=1, descending=True, stable=True)
         values, nearest = values[:, :k], order[:, :k].cpu()
         if metric == "euclidean":
             values = values / (-values).mean(1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
         votes = torch.ones_like(values)
         if weights == "exponential":  # the largest vote is 1: exp of a large similarity would overflow
+            # equivalent mutants: a factor of all votes of an image changes no share
             votes = ((values - values[:, :1]) / temperature).exp()
         sums = torch.zeros(len(rows), classes, dtype=torch.float64)
         sums = sums.scatter_add(1, numbers[nearest], votes.cpu().double())

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
+from phosphene import InputError, Reference, TensorDataset, fork_random_state, hookimpl, load_model, method
 from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import Cost, InvariantTo, UnitRange, size
 
@@ -39,6 +39,21 @@ def _oracle() -> None:
     # |x1 - x2| is the same for both classes: chance, within four standard errors.
     assert abs(float(result.accuracy[2]) - 0.5) < 4 * (0.25 / 40) ** 0.5
     assert result.train_accuracy is not None and result.train_accuracy[1] == 1
+    numbers = torch.tensor([label == "right" for label in labels]).long()
+    with fork_random_state():
+        torch.manual_seed(0)
+        test = _held_out_rows(numbers, 0.5, 2)
+    squares = model.features(images, "2").detach()
+    shares = _fit(squares, numbers, test, 1e-4)
+    own, hits = shares[torch.arange(80), numbers], shares.argmax(1) == numbers
+    assert result.probability is not None
+    torch.testing.assert_close(result.probability[2], own[test].mean())
+    assert float(result.accuracy[2]) == float(hits[test].double().mean())
+    assert float(result.train_accuracy[2]) == float(hits[~test].double().mean())
+    few = TensorDataset(images[[0, 1, *range(10, 30)]][:8], [labels[0], labels[0]] + ["other"] * 6)
+    assert linear_probe(model, few, layers=["0"], seed=0).count == 3  # 1 of 2 and 2 of 6
+    _counts_of_held_out_images()
+    _fit_is_stationary()
     # Large weights cost more than errors do: every image gets the more frequent class.
     is_left = torch.tensor([label == "left" for label in labels])
     rows = (is_left | (torch.arange(80) < 40)).nonzero()[:, 0].tolist()
@@ -46,6 +61,30 @@ def _oracle() -> None:
     strong = linear_probe(model, data, layers=["1"], held_out=0.5, seed=0, strength=1e6)
     assert strong.chance == float(is_left.sum()) / len(rows) > 0.6
     assert (strong.confusion[:, 1] == 0).all() and (strong.confusion[:, 0] > 0).all()
+
+
+def _counts_of_held_out_images() -> None:
+    """The rounded share of each class, at least one image and not all."""
+    numbers = torch.tensor([0, 2, 2, 0, 0, 1, 1, 0, 2, 0, 2, 0, 2, 0])  # 7, 2 and 5 images
+    for share, counts in ((0.25, [2, 1, 1]), (0.95, [6, 1, 4])):
+        assert torch.bincount(numbers[_held_out_rows(numbers, share, 3)], minlength=3).tolist() == counts
+
+
+def _fit_is_stationary() -> None:
+    """Where the gradient is 0, W = sum_i (y_i - p_i) z_i' / strength: log p - W z is b up to a constant."""
+    draw = torch.Generator().manual_seed(1)
+    numbers, train = torch.arange(36) % 3, torch.arange(36) < 24
+    features = torch.randn(36, 3, generator=draw, dtype=torch.float64)
+    features[:, 0] += numbers
+    features = features * torch.tensor([1.0, 5, 0]) + 3  # the third is constant
+    shares = _fit(features, numbers, ~train, 0.5)
+    deviation = features[train].std(0, correction=0) + torch.tensor([0, 0, 1])
+    z = (features - features[train].mean(0)) / deviation
+    errors = (nn.functional.one_hot(numbers) - shares)[train]
+    intercepts = shares.log() - z @ (errors.T @ z[train] / 0.5).T
+    intercepts = intercepts - intercepts.mean(1, keepdim=True)
+    torch.testing.assert_close(intercepts, intercepts[:1].expand(36, 3), atol=1e-2, rtol=0)
+    torch.testing.assert_close(errors.sum(0), torch.zeros(3).double(), atol=1e-2, rtol=0)
 
 
 class _Square(nn.Module):
@@ -91,10 +130,11 @@ def linear_probe(
     min over W, b of sum_i cross-entropy(W z_i + b, y_i) + strength/2 ||W||^2
 
     with z_i the layer's output for image i, averaged over its positions and scaled to mean 0 and deviation 1
-    over the training images, and y_i its class. Multinomial logistic regression by scikit-learn. A random
-    part ``held_out`` of every class, at least one image, is not trained on. What a layer's probe gains over
-    the layer before it, the network has made linearly accessible; a probe does not say that the network uses
-    it. For transfer to new classes pass a data set of these: its classes need not be the model's.
+    over the training images, and y_i its class. Multinomial logistic regression by scikit-learn; of two
+    classes W is one row, that of their difference. A random part ``held_out`` of every class, at least one
+    image, is not trained on. What a layer's probe gains over the layer before it, the network has made
+    linearly accessible; a probe does not say that the network uses it. For transfer to new classes pass a
+    data set of these: its classes need not be the model's.
 
     Returns:
         ``accuracy``, ``train_accuracy`` and ``probability`` of the class (L,) by layer; ``confusion`` (K,
@@ -167,9 +207,11 @@ def _fit(features: Tensor, numbers: Tensor, test: Tensor, strength: float) -> Te
 
     train = features[~test].double()
     deviation = train.std(0, correction=0)
+    # equivalent mutants: of a feature that is constant in training the weight is 0
     scaled = (features.double() - train.mean(0)) / torch.where(deviation > 0, deviation, 1)
     estimator = LogisticRegression(C=1 / strength, max_iter=1000)
     with warnings.catch_warnings():  # the accuracy after 1,000 steps is the probe's
+        # equivalent mutants: a warning changes no result
         warnings.simplefilter("ignore", ConvergenceWarning)
         estimator.fit(scaled[~test].numpy(), numbers[~test].numpy())
     return torch.from_numpy(estimator.predict_proba(scaled.numpy()))

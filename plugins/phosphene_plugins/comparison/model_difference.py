@@ -79,6 +79,13 @@ def divergences_of_linear_models() -> None:
     same = model_difference(models[0], data, models[1], **options)
     torch.testing.assert_close(result.divergences, same.divergences)
     assert torch.equal(result.predictions, same.predictions) and result.maps.shape == (2, 2, 2, 3)
+    assert torch.equal(result.maps[:, 0], same.maps[:, 0]) and result.ids == tuple("012345678")
+    maps = torch.rand(2, 2, 3, generator=draw)
+    wide = nn.functional.interpolate(maps[:, None], (2, 6), mode="bilinear")[:, 0]
+    torch.testing.assert_close(_fit_maps(maps, torch.zeros(2, 1, 2, 6)), wide)
+    smaller = _fit_maps(wide, torch.zeros(2, 1, 2, 3))  # each is the mean of 1/8, 3/8, 3/8 and 1/8 of four
+    weights = torch.tensor([1, 3, 3, 1]) / 8
+    torch.testing.assert_close(smaller[:, :, 1], wide[:, :, 1:5] @ weights)
 
 
 def jensen_shannon(calls: Calls) -> Tensor:
@@ -168,6 +175,7 @@ def model_difference(
     divergences, predictions, confidences = (
         rows[name].tensor() for name in ("divergences", "predictions", "confidences")
     )
+    # equivalent mutants: on the CPU every sort of torch is stable
     indices = divergences.sort(descending=True, stable=True).indices[:k]
     chosen = indices.tolist()
     images = dataset.read(chosen).to(model.device, model.dtype)
@@ -184,6 +192,7 @@ def model_difference(
                 for part in parts
             ]
         )
+        # equivalent mutants: maps of this size are enlarged to themselves
         if heat.shape[1:] != images.shape[2:]:
             heat = _fit_maps(heat, images)
         maps.append(heat.to(images))

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import (
+    Class,
     Direction,
     InputError,
     Reference,
@@ -147,6 +148,8 @@ def _oracle() -> None:
         rebuilt = torch.einsum("nkhw,kc->nchw", result.maps, result.vectors) + result.mean[:, None, None]
         torch.testing.assert_close(rebuilt, images, rtol=0.02, atol=0.01)
         assert result.explained > 0.999
+        if algorithm == "ica":  # whose factors have no sign of their own
+            assert (result.vectors.abs().amax(1) == result.vectors.amax(1)).all()
     # The score is linear in the occurrences: the total index of a concept is its share of the variance.
     result = concept_factorization(model, images, 0, designs=256, **options)
     assert result.sobol is not None
@@ -161,10 +164,30 @@ def _oracle() -> None:
     for k, concept in enumerate(order.tolist()):
         pooled = result.crop_images[k].mean((0, 2, 3))
         assert torch.nn.functional.cosine_similarity(pooled, concepts[concept], dim=0) > 0.9
+    _crops_are_half_a_crop_apart(images)
     _indices_have_closed_forms()
     clusters = concept_factorization(model, images, 1, algorithm="kmeans", **options)
     assert ((clusters.maps > 0).sum(1) <= 1).all() and 0.3 < clusters.explained < 1
     assert clusters.targets == ("class 1", "class 1")
+    more = concept_factorization(model, images, 1, algorithm="kmeans", **options | {"concepts": 4})
+    assert more.vectors.shape == (4, 3)  # more than channels
+    # The predicted class is that of the image, whatever part of its concepts is left.
+    predicted = model(images).argmax(1).tolist()
+    indices = [
+        concept_factorization(model, images, target, designs=64, **options).sobol
+        for target in (None, Class(tuple(predicted)))
+    ]
+    torch.testing.assert_close(*indices)
+
+
+def _crops_are_half_a_crop_apart(images: Tensor) -> None:
+    """Crops of the share p of a side start every p / 2 of it, or closer, from the first pixel to the last."""
+    assert _starts(8, 4, 0.5) == [0, 2, 4] and _starts(5, 5, 1.0) == [0]
+    assert _starts(10, 2, 0.25) == [0, 1, 3, 4, 5, 7, 8]
+    crops = _cut(images, 0.5).unflatten(0, (2, 3, 3))
+    for row, column in ((0, 0), (1, 2), (2, 1)):
+        part = images[:, :, row : row + 2, (0, 2, 3)[column] : (0, 2, 3)[column] + 3]
+        torch.testing.assert_close(crops[:, row, column], resize(part, (4, 6)).clamp(0, 1))
 
 
 def _indices_have_closed_forms() -> None:
@@ -323,6 +346,7 @@ def concept_factorization(
         occurrences = _nonnegative_least_squares(values, vectors)
     lengths = vectors.norm(dim=1).clamp(min=1e-300)
     occurrences, vectors = occurrences * lengths, vectors / lengths[:, None]
+    # equivalent mutants: activations that are all the same are refused
     deviation = (values - values.mean(0)).square().sum().clamp(min=1e-300)
     explained = 1 - (values - occurrences @ vectors - mean).square().sum() / deviation
     slopes = torch.einsum("nchw,kc->nkhw", torch.cat(gradients).cpu().double(), vectors)
@@ -427,6 +451,7 @@ def _nmf(values: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]
 
     estimator = NMF(count, init="nndsvda", max_iter=1000, tol=1e-6, random_state=seed)
     with warnings.catch_warnings():  # the factors after 1,000 steps are as good as they get
+        # equivalent mutants: a warning changes no result
         warnings.simplefilter("ignore", ConvergenceWarning)
         occurrences = estimator.fit_transform(values.numpy())
     zero = values.new_zeros(values.shape[1])
@@ -467,6 +492,7 @@ def _ica(values: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]
 
     estimator = FastICA(count, whiten="unit-variance", max_iter=1000, random_state=seed)
     with warnings.catch_warnings():
+        # equivalent mutants: a warning changes no result
         warnings.simplefilter("ignore", ConvergenceWarning)
         occurrences = torch.from_numpy(estimator.fit_transform(values.numpy()))
     vectors = torch.from_numpy(estimator.mixing_.T)

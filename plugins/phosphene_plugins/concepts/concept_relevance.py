@@ -117,6 +117,11 @@ def _oracle() -> None:
     network = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), last).double()
     model = load_model(network, input_size=(3, 2, 3))
     result = concept_relevance(model, images, 1, layer="1", channels=[2], rule="epsilon", epsilon=0)
+    assert result.layer == "1"
+    result = concept_relevance(model, images, 1, channels=[2], rule="epsilon", epsilon=0)
+    assert result.layer == "1"  # the last map
+    below = concept_relevance(model, images, 1, layer="0", k=1, rule="epsilon", epsilon=0)
+    assert below.layer == "0"
     maps = convolution(images).relu()
     parts = (maps.flatten(1) * last.weight[1]).view(3, 4, 2)
     torch.testing.assert_close(result.relevance, parts.sum(2))
@@ -196,6 +201,7 @@ def concept_relevance(
         count = relevance.shape[1]
         require_channels(channels or (), layer, count)
         if channels is None:
+            # equivalent mutants: axis 1 is the last, and on the CPU every sort of torch is stable
             selected = relevance.sort(dim=1, descending=True, stable=True).indices[:, :k]
         else:
             selected = torch.tensor(channels, device=relevance.device).expand(len(images), -1)
@@ -203,7 +209,7 @@ def concept_relevance(
     return ConceptRelevance(
         images=images,
         maps=torch.stack(maps, 1),
-        channels=selected.clone(),
+        channels=selected.clone(),  # equivalent mutants: the same numbers in memory that is shared
         relevance=relevance,
         targets=target.names(model, len(images)),
         layer=layer,

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, method
+from phosphene import InputError, Reference, TensorDataset, fork_random_state, hookimpl, load_model, method
 from phosphene.roles import Dataset, LayerName, Model, Seed
 from phosphene.spec import Cost, InvariantTo, UnitRange, size
 
@@ -35,7 +35,8 @@ Strength = Annotated[
 def _oracle() -> None:
     """Two clusters on a line are separated along it; the difference of their means is the vector."""
     colors = nn.Conv2d(3, 3, 1, bias=False)
-    network = nn.Sequential(colors, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).double()
+    later = nn.Conv2d(3, 4, 1, bias=False)
+    network = nn.Sequential(colors, later, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).double()
     with torch.no_grad():
         colors.weight.copy_(torch.eye(3)[[2, 0, 1], :, None, None])  # blue, red, green
     model = load_model(network, mean=[0.5] * 3, std=[0.5, 0.25, 1.0], input_size=(3, 2, 4))
@@ -49,6 +50,7 @@ def _oracle() -> None:
     result = concept_vectors(model, concepts, random, classifier="mean_difference", **options)
     assert result.concepts == ("not green", "red") and result.counts.tolist() == [[10, 10], [20, 10]]
     assert result.accuracy.tolist() == [1.0, 1.0]
+    assert result.vectors.dtype == result.offsets.dtype == result.accuracy.dtype == torch.float64
     torch.testing.assert_close(result.vectors.norm(dim=1), torch.ones(2, dtype=torch.float64))
     # The channels are blue, red and green; normalized, red counts twice and green four times.
     for vector, axis, sign in zip(result.vectors, (2, 1), (-1, 1), strict=True):
@@ -61,6 +63,23 @@ def _oracle() -> None:
     assert has_concept[:20, 1].all() and not has_concept[30:].any() and has_concept[20:30, 0].all()
     target = result.direction("red")
     assert target.name == "0" and torch.equal(target.vector, result.vectors[1])
+    # Fitted without the images that are held out; of the last map by default, in the model's precision.
+    single = load_model(network.float(), mean=[0.5] * 3, std=[0.5, 0.25, 1.0], input_size=(3, 2, 4))
+    result = concept_vectors(single, concepts, random, held_out=0.3, seed=0)
+    features = single.features(images.float(), "1").detach().mean((2, 3))
+    with fork_random_state():
+        torch.manual_seed(0)
+        for number, rows in enumerate((features[20:30], features[:20])):
+            (fitted, test), (others, rest) = _split(rows, 0.3), _split(features[30:], 0.3)
+            vector, offset = fit_vector(fitted, others, "linear", 1.0)
+            torch.testing.assert_close(result.vectors[number], vector.float())
+            torch.testing.assert_close(float(result.offsets[number]), offset)
+            right = int((test.double() @ vector > offset).sum() + (rest.double() @ vector <= offset).sum())
+            assert abs(float(result.accuracy[number]) - right / (len(test) + len(rest))) < 1e-6
+    assert result.layer == "1" and result.vectors.dtype == torch.float32
+    for count, share, length in ((7, 0.25, 2), (7, 0.95, 6), (2, 0.1, 1), (5, 0.5, 2)):
+        fitted, test = _split(torch.arange(count), share)
+        assert len(test) == length and sorted(torch.cat([fitted, test]).tolist()) == list(range(count))
 
 
 @method(

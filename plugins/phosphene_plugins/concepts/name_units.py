@@ -112,18 +112,20 @@ def _oracle() -> None:
     network = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).double()
     model = load_model(network, mean=[0.5, 0.4, 0.3], std=[0.5, 0.25, 1.0], input_size=(3, 2, 4))
     colors = {"green": 1, "red": 0, "blue": 2}
-    tower = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3, bias=False)).double()
+    # The embedding is the mean color, weighted more to the right and to the bottom.
+    tower = nn.Sequential(nn.Conv2d(3, 3, 4, groups=3, bias=False), nn.Flatten()).double()
     with torch.no_grad():
-        list(tower.parameters())[0].copy_(torch.eye(3))
+        list(tower.parameters())[0].copy_(torch.linspace(1, 2, 16).view(4, 4) / 24)
     clip = ImageModel(
         tower, mean=[0.125] * 3, std=[1.0] * 3, input_size=(3, 4, 4), task="embedding", classes=None,
         embed_text=lambda text: 3 * torch.eye(3, dtype=torch.float64)[colors[text.split()[-1]]],
     )  # fmt: skip
-    images = torch.rand(30, 3, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    images = images * torch.rand(30, 3, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    images = torch.rand(31, 3, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images = images * torch.rand(31, 3, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     call: Any = name_units
     units = model.features(images, "0").mean((2, 3))
-    cosines = F.normalize(images.mean((2, 3)) - 0.125, dim=1)[:, [1, 0, 2]]
+    embeddings = tower(resize(images, (4, 4)).clamp(0, 1) - 0.125).detach()
+    cosines = F.normalize(embeddings, dim=1)[:, [1, 0, 2]]
     for measure in ("soft_wpmi", "wpmi", "cosine_cubed"):
         options: dict[str, Any] = {"layer": "0", "words": list(colors), "template": "all {}", "top": 4}
         result = call(model, TensorDataset(images), clip, measure=measure, **options)
@@ -135,6 +137,21 @@ def _oracle() -> None:
     assert result.examples.shape == (3, 5, 3, 2, 4)
     for unit, examples in zip(result.example_units, result.examples, strict=True):
         assert torch.equal(examples, images[units[:, unit].argsort(descending=True)[:5]])
+    best = result.table()["similarity"]
+    torch.testing.assert_close(torch.tensor(best).double(), result.similarity.amax(1))
+    # By default the tenth of the images, rounded up.
+    result = call(model, TensorDataset(images), clip, **options | {"top": None, "measure": "wpmi"})
+    torch.testing.assert_close(result.similarity, _by_definition(units, cosines, "wpmi", 4))
+    # Grey images are those of three equal channels.
+    network = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2)).double()
+    one = load_model(network, mean=[0.5], std=[0.5], input_size=(1, 4, 4))
+    grey = images[:, :1, :1, :1] * torch.linspace(0.1, 0.4, 16).view(4, 4)
+    result = call(one, TensorDataset(grey.float()), clip, **options | {"measure": "cosine_cubed"})
+    assert result.examples.dtype == torch.float64 and type(result.example_units[0]) is int
+    grey = grey.float().double()
+    cosines = F.normalize(tower(grey.expand(-1, 3, -1, -1) - 0.125).detach(), dim=1)[:, [1, 0, 2]]
+    expected = _by_definition(one.features(grey, "0").mean((2, 3)), cosines, "cosine_cubed", 4)
+    torch.testing.assert_close(result.similarity, expected)
     # A unit that is the same for all images has no name.
     images[:, 2] = 0.2
     result = call(model, TensorDataset(images), clip, **options)
@@ -260,6 +277,7 @@ def name_units(
     assert text_model.embed_text is not None  # the role was checked
     with torch.no_grad():
         texts = [text_model.embed_text(template.replace("{}", word)).detach().cpu() for word in names]
+    # equivalent mutants: axis 1 is the default
     directions = F.normalize(torch.stack(texts).double(), dim=1)
     state = _Activations(model, text_model, layer).run(dataset, batch_size(model))
     units, images = state["units"].tensor().double(), state["images"].tensor().double()
@@ -275,9 +293,12 @@ def name_units(
     spread = units.amax(0) - units.amin(0)
     varies = spread > 1e-6 * units.abs().amax(0)
     similarity = torch.where(varies[:, None], similarity, 0)
+    # equivalent mutants: axis 1 is the last
     best = similarity.topk(2, 1)
     margins = best.values[:, 0] - best.values[:, 1]
+    # equivalent mutants: on the CPU every sort of torch is stable
     chosen = margins.sort(descending=True, stable=True).indices[:MAX_UNITS].tolist()
+    # equivalent mutants: on the CPU every sort of torch is stable
     rows = [units[:, unit].sort(descending=True, stable=True).indices[:EXAMPLES].tolist() for unit in chosen]
     labels = [names[index] if there else "" for index, there in zip(best.indices[:, 0], varies, strict=True)]
     return UnitNames(
@@ -298,6 +319,7 @@ def _mutual_information(
 ) -> Tensor:
     """Weighted pointwise mutual information (C, W) of units (N, C) and words, from cosines (N, W)."""
     probabilities = (temperature * cosines).softmax(1)
+    # equivalent mutants: on the CPU every sort of torch is stable
     rows = units.sort(dim=0, descending=True, stable=True).indices[:top]
     ranks = torch.arange(top, dtype=torch.float64) / top
     shares = P_FIRST - ranks * (P_FIRST - P_LAST) if soft else torch.ones_like(ranks)
@@ -345,6 +367,7 @@ class _Activations(Fold[State]):
             resized = resized.expand(-1, other.input_size[0], -1, -1)
         if resized.shape[1] != other.input_size[0]:
             raise InputError(f"{other.name} takes {other.input_size[0]} channels, not {images.shape[1]}")
+        # equivalent mutants: an image of this size is resized to itself
         if resized.shape[2:] != other.input_size[1:]:
             resized = resize(resized, other.input_size[1:]).clamp(0, 1)
         state["units"].write(batch.indices[0], at_least_float32(units))

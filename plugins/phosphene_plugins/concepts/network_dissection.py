@@ -119,7 +119,10 @@ class Dissection(Result):
 
 def _oracle() -> None:
     """A channel that is the red of the image overlaps with red objects as two squares do."""
-    network = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).double()
+    same = nn.Conv2d(3, 3, 1, bias=False)
+    network = nn.Sequential(same, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).double()
+    with torch.no_grad():
+        same.weight.copy_(torch.eye(3)[..., None, None])
     model = load_model(network, mean=[0.0] * 3, std=[1.0] * 3, input_size=(3, 6, 8))
     images, masks = torch.zeros(3, 3, 6, 8, dtype=torch.float64), torch.zeros(3, 6, 8, dtype=torch.bool)
     images[0, 0, 1:4, 1:5], masks[0, 1:4, 3:7] = 1.0, True  # 12 red pixels, 6 of them in the mask of 12
@@ -138,6 +141,44 @@ def _oracle() -> None:
     assert result.iou[2].tolist() == [0.0, 0.0]
     assert result.detectors() == {0: "apple", 1: "leaf"} and result.example_channels[:2] == (1, 0)
     assert torch.equal(result.examples[0], images[1]) and torch.equal(result.example_maps[1], images[0, 0])
+    assert torch.equal(result.examples[2], images[0])  # the first of equal ones
+    single = load_model(network.float(), mean=[0.0] * 3, std=[1.0] * 3, input_size=(3, 6, 8))
+    assert network_dissection(single, data).layer == "0"
+    result = network_dissection(single, data, layer="1", quantile=0.5)
+    assert result.layer == "1" and result.iou.dtype == result.thresholds.dtype == torch.float32
+    # Of one position, the mean: green is above its threshold in the second image alone, everywhere.
+    torch.testing.assert_close(result.iou[1], torch.tensor([0, 4 / 48]))
+    _maps_are_enlarged_between_centers()
+
+
+@torch.no_grad()
+def _maps_are_enlarged_between_centers() -> None:
+    """Units of stride 2 are centered at even pixels; between two of them the map is their mean."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(5, 3, 6, 8, generator=draw, dtype=torch.float64)
+    masks, labels = torch.rand(5, 6, 8, generator=draw) < 0.4, ["b", "a", "b", "b", "a"]
+    layer = nn.Conv2d(3, 7, 1, 2).double()
+    network = nn.Sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, 2)).double()
+    model = load_model(network, mean=[0.0] * 3, std=[1.0] * 3, input_size=(3, 6, 8))
+    with max_batch(2):
+        result = network_dissection(model, TensorDataset(images, labels, masks), quantile=0.2)
+    maps = layer(images)
+    between = torch.tensor([[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0, 1, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 1, 0]])
+    rows = torch.cat([between[:, :3], between[4:, :3]]).double()
+    columns = torch.cat([between, torch.tensor([[0, 0, 0.5, 0.5], *[[0, 0, 0, 1]] * 2])]).double()
+    enlarged = rows @ maps @ columns.T
+    thresholds = maps.transpose(0, 1).flatten(1).sort(dim=1, descending=True).values[:, 12]  # of 60
+    torch.testing.assert_close(result.thresholds, thresholds)
+    active = enlarged > thresholds[:, None, None]
+    for number, name in enumerate("ab"):
+        own = torch.tensor([label == name for label in labels])
+        both = (active[own] & masks[own, None]).sum((0, 2, 3))
+        union = active.sum((0, 2, 3)) + masks[own].sum() - both
+        torch.testing.assert_close(result.iou[:, number], both.double() / union)
+    assert len(result.example_channels) == MAX_CHANNELS == 6 and type(result.example_channels[0]) is int
+    for n, channel in enumerate(result.example_channels):
+        image = int(maps[:, channel].amax((1, 2)).argmax())
+        torch.testing.assert_close(result.example_maps[n], enlarged[image, channel])
 
 
 @method(
@@ -213,6 +254,7 @@ def network_dissection(
     centers = unit_centers(model, layer, first.shape[2:])
     counts = _Overlap(model, layer, thresholds, concepts, centers).run(dataset, batch_size(model))
     union = counts["active"][:, None] + counts["pixels"] - counts["both"]
+    # equivalent mutants: where the union is empty the quotient is not used
     iou = torch.where(union > 0, counts["both"].double() / union.clamp(min=1), 0)
     chosen = iou.amax(1).sort(descending=True, stable=True).indices[:MAX_CHANNELS].tolist()
     examples = torch.cat([dataset.read([int(largest["image"][c])]) for c in chosen])
@@ -248,6 +290,7 @@ class _Largest(Fold[State]):
         # max returns the first of equal values: the image of the lowest index.
         row = maps.amax((2, 3)).max(0).indices
         part = {
+            # equivalent mutants: axis 1 is the last
             "values": values.topk(min(self.most, values.shape[1]), dim=1).values.cpu(),
             "image": torch.tensor(batch.indices)[row.cpu()],
         }
@@ -260,6 +303,7 @@ class _Largest(Fold[State]):
         peaks, images = (s["values"].amax(1) for s in (first, second)), (first["image"], second["image"])
         one, other = peaks
         is_first = (one > other) | (one == other) & (images[0] < images[1])
+        # equivalent mutants: axis 1 is the last
         top = values.topk(min(self.most, values.shape[1]), dim=1).values
         return {"values": top, "image": torch.where(is_first, *images)}
 

@@ -65,7 +65,7 @@ class RelevantPatches(Patches):
         return self._patches_where(~self.by_relevance)
 
     def _patches_where(self, mask: Tensor) -> Patches:
-        rows = mask.nonzero()[:, 0].tolist()
+        rows = mask.nonzero()[:, 0].tolist()  # equivalent mutants: a tensor selects the same rows
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Patches)}
         for name in ("scores", "image_indices", "positions", "boxes"):
             fields[name] = fields[name][rows]
@@ -132,6 +132,17 @@ def _oracle() -> None:
                 torch.testing.assert_close(largest, best.detach())
         assert torch.equal(result.boxes, torch.stack([y, x, y + 2, x + 2], 1))
         assert torch.equal(result.images[result.image_indices], images[rows])
+        for part, half in ((result.most_relevant(), slice(0, 8)), (result.most_active(), slice(8, 16))):
+            assert (part.channels, part.ids) == (result.channels[half], result.ids[half])
+            for name in ("scores", "image_indices", "positions", "boxes"):
+                assert torch.equal(getattr(part, name), getattr(result, name)[half])
+        assert result.map_size == (2, 3)
+    # By default all of up to six channels of the last map.
+    result = relevant_patches(model, TensorDataset(images.float()), k=1)
+    assert (result.layer, result.channels) == ("1", (0, 1, 2, 3) * 2)
+    result = relevant_patches(model, TensorDataset(images), layer="0", channels=[2], k=1)
+    assert result.layer == "0"
+    torch.testing.assert_close(result.scores[1], convolution(model.normalize(images))[:, 2].max().detach())
 
 
 @method(
@@ -242,6 +253,7 @@ class _TopRelevance(Fold[State]):
             torch.enable_grad(),
             layer_relevance(self.model, self.layers, self.attention, images, target, self.layer) as at,
         ):
+            # equivalent mutants: results are detached
             relevance, activation = at.relevance, at.output.detach()
         for name, values in (("relevance", relevance), ("activation", activation)):
             maps = self.model.maps(values, images, self.layer)[:, self.channels]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -181,6 +182,14 @@ def _oracle() -> None:
     # A drawing raises the code's largest pre-activation above that of the mean color, which is 0.
     options: dict[str, Any] = {"top": 1, "codes": [1], "steps": 12, "seed": 0}
     drawing = call(model, TensorDataset(images), autoencoder, **options).drawings
+    assert result.centers == ((0, 1, 2), (0, 1, 2, 3))
+    few = call(model, TensorDataset(images.float()), autoencoder, **options | {"steps": 2})
+    assert few.images.dtype == torch.float64 and not torch.equal(few.drawings, drawing)
+    other = call(model, TensorDataset(images), autoencoder, **options | {"steps": 2, "seed": 3})
+    assert not torch.equal(few.drawings, other.drawings)
+    assert target.threshold is not None and abs(target.threshold - 0.2) < 1e-6
+    pooled = dataclasses.replace(autoencoder, layer="1")
+    assert call(model, TensorDataset(images), pooled, top=1, count=1, steps=0).centers is None
     assert float(target.evaluate(model, drawing)) > 0.1
 
 
@@ -268,6 +277,7 @@ def sparse_autoencoder(
     if codes is not None and (wrong := [code for code in codes if not 0 <= code < total]):
         raise InputError(f"there are {total} codes, so there is no number {wrong[0]}")
     statistics = CodeStatistics(model, network, layer, top).run(dataset, batch_size(model))
+    # equivalent mutants: on the CPU every sort of torch is stable
     by_energy = statistics["energy"].sort(descending=True, stable=True).indices
     selected = codes or by_energy[:count].tolist()
     units = statistics["images"][selected]

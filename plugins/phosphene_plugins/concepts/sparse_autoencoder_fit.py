@@ -78,6 +78,8 @@ def _oracle() -> None:
     assert target.name == "0" and torch.equal(target.vector, result.network.encoder[2] / result.network.scale)
     shifted = x @ target.vector - target.threshold
     torch.testing.assert_close(shifted, result.network.preactivations(x)[:, 2], rtol=1e-4, atol=1e-4)
+    _dead_codes_explain_the_rest()
+    _jump_has_the_slope_of_its_bandwidth()
     # The first loss is that of the initial weights: encoder and decoder are the same unit vectors.
     options |= {"codes": 6, "k": 2}
     first = fit(model, data, steps=1, lr=1e-12, **options)
@@ -95,6 +97,7 @@ def _oracle() -> None:
     loss = (u - (values * active) @ jump.network.decoder).square().sum(1).mean() / 3
     loss = loss + (active.sum(1).float().mean() / 2 - 1) ** 2
     torch.testing.assert_close(jump.losses[0], loss, rtol=1e-4, atol=0)
+    torch.testing.assert_close(jump.network.threshold, torch.full((6,), 0.43073), rtol=1e-4, atol=0)
     # BatchTopK: 2 codes per position on average; its threshold is the smallest of them.
     batch = fit(model, data, steps=1, lr=1e-12, activation="batch_topk", **options)
     values = (u @ batch.network.decoder.T).relu()
@@ -103,6 +106,37 @@ def _oracle() -> None:
     assert abs(float(batch.l0) - 2) < 0.05
     for activation in ("batch_topk", "jump_relu"):
         assert fit(model, data, activation=activation, steps=100, lr=0.02, **options).r2 > 0.9
+
+
+def _dead_codes_explain_the_rest() -> None:
+    """Codes 3 and 4 are always the largest two; of the others, 1 and 2 have been idle for 50 steps."""
+    draw = torch.Generator().manual_seed(1)
+    network = AutoencoderNetwork(4, 5, "topk", 2)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(generator=draw)
+        network.encoder_bias.copy_(torch.tensor([1.0, 2.0, 1.5, 30.0, 40.0]))
+    training, x = _Training(network), torch.rand(2, 7, 4, generator=draw)
+    training.idle = torch.tensor([48.0, 49.0, 60.0, 9.0, 0.0])
+    u = (x - network.bias) / network.scale
+    values, dictionary = u @ network.encoder.T + network.encoder_bias, F.normalize(network.decoder, dim=1)
+    rest = u - values[..., 3:] @ dictionary[3:]
+    revived = rest - values[..., 1:3].relu() @ dictionary[1:3]
+    expected = rest.square().mean((1, 2)) + 0.5 * revived.square().mean((1, 2)) / rest.square().mean()
+    torch.testing.assert_close(training(x, 0.5), expected)
+    assert training.idle.tolist() == [49, 50, 61, 0, 0]
+
+
+def _jump_has_the_slope_of_its_bandwidth() -> None:
+    """Two of four values lie within half a bandwidth of the threshold; the largest two are active."""
+    threshold = torch.tensor(0.7, requires_grad=True)
+    values = 0.7 + BANDWIDTH * torch.tensor([-1.0, -0.2, 0.3, 1.0])
+    codes, active = _jump(values, threshold)
+    torch.testing.assert_close(codes, values * torch.tensor([0, 0, 1, 1]))
+    torch.testing.assert_close(active, torch.tensor([0.0, 0, 1, 1]))
+    for total, slope in ((active.sum(), -2 / BANDWIDTH), (codes.sum(), -2 * 0.7 / BANDWIDTH)):
+        (gradient,) = torch.autograd.grad(total, threshold, retain_graph=True)
+        torch.testing.assert_close(float(gradient), slope, rtol=1e-5, atol=0)
 
 
 @method(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
@@ -98,9 +99,11 @@ class ConceptSensitivity(Result):
 
 def _oracle() -> None:
     """Of a linear score the derivative along red is positive for all images, along green negative."""
-    network = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).double()
+    same, head = nn.Conv2d(3, 3, 1, bias=False), nn.Linear(3, 2)
+    network = nn.Sequential(same, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).double()
     with torch.no_grad():
-        list(network.parameters())[0].copy_(torch.tensor([[0, 0, 0], [2.0, -1.0, 0]]))
+        same.weight.copy_(torch.eye(3)[..., None, None])
+        head.weight.copy_(torch.tensor([[0, 0, 0], [2.0, -1.0, 0]]))
     model = load_model(network, mean=[0.5] * 3, std=[0.5] * 3, input_size=(3, 2, 4))
     draw = torch.Generator().manual_seed(0)
     random = 0.3 + 0.3 * torch.rand(30, 3, 2, 4, generator=draw, dtype=torch.float64)
@@ -121,9 +124,20 @@ def _oracle() -> None:
         assert ((result.random_scores == 0) | (result.random_scores == 1)).all()
         # The logit of class 0 is constant: it rises along no vector.
         assert (result.scores[1] == 0).all() and (result.p_values[1] == 1).all()
+    # Significant at 0.05 divided by the number of tests, which is 4.
+    p_values = torch.tensor([[0.02, 0.01], [1.0, 1.0]])
+    assert dataclasses.replace(result, p_values=p_values).significant() == ("red",)
+    # Images with classes are those of each target; of the last map by default, in the model's precision.
+    single = load_model(network.float(), mean=[0.5] * 3, std=[0.5] * 3, input_size=(3, 2, 4))
+    classified = TensorDataset(images.images, ["1", "1", "0", "1", "0"])
+    result = tcav(single, classified, data, TensorDataset(random), Class((1, 0)), runs=6, seed=0)
+    assert result.counts.tolist() == [3, 2] and result.layer == "0"
+    assert result.magnitudes.dtype == result.scores.dtype == result.p_values.dtype == torch.float32
+    network.double()
+    assert tcav(model, images, data, TensorDataset(random), Class(1), layer="1", runs=3).layer == "1"
     # A concept of the same distribution as the random images has no significant score.
-    same = TensorDataset(0.3 + 0.3 * torch.rand(12, 3, 2, 4, generator=draw, dtype=torch.float64))
-    result = tcav(model, images, same, TensorDataset(random), Class(1), layer="0", runs=20, seed=0)
+    similar = TensorDataset(0.3 + 0.3 * torch.rand(12, 3, 2, 4, generator=draw, dtype=torch.float64))
+    result = tcav(model, images, similar, TensorDataset(random), Class(1), layer="0", runs=20, seed=0)
     assert float(result.p_values[0, 0]) > 1e-4
     # Welch's test of two samples, as SciPy's ``ttest_ind(equal_var=False)`` computes it.
     assert abs(_p_value([1.0, 2.0, 3.0], [2.0, 4.0, 6.0, 8.0]) - 0.09991) < 1e-5

@@ -46,6 +46,13 @@ def _oracle() -> None:
     means = torch.stack([halves[index.lists == n].mean(0) for n in (0, 1)])
     assert torch.allclose(index.centers, means, atol=1e-6)
     assert index.probes == 1 and float(index.metrics["recall"]) == 1
+    of_features = neighbor_index(features=Embedding(**_embedding(index)), lists=2, seed=0)
+    assert torch.equal(of_features.lists, index.lists)
+    few = neighbor_index(model, TensorDataset(images[:3]), lists=1, seed=0)
+    assert float(few.metrics["recall"]) == 1 and len(few.lists) == 3
+    many = torch.rand(512, 2, generator=torch.Generator().manual_seed(1))
+    center, _ = _cluster(many, 1)  # of every second vector: 256 per list
+    torch.testing.assert_close(center, many[::2].mean(0, keepdim=True))
     queries = images[[0, 20]] + 0.001
     approximate = nearest_neighbors(model, queries, features=index, k=5, search="approximate")
     exact = nearest_neighbors(model, queries, features=index, k=5)
@@ -196,6 +203,7 @@ def _probes(vectors: Tensor, centers: Tensor, numbers: Tensor, recall: float) ->
     farthest = exact.result()[1][:, -1:]
     lists, probes = build_lists(vectors, centers, numbers), 1
     while True:
+        # equivalent mutants: what is beyond the farthest does not count
         indices, distances = search_lists(lists, vectors, queries, k + 1, probes)
         # A tie with the farthest is as near. The exact search subtracts a mean first: rounding differs.
         near = (distances <= farthest * (1 + 1e-5)) & (indices != rows[:, None])

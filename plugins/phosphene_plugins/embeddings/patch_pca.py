@@ -78,7 +78,8 @@ class PatchComponents(Result):
 def _oracle() -> None:
     """Features with variances 9, 4 and 1 along known axes have these axes as components, in that order."""
     channels = nn.Conv2d(3, 4, 1, bias=False)
-    network = nn.Sequential(channels, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).double()
+    last = nn.Conv2d(4, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2)
+    network = nn.Sequential(channels, *last).double()
     with torch.no_grad():  # blue is weighted most, then red; the last channel is constant
         channels.weight.copy_(
             torch.tensor([[0, 0, 3.0], [-2.0, 0, 0], [0, 1.0, 0], [0, 0, 0]])[..., None, None]
@@ -97,6 +98,7 @@ def _oracle() -> None:
     torch.testing.assert_close(result.colors[0], (result.components[0, :3].sign() + 1) / 2)
     torch.testing.assert_close(result.components[1], result.components[0].flip(2))
     assert result.foreground.all() and result.layer == "0"
+    assert result.centers == ((0, 1), (0, 1, 2, 3)) and result.components.dtype == torch.float64
     # The foreground are the patches of positive first component: blue. Its components are red, then green.
     result = patch_pca(model, images, layer="0", foreground="positive")
     assert torch.equal(result.foreground[0], blue > 0)
@@ -106,6 +108,20 @@ def _oracle() -> None:
     assert (result.colors[0, :, ~inside] == 0).all() and (result.components[0, :, ~inside] == 0).all()
     negative = patch_pca(model, images, layer="0", foreground="negative")
     assert torch.equal(negative.foreground, ~result.foreground)
+    enlarged = result.enlarged()
+    torch.testing.assert_close(enlarged, result.colors)
+    # Three components of known range: each is scaled to [0, 1] by its own; the sign of the second is free.
+    colors = torch.rand(2, 3, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    result = patch_pca(model, colors, layer="0", components=3)
+    points = result.components.movedim(1, -1).flatten(0, 2)
+    low, high = points.min(0).values, points.max(0).values
+    scaled = ((points - low) / (high - low)).view(2, 2, 4, 3).movedim(-1, 1)
+    torch.testing.assert_close(result.colors, scaled)
+    # Of the last map by default, in the model's precision.
+    model = load_model(network.float(), mean=[0.5] * 3, std=[1.0] * 3, input_size=(3, 2, 4))
+    result = patch_pca(model, images.float(), components=3)
+    assert (result.layer, result.components.shape) == ("1", (2, 3, 2, 4))
+    assert {result.components.dtype, result.colors.dtype, result.variance.dtype} == {torch.float32}
 
 
 @method(
@@ -190,6 +206,7 @@ def patch_pca(
     features = to_float64(maps.movedim(1, -1).flatten(0, 2))
     inside = torch.ones(len(features), dtype=torch.bool, device=features.device)
     if foreground != "all":
+        # equivalent mutants: only the first is used
         first = _components(features, 1, f"layer {layer!r}")[0][:, 0]
         inside = first > 0 if foreground == "positive" else first < 0
     points, variance = _components(features[inside], components, f"the foreground of layer {layer!r}")

@@ -25,6 +25,7 @@ from phosphene.results import Panel, Result
 from phosphene.roles import Images, LayerName, Model
 from phosphene.spec import Cost, InvariantTo, ScalesWith, size
 
+from ..activations._dense_maps import dense_map_network
 from ._features import position_features
 
 
@@ -80,7 +81,10 @@ def _mark(image: Tensor, pixel: tuple[float, float]) -> Tensor:
 
 def _oracle() -> None:
     """The cosines of colors: equal ones have 1, orthogonal ones 0, and so across images."""
-    network = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).double()
+    same, last = nn.Conv2d(3, 3, 1, bias=False), nn.Conv2d(3, 3, 1)
+    network = nn.Sequential(same, last, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).double()
+    with torch.no_grad():
+        same.weight.copy_(torch.eye(3)[..., None, None])
     model = load_model(network, mean=[0.0] * 3, std=[1.0] * 3, input_size=(3, 2, 3))
     images = torch.zeros(2, 3, 2, 3, dtype=torch.float64)
     images[0, 0], images[0, 1, 0, 2] = 0.5, 0.5  # red, and yellow in the upper right corner
@@ -94,6 +98,23 @@ def _oracle() -> None:
     assert (
         result.query == (0, 0, 2) and result.pixel == (0.0, 2.0) and result.best.tolist() == [[0, 2], [1, 0]]
     )
+    assert result.centers == ((0, 1), (0, 1, 2))
+    # Of the last map by default, and of the patch at the center of the first image.
+    result = patch_similarity(model, images)
+    assert result.layer == "1" and result.query == (0, 1, 1)
+    outputs = model.features(images, "1").detach()
+    cosines = F.cosine_similarity(outputs, outputs[:1, :, 1:2, 1:2])
+    torch.testing.assert_close(result.maps, cosines)
+    # Of units without centers, which share the image; rectangles, and the center of an odd side.
+    network, _ = dense_map_network()
+    model = load_model(network, mean=[0.4, 0.5], std=[0.2, 0.3], input_size=(2, 6, 8))
+    inputs = torch.rand(2, 2, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shared = patch_similarity(model, inputs, layer="2", image=1, position=(5, 3))
+    assert shared.query == (1, 2, 1) and shared.pixel == (4.5, 2.5) and shared.centers is None
+    outputs = model.features(inputs, "2").detach()
+    torch.testing.assert_close(shared.maps, F.cosine_similarity(outputs, outputs[1:, :, 2:3, 1:2]))
+    rows = [divmod(int(n), 4) for n in shared.maps.flatten(1).argmax(1)]
+    assert shared.best.tolist() == [[2 * y + 0.5, 2 * x + 0.5] for y, x in rows]
     # Of another image, by a pixel of an enlarged one: its patches are 4 x 4 pixels.
     pooled = nn.Sequential(nn.AvgPool2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).double()
     model = load_model(pooled, mean=[0.0] * 3, std=[1.0] * 3, input_size=(3, 8, 12))
@@ -173,9 +194,11 @@ def patch_similarity(
         for side, cells in zip((height, width), maps.shape[2:], strict=True)
     )
     y, x = (_nearest(axis, value) for axis, value in zip(positions, pixel, strict=True))
+    # equivalent mutants: axis 1 is the default
     features = F.normalize(maps, dim=1)
+    # equivalent mutants: only rounding leaves [-1, 1]
     cosines = torch.einsum("nchw,c->nhw", features, features[image, :, y, x]).clamp(-1, 1)
-    best = cosines.flatten(1).argmax(1).tolist()
+    best = cosines.flatten(1).argmax(1).tolist()  # equivalent mutants: tensors of one number are numbers
     columns = maps.shape[3]
     return PatchSimilarity(
         images=images,

@@ -68,8 +68,11 @@ def equals_the_inverse_curvature() -> None:
             errors = shares - torch.eye(2).double()[torch.cat([numbers, labels])]
             gradients = (errors[:, :, None] * features[:, None]).flatten(1)
             curvature = _hessian(shares[:12], features[:12]) / 12
-            for damping in (0.05, 2.0):
-                inverse = torch.linalg.inv(curvature + damping * torch.eye(14).double())
+            # Of p = 1/2 the squared norm of a gradient is that of the features, halved, for either class.
+            default = 0.1 * float(features[:12].square().sum(1).mean()) / 2 / 14
+            for damping in (0.05, 2.0, None) if zero else (0.05, 2.0):
+                added = default if damping is None else damping
+                inverse = torch.linalg.inv(curvature + added * torch.eye(14).double())
                 expected = gradients[12:] @ inverse @ gradients[:12].T / 12
                 for approximation in ("cg", "ekfac") if zero else ("cg",):
                     result = influence_functions(
@@ -139,6 +142,45 @@ def inverse_curvature_and_retraining() -> None:
     """Equal to the formula with the inverse matrix, and predicts the loss after training without an image."""
     equals_the_inverse_curvature()
     predicts_retraining()
+    rows_times_weights_are_outputs()
+    classes_are_drawn_by_their_probability()
+
+
+def rows_times_weights_are_outputs() -> None:
+    """The rows of a layer's inputs times its weights are its outputs, for each group of a convolution."""
+    draw = torch.Generator().manual_seed(2)
+    options: dict[str, Any] = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2}
+    layers = [
+        (nn.Conv2d(4, 6, (2, 3), **options), (2, 4, 5, 7)),
+        (nn.Conv2d(4, 6, (3, 2), padding="same", dilation=(1, 2), bias=False), (2, 4, 5, 7)),
+        (nn.Conv2d(2, 3, 2, padding="valid"), (2, 2, 4, 3)),
+        (nn.Conv2d(2, 3, 3, padding=(2, 1), padding_mode="reflect"), (2, 2, 4, 5)),
+        (nn.Linear(3, 2), (2, 5, 3)),
+    ]
+    for layer, shape in layers:
+        values = torch.randn(shape, generator=draw)
+        flat = torch.cat([weight.detach().flatten() for weight in layer.parameters()])[None]
+        matrices = _as_matrices(layer, flat)
+        assert matrices.shape[2:] == _sides(layer) and torch.equal(_flatten(layer, matrices), flat)
+        with torch.no_grad():
+            outputs = _outputs(layer, layer(values))
+        torch.testing.assert_close(_inputs(layer, values) @ matrices.mT, outputs, rtol=1e-4, atol=1e-5)
+    inner = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    network = nn.Sequential(inner, nn.Flatten(), nn.Linear(8, 8), nn.Linear(8, 2))
+    model = load_model(network, input_size=(3, 1, 2))
+    assert _factored_layers(model, None) == ["0.0", "2", "3"]
+    assert _factored_layers(model, ["0", "3"]) == ["0.0", "3"]
+
+
+def classes_are_drawn_by_their_probability() -> None:
+    """Of 600 images, within four standard errors, and the same classes in any batch."""
+    probabilities = torch.tensor([0.5, 0.3, 0.2])
+    logits = probabilities.log().expand(600, 3)
+    drawn = _draw_classes(logits, range(600), 4)
+    shares = torch.bincount(drawn, minlength=3) / 600
+    assert ((shares - probabilities).abs() < 4 * (probabilities * (1 - probabilities) / 600).sqrt()).all()
+    assert torch.equal(_draw_classes(logits[:9], range(90, 99), 4), drawn[90:99])
+    assert not torch.equal(_draw_classes(logits, range(600), 5), drawn)
 
 
 def products_over_damping(calls: Calls) -> Tensor:
@@ -281,6 +323,7 @@ def influence_functions(
         weights = weights_of(network, layers)
         gradients = torch.stack([*image_gradients(network, weights, images, labels)])
         if damping is None:
+            # equivalent mutants: the batch size does not change the result
             squares = _SquaredNorms(network, layers, seed).run(dataset, batch)
             damping = RELATIVE_DAMPING * float(squares) / gradients.shape[1]
 
@@ -304,6 +347,7 @@ def _draw_classes(logits: Tensor, indices: Sequence[int], seed: int) -> Tensor:
         generator = torch.Generator().manual_seed((seed + 1_000_003 * index) % 2**63)
         torch.rand((), generator=generator)  # the first number of neighboring seeds is correlated
         uniform.append(torch.rand((), generator=generator, dtype=torch.float64))
+    # equivalent mutants: classes have no gradient
     cumulative = to_float64(logits.detach()).cpu().softmax(1).cumsum(1)
     drawn = (cumulative < torch.stack(uniform)[:, None]).sum(1).clamp(max=logits.shape[1] - 1)
     return drawn.to(logits.device)
@@ -427,6 +471,7 @@ class _Factors(Fold[State]):
         for name, end, gradient in zip(self.layers, ends, gradients, strict=True):
             layer = parts[name]
             assert isinstance(layer, (nn.Linear, nn.Conv2d))
+            # equivalent mutants: moments are detached
             rows = _inputs(layer, inputs[name].detach())
             errors = _outputs(layer, torch.zeros_like(end) if gradient is None else gradient)
             for kind, values in (("inputs", rows), ("outputs", errors)):
@@ -555,6 +600,7 @@ class _CurvatureProducts(Fold[Tensor]):
             logits = self.model(images)
             ones = torch.ones_like(logits, requires_grad=True)
             linear = _weight_products(logits, weights, ones, create_graph=True)
+            # equivalent mutants: the products of both passes are detached
             shares = logits.detach().softmax(1)
             for vector in self.vectors:
                 parts = vector.to(logits).split([w.numel() for w in weights])

@@ -59,6 +59,14 @@ def _oracle() -> None:
     # Without checkpoints the model's own weights, at a learning rate of 1.
     model = load_model(network, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4], weights=states[0])
     torch.testing.assert_close(tracin(model, images[7:], data, labels).values, products[0])
+    # Of the last of two layers alone, whose inputs are the hidden units.
+    deeper = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    model = load_model(deeper, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4], input_size=(3, 2, 2))
+    with torch.no_grad():
+        hidden = deeper[:3](model.normalize(images))
+        errors = model(images).softmax(1) - classes
+        expected = ((errors @ errors.T) * (hidden @ hidden.T + 1))[7:, :7]
+    torch.testing.assert_close(tracin(model, images[7:], data, labels, layers=["3"]).values, expected)
 
 
 def gradient_products(calls: Calls) -> Tensor:

@@ -75,10 +75,24 @@ def exact_kernel_of_a_linear_layer() -> None:
     model = load_model(network, weights=states[1], **settings)
     with torch.no_grad():
         part = gradients[:20].T @ gradients[:20]
-        added = RELATIVE_DAMPING * part.trace() / 20
+        added = 0.01 * part.trace() / 20
         inverse = torch.linalg.inv(part + added * torch.eye(39).double())
         expected = gradients[60:] @ inverse @ gradients[:20].T * misses[1][:20]
     result = trak(model, images[60:], few, labels, dimensions=None, seed=0)
+    torch.testing.assert_close(result.values, expected)
+    assert result.classes == tuple(few.classes or ())
+    # Of the last of two layers alone, whose inputs are the hidden units.
+    deeper = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    model = load_model(deeper, **settings)
+    with torch.no_grad():
+        hidden = F.pad(deeper[:3](model.normalize(images)), (0, 1), value=1.0)
+        shares = model(images).softmax(1)
+        own = shares.gather(1, classes[:, None])
+        slopes = (-shares / (1 - own)).scatter(1, classes[:, None], 1.0)
+        gradients = (slopes[:, :, None] * hidden[:, None]).flatten(1)
+        inverse = torch.linalg.inv(gradients[:60].T @ gradients[:60] + 0.7 * torch.eye(15).double())
+        expected = gradients[60:] @ inverse @ gradients[:60].T * (1 - own[:60, 0])
+    result = trak(model, images[60:], data, labels, dimensions=None, layers=["3"], **options)
     torch.testing.assert_close(result.values, expected)
 
 
@@ -279,6 +293,7 @@ def _fit(queries: Tensor, features: Tensor, damping: float | None) -> Tensor:
     if damping is None:
         damping = RELATIVE_DAMPING * float(small.diagonal().mean())
     # Gradients that are all 0 have a kernel of 0, and so have their values.
+    # equivalent mutants: the sum with a matrix in double precision is in double precision
     matrix = small + (damping or 1.0) * torch.eye(len(small), dtype=small.dtype)
     if width <= count:
         return torch.linalg.solve(matrix, queries.T).T @ features.T

@@ -14,6 +14,7 @@ from phosphene import Reference, batch_size, hookimpl, load_model, method, progr
 from phosphene.roles import Images, LayerName, Model, Sources, Target
 from phosphene.spec import Agrees, Calls, Cost, InvariantTo, ScalesWith, either, length, maximum, param, size
 
+from ..attention._oracle_networks import linear_transformer
 from ._patching_result import PatchingEffects
 
 
@@ -53,6 +54,31 @@ def effects_of_a_linear_head() -> None:
         replaced[:, 3] = outputs[0][1][:, 3]
         torch.testing.assert_close(result.of_layer("1")[:, 3], network[2:](replaced)[:, 2] - both[:2])
         assert result.effects.shape == (2, 2, 5) and not result.effects[:, 0, 4].any()
+        # A predicted target is the class of the unpatched image, in each of its patched passes.
+        predicted = model(images).argmax(1)
+        part = {"layers": ["2"], "unit": "channel"}
+        result = activation_patching(model, images, sources, None, **part)
+        torch.testing.assert_close(result.scores, model(images).amax(1))
+        weights = head.weight[predicted].view(2, 5, 12)
+        change = (outputs[1][1] - outputs[1][0]).flatten(2)
+        torch.testing.assert_close(result.of_layer("2"), (change * weights).sum(2))
+        assert result.targets == tuple(f"class {n}" for n in predicted.tolist())
+    _tokens_without_a_position_are_replaced_together()
+
+
+@torch.no_grad()
+def _tokens_without_a_position_are_replaced_together() -> None:
+    """Of a transformer's layer, the class token of the source, and patches by their blocks."""
+    network, model, images = linear_transformer(heads=(2, 1))
+    sources = images.flip(0)
+    result = activation_patching(model, images, sources, 1, layers=["blocks.0"], grid=2)
+    first, last = network.layers
+    tokens, others = (first(network.tokens(model.normalize(x))) for x in (images, sources))
+    before = model(images)[:, 1]
+    for rows, effect in (([0], result.token_effects[:, 0]), ([9, 10, 14, 15], result.effects[:, 0, 3])):
+        patched = tokens.clone()
+        patched[:, rows] = others[:, rows]
+        torch.testing.assert_close(effect, network.head(last(patched)[:, 0])[:, 1] - before)
 
 
 def score_differences(calls: Calls) -> Tensor:
@@ -166,6 +192,7 @@ def activation_patching(
         rows = []
         for n in range(len(images)):
             own = target.select([n])
+            # equivalent mutants: results are detached
             replaced = model.features(sources[n : n + 1], name).detach()
             parts, shape = _parts(model, replaced, images[n : n + 1], name, unit, grid)
             without_position = ~parts.any(0, keepdim=True)
@@ -197,6 +224,7 @@ def activation_patching(
 def _scores(model: _Model, images: Tensor, target: Target) -> Tensor:
     """The target's scores (N), in batches."""
     parts = torch.arange(len(images)).split(batch_size(model))
+    # equivalent mutants: a tensor selects the same rows
     return torch.cat([scores(model, images[rows], target.select(rows.tolist())) for rows in parts])
 
 

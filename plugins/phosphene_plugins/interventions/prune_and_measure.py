@@ -10,7 +10,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Fold, Reference, TensorDataset, batch_size, hookimpl, load_model, method
+from phosphene import (
+    Fold,
+    Reference,
+    TensorDataset,
+    batch_size,
+    fork_random_state,
+    hookimpl,
+    load_model,
+    method,
+)
 from phosphene import Model as _Model
 from phosphene.data import Batch, State
 from phosphene.roles import Dataset, LayerName, Model, Seed
@@ -19,6 +28,7 @@ from phosphene.training import class_indices
 
 from ..activations.activation_statistics import activation_statistics
 from ..activations.channel_redundancy import MAX_GROUPS, channel_redundancy
+from ..attention._oracle_networks import linear_transformer
 from ..influence._weight_gradients import require_class_labels
 from ._pruning_result import PruningCurves
 
@@ -62,10 +72,42 @@ def accuracy_without_columns() -> None:
                 changed[:, list(result.order[:count])] = value[list(result.order[:count])]
                 assert abs(float((head(changed).argmax(1) == labels).double().mean()) - accuracy) < 1e-12
         assert result.counts == (0, 2, 4, 6) and result.removable()[:2] == (1, 4)
+        torch.testing.assert_close(result.shares, torch.tensor([0, 1 / 3, 2 / 3, 1]).double())
+        with fork_random_state():
+            torch.manual_seed(0)
+            order = torch.randperm(6)
+        for count, accuracy in zip(result.counts, result.random_accuracy[0].tolist(), strict=True):
+            changed = pooled.clone()
+            changed[:, order[:count]] = mean[order[:count]]
+            assert abs(float((head(changed).argmax(1) == labels).double().mean()) - accuracy) < 1e-12
+        # Of another layer: the pooled channels.
+        result = prune_and_measure(model, data, **options | {"layer": "2"})
+        torch.testing.assert_close(result.ranks, (pooled > 0).double().mean(0).sort().values)
+        result = prune_and_measure(model, data, criterion="redundant", **options | {"layer": "2"})
+        similarity = channel_redundancy(model, data, layer="2").similarity.abs().fill_diagonal_(0)
+        torch.testing.assert_close(result.ranks[2], similarity[[0, 2, 3, 5]][:, [0, 2, 3, 5]].max())
         # Of the most similar pair the less active channel is cut first, and dead ones before all.
         result = prune_and_measure(model, data, criterion="redundant", **options)
         assert active[5] < active[2] and result.order[:3] == (1, 4, 5)
         assert float(result.ranks[2]) > 0.99 and float(result.ranks[0]) == 1 and float(result.ranks[3]) < 0.9
+    _channels_are_on_the_axis_of_neighbors()
+
+
+class _ChannelsLast(nn.Module):
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.movedim(1, -1)
+
+
+def _channels_are_on_the_axis_of_neighbors() -> None:
+    """Of maps on the first axis, of maps with the channels last and of tokens on the last one."""
+    layers = nn.Conv2d(3, 3, 1), _ChannelsLast(), nn.Flatten(), nn.Linear(36, 2)
+    model = load_model(nn.Sequential(*layers).double(), input_size=(3, 3, 4))
+    images = torch.rand(2, 3, 3, 4, dtype=torch.float64)
+    for layer, axis in (("0", 1), ("1", 3)):
+        assert _channel_axis(model, layer, images, model.features(images, layer)) == axis
+    _, transformer, images = linear_transformer()
+    tokens = transformer.features(images, "blocks.0")
+    assert _channel_axis(transformer, "blocks.0", images, tokens) == 2
 
 
 @method(
@@ -202,7 +244,7 @@ def _order_by_similarity(similarity: Tensor, active: Tensor) -> tuple[list[int],
         cut = min(pair, key=lambda n: (float(active[n]), n))
         order.append(cut)
         ranks.append(value)
-        remaining[cut] = remaining[:, cut] = -1
+        remaining[cut] = remaining[:, cut] = -1  # equivalent mutants: any number below 0 leaves them out
     return order, torch.tensor(ranks, dtype=torch.float64)
 
 
@@ -249,6 +291,7 @@ def _channel_axis(model: _Model, layer: str, images: Tensor, output: Tensor) -> 
         return 1
     numbers = torch.arange(output[0].numel(), dtype=torch.float64).view(1, *output.shape[1:])
     positions = model.maps(numbers.expand(output.shape), images, layer)[0, :, 0, 0].long()
+    # equivalent mutants: the difference is a multiple
     step = int(positions[-1] - positions[0]) // max(1, len(positions) - 1)
     sizes: Sequence[int] = output.shape
     return next(

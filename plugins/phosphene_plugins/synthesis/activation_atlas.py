@@ -155,6 +155,18 @@ def four_clusters_have_a_cell_each() -> None:
     signs = (unwhitened.vectors > 0).double()[..., None, None].expand(-1, -1, 8, 8)
     torch.testing.assert_close(unwhitened.tiles, signs)
     assert unwhitened.target == "" and (unwhitened.attributions == 0).all()
+    shares = result.attributions.clamp(min=0) / result.attributions.max()
+    for atlas, opacity in ((result, shares), (unwhitened, torch.ones(len(unwhitened.cells)))):
+        expected = torch.ones(3, 16, 16, dtype=torch.float64)
+        for tile, (row, column), share in zip(atlas.tiles, atlas.cells.tolist(), opacity, strict=True):
+            painted = 1 + share * (tile - 1)
+            expected[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = painted
+        torch.testing.assert_close(atlas.mosaic(), expected)
+    line = torch.stack([torch.arange(101.0), torch.full((101,), 3.0)], 1)
+    expected = torch.stack([((line[:, 0] - 1) / 98).clamp(0, 1), torch.zeros(101)], 1)
+    torch.testing.assert_close(_unit_square(line), expected)
+    few = {**plain, "steps": 1}
+    assert activation_atlas(model, TensorDataset(images.float()), **few | {"layer": None}).layer == "0"
 
 
 @method(

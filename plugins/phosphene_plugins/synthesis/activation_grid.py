@@ -114,8 +114,19 @@ def linear_layer_has_its_closed_form() -> None:
     ends = torch.where(active, (slope > 0).double(), color)
     assert active.sum() == 17
     torch.testing.assert_close(result.tiles, ends[..., None, None].expand_as(result.tiles))
+    norms = result.vectors.norm(dim=3)
+    opacity = (norms / norms.flatten(1).amax(1)[:, None, None]).sqrt()[..., None, None, None]
+    for mosaics, tiles in (
+        (result.mosaics(by_norm=False), result.tiles),
+        (result.mosaics(), opacity * result.tiles + 1 - opacity),
+    ):
+        rows = [torch.cat([*tiles[:, row].unbind(1)], 3) for row in range(3)]
+        torch.testing.assert_close(mosaics, torch.cat(rows, 2))
     empty = activation_grid(model, images[:1], **plain | {"cells": 2, "power": 2.0, "steps": 1})
     assert empty.tiles.shape == (1, 2, 2, 3, 8, 8)
+    few = {**plain, "steps": 1, "cells": 2}
+    assert activation_grid(model, images[:1], **few | {"layer": None}).layer == "0"
+    assert activation_grid(model, images[:1], **few | {"layer": "1"}).layer == "1"
 
 
 @method(
