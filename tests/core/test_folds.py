@@ -402,8 +402,9 @@ def test_the_kit_resumes_at_the_end_of_a_shard(monkeypatch):
     """A loop whose earlier values stay beside its last state counts images twice."""
 
     def save(slot, state, *, write=True):
-        values = {slot._name + name: value for name, value in state.items()}
-        slot._checkpoint.state = slot._checkpoint.state | values
+        if slot._checkpoint is not None:
+            values = {slot._name + name: value for name, value in state.items()}
+            slot._checkpoint.state = slot._checkpoint.state | values
 
     monkeypatch.setattr(checkpoints.CheckpointSlot, "save", save)
     with pytest.raises(AssertionError, match="resumed before the last of two steps"):
