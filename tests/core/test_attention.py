@@ -311,3 +311,93 @@ def test_maps_equal_those_that_timm_extracts() -> None:
     assert len(expected) == len(maps)
     for values, reference in zip(maps.values(), expected.values(), strict=True):
         torch.testing.assert_close(values, reference, rtol=0, atol=1e-6)
+
+
+# --- windows on an axis of their own ----------------------------------------------------------------
+
+
+def hiera(fused: bool) -> Model:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = timm.create_model("hiera_tiny_224", img_size=(64, 64), stages=(1, 1, 1, 1), num_classes=3)
+        nn.init.normal_(network.get_classifier().weight)
+    for module in network.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = fused
+    return load_model(network.eval(), input_size=(3, 64, 64))
+
+
+def maxvit() -> Model:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = torchvision.models.MaxVit(
+            input_size=(64, 64), stem_channels=8, partition_size=2, block_channels=[8, 16],
+            block_layers=[1, 1], head_dim=4, stochastic_depth_prob=0.0, num_classes=3,
+        )  # fmt: skip
+    return load_model(network.eval(), input_size=(3, 64, 64))
+
+
+def hiera_probabilities(module: Any, tokens: Tensor) -> Tensor:
+    """Token t of mask unit w is row t * windows + w: probabilities (N, windows, heads, q, k)."""
+    count = tokens.shape[1] // (module.q_stride * module.window_size)
+    qkv = module.qkv(tokens).view(len(tokens), -1, count, 3, module.heads, module.head_dim)
+    query, key = (qkv[:, :, :, n].permute(0, 2, 3, 1, 4) for n in (0, 1))
+    if module.q_stride > 1:
+        query = query.unflatten(3, (module.q_stride, -1)).amax(3)
+    return (query @ key.mT * module.head_dim**-0.5).softmax(-1)
+
+
+def maxvit_probabilities(module: Any, tokens: Tensor) -> Tensor:
+    query, key, _ = (t.unflatten(-1, (module.n_heads, -1)).transpose(2, 3) for t in
+                     module.to_qkv(tokens).chunk(3, -1))  # fmt: skip
+    bias = module.get_relative_positional_bias()
+    return (query @ key.mT * module.scale_factor + bias).softmax(-1)
+
+
+@pytest.mark.parametrize("kind", ["hiera fused", "hiera", "maxvit"])
+def test_windows_with_an_axis_of_their_own_are_read_and_located(kind: str) -> None:
+    model = maxvit() if kind == "maxvit" else hiera("fused" in kind)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    plain = model(images)
+    layers = {n: m for n, m in model.layers.items() if hasattr(m, "qkv") or hasattr(m, "to_qkv")}
+    tokens = dict(zip(layers, model.features_of(images, [*layers], inputs=True), strict=True))
+    compute = maxvit_probabilities if kind == "maxvit" else hiera_probabilities
+    maps = model.attention(images)
+    windowed = 0
+    for name, layer in model.attention_layers.items():
+        own = next(n for n in layers if name.startswith(n))
+        module: Any = layers[own]
+        if kind != "maxvit" and not module.use_mask_unit_attn:
+            continue
+        windowed += layer.windows > 1
+        expected = compute(module, tokens[own])
+        assert (layer.windows, layer.heads) == expected.shape[1:3]
+        recorded = maps[name] if layer.windows > 1 else maps[name][:, None]
+        torch.testing.assert_close(recorded, expected, rtol=0, atol=1e-6)
+        centers = attention_centers(model, name, (64, 64))
+        assert centers is not None and centers.shape == (layer.windows, layer.queries, 2)
+        # The windows divide the tokens of the layer among them.
+        positions = {tuple(yx) for yx in centers.flatten(0, 1).tolist()}
+        assert len(positions) == layer.windows * layer.queries
+        extent = (centers.amax(1) - centers.amin(1)).amax().item()
+        assert extent >= 32 if "grid" in name else extent < 32
+    assert windowed >= 2
+    # The network continues with what is recorded, and may be changed.
+    with model.record_attention() as recording:
+        torch.testing.assert_close(model(images), plain, rtol=1e-5, atol=1e-6)
+    name = next(n for n, layer in model.attention_layers.items() if layer.windows > 1)
+    assert len(recording.maps[name]) == 2 * model.attention_layers[name].windows
+    with model.record_attention(lambda _, a: torch.full_like(a, 1 / a.shape[-1])):
+        assert not torch.allclose(model(images), plain, rtol=1e-4, atol=0)
+
+
+def test_the_window_of_a_changed_pixel_is_the_one_at_its_position() -> None:
+    model = hiera(True)
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)).repeat(2, 1, 1, 1)
+    images[1, :, 44:52, 12:20] = 0  # inside the third of the four mask units of 32 x 32 pixels
+    first, second = model.attention(images, ["blocks.0.attn"])["blocks.0.attn"]
+    changed = (first - second).abs().flatten(1).amax(1) > 1e-6
+    centers = attention_centers(model, "blocks.0.attn", (64, 64))
+    assert centers is not None
+    (window,) = changed.nonzero()[:, 0].tolist()
+    assert (centers[window].mean(0) - torch.tensor([48.0, 16.0])).abs().max() < 4

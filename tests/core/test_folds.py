@@ -396,3 +396,16 @@ def test_the_kit_compares_merged_states():
     assert state_difference(single, {"sum": torch.tensor([1.0, 2.0 + 2e-7])}) > 1e-8
     assert state_difference(single, {"sum": torch.tensor([1, 2])}) == float("inf")
     assert state_difference({"a": 1}, {"b": 1}) == float("inf")
+
+
+def test_the_kit_resumes_at_the_end_of_a_shard(monkeypatch):
+    """A loop whose earlier values stay beside its last state counts images twice."""
+
+    def save(slot, state, *, write=True):
+        if slot._checkpoint is not None:
+            values = {slot._name + name: value for name, value in state.items()}
+            slot._checkpoint.state = slot._checkpoint.state | values
+
+    monkeypatch.setattr(checkpoints.CheckpointSlot, "save", save)
+    with pytest.raises(AssertionError, match="resumed before the last of two steps"):
+        CHECKS["resumes"].function(methods["top_patches"])

@@ -160,6 +160,29 @@ def test_interrupted_training_resumes_bit_by_bit(tmp_path: Path) -> None:
         assert all(torch.equal(saved[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("adversarial_training", {"attack_steps": 1}),
+        ("smooth_activations", {}),
+        ("interval_bounds_fit", {}),
+        ("lipschitz_fit", {}),
+        ("defensive_distillation", {}),
+    ],
+)
+def test_every_training_of_a_classifier_stores_checkpoints_of_its_network(
+    name: str, options: dict[str, Any], dataset: TensorDataset
+) -> None:
+    model = load_model(network(), input_size=(3, 8, 8))
+    common = {"steps": 3, "batch": 2, "seed": 3, "held_out": 0.2, "checkpoints": 2}
+    result = methods[name](model, dataset, **common, **options)
+    first, last = result.checkpoints
+    state = result.network.state_dict()
+    assert result.checkpoint_steps == (2, 3) and first.keys() == last.keys() == state.keys()
+    assert all(torch.equal(last[key], state[key]) for key in state)
+    assert not all(torch.equal(first[key], state[key]) for key in state)
+
+
 def test_original_model_is_unchanged(dataset: TensorDataset) -> None:
     model = load_model(network().train(), input_size=(3, 8, 8))
     before = model.digest

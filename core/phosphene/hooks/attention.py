@@ -57,14 +57,20 @@ class RecordAttention(TorchFunctionMode):
     windows cannot be distinguished.
 
     modules: the modules by name.
+    window_axes: of modules whose attention has five axes, images, windows and heads or heads and windows,
+        queries, keys: that of the windows, 1 or 2.
     replace: returns what the network continues with instead of the probabilities, of the module's name and
         the probabilities; what it returns is recorded.
     """
 
     def __init__(
-        self, modules: Mapping[str, nn.Module], replace: Callable[[str, Tensor], Tensor] | None = None
+        self,
+        modules: Mapping[str, nn.Module],
+        replace: Callable[[str, Tensor], Tensor] | None = None,
+        window_axes: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
+        self._window_axes = window_axes or {}
         self.maps: dict[str, Tensor] = {}
         self.calls: Counter[str] = Counter()
         self.unreadable: set[str] = set()
@@ -141,9 +147,16 @@ class RecordAttention(TorchFunctionMode):
         """Record an attention's probabilities. Returns what the network continues with."""
         name = self._caller()
         self.calls[name] += 1
+        if probabilities.ndim == 5 and name in self._window_axes:
+            rows = windows_first(probabilities, self._window_axes[name])
+            recorded = self._store(name, rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
+            return windows_first(recorded, self._window_axes[name])
         if probabilities.ndim != 4:
             self.unreadable.add(name)
             return probabilities
+        return self._store(name, probabilities)
+
+    def _store(self, name: str, probabilities: Tensor) -> Tensor:
         if self._replace is not None:
             probabilities = self._replace(name, probabilities)
         self.maps[name] = probabilities
@@ -153,10 +166,16 @@ class RecordAttention(TorchFunctionMode):
         return calling_module(self._names)
 
 
+def windows_first(values: Tensor, axis: int) -> Tensor:
+    """Values of five axes with the windows of ``axis``, 1 or 2, on axis 1; applied twice it is undone."""
+    return values.transpose(1, axis)
+
+
 class RecordQueries(RecordAttention):
     """Records the queries of the attention calls inside its block, which run unchanged.
 
     ``queries`` has them by module: (N, heads, queries, d), or of an unfused attention the probabilities.
+    With windows on an axis of their own they have five axes.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
@@ -167,10 +186,10 @@ class RecordQueries(RecordAttention):
         output = func(*args, **(kwargs or {}))
         if func is F.scaled_dot_product_attention:
             query = args[0] if args else (kwargs or {})["query"]
-            self.queries[self._caller()] = query if query.ndim == 4 else query[:, None]
+            self.queries[self._caller()] = query if query.ndim >= 4 else query[:, None]
         elif func is F.multi_head_attention_forward:
             query = args[0] if args else (kwargs or {})["query"]
             self.queries[self._caller()] = query.transpose(0, 1)[:, None]
-        elif getattr(func, "__name__", "") == "softmax" and output.ndim == 4:
+        elif getattr(func, "__name__", "") == "softmax" and output.ndim in (4, 5):
             self.queries[self._caller()] = output
         return output

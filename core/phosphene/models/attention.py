@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any, Protocol, Self
@@ -26,6 +26,7 @@ class Attending(Protocol):
 
     name: str
     input_size: tuple[int, int, int]
+    _cache: Any
 
     @property
     def structure(self) -> Structure: ...
@@ -68,7 +69,19 @@ def record_attention(
     model: Attending, replace: Callable[[str, Tensor], Tensor] | None = None
 ) -> Iterator[RecordAttention]:
     """``Model.record_attention``."""
-    with model.guard(), without_optimized(), RecordAttention(model.layers, replace) as recording:
+    with suppress(ModelError):  # an attention that cannot be read is not recorded
+        model.attention_layers  # noqa: B018  which determines the axes of windows
+    with _record(model, replace) as recording:
+        yield recording
+
+
+@contextmanager
+def _record(
+    model: Attending, replace: Callable[[str, Tensor], Tensor] | None = None
+) -> Iterator[RecordAttention]:
+    """``record_attention`` with the axes of windows that are determined so far."""
+    axes = model._cache.window_axes
+    with model.guard(), without_optimized(), RecordAttention(model.layers, replace, axes) as recording:
         yield recording
 
 
@@ -79,14 +92,12 @@ def read_attention_layers(model: Attending) -> dict[str, AttentionLayer]:
     """
     noise = torch.rand(2, *model.input_size, generator=torch.Generator().manual_seed(0), device="cpu")
     with random_lock, fork_random_state():
-        token = recording_structure.set(True)
-        try:
-            with record_attention(model) as two, torch.no_grad():
-                call_and_restore(model._run, noise)
-            with torch.enable_grad(), record_attention(model) as one:
-                read = _read_queries(model, noise[:1], one)
-        finally:
-            recording_structure.reset(token)
+        two, one, read = _record_noise(model, noise)
+        if one.unreadable:
+            from .unit_centers import window_axes  # late: it imports ``Model``
+
+            model._cache.window_axes.update(window_axes(model))  # type: ignore[arg-type]
+            two, one, read = _record_noise(model, noise)
     layers, unclear = {}, set(one.unreadable)
     for name, maps in one.maps.items():
         windows, heads, queries, keys = maps.shape
@@ -105,6 +116,20 @@ def read_attention_layers(model: Attending) -> dict[str, AttentionLayer]:
             "heads, queries, keys), images first"
         )
     return layers
+
+
+def _record_noise(
+    model: Attending, noise: Tensor
+) -> tuple[RecordAttention, RecordAttention, dict[str, tuple[int, ...]]]:
+    """The attention of two images, that of the first, and the queries that the output depends on."""
+    token = recording_structure.set(True)
+    try:
+        with _record(model) as two, torch.no_grad():
+            call_and_restore(model._run, noise)
+        with torch.enable_grad(), _record(model) as one:
+            return two, one, _read_queries(model, noise[:1], one)
+    finally:
+        recording_structure.reset(token)
 
 
 def _images_first(two: Tensor | None, one: Tensor) -> bool:
@@ -183,7 +208,7 @@ def attention(model: Attending, images: Tensor, layers: Sequence[str] | None) ->
     """``Model.attention``."""
     sized = model.at_size((model.input_size[0], images.shape[2], images.shape[3]))
     chosen = require_attention(sized, layers)
-    with record_attention(model) as recording:
+    with _record(model) as recording:
         model._run(images)
     return {
         name: recording.maps[name].unflatten(0, (len(images), layer.windows))

@@ -91,6 +91,8 @@ class _Cache:
     centers: dict[tuple[str, tuple[int, ...]], Centers | None] = field(default_factory=dict)
     #: The layers with attention, by input size.
     attention: dict[tuple[int, ...], dict[str, AttentionLayer]] = field(default_factory=dict)
+    #: The axis of the windows of layers whose attention has five axes; see ``window_axes``.
+    window_axes: dict[str, int] = field(default_factory=dict)
     #: Lock for recording a structure, so that concurrent threads record it once.
     lock: AbstractContextManager[bool] = field(default_factory=threading.RLock)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import UnknownName
-from ..hooks.attention import RecordQueries
+from ..hooks.attention import RecordQueries, windows_first
 from ..hooks.tap import StopForward, Tap
 from ..images.color import Centers
 from . import Model
@@ -68,6 +68,47 @@ def attention_centers(model: Model, layer: str, size: Sequence[int]) -> Tensor |
         raise UnknownName("attention layer", layer, attention, model.name)
     windows, queries = attention[layer].windows, attention[layer].queries
     axes = []
+    for positions in _query_positions(model):
+        values = positions.get(layer)
+        if values is None:
+            return None
+        if values.ndim == 4:
+            values = windows_first(values, model._cache.window_axes[layer])[0]
+        axes.append(values)
+    if not axes:
+        return None
+    # The heads of a token have the same position.
+    centers = torch.stack([axis.nanmean(1) for axis in axes], -1)
+    return centers if centers.shape == (windows, queries, 2) and not centers.isnan().all() else None
+
+
+def window_axes(model: Model) -> dict[str, int]:
+    """Of the layers whose attention has five axes, that of the windows, 1 or 2.
+
+    The positions of the queries differ between windows, and are those of every head. Layers are missing where
+    the network's functions do not reveal the positions.
+    """
+    candidates: dict[str, set[int]] = {}
+    for positions in _query_positions(model):
+        for layer, values in positions.items():
+            if values.ndim != 4:
+                continue
+            heads = {axis for axis in (1, 2) if values.allclose(values.narrow(axis, 0, 1))}
+            # An axis of one head, or of one window, has the same positions as well.
+            moved = {1, 2} - heads or {axis for axis in heads if values.shape[axis] == 1}
+            known = candidates.setdefault(layer, {1, 2})
+            known &= moved
+    return {layer: min(axes) for layer, axes in candidates.items() if len(axes) == 1}
+
+
+def _query_positions(model: Model) -> list[dict[str, Tensor]]:
+    """By axis of the image: the positions of the queries of each attention, without the axis of features.
+
+    (N, heads, queries), or of five axes (N, windows, heads, queries) or (N, heads, windows, queries); no
+    axis where a pass fails.
+    """
+    weights = {id(value): value for value in model.module.parameters()}
+    axes = []
     with torch.inference_mode(False), torch.no_grad():
         try:
             network = _copy_on_cpu(model.module)
@@ -75,11 +116,10 @@ def attention_centers(model: Model, layer: str, size: Sequence[int]) -> Tensor |
                 with RecordQueries(dict(network.named_modules())) as recording:
                     network(_wrap(image))
                 axes.append(_unwrap(recording.queries[layer]).nanmean(-1))
+                axes.append({n: _unwrap(q).nanmean(-1).cpu() for n, q in recording.queries.items()})
         except Exception:  # foreign code may raise anything for tensors whose values it does not expect
-            return None
-    # The heads of a token have the same position.
-    centers = torch.stack([axis.nanmean(1) for axis in axes], -1)
-    return centers if centers.shape == (windows, queries, 2) and not centers.isnan().all() else None
+            return []
+    return axes
 
 
 def _centers(model: Model, layer: str, shape: tuple[int, int, int]) -> Centers | None:

@@ -120,9 +120,9 @@ def _read_item(item: Any) -> Iterator[Checkpoint]:
         yield Checkpoint(item)
     elif isinstance(item, (str, os.PathLike)):
         path = Path(item).resolve()
-        training, number = (path, None) if path.exists() else _numbered(path)
+        training, chosen = (path, None) if path.exists() else _numbered(path)
         if (training / "result.json").is_file():
-            yield from _of_training(training, number)
+            yield from _of_training(training, chosen)
             return
         if path.is_dir():
             files = sorted(path.glob("*.safetensors"))

@@ -43,6 +43,9 @@ from ..attribution._lrp_propagation import AttentionOption
 from ._conditional_relevance import layer_relevance
 from .concept_relevance import ACHTIBAT_2023
 
+#: What patches are ordered by, in the order of the result.
+_MEASURES = ("relevance", "activation")
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RelevantPatches(Patches):
@@ -215,23 +218,25 @@ def relevant_patches(
     layers = LayerRules(model, rule, rules, epsilon, gamma)
     fold = _TopRelevance(model, layer, selected, k, per_image, objective, layers, attention)
     states = fold.run(dataset, batch_size(model))
-    order = ("relevance", "activation")
-    units = torch.cat([states[name]["units"].flatten(0, 1) for name in order])
+    units = torch.cat([states[name]["units"].flatten(0, 1) for name in _MEASURES])
     per_channel = states["relevance"]["units"].shape[1]
     half = tuple(channel for channel in selected for _ in range(per_channel))
     return RelevantPatches(
         layer=layer,
         channels=half * 2,
         by_relevance=torch.arange(2 * len(half), device=model.device) < len(half),
-        scores=torch.cat([states[name]["scores"].flatten() for name in order]).to(model.device),
+        scores=torch.cat([states[name]["scores"].flatten() for name in _MEASURES]).to(model.device),
         map_size=tuple(states["relevance"]["map_size"]),
         **located_units(model, dataset, layer, units),
     )
 
 
 @dataclass
-class _TopRelevance(Fold[State]):
-    """Per channel, the units of largest relevance and those of largest activation; see ``TopUnits``."""
+class _TopRelevance(Fold[dict[str, State]]):
+    """Per channel, the units of largest relevance and those of largest activation; see ``TopUnits``.
+
+    The state has the values of both by names such as "relevance.scores".
+    """
 
     title = "relevant patches"
     model: Model
@@ -243,12 +248,9 @@ class _TopRelevance(Fold[State]):
     layers: LayerRules
     attention: Any
 
-    def start(self) -> State:
-        return {"relevance": {}, "activation": {}}
-
     def update(self, state: State, batch: Batch) -> State:
         images = batch.images.to(self.model.device, self.model.dtype)
-        target, tops = self.target.unresolved(), {}
+        target, tops = self.target.unresolved(), State()
         with (
             torch.enable_grad(),
             layer_relevance(self.model, self.layers, self.attention, images, target, self.layer) as at,
@@ -258,12 +260,29 @@ class _TopRelevance(Fold[State]):
         for name, values in (("relevance", relevance), ("activation", activation)):
             maps = self.model.maps(values, images, self.layer)[:, self.channels]
             scores, units = largest_per_image(maps, torch.tensor(batch.indices), self.per_image)
-            tops[name] = {"scores": scores, "units": units, "map_size": [*maps.shape[2:]]}
+            tops |= _named(name, {"scores": scores, "units": units, "map_size": [*maps.shape[2:]]})
         return self.merge(state, tops)
 
     def merge(self, first: State, second: State) -> State:
         top = TopUnits(self.model, self.layer, self.channels, self.k, self.per_image)
-        return {name: top.merge(first[name], second[name]) for name in second}
+        merged = State()
+        for name in _MEASURES:
+            merged |= _named(name, top.merge(_part(first, name), _part(second, name)))
+        return merged
+
+    def finish(self, state: State) -> dict[str, State]:
+        return {name: _part(state, name) for name in _MEASURES}
+
+
+def _named(measure: str, top: State) -> State:
+    """The values of a measure by their names in a state of both."""
+    return {f"{measure}.{name}": value for name, value in top.items()}
+
+
+def _part(state: State, measure: str) -> State:
+    """The values of one measure in a state of both."""
+    prefix = f"{measure}."
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 @hookimpl

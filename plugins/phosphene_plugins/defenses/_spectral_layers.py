@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, register_parametrization, remove_parametrizations
+from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
 from phosphene import Model, ModelError
 
@@ -203,16 +201,17 @@ class UnitNormLayers:
 
     def release(self) -> None:
         """Replace the parametrizations by the weights that they compute: a plain network remains."""
-        _release(self.layers)
+        for layer in self.layers:
+            for name in list(layer.parametrizations):
+                remove_parametrizations(layer, name, leave_parametrized=True)
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:
         """The state dict that the network of these layers would have after ``release``."""
-        copied = copy.deepcopy(network)
-        _release([module for module in copied.modules() if is_parametrized(module)])
-        return copied.state_dict()
-
-
-def _release(layers: Iterable[Any]) -> None:
-    for layer in layers:
-        for name in list(layer.parametrizations):
-            remove_parametrizations(layer, name, leave_parametrized=True)
+        state = {
+            n: tensor for n, tensor in network.state_dict().items() if ".parametrizations." not in f".{n}"
+        }
+        for name, layer in network.named_modules():
+            if layer in self.layers:
+                prefix = f"{name}." if name else ""
+                state |= {f"{prefix}{n}": getattr(layer, n).detach() for n in layer.parametrizations}
+        return state

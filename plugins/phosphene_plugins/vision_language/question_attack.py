@@ -206,14 +206,14 @@ def question_attack(
             content = answer_model.image_tokens(answer_model.prepare(image))
         before = generate_answer(answer_model, content, prompt, tokens)
         goal = fixed if fixed is not None else before
-        wanted = goal or [min(answer_model.ends)]  # no answer is the end of the text
+        scored = goal or [min(answer_model.ends)]  # no answer is the end of the text
         changed, now = list(prompt), before
-        scores = [_score(answer_model, content, changed, wanted)]
+        scores = [_score(answer_model, content, changed, scored)]
         for _ in range(replacements):
             if (now == goal) == targeted:
                 break
-            trials = _trials(answer_model, content, changed, wanted, sign, candidates)
-            values = [_score(answer_model, content, trial, wanted) for trial in trials]
+            trials = _trials(answer_model, content, changed, scored, sign, candidates)
+            values = [_score(answer_model, content, trial, scored) for trial in trials]
             best = min(range(len(trials)), key=lambda n: sign * values[n], default=None)
             if best is None or sign * values[best] >= sign * scores[-1]:
                 break
