@@ -17,6 +17,7 @@ import train_classifiers
 import train_denoiser
 import train_fast_style
 import train_networks
+import train_predicted_style
 import train_robust
 import train_sparse_codes
 import train_vit
@@ -236,6 +237,28 @@ def test_the_adaptive_style_is_written_with_its_card(tmp_path: Path, monkeypatch
     assert arrays.read_bytes() == (second / "arrays.safetensors").read_bytes()
     assert load_result(first).inputs["styles"] == "builtin:textures/3, 2 scenes of seed 2, given as an object"
     assert "| styles that are textures | 3 |" in first.with_suffix(".md").read_text()
+
+
+def test_the_predicted_style_is_written_with_its_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_predicted_style, "SCENES", 4)
+    monkeypatch.setattr(train_predicted_style, "STYLES", {"textures": 3, "scenes": 2})
+    monkeypatch.setattr(train_predicted_style, "TRAINING", {"steps": 2, "batch": 2, "width": 2, "blocks": 1})
+    monkeypatch.setattr(train_predicted_style, "TEST_SCENES", 1)
+    train_networks.main(["shapes-predicted"], tmp_path, seed=1)
+    result = load_result(tmp_path / "shapes-predicted")
+    assert result.inputs["styles"] == "builtin:textures/3, 2 scenes of seed 2, given as an object"
+    assert "| styles that are textures | 3 |" in (tmp_path / "shapes-predicted.md").read_text()
+
+
+def test_predicted_style_matches_its_card_and_halves_the_distance_to_an_unseen_style() -> None:
+    text = (WEIGHTS / "shapes-predicted.md").read_text()
+    card = dict(re.findall(r"^\| (.+?) \| (.+) \|$", text, re.MULTILINE))
+    arrays = (WEIGHTS / "shapes-predicted" / "arrays.safetensors").read_bytes()
+    assert card["sha256"] == hashlib.sha256(arrays).hexdigest() and len(arrays) < 300_000
+    before, after = map(float, card["distance to pebbles, before and after"].split(", "))
+    assert after < 0.5 * before
 
 
 def test_the_sparse_codes_are_written_with_their_card_and_explain_unseen_scenes(

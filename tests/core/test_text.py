@@ -74,6 +74,7 @@ QUICK = {
     "Neighbors": "nearest_neighbors",
     "Patches": "top_patches",
     "TransferTable": "transfer",
+    "VideoStylization": "video_style",
 }
 
 SLOW = {
@@ -164,7 +165,7 @@ def test_every_result_type_is_drawn() -> None:
         if kind.__module__.startswith(("phosphene.", "phosphene_plugins."))
     }
     # Drawn as a TrainedNetwork, as the results in them, and as an Embedding.
-    others = {"AdaptiveNetwork", "ResultSequence", "ResultStream", "NeighborIndex"}
+    others = {"AdaptiveNetwork", "PredictedStyle", "ResultSequence", "ResultStream", "NeighborIndex"}
     assert types - {*QUICK, *SLOW} <= others
 
 

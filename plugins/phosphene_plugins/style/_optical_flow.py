@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -43,13 +43,14 @@ def optical_flow(first: Tensor, second: Tensor, method: str) -> Tensor:
     """
     import cv2
 
-    gray = [np.asarray(to_pil(image).convert("L")) for image in (first, second)]
+    before, after = (np.asarray(to_pil(image).convert("L")) for image in (first, second))
+    flow: Any = None
     if method == "dis":
-        search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         search.setFinestScale(0)  # full resolution
-        flow = search.calc(*gray, None)
+        flow = search.calc(before, after, None)
     else:
-        flow = cv2.calcOpticalFlowFarneback(*gray, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
+        flow = cv2.calcOpticalFlowFarneback(before, after, flow, 0.5, 3, 15, 3, 5, 1.2, 0)
     return torch.from_numpy(np.ascontiguousarray(flow)).permute(2, 0, 1).contiguous().to(first.device)
 
 

@@ -84,7 +84,8 @@ class PredictedStyleNetwork(nn.Module):
     def stylize(self, images: Tensor, parameters: Tensor) -> Tensor:
         """T(x; gamma, beta) of images (N, 3, H, W), each with its own gamma and beta (N, P)."""
         parts = parameters.split(list(self.normalization.values()), 1)
-        one_each = torch.eye(len(images)).to(images)
+        # Not len(images), which an exported program would fix.
+        one_each = torch.eye(images.shape[0], device=images.device, dtype=images.dtype)
         replaced = dict(zip(self.normalization, parts, strict=True))
         stylized: Tensor = functional_call(self.transfer, replaced, (images, one_each))
         return stylized

@@ -138,6 +138,8 @@ def training_steps_have_a_closed_form() -> None:
             ]  # fmt: skip
             assert torch.allclose(result.losses[step], torch.cat(losses).mean(), rtol=1e-4), f"step {step}"
         expected = network(images[:4], styles[[0, 1, 2, 0]])
+        returned = result.network(images[:4], styles[[0, 1, 2, 0]])
+    assert (returned - expected).abs().max() < 1e-4, "the network is not the trained one"
     assert (result.previews - expected).abs().max() < 1e-4 and len(result.labels) == 4
     assert result.config == network.config
     colors = torch.tensor([[0.8, 0.3, 0.4], [0.3, 0.6, 0.7]])[:, :, None, None].expand(2, 3, 8, 8)

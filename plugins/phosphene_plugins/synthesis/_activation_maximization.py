@@ -106,8 +106,8 @@ ImageParametrization: TypeAlias = Annotated[
 RESTARTS = 8
 
 
-class Regularizers(ParameterGroup):
-    """Regularisers of activation maximisation and the parametrization of the image."""
+class Penalties(ParameterGroup):
+    """Penalties, blur and shifts of activation maximisation."""
 
     l2: Annotated[
         float, Field(ge=0, description="weight lambda of the penalty ||I - m||^2, m the model's mean colour")
@@ -120,12 +120,24 @@ class Regularizers(ParameterGroup):
         float, Field(ge=0, le=50, description="standard deviation of the Gaussian blur, in pixels")
     ] = 0.8
     jitter: Jitter = 8
+
+
+class Regularizers(Penalties):
+    """Regularisers of activation maximisation and the parametrization of an image that has a start."""
+
     parametrization: ImageParametrization = "fourier"
 
 
-class ActivationMaximization(Regularizers):
+class ActivationMaximization(Penalties):
     """All parameters of ``maximize_activation``."""
 
+    parametrization: Annotated[
+        Literal["pixels", "fourier", "cppn"],
+        Field(
+            description="optimised variables: pixels, a Fourier spectrum with decorrelated colours, or the "
+            "weights of a network of the pixels' coordinates"
+        ),
+    ] = "fourier"
     clip_norm: Annotated[
         float,
         Field(ge=0, le=100, description="percentage of pixels set to the mean colour, smallest norm first"),
@@ -147,13 +159,6 @@ class ActivationMaximization(Regularizers):
     optimizer: UpdateRule = "adam"
     steps: Steps = 200
     lr: LearningRate = 0.05
-    parametrization: Annotated[
-        Literal["pixels", "fourier", "cppn"],
-        Field(
-            description="optimised variables: pixels, a Fourier spectrum with decorrelated colours, or the "
-            "weights of a network of the pixels' coordinates"
-        ),
-    ] = "fourier"
     start_noise: Annotated[
         float,
         Field(

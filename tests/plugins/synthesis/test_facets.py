@@ -115,5 +115,5 @@ def test_saved_result_has_its_examples(tmp_path: Path) -> None:
 def test_defaults_are_those_of_class_visualization() -> None:
     defaults = methods["synthesis.class_visualization"].spec.params.model_fields
     params = ActivationMaximization().model_dump()
-    assert len(params) == 21
+    assert len(params) == 22
     assert params == {name: defaults[name].default for name in params}
