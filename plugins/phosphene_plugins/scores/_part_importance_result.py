@@ -97,7 +97,7 @@ class PartImportance(Result):
         colored = self.colored_maps()
         for n, strip in enumerate(strips):
             axes = strip.subplots(1, 3, width_ratios=[1.55, 1.55, 3.4])
-            strip.subplots_adjust(0.01, 0.1, 0.98, 0.88, wspace=0.04)
+            strip.subplots_adjust(0.01, 0.12, 0.87, 0.88, wspace=0.06)
             for axis, image in zip(axes, (Panel(self.images[n]).image, colored[n]), strict=False):
                 axis.imshow(image.permute(1, 2, 0).float().cpu().numpy())
                 axis.set_axis_off()
@@ -110,9 +110,9 @@ class PartImportance(Result):
     def _draw_table(self, axis: Axes) -> None:
         axis.set_axis_off()
         axis.set_xlim(0, 1)
-        axis.set_ylim(len(self.names) + 0.4, -1)
-        axis.text(0.35, -0.5, "rank correlation", size=8, weight="bold", ha="center", va="center")
-        axis.text(0.7, -0.5, "most important part right", size=8, weight="bold", ha="center", va="center")
+        axis.set_ylim(len(self.names) + 0.2, -1.4)
+        axis.text(0.35, -0.8, "rank correlation", size=8, weight="bold", ha="center", va="center")
+        axis.text(0.7, -0.8, "most important part right", size=8, weight="bold", ha="center", va="center")
         for row, name in enumerate(self.names):
             rank, hits = self.rank_correlation[row], self.top_part[row]
             error = f" ±{float(rank.std()) / len(rank) ** 0.5:.3f}" if len(rank) > 1 else ""
