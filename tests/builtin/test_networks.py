@@ -163,7 +163,7 @@ def test_vgg_is_plain() -> None:
 
 
 def test_weights_are_small_and_match_their_cards() -> None:
-    assert sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors")) < 8_200_000
+    assert sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors")) < 9_500_000
     for name in CLASSIFIERS:
         card = dict(re.findall(r"^\| (.+?) \| (.+) \|$", (WEIGHTS / f"{name}.md").read_text(), re.MULTILINE))
         content = (WEIGHTS / f"{name}.safetensors").read_bytes()

@@ -1,4 +1,4 @@
-"""Scenes of objects made of parts: streams, and drawing the same scene without a part or with another's shape."""
+"""Scenes of objects made of parts: streams, and the same scene without a part or with another's shape."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def test_removing_a_part_changes_only_its_surroundings(scenes: PartScenes, index
         assert not changed[~near(mask, 18)].any()
 
 
-def test_an_exchanged_part_is_drawn_in_the_other_shape_at_its_position() -> None:
-    labels = draw_part_scenes(24, seed=3).labels.tolist()
+def test_an_exchanged_part_is_drawn_in_the_other_shape_at_its_position(scenes: PartScenes) -> None:
+    labels = scenes.labels.tolist()
     index = next(i for i, label in enumerate(labels) if PART_CLASSES[label] in ("cat", "bear"))
     cat_or_bear = draw_part_scenes(1, seed=3, start=index)
     own, other = ("cat", "bear") if PART_CLASSES[labels[index]] == "cat" else ("bear", "cat")

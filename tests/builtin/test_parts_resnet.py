@@ -26,7 +26,7 @@ def test_weights_match_their_card() -> None:
 def test_model_classifies_new_scenes() -> None:
     model = load_model("builtin:parts-resnet")
     assert model.input_size == (3, 128, 128) and model.classes == PART_CLASSES
-    scenes = draw_part_scenes(24, seed=11, split="test")
+    scenes = draw_part_scenes(12, seed=11, split="test")
     assert (model(scenes.images).argmax(1) == scenes.labels).double().mean() >= 0.9
 
 

@@ -1,12 +1,22 @@
-"""The bundled textures: varied colors, and equality with the images that draw_textures.py draws."""
+"""The bundled textures and paintings: varied colors, and equality with the images that the scripts draw."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from draw_paintings import draw_painting
 from draw_textures import draw_texture
 
-from phosphene.builtin.textures import TEXTURE_FOLDER, TEXTURES, load_texture
+from phosphene.builtin.textures import (
+    PAINTING_FOLDER,
+    PAINTINGS,
+    TEXTURE_FOLDER,
+    TEXTURES,
+    load_painting,
+    load_texture,
+)
+from phosphene.errors import UnknownName
+from phosphene.roles.texture import read_textures
 
 
 @pytest.mark.parametrize("name", TEXTURES)
@@ -38,3 +48,25 @@ def test_no_other_file_is_stored() -> None:
     assert sorted(path.name for path in TEXTURE_FOLDER.iterdir()) == sorted(
         f"{name}.png" for name in TEXTURES
     )
+
+
+def test_paintings_are_small_files_of_varied_colors() -> None:
+    files = sorted(PAINTING_FOLDER.iterdir())
+    assert [file.name for file in files] == sorted(f"{name}.png" for name in PAINTINGS)
+    assert sum(file.stat().st_size for file in files) < 600_000
+    for name in PAINTINGS:
+        painting = load_painting(name)
+        assert painting.shape == (3, 256, 256) and painting.std(dim=(1, 2)).min() > 0.08
+
+
+def test_paintings_are_textures_by_name() -> None:
+    (night,) = read_textures("builtin:night")
+    assert torch.equal(night, load_painting("night"))
+    with pytest.raises(UnknownName, match="marbling"):
+        read_textures("builtin:marble")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", PAINTINGS)
+def test_stored_painting_is_the_drawn_one_in_fewer_colors(name: str) -> None:
+    assert (draw_painting(name) - load_painting(name)).abs().mean() < 0.03

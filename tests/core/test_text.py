@@ -92,6 +92,7 @@ SLOW = {
     "Inversions": "feature_inversion",
     "LatentSynthesis": "latent_visualization",
     "RobustnessReport": "robust_accuracy",
+    "PartImportance": "part_importance",
     "Scores": "pointing_game",
     "Segmentation": "saliency_segmentation",
     "SetDistance": "set_distance",
@@ -144,6 +145,9 @@ def test_figure_draws_names_as_they_are(name: str, tmp_path: Path) -> None:
     inputs |= {i.name: "builtin:shapes-resnet" for i in spec.inputs if i.role == "other_model" and i.required}
     if "model" in spec.demo:
         inputs["model"] = spec.demo["model"]
+    inputs |= {
+        name: value for name, value in spec.demo.items() if str(value).startswith("builtin:part-scenes")
+    }
     result = renamed(run(name, progress=False, **inputs, **spec.quick))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a missing glyph, a layout that collapsed

@@ -86,6 +86,7 @@ def _oracle() -> None:
         ScalesWith("images", power=0, fields=("scaled",)),
     ],
     quick={"channels": [0, 1]},
+    demo={"model": "builtin:parts-resnet", "images": "builtin:part-scenes/3"},
 )
 def activation_maps(
     model: Model,

@@ -60,6 +60,7 @@ def _oracle() -> None:
     cost=Cost(),
     oracle=_oracle,
     relations=[InvariantTo("normalization", fields=FIELDS), ScalesWith("logits", power=0, fields=FIELDS)],
+    demo={"model": "builtin:parts-resnet"},
 )
 def first_layer_filters(
     model: Model,

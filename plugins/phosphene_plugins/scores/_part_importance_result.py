@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from phosphene import Result
 from phosphene.images import colorize
@@ -97,35 +98,38 @@ class PartImportance(Result):
         colored = self.colored_maps()
         for n, strip in enumerate(strips):
             axes = strip.subplots(1, 3, width_ratios=[1.55, 1.55, 3.4])
-            strip.subplots_adjust(0.01, 0.1, 0.98, 0.88, wspace=0.04)
+            strip.subplots_adjust(0.01, 0.12, 0.87, 0.88, wspace=0.06)
             for axis, image in zip(axes, (Panel(self.images[n]).image, colored[n]), strict=False):
                 axis.imshow(image.permute(1, 2, 0).float().cpu().numpy())
                 axis.set_axis_off()
                 self._draw_outlines(axis, n)
             axes[0].set_title(plain_label(self.classes[n]), fontsize=8, pad=3)
-            axes[1].set_title(self.names[0].replace("_", " "), fontsize=8, pad=3)
+            axes[1].set_title(plain_label(self.names[0].replace("_", " ")), fontsize=8, pad=3)
             self._draw_bars(axes[2], n)
         return figure
 
     def _draw_table(self, axis: Axes) -> None:
         axis.set_axis_off()
         axis.set_xlim(0, 1)
-        axis.set_ylim(len(self.names) + 0.4, -1)
-        axis.text(0.35, -0.5, "rank correlation", size=8, weight="bold", ha="center", va="center")
-        axis.text(0.7, -0.5, "most important part right", size=8, weight="bold", ha="center", va="center")
+        axis.set_ylim(len(self.names) + 0.2, -1.4)
+        axis.text(0.35, -0.8, "rank correlation", size=8, weight="bold", ha="center", va="center")
+        axis.text(0.7, -0.8, "most important part right", size=8, weight="bold", ha="center", va="center")
         for row, name in enumerate(self.names):
             rank, hits = self.rank_correlation[row], self.top_part[row]
             error = f" ±{float(rank.std()) / len(rank) ** 0.5:.3f}" if len(rank) > 1 else ""
             chance = f" (by chance {float(self.chance.mean()):.0%})"
-            axis.text(0.01, row, name.replace("_", " "), size=8, va="center")
+            axis.text(0.01, row, plain_label(name.replace("_", " ")), size=8, va="center")
             axis.text(0.35, row, f"{float(rank.mean()):.3f}{error}", size=8, ha="center", va="center")
             axis.text(0.7, row, f"{float(hits.mean()):.0%}{chance}", size=8, ha="center", va="center")
 
     def _draw_outlines(self, axis: Axes, n: int) -> None:
+        height, width = self.part_maps[n].shape
+        x, y = torch.arange(-1, width + 1), torch.arange(-1, height + 1)
         for number in range(1, 1 + len(self.parts[n])):
-            mask = self.part_maps[n] == number
-            if mask.any() and not mask.all():
-                axis.contour(mask.float().cpu().numpy(), [0.5], colors="white", linewidths=0.5)
+            # A border around the image closes the outlines of parts that reach its edge.
+            mask = pad((self.part_maps[n] == number).float().cpu(), (1, 1, 1, 1))
+            if mask.any():
+                axis.contour(x.numpy(), y.numpy(), mask.numpy(), [0.5], colors="white", linewidths=0.5)
 
     def _draw_bars(self, axis: Axes, n: int) -> None:
         """Two bars for each part, the largest drop on top: the drop, and the map's sum in its scale."""
@@ -133,9 +137,12 @@ class PartImportance(Result):
         drops, sums = self.drops[n, :count].float().cpu(), self.sums[0, n, :count].float().cpu()
         order = drops.argsort()
         scale = float(drops.abs().max()) / max(float(sums.abs().max()), 1e-30)
-        heights = torch.arange(count)
-        axis.barh(heights + 0.2, drops[order], 0.36, color="0.25", label="drop of the logit without the part")
-        axis.barh(heights - 0.2, sums[order] * scale, 0.36, color="C1", label="sum of the map, scaled")
+        heights = torch.arange(count).numpy()
+        scaled = (sums[order] * scale).numpy()
+        axis.barh(
+            heights + 0.2, drops[order].numpy(), 0.36, color="0.25", label="drop of the logit without it"
+        )
+        axis.barh(heights - 0.2, scaled, 0.36, color="C1", label="sum of the map, scaled")
         axis.set_yticks(heights.tolist(), [plain_label(self.parts[n][i]) for i in order.tolist()], fontsize=7)
         axis.yaxis.tick_right()
         axis.axvline(0, color="0.6", linewidth=0.8)

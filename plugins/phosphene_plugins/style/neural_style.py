@@ -273,8 +273,8 @@ def pixels_as_features_have_a_closed_form() -> None:
     oracle=pixels_as_features_have_a_closed_form,
     quick={"steps": 3, "scales": 1, "tile": None},
     demo={
-        "images": "builtin:scenes/2",
-        "styles": ["builtin:swirls"],
+        "images": {"files": "builtin:part-scenes/2", "size": (128, 128)},
+        "styles": ["builtin:night"],
         "style_weight": 10,
         "total_variation": 3,
     },

@@ -75,7 +75,7 @@ def linear_layer_has_its_closed_form() -> None:
         Monotone("steps", values=(2, 6, 12), measure="scores", where=PLAIN),
     ],
     quick={"steps": 4},
-    demo={"images": "builtin:scenes/3"},
+    demo={"model": "builtin:parts-resnet", "images": "builtin:part-scenes/3"},
 )
 def caricature(
     model: Model,

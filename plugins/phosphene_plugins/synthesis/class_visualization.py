@@ -76,7 +76,16 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
         InvariantTo("logit_shift", fields=("images",), tolerance=1e-6),
     ],
     quick={"steps": 4, "size": None},
-    demo={"total_variation": 0.05},
+    demo={
+        "model": "builtin:parts-resnet",
+        "target": ["cat", "butterfly", "car", "bird", "fish"],
+        "start_noise": 0.2,
+        "total_variation": 0.05,
+        "l2": 0.005,
+        "jitter": 4,
+        "rotate": 5,
+        "rescale": 1.05,
+    },
 )
 def class_visualization(
     model: Model,

@@ -105,7 +105,13 @@ def identity_features_are_scaled_by_normalised_steps() -> None:
         ScalesWith("logits", power=0),
     ],
     quick={"steps": 2, "octaves": 2, "zoom": 0},
-    demo={"layers": ["features.16"], "octaves": 2, "steps": 12},
+    demo={
+        "model": "builtin:parts-resnet",
+        "images": {"files": "builtin:part-scenes/2", "size": (128, 128)},
+        "layers": ["layer2"],
+        "octaves": 3,
+        "steps": 20,
+    },
 )
 def deep_dream(
     model: Model,

@@ -96,7 +96,7 @@ def linear_features_have_the_pseudoinverse_solution() -> None:
         Monotone("steps", values=(2, 6, 12), measure="losses", falls=True),
     ],
     quick={"steps": 3},
-    demo={"images": "builtin:scenes/2", "steps": 50},
+    demo={"model": "builtin:parts-resnet", "images": "builtin:part-scenes/2", "steps": 50},
 )
 def feature_inversion(
     model: Model,

@@ -96,7 +96,7 @@ def linear_neuron_has_its_closed_form() -> None:
         ),
     ],
     quick={"steps": 4, "size": None, "channels": (0, 1)},
-    demo={"layer": "relu4_1", "steps": 150},
+    demo={"model": "builtin:parts-resnet", "layer": "layer2", "steps": 150},
 )
 def neuron_visualization(
     model: Model,
