@@ -1,4 +1,4 @@
-"""StyleDiffusion: a diffusion model fine-tuned so that an image moves as the style differs from its content."""
+"""StyleDiffusion: a diffusion model fine-tuned to add to a content what a style adds to its own."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import InputError, Model, Reference, at_least_float32, hookimpl, method, progress_bar
+from phosphene import InputError, Reference, at_least_float32, hookimpl, load_model, method, progress_bar
 from phosphene.generative import Denoiser as NoisePredictor
 from phosphene.hooks import guard
 from phosphene.results import Stylization
-from phosphene.roles import Content, Denoiser, LayerName, Styles
+from phosphene.roles import Content, Denoiser, LayerName, Model, Styles
 from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, param, size
 
 from ._color_transfer import luminance
 from ._ddim import ddim, encode_padded, timesteps
-from ._pixel_features import draw_images, load_pixel_model
+from ._parameters import TotalVariation
+from ._pixel_features import MEAN, STD, draw_images
+from ._style_loss import smoothness_loss
 
 
 class _ColorNoise(NoisePredictor):
@@ -34,32 +36,27 @@ class _ColorNoise(NoisePredictor):
 
 
 def mean_colors_have_a_closed_form() -> None:
-    """Without noise the content is the gray image; the loss is zero where gray is shifted by mean(I_s - gray)."""
+    """Removal returns the gray image; the loss is zero where it is shifted by mean(I_s - gray of I_s)."""
     images, styles = draw_images(2, 3, 6, 4, seed=1), draw_images(2, 3, 5, 5, seed=2)
-    denoiser, model = _ColorNoise(), load_pixel_model()
+    mean_color = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    model = load_model(mean_color, task="embedding", input_size=(3, 6, 4), mean=MEAN, std=STD)
+    denoiser = _ColorNoise()
     gray, gray_styles = luminance(images), luminance(styles)
     shift = (styles - gray_styles).mean((0, 2, 3))
     call: Any = style_diffusion
     for steps in (1, 2):
         result = call(
-            model,
-            images,
-            styles,
-            denoiser,
-            layers=["0"],
-            reconstruction=0.0,
-            steps=steps,
-            fit_steps=400,
-            lr=0.02,
-        )
+            model, images, styles, denoiser, features="embedding", reconstruction=0.0, total_variation=0.0,
+            steps=steps, fit_steps=300, lr=0.02,
+        )  # fmt: skip
         expected = (gray.expand(-1, 3, -1, -1) + shift[:, None, None]).clamp(0, 1)
         assert (result.stylized - expected).abs().max() < 1e-3, (result.stylized - expected).abs().max()
         assert (result.losses[-1] < 2e-2).all()
         assert not denoiser.color.any(), "the model that was passed has been trained"
     # Reconstruction alone: the color that turns the styles' gray images into the styles, of median error.
     result = call(
-        model, images, styles[:1], denoiser, layers=["0"], l1=0.0, direction=0.0, reconstruction=1.0, steps=1,
-        fit_steps=400, lr=0.02,
+        model, images, styles[:1], denoiser, features="embedding", l1=0.0, direction=0.0,
+        reconstruction=1.0, total_variation=0.0, steps=1, fit_steps=300, lr=0.02,
     )  # fmt: skip
     shift = (styles[:1] - gray_styles[:1]).transpose(0, 1).flatten(1).quantile(0.5, 1)
     expected = (gray.expand(-1, 3, -1, -1) + shift[:, None, None]).clamp(0, 1)
@@ -96,7 +93,7 @@ def mean_colors_have_a_closed_form() -> None:
         + size.images * size.styles * param.fit_steps * param.steps,
     ),
     oracle=mean_colors_have_a_closed_form,
-    quick={"fit_steps": 1, "steps": 1},
+    quick={"fit_steps": 1, "steps": 1, "reconstruction": 0.0, "removal": 0.0},
     demo={"images": "builtin:scenes/2", "styles": "builtin:swirls"},
 )
 def style_diffusion(
@@ -114,14 +111,14 @@ def style_diffusion(
     ] = None,
     removal: Annotated[
         float, Field(ge=0, le=1, description="time up to which the style is removed; 0: colors only")
-    ] = 0.6,
+    ] = 0.2,
     strength: Annotated[
         float, Field(gt=0, le=1, description="time from which the fine-tuned model samples")
-    ] = 0.3,
+    ] = 0.5,
     steps: Annotated[
         int, Field(ge=1, le=1000, description="number of DDIM steps of each inversion and sampling")
-    ] = 6,
-    fit_steps: Annotated[int, Field(ge=1, le=100_000, description="steps of the fine-tuning")] = 40,
+    ] = 3,
+    fit_steps: Annotated[int, Field(ge=1, le=100_000, description="steps of the fine-tuning")] = 50,
     lr: Annotated[float, Field(gt=0, le=1, description="learning rate of Adam")] = 3e-4,
     l1: Annotated[
         float, Field(ge=0, le=1000, description="weight of the relative L1 distance of directions")
@@ -132,6 +129,7 @@ def style_diffusion(
     reconstruction: Annotated[
         float, Field(ge=0, le=1000, description="weight of the styles' reconstruction from their content")
     ] = 1.0,
+    total_variation: TotalVariation = 10.0,
 ) -> Stylization:
     """StyleDiffusion: content and style disentangled, and a diffusion model fine-tuned to add the difference.
 
@@ -140,9 +138,10 @@ def style_diffusion(
     L = ``l1`` |D - D_s|_1 / |D_s|_1 + ``direction`` (1 - cos(D, D_s)) + ``reconstruction`` |J_s - I_s|_1
 
     The content I^c of an image is its luminance, moved by DDIM to time ``removal`` T and back, which aligns
-    it with what the diffusion model draws. J is sampled by a copy of the model from the inversion of I^c up
-    to ``strength`` T; the copy is fine-tuned by L, through all steps, for each image. J_s is its image from
-    the style's content, so that it learns to draw the style itself. Of several styles D_s is the mean.
+    it with what the diffusion model draws (the paper has 0.6, for a large model). J is sampled by a copy of
+    the model from the inversion of I^c up to ``strength`` T; the copy is fine-tuned by L, through all steps,
+    for each image. J_s is its image from the style's content, so that it learns to draw the style itself.
+    Of several styles D_s is the mean. ``total_variation`` of J is added to L.
 
     The paper's E is a CLIP's: ``model="open_clip:..."`` with ``features="embedding"``. "moments" are the
     means and standard deviations of each layer's channels, a direction for each layer, which any network
@@ -150,7 +149,8 @@ def style_diffusion(
 
     ``denoiser`` is the bundled one, the folder of a diffusers pipeline, or a ``Denoiser``; its copy, the
     gradients and Adam's state need four times the memory of its network. The color of the content is
-    removed by definition: colors are the style's.
+    removed by definition: colors are the style's. A model whose output layer rearranges channels to pixels,
+    as the bundled one's does, draws grids where it is fine-tuned, which ``total_variation`` removes.
 
     Returns:
         ``images`` (N, 3, H, W) the content, ``stylized`` (N, 3, H, W) in [0, 1], ``sources`` (S, 3, H', W')
@@ -162,7 +162,7 @@ def style_diffusion(
     Example::
         from phosphene import run
 
-        result = run("style_diffusion", images="builtin:scenes/1", styles="builtin:swirls", fit_steps=2, steps=2)
+        result = run("style_diffusion", images="builtin:scenes/1", styles="builtin:swirls", fit_steps=2)
         result.stylized.shape  # (1, 3, 64, 64)
 
     Source: Wang et al. 2023, sections 3.2 (removal), 3.3 (transfer) and 3.4 (losses, equations 4 to 8).
@@ -177,7 +177,7 @@ def style_diffusion(
         timesteps(max(1, round(share * (denoiser.time_steps - 1))) + 1, steps) if share else []
         for share in (removal, strength)
     )
-    names = list(model.stages if layers is None else layers)
+    names = [] if features == "embedding" else list(layers or model.stages)
 
     def remove_style(batch: Tensor) -> Tensor:
         """x_0 of the content domain."""
@@ -203,6 +203,7 @@ def style_diffusion(
         )
         return [torch.cat([m.mean(2), m.std(2, correction=0)], 1) for m in maps]
 
+    smoothness = smoothness_loss(total_variation)
     with guard(denoiser):
         with torch.no_grad():
             style_contents = remove_style(styles)
@@ -234,12 +235,14 @@ def style_diffusion(
                     ends = zip(embed(drawn), origin, style_directions, strict=True)
                     terms = [
                         l1 * (end - begin - toward).abs().sum() / toward.abs().sum().clamp(min=1e-12)
-                        + direction * (1 - F.cosine_similarity(end - begin, toward, eps=1e-12).mean())
+                        + direction * _cosine_distance(end - begin, toward)
                         for end, begin, toward in ends
                     ]
                     loss = torch.stack(terms).mean()
                     if reconstruction:
                         loss = loss + reconstruction * F.l1_loss(draw(tuned, noisy_styles, styles), styles)
+                    if smoothness is not None:
+                        loss = loss + smoothness(drawn).mean()
                     optimizer.zero_grad()
                     loss.backward()
                 optimizer.step()
@@ -254,6 +257,15 @@ def style_diffusion(
         sources=styles,
         losses=torch.stack(losses).view(len(images), fit_steps).T.to(images),
     )
+
+
+def _cosine_distance(moved: Tensor, toward: Tensor) -> Tensor:
+    """1 - cos of two directions (1, D); a norm below a tenth of the other's counts as that.
+
+    The model begins at D = 0, where the cosine's gradient would be infinite.
+    """
+    norm = toward.norm().clamp(min=1e-12)
+    return 1 - (moved * toward).sum() / (norm * torch.maximum(moved.norm(), norm / 10))
 
 
 @hookimpl
