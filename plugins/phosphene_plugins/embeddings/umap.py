@@ -49,6 +49,23 @@ def _oracle() -> None:
     one = umap(model, TensorDataset(halves[:, None, None].expand(-1, 1, 2, 2)), layer="0", seed=0)
     torch.testing.assert_close(one.features, (halves.mean(1, keepdim=True) - 0.25) / 0.5)
     _maps_are_those_of_umap_learn(result)
+    _trustworthiness_by_its_formula()
+
+
+def _trustworthiness_by_its_formula() -> None:
+    """1 minus the ranks of the false neighbors; of 2001 points that of every second one."""
+    draw = torch.Generator().manual_seed(2)
+    for count in (6, 9, 14, 2001):
+        features, points = torch.rand(count, 3, generator=draw), torch.rand(count, 2, generator=draw)
+        subset = features[:: 2 if count > 2000 else 1], points[:: 2 if count > 2000 else 1]
+        distances = [torch.cdist(part.double(), part.double()) for part in subset]
+        size = len(distances[0])
+        near = min(5, (size - 1) // 2)
+        ranks = distances[0].argsort(1).argsort(1)  # from 1 of the others
+        neighbors = distances[1].argsort(1)[:, 1 : near + 1]
+        penalty = (ranks.gather(1, neighbors) - near).clamp(min=0).sum()
+        expected = 1 - 2 * penalty / (size * near * (2 * size - 3 * near - 1))
+        torch.testing.assert_close(trustworthiness(features, points), expected.float())
 
 
 def _maps_are_those_of_umap_learn(embedding: Embedding) -> None:
