@@ -45,7 +45,7 @@ def linear_network_sums_its_score_through_the_masks() -> None:
     network = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).double()
     model, images = load_model(network, **NORMALIZATION), torch.rand(3, 3, 4, 6, dtype=torch.float64)
     normalized = model.normalize(images)
-    maps, classes = conv(normalized), network(normalized).argmax(1)
+    maps, classes = conv(normalized).relu(), network(normalized).argmax(1)
     columns = torch.tensor([[2, 0, 0], [1, 1, 0], [0, 2, 0], [0, 1, 1], [0, 0, 2], [0, 0, 2]]).double() / 2
     rows = torch.tensor([[2, 0], [1, 1], [0, 2], [0, 2]]).double() / 2
     masks = min_max(rows @ maps @ columns.T)
