@@ -72,11 +72,12 @@ def _maps_are_those_of_umap_learn(embedding: Embedding) -> None:
     """With the seed drawn from torch's generator; from 11 images on the start is spectral."""
     from umap import UMAP
 
-    fields = {"thumbnails": None, "labels": None}
     values = torch.rand(18, 3, generator=torch.Generator().manual_seed(1))
     for count, neighbors, min_dist in ((4, 3, 0.1), (10, None, 0.1), (11, None, 0.6), (18, None, 0.1)):
         ids = tuple(map(str, range(count)))
-        features = dataclasses.replace(embedding, ids=ids, features=values[:count], points=None, **fields)
+        features = dataclasses.replace(
+            embedding, ids=ids, features=values[:count], points=None, thumbnails=None, labels=None
+        )
         result = umap(features=features, neighbors=neighbors, min_dist=min_dist, seed=5)
         with fork_random_state(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

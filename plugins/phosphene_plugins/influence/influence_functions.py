@@ -150,7 +150,7 @@ def rows_times_weights_are_outputs() -> None:
     """The rows of a layer's inputs times its weights are its outputs, for each group of a convolution."""
     draw = torch.Generator().manual_seed(2)
     options: dict[str, Any] = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2}
-    layers = [
+    layers: list[tuple[nn.Linear | nn.Conv2d, tuple[int, ...]]] = [
         (nn.Conv2d(4, 6, (2, 3), **options), (2, 4, 5, 7)),
         (nn.Conv2d(4, 6, (3, 2), padding="same", dilation=(1, 2), bias=False), (2, 4, 5, 7)),
         (nn.Conv2d(2, 3, 2, padding="valid"), (2, 2, 4, 3)),

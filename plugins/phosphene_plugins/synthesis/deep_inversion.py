@@ -116,7 +116,8 @@ def first_step_has_its_closed_form() -> None:
     variants: list[dict[str, Any]] = [
         {}, {"jitter": 1}, {"jitter": 1, "seed": 1}, {"jitter": 3}, {"parametrization": "fourier"}
     ]  # fmt: skip
-    results = [deep_inversion(model, 1, frames=2, per_class=3, batch=2, **plain | v) for v in variants]
+    plain |= {"frames": 2, "per_class": 3, "batch": 2}
+    results = [deep_inversion(model, Class(1), **plain | variant) for variant in variants]
     for n, result in enumerate(results):
         assert result.frames is not None and result.frames.shape == (2, 3, 3, 3, 6)
         assert result.targets == ("class 1",) * 3

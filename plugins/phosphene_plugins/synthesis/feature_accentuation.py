@@ -82,7 +82,9 @@ def _options_change_the_image() -> None:
     plain: Any = {"parametrization": "pixels", "optimizer": "sgd", **PLAIN, "steps": 3, "lr": 2.0, "seed": 0}
     middle = model.stages[len(model.stages) // 2]
     variants: list[dict[str, Any]] = [
-        *({"layer": layer} for layer in ("0", "3")),
+        {},
+        {"lr": 0.01},
+        {"layer": "0"},
         *({"jitter": 2, "seed": seed} for seed in (0, 1)),
         {"optimizer": "adam", "lr": 0.01},
         {"parametrization": "fourier"},
@@ -92,7 +94,8 @@ def _options_change_the_image() -> None:
     torch.testing.assert_close(default.images, named.images)
     results = [feature_accentuation(model, images, frames=2, **plain | variant) for variant in variants]
     for n, result in enumerate(results):
-        assert result.targets == tuple(f"class {index}" for index in predicted) and len(result.frames) == 2
+        assert result.targets == tuple(f"class {index}" for index in predicted)
+        assert result.frames is not None and len(result.frames) == 2
         assert all((result.images - other.images).abs().max() > 1e-6 for other in results[:n])
     # Of an image without activations the distance is absolute.
     black = torch.zeros(1, 3, 8, 10, dtype=torch.float64)
