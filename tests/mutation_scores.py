@@ -16,10 +16,11 @@ How many small changes of a method's own code its tests notice: `phosphene check
 Where a file has more mutants than that, 40 are drawn, or 25 where the oracle takes long. A mutant is
 *explained* where it computes the same, for the reason that a comment in the source states.
 
-Column "tests": with "all" these are the oracle, invariants, relations and the conformance kit's checks of
-results on several cases; with "own" they are the oracle, invariants and relations alone, on one case each, so
-that the score is a lower bound. Rows of shared modules are of the second kind, with the tests of all methods
-that import the module. Written by `python tests/mutation_scores.py`.
+Column "tests": "all" are the oracle, invariants, relations and the conformance kit's checks of results on
+several cases; "own" are the oracle, invariants and relations, on one case each; "oracle" is the oracle alone.
+Scores of the last two are lower bounds. Shared modules are tested by all methods that import them. Methods of
+a result that display it are not changed. Written by `python tests/mutation_scores.py` (`--own` for a quick
+run without the kit's checks).
 
 | method | mutants | of | killed | by the oracle | explained | score | tests |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |

@@ -27,7 +27,8 @@ def equals_the_closed_form_of_linear_blocks() -> None:
     for pool in POOLS:
         network, model, images = linear_transformer(heads=(2, 4, 1), pool=pool)
         predicted = network(model.normalize(images)).argmax(1)
-        for target, classes in ((2, torch.tensor([2, 2])), (None, predicted), (_square_of_class_2, [2, 2])):
+        second = torch.tensor([2, 2])
+        for target, classes in ((2, second), (None, predicted), (_square_of_class_2, second)):
             weight, bias = network.head.weight[classes], network.head.bias[classes]
             tokens, layers = network.tokens(model.normalize(images)), []
             for block in network.layers:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from phosphene import (
@@ -42,17 +41,19 @@ def linear_network_sums_its_score_through_the_masks() -> None:
         torch.testing.assert_close(result.maps, expected.relu())
         torch.testing.assert_close(result.signed_maps[0], expected)
     # Behind strides of 2 the masks are enlarged linearly between centers; the unmasked image fixes the class.
-    conv, head = nn.Conv2d(3, 4, 2, 2), nn.Linear(4, 3)
+    conv, head = nn.Conv2d(3, 4, 1, 2), nn.Linear(4, 3)
     network = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).double()
     model, images = load_model(network, **NORMALIZATION), torch.rand(3, 3, 4, 6, dtype=torch.float64)
     normalized = model.normalize(images)
-    maps, classes = conv(normalized), network(normalized).argmax(1)
-    masks = min_max(F.interpolate(maps, scale_factor=2, mode="bilinear"))
+    maps, classes = conv(normalized).relu(), network(normalized).argmax(1)
+    columns = torch.tensor([[2, 0, 0], [1, 1, 0], [0, 2, 0], [0, 1, 1], [0, 0, 2], [0, 0, 2]]).double() / 2
+    rows = torch.tensor([[2, 0], [1, 1], [0, 2], [0, 2]]).double() / 2
+    masks = min_max(rows @ maps @ columns.T)
     masked = (masks[:, :, None] * normalized[:, None]).flatten(0, 1)
     masked_scores = network(masked).unflatten(0, (3, 4))[torch.arange(3), :, classes]
-    result = score_cam(model, images, layer="0")
+    result = score_cam(model, images)
     torch.testing.assert_close(result.signed_maps[0], weighted_sum(masked_scores.softmax(1), maps))
-    assert result.centers == ((0.5, 2.5), (0.5, 2.5, 4.5))
+    assert result.centers == ((0, 2), (0, 2, 4))
     assert result.targets == tuple(f"class {index}" for index in classes.tolist())
 
 

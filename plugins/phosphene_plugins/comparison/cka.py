@@ -74,8 +74,8 @@ def _oracle() -> None:
     torch.testing.assert_close(result.similarity, expected)
     # Of four images, and layers of the same name.
     result = cka(model, TensorDataset(images[:4]), other, layers=["1"])
-    features = model.features(images[:4], "1").detach()
-    expected = torch.tensor([[_similarity(features, larger_features[:4], "linear", 1)]]).double()
+    own = model.features(images[:4], "1").detach()
+    expected = torch.tensor([[_similarity(own, larger_features[:4], "linear", 1)]]).double()
     torch.testing.assert_close(result.similarity, expected)
     assert (result.measure, result.names) == ("CKA (linear)", (model.name, other.name))
 

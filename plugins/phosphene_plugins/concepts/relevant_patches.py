@@ -135,10 +135,10 @@ def _oracle() -> None:
                 torch.testing.assert_close(largest, best.detach())
         assert torch.equal(result.boxes, torch.stack([y, x, y + 2, x + 2], 1))
         assert torch.equal(result.images[result.image_indices], images[rows])
-        for part, half in ((result.most_relevant(), slice(0, 8)), (result.most_active(), slice(8, 16))):
-            assert (part.channels, part.ids) == (result.channels[half], result.ids[half])
+        for patches, half in ((result.most_relevant(), slice(0, 8)), (result.most_active(), slice(8, 16))):
+            assert (patches.channels, patches.ids) == (result.channels[half], result.ids[half])
             for name in ("scores", "image_indices", "positions", "boxes"):
-                assert torch.equal(getattr(part, name), getattr(result, name)[half])
+                assert torch.equal(getattr(patches, name), getattr(result, name)[half])
         assert result.map_size == (2, 3)
     # By default all of up to six channels of the last map.
     result = relevant_patches(model, TensorDataset(images.float()), k=1)

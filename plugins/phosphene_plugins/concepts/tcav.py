@@ -125,7 +125,7 @@ def _oracle() -> None:
         # The logit of class 0 is constant: it rises along no vector.
         assert (result.scores[1] == 0).all() and (result.p_values[1] == 1).all()
     # Significant at 0.05 divided by the number of tests, which is 4.
-    p_values = torch.tensor([[0.02, 0.01], [1.0, 1.0]])
+    p_values = torch.tensor([[0.0125, 0.012], [1.0, 1.0]], dtype=torch.float64)
     assert dataclasses.replace(result, p_values=p_values).significant() == ("red",)
     # Images with classes are those of each target; of the last map by default, in the model's precision.
     single = load_model(network.float(), mean=[0.5] * 3, std=[0.5] * 3, input_size=(3, 2, 4))
@@ -133,6 +133,7 @@ def _oracle() -> None:
     result = tcav(single, classified, data, TensorDataset(random), Class((1, 0)), runs=6, seed=0)
     assert result.counts.tolist() == [3, 2] and result.layer == "0"
     assert result.magnitudes.dtype == result.scores.dtype == result.p_values.dtype == torch.float32
+    assert result.random_scores.dtype == torch.float32
     network.double()
     assert tcav(model, images, data, TensorDataset(random), Class(1), layer="1", runs=3).layer == "1"
     # A concept of the same distribution as the random images has no significant score.
@@ -141,6 +142,12 @@ def _oracle() -> None:
     assert float(result.p_values[0, 0]) > 1e-4
     # Welch's test of two samples, as SciPy's ``ttest_ind(equal_var=False)`` computes it.
     assert abs(_p_value([1.0, 2.0, 3.0], [2.0, 4.0, 6.0, 8.0]) - 0.09991) < 1e-5
+    from scipy.stats import ttest_ind
+
+    samples = [0.1, 0.2, 0.4], [0.3, 0.7, 0.2, 0.9]
+    assert abs(_p_value(*samples) - ttest_ind(*samples, equal_var=False).pvalue) < 1e-12
+    p = _p_value(result.scores[0, 0].tolist(), result.random_scores[0].tolist())
+    assert abs(float(result.p_values[0, 0]) - p) < 1e-12
 
 
 @method(
@@ -230,6 +237,7 @@ def tcav(
         scores.append((derivatives > 0).double().mean(1))
         magnitudes.append(derivatives.mean((1, 2)) / gradients.norm(dim=1).mean().clamp(min=1e-300))
     p_values = [[_p_value(row.tolist(), part[0].tolist()) for row in part[1:]] for part in scores]
+    # equivalent mutants: all images have the same name
     names = [single.names(model, 1)[0] for single in targets]
     return ConceptSensitivity(
         targets=tuple(names),

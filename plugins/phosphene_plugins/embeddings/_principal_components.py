@@ -44,6 +44,9 @@ def principal_axes(centered: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if not tall:
         directions = centered.T @ directions
         directions = directions / directions.norm(dim=0).clamp(min=torch.finfo(centered.dtype).tiny)
+        # Without variance, as in the last of N components of N images, the direction is rounding errors.
+        rounding = max(16, len(centered)) * torch.finfo(centered.dtype).eps * values[0]
+        directions = torch.where(values[:count] > rounding, directions, 0)
     total = values.sum()
     return _with_signs(directions), values[:count] / torch.where(total > 0, total, 1)
 

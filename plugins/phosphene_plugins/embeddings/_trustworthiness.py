@@ -19,6 +19,7 @@ def trustworthiness(features: Tensor, points: Tensor) -> Tensor:
     from sklearn.manifold import trustworthiness as sklearn_trustworthiness  # slow to import
 
     step = -(-len(points) // MAX_POINTS)
+    # equivalent mutants: scikit-learn converts tensors to arrays
     features_subset, points_subset = (t[::step].cpu().double().numpy() for t in (features, points))
     neighbors = min(5, (len(points_subset) - 1) // 2)
     return features.new_tensor(sklearn_trustworthiness(features_subset, points_subset, n_neighbors=neighbors))

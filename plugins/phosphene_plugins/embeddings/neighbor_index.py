@@ -187,6 +187,7 @@ def _cluster(vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _array(vectors: Tensor) -> Any:
     """Vectors as faiss reads them: single precision, row after row."""
+    # equivalent mutants: faiss converts tensors to arrays
     return vectors.detach().cpu().float().contiguous().numpy()
 
 

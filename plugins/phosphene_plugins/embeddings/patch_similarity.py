@@ -115,12 +115,14 @@ def _oracle() -> None:
     torch.testing.assert_close(shared.maps, F.cosine_similarity(outputs, outputs[1:, :, 2:3, 1:2]))
     rows = [divmod(int(n), 4) for n in shared.maps.flatten(1).argmax(1)]
     assert shared.best.tolist() == [[2 * y + 0.5, 2 * x + 0.5] for y, x in rows]
-    # Of another image, by a pixel of an enlarged one: its patches are 4 x 4 pixels.
-    pooled = nn.Sequential(nn.AvgPool2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).double()
-    model = load_model(pooled, mean=[0.0] * 3, std=[1.0] * 3, input_size=(3, 8, 12))
-    larger = images.repeat_interleave(4, 2).repeat_interleave(4, 3)
-    result = patch_similarity(model, larger, image=1, position=(7, 0), layer="0")
-    assert result.query == (1, 1, 0) and result.pixel == (5.5, 1.5) and result.best.tolist()[1] == [5.5, 1.5]
+    # Of another image, by a pixel of an enlarged one: its patches are 2 x 4 pixels.
+    pooled = nn.Sequential(
+        nn.AvgPool2d((2, 4)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)
+    ).double()
+    model = load_model(pooled, mean=[0.0] * 3, std=[1.0] * 3, input_size=(3, 4, 12))
+    larger = images.repeat_interleave(2, 2).repeat_interleave(4, 3)
+    result = patch_similarity(model, larger, image=1, position=(3, 0), layer="0")
+    assert result.query == (1, 1, 0) and result.pixel == (2.5, 1.5) and result.best.tolist()[1] == [2.5, 1.5]
     torch.testing.assert_close(result.maps[1, 1], torch.tensor([1, 1 / 1.125**0.5, 1 / 1.125**0.5]).double())
 
 

@@ -13,7 +13,7 @@ from phosphene.roles import Dataset, Features, Model
 from phosphene.spec import Agrees, Cost, size
 
 from ._features import FeatureLayer, load_features, require_images
-from ._principal_components import principal_components
+from ._principal_components import _components_of_blocks, principal_components
 from ._relations import NeedsImages, components_by_svd, features_of
 
 
@@ -40,6 +40,20 @@ def _oracle() -> None:
     assert result.axes == ("component 1", "component 2")
     fractions = torch.stack([result.metrics[axis] for axis in result.axes])
     assert torch.allclose(fractions, torch.tensor([0.32, 0.02]) / 0.34, atol=1e-5)
+    # All components preserve inner products, of fewer and of more images than features, also block by block.
+    draw = torch.Generator().manual_seed(0)
+    for shape in ((4, 7), (7, 4)):
+        features = torch.randn(shape, generator=draw, dtype=torch.float64)
+        centered = features - features.mean(0)
+        values = torch.linalg.svdvals(centered).square()[:3] / centered.square().sum()
+        for function in (principal_components, _components_of_blocks):
+            points, _ = function(features, 4)
+            torch.testing.assert_close(points @ points.T, centered @ centered.T)
+            points, fractions = function(features, 3)
+            torch.testing.assert_close(fractions, values)
+            torch.testing.assert_close(points.square().sum(0) / centered.square().sum(), values)
+            same, fractions = function(features[:1].expand(4, -1), 2)
+            assert not same.any() and fractions.tolist() == [0, 0]
 
 
 @method(

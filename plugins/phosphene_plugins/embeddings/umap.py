@@ -8,7 +8,16 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from phosphene import InputError, MissingExtra, Reference, TensorDataset, hookimpl, load_model, method
+from phosphene import (
+    InputError,
+    MissingExtra,
+    Reference,
+    TensorDataset,
+    fork_random_state,
+    hookimpl,
+    load_model,
+    method,
+)
 from phosphene.results import Embedding
 from phosphene.roles import Dataset, Features, Model, Seed
 from phosphene.spec import Agrees, Cost, size
@@ -37,6 +46,52 @@ def _oracle() -> None:
     except InputError:
         refused = True
     assert refused, "each of 8 images has 7 neighbors"
+    one = umap(model, TensorDataset(halves[:, None, None].expand(-1, 1, 2, 2)), layer="0", seed=0)
+    torch.testing.assert_close(one.features, (halves.mean(1, keepdim=True) - 0.25) / 0.5)
+    _maps_are_those_of_umap_learn(result)
+    _trustworthiness_by_its_formula()
+
+
+def _trustworthiness_by_its_formula() -> None:
+    """1 minus the ranks of the false neighbors; of 2001 points that of every second one."""
+    draw = torch.Generator().manual_seed(2)
+    for count in (6, 9, 14, 2001):
+        features, points = torch.rand(count, 3, generator=draw), torch.rand(count, 2, generator=draw)
+        subset = features[:: 2 if count > 2000 else 1], points[:: 2 if count > 2000 else 1]
+        distances = [torch.cdist(part.double(), part.double()) for part in subset]
+        size = len(distances[0])
+        near = min(5, (size - 1) // 2)
+        ranks = distances[0].argsort(1).argsort(1)  # from 1 of the others
+        neighbors = distances[1].argsort(1)[:, 1 : near + 1]
+        penalty = (ranks.gather(1, neighbors) - near).clamp(min=0).sum()
+        expected = 1 - 2 * penalty / (size * near * (2 * size - 3 * near - 1))
+        torch.testing.assert_close(trustworthiness(features, points), expected.float())
+
+
+def _maps_are_those_of_umap_learn(embedding: Embedding) -> None:
+    """With the seed drawn from torch's generator; from 11 images on the start is spectral."""
+    from umap import UMAP
+
+    values = torch.rand(18, 3, generator=torch.Generator().manual_seed(1))
+    for count, neighbors, min_dist in ((4, 3, 0.1), (10, None, 0.1), (11, None, 0.6), (18, None, 0.1)):
+        ids = tuple(map(str, range(count)))
+        features = dataclasses.replace(
+            embedding, ids=ids, features=values[:count], points=None, thumbnails=None, labels=None
+        )
+        result = umap(features=features, neighbors=neighbors, min_dist=min_dist, seed=5)
+        with fork_random_state(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(5)
+            mapping = UMAP(
+                n_neighbors=neighbors or min(15, count - 1),
+                min_dist=min_dist,
+                init="spectral" if count > 10 else "random",
+                random_state=int(torch.randint(2**31, ())),
+            )
+            expected = torch.from_numpy(mapping.fit_transform(values[:count].numpy()))
+        torch.testing.assert_close(result.points, expected)
+        expected = trustworthiness(values[:count], expected)
+        torch.testing.assert_close(result.metrics["trustworthiness"], expected)
 
 
 @method(

@@ -150,7 +150,7 @@ def rows_times_weights_are_outputs() -> None:
     """The rows of a layer's inputs times its weights are its outputs, for each group of a convolution."""
     draw = torch.Generator().manual_seed(2)
     options: dict[str, Any] = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2}
-    layers = [
+    layers: list[tuple[nn.Linear | nn.Conv2d, tuple[int, ...]]] = [
         (nn.Conv2d(4, 6, (2, 3), **options), (2, 4, 5, 7)),
         (nn.Conv2d(4, 6, (3, 2), padding="same", dilation=(1, 2), bias=False), (2, 4, 5, 7)),
         (nn.Conv2d(2, 3, 2, padding="valid"), (2, 2, 4, 3)),
@@ -170,6 +170,12 @@ def rows_times_weights_are_outputs() -> None:
     model = load_model(network, input_size=(3, 1, 2))
     assert _factored_layers(model, None) == ["0.0", "2", "3"]
     assert _factored_layers(model, ["0", "3"]) == ["0.0", "3"]
+    # In the basis of the unit vectors, the parts of the layers are those of the flattened gradient.
+    parts = {name: model.layers[name] for name in ("0.0", "2", "3")}
+    flat = torch.arange(sum(w.numel() for part in parts.values() for w in part.parameters())).double()[None]
+    bases = {name: tuple(map(torch.eye, _sides(part))) for name, part in parts.items()}  # type: ignore[arg-type]
+    rotated = _rotated(model, [*parts], flat, bases)  # type: ignore[arg-type]
+    assert torch.equal(torch.cat([_flatten(parts[name], rotated[name]) for name in parts], 1), flat)  # type: ignore[arg-type]
 
 
 def classes_are_drawn_by_their_probability() -> None:
@@ -349,6 +355,7 @@ def _draw_classes(logits: Tensor, indices: Sequence[int], seed: int) -> Tensor:
         uniform.append(torch.rand((), generator=generator, dtype=torch.float64))
     # equivalent mutants: classes have no gradient
     cumulative = to_float64(logits.detach()).cpu().softmax(1).cumsum(1)
+    # equivalent mutants: a draw is never equal to a sum of probabilities
     drawn = (cumulative < torch.stack(uniform)[:, None]).sum(1).clamp(max=logits.shape[1] - 1)
     return drawn.to(logits.device)
 
@@ -392,6 +399,7 @@ def _factored_layers(model: Model, layers: Sequence[str] | None) -> list[str]:
 def _sides(layer: nn.Linear | nn.Conv2d) -> tuple[int, int]:
     """The sides of a layer's factors: of its outputs and of its inputs, with one for a bias, per group."""
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    # equivalent mutants: all outputs have as many weights
     inputs = layer.weight[0].numel() + (layer.bias is not None)
     return len(layer.weight) // groups, inputs
 

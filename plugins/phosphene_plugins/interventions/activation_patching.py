@@ -56,8 +56,7 @@ def effects_of_a_linear_head() -> None:
         assert result.effects.shape == (2, 2, 5) and not result.effects[:, 0, 4].any()
         # A predicted target is the class of the unpatched image, in each of its patched passes.
         predicted = model(images).argmax(1)
-        part = {"layers": ["2"], "unit": "channel"}
-        result = activation_patching(model, images, sources, None, **part)
+        result = activation_patching(model, images, sources, None, layers=["2"], unit="channel")
         torch.testing.assert_close(result.scores, model(images).amax(1))
         weights = head.weight[predicted].view(2, 5, 12)
         change = (outputs[1][1] - outputs[1][0]).flatten(2)

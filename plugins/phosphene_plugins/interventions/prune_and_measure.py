@@ -232,7 +232,9 @@ def _order_by_similarity(similarity: Tensor, active: Tensor) -> tuple[list[int],
     """
     order = (active == 0).nonzero()[:, 0].tolist()
     ranks = [1.0] * len(order)
-    remaining = similarity.clone().fill_diagonal_(-1)
+    remaining = similarity.clone().fill_diagonal_(
+        -1
+    )  # equivalent mutants: any number below 0 leaves them out
     remaining[order] = remaining[:, order] = -1
     while len(order) < len(active):
         best = int(remaining.argmax())
@@ -289,6 +291,7 @@ def _channel_axis(model: _Model, layer: str, images: Tensor, output: Tensor) -> 
     """The axis of a layer's output that holds its channels, from where neighboring ones lie in memory."""
     if output.ndim == 2:
         return 1
+    # equivalent mutants: integers are exact
     numbers = torch.arange(output[0].numel(), dtype=torch.float64).view(1, *output.shape[1:])
     positions = model.maps(numbers.expand(output.shape), images, layer)[0, :, 0, 0].long()
     # equivalent mutants: the difference is a multiple

@@ -63,6 +63,9 @@ class TransportLoss:
         """Hypercolumns (N, n, D) and colors (N, n, 3) of images at positions."""
         style_maps = maps[:-1]
         return hypercolumns(style_maps, positions), hypercolumns([images], positions).to(maps[0])
+        maps = self.loss_network.features(images)[:-1]
+        # equivalent mutants: all maps have one precision
+        return hypercolumns(maps, positions), hypercolumns([images], positions).to(maps[0])
 
     def __call__(self, maps: list[Tensor], images: Tensor) -> Tensor:
         features, colors = self.sample(maps, images, self.positions)
@@ -140,6 +143,21 @@ def pixels_as_features_have_a_closed_form() -> None:
                 expected = loss(candidates, transport, alpha)
                 assert (scores - expected).abs().max() < 1e-9, f"{transport}: the loss differs"
             assert torch.equal(result.sources, styles) and torch.equal(result.images, content)
+    # After 20 steps the loss is of new positions; the steps lower it, from the content by default.
+    generator, network = Generator().manual_seed(0), StyleLoss(model, None, ["0", "1"])
+    first, second = (
+        TransportLoss(network, content, styles, 1.0, "relaxed_emd", 16, generator) for _ in range(2)
+    )
+    drawn: Any = {"style_layers": ["0", "1"], "positions": 16, "alpha": 1.0, "seed": 0}
+    before = tested(model, content, styles, steps=20, **drawn)
+    after = tested(model, content, styles, steps=21, frames=2, **drawn)
+    torch.testing.assert_close(after.losses[0], first(content))
+    torch.testing.assert_close(after.losses[20], second(before.stylized))
+    assert (before.losses[19] < before.losses[0]).all() and len(after.frames) == 2
+    assert (after.style, tested(model, content, styles[:1], steps=1).style) == ("in 2 styles", "in the style")
+    one = tested(model, content, styles, steps=1, **drawn | {"style_layers": ["0"]})
+    assert (one.losses[0] != after.losses[0]).all()
+    assert tested(model, content, styles, steps=1, scales=2, **drawn).losses.shape == (2, 2)
     square = draw_images(1, 3, 6, 6, seed=4)
     itself = tested(model, square, square, square, steps=1)
     assert itself.losses.abs().max() < 1e-6, "an image has a distance from itself"

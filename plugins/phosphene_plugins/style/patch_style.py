@@ -29,13 +29,14 @@ from ._style_loss import StyleLoss, relative_error, smoothness_loss
 from ._tiled_gradient import TILE_COUNT, TileSide, image_loss
 
 #: Number of correlations that are computed at once.
-_CHUNK = 2**24
+_CHUNK = 2**24  # equivalent mutants: only how many are computed at once
 
 
 def best_matches(patches: Tensor, style_patches: Tensor) -> Tensor:
     """The index (N, n) of the style patch (m, D) of highest normalized cross-correlation with each patch."""
     # The norm of the patch (N, n, D) itself does not change which style patch is best.
     directions = F.normalize(style_patches, dim=1)
+    # equivalent mutants: only how many are computed at once
     count = max(1, _CHUNK // patches[..., 0].numel())
     best, indices = [], []
     for start in range(0, len(directions), count):
@@ -88,7 +89,8 @@ def pixels_as_features_have_a_closed_form() -> None:
     model, content, start = load_pixel_model(), *(draw_images(2, 3, 6, 8, seed=s) for s in (0, 1))
     styles = draw_images(2, 3, 8, 5, seed=2)
     for side, layers, weights in ((3, ["0", "1"], [1.0, 1.0]), (2, ["1", "0"], [2.0, 0.5])):
-        options: Any = {"patch_size": side, "style_layers": layers, "content_layer": "0"}
+        content_layer = "0" if side == 3 else "1"
+        options: Any = {"patch_size": side, "style_layers": layers, "content_layer": content_layer}
         options |= {} if side == 3 else {"weights": weights, "content_weight": 3.0, "style_weight": 7.0}
         alpha, beta = (1.0, 5.0) if side == 3 else (3.0, 7.0)
         result = tested(model, content, styles, start, steps=2, frames=2, **options)
@@ -96,7 +98,7 @@ def pixels_as_features_have_a_closed_form() -> None:
             (w * loss_by_loops(start, styles, layer, side) for w, layer in zip(weights, layers, strict=True)),
             torch.zeros(2, dtype=torch.float64),
         )
-        expected = alpha * relative(pixel_features(start, "0"), pixel_features(content, "0"))
+        expected = alpha * relative(*(pixel_features(x, content_layer) for x in (start, content)))
         difference = (result.losses[0] - expected - beta * style_loss).abs().max()
         assert difference < 1e-10, f"patches of {side}: the first loss differs by {difference}"
         assert torch.equal(result.images, content) and torch.equal(result.sources, styles)
@@ -257,6 +259,7 @@ def patch_style(
             lengths = zip(shape, *(m.shape[2:] for m in maps), strict=True)
             sides = tuple(min(patch_size, *both) for both in lengths)
             patches = torch.cat([F.unfold(m, sides).mT[0] for m in maps])
+            # equivalent mutants: of as many patches none is left out
             if len(patches) > max_patches:
                 evenly = torch.linspace(0, len(patches) - 1, max_patches, dtype=torch.float64)
                 patches = patches[evenly.round().long().to(patches.device)]

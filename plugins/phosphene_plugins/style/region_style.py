@@ -51,6 +51,7 @@ def regions_are_stylized_separately() -> None:
     masks[:, :, 5:] = False
     guides = torch.zeros(3, 3, 9, 6, dtype=torch.float64)
     guides[..., :3] = 1  # the left half of each style
+    guides[:, 0] = 1  # red has a mean of 1/3
     options = {"style_layers": ["0"], "weights": [1.0], "content_weight": 0.0, "style_weight": 1.0}
     split = tested(model, content, styles, masks, guides, start, steps=60, **options)
     features, style_features = pixel_features(start, "0"), pixel_features(large, "0")[..., :4]
@@ -69,6 +70,12 @@ def regions_are_stylized_separately() -> None:
     for part, target in zip((stylized[..., :5], stylized[..., 5:]), targets, strict=True):
         assert relative(gram(part), target.expand(2, -1, -1)).max() < 1e-6, "a region has another style"
     assert split.style == "styles by region" and torch.equal(split.sources, styles)
+    options |= {"steps": 2, "frames": 2}
+    small = tested(model, content, styles, masks, guides, size=8, **options)
+    assert len(small.frames) == 2 and small.images.shape == (2, 3, 5, 8)
+    columns = masks[:, :5][..., [0, 1, 3, 4, 6, 7, 9, 10]]  # of 12, every 1.5
+    shrunk = tested(model, shrink_to(content, 8), styles, columns, guides, **options)
+    torch.testing.assert_close(small.losses, shrunk.losses)
 
 
 def eroded_masks_by_hand() -> None:

@@ -83,6 +83,13 @@ def pixels_as_features_have_a_closed_form() -> None:
     assert torch.allclose(colored.flatten(1).cov(), styles[0].flatten(1).cov(), rtol=1e-8), (
         "the color covariance is not the style's"
     )
+    # What leaves [0, 1] is clipped.
+    strong = (0.5 + 4 * (styles[:1] - 0.5)).clamp(0, 1)
+    unclipped = by_hand(*(pixel_features(x, "0")[0] for x in (contents[:1], strong)))
+    unclipped = unclipped * std[:, None, None] + mean[:, None, None]
+    assert unclipped.max() > 1
+    clipped = tested(contents[:1], strong, stylizer).stylized[0]
+    assert (clipped - unclipped.clamp(0, 1)).abs().max() < 1e-9
     grey = torch.full_like(contents[:1], 0.3)
     flat = tested(grey, styles[:1], stylizer).stylized
     assert (flat - styles[:1].mean((2, 3), keepdim=True)).abs().max() < 1e-9, "a constant image has no axes"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import types
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
+from unittest import mock
 
 import torch
 from pydantic import Field
@@ -105,6 +108,34 @@ class ActivationAtlas(Result):
         ]
 
 
+class _Recorder:
+    """In place of umap-learn: its points are the first two coordinates."""
+
+    arguments: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(self, **arguments: Any) -> None:
+        self.arguments.append(arguments)
+
+    def fit_transform(self, vectors: Any) -> Any:
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        return vectors[:, :2]
+
+
+def _arguments_of_umap() -> None:
+    """At most all other activations are neighbors, and of more than ten the start is spectral."""
+    vectors = torch.rand(18, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    threads = torch.get_num_threads()
+    with mock.patch.dict(sys.modules, {"umap": types.SimpleNamespace(UMAP=_Recorder)}):
+        for count, neighbors, init in ((18, 15, "spectral"), (11, 10, "spectral"), (10, 9, "random")):
+            points = _project(vectors[:count], "umap", 15)
+            torch.testing.assert_close(points, vectors[:count, :2], atol=1e-6, rtol=0)
+            arguments = _Recorder.arguments.pop()
+            assert (arguments["n_neighbors"], arguments["init"]) == (neighbors, init)
+            assert arguments["metric"] == "cosine" and arguments["n_jobs"] == 1
+            assert 0 <= arguments["random_state"] < 2**31
+    assert torch.get_num_threads() == threads
+
+
 def four_clusters_have_a_cell_each() -> None:
     """Activations in four clusters on a plane: a cell for each, with its mean and whitened direction."""
     conv = nn.Conv2d(3, 3, 1, bias=False).double()
@@ -162,6 +193,10 @@ def four_clusters_have_a_cell_each() -> None:
             painted = 1 + share * (tile - 1)
             expected[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = painted
         torch.testing.assert_close(atlas.mosaic(), expected)
+    assert torch.equal(result.direction(1).vector, result.vectors[1])
+    shrunk = 0.75 * moment + 0.25 * moment.diagonal().mean() * torch.eye(3).double()
+    torch.testing.assert_close(_whitening(sampled, 0.25), torch.linalg.inv(shrunk))
+    _arguments_of_umap()
     line = torch.stack([torch.arange(101.0), torch.full((101,), 3.0)], 1)
     expected = torch.stack([((line[:, 0] - 1) / 98).clamp(0, 1), torch.zeros(101)], 1)
     torch.testing.assert_close(_unit_square(line), expected)

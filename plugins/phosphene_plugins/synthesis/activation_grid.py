@@ -114,6 +114,8 @@ def linear_layer_has_its_closed_form() -> None:
     ends = torch.where(active, (slope > 0).double(), color)
     assert active.sum() == 17
     torch.testing.assert_close(result.tiles, ends[..., None, None].expand_as(result.tiles))
+    target = result.direction(1, 2, 0)
+    assert target.name == "0" and torch.equal(target.vector, result.vectors[1, 2, 0])
     norms = result.vectors.norm(dim=3)
     opacity = (norms / norms.flatten(1).amax(1)[:, None, None]).sqrt()[..., None, None, None]
     for mosaics, tiles in (

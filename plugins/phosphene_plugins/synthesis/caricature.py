@@ -56,6 +56,22 @@ def linear_layer_has_its_closed_form() -> None:
     cosine = (first * features).sum(1) / (first.norm(dim=1) * features.norm(dim=1))
     torch.testing.assert_close(two.scores[1], (first * features).sum(1) / norms[:, 0] * cosine**3)
     assert ((reached * features).sum(1) > (first * features).sum(1)).all()
+    # Of the last map by default; noise, shifts and the parametrization change the image, and so do seeds.
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    model = load_model(network.double(), mean=mean, std=std, input_size=(3, 6, 8))
+    images = torch.rand(2, 3, 6, 8, dtype=torch.float64)
+    plain |= {"layer": None, "steps": 2, "lr": 0.1}
+    variants: list[dict[str, Any]] = [
+        {},
+        *({"start_noise": 0.02, "seed": seed} for seed in (0, 1)),
+        *({"jitter": 2, "seed": seed} for seed in (0, 1)),
+        {"parametrization": "fourier"},
+    ]
+    results = [caricature(model, images, frames=2, **plain | variant) for variant in variants]
+    for n, result in enumerate(results):
+        assert result.targets == ("0", "0") and result.scores.shape == (2, 2)
+        assert result.frames is not None and len(result.frames) == 2
+        assert not any(torch.equal(result.images, other.images) for other in results[:n])
 
 
 @method(

@@ -95,6 +95,14 @@ def training_equals_a_plain_loop() -> None:
     changes = {n: (w - dict(part.network.named_parameters())[n]).abs().max() for n, w in
                teacher.module.named_parameters()}  # fmt: skip
     assert changes.pop("4.weight") > 0.1 and changes.pop("4.bias") > 0.1 and max(changes.values()) < 1e-5
+    more = data_free_distillation(teacher, dataset, **options | {"images": 11}, steps=1, batch=11, lr=1e-6)
+    assert len(more.previews) == len(more.labels) == 9
+    copies = [teacher.copy(), teacher.copy()]
+    for n, copied in enumerate(copies):  # by the seed alone
+        with fork_random_state():
+            torch.manual_seed(n)
+            initialize(copied, ["4"], 6)
+    assert torch.equal(*(copied.module.get_parameter("4.weight") for copied in copies))
     for network, allowed in ((_Positions(), False), (nn.Linear(4, 2), True)):
         try:
             initialize(load_model(nn.Sequential(nn.Flatten(), network), input_size=(1, 2, 2)), None, 0)

@@ -73,9 +73,9 @@ def first_step_has_its_closed_form() -> None:
     network = nn.Sequential(norm, nn.Flatten(), linear).eval()
     model = load_model(network, input_size=(3, 2, 2), mean=mean.tolist(), std=std.tolist())
     plain: Any = {"parametrization": "pixels", "optimizer": "sgd", "jitter": 0, "steps": 1, "lr": 0.01}
-    weights: Any = {"statistics": 0.7, "total_variation": 0.03, "l2": 0.2, "start_noise": 0.1, "batch": 2}
+    weights: Any = {"statistics": 0.7, "total_variation": 0.03, "l2": 0.2, "start_noise": 0.05, "batch": 2}
     result = deep_inversion(model, Class((2, 0)), per_class=2, seed=5, **plain, **weights)
-    start = torch.cat([noise_images((1, 3, 2, 2), seed=n, mean=mean, sd=0.1).double() for n in range(5, 9)])
+    start = torch.cat([noise_images((1, 3, 2, 2), seed=n, mean=mean, sd=0.05).double() for n in range(5, 9)])
     expected, objectives, distances = [], [], []
     assert norm.running_mean is not None and norm.running_var is not None
     for x in start.split(2):
@@ -109,6 +109,19 @@ def first_step_has_its_closed_form() -> None:
     features = (result.images[2:] - mean[:, None, None]) / std[:, None, None]
     shifts = features.mean((0, 2, 3)) - norm.running_mean, features.var((0, 2, 3), False) - norm.running_var
     torch.testing.assert_close(result.distances[1, 1], shifts[0].norm() + shifts[1].norm())
+    # Shifts, their size and seed, and the parametrization change the image.
+    larger = nn.Sequential(norm, nn.Flatten(), nn.Linear(54, 3).double()).eval()
+    model = load_model(larger, input_size=(3, 3, 6), mean=mean.tolist(), std=std.tolist())
+    plain |= {"start_noise": 1e-9, "steps": 2, "seed": 0}
+    variants: list[dict[str, Any]] = [
+        {}, {"jitter": 1}, {"jitter": 1, "seed": 1}, {"jitter": 3}, {"parametrization": "fourier"}
+    ]  # fmt: skip
+    plain |= {"frames": 2, "per_class": 3, "batch": 2}
+    results = [deep_inversion(model, Class(1), **plain | variant) for variant in variants]
+    for n, result in enumerate(results):
+        assert result.frames is not None and result.frames.shape == (2, 3, 3, 3, 6)
+        assert result.targets == ("class 1",) * 3
+        assert all((result.images - other.images).abs().max() > 1e-6 for other in results[:n])
 
 
 def inversion_by_adam(calls: Calls) -> Tensor:

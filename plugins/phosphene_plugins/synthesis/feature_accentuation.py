@@ -68,6 +68,42 @@ def linear_unit_and_layer_have_their_closed_form() -> None:
     slope = weights.view(2, 3, 2, 2).abs().mean(1)
     quantile = slope.flatten(1).quantile(0.8, dim=1)[:, None, None]
     torch.testing.assert_close(result.alpha, (slope / quantile).clamp(max=1))
+    _options_change_the_image()
+
+
+def _options_change_the_image() -> None:
+    """The middle stage and the predicted class by default; shifts, their seed, optimizer, parametrization."""
+    torch.manual_seed(1)
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3), nn.ReLU()]
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)]
+    model = load_model(nn.Sequential(*layers).double(), input_size=(3, 8, 10))
+    images = torch.rand(2, 3, 8, 10, dtype=torch.float64)
+    predicted = tuple(model(images).argmax(1).tolist())
+    plain: Any = {"parametrization": "pixels", "optimizer": "sgd", **PLAIN, "steps": 3, "lr": 2.0, "seed": 0}
+    middle = model.stages[len(model.stages) // 2]
+    variants: list[dict[str, Any]] = [
+        {},
+        {"lr": 0.01},
+        {"layer": "0"},
+        *({"jitter": 2, "seed": seed} for seed in (0, 1)),
+        {"optimizer": "adam", "lr": 0.01},
+        {"parametrization": "fourier"},
+    ]
+    default = feature_accentuation(model, images, **plain)
+    named = feature_accentuation(model, images, predicted, layer=middle, **plain)
+    torch.testing.assert_close(default.images, named.images)
+    results = [feature_accentuation(model, images, frames=2, **plain | variant) for variant in variants]
+    for n, result in enumerate(results):
+        assert result.targets == tuple(f"class {index}" for index in predicted)
+        assert result.frames is not None and len(result.frames) == 2
+        assert all((result.images - other.images).abs().max() > 1e-6 for other in results[:n])
+    # Of an image without activations the distance is absolute.
+    black = torch.zeros(1, 3, 8, 10, dtype=torch.float64)
+    bare = load_model(
+        nn.Sequential(nn.Flatten(), nn.Linear(240, 240, bias=False), nn.Linear(240, 2)).double()
+    )
+    start = feature_accentuation(bare, black, 0, layer="1", weight=2.0, **plain | {"steps": 2, "lr": 0.01})
+    assert start.images.isfinite().all()
 
 
 @method(

@@ -76,12 +76,60 @@ def magnitudes_are_those_of_the_data() -> None:
     )
     assert larger.shape == (1, 3, 9, 5)
     torch.testing.assert_close(larger[0, :, 3, 0].abs(), expected[:, 2, 0], atol=1e-6, rtol=0)
+    mean = spectra[:, :, 0, 0].real.mean(0) * (81 / 42) ** 0.5
+    torch.testing.assert_close(larger[0, :, 0, 0].real, mean, atol=1e-6, rtol=0)
     decay = PhaseImage.spectrum(maco(model, 1, **full_image, steps=1, lr=1e-9).images, eps=1e-9)[0]
     frequencies = torch.hypot(torch.fft.fftfreq(6)[:, None], torch.fft.rfftfreq(7)).double()
     ratio = decay.abs() * frequencies**NATURAL_DECAY
     torch.testing.assert_close(ratio.flatten(1)[:, 2:], ratio[:, :1, 1].expand(-1, 22), atol=1e-6, rtol=1e-6)
     color = PhaseImage.spectrum(model.mean.double().view(1, 3, 1, 1))[0, :, 0, 0].real * 42**0.5
     torch.testing.assert_close(decay[:, 0, 0].real, color)
+    _spectra_at_other_sizes(model)
+    _crops_by_hand(images)
+
+
+def _spectra_at_other_sizes(model: Model) -> None:
+    """Between two frequencies magnitudes are linear; the deviation is that of an image with them."""
+    draw = torch.Generator().manual_seed(0)
+    old = torch.rand(2, 4, 3, dtype=torch.float64, generator=draw)
+    filled = old.clone()
+    filled[:, 0, 0] = (old[:, 0, 1] + old[:, 1, 0]) / 2
+    rows = torch.zeros(8, 4, dtype=torch.float64)  # twice as many, of 0, 1/2, ..., -1 and -1/2 old rows
+    for n, parts in enumerate(((0, 0), (0, 1), (1, 1), (1, 2), (2, 2), (2, 3), (3, 3), (3, 0))):
+        for part in parts:
+            rows[n, part] += 0.5
+    columns = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0, 1, 0], [0, 0.5, 0.5], [0, 0, 1]]).double()
+    torch.testing.assert_close(_resample(old, (4, 4), (8, 8)), rows @ filled @ columns.T)
+    for sides in ((6, 7), (6, 8)):
+        noise = torch.randn(sides, dtype=torch.float64, generator=draw)
+        spectrum = torch.fft.rfft2(noise - noise.mean(), norm="ortho")
+        assert abs(_deviation(spectrum.abs(), sides) - float(noise.std(correction=0))) < 1e-9
+        magnitudes = natural_magnitudes(model, sides)[1].clone()
+        magnitudes[0, 0] = 0
+        phases = spectrum / spectrum.abs().clamp(min=1e-9)
+        image = torch.fft.irfft2(magnitudes * phases, s=sides, norm="ortho")
+        torch.testing.assert_close(float(image.std(correction=0)), 1.8, rtol=1e-6, atol=0)
+
+
+def _crops_by_hand(images: Tensor) -> None:
+    """Sides from 50 to 90 % about a normal center, clipped to the image; then noise, clipped to [0, 1]."""
+    options: dict[str, Any] = {"count": 3, "sides": (0.5, 0.9), "noise": 0.4, "size": (5, 7)}
+    crops = random_crops(images, torch.Generator().manual_seed(1), **options).unflatten(0, (3, 5))
+    draw = torch.Generator().manual_seed(1)
+    for crop in crops:
+        share = 0.5 + 0.4 * float(torch.rand((), generator=draw))
+        lengths = [round(share * side) for side in (6, 7)]
+        centers = (0.5 + 0.15 * torch.randn(2, generator=draw)).tolist()
+        starts = [
+            sorted((0, round(center * side - length / 2), side - length))[1]
+            for center, side, length in zip(centers, (6, 7), lengths, strict=True)
+        ]
+        rows, columns = (slice(start, start + n) for start, n in zip(starts, lengths, strict=True))
+        noise = torch.randn(1, 3, 5, 7, generator=draw)
+        expected = (resize(images[..., rows, columns], (5, 7)) + 0.4 * noise).clamp(0, 1)
+        torch.testing.assert_close(crop, expected)
+    pixel = random_crops(images, draw, **options | {"sides": (0.01, 0.01), "noise": 0.0})
+    torch.testing.assert_close(pixel, pixel[..., :1, :1].expand_as(pixel))
 
 
 @method(
@@ -271,6 +319,7 @@ class _MeanSpectrum(Fold[State]):
             "mean": spectra[:, :, 0, 0].real.sum(0).cpu(),
             "count": len(spectra),
         }
+        # equivalent mutants: merged with nothing it is the part
         return self.merge(state, part) if state else part
 
 

@@ -18,6 +18,7 @@ from phosphene import (
     batch_size,
     hookimpl,
     load_model,
+    max_batch,
     method,
     to_float64,
 )
@@ -68,6 +69,16 @@ def template_classifier_recovers_its_templates() -> None:
         others = [similarity(images[nearest], images[i]) for i in range(6) if i != nearest]
         torch.testing.assert_close(result.baseline[n], torch.stack(others).max())
     torch.testing.assert_close(result.neighbors, images[result.indices])
+    # A copy of each image changes nothing; images of another size are resized.
+    with max_batch(11):  # one image is left over
+        twice = training_set_recovery(
+            model, Class((1, 2)), TensorDataset(images.repeat(2, 1, 1, 1)), **plain, seed=4, frames=1
+        )
+    torch.testing.assert_close(twice.recovered, result.recovered)
+    torch.testing.assert_close(twice.baseline, result.baseline)
+    assert twice.frames is not None and len(twice.frames) == 1
+    larger = TensorDataset(images.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    assert training_set_recovery(model, 1, larger, **plain, seed=4).neighbors.shape == (1, 3, 4, 4)
 
 
 @method(
@@ -144,12 +155,15 @@ def training_set_recovery(
     prior = BatchNormPrior(model) if options.statistics else None
     inversion, _ = invert_classes(model, labels, options, prior, frames=frames, seed=seed)
     batch = batch_size(model)
+    # equivalent mutants: images have four axes
     mean = _MeanImage(inversion.images.shape[-2:]).run(dataset, batch)
     similarities = _Similarities(inversion.images, mean).run(dataset, batch)
     recovered, indices = similarities.max(0)
     neighbors = _resized(dataset.read(indices.tolist()), mean.shape[-2:]).to(inversion.images)
     others = _Similarities(neighbors, mean).run(dataset, batch)
+    # equivalent mutants: what has a similarity of 1 is left out below
     others[indices, torch.arange(len(indices))] = -1  # the training image itself
+    # equivalent mutants: no similarity is below -1
     others[others > 1 - COPY] = -1  # and its copies, of which a data set may have some
     return RecoveredImages(
         **inversion._asdict(),
@@ -165,6 +179,7 @@ def training_set_recovery(
 def _resized(images: Tensor, sides: Sequence[int]) -> Tensor:
     """Images of a tensor may have another size than the model's input."""
     height, width = sides
+    # equivalent mutants: images have four axes
     return images if images.shape[-2:] == (height, width) else resize(images, (height, width))
 
 
@@ -176,6 +191,7 @@ class _MeanImage(Fold[Tensor]):
     sides: Sequence[int]
 
     def start(self) -> State:
+        # equivalent mutants: the sum with images in double precision is in double precision
         return {"sum": torch.zeros((), dtype=torch.float64), "count": 0}
 
     def update(self, state: State, batch: Batch) -> State:

@@ -51,6 +51,14 @@ class _OneLayer(AnswerModel):
         return str(number)
 
 
+class _WithSink(_OneLayer):
+    """A token that attracts the attention of the query 2."""
+
+    def image_tokens(self, image: Tensor) -> Tensor:
+        tokens = super().image_tokens(image)
+        return tokens + torch.nn.functional.one_hot(torch.tensor(4), 6)[:, None] * 3 * self.queries[2]
+
+
 def _oracle() -> None:
     """Of one attention layer all maps follow from its weights by hand."""
     model = _OneLayer()
@@ -59,11 +67,11 @@ def _oracle() -> None:
     kinds: tuple[Measure, ...] = ("gradient_attention", "attention", "gradient_x_input", "grad_cam")
     for measure in kinds:
         for score in ("logit", "log_probability"):
-            result = call(images, model, question="2", answer="13", measure=measure, score=score, tokens=3)
-            assert result.words == (("1", "3", ""), ("1", "3", "")) and result.answers == ("1 3", "1 3")
+            result = call(images, model, question="2", answer="131", measure=measure, score=score, tokens=4)
+            assert result.words == (("1", "3", "1", ""),) * 2 and result.answers == ("1 3 1",) * 2
             for n, image in enumerate(images):
                 x = model.image_tokens(image[None])
-                for t, (query, word) in enumerate(((2, 1), (1, 3))):
+                for t, (query, word) in enumerate(((2, 1), (1, 3), (3, 1))):
                     a = (x @ model.queries[query]).softmax(0)
                     logits = a @ x @ model.head
                     probabilities = logits.softmax(0)
@@ -81,7 +89,7 @@ def _oracle() -> None:
                         "grad_cam": (x @ gradient.mean(0)).relu(),
                     }[measure]
                     torch.testing.assert_close(result.maps[n, t], expected.view(2, 3))
-            assert not result.maps[:, 2].any() and not result.probabilities[:, 2].any()
+            assert not result.maps[:, 3].any() and not result.probabilities[:, 3].any()
     # An image of one color is its own control; without an answer the likeliest words are taken.
     flat = images.mean((2, 3), keepdim=True).expand_as(images).contiguous()
     ramp = call(flat, model, question="2", answer="13", measure="gradient_attention", tokens=2)
@@ -91,11 +99,24 @@ def _oracle() -> None:
     best = int(((x @ model.queries[2]).softmax(0) @ x @ model.head).argmax())
     assert free.words[0][0] == ("" if best == 0 else str(best))
     # Tokens that attract nearly all attention, whatever the image, are sinks.
-    sink = torch.zeros(1, 1, 6)
-    sink[..., 4] = 1.0
+    sink = torch.full((1, 1, 6), 0.05)
+    sink[..., 4] = 0.75  # 4.5 times the mean
     sinks = _sinks(sink, sink, torch.tensor([0]), (2, 3))
     assert sinks.tolist() == [[False, False, False], [False, True, False]]
     assert not _sinks(sink, torch.full((1, 1, 6), 1 / 6), torch.tensor([0]), (2, 3)).any()
+    assert not _sinks(sink.clamp(max=0.45), sink, torch.tensor([0]), (2, 3)).any()
+    # One of six tokens is added to the query of the word, in any image: the share of the maps on it.
+    model = _WithSink()
+    options: dict[str, Any] = {"question": "2", "answer": "1", "tokens": 1, "score": "logit"}
+    options["measure"] = "gradient_x_input"
+    result, control = (call(x, model, **options) for x in (images, flat))
+    assert result.sinks.tolist() == [[[False, False, False], [False, True, False]]] * 2
+    positive = result.maps.clamp(min=0).flatten(2)
+    assert (result.maps < 0).any()
+    torch.testing.assert_close(result.sink_share, positive[:, :, 4] / positive.sum(2))
+    for n in range(2):
+        pair = torch.stack([result.maps[n, 0].flatten(), control.maps[n, 0].flatten()])
+        torch.testing.assert_close(result.control_similarity[n, 0], torch.corrcoef(pair)[0, 1])
 
 
 @method(

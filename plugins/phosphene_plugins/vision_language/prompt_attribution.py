@@ -99,7 +99,7 @@ def maps_of_a_tiny_network_by_hand() -> None:
     call: Any = prompt_attribution
     x_3 = torch.randn(1, 3, 6, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     down, up, middle = "down_blocks.0", "up_blocks.0", "mid_block"
-    for layers, guidance in ((None, 1.0), ([up], 1.0), ([middle, down], 3.0)):
+    for layers, guidance in ((None, 1.0), ([up], 2.0), ([middle, down], 3.0)):
         result = call(denoiser, prompt="ab c", steps=3, guidance=guidance, layers=layers, seed=5)
         text, empty = denoiser.prompted("ab c"), denoiser.prompted("")
         x, sums, terms = x_3, torch.zeros(2, 6, 4, dtype=torch.float64), 0
