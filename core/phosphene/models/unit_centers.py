@@ -107,7 +107,6 @@ def _query_positions(model: Model) -> list[dict[str, Tensor]]:
     (N, heads, queries), or of five axes (N, windows, heads, queries) or (N, heads, windows, queries); no
     axis where a pass fails.
     """
-    weights = {id(value): value for value in model.module.parameters()}
     axes = []
     with torch.inference_mode(False), torch.no_grad():
         try:
@@ -115,8 +114,7 @@ def _query_positions(model: Model) -> list[dict[str, Tensor]]:
             for image in _coordinates(model.input_size):
                 with RecordQueries(dict(network.named_modules())) as recording:
                     network(_wrap(image))
-                axes.append(_unwrap(recording.queries[layer]).nanmean(-1))
-                axes.append({n: _unwrap(q).nanmean(-1).cpu() for n, q in recording.queries.items()})
+                axes.append({n: _unwrap(q).nanmean(-1) for n, q in recording.queries.items()})
         except Exception:  # foreign code may raise anything for tensors whose values it does not expect
             return []
     return axes

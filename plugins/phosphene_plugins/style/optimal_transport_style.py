@@ -62,10 +62,8 @@ class TransportLoss:
     def sample(self, maps: list[Tensor], images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Hypercolumns (N, n, D) and colors (N, n, 3) of images at positions."""
         style_maps = maps[:-1]
-        return hypercolumns(style_maps, positions), hypercolumns([images], positions).to(maps[0])
-        maps = self.loss_network.features(images)[:-1]
         # equivalent mutants: all maps have one precision
-        return hypercolumns(maps, positions), hypercolumns([images], positions).to(maps[0])
+        return hypercolumns(style_maps, positions), hypercolumns([images], positions).to(maps[0])
 
     def __call__(self, maps: list[Tensor], images: Tensor) -> Tensor:
         features, colors = self.sample(maps, images, self.positions)
@@ -151,8 +149,8 @@ def pixels_as_features_have_a_closed_form() -> None:
     drawn: Any = {"style_layers": ["0", "1"], "positions": 16, "alpha": 1.0, "seed": 0}
     before = tested(model, content, styles, steps=20, **drawn)
     after = tested(model, content, styles, steps=21, frames=2, **drawn)
-    torch.testing.assert_close(after.losses[0], first(content))
-    torch.testing.assert_close(after.losses[20], second(before.stylized))
+    torch.testing.assert_close(after.losses[0], first(network.features(content), content))
+    torch.testing.assert_close(after.losses[20], second(network.features(before.stylized), before.stylized))
     assert (before.losses[19] < before.losses[0]).all() and len(after.frames) == 2
     assert (after.style, tested(model, content, styles[:1], steps=1).style) == ("in 2 styles", "in the style")
     one = tested(model, content, styles, steps=1, **drawn | {"style_layers": ["0"]})
