@@ -20,7 +20,7 @@ from phosphene.results import Stylization, TrainedNetwork
 
 NAME = "shapes-predicted"
 # parameters of the method predicted_style_fit
-TRAINING: dict[str, Any] = {"steps": 1000, "batch": 4, "lr": 5e-3}
+TRAINING: dict[str, Any] = {"steps": 3200, "batch": 4, "lr": 5e-3, "content_weight": 6.0}
 
 
 def train(out: Path, *, seed: int) -> None:
