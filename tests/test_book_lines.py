@@ -232,3 +232,12 @@ def test_measured_figures_are_drawn_from_their_numbers(
     table = (tmp_path / "rectifiers-numbers.md").read_text().splitlines()
     sparsity = [float(line.split("|")[3].strip(" %")) for line in table[2:]]
     assert sparsity[0] > 5 * sparsity[2]
+
+
+def test_bundled_page_measures_parts_and_removes_them() -> None:
+    page = execute("bundled.md")
+    result = page["result"]
+    assert result.rank_correlation.shape == (3, 3)
+    assert set(result.class_importance()) == set(result.classes)
+    assert not (page["without"].part_maps == 0).any() and (page["scene"].part_maps == 0).any()
+    assert not torch.equal(page["hybrid"].images, page["scene"].images)

@@ -130,7 +130,8 @@ def _draw(draws: _Draws, parts: Mapping[str, Part], remove: Collection[str]) -> 
     sun = draws.number("sun", math.radians(200), math.radians(340))
     sun_x, sun_y = math.cos(sun), math.sin(sun)
     x, y, scale = _object_coordinates(draws)
-    layers, bevels = [], {}
+    layers: list[tuple[int, Tensor, Tensor, str]] = []
+    bevels: dict[str, float] = {}
     for index, (name, part) in enumerate(parts.items()):
         if name in remove:
             continue
@@ -139,8 +140,8 @@ def _draw(draws: _Draws, parts: Mapping[str, Part], remove: Collection[str]) -> 
         grown = draws.number(f"{name} size", 0.9, 1.12)
         for slot in part.slots:
             size = slot.size * grown
-            for distance, color in part.shape(*slot.coordinates(x, y, grown)):
-                layers.append((index, distance * (size * scale), colors[color], name))
+            for distance, tone in part.shape(*slot.coordinates(x, y, grown)):
+                layers.append((index, distance * (size * scale), colors[tone], name))
     part_map = torch.full((SIZE, SIZE), -1)
     if layers:
         outline = torch.stack([distance for _, distance, _, _ in layers]).amin(0)
@@ -331,7 +332,7 @@ def _hills(draws: _Draws, hue: float, light: float) -> Tensor:
         )
         shade = 1 - 0.14 * number + 0.05 * draws.noise(f"field {number}", 8, 3)[0]
         image = paint(
-            image, paint(second, first, (number + 1) / 3) * shade, smoothstep(_Y - ridge, -0.6, 0.6)
+            image, (second + (first - second) * ((number + 1) / 3)) * shade, smoothstep(_Y - ridge, -0.6, 0.6)
         )
     return image
 

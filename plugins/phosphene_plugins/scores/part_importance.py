@@ -239,8 +239,8 @@ def part_importance(
     images, _ = data.read(range(examples))
     parts = read_parts(dataset, range(examples))
     part_maps = torch.zeros(images[:, 0].shape, dtype=torch.int64)
-    for n, own in enumerate(parts):
-        for number, mask in enumerate(own.masks.cpu(), start=1):
+    for n, image_parts in enumerate(parts):
+        for number, mask in enumerate(image_parts.masks.cpu(), start=1):
             part_maps[n][mask] = number
     return PartImportance(
         names=tuple(s.name for s in sources),

@@ -123,6 +123,19 @@ def test_failure_is_on_the_page_and_the_exit_code_is_1(
     assert "no &lt;head&gt; at all" in (tmp_path / "index.html").read_text()
 
 
+def test_networks_get_the_bundled_scenes_of_their_classes() -> None:
+    inputs = lambda call, uri: gallery._card_inputs(methods[call].spec, gallery.Source.read(uri, {}, []))[0]
+    vgg, parts = "builtin:shapes-vgg", "builtin:parts-resnet"
+    dream = {"files": "builtin:part-scenes/2", "size": (128, 128)}
+    assert inputs("deep_dream", None) == {"model": parts, "images": dream}
+    assert inputs("deep_dream", vgg) == {"model": vgg, "images": dream | {"files": "builtin:scenes/2"}}
+    assert inputs("saliency", None) == {}
+    assert inputs("saliency", parts) == {"model": parts, "images": "builtin:part-scenes/4"}
+    assert inputs("class_visualization", None)["target"][0] == "cat"
+    assert inputs("class_visualization", vgg) == {"model": vgg}
+    assert inputs("part_importance", None)["dataset"] == "builtin:part-scenes/12"
+
+
 def test_other_model_and_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_file(load_network("shapes-vgg").state_dict(), tmp_path / "other.safetensors")
