@@ -46,11 +46,12 @@ def equals_attention_over_concatenated_tokens() -> None:
     (signal, level), (last_signal, last_level) = denoiser.levels(0), denoiser.levels(2)
     noise = torch.randn(2, 3, 8, 4, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     call: Any = style_aligned
-    for options, shared, guidance in (
+    cases: tuple[tuple[Any, list[int], float], ...] = (
         ({}, [1, 2], 1.0),
         ({"layers": ["up_blocks.0"]}, [0], 1.0),
         ({"guidance": 3.0, "style_prompt": "ink"}, [1, 2], 3.0),
-    ):
+    )
+    for options, shared, guidance in cases:
         prompts = ["a", "bcd"]
         result = call(references, denoiser, prompts=prompts, steps=1, seed=7, **options)
         for n, reference in enumerate(padded.split(1)):
