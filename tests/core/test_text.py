@@ -42,6 +42,7 @@ QUICK = {
     "SparseAutoencoder": "sparse_autoencoder_fit",
     "UnitNames": "name_units",
     "AnswerMaps": "answer_attribution",
+    "AlignedImages": "style_aligned",
     "PromptMaps": "prompt_attribution",
     "ChangedQuestions": "question_attack",
     "LearnedStylization": "inst_style",

@@ -101,8 +101,7 @@ class _Attention(nn.Module):
         outputs = {"q": width, "k": width, "v": width, "o": start.shape[1]}
         self.layers = nn.ModuleDict({n: nn.Linear(inputs[n[0]], outputs[n[0]]) for n in names}).to(start)
         for n in range(layers):
-            nn.init.zeros_(self.layers[f"o{n}"].weight)
-            nn.init.zeros_(self.layers[f"o{n}"].bias)
+            self.layers[f"o{n}"].requires_grad_(False).apply(_set_zero).requires_grad_()
         self.depth = layers
 
     def forward(self) -> Tensor:
@@ -113,6 +112,11 @@ class _Attention(nn.Module):
             attended = (query @ key.mT / self.width**0.5).softmax(1) @ value
             words = words + self.unit * self.layers[f"o{n}"](attended)
         return words
+
+
+def _set_zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        parameter.zero_()
 
 
 class _Words(nn.Module):
@@ -321,7 +325,7 @@ def _deviation(start: Tensor) -> Tensor:
 
 def _positions(style: Tensor) -> Tensor:
     """Standardized features (S h w, C + 2) of a style's x_0 at up to 8 x 8 positions, and the positions."""
-    pooled = F.adaptive_avg_pool2d(style, [min(8, side) for side in style.shape[2:]])
+    pooled = F.adaptive_avg_pool2d(style, (min(8, style.shape[2]), min(8, style.shape[3])))
     axes = [torch.linspace(-1, 1, side).to(style) for side in pooled.shape[2:]]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(style), -1, -1, -1)
     features = torch.cat([pooled, grid], 1).movedim(1, -1).flatten(0, 2)
