@@ -102,7 +102,7 @@ def _options_change_the_image() -> None:
     assert isinstance(head, nn.Linear)
     with torch.no_grad():
         logits = model(one)[0]
-        head.bias += logits.max() - logits + torch.tensor([1e-6, 0, 0])
+        head.bias.add_(logits.max() - logits + torch.tensor([1e-6, 0, 0]))
     shifted: Any = plain | {"jitter": 2}
     default, named = (feature_accentuation(model, one, target, **shifted) for target in (None, 0))
     torch.testing.assert_close(default.images, named.images)
