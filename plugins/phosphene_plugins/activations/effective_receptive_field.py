@@ -69,6 +69,7 @@ def _oracle() -> None:
     expected[:2, 1:4] = kernel[1:]
     torch.testing.assert_close(corner.field, expected)
     assert corner.box == (0, 1, 2, 4) and corner.center == (0.0, 2.0)
+    torch.testing.assert_close(corner.radii, torch.tensor([2**0.5], dtype=torch.float64))
     # Units that all depend on the entire image have no center of their own: they share its area.
     network, weight = dense_map_network()
     model = load_model(network, mean=[0.4, 0.5], std=std.tolist(), input_size=(2, 6, 8))

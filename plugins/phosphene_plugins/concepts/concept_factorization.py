@@ -474,6 +474,7 @@ def _semi_nmf(values: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Te
 def _kmeans(values: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     from sklearn.cluster import KMeans
 
+    # equivalent mutants: the same clusters where any run finds the minimum
     estimator = KMeans(count, n_init=10, random_state=seed).fit(values.numpy())
     labels = torch.from_numpy(estimator.labels_).long()
     occurrences = torch.nn.functional.one_hot(labels, count).double()

@@ -135,10 +135,11 @@ def _oracle() -> None:
                 torch.testing.assert_close(largest, best.detach())
         assert torch.equal(result.boxes, torch.stack([y, x, y + 2, x + 2], 1))
         assert torch.equal(result.images[result.image_indices], images[rows])
-        for patches, half in ((result.most_relevant(), slice(0, 8)), (result.most_active(), slice(8, 16))):
-            assert (patches.channels, patches.ids) == (result.channels[half], result.ids[half])
+        for patches, start in ((result.most_relevant(), 0), (result.most_active(), 8)):
+            assert patches.channels == result.channels[start : start + 8]
+            assert patches.ids == result.ids[start : start + 8]
             for name in ("scores", "image_indices", "positions", "boxes"):
-                assert torch.equal(getattr(patches, name), getattr(result, name)[half])
+                assert torch.equal(getattr(patches, name), getattr(result, name)[start : start + 8])
         assert result.map_size == (2, 3)
     # By default all of up to six channels of the last map.
     result = relevant_patches(model, TensorDataset(images.float()), k=1)

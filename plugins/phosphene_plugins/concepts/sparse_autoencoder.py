@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -188,8 +187,14 @@ def _oracle() -> None:
     other = call(model, TensorDataset(images), autoencoder, **options | {"steps": 2, "seed": 3})
     assert not torch.equal(few.drawings, other.drawings)
     assert target.threshold is not None and abs(target.threshold - 0.2) < 1e-6
-    pooled = dataclasses.replace(autoencoder, layer="1")
-    assert call(model, TensorDataset(images), pooled, top=1, count=1, steps=0).centers is None
+    pooled = call(model, TensorDataset(images), autoencoder, layer="1", top=1, count=2, steps=0)
+    assert pooled.layer == "1" and pooled.centers is None
+    message = ""
+    try:
+        pooled.direction(3)
+    except InputError as error:
+        message = str(error)
+    assert f"{pooled.codes[0]}, {pooled.codes[1]}" in message
     assert float(target.evaluate(model, drawing)) > 0.1
 
 

@@ -48,7 +48,7 @@ def _oracle() -> None:
     assert refused, "each of 8 images has 7 neighbors"
     one = umap(model, TensorDataset(halves[:, None, None].expand(-1, 1, 2, 2)), layer="0", seed=0)
     torch.testing.assert_close(one.features, (halves.mean(1, keepdim=True) - 0.25) / 0.5)
-    _maps_are_those_of_umap_learn(result)
+    _maps_are_those_of_umap_learn()
     _trustworthiness_by_its_formula()
 
 
@@ -68,20 +68,24 @@ def _trustworthiness_by_its_formula() -> None:
         torch.testing.assert_close(trustworthiness(features, points), expected.float())
 
 
-def _maps_are_those_of_umap_learn(embedding: Embedding) -> None:
+def _maps_are_those_of_umap_learn() -> None:
     """With the seed drawn from torch's generator; from 11 images on the start is spectral."""
     from umap import UMAP
 
     values = torch.rand(18, 3, generator=torch.Generator().manual_seed(1))
-    for count, neighbors, min_dist in ((4, 3, 0.1), (10, None, 0.1), (11, None, 0.6), (18, None, 0.1)):
+    for count, neighbors, min_dist in (
+        (4, 3, 0.1),
+        (10, None, 0.1),
+        (11, None, 0.6),
+        (18, None, 0.1),
+        (17, 5, 0.1),
+    ):
         ids = tuple(map(str, range(count)))
-        features = dataclasses.replace(
-            embedding, ids=ids, features=values[:count], points=None, thumbnails=None, labels=None
-        )
-        result = umap(features=features, neighbors=neighbors, min_dist=min_dist, seed=5)
+        features = Embedding(ids=ids, features=values[:count], thumbnails=torch.zeros(count, 1, 2, 2))
+        result = umap(features=features, neighbors=neighbors, min_dist=min_dist, seed=count)
         with fork_random_state(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.manual_seed(5)
+            torch.manual_seed(count)
             mapping = UMAP(
                 n_neighbors=neighbors or min(15, count - 1),
                 min_dist=min_dist,
@@ -194,6 +198,7 @@ def umap(
     try:
         with warnings.catch_warnings():
             # umap-learn warns of sizes and types that it converts itself.
+            # equivalent mutants: a warning changes no result
             warnings.simplefilter("ignore", category=UserWarning)
             # equivalent mutants: umap-learn converts tensors to arrays itself
             points = mapping.fit_transform(embedding.features.float().cpu().numpy())

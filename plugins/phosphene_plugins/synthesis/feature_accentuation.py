@@ -97,6 +97,15 @@ def _options_change_the_image() -> None:
         assert result.targets == tuple(f"class {index}" for index in predicted)
         assert result.frames is not None and len(result.frames) == 2
         assert all((result.images - other.images).abs().max() > 1e-6 for other in results[:n])
+    # The predicted class is that of the image itself, not of a shifted one: all logits are nearly equal.
+    one, head = images[:1], layers[-1]
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():
+        logits = model(one)[0]
+        head.bias.add_(logits.max() - logits + torch.tensor([1e-6, 0, 0]))
+    shifted: Any = plain | {"jitter": 2}
+    default, named = (feature_accentuation(model, one, target, **shifted) for target in (None, 0))
+    torch.testing.assert_close(default.images, named.images)
     # Of an image without activations the distance is absolute.
     black = torch.zeros(1, 3, 8, 10, dtype=torch.float64)
     bare = load_model(

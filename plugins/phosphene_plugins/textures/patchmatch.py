@@ -101,8 +101,10 @@ def vote(
                 total.index_add_(1, index, weight * values)
                 weights.index_add_(0, index, torch.full_like(values[0], weight))
 
+    # equivalent mutants: there is one number for each position in both
     add(positions(coherent.shape[:2], sample), coherent, 1 / coherent[..., 0].numel())
     if completeness:
+        # equivalent mutants: there is one number for each position in both
         add(complete, positions(complete.shape[:2], sample), completeness / complete[..., 0].numel())
     return (total / weights).view(channels, height, width)
 
