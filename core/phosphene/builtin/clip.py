@@ -11,8 +11,11 @@ from ..torch_state import cpu_by_default
 from .scenes import SIZE, draw_scenes
 from .textures import load_texture
 
-#: Pixels per frame (x, y) that the background and the shape move.
-BACKGROUND_MOTION, SHAPE_MOTION = (-1, 0), (2, 1)
+#: Pixels per frame (x, y) that the background moves.
+BACKGROUND_MOTION = (-1, 0)
+
+#: Pixels per frame (x, y) that the shape moves.
+SHAPE_MOTION = (2, 1)
 
 
 @dataclass(frozen=True)
