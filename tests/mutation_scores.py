@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import importlib
+import inspect
 import sys
 from pathlib import Path
 
@@ -20,10 +23,10 @@ Column "tests": "all" are the oracle, invariants, relations and the conformance 
 several cases; "own" are the oracle, invariants and relations, on one case each; "oracle" is the oracle alone.
 Scores of the last two are lower bounds. Shared modules are tested by all methods that import them. Methods of
 a result that display it are not changed. Written by `python tests/mutation_scores.py` (`--own` for a quick
-run without the kit's checks).
+run without the kit's checks); "file" is the start of the SHA-256 digest of the file that was measured.
 
-| method | mutants | of | killed | by the oracle | explained | score | tests |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |
+| method | mutants | of | killed | by the oracle | explained | score | tests | file |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |
 """
 
 
@@ -32,8 +35,26 @@ def table_row(report: MutationReport, name: str | None = None, tests: str = "all
     by_oracle = sum(o.verdict == "killed" and o.test == "oracle" for o in report.outcomes)
     name = name or ", ".join(report.methods)
     cells = [name, len(report.outcomes), report.total, report.count("killed"), by_oracle]
-    cells += [report.count("explained"), f"{report.score:.0%}", tests]
+    cells += [report.count("explained"), f"{report.score:.0%}", tests, file_digest(name)]
     return f"| {' | '.join(map(str, cells))} |\n"
+
+
+def file_digest(name: str) -> str:
+    """The start of the digest of a method's or module's file: a row of another one is out of date."""
+    file = PAGE.parent.parent / name
+    if not name.endswith(".py"):
+        file = Path(str(importlib.import_module(inspect.unwrap(methods[name]).__module__).__file__))
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:10]
+
+
+def measured_scores() -> dict[str, tuple[int, str]]:
+    """The score in percent and the digest of the measured file of each row of the page."""
+    rows = [line.split("|") for line in PAGE.read_text(encoding="utf-8").splitlines() if line.endswith("|")]
+    return {
+        row[1].strip(): (int(row[7].strip().rstrip("%")), row[9].strip())
+        for row in rows
+        if row[2].strip().isdecimal()
+    }
 
 
 def write_rows(rows: list[str]) -> None:
