@@ -148,6 +148,8 @@ def _oracle() -> None:
         rebuilt = torch.einsum("nkhw,kc->nchw", result.maps, result.vectors) + result.mean[:, None, None]
         torch.testing.assert_close(rebuilt, images, rtol=0.02, atol=0.01)
         assert result.explained > 0.999
+        if algorithm != "semi_nmf":
+            torch.testing.assert_close(result.mean, images.mean((0, 2, 3)))
         if algorithm == "ica":  # whose factors have no sign of their own
             assert (result.vectors.abs().amax(1) == result.vectors.amax(1)).all()
     # The score is linear in the occurrences: the total index of a concept is its share of the variance.
@@ -449,6 +451,7 @@ def _nmf(values: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]
     from sklearn.decomposition import NMF
     from sklearn.exceptions import ConvergenceWarning
 
+    # equivalent mutants: the start of this kind is not random
     estimator = NMF(count, init="nndsvda", max_iter=1000, tol=1e-6, random_state=seed)
     with warnings.catch_warnings():  # the factors after 1,000 steps are as good as they get
         # equivalent mutants: a warning changes no result
@@ -498,6 +501,7 @@ def _ica(values: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]
         occurrences = torch.from_numpy(estimator.fit_transform(values.numpy()))
     vectors = torch.from_numpy(estimator.mixing_.T)
     largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
+    # equivalent mutants: a component whose largest entry is 0 has no sign
     signs = torch.where(largest < 0, -1.0, 1.0)
     return occurrences * signs[:, 0], vectors * signs, torch.from_numpy(estimator.mean_)
 

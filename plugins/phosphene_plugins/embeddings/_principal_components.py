@@ -40,6 +40,7 @@ def principal_axes(centered: Tensor, count: int) -> tuple[Tensor, Tensor]:
     # equivalent mutants: a square matrix has the same components in both ways
     tall = centered.shape[0] >= centered.shape[1]
     values, directions = torch.linalg.eigh(centered.T @ centered if tall else centered @ centered.T)
+    # equivalent mutants: only rounding errors are below 0
     values, directions = values.flip(0).clamp(min=0), directions.flip(1)[:, :count]
     if not tall:
         directions = centered.T @ directions
@@ -48,6 +49,7 @@ def principal_axes(centered: Tensor, count: int) -> tuple[Tensor, Tensor]:
         rounding = max(16, len(centered)) * torch.finfo(centered.dtype).eps * values[0]
         directions = torch.where(values[:count] > rounding, directions, 0)
     total = values.sum()
+    # equivalent mutants: values of a sum of 0 are 0
     return _with_signs(directions), values[:count] / torch.where(total > 0, total, 1)
 
 
@@ -62,6 +64,7 @@ def _components_of_blocks(features: Tensor, count: int) -> tuple[Tensor, Tensor]
     """``principal_components`` without a copy of the features."""
     about = moments(features)
     values, directions = torch.linalg.eigh(about.scatter)
+    # equivalent mutants: only rounding errors are below 0
     values, directions = values.flip(0).clamp(min=0), _with_signs(directions.flip(1)[:, :count])
     points = map_rows(features, _Coordinates(about, directions), "principal components")
     total = values.sum()
