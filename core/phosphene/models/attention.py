@@ -16,6 +16,7 @@ from ..hooks.attention import RecordAttention
 from ..hooks.guard import is_reentrant_checkpoint
 from ..hooks.tap import Tap
 from ..torch_state import call_and_restore, default_device_of_caller, fork_random_state, random_lock
+from .coordinate_pass import window_axes
 from .introspection import Structure, recording_structure
 from .optimized_copy import without_optimized
 from .token_maps import Layout
@@ -25,6 +26,7 @@ class Attending(Protocol):
     """The part of ``Model`` that is used here; ``models.model`` imports this module, not the reverse."""
 
     name: str
+    module: nn.Module
     input_size: tuple[int, int, int]
     _cache: Any
 
@@ -94,9 +96,7 @@ def read_attention_layers(model: Attending) -> dict[str, AttentionLayer]:
     with random_lock, fork_random_state():
         two, one, read = _record_noise(model, noise)
         if one.unreadable:
-            from .unit_centers import window_axes  # late: it imports ``Model``
-
-            model._cache.window_axes.update(window_axes(model))  # type: ignore[arg-type]
+            model._cache.window_axes.update(window_axes(model.module, model.input_size))
             two, one, read = _record_noise(model, noise)
     layers, unclear = {}, set(one.unreadable)
     for name, maps in one.maps.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError, ModelError
-from ..hooks.tap import hook_lock
 from ..precision import float64_device
 from . import Model
+from .module_copy import copy_without_hooks
 
 Position = tuple[int, int]
 
@@ -87,18 +86,6 @@ def _with_positive_weights(module: nn.Module, device: torch.device, generator: t
         value = neutral.get(name.rpartition(".")[2], torch.clone)(buffer.detach().to(device))
         memo[id(buffer)] = value.double() if value.is_floating_point() else value
     return copy_without_hooks(module, memo)
-
-
-def copy_without_hooks(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A copy in eval mode, without users' hooks and taps; ``memo`` as in ``copy.deepcopy``."""
-    with hook_lock:
-        duplicate = copy.deepcopy(module, memo).eval()
-    for part in duplicate.modules():
-        for hooks in (part._forward_hooks, part._forward_pre_hooks):
-            # Torch's own hooks compute weights (pruning).
-            for key in [k for k, hook in hooks.items() if not str(hook.__module__).startswith("torch.")]:
-                del hooks[key]
-    return duplicate
 
 
 def _identity(func: Any, input: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ def _connection(address: str | None) -> Iterator[None]:
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     usage = os.environ.get("RAY_USAGE_STATS_ENABLED")
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         os.environ["RAY_USAGE_STATS_ENABLED"] = usage or "0"  # a run sends nothing anywhere
         ray.init(
@@ -113,6 +115,9 @@ def _connection(address: str | None) -> Iterator[None]:
     finally:
         if usage is None:
             del os.environ["RAY_USAGE_STATS_ENABLED"]
+        # Ray replaces the handler of the process, by one that ends a run without its result.
+        if handler is not None and signal.getsignal(signal.SIGTERM) is not handler:
+            signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:

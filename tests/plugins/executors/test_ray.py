@@ -50,7 +50,9 @@ def shards():
     """The executor on a local Ray with two workers."""
     from phosphene_plugins.executors._ray_shards import RayShards
 
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init("local", num_cpus=2, object_store_memory=10**8, include_dashboard=False, log_to_driver=False)
+    signal.signal(signal.SIGTERM, handler)  # that of Ray would end this process in other tests
     with RayShards() as shards:
         yield shards
     ray.shutdown()
@@ -182,6 +184,16 @@ def test_without_the_extra_it_is_named(monkeypatch):
     monkeypatch.setattr(executor, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'phosphene\[ray\]'"):
         run("embed", executor="ray")
+
+
+def test_the_handler_of_sigterm_is_restored(monkeypatch):
+    """Ray's own would end a run without its result."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: signal.signal(signal.SIGTERM, lambda *_: None))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with executor._connection("local"):
+        assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.nightly
