@@ -29,8 +29,8 @@ _X, _Y = _LINE.expand(SIZE, SIZE), _LINE[:, None].expand(SIZE, SIZE)
 #: The colors of a layer: the part's own two, of which the first is textured, and nearly black and white.
 _MAIN, _SECOND, _DARK, _PALE = range(4)
 
-#: Layers of a part, back to front: the signed distance to an outline, negative inside, and its color.
-Layers: TypeAlias = list[tuple[Tensor, int]]
+#: _Layers of a part, back to front: the signed distance to an outline, negative inside, and its color.
+_Layers: TypeAlias = list[tuple[Tensor, int]]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def draw_part_scenes(
     part_maps = torch.empty(count, SIZE, SIZE, dtype=torch.int64)
     for index, label in enumerate(labels.tolist()):
         parts = {
-            name: Part(shapes[exchange[name]], *part.slots) if name in exchange else part
+            name: _Part(shapes[exchange[name]], *part.slots) if name in exchange else part
             for name, part in _OBJECTS[PART_CLASSES[label]].items()
         }
         images[index], part_maps[index] = _draw(_Draws(keys[index : index + 1]), parts, remove)
@@ -123,7 +123,7 @@ class _Draws:
         return fractal(self.key, name, SIZE, cells=cells, octaves=octaves, channels=channels)[0]
 
 
-def _draw(draws: _Draws, parts: Mapping[str, Part], remove: Collection[str]) -> tuple[Tensor, Tensor]:
+def _draw(draws: _Draws, parts: Mapping[str, _Part], remove: Collection[str]) -> tuple[Tensor, Tensor]:
     """Draw one scene: the image (3, 128, 128) and the index of each pixel's part (128, 128)."""
     hue, light = draws.number("ground hue", 0, 360), draws.number("ground light", 0.42, 0.82)
     image = _BACKGROUNDS[draws.choice("background", len(_BACKGROUNDS))](draws, hue, light)
@@ -393,7 +393,7 @@ def _polygon(x: Tensor, y: Tensor, *corners: tuple[float, float], corner: float 
 
 
 @dataclass(frozen=True)
-class Slot:
+class _Slot:
     """Where a part's shape is drawn: its origin, size and angle clockwise; with ``mirror`` flipped in x."""
 
     x: float = 0.0
@@ -410,104 +410,104 @@ class Slot:
         return (-along if self.mirror else along), across
 
 
-class Part:
+class _Part:
     """A shape and the slots that it is drawn at."""
 
-    def __init__(self, shape: Callable[[Tensor, Tensor], Layers], *slots: Slot) -> None:
-        self.shape, self.slots = shape, slots or (Slot(),)
+    def __init__(self, shape: Callable[[Tensor, Tensor], _Layers], *slots: _Slot) -> None:
+        self.shape, self.slots = shape, slots or (_Slot(),)
 
 
-def _both(x: float, y: float, size: float = 1.0, angle: float = 0.0) -> tuple[Slot, Slot]:
+def _both(x: float, y: float, size: float = 1.0, angle: float = 0.0) -> tuple[_Slot, _Slot]:
     """A slot on the right and its mirror image on the left."""
-    return Slot(x, y, size, angle), Slot(-x, y, size, -angle, mirror=True)
+    return _Slot(x, y, size, angle), _Slot(-x, y, size, -angle, mirror=True)
 
 
-def _head(x: Tensor, y: Tensor) -> Layers:
+def _head(x: Tensor, y: Tensor) -> _Layers:
     return [(_ellipse(x, y, 0, 0, 0.84, 0.74), _MAIN)]
 
 
-def _round_ear(x: Tensor, y: Tensor) -> Layers:
+def _round_ear(x: Tensor, y: Tensor) -> _Layers:
     return [(_disc(x, y, 0, 0, 0.34), _MAIN), (_disc(x, y, 0, 0, 0.17), _SECOND)]
 
 
-def _pointed_ear(x: Tensor, y: Tensor) -> Layers:
+def _pointed_ear(x: Tensor, y: Tensor) -> _Layers:
     outer = _polygon(x, y, (-0.3, 0.34), (0.12, -0.46), (0.3, 0.3))
     return [(outer, _MAIN), (_polygon(x, y, (-0.12, 0.18), (0.1, -0.24), (0.18, 0.16)), _SECOND)]
 
 
-def _round_eye(x: Tensor, y: Tensor) -> Layers:
+def _round_eye(x: Tensor, y: Tensor) -> _Layers:
     return [(_disc(x, y, 0, 0, 0.13), _DARK), (_disc(x, y, 0.04, -0.05, 0.04), _PALE)]
 
 
-def _slit_eye(x: Tensor, y: Tensor) -> Layers:
+def _slit_eye(x: Tensor, y: Tensor) -> _Layers:
     white, pupil = _ellipse(x, y, 0, 0, 0.2, 0.15), _ellipse(x, y, 0, 0, 0.055, 0.13)
     return [(white, _PALE), (_ellipse(x, y, 0, 0, 0.16, 0.13), _SECOND), (pupil, _DARK)]
 
 
-def _ringed_eye(x: Tensor, y: Tensor) -> Layers:
+def _ringed_eye(x: Tensor, y: Tensor) -> _Layers:
     return [(_disc(x, y, 0, 0, 0.15), _PALE), (_disc(x, y, 0.03, 0, 0.085), _DARK)]
 
 
-def _muzzle(x: Tensor, y: Tensor) -> Layers:
+def _muzzle(x: Tensor, y: Tensor) -> _Layers:
     mouth = torch.minimum(_rod(x, y, (0, 0), (-0.14, 0.14), 0.025), _rod(x, y, (0, 0), (0.14, 0.14), 0.025))
     patch, nose = _ellipse(x, y, 0, 0, 0.4, 0.3), _ellipse(x, y, 0, -0.1, 0.15, 0.1)
     return [(patch, _PALE), (mouth, _DARK), (nose, _DARK)]
 
 
-def _whiskers(x: Tensor, y: Tensor) -> Layers:
+def _whiskers(x: Tensor, y: Tensor) -> _Layers:
     rods = [_rod(x, y, (0, 0.06 * k), (0.7, 0.2 * k - 0.02), 0.028) for k in (-1, 0, 1)]
     return [(torch.stack(rods).amin(0), _DARK)]
 
 
-def _small_nose(x: Tensor, y: Tensor) -> Layers:
+def _small_nose(x: Tensor, y: Tensor) -> _Layers:
     mouth = torch.minimum(
         _rod(x, y, (0, 0.08), (-0.14, 0.2), 0.025), _rod(x, y, (0, 0.08), (0.14, 0.2), 0.025)
     )
     return [(mouth, _DARK), (_polygon(x, y, (-0.08, -0.04), (0.08, -0.04), (0, 0.05)), _SECOND)]
 
 
-def _bird_body(x: Tensor, y: Tensor) -> Layers:
+def _bird_body(x: Tensor, y: Tensor) -> _Layers:
     return [(torch.minimum(_ellipse(x, y, -0.05, 0.1, 0.62, 0.44), _disc(x, y, 0.5, -0.38, 0.31)), _MAIN)]
 
 
-def _bird_wing(x: Tensor, y: Tensor) -> Layers:
+def _bird_wing(x: Tensor, y: Tensor) -> _Layers:
     feathers = [_rod(x, y, (0.16, -0.06), (-0.5, 0.26 - 0.17 * k), 0.2, 0.07) for k in range(3)]
     return [(torch.stack(feathers).amin(0), _MAIN)]
 
 
-def _bird_tail(x: Tensor, y: Tensor) -> Layers:
+def _bird_tail(x: Tensor, y: Tensor) -> _Layers:
     return [(_polygon(x, y, (0.2, -0.12), (0.2, 0.12), (-0.42, 0.16), (-0.3, -0.02), (-0.44, -0.2)), _MAIN)]
 
 
-def _beak(x: Tensor, y: Tensor) -> Layers:
+def _beak(x: Tensor, y: Tensor) -> _Layers:
     upper, lower = ((-0.12, 0.01), (0.34, 0.04), (-0.12, -0.14)), ((-0.12, 0.02), (0.24, 0.06), (-0.12, 0.14))
     return [(_polygon(x, y, *lower, corner=0.02), _DARK), (_polygon(x, y, *upper, corner=0.02), _SECOND)]
 
 
-def _bird_leg(x: Tensor, y: Tensor) -> Layers:
+def _bird_leg(x: Tensor, y: Tensor) -> _Layers:
     rods = [_rod(x, y, (0, 0), (0, 0.42), 0.045)]
     rods += [_rod(x, y, (0, 0.42), (0.13 * k, 0.52), 0.04) for k in (-1, 0, 1)]
     return [(torch.stack(rods).amin(0), _SECOND)]
 
 
-def _hull(x: Tensor, y: Tensor) -> Layers:
+def _hull(x: Tensor, y: Tensor) -> _Layers:
     outer = _polygon(x, y, (-0.88, -0.14), (0.92, -0.18), (0.56, 0.24), (-0.6, 0.24), corner=0.05)
     return [(outer, _MAIN), (_rod(x, y, (-0.84, -0.12), (0.86, -0.15), 0.06), _SECOND)]
 
 
-def _mast(x: Tensor, y: Tensor) -> Layers:
+def _mast(x: Tensor, y: Tensor) -> _Layers:
     return [(_rod(x, y, (0, 0.5), (0, -0.98), 0.045), _SECOND)]
 
 
-def _sail(x: Tensor, y: Tensor) -> Layers:
+def _sail(x: Tensor, y: Tensor) -> _Layers:
     return [(_polygon(x, y, (0.02, -0.82), (0.62, 0.28), (0.02, 0.28)), _MAIN)]
 
 
-def _flag(x: Tensor, y: Tensor) -> Layers:
+def _flag(x: Tensor, y: Tensor) -> _Layers:
     return [(_polygon(x, y, (0, -0.12), (0.34, 0), (0, 0.12), corner=0.02), _SECOND)]
 
 
-def _upper_wing(x: Tensor, y: Tensor) -> Layers:
+def _upper_wing(x: Tensor, y: Tensor) -> _Layers:
     blade = _polygon(x, y, (0.04, 0.1), (0.5, -0.5), (0.74, -0.42), (0.7, 0.02), (0.3, 0.2), corner=0.12)
     return [
         (blade, _MAIN),
@@ -516,34 +516,34 @@ def _upper_wing(x: Tensor, y: Tensor) -> Layers:
     ]
 
 
-def _lower_wing(x: Tensor, y: Tensor) -> Layers:
+def _lower_wing(x: Tensor, y: Tensor) -> _Layers:
     return [(_ellipse(x, y, 0.34, 0.2, 0.34, 0.36), _MAIN), (_disc(x, y, 0.38, 0.26, 0.11), _SECOND)]
 
 
-def _insect_body(x: Tensor, y: Tensor) -> Layers:
+def _insect_body(x: Tensor, y: Tensor) -> _Layers:
     rings = [_rod(x, y, (-0.08, at), (0.08, at), 0.025) for at in (0.1, 0.26, 0.42)]
     body = torch.minimum(_rod(x, y, (0, -0.3), (0, 0.55), 0.13, 0.07), _disc(x, y, 0, -0.42, 0.16))
     return [(body, _DARK), (torch.stack(rings).amin(0), _SECOND)]
 
 
-def _antenna(x: Tensor, y: Tensor) -> Layers:
+def _antenna(x: Tensor, y: Tensor) -> _Layers:
     rods = [_rod(x, y, (0, 0), (0.16, -0.3), 0.03), _rod(x, y, (0.16, -0.3), (0.34, -0.38), 0.03)]
     return [(torch.stack([*rods, _disc(x, y, 0.36, -0.38, 0.065)]).amin(0), _DARK)]
 
 
-def _chassis(x: Tensor, y: Tensor) -> Layers:
+def _chassis(x: Tensor, y: Tensor) -> _Layers:
     body = torch.minimum(_box(x, y, 0, 0, 0.98, 0.22, 0.14), _box(x, y, -0.1, -0.06, 0.8, 0.24, 0.12))
     return [(body, _MAIN), (_box(x, y, 0, 0.14, 0.96, 0.045), _SECOND)]
 
 
-def _cabin(x: Tensor, y: Tensor) -> Layers:
+def _cabin(x: Tensor, y: Tensor) -> _Layers:
     outer = _polygon(x, y, (-0.56, 0.2), (-0.38, -0.24), (0.26, -0.24), (0.54, 0.2), corner=0.08)
     rear = _polygon(x, y, (-0.4, 0.1), (-0.28, -0.18), (-0.06, -0.18), (-0.06, 0.1))
     front = _polygon(x, y, (0.08, 0.1), (0.08, -0.18), (0.2, -0.18), (0.38, 0.1))
     return [(outer, _MAIN), (torch.minimum(rear, front), _PALE)]
 
 
-def _wheel(x: Tensor, y: Tensor) -> Layers:
+def _wheel(x: Tensor, y: Tensor) -> _Layers:
     spokes = [
         _rod(x, y, (-0.1 * c, -0.1 * s), (0.1 * c, 0.1 * s), 0.02)
         for c, s in ((1, 0), (0.5, 0.87), (0.5, -0.87))
@@ -552,32 +552,32 @@ def _wheel(x: Tensor, y: Tensor) -> Layers:
     return [(_disc(x, y, 0, 0, 0.27), _DARK), *hub]
 
 
-def _lamp(x: Tensor, y: Tensor) -> Layers:
+def _lamp(x: Tensor, y: Tensor) -> _Layers:
     return [(_ellipse(x, y, 0, 0, 0.11, 0.13), _SECOND), (_ellipse(x, y, 0.01, 0, 0.06, 0.08), _PALE)]
 
 
-def _fish_body(x: Tensor, y: Tensor) -> Layers:
+def _fish_body(x: Tensor, y: Tensor) -> _Layers:
     gill = torch.maximum(_disc(x, y, 0.62, 0, 0.42).abs() - 0.022, x - 0.34)
     return [(_ellipse(x, y, 0.1, 0, 0.78, 0.46), _MAIN), (torch.maximum(gill, y.abs() - 0.26), _DARK)]
 
 
-def _fish_tail(x: Tensor, y: Tensor) -> Layers:
+def _fish_tail(x: Tensor, y: Tensor) -> _Layers:
     return [(_polygon(x, y, (0.22, 0), (-0.3, -0.42), (-0.18, 0), (-0.3, 0.42), corner=0.06), _MAIN)]
 
 
-def _fin(x: Tensor, y: Tensor) -> Layers:
+def _fin(x: Tensor, y: Tensor) -> _Layers:
     return [(_polygon(x, y, (-0.34, 0.14), (-0.22, -0.22), (0.0, -0.2), (0.32, 0.14), corner=0.05), _MAIN)]
 
 
-def _petal(x: Tensor, y: Tensor) -> Layers:
+def _petal(x: Tensor, y: Tensor) -> _Layers:
     return [(_ellipse(x, y, 0, -0.42, 0.2, 0.3), _MAIN)]
 
 
-def _flower_center(x: Tensor, y: Tensor) -> Layers:
+def _flower_center(x: Tensor, y: Tensor) -> _Layers:
     return [(_disc(x, y, 0, 0, 0.22), _SECOND), (_disc(x, y, 0, 0, 0.11), _DARK)]
 
 
-def _stem(x: Tensor, y: Tensor) -> Layers:
+def _stem(x: Tensor, y: Tensor) -> _Layers:
     return [
         (
             torch.minimum(_rod(x, y, (0, -0.3), (0.06, 0.3), 0.06), _rod(x, y, (0.06, 0.3), (0, 1.0), 0.07)),
@@ -586,114 +586,116 @@ def _stem(x: Tensor, y: Tensor) -> Layers:
     ]
 
 
-def _leaf(x: Tensor, y: Tensor) -> Layers:
+def _leaf(x: Tensor, y: Tensor) -> _Layers:
     lens = torch.maximum(_disc(x, y, 0.3, 0.34, 0.5), _disc(x, y, 0.3, -0.34, 0.5))
     return [(lens, _MAIN), (_rod(x, y, (0.02, 0), (0.54, 0), 0.02), _SECOND)]
 
 
-def _wall(x: Tensor, y: Tensor) -> Layers:
+def _wall(x: Tensor, y: Tensor) -> _Layers:
     return [(_box(x, y, 0, 0, 0.7, 0.52), _MAIN)]
 
 
-def _roof(x: Tensor, y: Tensor) -> Layers:
+def _roof(x: Tensor, y: Tensor) -> _Layers:
     return [(_polygon(x, y, (-0.9, 0.26), (0, -0.42), (0.9, 0.26), corner=0.05), _MAIN)]
 
 
-def _chimney(x: Tensor, y: Tensor) -> Layers:
+def _chimney(x: Tensor, y: Tensor) -> _Layers:
     return [(_box(x, y, 0, 0, 0.12, 0.3), _MAIN), (_box(x, y, 0, -0.28, 0.17, 0.07), _SECOND)]
 
 
-def _door(x: Tensor, y: Tensor) -> Layers:
+def _door(x: Tensor, y: Tensor) -> _Layers:
     return [(_box(x, y, 0, 0, 0.17, 0.32), _SECOND), (_disc(x, y, 0.09, 0.02, 0.035), _DARK)]
 
 
-def _window(x: Tensor, y: Tensor) -> Layers:
+def _window(x: Tensor, y: Tensor) -> _Layers:
     bars = torch.minimum(_box(x, y, 0, 0, 0.2, 0.022, 0.01), _box(x, y, 0, 0, 0.022, 0.2, 0.01))
     return [(_box(x, y, 0, 0, 0.2, 0.2), _DARK), (_box(x, y, 0, 0, 0.16, 0.16), _PALE), (bars, _DARK)]
 
 
-def _stalk(x: Tensor, y: Tensor) -> Layers:
+def _stalk(x: Tensor, y: Tensor) -> _Layers:
     return [(_polygon(x, y, (-0.16, -0.5), (0.16, -0.5), (0.26, 0.44), (-0.26, 0.44), corner=0.08), _PALE)]
 
 
-def _skirt(x: Tensor, y: Tensor) -> Layers:
+def _skirt(x: Tensor, y: Tensor) -> _Layers:
     return [(_polygon(x, y, (-0.2, -0.08), (0.2, -0.08), (0.34, 0.08), (-0.34, 0.08), corner=0.04), _SECOND)]
 
 
-def _cap(x: Tensor, y: Tensor) -> Layers:
+def _cap(x: Tensor, y: Tensor) -> _Layers:
     gills = _ellipse(x, y, 0, 0.12, 0.86, 0.14)
     return [(gills, _PALE), (torch.maximum(_ellipse(x, y, 0, 0.12, 0.9, 0.74), y - 0.12), _MAIN)]
 
 
-def _dot(x: Tensor, y: Tensor) -> Layers:
+def _dot(x: Tensor, y: Tensor) -> _Layers:
     return [(_ellipse(x, y, 0, 0, 0.15, 0.12), _PALE)]
 
 
 #: The parts of each class, back to front.
-_OBJECTS: dict[str, dict[str, Part]] = {
+_OBJECTS: dict[str, dict[str, _Part]] = {
     "bear": {
-        "ears": Part(_round_ear, *_both(0.6, -0.56)),
-        "head": Part(_head, Slot(0, 0.1)),
-        "muzzle": Part(_muzzle, Slot(0, 0.42)),
-        "eyes": Part(_round_eye, *_both(0.34, -0.06)),
+        "ears": _Part(_round_ear, *_both(0.6, -0.56)),
+        "head": _Part(_head, _Slot(0, 0.1)),
+        "muzzle": _Part(_muzzle, _Slot(0, 0.42)),
+        "eyes": _Part(_round_eye, *_both(0.34, -0.06)),
     },
     "bird": {
-        "legs": Part(_bird_leg, Slot(-0.14, 0.46), Slot(0.14, 0.46)),
-        "tail": Part(_bird_tail, Slot(-0.68, 0.02, angle=0.2)),
-        "body": Part(_bird_body),
-        "wing": Part(_bird_wing, Slot(-0.02, 0.06)),
-        "beak": Part(_beak, Slot(0.82, -0.36)),
-        "eyes": Part(_ringed_eye, Slot(0.57, -0.44, 0.75)),
+        "legs": _Part(_bird_leg, _Slot(-0.14, 0.46), _Slot(0.14, 0.46)),
+        "tail": _Part(_bird_tail, _Slot(-0.68, 0.02, angle=0.2)),
+        "body": _Part(_bird_body),
+        "wing": _Part(_bird_wing, _Slot(-0.02, 0.06)),
+        "beak": _Part(_beak, _Slot(0.82, -0.36)),
+        "eyes": _Part(_ringed_eye, _Slot(0.57, -0.44, 0.75)),
     },
     "boat": {
-        "mast": Part(_mast),
-        "sails": Part(_sail, Slot(0.06, 0), Slot(-0.06, 0.04, 0.86, mirror=True)),
-        "flag": Part(_flag, Slot(0.04, -0.88)),
-        "hull": Part(_hull, Slot(0, 0.66)),
+        "mast": _Part(_mast),
+        "sails": _Part(_sail, _Slot(0.06, 0), _Slot(-0.06, 0.04, 0.86, mirror=True)),
+        "flag": _Part(_flag, _Slot(0.04, -0.88)),
+        "hull": _Part(_hull, _Slot(0, 0.66)),
     },
     "butterfly": {
-        "antennae": Part(_antenna, *_both(0.05, -0.5)),
-        "lower wings": Part(_lower_wing, *_both(0.06, 0.18)),
-        "upper wings": Part(_upper_wing, *_both(0.06, -0.1)),
-        "body": Part(_insect_body),
+        "antennae": _Part(_antenna, *_both(0.05, -0.5)),
+        "lower wings": _Part(_lower_wing, *_both(0.06, 0.18)),
+        "upper wings": _Part(_upper_wing, *_both(0.06, -0.1)),
+        "body": _Part(_insect_body),
     },
     "car": {
-        "cabin": Part(_cabin, Slot(-0.06, -0.28)),
-        "body": Part(_chassis, Slot(0, 0.14)),
-        "lamps": Part(_lamp, Slot(0.9, 0.06)),
-        "wheels": Part(_wheel, Slot(-0.54, 0.36), Slot(0.54, 0.36)),
+        "cabin": _Part(_cabin, _Slot(-0.06, -0.28)),
+        "body": _Part(_chassis, _Slot(0, 0.14)),
+        "lamps": _Part(_lamp, _Slot(0.9, 0.06)),
+        "wheels": _Part(_wheel, _Slot(-0.54, 0.36), _Slot(0.54, 0.36)),
     },
     "cat": {
-        "ears": Part(_pointed_ear, *_both(0.56, -0.54)),
-        "head": Part(_head, Slot(0, 0.1)),
-        "whiskers": Part(_whiskers, *_both(0.22, 0.36)),
-        "nose": Part(_small_nose, Slot(0, 0.32)),
-        "eyes": Part(_slit_eye, *_both(0.34, -0.04)),
+        "ears": _Part(_pointed_ear, *_both(0.56, -0.54)),
+        "head": _Part(_head, _Slot(0, 0.1)),
+        "whiskers": _Part(_whiskers, *_both(0.22, 0.36)),
+        "nose": _Part(_small_nose, _Slot(0, 0.32)),
+        "eyes": _Part(_slit_eye, *_both(0.34, -0.04)),
     },
     "fish": {
-        "tail": Part(_fish_tail, Slot(-0.74, 0)),
-        "fins": Part(_fin, Slot(0.06, -0.42), Slot(0.1, 0.42, 0.8, math.pi, mirror=True)),
-        "body": Part(_fish_body),
-        "eyes": Part(_ringed_eye, Slot(0.56, -0.1, 0.85)),
+        "tail": _Part(_fish_tail, _Slot(-0.74, 0)),
+        "fins": _Part(_fin, _Slot(0.06, -0.42), _Slot(0.1, 0.42, 0.8, math.pi, mirror=True)),
+        "body": _Part(_fish_body),
+        "eyes": _Part(_ringed_eye, _Slot(0.56, -0.1, 0.85)),
     },
     "flower": {
-        "stem": Part(_stem),
-        "leaves": Part(_leaf, Slot(0.06, 0.62, 0.9, -0.5), Slot(0.02, 0.78, 0.9, 0.5, mirror=True)),
-        "petals": Part(_petal, *(Slot(0, -0.36, 0.84, k * math.pi / 3.5) for k in range(7))),
-        "center": Part(_flower_center, Slot(0, -0.36)),
+        "stem": _Part(_stem),
+        "leaves": _Part(_leaf, _Slot(0.06, 0.62, 0.9, -0.5), _Slot(0.02, 0.78, 0.9, 0.5, mirror=True)),
+        "petals": _Part(_petal, *(_Slot(0, -0.36, 0.84, k * math.pi / 3.5) for k in range(7))),
+        "center": _Part(_flower_center, _Slot(0, -0.36)),
     },
     "house": {
-        "chimney": Part(_chimney, Slot(0.46, -0.56)),
-        "wall": Part(_wall, Slot(0, 0.42)),
-        "roof": Part(_roof, Slot(0, -0.36)),
-        "door": Part(_door, Slot(0, 0.6)),
-        "windows": Part(_window, Slot(-0.42, 0.36), Slot(0.42, 0.36)),
+        "chimney": _Part(_chimney, _Slot(0.46, -0.56)),
+        "wall": _Part(_wall, _Slot(0, 0.42)),
+        "roof": _Part(_roof, _Slot(0, -0.36)),
+        "door": _Part(_door, _Slot(0, 0.6)),
+        "windows": _Part(_window, _Slot(-0.42, 0.36), _Slot(0.42, 0.36)),
     },
     "mushroom": {
-        "stalk": Part(_stalk, Slot(0, 0.44)),
-        "skirt": Part(_skirt, Slot(0, 0.24)),
-        "cap": Part(_cap, Slot(0, -0.16)),
-        "dots": Part(_dot, Slot(-0.42, -0.3), Slot(0.02, -0.52), Slot(0.44, -0.26), Slot(0.1, -0.2, 0.8)),
+        "stalk": _Part(_stalk, _Slot(0, 0.44)),
+        "skirt": _Part(_skirt, _Slot(0, 0.24)),
+        "cap": _Part(_cap, _Slot(0, -0.16)),
+        "dots": _Part(
+            _dot, _Slot(-0.42, -0.3), _Slot(0.02, -0.52), _Slot(0.44, -0.26), _Slot(0.1, -0.2, 0.8)
+        ),
     },
 }  # fmt: skip
 PART_CLASSES = tuple(_OBJECTS)

@@ -122,7 +122,7 @@ class _MethodCommands(TyperGroup):
         return name, _command(name, partial(_run, method), _options(method.spec), text), rest
 
 
-def _run(method: Method[..., Any], **values: Any) -> None:
+def _run(method: Method[..., Any], /, **values: Any) -> None:
     from ..checkpoints import RESUME_HINT, checkpoint_path
     from ..models import refuse_user_code
     from ..results import ResultSequence

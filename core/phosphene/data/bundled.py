@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..builtin.drawing import integers, keys_of, normal, uniform
-from ..builtin.part_scenes import PART_CLASSES, PARTS, draw_part_scenes
 from ..builtin.scenes import CLASSES, Scenes, draw_scenes
 from ..builtin.textures import TEXTURES, load_texture
 from ..images.color import resize
@@ -90,6 +89,8 @@ class PartSceneDataset(Dataset):
 
     def _parts(self, index: int) -> Parts:
         _, label, part_map = _part_scene(index)
+        from ..builtin.part_scenes import PARTS
+
         names = PARTS[label]
         without = torch.stack([_part_scene(index, name)[0] for name in names])
         if without.shape[2:] != self._size:
@@ -104,6 +105,8 @@ class PartSceneDataset(Dataset):
 @lru_cache(maxsize=256)  # 80 MB: a scene takes longer to draw than the network to classify it
 def _part_scene(index: int, removed: str | None = None) -> tuple[Tensor, str, Tensor]:
     """Image (3, 128, 128), class and part map of a test scene, with a part removed."""
+    from ..builtin.part_scenes import PART_CLASSES, draw_part_scenes
+
     remove = () if removed is None else (removed,)
     scenes = draw_part_scenes(1, split="test", start=index, remove=remove)
     return scenes.images[0], PART_CLASSES[int(scenes.labels[0])], scenes.part_maps[0]

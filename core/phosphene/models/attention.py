@@ -16,7 +16,6 @@ from ..hooks.attention import RecordAttention
 from ..hooks.guard import is_reentrant_checkpoint
 from ..hooks.tap import Tap
 from ..torch_state import call_and_restore, default_device_of_caller, fork_random_state, random_lock
-from .coordinate_pass import window_axes
 from .introspection import Structure, recording_structure
 from .optimized_copy import without_optimized
 from .token_maps import Layout
@@ -96,6 +95,8 @@ def read_attention_layers(model: Attending) -> dict[str, AttentionLayer]:
     with random_lock, fork_random_state():
         two, one, read = _record_noise(model, noise)
         if one.unreadable:
+            from .coordinate_pass import window_axes
+
             model._cache.window_axes.update(window_axes(model.module, model.input_size))
             two, one, read = _record_noise(model, noise)
     layers, unclear = {}, set(one.unreadable)

@@ -32,7 +32,6 @@ from phosphene import (
     methods,
     run,
 )
-from phosphene.builtin.networks import PARTS_RESNET
 from phosphene.builtin.part_scenes import PART_CLASSES
 from phosphene.builtin.scenes import CLASSES, SIZE, draw_scenes
 from phosphene.data import Localization, localization, open_dataset
@@ -118,7 +117,7 @@ class Source:
 
     def has_demo_classes(self, spec: MethodSpec) -> bool:
         """Whether the network has the classes of that of the method's demo."""
-        of_parts = _demo_model(spec) == f"builtin:{PARTS_RESNET}"
+        of_parts = _demo_model(spec) == "builtin:parts-resnet"
         return self.uri is None or self.model.classes == (PART_CLASSES if of_parts else CLASSES)
 
     def own_scenes(self, value: Any) -> Any:
