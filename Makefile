@@ -12,7 +12,7 @@ $(VENV)/bin/python:
 
 # With the extras that the gallery and the documentation need.
 $(VENV)/.package: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[segmentation,umap]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[segmentation,umap,faiss]'
 	touch $@
 
 # Without dependencies: torchattacks pins requests from 2021 and lucent kornia from 2020, foolbox and ART require

@@ -55,7 +55,7 @@ def demo(
     def report(exhibit: Exhibit) -> None:
         text = Text(exhibit.failure, "red") if exhibit.failure else Text(exhibit.spec.summary)
         seconds = Text(f"{exhibit.seconds:6.1f} s  ", "dim")
-        console.print(Text.assemble(seconds, (f"{exhibit.call:22}", "cyan"), text))
+        console.print(Text.assemble(seconds, (f"{exhibit.call:26} ", "cyan"), text))
 
     settings = {key: v for key, v in (("weights", weights), ("pretrained", pretrained)) if v}
     gallery = make_gallery(

@@ -217,11 +217,12 @@ def part_importance(
         Hesse et al. 2023, section 4.2 (single deletion), with the rank correlation not rescaled to [0, 1].
     """
     assert seed is not None
+    parts_of_first = len(read_parts(dataset, [0])[0].names)
     data = EvaluationSet(model, dataset, max_images, target, needs_masks=False)
     source = method_source(method, params, seed)
     sources = (source, *baseline_sources(data.count, seed))
     first, _ = data.read(range(1))
-    passes = (source.passes(model, first) or 0) + 1 + len(read_parts(dataset, [0])[0].names)
+    passes = (source.passes(model, first) or 0) + 1 + parts_of_first
     count = max(1, min(data.count, budget // passes))
     examples = min(3, count)
     fold = _PartFold(model, sources, target, examples)

@@ -167,8 +167,9 @@ def neuron_visualization(
     depth, height, width = _map_shape(model, layer)
     y, x = position or (height // 2, width // 2)
     if max(channels) >= depth or y >= height or x >= width:
-        shape = f"{depth} channels of {height}x{width}"
-        raise InputError(f"layer {layer!r} has {shape}, without channels {channels} at ({y}, {x})")
+        absent = [channel for channel in channels if channel >= depth]
+        what = f"channel {absent[0]}" if absent else f"position ({y}, {x})"
+        raise InputError(f"layer {layer!r} has {depth} channels of {height}x{width}, no {what}")
     if direction is not None and len(direction) != len(channels):
         raise InputError(f"a direction needs {len(channels)} numbers, one per channel, not {len(direction)}")
     weights = torch.zeros(depth, device=model.device, dtype=model.dtype)
