@@ -135,7 +135,7 @@ def test_cppn_image_is_the_network_of_its_formula(channels: int) -> None:
         image.parameter.add_(randn(*image.parameter.shape))
     mix = FourierImage(rand(1, channels, 4, 4), opacity=opacity).mix
     y, x = ((2 * np.arange(n) + 1 - n) / w * np.sqrt(3) for n in (h, w))
-    for row, actual in zip(image.parameter.detach().numpy() / 10, image.image().detach(), strict=True):
+    for row, actual in zip(image.parameter.detach().numpy() / 25, image.image().detach(), strict=True):
         z, start = np.stack(np.meshgrid(x, y), -1), 0
         for n, outputs in enumerate([24] * 8 + [channels]):
             if n:

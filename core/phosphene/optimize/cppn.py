@@ -17,7 +17,7 @@ from .parametrizations import Parametrization, color_mix
 _WIDTH, _DEPTH = 24, 8
 
 #: Weights per unit of the parameter: learning rates that suit pixels and spectra then suit the weights, too.
-_SCALE = 0.1
+_SCALE = 0.04
 
 #: Standard deviation of atan(z), and mean and standard deviation of atan(z)^2, for a standard normal z.
 _ATAN_DEVIATION, _SQUARE_MEAN, _SQUARE_DEVIATION = 0.671, 0.450, 0.396

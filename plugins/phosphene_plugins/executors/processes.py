@@ -104,8 +104,8 @@ def warn_not_shared(run: PreparedRun) -> None:
     """Warn of a run without work over a data set."""
     warnings.warn(
         f"{run.method} was executed in this process: it has no work over a data set that "
-        f"executor={run.executor!r} could distribute. Results of many images are computed on several processes "
-        "as a stream: stream=True",
+        f"executor={run.executor!r} could distribute. Results of many images are computed on several "
+        "processes as a stream: stream=True",
         stacklevel=3,
     )
 

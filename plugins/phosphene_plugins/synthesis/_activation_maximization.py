@@ -164,7 +164,7 @@ class ActivationMaximization(Penalties):
         Field(
             ge=0,
             le=1,
-            description="standard deviation of the noise in the initial image: white in pixels, with "
+            description="standard deviation of the noise in the initial image: white of pixels, with "
             "amplitudes 1/f in a Fourier spectrum",
         ),
     ] = 0.02

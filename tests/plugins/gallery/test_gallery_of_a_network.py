@@ -93,6 +93,7 @@ def test_networks_and_data_sets_that_only_the_bundled_gallery_has_are_named(sour
     lacking = {call for call in calls if gallery._card_inputs(methods[call].spec, source)[1]}
     assert lacking == {
         *("adaptive_style", "answer_attribution", "diffusion_style", "fast_style", "fast_style_add"),
+        "predicted_style",
         *("style_aligned", "style_diffusion"),
         *("latent_visualization", "model_difference", "name_units", "question_attack", "set_distance"),
         *("sparse_autoencoder", "style_augmentation", "wct"),
