@@ -78,10 +78,8 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
     quick={"steps": 4, "size": None},
     demo={
         "model": "builtin:parts-resnet",
-        "target": ["cat", "butterfly", "car", "bird", "fish"],
-        "start_noise": 0.2,
-        "total_variation": 0.05,
-        "l2": 0.005,
+        "target": ["boat", "fish", "bird", "butterfly", "cat"],
+        "parametrization": "cppn",
         "jitter": 4,
         "rotate": 5,
         "rescale": 1.05,

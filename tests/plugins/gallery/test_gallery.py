@@ -131,7 +131,7 @@ def test_networks_get_the_bundled_scenes_of_their_classes() -> None:
     assert inputs("deep_dream", vgg) == {"model": vgg, "images": dream | {"files": "builtin:scenes/2"}}
     assert inputs("saliency", None) == {}
     assert inputs("saliency", parts) == {"model": parts, "images": "builtin:part-scenes/4"}
-    assert inputs("class_visualization", None)["target"][0] == "cat"
+    assert inputs("class_visualization", None)["target"][0] == "boat"
     assert inputs("class_visualization", vgg) == {"model": vgg}
     assert inputs("part_importance", None)["dataset"] == "builtin:part-scenes/12"
 
