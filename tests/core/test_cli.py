@@ -359,6 +359,14 @@ def test_plugins_command_reports_broken_and_incompatible_plugins(stranger: dict[
     assert "Traceback (most recent call last)" in done.stdout
 
 
+def test_a_method_with_a_parameter_called_method_runs(tmp_path: Path) -> None:
+    out = tmp_path / "game"
+    assert (
+        phosphene("run", "pointing_game", "--method", "saliency", "--max-images", "2", "--out", str(out)) == 0
+    )
+    assert load_result(out).provenance.params["method"] == "saliency"
+
+
 def test_parameter_cannot_be_named_like_an_argument_of_run() -> None:
     with pytest.raises(TypeError, match="'out' means something to run"):
 
