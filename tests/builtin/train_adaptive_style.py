@@ -41,14 +41,29 @@ def train(out: Path, *, seed: int) -> None:
     result = run("adaptive_style_fit", model=model, dataset=scenes, styles=styles, **TRAINING, seed=seed)
     assert isinstance(result, TrainedNetwork)
     result.network.to(memory_format=torch.contiguous_format)
-    # The training images are recorded by name: as tensors they would be many times as large as the network.
-    inputs = {
-        "dataset": f"{SCENES} bundled scenes (split train, seed {seed}), given as an object",
-        "styles": f"builtin:textures/{STYLES['textures']}, {STYLES['scenes']} scenes of seed {seed + 1}, "
+    replace(result, inputs=recorded_inputs(SCENES, STYLES, seed)).save(out / NAME)
+    write_adaptive_card(out, seed=seed)
+
+
+def recorded_inputs(scenes: int, styles: dict[str, int], seed: int) -> dict[str, str]:
+    """The training images by name: as tensors they would be many times as large as the network."""
+    return {
+        "dataset": f"{scenes} bundled scenes (split train, seed {seed}), given as an object",
+        "styles": f"builtin:textures/{styles['textures']}, {styles['scenes']} scenes of seed {seed + 1}, "
         "given as an object",
     }
-    replace(result, inputs=inputs).save(out / NAME)
-    write_adaptive_card(out, seed=seed)
+
+
+def style_distances(method: str, stylizer: TrainedNetwork, model: Model, images: Tensor) -> dict[str, str]:
+    """The distances of images to each test style before and after the method, as facts of a card."""
+    distances = {}
+    for name in TEST_STYLES:
+        style = resize(load_texture(name), (SIZE, SIZE))[None]
+        output = run(method, images=images, styles=style, stylizer=stylizer, progress=False)
+        assert isinstance(output, Stylization)
+        before, after = (style_distance(model, x, style) for x in (images, output.stylized))
+        distances[f"distance to {name}, before and after"] = f"{before:.3f}, {after:.3f}"
+    return distances
 
 
 def write_adaptive_card(out: Path, *, seed: int) -> None:
@@ -57,13 +72,7 @@ def write_adaptive_card(out: Path, *, seed: int) -> None:
         result, model = load_result(out / NAME), load_model("builtin:shapes-vgg")
     assert isinstance(result, TrainedNetwork)
     images = draw_scenes(TEST_SCENES, seed=seed, split="test").images
-    distances: dict[str, Any] = {}
-    for name in TEST_STYLES:
-        style = resize(load_texture(name), (SIZE, SIZE))[None]
-        output = run("adaptive_style", images=images, styles=style, stylizer=result, progress=False)
-        assert isinstance(output, Stylization)
-        before, after = (style_distance(model, x, style) for x in (images, output.stylized))
-        distances[f"distance to {name}, before and after"] = f"{before:.3f}, {after:.3f}"
+    distances = style_distances("adaptive_style", result, model, images)
     identity = run(
         "adaptive_style", images=images, styles=images[:1], stylizer=result, alpha=0.0, progress=False
     )

@@ -8,15 +8,13 @@ from typing import Any
 
 import torch
 from model_cards import first_and_last_loss, parameter_count, write_card
-from train_adaptive_style import SCENES, STYLES, TEST_SCENES, TEST_STYLES, UNSEEN, style_distance
+from train_adaptive_style import SCENES, STYLES, TEST_SCENES, UNSEEN, recorded_inputs, style_distances
 
 from phosphene import load_result, run
-from phosphene.builtin.scenes import SIZE, draw_scenes
-from phosphene.builtin.textures import load_texture
+from phosphene.builtin.scenes import draw_scenes
 from phosphene.data import TextureDataset
-from phosphene.images import resize
 from phosphene.models import load_model
-from phosphene.results import Stylization, TrainedNetwork
+from phosphene.results import TrainedNetwork
 
 NAME = "shapes-predicted"
 # parameters of the method predicted_style_fit
@@ -33,14 +31,13 @@ def train(out: Path, *, seed: int) -> None:
     model.module.to(memory_format=torch.channels_last)  # 1.5 times as fast
     result = run("predicted_style_fit", model=model, dataset=scenes, styles=styles, **TRAINING, seed=seed)
     assert isinstance(result, TrainedNetwork)
-    # The training images are recorded by name: as tensors they would be many times as large as the network.
-    inputs = {
-        "dataset": f"{SCENES} bundled scenes (split train, seed {seed}), given as an object",
-        "styles": f"builtin:textures/{STYLES['textures']}, {STYLES['scenes']} scenes of seed {seed + 1}, "
-        "given as an object",
-    }
     # One preview: four would be as large as the networks.
-    result = replace(result, inputs=inputs, previews=result.previews[:1], labels=result.labels[:1])
+    result = replace(
+        result,
+        inputs=recorded_inputs(SCENES, STYLES, seed),
+        previews=result.previews[:1],
+        labels=result.labels[:1],
+    )
     result.save(out / NAME)
     write_predicted_card(out, seed=seed)
 
@@ -51,13 +48,7 @@ def write_predicted_card(out: Path, *, seed: int) -> None:
         result, model = load_result(out / NAME), load_model("builtin:shapes-vgg")
     assert isinstance(result, TrainedNetwork)
     images = draw_scenes(TEST_SCENES, seed=seed, split="test").images
-    distances: dict[str, Any] = {}
-    for name in TEST_STYLES:
-        style = resize(load_texture(name), (SIZE, SIZE))[None]
-        output = run("predicted_style", images=images, styles=style, stylizer=result, progress=False)
-        assert isinstance(output, Stylization)
-        before, after = (style_distance(model, x, style) for x in (images, output.stylized))
-        distances[f"distance to {name}, before and after"] = f"{before:.3f}, {after:.3f}"
+    distances = style_distances("predicted_style", result, model, images)
     facts: dict[str, Any] = {"method": result.method, "parameters": parameter_count(result.network)}
     facts |= result.config | TRAINING
     facts |= {"training_scenes": SCENES, "training_seed": seed, "loss_network": "shapes-vgg"}

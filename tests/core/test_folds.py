@@ -163,15 +163,7 @@ def test_a_disk_that_is_full_after_resuming_is_a_warning_too(dataset, tmp_path, 
     """Restored rows warn of a later failure as those of an uninterrupted run do."""
     monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
     expected = Means().run(dataset, 3)
-
-    class Interrupted(Means):
-        def update(self, state, batch):
-            if batch.indices[0] == 24:
-                raise KeyboardInterrupt
-            return super().update(state, batch)
-
-    with pytest.raises(KeyboardInterrupt):
-        _run_with_checkpoint(Interrupted(), dataset, tmp_path / "c")
+    _interrupt_means(dataset, tmp_path / "c")
 
     def fail(self, first, rows):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -185,6 +177,19 @@ def test_a_disk_that_is_full_after_resuming_is_a_warning_too(dataset, tmp_path, 
 def _run_with_checkpoint(fold, dataset, file):
     with Checkpoint(file, "x") as checkpoint, use_checkpoint(checkpoint), claim_checkpoint():
         return fold.run(dataset, 3)
+
+
+def _interrupt_means(dataset, file):
+    """Leave the checkpoint of the means of 24 images."""
+
+    class Interrupted(Means):
+        def update(self, state, batch):
+            if batch.indices[0] == 24:
+                raise KeyboardInterrupt
+            return super().update(state, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        _run_with_checkpoint(Interrupted(), dataset, file)
 
 
 def test_sums_and_rows_are_merged_by_default(dataset):
@@ -278,15 +283,7 @@ def test_damaged_rows_are_a_warning_and_are_computed_again(dataset, tmp_path, mo
     monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
     expected = Means().run(dataset, 3)
     (tmp_path / "mine").write_bytes(b"mine")
-
-    class Interrupted(Means):
-        def update(self, state, batch):
-            if batch.indices[0] == 24:
-                raise KeyboardInterrupt
-            return super().update(state, batch)
-
-    with pytest.raises(KeyboardInterrupt):
-        _run_with_checkpoint(Interrupted(), dataset, tmp_path / "c")
+    _interrupt_means(dataset, tmp_path / "c")
     (folder,) = tmp_path.glob("c.rows-*")
     damage(folder)
     with pytest.warns(CheckpointWarning, match=f"is damaged .*rows is {problem}") as caught:

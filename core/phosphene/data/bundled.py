@@ -15,6 +15,7 @@ from ..builtin.scenes import CLASSES, Scenes, draw_scenes
 from ..builtin.textures import TEXTURES, load_texture
 from ..images.color import resize
 from .datasets import Dataset, Parts, stack
+from .items import bounding_box
 
 
 class SceneDataset(Dataset):
@@ -82,15 +83,15 @@ class PartSceneDataset(Dataset):
         return torch.stack([self._masks((_part_scene(index)[2] >= 0)[None])[0] for index in indices])
 
     def boxes(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
-        return tuple(torch.stack([_box_around(mask)]) for mask in self.masks(indices))
+        return tuple(torch.tensor([bounding_box(mask)]) for mask in self.masks(indices))
 
     def parts(self, indices: Sequence[int]) -> tuple[Parts, ...]:
         return tuple(map(self._parts, indices))
 
     def _parts(self, index: int) -> Parts:
-        _, label, part_map = _part_scene(index)
         from ..builtin.part_scenes import PARTS
 
+        _, label, part_map = _part_scene(index)
         names = PARTS[label]
         without = torch.stack([_part_scene(index, name)[0] for name in names])
         if without.shape[2:] != self._size:
@@ -110,12 +111,6 @@ def _part_scene(index: int, removed: str | None = None) -> tuple[Tensor, str, Te
     remove = () if removed is None else (removed,)
     scenes = draw_part_scenes(1, split="test", start=index, remove=remove)
     return scenes.images[0], PART_CLASSES[int(scenes.labels[0])], scenes.part_maps[0]
-
-
-def _box_around(mask: Tensor) -> Tensor:
-    """Left, top, right and bottom (4,) of the True pixels of a mask (H, W)."""
-    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
-    return torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
 
 
 class TextureDataset(Dataset):

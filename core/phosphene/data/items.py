@@ -128,7 +128,7 @@ class ItemDataset(Dataset):
             return None
         single = [replace(item, boxes=(box,)) for box in item.boxes]
         drawn = [self._drawn(one, index) for one in single]
-        return torch.tensor([_bounds(mask) for mask in drawn if mask.any()]).reshape(-1, 4)
+        return torch.tensor([bounding_box(mask) for mask in drawn if mask.any()]).reshape(-1, 4)
 
     def _drawn(self, item: Item, index: int) -> Tensor:
         """The union of an item's boxes as a mask of the image that ``read`` returns."""
@@ -179,7 +179,7 @@ def _single(images: Tensor) -> Tensor:
     return images[0]
 
 
-def _bounds(mask: Tensor) -> Box:
+def bounding_box(mask: Tensor) -> Box:
     """The smallest box that holds a mask's pixels."""
     rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
     return float(columns[0]), float(rows[0]), float(columns[-1]) + 1, float(rows[-1]) + 1

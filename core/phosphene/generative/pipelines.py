@@ -69,7 +69,7 @@ class Pipeline(Denoiser):
         self.register_buffer("prompt", prompt)
         self.register_buffer("pooled", pooled)
         self.encode_prompt, self.tokenizer = encode_prompt, tokenizer
-        self.text_encoders = text_encoders or []
+        self.text_encoders = [pair for pair in text_encoders or [] if pair[1] is not None]
 
     def _set_sizes(self, network: Any, autoencoder: Any) -> None:
         self.autoencoder = autoencoder
@@ -126,20 +126,19 @@ class Pipeline(Denoiser):
         with ExitStack() as stack:
             parts = tokens.split(self._widths, 1)
             for (tokenizer, encoder), vectors in zip(self.text_encoders, parts, strict=True):
-                stars = [span[0] for span in (m.span() for m in re.finditer(r"\*", text))]
-                positions, rows = [], []
-                for position, (start, end) in enumerate(_offsets(tokenizer, text)):
-                    for number, star in enumerate(stars):
-                        if start <= star < end:
-                            positions.append(position)
-                            rows.append(number % count)
+                stars = [match.start() for match in re.finditer(r"\*", text)]
+                # Positions in the text embedding, each with the number of its learned word.
+                located = [
+                    (position, number % count)
+                    for position, (start, end) in enumerate(_offsets(tokenizer, text))
+                    for number, star in enumerate(stars)
+                    if start <= star < end
+                ]
 
-                def insert(output: Tensor, vectors: Tensor = vectors, positions: Any = positions,
-                           rows: Any = rows) -> Tensor:  # fmt: skip
-                    fits = [p < output.shape[1] for p in positions]
-                    index = torch.tensor([p for p, fit in zip(positions, fits, strict=True) if fit])
-                    row = torch.tensor([r for r, fit in zip(rows, fits, strict=True) if fit])
-                    return output.index_copy(1, index, vectors.to(output)[row][None])
+                def insert(output: Tensor, vectors: Tensor = vectors, located: Any = located) -> Tensor:
+                    fitting = [pair for pair in located if pair[0] < output.shape[1]]
+                    positions, rows = torch.tensor(fitting, dtype=torch.long).view(-1, 2).unbind(1)
+                    return output.index_copy(1, positions, vectors.to(output)[rows][None])
 
                 weight = encoder.get_input_embeddings().weight  # T5 has it in two modules
                 tables = {
@@ -231,14 +230,7 @@ class XLPipeline(Pipeline):
             pipe.scheduler,
             pipe.vae,
             tokenizer=pipe.tokenizer or pipe.tokenizer_2,
-            text_encoders=[
-                (tokenizer, encoder)
-                for tokenizer, encoder in (
-                    (pipe.tokenizer, pipe.text_encoder),
-                    (pipe.tokenizer_2, pipe.text_encoder_2),
-                )
-                if encoder is not None
-            ],
+            text_encoders=[(pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)],
         )
 
         def encode_prompt(text: str) -> tuple[Tensor, Tensor]:
@@ -310,7 +302,7 @@ class StableDiffusion3(FlowPipeline):
             )
             return prompt, pooled
 
-        super().__init__(pipe, [pair for pair in pairs if pair[1] is not None], pipe.tokenizer, encode_prompt)
+        super().__init__(pipe, pairs, pipe.tokenizer, encode_prompt)
         self._clip_length = pipe.tokenizer_max_length
         self._t5 = pipe.tokenizer_3 if pipe.text_encoder_3 is not None else None
 
@@ -482,7 +474,7 @@ def _load_unet_pipeline(folder: Path, index: dict[str, Any], diffusers: Any) -> 
         prompt,
         encode_prompt,
         tokenizer,
-        [(tokenizer, encoder)] if encoder is not None else [],
+        [(tokenizer, encoder)],
     )
     _require_latent_input(pipeline, kind)
     return pipeline

@@ -71,8 +71,7 @@ def window_axes(module: nn.Module, input_size: tuple[int, int, int]) -> dict[str
             heads = {axis for axis in (1, 2) if values.allclose(values.narrow(axis, 0, 1))}
             # An axis of one head, or of one window, has the same positions as well.
             moved = {1, 2} - heads or {axis for axis in heads if values.shape[axis] == 1}
-            known = candidates.setdefault(layer, {1, 2})
-            known &= moved
+            candidates[layer] = candidates.get(layer, {1, 2}) & moved
     return {layer: min(axes) for layer, axes in candidates.items() if len(axes) == 1}
 
 

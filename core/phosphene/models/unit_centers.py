@@ -22,8 +22,6 @@ from .coordinate_pass import (
     wrap_positions,
 )
 
-Pair = tuple[int, int]
-
 
 def unit_centers(model: Model, layer: str, size: Sequence[int]) -> Centers | None:
     """Centers of a layer's units in images of ``size`` (H, W): the y of its rows and the x of its columns.

@@ -33,7 +33,7 @@ class CppnImage(Parametrization):
     with the colour matrix M of ``FourierImage``, biases in every layer, 24 channels in each of 8 hidden
     layers, which the composite activation g doubles and normalises, and the coordinates of the pixels'
     centres, up to sqrt(3) along the longer side. The image is a smooth function of the position, so it can be
-    computed at any size: ``render``. The parameter (N, P) is 10 times the weights.
+    computed at any size: ``render``. The parameter (N, P) is 25 times the weights.
 
     Args:
         weights: weights (N, P), copied, as ``initial_weights`` returns them.

@@ -32,6 +32,7 @@ from ..parameter_text import fault_text, value_text
 from ..results import Embedding, Provenance, Result
 from ..roles import ROLES, InputContext, model_for_inputs
 from ..spec.cost import Cost
+from ..spec.expressions import LENGTHS
 from ..spec.invariants import Invariant
 from ..spec.parameter_group import ParameterGroup, gather
 from ..spec.relations import Relation
@@ -391,8 +392,7 @@ class Method(Generic[P, R]):
         """How many images will pass forward and backward by the declared cost; None if none is declared."""
         if self.spec.cost is None:
             return None
-        sizes = {"images": 1, "height": 0, "width": 0}
-        sizes |= {"dataset": 0, "styles": 0, "frames": 0, "checkpoints": 0}
+        sizes = {"images": 1, "height": 0, "width": 0, **dict.fromkeys(LENGTHS, 0)}
         counted: dict[str, int] = {}
         for declared in self.spec.inputs:
             if inputs.get(declared.name) is not None:

@@ -22,6 +22,8 @@ SIZES = (
     *("images", "height", "width", "dataset", "styles", "frames", "checkpoints"),
     *("stages", "channels", "attention_layers", "attention_heads"),
 )
+#: Those that are lengths of inputs, 0 without the input: dataset, styles, frames and checkpoints.
+LENGTHS = SIZES[3:7]
 _OPERATORS: dict[str, tuple[int, Callable[[Any, Any], Any]]] = {
     "or": (0, lambda a, b: b if a is None else a),
     "+": (1, operator.add),

@@ -18,6 +18,7 @@ from ..images.color import resize
 from ..models import Model
 from ..roles import ROLES, SampleRequest, model_for_inputs
 from ..runs.saved_results import load_result
+from ..spec.expressions import LENGTHS
 from .networks import CLASSES, image_size, make_network, network_names
 
 if TYPE_CHECKING:
@@ -192,8 +193,7 @@ def declared_cost(method: Method[..., Any], case: Case) -> tuple[int, int] | Non
 def sizes(method: Method[..., Any], case: Case) -> dict[str, int]:
     """The sizes that a cost expression may refer to, for this case."""
     height, width = case.size or _size_and_layers(case.network)[0]
-    sizes = {"images": case.count, "height": height, "width": width}
-    sizes |= {"dataset": 0, "styles": 0, "frames": 0, "checkpoints": 0}
+    sizes = {"images": case.count, "height": height, "width": width, **dict.fromkeys(LENGTHS, 0)}
     for role in (ROLES[declared.role] for declared in method.spec.inputs):
         if role.size_name:
             sizes[role.size_name] += len(role.sample(case.request(_network(case.network))))

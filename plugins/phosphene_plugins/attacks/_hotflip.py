@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from phosphene.hooks import layer_hooks
+
+
+@contextmanager
+def embedding_leaves(layer: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """For each call of an embedding layer inside the block: its tokens, and their vectors as leaves."""
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def cut(module: Any, inputs: Any, output: Tensor) -> Tensor:
+        leaf = output.detach().requires_grad_()
+        calls.append((inputs[0], leaf))
+        return leaf.clone()  # the network may add to it in place
+
+    with layer_hooks({layer: cut}):
+        yield calls
 
 
 def replacement_trials(

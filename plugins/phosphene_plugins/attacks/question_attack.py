@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from phosphene import InputError, Model, ModelError, at_least_float32, progress_bar
-from phosphene.hooks import layer_hooks
 
 from ..models._image_text import ImageTextNetwork
-from ._hotflip import replacement_trials
+from ._hotflip import embedding_leaves, replacement_trials
 
 
 @dataclass(frozen=True)
@@ -123,16 +121,10 @@ def _margin_gradient(
     network: ImageTextNetwork, pixels: Tensor, tokens: Tensor, label: int
 ) -> tuple[float, Tensor]:
     """The margin and its gradient (L, D) with respect to the embeddings of the question's tokens."""
-    leaves: list[Tensor] = []
-
-    def cut(layer: Any, inputs: Any, output: Tensor) -> Tensor:
-        leaves.append(output.detach().requires_grad_())
-        return leaves[-1].clone()  # the network may add to it in place
-
-    with torch.enable_grad(), layer_hooks({network.embedding: cut}):
+    with torch.enable_grad(), embedding_leaves(network.embedding) as calls:
         margin = _margins(network.logits(pixels, tokens[None]), label)
         # A generator embeds the question once for each answer.
-        gradients = torch.autograd.grad(margin.sum(), leaves, allow_unused=True)
+        gradients = torch.autograd.grad(margin.sum(), [leaf for _, leaf in calls], allow_unused=True)
     used = [g[0, : len(tokens)] for g in gradients if g is not None]
     return float(margin.detach()), torch.stack(used).sum(0)
 

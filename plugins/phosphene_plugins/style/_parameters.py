@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, NonNegativeFloat
 
@@ -54,6 +54,10 @@ LongestSide: TypeAlias = Annotated[
 
 Scales: TypeAlias = Annotated[
     int, Field(ge=1, le=8, description="number of image sizes, coarse to fine, each twice the last")
+]
+
+StyleOptimizer: TypeAlias = Annotated[
+    Literal["lbfgs", "adam"], Field(description="optimiser; lbfgs reaches lower losses")
 ]
 
 StyleNames: TypeAlias = Annotated[

@@ -13,7 +13,7 @@ from phosphene.training import TrainingHistory, train
 
 from ._parameters import PerceptualLoss, StyleNetworkTraining
 from ._resize import shrink_to
-from ._style_loss import StyleLoss, relative_error
+from ._style_loss import StyleLoss, StyleTargets, relative_error
 from ._style_network import StyleNetwork, check_images
 
 DUMOULIN = Reference(
@@ -63,19 +63,11 @@ def train_style_network(
             stylized = network(check_images(images), one_hot[style])
             features = loss_network.features(stylized)
         # Squares and sums in full precision: bfloat16 has only three digits.
-        *style_features, content_features = (f.to(model.dtype) for f in features)
+        features = [f.to(model.dtype) for f in features]
         stylized, content_target = stylized.to(model.dtype), content_target.to(model.dtype)
 
-        style_loss = loss_network.style_loss(
-            [gram_matrix(f) for f in style_features], [gram[style] for gram in style_grams]
-        )
-        smoothness_loss = total_variation(stylized) / stylized[0, 0].numel()
-        content_loss = relative_error(content_features, content_target)
-        return (
-            perceptual_loss.content_weight * content_loss
-            + perceptual_loss.style_weight * style_loss
-            + perceptual_loss.total_variation * smoothness_loss
-        )
+        targets = StyleTargets(content_target, [gram[style] for gram in style_grams])
+        return weighted_loss(loss_network, perceptual_loss, stylized, features, targets)
 
     def draw_frame() -> Tensor:
         network.eval()
@@ -89,6 +81,24 @@ def train_style_network(
         max_batch=batch_size(model), frames=frames, preview=draw_frame,
     )  # fmt: skip
     return history, first
+
+
+def weighted_loss(
+    loss_network: StyleLoss,
+    weights: PerceptualLoss,
+    images: Tensor,
+    features: Sequence[Tensor],
+    targets: StyleTargets,
+) -> Tensor:
+    """The perceptual loss (N,) of images (N, 3, H, W) with these features at all layers of the network."""
+    *style_features, content_features = features
+    style_loss = loss_network.style_loss([gram_matrix(f) for f in style_features], targets.style_grams)
+    smoothness = total_variation(images) / images[0, 0].numel()
+    return (
+        weights.content_weight * relative_error(content_features, targets.content)
+        + weights.style_weight * style_loss
+        + weights.total_variation * smoothness
+    )
 
 
 @torch.no_grad()

@@ -15,10 +15,19 @@ from phosphene.generative import Denoiser as NoisePredictor
 from phosphene.hooks import guard
 from phosphene.results import Stylization
 from phosphene.roles import Denoiser, Images, Styles
-from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, ceil, maximum, minimum, param, size
+from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, param, size
 
 from ._adain import adain
-from ._ddim import ddim, encode_padded, timesteps
+from ._ddim import (
+    WITHOUT_TEXT,
+    Guidance,
+    ddim,
+    decode_cropped,
+    encode_padded,
+    guided,
+    require_channels_of,
+    timesteps,
+)
 from ._diffusion_hooks import (
     LayerOutputs,
     query_layer,
@@ -233,8 +242,7 @@ def one_step_of_injection_by_hand() -> None:
     relations=[InvariantTo("batch_order")],
     # Guidance other than 1 evaluates the noise without the text as well.
     cost=Cost(
-        forward=param.steps * (2 * size.images + size.styles)
-        + param.steps * size.images * minimum(1, ceil(maximum(param.guidance - 1, 1 - param.guidance)))
+        forward=param.steps * (2 * size.images + size.styles) + param.steps * size.images * WITHOUT_TEXT
     ),
     oracle=gaussian_images_have_a_closed_form,
     quick={"steps": 2},
@@ -271,9 +279,7 @@ def diffusion_style(
     style_prompt: Annotated[
         str, Field(description="description of the style, for a text-conditioned model")
     ] = "",
-    guidance: Annotated[
-        float, Field(ge=0, le=100, description="weight of the text against the empty text in the sampling")
-    ] = 1.0,
+    guidance: Guidance = 1.0,
 ) -> Stylization:
     """Diffusion style transfer (StyleID): images resampled with a style's self-attention keys and values.
 
@@ -316,11 +322,7 @@ def diffusion_style(
 
     Source: Chung et al. 2024 (StyleID), section 4; the prompts: Hu et al. 2024, section 3.
     """
-    for batch, name in ((images, "images"), (styles, "styles")):
-        if batch.shape[1] != denoiser.channels:
-            raise InputError(
-                f"the diffusion model takes {denoiser.channels} channels, the {name} have {batch.shape[1]}"
-            )
+    require_channels_of(denoiser, images=images, styles=styles)
     prompt = ", ".join(text for text in (content_prompt, style_prompt) if text)
     if guidance != 1 and not prompt:
         raise InputError("guidance is the weight of a text: pass content_prompt or style_prompt")
@@ -355,15 +357,8 @@ def diffusion_style(
     replacements = {name: partial(function, name) for name, function in (of_content | of_style).items()}
     record_content = record_outputs(of_text[content_prompt], of_content, content_outputs)
     record_style = record_outputs(of_text[style_prompt], of_style, style_outputs)
-    inject_text, inject_empty = (replace_outputs(of_text[text], replacements) for text in (prompt, ""))
-
-    def inject_style(x: Tensor, t: int) -> Tensor:
-        noise = inject_text(x, t)
-        if guidance == 1:
-            return noise
-        empty = inject_empty(x, t)
-        return empty + guidance * (noise - empty)
-
+    with_text, empty = (replace_outputs(of_text[text], replacements) for text in (prompt, ""))
+    inject_style = guided(with_text, empty, guidance)
     times = timesteps(denoiser.time_steps, steps)
     stylized = []
     with guard(denoiser):
@@ -371,7 +366,7 @@ def diffusion_style(
         for image in progress_bar(images.split(1), "Stylizing", len(images)):
             x = ddim(denoiser, record_content, encode_padded(denoiser, image), times, "Inverting")
             z = ddim(denoiser, inject_style, adain(x, y), times[::-1], "Sampling")
-            stylized.append(denoiser.decode(z)[..., : image.shape[2], : image.shape[3]].clamp(0, 1))
+            stylized.append(decode_cropped(denoiser, z, image).clamp(0, 1))
     return Stylization(
         images=images, stylized=torch.cat(stylized).to(images), style=f"{inject} injected", sources=styles
     )

@@ -14,10 +14,19 @@ from phosphene import InputError, Reference, fork_random_state, hookimpl, method
 from phosphene.generative import Denoiser
 from phosphene.hooks import guard
 from phosphene.roles import Content, Seed, Styles
-from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, ceil, maximum, minimum, param, size
+from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, param, size
 
 from ..vision_language._text_denoiser_role import TextDenoiser
-from ._ddim import ddim, encode_padded, timesteps
+from ._ddim import (
+    WITHOUT_TEXT,
+    Guidance,
+    ddim,
+    decode_cropped,
+    encode_padded,
+    guided,
+    require_channels_of,
+    timesteps,
+)
 from ._learned_style_result import LearnedStylization
 from ._pixel_features import draw_images
 
@@ -157,7 +166,7 @@ class _Words(nn.Module):
     cost=Cost(
         forward=param.fit_steps * size.styles
         + size.images * (1 + param.invert_content * (param.steps - 1))
-        + size.images * param.steps * (1 + minimum(1, ceil(maximum(param.guidance - 1, 1 - param.guidance)))),
+        + size.images * param.steps * (1 + WITHOUT_TEXT),
         backward=param.fit_steps * size.styles,
     ),
     oracle=learned_words_are_the_least_squares_solution,
@@ -202,9 +211,7 @@ def inst_style(
     content_prompt: Annotated[
         str, Field(description="caption of the content, for its inversion by DDIM")
     ] = "",
-    guidance: Annotated[
-        float, Field(ge=0, le=100, description="weight of the text against the empty text in the sampling")
-    ] = 1.0,
+    guidance: Guidance = 1.0,
     seed: Seed = None,
 ) -> LearnedStylization:
     """InST: a style learned as words of a diffusion model by textual inversion, then applied to images.
@@ -250,11 +257,7 @@ def inst_style(
     Source: Zhang et al. 2023, sections 3.2 and 3.3; Gal et al. 2023, equation 2.
     """
     denoiser = text_denoiser
-    for batch, name in ((images, "images"), (styles, "styles")):
-        if batch.shape[1] != denoiser.channels:
-            raise InputError(
-                f"the diffusion model takes {denoiser.channels} channels, the {name} have {batch.shape[1]}"
-            )
+    require_channels_of(denoiser, images=images, styles=styles)
     if "*" not in text:
         raise InputError(f"the text {text!r} has no *, which stands for the learned words")
     random = torch.Generator().manual_seed(seed or 0)
@@ -287,14 +290,7 @@ def inst_style(
             learned = words()
             with_words, empty = denoiser.with_tokens(text, learned), denoiser.prompted("")
             with_caption = denoiser.prompted(content_prompt)
-
-            def predict(x: Tensor, t: int) -> Tensor:
-                output = with_words.predict(x, t)
-                if guidance == 1:
-                    return output
-                away = empty.predict(x, t)
-                return away + guidance * (output - away)
-
+            predict = guided(with_words.predict, empty.predict, guidance)
             times = timesteps(max(1, round(strength * (denoiser.time_steps - 1))) + 1, steps)
             stylized = []
             for image, x_0 in zip(images.split(1), content.split(1), strict=True):
@@ -305,7 +301,7 @@ def inst_style(
                     eps = with_words.eps(signal * x_0 + level * noise, times[-1])
                     z = signal * x_0 + level * eps
                 z = ddim(denoiser, predict, z, times[::-1], "Sampling")
-                stylized.append(denoiser.decode(z)[..., : image.shape[2], : image.shape[3]].clamp(0, 1))
+                stylized.append(decode_cropped(denoiser, z, image).clamp(0, 1))
     return LearnedStylization(
         images=images,
         stylized=torch.cat(stylized).to(images),

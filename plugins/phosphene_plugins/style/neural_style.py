@@ -11,6 +11,7 @@ from phosphene import InputError, ModelError, Reference, hookimpl, load_model, m
 from phosphene.images import noise_images, resize
 from phosphene.optimize import (
     Optimization,
+    PerImage,
     PixelImage,
     concatenate_stages,
     gram_matrix,
@@ -30,6 +31,7 @@ from ._parameters import (
     LongestSide,
     Scales,
     StyleLayers,
+    StyleOptimizer,
     StyleScale,
     StyleWeight,
     TotalVariation,
@@ -71,20 +73,24 @@ def optimize_style(
     content_weight: float,
     style_weight: float | Tensor,
     tv_weight: float = 0.0,
+    further_loss: PerImage | None = None,
     tile: int | None = None,
     steps: int,
-    optimizer: Literal["lbfgs", "adam"] = "lbfgs",
+    optimizer: StyleOptimizer = "lbfgs",
     lr: float | None = None,
     frames: int = 0,
 ) -> Optimization:
-    """Minimise the style-transfer loss over the pixels, starting from the images ``start`` (N, C, H, W)."""
+    """Minimise the style-transfer loss over the pixels, starting from the images ``start`` (N, C, H, W).
+
+    ``further_loss`` is added to it.
+    """
     tiles = None if tile is None else split_into_tiles(loss_network, start, tile)
     if tiles is None:
         loss = partial(style_transfer_loss, loss_network, targets, content_weight, style_weight)
     else:
         loss = partial(tiled_loss, loss_network, targets, tiles, content_weight, style_weight)
     return optimize_image(
-        loss,
+        loss if further_loss is None else lambda images: loss(images) + further_loss(images),
         PixelImage(start),
         steps=steps,
         lr=lr or (1.0 if optimizer == "lbfgs" else 0.02),
@@ -301,9 +307,7 @@ def neural_style(
     scales: Scales = 1,
     tile: TileSide = None,
     steps: Annotated[int, Field(ge=1, le=100_000, description="optimisation steps at each scale")] = 100,
-    optimizer: Annotated[
-        Literal["lbfgs", "adam"], Field(description="optimiser; lbfgs reaches lower losses")
-    ] = "lbfgs",
+    optimizer: StyleOptimizer = "lbfgs",
     lr: Annotated[
         float | None, Field(gt=0, le=1000, description="step length; default: 1 for lbfgs, 0.02 for adam")
     ] = None,

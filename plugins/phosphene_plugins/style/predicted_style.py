@@ -18,7 +18,7 @@ from phosphene import (
     method,
     progress_bar,
 )
-from phosphene.optimize import gram_matrix, total_variation
+from phosphene.optimize import gram_matrix
 from phosphene.results import Stylization
 from phosphene.roles import Dataset, Images, Model, PredictedStylizer, Seed, Styles
 from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, param, size
@@ -28,9 +28,9 @@ from ._parameters import Blend, PerceptualLoss, Training
 from ._pixel_features import draw_images, load_pixel_model, transfer_loss
 from ._predicted_network import PredictedStyle, PredictedStyleNetwork, require_predicted_style
 from ._style_blend import normalize_blend, style_title
-from ._style_loss import StyleLoss, relative_error
+from ._style_loss import StyleLoss, StyleTargets
 from ._style_network import check_images
-from ._train_style_network import DUMOULIN
+from ._train_style_network import DUMOULIN, weighted_loss
 
 GHIASI = Reference(
     key="ghiasi2017",
@@ -225,17 +225,11 @@ def predicted_style_fit(
         style_indices = torch.randint(len(styles), (len(dataset),), generator=random)[list(indices)].tolist()
         style_images = styles.read(style_indices).to(images)
         with torch.no_grad():
-            target_grams = [gram_matrix(f) for f in loss_network.features(style_images)[:-1]]
-            content_target = loss_network.content_features(images)
+            grams = [gram_matrix(f) for f in loss_network.features(style_images)[:-1]]
+            targets = StyleTargets(loss_network.content_features(images), grams)
         stylized = network(check_images(images), style_images)
-        *style_features, content_features = loss_network.features(stylized)
-        style_loss = loss_network.style_loss([gram_matrix(f) for f in style_features], target_grams)
-        smoothness = total_variation(stylized) / stylized[0, 0].numel()
-        return (
-            perceptual_loss.content_weight * relative_error(content_features, content_target)
-            + perceptual_loss.style_weight * style_loss
-            + perceptual_loss.total_variation * smoothness
-        )
+        features = loss_network.features(stylized)
+        return weighted_loss(loss_network, perceptual_loss, stylized, features, targets)
 
     optimizer = torch.optim.Adam(network.parameters(), training.lr)
     history = train(

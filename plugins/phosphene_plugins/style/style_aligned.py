@@ -14,17 +14,23 @@ from phosphene.spec import (
     Cost,
     InvariantTo,
     PixelRange,
-    ceil,
     length,
-    maximum,
-    minimum,
     param,
     size,
 )
 
 from ._adain import adain
 from ._aligned_images_result import AlignedImages
-from ._ddim import ddim, encode_padded, timesteps
+from ._ddim import (
+    WITHOUT_TEXT,
+    Guidance,
+    ddim,
+    decode_cropped,
+    encode_padded,
+    guided,
+    require_channels_of,
+    timesteps,
+)
 from ._diffusion_hooks import (
     LayerOutputs,
     record_outputs,
@@ -97,13 +103,7 @@ def equals_attention_over_concatenated_tokens() -> None:
     relations=[InvariantTo("batch_order")],
     # Guidance other than 1 evaluates the noise without the text as well.
     cost=Cost(
-        forward=param.steps
-        * (
-            size.images
-            + (size.images + 1)
-            * length(param.prompts)
-            * (1 + minimum(1, ceil(maximum(param.guidance - 1, 1 - param.guidance))))
-        )
+        forward=param.steps * (size.images + (size.images + 1) * length(param.prompts) * (1 + WITHOUT_TEXT))
     ),
     oracle=equals_attention_over_concatenated_tokens,
     quick={"steps": 2, "prompts": [""]},
@@ -126,9 +126,7 @@ def style_aligned(
     steps: Annotated[
         int, Field(ge=1, le=10_000, description="number of DDIM steps of the inversion, and of the sampling")
     ] = 50,
-    guidance: Annotated[
-        float, Field(ge=0, le=100, description="weight of the text against the empty text in the sampling")
-    ] = 1.0,
+    guidance: Guidance = 1.0,
     seed: Seed = None,
 ) -> AlignedImages:
     """StyleAligned: images drawn from prompts with the self-attention of a reference, and so in its style.
@@ -164,10 +162,7 @@ def style_aligned(
 
     Source: Hertz et al. 2024, section 3.2, equation 3, and section 3.3 (a reference image).
     """
-    if images.shape[1] != denoiser.channels:
-        raise InputError(
-            f"the diffusion model takes {denoiser.channels} channels, the images have {images.shape[1]}"
-        )
+    require_channels_of(denoiser, images=images)
     if denoiser.positional_keys:
         raise InputError(
             "the keys of this model carry their position, so that those of a reference cannot be added: "
@@ -194,15 +189,8 @@ def style_aligned(
             replace_outputs(texts[text], sharing) if shared else texts[text].predict for text in (prompt, "")
         )
 
-        def predict(x: Tensor, t: int) -> Tensor:
-            output = with_text(x, t)
-            if guidance == 1:
-                return output
-            away = empty(x, t)
-            return away + guidance * (output - away)
-
-        x = ddim(denoiser, predict, x, times[::-1], "Sampling")
-        return denoiser.decode(x)[0, :, : images.shape[2], : images.shape[3]].clamp(0, 1).to(images)
+        x = ddim(denoiser, guided(with_text, empty, guidance), x, times[::-1], "Sampling")
+        return decode_cropped(denoiser, x, images)[0].clamp(0, 1).to(images)
 
     with guard(denoiser), torch.no_grad():
         encoded = encode_padded(denoiser, images)

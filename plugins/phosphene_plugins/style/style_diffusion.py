@@ -18,7 +18,7 @@ from phosphene.roles import Content, Denoiser, LayerName, Model, Styles
 from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, param, size
 
 from ._color_transfer import luminance
-from ._ddim import ddim, encode_padded, timesteps
+from ._ddim import ddim, decode_cropped, encode_padded, timesteps
 from ._parameters import TotalVariation
 from ._pixel_features import MEAN, STD, draw_images
 from ._style_loss import smoothness_loss
@@ -188,10 +188,8 @@ def style_diffusion(
 
     def draw(network: NoisePredictor, noisy: Tensor, like: Tensor) -> Tensor:
         """Images sampled from x at time ``strength`` T."""
-        x = noisy
-        for t, next_t in zip(up_to_strength[:0:-1], up_to_strength[-2::-1], strict=True):
-            x = network.step(x, network.predict(x, t), t, next_t)
-        return network.decode(x)[..., : like.shape[2], : like.shape[3]].to(like)
+        x = ddim(network, network.predict, noisy, up_to_strength[::-1])
+        return decode_cropped(network, x, like).to(like)
 
     def embed(batch: Tensor) -> list[Tensor]:
         """Embeddings (N, D), one, or one of each layer."""
@@ -207,7 +205,7 @@ def style_diffusion(
     with guard(denoiser):
         with torch.no_grad():
             style_contents = remove_style(styles)
-            plain = denoiser.decode(style_contents)[..., : styles.shape[2], : styles.shape[3]].to(styles)
+            plain = decode_cropped(denoiser, style_contents, styles).to(styles)
             noisy_styles = ddim(
                 denoiser, denoiser.predict, style_contents, up_to_strength, "Inverting styles"
             )
@@ -218,7 +216,7 @@ def style_diffusion(
         for image in progress_bar(images.split(1), "Stylizing", len(images)):
             with torch.no_grad():
                 content = remove_style(image)
-                start = denoiser.decode(content)[..., : image.shape[2], : image.shape[3]].to(image)
+                start = decode_cropped(denoiser, content, image).to(image)
                 origin = embed(start)
                 noisy = ddim(denoiser, denoiser.predict, content, up_to_strength, "Inverting")
             tuned = copy.deepcopy(denoiser)

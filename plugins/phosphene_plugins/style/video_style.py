@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from phosphene import InputError, Reference, hookimpl, method
 from phosphene.builtin.clip import BACKGROUND_MOTION, SHAPE_MOTION, draw_clip
-from phosphene.optimize import Optimization, PixelImage, optimize_image, pad_rows
+from phosphene.optimize import Optimization, pad_rows
 from phosphene.roles import Model, Styles, Video
 from phosphene.spec import Cost, PixelRange, param, size
 
@@ -24,6 +23,7 @@ from ._parameters import (
     LayerWeights,
     LongestSide,
     StyleLayers,
+    StyleOptimizer,
     StyleScale,
     StyleWeight,
     TotalVariation,
@@ -31,9 +31,9 @@ from ._parameters import (
 from ._pixel_features import STD, draw_images, load_pixel_model, pixel_features, transfer_loss
 from ._resize import scale_styles, shrink_to
 from ._style_blend import normalize_blend, style_title
-from ._style_loss import StyleLoss, StyleTargets, smoothness_loss
+from ._style_loss import StyleLoss, StyleTargets
 from ._video_result import VideoStylization
-from .neural_style import GATYS, style_transfer_loss
+from .neural_style import GATYS, optimize_style
 
 
 class Tie(NamedTuple):
@@ -199,9 +199,7 @@ def video_style(
     ] = False,
     size: LongestSide = 512,
     steps: Annotated[int, Field(ge=1, le=100_000, description="optimisation steps of every frame")] = 60,
-    optimizer: Annotated[
-        Literal["lbfgs", "adam"], Field(description="optimiser; lbfgs reaches lower losses")
-    ] = "lbfgs",
+    optimizer: StyleOptimizer = "lbfgs",
     lr: Annotated[
         float | None,
         Field(gt=0, le=100, description="step length; default: 1 for lbfgs, 0.02 for adam"),
@@ -255,16 +253,17 @@ def video_style(
 
     def stylize(frame: Tensor, start: Tensor, ties: Sequence[Tie]) -> Optimization:
         """One frame (1, 3, H, W), tied to earlier ones."""
-        targets = StyleTargets(loss_network.content_features(frame), style_grams)
-        still = partial(style_transfer_loss, loss_network, targets, content_weight, style_weight)
-        return optimize_image(
-            lambda images: still(images) + temporal_weight * temporal_loss(ties, images),
-            PixelImage(start),
+        return optimize_style(
+            loss_network,
+            start,
+            StyleTargets(loss_network.content_features(frame), style_grams),
+            content_weight=content_weight,
+            style_weight=style_weight,
+            tv_weight=total_variation,
+            further_loss=lambda images: temporal_weight * temporal_loss(ties, images),
             steps=steps,
-            lr=lr or (1.0 if optimizer == "lbfgs" else 0.02),
             optimizer=optimizer,
-            maximize=False,
-            regularizer=smoothness_loss(total_variation),
+            lr=lr,
         )
 
     flows = [_flow_between(frames, n, n - 1, flow) for n in range(1, len(frames))]

@@ -6,11 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
+from pydantic import Field
+
 from phosphene import InputError
 from phosphene.roles import AS_OBJECT, InputContext, InputRole, SampleRequest, check_type
 from phosphene.spec import Role
 
 from ._answer_models import AnswerModel, load_answer_model
+
+Question: TypeAlias = Annotated[
+    str, Field(min_length=1, description="question or prompt, with the network's own template")
+]
 
 #: A network that answers questions about images, word by word.
 Answerer: TypeAlias = Annotated[AnswerModel, Role("answer_model")]

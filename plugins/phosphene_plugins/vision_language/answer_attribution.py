@@ -16,7 +16,7 @@ from phosphene.spec import UnitRange
 
 from ._answer_maps_result import AnswerMaps
 from ._answer_models import AnswerModel, Pass, generate_answer
-from ._answer_role import Answerer
+from ._answer_role import Answerer, Question
 
 #: A sink receives more than this many times the mean attention of an image token.
 SINK_FACTOR = 4.0
@@ -154,9 +154,7 @@ def answer_attribution(
     images: Images,
     answer_model: Answerer,
     *,
-    question: Annotated[
-        str, Field(min_length=1, description="question or prompt, with the network's own template")
-    ] = "what shape",
+    question: Question = "what shape",
     answer: Annotated[
         str | None, Field(min_length=1, description="answer to explain; default: the network's own")
     ] = None,

@@ -10,12 +10,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import InputError, Reference, at_least_float32, hookimpl, method, progress_bar
-from phosphene.hooks import layer_hooks
 from phosphene.roles import Images
 
-from ..attacks._hotflip import replacement_trials
+from ..attacks._hotflip import embedding_leaves, replacement_trials
 from ._answer_models import AnswerModel, Pass, generate_answer
-from ._answer_role import Answerer
+from ._answer_role import Answerer, Question
 from ._changed_questions import ChangedQuestions
 
 
@@ -142,9 +141,7 @@ def question_attack(
     images: Images,
     answer_model: Answerer,
     *,
-    question: Annotated[
-        str, Field(min_length=1, description="question or prompt, with the network's own template")
-    ] = "what shape",
+    question: Question = "what shape",
     answer: Annotated[
         str | None,
         Field(
@@ -258,16 +255,11 @@ def _trials(
     model: AnswerModel, content: Tensor, prompt: Sequence[int], answer: Sequence[int], sign: int, count: int
 ) -> list[list[int]]:
     """The questions after the single replacements of the best first-order estimates."""
-    layer, leaves, embedded = model.embedding(content), list[Tensor](), list[int]()
-
-    def cut(module: Any, inputs: Any, output: Tensor) -> Tensor:
-        embedded.extend(inputs[0].flatten().tolist())
-        leaves.append(output.detach().requires_grad_())
-        return leaves[-1].clone()  # the network may add to it in place
-
-    with torch.enable_grad(), layer_hooks({layer: cut}):
+    layer = model.embedding(content)
+    with torch.enable_grad(), embedding_leaves(layer) as calls:
         score = _log_probability(model, content, prompt, answer)
-        slopes = torch.autograd.grad(score, leaves)
+        slopes = torch.autograd.grad(score, [leaf for _, leaf in calls])
+    embedded = [number for tokens, _ in calls for number in tokens.flatten().tolist()]
     slope = torch.cat([part.flatten(0, -2) for part in slopes])
     # A token of the text that is not embedded is the image's place holder.
     rows, numbers = [], iter(enumerate(embedded))

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from phosphene import InputError, Model, load_model, methods
+from phosphene import InputError, Model, methods
 from phosphene_plugins.style._transport_loss import draw_positions, hypercolumns, relaxed_emd, sliced_distance
 
 optimal_transport_style = methods["style.optimal_transport_style"]
-
-
-@pytest.fixture
-def model() -> Model:
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU()
-    )
-    return load_model(network.double())
 
 
 @pytest.fixture

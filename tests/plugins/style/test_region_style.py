@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from phosphene import InputError, Model, load_model, methods
+from phosphene import InputError, Model, methods
 
 region_style, neural_style = methods["style.region_style"], methods["style.neural_style"]
-
-
-@pytest.fixture
-def model() -> Model:
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU()
-    )
-    return load_model(network.double())
 
 
 @pytest.fixture

@@ -10,24 +10,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from phosphene import InputError, MissingExtra, Model, UnknownName, load_model, load_result, methods, run
+from phosphene import InputError, MissingExtra, Model, UnknownName, load_result, methods, run
 from phosphene.builtin.clip import draw_clip
 from phosphene.images import read_video, write_gif, write_mp4, write_png
 from phosphene.roles import InputContext
 from phosphene.roles.table import ROLES
 
 video_style, neural_style = methods["style.video_style"], methods["style.neural_style"]
-
-
-@pytest.fixture
-def model() -> Model:
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU()
-    )
-    return load_model(network.double())
 
 
 @pytest.fixture

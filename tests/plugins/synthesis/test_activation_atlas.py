@@ -7,25 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from phosphene import InputError, Model, TensorDataset, load_model, load_result, max_batch, methods, run
+from phosphene import InputError, Model, TensorDataset, load_result, max_batch, methods, run
 
 atlas = methods["synthesis.activation_atlas"]
 FEW: dict[str, Any] = {
     **{"grid": 3, "min_count": 2, "positions": 3, "projection": "pca"},
     **{"tile": 12, "steps": 5, "jitter": 1, "seed": 0},
 }
-
-
-@pytest.fixture
-def model() -> Model:
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, stride=2), nn.Tanh(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
-    )  # fmt: skip
-    return load_model(network.double(), mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.2], input_size=(3, 12, 12))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from phosphene import (
     Class,
@@ -30,16 +30,6 @@ PLAIN: dict[str, Any] = {
     "l2": 0.0, "blur_every": 0, "jitter": 0, "rotate": 0, "rescale": 1, "seed": 3, "steps": 20,
     "parametrization": "pixels", "start_noise": 0.05,
 }  # fmt: skip
-
-
-@pytest.fixture
-def model() -> Model:
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, stride=2), nn.Tanh(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
-    )  # fmt: skip
-    return load_model(network.double(), mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.2], input_size=(3, 12, 12))
 
 
 def percent_at_mean(model: Model, images: Tensor) -> Tensor:

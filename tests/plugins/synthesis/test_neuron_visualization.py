@@ -13,16 +13,6 @@ from phosphene import DivergenceError, InputError, Model, load_model, max_batch,
 visualize = methods["synthesis.neuron_visualization"]
 
 
-@pytest.fixture
-def model() -> Model:
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, stride=2), nn.Tanh(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
-    )  # fmt: skip
-    return load_model(network.double(), mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.2], input_size=(3, 12, 12))
-
-
 def test_oracle() -> None:
     assert visualize.spec.oracle is not None
     visualize.spec.oracle()
