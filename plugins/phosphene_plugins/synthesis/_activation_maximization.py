@@ -369,26 +369,25 @@ def _initial_network(
     if params.transparent:
         color = torch.cat([color, color.new_full((1,), 0.5)])
 
-    def draw(rows: int, deviation: float, seed: int | None) -> Tensor:
-        weights = CppnImage.initial_weights(color, deviation=deviation, opacity=params.transparent, seed=seed)
-        return weights.to(model.device, model.dtype).expand(rows, -1)
-
-    variants = [
-        draw(1, params.start_noise, seed if seed is None else seed + n) for n in range(params.variants)
-    ]
-    weights = torch.cat(variants).repeat(count // params.variants, 1)
     size = (params.size or height, params.size or width)
-    image = CppnImage(weights, size, len(color), opacity=params.transparent)
-    for attempt in range(1, RESTARTS + 1 if params.start_noise else 1):
-        no_gradient = (_score_gradient(score, image.image()[:, :channels]) == 0).flatten(1).all(1)
-        if not no_gradient.any():
-            break
-        rows = no_gradient.nonzero()[:, 0]
-        for n in range(params.variants):
-            of_variant = rows[rows % params.variants == n]
-            weights[of_variant] = draw(len(of_variant), 0.2, (seed or 0) + attempt + RESTARTS * n)
-        image = CppnImage(weights, size, len(color), opacity=params.transparent)
-    return image
+
+    def draw(deviation: float, seed: int | None) -> Tensor:
+        weights = CppnImage.initial_weights(color, deviation=deviation, opacity=params.transparent, seed=seed)
+        return weights[None].to(model.device, model.dtype)
+
+    def network(weights: Tensor) -> CppnImage:
+        return CppnImage(weights, size, len(color), opacity=params.transparent)
+
+    weights = _starts_with_gradient(
+        score,
+        count,
+        params,
+        seed,
+        draw=lambda own_seed: draw(params.start_noise, own_seed),
+        redraw=lambda rows, own_seed: draw(0.2, own_seed).expand_as(rows),
+        images=lambda weights: network(weights).image()[:, :channels],
+    )
+    return network(weights)
 
 
 def _initial_images(
@@ -398,33 +397,47 @@ def _initial_images(
     params: ActivationMaximization,
     seed: int | None,
 ) -> Tensor:
-    """Mean colour plus noise, (count, C, H, W).
-
-    An image whose score has no gradient there (closed ReLUs) is replaced by coarse noise, which varies more
-    from draw to draw, up to ``RESTARTS`` times.
-    """
+    """Mean colour plus noise, (count, C, H, W); without gradient coarse noise, which varies more."""
     channels, height, width = model.input_size
-    shape = (count, channels, params.size or height, params.size or width)
-    variants = [
-        start_images(
-            model,
-            (1, *shape[1:]),
-            params.parametrization,
-            params.start_noise,
-            seed if seed is None else seed + n,
-        )
-        for n in range(params.variants)
-    ]
-    images = torch.cat(variants).repeat(count // params.variants, 1, 1, 1)
+    shape = (1, channels, params.size or height, params.size or width)
+    return _starts_with_gradient(
+        score,
+        count,
+        params,
+        seed,
+        draw=lambda own_seed: start_images(
+            model, shape, params.parametrization, params.start_noise, own_seed
+        ),
+        redraw=_coarse_noise,
+        images=lambda images: images,
+    )
+
+
+def _starts_with_gradient(
+    score: Callable[[Tensor], Tensor],
+    count: int,
+    params: ActivationMaximization,
+    seed: int | None,
+    *,
+    draw: Callable[[int | None], Tensor],
+    redraw: Callable[[Tensor, int], Tensor],
+    images: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Starts (count, ...), the variants of each unit in a row: ``draw(seed)`` is (1, ...).
+
+    A start at whose ``images`` the score has no gradient (closed ReLUs) is drawn anew by
+    ``redraw(rows, seed)``, up to ``RESTARTS`` times.
+    """
+    variants = [draw(seed if seed is None else seed + n) for n in range(params.variants)]
+    starts = torch.cat(variants * (count // params.variants))
     for attempt in range(1, RESTARTS + 1 if params.start_noise else 1):
-        no_gradient = (_score_gradient(score, images) == 0).flatten(1).all(1)
-        if not no_gradient.any():
+        rows = (_score_gradient(score, images(starts)) == 0).flatten(1).all(1).nonzero()[:, 0]
+        if not len(rows):
             break
         for n in range(params.variants):
-            rows = no_gradient.nonzero()[:, 0]
-            rows = rows[rows % params.variants == n]
-            images[rows] = _coarse_noise(images[rows], (seed or 0) + attempt + RESTARTS * n)
-    return images
+            own = rows[rows % params.variants == n]
+            starts[own] = redraw(starts[own], (seed or 0) + attempt + RESTARTS * n)
+    return starts
 
 
 def start_images(
