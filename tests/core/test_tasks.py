@@ -1,5 +1,6 @@
 """What a network's output means: one logit, several labels, values, positions, boxes, embeddings."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from phosphene import InputError, Model, ModelError, UnknownName, load_model, load_result, methods, run
+from phosphene import (
+    InputError,
+    Model,
+    ModelError,
+    TensorDataset,
+    UnknownName,
+    load_model,
+    load_result,
+    methods,
+    run,
+)
 from phosphene.models.detections import box_iou
 from phosphene.targets import Box, Class, Contrast, Region, Similar, input_gradient, parse_target, scores
 
@@ -405,6 +416,105 @@ def test_zero_gradients_are_reported_for_each_image() -> None:
         attacked = saturated(IMAGES).argmax(1) == torch.tensor([0, 1])
         assert torch.equal(result.zero_gradient, attacked), name
         assert not run(name, model=plain, images=IMAGES, **ATTACKS[name]).zero_gradient.any()
+
+
+def saturated(tail: nn.Module) -> nn.Module:
+    """Logits of 5 to 14 for three of the five classes, whose sigmoid is 1 to three digits or more."""
+    torch.manual_seed(3)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5), tail)
+    network[6].weight.data *= 400
+    return network.eval()
+
+
+GRADIENT_ATTACKS = ("fgsm", "bim", "pgd", "apgd")
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, "auto_attack"])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_attacks_report_outputs_that_are_probabilities(name: str, activation: str) -> None:
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    tail = nn.Softmax(1) if activation == "softmax" else nn.Sigmoid()
+    options = {"effort": 0.01} if name == "auto_attack" else ATTACKS[name] | {"seed": 0}
+    options = {key: value for key, value in options.items() if key in methods[name].spec.params.model_fields}
+    model = load_model(saturated(tail), input_size=(3, 32, 32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = run(name, model=model, images=images, **options)
+    assert result.output_activation == activation
+    assert any(f"probabilities of a {activation}" in line for line in result.lines())
+    assert torch.allclose(result.confidence_before, model(images).amax(1))
+    plain = run(
+        name, model=load_model(saturated(nn.Identity()), input_size=(3, 32, 32)), images=images, **options
+    )
+    assert not plain.output_activation and not any("probabilities of" in line for line in plain.lines())
+    if name in GRADIENT_ATTACKS and activation == "sigmoid":
+        assert plain.success.all() and not result.success.any()
+        with pytest.warns(UserWarning, match=r"output=lambda p: p\.logit\(1e-6\)"):
+            run(name, model=model, images=images, **options)
+        logits = load_model(saturated(tail), input_size=(3, 32, 32), output=lambda p: p.logit(1e-6))
+        assert run(name, model=logits, images=images, **options).success.all()
+
+
+@pytest.mark.parametrize("name", ["robust_accuracy", "universal"])
+def test_rates_of_a_network_with_a_sigmoid_come_with_a_warning(name: str) -> None:
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    options: dict[str, Any] = {"held_out": 0, "attack": "fgsm"}
+    if name == "robust_accuracy":
+        options = {"attacks": ["fgsm"], "eps": [0.01], "target": "predicted", "seed": 0}
+    warned = pytest.warns(UserWarning, match="probabilities of a sigmoid")
+    for tail, context in ((nn.Sigmoid(), warned), (nn.Identity(), warnings.catch_warnings(action="error"))):
+        model = load_model(saturated(tail), input_size=(3, 32, 32))
+        with context:
+            run(name, model=model, dataset=TensorDataset(images), **options)
+
+
+class Reshaped(nn.Module):
+    """Probabilities whose shape and precision change after the activation."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Any:
+        return {"logits": self.network(x)[:, None].squeeze(1).double().view(len(x), -1).contiguous()}
+
+
+def test_probabilities_are_recognized_by_the_last_step() -> None:
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    size = {"input_size": (3, 32, 32)}
+    between = torch.rand(2, 5)
+    calls: list[int] = []
+    for tail, expected in ((nn.Sigmoid(), "sigmoid"), (nn.Softmax(1), "softmax"), (nn.Identity(), "")):
+        network = saturated(tail)
+        for module in (network, Reshaped(network), torch.export.export(network, (images,)).module()):
+            model = load_model(module, **size)
+            with torch.no_grad():
+                assert model.output_activation(between, images) == expected, module
+                assert model.output_activation(between + 1, images) == ""
+        model = load_model(network, **size)
+        handle = network.register_forward_hook(lambda *_: calls.append(1))
+        assert model.output_activation(between, images) == expected
+        handle.remove()
+    assert not calls
+    # Without gradients values that sum to 1 are a softmax; a sigmoid cannot be recognized.
+    for tail, expected in ((nn.Softmax(1), "softmax"), (nn.Sigmoid(), "")):
+        black_box = lambda x, network=saturated(tail): network(x).detach().numpy()
+        model = load_model(black_box, classes=list("abcde"), **size)
+        assert model.output_activation(model(images), images) == expected
+        assert torch.equal(model.probabilities(images), model(images)) == bool(expected)
+
+
+@pytest.mark.parametrize("task", ["binary", "multilabel"])
+def test_sigmoids_of_a_task_that_reads_the_sign_of_logits_are_refused(task: str) -> None:
+    network = nn.Sequential(body(1 if task == "binary" else 3), nn.Sigmoid())
+    options: dict[str, Any] = {"input_size": (3, 16, 16), "task": task}
+    with pytest.raises(ModelError, match=r"ends in a sigmoid.*output=lambda p: p\.logit\(1e-6\)"):
+        run("fgsm", model=load_model(network, **options), images=IMAGES, labels=[0, 0])
+    logits = load_model(network, output=lambda p: p.logit(1e-6), **options)
+    plain = load_model(network[0], **options)
+    assert torch.allclose(logits.outputs(IMAGES), plain.outputs(IMAGES), atol=1e-5)
+    assert torch.allclose(logits.probabilities(IMAGES), plain.probabilities(IMAGES), atol=1e-5)
 
 
 class Calibrated(nn.Module):

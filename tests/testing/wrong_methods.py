@@ -769,6 +769,15 @@ def reports_the_labels_as_predictions(
     return replace(result, before=labels.clone())
 
 
+@caught_by("probabilities_are_reported", **ATTACK)
+def hides_that_outputs_are_probabilities(
+    model: Model, images: Images, labels: Labels, *, eps: Eps = 8 / 255, norm: Norm = "linf"
+) -> AdversarialExamples:
+    """The result has the outputs' activation of a network that returns logits."""
+    result = adversarial_examples(model, images, gradient_sign_step(model, images, labels, eps), labels)
+    return replace(result, output_activation="")
+
+
 @caught_by("larger_eps_perturbs_more", **ATTACK)
 def perturbs_less_with_a_larger_radius(
     model: Model, images: Images, labels: Labels, *, eps: Eps = 8 / 255, norm: Norm = "linf"

@@ -6,6 +6,7 @@ from .loading import Loader, fill_weights, load_model, read_weights, refuse_user
 from .logits import Function
 from .model import Model
 from .optimized_copy import without_optimized
+from .output_activation import OutputActivation, warning_for_attacks
 from .parameter_limit import limit_parameters, parameter_limit
 from .preprocessing import preprocess
 from .saved_source import (
@@ -25,6 +26,7 @@ __all__ = [
     "Layout",
     "Loader",
     "Model",
+    "OutputActivation",
     "SavedSettings",
     "SavedSource",
     "Task",
@@ -39,5 +41,6 @@ __all__ = [
     "read_weights",
     "refuse_user_code",
     "saved_options",
+    "warning_for_attacks",
     "without_optimized",
 ]

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,15 @@ from .digest import state_checksums, state_digest
 from .introspection import Head, Structure, record_structure, recording_structure
 from .layer_aliases import vgg_layer_aliases
 from .logits import Function, read_logits
+from .module_copy import copy_without_hooks
 from .optimized_copy import network_for_call
+from .output_activation import (
+    OutputActivation,
+    may_be_probabilities,
+    output_activation,
+    probabilities_instead_of_logits,
+    sums_to_one,
+)
 from .preprocessing import preprocess, resized_size
 from .tasks import (
     EXCLUSIVE,
@@ -85,6 +93,8 @@ class _Cache:
     digest: tuple[Any, str] | None = None
     #: Whether the network returned class indices instead of logits.
     returns_labels: bool = False
+    #: The function that the network ends in, read where an output looked like probabilities.
+    output_activation: OutputActivation | Literal["no gradient"] | None = None
     #: The number of logits of the first pass at each image size.
     class_counts: dict[tuple[int, ...], int] = field(default_factory=dict)
     #: The pixels at which the units of a layer are centered, by layer and input size; see ``unit_centers``.
@@ -218,11 +228,23 @@ class Model:
         logits = self._logits(self._run(images, network_for_call(self)))
         self._check_shape(logits, images)
         self._check_finite("logits", logits, images)
+        if self.task in ("binary", "multilabel") and (activation := self.output_activation(logits, images)):
+            raise ModelError(probabilities_instead_of_logits(self.name, self.task, activation))
         return logits
 
     def probabilities(self, images: Tensor) -> Tensor:
         """(N, K): softmax of the logits, or the sigmoid of each where several classes can be present."""
-        return self.outputs(images).sigmoid() if self.task == "multilabel" else self(images).softmax(1)
+        outputs = self.outputs(images) if self.task == "multilabel" else self(images)
+        return self.to_probabilities(outputs, images)
+
+    def to_probabilities(self, outputs: Tensor, images: Tensor) -> Tensor:
+        """The probabilities (N, K) of this model's ``outputs`` for ``images``: see ``probabilities``.
+
+        Outputs that are probabilities are returned as they are: see ``output_activation``.
+        """
+        if self.task == "multilabel":
+            return outputs.sigmoid()
+        return outputs if self.output_activation(outputs, images) else outputs.softmax(1)
 
     def detections(self, images: Tensor) -> list[Detection]:
         """The objects that a detector finds, for each image: boxes, labels, scores, on the graph."""
@@ -301,6 +323,37 @@ class Model:
         if self.task == "binary":
             return binary_logits(logits, self.name)
         return logits[:, None] if logits.ndim == 1 else logits
+
+    def output_activation(self, outputs: Tensor, images: Tensor) -> OutputActivation:
+        """The last step of a network that returns probabilities, "softmax" or "sigmoid"; "" for logits.
+
+        ``outputs`` (N, K) are those of this model for ``images`` (N, C, H, W). Where all lie in [0, 1], the
+        step is read from the graph of a pass of noise, which is run once. A network without gradients ends
+        in a softmax where the outputs of each image sum to 1; its sigmoid cannot be recognized.
+        """
+        with torch._C.DisableTorchFunction():  # a backward rewrite concerns the network's calls, not these
+            values = outputs.diff(dim=1) if self.task == "binary" else outputs  # z of (-z/2, z/2)
+            if not may_be_probabilities(values):
+                return ""
+            if (activation := self._cache.output_activation) is None:
+                activation = call_and_restore(self._read_output_activation, images)
+                self._cache.output_activation = activation
+            if activation == "no gradient":
+                return "softmax" if sums_to_one(values) else ""
+            return activation
+
+    def _read_output_activation(self, images: Tensor) -> OutputActivation | Literal["no gradient"]:
+        network = self.module
+        if not isinstance(network, Function):  # taps and hooks must not see this pass
+            tensors = (*network.parameters(), *network.buffers())
+            network = copy_without_hooks(network, {id(tensor): tensor for tensor in tensors})
+        noise = _noise(*images.shape).requires_grad_()  # an exported network takes this number of images
+        try:
+            with random_lock, torch.enable_grad(), fork_random_state():
+                output = self._raw_logits(self._run(noise, network))
+        except (RuntimeError, InputError):  # raised where a tensor that requires a gradient becomes an array
+            return "no gradient"
+        return output_activation(output) if output.requires_grad else "no gradient"
 
     def _raw_logits(self, output: Any) -> Tensor:
         """What the network returned as logits, with the network's own number of columns."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
+from ..models.output_activation import OutputActivation, warning_for_attacks
 from ..precision import to_float64
 from .base import Panel, Result
 
@@ -26,6 +28,8 @@ class AdversarialExamples(Result):
     on for each image, the image itself included. ``zero_gradient`` (N,), of attacks that follow a gradient:
     whether it was zero at every pixel in the first step, so that the attack had no direction (a saturated
     softmax or sigmoid in the network, for example); False where there was nothing to attack.
+    ``output_activation``: "softmax" or "sigmoid" for a model that returns its probabilities instead of
+    logits: an attack may then fail for the lack of a gradient, although the network is not robust.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {
@@ -62,6 +66,7 @@ class AdversarialExamples(Result):
     queries: Tensor | None = None
     zero_gradient: Tensor | None = None
     targeted: bool = False
+    output_activation: OutputActivation = ""
 
     @classmethod
     def from_logits(
@@ -78,17 +83,26 @@ class AdversarialExamples(Result):
         """An attack's result from the model's logits (N, K) of the images and of the adversarial examples."""
         fields: dict[str, Any] = {}
         for when, values in zip(("before", "after"), logits, strict=True):
-            fields[f"confidence_{when}"], fields[when] = values.softmax(1).max(1)
+            fields[f"confidence_{when}"], fields[when] = model.to_probabilities(values, images).max(1)
             fields[f"names_{when}"] = tuple(model.class_name(i) for i in fields[when].tolist())
         success = fields["after"].eq(labels) if targeted else fields["after"].ne(labels)
         fields |= {"images": images, "adversarial": adversarial, "labels": labels, "queries": queries}
-        return cls(success=success, targeted=targeted, zero_gradient=zero_gradient, **fields)
+        activation = model.output_activation(logits[0], images)
+        if activation and not success.all():
+            warnings.warn(warning_for_attacks(activation), stacklevel=2)
+        fields |= {"zero_gradient": zero_gradient, "output_activation": activation}
+        return cls(success=success, targeted=targeted, **fields)
 
     def distance(self, norm: Literal["l1", "l2", "linf"]) -> Tensor:
         """The norm (N,) of each perturbation, pixels in [0, 1]."""
         # Double precision: the error of torch's float32 norm of three million pixels is 2e-3.
         delta = to_float64((self.adversarial - self.images).flatten(1))
         return delta.norm(float(norm.removeprefix("l")), dim=1).to(self.images)
+
+    def lines(self) -> list[str]:
+        """A line for each image, after one where the model's outputs are probabilities."""
+        warning = [warning_for_attacks(self.output_activation)] if self.output_activation else []
+        return [*warning, *super().lines()]
 
     def panels(self) -> list[list[Panel]]:
         groups = []

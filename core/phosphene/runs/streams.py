@@ -520,10 +520,10 @@ def _predictions(
             allow_optimized(model, len(images)),
         ):
             seed_generators(seed)
-            logits = model(images)
+            probabilities = model.to_probabilities(model(images).double(), images)
     except ModelError:  # an undeclared network whose output is no logits, of which a layer is explained
         return nothing
-    confidence, classes = logits.double().softmax(1).max(1)
+    confidence, classes = probabilities.max(1)
     return [model.class_name(index) for index in classes.tolist()], confidence.tolist()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..models import Model
 from ..models.introspection import Structure
+from ..models.output_activation import OutputActivation
 from ..models.tasks import binary_logits
 from .objectives import AbsentObjective, Objective
 
@@ -92,6 +93,9 @@ class ObjectiveClassifier(Model):
         else:
             margin = objective.select([0] * len(images)).margin(self.viewed, images)
         return binary_logits(margin, self.name)
+
+    def output_activation(self, outputs: Tensor, images: Tensor) -> OutputActivation:
+        return ""  # a margin is no probability
 
     def defended(self, transform: Callable[[Tensor], Tensor], name: str) -> Model:
         view = copy.copy(self)

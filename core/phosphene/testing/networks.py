@@ -346,6 +346,10 @@ def _robust() -> nn.Module:
     return network
 
 
+def _probabilities() -> nn.Module:
+    return nn.Sequential(_fragile(), nn.Sigmoid())
+
+
 def _constant() -> nn.Module:
     network = _gap()
     nn.init.zeros_(network.get_submodule("8").weight)  # type: ignore[arg-type]
@@ -420,6 +424,7 @@ PURPOSE_BUILT: dict[str, Callable[[], nn.Module]] = {
     "colors": _colors,
     "fragile": _fragile,
     "robust": _robust,
+    "probabilities": _probabilities,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Annotated, TypeAlias
 
 import torch
@@ -10,6 +11,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from phosphene import Model, batch_size
+from phosphene.models import warning_for_attacks
 from phosphene.targets import Box, Objective, ObjectiveClassifier, parse_target
 
 _PATTERN = "^(class|contrast|region|box|similar):"
@@ -49,5 +51,10 @@ def classifier_of(model: Model, objective: Objective | None, images: Tensor) -> 
 
 def predict_each(classifier: Model, images: Tensor) -> Tensor:
     """The predicted classes (n,) of images, each by the classifier of its own where there is one."""
-    parts = torch.arange(len(images)).split(batch_size(classifier))
-    return torch.cat([classifier.for_rows(rows)(images[rows]).argmax(1) for rows in parts])
+    classes = []
+    for rows in torch.arange(len(images)).split(batch_size(classifier)):
+        logits = classifier.for_rows(rows)(images[rows])
+        if activation := classifier.output_activation(logits, images[rows]):
+            warnings.warn(warning_for_attacks(activation), stacklevel=2)
+        classes.append(logits.argmax(1))
+    return torch.cat(classes)

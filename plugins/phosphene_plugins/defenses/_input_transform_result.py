@@ -77,6 +77,6 @@ def compare_predictions(model: Model, images: Tensor, transform: Transform) -> D
     fields: dict[str, Any] = {}
     for when, batch in (("before", images), ("after", transformed)):
         with torch.no_grad():
-            fields[f"confidence_{when}"], fields[when] = model(batch).softmax(1).max(1)
+            fields[f"confidence_{when}"], fields[when] = model.probabilities(batch).max(1)
         fields[f"names_{when}"] = tuple(map(model.class_name, fields[when].tolist()))
     return DefendedImages(images=images, transformed=transformed, **fields)

@@ -12,7 +12,7 @@ from phosphene.results import AdversarialExamples, Panel
 _WARNINGS = {
     "labels": "no image is classified as its label before any attack: are these its labels?",
     "random": "the same image gets different logits: attack the model with apgd and eot_samples=20 instead",
-    "probabilities": "the model seems to end in a softmax, which flattens gradients: remove it",
+    "probabilities": "the model seems to end in a softmax or a sigmoid, which flattens gradients: remove it",
     "no gradient": "the gradient is zero or not finite: white-box attacks on this model prove little",
     "square": "Square succeeded where gradients did not: they are masked, and other attacks may succeed too",
     "few classes": "the ratio of logits needs four classes; with fewer, the last one is repeated",

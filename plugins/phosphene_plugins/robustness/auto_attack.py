@@ -226,7 +226,8 @@ def _inspect(model: AnyModel, images: Tensor, labels: Tensor) -> tuple[Tensor, l
     is_distribution = (logits.amin(1) >= 0) & ((logits.sum(1) - 1).abs() < 1e-5)
     conditions = {
         "random": (repeated - logits).abs().amax(1) > 1e-4 * logits.abs().amax(1),
-        "probabilities": is_distribution & (logits.shape[1] > 1),
+        "probabilities": is_distribution & (logits.shape[1] > 1)
+        | bool(model.output_activation(logits, images)),
         # Only of an image that will be attacked.
         "no gradient": ((largest == 0) | ~largest.isfinite()) & logits.argmax(1).eq(labels),
     }

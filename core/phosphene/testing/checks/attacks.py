@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ def honest_before(method: AnyMethod, run: Observation) -> None:
     logits, views = run.logits(method, result.images), run.attacked_models(method)
     top = logits.topk(min(2, logits.shape[1])).values
     clear = (top[:, 0] - top[:, -1] > 1e-5 * top[:, 0].abs()) if top.shape[1] > 1 else top[:, 0] == top[:, 0]
-    confidence = logits.softmax(1).amax(1)
+    confidence = run.model.to_probabilities(logits, result.images).amax(1)
     for n in clear.nonzero().flatten().tolist():
         predicted = int(logits[n].argmax())
         assert int(result.before[n]) == predicted, (
@@ -186,6 +187,22 @@ def attack_succeeds(method: AnyMethod) -> None:
         f"no adversarial example in {answered * COUNT} images of {answered} networks, with the parameters "
         f"{_trial_cases(method)[0].params}"
     )
+
+
+@register_check(
+    "method",
+    "It reports that a network returns probabilities, whose gradient can vanish, instead of logits.",
+    "AdversarialExamples.from_logits and attacks.build_result set output_activation",
+    _no_attack,
+)
+def probabilities_are_reported(method: AnyMethod) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = result_of(method, Case("probabilities", "noise"))
+    if result is not None:
+        assert result.output_activation == "sigmoid", (
+            f"output_activation is {result.output_activation!r} for a network that ends in a sigmoid"
+        )
 
 
 @register_check(
