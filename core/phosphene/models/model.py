@@ -335,9 +335,9 @@ class Model:
             values = outputs.diff(dim=1) if self.task == "binary" else outputs  # z of (-z/2, z/2)
             if not may_be_probabilities(values):
                 return ""
-            if (activation := self._cache.output_activation) is None:
-                activation = call_and_restore(self._read_output_activation, images)
-                self._cache.output_activation = activation
+            if self._cache.output_activation is None:
+                self._cache.output_activation = call_and_restore(self._read_output_activation, images)
+            activation = self._cache.output_activation
             if activation == "no gradient":
                 return "softmax" if sums_to_one(values) else ""
             return activation
