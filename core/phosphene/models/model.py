@@ -66,6 +66,10 @@ from .wrappers import WITHOUT_GRADIENTS, is_exported, reason_for_type_error, rea
 T = TypeVar("T")
 
 
+#: The last step of a network, where it can be read.
+_Activation = OutputActivation | Literal["no gradient"]
+
+
 #: A transform of images (N, C, H, W) in [0, 1] in front of the network, with its name.
 Defense = tuple[str, Callable[[Tensor], Tensor]]
 
@@ -94,7 +98,7 @@ class _Cache:
     #: Whether the network returned class indices instead of logits.
     returns_labels: bool = False
     #: The function that the network ends in, read where an output looked like probabilities.
-    output_activation: OutputActivation | Literal["no gradient"] | None = None
+    output_activation: _Activation | None = None
     #: The number of logits of the first pass at each image size.
     class_counts: dict[tuple[int, ...], int] = field(default_factory=dict)
     #: The pixels at which the units of a layer are centered, by layer and input size; see ``unit_centers``.
@@ -335,14 +339,16 @@ class Model:
             values = outputs.diff(dim=1) if self.task == "binary" else outputs  # z of (-z/2, z/2)
             if not may_be_probabilities(values):
                 return ""
-            if self._cache.output_activation is None:
-                self._cache.output_activation = call_and_restore(self._read_output_activation, images)
-            activation = self._cache.output_activation
-            if activation == "no gradient":
+            cached = self._cache.output_activation
+            read: _Activation = (
+                call_and_restore(self._read_output_activation, images) if cached is None else cached
+            )
+            self._cache.output_activation = read
+            if read == "no gradient":
                 return "softmax" if sums_to_one(values) else ""
-            return activation
+            return read
 
-    def _read_output_activation(self, images: Tensor) -> OutputActivation | Literal["no gradient"]:
+    def _read_output_activation(self, images: Tensor) -> _Activation:
         network = self.module
         if not isinstance(network, Function):  # taps and hooks must not see this pass
             tensors = (*network.parameters(), *network.buffers())
