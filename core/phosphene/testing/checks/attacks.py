@@ -56,7 +56,7 @@ def honest_before(method: AnyMethod, run: Observation) -> None:
     logits, views = run.logits(method, result.images), run.attacked_models(method)
     top = logits.topk(min(2, logits.shape[1])).values
     clear = (top[:, 0] - top[:, -1] > 1e-5 * top[:, 0].abs()) if top.shape[1] > 1 else top[:, 0] == top[:, 0]
-    confidence = run.model.to_probabilities(logits, result.images).amax(1)
+    confidence = (views or [run.model])[0].to_probabilities(logits, result.images).amax(1)
     for n in clear.nonzero().flatten().tolist():
         predicted = int(logits[n].argmax())
         assert int(result.before[n]) == predicted, (
