@@ -72,3 +72,15 @@ def test_scenes_are_nearer_to_scenes_than_noise_is():
 def test_set_of_one_image_is_refused():
     with pytest.raises(InputError, match="needs at least 2 images, the data set has 1"):
         set_distance(identity(), random_images(3), random_images(1))
+
+
+@pytest.mark.parametrize("counts", [(7, 11), (40, 23)])
+def test_distances_do_not_depend_on_the_blocks(counts, monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    first, second = (torch.rand(n, 1, 2, 4, generator=draw) for n in counts)
+    model = load_model(nn.Sequential(nn.Flatten(), nn.Linear(8, 2)), input_size=(1, 2, 4))
+    complete = run("set_distance", model=model, dataset=first, other=second)
+    monkeypatch.setattr("phosphene_plugins.embeddings.set_distance.ROWS", 3)
+    in_blocks = run("set_distance", model=model, dataset=first, other=second)
+    for name in ("frechet", "kernel"):
+        torch.testing.assert_close(getattr(in_blocks, name), getattr(complete, name), rtol=1e-5, atol=1e-7)
