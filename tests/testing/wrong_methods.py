@@ -13,7 +13,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +23,16 @@ from pydantic import Field
 from torch import Tensor
 
 from phosphene import Method, ModelError, Reference, batch_size, method, progress_bar, scores
-from phosphene.results import AdversarialExamples, Attribution, Synthesis, TrainedNetwork
+from phosphene.images import min_max
+from phosphene.results import (
+    AdversarialExamples,
+    Attribution,
+    FilterBank,
+    Panel,
+    Result,
+    Synthesis,
+    TrainedNetwork,
+)
 from phosphene.roles import Dataset, Images, Labels, LayerName, Model, Seed, Target
 from phosphene.spec import (
     Cost,
@@ -655,6 +664,59 @@ def explains_a_grey_image(model: Model, images: Images, target: Target = None) -
     """The gradient is taken at a grey image."""
     maps = gradient(model, torch.full_like(images, 0.5), target).abs().amax(1)
     return attribution(model, images, maps, target)
+
+
+@caught_by("values_lie_in_the_documented_range")
+def forgets_the_norm_of_a_cosine(model: Model, images: Images, target: Target = None) -> Attribution:
+    """The cosine is not divided by the gradient's norm.
+
+    Returns:
+        Attribution with ``maps`` (N, H, W) in [-1, 1].
+    """
+    maps = (200 * gradient(model, images, target) * images).sum(1) / images.norm(dim=1).clamp(min=1e-6)
+    return attribution(model, images, maps, target)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Areas(Result):
+    images: Tensor
+    areas: Tensor
+
+    def panels(self) -> list[list[Panel]]:
+        return [[Panel(image)] for image in self.images]
+
+
+@caught_by(
+    "areas_of_a_constant_score_are_that_score", family="scores", cost=Cost(forward=5 * size.images), needs=[]
+)
+def divides_five_points_by_four(model: Model, images: Images, target: Target = None) -> Areas:
+    """The area under the score of a darker and darker image: the mean of five points, of which four count."""
+    curve = torch.stack([scores(model, images * level, target) for level in (1, 0.75, 0.5, 0.25, 0)])
+    return Areas(images=images, areas=curve.sum(0) / 4)
+
+
+@caught_by("tiles_are_in_the_order_of_the_weights", needs=[], cost=Cost())
+def sorts_only_the_tiles(model: Model) -> FilterBank:
+    """Filters in the order of their norms; the weights are in another one."""
+    layer = next(n for n, part in model.layers.items() if isinstance(part, torch.nn.Conv2d))
+    weights = model.layers[layer].weight.detach().clone()
+    gray = weights.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    order = weights.flatten(1).norm(dim=1).argsort(descending=True)
+    return FilterBank(
+        layer=layer, weights=weights, tiles=min_max(gray, (1, 2, 3))[order], captions=("",) * len(order)
+    )
+
+
+@caught_by("maximizes_the_logit_as_documented", cost=Cost(forward=5, backward=5))
+def ascends_the_log_probability(model: Model, target: Target = None) -> Synthesis:
+    """An image of a larger and larger logit of a class."""
+    image = torch.full((1, *model.input_size), 0.5, dtype=model.dtype)
+    for _ in range(5):
+        pixels = image.requires_grad_()
+        value = target.score(model(pixels).log_softmax(1)).sum()
+        (slope,) = torch.autograd.grad(value, pixels)
+        image = (pixels + slope / slope.norm().clamp(min=1e-12)).clamp(0, 1).detach()
+    return Synthesis(images=image, scores=image.new_zeros(1, 1), targets=("image",))
 
 
 @caught_by("parameters_matter")

@@ -71,11 +71,11 @@ _optimized_pass: ContextVar[OptimizedPass | None] = ContextVar("phosphene_optimi
 
 
 #: Images that all batches of a stream pass, forward and backward; 0 outside a stream.
-_stream_passes: ContextVar[float] = ContextVar("phosphene_stream_passes", default=0)
+_stream_passes: ContextVar[int] = ContextVar("phosphene_stream_passes", default=0)
 
 
 @contextmanager
-def plan_passes(passes: float) -> Iterator[None]:
+def plan_passes(passes: int) -> Iterator[None]:
     """For runs that are batches of one call: whether a copy is used depends on the passes of all of them."""
     token = _stream_passes.set(passes)
     try:
@@ -90,7 +90,7 @@ def allow_optimized(model: Optimizable | None, passes: int) -> Iterator[Optimize
     # CPU only: on a GPU convolutions are less exact (TF32), and the gain there was not measured.
     suitable = model is not None and model.device.type == "cpu" and _has_convolutions(model.module)
     scale = math.prod(model.input_size[1:]) // CHANNELS_LAST_SIDE**2 if model is not None else 1
-    passes = max(passes, math.ceil(_stream_passes.get()))
+    passes = max(passes, _stream_passes.get())
     optimized = OptimizedPass(model if suitable and passes * max(1, scale) >= MIN_PASSES else None)
     token = _optimized_pass.set(optimized)
     planned = _stream_passes.set(0)  # not for the methods that this one calls

@@ -388,8 +388,13 @@ class Method(Generic[P, R]):
                     f"{message}; gradients or features of {model.name} may have overflowed{half}"
                 )
 
-    def passes(self, inputs: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[int, int] | None:
-        """How many images will pass forward and backward by the declared cost; None if none is declared."""
+    def passes(
+        self, inputs: Mapping[str, Any], params: Mapping[str, Any], images: int | None = None
+    ) -> tuple[int, int] | None:
+        """How many images will pass forward and backward by the declared cost; None if none is declared.
+
+        images: their number, where it is not that of the inputs, which are a batch of a stream.
+        """
         if self.spec.cost is None:
             return None
         sizes = {"images": 1, "height": 0, "width": 0, **dict.fromkeys(LENGTHS, 0)}
@@ -400,6 +405,8 @@ class Method(Generic[P, R]):
                     if size == "dataset":  # of two data sets the sum
                         value += counted.get(size, 0)
                     counted[size] = value if size == "dataset" else counted.get(size, value)
+        if images is not None:
+            counted["images"] = images
         return self.spec.cost.evaluate(params, **sizes | counted, **self.sizes(self._model(inputs), params))
 
     def _passes_to_optimize(self, inputs: Mapping[str, Any], params: Mapping[str, Any]) -> int:

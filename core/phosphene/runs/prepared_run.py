@@ -50,9 +50,12 @@ class PreparedRun:
             result = replace(result, provenance=named)
         return result
 
-    def passes(self) -> tuple[int, int] | None:
-        """How many images will pass forward and backward by the declared cost; None if none is declared."""
-        return self.implementation.passes(self.inputs, self.complete_params)
+    def passes(self, images: int | None = None) -> tuple[int, int] | None:
+        """How many images will pass forward and backward by the declared cost; None if none is declared.
+
+        images: their number in all, where the inputs are a batch of a stream.
+        """
+        return self.implementation.passes(self.inputs, self.complete_params, images)
 
     @cached_property
     def model_digest(self) -> str | None:

@@ -207,9 +207,9 @@ class _Batches:
         return f"{self.method.spec.short_name} over {len(self.dataset):,} images"
 
     @property
-    def passes(self) -> float:
-        """Images of all batches that pass the model, forward and backward."""
-        return sum(self.first.passes() or ()) * len(self.dataset) / min(self.size, len(self.dataset))
+    def passes(self) -> int:
+        """Images that a call on the data set in memory would pass through the model, forward and backward."""
+        return sum(self.first.passes(len(self.dataset)) or ())
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """The inputs of a batch, as ``run`` takes them."""

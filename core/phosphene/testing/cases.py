@@ -65,7 +65,7 @@ class Case:
 
     ``pictures``: the kind of images. ``size``: height and width; default: the network's. ``double``: in
     double precision, where differences are not rounding. ``precision``: "float16" or "bfloat16".
-    ``dataset``: how many images a data set has.
+    ``dataset``: how many images a data set has. ``second_model``: passed where it is optional, too.
     """
 
     network: str = "gap"
@@ -76,6 +76,7 @@ class Case:
     double: bool = False
     precision: str | None = None
     dataset: int = DATASET_SIZE
+    second_model: bool = False
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -101,6 +102,8 @@ class Case:
         inputs: dict[str, Any] = {}
         for declared in method.spec.inputs:
             inputs[declared.name] = sample_input(declared, self.request(model, inputs))
+            if inputs[declared.name] is None and declared.role == "other_model" and self.second_model:
+                inputs[declared.name] = _other_weights(model)
         return inputs
 
     def request(self, model: Model, inputs: Mapping[str, Any] = {}) -> SampleRequest:
@@ -131,7 +134,16 @@ class Case:
     def simpler(self) -> Iterator[Case]:
         """The same case with one property set to its default, the most informative first."""
         default = Case()
-        for name in ("network", "pictures", "size", "target", "double", "precision", "dataset"):
+        for name in (
+            "network",
+            "pictures",
+            "size",
+            "target",
+            "double",
+            "precision",
+            "dataset",
+            "second_model",
+        ):
             if getattr(self, name) != getattr(default, name):
                 yield replace(self, **{name: getattr(default, name)})
         for count in range(1, self.count):

@@ -211,6 +211,8 @@ def _dependence_cases() -> Iterator[Case]:
     yield Case(pictures="noise")
     yield from (Case(network, "noise") for network in ("functional", "tokens", "relu6", "gelu", "multihead"))
     yield Case("shapes-vgg")
+    # Without a second model, one that is compared with itself may have the same result for all weights.
+    yield Case(pictures="noise", second_model=True)
 
 
 @register_check(
@@ -465,6 +467,8 @@ def _pairs(method: AnyMethod, name: str, schemas: Mapping[str, Any]) -> Iterator
         bases += [Case("fragile", pictures, count=1) for pictures in ("noise", "scenes", "binary")]
     if method.spec.input("model"):  # it may concern attention
         bases.append(Case("heads", "noise"))
+    if method.spec.input("other_model"):
+        bases.append(Case(pictures="noise", second_model=True))
 
     def values(of: str, base: Case) -> list[Any]:
         return candidate_values(method, of, schemas[of], base)

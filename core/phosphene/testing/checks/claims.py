@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...data.datasets import TensorDataset
 from ...errors import PhospheneError
-from ...results import AdversarialExamples, Embedding, FilterBank
+from ...results import AdversarialExamples, Embedding, FilterBank, Synthesis
 from ...spec.invariants import Nonnegative
 from ..candidates import larger_parameters
 from ..cases import Case, properties_of
@@ -117,7 +117,7 @@ def explains_the_logit_as_documented(method: AnyMethod) -> None:
         compared += 1
         target = calls.setting.target
         assert target is not None
-        again = calls(model=_with_other_logits(network, target)).maps
+        again = calls(model=_with_other_logits(relation_network(network).model, target)).maps
         difference = float((again - calls.result.maps).norm() / calls.result.maps.norm().clamp(min=1e-12))
         assert difference < 1e-3, (
             f"with larger logits of the other classes the map of class {target} changes by {difference:.1%}\n"
@@ -127,15 +127,41 @@ def explains_the_logit_as_documented(method: AnyMethod) -> None:
         raise SkipTest("it refused the networks gap and flat")
 
 
-def _with_other_logits(network: str, target: int) -> Model:
-    """The model with larger logits of all classes but one."""
-    model = relation_network(network).model
+def _with_other_logits(model: Model, target: int) -> Model:
+    """A model whose logits of all classes but one were made larger."""
     head = [part for part in model.module.modules() if isinstance(part, nn.Linear)][-1]
     with torch.no_grad():
         shift = torch.linspace(0.5, 2.0, head.out_features).to(head.bias)
         shift[target] = 0
         head.bias.add_(shift)
     return model
+
+
+@register_check(
+    "method",
+    "An image that maximizes a logit, as its text says, does not depend on the logits of other classes.",
+    "the objective: scores(model, images, target) is the logit, a softmax also reads the other classes",
+    lambda method: (
+        None
+        if issubclass(method.result, Synthesis)
+        and method.spec.input("model")
+        and method.spec.input("target")
+        and _claims(r"\blogits?\b", prose_of(method), but_not=_OTHER_SCORES)
+        else "its text names no logit that it maximizes"
+    ),
+    exemptible=True,
+)
+def maximizes_the_logit_as_documented(method: AnyMethod) -> None:
+    case = Case("gap", "noise", count=1, target=1)
+    first = result_of(method, case)
+    second = result_of(method, case, _with_other_logits(case.model(), 1))
+    if first is None or second is None:
+        raise SkipTest("it refused the network gap")
+    difference = float((first.images - second.images).abs().max())
+    assert difference < 1e-3, (
+        f"with larger logits of the other classes the image for class 1 of 'gap' changes by up to "
+        f"{difference:.3g}"
+    )
 
 
 #: Words for a map that is no linear function of the gradient's scale.
@@ -221,6 +247,76 @@ def means_of_a_constant_score_are_constant(method: AnyMethod) -> None:
     spread, size = float(maps.std()), float(maps.abs().max())
     assert spread <= 1e-3 * size, (
         f"the map of a network that ignores its image has values from {float(maps.min()):.3g} to {size:.3g}"
+    )
+
+
+# --- ranges ------------------------------------------------------------------------------------------
+
+#: A field and the range that the text says its values lie in: "``maps`` (N, h, w), in [-1, 1]".
+_RANGE = re.compile(
+    r"``(\w+)``((?: and ``\w+``|, ``\w+``)*) ?(?:\([^)`]*\))?[^.;:`\[\]]*? in \[(-?[\d.]+), ?(-?[\d.]+)\]"
+)
+
+
+def _documented_ranges(method: AnyMethod) -> dict[str, tuple[float, float]]:
+    """The range of each field of the result by the description's text."""
+    returned = method.spec.description.partition("Returns:")[2].partition("\n\n")[0]
+    ranges = {}
+    for first, others, low, high in _RANGE.findall(" ".join(returned.split())):
+        for name in (first, *re.findall(r"``(\w+)``", others)):
+            if name in method.result.__dataclass_fields__:
+                ranges[name] = (float(low), float(high))
+    return ranges
+
+
+@register_check(
+    "method",
+    "Values lie in the range that the text states for their field.",
+    "a norm or a number of terms that is not divided by; or the text",
+    lambda method: None if _documented_ranges(method) else "its text states no range of a field",
+    exemptible=True,
+)
+def values_lie_in_the_documented_range(method: AnyMethod) -> None:
+    for case in (Case(pictures="noise"), Case("functional"), Case("shapes-vgg"), Case("heads")):
+        if (result := result_of(method, case)) is None:
+            continue
+        for name, (low, high) in _documented_ranges(method).items():
+            values = getattr(result, name)
+            if not isinstance(values, Tensor) or values.dtype == torch.uint8 or not values.numel():
+                continue
+            least, largest = float(values.min()), float(values.max())
+            rounding = 1e-5 * (high - low)
+            assert low - rounding <= least and largest <= high + rounding, (
+                f"{name} has values from {least:.4g} to {largest:.4g} on {case.network!r}, and its text says "
+                f"from {low:g} to {high:g}"
+            )
+
+
+@register_check(
+    "method",
+    "An area under a score, or its mean, is the score of a network that ignores its image.",
+    "the number of intervals or points that a sum is divided by",
+    lambda method: (
+        None
+        if method.spec.family == "scores"
+        and _claims(r"\barea|integral|mean (of the )?(scores?|logit|probabilit)", prose_of(method))
+        and {"model", "images", "target"} <= {declared.role for declared in method.spec.inputs}
+        else "its text names no area under the score of a target"
+    ),
+    exemptible=True,
+)
+def areas_of_a_constant_score_are_that_score(method: AnyMethod) -> None:
+    logits = torch.tensor([1.0, 0.6, 0.25])
+    model = linear_model(torch.zeros(3, 3, 8, 8), bias=logits.tolist())
+    if (result := result_of(method, Case(size=(8, 8), target=1), model)) is None:
+        raise SkipTest("it refused a network that ignores its image")
+    values = {n: v for n, v in result.fields() if isinstance(v, Tensor) and v.is_floating_point()}
+    scores = {n: float(v.double().mean()) for n, v in values.items() if v.ndim <= 1}
+    # As part of the score of the image, or after the least value is subtracted, it is 1 or 0.
+    allowed = (float(logits[1]), float(logits.softmax(0)[1]), 0.0, 1.0)
+    assert not scores or any(abs(v - a) < 1e-3 for v in scores.values() for a in allowed), (
+        f"the score of every image is {allowed[0]:g} (probability {allowed[1]:.3f}), the result has "
+        f"{', '.join(f'{name} = {value:.3f}' for name, value in scores.items())}"
     )
 
 
@@ -327,6 +423,37 @@ def filters_are_scaled_as_documented(method: AnyMethod) -> None:
         assert low < 0.01 and high > 0.99, (
             f"a filter of {network!r} has values from {low:.2f}, one up to {high:.2f}"
         )
+
+
+@register_check(
+    "method",
+    "Each tile of a filter bank with as many weights shows the weights of its own number.",
+    "tiles, weights and captions in one order",
+    lambda method: None if issubclass(method.result, FilterBank) else "its result is no filter bank",
+    exemptible=True,
+)
+def tiles_are_in_the_order_of_the_weights(method: AnyMethod) -> None:
+    for network in ("gap", "functional", "shapes-vgg"):
+        if (result := result_of(method, Case(network))) is None or len(result.tiles) != len(result.weights):
+            continue
+        # A filter as an image of its channels, or gray, up to a scale and an offset.
+        tiles, weights = result.tiles.double(), result.weights.double()
+        images = [weights, weights.mean(1, keepdim=True).expand(-1, 3, -1, -1)]
+        agreements = [_correlations(tiles, image) for image in images if image.shape == tiles.shape]
+        if not agreements:
+            continue
+        agreement = max(agreements, key=lambda c: float(c.amax(1).mean()))
+        if float(agreement.amax(1).mean()) < 0.99:
+            continue  # tiles show something else than the weights
+        wrong = (agreement.diagonal() < agreement.amax(1) - 1e-3).nonzero().flatten().tolist()
+        assert not wrong, f"tile {wrong[0]} of {network!r} shows filter {int(agreement[wrong[0]].argmax())}"
+
+
+def _correlations(first: Tensor, second: Tensor) -> Tensor:
+    """Absolute correlation (N, M) of each of N tensors with each of M."""
+    one, other = (x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (first, second))
+    one, other = (x / x.norm(dim=1, keepdim=True).clamp(min=1e-12) for x in (one, other))
+    return (one @ other.T).abs()
 
 
 # --- features ----------------------------------------------------------------------------------------

@@ -134,6 +134,9 @@ def lies_where_the_units_are_centered(method: AnyMethod) -> None:
         heat = result.heat()[0]
         if float(heat.max() - heat.min()) < 1e-6:
             raise SkipTest("its map is constant")
+        cells = result.maps[0].double()
+        if int((cells > cells.max() - 1e-4 * (cells.max() - cells.min())).sum()) > 1:
+            raise SkipTest("its map has the largest value at several positions")
         rows, columns = (heat == heat.max()).nonzero().double().mean(0).tolist()
         assert max(abs(rows - y), abs(columns - x)) <= 2, (
             f"the heat of a dot at {(y, x)}, where a unit of the last layer is centered, is largest at "
