@@ -135,9 +135,10 @@ def _plain(calls: Any) -> Tensor:
     invariants=[PixelRange(field="drawn"), PixelRange(field="plain")],
     relations=[
         InvariantTo("batch_order"),
-        Agrees(_plain, where={"style_scale": 0.0}, fields=("drawn",), tolerance=1e-6),
+        Agrees(_plain, where={"style_scale": 0.0, "layout_scale": 0.0}, fields=("drawn",), tolerance=1e-6),
         Agrees(
             "style.ip_adapter",
+            where={"content": "", "layout_scale": 0.0},
             other={"scale": {"up_blocks.0": 1.0}, "steps": 2},
             fields=("drawn",),
             tolerance=1e-6,
@@ -145,7 +146,7 @@ def _plain(calls: Any) -> Tensor:
     ],
     cost=DRAWING_COST,
     oracle=style_blocks_read_what_is_left_of_the_embedding,
-    quick={"steps": 2},
+    quick={"steps": 2, "content": "star", "layout_scale": 0.5},
     demo={"images": "builtin:scenes/2", "prompts": ["", ""]},
 )
 def instant_style(
