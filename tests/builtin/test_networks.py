@@ -16,6 +16,7 @@ import train_autoencoder
 import train_classifiers
 import train_denoiser
 import train_fast_style
+import train_image_adapter
 import train_networks
 import train_predicted_style
 import train_robust
@@ -30,6 +31,7 @@ from phosphene import load_model, load_result, run
 from phosphene.builtin.answers import ANSWERS, load_answers
 from phosphene.builtin.autoencoder import load_autoencoder
 from phosphene.builtin.denoiser import ShapesDenoiser, load_denoiser
+from phosphene.builtin.image_adapter import load_bundled_image_adapter
 from phosphene.builtin.networks import BIASED, CLASSIFIERS, NETWORKS, ROBUST, WEIGHTS, load_network, normalize
 from phosphene.builtin.scenes import CLASSES, Scenes, draw_scenes
 from phosphene.builtin.vision_transformer import VIT
@@ -313,6 +315,19 @@ def test_denoiser_error_and_size_match_its_card(unseen: Scenes) -> None:
     assert error < 1.5 * float(card["test error of v"]) < 0.5 * untrained
 
 
+def test_image_adapter_error_and_size_match_its_card(unseen: Scenes) -> None:
+    """Image prompts reduce the error of the denoiser."""
+    weights = WEIGHTS / "shapes-image-adapter.safetensors"
+    card = dict(re.findall(r"^\| (.+?) \| (.+) \|$", weights.with_suffix(".md").read_text(), re.MULTILINE))
+    assert card["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    adapter, denoiser = load_bundled_image_adapter(), load_denoiser()
+    parts = (adapter.projection, adapter.keys, adapter.values)
+    assert int(card["parameters"]) == sum(p.numel() for part in parts for p in part.parameters())
+    images = unseen.images[:50]
+    prompted, plain = (train_image_adapter.squared_error(denoiser, a, images, 1) for a in (adapter, None))
+    assert prompted < 1.2 * float(card["test error of v"]) and prompted < 0.95 * plain
+
+
 def test_autoencoder_error_and_size_match_its_card(unseen: Scenes) -> None:
     weights = WEIGHTS / "shapes-autoencoder.safetensors"
     card = dict(re.findall(r"^\| (.+?) \| (.+) \|$", weights.with_suffix(".md").read_text(), re.MULTILINE))
@@ -331,7 +346,11 @@ def test_autoencoder_error_and_size_match_its_card(unseen: Scenes) -> None:
 
 @pytest.mark.parametrize(
     ("name", "training", "tests"),
-    [("shapes-diffusion", train_denoiser, 50), ("shapes-autoencoder", train_autoencoder, 10)],
+    [
+        ("shapes-diffusion", train_denoiser, 50),
+        ("shapes-image-adapter", train_image_adapter, 50),
+        ("shapes-autoencoder", train_autoencoder, 10),
+    ],
 )
 def test_generators_are_trained_deterministically_and_written_with_cards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, training: ModuleType, tests: int

@@ -16,6 +16,7 @@ import train_autoencoder
 import train_classifiers
 import train_denoiser
 import train_fast_style
+import train_image_adapter
 import train_parts
 import train_predicted_style
 import train_robust
@@ -26,6 +27,7 @@ import typer
 from phosphene.builtin.answers import ANSWERS
 from phosphene.builtin.autoencoder import AUTOENCODER
 from phosphene.builtin.denoiser import DENOISER
+from phosphene.builtin.image_adapter import IMAGE_ADAPTER
 from phosphene.builtin.networks import NETWORKS, PARTS_RESNET, ROBUST, WEIGHTS
 from phosphene.builtin.vision_transformer import VIT
 
@@ -37,6 +39,7 @@ TRAININGS: dict[str, Callable[..., None]] = {
     train_predicted_style.NAME: train_predicted_style.train,
     train_sparse_codes.NAME: train_sparse_codes.train,
     DENOISER: train_denoiser.train,
+    IMAGE_ADAPTER: train_image_adapter.train,
     AUTOENCODER: train_autoencoder.train,
     VIT: train_vit.train,
     ANSWERS: train_answers.train,

@@ -14,7 +14,7 @@ from phosphene.roles.table import _CORE
 from phosphene.testing import Case
 
 #: The roles of this project's own plugins.
-PLUGIN_ROLES = ("autoencoder", "text_model", "answer_model", "text_denoiser")
+PLUGIN_ROLES = ("autoencoder", "text_model", "image_adapter", "answer_model", "text_denoiser")
 
 
 @pytest.mark.parametrize("name", [*_CORE, *PLUGIN_ROLES])

@@ -43,6 +43,7 @@ QUICK = {
     "UnitNames": "name_units",
     "AnswerMaps": "answer_attribution",
     "AlignedImages": "style_aligned",
+    "ImagePrompted": "ip_adapter",
     "PromptMaps": "prompt_attribution",
     "ChangedQuestions": "question_attack",
     "LearnedStylization": "inst_style",

@@ -37,6 +37,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.heads = channels // 16
         self.norm = nn.GroupNorm(8, channels)
         self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels, bias=False) for _ in range(3))
         self.to_out = nn.Linear(channels, channels)
@@ -44,7 +45,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         query, key, value = (
-            projection(tokens).unflatten(2, (-1, 16)).transpose(1, 2)
+            projection(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for projection in (self.to_q, self.to_k, self.to_v)
         )
         attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)

@@ -74,7 +74,7 @@ def learned_words_are_the_least_squares_solution() -> None:
     expected = torch.linalg.lstsq(weight, color[:, None]).solution[:, 0]
     call: Any = inst_style
     for inversion, tolerance in (("embedding", 1e-3), ("attention", 1e-2)):
-        options = {"inversion": inversion, "fit_steps": 400, "lr": 0.05, "seed": 3}
+        options = {"inversion": inversion, "fit_steps": 400, "lr": 0.05, "invert_content": False, "seed": 3}
         result = call(images, styles, denoiser, strength=1.0, steps=2, **options)
         learned = result.tokens.mean(0)  # which the prediction depends on
         assert (learned - expected).abs().max() < tolerance, f"{inversion}: {learned} is not {expected}"
@@ -176,7 +176,7 @@ class _Words(nn.Module):
         "styles": "builtin:mosaic",
         "tokens": 16,
         "inversion": "embedding",
-        "invert_content": True,
+        "lr": 0.05,
         "content_prompt": "sky, snow, night, mountain",
     },
 )
@@ -200,14 +200,14 @@ def inst_style(
     lr: Annotated[
         float,
         Field(gt=0, le=1, description="learning rate of Adam, in units of the initial word's deviation"),
-    ] = 0.05,
+    ] = 0.01,
     strength: Annotated[
         float, Field(gt=0, le=1, description="time at which the content's sampling begins; 1: pure noise")
     ] = 0.6,
     steps: Annotated[int, Field(ge=1, le=10_000, description="number of DDIM steps of the sampling")] = 50,
     invert_content: Annotated[
         bool, Field(description="noise of the content by DDIM inversion, not by prediction of a drawn one")
-    ] = False,
+    ] = True,
     content_prompt: Annotated[
         str, Field(description="caption of the content, for its inversion by DDIM")
     ] = "",
@@ -223,21 +223,21 @@ def inst_style(
     as parameters and x_0 at up to 8 x 8 positions. "embedding" optimises v itself, as textual inversion
     does. The paper attends to a CLIP embedding of the style, here it is the diffusion model's own x_0.
 
-    Content z_0 is stylized from time t = ``strength`` T: noise is added, and replaced by what the network
-    predicts of it with the words (stochastic inversion, which preserves the content),
+    Content z_0 is moved to z_t, t = ``strength`` T, by DDIM inversion with ``content_prompt``, and z_t is
+    sampled to time 0 with the words. With ``invert_content=False``, as in the paper, noise is added instead,
+    and replaced by what the network predicts of it with the words (stochastic inversion),
 
     eps' = eps_theta(sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps, t, v)
     z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps'
 
-    and z_t is sampled to time 0 with the words. All images have the same eps. ``invert_content`` computes z_t
-    by DDIM inversion with ``content_prompt`` instead, which adds no noise. Several styles are learned as
-    one. The paper learns one word; more than one start beside ``initial``, at random.
+    All images have the same eps. Several styles are learned as one. The paper learns one word; more than one
+    start beside ``initial``, at random.
 
     ``text_denoiser`` is the folder of a text-to-image pipeline of diffusers (Stable Diffusion 1, 2, XL or 3,
     Flux), or a ``Denoiser`` with ``with_tokens``. The bundled builtin:color-words draws each position in the
     color of one word: its words learn the colors of a style and where they are, not its strokes. Positions
-    are independent of each other in it, so that the predicted noise remains as grain, and only
-    ``invert_content`` repaints an image smoothly with the style's palette.
+    are independent of each other in it, so that the predicted noise of stochastic inversion remains as grain.
+    Words of ``content_prompt`` that the content does not show appear as shapes; the empty prompt is all ten.
 
     Returns:
         ``images`` (N, C, H, W) the content, ``stylized`` (N, C, H, W) in [0, 1], ``sources`` (S, C, H', W')

@@ -94,7 +94,7 @@ def test_networks_and_data_sets_that_only_the_bundled_gallery_has_are_named(sour
     assert lacking == {
         *("adaptive_style", "answer_attribution", "diffusion_style", "fast_style", "fast_style_add"),
         "predicted_style",
-        *("style_aligned", "style_diffusion"),
+        *("instant_style", "ip_adapter", "style_aligned", "style_diffusion"),
         *("latent_visualization", "model_difference", "name_units", "question_attack", "set_distance"),
         *("sparse_autoencoder", "style_augmentation", "wct"),
     }
