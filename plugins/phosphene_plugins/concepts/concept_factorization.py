@@ -213,7 +213,7 @@ def _crops_are_half_a_crop_apart(images: Tensor) -> None:
 
 
 def _factors_are_those_of_their_algorithms() -> None:
-    """PCA's concepts are singular vectors; semi-NMF's occurrences the least squares; ICA's signs are fixed."""
+    """PCA's concepts are singular vectors; semi-NMF's occurrences least squares; ICA's signs are fixed."""
     values = torch.randn(40, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64) ** 3 + 0.5
     singular = torch.linalg.svd(values - values.mean(0)).Vh[:2]
     _, vectors, _ = _pca(values, 2, 0)
