@@ -42,13 +42,13 @@ def _oracle() -> None:
     assert torch.allclose(fractions, torch.tensor([0.32, 0.02]) / 0.34, atol=1e-5)
     # All components preserve inner products, of fewer and of more images than features, also block by block.
     draw = torch.Generator().manual_seed(0)
-    for shape in ((4, 7), (7, 4)):
-        features = torch.randn(shape, generator=draw, dtype=torch.float64)
+    for shape, scale in (((4, 7), 1.0), ((7, 4), 1.0), ((4, 7), 1e-6), ((7, 4), 1e-6)):
+        features = torch.randn(shape, generator=draw, dtype=torch.float64) * scale
         centered = features - features.mean(0)
         values = torch.linalg.svdvals(centered).square()[:3] / centered.square().sum()
         for function in (principal_components, _components_of_blocks):
             points, _ = function(features, 4)
-            torch.testing.assert_close(points @ points.T, centered @ centered.T)
+            torch.testing.assert_close(points @ points.T / scale**2, centered @ centered.T / scale**2)
             points, fractions = function(features, 3)
             torch.testing.assert_close(fractions, values)
             torch.testing.assert_close(points.square().sum(0) / centered.square().sum(), values)
