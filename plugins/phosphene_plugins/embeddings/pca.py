@@ -35,6 +35,11 @@ def _oracle() -> None:
             seven = TensorDataset(halves[[0, 1, 2, 3, 0, 1, 2], None, None].expand(-1, 1, 2, 2))
             points = pca(wide, seven, components=3).points
             assert points is not None and not points[:, 2].any()
+    # The output of a layer, and features that are passed.
+    flat = pca(wide, TensorDataset(halves[:, None, None].expand(-1, 1, 2, 2)), layer="1")
+    passed = pca(features=halves)
+    for same in (flat, passed):
+        assert same.points is not None and torch.allclose(same.points, result.points, atol=1e-6)
     equal = pca(wide, TensorDataset(torch.ones(2, 1, 2, 2))).points
     assert equal is not None and not equal.any()
     assert result.axes == ("component 1", "component 2")
