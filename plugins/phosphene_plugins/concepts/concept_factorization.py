@@ -120,18 +120,22 @@ class ConceptMaps(Result):
 
 def _oracle() -> None:
     """Maps that are a product of two nonnegative factors are decomposed into these, up to order and scale."""
-    network = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).double()
-    weight = torch.tensor([[1.0, 0.0, 2.0], [0.5, -1.0, 0.0]], dtype=torch.float64)
+    copy, linear = nn.Conv2d(3, 3, 1, bias=False).double(), nn.Linear(3, 2).double()
+    network = nn.Sequential(copy, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear, nn.ReLU())
+    weight = torch.tensor([[1.0, 0.0, 2.0], [0.6, -2.0, 0.0]], dtype=torch.float64)
     with torch.no_grad():
-        list(network.parameters())[0].copy_(weight)
+        copy.weight.copy_(torch.eye(3)[:, :, None, None])
+        linear.weight.copy_(weight)
+        linear.bias.copy_(torch.tensor([0.0, 0.7]))  # scores are above 0, where the network is linear
     model = load_model(network, mean=[0.0] * 3, std=[1.0] * 3, input_size=(3, 4, 6))
     concepts = torch.tensor([[0.6, 0.2, 0.0], [0.0, 0.1, 0.5]], dtype=torch.float64)
     strength = torch.zeros(2, 2, 4, 6, dtype=torch.float64)
     strength[0, 0, :2], strength[0, 1, 2:], strength[1, 0, :, :3], strength[1, 1, :, 1:] = 1.0, 0.5, 0.7, 1.0
     images = torch.einsum("nkhw,kc->nchw", strength, concepts)
     options: dict[str, Any] = {"layer": "0", "concepts": 2, "seed": 0}
-    with max_batch(1):
-        result = concept_factorization(model, images, 0, **options)
+    result = concept_factorization(model, images, 0, **options)
+    assert result.layer == "0" and result.centers == (tuple(range(4)), tuple(range(6)))
+    assert torch.equal(result.direction(1).vector, result.vectors[1])
     assert result.explained > 0.999 and (result.maps >= 0).all() and (result.vectors >= 0).all()
     # The order is by importance: the mean over images of gradient times occurrence, weight / 24 each.
     product = torch.einsum("nkhw,kc->nkchw", strength, concepts)
@@ -150,14 +154,18 @@ def _oracle() -> None:
         assert result.explained > 0.999
         if algorithm != "semi_nmf":
             torch.testing.assert_close(result.mean, images.mean((0, 2, 3)))
-        if algorithm == "ica":  # whose factors have no sign of their own
-            assert (result.vectors.abs().amax(1) == result.vectors.amax(1)).all()
     # The score is linear in the occurrences: the total index of a concept is its share of the variance.
-    result = concept_factorization(model, images, 0, designs=256, **options)
-    assert result.sobol is not None
-    squares = result.importance.square()
-    torch.testing.assert_close(result.sobol, squares / squares.sum(1, keepdim=True), rtol=0, atol=0.03)
-    assert result.sobol.mean(0).diff() <= 0
+    for algorithm, target in (("nmf", Class(1)), ("nmf", Class((1, 0))), ("pca", Class(0))):
+        with max_batch(300):
+            call = {"algorithm": algorithm, "designs": 256} | options
+            result = concept_factorization(model, images, target, **call)
+        assert result.sobol is not None
+        squares = result.importance.square()
+        torch.testing.assert_close(result.sobol, squares / squares.sum(1, keepdim=True), rtol=0, atol=0.03)
+        assert result.sobol.mean(0).diff() <= 0
+        weights = weight[torch.tensor(target.index)].expand(2, 3)
+        importance = torch.einsum("nkhw,kc,nc->nk", result.maps, result.vectors, weights) / 24
+        torch.testing.assert_close(result.importance, importance)
     # Crops of half the sides: the same concepts, and the crops in which they fill the image.
     result = concept_factorization(model, images, 0, crop=0.5, **options)
     parts = torch.einsum("nkhw,kc->nkchw", result.maps, result.vectors)
@@ -168,28 +176,59 @@ def _oracle() -> None:
         assert torch.nn.functional.cosine_similarity(pooled, concepts[concept], dim=0) > 0.9
     _crops_are_half_a_crop_apart(images)
     _indices_have_closed_forms()
-    clusters = concept_factorization(model, images, 1, algorithm="kmeans", **options)
-    assert ((clusters.maps > 0).sum(1) <= 1).all() and 0.3 < clusters.explained < 1
-    assert clusters.targets == ("class 1", "class 1")
-    more = concept_factorization(model, images, 1, algorithm="kmeans", **options | {"concepts": 4})
-    assert more.vectors.shape == (4, 3)  # more than channels
     # The predicted class is that of the image, whatever part of its concepts is left.
-    predicted = model(images).argmax(1).tolist()
-    indices = [
-        concept_factorization(model, images, target, designs=64, **options).sobol
-        for target in (None, Class(tuple(predicted)))
-    ]
-    torch.testing.assert_close(*indices)
+    predicted = Class(tuple(model(images).argmax(1).tolist()))
+    assert predicted.index == (1, 0)
+    none = concept_factorization(model, images, designs=64, **options)
+    with max_batch(1):
+        named = concept_factorization(model, images, predicted, designs=64, **options)
+    torch.testing.assert_close(none.sobol, named.sobol)
+    torch.testing.assert_close(none.importance, named.importance)
+    _factors_are_those_of_their_algorithms()
+    # Without a layer, the last map; in single precision; more concepts than channels, and one of zeros.
+    images[:, :, 3] = 0
+    single = load_model(network.float(), mean=[0.0] * 3, std=[1.0] * 3, input_size=(3, 4, 6))
+    options |= {"layer": None, "algorithm": "kmeans", "concepts": 4}
+    clusters = concept_factorization(single, images.float(), 1, **options)
+    assert clusters.layer == "0" and clusters.maps.dtype == torch.float32
+    assert clusters.vectors.norm(dim=1).round(decimals=5).sort().values.tolist() == [0, 1, 1, 1]
+    assert ((clusters.maps > 0).sum(1) <= 1).all() and clusters.targets == ("class 1", "class 1")
+    rebuilt = torch.einsum("nkhw,kc->nchw", clusters.maps, clusters.vectors)
+    deviation = images.sub(images.mean((0, 2, 3), keepdim=True)).square().sum()
+    expected = 1 - (images - rebuilt).square().sum() / deviation
+    assert expected < 0.99
+    torch.testing.assert_close(clusters.explained, expected.float(), rtol=0, atol=1e-5)
 
 
 def _crops_are_half_a_crop_apart(images: Tensor) -> None:
     """Crops of the share p of a side start every p / 2 of it, or closer, from the first pixel to the last."""
     assert _starts(8, 4, 0.5) == [0, 2, 4] and _starts(5, 5, 1.0) == [0]
     assert _starts(10, 2, 0.25) == [0, 1, 3, 4, 5, 7, 8]
+    assert _starts(10, 3, 0.3) == [0, 1, 3, 4, 6, 7] and _starts(10, 7, 0.7) == [0, 3]
+    assert (_cut(torch.arange(24.0).view(1, 1, 4, 6) / 24, 0.1)[-1] == 23 / 24).all()  # of one pixel
     crops = _cut(images, 0.5).unflatten(0, (2, 3, 3))
     for row, column in ((0, 0), (1, 2), (2, 1)):
         part = images[:, :, row : row + 2, (0, 2, 3)[column] : (0, 2, 3)[column] + 3]
-        torch.testing.assert_close(crops[:, row, column], resize(part, (4, 6)).clamp(0, 1))
+        torch.testing.assert_close(crops[:, row, column], resize(part, (4, 6)))
+
+
+def _factors_are_those_of_their_algorithms() -> None:
+    """PCA's concepts are singular vectors; semi-NMF's occurrences least squares; ICA's signs are fixed."""
+    values = torch.randn(40, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64) ** 3 + 0.5
+    singular = torch.linalg.svd(values - values.mean(0)).Vh[:2]
+    _, vectors, _ = _pca(values, 2, 0)
+    torch.testing.assert_close((vectors @ singular.T).abs(), torch.eye(2, dtype=torch.float64))
+    occurrences, vectors, mean = _ica(values, 5, 0)
+    torch.testing.assert_close(occurrences @ vectors + mean, values)
+    assert torch.equal(vectors.abs().amax(1), vectors.amax(1))
+    # Two factors with noise, and a position of zeros.
+    draw = torch.Generator().manual_seed(1)
+    concepts = torch.randn(2, 4, generator=draw, dtype=torch.float64)
+    values = torch.rand(12, 2, generator=draw, dtype=torch.float64) @ concepts
+    values += 0.1 * torch.randn(12, 4, generator=draw, dtype=torch.float64)
+    values[0] = 0
+    occurrences, vectors, _ = _semi_nmf(values, 2, 0)
+    torch.testing.assert_close(occurrences, _nonnegative_least_squares(values, vectors))
 
 
 def _indices_have_closed_forms() -> None:
@@ -310,8 +349,10 @@ def concept_factorization(
     if crop is not None and algorithm != "nmf":
         raise InputError(f"crops are factorized by NMF, not by {algorithm}: algorithm='nmf', or crop=None")
     if designs & (designs - 1):
-        nearest = 2 ** round(math.log2(designs))
-        raise InputError(f"designs are points of a Sobol sequence, a power of two: {nearest}, not {designs}")
+        raise InputError(
+            "designs are points of a Sobol sequence, a power of two: "
+            f"{2 ** round(math.log2(designs))}, not {designs}"
+        )
     layer = layer if layer is not None else model.last_map
     objective = parse_target(target, model)
     maps, gradients = [], []
@@ -358,10 +399,11 @@ def concept_factorization(
     if designs:
         rebuilt = torch.einsum("nkhw,kc->nkchw", grid, vectors).to(features), mean.to(features)
         sobol = _total_sobol_indices(model, images, objective, layer, *rebuilt, designs, sklearn_seed)
+    # equivalent mutants: a sum has the same order as a mean, and sorting on a CPU is stable
     order = (importance if sobol is None else sobol).mean(0).sort(descending=True, stable=True).indices
     best = None
     if crops is not None:
-        best = torch.stack([crops[in_crops[:, k].argsort(descending=True)[:CROPS]] for k in order.tolist()])
+        best = torch.stack([crops[in_crops[:, k].argsort(descending=True)[:CROPS]] for k in order])
 
     def convert(tensor: Tensor) -> Tensor:
         return tensor.contiguous().to(model.device, model.dtype)
@@ -389,7 +431,7 @@ def _cut(images: Tensor, share: float) -> Tensor:
     for top in _starts(images.shape[2], height, share):
         for left in _starts(images.shape[3], width, share):
             crops.append(images[:, :, top : top + height, left : left + width])
-    return resize(torch.stack(crops, 1).flatten(0, 1), (images.shape[2], images.shape[3])).clamp(0, 1)
+    return resize(torch.stack(crops, 1).flatten(0, 1), (images.shape[2], images.shape[3]))
 
 
 def _starts(side: int, length: int, share: float) -> list[int]:
@@ -409,7 +451,8 @@ def _nonnegative_least_squares(values: Tensor, vectors: Tensor) -> Tensor:
     """U (P, K) >= 0 of least |values - U vectors| for values (P, C) and vectors (K, C)."""
     from scipy.optimize import nnls
 
-    basis = vectors.T.numpy()
+    basis = vectors.T.numpy()  # equivalent mutants: SciPy converts tensors
+    # equivalent mutants: SciPy converts tensors
     return torch.stack([torch.from_numpy(nnls(basis, row)[0]) for row in values.numpy()])
 
 
@@ -428,6 +471,7 @@ def _total_sobol_indices(
     points = sobol_designs(factors, designs, seed)
     indices = []
     for n in progress_bar(range(len(images)), "Sobol indices", len(images)):
+        # equivalent mutants: the target of the first of the images is used
         single = target.select([n]).resolve(model, images[n : n + 1])
         values = []
         for masks in points.split(batch_size(model)):
@@ -456,7 +500,7 @@ def _nmf(values: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]
     with warnings.catch_warnings():  # the factors after 1,000 steps are as good as they get
         # equivalent mutants: a warning changes no result
         warnings.simplefilter("ignore", ConvergenceWarning)
-        occurrences = estimator.fit_transform(values.numpy())
+        occurrences = estimator.fit_transform(values.numpy())  # equivalent mutants: it converts tensors
     zero = values.new_zeros(values.shape[1])
     return torch.from_numpy(occurrences), torch.from_numpy(estimator.components_), zero
 
@@ -498,11 +542,13 @@ def _ica(values: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]
     with warnings.catch_warnings():
         # equivalent mutants: a warning changes no result
         warnings.simplefilter("ignore", ConvergenceWarning)
+        # equivalent mutants: scikit-learn converts tensors
         occurrences = torch.from_numpy(estimator.fit_transform(values.numpy()))
     vectors = torch.from_numpy(estimator.mixing_.T)
     largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
     # equivalent mutants: a component whose largest entry is 0 has no sign
     signs = torch.where(largest < 0, -1.0, 1.0)
+    # equivalent mutants: a sign is its own inverse
     return occurrences * signs[:, 0], vectors * signs, torch.from_numpy(estimator.mean_)
 
 

@@ -44,8 +44,10 @@ def principal_axes(centered: Tensor, count: int) -> tuple[Tensor, Tensor]:
     values, directions = values.flip(0).clamp(min=0), directions.flip(1)[:, :count]
     if not tall:
         directions = centered.T @ directions
-        directions = directions / directions.norm(dim=0).clamp(min=torch.finfo(centered.dtype).tiny)
-        # Without variance, as in the last of N components of N images, the direction is rounding errors.
+        directions = directions / directions.norm(dim=0)
+        # Without variance, as in the last of N components of N images, the direction is rounding errors, or
+        # not a number.
+        # equivalent mutants: rounding errors are smaller, other variances far larger
         rounding = max(16, len(centered)) * torch.finfo(centered.dtype).eps * values[0]
         directions = torch.where(values[:count] > rounding, directions, 0)
     total = values.sum()
@@ -68,6 +70,7 @@ def _components_of_blocks(features: Tensor, count: int) -> tuple[Tensor, Tensor]
     values, directions = values.flip(0).clamp(min=0), _with_signs(directions.flip(1)[:, :count])
     points = map_rows(features, _Coordinates(about, directions), "principal components")
     total = values.sum()
+    # equivalent mutants: values of a sum of 0 are 0
     return points.to(features), (values[:count] / torch.where(total > 0, total, 1)).to(features)
 
 

@@ -35,6 +35,11 @@ def _oracle() -> None:
             seven = TensorDataset(halves[[0, 1, 2, 3, 0, 1, 2], None, None].expand(-1, 1, 2, 2))
             points = pca(wide, seven, components=3).points
             assert points is not None and not points[:, 2].any()
+    # The output of a layer, and features that are passed.
+    flat = pca(wide, TensorDataset(halves[:, None, None].expand(-1, 1, 2, 2)), layer="1")
+    passed = pca(features=halves)
+    for same in (flat, passed):
+        assert same.points is not None and torch.allclose(same.points, result.points, atol=1e-6)
     equal = pca(wide, TensorDataset(torch.ones(2, 1, 2, 2))).points
     assert equal is not None and not equal.any()
     assert result.axes == ("component 1", "component 2")
@@ -42,13 +47,13 @@ def _oracle() -> None:
     assert torch.allclose(fractions, torch.tensor([0.32, 0.02]) / 0.34, atol=1e-5)
     # All components preserve inner products, of fewer and of more images than features, also block by block.
     draw = torch.Generator().manual_seed(0)
-    for shape in ((4, 7), (7, 4)):
-        features = torch.randn(shape, generator=draw, dtype=torch.float64)
+    for shape, scale in (((4, 7), 1.0), ((7, 4), 1.0), ((4, 7), 1e-6), ((7, 4), 1e-6)):
+        features = torch.randn(shape, generator=draw, dtype=torch.float64) * scale
         centered = features - features.mean(0)
         values = torch.linalg.svdvals(centered).square()[:3] / centered.square().sum()
         for function in (principal_components, _components_of_blocks):
             points, _ = function(features, 4)
-            torch.testing.assert_close(points @ points.T, centered @ centered.T)
+            torch.testing.assert_close(points @ points.T / scale**2, centered @ centered.T / scale**2)
             points, fractions = function(features, 3)
             torch.testing.assert_close(fractions, values)
             torch.testing.assert_close(points.square().sum(0) / centered.square().sum(), values)

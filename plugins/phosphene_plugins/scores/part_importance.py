@@ -16,6 +16,7 @@ from phosphene import (
     batch_size,
     hookimpl,
     load_model,
+    max_batch,
     method,
     report_progress,
 )
@@ -45,28 +46,41 @@ def contributions_of_a_linear_model_are_its_drops() -> None:
     module = nn.Sequential(nn.Flatten(), linear)
     model = load_model(module, input_size=(1, 4, 6), mean=[0.0], std=[0.25])
     masks = torch.arange(6).expand(4, 6) // 2 == torch.arange(3)[:, None, None]
-    images = torch.full((2, 1, 4, 6), 0.5)
+    images = torch.tensor([0.5, 0.5, 0.25, 0.25])[:, None, None, None].expand(-1, 1, 4, 6)
     names = ("left", "middle", "right")
     parts = [Parts(names, masks, image * ~masks[:, None]) for image in images]
-    # The second image has two parts, and the third one of the first image is hidden.
+    # The second and the fourth image have two parts, and the third part is hidden.
     masks[2, :, 4:] = False
-    parts[1] = Parts(names[:2], masks[:2], parts[1].without[:2])
-    dataset = TensorDataset(images, ["0", "1"], object_parts=parts)
-    # A part's 8 pixels of 0.5 / 0.25 = 2 each.
+    parts[1::2] = [Parts(names[:2], masks[:2], own.without[:2]) for own in parts[1::2]]
+    dataset = TensorDataset(images, ["0", "1"] * 2, object_parts=parts)
+    # A part's 8 pixels of 0.5 / 0.25 = 2 each, or of 1.
     drops = torch.tensor([[48.0, -16.0, 8.0], [-96.0, 32.0, 0.0]])
     sums = torch.tensor([[48.0, -16.0, 0.0], [-96.0, 32.0, 0.0]])
-    result = part_importance(model, dataset, method="gradient_x_input", seed=0)
-    torch.testing.assert_close(result.drops, drops)
-    torch.testing.assert_close(result.sums[0], sums)
-    assert result.parts == (names, names[:2]) and result.classes == ("class 0", "class 1")
-    torch.testing.assert_close(result.rank_correlation[0], torch.ones(2))
-    torch.testing.assert_close(result.top_part[0], torch.ones(2))
-    torch.testing.assert_close(result.chance, torch.tensor([1 / 3, 1 / 2]))
+    with max_batch(2):
+        result = part_importance(model, dataset, method="gradient_x_input", seed=0)
+    torch.testing.assert_close(result.drops, torch.cat([drops, drops / 2]))
+    torch.testing.assert_close(result.sums[0], torch.cat([sums, sums / 2]))
+    assert result.parts == (names, names[:2]) * 2 and result.classes == ("class 0", "class 1") * 2
+    torch.testing.assert_close(result.rank_correlation[0], torch.ones(4))
+    torch.testing.assert_close(result.top_part[0], torch.ones(4))
+    torch.testing.assert_close(result.chance, torch.tensor([1 / 3, 1 / 2] * 2))
+    # The first three images, their parts by number and their maps; the random maps differ.
+    torch.testing.assert_close(result.images, images[:3])
+    torch.testing.assert_close(result.maps[0], torch.stack([2 * weight[0], 2 * weight[1], weight[0]]))
+    columns = torch.tensor([1, 1, 2, 2, 0, 0]).expand(3, 4, 6)
+    assert torch.equal(result.part_maps, columns)
     # |gradient| is 3 in the left part and 1 in the middle: ranks (3, 2, 1) against drops' (3, 1, 2).
-    result = part_importance(model, dataset, method="saliency", seed=0)
-    torch.testing.assert_close(result.rank_correlation[0], torch.tensor([0.5, -1.0]))
-    torch.testing.assert_close(result.top_part[0], torch.tensor([1.0, 0.0]))
+    with max_batch(1):
+        result = part_importance(model, dataset, method="saliency", seed=0)
+    torch.testing.assert_close(result.rank_correlation[0], torch.tensor([0.5, -1.0] * 2))
+    torch.testing.assert_close(result.top_part[0], torch.tensor([1.0, 0.0] * 2))
     assert result.names == ("saliency", "centre point", "random maps")
+    # Seven passes an image: three for its map, one for its logit and three without a part each.
+    for budget, count in ((6, 1), (20, 2), (21, 3), (1000, 4)):
+        result = part_importance(model, dataset, method="saliency", budget=budget, seed=0)
+        assert len(result.drops) == count and len(result.images) == min(count, 3)
+    # Sums that are equal count in part.
+    assert top_part_hits(torch.tensor([2.0, 2.0, 1.0]), torch.tensor([3.0, 1.0, 3.0])) == 0.5
 
 
 @dataclass
@@ -90,7 +104,7 @@ class _PartFold(Fold[State]):
         model, first = self.model, batch.indices[0]
         images, indices = batch.images.to(model.device, model.dtype), range(first, batch.indices[-1] + 1)
         parts = read_parts(batch.dataset, batch.indices)
-        with report_progress(False):
+        with report_progress(False):  # equivalent mutants: progress changes no result
             target = explained_class(model, self.target, images, batch)
             numbers = torch.as_tensor(target.index).expand(len(images)).tolist()
             drops = _padded(logit_drops(model, images, parts, numbers))

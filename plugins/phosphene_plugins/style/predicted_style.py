@@ -15,6 +15,7 @@ from phosphene import (
     batch_size,
     fork_random_state,
     hookimpl,
+    max_batch,
     method,
     progress_bar,
 )
@@ -111,24 +112,37 @@ def predicted_parameters_are_those_of_the_formula() -> None:
             expected = apply_by_hand(network, image, parameters)[0]
             assert (stylized - expected).abs().max() < 1e-9, f"blend={blend}, strength={strength}"
         assert torch.equal(result.sources, styles) and torch.equal(result.images, images)
+    for unfit in (images[:, :1], images[..., :7]):
+        try:
+            tested(unfit, styles, stylizer)
+        except InputError:
+            continue
+        raise AssertionError(f"images {tuple(unfit.shape)} are not refused")
     assert result.style == "100% of style 1"
 
 
 def training_steps_have_a_closed_form() -> None:
-    """The losses of two steps with a negligible learning rate, previews, and two colors that are learned."""
+    """Losses of two steps with a negligible learning rate, steps of Adam, and two colors that are learned."""
     call: Any = predicted_style_fit  # its result has every field here
     model, images = load_pixel_model(torch.float32), draw_images(5, 3, 8, 12, seed=0, dtype=torch.float32)
     styles = draw_images(3, 3, 10, 9, seed=1, dtype=torch.float32) ** 2
-    data = TensorDataset(images), TensorDataset(styles)
-    options: Any = {"width": 2, "blocks": 1, "predictor_width": 2, "bottleneck": 3, "seed": 3}
+    data = TensorDataset(images.double()), TensorDataset(styles.double())
+    last = 2**63 - 1  # the largest seed
+    options: Any = {"width": 2, "blocks": 1, "predictor_width": 2, "bottleneck": 3, "seed": last}
     options |= {"content_layer": "1", "style_layers": ["1", "0"], "content_weight": 2, "style_weight": 5}
-    result = call(model, *data, **options, total_variation=7, steps=2, batch=2, lr=1e-12)
+    options |= {"total_variation": 7, "steps": 2}
+    sizes = []
+    handle = model.module.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    with max_batch(1):
+        result = call(model, *data, **options, batch=2, lr=1e-12)
+    handle.remove()
+    assert set(sizes) == {1}, "a batch is larger than the limit"
     with fork_random_state(), torch.no_grad():
-        torch.manual_seed(3)
+        torch.manual_seed(last)
         network = PredictedStyleNetwork(width=2, blocks=1, predictor_width=2, bottleneck=3).eval()
-        order = torch.randperm(5, generator=torch.Generator().manual_seed(3))
+        order = torch.randperm(5, generator=torch.Generator().manual_seed(last))
         for step, rows in enumerate((order[:2], order[2:4])):
-            which = torch.randint(3, (5,), generator=torch.Generator().manual_seed(3 + step))
+            which = torch.randint(3, (5,), generator=torch.Generator().manual_seed(last + step))
             losses = [
                 transfer_loss(
                     network(content, style), content, style, content_layer="1", weights={"1": 1, "0": 1 / 3},
@@ -140,15 +154,30 @@ def training_steps_have_a_closed_form() -> None:
         expected = network(images[:4], styles[[0, 1, 2, 0]])
         returned = result.network(images[:4], styles[[0, 1, 2, 0]])
     assert (returned - expected).abs().max() < 1e-4, "the network is not the trained one"
-    assert (result.previews - expected).abs().max() < 1e-4 and len(result.labels) == 4
     assert result.config == network.config
+    for unfit in ((TensorDataset(images[:, :1]), data[1]), (data[0], TensorDataset(styles[:, :1]))):
+        try:
+            call(model, *unfit, **options)
+        except InputError:
+            continue
+        raise AssertionError("images of one channel are not refused")
+    # A constant gradient: Adam's steps are as long as the learning rate, which falls from 1 to 1/2 of lr.
+    for dtype, trained in ((torch.float64, torch.float64), (torch.float16, torch.float32)):
+        single = TensorDataset(images[:1]), TensorDataset(styles[:1])
+        result = call(load_pixel_model(dtype), *single, **options, batch=1, lr=1e-5)
+        bias = result.network.predictor.predict.bias  # which starts at 0
+        assert bias.dtype == result.previews.dtype == trained
+        assert (bias.abs().max() - 1.5e-5).abs() < 1e-7
     colors = torch.tensor([[0.8, 0.3, 0.4], [0.3, 0.6, 0.7]])[:, :, None, None].expand(2, 3, 8, 8)
-    options |= {"content_weight": 0, "steps": 150, "batch": 4, "lr": 0.05}
-    learned = call(model, data[0], TensorDataset(colors.contiguous()), total_variation=0, **options)
-    for color in colors.split(1):
-        with torch.no_grad():
-            drawn = learned.network(images[:1], color)
-        assert (drawn.mean((2, 3)) - color[:, :, 0, 0]).abs().max() < 0.1, "the colors are not learned"
+    options |= {"content_weight": 0, "total_variation": 0, "steps": 20, "seed": 4}
+    learned = call(model, data[0], TensorDataset(colors.contiguous()), batch=2, lr=0.1, **options)
+    previews = learned.network(images[:4], colors[[0, 1, 0, 1]]).detach()
+    assert (learned.previews - previews).abs().max() < 1e-6
+    assert learned.labels == ("in style 0", "in style 1") * 2
+    difference = (previews[1::2] - previews[::2]).mean((0, 2, 3))
+    target = (colors[1] - colors[0])[:, 0, 0]
+    assert torch.cosine_similarity(difference, target, 0) > 0.95, "the colors are not learned"
+    assert difference.norm() > 0.2 * target.norm(), "the colors are not learned"
 
 
 @method(
@@ -210,6 +239,7 @@ def predicted_style_fit(
 
     Source: Ghiasi et al. 2017, section 2; loss and training: equations 1 to 3.
     """
+    assert seed is not None
     model = single_precision(model)
     first = check_images(dataset.read(range(min(PREVIEWS, len(dataset))))).to(model.device, model.dtype)
     preview_styles = [n % len(styles) for n in range(len(first))]
@@ -220,8 +250,7 @@ def predicted_style_fit(
 
     def loss(images: Tensor, indices: Sequence[int], progress: float) -> Tensor:
         """The loss (n,) of each content; its style depends only on the step and the content's index."""
-        step_seed = ((seed or 0) + round(progress * training.steps)) % 2**63
-        random = torch.Generator().manual_seed(step_seed)
+        random = torch.Generator().manual_seed(seed + round(progress * training.steps))
         style_indices = torch.randint(len(styles), (len(dataset),), generator=random)[list(indices)].tolist()
         style_images = styles.read(style_indices).to(images)
         with torch.no_grad():
@@ -233,7 +262,7 @@ def predicted_style_fit(
 
     optimizer = torch.optim.Adam(network.parameters(), training.lr)
     history = train(
-        network, dataset, loss, optimizer, steps=training.steps, batch=training.batch, seed=seed or 0,
+        network, dataset, loss, optimizer, steps=training.steps, batch=training.batch, seed=seed,
         max_batch=batch_size(model), schedule=linear_decay,
     )  # fmt: skip
     with torch.no_grad():
@@ -299,12 +328,14 @@ def predicted_style(
         raise InputError(f"a style predictor takes styles (S, 3, H, W), not {tuple(styles.shape)}")
     check_images(images)
     weight = next(network.parameters())
+    # equivalent mutants: a style's parameters do not depend on the others
     of_styles = torch.cat([network.predict(style.to(weight)) for style in styles.split(1)])
     mixed = blend_weights.to(of_styles)[None] @ of_styles
     stylized = []
     # One image at a time: its result does not depend on the others of the batch.
     for image in progress_bar(images.split(1), "Stylizing", len(images)):
         own = image.to(weight)
+        # equivalent mutants: of strength 1 only a pass is saved
         parameters = mixed if strength == 1 else network.predict(own).lerp(mixed, strength)
         stylized.append(network.stylize(own, parameters).to(images))
     return Stylization(

@@ -53,6 +53,55 @@ class _SumOfWords(AnswerModel):
         return str(number)
 
 
+class _ImageFirst(_SumOfWords):
+    """The word 1 is the image's place holder, which is not embedded: an embedding of zeros."""
+
+    def read(self, tokens: Tensor, ids: Sequence[int]) -> Pass:
+        text = torch.tensor([n for n, number in enumerate(ids) if number != 1])
+        embedded = torch.zeros(len(ids), 4, dtype=torch.float64)
+        embedded = embedded.index_add(0, text, self.words(torch.tensor([list(ids)])[:, text])[0])
+        logits = (embedded * self.weights[: len(ids), None]).cumsum(0) @ self.head + tokens[0] @ self.colors
+        return Pass(logits, [], torch.arange(len(ids)), torch.arange(1))
+
+
+def _place_holders_are_words_of_zeros(images: Tensor) -> None:
+    """Of a token that is not embedded, the others' gradients stay at their positions."""
+    words, place_holder = _SumOfWords(), _ImageFirst()
+    with torch.no_grad():
+        words.words.weight[1] = 0
+    call: Any = question_attack
+    for question in ("137", "317", "371", "131"):
+        options: dict[str, Any] = {"question": question, "replacements": 2, "candidates": 1, "tokens": 1}
+        expected, result = (call(images, model, **options) for model in (words, place_holder))
+        assert result.questions == expected.questions and result.replaced.any()
+        torch.testing.assert_close(result.scores, expected.scores)
+
+
+def _search_ends_where_no_word_is_better(images: Tensor) -> None:
+    """All candidates on the way to an answer that is not reached: the steepest ascent, by hand."""
+    model = _SumOfWords()
+
+    def score(question: Sequence[int]) -> float:
+        tokens = model.image_tokens(images[:1])
+        logits = model.read(tokens, [*question, 5]).logits[-2:].detach().log_softmax(1)
+        return float(logits[0, 5] + logits[1, 2])
+
+    question, scores = [1, 3, 7], [score([1, 3, 7])]
+    while True:
+        trials = [[1, *(v if i == n else question[n] for n in (1, 2))] for i in (1, 2) for v in range(2, 9)]
+        best = max(trials, key=score)
+        if score(best) <= scores[-1]:
+            break
+        question = best
+        scores.append(score(best))
+    call: Any = question_attack
+    options: dict[str, Any] = {"question": "137", "answer": "52", "targeted": True, "tokens": 2}
+    result = call(images[:1], model, replacements=9, candidates=99, **options)
+    assert not result.success.any() and 2 < len(scores) < 9
+    expected = scores + scores[-1:] * (10 - len(scores))
+    torch.testing.assert_close(result.scores, torch.tensor([expected], dtype=torch.float64))
+
+
 def _oracle() -> None:
     """All candidates: the exhaustive search. One candidate: the best first-order estimate, by hand."""
     model = _SumOfWords()
@@ -100,6 +149,13 @@ def _oracle() -> None:
             else:  # no candidate is better than the question itself
                 assert first.questions[n] == "3 7" and int(first.replaced[n]) == 0
         assert every.replaced.any()
+    _place_holders_are_words_of_zeros(images)
+    _search_ends_where_no_word_is_better(images)
+    # No answer is the end of the text: of several tokens that end it, the first one.
+    silent = _SumOfWords()
+    silent.ends = frozenset(range(9))
+    result = call(images[:1], silent, question="137", replacements=0)
+    torch.testing.assert_close(result.scores[0, 0], log_probabilities(images[0], [1, 3, 7])[0])
     # An answer that the network does not give is changed already; one of the network needs no step to it.
     other = call(images, model, question="137", answer="5", tokens=1)
     assert other.success.all() and not other.replaced.any()
@@ -242,6 +298,7 @@ def _log_probability(
 ) -> Tensor:
     """S, the log-probability of the answer's tokens, on the graph."""
     logits = model.read(content, [*prompt, *answer[:-1]]).logits[len(prompt) - 1 :]
+    # equivalent mutants: axis 1 is the last
     values = at_least_float32(logits).log_softmax(-1)
     return values[torch.arange(len(answer)), list(answer)].sum()
 
