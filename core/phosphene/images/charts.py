@@ -151,7 +151,14 @@ def show_image(axes: Axes, image: Tensor, title: str = "") -> None:
     """Show an image (3, H, W) with a title and without ticks."""
     axes.imshow(image.permute(1, 2, 0).float().cpu().numpy(), interpolation="antialiased")
     axes.set_title(title, fontsize=8, loc="left")
+    hide_axes(axes)
+
+
+def hide_axes(axes: Axes) -> None:
+    """Draw neither ticks nor frame; the position of the title, unlike ``set_axis_off``, needs no ticks."""
     axes.set_axis_off()
+    axes.xaxis.set_visible(False)
+    axes.yaxis.set_visible(False)
 
 
 def frame_thumbnails(thumbnails: Tensor, colors: Sequence[Color] | None = None) -> Tensor:

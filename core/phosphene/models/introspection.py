@@ -87,6 +87,18 @@ class Structure:
             head = replace(head, weight=weight, bias=bias)
         return replace(self, head=head, classes=2)
 
+    def of_copy(self, module: nn.Module) -> Structure:
+        """The structure of a copy of the network, ``module``: its head holds the copy's weights.
+
+        Not for a structure ``with_two_logits``, whose head has weights of its own.
+        """
+        if self.head is None or self.classifier is None:
+            return self
+        classifier = module.get_submodule(self.classifier)
+        assert isinstance(classifier, (nn.Linear, nn.Conv2d))
+        weight, bias = _weights_of(classifier)
+        return replace(self, head=replace(self.head, weight=weight, bias=bias))
+
 
 #: Whether the passes that run now record a network's structure, once for each image size.
 recording_structure: ContextVar[bool] = ContextVar("recording_structure", default=False)
@@ -263,13 +275,19 @@ def _classifier(modules: dict[str, nn.Module], inputs: dict[str, Tensor], logits
 def _head(classifier: nn.Module, layer: str, maps: Tensor, embedding: Tensor, logits: Tensor) -> Head | None:
     """CAM's head, if the averages of these maps are the classifier's input and its output the logits."""
     assert isinstance(classifier, (nn.Linear, nn.Conv2d))
-    weight = classifier.weight.detach().flatten(1)
-    bias = weight.new_zeros(len(weight)) if classifier.bias is None else classifier.bias.detach()
+    weight, bias = _weights_of(classifier)
     if weight.shape[1] == maps.shape[1] and _same(embedding @ weight.T + bias, logits):
         for relu in (False, True):
             if _same((maps.relu() if relu else maps).mean((2, 3)), embedding):
                 return Head(layer, weight, bias, relu)
     return None
+
+
+def _weights_of(classifier: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight (K, C) and bias (K,) of a linear layer, which share its memory."""
+    weight = classifier.weight.detach().flatten(1)
+    bias = weight.new_zeros(len(weight)) if classifier.bias is None else classifier.bias.detach()
+    return weight, bias
 
 
 def _same(values: Tensor, expected: Tensor) -> bool:

@@ -113,6 +113,16 @@ class _Cache:
     def __reduce__(self) -> tuple[type[_Cache], tuple[()]]:
         return _Cache, ()  # a pickled or deep-copied model starts with an empty cache
 
+    def of_copy(self, module: nn.Module) -> _Cache:
+        """What was recorded about the passes of a network, for an equal copy of it."""
+        return _Cache(
+            structures={size: structure.of_copy(module) for size, structure in self.structures.items()},
+            class_counts=dict(self.class_counts),
+            centers=dict(self.centers),
+            attention=dict(self.attention),
+            window_axes=dict(self.window_axes),
+        )
+
 
 class Model:
     """A vision network and all that a method needs to know about it. Wrapping does not change the network.

@@ -29,7 +29,7 @@ from ..files.documents import list_files
 from ..files.output_folders import atomic_folder
 from ..files.system import error_text
 from ..files.tensors import save_tensors
-from ..images.charts import plain_label, printable, show_text_literally
+from ..images.charts import hide_axes, plain_label, printable, show_text_literally
 from ..images.color import to_display
 from ..images.io import write_gif, write_mp4, write_png
 from ..images.map_style import is_styled, map_style
@@ -331,7 +331,7 @@ class Result:
         axes = figure.subplots(len(rows), columns, squeeze=False)
         for row, row_axes in zip(rows, axes, strict=True):
             for panel, axis in itertools.zip_longest(row, row_axes):
-                axis.set_axis_off()
+                hide_axes(axis)
                 if panel is not None:
                     pixels = panel.image.permute(1, 2, 0).float().cpu().numpy()
                     axis.imshow(pixels, interpolation="nearest" if max(pixels.shape) < 128 else "antialiased")

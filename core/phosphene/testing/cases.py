@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from ..builtin.scenes import draw_scenes
 from ..errors import InputError, PhospheneError
 from ..images.color import resize
 from ..models import Model
+from ..models.unit_centers import unit_centers
 from ..roles import ROLES, SampleRequest, model_for_inputs
 from ..runs.saved_results import load_result
 from ..spec.expressions import LENGTHS
@@ -80,21 +82,23 @@ class Case:
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        changed = (f for f in fields(self) if getattr(self, f.name) != getattr(Case(), f.name))
+        changed = (f for f in fields(self) if getattr(self, f.name) != getattr(_DEFAULT, f.name))
         return f"Case({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
 
     def __hash__(self) -> int:
         return hash(repr(self))
 
-    def model(self) -> Model:
-        """A new network; runs of a case never share one."""
-        model = make_network(self.network)
-        if self.double:
-            model.module.double()
-        if self.precision:
-            model.module.to(getattr(torch, self.precision))
-        if (device := os.environ.get(DEVICE_VARIABLE)) is not None:
-            model.module.to(device)
+    def model(self, *, recorded: bool = True) -> Model:
+        """A new network; runs of a case never share one.
+
+        ``recorded``: its structure, attention and centers are those of an equal network, recorded once.
+        """
+        precision = self.precision or ("float64" if self.double else None)
+        device = os.environ.get(DEVICE_VARIABLE)
+        model = _new_model(self.network, precision, device)
+        # The head of one logit presented as two has weights of its own.
+        if recorded and model.task != "binary":
+            model._cache = _recorded_model(self.network, precision, device)._cache.of_copy(model.module)
         return model
 
     def inputs(self, method: Method[..., Any], model: Model) -> dict[str, Any]:
@@ -133,23 +137,18 @@ class Case:
 
     def simpler(self) -> Iterator[Case]:
         """The same case with one property set to its default, the most informative first."""
-        default = Case()
-        for name in (
-            "network",
-            "pictures",
-            "size",
-            "target",
-            "double",
-            "precision",
-            "dataset",
-            "second_model",
-        ):
+        default = _DEFAULT
+        properties = ("network", "pictures", "size", "target", "double", "precision", "dataset")
+        for name in (*properties, "second_model"):
             if getattr(self, name) != getattr(default, name):
                 yield replace(self, **{name: getattr(default, name)})
         for count in range(1, self.count):
             yield replace(self, count=count)
         for name in self.params:
             yield replace(self, params={n: v for n, v in self.params.items() if n != name})
+
+
+_DEFAULT = Case()
 
 
 def sample_input(declared: Input, request: SampleRequest) -> Any:
@@ -176,6 +175,28 @@ def _other_weights(model: Model) -> Model:
 
 
 # --- which cases -----------------------------------------------------------------------------
+
+
+def _new_model(network: str, precision: str | None, device: str | None) -> Model:
+    model = make_network(network)
+    if precision is not None:
+        model.module.to(getattr(torch, precision))
+    if device is not None:
+        model.module.to(device)
+    return model
+
+
+@functools.cache
+def _recorded_model(network: str, precision: str | None, device: str | None) -> Model:
+    """One instance of a network, used only for what is recorded about it at its own size."""
+    model = _new_model(network, precision, device)
+    size = image_size(model)
+    with suppress(PhospheneError):  # a network that cannot be read, which methods have to refuse
+        sized = model.at_size((model.input_size[0], *size))
+        sized.attention_layers  # noqa: B018
+        for layer in {*sized.structure.stages, sized.structure.last_map} - {None}:
+            unit_centers(sized, str(layer), size)
+    return model
 
 
 @functools.cache
@@ -213,7 +234,7 @@ def sizes(method: Method[..., Any], case: Case) -> dict[str, int]:
     if (cost := method.spec.cost) is None or not any(map(cost.depends_on, of_the_model)):
         return sizes
     params = method.validate(case.arguments(method))
-    model = make_network(case.network)
+    model = _network(case.network)
     return sizes | method.sizes(model if model.size_known else model.at_size((3, height, width)), params)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import json
@@ -181,6 +182,8 @@ class Examination:
     name_or_method: str | AnyMethod
     profile: str = "ci"
     observations: dict[Case, Observation] = field(default_factory=dict, repr=False)
+    #: The cases that hypothesis draws, by their number: the same ones for every check.
+    drawn: dict[int, list[Case]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
@@ -222,7 +225,7 @@ class Examination:
             outcome.cases = 1
             error = self._error(check, Case(), outcome)
             return None if error is None else (None, error)
-        every = fixed_cases(self.method, all_pairs=profile.all_pairs)
+        every = self._fixed_cases
         cases = every if profile.fixed is None else every[:: max(1, len(every) // profile.fixed)]
         # A method may accept few networks: at least one accepted case is needed.
         if not any(map(self._accepted, cases)):
@@ -235,6 +238,10 @@ class Examination:
             if error is not None:
                 return case, error
         return self._drawn(check, outcome, profile.several if check.on == "case" else profile.drawn)
+
+    @functools.cached_property
+    def _fixed_cases(self) -> list[Case]:
+        return fixed_cases(self.method, all_pairs=PROFILES[self.profile].all_pairs)
 
     def _accepted(self, case: Case) -> bool:
         """Whether the method does not refuse a case."""
@@ -260,7 +267,20 @@ class Examination:
     def _drawn(self, check: Check, outcome: Outcome, count: int) -> tuple[Case, AssertionError] | None:
         """Run cases drawn by hypothesis, the same ones for every check; a failing one is shrunk."""
         failing: list[tuple[Case, AssertionError]] = []
+        drawn: list[Case] = []
         end = time.perf_counter() + PROFILES[self.profile].seconds
+        first: tuple[Case, AssertionError] | None = None
+        if count in self.drawn:
+            counts = outcome.cases, outcome.refused
+            for case in self.drawn[count]:
+                if time.perf_counter() > end:
+                    return None
+                if (error := self._error(check, case, outcome)) is not None:
+                    first = case, error
+                    break
+            else:
+                return None
+            outcome.cases, outcome.refused = counts  # drawn again below, to be shrunk
 
         @settings(
             max_examples=count,
@@ -276,6 +296,7 @@ class Examination:
         def run_case(case: Case) -> None:
             if time.perf_counter() > end:
                 return
+            drawn.append(case)
             error = self._error(check, case, None if failing else outcome)
             if error is not None:
                 failing.append((case, error))
@@ -283,11 +304,13 @@ class Examination:
 
         try:
             run_case()
-        except (AssertionError, Flaky):  # an intermittent failure is a failure
+        except (AssertionError, Flaky):
             if not failing:
                 raise
             return failing[-1]
-        return None
+        if first is None and time.perf_counter() <= end:
+            self.drawn[count] = drawn
+        return first  # an intermittent failure is one, too
 
     def _smallest(self, check: Check, case: Case, error: AssertionError) -> tuple[Case, AssertionError]:
         """The simplest case that still fails: each property is set to its default where possible."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import UnknownName
 from ..models import Model, load_model
 from ..models.tasks import Task
-from ..torch_state import fork_random_state
+from ..torch_state import fork_random_state, seed_generators
 
 CLASSES = 5
 SIZE = 24
@@ -435,7 +435,7 @@ def make_network(name: str) -> Model:
     if name not in NETWORKS and name not in PURPOSE_BUILT:
         raise UnknownName("network", name, network_names())
     with fork_random_state():
-        torch.manual_seed(2)
+        seed_generators(2)
         module = PURPOSE_BUILT[name]() if name in PURPOSE_BUILT else _randomize_norms(NETWORKS[name][0]())
     channels = 1 if name == "gray" else 3
     module.train(name == "double")

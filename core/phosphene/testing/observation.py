@@ -83,7 +83,7 @@ def observe(method: Method[..., Any], case: Case) -> Observation:
 
 
 def _observe(method: Method[..., Any], case: Case) -> Observation:
-    model = case.model()
+    model = case.model(recorded=False)  # recording is a part of the run that is observed
     try:
         inputs = case.inputs(method, model)
     except PhospheneError as refusal:  # an output from which no input can be made, such as labels

@@ -8,7 +8,10 @@ with their transformed copy, and sides are multiples of the stride.
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UnknownName
+from ..errors import PhospheneError, UnknownName
 from ..images.blur import gaussian_blur
 from ..models import Model, load_model
 from ..spec.relations import Transform, transformed
-from ..torch_state import fork_random_state
+from ..torch_state import fork_random_state, seed_generators
 
 MEAN, STD = (0.42, 0.53, 0.37), (0.21, 0.28, 0.33)
 CLASSES = 4
@@ -52,9 +55,24 @@ def relation_network(name: str) -> RelationNetwork:
     """
     if name not in RELATION_NETWORKS:
         raise UnknownName("network for relations", name, RELATION_NETWORKS)
+    return copy.deepcopy(_relation_network(name))
+
+
+@functools.cache
+def _relation_network(name: str) -> RelationNetwork:
+    """One instance of a network, which is copied."""
     with fork_random_state():
-        torch.manual_seed(11)
+        seed_generators(11)
         return RELATION_NETWORKS[name](name)
+
+
+def recorded_relation_network(name: str) -> RelationNetwork:
+    """``relation_network``, with the structure of its model, which is recorded once for all instances."""
+    network, original = relation_network(name), _relation_network(name)
+    with suppress(PhospheneError):
+        original.model.attention_layers  # noqa: B018  (and the structure before it)
+    network.model._cache = original.model._cache.of_copy(network.model.module)
+    return network
 
 
 def _model(module: nn.Module, size: tuple[int, int], *, normalized: bool = True) -> Model:

@@ -66,7 +66,7 @@ def _draw(weight: Tensor, words: Tensor, x: Tensor, t: int) -> Tensor:
 
 
 def steps_of_the_words_and_of_the_sampling_by_hand() -> None:
-    """Two steps of Adam from the initial word, by hand, and stochastic or inverted sampling with the words."""
+    """Two steps of Adam from the initial word by hand, and stochastic or inverted sampling with the words."""
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(3, 2, generator=draw, dtype=torch.float64)
     denoiser = _LinearDenoiser(weight)
@@ -135,8 +135,8 @@ def _fit_by_hand(
     clean = 2 * styles - 1
     features = torch.stack(
         [
-            torch.cat([F.adaptive_avg_pool2d(image, (4, 8))[:, y, x], image.new_tensor([y / 1.5, x / 3.5]) - 1])
-            for image in clean for y in range(4) for x in range(8)
+            torch.cat([pooled[:, y, x], pooled.new_tensor([y / 1.5, x / 3.5]) - 1])
+            for pooled in F.adaptive_avg_pool2d(clean, (4, 8)) for y in range(4) for x in range(8)
         ]
     )  # fmt: skip
     features = (features - features.mean(0)) / (features.var(0, correction=0).sqrt() + 1e-6)

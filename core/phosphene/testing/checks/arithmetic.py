@@ -449,10 +449,13 @@ def _values_of_a_switch(trials: _Trials, name: str, schema: Mapping[str, Any], c
     for network in (case.network, "fragile", "functional", "gap"):
         base = replace(case, network=network, pictures="noise")
         cases = [replace(base, params={**base.params, name: v}) for v in values]
-        differ = [trials.differ(cases[0], other, False) for other in cases[1:]]
-        if any(differ):
-            return None
-        compared += differ.count(False) >= 3
+        equal = 0
+        for other in cases[1:]:
+            differ = trials.differ(cases[0], other, False)
+            if differ:
+                return None
+            equal += differ is False
+        compared += equal >= 3
     return ", ".join(f"{v:.3g}" for v in values) if compared > 1 else None
 
 

@@ -249,11 +249,15 @@ def labels_matter(method: AnyMethod) -> None:
         model = case.model()
         images = case.inputs(method, model)[_images(method)]
         order = logits_of(model, images).argsort(1, descending=True)
-        runs = [_attack(method, case, order[:, rank]) for rank in (0, 1, -1)]
-        adversarial = [run[0].adversarial for run in runs if run is not None]
-        for other in adversarial[1:]:
+        first = None
+        for rank in (0, 1, -1):
+            if (run := _attack(method, case, order[:, rank])) is None:
+                continue
+            if first is None:
+                first = run[0].adversarial
+                continue
             compared += 1
-            if not torch.equal(adversarial[0], other):
+            if not torch.equal(first, run[0].adversarial):
                 return
     assert not compared, f"the adversarial examples were the same for other labels, {compared} times"
 

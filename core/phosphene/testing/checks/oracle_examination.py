@@ -59,8 +59,11 @@ def _answer_calls(
 _recordings: WeakKeyDictionary[AnyMethod, list[_Call]] = WeakKeyDictionary()
 
 
-def _recording(method: AnyMethod) -> list[_Call]:
-    """The calls of the method in its oracle, in order; the oracle runs once for all checks."""
+def recorded_calls(method: AnyMethod) -> list[_Call]:
+    """The calls of the method in its oracle, in order; the oracle runs once for all checks.
+
+    Raises what the oracle raises.
+    """
     if method not in _recordings:
         calls: list[_Call] = []
 
@@ -94,7 +97,7 @@ def _exempt(check: str) -> Callable[[AnyMethod], str | None]:
     _exempt("oracle_calls_method"),
 )
 def oracle_calls_method(method: AnyMethod) -> None:
-    calls = _recording(method)
+    calls = recorded_calls(method)
     assert calls, "the oracle never calls the method"
     name = method.spec.input("model")
     models = [call.inputs[name.name] for call in calls] if name and method.spec.input("images") else []
@@ -224,7 +227,7 @@ _SPOILS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], bool], s
 
 def _spoil_check(name: str, promise: str) -> None:
     def check_oracle(method: AnyMethod) -> None:
-        calls = _recording(method)
+        calls = recorded_calls(method)
         change, applies, why = _SPOILS[name]
         spoiler, count = _Spoiler(change, applies), 0
 

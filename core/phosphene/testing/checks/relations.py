@@ -29,6 +29,7 @@ from ..symmetric_networks import (
     TRANSFORMERS,
     RelationNetwork,
     normalized_inside,
+    recorded_relation_network,
     relation_network,
 )
 
@@ -65,7 +66,7 @@ class RelationCalls:
     @classmethod
     def start(cls, method: AnyMethod, network: str, params: Mapping[str, Any]) -> RelationCalls:
         """The first call of a method on one of the networks. Raises what the method raises."""
-        setting = relation_network(network)
+        setting = recorded_relation_network(network)
         calls = cls(method, setting, _sample_inputs(method, setting), method.validate(params))
         calls.result = calls()
         return calls

@@ -40,10 +40,18 @@ USUAL_NETWORKS = ("gap", "functional", "flat", "tokens", "shapes-vgg", "gelu")
 
 def accepted_case(method: AnyMethod, case: Case, networks: Sequence[str] = USUAL_NETWORKS) -> Case | None:
     """The case on the first network that the method accepts."""
+    accepted = accepted_run(method, case, networks)
+    return None if accepted is None else accepted[0]
+
+
+def accepted_run(
+    method: AnyMethod, case: Case, networks: Sequence[str] = USUAL_NETWORKS
+) -> tuple[Case, Any] | None:
+    """The case on the first network that the method accepts, and its result."""
     for network in networks:
         candidate = replace(case, network=network)
-        if result_of(method, candidate) is not None:
-            return candidate
+        if (result := result_of(method, candidate)) is not None:
+            return candidate, result
     return None
 
 
@@ -95,13 +103,11 @@ def batches_are_joined(method: AnyMethod) -> None:
     several = any(i.role == "dataset" for i in method.spec.inputs)
     for pictures in ("noise", "scenes", "binary")[: 3 if several else 1]:
         case = Case(pictures=pictures, count=5, dataset=9, double=True)
-        if (case_or_none := accepted_case(method, case)) is None:
+        if (accepted := accepted_run(method, case)) is None:
             return
-        results = []
-        for size in (9, 4):
-            with max_batch(size):
-                results.append(result_of(method, case_or_none))
-        together, split = results
+        case, together = accepted  # in one batch
+        with max_batch(4):
+            split = result_of(method, case)
         assert split is not None, "it is refused with a batch size of 4"
         try:
             assert_same_result(split, together, rtol=1e-5, atol=1e-7)
@@ -213,10 +219,9 @@ def pixels_in_range(method: AnyMethod, run: Observation) -> None:
     exemptible=True,
 )
 def half_precision(method: AnyMethod) -> None:
-    case = accepted_case(method, Case(pictures="noise"))
-    if case is None:
+    if (accepted := accepted_run(method, Case(pictures="noise"))) is None:
         return
-    single = result_of(method, case)
+    case, single = accepted
     for precision in ("bfloat16", "float16"):
         try:
             half = replace(case, precision=precision).run(method)
