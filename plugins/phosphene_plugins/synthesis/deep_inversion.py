@@ -162,7 +162,8 @@ def inversion_by_adam(calls: Calls) -> Tensor:
         InvariantTo("logit_shift", fields=("images",), tolerance=1e-6),
     ],
     quick={"steps": 3},
-    demo={"model": "builtin:shapes-resnet", "steps": 150},
+    defaults={"model": "builtin:parts-resnet"},
+    demo={"steps": 150},
 )
 def deep_inversion(
     model: Model,
