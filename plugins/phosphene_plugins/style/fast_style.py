@@ -210,10 +210,11 @@ def styles_and_blends_select_scales_and_shifts() -> None:
     oracle=training_steps_have_a_closed_form,
     quick={"steps": 2, "batch": 2, "width": 4, "blocks": 1},
     demo={
-        "names": ["bricks", "pebbles", "waves", "swirls"],
+        "styles": ["builtin:bricks", "builtin:swirls"],
+        "names": ["bricks", "swirls"],
         "width": 8,
         "blocks": 1,
-        "steps": 430,
+        "steps": 400,
         "batch": 1,
         "lr": 1e-2,
     },  # fmt: skip
