@@ -16,7 +16,7 @@ import phosphene
 import phosphene_plugins
 from phosphene import MethodSpec, load_model, methods
 from phosphene.files import write_file
-from phosphene.parameter_text import bounds_text, default_text, kind_text, option_name
+from phosphene.parameter_text import bounds_text, default_text, input_help, kind_text, option_name
 from phosphene.registry import family_title
 from phosphene.results import Result
 from phosphene.roles import ROLES
@@ -148,7 +148,7 @@ def _signature(spec: MethodSpec) -> str:
     rows = [["name", "type", "bounds", "default", "description"], ["---"] * 5]
     for declared in spec.inputs:
         role = ROLES[declared.role]
-        meaning = f"{role.description}; command line: {role.help}"
+        meaning = f"{role.description}; command line: {input_help(role.help, declared.default)}"
         rows.append([_named(declared.name, spec), "input", "", "", _escaped(meaning)])
     for name, schema in spec.params_schema["properties"].items():
         cells = [kind_text(schema), bounds_text(schema), default_text(schema), schema.get("description", "")]

@@ -186,6 +186,13 @@ def bounds_text(schema: Mapping[str, Any]) -> str:
     return ", ".join(bounds + [f"each {text}" for text in inner if text])
 
 
+def input_help(text: str, default: Any) -> str:
+    """The help text of an input's role, with a method's own default for it; None: the role's."""
+    if default is None:
+        return text
+    return re.sub(r" \(default: [^()]*\)$", "", text) + f" (default: {default})"
+
+
 def default_text(schema: Mapping[str, Any]) -> str:
     """A parameter's default as text on the command line; "required" if there is none."""
     value = schema.get("default", "required")

@@ -39,6 +39,7 @@ from phosphene import (
     run,
 )
 from phosphene.builtin.scenes import CLASSES, draw_scenes
+from phosphene.cli.argument_rows import argument_rows
 from phosphene.cli.main import main
 from phosphene.images import read_image, write_png
 from phosphene.registry.extensions import extensions
@@ -81,6 +82,27 @@ def test_defaults_come_from_the_bundled_world() -> None:
     assert result.images.shape == (4, 3, 64, 64)
     assert result.provenance.model["name"] == "builtin:shapes-vgg"
     assert set(result.targets) <= set(CLASSES)
+
+
+def test_methods_have_defaults_of_their_own_where_those_of_the_roles_do_not_suit() -> None:
+    """The model and the data set that a method needs are declared by it, documented, and overridden."""
+    prepared = prepare("part_importance")
+    assert prepared.inputs["model"].name == "builtin:parts-resnet"
+    assert len(prepared.inputs["dataset"]) == 12 and prepared.inputs["dataset"].parts([0])
+    assert prepare("part_importance", dataset="builtin:part-scenes/3").inputs["dataset"].parts([0])
+    assert prepare("attention_maps").inputs["model"].name == "builtin:shapes-vit"
+    assert prepare("deep_inversion").inputs["model"].name == "builtin:parts-resnet"
+    assert prepare("deep_inversion", model="builtin:shapes-resnet").inputs["model"].name.endswith("resnet")
+    help_of = {name: text for name, *_, text in argument_rows(methods["part_importance"].spec)}
+    assert help_of["model"].endswith("(default: builtin:parts-resnet)")
+    assert help_of["dataset"].count("default:") == 1
+    with pytest.raises(UnknownName, match="input"):
+        method(family="scores", defaults={"images": "builtin:scenes/1"})(needs_a_model)
+
+
+def needs_a_model(model: ModelInput) -> Attribution:
+    """A method of one input."""
+    raise NotImplementedError
 
 
 def test_path_list_and_folder_read_the_same_images(folder: Path) -> None:

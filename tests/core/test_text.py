@@ -145,11 +145,7 @@ def test_figure_draws_names_as_they_are(name: str, tmp_path: Path) -> None:
     paths = {"images": "builtin:scenes/2", "dataset": f"builtin:scenes/{count}"}
     inputs = {i.name: paths[i.role] for i in spec.inputs if i.role in paths}
     inputs |= {i.name: "builtin:shapes-resnet" for i in spec.inputs if i.role == "other_model" and i.required}
-    if "model" in spec.demo:
-        inputs["model"] = spec.demo["model"]
-    inputs |= {
-        name: value for name, value in spec.demo.items() if str(value).startswith("builtin:part-scenes")
-    }
+    inputs |= {n: v for n, v in spec.demonstration()[0].items() if str(v).startswith("builtin:part-scenes")}
     result = renamed(run(name, progress=False, **inputs, **spec.quick))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a missing glyph, a layout that collapsed

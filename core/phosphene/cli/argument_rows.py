@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..parameter_text import bounds_text, default_text, kind_text, option_name
+from ..parameter_text import bounds_text, default_text, input_help, kind_text, option_name
 
 if TYPE_CHECKING:
     from ..spec import MethodSpec
@@ -27,7 +27,10 @@ def document_rows(
     roles: Mapping[str, Sequence[str]],
 ) -> list[tuple[str, ...]]:
     """The same rows from a spec's JSON form and, for each role, its placeholder and help text."""
-    rows = [(i["name"], roles[i["role"]][0], "", "", roles[i["role"]][1]) for i in inputs]
+    rows = []
+    for i in inputs:
+        metavar, text = roles[i["role"]]
+        rows.append((i["name"], metavar, "", "", input_help(text, i.get("default"))))
     for name, schema in properties.items():
         limits = bounds_text(schema), default_text(schema)
         rows.append((name, kind_text(schema), *limits, schema.get("description", "")))

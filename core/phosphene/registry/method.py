@@ -83,6 +83,7 @@ def method(
     defense: Callable[..., Callable[[Tensor], Tensor]] | None = None,
     quick: Mapping[str, Any] = {},
     demo: Mapping[str, Any] = {},
+    defaults: Mapping[str, Any] = {},
 ) -> Callable[[Callable[P, R]], Method[P, R]]:
     """Decorator that makes a ``Method`` of a typed function: signature -> schema, docstring -> documentation.
 
@@ -97,6 +98,7 @@ def method(
     defense: builds the change of the pixels that the method puts before a model, from its parameters.
     quick: parameters that make a test call fast.
     demo: parameters, and inputs, of the example in the gallery.
+    defaults: what inputs are read from where nothing is passed, by name, if the roles' defaults do not suit.
     """
 
     def decorate(function: Callable[P, R]) -> Method[P, R]:
@@ -112,7 +114,7 @@ def method(
             title=title or name.replace("_", " ").capitalize(),
             summary=summary,
             description=description.strip(),
-            inputs=declared.inputs,
+            inputs=_with_defaults(name, declared.inputs, defaults),
             params=create_model(f"{name}_params", __config__=config, **declared.fields),
             returns=declared.result.__name__,
             references=tuple(references),
@@ -130,6 +132,15 @@ def method(
         return Method(function, spec, declared.result, network, defense, declared.groups, declared.call)
 
     return decorate
+
+
+def _with_defaults(method: str, inputs: Sequence[Input], defaults: Mapping[str, Any]) -> tuple[Input, ...]:
+    """The inputs with a method's own defaults. Raises UnknownName for what is no input."""
+    names = [i.name for i in inputs]
+    for name in defaults:
+        if name not in names:
+            raise UnknownName("input (used in defaults)", name, names, f"method '{method}'")
+    return tuple(i.model_copy(update={"default": defaults.get(i.name)}) for i in inputs)
 
 
 @dataclass(eq=False, repr=False)

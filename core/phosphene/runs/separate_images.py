@@ -42,9 +42,8 @@ def run_separately(
         ) from error
     shared = dict(arguments)
     if (owner := spec.input("model")) is not None:  # loaded once: random weights would differ
-        shared[owner.name] = ROLES["model"].make(
-            arguments.get(owner.name), InputContext(None, {}, load_result)
-        )
+        value = owner.value(arguments.get(owner.name))
+        shared[owner.name] = ROLES["model"].make(value, InputContext(None, {}, load_result))
     results: list[Result] = []
     for number, image in enumerate(error.files or error.images):
         own = {

@@ -152,9 +152,10 @@ class _Batches:
         fixed = {n: v for n, v in arguments.items() if n in names}
         model = None
         if (owner := spec.input("model")) is not None:
-            read = ROLES[owner.role].make(fixed.get(owner.name), InputContext(load_result=load_result))
+            value = owner.value(fixed.get(owner.name))
+            read = ROLES[owner.role].make(value, InputContext(load_result=load_result))
             model = fixed[owner.name] = move_to_device(read, how["device"])
-        value = fixed.pop(images.name, None)
+        value = images.value(fixed.pop(images.name, None))
         dataset = read_dataset(
             ROLES[images.role].default if value is None else value, None if images.own_size else model
         )

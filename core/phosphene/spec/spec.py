@@ -51,13 +51,21 @@ class Reference(FrozenModel):
 
 
 class Input(FrozenModel):
-    """One positional input of a method: its name, its role and the inputs that it can replace."""
+    """One positional input of a method: its name, its role and the inputs that it can replace.
+
+    ``default`` is read where nothing is passed; None: the default of the role.
+    """
 
     name: str
     role: str
     required: bool = True
     own_size: bool = False
     replaces: tuple[str, ...] = ()
+    default: Any = None
+
+    def value(self, passed: Any) -> Any:
+        """What is passed, or ``default`` for None."""
+        return self.default if passed is None else passed
 
 
 class MethodSpec(FrozenModel):
@@ -138,9 +146,11 @@ class MethodSpec(FrozenModel):
         return recorded
 
     def demonstration(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The inputs and the parameters in ``demo``."""
-        inputs = {i.name: self.demo[i.name] for i in self.inputs if i.name in self.demo}
-        return inputs, {name: value for name, value in self.demo.items() if name not in inputs}
+        """The inputs and the parameters in ``demo``, with the inputs' defaults that are the method's own."""
+        names = {i.name for i in self.inputs}
+        defaults = {i.name: i.default for i in self.inputs if i.default is not None}
+        inputs = defaults | {name: value for name, value in self.demo.items() if name in names}
+        return inputs, {name: value for name, value in self.demo.items() if name not in names}
 
     @model_validator(mode="after")
     def _names_exist(self) -> MethodSpec:

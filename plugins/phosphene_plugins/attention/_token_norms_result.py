@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 from torch import Tensor
 
-from phosphene.images import Centers, colorize, enlarge_maps
+from phosphene.images import Centers, charts, colorize, enlarge_maps
 from phosphene.results import Panel, Result, shorten_title
 
-#: Blocks that are drawn for an image, evenly spaced, the last included.
-_DRAWN = 6
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Blocks that are drawn for an image, evenly spaced, the last included, and images in a figure.
+_DRAWN, _FIGURE_IMAGES = 6, 4
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -23,6 +29,9 @@ class TokenNorms(Result):
     class and register tokens; ``high`` (N, L), how many patches have more than ``factor`` times the median of
     their image and block. ``layers`` (L): the blocks. ``centers``: the pixels at which the rows (h,) and
     columns (w,) of the patches are centered; None: cells share the image equally.
+
+    In the figure a dot is the norm of a token over the median of its image and block, and the maps range from
+    0 to ``factor`` times the median: uniformly dark maps are those of a network without high norms.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {
@@ -72,14 +81,57 @@ class TokenNorms(Result):
         for image, maps, high in zip(self.images, self.maps.float(), self.high, strict=True):
             group = [Panel(image)]
             for number in drawn:
-                # From 0, so that tokens of equal norms are not drawn as different.
-                shares = maps[number] / maps[number].max().clamp(min=1e-30)
+                # From 0 to the threshold, as in every panel: only a high norm is bright.
+                limit = self.factor * maps[number].median().clamp(min=1e-30)
+                shares = (maps[number] / limit).clamp(max=1)
                 enlarged = enlarge_maps(shares[None], image.shape[1:], self.centers)[0]
                 norms = f"{float(maps[number].min()):.2g} to {float(maps[number].max()):.2g}"
                 title = f"{shorten_title(self.layers[number], 20)}: {norms}, {int(high[number])} high"
                 group.append(Panel(colorize(enlarged, "inferno"), title, is_output=True))
             groups.append(group)
         return groups
+
+    def draw(self) -> Figure:
+        """All norms by block relative to the median, with the threshold, above maps of some images."""
+        chosen = charts.evenly_spaced(len(self.images), _FIGURE_IMAGES)
+        panels = self.panels()
+        groups = [panels[n] for n in chosen]
+        figure = charts.new_figure(2.6 + 1.5 * len(groups))
+        top, bottom = figure.subfigures(2, 1, height_ratios=[2.6, 1.5 * len(groups)])
+        self._plot_norms(top.subplots())
+        grid = bottom.subplots(len(groups), len(groups[0]), squeeze=False)
+        for row, group in zip(grid, groups, strict=True):
+            for axis, panel in zip(row, group, strict=True):
+                axis.set_axis_off()
+                # "blocks.0: 2 high": the chart shows the range.
+                charts.show_image(axis, panel.image, re.sub(r": .*, ", ": ", panel.title))
+        return figure
+
+    def _plot_norms(self, axes: Axes) -> None:
+        """A dot for each token: its norm over the median of the patches of its image and block."""
+        norms, others = self.maps.flatten(2).double().cpu(), self.others.double().cpu()
+        median = norms.median(2).values.clamp(min=1e-30)[:, :, None]
+        ratios, other_ratios = (norms / median).numpy(), (others / median).numpy()
+        blocks = np.arange(len(self.layers))[None, :, None]
+        spread = np.random.default_rng(0).uniform(-0.25, 0.05, ratios.shape)  # dots side by side
+        axes.scatter((blocks + spread).ravel(), ratios.ravel(), s=9, label="patches")
+        if other_ratios.size:
+            x = np.broadcast_to(blocks + 0.25, other_ratios.shape)
+            axes.scatter(x.ravel(), other_ratios.ravel(), s=12, marker="x", label="class and register tokens")
+        axes.axhline(self.factor, color="tab:red", linewidth=1.2, label=f"high: above {self.factor:g}")
+        largest = max(self.factor, ratios.max(initial=0), other_ratios.max(initial=0))
+        if largest > 5 * self.factor:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(0, 1.3 * largest)
+        axes.set_xticks(range(len(self.layers)), [charts.plain_label(name, 16) for name in self.layers])
+        axes.tick_params(axis="x", labelrotation=0 if len(self.layers) <= 8 else 90, labelsize=7)
+        axes.set_ylabel("norm / median")
+        count, images = int(self.high.sum()), int((self.high > 0).any(1).sum())
+        summary = f"{count} of {norms.numel()} norms are high, in {images} of {len(self.images)} images"
+        axes.set_title(summary if count else "no patch has a high norm", fontsize=8, loc="left")
+        axes.legend(fontsize=7, frameon=False, loc="upper left", ncols=3)
+        axes.spines[["top", "right"]].set_visible(False)
 
 
 def high_norms(maps: Tensor, factor: float) -> Tensor:

@@ -59,7 +59,7 @@ def equals_the_weighted_mean_of_the_distances() -> None:
         InvariantTo("normalization", fields=("distances",)),
         ScalesWith("logits", power=0, fields=("distances",)),
     ],
-    demo={"model": "builtin:shapes-vit"},
+    defaults={"model": "builtin:shapes-vit"},
 )
 def attention_distance(model: Model, images: Images) -> AttentionDistances:
     """Attention distance: the mean distance from a patch to the patches that it attends to, by head.

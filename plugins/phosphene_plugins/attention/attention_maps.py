@@ -48,7 +48,7 @@ def equals_the_softmax_of_the_products() -> None:
     cost=Cost(forward=size.images),
     oracle=equals_the_softmax_of_the_products,
     relations=WITHOUT_A_SCORE,
-    demo={"model": "builtin:shapes-vit"},
+    defaults={"model": "builtin:shapes-vit"},
 )
 def attention_maps(
     model: Model,

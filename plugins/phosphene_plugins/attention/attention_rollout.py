@@ -89,7 +89,7 @@ def product_of_the_layers(calls: Calls) -> Tensor:
     cost=Cost(forward=size.images),
     oracle=equals_the_power_of_uniform_attention,
     relations=[Agrees(product_of_the_layers, networks=("tokens",)), *WITHOUT_A_SCORE],
-    demo={"model": "builtin:shapes-vit"},
+    defaults={"model": "builtin:shapes-vit"},
 )
 def attention_rollout(
     model: Model,

@@ -75,7 +75,7 @@ def equals_the_closed_form_of_uniform_attention() -> None:
     cost=Cost(forward=size.images, backward=size.images),
     oracle=equals_the_closed_form_of_uniform_attention,
     relations=OF_A_SCORE,
-    demo={"model": "builtin:shapes-vit"},
+    defaults={"model": "builtin:shapes-vit"},
 )
 def gradient_attention(model: Model, images: Images, target: Target = None) -> Attribution:
     """Gradient-weighted attention: relevance of each patch for a target, through all layers.

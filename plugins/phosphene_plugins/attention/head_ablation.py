@@ -60,7 +60,7 @@ def equals_what_the_head_adds() -> None:
         InvariantTo("batch_order", fields=("drops",)),
         InvariantTo("normalization", fields=("drops",)),
     ],
-    demo={"model": "builtin:shapes-vit"},
+    defaults={"model": "builtin:shapes-vit"},
 )
 def head_ablation(
     model: Model,

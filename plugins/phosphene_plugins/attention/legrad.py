@@ -69,7 +69,7 @@ def _square_of_class_2(logits: Tensor) -> Tensor:
     ),
     oracle=equals_the_closed_form_of_linear_blocks,
     relations=[*OF_A_SCORE, ScalesWith("logits", power=1)],
-    demo={"model": "builtin:shapes-vit"},
+    defaults={"model": "builtin:shapes-vit"},
 )
 def legrad(model: Model, images: Images, target: Target = None) -> Attribution:
     """LeGrad: the sensitivity of each layer's own score to its attention, averaged over layers.

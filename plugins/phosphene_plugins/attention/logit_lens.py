@@ -66,7 +66,7 @@ def logits_of_the_model(calls: Calls) -> Tensor:
         InvariantTo("batch_order", fields=("logits",)),
         InvariantTo("normalization", fields=("logits",)),
     ],
-    demo={"model": "builtin:shapes-vit"},
+    defaults={"model": "builtin:shapes-vit"},
 )
 def logit_lens(model: Model, images: Images) -> LogitLens:
     """Logit lens: the logits of the tokens behind each block, through the model's own norm and head.

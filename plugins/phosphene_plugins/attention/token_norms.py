@@ -65,7 +65,7 @@ def norms_of_the_features(calls: Calls) -> torch.Tensor:
         InvariantTo("normalization"),
         ScalesWith("logits", power=0, fields=("maps", "others")),
     ],
-    demo={"model": "builtin:shapes-vit"},
+    defaults={"model": "builtin:shapes-vit"},
 )
 def token_norms(
     model: Model,

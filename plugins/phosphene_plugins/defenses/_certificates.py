@@ -72,8 +72,14 @@ class Certificates(Result):
         return [[Panel(image, self._title(n), is_output=True)] for n, image in enumerate(self.images)]
 
     def _title(self, n: int) -> str:
-        outcome = "abstains" if self.abstained[n] else f"{self.norm} {float(self.radius[n]):.3g}"
+        outcome = "abstains" if self.abstained[n] else f"{self.norm} {self._radius_text(float(self.radius[n]))}"
         return f"{self.names[n]}: {outcome}"
+
+    def _radius_text(self, radius: float) -> str:
+        """The radius, in linf as a number of gray levels, unless it is a small part of one."""
+        if self.norm == "linf" and 255 * radius >= 0.01:
+            return f"{255 * radius:.2g}/255"
+        return f"{radius:.3g}"
 
     def draw(self) -> Figure:
         """The images with their radii, and the share of predictions proven at each radius."""
@@ -96,9 +102,12 @@ class Certificates(Result):
         """A step down at each image's radius: proven at r are those whose radius is at least r."""
         radii = np.sort(self.radius[~self.abstained].cpu().double().numpy())
         shares = (len(radii) - np.arange(len(radii) + 1)) / len(self.images)
-        ends = [0.0, *radii, 1.1 * radii[-1] if len(radii) and radii[-1] > 0 else 1.0]
+        ends = np.array([0.0, *radii, 1.1 * radii[-1] if len(radii) and radii[-1] > 0 else 1.0])
+        in_levels = self.norm == "linf" and 255 * ends[-1] >= 0.01
+        ends = 255 * ends if in_levels else ends
+        unit = ", in 1/255" if in_levels else ""
         axes.stairs(shares, ends, baseline=None, linewidth=2)
-        axes.set(ylim=(0, 1.05), xlim=(0, ends[-1]), xlabel=f"radius ({self.norm})")
+        axes.set(ylim=(0, 1.05), xlim=(0, ends[-1]), xlabel=f"radius ({self.norm}{unit})")
         axes.set_ylabel("share of predictions proven")
         axes.set_title(self.subject, fontsize=8, loc="left")
         axes.spines[["top", "right"]].set_visible(False)

@@ -375,13 +375,13 @@ def _demo_model(spec: MethodSpec) -> str:
     """The URI of the network of a method's demo."""
     takes_model = spec.input("model")
     default = str(ROLES["model"].default)
-    return default if takes_model is None else spec.demo.get(takes_model.name, default)
+    return default if takes_model is None else spec.demonstration()[0].get(takes_model.name, default)
 
 
 def _has_own_model(spec: MethodSpec) -> bool:
     """Whether a method's demo names a model, as that of a method for transformers does."""
     takes_model = spec.input("model")
-    return takes_model is not None and takes_model.name in spec.demo
+    return takes_model is not None and takes_model.name in spec.demonstration()[0]
 
 
 def _robustness_curve(call: str, source: Source) -> Exhibit | None:

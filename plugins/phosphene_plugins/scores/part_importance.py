@@ -188,7 +188,7 @@ def top_part_hits(sums: Tensor, drops: Tensor) -> Tensor:
     needs=["dataset"],
     oracle=contributions_of_a_linear_model_are_its_drops,
     quick={"method": "grad_cam", "params": {}, "max_images": 2, "budget": 40},
-    demo={"model": "builtin:parts-resnet", "dataset": "builtin:part-scenes/12"},
+    defaults={"model": "builtin:parts-resnet", "dataset": "builtin:part-scenes/12"},
 )
 def part_importance(
     model: Model,
@@ -223,8 +223,7 @@ def part_importance(
     Example::
         from phosphene import run
 
-        model, dataset = "builtin:parts-resnet", "builtin:part-scenes/4"
-        result = run("part_importance", model=model, dataset=dataset, method="grad_cam")
+        result = run("part_importance", dataset="builtin:part-scenes/4", method="grad_cam")
         result.rank_correlation.mean(1)  # of the method, the center point and random maps
 
     Source:

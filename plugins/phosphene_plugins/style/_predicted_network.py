@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from phosphene import InputError
-from phosphene.results import TrainedNetwork
+from phosphene.results import Panel, TrainedNetwork
 
 from ._style_network import StyleNetwork
 
@@ -97,7 +98,32 @@ class PredictedStyleNetwork(nn.Module):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PredictedStyle(TrainedNetwork):
-    """The result of ``predicted_style_fit``: ``network`` is a style predictor and a style network."""
+    """The result of ``predicted_style_fit``: ``network`` is a style predictor and a style network.
+
+    ``contents`` (P, C, H, W) and ``styles`` (P, C, h, w) are the images and the styles of the previews; None
+    in results of earlier versions.
+    """
+
+    shapes: ClassVar[Mapping[str, str]] = {
+        **TrainedNetwork.shapes,
+        "contents": "P C H W",
+        "styles": "P C h w",
+    }
+
+    groups_per_row: ClassVar[int] = 2
+
+    contents: Tensor | None = None
+    styles: Tensor | None = None
+
+    def panels(self) -> list[list[Panel]]:
+        """Each content, its style and the preview."""
+        if self.contents is None or self.styles is None:
+            return super().panels()
+        rows = zip(self.contents, self.styles, self.previews, self.labels, strict=True)
+        return [
+            [Panel(content), Panel(style, "style"), Panel(preview, label, is_output=True)]
+            for content, style, preview, label in rows
+        ]
 
     def export_network(self) -> tuple[nn.Module, dict[str, Tensor]]:
         """A network from ``images`` (N, 3, H, W) and a ``style`` (N, 3, H', W') each to stylized images."""

@@ -116,7 +116,7 @@ class VideoStylization(Result):
         chart.set_ylim(bottom=0)
         chart.set_xticks(numbers)
         chart.set_xlabel("frame", fontsize=8)
-        chart.set_ylabel("warp error", fontsize=8)
+        chart.set_ylabel("flicker", fontsize=8)
         chart.tick_params(labelsize=7)
         chart.legend(fontsize=7, frameon=False, loc="center right")
         chart.spines[["top", "right"]].set_visible(False)

@@ -192,7 +192,15 @@ def pixels_as_features_have_a_closed_form() -> None:
     ),
     oracle=pixels_as_features_have_a_closed_form,
     quick={"steps": 3, "scales": 1, "positions": 50},
-    demo={"images": "builtin:scenes/2", "styles": ["builtin:swirls"], "alpha": 2, "total_variation": 1},
+    demo={
+        "images": {"files": "builtin:part-scenes/1", "size": (128, 128)},
+        "styles": ["builtin:night"],
+        "alpha": 2,
+        "positions": 512,
+        "total_variation": 4,
+        "scales": 2,
+        "steps": 60,
+    },
 )
 def optimal_transport_style(
     model: Model,

@@ -162,14 +162,14 @@ def pixels_as_features_have_a_closed_form() -> None:
     oracle=pixels_as_features_have_a_closed_form,
     quick={"steps": 3, "scales": 1, "style_scale": 0.5, "max_patches": 100},
     demo={
-        "images": "builtin:scenes/2",
-        "styles": ["builtin:swirls"],
+        "images": {"files": "builtin:part-scenes/2", "size": (128, 128)},
+        "styles": ["builtin:night"],
         "style_layers": ["features.1"],
         "max_patches": 1024,
         "style_weight": 10,
         "total_variation": 3,
         "scales": 2,
-        "steps": 30,
+        "steps": 20,
     },
 )
 def patch_style(

@@ -223,8 +223,8 @@ def predicted_style_fit(
     The learning rate of Adam falls linearly to zero. An interrupted training continues where it stopped.
 
     Returns:
-        ``network``, ``losses`` (steps,), ``previews`` (4, 3, H, W) the first contents in the first styles,
-        ``labels`` of these.
+        ``network``, ``losses`` (steps,), ``previews`` (4, 3, H, W) the first ``contents`` in the first
+        ``styles``, ``labels`` of these.
 
     Raises:
         DivergenceError: a loss that is no longer finite.
@@ -265,9 +265,10 @@ def predicted_style_fit(
         network, dataset, loss, optimizer, steps=training.steps, batch=training.batch, seed=seed,
         max_batch=batch_size(model), schedule=linear_decay,
     )  # fmt: skip
+    style_images = styles.read(preview_styles).to(first)
     with torch.no_grad():
-        pairs = zip(first.split(1), preview_styles, strict=True)
-        previews = torch.cat([network(image, styles.read([n]).to(first)) for image, n in pairs])
+        pairs = zip(first.split(1), style_images.split(1), strict=True)
+        previews = torch.cat([network(image, style) for image, style in pairs])
     return PredictedStyle(
         network=network,
         method="style.predicted_style_fit",
@@ -275,6 +276,8 @@ def predicted_style_fit(
         losses=history.losses,
         labels=tuple(f"in style {styles.id(n)}" for n in preview_styles),
         previews=previews,
+        contents=first,
+        styles=style_images,
     )
 
 

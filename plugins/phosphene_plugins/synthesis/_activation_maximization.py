@@ -105,6 +105,9 @@ ImageParametrization: TypeAlias = Annotated[
 #: Largest number of times that an initial image without gradient is replaced by other noise.
 RESTARTS = 8
 
+#: Standard deviation of that noise.
+_COARSE_DEVIATION = 0.2
+
 
 class Penalties(ParameterGroup):
     """Penalties, blur and shifts of activation maximisation."""
@@ -168,6 +171,15 @@ class ActivationMaximization(Penalties):
             "amplitudes 1/f in a Fourier spectrum",
         ),
     ] = 0.02
+    start_contrast: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="standard deviation of the smooth grey noise in the initial image: without it the "
+            "ascent can end where the unit's ReLUs are closed",
+        ),
+    ] = 0.0
     size: ImageSide = None
     render_size: Annotated[
         int | None,
@@ -384,7 +396,7 @@ def _initial_network(
         params,
         seed,
         draw=lambda own_seed: draw(params.start_noise, own_seed),
-        redraw=lambda rows, own_seed: draw(0.2, own_seed).expand_as(rows),
+        redraw=lambda rows, own_seed: draw(_COARSE_DEVIATION, own_seed).expand_as(rows),
         images=lambda weights: network(weights).image()[:, :channels],
     )
     return network(weights)
@@ -400,15 +412,21 @@ def _initial_images(
     """Mean colour plus noise, (count, C, H, W); without gradient coarse noise, which varies more."""
     channels, height, width = model.input_size
     shape = (1, channels, params.size or height, params.size or width)
+
+    def draw(seed: int | None) -> Tensor:
+        images = start_images(model, shape, params.parametrization, params.start_noise, seed)
+        if params.start_contrast:
+            noise = (coarse_noise(images, seed) - 0.5) / _COARSE_DEVIATION
+            images = (images + params.start_contrast * noise).clamp(0, 1)
+        return images
+
     return _starts_with_gradient(
         score,
         count,
         params,
         seed,
-        draw=lambda own_seed: start_images(
-            model, shape, params.parametrization, params.start_noise, own_seed
-        ),
-        redraw=_coarse_noise,
+        draw=draw,
+        redraw=coarse_noise,
         images=lambda images: images,
     )
 
@@ -431,7 +449,7 @@ def _starts_with_gradient(
     variants = [draw(seed if seed is None else seed + n) for n in range(params.variants)]
     starts = torch.cat(variants * (count // params.variants))
     for attempt in range(1, RESTARTS + 1 if params.start_noise else 1):
-        rows = (_score_gradient(score, images(starts)) == 0).flatten(1).all(1).nonzero()[:, 0]
+        rows = (score_gradient(score, images(starts)) == 0).flatten(1).all(1).nonzero()[:, 0]
         if not len(rows):
             break
         for n in range(params.variants):
@@ -465,7 +483,8 @@ def _pink_noise_images(shape: tuple[int, ...], seed: int | None, mean: Tensor, d
     return images.repeat(shape[0], 1, 1, 1)
 
 
-def _score_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def score_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """The gradient (N, C, H, W) of the scores (N,) of images; ones where there is no graph."""
     images = images.detach().requires_grad_()
     with torch.enable_grad():
         values = score(images).sum()  # equivalent mutants: only zeros of the gradient matter
@@ -474,8 +493,8 @@ def _score_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor
         return torch.autograd.grad(values, images)[0]
 
 
-def _coarse_noise(images: Tensor, seed: int) -> Tensor:
+def coarse_noise(images: Tensor, seed: int | None) -> Tensor:
     """Grey noise (N, C, H, W), the same for all images, blurred by a tenth of their side."""
     sides = images.shape[2:]
     noise = gaussian_blur(noise_images((1, 1, *sides), seed=seed) - 0.5, min(sides) / 10)
-    return (0.5 + 0.2 * noise / noise.std()).clamp(0, 1).expand_as(images).to(images)
+    return (0.5 + _COARSE_DEVIATION * noise / noise.std()).clamp(0, 1).expand_as(images).to(images)

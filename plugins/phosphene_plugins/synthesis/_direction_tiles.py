@@ -15,6 +15,7 @@ from phosphene.optimize import FourierImage, PixelImage, optimize_image
 from phosphene.spec import ParameterGroup
 
 from ._activation_maximization import (
+    RESTARTS,
     CosinePower,
     ImageParametrization,
     Jitter,
@@ -23,7 +24,9 @@ from ._activation_maximization import (
     Rotate,
     Steps,
     UpdateRule,
+    coarse_noise,
     random_transform,
+    score_gradient,
     start_images,
 )
 
@@ -77,7 +80,8 @@ def draw_directions(
 
     S = 1/P sum_p <a_p, v> / ||v|| max(cos(a_p, v), 0.1)^power,  a_p the activations at position p
 
-    A tile of the direction 0 is the model's mean colour, with score 0.
+    A tile at whose start S has no gradient starts at other noise, of more contrast. A tile of the direction 0
+    is the model's mean colour, with score 0.
     """
     shape = (len(directions), model.input_size[0], *size)
     tiles = start_images(model, shape, "pixels", 0.0, seed)
@@ -86,11 +90,16 @@ def draw_directions(
     start = start_images(model, shape, params.parametrization, START_NOISE, seed)[:1]
     for rows in nonzero.split(batch_size(model)):
         units = F.normalize(at_least_float32(directions[rows]), dim=1)
+        score = partial(direction_score, model=model, layer=layer, units=units, power=params.power)
+        starts = start.repeat(len(rows), 1, 1, 1)
+        for attempt in range(1, RESTARTS + 1):  # noise of more contrast where all ReLUs are closed
+            closed = (score_gradient(score, starts) == 0).flatten(1).all(1)
+            if not closed.any():
+                break
+            starts[closed] = coarse_noise(starts[closed], (seed or 0) + attempt)
         optimization = optimize_image(
-            partial(direction_score, model=model, layer=layer, units=units, power=params.power),
-            (PixelImage if params.parametrization == "pixels" else FourierImage)(
-                start.expand(len(rows), -1, -1, -1)
-            ),
+            score,
+            (PixelImage if params.parametrization == "pixels" else FourierImage)(starts),
             steps=params.steps,
             lr=params.lr,
             optimizer=params.optimizer,

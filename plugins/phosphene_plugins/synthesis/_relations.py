@@ -33,6 +33,7 @@ ALL_TERMS: dict[str, Any] = {
     "clip_contribution": 15,
     "clip_gradient": 12,
     "start_noise": 0.1,
+    "start_contrast": 0,
     "size": 20,
 }
 

@@ -36,7 +36,7 @@ from phosphene.spec import Cost, InvariantTo, PixelRange, param, size
 from phosphene.targets import Objective, parse_target
 
 from ..embeddings._principal_components import principal_components
-from ._activation_maximization import CARTER
+from ._activation_maximization import CARTER, RESTARTS
 from ._direction_tiles import TileParams, TileSide, draw_directions, tile_size
 
 
@@ -210,8 +210,8 @@ def four_clusters_have_a_cell_each() -> None:
     invariants=[PixelRange(field="tiles")],
     needs=["gradients", "dataset"],
     cost=Cost(
-        forward=size.dataset + param.grid * param.grid * param.steps,
-        backward=size.dataset + param.grid * param.grid * param.steps,
+        forward=size.dataset + param.grid * param.grid * (param.steps + RESTARTS),
+        backward=size.dataset + param.grid * param.grid * (param.steps + RESTARTS),
     ),
     oracle=four_clusters_have_a_cell_each,
     relations=[InvariantTo("logit_shift", tolerance=1e-6)],

@@ -17,7 +17,7 @@ from phosphene.roles import Images, LayerName, Model, Seed
 from phosphene.spec import Cost, InvariantTo, PixelRange, param, size
 
 from ..embeddings._features import position_features
-from ._activation_maximization import CARTER
+from ._activation_maximization import CARTER, RESTARTS
 from ._direction_tiles import TileParams, TileSide, draw_directions, tile_size
 
 #: Largest number of rows and of columns of the grid by default.
@@ -146,8 +146,8 @@ def linear_layer_has_its_closed_form() -> None:
     invariants=[PixelRange(field="tiles")],
     needs=["gradients"],
     cost=Cost(
-        forward=size.images * (1 + param.cells * param.cells * param.steps),
-        backward=size.images * param.cells * param.cells * param.steps,
+        forward=size.images * (1 + param.cells * param.cells * (param.steps + RESTARTS)),
+        backward=size.images * param.cells * param.cells * (param.steps + RESTARTS),
     ),
     oracle=linear_layer_has_its_closed_form,
     relations=[
@@ -155,7 +155,13 @@ def linear_layer_has_its_closed_form() -> None:
         InvariantTo("batch_order"),
     ],
     quick={"cells": 2, "tile": 16, "steps": 2, "jitter": 1},
-    demo={"images": "builtin:scenes/2", "layer": "relu4_1", "cells": 8},
+    demo={
+        "model": "builtin:parts-resnet",
+        "images": "builtin:part-scenes/2",
+        "layer": "layer2",
+        "cells": 6,
+        "steps": 40,
+    },
 )
 def activation_grid(
     model: Model,

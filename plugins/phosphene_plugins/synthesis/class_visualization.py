@@ -90,7 +90,7 @@ def class_visualization(
     target: Target,
     start: Start = None,
     *,
-    params: ActivationMaximization = ActivationMaximization(),
+    params: ActivationMaximization = ActivationMaximization(start_contrast=0.2),
     frames: Frames = 0,
     seed: Seed = None,
 ) -> Synthesis:
@@ -99,7 +99,10 @@ def class_visualization(
     I* = argmax_I S(I) - l2 ||I - m||^2 - total_variation TV(I)
 
     by steps I <- I + lr grad from I = m, the model's mean colour, which normalisation maps to zero (mid-grey
-    for a model without a mean), plus ``start_noise``. S is the logit of a class, or any other target.
+    for a model without a mean), plus ``start_noise`` and smooth grey noise of ``start_contrast``. S is the
+    logit of a class, or any other target. From an even grey the ascent may only remove what speaks against
+    a class, and end where all of its ReLUs are closed: the contrast opens them (a network of coordinates has
+    ``start_noise`` alone; 0.2 is enough).
 
     Regularisers, off at 0: the two penalties; a Gaussian blur of width ``blur_sigma`` after every
     ``blur_every`` steps; clipping to m of the ``clip_norm`` per cent of pixels nearest to m and of the

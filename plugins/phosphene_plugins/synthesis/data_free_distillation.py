@@ -154,8 +154,8 @@ class _Positions(nn.Module):
         "images_matter": "the data set is evaluated on, and not trained on",
     },
     quick={"images": 5, "inversion_steps": 2, "steps": 2, "batch": 3},
+    defaults={"model": "builtin:shapes-resnet"},
     demo={
-        "model": "builtin:shapes-resnet",
         "dataset": "builtin:scenes/64",
         "new_layers": ["fc"],
         "images": 40,

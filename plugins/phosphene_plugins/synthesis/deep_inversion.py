@@ -35,7 +35,7 @@ class InversionOptions(ParameterGroup):
 
     statistics: Annotated[
         float, Field(ge=0, description="weight of the distance from the stored feature statistics")
-    ] = 0.1
+    ] = 0.01
     total_variation: Annotated[float, Field(ge=0, description="weight of the total variation")] = 0.01
     l2: Annotated[
         float, Field(ge=0, description="weight of the penalty ||x - m||^2, m the model's mean colour")
@@ -162,7 +162,8 @@ def inversion_by_adam(calls: Calls) -> Tensor:
         InvariantTo("logit_shift", fields=("images",), tolerance=1e-6),
     ],
     quick={"steps": 3},
-    demo={"model": "builtin:shapes-resnet", "steps": 150},
+    defaults={"model": "builtin:parts-resnet"},
+    demo={"target": ["boat", "fish", "bird", "butterfly", "cat"], "steps": 100},
 )
 def deep_inversion(
     model: Model,
@@ -182,8 +183,9 @@ def deep_inversion(
     mu_l and v_l are the mean and variance per channel at the input of batch norm l, over the positions and
     the images of a ``batch``; m_l and s_l are the running mean and variance that the layer has stored in its
     training. Without any training image, the result therefore resembles the training images more than the
-    classes' optima do: compare ``statistics=0``. R adds up over the layers: the default weight suits the
-    bundled network, 0.01 a deep network of ImageNet. Images of a class differ by the noise that they start
+    classes' optima do: compare ``statistics=0``. R adds up over the layers and their channels: the
+    default weight suits the bundled networks and those of ImageNet; a larger one lowers the probabilities of
+    the classes. Images of a class differ by the noise that they start
     from.
 
     Returns:
@@ -198,8 +200,8 @@ def deep_inversion(
     Example::
         from phosphene import run
 
-        result = run("deep_inversion", model="builtin:shapes-resnet", target=["star", "ring"], steps=3)
-        result.images.shape  # (2, 3, 64, 64)
+        result = run("deep_inversion", target=["cat", "boat"], steps=3)
+        result.images.shape  # (2, 3, 128, 128)
 
     Source:
         Yin et al. 2020, equations 2 to 4, with a Fourier spectrum for the image (lecture 21.9).

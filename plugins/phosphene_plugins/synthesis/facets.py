@@ -134,14 +134,14 @@ def two_templates_make_two_facets() -> None:
     ],
     quick={"k": 2, "top": 4, "steps": 4},
     demo={
-        "dataset": "builtin:scenes/300",
-        "target": "relu4_2[60]",
+        "model": "builtin:parts-resnet",
+        "dataset": "builtin:part-scenes/240",
+        "target": "layer3[41]",
         "k": 3,
-        "top": 40,
-        "blur_every": 8,
-        "jitter": 2,
+        "top": 36,
+        "blur_every": 0,
         "steps": 60,
-        "lr": 0.03,
+        "lr": 0.02,
     },
 )
 def facets(

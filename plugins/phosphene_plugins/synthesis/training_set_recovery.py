@@ -104,7 +104,13 @@ def template_classifier_recovers_its_templates() -> None:
         InvariantTo("logit_shift", fields=("images",), tolerance=1e-6),
     ],
     quick={"steps": 3},
-    demo={"model": "builtin:shapes-resnet", "statistics": 0.1, "steps": 150},
+    demo={
+        "model": "builtin:parts-resnet",
+        "dataset": "builtin:part-scenes/200",
+        "target": ["boat", "fish", "bird", "butterfly", "cat"],
+        "statistics": 0.01,
+        "steps": 100,
+    },
 )
 def training_set_recovery(
     model: Model,

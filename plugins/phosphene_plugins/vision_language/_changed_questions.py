@@ -18,7 +18,7 @@ class ChangedQuestions(Result):
     ``questions`` (N texts) were ``question``; ``answers_before`` and ``answers`` (N texts) are the network's;
     ``replaced`` (N,), how many tokens differ; ``scores`` (N, R + 1), the log-probability of ``explained``
     (N texts), the answer that is attacked or reached, after 0 to R replacements; ``success`` (N,), whether
-    the answer changed, or is the one to reach.
+    the answer is another one, not empty, or is the one to reach.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {
@@ -55,8 +55,9 @@ class ChangedQuestions(Result):
     def lines(self) -> list[str]:
         rows = zip(self.questions, self.answers_before, self.answers, strict=True)
         texts = [f"{question!r}: {before!r} -> {after!r}" for question, before, after in rows]
-        count = int(self.success.sum())
-        return [f"{self.question!r} changed: {count} of {len(self.questions)} attacks succeed", *texts]
+        count, empty = int(self.success.sum()), sum(not answer.strip() for answer in self.answers)
+        summary = f"{self.question!r} changed: {count} of {len(self.questions)} attacks succeed"
+        return [summary + (f", {empty} answers are empty" if empty else ""), *texts]
 
     def table(self) -> dict[str, list[Any]]:
         """A row for each image."""

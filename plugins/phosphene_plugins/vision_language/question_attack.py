@@ -132,7 +132,7 @@ def _oracle() -> None:
             assert int(every.replaced[n]) == (best != (1, 3, 7))
             after = int(log_probabilities(image, best).argmax())
             assert every.answers[n] == str(after or "")
-            assert bool(every.success[n]) == ((after == 5) if targeted else (after != own))
+            assert bool(every.success[n]) == ((after == 5) if targeted else (after not in (0, own)))
             # d log p_word / d e_i = w_i H (1_word - p), of which the largest change is the one candidate.
             gradient = model.head @ (torch.eye(9, dtype=torch.float64)[word] - before.exp())
             estimates = {
@@ -167,7 +167,7 @@ def _oracle() -> None:
     result = call(images, model, question="137", replacements=4, candidates=99, tokens=1)
     assert result.explained == result.answers_before
     for n in range(3):
-        assert bool(result.success[n]) == (result.answers[n] != result.answers_before[n])
+        assert bool(result.success[n]) == (result.answers[n] not in ("", result.answers_before[n]))
 
 
 @method(
@@ -218,10 +218,11 @@ def question_attack(
     with e the embeddings of the tokens, w_i the token at position i of the question and y the answer. In
     every step the ``candidates`` single replacements of the lowest gain (of a targeted attack the highest)
     are evaluated, and the one of the lowest S is applied, until the network's answer is another one,
-    ``replacements`` steps are done or no candidate lowers S. The image stays as it is: this is the text side
-    of an attack whose image side is ``pgd``. Special tokens, such as the start of a text and the image's
-    place holder, are neither replaced nor inserted. The result is a sequence of tokens: a tokenizer may
-    divide its text otherwise.
+    ``replacements`` steps are done or no candidate lowers S. An answer without text is no other answer: the
+    search goes on, and where it ends with one, the attack has no success. The image stays as it is: this is
+    the text side of an attack whose image side is ``pgd``. Special tokens, such as the start of a text and
+    the image's place holder, are neither replaced nor inserted. The result is a sequence of tokens: a
+    tokenizer may divide its text otherwise.
 
     ``answer_model`` is that of ``answer_attribution``; an ``AnswerModel`` of your own needs its method
     ``embedding``. A question that a network cannot read as a whole is refused by it.
@@ -253,6 +254,12 @@ def question_attack(
     if all(number in answer_model.special for number in prompt):
         raise InputError(f"the question {question!r} has no word that could be replaced")
     sign = -1 if targeted else 1
+    text = lambda numbers: " ".join(answer_model.decode(number) for number in numbers)
+
+    def succeeds(now: list[int], goal: list[int]) -> bool:
+        """Whether the answer is the one to reach, or another one than ``goal``, which is not empty."""
+        return now == goal if targeted else now != goal and bool(text(now).strip())
+
     rows: list[tuple[list[int], list[int], list[int], list[int], list[float]]] = []
     for image in progress_bar(images.split(1), "questions", len(images)):
         with torch.no_grad():
@@ -263,7 +270,7 @@ def question_attack(
         changed, now = list(prompt), before
         scores = [_score(answer_model, content, changed, scored)]
         for _ in range(replacements):
-            if (now == goal) == targeted:
+            if succeeds(now, goal):
                 break
             trials = _trials(answer_model, content, changed, scored, sign, candidates)
             values = [_score(answer_model, content, trial, scored) for trial in trials]
@@ -275,8 +282,7 @@ def question_attack(
             now = generate_answer(answer_model, content, changed, tokens)
         scores += scores[-1:] * (replacements + 1 - len(scores))
         rows.append((changed, before, now, goal, scores))
-    text = lambda numbers: " ".join(answer_model.decode(number) for number in numbers)
-    success = [(now == goal) == targeted for _, _, now, goal, _ in rows]
+    success = [succeeds(now, goal) for _, _, now, goal, _ in rows]
     return ChangedQuestions(
         images=images,
         question=question,

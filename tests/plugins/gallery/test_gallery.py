@@ -219,7 +219,7 @@ def test_every_method_has_a_nonblank_figure(name: str) -> None:
     # Classes and concepts need several images of each.
     count = 60 if spec.family in ("comparison", "concepts") else 20
     few = {i.name: f"builtin:scenes/{count}" for i in spec.inputs if i.name in ("dataset", "concepts")}
-    models = {name: spec.demo[name] for name in ("model", "other") if name in spec.demo}
-    few |= {name: value for name, value in spec.demo.items() if str(value).startswith("builtin:part-scenes")}
-    result = run(name, progress=False, **few | models, **spec.quick, **seed)
+    few |= {n: v for n, v in spec.demonstration()[0].items() if str(v).startswith("builtin:part-scenes")}
+    other = {"other": spec.demo["other"]} if "other" in spec.demo else {}
+    result = run(name, progress=False, **few | other, **spec.quick, **seed)
     assert max(panel.image.std() for row in panel_rows(result) for panel in row) > 0.01

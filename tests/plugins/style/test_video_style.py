@@ -111,6 +111,7 @@ def test_figure_has_the_frames_and_their_flicker(model: Model, clip: Tensor, sty
     result = video_style(model, clip, styles, steps=2, compare=True)
     figure = result.figure()
     assert len(figure.axes) == 3 * 3 + 1
+    assert figure.axes[-1].get_ylabel() == "flicker"
     labels = [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
     assert [label.split(":")[0] for label in labels] == ["input", "each frame alone", "in the style"]
     assert result.lines()[0].startswith("flicker, input: 0.")

@@ -56,3 +56,17 @@ def test_default_tile_is_the_input_size_of_a_network_that_takes_no_other() -> No
     options = {name: value for name, value in FEW.items() if name != "tile"} | {"steps": 1, "cells": 1}
     assert draw_grid(model, torch.rand(1, 3, 72, 80), layer="0", **options).tiles.shape[-2:] == (72, 80)
     assert run("activation_grid", images="builtin:scenes/1", **options).tiles.shape[-2:] == (64, 64)
+
+
+def test_a_tile_whose_relus_are_closed_starts_at_other_noise() -> None:
+    """Of a channel that no even grey opens the tile is drawn all the same, as by ``class_visualization``."""
+    conv = nn.Conv2d(3, 2, 3, padding=1)
+    with torch.no_grad():
+        conv.weight.copy_(torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 3, 3, 3) / 27)
+        conv.bias.copy_(torch.tensor([0.35, -0.65]))  # of the means below 0.35 and above 0.65
+    model = load_model(
+        nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(512, 2)), input_size=(3, 16, 16)
+    )
+    images = torch.cat([torch.full((1, 3, 16, 16), value) for value in (0.05, 0.95)])
+    result = draw_grid(model, images, layer="1", cells=1, tile=16, jitter=0, steps=5, seed=0)
+    assert (result.scores > 0).all() and result.tiles[0].mean() < result.tiles[1].mean()

@@ -20,6 +20,7 @@ from phosphene import (
     max_batch,
     methods,
     replay,
+    run,
 )
 from phosphene.images import gaussian_blur, noise_images
 from phosphene.optimize import clip_smallest, l2_penalty, total_variation
@@ -28,7 +29,7 @@ visualize = methods["synthesis.class_visualization"]
 
 PLAIN: dict[str, Any] = {
     "l2": 0.0, "blur_every": 0, "jitter": 0, "rotate": 0, "rescale": 1, "seed": 3, "steps": 20,
-    "parametrization": "pixels", "start_noise": 0.05,
+    "parametrization": "pixels", "start_noise": 0.05, "start_contrast": 0,
 }  # fmt: skip
 
 
@@ -198,3 +199,23 @@ def test_bundled_model_predicts_the_visualised_classes(tmp_path: Path) -> None:
     assert bundled(result.images).argmax(1).tolist() == [0, 4, 6, 9]
     result.save(tmp_path / "result")
     assert replay(tmp_path / "result").same
+
+
+def test_ascent_from_an_even_grey_that_closes_all_relus_is_avoided_by_contrast() -> None:
+    """From an even grey this logit rises to the head's bias, and stays there."""
+    options: dict[str, Any] = {"model": "builtin:parts-resnet", "target": "bear", "seed": 2}
+    options |= {"steps": 30, "progress": False}
+    assert run("class_visualization", **options, start_contrast=0).scores[-1] < 0
+    assert run("class_visualization", **options).scores[-1] > 2
+
+
+def test_contrast_is_smooth_grey_noise_about_the_mean_color(model: Model) -> None:
+    even, contrast = (
+        visualize(model, 1, **PLAIN | {"steps": 1, "lr": 1e-9, "start_noise": 0, "start_contrast": c}).images
+        for c in (0.0, 0.04)
+    )
+    noise = contrast - even
+    torch.testing.assert_close(noise[:, 0], noise[:, 1])
+    assert float(noise.std()) == pytest.approx(0.04, rel=0.1)
+    wide = visualize(model, 1, **PLAIN | {"steps": 1, "lr": 1e-9, "start_noise": 0, "start_contrast": 0.08})
+    torch.testing.assert_close(wide.images - even, 2 * noise, atol=1e-6, rtol=0)

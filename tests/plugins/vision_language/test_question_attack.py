@@ -65,3 +65,19 @@ def test_attacks_without_a_word_or_an_answer_are_refused() -> None:
         run(
             "question_attack", images=torch.rand(1, 3, 2, 2), answer_model=Unknown(), question="137", tokens=1
         )
+
+
+def test_an_empty_answer_is_no_other_answer() -> None:
+    """A network that falls silent is not fooled: no success, and the empty answers are counted."""
+    image = torch.rand(1, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    options: dict[str, Any] = {"question": "137", "replacements": 4, "candidates": 99, "tokens": 1}
+    before: Any = run("question_attack", images=image, answer_model=_SumOfWords(), **options)
+    assert before.success.all() and before.answers_before != before.answers
+
+    class Silent(_SumOfWords):
+        ends = frozenset(range(9)) - {int(before.answers_before[0])}
+
+    silent: Any = run("question_attack", images=image, answer_model=Silent(), **options)
+    assert silent.answers == ("",) and silent.answers_before == before.answers_before
+    assert not silent.success.any() and int(silent.replaced[0]) >= int(before.replaced[0])
+    assert silent.lines()[0] == "'137' changed: 0 of 1 attacks succeed, 1 answers are empty"
