@@ -64,6 +64,7 @@ def load_features(
     """Features that were computed before, or those of a data set as ``embed_dataset`` computes them."""
     if features is None:
         assert model is not None and dataset is not None  # the call was checked: features replace both
+        # equivalent mutants: a title changes no feature
         return embed_dataset(model, dataset, layer, title=title)
     if model is not None:
         require_layer(model, features, layer)

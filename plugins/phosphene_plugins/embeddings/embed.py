@@ -1,17 +1,18 @@
 """Embedding: the features of a data set's images, with their ids."""
 
+import dataclasses
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from phosphene import Reference, TensorDataset, hookimpl, load_model, method
+from phosphene import InputError, Reference, TensorDataset, hookimpl, load_model, max_batch, method
 from phosphene.results import Embedding
 from phosphene.roles import Dataset, Model
 from phosphene.spec import Agrees, Cost, size
 
-from ._features import FeatureLayer, embed_dataset
+from ._features import FeatureLayer, embed_dataset, load_features, position_features
 from ._relations import classifier_inputs, features_of
 
 
@@ -26,6 +27,22 @@ def _oracle() -> None:
     result = embed(model, dataset, layer="0")
     assert torch.allclose(result.features, halves.mean(1, keepdim=True))
     assert result.ids == ("0", "1") and result.labels == ("a", "b")
+    # Features that are passed on are those of the layer, if it is known, and of pooled maps.
+    plain, positions = embed(model, dataset), embed(model, dataset, layer="0", pooled=False)
+    unknown = dataclasses.replace(result, provenance=None)
+    for features, layer in ((result, "0"), (plain, None), (unknown, None)):
+        assert load_features(model, None, features, layer).features is features.features
+    refused = ((result, None, "layer='0'"), (plain, "0", "without a layer"), (positions, "0", "pooled=False"))
+    for features, layer, reason in refused:
+        message = ""
+        try:
+            load_features(model, None, features, layer)
+        except InputError as error:
+            message = str(error)
+        assert reason in message.partition(",")[0], f"features that were computed {reason}: {message}"
+    assert embed(model, TensorDataset(dataset.images)).labels is None
+    with max_batch(1):
+        assert torch.equal(position_features(model, dataset.images, "0"), dataset.images)
     # Thumbnails are the central squares, of at most 48 pixels; features have the model's precision.
     bytes_ = torch.arange(32.0).view(1, 1, 4, 8)
     for images, central in (

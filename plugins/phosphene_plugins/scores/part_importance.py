@@ -77,7 +77,8 @@ def contributions_of_a_linear_model_are_its_drops() -> None:
     assert result.names == ("saliency", "centre point", "random maps")
     # Seven passes an image: three for its map, one for its logit and three without a part each.
     for budget, count in ((6, 1), (20, 2), (21, 3), (1000, 4)):
-        result = part_importance(model, dataset, method="saliency", budget=budget, seed=0)
+        result = part_importance(model, dataset, method="gradient_x_input", budget=budget, seed=0)
+        torch.testing.assert_close(result.sums[0], torch.cat([sums, sums / 2])[:count])
         assert len(result.drops) == count and len(result.images) == min(count, 3)
     # Sums that are equal count in part.
     assert top_part_hits(torch.tensor([2.0, 2.0, 1.0]), torch.tensor([3.0, 1.0, 3.0])) == 0.5

@@ -66,7 +66,7 @@ def _draw(weight: Tensor, words: Tensor, x: Tensor, t: int) -> Tensor:
 
 
 def steps_of_the_words_and_of_the_sampling_by_hand() -> None:
-    """Two steps of Adam from the initial word by hand, and stochastic or inverted sampling with the words."""
+    """Two steps of Adam from the initial word, and sampling from predicted or inverted noise, by hand."""
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(3, 2, generator=draw, dtype=torch.float64)
     denoiser = _LinearDenoiser(weight)
@@ -78,14 +78,13 @@ def steps_of_the_words_and_of_the_sampling_by_hand() -> None:
         ({"inversion": "embedding", "tokens": 1, "strength": 0.01, "steps": 9, "seed": 4}, [1, 0]),
     )
     for case, (options, times) in enumerate(cases):
-        noise, words, losses = _fit_by_hand(denoiser, styles, **options)
         text, guidance = ("a *", 2.5) if case == 1 else ("*", 1.0)
+        noise, words, losses = _fit_by_hand(denoiser, styles, text, **options)
         inverted: dict[str, Any] = {"invert_content": case == 0, "content_prompt": "sky"}
         options |= {"text": text, "guidance": guidance, "fit_steps": 2, "lr": 0.1, **inverted}
         result = call(images, styles, denoiser, initial="ink", **options)
-        if text == "*":
-            torch.testing.assert_close(result.tokens, words)
-            torch.testing.assert_close(result.fit_losses, losses)
+        torch.testing.assert_close(result.tokens, words)
+        torch.testing.assert_close(result.fit_losses, losses)
         assert result.style == ("a learned word" if options["tokens"] == 1 else f"{len(words)} learned words")
         assert not result.fit_losses.requires_grad and result.text == text
         learned = result.tokens + len(text) / 10
@@ -119,12 +118,13 @@ def steps_of_the_words_and_of_the_sampling_by_hand() -> None:
         except InputError:
             continue
         raise AssertionError("images of one channel are not refused")
+    assert _deviation(torch.ones(2, 3)) == 1
 
 
 def _fit_by_hand(
-    denoiser: _LinearDenoiser, styles: Tensor, *, inversion: str, tokens: int, seed: int, **_: Any
+    denoiser: _LinearDenoiser, styles: Tensor, text: str, *, inversion: str, tokens: int, seed: int, **_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The noise of the content, the words (n, 2) after two steps with the text "*", and the losses."""
+    """The noise of the content, the words (n, 2) after two steps, and the losses."""
     random = torch.Generator().manual_seed(seed)
     noise = torch.randn(1, 3, 4, 5, generator=random, dtype=torch.float64)
     word = torch.tensor([-1.0, 3.0], dtype=torch.float64)  # whose components deviate by 2
@@ -133,10 +133,11 @@ def _fit_by_hand(
         start = start + torch.randn(tokens, 2, generator=random, dtype=torch.float64)
     unit = (start[0, 0] - start[0, 1]).abs() / 2
     clean = 2 * styles - 1
+    pooled = F.adaptive_avg_pool2d(clean, (4, 8))
     features = torch.stack(
         [
-            torch.cat([pooled[:, y, x], pooled.new_tensor([y / 1.5, x / 3.5]) - 1])
-            for pooled in F.adaptive_avg_pool2d(clean, (4, 8)) for y in range(4) for x in range(8)
+            torch.cat([image[:, y, x], image.new_tensor([y / 1.5 - 1, x / 3.5 - 1])])
+            for image in pooled for y in range(4) for x in range(8)
         ]
     )  # fmt: skip
     features = (features - features.mean(0)) / (features.var(0, correction=0).sqrt() + 1e-6)
@@ -149,10 +150,8 @@ def _fit_by_hand(
         for parameter in layers[name].parameters():
             nn.init.zeros_(parameter)
     scaled = nn.Parameter(start / unit)
-    parameters = (
-        [scaled] if inversion == "embedding" else [p for m in layers.values() for p in m.parameters()]
-    )
-    optimizer = torch.optim.Adam(parameters, lr=0.1)
+    trained = [scaled] if inversion == "embedding" else nn.ModuleDict(layers).parameters()
+    optimizer = torch.optim.Adam(trained, lr=0.1)
 
     def words() -> Tensor:
         if inversion == "embedding":
@@ -171,7 +170,7 @@ def _fit_by_hand(
         signal, level = denoiser.levels(t)
         x = signal * clean + level * eps
         with torch.enable_grad():
-            loss = (_draw(denoiser.weight.detach(), words() + 0.1, x, t) - clean).square().mean()
+            loss = (_draw(denoiser.weight.detach(), words() + len(text) / 10, x, t) - clean).square().mean()
             optimizer.zero_grad()
             loss.backward()
         optimizer.param_groups[0]["lr"] = lr
@@ -353,7 +352,7 @@ def inst_style(
         start = denoiser.token_embedding(initial).to(content).expand(tokens, -1)
         if tokens > 1:  # equal words would have equal gradients and stay equal
             offsets = torch.randn(start.shape, generator=random, dtype=start.dtype).to(start)
-            start = start + _deviation(start[:1]) / 2 * offsets
+            start = start + _deviation(start) / 2 * offsets
         with fork_random_state():
             torch.manual_seed(seed or 0)
             words = _Words(start) if inversion == "embedding" else _Attention(start, _positions(style))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from phosphene import InputError, Reference, at_least_float32, hookimpl, load_model, method, progress_bar
 from phosphene.generative import Denoiser as NoisePredictor
 from phosphene.hooks import guard
+from phosphene.optimize import total_variation as total_variation_of
 from phosphene.results import Stylization
 from phosphene.roles import Content, Denoiser, LayerName, Model, Styles
 from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, param, size
@@ -20,47 +22,103 @@ from phosphene.spec import Cost, InvariantTo, PixelRange, SameShape, param, size
 from ._color_transfer import luminance
 from ._ddim import ddim, decode_cropped, encode_padded, timesteps
 from ._parameters import TotalVariation
-from ._pixel_features import MEAN, STD, draw_images
+from ._pixel_features import MEAN, STD, draw_images, load_pixel_model, pixel_features
 from ._style_loss import smoothness_loss
 
 
 class _ColorNoise(NoisePredictor):
-    """Predicts the same noise, a color, at every position: zero at first."""
+    """Predicts the noise c + 0.1 (t + 1) x, with a color c that is zero at first."""
 
     def __init__(self) -> None:
-        super().__init__(torch.tensor([0.95, 0.8, 0.4]))
+        super().__init__(torch.tensor([0.95, 0.9, 0.8, 0.6, 0.4, 0.2]))
         self.color = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        self.autoencoder = nn.ParameterList([torch.ones((), dtype=torch.float64)])
 
     def forward(self, x: Tensor, t: int) -> Tensor:
-        return self.color[:, None, None].expand_as(x)
+        return self.color[:, None, None] + 0.1 * (t + 1) * x
+
+    def decode(self, x: Tensor) -> Tensor:
+        return super().decode(x * self.autoencoder[0])
 
 
-def mean_colors_have_a_closed_form() -> None:
-    """Removal returns the gray image; the loss is zero where it is shifted by mean(I_s - gray of I_s)."""
-    images, styles = draw_images(2, 3, 6, 4, seed=1), draw_images(2, 3, 5, 5, seed=2)
-    mean_color = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
-    model = load_model(mean_color, task="embedding", input_size=(3, 6, 4), mean=MEAN, std=STD)
-    denoiser = _ColorNoise()
-    gray, gray_styles = luminance(images), luminance(styles)
-    shift = (styles - gray_styles).mean((0, 2, 3))
-    call: Any = style_diffusion
-    for steps in (1, 2):
+def steps_of_the_fine_tuning_by_hand() -> None:
+    """Contents, directions of moments or of an embedding, and two steps of Adam on the color, by hand."""
+    images, styles = draw_images(2, 3, 6, 4, seed=1), draw_images(2, 3, 5, 5, seed=2) ** 2
+    pixels = load_pixel_model()
+    mean_color = nn.Sequential(pixels.module[0], nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    colors = load_model(mean_color, task="embedding", input_size=(3, 6, 4), mean=MEAN, std=STD)
+    denoiser, call = _ColorNoise(), style_diffusion
+    options: dict[str, Any] = {"steps": 2, "fit_steps": 2, "lr": 0.05, "strength": 0.7}
+    weights: dict[str, Any]
+    for model, features, removal, weights in (
+        (pixels, "moments", [0, 1, 2], {"reconstruction": 0.6, "total_variation": 3.0}),
+        (colors, "embedding", [], {"reconstruction": 0.0, "total_variation": 0.0}),
+    ):
+        options |= {"layers": ["0", "1"] if features == "moments" else None}
         result = call(
-            model, images, styles, denoiser, features="embedding", reconstruction=0.0, total_variation=0.0,
-            steps=steps, fit_steps=300, lr=0.02,
+            model, images, styles, denoiser, features=features, removal=0.3 if removal else 0.0,
+            l1=0.7, direction=1.3, **weights, **options,
         )  # fmt: skip
-        expected = (gray.expand(-1, 3, -1, -1) + shift[:, None, None]).clamp(0, 1)
-        assert (result.stylized - expected).abs().max() < 1e-3, (result.stylized - expected).abs().max()
-        assert (result.losses[-1] < 2e-2).all()
         assert not denoiser.color.any(), "the model that was passed has been trained"
-    # Reconstruction alone: the color that turns the styles' gray images into the styles, of median error.
-    result = call(
-        model, images, styles[:1], denoiser, features="embedding", l1=0.0, direction=0.0,
-        reconstruction=1.0, total_variation=0.0, steps=1, fit_steps=300, lr=0.02,
-    )  # fmt: skip
-    shift = (styles[:1] - gray_styles[:1]).transpose(0, 1).flatten(1).quantile(0.5, 1)
-    expected = (gray.expand(-1, 3, -1, -1) + shift[:, None, None]).clamp(0, 1)
-    assert (result.stylized - expected).abs().max() < 1e-2
+
+        def embed(batch: Tensor, features: str = features) -> list[Tensor]:
+            if features == "embedding":
+                return [pixel_features(batch, "0").mean((2, 3))]
+            maps = [pixel_features(batch, layer) for layer in ("0", "1")]
+            return [torch.cat([m.mean((2, 3)), m.var((2, 3), correction=0).sqrt()], 1) for m in maps]
+
+        def content(batch: Tensor, times: list[int] = removal) -> Tensor:
+            x = 2 * luminance(batch).expand(-1, 3, -1, -1) - 1
+            return _move(denoiser, torch.zeros(3).double(), x, [*times, *times[-2::-1]])
+
+        up, zero = [0, 2, 4], torch.zeros(3).double()
+        style_contents = content(styles)
+        pairs = zip(embed(styles), embed((style_contents + 1) / 2), strict=True)
+        towards = [(a - b).mean(0) for a, b in pairs]
+        noisy_styles = _move(denoiser, zero, style_contents, up)
+        for n, image in enumerate(images.split(1)):
+            noisy = _move(denoiser, zero, content(image), up)
+            origin = embed((content(image) + 1) / 2)
+            color = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+            optimizer = torch.optim.Adam([color])
+            for step, lr in enumerate((0.05, 0.025)):
+                with torch.enable_grad():
+                    drawn = (_move(denoiser, color, noisy, up[::-1]) + 1) / 2
+                    terms = []
+                    for end, begin, toward in zip(embed(drawn), origin, towards, strict=True):
+                        moved = (end - begin)[0]
+                        length = max(moved.norm(), toward.norm() / 10)
+                        terms.append(0.7 * (moved - toward).abs().sum() / toward.abs().sum())
+                        terms.append(1.3 * (1 - moved @ toward / (toward.norm() * length)))
+                    loss = torch.stack(terms).sum() / len(towards)
+                    reconstructed = (_move(denoiser, color, noisy_styles, up[::-1]) + 1) / 2
+                    loss = loss + weights["reconstruction"] * (reconstructed - styles).abs().mean()
+                    loss = loss + weights["total_variation"] * total_variation_of(drawn)[0] / 24
+                    optimizer.zero_grad()
+                    loss.backward()
+                torch.testing.assert_close(result.losses[step, n], loss.detach())
+                optimizer.param_groups[0]["lr"] = lr
+                optimizer.step()
+            drawn = (_move(denoiser, color.detach(), noisy, up[::-1]) + 1) / 2
+            torch.testing.assert_close(result.stylized[n : n + 1], drawn.clamp(0, 1))
+    long, short = torch.tensor([[3.0, -1.0, 2.0]]), torch.tensor([[0.5, 0.4, -0.2]])
+    for moved, toward in ((long, short), (short, long)):
+        expected = 1 - torch.cosine_similarity(moved, toward)[0]
+        torch.testing.assert_close(_cosine_distance(moved, toward), expected)
+    try:
+        call(colors, images[:, :1], styles, denoiser)
+    except InputError:
+        return
+    raise AssertionError("images of one channel are not refused")
+
+
+def _move(denoiser: _ColorNoise, color: Tensor, x: Tensor, times: list[int]) -> Tensor:
+    """x_t moved along the times by DDIM, with the noise of the color at the noisier of two times."""
+    for t, after in pairwise(times):
+        eps = color[:, None, None] + 0.1 * (max(t, after) + 1) * x
+        (signal, level), (next_signal, next_level) = denoiser.levels(t), denoiser.levels(after)
+        x = next_signal * (x - level * eps) / signal + next_level * eps
+    return x
 
 
 @method(
@@ -92,7 +150,7 @@ def mean_colors_have_a_closed_form() -> None:
         backward=size.images * param.fit_steps * (param.steps + 1)
         + size.images * size.styles * param.fit_steps * param.steps,
     ),
-    oracle=mean_colors_have_a_closed_form,
+    oracle=steps_of_the_fine_tuning_by_hand,
     quick={"fit_steps": 1, "steps": 1, "reconstruction": 0.0, "removal": 0.0},
     demo={"images": "builtin:scenes/2", "styles": "builtin:swirls"},
 )
@@ -240,6 +298,7 @@ def style_diffusion(
                     if reconstruction:
                         loss = loss + reconstruction * F.l1_loss(draw(tuned, noisy_styles, styles), styles)
                     if smoothness is not None:
+                        # equivalent mutants: it is one image
                         loss = loss + smoothness(drawn).mean()
                     optimizer.zero_grad()
                     loss.backward()
