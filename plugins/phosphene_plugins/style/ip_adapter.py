@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, TypeAlias
 
@@ -153,7 +153,7 @@ def block_scales(layers: list[str], scale: float | Mapping[str, float]) -> dict[
     """
     if not isinstance(scale, Mapping):
         return dict.fromkeys(range(len(layers)), scale)
-    scales = {}
+    scales: dict[int, float] = {}
     for block, value in scale.items():
         numbers = [n for n, name in enumerate(layers) if f".{block}." in f".{name}."]
         if not numbers:
@@ -199,25 +199,24 @@ def draw_prompted(
         noise = torch.randn(len(prompts), *shape, generator=random, dtype=images.dtype)
         noise = noise.to(next(denoiser.parameters(), images).device)
 
-        def draw(predict: Callable[[NoisePredictor, bool], Predict]) -> Tensor:
-            """Images (P, C, H', W'); ``predict(model, negative)`` is the noise of a model with a text."""
+        negative = adapter.blank_embedding(embeddings)
+
+        def predict(text: str, embedding: Tensor | None) -> Predict:
+            if embedding is None:
+                return texts[text].predict
+            return add_image_attention(texts[text], adapter, embedding, scales)
+
+        def draw(embedding: Tensor | None) -> Tensor:
+            """Images (P, C, H', W') of the prompts."""
             drawn = []
             for x, prompt in zip(noise.split(1), prompts, strict=True):
-                both = guided(predict(texts[prompt], False), predict(texts[""], True), guidance)
-                x = ddim(denoiser, both, x, times, "Sampling")
+                empty = predict("", None if embedding is None else negative)
+                x = ddim(denoiser, guided(predict(prompt, embedding), empty, guidance), x, times, "Sampling")
                 drawn.append(decode_cropped(denoiser, x, blank).clamp(0, 1).to(images))
             return torch.cat(drawn)
 
-        negative = adapter.blank_embedding(embeddings)
-        plain = draw(lambda model, _: model.predict)
-        drawn = [
-            draw(
-                lambda model, is_negative, own=embedding: add_image_attention(
-                    model, adapter, negative if is_negative else own, scales
-                )
-            )
-            for embedding in progress_bar(embeddings.split(1), "Image prompts", len(images))
-        ]
+        plain = draw(None)
+        drawn = [draw(each) for each in progress_bar(embeddings.split(1), "Image prompts", len(images))]
     return ImagePrompted(
         images=images,
         drawn=torch.stack(drawn),
@@ -388,7 +387,7 @@ def _plain(calls: Any) -> Tensor:
     cost=DRAWING_COST,
     oracle=decoupled_attention_by_hand,
     quick={"steps": 2},
-    demo={"images": "builtin:scenes/2", "prompts": ["", ""]},
+    demo={"images": "builtin:scenes/3", "prompts": ["", ""]},
 )
 def ip_adapter(
     images: Images,
