@@ -122,16 +122,16 @@ def add_image_attention(
         queries[name] = query
         return query
 
-    def add(number: int, weight: Tensor, t: int, output: Tensor) -> Tensor:
+    def add(number: int, key: Tensor, value: Tensor, weight: Tensor, t: int, output: Tensor) -> Tensor:
         query = queries[names[number]]
         heads = getattr(denoiser.get_submodule(names[number]), "heads", 1)
-        parts = (query, adapter.keys[number](tokens), adapter.values[number](tokens))
-        q, k, v = (part.to(query).unflatten(2, (heads, -1)).transpose(1, 2) for part in parts)
-        attended = F.scaled_dot_product_attention(
-            q, k.expand(len(q), -1, -1, -1), v.expand(len(q), -1, -1, -1)
+        q, k, v = (
+            part.to(query).expand(len(query), -1, -1).unflatten(2, (heads, -1)).transpose(1, 2)
+            for part in (query, key, value)
         )
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         # The output projection is linear, so that what is added to its input can be projected on its own.
-        return output + scales[number] * F.linear(attended.transpose(1, 2).flatten(2), weight)
+        return output + scales[number] * F.linear(attended, weight)
 
     replacements: dict[str, Any] = {}
     for number, scale in scales.items():
@@ -139,9 +139,10 @@ def add_image_attention(
             layer: Any = denoiser.get_submodule(names[number])
             is_list = isinstance(layer.to_out, nn.ModuleList)
             out = layer.to_out[0] if is_list else layer.to_out
+            key, value = adapter.keys[number](tokens), adapter.values[number](tokens)
             replacements[f"{names[number]}.to_q"] = partial(record, names[number])
             replacements[f"{names[number]}.to_out{'.0' if is_list else ''}"] = partial(
-                add, number, out.weight
+                add, number, key, value, out.weight
             )
     return replace_outputs(denoiser, replacements)
 
