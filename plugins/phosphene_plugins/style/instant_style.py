@@ -109,6 +109,21 @@ def style_blocks_read_what_is_left_of_the_embedding() -> None:
                     denoiser, adapter, prompt, p, embedding, scales, options.get("guidance", 1.0)
                 )
                 assert (result.drawn[n, p] - expected).abs().max() < 1e-9, f"{options} {n} {p}"
+    # Without a text encoder of its own the pooled text of the diffusion model is subtracted, if it fits.
+    adapter.embed_text = None
+    denoiser.pooled = text[None]
+    result = call(images, denoiser, adapter, prompts=["a", "bcd"], steps=2, seed=7, content="dog")
+    expected = sample_by_hand(denoiser, adapter, "a", 0, (embeddings - text)[:1], [0.0, 1.0], 1.0)
+    assert (result.drawn[0, 0] - expected).abs().max() < 1e-9
+    for pooled in (text[None, :5], None):
+        denoiser.pooled = pooled
+        try:
+            call(images, denoiser, adapter, prompts=["a"], steps=1, content="dog")
+        except InputError as error:
+            message = str(error)
+        else:
+            message = "not refused"
+        assert "have 6 numbers" in message, message
     blocks = [f"down_blocks.{n}.attentions.{m}" for n in (1, 2) for m in (0, 1)]
     blocks += [f"up_blocks.{n}.attentions.{m}" for n in (0, 1) for m in (0, 1, 2)]
     layers = [f"{block}.transformer_blocks.{n}.attn2" for block in blocks for n in (0, 1)]
@@ -147,7 +162,7 @@ def _plain(calls: Any) -> Tensor:
     cost=DRAWING_COST,
     oracle=style_blocks_read_what_is_left_of_the_embedding,
     quick={"steps": 2, "content": "star", "layout_scale": 0.5},
-    demo={"images": "builtin:scenes/2", "prompts": ["", ""]},
+    demo={"images": "builtin:scenes/3", "prompts": ["", ""]},
 )
 def instant_style(
     images: Images,

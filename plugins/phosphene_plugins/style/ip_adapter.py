@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, TypeAlias
 
@@ -122,16 +122,13 @@ def add_image_attention(
         queries[name] = query
         return query
 
-    def add(number: int, weight: Tensor, t: int, output: Tensor) -> Tensor:
+    def add(number: int, key: Tensor, value: Tensor, weight: Tensor, t: int, output: Tensor) -> Tensor:
         query = queries[names[number]]
         heads = getattr(denoiser.get_submodule(names[number]), "heads", 1)
-        parts = (query, adapter.keys[number](tokens), adapter.values[number](tokens))
-        q, k, v = (part.to(query).unflatten(2, (heads, -1)).transpose(1, 2) for part in parts)
-        attended = F.scaled_dot_product_attention(
-            q, k.expand(len(q), -1, -1, -1), v.expand(len(q), -1, -1, -1)
-        )
+        q, k, v = (part.to(query).unflatten(2, (heads, -1)).transpose(1, 2) for part in (query, key, value))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         # The output projection is linear, so that what is added to its input can be projected on its own.
-        return output + scales[number] * F.linear(attended.transpose(1, 2).flatten(2), weight)
+        return output + scales[number] * F.linear(attended, weight)
 
     replacements: dict[str, Any] = {}
     for number, scale in scales.items():
@@ -139,9 +136,10 @@ def add_image_attention(
             layer: Any = denoiser.get_submodule(names[number])
             is_list = isinstance(layer.to_out, nn.ModuleList)
             out = layer.to_out[0] if is_list else layer.to_out
+            key, value = adapter.keys[number](tokens), adapter.values[number](tokens)
             replacements[f"{names[number]}.to_q"] = partial(record, names[number])
             replacements[f"{names[number]}.to_out{'.0' if is_list else ''}"] = partial(
-                add, number, out.weight
+                add, number, key, value, out.weight
             )
     return replace_outputs(denoiser, replacements)
 
@@ -153,7 +151,7 @@ def block_scales(layers: list[str], scale: float | Mapping[str, float]) -> dict[
     """
     if not isinstance(scale, Mapping):
         return dict.fromkeys(range(len(layers)), scale)
-    scales = {}
+    scales: dict[int, float] = {}
     for block, value in scale.items():
         numbers = [n for n, name in enumerate(layers) if f".{block}." in f".{name}."]
         if not numbers:
@@ -199,25 +197,24 @@ def draw_prompted(
         noise = torch.randn(len(prompts), *shape, generator=random, dtype=images.dtype)
         noise = noise.to(next(denoiser.parameters(), images).device)
 
-        def draw(predict: Callable[[NoisePredictor, bool], Predict]) -> Tensor:
-            """Images (P, C, H', W'); ``predict(model, negative)`` is the noise of a model with a text."""
+        negative = adapter.blank_embedding(embeddings)
+
+        def predict(text: str, embedding: Tensor | None) -> Predict:
+            if embedding is None:
+                return texts[text].predict
+            return add_image_attention(texts[text], adapter, embedding, scales)
+
+        def draw(embedding: Tensor | None) -> Tensor:
+            """Images (P, C, H', W') of the prompts."""
             drawn = []
             for x, prompt in zip(noise.split(1), prompts, strict=True):
-                both = guided(predict(texts[prompt], False), predict(texts[""], True), guidance)
-                x = ddim(denoiser, both, x, times, "Sampling")
+                empty = predict("", None if embedding is None else negative)
+                x = ddim(denoiser, guided(predict(prompt, embedding), empty, guidance), x, times, "Sampling")
                 drawn.append(decode_cropped(denoiser, x, blank).clamp(0, 1).to(images))
             return torch.cat(drawn)
 
-        negative = adapter.blank_embedding(embeddings)
-        plain = draw(lambda model, _: model.predict)
-        drawn = [
-            draw(
-                lambda model, is_negative, own=embedding: add_image_attention(
-                    model, adapter, negative if is_negative else own, scales
-                )
-            )
-            for embedding in progress_bar(embeddings.split(1), "Image prompts", len(images))
-        ]
+        plain = draw(None)
+        drawn = [draw(each) for each in progress_bar(embeddings.split(1), "Image prompts", len(images))]
     return ImagePrompted(
         images=images,
         drawn=torch.stack(drawn),
@@ -237,7 +234,8 @@ class _TinyAttention(nn.Module):
 
     def __init__(self, text: bool) -> None:
         super().__init__()
-        self.is_cross_attention = text
+        if text:
+            self.is_cross_attention = True
         width = 5 if text else 3
         self.to_q, self.to_k, self.to_v = nn.Linear(3, 6), nn.Linear(width, 6), nn.Linear(width, 6)
         self.to_out: nn.Module = nn.ModuleList([nn.Linear(6, 3), nn.Identity()]) if text else nn.Linear(6, 3)
@@ -264,6 +262,7 @@ class TinyDenoiser(NoisePredictor):
         self.down_blocks = nn.ModuleList([_TinyAttention(text)])
         self.up_blocks = nn.ModuleList([_TinyAttention(text)])
         self.letters = nn.Parameter(torch.randn(27, 5)) if text else None
+        self.mid_block = _TinyAttention(False) if text else None  # not over text, so that it reads no image
         self.text = ""
 
     def forward(self, x: Tensor, t: int) -> Tensor:
@@ -322,9 +321,10 @@ def sample_by_hand(
     embedding: Tensor | None,
     scales: list[float],
     guidance: float,
+    seed: int = 7,
 ) -> Tensor:
-    """The image (3, 5, 4) of two steps from the noise of a prompt's number and of seed 7."""
-    noise = torch.randn(2, 3, 6, 4, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    """The image (3, 5, 4) of two steps from the noise of a seed and of a prompt's number."""
+    noise = torch.randn(2, 3, 6, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     x = noise[number : number + 1]
     blank = None if embedding is None else torch.zeros_like(embedding)
     for t, next_t in ((2, 1), (1, 0)):
@@ -345,23 +345,36 @@ def decoupled_attention_by_hand() -> None:
     images = draw_images(2, 3, 5, 4, seed=0)
     call: Any = ip_adapter
     cases: tuple[tuple[int, list[str], dict[str, Any], list[float]], ...] = (
-        (0, ["a", "bcd"], {"scale": 0.75}, [0.75, 0.75]),
+        (0, ["a", "bcd"], {"scale": 0.75, "seed": 0}, [0.75, 0.75]),
         (0, ["a", "bcd"], {"scale": {"up_blocks.0": 0.5}, "guidance": 3.0}, [0.0, 0.5]),
         (1, ["", ""], {"scale": {"up_blocks": 0.25, "down_blocks": 1.5}, "guidance": 0.5}, [1.5, 0.25]),
     )
     for number, prompts, options, scales in cases:
         denoiser, guidance = models[number], options.get("guidance", 1.0)
-        result = call(images, denoiser, adapter, prompts=prompts, steps=2, seed=7, **options)
+        seed = options.get("seed", 7)
+        result = call(images, denoiser, adapter, prompts=prompts, steps=2, **options | {"seed": seed})
         assert result.prompts == tuple(prompts) and torch.equal(result.images, images)
         embeddings = torch.cat([images.mean((2, 3)), images.amax((2, 3))], 1)
         for n, embedding in enumerate(embeddings.split(1)):
             for p, prompt in enumerate(prompts):
                 for drawn, image in ((result.drawn, embedding), (result.plain, None)):
-                    expected = sample_by_hand(denoiser, adapter, prompt, p, image, scales, guidance)
+                    expected = sample_by_hand(denoiser, adapter, prompt, p, image, scales, guidance, seed)
                     assert (drawn[n, p] - expected).abs().max() < 1e-9, f"{options} {n} {p}"
         assert (result.drawn - result.plain).abs().max() > 0.01
     large = call(images, models[0], adapter, prompts=["a"], steps=1, size=[7, 6])
     assert large.drawn.shape == (2, 1, 3, 7, 6)
+    refused: tuple[tuple[type[Exception], Tensor, dict[str, float], str], ...] = (
+        (UnknownName, images, {"up_blocks.2": 1.0}, "has down_blocks.0, up_blocks.0 "),
+        (InputError, images[:, :1], {"up_blocks.0": 1.0}, "takes 3 channels"),
+    )
+    for kind, wrong, scale, message in refused:
+        try:
+            call(wrong, models[0], adapter, prompts=["a"], steps=1, scale=scale)
+        except kind as error:
+            text = str(error)
+        else:
+            text = "not refused"
+        assert message in text, text
 
 
 def _plain(calls: Any) -> Tensor:
@@ -388,7 +401,7 @@ def _plain(calls: Any) -> Tensor:
     cost=DRAWING_COST,
     oracle=decoupled_attention_by_hand,
     quick={"steps": 2},
-    demo={"images": "builtin:scenes/2", "prompts": ["", ""]},
+    demo={"images": "builtin:scenes/3", "prompts": ["", ""]},
 )
 def ip_adapter(
     images: Images,
