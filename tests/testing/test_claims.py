@@ -335,6 +335,17 @@ def _(wrong: bool) -> Callable[..., Any]:
     return darkened
 
 
+@caught_by("transformed_images_flip")
+def _(wrong: bool) -> Callable[..., Any]:
+    def rescaled(model: Model, images: Images) -> Changed:
+        """Images that are reduced to half their size and enlarged again."""
+        height, width = images.shape[2:]
+        small = images[:, :, ::2, ::2] if wrong else resize(images, (-(-height // 2), -(-width // 2)))
+        return changed_images(model, images, resize(small, (height, width)))
+
+    return rescaled
+
+
 @caught_by("brightness_is_unchanged")
 def _(wrong: bool) -> Callable[..., Any]:
     def quantized(model: Model, images: Images) -> Changed:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -51,6 +51,29 @@ def test_wrong_methods_cover_most_checks() -> None:
 
 def by_name(name: str) -> Method[Any, Any]:
     return next(m for m in (*RIGHT, *(wrong for _, wrong in WRONG)) if m.spec.short_name == name)
+
+
+def test_choices_of_one_parameter_are_exempt_with_a_reason() -> None:
+    def mean_of_channels(
+        images: Images,
+        *,
+        order: Literal["rgb", "bgr"] = "rgb",
+        scale: Literal["same", "half", "halved"] = "same",
+    ) -> Attribution:
+        """Mean of the channels, in either order."""
+        maps = images.mean(1) if scale == "same" else images.mean(1) / 2
+        return Attribution(images=images, maps=maps, targets=("mean",) * len(images))
+
+    checks = ["choices_differ(order)", "choices_differ(scale)"]
+    exempt = {checks[0]: "a mean does not depend on the order"}
+    one, other = check_method(method(family="wrong", exempt=exempt)(mean_of_channels), only=checks).outcomes
+    assert one.verdict == "skipped" and one.reason == f"exempt: {exempt[checks[0]]}"
+    assert other.verdict == "failed" and "'half' and 'halved'" in other.reason
+    assert "'same'" not in other.reason
+    with pytest.raises(UnknownName, match=r"choices_differ\(scale\)"):
+        check_method(
+            method(family="wrong", exempt={"choices_differ(scales)": "both halve the mean"})(mean_of_channels)
+        )
 
 
 def test_example_is_the_simplest_failing_case() -> None:

@@ -12,24 +12,33 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from phosphene import Method, ModelError, Reference, batch_size, method, progress_bar, scores
+from phosphene import (
+    InputError,
+    Method,
+    ModelError,
+    Reference,
+    Result,
+    batch_size,
+    method,
+    progress_bar,
+    scores,
+)
 from phosphene.images import min_max
 from phosphene.results import (
     AdversarialExamples,
     Attribution,
     FilterBank,
     Panel,
-    Result,
     Synthesis,
     TrainedNetwork,
 )
@@ -74,6 +83,31 @@ def gradient(model: Any, images: Tensor, target: Any) -> Tensor:
 
 def attribution(model: Any, images: Tensor, maps: Tensor, target: Any) -> Attribution:
     return Attribution(images=images, maps=maps, targets=target.names(model, len(images)), layout="map")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ClassDistances(Result):
+    """``distances`` (N,) of the images of a data set to the mean of their classes."""
+
+    distances: Tensor
+
+    def panels(self) -> list[list[Panel]]:
+        return [[Panel(self.distances.float()[None, None].expand(3, 8, -1), "distances")]]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Reduced(Result):
+    """Images (N, C, H, W), the images with less detail, and their predicted classes (N,)."""
+
+    shapes: ClassVar[Mapping[str, str]] = {"images": "N C H W", "reduced": "N C H W", "predicted": "N"}
+    per_image: ClassVar[tuple[str, ...]] = ("images", "reduced", "predicted")
+
+    images: Tensor
+    reduced: Tensor
+    predicted: Tensor
+
+    def panels(self) -> list[list[Panel]]:
+        return [[Panel(image, "reduced")] for image in self.reduced]
 
 
 # --- the model and the inputs -------------------------------------------------------------------
@@ -742,6 +776,17 @@ def ignores_its_noise_level(
     return attribution(model, images, (total / samples).abs().amax(1), target)
 
 
+@caught_by("choices_differ(reduce)")
+def compares_a_choice_with_another_word(
+    model: Model, images: Images, target: Target = None, *,
+    reduce: Annotated[Literal["max", "mean", "norm"], Field(description="statistic of the channels")] = "max",
+) -> Attribution:  # fmt: skip
+    """The choice "norm" is compared with "l2", and falls through to the mean."""
+    magnitude = gradient(model, images, target).abs()
+    maps = magnitude.norm(dim=1) if reduce == "l2" else magnitude.mean(1)  # type: ignore[comparison-overlap]
+    return attribution(model, images, magnitude.amax(1) if reduce == "max" else maps, target)
+
+
 @caught_by("reads_the_named_layer")
 def reads_the_input_of_the_layer(
     model: Model, images: Images, target: Target = None, *, layer: Layer = None
@@ -903,6 +948,20 @@ def embeds_a_data_set_at_once(model: Model, dataset: Dataset) -> Synthesis:
     return Synthesis(images=mean, scores=scores.mean()[None, None], targets=("mean",))
 
 
+@caught_by("independent_of_the_dataset_order", needs=["dataset"], cost=None)
+def codes_classes_by_their_first_image(dataset: Dataset) -> ClassDistances:
+    """The rows of the class means are sorted by name, the codes of the images by first appearance."""
+    means = torch.cat([batch.images.double().mean((2, 3)) for batch in dataset.batches(4)])
+    labels = dataset.labels(range(len(dataset)))
+    if labels is None:
+        raise InputError("the data set has no classes")
+    names = list(dict.fromkeys(labels))
+    rows = ([n for n, label in enumerate(labels) if label == name] for name in sorted(names))
+    centers = torch.stack([means[row].mean(0) for row in rows])
+    codes = [names.index(label) for label in labels]
+    return ClassDistances(distances=(means - centers[codes]).norm(dim=1))
+
+
 @caught_by("batches_are_joined", needs=["dataset"], cost=Cost(forward=size.dataset))
 def averages_the_means_of_batches(model: Model, dataset: Dataset) -> Synthesis:
     """The mean of a data set is the mean of its batches' means, whatever their sizes."""
@@ -928,6 +987,22 @@ def returns_indices_within_the_batch(model: Model, dataset: Dataset) -> Synthesi
     assert first is not None
     scores = first.new_full((1, 1), best)
     return Synthesis(images=first[index : index + 1].clone(), scores=scores, targets=("largest",))
+
+
+@caught_by("transformed_images_flip", needs=[], cost=Cost(forward=size.images))
+def keeps_every_second_pixel(model: Model, images: Images) -> Reduced:
+    """Every second pixel is enlarged by two, half a pixel off the center of its cell."""
+    reduced = F.interpolate(images[:, :, ::2, ::2], images.shape[2:], mode="bilinear")
+    with torch.no_grad():
+        return Reduced(images=images, reduced=reduced, predicted=model(reduced).argmax(1))
+
+
+@caught_by("images_are_not_shifted", needs=[], cost=Cost(forward=size.images))
+def averages_pixels_to_the_right(model: Model, images: Images) -> Reduced:
+    """Each pixel is averaged with the one on its right: the image is shifted by half a pixel."""
+    reduced = (images + images.roll(-1, 3)) / 2
+    with torch.no_grad():
+        return Reduced(images=images, reduced=reduced, predicted=model(reduced).argmax(1))
 
 
 @caught_by("cost_is_near_the_work", cost=Cost(forward=100 * size.images, backward=100 * size.images))

@@ -26,7 +26,7 @@ from unittest import SkipTest
 import torch
 
 from .cases import Case, fixed_cases
-from .checks import CHECKS, checks_of
+from .checks import CHECKS, CHOICES_DIFFER, checks_of
 from .kit import run_check
 from .observation import observe
 
@@ -154,7 +154,7 @@ class Tests:
         for number, method in enumerate(self.methods):
             accepted = [index for index, _ in enumerate(_cases(method)) if self._is_accepted(number, index)]
             for index, check in enumerate(_checks(method)):
-                if check.reason_to_skip(method) is not None or (self.brief and check.name in CHECKS):
+                if check.reason_to_skip(method) is not None or (self.brief and _is_general(check)):
                     continue
                 cases = accepted[: 1 if self.brief or check.on == "case" else None]
                 for case in [0] if check.on == "method" else cases:
@@ -217,7 +217,12 @@ class Tests:
 def _checks(method: AnyMethod) -> list[Check]:
     """Invariants and relations first, then the checks of every method."""
     chosen = [check for check in checks_of(method) if check.name not in MANNERS]
-    return sorted(chosen, key=lambda check: check.name in CHECKS)
+    return sorted(chosen, key=_is_general)
+
+
+def _is_general(check: Check) -> bool:
+    """Whether a check is neither an invariant nor a relation that the method declares."""
+    return check.name in CHECKS or check.name.startswith(CHOICES_DIFFER)
 
 
 @functools.cache

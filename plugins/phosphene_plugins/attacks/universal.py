@@ -130,6 +130,7 @@ def _equals_algorithm_1(case: LinearCase, norm: UniversalNorm, eps: float, targe
     tags=["white-box", "fixed-radius"],
     oracle=is_the_corner_of_the_ball_on_a_linear_model,
     exempt={
+        "independent_of_the_dataset_order": "the images change the perturbation one after the other",
         "cost_is_near_the_work": "it is the bound of every inner attack; deepfool stops at the boundary",
     },
     quick={"epochs": 1, "steps": 2},

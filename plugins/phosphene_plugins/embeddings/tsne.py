@@ -85,6 +85,9 @@ def _oracle() -> None:
         ScalesWith("logits", power=0, fields=("points",)),
         NeedsImages(4, where={"perplexity": 1}),
     ],
+    exempt={
+        "independent_of_the_dataset_order": "a thousand steps amplify the rounding of sums in another order"
+    },
     quick={"perplexity": 2},
 )
 def tsne(

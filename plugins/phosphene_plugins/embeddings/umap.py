@@ -127,6 +127,7 @@ def _maps_are_those_of_umap_learn() -> None:
         Trustworthiness(networks=("gap",)),
         NeedsImages(4, where={"neighbors": 2}),
     ],
+    exempt={"independent_of_the_dataset_order": "its steps are drawn at random, row by row"},
     quick={"neighbors": 3},
 )
 def umap(

@@ -4,19 +4,23 @@
 # switch that an earlier run has set would be the state before a later one.
 from . import watched_oracle, single_run, declaration, oracle_examination, repeated_runs  # isort: skip
 from . import refusals, work, arithmetic, attacks, training, synthesis, relations, maps  # isort: skip
-from . import folds, features, claims, dataset_claims, images, resumption  # isort: skip
+from . import folds, features, claims, dataset_claims, dataset_order, images, resumption  # isort: skip
 from .base import ARITHMETIC_UNTESTED, CHECKS, Check
+from .choices import CHOICES_DIFFER
 from .declared import checks_of
 
 __all__ = [
     "ARITHMETIC_UNTESTED",
     "CHECKS",
+    "CHOICES_DIFFER",
     "Check",
     "arithmetic",
     "attacks",
     "checks_of",
+    "choices",
     "claims",
     "dataset_claims",
+    "dataset_order",
     "declaration",
     "features",
     "folds",

@@ -384,7 +384,7 @@ def _near_tensors(first: Result, second: Result) -> bool:
 # --- parameters ----------------------------------------------------------------------------------
 
 
-class _Trials:
+class Trials:
     """Runs of a method with some parameters changed, each once, up to a limit."""
 
     def __init__(self, method: AnyMethod) -> None:
@@ -419,12 +419,12 @@ class _Trials:
     exemptible=True,
 )
 def parameters_matter(method: AnyMethod) -> None:
-    trials = _Trials(method)
+    trials = Trials(method)
     schemas = {n: s for n, s in properties_of(method.spec.params_schema).items() if n != method.seed}
     ignored, switches = [], []
     for name in schemas:
         tried, pairs = 0, 0
-        for one, other in itertools.islice(_pairs(method, name, schemas), MOST_TRIALS):
+        for one, other in itertools.islice(case_pairs(method, name, schemas), MOST_TRIALS):
             differ = trials.differ(one, other, name in WORK_ONLY)
             tried, pairs = tried + (differ is not None), pairs + 1
             if differ:
@@ -438,7 +438,7 @@ def parameters_matter(method: AnyMethod) -> None:
     assert not switches, f"the result depends on {'; '.join(switches)}"
 
 
-def _values_of_a_switch(trials: _Trials, name: str, schema: Mapping[str, Any], case: Case) -> str | None:
+def _values_of_a_switch(trials: Trials, name: str, schema: Mapping[str, Any], case: Case) -> str | None:
     """Values of a number that is read as a switch: those inside its range return one result."""
     usual = case.arguments(trials.method).get(name, schema.get("default"))
     if schema.get("type") != "number" or not usual:
@@ -459,7 +459,7 @@ def _values_of_a_switch(trials: _Trials, name: str, schema: Mapping[str, Any], c
     return ", ".join(f"{v:.3g}" for v in values) if compared > 1 else None
 
 
-def _pairs(method: AnyMethod, name: str, schemas: Mapping[str, Any]) -> Iterator[tuple[Case, Case]]:
+def case_pairs(method: AnyMethod, name: str, schemas: Mapping[str, Any]) -> Iterator[tuple[Case, Case]]:
     """Pairs of cases that differ in one parameter, the most informative first."""
     bases = [Case(pictures="noise"), Case("functional"), Case("shapes-vgg", count=1)]
     if method.spec.input("model"):  # no dead ReLU: every unit has a gradient

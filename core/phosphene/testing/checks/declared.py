@@ -10,6 +10,7 @@ from ...errors import PluginError, UnknownName
 from ...spec.invariants import Invariant
 from ..observation import Observation
 from .base import CHECKS, Check
+from .choices import choice_checks
 from .relations import relation_check
 
 if TYPE_CHECKING:
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
 
 
 def checks_of(method: AnyMethod) -> list[Check]:
-    """The checks of a method: those of every method, and one for each invariant and relation it declares.
+    """The checks of a method: those of every method, and one for each parameter with named choices, invariant
+    and relation.
 
     Raises UnknownName where the method is exempt from a check that does not exist, PluginError where from one
     that every method has to pass.
     """
-    exemptible = [check.name for check in CHECKS.values() if check.exemptible]
+    general = [*CHECKS.values(), *choice_checks(method)]
+    exemptible = [check.name for check in general if check.exemptible]
     for name in method.spec.exempt:
         if name in CHECKS and name not in exemptible:
             raise PluginError(
@@ -32,7 +35,7 @@ def checks_of(method: AnyMethod) -> list[Check]:
         if name not in exemptible:
             raise UnknownName("check (used in exempt)", name, exemptible, f"method '{method.spec.name}'")
     declared = [*map(_invariant_check, method.spec.invariants), *map(relation_check, method.spec.relations)]
-    return [*CHECKS.values(), *declared]
+    return [*general, *declared]
 
 
 def _invariant_check(invariant: Invariant) -> Check:

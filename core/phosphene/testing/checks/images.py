@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
 
@@ -16,11 +17,13 @@ from torch import Tensor
 from ...errors import PhospheneError
 from ...models.introspection import recording_structure
 from ...results import AdversarialExamples, Attribution, Stylization, Synthesis
+from ...spec.relations import Equivariant, Transform, transformed
 from ..candidates import larger_parameters
 from ..cases import Case
 from .attacks import logits_of
 from .base import register_check, result_of
 from .claims import title_of
+from .relations import RelationCalls
 
 if TYPE_CHECKING:
     from ...models import Model
@@ -41,10 +44,16 @@ def _maps_no_images(method: AnyMethod) -> str | None:
     return "it returns maps" if issubclass(method.result, Attribution) else None
 
 
+#: The least difference of the correlations with the image shifted by a pixel in opposite directions, also as
+#: a fraction of the larger one, that is a shift by a part of a pixel: 0 for a symmetric filter, the larger
+#: one for a mean of neighboring pixels.
+_ASYMMETRY, _ASYMMETRY_SHARE = 0.12, 0.4
+
+
 @register_check(
     "method",
     "An image that is computed from another one is at the same position, not shifted.",
-    "undo each random shift by the opposite one; pad on all sides",
+    "undo each random shift by the opposite one; pad on all sides; [::2] is half a pixel off, not resize()",
     _maps_no_images,
     exemptible=True,
 )
@@ -59,23 +68,34 @@ def images_are_not_shifted(method: AnyMethod) -> None:
             continue
         images = inputs[str(getattr(method.spec.input("images"), "name", "images"))]
         for name, computed in _images_of(method, result, images.shape):
-            for n, (one, other) in enumerate(zip(images, computed, strict=True)):
-                shift, at, at_zero = _shift_between(one, other)
+            correlations = [_correlation(one, other) for one, other in zip(images, computed, strict=True)]
+            for n, correlation in enumerate(correlations):
+                shift, at, at_zero = _largest_shift(correlation)
                 assert at < 0.3 or at - at_zero < 0.1 or max(map(abs, shift)) <= 1, (
                     f"{name} of image {n} correlates with the image by {at:.2f} shifted by {shift} pixels, "
                     f"by {at_zero:.2f} unshifted"
                 )
+            mean = torch.stack(correlations).mean(0)
+            for down, right in ((1, 0), (0, 1), (1, 1), (1, -1)):
+                ahead, behind = float(mean[down, right]), float(mean[-down, -right])
+                assert abs(ahead - behind) < max(_ASYMMETRY, _ASYMMETRY_SHARE * max(ahead, behind)), (
+                    f"{name} correlates with the image by {ahead:.2f} shifted by {(down, right)} pixels, by "
+                    f"{behind:.2f} shifted by {(-down, -right)}: it is shifted by a part of a pixel"
+                )
         return
 
 
-def _shift_between(one: Tensor, other: Tensor) -> tuple[tuple[int, int], float, float]:
-    """The circular shift (down, right) of largest correlation, that correlation, and that without a shift."""
+def _correlation(one: Tensor, other: Tensor) -> Tensor:
+    """The correlation (H, W) of two images' brightness under each circular shift; 0 where one is constant."""
     first, second = (tensor.detach().double().mean(0) for tensor in (one, other))
     first, second = first - first.mean(), second - second.mean()
-    size = float(first.norm() * second.norm())
-    if size == 0:
-        return (0, 0), 0.0, 0.0
-    correlation = torch.fft.ifft2(torch.fft.fft2(second) * torch.fft.fft2(first).conj()).real / size
+    size = first.norm() * second.norm()
+    product = torch.fft.ifft2(torch.fft.fft2(second) * torch.fft.fft2(first).conj()).real
+    return product / size if size else torch.zeros_like(product)
+
+
+def _largest_shift(correlation: Tensor) -> tuple[tuple[int, int], float, float]:
+    """The circular shift (down, right) of largest correlation, that correlation, and that without a shift."""
     height, width = correlation.shape
     down, right = divmod(int(correlation.argmax()), width)
     shift = (down - height * (2 * down > height), right - width * (2 * right > width))
@@ -150,6 +170,65 @@ def smooths_both_axes(method: AnyMethod) -> None:
             f"{name} of the transposed images differs from the transposed {name} by {error / change:.0%} of "
             "what the method changes"
         )
+
+
+#: The largest difference of a transformed image that has to flip, as a fraction of what the method changes:
+#: that by JPEG's integer arithmetic is an eighth, that by half a pixel more than half.
+_FLIP_ERROR = 0.25
+
+
+def _transforms_no_images(method: AnyMethod) -> str | None:
+    if (reason := _maps_no_images(method)) is not None:
+        return reason
+    if issubclass(method.result, (AdversarialExamples, Synthesis, Stylization)):
+        return "its images are attacked, generated or stylized"
+    if not method.spec.batch_independent:
+        return "it declares that its images depend on each other (batch_independent=False)"
+    shapes = method.result.shapes
+    pixels = [n for n, s in shapes.items() if s == shapes.get("images") and n not in ("images", "sources")]
+    if shapes and not pixels:
+        return "it returns no images that are computed from its images"
+    return None if _undeclared_flips(method) else "it declares Equivariant itself, which is tested exactly"
+
+
+def _undeclared_flips(method: AnyMethod) -> list[Transform]:
+    declared = [r.transform for r in method.spec.relations if isinstance(r, Equivariant)]
+    flips: tuple[Transform, ...] = ("hflip", "vflip")
+    return [flip for flip in flips if flip not in declared]
+
+
+@register_check(
+    "method",
+    "The transformed image of a flipped image is the flipped transformed image.",
+    "pixels that are read from an edge on, [::2], half a pixel off their cells' centers; padding on one side",
+    _transforms_no_images,
+    exemptible=True,
+)
+def transformed_images_flip(method: AnyMethod) -> None:
+    tested = 0
+    for flip in _undeclared_flips(method):
+        for head in ("gap", "flat", "tokens"):
+            try:  # the sides are multiples of 16: windows and blocks of pixels divide them
+                calls = RelationCalls.start(method, f"{flip}-{head}", Case().arguments(method))
+                flipped = calls(inputs=calls.transformed(partial(transformed, transform=flip)))
+            except PhospheneError:
+                continue
+            if calls.is_random:
+                raise SkipTest("it draws random numbers, which do not flip with the image")
+            images = calls.setting.images
+            pairs = zip(*(_images_of(method, r, images.shape) for r in (calls.result, flipped)), strict=True)
+            for (name, one), (_, other) in pairs:
+                error = float((transformed(one, flip) - other).norm())
+                change = float((one - images).norm())
+                assert error <= _FLIP_ERROR * change + 1e-6 * float(images.norm()), (
+                    f"{name} of the images under {flip!r} differs from the transformed {name} by "
+                    f"{error / max(change, 1e-12):.0%} of what the method changes\n"
+                    f"on relation_network({calls.network!r})"
+                )
+                tested += 1
+            break
+    if not tested:
+        raise SkipTest("it refused the symmetric networks, or returned no images")
 
 
 @register_check(

@@ -74,14 +74,7 @@ class RelationCalls:
     @functools.cached_property
     def is_random(self) -> bool:
         """Whether the result depends on random numbers: torch draws some, or another seed changes it."""
-        record_structure(self.model, self.inputs)  # draws an image, which is not the method's
-        with _RandomDraws() as draws:
-            self()
-        if draws.count or self.method.seed is None:
-            return draws.count > 0
-        other = self(params={self.method.seed: 8})
-        pairs = zip(tensors_in(self.result), tensors_in(other), strict=True)
-        return any(not torch.equal(one, another) for (_, one), (_, another) in pairs)
+        return draws_random_numbers(self.method, self.model, self.inputs, self.params, self.result)
 
     @property
     def network(self) -> str:
@@ -357,6 +350,20 @@ class _RandomDraws(TorchDispatchMode):
             modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_stack(None))
             self.count += not any(name.startswith("phosphene.models.optimized_copy") for name in modules)
         return func(*args, **(kwargs or {}))
+
+
+def draws_random_numbers(
+    method: AnyMethod, model: Any, inputs: Mapping[str, Any], params: Mapping[str, Any], result: Any
+) -> bool:
+    """Whether a call's result depends on random numbers: torch draws some, or another seed changes it."""
+    record_structure(model, inputs)  # draws an image, which is not the method's
+    with _RandomDraws() as draws:
+        method(**inputs, **params)
+    if draws.count or method.seed is None:
+        return draws.count > 0
+    other = method(**inputs, **(dict(params) | {method.seed: 8}))
+    pairs = zip(tensors_in(result), tensors_in(other), strict=True)
+    return any(not torch.equal(one, another) for (_, one), (_, another) in pairs)
 
 
 def _assert_equivariant(calls: RelationCalls, transform: Transform) -> None:
