@@ -1,5 +1,6 @@
 """Shared fixtures: the folder of real weights and photographs."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -19,6 +20,12 @@ def assets() -> Path:
             f"real weights and photographs are absent: no {ASSETS / 'weights'} (set PHOSPHENE_ASSETS)"
         )
     return ASSETS
+
+
+def pytest_collection_finish() -> None:
+    # Modules and tests stay until the end: garbage collection need not scan them again and again.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

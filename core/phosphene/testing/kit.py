@@ -184,6 +184,8 @@ class Examination:
     observations: dict[Case, Observation] = field(default_factory=dict, repr=False)
     #: The cases that hypothesis draws, by their number: the same ones for every check.
     drawn: dict[int, list[Case]] = field(default_factory=dict, repr=False)
+    #: The cases that passed the checks which run them, by check, and whether the method accepted them.
+    passed: dict[tuple[str, Case], bool] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
@@ -253,8 +255,15 @@ class Examination:
         return self.observations[case].refusal is None
 
     def _error(self, check: Check, case: Case, outcome: Outcome | None = None) -> AssertionError | None:
+        # Of several cases a check may make the same one.
+        tested = check.name, check.tested(case)
         try:
-            accepted = run_check(check, self.method, case, self.observations)
+            if check.on != "case":
+                accepted = run_check(check, self.method, case, self.observations)
+            else:
+                if tested not in self.passed:
+                    self.passed[tested] = run_check(check, self.method, case, self.observations)
+                accepted = self.passed[tested]
         except AssertionError as error:
             return error
         finally:

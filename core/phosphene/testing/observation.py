@@ -306,11 +306,14 @@ def new_tensors() -> Iterator[Callable[[], int]]:
         gc.collect()
         return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
+    frozen = gc.get_freeze_count() > 0
     gc.freeze()  # objects from before are neither scanned nor counted
     try:
         yield count
     finally:
         gc.unfreeze()
+        if frozen:  # by the program, such as a test run with many tests
+            gc.freeze()
 
 
 # --- results ---------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def two_templates_make_two_facets() -> None:
         InvariantTo("normalization", where={"l2": 0}, tolerance=1e-6),
         InvariantTo("logit_shift", tolerance=1e-6),
     ],
-    quick={"k": 2, "top": 4, "steps": 4},
+    quick={"k": 2, "top": 4, "steps": 2},
     demo={
         "model": "builtin:parts-resnet",
         "dataset": "builtin:part-scenes/240",

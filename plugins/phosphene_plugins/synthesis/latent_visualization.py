@@ -108,7 +108,7 @@ def linear_decoder_and_unit_have_their_closed_form() -> None:
         Agrees(class_visualization, fields=("pixel_images",), networks=("gap",)),
         InvariantTo("logit_shift", fields=("images", "pixel_images", "codes"), tolerance=1e-6),
     ],
-    quick={"steps": 4, "draws": 2},
+    quick={"steps": 2, "draws": 2},
     demo={"steps": 100},
 )
 def latent_visualization(

@@ -404,8 +404,8 @@ class Trials:
 
     def differ(self, one: Case, other: Case, work_only: bool) -> bool | None:
         """Whether two cases have different results; None where one of them has none."""
-        first, second = self.run(one), self.run(other)
-        if first is None or second is None:
+        # The second first: where its value is refused, the first is not needed.
+        if (second := self.run(other)) is None or (first := self.run(one)) is None:
             return None
         if not same_result(first[0], second[0]):
             return True

@@ -25,7 +25,8 @@ class Check:
 
     ``hint``: the likely cause of a failure. ``on``: what ``function`` is called with, beside the method:
     "method": nothing, once; "run": the observation of each case; "observation": the observation of each
-    case that has a result; "case": some cases, which the function runs itself. ``exempt`` returns the reason
+    case that has a result; "case": some cases, which the function runs itself, ``tested`` being the case that
+    it makes of one. ``exempt`` returns the reason
     why a method is not checked, or None. ``exemptible``: it is a default expectation, from which an author
     may exempt a method by ``@method(exempt={name: reason})``. A function raises ``unittest.SkipTest`` where
     it cannot decide.
@@ -38,6 +39,7 @@ class Check:
     function: Callable[..., None]
     exempt: Callable[[AnyMethod], str | None] = lambda method: None
     exemptible: bool = False
+    tested: Callable[[Case], Case] = lambda case: case
 
     def reason_to_skip(self, method: AnyMethod) -> str | None:
         """Why a method is not checked: it does not apply, or its author exempts it. None if it is checked."""
@@ -59,11 +61,13 @@ def register_check(
     hint: str,
     exempt: Callable[[AnyMethod], str | None] = lambda method: None,
     exemptible: bool = False,
+    tested: Callable[[Case], Case] = lambda case: case,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function as the check of its name."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        CHECKS[function.__name__] = Check(function.__name__, promise, hint, on, function, exempt, exemptible)
+        name = function.__name__
+        CHECKS[name] = Check(name, promise, hint, on, function, exempt, exemptible, tested)
         return function
 
     return register

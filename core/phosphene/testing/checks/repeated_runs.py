@@ -160,17 +160,23 @@ def results_unchanged_later(method: AnyMethod, case: Case) -> None:
         assert_unchanged("the caller's inputs")
 
 
+def _batch_case(case: Case) -> Case:
+    """The case as a batch of three images in double precision."""
+    # Where a gradient is nothing but rounding, its sign is arbitrary.
+    if case.pictures not in ("scenes", "noise") or case.network in ("constant", "saturated"):
+        case = replace(case, pictures="noise", network="gap")
+    return replace(case, double=True, count=3)
+
+
 @register_check(
     "case",
     "A batch has the same results as its images one at a time.",
     "statistics over the batch axis; noise drawn per batch instead of once, (1, C, H, W)",
     _depends_on_batch,
+    tested=_batch_case,
 )
 def batch_equals_single(method: AnyMethod, case: Case) -> None:
-    # Where a gradient is nothing but rounding, its sign is arbitrary.
-    if case.pictures not in ("scenes", "noise") or case.network in ("constant", "saturated"):
-        case = replace(case, pictures="noise", network="gap")
-    case = replace(case, double=True, count=3)
+    case = _batch_case(case)
     if (together := run_case(method, case)) is None:
         return
     with max_batch(2):
