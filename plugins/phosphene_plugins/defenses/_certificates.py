@@ -72,7 +72,9 @@ class Certificates(Result):
         return [[Panel(image, self._title(n), is_output=True)] for n, image in enumerate(self.images)]
 
     def _title(self, n: int) -> str:
-        outcome = "abstains" if self.abstained[n] else f"{self.norm} {self._radius_text(float(self.radius[n]))}"
+        outcome = (
+            "abstains" if self.abstained[n] else f"{self.norm} {self._radius_text(float(self.radius[n]))}"
+        )
         return f"{self.names[n]}: {outcome}"
 
     def _radius_text(self, radius: float) -> str:
