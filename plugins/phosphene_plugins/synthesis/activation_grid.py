@@ -188,7 +188,7 @@ def activation_grid(
     figure tiles are paler where ||v_p|| is small.
 
     Returns:
-        ``tiles`` (N, h, w, C, p, q) in [0, 1], mean colour where no channel is active; ``vectors``
+        ``tiles`` (N, h, w, C, p, q) in [0, 1], mean color where no channel is active; ``vectors``
         (N, h, w, K): v; ``scores`` (N, h, w) at the last step. ``result.mosaics()`` are the tiles of each
         image side by side, ``result.direction(image, row, column)`` a target for any method.
 
