@@ -216,7 +216,7 @@ def four_clusters_have_a_cell_each() -> None:
     oracle=four_clusters_have_a_cell_each,
     relations=[InvariantTo("logit_shift", tolerance=1e-6)],
     quick={
-        **{"grid": 2, "tile": 16, "steps": 2, "jitter": 1},
+        **{"grid": 2, "tile": 16, "steps": 4, "jitter": 1},
         **{"projection": "pca", "positions": 2, "min_count": 1},
     },
     demo={"dataset": "builtin:scenes/500", "layer": "relu4_1", "positions": 4, "grid": 8},

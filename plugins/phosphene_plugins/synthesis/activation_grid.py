@@ -154,7 +154,7 @@ def linear_layer_has_its_closed_form() -> None:
         InvariantTo("logit_shift", tolerance=1e-6),
         InvariantTo("batch_order"),
     ],
-    quick={"cells": 2, "tile": 16, "steps": 2, "jitter": 1},
+    quick={"cells": 2, "tile": 16, "steps": 4, "jitter": 1},
     demo={
         "model": "builtin:parts-resnet",
         "images": "builtin:part-scenes/2",
