@@ -9,7 +9,7 @@ from cheating_picture import write_cheating  # noqa: E402
 from comparing_cams import write_comparison  # noqa: E402
 from measured_figures import write_measured_figures  # noqa: E402
 from method_pages import sources_digest, write_method_pages  # noqa: E402
-from normalisation import write_normalisation  # noqa: E402
+from normalization import write_normalization  # noqa: E402
 from one_transformer import write_transformer  # noqa: E402
 from sphinx.util import logging  # noqa: E402
 from where_units_look import write_placements  # noqa: E402
@@ -32,6 +32,6 @@ write_method_pages(here / "methods", logging.getLogger(__name__).info)
 write_comparison(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
 write_cheating(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
 write_measured_figures(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
-write_normalisation(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
+write_normalization(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
 write_placements(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
 write_transformer(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)

@@ -61,7 +61,7 @@ def attribution() -> None:
 
 
 def synthesis() -> None:
-    """The images that maximise the scores of five classes."""
+    """The images that maximize the scores of five classes."""
     parameters = methods["class_visualization"].spec.demo
     drawn = run("class_visualization", seed=0, progress=False, **parameters)
     write_grid("synthesis", [output_images(drawn)])

@@ -142,10 +142,10 @@ def test_any_style_page_stylizes_and_draws_views() -> None:
 
 
 def test_instance_norm_has_a_lower_loss_and_is_invariant_to_contrast(monkeypatch: pytest.MonkeyPatch) -> None:
-    more = execute("normalisation.md")["more"]
-    page = (DOCS / "normalisation.md").read_text()
+    more = execute("normalization.md")["more"]
+    page = (DOCS / "normalization.md").read_text()
     assert f"# {more.note}\n" in page and str(more.labels).replace("'", '"') in page
-    module = load_script("normalisation", monkeypatch)
+    module = load_script("normalization", monkeypatch)
     model, scenes = load_model("builtin:shapes-vgg"), draw_scenes(6, split="test").images
     networks = module.trained(model, draw_scenes(16).images, steps=12)
     assert networks["instance"].losses.mean() < 0.9 * networks["batch"].losses.mean()

@@ -1,8 +1,9 @@
-"""Names in the core and the plugins are nouns or a verb and its object, as CONTRIBUTING.md asks."""
+"""Names are nouns or a verb and its object, and prose has American spelling, as CONTRIBUTING.md asks."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,3 +63,37 @@ def test_no_name_is_a_participle_or_a_metaphor(file: Path) -> None:
         if name.strip("_") in MEANINGLESS
     ]
     assert names == []
+
+
+#: Texts that are checked for their spelling: code, documentation and templates, without the changelog.
+TEXTS = sorted(
+    path
+    for folder in ("core", "plugins", "docs")
+    for suffix in ("py", "pyi", "md", "j2")
+    for path in (ROOT / folder).rglob(f"*.{suffix}")
+    if not {"_build", "methods"} & {*path.relative_to(ROOT).parts}
+) + [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+_STEMS = (
+    "categor|character|custom|discret|equal|emphas|factor|final|general|initial|linear|local|maxim|memor|minim"
+    "|neutral|normal|optim|organ|orthogonal|parametr|penal|quant|random|real|recogn|regular|serial|special"
+    "|stabil|standard|styl|summar|symmetr|synthes|util|vector|visual"
+)
+BRITISH = re.compile(
+    rf"\b[a-z]*(?:{_STEMS})is(?:e|ed|es|ing|er|ers|ation|ations|able)\b|\b[a-z]*colour|\bcentr(?:e|es|ed|ing)\b"
+    r"|\bneighbour|\b(?:behavi|fav|hon)our|\bartefact|\banalys(?:e|ed|ing)\b|\b(?:un)?label(?:led|ling)\b"
+    r"|\bmodell(?:ed|ing)\b|\bcancell(?:ed|ing)\b|\bcatalogue",
+    re.IGNORECASE,
+)
+#: Titles, names in results, keys of random numbers, files, and patterns that match both spellings.
+QUOTED = (
+    *("Deep Inside Convolutional Networks: Visualising", "Visualising and Understanding", "centre point"),
+    *("own colours", 'key, "colour"', "|centre|"),
+)
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_spelling_is_american(file: Path) -> None:
+    text = re.sub(r"https?://\S+", "", file.read_text())
+    for quoted in QUOTED:
+        text = text.replace(quoted, "")
+    assert [match[0] for match in BRITISH.finditer(text)] == []

@@ -59,7 +59,7 @@ class Checkpoint:
     state: dict[str, Any] = field(default_factory=dict)
     #: How many slots the call has opened so far.
     slots: int = 0
-    #: Whether the result that was returned is of an optimisation that was stopped early.
+    #: Whether the result that was returned is of an optimization that was stopped early.
     unfinished: bool = False
     #: Whether the file has progress of this run.
     stored: bool = field(default=False, init=False)

@@ -57,7 +57,7 @@ class ModelError(PhospheneError):
 
 
 class DivergenceError(PhospheneError):
-    """An optimisation that reached NaN or infinity, or cannot start."""
+    """An optimization that reached NaN or infinity, or cannot start."""
 
 
 class PluginError(PhospheneError):

@@ -1,4 +1,4 @@
-"""Graceful stop: Ctrl-C or SIGTERM ends an optimisation after the current step, the second interrupts."""
+"""Graceful stop: Ctrl-C or SIGTERM ends an optimization after the current step, the second interrupts."""
 
 from __future__ import annotations
 

@@ -181,15 +181,15 @@ def test_file_without_a_method_is_refused(
 
 def test_file_is_unloaded_afterwards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "neighbour.py").write_text("HERE = 'one'\n")
+    (tmp_path / "one" / "neighbor.py").write_text("HERE = 'one'\n")
     (tmp_path / "two").mkdir()
-    (tmp_path / "two" / "neighbour.py").write_text("HERE = 'two'\n")
+    (tmp_path / "two" / "neighbor.py").write_text("HERE = 'two'\n")
     before = list(sys.path)
     for folder in ("one", "two"):
-        more = f"from neighbour import HERE\nassert HERE == {folder!r}\n"
+        more = f"from neighbor import HERE\nassert HERE == {folder!r}\n"
         assert check(write_method(tmp_path / folder / "leaning.py", more=more), "--only", "documented") == 0
     assert sys.path == before
-    assert not {"leaning", "neighbour"} & sys.modules.keys()
+    assert not {"leaning", "neighbor"} & sys.modules.keys()
     assert capsys.readouterr().out.count("1 passed") == 2
 
 

@@ -23,7 +23,7 @@ Rows = Iterator[tuple[str, Work, dict[str, Work]]]
 
 
 class Normalized(nn.Module):
-    """The network with the normalisation of Phosphene's model, for the other libraries."""
+    """The network with the normalization of Phosphene's model, for the other libraries."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Time of neural style, feature visualisation and fast style against reference loops.
+"""Time of neural style, feature visualization and fast style against reference loops.
 
 Run with ``python -m tests.benchmarks.image_synthesis``. The plain loops are efficient versions of the usual
 tutorials: the network cut above the highest layer, frozen parameters, targets computed once, torch's Adam.
@@ -88,7 +88,7 @@ def plain_style(module: nn.Module, content: Tensor, style: Tensor, *, full_netwo
 
 
 def plain_channel(module: nn.Module, start: Tensor, *, full_network: bool = False) -> Work:
-    """Activation maximisation of the mean of channel 7 of conv4_1 in pixels, with L2 penalty and jitter."""
+    """Activation maximization of the mean of channel 7 of conv4_1 in pixels, with L2 penalty and jitter."""
     module.requires_grad_(False)
     cut = module.features[: LAYER_INDICES[-1]]
     activations: list[Tensor] = []
@@ -213,7 +213,7 @@ def rows() -> dict[str, tuple[Work, dict[str, Work]]]:
                 "full network": plain_style(network(), content, style, full_network=True),
             },
         ),
-        "feature visualisation": (
+        "feature visualization": (
             lambda steps: float(
                 neuron_visualization(model, content, steps=steps, **channel_params).scores[-1]
             ),
@@ -223,7 +223,7 @@ def rows() -> dict[str, tuple[Work, dict[str, Work]]]:
                 "lucent": lucent_channel(network(), content),
             },
         ),
-        "class visualisation": (
+        "class visualization": (
             lambda steps: float(class_visualization(class_model, 7, steps=steps, seed=0).scores[-1]),
             {"lucent": lucent_class(copy.deepcopy(resnet))},
         ),

@@ -13,6 +13,7 @@ from typing import Annotated
 import train_adaptive_style
 import train_answers
 import train_autoencoder
+import train_certified
 import train_classifiers
 import train_denoiser
 import train_fast_style
@@ -28,7 +29,7 @@ from phosphene.builtin.answers import ANSWERS
 from phosphene.builtin.autoencoder import AUTOENCODER
 from phosphene.builtin.denoiser import DENOISER
 from phosphene.builtin.image_adapter import IMAGE_ADAPTER
-from phosphene.builtin.networks import NETWORKS, PARTS_RESNET, ROBUST, WEIGHTS
+from phosphene.builtin.networks import CERTIFIED, NETWORKS, PARTS_RESNET, ROBUST, WEIGHTS
 from phosphene.builtin.vision_transformer import VIT
 
 CLASSIFIERS = [name for name in NETWORKS if name != ROBUST]
@@ -44,6 +45,7 @@ TRAININGS: dict[str, Callable[..., None]] = {
     VIT: train_vit.train,
     ANSWERS: train_answers.train,
     PARTS_RESNET: train_parts.train,
+    CERTIFIED: train_certified.train,
 }
 NAMES = [*NETWORKS, *TRAININGS]
 

@@ -99,7 +99,7 @@ def test_rotation_by_90_degrees_is_anticlockwise() -> None:
 @few
 @given(degrees=st.floats(-180, 180))
 def test_rotation_of_a_non_square_image_keeps_the_aspect_ratio(degrees: float) -> None:
-    """A radially symmetric spot in the centre is invariant."""
+    """A radially symmetric spot in the center is invariant."""
     down, across = torch.arange(31.0) - 15, torch.arange(61.0) - 30
     spot = torch.exp(-(down[:, None].square() + across.square()) / 32).double()[None, None]
     # Error of the bilinear interpolation of a Gaussian of 4 pixels: at most 2 / (8 * 4^2).

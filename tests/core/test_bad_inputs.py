@@ -390,7 +390,7 @@ def returning(change: Callable[[Tensor], Any], **options: Any) -> Callable[[], R
     return lambda: saliency(model=net(change, **options), target=options.pop("target", None))
 
 
-NO_LOGITS = "without recognisable logits"
+NO_LOGITS = "without recognizable logits"
 OUTPUTS = [
     Case("None", returning(lambda z: None), f"returns a NoneType {NO_LOGITS}"),
     Case("list", returning(lambda z: [z]), ACCEPTED),

@@ -1,4 +1,4 @@
-"""Ctrl-C during an optimisation: the result so far is returned, and the same run resumes from it."""
+"""Ctrl-C during an optimization: the result so far is returned, and the same run resumes from it."""
 
 from __future__ import annotations
 

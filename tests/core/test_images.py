@@ -1,4 +1,4 @@
-"""Images: files, scaling, colour maps, overlays and resizing."""
+"""Images: files, scaling, color maps, overlays and resizing."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_data_uri_and_grey_images() -> None:
     assert np.array_equal(grey, np.full((2, 2, 3), 128))
 
 
-# ------------------------------------------------------------------ scaling and colours
+# ------------------------------------------------------------------ scaling and colors
 
 
 @given(st.lists(numbers, min_size=4, max_size=4))
@@ -133,9 +133,9 @@ def test_min_max_of_constant_maps_and_dims() -> None:
 def test_colorize_equals_matplotlib(cmap: str) -> None:
     maps = rand(2, 5, 6) * 1.5 - 0.25
     colored = im.colorize(maps, cmap)
-    for colour, values in zip(colored, maps, strict=True):
+    for color, values in zip(colored, maps, strict=True):
         expected = matplotlib.colormaps[cmap](values.clamp(0, 1).numpy())[..., :3]
-        np.testing.assert_allclose(colour.permute(1, 2, 0), expected, atol=1e-6)
+        np.testing.assert_allclose(color.permute(1, 2, 0), expected, atol=1e-6)
     assert torch.equal(im.colorize(maps[0], cmap), colored[0])
     assert colored.min() >= 0 and colored.max() <= 1
 
@@ -149,8 +149,8 @@ def test_symmetric_maps_zero_to_one_half() -> None:
 
 def test_overlay_blends_and_resizes() -> None:
     image, heat = rand(3, 8, 6), rand(8, 6, seed=1)
-    colour = im.colorize(heat, "turbo")
-    torch.testing.assert_close(im.overlay(image, heat), 0.5 * image + 0.5 * colour)
+    color = im.colorize(heat, "turbo")
+    torch.testing.assert_close(im.overlay(image, heat), 0.5 * image + 0.5 * color)
     small = rand(3, 3, seed=2)
     large = torch.nn.functional.interpolate(small[None, None], (8, 6), mode="bilinear")[0, 0]
     torch.testing.assert_close(im.overlay(image, small), im.overlay(image, large))

@@ -68,7 +68,7 @@ def test_output_function_reads_logits_that_are_not_recognized():
     odd = Returning(lambda z: "nothing")
     empty = Returning(lambda z: {})
     for net, kind in ((odd, "str"), (empty, "dict")):
-        message = f"returns a {kind} without recognisable logits; .*output=lambda"
+        message = f"returns a {kind} without recognizable logits; .*output=lambda"
         with pytest.raises(ModelError, match=message):
             load_model(net, input_size=(3, 8, 8))(torch.rand(1, 3, 8, 8))
     model = load_model(Returning(lambda z: {"a": z, "b": -z}), input_size=(3, 8, 8), output=lambda r: r["b"])

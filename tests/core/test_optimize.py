@@ -1,4 +1,4 @@
-"""Image optimisation against closed forms, SciPy, NumPy and torch.optim."""
+"""Image optimization against closed forms, SciPy, NumPy and torch.optim."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_cppn_image_is_the_network_of_its_formula(channels: int) -> None:
         expected = 1 / (1 + np.exp(-z @ mix.numpy().T))
         np.testing.assert_allclose(actual, expected.transpose(2, 0, 1), atol=1e-10)
         assert start == len(row)
-    # About the colour and of the standard deviation at the start; of a larger size the same function.
+    # About the color and of the standard deviation at the start; of a larger size the same function.
     first = CppnImage(torch.stack([draw(n, 0.02) for n in range(20)]), (16, 16), channels, opacity=opacity)
     assert (first.image().mean((0, 2, 3)) - color).abs().max() < 0.03
     difference = first.image().detach() - color[:, None, None]
@@ -221,10 +221,10 @@ def test_noise_is_equal_for_all_images_of_a_batch() -> None:
     many, one = noise_images((3, 3, 5, 6), seed=4), noise_images((1, 3, 5, 6), seed=4)
     assert torch.equal(many, one.expand(3, -1, -1, -1))
     assert not torch.equal(one, noise_images((1, 3, 5, 6), seed=5))
-    colour = torch.tensor([0.2, 0.5, 0.7])
-    flat = noise_images((1, 3, 5, 6), seed=4, mean=colour, sd=0)
-    assert torch.equal(flat[0, :, 2, 3], colour)
-    assert noise_images((1, 3, 5, 6), seed=4, mean=colour.double()).dtype == torch.float64
+    color = torch.tensor([0.2, 0.5, 0.7])
+    flat = noise_images((1, 3, 5, 6), seed=4, mean=color, sd=0)
+    assert torch.equal(flat[0, :, 2, 3], color)
+    assert noise_images((1, 3, 5, 6), seed=4, mean=color.double()).dtype == torch.float64
 
 
 def test_pixel_image_copies_clips_and_checks_its_input() -> None:
@@ -265,9 +265,9 @@ def test_total_variation_is_differentiable_everywhere(beta: float) -> None:
 
 
 def test_l2_penalty_is_measured_from_the_center() -> None:
-    images, colour = rand(2, 3, 4, 5), torch.tensor([0.1, 0.5, 0.9])
-    expected = ((images.numpy() - colour.double().numpy()[:, None, None]) ** 2).sum((1, 2, 3))
-    np.testing.assert_allclose(l2_penalty(images, colour.double()), expected)
+    images, color = rand(2, 3, 4, 5), torch.tensor([0.1, 0.5, 0.9])
+    expected = ((images.numpy() - color.double().numpy()[:, None, None]) ** 2).sum((1, 2, 3))
+    np.testing.assert_allclose(l2_penalty(images, color.double()), expected)
     np.testing.assert_allclose(l2_penalty(images, 0.0), (images.numpy() ** 2).sum((1, 2, 3)))
 
 
@@ -596,7 +596,7 @@ def test_invalid_arguments_are_refused() -> None:
 
 def test_custom_parametrization_and_interrupt() -> None:
     class Tint(Parametrization):
-        """One colour per image: a parametrization without project and assign."""
+        """One color per image: a parametrization without project and assign."""
 
         def __init__(self) -> None:
             self.parameter = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)

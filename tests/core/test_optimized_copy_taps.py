@@ -108,13 +108,13 @@ def change_elements(tensor: torch.Tensor, kind: str) -> None:
         tensor[1::2] *= -1
     elif kind == "two signs":
         tensor[[101, 303]] *= -1
-    elif kind == "neighbours":
+    elif kind == "neighbors":
         tensor[[40_000, 40_001]] = tensor[[40_001, 40_000]]
     else:
         tensor.copy_(tensor.flip(0))
 
 
-@pytest.mark.parametrize("kind", ["one", "odd signs", "two signs", "neighbours", "all"])
+@pytest.mark.parametrize("kind", ["one", "odd signs", "two signs", "neighbors", "all"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_checksum_changes_with_the_values(kind, dtype):
     tensor = torch.randn(100_003, generator=torch.Generator().manual_seed(0)).to(dtype)

@@ -304,7 +304,7 @@ def test_extensions_load_without_torch(environment: Environment) -> None:
 
 
 def test_style_views_make_a_table() -> None:
-    tiny = ["--scenes", "16", "--labelled", "16", "--steps", "2", "--batch", "4", "--seeds", "2"]
+    tiny = ["--scenes", "16", "--labeled", "16", "--steps", "2", "--batch", "4", "--seeds", "2"]
     script = EXAMPLES / "self_supervised" / SCRIPTS["self_supervised"]
     output = subprocess.run([sys.executable, script, *tiny], capture_output=True, text=True, timeout=240)
     assert output.returncode == 0, output.stderr

@@ -17,7 +17,7 @@ CLASS = 3
 def network() -> VisionTransformer:
     torch.manual_seed(0)
     network = VisionTransformer(32, 8, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5)
-    nn.init.normal_(network.heads[0].weight)  # torchvision initialises it with zeros
+    nn.init.normal_(network.heads[0].weight)  # torchvision initializes it with zeros
     for block in network.encoder.layers:
         block.self_attention.in_proj_weight.data *= 3
     return network.double().eval()
@@ -55,7 +55,7 @@ def test_legrad_equals_that_of_torchcam(network: VisionTransformer, model: Model
     for image, ours in zip(images, result.maps, strict=True):
         with LeGrad(network, [*network.encoder.layers]) as extract:
             logits = network(model.normalize(image[None]).requires_grad_())
-            # torchcam returns a map for each layer, and its mean over layers is of normalised maps.
+            # torchcam returns a map for each layer, and its mean over layers is of normalized maps.
             maps = extract(CLASS, logits, normalized=False)
         torch.testing.assert_close(torch.stack(maps).mean(0)[0], ours)
 

@@ -171,8 +171,8 @@ def test_score_cam_equals_pytorch_grad_cam_and_torchcam_without_enlargement(imag
 
 def test_score_cam_masks_normalised_images(images: Tensor) -> None:
     network, mean, std = small_network(), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-    normalised = (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    theirs = pytorch_grad_cam_maps("ScoreCAM", network, normalised, "1")
+    normalized = (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    theirs = pytorch_grad_cam_maps("ScoreCAM", network, normalized, "1")
     model = load_model(network, mean=mean, std=std, input_size=(3, 13, 17))
     maps = methods["score_cam"](model, images, CLASSES, layer="1").as_convention("pytorch-grad-cam").maps
     torch.testing.assert_close(maps, theirs, rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Nearest neighbours against scikit-learn."""
+"""Nearest neighbors against scikit-learn."""
 
 from __future__ import annotations
 

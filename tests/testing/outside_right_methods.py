@@ -180,7 +180,7 @@ def visible_mean(
     cells: Annotated[int, Field(ge=2, le=32, description="cells of a mask in a row and in a column")] = 6,
     seed: Seed = None,
 ) -> Attribution:
-    """Mean score of the randomly masked images in which a pixel is visible (RISE, normalised per pixel).
+    """Mean score of the randomly masked images in which a pixel is visible (RISE, normalized per pixel).
 
     M_ij = sum_k S(I * m^k) m^k_ij / sum_k m^k_ij,  m^k random cells of 0 and 1, enlarged bilinearly
 
@@ -283,7 +283,7 @@ def square_regression(
 ) -> Attribution:
     """LIME on a grid of squares: a ridge regression of the score on which squares are visible.
 
-    M = argmin_b sum_k (S(x with the hidden squares in its mean colour) - b_0 - b . z_k)^2 + ridge ||b||^2
+    M = argmin_b sum_k (S(x with the hidden squares in its mean color) - b_0 - b . z_k)^2 + ridge ||b||^2
 
     Each z_k has ones with probability 1/2; all images get the same.
 
@@ -378,7 +378,7 @@ def _gradient_times_pixels_of_a_linear_model() -> None:
     oracle=_gradient_times_pixels_of_a_linear_model,
 )
 def slope_times_pixel(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Gradient times input, summed over the colours.
+    """Gradient times input, summed over the colors.
 
     M_ij = sum_c I_cij dS/dI_cij
 
@@ -441,7 +441,7 @@ def squared_gradient_cam(
     cost=Cost(forward=size.images, backward=size.images),
 )
 def scaled_saliency(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Largest absolute gradient over the colours, scaled to [0, 1] in each image.
+    """Largest absolute gradient over the colors, scaled to [0, 1] in each image.
 
     M = (G - min G) / (max G - min G),  G_ij = max_c | dS / dI_cij |
 
@@ -629,7 +629,7 @@ class ColorHistograms(Result):
 def color_histogram(
     images: Images, *, bins: Annotated[int, Field(ge=1, le=256, description="number of bins")] = 16
 ) -> ColorHistograms:
-    """Histogram of each colour of an image, without a model.
+    """Histogram of each color of an image, without a model.
 
     h_cb = share of the pixels with  b <= bins I_cij < b + 1;  white is in the last bin
 
@@ -874,7 +874,7 @@ def noise_bisection(
         AdversarialExamples with ``queries`` (N,), how many images the model was evaluated on.
 
     Source:
-        Brendel, Rauber & Bethge 2018, section 2, the initialisation and the step towards the original.
+        Brendel, Rauber & Bethge 2018, section 2, the initialization and the step towards the original.
     """
     before = predict_logits(model, images)
     after, adversarial = before.clone(), images.clone()
@@ -1060,11 +1060,11 @@ def few_pixels(
     max_queries: Annotated[int, Field(ge=2, le=100_000, description="largest number of queries")] = 300,
     seed: Seed = None,
 ) -> AdversarialExamples:
-    """Few-pixel attack by random search: some pixels get random colours where that lowers the label's logit margin.
+    """Few-pixel attack by random search: some pixels get random colors where that lowers the label's logit margin.
 
     x' = x with at most ``pixels`` pixels replaced,  accepted where  f_y - max_k!=y f_k  falls
 
-    In each step one of the pixels, in turn, gets another position and colour, black or white in each channel;
+    In each step one of the pixels, in turn, gets another position and color, black or white in each channel;
     all images get the same proposals. An image is left alone from its first success on.
 
     Returns:

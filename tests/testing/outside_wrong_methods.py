@@ -247,7 +247,7 @@ def rectified_cam(model: Model, images: Images, target: Target = None) -> Attrib
     return layer_attribution(model, images, target, model.last_map, (alpha * maps).sum(1))
 
 
-@wrong("Grad-CAM enlarged with align_corners=True, which does not fit the pixel centres")
+@wrong("Grad-CAM enlarged with align_corners=True, which does not fit the pixel centers")
 @method(
     family="attribution",
     references=SELVARAJU,
@@ -259,12 +259,12 @@ def rectified_cam(model: Model, images: Images, target: Target = None) -> Attrib
 def enlarged_cam(
     model: Model, images: Images, target: Target = None, *, layer: OneLayer = None
 ) -> Attribution:
-    """Grad-CAM at the size of the image: each position's value at the centre of the pixels that it covers.
+    """Grad-CAM at the size of the image: each position's value at the center of the pixels that it covers.
 
     M = enlarge( ReLU( sum_k alpha_k A^k ) ),  alpha_k = mean_ij dS / dA^k_ij
 
     Returns:
-        ``maps`` (N, H, W), raw, bilinear between the centres of the cells.
+        ``maps`` (N, H, W), raw, bilinear between the centers of the cells.
 
     Source:
         Selvaraju et al. 2017, equations 1 and 2.
@@ -532,7 +532,7 @@ def integrated_20(
     cost=Cost(forward=size.images, backward=size.images),
 )
 def gradient_norm(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Norm of the gradient over the colours of each pixel.
+    """Norm of the gradient over the colors of each pixel.
 
     M_ij = || dS / dI_ij ||_2
 
@@ -555,7 +555,7 @@ def gradient_norm(model: Model, images: Images, target: Target = None) -> Attrib
     cost=Cost(forward=size.images, backward=size.images),
 )
 def input_times_slope(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Gradient times input, summed over the colours.
+    """Gradient times input, summed over the colors.
 
     M_ij = sum_c I_cij dS/dI_cij
 
@@ -579,7 +579,7 @@ def input_times_slope(model: Model, images: Images, target: Target = None) -> At
     cost=Cost(forward=size.images, backward=size.images),
 )
 def averaged_gradient_input(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Gradient times input, averaged over the 3 x 3 neighbours of each pixel; outside the image it is zero.
+    """Gradient times input, averaged over the 3 x 3 neighbors of each pixel; outside the image it is zero.
 
     M = mean_3x3( sum_c I_c dS/dI_c )
 
@@ -755,7 +755,7 @@ def class_gradient(model: Model, images: Images, target: Target = None) -> Attri
     cost=Cost(forward=size.images, backward=size.images),
 )
 def top_score_gradient(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Largest absolute gradient of the target's score over the colours.
+    """Largest absolute gradient of the target's score over the colors.
 
     M_ij = max_c | dS / dI_cij |
 
@@ -982,7 +982,7 @@ def random_hiding(
     return attribution(model, images, target, 2 * maps / masks)
 
 
-@wrong("gradient times the normalised input instead of the pixels")
+@wrong("gradient times the normalized input instead of the pixels")
 @method(
     family="attribution",
     references=SHRIKUMAR,
@@ -1016,7 +1016,7 @@ def pixel_contribution(model: Model, images: Images, target: Target = None) -> A
     cost=Cost(forward=size.images, backward=size.images),
 )
 def absolute_gradient(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Absolute gradient of the score, summed over the colours.
+    """Absolute gradient of the score, summed over the colors.
 
     M_ij = sum_c | dS / dI_cij |
 
@@ -1051,7 +1051,7 @@ def centered_contribution(model: Model, images: Images, target: Target = None) -
     return attribution(model, images, target, maps - maps.mean(0, keepdim=True))
 
 
-@wrong("only the first colour's gradient counts")
+@wrong("only the first color's gradient counts")
 @method(
     family="attribution",
     references=SIMONYAN,
@@ -1061,7 +1061,7 @@ def centered_contribution(model: Model, images: Images, target: Target = None) -
     cost=Cost(forward=size.images, backward=size.images),
 )
 def color_saliency(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Largest absolute gradient over the colours.
+    """Largest absolute gradient over the colors.
 
     M_ij = max_c | dS / dI_cij |
 
@@ -1110,7 +1110,7 @@ def logit_gradient(model: Model, images: Images, target: Target = None) -> Attri
     cost=Cost(forward=size.images, backward=size.images),
 )
 def blockwise_saliency(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Absolute gradient, summed over the colours, computed in blocks of rows to save memory.
+    """Absolute gradient, summed over the colors, computed in blocks of rows to save memory.
 
     M_ij = sum_c | dS / dI_cij |
 
@@ -1629,7 +1629,7 @@ def many_small_steps(
     return build_result(model, images, x, labels, before, targeted=False)
 
 
-@wrong("eps is a length in normalised pixels: the radius is multiplied by the model's std")
+@wrong("eps is a length in normalized pixels: the radius is multiplied by the model's std")
 @method(
     family="attacks",
     references=GOODFELLOW,
@@ -1710,7 +1710,7 @@ def nearest_hyperplane(
         float, Field(ge=0, le=1, description="fraction by which the boundary is overstepped")
     ] = 0.02,
 ) -> AdversarialExamples:
-    """DeepFool: steps onto the nearest linearised class boundary, with an overshoot.
+    """DeepFool: steps onto the nearest linearized class boundary, with an overshoot.
 
     r <- r + |f_l - f_y| / ||w_l - w_y||^2 (w_l - w_y),  x' = clip(x + (1 + overshoot) r)
 
@@ -1744,7 +1744,7 @@ def minimal_fooling(
         float, Field(ge=0, le=1, description="fraction by which the boundary is overstepped")
     ] = 0.02,
 ) -> AdversarialExamples:
-    """DeepFool: the smallest l2 perturbation onto a linearised class boundary, repeated.
+    """DeepFool: the smallest l2 perturbation onto a linearized class boundary, repeated.
 
     l = argmin_k |f_k - f_y| / ||w_k - w_y||,  r <- r + |f_l - f_y| / ||w_l - w_y||^2 (w_l - w_y)
 
@@ -1916,7 +1916,7 @@ GATYS = paper(
     "https://doi.org/10.1109/CVPR.2016.265",
 )  # fmt: skip
 
-SynthesisSteps = Annotated[int, Field(ge=1, le=10_000, description="number of optimisation steps")]
+SynthesisSteps = Annotated[int, Field(ge=1, le=10_000, description="number of optimization steps")]
 Rate = Annotated[float, Field(gt=0, le=10, description="learning rate")]
 
 
@@ -1941,7 +1941,7 @@ def _images_are_in_range() -> None:
     assert result.scores.shape == (3, 2)
 
 
-@wrong("activation maximisation that minimises the score")
+@wrong("activation maximization that minimizes the score")
 @method(
     family="synthesis",
     references=YOSINSKI,
@@ -1954,7 +1954,7 @@ def _images_are_in_range() -> None:
 def preferred_input(
     model: Model, target: Target, *, steps: SynthesisSteps = 64, lr: Rate = 0.02, seed: Seed = None
 ) -> Synthesis:
-    """Activation maximisation: an image of maximal score, by Adam from grey noise.
+    """Activation maximization: an image of maximal score, by Adam from grey noise.
 
     I* = argmax_I S(I)
 
@@ -1975,7 +1975,7 @@ def preferred_input(
     return Synthesis(**optimized._asdict(), targets=target.names(model, count))
 
 
-@wrong("the next class is maximised, not the named one")
+@wrong("the next class is maximized, not the named one")
 @method(
     family="synthesis",
     references=SIMONYAN,
@@ -1986,7 +1986,7 @@ def preferred_input(
 def class_dream(
     model: Model, target: Target, *, steps: SynthesisSteps = 64, lr: Rate = 0.02, seed: Seed = None
 ) -> Synthesis:
-    """Class visualisation: gradient ascent on a class's logit, or any other target.
+    """Class visualization: gradient ascent on a class's logit, or any other target.
 
     I* = argmax_I S(I)
 
@@ -2034,7 +2034,7 @@ def regularized_class(
     l2: Annotated[float, Field(ge=0, le=100, description="weight of the squared distance from grey")] = 0.05,
     seed: Seed = None,
 ) -> Synthesis:
-    """Class visualisation with an l2 penalty, which keeps the image near grey.
+    """Class visualization with an l2 penalty, which keeps the image near grey.
 
     I* = argmax_I S(I) - l2 ||I - 1/2||^2
 
@@ -2103,7 +2103,7 @@ def jittered_dream(
     )
 
 
-@wrong("the image is left in the network's normalised space, then clamped to [0, 1]")
+@wrong("the image is left in the network's normalized space, then clamped to [0, 1]")
 @method(
     family="synthesis",
     references=YOSINSKI,
@@ -2182,7 +2182,7 @@ def invert_layer(
     return Synthesis(**optimized._asdict(), targets=(layer or model.last_map,) * len(images), sources=images)
 
 
-@wrong("the smoothness term is the variation over the colour channels instead of over the positions")
+@wrong("the smoothness term is the variation over the color channels instead of over the positions")
 @method(
     family="synthesis",
     references=paper(
@@ -2200,7 +2200,7 @@ def smoothed_images(
     weight: Annotated[float, Field(ge=0, le=1, description="weight of the smoothness")] = 0.2,
     steps: SynthesisSteps = 30,
 ) -> Synthesis:
-    """Smoothing by gradient descent on squared differences of neighbouring pixels.
+    """Smoothing by gradient descent on squared differences of neighboring pixels.
 
     x* = argmin_x 1/2 ||x - I||^2 + weight / 2 sum (x_i,j+1 - x_ij)^2 + (x_i+1,j - x_ij)^2
 
@@ -2360,7 +2360,7 @@ def painted(
     invariants=[PixelRange(field="stylized")],
 )
 def recolored(images: Content, styles: Styles) -> Stylization:
-    """Colour transfer: each channel gets the style image's mean and standard deviation.
+    """Color transfer: each channel gets the style image's mean and standard deviation.
 
     y_c = clip((x_c - mean(x_c)) std(s_c) / std(x_c) + mean(s_c))
 
@@ -2442,7 +2442,7 @@ def _principal(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return (double @ (v * largest.sign()).T).to(features), s.square().to(features)
 
 
-@wrong("principal components of features that are not centred")
+@wrong("principal components of features that are not centered")
 @method(
     family="embeddings",
     references=PEARSON,
@@ -2538,10 +2538,10 @@ def _neighbors(
     return Neighbors(images=images, ids=ids, **fields)
 
 
-NeighborCount = Annotated[int, Field(ge=1, le=100, description="number of neighbours")]
+NeighborCount = Annotated[int, Field(ge=1, le=100, description="number of neighbors")]
 
 
-@wrong("the image itself is its own nearest neighbour, documented to be left out")
+@wrong("the image itself is its own nearest neighbor, documented to be left out")
 @method(
     family="embeddings",
     references=KRIZHEVSKY,
@@ -2568,7 +2568,7 @@ def similar_images(model: Model, images: Images, dataset: Dataset, *, k: Neighbo
 
 
 def _nearest_is_itself() -> None:
-    """An image of the data set is its own nearest neighbour, at distance zero; distances do not fall."""
+    """An image of the data set is its own nearest neighbor, at distance zero; distances do not fall."""
     torch.manual_seed(0)
     model = load_model(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), input_size=(3, 4, 4))
     images = torch.rand(5, 3, 4, 4)
@@ -3123,7 +3123,7 @@ def noise_training(
     lr: TrainingRate = 0.001,
     seed: Seed = None,
 ) -> TrainedModel:
-    """Training on noisy images: the cross-entropy at x + n, n ~ Normal(0, sigma^2), is minimised.
+    """Training on noisy images: the cross-entropy at x + n, n ~ Normal(0, sigma^2), is minimized.
 
     L = CE(f(x + n), y)
 
@@ -3225,7 +3225,7 @@ def fast_contribution(model: Model, images: Images, target: Target = None) -> At
     cost=Cost(forward=size.images, backward=size.images),
 )
 def quiet_saliency(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Largest absolute gradient over the colours.
+    """Largest absolute gradient over the colors.
 
     M_ij = max_c | dS / dI_cij |
 
@@ -3288,7 +3288,7 @@ def _absolute_weights_of_a_linear_model() -> None:
     oracle=_absolute_weights_of_a_linear_model,
 )
 def silent_gradient(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Largest absolute gradient over the colours.
+    """Largest absolute gradient over the colors.
 
     M_ij = max_c | dS / dI_cij |
 
@@ -3447,7 +3447,7 @@ def versioned_features(model: Model, dataset: Dataset, *, layer: FeatureLayer = 
     cost=Cost(forward=size.images, backward=size.images),
 )
 def plotted_saliency(model: Model, images: Images, target: Target = None) -> Attribution:
-    """Absolute gradient, summed over the colours.
+    """Absolute gradient, summed over the colors.
 
     M_ij = sum_c | dS / dI_cij |
 
@@ -3603,7 +3603,7 @@ def cheap_masks(
 def threaded_stimulus(
     model: Model, target: Target, *, steps: SynthesisSteps = 64, lr: Rate = 0.02, seed: Seed = None
 ) -> Synthesis:
-    """Activation maximisation on three threads.
+    """Activation maximization on three threads.
 
     I* = argmax_I S(I)
 

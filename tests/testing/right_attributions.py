@@ -209,7 +209,7 @@ def smallest_mask(
     model: Model, images: Images, target: Target = None, *, steps: Steps = 50,
     baseline: Annotated[float, Field(ge=0, le=1, description="value of hidden pixels")] = 0.0,
 ) -> Attribution:  # fmt: skip
-    """Optimised mask whose hidden pixels lower the score most: its steps are those of an optimiser."""
+    """Optimized mask whose hidden pixels lower the score most: its steps are those of an optimizer."""
     target, hidden = target.resolve(model, images), torch.full_like(images[:, :1], 0.1)
     for _ in range(steps):
         mask = hidden.clone().requires_grad_()

@@ -96,6 +96,31 @@ class ShapesResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
+class ShapesCertified(nn.Module):
+    """A small network of strided convolutions whose predictions are proven by interval bounds.
+
+    Takes normalized images (N, 3, 64, 64), returns logits (N, 10).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shrink = nn.AvgPool2d(2)
+        self.features = nn.Sequential(
+            *(nn.Conv2d(3, 32, 5, stride=2, padding=2), nn.ReLU()),
+            *(nn.Conv2d(32, 64, 4, stride=2, padding=1), nn.ReLU()),
+            *(nn.Conv2d(64, 64, 4, stride=2, padding=1), nn.ReLU()),
+        )
+        self.flatten = nn.Flatten()
+        self.classifier = nn.Linear(64 * 4 * 4, len(CLASSES))
+        for module in self.features:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.flatten(self.features(self.shrink(images))))
+
+
 #: The convolutional networks.
 NETWORKS: dict[str, type[nn.Module]] = {
     "shapes-vgg": ShapesVGG,
@@ -103,8 +128,10 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "shapes-biased": ShapesVGG,
     "shapes-robust": ShapesVGG,
 }
-#: All bundled classifiers.
-CLASSIFIERS: dict[str, type[nn.Module]] = NETWORKS | {VIT: ShapesViT}
+#: Trained on interval bounds, which prove its predictions in small balls.
+CERTIFIED = "shapes-certified"
+#: All bundled classifiers of scenes.
+CLASSIFIERS: dict[str, type[nn.Module]] = NETWORKS | {VIT: ShapesViT, CERTIFIED: ShapesCertified}
 #: Trained on scenes whose background determines the class; its predictions follow the background.
 BIASED = "shapes-biased"
 #: Trained on adversarial examples.

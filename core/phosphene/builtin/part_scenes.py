@@ -1,4 +1,4 @@
-"""Drawn scenes of objects made of parts: labelled 128x128 images with the visible pixels of each part.
+"""Drawn scenes of objects made of parts: labeled 128x128 images with the visible pixels of each part.
 
 A part can be removed, or drawn in the shape of another part, and the same scene drawn again: every random
 number is a function of the scene and of the part that it belongs to, so nothing else changes. Colors,

@@ -1,4 +1,4 @@
-"""Drawn scenes: labelled 64x64 images with object masks, one shaded shape on a natural background.
+"""Drawn scenes: labeled 64x64 images with object masks, one shaded shape on a natural background.
 
 Everything but the outline (colors, fill, area, position, tilt, light, background) is independent of the
 class, so only the shape separates the classes. Throughout, a number per scene is a tensor (n, 1, 1, 1), a

@@ -35,7 +35,7 @@ class UnfinishedFolder:
     or of one without an identity, are deleted.
 
     At the end ``writing`` is exchanged with ``out`` in one step. ``result.json`` then has the ``token`` of
-    this folder: by it the next opening recognises the earlier result that was exchanged out.
+    this folder: by it the next opening recognizes the earlier result that was exchanged out.
 
     Raises:
         InputError: a folder of this name that is no unfinished one, one that another process writes to, or

@@ -179,7 +179,7 @@ def _return_files(old: Path, target: Path) -> None:
         (old / name).unlink(missing_ok=True)
     if is_folder(old / PICTURES):
         (old / PICTURES).rmdir()
-    # The document last: without it, the folder's other files would no longer be recognised.
+    # The document last: without it, the folder's other files would no longer be recognized.
     if RESULT in own:
         (old / RESULT).unlink(missing_ok=True)
     old.rmdir()

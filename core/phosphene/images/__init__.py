@@ -1,4 +1,4 @@
-"""Images: files, colour maps and overlays, resizing, blur, noise, baselines and charts."""
+"""Images: files, color maps and overlays, resizing, blur, noise, baselines and charts."""
 
 from .baselines import Baseline, baseline_images
 from .blur import gaussian_blur

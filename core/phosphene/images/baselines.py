@@ -18,7 +18,7 @@ Baseline = Literal["grey", "zero", "mean", "blur", "noise"]
 def baseline_images(images: Tensor, kind: Baseline, *, sigma: float, seed: int | None = None) -> Tensor:
     """Replacement for hidden pixels, of the shape (N, C, H, W) of the images.
 
-    "grey" is 0.5, "zero" black, "mean" each image's mean colour, "blur" the image blurred by ``sigma``
+    "grey" is 0.5, "zero" black, "mean" each image's mean color, "blur" the image blurred by ``sigma``
     pixels, and "noise" Gaussian noise around 0.5, the same for all images.
 
     Raises:

@@ -25,7 +25,7 @@ Color = tuple[float, float, float]
 GREY: Color = (0.62, 0.62, 0.62)
 
 
-#: Number of classes with a colour of their own; more cannot be distinguished by eye.
+#: Number of classes with a color of their own; more cannot be distinguished by eye.
 _MAX_COLORS = 10
 
 
@@ -116,9 +116,9 @@ def _plain_line(text: str, properties: FontProperties, most: int) -> str:
 
 
 def label_colors(labels: Sequence[str] | None, count: int) -> tuple[list[Color], dict[str, Color]]:
-    """Colours of ``count`` points by their labels, and the legend: label -> colour.
+    """Colors of ``count`` points by their labels, and the legend: label -> color.
 
-    The ten most frequent labels have a colour each; all others are grey.
+    The ten most frequent labels have a color each; all others are grey.
     """
     from matplotlib import colormaps
 
@@ -162,7 +162,7 @@ def hide_axes(axes: Axes) -> None:
 
 
 def frame_thumbnails(thumbnails: Tensor, colors: Sequence[Color] | None = None) -> Tensor:
-    """Thumbnails (N, 3, s, s), uint8, as float images with a frame of the given colours, default white."""
+    """Thumbnails (N, 3, s, s), uint8, as float images with a frame of the given colors, default white."""
     images = thumbnails.float().cpu() / 255
     width = max(2, images.shape[2] // 12)
     frames = torch.ones(len(images), 3) if colors is None else torch.tensor(list(colors), dtype=torch.float32)

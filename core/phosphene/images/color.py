@@ -1,4 +1,4 @@
-"""Scaling, colour maps, overlays and resizing of maps and images for display."""
+"""Scaling, color maps, overlays and resizing of maps and images for display."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def to_display(image: Tensor) -> Tensor:
     if image.ndim != 3 or image.numel() == 0:
         raise InputError(f"an image has shape (C, H, W), not {tuple(image.shape)}")
     if image.isnan().any():
-        raise InputError("the image contains NaN, which has no colour")
+        raise InputError("the image contains NaN, which has no color")
     image = image.detach() if image.is_floating_point() else image.detach().float()
     if len(image) == 1:
         return image.expand(3, -1, -1).clamp(0, 1)
@@ -56,10 +56,10 @@ def symmetric(maps: Tensor) -> Tensor:
 
 
 def colorize(maps: Tensor, cmap: str = "viridis") -> Tensor:
-    """Apply a matplotlib colour map to maps in [0, 1]: (..., H, W) -> (..., 3, H, W).
+    """Apply a matplotlib color map to maps in [0, 1]: (..., H, W) -> (..., 3, H, W).
 
     Values outside [0, 1] are clipped; scale with ``min_max`` or ``symmetric`` first. Inside ``map_style`` its
-    colour map is used.
+    color map is used.
     """
     from matplotlib import colormaps  # imported here: reading and writing images does not need it
 
@@ -68,7 +68,7 @@ def colorize(maps: Tensor, cmap: str = "viridis") -> Tensor:
 
 
 def overlay(image: Tensor, heat: Tensor) -> Tensor:
-    """Blend an image (C, H, W) with a heat map (h, w) in [0, 1], resized to it: (image + colours) / 2."""
+    """Blend an image (C, H, W) with a heat map (h, w) in [0, 1], resized to it: (image + colors) / 2."""
     enlarged = F.interpolate(heat[None, None].float(), image.shape[1:], mode="bilinear")[0, 0]
     colors, alpha = colorize(enlarged, "turbo").to(image), chosen_alpha()
     # Not the weighted sum at 1/2, which is rounded differently.
@@ -76,7 +76,7 @@ def overlay(image: Tensor, heat: Tensor) -> Tensor:
 
 
 def enlarge(images: Tensor, factor: int) -> Tensor:
-    """Nearest-neighbour enlargement: every pixel of (..., H, W) repeated ``factor`` times along both axes."""
+    """Nearest-neighbor enlargement: every pixel of (..., H, W) repeated ``factor`` times along both axes."""
     return images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
 

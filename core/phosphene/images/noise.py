@@ -16,7 +16,7 @@ def seeded_generator(seed: int | None) -> Generator:
 
 
 def broadcast_color(center: float | Tensor, images: Tensor) -> Tensor:
-    """A number or a colour (C,) as a tensor that broadcasts against images (N, C, H, W)."""
+    """A number or a color (C,) as a tensor that broadcasts against images (N, C, H, W)."""
     return torch.as_tensor(center, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)
 
 
@@ -28,7 +28,7 @@ def noise_images(
     All images of the batch have the same noise, so that a batch has the same result as its images alone.
 
     Args:
-        mean: a number or a colour (C,).
+        mean: a number or a color (C,).
         sd: standard deviation, a number or one per channel (C,).
     """
     count, *size = shape

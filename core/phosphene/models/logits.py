@@ -59,7 +59,7 @@ def read_logits(output: Any, classes: int | None = None) -> Tensor:
         )
     if not candidates:
         raise ModelError(
-            f"this model returns a {kind} without recognisable logits; "
+            f"this model returns a {kind} without recognizable logits; "
             "pass a function that returns them: load_model(..., output=lambda result: ...)"
         )
     shapes = " and ".join(f"[{name}] {tuple(value.shape)}" for name, value in candidates.items())

@@ -1,4 +1,4 @@
-"""Image optimisation: parametrizations, regularizers, augmentations and the optimization loop."""
+"""Image optimization: parametrizations, regularizers, augmentations and the optimization loop."""
 
 from .augmentations import (
     TRANSFORMS,

@@ -29,7 +29,7 @@ def _uniform(generator: Generator, low: float, high: float) -> float:
 
 
 def affine(images: Tensor, *, degrees: float = 0.0, scale: float = 1.0) -> Tensor:
-    """Rotate images (N, C, H, W) anticlockwise and scale them about the centre, with reflection padding."""
+    """Rotate images (N, C, H, W) anticlockwise and scale them about the center, with reflection padding."""
     height, width = images.shape[-2:]
     angle = math.radians(degrees)
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
@@ -52,7 +52,7 @@ def rotate(images: Tensor, generator: Generator, *, degrees: float = 20.0) -> Te
 
 
 def rescale(images: Tensor, generator: Generator, *, factor: float = 1.25) -> Tensor:
-    """Scale about the centre by a random factor between 1 / ``factor`` and ``factor``."""
+    """Scale about the center by a random factor between 1 / ``factor`` and ``factor``."""
     return affine(images, scale=factor ** _uniform(generator, -1, 1))
 
 
@@ -143,7 +143,7 @@ def jpeg(images: Tensor, generator: Generator, *, low: int = 50, high: int = 95)
 
 
 def printed(images: Tensor, generator: Generator, *, noise: float = 0.05, contrast: float = 0.3) -> Tensor:
-    """Simulated print: contrast reduced to between paper and ink, random colour cast, noise."""
+    """Simulated print: contrast reduced to between paper and ink, random color cast, noise."""
     channels = images.shape[1]
     paper = 1 - contrast / 2 * torch.rand(1, channels, 1, 1, generator=generator).to(images)
     ink = contrast / 2 * torch.rand(1, channels, 1, 1, generator=generator).to(images)

@@ -24,22 +24,22 @@ _ATAN_DEVIATION, _SQUARE_MEAN, _SQUARE_DEVIATION = 0.671, 0.450, 0.396
 
 
 class CppnImage(Parametrization):
-    """Weights of a small network from the coordinates of a pixel to its colour (CPPN).
+    """Weights of a small network from the coordinates of a pixel to its color (CPPN).
 
     image(y, x) = sigmoid(M W_8 g(W_7 g(... g(W_0 (x, y)))))
 
     g(z) = (atan(z) / 0.671, (atan(z)^2 - 0.450) / 0.396)
 
-    with the colour matrix M of ``FourierImage``, biases in every layer, 24 channels in each of 8 hidden
-    layers, which the composite activation g doubles and normalises, and the coordinates of the pixels'
-    centres, up to sqrt(3) along the longer side. The image is a smooth function of the position, so it can be
+    with the color matrix M of ``FourierImage``, biases in every layer, 24 channels in each of 8 hidden
+    layers, which the composite activation g doubles and normalizes, and the coordinates of the pixels'
+    centers, up to sqrt(3) along the longer side. The image is a smooth function of the position, so it can be
     computed at any size: ``render``. The parameter (N, P) is 25 times the weights.
 
     Args:
         weights: weights (N, P), copied, as ``initial_weights`` returns them.
         size: height and width of ``image``.
         channels: number of channels C.
-        opacity: the last channel is no colour but an opacity, which M does not mix with the others.
+        opacity: the last channel is no color but an opacity, which M does not mix with the others.
 
     Raises:
         InputError: weights that are not P floats for each image.
@@ -81,7 +81,7 @@ class CppnImage(Parametrization):
     def initial_weights(
         color: Tensor, *, deviation: float, opacity: bool = False, seed: int | None
     ) -> Tensor:
-        """Random weights (P,) of an image about a colour (C,), in double precision.
+        """Random weights (P,) of an image about a color (C,), in double precision.
 
         Hidden layers have the variance 1 / inputs and no bias. The last one has ``color`` as its bias, within
         [0.01, 0.99], before the sigmoid and M, and weights for an image of about this standard deviation.
@@ -112,7 +112,7 @@ def _activation(z: Tensor) -> Tensor:
 
 
 def _coordinates(height: int, width: int) -> Tensor:
-    """(x, y) of all pixels' centres (H W, 2), in double precision; sqrt(3) is the end of the longer side."""
+    """(x, y) of all pixels' centers (H W, 2), in double precision; sqrt(3) is the end of the longer side."""
     unit = math.sqrt(3) / max(height, width)
     y, x = (unit * (2 * torch.arange(side, dtype=torch.float64) + 1 - side) for side in (height, width))
     return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], 2).flatten(0, 1)

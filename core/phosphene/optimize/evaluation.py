@@ -26,7 +26,7 @@ FLAT_STEPS = 10
 
 
 class Evaluation(NamedTuple):
-    """Objective, loss and gradients at one value of the parameter. Optimizers minimise the loss.
+    """Objective, loss and gradients at one value of the parameter. Optimizers minimize the loss.
 
     scores: objective of each image (N,).
     loss: objective with its sign and all penalties (N,).
@@ -98,7 +98,7 @@ def check_finite(evaluation: Evaluation, step: int, lr: float) -> None:
 
 
 def zero_gradient(evaluation: Evaluation, maximize: bool) -> Tensor:
-    """Images (N,) whose objective has a zero gradient; a minimised objective of 0 is at its optimum."""
+    """Images (N,) whose objective has a zero gradient; a minimized objective of 0 is at its optimum."""
     is_zero = (evaluation.pixel_gradient == 0).flatten(1).all(1)
     return is_zero if maximize else is_zero & (evaluation.scores != 0)
 

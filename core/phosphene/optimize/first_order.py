@@ -1,4 +1,4 @@
-"""First-order optimizers, per image: SGD, SGD with normalised gradients, and Adam."""
+"""First-order optimizers, per image: SGD, SGD with normalized gradients, and Adam."""
 
 from __future__ import annotations
 

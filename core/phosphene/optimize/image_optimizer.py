@@ -40,9 +40,9 @@ Optimizer = Literal["adam", "sgd", "normalized-sgd", "lbfgs"]
 
 
 class Optimization(NamedTuple):
-    """Optimised images (N, C, H, W) and the objective at the start of every step, (steps, N).
+    """Optimized images (N, C, H, W) and the objective at the start of every step, (steps, N).
 
-    ``frames`` (F, N, C, H, W), uint8, are the images during the optimisation, and ``alpha`` (N, H, W) in
+    ``frames`` (F, N, C, H, W), uint8, are the images during the optimization, and ``alpha`` (N, H, W) in
     [0, 1] is their opacity, if any were asked for.
     """
 
@@ -67,20 +67,20 @@ def optimize_image(
     frames: int = 0,
     seed: int | None = None,
 ) -> Optimization:
-    """Optimise images for an objective by gradient steps: I <- I + lr grad.
+    """Optimize images for an objective by gradient steps: I <- I + lr grad.
 
-    Each image of a batch is optimised as if it were alone, and the same seed returns the same images.
+    Each image of a batch is optimized as if it were alone, and the same seed returns the same images.
     Inside ``run``, Ctrl-C ends the loop after the current step, and with ``out`` the state is saved, to be
     resumed.
 
     Args:
         objective: images (N, C, H, W) -> scores (N,), each of its own image only.
-        image: parametrization to optimise, modified in place.
+        image: parametrization to optimize, modified in place.
         optimizer: "sgd" is the step above, "normalized-sgd" divides each image's gradient by its root mean
             square, "adam" is Adam, and "lbfgs" a quasi-Newton step whose length, at first ``lr`` (usually
             1), is quartered until the loss falls. L-BFGS takes no transform.
-        maximize: maximise the objective minus the penalties of the regularizer and the parametrization; if
-            false, minimise the objective plus the penalties.
+        maximize: maximize the objective minus the penalties of the regularizer and the parametrization; if
+            false, minimize the objective plus the penalties.
         regularizer: images -> penalties (N,).
         transform: (images, generator) -> augmented images for the objective, drawn anew at every step.
         after_step: (images, pixel gradient of the objective, step) -> images, an edit between steps.
@@ -155,7 +155,7 @@ def _check_arguments(steps: int, lr: float, optimizer: str, transform: Transform
 
 @dataclass
 class _Record:
-    """Scores (N,) of every step and frames (N, C, H, W), uint8, of an optimisation."""
+    """Scores (N,) of every step and frames (N, C, H, W), uint8, of an optimization."""
 
     image: Parametrization
     steps: int
@@ -233,7 +233,7 @@ def pad_rows(parts: Sequence[Tensor]) -> list[Tensor]:
 
 
 def concatenate_stages(stages: Sequence[Optimization]) -> Optimization:
-    """Successive optimisations, each started at the result of the one before, as a single one.
+    """Successive optimizations, each started at the result of the one before, as a single one.
 
     Scores and frames are concatenated along the steps; frames are resized to the last stage's size.
     """

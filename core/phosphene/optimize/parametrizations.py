@@ -14,7 +14,7 @@ from ..precision import at_least_float32
 
 
 class Parametrization(ABC):
-    """A differentiable map from a parameter, which is optimised, to images.
+    """A differentiable map from a parameter, which is optimized, to images.
 
     Implement ``image``; ``penalty``, ``project`` and ``assign`` where they apply.
     """
@@ -64,22 +64,22 @@ class PixelImage(Parametrization):
         self.parameter.copy_(images).clamp_(0, 1)
 
 
-#: Square root of the colour covariance of ImageNet, published with lucid (Olah et al. 2017).
+#: Square root of the color covariance of ImageNet, published with lucid (Olah et al. 2017).
 _COLOR_COVARIANCE_SQRT = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 
 
 class FourierImage(Parametrization):
-    """Fourier spectrum with decorrelated colours, scaled to the 1/f amplitudes of natural images.
+    """Fourier spectrum with decorrelated colors, scaled to the 1/f amplitudes of natural images.
 
     image = sigmoid(M irfft2(s / max(f, 1/max(H, W))^decay) / 4)
 
     with the spectrum s (N, C, H, W//2 + 1), the frequency f in cycles per pixel, the orthonormal transform,
-    and M the square root of the colour covariance over its largest column norm (the identity unless C is 3).
+    and M the square root of the color covariance over its largest column norm (the identity unless C is 3).
 
     Args:
         init: images (N, C, H, W) in [0, 1]; represented exactly where pixels lie in [1e-4, 1 - 1e-4].
         decay: exponent of the frequency; 1 is the spectrum of natural images.
-        opacity: the last channel is no colour but an opacity, whose spectrum is not mixed with the others.
+        opacity: the last channel is no color but an opacity, whose spectrum is not mixed with the others.
 
     Raises:
         InputError: another shape, type or range.
@@ -101,7 +101,7 @@ class FourierImage(Parametrization):
 
     def image(self) -> Tensor:
         spectrum = self.scale * torch.view_as_complex(self.parameter)
-        # One dimension at a time: for a spectrum that is not Hermitian, as during optimisation, irfft2
+        # One dimension at a time: for a spectrum that is not Hermitian, as during optimization, irfft2
         # differs between FFT libraries.
         columns = torch.fft.ifft(spectrum, dim=-2, norm="ortho")
         signal = torch.fft.irfft(columns, n=self.width, dim=-1, norm="ortho") / 4
@@ -137,9 +137,9 @@ class PhaseImage(Parametrization):
 
     image = sigmoid(M irfft2(r exp(i phi)))
 
-    with the magnitudes r (C, H, W//2 + 1), the phases phi, which are optimised, the orthonormal transform and
-    the colour matrix M of ``FourierImage``. The spectrum stays that of a real image, so every magnitude of
-    the image before the sigmoid is r. The coefficients of frequency zero, the mean colour, and the others
+    with the magnitudes r (C, H, W//2 + 1), the phases phi, which are optimized, the orthonormal transform and
+    the color matrix M of ``FourierImage``. The spectrum stays that of a real image, so every magnitude of
+    the image before the sigmoid is r. The coefficients of frequency zero, the mean color, and the others
     that are real keep the sign that they have at the start.
 
     Args:

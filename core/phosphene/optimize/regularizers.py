@@ -11,12 +11,12 @@ from ..images.noise import broadcast_color
 
 
 def l2_penalty(images: Tensor, center: float | Tensor = 0.5) -> Tensor:
-    """||I - center||^2 of each image, (N,), for a number or a colour (C,) as center (lecture 21.6.1)."""
+    """||I - center||^2 of each image, (N,), for a number or a color (C,) as center (lecture 21.6.1)."""
     return (images - broadcast_color(center, images)).square().sum((1, 2, 3))
 
 
 def total_variation(images: Tensor, beta: float = 2.0) -> Tensor:
-    """Total variation: sum of (dx^2 + dy^2)^(beta/2) over channels and pixels with both neighbours, (N,).
+    """Total variation: sum of (dx^2 + dy^2)^(beta/2) over channels and pixels with both neighbors, (N,).
 
     Differentiable everywhere for beta > 0: where an image is flat the gradient is 0, also for beta < 2.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 FAMILIES: dict[str, str] = {
     "filters": "Filters: the weights of convolutions as images",
-    "activations": "Activations: feature maps, their statistics and the images that maximise them",
-    "embeddings": "Embeddings: features of images, their neighbours and projections",
+    "activations": "Activations: feature maps, their statistics and the images that maximize them",
+    "embeddings": "Embeddings: features of images, their neighbors and projections",
     "attribution": "Attribution: the pixels that a score depends on",
     "concepts": "Concepts: directions of a layer that stand for something with a name",
     "comparison": "Comparison: what the representations of models, or of layers, have in common",
@@ -17,7 +17,7 @@ FAMILIES: dict[str, str] = {
     "attacks": "Attacks: small perturbations that change the prediction",
     "defenses": "Defences: input transformations, robust training and certificates",
     "robustness": "Robustness: evaluation against ensembles of attacks",
-    "synthesis": "Synthesis: images optimised for a class, a neuron or features",
+    "synthesis": "Synthesis: images optimized for a class, a neuron or features",
     "textures": "Textures: synthesis from a sample",
     "style": "Style: the content of one image in the style of another",
 }

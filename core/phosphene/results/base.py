@@ -189,7 +189,7 @@ class Result:
         return 0.1
 
     def animation_frames(self) -> list[Tensor]:
-        """Frames (3, H, W) of the optimisation in order; ``save`` writes them as a GIF. None by default."""
+        """Frames (3, H, W) of the optimization in order; ``save`` writes them as a GIF. None by default."""
         return []
 
     def fields(self) -> Iterator[tuple[str, Any]]:

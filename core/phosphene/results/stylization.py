@@ -15,7 +15,7 @@ from .base import Panel, Result, side_by_side_frames
 class Stylization(Result):
     """Stylized images: ``images`` and ``stylized`` (N, 3, H, W) in [0, 1], ``style`` the name of the style.
 
-    ``sources`` (S, 3, H', W') are the style images, where there are any. Methods that optimise pixels also
+    ``sources`` (S, 3, H', W') are the style images, where there are any. Methods that optimize pixels also
     return ``losses`` (steps, N), and ``frames`` (F, N, 3, H, W), bytes, where they were requested.
     """
 

@@ -1,4 +1,4 @@
-"""``Synthesis``: images synthesised by optimisation, with the objective at every step."""
+"""``Synthesis``: images synthesized by optimization, with the objective at every step."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .base import Panel, Result, side_by_side_frames
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Synthesis(Result):
-    """Synthesised images.
+    """Synthesized images.
 
     ``images`` (N, C, H, W) in [0, 1], with a name in ``targets`` each; ``scores`` (steps, N), the objective
-    at every step, (0, N) without optimisation; ``sources`` (N, C, H, W), the samples or
+    at every step, (0, N) without optimization; ``sources`` (N, C, H, W), the samples or
     inputs that they were computed from, if any; ``frames`` (F, N, C, H, W), uint8, the images during the
-    optimisation, and ``alpha`` (N, H, W) in [0, 1], the images' opacity, if any were asked for. ``layout``
+    optimization, and ``alpha`` (N, H, W) in [0, 1], the images' opacity, if any were asked for. ``layout``
     (R, K) is the number of the image in every cell of the figure, for images that form a grid.
     """
 

@@ -69,7 +69,7 @@ class DatasetRole(InputRole):
 
 
 def _box_masks(count: int, size: tuple[int, int]) -> Tensor:
-    """Masks (N, H, W) bool of objects: a centred box in each image, each of another size."""
+    """Masks (N, H, W) bool of objects: a centered box in each image, each of another size."""
     height, width = size
     masks = torch.zeros(count, height, width, dtype=torch.bool)
     for n, mask in enumerate(masks):

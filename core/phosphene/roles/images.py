@@ -108,7 +108,7 @@ def check_pixels(value: Any, channels: int | None = None) -> Tensor:
     low, high = (float(v) for v in value.aminmax())
     if not (low >= -1e-6 and high <= 1 + 1e-6):
         what = "are not all finite" if low != low or high != high else f"lie in [{low:.4g}, {high:.4g}]"
-        raise InputError(f"pixels must lie in [0, 1], these {what}; normalisation happens inside the model")
+        raise InputError(f"pixels must lie in [0, 1], these {what}; normalization happens inside the model")
     return value.detach().clamp(0, 1).contiguous()  # a tensor with gaps cannot be viewed in another shape
 
 

@@ -12,7 +12,7 @@ from ..spec.spec import Role
 LayerName: TypeAlias = Annotated[str, Role("layer")]
 
 
-#: How many frames of an optimisation are saved.
+#: How many frames of an optimization are saved.
 Frames: TypeAlias = Annotated[
     int,
     Field(ge=0, le=1000, description="number of intermediate images to save, evenly spaced over the steps"),

@@ -8,7 +8,7 @@ from ..results import TrainedNetwork
 from ..spec.spec import Role
 from .stylizer import StylizerRole
 
-#: A style-transfer network whose normalisation parameters are predicted from an image of the style.
+#: A style-transfer network whose normalization parameters are predicted from an image of the style.
 PredictedStylizer: TypeAlias = Annotated[TrainedNetwork, Role("predicted_stylizer")]
 
 

@@ -1,4 +1,4 @@
-"""The role ``start``: the image that an optimisation begins from."""
+"""The role ``start``: the image that an optimization begins from."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..spec.spec import Role
 from .base import InputContext, InputRole, image_count
 from .images import check_images, read_images
 
-#: Start of an optimisation: an image for each image of the call, (N, C, H, W) in [0, 1], or None. ``run``
-#: also takes a saved result, whose images the optimisation continues from.
+#: Start of an optimization: an image for each image of the call, (N, C, H, W) in [0, 1], or None. ``run``
+#: also takes a saved result, whose images the optimization continues from.
 Start: TypeAlias = Annotated[Tensor | None, Role("start")]
 
 

@@ -1,4 +1,4 @@
-"""The role ``target``: the scalar of each image that is explained or optimised."""
+"""The role ``target``: the scalar of each image that is explained or optimized."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Exported:
 
 
 class _Classifier(nn.Module):
-    """A model with its normalisation and its choice of the logits: pixels in [0, 1] to logits."""
+    """A model with its normalization and its choice of the logits: pixels in [0, 1] to logits."""
 
     mean: Tensor
     std: Tensor
@@ -69,7 +69,7 @@ def export(
 ) -> Exported:
     """Write a network as a program of ``torch.export`` (``.pt2``) or as ONNX (``.onnx``), by the suffix.
 
-    A classifier takes ``images`` (N, C, H, W) in [0, 1] and returns logits (N, K); normalisation and defenses
+    A classifier takes ``images`` (N, C, H, W) in [0, 1] and returns logits (N, K); normalization and defenses
     are part of the program. A style network takes ``images`` and, where it has several styles, their weights
     ``blend_weights`` (N, S), and returns images. Batch, height and width may vary, but for networks that fix
     them, such as most transformers. The written program is run on other inputs and compared.

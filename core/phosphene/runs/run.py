@@ -56,7 +56,7 @@ def run(
     itself, and ``run`` returns a ``ResultSequence``, a result for each image in order, saved in ``out/000``,
     ``out/001``, ... Other methods refuse them.
 
-    The first Ctrl-C or SIGTERM ends an optimisation after the current step and returns its result, with the
+    The first Ctrl-C or SIGTERM ends an optimization after the current step and returns its result, with the
     step in ``provenance.interrupted``. A second one, and any in other work, raises KeyboardInterrupt.
     """
     if _is_streamed(find_method(name), arguments, stream):

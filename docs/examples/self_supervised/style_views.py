@@ -83,7 +83,7 @@ def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
 
 
 def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
-    """Accuracy of a linear classifier, fitted by L-BFGS to standardised representations."""
+    """Accuracy of a linear classifier, fitted by L-BFGS to standardized representations."""
     mean, std = train.mean(0), train.std(0) + 1e-6
     train, test = (train - mean) / std, (test - mean) / std
     linear = nn.Linear(train.shape[1], int(train_labels.max()) + 1)
@@ -117,7 +117,7 @@ def evaluate(encoder: nn.Module, count: int) -> list[float]:
 
 def main(
     scenes: Annotated[int, typer.Option(help="number of training images, without labels")] = 1000,
-    labelled: Annotated[int, typer.Option(help="number of labelled images for the evaluation")] = 500,
+    labeled: Annotated[int, typer.Option(help="number of labeled images for the evaluation")] = 500,
     steps: Annotated[int, typer.Option(help="number of training steps")] = 120,
     batch: Annotated[int, typer.Option(help="number of images per step")] = 64,
     seeds: Annotated[int, typer.Option(help="number of runs for each row of the table")] = 3,
@@ -138,7 +138,7 @@ def main(
             encoder = train_encoder(
                 images, augmentations(row_stylizer), steps=row_steps, batch=batch, seed=seed
             )
-            results.append(evaluate(encoder, labelled))
+            results.append(evaluate(encoder, labeled))
         accuracies = torch.tensor(results, dtype=torch.float64)
         spread = accuracies.std(0) if seeds > 1 else torch.zeros(len(results[0]))
         cells = [f"{m:.1%} ± {s:.1%}" for m, s in zip(accuracies.mean(0), spread, strict=True)]

@@ -128,7 +128,7 @@ class ChannelStatistics(Result):
         axes.set_title(title, fontsize=8, loc="left", color="0.3")
 
     def _draw_scatter(self, axes: Axes, values: dict[str, Tensor]) -> None:
-        """Two statistics against each other, the most selective and the most background-reliant labelled."""
+        """Two statistics against each other, the most selective and the most background-reliant labeled."""
         (x_name, x), (y_name, y) = values.items()
         charts.scatter(axes, torch.stack([x, y], 1), *charts.label_colors(None, len(x)))
         axes.set_xlabel(x_name, fontsize=8), axes.set_ylabel(y_name, fontsize=8)
@@ -136,10 +136,10 @@ class ChannelStatistics(Result):
         if self.background_area is not None and y_name == "background reliance":
             axes.axhline(float(self.background_area), color="0.5", linewidth=0.8, linestyle="--")
             axes.set_title("dashed: the background's area", fontsize=8, loc="left", color="0.3")
-        labelled = dict.fromkeys(channel for channel, _, _ in self.most_selective(4))
+        labeled = dict.fromkeys(channel for channel, _, _ in self.most_selective(4))
         if self.background_reliance is not None:
-            labelled[int(self.background_reliance.argmax())] = None
-        for channel in labelled:
+            labeled[int(self.background_reliance.argmax())] = None
+        for channel in labeled:
             point = float(x[channel]), float(y[channel])
             axes.annotate(str(channel), point, (3, 3), textcoords="offset points", fontsize=7)
 

@@ -63,7 +63,7 @@ def two_classes(*, targeted: bool = False, margin: float | None = None) -> Linea
 
 
 def five_classes(count: int = 1, size: tuple[int, int] = (5, 6)) -> LinearCase:
-    """Five classes and images inside the pixel range, labelled as predicted: the loss is curved."""
+    """Five classes and images inside the pixel range, labeled as predicted: the loss is curved."""
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(5, 3, *size, generator=generator, dtype=torch.float64)
     images = 0.5 + 0.05 * torch.randn(count, 3, *size, generator=generator, dtype=torch.float64)

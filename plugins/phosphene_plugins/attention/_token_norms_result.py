@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -97,7 +97,8 @@ class TokenNorms(Result):
         panels = self.panels()
         groups = [panels[n] for n in chosen]
         figure = charts.new_figure(2.6 + 1.5 * len(groups))
-        top, bottom = figure.subfigures(2, 1, height_ratios=[2.6, 1.5 * len(groups)])
+        halves: Any = figure.subfigures(2, 1, height_ratios=[2.6, 1.5 * len(groups)])
+        top, bottom = halves
         self._plot_norms(top.subplots())
         grid = bottom.subplots(len(groups), len(groups[0]), squeeze=False)
         for row, group in zip(grid, groups, strict=True):

@@ -56,7 +56,7 @@ class PublishedOptions(ParameterGroup):
     ] = None
     normalization: Annotated[
         Literal["none", "layer_norm"] | None,
-        Field(description="normalisation of a published file's inputs; default: none"),
+        Field(description="normalization of a published file's inputs; default: none"),
     ] = None
 
 
@@ -66,7 +66,7 @@ class AutoencoderNetwork(nn.Module):
     z = activation(W_e (x - b) / s + b_e),  x' = s z W_d + b
 
     ``encoder`` W_e and ``decoder`` W_d (K, C), ``encoder_bias`` b_e (K,), ``bias`` b (C,), ``scale`` s ().
-    With the normalisation "layer_norm", x is (x - mean(x)) / std(x) over its channels, and x' is scaled back.
+    With the normalization "layer_norm", x is (x - mean(x)) / std(x) over its channels, and x' is scaled back.
     """
 
     threshold: Tensor
@@ -113,7 +113,7 @@ class AutoencoderNetwork(nn.Module):
         return self.decode(self.encode(x), x)
 
     def _standardized(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The normalised activations, and the mean and the deviation that were removed."""
+        """The normalized activations, and the mean and the deviation that were removed."""
         if self.normalization == "none":
             return x, x.new_zeros(()), x.new_ones(())
         mean, deviation = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)

@@ -316,7 +316,7 @@ def concept_factorization(
     before reading a concept as one. By scikit-learn.
 
     CRAFT is ``crop=0.25, designs=32``: NMF of the activations of overlapping crops, enlarged to the image's
-    size and averaged over their positions; U of the images then minimises |A - U V| with U >= 0. It is
+    size and averaged over their positions; U of the images then minimizes |A - U V| with U >= 0. It is
     recursive: ``crop_images[k]`` are the images of a second run at a layer further down, which splits concept
     k into parts. ``designs`` are the points of a scrambled Sobol sequence at which the score is computed, for
     each concept, with the concepts scaled by c; what the concepts do not explain of A is left out. The total

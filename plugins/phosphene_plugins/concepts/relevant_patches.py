@@ -1,4 +1,4 @@
-"""Relevance-maximising patches (RelMax): where in a data set a channel is most relevant for a target."""
+"""Relevance-maximizing patches (RelMax): where in a data set a channel is most relevant for a target."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def relevant_patches(
     epsilon: EpsilonOption = 1e-6,
     gamma: GammaOption = 0.25,
 ) -> RelevantPatches:
-    """Relevance-maximising patches (RelMax): the patches of a data set in which a channel matters most.
+    """Relevance-maximizing patches (RelMax): the patches of a data set in which a channel matters most.
 
     top-k over images x and positions (h, w) of R_c[h, w](x) = A_c[h, w] dS/dA_c[h, w]
 

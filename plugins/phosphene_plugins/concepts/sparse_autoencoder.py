@@ -50,7 +50,7 @@ class SparseCodes(Result):
 
     ``scores`` (M, k): the largest value of the code in each image, ``maps`` (M, k, h, w) its values at all
     positions, ``image_indices`` (M, k) the rows of ``images`` (P, C, H, W), with ``ids``; ``drawings`` (M, C,
-    H, W): images that maximise the codes, or None. ``vectors`` (M, channels) and ``thresholds`` (M,): a code
+    H, W): images that maximize the codes, or None. ``vectors`` (M, channels) and ``thresholds`` (M,): a code
     is active at a position x where <vector, x> > threshold (TopK: only there). Over the data set: ``r2``,
     ``l0``; ``density`` and ``energy`` (K,) of all K codes, shares of the positions at which they are active
     and of what they add up to.
@@ -234,7 +234,7 @@ def sparse_autoencoder(
     count: Annotated[int, Field(ge=1, le=1000, description="number of codes, without ``codes``")] = 6,
     top: Annotated[int, Field(ge=1, le=100, description="number of images per code")] = 4,
     steps: Annotated[
-        int, Field(ge=0, le=100_000, description="optimisation steps of the drawings; 0: none")
+        int, Field(ge=0, le=100_000, description="optimization steps of the drawings; 0: none")
     ] = 64,
     published: PublishedOptions = PublishedOptions(),
     seed: Seed = None,
@@ -247,13 +247,13 @@ def sparse_autoencoder(
 
     with x the layer's activation at each position of each image. Shown are the codes of most energy, sum_x
     z_k(x)^2 |row k of W_d|^2, each with the ``top`` images in which its largest value is largest, with the
-    map of its values, and an image that maximises its largest pre-activation (activation maximisation, with
+    map of its values, and an image that maximizes its largest pre-activation (activation maximization, with
     the defaults of ``neuron_visualization``).
 
     ``autoencoder`` is a result of ``sparse_autoencoder_fit``, its folder, or a published ``.safetensors``
     file with the tensors W_enc, b_enc, W_dec, b_dec (SAELens, Prisma), or those of sparsify,
     dictionary_learning and Gao et al. Such a file does not say which ``layer`` it is of, nor its
-    ``activation``, ``k``, whether b is subtracted (``centered``) and whether inputs were normalised
+    ``activation``, ``k``, whether b is subtracted (``centered``) and whether inputs were normalized
     (``normalization``); its model card does. Class tokens are no positions of a map: R2 is of the patches.
 
     Returns:
@@ -329,7 +329,7 @@ def sparse_autoencoder(
 
 
 def _drawings(model: Model, directions: list[Direction], steps: int, seed: int | None) -> Tensor:
-    """Images (M, C, H, W) that maximise the largest pre-activation of each code."""
+    """Images (M, C, H, W) that maximize the largest pre-activation of each code."""
     params = ActivationMaximization(start_noise=0.1, steps=steps)
 
     def score(images: Tensor, chosen: list[Direction]) -> Tensor:

@@ -338,7 +338,7 @@ def exact_where_it_has_to_be() -> None:
     tags=["certificate"],
     oracle=exact_where_it_has_to_be,
     quick={"halvings": 4},
-    demo={"eps": 2e-8},
+    demo={"model": "builtin:shapes-certified", "images": "builtin:scenes/8"},
 )
 def interval_bounds(
     model: ModelInput,

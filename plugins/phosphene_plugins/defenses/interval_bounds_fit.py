@@ -127,7 +127,15 @@ def trains_on_its_bounds() -> None:
     tags=["training", "certificate"],
     oracle=trains_on_its_bounds,
     quick={"steps": 4, "batch": 2, "held_out": 0.2},
-    demo={"dataset": "builtin:scenes/64", "eps": 3e-8, "lr": 1e-4, "steps": 24, "batch": 16, "held_out": 0.2},
+    demo={
+        "model": "builtin:shapes-certified",
+        "dataset": "builtin:scenes/200",
+        "eps": 2 / 255,
+        "lr": 1e-3,
+        "steps": 100,
+        "batch": 20,
+        "held_out": 0.2,
+    },
 )
 def interval_bounds_fit(
     model: Model,

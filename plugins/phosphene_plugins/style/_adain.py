@@ -1,4 +1,4 @@
-"""Adaptive instance normalisation (AdaIN): the channel statistics of one set of feature maps for another."""
+"""Adaptive instance normalization (AdaIN): the channel statistics of one set of feature maps for another."""
 
 from __future__ import annotations
 

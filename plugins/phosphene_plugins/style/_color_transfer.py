@@ -45,7 +45,7 @@ def match_color_statistics(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def prepare_colors(content: Tensor, styles: Tensor, color: ColorSource) -> tuple[Tensor, list[Tensor]]:
-    """The content and style images to optimise on: one batch of styles for all contents, or one per content.
+    """The content and style images to optimize on: one batch of styles for all contents, or one per content.
 
     For "luminance" both are grey; ``replace_luminance`` afterwards restores the content's colors.
     Raises InputError for "luminance" of images that do not have three channels.

@@ -16,7 +16,7 @@ class Decoder(nn.Module):
 
     For each of ``widths``, coarsest first: a convolution to the next width, nearest upsampling by two and a
     convolution at that width, all with reflection padding and, except for the last, ReLUs. There is no
-    normalisation layer, which would undo AdaIN.
+    normalization layer, which would undo AdaIN.
     """
 
     # Saved weights depend on the names widen, smooth and paint.

@@ -57,7 +57,7 @@ Scales: TypeAlias = Annotated[
 ]
 
 StyleOptimizer: TypeAlias = Annotated[
-    Literal["lbfgs", "adam"], Field(description="optimiser; lbfgs reaches lower losses")
+    Literal["lbfgs", "adam"], Field(description="optimizer; lbfgs reaches lower losses")
 ]
 
 StyleNames: TypeAlias = Annotated[

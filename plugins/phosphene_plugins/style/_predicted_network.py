@@ -1,4 +1,4 @@
-"""The network of ``predicted_style_fit``: a predictor of normalisations, and a style network."""
+"""The network of ``predicted_style_fit``: a predictor of normalizations, and a style network."""
 
 from __future__ import annotations
 

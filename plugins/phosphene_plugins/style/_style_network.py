@@ -1,4 +1,4 @@
-"""The network of fast style transfer: convolutions and conditional instance normalisation."""
+"""The network of fast style transfer: convolutions and conditional instance normalization."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from phosphene import InputError
 from phosphene.results import TrainedNetwork
 
-#: Normalisation layers of a style network; "instance" and "batch" have one style.
+#: Normalization layers of a style network; "instance" and "batch" have one style.
 Norm: TypeAlias = Literal["conditional", "instance", "batch"]
 
 
 class ConditionalInstanceNorm(nn.Module):
-    """Conditional instance normalisation: gamma^(s) (x - mu) / sigma + beta^(s), of each image and channel.
+    """Conditional instance normalization: gamma^(s) (x - mu) / sigma + beta^(s), of each image and channel.
 
     ``blend_weights`` (N, S) are the weights of the styles for each image: gamma and beta are mixed linearly.
 
@@ -37,14 +37,14 @@ class ConditionalInstanceNorm(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation, which has one style: ``blend_weights`` are ignored."""
+    """Batch normalization, which has one style: ``blend_weights`` are ignored."""
 
     def forward(self, x: Tensor, blend_weights: Tensor | None = None) -> Tensor:
         return super().forward(x)
 
 
 class StyledConv(nn.Module):
-    """Nearest upsampling, reflection padding, convolution, normalisation."""
+    """Nearest upsampling, reflection padding, convolution, normalization."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class StyleNetwork(nn.Module):
     the upsampling path's at each resolution: without these skip connections a short training loses the
     content's edges. ``norm`` "instance" is "conditional" with one style.
 
-    Source: Johnson et al. 2016, section 3.1, with the normalisation of Dumoulin et al. 2017.
+    Source: Johnson et al. 2016, section 3.1, with the normalization of Dumoulin et al. 2017.
     """
 
     # Saved weights depend on the names down, residual, up and paint.

@@ -28,6 +28,6 @@ class StyleSweep(Result):
     def panels(self) -> list[list[Panel]]:
         groups = []
         for image, variants in zip(self.images, self.stylized, strict=True):
-            labelled = zip(variants, self.labels, strict=True)
-            groups.append([Panel(image), *(Panel(v, label, is_output=True) for v, label in labelled)])
+            labeled = zip(variants, self.labels, strict=True)
+            groups.append([Panel(image), *(Panel(v, label, is_output=True) for v, label in labeled)])
         return groups

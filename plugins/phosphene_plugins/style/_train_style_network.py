@@ -1,4 +1,4 @@
-"""Training of a style network: the perceptual loss of its output, minimised by Adam."""
+"""Training of a style network: the perceptual loss of its output, minimized by Adam."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AdaIN style transfer: adaptive instance normalisation of features, and a decoder trained for them."""
+"""AdaIN style transfer: adaptive instance normalization of features, and a decoder trained for them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -171,7 +171,7 @@ def adaptive_style_fit(
     training: Training = Training(steps=2000, batch=8, lr=2e-3),
     seed: Seed = None,
 ) -> AdaptiveNetwork:
-    """AdaIN style transfer: train a decoder of adaptively normalised features for arbitrary styles.
+    """AdaIN style transfer: train a decoder of adaptively normalized features for arbitrary styles.
 
     t = AdaIN(f(c), f(s)) = sigma(f(s)) (f(c) - mu(f(c))) / sigma(f(c)) + mu(f(s))
     min_g E_c,s  |f(g(t)) - t|^2 / |t|^2
@@ -276,7 +276,7 @@ def adaptive_style(
     ] = 1.0,
     color: Color = "style",
 ) -> Stylization:
-    """AdaIN style transfer: images stylized by adaptive instance normalisation, in arbitrary styles.
+    """AdaIN style transfer: images stylized by adaptive instance normalization, in arbitrary styles.
 
     T(c, s) = g((1 - alpha) f(c) + alpha sum_s gamma_s AdaIN(f(c), f(s))),   sum_s gamma_s = 1
     AdaIN(x, y) = sigma(y) (x - mu(x)) / sigma(x) + mu(y)                     (per channel)

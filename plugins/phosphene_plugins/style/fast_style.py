@@ -226,7 +226,7 @@ def fast_style_fit(
     *,
     names: StyleNames = None,
     norm: Annotated[
-        Norm, Field(description="normalisation layers; instance and batch norm have a single style")
+        Norm, Field(description="normalization layers; instance and batch norm have a single style")
     ] = "conditional",
     perceptual_loss: PerceptualLoss = PerceptualLoss(),
     width: Annotated[int, Field(ge=1, le=512, description="number of channels at full resolution")] = 16,
@@ -244,7 +244,7 @@ def fast_style_fit(
     with phi the model's features at ``content_layer`` (default: the middle one of ``model.stages``), G_j
     the Gram matrices at ``style_layers`` (default: ``model.stages``, j = 0 the finest) and a style s drawn
     at random for each image. Both terms are relative, so the same weights suit every model. The
-    styles differ only in the scales and shifts of conditional instance normalisation. For a single style,
+    styles differ only in the scales and shifts of conditional instance normalization. For a single style,
     ``norm`` "batch" is the network of Johnson et al. and "instance" that of Ulyanov et al.
 
     ``mixed_precision`` runs the convolutions of both networks in bfloat16, which saves time and memory on
@@ -322,7 +322,7 @@ def fast_style(
     T(x; gamma, beta),  (gamma, beta) = sum_s b_s (gamma^(s), beta^(s))
 
     For a single style b_s is 1. A blend, ``{"swirls": 1, "waves": 3}``, mixes the scales and shifts of the
-    styles' conditional instance normalisation; its weights are divided by their sum. Images (N, 3, H, W)
+    styles' conditional instance normalization; its weights are divided by their sum. Images (N, 3, H, W)
     are in [0, 1], 8 pixels a side or more. ``stylizer`` is a result of ``fast_style_fit`` or
     ``fast_style_add``, or its folder.
 

@@ -1,4 +1,4 @@
-"""New styles for a trained style network: only their conditional instance normalisation is trained."""
+"""New styles for a trained style network: only their conditional instance normalization is trained."""
 
 from typing import Any
 
@@ -75,7 +75,7 @@ def fast_style_add(
     frames: Frames = 0,
     seed: Seed = None,
 ) -> TrainedNetwork:
-    """Conditional instance normalisation: add styles to a trained network by new scales and shifts alone.
+    """Conditional instance normalization: add styles to a trained network by new scales and shifts alone.
 
     min_{gamma^(s), beta^(s)} E_x,s  L(T(x; gamma^(s), beta^(s)), x, s)
 

@@ -280,7 +280,7 @@ def inst_style(
         str, Field(min_length=1, description="word whose embedding the learned words start from")
     ] = "style",
     fit_steps: Annotated[
-        int, Field(ge=1, le=100_000, description="optimisation steps of the learned words")
+        int, Field(ge=1, le=100_000, description="optimization steps of the learned words")
     ] = 500,
     lr: Annotated[
         float,
@@ -305,7 +305,7 @@ def inst_style(
 
     with y_t what the network predicts (noise, v, x_0 or velocity). "attention" computes the words from the
     style: v = v_0 + sum over two layers of O softmax(Q(v) K(x_0)^T / sqrt(d)) V(x_0), with the projections
-    as parameters and x_0 at up to 8 x 8 positions. "embedding" optimises v itself, as textual inversion
+    as parameters and x_0 at up to 8 x 8 positions. "embedding" optimizes v itself, as textual inversion
     does. The paper attends to a CLIP embedding of the style, here it is the diffusion model's own x_0.
 
     Content z_0 is moved to z_t, t = ``strength`` T, by DDIM inversion with ``content_prompt``, and z_t is

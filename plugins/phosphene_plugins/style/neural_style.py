@@ -1,4 +1,4 @@
-"""Neural style transfer (Gatys et al.): optimise an image's features and their Gram matrices."""
+"""Neural style transfer (Gatys et al.): optimize an image's features and their Gram matrices."""
 
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -80,7 +80,7 @@ def optimize_style(
     lr: float | None = None,
     frames: int = 0,
 ) -> Optimization:
-    """Minimise the style-transfer loss over the pixels, starting from the images ``start`` (N, C, H, W).
+    """Minimize the style-transfer loss over the pixels, starting from the images ``start`` (N, C, H, W).
 
     ``further_loss`` is added to it.
     """
@@ -306,7 +306,7 @@ def neural_style(
     size: LongestSide = 512,
     scales: Scales = 1,
     tile: TileSide = None,
-    steps: Annotated[int, Field(ge=1, le=100_000, description="optimisation steps at each scale")] = 100,
+    steps: Annotated[int, Field(ge=1, le=100_000, description="optimization steps at each scale")] = 100,
     optimizer: StyleOptimizer = "lbfgs",
     lr: Annotated[
         float | None, Field(gt=0, le=1000, description="step length; default: 1 for lbfgs, 0.02 for adam")
@@ -314,7 +314,7 @@ def neural_style(
     frames: Frames = 0,
     seed: Seed = None,
 ) -> Stylization:
-    """Neural style transfer (Gatys et al.): images optimised for content features and style Gram matrices.
+    """Neural style transfer (Gatys et al.): images optimized for content features and style Gram matrices.
 
     L(I) = alpha |phi(I) - phi(I_c)|^2 / |phi(I_c)|^2 + beta sum_j w_j |G_j(I) - G_j|_F^2 / |G_j|_F^2
 
@@ -327,9 +327,9 @@ def neural_style(
 
     The content (N, 3, H, W) is processed at its own size, up to ``size``; the styles' longer side is
     ``style_scale`` times the content's: a large style transfers brushstrokes, a small one its motifs.
-    Optimisation begins at ``start``, or at the image that ``init`` names. ``color`` "luminance" stylizes the
+    Optimization begins at ``start``, or at the image that ``init`` names. ``color`` "luminance" stylizes the
     luminance and restores the content's colors, "histogram" first matches the styles' color mean and
-    covariance to the content's. ``scales`` optimises from coarse to fine, which large images need for strokes
+    covariance to the content's. ``scales`` optimizes from coarse to fine, which large images need for strokes
     larger than a receptive field; ``tile`` computes the same gradient in bounded memory, at twice the time.
 
     Returns:

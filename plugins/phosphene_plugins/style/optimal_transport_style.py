@@ -226,7 +226,7 @@ def optimal_transport_style(
     size: LongestSide = 512,
     scales: Scales = 1,
     tile: TileSide = None,
-    steps: Annotated[int, Field(ge=1, le=100_000, description="optimisation steps at each scale")] = 100,
+    steps: Annotated[int, Field(ge=1, le=100_000, description="optimization steps at each scale")] = 100,
     lr: Annotated[float, Field(gt=0, le=1, description="learning rate of Adam")] = 0.02,
     frames: Frames = 0,
     seed: Seed = None,
@@ -247,7 +247,7 @@ def optimal_transport_style(
     relative to the style's mean square. Positions and directions are drawn anew every 20 steps.
 
     Several styles are one distribution. The content (N, 3, H, W) is processed at its own size, up to
-    ``size``; ``scales`` optimises from coarse to fine. Optimisation begins at ``start``, or at the content.
+    ``size``; ``scales`` optimizes from coarse to fine. Optimization begins at ``start``, or at the content.
     ``tile`` computes the same gradient without the activations of all layers in memory, at twice the time.
 
     Returns:

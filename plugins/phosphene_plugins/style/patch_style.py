@@ -221,8 +221,8 @@ def patch_style(
     rotated and scaled copies of a style to search them as well, as the paper does. Patches larger than a
     map of the content or of a style are reduced to its size.
 
-    The content (N, 3, H, W) is processed at its own size, up to ``size``; ``scales`` optimises from coarse to
-    fine. Optimisation begins at ``start``, or at the content. Time grows with the number of positions of the
+    The content (N, 3, H, W) is processed at its own size, up to ``size``; ``scales`` optimizes from coarse to
+    fine. Optimization begins at ``start``, or at the content. Time grows with the number of positions of the
     image times that of style patches, which ``max_patches`` limits. ``tile`` computes the same gradient
     without the activations of all layers in memory, at twice the time of the network.
 

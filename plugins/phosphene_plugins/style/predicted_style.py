@@ -1,4 +1,4 @@
-"""Predicted style parameters, Ghiasi et al. 2017: a network that maps a style image to normalisations."""
+"""Predicted style parameters, Ghiasi et al. 2017: a network that maps a style image to normalizations."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -74,7 +74,7 @@ def parameters_by_hand(network: PredictedStyleNetwork, styles: Tensor) -> Tensor
 
 
 def apply_by_hand(network: PredictedStyleNetwork, images: Tensor, parameters: Tensor) -> Tensor:
-    """The style network with one gamma and beta (P,) written into its normalisations."""
+    """The style network with one gamma and beta (P,) written into its normalizations."""
     parts = iter(parameters.split([p.shape[1] for n, p in _norms(network)]))
     state = {n: next(parts)[None] for n, _ in _norms(network)}
     with fork_random_state():
@@ -213,7 +213,7 @@ def predicted_style_fit(
     min_{theta, phi} E_x,s  L(T_theta(x; gamma_phi(s), beta_phi(s)), x, s)
 
     with L the loss of ``fast_style_fit``. There every style has its own scales gamma and shifts beta of
-    conditional instance normalisation; here a network phi predicts them from an image of the style, so that
+    conditional instance normalization; here a network phi predicts them from an image of the style, so that
     one pass stylizes in a style that was not trained. phi is a small convolutional network, trained together
     with T; its means and deviations over the positions of each layer are the input of two linear layers. The
     paper's phi begins with Inception-v3; this one needs no other network where it is applied.
@@ -305,7 +305,7 @@ def predicted_style(
 
     T(x; z),  z = strength sum_s b_s z(s) + (1 - strength) z(x),   z(s) = (gamma(s), beta(s))
 
-    with the scales gamma and shifts beta of conditional instance normalisation that the style predictor of
+    with the scales gamma and shifts beta of conditional instance normalization that the style predictor of
     ``stylizer``, a result of ``predicted_style_fit`` or its folder, returns for an image of the style. A
     blend mixes the styles' parameters, which are predicted once for all images. Images (N, 3, H, W) of 8
     pixels a side or more and styles (S, 3, H', W') of any size are in [0, 1].

@@ -141,7 +141,7 @@ def region_style(
     style_scale: StyleScale = 1.0,
     size: LongestSide = 512,
     tile: TileSide = None,
-    steps: Annotated[int, Field(ge=1, le=100_000, description="number of optimisation steps")] = 100,
+    steps: Annotated[int, Field(ge=1, le=100_000, description="number of optimization steps")] = 100,
     frames: Frames = 0,
 ) -> Stylization:
     """Style transfer by region: one style inside each image's mask and others outside, by Gram matrices.

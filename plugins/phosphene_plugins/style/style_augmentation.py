@@ -89,7 +89,7 @@ class StyleAugmentation(v2.Transform):  # type: ignore[misc]
             styles = count if self.style_statistics is None else len(self.style_statistics[0])
         strength = torch.empty(count).uniform_(*self.strength) * (torch.rand(count) < self.p)
         if self.blend:
-            weights = torch.empty(count, styles).exponential_()  # normalised, uniform on the simplex
+            weights = torch.empty(count, styles).exponential_()  # normalized, uniform on the simplex
             return {"strength": strength, "blend_weights": weights / weights.sum(1, keepdim=True)}
         style = torch.randint(max(1, styles), (count,))
         return {"strength": strength, "blend_weights": torch.eye(styles)[style]}

@@ -93,7 +93,7 @@ def style_sweep(
     size: Annotated[
         int, Field(ge=8, le=16384, description="longer side that larger images are shrunk to")
     ] = 512,
-    steps: Annotated[int, Field(ge=1, le=100_000, description="optimisation steps for each value")] = 100,
+    steps: Annotated[int, Field(ge=1, le=100_000, description="optimization steps for each value")] = 100,
 ) -> StyleSweep:
     """Neural style transfer over a range of style weights or style sizes, side by side.
 
@@ -101,7 +101,7 @@ def style_sweep(
 
     as in ``neural_style``, for every beta of ``values`` (over "intensity"; default: 0.1, 1, 10, 100), or
     for styles whose longer side is that many times the content's (over "scale"; default: 1/2, 1, 2, 4). All
-    values are optimised in one batch. The content (N, 3, H, W) is processed at its own size, up to
+    values are optimized in one batch. The content (N, 3, H, W) is processed at its own size, up to
     ``size``.
 
     Returns:

@@ -198,7 +198,7 @@ def video_style(
         bool, Field(description="also stylize every frame alone, for the flicker without the temporal loss")
     ] = False,
     size: LongestSide = 512,
-    steps: Annotated[int, Field(ge=1, le=100_000, description="optimisation steps of every frame")] = 60,
+    steps: Annotated[int, Field(ge=1, le=100_000, description="optimization steps of every frame")] = 60,
     optimizer: StyleOptimizer = "lbfgs",
     lr: Annotated[
         float | None,
@@ -216,7 +216,7 @@ def video_style(
     with the content and style losses of ``neural_style``, and the j of ``long_term``. warp_j moves an earlier
     stylized frame along the optical flow of the input. c_j is 1 where the flow there and back agrees and no
     nearer frame does already; it is 0 at motion boundaries and where an object has uncovered the background.
-    D is the number of values. The optimisation begins at the nearest earlier frame, warped, and at the input
+    D is the number of values. The optimization begins at the nearest earlier frame, warped, and at the input
     where c_1 is 0; the first frame begins at the input. ``long_term=(1, 2, 4)`` carries the style of an area
     over the frames in which something hides it.
 

@@ -1,1 +1,1 @@
-"""Image synthesis: activation maximisation, DeepDream and feature inversion."""
+"""Image synthesis: activation maximization, DeepDream and feature inversion."""

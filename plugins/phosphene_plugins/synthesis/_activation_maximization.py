@@ -1,4 +1,4 @@
-"""Activation maximisation: gradient ascent on an image for any score, with the usual regularisers."""
+"""Activation maximization: gradient ascent on an image for any score, with the usual regularizers."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ UpdateRule: TypeAlias = Annotated[
     Literal["adam", "sgd", "normalized-sgd"], Field(description="optimizer of the ascent")
 ]
 
-Steps: TypeAlias = Annotated[int, Field(ge=1, le=100_000, description="number of optimisation steps")]
+Steps: TypeAlias = Annotated[int, Field(ge=1, le=100_000, description="number of optimization steps")]
 
 LearningRate: TypeAlias = Annotated[float, Field(gt=0, le=1000, description="learning rate")]
 
@@ -99,7 +99,7 @@ CosinePower: TypeAlias = Annotated[
 
 ImageParametrization: TypeAlias = Annotated[
     Literal["pixels", "fourier"],
-    Field(description="optimised variables: pixels, or a Fourier spectrum with decorrelated colours"),
+    Field(description="optimized variables: pixels, or a Fourier spectrum with decorrelated colors"),
 ]
 
 #: Largest number of times that an initial image without gradient is replaced by other noise.
@@ -110,10 +110,10 @@ _COARSE_DEVIATION = 0.2
 
 
 class Penalties(ParameterGroup):
-    """Penalties, blur and shifts of activation maximisation."""
+    """Penalties, blur and shifts of activation maximization."""
 
     l2: Annotated[
-        float, Field(ge=0, description="weight lambda of the penalty ||I - m||^2, m the model's mean colour")
+        float, Field(ge=0, description="weight lambda of the penalty ||I - m||^2, m the model's mean color")
     ] = 0.0
     total_variation: Annotated[float, Field(ge=0, description="weight of the total variation")] = 0.0
     blur_every: Annotated[
@@ -126,7 +126,7 @@ class Penalties(ParameterGroup):
 
 
 class Regularizers(Penalties):
-    """Regularisers of activation maximisation and the parametrization of an image that has a start."""
+    """Regularizers of activation maximization and the parametrization of an image that has a start."""
 
     parametrization: ImageParametrization = "fourier"
 
@@ -137,20 +137,20 @@ class ActivationMaximization(Penalties):
     parametrization: Annotated[
         Literal["pixels", "fourier", "cppn"],
         Field(
-            description="optimised variables: pixels, a Fourier spectrum with decorrelated colours, or the "
+            description="optimized variables: pixels, a Fourier spectrum with decorrelated colors, or the "
             "weights of a network of the pixels' coordinates"
         ),
     ] = "fourier"
     clip_norm: Annotated[
         float,
-        Field(ge=0, le=100, description="percentage of pixels set to the mean colour, smallest norm first"),
+        Field(ge=0, le=100, description="percentage of pixels set to the mean color, smallest norm first"),
     ] = 0
     clip_contribution: Annotated[
         float,
         Field(
             ge=0,
             le=100,
-            description="percentage of pixels set to the mean colour, smallest contribution first",
+            description="percentage of pixels set to the mean color, smallest contribution first",
         ),
     ] = 0
     clip_gradient: Annotated[
@@ -190,18 +190,18 @@ class ActivationMaximization(Penalties):
         ),
     ] = None
     minimize: Annotated[
-        bool, Field(description="minimise the score instead: what the unit responds to least")
+        bool, Field(description="minimize the score instead: what the unit responds to least")
     ] = False
     variants: Annotated[int, Field(ge=1, le=64, description="number of different images of each unit")] = 1
     diversity: Annotated[
-        float, Field(ge=0, description="weight of the similarity of a unit's variants, which is penalised")
+        float, Field(ge=0, description="weight of the similarity of a unit's variants, which is penalized")
     ] = 0.0
     batch_norm: Annotated[
         float,
-        Field(ge=0, description="weight of the distance from the running statistics of batch normalisation"),
+        Field(ge=0, description="weight of the distance from the running statistics of batch normalization"),
     ] = 0.0
     transparent: Annotated[
-        bool, Field(description="optimise an opacity as well, before random backgrounds")
+        bool, Field(description="optimize an opacity as well, before random backgrounds")
     ] = False
 
 
@@ -216,11 +216,11 @@ def maximize_activation(
     frames: int = 0,
     seed: int | None,
 ) -> Optimization:
-    """Activation maximisation: argmax_I S(I) - l2 ||I - m||^2 - total_variation TV(I), ``count`` images.
+    """Activation maximization: argmax_I S(I) - l2 ||I - m||^2 - total_variation TV(I), ``count`` images.
 
     Args:
         score: images (N, C, H, W) -> S (N,); consecutive images are the variants of a unit.
-        start: initial images, one or ``count``; None: the mean colour m of the model plus noise.
+        start: initial images, one or ``count``; None: the mean color m of the model plus noise.
         layer: layer in which the variants' similarity is measured; default: the last one with a map.
     """
     center, channels = mean_color(model), model.input_size[0]
@@ -290,7 +290,7 @@ def _check_options(params: ActivationMaximization, start: Tensor | None) -> None
             raise InputError('parametrization="cppn" has no start: its weights cannot be set from pixels')
         if params.blur_every or params.clip_norm or params.clip_contribution:
             raise InputError(
-                'parametrization="cppn" optimises weights, not pixels: set blur_every, clip_norm and '
+                'parametrization="cppn" optimizes weights, not pixels: set blur_every, clip_norm and '
                 "clip_contribution to 0"
             )
     elif params.render_size is not None:
@@ -300,7 +300,7 @@ def _check_options(params: ActivationMaximization, start: Tensor | None) -> None
         )
     if params.transparent and (params.clip_norm or params.clip_contribution or params.clip_gradient):
         raise InputError(
-            "transparent images have no mean colour to clip to: set clip_norm, clip_contribution and "
+            "transparent images have no mean color to clip to: set clip_norm, clip_contribution and "
             "clip_gradient to 0"
         )
     if params.transparent and params.minimize:
@@ -317,7 +317,7 @@ def class_count(target: Objective) -> int:
 
 
 def mean_color(model: Model) -> Tensor:
-    """The colour (C,) that normalisation maps to zero; mid-grey for a model without a mean."""
+    """The color (C,) that normalization maps to zero; mid-grey for a model without a mean."""
     return model.mean if model.mean.any() else torch.full_like(model.mean, 0.5)
 
 
@@ -355,7 +355,7 @@ def _initial_parametrization(
     params: ActivationMaximization,
     seed: int | None,
 ) -> Parametrization:
-    """What is optimised, at the start: the images ``start``, or the mean colour plus noise."""
+    """What is optimized, at the start: the images ``start``, or the mean color plus noise."""
     if params.parametrization == "cppn":
         return _initial_network(model, score, count, params, seed)
     if start is None:
@@ -375,7 +375,7 @@ def _initial_network(
     params: ActivationMaximization,
     seed: int | None,
 ) -> CppnImage:
-    """Networks of coordinates that draw the mean colour plus noise, of more contrast without gradient."""
+    """Networks of coordinates that draw the mean color plus noise, of more contrast without gradient."""
     channels, height, width = model.input_size
     color = mean_color(model)
     if params.transparent:
@@ -409,7 +409,7 @@ def _initial_images(
     params: ActivationMaximization,
     seed: int | None,
 ) -> Tensor:
-    """Mean colour plus noise, (count, C, H, W); without gradient coarse noise, which varies more."""
+    """Mean color plus noise, (count, C, H, W); without gradient coarse noise, which varies more."""
     channels, height, width = model.input_size
     shape = (1, channels, params.size or height, params.size or width)
 
@@ -461,7 +461,7 @@ def _starts_with_gradient(
 def start_images(
     model: Model, shape: tuple[int, ...], parametrization: str, deviation: float, seed: int | None
 ) -> Tensor:
-    """The model's mean colour plus noise, (N, C, H, W): white in the pixels, 1/f in a Fourier spectrum."""
+    """The model's mean color plus noise, (N, C, H, W): white in the pixels, 1/f in a Fourier spectrum."""
     if parametrization == "pixels" or not deviation:
         images = noise_images(shape, seed=seed, mean=mean_color(model), sd=deviation)
     else:

@@ -1,4 +1,4 @@
-"""Small images ("tiles") that maximise directions of a layer: dot product times a power of the cosine."""
+"""Small images ("tiles") that maximize directions of a layer: dot product times a power of the cosine."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ TileSide: TypeAlias = Annotated[
 
 
 class TileParams(ParameterGroup):
-    """Parameters of the optimisation of every tile."""
+    """Parameters of the optimization of every tile."""
 
     power: CosinePower = 2.0
     jitter: Jitter = 4
@@ -76,12 +76,12 @@ def tile_size(model: Model, side: int | None) -> tuple[int, int]:
 def draw_directions(
     model: Model, layer: str, directions: Tensor, size: tuple[int, int], params: TileParams, seed: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Tiles (K, C, *size) that maximise ``directions`` (K, channels) of a layer, and their scores (K,).
+    """Tiles (K, C, *size) that maximize ``directions`` (K, channels) of a layer, and their scores (K,).
 
     S = 1/P sum_p <a_p, v> / ||v|| max(cos(a_p, v), 0.1)^power,  a_p the activations at position p
 
     A tile at whose start S has no gradient starts at other noise, of more contrast. A tile of the direction 0
-    is the model's mean colour, with score 0.
+    is the model's mean color, with score 0.
     """
     shape = (len(directions), model.input_size[0], *size)
     tiles = start_images(model, shape, "pixels", 0.0, seed)

@@ -17,7 +17,7 @@ class Facets(Synthesis):
 
     ``sizes`` (K,) is the number of images in each facet, ``mean_scores`` (K,) their mean score, and
     ``example_counts`` (K,) how many of the ``examples`` (E, C, H, W), with data set ``ids``, belong to each,
-    nearest to the facet's centre first.
+    nearest to the facet's center first.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {

@@ -1,4 +1,4 @@
-"""Terms of activation maximisation: diversity of the variants of a unit, and opacity."""
+"""Terms of activation maximization: diversity of the variants of a unit, and opacity."""
 
 from __future__ import annotations
 

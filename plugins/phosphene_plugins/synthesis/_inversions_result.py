@@ -17,7 +17,7 @@ class Inversions(Result):
     """Feature inversions: ``inversions`` (N, L, C, H, W) of ``images`` (N, C, H, W), in [0, 1].
 
     One for each of the ``layers``, with ``losses`` (steps, N, L); ``frames`` (F, N, C, H, L W), uint8, are
-    the inversions of all layers side by side during the optimisation, if requested.
+    the inversions of all layers side by side during the optimization, if requested.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {

@@ -12,12 +12,12 @@ from phosphene.results import Panel, Synthesis
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LatentSynthesis(Synthesis):
-    """Images that maximise units, optimised over a generator's latent codes and, to compare, over pixels.
+    """Images that maximize units, optimized over a generator's latent codes and, to compare, over pixels.
 
     ``images`` (N, C, H, W) in [0, 1] are generated from the ``codes`` (N, ...), with ``scores`` (steps, N);
-    ``pixel_images`` of the same shape are optimised without the generator, with ``pixel_scores``. Where the
+    ``pixel_images`` of the same shape are optimized without the generator, with ``pixel_scores``. Where the
     generator has an encoder, ``reconstruction_error`` and ``pixel_reconstruction_error`` (N,) are the root
-    mean square difference between each image and its reconstruction. ``frames`` show the optimisation of
+    mean square difference between each image and its reconstruction. ``frames`` show the optimization of
     ``images``.
     """
 
@@ -38,7 +38,7 @@ class LatentSynthesis(Synthesis):
     pixel_reconstruction_error: Tensor | None = None
 
     def panels(self) -> list[list[Panel]]:
-        """Per target: the image of the latent code and the image optimised over pixels."""
+        """Per target: the image of the latent code and the image optimized over pixels."""
         latent = _panels(self.images, "code", self.scores, self.reconstruction_error)
         pixels = _panels(self.pixel_images, "pixels", self.pixel_scores, self.pixel_reconstruction_error)
         return [

@@ -16,7 +16,7 @@ from phosphene.targets import parse_target
 
 Score = Callable[[Tensor], Tensor]
 
-#: Every term, edit and transform of activation maximisation, on the pixels and by the plain gradient step.
+#: Every term, edit and transform of activation maximization, on the pixels and by the plain gradient step.
 ALL_TERMS: dict[str, Any] = {
     "parametrization": "pixels",
     "optimizer": "sgd",
@@ -80,7 +80,7 @@ def _clip(images: Tensor, mean: Tensor, importance: Tensor, percentage: float) -
 
 
 def initial_images(calls: Calls, score: Score, count: int) -> Tensor:
-    """The model's mean colour plus noise; coarse grey noise where the score has no gradient there."""
+    """The model's mean color plus noise; coarse grey noise where the score has no gradient there."""
     channels, height, width = calls.model.input_size
     seed, noise = calls.params["seed"], calls.params["start_noise"]
     shape = (count, channels, calls.params["size"] or height, calls.params["size"] or width)
@@ -97,7 +97,7 @@ def initial_images(calls: Calls, score: Score, count: int) -> Tensor:
 
 
 def class_ascent(calls: Calls) -> Tensor:
-    """Activation maximisation of the target by ``gradient_ascent``."""
+    """Activation maximization of the target by ``gradient_ascent``."""
 
     def score(images: Tensor) -> Tensor:
         return scores(calls.model, images, calls.inputs["target"])
@@ -106,7 +106,7 @@ def class_ascent(calls: Calls) -> Tensor:
 
 
 def unit_ascent(calls: Calls) -> Tensor:
-    """Activation maximisation of a unit by ``gradient_ascent``, with the unit's formula."""
+    """Activation maximization of a unit by ``gradient_ascent``, with the unit's formula."""
     p = calls.params
     channels = torch.tensor(p["channels"])
     layer = p["layer"] or calls.model.last_map
@@ -233,7 +233,7 @@ def inversion_by_adam(calls: Calls) -> Tensor:
 
 
 def dream_by_hand(calls: Calls) -> Tensor:
-    """DeepDream of the second to last stage, octave by octave, without shifts; zoomed into the centre."""
+    """DeepDream of the second to last stage, octave by octave, without shifts; zoomed into the center."""
     p, layer = calls.params, calls.model.stages[-2]
     images: Tensor = calls.inputs["images"]
     height, width = images.shape[2:]
@@ -256,7 +256,7 @@ def dream_by_hand(calls: Calls) -> Tensor:
 
 
 def _dream_step(calls: Calls, layer: str, images: Tensor) -> Tensor:
-    """One step of normalised length on the mean square of a layer minus the total variation."""
+    """One step of normalized length on the mean square of a layer minus the total variation."""
     variable = images.clone().requires_grad_()
     energy = calls.model.features(variable, layer).square().flatten(1).mean(1).sum()
     down = (variable[..., 1:, :-1] - variable[..., :-1, :-1]).square().sum()

@@ -146,7 +146,7 @@ def four_clusters_have_a_cell_each() -> None:
     network = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     mean, std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.8]
     model = load_model(network, mean=mean, std=std, input_size=(3, 2, 3))
-    # Colours of four kinds of uniform image; red varies most, then green.
+    # Colors of four kinds of uniform image; red varies most, then green.
     colors = torch.tensor([[0.9, 0.3, 0.5], [0.05, 0.35, 0.5], [0.8, 0.8, 0.5], [0.2, 0.75, 0.5]]).double()
     kinds = [0, 1, 2, 3, 0, 1, 2, 0, 1]
     images = colors[kinds][:, :, None, None].expand(-1, -1, 2, 3).contiguous()
@@ -216,7 +216,7 @@ def four_clusters_have_a_cell_each() -> None:
     oracle=four_clusters_have_a_cell_each,
     relations=[InvariantTo("logit_shift", tolerance=1e-6)],
     quick={
-        **{"grid": 2, "tile": 16, "steps": 2, "jitter": 1},
+        **{"grid": 2, "tile": 16, "steps": 4, "jitter": 1},
         **{"projection": "pca", "positions": 2, "min_count": 1},
     },
     demo={"dataset": "builtin:scenes/500", "layer": "relu4_1", "positions": 4, "grid": 8},
@@ -236,7 +236,7 @@ def activation_atlas(
         Literal["umap", "pca"], Field(description="map to two dimensions: UMAP, or principal components")
     ] = "umap",
     neighbors: Annotated[
-        int, Field(ge=2, le=1000, description="neighbours per activation in the graph of UMAP, at most all")
+        int, Field(ge=2, le=1000, description="neighbors per activation in the graph of UMAP, at most all")
     ] = 15,
     attributed_to: Annotated[
         int | str | None,

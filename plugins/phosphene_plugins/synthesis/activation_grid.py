@@ -154,7 +154,7 @@ def linear_layer_has_its_closed_form() -> None:
         InvariantTo("logit_shift", tolerance=1e-6),
         InvariantTo("batch_order"),
     ],
-    quick={"cells": 2, "tile": 16, "steps": 2, "jitter": 1},
+    quick={"cells": 2, "tile": 16, "steps": 4, "jitter": 1},
     demo={
         "model": "builtin:parts-resnet",
         "images": "builtin:part-scenes/2",
@@ -188,7 +188,7 @@ def activation_grid(
     figure tiles are paler where ||v_p|| is small.
 
     Returns:
-        ``tiles`` (N, h, w, C, p, q) in [0, 1], mean colour where no channel is active; ``vectors``
+        ``tiles`` (N, h, w, C, p, q) in [0, 1], mean color where no channel is active; ``vectors``
         (N, h, w, K): v; ``scores`` (N, h, w) at the last step. ``result.mosaics()`` are the tiles of each
         image side by side, ``result.direction(image, row, column)`` a target for any method.
 

@@ -1,4 +1,4 @@
-"""Caricature: an image synthesised from an image's activations, with what they stand for exaggerated."""
+"""Caricature: an image synthesized from an image's activations, with what they stand for exaggerated."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ def caricature(
     x* = argmax_x <a, a0> / ||a0||^2 max(cos(a, a0), 0.1)^power,  a = phi(x), a0 = phi(x0)
 
     with phi all values of a layer. ``feature_inversion`` asks for the same activations; here they may be
-    larger, so what the layer has recognised is exaggerated and what it has not is absent. The power of the
-    cosine prevents a large activation in another direction. The start is the mean colour with a little noise:
+    larger, so what the layer has recognized is exaggerated and what it has not is absent. The power of the
+    cosine prevents a large activation in another direction. The start is the mean color with a little noise:
     nothing of the image enters but a0. Compare layers to see what each one represents.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Class visualisation by activation maximisation, Simonyan et al. 2014."""
+"""Class visualization by activation maximization, Simonyan et al. 2014."""
 
 from functools import partial
 from typing import Any
@@ -94,30 +94,30 @@ def class_visualization(
     frames: Frames = 0,
     seed: Seed = None,
 ) -> Synthesis:
-    """Class visualisation by activation maximisation: an image of maximal class score (gradient ascent).
+    """Class visualization by activation maximization: an image of maximal class score (gradient ascent).
 
     I* = argmax_I S(I) - l2 ||I - m||^2 - total_variation TV(I)
 
-    by steps I <- I + lr grad from I = m, the model's mean colour, which normalisation maps to zero (mid-grey
+    by steps I <- I + lr grad from I = m, the model's mean color, which normalization maps to zero (mid-grey
     for a model without a mean), plus ``start_noise`` and smooth grey noise of ``start_contrast``. S is the
     logit of a class, or any other target. From an even grey the ascent may only remove what speaks against
     a class, and end where all of its ReLUs are closed: the contrast opens them (a network of coordinates has
     ``start_noise`` alone; 0.2 is enough).
 
-    Regularisers, off at 0: the two penalties; a Gaussian blur of width ``blur_sigma`` after every
+    Regularizers, off at 0: the two penalties; a Gaussian blur of width ``blur_sigma`` after every
     ``blur_every`` steps; clipping to m of the ``clip_norm`` per cent of pixels nearest to m and of the
     ``clip_contribution`` per cent that contribute least to the score, after every step; a gradient of zero
     for the ``clip_gradient`` per cent of pixels with the smallest one; random shifts (``jitter``), rotations
     (``rotate``) and scales (``rescale``) of the network's input. The default
-    ``parametrization`` is a Fourier spectrum with the amplitudes of natural images and decorrelated colours;
-    "pixels" optimises the pixels, with ``optimizer`` "sgd" by the plain gradient step; "cppn" the weights of
+    ``parametrization`` is a Fourier spectrum with the amplitudes of natural images and decorrelated colors;
+    "pixels" optimizes the pixels, with ``optimizer`` "sgd" by the plain gradient step; "cppn" the weights of
     a small network of the pixels' coordinates, whose image is smooth and returned at any ``render_size``.
 
     ``minimize`` is the negative side of a unit. Several ``variants`` of an image start at other noise, and
-    ``diversity`` penalises the cosine of the Gram matrices of their last maps. ``batch_norm`` penalises the
-    distance of the statistics of every normalised layer from those of the training,
+    ``diversity`` penalizes the cosine of the Gram matrices of their last maps. ``batch_norm`` penalizes the
+    distance of the statistics of every normalized layer from those of the training,
     sum_l ||mean_l(I) - m_l|| + ||var_l(I) - v_l||. A ``transparent`` image has an opacity alpha and is laid
-    before a random background at every step; (S - S of the background) (1 - mean alpha) is maximised, so that
+    before a random background at every step; (S - S of the background) (1 - mean alpha) is maximized, so that
     only what S needs is opaque.
 
     Returns:
@@ -137,7 +137,7 @@ def class_visualization(
     Source:
         Simonyan et al. 2014, section 2. Blur and clipping: Yosinski et al. 2015, section 3. Fourier
         parametrization, augmentations and diversity: Olah et al. 2017. Networks of coordinates and opacity:
-        Mordvintsev et al. 2018. Statistics of batch normalisation: Yin et al. 2020, equation 4.
+        Mordvintsev et al. 2018. Statistics of batch normalization: Yin et al. 2020, equation 4.
     """
     count = class_count(target)
     rows = torch.arange(count).repeat_interleave(params.variants).tolist()

@@ -173,7 +173,7 @@ def data_free_distillation(
         int, Field(ge=1, le=1_000_000, description="inverted images, evenly of all classes")
     ] = 200,
     inversion_steps: Annotated[
-        int, Field(ge=1, le=100_000, description="optimisation steps of the inverted images")
+        int, Field(ge=1, le=100_000, description="optimization steps of the inverted images")
     ] = 200,
     statistics: Annotated[
         float, Field(ge=0, description="weight of the distance from the stored feature statistics")

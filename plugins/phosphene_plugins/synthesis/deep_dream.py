@@ -120,7 +120,7 @@ def deep_dream(
     *,
     layers: Annotated[
         Annotated[list[LayerName], Field(min_length=1)] | None,
-        Field(description="layers to maximise; default: the second to last stage"),
+        Field(description="layers to maximize; default: the second to last stage"),
     ] = None,
     octaves: Annotated[int, Field(ge=1, le=32, description="number of sizes, smallest first")] = 4,
     octave_scale: Annotated[float, Field(gt=1, le=4, description="ratio of successive sizes")] = 1.4,
@@ -135,16 +135,16 @@ def deep_dream(
         Field(
             ge=0,
             le=10_000,
-            description="number of further runs, each from the enlarged centre of the last image",
+            description="number of further runs, each from the enlarged center of the last image",
         ),
     ] = 0,
     zoom_scale: Annotated[
-        float, Field(gt=1, le=2, description="enlargement of the centre between the runs of a zoom")
+        float, Field(gt=1, le=2, description="enlargement of the center between the runs of a zoom")
     ] = 1.05,
     frames: Frames = 0,
     seed: Seed = None,
 ) -> Synthesis:
-    """DeepDream: images that maximise the activations of layers, by gradient ascent from the images.
+    """DeepDream: images that maximize the activations of layers, by gradient ascent from the images.
 
     I* = argmax_I  sum_l ||phi_l(I)||_2^2 / |phi_l|  -  total_variation TV(I) / HW
 
@@ -154,7 +154,7 @@ def deep_dream(
     sizes. With a ``guide`` the objective is the similarity to the guide's features instead: at each position
     p the largest product max_q phi(I)_p . phi(guide)_q over the guide's positions q, averaged over p.
 
-    With ``zoom`` the result is cropped to its centre, enlarged by ``zoom_scale`` and optimised again,
+    With ``zoom`` the result is cropped to its center, enlarged by ``zoom_scale`` and optimized again,
     repeatedly; ``frames`` are then the images of these runs, saved as ``film.gif`` (and ``film.mp4`` with the
     extra ``video``).
 
@@ -255,7 +255,7 @@ def features_by_position(model: Model, layers: Sequence[str], images: Tensor) ->
 
 
 def enlarge_center(images: Tensor, scale: float) -> Tensor:
-    """Centre crop of images (N, C, H, W), enlarged to their size by ``scale``."""
+    """Center crop of images (N, C, H, W), enlarged to their size by ``scale``."""
     height, width = images.shape[2:]
     crop_height, crop_width = (max(1, round(side / scale)) for side in (height, width))
     top, left = (height - crop_height) // 2, (width - crop_width) // 2

@@ -38,12 +38,12 @@ class InversionOptions(ParameterGroup):
     ] = 0.01
     total_variation: Annotated[float, Field(ge=0, description="weight of the total variation")] = 0.01
     l2: Annotated[
-        float, Field(ge=0, description="weight of the penalty ||x - m||^2, m the model's mean colour")
+        float, Field(ge=0, description="weight of the penalty ||x - m||^2, m the model's mean color")
     ] = 0.0
     jitter: Annotated[int, Field(ge=0, le=1024, description="largest random shift per step, in pixels")] = 8
     parametrization: Annotated[
         Literal["pixels", "fourier"],
-        Field(description="optimised variables: pixels, or a Fourier spectrum with decorrelated colours"),
+        Field(description="optimized variables: pixels, or a Fourier spectrum with decorrelated colors"),
     ] = "fourier"
     optimizer: Annotated[Literal["adam", "sgd"], Field(description="optimizer of the images")] = "adam"
     steps: Steps = 200
@@ -57,7 +57,7 @@ class InversionOptions(ParameterGroup):
         ),
     ] = 0.02
     batch: Annotated[
-        int, Field(ge=1, le=4096, description="images optimised together, whose joint statistics count")
+        int, Field(ge=1, le=4096, description="images optimized together, whose joint statistics count")
     ] = 32
 
 

@@ -1,4 +1,4 @@
-"""Multifaceted feature visualisation: one prototype image per facet of a unit, Nguyen et al. 2016."""
+"""Multifaceted feature visualization: one prototype image per facet of a unit, Nguyen et al. 2016."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def two_templates_make_two_facets() -> None:
     clusters = (torch.arange(8), torch.arange(8, 13))
     torch.testing.assert_close(result.mean_scores, torch.stack([values[c].mean() for c in clusters]))
     torch.testing.assert_close(result.sources, torch.stack([images[c].mean(0) for c in clusters]))
-    # Of each facet the four nearest to its centre; with ``nearest=2`` the start is the mean of two.
+    # Of each facet the four nearest to its center; with ``nearest=2`` the start is the mean of two.
     order = [c[(features[c] - features[c].mean(0)).norm(dim=1).argsort()] for c in clusters]
     examples = torch.cat([c[:4] for c in order])
     assert result.ids == tuple(map(str, examples.tolist())) and result.example_counts.tolist() == [4, 4]
@@ -157,7 +157,7 @@ def facets(
     nearest: Annotated[
         int,
         Field(
-            ge=1, le=10_000, description="number of images, nearest to a facet's centre, in its mean image"
+            ge=1, le=10_000, description="number of images, nearest to a facet's center, in its mean image"
         ),
     ] = 15,
     regularizers: Regularizers = Regularizers(l2=1e-3, blur_every=4, jitter=4),
@@ -166,13 +166,13 @@ def facets(
     frames: Frames = 0,
     seed: Seed = None,
 ) -> Facets:
-    """Multifaceted feature visualisation: one prototype image for each cluster of a unit's top images.
+    """Multifaceted feature visualization: one prototype image for each cluster of a unit's top images.
 
     I_f = argmax_I S(I) - l2 ||I - m||^2 - total_variation TV(I),  started at the mean image of facet f
 
     The ``top`` images of a data set with the highest score S are clustered into ``k`` facets by k-means on
     the input of the classifier, or on a ``layer`` averaged over its positions. The prototype of a facet is
-    the result of activation maximisation (see ``class_visualization``) from the mean of its ``nearest``
+    the result of activation maximization (see ``class_visualization``) from the mean of its ``nearest``
     images, which selects the local maximum of S. k-means returns k clusters of any data: compare a prototype
     with its examples before reading it as one kind of image.
 

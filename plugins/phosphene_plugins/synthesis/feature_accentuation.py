@@ -166,7 +166,7 @@ def feature_accentuation(
 
     x* = argmax_x S(x) - lambda ||phi(x) - phi(x0)||^2 / ||phi(x0)||^2,   started at x0
 
-    phi is a layer of the network. Where ``class_visualization`` draws what maximises a unit from nothing,
+    phi is a layer of the network. Where ``class_visualization`` draws what maximizes a unit from nothing,
     the accentuated image shows what in this image the unit responds to, and how it would have to change. In
     an early layer the distance preserves every edge, in a late one only the content. Shifts, rotations and
     scales are applied to the input of S, not of phi. The opacity, the sum over the steps of |dS/dx|, is

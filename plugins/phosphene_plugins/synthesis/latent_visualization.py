@@ -1,4 +1,4 @@
-"""Activation maximisation in the latent space of a generator, Nguyen et al. 2016."""
+"""Activation maximization in the latent space of a generator, Nguyen et al. 2016."""
 
 from __future__ import annotations
 
@@ -132,13 +132,13 @@ def latent_visualization(
     frames: Frames = 0,
     seed: Seed = None,
 ) -> LatentSynthesis:
-    """Activation maximisation in a generator's latent space (deep generator network), beside pixel space.
+    """Activation maximization in a generator's latent space (deep generator network), beside pixel space.
 
     z* = argmax_z S(G(z)) - l2 ||z||^2  with |z_i| <= bound,   I* = G(z*)
 
     started at the best of ``draws`` codes z ~ N(0, I), the distribution that G was trained on: the penalty is
     the negative log-density of this prior, and ``bound`` excludes components that are improbable under it.
-    For comparison, ``class_visualization`` with its defaults optimises the pixels in as many steps. Pixels
+    For comparison, ``class_visualization`` with its defaults optimizes the pixels in as many steps. Pixels
     reach higher scores with unnatural images; codes are limited to images that G can generate.
 
     ``generator`` is the bundled generator of scenes by default, or any ``phosphene.generative.Generator``.

@@ -1,4 +1,4 @@
-"""MACO, Fel et al. 2023: activation maximisation over the phases of a spectrum of natural magnitudes."""
+"""MACO, Fel et al. 2023: activation maximization over the phases of a spectrum of natural magnitudes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def magnitudes_are_those_of_the_data() -> None:
     quantile = slope.flatten(1).quantile(0.8, dim=1)[:, None, None]
     torch.testing.assert_close(result.alpha, (slope / quantile).clamp(max=1).detach())
     # A third of a cycle per pixel is row 2 of 6 and row 3 of 9. Without data, magnitudes decay from the mean
-    # colour.
+    # color.
     larger = PhaseImage.spectrum(
         maco(model, 1, TensorDataset(images), size=9, steps=1, seed=0).images, eps=1e-9
     )
@@ -183,14 +183,14 @@ def maco(
     frames: Frames = 0,
     seed: Seed = None,
 ) -> Synthesis:
-    """MACO: activation maximisation over the phases of a Fourier spectrum with natural magnitudes.
+    """MACO: activation maximization over the phases of a Fourier spectrum with natural magnitudes.
 
     phi* = argmax_phi E_t S(t(x)),  x = sigmoid(M F^-1(r exp(i phi))),  alpha = sum_steps |dS/dx|
 
     The magnitudes r are the mean magnitudes of a data set's spectra, so the image cannot concentrate its
     energy in the high frequencies that deep networks respond to; without a data set, r falls as the
-    frequency to the power -1.2 about the model's mean colour, as in photographs. t is a random crop, enlarged
-    to the model's input size, plus noise; the mean over ``crops`` crops is maximised by Adam. The opacity
+    frequency to the power -1.2 about the model's mean color, as in photographs. t is a random crop, enlarged
+    to the model's input size, plus noise; the mean over ``crops`` crops is maximized by Adam. The opacity
     alpha is large where the score depends on the image: the rest of it is only there to have the magnitudes.
 
     Returns:
@@ -252,7 +252,7 @@ def random_crops(
     size: tuple[int, int],
 ) -> Tensor:
     """Random crops, resized and with noise, (count * N, C, *size): all images with the first crop, then all
-    with the second. Side lengths are uniform, centres normal about the image's centre.
+    with the second. Side lengths are uniform, centers normal about the image's center.
     """
     height, width = images.shape[2:]
     crops = []
@@ -271,7 +271,7 @@ def random_crops(
 
 
 def natural_magnitudes(model: Model, sides: tuple[int, int]) -> Tensor:
-    """f^-1.2 with the standard deviation 1.8 in each decorrelated channel, about the model's mean colour."""
+    """f^-1.2 with the standard deviation 1.8 in each decorrelated channel, about the model's mean color."""
     color = mean_color(model).cpu()
     magnitudes = (fourier_frequencies(*sides) ** -NATURAL_DECAY).double()
     magnitudes[0, 0] = 0
@@ -326,7 +326,7 @@ class _MeanSpectrum(Fold[State]):
 def _resample(magnitudes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """Magnitudes (C, H, W//2 + 1) at the frequencies of another size, linearly interpolated.
 
-    Frequency zero has the mean of its neighbours: its coefficient, the mean colour, is no part of the decay.
+    Frequency zero has the mean of its neighbors: its coefficient, the mean color, is no part of the decay.
     """
     height, width = old
     magnitudes = magnitudes.clone()

@@ -1,4 +1,4 @@
-"""Neuron visualisation by activation maximisation: neurons, channels, layers and directions."""
+"""Neuron visualization by activation maximization: neurons, channels, layers and directions."""
 
 import dataclasses
 from functools import partial
@@ -38,7 +38,7 @@ def linear_neuron_has_its_closed_form() -> None:
     expected[:, :, 1:4, 2:5] += weight[[1, 0]] / 2
     assert (result.images - expected.clamp(0, 1)).abs().max() < 1e-6, "not at m + w / (2 lambda)"
     assert result.targets == ("0[1,1,2]", "0[0,1,2]") and result.scores.shape == (40, 2)
-    # The neuron in the centre by default; of a vector, maps of one pixel, the means are its entries.
+    # The neuron in the center by default; of a vector, maps of one pixel, the means are its entries.
     central = neuron_visualization(model, layer="0", unit="neuron", channels=(1, 0), **plain).images
     assert (central - expected.clamp(0, 1).roll(-1, 3)).abs().max() < 1e-6
     vector = load_model(torch.nn.Sequential(conv, torch.nn.Flatten()), input_size=(3, 3, 3))
@@ -107,14 +107,14 @@ def neuron_visualization(
     ] = None,
     unit: Annotated[
         Literal["neuron", "channel", "layer", "direction", "pair"],
-        Field(description="kind of unit to maximise"),
+        Field(description="kind of unit to maximize"),
     ] = "channel",
     channels: Annotated[
         tuple[NonNegativeInt, ...], Field(min_length=1, description="channel indices c, one image each")
     ] = (0, 1, 2, 3, 4),
     position: Annotated[
         tuple[NonNegativeInt, NonNegativeInt] | None,
-        Field(description="position (y, x) of a neuron in the feature map; default: the centre"),
+        Field(description="position (y, x) of a neuron in the feature map; default: the center"),
     ] = None,
     direction: Annotated[
         list[float] | None, Field(description="weights v_c of the channels in a direction; default: all 1")
@@ -127,7 +127,7 @@ def neuron_visualization(
     frames: Frames = 0,
     seed: Seed = None,
 ) -> Synthesis:
-    """Neuron visualisation by activation maximisation: images for neurons, channels, layers or directions.
+    """Neuron visualization by activation maximization: images for neurons, channels, layers or directions.
 
     I* = argmax_I S(I) - l2 ||I - m||^2 - total_variation TV(I)
 
@@ -135,7 +135,7 @@ def neuron_visualization(
     "direction", mean (w F_c + (1 - w) F_d) of a "pair" with ``pair_weight`` w, and F the feature maps at
     ``layer``
 
-    The network is evaluated up to the layer only. Regularisers and optimizers are those of
+    The network is evaluated up to the layer only. Regularizers and optimizers are those of
     ``class_visualization``. The start is noise, because most ReLUs of a layer are closed on a uniform image;
     where the noise does not activate a unit, coarser noise is tried.
 

@@ -130,7 +130,7 @@ def training_set_recovery(
 
     with a the mean image of the ``dataset`` and t the image that attains ``recovered``: a score of 1 is the
     training image up to its contrast, 0 is unrelated. R is the distance from the feature statistics in the
-    network's batch norms, see ``deep_inversion``. A network that has memorised a training image returns one
+    network's batch norms, see ``deep_inversion``. A network that has memorized a training image returns one
     with a score above the baseline, the similarity of the next training image (copies of t do not count). A
     score below it shows what images of the class have in common, and nothing of a single one; it does not
     prove that no better attack recovers more.

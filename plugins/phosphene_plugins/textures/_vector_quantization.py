@@ -1,4 +1,4 @@
-"""Tree-structured vector quantisation (TSVQ): approximate nearest neighbors with few comparisons."""
+"""Tree-structured vector quantization (TSVQ): approximate nearest neighbors with few comparisons."""
 
 from __future__ import annotations
 

@@ -261,7 +261,7 @@ def efros_leung(
 
     Returns:
         ``images`` (N, C, H', W') of that ``size``, each pixel a pixel of its sample; ``sources``
-        (N, C, H, W) the samples; ``scores`` (0, N), as there are no optimisation steps.
+        (N, C, H, W) the samples; ``scores`` (0, N), as there are no optimization steps.
 
     Raises:
         InputError: a window that is even or larger than the sample, windows that need more than 4 GiB, or a

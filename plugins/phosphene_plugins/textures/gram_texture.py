@@ -223,11 +223,11 @@ def gram_texture(
         Literal["relative", "gatys"],
         Field(description="scale of E_l: relative to the energy of zero features, or as in the paper"),
     ] = "relative",
-    steps: Annotated[int, Field(ge=1, le=100_000, description="number of optimisation steps")] = 100,
+    steps: Annotated[int, Field(ge=1, le=100_000, description="number of optimization steps")] = 100,
     size: Size = None,
     periodic: Periodic = False,
     optimizer: Annotated[
-        Literal["lbfgs", "adam"], Field(description="optimiser; lbfgs reaches lower losses")
+        Literal["lbfgs", "adam"], Field(description="optimizer; lbfgs reaches lower losses")
     ] = "lbfgs",
     lr: Annotated[
         float | None, Field(gt=0, le=1000, description="step length; default: 1 for lbfgs, 0.02 for adam")
@@ -235,7 +235,7 @@ def gram_texture(
     frames: Frames = 0,
     seed: Seed = None,
 ) -> Synthesis:
-    """Texture synthesis by Gram matrices (Gatys et al.): noise optimised to a sample's correlations.
+    """Texture synthesis by Gram matrices (Gatys et al.): noise optimized to a sample's correlations.
 
     L(I) = sum_l w_l E_l,  E_l = 1/(4 N_l^2 M_l^2) sum_cc' (G_cc' - Ĝ_cc')^2,  G = F F^T
 

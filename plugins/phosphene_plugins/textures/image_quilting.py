@@ -232,7 +232,7 @@ def image_quilting(
     Returns:
         ``images`` (N, C, H', W') of that ``size``, by default the guide's or else the sample's, each pixel a
         pixel of its sample; ``sources`` (N, C, H, W) the samples; ``scores`` (0, N), as there are no
-        optimisation steps.
+        optimization steps.
 
     Raises:
         InputError: a block that does not fit into sample and output, an overlap that is not smaller than the

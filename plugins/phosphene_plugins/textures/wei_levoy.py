@@ -169,7 +169,7 @@ def wei_levoy(
     ] = 512,
     seed: Seed = None,
 ) -> Synthesis:
-    """Wei-Levoy texture synthesis with tree-structured vector quantisation: tileable textures from a sample.
+    """Wei-Levoy texture synthesis with tree-structured vector quantization: tileable textures from a sample.
 
     I(p) = S(q),  q = argmin_q |N(p) - N(q)|^2
 
@@ -184,7 +184,7 @@ def wei_levoy(
 
     Returns:
         ``images`` (N, C, H', W') of that ``size``, each pixel a pixel of its sample; ``sources``
-        (N, C, H, W) the samples; ``scores`` (0, N), as there are no optimisation steps.
+        (N, C, H, W) the samples; ``scores`` (0, N), as there are no optimization steps.
 
     Raises:
         InputError: a window that is even or larger than the sample, or windows that need more than 4 GiB.

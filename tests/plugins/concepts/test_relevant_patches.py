@@ -1,4 +1,4 @@
-"""Relevance-maximising patches: agreement with top_patches and concept_relevance, figures, refused values."""
+"""Relevance-maximizing patches: agreement with top_patches and concept_relevance, figures, refused values."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from phosphene.training import TrainedModel, train, trainable_copy
 GRADIENT_METHODS = ("tracin", "influence_functions", "trak")
 
 
-def labelled(count: int, side: int = 24, classes: int = 3) -> TensorDataset:
+def labeled(count: int, side: int = 24, classes: int = 3) -> TensorDataset:
     images = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0))
     return TensorDataset(images, [str(n % classes) for n in range(count)])
 
@@ -25,7 +25,7 @@ def linear():
 
 def test_checkpoints_are_read_from_files_and_folders(linear, tmp_path):
     """Files, a folder of files in the order of their names, and state dicts are the same checkpoints."""
-    data, images = labelled(7, 2), labelled(2, 2).images
+    data, images = labeled(7, 2), labeled(2, 2).images
     states = [{n: t * factor for n, t in linear.module.state_dict().items()} for factor in (0.5, 1.0)]
     files = [tmp_path / f"step_{n}.safetensors" for n in range(2)]
     for file, state in zip(files, states, strict=True):
@@ -95,14 +95,14 @@ def test_kronecker_factors_of_every_kind_of_layer(name):
     """Above all eigenvalues, the damping alone divides: values are products of gradients."""
     model = make_network(name)
     model.module.double()
-    data = labelled(6)
+    data = labeled(6)
     model_layers = model.structure.layers
     layers = [
         n
         for n, layer in model.layers.items()
         if isinstance(layer, (nn.Linear, nn.Conv2d)) and n in model_layers and model_layers[n].calls == 1
     ]
-    inputs = {"model": model, "images": labelled(2).images, "dataset": data}
+    inputs = {"model": model, "images": labeled(2).images, "dataset": data}
     result = run("influence_functions", **inputs, damping=1e12, seed=0)
     expected = run("tracin", **inputs, layers=layers).values / 6e12
     torch.testing.assert_close(result.values, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
@@ -150,7 +150,7 @@ def test_most_proponents_have_the_explained_class():
 
 
 def test_what_has_no_influence_is_refused(linear, tmp_path):
-    data, images = labelled(6, 2), labelled(2, 2).images
+    data, images = labeled(6, 2), labeled(2, 2).images
     inputs = {"model": linear, "images": images, "dataset": data}
     for name in GRADIENT_METHODS:
         with pytest.raises(InputError, match="no classes"):
@@ -185,7 +185,7 @@ class PartlyLabelled(TensorDataset):
 
 @pytest.mark.parametrize("name", [*GRADIENT_METHODS, "similar_examples", "representer_points"])
 def test_an_image_without_a_class_is_refused(linear, name):
-    data = labelled(6, 2)
+    data = labeled(6, 2)
     inputs = {
         "model": linear,
         "images": data.images[:1],

@@ -7,7 +7,7 @@ from phosphene import InputError, TensorDataset, run
 from phosphene.testing.networks import make_network
 
 
-def labelled(count: int) -> TensorDataset:
+def labeled(count: int) -> TensorDataset:
     images = torch.rand(count, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     return TensorDataset(images, [str(n % 3) for n in range(count)])
 
@@ -18,7 +18,7 @@ def labelled(count: int) -> TensorDataset:
 )
 def test_channels_of_tokens_and_channels_last_maps(name, layer, channels):
     """The accuracy without a share is that of a network whose layer outputs zeros in these channels."""
-    model, data = make_network(name), labelled(9)
+    model, data = make_network(name), labeled(9)
     options = {"layer": layer, "steps": 2, "repeats": 1, "seed": 0}
     result = run("prune_and_measure", model=model, dataset=data, **options)
     assert len(result.order) == channels and result.counts == (0, channels // 2, channels)

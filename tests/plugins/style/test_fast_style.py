@@ -1,4 +1,4 @@
-"""Fast style transfer: normalisation, training, selecting and blending styles, saving, and bad input."""
+"""Fast style transfer: normalization, training, selecting and blending styles, saving, and bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Activation grid: oracle, tiles that maximise their cells, networks of one input size, targets."""
+"""Activation grid: oracle, tiles that maximize their cells, networks of one input size, targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Class visualisation: closed form, every regulariser, every kind of target, and batches."""
+"""Class visualization: closed form, every regularizer, every kind of target, and batches."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PLAIN: dict[str, Any] = {
 
 
 def percent_at_mean(model: Model, images: Tensor) -> Tensor:
-    """Percentage of pixels of the mean colour, (N,)."""
+    """Percentage of pixels of the mean color, (N,)."""
     is_mean = (images - model.mean.to(images)[:, None, None]).abs().amax(1) < 1e-9
     return 100 * is_mean.flatten(1).double().mean(1)
 

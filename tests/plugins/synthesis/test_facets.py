@@ -1,4 +1,4 @@
-"""Multifaceted visualisation: planted facets, batches, seeds, examples and invalid requests."""
+"""Multifaceted visualization: planted facets, batches, seeds, examples and invalid requests."""
 
 from __future__ import annotations
 

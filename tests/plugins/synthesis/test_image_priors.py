@@ -1,4 +1,4 @@
-"""Options of class and neuron visualisation: negative side, variants, pairs, batch-norm prior, opacity."""
+"""Options of class and neuron visualization: negative side, variants, pairs, batch-norm prior, opacity."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_fourier_image_with_opacity_does_not_mix_it() -> None:
     ("options", "message"),
     [
         ({"transparent": True, "parametrization": "pixels"}, "transparent needs"),
-        ({"transparent": True, "clip_norm": 5}, "no mean colour to clip to"),
+        ({"transparent": True, "clip_norm": 5}, "no mean color to clip to"),
         ({"transparent": True, "minimize": True}, "minimize would reward"),
         ({"diversity": 1.0}, "set variants to 2 or more"),
         ({"parametrization": "cppn", "start": torch.full((1, 3, 12, 12), 0.5)}, "has no start"),
@@ -174,7 +174,7 @@ def test_network_of_coordinates_raises_the_score_and_is_rendered_at_any_size(mod
 
 
 def test_network_of_coordinates_restarts_where_a_unit_has_no_gradient(model: Model) -> None:
-    """A unit that the mean colour and faint noise do not activate is reached by more contrast."""
+    """A unit that the mean color and faint noise do not activate is reached by more contrast."""
     network = nn.Sequential(nn.Conv2d(3, 1, 1), nn.ReLU()).double()
     with torch.no_grad():
         network[0].weight.fill_(1)

@@ -1,4 +1,4 @@
-"""Latent visualisation: oracle, seeds, bounds, image shapes, reconstruction error against score."""
+"""Latent visualization: oracle, seeds, bounds, image shapes, reconstruction error against score."""
 
 from __future__ import annotations
 

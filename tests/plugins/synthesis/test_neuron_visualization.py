@@ -1,4 +1,4 @@
-"""Neuron visualisation: oracle, every kind of unit, partial evaluation, closed ReLUs."""
+"""Neuron visualization: oracle, every kind of unit, partial evaluation, closed ReLUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training-set recovery: closed form, a network that has memorised its images, one that has not."""
+"""Training-set recovery: closed form, a network that has memorized its images, one that has not."""
 
 from __future__ import annotations
 

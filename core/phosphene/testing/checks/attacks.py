@@ -141,7 +141,7 @@ def _strong_parameters(method: AnyMethod, case: Case, factor: float = 16) -> dic
 def _attack(
     method: AnyMethod, case: Case, labels: Tensor | None = None, images: Tensor | None = None
 ) -> tuple[Any, Model] | None:
-    """An attack's result on the case's images, labelled as the model predicts them, and the model."""
+    """An attack's result on the case's images, labeled as the model predicts them, and the model."""
     model = case.model()
     inputs = case.inputs(method, model)
     if images is not None:

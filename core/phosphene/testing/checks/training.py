@@ -132,7 +132,7 @@ def trains_all_weights(method: AnyMethod) -> None:
 
 
 def _rise_of_the_error(method: AnyMethod, case: Case, result: Any) -> float:
-    """By how much the training raised the cross-entropy of its labelled data set; 0 without labels."""
+    """By how much the training raised the cross-entropy of its labeled data set; 0 without labels."""
     model, declared = case.model(), method.spec.input("dataset")
     if not isinstance(result, TrainedModel) or declared is None:
         return 0.0

@@ -1,4 +1,4 @@
-"""Figures and numbers of the page on normalisation: three short trainings when the book is built."""
+"""Figures and numbers of the page on normalization: three short trainings when the book is built."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ WEIGHTS = {"content_weight": 3.0, "style_weight": 10.0}
 RECIPE = {"width": 8, "blocks": 1, "batch": 4, "lr": 3e-3, "seed": 0}
 
 
-def write_normalisation(folder: Path, sources: str, tell: Callable[[str], None]) -> None:
+def write_normalization(folder: Path, sources: str, tell: Callable[[str], None]) -> None:
     """Write both figures and the table; recomputed only when the sources have changed."""
-    stem = folder / "normalisation"
+    stem = folder / "normalization"
     if cached_demo(stem, sources):
         return
     tell("training with three norms")
     folder.mkdir(parents=True, exist_ok=True)
     model, scenes = load_model("builtin:shapes-vgg"), draw_scenes(16, split="test").images
     networks = trained(model, draw_scenes(200).images, steps=200)
-    write_file(folder / "normalisation-numbers.md", numbers(networks, model, scenes))
-    write_file(folder / "normalisation-losses.html", picture([[losses(networks)]], "loss over the steps"))
+    write_file(folder / "normalization-numbers.md", numbers(networks, model, scenes))
+    write_file(folder / "normalization-losses.html", picture([[losses(networks)]], "loss over the steps"))
     write_file(
-        folder / "normalisation.html", picture(rows(networks, scenes[:2]), "the same at less contrast")
+        folder / "normalization.html", picture(rows(networks, scenes[:2]), "the same at less contrast")
     )
-    write_file(folder / "normalisation.json", json.dumps({"sources": sources}))
+    write_file(folder / "normalization.json", json.dumps({"sources": sources}))
 
 
 def trained(model: Model, scenes: Tensor, steps: int) -> dict[str, TrainedNetwork]:
