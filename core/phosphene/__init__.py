@@ -1,4 +1,4 @@
-"""Phosphene: visualization, attribution, attacks, defences and image synthesis for vision models.
+"""Phosphene: visualization, attribution, attacks, defenses and image synthesis for vision models.
 
 Importing it imports neither torch nor pydantic: the names in ``__init__.pyi`` are imported when first used.
 """

@@ -15,7 +15,7 @@ FAMILIES: dict[str, str] = {
     "vision_language": "Vision and language: the pixels of the words of an answer or a prompt",
     "scores": "Scores: quality measures of attribution maps",
     "attacks": "Attacks: small perturbations that change the prediction",
-    "defenses": "Defences: input transformations, robust training and certificates",
+    "defenses": "Defenses: input transformations, robust training and certificates",
     "robustness": "Robustness: evaluation against ensembles of attacks",
     "synthesis": "Synthesis: images optimized for a class, a neuron or features",
     "textures": "Textures: synthesis from a sample",
