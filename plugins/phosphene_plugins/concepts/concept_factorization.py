@@ -155,10 +155,10 @@ def _oracle() -> None:
         if algorithm != "semi_nmf":
             torch.testing.assert_close(result.mean, images.mean((0, 2, 3)))
     # The score is linear in the occurrences: the total index of a concept is its share of the variance.
+    call: Any = concept_factorization
     for algorithm, target in (("nmf", Class(1)), ("nmf", Class((1, 0))), ("pca", Class(0))):
         with max_batch(300):
-            call = {"algorithm": algorithm, "designs": 256} | options
-            result = concept_factorization(model, images, target, **call)
+            result = call(model, images, target, algorithm=algorithm, designs=256, **options)
         assert result.sobol is not None
         squares = result.importance.square()
         torch.testing.assert_close(result.sobol, squares / squares.sum(1, keepdim=True), rtol=0, atol=0.03)

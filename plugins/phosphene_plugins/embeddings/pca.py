@@ -1,7 +1,7 @@
 """PCA: principal component analysis of a data set's features."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -37,9 +37,9 @@ def _oracle() -> None:
             assert points is not None and not points[:, 2].any()
     # The output of a layer, and features that are passed.
     flat = pca(wide, TensorDataset(halves[:, None, None].expand(-1, 1, 2, 2)), layer="1")
-    passed = pca(features=halves)
-    for same in (flat, passed):
-        assert same.points is not None and torch.allclose(same.points, result.points, atol=1e-6)
+    call: Any = pca
+    for other in (flat, call(features=halves)):
+        assert other.points is not None and torch.allclose(other.points, result.points, atol=1e-6)
     equal = pca(wide, TensorDataset(torch.ones(2, 1, 2, 2))).points
     assert equal is not None and not equal.any()
     assert result.axes == ("component 1", "component 2")

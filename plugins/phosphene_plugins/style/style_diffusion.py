@@ -45,9 +45,10 @@ def steps_of_the_fine_tuning_by_hand() -> None:
     """Contents, directions of moments or of an embedding, and two steps of Adam on the color, by hand."""
     images, styles = draw_images(2, 3, 6, 4, seed=1), draw_images(2, 3, 5, 5, seed=2) ** 2
     pixels = load_pixel_model()
-    mean_color = nn.Sequential(pixels.module[0], nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    mean_color = nn.Sequential(pixels.module.get_submodule("0"), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     colors = load_model(mean_color, task="embedding", input_size=(3, 6, 4), mean=MEAN, std=STD)
-    denoiser, call = _ColorNoise(), style_diffusion
+    denoiser = _ColorNoise()
+    call: Any = style_diffusion  # its result has every field here
     options: dict[str, Any] = {"steps": 2, "fit_steps": 2, "lr": 0.05, "strength": 0.7}
     weights: dict[str, Any]
     for model, features, removal, weights in (
