@@ -84,7 +84,7 @@ def style_blocks_read_what_is_left_of_the_embedding() -> None:
     """Two steps by hand: the embedding minus the text's in the style block, and in the layout block."""
     with fork_random_state():
         torch.manual_seed(0)
-        denoiser = TinyDenoiser(text=True).double().requires_grad_(False)
+        denoiser: Any = TinyDenoiser(text=True).double().requires_grad_(False)
         adapter = tiny_adapter().double()
         text = torch.randn(6, dtype=torch.float64)
     adapter.embed_text = lambda words: len(words) * text
@@ -154,14 +154,14 @@ def _plain(calls: Any) -> Tensor:
         Agrees(
             "style.ip_adapter",
             where={"content": "", "layout_scale": 0.0},
-            other={"scale": {"up_blocks.0": 1.0}, "steps": 2},
+            other={"scale": {"up_blocks.0": 1.0}, "steps": 2, "size": [24, 24]},
             fields=("drawn",),
             tolerance=1e-6,
         ),
     ],
     cost=DRAWING_COST,
     oracle=style_blocks_read_what_is_left_of_the_embedding,
-    quick={"steps": 2, "content": "star", "layout_scale": 0.5},
+    quick={"steps": 2, "size": [24, 24], "content": "star", "layout_scale": 0.5},
     demo={"images": "builtin:scenes/3", "prompts": ["", ""]},
 )
 def instant_style(

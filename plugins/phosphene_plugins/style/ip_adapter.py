@@ -400,7 +400,7 @@ def _plain(calls: Any) -> Tensor:
     ],
     cost=DRAWING_COST,
     oracle=decoupled_attention_by_hand,
-    quick={"steps": 2},
+    quick={"steps": 2, "size": [24, 24]},
     demo={"images": "builtin:scenes/3", "prompts": ["", ""]},
 )
 def ip_adapter(
