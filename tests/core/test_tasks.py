@@ -517,6 +517,19 @@ def test_sigmoids_of_a_task_that_reads_the_sign_of_logits_are_refused(task: str)
     assert torch.allclose(logits.probabilities(IMAGES), plain.probabilities(IMAGES), atol=1e-5)
 
 
+@pytest.mark.parametrize("task", ["binary", "classification"])
+def test_cam_reads_the_current_weights(task: str) -> None:
+    network = body(1 if task == "binary" else 3)
+    options: dict[str, Any] = {"input_size": (3, 16, 16), "task": task}
+    model = load_model(network, **options)
+    before = run("cam", model=model, images=IMAGES, target=1).maps
+    with torch.no_grad():
+        network[4].weight.copy_(network[4].weight.flip(1) + 0.5)
+    after = run("cam", model=model, images=IMAGES, target=1).maps
+    expected = run("cam", model=load_model(network, **options), images=IMAGES, target=1).maps
+    assert torch.equal(after, expected) and not torch.allclose(after, before)
+
+
 class Calibrated(nn.Module):
     """A temperature behind the head: a module that takes a scalar."""
 

@@ -40,7 +40,8 @@ class LayerInfo:
 class Head:
     """Global average pooling and one linear layer: S_c = sum_k weight[c, k] * mean_xy f_k(x, y) + bias[c].
 
-    ``layer`` is the one whose maps are f; with ``relu`` a functional ReLU is applied to them first.
+    ``layer`` is the one whose maps are f; with ``relu`` a functional ReLU is applied to them first. In a
+    ``Structure`` weight and bias are those of the recorded pass; ``Model.head`` has the current ones.
     """
 
     layer: str
@@ -81,23 +82,7 @@ class Structure:
 
     def with_two_logits(self) -> Structure:
         """The structure of a network with one logit z, presented as the two logits (-z/2, z/2)."""
-        head = self.head
-        if head is not None:
-            weight, bias = (torch.cat([-0.5 * part, 0.5 * part]) for part in (head.weight, head.bias))
-            head = replace(head, weight=weight, bias=bias)
-        return replace(self, head=head, classes=2)
-
-    def of_copy(self, module: nn.Module) -> Structure:
-        """The structure of a copy of the network, ``module``: its head holds the copy's weights.
-
-        Not for a structure ``with_two_logits``, whose head has weights of its own.
-        """
-        if self.head is None or self.classifier is None:
-            return self
-        classifier = module.get_submodule(self.classifier)
-        assert isinstance(classifier, (nn.Linear, nn.Conv2d))
-        weight, bias = _weights_of(classifier)
-        return replace(self, head=replace(self.head, weight=weight, bias=bias))
+        return replace(self, classes=2)
 
 
 #: Whether the passes that run now record a network's structure, once for each image size.
@@ -274,8 +259,7 @@ def _classifier(modules: dict[str, nn.Module], inputs: dict[str, Tensor], logits
 
 def _head(classifier: nn.Module, layer: str, maps: Tensor, embedding: Tensor, logits: Tensor) -> Head | None:
     """CAM's head, if the averages of these maps are the classifier's input and its output the logits."""
-    assert isinstance(classifier, (nn.Linear, nn.Conv2d))
-    weight, bias = _weights_of(classifier)
+    weight, bias = linear_weights(classifier)
     if weight.shape[1] == maps.shape[1] and _same(embedding @ weight.T + bias, logits):
         for relu in (False, True):
             if _same((maps.relu() if relu else maps).mean((2, 3)), embedding):
@@ -283,8 +267,9 @@ def _head(classifier: nn.Module, layer: str, maps: Tensor, embedding: Tensor, lo
     return None
 
 
-def _weights_of(classifier: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Weight (K, C) and bias (K,) of a linear layer, which share its memory."""
+def linear_weights(classifier: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight (K, C) and bias (K,) of a linear layer or pointwise convolution, as they are now."""
+    assert isinstance(classifier, (nn.Linear, nn.Conv2d))
     weight = classifier.weight.detach().flatten(1)
     bias = weight.new_zeros(len(weight)) if classifier.bias is None else classifier.bias.detach()
     return weight, bias

@@ -6,7 +6,7 @@ import copy
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -37,7 +37,7 @@ from .attention import AttentionLayer, attention, read_attention_layers, record_
 from .class_names import class_index
 from .detections import Detection, differentiable_values, read_detections
 from .digest import state_checksums, state_digest
-from .introspection import Head, Structure, record_structure, recording_structure
+from .introspection import Head, Structure, linear_weights, record_structure, recording_structure
 from .layer_aliases import vgg_layer_aliases
 from .logits import Function, read_logits
 from .module_copy import copy_without_hooks
@@ -113,10 +113,10 @@ class _Cache:
     def __reduce__(self) -> tuple[type[_Cache], tuple[()]]:
         return _Cache, ()  # a pickled or deep-copied model starts with an empty cache
 
-    def of_copy(self, module: nn.Module) -> _Cache:
+    def of_copy(self) -> _Cache:
         """What was recorded about the passes of a network, for an equal copy of it."""
         return _Cache(
-            structures={size: structure.of_copy(module) for size, structure in self.structures.items()},
+            structures=dict(self.structures),
             class_counts=dict(self.class_counts),
             centers=dict(self.centers),
             attention=dict(self.attention),
@@ -728,9 +728,14 @@ class Model:
 
     @property
     def head(self) -> Head:
-        """The head of global average pooling and a linear layer that CAM needs."""
+        """The head of global average pooling and a linear layer that CAM needs, with the current weights."""
         what = "GAP + linear head, which CAM needs; use grad_cam, which works on any layer"
-        return self._require(self.structure.head, what)
+        head, classifier = self._require(self.structure.head, what), self.structure.classifier
+        assert classifier is not None  # where there is a head
+        weight, bias = linear_weights(self.module.get_submodule(classifier))
+        if self.task == "binary":  # (-z/2, z/2)
+            weight, bias = (torch.cat([-0.5 * part, 0.5 * part]) for part in (weight, bias))
+        return replace(head, weight=weight, bias=bias)
 
     def maps(self, features: Tensor, images: Tensor, layer: str | None = None) -> Tensor:
         """A layer's output as (N, C, h, w): from tokens (class tokens dropped) and channels-last layouts.

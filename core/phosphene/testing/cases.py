@@ -98,7 +98,7 @@ class Case:
         model = _new_model(self.network, precision, device)
         # The head of one logit presented as two has weights of its own.
         if recorded and model.task != "binary":
-            model._cache = _recorded_model(self.network, precision, device)._cache.of_copy(model.module)
+            model._cache = _recorded_model(self.network, precision, device)._cache.of_copy()
         return model
 
     def inputs(self, method: Method[..., Any], model: Model) -> dict[str, Any]:

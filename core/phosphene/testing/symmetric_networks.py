@@ -71,7 +71,7 @@ def recorded_relation_network(name: str) -> RelationNetwork:
     network, original = relation_network(name), _relation_network(name)
     with suppress(PhospheneError):
         original.model.attention_layers  # noqa: B018  (and the structure before it)
-    network.model._cache = original.model._cache.of_copy(network.model.module)
+    network.model._cache = original.model._cache.of_copy()
     return network
 
 
