@@ -15,6 +15,7 @@ import torch
 
 from ..candidates import candidate_values
 from ..cases import Case, properties_of
+from ..networks import CLASSES
 from ..observation import tensors_in, without_tensors
 from .arithmetic import MOST_TRIALS, Trials, case_pairs
 from .base import Check
@@ -89,7 +90,8 @@ def _is_text(value: Any) -> bool:
 def _settings(method: AnyMethod, name: str, schemas: Mapping[str, Any]) -> Iterator[Case]:
     """Cases for the other parameters, the most informative first: those in which the parameter is varied."""
     bases = dict.fromkeys(one for one, _ in itertools.islice(case_pairs(method, name, schemas), MOST_TRIALS))
-    return itertools.islice(bases, MOST_SETTINGS)
+    # At least two images of each class.
+    return (replace(base, dataset=2 * CLASSES) for base in itertools.islice(bases, MOST_SETTINGS))
 
 
 def _same_numbers(first: Any, second: Any, choices: Sequence[str]) -> bool:
