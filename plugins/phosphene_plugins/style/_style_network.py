@@ -97,7 +97,7 @@ class StyleNetwork(nn.Module):
     @torch.no_grad()
     def _initialize(self) -> None:
         """Zero residual blocks and 9 x 9 filters weighted towards their center: both would blur otherwise."""
-        window = torch.exp(-2.0 * torch.arange(-4, 5).square())  # a deviation of half a pixel
+        window = torch.exp(-torch.arange(-4, 5).square() / 2)
         window *= 3 / window.norm()  # preserves the variance of the filters
         for name, parameter in self.named_parameters():
             if name.endswith(("second.norm.gamma", "second.norm.weight")):

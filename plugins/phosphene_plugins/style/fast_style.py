@@ -145,7 +145,7 @@ def network_has_a_closed_form() -> None:
                 assert torch.all(parameter == float(".gamma" in name and ".second" not in name)), name
                 torch.nn.init.normal_(parameter)
     distance = torch.arange(-4, 5)
-    gaussian = torch.exp(-2.0 * (distance**2 + distance[:, None] ** 2))
+    gaussian = torch.exp(-(distance**2 + distance[:, None] ** 2) / 2)
     gaussian *= 9 / gaussian.norm()  # as large as 81 ones
     first: Any = network.down[0].conv
     assert (first.weight - filters * gaussian).abs().max() < 1e-6, "the initial filters"
