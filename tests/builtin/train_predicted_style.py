@@ -36,6 +36,8 @@ def train(out: Path, *, seed: int) -> None:
         result,
         inputs=recorded_inputs(SCENES, STYLES, seed),
         previews=result.previews[:1],
+        contents=None,
+        styles=None,
         labels=result.labels[:1],
     )
     result.save(out / NAME)

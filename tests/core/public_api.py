@@ -22,9 +22,9 @@ RECORD = Path("tests", "core", "public_api.json")
 CHANGELOG = Path("CHANGELOG.md")
 #: As CONTRIBUTING.md tells them. A package is what its stub or its ``__all__`` says.
 _BESIDE = (
-    "attacks builtin.answers builtin.clip builtin.part_scenes builtin.scenes data errors files generative "
-    "hooks images images.charts models optimize parameter_text registry results roles spec targets testing "
-    "training"
+    "attacks builtin.answers builtin.clip builtin.image_adapter builtin.part_scenes builtin.scenes data "
+    "errors files generative hooks images images.charts models optimize parameter_text registry results "
+    "roles spec targets testing training"
 )
 MODULES = ("phosphene", *(f"phosphene.{name}" for name in _BESIDE.split()))
 
