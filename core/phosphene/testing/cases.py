@@ -96,8 +96,7 @@ class Case:
         precision = self.precision or ("float64" if self.double else None)
         device = os.environ.get(DEVICE_VARIABLE)
         model = _new_model(self.network, precision, device)
-        # The head of one logit presented as two has weights of its own.
-        if recorded and model.task != "binary":
+        if recorded:
             model._cache = _recorded_model(self.network, precision, device)._cache.of_copy()
         return model
 
