@@ -17,7 +17,7 @@ _BLOCKS = (2, 2, 4, 4, 1)
 
 def load_vgg19(assets: Path) -> Model:
     """Pretrained VGG-19 (rescaled, reflection padding) up to relu3_1: 64, 64 | 128, 128 | 256 channels."""
-    weights = load_file(assets / "weights" / "vgg19_relu3_1.normalized.torchvision.safetensors")
+    weights = load_file(assets / "weights" / "vgg19_relu3_1.normalised.torchvision.safetensors")
     names = ["features.0", "features.2", "features.5", "features.7", "features.10"]
     convolutions = [(weights[f"{n}.weight"], weights[f"{n}.bias"]) for n in names]
     return _chain(convolutions, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -187,9 +187,7 @@ def bounds_text(schema: Mapping[str, Any]) -> str:
 
 
 def input_help(text: str, default: Any) -> str:
-    """The help text of an input's role, with a method's own default for it; None: the role's."""
-    if default is None:
-        return text
+    """The help text of an input's role, with a method's own default instead of the role's."""
     return re.sub(r" \(default: [^()]*\)$", "", text) + f" (default: {default})"
 
 

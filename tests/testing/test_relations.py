@@ -134,7 +134,7 @@ def test_exemption_needs_a_reason_and_an_existing_check() -> None:
     with pytest.raises(PluginError, match="sentence"):
         declare(exempt={"localizes": "no"})
     with pytest.raises(UnknownName, match="did you mean 'localizes'"):
-        check_method(declare(exempt={"localizes": "rows are counted from the bottom"}))
+        check_method(declare(exempt={"localises": "rows are counted from the bottom"}))
     with pytest.raises(PluginError, match="every method has to pass"):
         check_method(declare(exempt={"model_unchanged": "it has to change the weights"}))
 

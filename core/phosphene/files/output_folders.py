@@ -127,7 +127,9 @@ def _limit(path: Path, name: str, default: int) -> int:
 
 def _existing(path: Path) -> Path:
     """The path, or its nearest parent that exists."""
-    return next(p for p in (path, *path.parents) if len(os.fsencode(p)) < 4096 and os.path.exists(p))
+    while len(os.fsencode(path)) >= 4096 or not os.path.exists(path):
+        path = path.parent
+    return path
 
 
 def _check_lengths(path: Path) -> None:

@@ -77,6 +77,8 @@ def load_image_adapter(
         from safetensors import SafetensorError
         from safetensors.torch import load_file
         from transformers import CLIPVisionModelWithProjection
+
+        from .clip_embeddings import ClipImages, ClipTexts
     except ImportError as error:
         raise MissingExtra("an image adapter", "diffusion") from error
     try:
@@ -120,14 +122,14 @@ def load_image_adapter(
         raise InputError(
             f"{folder} cannot be read as a CLIP image encoder of safetensors: {error}"
         ) from error
-    embed = _ClipImages(encoder, folder, is_global)
+    embed = ClipImages(encoder, folder, is_global)
     has_text = is_global and "text_config" in _config(folder)
     adapter = ImageAdapter(
         embed,
         projection,
         keys,
         values,
-        embed_text=_ClipTexts(folder) if has_text else None,
+        embed_text=ClipTexts(folder) if has_text else None,
         blank=None if is_global else embed.blank(),
         uri=str(file.resolve()),
     )
@@ -176,59 +178,3 @@ def _image_encoder_folder(
         f"numbers in {names}: {described or 'there is none'}; load_image_adapter(file, image_encoder=folder) "
         "takes another folder"
     )
-
-
-class _ClipImages(nn.Module):
-    """Image embeddings (N, E) of a CLIP, or the tokens (N, L, D) of its last but one layer."""
-
-    def __init__(self, encoder: Any, folder: Path, is_global: bool) -> None:
-        super().__init__()
-        from transformers import CLIPImageProcessor
-
-        self.encoder, self.is_global = encoder, is_global
-        size = encoder.config.image_size
-        self.processor = (
-            CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-            if (folder / "preprocessor_config.json").is_file()
-            else CLIPImageProcessor(size=size, crop_size=size)
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        pixels = self.processor(list(images), do_rescale=False, return_tensors="pt").pixel_values
-        return self._embed(pixels.to(images))
-
-    def _embed(self, pixels: Tensor) -> Tensor:
-        output = self.encoder(pixels, output_hidden_states=not self.is_global)
-        embedding: Tensor = output.image_embeds if self.is_global else output.hidden_states[-2]
-        return embedding
-
-    def blank(self) -> Tensor:
-        """What the encoder returns for an image of zeros after normalization."""
-        size = self.encoder.config.image_size
-        with torch.no_grad():
-            return self._embed(torch.zeros(1, self.encoder.config.num_channels, size, size))
-
-
-class _ClipTexts:
-    """Text embeddings (E,) of the CLIP in a folder, whose text encoder is loaded when first called."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, text: str) -> Tensor:
-        from transformers import AutoTokenizer, CLIPTextModelWithProjection
-
-        options: dict[str, Any] = {"local_files_only": True}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, **options)
-            encoder = CLIPTextModelWithProjection.from_pretrained(
-                self.folder, use_safetensors=True, dtype=torch.float32, **options
-            )
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{self.folder} cannot be read as a CLIP with a tokenizer, which a text needs: {error}"
-            ) from error
-        tokens = tokenizer([text], truncation=True, return_tensors="pt")
-        with torch.no_grad():
-            embedding: Tensor = encoder.eval()(tokens.input_ids).text_embeds[0]
-        return embedding

@@ -114,7 +114,7 @@ def method(
             title=title or name.replace("_", " ").capitalize(),
             summary=summary,
             description=description.strip(),
-            inputs=_with_defaults(name, declared.inputs, defaults),
+            inputs=_with_defaults(name, declared.inputs, defaults) if defaults else declared.inputs,
             params=create_model(f"{name}_params", __config__=config, **declared.fields),
             returns=declared.result.__name__,
             references=tuple(references),

@@ -39,12 +39,7 @@ def test_words_learn_the_colors_of_a_style() -> None:
 
 def test_words_of_attention_are_learned_by_default() -> None:
     """Sixteen words, which diverged at a learning rate of 0.05, fit a style as free words do."""
-    options: dict[str, Any] = {
-        "images": "builtin:scenes/1",
-        "styles": "builtin:bricks",
-        "tokens": 16,
-        "seed": 0,
-    }
+    options: dict[str, Any] = {"images": "builtin:scenes/1", "styles": "builtin:bricks", "tokens": 16}
     attention, free = (
         run("inst_style", inversion=inversion, fit_steps=300, steps=2, seed=0, **options)
         for inversion in ("attention", "embedding")

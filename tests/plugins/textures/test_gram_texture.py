@@ -251,7 +251,7 @@ def test_real_vgg19_matches_pebbles(assets: Path) -> None:
     torchvision = pytest.importorskip("torchvision")
     from safetensors.torch import load_file
 
-    saved = load_file(assets / "weights" / "vgg19_relu3_1.normalized.torchvision.safetensors")
+    saved = load_file(assets / "weights" / "vgg19_relu3_1.normalised.torchvision.safetensors")
     state = {name.removeprefix("features."): value for name, value in saved.items()}
     vgg = load_model(torchvision.models.vgg19().features[:12], weights=state)
     sample = resize(read_image(assets / "images" / "texture" / "pebbles.jpg"), (64, 64))[None]
